@@ -1,0 +1,34 @@
+# Two commands do everything on a machine with Python 3.11 or newer and make: `make demo` and `make test`.
+PYTHON ?= python3
+VENV ?= .venv
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test test-consumers bench clean
+
+demo: $(VENV)/.installed
+	$(VENV)/bin/python pipelines/select_with_bm25.py
+
+test: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pytest
+
+# Reads exports with trainers' own code; installs that code into a temporary folder.
+test-consumers: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pytest -m consumers
+
+# Side by side with the peers; prints ratios.
+bench: $(VENV)/.installed-test
+	for file in tests/bench/*.py; do $(VENV)/bin/python $$file || exit 1; done
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) -e ".[test]"
+	touch $@ $(VENV)/.installed
+
+clean:
+	rm -rf $(VENV) demo build *.egg-info

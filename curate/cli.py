@@ -1,0 +1,564 @@
+"""The command line: the one place where names become objects. Every command is a thin layer over a library verb."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+import curate
+from curate import method as kinds
+from curate.errors import CurateError, nearest
+from curate.workspace import Workspace, open_workspace
+
+
+class _Commands(click.Group):
+    """Commands in the order of work, and the nearest one where a name is not known."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self.commands)
+
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
+        if args and args[0] not in self.commands and not args[0].startswith("-"):
+            raise CurateError(f"there is no command '{args[0]}': {nearest(args[0], self.commands)}")
+        return super().resolve_command(ctx, args)
+
+
+@click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(curate.__version__, prog_name="curate")
+def cli() -> None:
+    """Which samples to train a language model on, with what weight, and what it cost to find out.
+
+    \b
+    curate ingest -w WS data/*.jsonl                    files in
+    curate target -w WS math val.jsonl                  what "good" means
+    curate score  -w WS bm25 --target math              a column of scores
+    curate select -w WS best --by bm25_math --frac .05  a selection
+    curate export -w WS best --to trl -o out            your trainer's files
+
+    Every command works in a workspace: -w WS, or the variable CURATE_WORKSPACE.
+    """
+
+
+# --- what commands share ---------------------------------------------------------------------------------
+
+
+def _workspace(create: bool = False) -> Callable[[Any], Any]:
+    def convert(ctx: click.Context, param: click.Parameter, value: str | None) -> Workspace:
+        if not value:
+            raise CurateError("say which workspace: -w FOLDER, or set CURATE_WORKSPACE.")
+        return open_workspace(value, create=create)
+
+    return click.option(
+        *("-w", "--workspace", "ws"),
+        envvar="CURATE_WORKSPACE",
+        metavar="WS",
+        callback=convert,
+        help="The workspace's folder" + (", made where there is none." if create else "."),
+    )
+
+
+_json = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
+_dry_run = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+_map = click.option(
+    "--map",
+    "maps",
+    multiple=True,
+    metavar="OURS=THEIRS,…",
+    help="Field names, as in prompt=question,completion=answer. OURS: " + "prompt, completion, system, messages, text, "
+    "instruction, input, output, history, source, subtask, split.",
+)
+_format = click.option(
+    "--format",
+    "fmt",
+    default="auto",
+    metavar="FORMAT",
+    help="auto (record by record), messages, sharegpt, prompt-completion, alpaca, question-answer or text.",
+)
+_set = click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="FIELD=VALUE",
+    help="A setting of the method; see `curate methods`.",
+)
+
+
+def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:
+    """The key=value pairs of a repeatable option whose values may also stand behind commas."""
+    pairs = {}
+    for text in texts:
+        for item in text.split(",") if option == "--map" else [text]:
+            key, equals, value = item.partition("=")
+            if not (key and equals and value):
+                raise CurateError(f"{option} {item}: write it as KEY=VALUE.")
+            pairs[key.strip()] = value.strip()
+    return pairs
+
+
+def _say(result: Any, as_json: bool, text: str) -> None:
+    if as_json:
+        data = [asdict(r) for r in result] if isinstance(result, list) else asdict(result)
+        text = json.dumps(data, ensure_ascii=False, indent=1)
+    click.echo(text)
+
+
+def _table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
+    """Rows as aligned text; columns: key -> heading. Numbers to the right."""
+    cells = [[_cell(row.get(key)) for key in columns] for row in rows]
+    widths = [max(len(c[i]) for c in [*cells, list(columns.values())]) for i in range(len(columns))]
+    right = [any(isinstance(row.get(key), int | float) for row in rows) for key in columns]
+    lines = [list(columns.values()), *cells]
+    aligned = [[x.rjust(w) if r else x.ljust(w) for x, w, r in zip(line, widths, right, strict=True)] for line in lines]
+    return "\n".join("  " + "  ".join(line).rstrip() for line in aligned)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "" if value is None else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def _warn(warnings: Sequence[str]) -> str:
+    return "".join(f"\nnote: {warning}" for warning in warnings)
+
+
+# --- the pool --------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH…")
+@_workspace(create=True)
+@click.option("--source", metavar="NAME", help="The domain of all rows. Default: each path's name without endings.")
+@_format
+@_map
+@click.option("--shard-size", default=32, show_default=True, metavar="MIB", help="Text per shard of the pool, in MiB.")
+@_dry_run
+@_json
+def ingest(
+    ws: Workspace,
+    paths: tuple[str, ...],
+    source: str | None,
+    fmt: str,
+    maps: tuple[str, ...],
+    shard_size: int,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Add samples from files, folders, globs, `save_to_disk` folders and hub ids (owner/name[:split]).
+
+    JSONL, JSON arrays, both packed with gzip or zstd, Parquet, Arrow. Files already in the pool are skipped; equal
+    samples are kept once and counted in `copies`; lines that hold no sample go to the table `rejects`.
+    """
+    if shard_size <= 0:
+        raise CurateError(f"--shard-size is a number of MiB above 0, not {shard_size}.")
+    r = curate.ingest(
+        ws,
+        paths,
+        source=source,
+        fmt=fmt,
+        mapping=_pairs(maps, "--map"),
+        shard_bytes=shard_size << 20,
+        dry_run=dry_run,
+    )
+    seen = ", ".join(f"{name} {n:,}" for name, n in r.formats.items()) or "none"
+    lines = [
+        f"{r.read:,} rows read: {r.added:,} samples added, {r.copies:,} copies of known ones, {r.rejected:,} rejected.",
+        f"Formats seen: {seen}" + (" (another reading: --format, --map)." if fmt == "auto" and not maps else "."),
+        f"The pool has {r.pool_rows:,} samples in {r.shards} shards.",
+    ]
+    if r.files_skipped:
+        lines.insert(
+            0,
+            f"{len(r.files_skipped)} files skipped, they are in the pool: {', '.join(r.files_skipped[:3])}…",
+        )
+    if r.sources:
+        lines.append(
+            _table(
+                [{"source": s, "added": n} for s, n in r.sources.items()],
+                {"source": "source", "added": "added"},
+            )
+        )
+    for reason, n in sorted(r.reasons.items(), key=lambda item: -item[1])[:10]:
+        lines.append(f"  rejected {n:,}: {reason}")
+    _say(r, as_json, "\n".join(lines) + _warn(r.warnings))
+
+
+@cli.command()
+@click.argument("name")
+@click.argument("path")
+@_workspace(create=True)
+@click.option("--subtask", metavar="FIELD", help="The field that names each row's sub-task.")
+@click.option(
+    "--split",
+    type=click.Choice(["val", "test"]),
+    default="val",
+    show_default=True,
+    help="val chooses, test judges.",
+)
+@_format
+@_map
+@_json
+def target(
+    ws: Workspace,
+    name: str,
+    path: str,
+    subtask: str | None,
+    split: str,
+    fmt: str,
+    maps: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Store a small set of samples as the target NAME: what "good" means.
+
+    Replaces the given split of that target; scores that used an edited val split are stale from then on.
+    """
+    r = curate.target(ws, name, path, subtask=subtask, split=split, fmt=fmt, mapping=_pairs(maps, "--map"))
+    rows = ", ".join(f"{n:,} {s}" for s, n in sorted(r.rows.items(), reverse=True))
+    sub = f", {len(r.subtasks)} sub-tasks" if r.subtasks else ""
+    text = f"Target {name}: {rows} samples{sub}; formats seen: {', '.join(r.formats)}."
+    _say(
+        r,
+        as_json,
+        text + (f"\nnote: {r.rejected} rows were rejected; see the table rejects" if r.rejected else ""),
+    )
+
+
+@cli.command()
+@click.argument("method_names", nargs=-1, required=True, metavar="METHOD…")
+@_workspace()
+@click.option("--target", "target_name", metavar="NAME", help="The target of methods that use one.")
+@click.option(
+    "--name",
+    "given_names",
+    multiple=True,
+    metavar="N | METHOD=N",
+    help="The score's name. Default: METHOD, or METHOD_TARGET.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="[METHOD.]FIELD=VALUE",
+    help="A setting; see `curate methods score`.",
+)
+@click.option("--fresh", is_flag=True, help="Compute beside the table there is, and swap when complete.")
+@_dry_run
+@_json
+def score(
+    ws: Workspace,
+    method_names: tuple[str, ...],
+    target_name: str | None,
+    given_names: tuple[str, ...],
+    settings: tuple[str, ...],
+    fresh: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Score every sample of the pool by one or more METHODs.
+
+    Only what is missing is computed, so a killed run is repeated by the same command; a stale score is computed
+    anew beside the old one.
+    """
+    methods = [kinds.make("score", name, _own_settings(name, method_names, settings)) for name in method_names]
+    names = dict(_score_name(given, method_names) for given in given_names)
+    results = curate.score(ws, *methods, target=target_name, names=names, fresh=fresh, dry_run=dry_run)
+    _say(results, as_json, "\n".join(_scored(r, dry_run) for r in results))
+
+
+def _own_settings(name: str, method_names: Sequence[str], settings: Sequence[str]) -> dict[str, str]:
+    """The settings meant for one method: METHOD.FIELD=VALUE, or FIELD=VALUE where there is one method only."""
+    mine = {}
+    for key, value in _pairs(settings, "--set").items():
+        owner, dot, field = key.rpartition(".")
+        if not dot and len(method_names) > 1:
+            raise CurateError(f"--set {key}={value}: with several methods say whose, as in --set {name}.{key}={value}.")
+        if dot and owner not in method_names:
+            raise CurateError(f"--set {key}={value} is for '{owner}': {nearest(owner, method_names)}")
+        if owner in ("", name):
+            mine[field] = value
+    return mine
+
+
+def _score_name(given: str, method_names: Sequence[str]) -> tuple[str, str]:
+    owner, equals, name = given.partition("=")
+    if equals:
+        return owner, name
+    if len(method_names) > 1:
+        raise CurateError(f"--name {given}: with several methods say whose, as in --name {method_names[0]}={given}.")
+    return method_names[0], given
+
+
+def _scored(r: Any, dry_run: bool) -> str:
+    if dry_run:
+        columns = {
+            "pass": "pass",
+            "shards": "shards",
+            "units": "units",
+            "rows": "rows",
+            "text_chars": "characters",
+            "flops": "FLOPs",
+        }
+        return f"{r.name} would run\n" + _table(r.planned, columns)
+    nulls = f", {r.nulls:,} of them null (see {r.name}.error)" if r.nulls else ""
+    return f"{r.name}: {r.computed:,} samples scored now, {r.reused:,} were; {r.rows:,} in all{nulls}."
+
+
+# --- looking ---------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@_workspace()
+@_json
+def status(ws: Workspace, as_json: bool) -> None:
+    """What the workspace holds, and which scores are stale or incomplete."""
+    s = curate.status(ws)
+    lines = [f"{s.path}: {s.rows:,} samples in {s.shards} shards ({s.copies:,} with copies), {s.rejects:,} rejects."]
+    tables = [
+        (s.sources, {"source": "source", "rows": "samples", "copies": "with copies", "chars": "characters"}),
+        (s.targets, {"target": "target", "val": "val", "test": "test", "subtasks": "sub-tasks"}),
+        (
+            s.scores,
+            {
+                "name": "score",
+                "method": "method",
+                "target": "target",
+                "rows": "scored",
+                "nulls": "null",
+                "state": "state",
+            },
+        ),
+        (s.manifests, {"name": "manifest", "selector": "selector", "by": "by", "rows": "samples"}),
+    ]
+    lines += [_table(rows, columns) for rows, columns in tables if rows]
+    lines += [f"{row['name']} {row['state']}: run `{row['command']}`." for row in s.scores if row["command"]]
+    _say(s, as_json, "\n\n".join(lines))
+
+
+@cli.command()
+@_workspace()
+@_json
+def ledger(ws: Workspace, as_json: bool) -> None:
+    """What every pass cost, summed by stage, method, name and phase."""
+    rows = curate.ledger(ws)
+    columns = {key: key for key in ("stage", "methods", "name", "phase", "runs", "samples", "flops", "seconds")}
+    click.echo(json.dumps(rows, indent=1) if as_json else _table(rows, columns) if rows else "Nothing was spent yet.")
+
+
+@cli.command()
+@click.argument("query")
+@_workspace()
+@click.option(
+    "--format",
+    "fmt",
+    default="table",
+    show_default=True,
+    metavar="FORMAT",
+    help="table, csv, json or parquet.",
+)
+@click.option("-o", "--output", metavar="FILE", help="Write to a file.")
+def sql(ws: Workspace, query: str, fmt: str, output: str | None) -> None:
+    """Run one SELECT (DuckDB's SQL) over the workspace.
+
+    \b
+    pool, targets, rejects, ledger, runs   what they say
+    samples                                the pool with every score: NAME, and NAME_COLUMN for its other columns
+    NAME                                   a score's or manifest's own table
+
+    Original fields: meta->>'field'.
+    """
+    from curate.stages.sql import write_sql
+
+    text = write_sql(ws, query, fmt, output)
+    click.echo(text, nl=bool(text))
+
+
+@cli.command()
+@click.argument("name")
+@_workspace()
+def drop(ws: Workspace, name: str) -> None:
+    """Remove a score, a manifest or a target."""
+    click.echo(f"Removed the {curate.drop(ws, name)} {name}.")
+
+
+@cli.command()
+@click.argument("kind", required=False)
+@click.argument("name", required=False)
+@_json
+def methods(kind: str | None, name: str | None, as_json: bool) -> None:
+    """Every method by kind (score, selector, export); with a NAME, its whole help and settings."""
+    if kind and name:
+        click.echo(_method_help(kind, name))
+        return
+    found = curate.methods(kind)
+    click.echo(
+        json.dumps(found, indent=1)
+        if as_json
+        else _table(found, {"kind": "kind", "name": "name", "summary": "summary"})
+    )
+
+
+def _method_help(kind: str, name: str) -> str:
+    settings = "".join(
+        f"\n  {field['name']}={field['default']!r}  ({field['type']})\n      {field['note']}"
+        for field in kinds.settings_help(kind, name)
+    )
+    return f"{kinds.help_text(kind, name)}\n\nSettings (--set FIELD=VALUE):{settings or ' none'}"
+
+
+# --- choosing --------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("name")
+@_workspace()
+@click.option("--by", metavar="SQL", help="Expression over `samples` to rank by, higher is better.")
+@click.option("--where", metavar="SQL", help="Condition a candidate must meet.")
+@click.option("--top", type=int, metavar="N", help="Budget in samples.")
+@click.option("--frac", type=float, metavar="F", help="Budget as a fraction of the candidates.")
+@click.option("--tokens", type=float, metavar="N", help="Budget in tokens; see --token-count.")
+@click.option("--token-count", metavar="SQL", help="Tokens of a sample.  [default: n_chars / 4.0]")
+@click.option("--per", metavar="GROUP", help="source or subtask: the budget is each group's.")
+@click.option(
+    "--selector",
+    "selector_name",
+    metavar="METHOD",
+    help="See `curate methods selector`.  [default: top; random without --by]",
+)
+@_set
+@click.option("--seed", default=0, show_default=True, help="Of every random choice.")
+@click.option("--allow-stale", is_flag=True, help="Use scores that are stale or incomplete.")
+@click.option("--replay", "replayed", metavar="FILE", help="Repeat the selection of a manifest's JSON.")
+@_dry_run
+@_json
+def select(
+    ws: Workspace,
+    name: str,
+    by: str | None,
+    where: str | None,
+    top: int | None,
+    frac: float | None,
+    tokens: float | None,
+    token_count: str | None,
+    per: str | None,
+    selector_name: str | None,
+    settings: tuple[str, ...],
+    seed: int,
+    allow_stale: bool,
+    replayed: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Choose samples under a budget, as the manifest NAME."""
+    if replayed:
+        if any((by, where, top, frac, tokens, per, selector_name, settings, dry_run)):
+            raise CurateError("--replay repeats a selection as it was; it goes with no other choice.")
+        r = curate.replay(ws, name, replayed, kinds.find)
+    else:
+        from curate.stages.select import TOKENS, Choice
+
+        method = selector_name or ("top" if by else "random")
+        selector = kinds.make("selector", method, _pairs(settings, "--set"))
+        choice = Choice(by, where, top, frac, tokens, per, token_count or TOKENS, seed, allow_stale)
+        r = curate.select(ws, name, selector, choice, dry_run=dry_run)
+    columns = {
+        "source": "source",
+        "selected": "selected",
+        "share": "share",
+        "candidates": "candidates",
+        "mean_value": "mean value",
+    }
+    said = "Would select" if dry_run else f"Manifest {name}:"
+    head = f"{said} {r.rows:,} of {r.candidates:,} candidates, about {r.tokens:,.0f} tokens."
+    null = f"\nnote: {r.without_value:,} candidates have no value and were not considered" if r.without_value else ""
+    _say(r, as_json, f"{head}\n{_table(r.by_source, columns)}{null}{_warn(r.warnings)}")
+
+
+@cli.command()
+@click.argument("manifest")
+@_workspace()
+@click.option("--to", "fmt", required=True, metavar="FORMAT", help="See `curate methods export`.")
+@click.option("-o", "--output", metavar="DIR", help="A new or empty folder.")
+@click.option(
+    "--preview",
+    "count",
+    type=int,
+    metavar="N",
+    help="Print N rows as the trainer will see them; writes nothing without -o.",
+)
+@click.option("--skip-unfit", is_flag=True, help="Leave out, and report, samples the format cannot hold.")
+@_set
+@_json
+def export(
+    ws: Workspace,
+    manifest: str,
+    fmt: str,
+    output: str | None,
+    count: int | None,
+    skip_unfit: bool,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Write the samples of a manifest as a trainer's files."""
+    ws.require("manifest", manifest)
+    exporter = kinds.make("export", fmt, _pairs(settings, "--set"))
+    if count is not None:
+        for row in curate.preview(ws, manifest, exporter, count):
+            click.echo(json.dumps(row, ensure_ascii=False, indent=None if as_json else 1))
+    if output is None:
+        if count is None:
+            raise CurateError("say where to write: -o DIR (a new or empty folder), or --preview N to look first.")
+        return
+    r = curate.export(ws, manifest, exporter, output, skip_unfit=skip_unfit)
+    skipped = "".join(f"\nnote: left out: {why}" for why in r.skipped[:5])
+    more = f"\nnote: {len(r.skipped):,} samples were left out in all" if r.skipped else ""
+    _say(
+        r,
+        as_json,
+        f"{r.rows:,} rows written for {fmt}:\n" + "\n".join(f"  {f}" for f in r.files) + skipped + more,
+    )
+
+
+# --- the way out -----------------------------------------------------------------------------------------
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Run the command line; every error is one sentence, status 2 for a user's mistake and 1 for a failure."""
+    try:
+        status = cli.main(arguments, prog_name="curate", standalone_mode=False)
+        sys.stdout.flush()
+    except CurateError as error:
+        status = _fail(str(error), error.exit_status)
+    except click.ClickException as error:
+        status = _fail(error.format_message(), 2)
+    except (click.Abort, KeyboardInterrupt):
+        status = _fail("stopped; what was committed stays, and the same command goes on from there.", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has closed the pipe: not an error
+        status = 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        status = _fail(
+            f"{where}{error.strerror or error}; nothing that was stored is lost, mend this and run again.", 1
+        )
+    except Exception as error:
+        if os.environ.get("CURATE_DEBUG"):
+            raise
+        status = _fail(f"unexpected {type(error).__name__}: {error} (a bug; CURATE_DEBUG=1 shows where).", 1)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(sentence: str, status: int) -> int:
+    click.echo(f"curate: {sentence}", err=True)
+    return status
+
+
+if __name__ == "__main__":
+    main()

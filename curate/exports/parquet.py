@@ -1,0 +1,39 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow.parquet as pq
+
+from curate.method import Export, Row
+from curate.schema import EXPORTED
+
+
+@dataclass(frozen=True)
+class Parquet(Export):
+    """One Parquet file: id, source, messages, text, weight, rank, meta.
+
+    Format: `NAME.parquet`; messages list<struct<role, content, extra>> (null for raw text), text (null for chat),
+    weight float32, rank int64, meta a JSON text. `curate ingest` reads it back to the same ids.
+
+    Cost: one reading of the selected shards; 1,024 rows in memory.
+
+    Reference: read by `datasets.load_dataset("parquet", data_files=…)`, pandas, polars, DuckDB.
+
+    >>> Parquet().example(example_row)["weight"]
+    1.0
+    """
+
+    weighted: ClassVar[bool] = True
+
+    def example(self, row: Row) -> dict[str, Any]:
+        return {name: getattr(row, name) for name in EXPORTED.names}
+
+    def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
+        path = folder / f"{name}.parquet"
+        with pq.ParquetWriter(path, EXPORTED, compression="zstd") as writer:
+            for table in self.tables(rows, EXPORTED):
+                writer.write_table(table)
+        return [path]

@@ -1,0 +1,66 @@
+"""What makes two things the same: content ids of samples, fingerprints of settings, keyed random numbers."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import orjson
+
+_U64 = np.uint64
+
+
+def content_id(messages: Sequence[Mapping[str, Any]] | None, text: str | None) -> str:
+    """The id of a sample: 16 hex digits, the same on every machine, from any file, in any order.
+
+    The first 64 bits of the SHA-256 of the sample's canonical JSON (RFC 8785: sorted keys, no white space,
+    UTF-8), which is
+
+        {"text":"…"}                                            for raw text
+        {"messages":[{"content":"…","role":"…"}, …]}            for chat
+
+    where a message that carries `extra` has it as a third key, a string. Contents are taken as they are:
+    no trimming, no Unicode normalisation. Roles are the normalised ones (system, user, assistant, tool).
+    Source, meta and copies do not take part. Test vectors: tests/golden/content_ids.json.
+
+    Raises TypeError where a string cannot be written as UTF-8 (a lone surrogate).
+    """
+    if messages is None:
+        canonical: dict[str, Any] = {"text": text}
+    else:
+        canonical = {
+            "messages": [
+                {key: m[key] for key in ("content", "extra", "role") if m.get(key) is not None} for m in messages
+            ]
+        }
+    return hashlib.sha256(orjson.dumps(canonical, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+def fingerprint(*parts: Any) -> str:
+    """16 hex digits over any JSON-like values; equal values in equal order give equal fingerprints."""
+    return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+def ids_as_integers(ids: Sequence[str]) -> np.ndarray:
+    """uint64 [N] of ids of 16 hex digits."""
+    return np.frombuffer(bytes.fromhex("".join(ids)), dtype=">u8").astype(_U64)
+
+
+def keyed_uniform(ids: np.ndarray, seed: int, purpose: str) -> np.ndarray:
+    """Random numbers in (0, 1), float64 [N], each a pure function of (seed, purpose, id); ids are uint64 [N].
+
+    So they depend on no order, shard or batch, and two purposes never share a stream. The mixing function
+    is SplitMix64's finaliser (Steele, Lea, Flood 2014), applied twice.
+    """
+    stream = _U64(int(fingerprint(seed, purpose), 16))
+    with np.errstate(over="ignore"):
+        x = _mix(_mix(ids ^ stream) + stream)
+    return ((x >> _U64(11)).astype(np.float64) + 0.5) / 2.0**53
+
+
+def _mix(x: np.ndarray) -> np.ndarray:
+    x = (x ^ (x >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
+    x = (x ^ (x >> _U64(27))) * _U64(0x94D049BB133111EB)
+    return x ^ (x >> _U64(31))

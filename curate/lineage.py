@@ -1,0 +1,120 @@
+"""What a stored score was made of, and whether that still stands."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow.parquet as pq
+
+from curate.errors import CurateError, nearest
+from curate.fingerprint import fingerprint
+from curate.method import Target
+from curate.schema import TARGET
+from curate.shards import Parts, read_json
+from curate.workspace import Shard, Workspace
+
+
+def load_target(ws: Workspace, name: str) -> Target:
+    """The val split of a target. Raises CurateError where there is none."""
+    if name not in ws.target_names():
+        raise CurateError(
+            f"{ws.path} has no target '{name}': {nearest(name, ws.target_names())} "
+            f"(`curate target {name} PATH` makes one)."
+        )
+    table = pq.read_table(ws.target_path(name), schema=TARGET, filters=[("split", "=", "val")])
+    if not table.num_rows:
+        raise CurateError(f"the target '{name}' has no val split, and only val chooses; add it with `curate target`.")
+    subtasks = tuple(table["subtask"].to_pylist())
+    return Target(name, table, subtasks, fingerprint(table["id"].to_pylist(), subtasks))
+
+
+@dataclass(frozen=True)
+class ScoreState:
+    """One score table as it stands.
+
+    recipe: score.json. done: the shards scored. todo: the shards that are not. stale: why it does not stand
+    any more, or null.
+    """
+
+    name: str
+    recipe: dict[str, Any]
+    done: tuple[Shard, ...]
+    todo: tuple[Shard, ...]
+    nulls: int
+    stale: str | None
+
+    @property
+    def rows(self) -> int:
+        return sum(shard.rows for shard in self.done)
+
+    def problem(self) -> str | None:
+        """Why the score should not be selected by, as the middle of a sentence; null where it may."""
+        if self.stale:
+            return f"is stale ({self.stale})"
+        if self.todo:
+            missing = sum(shard.rows for shard in self.todo)
+            return f"lacks {missing} of {self.rows + missing} samples"
+        return None
+
+    def command(self) -> str:
+        """What brings it up to date."""
+        words = ["curate score", self.recipe["method"]]
+        words += ["--target", self.recipe["target"]] if self.recipe["target"] else []
+        words += [f"--set {key}={_shown(value)}" for key, value in self.recipe["changed"].items()]
+        default = default_score_name(self.recipe["method"], self.recipe["target"])
+        words += [] if self.name == default else ["--name", self.name]
+        return " ".join(words)
+
+
+def _shown(value: Any) -> str:
+    return {True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+
+
+def default_score_name(method: str, target: str | None) -> str:
+    return f"{method}_{target}" if target else method
+
+
+def score_state(ws: Workspace, name: str) -> ScoreState:
+    """Raises CurateError where there is no such score."""
+    ws.require("score", name)
+    folder = ws.score_folder(name)
+    recipe = read_json(folder / "score.json")
+    records = Parts(folder).records()
+    done, todo, nulls = [], [], 0
+    for shard in ws.shards():
+        record = records.get(shard.name)
+        if record and record["fingerprint"] == recipe["fingerprint"] and record["shard"] == shard.sha256:
+            done.append(shard)
+            nulls += record["nulls"]
+        elif shard.rows:
+            todo.append(shard)
+    return ScoreState(name, recipe, tuple(done), tuple(todo), nulls, _stale(ws, recipe))
+
+
+def _stale(ws: Workspace, recipe: dict[str, Any]) -> str | None:
+    if recipe["target"]:
+        if recipe["target"] not in ws.target_names():
+            return f"the target '{recipe['target']}' is gone"
+        if load_target(ws, recipe["target"]).fingerprint != recipe["target_fingerprint"]:
+            return f"the target '{recipe['target']}' was edited"
+    if recipe["scope"] == "pool" and recipe["pool_fingerprint"] != ws.pool_fingerprint():
+        return "the pool has grown"
+    return None
+
+
+def finish_swaps(ws: Workspace) -> None:
+    """Complete what a kill interrupted between the two renames of `--fresh`. Only for the claim's holder."""
+    for old in (ws.path / "scores").glob(".*.old"):
+        name = old.name[1 : -len(".old")]
+        final, beside = ws.score_folder(name), fresh_folder(ws, name)
+        if not final.exists() and beside.exists():
+            os.replace(beside, final)
+        shutil.rmtree(old)
+
+
+def fresh_folder(ws: Workspace, name: str) -> Any:
+    """Where a score is computed beside an older one of its name."""
+    return ws.path / "scores" / f".{name}.fresh"

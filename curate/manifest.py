@@ -1,0 +1,33 @@
+"""A manifest: the ids a selection chose, and beside it the JSON that says how, and replays it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curate.schema import MANIFEST
+from curate.shards import read_json, write_json, write_table
+from curate.workspace import Workspace
+
+
+def write_manifest(ws: Workspace, name: str, table: pa.Table, lineage: dict[str, Any]) -> None:
+    """Write the rows, then the JSON: its existence means that the manifest is whole."""
+    path = ws.manifest_path(name)
+    path.with_suffix(".json").unlink(missing_ok=True)
+    digest = write_table(path, table.cast(MANIFEST))
+    write_json(path.with_suffix(".json"), {**lineage, "sha256": digest})
+
+
+def read_manifest(ws: Workspace, name: str) -> tuple[pa.Table, dict[str, Any]]:
+    """The rows by rank, and the lineage. Raises CurateError where there is none."""
+    ws.require("manifest", name)
+    path = ws.manifest_path(name)
+    return pq.read_table(path, schema=MANIFEST), read_json(path.with_suffix(".json"))
+
+
+def effective_size(weights: np.ndarray) -> float:
+    """(sum w)^2 / sum w^2: how many equally weighted samples carry as much."""
+    return float(weights.sum() ** 2 / (weights**2).sum()) if len(weights) else 0.0

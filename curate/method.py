@@ -1,0 +1,335 @@
+"""The kinds of method, and how one is found: one method is one file.
+
+    curate/scores/bm25.py      class Bm25(Score)       ->  curate score bm25
+    curate/selectors/top.py    class Top(Selector)     ->  curate select --selector top
+
+The file's name is what users type. Its one public class is a frozen dataclass whose fields are its settings;
+the text under each field documents it. Other packages add methods through the entry-point group
+`curate.methods`, as KIND.NAME. Verbs take objects; only the command line turns names into them.
+"""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import importlib
+import importlib.util
+import inspect
+import json
+import pkgutil
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from itertools import islice
+from pathlib import Path
+from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from curate.errors import CurateError, nearest
+from curate.signals import Text
+
+# Arrays named by column: 'score' [B], a method's further columns [B], 'error' (reasons, '' where fine),
+# 'subtasks' (one array [B] per sub-task, as a mapping).
+Columns = Mapping[str, Any]
+# Named arrays that a pass leaves for the next: of one unit (a partial), or of all (a state).
+Arrays = dict[str, np.ndarray]
+
+
+class Method(ABC):
+    """Anything with a name, settings and a docstring that is its help."""
+
+    version: ClassVar[int] = 1  # goes up when equal settings give other results
+    name: ClassVar[str]
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        super().__init_subclass__(**kwargs)
+        cls.name = cls.__module__.rpartition(".")[2]
+
+    def settings(self) -> dict[str, Any]:
+        return {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}  # type: ignore[arg-type]
+
+
+# --- scores ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Target:
+    """The val split of a target: its samples and the sub-task of each ('' where there is none)."""
+
+    name: str
+    samples: pa.Table
+    subtasks: tuple[str, ...]
+    fingerprint: str
+
+    def text(self) -> Text:
+        return Text(self.samples)
+
+
+@dataclass(frozen=True)
+class Pass:
+    """One run over the pool.
+
+    map(batch, state) gives columns in the last pass, else a partial; `reduce` makes of all partials the state
+    that the next pass is given. `open(state)` is called once per worker, before any map, and what it returns
+    is handed to map in the state's place: the place to tokenise a target or load a model.
+    shaped_by: the settings that shape this pass's partials; others may change and the partials stand.
+    """
+
+    name: str
+    map: Callable[[Any, Any], Any]
+    reduce: Callable[[Iterable[Arrays]], Arrays] | None = None
+    open: Callable[[Arrays], Any] | None = None
+    shaped_by: tuple[str, ...] = ()
+    signal: type[Text] = Text
+
+
+class Score(Method):
+    """Turns samples into a column.
+
+    scope 'row': a sample's score depends on that sample alone, so new shards are filled in and old ones
+    stand; 'pool': it depends on the others, so new data makes it stale.
+    columns: further columns, name -> numpy dtype. unit_bytes: text per committed unit.
+    """
+
+    scope: ClassVar[Literal["row", "pool"]]
+    uses_target: ClassVar[bool] = False
+    columns: ClassVar[Mapping[str, str]] = {}
+    unit_bytes: ClassVar[int] = 8 << 20
+
+    @abstractmethod
+    def passes(self, target: Target | None) -> Sequence[Pass]:
+        """The passes in order; only the last has no `reduce`."""
+
+    def keeps_subtasks(self) -> bool:
+        """Whether the table has the map column `subtasks`."""
+        return False
+
+
+def run(score: Score, batches: Sequence[Any], target: Target | None = None) -> list[Columns]:
+    """All passes over batches in memory, one result per batch: a score without a workspace."""
+    *counting, last = score.passes(target)
+    state: Arrays = {}
+    for step in counting:
+        given = step.open(state) if step.open else state
+        assert step.reduce is not None
+        state = step.reduce(step.map(batch, given) for batch in batches)
+    given = last.open(state) if last.open else state
+    return [last.map(batch, given) for batch in batches]
+
+
+# --- selectors -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Budget:
+    """At most `amount` of rows or tokens."""
+
+    unit: Literal["rows", "tokens"]
+    amount: float
+
+    def fits(self, sizes: np.ndarray) -> int:
+        """How many candidates, in the given order, stay within the budget."""
+        if self.unit == "rows":
+            return min(int(self.amount), len(sizes))
+        return int(np.searchsorted(np.cumsum(sizes, dtype=np.float64), self.amount, side="right"))
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What may be selected: N samples, by id ascending.
+
+    ids: uint64 [N], the ids' 16 hex digits as numbers. values: float64 [N], finite, higher is better; or null
+    where none was asked for. sources: int [N], positions in `source_names`. sizes: float64 [N], what each sample
+    takes of the budget, in its unit.
+    """
+
+    ids: np.ndarray
+    values: np.ndarray | None
+    sources: np.ndarray
+    source_names: Sequence[str]
+    sizes: np.ndarray
+
+    def require_values(self, selector: str) -> np.ndarray:
+        if self.values is None:
+            raise CurateError(f"the selector '{selector}' ranks by a value; say which with --by, as in --by bm25_t.")
+        return self.values
+
+
+class Selector(Method):
+    """Columns, a budget and a seed in; positions of chosen candidates out, best first."""
+
+    @abstractmethod
+    def select(self, candidates: Candidates, budget: Budget, seed: int) -> np.ndarray:
+        """int64 [n], positions in `candidates`, best first: none twice, never over the budget."""
+
+
+def by_value(values: np.ndarray) -> np.ndarray:
+    """Positions by falling value; equal values stay in order of position, which is by id."""
+    return np.argsort(-values, kind="stable")
+
+
+# --- exports ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Row:
+    """One selected sample on its way to a trainer."""
+
+    id: str
+    source: str
+    messages: list[dict[str, Any]] | None
+    text: str | None
+    meta: str
+    weight: float
+    repeats: int
+    rank: int
+
+    def chat(self) -> list[dict[str, Any]]:
+        """The messages as trainers know them: role, content and the keys kept in `extra`; [] for raw text."""
+        return [
+            {"role": m["role"], "content": m["content"], **(json.loads(m["extra"]) if m["extra"] else {})}
+            for m in self.messages or []
+        ]
+
+
+class Export(Method):
+    """Writes the rows of a manifest as the files of one trainer.
+
+    weighted: whether its rows can carry a weight; where not, a manifest whose weights differ is refused.
+    """
+
+    weighted: ClassVar[bool] = False
+
+    @abstractmethod
+    def example(self, row: Row) -> dict[str, Any]:
+        """One row as the trainer will see it. Raises CurateError where the format cannot hold it."""
+
+    @abstractmethod
+    def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
+        """Write the files into an empty folder, one row at a time. Returns them."""
+
+    def write_lines(self, path: Path, rows: Iterator[Row]) -> Path:
+        """Write the examples as JSON, one a line."""
+        with open(path, "wb") as f:
+            for row in rows:
+                f.write(orjson.dumps(self.example(row), option=orjson.OPT_APPEND_NEWLINE))
+        return path
+
+    def tables(self, rows: Iterator[Row], schema: pa.Schema) -> Iterator[pa.Table]:
+        """The examples as tables of at most 1,024 rows."""
+        while batch := [self.example(row) for row in islice(rows, 1024)]:
+            yield pa.Table.from_pylist(batch, schema=schema)
+
+
+# --- finding methods -------------------------------------------------------------------------------------
+
+KINDS: dict[str, type[Method]] = {"score": Score, "selector": Selector, "export": Export}
+
+
+def names(kind: str) -> list[str]:
+    """The methods of a kind, ours and those of other packages."""
+    return sorted({*_own(kind), *_foreign(kind)})
+
+
+def find(kind: str, name: str) -> Any:
+    """The class of a method. Raises CurateError, naming the nearest, where there is none."""
+    own, foreign = _own(kind), _foreign(kind)
+    if name in foreign:
+        if name in own:
+            raise CurateError(
+                f"the {kind} '{name}' is curate's own; the package {foreign[name].value} may not take it."
+            )
+        return foreign[name].load()
+    if name not in own:
+        raise CurateError(f"there is no {kind} '{name}': {nearest(name, [*own, *foreign])}")
+    module = importlib.import_module(f"curate.{kind}s.{name}")
+    (found,) = [
+        value
+        for value in vars(module).values()
+        if inspect.isclass(value) and value.__module__ == module.__name__ and issubclass(value, KINDS[kind])
+    ]
+    return found
+
+
+def make(kind: str, name: str, settings: Mapping[str, str] | None = None) -> Any:
+    """A method with settings given as text (`--set field=value`). Raises CurateError for an unknown or ill one."""
+    cls = find(kind, name)
+    types = get_type_hints(cls)
+    fields = {f.name: types[f.name] for f in dataclasses.fields(cls)}
+    values = {}
+    for key, text in (settings or {}).items():
+        if key not in fields:
+            raise CurateError(f"the {kind} '{name}' has no setting '{key}': {nearest(key, fields)}")
+        values[key] = _parse(text, fields[key], f"the setting {key} of the {kind} '{name}'")
+    return cls(**values)
+
+
+def _parse(text: str, wanted: Any, where: str) -> Any:
+    if get_origin(wanted) is Literal:
+        if text not in get_args(wanted):
+            raise CurateError(f"{where} is one of {', '.join(get_args(wanted))}, not '{text}'.")
+        return text
+    if wanted is str:
+        return text
+    try:
+        value = json.loads(text.lower() if wanted is bool else text)
+    except json.JSONDecodeError:
+        value = text
+    options = get_args(wanted) or (wanted,)
+    if float in options and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not any(isinstance(value, get_origin(o) or o) and isinstance(value, bool) == (o is bool) for o in options):
+        expected = " or ".join("none" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
+        raise CurateError(f"{where} is a {expected}, not '{text}'.")
+    return value
+
+
+def methods(kind: str | None = None) -> list[dict[str, str]]:
+    """Every method: kind, name, summary. Reads the docstrings without importing the methods."""
+    if kind is not None and kind not in KINDS:
+        raise CurateError(f"there is no kind '{kind}': {nearest(kind, KINDS)}")
+    return [
+        {"kind": k, "name": name, "summary": help_text(k, name).split("\n")[0]}
+        for k in ([kind] if kind else KINDS)
+        for name in names(k)
+    ]
+
+
+def help_text(kind: str, name: str) -> str:
+    """The docstring of a method's class."""
+    if name in _own(kind):
+        spec = importlib.util.find_spec(f"curate.{kind}s.{name}")
+        assert spec is not None and spec.origin is not None
+        tree = ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+        classes = [n for n in tree.body if isinstance(n, ast.ClassDef) and not n.name.startswith("_")]
+        return ast.get_docstring(classes[0]) or "" if classes else ""
+    return inspect.getdoc(find(kind, name)) or ""
+
+
+def settings_help(kind: str, name: str) -> list[dict[str, Any]]:
+    """Every setting of a method: name, type, default and the text that stands under its field."""
+    cls = find(kind, name)
+    body = ast.parse(inspect.getsource(cls)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    notes = {}
+    for field, below in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(field.target, ast.Name):
+            notes[field.target.id] = " ".join(str(ast.literal_eval(below.value)).split())
+    return [
+        {"name": f.name, "type": str(f.type), "default": f.default, "note": notes.get(f.name, "")}
+        for f in dataclasses.fields(cls)
+    ]
+
+
+def _own(kind: str) -> list[str]:
+    folder = importlib.import_module(f"curate.{kind}s")
+    return [m.name for m in pkgutil.iter_modules(folder.__path__) if not m.name.startswith("_")]
+
+
+def _foreign(kind: str) -> dict[str, Any]:
+    prefix = f"{kind}."
+    return {e.name.removeprefix(prefix): e for e in entry_points(group="curate.methods") if e.name.startswith(prefix)}

@@ -1,0 +1,28 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from curate.fingerprint import keyed_uniform
+from curate.method import Budget, Candidates, Selector, by_value
+
+
+@dataclass(frozen=True)
+class Random(Selector):
+    """A uniform draw without replacement: the baseline every selection has to beat.
+
+    Formula: each candidate has a uniform number that depends on the seed and its id alone; the largest win. So a
+    larger budget contains the smaller one, and new data leaves the order of the old as it was.
+
+    Cost: one sort; no FLOPs.
+
+    Reference: none; permanent random numbers, as survey samplers use them (Ohlsson 1995).
+
+    >>> Random().select(example_candidates, Budget("rows", 2), seed=0).tolist()
+    [1, 0]
+    """
+
+    def select(self, candidates: Candidates, budget: Budget, seed: int) -> np.ndarray:
+        order = by_value(keyed_uniform(candidates.ids, seed, "selector random"))
+        return order[: budget.fits(candidates.sizes[order])]

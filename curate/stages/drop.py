@@ -1,0 +1,33 @@
+"""`curate drop`: remove a score, a manifest or a target."""
+
+from __future__ import annotations
+
+from curate.errors import CurateError, nearest
+from curate.shards import claim, remove_tree
+from curate.workspace import Workspace
+
+
+def drop(ws: Workspace, name: str) -> str:
+    """Remove what bears `name`; returns what it was. What was made from it stays, and says what it was made from.
+
+    Raises CurateError where nothing, or more than one thing, bears the name.
+    """
+    have = {"score": ws.score_names(), "manifest": ws.manifest_names(), "target": ws.target_names()}
+    kinds = [kind for kind, names in have.items() if name in names]
+    if not kinds:
+        known = [n for names in have.values() for n in names]
+        raise CurateError(f"{ws.path} has no score, manifest or target '{name}': {nearest(name, known)}")
+    if len(kinds) > 1:
+        raise CurateError(
+            f"'{name}' is both a {' and a '.join(kinds)}; drop the one by removing its file in {ws.path}."
+        )
+    kind = kinds[0]
+    with claim(ws.path, "targets" if kind == "target" else f"{kind} {name}"):
+        if kind == "score":
+            remove_tree(ws.score_folder(name))
+        elif kind == "manifest":
+            ws.manifest_path(name).with_suffix(".json").unlink()
+            ws.manifest_path(name).unlink(missing_ok=True)
+        else:
+            ws.target_path(name).unlink()
+    return kind

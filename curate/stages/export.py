@@ -1,0 +1,123 @@
+"""`curate export`: the rows of a manifest as a trainer's files."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curate.costs import charged
+from curate.errors import CurateError
+from curate.manifest import read_manifest
+from curate.method import Export, Row
+from curate.workspace import Workspace
+
+_BATCH = 1024
+
+
+@dataclass
+class Exported:
+    """What an export wrote."""
+
+    manifest: str
+    format: str
+    folder: str
+    rows: int = 0
+    skipped: list[str] = field(default_factory=list)  # why the format could not hold a sample
+    files: list[str] = field(default_factory=list)
+
+
+def export(ws: Workspace, manifest: str, exporter: Export, folder: str, *, skip_unfit: bool = False) -> Exported:
+    """Write a manifest's samples into an empty or new folder, in the pool's order, repeats repeated.
+
+    skip_unfit: leave out, and report, the samples that the format cannot hold. The files appear together, when all
+    are written. Raises CurateError for a folder that is not empty, weights that the format cannot carry, or a sample
+    it cannot hold; then nothing is left.
+    """
+    table = _manifest(ws, manifest, exporter)
+    target = Path(folder)
+    if target.exists() and (not target.is_dir() or any(target.iterdir())):
+        raise CurateError(f"{folder} is not empty; export into a new or empty folder (-o DIR).")
+    target.parent.mkdir(parents=True, exist_ok=True)
+    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    beside.mkdir()
+    try:
+        with charged(ws.path, "export", methods=[exporter.name], name=manifest, phase="write") as meter:
+            result = Exported(manifest, exporter.name, folder)
+            files = exporter.write(_written(_rows(ws, table), exporter, skip_unfit, result), beside, manifest)
+            meter.samples = table.num_rows
+        if target.exists():
+            target.rmdir()
+        os.replace(beside, target)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    result.files = [str(target / path.relative_to(beside)) for path in files]
+    return result
+
+
+def preview(ws: Workspace, manifest: str, exporter: Export, count: int) -> list[dict[str, Any]]:
+    """The first `count` rows as the trainer will see them; writes nothing."""
+    table = _manifest(ws, manifest, exporter)
+    return [exporter.example(row) for row in islice(_rows(ws, table), count)]
+
+
+def _manifest(ws: Workspace, name: str, exporter: Export) -> pa.Table:
+    table, _ = read_manifest(ws, name)
+    weights = table["weight"].to_numpy()
+    if not exporter.weighted and len(weights) and (weights != weights[0]).any():
+        raise CurateError(
+            f"the manifest '{name}' has weights, and the rows of '{exporter.name}' cannot carry them; "
+            "export it as jsonl or parquet."
+        )
+    return table.sort_by("row")
+
+
+def _rows(ws: Workspace, manifest: pa.Table) -> Iterator[Row]:
+    """The chosen samples in the pool's order, one shard in memory at a time."""
+    positions = manifest["row"].to_numpy()
+    for shard in ws.shards():
+        first, last = np.searchsorted(positions, [shard.start, shard.start + shard.rows])
+        if first == last:
+            continue
+        stored = pq.read_table(shard.path).take(pa.array(positions[first:last] - shard.start))
+        chosen = manifest.slice(first, last - first)
+        if stored["id"].to_pylist() != chosen["id"].to_pylist():
+            raise CurateError(f"the manifest's ids are not those of {shard.path}; select again, the pool was remade.")
+        for start in range(0, len(chosen), _BATCH):
+            pairs = zip(stored.slice(start, _BATCH).to_pylist(), chosen.slice(start, _BATCH).to_pylist(), strict=True)
+            for sample, how in pairs:
+                yield Row(
+                    id=sample["id"],
+                    source=sample["source"],
+                    messages=sample["messages"],
+                    text=sample["text"],
+                    meta=sample["meta"],
+                    weight=how["weight"],
+                    repeats=how["repeats"],
+                    rank=how["rank"],
+                )
+
+
+def _written(rows: Iterator[Row], exporter: Export, skip_unfit: bool, result: Exported) -> Iterator[Row]:
+    """The rows the format can hold, each as often as it repeats, counted in `result`."""
+    for row in rows:
+        try:
+            exporter.example(row)
+        except CurateError as unfit:
+            if not skip_unfit:
+                raise CurateError(
+                    f"{unfit} Filter such samples with --where, or leave them out with --skip-unfit."
+                ) from None
+            result.skipped.append(str(unfit))
+            continue
+        for _ in range(row.repeats):
+            result.rows += 1
+            yield row

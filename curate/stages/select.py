@@ -1,0 +1,265 @@
+"""`curate select`: columns to a set of ids under a budget, as a manifest that says how it came to be."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from curate import __version__, query
+from curate.costs import charged
+from curate.errors import CurateError
+from curate.lineage import ScoreState, score_state
+from curate.manifest import write_manifest
+from curate.method import Budget, Candidates, Selector
+from curate.shards import claim, read_json
+from curate.workspace import Workspace
+
+TOKENS = "n_chars / 4.0"  # a usual rule of thumb for English; --token-count takes a better one
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was asked: everything that decides a selection but the data.
+
+    by: SQL expression over `samples`, higher is better. where: SQL condition. Exactly one of top (rows), frac (of
+    the candidates) and tokens is the budget; with `per` it is each group's. token_count: SQL, tokens of a sample.
+    """
+
+    by: str | None = None
+    where: str | None = None
+    top: int | None = None
+    frac: float | None = None
+    tokens: float | None = None
+    per: str | None = None
+    token_count: str = TOKENS
+    seed: int = 0
+    allow_stale: bool = False
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.top, self.frac, self.tokens) if value is not None]
+        if len(given) != 1:
+            raise CurateError("give exactly one budget: --top ROWS, --frac FRACTION or --tokens TOKENS.")
+        if given[0] <= 0:
+            raise CurateError(f"a budget is above 0, not {given[0]}.")
+        if self.frac is not None and self.frac > 1:
+            raise CurateError(f"--frac {self.frac} is more than the whole; give a fraction up to 1, as in 0.05.")
+        if self.per not in (None, "source", "subtask"):
+            raise CurateError(f"--per is source or subtask, not '{self.per}'.")
+
+
+@dataclass
+class Selected:
+    """What a selection chose."""
+
+    name: str
+    candidates: int = 0
+    without_value: int = 0
+    rows: int = 0
+    tokens: float = 0.0
+    by_source: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    command: str = ""
+    dry_run: bool = False
+
+
+def select(ws: Workspace, name: str, selector: Selector, choice: Choice, *, dry_run: bool = False) -> Selected:
+    """Choose samples and write manifests/NAME.parquet and NAME.json.
+
+    Samples whose value is null are never chosen. Raises CurateError for a stale or incomplete score (unless
+    allowed), a name that is taken, SQL that does not hold, or a budget that nothing fits.
+    """
+    ws.check_name(name, "manifest")
+    shards = ws.require_pool()
+    result = Selected(name, dry_run=dry_run)
+    states = [score_state(ws, s) for s in query.scores_named(ws, choice.by, choice.where, choice.token_count)]
+    _refuse_stale([s for s in states if s.problem()], choice, result)
+    with charged(ws.path, "select", methods=[selector.name], name=name, phase="select") as meter:
+        frame = _candidates(ws, choice)
+        result.candidates, meter.samples = frame.num_rows, ws.n_rows()
+        chosen = _choose(ws, frame, selector, choice, result)
+    if not len(chosen):
+        raise CurateError("nothing was selected: no candidate has a value and fits the budget; check --by and --where.")
+    picked = frame.take(pa.array(chosen))
+    result.rows, result.tokens = len(chosen), float(picked["tokens"].to_numpy().sum())
+    result.by_source = _by_source(frame, picked)
+    result.command = _command(name, selector, choice)
+    if not dry_run:
+        lineage = {
+            "name": name,
+            "curate": __version__,
+            "selector": {"name": selector.name, "version": selector.version, "settings": selector.settings()},
+            "choice": asdict(choice),
+            "command": result.command,
+            "pool": {"fingerprint": ws.pool_fingerprint(), "rows": ws.n_rows(), "shards": len(shards)},
+            "scores": {s.name: s.recipe for s in states},
+            "result": {k: v for k, v in asdict(result).items() if k not in ("name", "command", "dry_run")},
+        }
+        with claim(ws.path, f"manifest {name}"):
+            write_manifest(ws, name, _rows(picked), lineage)
+    return result
+
+
+def replay(ws: Workspace, name: str, file: str, find: Any) -> Selected:
+    """Repeat the selection that a manifest's JSON describes, under a name.
+
+    find(kind, name) gives a selector's class. Where the pool or a score has changed since, the result says so.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise CurateError(f"{file}: there is no such file; a manifest's JSON lies in manifests/NAME.json.")
+    lineage = read_json(path)
+    if not isinstance(lineage, dict) or not {"selector", "choice", "sha256"} <= lineage.keys():
+        raise CurateError(f"{file}: this is no manifest's JSON (it has no selector, choice and sha256).")
+    method = lineage["selector"]
+    result = select(ws, name, find("selector", method["name"])(**method["settings"]), Choice(**lineage["choice"]))
+    again = read_json(ws.manifest_path(name).with_suffix(".json"))
+    if again["sha256"] != lineage["sha256"]:
+        changed = [
+            s for s, r in lineage["scores"].items() if again["scores"].get(s, {}).get("fingerprint") != r["fingerprint"]
+        ]
+        what = f"the score {', '.join(changed)}" if changed else "the pool"
+        if not changed and again["pool"]["fingerprint"] == lineage["pool"]["fingerprint"]:
+            what = "curate's selector"
+        result.warnings.append(f"the rows differ from the replayed manifest's: {what} has changed since")
+    return result
+
+
+# --- candidates ------------------------------------------------------------------------------------------
+
+
+def _refuse_stale(troubled: list[ScoreState], choice: Choice, result: Selected) -> None:
+    for state in troubled:
+        if not choice.allow_stale:
+            raise CurateError(f"the score '{state.name}' {state.problem()}; run `{state.command()}`, or --allow-stale.")
+        result.warnings.append(f"the score '{state.name}' {state.problem()}")
+
+
+def _candidates(ws: Workspace, choice: Choice) -> pa.Table:
+    """The samples that `where` lets through, by id: row, id (as a number), source, value, tokens."""
+    value = choice.by if choice.by and choice.per != "subtask" else "NULL"
+    columns = f"""row, ('0x' || id)::UBIGINT AS id, source, ({value}\n)::DOUBLE AS "value",
+        ({choice.token_count}\n)::DOUBLE AS tokens"""
+    table = query.fetch(ws, _from_samples(columns, choice))
+    if not table.num_rows:
+        raise CurateError(f'no sample passes --where "{choice.where}".')
+    return table
+
+
+def _from_samples(columns: str, choice: Choice) -> str:
+    return f"SELECT {columns} FROM samples {f'WHERE ({choice.where})' if choice.where else ''} ORDER BY id"
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Samples ranked apart, with a budget of their own: label, member bool [N], values float64 [N] or null."""
+
+    label: str
+    member: np.ndarray
+    values: np.ndarray | None
+
+
+def _groups(ws: Workspace, frame: pa.Table, choice: Choice) -> Iterator[_Group]:
+    values = frame["value"].to_numpy() if choice.by else None
+    if choice.per == "subtask":
+        yield from _subtask_groups(ws, frame, choice)
+    elif choice.per == "source":
+        sources = frame["source"].combine_chunks().dictionary_encode()
+        codes = sources.indices.to_numpy(zero_copy_only=False)
+        for code, label in sorted(enumerate(sources.dictionary.to_pylist()), key=lambda item: item[1]):
+            yield _Group(label, codes == code, values)
+    else:
+        yield _Group("", np.ones(frame.num_rows, dtype=bool), values)
+
+
+def _subtask_groups(ws: Workspace, frame: pa.Table, choice: Choice) -> Iterator[_Group]:
+    """One ranking per sub-task of the score that --by names."""
+    name = (choice.by or "").strip()
+    if name not in ws.score_names():
+        raise CurateError("--per subtask ranks by the sub-tasks of one score; name that score alone with --by.")
+    if not score_state(ws, name).recipe["keeps_subtasks"]:
+        raise CurateError(
+            f"the score '{name}' kept no sub-tasks; score it again with --set keep_subtasks=true --fresh."
+        )
+    kept = query.fetch(ws, f"SELECT map_keys(subtasks) AS k FROM {name} WHERE subtasks IS NOT NULL LIMIT 1")
+    for label in kept["k"].to_pylist()[0] if kept.num_rows else []:
+        literal = label.replace("'", "''")
+        table = query.fetch(ws, _from_samples(f"{name}_subtasks['{literal}']::DOUBLE AS v", choice))
+        yield _Group(label, np.ones(frame.num_rows, dtype=bool), table["v"].to_numpy())
+
+
+def _choose(ws: Workspace, frame: pa.Table, selector: Selector, choice: Choice, result: Selected) -> np.ndarray:
+    """Positions in `frame` of the chosen, group after group, best first; what one group took no other may take."""
+    ids, tokens = frame["id"].to_numpy(), frame["tokens"].to_numpy()
+    sources = frame["source"].combine_chunks().dictionary_encode()
+    codes, names = sources.indices.to_numpy(zero_copy_only=False), sources.dictionary.to_pylist()
+    free, valued, chosen = np.isfinite(tokens), np.zeros(len(ids), dtype=bool), []
+    for group in _groups(ws, frame, choice):
+        usable = free if group.values is None else free & np.isfinite(group.values)
+        valued |= usable & group.member
+        rows = np.flatnonzero(usable & group.member)
+        budget = _budget(choice, len(rows))
+        if budget.unit == "rows" and budget.amount > len(rows):
+            of = f" of {group.label}" if group.label else ""
+            result.warnings.append(
+                f"the budget of {int(budget.amount)} rows is more than the {len(rows)} candidates{of}"
+            )
+        values = None if group.values is None else group.values[rows]
+        sizes = tokens[rows] if budget.unit == "tokens" else np.ones(len(rows))
+        picked = rows[selector.select(Candidates(ids[rows], values, codes[rows], names, sizes), budget, choice.seed)]
+        free[picked] = False
+        chosen.append(picked)
+    result.without_value = int((~valued).sum())
+    return np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.int64)
+
+
+def _budget(choice: Choice, candidates: int) -> Budget:
+    if choice.tokens is not None:
+        return Budget("tokens", choice.tokens)
+    return Budget("rows", choice.top if choice.top is not None else int(choice.frac * candidates + 1e-9))  # type: ignore[operator]
+
+
+# --- the manifest ----------------------------------------------------------------------------------------
+
+
+def _rows(picked: pa.Table) -> pa.Table:
+    n = picked.num_rows
+    return pa.table(
+        {
+            "id": [f"{number:016x}" for number in picked["id"].to_pylist()],
+            "row": picked["row"],
+            "source": picked["source"],
+            "weight": np.ones(n, dtype=np.float32),
+            "repeats": np.ones(n, dtype=np.int32),
+            "rank": np.arange(n),
+        }
+    )
+
+
+def _by_source(frame: pa.Table, picked: pa.Table) -> list[dict[str, Any]]:
+    """What was selected of every source, the most first."""
+    pool = pl.DataFrame(frame.select(["source"])).group_by("source").agg(pl.len().alias("candidates"))
+    mine = pl.DataFrame(picked.select(["source", "value", "tokens"])).group_by("source")
+    counted = mine.agg(pl.len().alias("selected"), pl.col("tokens").sum(), pl.col("value").mean().alias("mean_value"))
+    joined = pool.join(counted, on="source", how="left").with_columns(pl.col("selected", "tokens").fill_null(0))
+    share = (pl.col("selected") / picked.num_rows).alias("share")
+    return joined.with_columns(share).sort(["selected", "source"], descending=[True, False]).to_dicts()
+
+
+def _command(name: str, selector: Selector, choice: Choice) -> str:
+    """The command line that makes this selection again."""
+    words = ["curate", "select", name, "--selector", selector.name]
+    for key, value in selector.settings().items():
+        words += ["--set", f"{key}={value}"]
+    for key, value in asdict(choice).items():
+        if value is True:
+            words.append(f"--{key.replace('_', '-')}")
+        elif value not in (None, False) and not (key == "token_count" and value == TOKENS):
+            words += [f"--{key.replace('_', '-')}", str(value)]
+    return shlex.join(words)

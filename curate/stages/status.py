@@ -1,0 +1,81 @@
+"""`curate status` and `curate ledger`: what there is, what of it stands, and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from curate import query
+from curate.lineage import score_state
+from curate.shards import read_json
+from curate.workspace import Workspace
+
+
+@dataclass
+class Status:
+    """What a workspace holds."""
+
+    path: str
+    rows: int
+    shards: int
+    copies: int
+    rejects: int
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    targets: list[dict[str, Any]] = field(default_factory=list)
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    manifests: list[dict[str, Any]] = field(default_factory=list)
+
+
+def status(ws: Workspace) -> Status:
+    """The pool by source, targets by split, scores with what is missing or stale, manifests."""
+    sources = "SELECT source, count(*) AS rows, sum(copies)::BIGINT AS copies, sum(n_chars)::BIGINT AS chars FROM pool"
+    by_source = list(query.rows(ws, f"{sources} GROUP BY source ORDER BY rows DESC, source"))
+    targets = """SELECT target, count(*) FILTER (split = 'val') AS val, count(*) FILTER (split = 'test') AS test,
+        count(DISTINCT nullif(subtask, '')) AS subtasks FROM targets GROUP BY target ORDER BY target"""
+    return Status(
+        path=str(ws.path),
+        rows=ws.n_rows(),
+        shards=len([shard for shard in ws.shards() if shard.rows]),
+        copies=sum(row["copies"] for row in by_source),
+        rejects=next(query.rows(ws, "SELECT count(*) AS n FROM rejects"))["n"],
+        sources=by_source,
+        targets=list(query.rows(ws, targets)),
+        scores=[_score(ws, name) for name in ws.score_names()],
+        manifests=[_manifest(ws, name) for name in ws.manifest_names()],
+    )
+
+
+def _score(ws: Workspace, name: str) -> dict[str, Any]:
+    state = score_state(ws, name)
+    return {
+        "name": name,
+        "method": state.recipe["method"],
+        "target": state.recipe["target"],
+        "rows": state.rows,
+        "nulls": state.nulls,
+        "state": state.problem() or "complete",
+        "command": state.command() if state.problem() else None,
+    }
+
+
+def _manifest(ws: Workspace, name: str) -> dict[str, Any]:
+    lineage = read_json(ws.manifest_path(name).with_suffix(".json"))
+    return {
+        "name": name,
+        "selector": lineage["selector"]["name"],
+        "by": lineage["choice"]["by"],
+        "rows": lineage["result"]["rows"],
+    }
+
+
+def ledger(ws: Workspace) -> list[dict[str, Any]]:
+    """What was spent, summed by stage, method, name and phase, in the order of the first time."""
+    return list(
+        query.rows(
+            ws,
+            """SELECT stage, array_to_string(methods, ' ') AS methods, name, phase, count(*) AS runs,
+            sum(samples)::BIGINT AS samples, sum(tokens)::BIGINT AS tokens, sum(flops) AS flops,
+            sum(seconds) AS seconds, max(peak_bytes) AS peak_bytes
+            FROM ledger GROUP BY ALL ORDER BY min("at")""",
+        )
+    )

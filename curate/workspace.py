@@ -1,0 +1,164 @@
+"""A workspace: one directory in open formats. This file knows where everything lies and what names are free."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from curate import __version__
+from curate.errors import CurateError, nearest
+from curate.fingerprint import fingerprint
+from curate.schema import POOL_COLUMNS, VIEWS
+from curate.shards import Parts, read_json, write_json
+
+FORMAT = 1
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One immutable part of the pool."""
+
+    name: str  # part-00000
+    path: Path
+    start: int  # position of its first row in the pool
+    rows: int
+    n_chars: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths and names of one workspace. Cheap to make; reads records when asked."""
+
+    path: Path
+
+    @property
+    def pool(self) -> Parts:
+        return Parts(self.path / "pool")
+
+    def shards(self) -> list[Shard]:
+        """The pool's shards in order."""
+        shards, start = [], 0
+        for name, record in self.pool.records().items():
+            path = self.pool.path(name)
+            shards.append(Shard(name, path, start, record["rows"], record["n_chars"], record["sha256"]))
+            start += record["rows"]
+        return shards
+
+    def pool_fingerprint(self) -> str:
+        """Changes when rows are appended, not when a stored row gains copies."""
+        return fingerprint([shard.sha256 for shard in self.shards() if shard.rows])
+
+    def score_folder(self, name: str) -> Path:
+        return self.path / "scores" / name
+
+    def score_names(self) -> list[str]:
+        return sorted(p.parent.name for p in (self.path / "scores").glob("[a-z]*/score.json"))
+
+    def target_path(self, name: str) -> Path:
+        return self.path / "targets" / f"{name}.parquet"
+
+    def target_names(self) -> list[str]:
+        return sorted(p.stem for p in (self.path / "targets").glob("*.parquet"))
+
+    def manifest_path(self, name: str) -> Path:
+        return self.path / "manifests" / f"{name}.parquet"
+
+    def manifest_names(self) -> list[str]:
+        """A manifest exists once its JSON, written last, does."""
+        return sorted(p.stem for p in (self.path / "manifests").glob("*.json"))
+
+    def names(self) -> dict[str, str]:
+        """Every name in use in SQL, and what kind of thing bears it."""
+        return {
+            **dict.fromkeys(VIEWS, "a view"),
+            **dict.fromkeys(POOL_COLUMNS, "a column of the pool"),
+            **dict.fromkeys(self.score_names(), "score"),
+            **dict.fromkeys(self.manifest_names(), "manifest"),
+        }
+
+    def check_name(self, name: str, kind: str) -> None:
+        """Refuse a name for a new `kind` (score, manifest, target) that SQL could not use or that is taken."""
+        if not _NAME.fullmatch(name):
+            raise CurateError(
+                f"the {kind} name '{name}' must match [a-z][a-z0-9_]* (small letters, digits, underscores); "
+                f"'{suggest_name(name)}' would do."
+            )
+        if name in self._sql_words:
+            raise CurateError(f"the {kind} name '{name}' is a word of SQL; '{name}_{kind}' would do.")
+        if kind == "target":
+            return  # targets are rows of one view, not views of their own
+        taken = self.names().get(name, kind)
+        if taken != kind:
+            raise CurateError(f"the {kind} name '{name}' is taken: it is {_a(taken)}; choose another with --name.")
+
+    @cached_property
+    def _sql_words(self) -> frozenset[str]:
+        import duckdb
+
+        query = "select keyword_name from duckdb_keywords() where keyword_category <> 'unreserved'"
+        with duckdb.connect() as connection:
+            return frozenset(row[0] for row in connection.execute(query).fetchall())
+
+    def require_pool(self) -> list[Shard]:
+        shards = [shard for shard in self.shards() if shard.rows]
+        if not shards:
+            raise CurateError(f"{self.path}: the pool is empty; add samples with `curate ingest PATH…`.")
+        return shards
+
+    def require(self, kind: str, name: str) -> None:
+        """Refuse a score, target or manifest that is not there, naming the nearest."""
+        have = {"score": self.score_names, "target": self.target_names, "manifest": self.manifest_names}[kind]()
+        if name not in have:
+            raise CurateError(f"{self.path} has no {kind} '{name}': {nearest(name, have)}")
+
+    def n_rows(self) -> int:
+        return sum(shard.rows for shard in self.shards())
+
+
+def _a(kind: str) -> str:
+    return kind if kind.startswith("a ") else f"a {kind}"
+
+
+def suggest_name(text: str) -> str:
+    """A valid name near `text`."""
+    name = re.sub(r"[^a-z0-9_]+", "_", text.lower()).strip("_")
+    return name if _NAME.fullmatch(name) else f"x_{name}".rstrip("_")
+
+
+def open_workspace(path: str | os.PathLike[str], create: bool = True) -> Workspace:
+    """The workspace at `path`; an absent or empty folder becomes one where `create` is true.
+
+    Raises CurateError where the folder holds something else, or was written by a newer curate.
+    """
+    folder = Path(path)
+    marker = folder / "workspace.json"
+    if marker.exists():
+        return _opened(folder, read_json(marker))
+    if not create:
+        raise CurateError(f"{folder} is no workspace (it has no workspace.json); make one with `curate ingest`.")
+    if folder.exists() and not folder.is_dir():
+        raise CurateError(f"{folder} is a file, and a workspace is a folder; name another with -w.")
+    if folder.exists() and any(not p.name.startswith(".") for p in folder.iterdir()):
+        raise CurateError(f"{folder} holds files that are not a workspace's; name an empty or new folder with -w.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(marker, {"format": FORMAT, "created": datetime.now(UTC).isoformat(), "curate": __version__})
+    return Workspace(folder)
+
+
+def _opened(folder: Path, marker: dict[str, Any]) -> Workspace:
+    found = marker.get("format") if isinstance(marker, dict) else None
+    if not isinstance(found, int):
+        raise CurateError(f"{folder}/workspace.json names no format version; this is no workspace of curate's.")
+    if found > FORMAT:
+        raise CurateError(
+            f"{folder} has workspace format {found}, made by curate {marker.get('curate')}; this is curate "
+            f"{__version__}, which reads up to format {FORMAT}: upgrade curate."
+        )
+    return Workspace(folder)

@@ -1,0 +1,72 @@
+"""The main job as a story: files in, a score for every sample, a selection, a trainer's files out.
+
+    python pipelines/select_with_bm25.py [NEW-FOLDER]        (default: ./demo, made anew each time)
+
+It runs on the sample corpus under data/, whose truth is known, so the last step can say how good the choice was.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import curate
+from curate.exports.trl import Trl
+from curate.scores.bm25 import Bm25
+from curate.scores.length import Length
+from curate.scores.repetition import Repetition
+from curate.selectors.random import Random
+from curate.selectors.top import Top
+from curate.stages.select import Choice
+
+DATA = Path(__file__).parent.parent / "data" / "sample"
+
+
+def main(folder: Path) -> None:
+    ws = curate.open_workspace(folder / "ws")
+
+    print("1. The pool: four domains, each in an input format of its own.")
+    pool = sorted(str(path) for path in (DATA / "pool").iterdir())
+    seen = curate.ingest(ws, pool)
+    print(f"   {seen.read:,} rows read, {seen.added:,} samples, {seen.rejected} rejected; formats: {seen.formats}")
+
+    print("\n2. The target: what we want the model to learn, as 24 worked examples.")
+    good = curate.target(ws, "arithmetic", str(DATA / "targets" / "arithmetic_val.jsonl"), subtask="subtask")
+    print(f"   {good.rows['val']} examples in {len(good.subtasks)} sub-tasks: {', '.join(good.subtasks)}")
+
+    print("\n3. Three scores for every sample, as columns that SQL reads.")
+    for scored in curate.score(ws, Bm25(), Length(), Repetition(), target="arithmetic"):
+        print(f"   {scored.name}: {scored.rows:,} samples")
+
+    print("\n4. The selection: the best tenth by relevance, without what repeats itself. By domain:\n")
+    wanted = Choice(by="bm25_arithmetic", where="repetition >= -1", frac=0.10)
+    chosen = curate.select(ws, "best", Top(), wanted)
+    print("   domain      selected  of candidates   share")
+    for row in chosen.by_source:
+        print(f"   {row['source']:10} {row['selected']:9,} {row['candidates']:14,} {row['share']:7.1%}")
+    print(f"   {'all':10} {chosen.rows:9,} {chosen.candidates:14,}   (about {chosen.tokens:,.0f} tokens)")
+
+    print("\n5. Was it right? The sample corpus knows each sample's skill and which answers are corrupt.")
+    curate.select(ws, "chance", Random(), Choice(top=chosen.rows))
+    for name in ("best", "chance"):
+        query = f"""SELECT avg((meta->>'skill' = 'arithmetic')::INT) AS skill,
+            avg((meta->>'corrupt' = 'true')::INT) AS bad FROM {name} JOIN pool USING (row)"""
+        (truth,) = curate.sql(ws, query)
+        print(f"   {name:6} {truth['skill']:6.1%} teach arithmetic, {truth['bad']:5.1%} have a corrupt answer")
+    print("   Words cannot tell a wrong answer from a right one; scores that run a model can.")
+
+    print("\n6. The export, as TRL's SFTTrainer will read it. One row of it:\n")
+    print("   " + json.dumps(curate.preview(ws, "best", Trl(), 1)[0], ensure_ascii=False))
+    written = curate.export(ws, "best", Trl(), str(folder / "trl"))
+    print(f"\n   {written.rows:,} rows for {written.format}: {', '.join(written.files)}")
+    seconds = sum(row["seconds"] for row in curate.ledger(ws))
+    print(f"   It took {seconds:.1f} s of work and no FLOPs; the workspace {ws.path} is yours to query:")
+    print(f'   curate sql -w {ws.path} "SELECT source, avg(bm25_arithmetic) FROM samples GROUP BY source"')
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        shutil.rmtree("demo", ignore_errors=True)
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo"))
