@@ -14,6 +14,7 @@ from curate.fingerprint import fingerprint
 from curate.method import Target
 from curate.schema import TARGET
 from curate.shards import Parts, read_json
+from curate.signals import Text
 from curate.workspace import Shard, Workspace
 
 
@@ -28,7 +29,7 @@ def load_target(ws: Workspace, name: str) -> Target:
     if not table.num_rows:
         raise CurateError(f"the target '{name}' has no val split, and only val chooses; add it with `curate target`.")
     subtasks = tuple(table["subtask"].to_pylist())
-    return Target(name, table, subtasks, fingerprint(table["id"].to_pylist(), subtasks))
+    return Target(name, Text(table), subtasks, fingerprint(table["id"].to_pylist(), subtasks))
 
 
 @dataclass(frozen=True)

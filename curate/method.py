@@ -58,15 +58,17 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class Target:
-    """The val split of a target: its samples and the sub-task of each ('' where there is none)."""
+    """The val split of a target: its T samples and the sub-task of each ('' where there is none)."""
 
     name: str
-    samples: pa.Table
+    text: Text
     subtasks: tuple[str, ...]
     fingerprint: str
 
-    def text(self) -> Text:
-        return Text(self.samples)
+    @classmethod
+    def of(cls, samples: Sequence[Any], subtasks: Sequence[str] = ()) -> Target:
+        """A target from memory; samples as Text.of takes them."""
+        return cls("target", Text.of(samples), tuple(subtasks) or ("",) * len(samples), "")
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,13 @@ class Candidates:
     source_names: Sequence[str]
     sizes: np.ndarray
 
+    @classmethod
+    def of(cls, values: Sequence[float], sources: Sequence[str] = (), sizes: Sequence[float] = ()) -> Candidates:
+        """Candidates from memory, with ids 1, 2, …; without sources all are of one, without sizes each takes 1."""
+        names, codes = np.unique(np.array(sources or [""] * len(values)), return_inverse=True)
+        taken = np.array(sizes or [1.0] * len(values))
+        return cls(np.arange(1, len(values) + 1, dtype=np.uint64), np.array(values), codes, names.tolist(), taken)
+
     def require_values(self, selector: str) -> np.ndarray:
         if self.values is None:
             raise CurateError(f"the selector '{selector}' ranks by a value; say which with --by, as in --by bm25_t.")
@@ -183,10 +192,17 @@ class Row:
     source: str
     messages: list[dict[str, Any]] | None
     text: str | None
-    meta: str
-    weight: float
-    repeats: int
-    rank: int
+    meta: str = "{}"
+    weight: float = 1.0
+    repeats: int = 1
+    rank: int = 0
+
+    @classmethod
+    def of(cls, sample: str | Sequence[Mapping[str, str]]) -> Row:
+        """A row from memory: a text, or messages with role and content."""
+        if isinstance(sample, str):
+            return cls("0" * 16, "memory", None, sample)
+        return cls("0" * 16, "memory", [{"extra": None, **m} for m in sample], None)
 
     def chat(self) -> list[dict[str, Any]]:
         """The messages as trainers know them: role, content and the keys kept in `extra`; [] for raw text."""

@@ -12,7 +12,7 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -156,7 +156,7 @@ def _json_lines(path: Path, skip: int) -> Iterator[tuple[int, Any]]:
                 if number > skip and not line.isspace():
                     yield number, _parsed(line)
     except _BROKEN as error:
-        yield number + 1, Unreadable(f"the file is cut or damaged from here on ({_first_line(error)})")
+        yield number + 1, _damaged(error)
 
 
 def _parsed(line: bytes) -> Any:
@@ -169,40 +169,41 @@ def _parsed(line: bytes) -> Any:
 def _json_array(path: Path) -> Iterator[tuple[int, Any]]:
     """The elements of one JSON array, parsed one at a time from a buffer that holds little more than one."""
     decode = json.JSONDecoder().raw_decode
-    number, buffer, at, wanted = 0, "", 0, _CHUNK
+    number, buffer, at, wanted, opened = 0, "", 0, _CHUNK, False
     with _open(path) as raw:
         stream = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape")
         while True:
             try:
                 chunk = stream.read(wanted)
             except _BROKEN as error:
-                yield (
-                    number + 1,
-                    Unreadable(f"the file is cut or damaged from here on ({_first_line(error)})"),
-                )
+                yield number + 1, _damaged(error)
                 return
             buffer, at = buffer[at:] + chunk, 0
             while True:
-                at = _skip(buffer, at, first=number == 0)
+                at = _end(_SEPARATOR if opened else _OPENING, buffer, at)
+                opened = opened or at > 0
                 if at < len(buffer) and buffer[at] == "]":
                     return
                 try:
-                    element, end = decode(buffer, at)
+                    element, end = _element(decode, buffer, at, last=not chunk)
                 except json.JSONDecodeError as error:
                     broken = error
-                    if not _unfinished(error, len(buffer)):
-                        yield number + 1, _rest_of_array(buffer, at, broken)
-                        return
-                    break
-                if end == len(buffer) and chunk:  # a number may go on in the next chunk
-                    broken = None
                     break
                 number, at = number + 1, end
                 yield number, element
-            if not chunk:
+            if not chunk or not _unfinished(broken, len(buffer)):
                 yield number + 1, _rest_of_array(buffer, at, broken)
                 return
             wanted = max(_CHUNK, len(buffer) - at)  # double what one large element needs: linear in its size
+
+
+def _element(decode: Callable[..., Any], buffer: str, at: int, last: bool) -> tuple[Any, int]:
+    """The element at a position and where it ends, which only a comma or bracket behind it can show."""
+    element, end = decode(buffer, at)
+    behind = _end(_SPACE, buffer, end)
+    if buffer[behind : behind + 1] not in (",", "]") and not (last and behind == len(buffer)):
+        raise json.JSONDecodeError("Expecting ',' delimiter", buffer, behind)
+    return element, end
 
 
 def _unfinished(error: json.JSONDecodeError, length: int) -> bool:
@@ -210,18 +211,21 @@ def _unfinished(error: json.JSONDecodeError, length: int) -> bool:
     return error.msg.startswith("Unterminated string") or error.pos >= length - 16
 
 
-_SEPARATOR = re.compile(r"[\s,]*")
-_OPENING = re.compile(r"\s*\[\s*")
+_SPACE, _SEPARATOR, _OPENING = re.compile(r"\s*"), re.compile(r"[\s,]*"), re.compile(r"\s*\[\s*")
 
 
-def _skip(buffer: str, at: int, first: bool) -> int:
-    opening = _OPENING.match(buffer, at) if first else None
-    found = opening or _SEPARATOR.match(buffer, at)
+def _end(pattern: re.Pattern[str], buffer: str, at: int) -> int:
+    """Where a pattern's match at a position ends; the position where there is none."""
+    found = pattern.match(buffer, at)
     return found.end() if found else at
 
 
-def _rest_of_array(buffer: str, at: int, broken: json.JSONDecodeError | None) -> Unreadable:
-    why = f"{broken.msg}" if broken and at < len(buffer) else "it has no closing bracket"
+def _damaged(error: Exception) -> Unreadable:
+    return Unreadable(f"the file is cut or damaged from here on ({_first_line(error)})")
+
+
+def _rest_of_array(buffer: str, at: int, broken: json.JSONDecodeError) -> Unreadable:
+    why = broken.msg if at < len(buffer) else "it has no closing bracket"
     raw = buffer[at : at + RAW_CUT].encode("utf-8", "replace").decode()
     return Unreadable(f"the JSON array cannot be read from here on ({why})", raw)
 
@@ -236,7 +240,7 @@ def _table_rows(source: Input) -> Iterator[tuple[int, Any]]:
     except (pa.ArrowInvalid, OSError) as error:
         if number == 0:
             raise CurateError(f"{source.path}: cannot be read as {source.kind} ({_first_line(error)}).") from None
-        yield number + 1, Unreadable(f"the file is cut or damaged from here on ({_first_line(error)})")
+        yield number + 1, _damaged(error)
 
 
 def _batches(source: Input) -> Iterator[pa.RecordBatch | pa.Table]:

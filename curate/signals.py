@@ -6,6 +6,7 @@ knows no method.
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -75,6 +76,19 @@ class Text:
         """samples: columns id, messages, text of the pool's or a target's schema."""
         self.frame = pl.DataFrame(samples.select(self.schema.names).cast(self.schema))
         self._words: dict[tuple[str, bool], Words] = {}
+
+    @classmethod
+    def of(cls, samples: Sequence[str | Sequence[Mapping[str, str]]]) -> Text:
+        """A batch from memory: each sample a text, or a list of messages with role and content."""
+        rows = [
+            {
+                "id": f"{i:016x}",
+                "messages": None if isinstance(sample, str) else list(sample),
+                "text": sample if isinstance(sample, str) else None,
+            }
+            for i, sample in enumerate(samples)
+        ]
+        return cls(pa.Table.from_pylist(rows, schema=cls.schema))
 
     def __len__(self) -> int:
         return len(self.frame)

@@ -24,7 +24,8 @@ class Datasets(Export):
 
     Reference: https://huggingface.co/docs/datasets, `Dataset.save_to_disk`.
 
-    >>> Datasets().example(example_row)["messages"][1]["content"]
+    >>> said = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "an apple"}]
+    >>> Datasets().example(Row.of(said))["messages"][1]["content"]
     'an apple'
     """
 

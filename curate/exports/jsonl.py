@@ -21,7 +21,8 @@ class Jsonl(Export):
 
     Reference: read by `datasets.load_dataset("json", data_files=…)` and anything else.
 
-    >>> sorted(Jsonl().example(example_row))
+    >>> said = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "an apple"}]
+    >>> sorted(Jsonl().example(Row.of(said)))
     ['id', 'messages', 'meta', 'rank', 'source', 'weight']
     """
 

@@ -27,7 +27,8 @@ class Llamafactory(Export):
 
     Reference: LLaMA-Factory, data/README.md and src/llamafactory/data/parser.py.
 
-    >>> Llamafactory().example(example_row)["messages"][0]["role"]
+    >>> said = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "an apple"}]
+    >>> Llamafactory().example(Row.of(said))["messages"][0]["role"]
     'user'
     """
 

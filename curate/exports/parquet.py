@@ -22,7 +22,8 @@ class Parquet(Export):
 
     Reference: read by `datasets.load_dataset("parquet", data_files=…)`, pandas, polars, DuckDB.
 
-    >>> Parquet().example(example_row)["weight"]
+    >>> said = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "an apple"}]
+    >>> Parquet().example(Row.of(said))["weight"]
     1.0
     """
 

@@ -22,7 +22,8 @@ class Trl(Export):
     Reference: https://huggingface.co/docs/trl/dataset_formats. TRL's SFT takes no weight per row (issue 5761), so a
     weighted manifest is refused.
 
-    >>> Trl(style="prompt_completion").example(example_row)["completion"]
+    >>> said = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "an apple"}]
+    >>> Trl(style="prompt_completion").example(Row.of(said))["completion"]
     [{'role': 'assistant', 'content': 'an apple'}]
     """
 

@@ -34,10 +34,12 @@ class Bm25(Score):
                                                                      c = tf / (1 - b + b L / L_mean)
         bm25plus    ln((N + 1) / df)                                 tf (k1 + 1) / (tf + K) + delta
 
-    df, N and L_mean are of the whole pool, over all shards. `okapi`, `bm25l` and `bm25plus` equal rank-bm25's
-    classes of these names; the last two give every word of the query delta's share even where d lacks it, a
-    constant per query. The mean over the target is linear in the query, so the queries' word counts are summed
-    first and one product per sample remains, however many examples the target has.
+    df, N and L_mean are of the whole pool, over all shards. `okapi` and `bm25plus` equal rank-bm25's classes (its
+    BM25L multiplies by tf once more, against its paper); the other four equal bm25s. bm25l and bm25plus give every
+    word of the query delta's share even where d lacks it, a constant per query.
+
+    The mean over the target is linear in the query: the queries' word counts are summed first and one product per
+    sample remains, however many examples the target has.
 
     Cost: reads and tokenises the pool twice (words counted, then scored), keeps one number per distinct word; no
     FLOPs. Limit: tokenising. A second target re-uses the counts.
@@ -47,8 +49,9 @@ class Bm25(Score):
     rank-bm25. As a selector of training data: ADAPT (ICLR 2026), Section 2.2. Aggregate `subtask_max`: LESS.
 
     >>> from curate.method import run
-    >>> run(Bm25(variant="lucene"), [example_batch], example_target)[0]["score"].round(4).tolist()
-    [0.3813, 0.0]
+    >>> batch, target = Text.of(["a red apple", "a green pear"]), Target.of(["which fruit is red?"])
+    >>> run(Bm25(variant="lucene"), [batch], target)[0]["score"].round(4).tolist()
+    [0.2773, 0.0]
     """
 
     scope: ClassVar[Literal["row", "pool"]] = "pool"
@@ -104,7 +107,7 @@ class Bm25(Score):
     def _query(self, target: Target, state: Arrays) -> _Query:
         n, total = (int(x) for x in state["n"])
         idf = pl.DataFrame({"word": _unpacked(state), "idf": self._idf(state["df"].astype(np.float64), n)})
-        asked = split_words(target.text().whole, self.pattern, self.lowercase)
+        asked = split_words(target.text.whole, self.pattern, self.lowercase)
         known = pl.DataFrame({"word": asked.vocabulary}).join(idf, on="word", how="left", maintain_order="left")
         labels, groups = self._groups(target)
         sizes = np.bincount(groups, minlength=len(labels))

@@ -37,8 +37,9 @@ class Dsir(Score):
     NeurIPS 2023, arXiv:2302.03169; code p-lambda/dsir.
 
     >>> from curate.method import run
-    >>> scored = run(Dsir(min_tokens=1), [example_batch], example_target)[0]["score"]
-    >>> bool(scored[0] > scored[1])
+    >>> batch, target = Text.of(["a red apple", "some green pears"]), Target.of(["which apple is red?"])
+    >>> scores = run(Dsir(min_tokens=1), [batch], target)[0]["score"]
+    >>> bool(scores[0] > scores[1])
     True
     """
 
@@ -72,7 +73,7 @@ class Dsir(Score):
 
     def _log_ratio(self, target: Target, state: Arrays) -> np.ndarray:
         """float64 [buckets]"""
-        wanted, raw = self._count(target.text(), {})["counts"], state["counts"]
+        wanted, raw = self._count(target.text, {})["counts"], state["counts"]
         return np.log(wanted / max(wanted.sum(), 1) + self.eps) - np.log(raw / max(raw.sum(), 1) + self.eps)
 
     def _score(self, batch: Text, log_ratio: np.ndarray) -> Columns:

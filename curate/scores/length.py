@@ -22,8 +22,9 @@ class Length(Score):
     arXiv:2402.04833, who keep the longest responses. They count a model's tokens; words need no model.
 
     >>> from curate.method import run
-    >>> run(Length(), [example_batch])[0]["score"].tolist()
-    [2.0, 3.0]
+    >>> said = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "an apple"}]
+    >>> run(Length(), [Text.of([said, "some raw text"])])[0]["score"].tolist()
+    [2, 3]
     """
 
     scope: ClassVar[Literal["row", "pool"]] = "row"

@@ -35,7 +35,7 @@ class Repetition(Score):
 
     Words are what white space separates; lines are separated by newlines, paragraphs by empty lines; all
     characters are those of lines, paragraphs or words, without the separators. Among equally frequent n-grams the
-    one with most characters counts, and an n-gram that occurs once is no repetition.
+    one with most characters counts; an n-gram that occurs once is no repetition; a share is at most 1.
 
     Cost: reads the pool once; no FLOPs. Limit: sorting the n-grams (nine sorts of the batch's words).
 
@@ -46,8 +46,9 @@ class Repetition(Score):
     arXiv:2112.11446, Table A1.
 
     >>> from curate.method import run
-    >>> run(Repetition(), [example_batch])[0]["score"].tolist()
-    [0.0, 0.0]
+    >>> batch = Text.of(["all is said once", "and again and again and again"])
+    >>> run(Repetition(), [batch])[0]["score"].round(2).tolist()
+    [0.0, -6.25]
     """
 
     scope: ClassVar[Literal["row", "pool"]] = "row"

@@ -21,7 +21,7 @@ class Dsir(Selector):
     Reference: Xie et al., NeurIPS 2023, arXiv:2302.03169, Section 3 (importance resampling); Kool, van Hoof,
     Welling, ICML 2019, arXiv:1903.06059 (Gumbel top-k).
 
-    >>> Dsir().select(example_candidates, Budget("rows", 2), seed=0).tolist()
+    >>> Dsir().select(Candidates.of([2.0, 1.0, 3.0]), Budget("rows", 2), seed=0).tolist()
     [2, 0]
     """
 

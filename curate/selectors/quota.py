@@ -21,7 +21,8 @@ class Quota(Selector):
 
     Reference: none; quota realisation of a mixture, largest-remainder (Hamilton) apportionment.
 
-    >>> Quota(shares="a:1,b:1").select(example_candidates, Budget("rows", 2), seed=0).tolist()
+    >>> candidates = Candidates.of([2.0, 1.0, 3.0], ["a", "b", "a"])
+    >>> Quota(shares="a:1,b:1").select(candidates, Budget("rows", 2), seed=0).tolist()
     [2, 1]
     """
 

@@ -19,7 +19,7 @@ class Random(Selector):
 
     Reference: none; permanent random numbers, as survey samplers use them (Ohlsson 1995).
 
-    >>> Random().select(example_candidates, Budget("rows", 2), seed=0).tolist()
+    >>> Random().select(Candidates.of([2.0, 1.0, 3.0]), Budget("rows", 2), seed=0).tolist()
     [1, 0]
     """
 

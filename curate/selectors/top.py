@@ -17,7 +17,7 @@ class Top(Selector):
 
     Reference: none; what "top 5 %" means in LESS, RDS+ and most others.
 
-    >>> Top().select(example_candidates, Budget("rows", 2), seed=0).tolist()
+    >>> Top().select(Candidates.of([2.0, 1.0, 3.0]), Budget("rows", 2), seed=0).tolist()
     [2, 0]
     """
 

@@ -1,0 +1,82 @@
+"""Small fixtures that every test file may use; nothing here is specific to one method."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import curate
+from curate.workspace import Workspace
+
+ROOT = Path(__file__).parent.parent
+SAMPLE = ROOT / "data" / "sample"
+SHARED = Path(os.environ.get("CURATE_SHARED", ROOT.parent / "shared")) / "data"
+
+
+@pytest.fixture
+def ws(tmp_path: Path) -> Workspace:
+    """An empty workspace."""
+    return curate.open_workspace(tmp_path / "ws")
+
+
+@pytest.fixture
+def sample_ws(ws: Workspace) -> Workspace:
+    """The sample corpus in four small shards, with the target `arithmetic`."""
+    curate.ingest(ws, sorted(map(str, (SAMPLE / "pool").iterdir())), shard_bytes=150_000)
+    curate.target(ws, "arithmetic", str(SAMPLE / "targets/arithmetic_val.jsonl"), subtask="subtask")
+    return ws
+
+
+@pytest.fixture(scope="session")
+def shared() -> Path:
+    """Real data beside the checkout; tests that read it are skipped where it is absent."""
+    if not SHARED.is_dir():
+        pytest.skip(f"the real data is not at {SHARED} (set CURATE_SHARED to its folder's parent)")
+    return SHARED
+
+
+@pytest.fixture(scope="session")
+def real_docs(shared: Path) -> list[str]:
+    """2,000 real texts from three sources."""
+    lines = (shared / "pool/gsm8k.jsonl").read_text().splitlines()[:800]
+    docs = [f"{r['question']}\n{r['answer']}" for r in map(json.loads, lines)]
+    for name in ("code", "roleplay"):
+        rows = json.loads((shared / f"pool/gpteacher_{name}.json").read_text())[:600]
+        docs += [f"{r['instruction']}\n{r['input']}\n{r['response']}" for r in rows]
+    return docs
+
+
+def write_jsonl(path: Path, rows: list[Any]) -> str:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return str(path)
+
+
+def qa(n: int, start: int = 0) -> list[dict[str, str]]:
+    """n distinct question-answer rows."""
+    return [{"question": f"what is item {i}?", "answer": f"it is number {i}"} for i in range(start, start + n)]
+
+
+@pytest.fixture
+def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Runs the real command line in a process of its own."""
+
+    def run(*arguments: Any, ws: Workspace | Path | None = None, **kwargs: Any) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "curate.cli", str(arguments[0])]
+        if ws is not None:
+            command += ["-w", str(ws.path if isinstance(ws, Workspace) else ws)]
+        command += [str(a) for a in arguments[1:]]
+        return subprocess.run(command, capture_output=True, text=True, timeout=300, **kwargs)
+
+    return run
+
+
+def tree_bytes(folder: Path, pattern: str = "*.parquet") -> dict[str, bytes]:
+    """Every matching file below a folder, by its path there."""
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob(pattern))}

@@ -1,0 +1,178 @@
+"""The laws: what holds for every method found, whoever wrote it. A new file gets these for nothing."""
+
+from __future__ import annotations
+
+import doctest
+import importlib
+import random
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+import curate
+from curate.method import Budget, Candidates, Target, find, help_text, names, run, settings_help
+from curate.signals import Text
+from curate.stages.score import score_table
+from tests.conftest import SAMPLE, tree_bytes
+
+KINDS = ("score", "selector", "export")
+EVERY = [(kind, name) for kind in KINDS for name in names(kind)]
+SCORES, SELECTORS = names("score"), names("selector")
+
+TEXTS = [
+    "the red apple and the green apple fell from the tree into the river",
+    "a river runs through the town\na river runs through the town\nand the mill turns",
+    [{"role": "user", "content": "what is two plus two?"}, {"role": "assistant", "content": "two plus two is four"}],
+    "print(x) print(x) print(x) print(x) print(x) print(x) print(x) print(x)",
+    "über die brücke ging der müller mit 3 säcken, 4 eseln und 5 kindern",
+    [{"role": "system", "content": "be short"}, {"role": "assistant", "content": "yes."}],
+    "one",
+    "x " * 400 + "the end of a long text about an apple",
+]
+
+
+def batches(order: list[int], sizes: list[int]) -> list[Text]:
+    ends = np.cumsum([0, *sizes])
+    return [Text.of([TEXTS[i] for i in order[a:b]]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def scored(name: str, order: list[int], sizes: list[int]) -> list[dict[str, Any]]:
+    """Rows of the score table of TEXTS taken in `order`, cut into batches, put back in TEXTS' order."""
+    method = find("score", name)()
+    target = Target.of(["which apple is green?", "two plus three is five"], ["fruit", "sums"])
+    cut = batches(order, sizes)
+    results = run(method, cut, target if method.uses_target else None)
+    parts = [score_table(b.frame["id"].to_arrow(), columns, method) for b, columns in zip(cut, results, strict=True)]
+    rows = pa.concat_tables(parts).drop_columns(["id"]).to_pylist()
+    return [row for _, row in sorted(zip(order, rows, strict=True), key=lambda pair: pair[0])]
+
+
+@pytest.mark.parametrize("name", SCORES)
+@pytest.mark.parametrize("sizes", [[1] * 8, [3, 5], [7, 1], [2, 2, 2, 2]])
+def test_a_score_does_not_depend_on_batches_or_order(name: str, sizes: list[int]) -> None:
+    whole = scored(name, list(range(8)), [8])
+    assert scored(name, list(range(8)), sizes) == whole
+    order = random.Random(sum(sizes)).sample(range(8), 8)
+    assert scored(name, order, sizes) == whole  # bit for bit
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_a_score_does_not_depend_on_shards_and_units(name: str, tmp_path: Any) -> None:
+    tables = []
+    for shard_bytes, unit in ((60_000, 20_000), (10_000_000, 10_000_000)):
+        ws = curate.open_workspace(tmp_path / str(shard_bytes))
+        sample = sorted(map(str, (SAMPLE / "pool").iterdir()))
+        curate.ingest(ws, sample, shard_bytes=shard_bytes)
+        curate.target(ws, "t", str(SAMPLE / "targets/facts_val.jsonl"))
+        cls = find("score", name)
+        method = type("Small", (cls,), {"unit_bytes": unit, "__module__": cls.__module__})()
+        curate.score(ws, method, target="t" if cls.uses_target else None, names={name: "x"})
+        tables.append(curate.sql(ws, "SELECT * FROM x"))
+    assert tables[0] == tables[1]
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_what_cannot_be_scored_is_null_with_a_reason_and_the_others_stand(name: str) -> None:
+    method = find("score", name)()
+    target = Target.of(["which apple is green?"]) if method.uses_target else None
+    texts = ["a green apple " * 60, "", "an apple a day " * 60]
+    (columns,) = run(method, [batch := Text.of(texts)], target)
+    rows = score_table(batch.frame["id"].to_arrow(), columns, method).to_pylist()
+    assert (rows[1]["score"] is None) == bool(rows[1]["error"])
+    for row in (rows[0], rows[2]):
+        assert row["error"] is None
+        assert np.isfinite(row["score"])
+    # An empty neighbour changes nothing for a row score; a pool score counts it as a sample.
+    if method.scope == "row":
+        (alone,) = run(method, [Text.of([texts[0], texts[2]])], target)
+        assert alone["score"].tolist() == [columns["score"][0], columns["score"][2]]
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_a_score_of_nothing_is_an_empty_column(name: str) -> None:
+    method = find("score", name)()
+    target = Target.of(["apple"]) if method.uses_target else None
+    (columns,) = run(method, [Text.of([])], target)
+    assert score_table(pa.array([], pa.string()), columns, method).num_rows == 0
+
+
+@pytest.mark.parametrize("name", SCORES)
+def test_the_declared_columns_are_the_ones_written(name: str) -> None:
+    method = find("score", name)()
+    row = scored(name, list(range(8)), [8])[0]
+    assert set(row) == {"score", "error", *method.columns}
+
+
+# --- every method ----------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_a_docstring_has_a_summary_a_formula_a_cost_and_a_reference(kind: str, name: str) -> None:
+    text = help_text(kind, name)
+    summary, _, rest = text.partition("\n")
+    assert summary.endswith(".") and len(summary) < 110
+    for part in ("Format:" if kind == "export" else "Formula", "Cost:", "Reference:"):
+        assert part in rest, f"{kind} {name} has no {part}"
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_the_example_in_the_docstring_runs(kind: str, name: str) -> None:
+    cls = find(kind, name)
+    module = importlib.import_module(cls.__module__)
+    tests = [t for t in doctest.DocTestFinder().find(cls, cls.__name__, module=module) if t.examples]
+    assert tests, f"{kind} {name} has no example"
+    for test in tests:
+        assert doctest.DocTestRunner().run(test).failed == 0
+
+
+@pytest.mark.parametrize(("kind", "name"), EVERY)
+def test_every_setting_has_a_default_and_is_documented(kind: str, name: str) -> None:
+    find(kind, name)()
+    assert all(field["note"] for field in settings_help(kind, name))
+
+
+# --- selectors -------------------------------------------------------------------------------------------
+
+
+def candidates(n: int, seed: int, unit: str) -> Candidates:
+    rng = np.random.default_rng(seed)
+    return Candidates(
+        ids=np.sort(rng.choice(2**62, n, replace=False).astype(np.uint64)),
+        values=rng.integers(0, max(n // 3, 1), n).astype(float),  # with ties
+        sources=rng.integers(0, 3, n),
+        source_names=["a", "b", "c"],
+        sizes=np.ones(n) if unit == "rows" else rng.uniform(1, 50, n),
+    )
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+@pytest.mark.parametrize("unit", ["rows", "tokens"])
+@pytest.mark.parametrize("amount", [1, 7, 40, 10_000])
+def test_a_selector_keeps_its_budget_and_repeats_nothing(name: str, unit: Any, amount: int) -> None:
+    for seed in range(5):
+        pool, selector = candidates(60, seed, unit), find("selector", name)()
+        chosen = selector.select(pool, Budget(unit, amount), seed)
+        assert len(set(chosen.tolist())) == len(chosen)
+        assert pool.sizes[chosen].sum() <= amount
+        if unit == "rows":
+            assert len(chosen) == min(amount, 60)
+        assert chosen.tolist() == selector.select(pool, Budget(unit, amount), seed).tolist()
+
+
+@pytest.mark.parametrize("name", [n for n in SELECTORS if n in ("top", "quota")])
+def test_ties_break_by_id(name: str) -> None:
+    pool = candidates(30, 1, "rows")
+    tied = Candidates(pool.ids, np.ones(30), np.zeros(30, dtype=int), ["a"], np.ones(30))
+    chosen = find("selector", name)().select(tied, Budget("rows", 10), 0)
+    assert chosen.tolist() == list(range(10))
+
+
+def test_the_scores_leave_no_part_of_a_killed_run_behind(sample_ws: Any) -> None:
+    for name in SCORES:
+        method = find("score", name)()
+        curate.score(sample_ws, method, target="arithmetic" if method.uses_target else None)
+    left = [p for p in sample_ws.path.rglob("*") if ".tmp" in p.name or p.name == "_units" and any(p.iterdir())]
+    assert left == []
+    assert tree_bytes(sample_ws.path / "scores")
