@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import shutil
 from dataclasses import dataclass
 from typing import Any
 
@@ -104,18 +102,3 @@ def _stale(ws: Workspace, recipe: dict[str, Any]) -> str | None:
     if recipe["scope"] == "pool" and recipe["pool_fingerprint"] != ws.pool_fingerprint():
         return "the pool has grown"
     return None
-
-
-def finish_swaps(ws: Workspace) -> None:
-    """Complete what a kill interrupted between the two renames of `--fresh`. Only for the claim's holder."""
-    for old in (ws.path / "scores").glob(".*.old"):
-        name = old.name[1 : -len(".old")]
-        final, beside = ws.score_folder(name), fresh_folder(ws, name)
-        if not final.exists() and beside.exists():
-            os.replace(beside, final)
-        shutil.rmtree(old)
-
-
-def fresh_folder(ws: Workspace, name: str) -> Any:
-    """Where a score is computed beside an older one of its name."""
-    return ws.path / "scores" / f".{name}.fresh"

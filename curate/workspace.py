@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
+import shutil
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -14,7 +16,7 @@ from curate import __version__
 from curate.errors import CurateError, nearest
 from curate.fingerprint import fingerprint
 from curate.schema import POOL_COLUMNS, VIEWS
-from curate.shards import Parts, read_json, write_json
+from curate.shards import Parts, claim, read_json, write_json
 
 FORMAT = 1
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -57,6 +59,23 @@ class Workspace:
 
     def score_folder(self, name: str) -> Path:
         return self.path / "scores" / name
+
+    def fresh_folder(self, name: str) -> Path:
+        """Where a score is computed beside an older one of its name, until the two are swapped."""
+        return self.path / "scores" / f".{name}.fresh"
+
+    def swap_score(self, name: str) -> None:
+        """Put the fresh table of a score in the place of the old one. Only for the claim's holder."""
+        old = self.path / "scores" / f".{name}.old"
+        shutil.rmtree(old, ignore_errors=True)
+        os.replace(self.score_folder(name), old)
+        self.finish_swap(name)
+
+    def finish_swap(self, name: str) -> None:
+        """The second half of a swap, which a kill may have left undone."""
+        if not self.score_folder(name).exists():
+            os.replace(self.fresh_folder(name), self.score_folder(name))
+        shutil.rmtree(self.path / "scores" / f".{name}.old", ignore_errors=True)
 
     def score_names(self) -> list[str]:
         return sorted(p.parent.name for p in (self.path / "scores").glob("[a-z]*/score.json"))
@@ -152,6 +171,13 @@ def open_workspace(path: str | os.PathLike[str], create: bool = True) -> Workspa
     return Workspace(folder)
 
 
+def _finish_swaps(ws: Workspace) -> None:
+    for old in (ws.path / "scores").glob(".*.old"):
+        name = old.name[1 : -len(".old")]
+        with contextlib.suppress(CurateError), claim(ws.path, f"score {name}"):  # else its writer lives, and will
+            ws.finish_swap(name)
+
+
 def _opened(folder: Path, marker: dict[str, Any]) -> Workspace:
     found = marker.get("format") if isinstance(marker, dict) else None
     if not isinstance(found, int):
@@ -161,4 +187,6 @@ def _opened(folder: Path, marker: dict[str, Any]) -> Workspace:
             f"{folder} has workspace format {found}, made by curate {marker.get('curate')}; this is curate "
             f"{__version__}, which reads up to format {FORMAT}: upgrade curate."
         )
-    return Workspace(folder)
+    ws = Workspace(folder)
+    _finish_swaps(ws)
+    return ws

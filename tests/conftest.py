@@ -79,4 +79,4 @@ def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 def tree_bytes(folder: Path, pattern: str = "*.parquet") -> dict[str, bytes]:
     """Every matching file below a folder, by its path there."""
-    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob(pattern))}
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob(pattern)) if p.is_file()}

@@ -12,7 +12,6 @@ when complete.
 
 from __future__ import annotations
 
-import os
 import shutil
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +27,7 @@ from tqdm import tqdm
 from curate.costs import charged
 from curate.errors import CurateError
 from curate.fingerprint import fingerprint
-from curate.lineage import default_score_name, finish_swaps, fresh_folder, load_target
+from curate.lineage import default_score_name, load_target
 from curate.method import Arrays, Columns, Pass, Score, Target
 from curate.shards import Parts, claim, read_arrays, read_json, remove_tree, write_json
 from curate.workspace import Shard, Workspace
@@ -139,7 +138,6 @@ class _Job:
 
 def _run(job: _Job, fresh: bool) -> Scored:
     with claim(job.ws.path, f"score {job.name}"):
-        finish_swaps(job.ws)
         folder = _folder(job, fresh)
         result = Scored(job.name, job.method.name, job.recipe["target"])
         parts = Parts(folder)
@@ -155,7 +153,7 @@ def _run(job: _Job, fresh: bool) -> Scored:
                     meter.samples += _score_shard(job, step, given, parts, shard)
             result.computed = sum(shard.rows for shard in todo)
         if folder != job.ws.score_folder(job.name):
-            _swap(folder, job.ws.score_folder(job.name))
+            job.ws.swap_score(job.name)
         records = Parts(job.ws.score_folder(job.name)).records()
         result.rows = sum(record["rows"] for record in records.values())
         result.nulls = sum(record["nulls"] for record in records.values())
@@ -164,7 +162,7 @@ def _run(job: _Job, fresh: bool) -> Scored:
 
 def _folder(job: _Job, fresh: bool) -> Path:
     """Where to write: in place where the table there is this one; beside it where it is stale or `fresh`."""
-    final, beside = job.ws.score_folder(job.name), fresh_folder(job.ws, job.name)
+    final, beside = job.ws.score_folder(job.name), job.ws.fresh_folder(job.name)
     old = read_json(final / "score.json") if (final / "score.json").exists() else None
     if not fresh:
         _refuse_other_recipe(old, job)
@@ -197,14 +195,6 @@ def _refuse_other_recipe(old: dict[str, Any] | None, job: _Job) -> None:
                 f"the score '{job.name}' was made with {key}={old['settings'].get(key)}, not {key}={value}; "
                 "choose another --name, or --fresh to replace it."
             )
-
-
-def _swap(beside: Path, final: Path) -> None:
-    old = final.with_name(f".{final.name}.old")
-    if final.exists():
-        os.replace(final, old)
-    os.replace(beside, final)  # a kill between the two is mended by finish_swaps
-    shutil.rmtree(old, ignore_errors=True)
 
 
 # --- counting passes -------------------------------------------------------------------------------------

@@ -1,0 +1,126 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+import curate
+from curate import query
+from curate.errors import CurateError
+from curate.scores.bm25 import Bm25
+from curate.scores.length import Length
+from curate.stages.sql import write_sql
+from curate.workspace import Workspace
+
+
+@pytest.fixture
+def scored(sample_ws: Workspace) -> Workspace:
+    curate.score(sample_ws, Bm25(keep_subtasks=True), Length(), target="arithmetic")
+    return sample_ws
+
+
+def test_samples_has_each_score_beside_its_own_sample(scored: Workspace) -> None:
+    joined = """SELECT s.id, s.row, b.score AS want_b, l.words AS want_w, s.bm25_arithmetic AS b, s.length_words AS w
+        FROM samples s JOIN bm25_arithmetic b USING (id) JOIN length l USING (id) ORDER BY s.row"""
+    rows = curate.sql(scored, joined)
+    assert [r["row"] for r in rows] == list(range(3000))
+    assert all(r["b"] == r["want_b"] and r["w"] == r["want_w"] for r in rows)
+
+
+def test_a_star_has_every_column_and_names_bound_the_work(scored: Workspace) -> None:
+    (row,) = curate.sql(scored, "SELECT * FROM samples LIMIT 1")
+    assert {"id", "meta", "row", "bm25_arithmetic", "bm25_arithmetic_subtasks", "length_turns", "length_error"} <= set(
+        row
+    )
+    with query.connect(scored, "SELECT length FROM samples") as connection:
+        sql = connection.execute("SELECT sql FROM duckdb_views() WHERE view_name = 'samples'").fetchall()[0][0]
+    assert "scores/length" in sql and "bm25" not in sql
+
+
+def test_every_view_is_there_even_when_empty(ws: Workspace) -> None:
+    for view in ("pool", "targets", "rejects", "ledger", "runs", "samples"):
+        assert curate.sql(ws, f"SELECT * FROM {view}") == []
+
+
+def test_json_and_maps_are_readable(scored: Workspace) -> None:
+    rows = curate.sql(scored, "SELECT meta->>'skill' AS skill, count(*) AS n FROM pool GROUP BY skill ORDER BY n")
+    assert sum(r["n"] for r in rows) == 3000 and len(rows) == 7
+    text = write_sql(scored, "SELECT subtasks, sum(1) AS n, 'NaN'::DOUBLE AS x, 2.5::DECIMAL(4,1) AS d FROM "
+                     "bm25_arithmetic GROUP BY ALL LIMIT 1", "json")  # fmt: skip
+    (row,) = json.loads(text)
+    assert set(row["subtasks"]) == {"add", "take", "times"} and type(row["n"]) is int
+    assert row["x"] is None and row["d"] == 2.5
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("DROP VIEW pool", "give one SELECT"),
+        ("COPY (SELECT 1) TO 'x.csv'", "give one SELECT"),
+        ("ATTACH 'x.db'", "give one SELECT"),
+        ("SELECT 1; SELECT 2", "give one SELECT"),
+        ("", "give one SELECT"),
+        ("SELEC 1", "not SQL"),
+        ("SELECT * FROM bm25_arithmetik", "did you mean 'bm25_arithmetic'"),
+        ("SELECT lenght FROM samples", "did you mean 'length'"),
+        ("SELECT 1 / 'x'", "DuckDB refuses"),
+    ],
+)
+def test_a_query_that_cannot_run_is_one_sentence(scored: Workspace, text: str, sentence: str) -> None:
+    with pytest.raises(CurateError, match=sentence) as caught:
+        curate.sql(scored, text)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_common_table_expression_and_the_users_own_files_are_fine(scored: Workspace, tmp_path: Path) -> None:
+    pq.write_table(pa.table({"source": ["school"], "label": ["S"]}), tmp_path / "own.parquet")
+    text = f"""WITH own AS (FROM '{tmp_path}/own.parquet')
+        SELECT label, count(*) AS n FROM samples JOIN own USING (source) GROUP BY label"""
+    assert curate.sql(scored, text)[0]["label"] == "S"
+
+
+def test_results_are_written_as_files(scored: Workspace, tmp_path: Path) -> None:
+    text = "SELECT id, length FROM samples ORDER BY row;"
+    assert write_sql(scored, text, "parquet", str(tmp_path / "x.parquet")) == ""
+    write_sql(scored, text, "csv", str(tmp_path / "x.csv"))
+    assert pq.read_table(tmp_path / "x.parquet").num_rows == 3000
+    assert len((tmp_path / "x.csv").read_text().splitlines()) == 3001
+    with pytest.raises(CurateError, match="-o FILE"):
+        write_sql(scored, text, "parquet")
+    with pytest.raises(CurateError, match="no such folder"):
+        write_sql(scored, text, "csv", str(tmp_path / "no" / "x.csv"))
+    with pytest.raises(CurateError, match="did you mean 'json'"):
+        write_sql(scored, text, "jsn")
+
+
+def test_samples_over_missing_shards_keeps_every_row_in_place(scored: Workspace) -> None:
+    """A score whose second shard is gone gives nulls exactly there."""
+    from curate.shards import Parts
+
+    want = curate.sql(scored, "SELECT row, length FROM samples ORDER BY row")
+    second = scored.shards()[1]
+    Parts(scored.score_folder("length")).remove(second.name)
+    got = curate.sql(scored, "SELECT row, length FROM samples ORDER BY row")
+    lost = range(second.start, second.start + second.rows)
+    assert all(g["length"] == (None if g["row"] in lost else w["length"]) for g, w in zip(got, want, strict=True))
+
+
+def test_many_scores_cost_only_those_named(tmp_path: Path, ws: Workspace) -> None:
+    """The parts of scores that a query does not name are not even opened."""
+    curate.ingest(ws, [_jsonl(tmp_path)])
+    for i in range(5):
+        curate.score(ws, Length(), names={"length": f"s{i}"})
+    for i in range(4):
+        next(ws.score_folder(f"s{i}").glob("part-*.parquet")).write_bytes(b"unreadable")
+    rows = curate.sql(ws, "SELECT s4 FROM samples ORDER BY s4 DESC LIMIT 5")
+    assert np.isfinite([r["s4"] for r in rows]).all()
+
+
+def _jsonl(folder: Path) -> str:
+    from tests.conftest import qa, write_jsonl
+
+    return write_jsonl(folder / "a.jsonl", qa(50))

@@ -1,0 +1,278 @@
+"""The score engine: units, resuming, appending, staleness, replacing."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import textwrap
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import curate
+from curate.errors import CurateError
+from curate.lineage import score_state
+from curate.scores.bm25 import Bm25
+from curate.scores.length import Length
+from curate.stages.score import unit_ranges
+from curate.workspace import Shard, Workspace
+from tests.conftest import SAMPLE, qa, tree_bytes, write_jsonl
+
+
+class Small(Bm25):
+    """Bm25 in many units."""
+
+    unit_bytes = 10_000
+
+
+Small.name = "bm25"
+
+
+@pytest.fixture
+def spied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
+    """(pass, rows) of every batch that a method maps."""
+    seen: list[tuple[str, int]] = []
+    for cls, name in ((Bm25, "_count"), (Bm25, "_score"), (Length, "_count")):
+        original = getattr(cls, name)
+
+        def spy(self: Any, batch: Any, given: Any, original: Any = original, what: str = f"{cls.name}{name}") -> Any:
+            seen.append((what, len(batch)))
+            return original(self, batch, given)
+
+        monkeypatch.setattr(cls, name, spy)
+    return seen
+
+
+def test_units_cover_a_shard_once_and_follow_its_bytes() -> None:
+    for rows, n_chars, unit in ((1, 10, 5), (10, 10_000, 3_000), (7, 0, 100), (1000, 999_999, 1000)):
+        ranges = unit_ranges(Shard("p", Path(), 0, rows, n_chars, ""), unit)
+        assert [a for a, _ in ranges[1:]] == [b for _, b in ranges[:-1]]
+        assert ranges[0][0] == 0 and ranges[-1][1] == rows and all(a < b for a, b in ranges)
+        assert len(ranges) <= max(1, n_chars // unit + 1)
+
+
+def test_scoring_again_computes_nothing(sample_ws: Workspace, spied: list) -> None:
+    (first,) = curate.score(sample_ws, Small(), target="arithmetic")
+    assert (first.computed, first.reused, first.rows) == (3000, 0, 3000)
+    before = tree_bytes(sample_ws.path / "scores", "*")
+    spied.clear()
+    (second,) = curate.score(sample_ws, Small(), target="arithmetic")
+    assert (second.computed, second.reused, spied) == (0, 3000, [])
+    assert tree_bytes(sample_ws.path / "scores", "*") == before
+
+
+def test_a_second_target_reuses_the_counts(sample_ws: Workspace, spied: list) -> None:
+    curate.target(sample_ws, "facts", str(SAMPLE / "targets/facts_val.jsonl"))
+    curate.score(sample_ws, Bm25(), target="arithmetic")
+    spied.clear()
+    curate.score(sample_ws, Bm25(), target="facts")
+    curate.score(sample_ws, Bm25(variant="lucene"), target="facts", names={"bm25": "lucene"})
+    assert {what for what, _ in spied} == {"bm25_score"}
+
+
+def test_appending_fills_row_scores_and_makes_pool_scores_stale(
+    sample_ws: Workspace, tmp_path: Path, spied: list
+) -> None:
+    curate.score(sample_ws, Length(), Bm25(), target="arithmetic")
+    untouched = tree_bytes(sample_ws.path / "scores/length")
+    curate.ingest(sample_ws, [write_jsonl(tmp_path / "more.jsonl", qa(500))])
+    assert score_state(sample_ws, "length").problem() == "lacks 500 of 3500 samples"
+    assert score_state(sample_ws, "bm25_arithmetic").problem() == "is stale (the pool has grown)"
+    nulls = curate.sql(
+        sample_ws, "SELECT count(*) - count(length) AS l, count(*) - count(bm25_arithmetic) AS b FROM samples"
+    )
+    assert nulls == [{"l": 500, "b": 500}]  # what is not scored yet is null, and in its place
+
+    spied.clear()
+    (length,) = curate.score(sample_ws, Length())
+    assert (length.computed, length.reused) == (500, 3000)
+    assert spied == [("length_count", 500)]
+    assert untouched.items() <= tree_bytes(sample_ws.path / "scores/length").items()
+
+    old = curate.sql(sample_ws, "SELECT * FROM bm25_arithmetic")
+    spied.clear()
+    (bm25,) = curate.score(sample_ws, Bm25(), target="arithmetic")
+    assert bm25.computed == 3500 and score_state(sample_ws, "bm25_arithmetic").problem() is None
+    assert sum(n for what, n in spied if what == "bm25_count") == 500  # the old shards' counts stand
+    assert curate.sql(sample_ws, "SELECT * FROM bm25_arithmetic")[:3000] != old
+
+
+def test_an_edited_target_makes_its_scores_stale_and_no_others(sample_ws: Workspace, tmp_path: Path) -> None:
+    curate.score(sample_ws, Length(), Bm25(), target="arithmetic")
+    curate.target(sample_ws, "arithmetic", write_jsonl(tmp_path / "t.jsonl", qa(3)))
+    assert score_state(sample_ws, "bm25_arithmetic").problem() == "is stale (the target 'arithmetic' was edited)"
+    assert score_state(sample_ws, "length").problem() is None
+    curate.score(sample_ws, Bm25(), target="arithmetic")
+    assert score_state(sample_ws, "bm25_arithmetic").problem() is None
+
+
+def test_other_settings_under_the_same_name_are_refused_by_name_and_replaced_by_fresh(sample_ws: Workspace) -> None:
+    curate.score(sample_ws, Bm25(), target="arithmetic")
+    before = curate.sql(sample_ws, "SELECT sum(score) AS s FROM bm25_arithmetic")
+    with pytest.raises(CurateError, match=r"made with k1=1.5, not k1=0.9.*--fresh"):
+        curate.score(sample_ws, Bm25(k1=0.9), target="arithmetic")
+    with pytest.raises(CurateError, match="made with method"):
+        curate.score(sample_ws, Length(), names={"length": "bm25_arithmetic"})
+    assert curate.sql(sample_ws, "SELECT sum(score) AS s FROM bm25_arithmetic") == before
+    curate.score(sample_ws, Bm25(k1=0.9), target="arithmetic", fresh=True)
+    assert curate.sql(sample_ws, "SELECT sum(score) AS s FROM bm25_arithmetic") != before
+    assert score_state(sample_ws, "bm25_arithmetic").command() == "curate score bm25 --target arithmetic --set k1=0.9"
+    assert [p.name for p in (sample_ws.path / "scores").iterdir()] == ["bm25_arithmetic"]
+
+
+def test_a_swap_interrupted_between_its_renames_is_completed(sample_ws: Workspace) -> None:
+    curate.score(sample_ws, Length())
+    scores = sample_ws.path / "scores"
+    want = tree_bytes(scores / "length")
+    os.rename(scores / "length", scores / ".length.fresh")  # the state after the first rename
+    (scores / ".length.old").mkdir()
+    ws = curate.open_workspace(sample_ws.path)
+    assert ws.score_names() == ["length"] and tree_bytes(scores / "length") == want
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (((Bm25(),), {}), "needs a target: add --target"),
+        (((Bm25(),), {"target": "nope"}), "no target 'nope'.*arithmetic"),
+        (((Length(),), {"target": "arithmetic"}), "no method of length uses a target"),
+        (((Length(),), {"names": {"length": "Select"}}), "must match"),
+        (((Length(),), {"names": {"length": "select"}}), "word of SQL"),
+        (((Length(),), {"names": {"length": "n_chars"}}), "taken: it is a column of the pool"),
+        (((Length(),), {"names": {"length": "pool"}}), "taken: it is a view"),
+        (((Length(),), {"names": {"bm25": "x"}}), "not among the methods"),
+        (((), {}), "at least one score method"),
+    ],
+)
+def test_mistakes_are_told_in_a_sentence(sample_ws: Workspace, arguments: Any, sentence: str) -> None:
+    methods, kwargs = arguments
+    with pytest.raises(CurateError, match=sentence):
+        curate.score(sample_ws, *methods, **kwargs)
+    assert sample_ws.score_names() == []
+
+
+def test_an_empty_pool_cannot_be_scored(ws: Workspace) -> None:
+    with pytest.raises(CurateError, match="the pool is empty"):
+        curate.score(ws, Length())
+
+
+def test_a_dry_run_tells_the_work_and_does_none(sample_ws: Workspace) -> None:
+    before = tree_bytes(sample_ws.path, "*")
+    (plan,) = curate.score(sample_ws, Small(), target="arithmetic", dry_run=True)
+    assert [p["pass"] for p in plan.planned] == ["count", "score"]
+    assert plan.planned[0]["rows"] == 3000 and plan.planned[0]["units"] > plan.planned[0]["shards"]
+    assert tree_bytes(sample_ws.path, "*") == before
+
+
+def test_commit_records_vouch_for_the_bytes(sample_ws: Workspace) -> None:
+    import hashlib
+
+    curate.score(sample_ws, Small(), target="arithmetic")
+    folder = sample_ws.score_folder("bm25_arithmetic")
+    from curate.shards import Parts
+
+    records = Parts(folder).records()
+    assert len(records) == len(sample_ws.shards()) > 1
+    for name, record in records.items():
+        data = (folder / f"{name}.parquet").read_bytes()
+        assert record["sha256"] == hashlib.sha256(data).hexdigest()
+        for word in (str(sample_ws.path), "bm25_arithmetic", os.uname().nodename):
+            assert word.encode() not in data
+    assert not (folder / "_units").exists() or not any((folder / "_units").iterdir())
+
+
+def test_every_pass_is_in_the_ledger(sample_ws: Workspace) -> None:
+    curate.score(sample_ws, Length(), Bm25(), target="arithmetic")
+    rows = [(r["stage"], r["methods"], r["name"], r["phase"], r["samples"]) for r in curate.ledger(sample_ws)]
+    assert rows == [
+        ("ingest", "", "pool", "read", 3000),
+        ("score", "length", "length", "count", 3000),
+        ("score", "bm25", "bm25_arithmetic", "count", 3000),
+        ("score", "bm25", "bm25_arithmetic", "score", 3000),
+    ]
+
+
+# --- under a real kill -----------------------------------------------------------------------------------
+
+SLOW = """
+    import os, signal, sys
+    import curate
+    from curate.scores.bm25 import Bm25
+    from curate.shards import Parts
+
+    class Small(Bm25):
+        unit_bytes = 10_000
+
+    Small.name = "bm25"
+    commits, die_at = 0, int(sys.argv[2])
+    commit = Parts.commit
+
+    def counted(self, *args, **kwargs):
+        global commits
+        commits += 1
+        if commits == die_at:
+            os.kill(os.getpid(), signal.SIGKILL)
+        commit(self, *args, **kwargs)
+
+    Parts.commit = counted
+    curate.score(curate.open_workspace(sys.argv[1]), Small(), target="arithmetic")
+"""
+
+
+def kill_after(ws: Workspace, commits: int) -> None:
+    run = [sys.executable, "-c", textwrap.dedent(SLOW), str(ws.path), str(commits + 1)]
+    assert subprocess.run(run, timeout=120).returncode == -signal.SIGKILL
+
+
+def test_a_run_killed_again_and_again_repeats_no_unit_and_ends_with_the_same_bytes(
+    sample_ws: Workspace, tmp_path: Path, spied: list
+) -> None:
+    import shutil
+
+    calm = curate.open_workspace(shutil.copytree(sample_ws.path, tmp_path / "calm"))
+    curate.score(calm, Small(), target="arithmetic")
+    units = len(spied)
+    assert units > 30
+    spied.clear()
+    done = 0
+    for commits in (3, 9, 8, 7):
+        kill_after(sample_ws, commits)
+        done += commits
+    (result,) = curate.score(sample_ws, Small(), target="arithmetic")
+    # Of the commits before each kill all were units, but for one state and the parts they were merged into.
+    merged = len(sample_ws.shards()) + 1
+    assert units - done <= len(spied) <= units - done + merged
+    assert result.rows == 3000
+    assert tree_bytes(sample_ws.path / "scores") == tree_bytes(calm.path / "scores")
+    assert not [p for p in (sample_ws.path / "scores").rglob("*") if "tmp" in p.name]
+
+
+def test_a_living_writer_is_respected_and_a_dead_one_is_not(sample_ws: Workspace) -> None:
+    holder = """
+        import sys, time
+        from pathlib import Path
+        from curate.shards import claim
+        with claim(Path(sys.argv[1]), "score length"):
+            print("held", flush=True)
+            sys.stdin.read()
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(holder), str(sample_ws.path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    assert process.stdout is not None and process.stdin is not None
+    assert process.stdout.readline() == "held\n"
+    with pytest.raises(CurateError, match=f"process {process.pid} on .* is writing the score length"):
+        curate.score(sample_ws, Length())
+    process.kill()
+    process.wait()
+    process.stdin.close()
+    process.stdout.close()
+    curate.score(sample_ws, Length())
+    assert time.time() and sample_ws.score_names() == ["length"]

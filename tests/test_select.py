@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import curate
+from curate.errors import CurateError
+from curate.method import find
+from curate.scores.bm25 import Bm25
+from curate.scores.length import Length
+from curate.selectors.quota import Quota
+from curate.selectors.random import Random
+from curate.selectors.top import Top
+from curate.shards import read_json
+from curate.stages.select import Choice
+from curate.workspace import Workspace
+from tests.conftest import qa, tree_bytes, write_jsonl
+
+
+@pytest.fixture
+def scored(sample_ws: Workspace) -> Workspace:
+    curate.score(sample_ws, Bm25(keep_subtasks=True), Length(), target="arithmetic")
+    return sample_ws
+
+
+def rows(ws: Workspace, name: str) -> list[dict[str, Any]]:
+    return curate.sql(ws, f"SELECT * FROM {name} ORDER BY rank")
+
+
+def test_top_of_an_expression_equals_sql(scored: Workspace) -> None:
+    by = "bm25_arithmetic - 0.1 * length"
+    result = curate.select(scored, "best", Top(), Choice(by=by, where="source <> 'forum'", top=100))
+    want = curate.sql(
+        scored,
+        f"SELECT id, row, source FROM samples WHERE source <> 'forum' ORDER BY ({by})::DOUBLE DESC, id LIMIT 100",
+    )
+    got = rows(scored, "best")
+    assert [(r["id"], r["row"], r["source"]) for r in got] == [(r["id"], r["row"], r["source"]) for r in want]
+    assert {(r["weight"], r["repeats"]) for r in got} == {(1.0, 1)}
+    assert [r["rank"] for r in got] == list(range(100))
+    assert result.rows == 100 and sum(s["selected"] for s in result.by_source) == 100
+
+
+def test_budgets_in_rows_fractions_and_tokens(scored: Workspace) -> None:
+    assert curate.select(scored, "a", Top(), Choice(by="length", frac=0.05)).rows == 150
+    assert curate.select(scored, "b", Top(), Choice(by="length", where="length > 3", frac=0.5)).rows > 150
+    result = curate.select(scored, "c", Random(), Choice(tokens=2000, token_count="length_words"))
+    assert 1900 < result.tokens <= 2000
+    total = curate.sql(scored, "SELECT sum(length_words)::DOUBLE AS n FROM c JOIN samples USING (row)")
+    assert total == [{"n": result.tokens}]
+    result = curate.select(scored, "d", Top(), Choice(by="length", top=10_000))
+    assert result.rows == 3000 and "more than the 3000 candidates" in result.warnings[0]
+
+
+def test_per_source_gives_each_its_budget(scored: Workspace) -> None:
+    result = curate.select(scored, "each", Top(), Choice(by="bm25_arithmetic", top=7, per="source"))
+    assert {(s["source"], s["selected"]) for s in result.by_source} == {
+        (s, 7) for s in ("school", "workshop", "atlas", "forum")
+    }
+
+
+def test_per_subtask_gives_each_its_best_and_none_twice(scored: Workspace) -> None:
+    curate.select(scored, "each", Top(), Choice(by="bm25_arithmetic", top=20, per="subtask"))
+    got = rows(scored, "each")
+    assert len({r["id"] for r in got}) == 60
+    best_add = curate.sql(scored, "SELECT id FROM bm25_arithmetic ORDER BY subtasks['add']::DOUBLE DESC, id LIMIT 20")
+    assert [r["id"] for r in got[:20]] == [r["id"] for r in best_add]
+    with pytest.raises(CurateError, match="kept no sub-tasks"):
+        curate.select(scored, "x", Top(), Choice(by="length", top=1, per="subtask"))
+
+
+def test_samples_without_a_value_are_never_chosen(scored: Workspace) -> None:
+    by = "CASE WHEN source = 'forum' THEN NULL WHEN source = 'atlas' THEN 'nan'::DOUBLE ELSE 1 END"
+    result = curate.select(scored, "valued", Top(), Choice(by=by, top=3000))
+    assert {r["source"] for r in rows(scored, "valued")} == {"school", "workshop"}
+    assert result.without_value == 3000 - result.rows
+
+
+def test_a_replay_writes_the_same_bytes(scored: Workspace) -> None:
+    choice = Choice(by="bm25_arithmetic", where="length > 2", top=50, seed=3)
+    curate.select(scored, "one", Quota(shares="school:1,forum:2"), choice)
+    again = curate.replay(scored, "two", str(scored.manifest_path("one").with_suffix(".json")), find)
+    assert again.warnings == []
+    one, two = scored.manifest_path("one"), scored.manifest_path("two")
+    assert one.read_bytes() == two.read_bytes()
+
+
+def test_a_replay_says_what_has_changed(scored: Workspace, tmp_path: Path) -> None:
+    curate.select(scored, "one", Top(), Choice(by="length", top=50))
+    curate.ingest(scored, [write_jsonl(tmp_path / "m.jsonl", [{"question": "q", "answer": "long " * 500}])])
+    curate.score(scored, Length())
+    again = curate.replay(scored, "two", str(scored.manifest_path("one").with_suffix(".json")), find)
+    assert again.warnings == ["the rows differ from the replayed manifest's: the pool has changed since"]
+    with pytest.raises(CurateError, match="no manifest's JSON"):
+        curate.replay(scored, "x", str(scored.path / "workspace.json"), find)
+
+
+def test_the_command_in_the_lineage_makes_the_same_selection(scored: Workspace, cli: Any) -> None:
+    choice = Choice(by="bm25_arithmetic", where="source = 'it''s' OR length > 2", frac=0.02, per="source", seed=9)
+    curate.select(scored, "one", Top(), choice)
+    lineage = read_json(scored.manifest_path("one").with_suffix(".json"))
+    words = shlex.split(lineage["command"])
+    assert words[:3] == ["curate", "select", "one"]
+    done = cli(words[1], "two", *words[3:], ws=scored)
+    assert done.returncode == 0, done.stderr
+    assert scored.manifest_path("two").read_bytes() == scored.manifest_path("one").read_bytes()
+    assert set(lineage["scores"]) == {"bm25_arithmetic", "length"}
+
+
+def test_stale_and_incomplete_scores_are_refused_unless_allowed(scored: Workspace, tmp_path: Path) -> None:
+    curate.ingest(scored, [write_jsonl(tmp_path / "more.jsonl", qa(5))])
+    for name, why in (("bm25_arithmetic", "is stale"), ("length", "lacks 5 of 3005")):
+        with pytest.raises(CurateError, match=f"{why}.*run `curate score .*--allow-stale"):
+            curate.select(scored, "x", Top(), Choice(by=name, top=5))
+        result = curate.select(scored, f"with_{name}", Top(), Choice(by=name, top=5, allow_stale=True))
+        assert result.rows == 5 and why in result.warnings[0]
+
+
+@pytest.mark.parametrize(
+    ("choice", "sentence"),
+    [
+        ({}, "exactly one budget"),
+        ({"top": 1, "frac": 0.5}, "exactly one budget"),
+        ({"top": 0}, "above 0"),
+        ({"frac": 1.5}, "more than the whole"),
+        ({"top": 1, "per": "domain"}, "source or subtask"),
+    ],
+)
+def test_an_ill_choice_is_refused(choice: dict, sentence: str) -> None:
+    with pytest.raises(CurateError, match=sentence):
+        Choice(**choice)
+
+
+@pytest.mark.parametrize(
+    ("name", "choice", "sentence"),
+    [
+        ("x", {"by": "no_such", "top": 1}, "there is no column 'no_such'"),
+        ("x", {"by": "length +", "top": 1}, "not SQL"),
+        ("x", {"by": "source", "top": 1}, "DuckDB refuses"),
+        ("x", {"where": "source = 'none'", "top": 1}, "no sample passes"),
+        ("x", {"by": "NULL", "top": 1}, "nothing was selected"),
+        ("Bad-Name", {"top": 1}, "'bad_name' would do"),
+        ("length", {"top": 1}, "taken: it is a score"),
+        ("table", {"top": 1}, "word of SQL"),
+    ],
+)
+def test_a_selection_that_cannot_be_is_one_sentence_and_leaves_nothing(
+    scored: Workspace, name: str, choice: dict, sentence: str
+) -> None:
+    before = tree_bytes(scored.path)
+    with pytest.raises(CurateError, match=sentence) as caught:
+        curate.select(scored, name, Top() if "by" in choice else Random(), Choice(**choice))
+    assert "\n" not in str(caught.value)
+    after = {k: v for k, v in tree_bytes(scored.path).items() if not k.startswith("ledger")}
+    assert after == {k: v for k, v in before.items() if not k.startswith("ledger")}
+
+
+def test_a_dry_run_tells_and_writes_nothing(scored: Workspace) -> None:
+    assert curate.select(scored, "x", Top(), Choice(by="length", top=5), dry_run=True).rows == 5
+    assert scored.manifest_names() == []
