@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
 from typing import Any
 
 import click
 
 import curate
 from curate import method as kinds
+from curate.console import notes, run, say, table
 from curate.errors import CurateError, nearest
 from curate.workspace import Workspace, open_workspace
 
@@ -101,35 +99,6 @@ def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:
     return pairs
 
 
-def _say(result: Any, as_json: bool, text: str) -> None:
-    if as_json:
-        data = [asdict(r) for r in result] if isinstance(result, list) else asdict(result)
-        text = json.dumps(data, ensure_ascii=False, indent=1)
-    click.echo(text)
-
-
-def _table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
-    """Rows as aligned text; columns: key -> heading. Numbers to the right."""
-    cells = [[_cell(row.get(key)) for key in columns] for row in rows]
-    widths = [max(len(c[i]) for c in [*cells, list(columns.values())]) for i in range(len(columns))]
-    right = [any(isinstance(row.get(key), int | float) for row in rows) for key in columns]
-    lines = [list(columns.values()), *cells]
-    aligned = [[x.rjust(w) if r else x.ljust(w) for x, w, r in zip(line, widths, right, strict=True)] for line in lines]
-    return "\n".join("  " + "  ".join(line).rstrip() for line in aligned)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "" if value is None else str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
-def _warn(warnings: Sequence[str]) -> str:
-    return "".join(f"\nnote: {warning}" for warning in warnings)
-
-
 # --- the pool --------------------------------------------------------------------------------------------
 
 
@@ -181,14 +150,14 @@ def ingest(
         )
     if r.sources:
         lines.append(
-            _table(
+            table(
                 [{"source": s, "added": n} for s, n in r.sources.items()],
                 {"source": "source", "added": "added"},
             )
         )
     for reason, n in sorted(r.reasons.items(), key=lambda item: -item[1])[:10]:
         lines.append(f"  rejected {n:,}: {reason}")
-    _say(r, as_json, "\n".join(lines) + _warn(r.warnings))
+    say(r, as_json, "\n".join(lines) + notes(r.warnings))
 
 
 @cli.command()
@@ -224,7 +193,7 @@ def target(
     rows = ", ".join(f"{n:,} {s}" for s, n in sorted(r.rows.items(), reverse=True))
     sub = f", {len(r.subtasks)} sub-tasks" if r.subtasks else ""
     text = f"Target {name}: {rows} samples{sub}; formats seen: {', '.join(r.formats)}."
-    _say(
+    say(
         r,
         as_json,
         text + (f"\nnote: {r.rejected} rows were rejected; see the table rejects" if r.rejected else ""),
@@ -270,7 +239,7 @@ def score(
     methods = [kinds.make("score", name, _own_settings(name, method_names, settings)) for name in method_names]
     names = dict(_score_name(given, method_names) for given in given_names)
     results = curate.score(ws, *methods, target=target_name, names=names, fresh=fresh, dry_run=dry_run)
-    _say(results, as_json, "\n".join(_scored(r, dry_run) for r in results))
+    say(results, as_json, "\n".join(_scored(r, dry_run) for r in results))
 
 
 def _own_settings(name: str, method_names: Sequence[str], settings: Sequence[str]) -> dict[str, str]:
@@ -306,7 +275,7 @@ def _scored(r: Any, dry_run: bool) -> str:
             "text_chars": "characters",
             "flops": "FLOPs",
         }
-        return f"{r.name} would run\n" + _table(r.planned, columns)
+        return f"{r.name} would run\n" + table(r.planned, columns)
     nulls = f", {r.nulls:,} of them null (see {r.name}.error)" if r.nulls else ""
     return f"{r.name}: {r.computed:,} samples scored now, {r.reused:,} were; {r.rows:,} in all{nulls}."
 
@@ -337,9 +306,9 @@ def status(ws: Workspace, as_json: bool) -> None:
         ),
         (s.manifests, {"name": "manifest", "selector": "selector", "by": "by", "rows": "samples"}),
     ]
-    lines += [_table(rows, columns) for rows, columns in tables if rows]
+    lines += [table(rows, columns) for rows, columns in tables if rows]
     lines += [f"{row['name']} {row['state']}: run `{row['command']}`." for row in s.scores if row["command"]]
-    _say(s, as_json, "\n\n".join(lines))
+    say(s, as_json, "\n\n".join(lines))
 
 
 @cli.command()
@@ -349,7 +318,7 @@ def ledger(ws: Workspace, as_json: bool) -> None:
     """What every pass cost, summed by stage, method, name and phase."""
     rows = curate.ledger(ws)
     columns = {key: key for key in ("stage", "methods", "name", "phase", "runs", "samples", "flops", "seconds")}
-    click.echo(json.dumps(rows, indent=1) if as_json else _table(rows, columns) if rows else "Nothing was spent yet.")
+    click.echo(json.dumps(rows, indent=1) if as_json else table(rows, columns) if rows else "Nothing was spent yet.")
 
 
 @cli.command()
@@ -399,9 +368,7 @@ def methods(kind: str | None, name: str | None, as_json: bool) -> None:
         return
     found = curate.methods(kind)
     click.echo(
-        json.dumps(found, indent=1)
-        if as_json
-        else _table(found, {"kind": "kind", "name": "name", "summary": "summary"})
+        json.dumps(found, indent=1) if as_json else table(found, {"kind": "kind", "name": "name", "summary": "summary"})
     )
 
 
@@ -478,7 +445,7 @@ def select(
     said = "Would select" if dry_run else f"Manifest {name}:"
     head = f"{said} {r.rows:,} of {r.candidates:,} candidates, about {r.tokens:,.0f} tokens."
     null = f"\nnote: {r.without_value:,} candidates have no value and were not considered" if r.without_value else ""
-    _say(r, as_json, f"{head}\n{_table(r.by_source, columns)}{null}{_warn(r.warnings)}")
+    say(r, as_json, f"{head}\n{table(r.by_source, columns)}{null}{notes(r.warnings)}")
 
 
 @cli.command()
@@ -519,45 +486,16 @@ def export(
     r = curate.export(ws, manifest, exporter, output, skip_unfit=skip_unfit)
     skipped = "".join(f"\nnote: left out: {why}" for why in r.skipped[:5])
     more = f"\nnote: {len(r.skipped):,} samples were left out in all" if r.skipped else ""
-    _say(
+    say(
         r,
         as_json,
         f"{r.rows:,} rows written for {fmt}:\n" + "\n".join(f"  {f}" for f in r.files) + skipped + more,
     )
 
 
-# --- the way out -----------------------------------------------------------------------------------------
-
-
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Run the command line; every error is one sentence, status 2 for a user's mistake and 1 for a failure."""
-    try:
-        status = cli.main(arguments, prog_name="curate", standalone_mode=False)
-        sys.stdout.flush()
-    except CurateError as error:
-        status = _fail(str(error), error.exit_status)
-    except click.ClickException as error:
-        status = _fail(error.format_message(), 2)
-    except (click.Abort, KeyboardInterrupt):
-        status = _fail("stopped; what was committed stays, and the same command goes on from there.", 130)
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has closed the pipe: not an error
-        status = 0
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        status = _fail(
-            f"{where}{error.strerror or error}; nothing that was stored is lost, mend this and run again.", 1
-        )
-    except Exception as error:
-        if os.environ.get("CURATE_DEBUG"):
-            raise
-        status = _fail(f"unexpected {type(error).__name__}: {error} (a bug; CURATE_DEBUG=1 shows where).", 1)
-    sys.exit(status if isinstance(status, int) else 0)
-
-
-def _fail(sentence: str, status: int) -> int:
-    click.echo(f"curate: {sentence}", err=True)
-    return status
+    """The entry point `curate`."""
+    run(cli, arguments)
 
 
 if __name__ == "__main__":

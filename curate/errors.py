@@ -24,4 +24,4 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
     if close:
         return f"did you mean '{close[0]}'?"
-    return f"there is {', '.join(choices)}" if choices else "there is none yet"
+    return f"there is {', '.join(choices)}." if choices else "there is none yet."

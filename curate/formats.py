@@ -107,7 +107,10 @@ class Reader:
         taken = set(self.mapping.values())
         for ours, theirs in self.mapping.items():
             if theirs not in record:
-                raise Refused(f"has no field '{theirs}' (--map {ours}={theirs}): {nearest(theirs, record)}", shape=True)
+                raise Refused(
+                    f"has no field '{theirs}' (--map {ours}={theirs}); {nearest(theirs, record).rstrip('.')}",
+                    shape=True,
+                )
         fields = {k: v for k, v in record.items() if k not in taken and k not in self.mapping}
         shadowed = {k: v for k, v in record.items() if k in self.mapping and k not in taken}
         return fields | {ours: record[theirs] for ours, theirs in self.mapping.items()}, shadowed

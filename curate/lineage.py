@@ -20,8 +20,8 @@ def load_target(ws: Workspace, name: str) -> Target:
     """The val split of a target. Raises CurateError where there is none."""
     if name not in ws.target_names():
         raise CurateError(
-            f"{ws.path} has no target '{name}': {nearest(name, ws.target_names())} "
-            f"(`curate target {name} PATH` makes one)."
+            f"{ws.path} has no target '{name}' (`curate target {name} PATH` makes one): "
+            f"{nearest(name, ws.target_names())}"
         )
     table = pq.read_table(ws.target_path(name), schema=TARGET, filters=[("split", "=", "val")])
     if not table.num_rows:

@@ -138,7 +138,7 @@ def test_a_swap_interrupted_between_its_renames_is_completed(sample_ws: Workspac
     ("arguments", "sentence"),
     [
         (((Bm25(),), {}), "needs a target: add --target"),
-        (((Bm25(),), {"target": "nope"}), "no target 'nope'.*arithmetic"),
+        (((Bm25(),), {"target": "nope"}), "no target 'nope'.*there is arithmetic"),
         (((Length(),), {"target": "arithmetic"}), "no method of length uses a target"),
         (((Length(),), {"names": {"length": "Select"}}), "must match"),
         (((Length(),), {"names": {"length": "select"}}), "word of SQL"),

@@ -127,7 +127,7 @@ def _refuse_unknown_shape(item: Input, reader: Reader) -> None:
                 return
             first = first or f"{item.path}, line {line}: {refused}"
     if first:
-        raise CurateError(f"{first}.")
+        raise CurateError(first if first.endswith("?") else f"{first}.")
 
 
 def _read_file(

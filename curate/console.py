@@ -1,0 +1,78 @@
+"""How the command line speaks: results as aligned tables or JSON, and every error as one sentence."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict
+from typing import Any
+
+import click
+
+from curate.errors import CurateError
+
+
+def say(result: Any, as_json: bool, text: str) -> None:
+    """Print a result: its fields as JSON, or the text."""
+    if as_json:
+        data = [asdict(r) for r in result] if isinstance(result, list) else asdict(result)
+        text = json.dumps(data, ensure_ascii=False, indent=1)
+    click.echo(text)
+
+
+def table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
+    """Rows as aligned text; columns: key -> heading. Numbers to the right."""
+    cells = [[_cell(row.get(key)) for key in columns] for row in rows]
+    widths = [max(len(c[i]) for c in [*cells, list(columns.values())]) for i in range(len(columns))]
+    right = [any(isinstance(row.get(key), int | float) for row in rows) for key in columns]
+    lines = [list(columns.values()), *cells]
+    aligned = [[x.rjust(w) if r else x.ljust(w) for x, w, r in zip(line, widths, right, strict=True)] for line in lines]
+    return "\n".join("  " + "  ".join(line).rstrip() for line in aligned)
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "" if value is None else str(value)
+    if isinstance(value, int):
+        return f"{value:,}"
+    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
+
+
+def notes(warnings: Sequence[str]) -> str:
+    """Warnings as lines to stand below a result."""
+    return "".join(f"\nnote: {warning}" for warning in warnings)
+
+
+def run(command: click.Command, arguments: Sequence[str] | None = None) -> None:
+    """Run a command and exit: status 0, 2 for a user's mistake, 1 for a failure, 130 when stopped."""
+    try:
+        status = command.main(arguments, prog_name="curate", standalone_mode=False)
+        sys.stdout.flush()
+    except CurateError as error:
+        status = _fail(str(error), error.exit_status)
+    except click.ClickException as error:
+        context = getattr(error, "ctx", None)
+        more = f" (see `{context.command_path} --help`)" if context else ""
+        status = _fail(f"{error.format_message().rstrip('.')}{more}.", 2)
+    except (click.Abort, KeyboardInterrupt):
+        status = _fail("stopped; what was committed stays, and the same command goes on from there.", 130)
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has closed the pipe: not an error
+        status = 0
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        status = _fail(
+            f"{where}{error.strerror or error}; nothing that was stored is lost, mend this and run again.", 1
+        )
+    except Exception as error:
+        if os.environ.get("CURATE_DEBUG"):
+            raise
+        status = _fail(f"unexpected {type(error).__name__}: {error} (a bug; CURATE_DEBUG=1 shows where).", 1)
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+def _fail(sentence: str, status: int) -> int:
+    click.echo(f"curate: {sentence}", err=True)
+    return status

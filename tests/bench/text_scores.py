@@ -1,0 +1,57 @@
+"""dsir, repetition and length on the real pool against the naive way: one sample at a time in Python.
+
+    python -m tests.bench.text_scores
+
+The naive ways are the tests' oracles, and for DSIR the authors' own featuriser (package data-selection), each on a
+sample of the documents and scaled. Limits: tokenising (length), sorting n-grams (repetition), hashing (dsir).
+"""
+
+from __future__ import annotations
+
+import random
+import sys
+from collections.abc import Callable
+from typing import Any
+
+from data_selection.hashed_ngram_dsir import get_ngram_counts
+
+from curate.method import Target, run
+from curate.scores.dsir import Dsir
+from curate.scores.length import Length
+from curate.scores.repetition import Repetition
+from curate.signals import Text
+from tests.bench.bm25 import texts
+from tests.bench.timing import machine, timed, told
+from tests.conftest import SHARED
+from tests.oracles import scores as oracle
+
+SOME = 500
+
+
+def main() -> None:
+    if not SHARED.is_dir():
+        sys.exit(f"the real data is not at {SHARED}; set CURATE_SHARED to its folder's parent")
+    docs = [text for path in sorted((SHARED / "pool").iterdir()) for text in texts(path)]
+    random.Random(0).shuffle(docs)
+    docs, some = docs[:10_000], docs[:SOME]
+    target, characters = Target.of(texts(SHARED / "targets/gsm8k_val.jsonl")), sum(map(len, docs))
+    machine("polars", "numpy", "data-selection")
+    naive: dict[str, tuple[Any, Callable[[str], Any]]] = {
+        "length": (Length(), lambda text: oracle.length(None, text)),
+        "repetition": (Repetition(), oracle.repetition),
+        "dsir": (Dsir(), lambda text: (get_ngram_counts(text), get_ngram_counts(text))),  # it counts twice, as we do
+    }
+    for name, (method, one) in naive.items():
+        ratios = []
+        for _ in range(4):
+            slow = timed(lambda one=one: [one(text) for text in some]) * len(docs) / SOME
+            fast = timed(lambda method=method: run(method, [Text.of(docs)], target))
+            ratios.append(slow / fast)
+            rate = characters / fast / 1e6
+        middle = sorted(ratios[1:])
+        told(f"{name}: one at a time / curate", (middle[1], middle[0], middle[2]), "> 1x", middle[1] > 1)
+        print(f"{'':12} {rate:.0f} M characters a second")
+
+
+if __name__ == "__main__":
+    main()
