@@ -5,13 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-import pyarrow.parquet as pq
+import polars as pl
 
 from curate.errors import CurateError, nearest
 from curate.fingerprint import fingerprint
 from curate.method import Target
-from curate.schema import TARGET
-from curate.shards import Parts, read_json
+from curate.shards import Parts, read_json, read_table
 from curate.signals import Text
 from curate.workspace import Shard, Workspace
 
@@ -23,7 +22,8 @@ def load_target(ws: Workspace, name: str) -> Target:
             f"{ws.path} has no target '{name}' (`curate target {name} PATH` makes one): "
             f"{nearest(name, ws.target_names())}"
         )
-    table = pq.read_table(ws.target_path(name), schema=TARGET, filters=[("split", "=", "val")])
+    table = read_table(ws.target_path(name))
+    table = table.filter((pl.Series(table["split"]) == "val").to_arrow())
     if not table.num_rows:
         raise CurateError(f"the target '{name}' has no val split, and only val chooses; add it with `curate target`.")
     subtasks = tuple(table["subtask"].to_pylist())

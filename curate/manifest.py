@@ -6,10 +6,9 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from curate.schema import MANIFEST
-from curate.shards import read_json, write_json, write_table
+from curate.shards import read_json, read_table, write_json, write_table
 from curate.workspace import Workspace
 
 
@@ -25,7 +24,7 @@ def read_manifest(ws: Workspace, name: str) -> tuple[pa.Table, dict[str, Any]]:
     """The rows by rank, and the lineage. Raises CurateError where there is none."""
     ws.require("manifest", name)
     path = ws.manifest_path(name)
-    return pq.read_table(path, schema=MANIFEST), read_json(path.with_suffix(".json"))
+    return read_table(path), read_json(path.with_suffix(".json"))
 
 
 def effective_size(weights: np.ndarray) -> float:

@@ -16,7 +16,7 @@ import hashlib
 import os
 import shutil
 import socket
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +51,12 @@ def write_table(path: Path, table: pa.Table, row_group: int = ROW_GROUP) -> str:
     return _publish(
         path, lambda temporary: pq.write_table(table, temporary, compression="zstd", row_group_size=row_group)
     )
+
+
+def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
+    """Read a Parquet file, all of it or some columns."""
+    with pq.ParquetFile(path) as f:
+        return f.read(columns=list(columns) if columns else None)
 
 
 def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> str:

@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from curate.costs import charged
 from curate.errors import CurateError
 from curate.manifest import read_manifest
 from curate.method import Export, Row
+from curate.shards import read_table
 from curate.workspace import Workspace
 
 _BATCH = 1024
@@ -87,7 +87,7 @@ def _rows(ws: Workspace, manifest: pa.Table) -> Iterator[Row]:
         first, last = np.searchsorted(positions, [shard.start, shard.start + shard.rows])
         if first == last:
             continue
-        stored = pq.read_table(shard.path).take(pa.array(positions[first:last] - shard.start))
+        stored = read_table(shard.path).take(pa.array(positions[first:last] - shard.start))
         chosen = manifest.slice(first, last - first)
         if stored["id"].to_pylist() != chosen["id"].to_pylist():
             raise CurateError(f"the manifest's ids are not those of {shard.path}; select again, the pool was remade.")

@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from curate.costs import Meter, charged
@@ -25,7 +24,7 @@ from curate.fingerprint import fingerprint, ids_as_integers
 from curate.formats import Reader, Refused, Sample, refusal
 from curate.readers import Input, find_inputs, records
 from curate.schema import COPIES, POOL, REJECTS
-from curate.shards import claim, write_table
+from curate.shards import claim, read_table, write_table
 from curate.workspace import Workspace
 
 SHARD_BYTES = 32 << 20
@@ -175,7 +174,7 @@ class _KnownIds:
     def __init__(self, ws: Workspace):
         self.runs: list[np.ndarray] = []
         for shard in ws.shards():
-            self.add(pq.read_table(shard.path, columns=["id"])["id"].to_pylist())
+            self.add(read_table(shard.path, columns=["id"])["id"].to_pylist())
 
     def add(self, ids: list[str]) -> None:
         self.runs.append(np.sort(ids_as_integers(ids)))

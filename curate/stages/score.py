@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 from tqdm import tqdm
 
 from curate.costs import charged
@@ -29,7 +28,7 @@ from curate.errors import CurateError
 from curate.fingerprint import fingerprint
 from curate.lineage import default_score_name, load_target
 from curate.method import Arrays, Columns, Pass, Score, Target
-from curate.shards import Parts, claim, read_arrays, read_json, remove_tree, write_json
+from curate.shards import Parts, claim, read_arrays, read_json, read_table, remove_tree, write_json
 from curate.workspace import Shard, Workspace
 
 
@@ -250,7 +249,7 @@ def _score_shard(job: _Job, step: Pass, given: Any, parts: Parts, shard: Shard) 
             _commit_part(parts, shard, table, same)
             return done
         units.commit(name, table, **same)
-    tables = [pq.read_table(units.path(name)) for name in ranges]
+    tables = [read_table(units.path(name)) for name in ranges]
     _commit_part(parts, shard, pa.concat_tables(tables), same)
     remove_tree(units.folder)
     return done
@@ -280,7 +279,7 @@ def score_table(ids: pa.Array, columns: Columns, method: Score) -> pa.Table:
     table = {"id": ids.cast(pa.string()), "score": pa.array(score.astype(np.float32), mask=~good)}
     for name, dtype in method.columns.items():
         values = np.asarray(columns[name], dtype=dtype)
-        table[name] = pa.array(values, mask=~np.isfinite(values) if values.dtype.kind == "f" else None)
+        table[name] = pa.array(values, mask=~np.isfinite(values))
     if method.keeps_subtasks():
         table["subtasks"] = _map_column(columns["subtasks"], good)
     table["error"] = pa.array(reasons, pa.string(), mask=good)
@@ -288,10 +287,11 @@ def score_table(ids: pa.Array, columns: Columns, method: Score) -> pa.Table:
 
 
 def _map_column(subtasks: Mapping[str, np.ndarray], good: np.ndarray) -> pa.Array:
-    keys, n = sorted(subtasks), len(good)
+    """The scores of every sub-task by its name, null where the sample has no score."""
+    keys = sorted(subtasks)
     values = np.stack([subtasks[key] for key in keys], axis=1).astype(np.float32)[good].ravel()
-    ends = np.concatenate([[0], np.cumsum(good * len(keys))])
-    offsets = pa.array(ends.astype(np.int32), mask=np.append(~good, False)) if n else pa.array([0], pa.int32())
+    ends = np.concatenate([[0], np.cumsum(good * len(keys))]).astype(np.int32)
+    offsets = pa.array(ends, mask=np.append(~good, False)) if len(good) else pa.array([0], pa.int32())
     return pa.MapArray.from_arrays(offsets, pa.array(keys * int(good.sum()), pa.string()), pa.array(values))
 
 
@@ -315,7 +315,7 @@ def _batches(
     """The named units of a shard as batches of the pass's signal; the shard is read once, if at all."""
     if not names:
         return
-    rows = pq.read_table(shard.path, columns=step.signal.schema.names)
+    rows = read_table(shard.path, columns=step.signal.schema.names)
     for name in names:
         start, stop = ranges[name]
         yield name, step.signal(rows.slice(start, stop - start))

@@ -7,14 +7,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+import polars as pl
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from curate.errors import CurateError
 from curate.formats import Reader, Refused, refusal
 from curate.readers import find_inputs, records
 from curate.schema import REJECTS, TARGET
-from curate.shards import claim, write_table
+from curate.shards import claim, read_table, write_table
 from curate.workspace import Workspace
 
 SPLITS = ("val", "test")
@@ -60,8 +60,9 @@ def target(
         file = ws.target_path(name)
         if file.exists():
             replaced = set(table["split"].to_pylist())
-            kept = pq.read_table(file, schema=TARGET, filters=[("split", "not in", replaced)])
-            table = pa.concat_tables([kept, table])
+            old = read_table(file)
+            kept = ~pl.Series(old["split"]).is_in(replaced)
+            table = pa.concat_tables([old.filter(kept.to_arrow()), table])
         if rejects:
             reject_file = ws.path / "rejects" / f"target-{name}-{split}.parquet"
             write_table(reject_file, pa.Table.from_pylist(rejects, schema=REJECTS))

@@ -31,7 +31,9 @@ def texts(path: Path) -> list[str]:
     """Every row of a real file as one text: the values of its fields, but for labels."""
     packed = path.read_bytes()
     data = (gzip.decompress(packed) if path.suffix == ".gz" else packed).decode()
-    rows = json.loads(data) if data.lstrip().startswith("[") else [json.loads(line) for line in data.splitlines()]
+    rows = (
+        json.loads(data) if data.lstrip().startswith("[") else [json.loads(line) for line in data.split("\n") if line]
+    )
     fields = ("instruction", "input", "prompt", "question", "completion", "response", "answer")
     return ["\n".join([r[f] for f in fields if r.get(f)] + [m["content"] for m in r.get("messages", [])]) for r in rows]
 
