@@ -183,6 +183,12 @@ def _json_array(path: Path) -> Iterator[tuple[int, Any]]:
                 at = _end(_SEPARATOR if opened else _OPENING, buffer, at)
                 opened = opened or at > 0
                 if at < len(buffer) and buffer[at] == "]":
+                    behind = (buffer[at + 1 :] + stream.read(RAW_CUT)).lstrip()
+                    if behind:
+                        yield (
+                            number + 1,
+                            Unreadable("more text stands behind the end of the JSON array", behind[:RAW_CUT]),
+                        )
                     return
                 try:
                     element, end = _element(decode, buffer, at, last=not chunk)

@@ -8,6 +8,7 @@ It runs on the sample corpus under data/, whose truth is known, so the last step
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import sys
 from pathlib import Path
@@ -63,7 +64,8 @@ def main(folder: Path) -> None:
     print(f"\n   {written.rows:,} rows for {written.format}: {', '.join(written.files)}")
     seconds = sum(row["seconds"] for row in curate.ledger(ws))
     print(f"   It took {seconds:.1f} s of work and no FLOPs; the workspace {ws.path} is yours to query:")
-    print(f'   curate sql -w {ws.path} "SELECT source, avg(bm25_arithmetic) FROM samples GROUP BY source"')
+    command = os.path.relpath(Path(sys.executable).with_name("curate"))
+    print(f'   {command} sql -w {ws.path} "SELECT source, avg(bm25_arithmetic) FROM samples GROUP BY source"')
 
 
 if __name__ == "__main__":

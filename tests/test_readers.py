@@ -95,6 +95,7 @@ def test_an_array_is_streamed_across_chunks_whatever_stands_in_it(
     [
         (b'[{"a":1},{"a":2},{"a":', 2, "array cannot be read"),
         (b'[{"a":1},{"a":2}', 2, "closing bracket"),
+        (b'[{"a":1},{"a":2}]\n[{"a":3}]', 2, "behind the end"),
         (b'[{"a":1},{"a":2},oops,{"a":3}]', 2, "array cannot be read"),
     ],
 )
