@@ -12,7 +12,7 @@ from curate.fingerprint import fingerprint
 from curate.method import Target
 from curate.shards import Parts, read_json, read_table
 from curate.signals import Text
-from curate.workspace import Shard, Workspace
+from curate.workspace import Shard, Workspace, pool_fingerprint
 
 
 def load_target(ws: Workspace, name: str) -> Target:
@@ -99,6 +99,6 @@ def _stale(ws: Workspace, recipe: dict[str, Any]) -> str | None:
             return f"the target '{recipe['target']}' is gone"
         if load_target(ws, recipe["target"]).fingerprint != recipe["target_fingerprint"]:
             return f"the target '{recipe['target']}' was edited"
-    if recipe["scope"] == "pool" and recipe["pool_fingerprint"] != ws.pool_fingerprint():
+    if recipe["scope"] == "pool" and recipe["pool_fingerprint"] != pool_fingerprint(ws.shards()):
         return "the pool has grown"
     return None

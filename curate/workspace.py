@@ -6,6 +6,7 @@ import contextlib
 import os
 import re
 import shutil
+from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -34,6 +35,11 @@ class Shard:
     sha256: str
 
 
+def pool_fingerprint(shards: Iterable[Shard]) -> str:
+    """Changes when rows are appended, not when a stored row gains copies."""
+    return fingerprint([shard.sha256 for shard in shards if shard.rows])
+
+
 @dataclass(frozen=True)
 class Workspace:
     """Paths and names of one workspace. Cheap to make; reads records when asked."""
@@ -52,10 +58,6 @@ class Workspace:
             shards.append(Shard(name, path, start, record["rows"], record["n_chars"], record["sha256"]))
             start += record["rows"]
         return shards
-
-    def pool_fingerprint(self) -> str:
-        """Changes when rows are appended, not when a stored row gains copies."""
-        return fingerprint([shard.sha256 for shard in self.shards() if shard.rows])
 
     def score_folder(self, name: str) -> Path:
         return self.path / "scores" / name

@@ -29,7 +29,7 @@ from curate.fingerprint import fingerprint
 from curate.lineage import default_score_name, load_target
 from curate.method import Arrays, Columns, Pass, Score, Target
 from curate.shards import Parts, claim, read_arrays, read_json, read_table, remove_tree, write_json
-from curate.workspace import Shard, Workspace
+from curate.workspace import Shard, Workspace, pool_fingerprint
 
 
 @dataclass
@@ -102,7 +102,7 @@ class _Job:
     @cached_property
     def recipe(self) -> dict[str, Any]:
         """score.json: what the table is made of."""
-        pool = self.ws.pool_fingerprint() if self.method.scope == "pool" else None
+        pool = pool_fingerprint(self.shards) if self.method.scope == "pool" else None
         target = self.target.fingerprint if self.target else None
         method, settings = self.method, self.method.settings()
         default = type(method)().settings()
@@ -131,8 +131,7 @@ class _Job:
             s: self.target.fingerprint if s == "target" and self.target else settings[s] for s in step.shaped_by
         }
         shape = fingerprint(self.method.name, self.method.version, step.name, shaped_by, before)
-        state = fingerprint([shard.sha256 for shard in self.shards])
-        return Parts(self.ws.path / "prepared" / shape, ".safetensors"), f"state-{state}"
+        return Parts(self.ws.path / "prepared" / shape, ".safetensors"), f"state-{pool_fingerprint(self.shards)}"
 
 
 def _run(job: _Job, fresh: bool) -> Scored:
@@ -144,13 +143,13 @@ def _run(job: _Job, fresh: bool) -> Scored:
         todo = [shard for shard in job.shards if not _stands(parts, shard, job)]
         result.reused = sum(shard.rows for shard in job.shards) - sum(shard.rows for shard in todo)
         if todo:
-            state, _ = _counted(job)
-            step = job.passes[-1]
+            state, step = _counted(job), job.passes[-1]
             with charged(job.ws.path, "score", methods=[job.method.name], name=job.name, phase=step.name) as meter:
                 given = step.open(state) if step.open else state
                 for shard in _progress(todo, job, step):
                     meter.samples += _score_shard(job, step, given, parts, shard)
             result.computed = sum(shard.rows for shard in todo)
+        shutil.rmtree(folder / "_units", ignore_errors=True)
         if folder != job.ws.score_folder(job.name):
             job.ws.swap_score(job.name)
         records = Parts(job.ws.score_folder(job.name)).records()
@@ -199,8 +198,8 @@ def _refuse_other_recipe(old: dict[str, Any] | None, job: _Job) -> None:
 # --- counting passes -------------------------------------------------------------------------------------
 
 
-def _counted(job: _Job) -> tuple[Arrays, str]:
-    """The state for the last pass, computing what is missing of the counting ones; and its fingerprint."""
+def _counted(job: _Job) -> Arrays:
+    """The state for the last pass, computing what is missing of the counting ones."""
     state, before = {}, ""
     for index, step in enumerate(job.passes[:-1]):
         parts, name = job.prepared(index, before)
@@ -213,7 +212,7 @@ def _counted(job: _Job) -> tuple[Arrays, str]:
                 parts.commit(name, state)
             state = read_arrays(parts.path(name))
         before = f"{parts.folder.name}/{name}"
-    return state, before
+    return state
 
 
 def _count(job: _Job, step: Pass, state: Arrays, parts: Parts) -> Arrays:

@@ -19,7 +19,7 @@ from curate.lineage import ScoreState, score_state
 from curate.manifest import write_manifest
 from curate.method import Budget, Candidates, Selector
 from curate.shards import claim, read_json
-from curate.workspace import Workspace
+from curate.workspace import Workspace, pool_fingerprint
 
 TOKENS = "n_chars / 4.0"  # a usual rule of thumb for English; --token-count takes a better one
 
@@ -97,7 +97,7 @@ def select(ws: Workspace, name: str, selector: Selector, choice: Choice, *, dry_
             "selector": {"name": selector.name, "version": selector.version, "settings": selector.settings()},
             "choice": asdict(choice),
             "command": result.command,
-            "pool": {"fingerprint": ws.pool_fingerprint(), "rows": ws.n_rows(), "shards": len(shards)},
+            "pool": {"fingerprint": pool_fingerprint(shards), "rows": ws.n_rows(), "shards": len(shards)},
             "scores": {s.name: s.recipe for s in states},
             "result": {k: v for k, v in asdict(result).items() if k not in ("name", "command", "dry_run")},
         }
