@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
+import textwrap
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -75,6 +77,30 @@ def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
         return subprocess.run(command, capture_output=True, text=True, timeout=300, **kwargs)
 
     return run
+
+
+DYING = """
+import os, signal, sys
+from curate.shards import Parts
+
+commits, die_at = 0, int(sys.argv.pop())
+commit = Parts.commit
+
+def counted(self, *args, **kwargs):
+    global commits
+    commits += 1
+    if commits == die_at:
+        os.kill(os.getpid(), signal.SIGKILL)
+    commit(self, *args, **kwargs)
+
+Parts.commit = counted
+"""
+
+
+def run_and_kill(code: str, *arguments: str, die_at: int) -> None:
+    """Run Python code in a process that kills itself, as kill -9 does, in place of its die_at-th commit."""
+    done = subprocess.run([sys.executable, "-c", DYING + textwrap.dedent(code), *arguments, str(die_at)], timeout=120)
+    assert done.returncode == -signal.SIGKILL
 
 
 def tree_bytes(folder: Path, pattern: str = "*.parquet") -> dict[str, bytes]:

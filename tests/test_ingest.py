@@ -3,7 +3,6 @@ from __future__ import annotations
 import gzip
 import json
 import os
-import signal
 import subprocess
 import sys
 import textwrap
@@ -16,7 +15,7 @@ import pytest
 import curate
 from curate.errors import CurateError
 from curate.workspace import Workspace
-from tests.conftest import qa, tree_bytes, write_jsonl
+from tests.conftest import qa, run_and_kill, tree_bytes, write_jsonl
 
 
 def test_a_pool_is_distinct_samples_with_their_copies(ws: Workspace, tmp_path: Path) -> None:
@@ -132,22 +131,8 @@ def test_an_export_of_ours_comes_back_as_the_same_samples(sample_ws: Workspace, 
     assert curate.sql(again, ids) == curate.sql(sample_ws, ids)
 
 
-KILLED = """
-    import os, signal, sys
+INGEST = """
     import curate
-    from curate.shards import Parts
-
-    commits, die_at = 0, int(sys.argv[3])
-    commit = Parts.commit
-
-    def counted(self, *args, **kwargs):
-        global commits
-        commits += 1
-        if commits == die_at:
-            os.kill(os.getpid(), signal.SIGKILL)
-        commit(self, *args, **kwargs)
-
-    Parts.commit = counted
     curate.ingest(curate.open_workspace(sys.argv[1]), sys.argv[2].split(","), shard_bytes=10_000)
 """
 
@@ -160,8 +145,7 @@ def test_a_killed_ingest_run_again_gives_the_same_pool(tmp_path: Path) -> None:
     assert len(calm.shards()) > 3
     for die_at in (1, 2, 4):
         folder = tmp_path / f"killed{die_at}"
-        run = [sys.executable, "-c", textwrap.dedent(KILLED), str(folder), ",".join(paths), str(die_at)]
-        assert subprocess.run(run, timeout=120).returncode == -signal.SIGKILL
+        run_and_kill(INGEST, str(folder), ",".join(paths), die_at=die_at)
         ws = curate.open_workspace(folder)
         assert len(ws.shards()) == die_at - 1
         curate.ingest(ws, paths, shard_bytes=10_000)
