@@ -68,6 +68,10 @@ def test_every_other_field_is_kept_in_meta() -> None:
     assert json.loads(sample.meta) == {"task": "t", "n": [1, None], "deep": {"x": 1.5}}
 
 
+def test_nan_in_other_fields_is_null_in_meta() -> None:
+    assert json.loads(read({"text": "x", "score": float("nan")}).meta) == {"score": None}
+
+
 def test_what_a_message_has_beside_role_and_content_is_kept_in_extra() -> None:
     call = {"role": "assistant", "content": None, "tool_calls": [{"id": "1"}]}
     sample = read({"messages": [{"role": "user", "content": "q"}, call]})

@@ -119,11 +119,12 @@ def test_a_cut_archive_gives_what_could_be_unpacked_and_says_so(tmp_path: Path, 
 
 def test_lines_that_are_no_json_are_told_and_the_others_stand(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
-    path.write_bytes(b'{"a":1}\n\n{"a":\n{"a":"\xff\xfe"}\n{"a":"\\ud800"}\n{"a":2}')
+    path.write_bytes(b'{"a":1}\n\n{"a":\n{"a":"\xff\xfe"}\n{"a":NaN}\n{"a":2}')
     (found,) = find_inputs(str(path))
     rows = list(records(found))
     assert [line for line, _ in rows] == [1, 3, 4, 5, 6]  # the empty line counts, and holds nothing
-    assert [r for _, r in rows if not isinstance(r, Unreadable)] == [{"a": 1}, {"a": 2}]
+    good = [r["a"] for _, r in rows if not isinstance(r, Unreadable)]
+    assert good[::2] == [1, 2] and good[1] != good[1]  # NaN, as json.dumps writes it
     assert all("is not JSON" in r.reason for _, r in rows if isinstance(r, Unreadable))
 
 
