@@ -93,7 +93,7 @@ def _pairs(texts: Sequence[str], option: str) -> dict[str, str]:
     for text in texts:
         for item in text.split(",") if option == "--map" else [text]:
             key, equals, value = item.partition("=")
-            if not (key and equals and value):
+            if not (key and equals and (value or option == "--set")):
                 raise CurateError(f"{option} {item}: write it as KEY=VALUE.")
             pairs[key.strip()] = value.strip()
     return pairs
@@ -137,6 +137,10 @@ def ingest(
         shard_bytes=shard_size << 20,
         dry_run=dry_run,
     )
+    if dry_run:
+        text = f"Would read {len(r.files_planned)} files: {', '.join(r.files_planned) or 'all are in the pool'}."
+        say(r, as_json, text + notes(r.warnings))
+        return
     seen = ", ".join(f"{name} {n:,}" for name, n in r.formats.items()) or "none"
     lines = [
         f"{r.read:,} rows read: {r.added:,} samples added, {r.copies:,} copies of known ones, {r.rejected:,} rejected.",
@@ -389,7 +393,7 @@ def _method_help(kind: str, name: str) -> str:
 @click.option("--by", metavar="SQL", help="Expression over `samples` to rank by, higher is better.")
 @click.option("--where", metavar="SQL", help="Condition a candidate must meet.")
 @click.option("--top", type=int, metavar="N", help="Budget in samples.")
-@click.option("--frac", type=float, metavar="F", help="Budget as a fraction of the candidates.")
+@click.option("--frac", type=float, metavar="F", help="Budget as a fraction of the candidates that have a value.")
 @click.option("--tokens", type=float, metavar="N", help="Budget in tokens; see --token-count.")
 @click.option("--token-count", metavar="SQL", help="Tokens of a sample.  [default: n_chars / 4.0]")
 @click.option("--per", metavar="GROUP", help="source or subtask: the budget is each group's.")
@@ -425,9 +429,9 @@ def select(
 ) -> None:
     """Choose samples under a budget, as the manifest NAME."""
     if replayed:
-        if any((by, where, top, frac, tokens, per, selector_name, settings, dry_run)):
+        if any((by, where, top, frac, tokens, token_count, per, selector_name, settings, seed, dry_run)):
             raise CurateError("--replay repeats a selection as it was; it goes with no other choice.")
-        r = curate.replay(ws, name, replayed, kinds.find)
+        r = curate.replay(ws, name, replayed, kinds.find, allow_stale=allow_stale)
     else:
         from curate.stages.select import TOKENS, Choice
 
@@ -456,7 +460,7 @@ def select(
 @click.option(
     "--preview",
     "count",
-    type=int,
+    type=click.IntRange(min=0),
     metavar="N",
     help="Print N rows as the trainer will see them; writes nothing without -o.",
 )

@@ -15,7 +15,9 @@ A "system" field beside any chat shape becomes the first message. All other fiel
 
 from __future__ import annotations
 
+import base64
 import json
+import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -92,13 +94,20 @@ class Reader:
             raise Refused(record.reason, shape=True)
         if not isinstance(record, dict):
             raise Refused(f"is a JSON {type(record).__name__}, and a sample is an object", shape=True)
-        fields, shadowed = self._mapped(record)
-        labels = {key: fields.pop(key) for key in ("source", "subtask", "split") if key in self.mapping}
-        name = self._format_of(fields)
-        messages, text = FORMATS[name].convert(fields)  # takes what it uses out of `fields`
-        sample = _sample(messages, text, {**fields, **shadowed}, labels)
+        try:
+            name, sample = self._convert(record)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:  # a value that no text can hold
+            raise Refused(f"holds what cannot be stored ({error})") from None
         self.seen[name] += 1
         return sample
+
+    def _convert(self, record: Record) -> tuple[str, Sample]:
+        fields, shadowed = self._mapped(record)
+        labels = {key: fields.pop(key) for key in ("source", "subtask", "split") if key in self.mapping}
+        shadowed |= {self.mapping[key]: value for key, value in labels.items() if key != "source"}
+        name = self._format_of(fields)
+        messages, text = FORMATS[name].convert(fields)  # takes what it uses out of `fields`
+        return name, _sample(messages, text, {**fields, **shadowed}, labels)
 
     def _mapped(self, record: Record) -> tuple[Record, Record]:
         """The record under our names, and its own fields that our names would hide."""
@@ -120,9 +129,11 @@ class Reader:
             if FORMATS[self.fmt].fits(fields):
                 return self.fmt
             raise Refused(f"is not {self.fmt}: its fields are {', '.join(map(str, fields)) or 'none'}", shape=True)
-        for name, shape in FORMATS.items():
-            if shape.fits(fields):
-                return name
+        # In tables every row has every column, so a null decides nothing while another shape fits without it.
+        for given in ({k: v for k, v in fields.items() if v is not None}, fields):
+            for name, shape in FORMATS.items():
+                if shape.fits(given):
+                    return name
         raise Refused(
             f"has fields no format has ({', '.join(map(str, fields)) or 'none'}); name them with --map, "
             "as in --map prompt=FIELD,completion=FIELD or --map text=FIELD",
@@ -135,23 +146,26 @@ def _sample(messages: list[Message] | None, text: str | None, rest: Record, labe
     n_chars = sum(len(c) for c in contents if c)
     if not any(c and not c.isspace() for c in contents):
         raise Refused("has no text")
-    try:
-        return Sample(
-            id=content_id(messages, text),
-            messages=messages,
-            text=text,
-            n_chars=n_chars,
-            meta=orjson.dumps(rest, default=str, option=_JSON).decode(),
-            source=_label(labels.get("source")),
-            subtask=_label(labels.get("subtask")) or "",
-            split=_label(labels.get("split")),
-        )
-    except TypeError as error:  # orjson's word for a string that UTF-8 cannot hold
-        raise Refused(f"holds text that is not valid Unicode ({error})") from None
+    return Sample(
+        id=content_id(messages, text),
+        messages=messages,
+        text=text,
+        n_chars=n_chars,
+        meta=orjson.dumps(rest, default=_as_json, option=_JSON).decode(),
+        source=_label(labels.get("source")),
+        subtask=_label(labels.get("subtask")) or "",
+        split=_label(labels.get("split")),
+    )
 
 
 def _label(value: Any) -> str | None:
-    return None if value is None else str(value)
+    """A label as text that UTF-8 can hold; UnicodeEncodeError where it cannot."""
+    return None if value is None else str(value).encode().decode()
+
+
+def _as_json(value: Any) -> Any:
+    """What JSON has no word for: bytes in base64, all else as Python writes it."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def refusal(path: str, line: int, record: Any, refused: Refused, into: str = "pool") -> dict[str, Any]:
@@ -195,7 +209,10 @@ def _prompt_completion(fields: Record) -> Converted:
 
 def _alpaca(fields: Record) -> Converted:
     turns = []
-    for pair in fields.pop("history", None) or []:
+    history = fields.pop("history", None) or []
+    if not isinstance(history, list):
+        raise Refused("history is no list")
+    for pair in history:
         if not (isinstance(pair, list | tuple) and len(pair) == 2):
             raise Refused("history is not a list of [question, answer] pairs")
         turns += [_said("user", pair[0], "history"), _said("assistant", pair[1], "history")]
@@ -242,8 +259,8 @@ def _with_system(fields: Record, turns: list[Message]) -> list[Message]:
 
 
 def _pop_first(fields: Record, *names: str) -> Any:
-    """The value under the first of `names` that is there; the others stay."""
-    return fields.pop(next(name for name in names if name in fields))
+    """The value under the first of `names` that is there and not null; the others stay."""
+    return fields.pop(next((n for n in names if fields.get(n) is not None), next(n for n in names if n in fields)))
 
 
 def _said(role: str, value: Any, where: str) -> Message:
@@ -255,8 +272,12 @@ def _text(value: Any, where: str) -> str:
         return value
     if value is None:
         raise Refused(f"{where} is null")
-    if isinstance(value, bool | int | float):
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Refused(f"{where} is {value}, as a table has it where nothing stands")
+    if isinstance(value, bool | float):
         return orjson.dumps(value).decode()
+    if isinstance(value, int):
+        return str(value)
     raise Refused(f"{where} is a {type(value).__name__}, and a text is wanted")
 
 
@@ -273,17 +294,25 @@ def _turn(turn: Any, where: str) -> Message:
     role = rest.pop("role", None) or rest.pop("from", None)
     if not isinstance(role, str):
         raise Refused(f"{where} names no role")
-    content = rest.pop("content", rest.pop("value", None))
+    content = rest.pop("content") if "content" in rest else rest.pop("value", None)
     if content is None and "tool_calls" in rest:
         content = ""
-    extra = rest.pop("extra", None) if isinstance(rest.get("extra"), str) else None  # a pool written by us
-    if rest:
-        extra = orjson.dumps(rest, default=str, option=_JSON).decode()
+    rest |= _stored_extra(rest)
+    extra = orjson.dumps(rest, default=_as_json, option=_JSON).decode() if rest else None
     return {
         "role": _ROLES.get(role.lower(), role.lower()),
         "content": _content(content, where),
         "extra": extra,
     }
+
+
+def _stored_extra(rest: Record) -> Record:
+    """The keys of an `extra` that we wrote, taken out of it; anything else under that name stays."""
+    try:
+        keys = orjson.loads(rest["extra"])
+    except (KeyError, ValueError, TypeError):
+        return {}
+    return rest.pop("extra") and keys if isinstance(keys, dict) else {}
 
 
 def _content(content: Any, where: str) -> str:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -60,20 +62,28 @@ class ScoreState:
 
     def command(self) -> str:
         """What brings it up to date."""
-        words = ["curate score", self.recipe["method"]]
+        words = ["curate", "score", self.recipe["method"]]
         words += ["--target", self.recipe["target"]] if self.recipe["target"] else []
-        words += [f"--set {key}={_shown(value)}" for key, value in self.recipe["changed"].items()]
+        words += settings_words(self.recipe["changed"])
         default = default_score_name(self.recipe["method"], self.recipe["target"])
         words += [] if self.name == default else ["--name", self.name]
-        return " ".join(words)
+        return shlex.join(words)
 
 
-def _shown(value: Any) -> str:
-    return {True: "true", False: "false"}.get(value, str(value)) if isinstance(value, bool) else str(value)
+def settings_words(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as a command line has them."""
+    shown = {key: str(v).lower() if v is None or isinstance(v, bool) else v for key, v in settings.items()}
+    return [word for key, value in shown.items() for word in ("--set", f"{key}={value}")]
 
 
 def default_score_name(method: str, target: str | None) -> str:
     return f"{method}_{target}" if target else method
+
+
+def sample_columns(name: str, recipe: Mapping[str, Any]) -> dict[str, str]:
+    """The columns of a score's table, but for the id, and what `samples` calls them: NAME, NAME_COLUMN."""
+    columns = ["score", *recipe["columns"], *(["subtasks"] if recipe["keeps_subtasks"] else []), "error"]
+    return {column: name if column == "score" else f"{name}_{column}" for column in columns}
 
 
 def score_state(ws: Workspace, name: str) -> ScoreState:
@@ -97,7 +107,11 @@ def _stale(ws: Workspace, recipe: dict[str, Any]) -> str | None:
     if recipe["target"]:
         if recipe["target"] not in ws.target_names():
             return f"the target '{recipe['target']}' is gone"
-        if load_target(ws, recipe["target"]).fingerprint != recipe["target_fingerprint"]:
+        try:
+            now = load_target(ws, recipe["target"]).fingerprint
+        except CurateError:
+            return f"the target '{recipe['target']}' has no val split any more"
+        if now != recipe["target_fingerprint"]:
             return f"the target '{recipe['target']}' was edited"
     if recipe["scope"] == "pool" and recipe["pool_fingerprint"] != pool_fingerprint(ws.shards()):
         return "the pool has grown"

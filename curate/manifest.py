@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import hashlib
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from curate.errors import CurateError
 from curate.schema import MANIFEST
-from curate.shards import read_json, read_table, write_json, write_table
+from curate.shards import read_json, read_table, sweep, write_json, write_table
 from curate.workspace import Workspace
 
 
 def write_manifest(ws: Workspace, name: str, table: pa.Table, lineage: dict[str, Any]) -> None:
-    """Write the rows, then the JSON: its existence means that the manifest is whole."""
+    """Write the rows, then the JSON, which vouches for their bytes; an older manifest of the name is replaced."""
     path = ws.manifest_path(name)
-    path.with_suffix(".json").unlink(missing_ok=True)
+    sweep(path.parent)
     digest = write_table(path, table.cast(MANIFEST))
     write_json(path.with_suffix(".json"), {**lineage, "sha256": digest})
 
@@ -24,7 +26,12 @@ def read_manifest(ws: Workspace, name: str) -> tuple[pa.Table, dict[str, Any]]:
     """The rows by rank, and the lineage. Raises CurateError where there is none."""
     ws.require("manifest", name)
     path = ws.manifest_path(name)
-    return read_table(path), read_json(path.with_suffix(".json"))
+    lineage = read_json(path.with_suffix(".json"))
+    if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != lineage["sha256"]:
+        raise CurateError(
+            f"{path} is not what its JSON vouches for (a select was killed, or it was edited): select again."
+        )
+    return read_table(path), lineage
 
 
 def effective_size(weights: np.ndarray) -> float:

@@ -292,7 +292,7 @@ def _parse(text: str, wanted: Any, where: str) -> Any:
     if wanted is str:
         return text
     try:
-        value = json.loads(text.lower() if wanted is bool else text)
+        value = json.loads({"none": "null", "true": "true", "false": "false"}.get(text.lower(), text))
     except json.JSONDecodeError:
         value = text
     options = get_args(wanted) or (wanted,)

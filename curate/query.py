@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from curate.errors import CurateError, CurateFailure, nearest
-from curate.lineage import ScoreState, score_state
+from curate.lineage import ScoreState, sample_columns, score_state
 from curate.schema import LEDGER, MANIFEST, POOL, REJECTS, RUNS, TARGET, VIEWS
 from curate.shards import Parts
 from curate.workspace import Workspace
@@ -42,6 +42,7 @@ def connect(ws: Workspace, query: str) -> duckdb.DuckDBPyConnection:
     connection = duckdb.connect()
     connection.execute(f"SET temp_directory = {_text(tempfile.gettempdir() + '/curate-sql')}")
     connection.execute("SET TimeZone = 'UTC'")
+    connection.execute("SET python_enable_replacements = false")  # our variables are no tables
     words = _words_of(connection, query)
     tables = {
         "pool": _pool,
@@ -76,9 +77,21 @@ def fetch(ws: Workspace, query: str) -> pa.Table:
     """The whole result as an Arrow table."""
     relation = run(ws, query)
     try:
-        return relation.to_arrow_table()
+        table = relation.to_arrow_table()
     except duckdb.Error as error:
         raise _sentence(ws, error) from None
+    return table.rename_columns(_distinct(table.column_names))
+
+
+def _distinct(names: Sequence[str]) -> list[str]:
+    """Names of which none comes twice: a, b, a_1."""
+    out: list[str] = []
+    for name in names:
+        k, new = 0, name
+        while new in out:
+            k, new = k + 1, f"{name}_{k + 1}"
+        out.append(new)
+    return out
 
 
 def rows(ws: Workspace, query: str) -> Iterator[dict[str, Any]]:
@@ -119,7 +132,10 @@ def scores_named(ws: Workspace, *expressions: str | None) -> list[str]:
 
 
 def _create(connection: duckdb.DuckDBPyConnection, name: str, select: str) -> None:
-    connection.execute(f'CREATE VIEW "{name}" AS {select}')
+    try:
+        connection.execute(f'CREATE VIEW "{name}" AS {select}')
+    except duckdb.Error as error:
+        raise CurateFailure(f"the table {name} cannot be read: {_first_line(error)}.") from None
 
 
 def _pool(ws: Workspace) -> str:
@@ -177,7 +193,7 @@ def _samples(ws: Workspace, words: set[str] | None) -> str:
 def _in_pool_order(ws: Workspace, state: ScoreState, columns: dict[str, str]) -> str:
     """Score columns under their names in `samples`, one row for every row of the pool."""
     parts, done = Parts(ws.score_folder(state.name)), {shard.name for shard in state.done}
-    stored = {_sample_name(state.name, column): column for column in _table_columns(state)}
+    stored = {shown: column for column, shown in sample_columns(state.name, state.recipe).items()}
     values = ", ".join(f'"{stored[name]}" AS "{name}"' for name in columns)
     nulls = ", ".join(f'NULL::{t} AS "{name}"' for name, t in columns.items())
     pieces: list[str] = []
@@ -208,11 +224,8 @@ def _table_columns(state: ScoreState) -> dict[str, str]:
 
 def _score_columns(state: ScoreState) -> dict[str, str]:
     """The columns a score gives `samples`, by their names there: NAME and NAME_COLUMN."""
-    return {_sample_name(state.name, column): t for column, t in _table_columns(state).items()}
-
-
-def _sample_name(score: str, column: str) -> str:
-    return score if column == "score" else f"{score}_{column}"
+    types = _table_columns(state)
+    return {shown: types[column] for column, shown in sample_columns(state.name, state.recipe).items()}
 
 
 def _read(files: Sequence[Path], schema: pa.Schema, columns: Sequence[str] = ()) -> str:
@@ -230,7 +243,8 @@ def _nothing(columns: dict[str, str]) -> str:
 
 
 def _files(paths: Sequence[Path]) -> str:
-    return f"read_parquet([{', '.join(_text(str(p)) for p in paths)}])"
+    # The folder's own name is no data, even where it reads like a hive partition (…/score=5/…).
+    return f"read_parquet([{', '.join(_text(str(p)) for p in paths)}], hive_partitioning = false)"
 
 
 def _text(value: str) -> str:

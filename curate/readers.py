@@ -13,7 +13,7 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
@@ -90,6 +90,10 @@ def _folder(folder: Path, source: str) -> list[Input]:
 
 
 def _file(path: Path, source: str) -> Input:
+    try:
+        f"{path}{source}".encode()
+    except UnicodeEncodeError:
+        raise CurateError(f"{str(path)!r}: this file's name is not valid UTF-8; rename it.") from None
     return Input(str(path), source, _kind(path), _digest(path))
 
 
@@ -209,7 +213,10 @@ def _json_array(path: Path) -> Iterator[tuple[int, Any]]:
 
 def _element(decode: Callable[..., Any], buffer: str, at: int, last: bool) -> tuple[Any, int]:
     """The element at a position and where it ends, which only a comma or bracket behind it can show."""
-    element, end = decode(buffer, at)
+    try:
+        element, end = decode(buffer, at)
+    except RecursionError:
+        raise json.JSONDecodeError("Nested too deeply", buffer, at) from None
     behind = _end(_SPACE, buffer, end)
     if buffer[behind : behind + 1] not in (",", "]") and not (last and behind == len(buffer)):
         raise json.JSONDecodeError("Expecting ',' delimiter", buffer, behind)
@@ -244,13 +251,23 @@ def _table_rows(source: Input) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
         for batch in _batches(source):
-            for row in batch.to_pylist():
+            for row in _rows(batch):
                 number += 1
                 yield number, row
     except (pa.ArrowInvalid, OSError) as error:
         if number == 0:
             raise CurateError(f"{source.path}: cannot be read as {source.kind} ({_first_line(error)}).") from None
         yield number + 1, _damaged(error)
+
+
+def _rows(batch: pa.RecordBatch | pa.Table) -> Iterable[Any]:
+    """The rows of a batch; one whose values Python cannot hold (ill UTF-8, the year 10,000) is Unreadable."""
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows == 1:
+            return [Unreadable(f"has a value that cannot be read ({_first_line(error)})")]
+    return [row for i in range(batch.num_rows) for row in _rows(batch.slice(i, 1))]
 
 
 def _batches(source: Input) -> Iterator[pa.RecordBatch | pa.Table]:

@@ -133,11 +133,27 @@ class Parts:
     def sweep(self) -> None:
         """Remove what a killed writer left: temporaries, parts without a record. Only for the claim's holder."""
         committed = set(self.names())
-        for path in self.folder.rglob(".*.tmp"):
-            path.unlink(missing_ok=True)
+        sweep(self.folder)
         for path in self.folder.glob(f"*{self.suffix}"):
             if path.stem not in committed:
                 path.unlink()
+
+
+def sweep(folder: Path) -> None:
+    """Remove the temporaries below a folder whose writer is dead."""
+    for path in folder.rglob(".*.tmp"):
+        if not _lives(int(path.name.split(".")[-2])):
+            path.unlink(missing_ok=True)
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
 
 
 def _describe(schema: pa.Schema) -> dict[str, str]:

@@ -100,6 +100,7 @@ class Workspace:
         return {
             **dict.fromkeys(VIEWS, "a view"),
             **dict.fromkeys(POOL_COLUMNS, "a column of the pool"),
+            **dict.fromkeys(self.target_names(), "target"),
             **dict.fromkeys(self.score_names(), "score"),
             **dict.fromkeys(self.manifest_names(), "manifest"),
         }
@@ -113,8 +114,6 @@ class Workspace:
             )
         if name in self._sql_words:
             raise CurateError(f"the {kind} name '{name}' is a word of SQL; '{name}_{kind}' would do.")
-        if kind == "target":
-            return  # targets are rows of one view, not views of their own
         taken = self.names().get(name, kind)
         if taken != kind:
             raise CurateError(f"the {kind} name '{name}' is taken: it is {_a(taken)}; choose another with --name.")
@@ -159,6 +158,8 @@ def open_workspace(path: str | os.PathLike[str], create: bool = True) -> Workspa
     Raises CurateError where the folder holds something else, or was written by a newer curate.
     """
     folder = Path(path)
+    if any(sign in str(folder.absolute()) for sign in "*?[]"):
+        raise CurateError(f"{folder}: a workspace's path must not hold *, ?, [ or ], which stand for other files.")
     marker = folder / "workspace.json"
     if marker.exists():
         return _opened(folder, read_json(marker))

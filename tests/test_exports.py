@@ -187,6 +187,13 @@ def test_a_preview_is_what_is_written(chosen: Workspace, tmp_path: Path, exporte
         assert [json.loads(line) for line in Path(result.files[0]).read_text().splitlines()[:3]] == shown
 
 
+def test_the_folder_one_stands_in_will_do(chosen: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    assert curate.export(chosen, "best", Jsonl(), ".").rows == 200
+    assert (tmp_path / "here" / "best.jsonl").exists()
+
+
 def test_a_folder_that_is_not_empty_is_left_alone(chosen: Workspace, tmp_path: Path) -> None:
     (tmp_path / "out").mkdir()
     (tmp_path / "out" / "mine.txt").write_text("mine")

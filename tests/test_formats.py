@@ -68,6 +68,30 @@ def test_every_other_field_is_kept_in_meta() -> None:
     assert json.loads(sample.meta) == {"task": "t", "n": [1, None], "deep": {"x": 1.5}}
 
 
+def test_a_null_column_of_a_table_decides_nothing() -> None:
+    row = {"messages": None, "text": "raw", "prompt": None, "completion": None}
+    assert read(row).text == "raw"
+    assert turns(read({"prompt": "q", "completion": None, "response": "a"})) == QA
+    assert read({"messages": [{"role": "user", "content": "q"}], "text": None}).text is None
+
+
+def test_an_extra_of_somebody_elses_is_kept_as_a_key() -> None:
+    said = {"role": "user", "content": "q", "extra": "foo", "value": "beside"}
+    sample = read({"messages": [said]})
+    assert json.loads(sample.messages[0]["extra"]) == {"extra": "foo", "value": "beside"}
+
+
+def test_numbers_are_texts_the_same_from_every_file() -> None:
+    assert turns(read({"question": "q", "answer": 2**70}))[1] == ("assistant", str(2**70))
+    with pytest.raises(Refused, match="answer is nan"):
+        read({"question": "q", "answer": float("nan")})
+
+
+def test_labels_that_a_pool_does_not_use_stay_in_meta() -> None:
+    sample = read({"text": "x", "kind": "k", "part": "p"}, mapping={"subtask": "kind", "split": "part"})
+    assert json.loads(sample.meta) == {"kind": "k", "part": "p"}
+
+
 def test_nan_in_other_fields_is_null_in_meta() -> None:
     assert json.loads(read({"text": "x", "score": float("nan")}).meta) == {"score": None}
 
@@ -101,9 +125,11 @@ def test_a_map_names_fields_and_leaves_the_rest_in_meta() -> None:
         ({"messages": ["x"]}, r"messages\[0\] is no object"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "parts that are no text"),
         ({"text": "  \n "}, "has no text"),
-        ({"text": "\ud800"}, "not valid Unicode"),
-        ({"question": "q", "answer": "a", "note": "\udfff"}, "not valid Unicode"),
+        ({"text": "\ud800"}, "not valid UTF-8"),
+        ({"question": "q", "answer": "a", "note": "\udfff"}, "not valid UTF-8"),
         ({"instruction": "q", "output": "a", "history": [["x"]]}, "history"),
+        ({"instruction": "q", "output": "a", "history": 3}, "history is no list"),
+        ({"text": "x", "deep": 2**70}, "cannot be stored"),
         ({"a": 1}, "--map"),
         ([1, 2], "is a JSON list"),
         (None, "NoneType"),

@@ -100,6 +100,40 @@ def test_a_cut_archive_keeps_what_could_be_read_and_tells_the_rest(ws: Workspace
     assert "cut or damaged" in row["reason"] and row["line"] == result.added + 1
 
 
+def test_a_file_read_again_under_another_map_adds_what_is_new_and_counts_no_copies(
+    ws: Workspace, tmp_path: Path
+) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", [{**r, "hint": f"h{i}"} for i, r in enumerate(qa(5))])
+    curate.ingest(ws, [path])
+    for kwargs in ({"fmt": "question-answer"}, {"mapping": {"prompt": "question", "completion": "answer"}}):
+        result = curate.ingest(ws, [path], **kwargs)
+        assert result.added == 0 and "read before" in result.warnings[0]
+    assert curate.ingest(ws, [path], mapping={"prompt": "question", "completion": "hint"}).added == 5
+    assert curate.sql(ws, "SELECT max(copies) AS c, count(*) AS n FROM pool") == [{"c": 1, "n": 10}]
+
+
+def test_a_mixed_export_of_ours_comes_back_whole(ws: Workspace, tmp_path: Path) -> None:
+    from curate.exports.datasets import Datasets
+    from curate.exports.parquet import Parquet
+    from curate.selectors.random import Random
+    from curate.stages.select import Choice
+
+    curate.ingest(ws, [write_jsonl(tmp_path / "a.jsonl", [*qa(5), {"text": "raw one"}, {"text": "raw two"}])])
+    curate.select(ws, "all_rows", Random(), Choice(frac=1.0))
+    for exporter in (Parquet(), Datasets()):
+        out = tmp_path / exporter.name
+        curate.export(ws, "all_rows", exporter, str(out))
+        again = curate.open_workspace(tmp_path / f"{exporter.name}_ws")
+        assert curate.ingest(again, [str(out)]).rejected == 0
+        assert curate.sql(again, "SELECT id FROM pool ORDER BY id") == curate.sql(ws, "SELECT id FROM pool ORDER BY id")
+
+
+def test_a_dry_run_names_the_files_and_stores_nothing(ws: Workspace, tmp_path: Path) -> None:
+    path = write_jsonl(tmp_path / "a.jsonl", qa(5))
+    assert curate.ingest(ws, [path], dry_run=True).files_planned == [path]
+    assert ws.shards() == []
+
+
 def test_source_is_the_path_the_option_or_a_field(ws: Workspace, tmp_path: Path) -> None:
     curate.ingest(ws, [write_jsonl(tmp_path / "one.jsonl", qa(2))])
     curate.ingest(ws, [write_jsonl(tmp_path / "two.jsonl", qa(2, 10))], source="named")

@@ -109,6 +109,32 @@ def test_samples_over_missing_shards_keeps_every_row_in_place(scored: Workspace)
     assert all(g["length"] == (None if g["row"] in lost else w["length"]) for g, w in zip(got, want, strict=True))
 
 
+def test_the_workspaces_own_path_is_no_data(tmp_path: Path) -> None:
+    from curate.errors import CurateError
+    from tests.conftest import qa, write_jsonl
+
+    path = write_jsonl(tmp_path / "a.jsonl", qa(5))
+    for name in ("source=web", "id=7", "it's ü"):
+        ws = curate.open_workspace(tmp_path / name / "ws")
+        curate.ingest(ws, [path])
+        assert {r["source"] for r in curate.sql(ws, "SELECT source FROM samples")} == {"a"}
+    with pytest.raises(CurateError, match="must not hold"):
+        curate.open_workspace(tmp_path / "s*x")
+
+
+def test_columns_of_one_name_are_told_apart(scored: Workspace) -> None:
+    (row,) = curate.sql(scored, "SELECT a.score, b.score FROM length a JOIN bm25_arithmetic b USING (id) LIMIT 1")
+    assert list(row) == ["score", "score_1"]
+
+
+def test_a_variable_of_ours_is_no_table_and_a_lost_part_is_told(scored: Workspace) -> None:
+    with pytest.raises(CurateError, match="no table 'ws'"):
+        curate.sql(scored, "SELECT * FROM ws")
+    next(scored.score_folder("length").glob("part-*.parquet")).unlink()
+    with pytest.raises(CurateError, match="cannot be read"):
+        curate.sql(scored, "SELECT * FROM length")
+
+
 def test_many_scores_cost_only_those_named(tmp_path: Path, ws: Workspace) -> None:
     """The parts of scores that a query does not name are not even opened."""
     curate.ingest(ws, [_jsonl(tmp_path)])

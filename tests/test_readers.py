@@ -128,6 +128,24 @@ def test_lines_that_are_no_json_are_told_and_the_others_stand(tmp_path: Path) ->
     assert all("is not JSON" in r.reason for _, r in rows if isinstance(r, Unreadable))
 
 
+def test_one_unreadable_value_in_a_table_costs_one_row(tmp_path: Path) -> None:
+    import datetime
+
+    ill = pa.array([b"fine", b"\xff\xfe", b"too"]).view(pa.string())
+    pq.write_table(pa.table({"text": ill}), tmp_path / "a.parquet")
+    got = read(tmp_path / "a.parquet")
+    assert [got[0], got[2]] == [{"text": "fine"}, {"text": "too"}] and isinstance(got[1], Unreadable)
+    far = pa.array([0, 2**60], pa.timestamp("us"))
+    pq.write_table(pa.table({"at": far, "text": ["a", "b"]}), tmp_path / "b.parquet")
+    got = read(tmp_path / "b.parquet")
+    assert got[0]["at"] == datetime.datetime(1970, 1, 1) and isinstance(got[1], Unreadable)
+
+
+def test_deep_nesting_is_told(tmp_path: Path) -> None:
+    (tmp_path / "a.json").write_text('[{"a":1},' + "[" * 200_000 + "]" * 200_000 + "]")
+    assert isinstance(read(tmp_path / "a.json")[-1], Unreadable)
+
+
 def test_one_row_of_five_megabytes_is_read(tmp_path: Path) -> None:
     row = {"text": "x" * 5_000_000}
     for name, text in (("a.jsonl", json.dumps(row)), ("a.json", json.dumps([row, row]))):

@@ -158,12 +158,56 @@ def test_an_empty_pool_cannot_be_scored(ws: Workspace) -> None:
         curate.score(ws, Length())
 
 
+def test_an_ingest_while_scoring_cannot_mix_two_pools(sample_ws: Workspace, tmp_path: Path, monkeypatch: Any) -> None:
+    """The first of two methods runs while samples are appended: the second is of the pool it was planned for."""
+    more, original = write_jsonl(tmp_path / "more.jsonl", qa(200)), Length._count
+
+    def appended(self: Any, batch: Any, given: Any) -> Any:
+        curate.ingest(sample_ws, [more])
+        return original(self, batch, given)
+
+    monkeypatch.setattr(Length, "_count", appended)
+    curate.score(sample_ws, Length(), Bm25(), target="arithmetic")
+    monkeypatch.undo()
+    assert score_state(sample_ws, "bm25_arithmetic").problem() == "is stale (the pool has grown)"
+    curate.score(sample_ws, Bm25(), target="arithmetic")
+    mixed = curate.sql(sample_ws, "SELECT score FROM bm25_arithmetic")
+    curate.score(sample_ws, Bm25(), target="arithmetic", fresh=True)
+    assert curate.sql(sample_ws, "SELECT score FROM bm25_arithmetic") == mixed
+
+
+def test_a_name_that_would_hide_another_column_is_refused(sample_ws: Workspace) -> None:
+    curate.score(sample_ws, Length())
+    for name, what in (("length_words", "'length'"), ("n", "the pool")):
+        with pytest.raises(CurateError, match=f"one of .*{what}"):
+            curate.score(sample_ws, Length(), names={"length": name})
+    curate.target(sample_ws, "t", str(SAMPLE / "targets/facts_val.jsonl"))
+    with pytest.raises(CurateError, match="taken: it is a target"):
+        curate.score(sample_ws, Length(), names={"length": "t"})
+
+
+def test_a_target_that_lost_its_val_split_makes_its_scores_stale_and_nothing_fail(
+    sample_ws: Workspace, tmp_path: Path
+) -> None:
+    curate.score(sample_ws, Bm25(), target="arithmetic")
+    curate.drop(sample_ws, "arithmetic")
+    curate.target(sample_ws, "arithmetic", write_jsonl(tmp_path / "t.jsonl", qa(2)), split="test")
+    assert "no val split" in str(score_state(sample_ws, "bm25_arithmetic").problem())
+    assert len(curate.sql(sample_ws, "SELECT * FROM samples LIMIT 3")) == 3
+    assert curate.status(sample_ws).scores[0]["state"].startswith("is stale")
+
+
 def test_a_dry_run_tells_the_work_and_does_none(sample_ws: Workspace) -> None:
     before = tree_bytes(sample_ws.path, "*")
     (plan,) = curate.score(sample_ws, Small(), target="arithmetic", dry_run=True)
     assert [p["pass"] for p in plan.planned] == ["count", "score"]
     assert plan.planned[0]["rows"] == 3000 and plan.planned[0]["units"] > plan.planned[0]["shards"]
     assert tree_bytes(sample_ws.path, "*") == before
+    curate.score(sample_ws, Length())
+    assert curate.score(sample_ws, Length(), dry_run=True)[0].planned[0]["rows"] == 0
+    assert curate.score(sample_ws, Length(), dry_run=True, fresh=True)[0].planned[0]["rows"] == 3000
+    with pytest.raises(CurateError, match="made with of=answer"):
+        curate.score(sample_ws, Length(of="whole"), dry_run=True)
 
 
 def test_commit_records_vouch_for_the_bytes(sample_ws: Workspace) -> None:

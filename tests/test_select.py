@@ -125,6 +125,10 @@ def test_stale_and_incomplete_scores_are_refused_unless_allowed(scored: Workspac
         ({}, "exactly one budget"),
         ({"top": 1, "frac": 0.5}, "exactly one budget"),
         ({"top": 0}, "above 0"),
+        ({"frac": float("nan")}, "above 0"),
+        ({"tokens": float("inf")}, "above 0"),
+        ({"top": 10**30}, "above 0"),
+        ({"top": 1, "seed": 2**70}, "62 bits"),
         ({"frac": 1.5}, "more than the whole"),
         ({"top": 1, "per": "domain"}, "source or subtask"),
     ],
@@ -156,6 +160,35 @@ def test_a_selection_that_cannot_be_is_one_sentence_and_leaves_nothing(
     assert "\n" not in str(caught.value)
     after = {k: v for k, v in tree_bytes(scored.path).items() if not k.startswith("ledger")}
     assert after == {k: v for k, v in before.items() if not k.startswith("ledger")}
+
+
+def test_a_failed_selection_leaves_the_manifest_it_would_have_replaced(scored: Workspace, monkeypatch: Any) -> None:
+    curate.select(scored, "best", Top(), Choice(by="length", top=5))
+    before = rows(scored, "best")
+
+    def full(*args: Any, **kwargs: Any) -> str:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("curate.manifest.write_table", full)
+    with pytest.raises(OSError, match="No space"):
+        curate.select(scored, "best", Top(), Choice(by="length", top=7))
+    assert rows(scored, "best") == before
+
+
+def test_a_manifest_that_its_json_does_not_vouch_for_is_not_exported(scored: Workspace) -> None:
+    from curate.exports.jsonl import Jsonl
+
+    curate.select(scored, "best", Top(), Choice(by="length", top=5))
+    curate.select(scored, "other", Top(), Choice(by="length", top=6))
+    scored.manifest_path("best").write_bytes(scored.manifest_path("other").read_bytes())
+    with pytest.raises(CurateError, match="vouches"):
+        curate.preview(scored, "best", Jsonl(), 1)
+
+
+def test_conditions_with_comments_and_chance_are_fine(scored: Workspace) -> None:
+    assert curate.select(scored, "a", Top(), Choice(by="length -- words", where="length > 3 -- more", top=5)).rows == 5
+    choice = Choice(by="bm25_arithmetic", where="random() < 0.5 AND length > 1", top=5, per="subtask")
+    assert curate.select(scored, "b", Top(), choice).rows == 15
 
 
 def test_a_dry_run_tells_and_writes_nothing(scored: Workspace) -> None:

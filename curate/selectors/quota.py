@@ -68,8 +68,8 @@ class Quota(Selector):
                 shares[source] = float(share)
             except ValueError:
                 raise CurateError(f"quota's '{item}' is not SOURCE:SHARE with a number, as in gsm8k:0.5.") from None
-            if not shares[source] >= 0:
-                raise CurateError(f"quota's share of '{source}' is {share}; shares are 0 or more.")
+            if not 0 <= shares[source] < float("inf"):
+                raise CurateError(f"quota's share of '{source}' is {share}; shares are numbers of 0 or more.")
         return shares
 
 

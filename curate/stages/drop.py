@@ -29,5 +29,7 @@ def drop(ws: Workspace, name: str) -> str:
             ws.manifest_path(name).with_suffix(".json").unlink()
             ws.manifest_path(name).unlink(missing_ok=True)
         else:
+            for split in ("val", "test"):
+                (ws.path / "rejects" / f"target-{name}-{split}.parquet").unlink(missing_ok=True)
             ws.target_path(name).unlink()
     return kind

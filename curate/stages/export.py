@@ -43,7 +43,7 @@ def export(ws: Workspace, manifest: str, exporter: Export, folder: str, *, skip_
     it cannot hold; then nothing is left.
     """
     table = _manifest(ws, manifest, exporter)
-    target = Path(folder)
+    target = Path(folder).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CurateError(f"{folder} is not empty; export into a new or empty folder (-o DIR).")
     target.parent.mkdir(parents=True, exist_ok=True)
@@ -59,7 +59,7 @@ def export(ws: Workspace, manifest: str, exporter: Export, folder: str, *, skip_
         os.replace(beside, target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
-    result.files = [str(target / path.relative_to(beside)) for path in files]
+    result.files = [str(Path(folder) / path.relative_to(beside)) for path in files]
     return result
 
 

@@ -24,7 +24,7 @@ from curate.fingerprint import fingerprint, ids_as_integers
 from curate.formats import Reader, Refused, Sample, refusal
 from curate.readers import Input, find_inputs, records
 from curate.schema import COPIES, POOL, REJECTS
-from curate.shards import claim, read_table, write_table
+from curate.shards import claim, read_table, sweep, write_table
 from curate.workspace import Workspace
 
 SHARD_BYTES = 32 << 20
@@ -40,6 +40,7 @@ class Ingested:
     added: int = 0
     copies: int = 0
     rejected: int = 0
+    files_planned: list[str] = field(default_factory=list)  # all that were not there yet
     files_read: int = 0
     files_skipped: list[str] = field(default_factory=list)
     formats: dict[str, int] = field(default_factory=dict)
@@ -82,10 +83,8 @@ def ingest(
         reader.seen.clear()
         if inputs and all(item.kind == "empty" for item in inputs):
             raise CurateError(f"{', '.join(i.path for i in inputs)}: nothing to ingest, every file is empty.")
-        if dry_run:
-            result.warnings.append("dry run: nothing was stored")
-            result.files_read = len(todo)
-        elif todo:
+        result.files_planned = [item.path for item in todo]
+        if todo and not dry_run:
             with charged(ws.path, "ingest", methods=[], name="pool", phase="read") as meter:
                 writer = _Writer(ws, shard_bytes, result, meter)
                 for item in todo:
@@ -94,6 +93,12 @@ def ingest(
     result.formats = dict(reader.seen)
     result.pool_rows, result.shards = ws.n_rows(), len(ws.shards())
     return result
+
+
+def _read_otherwise(key: str, progress: Mapping[str, Any]) -> bool:
+    """Whether the file of this key was read before under another --format or --map."""
+    content = key.partition(":")[0]
+    return any(other != key and other.partition(":")[0] == content for other in progress)
 
 
 def _progress(ws: Workspace) -> dict[str, dict[str, Any]]:
@@ -140,6 +145,9 @@ def _read_file(
 ) -> None:
     skip = progress.get(key, {}).get("rows", 0)
     before = writer.accepted
+    writer.counts_copies = not _read_otherwise(key, progress)
+    if not writer.counts_copies:
+        result.warnings.append(f"{item.path} was read before under another --format or --map: no copies are counted")
     rows = tqdm(records(item, skip), desc=f"ingest {item.path}", unit=" rows", disable=None, leave=False)
     number = skip
     for batch in _batches(rows):
@@ -201,6 +209,8 @@ class _Writer:
         self.number = len(ws.pool.names())
         self.files: dict[str, dict[str, Any]] = {}
         self.accepted = 0
+        self.counts_copies = True
+        sweep(ws.path / "rejects")
         self._clear()
 
     def _clear(self) -> None:
@@ -221,10 +231,10 @@ class _Writer:
             self.accepted += 1
             self.meter.samples += 1
             if sample.id in self.rows:
-                self.rows[sample.id]["copies"] += 1
+                self.rows[sample.id]["copies"] += self.counts_copies
                 self.result.copies += 1
             elif sample.id in stored:
-                self.copies[sample.id] += 1
+                self.copies[sample.id] += self.counts_copies
                 self.result.copies += 1
             else:
                 self._new_row(sample, sample.source or source)
@@ -266,8 +276,8 @@ class _Writer:
         if self.rejects:
             table = pa.Table.from_pylist(self.rejects, schema=REJECTS)
             beside["rejects"] = write_table(self.ws.path / "rejects" / f"{name}.parquet", table)
-        if self.copies:
-            table = pa.table({"id": list(self.copies), "copies": list(self.copies.values())}, schema=COPIES)
+        if copies := {id_: n for id_, n in self.copies.items() if n}:
+            table = pa.table({"id": list(copies), "copies": list(copies.values())}, schema=COPIES)
             beside["copies"] = write_table(self.ws.path / "pool" / "copies" / f"{name}.parquet", table)
         rows = pa.Table.from_pylist(list(self.rows.values()), schema=POOL)
         n_chars = int(pl.Series(rows["n_chars"]).sum() or 0)

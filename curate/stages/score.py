@@ -13,6 +13,7 @@ when complete.
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -26,8 +27,9 @@ from tqdm import tqdm
 from curate.costs import charged
 from curate.errors import CurateError
 from curate.fingerprint import fingerprint
-from curate.lineage import default_score_name, load_target
+from curate.lineage import default_score_name, load_target, sample_columns
 from curate.method import Arrays, Columns, Pass, Score, Target
+from curate.schema import POOL_COLUMNS
 from curate.shards import Parts, claim, read_arrays, read_json, read_table, remove_tree, write_json
 from curate.workspace import Shard, Workspace, pool_fingerprint
 
@@ -73,7 +75,7 @@ def score(
     if unknown:
         raise CurateError(f"--name speaks of {', '.join(sorted(unknown))}, which is not among the methods to score.")
     jobs = [_plan(ws, method, target, (names or {}).get(method.name)) for method in methods]
-    return [_dry(job) if dry_run else _run(job, fresh) for job in jobs]
+    return [_dry(job, fresh) if dry_run else _run(job, fresh) for job in jobs]
 
 
 def _plan(ws: Workspace, method: Score, target_name: str | None, name: str | None) -> _Job:
@@ -82,8 +84,23 @@ def _plan(ws: Workspace, method: Score, target_name: str | None, name: str | Non
     target = load_target(ws, target_name) if method.uses_target and target_name else None
     name = name or default_score_name(method.name, target.name if target else None)
     ws.check_name(name, "score")
-    shards = ws.require_pool()
-    return _Job(ws, name, method, target, shards)
+    job = _Job(ws, name, method, target, ws.require_pool())
+    _refuse_hidden_columns(job)
+    return job
+
+
+def _refuse_hidden_columns(job: _Job) -> None:
+    """In `samples` a score has the columns NAME and NAME_COLUMN, which no other score's may hide."""
+    taken = dict.fromkeys(POOL_COLUMNS, "the pool")
+    for other in set(job.ws.score_names()) - {job.name}:
+        recipe = read_json(job.ws.score_folder(other) / "score.json")
+        taken |= dict.fromkeys(sample_columns(other, recipe).values(), f"the score '{other}'")
+    for column in sample_columns(job.name, job.recipe).values():
+        if column in taken:
+            raise CurateError(
+                f"the score '{job.name}' would have the column {column} in `samples`, which is one of {taken[column]}; "
+                "choose another --name."
+            )
 
 
 # --- one score -------------------------------------------------------------------------------------------
@@ -237,6 +254,7 @@ def _score_shard(job: _Job, step: Pass, given: Any, parts: Parts, shard: Shard) 
     """Score one shard unit by unit and merge the units into its part. Returns the rows computed now."""
     units = Parts(parts.folder / "_units" / shard.name)
     units.sweep()
+    started = time.perf_counter()
     ranges = {_range(a, b): (a, b) for a, b in unit_ranges(shard, job.method.unit_bytes)}
     same = {"fingerprint": job.recipe["fingerprint"], "shard": shard.sha256}
     missing = [n for n in ranges if not same.items() <= (units.record(n) or {}).items()]
@@ -245,17 +263,18 @@ def _score_shard(job: _Job, step: Pass, given: Any, parts: Parts, shard: Shard) 
         table = score_table(batch.frame["id"].to_arrow(), step.map(batch, given), job.method)
         done += len(batch)
         if len(ranges) == 1:
-            _commit_part(parts, shard, table, same)
+            _commit_part(parts, shard, table, started, same)
             return done
         units.commit(name, table, **same)
     tables = [read_table(units.path(name)) for name in ranges]
-    _commit_part(parts, shard, pa.concat_tables(tables), same)
+    _commit_part(parts, shard, pa.concat_tables(tables), started, same)
     remove_tree(units.folder)
     return done
 
 
-def _commit_part(parts: Parts, shard: Shard, table: pa.Table, same: Mapping[str, str]) -> None:
-    parts.commit(shard.name, table, nulls=table["score"].null_count, **same)
+def _commit_part(parts: Parts, shard: Shard, table: pa.Table, started: float, same: Mapping[str, str]) -> None:
+    spent = {"seconds": round(time.perf_counter() - started, 3), "flops": 0.0}  # text passes use no tensors
+    parts.commit(shard.name, table, nulls=table["score"].null_count, **same, **spent)
 
 
 def _stands(parts: Parts, shard: Shard, job: _Job) -> bool:
@@ -334,9 +353,11 @@ def _progress(shards: Sequence[Shard], job: _Job, step: Pass) -> Iterator[Shard]
             bar.update(shard.rows)
 
 
-def _dry(job: _Job) -> Scored:
+def _dry(job: _Job, fresh: bool) -> Scored:
     result = Scored(job.name, job.method.name, job.recipe["target"])
-    before = ""
+    marker, before = job.ws.score_folder(job.name) / "score.json", ""
+    if marker.exists() and not fresh:
+        _refuse_other_recipe(read_json(marker), job)
     for index, step in enumerate(job.passes):
         if step.reduce:
             parts, state = job.prepared(index, before)
@@ -344,7 +365,7 @@ def _dry(job: _Job) -> Scored:
             todo = [] if parts.record(state) else job.shards
         else:
             parts = Parts(job.ws.score_folder(job.name))
-            todo = [shard for shard in job.shards if not _stands(parts, shard, job)]
+            todo = [shard for shard in job.shards if fresh or not _stands(parts, shard, job)]
         result.planned.append(
             {
                 "pass": step.name,

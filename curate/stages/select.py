@@ -15,7 +15,7 @@ import pyarrow as pa
 from curate import __version__, query
 from curate.costs import charged
 from curate.errors import CurateError
-from curate.lineage import ScoreState, score_state
+from curate.lineage import ScoreState, score_state, settings_words
 from curate.manifest import write_manifest
 from curate.method import Budget, Candidates, Selector
 from curate.shards import claim, read_json
@@ -28,8 +28,9 @@ TOKENS = "n_chars / 4.0"  # a usual rule of thumb for English; --token-count tak
 class Choice:
     """What was asked: everything that decides a selection but the data.
 
-    by: SQL expression over `samples`, higher is better. where: SQL condition. Exactly one of top (rows), frac (of
-    the candidates) and tokens is the budget; with `per` it is each group's. token_count: SQL, tokens of a sample.
+    by: SQL expression over `samples`, higher is better. where: SQL condition. Exactly one of top (rows), frac (of the
+    candidates that have a value) and tokens is the budget; with `per` it is each group's. token_count: SQL for the
+    tokens of a sample.
     """
 
     by: str | None = None
@@ -46,8 +47,10 @@ class Choice:
         given = [value for value in (self.top, self.frac, self.tokens) if value is not None]
         if len(given) != 1:
             raise CurateError("give exactly one budget: --top ROWS, --frac FRACTION or --tokens TOKENS.")
-        if given[0] <= 0:
-            raise CurateError(f"a budget is above 0, not {given[0]}.")
+        if not 0 < given[0] < 2**62:
+            raise CurateError(f"a budget is a number above 0, not {given[0]}.")
+        if not -(2**62) < self.seed < 2**62:
+            raise CurateError(f"--seed {self.seed} has more than 62 bits.")
         if self.frac is not None and self.frac > 1:
             raise CurateError(f"--frac {self.frac} is more than the whole; give a fraction up to 1, as in 0.05.")
         if self.per not in (None, "source", "subtask"):
@@ -82,7 +85,7 @@ def select(ws: Workspace, name: str, selector: Selector, choice: Choice, *, dry_
     _refuse_stale([s for s in states if s.problem()], choice, result)
     with charged(ws.path, "select", methods=[selector.name], name=name, phase="select") as meter:
         frame = _candidates(ws, choice)
-        result.candidates, meter.samples = frame.num_rows, ws.n_rows()
+        result.candidates, meter.samples = frame.num_rows, 0 if dry_run else ws.n_rows()
         chosen = _choose(ws, frame, selector, choice, result)
     if not len(chosen):
         raise CurateError("nothing was selected: no candidate has a value and fits the budget; check --by and --where.")
@@ -106,19 +109,24 @@ def select(ws: Workspace, name: str, selector: Selector, choice: Choice, *, dry_
     return result
 
 
-def replay(ws: Workspace, name: str, file: str, find: Any) -> Selected:
+def replay(ws: Workspace, name: str, file: str, find: Any, *, allow_stale: bool = False) -> Selected:
     """Repeat the selection that a manifest's JSON describes, under a name.
 
-    find(kind, name) gives a selector's class. Where the pool or a score has changed since, the result says so.
+    find(kind, name) gives a selector's class. allow_stale: as the original had it, or given now. Where the pool or a
+    score has changed since, the result says so.
     """
     path = Path(file)
     if not path.is_file():
         raise CurateError(f"{file}: there is no such file; a manifest's JSON lies in manifests/NAME.json.")
-    lineage = read_json(path)
+    try:
+        lineage = read_json(path)
+    except ValueError:
+        lineage = None
     if not isinstance(lineage, dict) or not {"selector", "choice", "sha256"} <= lineage.keys():
         raise CurateError(f"{file}: this is no manifest's JSON (it has no selector, choice and sha256).")
     method = lineage["selector"]
-    result = select(ws, name, find("selector", method["name"])(**method["settings"]), Choice(**lineage["choice"]))
+    choice = Choice(**{**lineage["choice"], "allow_stale": lineage["choice"]["allow_stale"] or allow_stale})
+    result = select(ws, name, find("selector", method["name"])(**method["settings"]), choice)
     again = read_json(ws.manifest_path(name).with_suffix(".json"))
     if again["sha256"] != lineage["sha256"]:
         changed = [
@@ -153,7 +161,8 @@ def _candidates(ws: Workspace, choice: Choice) -> pa.Table:
 
 
 def _from_samples(columns: str, choice: Choice) -> str:
-    return f"SELECT {columns} FROM samples {f'WHERE ({choice.where})' if choice.where else ''} ORDER BY id"
+    where = f"WHERE ({choice.where}\n)" if choice.where else ""  # the line's end closes a comment
+    return f"SELECT {columns} FROM samples {where} ORDER BY id"
 
 
 @dataclass(frozen=True)
@@ -190,8 +199,8 @@ def _subtask_groups(ws: Workspace, frame: pa.Table, choice: Choice) -> Iterator[
     kept = query.fetch(ws, f"SELECT map_keys(subtasks) AS k FROM {name} WHERE subtasks IS NOT NULL LIMIT 1")
     for label in kept["k"].to_pylist()[0] if kept.num_rows else []:
         literal = label.replace("'", "''")
-        table = query.fetch(ws, _from_samples(f"{name}_subtasks['{literal}']::DOUBLE AS v", choice))
-        yield _Group(label, np.ones(frame.num_rows, dtype=bool), table["v"].to_numpy())
+        table = query.fetch(ws, f"SELECT {name}_subtasks['{literal}']::DOUBLE AS v FROM samples ORDER BY row")
+        yield _Group(label, np.ones(frame.num_rows, dtype=bool), table["v"].to_numpy()[frame["row"].to_numpy()])
 
 
 def _choose(ws: Workspace, frame: pa.Table, selector: Selector, choice: Choice, result: Selected) -> np.ndarray:
@@ -255,8 +264,7 @@ def _by_source(frame: pa.Table, picked: pa.Table) -> list[dict[str, Any]]:
 def _command(name: str, selector: Selector, choice: Choice) -> str:
     """The command line that makes this selection again."""
     words = ["curate", "select", name, "--selector", selector.name]
-    for key, value in selector.settings().items():
-        words += ["--set", f"{key}={value}"]
+    words += settings_words(selector.settings())
     for key, value in asdict(choice).items():
         if value is True:
             words.append(f"--{key.replace('_', '-')}")

@@ -14,7 +14,7 @@ from curate.errors import CurateError
 from curate.formats import Reader, Refused, refusal
 from curate.readers import find_inputs, records
 from curate.schema import REJECTS, TARGET
-from curate.shards import claim, read_table, write_table
+from curate.shards import claim, read_table, sweep, write_table
 from curate.workspace import Workspace
 
 SPLITS = ("val", "test")
@@ -63,9 +63,13 @@ def target(
             old = read_table(file)
             kept = ~pl.Series(old["split"]).is_in(replaced)
             table = pa.concat_tables([old.filter(kept.to_arrow()), table])
+        sweep(ws.path / "targets")
+        sweep(ws.path / "rejects")
+        reject_file = ws.path / "rejects" / f"target-{name}-{split}.parquet"
         if rejects:
-            reject_file = ws.path / "rejects" / f"target-{name}-{split}.parquet"
             write_table(reject_file, pa.Table.from_pylist(rejects, schema=REJECTS))
+        else:
+            reject_file.unlink(missing_ok=True)
         write_table(file, table)
     counted = Counter(table["split"].to_pylist())
     subtasks = Counter(s for s in table["subtask"].to_pylist() if s)
