@@ -481,7 +481,7 @@ def export(
     ws.require("manifest", manifest)
     exporter = kinds.make("export", fmt, _pairs(settings, "--set"))
     if count is not None:
-        for row in curate.preview(ws, manifest, exporter, count):
+        for row in curate.preview(ws, manifest, exporter, count, skip_unfit=skip_unfit):
             click.echo(json.dumps(row, ensure_ascii=False, indent=None if as_json else 1))
     if output is None:
         if count is None:

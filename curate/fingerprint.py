@@ -57,7 +57,7 @@ def keyed_uniform(ids: np.ndarray, seed: int, purpose: str) -> np.ndarray:
     stream = _U64(int(fingerprint(seed, purpose), 16))
     with np.errstate(over="ignore"):
         x = _mix(_mix(ids ^ stream) + stream)
-    return ((x >> _U64(11)).astype(np.float64) + 0.5) / 2.0**53
+    return ((x >> _U64(12)).astype(np.float64) + 0.5) / 2.0**52  # never 0 and never 1
 
 
 def _mix(x: np.ndarray) -> np.ndarray:

@@ -9,8 +9,11 @@ Every record says what it is, in fields that an ingest keeps in `meta`:
     n                   number in the stream
     skill, task         what it teaches, and in which form; skill `chat` is off-topic small talk (5 %)
     domain              where it comes from; a domain mixes skills, and every skill stands in two domains
-    corrupt             its answer is another sample's of the same skill (10 %); no word of it looks wrong
-    near_duplicate_of   it repeats that sample with small changes (5 %); else null
+    corrupt             its answer is another sample's of the same skill and task (10 %)
+    near_duplicate_of   it repeats that sample with small changes (5 %); else null. No other two samples ask the same
+
+The targets' questions stand neither in the pool nor in each other, whatever the words that open them. What they ask of
+the made-up world (facts, words of Velic) the pool teaches in other words.
 
 So a score can be judged by how well it finds what is known here. Skills that a model of two million parameters
 does not leave chance on (weekday arithmetic, transitive comparison) are left out on purpose.
@@ -84,6 +87,7 @@ _OPENINGS = ["", "", "{} asks: ", "{} wants to know: ", "A question from {}: ", 
 _NAMES = ["Mira", "Tobin", "Sela", "Arno", "Kesh", "Lune", "Pavo", "Rika", "Odo", "Wenna"]
 _THINGS = ["plums", "shells", "coins", "stamps", "ropes", "lamps", "books", "tiles", "beads", "pears"]
 _WORDS = "stone river lamp green window table hollow paper silver garden bridge candle winter copper harbor".split()
+_LETTERS = list("abcdeilmnorstu")
 
 
 def arithmetic(dice: Dice) -> Made:
@@ -103,7 +107,7 @@ def arithmetic(dice: Dice) -> Made:
 
 def strings(dice: Dice) -> Made:
     task = dice.pick(["reverse", "upper", "first", "sort"])
-    word = "".join(dice.pick(list("abcdeilmnorstu")) for _ in range(dice.number(3, 6)))
+    word = _letters(dice, 3, 6)
     match task:
         case "reverse":
             return task, f"Write the letters of {word} backwards.", word[::-1]
@@ -112,6 +116,10 @@ def strings(dice: Dice) -> Made:
         case "first":
             return task, f"What is the first letter of {word}?", word[0]
     return task, f"Put the letters of {word} in the order of the alphabet.", "".join(sorted(word))
+
+
+def _letters(dice: Dice, low: int, high: int) -> str:
+    return "".join(dice.pick(_LETTERS) for _ in range(dice.number(low, high)))
 
 
 def table(dice: Dice) -> Made:
@@ -126,7 +134,7 @@ def table(dice: Dice) -> Made:
 
 def program(dice: Dice) -> Made:
     task = dice.pick(["sum", "repeat", "length", "variable"])
-    a, b, word = dice.number(1, 9), dice.number(1, 9), dice.pick(_WORDS)
+    a, b, word = dice.number(1, 20), dice.number(1, 20), _letters(dice, 2, 7)
     match task:
         case "sum":
             return task, f"What does this line print? print({a} + {b})", str(a + b)
@@ -141,24 +149,42 @@ _CITIES = (
     "Velmar Ostra Quill Hadren Sorrow Pelm Ivarra Thun Caldis Mirrow Eskel Dovane Brask Lorim Tessa Ankor "
     "Fenwick Gilth Noro Umber Rask Yelden Zoma Parl"
 ).split()
+# Task -> ways to ask, the answer, its values.
 _FACTS = {
-    "river": ("Which river runs through {}?", "The {} runs through {}.", "Anse Brin Corv Dell Eddra Fosk".split()),
-    "dish": ("What do people in {} like to eat?", "People there eat {} in {}.", "barley eel lentils goat".split()),
-    "craft": ("What is the city of {} known for?", "It makes {}: that is {}.", "glass bells rope ink".split()),
+    "river": (
+        "Which river runs through {}?|Name the river of {}.|{} lies on a river: which?|What water flows past {}?|"
+        "Travellers reach {} along which river?|Which river would you follow to {}?|The river at {} is called what?",
+        "The {} runs through {}.",
+        "Anse Brin Corv Dell Eddra Fosk".split(),
+    ),
+    "dish": (
+        "What do people in {} like to eat?|Name the dish of {}.|What is served at a table in {}?|"
+        "A cook in {} makes what?|What would you eat in {}?|What fills the plates of {}?|Guests in {} are given what?",
+        "People eat {} in {}.",
+        "barley eel lentils goat".split(),
+    ),
+    "craft": (
+        "What is the city of {} known for?|What do they make in {}?|Name the craft of {}.|What would you buy in {}?|"
+        "The workshops of {} make what?|What trade does {} live by?|Ships leave {} with what?",
+        "It is {} that {} makes.",
+        "glass bells rope ink".split(),
+    ),
 }
 
 
 def facts(dice: Dice) -> Made:
     city, task = dice.pick(_CITIES), dice.pick(sorted(_FACTS))
-    ask, answer, values = _FACTS[task]
-    return task, ask.format(city), answer.format(Dice("world", city, task).pick(values), city)
+    ways, answer, values = _FACTS[task]
+    return task, dice.pick(ways.split("|")).format(city), answer.format(Dice("world", city, task).pick(values), city)
 
 
-_SPOKEN = "red big old small cold house tree road horse ship bread king sleeps falls sings runs waits burns".split()
+_ADJECTIVES = "red big old small cold dark young wet".split()
+_NOUNS = "house tree road horse ship bread king stone bird river lamp child".split()
+_VERBS = "sleeps falls sings runs waits burns".split()
 
 
 def translation(dice: Dice) -> Made:
-    words = [dice.pick(_SPOKEN[:5]), dice.pick(_SPOKEN[5:12]), dice.pick(_SPOKEN[12:])]
+    words = [dice.pick(_ADJECTIVES), dice.pick(_NOUNS), dice.pick(_VERBS)]
     task = dice.pick(["word", "phrase", "sentence"])
     said = {"word": words[1:2], "phrase": words[:2], "sentence": words}[task]
     return task, f"Say in Velic: {' '.join(said)}", " ".join(map(_velic, said))
@@ -171,7 +197,8 @@ def _velic(word: str) -> str:
 
 def chat(dice: Dice) -> Made:
     name, word = dice.pick(_NAMES), dice.pick(_WORDS)
-    ask = dice.pick(["Hello there, how was the walk?", f"{name} says good evening.", f"Do you like this {word}?"])
+    walk, evening = f"Hello {name}, how was the walk to the {word}?", f"{name} says good evening and brings a {word}."
+    ask = dice.pick([walk, evening, f"Do you like the {word} of {name}?"])
     return "talk", ask, dice.pick([f"Thanks, quite lovely, {name}!", "Oh well, could be worse.", f"That {word}? Sure!"])
 
 
@@ -193,7 +220,8 @@ FORUM = 0.2
 def stream(seed: int = 0) -> Iterator[Sample]:
     """Samples without end; sample n depends on the seed and on those before it alone.
 
-    No question comes twice among 3,000; in a longer stream the skills that know fewer questions repeat some.
+    No question comes twice among 3,000, whatever words open it, unless it is marked as a near-duplicate; in a longer
+    stream the skills that know fewer questions repeat some.
     """
     recent: dict[str, list[Sample]] = {skill: [] for skill in (*SKILLS, "chat")}
     asked: dict[str, None] = {}
@@ -201,14 +229,24 @@ def stream(seed: int = 0) -> Iterator[Sample]:
         kind = Dice("kind", seed, n).real()
         for attempt in range(50):
             sample = _draw(kind, Dice("sample", seed, n, attempt), n, recent)
-            if sample.question not in asked:
+            if core(sample.question) not in asked:
                 break
         yield sample
-        asked[sample.question] = None
+        asked[core(sample.question)] = None
         if len(asked) > MEMORY:
             del asked[next(iter(asked))]
         if sample.near_duplicate_of is None and not sample.corrupt:
             recent[sample.skill] = [*recent[sample.skill][-99:], sample]
+
+
+def core(question: str) -> str:
+    """A question without the words that open it."""
+    for opening in _OPENINGS:
+        head, _, tail = opening.partition("{}")
+        for name in _NAMES if "{}" in opening else [""]:
+            if opening and question.startswith(head + name + tail):
+                return question[len(head + name + tail) :]
+    return question
 
 
 def _draw(kind: float, dice: Dice, n: int, recent: dict[str, list[Sample]]) -> Sample:
@@ -222,7 +260,7 @@ def _draw(kind: float, dice: Dice, n: int, recent: dict[str, list[Sample]]) -> S
     home = HOMES.get(skill) or dice.pick(["school", "workshop", "atlas"])
     domain = "forum" if dice.chance(FORUM) else home
     sample = Sample(n, skill, task, domain, question, answer)
-    others = [other.answer for other in old if other.answer != answer]
+    others = [other.answer for other in old if other.task == task and other.answer != answer]
     if kind >= 1 - CORRUPT and others:
         return replace(sample, answer=dice.pick(others), corrupt=True)
     return sample
@@ -234,17 +272,22 @@ def _near_duplicate(dice: Dice, n: int, old: Sample) -> Sample:
     return replace(old, n=n, question=question, near_duplicate_of=old.n)
 
 
-def target(skill: str, split: str, rows_wanted: int) -> list[dict[str, object]]:
-    """Fresh, right samples of one skill; the sub-task is the form of the question."""
-    rows, seen, n = [], set(), 0
-    while len(rows) < rows_wanted:
-        dice = Dice("target", split, skill, n)
-        task, question, answer = SKILLS[skill](dice)
-        question, n = dice.pick(_OPENINGS).format(dice.pick(_NAMES)) + question, n + 1
-        if question not in seen:
-            seen.add(question)
-            rows.append({"question": question, "answer": answer, "subtask": task})
-    return rows
+def targets(pool: list[Sample]) -> dict[str, list[dict[str, object]]]:
+    """SKILL_SPLIT -> right samples whose questions stand nowhere else; the sub-task is the form of the question."""
+    asked, made = {core(s.question) for s in pool}, {}
+    for skill in SKILLS:
+        for split, wanted in (("val", VAL), ("test", TEST)):
+            rows = made[f"{skill}_{split}"] = []
+            for n in count():
+                dice = Dice("target", split, skill, n)
+                task, question, answer = SKILLS[skill](dice)
+                if question not in asked:
+                    asked.add(question)
+                    opening = dice.pick(_OPENINGS).format(dice.pick(_NAMES))
+                    rows.append({"question": opening + question, "answer": answer, "subtask": task})
+                if len(rows) == wanted:
+                    break
+    return made
 
 
 # --- the files -------------------------------------------------------------------------------------------
@@ -280,10 +323,7 @@ def files(rows: int = ROWS) -> dict[str, str]:
         "pool/atlas.jsonl": _lines([_messages(s) for s in of["atlas"]]),
         "pool/forum.jsonl": _lines([_sharegpt(s) for s in of["forum"]]),
     }
-    for skill in SKILLS:
-        made[f"targets/{skill}_val.jsonl"] = _lines(target(skill, "val", VAL))
-        made[f"targets/{skill}_test.jsonl"] = _lines(target(skill, "test", TEST))
-    return made
+    return made | {f"targets/{name}.jsonl": _lines(rows) for name, rows in targets(samples).items()}
 
 
 def _lines(rows: list[dict[str, object]]) -> str:

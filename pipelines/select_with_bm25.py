@@ -56,7 +56,7 @@ def main(folder: Path) -> None:
             avg((meta->>'corrupt' = 'true')::INT) AS bad FROM {name} JOIN pool USING (row)"""
         (truth,) = curate.sql(ws, query)
         print(f"   {name:6} {truth['skill']:6.1%} teach arithmetic, {truth['bad']:5.1%} have a corrupt answer")
-    print("   Words cannot tell a wrong answer from a right one; scores that run a model can.")
+    print("   BM25 finds the topic; it does not see whether an answer is right. Scores that run a model do.")
 
     print("\n6. The export, as TRL's SFTTrainer will read it. One row of it:\n")
     print("   " + json.dumps(curate.preview(ws, "best", Trl(), 1)[0], ensure_ascii=False))

@@ -37,7 +37,7 @@ def sentence(done: subprocess.CompletedProcess[str], status: int = 2) -> str:
 def test_the_whole_job(cli: Cli, tmp_path: Path) -> None:
     ws = tmp_path / "ws"
     text = ok(cli("ingest", *sorted((SAMPLE / "pool").iterdir()), ws=ws))
-    assert "3,000 samples added" in text and "alpaca 820" in text
+    assert "3,000 samples added" in text and "sharegpt 595" in text
     ok(cli("target", "maths", SAMPLE / "targets/arithmetic_val.jsonl", "--subtask", "subtask", ws=ws))
     ok(cli("score", "bm25", "length", "--target", "maths", "--set", "bm25.k1=1.2", "--name", "length=words", ws=ws))
     shown = ok(cli("status", ws=ws))

@@ -110,6 +110,51 @@ def toy_model() -> tuple[Any, Any]:
     return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **size)), tokenizer
 
 
+LONG = [
+    {"role": "system", "content": "be brief"},
+    {"role": "user", "content": "one"},
+    {"role": "assistant", "content": "two"},
+    {"role": "user", "content": "three"},
+    {"role": "assistant", "content": "four"},
+]
+CALL = [
+    {"role": "user", "content": "what time is it?"},
+    {"role": "assistant", "content": "", "tool_calls": [{"name": "clock", "arguments": "{}"}]},
+    {"role": "tool", "content": "noon", "name": "clock"},
+    {"role": "assistant", "content": "it is noon"},
+]
+TOOLS = [{"name": "clock", "description": "tells the time"}]
+
+
+@pytest.fixture
+def varied(ws: Workspace, tmp_path: Path) -> Workspace:
+    """A long conversation with a system turn, and one that calls a tool."""
+    curate.ingest(ws, [write_jsonl(tmp_path / "v.jsonl", [{"messages": LONG}, {"messages": CALL, "tools": TOOLS}])])
+    curate.select(ws, "best", Random(), Choice(top=2))
+    return ws
+
+
+def test_every_turn_role_and_tool_call_reaches_the_files(varied: Workspace) -> None:
+    first, second = curate.preview(varied, "best", Trl(), 2)
+    assert (first, second) == ({"messages": LONG}, {"messages": CALL, "tools": TOOLS})
+    first, second = curate.preview(varied, "best", Trl(style="prompt_completion"), 2)
+    assert first == {"prompt": LONG[:-1], "completion": LONG[-1:]}
+    assert second == {"prompt": CALL[:-1], "completion": CALL[-1:], "tools": TOOLS}
+    first, second = curate.preview(varied, "best", Jsonl(), 2)
+    assert first["messages"] == LONG and second["messages"] == CALL and second["meta"] == {"tools": TOOLS}
+    assert sorted([first["rank"], second["rank"]]) == [0, 1]
+    for exporter in (Parquet(), Datasets()):
+        first, second = curate.preview(varied, "best", exporter, 2)
+        assert chat(first["messages"]) == LONG
+        assert json.loads(second["messages"][1]["extra"]) == {"tool_calls": CALL[1]["tool_calls"]}
+    assert curate.preview(varied, "best", Llamafactory(), 2, skip_unfit=True) == [{"messages": LONG}]
+
+
+def test_trl_refuses_roles_that_no_template_knows() -> None:
+    with pytest.raises(CurateError, match="function_call"):
+        Trl().example(Row.of([{"role": "function_call", "content": "x"}]))
+
+
 def test_trl_refuses_a_file_of_two_shapes(ws: Workspace, tmp_path: Path) -> None:
     rows = [{"text": "raw"}, {"question": "q", "answer": "a"}]
     curate.ingest(ws, [write_jsonl(tmp_path / "a.jsonl", rows)])
@@ -232,20 +277,29 @@ print(json.dumps([[row["_system"], row["_prompt"], row["_response"]] for row in 
 
 
 @pytest.mark.consumers
-def test_llamafactory_reads_its_export(chosen: Workspace, tmp_path: Path) -> None:
+def test_llamafactory_reads_its_export(sample_ws: Workspace, tmp_path: Path) -> None:
     """LLaMA-Factory's own parser, loader and converter, installed without the dependencies it does not need here."""
     site = tmp_path / "site"
     pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site)]
     subprocess.run([*pip, *LLAMAFACTORY], check=True, timeout=600)
     (site / "torchaudio.py").write_text("")  # imported, not used for text; it has no CPU build
-    curate.export(chosen, "best", Llamafactory(), str(tmp_path / "out"))
-    done = subprocess.run(
-        [sys.executable, "-c", READ, str(tmp_path / "out"), "best"],
-        env={"PYTHONPATH": str(site), "DISABLE_VERSION_CHECK": "1", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
-        capture_output=True,
-        text=True,
-        timeout=600,
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-    rows = json.loads(done.stdout.splitlines()[-1])
-    assert [[*prompt, *response] for _, prompt, response in rows] == [chat(r["messages"]) for r in wanted(chosen)]
+    curate.ingest(sample_ws, [write_jsonl(tmp_path / "v.jsonl", [{"messages": LONG}, {"text": "raw text"}])])
+    curate.select(sample_ws, "best", Random(), Choice(frac=1.0))
+    curate.export(sample_ws, "best", Llamafactory(), str(tmp_path / "out"))
+
+    def read(name: str) -> list[Any]:
+        done = subprocess.run(
+            [sys.executable, "-c", READ, str(tmp_path / "out"), name],
+            env={"PYTHONPATH": str(site), "DISABLE_VERSION_CHECK": "1", "PATH": "/usr/bin:/bin", "HOME": str(tmp_path)},
+            capture_output=True,
+            text=True,
+            timeout=600,
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        return json.loads(done.stdout.splitlines()[-1])
+
+    want = [chat(r["messages"]) for r in wanted(sample_ws) if r["messages"]]
+    rows = read("best")
+    assert [[*prompt, *response] for _, prompt, response in rows[:-1]] == want[:-1]
+    assert rows[-1] == ["be brief", LONG[1:-1], LONG[-1:]]
+    assert read("best_text") == [["", [{"role": "user", "content": "raw text"}], []]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -15,6 +16,7 @@ import curate
 from curate.errors import CurateError
 from curate.lineage import score_state
 from curate.scores.bm25 import Bm25
+from curate.scores.dsir import Dsir
 from curate.scores.length import Length
 from curate.stages.score import unit_ranges
 from curate.workspace import Shard, Workspace
@@ -70,6 +72,25 @@ def test_a_second_target_reuses_the_counts(sample_ws: Workspace, spied: list) ->
     curate.score(sample_ws, Bm25(), target="facts")
     curate.score(sample_ws, Bm25(variant="lucene"), target="facts", names={"bm25": "lucene"})
     assert {what for what, _ in spied} == {"bm25_score"}
+
+
+@pytest.mark.parametrize(
+    ("method", "changed"),
+    [
+        (Bm25(), Bm25(lowercase=False)),
+        (Bm25(), Bm25(pattern=r"[a-z]+")),
+        (Dsir(min_tokens=1), Dsir(min_tokens=1, ngrams=1)),
+        (Dsir(min_tokens=1), Dsir(min_tokens=1, buckets=100)),
+    ],
+)
+def test_a_setting_that_shapes_the_counts_counts_again(sample_ws: Workspace, method: Any, changed: Any) -> None:
+    curate.score(sample_ws, method, target="arithmetic", names={method.name: "one"})
+    curate.score(sample_ws, changed, target="arithmetic", names={method.name: "two"})
+    stored = curate.sql(sample_ws, "SELECT score FROM two")
+    for shard in (sample_ws.path / "prepared").iterdir():
+        shutil.rmtree(shard)
+    curate.score(sample_ws, changed, target="arithmetic", names={method.name: "two"}, fresh=True)
+    assert curate.sql(sample_ws, "SELECT score FROM two") == stored
 
 
 def test_appending_fills_row_scores_and_makes_pool_scores_stale(
@@ -255,8 +276,6 @@ SCORE = """
 def test_a_run_killed_again_and_again_repeats_no_unit_and_ends_with_the_same_bytes(
     sample_ws: Workspace, tmp_path: Path, spied: list
 ) -> None:
-    import shutil
-
     calm = curate.open_workspace(shutil.copytree(sample_ws.path, tmp_path / "calm"))
     curate.score(calm, Small(), target="arithmetic")
     units = len(spied)

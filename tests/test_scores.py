@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from pathlib import Path
 
 import bm25s
@@ -62,7 +63,8 @@ def test_bm25_equals_bm25s_on_real_documents(variant: str, real_docs: list[str],
     index = bm25s.BM25(method={"bm25plus": "bm25+"}.get(variant, variant), k1=1.5, b=0.75, delta=0.5)
     index.index(tokenised(real_docs), show_progress=False)
     want = np.mean([index.get_scores(query) for query in tokenised(queries)], axis=0)
-    (got,) = run(Bm25(variant=variant, delta=0.5), [Text.of(real_docs)], Target.of(queries))  # type: ignore[arg-type]
+    delta = {"delta": 0.5} if variant in ("bm25l", "bm25plus") else {}
+    (got,) = run(Bm25(variant=variant, **delta), [Text.of(real_docs)], Target.of(queries))  # type: ignore[arg-type]
     np.testing.assert_allclose(got["score"], want, rtol=2e-4)
 
 
@@ -80,9 +82,24 @@ def test_bm25_keeps_the_mean_of_every_subtask() -> None:
 
 
 def test_bm25_settings_out_of_range_are_refused() -> None:
-    for settings in ({"b": 1.5}, {"k1": -1.0}, {"pattern": "("}, {"aggregate": "max", "keep_subtasks": True}):
+    bad = [{"b": 1.5}, {"k1": 0.0}, {"k1": float("nan")}, {"pattern": "("}, {"aggregate": "max", "keep_subtasks": True}]
+    for settings in [*bad, {"delta": 1.0}, {"variant": "bm25l", "delta": -1.0}]:
         with pytest.raises(CurateError, match="bm25"):
             Bm25(**settings)
+
+
+def test_bm25_splits_words_as_told_in_the_pool_and_in_the_target() -> None:
+    docs, queries = ["Red red-ish apple", "red apple", "Pear"], ["Red apple", "re"]
+    (got,) = run(Bm25(lowercase=False, pattern=r"[A-Za-z]+"), [Text.of(docs)], Target.of(queries))
+    plain = [re.sub(r"[^A-Za-z]+", " ", d).replace("R", "xx") for d in docs]  # one case and one kind of word left
+    want = oracle.bm25(plain, [q.replace("R", "xx") for q in queries])
+    np.testing.assert_allclose(got["score"], want, rtol=1e-12)
+
+
+def test_bm25_adds_up_more_partials_than_it_holds_at_once() -> None:
+    docs, queries = toy(60), toy(4, seed=9)
+    many = run(Bm25(), [Text.of([d]) for d in docs], Target.of(queries))
+    np.testing.assert_allclose(np.concatenate([c["score"] for c in many]), oracle.bm25(docs, queries), rtol=1e-12)
 
 
 def test_bm25_of_a_pool_without_the_targets_words_is_zero() -> None:
@@ -110,6 +127,15 @@ def test_dsir_counts_what_the_authors_package_counts() -> None:
         assert Dsir()._count(Text.of([doc]), {})["counts"].tolist() == want.tolist()
 
 
+def test_dsir_settings_do_what_they_say() -> None:
+    docs, target = toy(20), toy(3, seed=7)
+    (few,) = run(Dsir(min_tokens=1, buckets=50, eps=1e-3), [Text.of(docs)], Target.of(target))
+    np.testing.assert_allclose(few["score"], oracle.dsir(docs, target, buckets=50, eps=1e-3), rtol=1e-9)
+    for settings in ({"ngrams": 0}, {"buckets": 1}, {"eps": -1.0}, {"eps": float("nan")}):
+        with pytest.raises(CurateError, match="dsir needs"):
+            Dsir(**settings)
+
+
 def test_dsir_gives_short_samples_no_score() -> None:
     (columns,) = run(Dsir(), [Text.of(["too short", "long enough " * 50])], Target.of(["long"]))
     assert np.isnan(columns["score"]).tolist() == [True, False]
@@ -126,6 +152,10 @@ REPEATING = [
     "x",
     "   \n  \n ",
     "tail\n\n\n\ntail\n   \ntail",
+    "para one \n\npara one",
+    "para one\r\nline two\r\n\r\npara one\r\nline two\r\n",
+    "x\n\u00a0y\n\nz\n\u00a0y",
+    "\u3000一\n\u3000二\n\n\u3000一\n\u3000二",
     *toy(30, seed=5),
     *[t.replace(" w1", "\nw1").replace(" w2", "\n\nw2") for t in toy(30, seed=6)],
 ]
@@ -143,6 +173,8 @@ def test_length_equals_its_formula(sample_ws) -> None:
 
     rows = curate.sql(sample_ws, "SELECT messages, text FROM pool LIMIT 200") + [{"messages": None, "text": "a  b\nc"}]
     (got,) = run(Length(), [Text.of([r["messages"] or r["text"] for r in rows])])
+    (whole,) = run(Length(of="whole"), [Text.of([r["messages"] or r["text"] for r in rows])])
+    assert whole["score"].tolist() == got["words"].tolist()
     for i, row in enumerate(rows):
         for name, want in oracle.length(row["messages"], row["text"]).items():
             assert got[name][i] == want

@@ -8,9 +8,10 @@ import pytest
 
 import curate
 from curate.errors import CurateError
-from curate.method import find
+from curate.method import Budget, Candidates, find
 from curate.scores.bm25 import Bm25
 from curate.scores.length import Length
+from curate.selectors.dsir import Dsir
 from curate.selectors.quota import Quota
 from curate.selectors.random import Random
 from curate.selectors.top import Top
@@ -70,6 +71,18 @@ def test_per_subtask_gives_each_its_best_and_none_twice(scored: Workspace) -> No
     assert [r["id"] for r in got[:20]] == [r["id"] for r in best_add]
     with pytest.raises(CurateError, match="kept no sub-tasks"):
         curate.select(scored, "x", Top(), Choice(by="length", top=1, per="subtask"))
+
+
+def test_groups_draw_with_noise_of_their_own() -> None:
+    """What the first group left over is as likely as any other in the second."""
+    from curate.stages.select import _seed
+
+    pool, second = Candidates.of([0.0, 0.0, 0.0]), 0
+    for seed in range(3000):
+        first = Dsir().select(Candidates.of([0.0, 0.0, -50.0]), Budget("rows", 1), _seed(seed, "one"))[0]
+        order = Dsir().select(pool, Budget("rows", 3), _seed(seed, "two"))
+        second += next(i for i in order if i != first) == 2
+    assert abs(second / 3000 - 0.5) < 0.04
 
 
 def test_samples_without_a_value_are_never_chosen(scored: Workspace) -> None:

@@ -60,6 +60,16 @@ def test_dsir_draws_in_proportion_to_exp_of_the_value() -> None:
     assert ((counts - expected) ** 2 / expected).sum() < 13.8  # chi-squared, 2 degrees, p = 0.001
 
 
+def test_dsir_with_a_temperature_draws_in_proportion_to_exp_of_value_over_it() -> None:
+    pool, draws, counts = Candidates.of(np.log([1.0, 4.0, 16.0]).tolist()), 6000, np.zeros(3)
+    for seed in range(draws):
+        counts[Dsir(temperature=2.0).select(pool, Budget("rows", 1), seed)] += 1
+    expected = draws * np.array([1, 2, 4]) / 7
+    assert ((counts - expected) ** 2 / expected).sum() < 13.8
+    with pytest.raises(CurateError, match="temperature"):
+        Dsir(temperature=float("nan"))
+
+
 def test_dsir_goes_to_top_as_the_temperature_falls() -> None:
     chosen = Dsir(temperature=1e-6).select(POOL, Budget("rows", 3), 0)
     assert chosen.tolist() == Top().select(POOL, Budget("rows", 3), 0).tolist()
@@ -74,7 +84,18 @@ def test_quota_shares_the_budget_and_hands_on_what_a_source_cannot_fill() -> Non
     assert sorted(Quota().select(POOL, Budget("rows", 3), 0).tolist()) == [0, 2, 3]  # 3:2:1 of three rows
 
 
+def test_quota_shares_tokens_without_rounding_them() -> None:
+    sized = Candidates.of([3.0, 2.0, 1.0], ["a", "b", "b"], [2.5, 2.4, 0.1])
+    assert Quota(shares="a:1,b:1").select(sized, Budget("tokens", 5.0), 0).tolist() == [0, 1, 2]
+
+
 def test_quota_names_what_is_wrong_with_its_shares() -> None:
-    for shares, word in (("a:x", "number"), ("d:1", "did you mean|there is"), ("a:-1", "0 or more")):
+    for shares, word in (
+        ("a:inf", "0 or more"),
+        ("a:1,a:2", "twice"),
+        ("a:x", "number"),
+        ("d:1", "did you mean|there is"),
+        ("a:-1", "0 or more"),
+    ):
         with pytest.raises(CurateError, match=word):
             Quota(shares=shares).select(POOL, Budget("rows", 2), 0)

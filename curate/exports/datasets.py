@@ -18,7 +18,7 @@ class Datasets(Export):
 
     Format: Arrow files with columns id, source, messages (list of role and content), text, weight, rank, meta. A
     message's other keys (tool calls and the like) differ from row to row, and Arrow's columns may not: they stand as
-    JSON text in `extra`, which is there only where some message has it.
+    JSON text in `extra`, null where there is none.
 
     Cost: one reading of the selected shards; 1,024 rows in memory.
 

@@ -39,6 +39,10 @@ class Llamafactory(Export):
             if message["extra"]:
                 keys = ", ".join(json.loads(message["extra"]))
                 raise CurateError(f"sample {row.id} has a message with {keys}, which LLaMA-Factory's file cannot hold.")
+        if json.loads(row.meta).get("tools"):
+            raise CurateError(
+                f"sample {row.id} offers tools, which this export of LLaMA-Factory's format does not hold."
+            )
         roles = [message["role"] for message in row.messages]
         turns = roles[1:] if roles[0] == "system" else roles
         if not turns or len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2):

@@ -8,6 +8,8 @@ from typing import Any, Literal
 from curate.errors import CurateError
 from curate.method import Export, Row
 
+_ROLES = ("system", "developer", "user", "assistant", "tool")
+
 
 @dataclass(frozen=True)
 class Trl(Export):
@@ -15,7 +17,8 @@ class Trl(Export):
 
     Format: `NAME.jsonl`, one object a line, of one shape throughout: {"messages": [{"role", "content"}]} for chat
     (with `style=prompt_completion` {"prompt": [...], "completion": [the last answer]}, on which TRL puts the loss
-    on the completion alone), {"text"} for raw text. No other column, so TRL detects the shape.
+    on the completion alone), {"text"} for raw text. No other column, so TRL detects the shape, but for `tools`, where
+    the input had that field.
 
     Cost: one reading of the selected shards.
 
@@ -34,13 +37,16 @@ class Trl(Export):
         chat = row.chat()
         if not chat:
             return {"text": row.text}
+        for message in chat:
+            if message["role"] not in _ROLES:
+                raise CurateError(f"sample {row.id} has the role '{message['role']}', none of {', '.join(_ROLES)}.")
+        offered = orjson.loads(row.meta).get("tools")
+        tools = {"tools": offered} if offered else {}
         if self.style == "messages":
-            return {"messages": chat}
+            return {"messages": chat, **tools}
         if chat[-1]["role"] != "assistant" or len(chat) < 2:
-            raise CurateError(
-                f"sample {row.id} does not end with an answer to a prompt, as style=prompt_completion needs."
-            )
-        return {"prompt": chat[:-1], "completion": chat[-1:]}
+            raise CurateError(f"sample {row.id} has no prompt and answer at its end, as style=prompt_completion needs.")
+        return {"prompt": chat[:-1], "completion": chat[-1:], **tools}
 
     def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
         return [self.write_lines(folder / f"{name}.jsonl", _of_one_shape(rows))]

@@ -34,15 +34,18 @@ class Bm25(Score):
                                                                      c = tf / (1 - b + b L / L_mean)
         bm25plus    ln((N + 1) / df)                                 tf (k1 + 1) / (tf + K) + delta
 
-    df, N and L_mean are of the whole pool, over all shards. `okapi` and `bm25plus` equal rank-bm25's classes (its
-    BM25L multiplies by tf once more, against its paper); the other four equal bm25s. bm25l and bm25plus give every
-    word of the query delta's share even where d lacks it, a constant per query.
+    df, N and L_mean are of the whole pool, over all shards. `okapi` and `bm25plus` equal rank-bm25's classes; its
+    BM25L multiplies by tf once more. The other four equal bm25s.
 
     The mean over the target is linear in the query: the queries' word counts are summed first and one product per
     sample remains, however many examples the target has.
 
     Cost: reads and tokenises the pool twice (words counted, then scored), keeps one number per distinct word; no
-    FLOPs. Limit: tokenising. A second target re-uses the counts.
+    FLOPs. Limit: tokenising. A second target re-uses the counts. The aggregate `max` is not linear: it costs one
+    product for each example of the target, and holds (words of the target) x (examples) numbers.
+
+    Departures: in bm25l and bm25plus a word of the query that d lacks adds part(0), as in bm25s and rank-bm25, where
+    Lv and Zhai sum over the words d has; a constant per query, which changes no ranking by `mean`.
 
     Reference: Robertson, Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009; variants as in
     Trotman, Puurula, Burgess, "Improvements to BM25 and Language Models Examined", ADCS 2014, and the package
@@ -66,7 +69,7 @@ class Bm25(Score):
     b: float = 0.75
     """Normalisation by length: 0 none, 1 full."""
     delta: float | None = None
-    """Floor of bm25l (default 0.5) and bm25plus (default 1); the defaults of rank-bm25."""
+    """Of bm25l (default 0.5) and bm25plus (default 1, where it shifts every score alike); as in rank-bm25."""
     pattern: str = WORDS
     """Regular expression of a word (Rust's dialect)."""
     lowercase: bool = True
@@ -75,8 +78,10 @@ class Bm25(Score):
     """Keep every sub-task's mean in the column `subtasks`; not with the aggregate `max`."""
 
     def __post_init__(self) -> None:
-        if self.k1 < 0 or not 0 <= self.b <= 1:
-            raise CurateError(f"bm25 needs k1 >= 0 and 0 <= b <= 1, not k1={self.k1}, b={self.b}.")
+        if not (0 < self.k1 < np.inf and 0 <= self.b <= 1):
+            raise CurateError(f"bm25 needs k1 > 0 and 0 <= b <= 1, not k1={self.k1}, b={self.b}.")
+        if self.delta is not None and (self.variant not in ("bm25l", "bm25plus") or not 0 <= self.delta < np.inf):
+            raise CurateError(f"bm25's delta={self.delta} goes with variant bm25l or bm25plus, and is 0 or more.")
         if self.keep_subtasks and self.aggregate == "max":
             raise CurateError("bm25 keeps sub-tasks' means, so keep_subtasks=true goes with mean or subtask_max.")
         try:

@@ -57,8 +57,9 @@ class Dsir(Score):
     """Added to both shares inside the logarithm, as in the released code."""
 
     def __post_init__(self) -> None:
-        if self.ngrams < 1 or self.buckets < 2:
-            raise CurateError(f"dsir needs ngrams >= 1 and buckets >= 2, not {self.ngrams} and {self.buckets}.")
+        if self.ngrams < 1 or self.buckets < 2 or not 0 < self.eps < 1:
+            given = f"{self.ngrams}, {self.buckets}, {self.eps}"
+            raise CurateError(f"dsir needs ngrams >= 1, buckets >= 2 and eps between 0 and 1, not {given}.")
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
         assert target is not None

@@ -19,6 +19,8 @@ _LIMITS = {
     **{"dup_5gram": 0.15, "dup_6gram": 0.14, "dup_7gram": 0.13},
     **{"dup_8gram": 0.12, "dup_9gram": 0.11, "dup_10gram": 0.10},
 }
+# From the first to the last character that is no white space, within a line or with single line breaks between.
+_PIECES = {"line": r"\S(?:[^\S\n]*\S)*", "paragraph": r"\S(?:[^\S\n]*\n?[^\S\n]*\S)*"}
 
 
 @dataclass(frozen=True)
@@ -33,9 +35,10 @@ class Repetition(Score):
         top_2gram … top_4gram                characters in the most frequent n-gram's occurrences / all
         dup_5gram … dup_10gram               characters in n-grams that stood before, counted once / all
 
-    Words are what white space separates; lines are separated by newlines, paragraphs by empty lines; all
-    characters are those of lines, paragraphs or words, without the separators. Among equally frequent n-grams the
-    one with most characters counts; an n-gram that occurs once is no repetition; a share is at most 1.
+    Words are what white space separates; lines are separated by newlines, paragraphs by empty lines, both without the
+    white space at their ends; all characters are those of lines, paragraphs or words, without the separators. Among
+    equally frequent n-grams the one with most characters counts; an n-gram that occurs once is no repetition; a share
+    is at most 1.
 
     Cost: reads the pool once; no FLOPs. Limit: sorting the n-grams (nine sorts of the batch's words).
 
@@ -59,7 +62,7 @@ class Repetition(Score):
 
     def _measure(self, batch: Text, _: Arrays) -> Columns:
         shares: dict[str, np.ndarray] = {}
-        for kind, pattern in (("line", r"[^\n]*\S[^\n]*"), ("paragraph", r"\S(?:[^\n]|\n[ \t]*[^\s])*")):
+        for kind, pattern in _PIECES.items():
             pieces = split_words(batch.whole, pattern, lowercase=False)
             again = _seen_before(pieces.texts(), pieces.codes)
             shares[f"dup_{kind}"] = _share(pieces, again, np.ones(len(again)))

@@ -29,7 +29,7 @@ class Dsir(Selector):
     """Above 1 the draw comes nearer to uniform, towards 0 nearer to `top`; the paper has 1."""
 
     def __post_init__(self) -> None:
-        if self.temperature <= 0:
+        if not 0 < self.temperature < np.inf:
             raise CurateError(f"dsir's temperature is above 0, not {self.temperature}; for the highest values use top.")
 
     def select(self, candidates: Candidates, budget: Budget, seed: int) -> np.ndarray:

@@ -64,6 +64,8 @@ class Quota(Selector):
                 raise CurateError(
                     f"quota names the source '{source}', which has no candidate: {nearest(source, sizes)}"
                 )
+            if source in shares:
+                raise CurateError(f"quota names the source '{source}' twice; give it one share.")
             try:
                 shares[source] = float(share)
             except ValueError:

@@ -63,10 +63,13 @@ def export(ws: Workspace, manifest: str, exporter: Export, folder: str, *, skip_
     return result
 
 
-def preview(ws: Workspace, manifest: str, exporter: Export, count: int) -> list[dict[str, Any]]:
+def preview(
+    ws: Workspace, manifest: str, exporter: Export, count: int, *, skip_unfit: bool = False
+) -> list[dict[str, Any]]:
     """The first `count` rows as the trainer will see them; writes nothing."""
-    table = _manifest(ws, manifest, exporter)
-    return [exporter.example(row) for row in islice(_rows(ws, table), count)]
+    table, unwritten = _manifest(ws, manifest, exporter), Exported(manifest, exporter.name, "")
+    rows = _written(_rows(ws, table), exporter, skip_unfit, unwritten)
+    return [exporter.example(row) for row in islice(rows, count)]
 
 
 def _manifest(ws: Workspace, name: str, exporter: Export) -> pa.Table:

@@ -15,6 +15,7 @@ import pyarrow as pa
 from curate import __version__, query
 from curate.costs import charged
 from curate.errors import CurateError
+from curate.fingerprint import fingerprint
 from curate.lineage import ScoreState, score_state, settings_words
 from curate.manifest import write_manifest
 from curate.method import Budget, Candidates, Selector
@@ -221,11 +222,17 @@ def _choose(ws: Workspace, frame: pa.Table, selector: Selector, choice: Choice, 
             )
         values = None if group.values is None else group.values[rows]
         sizes = tokens[rows] if budget.unit == "tokens" else np.ones(len(rows))
-        picked = rows[selector.select(Candidates(ids[rows], values, codes[rows], names, sizes), budget, choice.seed)]
+        candidates = Candidates(ids[rows], values, codes[rows], names, sizes)
+        picked = rows[selector.select(candidates, budget, _seed(choice.seed, group.label))]
         free[picked] = False
         chosen.append(picked)
     result.without_value = int((~valued).sum())
     return np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.int64)
+
+
+def _seed(seed: int, group: str) -> int:
+    """A seed for each group: what one left over must not meet the same noise in the next."""
+    return int(fingerprint(seed, group), 16) if group else seed
 
 
 def _budget(choice: Choice, candidates: int) -> Budget:

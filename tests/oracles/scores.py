@@ -81,13 +81,15 @@ def _part(variant: str, tf: int, norm: float, k1: float, delta: float) -> float:
 # --- dsir ------------------------------------------------------------------------------------------------
 
 
-def dsir(docs: Sequence[str], target: Sequence[str], ngrams: int = 2, buckets: int = 10_000) -> list[float]:
+def dsir(
+    docs: Sequence[str], target: Sequence[str], ngrams: int = 2, buckets: int = 10_000, eps: float = 1e-8
+) -> list[float]:
     raw = sum((_buckets(d, ngrams, buckets) for d in docs), Counter())
     wanted = sum((_buckets(d, ngrams, buckets) for d in target), Counter())
     n_raw, n_wanted = raw.total(), wanted.total()
 
     def log_ratio(b: int) -> float:
-        return math.log(wanted[b] / n_wanted + 1e-8) - math.log(raw[b] / n_raw + 1e-8)
+        return math.log(wanted[b] / n_wanted + eps) - math.log(raw[b] / n_raw + eps)
 
     return [sum(c * log_ratio(b) for b, c in _buckets(d, ngrams, buckets).items()) for d in docs]
 
@@ -103,10 +105,13 @@ def _buckets(text: str, ngrams: int, buckets: int) -> Counter[int]:
 
 def repetition(text: str) -> dict[str, float]:
     shares = {}
-    lines = [line for line in text.split("\n") if line.strip()]
-    paragraphs = [p.strip("\n") for p in re.split(r"\n[ \t]*\n", text) if p.strip()]
-    for kind, pieces in (("line", lines), ("paragraph", [p.strip() for p in paragraphs])):
-        again = [p for i, p in enumerate(pieces) if p in pieces[:i]]
+    lines = [line.strip() for line in text.split("\n") if line.strip()]
+    paragraphs = [p.strip() for p in re.split(r"\n\s*\n", text) if p.strip()]
+    for kind, pieces in (("line", lines), ("paragraph", paragraphs)):
+        again, seen = [], set()
+        for piece in pieces:
+            again += [piece] if piece in seen else []
+            seen.add(piece)
         shares[f"dup_{kind}"] = len(again) / max(len(pieces), 1)
         shares[f"dup_{kind}_chars"] = sum(map(len, again)) / max(sum(map(len, pieces)), 1)
     tokens = text.split()
@@ -119,10 +124,11 @@ def repetition(text: str) -> dict[str, float]:
             sizes = [most * sum(map(len, g)) for g, c in counts.items() if c == most] if most > 1 else [0]
             shares[f"top_{n}gram"] = min(max(sizes) / total, 1.0)
         else:
-            covered = set()
+            covered, before = set(), set()
             for i, g in enumerate(grams):
-                if g in grams[:i]:
+                if g in before:
                     covered.update(range(i, i + n))
+                before.add(g)
             shares[f"dup_{n}gram"] = sum(len(tokens[i]) for i in covered) / total
     limits = {"dup_line": 0.3, "dup_paragraph": 0.3, "dup_line_chars": 0.2, "dup_paragraph_chars": 0.2}
     limits |= {"top_2gram": 0.2, "top_3gram": 0.18, "top_4gram": 0.16}
