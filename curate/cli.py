@@ -121,10 +121,11 @@ def ingest(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Add samples from files, folders, globs, `save_to_disk` folders and hub ids (owner/name[:split]).
+    """Add samples from files, folders, globs or hub ids.
 
-    JSONL, JSON arrays, both packed with gzip or zstd, Parquet, Arrow. Files already in the pool are skipped; equal
-    samples are kept once and counted in `copies`; lines that hold no sample go to the table `rejects`.
+    JSONL, JSON arrays, both packed with gzip or zstd, Parquet, Arrow, told by their bytes; `save_to_disk` folders; hub
+    ids as owner/name[:split]. Files already in the pool are skipped; equal samples are kept once and counted in
+    `copies`; lines that hold no sample go to the table `rejects`.
     """
     if shard_size <= 0:
         raise CurateError(f"--shard-size is a number of MiB above 0, not {shard_size}.")
@@ -189,7 +190,7 @@ def target(
     maps: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Store a small set of samples as the target NAME: what "good" means.
+    """Store good examples as the target NAME.
 
     Replaces the given split of that target; scores that used an edited val split are stale from then on.
     """
@@ -235,7 +236,7 @@ def score(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Score every sample of the pool by one or more METHODs.
+    """Score every sample by one or more METHODs.
 
     Only what is missing is computed, so a killed run is repeated by the same command; a stale score is computed
     anew beside the old one.
@@ -291,7 +292,7 @@ def _scored(r: Any, dry_run: bool) -> str:
 @_workspace()
 @_json
 def status(ws: Workspace, as_json: bool) -> None:
-    """What the workspace holds, and which scores are stale or incomplete."""
+    """Show what there is, and what is stale or missing."""
     s = curate.status(ws)
     lines = [f"{s.path}: {s.rows:,} samples in {s.shards} shards ({s.copies:,} with copies), {s.rejects:,} rejects."]
     tables = [
@@ -319,7 +320,7 @@ def status(ws: Workspace, as_json: bool) -> None:
 @_workspace()
 @_json
 def ledger(ws: Workspace, as_json: bool) -> None:
-    """What every pass cost, summed by stage, method, name and phase."""
+    """Show what every pass cost."""
     rows = curate.ledger(ws)
     columns = {key: key for key in ("stage", "methods", "name", "phase", "runs", "samples", "flops", "seconds")}
     click.echo(json.dumps(rows, indent=1) if as_json else table(rows, columns) if rows else "Nothing was spent yet.")
@@ -366,7 +367,10 @@ def drop(ws: Workspace, name: str) -> None:
 @click.argument("name", required=False)
 @_json
 def methods(kind: str | None, name: str | None, as_json: bool) -> None:
-    """Every method by kind (score, selector, export); with a NAME, its whole help and settings."""
+    """List the methods; with KIND and NAME, explain one.
+
+    KIND is score, selector or export.
+    """
     if kind and name:
         click.echo(_method_help(kind, name))
         return
