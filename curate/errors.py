@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+_SHOWN = 15  # names listed where none is near
+
 
 class CurateError(Exception):
     """A mistake the user can mend; the command exits with status 2."""
@@ -21,7 +23,8 @@ class CurateFailure(CurateError):
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: the nearest known one, else what there is."""
     choices = sorted(known)
-    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.5)
+    close = difflib.get_close_matches(name, choices, n=1, cutoff=0.65)
     if close:
         return f"did you mean '{close[0]}'?"
-    return f"there is {', '.join(choices)}." if choices else "there is none yet."
+    some = ", ".join([*choices[:_SHOWN], "…"] if len(choices) > _SHOWN else choices)
+    return f"there is {some}." if choices else "there is none yet."
