@@ -88,7 +88,10 @@ def test_nothing_is_printed_over_results_when_no_terminal_looks_on(cli: Cli, sam
         (["score", "bm52", "--target", "arithmetic"], "no score 'bm52': did you mean 'bm25'?"),
         (["score", "bm25", "--target", "arithmetics"], "did you mean 'arithmetic'?"),
         (["score", "bm25"], "--target"),
-        (["score", "bm25", "--target", "arithmetic", "--set", "varient=x"], "no setting 'varient': did you mean 'variant'?"),
+        (
+            ["score", "bm25", "--target", "arithmetic", "--set", "varient=x"],
+            "no setting 'varient': did you mean 'variant'?",
+        ),
         (["score", "bm25", "--target", "arithmetic", "--set", "k1=high"], "is a float, not 'high'"),
         (["score", "bm25", "--target", "arithmetic", "--set", "variant=okapy"], "is one of okapi"),
         (["score", "bm25", "--target", "arithmetic", "--set", "k1"], "KEY=VALUE"),
