@@ -400,7 +400,11 @@ def _method_help(kind: str, name: str) -> str:
 @click.option("--frac", type=float, metavar="F", help="Budget as a fraction of the candidates that have a value.")
 @click.option("--tokens", type=float, metavar="N", help="Budget in tokens; see --token-count.")
 @click.option("--token-count", metavar="SQL", help="Tokens of a sample.  [default: n_chars / 4.0]")
-@click.option("--per", metavar="GROUP", help="source or subtask: the budget is each group's.")
+@click.option(
+    "--per",
+    metavar="GROUP",
+    help="source or subtask: the budget is each group's; what a group took, no later one (by name) takes.",
+)
 @click.option(
     "--selector",
     "selector_name",
