@@ -86,12 +86,15 @@ def sample_columns(name: str, recipe: Mapping[str, Any]) -> dict[str, str]:
     return {column: name if column == "score" else f"{name}_{column}" for column in columns}
 
 
+def score_recipe(ws: Workspace, name: str) -> dict[str, Any]:
+    """What a score is made of (score.json), without looking at its parts."""
+    return read_json(ws.score_folder(name) / "score.json")
+
+
 def score_state(ws: Workspace, name: str) -> ScoreState:
     """Raises CurateError where there is no such score."""
     ws.require("score", name)
-    folder = ws.score_folder(name)
-    recipe = read_json(folder / "score.json")
-    records = Parts(folder).records()
+    recipe, records = score_recipe(ws, name), Parts(ws.score_folder(name)).records()
     done, todo, nulls = [], [], 0
     for shard in ws.shards():
         record = records.get(shard.name)

@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from curate.errors import CurateError, CurateFailure, nearest
-from curate.lineage import ScoreState, sample_columns, score_state
+from curate.lineage import ScoreState, sample_columns, score_recipe, score_state
 from curate.schema import LEDGER, MANIFEST, POOL, REJECTS, RUNS, TARGET, VIEWS
 from curate.shards import Parts
 from curate.workspace import Workspace
@@ -117,15 +117,14 @@ def samples_columns(ws: Workspace) -> list[str]:
     """Every column `samples` can have."""
     columns = [*POOL.names, "row"]
     for name in ws.score_names():
-        columns += _score_columns(score_state(ws, name)).keys()
+        columns += sample_columns(name, score_recipe(ws, name)).values()
     return columns
 
 
 def scores_named(ws: Workspace, *expressions: str | None) -> list[str]:
     """The scores whose columns SQL expressions use."""
     words = {word.lower() for text in expressions if text for word in _WORD.findall(text)}
-    states = [score_state(ws, name) for name in ws.score_names()]
-    return [state.name for state in states if words & {state.name, *_score_columns(state)}]
+    return [n for n in ws.score_names() if words & set(sample_columns(n, score_recipe(ws, n)).values())]
 
 
 # --- the views -------------------------------------------------------------------------------------------
@@ -175,17 +174,17 @@ def _rejects(ws: Workspace) -> str:
 def _score(ws: Workspace, state: ScoreState) -> str:
     parts = Parts(ws.score_folder(state.name))
     done = [parts.path(shard.name) for shard in state.done]
-    return f"SELECT * FROM {_files(done)}" if done else _nothing({"id": "VARCHAR", **_table_columns(state)})
+    return f"SELECT * FROM {_files(done)}" if done else _nothing({"id": "VARCHAR", **_table_columns(state.recipe)})
 
 
 def _samples(ws: Workspace, words: set[str] | None) -> str:
     """The pool and the named scores, side by side by position; a shard not scored yet gives nulls."""
     beside = []
     for i, name in enumerate(ws.score_names()):
-        state = score_state(ws, name)
-        columns = {c: t for c, t in _score_columns(state).items() if words is None or c in words}
-        if columns:
-            beside.append(f" POSITIONAL JOIN ({_in_pool_order(ws, state, columns)}) s{i}")
+        types = _score_columns(name, score_recipe(ws, name))
+        columns = {c: t for c, t in types.items() if words is None or c in words}
+        if columns:  # only now are the score's parts looked at: a hundred scores cost what the named ones do
+            beside.append(f" POSITIONAL JOIN ({_in_pool_order(ws, score_state(ws, name), columns)}) s{i}")
     rows = f"SELECT * FROM ({_pool_rows(ws, POOL.names)}) p{''.join(beside)}"
     return _with_copies(ws, rows) if words is None or "copies" in words else rows
 
@@ -211,21 +210,21 @@ def _in_pool_order(ws: Workspace, state: ScoreState, columns: dict[str, str]) ->
     return " UNION ALL ".join(pieces) or f"SELECT {nulls} FROM range(0)"
 
 
-def _table_columns(state: ScoreState) -> dict[str, str]:
+def _table_columns(recipe: dict[str, Any]) -> dict[str, str]:
     """The columns of a score's table and their SQL types, but for the id."""
     kinds = {"f": "FLOAT", "i": "INTEGER", "u": "UINTEGER", "b": "BOOLEAN"}
     types = {"score": "FLOAT"}
-    for name, dtype in state.recipe["columns"].items():
+    for name, dtype in recipe["columns"].items():
         types[name] = {"float64": "DOUBLE", "int64": "BIGINT"}.get(dtype, kinds[np.dtype(dtype).kind])
-    if state.recipe["keeps_subtasks"]:
+    if recipe["keeps_subtasks"]:
         types["subtasks"] = "MAP(VARCHAR, FLOAT)"
     return {**types, "error": "VARCHAR"}
 
 
-def _score_columns(state: ScoreState) -> dict[str, str]:
-    """The columns a score gives `samples`, by their names there: NAME and NAME_COLUMN."""
-    types = _table_columns(state)
-    return {shown: types[column] for column, shown in sample_columns(state.name, state.recipe).items()}
+def _score_columns(name: str, recipe: dict[str, Any]) -> dict[str, str]:
+    """The columns a score gives `samples`, by their names there (NAME, NAME_COLUMN), and their SQL types."""
+    types = _table_columns(recipe)
+    return {shown: types[column] for column, shown in sample_columns(name, recipe).items()}
 
 
 def _read(files: Sequence[Path], schema: pa.Schema, columns: Sequence[str] = ()) -> str:

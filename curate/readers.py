@@ -67,7 +67,7 @@ def find_inputs(given: str) -> list[Input]:
         return [_file(p, source) for p in matches]
     hub = _HUB.fullmatch(given)
     if hub and not given.endswith((*_ENDINGS, *_PACKED)):
-        return [Input(given, source, "hub", fingerprint("hub", given))]
+        return [_hub(given, source)]
     raise CurateError(f"{given}: there is no such file or folder; check the path.")
 
 
@@ -95,6 +95,13 @@ def _file(path: Path, source: str) -> Input:
     except UnicodeEncodeError:
         raise CurateError(f"{str(path)!r}: this file's name is not valid UTF-8; rename it.") from None
     return Input(str(path), source, _kind(path), _digest(path))
+
+
+def _hub(given: str, source: str) -> Input:
+    """A hub dataset, known by the bytes the hub gave: another revision is another input."""
+    data = _from_hub(given)
+    digests = [_digest(Path(file["filename"])) for file in data.cache_files]
+    return Input(given, source, "hub", fingerprint(digests or given))
 
 
 def _digest(path: Path) -> str:
@@ -278,7 +285,7 @@ def _batches(source: Input) -> Iterator[pa.RecordBatch | pa.Table]:
         with pa.memory_map(source.path) as f:
             yield from _sliced(_arrow_batches(f))
     else:
-        data = _from_disk(source) if source.kind == "dataset" else _from_hub(source)
+        data = _from_disk(source) if source.kind == "dataset" else _from_hub(source.path)
         yield from data.with_format("arrow").iter(batch_size=_BATCH)
 
 
@@ -305,19 +312,19 @@ def _from_disk(source: Input) -> Any:
     return _one_split(source.path, datasets.load_from_disk(source.path), None)
 
 
-def _from_hub(source: Input) -> Any:
+def _from_hub(given: str) -> Any:
     import datasets
 
-    hub = _HUB.fullmatch(source.path)
+    hub = _HUB.fullmatch(given)
     assert hub is not None
     try:
         data = datasets.load_dataset(hub[1])
     except Exception as error:  # the library's own errors share no base class
         raise CurateError(
-            f"{source.path}: neither a file here nor a dataset the hub gave ({type(error).__name__}: "
+            f"{given}: neither a file here nor a dataset the hub gave ({type(error).__name__}: "
             f"{_first_line(error)}); check the name and the network."
         ) from None
-    return _one_split(source.path, data, hub[2])
+    return _one_split(given, data, hub[2])
 
 
 def _one_split(path: str, data: Any, wanted: str | None) -> Any:

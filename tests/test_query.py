@@ -136,12 +136,13 @@ def test_a_variable_of_ours_is_no_table_and_a_lost_part_is_told(scored: Workspac
 
 
 def test_many_scores_cost_only_those_named(tmp_path: Path, ws: Workspace) -> None:
-    """The parts of scores that a query does not name are not even opened."""
+    """Of scores that a query does not name neither parts nor records are opened."""
     curate.ingest(ws, [_jsonl(tmp_path)])
     for i in range(5):
         curate.score(ws, Length(), names={"length": f"s{i}"})
     for i in range(4):
-        next(ws.score_folder(f"s{i}").glob("part-*.parquet")).write_bytes(b"unreadable")
+        for path in [*ws.score_folder(f"s{i}").glob("part-*.parquet"), *ws.score_folder(f"s{i}").glob("_commit/*")]:
+            path.write_bytes(b"unreadable")
     rows = curate.sql(ws, "SELECT s4 FROM samples ORDER BY s4 DESC LIMIT 5")
     assert np.isfinite([r["s4"] for r in rows]).all()
 

@@ -68,11 +68,14 @@ def test_a_hub_id_is_loaded_through_datasets(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    from curate.readers import Input
-
-    assert [r for _, r in records(Input("owner/name", "name", "hub", "k"))] == [{"text": "from the hub"}]
+    (found,) = find_inputs("hf:owner/name")
+    assert (found.kind, found.source) == ("hub", "name")
+    assert [r for _, r in records(found)] == [{"text": "from the hub"}]
+    assert find_inputs("hf:owner/name:train")[0].key == found.key
+    (tmp_path / "owner" / "name" / "train.jsonl").write_text('{"text": "another revision"}\n')
+    assert find_inputs("hf:owner/name")[0].key != found.key
     with pytest.raises(CurateError, match="neither a file here nor a dataset"):
-        list(records(Input("owner/missing", "missing", "hub", "k")))
+        find_inputs("owner/missing")
 
 
 def test_an_array_is_streamed_across_chunks_whatever_stands_in_it(

@@ -27,7 +27,7 @@ from tqdm import tqdm
 from curate.costs import charged
 from curate.errors import CurateError
 from curate.fingerprint import fingerprint
-from curate.lineage import default_score_name, load_target, sample_columns
+from curate.lineage import default_score_name, load_target, sample_columns, score_recipe
 from curate.method import Arrays, Columns, Pass, Score, Target
 from curate.schema import POOL_COLUMNS
 from curate.shards import Parts, claim, read_arrays, read_json, read_table, remove_tree, write_json
@@ -93,8 +93,8 @@ def _refuse_hidden_columns(job: _Job) -> None:
     """In `samples` a score has the columns NAME and NAME_COLUMN, which no other score's may hide."""
     taken = dict.fromkeys(POOL_COLUMNS, "the pool")
     for other in set(job.ws.score_names()) - {job.name}:
-        recipe = read_json(job.ws.score_folder(other) / "score.json")
-        taken |= dict.fromkeys(sample_columns(other, recipe).values(), f"the score '{other}'")
+        columns = sample_columns(other, score_recipe(job.ws, other))
+        taken |= dict.fromkeys(columns.values(), f"the score '{other}'")
     for column in sample_columns(job.name, job.recipe).values():
         if column in taken:
             raise CurateError(
