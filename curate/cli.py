@@ -221,8 +221,10 @@ def target(
     "settings",
     multiple=True,
     metavar="[METHOD.]FIELD=VALUE",
-    help="A setting; see `curate methods score`.",
+    help="A setting; see `curate methods score`. Of the executor: local.timeout=60, ray.gpus=1.",
 )
+@click.option("--executor", "executor_name", default="local", show_default=True, help="See `curate methods executor`.")
+@click.option("--workers", type=int, metavar="N", help="Worker processes, or actors.  [default: the executor's]")
 @click.option("--fresh", is_flag=True, help="Compute beside the table there is, and swap when complete.")
 @_dry_run
 @_json
@@ -232,6 +234,8 @@ def score(
     target_name: str | None,
     given_names: tuple[str, ...],
     settings: tuple[str, ...],
+    executor_name: str,
+    workers: int | None,
     fresh: bool,
     dry_run: bool,
     as_json: bool,
@@ -241,23 +245,29 @@ def score(
     Only what is missing is computed, so a killed run is repeated by the same command; a stale score is computed
     anew beside the old one.
     """
-    methods = [kinds.make("score", name, _own_settings(name, method_names, settings)) for name in method_names]
+    own = _by_owner([*method_names, executor_name], method_names, settings)
+    methods = [kinds.make("score", name, own[name]) for name in method_names]
+    given = {"workers": str(workers)} if workers is not None else {}
+    executor = kinds.make("executor", executor_name, {**given, **own[executor_name]})
     names = dict(_score_name(given, method_names) for given in given_names)
-    results = curate.score(ws, *methods, target=target_name, names=names, fresh=fresh, dry_run=dry_run)
+    results = curate.score(
+        ws, *methods, target=target_name, names=names, fresh=fresh, executor=executor, dry_run=dry_run
+    )
     say(results, as_json, "\n".join(_scored(r, dry_run) for r in results))
 
 
-def _own_settings(name: str, method_names: Sequence[str], settings: Sequence[str]) -> dict[str, str]:
-    """The settings meant for one method: METHOD.FIELD=VALUE, or FIELD=VALUE where there is one method only."""
-    mine = {}
+def _by_owner(owners: Sequence[str], method_names: Sequence[str], settings: Sequence[str]) -> dict[str, dict[str, str]]:
+    """The settings meant for each owner: OWNER.FIELD=VALUE, or FIELD=VALUE where there is one method only."""
+    mine: dict[str, dict[str, str]] = {owner: {} for owner in owners}
     for key, value in _pairs(settings, "--set").items():
         owner, dot, field = key.rpartition(".")
         if not dot and len(method_names) > 1:
-            raise CurateError(f"--set {key}={value}: with several methods say whose, as in --set {name}.{key}={value}.")
-        if dot and owner not in method_names:
-            raise CurateError(f"--set {key}={value} is for '{owner}': {nearest(owner, method_names)}")
-        if owner in ("", name):
-            mine[field] = value
+            raise CurateError(
+                f"--set {key}={value}: with several methods say whose, as in --set {owners[0]}.{key}={value}."
+            )
+        if dot and owner not in owners:
+            raise CurateError(f"--set {key}={value} is for '{owner}': {nearest(owner, owners)}")
+        mine[owner or method_names[0]][field] = value
     return mine
 
 
@@ -369,7 +379,7 @@ def drop(ws: Workspace, name: str) -> None:
 def methods(kind: str | None, name: str | None, as_json: bool) -> None:
     """List the methods; with KIND and NAME, explain one.
 
-    KIND is score, selector or export.
+    KIND is score, selector, export or executor.
     """
     if kind and name:
         click.echo(_method_help(kind, name))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from typing import Any
 
 import numpy as np
@@ -10,7 +9,8 @@ import pyarrow as pa
 
 from curate.errors import CurateError
 from curate.schema import MANIFEST
-from curate.shards import read_json, read_table, sweep, write_json, write_table
+from curate.shards import digest, read_json, read_table, write_json, write_table
+from curate.storage import sweep
 from curate.workspace import Workspace
 
 
@@ -18,8 +18,8 @@ def write_manifest(ws: Workspace, name: str, table: pa.Table, lineage: dict[str,
     """Write the rows, then the JSON, which vouches for their bytes; an older manifest of the name is replaced."""
     path = ws.manifest_path(name)
     sweep(path.parent)
-    digest = write_table(path, table.cast(MANIFEST))
-    write_json(path.with_suffix(".json"), {**lineage, "sha256": digest})
+    sha256 = write_table(path, table.cast(MANIFEST))
+    write_json(path.with_suffix(".json"), {**lineage, "sha256": sha256})
 
 
 def read_manifest(ws: Workspace, name: str) -> tuple[pa.Table, dict[str, Any]]:
@@ -27,7 +27,7 @@ def read_manifest(ws: Workspace, name: str) -> tuple[pa.Table, dict[str, Any]]:
     ws.require("manifest", name)
     path = ws.manifest_path(name)
     lineage = read_json(path.with_suffix(".json"))
-    if not path.exists() or hashlib.sha256(path.read_bytes()).hexdigest() != lineage["sha256"]:
+    if not path.exists() or digest(path.read_bytes()) != lineage["sha256"]:
         raise CurateError(
             f"{path} is not what its JSON vouches for (a select was killed, or it was edited): select again."
         )

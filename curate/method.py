@@ -31,6 +31,7 @@ import pyarrow as pa
 
 from curate.errors import CurateError, nearest
 from curate.signals import Text
+from curate.workers import Workers
 
 # Arrays named by column: 'score' [B], a method's further columns [B], 'error' (reasons, '' where fine),
 # 'subtasks' (one array [B] per sub-task, as a mapping).
@@ -241,9 +242,20 @@ class Export(Method):
             yield pa.Table.from_pylist(batch, schema=schema)
 
 
+# --- executors -------------------------------------------------------------------------------------------
+
+
+class Executor(Method):
+    """Who runs the tasks of a stage, and where; the bytes they write do not depend on it."""
+
+    @abstractmethod
+    def open(self) -> Workers:
+        """Workers, to be closed after use; they start when there is something to do."""
+
+
 # --- finding methods -------------------------------------------------------------------------------------
 
-KINDS: dict[str, type[Method]] = {"score": Score, "selector": Selector, "export": Export}
+KINDS: dict[str, type[Method]] = {"score": Score, "selector": Selector, "export": Export, "executor": Executor}
 
 
 def names(kind: str) -> list[str]:

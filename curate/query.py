@@ -21,6 +21,7 @@ from curate.errors import CurateError, CurateFailure, nearest
 from curate.lineage import ScoreState, sample_columns, score_recipe, score_state
 from curate.schema import LEDGER, MANIFEST, POOL, REJECTS, RUNS, TARGET, VIEWS
 from curate.shards import Parts
+from curate.storage import Location, ObjectPath
 from curate.workspace import Workspace
 
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -43,6 +44,8 @@ def connect(ws: Workspace, query: str) -> duckdb.DuckDBPyConnection:
     connection.execute(f"SET temp_directory = {_text(tempfile.gettempdir() + '/curate-sql')}")
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute("SET python_enable_replacements = false")  # our variables are no tables
+    if isinstance(ws.path, ObjectPath):
+        connection.register_filesystem(ws.path.filesystem())
     words = _words_of(connection, query)
     tables = {
         "pool": _pool,
@@ -196,7 +199,7 @@ def _in_pool_order(ws: Workspace, state: ScoreState, columns: dict[str, str]) ->
     values = ", ".join(f'"{stored[name]}" AS "{name}"' for name in columns)
     nulls = ", ".join(f'NULL::{t} AS "{name}"' for name, t in columns.items())
     pieces: list[str] = []
-    run_of_parts: list[Path] = []
+    run_of_parts: list[Location] = []
     for shard in ws.shards():
         if shard.name in done:
             run_of_parts.append(parts.path(shard.name))
@@ -227,7 +230,7 @@ def _score_columns(name: str, recipe: dict[str, Any]) -> dict[str, str]:
     return {shown: types[column] for column, shown in sample_columns(name, recipe).items()}
 
 
-def _read(files: Sequence[Path], schema: pa.Schema, columns: Sequence[str] = ()) -> str:
+def _read(files: Sequence[Location], schema: pa.Schema, columns: Sequence[str] = ()) -> str:
     """A SELECT of the named columns (default all) from Parquet files; of no rows where there are none."""
     names = columns or schema.names
     if files:
@@ -241,7 +244,7 @@ def _nothing(columns: dict[str, str]) -> str:
     return f"SELECT {nulls} WHERE false"
 
 
-def _files(paths: Sequence[Path]) -> str:
+def _files(paths: Sequence[Location]) -> str:
     # The folder's own name is no data, even where it reads like a hive partition (…/score=5/…).
     return f"read_parquet([{', '.join(_text(str(p)) for p in paths)}], hive_partitioning = false)"
 

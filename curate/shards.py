@@ -1,130 +1,169 @@
-"""How files come to be: written under a temporary name, flushed, renamed, and then vouched for by a record.
+"""Tables, arrays and JSON as files, and folders of parts each vouched for by a commit record.
 
 A folder of parts looks like
 
     part-00000.parquet  part-00001.parquet …  _commit/part-00000.json  _commit/part-00001.json …
 
-and a part without its record does not exist: readers skip it, writers replace it. Bytes hold no name, time,
-host or path, so equal work gives equal files.
+and a part without its record does not exist: readers skip it, writers replace it. The record, written last, has the
+part's size and SHA-256. Bytes hold no name, time, host or path, so equal work gives equal files, and two writers of
+one part (one of them taken for dead) do each other no harm.
 """
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import hashlib
-import os
-import shutil
-import socket
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors.numpy import load_file, save
+from safetensors.numpy import load, save
 
-from curate.errors import CurateError
+from curate.errors import CurateFailure
+from curate.storage import Location, ObjectPath, for_each, put, sweep
 
 ROW_GROUP = 65_536
 
 
-def write_bytes(path: Path, data: bytes) -> str:
-    """Write a whole file so that it is there completely or not at all. Returns its SHA-256."""
-    return _publish(path, lambda temporary: temporary.write_bytes(data))
+def digest(data: bytes | memoryview) -> str:
+    """The SHA-256 that records vouch by."""
+    return hashlib.sha256(data).hexdigest()
 
 
-def write_json(path: Path, value: Any) -> str:
+def write_json(path: Location, value: Any, flush: bool = True) -> None:
     options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
-    return write_bytes(path, orjson.dumps(value, option=options))
+    put(path, orjson.dumps(value, option=options), flush)
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Location) -> Any:
     return orjson.loads(path.read_bytes())
 
 
-def write_table(path: Path, table: pa.Table, row_group: int = ROW_GROUP) -> str:
+def write_table(path: Location, table: pa.Table, row_group: int = ROW_GROUP) -> str:
     """Write Parquet whose bytes depend on the rows alone, not on how they were chunked. Returns its SHA-256."""
+    data = parquet(table, row_group)
+    put(path, data)
+    return digest(data)
+
+
+def parquet(table: pa.Table, row_group: int = ROW_GROUP) -> memoryview:
+    """The bytes of a table's Parquet file."""
     table = table.combine_chunks().replace_schema_metadata(None)
-    return _publish(
-        path, lambda temporary: pq.write_table(table, temporary, compression="zstd", row_group_size=row_group)
-    )
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink, compression="zstd", row_group_size=row_group)
+    return memoryview(sink.getvalue())
 
 
-def read_table(path: Path, columns: Sequence[str] | None = None) -> pa.Table:
-    """Read a Parquet file, all of it or some columns."""
-    with pq.ParquetFile(path) as f:
-        return f.read(columns=list(columns) if columns else None)
+def read_table(path: Location, columns: Sequence[str] | None = None, rows: tuple[int, int] | None = None) -> pa.Table:
+    """Read a Parquet file, all of it or some columns, or the rows from `rows[0]` up to `rows[1]`.
 
-
-def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> str:
-    """Write named arrays as safetensors. Returns its SHA-256."""
-    return write_bytes(path, save({name: np.ascontiguousarray(a) for name, a in sorted(arrays.items())}))
-
-
-def read_arrays(path: Path) -> dict[str, np.ndarray]:
-    return load_file(path)
-
-
-def _publish(path: Path, write: Callable[[Path], Any]) -> str:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    Only the row groups that hold those rows are read. Raises CurateFailure where the file is damaged.
+    """
     try:
-        write(temporary)
-        with open(temporary, "rb") as f:
-            digest = hashlib.file_digest(f, "sha256").hexdigest()
-            os.fsync(f.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    _flush_folder(path.parent)
-    return digest
+        with _opened(path) as f:
+            names = list(columns) if columns else None
+            if rows is None:
+                return f.read(columns=names)
+            sizes = [f.metadata.row_group(i).num_rows for i in range(f.metadata.num_row_groups)]
+            ends = np.cumsum([0, *sizes])
+            first, last = int(np.searchsorted(ends, rows[0], "right")) - 1, int(np.searchsorted(ends, rows[1], "left"))
+            table = f.read_row_groups(list(range(first, last)), columns=names)
+            return table.slice(rows[0] - int(ends[first]), rows[1] - rows[0])
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
+        raise _damaged(path, error) from None
+    except OSError as error:
+        if isinstance(error, FileNotFoundError) or error.errno:
+            raise
+        raise _damaged(path, error) from None  # Arrow's word for pages that do not unpack
 
 
-def _flush_folder(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
+def _opened(path: Location) -> pq.ParquetFile:
+    if isinstance(path, ObjectPath):
+        return pq.ParquetFile(path.store.open_input_file(path.key), pre_buffer=True)
+    return pq.ParquetFile(path)
 
 
+def _damaged(path: Location, error: Exception) -> CurateFailure:
+    first = str(error).strip().splitlines()[0].rstrip(".")
+    return CurateFailure(f"{path} is damaged ({first}); `curate verify` says what else is, and --repair mends it.")
+
+
+def read_arrays(path: Location) -> dict[str, np.ndarray]:
+    return load(path.read_bytes())
+
+
+# --- parts and their records -----------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
 class Parts:
-    """One folder of committed parts, named by strings such as `part-00000`."""
+    """One folder of committed parts, named by strings such as `part-00000`.
 
-    def __init__(self, folder: Path, suffix: str = ".parquet"):
-        self.folder = folder
-        self.suffix = suffix
+    lasting: whether a part must outlive a loss of power as soon as it is committed; where not (units, which only a
+    killed process needs), a part is trusted by its checksum, never by its record alone.
+    """
 
-    def path(self, name: str) -> Path:
+    folder: Location
+    suffix: str = ".parquet"
+    lasting: bool = True
+
+    def path(self, name: str) -> Location:
         return self.folder / f"{name}{self.suffix}"
 
-    def record_path(self, name: str) -> Path:
+    def record_path(self, name: str) -> Location:
         return self.folder / "_commit" / f"{name}.json"
 
     def names(self) -> list[str]:
         """The committed parts, in order."""
-        return sorted(p.stem for p in (self.folder / "_commit").glob("*.json"))
+        return sorted(p.name.removesuffix(".json") for p in (self.folder / "_commit").glob("*.json"))
 
     def record(self, name: str) -> dict[str, Any] | None:
         path = self.record_path(name)
-        return read_json(path) if path.exists() else None
+        try:
+            return read_json(path)
+        except FileNotFoundError:
+            return None
+        except orjson.JSONDecodeError:
+            return None  # cut by a loss of power, so it vouches for nothing
 
     def records(self) -> dict[str, dict[str, Any]]:
-        return {name: read_json(self.record_path(name)) for name in self.names()}
+        names = self.names()
+        found = for_each(self.record, names, isinstance(self.folder, ObjectPath))
+        return {name: record for name, record in zip(names, found, strict=True) if record}
 
-    def commit(self, name: str, content: pa.Table | Mapping[str, np.ndarray], **record: Any) -> None:
+    def sizes(self) -> dict[str, int]:
+        """Bytes of every file of the folder that is named like a part, by the part's name."""
+        found = [p for p in self.folder.glob(f"*{self.suffix}") if not p.name.startswith(".")]
+        sizes = for_each(size, found, isinstance(self.folder, ObjectPath))
+        return {p.name.removesuffix(self.suffix): n for p, n in zip(found, sizes, strict=True)}
+
+    def commit(
+        self, name: str, content: pa.Table | Mapping[str, np.ndarray], row_group: int = ROW_GROUP, **record: Any
+    ) -> None:
         """Write a part and then its record. `content` is a table (Parquet) or named arrays (safetensors)."""
-        self.record_path(name).unlink(missing_ok=True)  # a part being replaced does not exist meanwhile
         if isinstance(content, Mapping):
-            digest = write_arrays(self.path(name), content)
+            data: bytes | memoryview = save({key: np.ascontiguousarray(a) for key, a in sorted(content.items())})
         else:
-            digest = write_table(self.path(name), content)
+            data = parquet(content, row_group)
             record = {"rows": content.num_rows, "schema": _describe(content.schema), **record}
-        write_json(self.record_path(name), {"sha256": digest, **record})
+        self.record_path(name).unlink(missing_ok=True)  # a part being replaced does not exist meanwhile
+        put(self.path(name), data, flush=self.lasting)
+        vouch = {"sha256": digest(data), "bytes": len(data), **record}
+        write_json(self.record_path(name), vouch, flush=self.lasting)
+
+    def read(self, name: str) -> Any:
+        """A part's table or arrays, or null where its bytes are not those its record vouches for."""
+        record = self.record(name)
+        try:
+            data = self.path(name).read_bytes()
+        except FileNotFoundError:
+            return None
+        if record is None or digest(data) != record["sha256"]:
+            return None
+        return load(data) if self.suffix == ".safetensors" else pq.read_table(pa.BufferReader(data))
 
     def remove(self, name: str) -> None:
         self.record_path(name).unlink(missing_ok=True)
@@ -133,62 +172,18 @@ class Parts:
     def sweep(self) -> None:
         """Remove what a killed writer left: temporaries, parts without a record. Only for the claim's holder."""
         committed = set(self.names())
-        sweep(self.folder)
+        sweep(self.folder, mine=True)
         for path in self.folder.glob(f"*{self.suffix}"):
-            if path.stem not in committed:
-                path.unlink()
+            if path.name.removesuffix(self.suffix) not in committed:
+                path.unlink(missing_ok=True)
 
 
-def sweep(folder: Path) -> None:
-    """Remove the temporaries below a folder whose writer is dead."""
-    for path in folder.rglob(".*.tmp"):
-        if not _lives(int(path.name.split(".")[-2])):
-            path.unlink(missing_ok=True)
-
-
-def _lives(process: int) -> bool:
-    try:
-        os.kill(process, 0)
-    except ProcessLookupError:
-        return False
-    except PermissionError:
-        return True
-    return True
+def size(path: Location) -> int:
+    """Bytes of a file; 0 where it is not there."""
+    if isinstance(path, ObjectPath):
+        return path.size()
+    return path.stat().st_size if path.exists() else 0
 
 
 def _describe(schema: pa.Schema) -> dict[str, str]:
     return {field.name: str(field.type) for field in schema}
-
-
-def remove_tree(folder: Path) -> None:
-    """Remove a folder so that a kill half-way leaves nothing that looks whole: it is renamed first."""
-    doomed = folder.with_name(f".{folder.name}.dropped")
-    shutil.rmtree(doomed, ignore_errors=True)
-    if folder.exists():
-        os.replace(folder, doomed)
-        shutil.rmtree(doomed)
-
-
-@contextlib.contextmanager
-def claim(workspace: Path, what: str, wait: bool = False) -> Iterator[None]:
-    """Hold a part of a workspace (`pool`, `score bm25`, …) for writing; a second process is told who holds it.
-
-    The claim is an advisory lock of the operating system, which falls with its holder: what a dead process
-    held is free at once. The file's text is for people only.
-    """
-    path = workspace / ".claims" / what.replace(" ", "-")
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as f:
-        try:
-            fcntl.flock(f, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            f.seek(0)
-            holder = f.read().strip() or "another process"
-            raise CurateError(
-                f"{workspace}: {holder} is writing the {what}; wait for it to end, or stop it and run this again."
-            ) from None
-        f.truncate(0)
-        f.write(f"process {os.getpid()} on {socket.gethostname()}")
-        f.flush()
-        yield
-        f.truncate(0)

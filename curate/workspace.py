@@ -5,21 +5,23 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-import shutil
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 from curate import __version__
+from curate.claims import claim
+from curate.costs import settle
 from curate.errors import CurateError, nearest
 from curate.fingerprint import fingerprint
 from curate.schema import POOL_COLUMNS, VIEWS
-from curate.shards import Parts, claim, read_json, write_json
+from curate.shards import Parts, read_json, write_json
+from curate.storage import Location, location, put, replace_tree, sweep_dropped
 
 FORMAT = 1
+_COMPLETE = "complete"  # the file that says a fresh table is ready to be swapped in
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
@@ -28,7 +30,7 @@ class Shard:
     """One immutable part of the pool."""
 
     name: str  # part-00000
-    path: Path
+    path: Location
     start: int  # position of its first row in the pool
     rows: int
     n_chars: int
@@ -44,7 +46,7 @@ def pool_fingerprint(shards: Iterable[Shard]) -> str:
 class Workspace:
     """Paths and names of one workspace. Cheap to make; reads records when asked."""
 
-    path: Path
+    path: Location
 
     @property
     def pool(self) -> Parts:
@@ -59,36 +61,38 @@ class Workspace:
             start += record["rows"]
         return shards
 
-    def score_folder(self, name: str) -> Path:
+    def score_folder(self, name: str) -> Location:
         return self.path / "scores" / name
 
-    def fresh_folder(self, name: str) -> Path:
+    def fresh_folder(self, name: str) -> Location:
         """Where a score is computed beside an older one of its name, until the two are swapped."""
         return self.path / "scores" / f".{name}.fresh"
 
     def swap_score(self, name: str) -> None:
-        """Put the fresh table of a score in the place of the old one. Only for the claim's holder."""
-        old = self.path / "scores" / f".{name}.old"
-        shutil.rmtree(old, ignore_errors=True)
-        os.replace(self.score_folder(name), old)
+        """Put the fresh table, which is complete, in the place of the old one. Only for the claim's holder."""
+        put(self.fresh_folder(name) / _COMPLETE, b"")
         self.finish_swap(name)
 
     def finish_swap(self, name: str) -> None:
-        """The second half of a swap, which a kill may have left undone."""
-        if not self.score_folder(name).exists():
-            os.replace(self.fresh_folder(name), self.score_folder(name))
-        shutil.rmtree(self.path / "scores" / f".{name}.old", ignore_errors=True)
+        """A swap, or what a kill left of it."""
+        if (self.fresh_folder(name) / _COMPLETE).exists():
+            replace_tree(self.fresh_folder(name), self.score_folder(name), marker="score.json")
+        (self.score_folder(name) / _COMPLETE).unlink(missing_ok=True)
 
     def score_names(self) -> list[str]:
-        return sorted(p.parent.name for p in (self.path / "scores").glob("[a-z]*/score.json"))
+        return sorted(p.name for p in (self.path / "scores").glob("[a-z]*") if (p / "score.json").exists())
 
-    def target_path(self, name: str) -> Path:
-        return self.path / "targets" / f"{name}.parquet"
+    @property
+    def targets(self) -> Parts:
+        return Parts(self.path / "targets")
+
+    def target_path(self, name: str) -> Location:
+        return self.targets.path(name)
 
     def target_names(self) -> list[str]:
         return sorted(p.stem for p in (self.path / "targets").glob("*.parquet"))
 
-    def manifest_path(self, name: str) -> Path:
+    def manifest_path(self, name: str) -> Location:
         return self.path / "manifests" / f"{name}.parquet"
 
     def manifest_names(self) -> list[str]:
@@ -157,7 +161,7 @@ def open_workspace(path: str | os.PathLike[str], create: bool = True) -> Workspa
 
     Raises CurateError where the folder holds something else, or was written by a newer curate.
     """
-    folder = Path(path)
+    folder = location(path)
     if any(sign in str(folder.absolute()) for sign in "*?[]"):
         raise CurateError(f"{folder}: a workspace's path must not hold *, ?, [ or ], which stand for other files.")
     marker = folder / "workspace.json"
@@ -174,14 +178,19 @@ def open_workspace(path: str | os.PathLike[str], create: bool = True) -> Workspa
     return Workspace(folder)
 
 
-def _finish_swaps(ws: Workspace) -> None:
-    for old in (ws.path / "scores").glob(".*.old"):
-        name = old.name[1 : -len(".old")]
-        with contextlib.suppress(CurateError), claim(ws.path, f"score {name}"):  # else its writer lives, and will
-            ws.finish_swap(name)
+def _mend(ws: Workspace) -> None:
+    """Finish what killed processes left half done: swaps of scores, removals, accounts of the ledger."""
+    scores = ws.path / "scores"
+    for fresh in scores.glob(".*.fresh"):
+        name = fresh.name[1 : -len(".fresh")]
+        if (fresh / _COMPLETE).exists():
+            with contextlib.suppress(CurateError), claim(ws.path, f"score {name}"):  # else its writer lives, and will
+                ws.finish_swap(name)
+    sweep_dropped(scores)
+    settle(ws.path)
 
 
-def _opened(folder: Path, marker: dict[str, Any]) -> Workspace:
+def _opened(folder: Location, marker: dict[str, Any]) -> Workspace:
     found = marker.get("format") if isinstance(marker, dict) else None
     if not isinstance(found, int):
         raise CurateError(f"{folder}/workspace.json names no format version; this is no workspace of curate's.")
@@ -191,5 +200,5 @@ def _opened(folder: Path, marker: dict[str, Any]) -> Workspace:
             f"{__version__}, which reads up to format {FORMAT}: upgrade curate."
         )
     ws = Workspace(folder)
-    _finish_swaps(ws)
+    _mend(ws)
     return ws

@@ -22,10 +22,12 @@ README = (ROOT / "README.md").read_text()
 # From the ground up: a file may import what stands on lower floors, and on its own floor only where no circle arises.
 FLOORS = [
     {"curate", "curate.errors"},
-    {"curate.schema", "curate.fingerprint", "curate.shards", "curate.vector_index"},
-    {"curate.signals", "curate.formats", "curate.readers", "curate.workspace", "curate.costs"},
+    {"curate.schema", "curate.fingerprint", "curate.storage", "curate.workers", "curate.vector_index"},
+    {"curate.claims", "curate.shards"},
+    {"curate.costs", "curate.signals", "curate.formats", "curate.readers"},
+    {"curate.workspace"},
     {"curate.method", "curate.manifest"},
-    {"curate.lineage"},
+    {"curate.lineage", "curate.tasks", "curate.executors"},
     {"curate.query"},
     {"curate.stages", "curate.scores", "curate.selectors", "curate.exports"},
     {"curate.console"},

@@ -10,6 +10,7 @@ import textwrap
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import curate
@@ -18,8 +19,8 @@ from curate.lineage import score_state
 from curate.scores.bm25 import Bm25
 from curate.scores.dsir import Dsir
 from curate.scores.length import Length
-from curate.stages.score import unit_ranges
-from curate.workspace import Shard, Workspace
+from curate.tasks import unit_ranges
+from curate.workspace import Workspace
 from tests.conftest import SAMPLE, qa, run_and_kill, tree_bytes, write_jsonl
 
 
@@ -48,11 +49,22 @@ def spied(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int]]:
 
 
 def test_units_cover_a_shard_once_and_follow_its_bytes() -> None:
-    for rows, n_chars, unit in ((1, 10, 5), (10, 10_000, 3_000), (7, 0, 100), (1000, 999_999, 1000)):
-        ranges = unit_ranges(Shard("p", Path(), 0, rows, n_chars, ""), unit)
+    rng = np.random.default_rng(1)
+    for costs, size in (
+        (np.ones(1), 5),
+        (np.ones(10), 3),
+        (np.full(1000, 7.3), 64),
+        (rng.pareto(0.7, 3000) + 1, 300),
+        (np.r_[np.ones(500), 1e6, np.ones(500)], 300),
+        (np.ones(7), 100),
+    ):
+        ranges = unit_ranges(costs, size)
         assert [a for a, _ in ranges[1:]] == [b for _, b in ranges[:-1]]
-        assert ranges[0][0] == 0 and ranges[-1][1] == rows and all(a < b for a, b in ranges)
-        assert len(ranges) <= max(1, n_chars // unit + 1)
+        assert ranges[0][0] == 0 and ranges[-1][1] == len(costs) and all(a < b for a, b in ranges)
+        taken = [costs[a:b].sum() for a, b in ranges]
+        assert all(cost <= 2 * size or b - a == 1 for (a, b), cost in zip(ranges, taken, strict=True))
+        # No two neighbours would fit into one: there are no more units than needed, but for the last's crumb.
+        assert all(x + y > size / 2 for x, y in zip(taken, taken[1:], strict=False))
 
 
 def test_scoring_again_computes_nothing(sample_ws: Workspace, spied: list) -> None:
@@ -147,10 +159,12 @@ def test_a_swap_interrupted_between_its_renames_is_completed(sample_ws: Workspac
     curate.score(sample_ws, Length())
     scores = sample_ws.path / "scores"
     want = tree_bytes(scores / "length")
-    os.rename(scores / "length", scores / ".length.fresh")  # the state after the first rename
-    (scores / ".length.old").mkdir()
+    os.rename(scores / "length", scores / ".length.fresh")  # the state after the old table's rename
+    (scores / ".length.fresh/complete").touch()
+    (scores / ".length.dropped").mkdir()
     ws = curate.open_workspace(sample_ws.path)
     assert ws.score_names() == ["length"] and tree_bytes(scores / "length") == want
+    assert [p.name for p in scores.iterdir()] == ["length"] and not (scores / "length/complete").exists()
 
 
 @pytest.mark.parametrize(
@@ -298,7 +312,7 @@ def test_a_living_writer_is_respected_and_a_dead_one_is_not(sample_ws: Workspace
     holder = """
         import sys, time
         from pathlib import Path
-        from curate.shards import claim
+        from curate.claims import claim
         with claim(Path(sys.argv[1]), "score length"):
             print("held", flush=True)
             sys.stdin.read()

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from curate.claims import claim
 from curate.errors import CurateError, nearest
-from curate.shards import claim, remove_tree
+from curate.storage import remove_tree
 from curate.workspace import Workspace
 
 
@@ -24,12 +25,12 @@ def drop(ws: Workspace, name: str) -> str:
     kind = kinds[0]
     with claim(ws.path, "targets" if kind == "target" else f"{kind} {name}"):
         if kind == "score":
-            remove_tree(ws.score_folder(name))
+            remove_tree(ws.score_folder(name), marker="score.json")
         elif kind == "manifest":
             ws.manifest_path(name).with_suffix(".json").unlink()
             ws.manifest_path(name).unlink(missing_ok=True)
         else:
             for split in ("val", "test"):
                 (ws.path / "rejects" / f"target-{name}-{split}.parquet").unlink(missing_ok=True)
-            ws.target_path(name).unlink()
+            ws.targets.remove(name)
     return kind

@@ -18,17 +18,20 @@ import polars as pl
 import pyarrow as pa
 from tqdm import tqdm
 
+from curate.claims import claim
 from curate.costs import Meter, charged
 from curate.errors import CurateError
 from curate.fingerprint import fingerprint, ids_as_integers
 from curate.formats import Reader, Refused, Sample, refusal
 from curate.readers import Input, find_inputs, records
 from curate.schema import COPIES, POOL, REJECTS
-from curate.shards import claim, read_table, sweep, write_table
+from curate.shards import ROW_GROUP, read_table, write_table
+from curate.storage import sweep
 from curate.workspace import Workspace
 
 SHARD_BYTES = 32 << 20
 _LOOK = 1000  # records looked at before a file of an unknown shape is refused
+_GROUP_BYTES = 4 << 20  # text of a row group, which is what a unit of work reads
 _BATCH = 4096  # samples looked up among the stored ids at once
 
 
@@ -281,7 +284,8 @@ class _Writer:
             beside["copies"] = write_table(self.ws.path / "pool" / "copies" / f"{name}.parquet", table)
         rows = pa.Table.from_pylist(list(self.rows.values()), schema=POOL)
         n_chars = int(pl.Series(rows["n_chars"]).sum() or 0)
-        self.ws.pool.commit(name, rows, n_chars=n_chars, files=self.files, beside=beside)
+        group = min(ROW_GROUP, max(1, len(self.rows) * _GROUP_BYTES // max(n_chars, 1)))
+        self.ws.pool.commit(name, rows, row_group=group, n_chars=n_chars, files=self.files, beside=beside)
         self.known.add(list(self.rows))
         self.number += 1
         self._clear()

@@ -4,33 +4,34 @@
     pool shard ─ unit ─ map ─┴─ reduce ─ state ─┐           prepared/FINGERPRINT/state-POOL.safetensors
     pool shard ─ unit ─ map(state) ─────────────┴─ columns  scores/NAME/_units/…  ->  scores/NAME/part-00000.parquet
 
-A unit is a range of a shard's rows. What is committed is never computed again while its inputs are the same:
-partials are known by what shapes them (so a second target re-uses BM25's counts), parts by the score's
-fingerprint. A score that cannot go on in place (stale, or `fresh`) is computed beside the old one and swapped in
-when complete.
+A unit is a range of a shard's rows, sized by cost. Units are the tasks (curate.tasks) that an executor's workers do.
+What is committed is never computed again while its inputs are the same: partials are known by what shapes them (so a
+second target re-uses BM25's counts), parts by the score's fingerprint. A score that cannot go on in place (stale, or
+`fresh`) is computed beside the old one and swapped in when complete.
 """
 
 from __future__ import annotations
 
-import shutil
-import time
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import numpy as np
-import pyarrow as pa
 from tqdm import tqdm
 
-from curate.costs import charged
+from curate.claims import Claim, claim
+from curate.costs import Meter, charged
 from curate.errors import CurateError
+from curate.executors.local import Local
 from curate.fingerprint import fingerprint
 from curate.lineage import default_score_name, load_target, sample_columns, score_recipe
-from curate.method import Arrays, Columns, Pass, Score, Target
+from curate.method import Executor, Pass, Score, Target
 from curate.schema import POOL_COLUMNS
-from curate.shards import Parts, claim, read_arrays, read_json, read_table, remove_tree, write_json
+from curate.shards import Parts, read_json, write_json
+from curate.storage import Location, remove_tree
+from curate.tasks import Merge, Unit, Work, partial_name, shard_units, units_of_part
+from curate.workers import Tasks, Workers
 from curate.workspace import Shard, Workspace, pool_fingerprint
 
 
@@ -54,14 +55,17 @@ def score(
     target: str | None = None,
     names: Mapping[str, str] | None = None,
     fresh: bool = False,
+    executor: Executor | None = None,
     dry_run: bool = False,
 ) -> list[Scored]:
     """Score every sample of the pool by each method.
 
     target: the target of the methods that use one. names: method -> score name, where not the default (METHOD, or
-    METHOD_TARGET). fresh: compute again beside the old table and swap. dry_run: say what would be computed.
+    METHOD_TARGET). fresh: compute again beside the old table and swap. executor: who does the work (default: Local());
+    the bytes do not depend on it. dry_run: say what would be computed.
 
-    Raises CurateError for a missing target, a name that is taken, or a table of other settings under the name.
+    Raises CurateError for a missing target, a name that is taken, or a table of other settings under the name, and
+    CurateFailure where a worker is lost again and again or the method fails; the same call then goes on from there.
     """
     if not methods:
         raise CurateError(
@@ -75,7 +79,10 @@ def score(
     if unknown:
         raise CurateError(f"--name speaks of {', '.join(sorted(unknown))}, which is not among the methods to score.")
     jobs = [_plan(ws, method, target, (names or {}).get(method.name)) for method in methods]
-    return [_dry(job, fresh) if dry_run else _run(job, fresh) for job in jobs]
+    if dry_run:
+        return [_dry(job, fresh) for job in jobs]
+    with closing((executor or Local()).open()) as workers:
+        return [_run(job, fresh, workers) for job in jobs]
 
 
 def _plan(ws: Workspace, method: Score, target_name: str | None, name: str | None) -> _Job:
@@ -151,22 +158,19 @@ class _Job:
         return Parts(self.ws.path / "prepared" / shape, ".safetensors"), f"state-{pool_fingerprint(self.shards)}"
 
 
-def _run(job: _Job, fresh: bool) -> Scored:
-    with claim(job.ws.path, f"score {job.name}"):
+def _run(job: _Job, fresh: bool, workers: Workers) -> Scored:
+    with claim(job.ws.path, f"score {job.name}") as held:
         folder = _folder(job, fresh)
         result = Scored(job.name, job.method.name, job.recipe["target"])
         parts = Parts(folder)
         parts.sweep()
-        todo = [shard for shard in job.shards if not _stands(parts, shard, job)]
+        todo = _missing(parts, job)
         result.reused = sum(shard.rows for shard in job.shards) - sum(shard.rows for shard in todo)
         if todo:
-            state, step = _counted(job), job.passes[-1]
-            with charged(job.ws.path, "score", methods=[job.method.name], name=job.name, phase=step.name) as meter:
-                given = step.open(state) if step.open else state
-                for shard in _progress(todo, job, step):
-                    meter.samples += _score_shard(job, step, given, parts, shard)
+            state, failed = _counted(job, workers)
+            _score_shards(job, workers, held, state, failed, folder, todo)
             result.computed = sum(shard.rows for shard in todo)
-        shutil.rmtree(folder / "_units", ignore_errors=True)
+        remove_tree(folder / "_units")
         if folder != job.ws.score_folder(job.name):
             job.ws.swap_score(job.name)
         records = Parts(job.ws.score_folder(job.name)).records()
@@ -175,7 +179,7 @@ def _run(job: _Job, fresh: bool) -> Scored:
         return result
 
 
-def _folder(job: _Job, fresh: bool) -> Path:
+def _folder(job: _Job, fresh: bool) -> Location:
     """Where to write: in place where the table there is this one; beside it where it is stale or `fresh`."""
     final, beside = job.ws.score_folder(job.name), job.ws.fresh_folder(job.name)
     old = read_json(final / "score.json") if (final / "score.json").exists() else None
@@ -184,13 +188,13 @@ def _folder(job: _Job, fresh: bool) -> Path:
     if old is None:
         folder = final
     elif old["fingerprint"] == job.recipe["fingerprint"] and not fresh:
-        shutil.rmtree(beside, ignore_errors=True)
+        remove_tree(beside)
         return final
     else:
         folder = beside
     marker = folder / "score.json"
     if not marker.exists() or read_json(marker)["fingerprint"] != job.recipe["fingerprint"]:
-        shutil.rmtree(folder, ignore_errors=True)
+        remove_tree(folder)
         write_json(marker, job.recipe)
     return folder
 
@@ -212,145 +216,128 @@ def _refuse_other_recipe(old: dict[str, Any] | None, job: _Job) -> None:
             )
 
 
+def _missing(parts: Parts, job: _Job) -> list[Shard]:
+    """The shards whose part is not there, whole (by its size) and of this score."""
+    records, sizes = parts.records(), parts.sizes()
+
+    def stands(shard: Shard) -> bool:
+        record = records.get(shard.name)
+        if record is None or shard.name not in sizes:
+            return False
+        same = record["fingerprint"] == job.recipe["fingerprint"] and record["shard"] == shard.sha256
+        return same and sizes[shard.name] == record["bytes"]
+
+    return [shard for shard in job.shards if not stands(shard)]
+
+
 # --- counting passes -------------------------------------------------------------------------------------
 
+Failed = Mapping[str, Mapping[int, str]]  # shard -> rows a counting pass could not take -> why
 
-def _counted(job: _Job) -> Arrays:
-    """The state for the last pass, computing what is missing of the counting ones."""
-    state, before = {}, ""
-    for index, step in enumerate(job.passes[:-1]):
+
+def _counted(job: _Job, workers: Workers) -> tuple[Location | None, Failed]:
+    """The file of the last pass's state, computing what is missing of the counting ones."""
+    state, before, failed = None, "", {}
+    for index in range(len(job.passes) - 1):
         parts, name = job.prepared(index, before)
-        with claim(job.ws.path, f"prepared {parts.folder.name}", wait=True):
-            if parts.record(name) is None:
+        with claim(job.ws.path, f"prepared {parts.folder.name}", wait=True) as held:
+            if parts.read(name) is None:
+                work = Work(job.method, job.target, index, state, parts.folder, "")
                 parts.sweep()
-                state = _count(job, step, state, parts)
-                for old in [n for n in parts.names() if n.startswith("state-")]:
-                    parts.remove(old)
-                parts.commit(name, state)
-            state = read_arrays(parts.path(name))
+                _count(job, workers, held, work, failed, name)
+            record = parts.record(name) or {}
+            failed = {shard: {int(row): why for row, why in rows.items()} for shard, rows in record["failed"].items()}
+            state = parts.path(name)
         before = f"{parts.folder.name}/{name}"
-    return state
+    return state, failed
 
 
-def _count(job: _Job, step: Pass, state: Arrays, parts: Parts) -> Arrays:
+def _count(job: _Job, workers: Workers, held: Claim, work: Work, failed: Failed, name: str) -> None:
+    """Map every unit that has no partial yet, and reduce all partials to the state `name`."""
+    parts, step = work.partials, job.passes[work.index]
     assert step.reduce is not None
-    given = step.open(state) if step.open else state
-    names = []
-    with charged(job.ws.path, "score", methods=[job.method.name], name=job.name, phase=step.name) as meter:
-        for shard in _progress(job.shards, job, step):
-            units = {f"{shard.name}.{_range(a, b)}": (a, b) for a, b in unit_ranges(shard, job.method.unit_bytes)}
-            names += list(units)
-            missing = [n for n in units if (parts.record(n) or {}).get("shard") != shard.sha256]
-            for name, batch in _batches(shard, step, missing, units):
-                parts.commit(name, step.map(batch, given), rows=len(batch), shard=shard.sha256)
-                meter.samples += len(batch)
-        return step.reduce(read_arrays(parts.path(name)) for name in names)
+    units = [u for s in job.shards for u in shard_units(s, job.method.unit_bytes, failed.get(s.name, {}))]
+    records = parts.records()
+    missing = [u for u in units if records.get(partial_name(u), {}).get("shard") != u.shard.sha256]
+    tasks = Tasks(missing)
+    with _charged(job, step) as meter:
+        with _progress(job, step, units, tasks) as bar:
+            for unit, done in workers.run(work.run_task, tasks, lambda unit: meter.begin(unit.samples)):
+                held.check()
+                meter.peak_bytes = max(meter.peak_bytes, done.peak_bytes)
+                bar.update(unit.samples)
+        state = step.reduce(work.partial_again(unit) for unit in units)
+    records = parts.records()
+    failures: dict[str, dict[str, str]] = {}
+    for unit in units:
+        if rows := records[partial_name(unit)]["failed"]:
+            failures.setdefault(unit.shard.name, {}).update(rows)
+    for old in [n for n in records if n.startswith("state-")]:
+        parts.remove(old)
+    Parts(parts.folder, parts.suffix).commit(name, state, failed=failures)
 
 
 # --- the last pass ---------------------------------------------------------------------------------------
 
 
-def _score_shard(job: _Job, step: Pass, given: Any, parts: Parts, shard: Shard) -> int:
-    """Score one shard unit by unit and merge the units into its part. Returns the rows computed now."""
-    units = Parts(parts.folder / "_units" / shard.name)
-    units.sweep()
-    started = time.perf_counter()
-    ranges = {_range(a, b): (a, b) for a, b in unit_ranges(shard, job.method.unit_bytes)}
-    same = {"fingerprint": job.recipe["fingerprint"], "shard": shard.sha256}
-    missing = [n for n in ranges if not same.items() <= (units.record(n) or {}).items()]
-    done = 0
-    for name, batch in _batches(shard, step, missing, ranges):
-        table = score_table(batch.frame["id"].to_arrow(), step.map(batch, given), job.method)
-        done += len(batch)
-        if len(ranges) == 1:
-            _commit_part(parts, shard, table, started, same)
-            return done
-        units.commit(name, table, **same)
-    tables = [read_table(units.path(name)) for name in ranges]
-    _commit_part(parts, shard, pa.concat_tables(tables), started, same)
-    remove_tree(units.folder)
-    return done
+def _score_shards(
+    job: _Job,
+    workers: Workers,
+    held: Claim,
+    state: Location | None,
+    failed: Failed,
+    folder: Location,
+    todo: Sequence[Shard],
+) -> None:
+    """Score the units of shards that have none yet, and merge the units of each shard once it has all."""
+    work = Work(job.method, job.target, len(job.passes) - 1, state, folder, job.recipe["fingerprint"])
+    step, tasks = job.passes[-1], Tasks()
+    units = {shard.name: shard_units(shard, job.method.unit_bytes, failed.get(shard.name, {})) for shard in todo}
+    missing: dict[str, set[str]] = {}
+    for shard in todo:
+        missing[shard.name] = _unscored(work, shard, units[shard.name])
+        for unit in units[shard.name]:
+            if unit.name in missing[shard.name]:
+                tasks.add(unit)
+        if not missing[shard.name]:
+            tasks.add(Merge(shard, tuple(units[shard.name])))
+    every = [unit for shard in todo for unit in units[shard.name]]
+    with _charged(job, step) as meter, _progress(job, step, every, tasks) as bar:
+        for task, done in workers.run(work.run_task, tasks, lambda task: meter.begin(task.samples)):
+            held.check()
+            meter.peak_bytes = max(meter.peak_bytes, done.peak_bytes)
+            bar.update(task.samples)
+            if isinstance(task, Unit):
+                name = task.shard.name
+                missing[name].remove(task.name)
+                if not missing[name] and len(units[name]) > 1:
+                    tasks.add(Merge(task.shard, tuple(units[name])))
 
 
-def _commit_part(parts: Parts, shard: Shard, table: pa.Table, started: float, same: Mapping[str, str]) -> None:
-    spent = {"seconds": round(time.perf_counter() - started, 3), "flops": 0.0}  # text passes use no tensors
-    parts.commit(shard.name, table, nulls=table["score"].null_count, **same, **spent)
+def _unscored(work: Work, shard: Shard, units: Sequence[Unit]) -> set[str]:
+    """The names of the units that are not committed."""
+    stored = units_of_part(work.into, shard).records() if len(units) > 1 else {}
+    same = work.stamp(shard).items()
+    return {unit.name for unit in units if not same <= stored.get(unit.name, {}).items()}
 
 
-def _stands(parts: Parts, shard: Shard, job: _Job) -> bool:
-    record = parts.record(shard.name)
-    return (
-        record is not None
-        and record["fingerprint"] == job.recipe["fingerprint"]
-        and record["shard"] == shard.sha256
-        and parts.path(shard.name).exists()
-    )
+def _charged(job: _Job, step: Pass) -> AbstractContextManager[Meter]:
+    return charged(job.ws.path, "score", methods=[job.method.name], name=job.name, phase=step.name)
 
 
-def score_table(ids: pa.Array, columns: Columns, method: Score) -> pa.Table:
-    """A method's columns as a score table: float32, null with a reason where there is no finite score."""
-    score = np.asarray(columns["score"], dtype=np.float64)
-    finite = np.isfinite(score)
-    reasons = np.asarray(columns.get("error", np.full(len(score), "")), dtype=object)
-    reasons = np.where(~finite & (reasons == ""), "its score is not a finite number", reasons)
-    good = reasons == ""
-    table = {"id": ids.cast(pa.string()), "score": pa.array(score.astype(np.float32), mask=~good)}
-    for name, dtype in method.columns.items():
-        values = np.asarray(columns[name], dtype=dtype)
-        table[name] = pa.array(values, mask=~np.isfinite(values))
-    if method.keeps_subtasks():
-        table["subtasks"] = _map_column(columns["subtasks"], good)
-    table["error"] = pa.array(reasons, pa.string(), mask=good)
-    return pa.table(table)
-
-
-def _map_column(subtasks: Mapping[str, np.ndarray], good: np.ndarray) -> pa.Array:
-    """The scores of every sub-task by its name, null where the sample has no score."""
-    keys = sorted(subtasks)
-    values = np.stack([subtasks[key] for key in keys], axis=1).astype(np.float32)[good].ravel()
-    ends = np.concatenate([[0], np.cumsum(good * len(keys))]).astype(np.int32)
-    offsets = pa.array(ends, mask=np.append(~good, False)) if len(good) else pa.array([0], pa.int32())
-    return pa.MapArray.from_arrays(offsets, pa.array(keys * int(good.sum()), pa.string()), pa.array(values))
-
-
-# --- units -----------------------------------------------------------------------------------------------
-
-
-def unit_ranges(shard: Shard, unit_bytes: int) -> list[tuple[int, int]]:
-    """The shard's rows cut into ranges of about `unit_bytes` of text; the same for the same shard, always."""
-    count = max(1, min(shard.rows, round(shard.n_chars / unit_bytes)))
-    edges = [shard.rows * i // count for i in range(count + 1)]
-    return list(zip(edges[:-1], edges[1:], strict=True))
-
-
-def _range(start: int, stop: int) -> str:
-    return f"rows-{start:09d}-{stop:09d}"
-
-
-def _batches(
-    shard: Shard, step: Pass, names: Sequence[str], ranges: Mapping[str, tuple[int, int]]
-) -> Iterator[tuple[str, Any]]:
-    """The named units of a shard as batches of the pass's signal; the shard is read once, if at all."""
-    if not names:
-        return
-    rows = read_table(shard.path, columns=step.signal.schema.names)
-    for name in names:
-        start, stop = ranges[name]
-        yield name, step.signal(rows.slice(start, stop - start))
-
-
-def _progress(shards: Sequence[Shard], job: _Job, step: Pass) -> Iterator[Shard]:
+@contextmanager
+def _progress(job: _Job, step: Pass, every: Sequence[Unit], todo: Tasks) -> Iterator[Any]:
+    rows = sum(unit.samples for unit in every)
     with tqdm(
-        total=sum(shard.rows for shard in shards),
+        total=rows,
+        initial=rows - todo.samples(),
         desc=f"{job.name}: {step.name}",
         unit=" samples",
         unit_scale=True,
         disable=None,  # quiet where stderr is no terminal
         leave=False,
     ) as bar:
-        for shard in shards:
-            yield shard
-            bar.update(shard.rows)
+        yield bar
 
 
 def _dry(job: _Job, fresh: bool) -> Scored:
@@ -364,13 +351,12 @@ def _dry(job: _Job, fresh: bool) -> Scored:
             before = f"{parts.folder.name}/{state}"
             todo = [] if parts.record(state) else job.shards
         else:
-            parts = Parts(job.ws.score_folder(job.name))
-            todo = [shard for shard in job.shards if fresh or not _stands(parts, shard, job)]
+            todo = job.shards if fresh else _missing(Parts(job.ws.score_folder(job.name)), job)
         result.planned.append(
             {
                 "pass": step.name,
                 "shards": len(todo),
-                "units": sum(len(unit_ranges(shard, job.method.unit_bytes)) for shard in todo),
+                "units": sum(len(shard_units(shard, job.method.unit_bytes, {})) for shard in todo),
                 "rows": sum(shard.rows for shard in todo),
                 "text_chars": sum(shard.n_chars for shard in todo),
                 "flops": 0,

@@ -13,13 +13,14 @@ import polars as pl
 import pyarrow as pa
 
 from curate import __version__, query
+from curate.claims import claim
 from curate.costs import charged
 from curate.errors import CurateError
 from curate.fingerprint import fingerprint
 from curate.lineage import ScoreState, score_state, settings_words
 from curate.manifest import write_manifest
 from curate.method import Budget, Candidates, Selector
-from curate.shards import claim, read_json
+from curate.shards import read_json
 from curate.workspace import Workspace, pool_fingerprint
 
 TOKENS = "n_chars / 4.0"  # a usual rule of thumb for English; --token-count takes a better one

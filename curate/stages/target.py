@@ -10,11 +10,13 @@ from typing import Any
 import polars as pl
 import pyarrow as pa
 
+from curate.claims import claim
 from curate.errors import CurateError
 from curate.formats import Reader, Refused, refusal
 from curate.readers import find_inputs, records
 from curate.schema import REJECTS, TARGET
-from curate.shards import claim, read_table, sweep, write_table
+from curate.shards import read_table, write_table
+from curate.storage import sweep
 from curate.workspace import Workspace
 
 SPLITS = ("val", "test")
@@ -70,7 +72,7 @@ def target(
             write_table(reject_file, pa.Table.from_pylist(rejects, schema=REJECTS))
         else:
             reject_file.unlink(missing_ok=True)
-        write_table(file, table)
+        ws.targets.commit(name, table)
     counted = Counter(table["split"].to_pylist())
     subtasks = Counter(s for s in table["subtask"].to_pylist() if s)
     return Targeted(name, dict(counted), dict(subtasks), dict(reader.seen), len(rejects))

@@ -1,0 +1,281 @@
+"""What a worker does: one unit of the pool mapped by one pass of a score, and the result committed.
+
+Everything here is plain data and pure functions of it, so the bytes written do not depend on who runs a task, where,
+in what order, or how often. Drivers (the stage `score`) make tasks, executors hand them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curate.errors import CurateError, CurateFailure
+from curate.method import Arrays, Columns, Pass, Score, Target
+from curate.shards import Parts, read_arrays, read_table
+from curate.storage import Location, remove_tree
+from curate.workspace import Shard
+
+ROW_COST = 64  # what a row takes beside its text, as characters of text
+_MOST_FAILURES = 16  # samples of one unit that may fail before it is the method that fails
+
+
+@dataclass(frozen=True)
+class Unit:
+    """Rows of a shard that are mapped and committed together.
+
+    cost: characters of text, with ROW_COST for each row. failed: rows of the shard (by position) that an earlier
+    pass could not take, with the reason.
+    """
+
+    shard: Shard
+    start: int
+    stop: int
+    cost: float
+    failed: Mapping[int, str]
+
+    @property
+    def name(self) -> str:
+        return f"rows-{self.start:09d}-{self.stop:09d}"
+
+    @property
+    def samples(self) -> int:
+        return self.stop - self.start
+
+    def __str__(self) -> str:
+        return f"rows {self.start} to {self.stop} of {self.shard.name}"
+
+
+@dataclass(frozen=True)
+class Merge:
+    """All units of a shard, to become its part."""
+
+    shard: Shard
+    units: tuple[Unit, ...]
+
+    samples = 0
+    cost = float("inf")  # before any unit: it ends a shard
+
+    def __str__(self) -> str:
+        return f"the units of {self.shard.name}"
+
+
+@dataclass(frozen=True)
+class Work:
+    """One pass of one score over the pool: what a worker has to know beside its task. Given to each worker once.
+
+    index: of the pass. state: the file of the pass before. into: the folder of partials, or of the score's parts.
+    fingerprint: of the score.
+    """
+
+    method: Score
+    target: Target | None
+    index: int
+    state: Location | None
+    into: Location
+    fingerprint: str
+
+    def run_task(self, task: Unit | Merge) -> None:
+        """Do a task and commit its result. Raises CurateFailure where the method fails."""
+        if isinstance(task, Merge):
+            self._commit_part(task.shard, pa.concat_tables(self._table_again(unit) for unit in task.units))
+            remove_tree(units_of_part(self.into, task.shard).folder)
+        elif self.step.reduce:
+            partial, failed = self.partial(task)
+            stored = {str(row): why for row, why in failed.items()}
+            name = partial_name(task)
+            self.partials.commit(name, partial, rows=task.samples, shard=task.shard.sha256, failed=stored)
+        elif task.samples == task.shard.rows:
+            self._commit_part(task.shard, self._table(task))
+        else:
+            units_of_part(self.into, task.shard).commit(task.name, self._table(task), **self.stamp(task.shard))
+
+    # A counting pass
+
+    @property
+    def partials(self) -> Parts:
+        return Parts(self.into, ".safetensors", lasting=False)
+
+    def partial(self, unit: Unit) -> tuple[Arrays, dict[int, str]]:
+        """What the pass leaves of a unit, and the rows that failed."""
+        partial, _, failed = self._mapped(unit)
+        return partial, failed
+
+    def partial_again(self, unit: Unit) -> Arrays:
+        """A partial as committed; computed anew where its bytes are damaged."""
+        stored = self.partials.read(partial_name(unit))
+        return self.partial(unit)[0] if stored is None else stored
+
+    # The last pass
+
+    def stamp(self, shard: Shard) -> dict[str, Any]:
+        """What a record of this pass must have for its part to stand."""
+        return {"fingerprint": self.fingerprint, "shard": shard.sha256}
+
+    def _table(self, unit: Unit) -> pa.Table:
+        columns, rows, failed = self._mapped(unit)
+        return score_table(rows["id"], columns, self.method, {row - unit.start: why for row, why in failed.items()})
+
+    def _table_again(self, unit: Unit) -> pa.Table:
+        stored = units_of_part(self.into, unit.shard).read(unit.name)
+        return self._table(unit) if stored is None else stored
+
+    def _commit_part(self, shard: Shard, table: pa.Table) -> None:
+        # Text passes use no tensors; those that do will say so here.
+        Parts(self.into).commit(shard.name, table, nulls=table["score"].null_count, flops=0.0, **self.stamp(shard))
+
+    # Both
+
+    @cached_property
+    def step(self) -> Pass:
+        return self.method.passes(self.target)[self.index]
+
+    @cached_property
+    def given(self) -> Any:
+        """The state as the pass wants it; opened once in each worker."""
+        state = read_arrays(self.state) if self.state else {}
+        return self.step.open(state) if self.step.open else state
+
+    def _mapped(self, unit: Unit) -> tuple[Any, pa.Table, dict[int, str]]:
+        """The pass's map over the rows of a unit that do not fail; all rows; and those that do, with the reason."""
+        rows = read_table(unit.shard.path, self.step.signal.schema.names, (unit.start, unit.stop))
+        failed = {row: why for row, why in unit.failed.items() if unit.start <= row < unit.stop}
+        good = np.array([i for i in range(unit.start, unit.stop) if i not in failed]) if failed else None
+        left = rows if good is None else rows.take(pa.array(good - unit.start))
+        try:
+            return self._map(left), rows, failed
+        except CurateError:
+            raise
+        except Exception as first:
+            places = np.arange(unit.start, unit.stop) if good is None else good
+            failed |= {int(places[i]): why for i, why in self._culprits(left, unit, first).items()}
+        left = rows.take(
+            pa.array([i - unit.start for i in range(unit.start, unit.stop) if i not in failed], pa.int64())
+        )
+        try:
+            return self._map(left), rows, failed
+        except Exception as error:
+            raise self._failure(f"on {unit}", error) from error
+
+    def _map(self, rows: pa.Table) -> Any:
+        return self.step.map(self.step.signal(rows), self.given)
+
+    def _culprits(self, rows: pa.Table, unit: Unit, first: Exception) -> dict[int, str]:
+        """The rows on which the map fails when they are alone, found by halving, and why."""
+        found: dict[int, str] = {}
+
+        def search(start: int, stop: int, error: Exception | None) -> None:
+            if error is None:
+                return
+            if stop - start == 1:
+                found[start] = f"{self.method.name} fails on it: {_words(error)}"
+                if len(found) > _MOST_FAILURES:
+                    raise self._failure(f"on more than {_MOST_FAILURES} samples of {unit}", error) from error
+                return
+            middle = (start + stop) // 2
+            for a, b in ((start, middle), (middle, stop)):
+                search(a, b, self._tried(rows.slice(a, b - a)))
+
+        search(0, rows.num_rows, first if rows.num_rows else None)
+        return found
+
+    def _tried(self, rows: pa.Table) -> Exception | None:
+        try:
+            self._map(rows)
+        except Exception as error:
+            return error
+        return None
+
+    def _failure(self, where: str, error: Exception) -> CurateFailure:
+        remedy = "use fewer --workers, or a machine with more memory" if isinstance(error, MemoryError) else "mend it"
+        return CurateFailure(
+            f"the method '{self.method.name}' fails in its pass '{self.step.name}' {where}: {_words(error)}; {remedy}, "
+            "and the same command goes on from what is committed."
+        )
+
+
+def units_of_part(folder: Location, shard: Shard) -> Parts:
+    """Where the units of a part lie until they are merged."""
+    return Parts(folder / "_units" / shard.name, lasting=False)
+
+
+def partial_name(unit: Unit) -> str:
+    return f"{unit.shard.name}.{unit.name}"
+
+
+def _words(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
+
+
+# --- units -----------------------------------------------------------------------------------------------
+
+
+def shard_units(shard: Shard, size: float, failed: Mapping[int, str]) -> list[Unit]:
+    """A shard's rows cut into units of about `size` characters; the same for the same shard, always."""
+    costs = read_table(shard.path, ["n_chars"])["n_chars"].to_numpy() + float(ROW_COST)
+    cuts = unit_ranges(costs, size)
+    return [
+        Unit(shard, a, b, float(costs[a:b].sum()), {r: w for r, w in failed.items() if a <= r < b}) for a, b in cuts
+    ]
+
+
+def unit_ranges(costs: np.ndarray, size: float) -> list[tuple[int, int]]:
+    """Rows cut where `size` would be exceeded, so that a huge row stands alone; costs float64 [N], N > 0."""
+    ends = np.cumsum(costs)
+    size = float(ends[-1]) / max(1, round(float(ends[-1]) / size))  # evenly, where rows are even
+    edges = [0]
+    while edges[-1] < len(costs):
+        before = float(ends[edges[-1] - 1]) if edges[-1] else 0.0
+        edges.append(max(edges[-1] + 1, int(np.searchsorted(ends, before + size * (1 + 1e-9), "right"))))
+    if len(edges) > 2 and costs[edges[-2] :].sum() < size / 2 and costs[edges[-3] : edges[-2]].sum() <= size:
+        del edges[-2]  # a crumb joins the unit before it
+    return list(zip(edges[:-1], edges[1:], strict=True))
+
+
+# --- columns to a table ----------------------------------------------------------------------------------
+
+
+def score_table(ids: pa.Array, columns: Columns, method: Score, failed: Mapping[int, str] | None = None) -> pa.Table:
+    """A method's columns as a score table: float32, null with a reason where there is no finite score.
+
+    failed: rows, by their position in `ids`, for which `columns` have nothing, and why.
+    """
+    score = np.asarray(columns["score"], dtype=np.float64)
+    finite = np.isfinite(score)
+    reasons = np.asarray(columns.get("error", np.full(len(score), "")), dtype=object)
+    reasons = np.where(~finite & (reasons == ""), "its score is not a finite number", reasons)
+    good = reasons == ""
+    table = {"score": pa.array(score.astype(np.float32), mask=~good)}
+    for name, dtype in method.columns.items():
+        values = np.asarray(columns[name], dtype=dtype)
+        table[name] = pa.array(values, mask=~np.isfinite(values))
+    if method.keeps_subtasks():
+        table["subtasks"] = _map_column(columns["subtasks"], good)
+    table["error"] = pa.array(reasons, pa.string(), mask=good)
+    whole = _spread(pa.table(table), len(ids), failed) if failed else pa.table(table)
+    return whole.add_column(0, "id", ids.cast(pa.string()))
+
+
+def _spread(table: pa.Table, n: int, failed: Mapping[int, str]) -> pa.Table:
+    """The rows of a table at their places among n, with nulls and a reason at the failed ones."""
+    places = np.full(n, -1)
+    places[[i for i in range(n) if i not in failed]] = np.arange(table.num_rows)
+    whole = table.take(pa.array(places, mask=places < 0))
+    reasons = whole["error"].to_pylist()
+    for row, why in failed.items():
+        reasons[row] = why
+    return whole.set_column(whole.column_names.index("error"), "error", pa.array(reasons, pa.string()))
+
+
+def _map_column(subtasks: Mapping[str, np.ndarray], good: np.ndarray) -> pa.Array:
+    """The scores of every sub-task by its name, null where the sample has no score."""
+    keys = sorted(subtasks)
+    values = np.stack([subtasks[key] for key in keys], axis=1).astype(np.float32)[good].ravel()
+    ends = np.concatenate([[0], np.cumsum(good * len(keys))]).astype(np.int32)
+    offsets = pa.array(ends, mask=np.append(~good, False)) if len(good) else pa.array([0], pa.int32())
+    return pa.MapArray.from_arrays(offsets, pa.array(keys * int(good.sum()), pa.string()), pa.array(values))
