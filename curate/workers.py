@@ -151,16 +151,18 @@ class Workers:
             self._hire(0 if error else len(tasks))
             for worker, outcome in self._outcomes():
                 task = self._over(worker, outcome)
-                if isinstance(outcome, Lost):
+                if isinstance(outcome, Ready):
+                    del lost["starting"]  # they do start
+                elif isinstance(outcome, Lost):
                     what = "starting" if task is None else str(task)
                     lost[what] += 1
                     if lost[what] >= self.attempts:
                         error = error or _given_up(what, self.attempts, outcome)
                     elif task is not None:
                         tasks.add(task)
-                elif isinstance(outcome, Done) and outcome.error:
+                elif outcome.error:
                     error = error or outcome.error
-                elif isinstance(outcome, Done):
+                else:
                     yield task, outcome
         if error:
             raise error

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import logging
 import os
+import socket
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -120,8 +121,7 @@ class _Actors(Backend):
         try:
             return self.ray.get(answer)
         except self.ray.exceptions.RayError as error:
-            lines = [line.strip() for line in str(error).strip().splitlines()]
-            return Lost(f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__)
+            return Lost(_why(error))
 
     def stop(self, worker: int) -> None:
         self.ray.kill(self.actors.pop(worker))
@@ -130,6 +130,13 @@ class _Actors(Backend):
     def close(self) -> None:
         if self.mine:
             self.ray.shutdown()
+
+
+def _why(error: Exception) -> str:
+    """Ray's page about a lost actor, as part of a sentence: what it says of the cause, else its first line."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
+    cause = next((line for line in lines if line.startswith("The actor") and "because" in line), lines[0])
+    return f"{type(error).__name__}: {cause.split(' Some common causes')[0].rstrip('.')[:300]}"
 
 
 def _connected(address: str | None) -> tuple[Any, bool]:
@@ -144,14 +151,19 @@ def _connected(address: str | None) -> tuple[Any, bool]:
         raise CurateError("Ray is not installed; run `pip install 'curate[ray]'`, or use --executor local.") from None
     if ray.is_initialized():
         return ray, False
+    where = address or os.environ.get("RAY_ADDRESS") or ""
     try:
-        ray.init(
-            address=address,
-            include_dashboard=False if alone else None,
-            log_to_driver=False,
-            logging_level=logging.ERROR,
-        )
-    except (ConnectionError, ValueError, RuntimeError) as error:
-        where = address or os.environ.get("RAY_ADDRESS") or "this machine"
-        raise CurateError(f"there is no Ray to be had at {where}: {str(error).strip().splitlines()[0]}") from None
+        _reach(where)
+        dashboard = False if alone else None
+        ray.init(address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
+    except (OSError, ValueError, RuntimeError) as error:
+        said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise CurateError(f"there is no Ray to be had at {where or 'this machine'}: {said}.") from None
     return ray, True
+
+
+def _reach(address: str) -> None:
+    """Raises OSError where nobody listens at HOST:PORT; Ray itself would end the whole process."""
+    host, colon, port = address.removeprefix("ray://").rpartition(":")
+    if colon and port.isdigit():
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
