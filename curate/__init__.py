@@ -24,6 +24,7 @@ _VERBS = {
     "sql": "curate.stages.sql",
     "status": "curate.stages.status",
     "ledger": "curate.stages.status",
+    "verify": "curate.stages.verify",
     "drop": "curate.stages.drop",
     "select": "curate.stages.select",
     "replay": "curate.stages.select",
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
     from curate.stages.status import ledger as ledger
     from curate.stages.status import status as status
     from curate.stages.target import target as target
+    from curate.stages.verify import verify as verify
     from curate.workspace import open_workspace as open_workspace
 
 __all__ = ["__version__", *_VERBS]

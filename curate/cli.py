@@ -337,6 +337,27 @@ def ledger(ws: Workspace, as_json: bool) -> None:
 
 
 @cli.command()
+@_workspace()
+@click.option("--repair", is_flag=True, help="Compute again what is damaged and can be computed.")
+@_json
+def verify(ws: Workspace, repair: bool, as_json: bool) -> None:
+    """Check every part against its commit record: bytes, rows, ids in the pool's order.
+
+    The exit status is 1 while something is damaged. Scores and what they prepared are computed again by --repair;
+    for what came from outside, the remedy is said.
+    """
+    r = curate.verify(ws, repair=repair, find=kinds.find)
+    left = [d for d in r.damaged if not d.repaired]
+    head = f"{r.parts:,} parts looked at ({r.bytes:,} bytes), {len(r.damaged):,} damaged"
+    lines = [f"{head}{', ' + str(len(r.damaged) - len(left)) + ' repaired' if repair else ''}."]
+    for d in r.damaged:
+        lines.append(f"{d.kind} {d.name}: {d.part} {d.what}; {'repaired' if d.repaired else d.remedy}.")
+    say(r, as_json, "\n".join(lines))
+    if left:
+        raise SystemExit(1)
+
+
+@cli.command()
 @click.argument("query")
 @_workspace()
 @click.option(

