@@ -95,12 +95,16 @@ class Drill:
         process = self.start(executor, fresh)
         assert process.wait(timeout=120) == 0
 
+    def histories(self) -> list[list[str]]:
+        """The units begun, for each time the score was begun from nothing."""
+        return [path.read_text().splitlines() for path in self.begun.parent.glob("begun*")]
+
     def repeated(self) -> int:
         """Units that were begun more than once."""
-        return sum(n - 1 for n in Counter(self.begun.read_text().splitlines()).values())
+        return sum(n - 1 for units in self.histories() for n in Counter(units).values())
 
     def samples_begun(self) -> int:
-        return sum(int(line.split()[2]) for line in self.begun.read_text().splitlines())
+        return sum(int(unit.split()[2]) for units in self.histories() for unit in units)
 
     def samples_charged(self) -> int:
         ws = curate.open_workspace(self.ws.path)
@@ -144,9 +148,7 @@ def test_killed_at_random_points_the_last_resume_ends_with_the_undisturbed_bytes
     assert leftovers(curate.open_workspace(sample_ws.path)) == []
     # A kill of the driver throws away the units in flight; one of a worker, that worker's, and the driver dies next.
     assert drill.repeated() <= 2 * rounds * in_flight
-    begun = drill.samples_begun() + sum(
-        int(line.split()[2]) for old in tmp_path.glob("begun-*") for line in old.read_text().splitlines()
-    )
+    begun = drill.samples_begun()
     assert begun <= drill.samples_charged() <= begun + 2 * rounds * in_flight * 100  # a unit has about 60 samples
     print(
         f"\n{executor}: {done} kills in {rounds} runs; {drill.repeated()} units repeated; "
