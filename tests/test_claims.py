@@ -30,11 +30,11 @@ def held_elsewhere(path: Path, silent_for: float) -> None:
 def test_a_remote_holder_is_taken_for_dead_after_the_stated_time(tmp_path: Path) -> None:
     path = tmp_path / ".claims/score-x"
     held_elsewhere(path, silent_for=LEASE / 2)
-    with pytest.raises(
-        CurateError, match=r"process 4 on far \(last sign of life 30 s ago; taken for dead after 60 s\)"
+    with (
+        pytest.raises(CurateError, match=r"process 4 on far \(last sign of life 30 s ago; taken for dead after 60 s\)"),
+        claim(tmp_path, "score x"),
     ):
-        with claim(tmp_path, "score x"):
-            pass
+        pass
     held_elsewhere(path, silent_for=LEASE + 1)
     with claim(tmp_path, "score x"):
         assert json.loads(path.read_text()) == myself()
