@@ -8,7 +8,6 @@ the next time the workspace is opened.
 from __future__ import annotations
 
 import os
-import resource
 import threading
 import time
 from collections.abc import Iterator
@@ -22,6 +21,7 @@ from curate.claims import beating, is_dead, myself
 from curate.schema import LEDGER
 from curate.shards import read_json, write_json, write_table
 from curate.storage import Location, ObjectPath, sweep
+from curate.workers import peak_bytes
 
 _SAVED_EVERY = 2.0  # seconds; a killed pass is charged at least up to then
 
@@ -57,7 +57,7 @@ class Meter:
             "flops_paper": 0.0,
             "flops": 0.0,
             "device": "cpu",
-            "peak_bytes": max(self.peak_bytes, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024),
+            "peak_bytes": max(self.peak_bytes, peak_bytes()),
             **self._columns,
         }
 

@@ -16,6 +16,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, TypeAlias
 
 from curate.errors import CurateFailure
@@ -80,8 +81,15 @@ def attempt(run_task: Callable[[Any], None], task: Any) -> Done:
     except Exception as raised:
         raised.add_note(f"in a worker: {traceback.format_exc()}")
         error = _portable(raised)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-    return Done(error, peak)
+    return Done(error, peak_bytes())
+
+
+def peak_bytes() -> int:
+    """The most memory this process has held. (Linux's ru_maxrss begins with that of the process which started it.)"""
+    status = Path("/proc/self/status")
+    if status.exists():
+        return next(int(x.split()[1]) * 1024 for x in status.read_text().splitlines() if x.startswith("VmHWM"))
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def _portable(error: Exception) -> Exception:

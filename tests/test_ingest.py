@@ -188,11 +188,12 @@ def test_a_killed_ingest_run_again_gives_the_same_pool(tmp_path: Path) -> None:
 
 
 MEASURED = """
-    import resource, sys
+    import sys
+    from curate.workers import peak_bytes
     import curate
 
     curate.ingest(curate.open_workspace(sys.argv[1]), [sys.argv[2]])
-    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)
+    print(peak_bytes() >> 20)
 """
 
 

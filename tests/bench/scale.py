@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import json
 import random
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+
+from curate.workers import peak_bytes
 
 STEPS = ("ingest", "bm25", "length", "again", "join", "select")
 _FILES = 4
@@ -94,6 +95,6 @@ def main(sizes: list[int]) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["--step"]:
         step(sys.argv[2], sys.argv[3])
-        print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+        print(peak_bytes() // 1024)
     else:
         main([int(a) for a in sys.argv[1:]] or [1_000_000, 10_000_000])
