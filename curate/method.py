@@ -101,7 +101,7 @@ class Score(Method):
     scope: ClassVar[Literal["row", "pool"]]
     uses_target: ClassVar[bool] = False
     columns: ClassVar[Mapping[str, str]] = {}
-    unit_bytes: ClassVar[int] = 8 << 20
+    unit_bytes: ClassVar[int] = 16 << 20
 
     @abstractmethod
     def passes(self, target: Target | None) -> Sequence[Pass]:
@@ -180,6 +180,15 @@ class Selector(Method):
 def by_value(values: np.ndarray) -> np.ndarray:
     """Positions by falling value; equal values stay in order of position, which is by id."""
     return np.argsort(-values, kind="stable")
+
+
+def highest(values: np.ndarray, sizes: np.ndarray, budget: Budget) -> np.ndarray:
+    """The longest beginning of the ranking `by_value` that fits the budget."""
+    some = np.arange(len(values))
+    if budget.unit == "rows" and 1 <= (n := int(budget.amount)) < len(values):
+        some = np.flatnonzero(values >= np.partition(values, -n)[-n])  # only what may be chosen need be sorted
+    order = some[by_value(values[some])]
+    return order[: budget.fits(sizes[order])]
 
 
 # --- exports ---------------------------------------------------------------------------------------------

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ import pyarrow as pa
 
 from curate.errors import CurateError, CurateFailure
 from curate.method import Arrays, Columns, Pass, Score, Target
-from curate.shards import Parts, read_arrays, read_table
+from curate.shards import Parts, read_arrays, read_table, row_groups
 from curate.storage import Location, remove_tree
 from curate.workspace import Shard
 
@@ -205,7 +206,7 @@ class Work:
 
 def units_of_part(folder: Location, shard: Shard) -> Parts:
     """Where the units of a part lie until they are merged."""
-    return Parts(folder / "_units" / shard.name, lasting=False)
+    return Parts(folder / "_units" / shard.name, ".arrow", lasting=False)
 
 
 def partial_name(unit: Unit) -> str:
@@ -221,9 +222,17 @@ def _words(error: Exception) -> str:
 
 
 def shard_units(shard: Shard, size: float, failed: Mapping[int, str]) -> list[Unit]:
-    """A shard's rows cut into units of about `size` characters; the same for the same shard, always."""
+    """A shard's rows cut into units of at most about `size` characters; the same for the same shard, always.
+
+    Row groups, which are read whole, stay whole where they are no larger than a unit.
+    """
     costs = read_table(shard.path, ["n_chars"])["n_chars"].to_numpy() + float(ROW_COST)
-    cuts = unit_ranges(costs, size)
+    cuts: list[tuple[int, int]] = []
+    for a, b in pairwise(row_groups(shard.path)):
+        if cuts and costs[cuts[-1][0] : b].sum() <= size:
+            cuts[-1] = (cuts[-1][0], b)
+        else:
+            cuts += [(a + i, a + j) for i, j in unit_ranges(costs[a:b], size)]
     return [
         Unit(shard, a, b, float(costs[a:b].sum()), {r: w for r, w in failed.items() if a <= r < b}) for a, b in cuts
     ]

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -24,6 +25,7 @@ from curate.stages.select import Choice
 from curate.storage import location
 from curate.workspace import Workspace
 from tests.conftest import SAMPLE, tree_bytes
+from tests.drill import Drill, leftovers
 from tests.faulty import Small
 
 pytest.importorskip("moto", reason="moto is not installed (pip install 'curate[test]')")
@@ -87,6 +89,24 @@ def test_a_whole_job_writes_the_same_bytes_as_on_a_disk(bucket: str, ws: Workspa
     assert json.loads(done.stdout) == [{"n": 3000, "b": 3000}], done.stderr
     assert cli("status", ws=there.path).returncode == 0
     assert not [p for p in there.path.rglob("*") if "fresh" in str(p) or "_units" in str(p) or "tmp" in str(p)]
+
+
+def test_killed_at_random_points_it_ends_with_the_bytes_of_an_undisturbed_disk(
+    bucket: str, ws: Workspace, tmp_path: Path
+) -> None:
+    there = curate.open_workspace(f"{bucket}/killed")
+    for each in (ws, there):
+        fill(each)
+    curate.score(ws, Small(), target="arithmetic")
+    drill, rounds, done = Drill(there, tmp_path, seed=4), 0, 0
+    while done < 8:
+        done += drill.kill_during("local", "worker" if rounds % 2 else "driver")
+        rounds += 1
+        assert rounds < 16
+    drill.finish("local")
+    assert objects(there, "scores") == tree_bytes(ws.path / "scores")  # type: ignore[arg-type]
+    assert leftovers(curate.open_workspace(there.path)) == []
+    assert drill.repeated() <= 2 * rounds * 3  # three workers, and one of them dies before the driver does
 
 
 def test_a_damaged_object_is_found_and_computed_again(bucket: str) -> None:

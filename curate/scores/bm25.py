@@ -13,7 +13,7 @@ from curate.errors import CurateError
 from curate.method import Arrays, Columns, Pass, Score, Target
 from curate.signals import WORDS, Text, Words, split_words
 
-_MERGED = 16  # partials held at once while they are added up
+_MERGED = 16  # counts of a like number of samples that are added up at once
 
 
 @dataclass(frozen=True)
@@ -198,12 +198,13 @@ class _Query:
 
 
 def _total(partials: Iterable[Arrays]) -> Arrays:
-    n, held = np.zeros(2, dtype=np.int64), []
+    n, held = np.zeros(2, dtype=np.int64), []  # (how often merged, counts): a word is merged log(partials) times
     for partial_ in partials:
         n = n + partial_["n"]
-        held.append(pl.DataFrame({"word": _unpacked(partial_), "df": partial_["df"]}))
-        held = [_merged(held)] if len(held) >= _MERGED else held
-    total = _merged(held).sort("word")
+        held.append((0, pl.DataFrame({"word": _unpacked(partial_), "df": partial_["df"]})))
+        while len(held) >= _MERGED and held[-_MERGED][0] == held[-1][0]:
+            held[-_MERGED:] = [(held[-1][0] + 1, _merged([counts for _, counts in held[-_MERGED:]]))]
+    total = _merged([counts for _, counts in held]).sort("word")
     return {**_packed(total["word"]), "df": total["df"].to_numpy(), "n": n}
 
 

@@ -28,6 +28,7 @@ class Length(Score):
     """
 
     scope: ClassVar[Literal["row", "pool"]] = "row"
+    unit_bytes: ClassVar[int] = 64 << 20  # a second's work; smaller units would cost more than they save
     columns: ClassVar = {"words": "int32", "chars": "int32", "turns": "int32"}
 
     of: Literal["answer", "whole"] = "answer"

@@ -6,7 +6,7 @@ import numpy as np
 
 from curate.errors import CurateError
 from curate.fingerprint import keyed_uniform
-from curate.method import Budget, Candidates, Selector, by_value
+from curate.method import Budget, Candidates, Selector, highest
 
 
 @dataclass(frozen=True)
@@ -35,5 +35,4 @@ class Dsir(Selector):
     def select(self, candidates: Candidates, budget: Budget, seed: int) -> np.ndarray:
         values = candidates.require_values(self.name) / self.temperature
         gumbel = -np.log(-np.log(keyed_uniform(candidates.ids, seed, "selector dsir")))
-        order = by_value(values + gumbel)
-        return order[: budget.fits(candidates.sizes[order])]
+        return highest(values + gumbel, candidates.sizes, budget)

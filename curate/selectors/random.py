@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from curate.fingerprint import keyed_uniform
-from curate.method import Budget, Candidates, Selector, by_value
+from curate.method import Budget, Candidates, Selector, highest
 
 
 @dataclass(frozen=True)
@@ -24,5 +24,4 @@ class Random(Selector):
     """
 
     def select(self, candidates: Candidates, budget: Budget, seed: int) -> np.ndarray:
-        order = by_value(keyed_uniform(candidates.ids, seed, "selector random"))
-        return order[: budget.fits(candidates.sizes[order])]
+        return highest(keyed_uniform(candidates.ids, seed, "selector random"), candidates.sizes, budget)

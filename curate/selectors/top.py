@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from curate.method import Budget, Candidates, Selector, by_value
+from curate.method import Budget, Candidates, Selector, highest
 
 
 @dataclass(frozen=True)
@@ -22,5 +22,4 @@ class Top(Selector):
     """
 
     def select(self, candidates: Candidates, budget: Budget, seed: int) -> np.ndarray:
-        order = by_value(candidates.require_values(self.name))
-        return order[: budget.fits(candidates.sizes[order])]
+        return highest(candidates.require_values(self.name), candidates.sizes, budget)

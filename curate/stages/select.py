@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -169,24 +169,25 @@ def _from_samples(columns: str, choice: Choice) -> str:
 
 @dataclass(frozen=True)
 class _Group:
-    """Samples ranked apart, with a budget of their own: label, member bool [N], values float64 [N] or null."""
+    """Samples ranked apart, with a budget of their own: label, rows int64 [n] ascending, values float64 [N] or null."""
 
     label: str
-    member: np.ndarray
+    rows: np.ndarray
     values: np.ndarray | None
 
 
-def _groups(ws: Workspace, frame: pa.Table, choice: Choice) -> Iterator[_Group]:
+def _groups(
+    ws: Workspace, frame: pa.Table, choice: Choice, codes: np.ndarray, sources: Sequence[str]
+) -> Iterator[_Group]:
     values = frame["value"].to_numpy() if choice.by else None
     if choice.per == "subtask":
         yield from _subtask_groups(ws, frame, choice)
     elif choice.per == "source":
-        sources = frame["source"].combine_chunks().dictionary_encode()
-        codes = sources.indices.to_numpy(zero_copy_only=False)
-        for code, label in sorted(enumerate(sources.dictionary.to_pylist()), key=lambda item: item[1]):
-            yield _Group(label, codes == code, values)
+        by_source, ends = np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes, minlength=len(sources)))
+        for code in sorted(range(len(sources)), key=lambda code: sources[code]):
+            yield _Group(sources[code], by_source[ends[code - 1] if code else 0 : ends[code]], values)
     else:
-        yield _Group("", np.ones(frame.num_rows, dtype=bool), values)
+        yield _Group("", np.arange(frame.num_rows), values)
 
 
 def _subtask_groups(ws: Workspace, frame: pa.Table, choice: Choice) -> Iterator[_Group]:
@@ -202,7 +203,7 @@ def _subtask_groups(ws: Workspace, frame: pa.Table, choice: Choice) -> Iterator[
     for label in kept["k"].to_pylist()[0] if kept.num_rows else []:
         literal = label.replace("'", "''")
         table = query.fetch(ws, f"SELECT {name}_subtasks['{literal}']::DOUBLE AS v FROM samples ORDER BY row")
-        yield _Group(label, np.ones(frame.num_rows, dtype=bool), table["v"].to_numpy()[frame["row"].to_numpy()])
+        yield _Group(label, np.arange(frame.num_rows), table["v"].to_numpy()[frame["row"].to_numpy()])
 
 
 def _choose(ws: Workspace, frame: pa.Table, selector: Selector, choice: Choice, result: Selected) -> np.ndarray:
@@ -211,10 +212,11 @@ def _choose(ws: Workspace, frame: pa.Table, selector: Selector, choice: Choice, 
     sources = frame["source"].combine_chunks().dictionary_encode()
     codes, names = sources.indices.to_numpy(zero_copy_only=False), sources.dictionary.to_pylist()
     free, valued, chosen = np.isfinite(tokens), np.zeros(len(ids), dtype=bool), []
-    for group in _groups(ws, frame, choice):
-        usable = free if group.values is None else free & np.isfinite(group.values)
-        valued |= usable & group.member
-        rows = np.flatnonzero(usable & group.member)
+    for group in _groups(ws, frame, choice, codes, names):
+        rows = group.rows[free[group.rows]]
+        if group.values is not None:
+            rows = rows[np.isfinite(group.values[rows])]
+        valued[rows] = True
         budget = _budget(choice, len(rows))
         if budget.unit == "rows" and budget.amount > len(rows):
             of = f" of {group.label}" if group.label else ""

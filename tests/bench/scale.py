@@ -17,7 +17,9 @@ import tempfile
 import time
 from pathlib import Path
 
+import curate
 from curate.workers import peak_bytes
+from curate.workspace import Workspace
 
 STEPS = ("ingest", "bm25", "length", "again", "join", "select")
 _FILES = 4
@@ -39,8 +41,17 @@ def generate(folder: Path, rows: int) -> None:
                 )
 
 
+def prepare(folder: Path) -> Workspace:
+    """A workspace of the generated files, with a target of 128 of their questions."""
+    ws = curate.open_workspace(folder / "ws")
+    curate.ingest(ws, sorted(map(str, (folder / "input").glob("*.jsonl"))))
+    first = (folder / "input/source0.jsonl").read_text()[:40_000].splitlines()[:128]
+    (folder / "target.jsonl").write_text("\n".join(first) + "\n")
+    curate.target(ws, "wanted", str(folder / "target.jsonl"))
+    return ws
+
+
 def step(name: str, folder: str) -> None:
-    import curate
     from curate.scores.bm25 import Bm25
     from curate.scores.length import Length
     from curate.selectors.top import Top
@@ -50,10 +61,7 @@ def step(name: str, folder: str) -> None:
     ws = curate.open_workspace(root / "ws")
     match name:
         case "ingest":
-            curate.ingest(ws, sorted(map(str, (root / "input").glob("*.jsonl"))))
-            first = (root / "input/source0.jsonl").read_text()[:40_000].splitlines()[:128]
-            (root / "target.jsonl").write_text("\n".join(first) + "\n")
-            curate.target(ws, "wanted", str(root / "target.jsonl"))
+            prepare(root)
         case "bm25":
             curate.score(ws, Bm25(), target="wanted")
         case "length" | "again":

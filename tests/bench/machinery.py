@@ -1,0 +1,104 @@
+"""What it costs to lose nothing: the share of a text score's time that goes to units, records, checksums and accounts.
+
+    python -m tests.bench.machinery [ROWS]      default: 1000000
+
+A score has to read each shard, run the method's own functions and encode its table. These are timed, the functions
+while the engine runs; all the rest of the engine's time is the machinery's, whatever it went to.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import shutil
+import statistics
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+import curate
+from curate import tasks
+from curate.lineage import load_target
+from curate.method import Pass, Score
+from curate.scores.bm25 import Bm25
+from curate.scores.length import Length
+from curate.scores.repetition import Repetition
+from curate.shards import Parts, parquet, read_table
+from curate.workspace import Shard, Workspace
+from tests.bench.scale import generate, prepare
+from tests.bench.timing import machine, timed
+
+RUNS = 5
+
+
+def share(ws: Workspace, method: Score) -> tuple[float, float]:
+    """The machinery's share of one whole run, and the seconds of that run."""
+    for folder in (ws.path / "prepared").glob("*"):
+        shutil.rmtree(folder)  # type: ignore[arg-type]
+    target = "wanted" if method.uses_target else None
+    spent: Counter[str] = Counter()
+    with _clocked(method, spent):
+        total = timed(lambda: curate.score(ws, method, target=target, names={method.name: "probe"}, fresh=True))
+    passes = method.passes(load_target(ws, target) if target else None)
+    shards, parts = ws.shards(), Parts(ws.score_folder("probe"))
+    read = sum(timed(partial(_read, step, shard)) for step in passes for shard in shards)
+    encode = sum(timed(partial(parquet, parts.read(name))) for name in parts.names())
+    return 1 - (spent["method"] + read + encode) / total, total
+
+
+@contextmanager
+def _clocked(method: Score, spent: Counter[str]) -> Iterator[None]:
+    """Adds up the seconds in the method's own functions, and in making a table of what they return."""
+
+    def clock(f: Callable[..., Any]) -> Callable[..., Any]:
+        def call(*args: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return f(*args)
+            finally:
+                spent["method"] += time.perf_counter() - start
+
+        return call
+
+    def reduce(step: Pass) -> Any:  # what is read while it runs is the machinery's
+        return step.reduce and (lambda partials: clock(step.reduce)(list(partials)))  # type: ignore[arg-type]
+
+    def passes(self: Score, target: Any) -> Sequence[Pass]:
+        return [
+            dataclasses.replace(s, map=clock(s.map), open=s.open and clock(s.open), reduce=reduce(s))
+            for s in plain(self, target)
+        ]
+
+    plain = type(method).passes
+    with patch.object(type(method), "passes", passes), patch.object(tasks, "score_table", clock(tasks.score_table)):
+        yield
+
+
+def _read(step: Pass, shard: Shard) -> None:
+    step.signal(read_table(shard.path, step.signal.schema.names))
+
+
+def main(rows: int) -> None:
+    machine("polars", "pyarrow", "numpy")
+    folder = Path(tempfile.mkdtemp(prefix="curate-machinery-"))
+    try:
+        generate(folder / "input", rows)
+        ws = prepare(folder)
+        print(f"{ws.n_rows():,} samples in {len(ws.shards())} shards; median of {RUNS} runs\n")
+        for method in (Length(), Bm25(), Repetition()):
+            shares, seconds = zip(*[share(ws, method) for _ in range(RUNS + 1)][1:], strict=True)
+            median, spread = statistics.median(shares), f"({min(shares):.1%} to {max(shares):.1%})"
+            took = f"{method.name:12} {median:6.1%} {spread:18} of {statistics.median(seconds):5.1f} s"
+            print(f"{took}   wanted <= 5 %: {'holds' if median <= 0.05 else 'MISSED'}", flush=True)
+    finally:
+        shutil.rmtree(folder)
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]) if sys.argv[1:] else 1_000_000)
