@@ -19,7 +19,8 @@ from curate.lineage import score_state
 from curate.scores.bm25 import Bm25
 from curate.scores.dsir import Dsir
 from curate.scores.length import Length
-from curate.tasks import unit_ranges
+from curate.shards import read_table
+from curate.tasks import ROW_COST, shard_units, unit_ranges
 from curate.workspace import Workspace
 from tests.conftest import SAMPLE, qa, run_and_kill, tree_bytes, write_jsonl
 
@@ -65,6 +66,19 @@ def test_units_cover_a_shard_once_and_follow_its_bytes() -> None:
         assert all(cost <= 2 * size or b - a == 1 for (a, b), cost in zip(ranges, taken, strict=True))
         # No two neighbours would fit into one: there are no more units than needed, but for the last's crumb.
         assert all(x + y > size / 2 for x, y in zip(taken, taken[1:], strict=False))
+
+
+def test_units_are_whole_row_groups_unless_a_group_is_larger(ws: Workspace, tmp_path: Path) -> None:
+    sizes = [100] * 40 + [5000] + [100] * 9
+    rows = [{"text": f"{i:03d} ".ljust(n, "x")} for i, n in enumerate(sizes)]
+    curate.ingest(ws, [write_jsonl(tmp_path / "rows.jsonl", rows)])
+    (shard,) = ws.shards()
+    table = read_table(shard.path)
+    ws.pool.commit(shard.name, table, row_group=10, n_chars=shard.n_chars, files={}, beside={})
+    (shard,) = ws.shards()
+    cost = 10 * (100 + ROW_COST)
+    found = [(u.start, u.stop) for u in shard_units(shard, 2.5 * cost, {})]
+    assert found == [(0, 20), (20, 40), (40, 41), (41, 50)]  # the huge row of the last group stands alone
 
 
 def test_scoring_again_computes_nothing(sample_ws: Workspace, spied: list) -> None:

@@ -22,6 +22,13 @@ def test_top_takes_the_highest_and_a_token_budget_cuts_the_ranking() -> None:
     assert Top().select(sized, Budget("tokens", 8.5), 0).tolist() == [0]  # a ranking is cut, never skipped through
 
 
+def test_with_equal_values_the_first_ids_are_taken_whatever_the_budget() -> None:
+    values = np.random.default_rng(0).integers(0, 4, 200).astype(float)
+    ranking = sorted(range(200), key=lambda i: (-values[i], i))
+    for n in range(1, 202):
+        assert Top().select(Candidates.of(values.tolist()), Budget("rows", n), 0).tolist() == ranking[:n]
+
+
 def test_a_selector_that_ranks_says_that_it_needs_a_value() -> None:
     bare = Candidates(POOL.ids, None, POOL.sources, POOL.source_names, POOL.sizes)
     for selector in (Top(), Quota(), Dsir()):

@@ -25,8 +25,8 @@ STEPS = ("ingest", "bm25", "length", "again", "join", "select")
 _FILES = 4
 
 
-def generate(folder: Path, rows: int) -> None:
-    """Four files of question-answer rows, one per source, of 60 to 200 characters; no two are equal."""
+def generate(folder: Path, rows: int, sentences: int = 1) -> None:
+    """Four files of question-answer rows, one per source, all different; a sentence has 30 to 100 characters."""
     folder.mkdir(parents=True)
     chance = random.Random(7)
     words = ["".join(chance.choices("abcdefghijklmnopqrstuvwxyz", k=chance.randint(2, 9))) for _ in range(50_000)]
@@ -36,9 +36,8 @@ def generate(folder: Path, rows: int) -> None:
     for f in range(_FILES):
         with open(folder / f"source{f}.jsonl", "w") as out:
             for i in range(f, rows, _FILES):
-                out.write(
-                    f'{{"question": "{lines[i % 9973]}?", "answer": "{lines[(i * 7 + i // 9973) % 9973]} {i}"}}\n'
-                )
+                answer = ". ".join(lines[((i + k) * 7 + i // 9973) % 9973] for k in range(sentences))
+                out.write(f'{{"question": "{lines[i % 9973]}?", "answer": "{answer} {i}"}}\n')
 
 
 def prepare(folder: Path) -> Workspace:
