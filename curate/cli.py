@@ -12,6 +12,7 @@ import curate
 from curate import method as kinds
 from curate.console import notes, run, say, table
 from curate.errors import CurateError, nearest
+from curate.models.load import ModelChoice
 from curate.workspace import Workspace, open_workspace
 
 
@@ -221,7 +222,15 @@ def target(
     "settings",
     multiple=True,
     metavar="[METHOD.]FIELD=VALUE",
-    help="A setting; see `curate methods score`. Of the executor: local.timeout=60, ray.gpus=1.",
+    help="A setting; see `curate methods score`. Of the executor: local.timeout=60, ray.gpus=1. Of the model: "
+    "model.dtype=float32, model.batch_tokens=8192, model.context=1024, …",
+)
+@click.option(
+    "--model",
+    "model_names",
+    multiple=True,
+    metavar="MODEL | ROLE=MODEL",
+    help="The model of methods that use one: a folder, a .gguf file, a hub id, or tiny, smollm2-135m.",
 )
 @click.option("--executor", "executor_name", default="local", show_default=True, help="See `curate methods executor`.")
 @click.option("--workers", type=int, metavar="N", help="Worker processes, or actors.  [default: the executor's]")
@@ -234,6 +243,7 @@ def score(
     target_name: str | None,
     given_names: tuple[str, ...],
     settings: tuple[str, ...],
+    model_names: tuple[str, ...],
     executor_name: str,
     workers: int | None,
     fresh: bool,
@@ -245,13 +255,20 @@ def score(
     Only what is missing is computed, so a killed run is repeated by the same command; a stale score is computed
     anew beside the old one.
     """
-    own = _by_owner([*method_names, executor_name], method_names, settings)
+    own = _by_owner([*method_names, executor_name, "model"], method_names, settings)
     methods = [kinds.make("score", name, own[name]) for name in method_names]
     given = {"workers": str(workers)} if workers is not None else {}
     executor = kinds.make("executor", executor_name, {**given, **own[executor_name]})
     names = dict(_score_name(given, method_names) for given in given_names)
     results = curate.score(
-        ws, *methods, target=target_name, names=names, fresh=fresh, executor=executor, dry_run=dry_run
+        ws,
+        *methods,
+        target=target_name,
+        names=names,
+        fresh=fresh,
+        executor=executor,
+        models=_models(model_names, own["model"]),
+        dry_run=dry_run,
     )
     say(results, as_json, "\n".join(_scored(r, dry_run) for r in results))
 
@@ -269,6 +286,18 @@ def _by_owner(owners: Sequence[str], method_names: Sequence[str], settings: Sequ
             raise CurateError(f"--set {key}={value} is for '{owner}': {nearest(owner, owners)}")
         mine[owner or method_names[0]][field] = value
     return mine
+
+
+def _models(given: Sequence[str], settings: dict[str, str]) -> dict[str, ModelChoice]:
+    """Role -> model; a MODEL without a role is the first of each method's."""
+    found = {}
+    for text in given:
+        role, equals, name = text.partition("=")
+        role, name = (role, name) if equals and role.isidentifier() else ("", text)
+        found[role] = kinds.with_settings(ModelChoice, {"name": name, **settings}, "the model")
+    if settings and not found:
+        raise CurateError(f"--set model.{next(iter(settings))}=…: say which model, by --model.")
+    return found
 
 
 def _score_name(given: str, method_names: Sequence[str]) -> tuple[str, str]:
@@ -292,7 +321,8 @@ def _scored(r: Any, dry_run: bool) -> str:
         }
         return f"{r.name} would run\n" + table(r.planned, columns)
     nulls = f", {r.nulls:,} of them null (see {r.name}.error)" if r.nulls else ""
-    return f"{r.name}: {r.computed:,} samples scored now, {r.reused:,} were; {r.rows:,} in all{nulls}."
+    cut = f", {r.cut:,} of those scored now cut to the model's context" if r.cut else ""
+    return f"{r.name}: {r.computed:,} samples scored now, {r.reused:,} were; {r.rows:,} in all{nulls}{cut}."
 
 
 # --- looking ---------------------------------------------------------------------------------------------

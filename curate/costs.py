@@ -31,6 +31,7 @@ class Meter:
 
     def __init__(self, account: Location, columns: dict[str, Any]) -> None:
         self.samples = 0
+        self.through_model: dict[str, Any] = {}  # columns of a pass through a model
         self.peak_bytes = 0  # of worker processes; this one's own is added at the end
         self._account, self._columns = account, columns
         self._started, self._saved, self._lock = time.perf_counter(), 0.0, threading.Lock()
@@ -41,6 +42,12 @@ class Meter:
         # A request to an object store for each unit would cost more than it tells.
         if not isinstance(self._account, ObjectPath) or time.monotonic() - self._saved > _SAVED_EVERY:
             self.save()
+
+    def add(self, usage: Any) -> None:
+        """What a unit has cost on its way through a model (curate.models.forward.Usage)."""
+        for what in ("tokens", "padded_tokens", "flops", "flops_paper"):
+            self.through_model[what] = self.through_model.get(what, 0) + getattr(usage, what)
+        self.through_model |= {"device": usage.device, "n_params": usage.n_params}
 
     def save(self) -> None:
         with self._lock:
@@ -58,6 +65,7 @@ class Meter:
             "flops": 0.0,
             "device": "cpu",
             "peak_bytes": max(self.peak_bytes, peak_bytes()),
+            **self.through_model,
             **self._columns,
         }
 

@@ -12,8 +12,9 @@ import polars as pl
 from curate.errors import CurateError, nearest
 from curate.fingerprint import fingerprint
 from curate.method import Target
+from curate.models.load import ModelChoice
 from curate.shards import Parts, read_json, read_table
-from curate.signals import Text
+from curate.text import Text
 from curate.workspace import Shard, Workspace, pool_fingerprint
 
 
@@ -64,6 +65,11 @@ class ScoreState:
         """What brings it up to date."""
         words = ["curate", "score", self.recipe["method"]]
         words += ["--target", self.recipe["target"]] if self.recipe["target"] else []
+        for role, model in self.recipe.get("models", {}).items():
+            words += ["--model", f"{role}={model['name']}"]
+            shaping = {key: value for key, value in model.items() if key not in ("name", "weights")}
+            plain = ModelChoice(model["name"]).shaping()
+            words += settings_words({f"model.{k}": v for k, v in shaping.items() if v != plain[k]})
         words += settings_words(self.recipe["changed"])
         default = default_score_name(self.recipe["method"], self.recipe["target"])
         words += [] if self.name == default else ["--name", self.name]

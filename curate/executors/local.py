@@ -69,12 +69,12 @@ class _Itself(Backend):
     """This very process."""
 
     size: int = 1
-    _held: list[tuple[Callable[[Any], None], Any]] = field(default_factory=list)
+    _held: list[tuple[Callable[[Any], Any], Any]] = field(default_factory=list)
 
     def start(self) -> Any:
         return "itself"
 
-    def send(self, worker: Any, run_task: Callable[[Any], None], task: Any) -> None:
+    def send(self, worker: Any, run_task: Callable[[Any], Any], task: Any) -> None:
         self._held.append((run_task, task))
 
     def wait(self, workers: Sequence[Any], seconds: float) -> list[tuple[Any, Outcome]]:
@@ -119,7 +119,7 @@ class _Processes(Backend):
         device = {"CUDA_VISIBLE_DEVICES": self.devices[self.started % len(self.devices)]} if self.devices else {}
         return {**limits, **os.environ, **device, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
 
-    def send(self, worker: _Process, run_task: Callable[[Any], None], task: Any) -> None:
+    def send(self, worker: _Process, run_task: Callable[[Any], Any], task: Any) -> None:
         if self.packed[0] is not run_task:
             self.packed = (run_task, _packed(run_task))
         message = _packed((None if worker.knows is run_task else self.packed[1], task))
@@ -170,11 +170,11 @@ class _Server:
 
     run_task: Any = None
 
-    def do(self, message: bytes) -> None:
+    def do(self, message: bytes) -> Any:
         packed, task = cloudpickle.loads(message)
         if packed is not None:
             self.run_task = cloudpickle.loads(packed)
-        self.run_task(task)
+        return self.run_task(task)
 
 
 def _serve(handle: int, parent: int) -> None:

@@ -104,7 +104,7 @@ class _Actors(Backend):
         self.at_work[self.started] = actor.ready.remote()
         return self.started
 
-    def send(self, worker: int, run_task: Callable[[Any], None], task: Any) -> None:
+    def send(self, worker: int, run_task: Callable[[Any], Any], task: Any) -> None:
         if self.packed[0] is not run_task:
             self.packed = (run_task, self.ray.put(run_task))
         held = self.packed[1]

@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from curate.errors import CurateError
 from curate.method import Arrays, Columns, Pass, Score, Target
-from curate.signals import WORDS, Text, Words, split_words
+from curate.text import WORDS, Text, Words, split_words
 
 _MERGED = 16  # counts of a like number of samples that are added up at once
 

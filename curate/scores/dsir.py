@@ -11,7 +11,7 @@ import polars as pl
 
 from curate.errors import CurateError
 from curate.method import Arrays, Columns, Pass, Score, Target
-from curate.signals import Text
+from curate.text import Text
 
 _TOKENS = r"\w+|[^\w\s]+"  # NLTK's WordPunct
 

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import polars as pl
 
 from curate.method import Arrays, Columns, Pass, Score, Target
-from curate.signals import Text
+from curate.text import Text
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import numpy as np
 import polars as pl
 
 from curate.method import Arrays, Columns, Pass, Score, Target
-from curate.signals import Text, Words, split_words
+from curate.text import Text, Words, split_words
 
 # Rae et al. 2021, Table A1: the largest share of each kind that a document may have.
 _LIMITS = {

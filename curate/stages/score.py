@@ -13,7 +13,7 @@ second target re-uses BM25's counts), parts by the score's fingerprint. A score 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -27,17 +27,19 @@ from curate.executors.local import Local
 from curate.fingerprint import fingerprint
 from curate.lineage import default_score_name, load_target, sample_columns, score_recipe
 from curate.method import Executor, Pass, Score, Target
+from curate.models.load import CHARS_PER_TOKEN, SHORT_NAMES, ModelChoice, parameters, unit_size, weights_fingerprint
 from curate.schema import POOL_COLUMNS
 from curate.shards import Parts, read_json, write_json
 from curate.storage import Location, remove_tree
-from curate.tasks import Merge, Unit, Work, partial_name, shard_units, units_of_part
+from curate.tasks import Merge, ModelWork, Unit, Work, partial_name, shard_units, units_of_part
 from curate.workers import Tasks, Workers
 from curate.workspace import Shard, Workspace, pool_fingerprint
 
 
 @dataclass
 class Scored:
-    """What scoring one method did. computed: rows of the last pass done now; reused: found done."""
+    """What scoring one method did. computed: rows of the last pass done now; reused: found done; cut: of those computed
+    now, samples that were cut to the model's context."""
 
     name: str
     method: str
@@ -46,6 +48,7 @@ class Scored:
     computed: int = 0
     reused: int = 0
     nulls: int = 0
+    cut: int = 0
     planned: list[dict[str, Any]] = field(default_factory=list)  # dry run: work by pass
 
 
@@ -56,13 +59,17 @@ def score(
     names: Mapping[str, str] | None = None,
     fresh: bool = False,
     executor: Executor | None = None,
+    models: Mapping[str, ModelChoice] | ModelChoice | str | None = None,
     dry_run: bool = False,
 ) -> list[Scored]:
     """Score every sample of the pool by each method.
 
+    Methods of one pass through the same model share it: the samples go through once.
+
     target: the target of the methods that use one. names: method -> score name, where not the default (METHOD, or
     METHOD_TARGET). fresh: compute again beside the old table and swap. executor: who does the work (default: Local());
-    the bytes do not depend on it. dry_run: say what would be computed.
+    the bytes do not depend on it. models: the model, or role -> model, for methods that need one. dry_run: say what
+    would be computed.
 
     Raises CurateError for a missing target, a name that is taken, or a table of other settings under the name, and
     CurateFailure where a worker is lost again and again or the method fails; the same call then goes on from there.
@@ -78,22 +85,62 @@ def score(
     unknown = set(names or {}) - {method.name for method in methods}
     if unknown:
         raise CurateError(f"--name speaks of {', '.join(sorted(unknown))}, which is not among the methods to score.")
-    jobs = [_plan(ws, method, target, (names or {}).get(method.name)) for method in methods]
+    chosen = _roles(models)
+    jobs = [_plan(ws, method, target, (names or {}).get(method.name), chosen) for method in methods]
     if dry_run:
         return [_dry(job, fresh) for job in jobs]
     with closing((executor or Local()).open()) as workers:
-        return [_run(job, fresh, workers) for job in jobs]
+        found = {job.name: result for group in _groups(jobs) for job, result in _run(group, fresh, workers)}
+    return [found[job.name] for job in jobs]
 
 
-def _plan(ws: Workspace, method: Score, target_name: str | None, name: str | None) -> _Job:
+def _roles(models: Mapping[str, ModelChoice] | ModelChoice | str | None) -> Mapping[str, ModelChoice]:
+    """Role -> model; '' stands for the first role of each method."""
+    if isinstance(models, Mapping):
+        return models
+    if models is None:
+        return {}
+    return {"": ModelChoice(models) if isinstance(models, str) else models}
+
+
+def _groups(jobs: Sequence[_Job]) -> list[list[_Job]]:
+    """Jobs that are done together: those that go through models, and agree in what model has a role."""
+    groups: list[list[_Job]] = []
+    for job in jobs:
+        together = [g for g in groups if job.models and g[0].models | job.models == job.models | g[0].models]
+        if together:
+            together[0].append(job)
+        else:
+            groups.append([job])
+    return groups
+
+
+def _plan(
+    ws: Workspace, method: Score, target_name: str | None, name: str | None, models: Mapping[str, ModelChoice]
+) -> _Job:
     if method.uses_target and not target_name:
         raise CurateError(f"the score '{method.name}' needs a target: add --target NAME (`curate target` makes one).")
     target = load_target(ws, target_name) if method.uses_target and target_name else None
     name = name or default_score_name(method.name, target.name if target else None)
     ws.check_name(name, "score")
-    job = _Job(ws, name, method, target, ws.require_pool())
+    job = _Job(ws, name, method, target, ws.require_pool(), _models_of(method, models))
     _refuse_hidden_columns(job)
     return job
+
+
+def _models_of(method: Score, models: Mapping[str, ModelChoice]) -> dict[str, ModelChoice]:
+    """The models of a method by role."""
+    found = {}
+    for i, role in enumerate(method.models):
+        choice = models.get(role) or (models.get("") if i == 0 else None)
+        if choice is None:
+            which = "MODEL" if i == 0 else f"{role}=MODEL"
+            raise CurateError(
+                f"the score '{method.name}' needs a model: add --model {which}; MODEL is a folder, a .gguf file, a hub "
+                f"id or one of {', '.join(SHORT_NAMES)}."
+            )
+        found[role] = choice
+    return found
 
 
 def _refuse_hidden_columns(job: _Job) -> None:
@@ -122,6 +169,12 @@ class _Job:
     method: Score
     target: Target | None
     shards: list[Shard]
+    models: dict[str, ModelChoice] = field(default_factory=dict)
+
+    @cached_property
+    def unit_size(self) -> float:
+        """Characters of text in a unit: as many as the method says, or as models take some tens of seconds for."""
+        return unit_size(self.models.values()) if self.models else self.method.unit_bytes
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -130,6 +183,11 @@ class _Job:
         target = self.target.fingerprint if self.target else None
         method, settings = self.method, self.method.settings()
         default = type(method)().settings()
+        models = {
+            role: {"name": choice.name, "weights": weights_fingerprint(choice), **choice.shaping()}
+            for role, choice in self.models.items()
+        }
+        shaped_by = [{key: value for key, value in m.items() if key != "name"} for m in models.values()]
         return {
             "method": method.name,
             "version": method.version,
@@ -141,7 +199,8 @@ class _Job:
             "pool_fingerprint": pool,
             "columns": dict(method.columns),
             "keeps_subtasks": method.keeps_subtasks(),
-            "fingerprint": fingerprint(method.name, method.version, settings, target, pool),
+            **({"models": models} if models else {}),
+            "fingerprint": fingerprint(method.name, method.version, settings, target, pool, *shaped_by),
         }
 
     @cached_property
@@ -158,25 +217,55 @@ class _Job:
         return Parts(self.ws.path / "prepared" / shape, ".safetensors"), f"state-{pool_fingerprint(self.shards)}"
 
 
-def _run(job: _Job, fresh: bool, workers: Workers) -> Scored:
-    with claim(job.ws.path, f"score {job.name}") as held:
-        folder = _folder(job, fresh)
-        result = Scored(job.name, job.method.name, job.recipe["target"])
-        parts = Parts(folder)
-        parts.sweep()
-        todo = _missing(parts, job)
-        result.reused = sum(shard.rows for shard in job.shards) - sum(shard.rows for shard in todo)
-        if todo:
+def _run(jobs: Sequence[_Job], fresh: bool, workers: Workers) -> list[tuple[_Job, Scored]]:
+    """Score a group of jobs: one job, or several that share a pass through a model."""
+    with ExitStack() as stack:
+        held = [stack.enter_context(claim(job.ws.path, f"score {job.name}")) for job in jobs]
+        folders = [_folder(job, fresh) for job in jobs]
+        todo = []
+        for job, folder in zip(jobs, folders, strict=True):
+            Parts(folder).sweep()
+            todo.append(_missing(Parts(folder), job))
+        cut = _compute(jobs, workers, held, folders, todo) if any(todo) else 0
+        return [(job, _finished(job, folder, its, cut)) for job, folder, its in zip(jobs, folders, todo, strict=True)]
+
+
+def _compute(
+    jobs: Sequence[_Job],
+    workers: Workers,
+    held: Sequence[Claim],
+    folders: Sequence[Location],
+    todo: Sequence[Sequence[Shard]],
+) -> int:
+    """Compute what is missing of each job. Returns how many samples were cut to the model's context."""
+    works, failed = [], {}
+    for job, folder, its in zip(jobs, folders, todo, strict=True):
+        if its:
             state, failed = _counted(job, workers)
-            _score_shards(job, workers, held, state, failed, folder, todo)
-            result.computed = sum(shard.rows for shard in todo)
-        remove_tree(folder / "_units")
-        if folder != job.ws.score_folder(job.name):
-            job.ws.swap_score(job.name)
-        records = Parts(job.ws.score_folder(job.name)).records()
-        result.rows = sum(record["rows"] for record in records.values())
-        result.nulls = sum(record["nulls"] for record in records.values())
-        return result
+            target, last = job.target, len(job.passes) - 1
+            works.append(Work(job.method, target, last, state, folder, job.recipe["fingerprint"]))
+    missing = {shard.name for its in todo for shard in its}
+    shards = [shard for shard in jobs[0].shards if shard.name in missing]
+    return _score_shards(jobs, workers, held, works, failed, shards)
+
+
+def _finished(job: _Job, folder: Location, todo: Sequence[Shard], cut: int) -> Scored:
+    """Put a complete table in its place, and say what was done."""
+    remove_tree(folder / "_units")
+    if folder != job.ws.score_folder(job.name):
+        job.ws.swap_score(job.name)
+    records = Parts(job.ws.score_folder(job.name)).records().values()
+    computed = sum(shard.rows for shard in todo)
+    return Scored(
+        job.name,
+        job.method.name,
+        job.recipe["target"],
+        rows=sum(record["rows"] for record in records),
+        computed=computed,
+        reused=sum(shard.rows for shard in job.shards) - computed,
+        nulls=sum(record["nulls"] for record in records),
+        cut=cut if todo else 0,
+    )
 
 
 def _folder(job: _Job, fresh: bool) -> Location:
@@ -208,6 +297,14 @@ def _refuse_other_recipe(old: dict[str, Any] | None, job: _Job) -> None:
                 f"the score '{job.name}' was made with {what} {old[what]}, not {job.recipe[what]}; "
                 "choose another --name, or --fresh to replace it."
             )
+    for role, model in job.recipe.get("models", {}).items():
+        for key, value in model.items():
+            before = old.get("models", {}).get(role, {}).get(key)
+            if key != "name" and before != value:
+                raise CurateError(
+                    f"the score '{job.name}' was made with another {role} model or another {key} of it ({before}, not "
+                    f"{value}); choose another --name, or --fresh to replace it."
+                )
     for key, value in job.recipe["settings"].items():
         if old["settings"].get(key) != value:
             raise CurateError(
@@ -256,12 +353,12 @@ def _count(job: _Job, workers: Workers, held: Claim, work: Work, failed: Failed,
     """Map every unit that has no partial yet, and reduce all partials to the state `name`."""
     parts, step = work.partials, job.passes[work.index]
     assert step.reduce is not None
-    units = [u for s in job.shards for u in shard_units(s, job.method.unit_bytes, failed.get(s.name, {}))]
+    units = [u for s in job.shards for u in shard_units(s, job.unit_size, failed.get(s.name, {}))]
     records = parts.records()
     missing = [u for u in units if records.get(partial_name(u), {}).get("shard") != u.shard.sha256]
     tasks = Tasks(missing)
-    with _charged(job, step) as meter:
-        with _progress(job, step, units, tasks) as bar:
+    with _charged([job], step) as meter:
+        with _progress([job], step, units, tasks) as bar:
             for unit, done in workers.run(work.run_task, tasks, lambda unit: meter.begin(unit.samples)):
                 held.check()
                 meter.peak_bytes = max(meter.peak_bytes, done.peak_bytes)
@@ -281,57 +378,72 @@ def _count(job: _Job, workers: Workers, held: Claim, work: Work, failed: Failed,
 
 
 def _score_shards(
-    job: _Job,
+    jobs: Sequence[_Job],
     workers: Workers,
-    held: Claim,
-    state: Location | None,
+    held: Sequence[Claim],
+    works: Sequence[Work],
     failed: Failed,
-    folder: Location,
     todo: Sequence[Shard],
-) -> None:
-    """Score the units of shards that have none yet, and merge the units of each shard once it has all."""
-    work = Work(job.method, job.target, len(job.passes) - 1, state, folder, job.recipe["fingerprint"])
-    step, tasks = job.passes[-1], Tasks()
-    units = {shard.name: shard_units(shard, job.method.unit_bytes, failed.get(shard.name, {})) for shard in todo}
+) -> int:
+    """Score the units of shards that have none yet, and merge the units of each shard once it has all.
+
+    Returns how many samples were cut to the model's context.
+    """
+    cut = 0
+    step, tasks = jobs[0].passes[-1], Tasks()
+    models = {role: choice for job in jobs for role, choice in job.models.items()}
+    run_task = ModelWork(tuple(works), models).run_task if models else works[0].run_task
+    size = min(job.unit_size for job in jobs)
+    units = {shard.name: shard_units(shard, size, failed.get(shard.name, {})) for shard in todo}
     missing: dict[str, set[str]] = {}
     for shard in todo:
-        missing[shard.name] = _unscored(work, shard, units[shard.name])
+        missing[shard.name] = {n for work in works for n in _unscored(work, shard, units[shard.name])}
         for unit in units[shard.name]:
             if unit.name in missing[shard.name]:
                 tasks.add(unit)
         if not missing[shard.name]:
             tasks.add(Merge(shard, tuple(units[shard.name])))
     every = [unit for shard in todo for unit in units[shard.name]]
-    with _charged(job, step) as meter, _progress(job, step, every, tasks) as bar:
-        for task, done in workers.run(work.run_task, tasks, lambda task: meter.begin(task.samples)):
-            held.check()
+    with _charged(jobs, step) as meter, _progress(jobs, step, every, tasks) as bar:
+        for task, done in workers.run(run_task, tasks, lambda task: meter.begin(task.samples)):
+            for claimed in held:
+                claimed.check()
             meter.peak_bytes = max(meter.peak_bytes, done.peak_bytes)
+            if done.result:
+                meter.add(done.result)
+                cut += done.result.cut
             bar.update(task.samples)
             if isinstance(task, Unit):
                 name = task.shard.name
                 missing[name].remove(task.name)
                 if not missing[name] and len(units[name]) > 1:
                     tasks.add(Merge(task.shard, tuple(units[name])))
+    return cut
 
 
 def _unscored(work: Work, shard: Shard, units: Sequence[Unit]) -> set[str]:
-    """The names of the units that are not committed."""
+    """The names of the units that are not committed, of a shard whose part is not."""
+    if work.has(shard):
+        return set()
     stored = units_of_part(work.into, shard).records() if len(units) > 1 else {}
     same = work.stamp(shard).items()
     return {unit.name for unit in units if not same <= stored.get(unit.name, {}).items()}
 
 
-def _charged(job: _Job, step: Pass) -> AbstractContextManager[Meter]:
-    return charged(job.ws.path, "score", methods=[job.method.name], name=job.name, phase=step.name)
+def _charged(jobs: Sequence[_Job], step: Pass) -> AbstractContextManager[Meter]:
+    methods, names = [job.method.name for job in jobs], ", ".join(job.name for job in jobs)
+    used = dict.fromkeys(choice.name for job in jobs for choice in job.models.values())
+    model = {"model": ", ".join(used)} if used else {}
+    return charged(jobs[0].ws.path, "score", methods=methods, name=names, phase=step.name, **model)
 
 
 @contextmanager
-def _progress(job: _Job, step: Pass, every: Sequence[Unit], todo: Tasks) -> Iterator[Any]:
+def _progress(jobs: Sequence[_Job], step: Pass, every: Sequence[Unit], todo: Tasks) -> Iterator[Any]:
     rows = sum(unit.samples for unit in every)
     with tqdm(
         total=rows,
         initial=rows - todo.samples(),
-        desc=f"{job.name}: {step.name}",
+        desc=f"{', '.join(job.name for job in jobs)}: {step.name}",
         unit=" samples",
         unit_scale=True,
         disable=None,  # quiet where stderr is no terminal
@@ -352,14 +464,17 @@ def _dry(job: _Job, fresh: bool) -> Scored:
             todo = [] if parts.record(state) else job.shards
         else:
             todo = job.shards if fresh else _missing(Parts(job.ws.score_folder(job.name)), job)
+        chars = sum(shard.n_chars for shard in todo)
+        ways = {(job.models[leg.model], leg.view) for leg in step.legs.values()}
+        flops = sum(2 * parameters(choice) * chars / CHARS_PER_TOKEN for choice, _ in ways)
         result.planned.append(
             {
                 "pass": step.name,
                 "shards": len(todo),
-                "units": sum(len(shard_units(shard, job.method.unit_bytes, {})) for shard in todo),
+                "units": sum(len(shard_units(shard, job.unit_size, {})) for shard in todo),
                 "rows": sum(shard.rows for shard in todo),
-                "text_chars": sum(shard.n_chars for shard in todo),
-                "flops": 0,
+                "text_chars": chars,
+                "flops": flops,
             }
         )
     return result

@@ -13,6 +13,7 @@ from curate.errors import CurateError, CurateFailure
 from curate.fingerprint import ids_as_integers
 from curate.lineage import score_state
 from curate.method import Executor
+from curate.models.load import ModelChoice
 from curate.shards import Parts, digest, parquet_of, read_json, read_table
 from curate.stages.score import score
 from curate.storage import Location, remove_tree
@@ -199,7 +200,11 @@ def _again(
     if find is None:
         raise CurateError("to repair scores, say how methods are found: verify(ws, repair=True, find=curate.find).")
     method = find("score", recipe["method"])(**recipe["settings"])
-    score(ws, method, target=recipe["target"], names={method.name: name}, executor=executor)
+    models = {
+        role: ModelChoice(**{key: value for key, value in model.items() if key != "weights"})
+        for role, model in recipe.get("models", {}).items()
+    }
+    score(ws, method, target=recipe["target"], names={method.name: name}, executor=executor, models=models)
 
 
 def _manifest(ws: Workspace, name: str) -> _Seen:

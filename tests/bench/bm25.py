@@ -22,7 +22,7 @@ from rank_bm25 import BM25Okapi
 
 from curate.method import Target, run
 from curate.scores.bm25 import Bm25
-from curate.signals import WORDS, Text
+from curate.text import WORDS, Text
 from tests.bench.timing import machine, ratio, timed, told
 from tests.conftest import SHARED
 

@@ -30,6 +30,7 @@ from curate.scores.bm25 import Bm25
 from curate.scores.length import Length
 from curate.scores.repetition import Repetition
 from curate.shards import Parts, parquet, read_table
+from curate.text import Text
 from curate.workspace import Shard, Workspace
 from tests.bench.scale import generate, prepare
 from tests.bench.timing import machine, timed
@@ -47,7 +48,7 @@ def share(ws: Workspace, method: Score) -> tuple[float, float]:
         total = timed(lambda: curate.score(ws, method, target=target, names={method.name: "probe"}, fresh=True))
     passes = method.passes(load_target(ws, target) if target else None)
     shards, parts = ws.shards(), Parts(ws.score_folder("probe"))
-    read = sum(timed(partial(_read, step, shard)) for step in passes for shard in shards)
+    read = sum(timed(partial(_read, shard)) for _ in passes for shard in shards)
     encode = sum(timed(partial(parquet, parts.read(name))) for name in parts.names())
     return 1 - (spent["method"] + read + encode) / total, total
 
@@ -80,8 +81,8 @@ def _clocked(method: Score, spent: Counter[str]) -> Iterator[None]:
         yield
 
 
-def _read(step: Pass, shard: Shard) -> None:
-    step.signal(read_table(shard.path, step.signal.schema.names))
+def _read(shard: Shard) -> None:
+    Text(read_table(shard.path, Text.schema.names))
 
 
 def main(rows: int) -> None:

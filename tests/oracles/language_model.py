@@ -1,0 +1,31 @@
+"""What a model makes of one sample, slowly: one sample at a time, in float64, all logits at once."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+@torch.no_grad()
+def token_scores(model: Any, ids: list[int], supervised: list[bool]) -> dict[str, float]:
+    """nll, entropy and el2n of a sample; the model is in float64."""
+    logits = model(input_ids=torch.tensor([ids])).logits[0]
+    nll, entropy, el2n, n = 0.0, 0.0, 0.0, 0
+    for t in range(1, len(ids)):
+        if supervised[t]:
+            p = torch.softmax(logits[t - 1], dim=-1)
+            one_hot = torch.zeros_like(p)
+            one_hot[ids[t]] = 1.0
+            nll += -torch.log(p[ids[t]]).item()
+            entropy += -(p * torch.log(p)).sum().item()
+            el2n += torch.linalg.norm(p - one_hot).item()
+            n += 1
+    return {"nll": nll / n, "entropy": entropy / n, "el2n": el2n / n, "tokens": n}
+
+
+def ifd(model: Any, ids: list[int], supervised: list[bool], begin: int) -> float:
+    """The ratio of the answer's losses with and without what stands before it."""
+    answer = [token for token, s in zip(ids, supervised, strict=True) if s]
+    alone = token_scores(model, [begin, *answer], [False] + [True] * len(answer))
+    return token_scores(model, ids, supervised)["nll"] / alone["nll"]
