@@ -91,8 +91,9 @@ def padded(model: LanguageModel, samples: Samples, size: int) -> list[float]:
     for start in range(0, len(encoded), size):
         ids, mask, labels = _stacked(encoded[start : start + size], model.device)
         logits = model.model(input_ids=ids, attention_mask=mask, use_cache=False).logits[:, :-1].float()
-        loss = torch.nn.functional.cross_entropy(logits.transpose(1, 2), labels[:, 1:], reduction="none")
-        found += (loss.sum(1) / (labels[:, 1:] != -100).sum(1)).tolist()
+        wanted = labels[:, 1:]
+        flat = torch.nn.functional.cross_entropy(logits.flatten(0, 1), wanted.flatten(), reduction="none")
+        found += (flat.view(wanted.shape).sum(1) / (wanted != -100).sum(1)).tolist()
     return found
 
 
