@@ -253,7 +253,7 @@ def score(
     """Score every sample by one or more METHODs.
 
     Only what is missing is computed, so a killed run is repeated by the same command; a stale score is computed
-    anew beside the old one.
+    anew beside the old one. Methods that use the same model are computed in one pass through it.
     """
     own = _by_owner([*method_names, executor_name, "model"], method_names, settings)
     methods = [kinds.make("score", name, own[name]) for name in method_names]

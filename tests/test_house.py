@@ -29,7 +29,7 @@ FLOORS = [
     {"curate.method", "curate.manifest"},
     {"curate.models"},
     {"curate.lineage", "curate.tasks", "curate.executors"},
-    {"curate.query"},
+    {"curate.query", "curate.jobs"},
     {"curate.stages", "curate.scores", "curate.selectors", "curate.exports"},
     {"curate.console"},
     {"curate.cli"},

@@ -118,7 +118,7 @@ def test_a_score_does_not_depend_on_shards_and_units(name: str, tmp_path: Any, m
         curate.target(ws, "t", str(SAMPLE / "targets/facts_val.jsonl"))
         method = lenient(name)
         object.__setattr__(method, "unit_bytes", unit)
-        monkeypatch.setattr("curate.stages.score.unit_size", lambda model, unit=unit: unit)
+        monkeypatch.setattr("curate.jobs.unit_size", lambda model, unit=unit: unit)
         target = "t" if method.uses_target else None
         curate.score(ws, method, target=target, names={name: "x"}, models=models_of(method))
         tables.append(curate.sql(ws, "SELECT * FROM x"))

@@ -381,12 +381,12 @@ def test_a_killed_pass_through_a_model_goes_on_where_it_stood(
         import curate
         from curate.scores.entropy import Entropy
         from curate.scores.nll import Nll
-        from curate.stages import score
-        score.unit_size = lambda models: 3000.0
+        from curate import jobs
+        jobs.unit_size = lambda models: 3000.0
         curate.score(curate.open_workspace(sys.argv[1]), Nll(), Entropy(), models="tiny")
     """
     query = "SELECT nll, entropy FROM samples ORDER BY row"
-    monkeypatch.setattr("curate.stages.score.unit_size", lambda models: 3000.0)
+    monkeypatch.setattr("curate.jobs.unit_size", lambda models: 3000.0)
     calm = curate.open_workspace(shutil.copytree(small_ws.path, tmp_path / "calm"))
     curate.score(calm, Nll(), Entropy(), models="tiny")
     run_and_kill(code, str(small_ws.path), die_at=6)  # the second score's table of the third unit is not committed

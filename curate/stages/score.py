@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import Any
 
 from tqdm import tqdm
@@ -24,16 +23,14 @@ from curate.claims import Claim, claim
 from curate.costs import Meter, charged
 from curate.errors import CurateError
 from curate.executors.local import Local
-from curate.fingerprint import fingerprint
-from curate.lineage import default_score_name, load_target, sample_columns, score_recipe
-from curate.method import Executor, Pass, Score, Target
-from curate.models.load import CHARS_PER_TOKEN, SHORT_NAMES, ModelChoice, parameters, unit_size, weights_fingerprint
-from curate.schema import POOL_COLUMNS
+from curate.jobs import Job, Models, groups, plan, refuse_other_recipe, roles
+from curate.method import Executor, Pass, Score
+from curate.models.load import CHARS_PER_TOKEN, ModelChoice, parameters
 from curate.shards import Parts, read_json, write_json
 from curate.storage import Location, remove_tree
 from curate.tasks import Merge, ModelWork, Unit, Work, partial_name, shard_units, units_of_part
 from curate.workers import Tasks, Workers
-from curate.workspace import Shard, Workspace, pool_fingerprint
+from curate.workspace import Shard, Workspace
 
 
 @dataclass
@@ -59,7 +56,7 @@ def score(
     names: Mapping[str, str] | None = None,
     fresh: bool = False,
     executor: Executor | None = None,
-    models: Mapping[str, ModelChoice] | ModelChoice | str | None = None,
+    models: Models | ModelChoice | str | None = None,
     dry_run: bool = False,
 ) -> list[Scored]:
     """Score every sample of the pool by each method.
@@ -85,139 +82,22 @@ def score(
     unknown = set(names or {}) - {method.name for method in methods}
     if unknown:
         raise CurateError(f"--name speaks of {', '.join(sorted(unknown))}, which is not among the methods to score.")
-    chosen = _roles(models)
-    jobs = [_plan(ws, method, target, (names or {}).get(method.name), chosen) for method in methods]
+    twice = [m.name for i, m in enumerate(methods) if m.name in {other.name for other in methods[:i]}]
+    if twice:
+        raise CurateError(f"the method {twice[0]} is named twice; run it twice, each time under a --name of its own.")
+    chosen = roles(models)
+    jobs = [plan(ws, method, target, (names or {}).get(method.name), chosen) for method in methods]
     if dry_run:
         return [_dry(job, fresh) for job in jobs]
     with closing((executor or Local()).open()) as workers:
-        found = {job.name: result for group in _groups(jobs) for job, result in _run(group, fresh, workers)}
+        found = {job.name: result for group in groups(jobs) for job, result in _run(group, fresh, workers)}
     return [found[job.name] for job in jobs]
 
 
-def _roles(models: Mapping[str, ModelChoice] | ModelChoice | str | None) -> Mapping[str, ModelChoice]:
-    """Role -> model; '' stands for the first role of each method."""
-    if isinstance(models, Mapping):
-        return models
-    if models is None:
-        return {}
-    return {"": ModelChoice(models) if isinstance(models, str) else models}
+# --- a group of scores -----------------------------------------------------------------------------------
 
 
-def _groups(jobs: Sequence[_Job]) -> list[list[_Job]]:
-    """Jobs that are done together: those that go through models, and agree in what model has a role."""
-    groups: list[list[_Job]] = []
-    for job in jobs:
-        together = [g for g in groups if job.models and g[0].models | job.models == job.models | g[0].models]
-        if together:
-            together[0].append(job)
-        else:
-            groups.append([job])
-    return groups
-
-
-def _plan(
-    ws: Workspace, method: Score, target_name: str | None, name: str | None, models: Mapping[str, ModelChoice]
-) -> _Job:
-    if method.uses_target and not target_name:
-        raise CurateError(f"the score '{method.name}' needs a target: add --target NAME (`curate target` makes one).")
-    target = load_target(ws, target_name) if method.uses_target and target_name else None
-    name = name or default_score_name(method.name, target.name if target else None)
-    ws.check_name(name, "score")
-    job = _Job(ws, name, method, target, ws.require_pool(), _models_of(method, models))
-    _refuse_hidden_columns(job)
-    return job
-
-
-def _models_of(method: Score, models: Mapping[str, ModelChoice]) -> dict[str, ModelChoice]:
-    """The models of a method by role."""
-    found = {}
-    for i, role in enumerate(method.models):
-        choice = models.get(role) or (models.get("") if i == 0 else None)
-        if choice is None:
-            which = "MODEL" if i == 0 else f"{role}=MODEL"
-            raise CurateError(
-                f"the score '{method.name}' needs a model: add --model {which}; MODEL is a folder, a .gguf file, a hub "
-                f"id or one of {', '.join(SHORT_NAMES)}."
-            )
-        found[role] = choice
-    return found
-
-
-def _refuse_hidden_columns(job: _Job) -> None:
-    """In `samples` a score has the columns NAME and NAME_COLUMN, which no other score's may hide."""
-    taken = dict.fromkeys(POOL_COLUMNS, "the pool")
-    for other in set(job.ws.score_names()) - {job.name}:
-        columns = sample_columns(other, score_recipe(job.ws, other))
-        taken |= dict.fromkeys(columns.values(), f"the score '{other}'")
-    for column in sample_columns(job.name, job.recipe).values():
-        if column in taken:
-            raise CurateError(
-                f"the score '{job.name}' would have the column {column} in `samples`, which is one of {taken[column]}; "
-                "choose another --name."
-            )
-
-
-# --- one score -------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class _Job:
-    """One score to compute, with what identifies it."""
-
-    ws: Workspace
-    name: str
-    method: Score
-    target: Target | None
-    shards: list[Shard]
-    models: dict[str, ModelChoice] = field(default_factory=dict)
-
-    @cached_property
-    def unit_size(self) -> float:
-        """Characters of text in a unit: as many as the method says, or as models take some tens of seconds for."""
-        return unit_size(self.models.values()) if self.models else self.method.unit_bytes
-
-    @cached_property
-    def recipe(self) -> dict[str, Any]:
-        """score.json: what the table is made of."""
-        pool = pool_fingerprint(self.shards) if self.method.scope == "pool" else None
-        target = self.target.fingerprint if self.target else None
-        method, settings = self.method, self.method.settings()
-        default = type(method)().settings()
-        models = {
-            role: {"name": choice.name, "weights": weights_fingerprint(choice), **choice.shaping()}
-            for role, choice in self.models.items()
-        }
-        shaped_by = [{key: value for key, value in m.items() if key != "name"} for m in models.values()]
-        return {
-            "method": method.name,
-            "version": method.version,
-            "settings": settings,
-            "changed": {key: value for key, value in settings.items() if value != default[key]},
-            "scope": method.scope,
-            "target": self.target.name if self.target else None,
-            "target_fingerprint": target,
-            "pool_fingerprint": pool,
-            "columns": dict(method.columns),
-            "keeps_subtasks": method.keeps_subtasks(),
-            **({"models": models} if models else {}),
-            "fingerprint": fingerprint(method.name, method.version, settings, target, pool, *shaped_by),
-        }
-
-    @cached_property
-    def passes(self) -> Sequence[Pass]:
-        return self.method.passes(self.target)
-
-    def prepared(self, index: int, before: str) -> tuple[Parts, str]:
-        """Where the partials of a counting pass lie, and the name of its state for the pool as it is."""
-        step, settings = self.passes[index], self.method.settings()
-        shaped_by = {
-            s: self.target.fingerprint if s == "target" and self.target else settings[s] for s in step.shaped_by
-        }
-        shape = fingerprint(self.method.name, self.method.version, step.name, shaped_by, before)
-        return Parts(self.ws.path / "prepared" / shape, ".safetensors"), f"state-{pool_fingerprint(self.shards)}"
-
-
-def _run(jobs: Sequence[_Job], fresh: bool, workers: Workers) -> list[tuple[_Job, Scored]]:
+def _run(jobs: Sequence[Job], fresh: bool, workers: Workers) -> list[tuple[Job, Scored]]:
     """Score a group of jobs: one job, or several that share a pass through a model."""
     with ExitStack() as stack:
         held = [stack.enter_context(claim(job.ws.path, f"score {job.name}")) for job in jobs]
@@ -231,7 +111,7 @@ def _run(jobs: Sequence[_Job], fresh: bool, workers: Workers) -> list[tuple[_Job
 
 
 def _compute(
-    jobs: Sequence[_Job],
+    jobs: Sequence[Job],
     workers: Workers,
     held: Sequence[Claim],
     folders: Sequence[Location],
@@ -249,7 +129,7 @@ def _compute(
     return _score_shards(jobs, workers, held, works, failed, shards)
 
 
-def _finished(job: _Job, folder: Location, todo: Sequence[Shard], cut: int) -> Scored:
+def _finished(job: Job, folder: Location, todo: Sequence[Shard], cut: int) -> Scored:
     """Put a complete table in its place, and say what was done."""
     remove_tree(folder / "_units")
     if folder != job.ws.score_folder(job.name):
@@ -268,12 +148,12 @@ def _finished(job: _Job, folder: Location, todo: Sequence[Shard], cut: int) -> S
     )
 
 
-def _folder(job: _Job, fresh: bool) -> Location:
+def _folder(job: Job, fresh: bool) -> Location:
     """Where to write: in place where the table there is this one; beside it where it is stale or `fresh`."""
     final, beside = job.ws.score_folder(job.name), job.ws.fresh_folder(job.name)
     old = read_json(final / "score.json") if (final / "score.json").exists() else None
     if not fresh:
-        _refuse_other_recipe(old, job)
+        refuse_other_recipe(old, job)
     if old is None:
         folder = final
     elif old["fingerprint"] == job.recipe["fingerprint"] and not fresh:
@@ -288,32 +168,7 @@ def _folder(job: _Job, fresh: bool) -> Location:
     return folder
 
 
-def _refuse_other_recipe(old: dict[str, Any] | None, job: _Job) -> None:
-    if old is None:
-        return
-    for what in ("method", "target", "version"):
-        if old[what] != job.recipe[what]:
-            raise CurateError(
-                f"the score '{job.name}' was made with {what} {old[what]}, not {job.recipe[what]}; "
-                "choose another --name, or --fresh to replace it."
-            )
-    for role, model in job.recipe.get("models", {}).items():
-        for key, value in model.items():
-            before = old.get("models", {}).get(role, {}).get(key)
-            if key != "name" and before != value:
-                raise CurateError(
-                    f"the score '{job.name}' was made with another {role} model or another {key} of it ({before}, not "
-                    f"{value}); choose another --name, or --fresh to replace it."
-                )
-    for key, value in job.recipe["settings"].items():
-        if old["settings"].get(key) != value:
-            raise CurateError(
-                f"the score '{job.name}' was made with {key}={old['settings'].get(key)}, not {key}={value}; "
-                "choose another --name, or --fresh to replace it."
-            )
-
-
-def _missing(parts: Parts, job: _Job) -> list[Shard]:
+def _missing(parts: Parts, job: Job) -> list[Shard]:
     """The shards whose part is not there, whole (by its size) and of this score."""
     records, sizes = parts.records(), parts.sizes()
 
@@ -332,7 +187,7 @@ def _missing(parts: Parts, job: _Job) -> list[Shard]:
 Failed = Mapping[str, Mapping[int, str]]  # shard -> rows a counting pass could not take -> why
 
 
-def _counted(job: _Job, workers: Workers) -> tuple[Location | None, Failed]:
+def _counted(job: Job, workers: Workers) -> tuple[Location | None, Failed]:
     """The file of the last pass's state, computing what is missing of the counting ones."""
     state, before, failed = None, "", {}
     for index in range(len(job.passes) - 1):
@@ -349,7 +204,7 @@ def _counted(job: _Job, workers: Workers) -> tuple[Location | None, Failed]:
     return state, failed
 
 
-def _count(job: _Job, workers: Workers, held: Claim, work: Work, failed: Failed, name: str) -> None:
+def _count(job: Job, workers: Workers, held: Claim, work: Work, failed: Failed, name: str) -> None:
     """Map every unit that has no partial yet, and reduce all partials to the state `name`."""
     parts, step = work.partials, job.passes[work.index]
     assert step.reduce is not None
@@ -378,7 +233,7 @@ def _count(job: _Job, workers: Workers, held: Claim, work: Work, failed: Failed,
 
 
 def _score_shards(
-    jobs: Sequence[_Job],
+    jobs: Sequence[Job],
     workers: Workers,
     held: Sequence[Claim],
     works: Sequence[Work],
@@ -430,7 +285,7 @@ def _unscored(work: Work, shard: Shard, units: Sequence[Unit]) -> set[str]:
     return {unit.name for unit in units if not same <= stored.get(unit.name, {}).items()}
 
 
-def _charged(jobs: Sequence[_Job], step: Pass) -> AbstractContextManager[Meter]:
+def _charged(jobs: Sequence[Job], step: Pass) -> AbstractContextManager[Meter]:
     methods, names = [job.method.name for job in jobs], ", ".join(job.name for job in jobs)
     used = dict.fromkeys(choice.name for job in jobs for choice in job.models.values())
     model = {"model": ", ".join(used)} if used else {}
@@ -438,7 +293,7 @@ def _charged(jobs: Sequence[_Job], step: Pass) -> AbstractContextManager[Meter]:
 
 
 @contextmanager
-def _progress(jobs: Sequence[_Job], step: Pass, every: Sequence[Unit], todo: Tasks) -> Iterator[Any]:
+def _progress(jobs: Sequence[Job], step: Pass, every: Sequence[Unit], todo: Tasks) -> Iterator[Any]:
     rows = sum(unit.samples for unit in every)
     with tqdm(
         total=rows,
@@ -452,11 +307,11 @@ def _progress(jobs: Sequence[_Job], step: Pass, every: Sequence[Unit], todo: Tas
         yield bar
 
 
-def _dry(job: _Job, fresh: bool) -> Scored:
+def _dry(job: Job, fresh: bool) -> Scored:
     result = Scored(job.name, job.method.name, job.recipe["target"])
     marker, before = job.ws.score_folder(job.name) / "score.json", ""
     if marker.exists() and not fresh:
-        _refuse_other_recipe(read_json(marker), job)
+        refuse_other_recipe(read_json(marker), job)
     for index, step in enumerate(job.passes):
         if step.reduce:
             parts, state = job.prepared(index, before)
