@@ -119,14 +119,19 @@ def _refuse_hidden_columns(job: Job) -> None:
 
 def groups(jobs: Sequence[Job]) -> list[list[Job]]:
     """Jobs that are done together: those that go through models, and agree in what model has a role."""
-    groups: list[list[Job]] = []
+    found: list[list[Job]] = []
     for job in jobs:
-        together = [g for g in groups if job.models and g[0].models | job.models == job.models | g[0].models]
+        together = [group for group in found if job.models and _agree(job, group)]
         if together:
             together[0].append(job)
         else:
-            groups.append([job])
-    return groups
+            found.append([job])
+    return found
+
+
+def _agree(job: Job, group: Sequence[Job]) -> bool:
+    models = {role: choice for other in group for role, choice in other.models.items()}
+    return bool(models) and all(models.get(role, choice) == choice for role, choice in job.models.items())
 
 
 def roles(models: Models | ModelChoice | str | None) -> Models:

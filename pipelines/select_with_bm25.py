@@ -17,6 +17,7 @@ import curate
 from curate.exports.trl import Trl
 from curate.scores.bm25 import Bm25
 from curate.scores.length import Length
+from curate.scores.nll import Nll
 from curate.scores.repetition import Repetition
 from curate.selectors.random import Random
 from curate.selectors.top import Top
@@ -37,12 +38,14 @@ def main(folder: Path) -> None:
     good = curate.target(ws, "arithmetic", str(DATA / "targets" / "arithmetic_val.jsonl"), subtask="subtask")
     print(f"   {good.rows['val']} examples in {len(good.subtasks)} sub-tasks: {', '.join(good.subtasks)}")
 
-    print("\n3. Three scores for every sample, as columns that SQL reads.")
-    for scored in curate.score(ws, Bm25(), Length(), Repetition(), target="arithmetic"):
+    print(
+        "\n3. Four scores for every sample, as columns that SQL reads; nll is a language model's, the one in data/tiny."
+    )
+    for scored in curate.score(ws, Bm25(), Length(), Repetition(), Nll(), target="arithmetic", models="tiny"):
         print(f"   {scored.name}: {scored.rows:,} samples")
 
-    print("\n4. The selection: the best tenth by relevance, without what repeats itself. By domain:\n")
-    wanted = Choice(by="bm25_arithmetic", where="repetition >= -1", frac=0.10)
+    print("\n4. The selection: the best tenth by relevance of what neither repeats itself nor surprises the model.\n")
+    wanted = Choice(by="bm25_arithmetic", where="repetition >= -1 AND nll > -1", frac=0.10)
     chosen = curate.select(ws, "best", Top(), wanted)
     print("   domain      selected  of candidates   share")
     for row in chosen.by_source:
@@ -50,20 +53,21 @@ def main(folder: Path) -> None:
     print(f"   {'all':10} {chosen.rows:9,} {chosen.candidates:14,}   (about {chosen.tokens:,.0f} tokens)")
 
     print("\n5. Was it right? The sample corpus knows each sample's skill and which answers are corrupt.")
+    curate.select(ws, "relevant", Top(), Choice(by="bm25_arithmetic", top=chosen.rows))
     curate.select(ws, "chance", Random(), Choice(top=chosen.rows))
-    for name in ("best", "chance"):
+    for name in ("best", "relevant", "chance"):
         query = f"""SELECT avg((meta->>'skill' = 'arithmetic')::INT) AS skill,
             avg((meta->>'corrupt' = 'true')::INT) AS bad FROM {name} JOIN pool USING (row)"""
         (truth,) = curate.sql(ws, query)
-        print(f"   {name:6} {truth['skill']:6.1%} teach arithmetic, {truth['bad']:5.1%} have a corrupt answer")
-    print("   BM25 finds the topic; it does not see whether an answer is right. Scores that run a model do.")
+        print(f"   {name:8} {truth['skill']:6.1%} teach arithmetic, {truth['bad']:5.1%} have a corrupt answer")
+    print("   BM25 alone (relevant) finds the topic; it does not see whether an answer is right, and nll does.")
 
     print("\n6. The export, as TRL's SFTTrainer will read it. One row of it:\n")
     print("   " + json.dumps(curate.preview(ws, "best", Trl(), 1)[0], ensure_ascii=False))
     written = curate.export(ws, "best", Trl(), str(folder / "trl"))
     print(f"\n   {written.rows:,} rows for {written.format}: {', '.join(written.files)}")
-    seconds = sum(row["seconds"] for row in curate.ledger(ws))
-    print(f"   It took {seconds:.1f} s of work and no FLOPs; the workspace {ws.path} is yours to query:")
+    seconds, flops = (sum(row[what] for row in curate.ledger(ws)) for what in ("seconds", "flops"))
+    print(f"   It took {seconds:.1f} s of work and {flops:.1e} FLOPs; the workspace {ws.path} is yours to query:")
     command = os.path.relpath(Path(sys.executable).with_name("curate"))
     print(f'   {command} sql -w {ws.path} "SELECT source, avg(bm25_arithmetic) FROM samples GROUP BY source"')
 

@@ -23,9 +23,11 @@ from curate.models.batches import by_length
 from curate.models.forward import LanguageModel, forward_flops, score_samples
 from curate.models.load import TINY, ModelChoice, load, resolve
 from curate.models.tokens import encode, render
+from curate.scores.bm25 import Bm25
 from curate.scores.el2n import El2n
 from curate.scores.entropy import Entropy
 from curate.scores.ifd import Ifd
+from curate.scores.length import Length
 from curate.scores.nll import Nll
 from curate.scores.rho import Rho
 from curate.workspace import Workspace
@@ -363,6 +365,18 @@ def test_scores_that_share_a_pass_go_through_the_model_once(
         small_ws, "SELECT nll_alone nll, entropy_alone entropy, el2n_alone el2n FROM samples ORDER BY row"
     )
     assert together == alone
+
+
+def test_text_and_model_scores_go_in_one_command_each_its_own_way(small_ws: Workspace, tmp_path: Path) -> None:
+    write_jsonl(tmp_path / "val.jsonl", [{"question": "How many plums?", "answer": "4 plums."}])
+    curate.target(small_ws, "plums", str(tmp_path / "val.jsonl"))
+    methods = (Length(), Nll(), Bm25(), Entropy())
+    results = curate.score(small_ws, *methods, target="plums", models="tiny")
+    assert [(r.name, r.computed) for r in results] == [(n, 200) for n in ("length", "nll", "bm25_plums", "entropy")]
+    told = [(r["name"], r["phase"]) for r in curate.ledger(small_ws) if r["stage"] == "score"]
+    assert ("nll, entropy", "forward") in told and ("length", "count") in told
+    with pytest.raises(CurateError, match="the method nll is named twice"):
+        curate.score(small_ws, Nll(), Nll(), models="tiny")
 
 
 def test_a_score_that_was_there_is_not_computed_again_beside_a_new_one(small_ws: Workspace) -> None:
