@@ -22,6 +22,7 @@ _VERBS = {
     "target": "curate.stages.target",
     "score": "curate.stages.score",
     "sql": "curate.stages.sql",
+    "neighbors": "curate.stages.neighbors",
     "status": "curate.stages.status",
     "ledger": "curate.stages.status",
     "verify": "curate.stages.verify",
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from curate.stages.export import export as export
     from curate.stages.export import preview as preview
     from curate.stages.ingest import ingest as ingest
+    from curate.stages.neighbors import neighbors as neighbors
     from curate.stages.score import score as score
     from curate.stages.select import replay as replay
     from curate.stages.select import select as select

@@ -230,7 +230,15 @@ def target(
     "model_names",
     multiple=True,
     metavar="MODEL | ROLE=MODEL",
-    help="The model of methods that use one: a folder, a .gguf file, a hub id, or tiny, smollm2-135m.",
+    help="The model of methods that use one: a folder, a .gguf file, a hub id, or tiny, smollm2-135m, minilm. Without "
+    "a ROLE it is the base model; of embed, asked for alone, the encoder.",
+)
+@click.option(
+    "--vectors",
+    "vectors_names",
+    multiple=True,
+    metavar="N | METHOD=N",
+    help="The name of the vectors of methods that store some (embed, embed_lm). Default: METHOD.",
 )
 @click.option("--executor", "executor_name", default="local", show_default=True, help="See `curate methods executor`.")
 @click.option("--workers", type=int, metavar="N", help="Worker processes, or actors.  [default: the executor's]")
@@ -244,6 +252,7 @@ def score(
     given_names: tuple[str, ...],
     settings: tuple[str, ...],
     model_names: tuple[str, ...],
+    vectors_names: tuple[str, ...],
     executor_name: str,
     workers: int | None,
     fresh: bool,
@@ -259,12 +268,14 @@ def score(
     methods = [kinds.make("score", name, own[name]) for name in method_names]
     given = {"workers": str(workers)} if workers is not None else {}
     executor = kinds.make("executor", executor_name, {**given, **own[executor_name]})
-    names = dict(_score_name(given, method_names) for given in given_names)
+    names = dict(_score_name("--name", given, method_names) for given in given_names)
+    vectors = dict(_score_name("--vectors", given, method_names) for given in vectors_names)
     results = curate.score(
         ws,
         *methods,
         target=target_name,
         names=names,
+        vectors=vectors,
         fresh=fresh,
         executor=executor,
         models=_models(model_names, own["model"]),
@@ -300,12 +311,14 @@ def _models(given: Sequence[str], settings: dict[str, str]) -> dict[str, ModelCh
     return found
 
 
-def _score_name(given: str, method_names: Sequence[str]) -> tuple[str, str]:
+def _score_name(option: str, given: str, method_names: Sequence[str]) -> tuple[str, str]:
     owner, equals, name = given.partition("=")
     if equals:
         return owner, name
     if len(method_names) > 1:
-        raise CurateError(f"--name {given}: with several methods say whose, as in --name {method_names[0]}={given}.")
+        raise CurateError(
+            f"{option} {given}: with several methods say whose, as in {option} {method_names[0]}={given}."
+        )
     return method_names[0], given
 
 
@@ -319,10 +332,15 @@ def _scored(r: Any, dry_run: bool) -> str:
             "text_chars": "characters",
             "flops": "FLOPs",
         }
-        return f"{r.name} would run\n" + table(r.planned, columns)
+        before = f"{_scored(r.vectors, dry_run)}\n" if r.vectors else ""
+        return f"{before}{r.name} would run\n" + table(r.planned, columns)
     nulls = f", {r.nulls:,} of them null (see {r.name}.error)" if r.nulls else ""
-    cut = f", {r.cut:,} of those scored now cut to the model's context" if r.cut else ""
-    return f"{r.name}: {r.computed:,} samples scored now, {r.reused:,} were; {r.rows:,} in all{nulls}{cut}."
+    cut = f", {r.cut:,} of those done now cut to the model's context" if r.cut else ""
+    if r.kind == "vectors":
+        done = f"vectors {r.name}: {r.computed:,} samples encoded now, {r.reused:,} were"
+        return f"{done}; {r.rows:,} in all{nulls}{cut}; {r.index}."
+    before = f"{_scored(r.vectors, dry_run)}\n" if r.vectors else ""
+    return f"{before}{r.name}: {r.computed:,} samples scored now, {r.reused:,} were; {r.rows:,} in all{nulls}{cut}."
 
 
 # --- looking ---------------------------------------------------------------------------------------------
@@ -349,10 +367,24 @@ def status(ws: Workspace, as_json: bool) -> None:
                 "state": "state",
             },
         ),
+        (
+            s.vectors,
+            {
+                "name": "vectors",
+                "method": "method",
+                "model": "model",
+                "targets": "targets",
+                "rows": "encoded",
+                "nulls": "null",
+                "index": "index",
+                "state": "state",
+            },
+        ),
         (s.manifests, {"name": "manifest", "selector": "selector", "by": "by", "rows": "samples"}),
     ]
     lines += [table(rows, columns) for rows, columns in tables if rows]
-    lines += [f"{row['name']} {row['state']}: run `{row['command']}`." for row in s.scores if row["command"]]
+    troubled = [row for row in [*s.scores, *s.vectors] if row["command"]]
+    lines += [f"{row['name']} {row['state']}: run `{row['command']}`." for row in troubled]
     say(s, as_json, "\n\n".join(lines))
 
 
@@ -405,7 +437,7 @@ def sql(ws: Workspace, query: str, fmt: str, output: str | None) -> None:
     \b
     pool, targets, rejects, ledger, runs   what they say
     samples                                the pool with every score: NAME, and NAME_COLUMN for its other columns
-    NAME                                   a score's or manifest's own table
+    NAME                                   the own table of a score, vectors or a manifest
 
     Original fields: meta->>'field'.
     """
@@ -416,10 +448,25 @@ def sql(ws: Workspace, query: str, fmt: str, output: str | None) -> None:
 
 
 @cli.command()
+@click.argument("vectors")
+@_workspace()
+@click.option("--text", metavar="WORDS", help="What to be near to: a text, which goes through the vectors' model.")
+@click.option("--id", "sample", metavar="ID", help="Or a sample of the pool.")
+@click.option("-k", "count", default=10, show_default=True, metavar="N", help="How many.")
+@_json
+def neighbors(ws: Workspace, vectors: str, text: str | None, sample: str | None, count: int, as_json: bool) -> None:
+    """Show the samples most like a text or another sample, by VECTORS (`curate score embed` makes some)."""
+    r = curate.neighbors(ws, vectors, text=text, id=sample, k=count, find=kinds.find)
+    lines = [{**row, "text": " ".join(row["text"].split())[:80]} for row in r.found]
+    columns = {"similarity": "cosine", "id": "id", "source": "source", "text": "text"}
+    say(r, as_json, (table(lines, columns) if lines else "There is none.") + notes(r.warnings))
+
+
+@cli.command()
 @click.argument("name")
 @_workspace()
 def drop(ws: Workspace, name: str) -> None:
-    """Remove a score, a manifest or a target."""
+    """Remove a score, vectors, a manifest or a target."""
     click.echo(f"Removed the {curate.drop(ws, name)} {name}.")
 
 

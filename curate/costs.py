@@ -32,6 +32,7 @@ class Meter:
     def __init__(self, account: Location, columns: dict[str, Any]) -> None:
         self.samples = 0
         self.through_model: dict[str, Any] = {}  # columns of a pass through a model
+        self.flops = 0.0  # of a pass over vectors
         self.peak_bytes = 0  # of worker processes; this one's own is added at the end
         self._account, self._columns = account, columns
         self._started, self._saved, self._lock = time.perf_counter(), 0.0, threading.Lock()
@@ -62,7 +63,7 @@ class Meter:
             "samples": self.samples,
             "seconds": time.perf_counter() - self._started,
             "flops_paper": 0.0,
-            "flops": 0.0,
+            "flops": self.flops,
             "device": "cpu",
             "peak_bytes": max(self.peak_bytes, peak_bytes()),
             **self.through_model,

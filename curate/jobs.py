@@ -1,11 +1,11 @@
-"""The scores that a command is to compute: what each is made of, what it may not be named, which go together."""
+"""The tables that a command is to compute: what each is made of, what it may not be named, which go together."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal
 
 from curate.errors import CurateError
 from curate.fingerprint import fingerprint
@@ -14,6 +14,7 @@ from curate.method import Pass, Score, Target
 from curate.models.load import SHORT_NAMES, ModelChoice, unit_size, weights_fingerprint
 from curate.schema import POOL_COLUMNS
 from curate.shards import Parts
+from curate.storage import Location
 from curate.workspace import Shard, Workspace, pool_fingerprint
 
 Models = Mapping[str, ModelChoice]  # by role; '' stands for the first role of each method
@@ -21,7 +22,10 @@ Models = Mapping[str, ModelChoice]  # by role; '' stands for the first role of e
 
 @dataclass(frozen=True)
 class Job:
-    """One score to compute, with what identifies it."""
+    """One table to compute, with what identifies it: a score, or the vectors that scores are made of.
+
+    target: of vectors, the one that goes through the model beside the pool. vectors: the vectors a score is made of.
+    """
 
     ws: Workspace
     name: str
@@ -29,42 +33,66 @@ class Job:
     target: Target | None
     shards: list[Shard]
     models: dict[str, ModelChoice] = field(default_factory=dict)
+    kind: Literal["score", "vectors"] = "score"
+    vectors: str | None = None
+
+    def __str__(self) -> str:
+        return f"the {self.kind} '{self.name}'"
+
+    @property
+    def folder(self) -> Location:
+        return self.ws.table_folder(self.kind, self.name)
+
+    @cached_property
+    def passes(self) -> Sequence[Pass]:
+        step = self.method.vectors() if self.kind == "vectors" else None
+        return (step,) if step else self.method.passes(self.target)
+
+    @property
+    def through_models(self) -> bool:
+        return bool(self.passes[-1].legs)
 
     @cached_property
     def unit_size(self) -> float:
         """Characters of text in a unit: as many as the method says, or as models take some tens of seconds for."""
-        return unit_size(self.models.values()) if self.models else self.method.unit_bytes
+        return unit_size(self.models.values()) if self.through_models else self.method.unit_bytes
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """score.json: what the table is made of."""
-        pool = pool_fingerprint(self.shards) if self.method.scope == "pool" else None
-        target = self.target.fingerprint if self.target else None
-        method, settings = self.method, self.method.settings()
-        default = type(method)().settings()
-        models = {
-            role: {"name": choice.name, "weights": weights_fingerprint(choice), **choice.shaping()}
-            for role, choice in self.models.items()
-        }
-        shaped_by = [{key: value for key, value in m.items() if key != "name"} for m in models.values()]
-        return {
+        """score.json, or vectors.json: what the table is made of."""
+        method, models = self.method, self._model_recipes()
+        settings, default = method.settings(), type(method)().settings()
+        if self.kind == "vectors":
+            settings = {key: settings[key] for key in self.passes[0].shaped_by}
+        made = {
             "method": method.name,
             "version": method.version,
             "settings": settings,
             "changed": {key: value for key, value in settings.items() if value != default[key]},
             "scope": method.scope,
+            **({"models": models} if models else {}),
+        }
+        weights = [{key: value for key, value in m.items() if key != "name"} for m in models.values()]
+        if self.kind == "vectors":
+            return {**made, "fingerprint": fingerprint("vectors", method.name, method.version, settings, *weights)}
+        pool = pool_fingerprint(self.shards) if method.scope == "pool" else None
+        target = self.target.fingerprint if self.target else None
+        return {
+            **made,
             "target": self.target.name if self.target else None,
             "target_fingerprint": target,
             "pool_fingerprint": pool,
             "columns": dict(method.columns),
             "keeps_subtasks": method.keeps_subtasks(),
-            **({"models": models} if models else {}),
-            "fingerprint": fingerprint(method.name, method.version, settings, target, pool, *shaped_by),
+            **({"vectors": self.vectors} if self.vectors else {}),
+            "fingerprint": fingerprint(method.name, method.version, settings, target, pool, *weights),
         }
 
-    @cached_property
-    def passes(self) -> Sequence[Pass]:
-        return self.method.passes(self.target)
+    def _model_recipes(self) -> dict[str, dict[str, Any]]:
+        return {
+            role: {"name": choice.name, "weights": weights_fingerprint(choice), **choice.shaping()}
+            for role, choice in self.models.items()
+        }
 
     def prepared(self, index: int, before: str) -> tuple[Parts, str]:
         """Where the partials of a counting pass lie, and the name of its state for the pool as it is."""
@@ -76,23 +104,52 @@ class Job:
         return Parts(self.ws.path / "prepared" / shape, ".safetensors"), f"state-{pool_fingerprint(self.shards)}"
 
 
-def plan(ws: Workspace, method: Score, target_name: str | None, name: str | None, models: Models) -> Job:
-    """A score to be computed. Raises CurateError where its target or model is missing, or its name will not do."""
-    if method.uses_target and not target_name:
+@dataclass(frozen=True)
+class Names:
+    """What the tables of a method are to be called, where not the default."""
+
+    score: str | None = None
+    vectors: str | None = None
+
+
+def plan(
+    ws: Workspace, method: Score, target_name: str | None, names: Names, models: Mapping[str, ModelChoice]
+) -> list[Job]:
+    """The tables of a score, in the order they are made: its vectors, where it has them, and then the score.
+
+    models: of the method, by role. Raises CurateError where its target is missing or a name will not do.
+    """
+    on_vectors = method.vectors() is not None
+    if method.uses_target and not target_name and not on_vectors:
         raise CurateError(f"the score '{method.name}' needs a target: add --target NAME (`curate target` makes one).")
+    if names.vectors and not on_vectors:
+        raise CurateError(f"the score '{method.name}' is not made of vectors; leave out --vectors {names.vectors}.")
     target = load_target(ws, target_name) if method.uses_target and target_name else None
-    name = name or default_score_name(method.name, target.name if target else None)
-    ws.check_name(name, "score")
-    job = Job(ws, name, method, target, ws.require_pool(), _models_of(method, models))
-    _refuse_hidden_columns(job)
-    return job
+    shards, jobs, vectors = ws.require_pool(), [], None
+    if on_vectors:
+        vectors = names.vectors or (names.score if target is None else None) or method.name
+        ws.check_name(vectors, "vectors")
+        jobs.append(Job(ws, vectors, method, target, shards, dict(models), "vectors"))
+    if target or not on_vectors:
+        name = names.score or default_score_name(vectors or method.name, target.name if target else None)
+        ws.check_name(name, "score")
+        jobs.append(Job(ws, name, method, target, shards, dict(models), vectors=vectors))
+        _refuse_hidden_columns(jobs[-1])
+    return jobs
 
 
-def _models_of(method: Score, models: Models) -> dict[str, ModelChoice]:
-    """The models of a method by role."""
+def models_of(method: Score, models: Models, others: Sequence[Score]) -> dict[str, ModelChoice]:
+    """The models of a method by role.
+
+    One given without a role is the first of each method; but the base model only, where any of `others`, the methods
+    asked for together, has one. Raises CurateError where one is missing.
+    """
+    bare_is_base = any("base" in other.models for other in others)
     found = {}
     for i, role in enumerate(method.models):
-        choice = models.get(role) or (models.get("") if i == 0 else None)
+        bare = models.get("") if i == 0 and (role == "base" or not bare_is_base) else None
+        usual = method.usual_models.get(role)
+        choice = models.get(role) or bare or (ModelChoice(usual) if usual else None)
         if choice is None:
             which = "MODEL" if i == 0 else f"{role}=MODEL"
             raise CurateError(
@@ -121,7 +178,7 @@ def groups(jobs: Sequence[Job]) -> list[list[Job]]:
     """Jobs that are done together: those that go through models, and agree in what model has a role."""
     found: list[list[Job]] = []
     for job in jobs:
-        together = [group for group in found if job.models and _agree(job, group)]
+        together = [g for g in found if job.through_models and g[0].through_models and _agree(job, g)]
         if together:
             together[0].append(job)
         else:
@@ -131,7 +188,8 @@ def groups(jobs: Sequence[Job]) -> list[list[Job]]:
 
 def _agree(job: Job, group: Sequence[Job]) -> bool:
     models = {role: choice for other in group for role, choice in other.models.items()}
-    return bool(models) and all(models.get(role, choice) == choice for role, choice in job.models.items())
+    shared = set(models) & set(job.models)  # models that nothing shares need not be in memory together
+    return bool(shared) and all(models[role] == job.models[role] for role in shared)
 
 
 def roles(models: Models | ModelChoice | str | None) -> Models:
@@ -147,23 +205,19 @@ def refuse_other_recipe(old: dict[str, Any] | None, job: Job) -> None:
     """Raises CurateError where the table of that name was made of something else than a stale pool or target."""
     if old is None:
         return
+    verb = "were" if job.kind == "vectors" else "was"
+    remedy = f"choose another --{'vectors' if job.kind == 'vectors' else 'name'}, or --fresh to replace "
+    remedy += "them." if job.kind == "vectors" else "it."
     for what in ("method", "target", "version"):
-        if old[what] != job.recipe[what]:
-            raise CurateError(
-                f"the score '{job.name}' was made with {what} {old[what]}, not {job.recipe[what]}; "
-                "choose another --name, or --fresh to replace it."
-            )
+        if old.get(what) != job.recipe.get(what):
+            raise CurateError(f"{job} {verb} made with {what} {old[what]}, not {job.recipe[what]}; {remedy}")
     for role, model in job.recipe.get("models", {}).items():
         for key, value in model.items():
             before = old.get("models", {}).get(role, {}).get(key)
             if key != "name" and before != value:
-                raise CurateError(
-                    f"the score '{job.name}' was made with another {role} model or another {key} of it ({before}, not "
-                    f"{value}); choose another --name, or --fresh to replace it."
-                )
+                what = f"another {role} model or another {key} of it"
+                raise CurateError(f"{job} {verb} made with {what} ({before}, not {value}); {remedy}")
     for key, value in job.recipe["settings"].items():
         if old["settings"].get(key) != value:
-            raise CurateError(
-                f"the score '{job.name}' was made with {key}={old['settings'].get(key)}, not {key}={value}; "
-                "choose another --name, or --fresh to replace it."
-            )
+            before = old["settings"].get(key)
+            raise CurateError(f"{job} {verb} made with {key}={before}, not {key}={value}; {remedy}")

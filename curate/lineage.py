@@ -14,8 +14,11 @@ from curate.fingerprint import fingerprint
 from curate.method import Target
 from curate.models.load import ModelChoice
 from curate.shards import Parts, read_json, read_table
+from curate.storage import Location
+from curate.tables import vectors_of
 from curate.text import Text
-from curate.workspace import Shard, Workspace, pool_fingerprint
+from curate.vectors import Vectors
+from curate.workspace import Shard, Workspace, pool_fingerprint, recipe_file
 
 
 def load_target(ws: Workspace, name: str) -> Target:
@@ -34,13 +37,14 @@ def load_target(ws: Workspace, name: str) -> Target:
 
 
 @dataclass(frozen=True)
-class ScoreState:
-    """One score table as it stands.
+class TableState:
+    """One score, or vectors, as they stand.
 
-    recipe: score.json. done: the shards scored. todo: the shards that are not. stale: why it does not stand
-    any more, or null.
+    recipe: score.json, or vectors.json. done: the shards that are there. todo: those that are not. stale: why it does
+    not stand any more, or null.
     """
 
+    kind: str
     name: str
     recipe: dict[str, Any]
     done: tuple[Shard, ...]
@@ -53,27 +57,42 @@ class ScoreState:
         return sum(shard.rows for shard in self.done)
 
     def problem(self) -> str | None:
-        """Why the score should not be selected by, as the middle of a sentence; null where it may."""
+        """Why it should not be selected by, as the middle of a sentence; null where it may."""
         if self.stale:
             return f"is stale ({self.stale})"
         if self.todo:
             missing = sum(shard.rows for shard in self.todo)
-            return f"lacks {missing} of {self.rows + missing} samples"
+            verb = "lack" if self.kind == "vectors" else "lacks"
+            return f"{verb} {missing} of {self.rows + missing} samples"
         return None
 
-    def command(self) -> str:
-        """What brings it up to date."""
+    def __str__(self) -> str:
+        return f"the {self.kind} '{self.name}'"
+
+    def command(self, target: str | None = None) -> str:
+        """What brings it up to date; of vectors, also what puts a target through the same model."""
         words = ["curate", "score", self.recipe["method"]]
-        words += ["--target", self.recipe["target"]] if self.recipe["target"] else []
+        target = self.recipe.get("target") or target
+        words += ["--target", target] if target else []
         for role, model in self.recipe.get("models", {}).items():
             words += ["--model", f"{role}={model['name']}"]
             shaping = {key: value for key, value in model.items() if key not in ("name", "weights")}
             plain = ModelChoice(model["name"]).shaping()
             words += settings_words({f"model.{k}": v for k, v in shaping.items() if v != plain[k]})
         words += settings_words(self.recipe["changed"])
-        default = default_score_name(self.recipe["method"], self.recipe["target"])
-        words += [] if self.name == default else ["--name", self.name]
+        vectors = self.name if self.kind == "vectors" else self.recipe.get("vectors")
+        words += ["--vectors", vectors] if vectors not in (None, self.recipe["method"]) else []
+        default = default_score_name(vectors or self.recipe["method"], target)
+        words += [] if self.kind == "vectors" or self.name == default else ["--name", self.name]
         return shlex.join(words)
+
+
+def model_choices(recipe: Mapping[str, Any]) -> dict[str, ModelChoice]:
+    """The models that a table was made with, by role."""
+    return {
+        role: ModelChoice(**{key: value for key, value in model.items() if key != "weights"})
+        for role, model in recipe.get("models", {}).items()
+    }
 
 
 def settings_words(settings: Mapping[str, Any]) -> list[str]:
@@ -82,8 +101,9 @@ def settings_words(settings: Mapping[str, Any]) -> list[str]:
     return [word for key, value in shown.items() for word in ("--set", f"{key}={value}")]
 
 
-def default_score_name(method: str, target: str | None) -> str:
-    return f"{method}_{target}" if target else method
+def default_score_name(made_of: str, target: str | None) -> str:
+    """A score's name where none is given; made_of: its method, or the vectors it is made of."""
+    return f"{made_of}_{target}" if target else made_of
 
 
 def sample_columns(name: str, recipe: Mapping[str, Any]) -> dict[str, str]:
@@ -94,13 +114,22 @@ def sample_columns(name: str, recipe: Mapping[str, Any]) -> dict[str, str]:
 
 def score_recipe(ws: Workspace, name: str) -> dict[str, Any]:
     """What a score is made of (score.json), without looking at its parts."""
-    return read_json(ws.score_folder(name) / "score.json")
+    return table_recipe(ws, "score", name)
 
 
-def score_state(ws: Workspace, name: str) -> ScoreState:
+def table_recipe(ws: Workspace, kind: str, name: str) -> dict[str, Any]:
+    return read_json(ws.table_folder(kind, name) / recipe_file(kind))
+
+
+def score_state(ws: Workspace, name: str) -> TableState:
     """Raises CurateError where there is no such score."""
-    ws.require("score", name)
-    recipe, records = score_recipe(ws, name), Parts(ws.score_folder(name)).records()
+    return table_state(ws, "score", name)
+
+
+def table_state(ws: Workspace, kind: str, name: str) -> TableState:
+    """Raises CurateError where there is no such score, or no such vectors."""
+    ws.require(kind, name)
+    recipe, records = table_recipe(ws, kind, name), Parts(ws.table_folder(kind, name)).records()
     done, todo, nulls = [], [], 0
     for shard in ws.shards():
         record = records.get(shard.name)
@@ -109,11 +138,11 @@ def score_state(ws: Workspace, name: str) -> ScoreState:
             nulls += record["nulls"]
         elif shard.rows:
             todo.append(shard)
-    return ScoreState(name, recipe, tuple(done), tuple(todo), nulls, _stale(ws, recipe))
+    return TableState(kind, name, recipe, tuple(done), tuple(todo), nulls, _stale(ws, recipe))
 
 
 def _stale(ws: Workspace, recipe: dict[str, Any]) -> str | None:
-    if recipe["target"]:
+    if recipe.get("target"):
         if recipe["target"] not in ws.target_names():
             return f"the target '{recipe['target']}' is gone"
         try:
@@ -125,3 +154,27 @@ def _stale(ws: Workspace, recipe: dict[str, Any]) -> str | None:
     if recipe["scope"] == "pool" and recipe["pool_fingerprint"] != pool_fingerprint(ws.shards()):
         return "the pool has grown"
     return None
+
+
+# --- targets as vectors ----------------------------------------------------------------------------------
+
+
+def target_vectors(folder: Location) -> Parts:
+    """Where the vectors of targets lie, in the folder of vectors; a part for each target."""
+    return Parts(folder / "targets")
+
+
+def aim_stamp(fingerprint: str, target: Target) -> dict[str, Any]:
+    """What the record of a target's vectors must have for them to stand; fingerprint: of the vectors."""
+    return {"fingerprint": fingerprint, "target": target.fingerprint}
+
+
+def load_vectors(ws: Workspace, name: str, target: str) -> Vectors:
+    """A target's vectors. Raises CurateError where there are none, or the target was edited since."""
+    state, now = table_state(ws, "vectors", name), load_target(ws, target)
+    parts = target_vectors(ws.table_folder("vectors", name))
+    record, stored = parts.record(target) or {}, parts.read(target)
+    if stored is None or not aim_stamp(state.recipe["fingerprint"], now).items() <= record.items():
+        why = "was edited since" if record.get("target") not in (None, now.fingerprint) else "is not among them yet"
+        raise CurateError(f"the vectors '{name}': the target '{target}' {why}; run `{state.command(target)}`.")
+    return vectors_of(stored)

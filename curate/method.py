@@ -82,15 +82,17 @@ class Leg:
     """One way of the samples through a model. Legs of all scores that go the same way share it.
 
     per_token: a number at each supervised token, Tensor [n]. hidden: whether the last layer's states are wanted too.
-    of: what is kept of each sample, from a batch. model: the role of the model. view: the whole sample, or its answers
-    alone (the supervised tokens behind the token that begins a text; raw text has none).
+    pooled: whether a sentence encoder's vector is. of: what is kept of each sample, from a batch. model: the role of
+    the model. view: the whole sample; its answers alone (the supervised tokens behind the token that begins a text; raw
+    text has none); or its contents as a plain text, as sentence encoders take it.
     """
 
     per_token: Callable[[Logits], Any] | None = None
     hidden: bool = False
+    pooled: bool = False
     of: Callable[[Forward], Columns] = means
     model: str = "base"
-    view: Literal["whole", "answer"] = "whole"
+    view: Literal["whole", "answer", "text"] = "whole"
 
 
 @dataclass(frozen=True)
@@ -100,17 +102,19 @@ class Pass:
     map(batch, state) gives columns in the last pass, else a partial; `reduce` makes of all partials the state
     that the next pass is given. `open(state)` is called once per worker, before any map, and what it returns
     is handed to map in the state's place: the place to tokenise a target.
-    shaped_by: the settings that shape this pass's partials; others may change and the partials stand.
+    shaped_by: the settings that shape this pass's partials; others may change and the partials stand. flops: of one
+    sample, given what map is given; null where no tensors are at work, or a model counts them.
 
-    A batch is a curate.text.Text; of a pass with legs, which is the only one of its score, what each leg keeps of the
-    samples: leg -> column -> array [B].
+    A batch is a curate.text.Text; of a pass with legs, what each leg keeps of the samples: leg -> column -> array [B];
+    of a score on vectors, the samples' curate.vectors.Vectors, and `open` is given the target's.
     """
 
     name: str
     map: Callable[[Any, Any], Any]
     reduce: Callable[[Iterable[Arrays]], Arrays] | None = None
-    open: Callable[[Arrays], Any] | None = None
+    open: Callable[[Any], Any] | None = None
     shaped_by: tuple[str, ...] = ()
+    flops: Callable[[Any], float] | None = None
     legs: Mapping[str, Leg] = field(default_factory=dict)
 
 
@@ -120,18 +124,28 @@ class Score(Method):
     scope 'row': a sample's score depends on that sample alone, so new shards are filled in and old ones
     stand; 'pool': it depends on the others, so new data makes it stale.
     columns: further columns, name -> numpy dtype. unit_bytes: text per committed unit. models: the roles of the models
-    it needs, the first being the one that a bare --model names.
+    it needs, the first being the one that a bare --model names. usual_models: role -> the one taken where none is
+    named.
     """
 
     scope: ClassVar[Literal["row", "pool"]]
     uses_target: ClassVar[bool] = False
     models: ClassVar[tuple[str, ...]] = ()
+    usual_models: ClassVar[Mapping[str, str]] = {}
     columns: ClassVar[Mapping[str, str]] = {}
     unit_bytes: ClassVar[int] = 16 << 20
 
     @abstractmethod
     def passes(self, target: Target | None) -> Sequence[Pass]:
         """The passes in order; only the last has no `reduce`."""
+
+    def vectors(self) -> Pass | None:
+        """The pass that makes a vector of each sample: a row of `vector` [B, D], of any length.
+
+        It is the same for every target: the vectors are stored under a name of their own and serve all. The score is
+        then made of them, by the one pass of `passes(target)`; without a target there are the vectors only.
+        """
+        return None
 
     def keeps_subtasks(self) -> bool:
         """Whether the table has the map column `subtasks`."""

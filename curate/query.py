@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from curate.errors import CurateError, CurateFailure, nearest
-from curate.lineage import ScoreState, sample_columns, score_recipe, score_state
+from curate.lineage import TableState, sample_columns, score_recipe, score_state, table_state
 from curate.schema import LEDGER, MANIFEST, POOL, REJECTS, RUNS, TARGET, VIEWS
 from curate.shards import Parts
 from curate.storage import Location, ObjectPath
@@ -61,6 +61,9 @@ def connect(ws: Workspace, query: str) -> duckdb.DuckDBPyConnection:
     for name in ws.score_names():
         if words is None or name in words:
             _create(connection, name, _score(ws, score_state(ws, name)))
+    for name in ws.vectors_names():
+        if words is None or name in words:
+            _create(connection, name, _vectors(ws, table_state(ws, "vectors", name)))
     for name in ws.manifest_names():
         if words is None or name in words:
             _create(connection, name, _read([ws.manifest_path(name)], MANIFEST))
@@ -174,10 +177,17 @@ def _rejects(ws: Workspace) -> str:
     return _read([*files, *sorted(folder.glob("target-*.parquet"))], REJECTS)
 
 
-def _score(ws: Workspace, state: ScoreState) -> str:
+def _score(ws: Workspace, state: TableState) -> str:
     parts = Parts(ws.score_folder(state.name))
     done = [parts.path(shard.name) for shard in state.done]
     return f"SELECT * FROM {_files(done)}" if done else _nothing({"id": "VARCHAR", **_table_columns(state.recipe)})
+
+
+def _vectors(ws: Workspace, state: TableState) -> str:
+    parts = Parts(ws.table_folder("vectors", state.name))
+    done = [parts.path(shard.name) for shard in state.done]
+    columns = {"id": "VARCHAR", "vector": "FLOAT[]", "norm": "FLOAT", "error": "VARCHAR"}
+    return f"SELECT * FROM {_files(done)}" if done else _nothing(columns)
 
 
 def _samples(ws: Workspace, words: set[str] | None) -> str:
@@ -192,7 +202,7 @@ def _samples(ws: Workspace, words: set[str] | None) -> str:
     return _with_copies(ws, rows) if words is None or "copies" in words else rows
 
 
-def _in_pool_order(ws: Workspace, state: ScoreState, columns: dict[str, str]) -> str:
+def _in_pool_order(ws: Workspace, state: TableState, columns: dict[str, str]) -> str:
     """Score columns under their names in `samples`, one row for every row of the pool."""
     parts, done = Parts(ws.score_folder(state.name)), {shard.name for shard in state.done}
     stored = {shown: column for column, shown in sample_columns(state.name, state.recipe).items()}
@@ -287,7 +297,7 @@ def _sentence(ws: Workspace, error: duckdb.Error) -> CurateError:
     line = _first_line(error)
     missing = re.search(r"Table with name \"?(\w+)\"? does not exist", line)
     if missing:
-        known = [*VIEWS, *ws.score_names(), *ws.manifest_names()]
+        known = [*VIEWS, *ws.score_names(), *ws.vectors_names(), *ws.manifest_names()]
         return CurateError(f"there is no table '{missing[1]}': {nearest(missing[1], known)}")
     column = re.search(r"Referenced column \"(\w+)\" (?:was )?not found", line)
     if column:

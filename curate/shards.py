@@ -53,7 +53,9 @@ def parquet(table: pa.Table, row_group: int = ROW_GROUP) -> memoryview:
     """The bytes of a table's Parquet file."""
     table = table.combine_chunks().replace_schema_metadata(None)
     sink = pa.BufferOutputStream()
-    pq.write_table(table, sink, compression="zstd", row_group_size=row_group)
+    repeating = [field.name for field in table.schema if not pa.types.is_fixed_size_list(field.type)]  # vectors do not
+    dictionary: Any = repeating if len(repeating) < table.num_columns else True
+    pq.write_table(table, sink, compression="zstd", row_group_size=row_group, use_dictionary=dictionary)
     return memoryview(sink.getvalue())
 
 

@@ -44,13 +44,15 @@ class Forward:
 
     per_token: what the leg asked for at each supervised token, float64 [S], sample after sample; null where it asked
     for nothing. counts: supervised tokens of each sample, int64 [B]. hidden: the last layer's states, float32
-    [B, T, D], zero beyond a sample's end; null where not asked for. lengths: tokens of each sample, int64 [B].
+    [B, T, D], zero beyond a sample's end; null where not asked for. lengths: tokens of each sample, int64 [B]. pooled:
+    the vector a sentence encoder was made to give, float32 [B, D]; null where not asked for.
     """
 
     per_token: np.ndarray | None
     counts: np.ndarray
     hidden: Tensor | None
     lengths: np.ndarray
+    pooled: Tensor | None = None
 
     def mean(self) -> np.ndarray:
         """The mean of `per_token` over each sample's supervised tokens, float64 [B]; not a number where it has none."""

@@ -6,27 +6,30 @@ in what order, or how often. Drivers (the stage `score`) make tasks, executors h
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from curate.errors import CurateError, CurateFailure
+from curate.lineage import aim_stamp, target_vectors
 from curate.method import Arrays, Columns, Pass, Score, Target
 from curate.models.load import ModelChoice
-from curate.shards import Parts, read_arrays, read_table, row_groups
+from curate.shards import ROW_GROUP, Parts, read_arrays, read_table, row_groups
 from curate.storage import Location, remove_tree
+from curate.tables import score_table, vector_table, vectors_of
 from curate.text import Text
 from curate.workspace import Shard
 
 if TYPE_CHECKING:
-    from curate.models.forward import LanguageModel, Usage
+    from curate.models.forward import Model, Usage
 
 ROW_COST = 64  # what a row takes beside its text, as characters of text
+_GROUP_NUMBERS = 1 << 24  # numbers of vectors in a row group
 _MOST_FAILURES = 16  # samples of one unit that may fail before it is the method that fails
 
 
@@ -71,11 +74,22 @@ class Merge:
 
 
 @dataclass(frozen=True)
+class Aim:
+    """The target's own samples, to become vectors: a task of every work that makes vectors."""
+
+    samples: int
+    cost = float("inf")
+
+    def __str__(self) -> str:
+        return "the target"
+
+
+@dataclass(frozen=True)
 class Work:
     """One pass of one score over the pool: what a worker has to know beside its task. Given to each worker once.
 
-    index: of the pass. state: the file of the pass before. into: the folder of partials, or of the score's parts.
-    fingerprint: of the score.
+    index: of the pass. state: the file of the pass before. into: the folder of partials, or of the table's parts.
+    fingerprint: of the table. kind: what the last pass makes. vectors: the folder of those the score is made of.
     """
 
     method: Score
@@ -84,19 +98,23 @@ class Work:
     state: Location | None
     into: Location
     fingerprint: str
+    kind: Literal["score", "vectors"] = "score"
+    vectors: Location | None = None
 
-    def run_task(self, task: Unit | Merge) -> None:
-        """Do a task and commit its result. Raises CurateFailure where the method fails."""
+    def run_task(self, task: Unit | Merge) -> float:
+        """Do a task and commit its result. Returns its FLOPs. Raises CurateFailure where the method fails."""
         if isinstance(task, Merge):
             self._commit_part(task.shard, pa.concat_tables(self._table_again(unit) for unit in task.units))
             remove_tree(units_of_part(self.into, task.shard).folder)
-        elif self.step.reduce:
+            return 0.0
+        if self.step.reduce:
             partial, failed = self.partial(task)
             stored = {str(row): why for row, why in failed.items()}
             name = partial_name(task)
             self.partials.commit(name, partial, rows=task.samples, shard=task.shard.sha256, failed=stored)
         else:
             self.commit(task, self._table(task))
+        return self.step.flops(self.given) * task.samples if self.step.flops else 0.0
 
     # A counting pass
 
@@ -144,9 +162,15 @@ class Work:
         """Whether the bytes of a unit are those that were committed."""
         return units_of_part(self.into, unit.shard).read(unit.name) is not None
 
+    def table(self, ids: pa.Array, columns: Columns, failed: Mapping[int, str] | None = None) -> pa.Table:
+        """What the last pass returned, as it is stored."""
+        if self.kind == "vectors":
+            return vector_table(ids, columns)
+        return score_table(ids, columns, self.method, failed)
+
     def _table(self, unit: Unit) -> pa.Table:
         columns, rows, failed = self._mapped(unit)
-        return score_table(rows["id"], columns, self.method, {row - unit.start: why for row, why in failed.items()})
+        return self.table(rows["id"], columns, {row - unit.start: why for row, why in failed.items()})
 
     def _table_again(self, unit: Unit) -> pa.Table:
         stored = units_of_part(self.into, unit.shard).read(unit.name)
@@ -154,23 +178,48 @@ class Work:
 
     def _commit_part(self, shard: Shard, table: pa.Table) -> None:
         cost = {} if self.step.legs else {"flops": 0.0}  # of a model's pass, which may be shared: the ledger
-        Parts(self.into).commit(shard.name, table, nulls=table["score"].null_count, **cost, **self.stamp(shard))
+        nulls, row_group = len(table) - table["error"].null_count, min(ROW_GROUP, _row_group(table.schema))
+        Parts(self.into).commit(shard.name, table, row_group, nulls=nulls, **cost, **self.stamp(shard))
+
+    # The target, where vectors are made
+
+    def aims(self) -> bool:
+        """Whether the target is to become vectors, and is none yet."""
+        if self.kind != "vectors" or self.target is None:
+            return False
+        record = target_vectors(self.into).record(self.target.name) or {}
+        return not aim_stamp(self.fingerprint, self.target).items() <= record.items()
+
+    def commit_aim(self, columns: Columns) -> None:
+        assert self.target is not None
+        ids, subtasks = self.target.text.frame["id"].to_arrow(), pa.array(self.target.subtasks, pa.string())
+        table, stamp = vector_table(ids, columns, subtasks), aim_stamp(self.fingerprint, self.target)
+        target_vectors(self.into).commit(self.target.name, table, **stamp)
 
     # Both
 
     @cached_property
     def step(self) -> Pass:
-        return self.method.passes(self.target)[self.index]
+        vectors = self.method.vectors() if self.kind == "vectors" else None
+        return vectors or self.method.passes(self.target)[self.index]
 
     @cached_property
     def given(self) -> Any:
         """The state as the pass wants it; opened once in each worker."""
-        state = read_arrays(self.state) if self.state else {}
+        state: Any = read_arrays(self.state) if self.state else {}
+        if self.vectors and self.target:
+            state = vectors_of(read_table(target_vectors(self.vectors).path(self.target.name)))
         return self.step.open(state) if self.step.open else state
+
+    def _read(self, unit: Unit) -> pa.Table:
+        """The rows of a unit: samples, or their vectors."""
+        if self.vectors:
+            return read_table(Parts(self.vectors).path(unit.shard.name), None, (unit.start, unit.stop))
+        return read_table(unit.shard.path, Text.schema.names, (unit.start, unit.stop))
 
     def _mapped(self, unit: Unit) -> tuple[Any, pa.Table, dict[int, str]]:
         """The pass's map over the rows of a unit that do not fail; all rows; and those that do, with the reason."""
-        rows = read_table(unit.shard.path, Text.schema.names, (unit.start, unit.stop))
+        rows = self._read(unit)
         failed = {row: why for row, why in unit.failed.items() if unit.start <= row < unit.stop}
         good = np.array([i for i in range(unit.start, unit.stop) if i not in failed]) if failed else None
         left = rows if good is None else rows.take(pa.array(good - unit.start))
@@ -190,7 +239,7 @@ class Work:
             raise self.failure(f"on {unit}", error) from error
 
     def _map(self, rows: pa.Table) -> Any:
-        return self.step.map(Text(rows), self.given)
+        return self.step.map(vectors_of(rows) if self.vectors else Text(rows), self.given)
 
     def _culprits(self, rows: pa.Table, unit: Unit, first: Exception) -> dict[int, str]:
         """The rows on which the map fails when they are alone, found by halving, and why."""
@@ -233,10 +282,12 @@ class ModelWork:
     works: tuple[Work, ...]
     models: Mapping[str, ModelChoice]
 
-    def run_task(self, task: Unit | Merge) -> Usage | None:
-        """Do a task for every score that lacks it. Returns what it cost, where the model was at work."""
+    def run_task(self, task: Unit | Merge | Aim) -> Usage | None:
+        """Do a task for every table that lacks it. Returns what it cost, where the model was at work."""
+        if isinstance(task, Aim):
+            return self._aim(task)
         works = [work for work in self.works if not work.has(task.shard)]
-        if not isinstance(task, Merge):
+        if isinstance(task, Unit):
             works = [work for work in works if not work.has_unit(task)]
             return self._forward(task, works) if works else None
         for unit in task.units:
@@ -246,35 +297,57 @@ class ModelWork:
             work.run_task(task)
         return None
 
+    def _aim(self, task: Aim) -> Usage | None:
+        works = [work for work in self.works if work.aims()]
+        if not works:
+            return None
+        target = works[0].target
+        assert target is not None
+        columns, usage = self._columns(target.text.frame.select("messages", "text").to_dicts(), works, task)
+        for work, its in zip(works, columns, strict=True):
+            work.commit_aim(its)
+        return usage
+
     def _forward(self, unit: Unit, works: list[Work]) -> Usage:
+        rows = read_table(unit.shard.path, Text.schema.names, (unit.start, unit.stop))
+        columns, usage = self._columns(rows.select(["messages", "text"]).to_pylist(), works, unit)
+        for work, its in zip(works, columns, strict=True):
+            work.commit(unit, work.table(rows["id"], its))
+        return usage
+
+    def _columns(
+        self, samples: list[dict[str, Any]], works: Sequence[Work], task: Unit | Aim
+    ) -> tuple[list[Columns], Usage]:
+        """The columns of each work for all samples, which go through the models once, and what they cost."""
         from curate.models.forward import score_samples
 
-        rows = read_table(unit.shard.path, Text.schema.names, (unit.start, unit.stop))
         passes = {str(i): work.step for i, work in enumerate(works)}
         given = {str(i): work.given for i, work in enumerate(works)}
-        samples = rows.select(["messages", "text"]).to_pylist()
         try:
             columns, usage = score_samples(self._loaded, samples, passes, given)
         except CurateError:
             raise
         except Exception as error:
-            raise works[0].failure(f"on {unit}", error) from error
-        for i, work in enumerate(works):
-            work.commit(unit, score_table(rows["id"], columns[str(i)], work.method))
-        return usage
+            raise works[0].failure(f"on {task}", error) from error
+        return [columns[str(i)] for i in range(len(works))], usage
 
     @cached_property
-    def _loaded(self) -> dict[str, LanguageModel]:
-        """The models, loaded once in each worker; one that has two roles is loaded once."""
-        from curate.models.forward import LanguageModel
+    def _loaded(self) -> dict[str, Model]:
+        """The models, loaded once in each worker."""
+        from curate.models.roles import load_roles
 
-        loaded = {choice: LanguageModel(choice) for choice in set(self.models.values())}
-        return {role: loaded[choice] for role, choice in self.models.items()}
+        return load_roles(self.models)
 
 
 def units_of_part(folder: Location, shard: Shard) -> Parts:
     """Where the units of a part lie until they are merged."""
     return Parts(folder / "_units" / shard.name, ".arrow", lasting=False)
+
+
+def _row_group(schema: pa.Schema) -> int:
+    """Rows of a group that holds some tens of megabytes of vectors."""
+    widths = [field.type.list_size for field in schema if pa.types.is_fixed_size_list(field.type)]
+    return max(1, _GROUP_NUMBERS // max([1, *widths]))
 
 
 def partial_name(unit: Unit) -> str:
@@ -317,48 +390,3 @@ def unit_ranges(costs: np.ndarray, size: float) -> list[tuple[int, int]]:
     if len(edges) > 2 and costs[edges[-2] :].sum() < size / 2 and costs[edges[-3] : edges[-2]].sum() <= size:
         del edges[-2]  # a crumb joins the unit before it
     return list(zip(edges[:-1], edges[1:], strict=True))
-
-
-# --- columns to a table ----------------------------------------------------------------------------------
-
-
-def score_table(ids: pa.Array, columns: Columns, method: Score, failed: Mapping[int, str] | None = None) -> pa.Table:
-    """A method's columns as a score table: float32, null with a reason where there is no finite score.
-
-    failed: rows, by their position in `ids`, for which `columns` have nothing, and why.
-    """
-    score = np.asarray(columns["score"], dtype=np.float64)
-    finite = np.isfinite(score)
-    reasons = np.asarray(columns.get("error", np.full(len(score), "")), dtype=object)
-    reasons = np.where(~finite & (reasons == ""), "its score is not a finite number", reasons)
-    good = reasons == ""
-    table = {"score": pa.array(score.astype(np.float32), mask=~good)}
-    for name, dtype in method.columns.items():
-        values = np.asarray(columns[name])
-        finite = np.isfinite(values)
-        table[name] = pa.array(np.where(finite, values, 0).astype(dtype), mask=~finite)
-    if method.keeps_subtasks():
-        table["subtasks"] = _map_column(columns["subtasks"], good)
-    table["error"] = pa.array(reasons, pa.string(), mask=good)
-    whole = _spread(pa.table(table), len(ids), failed) if failed else pa.table(table)
-    return whole.add_column(0, "id", ids.cast(pa.string()))
-
-
-def _spread(table: pa.Table, n: int, failed: Mapping[int, str]) -> pa.Table:
-    """The rows of a table at their places among n, with nulls and a reason at the failed ones."""
-    places = np.full(n, -1)
-    places[[i for i in range(n) if i not in failed]] = np.arange(table.num_rows)
-    whole = table.take(pa.array(places, mask=places < 0))
-    reasons = whole["error"].to_pylist()
-    for row, why in failed.items():
-        reasons[row] = why
-    return whole.set_column(whole.column_names.index("error"), "error", pa.array(reasons, pa.string()))
-
-
-def _map_column(subtasks: Mapping[str, np.ndarray], good: np.ndarray) -> pa.Array:
-    """The scores of every sub-task by its name, null where the sample has no score."""
-    keys = sorted(subtasks)
-    values = np.stack([subtasks[key] for key in keys], axis=1).astype(np.float32)[good].ravel()
-    ends = np.concatenate([[0], np.cumsum(good * len(keys))]).astype(np.int32)
-    offsets = pa.array(ends, mask=np.append(~good, False)) if len(good) else pa.array([0], pa.int32())
-    return pa.MapArray.from_arrays(offsets, pa.array(keys * int(good.sum()), pa.string()), pa.array(values))

@@ -1,4 +1,7 @@
-"""FAISS, of which a machine has one build: faiss-cpu or faiss-gpu, which own the same Python module."""
+"""FAISS over arrays: which build there is, which index suits how many vectors, clusters, nearest others.
+
+FAISS has two builds, faiss-cpu and faiss-gpu, which own the same Python module: a machine has one of them.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,9 @@ from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 from curate.errors import CurateError
+
+EXACT_UP_TO = 100_000  # vectors; beyond, an exact search of all takes longer than anyone waits
+WIDE = 1024  # numbers of a vector beyond which it is quantised
 
 
 def load_faiss() -> Any:
@@ -30,3 +36,46 @@ def _installed(name: str) -> bool:
         return bool(version(name))
     except PackageNotFoundError:
         return False
+
+
+def on_gpu(faiss: Any, index: Any) -> Any:
+    """The index on all GPUs, where FAISS's GPU build and a GPU are there; else the index as it is.
+
+    Of the kinds used here FAISS has no GPU form of the exact index of wide vectors, which stays where it is.
+    """
+    if not hasattr(faiss, "index_cpu_to_all_gpus") or not faiss.get_num_gpus():
+        return index
+    inner = faiss.downcast_index(index.index) if isinstance(index, faiss.IndexIDMap) else index
+    return index if isinstance(inner, faiss.IndexScalarQuantizer) else faiss.index_cpu_to_all_gpus(index)
+
+
+# --- which index -----------------------------------------------------------------------------------------
+
+
+def untrained(rows: int, width: int) -> tuple[Any, int]:
+    """An empty index for so many vectors, by inner product; and its number of lists, 0 where it is exact.
+
+    Exact up to EXACT_UP_TO vectors (of wide ones in float16, which is exact on what is stored); beyond, inverted lists
+    of float16, of wide vectors of 8 bits a number, which are to be trained first.
+    """
+    faiss = load_faiss()
+    product = faiss.METRIC_INNER_PRODUCT
+    if rows <= EXACT_UP_TO:
+        return faiss.index_factory(width, f"IDMap,{'SQfp16' if width > WIDE else 'Flat'}", product), 0
+    lists = int(4 * rows**0.5)
+    index = faiss.index_factory(width, f"IVF{lists},{'SQ8' if width > WIDE else 'SQfp16'}", product)
+    index.cp.min_points_per_centroid = 1  # no warning on stderr
+    return index, lists
+
+
+def kind(lists: int, width: int) -> str:
+    """An index of `untrained` in words."""
+    quantised = ("8 bit" if lists else "float16") if width > WIDE else ("float16" if lists else "float32")
+    return f"{'inverted lists' if lists else 'exact'}, {quantised}"
+
+
+def bytes_per_number(rows: int, width: int) -> int:
+    """What an index of `untrained` holds for each number of each vector."""
+    if rows <= EXACT_UP_TO:
+        return 2 if width > WIDE else 4
+    return 1 if width > WIDE else 2

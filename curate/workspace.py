@@ -21,6 +21,7 @@ from curate.shards import Parts, read_json, write_json
 from curate.storage import Location, location, put, replace_tree, sweep_dropped
 
 FORMAT = 1
+TABLES = {"score": "scores", "vectors": "vectors"}  # kinds of tables that lie beside the pool, and their folders
 _COMPLETE = "complete"  # the file that says a fresh table is ready to be swapped in
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -61,26 +62,38 @@ class Workspace:
             start += record["rows"]
         return shards
 
+    def table_folder(self, kind: str, name: str) -> Location:
+        """Where a table with the pool's shards lies; kind: 'score' or 'vectors'."""
+        return self.path / TABLES[kind] / name
+
     def score_folder(self, name: str) -> Location:
-        return self.path / "scores" / name
+        return self.table_folder("score", name)
 
-    def fresh_folder(self, name: str) -> Location:
-        """Where a score is computed beside an older one of its name, until the two are swapped."""
-        return self.path / "scores" / f".{name}.fresh"
+    def fresh_folder(self, kind: str, name: str) -> Location:
+        """Where a table is computed beside an older one of its name, until the two are swapped."""
+        return self.path / TABLES[kind] / f".{name}.fresh"
 
-    def swap_score(self, name: str) -> None:
+    def swap_table(self, kind: str, name: str) -> None:
         """Put the fresh table, which is complete, in the place of the old one. Only for the claim's holder."""
-        put(self.fresh_folder(name) / _COMPLETE, b"")
-        self.finish_swap(name)
+        put(self.fresh_folder(kind, name) / _COMPLETE, b"")
+        self.finish_swap(kind, name)
 
-    def finish_swap(self, name: str) -> None:
+    def finish_swap(self, kind: str, name: str) -> None:
         """A swap, or what a kill left of it."""
-        if (self.fresh_folder(name) / _COMPLETE).exists():
-            replace_tree(self.fresh_folder(name), self.score_folder(name), marker="score.json")
-        (self.score_folder(name) / _COMPLETE).unlink(missing_ok=True)
+        if (self.fresh_folder(kind, name) / _COMPLETE).exists():
+            replace_tree(self.fresh_folder(kind, name), self.table_folder(kind, name), marker=recipe_file(kind))
+        (self.table_folder(kind, name) / _COMPLETE).unlink(missing_ok=True)
+
+    def table_names(self, kind: str) -> list[str]:
+        """The tables of a kind: those that say what they are made of."""
+        folders = (self.path / TABLES[kind]).glob("[a-z]*")
+        return sorted(p.name for p in folders if (p / recipe_file(kind)).exists())
 
     def score_names(self) -> list[str]:
-        return sorted(p.name for p in (self.path / "scores").glob("[a-z]*") if (p / "score.json").exists())
+        return self.table_names("score")
+
+    def vectors_names(self) -> list[str]:
+        return self.table_names("vectors")
 
     @property
     def targets(self) -> Parts:
@@ -106,11 +119,12 @@ class Workspace:
             **dict.fromkeys(POOL_COLUMNS, "a column of the pool"),
             **dict.fromkeys(self.target_names(), "target"),
             **dict.fromkeys(self.score_names(), "score"),
+            **dict.fromkeys(self.vectors_names(), "vectors"),
             **dict.fromkeys(self.manifest_names(), "manifest"),
         }
 
     def check_name(self, name: str, kind: str) -> None:
-        """Refuse a name for a new `kind` (score, manifest, target) that SQL could not use or that is taken."""
+        """Refuse a name for a new `kind` (score, vectors, manifest, target) that SQL could not use or that is taken."""
         if not _NAME.fullmatch(name):
             raise CurateError(
                 f"the {kind} name '{name}' must match [a-z][a-z0-9_]* (small letters, digits, underscores); "
@@ -120,7 +134,8 @@ class Workspace:
             raise CurateError(f"the {kind} name '{name}' is a word of SQL; '{name}_{kind}' would do.")
         taken = self.names().get(name, kind)
         if taken != kind:
-            raise CurateError(f"the {kind} name '{name}' is taken: it is {_a(taken)}; choose another with --name.")
+            option = "--vectors" if kind == "vectors" else "--name"
+            raise CurateError(f"the {kind} name '{name}' is taken: it is {_a(taken)}; choose another with {option}.")
 
     @cached_property
     def _sql_words(self) -> frozenset[str]:
@@ -137,17 +152,27 @@ class Workspace:
         return shards
 
     def require(self, kind: str, name: str) -> None:
-        """Refuse a score, target or manifest that is not there, naming the nearest."""
-        have = {"score": self.score_names, "target": self.target_names, "manifest": self.manifest_names}[kind]()
-        if name not in have:
+        """Refuse a score, vectors, a target or manifest that is not there, naming the nearest."""
+        if name not in (have := self.having(kind)):
             raise CurateError(f"{self.path} has no {kind} '{name}': {nearest(name, have)}")
+
+    def having(self, kind: str) -> list[str]:
+        """The names of all scores, vectors, targets or manifests."""
+        if kind in TABLES:
+            return self.table_names(kind)
+        return self.target_names() if kind == "target" else self.manifest_names()
 
     def n_rows(self) -> int:
         return sum(shard.rows for shard in self.shards())
 
 
+def recipe_file(kind: str) -> str:
+    """The file that says what a table is made of, without which it counts for nothing."""
+    return f"{kind}.json"
+
+
 def _a(kind: str) -> str:
-    return kind if kind.startswith("a ") else f"a {kind}"
+    return kind if kind.startswith("a ") or kind == "vectors" else f"a {kind}"
 
 
 def suggest_name(text: str) -> str:
@@ -180,13 +205,13 @@ def open_workspace(path: str | os.PathLike[str], create: bool = True) -> Workspa
 
 def _mend(ws: Workspace) -> None:
     """Finish what killed processes left half done: swaps of scores, removals, accounts of the ledger."""
-    scores = ws.path / "scores"
-    for fresh in scores.glob(".*.fresh"):
-        name = fresh.name[1 : -len(".fresh")]
-        if (fresh / _COMPLETE).exists():
-            with contextlib.suppress(CurateError), claim(ws.path, f"score {name}"):  # else its writer lives, and will
-                ws.finish_swap(name)
-    sweep_dropped(scores)
+    for kind, folder in TABLES.items():
+        for fresh in (ws.path / folder).glob(".*.fresh"):
+            name = fresh.name[1 : -len(".fresh")]
+            if (fresh / _COMPLETE).exists():
+                with contextlib.suppress(CurateError), claim(ws.path, f"{kind} {name}"):  # else its writer lives
+                    ws.finish_swap(kind, name)
+        sweep_dropped(ws.path / folder)
     settle(ws.path)
 
 

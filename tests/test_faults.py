@@ -68,9 +68,9 @@ def test_a_kill_during_the_swap_of_fresh_loses_neither_table(sample_ws: Workspac
         from curate.scores.length import Length
         from curate.workspace import Workspace
 
-        left, swap = int(sys.argv[2]), Workspace.swap_score
+        left, swap = int(sys.argv[2]), Workspace.swap_table
 
-        def armed(self, name):
+        def armed(self, kind, name):
             def dying(change):
                 def call(*args, **kwargs):
                     global left
@@ -81,9 +81,9 @@ def test_a_kill_during_the_swap_of_fresh_loses_neither_table(sample_ws: Workspac
                 return call
             for module, what in ((os, "replace"), (shutil, "rmtree"), (storage, "put")):
                 setattr(module, what, dying(getattr(module, what)))
-            swap(self, name)
+            swap(self, kind, name)
 
-        Workspace.swap_score = armed
+        Workspace.swap_table = armed
         curate.score(curate.open_workspace(sys.argv[1]), Length(of="whole"), fresh=True)
     """
     from curate.scores.length import Length

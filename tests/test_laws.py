@@ -15,10 +15,13 @@ import pytest
 
 import curate
 from curate.method import Budget, Candidates, Target, find, help_text, names, run, settings_help
-from curate.models.forward import LanguageModel, score_samples
+from curate.models.forward import score_samples
+from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice
-from curate.tasks import score_table
+from curate.models.sentence_encoder import SentenceEncoder
+from curate.tables import score_table
 from curate.text import Text
+from curate.vectors import Vectors
 from tests.conftest import SAMPLE, tree_bytes
 
 KINDS = ("score", "selector", "export", "executor")
@@ -43,8 +46,20 @@ def tiny() -> LanguageModel:
     return LanguageModel(ModelChoice("tiny"))
 
 
+@functools.cache
+def encoder() -> SentenceEncoder:
+    return SentenceEncoder(ModelChoice("minilm"))
+
+
 def models_of(method: Any) -> dict[str, ModelChoice]:
-    return dict.fromkeys(method.models, ModelChoice("tiny"))
+    """The tiny model in every role, but for those that have a usual model."""
+    return {role: ModelChoice(method.usual_models.get(role, "tiny")) for role in method.models}
+
+
+def vectors(method: Any, samples: list[dict[str, Any]], subtasks: Any = ()) -> Vectors:
+    models = {role: encoder() if role == "encoder" else tiny() for role in method.models}
+    found = score_samples(models, samples, {"x": method.vectors()})[0]["x"]
+    return Vectors.of(found["vector"], found["error"], subtasks)
 
 
 def computed(method: Any, batches: list[Text], target: Target | None) -> list[Any]:
@@ -53,6 +68,10 @@ def computed(method: Any, batches: list[Text], target: Target | None) -> list[An
         return run(method, batches, target)
     (step,) = method.passes(target)
     samples = [batch.frame.select("messages", "text").to_dicts() for batch in batches]
+    if method.vectors():
+        assert target is not None and step.open is not None
+        aim = vectors(method, target.text.frame.select("messages", "text").to_dicts(), target.subtasks)
+        return [step.map(vectors(method, batch), step.open(aim)) for batch in samples]
     models = dict.fromkeys(method.models, tiny())
     return [score_samples(models, batch, {"x": step})[0]["x"] for batch in samples]
 

@@ -20,19 +20,22 @@ from transformers import AutoModelForCausalLM
 import curate
 from curate.errors import CurateError
 from curate.models.batches import by_length
-from curate.models.forward import LanguageModel, forward_flops, score_samples
+from curate.models.forward import forward_flops, score_samples
+from curate.models.language_model import LanguageModel
 from curate.models.load import TINY, ModelChoice, load, resolve
 from curate.models.tokens import encode, render
 from curate.scores.bm25 import Bm25
 from curate.scores.el2n import El2n
+from curate.scores.embed_lm import EmbedLm
 from curate.scores.entropy import Entropy
 from curate.scores.ifd import Ifd
 from curate.scores.length import Length
 from curate.scores.nll import Nll
 from curate.scores.rho import Rho
+from curate.vectors import Vectors
 from curate.workspace import Workspace
 from tests.conftest import ROOT, SAMPLE, run_and_kill, write_jsonl
-from tests.oracles.language_model import ifd, token_scores
+from tests.oracles.language_model import ifd, position_weighted, token_scores
 from tests.templates import FAMILIES, FORGETFUL, MARKED
 
 METHODS = (Nll(), Entropy(), El2n())
@@ -172,13 +175,19 @@ def test_a_real_model_from_a_gguf_file_equals_the_slow_reference(smollm2: Path, 
     lines = (shared / "pool/gsm8k.jsonl").read_text().strip().split("\n")
     real = sorted((chat(r["question"], r["answer"]) for r in map(json.loads, lines)), key=lambda s: len(str(s)))[:64]
     model = LanguageModel(ModelChoice(str(smollm2), batch_tokens=1000))
-    columns = scored(model, real)
-    slow = model.model.double()
+    methods = (*METHODS, Ifd(above_one="keep"))
+    passes = {m.name: m.passes(None)[0] for m in methods} | {"embed_lm": EmbedLm().vectors()}
+    columns, _ = score_samples({"base": model}, real, passes)
+    vectors = Vectors.of(columns["embed_lm"]["vector"]).unit
+    slow, begin = model.model.double(), model.tokenizer.bos_token_id
     for i, one in enumerate(encode(model.tokenizer, real, model.context)):
         assert model.tokenizer.decode(one.ids[one.supervised]) == real[i]["messages"][1]["content"] + "<|im_end|>"
         want = token_scores(slow, one.ids.tolist(), one.supervised.tolist())
         for name, found in (("nll", "nll"), ("entropy", "score"), ("el2n", "score")):
             assert columns[name][found][i] == pytest.approx(want[name], rel=1e-5), name
+        ratio = ifd(slow, one.ids.tolist(), one.supervised.tolist(), begin)
+        assert columns["ifd"]["score"][i] == pytest.approx(ratio, rel=1e-5)
+        assert np.abs(vectors[i] - position_weighted(slow, one.ids.tolist())).max() < 1e-5
     half = tmp_path / "half.gguf"
     half.write_bytes(smollm2.read_bytes()[: smollm2.stat().st_size // 2])
     with pytest.raises(CurateError, match="half.gguf"):
@@ -448,7 +457,8 @@ def test_models_and_their_scores_need_no_arrow_polars_duckdb_or_faiss() -> None:
 import sys
 for name in ("pyarrow", "polars", "duckdb", "faiss", "orjson", "datasets", "cloudpickle"):
     sys.modules[name] = None
-from curate.models.forward import LanguageModel, score_samples
+from curate.models.forward import score_samples
+from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice
 from curate.scores.ifd import Ifd
 from curate.scores.nll import Nll

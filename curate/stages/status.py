@@ -6,7 +6,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from curate import query
-from curate.lineage import score_state
+from curate.index import index_problem, record_of
+from curate.lineage import score_state, table_state, target_vectors
 from curate.shards import read_json
 from curate.workspace import Workspace
 
@@ -23,11 +24,12 @@ class Status:
     sources: list[dict[str, Any]] = field(default_factory=list)
     targets: list[dict[str, Any]] = field(default_factory=list)
     scores: list[dict[str, Any]] = field(default_factory=list)
+    vectors: list[dict[str, Any]] = field(default_factory=list)
     manifests: list[dict[str, Any]] = field(default_factory=list)
 
 
 def status(ws: Workspace) -> Status:
-    """The pool by source, targets by split, scores with what is missing or stale, manifests."""
+    """The pool by source, targets by split, scores and vectors with what is missing or stale, manifests."""
     sources = "SELECT source, count(*) AS rows, sum(copies)::BIGINT AS copies, sum(n_chars)::BIGINT AS chars FROM pool"
     by_source = list(query.rows(ws, f"{sources} GROUP BY source ORDER BY rows DESC, source"))
     targets = """SELECT target, count(*) FILTER (split = 'val') AS val, count(*) FILTER (split = 'test') AS test,
@@ -41,6 +43,7 @@ def status(ws: Workspace) -> Status:
         sources=by_source,
         targets=list(query.rows(ws, targets)),
         scores=[_score(ws, name) for name in ws.score_names()],
+        vectors=[_vectors(ws, name) for name in ws.vectors_names()],
         manifests=[_manifest(ws, name) for name in ws.manifest_names()],
     )
 
@@ -55,6 +58,22 @@ def _score(ws: Workspace, name: str) -> dict[str, Any]:
         "nulls": state.nulls,
         "state": state.problem() or "complete",
         "command": state.command() if state.problem() else None,
+    }
+
+
+def _vectors(ws: Workspace, name: str) -> dict[str, Any]:
+    state = table_state(ws, "vectors", name)
+    problem = state.problem()
+    return {
+        "name": name,
+        "method": state.recipe["method"],
+        "model": ", ".join(model["name"] for model in state.recipe.get("models", {}).values()),
+        "targets": ", ".join(target_vectors(ws.table_folder("vectors", name)).names()),
+        "rows": state.rows,
+        "nulls": state.nulls,
+        "index": index_problem(ws, name) or str(record_of(ws, name)),
+        "state": problem or "complete",
+        "command": state.command() if problem else None,
     }
 
 

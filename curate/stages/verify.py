@@ -11,9 +11,9 @@ import numpy as np
 from curate.claims import claim
 from curate.errors import CurateError, CurateFailure
 from curate.fingerprint import ids_as_integers
-from curate.lineage import score_state
+from curate.index import ensure_index, index_path, record_of
+from curate.lineage import TableState, model_choices, table_state, target_vectors
 from curate.method import Executor
-from curate.models.load import ModelChoice
 from curate.shards import Parts, digest, parquet_of, read_json, read_table
 from curate.stages.score import score
 from curate.storage import Location, remove_tree
@@ -24,7 +24,7 @@ from curate.workspace import Workspace
 class Damage:
     """One part that is not what its record says. remedy: what mends it, where `repair` cannot."""
 
-    kind: str  # pool, rejects, copies, target, score, prepared, manifest
+    kind: str  # pool, rejects, copies, target, score, vectors, prepared, manifest
     name: str  # of the score, target, manifest or folder
     part: str
     what: str
@@ -61,8 +61,12 @@ def verify(
         _note(result, _originals(ws, name))
     for folder in sorted((ws.path / "prepared").glob("*")):
         _note(result, _prepared(ws, folder, repair))
+    for name in ws.vectors_names():  # before the scores, which are made of them
+        _note(result, _table(ws, "vectors", name, repair, find, executor))
+        _note(result, _aims(ws, name, repair))
+        _note(result, _index(ws, name, repair))
     for name in ws.score_names():
-        _note(result, _score(ws, name, repair, find, executor))
+        _note(result, _table(ws, "score", name, repair, find, executor))
     for name in ws.manifest_names():
         _note(result, _manifest(ws, name))
     return result
@@ -148,10 +152,46 @@ def _prepared(ws: Workspace, folder: Location, repair: bool) -> _Seen:
     yield from damaged
 
 
-def _score(
-    ws: Workspace, name: str, repair: bool, find: Callable[[str, str], Any] | None, executor: Executor | None
+def _aims(ws: Workspace, name: str, repair: bool) -> _Seen:
+    """The vectors of targets."""
+    state, parts = table_state(ws, "vectors", name), target_vectors(ws.table_folder("vectors", name))
+    for target in _named(parts):
+        problem, data = _problem(parts, target, parts.record(target))
+        if not problem:
+            yield len(data)
+            continue
+        if repair:
+            with claim(ws.path, f"vectors {name}"):
+                parts.remove(target)
+        remedy = f"--repair removes it, and `{state.command(target)}` makes it again"
+        yield Damage("vectors", name, f"targets/{target}", problem, remedy, repair)
+
+
+def _index(ws: Workspace, name: str, repair: bool) -> _Seen:
+    record, path = record_of(ws, name), index_path(ws, name)
+    if record is None:
+        return
+    data = path.read_bytes() if path.exists() else b""
+    problem = _wrong(data, record.sha256, record.bytes) if path.exists() else "is not there"
+    if problem is None:
+        yield len(data)
+        return
+    if repair:
+        with claim(ws.path, f"vectors {name}"):
+            path.with_suffix(".json").unlink(missing_ok=True)
+            ensure_index(ws, name)
+    yield Damage("vectors", name, "index.faiss", problem, "--repair builds it again", repair)
+
+
+def _table(
+    ws: Workspace,
+    kind: str,
+    name: str,
+    repair: bool,
+    find: Callable[[str, str], Any] | None,
+    executor: Executor | None,
 ) -> _Seen:
-    state, parts = score_state(ws, name), Parts(ws.score_folder(name))
+    state, parts = table_state(ws, kind, name), Parts(ws.table_folder(kind, name))
     shards = {shard.name: shard for shard in ws.shards()}
     damaged = []
     for part in _named(parts):
@@ -160,16 +200,16 @@ def _score(
         if not problem and record:
             problem = _other_rows(data, record, read_ids(shards[part].path) if part in shards else None)
         if problem:
-            damaged.append(Damage("score", name, part, problem, "--repair computes it again", repair))
+            damaged.append(Damage(kind, name, part, problem, "--repair computes it again", repair))
         else:
             yield len(data)
     if damaged and repair:
-        with claim(ws.path, f"score {name}"):
+        with claim(ws.path, f"{kind} {name}"):
             for damage in damaged:
                 parts.remove(damage.part)
             remove_tree(parts.folder / "_units")
         if state.stale is None:
-            _again(ws, name, state.recipe, find, executor)
+            _again(ws, state, find, executor)
     yield from damaged
 
 
@@ -192,19 +232,24 @@ def _other_rows(data: bytes, record: Mapping[str, Any], pool: np.ndarray | None)
 
 def _again(
     ws: Workspace,
-    name: str,
-    recipe: Mapping[str, Any],
+    state: TableState,
     find: Callable[[str, str], Any] | None,
     executor: Executor | None,
 ) -> None:
     if find is None:
         raise CurateError("to repair scores, say how methods are found: verify(ws, repair=True, find=curate.find).")
+    recipe = state.recipe
     method = find("score", recipe["method"])(**recipe["settings"])
-    models = {
-        role: ModelChoice(**{key: value for key, value in model.items() if key != "weights"})
-        for role, model in recipe.get("models", {}).items()
-    }
-    score(ws, method, target=recipe["target"], names={method.name: name}, executor=executor, models=models)
+    vectors = state.name if state.kind == "vectors" else recipe.get("vectors")
+    score(
+        ws,
+        method,
+        target=recipe.get("target"),
+        names={method.name: state.name} if state.kind == "score" else {},
+        vectors={method.name: vectors} if vectors else {},
+        executor=executor,
+        models=model_choices(recipe),
+    )
 
 
 def _manifest(ws: Workspace, name: str) -> _Seen:

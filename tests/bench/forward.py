@@ -25,7 +25,8 @@ from typing import Any
 import torch
 
 from curate.method import Score
-from curate.models.forward import LanguageModel, Usage, score_samples
+from curate.models.forward import Usage, score_samples
+from curate.models.language_model import LanguageModel
 from curate.models.load import TINY, ModelChoice
 from curate.models.tokens import Encoded, encode
 from curate.scores.el2n import El2n

@@ -29,3 +29,13 @@ def ifd(model: Any, ids: list[int], supervised: list[bool], begin: int) -> float
     answer = [token for token, s in zip(ids, supervised, strict=True) if s]
     alone = token_scores(model, [begin, *answer], [False] + [True] * len(answer))
     return token_scores(model, ids, supervised)["nll"] / alone["nll"]
+
+
+@torch.no_grad()
+def position_weighted(model: Any, ids: list[int]) -> list[float]:
+    """The unit vector of a sample: the mean of its last states in which the l-th token has weight l."""
+    states = model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+    total = torch.zeros_like(states[0])
+    for place, state in enumerate(states, start=1):
+        total += place * state
+    return (total / torch.linalg.norm(total)).tolist()

@@ -1,0 +1,210 @@
+"""The index beside vectors: what it covers, and whether that is what there is.
+
+    vectors/NAME/index.faiss, index.json      the index, and the parts it covers, by their SHA-256
+
+It answers with positions in the pool. It is built when vectors have been made, and again when it is older than they
+are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curate.costs import charged
+from curate.errors import CurateError
+from curate.fingerprint import keyed_uniform
+from curate.lineage import table_state
+from curate.shards import Parts, digest, read_json, read_table, write_json
+from curate.storage import Location, put
+from curate.tables import vectors_of
+from curate.vector_index import bytes_per_number, kind, load_faiss, on_gpu, untrained
+from curate.vectors import similarities
+from curate.workspace import Workspace
+
+_RECALL, _ASKED, _NEAREST = 0.97, 256, 10  # probes are added until so many of the ten nearest of 256 vectors are found
+_PER_LIST = 64  # vectors for each list that its centre is learnt from
+
+
+# --- what an index covers --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Record:
+    """index.json. parts: name -> SHA-256 of the vectors it holds. rows: vectors in it, which leave out the samples that
+    have none. recall: of the ten nearest, measured when it was built (1 where the search is exact)."""
+
+    parts: dict[str, str]
+    rows: int
+    kind: str
+    lists: int
+    probes: int
+    recall: float
+    bytes: int
+    sha256: str
+
+    def __str__(self) -> str:
+        if not self.lists:
+            return f"an exact index of {self.rows:,} vectors"
+        return (
+            f"an index of {self.rows:,} vectors in {self.lists:,} lists, {self.probes} of them searched "
+            f"(recall of the {_NEAREST} nearest {self.recall:.3f})"
+        )
+
+
+def index_path(ws: Workspace, name: str) -> Location:
+    return ws.table_folder("vectors", name) / "index.faiss"
+
+
+def record_of(ws: Workspace, name: str) -> Record | None:
+    """What the index covers; null where there is none, or none that can be read."""
+    path = index_path(ws, name).with_suffix(".json")
+    try:
+        return Record(**read_json(path))
+    except (FileNotFoundError, ValueError, TypeError):  # a record cut by a loss of power vouches for nothing
+        return None
+
+
+def index_problem(ws: Workspace, name: str) -> str | None:
+    """What is wrong with the index, as the end of a sentence; null where it covers the vectors as they are."""
+    record, path = record_of(ws, name), index_path(ws, name)
+    if record is None or not path.exists():
+        return "has no index"
+    if record.parts != _parts(ws, name):
+        return "has an index older than its vectors"
+    return None
+
+
+def _parts(ws: Workspace, name: str) -> dict[str, str]:
+    """The committed parts that belong to the pool as it is, and their checksums."""
+    records = Parts(ws.table_folder("vectors", name)).records()
+    return {shard.name: records[shard.name]["sha256"] for shard in table_state(ws, "vectors", name).done}
+
+
+# --- building --------------------------------------------------------------------------------------------
+
+
+def ensure_index(ws: Workspace, name: str) -> str:
+    """Build the index where there is none or it is older than its vectors. Only for the claim's holder.
+
+    Returns what there is in words; an index that cannot be had (no FAISS, or more than half of the memory that is free)
+    is left out and said so.
+    """
+    record = record_of(ws, name)
+    if record is not None and index_problem(ws, name) is None:
+        return str(record)
+    index_path(ws, name).with_suffix(".json").unlink(missing_ok=True)
+    try:
+        faiss = load_faiss()
+    except CurateError as error:
+        return f"no index: {error}"
+    parts = _parts(ws, name)
+    counts = _counts(ws, name)
+    rows, width = sum(counts), _width(ws, name)
+    if not rows:
+        return "no index: no sample has a vector"
+    need, free = rows * width * bytes_per_number(rows, width), _free_memory()
+    if need > free / 2:
+        return f"no index: it would take {need / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free"
+    with charged(ws.path, "index", methods=["faiss"], name=name, phase="build") as meter:
+        meter.samples = rows
+        index, lists = untrained(rows, width)
+        if lists:
+            index.train(_some(ws, name, min(1.0, _PER_LIST * lists / rows)))
+        for place, unit in _blocks(ws, name):
+            index.add_with_ids(unit, place)
+        probes, recall = _tuned(faiss, ws, name, index, rows) if lists else (0, 1.0)
+        data = memoryview(faiss.serialize_index(index))
+        put(index_path(ws, name), data)
+        record = Record(parts, rows, kind(lists, width), lists, probes, recall, len(data), digest(data))
+        write_json(index_path(ws, name).with_suffix(".json"), asdict(record))
+    return str(record)
+
+
+def _tuned(faiss: Any, ws: Workspace, name: str, index: Any, rows: int) -> tuple[int, float]:
+    """How many lists to search, and the recall measured with that: of the nearest others, against an exact search."""
+    asked = _some(ws, name, min(1.0, _ASKED / rows))[: 2 * _ASKED]
+    wanted = nearest_exactly(ws, name, asked, _NEAREST + 1)[0]
+    probes, recall = 1, 0.0
+    while True:
+        faiss.extract_index_ivf(index).nprobe = probes
+        found = index.search(asked, _NEAREST + 1)[1]
+        # The first is the vector itself, which is no merit to find.
+        recall = float(np.mean([len(set(w[1:]) & set(f)) / _NEAREST for w, f in zip(wanted, found, strict=True)]))
+        if recall >= _RECALL or probes >= index.nlist:
+            return min(probes, index.nlist), recall
+        probes *= 2
+
+
+def _blocks(ws: Workspace, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All vectors, part by part: their positions in the pool, int64 [n], and themselves, float32 [n, D]."""
+    parts = Parts(ws.table_folder("vectors", name))
+    for shard in table_state(ws, "vectors", name).done:
+        found = vectors_of(read_table(parts.path(shard.name), ["vector", "norm", "error"]))
+        there = np.flatnonzero(found.there)
+        yield shard.start + there, np.ascontiguousarray(found.unit[there], np.float32)
+
+
+def _some(ws: Workspace, name: str, share: float) -> np.ndarray:
+    """A share of the vectors, drawn by their positions, float32 [n, D]."""
+    drawn = [unit[keyed_uniform(place.astype(np.uint64), 0, "index") < share] for place, unit in _blocks(ws, name)]
+    return np.concatenate(drawn)
+
+
+def _counts(ws: Workspace, name: str) -> list[int]:
+    records = Parts(ws.table_folder("vectors", name)).records()
+    done = table_state(ws, "vectors", name).done
+    return [records[shard.name]["rows"] - records[shard.name]["nulls"] for shard in done]
+
+
+def _width(ws: Workspace, name: str) -> int:
+    records = Parts(ws.table_folder("vectors", name)).records()
+    done = table_state(ws, "vectors", name).done
+    return int(records[done[0].name]["schema"]["vector"].rpartition("[")[2].rstrip("]")) if done else 0
+
+
+def _free_memory() -> float:
+    told = Path("/proc/meminfo")
+    if told.exists():
+        lines = dict(line.split(":") for line in told.read_text().splitlines())
+        return float(lines["MemAvailable"].split()[0]) * 1024
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+# --- asking ----------------------------------------------------------------------------------------------
+
+
+def search(ws: Workspace, name: str, asked: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k vectors nearest to each of Q unit vectors [Q, D]: positions in the pool, int64 [Q, k], and cosines.
+
+    Fewer than k are padded with position -1. Raises CurateError where the index is not there or older than its vectors.
+    """
+    if problem := index_problem(ws, name):
+        raise CurateError(f"the vectors '{name}': {problem}.")
+    record, faiss = record_of(ws, name), load_faiss()
+    assert record is not None
+    data = index_path(ws, name).read_bytes()
+    if len(data) != record.bytes:
+        raise CurateError(f"{index_path(ws, name)} is cut or damaged; remove it, and it is built again.")
+    index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+    if record.lists:
+        faiss.extract_index_ivf(index).nprobe = record.probes
+    near, at = on_gpu(faiss, index).search(np.ascontiguousarray(asked, np.float32), k)
+    return at, near
+
+
+def nearest_exactly(ws: Workspace, name: str, asked: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `search`, by looking at every vector: no index, and none of its memory."""
+    at, near = np.full((len(asked), k), -1), np.full((len(asked), k), -np.inf)
+    for place, unit in _blocks(ws, name):
+        here = similarities(unit, asked).T
+        both = np.concatenate([near, here], axis=1)
+        places = np.concatenate([at, np.broadcast_to(place, here.shape)], axis=1)
+        best = np.argsort(-both, axis=1, kind="stable")[:, :k]
+        at, near = np.take_along_axis(places, best, 1), np.take_along_axis(both, best, 1)
+    return at, near

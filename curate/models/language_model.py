@@ -1,0 +1,99 @@
+"""A language model: what it makes of the supervised tokens, and its last layer's states.
+
+Only the supervised positions go through the output head, in pieces, so that the logits of a batch never stand in memory
+at once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from curate.errors import CurateError
+from curate.method import Leg
+from curate.models.forward import Key, Model, Usage, forward_flops, wide
+from curate.models.load import ModelChoice, load
+from curate.models.tokens import Encoded
+from curate.signals import Forward, Logits
+
+_PIECE = 1 << 24  # logits that stand in memory at once
+
+
+class LanguageModel(Model):
+    """A causal language model: its body and its output head."""
+
+    def __init__(self, choice: ModelChoice):
+        model, tokenizer = load(choice)
+        super().__init__(choice, model, tokenizer, _context(model.config, tokenizer, choice))
+        self.body: Any = self.model.base_model
+        self.head: Any = self.model.get_output_embeddings()
+        self.plain_head = self._has_plain_head()
+
+    def _has_plain_head(self) -> bool:
+        """Whether the logits are the head's product with the last states: some models scale or cap them."""
+        ids = torch.arange(4, device=self.device)[None] % self.model.config.vocab_size
+        with torch.inference_mode():
+            said = self.model(input_ids=ids, use_cache=False).logits
+            made = self.head(self.body(input_ids=ids, use_cache=False).last_hidden_state)
+        return said.shape == made.shape and bool(torch.equal(said, made))
+
+    @torch.inference_mode()
+    def _batch(self, encoded: Sequence[Encoded], legs: Mapping[Key, Leg]) -> tuple[dict[Key, Forward], Usage]:
+        lengths = np.array([len(one.ids) for one in encoded])
+        ids, valid, supervised = self._padded(encoded, int(lengths.max()))
+        states, logits = self._states(ids, valid)
+        counts = supervised.sum(1)
+        values = self._per_token(states, logits, ids, supervised, legs)
+        hidden = wide(states) * valid[:, :, None] if any(leg.hidden for leg in legs.values()) else None
+        given = {
+            key: Forward(values.get(key), counts.cpu().numpy(), hidden if leg.hidden else None, lengths)
+            for key, leg in legs.items()
+        }
+        n = int(counts.sum()) if values else 0
+        usage = self.usage(int(lengths.sum()), ids.numel(), cut=sum(one.cut for one in encoded))
+        batch, longest = ids.shape
+        usage.flops = forward_flops(self.model, batch, longest, n if self.plain_head else ids.numel() * bool(values))
+        usage.flops_paper = 2.0 * self.n_params * usage.tokens
+        return given, usage
+
+    def _states(self, ids: Tensor, valid: Tensor) -> tuple[Tensor, Tensor | None]:
+        """The last layer's states [B, T, D]; and the logits [B, T, V] of a model whose head is not a plain product."""
+        mask = valid.long()
+        if self.plain_head:
+            return self.body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state, None
+        out = self.model(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
+        return out.hidden_states[-1], out.logits
+
+    def _per_token(
+        self, states: Tensor, logits: Tensor | None, ids: Tensor, supervised: Tensor, legs: Mapping[Key, Leg]
+    ) -> dict[Key, np.ndarray]:
+        """What each leg asks for at the supervised tokens, float64 [S]; the token at t is predicted at t - 1."""
+        asked = {key: leg.per_token for key, leg in legs.items() if leg.per_token}
+        if not asked:
+            return {}
+        at = supervised[:, 1:]
+        labels, source = ids[:, 1:][at], (states if logits is None else logits)[:, :-1][at]
+        size = max(1, _PIECE // self.model.config.vocab_size)
+        pieces: dict[Key, list[Tensor]] = {key: [] for key in asked}
+        for start in range(0, len(labels), size):
+            piece = source[start : start + size]
+            log_p = torch.log_softmax(wide(self.head(piece) if logits is None else piece), dim=-1)
+            here = Logits(log_p, labels[start : start + size])
+            for key, f in asked.items():
+                pieces[key].append(f(here))
+        empty = torch.zeros(0)
+        return {key: torch.cat(found or [empty]).double().cpu().numpy() for key, found in pieces.items()}
+
+
+def _context(config: Any, tokenizer: Any, choice: ModelChoice) -> int:
+    most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 30
+    most = min(most, tokenizer.model_max_length)
+    if choice.context > most:
+        raise CurateError(
+            f"model.context={choice.context} is more than the {most} tokens that {choice.name} was made for."
+        )
+    return choice.context or int(most)

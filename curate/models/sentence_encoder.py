@@ -1,0 +1,85 @@
+"""A sentence encoder in sentence-transformers' layout: a transformer, its states pooled to a vector of a text."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from curate.errors import CurateError
+from curate.method import Leg
+from curate.models.forward import Key, Model, Usage, forward_flops, wide
+from curate.models.load import ModelChoice, load_encoder, resolve
+from curate.models.tokens import Encoded
+from curate.signals import Forward
+
+_KNOWN = ("Transformer", "Pooling", "Normalize")  # modules that are computed here; length is divided out afterwards
+
+
+class SentenceEncoder(Model):
+    """A sentence encoder: its transformer, and how it pools ('mean', 'cls' or 'lasttoken')."""
+
+    def __init__(self, choice: ModelChoice):
+        folder = resolve(choice.name)
+        self.pooling = _pooling(folder)
+        model, tokenizer = load_encoder(choice)
+        model.pooler = None  # of BERT's, which nothing here asks
+        super().__init__(choice, model, tokenizer, _context(folder, model.config, tokenizer, choice))
+
+    @torch.inference_mode()
+    def _batch(self, encoded: Sequence[Encoded], legs: Mapping[Key, Leg]) -> tuple[dict[Key, Forward], Usage]:
+        lengths = np.array([len(one.ids) for one in encoded])
+        ids, valid, _ = self._padded(encoded, int(lengths.max()))
+        states = self.model(input_ids=ids, attention_mask=valid.long()).last_hidden_state
+        pooled = self._pooled(wide(states), valid)
+        given = {key: Forward(None, np.zeros(len(ids), np.int64), None, lengths, pooled) for key in legs}
+        usage = self.usage(int(lengths.sum()), ids.numel(), cut=sum(one.cut for one in encoded))
+        usage.flops = forward_flops(self.model, len(ids), ids.shape[1], head_rows=0)
+        usage.flops_paper = 2.0 * self.n_params * usage.tokens
+        return given, usage
+
+    def _pooled(self, states: Tensor, valid: Tensor) -> Tensor:
+        """One vector of each text, [B, D], from the states [B, T, D] of its valid tokens, bool [B, T]."""
+        if self.pooling == "cls":
+            return states[:, 0]
+        if self.pooling == "lasttoken":
+            return states[torch.arange(len(states), device=states.device), valid.sum(1) - 1]
+        return (states * valid[:, :, None]).sum(1) / valid.sum(1, keepdim=True)
+
+
+def _pooling(folder: Path) -> str:
+    """How the encoder pools, from its folder. Raises CurateError where that is not known here."""
+    layout = folder / "modules.json"
+    if not folder.is_dir() or not layout.exists():
+        raise CurateError(
+            f"{folder} is no sentence encoder (it has no modules.json, as sentence-transformers writes); name one by "
+            "--model encoder=MODEL, such as minilm; embed_lm takes the states of a language model."
+        )
+    modules = json.loads(layout.read_text(encoding="utf-8"))
+    kinds = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
+    if unknown := sorted(set(kinds) - set(_KNOWN)):
+        raise CurateError(f"{folder} has the module {unknown[0]}, which is not computed here; name another encoder.")
+    said = json.loads((folder / kinds["Pooling"] / "config.json").read_text(encoding="utf-8"))
+    names = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "lasttoken"}
+    modes = [name for name, on in said.items() if name.startswith("pooling_mode_") and on is True]
+    mode = said.get("pooling_mode") or (names.get(modes[0].removeprefix("pooling_mode_")) if len(modes) == 1 else None)
+    if mode not in names.values():
+        raise CurateError(f"{folder} pools by {mode or ' and '.join(modes)}, which is not computed here.")
+    return str(mode)
+
+
+def _context(folder: Path, config: Any, tokenizer: Any, choice: ModelChoice) -> int:
+    """Tokens a text is cut to: as many as the encoder's authors say, unless the user says otherwise."""
+    most = min(getattr(config, "max_position_embeddings", None) or 1 << 30, tokenizer.model_max_length)
+    said = folder / "sentence_bert_config.json"
+    own = json.loads(said.read_text(encoding="utf-8")).get("max_seq_length") if said.exists() else None
+    if choice.context > most:
+        raise CurateError(
+            f"model.context={choice.context} is more than the {most} tokens that {choice.name} was made for."
+        )
+    return choice.context or min(own or most, most)

@@ -1,0 +1,134 @@
+"""`curate neighbors`: the samples most like a text or another sample, by stored vectors and their index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from curate import query
+from curate.claims import claim
+from curate.costs import charged
+from curate.errors import CurateError
+from curate.index import ensure_index, index_problem, search
+from curate.lineage import TableState, model_choices, table_state
+from curate.models.load import weights_fingerprint
+from curate.shards import Parts, read_table
+from curate.tables import vectors_of
+from curate.vectors import Vectors
+from curate.workspace import Workspace
+
+
+@dataclass
+class Neighbors:
+    """The samples found, the nearest first: rank, similarity (cosine), id, source, row, text."""
+
+    vectors: str
+    found: list[dict[str, Any]]
+    warnings: list[str] = field(default_factory=list)
+
+
+def neighbors(
+    ws: Workspace,
+    vectors: str,
+    *,
+    text: str | None = None,
+    id: str | None = None,
+    k: int = 10,
+    find: Callable[[str, str], Any] | None = None,
+) -> Neighbors:
+    """The k samples nearest to a text, or to the sample of an id (which is left out).
+
+    A text goes through the model that made the vectors; find(kind, name) gives the class of the method that did. An
+    index that is missing or older than the vectors is built first, and that is said.
+
+    Raises CurateError for unknown vectors or id, a sample without a vector, or a model that has changed since.
+    """
+    if (text is None) == (id is None):
+        raise CurateError("say what to be near to: --text 'some words', or --id of a sample.")
+    if text is not None and not text.strip():
+        raise CurateError("--text is empty; give some words.")
+    if k < 1:
+        raise CurateError(f"-k {k}: a number of samples is 1 or more.")
+    state = table_state(ws, "vectors", vectors)
+    result = Neighbors(vectors, [])
+    if problem := state.problem():
+        result.warnings.append(f"{state} {problem}; run `{state.command()}`")
+    row = _row_of(ws, id) if id is not None else None
+    asked = _stored(ws, state, row) if row is not None else _encoded(ws, state, text or "", find)
+    if problem := index_problem(ws, vectors):
+        with claim(ws.path, f"vectors {vectors}"):
+            built = ensure_index(ws, vectors)
+        if index_problem(ws, vectors):
+            raise CurateError(f"{state} {problem}, and it cannot be built: {built.removeprefix('no index: ')}")
+        result.warnings.append(f"{state} {problem.replace('has', 'had')}; built {built}")
+    at, near = search(ws, vectors, asked, k + (row is not None))
+    places = [(int(p), float(s)) for p, s in zip(at[0], near[0], strict=True) if p >= 0 and p != row][:k]
+    shown = _shown(ws, [p for p, _ in places])
+    result.found = [{"rank": i, "similarity": s, **shown[p]} for i, (p, s) in enumerate(places)]
+    return result
+
+
+def _row_of(ws: Workspace, id: str) -> int:
+    quoted = id.replace("'", "''")
+    rows = list(query.rows(ws, f"SELECT row FROM pool WHERE id = '{quoted}'"))
+    if not rows:
+        raise CurateError(f"{ws.path} has no sample '{id}'; ids are 16 hex digits, as `curate sql` shows them.")
+    return int(rows[0]["row"])
+
+
+def _stored(ws: Workspace, state: TableState, row: int) -> np.ndarray:
+    """The vector of a sample, float32 [1, D]."""
+    parts = Parts(ws.table_folder("vectors", state.name))
+    for shard in state.done:
+        if shard.start <= row < shard.start + shard.rows:
+            place = row - shard.start
+            found = vectors_of(read_table(parts.path(shard.name), None, (place, place + 1)))
+            if found.there[0]:
+                return found.unit.astype(np.float32)
+            raise CurateError(f"that sample has no vector in '{state.name}': {found.error[0]}.")
+    raise CurateError(f"{state} do not have that sample yet; run `{state.command()}`.")
+
+
+def _encoded(ws: Workspace, state: TableState, text: str, find: Callable[[str, str], Any] | None) -> np.ndarray:
+    """The vector of a text by the model that made the vectors, float32 [1, D]."""
+    from curate.models.forward import score_samples
+    from curate.models.roles import load_roles
+
+    if find is None:
+        raise CurateError("to ask by text, say how methods are found: neighbors(ws, …, find=curate.find).")
+    recipe = state.recipe
+    models = model_choices(recipe)
+    for role, choice in models.items():
+        if weights_fingerprint(choice) != recipe["models"][role]["weights"]:
+            raise CurateError(
+                f"{state} were made with other weights than {choice.name} has now; run `{state.command()} --fresh`."
+            )
+    step = find("score", recipe["method"])(**recipe["settings"]).vectors()
+    with charged(ws.path, "neighbors", methods=[recipe["method"]], name=state.name, phase="forward") as meter:
+        meter.samples = 1
+        columns, usage = score_samples(load_roles(models), [{"messages": None, "text": text}], {"x": step})
+        meter.add(usage)
+    found = Vectors.of(columns["x"]["vector"], columns["x"]["error"])
+    if not found.there[0]:
+        raise CurateError(f"--text {text!r} {found.error[0]}; give some words.")
+    return found.unit.astype(np.float16).astype(np.float32)  # as it would be stored
+
+
+def _shown(ws: Workspace, places: list[int]) -> Mapping[int, dict[str, Any]]:
+    """Samples by their position in the pool, with their contents as one text."""
+    if not places:
+        return {}
+    listed = ", ".join(map(str, places))
+    rows = query.rows(ws, f"SELECT row, id, source, messages, text FROM pool WHERE row IN ({listed})")
+    return {
+        r["row"]: {
+            "id": r["id"],
+            "source": r["source"],
+            "row": r["row"],
+            "text": r["text"] if r["messages"] is None else "\n".join(m["content"] or "" for m in r["messages"]),
+        }
+        for r in rows
+    }

@@ -1,0 +1,107 @@
+"""Vectors of samples and of a target, and how near they are. Plain arrays: knows no file, no model and no method."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from curate.errors import CurateError
+
+Aggregate = Literal["mean", "max", "subtask_max"]
+_BLOCK = 1 << 22  # numbers of vectors that are widened at once
+
+
+@dataclass(frozen=True)
+class Vectors:
+    """N vectors of D numbers, apart from their length.
+
+    unit: [N, D] of length 1, float16 as stored or wider; zero where there is none. norm: float32 [N], the length
+    before; not a number where there is none. error: object [N], why there is none, '' where there is one. subtasks: of
+    a target's samples, the sub-task of each.
+    """
+
+    unit: np.ndarray
+    norm: np.ndarray
+    error: np.ndarray
+    subtasks: tuple[str, ...] = ()
+
+    @classmethod
+    def of(cls, raw: np.ndarray, error: Sequence[str] | None = None, subtasks: Sequence[str] = ()) -> Vectors:
+        """Vectors of any length, [N, D]; one that is zero or not finite is none, with the reason."""
+        reasons = np.full(len(raw), "", object) if error is None else np.array(error, object)
+        wide = np.asarray(raw, np.float64 if raw.dtype == np.float64 else np.float32)
+        norm = np.linalg.norm(wide, axis=1)
+        there = np.isfinite(norm) & (norm > 0) & (reasons == "")
+        reasons = np.where(there | (reasons != ""), reasons, "its vector is zero or not finite")
+        unit = np.zeros_like(wide)
+        np.divide(wide, norm[:, None], out=unit, where=there[:, None])
+        return cls(unit, np.where(there, norm, np.nan).astype(np.float32), reasons, tuple(subtasks))
+
+    def __len__(self) -> int:
+        return len(self.unit)
+
+    @property
+    def there(self) -> np.ndarray:
+        """Which samples have a vector, bool [N]."""
+        return self.error == ""
+
+    def take(self, rows: np.ndarray) -> Vectors:
+        """Some of them, by position or by truth."""
+        some = tuple(np.array(self.subtasks, object)[rows]) if self.subtasks else ()
+        return Vectors(self.unit[rows], self.norm[rows], self.error[rows], some)
+
+
+def similarities(unit: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """Cosines of N unit vectors with C directions, float64 [N, C]; in blocks, so that little is widened at once."""
+    found, step = np.empty((len(unit), len(others))), max(1, _BLOCK // max(unit.shape[1], 1))
+    columns = others.T.astype(np.float64)
+    for start in range(0, len(unit), step):
+        found[start : start + step] = unit[start : start + step].astype(np.float64) @ columns
+    return found
+
+
+@dataclass(frozen=True)
+class Anchors:
+    """A target as directions to be near to: one for each example, each sub-task or the whole of it.
+
+    directions: float64 [C, D], each the mean of its examples' unit vectors, so that a product with it is the mean
+    cosine (aggregate-first: exact, since the cosine of unit vectors is linear). shares: of the target, float64 [C].
+    """
+
+    directions: np.ndarray
+    labels: tuple[str, ...]
+    shares: np.ndarray
+    aggregate: Aggregate
+    keep_subtasks: bool
+
+    @classmethod
+    def of(cls, target: Vectors, aggregate: Aggregate, keep_subtasks: bool = False) -> Anchors:
+        """Raises CurateError where no example of the target has a vector."""
+        some = target.take(target.there)
+        if not len(some):
+            why = target.error[0] if len(target) else "it has no examples"
+            raise CurateError(f"no example of the target has a vector: {why}; edit the target.")
+        names = some.subtasks or ("",) * len(some)
+        if aggregate == "max":
+            names = tuple(str(i) for i in range(len(some)))
+        elif aggregate == "mean" and not keep_subtasks:
+            names = ("",) * len(some)
+        labels, group = np.unique(np.array(names, object).astype(str), return_inverse=True)
+        sizes = np.bincount(group)
+        sums = np.zeros((len(labels), some.unit.shape[1]))
+        np.add.at(sums, group, some.unit.astype(np.float64))
+        return cls(sums / sizes[:, None], tuple(labels.tolist()), sizes / sizes.sum(), aggregate, keep_subtasks)
+
+    def flops(self) -> float:
+        """FLOPs of one sample's nearness."""
+        return 2.0 * self.directions.size
+
+    def nearness(self, batch: Vectors) -> Mapping[str, Any]:
+        """The score of each sample, float64 [B], and its mean cosine with each sub-task where that is kept."""
+        each = similarities(batch.unit, self.directions)
+        score = each @ self.shares if self.aggregate == "mean" else each.max(1, initial=-np.inf)
+        columns = {"score": np.where(batch.there, score, np.nan), "error": batch.error}
+        return {**columns, "subtasks": dict(zip(self.labels, each.T, strict=True))} if self.keep_subtasks else columns
