@@ -513,6 +513,8 @@ def _method_help(kind: str, name: str) -> str:
     metavar="GROUP",
     help="source or subtask: the budget is each group's; what a group took, no later one (by name) takes.",
 )
+@click.option("--vectors", metavar="NAME", help="The vectors of selectors that work on some, as kcenter.")
+@click.option("--target", metavar="NAME", help="The target of selectors that work on one, as round_robin.")
 @click.option(
     "--selector",
     "selector_name",
@@ -535,6 +537,8 @@ def select(
     tokens: float | None,
     token_count: str | None,
     per: str | None,
+    vectors: str | None,
+    target: str | None,
     selector_name: str | None,
     settings: tuple[str, ...],
     seed: int,
@@ -545,7 +549,22 @@ def select(
 ) -> None:
     """Choose samples under a budget, as the manifest NAME."""
     if replayed:
-        if any((by, where, top, frac, tokens, token_count, per, selector_name, settings, seed, dry_run)):
+        given = (
+            by,
+            where,
+            top,
+            frac,
+            tokens,
+            token_count,
+            per,
+            vectors,
+            target,
+            selector_name,
+            settings,
+            seed,
+            dry_run,
+        )
+        if any(given):
             raise CurateError("--replay repeats a selection as it was; it goes with no other choice.")
         r = curate.replay(ws, name, replayed, kinds.find, allow_stale=allow_stale)
     else:
@@ -553,7 +572,8 @@ def select(
 
         method = selector_name or ("top" if by else "random")
         selector = kinds.make("selector", method, _pairs(settings, "--set"))
-        choice = Choice(by, where, top, frac, tokens, per, token_count or TOKENS, seed, allow_stale)
+        counted = token_count or TOKENS
+        choice = Choice(by, where, top, frac, tokens, per, counted, seed, allow_stale, vectors, target)
         r = curate.select(ws, name, selector, choice, dry_run=dry_run)
     columns = {
         "source": "source",

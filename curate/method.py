@@ -29,6 +29,7 @@ import numpy as np
 
 from curate.errors import CurateError, nearest
 from curate.signals import Forward, Logits, means
+from curate.vectors import Vectors
 from curate.workers import Workers
 
 if TYPE_CHECKING:  # a machine that only runs models has no Arrow, polars or torch to be imported here
@@ -180,6 +181,10 @@ class Budget:
             return min(int(self.amount), len(sizes))
         return int(np.searchsorted(np.cumsum(sizes, dtype=np.float64), self.amount, side="right"))
 
+    def pays(self, spent: float, size: float) -> bool:
+        """Whether one more, of that size, stays within the budget."""
+        return spent + size <= self.amount
+
 
 @dataclass(frozen=True)
 class Candidates:
@@ -187,7 +192,8 @@ class Candidates:
 
     ids: uint64 [N], the ids' 16 hex digits as numbers. values: float64 [N], finite, higher is better; or null
     where none was asked for. sources: int [N], positions in `source_names`. sizes: float64 [N], what each sample
-    takes of the budget, in its unit.
+    takes of the budget, in its unit. vectors: of every candidate, for a selector that uses them. target: the target's
+    examples as such vectors, for one that uses it.
     """
 
     ids: np.ndarray
@@ -195,22 +201,55 @@ class Candidates:
     sources: np.ndarray
     source_names: Sequence[str]
     sizes: np.ndarray
+    vectors: Vectors | None = None
+    target: Vectors | None = None
 
     @classmethod
-    def of(cls, values: Sequence[float], sources: Sequence[str] = (), sizes: Sequence[float] = ()) -> Candidates:
-        """Candidates from memory, with ids 1, 2, …; without sources all are of one, without sizes each takes 1."""
-        names, codes = np.unique(np.array(sources or [""] * len(values)), return_inverse=True)
-        taken = np.array(sizes or [1.0] * len(values))
-        return cls(np.arange(1, len(values) + 1, dtype=np.uint64), np.array(values), codes, names.tolist(), taken)
+    def of(
+        cls,
+        values: Sequence[float] | None = None,
+        sources: Sequence[str] = (),
+        sizes: Sequence[float] = (),
+        vectors: Sequence[Sequence[float]] | np.ndarray | None = None,
+        target: Sequence[Sequence[float]] | np.ndarray | None = None,
+        subtasks: Sequence[str] = (),
+    ) -> Candidates:
+        """Candidates from memory, with ids 1, 2, …; without sources all are of one, without sizes each takes 1.
+
+        vectors, target: [N, D] and [T, D] of any length. subtasks: of the target's examples.
+        """
+        n = len(values if values is not None else vectors if vectors is not None else ())
+        names, codes = np.unique(np.array(sources or [""] * n), return_inverse=True)
+        return cls(
+            np.arange(1, n + 1, dtype=np.uint64),
+            None if values is None else np.array(values),
+            codes,
+            names.tolist(),
+            np.array(sizes or [1.0] * n),
+            None if vectors is None else Vectors.of(np.asarray(vectors, np.float64)),
+            None if target is None else Vectors.of(np.asarray(target, np.float64), subtasks=subtasks),
+        )
 
     def require_values(self, selector: str) -> np.ndarray:
         if self.values is None:
             raise CurateError(f"the selector '{selector}' ranks by a value; say which with --by, as in --by bm25_t.")
         return self.values
 
+    def require_vectors(self, selector: str) -> np.ndarray:
+        """The candidates' unit vectors, float16 or wider [N, D]."""
+        if self.vectors is None:
+            raise CurateError(
+                f"the selector '{selector}' works on vectors; say which by --vectors, as in --vectors embed "
+                "(`curate score embed` makes some)."
+            )
+        return self.vectors.unit
+
 
 class Selector(Method):
     """Columns, a budget and a seed in; positions of chosen candidates out, best first."""
+
+    uses_vectors: ClassVar[bool] = False
+    uses_target: ClassVar[bool] = False
 
     @abstractmethod
     def select(self, candidates: Candidates, budget: Budget, seed: int) -> np.ndarray:

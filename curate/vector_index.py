@@ -8,7 +8,10 @@ from __future__ import annotations
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import numpy as np
+
 from curate.errors import CurateError
+from curate.fingerprint import keyed_uniform
 
 EXACT_UP_TO = 100_000  # vectors; beyond, an exact search of all takes longer than anyone waits
 WIDE = 1024  # numbers of a vector beyond which it is quantised
@@ -79,3 +82,29 @@ def bytes_per_number(rows: int, width: int) -> int:
     if rows <= EXACT_UP_TO:
         return 2 if width > WIDE else 4
     return 1 if width > WIDE else 2
+
+
+# --- clusters --------------------------------------------------------------------------------------------
+
+_PER_CENTRE = 256  # vectors for each centre that it is learnt from, as FAISS has it
+_AT_ONCE = 65_536  # vectors that are widened at once
+
+
+def clusters(unit: np.ndarray, ids: np.ndarray, k: int, seed: int, iterations: int) -> tuple[np.ndarray, np.ndarray]:
+    """Spherical k-means: the cluster of each of N unit vectors [N, D], int64 [N], and its cosine with the centre.
+
+    Learnt from at most 256 vectors a centre, drawn by id. Holds those, and 65,536 vectors at a time, in float32.
+    """
+    faiss = load_faiss()
+    k = max(1, min(k, len(unit)))
+    drawn = keyed_uniform(ids, seed, "clusters") * len(unit) < _PER_CENTRE * k
+    some = np.ascontiguousarray(unit[drawn], np.float32)
+    means = faiss.Kmeans(
+        unit.shape[1], k, niter=iterations, seed=seed % 2**31, spherical=True, min_points_per_centroid=1
+    )
+    means.train(some)
+    cluster, cosine = np.empty(len(unit), np.int64), np.empty(len(unit), np.float32)
+    for start in range(0, len(unit), _AT_ONCE):
+        near, at = means.index.search(np.ascontiguousarray(unit[start : start + _AT_ONCE], np.float32), 1)
+        cluster[start : start + _AT_ONCE], cosine[start : start + _AT_ONCE] = at[:, 0], near[:, 0]
+    return cluster, cosine

@@ -63,6 +63,34 @@ def similarities(unit: np.ndarray, others: np.ndarray) -> np.ndarray:
     return found
 
 
+def cosines(unit: np.ndarray, others: np.ndarray) -> np.ndarray:
+    """As `similarities`, in float32, where a choice among many is made by them and not a score."""
+    found, step = np.empty((len(unit), len(others)), np.float32), max(1, _BLOCK // max(unit.shape[1], 1))
+    columns = np.ascontiguousarray(others.T, np.float32)
+    for start in range(0, len(unit), step):
+        np.matmul(unit[start : start + step].astype(np.float32), columns, out=found[start : start + step])
+    return found
+
+
+def frontier(bound: np.ndarray, n: int) -> tuple[np.ndarray, tuple[float, int]]:
+    """The n highest of N bounds, of equals the first, by position; and the best that is left out.
+
+    That one is (-bound, position), which orders as the choice does: lower is better; (inf, N) where none is left out.
+    """
+    if n >= len(bound):
+        return np.arange(len(bound)), (np.inf, len(bound))
+    edge = np.partition(bound, len(bound) - n)[len(bound) - n]
+    above = bound > edge
+    level = np.flatnonzero(bound == edge)
+    split = n - int(above.sum())
+    above[level[:split]] = True
+    if split < len(level):
+        return np.flatnonzero(above), (-float(edge), int(level[split]))
+    left = np.where(above, -np.inf, bound)
+    best = int(left.argmax())
+    return np.flatnonzero(above), (-float(left[best]), best)
+
+
 @dataclass(frozen=True)
 class Anchors:
     """A target as directions to be near to: one for each example, each sub-task or the whole of it.

@@ -27,6 +27,7 @@ FLOORS = [
     {"curate.costs", "curate.signals", "curate.vectors", "curate.text", "curate.formats", "curate.readers"},
     {"curate.workspace"},
     {"curate.method", "curate.manifest"},
+    {"curate.quotas"},
     {"curate.tables"},
     {"curate.models"},
     {"curate.lineage", "curate.tasks", "curate.executors"},

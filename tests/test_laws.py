@@ -217,6 +217,8 @@ def candidates(n: int, seed: int, unit: str) -> Candidates:
         sources=rng.integers(0, 3, n),
         source_names=["a", "b", "c"],
         sizes=np.ones(n) if unit == "rows" else rng.uniform(1, 50, n),
+        vectors=Vectors.of(np.repeat(rng.normal(size=(n // 2, 8)), 2, axis=0)),  # each of them twice
+        target=Vectors.of(rng.normal(size=(5, 8)), subtasks=["a", "b", "a", "b", "a"]),
     )
 
 

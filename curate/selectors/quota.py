@@ -7,6 +7,7 @@ import numpy as np
 
 from curate.errors import CurateError, nearest
 from curate.method import Budget, Candidates, Selector, by_value
+from curate.quotas import fill
 
 
 @dataclass(frozen=True)
@@ -37,20 +38,7 @@ class Quota(Selector):
         present = enumerate(candidates.source_names)
         ranked = {s: rows for i, s in present if len(rows := order[candidates.sources[order] == i])}
         shares = self._shares({s: candidates.sizes[rows].sum() for s, rows in ranked.items()})
-        chosen: dict[str, np.ndarray] = {s: rows[:0] for s, rows in ranked.items()}
-        open_, left = {s: share for s, share in shares.items() if share > 0}, float(budget.amount)
-        while open_ and left > 0:
-            amounts = _apportion(left, open_, whole=budget.unit == "rows")
-            for s, amount in amounts.items():
-                rows = ranked[s]
-                held = Budget(budget.unit, candidates.sizes[chosen[s]].sum() + amount)
-                chosen[s] = rows[: held.fits(candidates.sizes[rows])]
-            spent = sum(candidates.sizes[rows].sum() for rows in chosen.values())
-            full = [s for s in open_ if len(chosen[s]) == len(ranked[s])]
-            left = budget.amount - spent
-            if not full or self.shortfall == "leave":
-                break
-            open_ = {s: share for s, share in open_.items() if s not in full}
+        chosen = fill(ranked, shares, candidates.sizes, budget, self.shortfall == "redistribute")
         picked = np.concatenate(list(chosen.values())) if chosen else order[:0]
         return picked[np.lexsort((picked, -values[picked]))]
 
@@ -73,15 +61,3 @@ class Quota(Selector):
             if not 0 <= shares[source] < float("inf"):
                 raise CurateError(f"quota's share of '{source}' is {share}; shares are numbers of 0 or more.")
         return shares
-
-
-def _apportion(amount: float, shares: dict[str, float], whole: bool) -> dict[str, float]:
-    """`amount` split by shares; in whole numbers, the largest remainders (then the first names) rounded up."""
-    exact = {s: amount * share / sum(shares.values()) for s, share in shares.items()}
-    if not whole:
-        return exact
-    split = {s: float(int(x)) for s, x in exact.items()}
-    by_remainder = sorted(exact, key=lambda s: (split[s] - exact[s], s))
-    for s in by_remainder[: int(amount) - int(sum(split.values()))]:
-        split[s] += 1
-    return split

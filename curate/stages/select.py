@@ -17,10 +17,12 @@ from curate.claims import claim
 from curate.costs import charged
 from curate.errors import CurateError
 from curate.fingerprint import fingerprint
-from curate.lineage import TableState, score_state, settings_words
+from curate.lineage import TableState, load_target, load_vectors, score_state, settings_words, table_state
 from curate.manifest import write_manifest
 from curate.method import Budget, Candidates, Selector
-from curate.shards import read_json
+from curate.shards import Parts, read_json, read_table
+from curate.tables import vectors_of
+from curate.vectors import Vectors
 from curate.workspace import Workspace, pool_fingerprint
 
 TOKENS = "n_chars / 4.0"  # a usual rule of thumb for English; --token-count takes a better one
@@ -32,7 +34,7 @@ class Choice:
 
     by: SQL expression over `samples`, higher is better. where: SQL condition. Exactly one of top (rows), frac (of the
     candidates that have a value) and tokens is the budget; with `per` it is each group's. token_count: SQL for the
-    tokens of a sample.
+    tokens of a sample. vectors, target: for a selector that works on vectors, and on a target's.
     """
 
     by: str | None = None
@@ -44,6 +46,8 @@ class Choice:
     token_count: str = TOKENS
     seed: int = 0
     allow_stale: bool = False
+    vectors: str | None = None
+    target: str | None = None
 
     def __post_init__(self) -> None:
         given = [value for value in (self.top, self.frac, self.tokens) if value is not None]
@@ -83,12 +87,17 @@ def select(ws: Workspace, name: str, selector: Selector, choice: Choice, *, dry_
     ws.check_name(name, "manifest")
     shards = ws.require_pool()
     result = Selected(name, dry_run=dry_run)
+    _refuse_unused(selector, choice)
     states = [score_state(ws, s) for s in query.scores_named(ws, choice.by, choice.where, choice.token_count)]
-    _refuse_stale([s for s in states if s.problem()], choice, result)
+    vectors = table_state(ws, "vectors", choice.vectors) if choice.vectors else None
+    every = [*states, vectors] if vectors else states
+    _refuse_stale([s for s in every if s.problem()], choice, result)
+    target = load_vectors(ws, choice.vectors, choice.target) if choice.vectors and choice.target else None
     with charged(ws.path, "select", methods=[selector.name], name=name, phase="select") as meter:
         frame = _candidates(ws, choice)
         result.candidates, meter.samples = frame.num_rows, 0 if dry_run else ws.n_rows()
-        chosen = _choose(ws, frame, selector, choice, result)
+        beside = _vectors(ws, frame, vectors) if vectors else None
+        chosen = _choose(ws, frame, selector, choice, result, beside, target)
     if not len(chosen):
         raise CurateError("nothing was selected: no candidate has a value and fits the budget; check --by and --where.")
     picked = frame.take(pa.array(chosen))
@@ -103,7 +112,8 @@ def select(ws: Workspace, name: str, selector: Selector, choice: Choice, *, dry_
             "choice": asdict(choice),
             "command": result.command,
             "pool": {"fingerprint": pool_fingerprint(shards), "rows": ws.n_rows(), "shards": len(shards)},
-            "scores": {s.name: s.recipe for s in states},
+            "scores": {s.name: s.recipe for s in every},
+            "target": load_target(ws, choice.target).fingerprint if choice.target else None,
             "result": {k: v for k, v in asdict(result).items() if k not in ("name", "command", "dry_run")},
         }
         with claim(ws.path, f"manifest {name}"):
@@ -134,8 +144,10 @@ def replay(ws: Workspace, name: str, file: str, find: Any, *, allow_stale: bool 
         changed = [
             s for s, r in lineage["scores"].items() if again["scores"].get(s, {}).get("fingerprint") != r["fingerprint"]
         ]
-        what = f"the score {', '.join(changed)}" if changed else "the pool"
-        if not changed and again["pool"]["fingerprint"] == lineage["pool"]["fingerprint"]:
+        what = f"the score (or vectors) {', '.join(changed)}" if changed else "the pool"
+        if not changed and again["target"] != lineage.get("target"):
+            what = f"the target '{choice.target}'"
+        elif not changed and again["pool"]["fingerprint"] == lineage["pool"]["fingerprint"]:
             what = "curate's selector"
         result.warnings.append(f"the rows differ from the replayed manifest's: {what} has changed since")
     return result
@@ -144,11 +156,39 @@ def replay(ws: Workspace, name: str, file: str, find: Any, *, allow_stale: bool 
 # --- candidates ------------------------------------------------------------------------------------------
 
 
+def _refuse_unused(selector: Selector, choice: Choice) -> None:
+    """Raises CurateError for vectors or a target that the selector lacks, or does not use."""
+    for option, given, used in (
+        ("vectors", choice.vectors, selector.uses_vectors),
+        ("target", choice.target, selector.uses_target),
+    ):
+        if given and not used:
+            raise CurateError(f"the selector '{selector.name}' uses no {option}; leave out --{option} {given}.")
+        if used and not given:
+            hint = "`curate score embed` makes some" if option == "vectors" else "`curate target` makes one"
+            raise CurateError(f"the selector '{selector.name}' needs {option}: add --{option} NAME ({hint}).")
+
+
 def _refuse_stale(troubled: list[TableState], choice: Choice, result: Selected) -> None:
     for state in troubled:
         if not choice.allow_stale:
-            raise CurateError(f"the score '{state.name}' {state.problem()}; run `{state.command()}`, or --allow-stale.")
-        result.warnings.append(f"the score '{state.name}' {state.problem()}")
+            raise CurateError(f"{state} {state.problem()}; run `{state.command()}`, or --allow-stale.")
+        result.warnings.append(f"{state} {state.problem()}")
+
+
+def _vectors(ws: Workspace, frame: pa.Table, state: TableState) -> Vectors:
+    """The vectors of the candidates, in their order: float16, one part of the stored ones at a time beside them."""
+    place = np.full(ws.n_rows(), -1, np.int64)  # of each row of the pool among the candidates
+    place[frame["row"].to_numpy()] = np.arange(frame.num_rows)
+    parts, unit = Parts(ws.table_folder("vectors", state.name)), None
+    norm, error = np.full(frame.num_rows, np.nan, np.float32), np.full(frame.num_rows, "is not encoded yet", object)
+    for shard in state.done:
+        found = vectors_of(read_table(parts.path(shard.name), ["vector", "norm", "error"]))
+        mine = place[shard.start : shard.start + shard.rows]
+        rows = np.flatnonzero(mine >= 0)
+        unit = np.zeros((frame.num_rows, found.unit.shape[1]), np.float16) if unit is None else unit
+        unit[mine[rows]], norm[mine[rows]], error[mine[rows]] = found.unit[rows], found.norm[rows], found.error[rows]
+    return Vectors(np.zeros((frame.num_rows, 0), np.float16) if unit is None else unit, norm, error)
 
 
 def _candidates(ws: Workspace, choice: Choice) -> pa.Table:
@@ -206,12 +246,22 @@ def _subtask_groups(ws: Workspace, frame: pa.Table, choice: Choice) -> Iterator[
         yield _Group(label, np.arange(frame.num_rows), table["v"].to_numpy()[frame["row"].to_numpy()])
 
 
-def _choose(ws: Workspace, frame: pa.Table, selector: Selector, choice: Choice, result: Selected) -> np.ndarray:
+def _choose(
+    ws: Workspace,
+    frame: pa.Table,
+    selector: Selector,
+    choice: Choice,
+    result: Selected,
+    vectors: Vectors | None,
+    target: Vectors | None,
+) -> np.ndarray:
     """Positions in `frame` of the chosen, group after group, best first; what one group took no other may take."""
     ids, tokens = frame["id"].to_numpy(), frame["tokens"].to_numpy()
     sources = frame["source"].combine_chunks().dictionary_encode()
     codes, names = sources.indices.to_numpy(zero_copy_only=False), sources.dictionary.to_pylist()
     free, valued, chosen = np.isfinite(tokens), np.zeros(len(ids), dtype=bool), []
+    if vectors is not None:
+        free &= vectors.there
     for group in _groups(ws, frame, choice, codes, names):
         rows = group.rows[free[group.rows]]
         if group.values is not None:
@@ -225,7 +275,8 @@ def _choose(ws: Workspace, frame: pa.Table, selector: Selector, choice: Choice, 
             )
         values = None if group.values is None else group.values[rows]
         sizes = tokens[rows] if budget.unit == "tokens" else np.ones(len(rows))
-        candidates = Candidates(ids[rows], values, codes[rows], names, sizes)
+        beside = vectors if vectors is None or len(rows) == len(ids) else vectors.take(rows)
+        candidates = Candidates(ids[rows], values, codes[rows], names, sizes, beside, target)
         picked = rows[selector.select(candidates, budget, _seed(choice.seed, group.label))]
         free[picked] = False
         chosen.append(picked)

@@ -1,0 +1,55 @@
+"""What the selectors on vectors choose, slowly: every distance of every pair, in float64, one choice at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+
+def farthest_first(unit: np.ndarray, first: int, k: int) -> list[int]:
+    """unit: float64 [N, D]."""
+    chosen = [first]
+    while len(chosen) < k:
+        best, farthest = -1, -np.inf
+        for i in range(len(unit)):
+            distance = min(1 - float(unit[i] @ unit[j]) for j in chosen)
+            if i not in chosen and distance > farthest:
+                best, farthest = i, distance
+        chosen.append(best)
+    return chosen
+
+
+def turns(unit: np.ndarray, examples: Sequence[np.ndarray], k: int) -> list[int]:
+    """examples: the vectors of each list that takes turns."""
+    lists = [sorted(range(len(unit)), key=lambda i: (-max(float(v @ unit[i]) for v in own), i)) for own in examples]
+    chosen: list[int] = []
+    while len(chosen) < k:
+        for ranking in lists:
+            free = [i for i in ranking if i not in chosen]
+            if free and len(chosen) < k:
+                chosen.append(free[0])
+    return chosen
+
+
+def facility(unit: np.ndarray, k: int) -> list[int]:
+    chosen: list[int] = []
+    while len(chosen) < k:
+        worth = {
+            i: sum(max((1 + float(unit[x] @ unit[j])) / 2 for j in [*chosen, i]) for x in range(len(unit)))
+            for i in range(len(unit))
+            if i not in chosen
+        }
+        chosen.append(max(worth, key=lambda i: (worth[i], -i)))
+    return chosen
+
+
+def earlier_likeness(unit: np.ndarray, cluster: np.ndarray, order: Sequence[int]) -> np.ndarray:
+    """The highest cosine of each sample with one of its cluster that comes before it in `order`; -1 for the first."""
+    place = {i: p for p, i in enumerate(order)}
+    found = np.full(len(unit), -1.0)
+    for j in range(len(unit)):
+        for i in range(len(unit)):
+            if cluster[i] == cluster[j] and place[i] < place[j]:
+                found[j] = max(found[j], float(unit[i] @ unit[j]))
+    return found

@@ -1,0 +1,300 @@
+"""The selectors on vectors: each against a slow look at every pair, and through `curate select`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import curate
+from curate.errors import CurateError
+from curate.method import Budget, Candidates, Selector
+from curate.quotas import apportion
+from curate.scores.embed_lm import EmbedLm
+from curate.selectors import facility, kcenter, round_robin
+from curate.selectors.facility import Facility
+from curate.selectors.kcenter import Kcenter
+from curate.selectors.kmeans_quota import KmeansQuota
+from curate.selectors.round_robin import RoundRobin
+from curate.selectors.semdedup import Semdedup
+from curate.selectors.top import Top
+from curate.shards import read_json, read_table
+from curate.stages.select import Choice
+from curate.vector_index import clusters
+from curate.workspace import Workspace
+from tests.conftest import write_jsonl
+from tests.oracles import selectors as slow
+
+EVERY: list[type[Selector]] = [Kcenter, RoundRobin, Semdedup, Facility, KmeansQuota]
+
+
+def pool(n: int = 80, d: int = 6, seed: int = 0, repeats: int = 0) -> Candidates:
+    """Random candidates, the first `repeats` of which stand there twice, and nine examples of three sub-tasks."""
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(n, d))
+    vectors[n - repeats :] = vectors[:repeats]
+    values = rng.normal(size=n).tolist()
+    return Candidates.of(values, vectors=vectors, target=rng.normal(size=(9, d)), subtasks=[*"abcabcabc"])
+
+
+def unit(candidates: Candidates) -> np.ndarray:
+    return candidates.require_vectors("test").astype(np.float64)
+
+
+# --- against the slow references -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("held", [1, 7, 4096])
+def test_kcenter_takes_the_farthest_first(seed: int, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kcenter, "_POOL", held)  # how many are kept up to date changes nothing
+    monkeypatch.setattr(kcenter, "_CENTRES", 3)
+    given = pool(seed=seed)
+    for start in ("central", "random", "value"):
+        chosen = Kcenter(start=start).select(given, Budget("rows", 30), seed).tolist()
+        assert chosen == slow.farthest_first(unit(given), chosen[0], 30)
+    assert Kcenter(start="value").select(given, Budget("rows", 1), 0)[0] == given.require_values("").argmax()
+    mean = unit(given).mean(0)
+    assert Kcenter().select(given, Budget("rows", 1), 0)[0] == (unit(given) @ mean).argmax()
+
+
+def test_kcenter_takes_all_that_stands_there_twice_last() -> None:
+    given = pool(60, repeats=20)
+    chosen = Kcenter().select(given, Budget("rows", 60), 0)
+    twins = {i: 40 + i for i in range(20)}
+    late = set(chosen[40:].tolist())
+    assert all((i in late) != (j in late) for i, j in twins.items()) and sorted(chosen.tolist()) == list(range(60))
+
+
+def test_kcenters_radius_is_at_most_twice_the_best() -> None:
+    from itertools import combinations
+
+    given = pool(12, 3, seed=4)
+    euclid = np.sqrt(np.maximum(2 - 2 * unit(given) @ unit(given).T, 0))
+    best = min(euclid[:, list(some)].min(1).max() for some in combinations(range(12), 3))
+    chosen = Kcenter().select(given, Budget("rows", 3), 0)
+    assert euclid[:, chosen].min(1).max() <= 2 * best
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("held", [1, 100, 1 << 26])
+def test_round_robin_takes_turns(seed: int, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(round_robin, "_HELD", held)
+    given = pool(70, seed=seed)
+    assert given.target is not None
+    aim = given.target.unit.astype(np.float64)
+    for k in (1, 10, 70):
+        chosen = RoundRobin().select(given, Budget("rows", k), 0).tolist()
+        assert chosen == slow.turns(unit(given), [v[None] for v in aim], k)
+        by_task = RoundRobin(lists="subtask").select(given, Budget("rows", k), 0).tolist()
+        assert by_task == slow.turns(unit(given), [aim[i::3] for i in range(3)], k)
+
+
+def test_round_robin_by_hand() -> None:
+    """Three examples and six samples: who takes which, and who finds its first choice gone."""
+    degrees = [0, 10, 20, 90, 100, 200]
+    at = [[np.cos(np.radians(a)), np.sin(np.radians(a))] for a in degrees]
+    target = [[np.cos(np.radians(a)), np.sin(np.radians(a))] for a in (4, 6, 95.1)]
+    given = Candidates.of(vectors=at, target=target)
+    # 4° takes 0°; 6° takes 10°; 95.1° takes 100°; then 4° takes 20°; 6°, whose nearest are gone, 90°; 95.1° the last.
+    assert RoundRobin().select(given, Budget("rows", 6), 0).tolist() == [0, 1, 4, 2, 3, 5]
+
+
+def test_a_ranking_that_runs_out_is_deepened(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All examples want the same samples, so each has to look nine times as deep as it takes."""
+    depths: list[int] = []
+    rankings = RoundRobin._rankings
+    monkeypatch.setattr(RoundRobin, "_rankings", lambda s, u, g, d: depths.append(d) or rankings(s, u, g, d))
+    given = pool(2000, seed=3)
+    assert given.target is not None
+    same = Candidates.of(vectors=given.require_vectors(""), target=np.repeat(given.target.unit[:1], 9, 0))
+    chosen = RoundRobin().select(same, Budget("rows", 900), 0)
+    cosine = unit(same) @ given.target.unit[0].astype(np.float64)
+    assert chosen.tolist() == np.argsort(-cosine, kind="stable")[:900].tolist() and len(depths) > 1
+
+
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("held", [3, 4096])
+def test_facility_location_is_the_greedy_choice(seed: int, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(facility, "_POOL", held)
+    monkeypatch.setattr(facility, "_AT_ONCE", 2)
+    given = pool(40, seed=seed)
+    assert Facility().select(given, Budget("rows", 12), 0).tolist() == slow.facility(unit(given), 12)
+
+
+def test_facility_looks_at_few_gains_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    looked: list[int] = []
+    likeness = facility._likeness
+    monkeypatch.setattr(facility, "_likeness", lambda c, s: looked.append(len(s)) or likeness(c, s))
+    Facility().select(pool(3000, 16), Budget("rows", 100), 0)
+    assert sum(looked) < 0.15 * 3000 * 100  # of vectors without any structure, the worst there are
+
+
+def test_facility_of_many_covers_a_sample_of_them_nearly_as_well() -> None:
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(40, 16))[rng.integers(0, 40, 3000)] + 0.3 * rng.normal(size=(3000, 16))
+    given = Candidates.of(vectors=vectors)
+
+    def worth(chosen: Any) -> float:
+        return float(((1 + unit(given) @ unit(given)[chosen].T) / 2).max(1).sum())
+
+    whole, part = (worth(Facility(covered=n).select(given, Budget("rows", 50), 0)) for n in (3000, 500))
+    chance = worth(range(50))
+    assert whole >= part > chance + 0.8 * (whole - chance)
+
+
+@pytest.mark.parametrize("keep", ["hard", "easy", "value"])
+def test_semdedup_drops_what_an_earlier_one_resembles(keep: Any) -> None:
+    given = pool(120, 8, repeats=15)
+    method = Semdedup(clusters=4, keep=keep)
+    cluster, cosine = clusters(given.require_vectors(""), given.ids, 4, 0, 100)
+    by = {"hard": cosine, "easy": -cosine, "value": -given.require_values("")}[keep]
+    likeness = slow.earlier_likeness(unit(given), cluster, sorted(range(120), key=lambda i: (by[i], i)))
+    chosen = method.select(given, Budget("rows", 60), 0)
+    assert np.allclose(likeness[chosen], np.sort(likeness)[:60], atol=1e-6)  # the 60 that least resemble others
+    kept = Semdedup(clusters=4, keep=keep, eps=0.2).select(given, Budget("rows", 120), 0)
+    assert sorted(kept.tolist()) == np.flatnonzero(likeness <= 0.8).tolist()
+    values = given.require_values("")[kept]
+    assert values.tolist() == sorted(values, reverse=True)
+
+
+def test_semdedup_finds_planted_duplicates_and_its_order_decides_which_stay() -> None:
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(200, 32))
+    vectors[100:150] = vectors[:50] + 0.01 * rng.normal(size=(50, 32))
+    given = Candidates.of(np.arange(200.0).tolist(), vectors=vectors)
+    for keep in ("hard", "easy", "random", "value"):
+        stay = set(Semdedup(eps=0.05, keep=keep, clusters=5).select(given, Budget("rows", 200), 0).tolist())
+        assert len(stay) == 150 and all((i in stay) != (100 + i in stay) for i in range(50))
+        assert keep != "value" or not stay & set(range(50))
+    # A chain: the middle resembles both ends; where it comes first both go, where it comes last only it goes.
+    degrees = np.radians([0, 20, 40])
+    chain = np.stack([np.cos(degrees), np.sin(degrees)], 1)
+    for values, left in (([1.0, 2.0, 1.0], [1]), ([2.0, 1.0, 2.0], [0, 2]), ([3.0, 2.0, 1.0], [0])):
+        some = Candidates.of(values, vectors=chain)
+        kept = Semdedup(eps=0.1, keep="value", clusters=1).select(some, Budget("rows", 3), 0)
+        assert sorted(kept.tolist()) == left  # also the third of a chain goes, though what it resembles went before
+
+
+@pytest.mark.parametrize("quota", ["proportional", "equal"])
+def test_kmeans_quota_takes_of_every_cluster_its_share(quota: Any) -> None:
+    rng = np.random.default_rng(2)
+    centres = np.eye(3, 8)
+    which = np.repeat([0, 1, 2], [100, 40, 10])
+    given = Candidates.of(rng.normal(size=150).tolist(), vectors=centres[which] + 0.05 * rng.normal(size=(150, 8)))
+    found = clusters(given.require_vectors(""), given.ids, 3, 0, 20)[0]  # as the selector finds them
+    sizes, values = np.bincount(found), given.require_values("")
+    chosen = KmeansQuota(clusters=3, quota=quota).select(given, Budget("rows", 30), 0)
+    want = apportion(30, {str(c): float(n) if quota == "proportional" else 1.0 for c, n in enumerate(sizes)}, True)
+    assert np.bincount(found[chosen]).tolist() == list(want.values())
+    for cluster in range(3):
+        mine = values[chosen][found[chosen] == cluster]
+        assert sorted(mine) == sorted(values[found == cluster])[-len(mine) :]  # the highest of the cluster
+    near = KmeansQuota(clusters=3, quota=quota, within="closest").select(given, Budget("rows", 3), 0)
+    chance = KmeansQuota(clusters=3, quota=quota, within="random").select(given, Budget("rows", 3), 0)
+    assert set(near.tolist()) != set(chance.tolist())
+    budget = 3 * int(sizes.min()) + 6
+    more = KmeansQuota(clusters=3, quota="equal").select(given, Budget("rows", budget), 0)
+    assert len(more) == budget and np.bincount(found[more]).min() == sizes.min()  # the others take what it cannot
+
+
+def test_kmeans_finds_planted_clusters_whatever_the_order() -> None:
+    rng = np.random.default_rng(2)
+    which = rng.integers(0, 5, 500)
+    raw = np.eye(5, 16)[which] + 0.05 * rng.normal(size=(500, 16))
+    unit, ids = Candidates.of(vectors=raw).require_vectors(""), np.arange(500, dtype=np.uint64)
+    found, cosine = clusters(unit, ids, 5, 1, 30)
+    assert {tuple(sorted(set(which[found == c].tolist()))) for c in range(5)} <= {(0,), (1,), (2,), (3,), (4,)}
+    for c in range(5):
+        centre = unit[found == c].mean(0)
+        assert np.allclose(cosine[found == c], unit[found == c] @ centre / np.linalg.norm(centre), atol=1e-3)
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_a_larger_budget_begins_with_the_smaller(kind: type[Selector]) -> None:
+    given = pool(90, repeats=10)
+    if kind is KmeansQuota:
+        pytest.skip("shares are rounded anew for every budget")
+    small, large = (kind().select(given, Budget("rows", n), 0).tolist() for n in (15, 40))
+    assert large[:15] == small
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_without_vectors_or_a_target_it_says_what_is_missing(kind: type[Selector]) -> None:
+    bare = Candidates.of([1.0, 2.0])
+    with pytest.raises(CurateError, match=f"the selector '{kind.name}' works on vectors; say which by --vectors"):
+        kind().select(bare, Budget("rows", 1), 0)
+    if kind is RoundRobin:
+        with pytest.raises(CurateError, match="works on a target"):
+            kind().select(Candidates.of(vectors=[[1.0, 0.0]]), Budget("rows", 1), 0)
+
+
+# --- through `curate select` -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def embedded(sample_ws: Workspace) -> Workspace:
+    curate.score(sample_ws, EmbedLm(), target="arithmetic", models="tiny")
+    return sample_ws
+
+
+@pytest.mark.parametrize("kind", EVERY)
+def test_each_makes_a_manifest_that_its_command_and_a_replay_make_again(
+    embedded: Workspace, kind: type[Selector], cli: Any
+) -> None:
+    target = "arithmetic" if kind.uses_target else None
+    chosen = Choice(top=200, vectors="embed_lm", target=target, where="meta->>'skill' <> 'chat'")
+    first = curate.select(embedded, "first", kind(), chosen)
+    assert first.rows == 200
+    manifest = read_table(embedded.manifest_path("first")).to_pylist()
+    assert len({row["id"] for row in manifest}) == 200
+    rows = curate.sql(embedded, "SELECT meta->>'skill' AS s FROM first JOIN pool USING (id)")
+    assert "chat" not in {row["s"] for row in rows}
+    words = first.command.split()
+    assert "--vectors" in words
+    again = embedded.manifest_path("again")
+    import shlex
+
+    made = shlex.split(first.command.replace("select first", "select again", 1))[1:]
+    assert cli(*made, ws=embedded).returncode == 0
+    assert again.read_bytes() == embedded.manifest_path("first").read_bytes()
+    lineage = str(embedded.manifest_path("first").with_suffix(".json"))
+    assert curate.replay(embedded, "again", lineage, curate.find).warnings == []
+    assert read_json(embedded.manifest_path("first").with_suffix(".json"))["scores"]["embed_lm"]["method"] == "embed_lm"
+
+
+def test_round_robin_finds_the_targets_skill(embedded: Workspace) -> None:
+    curate.select(embedded, "rds", RoundRobin(), Choice(top=100, vectors="embed_lm", target="arithmetic"))
+    (found,) = curate.sql(
+        embedded, "SELECT avg((meta->>'skill' = 'arithmetic')::INT) AS share FROM rds JOIN pool USING (id)"
+    )
+    assert found["share"] > 0.9
+
+
+def test_each_source_has_its_own_choice(embedded: Workspace) -> None:
+    r = curate.select(embedded, "each", Kcenter(), Choice(top=10, per="source", vectors="embed_lm"))
+    assert {row["selected"] for row in r.by_source} == {10}
+
+
+def test_what_does_not_stand_is_not_selected_by(embedded: Workspace, tmp_path: Path) -> None:
+    def refused(selector: Selector, **given: Any) -> str:
+        with pytest.raises(CurateError) as caught:
+            curate.select(embedded, "x", selector, Choice(top=10, **given))
+        return str(caught.value)
+
+    assert "needs vectors: add --vectors NAME" in refused(Kcenter())
+    assert "uses no vectors; leave out --vectors embed_lm" in refused(Top(), by="n_chars", vectors="embed_lm")
+    assert "needs target: add --target NAME" in refused(RoundRobin(), vectors="embed_lm")
+    assert "did you mean 'embed_lm'" in refused(Kcenter(), vectors="embed_l")
+    val = write_jsonl(tmp_path / "v.jsonl", [{"question": "Where?", "answer": "There."}])
+    curate.target(embedded, "places", val)
+    command = "curate score embed_lm --target places --model base=tiny"
+    said = refused(RoundRobin(), vectors="embed_lm", target="places")
+    assert f"the target 'places' is not among them yet; run `{command}`" in said
+    curate.ingest(embedded, [write_jsonl(tmp_path / "more.jsonl", [{"question": "New?", "answer": "Yes."}])])
+    said = refused(Kcenter(), vectors="embed_lm")
+    assert "the vectors 'embed_lm' lack 1 of 3001 samples; run `curate score embed_lm --model base=tiny`" in said
+    r = curate.select(embedded, "x", Kcenter(), Choice(top=10, vectors="embed_lm", allow_stale=True))
+    assert r.without_value == 1 and "lack 1 of 3001" in r.warnings[0]
