@@ -338,7 +338,8 @@ def _scored(r: Any, dry_run: bool) -> str:
     cut = f", {r.cut:,} of those done now cut to the model's context" if r.cut else ""
     if r.kind == "vectors":
         done = f"vectors {r.name}: {r.computed:,} samples encoded now, {r.reused:,} were"
-        return f"{done}; {r.rows:,} in all{nulls}{cut}; {r.index}."
+        aim = f"; {r.cut_of_target:,} of the target's examples cut to it" if r.cut_of_target else ""
+        return f"{done}; {r.rows:,} in all{nulls}{cut}{aim}; {r.index}."
     before = f"{_scored(r.vectors, dry_run)}\n" if r.vectors else ""
     return f"{before}{r.name}: {r.computed:,} samples scored now, {r.reused:,} were; {r.rows:,} in all{nulls}{cut}."
 
@@ -502,7 +503,12 @@ def _method_help(kind: str, name: str) -> str:
 @cli.command()
 @click.argument("name")
 @_workspace()
-@click.option("--by", metavar="SQL", help="Expression over `samples` to rank by, higher is better.")
+@click.option(
+    "--by",
+    metavar="SQL",
+    help="Expression over `samples` to rank by, higher is better; a selector that ranks otherwise only leaves out what "
+    "has no value.",
+)
 @click.option("--where", metavar="SQL", help="Condition a candidate must meet.")
 @click.option("--top", type=int, metavar="N", help="Budget in samples.")
 @click.option("--frac", type=float, metavar="F", help="Budget as a fraction of the candidates that have a value.")

@@ -28,6 +28,8 @@ from curate.vectors import similarities
 from curate.workspace import Workspace
 
 _RECALL, _ASKED, _NEAREST = 0.97, 256, 10  # probes are added until so many of the ten nearest of 256 vectors are found
+_MOST_ON_GPU = 2048  # neighbours that FAISS looks for on a GPU
+_HELD = 1 << 22  # cosines in memory at once
 _PER_LIST = 64  # vectors for each list that its centre is learnt from
 
 
@@ -115,10 +117,12 @@ def ensure_index(ws: Workspace, name: str) -> str:
         meter.samples = rows
         index, lists = untrained(rows, width)
         if lists:
-            index.train(_some(ws, name, min(1.0, _PER_LIST * lists / rows)))
+            index.train(some := _some(ws, name, min(1.0, _PER_LIST * lists / rows)))
+            meter.flops += 2.0 * lists * (index.cp.niter * some.size + rows * width)
         for place, unit in _blocks(ws, name):
             index.add_with_ids(unit, place)
         probes, recall = _tuned(faiss, ws, name, index, rows) if lists else (0, 1.0)
+        meter.flops += 2.0 * _ASKED * rows * width if lists else 0.0
         data = memoryview(faiss.serialize_index(index))
         put(index_path(ws, name), data)
         record = Record(parts, rows, kind(lists, width), lists, probes, recall, len(data), digest(data))
@@ -182,7 +186,8 @@ def _free_memory() -> float:
 def search(ws: Workspace, name: str, asked: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k vectors nearest to each of Q unit vectors [Q, D]: positions in the pool, int64 [Q, k], and cosines.
 
-    Fewer than k are padded with position -1. Raises CurateError where the index is not there or older than its vectors.
+    k is at most the number of vectors. Fewer than k are padded with position -1. Raises CurateError where the index is
+    not there or older than its vectors.
     """
     if problem := index_problem(ws, name):
         raise CurateError(f"the vectors '{name}': {problem}.")
@@ -192,19 +197,25 @@ def search(ws: Workspace, name: str, asked: np.ndarray, k: int) -> tuple[np.ndar
     if len(data) != record.bytes:
         raise CurateError(f"{index_path(ws, name)} is cut or damaged; remove it, and it is built again.")
     index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
-    if record.lists:
-        faiss.extract_index_ivf(index).nprobe = record.probes
-    near, at = on_gpu(faiss, index).search(np.ascontiguousarray(asked, np.float32), k)
+    k = min(k, record.rows)
+    if record.lists:  # many neighbours lie in more lists than ten do
+        wanted = -(-k * record.lists // record.rows) * 4
+        faiss.extract_index_ivf(index).nprobe = min(record.lists, max(record.probes, wanted))
+    index = index if k > _MOST_ON_GPU else on_gpu(faiss, index)
+    near, at = index.search(np.ascontiguousarray(asked, np.float32), k)
     return at, near
 
 
 def nearest_exactly(ws: Workspace, name: str, asked: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """As `search`, by looking at every vector: no index, and none of its memory."""
     at, near = np.full((len(asked), k), -1), np.full((len(asked), k), -np.inf)
+    step = max(k, _HELD // max(len(asked), 1))
     for place, unit in _blocks(ws, name):
-        here = similarities(unit, asked).T
-        both = np.concatenate([near, here], axis=1)
-        places = np.concatenate([at, np.broadcast_to(place, here.shape)], axis=1)
-        best = np.argsort(-both, axis=1, kind="stable")[:, :k]
-        at, near = np.take_along_axis(places, best, 1), np.take_along_axis(both, best, 1)
+        for start in range(0, len(unit), step):
+            here = similarities(unit[start : start + step], asked).T
+            some = np.argpartition(-here, min(k, here.shape[1]) - 1, axis=1)[:, :k]
+            both = np.concatenate([near, np.take_along_axis(here, some, 1)], axis=1)
+            places = np.concatenate([at, place[start + some]], axis=1)
+            best = np.lexsort((places, -both), axis=1)[:, :k]
+            at, near = np.take_along_axis(places, best, 1), np.take_along_axis(both, best, 1)
     return at, near

@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
 
-from curate.errors import CurateError
+from curate.errors import CurateError, nearest
 from curate.fingerprint import fingerprint
 from curate.lineage import default_score_name, load_target, sample_columns, score_recipe
 from curate.method import Pass, Score, Target
-from curate.models.load import SHORT_NAMES, ModelChoice, unit_size, weights_fingerprint
+from curate.models.load import SHAPING, SHORT_NAMES, ModelChoice, unit_size, weights_fingerprint
 from curate.schema import POOL_COLUMNS
 from curate.shards import Parts
 from curate.storage import Location
@@ -24,7 +24,7 @@ Models = Mapping[str, ModelChoice]  # by role; '' stands for the first role of e
 class Job:
     """One table to compute, with what identifies it: a score, or the vectors that scores are made of.
 
-    target: of vectors, the one that goes through the model beside the pool. vectors: the vectors a score is made of.
+    target: of vectors, the one that goes through the model beside the pool. vectors: what a score is made of.
     """
 
     ws: Workspace
@@ -34,10 +34,14 @@ class Job:
     shards: list[Shard]
     models: dict[str, ModelChoice] = field(default_factory=dict)
     kind: Literal["score", "vectors"] = "score"
-    vectors: str | None = None
+    vectors: Job | None = None
 
     def __str__(self) -> str:
         return f"the {self.kind} '{self.name}'"
+
+    @property
+    def what(self) -> str:
+        return f"the {self.kind} that {self.method.name} makes"
 
     @property
     def folder(self) -> Location:
@@ -72,7 +76,7 @@ class Job:
             "scope": method.scope,
             **({"models": models} if models else {}),
         }
-        weights = [{key: value for key, value in m.items() if key != "name"} for m in models.values()]
+        weights = [{key: value for key, value in m.items() if key in SHAPING} for m in models.values()]
         if self.kind == "vectors":
             return {**made, "fingerprint": fingerprint("vectors", method.name, method.version, settings, *weights)}
         pool = pool_fingerprint(self.shards) if method.scope == "pool" else None
@@ -84,13 +88,13 @@ class Job:
             "pool_fingerprint": pool,
             "columns": dict(method.columns),
             "keeps_subtasks": method.keeps_subtasks(),
-            **({"vectors": self.vectors} if self.vectors else {}),
+            **({"vectors": self.vectors.name} if self.vectors else {}),
             "fingerprint": fingerprint(method.name, method.version, settings, target, pool, *weights),
         }
 
     def _model_recipes(self) -> dict[str, dict[str, Any]]:
         return {
-            role: {"name": choice.name, "weights": weights_fingerprint(choice), **choice.shaping()}
+            role: {"name": choice.name, "weights": weights_fingerprint(choice), **choice.shaping(), **choice.loading()}
             for role, choice in self.models.items()
         }
 
@@ -125,13 +129,17 @@ def plan(
     if names.vectors and not on_vectors:
         raise CurateError(f"the score '{method.name}' is not made of vectors; leave out --vectors {names.vectors}.")
     target = load_target(ws, target_name) if method.uses_target and target_name else None
+    if on_vectors and target is None and names.vectors and names.score:
+        raise CurateError(f"without a target '{method.name}' stores its vectors only: leave out --name {names.score}.")
     shards, jobs, vectors = ws.require_pool(), [], None
     if on_vectors:
-        vectors = names.vectors or (names.score if target is None else None) or method.name
-        ws.check_name(vectors, "vectors")
-        jobs.append(Job(ws, vectors, method, target, shards, dict(models), "vectors"))
+        its = names.vectors or (names.score if target is None else None) or method.name
+        ws.check_name(its, "vectors")
+        vectors = Job(ws, its, method, target, shards, dict(models), "vectors")
+        jobs.append(vectors)
     if target or not on_vectors:
-        name = names.score or default_score_name(vectors or method.name, target.name if target else None)
+        made_of = vectors.name if vectors else method.name
+        name = names.score or default_score_name(made_of, target.name if target else None)
         ws.check_name(name, "score")
         jobs.append(Job(ws, name, method, target, shards, dict(models), vectors=vectors))
         _refuse_hidden_columns(jobs[-1])
@@ -158,6 +166,27 @@ def models_of(method: Score, models: Models, others: Sequence[Score]) -> dict[st
             )
         found[role] = choice
     return found
+
+
+def refuse_same_names(jobs: Sequence[Job]) -> None:
+    """Raises CurateError where two tables of one command would bear the same name."""
+    seen: dict[str, Job] = {}
+    for job in jobs:
+        if job.name in seen:
+            raise CurateError(
+                f"'{job.name}' would be the name of {seen[job.name].what} and of {job.what}; choose another by --name "
+                "or --vectors."
+            )
+        seen[job.name] = job
+
+
+def refuse_unknown_roles(models: Models, methods: Sequence[Score]) -> None:
+    """Raises CurateError where a model is given for a role that no method has."""
+    known = list(dict.fromkeys(role for method in methods for role in method.models))
+    for role in models:
+        if role and role not in known:
+            has = nearest(role, known) if known else "they use no model."
+            raise CurateError(f"--model {role}=…: none of the methods has the role '{role}': {has}")
 
 
 def _refuse_hidden_columns(job: Job) -> None:
@@ -214,7 +243,7 @@ def refuse_other_recipe(old: dict[str, Any] | None, job: Job) -> None:
     for role, model in job.recipe.get("models", {}).items():
         for key, value in model.items():
             before = old.get("models", {}).get(role, {}).get(key)
-            if key != "name" and before != value:
+            if key in SHAPING and before != value:
                 what = f"another {role} model or another {key} of it"
                 raise CurateError(f"{job} {verb} made with {what} ({before}, not {value}); {remedy}")
     for key, value in job.recipe["settings"].items():

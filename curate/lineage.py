@@ -76,9 +76,9 @@ class TableState:
         words += ["--target", target] if target else []
         for role, model in self.recipe.get("models", {}).items():
             words += ["--model", f"{role}={model['name']}"]
-            shaping = {key: value for key, value in model.items() if key not in ("name", "weights")}
-            plain = ModelChoice(model["name"]).shaping()
-            words += settings_words({f"model.{k}": v for k, v in shaping.items() if v != plain[k]})
+            given = {key: value for key, value in model.items() if key not in ("name", "weights")}
+            plain = ModelChoice(model["name"])
+            words += settings_words({f"model.{k}": v for k, v in given.items() if v != getattr(plain, k)})
         words += settings_words(self.recipe["changed"])
         vectors = self.name if self.kind == "vectors" else self.recipe.get("vectors")
         words += ["--vectors", vectors] if vectors not in (None, self.recipe["method"]) else []

@@ -20,6 +20,7 @@ import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from importlib.metadata import entry_points
 from itertools import islice
 from pathlib import Path
@@ -29,7 +30,7 @@ import numpy as np
 
 from curate.errors import CurateError, nearest
 from curate.signals import Forward, Logits, means
-from curate.vectors import Vectors
+from curate.vectors import Aggregate, Anchors, Vectors
 from curate.workers import Workers
 
 if TYPE_CHECKING:  # a machine that only runs models has no Arrow, polars or torch to be imported here
@@ -153,6 +154,12 @@ class Score(Method):
         return False
 
 
+def near_target(aggregate: Aggregate, keep_subtasks: bool) -> Pass:
+    """The pass of a score on vectors that is their nearness to the target's."""
+    anchors = partial(Anchors.of, aggregate=aggregate, keep_subtasks=keep_subtasks)
+    return Pass("score", lambda batch, its: its.nearness(batch), open=anchors, flops=Anchors.flops)
+
+
 def run(score: Score, batches: Sequence[Any], target: Target | None = None) -> list[Columns]:
     """All passes over batches in memory, one result per batch: a score without a workspace."""
     *counting, last = score.passes(target)
@@ -193,7 +200,7 @@ class Candidates:
     ids: uint64 [N], the ids' 16 hex digits as numbers. values: float64 [N], finite, higher is better; or null
     where none was asked for. sources: int [N], positions in `source_names`. sizes: float64 [N], what each sample
     takes of the budget, in its unit. vectors: of every candidate, for a selector that uses them. target: the target's
-    examples as such vectors, for one that uses it.
+    examples as such vectors, for one that uses it. flops: what the selector has spent.
     """
 
     ids: np.ndarray
@@ -203,6 +210,11 @@ class Candidates:
     sizes: np.ndarray
     vectors: Vectors | None = None
     target: Vectors | None = None
+    flops: list[float] = field(default_factory=list)
+
+    def charge(self, flops: float) -> None:
+        """What a selector spends on tensors; the ledger adds it up."""
+        self.flops.append(flops)
 
     @classmethod
     def of(

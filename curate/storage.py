@@ -256,7 +256,7 @@ def replace_tree(new: Location, old: Location, marker: str) -> None:
     if isinstance(new, ObjectPath) and isinstance(old, ObjectPath):
         if (new / marker).exists():  # else it was copied already, and this much was left to do
             remove_tree(old, marker)
-            files = [p for p in new.rglob("*") if p.name != marker and not p.is_dir()]
+            files = [p for p in new.rglob("*") if p != new / marker and not p.is_dir()]
             for_each(lambda p: p.store.copy_file(p.key, old.key + p.key.removeprefix(new.key)), files, remote=True)
             new.store.copy_file(f"{new.key}/{marker}", f"{old.key}/{marker}")
         remove_tree(new, marker)

@@ -19,7 +19,7 @@ from curate.errors import CurateError, CurateFailure
 from curate.lineage import aim_stamp, target_vectors
 from curate.method import Arrays, Columns, Pass, Score, Target
 from curate.models.load import ModelChoice
-from curate.shards import ROW_GROUP, Parts, read_arrays, read_table, row_groups
+from curate.shards import ROW_GROUP, Parts, read_arrays, read_table, row_groups, size
 from curate.storage import Location, remove_tree
 from curate.tables import score_table, vector_table, vectors_of
 from curate.text import Text
@@ -151,8 +151,11 @@ class Work:
             units_of_part(self.into, unit.shard).commit(unit.name, table, **self.stamp(unit.shard))
 
     def has(self, shard: Shard) -> bool:
-        """Whether the part of a shard is committed."""
-        return self.stamp(shard).items() <= (Parts(self.into).record(shard.name) or {}).items()
+        """Whether the part of a shard is committed, and whole by its size."""
+        parts = Parts(self.into)
+        record = parts.record(shard.name) or {}
+        whole = self.stamp(shard).items() <= record.items()
+        return whole and size(parts.path(shard.name)) == record["bytes"]
 
     def has_unit(self, unit: Unit) -> bool:
         record = units_of_part(self.into, unit.shard).record(unit.name) or {}
@@ -187,8 +190,10 @@ class Work:
         """Whether the target is to become vectors, and is none yet."""
         if self.kind != "vectors" or self.target is None:
             return False
-        record = target_vectors(self.into).record(self.target.name) or {}
-        return not aim_stamp(self.fingerprint, self.target).items() <= record.items()
+        parts = target_vectors(self.into)
+        record = parts.record(self.target.name) or {}
+        stands = aim_stamp(self.fingerprint, self.target).items() <= record.items()
+        return not stands or parts.read(self.target.name) is None
 
     def commit_aim(self, columns: Columns) -> None:
         assert self.target is not None

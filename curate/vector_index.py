@@ -15,11 +15,12 @@ from curate.fingerprint import keyed_uniform
 
 EXACT_UP_TO = 100_000  # vectors; beyond, an exact search of all takes longer than anyone waits
 WIDE = 1024  # numbers of a vector beyond which it is quantised
+_BUILDS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12")
 
 
 def load_faiss() -> Any:
     """The faiss module. Raises CurateError where none, or two that overwrite each other, are installed."""
-    builds = [name for name in ("faiss-cpu", "faiss-gpu") if _installed(name)]
+    builds = [name for name in _BUILDS if _installed(name)]
     if len(builds) > 1:
         raise CurateError(
             "faiss-cpu and faiss-gpu are both installed and overwrite each other's files; "
@@ -90,8 +91,10 @@ _PER_CENTRE = 256  # vectors for each centre that it is learnt from, as FAISS ha
 _AT_ONCE = 65_536  # vectors that are widened at once
 
 
-def clusters(unit: np.ndarray, ids: np.ndarray, k: int, seed: int, iterations: int) -> tuple[np.ndarray, np.ndarray]:
-    """Spherical k-means: the cluster of each of N unit vectors [N, D], int64 [N], and its cosine with the centre.
+def clusters(
+    unit: np.ndarray, ids: np.ndarray, k: int, seed: int, iterations: int
+) -> tuple[np.ndarray, np.ndarray, float]:
+    """Spherical k-means: each unit vector's cluster, int64 [N], its cosine with the centre, float32 [N], the FLOPs.
 
     Learnt from at most 256 vectors a centre, drawn by id. Holds those, and 65,536 vectors at a time, in float32.
     """
@@ -107,4 +110,4 @@ def clusters(unit: np.ndarray, ids: np.ndarray, k: int, seed: int, iterations: i
     for start in range(0, len(unit), _AT_ONCE):
         near, at = means.index.search(np.ascontiguousarray(unit[start : start + _AT_ONCE], np.float32), 1)
         cluster[start : start + _AT_ONCE], cosine[start : start + _AT_ONCE] = at[:, 0], near[:, 0]
-    return cluster, cosine
+    return cluster, cosine, 2.0 * k * (iterations * some.size + unit.size)

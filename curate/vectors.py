@@ -129,7 +129,15 @@ class Anchors:
 
     def nearness(self, batch: Vectors) -> Mapping[str, Any]:
         """The score of each sample, float64 [B], and its mean cosine with each sub-task where that is kept."""
-        each = similarities(batch.unit, self.directions)
-        score = each @ self.shares if self.aggregate == "mean" else each.max(1, initial=-np.inf)
+        score, kept = np.empty(len(batch)), []
+        step = max(1, _BLOCK // max(len(self.directions), 1))
+        for start in range(0, len(batch), step):
+            each = similarities(batch.unit[start : start + step], self.directions)
+            near = each @ self.shares if self.aggregate == "mean" else each.max(1, initial=-np.inf)
+            score[start : start + step] = near
+            kept += [each] if self.keep_subtasks else []
         columns = {"score": np.where(batch.there, score, np.nan), "error": batch.error}
-        return {**columns, "subtasks": dict(zip(self.labels, each.T, strict=True))} if self.keep_subtasks else columns
+        if not self.keep_subtasks:
+            return columns
+        by_task = np.concatenate([np.zeros((0, len(self.labels))), *kept])
+        return {**columns, "subtasks": dict(zip(self.labels, by_task.T, strict=True))}

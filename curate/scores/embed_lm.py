@@ -2,13 +2,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from curate.errors import CurateError
-from curate.method import Arrays, Columns, Leg, Pass, Score, Target
+from curate.method import Arrays, Columns, Leg, Pass, Score, Target, near_target
 from curate.signals import Forward
-from curate.vectors import Aggregate, Anchors, Vectors
+from curate.vectors import Aggregate
 
 
 @dataclass(frozen=True)
@@ -75,8 +74,4 @@ class EmbedLm(Score):
         return legs["states"]
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
-        anchors = partial(Anchors.of, aggregate=self.aggregate, keep_subtasks=self.keep_subtasks)
-        return (Pass("score", self._score, open=anchors, flops=Anchors.flops),)
-
-    def _score(self, batch: Vectors, anchors: Any) -> Columns:
-        return anchors.nearness(batch)
+        return (near_target(self.aggregate, self.keep_subtasks),)

@@ -9,7 +9,7 @@ import numpy as np
 from curate.errors import CurateError
 from curate.fingerprint import keyed_uniform
 from curate.method import Budget, Candidates, Selector
-from curate.vectors import cosines, frontier
+from curate.vectors import frontier, similarities
 
 _POOL = 4096  # candidates that may be looked at again before all bounds are
 _AT_ONCE = 64  # of them, at once
@@ -28,9 +28,9 @@ class Facility(Selector):
     form (a constant minus the squared distance) differs by a factor and a constant, and chooses the same.
 
     Cost: 2 |C| D FLOPs for each gain that is looked at; no model. Lazy: a gain only shrinks as more are chosen, so one
-    that was computed before bounds it, and those of the first round have a closed form. Exact where C is every
-    candidate, which it is up to `covered` of them; beyond, C is a random `covered` of them, and f an estimate. Memory:
-    2 D + 8 bytes a candidate, 4 D + 264 bytes a covered one.
+    that was computed before bounds it, and those of the first round have a closed form. Exact, but for float32's
+    rounding, where C is every candidate, which it is up to `covered` of them; beyond, C is a random `covered` of them,
+    and f an estimate. Memory: 2 D + 12 bytes a candidate, 4 D + 1,000 bytes a covered one.
 
     Departures: Superfiltering.D takes the 10 % with the highest ifd first and then 2 % of all by this: --where.
 
@@ -55,7 +55,8 @@ class Facility(Selector):
         unit, sizes = candidates.require_vectors(self.name), candidates.sizes.tolist()
         covered = unit[self._covered(candidates, seed)].astype(np.float32)
         total = covered.sum(0, dtype=np.float64)[None]
-        bound = (len(covered) + cosines(unit, total)[:, 0]) / 2  # the first gains, exactly
+        bound = (len(covered) + similarities(unit, total)[:, 0]) / 2  # the first gains
+        candidates.charge(2.0 * unit.size)
         nearest = np.zeros(len(covered), np.float32)  # s with the nearest chosen one
         chosen, spent = [], 0.0
         fresh = np.zeros(len(unit), np.int32)  # how many were chosen when the bound was computed
@@ -72,11 +73,13 @@ class Facility(Selector):
                     spent += sizes[best]
                     bound[best] = -np.inf
                     np.maximum(nearest, _likeness(covered, unit[best][None])[:, 0], out=nearest)
+                    candidates.charge(2.0 * covered.size)
                     continue
                 stale = []
                 while heap and len(stale) < _AT_ONCE and fresh[heap[0][1]] < len(chosen):
                     stale.append(heapq.heappop(heap)[1])
                 likeness = _likeness(covered, unit[stale])
+                candidates.charge(2.0 * covered.size * len(stale))
                 gains = np.maximum(likeness - nearest[:, None], 0).sum(0, dtype=np.float64)
                 bound[stale], fresh[stale] = gains, len(chosen)
                 for gain, p in zip(gains, stale, strict=True):

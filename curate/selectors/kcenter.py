@@ -24,9 +24,9 @@ class Kcenter(Selector):
     half the squared distance, so that what is farthest by the one is so by the other; of equals the first id. Among all
     choices of as many samples, the largest distance from a sample to the nearest chosen one is at most twice the best.
 
-    Cost: at most 2 N k D FLOPs for k of N samples, as products of matrices; no model. Exact: a distance only shrinks as
-    more are chosen, so one that was computed before bounds it, and only samples whose bound is among the 4,096 highest
-    are looked at again. Memory: 2 D + 12 bytes a candidate.
+    Cost: about 2 N k D FLOPs for k of N samples where nothing is spared, as products of matrices; no model. Exact but
+    for float32's rounding: a distance only shrinks as more are chosen, so one that was computed before bounds it, and
+    only samples whose bound is among the 4,096 highest are looked at again. Memory: 2 D + 20 bytes a candidate.
 
     Departures: the paper begins with the labelled samples; `start` says where this begins.
 
@@ -50,12 +50,14 @@ class Kcenter(Selector):
             return np.zeros(0, np.int64)
         chosen, spent = [first], sizes[first]
         bound = 1 - cosines(unit, unit[first][None])[:, 0]  # of the distance to the nearest chosen one
+        candidates.charge(2.0 * unit.size)
         bound[first] = -np.inf
-        seen = np.ones(len(unit), np.int32)  # chosen ones that the bound knows
+        seen = np.ones(len(unit), np.int64)  # chosen ones that the bound knows
         while len(chosen) < len(unit):
             pool, outside = frontier(bound, _POOL)
             here = unit[pool].astype(np.float32)
-            distance = self._updated(here, bound[pool], seen[pool].min(), unit, chosen)
+            distance = bound[pool]
+            candidates.charge(_bring_up(distance, here, seen[pool], unit, chosen))
             while True:
                 best = int(distance.argmax())
                 if (-distance[best], pool[best]) > outside or distance[best] == -np.inf:
@@ -66,6 +68,7 @@ class Kcenter(Selector):
                 spent += sizes[pool[best]]
                 np.minimum(distance, 1 - here @ here[best], out=distance)
                 distance[best] = -np.inf
+                candidates.charge(2.0 * here.size)
             bound[pool], seen[pool] = distance, len(chosen)
         return np.array(chosen)
 
@@ -76,12 +79,14 @@ class Kcenter(Selector):
             return int(keyed_uniform(candidates.ids, seed, self.name).argmax())
         return int(cosines(unit, unit.mean(0, dtype=np.float64)[None])[:, 0].argmax())
 
-    def _updated(
-        self, here: np.ndarray, bound: np.ndarray, seen: int, unit: np.ndarray, chosen: list[int]
-    ) -> np.ndarray:
-        """Distances to the nearest chosen one, of samples whose bounds know the first `seen` of them."""
-        distance = bound.copy()
-        for start in range(seen, len(chosen), _CENTRES):
-            centres = unit[chosen[start : start + _CENTRES]].astype(np.float32)
-            np.minimum(distance, 1 - (here @ centres.T).max(1), out=distance)
-        return distance
+
+def _bring_up(distance: np.ndarray, here: np.ndarray, seen: np.ndarray, unit: np.ndarray, chosen: list[int]) -> float:
+    """Bring distances, which know the first `seen` of the chosen, up to date, in place. Returns the FLOPs."""
+    flops = 0.0
+    for start in range(int(seen.min()), len(chosen), _CENTRES):
+        stop = min(start + _CENTRES, len(chosen))
+        stale = np.flatnonzero(seen < stop)
+        centres = unit[chosen[start:stop]].astype(np.float32)
+        distance[stale] = np.minimum(distance[stale], 1 - (here[stale] @ centres.T).max(1))
+        flops += 2.0 * len(stale) * centres.size
+    return flops

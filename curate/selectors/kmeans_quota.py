@@ -21,7 +21,7 @@ class KmeansQuota(Selector):
     value first, or the nearest to its centre. What a cluster cannot fill is shared out again among those that can.
 
     Cost: k-means (2 N K D FLOPs an iteration, from at most 256 vectors a centre), and one more product to assign; no
-    model. Memory: 2 D + 24 bytes a candidate, 4 D for each vector k-means learns from.
+    model. Memory: 2 D + 40 bytes a candidate, 4 D for each vector k-means learns from.
 
     Departures: the paper draws inside a cluster in proportion to the value; `within=random` draws evenly.
 
@@ -46,9 +46,9 @@ class KmeansQuota(Selector):
     """Of k-means."""
 
     def __post_init__(self) -> None:
-        if self.clusters < 0 or self.iterations < 1:
+        if self.clusters < 0 or not 1 <= self.iterations <= 10_000:
             raise CurateError(
-                f"kmeans_quota needs clusters >= 0 and iterations >= 1, not clusters={self.clusters}, "
+                f"kmeans_quota needs clusters >= 0 and iterations from 1 to 10,000, not clusters={self.clusters}, "
                 f"iterations={self.iterations}."
             )
 
@@ -57,7 +57,8 @@ class KmeansQuota(Selector):
         if not len(unit):
             return np.zeros(0, np.int64)
         k = self.clusters or round(len(unit) ** 0.5)
-        cluster, cosine = clusters(unit, candidates.ids, k, seed, self.iterations)
+        cluster, cosine, flops = clusters(unit, candidates.ids, k, seed, self.iterations)
+        candidates.charge(flops)
         worth = self._worth(candidates, cosine, seed)
         order = np.lexsort((np.arange(len(unit)), -worth, cluster))
         ends = np.append(np.flatnonzero(np.diff(cluster[order], prepend=-1)), len(order))

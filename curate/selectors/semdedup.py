@@ -11,6 +11,7 @@ from curate.method import Budget, Candidates, Selector, by_value
 from curate.vector_index import clusters
 
 _AT_ONCE = 1024  # samples compared with those before them at once
+_HELD = 1 << 26  # cosines in memory at once
 
 
 @dataclass(frozen=True)
@@ -26,8 +27,8 @@ class Semdedup(Selector):
     spent: the paper's rule, with the eps that leaves so many.
 
     Cost: k-means (2 N K D FLOPs an iteration, from at most 256 vectors a centre), then the pairs inside clusters, 2 D
-    each; no model. Memory: 2 D + 16 bytes a candidate, 1 KiB for each vector k-means learns from at D = 256, and 1,024
-    rows of the largest cluster's cosines.
+    each; no model. Memory: 2 D + 40 bytes a candidate, 4 D for each vector k-means learns from, 6 D for each sample of
+    the largest cluster, and up to 256 MiB of its cosines.
 
     Departures: the paper has 50,000 clusters for its images; the number here grows with the candidates.
 
@@ -51,10 +52,10 @@ class Semdedup(Selector):
     """Of k-means, as in the paper."""
 
     def __post_init__(self) -> None:
-        if self.clusters < 0 or self.iterations < 1 or not (self.eps is None or 0 <= self.eps <= 2):
+        if self.clusters < 0 or not 1 <= self.iterations <= 10_000 or not (self.eps is None or 0 <= self.eps <= 2):
             raise CurateError(
-                f"semdedup needs clusters >= 0, iterations >= 1 and eps from 0 to 2, not clusters={self.clusters}, "
-                f"iterations={self.iterations}, eps={self.eps}."
+                f"semdedup needs clusters >= 0, iterations from 1 to 10,000 and eps from 0 to 2, not "
+                f"clusters={self.clusters}, iterations={self.iterations}, eps={self.eps}."
             )
 
     def select(self, candidates: Candidates, budget: Budget, seed: int) -> np.ndarray:
@@ -62,12 +63,14 @@ class Semdedup(Selector):
         if not len(unit):
             return np.zeros(0, np.int64)
         k = self.clusters or round(len(unit) ** 0.5)
-        cluster, cosine = clusters(unit, candidates.ids, k, seed, self.iterations)
+        cluster, cosine, flops = clusters(unit, candidates.ids, k, seed, self.iterations)
+        candidates.charge(flops)
         order = np.lexsort((np.arange(len(unit)), self._order(candidates, cosine, seed), cluster))
         ends = np.append(np.flatnonzero(np.diff(cluster[order], prepend=-1)), len(order))
         alike = np.full(len(unit), -1.0, np.float32)
         for a, b in zip(ends[:-1], ends[1:], strict=True):
             alike[order[a:b]] = _likeness(unit, order[a:b])
+            candidates.charge(unit.shape[1] * float(b - a) ** 2)
         ranking = by_value(-alike.astype(np.float64))
         if self.eps is not None:
             kept = alike <= 1 - self.eps
@@ -91,9 +94,10 @@ class Semdedup(Selector):
 def _likeness(unit: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """The highest cosine of each row with one before it, float32 [n]; -1 for the first."""
     mine, found = unit[rows].astype(np.float32), np.full(len(rows), -1.0, np.float32)
-    for start in range(0, len(rows), _AT_ONCE):
-        stop = min(start + _AT_ONCE, len(rows))
+    step = max(1, min(_AT_ONCE, _HELD // len(rows)))
+    for start in range(0, len(rows), step):
+        stop = min(start + step, len(rows))
         near = mine[start:stop] @ mine[:stop].T
-        near[np.arange(stop)[None] >= np.arange(start, stop)[:, None]] = -1.0
+        near[:, start:][np.triu_indices(stop - start)] = -1.0  # itself, and those behind it
         found[start:stop] = near.max(1)
     return found

@@ -24,7 +24,18 @@ from curate.costs import Meter, charged
 from curate.errors import CurateError
 from curate.executors.local import Local
 from curate.index import ensure_index
-from curate.jobs import Job, Models, Names, groups, models_of, plan, refuse_other_recipe, roles
+from curate.jobs import (
+    Job,
+    Models,
+    Names,
+    groups,
+    models_of,
+    plan,
+    refuse_other_recipe,
+    refuse_same_names,
+    refuse_unknown_roles,
+    roles,
+)
 from curate.method import Executor, Pass, Score
 from curate.models.load import CHARS_PER_TOKEN, ModelChoice, parameters
 from curate.shards import Parts, read_json, write_json
@@ -39,8 +50,8 @@ class Scored:
     """What scoring one method did: to its score, or to its vectors where it has no target.
 
     computed: rows of the last pass done now; reused: found done; cut: of those computed now, samples that were cut to
-    the model's context. vectors: what was done to the vectors that the score is made of. index: of vectors, their FAISS
-    index in words.
+    the model's context; cut_of_target: the same of a target that was encoded now. vectors: what was done to the vectors
+    that the score is made of. index: of vectors, their FAISS index in words.
     """
 
     name: str
@@ -53,6 +64,7 @@ class Scored:
     nulls: int = 0
     cut: int = 0
     index: str = ""
+    cut_of_target: int = 0
     vectors: Scored | None = None
     planned: list[dict[str, Any]] = field(default_factory=list)  # dry run: work by pass
 
@@ -99,11 +111,13 @@ def score(
     if twice:
         raise CurateError(f"the method {twice[0]} is named twice; run it twice, each time under a --name of its own.")
     chosen = roles(models)
+    refuse_unknown_roles(chosen, methods)
     planned = []
     for method in methods:
         called = Names((names or {}).get(method.name), (vectors or {}).get(method.name))
         planned.append(plan(ws, method, target, called, models_of(method, chosen, methods)))
     jobs = [job for its in planned for job in its]
+    refuse_same_names(jobs)
     if dry_run:
         found = {id(job): _dry(job, fresh) for job in jobs}
     else:
@@ -123,6 +137,10 @@ def _run(jobs: Sequence[Job], fresh: bool, workers: Workers) -> list[tuple[Job, 
     """Score a group of jobs: one job, or several that share a pass through a model."""
     with ExitStack() as stack:
         held = [stack.enter_context(claim(job.ws.path, f"{job.kind} {job.name}")) for job in jobs]
+        for job in jobs:
+            if job.vectors:  # nobody may replace them while they are read
+                held.append(stack.enter_context(claim(job.ws.path, f"vectors {job.vectors.name}")))
+                _refuse_replaced(job.vectors)
         folders = [_folder(job, fresh) for job in jobs]
         todo, works = [], []
         for job, folder in zip(jobs, folders, strict=True):
@@ -133,9 +151,24 @@ def _run(jobs: Sequence[Job], fresh: bool, workers: Workers) -> list[tuple[Job, 
         return [(job, _finished(job, folder, its, cut)) for job, folder, its in zip(jobs, folders, todo, strict=True)]
 
 
+@dataclass
+class _Cut:
+    """How many samples of the pool, and of the target, were cut to the model's context."""
+
+    pool: int = 0
+    target: int = 0
+
+
+def _refuse_replaced(vectors: Job) -> None:
+    """Raises CurateError where vectors, or the target's, are not those that were made just now."""
+    now = (_stored(vectors) or {}).get("fingerprint")
+    if now != vectors.recipe["fingerprint"] or _work(vectors, vectors.folder).aims():
+        raise CurateError(f"{vectors}, or the target, were changed by another process; run the command again.")
+
+
 def _work(job: Job, folder: Location) -> Work:
     """The last pass of a job, into a folder; the state of the passes before is not known yet."""
-    vectors = job.ws.table_folder("vectors", job.vectors) if job.vectors else None
+    vectors = job.vectors.folder if job.vectors else None
     last, made = len(job.passes) - 1, job.recipe["fingerprint"]
     return Work(job.method, job.target, last, None, folder, made, job.kind, vectors)
 
@@ -146,8 +179,8 @@ def _compute(
     held: Sequence[Claim],
     works: Sequence[Work],
     todo: Sequence[Sequence[Shard]],
-) -> int:
-    """Compute what is missing of each job. Returns how many samples were cut to the model's context."""
+) -> _Cut:
+    """Compute what is missing of each job."""
     some, failed = [], {}
     for job, work, its in zip(jobs, works, todo, strict=True):
         if its or work.aims():
@@ -155,10 +188,10 @@ def _compute(
             some.append(replace(work, state=state))
     missing = {shard.name for its in todo for shard in its}
     shards = [shard for shard in jobs[0].shards if shard.name in missing]
-    return _score_shards(jobs, workers, held, some, failed, shards) if some else 0
+    return _score_shards(jobs, workers, held, some, failed, shards) if some else _Cut()
 
 
-def _finished(job: Job, folder: Location, todo: Sequence[Shard], cut: int) -> Scored:
+def _finished(job: Job, folder: Location, todo: Sequence[Shard], cut: _Cut) -> Scored:
     """Put a complete table in its place, and say what was done."""
     remove_tree(folder / "_units")
     if folder != job.folder:
@@ -176,14 +209,15 @@ def _finished(job: Job, folder: Location, todo: Sequence[Shard], cut: int) -> Sc
         computed=computed,
         reused=sum(shard.rows for shard in job.shards) - computed,
         nulls=sum(record["nulls"] for record in records),
-        cut=cut if todo else 0,
+        cut=cut.pool if todo else 0,
+        cut_of_target=cut.target if job.kind == "vectors" else 0,
     )
 
 
 def _folder(job: Job, fresh: bool) -> Location:
     """Where to write: in place where the table there is this one; beside it where it is stale or `fresh`."""
     final, beside = job.folder, job.ws.fresh_folder(job.kind, job.name)
-    old = read_json(final / recipe_file(job.kind)) if (final / recipe_file(job.kind)).exists() else None
+    old = _stored(job)
     if not fresh:
         refuse_other_recipe(old, job)
     if old is None:
@@ -198,6 +232,16 @@ def _folder(job: Job, fresh: bool) -> Location:
         remove_tree(folder)
         write_json(marker, job.recipe)
     return folder
+
+
+def _stored(job: Job) -> dict[str, Any] | None:
+    """The recipe of the table of that name; null where there is none, or nothing was made by it."""
+    marker = job.folder / recipe_file(job.kind)
+    if not marker.exists():
+        return None
+    begun = bool(Parts(job.folder).names()) or any((job.folder / "_units").glob("*"))
+    recipe = read_json(marker)
+    return recipe if begun or recipe["fingerprint"] == job.recipe["fingerprint"] else None
 
 
 def _anew(job: Job, fresh: bool) -> bool:
@@ -276,12 +320,9 @@ def _score_shards(
     works: Sequence[Work],
     failed: Failed,
     todo: Sequence[Shard],
-) -> int:
-    """Score the units of shards that have none yet, and merge the units of each shard once it has all.
-
-    Returns how many samples were cut to the model's context.
-    """
-    cut = 0
+) -> _Cut:
+    """Score the units of shards that have none yet, and merge the units of each shard once it has all."""
+    cut = _Cut()
     step, tasks = jobs[0].passes[-1], Tasks()
     if jobs[0].through_models:
         models = {role: choice for job in jobs for role, choice in job.models.items()}
@@ -311,7 +352,10 @@ def _score_shards(
                 meter.flops += done.result
             elif done.result:
                 meter.add(done.result)
-                cut += 0 if isinstance(task, Aim) else done.result.cut
+                if isinstance(task, Aim):
+                    cut.target += done.result.cut
+                else:
+                    cut.pool += done.result.cut
             bar.update(task.samples)
             if isinstance(task, Unit):
                 name = task.shard.name
@@ -354,9 +398,9 @@ def _progress(jobs: Sequence[Job], step: Pass, every: Sequence[Unit], todo: Task
 
 def _dry(job: Job, fresh: bool) -> Scored:
     result = Scored(job.name, job.method.name, job.recipe.get("target"), job.kind)
-    marker, before = job.folder / recipe_file(job.kind), ""
-    if marker.exists() and not fresh:
-        refuse_other_recipe(read_json(marker), job)
+    before = ""
+    if not fresh:
+        refuse_other_recipe(_stored(job), job)
     for index, step in enumerate(job.passes):
         if step.reduce:
             parts, state = job.prepared(index, before)

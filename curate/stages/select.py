@@ -17,7 +17,7 @@ from curate.claims import claim
 from curate.costs import charged
 from curate.errors import CurateError
 from curate.fingerprint import fingerprint
-from curate.lineage import TableState, load_target, load_vectors, score_state, settings_words, table_state
+from curate.lineage import TableState, load_target, load_vectors, score_state, settings_words, table_recipe, table_state
 from curate.manifest import write_manifest
 from curate.method import Budget, Candidates, Selector
 from curate.shards import Parts, read_json, read_table
@@ -72,6 +72,7 @@ class Selected:
     without_value: int = 0
     rows: int = 0
     tokens: float = 0.0
+    flops: float = 0.0
     by_source: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     command: str = ""
@@ -97,7 +98,10 @@ def select(ws: Workspace, name: str, selector: Selector, choice: Choice, *, dry_
         frame = _candidates(ws, choice)
         result.candidates, meter.samples = frame.num_rows, 0 if dry_run else ws.n_rows()
         beside = _vectors(ws, frame, vectors) if vectors else None
+        if vectors and table_recipe(ws, "vectors", vectors.name) != vectors.recipe:
+            raise CurateError(f"{vectors} were replaced while they were read; select again.")
         chosen = _choose(ws, frame, selector, choice, result, beside, target)
+        meter.flops = result.flops
     if not len(chosen):
         raise CurateError("nothing was selected: no candidate has a value and fits the budget; check --by and --where.")
     picked = frame.take(pa.array(chosen))
@@ -278,6 +282,7 @@ def _choose(
         beside = vectors if vectors is None or len(rows) == len(ids) else vectors.take(rows)
         candidates = Candidates(ids[rows], values, codes[rows], names, sizes, beside, target)
         picked = rows[selector.select(candidates, budget, _seed(choice.seed, group.label))]
+        result.flops += sum(candidates.flops)
         free[picked] = False
         chosen.append(picked)
     result.without_value = int((~valued).sum())

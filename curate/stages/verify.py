@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,7 @@ import numpy as np
 from curate.claims import claim
 from curate.errors import CurateError, CurateFailure
 from curate.fingerprint import ids_as_integers
-from curate.index import ensure_index, index_path, record_of
+from curate.index import ensure_index, index_path, index_problem, record_of
 from curate.lineage import TableState, model_choices, table_state, target_vectors
 from curate.method import Executor
 from curate.shards import Parts, digest, parquet_of, read_json, read_table
@@ -176,11 +176,12 @@ def _index(ws: Workspace, name: str, repair: bool) -> _Seen:
     if problem is None:
         yield len(data)
         return
+    remedy = "--repair builds it again"
     if repair:
         with claim(ws.path, f"vectors {name}"):
             path.with_suffix(".json").unlink(missing_ok=True)
-            ensure_index(ws, name)
-    yield Damage("vectors", name, "index.faiss", problem, "--repair builds it again", repair)
+            remedy = ensure_index(ws, name)
+    yield Damage("vectors", name, "index.faiss", problem, remedy, repair and index_problem(ws, name) is None)
 
 
 def _table(
@@ -209,7 +210,7 @@ def _table(
                 parts.remove(damage.part)
             remove_tree(parts.folder / "_units")
         if state.stale is None:
-            _again(ws, state, find, executor)
+            damaged = [*_again(ws, state, find, executor, damaged)]
     yield from damaged
 
 
@@ -235,21 +236,29 @@ def _again(
     state: TableState,
     find: Callable[[str, str], Any] | None,
     executor: Executor | None,
-) -> None:
+    damaged: Sequence[Damage],
+) -> Iterator[Damage]:
+    """Compute what was removed; what cannot be computed is told with the reason."""
     if find is None:
         raise CurateError("to repair scores, say how methods are found: verify(ws, repair=True, find=curate.find).")
     recipe = state.recipe
     method = find("score", recipe["method"])(**recipe["settings"])
     vectors = state.name if state.kind == "vectors" else recipe.get("vectors")
-    score(
-        ws,
-        method,
-        target=recipe.get("target"),
-        names={method.name: state.name} if state.kind == "score" else {},
-        vectors={method.name: vectors} if vectors else {},
-        executor=executor,
-        models=model_choices(recipe),
-    )
+    try:
+        score(
+            ws,
+            method,
+            target=recipe.get("target"),
+            names={method.name: state.name} if state.kind == "score" else {},
+            vectors={method.name: vectors} if vectors else {},
+            executor=executor,
+            models=model_choices(recipe),
+        )
+    except CurateFailure:
+        raise
+    except CurateError as error:
+        damaged = [replace(d, remedy=str(error).rstrip("."), repaired=False) for d in damaged]
+    yield from damaged
 
 
 def _manifest(ws: Workspace, name: str) -> _Seen:

@@ -12,8 +12,13 @@ import numpy as np
 from scipy.stats import rankdata
 
 import curate
+from curate.scores.bm25 import Bm25
+from curate.scores.embed import Embed
+from curate.scores.embed_lm import EmbedLm
 from curate.scores.nll import Nll
 from tests.conftest import SAMPLE
+
+SKILLS = ("arithmetic", "facts", "program", "strings", "table", "translation")
 
 
 def auroc(values: np.ndarray, positive: np.ndarray) -> float:
@@ -26,18 +31,26 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         ws = curate.open_workspace(Path(folder) / "ws")
         curate.ingest(ws, sorted(map(str, (SAMPLE / "pool").iterdir())))
-        curate.score(ws, Nll(), models="tiny")
-        rows = curate.sql(
-            ws,
-            "SELECT meta->>'skill' AS skill, (meta->>'corrupt')::BOOLEAN AS corrupt, nll_nll AS nll FROM samples "
-            "WHERE skill <> 'chat'",
-        )
-    skill, corrupt = np.array([r["skill"] for r in rows]), np.array([r["corrupt"] for r in rows])
-    nll = np.array([r["nll"] for r in rows])
-    found = {s: auroc(nll[skill == s], corrupt[skill == s]) for s in sorted(set(skill))}
-    found["all"] = auroc(nll, corrupt)
-    print("AUROC of nll under the tiny model for corrupt answers")
-    print(f"| {' | '.join(found)} |\n| {' | '.join(f'{value:.2f}' for value in found.values())} |")
+        curate.score(ws, Nll(), EmbedLm(), models="tiny")
+        for skill in SKILLS:
+            curate.target(ws, skill, str(SAMPLE / f"targets/{skill}_val.jsonl"), subtask="subtask")
+            curate.score(ws, Bm25(), Embed(), EmbedLm(), target=skill, models="tiny")
+        named = ", ".join(f"{method}_{skill}" for method in ("bm25", "embed", "embed_lm") for skill in SKILLS)
+        known = "meta->>'skill' AS skill, (meta->>'corrupt')::BOOLEAN AS corrupt, nll_nll AS nll"
+        rows = curate.sql(ws, f"SELECT {known}, {named} FROM samples")
+    skill, corrupt = np.array([r["skill"] for r in rows]), np.array([bool(r["corrupt"]) for r in rows])
+    columns = {name: np.array([r[name] for r in rows], float) for name in rows[0] if name not in ("skill", "corrupt")}
+    known, nll = skill != "chat", columns["nll"]
+    print(f"| AUROC | {' | '.join(SKILLS)} | all |\n|---|{'---|' * (len(SKILLS) + 1)}")
+    found = [auroc(nll[skill == s], corrupt[skill == s]) for s in SKILLS] + [auroc(nll[known], corrupt[known])]
+    print(_line("`nll` for corrupt answers", found))
+    for method in ("bm25", "embed", "embed_lm"):
+        found = [auroc(columns[f"{method}_{s}"], skill == s) for s in SKILLS]
+        print(_line(f"`{method}` for the target's skill", [*found, float(np.mean(found))]))
+
+
+def _line(what: str, values: list[float]) -> str:
+    return f"| {what} | {' | '.join(f'{value:.2f}' for value in values)} |"
 
 
 if __name__ == "__main__":

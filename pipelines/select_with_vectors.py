@@ -1,0 +1,77 @@
+"""Vectors as a story: encoded once, they serve every target, find what is alike, and choose by what is near.
+
+    python pipelines/select_with_vectors.py [NEW-FOLDER]        (default: ./demo-vectors, made anew each time)
+
+It runs on the sample corpus with the states of the tiny model, so it needs no network; with data and models of your own
+take a larger model for embed_lm, or a sentence encoder: curate.scores.embed.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+from pathlib import Path
+
+import curate
+from curate.scores.embed_lm import EmbedLm
+from curate.selectors.facility import Facility
+from curate.selectors.kcenter import Kcenter
+from curate.selectors.kmeans_quota import KmeansQuota
+from curate.selectors.round_robin import RoundRobin
+from curate.selectors.semdedup import Semdedup
+from curate.stages.select import Choice
+from curate.workspace import Workspace
+
+DATA = Path(__file__).parent.parent / "data" / "sample"
+
+
+def main(folder: Path) -> None:
+    ws = curate.open_workspace(folder / "ws")
+    curate.ingest(ws, sorted(str(path) for path in (DATA / "pool").iterdir()))
+    for name in ("arithmetic", "facts"):
+        curate.target(ws, name, str(DATA / "targets" / f"{name}_val.jsonl"), subtask="subtask")
+
+    print("1. One pass over the pool makes the vectors; each target then costs its own examples and a product.")
+    for name in ("arithmetic", "facts"):
+        (scored,) = curate.score(ws, EmbedLm(), target=name, models="tiny")
+        assert scored.vectors is not None
+        print(f"   {scored.name}: {scored.vectors.computed:,} samples encoded, {scored.computed:,} scored")
+
+    print("\n2. What is like this? By the index that lies beside the vectors:")
+    for near in curate.neighbors(ws, "embed_lm", text="How many pears are left?", k=3, find=curate.find).found:
+        print(f"   {near['similarity']:.2f}  {near['source']:9} {' '.join(near['text'].split())[:80]}")
+
+    print("\n3. RDS+: every example of the target takes its nearest samples in turn.")
+    by_turns = Choice(top=200, vectors="embed_lm", target="arithmetic")
+    curate.select(ws, "nearest", RoundRobin(), by_turns)
+    print(f"   {share(ws, 'nearest', 'skill', 'arithmetic'):.0%} of them teach arithmetic")
+
+    print("\n4. Near-duplicates: of what is more than 0.99 alike, the one farthest from its cluster's centre stays.")
+    without = curate.select(ws, "unlike", Semdedup(eps=0.01), Choice(top=ws.n_rows(), vectors="embed_lm"))
+    (known, left) = (near_repeats(ws, table) for table in ("(SELECT row FROM pool)", "unlike"))
+    print(f"   {without.rows:,} of {ws.n_rows():,} stay; of {known} known pairs of near-repeats {left} are still whole")
+
+    print("\n5. Three ways to be diverse, 200 samples each; how many of the six skills and the chat they show:")
+    for selector in (Kcenter(), Facility(), KmeansQuota()):
+        curate.select(ws, selector.name, selector, Choice(top=200, vectors="embed_lm"))
+        query = f"SELECT meta->>'skill' AS s, count(*) AS n FROM {selector.name} JOIN pool USING (row) GROUP BY s"
+        skills = ", ".join(f"{row['s']} {row['n']}" for row in curate.sql(ws, query))
+        print(f"   {selector.name:13} {skills}")
+
+
+def near_repeats(ws: Workspace, table: str) -> int:
+    """How many samples of a table nearly repeat another sample of it, as the corpus knows."""
+    chosen = f"(SELECT meta->>'n' AS n, meta->>'near_duplicate_of' AS of FROM {table} JOIN pool USING (row))"
+    return next(iter(curate.sql(ws, f"SELECT count(*) AS n FROM {chosen} a JOIN {chosen} b ON a.of = b.n")))["n"]
+
+
+def share(ws: Workspace, manifest: str, field: str, value: str) -> float:
+    """The share of a manifest's samples whose field in `meta` has a value."""
+    query = f"SELECT avg((meta->>'{field}' = '{value}')::INT) AS share FROM {manifest} JOIN pool USING (row)"
+    return next(iter(curate.sql(ws, query)))["share"]
+
+
+if __name__ == "__main__":
+    if len(sys.argv) == 1:
+        shutil.rmtree("demo-vectors", ignore_errors=True)
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "demo-vectors"))
