@@ -16,11 +16,16 @@ import numpy as np
 
 import curate
 from curate import index, vector_index
+from curate.models.forward import score_samples
+from curate.models.load import ModelChoice, resolve
+from curate.models.sentence_encoder import SentenceEncoder
 from curate.scores.embed import Embed
 from curate.selectors.top import Top
 from curate.stages.select import Choice
+from curate.vectors import Vectors
 from curate.workspace import Workspace
-from tests.bench.timing import machine
+from tests.bench.forward import real
+from tests.bench.timing import machine, ratio, told
 from tests.conftest import SHARED
 
 
@@ -45,12 +50,32 @@ def main(folder: Path) -> None:
     print_recall(ws)
 
 
+def beside_sentence_transformers() -> None:
+    """500 real samples, as sentence-transformers encodes them by default and as curate does."""
+    from sentence_transformers import SentenceTransformer
+
+    peer, model = SentenceTransformer(str(resolve("minilm")), device="cpu"), SentenceEncoder(ModelChoice("minilm"))
+    samples = real(500)
+    texts = ["\n".join(m["content"] for m in s["messages"]) for s in samples]
+    step = {"x": Embed().vectors()}
+
+    def ours() -> np.ndarray:
+        return Vectors.of(score_samples({"encoder": model}, samples, step)[0]["x"]["vector"]).unit
+
+    def theirs() -> np.ndarray:
+        return peer.encode(texts, show_progress_bar=False)
+
+    off = np.abs(ours() - theirs()).max()
+    found = ratio(theirs, ours, pairs=3)
+    told(f"500 samples: encode of sentence-transformers / embed (differ by {off:.0e})", found, ">= 1", found[0] >= 1)
+
+
 def print_composition(ws: Workspace) -> None:
     for name in ("gsm8k", "bbh"):
         r = curate.select(ws, f"top_{name}", Top(), Choice(by=f"embed_{name}", frac=0.05))
         shares = ", ".join(f"{row['source']} {row['share']:.1%}" for row in r.by_source if row["selected"])
         print(f"\nthe 5 % nearest to {name}: {shares}")
-        said = "coalesce(text, array_to_string(list_transform(messages, m -> m.content), ' | '))"
+        said = "coalesce(text, array_to_string(list_transform(messages, lambda m: m.content), ' | '))"
         for order in ("DESC", "ASC"):
             rows = curate.sql(
                 ws,
@@ -78,6 +103,7 @@ def print_recall(ws: Workspace) -> None:
 
 
 if __name__ == "__main__":
+    beside_sentence_transformers()
     if sys.argv[1:]:
         main(Path(sys.argv[1]))
     else:
