@@ -17,7 +17,7 @@ test-consumers: $(VENV)/.installed-test
 
 # Side by side with the peers; prints ratios.
 bench: $(VENV)/.installed-test
-	for name in bm25 text_scores query ingest machinery; do $(VENV)/bin/python -m tests.bench.$$name || exit 1; done
+	for name in bm25 text_scores query ingest machinery forward embed vectors truth; do $(VENV)/bin/python -m tests.bench.$$name || exit 1; done
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

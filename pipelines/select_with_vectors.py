@@ -37,8 +37,11 @@ def main(folder: Path) -> None:
         assert scored.vectors is not None
         print(f"   {scored.name}: {scored.vectors.computed:,} samples encoded, {scored.computed:,} scored")
 
-    print("\n2. What is like this? By the index that lies beside the vectors:")
-    for near in curate.neighbors(ws, "embed_lm", text="How many pears are left?", k=3, find=curate.find).found:
+    (first,) = curate.sql(
+        ws, "SELECT id, messages[1].content AS said FROM samples ORDER BY embed_lm_facts DESC LIMIT 1"
+    )
+    print(f'\n2. What is like "{first["said"]}"? By the index that lies beside the vectors:')
+    for near in curate.neighbors(ws, "embed_lm", id=first["id"], k=3).found:
         print(f"   {near['similarity']:.2f}  {near['source']:9} {' '.join(near['text'].split())[:80]}")
 
     print("\n3. RDS+: every example of the target takes its nearest samples in turn.")
@@ -49,12 +52,16 @@ def main(folder: Path) -> None:
     print("\n4. Near-duplicates: of what is more than 0.99 alike, the one farthest from its cluster's centre stays.")
     without = curate.select(ws, "unlike", Semdedup(eps=0.01), Choice(top=ws.n_rows(), vectors="embed_lm"))
     (known, left) = (near_repeats(ws, table) for table in ("(SELECT row FROM pool)", "unlike"))
-    print(f"   {without.rows:,} of {ws.n_rows():,} stay; of {known} known pairs of near-repeats {left} are still whole")
+    print(
+        f"   {without.rows:,} of {ws.n_rows():,} stay; of {known} known pairs of near-repeats {left} are still whole."
+    )
+    print("   So small a model hardly tells them from others; a sentence encoder does: python -m tests.bench.truth")
 
     print("\n5. Three ways to be diverse, 200 samples each; how many of the six skills and the chat they show:")
     for selector in (Kcenter(), Facility(), KmeansQuota()):
         curate.select(ws, selector.name, selector, Choice(top=200, vectors="embed_lm"))
-        query = f"SELECT meta->>'skill' AS s, count(*) AS n FROM {selector.name} JOIN pool USING (row) GROUP BY s"
+        rows = f"SELECT meta->>'skill' AS s FROM {selector.name} JOIN pool USING (row)"
+        query = f"SELECT s, count(*) AS n FROM ({rows}) GROUP BY s ORDER BY s"
         skills = ", ".join(f"{row['s']} {row['n']}" for row in curate.sql(ws, query))
         print(f"   {selector.name:13} {skills}")
 

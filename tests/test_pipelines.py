@@ -25,3 +25,18 @@ def test_the_demo_is_the_whole_job(tmp_path: Path) -> None:
     assert f"{len(rows)} rows for trl: demo/trl/best.jsonl" in done.stdout
     suggested = shlex.split(done.stdout.strip().splitlines()[-1])  # the last line is a command that works
     assert subprocess.run(suggested, cwd=tmp_path, capture_output=True).returncode == 0
+
+
+def test_the_story_of_vectors_finds_what_is_near_and_what_is_alike(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "pipelines/select_with_vectors.py")]
+    for _ in range(2):  # again over its own folder
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+    assert "embed_lm_arithmetic: 3,000 samples encoded" in done.stdout
+    assert "embed_lm_facts: 0 samples encoded, 3,000 scored" in done.stdout
+    near = re.search(r"(\d+)% of them teach arithmetic", done.stdout)
+    alike = re.search(r"([\d,]+) of 3,000 stay; of 167 known pairs of near-repeats (\d+) are still whole", done.stdout)
+    assert near and int(near[1]) > 95 and alike and int(alike[2]) < 167
+    for selector in ("kcenter", "facility", "kmeans_quota"):
+        (line,) = [x for x in done.stdout.split("\n") if x.startswith(f"   {selector} ")]
+        assert line.count(",") == 6 and "translation" in line  # all six skills, and the chat

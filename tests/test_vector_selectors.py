@@ -116,20 +116,23 @@ def test_a_ranking_that_runs_out_is_deepened(monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("seed", range(5))
-@pytest.mark.parametrize("held", [3, 4096])
+@pytest.mark.parametrize("held", [2, 64])
 def test_facility_location_is_the_greedy_choice(seed: int, held: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(facility, "_POOL", held)
-    monkeypatch.setattr(facility, "_AT_ONCE", 2)
+    monkeypatch.setattr(facility, "_AT_ONCE", held)
+    monkeypatch.setattr(facility, "_HELD", 100)
     given = pool(40, seed=seed)
     assert Facility().select(given, Budget("rows", 12), 0).tolist() == slow.facility(unit(given), 12)
 
 
 def test_facility_looks_at_few_gains_again(monkeypatch: pytest.MonkeyPatch) -> None:
     looked: list[int] = []
-    likeness = facility._likeness
-    monkeypatch.setattr(facility, "_likeness", lambda c, s: looked.append(len(s)) or likeness(c, s))
+    gains = facility._Cover.gains
+    monkeypatch.setattr(facility._Cover, "gains", lambda s, some: looked.append(len(some)) or gains(s, some))
     Facility().select(pool(3000, 16), Budget("rows", 100), 0)
     assert sum(looked) < 0.15 * 3000 * 100  # of vectors without any structure, the worst there are
+    looked.clear()
+    Facility(covered=500).select(pool(3000, 16), Budget("rows", 100), 0)
+    assert sum(looked) <= 101 * (3000 / 100 * np.log(10) + 1)
 
 
 def test_facility_of_many_covers_a_sample_of_them_nearly_as_well() -> None:
@@ -143,6 +146,7 @@ def test_facility_of_many_covers_a_sample_of_them_nearly_as_well() -> None:
     whole, part = (worth(Facility(covered=n).select(given, Budget("rows", 50), 0)) for n in (3000, 500))
     chance = worth(range(50))
     assert whole >= part > chance + 0.8 * (whole - chance)
+    assert len(set(Facility(covered=500).select(given, Budget("rows", 3000), 0).tolist())) == 3000
 
 
 @pytest.mark.parametrize("keep", ["hard", "easy", "value"])

@@ -16,6 +16,9 @@ from curate.scores.bm25 import Bm25
 from curate.scores.embed import Embed
 from curate.scores.embed_lm import EmbedLm
 from curate.scores.nll import Nll
+from curate.selectors.semdedup import Semdedup
+from curate.stages.select import Choice
+from curate.workspace import Workspace
 from tests.conftest import SAMPLE
 
 SKILLS = ("arithmetic", "facts", "program", "strings", "table", "translation")
@@ -33,9 +36,13 @@ def main() -> None:
         curate.ingest(ws, sorted(map(str, (SAMPLE / "pool").iterdir())))
         curate.score(ws, Nll(), EmbedLm(), models="tiny")
         for skill in SKILLS:
-            curate.target(ws, skill, str(SAMPLE / f"targets/{skill}_val.jsonl"), subtask="subtask")
-            curate.score(ws, Bm25(), Embed(), EmbedLm(), target=skill, models="tiny")
-        named = ", ".join(f"{method}_{skill}" for method in ("bm25", "embed", "embed_lm") for skill in SKILLS)
+            curate.target(ws, f"t_{skill}", str(SAMPLE / f"targets/{skill}_val.jsonl"), subtask="subtask")
+            curate.score(ws, Bm25(), Embed(), EmbedLm(), target=f"t_{skill}", models="tiny")
+        named = ", ".join(f"{method}_t_{skill}" for method in ("bm25", "embed", "embed_lm") for skill in SKILLS)
+        near = {}
+        for name in ("embed", "embed_lm"):
+            left = curate.select(ws, "unlike", Semdedup(eps=0.05), Choice(top=ws.n_rows(), vectors=name)).rows
+            near[name] = (left, pairs(ws, "unlike"), pairs(ws, "pool"))
         known = "meta->>'skill' AS skill, (meta->>'corrupt')::BOOLEAN AS corrupt, nll_nll AS nll"
         rows = curate.sql(ws, f"SELECT {known}, {named} FROM samples")
     skill, corrupt = np.array([r["skill"] for r in rows]), np.array([bool(r["corrupt"]) for r in rows])
@@ -45,8 +52,19 @@ def main() -> None:
     found = [auroc(nll[skill == s], corrupt[skill == s]) for s in SKILLS] + [auroc(nll[known], corrupt[known])]
     print(_line("`nll` for corrupt answers", found))
     for method in ("bm25", "embed", "embed_lm"):
-        found = [auroc(columns[f"{method}_{s}"], skill == s) for s in SKILLS]
+        found = [auroc(columns[f"{method}_t_{s}"], skill == s) for s in SKILLS]
         print(_line(f"`{method}` for the target's skill", [*found, float(np.mean(found))]))
+    for name, (left, whole, all_) in near.items():
+        print(
+            f"semdedup, eps=0.05, on {name}: {left} of 3000 stay; of {all_} known near-duplicates {whole} beside theirs"
+        )
+
+
+def pairs(ws: Workspace, table: str) -> int:
+    """Samples of a table that nearly repeat another sample of it."""
+    those = f"(SELECT row FROM {table}) JOIN pool USING (row)"
+    some = f"(SELECT meta->>'n' AS n, meta->>'near_duplicate_of' AS twin FROM {those})"
+    return next(iter(curate.sql(ws, f"SELECT count(*) AS n FROM {some} a JOIN {some} b ON a.twin = b.n")))["n"]
 
 
 def _line(what: str, values: list[float]) -> str:

@@ -36,7 +36,7 @@ def facility(unit: np.ndarray, k: int) -> list[int]:
     chosen: list[int] = []
     while len(chosen) < k:
         worth = {
-            i: sum(max((1 + float(unit[x] @ unit[j])) / 2 for j in [*chosen, i]) for x in range(len(unit)))
+            i: round(sum(max((1 + float(unit[x] @ unit[j])) / 2 for j in [*chosen, i]) for x in range(len(unit))), 9)
             for i in range(len(unit))
             if i not in chosen
         }
