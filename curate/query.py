@@ -300,7 +300,7 @@ def _sentence(ws: Workspace, error: duckdb.Error) -> CurateError:
         known = [*VIEWS, *ws.score_names(), *ws.vectors_names(), *ws.manifest_names()]
         return CurateError(f"there is no table '{missing[1]}': {nearest(missing[1], known)}")
     column = re.search(r"Referenced column \"(\w+)\" (?:was )?not found", line)
-    if column:
+    if column and column[1] not in samples_columns(ws):  # else it is there, but not where the query looks
         return CurateError(f"there is no column '{column[1]}': {nearest(column[1], samples_columns(ws))}")
     if isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException):
         return CurateFailure(f"DuckDB could not finish: {line}")

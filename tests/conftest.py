@@ -84,7 +84,7 @@ def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     def run(*arguments: Any, ws: Workspace | Path | None = None, **kwargs: Any) -> subprocess.CompletedProcess[str]:
         command = [sys.executable, "-m", "curate.cli", str(arguments[0])]
         if ws is not None:
-            command += ["-w", str(ws if isinstance(ws, Path) else ws.path)]
+            command += ["-w", str(getattr(ws, "path", ws))]
         command += [str(a) for a in arguments[1:]]
         return subprocess.run(command, capture_output=True, text=True, timeout=300, **kwargs)
 
