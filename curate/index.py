@@ -20,7 +20,7 @@ from curate.costs import charged
 from curate.errors import CurateError
 from curate.fingerprint import keyed_uniform
 from curate.lineage import table_state
-from curate.shards import Parts, digest, read_json, read_table, write_json
+from curate.shards import Parts, digest, read_json, read_table, size, write_json
 from curate.storage import Location, put
 from curate.tables import vectors_of
 from curate.vector_index import bytes_per_number, kind, load_faiss, on_gpu, untrained
@@ -74,9 +74,11 @@ def record_of(ws: Workspace, name: str) -> Record | None:
 
 def index_problem(ws: Workspace, name: str) -> str | None:
     """What is wrong with the index, as the end of a sentence; null where it covers the vectors as they are."""
-    record, path = record_of(ws, name), index_path(ws, name)
-    if record is None or not path.exists():
+    record = record_of(ws, name)
+    if record is None:
         return "has no index"
+    if size(index_path(ws, name)) != record.bytes:
+        return "has an index that is cut or gone"
     if record.parts != _parts(ws, name):
         return "has an index older than its vectors"
     return None
@@ -84,8 +86,12 @@ def index_problem(ws: Workspace, name: str) -> str | None:
 
 def _parts(ws: Workspace, name: str) -> dict[str, str]:
     """The committed parts that belong to the pool as it is, and their checksums."""
+    return {part: record["sha256"] for part, record in _records(ws, name).items()}
+
+
+def _records(ws: Workspace, name: str) -> dict[str, Any]:
     records = Parts(ws.table_folder("vectors", name)).records()
-    return {shard.name: records[shard.name]["sha256"] for shard in table_state(ws, "vectors", name).done}
+    return {shard.name: records[shard.name] for shard in table_state(ws, "vectors", name).done}
 
 
 # --- building --------------------------------------------------------------------------------------------
@@ -105,11 +111,11 @@ def ensure_index(ws: Workspace, name: str) -> str:
         faiss = load_faiss()
     except CurateError as error:
         return f"no index: {error}"
-    parts = _parts(ws, name)
-    counts = _counts(ws, name)
-    rows, width = sum(counts), _width(ws, name)
+    records = _records(ws, name)
+    rows = sum(record["rows"] - record["nulls"] for record in records.values())
     if not rows:
         return "no index: no sample has a vector"
+    width = int(next(iter(records.values()))["schema"]["vector"].rpartition("[")[2].rstrip("]"))
     need, free = rows * width * bytes_per_number(rows, width), _free_memory()
     if need > free / 2:
         return f"no index: it would take {need / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free"
@@ -125,6 +131,7 @@ def ensure_index(ws: Workspace, name: str) -> str:
         meter.flops += 2.0 * _ASKED * rows * width if lists else 0.0
         data = memoryview(faiss.serialize_index(index))
         put(index_path(ws, name), data)
+        parts = {part: record["sha256"] for part, record in records.items()}
         record = Record(parts, rows, kind(lists, width), lists, probes, recall, len(data), digest(data))
         write_json(index_path(ws, name).with_suffix(".json"), asdict(record))
     return str(record)
@@ -160,18 +167,6 @@ def _some(ws: Workspace, name: str, share: float) -> np.ndarray:
     return np.concatenate(drawn)
 
 
-def _counts(ws: Workspace, name: str) -> list[int]:
-    records = Parts(ws.table_folder("vectors", name)).records()
-    done = table_state(ws, "vectors", name).done
-    return [records[shard.name]["rows"] - records[shard.name]["nulls"] for shard in done]
-
-
-def _width(ws: Workspace, name: str) -> int:
-    records = Parts(ws.table_folder("vectors", name)).records()
-    done = table_state(ws, "vectors", name).done
-    return int(records[done[0].name]["schema"]["vector"].rpartition("[")[2].rstrip("]")) if done else 0
-
-
 def _free_memory() -> float:
     told = Path("/proc/meminfo")
     if told.exists():
@@ -193,10 +188,7 @@ def search(ws: Workspace, name: str, asked: np.ndarray, k: int) -> tuple[np.ndar
         raise CurateError(f"the vectors '{name}': {problem}.")
     record, faiss = record_of(ws, name), load_faiss()
     assert record is not None
-    data = index_path(ws, name).read_bytes()
-    if len(data) != record.bytes:
-        raise CurateError(f"{index_path(ws, name)} is cut or damaged; remove it, and it is built again.")
-    index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
+    index = faiss.deserialize_index(np.frombuffer(index_path(ws, name).read_bytes(), np.uint8))
     k = min(k, record.rows)
     if record.lists:  # many neighbours lie in more lists than ten do
         wanted = -(-k * record.lists // record.rows) * 4

@@ -111,3 +111,9 @@ def clusters(
         near, at = means.index.search(np.ascontiguousarray(unit[start : start + _AT_ONCE], np.float32), 1)
         cluster[start : start + _AT_ONCE], cosine[start : start + _AT_ONCE] = at[:, 0], near[:, 0]
     return cluster, cosine, 2.0 * k * (iterations * some.size + unit.size)
+
+
+def rows_of_clusters(cluster: np.ndarray, by: np.ndarray) -> list[np.ndarray]:
+    """The rows of each cluster that has some, in order of rising `by`, of equals by position."""
+    order = np.lexsort((np.arange(len(cluster)), by, cluster))
+    return np.split(order, np.flatnonzero(np.diff(cluster[order])) + 1)

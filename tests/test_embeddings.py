@@ -481,6 +481,16 @@ def test_an_index_older_than_its_vectors_is_noticed_and_built_again(
     assert "note" not in cli("neighbors", "embed_lm", "--text", "where is town 3?", ws=small_ws).stdout
 
 
+def test_an_index_that_is_cut_or_gone_is_built_again(small_ws: Workspace, cli: Any) -> None:
+    curate.score(small_ws, EmbedLm(), models="tiny")
+    path = small_ws.table_folder("vectors", "embed_lm") / "index.faiss"
+    for harm in (lambda: path.write_bytes(path.read_bytes()[:-9]), path.unlink):
+        harm()
+        assert "has an index that is cut or gone" in cli("status", ws=small_ws).stdout
+        done = cli("neighbors", "embed_lm", "--text", "pears", ws=small_ws)
+        assert done.returncode == 0 and "had an index that is cut or gone; built an exact index" in done.stdout
+
+
 def test_neighbours_of_a_text_and_of_a_sample(small_ws: Workspace, cli: Any) -> None:
     curate.score(small_ws, EmbedLm(), models="tiny")
     (first,) = curate.sql(small_ws, "SELECT id, messages FROM pool WHERE row = 5")

@@ -97,12 +97,11 @@ class Facility(Selector):
         free, chosen, spent = np.ones(len(unit), bool), [], 0.0
         drawn, times = np.zeros(0, np.int64), 0
         while len(chosen) < len(unit):
-            drawn = drawn[free[drawn]] if len(drawn) < 4 * some else drawn
             if len(drawn) < some:  # all candidates in a new random order, behind what is left of the old
                 times += 1
                 order = np.argsort(keyed_uniform(candidates.ids, seed, f"{self.name} {times}"))
                 drawn = np.concatenate([drawn, order[free[order]]])
-            here, drawn = np.sort(np.unique(drawn[:some])), drawn[some:]
+            here, drawn = np.unique(drawn[:some]), drawn[some:]
             here = here[free[here]]
             if not len(here):
                 continue

@@ -9,7 +9,7 @@ from curate.errors import CurateError
 from curate.fingerprint import keyed_uniform
 from curate.method import Budget, Candidates, Selector
 from curate.quotas import fill
-from curate.vector_index import clusters
+from curate.vector_index import clusters, rows_of_clusters
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,7 @@ class KmeansQuota(Selector):
         cluster, cosine, flops = clusters(unit, candidates.ids, k, seed, self.iterations)
         candidates.charge(flops)
         worth = self._worth(candidates, cosine, seed)
-        order = np.lexsort((np.arange(len(unit)), -worth, cluster))
-        ends = np.append(np.flatnonzero(np.diff(cluster[order], prepend=-1)), len(order))
-        ranked = {f"{i:09d}": order[a:b] for i, (a, b) in enumerate(zip(ends[:-1], ends[1:], strict=True))}
+        ranked = {f"{i:09d}": rows for i, rows in enumerate(rows_of_clusters(cluster, -worth))}
         proportional = self.quota == "proportional"
         shares = {c: float(candidates.sizes[rows].sum()) if proportional else 1.0 for c, rows in ranked.items()}
         picked = np.concatenate(list(fill(ranked, shares, candidates.sizes, budget).values()))

@@ -8,7 +8,7 @@ import numpy as np
 from curate.errors import CurateError
 from curate.fingerprint import keyed_uniform
 from curate.method import Budget, Candidates, Selector, by_value
-from curate.vector_index import clusters
+from curate.vector_index import clusters, rows_of_clusters
 
 _AT_ONCE = 1024  # samples compared with those before them at once
 _HELD = 1 << 26  # cosines in memory at once
@@ -65,12 +65,10 @@ class Semdedup(Selector):
         k = self.clusters or round(len(unit) ** 0.5)
         cluster, cosine, flops = clusters(unit, candidates.ids, k, seed, self.iterations)
         candidates.charge(flops)
-        order = np.lexsort((np.arange(len(unit)), self._order(candidates, cosine, seed), cluster))
-        ends = np.append(np.flatnonzero(np.diff(cluster[order], prepend=-1)), len(order))
         alike = np.full(len(unit), -1.0, np.float32)
-        for a, b in zip(ends[:-1], ends[1:], strict=True):
-            alike[order[a:b]] = _likeness(unit, order[a:b])
-            candidates.charge(unit.shape[1] * float(b - a) ** 2)
+        for rows in rows_of_clusters(cluster, self._order(candidates, cosine, seed)):
+            alike[rows] = _likeness(unit, rows)
+            candidates.charge(unit.shape[1] * float(len(rows)) ** 2)
         ranking = by_value(-alike.astype(np.float64))
         if self.eps is not None:
             kept = alike <= 1 - self.eps
