@@ -29,6 +29,10 @@ _VERBS = {
     "drop": "curate.stages.drop",
     "select": "curate.stages.select",
     "replay": "curate.stages.select",
+    "weigh": "curate.stages.weigh",
+    "train": "curate.stages.train",
+    "compare": "curate.stages.compare",
+    "evaluate": "curate.stages.evaluate",
     "export": "curate.stages.export",
     "preview": "curate.stages.export",
 }
@@ -36,7 +40,9 @@ _VERBS = {
 if TYPE_CHECKING:
     from curate.method import find as find
     from curate.method import methods as methods
+    from curate.stages.compare import compare as compare
     from curate.stages.drop import drop as drop
+    from curate.stages.evaluate import evaluate as evaluate
     from curate.stages.export import export as export
     from curate.stages.export import preview as preview
     from curate.stages.ingest import ingest as ingest
@@ -48,7 +54,9 @@ if TYPE_CHECKING:
     from curate.stages.status import ledger as ledger
     from curate.stages.status import status as status
     from curate.stages.target import target as target
+    from curate.stages.train import train as train
     from curate.stages.verify import verify as verify
+    from curate.stages.weigh import weigh as weigh
     from curate.workspace import open_workspace as open_workspace
 
 __all__ = ["__version__", *_VERBS]

@@ -46,8 +46,9 @@ class Meter:
 
     def add(self, usage: Any) -> None:
         """What a unit has cost on its way through a model (curate.models.forward.Usage)."""
-        for what in ("tokens", "padded_tokens", "flops", "flops_paper"):
-            self.through_model[what] = self.through_model.get(what, 0) + getattr(usage, what)
+        for what in ("tokens", "padded_tokens", "flops", "flops_paper", "flops_counted", "seconds"):
+            if (more := getattr(usage, what)) is not None:
+                self.through_model[what] = (self.through_model.get(what) or 0) + more
         self.through_model |= {"device": usage.device, "n_params": usage.n_params}
 
     def save(self) -> None:

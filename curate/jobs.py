@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from curate.errors import CurateError, nearest
 from curate.fingerprint import fingerprint
-from curate.lineage import default_score_name, load_target, sample_columns, score_recipe
+from curate.lineage import default_score_name, load_target, model_recipe, sample_columns, score_recipe
 from curate.method import Pass, Score, Target
-from curate.models.load import SHAPING, SHORT_NAMES, ModelChoice, unit_size, weights_fingerprint
+from curate.models.load import SHAPING, SHORT_NAMES, ModelChoice, unit_size
 from curate.schema import POOL_COLUMNS
 from curate.shards import Parts
 from curate.storage import Location
@@ -93,10 +93,7 @@ class Job:
         }
 
     def _model_recipes(self) -> dict[str, dict[str, Any]]:
-        return {
-            role: {"name": choice.name, "weights": weights_fingerprint(choice), **choice.shaping(), **choice.loading()}
-            for role, choice in self.models.items()
-        }
+        return {role: model_recipe(choice) for role, choice in self.models.items()}
 
     def prepared(self, index: int, before: str) -> tuple[Parts, str]:
         """Where the partials of a counting pass lie, and the name of its state for the pool as it is."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,7 +12,7 @@ import polars as pl
 from curate.errors import CurateError, nearest
 from curate.fingerprint import fingerprint
 from curate.method import Target
-from curate.models.load import ModelChoice
+from curate.models.load import ModelChoice, weights_fingerprint
 from curate.shards import Parts, read_json, read_table
 from curate.storage import Location
 from curate.tables import vectors_of
@@ -85,6 +85,22 @@ class TableState:
         default = default_score_name(vectors or self.recipe["method"], target)
         words += [] if self.kind == "vectors" or self.name == default else ["--name", self.name]
         return shlex.join(words)
+
+
+def usable(states: Sequence[TableState], allow_stale: bool) -> list[str]:
+    """Warnings of tables that are stale or incomplete. Raises CurateError for such, unless allowed."""
+    warnings = []
+    for state in states:
+        if problem := state.problem():
+            if not allow_stale:
+                raise CurateError(f"{state} {problem}; run `{state.command()}`, or --allow-stale.")
+            warnings.append(f"{state} {problem}")
+    return warnings
+
+
+def model_recipe(choice: ModelChoice) -> dict[str, Any]:
+    """What a model is, for a recipe."""
+    return {"name": choice.name, "weights": weights_fingerprint(choice), **choice.shaping(), **choice.loading()}
 
 
 def model_choices(recipe: Mapping[str, Any]) -> dict[str, ModelChoice]:

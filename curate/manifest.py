@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from curate.errors import CurateError
@@ -32,8 +31,3 @@ def read_manifest(ws: Workspace, name: str) -> tuple[pa.Table, dict[str, Any]]:
             f"{path} is not what its JSON vouches for (a select was killed, or it was edited): select again."
         )
     return read_table(path), lineage
-
-
-def effective_size(weights: np.ndarray) -> float:
-    """(sum w)^2 / sum w^2: how many equally weighted samples carry as much."""
-    return float(weights.sum() ** 2 / (weights**2).sum()) if len(weights) else 0.0

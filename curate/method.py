@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, 
 import numpy as np
 
 from curate.errors import CurateError, nearest
-from curate.signals import Forward, Logits, means
+from curate.signals import Forward, Logits, Step, Weights, means
 from curate.vectors import Aggregate, Anchors, Vectors
 from curate.workers import Workers
 
@@ -85,8 +85,9 @@ class Leg:
 
     per_token: a number at each supervised token, Tensor [n]. hidden: whether the last layer's states are wanted too.
     pooled: whether a sentence encoder's vector is. of: what is kept of each sample, from a batch. model: the role of
-    the model. view: the whole sample; its answers alone (the supervised tokens behind the token that begins a text; raw
-    text has none); or its contents as a plain text, as sentence encoders take it.
+    the model. view: the whole sample; the same with its last answer alone supervised; its answers alone (the supervised
+    tokens behind the token that begins a text; raw text has none); or its contents as a plain text, as sentence
+    encoders take it.
     """
 
     per_token: Callable[[Logits], Any] | None = None
@@ -94,7 +95,7 @@ class Leg:
     pooled: bool = False
     of: Callable[[Forward], Columns] = means
     model: str = "base"
-    view: Literal["whole", "answer", "text"] = "whole"
+    view: Literal["whole", "last", "answer", "text"] = "whole"
 
 
 @dataclass(frozen=True)
@@ -282,6 +283,113 @@ def highest(values: np.ndarray, sizes: np.ndarray, budget: Budget) -> np.ndarray
     return order[: budget.fits(sizes[order])]
 
 
+# --- weightings ------------------------------------------------------------------------------------------
+
+Signal = Literal["loss", "column", "base_loss", "base_token_loss", "states"]
+
+
+class Weighting(Method):
+    """Turns what a training step shows into weights: `init() -> state`, `update(step, state) -> weights, state`.
+
+    scope 'sample': a sample's weight depends on that sample alone; 'batch': on all samples of the step, of every
+    process and micro-batch, which `update` then sees together. needs: what of a Step it looks at; 'column' is one that
+    the user names, 'base_loss' the same or else the sample's mean loss under the model that training begins with.
+    uses_target: whether it is given anchors, the target's samples as the model sees them, every `refresh` steps.
+    normalize: 'mean1' divides by the sum of the weights (of tokens) instead of their number, so that a step's weights
+    are 1 in the mean. The state is plain arrays, so that a checkpoint can hold it.
+    """
+
+    scope: ClassVar[Literal["sample", "batch"]] = "sample"
+    needs: ClassVar[tuple[Signal, ...]] = ()
+    uses_target: ClassVar[bool] = False
+    normalize: str = "none"
+    refresh: int = 0
+
+    def init(self, column: np.ndarray | None) -> Arrays:
+        """The state before the first step. column: of all training samples, float64 [N]; null where not asked for."""
+        return {}
+
+    def refreshed(self, anchors: Any, state: Arrays) -> Arrays:
+        """The state with new anchors: the states of the target's samples under the model as it is, Tensor [V, D]."""
+        return state
+
+    @abstractmethod
+    def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
+        """The weights of the samples shown, and the state behind them."""
+
+
+def weigh_once(weighting: Weighting, values: np.ndarray) -> np.ndarray:
+    """The weights of samples from one column of them, float64 [N], as if all were one step's: a weighting offline."""
+    column = np.asarray(values, np.float64)
+    return weighting.update(Step(1, loss=column, column=column), weighting.init(column))[0].values
+
+
+# --- metrics ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Question:
+    """One sample of a target, as a model is asked it.
+
+    shots: the messages of worked examples that stand before it. messages: null for raw text. subtask: '' where there is
+    none. options: the answers to choose among, the right one with them; empty where none are known. meta: the fields
+    that the input had beside.
+    """
+
+    messages: list[dict[str, Any]] | None
+    text: str | None = None
+    shots: tuple[dict[str, Any], ...] = ()
+    subtask: str = ""
+    options: tuple[str, ...] = ()
+    meta: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def answer(self) -> str:
+        """The last assistant's turn; '' where there is none."""
+        last = self.messages[-1] if self.messages else None
+        return last["content"] or "" if last and last["role"] == "assistant" else ""
+
+    def prompt(self) -> list[dict[str, Any]]:
+        """The worked examples and what comes before the answer."""
+        return [*self.shots, *(self.messages or [])[: -1 if self.answer else None]]
+
+    def sample(self, answer: str | None = None) -> dict[str, Any]:
+        """As a sample that a model can score, with its own answer or another."""
+        if self.messages is None:
+            return {"messages": None, "text": self.text}
+        said = [{"role": "assistant", "content": self.answer if answer is None else answer}]
+        return {"messages": [*self.prompt(), *(said if self.answer or answer is not None else [])], "text": None}
+
+
+@dataclass(frozen=True)
+class Judged:
+    """What a metric finds of each question.
+
+    values: float64 [N], not a number where it could not be judged. said: what the model answered; null where it was not
+    let to speak. error: why a question could not be judged, '' where it was. usage: what it cost (Usage of
+    curate.models.forward).
+    """
+
+    values: np.ndarray
+    error: np.ndarray
+    usage: Any
+    said: list[str] | None = None
+
+
+class Metric(Method):
+    """How well a model answers. better: whether a higher value is, or a lower one."""
+
+    better: ClassVar[Literal["higher", "lower"]] = "higher"
+
+    @abstractmethod
+    def judge(self, model: Any, questions: Sequence[Question]) -> Judged:
+        """Ask a LanguageModel every question."""
+
+    def summary(self, values: np.ndarray) -> float:
+        """One number of all that could be judged."""
+        return float(np.mean(values)) if len(values) else float("nan")
+
+
 # --- exports ---------------------------------------------------------------------------------------------
 
 
@@ -294,9 +402,10 @@ class Row:
     messages: list[dict[str, Any]] | None
     text: str | None
     meta: str = "{}"
-    weight: float = 1.0
+    loss_weight: float = 1.0
     repeats: int = 1
     rank: int = 0
+    stratum: int = 0
 
     @classmethod
     def of(cls, sample: str | Sequence[Mapping[str, str]]) -> Row:
@@ -316,14 +425,22 @@ class Row:
 class Export(Method):
     """Writes the rows of a manifest as the files of one trainer.
 
-    weighted: whether its rows can carry a weight; where not, a manifest whose weights differ is refused.
+    weighted: whether its rows can carry a weight. Where not, `weights` says what becomes of a manifest whose weights
+    differ: it is refused; its rows repeat; or they come in so many `strata`, by quantiles of their weights, whose
+    mean weights `describe` is told.
     """
 
     weighted: ClassVar[bool] = False
+    weights: str = "refuse"
+    strata: int = 0
 
     @abstractmethod
     def example(self, row: Row) -> dict[str, Any]:
         """One row as the trainer will see it. Raises CurateError where the format cannot hold it."""
+
+    def describe(self, folder: Path, name: str, means: Sequence[float], sizes: Sequence[int]) -> list[Path]:
+        """Write how often the strata are to be drawn, given the mean weight and the rows of each. Returns the files."""
+        return []
 
     @abstractmethod
     def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
@@ -359,7 +476,14 @@ class Executor(Method):
 
 # --- finding methods -------------------------------------------------------------------------------------
 
-KINDS: dict[str, type[Method]] = {"score": Score, "selector": Selector, "export": Export, "executor": Executor}
+KINDS: dict[str, type[Method]] = {
+    "score": Score,
+    "selector": Selector,
+    "weighting": Weighting,
+    "metric": Metric,
+    "export": Export,
+    "executor": Executor,
+}
 
 
 def names(kind: str) -> list[str]:
@@ -448,7 +572,11 @@ def help_text(kind: str, name: str) -> str:
 
 def settings_help(kind: str, name: str) -> list[dict[str, Any]]:
     """Every setting of a method: name, type, default and the text that stands under its field."""
-    cls = find(kind, name)
+    return fields_help(find(kind, name))
+
+
+def fields_help(cls: type) -> list[dict[str, Any]]:
+    """The fields of a dataclass, as `settings_help` has them."""
     body = ast.parse(inspect.getsource(cls)).body[0]
     assert isinstance(body, ast.ClassDef)
     notes = {}

@@ -10,6 +10,7 @@ import json
 import re
 import tempfile
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,8 @@ import pyarrow as pa
 
 from curate.errors import CurateError, CurateFailure, nearest
 from curate.lineage import TableState, sample_columns, score_recipe, score_state, table_state
-from curate.schema import LEDGER, MANIFEST, POOL, REJECTS, RUNS, TARGET, VIEWS
+from curate.runs import Run
+from curate.schema import EVALUATIONS, LEDGER, MANIFEST, METRICS, POOL, REJECTS, RUNS, TARGET, TRAINED, VIEWS
 from curate.shards import Parts
 from curate.storage import Location, ObjectPath
 from curate.workspace import Workspace
@@ -52,12 +54,16 @@ def connect(ws: Workspace, query: str) -> duckdb.DuckDBPyConnection:
         "targets": _targets,
         "rejects": _rejects,
         "ledger": lambda ws: _read(sorted((ws.path / "ledger").glob("part-*.parquet")), LEDGER),
-        "runs": lambda ws: _read([], RUNS),
+        "metrics": lambda ws: _of_runs(ws, "metrics", METRICS),
+        "trained": lambda ws: _of_runs(ws, "trained", TRAINED),
         "samples": lambda ws: _samples(ws, words),
     }
     for name, view in tables.items():
         if words is None or name in words:
             _create(connection, name, view(ws))
+    for name, table in {"runs": _runs, "evaluations": _evaluations}.items():
+        if words is None or name in words:
+            connection.register(name, table(ws))
     for name in ws.score_names():
         if words is None or name in words:
             _create(connection, name, _score(ws, score_state(ws, name)))
@@ -188,6 +194,39 @@ def _vectors(ws: Workspace, state: TableState) -> str:
     done = [parts.path(shard.name) for shard in state.done]
     columns = {"id": "VARCHAR", "vector": "FLOAT[]", "norm": "FLOAT", "error": "VARCHAR"}
     return f"SELECT * FROM {_files(done)}" if done else _nothing(columns)
+
+
+def _runs(ws: Workspace) -> pa.Table:
+    rows = []
+    for run in map(partial(Run, ws), ws.run_names()):
+        recipe = run.recipe or {}
+        done = run.checkpoints()
+        state = (
+            "complete"
+            if run.is_complete() or not recipe["weighting"]
+            else f"{done[-1].step if done else 0} of {recipe['steps']} steps"
+        )
+        own = {key: recipe[key] for key in ("manifest", "seed", "steps", "samples")}
+        what = {"model": recipe["model"]["name"], "weighting": (recipe["weighting"] or {}).get("name")}
+        rows.append({"name": run.name, "state": state, **what, **own, "config": json.dumps(recipe)})
+    return pa.Table.from_pylist(rows, schema=RUNS)
+
+
+def _of_runs(ws: Workspace, kind: str, schema: pa.Schema) -> str:
+    """A table that every run has parts of, with the run's name before."""
+    each = []
+    for name in ws.run_names():
+        parts = Parts(ws.run_folder(name) / kind)
+        if files := [parts.path(part) for part in parts.names()]:
+            each.append(f"SELECT {_text(name)} AS run, * FROM ({_read(files, schema)})")
+    return " UNION ALL ".join(each) or f"SELECT ''::VARCHAR AS run, * FROM ({_read([], schema)})"
+
+
+def _evaluations(ws: Workspace) -> pa.Table:
+    rows = []
+    for run in map(partial(Run, ws), ws.run_names()):
+        rows += [{"run": run.name, **record["evaluation"]} for record in run.evaluations.records().values()]
+    return pa.Table.from_pylist(rows, schema=EVALUATIONS)
 
 
 def _samples(ws: Workspace, words: set[str] | None) -> str:

@@ -44,7 +44,7 @@ EXPORTED = pa.schema(  # a selected sample in the exports that have columns
         ("source", pa.string()),
         ("messages", pa.list_(MESSAGE)),
         ("text", pa.string()),
-        ("weight", pa.float32()),
+        ("loss_weight", pa.float32()),
         ("rank", pa.int64()),
         ("meta", pa.string()),
     ]
@@ -70,8 +70,70 @@ LEDGER = pa.schema(
         ("run", pa.string()),
     ]
 )
-RUNS = pa.schema([("name", pa.string()), ("at", pa.timestamp("us", tz="UTC")), ("config", pa.string())])
+RUNS = pa.schema(
+    [
+        ("name", pa.string()),
+        ("state", pa.string()),  # complete, or how far it is
+        ("model", pa.string()),
+        ("manifest", pa.string()),  # null: the whole pool
+        ("weighting", pa.string()),
+        ("seed", pa.int64()),
+        ("steps", pa.int64()),
+        ("samples", pa.int64()),  # distinct ones it learns from
+        ("config", pa.string()),  # run.json
+    ]
+)
+METRICS = pa.schema(  # of a run, one row a step
+    [
+        ("step", pa.int64()),
+        ("epoch", pa.int64()),
+        ("loss", pa.float64()),  # mean over the step's supervised tokens
+        ("weighted_loss", pa.float64()),  # what was minimised
+        ("lr", pa.float64()),
+        ("grad_norm", pa.float64()),  # before it was clipped
+        ("samples", pa.int64()),
+        ("tokens", pa.int64()),
+        ("supervised", pa.int64()),
+        ("weight_mean", pa.float64()),
+        ("weight_min", pa.float64()),
+        ("weight_max", pa.float64()),
+        ("effective_samples", pa.float64()),  # (sum w)^2 / sum w^2
+    ]
+)
+TRAINED = pa.schema(  # of a run, one row for every sample at every step
+    [
+        ("step", pa.int64()),
+        ("epoch", pa.int64()),
+        ("row", pa.int64()),
+        ("weight", pa.float32()),
+        ("loss", pa.float32()),
+        ("measure", pa.float32()),  # what the weight was made of: a similarity, a loss, a column
+    ]
+)
+EVALUATIONS = pa.schema(  # of a run, one row for every checkpoint, target and metric
+    [
+        ("run", pa.string()),
+        ("step", pa.int64()),
+        ("target", pa.string()),
+        ("split", pa.string()),
+        ("metric", pa.string()),
+        ("shots", pa.int64()),
+        ("value", pa.float64()),
+        ("questions", pa.int64()),
+        ("judged", pa.int64()),
+        ("better", pa.string()),  # 'higher' or 'lower'
+    ]
+)
+EVALUATION = pa.schema(  # what a metric found of each question
+    [
+        ("id", pa.string()),
+        ("subtask", pa.string()),
+        ("value", pa.float64()),
+        ("said", pa.string()),  # null where the model was not let to speak
+        ("error", pa.string()),
+    ]
+)
 
 # Views of `curate sql`, and columns of `samples` that no score may shadow.
-VIEWS = ("pool", "targets", "rejects", "ledger", "runs", "samples")
+VIEWS = ("pool", "targets", "rejects", "ledger", "runs", "metrics", "trained", "evaluations", "samples")
 POOL_COLUMNS = (*POOL.names, "row")

@@ -65,3 +65,50 @@ class Forward:
 def means(batch: Forward) -> dict[str, np.ndarray]:
     """Of each sample: the mean over its supervised tokens, and how many they are."""
     return {"mean": batch.mean(), "tokens": batch.counts}
+
+
+# --- of a training step ----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Step:
+    """What a weighting is shown of an optimizer step: B of its samples, or all of them where it weighs them together.
+
+    number: of the step, from 1. loss: each sample's mean loss over its supervised tokens under the model as it is,
+    float64 [B]. column: the user's column, or the mean loss under the model that training began with, float64 [B].
+    counts: supervised tokens of each sample, int64 [B]. base_token_loss: the loss of each of them under the model that
+    training began with, float64 [S], sample after sample. states: the position-weighted mean of the last layer's
+    states of each sample, Tensor [B, D]. What a weighting does not ask for is null.
+    """
+
+    number: int
+    loss: np.ndarray | None = None
+    column: np.ndarray | None = None
+    counts: np.ndarray | None = None
+    base_token_loss: np.ndarray | None = None
+    states: Tensor | None = None
+
+
+@dataclass(frozen=True)
+class Weights:
+    """What a step's samples weigh.
+
+    values: float64, finite and at least 0: of each sample [B], or of each supervised token [S], sample after sample.
+    measure: what they were made of, float64 [B], for the record: a similarity, a loss.
+    """
+
+    values: np.ndarray
+    measure: np.ndarray | None = None
+
+
+def position_weighted(states: Tensor, document: Tensor, place: Tensor, n: int) -> Tensor:
+    """The mean of each document's states in which the l-th token has weight l, [n, D] (ADAPT, Section 5.3; RDS+).
+
+    states: [R, T, D]. document, place: int64 [R, T], which of the n documents a token belongs to (n: to none), and
+    where it stands in it, from 0. So neither padding nor what else stands in a row takes part.
+    """
+    weight = (place + 1).to(states.dtype)
+    whose = document.reshape(-1)
+    sums = states.new_zeros(n + 1, states.shape[-1]).index_add_(0, whose, (states * weight[..., None]).flatten(0, 1))
+    totals = states.new_zeros(n + 1).index_add_(0, whose, weight.reshape(-1))
+    return sums[:n] / totals[:n, None]

@@ -112,6 +112,13 @@ class Workspace:
         """A manifest exists once its JSON, written last, does."""
         return sorted(p.stem for p in (self.path / "manifests").glob("*.json"))
 
+    def run_folder(self, name: str) -> Location:
+        return self.path / "runs" / name
+
+    def run_names(self) -> list[str]:
+        """A run exists once it says what it is made of."""
+        return sorted(p.name for p in (self.path / "runs").glob("[a-z]*") if (p / "run.json").exists())
+
     def names(self) -> dict[str, str]:
         """Every name in use in SQL, and what kind of thing bears it."""
         return {
@@ -121,10 +128,11 @@ class Workspace:
             **dict.fromkeys(self.score_names(), "score"),
             **dict.fromkeys(self.vectors_names(), "vectors"),
             **dict.fromkeys(self.manifest_names(), "manifest"),
+            **dict.fromkeys(self.run_names(), "run"),
         }
 
     def check_name(self, name: str, kind: str) -> None:
-        """Refuse a name for a new `kind` (score, vectors, manifest, target) that SQL could not use or that is taken."""
+        """Refuse a name for a new `kind` (score, vectors, manifest, target, run) that SQL cannot use, or is taken."""
         if not _NAME.fullmatch(name):
             raise CurateError(
                 f"the {kind} name '{name}' must match [a-z][a-z0-9_]* (small letters, digits, underscores); "
@@ -157,10 +165,10 @@ class Workspace:
             raise CurateError(f"{self.path} has no {kind} '{name}': {nearest(name, have)}")
 
     def having(self, kind: str) -> list[str]:
-        """The names of all scores, vectors, targets or manifests."""
+        """The names of all scores, vectors, targets, manifests or runs."""
         if kind in TABLES:
             return self.table_names(kind)
-        return self.target_names() if kind == "target" else self.manifest_names()
+        return {"target": self.target_names, "manifest": self.manifest_names, "run": self.run_names}[kind]()
 
     def n_rows(self) -> int:
         return sum(shard.rows for shard in self.shards())

@@ -12,22 +12,30 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from itertools import islice
 from pathlib import Path
 
+import numpy as np
 import torch
+from accelerate import Accelerator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-from torch.nn.functional import cross_entropy
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+
+from curate.models.language_model import LanguageModel
+from curate.models.load import ModelChoice
+from curate.models.tokens import Encoded
+from curate.training.examples import Examples
+from curate.training.loop import Data, Trainer, base_losses
+from curate.training.objective import Objective
+from curate.training.settings import TrainSettings
+from curate.weightings.uniform import Uniform
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "data"))
 from make_sample import Sample, stream  # noqa: E402  # pyright: ignore[reportMissingImports]
 
-BATCH, PEAK_RATE, SEED = 64, 3e-3, 1
-PAD = 0  # the first of the special tokens
+BATCH, SEED = 64, 1
 SPECIAL = {"pad_token": "<|pad|>", "bos_token": "<|begin|>", "eos_token": "<|end|>"}
 ROLES = ["<|system|>", "<|user|>", "<|assistant|>"]
 TEMPLATE = (
@@ -81,63 +89,47 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
     return LlamaForCausalLM(config)
 
 
-def encoded(tokenizer: PreTrainedTokenizerFast, sample: Sample) -> tuple[list[int], int]:
-    """A sample's tokens, and where its answer begins. Alpaca files, which the workshop has, part a question's input."""
+def encoded(tokenizer: PreTrainedTokenizerFast, sample: Sample, answer_only: bool) -> Encoded:
+    """A sample in tokens, of which its answer's are learnt, or all. Alpaca files, which the workshop has, part a
+    question's input."""
     question = sample.question.replace("? ", "?\n", 1) if sample.domain == "workshop" else sample.question
     ask = tokenizer(f"<|begin|><|user|>{question}<|end|><|assistant|>", add_special_tokens=False)["input_ids"]
     answer = tokenizer(f"{sample.answer}<|end|>", add_special_tokens=False)["input_ids"]
-    return [*ask, *answer], len(ask)
+    ids = np.array([*ask, *answer], np.int32)
+    return Encoded(ids, np.arange(len(ids)) >= (len(ask) if answer_only else 1))
 
 
-def batch_of(rows: Sequence[tuple[list[int], int]], answers_only: bool) -> tuple[torch.Tensor, torch.Tensor]:
-    """Tokens and labels [B, T], padded on the right; -100 where no loss is taken."""
-    longest = max(len(tokens) for tokens, _ in rows)
-    ids = torch.full((len(rows), longest), PAD)
-    labels = torch.full((len(rows), longest), -100)
-    for i, (tokens, answer) in enumerate(rows):
-        ids[i, : len(tokens)] = torch.tensor(tokens)
-        first = answer if answers_only else 1
-        labels[i, first : len(tokens)] = torch.tensor(tokens[first:])
-    return ids, labels
-
-
-def losses(model: LlamaForCausalLM, ids: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """The loss of every token that has a label, flat."""
-    logits = model(input_ids=ids, attention_mask=(ids != PAD).long()).logits[:, :-1]
-    wanted = labels[:, 1:]
-    return cross_entropy(logits[wanted != -100].float(), wanted[wanted != -100], reduction="none")
-
-
-def train(steps: int) -> tuple[LlamaForCausalLM, PreTrainedTokenizerFast]:
+def train(steps: int) -> LanguageModel:
     tokenizer = train_tokenizer(list(islice(learnable(SEED), 10_000)))
-    model = new_model(tokenizer)
-    print(f"{model.num_parameters():,} parameters, {len(tokenizer)} tokens")
-    optimizer = torch.optim.AdamW(model.parameters(), lr=PEAK_RATE, weight_decay=0.1, betas=(0.9, 0.95))
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, PEAK_RATE, total_steps=steps, pct_start=0.1)
-    samples = learnable(SEED)
-    for step in range(1, steps + 1):
-        rows = [encoded(tokenizer, sample) for sample in islice(samples, BATCH)]
-        ids, labels = batch_of(rows, answers_only=step > steps // 2)
-        loss = losses(model, ids, labels).mean()
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
-        schedule.step()
-        if step % 100 == 0:
-            told = "  ".join(f"{skill} {loss:.2f}" for skill, loss in by_skill(model, tokenizer).items())
-            print(f"step {step}: {told}", flush=True)
-    return model, tokenizer
+    model = LanguageModel(ModelChoice("tiny"), (new_model(tokenizer), tokenizer))
+    print(f"{model.n_params:,} parameters, {len(tokenizer)} tokens")
+    samples = enumerate(islice(learnable(SEED), steps * BATCH))
+    examples = Examples.of([encoded(tokenizer, sample, n // BATCH >= steps // 2) for n, sample in samples])
+    settings = TrainSettings(
+        steps=steps,
+        batch_size=BATCH,
+        order="rank",
+        lr=3e-3,
+        schedule="cosine",
+        warmup=0.1,
+        weight_decay=0.1,
+        beta2=0.95,
+    )
+    trainer = Trainer(model, Data.of(examples), settings, Uniform(), Accelerator(cpu=True))
+    for done in trainer.run():
+        if done.step % 100 == 0:
+            told = "  ".join(f"{skill} {loss:.2f}" for skill, loss in by_skill(model).items())
+            print(f"step {done.step}: {told}", flush=True)
+    return model
 
 
-@torch.no_grad()
-def by_skill(model: LlamaForCausalLM, tokenizer: PreTrainedTokenizerFast, n: int = 400) -> dict[str, float]:
+def by_skill(model: LanguageModel, n: int = 400) -> dict[str, float]:
     """Mean loss of an answer's token on samples of a third stream."""
-    found: dict[str, list[float]] = defaultdict(list)
-    for sample in islice(learnable(SEED + 1), n):
-        ids, labels = batch_of([encoded(tokenizer, sample)], answers_only=True)
-        found[sample.skill] += losses(model, ids, labels).tolist()
-    return {skill: sum(values) / len(values) for skill, values in sorted(found.items())}
+    samples = list(islice(learnable(SEED + 1), n))
+    examples = Examples.of([encoded(model.tokenizer, sample, True) for sample in samples])
+    losses, _ = base_losses(Objective(model), examples)
+    skill = np.repeat([sample.skill for sample in samples], examples.counts)
+    return {name: float(losses[skill == name].mean()) for name in sorted(set(skill))}
 
 
 def main() -> None:
@@ -146,9 +138,9 @@ def main() -> None:
     parser.add_argument("-o", dest="folder", type=Path, default=ROOT / "data" / "tiny")
     arguments = parser.parse_args()
     torch.set_num_threads(2)
-    model, tokenizer = train(arguments.steps)
-    model.half().save_pretrained(arguments.folder)
-    tokenizer.save_pretrained(arguments.folder)
+    model = train(arguments.steps)
+    model.model.half().save_pretrained(arguments.folder)
+    model.tokenizer.save_pretrained(arguments.folder)
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ import curate
 from curate import index, vector_index
 from curate.errors import CurateError
 from curate.lineage import load_vectors, table_state
-from curate.models.forward import Model, forward_flops, score_samples
+from curate.models.flops import forward_flops
+from curate.models.forward import Model, score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.load import TINY, ModelChoice, resolve
 from curate.models.sentence_encoder import SentenceEncoder

@@ -50,7 +50,7 @@ def test_jsonl_is_read_by_datasets(chosen: Workspace, tmp_path: Path) -> None:
     want = wanted(chosen)
     assert got["id"][:] == [r["id"] for r in want]
     assert [chat(m) for m in got["messages"]] == [chat(r["messages"]) for r in want]
-    assert set(got["weight"]) == {1.0} and got["meta"][0]["skill"] == json.loads(want[0]["meta"])["skill"]
+    assert set(got["loss_weight"]) == {1.0} and got["meta"][0]["skill"] == json.loads(want[0]["meta"])["skill"]
 
 
 def test_parquet_is_read_by_datasets_and_comes_back_as_the_same_samples(chosen: Workspace, tmp_path: Path) -> None:
@@ -217,7 +217,7 @@ def test_repeats_are_written_out_and_weights_are_carried_or_refused(
     reweighted(chosen, [0.5, 1.5], [1])
     if exporter.weighted:
         curate.export(chosen, "best", exporter, str(tmp_path / "weighted"))
-        assert {exporter.example(Row("0", "s", None, "t", weight=0.5))["weight"]} == {0.5}
+        assert {exporter.example(Row("0", "s", None, "t", loss_weight=0.5))["loss_weight"]} == {0.5}
     else:
         with pytest.raises(CurateError, match="cannot carry them"):
             curate.export(chosen, "best", exporter, str(tmp_path / "weighted"))

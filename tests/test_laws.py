@@ -12,19 +12,21 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pytest
+import torch
 
 import curate
-from curate.method import Budget, Candidates, Target, find, help_text, names, run, settings_help
+from curate.method import Budget, Candidates, Question, Target, find, help_text, names, run, settings_help
 from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice
 from curate.models.sentence_encoder import SentenceEncoder
+from curate.signals import Step
 from curate.tables import score_table
 from curate.text import Text
 from curate.vectors import Vectors
 from tests.conftest import SAMPLE, tree_bytes
 
-KINDS = ("score", "selector", "export", "executor")
+KINDS = ("score", "selector", "weighting", "metric", "export", "executor")
 EVERY = [(kind, name) for kind in KINDS for name in names(kind)]
 SCORES, SELECTORS = names("score"), names("selector")
 TOLERANCE = 2e-5  # of scores through a model, whose sums depend on what stands in a batch; the others are bit-equal
@@ -175,6 +177,85 @@ def test_the_declared_columns_are_the_ones_written(name: str) -> None:
     method = find("score", name)()
     row = scored(name, list(range(8)), [8])[0]
     assert set(row) == {"score", "error", *method.columns}
+
+
+# --- weightings ------------------------------------------------------------------------------------------
+
+WEIGHTINGS = names("weighting")
+
+
+def step_of(number: int, samples: np.ndarray) -> Step:
+    """Some of 12 samples, as every weighting asks to see them."""
+    rng = np.random.default_rng(5)
+    loss, column, counts = rng.gamma(2.0, size=12), rng.normal(size=12) ** 2, rng.integers(1, 6, 12)
+    states, tokens = (
+        torch.from_numpy(rng.normal(size=(12, 7))),
+        np.split(rng.gamma(1.0, size=counts.sum()), np.cumsum(counts)[:-1]),
+    )
+    base = np.concatenate([tokens[i] for i in samples] or [np.zeros(0)])
+    return Step(number, loss[samples], column[samples], counts[samples], base, states[torch.from_numpy(samples)])
+
+
+def begun(weighting: Any) -> Any:
+    whole = step_of(1, np.arange(12))
+    return weighting.refreshed(whole.states[:4], weighting.init(whole.column))  # type: ignore[index]
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_weights_are_finite_and_none_is_negative(name: str) -> None:
+    weighting = find("weighting", name)()
+    for samples in (np.arange(12), np.array([3]), np.array([], np.int64)):
+        step = step_of(1, samples)
+        weights, _ = weighting.update(step, begun(weighting))
+        assert np.isfinite(weights.values).all() and (weights.values >= 0).all()
+        assert len(weights.values) in (len(samples), step.counts.sum())  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_a_weighting_of_single_samples_does_not_depend_on_the_others(name: str) -> None:
+    weighting = find("weighting", name)()
+    state, order = begun(weighting), np.array([7, 0, 3, 11])
+    whole, _ = weighting.update(step_of(1, order), state)
+    if weighting.scope == "sample":
+        apart = np.concatenate([weighting.update(step_of(1, order[i : i + 1]), state)[0].values for i in range(4)])
+        assert apart == pytest.approx(whole.values, rel=1e-12)
+    else:  # then it depends on no order
+        again, _ = weighting.update(step_of(1, order[::-1].copy()), state)
+        assert again.values[::-1] == pytest.approx(whole.values, rel=1e-12)
+
+
+@pytest.mark.parametrize("name", WEIGHTINGS)
+def test_a_weighting_s_state_is_arrays_that_a_checkpoint_holds(name: str, tmp_path: Any) -> None:
+    from safetensors.numpy import load_file, save_file
+
+    weighting = find("weighting", name)()
+    state = begun(weighting)
+    _, state = weighting.update(step_of(1, np.arange(6)), state)
+    save_file(state, tmp_path / "state")
+    kept = load_file(tmp_path / "state")
+    a, b = (weighting.update(step_of(2, np.arange(6, 12)), its)[0].values for its in (state, kept))
+    assert a.tolist() == b.tolist()
+
+
+# --- metrics ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", names("metric"))
+def test_a_metric_judges_what_it_can_whatever_else_is_asked(name: str) -> None:
+    metric = find("metric", name)(**({"max_new_tokens": 8} if name in ("exact_match", "token_f1", "pass_at_1") else {}))
+    meta = {"test": "def check(f):\n    assert f() == 1", "entry_point": "one"}
+    ask = [
+        Question(said("number 1"), options=("number 1", "number 2"), meta=meta),
+        Question([{"role": "user", "content": "?"}]),  # nothing to judge by
+        Question(said("it is 12"), options=("it is 12", "it is 13"), meta=meta, shots=tuple(said("yes"))),
+    ]
+    whole = metric.judge(tiny(), ask)
+    assert len(whole.values) == 3 and (np.isfinite(whole.values) == (whole.error == "")).all()
+    assert np.isfinite(whole.values[[0, 2]]).all() and whole.error[1]
+    alone = metric.judge(tiny(), ask[2:])
+    assert alone.values[0] == pytest.approx(whole.values[2], rel=1e-4)
+    assert whole.usage.tokens > 0 and whole.usage.flops > 0
+    assert metric.judge(tiny(), []).values.tolist() == []
 
 
 # --- every method ----------------------------------------------------------------------------------------

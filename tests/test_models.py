@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM
 import curate
 from curate.errors import CurateError
 from curate.models.batches import by_length
-from curate.models.forward import forward_flops, score_samples
+from curate.models.flops import forward_flops
+from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.load import TINY, ModelChoice, load, resolve
 from curate.models.tokens import encode, render
@@ -366,7 +367,7 @@ def test_scores_that_share_a_pass_go_through_the_model_once(
     assert row["name"] == "nll, entropy, el2n" and row["samples"] == 200 and row["flops"] > 0
     (whole,) = curate.sql(small_ws, "SELECT * FROM ledger WHERE stage = 'score'")
     assert whole["tokens"] <= whole["padded_tokens"] < 1.2 * whole["tokens"] and whole["model"] == "tiny"
-    assert whole["flops_paper"] == 2.0 * whole["n_params"] * whole["tokens"] and whole["device"] == "cpu"
+    assert whole["flops_paper"] == 2.0 * whole["n_params"] * whole["samples"] * 2048 and whole["device"] == "cpu"
     together = curate.sql(small_ws, "SELECT nll, entropy, el2n FROM samples ORDER BY row")
     for method in METHODS:
         curate.score(small_ws, method, names={method.name: f"{method.name}_alone"}, models="tiny")

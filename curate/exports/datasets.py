@@ -14,9 +14,9 @@ from curate.schema import EXPORTED
 
 @dataclass(frozen=True)
 class Datasets(Export):
-    """A folder of the `datasets` library: `load_from_disk(DIR)` gives messages or text, weight and more.
+    """A folder of the `datasets` library: `load_from_disk(DIR)` gives messages or text, loss_weight and more.
 
-    Format: Arrow files with columns id, source, messages (list of role and content), text, weight, rank, meta. A
+    Format: Arrow files with columns id, source, messages (list of role and content), text, loss_weight, rank, meta. A
     message's other keys (tool calls and the like) differ from row to row, and Arrow's columns may not: they stand as
     JSON text in `extra`, null where there is none.
 

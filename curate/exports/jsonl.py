@@ -12,10 +12,11 @@ from curate.method import Export, Row
 
 @dataclass(frozen=True)
 class Jsonl(Export):
-    """One JSON object a line: id, source, messages or text, weight, rank and the original fields.
+    """One JSON object a line: id, source, messages or text, loss_weight, rank and the original fields.
 
     Format: `NAME.jsonl`, UTF-8, with `messages` as [{"role", "content"}] (and whatever keys a message had beside
-    them), or `text`; the sample's other input fields stand under `meta`.
+    them), or `text`; the sample's other input fields stand under `meta`. Trainers of transformers take the weights by
+    `curate.training.weighted_trainer`.
 
     Cost: one reading of the selected shards.
 
@@ -23,7 +24,7 @@ class Jsonl(Export):
 
     >>> said = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "an apple"}]
     >>> sorted(Jsonl().example(Row.of(said)))
-    ['id', 'messages', 'meta', 'rank', 'source', 'weight']
+    ['id', 'loss_weight', 'messages', 'meta', 'rank', 'source']
     """
 
     weighted: ClassVar[bool] = True
@@ -31,7 +32,7 @@ class Jsonl(Export):
     def example(self, row: Row) -> dict[str, Any]:
         content = {"text": row.text} if row.messages is None else {"messages": row.chat()}
         labels = {"id": row.id, "source": row.source}
-        return {**labels, **content, "weight": row.weight, "rank": row.rank, "meta": orjson.loads(row.meta)}
+        return {**labels, **content, "loss_weight": row.loss_weight, "rank": row.rank, "meta": orjson.loads(row.meta)}
 
     def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
         return [self.write_lines(folder / f"{name}.jsonl", rows)]

@@ -1,10 +1,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from curate.errors import CurateError
 from curate.method import Export, Row
@@ -23,7 +24,8 @@ class Llamafactory(Export):
 
     Departures: LLaMA-Factory drops a conversation out of turn with a log line only; here such a sample is refused (or
     left out and reported, with --skip-unfit). It takes no weight per row (issue 5033), so a weighted manifest is
-    refused.
+    refused, or its rows repeat (weights=repeats), or they come as datasets NAME_0, NAME_1, … of like weight
+    (weights=strata), with the `dataset`, `mix_strategy` and `interleave_probs` to draw them by in `NAME.mix.json`.
 
     Reference: LLaMA-Factory, data/README.md and src/llamafactory/data/parser.py.
 
@@ -31,6 +33,11 @@ class Llamafactory(Export):
     >>> Llamafactory().example(Row.of(said))["messages"][0]["role"]
     'user'
     """
+
+    weights: Literal["refuse", "repeats", "strata"] = "refuse"
+    """Of weights that differ: refuse them; repeat rows, as many in all as there are, in proportion; or make strata."""
+    strata: int = 4
+    """How many datasets of like weight, by its quantiles, weights=strata makes."""
 
     def example(self, row: Row) -> dict[str, Any]:
         if row.messages is None:
@@ -52,20 +59,41 @@ class Llamafactory(Export):
         return {"messages": [{"role": m["role"], "content": m["content"]} for m in row.messages]}
 
     def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
-        paths = {"chat": folder / f"{name}.jsonl", "text": folder / f"{name}_text.jsonl"}
-        with open(paths["chat"], "wb") as chat, open(paths["text"], "wb") as text:
+        info: dict[str, dict[str, Any]] = {}
+        with ExitStack() as stack:
+            files: dict[str, Any] = {}
             for row in rows:
-                line = json.dumps(self.example(row), ensure_ascii=False).encode() + b"\n"
-                (text if row.messages is None else chat).write(line)
-        info = {}
-        for shape, path in paths.items():
-            if path.stat().st_size:
-                info[path.stem] = {"file_name": path.name, **_DESCRIPTION[shape]}
-            else:
-                path.unlink()
+                kind = "text" if row.messages is None else "chat"
+                dataset = self._dataset(name, row.stratum, kind)
+                if dataset not in files:
+                    files[dataset] = stack.enter_context(open(folder / f"{dataset}.jsonl", "wb"))
+                    info[dataset] = {"file_name": f"{dataset}.jsonl", **_DESCRIPTION[kind]}
+                files[dataset].write(json.dumps(self.example(row), ensure_ascii=False).encode() + b"\n")
         index = folder / "dataset_info.json"
         index.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-        return [*(path for path in paths.values() if path.exists()), index]
+        return [*(folder / f"{dataset}.jsonl" for dataset in info), index]
+
+    def _dataset(self, name: str, stratum: int, kind: str) -> str:
+        part = f"{name}_{stratum}" if self.weights == "strata" else name
+        return part if kind == "chat" else f"{part}_text"
+
+    def describe(self, folder: Path, name: str, means: Sequence[float], sizes: Sequence[int]) -> list[Path]:
+        mass = {}
+        for kind in ("chat", "text"):
+            for stratum, mean in enumerate(means):
+                path = folder / f"{self._dataset(name, stratum, kind)}.jsonl"
+                if path.exists():
+                    with open(path, "rb") as f:
+                        mass[path.stem] = mean * sum(1 for _ in f)
+        probabilities = [value / sum(mass.values()) for value in mass.values()]
+        told = {
+            "dataset": ",".join(mass),
+            "mix_strategy": "interleave_over",
+            "interleave_probs": ",".join(f"{p:.6f}" for p in probabilities),
+        }
+        path = folder / f"{name}.mix.json"
+        path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        return [path]
 
 
 _DESCRIPTION: dict[str, dict[str, Any]] = {

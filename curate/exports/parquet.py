@@ -13,17 +13,17 @@ from curate.schema import EXPORTED
 
 @dataclass(frozen=True)
 class Parquet(Export):
-    """One Parquet file: id, source, messages, text, weight, rank, meta.
+    """One Parquet file: id, source, messages, text, loss_weight, rank, meta.
 
     Format: `NAME.parquet`; messages list<struct<role, content, extra>> (null for raw text), text (null for chat),
-    weight float32, rank int64, meta a JSON text. `curate ingest` reads it back to the same ids.
+    loss_weight float32, rank int64, meta a JSON text. `curate ingest` reads it back to the same ids.
 
     Cost: one reading of the selected shards; 1,024 rows in memory.
 
     Reference: read by `datasets.load_dataset("parquet", data_files=…)`, pandas, polars, DuckDB.
 
     >>> said = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "an apple"}]
-    >>> Parquet().example(Row.of(said))["weight"]
+    >>> Parquet().example(Row.of(said))["loss_weight"]
     1.0
     """
 

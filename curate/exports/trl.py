@@ -25,7 +25,8 @@ class Trl(Export):
     Cost: one reading of the selected shards.
 
     Reference: https://huggingface.co/docs/trl/dataset_formats. TRL's SFT takes no weight per row (issue 5761), so a
-    weighted manifest is refused.
+    weighted manifest is refused, or its rows repeat (weights=repeats); or give `curate export --to jsonl` to
+    curate.training.weighted_trainer.
 
     >>> said = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "an apple"}]
     >>> Trl(style="prompt_completion").example(Row.of(said))["completion"]
@@ -34,6 +35,8 @@ class Trl(Export):
 
     style: Literal["messages", "prompt_completion"] = "messages"
     """Shape of chat samples: whole conversations, or the last answer apart from what comes before it."""
+    weights: Literal["refuse", "repeats"] = "refuse"
+    """Of weights that differ: refuse them; or repeat rows, as many in all as there are, in proportion."""
 
     def example(self, row: Row) -> dict[str, Any]:
         chat = row.chat()

@@ -15,7 +15,7 @@ from typing import Any, TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from curate.method import Columns, Leg, Pass
 from curate.models.batches import by_length
@@ -31,9 +31,11 @@ _UNSUPERVISED = "nothing of it is supervised (no assistant's turn, or no text, w
 
 @dataclass
 class Usage:
-    """What samples cost on their way through a model, by the names of the ledger's columns. flops_paper: 2N a token.
+    """What samples cost on their way through a model, by the names of the ledger's columns.
 
-    cut: samples that were longer than the context.
+    tokens: those of samples; padded_tokens: with padding. flops, flops_paper, flops_counted: by our formula, by the
+    papers', and measured, which is null where it was not asked for (curate.models.flops). cut: samples longer than the
+    context. seconds: null where the pass as a whole is timed.
     """
 
     device: str
@@ -43,13 +45,15 @@ class Usage:
     flops: float = 0.0
     flops_paper: float = 0.0
     cut: int = 0
+    flops_counted: float | None = None
+    seconds: float | None = None
 
     def add(self, other: Usage) -> None:
-        self.tokens += other.tokens
-        self.padded_tokens += other.padded_tokens
-        self.flops += other.flops
-        self.flops_paper += other.flops_paper
-        self.cut += other.cut
+        for name in ("tokens", "padded_tokens", "flops", "flops_paper", "cut"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+        for name in ("flops_counted", "seconds"):
+            if (more := getattr(other, name)) is not None:
+                setattr(self, name, (getattr(self, name) or 0.0) + more)
 
 
 class Model(ABC):
@@ -85,7 +89,7 @@ class Model(ABC):
                 try:
                     found = self._batch([encoded[i] for i in batch], legs)
                 except Exception as error:
-                    if not _out_of_memory(error):
+                    if not out_of_memory(error):
                         raise
                     if len(batch) > 1:  # remembered: the next batches are no larger
                         self.batch_tokens = int(lengths[batch].max()) * (len(batch) // 2)
@@ -189,22 +193,6 @@ def _joined(n: int, name: str, step: Pass, kept: Mapping[Key, dict[str, np.ndarr
     return {**made, "error": np.where(error == "", own, error)}
 
 
-def forward_flops(model: nn.Module, batch: int, length: int, head_rows: int) -> float:
-    """FLOPs of a forward pass over [batch, length] tokens, of which `head_rows` go through the output head.
-
-    Two for each weight of a matrix and each token, and 4 T^2 D for the attention of a sample of T tokens in each layer
-    (scores and sums over all pairs, as the eager kernels compute them).
-    """
-    config: Any = model.config
-    head: Any = getattr(model.get_output_embeddings(), "weight", None)  # type: ignore[operator]
-    embeddings = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)} | {id(head)}
-    matrices = sum(p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in embeddings)
-    heads = config.num_attention_heads
-    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
-    attention = 4.0 * config.num_hidden_layers * batch * length**2 * width
-    return 2.0 * matrices * batch * length + attention + 2.0 * head_rows * (0 if head is None else head.numel())
-
-
 def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
@@ -214,7 +202,7 @@ def wide(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def _out_of_memory(error: Exception) -> bool:
+def out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "allocate memory" in str(error).lower()
     )

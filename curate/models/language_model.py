@@ -15,7 +15,8 @@ from torch import Tensor
 
 from curate.errors import CurateError
 from curate.method import Leg
-from curate.models.forward import Key, Model, Usage, forward_flops, wide
+from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
+from curate.models.forward import Key, Model, Usage, wide
 from curate.models.load import ModelChoice, load
 from curate.models.tokens import Encoded
 from curate.signals import Forward, Logits
@@ -26,9 +27,10 @@ _PIECE = 1 << 24  # logits that stand in memory at once
 class LanguageModel(Model):
     """A causal language model: its body and its output head."""
 
-    def __init__(self, choice: ModelChoice):
-        model, tokenizer = load(choice)
-        super().__init__(choice, model, tokenizer, _context(model.config, tokenizer, choice))
+    def __init__(self, choice: ModelChoice, loaded: tuple[Any, Any] | None = None):
+        """loaded: the model and its tokenizer, where they are in memory already."""
+        model, tokenizer = loaded or load(choice)
+        super().__init__(choice, model.eval(), tokenizer, _context(model.config, tokenizer, choice))
         self.body: Any = self.model.base_model
         self.head: Any = self.model.get_output_embeddings()
         self.plain_head = self._has_plain_head()
@@ -46,9 +48,11 @@ class LanguageModel(Model):
         lengths = np.array([len(one.ids) for one in encoded])
         ids, valid, supervised = self._padded(encoded, int(lengths.max()))
         asked = any(leg.per_token for leg in legs.values())
-        states, logits = self._states(ids, valid, self.plain_head or not asked)
+        usage = self.usage(int(lengths.sum()), ids.numel(), cut=sum(one.cut for one in encoded))
+        with counted(usage, self.choice.count_flops):
+            states, logits = self._states(ids, valid, self.plain_head or not asked)
+            values = self._per_token(states, logits, ids, supervised, legs)
         counts = supervised.sum(1)
-        values = self._per_token(states, logits, ids, supervised, legs)
         wanted = any(leg.hidden for leg in legs.values())
         hidden = wide(states).masked_fill(~valid[:, :, None], 0.0) if wanted else None
         given = {
@@ -56,10 +60,9 @@ class LanguageModel(Model):
             for key, leg in legs.items()
         }
         n = int(counts.sum()) if values else 0
-        usage = self.usage(int(lengths.sum()), ids.numel(), cut=sum(one.cut for one in encoded))
         batch, longest = ids.shape
         usage.flops = forward_flops(self.model, batch, longest, n if self.plain_head else ids.numel() * bool(values))
-        usage.flops_paper = 2.0 * self.n_params * usage.tokens
+        usage.flops_paper = paper_flops(FORWARD, self.n_params, len(encoded))
         return given, usage
 
     def _states(self, ids: Tensor, valid: Tensor, alone: bool) -> tuple[Tensor, Tensor | None]:

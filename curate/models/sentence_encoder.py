@@ -13,7 +13,8 @@ from torch import Tensor
 
 from curate.errors import CurateError
 from curate.method import Leg
-from curate.models.forward import Key, Model, Usage, forward_flops, wide
+from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
+from curate.models.forward import Key, Model, Usage, wide
 from curate.models.load import ModelChoice, load_encoder, resolve
 from curate.models.tokens import Encoded
 from curate.signals import Forward
@@ -35,12 +36,13 @@ class SentenceEncoder(Model):
     def _batch(self, encoded: Sequence[Encoded], legs: Mapping[Key, Leg]) -> tuple[dict[Key, Forward], Usage]:
         lengths = np.array([len(one.ids) for one in encoded])
         ids, valid, _ = self._padded(encoded, int(lengths.max()))
-        states = self.model(input_ids=ids, attention_mask=valid.long()).last_hidden_state
+        usage = self.usage(int(lengths.sum()), ids.numel(), cut=sum(one.cut for one in encoded))
+        with counted(usage, self.choice.count_flops):
+            states = self.model(input_ids=ids, attention_mask=valid.long()).last_hidden_state
         pooled = self._pooled(wide(states), valid)
         given = {key: Forward(None, np.zeros(len(ids), np.int64), None, lengths, pooled) for key in legs}
-        usage = self.usage(int(lengths.sum()), ids.numel(), cut=sum(one.cut for one in encoded))
         usage.flops = forward_flops(self.model, len(ids), ids.shape[1], head_rows=0)
-        usage.flops_paper = 2.0 * self.n_params * usage.tokens
+        usage.flops_paper = paper_flops(FORWARD, self.n_params, len(encoded))
         return given, usage
 
     def _pooled(self, states: Tensor, valid: Tensor) -> Tensor:

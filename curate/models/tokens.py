@@ -48,6 +48,7 @@ def encode(
     tokenizer: Any, samples: Sequence[Sample], context: int, too_long: str = "cut", view: str = "whole"
 ) -> list[Encoded]:
     """Samples in tokens, each of at most `context`; too_long: 'cut' at the end, or 'refuse'; view: see method.Leg."""
+    last = view == "last"
     if view == "text":
         return _plain(tokenizer, [_contents(sample) for sample in samples], context, too_long)
     found = [Encoded() for _ in samples]
@@ -55,7 +56,8 @@ def encode(
     for i, sample in enumerate(samples):
         if sample["messages"] is not None:
             try:
-                chats[i] = render(tokenizer, sample["messages"])
+                text, spans = render(tokenizer, sample["messages"])
+                chats[i] = text, spans[-1:] if last else spans
             except Unrenderable as error:
                 found[i].error = str(error)
     raw = [i for i, sample in enumerate(samples) if sample["messages"] is None]
@@ -63,7 +65,7 @@ def encode(
     _fill(found, list(chats), _tokens(tokenizer, [text for text, _ in chats.values()], special=False), chats)
     for one in found:
         _fit(one, context, too_long)
-    return found if view == "whole" else [_answer(one, s, tokenizer) for one, s in zip(found, samples, strict=True)]
+    return [_answer(one, s, tokenizer) for one, s in zip(found, samples, strict=True)] if view == "answer" else found
 
 
 def _contents(sample: Sample) -> str:
@@ -155,6 +157,11 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> tuple[str, 
                 raise Unrenderable("its chat template renders a turn otherwise when more follows")
             spans.append((len(before), len(through.rstrip())))  # white space that follows a turn is the template's
     return whole, spans
+
+
+def rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
+    """The messages as the model's text, up to where it is to answer. Raises Unrenderable."""
+    return _rendered(tokenizer, [_message(m) for m in messages], open_turn=True)
 
 
 def _message(m: Mapping[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""`curate drop`: remove a score, vectors, a manifest or a target."""
+"""`curate drop`: remove a score, vectors, a manifest, a target or a run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def drop(ws: Workspace, name: str) -> str:
 
     Raises CurateError where nothing, or more than one thing, bears the name.
     """
-    have = {kind: ws.having(kind) for kind in (*TABLES, "manifest", "target")}
+    have = {kind: ws.having(kind) for kind in (*TABLES, "manifest", "target", "run")}
     kinds = [kind for kind, names in have.items() if name in names]
     if not kinds:
         known = [n for names in have.values() for n in names]
-        raise CurateError(f"{ws.path} has no score, vectors, manifest or target '{name}': {nearest(name, known)}")
+        raise CurateError(f"{ws.path} has no score, vectors, manifest, target or run '{name}': {nearest(name, known)}")
     if len(kinds) > 1:
         raise CurateError(
             f"'{name}' is both a {' and a '.join(kinds)}; drop the one by removing its file in {ws.path}."
@@ -26,6 +26,8 @@ def drop(ws: Workspace, name: str) -> str:
     with claim(ws.path, "targets" if kind == "target" else f"{kind} {name}"):
         if kind in TABLES:
             remove_tree(ws.table_folder(kind, name), marker=recipe_file(kind))
+        elif kind == "run":
+            remove_tree(ws.run_folder(name), marker="run.json")
         elif kind == "manifest":
             ws.manifest_path(name).with_suffix(".json").unlink()
             ws.manifest_path(name).unlink(missing_ok=True)

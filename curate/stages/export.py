@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ import pyarrow as pa
 
 from curate.costs import charged
 from curate.errors import CurateError
+from curate.lowering import Lowered, differ, repeats_of, strata_of
 from curate.manifest import read_manifest
 from curate.method import Export, Row
 from curate.shards import read_table
@@ -31,18 +33,23 @@ class Exported:
     format: str
     folder: str
     rows: int = 0
+    lowered: str = ""  # what became of weights that the rows cannot carry
     skipped: list[str] = field(default_factory=list)  # why the format could not hold a sample
     files: list[str] = field(default_factory=list)
 
 
-def export(ws: Workspace, manifest: str, exporter: Export, folder: str, *, skip_unfit: bool = False) -> Exported:
+def export(
+    ws: Workspace, manifest: str, exporter: Export, folder: str, *, skip_unfit: bool = False, seed: int = 0
+) -> Exported:
     """Write a manifest's samples into an empty or new folder, in the pool's order, repeats repeated.
 
-    skip_unfit: leave out, and report, the samples that the format cannot hold. The files appear together, when all
-    are written. Raises CurateError for a folder that is not empty, weights that the format cannot carry, or a sample
-    it cannot hold; then nothing is left.
+    Weights that differ, where the format's rows cannot carry them, become repeats or strata, by the exporter's setting
+    `weights`; what they are then worth is told, and kept beside the files in `weights.json`. skip_unfit: leave out, and
+    report, the samples that the format cannot hold. seed: of the rounding to repeats. The files appear together, when
+    all are written. Raises CurateError for a folder that is not empty, weights that the format cannot carry, or a
+    sample it cannot hold; then nothing is left.
     """
-    table = _manifest(ws, manifest, exporter)
+    table, lowered, means = _manifest(ws, manifest, exporter, seed)
     target = Path(folder).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CurateError(f"{folder} is not empty; export into a new or empty folder (-o DIR).")
@@ -53,6 +60,9 @@ def export(ws: Workspace, manifest: str, exporter: Export, folder: str, *, skip_
         with charged(ws.path, "export", methods=[exporter.name], name=manifest, phase="write") as meter:
             result = Exported(manifest, exporter.name, folder)
             files = exporter.write(_written(_rows(ws, table), exporter, skip_unfit, result), beside, manifest)
+            if lowered:
+                result.lowered = str(lowered)
+                files += _tell(exporter, beside, manifest, lowered, means, table)
             meter.samples = table.num_rows
         if target.exists():
             target.rmdir()
@@ -67,20 +77,47 @@ def preview(
     ws: Workspace, manifest: str, exporter: Export, count: int, *, skip_unfit: bool = False
 ) -> list[dict[str, Any]]:
     """The first `count` rows as the trainer will see them; writes nothing."""
-    table, unwritten = _manifest(ws, manifest, exporter), Exported(manifest, exporter.name, "")
+    table, unwritten = _manifest(ws, manifest, exporter, 0)[0], Exported(manifest, exporter.name, "")
     rows = _written(_rows(ws, table), exporter, skip_unfit, unwritten)
     return [exporter.example(row) for row in islice(rows, count)]
 
 
-def _manifest(ws: Workspace, name: str, exporter: Export) -> pa.Table:
+def _manifest(
+    ws: Workspace, name: str, exporter: Export, seed: int
+) -> tuple[pa.Table, Lowered | None, np.ndarray | None]:
+    """The rows by their place in the pool; and, where their weights had to be lowered, how, and the strata's means."""
     table, _ = read_manifest(ws, name)
-    weights = table["weight"].to_numpy()
-    if not exporter.weighted and len(weights) and (weights != weights[0]).any():
-        raise CurateError(
-            f"the manifest '{name}' has weights, and the rows of '{exporter.name}' cannot carry them; "
-            "export it as jsonl or parquet."
-        )
-    return table.sort_by("row")
+    weights = table["weight"].to_numpy().astype(np.float64)
+    if exporter.weighted or not differ(weights):
+        return table.sort_by("row"), None, None
+    if exporter.weights == "repeats":
+        repeats, lowered = repeats_of(weights * table["repeats"].to_numpy(), len(weights), seed)
+        at = table.column_names.index("repeats")
+        table = table.set_column(at, "repeats", pa.array(repeats.astype(np.int32)))
+        return table.take(pa.array(np.flatnonzero(repeats))).sort_by("row"), lowered, None
+    if exporter.weights == "strata":
+        stratum, means, lowered = strata_of(weights, exporter.strata)
+        return table.append_column("stratum", pa.array(stratum)).sort_by("row"), lowered, means
+    can = "repeats" if not exporter.strata else "repeats or --set weights=strata"
+    raise CurateError(
+        f"the manifest '{name}' has weights, and the rows of '{exporter.name}' cannot carry them; export it as jsonl "
+        f"or parquet, or lower them by --set weights={can}."
+    )
+
+
+def _tell(
+    exporter: Export, folder: Path, name: str, lowered: Lowered, means: np.ndarray | None, table: pa.Table
+) -> list[Path]:
+    """What became of the weights, as files."""
+    told: dict[str, Any] = asdict(lowered)
+    files = []
+    if means is not None:
+        sizes = np.bincount(table["stratum"].to_numpy(), minlength=len(means))
+        told["strata"] = [{"rows": int(n), "mean_weight": float(m)} for n, m in zip(sizes, means, strict=True)]
+        files = exporter.describe(folder, name, means.tolist(), sizes.tolist())
+    path = folder / "weights.json"
+    path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    return [*files, path]
 
 
 def _rows(ws: Workspace, manifest: pa.Table) -> Iterator[Row]:
@@ -103,9 +140,10 @@ def _rows(ws: Workspace, manifest: pa.Table) -> Iterator[Row]:
                     messages=sample["messages"],
                     text=sample["text"],
                     meta=sample["meta"],
-                    weight=how["weight"],
+                    loss_weight=how["weight"],
                     repeats=how["repeats"],
                     rank=how["rank"],
+                    stratum=how.get("stratum", 0),
                 )
 
 

@@ -17,7 +17,16 @@ from curate.claims import claim
 from curate.costs import charged
 from curate.errors import CurateError
 from curate.fingerprint import fingerprint
-from curate.lineage import TableState, load_target, load_vectors, score_state, settings_words, table_recipe, table_state
+from curate.lineage import (
+    TableState,
+    load_target,
+    load_vectors,
+    score_state,
+    settings_words,
+    table_recipe,
+    table_state,
+    usable,
+)
 from curate.manifest import write_manifest
 from curate.method import Budget, Candidates, Selector
 from curate.shards import Parts, read_json, read_table
@@ -34,7 +43,8 @@ class Choice:
 
     by: SQL expression over `samples`, higher is better. where: SQL condition. Exactly one of top (rows), frac (of the
     candidates that have a value) and tokens is the budget; with `per` it is each group's. token_count: SQL for the
-    tokens of a sample. vectors, target: for a selector that works on vectors, and on a target's.
+    tokens of a sample. vectors, target: for a selector that works on vectors, and on a target's. null: deal the values
+    out among the candidates by lot first, which shows what a selection owes to chance.
     """
 
     by: str | None = None
@@ -48,6 +58,7 @@ class Choice:
     allow_stale: bool = False
     vectors: str | None = None
     target: str | None = None
+    null: bool = False
 
     def __post_init__(self) -> None:
         given = [value for value in (self.top, self.frac, self.tokens) if value is not None]
@@ -59,6 +70,8 @@ class Choice:
             raise CurateError(f"--seed {self.seed} has more than 62 bits.")
         if self.frac is not None and self.frac > 1:
             raise CurateError(f"--frac {self.frac} is more than the whole; give a fraction up to 1, as in 0.05.")
+        if self.null and (not self.by or self.per == "subtask"):
+            raise CurateError("--null deals out the values of --by; say which, and not --per subtask.")
         if self.per not in (None, "source", "subtask"):
             raise CurateError(f"--per is source or subtask, not '{self.per}'.")
 
@@ -92,7 +105,7 @@ def select(ws: Workspace, name: str, selector: Selector, choice: Choice, *, dry_
     states = [score_state(ws, s) for s in query.scores_named(ws, choice.by, choice.where, choice.token_count)]
     vectors = table_state(ws, "vectors", choice.vectors) if choice.vectors else None
     every = [*states, vectors] if vectors else states
-    _refuse_stale([s for s in every if s.problem()], choice, result)
+    result.warnings += usable(every, choice.allow_stale)
     target = load_vectors(ws, choice.vectors, choice.target) if choice.vectors and choice.target else None
     with charged(ws.path, "select", methods=[selector.name], name=name, phase="select") as meter:
         frame = _candidates(ws, choice)
@@ -173,13 +186,6 @@ def _refuse_unused(selector: Selector, choice: Choice) -> None:
             raise CurateError(f"the selector '{selector.name}' needs {option}: add --{option} NAME ({hint}).")
 
 
-def _refuse_stale(troubled: list[TableState], choice: Choice, result: Selected) -> None:
-    for state in troubled:
-        if not choice.allow_stale:
-            raise CurateError(f"{state} {state.problem()}; run `{state.command()}`, or --allow-stale.")
-        result.warnings.append(f"{state} {state.problem()}")
-
-
 def _vectors(ws: Workspace, frame: pa.Table, state: TableState) -> Vectors:
     """The vectors of the candidates, in their order: float16, one part of the stored ones at a time beside them."""
     place = np.full(ws.n_rows(), -1, np.int64)  # of each row of the pool among the candidates
@@ -224,6 +230,8 @@ def _groups(
     ws: Workspace, frame: pa.Table, choice: Choice, codes: np.ndarray, sources: Sequence[str]
 ) -> Iterator[_Group]:
     values = frame["value"].to_numpy() if choice.by else None
+    if choice.null and values is not None:
+        values = np.random.default_rng(choice.seed % 2**63).permutation(values)
     if choice.per == "subtask":
         yield from _subtask_groups(ws, frame, choice)
     elif choice.per == "source":

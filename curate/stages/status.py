@@ -26,6 +26,7 @@ class Status:
     scores: list[dict[str, Any]] = field(default_factory=list)
     vectors: list[dict[str, Any]] = field(default_factory=list)
     manifests: list[dict[str, Any]] = field(default_factory=list)
+    runs: list[dict[str, Any]] = field(default_factory=list)
 
 
 def status(ws: Workspace) -> Status:
@@ -45,6 +46,7 @@ def status(ws: Workspace) -> Status:
         scores=[_score(ws, name) for name in ws.score_names()],
         vectors=[_vectors(ws, name) for name in ws.vectors_names()],
         manifests=[_manifest(ws, name) for name in ws.manifest_names()],
+        runs=list(query.rows(ws, "SELECT name, model, manifest, weighting, seed, steps, samples, state FROM runs")),
     )
 
 
@@ -79,10 +81,11 @@ def _vectors(ws: Workspace, name: str) -> dict[str, Any]:
 
 def _manifest(ws: Workspace, name: str) -> dict[str, Any]:
     lineage = read_json(ws.manifest_path(name).with_suffix(".json"))
+    weighed = lineage.get("weighting")
     return {
         "name": name,
-        "selector": lineage["selector"]["name"],
-        "by": lineage["choice"]["by"],
+        "made_by": weighed["name"] if weighed else lineage["selector"]["name"],
+        "by": lineage["by"] if weighed else lineage["choice"]["by"],
         "rows": lineage["result"]["rows"],
     }
 

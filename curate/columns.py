@@ -1,0 +1,56 @@
+"""Samples of the pool by their rows: what SQL says of each, and what they hold, one shard in memory at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from curate import query
+from curate.errors import CurateError
+from curate.lineage import TableState, score_state
+from curate.shards import read_table
+from curate.workspace import Workspace
+
+
+def scores_of(ws: Workspace, *expressions: str | None) -> list[TableState]:
+    """The scores that SQL expressions over `samples` use."""
+    return [score_state(ws, name) for name in query.scores_named(ws, *expressions)]
+
+
+def column_of(ws: Workspace, expression: str, rows: np.ndarray) -> np.ndarray:
+    """What an expression over `samples` says of some rows of the pool, float64 [n]; not a number where it is null."""
+    # The line's end closes a comment.
+    table = query.fetch(ws, f'SELECT ({expression}\n)::DOUBLE AS "value" FROM samples ORDER BY row')
+    return table["value"].to_numpy()[rows]
+
+
+def samples_at(
+    ws: Workspace, rows: np.ndarray, ids: Sequence[str], columns: Sequence[str]
+) -> Iterator[tuple[np.ndarray, pa.Table]]:
+    """The samples at some rows of the pool, of any order, by shard: their positions in `rows`, and a table of them.
+
+    Raises CurateError where a row is not the sample of that id, or is not there.
+    """
+    order = np.argsort(rows, kind="stable")
+    ordered, wanted = rows[order], np.asarray(ids, object)[order]
+    if len(rows) and (ordered[0] < 0 or ordered[-1] >= ws.n_rows()):
+        raise CurateError(
+            f"row {int(ordered[-1] if ordered[0] >= 0 else ordered[0])} is not in the pool, which has {ws.n_rows()}; "
+            "the pool was remade, so select again."
+        )
+    for shard in ws.shards():
+        first, last = np.searchsorted(ordered, [shard.start, shard.start + shard.rows])
+        if first == last:
+            continue
+        places = pa.array(ordered[first:last] - shard.start)
+        table = read_table(shard.path, list(dict.fromkeys(["id", *columns]))).take(places)
+        found = np.asarray(table["id"].to_pylist(), object)
+        if (wrong := np.flatnonzero(found != wanted[first:last])).size:
+            k = int(wrong[0])
+            raise CurateError(
+                f"the sample {wanted[first + k]} is not at row {int(ordered[first + k])} of the pool, where "
+                f"{found[k]} stands; the pool was remade, so select again."
+            )
+        yield order[first:last], table

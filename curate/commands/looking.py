@@ -1,0 +1,157 @@
+"""status, ledger, verify, sql, drop, methods: what there is."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+import curate
+from curate import method as kinds
+from curate.commands.options import (
+    as_json_option,
+    settings_text,
+    workspace,
+)
+from curate.console import say, table
+from curate.workspace import Workspace
+
+
+@click.command()
+@workspace()
+@as_json_option
+def status(ws: Workspace, as_json: bool) -> None:
+    """Show what there is, and what is stale or missing."""
+    s = curate.status(ws)
+    lines = [f"{s.path}: {s.rows:,} samples in {s.shards} shards ({s.copies:,} with copies), {s.rejects:,} rejects."]
+    tables = [
+        (s.sources, {"source": "source", "rows": "samples", "copies": "with copies", "chars": "characters"}),
+        (s.targets, {"target": "target", "val": "val", "test": "test", "subtasks": "sub-tasks"}),
+        (
+            s.scores,
+            {
+                "name": "score",
+                "method": "method",
+                "target": "target",
+                "rows": "scored",
+                "nulls": "null",
+                "state": "state",
+            },
+        ),
+        (
+            s.vectors,
+            {
+                "name": "vectors",
+                "method": "method",
+                "model": "model",
+                "targets": "targets",
+                "rows": "encoded",
+                "nulls": "null",
+                "index": "index",
+                "state": "state",
+            },
+        ),
+        (s.manifests, {"name": "manifest", "made_by": "made by", "by": "by", "rows": "samples"}),
+        (
+            s.runs,
+            {
+                **{key: key for key in ("name", "model", "manifest", "weighting", "seed", "steps", "state")},
+                "name": "run",
+            },
+        ),
+    ]
+    lines += [table(rows, columns) for rows, columns in tables if rows]
+    troubled = [row for row in [*s.scores, *s.vectors] if row["command"]]
+    lines += [f"{row['name']} {row['state']}: run `{row['command']}`." for row in troubled]
+    say(s, as_json, "\n\n".join(lines))
+
+
+@click.command()
+@workspace()
+@as_json_option
+def ledger(ws: Workspace, as_json: bool) -> None:
+    """Show what every pass cost."""
+    rows = curate.ledger(ws)
+    columns = {key: key for key in ("stage", "methods", "name", "phase", "runs", "samples", "flops", "seconds")}
+    click.echo(json.dumps(rows, indent=1) if as_json else table(rows, columns) if rows else "Nothing was spent yet.")
+
+
+@click.command()
+@workspace()
+@click.option("--repair", is_flag=True, help="Compute again what is damaged and can be computed.")
+@as_json_option
+def verify(ws: Workspace, repair: bool, as_json: bool) -> None:
+    """Check every part against its commit record: bytes, rows, ids in the pool's order.
+
+    The exit status is 1 while something is damaged. Scores and what they prepared are computed again by --repair;
+    for what came from outside, the remedy is said.
+    """
+    r = curate.verify(ws, repair=repair, find=kinds.find)
+    left = [d for d in r.damaged if not d.repaired]
+    head = f"{r.parts:,} parts looked at ({r.bytes:,} bytes), {len(r.damaged):,} damaged"
+    lines = [f"{head}{', ' + str(len(r.damaged) - len(left)) + ' repaired' if repair else ''}."]
+    for d in r.damaged:
+        lines.append(f"{d.kind} {d.name}: {d.part} {d.what}; {'repaired' if d.repaired else d.remedy}.")
+    say(r, as_json, "\n".join(lines))
+    if left:
+        raise SystemExit(1)
+
+
+@click.command()
+@click.argument("query")
+@workspace()
+@click.option(
+    "--format",
+    "fmt",
+    default="table",
+    show_default=True,
+    metavar="FORMAT",
+    help="table, csv, json or parquet.",
+)
+@click.option("-o", "--output", metavar="FILE", help="Write to a file.")
+def sql(ws: Workspace, query: str, fmt: str, output: str | None) -> None:
+    """Run one SELECT (DuckDB's SQL) over the workspace.
+
+    \b
+    pool, targets, rejects, ledger, runs   what they say
+    metrics, trained, evaluations          of runs: every step; every sample at every step; what judges found
+    samples                                the pool with every score: NAME, and NAME_COLUMN for its other columns
+    NAME                                   the own table of a score, vectors or a manifest
+
+    Original fields: meta->>'field'.
+    """
+    from curate.stages.sql import write_sql
+
+    text = write_sql(ws, query, fmt, output)
+    click.echo(text, nl=bool(text))
+
+
+@click.command()
+@click.argument("name")
+@workspace()
+def drop(ws: Workspace, name: str) -> None:
+    """Remove a score, vectors, a manifest, a target or a run."""
+    click.echo(f"Removed the {curate.drop(ws, name)} {name}.")
+
+
+@click.command()
+@click.argument("kind", required=False)
+@click.argument("name", required=False)
+@as_json_option
+def methods(kind: str | None, name: str | None, as_json: bool) -> None:
+    """List the methods; with KIND and NAME, explain one.
+
+    KIND is score, selector, weighting, metric, export or executor.
+    """
+    if kind and name:
+        click.echo(_method_help(kind, name))
+        return
+    found = curate.methods(kind)
+    click.echo(
+        json.dumps(found, indent=1) if as_json else table(found, {"kind": "kind", "name": "name", "summary": "summary"})
+    )
+
+
+def _method_help(kind: str, name: str) -> str:
+    settings = settings_text(kinds.settings_help(kind, name))
+    return f"{kinds.help_text(kind, name)}\n\nSettings (--set FIELD=VALUE):{settings or ' none'}"

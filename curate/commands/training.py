@@ -1,0 +1,256 @@
+"""train, evaluate, compare: a model learns, is judged, and what that cost."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import click
+
+import curate
+from curate import method as kinds
+from curate.commands.options import as_json_option, by_owner, dry_run_option, models_of, settings_text, workspace
+from curate.console import notes, say, table
+from curate.errors import CurateError
+from curate.judging import Judge
+from curate.models.load import ModelChoice
+from curate.workspace import Workspace
+
+_target_options = (
+    click.option(
+        "--metric",
+        "metric_names",
+        multiple=True,
+        metavar="METHOD",
+        help="See `curate methods metric`; may be given again.  [default: loss]",
+    ),
+    click.option(
+        "--shots",
+        default=0,
+        show_default=True,
+        metavar="K",
+        help="Worked examples before each question, from the target's split val.",
+    ),
+    click.option("--limit", default=0, metavar="N", help="Ask the first N questions only."),
+)
+
+
+def _judging(command: Any) -> Any:
+    for option in reversed(_target_options):
+        command = option(command)
+    return command
+
+
+def _judges(
+    targets: tuple[str, ...],
+    metric_names: tuple[str, ...],
+    shots: int,
+    limit: int,
+    split: str,
+    own: dict[str, dict[str, str]],
+) -> list[Judge]:
+    metrics = [kinds.make("metric", name, own.get(name)) for name in metric_names or ("loss",) if targets]
+    return [Judge(target, metric, split, shots, limit) for target in targets for metric in metrics]
+
+
+@click.command()
+@click.argument("run")
+@workspace()
+@click.option(
+    "--model",
+    "model_name",
+    required=True,
+    metavar="MODEL",
+    help="A folder, a .gguf file, a hub id, or tiny, smollm2-135m.",
+)
+@click.option("--manifest", metavar="NAME", help="Whose samples, weights and repeats.  [default: the whole pool]")
+@click.option(
+    "--weighting",
+    "weighting_name",
+    default="uniform",
+    show_default=True,
+    metavar="METHOD",
+    help="See `curate methods weighting`.",
+)
+@click.option("--target", metavar="NAME", help="The target of weightings that use one, as adapt.")
+@click.option(
+    "--by", metavar="SQL", help="Expression over `samples`: the column of weightings that use one, as adapt_static."
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="[OWNER.]FIELD=VALUE",
+    help="A setting of the training (lr=1e-4, batch_size=64, lora_r=16; see --settings), of the weighting "
+    "(adapt.tau=0.5), of the model (model.context=1024) or of a metric.",
+)
+@click.option("--settings", "show", is_flag=True, help="List the settings of the training, and stop.")
+@click.option(
+    "--eval",
+    "evals",
+    multiple=True,
+    metavar="TARGET",
+    help="Judge on the split test of TARGET, every eval_every steps and at the end.",
+)
+@_judging
+@click.option("--seed", default=0, show_default=True, help="Of the order of the samples and of dropout.")
+@click.option("--allow-stale", is_flag=True, help="Use scores that are stale or incomplete.")
+@click.option("--fresh", is_flag=True, help="Train beside the run of that name, and put the new one in its place.")
+@dry_run_option
+@as_json_option
+def train(
+    ws: Workspace,
+    run: str,
+    model_name: str,
+    manifest: str | None,
+    weighting_name: str,
+    target: str | None,
+    by: str | None,
+    settings: tuple[str, ...],
+    show: bool,
+    evals: tuple[str, ...],
+    metric_names: tuple[str, ...],
+    shots: int,
+    limit: int,
+    seed: int,
+    allow_stale: bool,
+    fresh: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Train a model as the run RUN, on a manifest or the whole pool.
+
+    The same command goes on where a killed one stood. Several processes: `accelerate launch -m curate.cli train …`.
+    """
+    from curate.plans import Training
+    from curate.training.settings import TrainSettings
+
+    if show:
+        click.echo(settings_text(kinds.fields_help(TrainSettings)))
+        return
+    own = by_owner(["", weighting_name, "model", *metric_names], [], settings)
+    training = Training(
+        models_of([model_name], own["model"])[""],
+        kinds.make("weighting", weighting_name, own[weighting_name]),
+        kinds.with_settings(TrainSettings, own[""], "the training"),
+        manifest,
+        target,
+        by,
+        seed,
+        allow_stale,
+    )
+    judges = _judges(evals, metric_names, shots, limit, "test", own)
+    r = curate.train(ws, run, training, judges=judges, fresh=fresh, dry_run=dry_run)
+    if dry_run:
+        p = r.planned or {}
+        cost = f"about {p['tokens']:,.0f} tokens and {p['flops']:.2g} FLOPs"
+        text = f"Would train {run} on {p['samples']:,} samples: {p['steps']:,} steps, {cost}."
+        say(r, as_json, text + notes(r.warnings))
+        return
+    left = [f"{n:,} samples were left out: {why}" for why, n in r.left_out.items()]
+    left += [f"{r.cut:,} samples were cut to the model's context"] if r.cut else []
+    loss = "" if r.loss is None else f"; loss {r.loss:.4f}, mean weight {r.weight_mean:.3f} at the last"
+    taken = f"{r.steps_now:,} of {r.steps:,} steps taken now, on {r.samples:,} samples"
+    head = f"Run {run}: {taken}{loss}; {r.flops:.3g} FLOPs."
+    say(
+        r,
+        as_json,
+        "\n".join([head, f"The model is in {r.folder}.", *_evaluated(r.evaluations)]) + notes([*left, *r.warnings]),
+    )
+
+
+def _evaluated(rows: list[dict[str, Any]]) -> list[str]:
+    columns = {k: k for k in ("target", "split", "metric", "shots", "value", "judged", "questions", "better")}
+    return [table(rows, columns)] if rows else []
+
+
+@click.command()
+@click.argument("run")
+@workspace()
+@click.option("--target", "targets", multiple=True, metavar="NAME", help="A target to judge on; may be given again.")
+@_judging
+@click.option("--split", default="test", show_default=True, metavar="SPLIT", help="test judges; val chooses.")
+@click.option("--allow-val", is_flag=True, help="Judge on the split that chooses.")
+@click.option(
+    "--model",
+    "model_name",
+    metavar="MODEL",
+    help="Judge this model as it is, under the name RUN: the base of a comparison.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="OWNER.FIELD=VALUE",
+    help="A setting of a metric (exact_match.final_answer=whole) or the model.",
+)
+@as_json_option
+def evaluate(
+    ws: Workspace,
+    run: str,
+    targets: tuple[str, ...],
+    metric_names: tuple[str, ...],
+    shots: int,
+    limit: int,
+    split: str,
+    allow_val: bool,
+    model_name: str | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Judge a run's model on the questions of targets.
+
+    What was judged before is not judged again. Results: the table `evaluations`; of every question, below the run.
+    """
+    own = by_owner([*metric_names, "model"], metric_names, settings)
+    judges = _judges(targets, metric_names, shots, limit, split, own)
+    choice: ModelChoice | None = models_of([model_name], own["model"])[""] if model_name else None
+    r = curate.evaluate(ws, run, judges, model=choice, allow_val=allow_val)
+    unjudged = [
+        f"{row['questions'] - row['judged']:,} of {row['target']} could not be judged by {row['metric']}"
+        for row in r.evaluations
+        if row["questions"] > row["judged"]
+    ]
+    say(r, as_json, "\n".join([f"Run {run}, step {r.step}:", *_evaluated(r.evaluations)]) + notes(unjudged))
+
+
+@click.command()
+@click.argument("runs", nargs=-1)
+@workspace()
+@click.option(
+    "--against", metavar="RUN", help="The arm of this run is what the others differ from.  [default: the first]"
+)
+@click.option("-o", "--output", metavar="FILE", help="Write the page FILE.html, and its picture FILE.png beside it.")
+@as_json_option
+def compare(ws: Workspace, runs: tuple[str, ...], against: str | None, output: str | None, as_json: bool) -> None:
+    """Runs side by side: what each reached, against all that it cost. All runs, where none is named.
+
+    Runs that differ in their seed alone are one arm. Costs are the ledger's: the choice (prep), the training, and what
+    a weighting needs beside it (online).
+    """
+    from pathlib import Path
+
+    r = curate.compare(ws, runs, against=against)
+    columns = {"arm": "arm", "seeds": "seeds", **{key: key for key in r.measures}}
+    costs = ("prep", "prep_marginal", "train", "online", "total")
+    rows = [
+        {
+            "arm": arm.name + (f" (null of {arm.null_of})" if arm.null_of else ""),
+            "seeds": len(arm.runs),
+            **{key: str(mean) for key, mean in arm.quality.items()},
+            **{key: f"{getattr(arm.cost, key):.3g}" for key in costs},
+            "seconds": round(arm.cost.seconds, 1),
+        }
+        for arm in r.arms
+    ]
+    text = table(rows, {**columns, **{key: key.replace("_", " ") for key in costs}, "seconds": "seconds"})
+    from curate.pages.comparison import page, plot, reading
+
+    written = ""
+    if output:
+        path = Path(output).with_suffix(".html")
+        if not path.parent.is_dir():
+            raise CurateError(f"{path.parent}: there is no such folder to write {path.name} into.")
+        path.write_text(page(r, f"Runs of {ws.path}"), encoding="utf-8")
+        path.with_suffix(".png").write_bytes(plot(r))
+        written = f"\nWritten: {path} and {path.with_suffix('.png')}."
+    say(r, as_json, "\n".join([text, "", *reading(r)]) + written + notes(r.warnings))

@@ -1,0 +1,116 @@
+"""The samples that a model learns from, as they lie in a workspace, and in tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from curate.columns import column_of, samples_at, scores_of
+from curate.errors import CurateError
+from curate.lineage import usable
+from curate.manifest import read_manifest
+from curate.shards import read_table
+from curate.training.settings import TrainSettings
+from curate.workspace import Workspace
+
+if TYPE_CHECKING:  # loaded only when there is something to train
+    from curate.models.language_model import LanguageModel
+    from curate.models.tokens import Encoded, Sample
+    from curate.training.examples import Examples
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The samples of a training, by rank where a manifest ranks them: row, id, weight, repeats; and their column."""
+
+    row: np.ndarray
+    id: list[str]
+    weight: np.ndarray
+    repeats: np.ndarray
+    column: np.ndarray | None
+    lineage: dict[str, Any] | None
+    warnings: list[str]
+
+
+def rows_of(ws: Workspace, manifest: str | None, by: str | None, allow_stale: bool) -> Rows:
+    lineage = None
+    if manifest:
+        table, lineage = read_manifest(ws, manifest)
+        row, ids = table["row"].to_numpy(), table["id"].to_pylist()
+        weight, repeats = table["weight"].to_numpy().astype(np.float64), table["repeats"].to_numpy()
+        _refuse_weights(manifest, weight, ids)
+    else:
+        row, ids = np.arange(ws.n_rows()), _pool_ids(ws)
+        weight, repeats = np.ones(len(row)), np.ones(len(row), np.int64)
+    column, warnings = None, list[str]()
+    if by:
+        warnings = usable(scores_of(ws, by), allow_stale)
+        column = column_of(ws, by, row)
+    mean = float((weight * repeats).sum() / max(repeats.sum(), 1))
+    return Rows(row, ids, weight / mean, repeats, column, lineage, warnings)
+
+
+def _pool_ids(ws: Workspace) -> list[str]:
+    return [key for shard in ws.shards() if shard.rows for key in read_table(shard.path, ["id"])["id"].to_pylist()]
+
+
+def _refuse_weights(manifest: str, weight: np.ndarray, ids: Sequence[str]) -> None:
+    bad = np.flatnonzero(~(np.isfinite(weight) & (weight >= 0)))
+    if len(bad):
+        raise CurateError(
+            f"the manifest '{manifest}' weighs the sample {ids[bad[0]]} {weight[bad[0]]}; a weight is a number of 0 or "
+            "more: weigh again."
+        )
+    if not weight.any():
+        raise CurateError(f"the weights of the manifest '{manifest}' are all 0, so there is nothing to learn from.")
+
+
+def documents_of(ws: Workspace, rows: Rows, settings: TrainSettings, lm: LanguageModel) -> list[list[Encoded]]:
+    """Every sample in tokens, as one document or, where texts are split, several; with an `error` where it has one."""
+    from curate.models.tokens import encode
+    from curate.training.examples import pieces
+
+    found: list[list[Encoded]] = [[] for _ in rows.row]
+    for places, table in samples_at(ws, rows.row, rows.id, ["messages", "text"]):
+        samples = table.select(["messages", "text"]).to_pylist()
+        for sample, place, one in zip(samples, places, encode(lm.tokenizer, samples, 1 << 40), strict=True):
+            if not one.error and len(one.ids) > lm.context:
+                if sample["messages"] is None and settings.split:
+                    found[place] = [piece for piece in pieces(one, lm.context) if piece.supervised.any()]
+                    continue
+                if lm.choice.too_long == "refuse":
+                    one = replace(one, error=f"is longer than the context of {lm.context} tokens")
+                one = replace(one, ids=one.ids[: lm.context], supervised=one.supervised[: lm.context], cut=True)
+            if settings.loss == "all":
+                one.supervised = np.arange(len(one.ids)) > 0
+            found[place] = [one]
+    return found
+
+
+def left_out(encoded: list[list[Encoded]], rows: Rows) -> list[str]:
+    """Why each sample cannot be learnt from; '' where it can."""
+    whys = []
+    for place, documents in enumerate(encoded):
+        why = next((one.error for one in documents if one.error), "")
+        if not why and not any(one.supervised.any() for one in documents):
+            why = "nothing of it is supervised (no assistant's turn, or no text, within the context)"
+        if not why and rows.column is not None and not np.isfinite(rows.column[place]):
+            why = "its column (--by) has no value"
+        if not why and rows.repeats[place] < 1:
+            why = "it repeats 0 times"
+        whys.append(why)
+    return whys
+
+
+def anchors_of(samples: Sequence[Sample], name: str, lm: LanguageModel) -> Examples:
+    """A target's samples in tokens, each whole whether or not anything of it is supervised."""
+    from curate.models.tokens import encode
+    from curate.training.examples import Examples
+
+    encoded = [one for one in encode(lm.tokenizer, samples, lm.context, lm.choice.too_long) if not one.error]
+    if not encoded:
+        raise CurateError(f"none of the samples of the target '{name}' can go through the model.")
+    return Examples.of(encoded)

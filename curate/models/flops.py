@@ -1,0 +1,111 @@
+"""FLOPs of passes through a model: by our formula, by the papers' convention, and counted.
+
+Ours counts what is done: two for each number of a matrix and each token that it is multiplied with, padding included;
+the attention's products; in training the products of the backward pass, of which frozen matrices have only the one that
+goes on to their input.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+FORWARD, TRAINING, PAPER_LENGTH = 2, 6, 2048  # FLOPs a parameter and token; tokens that papers count a sample as
+
+
+def paper_flops(factor: int, n_params: float, samples: float, length: float = PAPER_LENGTH) -> float:
+    """By the papers' convention (ADAPT, Appendix C): 2N a token forward, 6N trained, every sample 2,048 tokens long."""
+    return float(factor) * n_params * samples * length
+
+
+def forward_flops(model: nn.Module, batch: int, length: int, head_rows: int, before: int = 0) -> float:
+    """Of a forward pass over [batch, length] tokens, of which `head_rows` go through the output head.
+
+    Two for each weight of a matrix and each token, and 4 T^2 D for the attention of a sample of T tokens in each layer
+    (scores and sums over all pairs, as the eager kernels compute them). before: tokens that stand before them, already
+    computed.
+    """
+    matrices = sum(weight.numel() for weight in _matrices(model).values())
+    return 2.0 * matrices * batch * length + _attention(model, batch, length, before) + 2.0 * head_rows * _head(model)
+
+
+class TrainingFlops:
+    """Of training steps of a model whose parameters are frozen, or not, as they will be.
+
+    Where a gradient flows is seen by one look at a pass over two tokens.
+    """
+
+    def __init__(self, model: Any):
+        self.model, self._backward = model, 0
+        self._head_back = _head(model) * _learns_head(model)
+        matrices, hooks = _matrices(model), []
+
+        def look(module: nn.Module, inputs: tuple[Tensor, ...], _: Any) -> None:
+            weight: Any = matrices[id(module)]
+            self._backward += weight.numel() * (weight.requires_grad + inputs[0].requires_grad)
+
+        for module in model.modules():
+            if id(module) in matrices:
+                hooks.append(module.register_forward_hook(look))
+        try:
+            with torch.enable_grad():
+                ids = torch.zeros(1, 2, dtype=torch.int64, device=next(model.parameters()).device)
+                flows = model.base_model(input_ids=ids, use_cache=False).last_hidden_state.requires_grad
+        finally:
+            for hook in hooks:
+                hook.remove()
+        self._head_back += _head(model) * flows
+
+    def step(self, batch: int, length: int, head_rows: int, recompute: bool = False) -> float:
+        """Of [batch, length] tokens forward and backward; recompute: the forward pass is done twice."""
+        forward = forward_flops(self.model, batch, length, head_rows)
+        again = forward - 2.0 * head_rows * _head(self.model) if recompute else 0.0
+        attention = 2.0 * _attention(self.model, batch, length)
+        backward = 2.0 * self._backward * batch * length + attention + 2.0 * head_rows * self._head_back
+        return forward + again + backward
+
+
+@contextmanager
+def counted(usage: Any, wanted: bool) -> Iterator[None]:
+    """Adds the measured FLOPs of what is inside to `usage`, where wanted; fused attention counts as none on a CPU."""
+    if not wanted:
+        yield
+        return
+    from torch.utils.flop_counter import FlopCounterMode
+
+    with FlopCounterMode(display=False) as counter:
+        yield
+    usage.flops_counted = (usage.flops_counted or 0.0) + counter.get_total_flops()
+
+
+def _matrices(model: nn.Module) -> dict[int, Tensor]:
+    """The matrices that every token is multiplied with, by the id of their module: all but embeddings and the head."""
+    aside = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    aside.add(id(getattr(model.get_output_embeddings(), "weight", None)))  # type: ignore[operator]
+    found = {}
+    for module in model.modules():
+        weight = module._parameters.get("weight")  # its own: LoRA's wrappers show that of what they wrap
+        if weight is not None and weight.ndim == 2 and id(weight) not in aside:
+            found[id(module)] = weight
+    return found
+
+
+def _attention(model: Any, batch: int, length: int, before: int = 0) -> float:
+    config = model.config
+    heads = config.num_attention_heads
+    width = heads * (getattr(config, "head_dim", None) or config.hidden_size // heads)
+    return 4.0 * config.num_hidden_layers * batch * length * (length + before) * width
+
+
+def _head(model: Any) -> int:
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    return 0 if weight is None else weight.numel()
+
+
+def _learns_head(model: Any) -> bool:
+    weight = getattr(model.get_output_embeddings(), "weight", None)
+    return weight is not None and weight.requires_grad

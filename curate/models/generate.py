@@ -1,0 +1,81 @@
+"""What a model says, greedily, in batches of prompts of like length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from curate.models.batches import by_length
+from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
+from curate.models.forward import Usage
+from curate.models.language_model import LanguageModel
+from curate.models.tokens import Unrenderable, rendered
+
+
+def answers(
+    model: LanguageModel, prompts: Sequence[Sequence[dict[str, Any]]], max_new_tokens: int
+) -> tuple[list[str], np.ndarray, Usage]:
+    """What the model answers to conversations: texts, why it could not ('' where it could), and the cost."""
+    texts, error = [], np.full(len(prompts), "", object)
+    for i, prompt in enumerate(prompts):
+        try:
+            texts.append(rendered(model.tokenizer, prompt))
+        except Unrenderable as why:
+            texts.append("")
+            error[i] = str(why)
+    return _said(model, texts, error, max_new_tokens, special=False)
+
+
+def continuations(
+    model: LanguageModel, texts: Sequence[str], max_new_tokens: int
+) -> tuple[list[str], np.ndarray, Usage]:
+    """How the model goes on with texts; as `answers`."""
+    return _said(model, list(texts), np.full(len(texts), "", object), max_new_tokens, special=True)
+
+
+def _said(
+    model: LanguageModel, texts: list[str], error: np.ndarray, max_new_tokens: int, special: bool
+) -> tuple[list[str], np.ndarray, Usage]:
+    ids = [model.tokenizer(text, add_special_tokens=special)["input_ids"] for text in texts]
+    room = model.context - max_new_tokens
+    for i, prompt in enumerate(ids):
+        if not error[i] and not prompt:
+            error[i] = "has no prompt"
+        elif not error[i] and len(prompt) > room:
+            error[i] = f"its prompt of {len(prompt)} tokens leaves no room for {max_new_tokens} in {model.context}"
+    said, usage = [""] * len(texts), model.usage()
+    todo = np.flatnonzero(error == "")
+    lengths = np.array([len(ids[i]) for i in todo], np.int64) + max_new_tokens
+    for places in by_length(lengths, 4 * model.batch_tokens):
+        batch = [int(todo[place]) for place in places]
+        for i, text in zip(batch, _generate(model, [ids[i] for i in batch], max_new_tokens, usage), strict=True):
+            said[i] = text
+    return said, error, usage
+
+
+def _generate(model: LanguageModel, prompts: list[list[int]], max_new_tokens: int, usage: Usage) -> list[str]:
+    longest, pad = max(map(len, prompts)), model.tokenizer.pad_token_id
+    pad = model.tokenizer.eos_token_id or 0 if pad is None else pad
+    ids = torch.full((len(prompts), longest), pad, device=model.device)
+    mask = torch.zeros_like(ids)
+    for row, prompt in enumerate(prompts):  # on the left, so that what is said follows
+        ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=model.device)
+        mask[row, longest - len(prompt) :] = 1
+    greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
+    with torch.inference_mode(), counted(usage, model.choice.count_flops):
+        made = model.model.generate(
+            input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=pad, **greedy
+        )[:, longest:]
+    steps = made.shape[1]
+    ends = set(np.atleast_1d(model.model.generation_config.eos_token_id or -1).tolist())
+    said = [row[: next((k for k, token in enumerate(row) if token in ends), len(row))] for row in made.tolist()]
+    usage.tokens += sum(map(len, prompts)) + sum(map(len, said))
+    usage.padded_tokens += ids.numel() + len(prompts) * steps
+    usage.flops += forward_flops(model.model, len(prompts), longest, len(prompts))
+    one_more = [forward_flops(model.model, len(prompts), 1, len(prompts), before=longest + k) for k in range(steps - 1)]
+    usage.flops += sum(one_more)
+    usage.flops_paper += paper_flops(FORWARD, model.n_params, len(prompts))
+    return model.tokenizer.batch_decode(said, skip_special_tokens=True)

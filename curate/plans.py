@@ -1,0 +1,105 @@
+"""What a run is to be: its model, data, weighting and settings; and whether a run that is there is the same."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from curate import __version__
+from curate.columns import scores_of
+from curate.corpus import Rows
+from curate.errors import CurateError
+from curate.lineage import model_recipe
+from curate.method import Target, Weighting
+from curate.models.load import SHAPING, ModelChoice
+from curate.training.settings import TrainSettings
+from curate.workspace import Workspace, pool_fingerprint
+
+_LINEAGE = ("selector", "choice", "weighting", "by", "selection", "scores")  # of a manifest, how it came to be
+_HOW = ("checkpoint_every", "keep_checkpoints", "eval_every", "keep_weights", "micro_batch_size", "count_flops")
+
+
+@dataclass(frozen=True)
+class Training:
+    """What is to be trained: everything that decides the result but what is stored in the workspace.
+
+    manifest: whose samples, weights and repeats; null: the whole pool. target: of a weighting that uses one. by: SQL
+    expression over `samples`, the column of a weighting that uses one.
+    """
+
+    model: ModelChoice
+    weighting: Weighting
+    settings: TrainSettings = field(default_factory=TrainSettings)
+    manifest: str | None = None
+    target: str | None = None
+    by: str | None = None
+    seed: int = 0
+    allow_stale: bool = False
+
+
+def refuse_unused(training: Training) -> None:
+    """Raises CurateError for a target or a column that the weighting lacks, or does not use."""
+    weighting = training.weighting
+    uses_column = {"column", "base_loss"} & set(weighting.needs)
+    for option, given, used in (
+        ("--target", training.target, weighting.uses_target),
+        ("--by", training.by, bool(uses_column)),
+    ):
+        if given and not used:
+            raise CurateError(f"the weighting '{weighting.name}' uses no {option}; leave out {option} {given}.")
+    if weighting.uses_target and not training.target:
+        raise CurateError(f"the weighting '{weighting.name}' needs a target: add --target NAME.")
+    if "column" in weighting.needs and not training.by:
+        raise CurateError(f"the weighting '{weighting.name}' needs a column: add --by SQL, as in --by bm25_maths.")
+
+
+def run_recipe(ws: Workspace, name: str, training: Training, rows: Rows, target: Target | None) -> dict[str, Any]:
+    settings, default = asdict(training.settings), asdict(TrainSettings())
+    scores = {state.name: state.recipe for state in scores_of(ws, training.by)} if training.by else {}
+    weighting = training.weighting
+    return {
+        "name": name,
+        "curate": __version__,
+        "model": model_recipe(training.model),
+        "manifest": training.manifest,
+        "manifest_sha256": rows.lineage["sha256"] if rows.lineage else None,
+        "pool": None if rows.lineage else pool_fingerprint(ws.shards()),
+        "selection": {key: rows.lineage[key] for key in _LINEAGE if key in rows.lineage} if rows.lineage else None,
+        "weighting": {"name": weighting.name, "version": weighting.version, "settings": weighting.settings()},
+        "by": training.by,
+        "scores": scores,
+        "target": training.target,
+        "target_fingerprint": target.fingerprint if target else None,
+        "settings": settings,
+        "changed": {key: value for key, value in settings.items() if value != default[key]},
+        "seed": training.seed,
+        "samples": len(rows.row),
+        "steps": training.settings.steps,  # filled in once the samples are in tokens
+    }
+
+
+def refuse_other_run(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+    """Raises CurateError where the run of that name was begun otherwise, but for what changes no result."""
+    remedy = f"choose another name, or --fresh to train '{name}' anew."
+    for what in ("manifest", "manifest_sha256", "pool", "by", "target", "target_fingerprint", "seed"):
+        if old.get(what) != new[what]:
+            raise CurateError(f"the run '{name}' exists, with {what} {old.get(what)}, not {new[what]}; {remedy}")
+    for what in ("name", *SHAPING):
+        if old["model"].get(what) != new["model"].get(what):
+            was, now = old["model"].get(what), new["model"].get(what)
+            raise CurateError(f"the run '{name}' exists, with another model ({what} {was}, not {now}); {remedy}")
+    if old["weighting"] != new["weighting"]:
+        was, now = old["weighting"], new["weighting"]
+        raise CurateError(f"the run '{name}' exists, weighted by {_said(was)}, not by {_said(now)}; {remedy}")
+    for key, value in new["settings"].items():
+        if key not in _HOW and old["settings"].get(key) != value:
+            raise CurateError(f"the run '{name}' exists, with {key}={old['settings'].get(key)}, not {value}; {remedy}")
+    for score, recipe in new["scores"].items():
+        if old["scores"].get(score, {}).get("fingerprint") != recipe["fingerprint"]:
+            raise CurateError(f"the run '{name}' was begun with another score '{score}'; {remedy}")
+
+
+def _said(weighting: Mapping[str, Any]) -> str:
+    settings = ", ".join(f"{key}={value}" for key, value in weighting["settings"].items())
+    return f"{weighting['name']} ({settings})" if settings else str(weighting["name"])

@@ -1,0 +1,276 @@
+"""`curate compare`: runs side by side, what each reached against all that it cost.
+
+An arm is the runs that differ in their seed alone (of the training, or of the selection). Quality is what judges found
+of the last checkpoint; cost is read from the ledger, by phase:
+
+    F_prep   the scores and vectors that the choice was made of, and the choice itself
+    F_train  the steps
+    F_online what a weighting needs beside them: anchors, second forward passes, losses of the base model
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from curate import query
+from curate.errors import CurateError
+from curate.fingerprint import fingerprint
+from curate.runs import require_run
+from curate.statistics import Mean, paired
+from curate.workspace import Workspace
+
+_ONLINE = ("losses", "anchors", "base losses")
+_SEEDED = re.compile(r"_(s|seed)?\d+$")
+
+
+@dataclass
+class Cost:
+    """What a run cost, in FLOPs by our formula unless said otherwise.
+
+    prep: the full price of what its choice is made of; prep_marginal: without what a run listed before it has paid.
+    paper, counted: the total by the papers' convention, and as it was measured (null where it was not). padding: the
+    share of padding among the tokens that went through the model in training.
+    """
+
+    prep: float = 0.0
+    prep_marginal: float = 0.0
+    train: float = 0.0
+    online: float = 0.0
+    paper: float = 0.0
+    counted: float | None = None
+    seconds: float = 0.0
+    samples_seen: float = 0.0
+    padding: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.prep + self.train + self.online
+
+    @property
+    def marginal(self) -> float:
+        return self.prep_marginal + self.train + self.online
+
+
+@dataclass
+class Line:
+    """One run. quality: (target, split, metric, shots) -> value."""
+
+    run: str
+    arm: str
+    seed: int
+    samples: int
+    cost: Cost
+    quality: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Arm:
+    """Runs that differ in their seed. null_of: the arm of which it is the null, with its scores or weights shuffled.
+
+    against: the differences from the arm that all are compared with, over shared seeds; beyond_null: from its own null.
+    """
+
+    name: str
+    runs: list[str]
+    samples: float
+    cost: Cost
+    quality: dict[str, Mean] = field(default_factory=dict)
+    against: dict[str, Mean] = field(default_factory=dict)
+    beyond_null: dict[str, Mean] = field(default_factory=dict)
+    null_of: str | None = None
+
+
+@dataclass
+class Compared:
+    """Arms in the order of their first run. measures: what was judged, with whether lower or higher is better, and
+    whether the target is one that a run was aimed at (in-domain)."""
+
+    arms: list[Arm]
+    lines: list[Line]
+    measures: dict[str, dict[str, Any]]
+    against: str | None
+    warnings: list[str] = field(default_factory=list)
+
+
+def compare(ws: Workspace, runs: Sequence[str], *, against: str | None = None) -> Compared:
+    """Runs of a workspace side by side; none named: all of them.
+
+    against: the arm (by one of its runs) that differences are taken from; default: the first. Raises CurateError for a
+    run that is not there, or one that nobody judged.
+    """
+    names = list(dict.fromkeys(runs)) or ws.run_names()
+    if not names:
+        raise CurateError(f"{ws.path} has no runs to compare; `curate train` makes one.")
+    recipes = {name: require_run(ws, name).recipe or {} for name in names}
+    keys = {name: _arm_key(recipe) for name, recipe in recipes.items()}
+    labels = _labels(keys)
+    measures, quality = _quality(ws, names, recipes)
+    costs = _costs(ws, names, recipes)
+    lines = [
+        Line(name, labels[keys[name]], _seed(recipes[name]), recipes[name]["samples"], costs[name], quality[name])
+        for name in names
+    ]
+    arms = [_arm(label, [line for line in lines if line.arm == label]) for label in dict.fromkeys(labels.values())]
+    result = Compared(arms, lines, measures, None)
+    if against is not None and against not in keys:
+        raise CurateError(f"--against {against}: it is none of the runs that are compared.")
+    result.against = labels[keys[against or names[0]]]
+    _differences(result, recipes, keys, labels)
+    if unjudged := [name for name in names if not quality[name]]:
+        result.warnings.append(f"nobody judged {', '.join(unjudged)}; `curate evaluate RUN --target T` does")
+    return result
+
+
+# --- arms ------------------------------------------------------------------------------------------------
+
+
+def _arm_key(recipe: dict[str, Any], null: bool = True) -> str:
+    """What a run is but for its seeds; null: with whether it is a null."""
+    settings = {k: v for k, v in recipe["settings"].items() if null or k != "shuffle_weights"}
+    selection = _unseeded(recipe.get("selection"), null)
+    model = {key: recipe["model"].get(key) for key in ("weights", "dtype", "context", "too_long")}
+    rest = [recipe.get(key) for key in ("weighting", "by", "target_fingerprint")]
+    whole = recipe.get("manifest_sha256") if recipe.get("manifest") and not selection else recipe.get("pool")
+    return fingerprint(model, selection, rest, settings, whole)
+
+
+def _unseeded(value: Any, null: bool) -> Any:
+    """A selection without its seeds, and without what its scores' own lineage says beside their content."""
+    if isinstance(value, dict):
+        aside = {"seed", "allow_stale", "sha256"} | (set() if null else {"null"})
+        return {k: _unseeded(v, null) for k, v in value.items() if k not in aside}
+    return value
+
+
+def _seed(recipe: dict[str, Any]) -> int:
+    return int(recipe["seed"])
+
+
+def _labels(keys: dict[str, str]) -> dict[str, str]:
+    """A name for every arm: that of its runs without the seed at the end; two arms of one name keep their runs'."""
+    first = {key: name for name, key in reversed(keys.items())}
+    labels = {key: _SEEDED.sub("", name) or name for key, name in first.items()}
+    twice = {label for label in labels.values() if list(labels.values()).count(label) > 1}
+    return {key: first[key] if label in twice else label for key, label in labels.items()}
+
+
+def _arm(name: str, lines: list[Line]) -> Arm:
+    n = len(lines)
+    counted = [line.cost.counted for line in lines if line.cost.counted is not None]
+    mean = {
+        key: sum(getattr(line.cost, key) for line in lines) / n
+        for key in ("prep", "prep_marginal", "train", "online", "paper", "seconds", "samples_seen", "padding")
+    }
+    cost = Cost(**mean, counted=sum(counted) / n if len(counted) == n else None)
+    measures = dict.fromkeys(key for line in lines for key in line.quality)
+    quality = {key: Mean.of([line.quality[key] for line in lines if key in line.quality]) for key in measures}
+    return Arm(name, [line.run for line in lines], sum(line.samples for line in lines) / n, cost, quality)
+
+
+def _differences(result: Compared, recipes: dict[str, Any], keys: dict[str, str], labels: dict[str, str]) -> None:
+    """Fill in each arm's differences, over shared seeds, from the arm that all are compared with and from its null."""
+    by_seed: dict[str, dict[str, dict[int, float]]] = {arm.name: {} for arm in result.arms}
+    for line in result.lines:
+        for key, value in line.quality.items():
+            by_seed[line.arm].setdefault(key, {})[line.seed] = value
+    plain = {labels[keys[name]]: _arm_key(recipe, null=False) for name, recipe in recipes.items()}
+    nulls = {labels[keys[name]] for name, recipe in recipes.items() if _is_null(recipe)}
+    for arm in result.arms:
+        if arm.name in nulls:
+            arm.null_of = next((a for a in plain if a not in nulls and plain[a] == plain[arm.name]), None)
+    null_of = {arm.null_of: arm.name for arm in result.arms if arm.null_of}
+    for arm in result.arms:
+        for key, values in by_seed[arm.name].items():
+            for into, other in ((arm.against, result.against), (arm.beyond_null, null_of.get(arm.name))):
+                theirs = by_seed[other].get(key) if other and other != arm.name else None
+                if theirs and (difference := paired(values, theirs)):
+                    into[key] = difference
+
+
+def _is_null(recipe: dict[str, Any]) -> bool:
+    selection = recipe.get("selection") or {}
+    choice = selection.get("choice") or (selection.get("selection") or {}).get("choice") or {}
+    return bool(choice.get("null") or recipe["settings"].get("shuffle_weights"))
+
+
+# --- quality ---------------------------------------------------------------------------------------------
+
+
+def _quality(
+    ws: Workspace, names: Sequence[str], recipes: dict[str, Any]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float]]]:
+    """What was judged, and of every run what was found of its last checkpoint."""
+    aimed = {target for recipe in recipes.values() for target in _aims(recipe)}
+    measures: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, float]] = {name: {} for name in names}
+    for row in query.rows(ws, "SELECT * FROM evaluations ORDER BY run, step, target, metric"):
+        if row["run"] in found and row["value"] is not None:
+            shots = f", {row['shots']}-shot" if row["shots"] else ""
+            split = "" if row["split"] == "test" else f" ({row['split']})"
+            key = f"{row['target']} {row['metric']}{shots}{split}"
+            measures[key] = {"better": row["better"], "in_domain": row["target"] in aimed, "target": row["target"]}
+            found[row["run"]][key] = row["value"]  # later steps come later
+    order = sorted(measures, key=lambda key: (not measures[key]["in_domain"], key))
+    return {key: measures[key] for key in order}, found
+
+
+def _aims(recipe: dict[str, Any]) -> set[str]:
+    """The targets that a run was aimed at: by its weighting, or by a score of its choice."""
+    scores = {**recipe.get("scores", {}), **((recipe.get("selection") or {}).get("scores") or {})}
+    aims = {score.get("target") for score in scores.values()} | {recipe.get("target")}
+    return {target for target in aims if target}
+
+
+# --- cost ------------------------------------------------------------------------------------------------
+
+
+def _costs(ws: Workspace, names: Sequence[str], recipes: dict[str, Any]) -> dict[str, Cost]:
+    rows = list(query.rows(ws, 'SELECT * FROM ledger ORDER BY "at"'))
+    paid: set[int] = set()  # rows of the ledger that a run listed before has paid
+    costs = {}
+    for name in names:
+        recipe, cost = recipes[name], Cost()
+        begun = recipe.get("begun", "")
+        mine = [r for r in rows if r["run"] == name and r["stage"] == "train" and r["at"].isoformat() >= begun]
+        made_of = _made_of(recipe)
+        prep = [i for i, r in enumerate(rows) if _prepares(r, made_of, recipe.get("manifest"))]
+        for row in mine:
+            if row["phase"] != "evaluate":
+                _add(cost, row, "online" if row["phase"] in _ONLINE else "train")
+        for i in prep:
+            _add(cost, rows[i], "prep")
+            cost.prep_marginal += 0.0 if i in paid else rows[i]["flops"] or 0.0
+        paid |= set(prep)
+        steps = [r for r in mine if r["phase"] == "train"]
+        cost.samples_seen = sum(r["samples"] for r in steps)
+        padded, tokens = (sum(r[key] or 0 for r in steps) for key in ("padded_tokens", "tokens"))
+        cost.padding = 1 - tokens / padded if padded else 0.0
+        counts = [row["flops_counted"] for row in mine if row["phase"] != "evaluate"]
+        counts += [rows[i]["flops_counted"] for i in prep if rows[i]["flops"]]
+        cost.counted = sum(counts) if counts and None not in counts else None
+        costs[name] = cost
+    return costs
+
+
+def _add(cost: Cost, row: dict[str, Any], phase: str) -> None:
+    setattr(cost, phase, getattr(cost, phase) + (row["flops"] or 0.0))
+    cost.paper += row["flops_paper"] or 0.0
+    cost.seconds += row["seconds"] or 0.0
+
+
+def _made_of(recipe: dict[str, Any]) -> dict[str, str]:
+    """The scores and vectors that a run's choice and column are made of, and the method of each."""
+    scores = {**((recipe.get("selection") or {}).get("scores") or {}), **recipe.get("scores", {})}
+    made = {name: score["method"] for name, score in scores.items()}
+    return {**made, **{score["vectors"]: score["method"] for score in scores.values() if score.get("vectors")}}
+
+
+def _prepares(row: dict[str, Any], made_of: dict[str, str], manifest: str | None) -> bool:
+    """Whether a row of the ledger paid for one of the tables, or for the manifest."""
+    if row["stage"] in ("select", "weigh"):
+        return row["name"] == manifest
+    its = zip(row["name"].split(", "), row["methods"] or [], strict=False) if row["stage"] == "score" else ()
+    return any(made_of.get(name) == method for name, method in its)

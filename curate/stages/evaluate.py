@@ -1,0 +1,100 @@
+"""`curate evaluate`: how well a run's model, or any other, answers targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from curate import __version__
+from curate.claims import claim
+from curate.costs import charged
+from curate.errors import CurateError
+from curate.judging import Judge, judged, questions
+from curate.lineage import model_choices, model_recipe
+from curate.models.load import ModelChoice
+from curate.runs import Run, require_run
+from curate.workspace import Workspace
+
+
+@dataclass
+class Evaluated:
+    """What metrics found: a row for every judge, as the table `evaluations` has them."""
+
+    run: str
+    step: int
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+
+
+def evaluate(
+    ws: Workspace,
+    run: str,
+    judges: Sequence[Judge],
+    *,
+    model: ModelChoice | None = None,
+    allow_val: bool = False,
+) -> Evaluated:
+    """Judge the latest checkpoint of a run, and store what was found.
+
+    model: judge this one instead, under the name `run`, as a run that learns nothing: the base of a comparison. What
+    was found of the same questions is not computed again. allow_val: judge also on the split that chooses.
+
+    Raises CurateError where there is no such run, target or split, and for the split val unless that is allowed.
+    """
+    if not judges:
+        raise CurateError(
+            "say on what to judge: --target NAME, with --metric METHOD; `curate methods metric` lists them."
+        )
+    for judge in judges:
+        _refuse_val(judge, allow_val)
+        questions(ws, judge)
+    its = _as_run(ws, run, model) if model else require_run(ws, run)
+    from curate.models.language_model import LanguageModel
+
+    with claim(ws.path, f"run {run}"):
+        checkpoint = None if _learns_nothing(its) else its.latest()
+        (choice,) = model_choices({"models": {"base": (its.recipe or {})["model"]}}).values()
+        with checkpoint.local() if checkpoint else nullcontext() as folder:
+            lm = LanguageModel(replace(choice, name=str(folder)) if folder else choice)
+            step, name = checkpoint.step if checkpoint else 0, choice.name
+            what = {"methods": [judge.metric.name for judge in judges], "name": run, "model": name, "run": run}
+            with charged(ws.path, "evaluate", phase="evaluate", **what) as meter:
+                found = judged(ws, its.evaluations, judges, lm, step, its.stamp(step), meter)
+    return Evaluated(run, step, found)
+
+
+def _refuse_val(judge: Judge, allowed: bool) -> None:
+    if judge.split == "val" and not allowed:
+        raise CurateError(
+            f"the split val of '{judge.target}' chooses, so it cannot judge; judge on its split test, or say "
+            "--allow-val."
+        )
+
+
+def _learns_nothing(run: Run) -> bool:
+    return (run.recipe or {}).get("weighting") is None
+
+
+def _as_run(ws: Workspace, name: str, model: ModelChoice) -> Run:
+    """A run that learns nothing: the model as it is."""
+    run = Run(ws, name)
+    ws.check_name(name, "run")
+    recipe = {
+        "name": name,
+        "curate": __version__,
+        "model": model_recipe(model),
+        **dict.fromkeys(("manifest", "selection", "weighting", "by", "target")),
+        "settings": {},
+        "changed": {},
+        "scores": {},
+        "seed": 0,
+        "samples": 0,
+        "steps": 0,
+    }
+    old = run.recipe
+    if old is not None and (old["weighting"], old["model"]) != (None, recipe["model"]):
+        raise CurateError(f"the run '{name}' exists, and is not the model {model.name} as it is; choose another name.")
+    if old is None:
+        run.begin(recipe)
+    return run

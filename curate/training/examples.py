@@ -1,0 +1,150 @@
+"""Samples in tokens as flat arrays, the order of an epoch, and rows of them as tensors.
+
+A document is a sample, or a piece of a long one. A row holds one document or, packed, several; what attends to what,
+where a document's positions begin, and what it weighs is each document's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from curate.models.tokens import Encoded
+
+
+@dataclass(frozen=True)
+class Examples:
+    """N documents in tokens.
+
+    ids: int32 [all tokens]. supervised: bool [all tokens]. ends: int64 [N + 1], where each begins and ends. sample:
+    int64 [N], the position of the sample that each is of, among those the training was given.
+    """
+
+    ids: np.ndarray
+    supervised: np.ndarray
+    ends: np.ndarray
+    sample: np.ndarray
+
+    @classmethod
+    def of(cls, encoded: Sequence[Encoded], sample: Sequence[int] | None = None) -> Examples:
+        """From samples in tokens; those without a supervised token must have been left out."""
+        lengths = [len(one.ids) for one in encoded]
+        return cls(
+            np.concatenate([one.ids for one in encoded] or [np.zeros(0, np.int32)]),
+            np.concatenate([one.supervised for one in encoded] or [np.zeros(0, bool)]),
+            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            np.arange(len(encoded)) if sample is None else np.asarray(sample, np.int64),
+        )
+
+    def __len__(self) -> int:
+        return len(self.sample)
+
+    @cached_property
+    def lengths(self) -> np.ndarray:
+        """Tokens of each document, int64 [N]."""
+        return np.diff(self.ends)
+
+    @cached_property
+    def counts(self) -> np.ndarray:
+        """Supervised tokens of each document, int64 [N]."""
+        before = np.concatenate([[0], np.cumsum(self.supervised)])
+        return before[self.ends[1:]] - before[self.ends[:-1]]
+
+    def tokens_of(self, document: int) -> tuple[np.ndarray, np.ndarray]:
+        start, stop = self.ends[document], self.ends[document + 1]
+        return self.ids[start:stop], self.supervised[start:stop]
+
+
+def pieces(one: Encoded, context: int) -> list[Encoded]:
+    """A text in pieces of at most `context` tokens; the first token of each has nothing to be predicted from."""
+    found = []
+    for start in range(0, len(one.ids), context):
+        supervised = one.supervised[start : start + context].copy()
+        supervised[:1] = False
+        found.append(replace(one, ids=one.ids[start : start + context], supervised=supervised, cut=False))
+    return found
+
+
+# --- the order -------------------------------------------------------------------------------------------
+
+
+def epoch_rows(
+    examples: Examples, documents: np.ndarray, epoch: int, seed: int, shuffle: bool, room: int
+) -> list[np.ndarray]:
+    """The rows of an epoch, each the documents it holds (int64), a pure function of its arguments.
+
+    documents: int64, those of an epoch, repeated ones repeatedly. room: tokens of a row that is packed, where the next
+    document stands in it as long as it fits; 0: each is a row of its own.
+    """
+    order = np.random.default_rng([seed % 2**63, epoch]).permutation(documents) if shuffle else documents
+    if not room:
+        return list(order[:, None])
+    rows: list[list[int]] = []
+    left = 0
+    for document, length in zip(order.tolist(), examples.lengths[order].tolist(), strict=True):
+        if length > left or not rows:
+            rows.append([])
+            left = room
+        rows[-1].append(document)
+        left -= length
+    return [np.array(row, np.int64) for row in rows]
+
+
+# --- rows as tensors -------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Batch:
+    """R rows of T tokens that hold n documents, in the order of the rows, padded on the right.
+
+    documents: int64 [n]. ids: int64 [R, T]. place: int64 [R, T], where a token stands in its document, from 0; 0 where
+    there is none. document: int64 [R, T], which of the n; n where there is none. supervised: bool [R, T]. packed:
+    whether a row holds more than one.
+    """
+
+    documents: np.ndarray
+    ids: Tensor
+    place: Tensor
+    document: Tensor
+    supervised: Tensor
+    packed: bool
+
+    @property
+    def counts(self) -> Tensor:
+        """Supervised tokens of each document, int64 [n]."""
+        return torch.bincount(self.document[self.supervised], minlength=len(self.documents))
+
+
+def batch_of(examples: Examples, rows: Sequence[np.ndarray], device: torch.device) -> Batch:
+    """Rows as tensors on a device."""
+    longest = max(int(examples.lengths[row].sum()) for row in rows)
+    n = sum(map(len, rows))
+    shape = (len(rows), longest)
+    ids, place, supervised = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)
+    document, number = np.full(shape, n, np.int64), 0
+    for r, row in enumerate(rows):
+        at = 0
+        for one in row:
+            tokens, learnt = examples.tokens_of(int(one))
+            here = slice(at, at + len(tokens))
+            ids[r, here], supervised[r, here], document[r, here] = tokens, learnt, number
+            place[r, here] = np.arange(len(tokens))
+            at, number = at + len(tokens), number + 1
+    there = [torch.from_numpy(a).to(device, non_blocking=True) for a in (ids, place, document, supervised)]
+    packed = any(len(row) > 1 for row in rows)
+    return Batch(np.concatenate(rows), there[0], there[1], there[2], there[3], packed)
+
+
+def micro_batches(
+    examples: Examples, rows: Sequence[np.ndarray], size: int, rank: int = 0, world: int = 1
+) -> Iterator[list[np.ndarray]]:
+    """A step's rows for one of the processes, in groups of at most `size` (0: one for each) of like length."""
+    order = np.argsort([-examples.lengths[row].sum() for row in rows], kind="stable")
+    size = size or -(-len(rows) // world)
+    for start in range(rank * size, len(rows), world * size):
+        yield [rows[i] for i in order[start : start + size]]

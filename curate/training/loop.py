@@ -1,0 +1,475 @@
+"""The training loop: rows of samples, weighted, one optimizer step after another.
+
+    rows ─ micro-batches ─ forward ─┬─ losses, states ─ weighting ─ weights ─┐
+                                    └──────── token losses ──────────────────┴─ loss ─ backward ─ add up ─ AdamW
+
+The loss of a step is  sum over its samples i of  w_i (sum of i's token losses) / D,  with D the step's supervised
+tokens, or their weights' sum where the weighting normalises; so it does not depend on how the step is cut into
+micro-batches and processes. Whatever chance there is is a pure function of seed and step, so a run that was cut short
+goes on as if it had not been.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any, TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils import clip_grad_norm_
+
+from curate.errors import CurateFailure
+from curate.gates import effective_size
+from curate.method import Arrays, Weighting
+from curate.models.batches import by_length
+from curate.models.flops import FORWARD, TRAINING, TrainingFlops, counted, forward_flops, paper_flops
+from curate.models.forward import Usage, out_of_memory
+from curate.models.language_model import LanguageModel
+from curate.signals import Step
+from curate.training.examples import Batch, Examples, batch_of, epoch_rows, micro_batches
+from curate.training.objective import Losses, Objective
+from curate.training.optimizer import adamw, load_optimizer, optimizer_tensors, trained
+from curate.training.settings import TrainSettings
+
+Seen: TypeAlias = "tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]"  # documents, weights, losses, measures
+_BUCKET = 64  # parameters whose gradients are added up together
+
+
+@dataclass(frozen=True)
+class Data:
+    """What is learnt.
+
+    examples: the documents. documents: int64, those of an epoch, one that repeats repeatedly. weights: of each sample,
+    float64 [N]. column: of each sample, for a weighting that asks for one, float64 [N]. anchors: the target's samples,
+    for one that uses them. base_token_loss: of every supervised token of the examples, for one that asks for it.
+    """
+
+    examples: Examples
+    documents: np.ndarray
+    weights: np.ndarray
+    column: np.ndarray | None = None
+    anchors: Examples | None = None
+    base_token_loss: np.ndarray | None = None
+
+    @classmethod
+    def of(cls, examples: Examples, **more: Any) -> Data:
+        """Every document once, each weighing 1."""
+        n = int(examples.sample.max(initial=-1)) + 1
+        return cls(examples, **{"documents": np.arange(len(examples)), "weights": np.ones(n), **more})
+
+
+@dataclass
+class Done:
+    """A step that was taken.
+
+    metrics: the row of the table `metrics`. documents, weight, loss, measure: of all samples of the step, [n]. usage:
+    what it cost, by phase.
+    """
+
+    step: int
+    epoch: int
+    metrics: dict[str, Any]
+    documents: np.ndarray
+    weight: np.ndarray
+    loss: np.ndarray
+    measure: np.ndarray
+    usage: dict[str, Usage]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What training goes on from, beside the model: the step, the optimizer's tensors, and the weighting's arrays."""
+
+    step: int
+    optimizer: dict[str, Tensor]
+    weighting: Arrays
+
+
+@dataclass
+class _Micro:
+    """A micro-batch of this process on its way: its rows as tensors, losses, weights."""
+
+    batch: Batch
+    losses: Losses | None = None
+    weights: np.ndarray = field(default_factory=lambda: np.zeros(0))
+
+
+class Diverged(Exception):
+    """A loss or a gradient is no finite number; nothing was learnt from that step."""
+
+    def __init__(self, step: int, what: str):
+        super().__init__(f"{what} is not a finite number at step {step}")
+        self.step, self.what = step, what
+
+
+class Trainer:
+    """Trains a model on weighted samples, in one process or as one of several.
+
+    model: whose parameters are frozen, or not, as they are to be. processes: an accelerate.Accelerator.
+    """
+
+    def __init__(
+        self,
+        model: LanguageModel,
+        data: Data,
+        settings: TrainSettings,
+        weighting: Weighting,
+        processes: Any,
+        seed: int = 0,
+        start: Snapshot | None = None,
+    ):
+        self.model, self.data, self.settings, self.weighting = model, data, settings, weighting
+        self.processes, self.seed = processes, seed
+        on_gpu = model.device.type == "cuda"
+        bfloat16 = settings.precision == "bfloat16" or settings.precision == "auto" and on_gpu
+        self.objective = Objective(model, bfloat16)
+        self.parameters = trained(model.model)
+        self.optimizer = adamw(self.parameters, settings)
+        self.micro_batch_size = settings.micro_batch_size
+        self.step = start.step if start else 0
+        self.state: Arrays = start.weighting if start else {}
+        self._begun = start is not None
+        if start:
+            load_optimizer(self.optimizer, self.parameters, start.optimizer)
+        if settings.packing:
+            self.objective.refuse_unpackable()
+
+    def snapshot(self) -> Snapshot:
+        """Where training stands; the model's own parameters are beside it."""
+        return Snapshot(self.step, optimizer_tensors(self.optimizer, self.parameters), dict(self.state))
+
+    @cached_property
+    def steps(self) -> int:
+        """How many steps the whole training takes."""
+        if self.settings.steps:
+            return self.settings.steps
+        whole, rest = divmod(self.settings.epochs, 1)
+        cut = [self._steps_of(e) for e in range(int(whole))]
+        return sum(cut) + int(np.ceil(rest * self._steps_of(int(whole)) - 1e-9) if rest else 0)
+
+    def _steps_of(self, epoch: int) -> int:
+        return -(-len(self._epoch(epoch)) // self.settings.batch_size)
+
+    def _epoch(self, epoch: int) -> list[np.ndarray]:
+        room = self.model.context if self.settings.packing else 0
+        shuffle = self.settings.order == "shuffle"
+        return epoch_rows(self.data.examples, self.data.documents, epoch, self.seed, shuffle, room)
+
+    def plan(self) -> Iterator[tuple[int, int, list[np.ndarray]]]:
+        """Every step that is still to be taken: its number, its epoch, its rows."""
+        number, epoch, size = 0, 0, self.settings.batch_size
+        while number < self.steps:
+            rows = self._epoch(epoch)
+            for start in range(0, len(rows), size):
+                number += 1
+                if self.step < number <= self.steps:
+                    yield number, epoch, rows[start : start + size]
+            epoch += 1
+
+    def run(self) -> Iterator[Done]:
+        """Take every step that is left. Raises Diverged where a loss or the gradient is no finite number."""
+        if not self._begun:
+            self.state = self.weighting.init(self.data.column)
+            self._begun = True
+        for number, epoch, rows in self.plan():
+            self.model.model.train()
+            usage: dict[str, Usage] = {}
+            if self.weighting.uses_target and (number - 1) % self.weighting.refresh == 0:
+                usage["anchors"] = self._refresh()
+            done = self._retried(number, epoch, rows, usage)
+            self.step = number
+            yield done
+
+    # --- one step ----------------------------------------------------------------------------------------
+
+    def _retried(self, number: int, epoch: int, rows: list[np.ndarray], usage: dict[str, Usage]) -> Done:
+        while True:
+            try:
+                return self._take(number, epoch, rows, usage)
+            except Exception as error:
+                size = self.micro_batch_size or len(rows)
+                if not out_of_memory(error) or size == 1 or self.processes.num_processes > 1:
+                    raise
+                self.micro_batch_size = size // 2  # remembered: the next steps' are no larger
+            self.optimizer.zero_grad()
+
+    def _take(self, number: int, epoch: int, rows: list[np.ndarray], usage: dict[str, Usage]) -> Done:
+        micros = [_Micro(batch) for batch in self._batches(rows)]
+        costs, before, began = {**usage, "train": self._usage(rows)}, dict(self.state), time.perf_counter()
+        try:
+            with counted(costs["train"], self.settings.count_flops):
+                seen = self._forward_and_backward(number, rows, micros, costs)
+                norm, denominator = self._descend(number, rows, seen)
+        except Exception:
+            self.state = before
+            raise
+        costs["train"].seconds = (
+            time.perf_counter() - began - sum(costs[p].seconds or 0.0 for p in costs if p == "losses")
+        )
+        return Done(number, epoch, self._metrics(number, epoch, rows, seen, norm, denominator), *seen, usage=costs)
+
+    def _batches(self, rows: Sequence[np.ndarray]) -> Iterator[Batch]:
+        rank, world = self.processes.process_index, self.processes.num_processes
+        for group in micro_batches(self.data.examples, rows, self.micro_batch_size, rank, world):
+            yield batch_of(self.data.examples, group, self.model.device)
+
+    def _forward_and_backward(
+        self, number: int, rows: list[np.ndarray], micros: list[_Micro], costs: dict[str, Usage]
+    ) -> Seen:
+        """Adds up the gradients of this process. Returns what was seen of the whole step."""
+        together, scale, found = self.weighting.scope == "batch", self._scale(rows), []
+        if together:
+            self._weigh_together(number, rows, micros, costs)
+        for place, micro in enumerate(micros):
+            losses = micro.losses or self._losses(number, place, micro)
+            means = losses.means(micro.batch.counts)
+            measure = means
+            if not together:
+                shown = self._shown(number, micro.batch.documents, means, losses.states)
+                given, self.state = self.weighting.update(shown, self.state)
+                micro.weights = self._checked(given.values, number, place)
+                measure = means if given.measure is None else given.measure
+            found.append((micro.batch.documents, self._mean_weight(micro), means, measure))
+            self._weighted(micro, losses, scale).backward()
+            micro.losses = None  # and with it what the backward pass has used
+        documents, weight, loss, measure = self._gathered(found)
+        if not (np.isfinite(loss).all() and np.isfinite(weight).all()):
+            raise Diverged(number, "a loss")
+        return documents, weight, loss, measure
+
+    def _losses(self, number: int, place: int, micro: _Micro) -> Losses:
+        """A micro-batch through the model; what chance there is in it is the same whenever it is done."""
+        key = [self.seed % 2**63, number, self.processes.process_index, place]
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+        return self.objective.losses(micro.batch, "states" in self.weighting.needs)
+
+    def _weigh_together(
+        self, number: int, rows: list[np.ndarray], micros: list[_Micro], costs: dict[str, Usage]
+    ) -> None:
+        """The weights of a weighting that looks at the whole step, before anything is learnt from it.
+
+        One micro-batch is kept on its way; several go through the model twice, or their activations would all have to
+        stand in memory.
+        """
+        began, world = time.perf_counter(), self.processes.num_processes
+        again = len(rows) > world * (self.micro_batch_size or len(rows))  # more than one in some process
+        if again:
+            costs["losses"] = self._usage(rows, backward=False)
+        means = []
+        for place, micro in enumerate(micros):
+            with torch.set_grad_enabled(not again):
+                losses = self._losses(number, place, micro)
+            means.append(losses.means(micro.batch.counts))
+            micro.losses = None if again else losses
+        own = np.concatenate([micro.batch.documents for micro in micros] or [np.zeros(0, np.int64)])
+        every = self._gather([own, np.concatenate([*means, np.zeros(0)])])
+        given, self.state = self.weighting.update(self._shown(number, every[0][0], every[1][0], None), self.state)
+        weights = self._checked(given.values, number, 0)
+        start = int(sum(every[0][1][: self.processes.process_index]))
+        for micro in micros:
+            n = len(micro.batch.documents)
+            micro.weights, start = weights[start : start + n], start + n
+        if again:
+            costs["losses"].seconds = time.perf_counter() - began
+
+    def _shown(self, number: int, documents: np.ndarray, loss: np.ndarray, states: Tensor | None) -> Step:
+        """A step, or a part of it, as the weighting asks to see it."""
+        needs, data = self.weighting.needs, self.data
+        base = None
+        if "base_token_loss" in needs:
+            assert data.base_token_loss is not None
+            starts = self._first_supervised[documents]
+            stops = starts + data.examples.counts[documents]
+            base = np.concatenate([data.base_token_loss[a:b] for a, b in zip(starts, stops, strict=True)])
+        column = data.column[data.examples.sample[documents]] if data.column is not None else None
+        return Step(number, loss, column, data.examples.counts[documents], base, states)
+
+    @cached_property
+    def _first_supervised(self) -> np.ndarray:
+        """Where each document's supervised tokens begin among all, int64 [N]."""
+        return np.cumsum(self.data.examples.counts) - self.data.examples.counts
+
+    def _checked(self, weights: np.ndarray, number: int, place: int) -> np.ndarray:
+        weights = np.asarray(weights, np.float64)
+        if (weights < 0).any():
+            raise CurateFailure(f"the weighting '{self.weighting.name}' gave a negative weight at step {number}.")
+        if self.settings.shuffle_weights:
+            return np.random.default_rng([self.seed % 2**63, number, place]).permutation(weights)
+        return weights
+
+    def _token_weights(self, micro: _Micro) -> np.ndarray:
+        """What each supervised token weighs, float64 [S]: its own or its document's, times its sample's in the data."""
+        documents = micro.batch.documents
+        counts = self.data.examples.counts[documents]
+        given = self.data.weights[self.data.examples.sample[documents]]
+        weights = micro.weights if len(micro.weights) == counts.sum() > len(counts) else None
+        return np.repeat(given, counts) * (np.repeat(micro.weights, counts) if weights is None else weights)
+
+    def _mean_weight(self, micro: _Micro) -> np.ndarray:
+        """What each document weighs in the mean over its supervised tokens, float64 [n]."""
+        counts = self.data.examples.counts[micro.batch.documents]
+        return np.add.reduceat(self._token_weights(micro), np.cumsum(counts) - counts) / counts
+
+    def _scale(self, rows: list[np.ndarray]) -> float:
+        """What a step's weighted sum is divided by: its supervised tokens, or its samples."""
+        documents = np.concatenate(rows)
+        by_sample = self.settings.reduction == "sample"
+        return float(len(documents) if by_sample else self.data.examples.counts[documents].sum())
+
+    def _weighted(self, micro: _Micro, losses: Losses, scale: float) -> Tensor:
+        """This micro-batch's share of the step's loss."""
+        factors = self._token_weights(micro) / scale
+        if self.settings.reduction == "sample":
+            counts = self.data.examples.counts[micro.batch.documents]
+            factors = factors / np.repeat(counts, counts)
+        return (losses.token * losses.token.new_tensor(factors)).sum()
+
+    def _descend(self, number: int, rows: list[np.ndarray], seen: Seen) -> tuple[float, float]:
+        """Adds the gradients of all processes and takes the optimizer's step. Returns their norm and the divisor."""
+        self._add_up()
+        scale = divisor = self._scale(rows)
+        if self.weighting.normalize == "mean1":
+            counts = 1 if self.settings.reduction == "sample" else self.data.examples.counts[seen[0]]
+            divisor = float((seen[1] * counts).sum())
+            for parameter in self.parameters.values():
+                parameter.grad.mul_(scale / divisor if divisor else 0.0)  # type: ignore[union-attr]
+        norm = float(clip_grad_norm_(self.parameters.values(), self.settings.clip or float("inf")))
+        if not np.isfinite(norm):
+            raise Diverged(number, "the gradient")
+        for group in self.optimizer.param_groups:
+            group["lr"] = self.settings.learning_rate(number, self.steps)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return norm, divisor
+
+    def _add_up(self) -> None:
+        """Every process's gradients become the sum over all of them."""
+        for parameter in self.parameters.values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        if self.processes.num_processes == 1:
+            return
+        for start in range(0, len(self.parameters), _BUCKET):
+            grads = [p.grad for p in list(self.parameters.values())[start : start + _BUCKET] if p.grad is not None]
+            flat = self.processes.reduce(torch.cat([g.flatten() for g in grads]), "sum")
+            for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+                grad.copy_(part.view_as(grad))
+
+    # --- all processes -----------------------------------------------------------------------------------
+
+    def _gather(self, arrays: Sequence[np.ndarray]) -> list[tuple[np.ndarray, list[int]]]:
+        """Arrays of all processes, one behind the other, and how long each one's was."""
+        if self.processes.num_processes == 1:
+            return [(a, [len(a)]) for a in arrays]
+        from accelerate.utils import gather_object
+
+        every = gather_object([list(arrays)])
+        return [(np.concatenate(parts), [len(p) for p in parts]) for parts in zip(*every, strict=True)]
+
+    def _gathered(self, found: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
+        """What every process has found of its micro-batches, as one array for each column."""
+        columns = [np.concatenate(parts) for parts in zip(*found, strict=True)]
+        return [whole for whole, _ in self._gather(columns or [np.zeros(0, np.int64), *[np.zeros(0)] * 3])]
+
+    # --- accounts ----------------------------------------------------------------------------------------
+
+    def _metrics(
+        self, number: int, epoch: int, rows: list[np.ndarray], seen: Seen, norm: float, divisor: float
+    ) -> dict[str, Any]:
+        documents, weight, loss, _ = seen
+        counts = self.data.examples.counts[documents]
+        each = 1 if self.settings.reduction == "sample" else counts
+        return {
+            "step": number,
+            "epoch": epoch + 1,
+            "loss": float((loss * counts).sum() / counts.sum()),
+            "weighted_loss": float((weight * loss * each).sum() / divisor) if divisor else 0.0,
+            "lr": self.settings.learning_rate(number, self.steps),
+            "grad_norm": norm,
+            "samples": len(documents),
+            "tokens": int(self.data.examples.lengths[documents].sum()),
+            "supervised": int(counts.sum()),
+            "weight_mean": float(weight.mean()),
+            "weight_min": float(weight.min()),
+            "weight_max": float(weight.max()),
+            "effective_samples": effective_size(weight),
+        }
+
+    def _usage(self, rows: list[np.ndarray], backward: bool = True) -> Usage:
+        """What a step costs all processes together."""
+        examples, documents = self.data.examples, np.concatenate(rows)
+        usage = self.model.usage(int(examples.lengths[documents].sum()))
+        usage.flops_paper = paper_flops(TRAINING if backward else FORWARD, self.model.n_params, len(documents))
+        for rank in range(self.processes.num_processes):
+            for group in micro_batches(examples, rows, self.micro_batch_size, rank, self.processes.num_processes):
+                longest = max(int(examples.lengths[row].sum()) for row in group)
+                head = int(examples.counts[np.concatenate(group)].sum())
+                usage.padded_tokens += len(group) * longest
+                if backward:
+                    usage.flops += self._flops.step(len(group), longest, head, self.settings.gradient_checkpointing)
+                else:
+                    usage.flops += forward_flops(self._flops.model, len(group), longest, head)
+        return usage
+
+    @cached_property
+    def _flops(self) -> TrainingFlops:
+        return TrainingFlops(self.model.model)
+
+    def _refresh(self) -> Usage:
+        """Shows the weighting the target's samples as the model sees them now."""
+        assert self.data.anchors is not None
+        states, usage, began = [], self.model.usage(), time.perf_counter()
+        for found, batch in forwards(self.objective, self.data.anchors, usage, self.settings.count_flops, states=True):
+            order = np.argsort(batch.documents, kind="stable")
+            assert found.states is not None
+            states.append((batch.documents[order], found.states[torch.from_numpy(order).to(found.states.device)]))
+        self.state = self.weighting.refreshed(in_order(states), self.state)
+        usage.seconds = time.perf_counter() - began
+        return usage
+
+
+def forwards(
+    objective: Objective, examples: Examples, usage: Usage, count_flops: bool, states: bool = False
+) -> Iterator[tuple[Losses, Batch]]:
+    """Documents through the model without dropout and gradient, by length; what it costs is added to `usage`."""
+    model = objective.model
+    was_training = model.model.training
+    model.model.eval()
+    try:
+        for places in by_length(examples.lengths, model.batch_tokens):
+            batch = batch_of(examples, list(places[:, None]), model.device)
+            with torch.no_grad(), counted(usage, count_flops):
+                found = objective.losses(batch, states)
+            usage.tokens += int(examples.lengths[places].sum())
+            usage.padded_tokens += batch.ids.numel()
+            rows, longest = batch.ids.shape
+            usage.flops += forward_flops(model.model, rows, longest, int(examples.counts[places].sum()))
+            usage.flops_paper += paper_flops(FORWARD, model.n_params, len(places))
+            yield found, batch
+    finally:
+        model.model.train(was_training)
+
+
+def in_order(found: Sequence[tuple[np.ndarray, Tensor]]) -> Tensor:
+    """Rows by their positions, of which each stands in one of the parts."""
+    places = torch.from_numpy(np.concatenate([places for places, _ in found]))
+    rows = torch.cat([rows for _, rows in found])
+    return rows[torch.argsort(places).to(rows.device)]
+
+
+def base_losses(objective: Objective, examples: Examples, count_flops: bool = False) -> tuple[np.ndarray, Usage]:
+    """The loss of every supervised token, float64, document after document, under the model as it is; and the cost."""
+    usage, found, began = objective.model.usage(), np.zeros(int(examples.counts.sum())), time.perf_counter()
+    starts = np.cumsum(examples.counts) - examples.counts
+    for losses, batch in forwards(objective, examples, usage, count_flops):
+        token, at = losses.token.double().cpu().numpy(), 0
+        for document in batch.documents:
+            n = int(examples.counts[document])
+            found[starts[document] : starts[document] + n] = token[at : at + n]
+            at += n
+    usage.seconds = time.perf_counter() - began
+    return found, usage

@@ -1,0 +1,100 @@
+"""What the trainer makes of a batch: the loss of every supervised token, with its gradient, and each document's states.
+
+Only supervised positions go through the output head. Rows are padded on the right, where a causal model's tokens never
+look, so no mask is needed; in packed rows the positions begin anew with every document, which keeps their attention
+apart.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from curate.errors import CurateError
+from curate.models.forward import wide
+from curate.models.language_model import LanguageModel
+from curate.signals import position_weighted
+from curate.training.examples import Batch
+
+
+@dataclass(frozen=True)
+class Losses:
+    """Of a batch of n documents with S supervised tokens.
+
+    token: the loss of each, Tensor [S], document after document, with its gradient. document: int64 [S], which one it
+    is of. states: the position-weighted mean of each document's last states, Tensor [n, D], a constant; null where not
+    asked for.
+    """
+
+    token: Tensor
+    document: Tensor
+    states: Tensor | None
+
+    def means(self, counts: Tensor) -> np.ndarray:
+        """Each document's mean loss, float64 [n]; counts: its supervised tokens."""
+        losses = self.token.detach().double()
+        return (losses.new_zeros(len(counts)).index_add_(0, self.document, losses) / counts).cpu().numpy()
+
+
+class Objective:
+    """A language model under training, and the arithmetic it is trained with."""
+
+    def __init__(self, model: LanguageModel, bfloat16: bool = False):
+        self.model, self.bfloat16 = model, bfloat16
+        self.flash = "flash" in (getattr(model.model.config, "_attn_implementation", None) or "")
+
+    @contextmanager
+    def precision(self) -> Iterator[None]:
+        """Matrix products in bfloat16, where that was chosen."""
+        with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bfloat16):
+            yield
+
+    def losses(self, batch: Batch, states: bool = False) -> Losses:
+        """The loss of every supervised token; the one at t is predicted at t - 1 of the same document."""
+        with self.precision():
+            hidden, logits = self._forward(batch)
+            at = batch.supervised[:, 1:]
+            before = (hidden if logits is None else logits)[:, :-1][at]
+            scores = self.model.head(before) if logits is None else before
+        labels, document = batch.ids[:, 1:][at], batch.document[:, 1:][at]
+        token = cross_entropy(wide(scores), labels, reduction="none")
+        n = len(batch.documents)
+        pooled = position_weighted(wide(hidden.detach()), batch.document, batch.place, n) if states else None
+        return Losses(token, document, pooled)
+
+    def _forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
+        """The last states [R, T, D]; and the logits [R, T, V], where a model's are not the head's product with them."""
+        ids, options = batch.ids, dict[str, Any](use_cache=False)
+        if batch.packed:
+            options["position_ids"] = batch.place
+            if self.flash:  # whose kernels take packed documents as one row
+                ids, options["position_ids"] = ids.reshape(1, -1), batch.place.reshape(1, -1)
+        if self.model.plain_head:
+            hidden = self.model.body(input_ids=ids, **options).last_hidden_state
+            return hidden.reshape(*batch.ids.shape, -1), None
+        out = self.model.model(input_ids=ids, output_hidden_states=True, **options)
+        shape = batch.ids.shape
+        return out.hidden_states[-1].reshape(*shape, -1), out.logits.reshape(*shape, -1)
+
+    @torch.no_grad()
+    def refuse_unpackable(self) -> None:
+        """Raises CurateError where a model's documents in one row see each other, found by trying."""
+        ids = torch.arange(1, 9, device=self.model.device) % self.model.model.config.vocab_size
+        place = torch.arange(4, device=self.model.device)
+        document = torch.tensor([0] * 4 + [1] * 4, device=self.model.device)
+        supervised = (torch.cat([place, place]) > 0)[None]
+        packed = Batch(np.arange(2), ids[None], torch.cat([place, place])[None], document[None], supervised, True)
+        alone = Batch(np.arange(1), ids[None, 4:], place[None], document[None, :4], supervised[:, 4:], False)
+        together, apart = self.losses(packed).token[3:], self.losses(alone).token
+        if not torch.allclose(together, apart, rtol=1e-2 if self.bfloat16 else 1e-4, atol=1e-4):
+            raise CurateError(
+                f"{self.model.choice.name}: documents packed into one row see each other in this model; train it "
+                "without packing."
+            )

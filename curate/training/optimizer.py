@@ -1,0 +1,47 @@
+"""AdamW over a model's trained parameters, its state as tensors by the parameters' names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor, nn
+
+from curate.training.settings import TrainSettings
+
+_STATE = ("exp_avg", "exp_avg_sq", "step")
+
+
+def trained(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that are trained, by name."""
+    return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
+def adamw(parameters: Mapping[str, nn.Parameter], settings: TrainSettings) -> torch.optim.AdamW:
+    """AdamW; matrices decay, norms and biases do not."""
+    decays = [p for p in parameters.values() if p.ndim >= 2]
+    others = [p for p in parameters.values() if p.ndim < 2]
+    groups = [{"params": decays, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    betas = (settings.beta1, settings.beta2)
+    return torch.optim.AdamW(
+        [g for g in groups if g["params"]], lr=settings.lr, betas=betas, eps=settings.eps, fused=True
+    )
+
+
+def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
+    """exp_avg.NAME, exp_avg_sq.NAME and step.NAME of every parameter that has taken a step."""
+    found = {}
+    for name, parameter in parameters.items():
+        for what, value in optimizer.state.get(parameter, {}).items():
+            found[f"{what}.{name}"] = value.detach().cpu().contiguous()
+    return found
+
+
+def load_optimizer(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
+) -> None:
+    """The state that `optimizer_tensors` gave. Raises KeyError where a parameter has none."""
+    for name, parameter in parameters.items():
+        step = tensors[f"step.{name}"].to(parameter.device)
+        moments = {w: tensors[f"{w}.{name}"].to(parameter.device, parameter.dtype) for w in _STATE[:2]}
+        optimizer.state[parameter] = {"step": step, **moments}

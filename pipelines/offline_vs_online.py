@@ -1,0 +1,105 @@
+"""Does choosing data before training beat reweighting it during training, once every FLOP is counted?
+
+    python pipelines/offline_vs_online.py smoke|cpu|gpu [NEW-FOLDER] [--model MODEL]      (default: ./offline-vs-online)
+
+For an in-domain target A and an out-of-domain target B: selections by random, BM25, embedding and perplexity at two
+budgets; all data; all data weighted by BM25 through ADAPT's gate, by ADAPT and by LinUpper; and as nulls the BM25
+selections with shuffled scores, and ADAPT with shuffled weights. Every arm is trained for the same number of epochs of
+its own data, with several seeds. Ends in a page, a picture, and the reading of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from presets import PRESETS, Preset  # pyright: ignore[reportMissingImports]
+
+import curate
+from curate.judging import Judge
+from curate.metrics.choice import Choice as OptionChoice
+from curate.metrics.loss import Loss
+from curate.models.load import ModelChoice
+from curate.pages.comparison import page, plot, reading
+from curate.plans import Training
+from curate.scores.bm25 import Bm25
+from curate.scores.embed_lm import EmbedLm
+from curate.scores.nll import Nll
+from curate.selectors.random import Random
+from curate.selectors.top import Top
+from curate.stages.select import Choice
+from curate.weightings.adapt import Adapt
+from curate.weightings.adapt_static import AdaptStatic
+from curate.weightings.linupper import Linupper
+from curate.weightings.uniform import Uniform
+from curate.workspace import Workspace
+
+
+def selections(ws: Workspace, preset: Preset, target: str) -> Iterator[tuple[str, str, int]]:
+    """Manifests of every method, budget and seed: the arm's name, the manifest's, the seed."""
+    by = {"bm25": f"bm25_{target}", "embed": f"embed_lm_{target}", "ppl": "nll"}
+    for budget in preset.budgets:
+        share = f"{budget * 100:g}".replace(".", "_")
+        for method, column in by.items():
+            manifest = f"{target}_{method}_{share}_rows"
+            curate.select(ws, manifest, Top(), Choice(by=column, frac=budget))
+            yield from ((f"{method}_{share}", manifest, seed) for seed in range(preset.seeds))
+        for seed in range(preset.seeds):  # what is drawn by lot is drawn anew for every seed
+            drawn = f"{target}_random_{share}_rows_{seed}"
+            curate.select(ws, drawn, Random(), Choice(frac=budget, seed=seed))
+            yield f"random_{share}", drawn, seed
+            dealt = f"{target}_bm25_{share}_null_rows_{seed}"
+            curate.select(ws, dealt, Top(), Choice(by=by["bm25"], frac=budget, seed=seed, null=True))
+            yield f"bm25_{share}_null", dealt, seed
+
+
+def trainings(ws: Workspace, preset: Preset, model: ModelChoice, target: str) -> Iterator[tuple[str, Training]]:
+    """Every run of one target: its name, and what is trained."""
+    for arm, manifest, seed in selections(ws, preset, target):
+        plain = Training(model, Uniform(), preset.training, manifest=manifest, seed=seed)
+        yield f"{target}_{arm}_s{seed}", plain
+    for seed in range(preset.seeds):
+        whole = Training(model, Uniform(), preset.training, seed=seed)
+        yield f"{target}_full_s{seed}", whole
+        yield f"{target}_adapt_bm25_s{seed}", replace(whole, weighting=AdaptStatic(), by=f"bm25_{target}")
+        yield f"{target}_linupper_s{seed}", replace(whole, weighting=Linupper())
+        online = replace(whole, weighting=Adapt(), target=target)
+        yield f"{target}_adapt_s{seed}", online
+        dealt = replace(preset.training, shuffle_weights=True)
+        yield f"{target}_adapt_null_s{seed}", replace(online, settings=dealt)
+
+
+def main(preset: Preset, folder: Path, named: str | None = None) -> None:
+    model = ModelChoice(named) if named else preset.base(folder)
+    ws = curate.open_workspace(folder / "ws")
+    preset.data(ws)
+    for target, other in preset.pairs:
+        began = time.monotonic()
+        judges = [Judge(t, m, limit=preset.questions) for t in (target, other) for m in (Loss(), OptionChoice())]
+        print(f"\n{target} is what is wanted, {other} is out of domain. Scores: BM25, embedding, perplexity.")
+        curate.score(ws, Bm25(), EmbedLm(), Nll(), target=target, models=model)
+        runs = [f"{target}_base"]
+        curate.evaluate(ws, runs[0], judges, model=model)
+        for name, training in trainings(ws, preset, model, target):
+            trained = curate.train(ws, name, training, judges=judges)
+            told = "  ".join(f"{e['target']} {e['metric']} {e['value']:.3f}" for e in trained.evaluations)
+            print(f"  {name:32} {trained.steps:4} steps  {told}", flush=True)
+            runs.append(name)
+        found = curate.compare(ws, runs, against=f"{target}_full_s0")
+        path = folder / f"{target}.html"
+        path.write_text(page(found, f"Offline against online: {target}"), encoding="utf-8")
+        path.with_suffix(".png").write_bytes(plot(found))
+        print("\n" + "\n".join(reading(found)))
+        print(f"{len(runs)} runs in {time.monotonic() - began:.0f} s; the page is {path}.")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("preset", choices=PRESETS)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("offline-vs-online"))
+    parser.add_argument("--model", help="another model than the preset's: a folder, a .gguf file, a hub id")
+    arguments = parser.parse_args()
+    main(PRESETS[arguments.preset], arguments.folder, arguments.model)

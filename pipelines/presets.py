@@ -1,0 +1,93 @@
+"""The experiments that pipelines share: which data, which model, how much of everything. A preset fixes all of it.
+
+smoke   two minutes, for continuous integration: that it runs
+cpu     half an hour on two cores, three seeds: that it means something
+gpu     real data with SmolLM2-135M (the folder that CURATE_SHARED names, or ../shared)
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import curate
+from curate.models.load import ModelChoice
+from curate.training.settings import TrainSettings
+from curate.workspace import Workspace
+
+SAMPLE = Path(__file__).parent.parent / "data" / "sample"
+SHARED = Path(os.environ.get("CURATE_SHARED", Path(__file__).parent.parent.parent / "shared")) / "data"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """data: fills a workspace with a pool and targets. base: the model that is trained, made in a folder where it has
+    to be. pairs: in-domain target A and out-of-domain target B. budgets: fractions of the pool. questions: of a
+    target's test split that are asked; 0: all."""
+
+    data: Callable[[Workspace], None]
+    base: Callable[[Path], ModelChoice]
+    pairs: tuple[tuple[str, str], ...]
+    budgets: tuple[float, ...]
+    seeds: int
+    training: TrainSettings
+    questions: int = 0
+
+
+# --- data ------------------------------------------------------------------------------------------------
+
+
+def sample(ws: Workspace) -> None:
+    """The sample corpus: six skills in four domains; 10 % of its answers are corrupt, 5 % is off topic."""
+    curate.ingest(ws, sorted(str(path) for path in (SAMPLE / "pool").iterdir()))
+    for name in ("facts", "translation"):
+        for split in ("val", "test"):
+            curate.target(ws, name, str(SAMPLE / f"targets/{name}_{split}.jsonl"), subtask="subtask", split=split)
+
+
+def real(ws: Workspace) -> None:
+    """38,692 real samples; the targets GSM8K and BIG-Bench-Hard."""
+    curate.ingest(ws, sorted(str(path) for path in (SHARED / "pool").iterdir()))
+    ask = {"prompt": "question", "completion": "answer"}
+    curate.target(ws, "gsm8k", str(SHARED / "targets/gsm8k_val.jsonl"), mapping=ask)
+    curate.target(ws, "gsm8k", str(SHARED / "eval/gsm8k_test.jsonl"), split="test", mapping=ask)
+    curate.target(ws, "bbh", str(SHARED / "targets/bbh_val.jsonl"), subtask="subtask", mapping=ask)
+    ask = {"prompt": "input", "completion": "target"}
+    curate.target(ws, "bbh", str(SHARED / "eval/bbh_test.jsonl"), subtask="subtask", split="test", mapping=ask)
+
+
+# --- bases -----------------------------------------------------------------------------------------------
+
+
+def tiny(_: Path) -> ModelChoice:
+    """The model in data/tiny. It knows what the sample corpus teaches, so training it shows little."""
+    return ModelChoice("tiny", device="cpu")
+
+
+def young(folder: Path) -> ModelChoice:
+    """The same recipe, stopped at 600 of its 1,500 steps: it has half of the facts and most of the translations."""
+    model = folder / "young"
+    if not (model / "tokenizer.json").exists():  # written last
+        print("The base: data/tiny's recipe, stopped at 600 steps (two minutes and a half).", flush=True)
+        recipe = Path(__file__).parent / "train_tiny_model.py"
+        subprocess.run([sys.executable, str(recipe), "--steps", "600", "-o", str(model)], check=True)
+    return ModelChoice(str(model), device="cpu")
+
+
+def smollm2(_: Path) -> ModelChoice:
+    return ModelChoice("smollm2-135m", context=1024)
+
+
+LONG = TrainSettings(epochs=4, batch_size=32, lr=1e-3, schedule="cosine", warmup=0.05)
+SHORT = replace(LONG, steps=4)
+FINE = TrainSettings(epochs=1, batch_size=64, micro_batch_size=16, lr=1e-4, schedule="cosine")
+
+PRESETS = {
+    "smoke": Preset(sample, tiny, (("facts", "translation"),), (0.02, 0.05), 2, SHORT, questions=20),
+    "cpu": Preset(sample, young, (("facts", "translation"),), (0.1, 0.3), 3, LONG),
+    "gpu": Preset(real, smollm2, (("gsm8k", "bbh"), ("bbh", "gsm8k")), (0.05, 0.2), 3, FINE),
+}
