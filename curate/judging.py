@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
@@ -38,10 +38,16 @@ class Judge:
         if self.shots < 0 or self.limit < 0:
             raise CurateError(f"--shots and --limit are 0 or more, not {self.shots} and {self.limit}.")
 
+    def settings(self) -> str:
+        """What is asked otherwise than usual: limit=20, by=mean; '' where nothing is."""
+        usual = type(self.metric)().settings()
+        changed = {key: value for key, value in self.metric.settings().items() if value != usual[key]}
+        changed |= {"limit": self.limit} if self.limit else {}
+        return ", ".join(f"{key}={value}" for key, value in changed.items())
+
     def name(self, step: int) -> str:
         """Of the part that holds what was found of a checkpoint."""
-        settings = {k: v for k, v in self.metric.settings().items() if v != type(self.metric)().settings()[k]}
-        own = f"-{fingerprint(settings, self.limit)[:8]}" if settings or self.limit else ""
+        own = f"-{fingerprint(self.settings())[:8]}" if self.settings() else ""
         return f"{self.target}-{self.split}-{self.metric.name}-{self.shots}shot{own}-{step:06d}"
 
 
@@ -102,13 +108,15 @@ def commit(
         },
         schema=EVALUATION,
     )
+    value = judge.metric.summary(found.values[good])
     short = {
         "target": judge.target,
         "split": judge.split,
         "metric": judge.metric.name,
+        "settings": judge.settings(),
         "shots": judge.shots,
         "step": step,
-        "value": judge.metric.summary(found.values[good]),
+        "value": value if value == value else None,
         "questions": len(asked),
         "judged": int(good.sum()),
         "better": judge.metric.better,
@@ -124,7 +132,7 @@ def judged(
     results = []
     for judge in judges:
         asked = questions(ws, judge)
-        its = fingerprint(stamp, judge.metric.settings(), [key for key, _ in asked], judge.shots, judge.metric.version)
+        its = fingerprint(stamp, judge.metric.settings(), judge.metric.version, [asdict(q) for _, q in asked])
         record = parts.record(judge.name(step))
         if record and record["stamp"] == its and parts.read(judge.name(step)) is not None:
             results.append(record["evaluation"])

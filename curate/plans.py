@@ -16,8 +16,8 @@ from curate.models.load import SHAPING, ModelChoice
 from curate.training.settings import TrainSettings
 from curate.workspace import Workspace, pool_fingerprint
 
-_LINEAGE = ("selector", "choice", "weighting", "by", "selection", "scores")  # of a manifest, how it came to be
-_HOW = ("checkpoint_every", "keep_checkpoints", "eval_every", "keep_weights", "micro_batch_size", "count_flops")
+LINEAGE = ("selector", "choice", "weighting", "by", "repeats", "manifest", "selection", "scores")  # of a manifest
+HOW = ("checkpoint_every", "keep_checkpoints", "eval_every", "keep_weights", "micro_batch_size", "count_flops")
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def run_recipe(ws: Workspace, name: str, training: Training, rows: Rows, target:
         "manifest": training.manifest,
         "manifest_sha256": rows.lineage["sha256"] if rows.lineage else None,
         "pool": None if rows.lineage else pool_fingerprint(ws.shards()),
-        "selection": {key: rows.lineage[key] for key in _LINEAGE if key in rows.lineage} if rows.lineage else None,
+        "selection": {key: rows.lineage[key] for key in LINEAGE if key in rows.lineage} if rows.lineage else None,
         "weighting": {"name": weighting.name, "version": weighting.version, "settings": weighting.settings()},
         "by": training.by,
         "scores": scores,
@@ -93,11 +93,16 @@ def refuse_other_run(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) 
         was, now = old["weighting"], new["weighting"]
         raise CurateError(f"the run '{name}' exists, weighted by {_said(was)}, not by {_said(now)}; {remedy}")
     for key, value in new["settings"].items():
-        if key not in _HOW and old["settings"].get(key) != value:
+        if not _is_how(key, new) and old["settings"].get(key) != value:
             raise CurateError(f"the run '{name}' exists, with {key}={old['settings'].get(key)}, not {value}; {remedy}")
     for score, recipe in new["scores"].items():
         if old["scores"].get(score, {}).get("fingerprint") != recipe["fingerprint"]:
             raise CurateError(f"the run '{name}' was begun with another score '{score}'; {remedy}")
+
+
+def _is_how(setting: str, recipe: Mapping[str, Any]) -> bool:
+    """Whether a setting changes no result. Dropout is drawn for every micro-batch."""
+    return setting in HOW and not (setting == "micro_batch_size" and recipe["settings"]["lora_dropout"])
 
 
 def _said(weighting: Mapping[str, Any]) -> str:

@@ -66,6 +66,11 @@ class Run:
         return self.ws.run_folder(f".{self.name}.fresh" if self.beside else self.name)
 
     @property
+    def account(self) -> str:
+        """What the ledger's column `run` calls it."""
+        return f"{self.name}@fresh" if self.beside else self.name
+
+    @property
     def recipe(self) -> dict[str, Any] | None:
         """run.json: what it is made of; null where there is no such run."""
         path = self.folder / "run.json"
@@ -84,9 +89,11 @@ class Run:
         return Parts(self.folder / "evaluations")
 
     def checkpoints(self) -> list[Checkpoint]:
-        """The committed ones, the latest last."""
+        """The committed ones that are there, the latest last."""
         parts = Parts(self.folder / "checkpoints")
-        return [Checkpoint(r["step"], parts.folder / name, r) for name, r in sorted(parts.records().items())]
+        found = [Checkpoint(record["step"], parts.folder / name, record) for name, record in parts.records().items()]
+        there = [checkpoint for checkpoint in found if (checkpoint.folder / "trainer.json").exists()]
+        return sorted(there, key=lambda checkpoint: checkpoint.step)
 
     def latest(self) -> Checkpoint:
         """Raises CurateError where there is none yet."""
@@ -150,6 +157,9 @@ class Run:
                 if int(name.removeprefix("part-")) > last:
                     parts.remove(name)
         committed = {checkpoint.folder.name for checkpoint in done}
+        checkpoints = Parts(self.folder / "checkpoints")
+        for name in set(checkpoints.names()) - committed:
+            checkpoints.record_path(name).unlink(missing_ok=True)
         for folder in (self.folder / "checkpoints").glob("step-*"):
             if folder.name not in committed:
                 remove_tree(folder)

@@ -33,7 +33,7 @@ outside = ("os.", "shutil.", "subprocess.", "socket.", "ctypes.", "pty.", "signa
            "smtplib.", "sqlite3.", "tempfile.", "webbrowser.", "glob.", "pathlib.", "mmap.", "fcntl.", "resource.",
            "sys.set", "sys.add", "gc.", "syslog.", "faulthandler.")
 modules = {"ctypes", "_ctypes", "_posixsubprocess", "subprocess", "multiprocessing", "socket", "_socket", "pty",
-           "resource", "fcntl", "mmap", "signal", "asyncio", "concurrent", "sqlite3"}
+           "resource", "fcntl", "mmap", "sqlite3"}
 reading = {"os.listdir", "os.scandir"}
 
 def inside(path):

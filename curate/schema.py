@@ -117,6 +117,7 @@ EVALUATIONS = pa.schema(  # of a run, one row for every checkpoint, target and m
         ("target", pa.string()),
         ("split", pa.string()),
         ("metric", pa.string()),
+        ("settings", pa.string()),  # those that are not the usual ones
         ("shots", pa.int64()),
         ("value", pa.float64()),
         ("questions", pa.int64()),

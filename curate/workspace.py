@@ -220,6 +220,12 @@ def _mend(ws: Workspace) -> None:
                 with contextlib.suppress(CurateError), claim(ws.path, f"{kind} {name}"):  # else its writer lives
                     ws.finish_swap(kind, name)
         sweep_dropped(ws.path / folder)
+    for fresh in (ws.path / "runs").glob(".*.fresh"):
+        name = fresh.name[1 : -len(".fresh")]
+        if (fresh / "run.json").exists() and not (ws.run_folder(name) / "run.json").exists():
+            with contextlib.suppress(CurateError), claim(ws.path, f"run {name}"):  # the old one was aside already
+                replace_tree(fresh, ws.run_folder(name), marker="run.json")
+    sweep_dropped(ws.path / "runs")
     settle(ws.path)
 
 

@@ -85,7 +85,8 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
         curate.evaluate(ws, runs[0], judges, model=model)
         for name, training in trainings(ws, preset, model, target):
             trained = curate.train(ws, name, training, judges=judges)
-            told = "  ".join(f"{e['target']} {e['metric']} {e['value']:.3f}" for e in trained.evaluations)
+            judged = [e for e in trained.evaluations if e["value"] is not None]
+            told = "  ".join(f"{e['target']} {e['metric']} {e['value']:.3f}" for e in judged)
             print(f"  {name:32} {trained.steps:4} steps  {told}", flush=True)
             runs.append(name)
         found = curate.compare(ws, runs, against=f"{target}_full_s0")

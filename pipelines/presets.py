@@ -87,7 +87,7 @@ SHORT = replace(LONG, steps=4)
 FINE = TrainSettings(epochs=1, batch_size=64, micro_batch_size=16, lr=1e-4, schedule="cosine")
 
 PRESETS = {
-    "smoke": Preset(sample, tiny, (("facts", "translation"),), (0.02, 0.05), 2, SHORT, questions=20),
+    "smoke": Preset(sample, tiny, (("facts", "translation"),), (0.05,), 2, SHORT, questions=20),
     "cpu": Preset(sample, young, (("facts", "translation"),), (0.1, 0.3), 3, LONG),
     "gpu": Preset(real, smollm2, (("gsm8k", "bbh"), ("bbh", "gsm8k")), (0.05, 0.2), 3, FINE),
 }

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from accelerate import Accelerator
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -26,7 +25,7 @@ from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice
 from curate.models.tokens import Encoded
 from curate.training.examples import Examples
-from curate.training.loop import Data, Trainer, base_losses
+from curate.training.loop import Alone, Data, Trainer, base_losses
 from curate.training.objective import Objective
 from curate.training.settings import TrainSettings
 from curate.weightings.uniform import Uniform
@@ -115,7 +114,7 @@ def train(steps: int) -> LanguageModel:
         weight_decay=0.1,
         beta2=0.95,
     )
-    trainer = Trainer(model, Data.of(examples), settings, Uniform(), Accelerator(cpu=True))
+    trainer = Trainer(model, Data.of(examples), settings, Uniform(), Alone())
     for done in trainer.run():
         if done.step % 100 == 0:
             told = "  ".join(f"{skill} {loss:.2f}" for skill, loss in by_skill(model).items())

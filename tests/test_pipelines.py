@@ -40,3 +40,16 @@ def test_the_story_of_vectors_finds_what_is_near_and_what_is_alike(tmp_path: Pat
     for selector in ("kcenter", "facility", "kmeans_quota"):
         (line,) = [x for x in done.stdout.split("\n") if x.startswith(f"   {selector} ")]
         assert line.count(",") == 6 and "translation" in line  # all six skills, and the chat
+
+
+def test_offline_against_online_ends_in_a_page_a_picture_and_its_reading(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "pipelines/offline_vs_online.py"), "smoke", str(tmp_path / "side")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "side/facts.html").read_text()
+    for arm in ("base", "full", "random_5", "bm25_5", "embed_5", "ppl_5", "adapt_bm25", "adapt", "linupper"):
+        assert f"facts_{arm}" in page, arm
+    assert "facts_bm25_5_null (null of facts_bm25_5)" in page and "facts_adapt_null (null of facts_adapt)" in page
+    assert (tmp_path / "side/facts.png").read_bytes()[:4] == b"\x89PNG"
+    assert "facts loss (in domain, lower is better)" in done.stdout
+    assert "translation loss (out of domain, lower is better)" in done.stdout

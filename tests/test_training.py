@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from accelerate import Accelerator
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -22,7 +21,7 @@ from curate.models.load import ModelChoice, load
 from curate.models.tokens import Encoded, encode
 from curate.signals import Step, Weights
 from curate.training.examples import Examples, batch_of, epoch_rows, micro_batches, pieces
-from curate.training.loop import Data, Diverged, Done, Trainer, base_losses
+from curate.training.loop import Alone, Data, Diverged, Done, Trainer, base_losses
 from curate.training.objective import Objective
 from curate.training.settings import TrainSettings
 from curate.training.trainee import trainee
@@ -43,7 +42,7 @@ PLAIN = TrainSettings(batch_size=8, lr=1e-3, warmup=0.0, schedule="constant", ep
 
 @pytest.fixture(scope="module")
 def processes() -> Any:
-    return Accelerator(cpu=True)
+    return Alone()
 
 
 @pytest.fixture(scope="module")
@@ -369,14 +368,29 @@ def test_flow_and_stm_go_by_the_base_model(processes: Any, encoded: list[Encoded
     )
 
 
-def test_the_null_deals_out_the_same_weights(processes: Any, encoded: list[Encoded]) -> None:
+@pytest.mark.parametrize("size", [0, 1, 7])
+def test_the_null_deals_the_same_weights_out_among_the_whole_step(
+    processes: Any, encoded: list[Encoded], size: int
+) -> None:
     column = np.arange(1.0, 49.0)
     _, plain = gradient_of(processes, encoded, Given(), ONE_STEP, column=column)
-    _, dealt = gradient_of(processes, encoded, Given(), replace(ONE_STEP, shuffle_weights=True), column=column)
-    assert (
-        sorted(plain.weight.round(9)) == sorted(dealt.weight.round(9))
-        and plain.weight.tolist() != dealt.weight.tolist()
-    )
+    null = replace(ONE_STEP, shuffle_weights=True, micro_batch_size=size)
+    _, dealt = gradient_of(processes, encoded, Given(), null, column=column)
+    assert sorted(plain.weight.round(9)) == sorted(dealt.weight.round(9))
+    moved = dealt.weight[np.argsort(dealt.documents)]
+    assert (moved == column).mean() < 0.2 and ("losses" in dealt.usage) == (size > 0)
+
+
+def test_a_model_whose_head_is_not_plain_is_counted_and_weighted_too(processes: Any, encoded: list[Encoded]) -> None:
+    settings = replace(ONE_STEP, count_flops=True, micro_batch_size=12)
+    lm, plain = tiny(), tiny()
+    lm.plain_head = False
+    _, (done,) = trained(processes, encoded, Linupper(), settings, lm)
+    _, (want,) = trained(processes, encoded, Linupper(), settings, plain)
+    assert done.metrics["weighted_loss"] == pytest.approx(want.metrics["weighted_loss"], rel=1e-5)
+    assert done.usage["train"].flops > 1.05 * want.usage["train"].flops
+    for usage in (*done.usage.values(), *want.usage.values()):  # fused attention counts as none
+        assert usage.flops_counted and 0.8 < usage.flops_counted / usage.flops <= 1.001
 
 
 # --- rows ------------------------------------------------------------------------------------------------

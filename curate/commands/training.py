@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import click
@@ -12,7 +13,6 @@ from curate.commands.options import as_json_option, by_owner, dry_run_option, mo
 from curate.console import notes, say, table
 from curate.errors import CurateError
 from curate.judging import Judge
-from curate.models.load import ModelChoice
 from curate.workspace import Workspace
 
 _target_options = (
@@ -129,7 +129,7 @@ def train(
         return
     own = by_owner(["", weighting_name, "model", *metric_names], [], settings)
     training = Training(
-        models_of([model_name], own["model"])[""],
+        _one_model([model_name], own["model"]),
         kinds.make("weighting", weighting_name, own[weighting_name]),
         kinds.with_settings(TrainSettings, own[""], "the training"),
         manifest,
@@ -138,8 +138,12 @@ def train(
         seed,
         allow_stale,
     )
+    if not evals and (metric_names or shots or limit):
+        raise CurateError("--metric, --shots and --limit say how to judge; on what, says --eval TARGET.")
     judges = _judges(evals, metric_names, shots, limit, "test", own)
     r = curate.train(ws, run, training, judges=judges, fresh=fresh, dry_run=dry_run)
+    if not _alone():
+        return
     if dry_run:
         p = r.planned or {}
         cost = f"about {p['tokens']:,.0f} tokens and {p['flops']:.2g} FLOPs"
@@ -156,6 +160,19 @@ def train(
         as_json,
         "\n".join([head, f"The model is in {r.folder}.", *_evaluated(r.evaluations)]) + notes([*left, *r.warnings]),
     )
+
+
+def _one_model(names: list[str], settings: dict[str, str]) -> Any:
+    """The only model; null where none is named. Raises CurateError for one with a role, or settings without one."""
+    found = models_of(names, settings)
+    if set(found) - {""}:
+        raise CurateError(f"--model {names[0]}: only one model is at work here, so name it without a role.")
+    return found.get("")
+
+
+def _alone() -> bool:
+    """Whether this process is to speak: the first of several."""
+    return os.environ.get("RANK", "0") == "0"
 
 
 def _evaluated(rows: list[dict[str, Any]]) -> list[str]:
@@ -203,7 +220,7 @@ def evaluate(
     """
     own = by_owner([*metric_names, "model"], metric_names, settings)
     judges = _judges(targets, metric_names, shots, limit, split, own)
-    choice: ModelChoice | None = models_of([model_name], own["model"])[""] if model_name else None
+    choice = _one_model([model_name] if model_name else [], own["model"])
     r = curate.evaluate(ws, run, judges, model=choice, allow_val=allow_val)
     unjudged = [
         f"{row['questions'] - row['judged']:,} of {row['target']} could not be judged by {row['metric']}"

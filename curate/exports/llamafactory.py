@@ -85,11 +85,12 @@ class Llamafactory(Export):
                 if path.exists():
                     with open(path, "rb") as f:
                         mass[path.stem] = mean * sum(1 for _ in f)
+        mass = {dataset: value for dataset, value in mass.items() if value > 0}  # a stratum of no weight is never drawn
         probabilities = [value / sum(mass.values()) for value in mass.values()]
         told = {
             "dataset": ",".join(mass),
             "mix_strategy": "interleave_over",
-            "interleave_probs": ",".join(f"{p:.6f}" for p in probabilities),
+            "interleave_probs": ",".join(f"{p!r}" for p in probabilities),
         }
         path = folder / f"{name}.mix.json"
         path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")

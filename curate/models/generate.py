@@ -69,8 +69,7 @@ def _generate(model: LanguageModel, prompts: list[list[int]], max_new_tokens: in
         made = model.model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=pad, **greedy
         )[:, longest:]
-    steps = made.shape[1]
-    ends = set(np.atleast_1d(model.model.generation_config.eos_token_id or -1).tolist())
+    steps, ends = made.shape[1], _ends(model)
     said = [row[: next((k for k, token in enumerate(row) if token in ends), len(row))] for row in made.tolist()]
     usage.tokens += sum(map(len, prompts)) + sum(map(len, said))
     usage.padded_tokens += ids.numel() + len(prompts) * steps
@@ -78,4 +77,18 @@ def _generate(model: LanguageModel, prompts: list[list[int]], max_new_tokens: in
     one_more = [forward_flops(model.model, len(prompts), 1, len(prompts), before=longest + k) for k in range(steps - 1)]
     usage.flops += sum(one_more)
     usage.flops_paper += paper_flops(FORWARD, model.n_params, len(prompts))
-    return model.tokenizer.batch_decode(said, skip_special_tokens=True)
+    return [_decoded(model.tokenizer, prompt, more) for prompt, more in zip(prompts, said, strict=True)]
+
+
+def _ends(model: LanguageModel) -> set[int]:
+    """The tokens that end an answer."""
+    named = model.model.generation_config.eos_token_id
+    named = model.tokenizer.eos_token_id if named is None else named
+    return set() if named is None else set(np.atleast_1d(named).tolist())
+
+
+def _decoded(tokenizer: Any, prompt: list[int], more: list[int]) -> str:
+    """What was said, as it reads behind the prompt: some tokenizers drop a text's first space."""
+    before = tokenizer.decode(prompt, skip_special_tokens=True)
+    whole = tokenizer.decode([*prompt, *more], skip_special_tokens=True)
+    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(more, skip_special_tokens=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import html
 import io
+import os
 from collections.abc import Sequence
 from typing import Any
 
@@ -57,13 +58,24 @@ def reading(found: Compared) -> list[str]:
         best = max(arms, key=lambda arm: sign * arm.quality[key].mean)
         domain = "in domain" if measure["in_domain"] else "out of domain"
         front = pareto([a.cost.total for a in arms], [a.quality[key].mean for a in arms], measure["better"])
-        worth = ", ".join(arms[i].name for i in front)
         lines.append(
             f"{key} ({domain}, {measure['better']} is better): {best.name} reaches {best.quality[key]}"
-            f"{_sureness(best.against.get(key), found.against)}{_sureness(best.beyond_null.get(key), 'its own null')}. "
-            f"No other arm is both cheaper and better than: {worth}."
+            f"{_sureness(best.beyond_null.get(key), 'its own null')}. {_against(arms, key, sign, found.against)}"
+            f"Nothing is both cheaper and better than {', '.join(arms[i].name for i in front)}."
         )
     return lines
+
+
+def _against(arms: Sequence[Arm], key: str, sign: float, other: str | None) -> str:
+    """Which arms the seeds tell apart from the one all are compared with."""
+    kinds: dict[str, list[str]] = {"better": [], "worse": [], "not told apart by these seeds": []}
+    for arm in arms:
+        if interval := arm.against[key].interval() if key in arm.against else None:
+            low, high = sorted(sign * bound for bound in interval)
+            kind = "better" if low > 0 else "worse" if high < 0 else "not told apart by these seeds"
+            kinds[kind].append(arm.name)
+    said = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+    return f"Against {other}, {'; '.join(said)}. " if said else ""
 
 
 def _sureness(difference: Mean | None, other: str | None) -> str:
@@ -72,7 +84,7 @@ def _sureness(difference: Mean | None, other: str | None) -> str:
     interval = difference.interval()
     if interval is None:
         return f"; {difference.mean:+.3g} from {other}, by one seed"
-    sure = "" if interval[0] > 0 or interval[1] < 0 else ", which chance explains too"
+    sure = "" if interval[0] > 0 or interval[1] < 0 else ", which leaves chance"
     return f"; {difference.mean:+.3g} from {other} (95 %: {interval[0]:+.3g} to {interval[1]:+.3g}{sure})"
 
 
@@ -165,26 +177,22 @@ def plot(found: Compared) -> bytes:
     columns = min(len(measures), 2)
     rows = -(-len(measures) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(7.2 * columns, 5.0 * rows), squeeze=False, layout="constrained")
-    colors = plt.get_cmap("tab20").colors  # type: ignore[attr-defined]
+    short = _short([arm.name for arm in found.arms])
+    look = _look(found.arms, plt.get_cmap("tab10").colors)  # type: ignore[attr-defined]
     for panel, (key, measure) in zip(axes.flat, measures, strict=False):
-        arms = [(i, arm) for i, arm in enumerate(found.arms) if key in arm.quality]
-        for i, arm in arms:
-            value = arm.quality[key]
-            marker = "x" if arm.null_of else "o"
-            panel.errorbar(
-                arm.cost.total, value.mean, yerr=value.error, fmt=marker, color=colors[i % 20], capsize=3, markersize=7,
-                label=f"{arm.name} (null)" if arm.null_of else arm.name,
-            )  # fmt: skip
-        real = [arm for _, arm in arms if not arm.null_of]
+        arms = [arm for arm in found.arms if key in arm.quality]
+        for arm in arms:
+            value, (color, marker) = arm.quality[key], look[arm.name]
+            how = {"fmt": marker, "color": color, "capsize": 3, "markersize": 8, "alpha": 0.85}
+            panel.errorbar(arm.cost.total, value.mean, yerr=value.error, label=short[arm.name], **how)
+        real = [arm for arm in arms if not arm.null_of]
         front = pareto([a.cost.total for a in real], [a.quality[key].mean for a in real], measure["better"])
-        points = [(real[i].cost.total, real[i].quality[key].mean) for i in front]
-        panel.step(*zip(*points, strict=True), where="post", color="#888", linewidth=1, zorder=0) if points else None
+        if points := [(real[i].cost.total, real[i].quality[key].mean) for i in front]:
+            panel.step(*zip(*points, strict=True), where="post", color="#888", linewidth=1, zorder=0)
         domain = "in domain" if measure["in_domain"] else "out of domain"
         panel.set(title=f"{key}, {domain}", xlabel="all FLOPs", ylabel=f"{measure['better']} is better")
-        if any(arm.cost.total for _, arm in arms):
-            panel.set_xscale(
-                "symlog", linthresh=max(min((a.cost.total for _, a in arms if a.cost.total), default=1.0), 1.0)
-            )
+        if spent := [arm.cost.total for arm in arms if arm.cost.total]:
+            panel.set_xscale("symlog", linthresh=min(spent))
         panel.grid(alpha=0.3)
     for panel in list(axes.flat)[len(measures) :]:
         panel.axis("off")
@@ -194,3 +202,17 @@ def plot(found: Compared) -> bytes:
     figure.savefig(made, format="png", dpi=110)
     plt.close(figure)
     return made.getvalue()
+
+
+def _short(names: Sequence[str]) -> dict[str, str]:
+    """Names without the beginning that all share."""
+    shared = os.path.commonprefix(list(names)) if len(names) > 1 else ""
+    cut = shared.rfind("_") + 1
+    return {name: name[cut:] for name in names}
+
+
+def _look(arms: Sequence[Arm], colors: Sequence[Any]) -> dict[str, tuple[Any, str]]:
+    """Colour and marker of every arm; a null has its arm's colour."""
+    real = [arm.name for arm in arms if not arm.null_of]
+    look = {name: (colors[i % len(colors)], "os^Dv"[i // len(colors) % 5]) for i, name in enumerate(real)}
+    return look | {arm.name: (look.get(arm.null_of, ("#444", ""))[0], "x") for arm in arms if arm.null_of}

@@ -18,6 +18,7 @@ from typing import Any
 from curate import query
 from curate.errors import CurateError
 from curate.fingerprint import fingerprint
+from curate.plans import HOW
 from curate.runs import require_run
 from curate.statistics import Mean, paired
 from curate.workspace import Workspace
@@ -30,7 +31,7 @@ _SEEDED = re.compile(r"_(s|seed)?\d+$")
 class Cost:
     """What a run cost, in FLOPs by our formula unless said otherwise.
 
-    prep: the full price of what its choice is made of; prep_marginal: without what a run listed before it has paid.
+    prep: the full price of what its choice is made of; prep_marginal: without what an arm listed before has paid.
     paper, counted: the total by the papers' convention, and as it was measured (null where it was not). padding: the
     share of padding among the tokens that went through the model in training.
     """
@@ -101,20 +102,25 @@ def compare(ws: Workspace, runs: Sequence[str], *, against: str | None = None) -
     against: the arm (by one of its runs) that differences are taken from; default: the first. Raises CurateError for a
     run that is not there, or one that nobody judged.
     """
-    names = list(dict.fromkeys(runs)) or ws.run_names()
+    named = {name: require_run(ws, name) for name in runs or ws.run_names()}
+    recipes = {name: run.recipe or {} for name, run in named.items()}
+    undone = [name for name, run in named.items() if recipes[name]["weighting"] and not run.is_complete()]
+    names = [name for name in named if name not in undone]
     if not names:
-        raise CurateError(f"{ws.path} has no runs to compare; `curate train` makes one.")
-    recipes = {name: require_run(ws, name).recipe or {} for name in names}
+        raise CurateError(f"{ws.path} has no finished runs to compare; `curate train` makes one.")
+    recipes = {name: recipes[name] for name in names}
     keys = {name: _arm_key(recipe) for name, recipe in recipes.items()}
     labels = _labels(keys)
     measures, quality = _quality(ws, names, recipes)
-    costs = _costs(ws, names, recipes)
+    costs = _costs(ws, names, recipes, keys)
     lines = [
         Line(name, labels[keys[name]], _seed(recipes[name]), recipes[name]["samples"], costs[name], quality[name])
         for name in names
     ]
     arms = [_arm(label, [line for line in lines if line.arm == label]) for label in dict.fromkeys(labels.values())]
     result = Compared(arms, lines, measures, None)
+    if undone:
+        result.warnings.append(f"not finished, so left out: {', '.join(undone)}; the same `curate train` goes on")
     if against is not None and against not in keys:
         raise CurateError(f"--against {against}: it is none of the runs that are compared.")
     result.against = labels[keys[against or names[0]]]
@@ -129,7 +135,7 @@ def compare(ws: Workspace, runs: Sequence[str], *, against: str | None = None) -
 
 def _arm_key(recipe: dict[str, Any], null: bool = True) -> str:
     """What a run is but for its seeds; null: with whether it is a null."""
-    settings = {k: v for k, v in recipe["settings"].items() if null or k != "shuffle_weights"}
+    settings = {k: v for k, v in recipe["settings"].items() if k not in HOW and (null or k != "shuffle_weights")}
     selection = _unseeded(recipe.get("selection"), null)
     model = {key: recipe["model"].get(key) for key in ("weights", "dtype", "context", "too_long")}
     rest = [recipe.get(key) for key in ("weighting", "by", "target_fingerprint")]
@@ -173,9 +179,20 @@ def _arm(name: str, lines: list[Line]) -> Arm:
 def _differences(result: Compared, recipes: dict[str, Any], keys: dict[str, str], labels: dict[str, str]) -> None:
     """Fill in each arm's differences, over shared seeds, from the arm that all are compared with and from its null."""
     by_seed: dict[str, dict[str, dict[int, float]]] = {arm.name: {} for arm in result.arms}
+    seeds = {line.seed for line in result.lines}
     for line in result.lines:
-        for key, value in line.quality.items():
-            by_seed[line.arm].setdefault(key, {})[line.seed] = value
+        unseeded = recipes[line.run]["weighting"] is None  # it learns nothing, so it is the same for every seed
+        for key in line.quality:
+            same = [other.quality[key] for other in result.lines if (other.arm, other.seed) == (line.arm, line.seed)
+                    and key in other.quality]  # fmt: skip
+            value = sum(same) / len(same)
+            by_seed[line.arm].setdefault(key, {}).update(dict.fromkeys(seeds if unseeded else {line.seed}, value))
+    for arm in result.arms:
+        its = [line.seed for line in result.lines if line.arm == arm.name]
+        if len(set(its)) < len(its):
+            result.warnings.append(
+                f"runs of {arm.name} share a seed of training; differences take their mean: give each its own --seed"
+            )
     plain = {labels[keys[name]]: _arm_key(recipe, null=False) for name, recipe in recipes.items()}
     nulls = {labels[keys[name]] for name, recipe in recipes.items() if _is_null(recipe)}
     for arm in result.arms:
@@ -210,7 +227,8 @@ def _quality(
         if row["run"] in found and row["value"] is not None:
             shots = f", {row['shots']}-shot" if row["shots"] else ""
             split = "" if row["split"] == "test" else f" ({row['split']})"
-            key = f"{row['target']} {row['metric']}{shots}{split}"
+            own = f" [{row['settings']}]" if row["settings"] else ""
+            key = f"{row['target']} {row['metric']}{shots}{split}{own}"
             measures[key] = {"better": row["better"], "in_domain": row["target"] in aimed, "target": row["target"]}
             found[row["run"]][key] = row["value"]  # later steps come later
     order = sorted(measures, key=lambda key: (not measures[key]["in_domain"], key))
@@ -221,38 +239,53 @@ def _aims(recipe: dict[str, Any]) -> set[str]:
     """The targets that a run was aimed at: by its weighting, or by a score of its choice."""
     scores = {**recipe.get("scores", {}), **((recipe.get("selection") or {}).get("scores") or {})}
     aims = {score.get("target") for score in scores.values()} | {recipe.get("target")}
+    aims |= {(step.get("choice") or {}).get("target") for step in _steps(recipe)}
     return {target for target in aims if target}
+
+
+def _steps(recipe: dict[str, Any]) -> list[dict[str, Any]]:
+    """How a run's manifest came to be, step by step: a selection, weights on top of it, …"""
+    found, step = [], recipe.get("selection")
+    while step:
+        found.append(step)
+        step = step.get("selection")
+    return found
 
 
 # --- cost ------------------------------------------------------------------------------------------------
 
 
-def _costs(ws: Workspace, names: Sequence[str], recipes: dict[str, Any]) -> dict[str, Cost]:
+def _costs(ws: Workspace, names: Sequence[str], recipes: dict[str, Any], keys: dict[str, str]) -> dict[str, Cost]:
     rows = list(query.rows(ws, 'SELECT * FROM ledger ORDER BY "at"'))
-    paid: set[int] = set()  # rows of the ledger that a run listed before has paid
+    paid: set[int] = set()  # rows of the ledger that an arm listed before has paid
     costs = {}
-    for name in names:
-        recipe, cost = recipes[name], Cost()
-        begun = recipe.get("begun", "")
-        mine = [r for r in rows if r["run"] == name and r["stage"] == "train" and r["at"].isoformat() >= begun]
-        made_of = _made_of(recipe)
-        prep = [i for i, r in enumerate(rows) if _prepares(r, made_of, recipe.get("manifest"))]
-        for row in mine:
-            if row["phase"] != "evaluate":
-                _add(cost, row, "online" if row["phase"] in _ONLINE else "train")
-        for i in prep:
-            _add(cost, rows[i], "prep")
-            cost.prep_marginal += 0.0 if i in paid else rows[i]["flops"] or 0.0
-        paid |= set(prep)
-        steps = [r for r in mine if r["phase"] == "train"]
-        cost.samples_seen = sum(r["samples"] for r in steps)
-        padded, tokens = (sum(r[key] or 0 for r in steps) for key in ("padded_tokens", "tokens"))
-        cost.padding = 1 - tokens / padded if padded else 0.0
-        counts = [row["flops_counted"] for row in mine if row["phase"] != "evaluate"]
-        counts += [rows[i]["flops_counted"] for i in prep if rows[i]["flops"]]
-        cost.counted = sum(counts) if counts and None not in counts else None
-        costs[name] = cost
+    for key in dict.fromkeys(keys.values()):
+        of_arm: set[int] = set()
+        for name in (name for name in names if keys[name] == key):
+            costs[name], prep = _cost(rows, name, recipes[name], paid)
+            of_arm |= prep
+        paid |= of_arm
     return costs
+
+
+def _cost(rows: list[dict[str, Any]], name: str, recipe: dict[str, Any], paid: set[int]) -> tuple[Cost, set[int]]:
+    """What a run cost, and the rows of the ledger that its choice is made of; of those, `paid` are another arm's."""
+    cost, begun, account = Cost(), recipe.get("begun", ""), recipe.get("account", name)
+    mine = [r for r in rows if r["run"] == account and r["stage"] == "train" and r["at"].isoformat() >= begun]
+    mine = [row for row in mine if row["phase"] != "evaluate"]
+    prep = _prepared([(i, r) for i, r in enumerate(rows) if r["at"].isoformat() <= begun], recipe)
+    for row in mine:
+        _add(cost, row, "online" if row["phase"] in _ONLINE else "train")
+    for i in prep:
+        _add(cost, rows[i], "prep")
+        cost.prep_marginal += 0.0 if i in paid else rows[i]["flops"] or 0.0
+    steps = [r for r in mine if r["phase"] == "train"]
+    cost.samples_seen = sum(r["samples"] for r in steps)
+    padded, tokens = (sum(r[key] or 0 for r in steps) for key in ("padded_tokens", "tokens"))
+    cost.padding = 1 - tokens / padded if padded else 0.0
+    counts = [row["flops_counted"] for row in mine] + [rows[i]["flops_counted"] for i in prep if rows[i]["flops"]]
+    cost.counted = sum(counts) if counts and None not in counts else None
+    return cost, prep
 
 
 def _add(cost: Cost, row: dict[str, Any], phase: str) -> None:
@@ -261,16 +294,23 @@ def _add(cost: Cost, row: dict[str, Any], phase: str) -> None:
     cost.seconds += row["seconds"] or 0.0
 
 
-def _made_of(recipe: dict[str, Any]) -> dict[str, str]:
-    """The scores and vectors that a run's choice and column are made of, and the method of each."""
+def _prepared(rows: list[tuple[int, dict[str, Any]]], recipe: dict[str, Any]) -> set[int]:
+    """The rows of the ledger, of those before the run, that paid for its scores and vectors, and for its manifest.
+
+    Of a score they are all of its name, method and models (what a kill threw away is paid, too); of a manifest the
+    last, since each replaced the one before.
+    """
     scores = {**((recipe.get("selection") or {}).get("scores") or {}), **recipe.get("scores", {})}
-    made = {name: score["method"] for name, score in scores.items()}
-    return {**made, **{score["vectors"]: score["method"] for score in scores.values() if score.get("vectors")}}
-
-
-def _prepares(row: dict[str, Any], made_of: dict[str, str], manifest: str | None) -> bool:
-    """Whether a row of the ledger paid for one of the tables, or for the manifest."""
-    if row["stage"] in ("select", "weigh"):
-        return row["name"] == manifest
-    its = zip(row["name"].split(", "), row["methods"] or [], strict=False) if row["stage"] == "score" else ()
-    return any(made_of.get(name) == method for name, method in its)
+    made = [(name, s) for name, s in scores.items()] + [(s["vectors"], s) for s in scores.values() if s.get("vectors")]
+    found = set()
+    for i, row in rows:
+        its = dict(zip(row["name"].split(", "), row["methods"] or [], strict=False)) if row["stage"] == "score" else {}
+        for name, score in made:
+            models = {model["name"] for model in score.get("models", {}).values()}
+            if its.get(name) == score["method"] and models <= set((row["model"] or "").split(", ")):
+                found.add(i)
+    manifests = [recipe.get("manifest"), *((step.get("manifest") or {}).get("name") for step in _steps(recipe))]
+    for manifest in manifests:
+        chosen = [i for i, r in rows if r["stage"] in ("select", "weigh") and r["name"] == manifest]
+        found |= set(chosen[-1:])
+    return found

@@ -11,10 +11,12 @@ from curate import __version__
 from curate.claims import claim
 from curate.costs import charged
 from curate.errors import CurateError
+from curate.fingerprint import fingerprint
 from curate.judging import Judge, judged, questions
 from curate.lineage import model_choices, model_recipe
 from curate.models.load import ModelChoice
 from curate.runs import Run, require_run
+from curate.training.settings import TrainSettings
 from curate.workspace import Workspace
 
 
@@ -51,16 +53,21 @@ def evaluate(
         questions(ws, judge)
     its = _as_run(ws, run, model) if model else require_run(ws, run)
     from curate.models.language_model import LanguageModel
+    from curate.training.objective import Objective
 
     with claim(ws.path, f"run {run}"):
         checkpoint = None if _learns_nothing(its) else its.latest()
         (choice,) = model_choices({"models": {"base": (its.recipe or {})["model"]}}).values()
         with checkpoint.local() if checkpoint else nullcontext() as folder:
-            lm = LanguageModel(replace(choice, name=str(folder)) if folder else choice)
+            dtype = "float32" if choice.dtype == "auto" else choice.dtype  # as in training
+            lm = LanguageModel(replace(choice, name=str(folder or choice.name), dtype=dtype))
+            settings = TrainSettings(**(its.recipe or {})["settings"])
+            objective = Objective(lm, settings.in_bfloat16(lm.device.type))
+            stamp = fingerprint(its.stamp(checkpoint.step if checkpoint else 0), objective.arithmetic())
             step, name = checkpoint.step if checkpoint else 0, choice.name
             what = {"methods": [judge.metric.name for judge in judges], "name": run, "model": name, "run": run}
-            with charged(ws.path, "evaluate", phase="evaluate", **what) as meter:
-                found = judged(ws, its.evaluations, judges, lm, step, its.stamp(step), meter)
+            with charged(ws.path, "evaluate", phase="evaluate", **what) as meter, objective.precision():
+                found = judged(ws, its.evaluations, judges, lm, step, stamp, meter)
     return Evaluated(run, step, found)
 
 

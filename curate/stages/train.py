@@ -6,9 +6,11 @@ the first alone writes.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -88,9 +90,7 @@ def train(
     if dry_run:
         result.planned = _planned(ws, rows, training)
         return result
-    from accelerate import Accelerator
-
-    processes = Accelerator(cpu=training.model.device == "cpu", mixed_precision="no")
+    processes = _processes(training.model)
     alone = processes.is_main_process
     if training.settings.count_flops and processes.num_processes > 1:
         raise CurateError("count_flops measures one process; leave it out, or train in one.")
@@ -102,9 +102,9 @@ def train(
         processes.wait_for_everyone()
         _train(run, training, rows, target, judges, processes, result)
         if alone and run.beside:
-            run = run.swap()
+            run.swap()
         processes.wait_for_everyone()
-    result.folder = str(run.latest().folder)
+    result.folder = str(Run(ws, name).latest().folder)
     return result
 
 
@@ -134,7 +134,8 @@ def _opened(run: Run, training: Training, rows: Rows, target: Target | None) -> 
             remove_tree(run.folder, marker="run.json")  # what another `fresh` had begun
             old = None
     if old is None:
-        run.begin(recipe)
+        remove_tree(run.folder)  # of a removal that was cut short
+        run.begin({**recipe, "account": run.account})
     run.sweep()
 
 
@@ -147,7 +148,7 @@ class _Meters:
             "methods": [training.weighting.name],
             "name": run.name,
             "model": training.model.name,
-            "run": run.name,
+            "run": run.account,
         }
         self._meters: dict[str, Meter] = {}
         for phase in _PHASES if writes else ():
@@ -183,22 +184,34 @@ def _train(
         data, places = _data(run, training, rows, target, model, meters, result, processes)
         trainer = _trainer(model, data, training, processes, start, folder)
         book = _Book(run, trainer, model, rows.row[places], start, processes.is_main_process)
-        _tell_steps(run, trainer.steps, processes)
+        _tell(run, processes, steps=trainer.steps, samples=result.samples)
         _loop(book, training, judges, meters, result)
         result.steps, result.flops = trainer.steps, meters.flops
 
 
+def _processes(choice: ModelChoice) -> Any:
+    """All processes of this training, where accelerate or torchrun has started several."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        from curate.training.loop import Alone
+
+        return Alone()
+    from accelerate import Accelerator, InitProcessGroupKwargs
+
+    patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # the others wait while the first judges
+    return Accelerator(cpu=choice.device == "cpu", mixed_precision="no", kwargs_handlers=[patient])
+
+
 def _on(choice: ModelChoice, processes: Any) -> ModelChoice:
     """The model on this process's device."""
-    from dataclasses import replace
+    several = processes.num_processes > 1 and choice.device == "auto"
+    return replace(choice, device=str(processes.device)) if several else choice
 
-    return choice if choice.device != "auto" else replace(choice, device=str(processes.device))
 
-
-def _tell_steps(run: Run, steps: int, processes: Any) -> None:
+def _tell(run: Run, processes: Any, **found: int) -> None:
+    """Say in run.json what is known once the samples are in tokens."""
     recipe = run.recipe or {}
-    if processes.is_main_process and recipe["steps"] != steps:
-        run.begin({**recipe, "steps": steps})
+    if processes.is_main_process and not found.items() <= recipe.items():
+        run.begin({**recipe, **found})
     processes.wait_for_everyone()
 
 
@@ -213,9 +226,9 @@ def _trainer(
     snapshot = None
     if start and folder:
         state = folder / "weighting.safetensors"
-        snapshot = Snapshot(
-            start.step, load_tensors(folder / "optimizer.safetensors"), load_file(state) if state.exists() else {}
-        )
+        size = orjson.loads((folder / "trainer.json").read_bytes())["micro_batch_size"]
+        tensors, arrays = load_tensors(folder / "optimizer.safetensors"), load_file(state) if state.exists() else {}
+        snapshot = Snapshot(start.step, tensors, arrays, size)
     return Trainer(model.model, data, training.settings, training.weighting, processes, training.seed, snapshot)
 
 
@@ -283,7 +296,8 @@ def _base_losses(
         return stored["loss"]
     if run.checkpoints():  # the model at hand has learnt already
         model = trainee(_on(training.model, processes), training.settings)
-    found, usage = base_losses(Objective(model.model), examples, training.settings.count_flops)
+    objective, n = Objective(model.model), processes.num_processes
+    found, usage = base_losses(objective, examples, training.settings.count_flops, n)
     meters.charge("base losses", len(examples), usage)
     if processes.is_main_process:
         parts.commit("losses", {"loss": found}, stamp=stamp)
@@ -351,7 +365,8 @@ class _Book:
             save_tensors(snapshot.optimizer, folder / "optimizer.safetensors")
             if snapshot.weighting:
                 save_file(snapshot.weighting, folder / "weighting.safetensors")
-            (folder / "trainer.json").write_bytes(orjson.dumps({"step": snapshot.step}))
+            state = {"step": snapshot.step, "micro_batch_size": snapshot.micro_batch_size}
+            (folder / "trainer.json").write_bytes(orjson.dumps(state))
 
         return write
 
@@ -396,8 +411,10 @@ def _judge(book: _Book, judges: Sequence[Judge], meters: _Meters, step: int) -> 
         return []
     lm = book.model.model
     lm.model.eval()
-    with book.trainer.objective.precision():
-        return judged(book.run.ws, book.run.evaluations, judges, lm, step, book.run.stamp(step), meters["evaluate"])
+    objective = book.trainer.objective
+    stamp = fingerprint(book.run.stamp(step), objective.arithmetic())
+    with objective.precision():
+        return judged(book.run.ws, book.run.evaluations, judges, lm, step, stamp, meters["evaluate"])
 
 
 def _progress(name: str, steps: int, done: int, shown: bool) -> AbstractContextManager[Any]:

@@ -18,6 +18,7 @@ from curate.gates import effective_size
 from curate.lowering import repeats_of
 from curate.manifest import read_manifest, write_manifest
 from curate.method import Weighting, weigh_once
+from curate.plans import LINEAGE
 from curate.query import fetch
 from curate.workspace import Workspace, pool_fingerprint
 
@@ -98,8 +99,9 @@ def weigh(
         "weighting": {"name": weighting.name, "version": weighting.version, "settings": weighting.settings()},
         "by": by,
         "seed": seed,
+        "repeats": repeats,
         "manifest": {"name": manifest, "sha256": base["sha256"]} if manifest else None,
-        "selection": {key: base[key] for key in ("selector", "choice") if key in base} or None,
+        "selection": {key: base[key] for key in LINEAGE if key in base and key != "scores"} or None,
         "pool": {"fingerprint": pool_fingerprint(shards), "rows": ws.n_rows(), "shards": len(shards)},
         "scores": {**base.get("scores", {}), **{state.name: state.recipe for state in scores_of(ws, by)}},
         "result": {key: value for key, value in asdict(result).items() if key != "name"},

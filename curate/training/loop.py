@@ -5,8 +5,8 @@
 
 The loss of a step is  sum over its samples i of  w_i (sum of i's token losses) / D,  with D the step's supervised
 tokens, or their weights' sum where the weighting normalises; so it does not depend on how the step is cut into
-micro-batches and processes. Whatever chance there is is a pure function of seed and step, so a run that was cut short
-goes on as if it had not been.
+micro-batches and processes. Whatever chance there is is a pure function of the seed, the step, the process and the
+micro-batch, so a run that was cut short goes on as if it had not been.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ from curate.training.objective import Losses, Objective
 from curate.training.optimizer import adamw, load_optimizer, optimizer_tensors, trained
 from curate.training.settings import TrainSettings
 
-Seen: TypeAlias = "tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]"  # documents, weights, losses, measures
+# Of all documents of a step: which, their weights, mean losses, measures, and means of their weighted token losses.
+Seen: TypeAlias = "tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]"
 _BUCKET = 64  # parameters whose gradients are added up together
 
 
@@ -82,11 +83,13 @@ class Done:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What training goes on from, beside the model: the step, the optimizer's tensors, and the weighting's arrays."""
+    """What training goes on from, beside the model: the step, the optimizer's tensors, the weighting's arrays, and how
+    many rows go through the model at once, where memory ran out with more."""
 
     step: int
     optimizer: dict[str, Tensor]
     weighting: Arrays
+    micro_batch_size: int = 0
 
 
 @dataclass
@@ -96,6 +99,16 @@ class _Micro:
     batch: Batch
     losses: Losses | None = None
     weights: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    measure: np.ndarray | None = None
+
+
+class Alone:
+    """The only process: what the trainer asks of an accelerate.Accelerator, where there is none."""
+
+    num_processes, process_index, is_main_process = 1, 0, True
+
+    def wait_for_everyone(self) -> None:
+        """Nobody else is there."""
 
 
 class Diverged(Exception):
@@ -109,7 +122,7 @@ class Diverged(Exception):
 class Trainer:
     """Trains a model on weighted samples, in one process or as one of several.
 
-    model: whose parameters are frozen, or not, as they are to be. processes: an accelerate.Accelerator.
+    model: whose parameters are frozen, or not, as they are to be. processes: `Alone()`, or an accelerate.Accelerator.
     """
 
     def __init__(
@@ -124,9 +137,7 @@ class Trainer:
     ):
         self.model, self.data, self.settings, self.weighting = model, data, settings, weighting
         self.processes, self.seed = processes, seed
-        on_gpu = model.device.type == "cuda"
-        bfloat16 = settings.precision == "bfloat16" or settings.precision == "auto" and on_gpu
-        self.objective = Objective(model, bfloat16)
+        self.objective = Objective(model, settings.in_bfloat16(model.device.type))
         self.parameters = trained(model.model)
         self.optimizer = adamw(self.parameters, settings)
         self.micro_batch_size = settings.micro_batch_size
@@ -135,12 +146,14 @@ class Trainer:
         self._begun = start is not None
         if start:
             load_optimizer(self.optimizer, self.parameters, start.optimizer)
+            self.micro_batch_size = start.micro_batch_size or self.micro_batch_size
         if settings.packing:
             self.objective.refuse_unpackable()
 
     def snapshot(self) -> Snapshot:
         """Where training stands; the model's own parameters are beside it."""
-        return Snapshot(self.step, optimizer_tensors(self.optimizer, self.parameters), dict(self.state))
+        tensors = optimizer_tensors(self.optimizer, self.parameters)
+        return Snapshot(self.step, tensors, dict(self.state), self.micro_batch_size)
 
     @cached_property
     def steps(self) -> int:
@@ -204,13 +217,15 @@ class Trainer:
             with counted(costs["train"], self.settings.count_flops):
                 seen = self._forward_and_backward(number, rows, micros, costs)
                 norm, denominator = self._descend(number, rows, seen)
+            if "losses" in costs and costs["losses"].flops_counted:  # which the outer count has, too
+                costs["train"].flops_counted = (costs["train"].flops_counted or 0.0) - costs["losses"].flops_counted
         except Exception:
             self.state = before
             raise
         costs["train"].seconds = (
             time.perf_counter() - began - sum(costs[p].seconds or 0.0 for p in costs if p == "losses")
         )
-        return Done(number, epoch, self._metrics(number, epoch, rows, seen, norm, denominator), *seen, usage=costs)
+        return Done(number, epoch, self._metrics(number, epoch, rows, seen, norm, denominator), *seen[:4], usage=costs)
 
     def _batches(self, rows: Sequence[np.ndarray]) -> Iterator[Batch]:
         rank, world = self.processes.process_index, self.processes.num_processes
@@ -221,25 +236,32 @@ class Trainer:
         self, number: int, rows: list[np.ndarray], micros: list[_Micro], costs: dict[str, Usage]
     ) -> Seen:
         """Adds up the gradients of this process. Returns what was seen of the whole step."""
-        together, scale, found = self.weighting.scope == "batch", self._scale(rows), []
+        together, scale, found = self._together(), self._scale(rows), []
         if together:
             self._weigh_together(number, rows, micros, costs)
         for place, micro in enumerate(micros):
             losses = micro.losses or self._losses(number, place, micro)
-            means = losses.means(micro.batch.counts)
-            measure = means
             if not together:
-                shown = self._shown(number, micro.batch.documents, means, losses.states)
-                given, self.state = self.weighting.update(shown, self.state)
-                micro.weights = self._checked(given.values, number, place)
-                measure = means if given.measure is None else given.measure
-            found.append((micro.batch.documents, self._mean_weight(micro), means, measure))
+                self._weigh(number, micro, losses)
+            means, documents = losses.means(micro.batch.counts), micro.batch.documents
+            measure = means if micro.measure is None else micro.measure
+            found.append((documents, self._mean_weight(micro), means, measure, self._weighted_means(micro, losses)))
             self._weighted(micro, losses, scale).backward()
             micro.losses = None  # and with it what the backward pass has used
-        documents, weight, loss, measure = self._gathered(found)
-        if not (np.isfinite(loss).all() and np.isfinite(weight).all()):
+        documents, weight, loss, measure, weighted = self._gathered(found)
+        if not np.isfinite(loss).all():
             raise Diverged(number, "a loss")
-        return documents, weight, loss, measure
+        return documents, weight, loss, measure, weighted
+
+    def _together(self) -> bool:
+        """Whether a step's weights must all be known before anything is learnt from it."""
+        return self.weighting.scope == "batch" or self.settings.shuffle_weights
+
+    def _weigh(self, number: int, micro: _Micro, losses: Losses) -> None:
+        """The weights of a micro-batch whose samples do not look at each other."""
+        means, documents = losses.means(micro.batch.counts), micro.batch.documents
+        given, self.state = self.weighting.update(self._shown(number, documents, means, losses.states), self.state)
+        micro.weights, micro.measure = self._checked(given.values, means, number), given.measure
 
     def _losses(self, number: int, place: int, micro: _Micro) -> Losses:
         """A micro-batch through the model; what chance there is in it is the same whenever it is done."""
@@ -253,28 +275,47 @@ class Trainer:
         """The weights of a weighting that looks at the whole step, before anything is learnt from it.
 
         One micro-batch is kept on its way; several go through the model twice, or their activations would all have to
-        stand in memory.
+        stand in memory. Weights that are dealt out by lot are dealt among all of the step.
         """
         began, world = time.perf_counter(), self.processes.num_processes
         again = len(rows) > world * (self.micro_batch_size or len(rows))  # more than one in some process
-        if again:
-            costs["losses"] = self._usage(rows, backward=False)
+        first = self._usage(rows, backward=False)
         means = []
-        for place, micro in enumerate(micros):
-            with torch.set_grad_enabled(not again):
-                losses = self._losses(number, place, micro)
-            means.append(losses.means(micro.batch.counts))
-            micro.losses = None if again else losses
+        with counted(first, again and self.settings.count_flops):
+            for place, micro in enumerate(micros):
+                with torch.set_grad_enabled(not again):
+                    losses = self._losses(number, place, micro)
+                means.append(losses.means(micro.batch.counts))
+                micro.losses = None if again else losses
+                if self.weighting.scope == "sample":
+                    self._weigh(number, micro, losses)
+        if self.weighting.scope == "batch":
+            self._weigh_all(number, micros, means)
+        if self.settings.shuffle_weights:
+            self._deal(number, micros)
+        if again:
+            costs["losses"], first.seconds = first, time.perf_counter() - began
+
+    def _weigh_all(self, number: int, micros: list[_Micro], means: list[np.ndarray]) -> None:
+        """The weights of a step from the losses of all processes."""
         own = np.concatenate([micro.batch.documents for micro in micros] or [np.zeros(0, np.int64)])
         every = self._gather([own, np.concatenate([*means, np.zeros(0)])])
         given, self.state = self.weighting.update(self._shown(number, every[0][0], every[1][0], None), self.state)
-        weights = self._checked(given.values, number, 0)
+        weights = self._checked(given.values, every[1][0], number)
         start = int(sum(every[0][1][: self.processes.process_index]))
         for micro in micros:
             n = len(micro.batch.documents)
             micro.weights, start = weights[start : start + n], start + n
-        if again:
-            costs["losses"].seconds = time.perf_counter() - began
+
+    def _deal(self, number: int, micros: list[_Micro]) -> None:
+        """Deal a step's weights out among all that has one, by lot."""
+        own = np.concatenate([micro.weights for micro in micros] or [np.zeros(0)])
+        ((weights, lengths),) = self._gather([own])
+        dealt = np.random.default_rng([self.seed % 2**63, number]).permutation(np.sort(weights))
+        start = int(sum(lengths[: self.processes.process_index]))
+        for micro in micros:
+            n = len(micro.weights)
+            micro.weights, start = dealt[start : start + n], start + n
 
     def _shown(self, number: int, documents: np.ndarray, loss: np.ndarray, states: Tensor | None) -> Step:
         """A step, or a part of it, as the weighting asks to see it."""
@@ -293,12 +334,16 @@ class Trainer:
         """Where each document's supervised tokens begin among all, int64 [N]."""
         return np.cumsum(self.data.examples.counts) - self.data.examples.counts
 
-    def _checked(self, weights: np.ndarray, number: int, place: int) -> np.ndarray:
+    def _checked(self, weights: np.ndarray, losses: np.ndarray, number: int) -> np.ndarray:
+        """Weights as float64. Raises Diverged for losses, CurateFailure for weights, that are no numbers."""
+        if not np.isfinite(losses).all():
+            raise Diverged(number, "a loss")
         weights = np.asarray(weights, np.float64)
-        if (weights < 0).any():
-            raise CurateFailure(f"the weighting '{self.weighting.name}' gave a negative weight at step {number}.")
-        if self.settings.shuffle_weights:
-            return np.random.default_rng([self.seed % 2**63, number, place]).permutation(weights)
+        if (bad := weights[~(np.isfinite(weights) & (weights >= 0))]).size:
+            raise CurateFailure(
+                f"the weighting '{self.weighting.name}' gave the weight {bad[0]} at step {number}; a weight is a "
+                "number of 0 or more: look at its settings and its column."
+            )
         return weights
 
     def _token_weights(self, micro: _Micro) -> np.ndarray:
@@ -313,6 +358,12 @@ class Trainer:
         """What each document weighs in the mean over its supervised tokens, float64 [n]."""
         counts = self.data.examples.counts[micro.batch.documents]
         return np.add.reduceat(self._token_weights(micro), np.cumsum(counts) - counts) / counts
+
+    def _weighted_means(self, micro: _Micro, losses: Losses) -> np.ndarray:
+        """Each document's mean of its weighted token losses, float64 [n]."""
+        counts = self.data.examples.counts[micro.batch.documents]
+        weighted = losses.token.detach().double().cpu().numpy() * self._token_weights(micro)
+        return np.add.reduceat(weighted, np.cumsum(counts) - counts) / counts
 
     def _scale(self, rows: list[np.ndarray]) -> float:
         """What a step's weighted sum is divided by: its supervised tokens, or its samples."""
@@ -373,24 +424,24 @@ class Trainer:
     def _gathered(self, found: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
         """What every process has found of its micro-batches, as one array for each column."""
         columns = [np.concatenate(parts) for parts in zip(*found, strict=True)]
-        return [whole for whole, _ in self._gather(columns or [np.zeros(0, np.int64), *[np.zeros(0)] * 3])]
+        return [whole for whole, _ in self._gather(columns or [np.zeros(0, np.int64), *[np.zeros(0)] * 4])]
 
     # --- accounts ----------------------------------------------------------------------------------------
 
     def _metrics(
         self, number: int, epoch: int, rows: list[np.ndarray], seen: Seen, norm: float, divisor: float
     ) -> dict[str, Any]:
-        documents, weight, loss, _ = seen
+        documents, weight, loss, _, weighted = seen
         counts = self.data.examples.counts[documents]
         each = 1 if self.settings.reduction == "sample" else counts
         return {
             "step": number,
             "epoch": epoch + 1,
             "loss": float((loss * counts).sum() / counts.sum()),
-            "weighted_loss": float((weight * loss * each).sum() / divisor) if divisor else 0.0,
+            "weighted_loss": float((weighted * each).sum() / divisor) if divisor else 0.0,
             "lr": self.settings.learning_rate(number, self.steps),
             "grad_norm": norm,
-            "samples": len(documents),
+            "samples": len(np.unique(self.data.examples.sample[documents])),
             "tokens": int(self.data.examples.lengths[documents].sum()),
             "supervised": int(counts.sum()),
             "weight_mean": float(weight.mean()),
@@ -408,6 +459,7 @@ class Trainer:
             for group in micro_batches(examples, rows, self.micro_batch_size, rank, self.processes.num_processes):
                 longest = max(int(examples.lengths[row].sum()) for row in group)
                 head = int(examples.counts[np.concatenate(group)].sum())
+                head = head if self.model.plain_head else len(group) * longest
                 usage.padded_tokens += len(group) * longest
                 if backward:
                     usage.flops += self._flops.step(len(group), longest, head, self.settings.gradient_checkpointing)
@@ -420,36 +472,57 @@ class Trainer:
         return TrainingFlops(self.model.model)
 
     def _refresh(self) -> Usage:
-        """Shows the weighting the target's samples as the model sees them now."""
+        """Shows the weighting the target's samples as the model sees them now. Every process looks for itself."""
         assert self.data.anchors is not None
         states, usage, began = [], self.model.usage(), time.perf_counter()
-        for found, batch in forwards(self.objective, self.data.anchors, usage, self.settings.count_flops, states=True):
-            order = np.argsort(batch.documents, kind="stable")
+        for batch, found in _unlearnt(
+            self.objective, self.data.anchors, usage, self.settings.count_flops, losses=False
+        ):
             assert found.states is not None
-            states.append((batch.documents[order], found.states[torch.from_numpy(order).to(found.states.device)]))
+            states.append((batch.documents, found.states))
         self.state = self.weighting.refreshed(in_order(states), self.state)
-        usage.seconds = time.perf_counter() - began
-        return usage
+        return _times(usage, self.processes.num_processes, time.perf_counter() - began)
 
 
-def forwards(
-    objective: Objective, examples: Examples, usage: Usage, count_flops: bool, states: bool = False
-) -> Iterator[tuple[Losses, Batch]]:
-    """Documents through the model without dropout and gradient, by length; what it costs is added to `usage`."""
-    model = objective.model
+def _times(usage: Usage, processes: int, seconds: float) -> Usage:
+    """What was done by every process, each for itself."""
+    for name in ("tokens", "padded_tokens", "flops", "flops_paper"):
+        setattr(usage, name, getattr(usage, name) * processes)
+    usage.seconds = seconds
+    return usage
+
+
+def _unlearnt(
+    objective: Objective, examples: Examples, usage: Usage, count_flops: bool, losses: bool
+) -> Iterator[tuple[Batch, Losses]]:
+    """Documents through the model without dropout and gradient, by length; what it costs is added to `usage`.
+
+    losses: what is wanted of them, their tokens' losses; else their states, without the output head. A batch that
+    memory runs out on is halved.
+    """
+    model, todo = objective.model, np.arange(len(examples))
     was_training = model.model.training
     model.model.eval()
     try:
-        for places in by_length(examples.lengths, model.batch_tokens):
+        while len(todo):
+            places = todo[next(by_length(examples.lengths[todo], model.batch_tokens))]
             batch = batch_of(examples, list(places[:, None]), model.device)
-            with torch.no_grad(), counted(usage, count_flops):
-                found = objective.losses(batch, states)
+            rows, longest = batch.ids.shape
+            try:
+                with torch.no_grad(), counted(usage, count_flops):
+                    found = objective.losses(batch) if losses else objective.states(batch)
+            except Exception as error:
+                if not out_of_memory(error) or rows == 1:
+                    raise
+                model.batch_tokens = longest * (rows // 2)
+                continue
+            head = int(examples.counts[places].sum()) if losses else 0
             usage.tokens += int(examples.lengths[places].sum())
             usage.padded_tokens += batch.ids.numel()
-            rows, longest = batch.ids.shape
-            usage.flops += forward_flops(model.model, rows, longest, int(examples.counts[places].sum()))
-            usage.flops_paper += paper_flops(FORWARD, model.n_params, len(places))
-            yield found, batch
+            usage.flops += forward_flops(model.model, rows, longest, head if model.plain_head else rows * longest)
+            usage.flops_paper += paper_flops(FORWARD, model.n_params, rows)
+            yield batch, found
+            todo = np.setdiff1d(todo, places)
     finally:
         model.model.train(was_training)
 
@@ -461,15 +534,19 @@ def in_order(found: Sequence[tuple[np.ndarray, Tensor]]) -> Tensor:
     return rows[torch.argsort(places).to(rows.device)]
 
 
-def base_losses(objective: Objective, examples: Examples, count_flops: bool = False) -> tuple[np.ndarray, Usage]:
-    """The loss of every supervised token, float64, document after document, under the model as it is; and the cost."""
+def base_losses(
+    objective: Objective, examples: Examples, count_flops: bool = False, processes: int = 1
+) -> tuple[np.ndarray, Usage]:
+    """The loss of every supervised token, float64, document after document, under the model as it is; and the cost.
+
+    processes: how many compute them, each for itself.
+    """
     usage, found, began = objective.model.usage(), np.zeros(int(examples.counts.sum())), time.perf_counter()
     starts = np.cumsum(examples.counts) - examples.counts
-    for losses, batch in forwards(objective, examples, usage, count_flops):
+    for batch, losses in _unlearnt(objective, examples, usage, count_flops, losses=True):
         token, at = losses.token.double().cpu().numpy(), 0
         for document in batch.documents:
             n = int(examples.counts[document])
             found[starts[document] : starts[document] + n] = token[at : at + n]
             at += n
-    usage.seconds = time.perf_counter() - began
-    return found, usage
+    return found, _times(usage, processes, time.perf_counter() - began)

@@ -50,6 +50,11 @@ class Objective:
         self.model, self.bfloat16 = model, bfloat16
         self.flash = "flash" in (getattr(model.model.config, "_attn_implementation", None) or "")
 
+    def arithmetic(self) -> str:
+        """What the model's numbers are computed in."""
+        dtype = str(next(self.model.model.parameters()).dtype)
+        return f"{dtype}, products in bfloat16" if self.bfloat16 else dtype
+
     @contextmanager
     def precision(self) -> Iterator[None]:
         """Matrix products in bfloat16, where that was chosen."""
@@ -69,19 +74,28 @@ class Objective:
         pooled = position_weighted(wide(hidden.detach()), batch.document, batch.place, n) if states else None
         return Losses(token, document, pooled)
 
+    def states(self, batch: Batch) -> Losses:
+        """The documents' states alone, without the output head."""
+        with self.precision():
+            hidden = self._hidden(batch)
+        pooled = position_weighted(wide(hidden), batch.document, batch.place, len(batch.documents))
+        return Losses(pooled.new_zeros(0), batch.document.new_zeros(0), pooled)
+
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """The last states [R, T, D]; and the logits [R, T, V], where a model's are not the head's product with them."""
-        ids, options = batch.ids, dict[str, Any](use_cache=False)
-        if batch.packed:
-            options["position_ids"] = batch.place
-            if self.flash:  # whose kernels take packed documents as one row
-                ids, options["position_ids"] = ids.reshape(1, -1), batch.place.reshape(1, -1)
         if self.model.plain_head:
-            hidden = self.model.body(input_ids=ids, **options).last_hidden_state
-            return hidden.reshape(*batch.ids.shape, -1), None
-        out = self.model.model(input_ids=ids, output_hidden_states=True, **options)
-        shape = batch.ids.shape
+            return self._hidden(batch), None
+        out, shape = self.model.model(output_hidden_states=True, **self._given(batch)), batch.ids.shape
         return out.hidden_states[-1].reshape(*shape, -1), out.logits.reshape(*shape, -1)
+
+    def _hidden(self, batch: Batch) -> Tensor:
+        return self.model.body(**self._given(batch)).last_hidden_state.reshape(*batch.ids.shape, -1)
+
+    def _given(self, batch: Batch) -> dict[str, Any]:
+        if not batch.packed:
+            return {"input_ids": batch.ids, "use_cache": False}
+        shape = (1, -1) if self.flash else batch.ids.shape  # flash kernels take packed documents as one row
+        return {"input_ids": batch.ids.reshape(shape), "position_ids": batch.place.reshape(shape), "use_cache": False}
 
     @torch.no_grad()
     def refuse_unpackable(self) -> None:

@@ -89,6 +89,13 @@ class TrainSettings:
                 if not good(getattr(self, name)):
                     raise CurateError(f"the setting {name} of the training is {rule}, not {getattr(self, name)}.")
 
+        if self.split and self.reduction == "sample":
+            raise CurateError("split=true parts a sample, and reduction=sample is a mean over whole ones; take token.")
+
+    def in_bfloat16(self, device: str) -> bool:
+        """Whether matrix products are in bfloat16 on a device of that type."""
+        return self.precision == "bfloat16" or self.precision == "auto" and device == "cuda"
+
     def learning_rate(self, step: int, steps: int) -> float:
         """Of a step, from 1, among so many: as transformers' schedulers have it, which start from 0."""
         done, rising = step - 1, math.ceil(self.warmup * steps)

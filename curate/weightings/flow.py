@@ -47,7 +47,10 @@ class Flow(Weighting):
     def init(self, column: np.ndarray | None) -> Arrays:
         assert column is not None
         median = float(np.median(column)) if len(column) else 1.0
-        return {"tau": np.array([self.temperature or max(median, np.finfo(np.float64).tiny)])}
+        require(
+            f"flow: the median of its column is {median:.4g}, which", median > 0, "above 0 (a loss: nll_nll, not nll)"
+        )
+        return {"tau": np.array([self.temperature or median])}
 
     def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
         assert step.column is not None

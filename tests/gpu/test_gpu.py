@@ -11,9 +11,17 @@ import torch
 from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice
+from curate.models.tokens import encode
 from curate.scores.embed_lm import EmbedLm
 from curate.scores.entropy import Entropy
 from curate.scores.nll import Nll
+from curate.training.examples import Examples
+from curate.training.loop import Alone, Data, Trainer
+from curate.training.settings import TrainSettings
+from curate.training.trainee import trainee
+from curate.weightings.adapt import Adapt
+from curate.weightings.linupper import Linupper
+from curate.weightings.uniform import Uniform
 
 pytestmark = [
     pytest.mark.gpu,
@@ -50,6 +58,28 @@ def test_where_a_gpus_memory_runs_out_the_batch_is_halved() -> None:
     columns = scored(model, samples(20_000))
     assert np.isfinite(columns["nll"]["score"]).all() and model.batch_tokens < 1 << 24
     del held
+
+
+@pytest.mark.parametrize("name", ["uniform", "adapt", "linupper"])
+def test_a_gpu_trains_as_a_cpu_does(name: str) -> None:
+    encoded = [one for one in encode(LanguageModel(ModelChoice("tiny")).tokenizer, samples(64), 512) if not one.error]
+    settings = TrainSettings(batch_size=16, micro_batch_size=4, lr=1e-3, precision="float32")
+    losses = {}
+    for device in ("cpu", "cuda"):
+        model = trainee(ModelChoice("tiny", device=device), settings).model
+        weighting = {"uniform": Uniform(), "adapt": Adapt(refresh=2), "linupper": Linupper()}[name]
+        data = Data.of(Examples.of(encoded), anchors=Examples.of(encoded[:8]))
+        losses[device] = [d.metrics["weighted_loss"] for d in Trainer(model, data, settings, weighting, Alone()).run()]
+    assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-2)
+
+
+def test_packed_rows_and_bfloat16_train_on_a_gpu() -> None:
+    encoded = [one for one in encode(LanguageModel(ModelChoice("tiny")).tokenizer, samples(64), 512) if not one.error]
+    settings = TrainSettings(batch_size=2, lr=1e-3, packing=True, epochs=3)
+    model = trainee(ModelChoice("tiny"), settings).model
+    done = list(Trainer(model, Data.of(Examples.of(encoded)), settings, Uniform(), Alone()).run())
+    assert done[-1].metrics["loss"] < done[0].metrics["loss"]
+    assert next(model.model.parameters()).dtype == torch.float32
 
 
 @pytest.mark.parametrize("rows", [2000, 200_000])

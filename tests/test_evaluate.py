@@ -1,0 +1,322 @@
+"""`curate evaluate`: metrics on a real model, the questions they are asked, and programs in the sandbox."""
+
+from __future__ import annotations
+
+import gzip
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+import curate
+from curate.errors import CurateError
+from curate.judging import Judge, questions
+from curate.method import Question
+from curate.metrics.choice import Choice
+from curate.metrics.exact_match import ExactMatch
+from curate.metrics.loss import Loss
+from curate.metrics.pass_at_1 import PassAt1
+from curate.metrics.perplexity import Perplexity
+from curate.metrics.token_f1 import TokenF1
+from curate.models.generate import answers, continuations
+from curate.models.language_model import LanguageModel
+from curate.models.load import ModelChoice
+from curate.models.tokens import encode, rendered
+from curate.runs import Run
+from curate.sandbox import run_python
+from curate.workspace import Workspace
+from tests.conftest import SAMPLE, write_jsonl
+from tests.oracles.language_model import token_scores
+
+TINY = ModelChoice("tiny", device="cpu")
+
+
+@pytest.fixture(scope="module")
+def lm() -> LanguageModel:
+    return LanguageModel(TINY)
+
+
+@pytest.fixture
+def ready(sample_ws: Workspace) -> Workspace:
+    for name in ("arithmetic", "facts"):
+        for split in ("val", "test"):
+            path = str(SAMPLE / f"targets/{name}_{split}.jsonl")
+            curate.target(sample_ws, name, path, split=split, subtask="subtask")
+    return sample_ws
+
+
+def said(question: str, answer: str) -> list[dict[str, Any]]:
+    return [
+        {"role": "user", "content": question, "extra": None},
+        {"role": "assistant", "content": answer, "extra": None},
+    ]
+
+
+# --- questions -------------------------------------------------------------------------------------------
+
+
+def test_worked_examples_are_the_val_split_s_of_the_same_subtask(ready: Workspace) -> None:
+    asked = questions(ready, Judge("arithmetic", Loss(), shots=2))
+    val = curate.sql(ready, "SELECT messages, subtask FROM targets WHERE target = 'arithmetic' AND split = 'val'")
+    for _, question in asked[:5]:
+        same = [m for row in val if row["subtask"] == question.subtask for m in row["messages"]][:4]
+        assert list(question.shots) == same and len(question.prompt()) == 5
+        assert question.sample()["messages"][-1]["content"] == question.answer
+    with pytest.raises(CurateError, match="--shots 99: the target 'arithmetic' has 24 chats in its split val"):
+        questions(ready, Judge("arithmetic", Loss(), shots=99))
+
+
+def test_options_are_a_field_of_the_input_or_the_subtask_s_answers(ready: Workspace, tmp_path: Path) -> None:
+    rows = [
+        {"question": "which?", "answer": "b", "options": ["a", "b"], "kind": "k"},
+        {"question": "who?", "answer": "c", "kind": "k"},
+    ]
+    curate.target(ready, "mixed", write_jsonl(tmp_path / "t.jsonl", rows), split="test", subtask="kind")
+    (_, first), (_, second) = questions(ready, Judge("mixed", Choice()))
+    assert first.options == ("a", "b") and second.options == ("b", "c")
+
+
+# --- metrics against what is slow and obvious ------------------------------------------------------------
+
+
+def test_the_loss_is_that_of_the_last_answer_alone(lm: LanguageModel) -> None:
+    shots = tuple(said("two plus two?", "2 + 2 = 4."))
+    asked = [Question(said("one plus two?", "1 + 2 = 3."), shots=shots), Question(said("say a", "a"))]
+    found = Loss().judge(lm, asked)
+    slow = LanguageModel(TINY).model.double()
+    for question, value in zip(asked, found.values, strict=True):
+        text = rendered(lm.tokenizer, question.prompt())
+        ids = lm.tokenizer(text, add_special_tokens=False)["input_ids"]
+        (whole,) = encode(lm.tokenizer, [question.sample()], 512)
+        want = token_scores(slow, whole.ids.tolist(), [i >= len(ids) for i in range(len(whole.ids))])
+        assert value == pytest.approx(want["nll"], abs=1e-5)
+    assert Perplexity().judge(lm, asked).values == pytest.approx(np.exp(found.values))
+    assert Perplexity().summary(np.exp(found.values)) == pytest.approx(np.exp(found.values.mean()))
+
+
+def test_choice_takes_the_likeliest_option(lm: LanguageModel) -> None:
+    options = ("7 + 2 = 9. Pavo has 9 lamps.", "7 + 2 = 5. Pavo has 5 lamps.", "a")
+    ask = "Pavo has 7 lamps and finds 2 more. How many lamps has Pavo now?"
+    for metric, total in ((Choice(), np.sum), (Choice(by="mean"), np.mean)):
+        likely = []
+        for option in options:
+            (whole,) = encode(lm.tokenizer, [Question(said(ask, option)).sample()], 512)
+            logits = lm.model(input_ids=torch.tensor([whole.ids.tolist()])).logits[0].log_softmax(-1)
+            at = np.flatnonzero(whole.supervised)
+            likely.append(total([float(logits[t - 1, whole.ids[t]].detach()) for t in at]))
+        for right in range(3):
+            found = metric.judge(lm, [Question(said(ask, options[right]), options=options)])
+            assert found.values.tolist() == [float(right == int(np.argmax(likely)))]
+    unknown = Choice().judge(lm, [Question(said(ask, "z"), options=options), Question(said(ask, "z"))])
+    assert (
+        unknown.error.tolist()[0] == "its answer is 0 times among its options" and "has no options" in unknown.error[1]
+    )
+
+
+def test_what_is_said_is_greedy_whatever_is_asked_beside(lm: LanguageModel) -> None:
+    prompts = [
+        said(f"{who} has 3 lamps and finds {n} more. How many lamps has {who} now?", "")[:1]
+        for who, n in (("Pavo", 2), ("Mira", 12))
+    ]
+    prompts.append(said("Say in Velic: big tree", "")[:1])
+    together, error, usage = answers(lm, prompts, 20)
+    assert error.tolist() == ["", "", ""] and usage.tokens > 0
+    for prompt, text in zip(prompts, together, strict=True):
+        ids = lm.tokenizer(rendered(lm.tokenizer, prompt), add_special_tokens=False)["input_ids"]
+        start = len(ids)
+        for _ in range(20):
+            with torch.no_grad():
+                ids.append(int(lm.model(input_ids=torch.tensor([ids])).logits[0, -1].argmax()))
+            if ids[-1] == lm.tokenizer.eos_token_id:
+                break
+        assert text == lm.tokenizer.decode(ids[start:], skip_special_tokens=True)
+    assert together[0].startswith("3 + 2 = 5")
+    whole = [c + d for c, d in zip(["a"], continuations(lm, ["a"], 3)[0], strict=True)]
+    assert whole[0].startswith("a")
+    assert "leaves no room" in answers(lm, [said("x " * 400, "")[:1]], 200)[1][0]
+
+
+@pytest.mark.parametrize(
+    ("setting", "text", "final"),
+    [
+        ("number", "so 1,200 shells\n#### 1,205", "1205"),
+        ("number", "it is -3.50 or 7.0", "7"),
+        ("number", "none", ""),
+        ("last_line", "think\n (B) ", "(b)"),
+        ("whole", "The Corv runs\nthrough it.", "the corv runs through it"),
+    ],
+)
+def test_what_counts_of_an_answer(setting: Any, text: str, final: str) -> None:
+    assert ExactMatch(final_answer=setting).final(text) == final
+
+
+@pytest.mark.parametrize(
+    ("said_", "wanted", "f1"), [("a b c", "b c d", 0.8), ("The x!", "x", 1.0), ("", "", 1.0), ("p", "q", 0.0)]
+)
+def test_token_f1_is_squad_s(said_: str, wanted: str, f1: float) -> None:
+    assert TokenF1().of(said_, wanted) == pytest.approx(f1)  # 'a' is an article
+
+
+def test_exact_match_and_f1_of_a_model_that_knows(lm: LanguageModel) -> None:
+    asked = [
+        Question(
+            said(
+                f"Pavo has {n} lamps and finds 2 more. How many lamps has Pavo now?",
+                f"{n} + 2 = {n + 2}. Pavo has {n + 2} lamps.",
+            )
+        )
+        for n in range(3, 9)
+    ]
+    exact = ExactMatch(max_new_tokens=24).judge(lm, asked)
+    assert exact.values.mean() > 0.6 and exact.said and "lamps" in exact.said[0]
+    assert TokenF1().judge(lm, asked).values.mean() > 0.8
+
+
+def test_the_harness_agrees(lm: LanguageModel) -> None:
+    """lm-evaluation-harness's own code on the same questions."""
+    from curate.metrics.lm_eval import LmEval
+
+    right = [f"{n} + 2 = {n + 2}. Pavo has {n + 2} lamps." for n in range(3, 9)]
+    ask = "Pavo has {} lamps and finds 2 more. How many lamps has Pavo now?"
+    asked = [Question(said(ask.format(n + n % 2), text), options=tuple(right)) for n, text in enumerate(right, start=3)]
+    theirs, ours = LmEval().judge(lm, asked), Choice().judge(lm, asked)
+    assert theirs.values.tolist() == ours.values.tolist() and 0 < ours.values.mean() < 1
+    spoken = LmEval(output_type="generate_until", max_new_tokens=24).judge(lm, asked)
+    assert spoken.said == ExactMatch(max_new_tokens=24).judge(lm, asked).said
+    assert spoken.usage.flops > 0 and theirs.usage.flops > ours.usage.flops / 2
+
+
+# --- programs --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("code", "why"),
+    [
+        ("import math, re, typing, collections, heapq, hashlib, json\nassert math.sqrt(4) == 2", None),
+        ("assert 1 == 2", "AssertionError"),
+        ("def f(:", "SyntaxError"),
+        ("while True: pass", "did not end within"),
+        ("import time; time.sleep(60)", "did not end within"),
+        ("import os\nos.fork()", "no attribute 'fork'"),
+        ("import posix\nwhile True: posix.fork()", "os.fork"),
+        ("import subprocess; subprocess.run(['ls'])", "imports subprocess"),
+        ("import os; os.system('ls')", "os.system"),
+        ("open('/etc/passwd').read()", "opens a file"),
+        ("import posix; posix.open('/etc/passwd', 0)", "opens a file"),
+        ("open('left', 'w')", "opens a file"),
+        ("import os; os.listdir('/')", "os.listdir"),
+        ("import socket", "imports socket"),
+        ("import ctypes", "imports ctypes"),
+        ("x = [0] * 10**10", "MemoryError"),
+        ("raise SystemExit(0)", "SystemExit"),
+        ("import posix; posix._exit(0)", "left the interpreter"),
+        ("def f(): return f()\nf()", "RecursionError"),
+        ("import posix; posix.kill(1, 9)", "os.kill"),
+    ],
+)
+def test_a_program_does_no_harm(code: str, why: str | None) -> None:
+    found = run_python(code, 2.0, 512)
+    assert found is None if why is None else found is not None and why in found, found
+
+
+def test_pass_at_1_on_humaneval_s_own_problems(shared: Path, lm: LanguageModel) -> None:
+    """Every canonical solution passes its own tests in the sandbox; a wrong one does not."""
+    with gzip.open(shared / "eval/HumanEval.jsonl.gz", "rt") as f:
+        problems = [json.loads(line) for line in f]
+    metric, failed = PassAt1(), []
+    for problem in problems[::2]:
+        why = run_python(metric.program(problem["prompt"], problem["canonical_solution"], problem), 20, 1024)
+        failed += [(problem["task_id"], why)] if why else []
+    assert not failed, failed
+    wrong = metric.program(problems[0]["prompt"], "    return None\n", problems[0])
+    assert run_python(wrong, 20, 1024) == "AssertionError"
+
+
+def test_pass_at_1_asks_the_model(ready: Workspace, tmp_path: Path) -> None:
+    rows = [
+        {
+            "prompt": "def one():\n",
+            "completion": "    return 1\n",
+            "test": "def check(f):\n    assert f() == 1",
+            "entry_point": "one",
+        }
+    ]
+    curate.target(ready, "code", write_jsonl(tmp_path / "h.jsonl", rows), split="test")
+    result = curate.evaluate(ready, "base", [Judge("code", PassAt1(max_new_tokens=16))], model=TINY)
+    assert result.evaluations[0]["value"] == 0.0 and result.evaluations[0]["judged"] == 1
+    assert (
+        PassAt1(style="chat")
+        .program("import math\ndef one():\n", "```python\ndef one():\n    return 1\n```", rows[0])
+        .count("def one")
+        == 2
+    )
+
+
+# --- the verb --------------------------------------------------------------------------------------------
+
+
+def test_a_model_as_it_is_can_be_judged_and_what_was_judged_is_kept(ready: Workspace) -> None:
+    judges = [Judge("arithmetic", Loss(), limit=8), Judge("facts", Choice(), limit=8, shots=1)]
+    first = curate.evaluate(ready, "base", judges, model=TINY)
+    assert [row["judged"] for row in first.evaluations] == [8, 8] and first.step == 0
+    again = curate.evaluate(ready, "base", judges)
+    assert again.evaluations == first.evaluations
+    spent = curate.sql(ready, "SELECT sum(samples) AS n FROM ledger WHERE stage = 'evaluate'")
+    assert spent[0]["n"] == 16  # once
+    parts = Run(ready, "base").evaluations
+    table = parts.read(parts.names()[0])
+    assert table.num_rows == 8 and table["value"].null_count == 0
+    with pytest.raises(CurateError, match="'base' exists, and is not the model"):
+        curate.evaluate(ready, "base", judges, model=replace(TINY, context=64))
+
+
+def test_it_refuses_to_judge_on_the_split_that_chose(ready: Workspace) -> None:
+    with pytest.raises(CurateError, match="the split val of 'facts' chooses, so it cannot judge"):
+        curate.evaluate(ready, "base", [Judge("facts", Loss(), split="val")], model=TINY)
+    told = curate.evaluate(ready, "base", [Judge("facts", Loss(), split="val", limit=3)], model=TINY, allow_val=True)
+    assert told.evaluations[0]["split"] == "val"
+
+
+@pytest.mark.parametrize(
+    ("judge", "said_"),
+    [
+        (Judge("fact", Loss()), "did you mean 'facts'"),
+        (Judge("only_val", Loss()), "has no split 'test', on which to judge; add it with `curate target only_val"),
+    ],
+)
+def test_a_target_that_is_not_there_is_said(ready: Workspace, judge: Judge, said_: str) -> None:
+    curate.target(ready, "only_val", str(SAMPLE / "targets/table_val.jsonl"))
+    with pytest.raises(CurateError, match=said_):
+        curate.evaluate(ready, "base", [judge], model=TINY)
+    assert not ready.run_names()
+    with pytest.raises(CurateError, match="has no run 'nothing'"):
+        curate.evaluate(ready, "nothing", [Judge("facts", Loss())])
+
+
+def test_the_command_line_judges(ready: Workspace, cli: Any) -> None:
+    done = cli(
+        "evaluate",
+        "base",
+        "--model",
+        "tiny",
+        "--target",
+        "arithmetic",
+        "--metric",
+        "exact_match",
+        "--limit",
+        "4",
+        "--set",
+        "exact_match.max_new_tokens=24",
+        ws=ready,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "exact_match" in done.stdout and "higher" in done.stdout
+    assert (
+        "did you mean 'exact_match'"
+        in cli("evaluate", "base", "--target", "arithmetic", "--metric", "exactmatch", ws=ready).stderr
+    )
+    assert "--target NAME" in cli("evaluate", "base", ws=ready).stderr
