@@ -157,7 +157,9 @@ def _seed(recipe: dict[str, Any]) -> int:
 
 def _labels(keys: dict[str, str]) -> dict[str, str]:
     """A name for every arm: that of its runs without the seed at the end; two arms of one name keep their runs'."""
-    first = {key: name for name, key in reversed(keys.items())}
+    first: dict[str, str] = {}
+    for name, key in keys.items():
+        first.setdefault(key, name)
     labels = {key: _SEEDED.sub("", name) or name for key, name in first.items()}
     twice = {label for label in labels.values() if list(labels.values()).count(label) > 1}
     return {key: first[key] if label in twice else label for key, label in labels.items()}

@@ -226,7 +226,7 @@ def _trainer(
     snapshot = None
     if start and folder:
         state = folder / "weighting.safetensors"
-        size = orjson.loads((folder / "trainer.json").read_bytes())["micro_batch_size"]
+        size = orjson.loads((folder / "trainer.json").read_bytes()).get("micro_batch_size", 0)
         tensors, arrays = load_tensors(folder / "optimizer.safetensors"), load_file(state) if state.exists() else {}
         snapshot = Snapshot(start.step, tensors, arrays, size)
     return Trainer(model.model, data, training.settings, training.weighting, processes, training.seed, snapshot)

@@ -59,8 +59,8 @@ def ours(model: LanguageModel, encoded: list[Encoded], weighting: Weighting, row
 
 def theirs(model: LanguageModel, encoded: list[Encoded], rows_of_step: int) -> float:
     """Seconds of a step of Hugging Face's Trainer, over the same batches."""
+    from transformers import PrinterCallback, TrainerCallback, TrainingArguments
     from transformers import Trainer as HuggingFace
-    from transformers import TrainerCallback, TrainingArguments
 
     fill = {"input_ids": model.tokenizer.pad_token_id or 0, "labels": -100, "attention_mask": 0}
 
@@ -99,6 +99,7 @@ def theirs(model: LanguageModel, encoded: list[Encoded], rows_of_step: int) -> f
             bf16=not on_cpu,
         )
         trainer = HuggingFace(model.model, arguments, collate, rows, callbacks=[clock])  # type: ignore[arg-type]
+        trainer.remove_callback(PrinterCallback)
         trainer.train()
     return statistics.median(clock.seconds[1:])
 
