@@ -35,7 +35,7 @@ from curate.scores.nll import Nll
 from curate.scores.rho import Rho
 from curate.vectors import Vectors
 from curate.workspace import Workspace
-from tests.conftest import ROOT, SAMPLE, run_and_kill, write_jsonl
+from tests.conftest import ROOT, SAMPLE, qa, run_and_kill, write_jsonl
 from tests.oracles.language_model import ifd, position_weighted, token_scores
 from tests.templates import FAMILIES, FORGETFUL, MARKED
 
@@ -471,3 +471,10 @@ assert columns["nll"]["score"][0] < 0
 """
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
+
+
+def test_flops_are_counted_beside_where_that_is_asked_for(ws: Workspace, tmp_path: Path) -> None:
+    curate.ingest(ws, [write_jsonl(tmp_path / "a.jsonl", qa(30))])
+    curate.score(ws, Nll(), models=ModelChoice("tiny", count_flops=True))
+    (row,) = curate.sql(ws, "SELECT flops, flops_counted, flops_paper FROM ledger WHERE stage = 'score'")
+    assert row["flops_counted"] == pytest.approx(row["flops"], rel=0.05) and row["flops_paper"] > row["flops"]

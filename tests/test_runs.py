@@ -75,6 +75,10 @@ def test_a_run_leaves_metrics_weights_checkpoints_and_evaluations(ready: Workspa
     assert ledger["train"]["flops_paper"] == 6.0 * ledger["train"]["n_params"] * 96 * 2048
     assert ledger["anchors"]["samples"] == 24 and ledger["anchors"]["flops"] < ledger["train"]["flops"]
     assert LanguageModel(ModelChoice(result.folder, device="cpu")).n_params == ledger["train"]["n_params"]
+    (epoch,) = result.by_epoch
+    assert epoch["samples"] == 96 and epoch["mean_weight"] == pytest.approx(seen["w"])
+    assert -1 <= epoch["measure_5"] < epoch["measure_50"] < epoch["measure_95"] <= 1
+    assert sum(row["weighted_share"] for row in result.by_source) == pytest.approx(1)
     assert curate.status(ready).runs[0]["name"] == "first"
     assert curate.drop(ready, "first") == "run" and not ready.run_names()
 
@@ -332,6 +336,7 @@ def test_the_command_line_trains_and_says_what_it_did(ready: Workspace, cli: Any
     )
     assert done.returncode == 0, done.stderr
     assert "Run r: 2 of 2 steps taken now, on 3,000 samples" in done.stdout and "arithmetic" in done.stdout
+    assert "mean weight" in done.stdout and "share of samples" in done.stdout
     assert "warn" not in done.stderr.lower()
     wrong = cli("train", "r", "--model", "tiny", "--weighting", "adapt", "--set", "adept.tau=1", ws=ready)
     assert wrong.returncode == 2 and "did you mean 'adapt'" in wrong.stderr

@@ -155,11 +155,18 @@ def train(
     loss = "" if r.loss is None else f"; loss {r.loss:.4f}, mean weight {r.weight_mean:.3f} at the last"
     taken = f"{r.steps_now:,} of {r.steps:,} steps taken now, on {r.samples:,} samples"
     head = f"Run {run}: {taken}{loss}; {r.flops:.3g} FLOPs."
-    say(
-        r,
-        as_json,
-        "\n".join([head, f"The model is in {r.folder}.", *_evaluated(r.evaluations)]) + notes([*left, *r.warnings]),
-    )
+    lines = [head, f"The model is in {r.folder}.", *_weighed(r.by_epoch, r.by_source), *_evaluated(r.evaluations)]
+    say(r, as_json, "\n".join(lines) + notes([*left, *r.warnings]))
+
+
+def _weighed(by_epoch: list[dict[str, Any]], by_source: list[dict[str, Any]]) -> list[str]:
+    """What samples weighed, where they weighed differently."""
+    if all(row["least"] == row["most"] for row in by_epoch):
+        return []
+    columns = {"epoch": "epoch", "samples": "samples", "mean_weight": "mean weight", "least": "least", "most": "most"}
+    columns |= {f"measure_{q}": f"measure, {q} %" for q in (5, 50, 95)}
+    shares = {"source": "source", "share": "share of samples", "weighted_share": "by weight"}
+    return [table(by_epoch, columns), table(by_source, shares)]
 
 
 def _one_model(names: list[str], settings: dict[str, str]) -> Any:

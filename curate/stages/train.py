@@ -19,6 +19,7 @@ import orjson
 import pyarrow as pa
 from tqdm import tqdm
 
+from curate import query
 from curate.claims import claim
 from curate.columns import column_of
 from curate.corpus import Rows, anchors_of, documents_of, left_out, rows_of
@@ -56,6 +57,8 @@ class Trained:
     loss: float | None = None  # of the last step
     weight_mean: float | None = None
     flops: float = 0.0
+    by_epoch: list[dict[str, Any]] = field(default_factory=list)  # weights, and what they were made of
+    by_source: list[dict[str, Any]] = field(default_factory=list)  # share of the samples seen, and of their weight
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
     planned: dict[str, Any] | None = None
@@ -105,7 +108,23 @@ def train(
             run.swap()
         processes.wait_for_everyone()
     result.folder = str(Run(ws, name).latest().folder)
+    if alone and training.settings.keep_weights:
+        result.by_epoch, result.by_source = _diagnostics(ws, name)
     return result
+
+
+def _diagnostics(ws: Workspace, name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """ADAPT's diagnostics: the effective proportion of the data (mean weight) and the spread of what the weights were
+    made of, by epoch; and the effective distribution over sources."""
+    its = f"(SELECT * FROM trained WHERE run = '{name}')"
+    epochs = f"""SELECT epoch, count(*) AS samples, avg(weight) AS mean_weight,
+        min(weight) AS least, max(weight) AS most, quantile_cont(measure, 0.05) AS measure_5,
+        median(measure) AS measure_50, quantile_cont(measure, 0.95) AS measure_95
+        FROM {its} GROUP BY epoch ORDER BY epoch"""
+    sources = f"""SELECT source, count(*) / sum(count(*)) OVER () AS share,
+        sum(t.weight) / sum(sum(t.weight)) OVER () AS weighted_share
+        FROM {its} t JOIN pool USING (row) GROUP BY source ORDER BY weighted_share DESC, source"""
+    return list(query.rows(ws, epochs)), list(query.rows(ws, sources))
 
 
 def _planned(ws: Workspace, rows: Rows, training: Training) -> dict[str, Any]:
