@@ -83,7 +83,14 @@ def _judges(
     help="A setting of the training (lr=1e-4, batch_size=64, lora_r=16; see --settings), of the weighting "
     "(adapt.tau=0.5), of the model (model.context=1024) or of a metric.",
 )
-@click.option("--settings", "show", is_flag=True, help="List the settings of the training, and stop.")
+@click.option(
+    "--settings",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda *given: _show_settings(*given),
+    help="List the settings of the training, and stop.",
+)
 @click.option(
     "--eval",
     "evals",
@@ -106,7 +113,6 @@ def train(
     target: str | None,
     by: str | None,
     settings: tuple[str, ...],
-    show: bool,
     evals: tuple[str, ...],
     metric_names: tuple[str, ...],
     shots: int,
@@ -124,9 +130,6 @@ def train(
     from curate.plans import Training
     from curate.training.settings import TrainSettings
 
-    if show:
-        click.echo(settings_text(kinds.fields_help(TrainSettings)))
-        return
     own = by_owner(["", weighting_name, "model", *metric_names], [], settings)
     training = Training(
         _one_model([model_name], own["model"]),
@@ -167,6 +170,14 @@ def _weighed(by_epoch: list[dict[str, Any]], by_source: list[dict[str, Any]]) ->
     columns |= {f"measure_{q}": f"measure, {q} %" for q in (5, 50, 95)}
     shares = {"source": "source", "share": "share of samples", "weighted_share": "by weight"}
     return [table(by_epoch, columns), table(by_source, shares)]
+
+
+def _show_settings(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from curate.training.settings import TrainSettings
+
+        click.echo(f"--set FIELD=VALUE:{settings_text(kinds.fields_help(TrainSettings))}")
+        ctx.exit()
 
 
 def _one_model(names: list[str], settings: dict[str, str]) -> Any:
