@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-consumers bench clean
+.PHONY: demo test test-consumers test-slow bench clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python pipelines/select_with_bm25.py
@@ -14,6 +14,10 @@ test: $(VENV)/.installed-test
 # Reads exports with trainers' own code; installs that code into a temporary folder.
 test-consumers: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pytest -m consumers
+
+# Fifty kills at random points, and what else is only longer than what the suite does.
+test-slow: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pytest -m slow
 
 # Side by side with the peers; prints ratios.
 bench: $(VENV)/.installed-test

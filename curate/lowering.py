@@ -42,7 +42,7 @@ def repeats_of(weights: np.ndarray, total: int, seed: int) -> tuple[np.ndarray, 
     weights: float64 [N], 0 or more, not all 0.
     """
     _require(weights)
-    share = weights * (total / weights.sum())
+    share = weights / weights.sum() * total
     shift = float(keyed_uniform(np.zeros(1, np.uint64), seed, fingerprint("repeats"))[0])
     ends = np.floor(np.cumsum(share) + shift)
     ends[-1] = total  # against the last bit of the sum

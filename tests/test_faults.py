@@ -29,7 +29,14 @@ def calm(sample_ws: Workspace, tmp_path: Path) -> dict[str, bytes]:
 
 @pytest.mark.parametrize(
     ("executor", "kills", "in_flight"),
-    [("one", 20, 1), ("local", 20, 3), pytest.param("ray", 10, 2, marks=pytest.mark.ray)],
+    [
+        ("one", 5, 1),
+        ("local", 5, 3),
+        pytest.param("ray", 2, 2, marks=pytest.mark.ray),
+        pytest.param("one", 20, 1, marks=pytest.mark.slow),
+        pytest.param("local", 20, 3, marks=pytest.mark.slow),
+        pytest.param("ray", 10, 2, marks=[pytest.mark.ray, pytest.mark.slow]),
+    ],
 )
 def test_killed_at_random_points_the_last_resume_ends_with_the_undisturbed_bytes(
     sample_ws: Workspace, calm: dict[str, bytes], tmp_path: Path, executor: str, kills: int, in_flight: int

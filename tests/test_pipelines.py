@@ -51,5 +51,5 @@ def test_offline_against_online_ends_in_a_page_a_picture_and_its_reading(tmp_pat
         assert f"facts_{arm}" in page, arm
     assert "facts_bm25_5_null (null of facts_bm25_5)" in page and "facts_adapt_null (null of facts_adapt)" in page
     assert (tmp_path / "side/facts.png").read_bytes()[:4] == b"\x89PNG"
-    assert "facts loss (in domain, lower is better)" in done.stdout
-    assert "translation loss (out of domain, lower is better)" in done.stdout
+    assert "facts loss [limit=20] (in domain, lower is better)" in done.stdout
+    assert "translation loss [limit=20] (out of domain, lower is better)" in done.stdout

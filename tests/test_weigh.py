@@ -99,7 +99,7 @@ def test_adapt_bm25_is_spread_on_the_real_pool_and_not_saturated(ws: Workspace, 
 def test_repeats_add_up_and_each_is_its_share_rounded_down_or_up(given_: list[float], total: int, seed: int) -> None:
     w = np.array(given_)
     repeats, lowered = repeats_of(w, total, seed)
-    share = w * (total / w.sum())
+    share = w / w.sum() * total
     assert repeats.sum() == total == lowered.rows
     assert (repeats >= np.floor(share - 1e-9)).all() and (repeats <= np.ceil(share + 1e-9)).all()
     assert lowered.left_out == (repeats == 0).sum()

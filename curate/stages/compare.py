@@ -144,9 +144,9 @@ def _arm_key(recipe: dict[str, Any], null: bool = True) -> str:
 
 
 def _unseeded(value: Any, null: bool) -> Any:
-    """A selection without its seeds, and without what its scores' own lineage says beside their content."""
+    """How a manifest came to be, without seeds, and without the names of manifests on the way, which may have them."""
     if isinstance(value, dict):
-        aside = {"seed", "allow_stale", "sha256"} | (set() if null else {"null"})
+        aside = {"seed", "allow_stale", "sha256", "manifest"} | (set() if null else {"null"})
         return {k: _unseeded(v, null) for k, v in value.items() if k not in aside}
     return value
 
@@ -210,9 +210,8 @@ def _differences(result: Compared, recipes: dict[str, Any], keys: dict[str, str]
 
 
 def _is_null(recipe: dict[str, Any]) -> bool:
-    selection = recipe.get("selection") or {}
-    choice = selection.get("choice") or (selection.get("selection") or {}).get("choice") or {}
-    return bool(choice.get("null") or recipe["settings"].get("shuffle_weights"))
+    dealt = any((step.get("choice") or {}).get("null") for step in _steps(recipe))
+    return bool(dealt or recipe["settings"].get("shuffle_weights"))
 
 
 # --- quality ---------------------------------------------------------------------------------------------
