@@ -50,4 +50,6 @@ def require(what: str, good: bool, rule: str) -> None:
 
 def effective_size(weights: np.ndarray) -> float:
     """(sum w)^2 / sum w^2: how many equally weighted samples carry as much."""
-    return float(weights.sum() ** 2 / (weights**2).sum()) if len(weights) else 0.0
+    most = float(weights.max(initial=0.0))
+    relative = weights / most if most else weights  # so that no square underflows
+    return float(relative.sum() ** 2 / (relative**2).sum()) if most else 0.0
