@@ -85,6 +85,7 @@ def _judges(
 )
 @click.option(
     "--settings",
+    "list_settings",
     is_flag=True,
     is_eager=True,
     expose_value=False,
