@@ -27,14 +27,14 @@ def column_of(ws: Workspace, expression: str, rows: np.ndarray) -> np.ndarray:
 
 
 def samples_at(
-    ws: Workspace, rows: np.ndarray, ids: Sequence[str], columns: Sequence[str]
+    ws: Workspace, rows: np.ndarray, ids: pa.ChunkedArray, columns: Sequence[str]
 ) -> Iterator[tuple[np.ndarray, pa.Table]]:
-    """The samples at some rows of the pool, of any order, by shard: their positions in `rows`, and a table of them.
+    """The samples at some rows of the pool, in the pool's order, by shard: their positions in `rows`, and a table.
 
     Raises CurateError where a row is not the sample of that id, or is not there.
     """
     order = np.argsort(rows, kind="stable")
-    ordered, wanted = rows[order], np.asarray(ids, object)[order]
+    ordered = rows[order]
     if len(rows) and (ordered[0] < 0 or ordered[-1] >= ws.n_rows()):
         raise CurateError(
             f"row {int(ordered[-1] if ordered[0] >= 0 else ordered[0])} is not in the pool, which has {ws.n_rows()}; "
@@ -46,11 +46,11 @@ def samples_at(
             continue
         places = pa.array(ordered[first:last] - shard.start)
         table = read_table(shard.path, list(dict.fromkeys(["id", *columns]))).take(places)
-        found = np.asarray(table["id"].to_pylist(), object)
-        if (wrong := np.flatnonzero(found != wanted[first:last])).size:
-            k = int(wrong[0])
-            raise CurateError(
-                f"the sample {wanted[first + k]} is not at row {int(ordered[first + k])} of the pool, where "
-                f"{found[k]} stands; the pool was remade, so select again."
-            )
+        wanted, found = ids.take(pa.array(order[first:last])).to_pylist(), table["id"].to_pylist()
+        for row, mine, theirs in zip(ordered[first:last], wanted, found, strict=True) if wanted != found else ():
+            if mine != theirs:
+                raise CurateError(
+                    f"the sample {mine} is not at row {row} of the pool, where {theirs} stands; the pool was remade, "
+                    "so select again."
+                )
         yield order[first:last], table

@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import pyarrow as pa
 
 from curate.columns import column_of, samples_at, scores_of
 from curate.errors import CurateError
@@ -27,7 +28,7 @@ class Rows:
     """The samples of a training, by rank where a manifest ranks them: row, id, weight, repeats; and their column."""
 
     row: np.ndarray
-    id: list[str]
+    id: pa.ChunkedArray
     weight: np.ndarray
     repeats: np.ndarray
     column: np.ndarray | None
@@ -39,7 +40,7 @@ def rows_of(ws: Workspace, manifest: str | None, by: str | None, allow_stale: bo
     lineage = None
     if manifest:
         table, lineage = read_manifest(ws, manifest)
-        row, ids = table["row"].to_numpy(), table["id"].to_pylist()
+        row, ids = table["row"].to_numpy(), table["id"]
         weight, repeats = table["weight"].to_numpy().astype(np.float64), table["repeats"].to_numpy()
         _refuse_weights(manifest, weight, ids)
     else:
@@ -53,23 +54,25 @@ def rows_of(ws: Workspace, manifest: str | None, by: str | None, allow_stale: bo
     return Rows(row, ids, weight / mean, repeats, column, lineage, warnings)
 
 
-def _pool_ids(ws: Workspace) -> list[str]:
-    return [key for shard in ws.shards() if shard.rows for key in read_table(shard.path, ["id"])["id"].to_pylist()]
+def _pool_ids(ws: Workspace) -> pa.ChunkedArray:
+    columns = [read_table(shard.path, ["id"])["id"] for shard in ws.shards() if shard.rows]
+    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
 
 
-def _refuse_weights(manifest: str, weight: np.ndarray, ids: Sequence[str]) -> None:
+def _refuse_weights(manifest: str, weight: np.ndarray, ids: pa.ChunkedArray) -> None:
     bad = np.flatnonzero(~(np.isfinite(weight) & (weight >= 0)))
     if len(bad):
+        first, value = ids[int(bad[0])], weight[bad[0]]
         raise CurateError(
-            f"the manifest '{manifest}' weighs the sample {ids[bad[0]]} {weight[bad[0]]}; a weight is a number of 0 or "
-            "more: weigh again."
+            f"the manifest '{manifest}' weighs the sample {first} {value}; a weight is a number of 0 or more: weigh "
+            "again."
         )
     if not weight.any():
         raise CurateError(f"the weights of the manifest '{manifest}' are all 0, so there is nothing to learn from.")
 
 
 def documents_of(ws: Workspace, rows: Rows, settings: TrainSettings, lm: LanguageModel) -> list[list[Encoded]]:
-    """Every sample in tokens, as one document or, where texts are split, several; with an `error` where it has one."""
+    """Every sample in tokens: one document, or several where texts are split; with an `error` where it has one."""
     from curate.models.tokens import encode
     from curate.training.examples import pieces
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -24,6 +25,7 @@ from curate.metrics.perplexity import Perplexity
 from curate.metrics.token_f1 import TokenF1
 from curate.models.generate import answers, continuations
 from curate.models.language_model import LanguageModel
+from curate.models.load import TINY as TINY_FOLDER
 from curate.models.load import ModelChoice
 from curate.models.tokens import encode, rendered
 from curate.runs import Run
@@ -295,6 +297,14 @@ def test_a_target_that_is_not_there_is_said(ready: Workspace, judge: Judge, said
     assert not ready.run_names()
     with pytest.raises(CurateError, match="has no run 'nothing'"):
         curate.evaluate(ready, "nothing", [Judge("facts", Loss())])
+
+
+def test_a_model_that_does_not_load_leaves_no_run_behind(ready: Workspace, tmp_path: Path) -> None:
+    folder = shutil.copytree(TINY_FOLDER, tmp_path / "model")
+    (folder / "model.safetensors").write_bytes(b"damaged")
+    with pytest.raises(CurateError, match="cannot be loaded"):
+        curate.evaluate(ready, "base", [Judge("facts", Loss(), limit=2)], model=ModelChoice(str(folder)))
+    assert not ready.run_names()
 
 
 def test_the_command_line_judges(ready: Workspace, cli: Any) -> None:

@@ -330,6 +330,24 @@ def test_linupper_s_worked_table_and_its_limits() -> None:
     assert of(scheduled, [1.0, 2.0], step=3)[0] < 1e-3
 
 
+@pytest.mark.parametrize(
+    ("weighting", "f"),
+    [
+        (Linear(r=0.5), [-1.0, -0.5, 1.0]),
+        (Linupper(r=0.5), [0.0, 0.5, 1.0]),
+        (Quadratic(r=0.5), [0.0, 0.75, 0.0]),
+        (Extremes(r=0.5), [1.0, 0.5, 1.0]),
+    ],
+    ids=lambda x: getattr(x, "name", ""),
+)
+def test_weights_by_loss_are_the_table_worked_by_hand(weighting: Weighting, f: list[float]) -> None:
+    """Losses 2, 3, 6 stand at h = -1, -0.5, 1; a weight is its share of exp(f / r), three times."""
+    raised = [2.718281828459045 ** (value / 0.5) for value in f]
+    want = [3 * value / sum(raised) for value in raised]
+    got = weighting.update(Step(1, loss=np.array([2.0, 3.0, 6.0])), {})[0].values
+    assert got.tolist() == pytest.approx(want, rel=1e-12)
+
+
 def test_talr_is_the_minimiser_on_the_simplex_but_for_its_floor_and_scale() -> None:
     """Normalised, exp(-l / tau) minimises  sum of w l + tau sum of w log w  on the simplex: by a solver."""
     from scipy.optimize import minimize

@@ -99,8 +99,8 @@ class Compared:
 def compare(ws: Workspace, runs: Sequence[str], *, against: str | None = None) -> Compared:
     """Runs of a workspace side by side; none named: all of them.
 
-    against: the arm (by one of its runs) that differences are taken from; default: the first. Raises CurateError for a
-    run that is not there, or one that nobody judged.
+    against: the arm (by one of its runs) that differences are taken from; default: the first. Runs that are not
+    finished are left out, and said. Raises CurateError for a run that is not there.
     """
     named = {name: require_run(ws, name) for name in runs or ws.run_names()}
     recipes = {name: run.recipe or {} for name, run in named.items()}

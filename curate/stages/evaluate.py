@@ -51,17 +51,21 @@ def evaluate(
     for judge in judges:
         _refuse_val(judge, allow_val)
         questions(ws, judge)
-    its = _as_run(ws, run, model) if model else require_run(ws, run)
+    recipe = _as_it_is(ws, run, model) if model else None
+    its = Run(ws, run) if model else require_run(ws, run)
     from curate.models.language_model import LanguageModel
     from curate.training.objective import Objective
 
     with claim(ws.path, f"run {run}"):
-        checkpoint = None if _learns_nothing(its) else its.latest()
-        (choice,) = model_choices({"models": {"base": (its.recipe or {})["model"]}}).values()
+        recipe = its.recipe or recipe or {}
+        checkpoint = its.latest() if recipe["weighting"] else None
+        (choice,) = model_choices({"models": {"base": recipe["model"]}}).values()
         with checkpoint.local() if checkpoint else nullcontext() as folder:
             dtype = "float32" if choice.dtype == "auto" else choice.dtype  # as in training
             lm = LanguageModel(replace(choice, name=str(folder or choice.name), dtype=dtype))
-            settings = TrainSettings(**(its.recipe or {})["settings"])
+            if its.recipe is None:  # only now that there is such a model
+                its.begin(recipe)
+            settings = TrainSettings(**recipe["settings"])
             objective = Objective(lm, settings.in_bfloat16(lm.device.type))
             stamp = fingerprint(its.stamp(checkpoint.step if checkpoint else 0), objective.arithmetic())
             step, name = checkpoint.step if checkpoint else 0, choice.name
@@ -79,13 +83,8 @@ def _refuse_val(judge: Judge, allowed: bool) -> None:
         )
 
 
-def _learns_nothing(run: Run) -> bool:
-    return (run.recipe or {}).get("weighting") is None
-
-
-def _as_run(ws: Workspace, name: str, model: ModelChoice) -> Run:
-    """A run that learns nothing: the model as it is."""
-    run = Run(ws, name)
+def _as_it_is(ws: Workspace, name: str, model: ModelChoice) -> dict[str, Any]:
+    """The recipe of a run that learns nothing. Raises CurateError where the run of that name is another."""
     ws.check_name(name, "run")
     recipe = {
         "name": name,
@@ -99,9 +98,7 @@ def _as_run(ws: Workspace, name: str, model: ModelChoice) -> Run:
         "samples": 0,
         "steps": 0,
     }
-    old = run.recipe
+    old = Run(ws, name).recipe
     if old is not None and (old["weighting"], old["model"]) != (None, recipe["model"]):
         raise CurateError(f"the run '{name}' exists, and is not the model {model.name} as it is; choose another name.")
-    if old is None:
-        run.begin(recipe)
-    return run
+    return recipe

@@ -14,12 +14,12 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from curate.columns import samples_at
 from curate.costs import charged
 from curate.errors import CurateError
 from curate.lowering import Lowered, differ, repeats_of, strata_of
 from curate.manifest import read_manifest
 from curate.method import Export, Row
-from curate.shards import read_table
 from curate.workspace import Workspace
 
 _BATCH = 1024
@@ -85,19 +85,19 @@ def preview(
 def _manifest(
     ws: Workspace, name: str, exporter: Export, seed: int
 ) -> tuple[pa.Table, Lowered | None, np.ndarray | None]:
-    """The rows by their place in the pool; and, where their weights had to be lowered, how, and the strata's means."""
+    """The rows; and, where their weights had to be lowered, how, and the strata's means."""
     table, _ = read_manifest(ws, name)
     weights = table["weight"].to_numpy().astype(np.float64)
     if exporter.weighted or not differ(weights):
-        return table.sort_by("row"), None, None
+        return table, None, None
     if exporter.weights == "repeats":
         repeats, lowered = repeats_of(weights * table["repeats"].to_numpy(), len(weights), seed)
         at = table.column_names.index("repeats")
         table = table.set_column(at, "repeats", pa.array(repeats.astype(np.int32)))
-        return table.take(pa.array(np.flatnonzero(repeats))).sort_by("row"), lowered, None
+        return table.take(pa.array(np.flatnonzero(repeats))), lowered, None
     if exporter.weights == "strata":
         stratum, means, lowered = strata_of(weights, exporter.strata)
-        return table.append_column("stratum", pa.array(stratum)).sort_by("row"), lowered, means
+        return table.append_column("stratum", pa.array(stratum)), lowered, means
     can = "repeats" if not exporter.strata else "repeats or --set weights=strata"
     raise CurateError(
         f"the manifest '{name}' has weights, and the rows of '{exporter.name}' cannot carry them; export it as jsonl "
@@ -122,24 +122,14 @@ def _tell(
 
 def _rows(ws: Workspace, manifest: pa.Table) -> Iterator[Row]:
     """The chosen samples in the pool's order, one shard in memory at a time."""
-    positions = manifest["row"].to_numpy()
-    for shard in ws.shards():
-        first, last = np.searchsorted(positions, [shard.start, shard.start + shard.rows])
-        if first == last:
-            continue
-        stored = read_table(shard.path).take(pa.array(positions[first:last] - shard.start))
-        chosen = manifest.slice(first, last - first)
-        if stored["id"].to_pylist() != chosen["id"].to_pylist():
-            raise CurateError(f"the manifest's ids are not those of {shard.path}; select again, the pool was remade.")
-        for start in range(0, len(chosen), _BATCH):
+    columns = ["source", "messages", "text", "meta"]
+    for places, stored in samples_at(ws, manifest["row"].to_numpy(), manifest["id"], columns):
+        chosen = manifest.take(pa.array(places))
+        for start in range(0, len(places), _BATCH):
             pairs = zip(stored.slice(start, _BATCH).to_pylist(), chosen.slice(start, _BATCH).to_pylist(), strict=True)
             for sample, how in pairs:
                 yield Row(
-                    id=sample["id"],
-                    source=sample["source"],
-                    messages=sample["messages"],
-                    text=sample["text"],
-                    meta=sample["meta"],
+                    **sample,
                     loss_weight=how["weight"],
                     repeats=how["repeats"],
                     rank=how["rank"],

@@ -99,6 +99,7 @@ def train(
         raise CurateError("count_flops measures one process; leave it out, or train in one.")
     with ExitStack() as stack:
         run = Run(ws, name, beside=fresh and name in ws.run_names())
+        processes.wait_for_everyone()  # all have looked before the first writes
         if alone:
             stack.enter_context(claim(ws.path, f"run {name}"))
             _opened(run, training, rows, target)

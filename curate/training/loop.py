@@ -25,7 +25,6 @@ from torch.nn.utils import clip_grad_norm_
 from curate.errors import CurateFailure
 from curate.gates import effective_size
 from curate.method import Arrays, Weighting
-from curate.models.batches import by_length
 from curate.models.flops import FORWARD, TRAINING, TrainingFlops, counted, forward_flops, paper_flops
 from curate.models.forward import Usage, out_of_memory
 from curate.models.language_model import LanguageModel
@@ -500,12 +499,12 @@ def _unlearnt(
     losses: what is wanted of them, their tokens' losses; else their states, without the output head. A batch that
     memory runs out on is halved.
     """
-    model, todo = objective.model, np.arange(len(examples))
+    model, todo = objective.model, np.argsort(-examples.lengths, kind="stable")
     was_training = model.model.training
     model.model.eval()
     try:
         while len(todo):
-            places = todo[next(by_length(examples.lengths[todo], model.batch_tokens))]
+            places = todo[: max(1, model.batch_tokens // int(examples.lengths[todo[0]]))]
             batch = batch_of(examples, list(places[:, None]), model.device)
             rows, longest = batch.ids.shape
             try:
@@ -522,7 +521,7 @@ def _unlearnt(
             usage.flops += forward_flops(model.model, rows, longest, head if model.plain_head else rows * longest)
             usage.flops_paper += paper_flops(FORWARD, model.n_params, rows)
             yield batch, found
-            todo = np.setdiff1d(todo, places)
+            todo = todo[rows:]
     finally:
         model.model.train(was_training)
 
