@@ -31,7 +31,7 @@ FLOORS = [
     {"curate.quotas"},
     {"curate.tables"},
     {"curate.models"},
-    {"curate.training"},
+    {"curate.training", "curate.gradients"},
     {"curate.lineage", "curate.tasks", "curate.executors", "curate.judging"},
     {"curate.query", "curate.jobs", "curate.index"},
     {"curate.columns"},

@@ -113,7 +113,7 @@ class Model(ABC):
                 waiting = [ahead.submit(tokenise, more) for more in cuts[k + 1 : k + 2]]
                 yield places, encoded
 
-    def _padded(self, encoded: Sequence[Encoded], longest: int) -> tuple[Tensor, Tensor, Tensor]:
+    def padded(self, encoded: Sequence[Encoded], longest: int) -> tuple[Tensor, Tensor, Tensor]:
         """ids int64, valid bool and supervised bool, each [B, T], padded on the right."""
         shape = (len(encoded), longest)
         ids, valid, supervised = np.zeros(shape, np.int64), np.zeros(shape, bool), np.zeros(shape, bool)

@@ -46,7 +46,7 @@ class LanguageModel(Model):
     @torch.inference_mode()
     def _batch(self, encoded: Sequence[Encoded], legs: Mapping[Key, Leg]) -> tuple[dict[Key, Forward], Usage]:
         lengths = np.array([len(one.ids) for one in encoded])
-        ids, valid, supervised = self._padded(encoded, int(lengths.max()))
+        ids, valid, supervised = self.padded(encoded, int(lengths.max()))
         asked = any(leg.per_token for leg in legs.values())
         usage = self.usage(int(lengths.sum()), ids.numel(), cut=sum(one.cut for one in encoded))
         with counted(usage, self.choice.count_flops):

@@ -35,7 +35,7 @@ class SentenceEncoder(Model):
     @torch.inference_mode()
     def _batch(self, encoded: Sequence[Encoded], legs: Mapping[Key, Leg]) -> tuple[dict[Key, Forward], Usage]:
         lengths = np.array([len(one.ids) for one in encoded])
-        ids, valid, _ = self._padded(encoded, int(lengths.max()))
+        ids, valid, _ = self.padded(encoded, int(lengths.max()))
         usage = self.usage(int(lengths.sum()), ids.numel(), cut=sum(one.cut for one in encoded))
         with counted(usage, self.choice.count_flops):
             states = self.model(input_ids=ids, attention_mask=valid.long()).last_hidden_state

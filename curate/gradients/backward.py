@@ -1,0 +1,232 @@
+"""Samples forward and backward through a language model at its checkpoints, for the gradient of each one's loss.
+
+    tokens ─ forward ─ mean loss of each sample's supervised tokens ─ backward ─ factors of its gradient ─ watchers
+
+The loss of a batch is the sum of its samples' losses, so each has the gradient that it has alone. Dropout is off. A
+sample whose gradient is not finite is left out with the reason; in a batch samples do not touch, so the others stand.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import cross_entropy
+
+from curate.errors import CurateError
+from curate.gradients.checkpoints import Checkpoint, Moments, load_moments, plain
+from curate.gradients.per_sample import PerSample
+from curate.gradients.tape import Tape
+from curate.models.flops import TrainingFlops, counted, forward_flops
+from curate.models.forward import Usage, wide
+from curate.models.language_model import LanguageModel
+from curate.models.load import ADAPTER, ModelChoice, load, resolve
+from curate.models.tokens import Encoded
+
+
+@dataclass(frozen=True)
+class At:
+    """A model at one of its checkpoints. shapes: of the parameters whose gradients are taken. moments: null where the
+    optimizer's state was not asked for."""
+
+    shapes: Mapping[str, tuple[int, ...]]
+    device: torch.device
+    dtype: torch.dtype
+    checkpoint: Checkpoint
+    moments: Moments | None = None
+
+    @cached_property
+    def sizes(self) -> dict[str, int]:
+        """Numbers in each parameter."""
+        return {name: int(np.prod(shape)) for name, shape in self.shapes.items()}
+
+
+@dataclass(frozen=True)
+class Gradients:
+    """Of a batch of B samples: what each parameter's per-sample gradients are made of, and each one's mean loss,
+    float64 [B]. error: why a sample has none, '' where it has one; it is zero then."""
+
+    parameters: list[PerSample]
+    loss: np.ndarray
+    error: np.ndarray
+
+
+class Backward:
+    """A language model whose samples' gradients are taken, at one of its checkpoints at a time.
+
+    Of an adapter the gradients are those of its matrices, of a whole model those of all parameters.
+    """
+
+    def __init__(self, checkpoints: Sequence[Checkpoint], moments: bool = False):
+        self.checkpoints, self._moments, self._index = tuple(checkpoints), moments, -1
+        self.go(0)
+
+    @classmethod
+    def of(cls, lm: LanguageModel) -> Backward:
+        """A model that is in memory, as it is: of its trained parameters, or of all where none is."""
+        self = cls.__new__(cls)
+        self.checkpoints, self._moments, self._index = (Checkpoint(lm.choice),), False, 0
+        self._take(lm)
+        self.at = self._at(self.checkpoints[0])
+        return self
+
+    def go(self, index: int) -> At:
+        """The model as it is at a checkpoint."""
+        if index != self._index:
+            checkpoint = self.checkpoints[index]
+            folder = resolve(checkpoint.model.name)
+            if (folder / ADAPTER).exists() and self._index >= 0:
+                _refuse_other_adapter(resolve(self.checkpoints[self._index].model.name), folder)
+                _copy_adapter(folder, self.parameters)
+            else:
+                self._take(_loaded(checkpoint.model, folder))
+            self.at, self._index = self._at(checkpoint), index
+        return self.at
+
+    def _take(self, lm: LanguageModel) -> None:
+        model = lm.model
+        every = {plain(name): parameter for name, parameter in model.named_parameters()}
+        trained = {name: parameter for name, parameter in every.items() if parameter.requires_grad}
+        self.parameters: dict[str, nn.Parameter] = trained or every
+        model.requires_grad_(False)
+        self.lm, self.tape = lm, Tape(model, self.parameters)
+        self._takes_places = "position_ids" in inspect.signature(lm.body.forward).parameters
+        self._bfloat16 = lm.device.type == "cuda" and lm.choice.dtype != "float32"
+        with self.tape.recording():
+            self._flops = TrainingFlops(model)
+
+    def _at(self, checkpoint: Checkpoint) -> At:
+        first = next(iter(self.parameters.values()))
+        shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}
+        moments = load_moments(checkpoint, self.parameters) if self._moments else None
+        return At(shapes, first.device, torch.promote_types(first.dtype, torch.float32), checkpoint, moments)
+
+    # --- a batch -----------------------------------------------------------------------------------------
+
+    def gradients(self, encoded: Sequence[Encoded], usage: Mapping[str, Usage], count: bool = False) -> Gradients:
+        """The gradients of samples in tokens, and in `usage` what they cost, of the phases forward and backward."""
+        ids, supervised, lengths = self._padded(encoded)
+        began = time.perf_counter()
+        with self.tape.recording():
+            with counted(usage["forward"], count):
+                losses = self.losses(ids, supervised)
+                found = losses.detach().double().cpu().numpy()
+            middle = time.perf_counter()
+            with counted(usage["backward"], count):
+                losses.sum().backward()
+                _finish(self.lm.device)
+        parameters = list(self.tape.gradients())
+        end = time.perf_counter()
+        self._charge(usage, ids, supervised, lengths, middle - began, end - middle)
+        bad = ~torch.stack([g.finite() for g in parameters]).all(0) | ~losses.detach().isfinite()
+        none = supervised.sum(1) == 0
+        error = np.where(bad.cpu().numpy(), "its gradient is not finite", "").astype(object)
+        error[none.cpu().numpy()] = UNSUPERVISED
+        return Gradients([g.without(bad) for g in parameters] if bool(bad.any()) else parameters, found, error)
+
+    def losses(self, ids: Tensor, supervised: Tensor) -> Tensor:
+        """The mean loss of each sample's supervised tokens, [B]; ids, supervised: [B, T], padded on the right, where a
+        causal model's tokens never look."""
+        at = supervised[:, 1:]
+        counts = at.sum(1)
+        most = max(int(counts.max()), 1)
+        order = torch.argsort((~at).to(torch.int8), dim=1, stable=True)[:, :most]  # supervised places come first
+        there = torch.arange(most, device=ids.device) < counts[:, None]
+        labels = torch.gather(ids[:, 1:], 1, order)
+        given = {"input_ids": ids, "use_cache": False}
+        if self._takes_places:  # each sample's own, or what is learnt of places would be all samples' together
+            given["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand(*ids.shape)
+        with torch.autocast(ids.device.type, torch.bfloat16, enabled=self._bfloat16):
+            if self.lm.plain_head:
+                states = self.lm.body(**given).last_hidden_state
+                index = order[:, :, None].expand(-1, -1, states.shape[2])
+                logits = self.lm.head(torch.gather(states, 1, index))
+            else:
+                whole = self.lm.model(**given).logits
+                logits = torch.gather(whole, 1, order[:, :, None].expand(-1, -1, whole.shape[2]))
+        token = cross_entropy(wide(logits).flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
+        return (token * there).sum(1) / counts.clamp(min=1)
+
+    def _padded(self, encoded: Sequence[Encoded]) -> tuple[Tensor, Tensor, np.ndarray]:
+        lengths = np.array([len(one.ids) for one in encoded])
+        ids, _, supervised = self.lm.padded(encoded, int(lengths.max()))
+        return ids, supervised, lengths
+
+    def _charge(
+        self,
+        usage: Mapping[str, Usage],
+        ids: Tensor,
+        supervised: Tensor,
+        lengths: np.ndarray,
+        forward: float,
+        backward: float,
+    ) -> None:
+        n, longest = ids.shape
+        head = n * max(int(supervised.sum(1).max()), 1) if self.lm.plain_head else ids.numel()
+        there, both = forward_flops(self.lm.model, n, longest, head), self._flops.step(n, longest, head)
+        for phase, flops, seconds in (("forward", there, forward), ("backward", both - there, backward)):
+            its = usage[phase]
+            its.tokens += int(lengths.sum())
+            its.padded_tokens += ids.numel()
+            its.flops += flops
+            its.seconds = (its.seconds or 0.0) + seconds
+
+
+UNSUPERVISED = "nothing of it is supervised (no assistant's turn, or no text, within the context)"
+
+
+def _finish(device: torch.device) -> None:
+    """Wait for a GPU, so that what it does is charged to the phase that asked for it."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+# --- adapters --------------------------------------------------------------------------------------------
+
+
+def _loaded(choice: ModelChoice, folder: Path) -> LanguageModel:
+    """A whole model; or an adapter's base with the adapter beside it, not merged, whose matrices are trained."""
+    if not (folder / ADAPTER).exists():
+        return LanguageModel(choice)
+    import peft
+
+    model, tokenizer = load(replace(choice, name=str(_config(folder)["base_model_name_or_path"])))
+    adapter = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    return LanguageModel(choice, (adapter.get_base_model(), tokenizer))
+
+
+def _config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+
+
+def _refuse_other_adapter(one: Path, other: Path) -> None:
+    """Raises CurateError where two adapters are not of one training."""
+    a, b = _config(one), _config(other)
+    for what in ("base_model_name_or_path", "r", "lora_alpha", "target_modules", "use_rslora", "use_dora"):
+        was, now = (sorted(c[what]) if isinstance(c.get(what), list) else c.get(what) for c in (a, b))
+        if was != now:
+            raise CurateError(
+                f"{one} and {other} are not checkpoints of one training: {what} is {was} in the one and {now} in the "
+                "other; name checkpoints of one run."
+            )
+
+
+def _copy_adapter(folder: Path, parameters: Mapping[str, nn.Parameter]) -> None:
+    from safetensors.torch import load_file
+
+    (path,) = folder.glob("adapter_model.safetensors")
+    found = {plain(name): value for name, value in load_file(path).items()}
+    if found.keys() != parameters.keys():
+        raise CurateError(f"{path} has other matrices than the adapters of the other checkpoints.")
+    with torch.no_grad():
+        for name, value in found.items():
+            parameters[name].copy_(value)

@@ -1,0 +1,128 @@
+"""A model as it stood in its training: its weights, the learning rate it had, and its optimizer's state by name.
+
+The state is read whoever wrote it: curate's trainer (optimizer.safetensors), or torch.optim.AdamW under Hugging Face's
+Trainer or a loop of one's own (optimizer.pt), of a whole model or of peft's adapter. What torch writes numbers its
+tensors and does not name them; the names are those of the trained parameters in the order in which an optimizer is
+given them, and every shape is compared.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from curate.errors import CurateError
+from curate.models.load import ModelChoice
+
+OPTIMIZERS = ("optimizer.safetensors", "optimizer.pt", "optimizer.bin")
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """model: whose folder holds a whole model, or peft's adapter. lr: the mean learning rate of the steps since the
+    checkpoint before; null where nobody says. optimizer: the file with its state; '' where there is none."""
+
+    model: ModelChoice
+    lr: float | None = None
+    optimizer: str = ""
+    step: int = 0
+
+
+@dataclass(frozen=True)
+class Moments:
+    """AdamW's running means: of gradients and of their squares, by parameter, after `step` steps."""
+
+    mean: Mapping[str, Tensor]
+    square: Mapping[str, Tensor]
+    step: int
+
+
+def plain(name: str) -> str:
+    """A parameter's name as it is called here, whatever stands around it: no prefix and no adapter's name of peft's."""
+    return name.removeprefix("base_model.model.").replace(".default.", ".").removesuffix(".default")
+
+
+def load_moments(checkpoint: Checkpoint, parameters: Mapping[str, nn.Parameter]) -> Moments:
+    """The optimizer's state of the trained parameters, on their device.
+
+    Raises CurateError where there is none, or it is of other parameters.
+    """
+    path = Path(checkpoint.optimizer)
+    if not checkpoint.optimizer:
+        raise CurateError(
+            f"{checkpoint.model.name} has no optimizer state ({', '.join(OPTIMIZERS)}); it is needed for Adam's step: "
+            "save it with the checkpoint (Hugging Face's Trainer does unless save_only_model=True)."
+        )
+    read = _ours if path.suffix == ".safetensors" else _torch_s
+    mean, square, step = read(path, parameters)
+    for name, parameter in parameters.items():
+        for found in (mean[name], square[name]):
+            if found.shape != parameter.shape:
+                raise CurateError(
+                    f"{path} is the state of another model: {name} has the shape {list(parameter.shape)}, and its "
+                    f"state {list(found.shape)}."
+                )
+    there = {name: (parameter.device, parameter.dtype) for name, parameter in parameters.items()}
+    return Moments(
+        {name: value.to(*there[name]) for name, value in mean.items()},
+        {name: value.to(*there[name]) for name, value in square.items()},
+        step,
+    )
+
+
+def _ours(path: Path, parameters: Mapping[str, nn.Parameter]) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+    from safetensors.torch import load_file
+
+    found: dict[str, dict[str, Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}, "step": {}}
+    for key, value in load_file(path).items():
+        what, _, name = key.partition(".")
+        found[what][plain(name)] = value
+    _refuse_other_names(path, found["exp_avg"], parameters)
+    step = int(max(map(float, found["step"].values()), default=0))
+    return found["exp_avg"], found["exp_avg_sq"], step
+
+
+def _refuse_other_names(path: Path, found: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
+    if found.keys() != parameters.keys():
+        missing = sorted(parameters.keys() - found.keys()) or sorted(found.keys() - parameters.keys())
+        verb = "lacks" if parameters.keys() - found.keys() else "has"
+        raise CurateError(f"{path} is the state of another model: it {verb} {missing[0]}, one of {len(missing)} such.")
+
+
+def _torch_s(path: Path, parameters: Mapping[str, nn.Parameter]) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+    try:
+        stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+        groups, states = stored["param_groups"], stored["state"]
+    except Exception as error:  # unpickling raises many kinds; all mean that this is no plain optimizer's state
+        first = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        raise CurateError(f"{path} cannot be read as the state of a torch optimizer ({first}).") from None
+    names = _names(groups, parameters)
+    numbers = [number for group in groups for number in group["params"]]
+    if len(numbers) != len(names):
+        raise CurateError(
+            f"{path} is the state of another model: it has {len(numbers)} tensors, and {len(names)} are trained."
+        )
+    mean, square, step = {}, {}, 0
+    for name, number in zip(names, numbers, strict=True):
+        state = states.get(number, {})
+        if not {"exp_avg", "exp_avg_sq"} <= state.keys():
+            has = ", ".join(map(str, state)) or "nothing"
+            raise CurateError(f"{path}: {name} has {has}, and no exp_avg and exp_avg_sq: this is not AdamW's state.")
+        mean[name], square[name] = state["exp_avg"], state["exp_avg_sq"]
+        step = max(step, int(state.get("step", 0)))
+    return mean, square, step
+
+
+def _names(groups: list[dict[str, Any]], parameters: Mapping[str, nn.Parameter]) -> list[str]:
+    """What the numbered tensors are of: as torch has it, or in the order of one group, or of two of which the first
+    decays, the matrices (as Hugging Face's Trainer makes them)."""
+    if all("param_names" in group for group in groups):
+        return [plain(name) for group in groups for name in group["param_names"]]
+    if len([group for group in groups if group["params"]]) == 1:
+        return list(parameters)
+    return sorted(parameters, key=lambda name: parameters[name].ndim < 2)

@@ -1,0 +1,211 @@
+"""The gradient of one parameter by each of B samples, kept as the factors it is made of until someone wants it.
+
+A layer that is linear in its parameter has the per-sample gradient  sum over t of  e_t x_t^T,  with x_t what goes in at
+token t and e_t the gradient of what comes out. Often a product of it is wanted only, which the factors give without it.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from curate.models.forward import wide
+
+_BLOCK = 1 << 26  # numbers of per-sample gradients in memory at once, where only a product of them is wanted
+
+
+@dataclass(frozen=True)
+class PerSample(ABC):
+    """Of the parameter `name`: gradients [B, *shape] in float32 or wider, and what can be had without them."""
+
+    name: str
+    shape: tuple[int, ...]
+
+    @abstractmethod
+    def full(self) -> Tensor:
+        """The gradients themselves, [B, *shape]."""
+
+    @abstractmethod
+    def total(self) -> Tensor:
+        """Their sum over the samples, [*shape]."""
+
+    @abstractmethod
+    def squares(self) -> Tensor:
+        """The square of each one's length, [B]."""
+
+    @abstractmethod
+    def dot(self, directions: Tensor) -> Tensor:
+        """Their inner products with K directions [K, *shape]: [B, K]."""
+
+    @abstractmethod
+    def finite(self) -> Tensor:
+        """Whether each one is, bool [B]."""
+
+    @abstractmethod
+    def without(self, bad: Tensor) -> PerSample:
+        """The same, and zero where `bad` is true, bool [B]."""
+
+
+@dataclass(frozen=True)
+class Outer(PerSample):
+    """Of a matrix: sum over t of e_t x_t^T. x: [B, T, in], e: [B, T, out]; flipped: the matrix is stored [in, out]."""
+
+    x: Tensor
+    e: Tensor
+    flipped: bool = False
+
+    def _sides(self) -> tuple[Tensor, Tensor]:
+        """What stands in rows and in columns of the stored matrix."""
+        return (self.x, self.e) if self.flipped else (self.e, self.x)
+
+    def full(self) -> Tensor:
+        rows, columns = self._sides()
+        return product(rows.transpose(1, 2), columns)
+
+    def total(self) -> Tensor:
+        rows, columns = self._sides()
+        return product(rows.flatten(0, 1).T[None], columns.flatten(0, 1)[None])[0]
+
+    def squares(self) -> Tensor:
+        n, length, width = self.e.shape
+        if length * (width + self.x.shape[2]) < width * self.x.shape[2]:  # sum over t, t' of (e_t . e_t') (x_t . x_t')
+            return (product(self.e, self.e.transpose(1, 2)) * product(self.x, self.x.transpose(1, 2))).sum((1, 2))
+        return torch.cat([part.full().square().sum((1, 2)) for part in self._parts(n)])
+
+    def dot(self, directions: Tensor) -> Tensor:
+        if len(directions) == 1:  # sum over t of e_t . (Q x_t)
+            rows, columns = self._sides()
+            image = product(columns, directions[0].T.to(columns.dtype)[None])
+            return (image * wide(rows)).sum((1, 2))[:, None]
+        flat = wide(directions.flatten(1)).T
+        return torch.cat([part.full().flatten(1) @ flat for part in self._parts(len(self.e))])
+
+    def _parts(self, n: int) -> list[Outer]:
+        """The same, a few samples at a time."""
+        size = max(1, _BLOCK // (self.shape[0] * self.shape[1]))
+        cuts = range(0, n, size)
+        return [Outer(self.name, self.shape, self.x[a : a + size], self.e[a : a + size], self.flipped) for a in cuts]
+
+    def finite(self) -> Tensor:
+        return self.e.isfinite().all(2).all(1) & self.x.isfinite().all(2).all(1)
+
+    def without(self, bad: Tensor) -> Outer:
+        x, e = (side.masked_fill(bad[:, None, None], 0) for side in (self.x, self.e))
+        return Outer(self.name, self.shape, x, e, self.flipped)
+
+
+@dataclass(frozen=True)
+class Scale(PerSample):
+    """Of a vector that stretches each token's state, or is added to it: sum over t of e_t u_t, elementwise.
+
+    e: [B, T, D]. u: what it stretches, [B, T, D]; null where it is added.
+    """
+
+    e: Tensor
+    u: Tensor | None = None
+
+    def full(self) -> Tensor:
+        return (wide(self.e) if self.u is None else wide(self.e) * wide(self.u)).sum(1)
+
+    def total(self) -> Tensor:
+        return self.full().sum(0)
+
+    def squares(self) -> Tensor:
+        return self.full().square().sum(1)
+
+    def dot(self, directions: Tensor) -> Tensor:
+        return self.full() @ wide(directions).T
+
+    def finite(self) -> Tensor:
+        found = self.e.isfinite().all(2).all(1)
+        return found if self.u is None else found & self.u.isfinite().all(2).all(1)
+
+    def without(self, bad: Tensor) -> Scale:
+        u = None if self.u is None else self.u.masked_fill(bad[:, None, None], 0)
+        return Scale(self.name, self.shape, self.e.masked_fill(bad[:, None, None], 0), u)
+
+
+@dataclass(frozen=True)
+class Rows(PerSample):
+    """Of an embedding: e_t is added to the row of token t. ids: int64 [B, T], e: [B, T, D]."""
+
+    ids: Tensor
+    e: Tensor
+
+    def full(self) -> Tensor:
+        n, length, width = self.e.shape
+        found = wide(self.e).new_zeros(n, *self.shape)
+        places = self.ids[:, :, None].expand(n, length, width)
+        return found.scatter_add_(1, places, wide(self.e))
+
+    def total(self) -> Tensor:
+        found = wide(self.e).new_zeros(self.shape)
+        return found.index_add_(0, self.ids.flatten(), wide(self.e).flatten(0, 1))
+
+    def squares(self) -> Tensor:
+        same = self.ids[:, :, None] == self.ids[:, None, :]
+        return (product(self.e, self.e.transpose(1, 2)) * same).sum((1, 2))
+
+    def dot(self, directions: Tensor) -> Tensor:
+        return torch.stack([(wide(self.e) * wide(q[self.ids])).sum((1, 2)) for q in directions], dim=1)
+
+    def dot_outer(self, other: Outer) -> Tensor:
+        """Inner products with a head's gradients of the same matrix, [B]: sum over t, s of (e_t . x_s) e'_s[id_t]."""
+        at = torch.gather(wide(other.e), 2, self.ids[:, None, :].expand(-1, other.e.shape[1], -1))
+        return (product(other.x, self.e.transpose(1, 2)) * at).sum((1, 2))
+
+    def finite(self) -> Tensor:
+        return self.e.isfinite().all(2).all(1)
+
+    def without(self, bad: Tensor) -> Rows:
+        return Rows(self.name, self.shape, self.ids, self.e.masked_fill(bad[:, None, None], 0))
+
+
+@dataclass(frozen=True)
+class Several(PerSample):
+    """Of a parameter that is used in several places, as an embedding tied to the head: the sum of what each gives."""
+
+    parts: Sequence[PerSample]
+
+    def full(self) -> Tensor:
+        first, *others = self.parts
+        found = first.full()
+        for other in others:
+            found += other.full()
+        return found
+
+    def total(self) -> Tensor:
+        return torch.stack([part.total() for part in self.parts]).sum(0)
+
+    def squares(self) -> Tensor:
+        kinds = [type(part) for part in self.parts]
+        if sorted(kinds, key=str) == sorted([Outer, Rows], key=str):
+            rows, outer = sorted(self.parts, key=lambda part: isinstance(part, Outer))
+            assert isinstance(rows, Rows) and isinstance(outer, Outer)
+            if not outer.flipped:
+                return rows.squares() + outer.squares() + 2 * rows.dot_outer(outer)
+        return self.full().flatten(1).square().sum(1)
+
+    def dot(self, directions: Tensor) -> Tensor:
+        return torch.stack([part.dot(directions) for part in self.parts]).sum(0)
+
+    def finite(self) -> Tensor:
+        return torch.stack([part.finite() for part in self.parts]).all(0)
+
+    def without(self, bad: Tensor) -> Several:
+        return Several(self.name, self.shape, [part.without(bad) for part in self.parts])
+
+
+def product(a: Tensor, b: Tensor) -> Tensor:
+    """A batch of matrix products whose sums are float32 or wider; of half-precision factors on a GPU, by its cores."""
+    if a.is_cuda and (half := {torch.bfloat16, torch.float16} & {a.dtype, b.dtype}):
+        (dtype,) = half
+        a, b = a.to(dtype), b.to(dtype)
+        if len(b) == 1 < len(a):
+            return product(a.flatten(0, 1)[None], b)[0].unflatten(0, a.shape[:2])
+        return torch.bmm(a, b, out_dtype=torch.float32)
+    return wide(a) @ wide(b)
