@@ -18,7 +18,7 @@ import inspect
 import json
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import entry_points
@@ -29,7 +29,13 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, 
 import numpy as np
 
 from curate.errors import CurateError, nearest
-from curate.signals import Forward, Logits, Step, Weights, means
+from curate.passes import Arrays as Arrays
+from curate.passes import Columns as Columns
+from curate.passes import Leg as Leg
+from curate.passes import Pass as Pass
+from curate.passes import Slope as Slope
+from curate.passes import Watcher as Watcher
+from curate.signals import Step, Weights
 from curate.vectors import Aggregate, Anchors, Vectors
 from curate.workers import Workers
 
@@ -37,12 +43,6 @@ if TYPE_CHECKING:  # a machine that only runs models has no Arrow, polars or tor
     import pyarrow as pa
 
     from curate.text import Text
-
-# Arrays named by column: 'score' [B], a method's further columns [B], 'error' (reasons, '' where fine),
-# 'subtasks' (one array [B] per sub-task, as a mapping).
-Columns = Mapping[str, Any]
-# Named arrays that a pass leaves for the next: of one unit (a partial), or of all (a state).
-Arrays = dict[str, np.ndarray]
 
 
 class Method(ABC):
@@ -79,48 +79,6 @@ class Target:
         return cls("target", Text.of(samples), tuple(subtasks) or ("",) * len(samples), "")
 
 
-@dataclass(frozen=True)
-class Leg:
-    """One way of the samples through a model. Legs of all scores that go the same way share it.
-
-    per_token: a number at each supervised token, Tensor [n]. hidden: whether the last layer's states are wanted too.
-    pooled: whether a sentence encoder's vector is. of: what is kept of each sample, from a batch. model: the role of
-    the model. view: the whole sample; the same with its last answer alone supervised; its answers alone (the supervised
-    tokens behind the token that begins a text; raw text has none); or its contents as a plain text, as sentence
-    encoders take it.
-    """
-
-    per_token: Callable[[Logits], Any] | None = None
-    hidden: bool = False
-    pooled: bool = False
-    of: Callable[[Forward], Columns] = means
-    model: str = "base"
-    view: Literal["whole", "last", "answer", "text"] = "whole"
-
-
-@dataclass(frozen=True)
-class Pass:
-    """One run over the pool.
-
-    map(batch, state) gives columns in the last pass, else a partial; `reduce` makes of all partials the state
-    that the next pass is given. `open(state)` is called once per worker, before any map, and what it returns
-    is handed to map in the state's place: the place to tokenise a target.
-    shaped_by: the settings that shape this pass's partials; others may change and the partials stand. flops: of one
-    sample, given what map is given; null where no tensors are at work, or a model counts them.
-
-    A batch is a curate.text.Text; of a pass with legs, what each leg keeps of the samples: leg -> column -> array [B];
-    of a score on vectors, the samples' curate.vectors.Vectors, and `open` is given the target's.
-    """
-
-    name: str
-    map: Callable[[Any, Any], Any]
-    reduce: Callable[[Iterable[Arrays]], Arrays] | None = None
-    open: Callable[[Any], Any] | None = None
-    shaped_by: tuple[str, ...] = ()
-    flops: Callable[[Any], float] | None = None
-    legs: Mapping[str, Leg] = field(default_factory=dict)
-
-
 class Score(Method):
     """Turns samples into a column.
 
@@ -128,13 +86,14 @@ class Score(Method):
     stand; 'pool': it depends on the others, so new data makes it stale.
     columns: further columns, name -> numpy dtype. unit_bytes: text per committed unit. models: the roles of the models
     it needs, the first being the one that a bare --model names. usual_models: role -> the one taken where none is
-    named.
+    named. checkpoints: how many of a training it looks at: none, the last, or each; 'each' needs some.
     """
 
     scope: ClassVar[Literal["row", "pool"]]
     uses_target: ClassVar[bool] = False
     models: ClassVar[tuple[str, ...]] = ()
     usual_models: ClassVar[Mapping[str, str]] = {}
+    checkpoints: ClassVar[Literal["none", "last", "each"]] = "none"
     columns: ClassVar[Mapping[str, str]] = {}
     unit_bytes: ClassVar[int] = 16 << 20
 
@@ -150,9 +109,27 @@ class Score(Method):
         """
         return None
 
+    def target_vectors(self) -> Pass | None:
+        """The pass that makes a vector of each of a target's samples, where it is another."""
+        return self.vectors()
+
+    def warmup(self) -> Warmup | None:
+        """The training whose checkpoints it looks at where none are given; null where there is none."""
+        return None
+
     def keeps_subtasks(self) -> bool:
         """Whether the table has the map column `subtasks`."""
         return False
+
+
+@dataclass(frozen=True)
+class Warmup:
+    """A training that comes before a score: of `share` of the pool, drawn by the seed, as the settings say (names and
+    values of curate.training.settings). A checkpoint is kept of every epoch, with the optimizer's state."""
+
+    share: float
+    seed: int
+    settings: Mapping[str, Any]
 
 
 def near_target(aggregate: Aggregate, keep_subtasks: bool) -> Pass:

@@ -17,7 +17,15 @@ from curate.training.settings import TrainSettings
 from curate.workspace import Workspace, pool_fingerprint
 
 LINEAGE = ("selector", "choice", "weighting", "by", "repeats", "manifest", "selection", "scores")  # of a manifest
-HOW = ("checkpoint_every", "keep_checkpoints", "eval_every", "keep_weights", "micro_batch_size", "count_flops")
+HOW = (
+    "checkpoint_every",
+    "checkpoint_epochs",
+    "keep_checkpoints",
+    "eval_every",
+    "keep_weights",
+    "micro_batch_size",
+    "count_flops",
+)
 
 
 @dataclass(frozen=True)

@@ -55,14 +55,18 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a workspace. beside: one that is to take the place of another of its name when it is complete."""
+    """One run of a workspace. beside: one that is to take the place of another of its name when it is complete. place:
+    where it lies, when it is not the user's but a score's."""
 
     ws: Workspace
     name: str
     beside: bool = False
+    place: Location | None = None
 
     @property
     def folder(self) -> Location:
+        if self.place is not None:
+            return self.place
         return self.ws.run_folder(f".{self.name}.fresh" if self.beside else self.name)
 
     @property

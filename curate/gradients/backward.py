@@ -26,11 +26,13 @@ from curate.errors import CurateError
 from curate.gradients.checkpoints import Checkpoint, Moments, load_moments, plain
 from curate.gradients.per_sample import PerSample
 from curate.gradients.tape import Tape
-from curate.models.flops import TrainingFlops, counted, forward_flops
-from curate.models.forward import Usage, wide
+from curate.models.flops import FORWARD, TRAINING, TrainingFlops, counted, forward_flops, paper_flops
+from curate.models.forward import UNSUPERVISED, Usage, wide
 from curate.models.language_model import LanguageModel
 from curate.models.load import ADAPTER, ModelChoice, load, resolve
 from curate.models.tokens import Encoded
+
+PHASES = ("forward", "backward", "projection")  # of the ledger; the last is all that is made of gradients
 
 
 @dataclass(frozen=True)
@@ -123,7 +125,7 @@ class Backward:
             middle = time.perf_counter()
             with counted(usage["backward"], count):
                 losses.sum().backward()
-                _finish(self.lm.device)
+                finish(self.lm.device)
         parameters = list(self.tape.gradients())
         end = time.perf_counter()
         self._charge(usage, ids, supervised, lengths, middle - began, end - middle)
@@ -132,6 +134,27 @@ class Backward:
         error = np.where(bad.cpu().numpy(), "its gradient is not finite", "").astype(object)
         error[none.cpu().numpy()] = UNSUPERVISED
         return Gradients([g.without(bad) for g in parameters] if bool(bad.any()) else parameters, found, error)
+
+    def along(
+        self,
+        encoded: Sequence[Encoded],
+        directions: Mapping[str, Tensor],
+        forward_mode: Any,
+        usage: Mapping[str, Usage],
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The derivatives of samples' losses along directions by `forward_mode`, float64 [B, K], and errors as in
+        `gradients`. Each direction is charged as three passes
+        forward."""
+        ids, supervised, lengths = self._padded(encoded)
+        began = time.perf_counter()
+        found = forward_mode(self, ids, supervised, directions).cpu().numpy()
+        times = 3 * found.shape[1]
+        self._charge(usage, ids, supervised, lengths, (time.perf_counter() - began), 0.0)
+        usage["forward"].flops *= times
+        usage["backward"].flops = 0.0
+        error = np.where(np.isfinite(found).all(1), "", "its gradient is not finite").astype(object)
+        error[(supervised.sum(1) == 0).cpu().numpy()] = UNSUPERVISED
+        return found, error
 
     def losses(self, ids: Tensor, supervised: Tensor) -> Tensor:
         """The mean loss of each sample's supervised tokens, [B]; ids, supervised: [B, T], padded on the right, where a
@@ -178,13 +201,11 @@ class Backward:
             its.tokens += int(lengths.sum())
             its.padded_tokens += ids.numel()
             its.flops += flops
+            its.flops_paper += paper_flops(FORWARD if phase == "forward" else TRAINING - FORWARD, self.lm.n_params, n)
             its.seconds = (its.seconds or 0.0) + seconds
 
 
-UNSUPERVISED = "nothing of it is supervised (no assistant's turn, or no text, within the context)"
-
-
-def _finish(device: torch.device) -> None:
+def finish(device: torch.device) -> None:
     """Wait for a GPU, so that what it does is charged to the phase that asked for it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -8,25 +8,25 @@ float64, whatever the model's dtype.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, field, replace
+from typing import Any, Protocol, TypeAlias
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from curate.method import Columns, Leg, Pass
 from curate.models.batches import by_length
 from curate.models.load import ModelChoice
 from curate.models.tokens import Encoded, Sample, encode
+from curate.passes import Columns, Leg, Pass, Slope
 from curate.signals import Forward
 
 Key: TypeAlias = tuple[str, str]  # a score and its leg
 
 _WINDOW = 2048  # samples tokenised, and sorted by length, together
-_UNSUPERVISED = "nothing of it is supervised (no assistant's turn, or no text, within the context)"
+UNSUPERVISED = "nothing of it is supervised (no assistant's turn, or no text, within the context)"
 
 
 @dataclass
@@ -35,7 +35,7 @@ class Usage:
 
     tokens: those of samples; padded_tokens: with padding. flops, flops_paper, flops_counted: by our formula, by the
     papers', and measured, which is null where it was not asked for (curate.models.flops). cut: samples longer than the
-    context. seconds: null where the pass as a whole is timed.
+    context. seconds: null where the pass as a whole is timed. phases: what of it is charged apart, by name.
     """
 
     device: str
@@ -47,6 +47,7 @@ class Usage:
     cut: int = 0
     flops_counted: float | None = None
     seconds: float | None = None
+    phases: dict[str, Usage] = field(default_factory=dict)
 
     def add(self, other: Usage) -> None:
         for name in ("tokens", "padded_tokens", "flops", "flops_paper", "cut"):
@@ -54,6 +55,11 @@ class Usage:
         for name in ("flops_counted", "seconds"):
             if (more := getattr(other, name)) is not None:
                 setattr(self, name, (getattr(self, name) or 0.0) + more)
+        for phase, its in other.phases.items():
+            if phase in self.phases:
+                self.phases[phase].add(its)
+            else:
+                self.phases[phase] = replace(its)
 
 
 class Model(ABC):
@@ -73,10 +79,14 @@ class Model(ABC):
     def usage(self, *amounts: Any, **more: Any) -> Usage:
         return Usage(_name(self.device), self.n_params, *amounts, **more)
 
-    def forward(
-        self, samples: Sequence[Sample], view: str, legs: Mapping[Key, Leg], refused: dict[int, str]
-    ) -> Iterator[tuple[np.ndarray, dict[Key, Forward], Usage]]:
-        """Batches of samples: their positions, int64 [B], what each leg is given of them, and what it cost.
+    def through(
+        self,
+        samples: Sequence[Sample],
+        view: str,
+        refused: dict[int, str],
+        do: Callable[[list[Encoded], np.ndarray], Any],
+    ) -> Iterator[tuple[np.ndarray, Any]]:
+        """Batches of samples: their positions, int64 [B], and what `do(samples in tokens, positions)` makes of them.
 
         refused: filled with the positions that cannot go through the model, and why.
         """
@@ -87,7 +97,7 @@ class Model(ABC):
             while len(todo):
                 batch = todo[next(by_length(lengths[todo], self.batch_tokens))]
                 try:
-                    found = self._batch([encoded[i] for i in batch], legs)
+                    found = do([encoded[i] for i in batch], places[batch])
                 except Exception as error:
                     if not out_of_memory(error):
                         raise
@@ -96,8 +106,26 @@ class Model(ABC):
                         continue
                     refused[int(places[batch[0]])] = f"its {lengths[batch[0]]} tokens need more memory than there is"
                 else:
-                    yield places[batch], *found
+                    yield places[batch], found
                 todo = np.setdiff1d(todo, batch)
+
+    def way(
+        self, samples: Sequence[Sample], view: str, legs: Mapping[Key, Leg], states: Mapping[str, Any]
+    ) -> tuple[dict[Key, dict[str, Any]], Usage]:
+        """What each leg keeps of every sample, in their order, with the reason in `error` where it keeps nothing."""
+        usage, refused, n = self.usage(), dict[int, str](), len(samples)
+        kept = {key: _blank(n, leg, self) for key, leg in legs.items()}
+        for places, (given, cost) in self.through(samples, view, refused, lambda some, _: self._batch(some, legs)):
+            usage.add(cost)
+            for key, leg in legs.items():
+                for column, values in leg.of(given[key]).items():
+                    kept[key][column][places] = values
+                if leg.per_token:
+                    kept[key]["error"][places[given[key].counts == 0]] = UNSUPERVISED
+        for columns in kept.values():
+            for place, why in refused.items():
+                columns["error"][place] = why
+        return kept, usage
 
     def _windows(self, samples: Sequence[Sample], view: str) -> Iterator[tuple[np.ndarray, list[Encoded]]]:
         """Windows of samples in tokens; the next is tokenised while the model is at work on one."""
@@ -124,8 +152,18 @@ class Model(ABC):
         return there[0], there[1], there[2]
 
 
+class Way(Protocol):
+    """What samples can go through: a model, forward, or forward and backward."""
+
+    def usage(self) -> Usage: ...
+
+    def way(
+        self, samples: Sequence[Sample], view: str, legs: Mapping[Key, Any], states: Mapping[str, Any]
+    ) -> tuple[dict[Key, dict[str, Any]], Usage]: ...
+
+
 def score_samples(
-    models: Mapping[str, Model],
+    models: Mapping[str, Way],
     samples: Sequence[Sample],
     passes: Mapping[str, Pass],
     states: Mapping[str, Any] | None = None,
@@ -133,40 +171,21 @@ def score_samples(
     """The columns of each pass for all samples, in their order, and what they cost together.
 
     models: by role. Legs through the same model with the same view share the way. A sample that cannot go through a
-    model has the reason in `error`, and so has one in which a leg finds nothing supervised.
+    model has the reason in `error`, and so has one in which a leg finds nothing supervised. states: of each pass.
     """
-    ways: dict[tuple[int, str], dict[Key, Leg]] = {}
+    ways: dict[tuple[int, str], dict[Key, Leg | Slope]] = {}
     by_id = {id(model): model for model in models.values()}
     for name, step in passes.items():
         for which, leg in step.legs.items():
             ways.setdefault((id(models[leg.model]), leg.view), {})[name, which] = leg
     usage, kept = next(iter(models.values())).usage(), dict[Key, dict[str, np.ndarray]]()
     for (model, view), legs in ways.items():
-        found, cost = _way(by_id[model], samples, view, legs)
+        found, cost = by_id[model].way(samples, view, legs, states or {})
         kept |= found
         usage.add(cost)
     return {
         name: _joined(len(samples), name, step, kept, (states or {}).get(name)) for name, step in passes.items()
     }, usage
-
-
-def _way(
-    model: Model, samples: Sequence[Sample], view: str, legs: Mapping[Key, Leg]
-) -> tuple[dict[Key, dict[str, np.ndarray]], Usage]:
-    """What each leg keeps of every sample, in their order, with the reason in `error` where it keeps nothing."""
-    usage, refused, n = model.usage(), dict[int, str](), len(samples)
-    kept = {key: _blank(n, leg, model) for key, leg in legs.items()}
-    for places, given, cost in model.forward(samples, view, legs, refused):
-        usage.add(cost)
-        for key, leg in legs.items():
-            for column, values in leg.of(given[key]).items():
-                kept[key][column][places] = values
-            if leg.per_token:
-                kept[key]["error"][places[given[key].counts == 0]] = _UNSUPERVISED
-    for columns in kept.values():
-        for place, why in refused.items():
-            columns["error"][place] = why
-    return kept, usage
 
 
 def _blank(n: int, leg: Leg, model: Model) -> dict[str, np.ndarray]:

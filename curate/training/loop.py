@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
 
@@ -66,12 +66,13 @@ class Data:
 class Done:
     """A step that was taken.
 
-    metrics: the row of the table `metrics`. documents, weight, loss, measure: of all samples of the step, [n]. usage:
+    last_of_epoch: whether the epoch ends with it. metrics: the row of the table `metrics`. documents, weight, loss, measure: of all samples of the step, [n]. usage:
     what it cost, by phase.
     """
 
     step: int
     epoch: int
+    last_of_epoch: bool
     metrics: dict[str, Any]
     documents: np.ndarray
     weight: np.ndarray
@@ -171,15 +172,15 @@ class Trainer:
         shuffle = self.settings.order == "shuffle"
         return epoch_rows(self.data.examples, self.data.documents, epoch, self.seed, shuffle, room)
 
-    def plan(self) -> Iterator[tuple[int, int, list[np.ndarray]]]:
-        """Every step that is still to be taken: its number, its epoch, its rows."""
+    def plan(self) -> Iterator[tuple[int, int, bool, list[np.ndarray]]]:
+        """Every step that is still to be taken: its number, its epoch, whether that ends with it, its rows."""
         number, epoch, size = 0, 0, self.settings.batch_size
         while number < self.steps:
             rows = self._epoch(epoch)
             for start in range(0, len(rows), size):
                 number += 1
                 if self.step < number <= self.steps:
-                    yield number, epoch, rows[start : start + size]
+                    yield number, epoch, start + size >= len(rows), rows[start : start + size]
             epoch += 1
 
     def run(self) -> Iterator[Done]:
@@ -187,12 +188,12 @@ class Trainer:
         if not self._begun:
             self.state = self.weighting.init(self.data.column)
             self._begun = True
-        for number, epoch, rows in self.plan():
+        for number, epoch, last, rows in self.plan():
             self.model.model.train()
             usage: dict[str, Usage] = {}
             if self.weighting.uses_target and (number - 1) % self.weighting.refresh == 0:
                 usage["anchors"] = self._refresh()
-            done = self._retried(number, epoch, rows, usage)
+            done = replace(self._retried(number, epoch, rows, usage), last_of_epoch=last)
             self.step = number
             yield done
 
@@ -224,7 +225,9 @@ class Trainer:
         costs["train"].seconds = (
             time.perf_counter() - began - sum(costs[p].seconds or 0.0 for p in costs if p == "losses")
         )
-        return Done(number, epoch, self._metrics(number, epoch, rows, seen, norm, denominator), *seen[:4], usage=costs)
+        return Done(
+            number, epoch, False, self._metrics(number, epoch, rows, seen, norm, denominator), *seen[:4], usage=costs
+        )
 
     def _batches(self, rows: Sequence[np.ndarray]) -> Iterator[Batch]:
         rank, world = self.processes.process_index, self.processes.num_processes

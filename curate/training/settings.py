@@ -64,6 +64,8 @@ class TrainSettings:
     """Compute the layers' activations twice instead of keeping them."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: one at the end."""
+    checkpoint_epochs: bool = False
+    """A checkpoint at the end of every epoch, too."""
     keep_checkpoints: int = 1
     """How many of the latest are kept; 0: all."""
     eval_every: int = 0

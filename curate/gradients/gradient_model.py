@@ -1,0 +1,159 @@
+"""Samples past the watchers of several scores: forward and backward once at each checkpoint for all of them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from curate.gradients.backward import PHASES, At, Backward, finish
+from curate.gradients.checkpoints import Checkpoint
+from curate.gradients.directions import forward_mode
+from curate.models.forward import Key, Usage
+from curate.models.tokens import Encoded, Sample
+from curate.passes import Slope, Watcher
+
+
+class GradientModel:
+    """A language model at its checkpoints, through which samples go both ways."""
+
+    def __init__(self, checkpoints: Sequence[Checkpoint], moments: bool = False):
+        self.backward = Backward(checkpoints, moments)
+
+    @classmethod
+    def of(cls, backward: Backward) -> GradientModel:
+        """A model that is in memory."""
+        self = cls.__new__(cls)
+        self.backward = backward
+        return self
+
+    def usage(self) -> Usage:
+        usage = self.backward.lm.usage()
+        usage.phases = {phase: self.backward.lm.usage() for phase in PHASES}
+        return usage
+
+    def way(
+        self, samples: Sequence[Sample], view: str, legs: Mapping[Key, Slope], states: Mapping[str, Any]
+    ) -> tuple[dict[Key, dict[str, Any]], Usage]:
+        """What each leg keeps of every sample, in their order, and in `sums` what it has added up."""
+        usage, last = self.usage(), len(self.backward.checkpoints) - 1
+        parts: dict[Key, list[dict[str, Any]]] = {key: [] for key in legs}
+        for index in range(last + 1):
+            here = {key: leg for key, leg in legs.items() if leg.every or index == last}
+            if here:
+                at = self.backward.go(index)
+                for key, found in self._at(at, samples, view, here, states, usage).items():
+                    parts[key].append(found)
+        for its in usage.phases.values():
+            usage.add(its)
+        return {key: _joined(parts[key], legs[key].every) for key in legs}, usage
+
+    def _at(
+        self,
+        at: At,
+        samples: Sequence[Sample],
+        view: str,
+        legs: Mapping[Key, Slope],
+        states: Mapping[str, Any],
+        usage: Usage,
+    ) -> dict[Key, dict[str, Any]]:
+        refused, n = dict[int, str](), len(samples)
+        kept: dict[Key, dict[str, Any]] = {key: {} for key in legs}
+        sums: dict[Key, dict[str, Tensor]] = {key: {} for key in legs}
+        errors = np.full(n, "", object)
+
+        def batch(encoded: Sequence[Encoded], places: np.ndarray) -> Any:
+            return self._batch(at, encoded, places, legs, states, usage)
+
+        empty = self._looked(at, [], np.zeros(0, np.int64), legs, states, usage)
+        for key, (columns, _) in empty.items():  # what there is where no sample has a gradient
+            kept[key] = {name: np.full((n, *np.shape(v)[1:]), np.nan) for name, v in columns.items()}
+        for places, (found, error) in self.backward.lm.through(samples, view, refused, batch):
+            errors[places] = error
+            for key, (columns, added) in found.items():
+                for name, values in columns.items():
+                    if kept[key][name].dtype != values.dtype:
+                        kept[key][name] = kept[key][name].astype(values.dtype)
+                    kept[key][name][places] = values
+                for name, value in added.items():
+                    sums[key][name] = sums[key].get(name, 0.0) + value.double()
+        for place, why in refused.items():
+            errors[place] = why
+        bad = errors != ""
+        for key, columns in kept.items():
+            for values in columns.values():
+                values[bad] = np.nan
+            columns["error"] = errors.copy()
+            columns["sums"] = {name: value.cpu().numpy() for name, value in sums[key].items()}
+        return kept
+
+    def _batch(
+        self,
+        at: At,
+        encoded: Sequence[Encoded],
+        places: np.ndarray,
+        legs: Mapping[Key, Slope],
+        states: Mapping[str, Any],
+        usage: Usage,
+    ) -> tuple[dict[Key, Any], np.ndarray]:
+        count = self.backward.lm.choice.count_flops
+        costs = {phase: self.backward.lm.usage() for phase in PHASES}
+        usage.cut += sum(one.cut for one in encoded)
+        watched = {key: leg for key, leg in legs.items() if leg.watch}
+        found, error = dict[Key, Any](), np.full(len(encoded), "", object)
+        if watched:
+            gradients = self.backward.gradients(encoded, costs, count)
+            error = gradients.error
+            found = self._looked(at, gradients.parameters, places, watched, states, usage, costs["projection"])
+        for key, leg in legs.items():
+            if leg.along:
+                values, error = self.backward.along(encoded, leg.along(at, states.get(key[0])), forward_mode, costs)
+                found[key] = {"dot": values}, {}
+        for phase, its in costs.items():
+            usage.phases[phase].add(its)
+        return found, error
+
+    def _looked(
+        self,
+        at: At,
+        parameters: Sequence[Any],
+        places: np.ndarray,
+        legs: Mapping[Key, Slope],
+        states: Mapping[str, Any],
+        usage: Usage,
+        cost: Usage | None = None,
+    ) -> dict[Key, Any]:
+        """What watchers keep and add up of a batch."""
+        began = time.perf_counter()
+        watchers: dict[Key, Watcher] = {
+            key: leg.watch(at, states.get(key[0]), places) for key, leg in legs.items() if leg.watch
+        }
+        with torch.no_grad():
+            for gradient in parameters:
+                for watcher in watchers.values():
+                    watcher.take(gradient)
+        found = {key: (watcher.columns(), watcher.sums()) for key, watcher in watchers.items()}
+        finish(at.device)
+        if cost is not None:
+            cost.flops += sum(watcher.flops() for watcher in watchers.values())
+            cost.seconds = time.perf_counter() - began
+        return found
+
+
+def _joined(parts: Sequence[dict[str, Any]], stacked: bool) -> dict[str, Any]:
+    """What a leg has kept at one checkpoint, or at every one side by side; a sample lacks all where it lacks one."""
+    if not stacked:
+        return parts[0]
+    errors, sums = parts[0]["error"], dict[str, Any]()
+    for part in parts:
+        errors = np.where(errors == "", part["error"], errors)
+        for name, value in part["sums"].items():
+            sums[name] = sums.get(name, 0.0) + value
+    columns = {
+        name: np.stack([part[name] for part in parts], axis=1) for name in parts[0] if name not in ("error", "sums")
+    }
+    return {**columns, "error": errors, "sums": sums}
