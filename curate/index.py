@@ -22,7 +22,7 @@ from curate.fingerprint import keyed_uniform
 from curate.lineage import table_state
 from curate.shards import Parts, digest, read_json, read_table, size, write_json
 from curate.storage import Location, put
-from curate.tables import vectors_of
+from curate.tables import parts_of, vectors_of
 from curate.vector_index import bytes_per_number, kind, load_faiss, on_gpu, untrained
 from curate.vectors import similarities
 from curate.workspace import Workspace
@@ -74,6 +74,8 @@ def record_of(ws: Workspace, name: str) -> Record | None:
 
 def index_problem(ws: Workspace, name: str) -> str | None:
     """What is wrong with the index, as the end of a sentence; null where it covers the vectors as they are."""
+    if not is_indexed(ws, name):
+        return None
     record = record_of(ws, name)
     if record is None:
         return "has no index"
@@ -82,6 +84,18 @@ def index_problem(ws: Workspace, name: str) -> str | None:
     if record.parts != _parts(ws, name):
         return "has an index older than its vectors"
     return None
+
+
+def is_indexed(ws: Workspace, name: str) -> bool:
+    """Whether there is to be an index; of vectors in parts there is none, which would be as large as they are."""
+    return not parts_of(column for record in _records(ws, name).values() for column in record["schema"])
+
+
+def index_words(ws: Workspace, name: str) -> str:
+    """What there is, or what is wrong with it, in words."""
+    if not is_indexed(ws, name):
+        return "no index: vectors in parts are searched as they are"
+    return index_problem(ws, name) or str(record_of(ws, name))
 
 
 def _parts(ws: Workspace, name: str) -> dict[str, str]:
@@ -103,9 +117,8 @@ def ensure_index(ws: Workspace, name: str) -> str:
     Returns what there is in words; an index that cannot be had (no FAISS, or more than half of the memory that is free)
     is left out and said so.
     """
-    record = record_of(ws, name)
-    if record is not None and index_problem(ws, name) is None:
-        return str(record)
+    if index_problem(ws, name) is None:
+        return index_words(ws, name)
     index_path(ws, name).with_suffix(".json").unlink(missing_ok=True)
     try:
         faiss = load_faiss()
@@ -156,7 +169,7 @@ def _blocks(ws: Workspace, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]
     """All vectors, part by part: their positions in the pool, int64 [n], and themselves, float32 [n, D]."""
     parts = Parts(ws.table_folder("vectors", name))
     for shard in table_state(ws, "vectors", name).done:
-        found = vectors_of(read_table(parts.path(shard.name), ["vector", "norm", "error"]))
+        found = vectors_of(read_table(parts.path(shard.name)))
         there = np.flatnonzero(found.there)
         yield shard.start + there, np.ascontiguousarray(found.unit[there], np.float32)
 
@@ -186,6 +199,8 @@ def search(ws: Workspace, name: str, asked: np.ndarray, k: int) -> tuple[np.ndar
     """
     if problem := index_problem(ws, name):
         raise CurateError(f"the vectors '{name}': {problem}.")
+    if not is_indexed(ws, name):
+        return nearest_exactly(ws, name, asked, k)
     record, faiss = record_of(ws, name), load_faiss()
     assert record is not None
     index = faiss.deserialize_index(np.frombuffer(index_path(ws, name).read_bytes(), np.uint8))

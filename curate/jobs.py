@@ -10,8 +10,9 @@ from typing import Any, Literal
 from curate.errors import CurateError, nearest
 from curate.fingerprint import fingerprint
 from curate.lineage import default_score_name, load_target, model_recipe, sample_columns, score_recipe
-from curate.method import Pass, Score, Target
-from curate.models.load import SHAPING, SHORT_NAMES, ModelChoice, unit_size
+from curate.method import Score, Target
+from curate.models.load import SHAPING, SHORT_NAMES, CheckpointChoice, ModelChoice, unit_size
+from curate.passes import Pass, Slope
 from curate.schema import POOL_COLUMNS
 from curate.shards import Parts
 from curate.storage import Location
@@ -21,10 +22,28 @@ Models = Mapping[str, ModelChoice]  # by role; '' stands for the first role of e
 
 
 @dataclass(frozen=True)
+class Looks:
+    """The checkpoints that a method looks at. given: as the user named them; empty where a warm-up made them, which
+    `warmup` tells of, or where it is the model as it is."""
+
+    checkpoints: tuple[CheckpointChoice, ...] = ()
+    given: tuple[str, ...] = ()
+    warmup: Mapping[str, Any] = field(default_factory=dict)
+
+    def recipe(self) -> dict[str, Any]:
+        """What there is of it, for a recipe."""
+        found: dict[str, Any] = {"checkpoints_given": list(self.given)} if self.given else {}
+        if self.given or self.warmup:
+            found["checkpoints"] = [checkpoint.recipe() for checkpoint in self.checkpoints]
+        return {**found, **({"warmup": dict(self.warmup)} if self.warmup else {})}
+
+
+@dataclass(frozen=True)
 class Job:
     """One table to compute, with what identifies it: a score, or the vectors that scores are made of.
 
     target: of vectors, the one that goes through the model beside the pool. vectors: what a score is made of.
+    checkpoints: of the base model's training, where the samples go through it both ways.
     """
 
     ws: Workspace
@@ -35,6 +54,7 @@ class Job:
     models: dict[str, ModelChoice] = field(default_factory=dict)
     kind: Literal["score", "vectors"] = "score"
     vectors: Job | None = None
+    looks: Looks = field(default_factory=lambda: Looks())
 
     def __str__(self) -> str:
         return f"the {self.kind} '{self.name}'"
@@ -56,10 +76,30 @@ class Job:
     def through_models(self) -> bool:
         return bool(self.passes[-1].legs)
 
+    @property
+    def both_ways(self) -> bool:
+        """Whether the samples go forward and backward."""
+        return any(isinstance(leg, Slope) for leg in self.passes[-1].legs.values())
+
+    @property
+    def checkpoints(self) -> tuple[CheckpointChoice, ...]:
+        return self.looks.checkpoints if self.both_ways else ()
+
+    @property
+    def shares(self) -> tuple[float, ...]:
+        """What each checkpoint counts for: its learning rate, over all of theirs."""
+        rates = [c.lr for c in self.looks.checkpoints]
+        known = [rate for rate in rates if rate is not None]
+        if self.kind != "vectors" or len(known) < len(rates) or not sum(known):
+            return tuple(1 / len(rates) for _ in rates) if self.kind == "vectors" else ()
+        return tuple(rate / sum(known) for rate in known)
+
     @cached_property
     def unit_size(self) -> float:
         """Characters of text in a unit: as many as the method says, or as models take some tens of seconds for."""
-        return unit_size(self.models.values()) if self.through_models else self.method.unit_bytes
+        if not self.through_models:
+            return self.method.unit_bytes
+        return unit_size(self.models.values()) / (2 * len(self.checkpoints) if self.both_ways else 1)
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
@@ -76,7 +116,8 @@ class Job:
             "scope": method.scope,
             **({"models": models} if models else {}),
         }
-        weights = [{key: value for key, value in m.items() if key in SHAPING} for m in models.values()]
+        made |= self.looks.recipe()
+        weights = self._weights()
         if self.kind == "vectors":
             return {**made, "fingerprint": fingerprint("vectors", method.name, method.version, settings, *weights)}
         pool = pool_fingerprint(self.shards) if method.scope == "pool" else None
@@ -92,6 +133,12 @@ class Job:
             "fingerprint": fingerprint(method.name, method.version, settings, target, pool, *weights),
         }
 
+    def _weights(self) -> list[Any]:
+        """What of the models, and of their checkpoints, shapes what is computed."""
+        models = [{key: value for key, value in m.items() if key in SHAPING} for m in self._model_recipes().values()]
+        found = self.looks.recipe().get("checkpoints", [])
+        return [*models, *([c["weights"], c["optimizer"], c["lr"]] for c in found)]
+
     def _model_recipes(self) -> dict[str, dict[str, Any]]:
         return {role: model_recipe(choice) for role, choice in self.models.items()}
 
@@ -101,8 +148,10 @@ class Job:
         shaped_by = {
             s: self.target.fingerprint if s == "target" and self.target else settings[s] for s in step.shaped_by
         }
-        shape = fingerprint(self.method.name, self.method.version, step.name, shaped_by, before)
-        return Parts(self.ws.path / "prepared" / shape, ".safetensors"), f"state-{pool_fingerprint(self.shards)}"
+        weights = self._weights() if step.legs else []
+        shape = fingerprint(self.method.name, self.method.version, step.name, shaped_by, before, *weights)
+        of = "target" if step.over == "target" else pool_fingerprint(self.shards)
+        return Parts(self.ws.path / "prepared" / shape, ".safetensors"), f"state-{of}"
 
 
 @dataclass(frozen=True)
@@ -114,7 +163,12 @@ class Names:
 
 
 def plan(
-    ws: Workspace, method: Score, target_name: str | None, names: Names, models: Mapping[str, ModelChoice]
+    ws: Workspace,
+    method: Score,
+    target_name: str | None,
+    names: Names,
+    models: Mapping[str, ModelChoice],
+    looks: Looks | None = None,
 ) -> list[Job]:
     """The tables of a score, in the order they are made: its vectors, where it has them, and then the score.
 
@@ -128,19 +182,25 @@ def plan(
     target = load_target(ws, target_name) if method.uses_target and target_name else None
     if on_vectors and target is None and names.vectors and names.score:
         raise CurateError(f"without a target '{method.name}' stores its vectors only: leave out --name {names.score}.")
+    looks = looks or Looks()
     shards, jobs, vectors = ws.require_pool(), [], None
     if on_vectors:
-        its = names.vectors or (names.score if target is None else None) or method.name
+        its = vectors_name(method, names, target is not None)
         ws.check_name(its, "vectors")
-        vectors = Job(ws, its, method, target, shards, dict(models), "vectors")
+        vectors = Job(ws, its, method, target, shards, dict(models), "vectors", looks=looks)
         jobs.append(vectors)
     if target or not on_vectors:
         made_of = vectors.name if vectors else method.name
         name = names.score or default_score_name(made_of, target.name if target else None)
         ws.check_name(name, "score")
-        jobs.append(Job(ws, name, method, target, shards, dict(models), vectors=vectors))
+        jobs.append(Job(ws, name, method, target, shards, dict(models), vectors=vectors, looks=looks))
         _refuse_hidden_columns(jobs[-1])
     return jobs
+
+
+def vectors_name(method: Score, names: Names, with_target: bool) -> str:
+    """What the vectors of a method are called; without a target --name is theirs."""
+    return names.vectors or (names.score if not with_target else None) or method.name
 
 
 def models_of(method: Score, models: Models, others: Sequence[Score]) -> dict[str, ModelChoice]:
@@ -213,6 +273,8 @@ def groups(jobs: Sequence[Job]) -> list[list[Job]]:
 
 
 def _agree(job: Job, group: Sequence[Job]) -> bool:
+    if job.both_ways != group[0].both_ways or job.checkpoints != group[0].checkpoints:
+        return False
     models = {role: choice for other in group for role, choice in other.models.items()}
     shared = set(models) & set(job.models)  # models that nothing shares need not be in memory together
     return bool(shared) and all(models[role] == job.models[role] for role in shared)
@@ -243,6 +305,14 @@ def refuse_other_recipe(old: dict[str, Any] | None, job: Job) -> None:
             if key in SHAPING and before != value:
                 what = f"another {role} model or another {key} of it"
                 raise CurateError(f"{job} {verb} made with {what} ({before}, not {value}); {remedy}")
+    for before, now in zip(old.get("checkpoints", []), job.recipe.get("checkpoints", []), strict=False):
+        if (before["weights"], before["optimizer"]) != (now["weights"], now["optimizer"]):
+            raise CurateError(
+                f"{job} {verb} made with another checkpoint ({before['name']}, not {now['name']}); {remedy}"
+            )
+    if len(old.get("checkpoints", [])) != len(job.recipe.get("checkpoints", [])):
+        had, has = len(old.get("checkpoints", [])), len(job.recipe.get("checkpoints", []))
+        raise CurateError(f"{job} {verb} made with {had} checkpoints, not {has}; {remedy}")
     for key, value in job.recipe["settings"].items():
         if old["settings"].get(key) != value:
             before = old["settings"].get(key)

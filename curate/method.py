@@ -113,7 +113,7 @@ class Score(Method):
         """The pass that makes a vector of each of a target's samples, where it is another."""
         return self.vectors()
 
-    def warmup(self) -> Warmup | None:
+    def warm_up(self) -> Warmup | None:
         """The training whose checkpoints it looks at where none are given; null where there is none."""
         return None
 

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from curate.method import Columns, Score
-from curate.vectors import Vectors
+from curate.vectors import Vectors, side_by_side
+
+_SHARES = b"shares"  # of the schema's metadata: what each part of the vectors counts for
 
 
 def score_table(ids: pa.Array, columns: Columns, method: Score, failed: Mapping[int, str] | None = None) -> pa.Table:
@@ -56,30 +60,57 @@ def _map_column(subtasks: Mapping[str, np.ndarray], good: np.ndarray) -> pa.Arra
 # --- vectors ---------------------------------------------------------------------------------------------
 
 
-def vector_table(ids: pa.Array, columns: Columns, subtasks: pa.Array | None = None) -> pa.Table:
-    """The vectors of samples: of unit length in float16, their norm, null with a reason where there is none."""
-    found = Vectors.of(np.asarray(columns["vector"]), columns.get("error"))
+def vector_table(
+    ids: pa.Array, columns: Columns, subtasks: pa.Array | None = None, shares: Sequence[float] = ()
+) -> pa.Table:
+    """The vectors of samples: of unit length in float16, their norm, null with a reason where there is none.
+
+    Vectors in parts are in the columns vector_1, norm_1, …; shares: what each part counts for, which add up to 1.
+    """
+    raw, n = np.asarray(columns["vector"]), len(ids)
+    found = Vectors.of(raw, columns.get("error"))
     none = ~found.there
-    numbers = pa.array(found.unit.astype(np.float16).ravel())
-    table = {
-        "id": ids.cast(pa.string()),
-        "vector": pa.FixedSizeListArray.from_arrays(numbers, found.unit.shape[1], mask=pa.array(none)),
-        "norm": pa.array(found.norm, mask=none),
-        "error": pa.array(found.error, pa.string(), mask=~none),
-    }
-    return pa.table({**table, "subtask": subtasks} if subtasks is not None else table)
+    table: dict[str, Any] = {"id": ids.cast(pa.string())}
+    for part, (name, norm) in enumerate(vector_columns(raw.shape[1] if raw.ndim == 3 else 0)):
+        one = Vectors.of(raw if raw.ndim == 2 else raw[:, part], found.error)
+        numbers = pa.array(one.unit.astype(np.float16).ravel())
+        table[name] = pa.FixedSizeListArray.from_arrays(numbers, one.unit.shape[1], mask=pa.array(none))
+        table[norm] = pa.array(one.norm, mask=none)
+    table["error"] = pa.array(found.error, pa.string(), mask=~none)
+    made = pa.table({**table, "subtask": subtasks} if subtasks is not None else table)
+    assert made.num_rows == n
+    return made.replace_schema_metadata({_SHARES: json.dumps(list(shares))}) if raw.ndim == 3 else made
+
+
+def vector_columns(parts: int) -> list[tuple[str, str]]:
+    """The columns of vectors and their norms; parts: 0 where they are not in parts."""
+    return [(f"vector_{i}", f"norm_{i}") for i in range(1, parts + 1)] or [("vector", "norm")]
+
+
+def parts_of(names: Iterable[str]) -> int:
+    """Of how many parts vectors are, by the names of their columns; 0 where they are not in parts."""
+    return sum(name.startswith("vector_") for name in names)
 
 
 def vectors_of(table: pa.Table) -> Vectors:
     """Vectors as they are stored: float16 [N, D], zero where there is none. Copies nothing that is in one piece."""
     table = table.combine_chunks()
-    column = table["vector"].chunk(0) if table.num_rows else pa.array([], table["vector"].type)
+    count = parts_of(table.column_names)
+    units = [_unit(table, name) for name, _ in vector_columns(count)]
+    norms = [table[norm].to_numpy(zero_copy_only=False).astype(np.float32) for _, norm in vector_columns(count)]
+    error = np.array([why or "" for why in table["error"].to_pylist()], object)
+    subtasks = table["subtask"].to_pylist() if "subtask" in table.column_names else ()
+    if not count:
+        return Vectors(units[0], norms[0], error, tuple(subtasks))
+    shares = json.loads((table.schema.metadata or {}).get(_SHARES, b"[]"))
+    return Vectors(side_by_side(np.stack(units, 1), shares), np.stack(norms, 1), error, tuple(subtasks))
+
+
+def _unit(table: pa.Table, name: str) -> np.ndarray:
+    column = table[name].chunk(0) if table.num_rows else pa.array([], table[name].type)
     width, start = column.type.list_size, column.offset
     unit = column.values.to_numpy(zero_copy_only=False)[start * width : (start + len(column)) * width]
     unit = unit.reshape(len(column), width)
     if column.null_count:
         unit = np.where(column.is_null().to_numpy(zero_copy_only=False)[:, None], np.float16(0), unit)
-    norm = table["norm"].to_numpy(zero_copy_only=False).astype(np.float32)
-    error = np.array([why or "" for why in table["error"].to_pylist()], object)
-    subtasks = table["subtask"].to_pylist() if "subtask" in table.column_names else ()
-    return Vectors(unit, norm, error, tuple(subtasks))
+    return unit

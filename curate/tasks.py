@@ -17,8 +17,9 @@ import pyarrow as pa
 
 from curate.errors import CurateError, CurateFailure
 from curate.lineage import aim_stamp, target_vectors
-from curate.method import Arrays, Columns, Pass, Score, Target
-from curate.models.load import ModelChoice
+from curate.method import Score, Target
+from curate.models.load import CheckpointChoice, ModelChoice
+from curate.passes import Arrays, Columns, Pass, Slope
 from curate.shards import ROW_GROUP, Parts, read_arrays, read_table, row_groups, size
 from curate.storage import Location, remove_tree
 from curate.tables import score_table, vector_table, vectors_of
@@ -26,7 +27,7 @@ from curate.text import Text
 from curate.workspace import Shard
 
 if TYPE_CHECKING:
-    from curate.models.forward import Model, Usage
+    from curate.models.forward import Usage, Way
 
 ROW_COST = 64  # what a row takes beside its text, as characters of text
 _GROUP_NUMBERS = 1 << 24  # numbers of vectors in a row group
@@ -90,6 +91,7 @@ class Work:
 
     index: of the pass. state: the file of the pass before. into: the folder of partials, or of the table's parts.
     fingerprint: of the table. kind: what the last pass makes. vectors: the folder of those the score is made of.
+    shares: what each part of vectors counts for.
     """
 
     method: Score
@@ -100,6 +102,7 @@ class Work:
     fingerprint: str
     kind: Literal["score", "vectors"] = "score"
     vectors: Location | None = None
+    shares: tuple[float, ...] = ()
 
     def run_task(self, task: Unit | Merge) -> float:
         """Do a task and commit its result. Returns its FLOPs. Raises CurateFailure where the method fails."""
@@ -108,10 +111,7 @@ class Work:
             remove_tree(units_of_part(self.into, task.shard).folder)
             return 0.0
         if self.step.reduce:
-            partial, failed = self.partial(task)
-            stored = {str(row): why for row, why in failed.items()}
-            name = partial_name(task)
-            self.partials.commit(name, partial, rows=task.samples, shard=task.shard.sha256, failed=stored)
+            self.commit_partial(task, *self.partial(task))
         else:
             self.commit(task, self._table(task))
         return self.step.flops(self.given) * task.samples if self.step.flops else 0.0
@@ -126,6 +126,10 @@ class Work:
         """What the pass leaves of a unit, and the rows that failed."""
         partial, _, failed = self._mapped(unit)
         return partial, failed
+
+    def commit_partial(self, unit: Unit, partial: Arrays, failed: Mapping[int, str]) -> None:
+        stored = {str(row): why for row, why in failed.items()}
+        self.partials.commit(partial_name(unit), partial, rows=unit.samples, shard=unit.shard.sha256, failed=stored)
 
     def partial_again(self, unit: Unit) -> Arrays:
         """A partial as committed; computed and committed anew where its bytes are damaged."""
@@ -168,7 +172,7 @@ class Work:
     def table(self, ids: pa.Array, columns: Columns, failed: Mapping[int, str] | None = None) -> pa.Table:
         """What the last pass returned, as it is stored."""
         if self.kind == "vectors":
-            return vector_table(ids, columns)
+            return vector_table(ids, columns, shares=self.shares)
         return score_table(ids, columns, self.method, failed)
 
     def _table(self, unit: Unit) -> pa.Table:
@@ -198,10 +202,17 @@ class Work:
     def commit_aim(self, columns: Columns) -> None:
         assert self.target is not None
         ids, subtasks = self.target.text.frame["id"].to_arrow(), pa.array(self.target.subtasks, pa.string())
-        table, stamp = vector_table(ids, columns, subtasks), aim_stamp(self.fingerprint, self.target)
+        table = vector_table(ids, columns, subtasks, self.shares)
+        stamp = aim_stamp(self.fingerprint, self.target)
         target_vectors(self.into).commit(self.target.name, table, **stamp)
 
     # Both
+
+    @cached_property
+    def target_step(self) -> Pass:
+        """The pass that makes vectors of the target's samples, or the one that this is."""
+        vectors = self.method.target_vectors() if self.kind == "vectors" else None
+        return vectors or self.step
 
     @cached_property
     def step(self) -> Pass:
@@ -282,66 +293,92 @@ class Work:
 
 @dataclass(frozen=True)
 class ModelWork:
-    """Scores whose samples go through models together. Each score is of one pass. models: by role."""
+    """Passes of scores whose samples go through models together. models: by role. checkpoints: of the base model, where
+    they go through it both ways."""
 
     works: tuple[Work, ...]
     models: Mapping[str, ModelChoice]
+    checkpoints: tuple[CheckpointChoice, ...] = ()
 
     def run_task(self, task: Unit | Merge | Aim) -> Usage | None:
         """Do a task for every table that lacks it. Returns what it cost, where the model was at work."""
+        if self.works[0].step.reduce:
+            return self._count(task)
         if isinstance(task, Aim):
             return self._aim(task)
         works = [work for work in self.works if not work.has(task.shard)]
         if isinstance(task, Unit):
             works = [work for work in works if not work.has_unit(task)]
-            return self._forward(task, works) if works else None
+            return self._through(task, works) if works else None
         for unit in task.units:
             if damaged := [work for work in works if not work.reads(unit)]:
-                self._forward(unit, damaged)
+                self._through(unit, damaged)
         for work in works:
             work.run_task(task)
         return None
+
+    def _count(self, task: Unit | Merge | Aim) -> Usage:
+        """What a counting pass adds up, of a unit of the pool or of the target."""
+        (work,) = self.works
+        assert not isinstance(task, Merge)
+        if isinstance(task, Aim):
+            samples = self._of_target(work)
+        else:
+            rows = read_table(task.shard.path, Text.schema.names, (task.start, task.stop))
+            samples = rows.select(["messages", "text"]).to_pylist()
+        (columns,), usage = self._columns(samples, [work.step], [work.given], task)
+        partial = {name: value for name, value in columns.items() if name != "error"}
+        if isinstance(task, Aim):
+            work.partials.commit(str(task), partial)
+        else:
+            work.commit_partial(task, partial, {})
+        return usage
+
+    def _of_target(self, work: Work) -> list[dict[str, Any]]:
+        assert work.target is not None
+        return work.target.text.frame.select("messages", "text").to_dicts()
 
     def _aim(self, task: Aim) -> Usage | None:
         works = [work for work in self.works if work.aims()]
         if not works:
             return None
-        target = works[0].target
-        assert target is not None
-        columns, usage = self._columns(target.text.frame.select("messages", "text").to_dicts(), works, task)
+        samples = self._of_target(works[0])
+        columns, usage = self._columns(samples, [w.target_step for w in works], [w.given for w in works], task)
         for work, its in zip(works, columns, strict=True):
             work.commit_aim(its)
         return usage
 
-    def _forward(self, unit: Unit, works: list[Work]) -> Usage:
+    def _through(self, unit: Unit, works: list[Work]) -> Usage:
         rows = read_table(unit.shard.path, Text.schema.names, (unit.start, unit.stop))
-        columns, usage = self._columns(rows.select(["messages", "text"]).to_pylist(), works, unit)
+        samples = rows.select(["messages", "text"]).to_pylist()
+        columns, usage = self._columns(samples, [work.step for work in works], [work.given for work in works], unit)
         for work, its in zip(works, columns, strict=True):
             work.commit(unit, work.table(rows["id"], its))
         return usage
 
     def _columns(
-        self, samples: list[dict[str, Any]], works: Sequence[Work], task: Unit | Aim
+        self, samples: list[dict[str, Any]], steps: Sequence[Pass], states: Sequence[Any], task: Unit | Aim
     ) -> tuple[list[Columns], Usage]:
-        """The columns of each work for all samples, which go through the models once, and what they cost."""
+        """The columns of each pass for all samples, which go through the models once, and what they cost."""
         from curate.models.forward import score_samples
 
-        passes = {str(i): work.step for i, work in enumerate(works)}
-        given = {str(i): work.given for i, work in enumerate(works)}
+        passes, given = ({str(i): one for i, one in enumerate(some)} for some in (steps, states))
         try:
             columns, usage = score_samples(self._loaded, samples, passes, given)
         except CurateError:
             raise
         except Exception as error:
-            raise works[0].failure(f"on {task}", error) from error
-        return [columns[str(i)] for i in range(len(works))], usage
+            raise self.works[0].failure(f"on {task}", error) from error
+        return [columns[str(i)] for i in range(len(steps))], usage
 
     @cached_property
-    def _loaded(self) -> dict[str, Model]:
+    def _loaded(self) -> Mapping[str, Way]:
         """The models, loaded once in each worker."""
-        from curate.models.roles import load_roles
+        from curate.roles import load_roles
 
-        return load_roles(self.models)
+        legs = [leg for work in self.works for step in (work.step, work.target_step) for leg in step.legs.values()]
+        moments = any(isinstance(leg, Slope) and leg.moments for leg in legs)
+        return load_roles(self.models, self.checkpoints, moments)
 
 
 def units_of_part(folder: Location, shard: Shard) -> Parts:

@@ -21,6 +21,9 @@ class Vectors:
     unit: [N, D] of length 1, float16 as stored or wider; zero where there is none. norm: float32 [N], the length
     before; not a number where there is none. error: object [N], why there is none, '' where there is one. subtasks: of
     a target's samples, the sub-task of each.
+
+    Vectors in C parts (one of each checkpoint) are their parts' unit vectors side by side, each times the root of its
+    share, so that an inner product is the mean of the parts' cosines by their shares; norm is then [N, C].
     """
 
     unit: np.ndarray
@@ -29,16 +32,27 @@ class Vectors:
     subtasks: tuple[str, ...] = ()
 
     @classmethod
-    def of(cls, raw: np.ndarray, error: Sequence[str] | None = None, subtasks: Sequence[str] = ()) -> Vectors:
-        """Vectors of any length, [N, D]; one that is zero or not finite is none, with the reason."""
+    def of(
+        cls,
+        raw: np.ndarray,
+        error: Sequence[str] | np.ndarray | None = None,
+        subtasks: Sequence[str] = (),
+        shares: Sequence[float] = (),
+    ) -> Vectors:
+        """Vectors of any length, [N, D], or in parts [N, C, D]; one that is zero or not finite is none, with the
+        reason."""
         reasons = np.full(len(raw), "", object) if error is None else np.array(error, object)
         wide = np.asarray(raw, np.float64 if raw.dtype == np.float64 else np.float32)
-        norm = np.linalg.norm(wide, axis=1)
-        there = np.isfinite(norm) & (norm > 0) & (reasons == "")
+        norm = np.linalg.norm(wide, axis=-1)
+        sound = np.isfinite(norm) & (norm > 0)
+        there = (sound if raw.ndim == 2 else sound.all(1)) & (reasons == "")
         reasons = np.where(there | (reasons != ""), reasons, "its vector is zero or not finite")
-        unit = np.zeros_like(wide)
-        np.divide(wide, norm[:, None], out=unit, where=there[:, None])
-        return cls(unit, np.where(there, norm, np.nan).astype(np.float32), reasons, tuple(subtasks))
+        parts = wide if raw.ndim == 3 else wide[:, None]
+        unit = np.zeros_like(parts)
+        np.divide(parts, norm.reshape(len(raw), -1, 1), out=unit, where=there[:, None, None])
+        beside = there if raw.ndim == 2 else there[:, None]
+        norm = np.where(beside, norm, np.nan).astype(np.float32)
+        return cls(side_by_side(unit, shares), norm, reasons, tuple(subtasks))
 
     def __len__(self) -> int:
         return len(self.unit)
@@ -52,6 +66,15 @@ class Vectors:
         """Some of them, by position or by truth."""
         some = tuple(np.array(self.subtasks, object)[rows]) if self.subtasks else ()
         return Vectors(self.unit[rows], self.norm[rows], self.error[rows], some)
+
+
+def side_by_side(parts: np.ndarray, shares: Sequence[float]) -> np.ndarray:
+    """Unit vectors in parts [N, C, D] as one each, [N, C D]; shares: of the parts, which add up to 1; empty: equal."""
+    count = parts.shape[1]
+    if count > 1:
+        roots = np.sqrt(np.asarray(shares or [1 / count] * count, np.float64))
+        parts = (parts.astype(np.promote_types(parts.dtype, np.float32)) * roots[:, None]).astype(parts.dtype)
+    return parts.reshape(len(parts), -1)
 
 
 def similarities(unit: np.ndarray, others: np.ndarray) -> np.ndarray:

@@ -84,13 +84,15 @@ def by_owner(owners: Sequence[str], method_names: Sequence[str], settings: Seque
     return mine
 
 
-def models_of(given: Sequence[str], settings: dict[str, str]) -> dict[str, ModelChoice]:
-    """Role -> model; a MODEL without a role is the first of each method's."""
+def models_of(given: Sequence[str], settings: dict[str, str], nameless: bool = False) -> dict[str, ModelChoice]:
+    """Role -> model; a MODEL without a role is the first of each method's. nameless: settings may come without one."""
     found = {}
     for text in given:
         role, equals, name = text.partition("=")
         role, name = (role, name) if equals and role.isidentifier() else ("", text)
         found[role] = kinds.with_settings(ModelChoice, {"name": name, **settings}, "the model")
+    if settings and not found and nameless:
+        return {"": kinds.with_settings(ModelChoice, {"name": "", **settings}, "the model")}
     if settings and not found:
         raise CurateError(f"--set model.{next(iter(settings))}=…: say which model, by --model.")
     return found

@@ -49,6 +49,14 @@ from curate.workspace import Workspace
     "a ROLE it is the base model; of embed, asked for alone, the encoder.",
 )
 @click.option(
+    "--checkpoints",
+    multiple=True,
+    metavar="RUN | FOLDER[@LR]",
+    help="Whose gradients are taken, in place of --model: a run; a checkpoint's folder (a whole model, or peft's "
+    "adapter; its optimizer.pt beside it); or one that holds checkpoint-100, …. LR: where nothing says at what rate it "
+    "was trained.",
+)
+@click.option(
     "--vectors",
     "vectors_names",
     multiple=True,
@@ -67,6 +75,7 @@ def score(
     given_names: tuple[str, ...],
     settings: tuple[str, ...],
     model_names: tuple[str, ...],
+    checkpoints: tuple[str, ...],
     vectors_names: tuple[str, ...],
     executor_name: str,
     workers: int | None,
@@ -93,7 +102,8 @@ def score(
         vectors=vectors,
         fresh=fresh,
         executor=executor,
-        models=models_of(model_names, own["model"]),
+        models=models_of(model_names, own["model"], nameless=bool(checkpoints)),
+        checkpoints=checkpoints,
         dry_run=dry_run,
     )
     say(results, as_json, "\n".join(_scored(r, dry_run) for r in results))

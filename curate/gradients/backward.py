@@ -11,6 +11,7 @@ from __future__ import annotations
 import inspect
 import json
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -23,13 +24,13 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from curate.errors import CurateError
-from curate.gradients.checkpoints import Checkpoint, Moments, load_moments, plain
+from curate.gradients.checkpoints import Moments, load_moments, plain
 from curate.gradients.per_sample import PerSample
 from curate.gradients.tape import Tape
 from curate.models.flops import FORWARD, TRAINING, TrainingFlops, counted, forward_flops, paper_flops
 from curate.models.forward import UNSUPERVISED, Usage, wide
 from curate.models.language_model import LanguageModel
-from curate.models.load import ADAPTER, ModelChoice, load, resolve
+from curate.models.load import ADAPTER, CheckpointChoice, ModelChoice, base_of, load, resolve
 from curate.models.tokens import Encoded
 
 PHASES = ("forward", "backward", "projection")  # of the ledger; the last is all that is made of gradients
@@ -37,13 +38,14 @@ PHASES = ("forward", "backward", "projection")  # of the ledger; the last is all
 
 @dataclass(frozen=True)
 class At:
-    """A model at one of its checkpoints. shapes: of the parameters whose gradients are taken. moments: null where the
-    optimizer's state was not asked for."""
+    """A model at one of its checkpoints, and which of them. shapes: of the parameters whose gradients are taken.
+    moments: null where the optimizer's state was not asked for."""
 
     shapes: Mapping[str, tuple[int, ...]]
     device: torch.device
     dtype: torch.dtype
-    checkpoint: Checkpoint
+    checkpoint: CheckpointChoice
+    index: int = 0
     moments: Moments | None = None
 
     @cached_property
@@ -68,7 +70,7 @@ class Backward:
     Of an adapter the gradients are those of its matrices, of a whole model those of all parameters.
     """
 
-    def __init__(self, checkpoints: Sequence[Checkpoint], moments: bool = False):
+    def __init__(self, checkpoints: Sequence[CheckpointChoice], moments: bool = False):
         self.checkpoints, self._moments, self._index = tuple(checkpoints), moments, -1
         self.go(0)
 
@@ -76,7 +78,7 @@ class Backward:
     def of(cls, lm: LanguageModel) -> Backward:
         """A model that is in memory, as it is: of its trained parameters, or of all where none is."""
         self = cls.__new__(cls)
-        self.checkpoints, self._moments, self._index = (Checkpoint(lm.choice),), False, 0
+        self.checkpoints, self._moments, self._index = (CheckpointChoice(lm.choice),), False, 0
         self._take(lm)
         self.at = self._at(self.checkpoints[0])
         return self
@@ -91,7 +93,7 @@ class Backward:
                 _copy_adapter(folder, self.parameters)
             else:
                 self._take(_loaded(checkpoint.model, folder))
-            self.at, self._index = self._at(checkpoint), index
+            self.at, self._index = self._at(checkpoint, index), index
         return self.at
 
     def _take(self, lm: LanguageModel) -> None:
@@ -106,11 +108,11 @@ class Backward:
         with self.tape.recording():
             self._flops = TrainingFlops(model)
 
-    def _at(self, checkpoint: Checkpoint) -> At:
+    def _at(self, checkpoint: CheckpointChoice, index: int = 0) -> At:
         first = next(iter(self.parameters.values()))
         shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}
         moments = load_moments(checkpoint, self.parameters) if self._moments else None
-        return At(shapes, first.device, torch.promote_types(first.dtype, torch.float32), checkpoint, moments)
+        return At(shapes, first.device, torch.promote_types(first.dtype, torch.float32), checkpoint, index, moments)
 
     # --- a batch -----------------------------------------------------------------------------------------
 
@@ -220,8 +222,10 @@ def _loaded(choice: ModelChoice, folder: Path) -> LanguageModel:
         return LanguageModel(choice)
     import peft
 
-    model, tokenizer = load(replace(choice, name=str(_config(folder)["base_model_name_or_path"])))
-    adapter = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    model, tokenizer = load(replace(choice, name=base_of(folder)))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by names that are to go
+        adapter = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     return LanguageModel(choice, (adapter.get_base_model(), tokenizer))
 
 

@@ -17,20 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from curate.errors import CurateError
-from curate.models.load import ModelChoice
-
-OPTIMIZERS = ("optimizer.safetensors", "optimizer.pt", "optimizer.bin")
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """model: whose folder holds a whole model, or peft's adapter. lr: the mean learning rate of the steps since the
-    checkpoint before; null where nobody says. optimizer: the file with its state; '' where there is none."""
-
-    model: ModelChoice
-    lr: float | None = None
-    optimizer: str = ""
-    step: int = 0
+from curate.models.load import OPTIMIZERS, CheckpointChoice
 
 
 @dataclass(frozen=True)
@@ -47,7 +34,7 @@ def plain(name: str) -> str:
     return name.removeprefix("base_model.model.").replace(".default.", ".").removesuffix(".default")
 
 
-def load_moments(checkpoint: Checkpoint, parameters: Mapping[str, nn.Parameter]) -> Moments:
+def load_moments(checkpoint: CheckpointChoice, parameters: Mapping[str, nn.Parameter]) -> Moments:
     """The optimizer's state of the trained parameters, on their device.
 
     Raises CurateError where there is none, or it is of other parameters.

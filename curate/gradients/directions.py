@@ -32,12 +32,17 @@ def forward_mode(model: Backward, ids: Tensor, supervised: Tensor, directions: M
     names = {own: of[id(p)] for own, p in whole.named_parameters() if id(p) in of}
     values = {own: p.detach() for own, p in whole.named_parameters() if own in names}
     found = []
-    for k in range(len(next(iter(directions.values())))):
+    for k in range(count_of(directions)):
         along = {own: directions[names[own]][k].to(value) for own, value in values.items()}
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():  # the fused kernels know no forward mode
             warnings.simplefilter("ignore", DeprecationWarning)  # torch's, of its own torch.jit.script
             found.append(jvp(lambda at: functional_call(whole, at, (ids, supervised)), (values,), (along,))[1])
     return torch.stack(found, dim=1).double()
+
+
+def count_of(directions: Mapping[str, Tensor]) -> int:
+    """How many directions there are."""
+    return len(next(iter(directions.values())))
 
 
 class _Losses(nn.Module):

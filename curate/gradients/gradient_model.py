@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from curate.gradients.backward import PHASES, At, Backward, finish
-from curate.gradients.checkpoints import Checkpoint
-from curate.gradients.directions import forward_mode
+from curate.gradients.directions import count_of, forward_mode
+from curate.models.flops import counted
 from curate.models.forward import Key, Usage
+from curate.models.load import CheckpointChoice
 from curate.models.tokens import Encoded, Sample
 from curate.passes import Slope, Watcher
 
@@ -21,7 +22,7 @@ from curate.passes import Slope, Watcher
 class GradientModel:
     """A language model at its checkpoints, through which samples go both ways."""
 
-    def __init__(self, checkpoints: Sequence[Checkpoint], moments: bool = False):
+    def __init__(self, checkpoints: Sequence[CheckpointChoice], moments: bool = False):
         self.backward = Backward(checkpoints, moments)
 
     @classmethod
@@ -70,6 +71,9 @@ class GradientModel:
             return self._batch(at, encoded, places, legs, states, usage)
 
         empty = self._looked(at, [], np.zeros(0, np.int64), legs, states, usage)
+        for key, leg in legs.items():
+            if leg.along:
+                empty[key] = {"dot": np.zeros((0, count_of(leg.along(at, states.get(key[0])))))}, {}
         for key, (columns, _) in empty.items():  # what there is where no sample has a gradient
             kept[key] = {name: np.full((n, *np.shape(v)[1:]), np.nan) for name, v in columns.items()}
         for places, (found, error) in self.backward.lm.through(samples, view, refused, batch):
@@ -102,7 +106,8 @@ class GradientModel:
     ) -> tuple[dict[Key, Any], np.ndarray]:
         count = self.backward.lm.choice.count_flops
         costs = {phase: self.backward.lm.usage() for phase in PHASES}
-        usage.cut += sum(one.cut for one in encoded)
+        if at.index == len(self.backward.checkpoints) - 1:  # each checkpoint cuts the same
+            usage.cut += sum(one.cut for one in encoded)
         watched = {key: leg for key, leg in legs.items() if leg.watch}
         found, error = dict[Key, Any](), np.full(len(encoded), "", object)
         if watched:
@@ -132,7 +137,7 @@ class GradientModel:
         watchers: dict[Key, Watcher] = {
             key: leg.watch(at, states.get(key[0]), places) for key, leg in legs.items() if leg.watch
         }
-        with torch.no_grad():
+        with torch.no_grad(), counted(cost, cost is not None and self.backward.lm.choice.count_flops):
             for gradient in parameters:
                 for watcher in watchers.values():
                     watcher.take(gradient)

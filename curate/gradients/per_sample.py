@@ -46,6 +46,14 @@ class PerSample(ABC):
         """Whether each one is, bool [B]."""
 
     @abstractmethod
+    def of(self, some: Tensor) -> PerSample:
+        """Those of some of the samples, by position."""
+
+    def flops(self) -> float:
+        """FLOPs of making them, of matrix products."""
+        return 0.0
+
+    @abstractmethod
     def without(self, bad: Tensor) -> PerSample:
         """The same, and zero where `bad` is true, bool [B]."""
 
@@ -87,8 +95,14 @@ class Outer(PerSample):
     def _parts(self, n: int) -> list[Outer]:
         """The same, a few samples at a time."""
         size = max(1, _BLOCK // (self.shape[0] * self.shape[1]))
-        cuts = range(0, n, size)
-        return [Outer(self.name, self.shape, self.x[a : a + size], self.e[a : a + size], self.flipped) for a in cuts]
+        return [self.of(torch.arange(a, min(a + size, n))) for a in range(0, n, size)]
+
+    def of(self, some: Tensor) -> Outer:
+        some = some.to(self.e.device)
+        return Outer(self.name, self.shape, self.x[some], self.e[some], self.flipped)
+
+    def flops(self) -> float:
+        return 2.0 * self.e.numel() * self.x.shape[2]
 
     def finite(self) -> Tensor:
         return self.e.isfinite().all(2).all(1) & self.x.isfinite().all(2).all(1)
@@ -123,6 +137,10 @@ class Scale(PerSample):
     def finite(self) -> Tensor:
         found = self.e.isfinite().all(2).all(1)
         return found if self.u is None else found & self.u.isfinite().all(2).all(1)
+
+    def of(self, some: Tensor) -> Scale:
+        some = some.to(self.e.device)
+        return Scale(self.name, self.shape, self.e[some], None if self.u is None else self.u[some])
 
     def without(self, bad: Tensor) -> Scale:
         u = None if self.u is None else self.u.masked_fill(bad[:, None, None], 0)
@@ -161,6 +179,10 @@ class Rows(PerSample):
     def finite(self) -> Tensor:
         return self.e.isfinite().all(2).all(1)
 
+    def of(self, some: Tensor) -> Rows:
+        some = some.to(self.e.device)
+        return Rows(self.name, self.shape, self.ids[some], self.e[some])
+
     def without(self, bad: Tensor) -> Rows:
         return Rows(self.name, self.shape, self.ids, self.e.masked_fill(bad[:, None, None], 0))
 
@@ -195,6 +217,12 @@ class Several(PerSample):
 
     def finite(self) -> Tensor:
         return torch.stack([part.finite() for part in self.parts]).all(0)
+
+    def of(self, some: Tensor) -> Several:
+        return Several(self.name, self.shape, [part.of(some) for part in self.parts])
+
+    def flops(self) -> float:
+        return sum(part.flops() for part in self.parts)
 
     def without(self, bad: Tensor) -> Several:
         return Several(self.name, self.shape, [part.without(bad) for part in self.parts])

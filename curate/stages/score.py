@@ -12,20 +12,19 @@ second target re-uses BM25's counts), parts by the score's fingerprint. A score 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tqdm import tqdm
-
 from curate.claims import Claim, claim
-from curate.costs import Meter, charged
+from curate.counting import Failed, Meters, counted, progress
 from curate.errors import CurateError
 from curate.executors.local import Local
 from curate.index import ensure_index
 from curate.jobs import (
     Job,
+    Looks,
     Models,
     Names,
     groups,
@@ -35,12 +34,14 @@ from curate.jobs import (
     refuse_same_names,
     refuse_unknown_roles,
     roles,
+    vectors_name,
 )
-from curate.method import Executor, Pass, Score
+from curate.method import Executor, Score
 from curate.models.load import CHARS_PER_TOKEN, ModelChoice, parameters
 from curate.shards import Parts, read_json, write_json
 from curate.storage import Location, remove_tree
-from curate.tasks import Aim, Merge, ModelWork, Unit, Work, partial_name, shard_units, units_of_part
+from curate.tasks import Aim, Merge, ModelWork, Unit, Work, shard_units, units_of_part
+from curate.warmups import looks_of
 from curate.workers import Tasks, Workers
 from curate.workspace import Shard, Workspace, recipe_file
 
@@ -78,6 +79,7 @@ def score(
     fresh: bool = False,
     executor: Executor | None = None,
     models: Models | ModelChoice | str | None = None,
+    checkpoints: Sequence[str] = (),
     dry_run: bool = False,
 ) -> list[Scored]:
     """Score every sample of the pool by each method.
@@ -89,7 +91,8 @@ def score(
     METHOD_TARGET; VECTORS_TARGET of a score made of vectors). vectors: method -> name of its vectors (default: METHOD).
     fresh: compute again beside the old table and swap; vectors that are not otherwise serve a score as they are.
     executor: who does the work (default: Local()); the bytes do not depend on it. models: the model, or role -> model,
-    for methods that need one. dry_run: say what would be computed.
+    for methods that need one. checkpoints: those that methods by gradients look at, by the name of a run or a folder,
+    in place of a model (a model without a name has the settings of theirs). dry_run: say what would be computed.
 
     Raises CurateError for a missing target, a name that is taken, or a table of other settings under the name, and
     CurateFailure where a worker is lost again and again or the method fails; the same call then goes on from there.
@@ -112,10 +115,12 @@ def score(
         raise CurateError(f"the method {twice[0]} is named twice; run it twice, each time under a --name of its own.")
     chosen = roles(models)
     refuse_unknown_roles(chosen, methods)
+    _refuse_checkpoints(checkpoints, chosen, methods)
     planned = []
     for method in methods:
         called = Names((names or {}).get(method.name), (vectors or {}).get(method.name))
-        planned.append(plan(ws, method, target, called, models_of(method, chosen, methods)))
+        its, looks = _models(ws, method, methods, chosen, checkpoints, called, target, fresh, dry_run)
+        planned.append(plan(ws, method, target, called, its, looks))
     jobs = [job for its in planned for job in its]
     refuse_same_names(jobs)
     if dry_run:
@@ -128,6 +133,42 @@ def score(
         results.append(found[id(last)])
         results[-1].vectors = found[id(before[0])] if before else None
     return results
+
+
+def _refuse_checkpoints(given: Sequence[str], models: Models, methods: Sequence[Score]) -> None:
+    """Raises CurateError for checkpoints that no method looks at, or beside a model that no method would use."""
+    if given and all(method.checkpoints == "none" for method in methods):
+        raise CurateError(
+            f"no method of {', '.join(m.name for m in methods)} looks at checkpoints; leave out --checkpoints "
+            f"{given[0]}."
+        )
+    named = next((choice.name for role, choice in models.items() if role in ("", "base") and choice.name), None)
+    if given and named and all(method.checkpoints != "none" for method in methods):
+        raise CurateError(f"with --checkpoints the model is theirs; leave out --model {named}.")
+
+
+def _models(
+    ws: Workspace,
+    method: Score,
+    methods: Sequence[Score],
+    chosen: Models,
+    checkpoints: Sequence[str],
+    called: Names,
+    target: str | None,
+    fresh: bool,
+    dry_run: bool,
+) -> tuple[dict[str, ModelChoice], Looks]:
+    """A method's models by role, and the checkpoints of its base model."""
+    if method.checkpoints == "none":
+        return models_of(method, chosen, methods), Looks()
+    vectors = vectors_name(method, called, target is not None)
+    if not checkpoints:
+        its = models_of(method, chosen, methods)
+        return its, looks_of(ws, method, its["base"], (), vectors, fresh=fresh, dry_run=dry_run)
+    bare = chosen.get("base") or chosen.get("") or ModelChoice("")
+    looks = looks_of(ws, method, bare, checkpoints, vectors)
+    base = {"": looks.checkpoints[-1].model}
+    return models_of(method, {**chosen, **base, "base": base[""]}, methods), looks
 
 
 # --- a group of scores -----------------------------------------------------------------------------------
@@ -170,7 +211,7 @@ def _work(job: Job, folder: Location) -> Work:
     """The last pass of a job, into a folder; the state of the passes before is not known yet."""
     vectors = job.vectors.folder if job.vectors else None
     last, made = len(job.passes) - 1, job.recipe["fingerprint"]
-    return Work(job.method, job.target, last, None, folder, made, job.kind, vectors)
+    return Work(job.method, job.target, last, None, folder, made, job.kind, vectors, job.shares)
 
 
 def _compute(
@@ -184,7 +225,7 @@ def _compute(
     some, failed = [], {}
     for job, work, its in zip(jobs, works, todo, strict=True):
         if its or work.aims():
-            state, failed = _counted(job, workers)
+            state, failed = counted(job, workers)
             some.append(replace(work, state=state))
     missing = {shard.name for its in todo for shard in its}
     shards = [shard for shard in jobs[0].shards if shard.name in missing]
@@ -263,53 +304,6 @@ def _missing(parts: Parts, job: Job) -> list[Shard]:
     return [shard for shard in job.shards if not stands(shard)]
 
 
-# --- counting passes -------------------------------------------------------------------------------------
-
-Failed = Mapping[str, Mapping[int, str]]  # shard -> rows a counting pass could not take -> why
-
-
-def _counted(job: Job, workers: Workers) -> tuple[Location | None, Failed]:
-    """The file of the last pass's state, computing what is missing of the counting ones."""
-    state, before, failed = None, "", {}
-    for index in range(len(job.passes) - 1):
-        parts, name = job.prepared(index, before)
-        with claim(job.ws.path, f"prepared {parts.folder.name}", wait=True) as held:
-            if parts.read(name) is None:
-                work = Work(job.method, job.target, index, state, parts.folder, "")
-                parts.sweep()
-                _count(job, workers, held, work, failed, name)
-            record = parts.record(name) or {}
-            failed = {shard: {int(row): why for row, why in rows.items()} for shard, rows in record["failed"].items()}
-            state = parts.path(name)
-        before = f"{parts.folder.name}/{name}"
-    return state, failed
-
-
-def _count(job: Job, workers: Workers, held: Claim, work: Work, failed: Failed, name: str) -> None:
-    """Map every unit that has no partial yet, and reduce all partials to the state `name`."""
-    parts, step = work.partials, job.passes[work.index]
-    assert step.reduce is not None
-    units = [u for s in job.shards for u in shard_units(s, job.unit_size, failed.get(s.name, {}))]
-    records = parts.records()
-    missing = [u for u in units if records.get(partial_name(u), {}).get("shard") != u.shard.sha256]
-    tasks = Tasks(missing)
-    with _charged([job], step) as meter:
-        with _progress([job], step, units, tasks) as bar:
-            for unit, done in workers.run(work.run_task, tasks, lambda unit: meter.begin(unit.samples)):
-                held.check()
-                meter.peak_bytes = max(meter.peak_bytes, done.peak_bytes)
-                bar.update(unit.samples)
-        state = step.reduce(work.partial_again(unit) for unit in units)
-    records = parts.records()
-    failures: dict[str, dict[str, str]] = {}
-    for unit in units:
-        if rows := records[partial_name(unit)]["failed"]:
-            failures.setdefault(unit.shard.name, {}).update(rows)
-    for old in [n for n in records if n.startswith("state-")]:
-        parts.remove(old)
-    Parts(parts.folder, parts.suffix).commit(name, state, failed=failures)
-
-
 # --- the last pass ---------------------------------------------------------------------------------------
 
 
@@ -326,7 +320,7 @@ def _score_shards(
     step, tasks = jobs[0].passes[-1], Tasks()
     if jobs[0].through_models:
         models = {role: choice for job in jobs for role, choice in job.models.items()}
-        run_task = ModelWork(tuple(works), models).run_task
+        run_task = ModelWork(tuple(works), models, jobs[0].checkpoints).run_task
     else:
         run_task = works[0].run_task
     aimed = [work.target for work in works if work.aims() and work.target]
@@ -343,19 +337,17 @@ def _score_shards(
         if not missing[shard.name]:
             tasks.add(Merge(shard, tuple(units[shard.name])))
     every = [unit for shard in todo for unit in units[shard.name]]
-    with _charged(jobs, step) as meter, _progress(jobs, step, every, tasks) as bar:
-        for task, done in workers.run(run_task, tasks, lambda task: meter.begin(task.samples)):
+    with ExitStack() as stack:
+        meters = Meters(jobs, step, stack)
+        bar = stack.enter_context(progress(jobs, step, every, tasks))
+        for task, done in workers.run(run_task, tasks, lambda task: meters.begin(task.samples)):
             for claimed in held:
                 claimed.check()
-            meter.peak_bytes = max(meter.peak_bytes, done.peak_bytes)
-            if isinstance(done.result, float):
-                meter.flops += done.result
-            elif done.result:
-                meter.add(done.result)
-                if isinstance(task, Aim):
-                    cut.target += done.result.cut
-                else:
-                    cut.pool += done.result.cut
+            meters.add(done)
+            if isinstance(task, Aim) and done.result:
+                cut.target += done.result.cut
+            elif done.result and not isinstance(done.result, float):
+                cut.pool += done.result.cut
             bar.update(task.samples)
             if isinstance(task, Unit):
                 name = task.shard.name
@@ -374,28 +366,6 @@ def _unscored(work: Work, shard: Shard, units: Sequence[Unit]) -> set[str]:
     return {unit.name for unit in units if not same <= stored.get(unit.name, {}).items()}
 
 
-def _charged(jobs: Sequence[Job], step: Pass) -> AbstractContextManager[Meter]:
-    methods, names = [job.method.name for job in jobs], ", ".join(job.name for job in jobs)
-    used = dict.fromkeys(choice.name for job in jobs for choice in job.models.values())
-    model = {"model": ", ".join(used)} if used else {}
-    return charged(jobs[0].ws.path, "score", methods=methods, name=names, phase=step.name, **model)
-
-
-@contextmanager
-def _progress(jobs: Sequence[Job], step: Pass, every: Sequence[Unit], todo: Tasks) -> Iterator[Any]:
-    rows, left = sum(unit.samples for unit in every), todo.samples()
-    with tqdm(
-        total=max(rows, left),
-        initial=max(rows - left, 0),
-        desc=f"{', '.join(job.name for job in jobs)}: {step.name}",
-        unit=" samples",
-        unit_scale=True,
-        disable=None,  # quiet where stderr is no terminal
-        leave=False,
-    ) as bar:
-        yield bar
-
-
 def _dry(job: Job, fresh: bool) -> Scored:
     result = Scored(job.name, job.method.name, job.recipe.get("target"), job.kind)
     before = ""
@@ -410,7 +380,8 @@ def _dry(job: Job, fresh: bool) -> Scored:
             todo = job.shards if _anew(job, fresh) else _missing(Parts(job.folder), job)
         chars = sum(shard.n_chars for shard in todo)
         ways = {(job.models[leg.model], leg.view) for leg in step.legs.values()}
-        flops = sum(2 * parameters(choice) * chars / CHARS_PER_TOKEN for choice, _ in ways)
+        passes = 4 * len(job.looks.checkpoints) if job.both_ways else 2
+        flops = sum(passes * parameters(choice) * chars / CHARS_PER_TOKEN for choice, _ in ways)
         result.planned.append(
             {
                 "pass": step.name,

@@ -191,14 +191,18 @@ def _vectors(ws: Workspace, frame: pa.Table, state: TableState) -> Vectors:
     place = np.full(ws.n_rows(), -1, np.int64)  # of each row of the pool among the candidates
     place[frame["row"].to_numpy()] = np.arange(frame.num_rows)
     parts, unit = Parts(ws.table_folder("vectors", state.name)), None
-    norm, error = np.full(frame.num_rows, np.nan, np.float32), np.full(frame.num_rows, "is not encoded yet", object)
+    norm, error = None, np.full(frame.num_rows, "is not encoded yet", object)
     for shard in state.done:
-        found = vectors_of(read_table(parts.path(shard.name), ["vector", "norm", "error"]))
+        found = vectors_of(read_table(parts.path(shard.name)))
         mine = place[shard.start : shard.start + shard.rows]
         rows = np.flatnonzero(mine >= 0)
-        unit = np.zeros((frame.num_rows, found.unit.shape[1]), np.float16) if unit is None else unit
+        if unit is None or norm is None:
+            unit = np.zeros((frame.num_rows, found.unit.shape[1]), np.float16)
+            norm = np.full((frame.num_rows, *found.norm.shape[1:]), np.nan, np.float32)
         unit[mine[rows]], norm[mine[rows]], error[mine[rows]] = found.unit[rows], found.norm[rows], found.error[rows]
-    return Vectors(np.zeros((frame.num_rows, 0), np.float16) if unit is None else unit, norm, error)
+    if unit is None or norm is None:
+        return Vectors(np.zeros((frame.num_rows, 0), np.float16), np.full(frame.num_rows, np.nan, np.float32), error)
+    return Vectors(unit, norm, error)
 
 
 def _candidates(ws: Workspace, choice: Choice) -> pa.Table:

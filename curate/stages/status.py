@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from curate import query
-from curate.index import index_problem, record_of
+from curate.index import index_words
 from curate.lineage import score_state, table_state, target_vectors
 from curate.shards import read_json
 from curate.workspace import Workspace
@@ -73,7 +73,7 @@ def _vectors(ws: Workspace, name: str) -> dict[str, Any]:
         "targets": ", ".join(target_vectors(ws.table_folder("vectors", name)).names()),
         "rows": state.rows,
         "nulls": state.nulls,
-        "index": index_problem(ws, name) or str(record_of(ws, name)),
+        "index": index_words(ws, name),
         "state": problem or "complete",
         "command": state.command() if problem else None,
     }

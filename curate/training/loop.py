@@ -66,8 +66,8 @@ class Data:
 class Done:
     """A step that was taken.
 
-    last_of_epoch: whether the epoch ends with it. metrics: the row of the table `metrics`. documents, weight, loss, measure: of all samples of the step, [n]. usage:
-    what it cost, by phase.
+    last_of_epoch: whether the epoch ends with it. metrics: the row of the table `metrics`. documents, weight, loss,
+    measure: of all samples of the step, [n]. usage: what it cost, by phase.
     """
 
     step: int

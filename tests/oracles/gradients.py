@@ -32,3 +32,41 @@ def flat(gradients: Mapping[str, Tensor]) -> Tensor:
 
 def dots(a: Sequence[Tensor], b: Sequence[Tensor]) -> Tensor:
     return torch.stack([torch.stack([x @ y for y in b]) for x in a])
+
+
+# --- LESS, straight from its description ---------------------------------------------------------------------
+
+
+def gamma(g: Tensor, m: Tensor, v: Tensor, t: int, variant: str) -> Tensor:
+    """Adam's step on one gradient, number by number."""
+    found = []
+    for gradient, mean, square in zip(g.tolist(), m.tolist(), v.tolist(), strict=True):
+        mean = 0.9 * mean + 0.1 * gradient
+        square = 0.999 * square + 0.001 * gradient**2
+        if variant == "code":
+            found.append(mean / (square + 1e-8) ** 0.5)
+        else:
+            found.append((mean / (1 - 0.9 ** (t + 1))) / ((square / (1 - 0.999 ** (t + 1))) ** 0.5 + 1e-8))
+    return torch.tensor(found, dtype=torch.float64)
+
+
+def less(
+    features: Sequence[Sequence[Tensor]],
+    targets: Sequence[Sequence[Tensor]],
+    subtasks: Sequence[str],
+    rates: Sequence[float],
+) -> list[float]:
+    """Scores from features [checkpoint][sample] and the target's gradients [checkpoint][example], all of any length."""
+    scores = []
+    for i in range(len(features[0])):
+        influence = [0.0] * len(subtasks)
+        for c, rate in enumerate(rates):
+            for j in range(len(subtasks)):
+                a, b = features[c][i], targets[c][j]
+                influence[j] += rate / sum(rates) * float(a @ b / (a.norm() * b.norm()))
+        means = []
+        for name in sorted(set(subtasks)):
+            mine = [value for value, its in zip(influence, subtasks, strict=True) if its == name]
+            means.append(sum(mine) / len(mine))
+        scores.append(max(means))
+    return scores

@@ -1,0 +1,28 @@
+"""Models by the part they play: an `encoder` gives a vector of a text, every other role is a language model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from curate.models.forward import Way
+from curate.models.language_model import LanguageModel
+from curate.models.load import CheckpointChoice, ModelChoice
+from curate.models.sentence_encoder import SentenceEncoder
+
+
+def load_roles(
+    models: Mapping[str, ModelChoice], checkpoints: Sequence[CheckpointChoice] = (), moments: bool = False
+) -> dict[str, Way]:
+    """The models, by role; one that has two roles is loaded once.
+
+    checkpoints: of the base model, where samples go through it both ways. moments: with their optimizer's state.
+    """
+    from curate.gradients.gradient_model import GradientModel
+
+    kinds = {role: SentenceEncoder if role == "encoder" else LanguageModel for role in models}
+    found: dict[str, Way] = {}
+    if checkpoints:
+        found["base"] = GradientModel(checkpoints, moments)
+        del kinds["base"]
+    loaded = {(kind, choice): kind(choice) for kind, choice in {(kinds[role], models[role]) for role in kinds}}
+    return found | {role: loaded[kinds[role], models[role]] for role in kinds}
