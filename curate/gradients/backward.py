@@ -56,10 +56,11 @@ class At:
 
 @dataclass(frozen=True)
 class Gradients:
-    """Of a batch of B samples: what each parameter's per-sample gradients are made of, and each one's mean loss,
-    float64 [B]. error: why a sample has none, '' where it has one; it is zero then."""
+    """Of a batch of B samples: what each parameter's per-sample gradients are made of, of those that have one; their
+    positions, int64; each one's mean loss, float64 [B]; and why a sample has no gradient, '' where it has one."""
 
     parameters: list[PerSample]
+    good: np.ndarray
     loss: np.ndarray
     error: np.ndarray
 
@@ -131,11 +132,14 @@ class Backward:
         parameters = list(self.tape.gradients())
         end = time.perf_counter()
         self._charge(usage, ids, supervised, lengths, middle - began, end - middle)
-        bad = ~torch.stack([g.finite() for g in parameters]).all(0) | ~losses.detach().isfinite()
-        none = supervised.sum(1) == 0
-        error = np.where(bad.cpu().numpy(), "its gradient is not finite", "").astype(object)
-        error[none.cpu().numpy()] = UNSUPERVISED
-        return Gradients([g.without(bad) for g in parameters] if bool(bad.any()) else parameters, found, error)
+        none = (supervised.sum(1) == 0).cpu().numpy()
+        finite = torch.stack([g.finite() for g in parameters]).all(0) & losses.detach().isfinite()
+        error = np.where(finite.cpu().numpy(), "", "its gradient is not finite").astype(object)
+        error[none] = UNSUPERVISED
+        good = np.flatnonzero(error == "")
+        if len(good) < len(encoded):
+            parameters = [g.of(torch.from_numpy(good)) for g in parameters]
+        return Gradients(parameters, good, found, error)
 
     def along(
         self,

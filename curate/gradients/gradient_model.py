@@ -70,7 +70,7 @@ class GradientModel:
         def batch(encoded: Sequence[Encoded], places: np.ndarray) -> Any:
             return self._batch(at, encoded, places, legs, states, usage)
 
-        empty = self._looked(at, [], np.zeros(0, np.int64), legs, states, usage)
+        empty = self._looked(at, [], np.zeros(0, np.int64), legs, states)
         for key, leg in legs.items():
             if leg.along:
                 empty[key] = {"dot": np.zeros((0, count_of(leg.along(at, states.get(key[0])))))}, {}
@@ -113,7 +113,10 @@ class GradientModel:
         if watched:
             gradients = self.backward.gradients(encoded, costs, count)
             error = gradients.error
-            found = self._looked(at, gradients.parameters, places, watched, states, usage, costs["projection"])
+            looked = self._looked(
+                at, gradients.parameters, places[gradients.good], watched, states, costs["projection"]
+            )
+            found = {key: (_spread(c, gradients.good, len(encoded)), sums) for key, (c, sums) in looked.items()}
         for key, leg in legs.items():
             if leg.along:
                 values, error = self.backward.along(encoded, leg.along(at, states.get(key[0])), forward_mode, costs)
@@ -129,7 +132,6 @@ class GradientModel:
         places: np.ndarray,
         legs: Mapping[Key, Slope],
         states: Mapping[str, Any],
-        usage: Usage,
         cost: Usage | None = None,
     ) -> dict[Key, Any]:
         """What watchers keep and add up of a batch."""
@@ -147,6 +149,17 @@ class GradientModel:
             cost.flops += sum(watcher.flops() for watcher in watchers.values())
             cost.seconds = time.perf_counter() - began
         return found
+
+
+def _spread(columns: Mapping[str, np.ndarray], good: np.ndarray, n: int) -> dict[str, np.ndarray]:
+    """Columns of some of n samples as columns of all; not a number where there is none."""
+    if len(good) == n:
+        return dict(columns)
+    found = {}
+    for name, values in columns.items():
+        found[name] = np.full((n, *values.shape[1:]), np.nan, values.dtype)
+        found[name][good] = values
+    return found
 
 
 def _joined(parts: Sequence[dict[str, Any]], stacked: bool) -> dict[str, Any]:

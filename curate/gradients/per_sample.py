@@ -53,10 +53,6 @@ class PerSample(ABC):
         """FLOPs of making them, of matrix products."""
         return 0.0
 
-    @abstractmethod
-    def without(self, bad: Tensor) -> PerSample:
-        """The same, and zero where `bad` is true, bool [B]."""
-
 
 @dataclass(frozen=True)
 class Outer(PerSample):
@@ -107,10 +103,6 @@ class Outer(PerSample):
     def finite(self) -> Tensor:
         return self.e.isfinite().all(2).all(1) & self.x.isfinite().all(2).all(1)
 
-    def without(self, bad: Tensor) -> Outer:
-        x, e = (side.masked_fill(bad[:, None, None], 0) for side in (self.x, self.e))
-        return Outer(self.name, self.shape, x, e, self.flipped)
-
 
 @dataclass(frozen=True)
 class Scale(PerSample):
@@ -141,10 +133,6 @@ class Scale(PerSample):
     def of(self, some: Tensor) -> Scale:
         some = some.to(self.e.device)
         return Scale(self.name, self.shape, self.e[some], None if self.u is None else self.u[some])
-
-    def without(self, bad: Tensor) -> Scale:
-        u = None if self.u is None else self.u.masked_fill(bad[:, None, None], 0)
-        return Scale(self.name, self.shape, self.e.masked_fill(bad[:, None, None], 0), u)
 
 
 @dataclass(frozen=True)
@@ -183,9 +171,6 @@ class Rows(PerSample):
         some = some.to(self.e.device)
         return Rows(self.name, self.shape, self.ids[some], self.e[some])
 
-    def without(self, bad: Tensor) -> Rows:
-        return Rows(self.name, self.shape, self.ids, self.e.masked_fill(bad[:, None, None], 0))
-
 
 @dataclass(frozen=True)
 class Several(PerSample):
@@ -223,9 +208,6 @@ class Several(PerSample):
 
     def flops(self) -> float:
         return sum(part.flops() for part in self.parts)
-
-    def without(self, bad: Tensor) -> Several:
-        return Several(self.name, self.shape, [part.without(bad) for part in self.parts])
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping
 
 import numpy as np
 import torch
@@ -36,10 +35,10 @@ class Lengths(Watcher):
 
 
 class Dots(Watcher):
-    """Inner products with K directions (name -> [K, *shape]), float64: the column `dot` [B, K]."""
+    """Inner products with K directions (name -> [K, *shape]), times `scale`, float64: the column `dot` [B, K]."""
 
-    def __init__(self, directions: Mapping[str, Tensor]):
-        self._directions, self._flops = directions, 0.0
+    def __init__(self, directions: Mapping[str, Tensor], scale: float = 1.0):
+        self._directions, self._scale, self._flops = directions, scale, 0.0
         self._found: list[Tensor] = []
 
     def take(self, gradient: PerSample) -> None:
@@ -50,29 +49,29 @@ class Dots(Watcher):
     def columns(self) -> Mapping[str, np.ndarray]:
         if not self._found:
             return {"dot": np.zeros((0, len(next(iter(self._directions.values())))))}
-        return {"dot": torch.stack(self._found).sum(0).cpu().numpy()}
+        return {"dot": torch.stack(self._found).sum(0).mul_(self._scale).cpu().numpy()}
 
     def flops(self) -> float:
         return self._flops
 
 
 class Totals(Watcher):
-    """Sums of the gradients over K groups of samples: KEY + the parameter's name -> [K, *shape].
+    """Sums of the gradients over K groups of samples: KEY + the parameter's name -> [K, *shape]; and KEY + count, how
+    many samples each group has, [K].
 
-    groups: which group each sample of the batch is of, int64 [B]. weights: what each group's samples count, [K].
+    groups: which group each sample of the batch is of, int64 [B].
     """
 
-    def __init__(self, groups: np.ndarray, weights: Sequence[float], key: str = ""):
-        self._groups, self._weights, self._key = groups, weights, key
-        self._sums: dict[str, Tensor] = {}
+    def __init__(self, groups: np.ndarray, k: int, key: str, count: str):
+        self._groups, self._k, self._key = groups, k, key
+        self._sums = {key + count: torch.from_numpy(np.bincount(groups, minlength=k))}
         self._flops = 0.0
 
     def take(self, gradient: PerSample) -> None:
         found = None
         for group in np.unique(self._groups):
-            some = gradient.of(torch.from_numpy(np.flatnonzero(self._groups == group)))
-            total = some.total() * self._weights[group]
-            found = total.new_zeros(len(self._weights), *gradient.shape) if found is None else found
+            total = gradient.of(torch.from_numpy(np.flatnonzero(self._groups == group))).total()
+            found = total.new_zeros(self._k, *gradient.shape) if found is None else found
             found[group] = total
         if found is not None:
             self._sums[self._key + gradient.name] = found
@@ -108,26 +107,21 @@ class Projected(Watcher):
 
 
 class Directions:
-    """Directions from a pass's state, by their keys: as tensors on the device where they are wanted, kept there."""
+    """Directions from a pass's state, KEY + the parameter's name -> [K, *shape]: as tensors on the device where they
+    are wanted, kept there."""
 
     def __init__(self, arrays: Arrays):
-        self._arrays, self._there = arrays, dict[str, dict[str, Tensor]]()
+        self._arrays = arrays
+        self._there: tuple[str, dict[str, Tensor]] = ("", {})
+        self.keys = {name.partition("/")[0] + "/" for name in arrays}
 
-    def on(self, at: At, key: str = "") -> Mapping[str, Tensor]:
-        """name -> [K, *shape]; key: what stands before the names."""
-        if key not in self._there:
-            self._there = {key: {n: torch.from_numpy(self._arrays[key + n]).to(at.device, at.dtype) for n in at.shapes}}
-        return self._there[key]
+    def on(self, at: At, key: str) -> Mapping[str, Tensor]:
+        """name -> [K, *shape] of one key; the last asked for are kept."""
+        if self._there[0] != key:
+            its = {name: torch.from_numpy(self._arrays[key + name]).to(at.device, at.dtype) for name in at.shapes}
+            self._there = (key, its)
+        return self._there[1]
 
     def length(self) -> float:
         """Of all numbers together."""
         return float(np.sqrt(sum(float(np.square(a, dtype=np.float64).sum()) for a in self._arrays.values())))
-
-
-def added(partials: Iterable[Arrays]) -> Arrays:
-    """Sums of several ranges of samples as one."""
-    found: dict[str, Any] = {}
-    for partial in partials:
-        for name, value in partial.items():
-            found[name] = found.get(name, 0.0) + value.astype(np.float64)
-    return {name: value.astype(np.float32) for name, value in found.items()}

@@ -1,0 +1,101 @@
+"""Passes that scores by gradients share: a mean gradient, of the target or of the pool, and inner products with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from curate.errors import CurateError
+from curate.passes import Arrays, Columns, Pass, Slope, Watcher
+from curate.vectors import Groups
+
+if TYPE_CHECKING:
+    from curate.gradients.backward import At
+    from curate.gradients.watchers import Directions
+
+_COUNT = "samples"  # of each group, among the sums
+
+
+def mean_gradient(groups: Groups | None, shaped_by: tuple[str, ...] = (), every: bool = False) -> Pass:
+    """The mean gradient of each group of the target's examples; without groups, of the pool.
+
+    Its state: CHECKPOINT/PARAMETER -> [K, *shape], float32. Raises CurateError where no example of a group has one.
+    """
+    over: Literal["pool", "target"] = "target" if groups else "pool"
+    legs = {"gradient": Slope(partial(_totals, groups), every=every)}
+    return Pass(f"mean of the {over}", _sums, partial(_means, groups), shaped_by=shaped_by, legs=legs, over=over)
+
+
+def products(
+    score: Callable[[np.ndarray], Columns], by: Literal["ghost", "jvp"] = "ghost", every: bool = False
+) -> Pass:
+    """Inner products of each sample's gradient with the mean ones, [B, K]; at every checkpoint, times its learning rate
+    and [B, C, K]. score: makes the columns of them."""
+    leg = Slope(partial(_dots, every), every=every) if by == "ghost" else Slope(along=_along)
+    return Pass("gradients", partial(_scored, score), open=opened, legs={"gradient": leg})
+
+
+def along_mean() -> Slope:
+    """The leg of inner products with the mean gradient, for a pass of more than these."""
+    return Slope(partial(_dots, False))
+
+
+def opened(state: Arrays) -> Directions:
+    """The mean gradients, as tensors where they are wanted."""
+    from curate.gradients.watchers import Directions
+
+    return Directions(state)
+
+
+def _key(at: At) -> str:
+    return f"{at.index}/"
+
+
+def _totals(groups: Groups | None, at: At, state: Any, places: np.ndarray) -> Watcher:
+    from curate.gradients.watchers import Totals
+
+    of_each = groups.of_each[places] if groups else np.zeros(len(places), np.int64)
+    return Totals(of_each, len(groups.labels) if groups else 1, _key(at), _COUNT)
+
+
+def _sums(legs: Mapping[str, Columns], _: Arrays) -> Columns:
+    return legs["gradient"]["sums"]
+
+
+def _means(groups: Groups | None, partials: Iterable[Arrays]) -> Arrays:
+    sums: dict[str, np.ndarray] = {}
+    for one in partials:
+        for name, value in one.items():
+            sums[name] = sums.get(name, 0.0) + value.astype(np.float64)
+    found = {}
+    for name, value in sums.items():
+        checkpoint, _, parameter = name.partition("/")
+        if parameter != _COUNT:
+            counts = sums[f"{checkpoint}/{_COUNT}"]
+            found[name] = (value / counts.reshape(-1, *[1] * (value.ndim - 1))).astype(np.float32)
+    for counts in (value for name, value in sums.items() if name.endswith(f"/{_COUNT}")):
+        if not found or not counts.all():
+            label = groups.labels[int(np.argmin(counts))] if groups else ""
+            of = f"the target's sub-task '{label}'" if label else "the target" if groups else "the pool"
+            raise CurateError(f"no sample of {of} has a finite gradient of anything supervised; edit the target.")
+    return found
+
+
+def _dots(every: bool, at: At, state: Directions, places: np.ndarray) -> Watcher:
+    from curate.gradients.watchers import Dots
+
+    if not every:
+        return Dots(state.on(at, min(state.keys)))
+    assert at.checkpoint.lr is not None
+    return Dots(state.on(at, _key(at)), at.checkpoint.lr)
+
+
+def _along(at: At, state: Directions) -> Mapping[str, Any]:
+    return state.on(at, min(state.keys))
+
+
+def _scored(score: Callable[[np.ndarray], Columns], legs: Mapping[str, Columns], _: Any) -> Columns:
+    return score(legs["gradient"]["dot"])
