@@ -23,6 +23,7 @@ _VERBS = {
     "score": "curate.stages.score",
     "sql": "curate.stages.sql",
     "neighbors": "curate.stages.neighbors",
+    "explain": "curate.stages.explain",
     "status": "curate.stages.status",
     "ledger": "curate.stages.status",
     "verify": "curate.stages.verify",
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
     from curate.stages.compare import compare as compare
     from curate.stages.drop import drop as drop
     from curate.stages.evaluate import evaluate as evaluate
+    from curate.stages.explain import explain as explain
     from curate.stages.export import export as export
     from curate.stages.export import preview as preview
     from curate.stages.ingest import ingest as ingest

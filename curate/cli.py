@@ -43,7 +43,15 @@ def cli() -> None:
 
 for command in (
     *(pool.ingest, pool.target, scoring.score, looking.status, looking.ledger, looking.verify, looking.sql),
-    *(scoring.neighbors, looking.drop, looking.methods, choosing.select, choosing.weigh, choosing.export),
+    *(
+        scoring.neighbors,
+        scoring.explain,
+        looking.drop,
+        looking.methods,
+        choosing.select,
+        choosing.weigh,
+        choosing.export,
+    ),
     *(training.train, training.evaluate, training.compare),
 ):
     cli.add_command(command)

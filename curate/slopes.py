@@ -88,13 +88,13 @@ def _dots(every: bool, at: At, state: Directions, places: np.ndarray) -> Watcher
     from curate.gradients.watchers import Dots
 
     if not every:
-        return Dots(state.on(at, min(state.keys)))
+        return Dots(state.on(at, min(state.keys, default="")))
     assert at.checkpoint.lr is not None
     return Dots(state.on(at, _key(at)), at.checkpoint.lr)
 
 
 def _along(at: At, state: Directions) -> Mapping[str, Any]:
-    return state.on(at, min(state.keys))
+    return state.on(at, min(state.keys, default=""))
 
 
 def _scored(score: Callable[[np.ndarray], Columns], legs: Mapping[str, Columns], _: Any) -> Columns:

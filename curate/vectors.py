@@ -49,7 +49,7 @@ class Vectors:
         reasons = np.where(there | (reasons != ""), reasons, "its vector is zero or not finite")
         parts = wide if raw.ndim == 3 else wide[:, None]
         unit = np.zeros_like(parts)
-        np.divide(parts, norm.reshape(len(raw), -1, 1), out=unit, where=there[:, None, None])
+        np.divide(parts, norm.reshape(*parts.shape[:2], 1), out=unit, where=there[:, None, None])
         beside = there if raw.ndim == 2 else there[:, None]
         norm = np.where(beside, norm, np.nan).astype(np.float32)
         return cls(side_by_side(unit, shares), norm, reasons, tuple(subtasks))
@@ -74,7 +74,7 @@ def side_by_side(parts: np.ndarray, shares: Sequence[float]) -> np.ndarray:
     if count > 1:
         roots = np.sqrt(np.asarray(shares or [1 / count] * count, np.float64))
         parts = (parts.astype(np.promote_types(parts.dtype, np.float32)) * roots[:, None]).astype(parts.dtype)
-    return parts.reshape(len(parts), -1)
+    return parts.reshape(len(parts), count * parts.shape[2])
 
 
 def similarities(unit: np.ndarray, others: np.ndarray) -> np.ndarray:

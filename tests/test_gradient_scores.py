@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
+import subprocess
+import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -10,8 +14,10 @@ import numpy as np
 import pytest
 import torch
 
+import curate
 from curate.gradients.backward import Backward
 from curate.gradients.gradient_model import GradientModel
+from curate.lineage import table_recipe
 from curate.method import Target
 from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
@@ -20,7 +26,10 @@ from curate.models.tokens import encode
 from curate.scores.graddot import Graddot
 from curate.scores.gradnorm import Gradnorm
 from curate.scores.gradsim import Gradsim
+from curate.scores.less import Less
 from curate.scores.tracin import Tracin
+from curate.shards import Parts
+from tests.conftest import SAMPLE, run_and_kill, tree_bytes
 from tests.oracles import gradients as slow
 from tests.test_less import AIM, POOL, SUBTASKS
 
@@ -108,3 +117,89 @@ def test_tracin_is_the_sum_over_checkpoints_by_their_learning_rates(tmp_path: Pa
 
 
 # --- the stage -------------------------------------------------------------------------------------------
+
+
+RATES = {"lr": 1e-3, "batch_size": 16, "lora_r": 4, "lora_alpha": 8.0, "epochs": 2.0, "dim": 512}
+
+
+@pytest.fixture
+def small_ws(ws: Any) -> Any:
+    """300 samples in three shards, and a target of two sub-tasks."""
+    lines = [line for name in ("atlas", "school") for line in (SAMPLE / f"pool/{name}.jsonl").read_text().splitlines()]
+    path = ws.path.parent / "pool.jsonl"
+    path.write_text("\n".join(lines[:150] + lines[-150:]))
+    curate.ingest(ws, [str(path)], shard_bytes=8_000)
+    curate.target(ws, "facts", str(SAMPLE / "targets/facts_val.jsonl"), subtask="subtask")
+    curate.target(ws, "words", str(SAMPLE / "targets/translation_val.jsonl"), subtask="subtask")
+    return ws
+
+
+def test_less_trains_its_warm_up_once_and_a_second_target_costs_only_itself(small_ws: Any) -> None:
+    less = Less(warmup=0.1, **RATES)
+    (first,) = curate.score(small_ws, less, target="facts", models="tiny")
+    assert first.rows == first.computed == 300 and first.nulls == 0
+    (second,) = curate.score(small_ws, less, target="words", models="tiny")
+    assert second.vectors is not None and second.vectors.computed == 0 and second.vectors.reused == 300
+    ledger = curate.sql(small_ws, "SELECT name, phase, sum(samples)::INT AS n, sum(flops) AS flops FROM ledger "
+                                  "WHERE stage = 'score' GROUP BY ALL")  # fmt: skip
+    cost = {(r["name"], r["phase"]): r for r in ledger}
+    assert cost["less", "warm-up"]["n"] == 60  # 30 samples, two epochs
+    for phase in ("forward", "backward", "projection"):
+        assert cost["less", phase]["n"] == 300 + 24 + 24 and cost["less", phase]["flops"] > 0
+    assert 0.8 < cost["less", "backward"]["flops"] / cost["less", "forward"]["flops"] < 1.1  # no weight has a gradient
+    recipe = table_recipe(small_ws, "vectors", "less")
+    assert len(recipe["checkpoints"]) == 2 and all(c["optimizer"] for c in recipe["checkpoints"])
+    assert recipe["settings"]["projector"] == "sjlt" and recipe["settings"]["dim"] == 512
+
+
+def test_features_are_two_bytes_a_number_and_checkpoint(small_ws: Any) -> None:
+    curate.score(small_ws, Less(warmup=0.1, **{**RATES, "dim": 8192}), models="tiny")
+    parts = Parts(small_ws.table_folder("vectors", "less"))
+    size = sum(parts.sizes().values())
+    assert not (parts.folder / "index.faiss").exists()
+    assert size / 300 / 2 <= 2 * 8192 * 1.05
+    table = parts.read("part-00000")
+    assert table.column_names == ["id", "vector_1", "norm_1", "vector_2", "norm_2", "error"]
+    assert np.linalg.norm(np.array(table["vector_2"][0].as_py())) == pytest.approx(1.0, abs=1e-3)
+
+
+def test_new_samples_are_scored_by_the_warm_up_that_is_there(small_ws: Any, tmp_path: Path) -> None:
+    less = Less(warmup=0.1, **RATES)
+    curate.score(small_ws, less, target="facts", models="tiny")
+    before = curate.sql(small_ws, "SELECT less_facts AS s FROM samples ORDER BY row")
+    more = (SAMPLE / "pool/atlas.jsonl").read_text().splitlines()[-40:]
+    (tmp_path / "more.jsonl").write_text("\n".join(more))
+    curate.ingest(small_ws, [str(tmp_path / "more.jsonl")])
+    (again,) = curate.score(small_ws, less, target="facts", models="tiny")
+    assert again.computed == 40 and again.rows == 340
+    after = curate.sql(small_ws, "SELECT less_facts AS s FROM samples ORDER BY row")
+    assert after[:300] == before
+    (anew,) = curate.score(small_ws, less, models="tiny", fresh=True)
+    assert anew.computed == 340
+    assert (
+        table_recipe(small_ws, "vectors", "less")["warmup"]["place"]
+        != table_recipe(small_ws, "score", "less_facts")["warmup"]["place"]
+    )
+
+
+@pytest.mark.parametrize("method", [Gradnorm(), Gradsim(), Graddot(), Less(warmup=0.1, **RATES)])
+def test_bytes_do_not_depend_on_a_kill_nor_on_workers(method: Any, small_ws: Any, tmp_path: Path) -> None:
+    """Units as small as a few samples; killed in place of the fifth commit; two workers."""
+    whole = small_ws.path.parent / "whole"
+    shutil.copytree(small_ws.path, whole)
+    code = f"""
+    import sys, curate, curate.jobs
+    from curate.executors.local import Local
+    from curate.scores import {method.name} as module
+    curate.jobs.unit_size = lambda models: 8_000
+    method = module.{type(method).__name__}(**{method.settings()!r})
+    target = "facts" if method.uses_target else None
+    curate.score(curate.open_workspace(sys.argv[1]), method, target=target, models="tiny",
+                 executor=Local(workers=int(sys.argv[2])))
+    """
+    run_and_kill(code, str(small_ws.path), "1", die_at=5)
+    for folder, workers in ((small_ws.path, "2"), (whole, "1")):
+        subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(folder), workers], check=True, timeout=300)
+    one, other = (tree_bytes(folder / "scores") for folder in (small_ws.path, whole))
+    assert one and one == other
+    assert tree_bytes(small_ws.path / "vectors") == tree_bytes(whole / "vectors")

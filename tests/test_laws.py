@@ -7,6 +7,8 @@ import doctest
 import functools
 import importlib
 import random
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,16 +17,18 @@ import pytest
 import torch
 
 import curate
+from curate.gradients.gradient_model import GradientModel
 from curate.method import Budget, Candidates, Question, Target, find, help_text, names, run, settings_help
 from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
-from curate.models.load import ModelChoice
+from curate.models.load import CheckpointChoice, ModelChoice
 from curate.models.sentence_encoder import SentenceEncoder
 from curate.signals import Step
 from curate.tables import score_table
 from curate.text import Text
 from curate.vectors import Vectors
 from tests.conftest import SAMPLE, tree_bytes
+from tests.test_less import write_checkpoints
 
 KINDS = ("score", "selector", "weighting", "metric", "export", "executor")
 EVERY = [(kind, name) for kind in KINDS for name in names(kind)]
@@ -53,29 +57,55 @@ def encoder() -> SentenceEncoder:
     return SentenceEncoder(ModelChoice("minilm"))
 
 
-def models_of(method: Any) -> dict[str, ModelChoice]:
-    """The tiny model in every role, but for those that have a usual model."""
-    return {role: ModelChoice(method.usual_models.get(role, "tiny")) for role in method.models}
+@functools.cache
+def checkpoints() -> tuple[CheckpointChoice, ...]:
+    """Two of a short training of the tiny model by LoRA."""
+    folders = write_checkpoints(Path(tempfile.mkdtemp(prefix="curate-laws-")))
+    models = [ModelChoice(str(folder), device="cpu") for folder in folders]
+    return tuple(CheckpointChoice(m, 1e-3, f"{m.name}/optimizer.safetensors") for m in models)
 
 
-def vectors(method: Any, samples: list[dict[str, Any]], subtasks: Any = ()) -> Vectors:
-    models = {role: encoder() if role == "encoder" else tiny() for role in method.models}
-    found = score_samples(models, samples, {"x": method.vectors()})[0]["x"]
-    return Vectors.of(found["vector"], found["error"], subtasks)
+@functools.cache
+def both_ways() -> GradientModel:
+    return GradientModel(checkpoints(), moments=True)
+
+
+def given_to(method: Any) -> dict[str, Any]:
+    """The tiny model in every role, but for those that have a usual model; or a training's checkpoints."""
+    if method.checkpoints == "each" and not method.warm_up():
+        return {"checkpoints": [f"{c.model.name}@{c.lr}" for c in checkpoints()]}
+    return {"models": {role: ModelChoice(method.usual_models.get(role, "tiny")) for role in method.models}}
+
+
+def models_of(method: Any) -> dict[str, Any]:
+    if method.checkpoints != "none":
+        return {"base": both_ways()}
+    return {role: encoder() if role == "encoder" else tiny() for role in method.models}
+
+
+def vectors(method: Any, samples: list[dict[str, Any]], subtasks: Any = None) -> Vectors:
+    step = method.vectors() if subtasks is None else method.target_vectors()
+    found = score_samples(models_of(method), samples, {"x": step})[0]["x"]
+    return Vectors.of(found["vector"], found["error"], subtasks or ())
 
 
 def computed(method: Any, batches: list[Text], target: Target | None) -> list[Any]:
     """The columns of each batch, by a run in memory."""
     if not method.models:
         return run(method, batches, target)
-    (step,) = method.passes(target)
     samples = [batch.frame.select("messages", "text").to_dicts() for batch in batches]
     if method.vectors():
+        (step,) = method.passes(target)
         assert target is not None and step.open is not None
         aim = vectors(method, target.text.frame.select("messages", "text").to_dicts(), target.subtasks)
         return [step.map(vectors(method, batch), step.open(aim)) for batch in samples]
-    models = dict.fromkeys(method.models, tiny())
-    return [score_samples(models, batch, {"x": step})[0]["x"] for batch in samples]
+    models, (*counting, last), state = models_of(method), method.passes(target), {}
+    for step in counting:
+        over = [target.text.frame.select("messages", "text").to_dicts()] if step.over == "target" else samples  # type: ignore[union-attr]
+        partials = [score_samples(models, some, {"x": step}, {"x": state})[0]["x"] for some in over]
+        state = step.reduce([{k: v for k, v in p.items() if k != "error"} for p in partials])
+    state = last.open(state) if last.open else state
+    return [score_samples(models, batch, {"x": last}, {"x": state})[0]["x"] for batch in samples]
 
 
 def same(a: list[dict[str, Any]], b: list[dict[str, Any]], method: Any) -> bool:
@@ -96,9 +126,12 @@ def said(answer: str) -> list[dict[str, str]]:
     return [{"role": "user", "content": "say something"}, {"role": "assistant", "content": answer}]
 
 
+_SHORT = {"dim": 256, "lora_r": 2, "epochs": 1.0}  # of a method that trains a warm-up
+
+
 def lenient(name: str) -> Any:
     """A score method that scores as much as it can, where that is a setting."""
-    cls, wanted = find("score", name), {"min_tokens": 1, "above_one": "keep"}
+    cls, wanted = find("score", name), {"min_tokens": 1, "above_one": "keep", **_SHORT}
     return cls(**{f.name: wanted[f.name] for f in dataclasses.fields(cls) if f.name in wanted})
 
 
@@ -131,17 +164,17 @@ def test_a_score_does_not_depend_on_batches_or_order(name: str, sizes: list[int]
 
 @pytest.mark.parametrize("name", SCORES)
 def test_a_score_does_not_depend_on_shards_and_units(name: str, tmp_path: Any, monkeypatch: Any) -> None:
-    tables = []
-    for shard_bytes, unit in ((60_000, 20_000), (10_000_000, 10_000_000)):
+    tables, by_model = [], bool(find("score", name).models)
+    sample = sorted(map(str, (SAMPLE / "pool").iterdir()))[: 1 if by_model else None]
+    for shard_bytes, unit in ((20_000 if by_model else 60_000, 10_000), (10_000_000, 10_000_000)):
         ws = curate.open_workspace(tmp_path / str(shard_bytes))
-        sample = sorted(map(str, (SAMPLE / "pool").iterdir()))
         curate.ingest(ws, sample, shard_bytes=shard_bytes)
         curate.target(ws, "t", str(SAMPLE / "targets/facts_val.jsonl"))
         method = lenient(name)
         object.__setattr__(method, "unit_bytes", unit)
         monkeypatch.setattr("curate.jobs.unit_size", lambda model, unit=unit: unit)
         target = "t" if method.uses_target else None
-        curate.score(ws, method, target=target, names={name: "x"}, models=models_of(method))
+        curate.score(ws, method, target=target, names={name: "x"}, **given_to(method))
         tables.append(curate.sql(ws, "SELECT * FROM x"))
     assert same(*tables, method) and all(row["score"] is not None for row in tables[0])
 
@@ -325,11 +358,13 @@ def test_ties_break_by_id(name: str) -> None:
     assert chosen.tolist() == list(range(10))
 
 
-def test_the_scores_leave_no_part_of_a_killed_run_behind(sample_ws: Any) -> None:
+def test_the_scores_leave_nothing_half_done_behind(ws: Any) -> None:
+    curate.ingest(ws, [str(SAMPLE / "pool/atlas.jsonl")], shard_bytes=20_000)
+    curate.target(ws, "t", str(SAMPLE / "targets/facts_val.jsonl"))
     for name in SCORES:
-        method = find("score", name)()
-        target = "arithmetic" if method.uses_target else None
-        curate.score(sample_ws, method, target=target, models=models_of(method))
-    left = [p for p in sample_ws.path.rglob("*") if ".tmp" in p.name or p.name == "_units" and any(p.iterdir())]
+        method = lenient(name)
+        target = "t" if method.uses_target else None
+        curate.score(ws, method, target=target, **given_to(method))
+    left = [p for p in ws.path.rglob("*") if ".tmp" in p.name or p.name == "_units" and any(p.iterdir())]
     assert left == []
-    assert tree_bytes(sample_ws.path / "scores")
+    assert tree_bytes(ws.path / "scores")

@@ -1,4 +1,4 @@
-"""score, neighbors: columns and vectors."""
+"""score, neighbors, explain: columns and vectors."""
 
 from __future__ import annotations
 
@@ -155,3 +155,35 @@ def neighbors(ws: Workspace, vectors: str, text: str | None, sample: str | None,
     lines = [{**row, "text": " ".join(row["text"].split())[:80]} for row in r.found]
     columns = {"similarity": "cosine", "id": "id", "source": "source", "text": "text"}
     say(r, as_json, (table(lines, columns) if lines else "There is none.") + notes(r.warnings))
+
+
+@click.command()
+@click.argument("id")
+@workspace()
+@click.option("--score", required=True, metavar="NAME", help="A score made of similarities: of less, embed, embed_lm.")
+@click.option("-k", "count", default=5, show_default=True, metavar="N", help="How many of the most and least alike.")
+@as_json_option
+def explain(ws: Workspace, id: str, score: str, count: int, as_json: bool) -> None:
+    """Show why the sample ID scored high or low: which of the target's examples it is like, and which not.
+
+    ID may be an example of the target instead: then which samples of the pool speak for it.
+    """
+    r = curate.explain(ws, id, score, k=count)
+    say(r, as_json, _explained(r) + notes(r.warnings))
+
+
+def _explained(r: Any) -> str:
+    beside = "subtask" if r.of == "pool" else "source"
+    columns = {"similarity": "similarity", "id": "id", beside: beside.replace("subtask", "sub-task"), "text": "text"}
+    what = f"the target {r.target}" if r.of == "pool" else "the pool"
+    words = [f"{r.id}: {_short(r.text)}"]
+    if r.score is not None:
+        means = ", ".join(f"{name or 'all'} {value:.4f}" for name, value in r.subtasks.items())
+        words.append(f"{r.score_name} = {r.score:.4f} (mean similarity: {means})")
+    for title, rows in ((f"most like it in {what}", r.for_it), (f"least like it in {what}", r.against_it)):
+        words += [f"\n{title}:", table([{**row, "text": _short(row["text"])} for row in rows], columns)]
+    return "\n".join(words)
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:80]

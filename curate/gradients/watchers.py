@@ -48,7 +48,7 @@ class Dots(Watcher):
 
     def columns(self) -> Mapping[str, np.ndarray]:
         if not self._found:
-            return {"dot": np.zeros((0, len(next(iter(self._directions.values())))))}
+            return {"dot": np.zeros((0, len(next(iter(self._directions.values()), [0]))))}
         return {"dot": torch.stack(self._found).sum(0).mul_(self._scale).cpu().numpy()}
 
     def flops(self) -> float:
@@ -118,7 +118,8 @@ class Directions:
     def on(self, at: At, key: str) -> Mapping[str, Tensor]:
         """name -> [K, *shape] of one key; the last asked for are kept."""
         if self._there[0] != key:
-            its = {name: torch.from_numpy(self._arrays[key + name]).to(at.device, at.dtype) for name in at.shapes}
+            those = {name: self._arrays[key + name] for name in at.shapes if key + name in self._arrays}
+            its = {name: torch.from_numpy(array).to(at.device, at.dtype) for name, array in those.items()}
             self._there = (key, its)
         return self._there[1]
 

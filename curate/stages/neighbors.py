@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
-from curate import query
 from curate.claims import claim
 from curate.costs import charged
 from curate.errors import CurateError
 from curate.index import ensure_index, index_problem, search
 from curate.lineage import TableState, model_choices, table_state
 from curate.models.load import weights_fingerprint
-from curate.shards import Parts, read_table
-from curate.tables import vectors_of
+from curate.samples import no_sample, row_of, shown, vector_at
 from curate.vectors import Vectors
 from curate.workspace import Workspace
 
@@ -56,8 +54,10 @@ def neighbors(
     result = Neighbors(vectors, [])
     if problem := state.problem():
         result.warnings.append(f"{state} {problem}; run `{state.command()}`")
-    row = _row_of(ws, id) if id is not None else None
-    asked = _stored(ws, state, row) if row is not None else _encoded(ws, state, text or "", find)
+    row = row_of(ws, id) if id is not None else None
+    if id is not None and row is None:
+        raise no_sample(ws, id)
+    asked = vector_at(ws, state, row) if row is not None else _encoded(ws, state, text or "", find)
     if problem := index_problem(ws, vectors):
         with claim(ws.path, f"vectors {vectors}"):
             built = ensure_index(ws, vectors)
@@ -66,30 +66,9 @@ def neighbors(
         result.warnings.append(f"{state} {problem.replace('has', 'had')}; built {built}")
     at, near = search(ws, vectors, asked, k + (row is not None))
     places = [(int(p), float(s)) for p, s in zip(at[0], near[0], strict=True) if p >= 0 and p != row][:k]
-    shown = _shown(ws, [p for p, _ in places])
-    result.found = [{"rank": i, "similarity": s, **shown[p]} for i, (p, s) in enumerate(places)]
+    those = shown(ws, [p for p, _ in places])
+    result.found = [{"rank": i, "similarity": s, **those[p]} for i, (p, s) in enumerate(places)]
     return result
-
-
-def _row_of(ws: Workspace, id: str) -> int:
-    quoted = id.replace("'", "''")
-    rows = list(query.rows(ws, f"SELECT row FROM pool WHERE id = '{quoted}'"))
-    if not rows:
-        raise CurateError(f"{ws.path} has no sample '{id}'; ids are 16 hex digits, as `curate sql` shows them.")
-    return int(rows[0]["row"])
-
-
-def _stored(ws: Workspace, state: TableState, row: int) -> np.ndarray:
-    """The vector of a sample, float32 [1, D]."""
-    parts = Parts(ws.table_folder("vectors", state.name))
-    for shard in state.done:
-        if shard.start <= row < shard.start + shard.rows:
-            place = row - shard.start
-            found = vectors_of(read_table(parts.path(shard.name), None, (place, place + 1)))
-            if found.there[0]:
-                return found.unit.astype(np.float32)
-            raise CurateError(f"that sample has no vector in '{state.name}': {found.error[0]}.")
-    raise CurateError(f"{state} do not have that sample yet; run `{state.command()}`.")
 
 
 def _encoded(ws: Workspace, state: TableState, text: str, find: Callable[[str, str], Any] | None) -> np.ndarray:
@@ -117,20 +96,3 @@ def _encoded(ws: Workspace, state: TableState, text: str, find: Callable[[str, s
     if not found.there[0]:
         raise CurateError(f"--text {text!r} {found.error[0]}; give some words.")
     return found.unit.astype(np.float16).astype(np.float32)  # as it would be stored
-
-
-def _shown(ws: Workspace, places: list[int]) -> Mapping[int, dict[str, Any]]:
-    """Samples by their position in the pool, with their contents as one text."""
-    if not places:
-        return {}
-    listed = ", ".join(map(str, places))
-    rows = query.rows(ws, f"SELECT row, id, source, messages, text FROM pool WHERE row IN ({listed})")
-    return {
-        r["row"]: {
-            "id": r["id"],
-            "source": r["source"],
-            "row": r["row"],
-            "text": r["text"] if r["messages"] is None else "\n".join(m["content"] or "" for m in r["messages"]),
-        }
-        for r in rows
-    }
