@@ -36,6 +36,9 @@ from curate.models.tokens import Encoded
 PHASES = ("forward", "backward", "projection")  # of the ledger; the last is all that is made of gradients
 
 
+_CACHED = 300_000  # numbers of a layer's states in a batch
+
+
 @dataclass(frozen=True)
 class At:
     """A model at one of its checkpoints, and which of them. shapes: of the parameters whose gradients are taken.
@@ -104,6 +107,10 @@ class Backward:
         self.parameters: dict[str, nn.Parameter] = trained or every
         model.requires_grad_(False)
         self.lm, self.tape = lm, Tape(model, self.parameters)
+        head = {id(p) for p in lm.head.parameters()} if lm.plain_head else set()
+        self._learns_head = any(id(p) in head for p in self.parameters.values())
+        if lm.device.type == "cpu" and not lm.choice.batch_tokens:  # small batches stay in the processor's cache
+            lm.batch_tokens = min(max(_CACHED // lm.width, 256), lm.batch_tokens)
         self._takes_places = "position_ids" in inspect.signature(lm.body.forward).parameters
         self._bfloat16 = lm.device.type == "cuda" and lm.choice.dtype != "float32"
         with self.tape.recording():
@@ -166,24 +173,28 @@ class Backward:
         """The mean loss of each sample's supervised tokens, [B]; ids, supervised: [B, T], padded on the right, where a
         causal model's tokens never look."""
         at = supervised[:, 1:]
-        counts = at.sum(1)
-        most = max(int(counts.max()), 1)
-        order = torch.argsort((~at).to(torch.int8), dim=1, stable=True)[:, :most]  # supervised places come first
-        there = torch.arange(most, device=ids.device) < counts[:, None]
-        labels = torch.gather(ids[:, 1:], 1, order)
-        given = {"input_ids": ids, "use_cache": False}
+        given: dict[str, Any] = {"input_ids": ids, "use_cache": False}
         if self._takes_places:  # each sample's own, or what is learnt of places would be all samples' together
             given["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand(*ids.shape)
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self._bfloat16):
-            if self.lm.plain_head:
-                states = self.lm.body(**given).last_hidden_state
-                index = order[:, :, None].expand(-1, -1, states.shape[2])
-                logits = self.lm.head(torch.gather(states, 1, index))
+            if not self.lm.plain_head:
+                logits = self.lm.model(**given).logits[:, :-1][at]
             else:
-                whole = self.lm.model(**given).logits
-                logits = torch.gather(whole, 1, order[:, :, None].expand(-1, -1, whole.shape[2]))
-        token = cross_entropy(wide(logits).flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
-        return (token * there).sum(1) / counts.clamp(min=1)
+                states = self.lm.body(**given).last_hidden_state[:, :-1]
+                logits = self._by_sample(states, at) if self._learns_head else self.lm.head(states[at])
+        token = cross_entropy(wide(logits), ids[:, 1:][at], reduction="none")
+        sample = torch.arange(len(ids), device=ids.device)[:, None].expand(*at.shape)[at]
+        sums = token.new_zeros(len(ids)).index_add(0, sample, token)
+        return sums / at.sum(1).clamp(min=1)
+
+    def _by_sample(self, states: Tensor, at: Tensor) -> Tensor:
+        """The logits of supervised tokens [S, V], made sample by sample [B, T', D], where the head's own gradients are
+        wanted of each sample."""
+        counts = at.sum(1)
+        most = max(int(counts.max()), 1)
+        order = torch.argsort((~at).to(torch.int8), dim=1, stable=True)[:, :most]  # supervised places come first
+        there = torch.arange(most, device=at.device) < counts[:, None]
+        return self.lm.head(torch.gather(states, 1, order[:, :, None].expand(-1, -1, states.shape[2])))[there]
 
     def _padded(self, encoded: Sequence[Encoded]) -> tuple[Tensor, Tensor, np.ndarray]:
         lengths = np.array([len(one.ids) for one in encoded])
@@ -200,7 +211,11 @@ class Backward:
         backward: float,
     ) -> None:
         n, longest = ids.shape
-        head = n * max(int(supervised.sum(1).max()), 1) if self.lm.plain_head else ids.numel()
+        head = int(supervised.sum())
+        if not self.lm.plain_head:
+            head = ids.numel()
+        elif self._learns_head:
+            head = n * max(int(supervised.sum(1).max()), 1)
         there, both = forward_flops(self.lm.model, n, longest, head), self._flops.step(n, longest, head)
         for phase, flops, seconds in (("forward", there, forward), ("backward", both - there, backward)):
             its = usage[phase]

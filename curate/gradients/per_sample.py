@@ -101,7 +101,7 @@ class Outer(PerSample):
         return 2.0 * self.e.numel() * self.x.shape[2]
 
     def finite(self) -> Tensor:
-        return self.e.isfinite().all(2).all(1) & self.x.isfinite().all(2).all(1)
+        return _finite(self.e) & _finite(self.x)
 
 
 @dataclass(frozen=True)
@@ -127,8 +127,7 @@ class Scale(PerSample):
         return self.full() @ wide(directions).T
 
     def finite(self) -> Tensor:
-        found = self.e.isfinite().all(2).all(1)
-        return found if self.u is None else found & self.u.isfinite().all(2).all(1)
+        return _finite(self.e) if self.u is None else _finite(self.e) & _finite(self.u)
 
     def of(self, some: Tensor) -> Scale:
         some = some.to(self.e.device)
@@ -165,7 +164,7 @@ class Rows(PerSample):
         return (product(other.x, self.e.transpose(1, 2)) * at).sum((1, 2))
 
     def finite(self) -> Tensor:
-        return self.e.isfinite().all(2).all(1)
+        return _finite(self.e)
 
     def of(self, some: Tensor) -> Rows:
         some = some.to(self.e.device)
@@ -208,6 +207,11 @@ class Several(PerSample):
 
     def flops(self) -> float:
         return sum(part.flops() for part in self.parts)
+
+
+def _finite(x: Tensor) -> Tensor:
+    """Whether all numbers of a sample are, bool [B]; by their sum, which is as quick as reading them."""
+    return x.sum((1, 2), dtype=torch.promote_types(x.dtype, torch.float32)).isfinite()
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
