@@ -19,7 +19,7 @@ from curate.costs import Meter, charged
 from curate.errors import CurateFailure
 from curate.fingerprint import fingerprint
 from curate.jobs import Job
-from curate.passes import Arrays, Pass
+from curate.passes import Arrays, Pass, Slope
 from curate.shards import Parts
 from curate.storage import Location
 from curate.tasks import Aim, ModelWork, Unit, Work, partial_name, shard_units
@@ -36,11 +36,11 @@ class Meters:
         methods, names = [job.method.name for job in jobs], ", ".join(job.name for job in jobs)
         used = dict.fromkeys(choice.name for job in jobs for choice in job.models.values())
         columns = {"methods": methods, "name": names, **({"model": ", ".join(used)} if used else {})}
-        self._phases = _BOTH_WAYS if jobs[0].both_ways else (step.name,)
-        self._meters = {
-            phase: stack.enter_context(charged(jobs[0].ws.path, "score", phase=phase, **columns))
-            for phase in self._phases
-        }
+        both_ways = any(isinstance(leg, Slope) for leg in step.legs.values())
+        self._phases = _BOTH_WAYS if both_ways else (step.name,)
+        self._meters: dict[str, Meter] = {}
+        for phase in reversed(self._phases):  # what is opened last is entered first
+            self._meters[phase] = stack.enter_context(charged(jobs[0].ws.path, "score", phase=phase, **columns))
 
     def begin(self, samples: int) -> None:
         """Charge the work on so many samples that is about to begin."""

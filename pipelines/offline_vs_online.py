@@ -2,8 +2,8 @@
 
     python pipelines/offline_vs_online.py smoke|cpu|gpu [NEW-FOLDER] [--model MODEL]      (default: ./offline-vs-online)
 
-For an in-domain target A and an out-of-domain target B: selections by random, BM25, embedding and perplexity at two
-budgets; all data; all data weighted by BM25 through ADAPT's gate, by ADAPT and by LinUpper; and as nulls the BM25
+For an in-domain target A and an out-of-domain target B: selections by random, BM25, embedding, perplexity and LESS at
+two budgets; all data; all data weighted by BM25 through ADAPT's gate, by ADAPT and by LinUpper; and as nulls the BM25
 selections with shuffled scores, and ADAPT with shuffled weights. Every arm is trained for the same number of epochs of
 its own data, with several seeds. Ends in a page, a picture, and the reading of both.
 """
@@ -40,7 +40,7 @@ from curate.workspace import Workspace
 
 def selections(ws: Workspace, preset: Preset, target: str) -> Iterator[tuple[str, str, int]]:
     """Manifests of every method, budget and seed: the arm's name, the manifest's, the seed."""
-    by = {"bm25": f"bm25_{target}", "embed": f"embed_lm_{target}", "ppl": "nll"}
+    by = {"bm25": f"bm25_{target}", "embed": f"embed_lm_{target}", "ppl": "nll", "less": f"less_{target}"}
     for budget in preset.budgets:
         share = f"{budget * 100:g}".replace(".", "_")
         for method, column in by.items():
@@ -79,8 +79,8 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     for target, other in preset.pairs:
         began = time.monotonic()
         judges = [Judge(t, m, limit=preset.questions) for t in (target, other) for m in (Loss(), OptionChoice())]
-        print(f"\n{target} is what is wanted, {other} is out of domain. Scores: BM25, embedding, perplexity.")
-        curate.score(ws, Bm25(), EmbedLm(), Nll(), target=target, models=model)
+        print(f"\n{target} is what is wanted, {other} is out of domain. Scores: BM25, embedding, perplexity, LESS.")
+        curate.score(ws, Bm25(), EmbedLm(), Nll(), preset.less, target=target, models=model)
         runs = [f"{target}_base"]
         curate.evaluate(ws, runs[0], judges, model=model)
         for name, training in trainings(ws, preset, model, target):

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import curate
 from curate.models.load import ModelChoice
+from curate.scores.less import Less
 from curate.training.settings import TrainSettings
 from curate.workspace import Workspace
 
@@ -27,7 +28,7 @@ SHARED = Path(os.environ.get("CURATE_SHARED", Path(__file__).parent.parent.paren
 class Preset:
     """data: fills a workspace with a pool and targets. base: the model that is trained, made in a folder where it has
     to be. pairs: in-domain target A and out-of-domain target B. budgets: fractions of the pool. questions: of a
-    target's test split that are asked; 0: all."""
+    target's test split that are asked; 0: all. less: with its warm-up."""
 
     data: Callable[[Workspace], None]
     base: Callable[[Path], ModelChoice]
@@ -35,6 +36,7 @@ class Preset:
     budgets: tuple[float, ...]
     seeds: int
     training: TrainSettings
+    less: Less
     questions: int = 0
 
 
@@ -86,8 +88,12 @@ LONG = TrainSettings(epochs=4, batch_size=32, lr=1e-3, schedule="cosine", warmup
 SHORT = replace(LONG, steps=4)
 FINE = TrainSettings(epochs=1, batch_size=64, micro_batch_size=16, lr=1e-4, schedule="cosine")
 
+# A model of two million parameters wants a longer warm-up than a twentieth of 3,000 samples, and all its layers.
+SMALL = Less(warmup=0.3, epochs=4, batch_size=32, lr=2e-4, lora_targets="all-linear", keep_subtasks=True)
+BRIEF = replace(SMALL, warmup=0.1, epochs=1, lora_r=8, dim=1024)
+
 PRESETS = {
-    "smoke": Preset(sample, tiny, (("facts", "translation"),), (0.05,), 2, SHORT, questions=20),
-    "cpu": Preset(sample, young, (("facts", "translation"),), (0.1, 0.3), 3, LONG),
-    "gpu": Preset(real, smollm2, (("gsm8k", "bbh"), ("bbh", "gsm8k")), (0.05, 0.2), 3, FINE),
+    "smoke": Preset(sample, tiny, (("facts", "translation"),), (0.05,), 2, SHORT, BRIEF, questions=20),
+    "cpu": Preset(sample, young, (("facts", "translation"),), (0.1, 0.3), 3, LONG, SMALL),
+    "gpu": Preset(real, smollm2, (("gsm8k", "bbh"), ("bbh", "gsm8k")), (0.05, 0.2), 3, FINE, Less(keep_subtasks=True)),
 }

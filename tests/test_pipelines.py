@@ -47,9 +47,23 @@ def test_offline_against_online_ends_in_a_page_a_picture_and_its_reading(tmp_pat
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "side/facts.html").read_text()
-    for arm in ("base", "full", "random_5", "bm25_5", "embed_5", "ppl_5", "adapt_bm25", "adapt", "linupper"):
+    for arm in ("base", "full", "random_5", "bm25_5", "embed_5", "ppl_5", "less_5", "adapt_bm25", "adapt", "linupper"):
         assert f"facts_{arm}" in page, arm
     assert "facts_bm25_5_null (null of facts_bm25_5)" in page and "facts_adapt_null (null of facts_adapt)" in page
     assert (tmp_path / "side/facts.png").read_bytes()[:4] == b"\x89PNG"
     assert "facts loss [limit=20] (in domain, lower is better)" in done.stdout
     assert "translation loss [limit=20] (out of domain, lower is better)" in done.stdout
+
+
+def test_less_runs_from_its_warm_up_to_an_export(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "pipelines/less.py"), "smoke", str(tmp_path / "less")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    told = [line.split()[:2] for line in done.stdout.splitlines() if "FLOPs" in line]
+    phases = ["forward", "backward", "projection"]
+    assert told == [
+        *[["less", phase] for phase in ("warm-up", *phases)], ["less_facts", "score"],
+        *[["less", phase] for phase in phases], ["less_translation", "score"],
+    ]  # fmt: skip
+    assert "facts before all else" in done.stdout and "4. Why is this the best for translation?" in done.stdout
+    assert (tmp_path / "less/trl/less_best_facts.jsonl").read_text().count("\n") == 150

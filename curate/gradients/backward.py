@@ -36,7 +36,7 @@ from curate.models.tokens import Encoded
 PHASES = ("forward", "backward", "projection")  # of the ledger; the last is all that is made of gradients
 
 
-_CACHED = 300_000  # numbers of a layer's states in a batch
+_CACHED = 600_000  # numbers of a layer's states in a batch
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,116 @@
+"""LESS as a story: a warm-up, a feature of every sample, two targets, why a sample scored, a selection, its export.
+
+    python pipelines/less.py smoke|cpu|gpu [NEW-FOLDER] [--model MODEL]      (default: ./less)
+
+smoke and cpu run on the sample corpus, whose truth is known, so they can say how good the choice was; gpu on real data
+with SmolLM2-135M.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+from presets import PRESETS, Preset  # pyright: ignore[reportMissingImports]
+from scipy.stats import rankdata
+
+import curate
+from curate.exports.trl import Trl
+from curate.models.load import ModelChoice
+from curate.scores.bm25 import Bm25
+from curate.selectors.top import Top
+from curate.stages.select import Choice
+from curate.workspace import Workspace
+
+
+def auroc(values: np.ndarray, positive: np.ndarray) -> float:
+    """The probability that a positive has the higher value; ties count half."""
+    n, m = int(positive.sum()), int((~positive).sum())
+    return float((rankdata(values)[positive].sum() - n * (n + 1) / 2) / (n * m)) if n and m else float("nan")
+
+
+def costs(ws: Workspace, since: int) -> int:
+    """Prints what the ledger has since that many rows, by phase. Returns how many it has now."""
+    rows = curate.sql(ws, 'SELECT name, phase, samples, tokens, flops, seconds FROM ledger ORDER BY "at"')
+    for row in rows[since:]:
+        print(
+            f"   {row['name']:18} {row['phase']:11} {row['samples']:7,} samples {row['tokens'] or 0:10,} tokens "
+            f"{row['flops']:9.1e} FLOPs {row['seconds']:7.1f} s"
+        )
+    return len(rows)
+
+
+def truth(ws: Workspace, target: str) -> None:
+    """How well scores find what the sample corpus knows of each sample."""
+    for score in (f"less_{target}", f"bm25_{target}"):
+        rows = curate.sql(
+            ws,
+            f"SELECT {score} AS value, meta->>'skill' AS skill, (meta->>'corrupt')::BOOLEAN AS corrupt FROM samples "
+            f"WHERE {score} IS NOT NULL",
+        )
+        value, mine = np.array([r["value"] for r in rows]), np.array([r["skill"] == target for r in rows])
+        clean = ~np.array([bool(r["corrupt"]) for r in rows])
+        print(
+            f"   {score:18} {target} before all else: {auroc(value, mine):.2f}; of {target}, clean answers before "
+            f"corrupt ones: {auroc(value[mine], clean[mine]):.2f}"
+        )
+
+
+def composition(ws: Workspace, target: str, share: float) -> None:
+    """What the best by LESS are made of: sources, and the sub-task each is best for."""
+    query = f"""WITH best AS (SELECT * FROM samples WHERE less_{target} IS NOT NULL ORDER BY less_{target} DESC
+            LIMIT (SELECT (count(*) * {share})::INT FROM pool)),
+        named AS (SELECT source, (SELECT arg_max(e.key, e.value) FROM
+            (SELECT unnest(map_entries(less_{target}_subtasks)) AS e)) AS subtask FROM best)
+        SELECT source, count(*) AS n, mode(subtask) AS "most for" FROM named GROUP BY source ORDER BY n DESC"""
+    for row in curate.sql(ws, query):
+        print(f"   {row['source']:16} {row['n']:6,}   most of them best for: {row['most for'] or 'all'}")
+
+
+def main(preset: Preset, folder: Path, named: str | None = None) -> None:
+    model = ModelChoice(named) if named else preset.base(folder)
+    ws = curate.open_workspace(folder / "ws")
+    preset.data(ws)
+    first, second = preset.pairs[0]
+    done = len(curate.ledger(ws))
+
+    print(f"1. A warm-up on {preset.less.warmup:.0%} of the pool; then every sample's feature, at each checkpoint.")
+    (scored,) = curate.score(ws, preset.less, target=first, models=model)
+    print(f"   {scored.name}: {scored.rows:,} samples, {scored.nulls:,} of them null")
+    done = costs(ws, done)
+
+    print(f"\n2. A second target, {second}: its own gradients, and a product.")
+    curate.score(ws, preset.less, target=second, models=model)
+    done = costs(ws, done)
+
+    print(f"\n3. What the best {preset.budgets[0]:.0%} are.")
+    for target in (first, second):
+        print(f"   for {target}:")
+        composition(ws, target, preset.budgets[0])
+    if preset.pairs[0] == ("facts", "translation"):
+        for target in (first, second):
+            curate.score(ws, Bm25(), target=target)
+            truth(ws, target)
+
+    (best,) = curate.sql(ws, f"SELECT id FROM samples ORDER BY less_{second} DESC NULLS LAST LIMIT 1")
+    why = curate.explain(ws, best["id"], f"less_{second}", k=2)
+    print(f"\n4. Why is this the best for {second}?\n   {' '.join(why.text.split())[:100]}")
+    for title, examples in (("most like it", why.for_it), ("least", why.against_it)):
+        for example in examples:
+            words = " ".join(example["text"].split())[:80]
+            print(f"   {title:12} {example['similarity']:+.3f} {example['subtask']:10} {words}")
+
+    print("\n5. The selection, as TRL's SFTTrainer will read it.")
+    chosen = curate.select(ws, f"less_best_{first}", Top(), Choice(by=f"less_{first}", frac=preset.budgets[0]))
+    written = curate.export(ws, f"less_best_{first}", Trl(), str(folder / "trl"))
+    print(f"   {chosen.rows:,} of {chosen.candidates:,}: {', '.join(written.files)}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("preset", choices=PRESETS)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("less"))
+    parser.add_argument("--model", help="another model than the preset's: a folder, a .gguf file, a hub id")
+    arguments = parser.parse_args()
+    main(PRESETS[arguments.preset], arguments.folder, arguments.model)
