@@ -74,11 +74,13 @@ class TableState:
         words = ["curate", "score", self.recipe["method"]]
         target = self.recipe.get("target") or target
         words += ["--target", target] if target else []
+        given = self.recipe.get("checkpoints_given", [])
+        words += [word for name in given for word in ("--checkpoints", name)]
         for role, model in self.recipe.get("models", {}).items():
-            words += ["--model", f"{role}={model['name']}"]
-            given = {key: value for key, value in model.items() if key not in ("name", "weights")}
+            words += [] if given and role == "base" else ["--model", f"{role}={model['name']}"]
+            its = {key: value for key, value in model.items() if key not in ("name", "weights")}
             plain = ModelChoice(model["name"])
-            words += settings_words({f"model.{k}": v for k, v in given.items() if v != getattr(plain, k)})
+            words += settings_words({f"model.{k}": v for k, v in its.items() if v != getattr(plain, k)})
         words += settings_words(self.recipe["changed"])
         vectors = self.name if self.kind == "vectors" else self.recipe.get("vectors")
         words += ["--vectors", vectors] if vectors not in (None, self.recipe["method"]) else []
@@ -104,11 +106,13 @@ def model_recipe(choice: ModelChoice) -> dict[str, Any]:
 
 
 def model_choices(recipe: Mapping[str, Any]) -> dict[str, ModelChoice]:
-    """The models that a table was made with, by role."""
-    return {
-        role: ModelChoice(**{key: value for key, value in model.items() if key != "weights"})
-        for role, model in recipe.get("models", {}).items()
-    }
+    """The models that a table was made with, by role; the base has no name where its checkpoints were given."""
+    found = {}
+    for role, model in recipe.get("models", {}).items():
+        its = {key: value for key, value in model.items() if key != "weights"}
+        nameless = role == "base" and recipe.get("checkpoints_given")
+        found[role] = ModelChoice(**{**its, "name": "" if nameless else its["name"]})
+    return found
 
 
 def settings_words(settings: Mapping[str, Any]) -> list[str]:

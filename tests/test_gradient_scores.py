@@ -203,3 +203,71 @@ def test_bytes_do_not_depend_on_a_kill_nor_on_workers(method: Any, small_ws: Any
     one, other = (tree_bytes(folder / "scores") for folder in (small_ws.path, whole))
     assert one and one == other
     assert tree_bytes(small_ws.path / "vectors") == tree_bytes(whole / "vectors")
+
+
+def test_tracin_looks_at_a_run_s_checkpoints_and_is_repaired_by_them(small_ws: Any, cli: Any) -> None:
+    done = cli("train", "r", "--model", "tiny", "--set", "steps=4", "--set", "checkpoint_every=2", "--set",
+               "keep_checkpoints=0", "--set", "lora_r=2", "--set", "lr=1e-3", ws=small_ws)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    done = cli("score", "tracin", "graddot", "--target", "facts", "--checkpoints", "r", "--set", "model.context=256",
+               ws=small_ws)  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["tracin_facts", "graddot_facts"]
+    recipe = table_recipe(small_ws, "score", "tracin_facts")
+    assert [c["name"] for c in recipe["checkpoints"]] == ["r step 2", "r step 4"]
+    rates = [
+        r["lr"]
+        for r in curate.sql(small_ws, "SELECT avg(lr) AS lr FROM metrics GROUP BY (step - 1) // 2 ORDER BY 1 DESC")
+    ]
+    assert sorted(c["lr"] for c in recipe["checkpoints"]) == pytest.approx(sorted(rates))
+    (last,) = table_recipe(small_ws, "score", "graddot_facts")["checkpoints"]
+    assert last["name"] == "r step 4"
+    part = small_ws.score_folder("tracin_facts") / "part-00001.parquet"
+    before = part.read_bytes()
+    part.write_bytes(b"damaged")
+    done = cli("verify", "--repair", ws=small_ws)
+    assert part.read_bytes() == before, done.stdout + done.stderr
+    done = cli("score", "tracin", "--target", "facts", "--model", "tiny", ws=small_ws)
+    assert done.returncode == 2 and "looks at the checkpoints of a training: add --checkpoints RUN" in done.stderr
+    done = cli("score", "tracin", "--target", "facts", "--model", "tiny", "--checkpoints", "r", ws=small_ws)
+    assert done.returncode == 2 and "with --checkpoints the model is theirs; leave out --model tiny" in done.stderr
+    done = cli("score", "length", "--checkpoints", "r", ws=small_ws)
+    assert done.returncode == 2 and "no method of length looks at checkpoints" in done.stderr
+
+
+def test_explain_shows_what_the_score_is_made_of(small_ws: Any, cli: Any) -> None:
+    curate.score(small_ws, Less(warmup=0.1, **RATES), target="facts", models="tiny")
+    curate.score(small_ws, Gradnorm(), models="tiny")
+    best, *_ = curate.sql(small_ws, "SELECT id, less_facts AS s FROM samples ORDER BY less_facts DESC")
+    found = curate.explain(small_ws, best["id"], "less_facts", k=24)
+    assert found.score == pytest.approx(best["s"], abs=1e-4) == pytest.approx(max(found.subtasks.values()))
+    near = [e["similarity"] for e in found.for_it]
+    assert near == sorted(near, reverse=True) and near == [e["similarity"] for e in found.against_it][::-1]
+    mine = [
+        e["similarity"] for e in found.for_it if e["subtask"] == max(found.subtasks, key=found.subtasks.__getitem__)
+    ]
+    assert np.mean(mine) == pytest.approx(found.score)
+    other = curate.explain(small_ws, found.for_it[0]["id"], "less_facts", k=300)
+    (mine_again,) = [e for e in other.for_it if e["id"] == best["id"]]
+    assert other.of == "target" and mine_again["similarity"] == pytest.approx(near[0], abs=1e-4)
+    assert len(other.for_it) == 300 and other.for_it[0]["similarity"] == pytest.approx(
+        other.against_it[-1]["similarity"]
+    )
+    done = cli("explain", best["id"], "--score", "less_facts", "-k", "2", ws=small_ws)
+    assert done.returncode == 0 and "most like it in the target facts:" in done.stdout
+    done = cli("explain", best["id"], "--score", "gradnorm", ws=small_ws)
+    assert done.returncode == 2 and "what can be explained is a score made of similarities" in done.stderr
+    done = cli("explain", "0" * 16, "--score", "less_facts", ws=small_ws)
+    assert done.returncode == 2 and "nor has the target 'facts' one to choose by" in done.stderr
+
+
+def test_flops_are_what_is_counted(small_ws: Any) -> None:
+    """Forward, backward and the products of whole gradients, within 5 % of the counter by eager attention."""
+    for method in (Gradnorm(), Graddot(), Less(variant="sgd", projector="rademacher", **{**RATES, "dim": 64})):
+        model, target = ModelChoice("tiny", count_flops=True), "facts" if method.uses_target else None
+        curate.score(small_ws, method, target=target, models=model)
+    rows = curate.sql(small_ws, "SELECT methods[1] AS method, phase, flops, flops_counted FROM ledger "
+                                "WHERE phase IN ('forward', 'backward', 'projection')")  # fmt: skip
+    assert len(rows) == 3 + 6 + 3
+    for row in rows:
+        assert row["flops"] == pytest.approx(row["flops_counted"], rel=0.05), row

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ from curate.gradients.projectors import Sjlt, projector
 from curate.models.forward import Usage
 from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice, load
-from curate.models.tokens import Encoded
+from curate.models.tokens import Encoded, encode
 from tests.oracles import gradients as slow
 
 SMALL: dict[str, Any] = {
@@ -254,3 +255,26 @@ def test_more_dimensions_than_numbers_are_refused() -> None:
     assert projector("none", 101, 0, 1, {"a": 60, "b": 40}).dim == 100
     with pytest.raises(CurateError, match="nonzeros=0: a number goes to at least one place"):
         projector("sjlt", 10, 0, 0, {"a": 60})
+
+
+# --- a real model ----------------------------------------------------------------------------------------
+
+
+def test_a_real_model_s_gradients_in_float32(smollm2: Path) -> None:
+    """SmolLM2-135M with LoRA, batches of three against one at a time."""
+    model, tokenizer = load(ModelChoice(str(smollm2), device="cpu"))
+    adapted: Any = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "v_proj"], **LORA))
+    lm = LanguageModel(ModelChoice("tiny", device="cpu"), (adapted.get_base_model(), tokenizer))
+    for name, parameter in lm.model.named_parameters():
+        if "lora_B" in name:
+            parameter.data.normal_(std=0.02)
+    backward = Backward.of(lm)
+    turns = [("user", "What is 6 times 7?"), ("assistant", "It is 42."), ("user", "And 8 times 8?")]
+    said = [[*turns[: 2 * i], ("user", f"Say {i} words."), ("assistant", "word " * (3 * i + 1))] for i in (0, 1, 1)]
+    samples = [{"messages": [{"role": r, "content": c, "extra": None} for r, c in one], "text": None} for one in said]
+    encoded = encode(tokenizer, samples, 256)
+    found = {g.name: g.full() for g in per_sample(backward, encoded)}
+    for i, one in enumerate(encoded):
+        alone = slow.gradient(lm.model, tokens(one), backward.parameters)
+        whole = torch.cat([found[name][i].flatten() for name in alone])
+        assert float((whole - slow.flat(alone)).norm() / slow.flat(alone).norm()) < 1e-3

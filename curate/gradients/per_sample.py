@@ -45,6 +45,10 @@ class PerSample(ABC):
     def finite(self) -> Tensor:
         """Whether each one is, bool [B]."""
 
+    def squares_flops(self) -> float:
+        """FLOPs of `squares`."""
+        return self.flops()
+
     @abstractmethod
     def of(self, some: Tensor) -> PerSample:
         """Those of some of the samples, by position."""
@@ -75,10 +79,18 @@ class Outer(PerSample):
         return product(rows.flatten(0, 1).T[None], columns.flatten(0, 1)[None])[0]
 
     def squares(self) -> Tensor:
-        n, length, width = self.e.shape
-        if length * (width + self.x.shape[2]) < width * self.x.shape[2]:  # sum over t, t' of (e_t . e_t') (x_t . x_t')
+        if self._by_pairs():  # sum over t, t' of (e_t . e_t') (x_t . x_t')
             return (product(self.e, self.e.transpose(1, 2)) * product(self.x, self.x.transpose(1, 2))).sum((1, 2))
-        return torch.cat([part.full().square().sum((1, 2)) for part in self._parts(n)])
+        return torch.cat([part.full().square().sum((1, 2)) for part in self._parts(len(self.e))])
+
+    def _by_pairs(self) -> bool:
+        """Whether pairs of tokens are fewer products than the gradients themselves."""
+        length, width = self.e.shape[1:]
+        return length * (width + self.x.shape[2]) < width * self.x.shape[2]
+
+    def squares_flops(self) -> float:
+        length = self.e.shape[1]
+        return 2.0 * length * (self.e.numel() + self.x.numel()) if self._by_pairs() else self.flops()
 
     def dot(self, directions: Tensor) -> Tensor:
         if len(directions) == 1:  # sum over t of e_t . (Q x_t)
@@ -151,6 +163,9 @@ class Rows(PerSample):
         found = wide(self.e).new_zeros(self.shape)
         return found.index_add_(0, self.ids.flatten(), wide(self.e).flatten(0, 1))
 
+    def squares_flops(self) -> float:
+        return 2.0 * self.e.shape[1] * self.e.numel()
+
     def squares(self) -> Tensor:
         same = self.ids[:, :, None] == self.ids[:, None, :]
         return (product(self.e, self.e.transpose(1, 2)) * same).sum((1, 2))
@@ -201,6 +216,14 @@ class Several(PerSample):
 
     def finite(self) -> Tensor:
         return torch.stack([part.finite() for part in self.parts]).all(0)
+
+    def squares_flops(self) -> float:
+        pairs = [part for part in self.parts if isinstance(part, Rows)]
+        return sum(part.squares_flops() for part in self.parts) + sum(2.0 * p.e.numel() * self._head() for p in pairs)
+
+    def _head(self) -> int:
+        """Tokens of the other part, which an embedding is multiplied with."""
+        return next((part.x.shape[1] for part in self.parts if isinstance(part, Outer)), 0)
 
     def of(self, some: Tensor) -> Several:
         return Several(self.name, self.shape, [part.of(some) for part in self.parts])

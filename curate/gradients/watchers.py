@@ -23,7 +23,7 @@ class Lengths(Watcher):
 
     def take(self, gradient: PerSample) -> None:
         self._squares.append(gradient.squares().double())
-        self._flops += gradient.flops()
+        self._flops += gradient.squares_flops()
 
     def columns(self) -> Mapping[str, np.ndarray]:
         if not self._squares:

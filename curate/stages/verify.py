@@ -252,6 +252,7 @@ def _again(
             names={method.name: state.name} if state.kind == "score" else {},
             vectors={method.name: vectors} if vectors else {},
             executor=executor,
+            checkpoints=recipe.get("checkpoints_given", ()),
             models=model_choices(recipe),
         )
     except CurateFailure:
