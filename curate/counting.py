@@ -22,7 +22,7 @@ from curate.jobs import Job
 from curate.passes import Arrays, Pass, Slope
 from curate.shards import Parts
 from curate.storage import Location
-from curate.tasks import Aim, ModelWork, Unit, Work, partial_name, shard_units
+from curate.tasks import Aim, ModelWork, Unit, Work, narrowed, partial_name, shard_units
 from curate.workers import Done, Tasks, Workers
 
 Failed = Mapping[str, Mapping[int, str]]  # shard -> rows a counting pass could not take -> why
@@ -125,9 +125,9 @@ def _count_pool(job: Job, workers: Workers, held: Claim, work: Work, failed: Fai
     for unit in units:
         if rows := records.get(partial_name(unit), {}).get("failed"):
             failures.setdefault(unit.shard.name, {}).update(rows)
-    for old in [n for n in records if n.startswith("state-") or sums]:
-        parts.remove(old)
     Parts(parts.folder, parts.suffix).commit(name, state, failed=failures)
+    for old in [n for n in records if n != name and (n.startswith("state-") or sums)]:
+        parts.remove(old)
 
 
 def _run(
@@ -160,6 +160,9 @@ class _Sums:
         self._place = {unit.shard.name + unit.name: i for i, unit in enumerate(units)}
         records = parts.records()
         self._there = {node for node in self._nodes() if self._stands(node, records)}
+        for node in {node for node in self._there if self._is_covered(node)}:  # a kill came before it was removed
+            self._parts.remove(self._name(node))
+            self._there.remove(node)
         for node in sorted(self._there):
             self._fold(node)
 
@@ -185,6 +188,11 @@ class _Sums:
             return record.get("shard") == self._covered(node)[0].shard.sha256
         return record.get("units") == self._stamp(node)
 
+    def _is_covered(self, node: tuple[int, int]) -> bool:
+        """Whether a node above it stands, which has it in its sum."""
+        level, i = node
+        return any((level + up, i >> up) in self._there for up in range(1, len(self._units).bit_length() + 1))
+
     def missing(self) -> list[Unit]:
         """The units that no node covers."""
         done = {id(unit) for node in self._there for unit in self._covered(node)}
@@ -204,7 +212,7 @@ class _Sums:
             return
         above = (level + 1, i >> 1)
         both = [self._read(one) for one in pair]
-        summed = {name: (both[0][name] + both[1][name].astype(np.float64)).astype(np.float32) for name in both[0]}
+        summed = {n: narrowed(both[0][n].astype(np.float64) + both[1][n]) for n in both[0]}
         self._parts.commit(self._name(above), summed, units=self._stamp(above))
         for one in pair:
             self._parts.remove(self._name(one))

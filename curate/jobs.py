@@ -30,11 +30,11 @@ class Looks:
     given: tuple[str, ...] = ()
     warmup: Mapping[str, Any] = field(default_factory=dict)
 
-    def recipe(self) -> dict[str, Any]:
-        """What there is of it, for a recipe."""
+    def recipe(self, moments: bool) -> dict[str, Any]:
+        """What there is of it, for a recipe; moments: whether the optimizer's state is looked at."""
         found: dict[str, Any] = {"checkpoints_given": list(self.given)} if self.given else {}
         if self.given or self.warmup:
-            found["checkpoints"] = [checkpoint.recipe() for checkpoint in self.checkpoints]
+            found["checkpoints"] = [checkpoint.recipe(moments) for checkpoint in self.checkpoints]
         return {**found, **({"warmup": dict(self.warmup)} if self.warmup else {})}
 
 
@@ -116,12 +116,13 @@ class Job:
             "scope": method.scope,
             **({"models": models} if models else {}),
         }
-        made |= self.looks.recipe()
+        made |= self.looks.recipe(self._moments())
         weights = self._weights()
         if self.kind == "vectors":
             return {**made, "fingerprint": fingerprint("vectors", method.name, method.version, settings, *weights)}
         pool = pool_fingerprint(self.shards) if method.scope == "pool" else None
         target = self.target.fingerprint if self.target else None
+        its = self.vectors.recipe["fingerprint"] if self.vectors else None
         return {
             **made,
             "target": self.target.name if self.target else None,
@@ -129,15 +130,21 @@ class Job:
             "pool_fingerprint": pool,
             "columns": dict(method.columns),
             "keeps_subtasks": method.keeps_subtasks(),
-            **({"vectors": self.vectors.name} if self.vectors else {}),
+            **({"vectors": self.vectors.name, "vectors_fingerprint": its} if self.vectors else {}),
             "fingerprint": fingerprint(method.name, method.version, settings, target, pool, *weights),
         }
 
     def _weights(self) -> list[Any]:
         """What of the models, and of their checkpoints, shapes what is computed."""
         models = [{key: value for key, value in m.items() if key in SHAPING} for m in self._model_recipes().values()]
-        found = self.looks.recipe().get("checkpoints", [])
+        found = self.looks.recipe(self._moments()).get("checkpoints", [])
         return [*models, *([c["weights"], c["optimizer"], c["lr"]] for c in found)]
+
+    def _moments(self) -> bool:
+        """Whether the method looks at an optimizer's state."""
+        passes = [self.method.vectors(), *([] if self.vectors else self.passes)]
+        legs = [leg for step in passes if step for leg in step.legs.values()]
+        return any(isinstance(leg, Slope) and leg.moments for leg in legs)
 
     def _model_recipes(self) -> dict[str, dict[str, Any]]:
         return {role: model_recipe(choice) for role, choice in self.models.items()}
@@ -305,15 +312,25 @@ def refuse_other_recipe(old: dict[str, Any] | None, job: Job) -> None:
             if key in SHAPING and before != value:
                 what = f"another {role} model or another {key} of it"
                 raise CurateError(f"{job} {verb} made with {what} ({before}, not {value}); {remedy}")
-    for before, now in zip(old.get("checkpoints", []), job.recipe.get("checkpoints", []), strict=False):
-        if (before["weights"], before["optimizer"]) != (now["weights"], now["optimizer"]):
-            raise CurateError(
-                f"{job} {verb} made with another checkpoint ({before['name']}, not {now['name']}); {remedy}"
-            )
-    if len(old.get("checkpoints", [])) != len(job.recipe.get("checkpoints", [])):
-        had, has = len(old.get("checkpoints", [])), len(job.recipe.get("checkpoints", []))
-        raise CurateError(f"{job} {verb} made with {had} checkpoints, not {has}; {remedy}")
     for key, value in job.recipe["settings"].items():
         if old["settings"].get(key) != value:
             before = old["settings"].get(key)
             raise CurateError(f"{job} {verb} made with {key}={before}, not {key}={value}; {remedy}")
+    _refuse_other_checkpoints(old, job, verb, remedy)
+
+
+def _refuse_other_checkpoints(old: Mapping[str, Any], job: Job, verb: str, remedy: str) -> None:
+    if job.looks.warmup.get("planned"):
+        return
+    had, has = old.get("checkpoints", []), job.recipe.get("checkpoints", [])
+    if len(had) != len(has):
+        raise CurateError(f"{job} {verb} made with {len(had)} checkpoints, not {len(has)}; {remedy}")
+    for before, now in zip(had, has, strict=True):
+        if (before["weights"], before["optimizer"]) != (now["weights"], now["optimizer"]):
+            raise CurateError(
+                f"{job} {verb} made with another checkpoint ({before['name']}, not {now['name']}); {remedy}"
+            )
+        if before["lr"] != now["lr"]:
+            raise CurateError(
+                f"{job} {verb} made with the learning rate {before['lr']} of {now['name']}, not {now['lr']}; {remedy}"
+            )

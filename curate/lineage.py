@@ -171,6 +171,12 @@ def _stale(ws: Workspace, recipe: dict[str, Any]) -> str | None:
             return f"the target '{recipe['target']}' has no val split any more"
         if now != recipe["target_fingerprint"]:
             return f"the target '{recipe['target']}' was edited"
+    made_of = recipe.get("vectors") if "vectors_fingerprint" in recipe else None
+    if (
+        made_of in ws.vectors_names()
+        and table_recipe(ws, "vectors", made_of)["fingerprint"] != (recipe["vectors_fingerprint"])
+    ):
+        return f"the vectors '{made_of}' were made otherwise since"
     if recipe["scope"] == "pool" and recipe["pool_fingerprint"] != pool_fingerprint(ws.shards()):
         return "the pool has grown"
     return None

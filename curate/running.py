@@ -78,7 +78,7 @@ def _opened(run: Run, training: Training, rows: Rows, target: Target | None) -> 
         try:
             refuse_other_run(run.name, old, recipe)
         except CurateError:
-            if not run.beside:
+            if not run.beside and run.place is None:
                 raise
             remove_tree(run.folder, marker="run.json")  # what another `fresh` had begun
             old = None

@@ -38,6 +38,9 @@ def write_json(path: Location, value: Any, flush: bool = True) -> None:
     put(path, orjson.dumps(value, option=options), flush)
 
 
+LASTING = (b"shares",)  # of a schema's metadata, what is written: what each part of vectors counts for
+
+
 def read_json(path: Location) -> Any:
     return orjson.loads(path.read_bytes())
 
@@ -51,7 +54,8 @@ def write_table(path: Location, table: pa.Table, row_group: int = ROW_GROUP) -> 
 
 def parquet(table: pa.Table, row_group: int = ROW_GROUP) -> memoryview:
     """The bytes of a table's Parquet file."""
-    table = table.combine_chunks().replace_schema_metadata(None)
+    told = {key: value for key, value in (table.schema.metadata or {}).items() if key in LASTING}
+    table = table.combine_chunks().replace_schema_metadata(told or None)
     sink = pa.BufferOutputStream()
     repeating = [field.name for field in table.schema if not pa.types.is_fixed_size_list(field.type)]  # vectors do not
     dictionary: Any = repeating if len(repeating) < table.num_columns else True

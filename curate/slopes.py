@@ -30,10 +30,10 @@ def mean_gradient(groups: Groups | None, shaped_by: tuple[str, ...] = (), every:
 
 
 def products(
-    score: Callable[[np.ndarray], Columns], by: Literal["ghost", "jvp"] = "ghost", every: bool = False
+    score: Callable[[np.ndarray, np.ndarray], Columns], by: Literal["ghost", "jvp"] = "ghost", every: bool = False
 ) -> Pass:
     """Inner products of each sample's gradient with the mean ones, [B, K]; at every checkpoint, times its learning rate
-    and [B, C, K]. score: makes the columns of them."""
+    and [B, C, K]. score: makes the columns of them, and of the K groups' shares of the target's examples."""
     leg = Slope(partial(_dots, every), every=every) if by == "ghost" else Slope(along=_along)
     return Pass("gradients", partial(_scored, score), open=opened, legs={"gradient": leg})
 
@@ -73,14 +73,17 @@ def _means(groups: Groups | None, partials: Iterable[Arrays]) -> Arrays:
     found = {}
     for name, value in sums.items():
         checkpoint, _, parameter = name.partition("/")
-        if parameter != _COUNT:
-            counts = sums[f"{checkpoint}/{_COUNT}"]
+        counts = sums[f"{checkpoint}/{_COUNT}"]
+        if parameter == _COUNT:
+            found[name] = counts
+        elif counts.all():
             found[name] = (value / counts.reshape(-1, *[1] * (value.ndim - 1))).astype(np.float32)
-    for counts in (value for name, value in sums.items() if name.endswith(f"/{_COUNT}")):
-        if not found or not counts.all():
-            label = groups.labels[int(np.argmin(counts))] if groups else ""
-            of = f"the target's sub-task '{label}'" if label else "the target" if groups else "the pool"
-            raise CurateError(f"no sample of {of} has a finite gradient of anything supervised; edit the target.")
+    every = [value for name, value in sums.items() if name.endswith(f"/{_COUNT}")]
+    empty = next((counts for counts in every if not counts.all()), None)
+    if groups and (empty is not None or not every):
+        label = groups.labels[0 if empty is None else int(np.argmin(empty))]
+        of = f"the target's sub-task '{label}'" if label else "the target"
+        raise CurateError(f"no example of {of} has a finite gradient of anything supervised; edit the target.")
     return found
 
 
@@ -97,5 +100,7 @@ def _along(at: At, state: Directions) -> Mapping[str, Any]:
     return state.on(at, min(state.keys, default=""))
 
 
-def _scored(score: Callable[[np.ndarray], Columns], legs: Mapping[str, Columns], _: Any) -> Columns:
-    return score(legs["gradient"]["dot"])
+def _scored(
+    score: Callable[[np.ndarray, np.ndarray], Columns], legs: Mapping[str, Columns], state: Directions
+) -> Columns:
+    return score(legs["gradient"]["dot"], state.shares(_COUNT))

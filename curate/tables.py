@@ -10,9 +10,10 @@ import numpy as np
 import pyarrow as pa
 
 from curate.method import Columns, Score
+from curate.shards import LASTING
 from curate.vectors import Vectors, side_by_side
 
-_SHARES = b"shares"  # of the schema's metadata: what each part of the vectors counts for
+(_SHARES,) = LASTING  # of the schema's metadata: what each part of the vectors counts for
 
 
 def score_table(ids: pa.Array, columns: Columns, method: Score, failed: Mapping[int, str] | None = None) -> pa.Table:

@@ -327,7 +327,7 @@ class ModelWork:
             rows = read_table(task.shard.path, Text.schema.names, (task.start, task.stop))
             samples = rows.select(["messages", "text"]).to_pylist()
         (columns,), usage = self._columns(samples, [work.step], [work.given], task)
-        partial = {name: value for name, value in columns.items() if name != "error"}
+        partial = {name: narrowed(value) for name, value in columns.items() if name != "error"}
         if isinstance(task, Aim):
             work.partials.commit(str(task), partial)
         else:
@@ -379,6 +379,11 @@ class ModelWork:
         legs = [leg for work in self.works for step in (work.step, work.target_step) for leg in step.legs.values()]
         moments = any(isinstance(leg, Slope) and leg.moments for leg in legs)
         return load_roles(self.models, self.checkpoints, moments)
+
+
+def narrowed(value: np.ndarray) -> np.ndarray:
+    """A sum over samples as it is stored: in float32, where it is more than a count."""
+    return value.astype(np.float32) if value.ndim > 1 else value
 
 
 def units_of_part(folder: Location, shard: Shard) -> Parts:

@@ -170,21 +170,21 @@ class Anchors:
 class Groups:
     """A target's examples as one group, or one for each sub-task.
 
-    labels: of the K groups. of_each: int64 [T], which one each example is of. shares: of the target, float64 [K].
+    labels: of the K groups. of_each: int64 [T], which one each example is of.
     """
 
     labels: tuple[str, ...]
     of_each: np.ndarray
-    shares: np.ndarray
 
     @classmethod
     def of(cls, subtasks: Sequence[str], apart: bool) -> Groups:
         names = np.array(subtasks if apart else [""] * len(subtasks), object).astype(str)
         labels, group = np.unique(names, return_inverse=True)
-        return cls(tuple(labels.tolist()), group.astype(np.int64), np.bincount(group) / len(group))
+        return cls(tuple(labels.tolist()), group.astype(np.int64))
 
-    def aggregated(self, values: np.ndarray, aggregate: Aggregate, keep: bool) -> Mapping[str, Any]:
-        """The score of each sample from its values for each group, [B, K]; and these, where they are kept."""
-        score = values @ self.shares if aggregate == "mean" else values.max(1, initial=-np.inf)
+    def aggregated(self, values: np.ndarray, shares: np.ndarray, aggregate: Aggregate, keep: bool) -> Mapping[str, Any]:
+        """The score of each sample from its values for each group, [B, K]; and these, where they are kept. shares: what
+        each group counts for in the mean, [K]."""
+        score = values @ shares if aggregate == "mean" else values.max(1, initial=-np.inf)
         kept = {"subtasks": dict(zip(self.labels, values.T, strict=True))} if keep else {}
         return {"score": score, **kept}

@@ -47,9 +47,9 @@ def checkpoints_of(ws: Workspace, given: Sequence[str], like: ModelChoice) -> tu
 
     Raises CurateError where there is none of that name, or nobody says the learning rate.
     """
-    found = []
+    found, before = [], dict[Path, int]()  # folder of checkpoints -> the step of the last
     for name in given:
-        found += _of_run(ws, name, like) if name in ws.run_names() else _of_folder(ws, name, like)
+        found += _of_run(ws, name, like) if name in ws.run_names() else _of_folder(ws, name, like, before)
     return tuple(found)
 
 
@@ -76,12 +76,12 @@ def _of(run: Run, label: str, like: ModelChoice) -> list[CheckpointChoice]:
     return found
 
 
-def _of_folder(ws: Workspace, name: str, like: ModelChoice) -> list[CheckpointChoice]:
+def _of_folder(ws: Workspace, name: str, like: ModelChoice, before: dict[Path, int]) -> list[CheckpointChoice]:
     path, at, rate = name.rpartition("@")
     lr = _number(rate) if at else None
     folder = Path(path if lr is not None else name).expanduser()
     several = sorted((p for p in folder.glob("checkpoint-*") if _STEP.search(p.name)), key=_step_of)
-    if (folder / "config.json").exists() or (folder / ADAPTER).exists():
+    if not several and ((folder / "config.json").exists() or (folder / ADAPTER).exists()):
         several = [folder]
     if not several:
         runs = f"; its runs are {', '.join(ws.run_names())}" if ws.run_names() else ""
@@ -89,9 +89,9 @@ def _of_folder(ws: Workspace, name: str, like: ModelChoice) -> list[CheckpointCh
             f"--checkpoints {name}: there is no run of that name in {ws.path}{runs}; and no folder with config.json or "
             f"{ADAPTER}, or with checkpoint-100, … in it."
         )
-    found, before = [], 0
+    found = []
     for one in several:
-        rate_here = lr if lr is not None else _logged(one, before)
+        rate_here = lr if lr is not None else _logged(one, before.get(one.parent, 0))
         if rate_here is None:
             raise CurateError(
                 f"{one}: no trainer_state.json says at what learning rate it was trained, by which a checkpoint "
@@ -99,7 +99,7 @@ def _of_folder(ws: Workspace, name: str, like: ModelChoice) -> list[CheckpointCh
             )
         optimizer = next((str(one / o) for o in OPTIMIZERS if (one / o).exists()), "")
         found.append(CheckpointChoice(replace(like, name=str(one)), rate_here, optimizer))
-        before = _step_of(one)
+        before[one.parent] = _step_of(one)
     return found
 
 
@@ -182,6 +182,10 @@ def _warmed(
     if not run.is_complete():
         if dry_run:
             return Looks((CheckpointChoice(model),), warmup={**told, "planned": True})
+        if not isinstance(run.folder, Path):
+            raise CurateError(
+                f"{ws.path} is in an object store, where no gradients can be taken at checkpoints yet; work on a disk."
+            )
         _train(run, method, model, warmup, vectors)
     return Looks(tuple(_of(run, "warm-up", model)), warmup=told)
 

@@ -350,7 +350,9 @@ def test_what_repair_cannot_compute_is_told_and_the_rest_goes_on(small_ws: Works
         path.write_bytes(path.read_bytes()[:-9])
     told = {d.name: d for d in curate.verify(small_ws, repair=True, find=curate.find).damaged}
     assert told["nll"].repaired and not told["embed_lm_sums"].repaired
-    assert "were made with another base model or another context" in told["embed_lm_sums"].remedy
+    assert "it is stale (the vectors 'embed_lm' were made otherwise since)" in told["embed_lm_sums"].remedy
+    with pytest.raises(CurateError, match="were made with another base model or another context of it"):
+        curate.score(small_ws, EmbedLm(), target="sums", models="tiny")
 
 
 def test_vectors_are_a_name_like_others(small_ws: Workspace, cli: Any) -> None:

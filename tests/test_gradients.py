@@ -34,6 +34,9 @@ SMALL: dict[str, Any] = {
     "max_position_embeddings": 64,
 }
 CONFIGS = {
+    "llama tied, with padding that also stands in texts": LlamaConfig(
+        **SMALL, tie_word_embeddings=True, pad_token_id=7
+    ),
     "llama": LlamaConfig(**SMALL),
     "llama tied": LlamaConfig(**SMALL, tie_word_embeddings=True),
     "qwen2, with biases": Qwen2Config(**SMALL, tie_word_embeddings=True),

@@ -84,7 +84,7 @@ def oracle(checkpoints: list[CheckpointChoice], variant: str) -> list[float]:
     for checkpoint in checkpoints:
         model = Backward([checkpoint])
         model.lm.model.double()
-        moments = load_moments(checkpoint, model.parameters)
+        moments = load_moments(checkpoint, model.parameters, ())
         m, v = slow.flat(moments.mean), slow.flat(moments.square)
         order = [list(moments.mean).index(name) for name in model.parameters]
         m = torch.cat([list(moments.mean.values())[i].flatten() for i in order])
@@ -94,6 +94,23 @@ def oracle(checkpoints: list[CheckpointChoice], variant: str) -> list[float]:
         trained.append([slow.gamma(one, m, v, moments.step, variant) for one in g[: len(POOL)]])
         raw.append(g[len(POOL) :])
     return slow.less(trained, raw, SUBTASKS, [c.lr or 0.0 for c in checkpoints])
+
+
+def test_an_optimizer_that_was_given_the_frozen_base_too_is_read(tmp_path: Path) -> None:
+    """AdamW(model.parameters()) of a model with LoRA numbers what it never moves."""
+    (folder,) = write_checkpoints(tmp_path, steps=(1,))
+    model = Backward([CheckpointChoice(ModelChoice(str(folder), device="cpu"))])
+    for parameter in model.parameters.values():
+        parameter.requires_grad_(True)
+    optimizer = torch.optim.AdamW(model.lm.model.parameters(), lr=1e-3)
+    model.lm.model(input_ids=torch.arange(9)[None], labels=torch.arange(9)[None]).loss.backward()
+    optimizer.step()
+    torch.save(optimizer.state_dict(), folder / "optimizer.pt")
+    choice = CheckpointChoice(ModelChoice(str(folder), device="cpu"), 1e-3, str(folder / "optimizer.pt"))
+    moments = Backward([choice], moments=True).at.moments
+    assert moments is not None and moments.mean.keys() == model.parameters.keys()
+    for name, parameter in model.parameters.items():
+        assert torch.equal(moments.mean[name], optimizer.state[parameter]["exp_avg"])
 
 
 @pytest.mark.parametrize("variant", ["code", "paper"])

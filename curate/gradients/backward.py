@@ -91,20 +91,28 @@ class Backward:
         """The model as it is at a checkpoint."""
         if index != self._index:
             checkpoint = self.checkpoints[index]
-            folder = resolve(checkpoint.model.name)
-            if (folder / ADAPTER).exists() and self._index >= 0:
-                _refuse_other_adapter(resolve(self.checkpoints[self._index].model.name), folder)
+            folder, before = resolve(checkpoint.model.name), self._index
+            last = resolve(self.checkpoints[before].model.name)
+            if before >= 0 and (folder / ADAPTER).exists() and (last / ADAPTER).exists():
+                _refuse_other_adapter(last, folder)
                 _copy_adapter(folder, self.parameters)
             else:
+                had = self.at.shapes if before >= 0 else None
                 self._take(_loaded(checkpoint.model, folder))
+                _refuse_other_shapes(last, folder, had, {name: tuple(p.shape) for name, p in self.parameters.items()})
             self.at, self._index = self._at(checkpoint, index), index
         return self.at
 
     def _take(self, lm: LanguageModel) -> None:
         model = lm.model
+        if next(model.parameters()).dtype == torch.float16:
+            raise CurateError(
+                f"{lm.choice.name}: in float16 small gradients vanish; take --set model.dtype=bfloat16, or float32."
+            )
         every = {plain(name): parameter for name, parameter in model.named_parameters()}
         trained = {name: parameter for name, parameter in every.items() if parameter.requires_grad}
         self.parameters: dict[str, nn.Parameter] = trained or every
+        self._every = tuple(every)
         model.requires_grad_(False)
         self.lm, self.tape = lm, Tape(model, self.parameters)
         head = {id(p) for p in lm.head.parameters()} if lm.plain_head else set()
@@ -119,7 +127,7 @@ class Backward:
     def _at(self, checkpoint: CheckpointChoice, index: int = 0) -> At:
         first = next(iter(self.parameters.values()))
         shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}
-        moments = load_moments(checkpoint, self.parameters) if self._moments else None
+        moments = load_moments(checkpoint, self.parameters, self._every) if self._moments else None
         return At(shapes, first.device, torch.promote_types(first.dtype, torch.float32), checkpoint, index, moments)
 
     # --- a batch -----------------------------------------------------------------------------------------
@@ -239,6 +247,11 @@ def _loaded(choice: ModelChoice, folder: Path) -> LanguageModel:
     """A whole model; or an adapter's base with the adapter beside it, not merged, whose matrices are trained."""
     if not (folder / ADAPTER).exists():
         return LanguageModel(choice)
+    config = _config(folder)
+    if not (folder / "adapter_model.safetensors").exists():
+        raise CurateError(f"{folder} has no adapter_model.safetensors; save the adapter as safetensors.")
+    if other := [what for what in ("use_dora", "modules_to_save") if config.get(what)]:
+        raise CurateError(f"{folder}: gradients of an adapter with {other[0]} are not known here; train plain LoRA.")
     import peft
 
     model, tokenizer = load(replace(choice, name=base_of(folder)))
@@ -262,6 +275,16 @@ def _refuse_other_adapter(one: Path, other: Path) -> None:
                 f"{one} and {other} are not checkpoints of one training: {what} is {was} in the one and {now} in the "
                 "other; name checkpoints of one run."
             )
+
+
+def _refuse_other_shapes(one: Path, other: Path, had: Mapping[str, Any] | None, has: Mapping[str, Any]) -> None:
+    """Raises CurateError where what is trained in one checkpoint is something else in another."""
+    if had is not None and dict(had) != dict(has):
+        name = next(iter(dict(had).items() ^ dict(has).items()))[0]
+        raise CurateError(
+            f"{one} and {other} are not checkpoints of one training: {name} is {list(had.get(name, ()))} in the one "
+            f"and {list(has.get(name, ()))} in the other; name checkpoints of one run."
+        )
 
 
 def _copy_adapter(folder: Path, parameters: Mapping[str, nn.Parameter]) -> None:

@@ -8,7 +8,7 @@ given them, and every shape is compared.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,8 +34,8 @@ def plain(name: str) -> str:
     return name.removeprefix("base_model.model.").replace(".default.", ".").removesuffix(".default")
 
 
-def load_moments(checkpoint: CheckpointChoice, parameters: Mapping[str, nn.Parameter]) -> Moments:
-    """The optimizer's state of the trained parameters, on their device.
+def load_moments(checkpoint: CheckpointChoice, parameters: Mapping[str, nn.Parameter], every: Sequence[str]) -> Moments:
+    """The optimizer's state of the trained parameters, on their device. every: the names of all of the model's.
 
     Raises CurateError where there is none, or it is of other parameters.
     """
@@ -45,8 +45,10 @@ def load_moments(checkpoint: CheckpointChoice, parameters: Mapping[str, nn.Param
             f"{checkpoint.model.name} has no optimizer state ({', '.join(OPTIMIZERS)}); it is needed for Adam's step: "
             "save it with the checkpoint (Hugging Face's Trainer does unless save_only_model=True)."
         )
-    read = _ours if path.suffix == ".safetensors" else _torch_s
-    mean, square, step = read(path, parameters)
+    if path.suffix == ".safetensors":
+        mean, square, step = _ours(path, parameters)
+    else:
+        mean, square, step = _torch_s(path, parameters, every)
     for name, parameter in parameters.items():
         for found in (mean[name], square[name]):
             if found.shape != parameter.shape:
@@ -54,7 +56,7 @@ def load_moments(checkpoint: CheckpointChoice, parameters: Mapping[str, nn.Param
                     f"{path} is the state of another model: {name} has the shape {list(parameter.shape)}, and its "
                     f"state {list(found.shape)}."
                 )
-    there = {name: (parameter.device, parameter.dtype) for name, parameter in parameters.items()}
+    there = {n: (p.device, torch.promote_types(p.dtype, torch.float32)) for n, p in parameters.items()}
     return Moments(
         {name: value.to(*there[name]) for name, value in mean.items()},
         {name: value.to(*there[name]) for name, value in square.items()},
@@ -81,21 +83,17 @@ def _refuse_other_names(path: Path, found: Mapping[str, Any], parameters: Mappin
         raise CurateError(f"{path} is the state of another model: it {verb} {missing[0]}, one of {len(missing)} such.")
 
 
-def _torch_s(path: Path, parameters: Mapping[str, nn.Parameter]) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
+def _torch_s(
+    path: Path, parameters: Mapping[str, nn.Parameter], every: Sequence[str]
+) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         groups, states = stored["param_groups"], stored["state"]
     except Exception as error:  # unpickling raises many kinds; all mean that this is no plain optimizer's state
         first = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
         raise CurateError(f"{path} cannot be read as the state of a torch optimizer ({first}).") from None
-    names = _names(groups, parameters)
-    numbers = [number for group in groups for number in group["params"]]
-    if len(numbers) != len(names):
-        raise CurateError(
-            f"{path} is the state of another model: it has {len(numbers)} tensors, and {len(names)} are trained."
-        )
     mean, square, step = {}, {}, 0
-    for name, number in zip(names, numbers, strict=True):
+    for name, number in _numbered(path, groups, parameters, every).items():
         state = states.get(number, {})
         if not {"exp_avg", "exp_avg_sq"} <= state.keys():
             has = ", ".join(map(str, state)) or "nothing"
@@ -105,11 +103,31 @@ def _torch_s(path: Path, parameters: Mapping[str, nn.Parameter]) -> tuple[dict[s
     return mean, square, step
 
 
-def _names(groups: list[dict[str, Any]], parameters: Mapping[str, nn.Parameter]) -> list[str]:
-    """What the numbered tensors are of: as torch has it, or in the order of one group, or of two of which the first
-    decays, the matrices (as Hugging Face's Trainer makes them)."""
-    if all("param_names" in group for group in groups):
-        return [plain(name) for group in groups for name in group["param_names"]]
-    if len([group for group in groups if group["params"]]) == 1:
-        return list(parameters)
-    return sorted(parameters, key=lambda name: parameters[name].ndim < 2)
+def _numbered(
+    path: Path, groups: list[dict[str, Any]], parameters: Mapping[str, nn.Parameter], every: Sequence[str]
+) -> dict[str, int]:
+    """The number of each trained parameter's tensor: by the names that torch may have kept; or in the order of one
+    group, of all the model's parameters or the trained ones; or of two, the matrices and the rest (as Hugging Face's
+    Trainer has them)."""
+    numbers = [number for group in groups for number in group["params"]]
+    sizes = [len(group["params"]) for group in groups if group["params"]]
+    matrices = [name for name in parameters if parameters[name].ndim >= 2]
+    if groups and all("param_names" in group for group in groups):
+        names = [plain(name) for group in groups for name in group["param_names"]]
+    elif len(sizes) == 1 and len(numbers) == len(every):
+        names = list(every)
+    elif len(sizes) == 2 and sizes[0] == len(matrices):
+        names = matrices + [name for name in parameters if parameters[name].ndim < 2]
+    elif len(sizes) <= 1:
+        names = list(parameters)
+    else:
+        raise CurateError(
+            f"{path} has {len(sizes)} groups of {', '.join(map(str, sizes))} tensors, of which nobody says whose they "
+            f"are; the trained ones are {len(matrices)} matrices and {len(parameters) - len(matrices)} others."
+        )
+    if len(numbers) != len(names) or not parameters.keys() <= set(names):
+        raise CurateError(
+            f"{path} is the state of another model: it has {len(numbers)} tensors, and {len(parameters)} are trained."
+        )
+    found = dict(zip(names, numbers, strict=True))
+    return {name: found[name] for name in parameters}

@@ -2,8 +2,7 @@
 
 Two ways to the same number. `ghost`: one backward pass, and from the factors of each parameter's gradient its inner
 products with all directions. `forward_mode`: one pass forward for each direction that carries the derivative along
-(`torch.func.jvp`), with nothing kept for a backward pass; it goes through every layer that torch can differentiate,
-known to the hooks or not.
+(`torch.func.jvp`), with nothing kept for a backward pass.
 """
 
 from __future__ import annotations
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from curate.errors import CurateError
 from curate.gradients.backward import Backward
 from curate.gradients.per_sample import PerSample
 
@@ -27,17 +27,37 @@ def ghost(parameters: Iterable[PerSample], directions: Mapping[str, Tensor]) -> 
 
 def forward_mode(model: Backward, ids: Tensor, supervised: Tensor, directions: Mapping[str, Tensor]) -> Tensor:
     """The same without a backward pass, float64 [B, K]; ids, supervised: [B, T]."""
-    whole = _Losses(model)
-    of = {id(parameter): name for name, parameter in model.parameters.items()}
-    names = {own: of[id(p)] for own, p in whole.named_parameters() if id(p) in of}
-    values = {own: p.detach() for own, p in whole.named_parameters() if own in names}
-    found = []
+    whole, found = _Losses(model), []
+    uses = _uses(whole, model)
+    values = {place: parameter.detach() for place, (parameter, _, _) in uses.items()}
+    if any(value.dtype in (torch.bfloat16, torch.float16) for value in values.values()):
+        raise CurateError(f"{model.lm.choice.name}: by=jvp wants weights in float32: --set model.dtype=float32.")
     for k in range(count_of(directions)):
-        along = {own: directions[names[own]][k].to(value) for own, value in values.items()}
+        along = {}
+        for place, (parameter, name, padding) in uses.items():
+            along[place] = directions[name][k].to(parameter)
+            if padding is not None:  # whose row no training moves
+                along[place] = along[place].index_fill(0, torch.tensor([padding], device=parameter.device), 0)
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():  # the fused kernels know no forward mode
             warnings.simplefilter("ignore", DeprecationWarning)  # torch's, of its own torch.jit.script
-            found.append(jvp(lambda at: functional_call(whole, at, (ids, supervised)), (values,), (along,))[1])
+            found.append(jvp(lambda at: _called(whole, at, ids, supervised), (values,), (along,))[1])
     return torch.stack(found, dim=1).double()
+
+
+def _uses(whole: nn.Module, model: Backward) -> dict[str, tuple[nn.Parameter, str, int | None]]:
+    """Every place where a parameter is used, tied ones in several: itself, our name of it, an embedding's padding."""
+    of = {id(parameter): name for name, parameter in model.parameters.items()}
+    found = {}
+    for path, module in whole.named_modules():
+        for own, parameter in module._parameters.items():
+            if parameter is not None and id(parameter) in of:
+                padding = module.padding_idx if isinstance(module, nn.Embedding) else None
+                found[f"{path}.{own}"] = (parameter, of[id(parameter)], padding)
+    return found
+
+
+def _called(whole: nn.Module, at: Mapping[str, Tensor], ids: Tensor, supervised: Tensor) -> Tensor:
+    return functional_call(whole, dict(at), (ids, supervised), tie_weights=False)
 
 
 def count_of(directions: Mapping[str, Tensor]) -> int:

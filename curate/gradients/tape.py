@@ -120,7 +120,7 @@ def _refuse_unknown(module: nn.Module, its: Mapping[str, str]) -> None:
         if not known and (another or module._parameters[own].ndim != 1):  # type: ignore[union-attr]
             raise CurateError(
                 f"the parameter {name} is of a {type(module).__name__}, whose per-sample gradients are not known here "
-                "(linear and embedding layers, and norms, are); take LoRA's parameters, or directions by jvp."
+                "(linear and embedding layers, and norms, are); train LoRA, and take its parameters."
             )
 
 
@@ -135,5 +135,5 @@ def _refuse_other_form(module: nn.Module, name: str, x: Tensor, values: Mapping[
     if not same:
         raise CurateError(
             f"the parameter {name} of a {type(module).__name__} does not stretch or shift its output, so its "
-            "per-sample gradient is not known here; take LoRA's parameters, or directions by jvp."
+            "per-sample gradient is not known here; train LoRA, and take its parameters."
         )

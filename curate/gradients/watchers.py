@@ -123,6 +123,12 @@ class Directions:
             self._there = (key, its)
         return self._there[1]
 
+    def shares(self, count: str) -> np.ndarray:
+        """Of each of the K groups among the samples with a gradient, float64 [K]; count: their name in the state."""
+        counts = self._arrays[min(self.keys) + count].astype(np.float64)
+        return counts / counts.sum()
+
     def length(self) -> float:
-        """Of all numbers together."""
-        return float(np.sqrt(sum(float(np.square(a, dtype=np.float64).sum()) for a in self._arrays.values())))
+        """Of all numbers of one direction together."""
+        those = [array for array in self._arrays.values() if array.ndim > 1]
+        return float(np.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in those)))

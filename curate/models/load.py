@@ -91,9 +91,9 @@ class CheckpointChoice:
     def __str__(self) -> str:
         return self.label or self.model.name
 
-    def recipe(self) -> dict[str, Any]:
-        """What it is, for a recipe."""
-        state = _digest_of(Path(self.optimizer)).hex()[:16] if self.optimizer else None
+    def recipe(self, moments: bool) -> dict[str, Any]:
+        """What it is, for a recipe; moments: whether its optimizer's state is part of that."""
+        state = _digest_of(Path(self.optimizer)).hex()[:16] if self.optimizer and moments else None
         return {"name": str(self), "weights": weights_fingerprint(self.model), "optimizer": state, "lr": self.lr}
 
 
@@ -137,7 +137,10 @@ def weights_fingerprint(choice: ModelChoice) -> str:
     path = resolve(choice.name)
     if (path / ADAPTER).exists():
         base = weights_fingerprint(replace(choice, name=base_of(path)))
-        return hashlib.sha256(base.encode() + b"".join(map(_digest_of, _adapter_files(path)))).hexdigest()[:16]
+        config = _adapter_config(path)
+        settings = json.dumps({key: _ordered(value) for key, value in config.items()}, sort_keys=True)
+        files = b"".join(map(_digest_of, sorted(path.glob("adapter_model.*"))))
+        return hashlib.sha256(base.encode() + settings.encode() + files).hexdigest()[:16]
     files = [path] if path.is_file() else [*_weights(path, choice), *(path / n for n in _SHAPING_FILES)]
     files += [Path(choice.chat_template)] if choice.chat_template else []
     whole = hashlib.sha256()
@@ -182,8 +185,15 @@ def base_name(name: str) -> str:
     return name if Path(known).is_absolute() else known
 
 
-def _adapter_files(folder: Path) -> list[Path]:
-    return [folder / ADAPTER, *sorted(folder.glob("*.safetensors"))]
+def _adapter_config(folder: Path) -> dict[str, Any]:
+    """How an adapter is made, without where its base lay."""
+    config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+    return {key: value for key, value in config.items() if key != "base_model_name_or_path"}
+
+
+def _ordered(value: Any) -> Any:
+    """A list in order: peft writes what is a set to it as it comes."""
+    return sorted(value, key=str) if isinstance(value, list) else value
 
 
 def base_of(folder: Path) -> str:

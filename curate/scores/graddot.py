@@ -35,7 +35,8 @@ class Graddot(Score):
     >>> import numpy as np
     >>> target = Target.of(["a", "b"], ["one", "two"])
     >>> legs = {"gradient": {"dot": np.array([[2.0, -1.0], [0.5, 0.25]])}}
-    >>> Graddot(aggregate="subtask_max").passes(target)[1].map(legs, None)["score"].tolist()
+    >>> last = Graddot(aggregate="subtask_max").passes(target)[1]
+    >>> last.map(legs, last.open({"0/samples": np.array([1.0, 1.0])}))["score"].tolist()
     [2.0, 0.5]
     """
 
@@ -49,7 +50,7 @@ class Graddot(Score):
     keep_subtasks: bool = False
     """Keep every sub-task's product in the column `subtasks`; then each is a direction of its own."""
     by: Literal["ghost", "jvp"] = "ghost"
-    """ghost: from the factors of each layer's gradient. jvp: in forward mode, through any layer."""
+    """ghost: from the factors of each layer's gradient. jvp: in forward mode, where no backward pass is wanted."""
 
     def keeps_subtasks(self) -> bool:
         return self.keep_subtasks

@@ -35,7 +35,7 @@ class Gradsim(Score):
     Reference: "The Long-Term Effects of Data Selection in LLM Fine-Tuning" (LHAS), arXiv:2605.30537, Section 4.
 
     >>> legs = {"gradient": {"dot": np.array([[6.0], [-1.0]])}, "length": {"length": np.array([3.0, 0.5])}}
-    >>> mean = opened({"0/w": np.array([2.0, 0.0])})  # the state of the first pass
+    >>> mean = opened({"0/w": np.array([[2.0, 0.0]])})  # the state of the first pass
     >>> Gradsim().passes(None)[1].map(legs, mean)["score"].tolist()
     [1.0, -1.0]
     """

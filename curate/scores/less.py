@@ -171,5 +171,16 @@ class Less(Score):
 
 _SHAPING = (
     *("variant", "beta1", "beta2", "eps", "dim", "projector", "nonzeros", "seed"),
-    *("warmup", "epochs", "lr", "batch_size", "lora_r", "lora_alpha", "lora_dropout", "lora_targets", "warmup_seed"),
+    *(
+        "warmup",
+        "epochs",
+        "lr",
+        "batch_size",
+        "micro_batch_size",
+        "lora_r",
+        "lora_alpha",
+        "lora_dropout",
+        "lora_targets",
+        "warmup_seed",
+    ),
 )

@@ -34,7 +34,8 @@ class Tracin(Score):
 
     >>> target = Target.of(["a", "b"])
     >>> legs = {"gradient": {"dot": np.array([[[2.0], [1.0]], [[0.5], [0.25]]])}}  # [B, C, K], by eta
-    >>> Tracin().passes(target)[1].map(legs, None)["score"].tolist()
+    >>> last = Tracin().passes(target)[1]
+    >>> last.map(legs, last.open({"0/samples": np.array([2.0])}))["score"].tolist()
     [3.0, 0.75]
     """
 
@@ -55,8 +56,8 @@ class Tracin(Score):
         assert target is not None
         groups = Groups.of(target.subtasks, self.aggregate == "subtask_max" or self.keep_subtasks)
 
-        def score(dots: np.ndarray) -> Columns:
-            return groups.aggregated(dots.sum(1), self.aggregate, self.keep_subtasks)
+        def score(dots: np.ndarray, shares: np.ndarray) -> Columns:
+            return groups.aggregated(dots.sum(1), shares, self.aggregate, self.keep_subtasks)
 
         shaped_by = ("aggregate", "keep_subtasks", "target")
         return mean_gradient(groups, shaped_by, every=True), products(score, every=True)

@@ -117,6 +117,12 @@ def score(
     refuse_unknown_roles(chosen, methods)
     _refuse_checkpoints(checkpoints, chosen, methods)
     planned = []
+    for method in methods if not dry_run else ():  # what is refused is refused before a warm-up is trained
+        called = Names((names or {}).get(method.name), (vectors or {}).get(method.name))
+        its, looks = _models(ws, method, methods, chosen, checkpoints, called, target, fresh, True)
+        for job in plan(ws, method, target, called, its, looks):
+            if not fresh:
+                refuse_other_recipe(_stored(job), job)
     for method in methods:
         called = Names((names or {}).get(method.name), (vectors or {}).get(method.name))
         its, looks = _models(ws, method, methods, chosen, checkpoints, called, target, fresh, dry_run)

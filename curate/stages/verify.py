@@ -211,6 +211,9 @@ def _table(
             remove_tree(parts.folder / "_units")
         if state.stale is None:
             damaged = [*_again(ws, state, find, executor, damaged)]
+        else:
+            remedy = f"it is stale ({state.stale}); `{state.command()}` computes all of it anew"
+            damaged = [replace(d, remedy=remedy, repaired=False) for d in damaged]
     yield from damaged
 
 
