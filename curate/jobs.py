@@ -11,7 +11,15 @@ from curate.errors import CurateError, nearest
 from curate.fingerprint import fingerprint
 from curate.lineage import default_score_name, load_target, model_recipe, sample_columns, score_recipe
 from curate.method import Score, Target
-from curate.models.load import SHAPING, SHORT_NAMES, CheckpointChoice, ModelChoice, unit_size
+from curate.models.load import (
+    SHAPING,
+    SHORT_NAMES,
+    CheckpointChoice,
+    ModelChoice,
+    resolve,
+    tensors_of,
+    unit_size,
+)
 from curate.passes import Pass, Slope
 from curate.schema import POOL_COLUMNS
 from curate.shards import Parts
@@ -35,6 +43,8 @@ class Looks:
         found: dict[str, Any] = {"checkpoints_given": list(self.given)} if self.given else {}
         if self.given or self.warmup:
             found["checkpoints"] = [checkpoint.recipe(moments) for checkpoint in self.checkpoints]
+            if self.checkpoints and not self.warmup.get("planned"):
+                found["parameters"] = tensors_of(resolve(self.checkpoints[-1].model.name))
         return {**found, **({"warmup": dict(self.warmup)} if self.warmup else {})}
 
 

@@ -2,7 +2,7 @@
 
 A warm-up is a training of a random share of the pool. It lies in prepared/FINGERPRINT/ as a run would, and is known by
 what it is made of, so every score that asks for the same finds it there. What has been scored by one keeps to it when
-the pool grows; only --fresh trains anew.
+the pool grows; with --fresh one of the grown pool is trained.
 """
 
 from __future__ import annotations
@@ -181,7 +181,8 @@ def _warmed(
     told = {"wanted": wanted, "place": run.folder.name, "share": warmup.share, "seed": warmup.seed}
     if not run.is_complete():
         if dry_run:
-            return Looks((CheckpointChoice(model),), warmup={**told, "planned": True})
+            epochs = int(np.ceil(warmup.settings.get("epochs", 1.0)))
+            return Looks((CheckpointChoice(model),), warmup={**told, "planned": epochs})
         if not isinstance(run.folder, Path):
             raise CurateError(
                 f"{ws.path} is in an object store, where no gradients can be taken at checkpoints yet; work on a disk."

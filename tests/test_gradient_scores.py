@@ -15,9 +15,10 @@ import pytest
 import torch
 
 import curate
+from curate.errors import CurateError
 from curate.gradients.backward import Backward
 from curate.gradients.gradient_model import GradientModel
-from curate.lineage import table_recipe
+from curate.lineage import load_target, table_recipe
 from curate.method import Target
 from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
@@ -29,9 +30,10 @@ from curate.scores.gradsim import Gradsim
 from curate.scores.less import Less
 from curate.scores.tracin import Tracin
 from curate.shards import Parts
+from curate.tasks import shard_units
 from tests.conftest import SAMPLE, run_and_kill, tree_bytes
 from tests.oracles import gradients as slow
-from tests.test_less import AIM, POOL, SUBTASKS
+from tests.test_less import AIM, LORA, POOL, SUBTASKS, oracle, write_checkpoints
 
 
 def double(lora: bool = False) -> Backward:
@@ -95,8 +97,6 @@ def test_graddot_is_the_product_with_the_target_s_mean_gradient(
 
 
 def test_tracin_is_the_sum_over_checkpoints_by_their_learning_rates(tmp_path: Path) -> None:
-    from tests.test_less import LORA, write_checkpoints
-
     folders = write_checkpoints(tmp_path, dataclasses.replace(LORA, epochs=2))
     choices = [
         CheckpointChoice(ModelChoice(str(f), device="cpu"), lr) for f, lr in zip(folders, (0.5, 0.1), strict=True)
@@ -152,6 +152,61 @@ def test_less_trains_its_warm_up_once_and_a_second_target_costs_only_itself(smal
     assert recipe["settings"]["projector"] == "sjlt" and recipe["settings"]["dim"] == 512
 
 
+def test_a_stored_score_is_less_with_the_learning_rates_of_its_checkpoints(small_ws: Any, tmp_path: Path) -> None:
+    """From the disk: the first of two checkpoints counts nine times the other; one sample at a time, in float64."""
+    folders = write_checkpoints(tmp_path, dataclasses.replace(LORA, epochs=2))
+    given = [f"{folder}@{rate}" for folder, rate in zip(folders, (9e-3, 1e-3), strict=True)]
+    curate.score(small_ws, Less(projector="none"), target="facts", checkpoints=given)
+    rows = curate.sql(small_ws, "SELECT messages, text, less_facts AS s FROM samples WHERE row < 12 ORDER BY row")
+    target = load_target(small_ws, "facts")
+    aims, choices = target.text.frame.select("messages", "text").to_dicts(), []
+    for folder in folders:
+        model = ModelChoice(str(folder), device="cpu")
+        choices.append(CheckpointChoice(model, 1.0, str(folder / "optimizer.safetensors")))
+    scores = oracle(choices, "code", rows, aims, target.subtasks, (0.9, 0.1))
+    assert [r["s"] for r in rows] == pytest.approx(scores, abs=1e-4)  # features are float16
+    even = oracle(choices, "code", rows, aims, target.subtasks, (0.5, 0.5))
+    assert np.abs(np.array(even) - scores).max() > 1e-3  # which even shares would not pass
+
+
+def test_a_kill_between_adding_two_sums_and_removing_them_counts_nothing_twice(small_ws: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("curate.jobs.unit_size", lambda models: 8_000)
+    curate.score(small_ws, Gradsim(), models="tiny", names={"gradsim": "whole"})
+    shutil.rmtree(small_ws.path / "prepared")
+    remove, calls = Parts.remove, []
+
+    def dies(self: Any, name: str) -> None:
+        calls.append(name)
+        if len(calls) == 2:  # of the first pair one is removed
+            raise KeyboardInterrupt
+        remove(self, name)
+
+    monkeypatch.setattr(Parts, "remove", dies)
+    with pytest.raises(KeyboardInterrupt):
+        curate.score(small_ws, Gradsim(), models="tiny", names={"gradsim": "cut"})
+    monkeypatch.setattr(Parts, "remove", remove)
+    curate.score(small_ws, Gradsim(), models="tiny", names={"gradsim": "cut"})
+    (off,) = curate.sql(small_ws, "SELECT max(abs(whole - cut)) AS most FROM samples")
+    assert off["most"] == 0
+
+
+def test_what_is_refused_is_refused_before_a_warm_up_is_trained(small_ws: Any) -> None:
+    with pytest.raises(CurateError, match="has no target 'tpyo'"):
+        curate.score(small_ws, Less(**RATES), target="tpyo", models="tiny")
+    assert not (small_ws.path / "prepared").exists()
+    (plan,) = curate.score(small_ws, Less(warmup=0.1, **RATES), target="facts", models="tiny", dry_run=True)
+    assert plan.vectors is not None
+    assert [(p["pass"], p["rows"]) for p in plan.vectors.planned] == [("warm-up", 30), ("gradients", 300)]
+    (plan,) = curate.score(small_ws, Graddot(), target="facts", models="tiny", dry_run=True)
+    assert [(p["pass"], p["rows"]) for p in plan.planned] == [("mean of the target", 24), ("gradients", 300)]
+    less = Less(warmup=0.1, **RATES)
+    curate.score(small_ws, less, target="facts", models="tiny")
+    made = set((small_ws.path / "prepared").iterdir())
+    with pytest.raises(CurateError, match="vectors 'less' were made with lr=0.001, not lr=0.002"):
+        curate.score(small_ws, dataclasses.replace(less, lr=2e-3), target="facts", models="tiny")
+    assert set((small_ws.path / "prepared").iterdir()) == made
+
+
 def test_features_are_two_bytes_a_number_and_checkpoint(small_ws: Any) -> None:
     curate.score(small_ws, Less(warmup=0.1, **{**RATES, "dim": 8192}), models="tiny")
     parts = Parts(small_ws.table_folder("vectors", "less"))
@@ -182,9 +237,22 @@ def test_new_samples_are_scored_by_the_warm_up_that_is_there(small_ws: Any, tmp_
     )
 
 
-@pytest.mark.parametrize("method", [Gradnorm(), Gradsim(), Graddot(), Less(warmup=0.1, **RATES)])
-def test_bytes_do_not_depend_on_a_kill_nor_on_workers(method: Any, small_ws: Any, tmp_path: Path) -> None:
-    """Units as small as a few samples; killed in place of the fifth commit; two workers."""
+@pytest.mark.parametrize(
+    ("method", "die_at"),
+    [
+        (Gradsim(), 5),
+        (Less(warmup=0.1, **RATES), 9),  # four commits are the warm-up's
+        pytest.param(Less(warmup=0.1, **RATES), 3, marks=pytest.mark.slow),
+        pytest.param(Gradsim(), 20, marks=pytest.mark.slow),
+        pytest.param(Gradnorm(), 5, marks=pytest.mark.slow),
+        pytest.param(Graddot(), 5, marks=pytest.mark.slow),
+    ],
+)
+def test_bytes_do_not_depend_on_a_kill_nor_on_workers(
+    method: Any, die_at: int, small_ws: Any, monkeypatch: Any
+) -> None:
+    """Units of some forty samples; killed in place of a commit; then two workers, of a thread as the one has."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
     whole = small_ws.path.parent / "whole"
     shutil.copytree(small_ws.path, whole)
     code = f"""
@@ -197,12 +265,18 @@ def test_bytes_do_not_depend_on_a_kill_nor_on_workers(method: Any, small_ws: Any
     curate.score(curate.open_workspace(sys.argv[1]), method, target=target, models="tiny",
                  executor=Local(workers=int(sys.argv[2])))
     """
-    run_and_kill(code, str(small_ws.path), "1", die_at=5)
+    run_and_kill(code, str(small_ws.path), "1", die_at=die_at)
     for folder, workers in ((small_ws.path, "2"), (whole, "1")):
         subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(folder), workers], check=True, timeout=300)
     one, other = (tree_bytes(folder / "scores") for folder in (small_ws.path, whole))
     assert one and one == other
     assert tree_bytes(small_ws.path / "vectors") == tree_bytes(whole / "vectors")
+    units = max(len(shard_units(shard, 4_000, {})) for shard in small_ws.shards())
+    assert units > 1
+    query = "SELECT sum(samples)::INT AS n FROM ledger WHERE phase = 'forward'"
+    seen, once = (curate.sql(curate.open_workspace(f), query)[0]["n"] for f in (small_ws.path, whole))
+    largest = max(u.samples for shard in small_ws.shards() for u in shard_units(shard, 4_000, {}))
+    assert once <= seen <= once + largest  # at most a unit was done twice
 
 
 def test_tracin_looks_at_a_run_s_checkpoints_and_is_repaired_by_them(small_ws: Any, cli: Any) -> None:

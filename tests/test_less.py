@@ -78,22 +78,26 @@ def features(model: Any, less: Less, samples: list[Any], aim: bool = False) -> V
     return Vectors.of(found["vector"], found["error"], SUBTASKS if aim else (), (10 / 13, 3 / 13))
 
 
-def oracle(checkpoints: list[CheckpointChoice], variant: str) -> list[float]:
+def oracle(
+    checkpoints: list[CheckpointChoice],
+    variant: str,
+    pool: list[Any] = POOL,
+    aim: list[Any] = AIM,
+    subtasks: Any = SUBTASKS,
+    rates: Any = (),
+) -> list[float]:
     """LESS one sample at a time, in float64."""
     trained, raw = [], []
     for checkpoint in checkpoints:
         model = Backward([checkpoint])
         model.lm.model.double()
         moments = load_moments(checkpoint, model.parameters, ())
-        m, v = slow.flat(moments.mean), slow.flat(moments.square)
-        order = [list(moments.mean).index(name) for name in model.parameters]
-        m = torch.cat([list(moments.mean.values())[i].flatten() for i in order])
-        v = torch.cat([list(moments.square.values())[i].flatten() for i in order])
-        tokens = [(one.ids.tolist(), one.supervised.tolist()) for one in encode(model.lm.tokenizer, [*POOL, *AIM], 512)]
+        m, v = (torch.cat([of[n].flatten() for n in model.parameters]) for of in (moments.mean, moments.square))
+        tokens = [(o.ids.tolist(), o.supervised.tolist()) for o in encode(model.lm.tokenizer, [*pool, *aim], 512)]
         g = [slow.flat(slow.gradient(model.lm.model, one, model.parameters)) for one in tokens]
-        trained.append([slow.gamma(one, m, v, moments.step, variant) for one in g[: len(POOL)]])
-        raw.append(g[len(POOL) :])
-    return slow.less(trained, raw, SUBTASKS, [c.lr or 0.0 for c in checkpoints])
+        trained.append([slow.gamma(one, m, v, moments.step, variant) for one in g[: len(pool)]])
+        raw.append(g[len(pool) :])
+    return slow.less(trained, raw, subtasks, rates or [c.lr or 0.0 for c in checkpoints])
 
 
 def test_an_optimizer_that_was_given_the_frozen_base_too_is_read(tmp_path: Path) -> None:

@@ -162,17 +162,21 @@ class Backward:
         directions: Mapping[str, Tensor],
         forward_mode: Any,
         usage: Mapping[str, Usage],
+        count: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
         """The derivatives of samples' losses along directions by `forward_mode`, float64 [B, K], and errors as in
-        `gradients`. Each direction is charged as three passes
-        forward."""
+        `gradients`. Each direction is charged as three passes forward: with the weights, and of the product rule's two
+        terms."""
         ids, supervised, lengths = self._padded(encoded)
-        began = time.perf_counter()
-        found = forward_mode(self, ids, supervised, directions).cpu().numpy()
-        times = 3 * found.shape[1]
-        self._charge(usage, ids, supervised, lengths, (time.perf_counter() - began), 0.0)
-        usage["forward"].flops *= times
-        usage["backward"].flops = 0.0
+        began, its = time.perf_counter(), usage["forward"]
+        with counted(its, count):
+            found = forward_mode(self, ids, supervised, directions).cpu().numpy()
+        n, longest = ids.shape
+        its.tokens += int(lengths.sum())
+        its.padded_tokens += ids.numel()
+        its.flops += 3.0 * found.shape[1] * forward_flops(self.lm.model, n, longest, self._head_rows(ids, supervised))
+        its.flops_paper += paper_flops(TRAINING, self.lm.n_params, n)
+        its.seconds = (its.seconds or 0.0) + time.perf_counter() - began
         error = np.where(np.isfinite(found).all(1), "", "its gradient is not finite").astype(object)
         error[(supervised.sum(1) == 0).cpu().numpy()] = UNSUPERVISED
         return found, error
@@ -209,6 +213,13 @@ class Backward:
         ids, _, supervised = self.lm.padded(encoded, int(lengths.max()))
         return ids, supervised, lengths
 
+    def _head_rows(self, ids: Tensor, supervised: Tensor) -> int:
+        """Tokens of a batch that go through the output head."""
+        if not self.lm.plain_head:
+            return ids.numel()
+        most = int(supervised.sum(1).max())
+        return len(ids) * max(most, 1) if self._learns_head else int(supervised.sum())
+
     def _charge(
         self,
         usage: Mapping[str, Usage],
@@ -219,11 +230,7 @@ class Backward:
         backward: float,
     ) -> None:
         n, longest = ids.shape
-        head = int(supervised.sum())
-        if not self.lm.plain_head:
-            head = ids.numel()
-        elif self._learns_head:
-            head = n * max(int(supervised.sum(1).max()), 1)
+        head = self._head_rows(ids, supervised)
         there, both = forward_flops(self.lm.model, n, longest, head), self._flops.step(n, longest, head)
         for phase, flops, seconds in (("forward", there, forward), ("backward", both - there, backward)):
             its = usage[phase]

@@ -119,8 +119,10 @@ class GradientModel:
             found = {key: (_spread(c, gradients.good, len(encoded)), sums) for key, (c, sums) in looked.items()}
         for key, leg in legs.items():
             if leg.along:
-                values, error = self.backward.along(encoded, leg.along(at, states.get(key[0])), forward_mode, costs)
-                found[key] = {"dot": values}, {}
+                values, why = self.backward.along(
+                    encoded, leg.along(at, states.get(key[0])), forward_mode, costs, count
+                )
+                found[key], error = ({"dot": values}, {}), np.where(error == "", why, error)
         for phase, its in costs.items():
             usage.phases[phase].add(its)
         return found, error

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from curate.models.forward import wide
 
-_BLOCK = 1 << 26  # numbers of per-sample gradients in memory at once, where only a product of them is wanted
+BLOCK = 1 << 26  # numbers of per-sample gradients in memory at once
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,7 @@ class Outer(PerSample):
 
     def _parts(self, n: int) -> list[Outer]:
         """The same, a few samples at a time."""
-        size = max(1, _BLOCK // (self.shape[0] * self.shape[1]))
+        size = max(1, BLOCK // (self.shape[0] * self.shape[1]))
         return [self.of(torch.arange(a, min(a + size, n))) for a in range(0, n, size)]
 
     def of(self, some: Tensor) -> Outer:

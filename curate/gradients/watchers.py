@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from curate.gradients.backward import At
-from curate.gradients.per_sample import PerSample
+from curate.gradients.per_sample import BLOCK, PerSample
 from curate.gradients.projectors import Projector
 from curate.passes import Arrays, Watcher
 
@@ -95,9 +95,14 @@ class Projected(Watcher):
         self._projector, self._transform, self._flops = projector, transform, 0.0
 
     def take(self, gradient: PerSample) -> None:
-        made = self._transform(gradient.name, gradient.full().flatten(1))
-        self._projector.add(self._into, gradient.name, made)
-        self._flops += gradient.flops() + self._projector.flops(made.shape[1]) * len(made)
+        n, count = int(np.prod(gradient.shape)), len(self._into)
+        size = max(1, BLOCK // n)
+        for start in range(0, count, size):
+            rows = slice(start, min(start + size, count))
+            some = gradient if size >= count else gradient.of(torch.arange(rows.start, rows.stop))
+            made = self._transform(gradient.name, some.full().flatten(1))
+            self._projector.add(self._into[rows], gradient.name, made)
+        self._flops += gradient.flops() + self._projector.flops(n) * count
 
     def columns(self) -> Mapping[str, np.ndarray]:
         return {"vector": self._into.cpu().numpy()}

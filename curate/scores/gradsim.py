@@ -27,8 +27,8 @@ class Gradsim(Score):
     the one). Column: `length` |g_i|.
 
     Cost: two passes, each 2N forward and 2N backward for each token; the first adds gradients up (2N more), the second
-    takes their lengths and inner products with G (4N more). It holds 8 bytes for each parameter. New data changes G, so
-    the score is of the pool.
+    takes their lengths and inner products with G (4N more). Limit: the device's matrix products. It holds about 20
+    bytes for each parameter. New data changes G, so the score is of the pool.
 
     Departures: the paper compares with the current batch; offline that is the pool.
 

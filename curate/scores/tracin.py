@@ -23,8 +23,8 @@ class Tracin(Score):
     over sub-tasks of the same with the sub-task's mean. At one checkpoint it is `graddot`, times the learning rate.
 
     Cost: at each checkpoint that of `graddot`: the target at 6N FLOPs a token, the pool at 6N; no gradient of a single
-    sample is ever made. Limit: the device's matrix products. Memory: 4 bytes for each parameter and sub-task, and
-    checkpoint on the disk.
+    sample is ever made. Limit: the device's matrix products. Memory: about 20 bytes for each parameter and sub-task,
+    and checkpoint.
 
     Departures: the paper sums over the checkpoints of the training that the samples were part of; here also samples
     that were not can be scored.

@@ -38,6 +38,7 @@ from curate.jobs import (
 )
 from curate.method import Executor, Score
 from curate.models.load import CHARS_PER_TOKEN, ModelChoice, parameters
+from curate.passes import Pass
 from curate.shards import Parts, read_json, write_json
 from curate.storage import Location, remove_tree
 from curate.tasks import Aim, Merge, ModelWork, Unit, Work, shard_units, units_of_part
@@ -377,16 +378,22 @@ def _dry(job: Job, fresh: bool) -> Scored:
     before = ""
     if not fresh:
         refuse_other_recipe(_stored(job), job)
+    planned = job.looks.warmup.get("planned")
+    if planned and (job.kind == "vectors" or job.vectors is None):
+        result.planned.append(_dry_warm_up(job))
     for index, step in enumerate(job.passes):
         if step.reduce:
             parts, state = job.prepared(index, before)
             before = f"{parts.folder.name}/{state}"
             todo = [] if parts.record(state) else job.shards
+            if step.over == "target":
+                result.planned += [_dry_target(job, step)] if todo else []
+                continue
         else:
             todo = job.shards if _anew(job, fresh) else _missing(Parts(job.folder), job)
         chars = sum(shard.n_chars for shard in todo)
         ways = {(job.models[leg.model], leg.view) for leg in step.legs.values()}
-        passes = 4 * len(job.looks.checkpoints) if job.both_ways else 2
+        passes = 4 * (planned or len(job.looks.checkpoints)) if job.both_ways else 2
         flops = sum(passes * parameters(choice) * chars / CHARS_PER_TOKEN for choice, _ in ways)
         result.planned.append(
             {
@@ -399,3 +406,23 @@ def _dry(job: Job, fresh: bool) -> Scored:
             }
         )
     return result
+
+
+def _dry_warm_up(job: Job) -> dict[str, Any]:
+    """The training that comes first: four FLOPs for each token and parameter of LoRA's kind, six of all parameters."""
+    warmup = job.method.warm_up()
+    assert warmup is not None
+    epochs, factor = warmup.settings.get("epochs", 1.0), 4 if warmup.settings.get("lora_r") else 6
+    chars = warmup.share * sum(shard.n_chars for shard in job.shards)
+    flops = factor * parameters(job.models["base"]) * epochs * chars / CHARS_PER_TOKEN
+    rows = int(warmup.share * sum(shard.rows for shard in job.shards))
+    return {"pass": "warm-up", "shards": 0, "units": 1, "rows": rows, "text_chars": int(chars), "flops": flops}
+
+
+def _dry_target(job: Job, step: Pass) -> dict[str, Any]:
+    """A pass over the target's examples."""
+    assert job.target is not None
+    chars = int(job.target.text.whole.str.len_chars().sum())
+    flops = 6 * len(job.checkpoints) * parameters(job.models["base"]) * chars / CHARS_PER_TOKEN
+    rows = len(job.target.subtasks)
+    return {"pass": step.name, "shards": 0, "units": 1, "rows": rows, "text_chars": chars, "flops": flops}

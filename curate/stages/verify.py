@@ -14,6 +14,7 @@ from curate.fingerprint import ids_as_integers
 from curate.index import ensure_index, index_path, index_problem, record_of
 from curate.lineage import TableState, model_choices, table_state, target_vectors
 from curate.method import Executor
+from curate.runs import Run
 from curate.shards import Parts, digest, parquet_of, read_json, read_table
 from curate.stages.score import score
 from curate.storage import Location, remove_tree
@@ -137,6 +138,9 @@ def _pool(ws: Workspace) -> _Seen:
 
 def _prepared(ws: Workspace, folder: Location, repair: bool) -> _Seen:
     """Partials and states; what is removed is counted again by the next score that needs it."""
+    if (folder / "run.json").exists():
+        yield from _warm_up(ws, folder, repair)
+        return
     parts, remedy = Parts(folder, ".safetensors"), "--repair removes it, and the next score counts it again"
     damaged = []
     for name in _named(parts):
@@ -149,6 +153,27 @@ def _prepared(ws: Workspace, folder: Location, repair: bool) -> _Seen:
         with claim(ws.path, f"prepared {folder.name}"):
             for damage in damaged:
                 parts.remove(damage.part)
+    yield from damaged
+
+
+def _warm_up(ws: Workspace, folder: Location, repair: bool) -> _Seen:
+    """The checkpoints of a warm-up; where one is damaged all are removed, and trained again to the same bytes."""
+    run, damaged = Run(ws, f"warmup of {folder.name}", place=folder), []
+    for checkpoint in run.checkpoints():
+        for name, vouched in checkpoint.record["files"].items():
+            path = checkpoint.folder / name
+            data = path.read_bytes() if path.exists() else b""
+            if problem := _wrong(data, vouched) if path.exists() else "is not there":
+                part, remedy = (
+                    f"{checkpoint.folder.name}/{name}",
+                    "--repair removes the warm-up, which is trained again",
+                )
+                damaged.append(Damage("prepared", folder.name, part, problem, remedy, repair))
+            else:
+                yield len(data)
+    if damaged and repair:
+        with claim(ws.path, f"prepared {folder.name}"):
+            remove_tree(folder, marker="run.json")
     yield from damaged
 
 

@@ -259,7 +259,7 @@ def main(name: str, samples: int = 48, pairs: int = 3) -> None:
     told("projection of 4 gradients to 8,192: dense / sjlt", apart, "10", apart[0] >= 10)
     on_cpu = model.at.device.type == "cpu"  # where a dense projection of r = 128 takes a quarter of an hour
     few, another = (encoded[:16], model_of(name, 8)) if on_cpu else (encoded, model)
-    whole = ratio(lambda: theirs(another, few, less), lambda: features(another, few, less), 1)
+    whole = ratio(lambda: theirs(another, few, less), lambda: features(another, few, less), pairs)
     told(f"end to end, {len(few)} samples{', r = 8' * on_cpu}: batch 1, dense / curate", whole, "10", whole[0] >= 10)
     parts(model, encoded, less)
     directions(model, encoded, pairs, "LoRA")
