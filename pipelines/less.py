@@ -10,10 +10,11 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-from presets import PRESETS, Preset  # pyright: ignore[reportMissingImports]
-from scipy.stats import rankdata
+from presets import PRESETS, SAMPLE, Preset  # pyright: ignore[reportMissingImports]
+from scipy.stats import mannwhitneyu
 
 import curate
 from curate.exports.trl import Trl
@@ -23,38 +24,47 @@ from curate.selectors.top import Top
 from curate.stages.select import Choice
 from curate.workspace import Workspace
 
-
-def auroc(values: np.ndarray, positive: np.ndarray) -> float:
-    """The probability that a positive has the higher value; ties count half."""
-    n, m = int(positive.sum()), int((~positive).sum())
-    return float((rankdata(values)[positive].sum() - n * (n + 1) / 2) / (n * m)) if n and m else float("nan")
+SKILLS = ("arithmetic", "facts", "program", "strings", "table", "translation")
 
 
-def costs(ws: Workspace, since: int) -> int:
-    """Prints what the ledger has since that many rows, by phase. Returns how many it has now."""
-    rows = curate.sql(ws, 'SELECT name, phase, samples, tokens, flops, seconds FROM ledger ORDER BY "at"')
-    for row in rows[since:]:
+def costs(ws: Workspace, since: int) -> list[dict[str, Any]]:
+    """Prints and returns what the ledger has since that many rows, by phase."""
+    rows = curate.sql(ws, 'SELECT name, phase, samples, tokens, flops, seconds FROM ledger ORDER BY "at"')[since:]
+    for row in rows:
         print(
             f"   {row['name']:18} {row['phase']:11} {row['samples']:7,} samples {row['tokens'] or 0:10,} tokens "
             f"{row['flops']:9.1e} FLOPs {row['seconds']:7.1f} s"
         )
-    return len(rows)
+    return rows
 
 
-def truth(ws: Workspace, target: str) -> None:
-    """How well scores find what the sample corpus knows of each sample."""
-    for score in (f"less_{target}", f"bm25_{target}"):
-        rows = curate.sql(
-            ws,
-            f"SELECT {score} AS value, meta->>'skill' AS skill, (meta->>'corrupt')::BOOLEAN AS corrupt FROM samples "
-            f"WHERE {score} IS NOT NULL",
-        )
-        value, mine = np.array([r["value"] for r in rows]), np.array([r["skill"] == target for r in rows])
-        clean = ~np.array([bool(r["corrupt"]) for r in rows])
-        print(
-            f"   {score:18} {target} before all else: {auroc(value, mine):.2f}; of {target}, clean answers before "
-            f"corrupt ones: {auroc(value[mine], clean[mine]):.2f}"
-        )
+def seconds_per_token(rows: list[dict[str, Any]]) -> float:
+    """Of gradients and their projection; the warm-up and the product are apart."""
+    spent = sum(row["seconds"] for row in rows if row["phase"] in ("forward", "backward", "projection"))
+    return spent / sum(row["tokens"] for row in rows if row["phase"] == "forward")
+
+
+def truth(ws: Workspace, preset: Preset, model: ModelChoice) -> None:
+    """How well LESS finds what the sample corpus knows of each sample, for each of its skills."""
+    print(f"   {'AUROC':12} {'less: the skill':>16} {'clean of it':>12} {'bm25: the skill':>16} {'clean of it':>12}")
+    for skill in SKILLS:
+        curate.target(ws, skill, str(SAMPLE / f"targets/{skill}_val.jsonl"), subtask="subtask")
+        curate.score(ws, preset.less, Bm25(), target=skill, models=model)
+        known = f"meta->>'skill' = '{skill}' AS mine, NOT (meta->>'corrupt')::BOOLEAN AS clean"
+        rows = curate.sql(ws, f"SELECT {known}, less_{skill} AS less, bm25_{skill} AS bm25 FROM samples ORDER BY row")
+        mine, clean = (np.array([bool(r[name]) for r in rows]) for name in ("mine", "clean"))
+        told = ""
+        for method in ("less", "bm25"):
+            value = np.array([np.nan if r[method] is None else r[method] for r in rows], float)
+            told += f" {auroc(value, mine):16.2f} {auroc(value[mine], clean[mine]):12.2f}"
+        print(f"   {skill:12}{told}")
+
+
+def auroc(values: np.ndarray, positive: np.ndarray) -> float:
+    """The probability that a positive has the higher value; ties count half, and a value that is missing not at all."""
+    there = ~np.isnan(values)
+    ours, others = values[positive & there], values[~positive & there]
+    return mannwhitneyu(ours, others).statistic / (len(ours) * len(others)) if len(ours) and len(others) else np.nan
 
 
 def composition(ws: Workspace, target: str, share: float) -> None:
@@ -78,20 +88,20 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     print(f"1. A warm-up on {preset.less.warmup:.0%} of the pool; then every sample's feature, at each checkpoint.")
     (scored,) = curate.score(ws, preset.less, target=first, models=model)
     print(f"   {scored.name}: {scored.rows:,} samples, {scored.nulls:,} of them null")
-    done = costs(ws, done)
+    one = costs(ws, done)
 
     print(f"\n2. A second target, {second}: its own gradients, and a product.")
     curate.score(ws, preset.less, target=second, models=model)
-    done = costs(ws, done)
+    two = costs(ws, done + len(one))
+    print(f"   Its time a token is {seconds_per_token(two) / seconds_per_token(one):.2f} times that of the first pass.")
 
     print(f"\n3. What the best {preset.budgets[0]:.0%} are.")
     for target in (first, second):
         print(f"   for {target}:")
         composition(ws, target, preset.budgets[0])
     if preset.pairs[0] == ("facts", "translation"):
-        for target in (first, second):
-            curate.score(ws, Bm25(), target=target)
-            truth(ws, target)
+        print("   What is known of the sample corpus, for each of its skills as a target:")
+        truth(ws, preset, model)
 
     (best,) = curate.sql(ws, f"SELECT id FROM samples ORDER BY less_{second} DESC NULLS LAST LIMIT 1")
     why = curate.explain(ws, best["id"], f"less_{second}", k=2)
