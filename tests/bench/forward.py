@@ -67,7 +67,7 @@ def real(n: int) -> Samples:
     """Samples of the real pool, evenly of all its files, in a random order; made-up ones where it is not there."""
     if not SHARED.is_dir():
         chance = random.Random(0)
-        return [_chat("count " * chance.randint(5, 60), "word " * chance.randint(3, 300)) for _ in range(n)]
+        return [chat("count " * chance.randint(5, 60), "word " * chance.randint(3, 300)) for _ in range(n)]
     rows = [json.loads(x) for x in (SHARED / "gsm8k.jsonl").read_text().strip().split("\n")]
     pairs = [(r["question"], r["answer"]) for r in rows]
     for name in ("code", "roleplay"):
@@ -75,10 +75,10 @@ def real(n: int) -> Samples:
         pairs += [(f"{r['instruction']}\n{r['input']}".strip(), r["response"]) for r in found]
     with gzip.open(SHARED / "p3.jsonl.gz", "rt") as f:
         pairs += [(r["prompt"], r["completion"]) for r in map(json.loads, f)]
-    return [_chat(*pair) for pair in random.Random(0).sample(pairs, n)]
+    return [chat(*pair) for pair in random.Random(0).sample(pairs, n)]
 
 
-def _chat(prompt: str, answer: str) -> dict[str, Any]:
+def chat(prompt: str, answer: str) -> dict[str, Any]:
     messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
     return {"text": None, "messages": messages}
 

@@ -1,12 +1,13 @@
 """LESS against its authors' way: one sample at a time, and a dense projection made in blocks. Interleaved pairs.
 
     python -m tests.bench.less [MODEL] [SAMPLES] [PAIRS]    default: SmolLM2-135M from its package, 48 real samples, 3
+    python -m tests.bench.less agreement [SAMPLES]          do projected scores rank as the unprojected do?
+    python -m tests.bench.less bergson PYTHON [SAMPLES]     beside bergson, from the environment of that Python
 
 The same model and LoRA (r = 128 beside q, k, v, o) in one process: per-sample gradients, the projection to 8,192
-numbers apart, both end to end, where the time goes, directions two ways, and (`agreement` in place of MODEL) whether
-projected scores rank as the unprojected do. The limit of a pass without weight gradients is 4N FLOPs a token; the rate
-of matrix products is measured beside it. Needs torch, transformers and peft only; MODEL `1b` is Llama-3.2-1B's shape
-with random weights.
+numbers apart, both end to end, where the time goes, and directions two ways. The limit of a pass without weight
+gradients is 4N FLOPs a token; the rate of matrix products is measured beside it. Needs torch, transformers and peft
+only; MODEL `1b` is Llama-3.2-1B's shape with random weights.
 """
 
 from __future__ import annotations
@@ -27,16 +28,17 @@ from curate.gradients.backward import PHASES, Backward
 from curate.gradients.checkpoints import Moments
 from curate.gradients.directions import forward_mode, ghost
 from curate.gradients.gradient_model import GradientModel
-from curate.gradients.projectors import projector
+from curate.gradients.projectors import Kind, projector
 from curate.models.batches import by_length
 from curate.models.forward import score_samples
+from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice
 from curate.models.tokens import Encoded, encode
 from curate.scores.less import Less
 from curate.training.settings import TrainSettings
 from curate.training.trainee import trainee
 from curate.vectors import Vectors
-from tests.bench.forward import matrix_rate, one_b, real, smollm2
+from tests.bench.forward import SHARED, chat, matrix_rate, one_b, real, smollm2
 from tests.bench.timing import ratio, told
 
 TARGETS, DIM = "q_proj,k_proj,v_proj,o_proj", 8192
@@ -221,26 +223,66 @@ def agreement(samples: int = 256) -> None:
     from scipy.stats import spearmanr
 
     model = GradientModel.of(model_of(smollm2() or "tiny", 8))
-    pool, aim = real(samples + 32)[:samples], real(samples + 32)[samples:]
+    model.backward.lm.batch_tokens = 6144  # the dense matrix is made again for every batch
+    asked = real(2 * samples)
+    whole = [not one.error and bool(one.supervised.any()) for one in encode(model.backward.lm.tokenizer, asked, 512)]
+    asked = [one for one, good in zip(asked, whole, strict=True) if good]
+    pool, aim = asked[:samples], asked[samples : samples + 32]
     numbers = sum(model.backward.at.sizes.values())
-    print(f"{samples} real samples, r = 8 beside {TARGETS}: {numbers:,} numbers; target 32 others")
+    print(
+        f"{len(pool)} real samples, r = 8 beside {TARGETS}: {numbers:,} numbers; target {len(aim)} others", flush=True
+    )
+    kinds: tuple[Kind, ...] = ("none", "sjlt", "rademacher")
+    methods = {kind: Less(projector=kind, dim=DIM, aggregate="mean") for kind in kinds}
+    trained = score_samples({"base": model}, pool, {kind: less.vectors() for kind, less in methods.items()})[0]
+    raw = score_samples({"base": model}, aim, {kind: less.target_vectors() for kind, less in methods.items()})[0]
     found = {}
-    for kind in ("none", "sjlt", "rademacher"):
-        less = Less(projector=kind, dim=DIM, aggregate="mean")
-        seconds, both = clocked(
-            lambda less=less: [
-                Vectors.of(score_samples({"base": model}, some, {"x": step})[0]["x"]["vector"])
-                for some, step in ((pool, less.vectors()), (aim, less.target_vectors()))
-            ]
-        )
+    for kind, less in methods.items():
         (step,) = less.passes(None)
         assert step.open
-        found[kind] = np.asarray(step.map(both[0], step.open(both[1]))["score"])
+        scores = step.map(Vectors.of(trained[kind]["vector"]), step.open(Vectors.of(raw[kind]["vector"])))
+        found[kind] = np.asarray(scores["score"])
+    for kind in kinds[1:]:
         apart = np.abs(found[kind] - found["none"])
         print(
-            f"  {kind:10} {seconds:6.0f} s  Spearman with none {spearmanr(found['none'], found[kind]).statistic:.4f}, "
+            f"  {kind:10} Spearman with none {spearmanr(found['none'], found[kind]).statistic:.4f}, "
             f"scores apart by {apart.mean():.5f} in the mean, of a spread of {found['none'].std():.5f}"
         )
+
+
+def bergson(python: str, samples: int = 100) -> None:
+    """Tokens a second of bergson's whole command and of curate's features, over the same rows; what both need before
+    the first row, measured by a run over four, is taken off."""
+    import json
+    import subprocess
+    from pathlib import Path
+
+    model = model_of(smollm2() or "tiny")
+    rows = [json.loads(line) for line in (SHARED / "gsm8k.jsonl").read_text().splitlines()[:samples]]
+    asked = [chat(row["question"], row["answer"]) for row in rows]
+    encoded = encode(model.lm.tokenizer, asked, 512)
+    tokens = sum(len(one.ids) for one in encoded)
+    with tempfile.TemporaryDirectory() as folder:
+        base = LanguageModel(ModelChoice(smollm2() or "tiny"))
+        base.model.save_pretrained(f"{folder}/model")
+        base.tokenizer.save_pretrained(f"{folder}/model")
+
+        def built(n: int, *more: str) -> float:
+            kept = Path(folder, f"{n}.jsonl")
+            pairs = [{"prompt": row["question"], "completion": row["answer"]} for row in rows[:n]]
+            kept.write_text("".join(json.dumps(pair) + "\n" for pair in pairs))
+            command = [str(Path(python).parent / "bergson"), "build", f"{folder}/index", "--overwrite", "--model"]
+            command += [f"{folder}/model", "--dataset", str(kept), "--prompt_column", "prompt"]
+            command += ["--completion_column", "completion", "--precision", "fp32", "--projection_dim", "16"]
+            command += ["--token_batch_size", "1024", *more]
+            return clocked(lambda: subprocess.run(command, check=True, capture_output=True, cwd=folder))[0]
+
+        adapter = f"r=128,lora_alpha=512,target_modules={TARGETS.replace(',', '|')}"
+        for what, more in (("all linear layers", ()), ("LoRA, r = 128", ("--peft_init_kwargs", adapter))):
+            seconds = built(samples, *more) - built(4, *more)
+            print(f"bergson, {what}, 16 x 16 numbers of each, no Adam: {tokens / seconds:.0f} tokens a second")
+    seconds = clocked(lambda: features(model, encoded, Less(dim=DIM)))[0]
+    print(f"curate, LESS's features, LoRA, r = 128, 8,192 numbers: {tokens / seconds:.0f} tokens a second")
 
 
 def main(name: str, samples: int = 48, pairs: int = 3) -> None:
@@ -268,8 +310,6 @@ def main(name: str, samples: int = 48, pairs: int = 3) -> None:
 
 def whole_model(name: str, samples: int = 12, pairs: int = 3) -> None:
     """Directions along all parameters."""
-    from curate.models.language_model import LanguageModel
-
     model = Backward.of(LanguageModel(ModelChoice(name, context=512)))
     encoded = [one for one in encode(model.lm.tokenizer, real(2 * samples), 512) if not one.error][:samples]
     directions(model, [one for one in encoded if one.supervised.any()], pairs, "all parameters")
@@ -278,6 +318,8 @@ def whole_model(name: str, samples: int = 12, pairs: int = 3) -> None:
 if __name__ == "__main__":
     if sys.argv[1:2] == ["agreement"]:
         agreement(*map(int, sys.argv[2:]))
+    elif sys.argv[1:2] == ["bergson"]:
+        bergson(sys.argv[2], *map(int, sys.argv[3:]))
     else:
         given = sys.argv[1] if len(sys.argv) > 1 else smollm2() or "tiny"
         main(given, *map(int, sys.argv[2:]))
