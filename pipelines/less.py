@@ -45,18 +45,21 @@ def seconds_per_token(rows: list[dict[str, Any]]) -> float:
 
 
 def truth(ws: Workspace, preset: Preset, model: ModelChoice) -> None:
-    """How well LESS finds what the sample corpus knows of each sample, for each of its skills."""
-    print(f"   {'AUROC':12} {'less: the skill':>16} {'clean of it':>12} {'bm25: the skill':>16} {'clean of it':>12}")
+    """How well LESS, and BM25 beside it, find what the sample corpus knows of each sample, for each of its skills."""
+    heads = ("in best", "skill", "clean")
+    print(f"   {'':12}" + "".join(f"{f'{method}: {head}':>15}" for method in ("less", "bm25") for head in heads))
     for skill in SKILLS:
-        curate.target(ws, skill, str(SAMPLE / f"targets/{skill}_val.jsonl"), subtask="subtask")
-        curate.score(ws, preset.less, Bm25(), target=skill, models=model)
-        known = f"meta->>'skill' = '{skill}' AS mine, NOT (meta->>'corrupt')::BOOLEAN AS clean"
-        rows = curate.sql(ws, f"SELECT {known}, less_{skill} AS less, bm25_{skill} AS bm25 FROM samples ORDER BY row")
+        known = f"known_{skill}"
+        curate.target(ws, known, str(SAMPLE / f"targets/{skill}_val.jsonl"), subtask="subtask")
+        curate.score(ws, preset.less, Bm25(), target=known, models=model)
+        facts = f"meta->>'skill' = '{skill}' AS mine, NOT (meta->>'corrupt')::BOOLEAN AS clean"
+        rows = curate.sql(ws, f"SELECT {facts}, less_{known} AS less, bm25_{known} AS bm25 FROM samples ORDER BY row")
         mine, clean = (np.array([bool(r[name]) for r in rows]) for name in ("mine", "clean"))
         told = ""
         for method in ("less", "bm25"):
             value = np.array([np.nan if r[method] is None else r[method] for r in rows], float)
-            told += f" {auroc(value, mine):16.2f} {auroc(value[mine], clean[mine]):12.2f}"
+            best = np.argsort(-value)[: int(len(rows) * preset.budgets[0])]  # what is missing goes last
+            told += f"{mine[best].mean():15.0%}{auroc(value, mine):15.2f}{auroc(value[mine], clean[mine]):15.2f}"
         print(f"   {skill:12}{told}")
 
 
@@ -93,14 +96,19 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     print(f"\n2. A second target, {second}: its own gradients, and a product.")
     curate.score(ws, preset.less, target=second, models=model)
     two = costs(ws, done + len(one))
-    print(f"   Its time a token is {seconds_per_token(two) / seconds_per_token(one):.2f} times that of the first pass.")
+    if one and two:  # otherwise both were there
+        share = seconds_per_token(two) / seconds_per_token(one)
+        print(f"   Its gradients take {share:.2f} times as long a token as those of the first pass.")
 
     print(f"\n3. What the best {preset.budgets[0]:.0%} are.")
     for target in (first, second):
         print(f"   for {target}:")
         composition(ws, target, preset.budgets[0])
     if preset.pairs[0] == ("facts", "translation"):
-        print("   What is known of the sample corpus, for each of its skills as a target:")
+        print(
+            "   What is known, for each skill as a target: its share in the best; AUROC of its samples before\n"
+            "   others, and of its clean answers before corrupt ones."
+        )
         truth(ws, preset, model)
 
     (best,) = curate.sql(ws, f"SELECT id FROM samples ORDER BY less_{second} DESC NULLS LAST LIMIT 1")

@@ -89,7 +89,7 @@ SHORT = replace(LONG, steps=4)
 FINE = TrainSettings(epochs=1, batch_size=64, micro_batch_size=16, lr=1e-4, schedule="cosine")
 
 # A model of two million parameters wants a longer warm-up than a twentieth of 3,000 samples, and all its layers.
-SMALL = Less(warmup=0.3, epochs=4, batch_size=32, lr=2e-4, lora_targets="all-linear", keep_subtasks=True)
+SMALL = Less(warmup=0.3, epochs=4, batch_size=128, lr=1e-3, lora_targets="all-linear", keep_subtasks=True)
 BRIEF = replace(SMALL, warmup=0.1, epochs=1, lora_r=8, dim=1024)
 
 PRESETS = {
