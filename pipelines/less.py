@@ -1,9 +1,9 @@
 """LESS as a story: a warm-up, a feature of every sample, two targets, why a sample scored, a selection, its export.
 
-    python pipelines/less.py smoke|cpu|gpu [NEW-FOLDER] [--model MODEL]      (default: ./less)
+    python pipelines/less.py smoke|cpu|few|gpu [NEW-FOLDER] [--model MODEL]      (default: ./less)
 
-smoke and cpu run on the sample corpus, whose truth is known, so they can say how good the choice was; gpu on real data
-with SmolLM2-135M.
+smoke and cpu run on the sample corpus, whose truth is known, so they can say how good the choice was; few and gpu on
+real data with SmolLM2-135M, 400 samples of it or all.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from presets import PRESETS, SAMPLE, Preset  # pyright: ignore[reportMissingImports]
+from presets import FEW, PRESETS, SAMPLE, Preset  # pyright: ignore[reportMissingImports]
 from scipy.stats import mannwhitneyu
 
 import curate
@@ -71,14 +71,17 @@ def auroc(values: np.ndarray, positive: np.ndarray) -> float:
 
 
 def composition(ws: Workspace, target: str, share: float) -> None:
-    """What the best by LESS are made of: sources, and the sub-task each is best for."""
-    query = f"""WITH best AS (SELECT * FROM samples WHERE less_{target} IS NOT NULL ORDER BY less_{target} DESC
-            LIMIT (SELECT (count(*) * {share})::INT FROM pool)),
-        named AS (SELECT source, (SELECT arg_max(e.key, e.value) FROM
-            (SELECT unnest(map_entries(less_{target}_subtasks)) AS e)) AS subtask FROM best)
-        SELECT source, count(*) AS n, mode(subtask) AS "most for" FROM named GROUP BY source ORDER BY n DESC"""
+    """What the best by LESS are made of, for the target and for each of its sub-tasks."""
+    best = f"row_number() OVER (PARTITION BY part ORDER BY value DESC) <= (SELECT count(*) * {share} FROM pool)"
+    query = f"""WITH valued AS (
+            SELECT source, '' AS part, less_{target} AS value FROM samples WHERE less_{target} IS NOT NULL
+            UNION ALL SELECT source, e.key, e.value FROM
+                (SELECT source, unnest(map_entries(less_{target}_subtasks)) AS e FROM samples)),
+        best AS (SELECT * FROM valued QUALIFY {best})
+        SELECT part, string_agg(source || ' ' || n, ', ' ORDER BY n DESC, source) AS made_of
+        FROM (SELECT part, source, count(*) AS n FROM best GROUP BY ALL) GROUP BY part ORDER BY part"""
     for row in curate.sql(ws, query):
-        print(f"   {row['source']:16} {row['n']:6,}   most of them best for: {row['most for'] or 'all'}")
+        print(f"   {target}{row['part'] and ', '}{row['part'] or ''}: {row['made_of']}")
 
 
 def main(preset: Preset, folder: Path, named: str | None = None) -> None:
@@ -102,7 +105,6 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
 
     print(f"\n3. What the best {preset.budgets[0]:.0%} are.")
     for target in (first, second):
-        print(f"   for {target}:")
         composition(ws, target, preset.budgets[0])
     if preset.pairs[0] == ("facts", "translation"):
         print(
@@ -127,8 +129,9 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("preset", choices=PRESETS)
+    presets = PRESETS | {"few": FEW}
+    parser.add_argument("preset", choices=presets)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("less"))
     parser.add_argument("--model", help="another model than the preset's: a folder, a .gguf file, a hub id")
     arguments = parser.parse_args()
-    main(PRESETS[arguments.preset], arguments.folder, arguments.model)
+    main(presets[arguments.preset], arguments.folder, arguments.model)

@@ -10,13 +10,17 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 import curate
+from curate.exports.jsonl import Jsonl
 from curate.models.load import ModelChoice
 from curate.scores.less import Less
+from curate.selectors.random import Random
+from curate.stages.select import Choice
 from curate.training.settings import TrainSettings
 from curate.workspace import Workspace
 
@@ -54,6 +58,21 @@ def sample(ws: Workspace) -> None:
 def real(ws: Workspace) -> None:
     """38,692 real samples; the targets GSM8K and BIG-Bench-Hard."""
     curate.ingest(ws, sorted(str(path) for path in (SHARED / "pool").iterdir()))
+    real_targets(ws)
+
+
+def few(ws: Workspace) -> None:
+    """400 of the real samples, drawn by lot; the same targets."""
+    if ws.n_rows() == 0:
+        with tempfile.TemporaryDirectory() as folder:
+            whole = curate.open_workspace(f"{folder}/whole")
+            real(whole)
+            curate.select(whole, "few", Random(), Choice(top=400))
+            curate.ingest(ws, curate.export(whole, "few", Jsonl(), f"{folder}/out").files, mapping={"source": "source"})
+    real_targets(ws)
+
+
+def real_targets(ws: Workspace) -> None:
     ask = {"prompt": "question", "completion": "answer"}
     curate.target(ws, "gsm8k", str(SHARED / "targets/gsm8k_val.jsonl"), mapping=ask)
     curate.target(ws, "gsm8k", str(SHARED / "eval/gsm8k_test.jsonl"), split="test", mapping=ask)
@@ -80,6 +99,10 @@ def young(folder: Path) -> ModelChoice:
     return ModelChoice(str(model), device="cpu")
 
 
+def short(_: Path) -> ModelChoice:
+    return ModelChoice("smollm2-135m", context=512)
+
+
 def smollm2(_: Path) -> ModelChoice:
     return ModelChoice("smollm2-135m", context=1024)
 
@@ -97,3 +120,7 @@ PRESETS = {
     "cpu": Preset(sample, young, (("facts", "translation"),), (0.1, 0.3), 3, LONG, SMALL),
     "gpu": Preset(real, smollm2, (("gsm8k", "bbh"), ("bbh", "gsm8k")), (0.05, 0.2), 3, FINE, Less(keep_subtasks=True)),
 }
+
+# For less.py alone: real data and a real model within a quarter of an hour on two cores.
+HASTY = Less(warmup=0.25, epochs=1, batch_size=16, lr=2e-4, keep_subtasks=True)
+FEW = Preset(few, short, (("gsm8k", "bbh"),), (0.05,), 1, FINE, HASTY)
