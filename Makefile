@@ -9,7 +9,7 @@ demo: $(VENV)/.installed
 	$(VENV)/bin/python pipelines/select_with_bm25.py
 
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(VENV)/bin/python -m pytest
 
 # Reads exports with trainers' own code; installs that code into a temporary folder.
 test-consumers: $(VENV)/.installed-test

@@ -15,9 +15,6 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-if "PYTEST_XDIST_WORKER" in os.environ:  # each core has a worker of its own; before torch is there
-    os.environ.setdefault("OMP_NUM_THREADS", "1")
-
 import curate
 
 if TYPE_CHECKING:  # a machine that only runs the tests of a GPU has no Arrow
