@@ -85,7 +85,7 @@ def composition(ws: Workspace, target: str, share: float) -> None:
 
 
 def main(preset: Preset, folder: Path, named: str | None = None) -> None:
-    model = ModelChoice(named) if named else preset.base(folder)
+    model = ModelChoice(named, context=preset.context) if named else preset.base(folder)
     ws = curate.open_workspace(folder / "ws")
     preset.data(ws)
     first, second = preset.pairs[0]

@@ -66,6 +66,16 @@ def test_less_runs_from_its_warm_up_to_an_export(tmp_path: Path) -> None:
         *[["less", phase] for phase in phases], ["less_translation", "score"],
     ]  # fmt: skip
     known = dict(re.findall(r"^   (\w+) +(\d+)%(?: +[\d.]+){2} +\d+%(?: +[\d.]+){2}$", done.stdout, re.MULTILINE))
-    assert len(known) == 6 and int(known["program"]) > 50, done.stdout  # per cent of the best; of all 18
+    pool = {
+        "arithmetic": 588,
+        "facts": 350,
+        "program": 541,
+        "strings": 571,
+        "table": 540,
+        "translation": 264,
+    }  # of 3,000
+    assert known.keys() == pool.keys(), done.stdout
+    for skill, per_cent in known.items():
+        assert int(per_cent) / 100 > 2 * pool[skill] / 3000, f"{skill}: no better than twice chance\n{done.stdout}"
     assert "4. Why is this the best for translation?" in done.stdout
     assert (tmp_path / "less/trl/less_best_facts.jsonl").read_text().count("\n") == 150

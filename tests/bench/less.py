@@ -302,8 +302,7 @@ def main(name: str, samples: int = 48, pairs: int = 3) -> None:
     on_cpu = model.at.device.type == "cpu"  # where a dense projection of r = 128 takes a quarter of an hour
     few, another = (encoded[:16], model_of(name, 8)) if on_cpu else (encoded, model)
     whole = ratio(lambda: theirs(another, few, less), lambda: features(another, few, less), pairs)
-    what = f"end to end, {len(few)} samples{', r = 8' * on_cpu}: batch 1, dense / curate"
-    told(what, whole, "any" if on_cpu else "10", on_cpu or whole[0] >= 10)
+    told(f"end to end, {len(few)} samples{', r = 8' * on_cpu}: batch 1, dense / curate", whole, "10", whole[0] >= 10)
     parts(model, encoded, less)
     directions(model, few[:12], pairs, "LoRA")
 
