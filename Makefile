@@ -8,8 +8,9 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c c
 demo: $(VENV)/.installed
 	$(VENV)/bin/python pipelines/select_with_bm25.py
 
+# Files of tests side by side, each on one thread.
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
 
 # Reads exports with trainers' own code; installs that code into a temporary folder.
 test-consumers: $(VENV)/.installed-test

@@ -124,6 +124,6 @@ PRESETS = {
     "gpu": Preset(real, smollm2, (("gsm8k", "bbh"), ("bbh", "gsm8k")), (0.05, 0.2), 3, FINE, Less(keep_subtasks=True)),
 }
 
-# For less.py alone: few real samples and a real model, for a processor. Not yet run to its end.
-HASTY = Less(warmup=0.25, epochs=1, batch_size=16, lr=2e-4, keep_subtasks=True)
+# For less.py alone: few real samples and a real model, for a processor.
+HASTY = Less(warmup=0.25, epochs=1, batch_size=16, micro_batch_size=4, lr=2e-4, keep_subtasks=True)
 FEW = Preset(few, short, (("gsm8k", "bbh"),), (0.05,), 1, FINE, HASTY, context=512)

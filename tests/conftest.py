@@ -15,6 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
+if "PYTEST_XDIST_WORKER" in os.environ:  # others are at work beside; torch reads this when it is first imported
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 import curate
 
 if TYPE_CHECKING:  # a machine that only runs the tests of a GPU has no Arrow
@@ -32,8 +35,13 @@ def ws(tmp_path: Path) -> Workspace:
 
 
 @pytest.fixture
-def sample_ws(ws: Workspace) -> Workspace:
+def sample_ws(tmp_path: Path) -> Workspace:
     """The sample corpus in four small shards, with the target `arithmetic`."""
+    return sample_in(tmp_path / "ws")
+
+
+def sample_in(folder: Path) -> Workspace:
+    ws = curate.open_workspace(folder)
     curate.ingest(ws, sorted(map(str, (SAMPLE / "pool").iterdir())), shard_bytes=150_000)
     curate.target(ws, "arithmetic", str(SAMPLE / "targets/arithmetic_val.jsonl"), subtask="subtask")
     return ws

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,7 @@ from curate.shards import read_json, read_table
 from curate.stages.select import Choice
 from curate.vector_index import clusters
 from curate.workspace import Workspace
-from tests.conftest import write_jsonl
+from tests.conftest import sample_in, write_jsonl
 from tests.oracles import selectors as slow
 
 EVERY: list[type[Selector]] = [Kcenter, RoundRobin, Semdedup, Facility, KmeansQuota]
@@ -238,10 +239,17 @@ def test_without_vectors_or_a_target_it_says_what_is_missing(kind: type[Selector
 # --- through `curate select` -----------------------------------------------------------------------------
 
 
+@pytest.fixture(scope="module")
+def embedded_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    ws = sample_in(tmp_path_factory.mktemp("embedded") / "ws")
+    curate.score(ws, EmbedLm(), target="arithmetic", models="tiny")
+    return Path(str(ws.path))
+
+
 @pytest.fixture
-def embedded(sample_ws: Workspace) -> Workspace:
-    curate.score(sample_ws, EmbedLm(), target="arithmetic", models="tiny")
-    return sample_ws
+def embedded(embedded_once: Path, tmp_path: Path) -> Workspace:
+    """A copy that a test may change."""
+    return curate.open_workspace(shutil.copytree(embedded_once, tmp_path / "ws"))
 
 
 @pytest.mark.parametrize("kind", EVERY)
