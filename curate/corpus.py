@@ -44,7 +44,7 @@ def rows_of(ws: Workspace, manifest: str | None, by: str | None, allow_stale: bo
         weight, repeats = table["weight"].to_numpy().astype(np.float64), table["repeats"].to_numpy()
         _refuse_weights(manifest, weight, ids)
     else:
-        row, ids = np.arange(ws.n_rows()), _pool_ids(ws)
+        row, ids = np.arange(ws.n_rows()), pool_ids(ws)
         weight, repeats = np.ones(len(row)), np.ones(len(row), np.int64)
     column, warnings = None, list[str]()
     if by:
@@ -54,7 +54,8 @@ def rows_of(ws: Workspace, manifest: str | None, by: str | None, allow_stale: bo
     return Rows(row, ids, weight / mean, repeats, column, lineage, warnings)
 
 
-def _pool_ids(ws: Workspace) -> pa.ChunkedArray:
+def pool_ids(ws: Workspace) -> pa.ChunkedArray:
+    """The ids of the pool, in its order."""
     columns = [read_table(shard.path, ["id"])["id"] for shard in ws.shards() if shard.rows]
     return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
 

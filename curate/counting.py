@@ -76,29 +76,29 @@ def progress(jobs: Sequence[Job], step: Pass, every: Sequence[Unit], todo: Tasks
         yield bar
 
 
-def counted(job: Job, workers: Workers) -> tuple[Location | None, Failed]:
-    """The file of the last pass's state, computing what is missing of the counting ones; and the rows that failed."""
-    state, before, failed = None, "", {}
+def counted(job: Job, workers: Workers) -> tuple[tuple[Location, ...], Failed]:
+    """The files of the counting passes' states, computing what is missing; and the rows that failed or are left out."""
+    states, before, failed = tuple[Location, ...](), "", dict[str, Mapping[int, str]](job.split.left_out)
     for index, step in enumerate(job.passes[:-1]):
         parts, name = job.prepared(index, before)
         with claim(job.ws.path, f"prepared {parts.folder.name}", wait=True) as held:
             if parts.read(name) is None:
-                work = Work(job.method, job.target, index, state, parts.folder, "")
+                work = Work(job.method, job.target, index, states, parts.folder, "", anchors=job.split.anchors)
                 parts.sweep()
-                count = _count_target if step.over == "target" else _count_pool
+                count = _count_pool if step.over == "pool" else _count_aim
                 count(job, workers, held, work, failed, name)
-            record = parts.record(name) or {}
-            failed = {shard: {int(row): why for row, why in rows.items()} for shard, rows in record["failed"].items()}
-            state = parts.path(name)
+            for shard, rows in (parts.record(name) or {})["failed"].items():
+                failed[shard] = {**failed.get(shard, {}), **{int(row): why for row, why in rows.items()}}
+            states = (*states, parts.path(name))
         before = f"{parts.folder.name}/{name}"
-    return state, failed
+    return states, failed
 
 
-def _count_target(job: Job, workers: Workers, held: Claim, work: Work, failed: Failed, name: str) -> None:
-    """The state of a pass over the target's samples."""
+def _count_aim(job: Job, workers: Workers, held: Claim, work: Work, failed: Failed, name: str) -> None:
+    """The state of a pass over the target's samples, or over anchors."""
     parts, step = work.partials, job.passes[work.index]
-    assert step.reduce is not None and job.target is not None
-    tasks = Tasks([Aim(len(job.target.subtasks))])
+    assert step.reduce is not None
+    tasks = Tasks([Aim(len(job.aim(step).subtasks))])
     _run(job, workers, held, work, step, [], tasks)
     partial = parts.read(str(Aim(0)))
     if partial is None:
@@ -212,7 +212,9 @@ class _Sums:
             return
         above = (level + 1, i >> 1)
         both = [self._read(one) for one in pair]
-        summed = {n: narrowed(both[0][n].astype(np.float64) + both[1][n]) for n in both[0]}
+        names = dict.fromkeys([*both[0], *both[1]])  # one may lack what no sample of it has
+        wide = {name: [one[name].astype(np.float64) for one in both if name in one] for name in names}
+        summed = {name: narrowed(np.sum(values, axis=0)) for name, values in wide.items()}
         self._parts.commit(self._name(above), summed, units=self._stamp(above))
         for one in pair:
             self._parts.remove(self._name(one))

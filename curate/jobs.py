@@ -32,11 +32,13 @@ Models = Mapping[str, ModelChoice]  # by role; '' stands for the first role of e
 @dataclass(frozen=True)
 class Looks:
     """The checkpoints that a method looks at. given: as the user named them; empty where a warm-up made them, which
-    `warmup` tells of, or where it is the model as it is."""
+    `warmup` tells of, or where it is the model as it is. origin: the model that their training began with, where
+    that is known."""
 
     checkpoints: tuple[CheckpointChoice, ...] = ()
     given: tuple[str, ...] = ()
     warmup: Mapping[str, Any] = field(default_factory=dict)
+    origin: ModelChoice | None = None
 
     def recipe(self, moments: bool) -> dict[str, Any]:
         """What there is of it, for a recipe; moments: whether the optimizer's state is looked at."""
@@ -46,6 +48,16 @@ class Looks:
             if self.checkpoints and not self.warmup.get("planned"):
                 found["parameters"] = tensors_of(resolve(self.checkpoints[-1].model.name))
         return {**found, **({"warmup": dict(self.warmup)} if self.warmup else {})}
+
+
+@dataclass(frozen=True)
+class Split:
+    """The samples of the pool that a score leaves out: shard -> rows in it -> why. anchors: those among them that it
+    looks at. stamp: of all this."""
+
+    left_out: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    anchors: Target | None = None
+    stamp: str = ""
 
 
 @dataclass(frozen=True)
@@ -65,6 +77,7 @@ class Job:
     kind: Literal["score", "vectors"] = "score"
     vectors: Job | None = None
     looks: Looks = field(default_factory=lambda: Looks())
+    split: Split = field(default_factory=lambda: Split())
 
     def __str__(self) -> str:
         return f"the {self.kind} '{self.name}'"
@@ -141,7 +154,7 @@ class Job:
             "columns": dict(method.columns),
             "keeps_subtasks": method.keeps_subtasks(),
             **({"vectors": self.vectors.name, "vectors_fingerprint": its} if self.vectors else {}),
-            "fingerprint": fingerprint(method.name, method.version, settings, target, pool, *weights),
+            "fingerprint": fingerprint(method.name, method.version, settings, target, pool, *weights, *self._aside()),
         }
 
     def _weights(self) -> list[Any]:
@@ -149,6 +162,10 @@ class Job:
         models = [{key: value for key, value in m.items() if key in SHAPING} for m in self._model_recipes().values()]
         found = self.looks.recipe(self._moments()).get("checkpoints", [])
         return [*models, *([c["weights"], c["optimizer"], c["lr"]] for c in found)]
+
+    def _aside(self) -> list[str]:
+        """What is left out of the pool."""
+        return [self.split.stamp] if self.split.stamp else []
 
     def _moments(self) -> bool:
         """Whether the method looks at an optimizer's state."""
@@ -159,6 +176,12 @@ class Job:
     def _model_recipes(self) -> dict[str, dict[str, Any]]:
         return {role: model_recipe(choice) for role, choice in self.models.items()}
 
+    def aim(self, step: Pass) -> Target:
+        """The samples that a pass goes over which is not over the pool."""
+        found = self.target if step.over == "target" else self.split.anchors
+        assert found is not None
+        return found
+
     def prepared(self, index: int, before: str) -> tuple[Parts, str]:
         """Where the partials of a counting pass lie, and the name of its state for the pool as it is."""
         step, settings = self.passes[index], self.method.settings()
@@ -166,8 +189,10 @@ class Job:
             s: self.target.fingerprint if s == "target" and self.target else settings[s] for s in step.shaped_by
         }
         weights = self._weights() if step.legs else []
-        shape = fingerprint(self.method.name, self.method.version, step.name, shaped_by, before, *weights)
-        of = "target" if step.over == "target" else pool_fingerprint(self.shards)
+        shape = fingerprint(
+            self.method.name, self.method.version, step.name, shaped_by, before, *weights, *self._aside()
+        )
+        of = step.over if step.over != "pool" else pool_fingerprint(self.shards)
         return Parts(self.ws.path / "prepared" / shape, ".safetensors"), f"state-{of}"
 
 
@@ -186,6 +211,7 @@ def plan(
     names: Names,
     models: Mapping[str, ModelChoice],
     looks: Looks | None = None,
+    split: Split | None = None,
 ) -> list[Job]:
     """The tables of a score, in the order they are made: its vectors, where it has them, and then the score.
 
@@ -210,7 +236,8 @@ def plan(
         made_of = vectors.name if vectors else method.name
         name = names.score or default_score_name(made_of, target.name if target else None)
         ws.check_name(name, "score")
-        jobs.append(Job(ws, name, method, target, shards, dict(models), vectors=vectors, looks=looks))
+        split = split or Split()
+        jobs.append(Job(ws, name, method, target, shards, dict(models), vectors=vectors, looks=looks, split=split))
         _refuse_hidden_columns(jobs[-1])
     return jobs
 
@@ -231,7 +258,8 @@ def models_of(method: Score, models: Models, others: Sequence[Score]) -> dict[st
     for i, role in enumerate(method.models):
         bare = models.get("") if i == 0 and (role == "base" or not bare_is_base) else None
         usual = method.usual_models.get(role)
-        choice = models.get(role) or bare or (ModelChoice(usual) if usual else None)
+        same = found.get(method.same_models.get(role, ""))
+        choice = models.get(role) or bare or (ModelChoice(usual) if usual else same)
         if choice is None:
             which = "MODEL" if i == 0 else f"{role}=MODEL"
             raise CurateError(
@@ -291,6 +319,8 @@ def groups(jobs: Sequence[Job]) -> list[list[Job]]:
 
 def _agree(job: Job, group: Sequence[Job]) -> bool:
     if job.both_ways != group[0].both_ways or job.checkpoints != group[0].checkpoints:
+        return False
+    if job.split.stamp != group[0].split.stamp:
         return False
     models = {role: choice for other in group for role, choice in other.models.items()}
     shared = set(models) & set(job.models)  # models that nothing shares need not be in memory together

@@ -87,13 +87,17 @@ class Score(Method):
     columns: further columns, name -> numpy dtype. unit_bytes: text per committed unit. models: the roles of the models
     it needs, the first being the one that a bare --model names. usual_models: role -> the one taken where none is
     named. checkpoints: how many of a training it looks at: none, the last, or each; 'each' needs some.
+    scores_warmup: whether the samples of its own warm-up are scored too. same_models: role -> the role whose model it
+    takes where none is named.
     """
 
     scope: ClassVar[Literal["row", "pool"]]
     uses_target: ClassVar[bool] = False
     models: ClassVar[tuple[str, ...]] = ()
     usual_models: ClassVar[Mapping[str, str]] = {}
+    same_models: ClassVar[Mapping[str, str]] = {}
     checkpoints: ClassVar[Literal["none", "last", "each"]] = "none"
+    scores_warmup: ClassVar[bool] = True
     columns: ClassVar[Mapping[str, str]] = {}
     unit_bytes: ClassVar[int] = 16 << 20
 
@@ -117,9 +121,25 @@ class Score(Method):
         """The training whose checkpoints it looks at where none are given; null where there is none."""
         return None
 
+    def anchors(self) -> Aside | None:
+        """The samples that are set aside for passes over anchors, and not scored; null where there are none."""
+        return None
+
+    def note(self, columns: Mapping[str, np.ndarray]) -> str:
+        """What is to be said of a score once it is there, of its columns over the whole pool [N]; '' for nothing."""
+        return ""
+
     def keeps_subtasks(self) -> bool:
         """Whether the table has the map column `subtasks`."""
         return False
+
+
+@dataclass(frozen=True)
+class Aside:
+    """A share of the pool, drawn by the seed, that a score looks at and does not score."""
+
+    share: float
+    seed: int
 
 
 @dataclass(frozen=True)
@@ -145,7 +165,7 @@ def run(score: Score, batches: Sequence[Any], target: Target | None = None) -> l
     for step in counting:
         given = step.open(state) if step.open else state
         assert step.reduce is not None
-        state = step.reduce(step.map(batch, given) for batch in batches)
+        state = {**state, **step.reduce(step.map(batch, given) for batch in batches)}
     given = last.open(state) if last.open else state
     return [last.map(batch, given) for batch in batches]
 

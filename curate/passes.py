@@ -69,11 +69,18 @@ class Slope:
     pass's state, and the samples' positions, int64 [B]. every: at every checkpoint, what is kept of a sample stacked
     [B, C, …] and what is added up, added over all; else at the last. moments: whether the optimizer's state is wanted.
     along(at, state): instead of a watcher the directions, name -> Tensor [K, *shape], along which forward-mode
-    differentiation is to find the derivatives of each one's loss, the column `dot` [B, K].
+    differentiation is to find the derivatives of each one's loss, the column `dot` [B, K]. curved(at, state): likewise
+    one direction, name -> Tensor [1, *shape], that the Hessians of all losses are to be applied to: added up as
+    hessianCHECKPOINT/NAME, and how many they are as hessianCHECKPOINT/samples. loss: another loss than that mean:
+    (logits at supervised tokens [S, V], those of the model in the role `beside`, each token's sample int64 [S], how
+    many samples there are) -> Tensor [B].
     """
 
     watch: Callable[[Any, Any, np.ndarray], Watcher] | None = None
     along: Callable[[Any, Any], Mapping[str, Any]] | None = None
+    curved: Callable[[Any, Any], Mapping[str, Any]] | None = None
+    loss: Callable[[Any, Any, Any, int], Any] | None = None
+    beside: str = ""
     every: bool = False
     moments: bool = False
     model: str = "base"
@@ -84,16 +91,17 @@ class Slope:
 class Pass:
     """One run over the pool.
 
-    map(batch, state) gives columns in the last pass, else a partial; `reduce` makes of all partials the state
-    that the next pass is given. `open(state)` is called once per worker, before any map, and what it returns
-    is handed to map in the state's place: the place to tokenise a target.
+    map(batch, state) gives columns in the last pass, else a partial; `reduce` makes of all partials a state; a pass
+    is given the states of all before it, as one. `open(state)` is called once per worker, before any map, and what it
+    returns is handed to map in the state's place: the place to tokenise a target.
     shaped_by: the settings that shape this pass's partials; others may change and the partials stand. flops: of one
     sample, given what map is given; null where no tensors are at work, or a model counts them.
 
     A batch is a curate.text.Text; of a pass with legs, what each leg keeps of the samples: leg -> column -> array [B];
     of a score on vectors, the samples' curate.vectors.Vectors, and `open` is given the target's. over: a counting pass
-    with legs may go over the target's samples instead. A partial of such a pass is what its legs' watchers add up,
-    under the watchers' own names; `reduce` is given the partials of few large ranges of the pool, added up already.
+    with legs may go over the target's samples instead, or over the anchors that were set aside. A partial of such a
+    pass is what its legs' watchers add up, under the watchers' own names; `reduce` is given the partials of few large
+    ranges of the pool, added up already.
     """
 
     name: str
@@ -103,4 +111,4 @@ class Pass:
     shaped_by: tuple[str, ...] = ()
     flops: Callable[[Any], float] | None = None
     legs: Mapping[str, Leg | Slope] = field(default_factory=dict)
-    over: Literal["pool", "target"] = "pool"
+    over: Literal["pool", "target", "anchors"] = "pool"

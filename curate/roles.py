@@ -20,9 +20,11 @@ def load_roles(
     from curate.gradients.gradient_model import GradientModel
 
     kinds = {role: SentenceEncoder if role == "encoder" else LanguageModel for role in models}
-    found: dict[str, Way] = {}
     if checkpoints:
-        found["base"] = GradientModel(checkpoints, moments)
         del kinds["base"]
     loaded = {(kind, choice): kind(choice) for kind, choice in {(kinds[role], models[role]) for role in kinds}}
-    return found | {role: loaded[kinds[role], models[role]] for role in kinds}
+    found: dict[str, Way] = {role: loaded[kinds[role], models[role]] for role in kinds}
+    if not checkpoints:
+        return found
+    others = {role: way for role, way in found.items() if isinstance(way, LanguageModel)}
+    return {"base": GradientModel(checkpoints, moments, others), **found}

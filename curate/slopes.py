@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from curate.errors import CurateError
-from curate.passes import Arrays, Columns, Pass, Slope, Watcher
+from curate.passes import Arrays, Columns, Leg, Pass, Slope, Watcher
 from curate.vectors import Groups
 
 if TYPE_CHECKING:
@@ -19,14 +19,34 @@ if TYPE_CHECKING:
 _COUNT = "samples"  # of each group, among the sums
 
 
-def mean_gradient(groups: Groups | None, shaped_by: tuple[str, ...] = (), every: bool = False) -> Pass:
-    """The mean gradient of each group of the target's examples; without groups, of the pool.
+def mean_gradient(
+    groups: Groups | None,
+    shaped_by: tuple[str, ...] = (),
+    every: bool = False,
+    *,
+    over: Literal["pool", "target", "anchors"] | None = None,
+    named: str = "",
+    loss: Callable[..., Any] | None = None,
+    beside: str = "",
+    curved: Callable[[At, Any], Mapping[str, Any]] | None = None,
+    more: Mapping[str, Leg | Slope] | None = None,
+) -> Pass:
+    """The mean gradient of each group of the target's examples; without groups, of the pool, or of what `over` says.
 
-    Its state: CHECKPOINT/PARAMETER -> [K, *shape], float32. Raises CurateError where no example of a group has one.
+    Its state: named + CHECKPOINT/PARAMETER -> [K, *shape], float32. loss, beside, curved: as of Slope; the mean of what
+    the Hessians make of a direction is named + hessianCHECKPOINT/PARAMETER. more: legs beside; what a Leg has found is
+    averaged, too: named + LEG/mean -> [1]. Raises CurateError where no example of a group has a gradient.
     """
-    over: Literal["pool", "target"] = "target" if groups else "pool"
-    legs = {"gradient": Slope(partial(_totals, groups), every=every)}
-    return Pass(f"mean of the {over}", _sums, partial(_means, groups), shaped_by=shaped_by, legs=legs, over=over)
+    over = over or ("target" if groups else "pool")
+    legs: dict[str, Leg | Slope] = {
+        "gradient": Slope(partial(_totals, groups), every=every, loss=loss, beside=beside),
+        **({"hessian": Slope(curved=curved, loss=loss, beside=beside)} if curved else {}),
+        **(more or {}),
+    }
+    means = partial(_means, groups, over, named)
+    return Pass(
+        f"mean of the {over}", partial(_sums, named), means, opened if curved else None, shaped_by, legs=legs, over=over
+    )
 
 
 def products(
@@ -61,11 +81,21 @@ def _totals(groups: Groups | None, at: At, state: Any, places: np.ndarray) -> Wa
     return Totals(of_each, len(groups.labels) if groups else 1, _key(at), _COUNT)
 
 
-def _sums(legs: Mapping[str, Columns], _: Arrays) -> Columns:
-    return legs["gradient"]["sums"]
+def _sums(named: str, legs: Mapping[str, Columns], _: Arrays) -> Columns:
+    found = {}
+    for which, columns in legs.items():
+        if "mean" in columns:  # of a leg: a number of each sample
+            good = columns["mean"][np.isfinite(columns["mean"])]
+            found |= {
+                f"{named}{which}/mean": good.sum(keepdims=True),
+                f"{named}{which}/{_COUNT}": np.array([len(good)]),
+            }
+        else:
+            found |= {named + name: value for name, value in columns["sums"].items()}
+    return found
 
 
-def _means(groups: Groups | None, partials: Iterable[Arrays]) -> Arrays:
+def _means(groups: Groups | None, over: str, named: str, partials: Iterable[Arrays]) -> Arrays:
     sums: dict[str, np.ndarray] = {}
     for one in partials:
         for name, value in one.items():
@@ -84,6 +114,8 @@ def _means(groups: Groups | None, partials: Iterable[Arrays]) -> Arrays:
         label = groups.labels[0 if empty is None else int(np.argmin(empty))]
         of = f"the target's sub-task '{label}'" if label else "the target"
         raise CurateError(f"no example of {of} has a finite gradient of anything supervised; edit the target.")
+    if over == "anchors" and (empty is not None or not every):
+        raise CurateError("none of the anchors has a finite gradient of anything supervised; set more aside.")
     return found
 
 

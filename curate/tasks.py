@@ -89,20 +89,21 @@ class Aim:
 class Work:
     """One pass of one score over the pool: what a worker has to know beside its task. Given to each worker once.
 
-    index: of the pass. state: the file of the pass before. into: the folder of partials, or of the table's parts.
+    index: of the pass. states: the files of the passes before. into: the folder of partials, or of the table's parts.
     fingerprint: of the table. kind: what the last pass makes. vectors: the folder of those the score is made of.
-    shares: what each part of vectors counts for.
+    shares: what each part of vectors counts for. anchors: the samples that were set aside.
     """
 
     method: Score
     target: Target | None
     index: int
-    state: Location | None
+    states: tuple[Location, ...]
     into: Location
     fingerprint: str
     kind: Literal["score", "vectors"] = "score"
     vectors: Location | None = None
     shares: tuple[float, ...] = ()
+    anchors: Target | None = None
 
     def run_task(self, task: Unit | Merge) -> float:
         """Do a task and commit its result. Returns its FLOPs. Raises CurateFailure where the method fails."""
@@ -222,7 +223,7 @@ class Work:
     @cached_property
     def given(self) -> Any:
         """The state as the pass wants it; opened once in each worker."""
-        state: Any = read_arrays(self.state) if self.state else {}
+        state: Any = {name: array for path in self.states for name, array in read_arrays(path).items()}
         if self.vectors and self.target:
             state = vectors_of(read_table(target_vectors(self.vectors).path(self.target.name)))
         return self.step.open(state) if self.step.open else state
@@ -321,11 +322,7 @@ class ModelWork:
         """What a counting pass adds up, of a unit of the pool or of the target."""
         (work,) = self.works
         assert not isinstance(task, Merge)
-        if isinstance(task, Aim):
-            samples = self._of_target(work)
-        else:
-            rows = read_table(task.shard.path, Text.schema.names, (task.start, task.stop))
-            samples = rows.select(["messages", "text"]).to_pylist()
+        samples = self._of_aim(work) if isinstance(task, Aim) else _samples(_rows(task)[1])
         (columns,), usage = self._columns(samples, [work.step], [work.given], task)
         partial = {name: narrowed(value) for name, value in columns.items() if name != "error"}
         if isinstance(task, Aim):
@@ -334,26 +331,27 @@ class ModelWork:
             work.commit_partial(task, partial, {})
         return usage
 
-    def _of_target(self, work: Work) -> list[dict[str, Any]]:
-        assert work.target is not None
-        return work.target.text.frame.select("messages", "text").to_dicts()
+    def _of_aim(self, work: Work) -> list[dict[str, Any]]:
+        aim = work.anchors if work.step.over == "anchors" else work.target
+        assert aim is not None
+        return aim.text.frame.select("messages", "text").to_dicts()
 
     def _aim(self, task: Aim) -> Usage | None:
         works = [work for work in self.works if work.aims()]
         if not works:
             return None
-        samples = self._of_target(works[0])
+        samples = self._of_aim(works[0])
         columns, usage = self._columns(samples, [w.target_step for w in works], [w.given for w in works], task)
         for work, its in zip(works, columns, strict=True):
             work.commit_aim(its)
         return usage
 
     def _through(self, unit: Unit, works: list[Work]) -> Usage:
-        rows = read_table(unit.shard.path, Text.schema.names, (unit.start, unit.stop))
-        samples = rows.select(["messages", "text"]).to_pylist()
-        columns, usage = self._columns(samples, [work.step for work in works], [work.given for work in works], unit)
+        ids, rows, failed = _rows(unit)
+        steps, states = [work.step for work in works], [work.given for work in works]
+        columns, usage = self._columns(_samples(rows), steps, states, unit)
         for work, its in zip(works, columns, strict=True):
-            work.commit(unit, work.table(rows["id"], its))
+            work.commit(unit, work.table(ids, its, failed))
         return usage
 
     def _columns(
@@ -377,8 +375,22 @@ class ModelWork:
         from curate.roles import load_roles
 
         legs = [leg for work in self.works for step in (work.step, work.target_step) for leg in step.legs.values()]
-        moments = any(isinstance(leg, Slope) and leg.moments for leg in legs)
-        return load_roles(self.models, self.checkpoints, moments)
+        slopes = [leg for leg in legs if isinstance(leg, Slope)]
+        wanted = {leg.model for leg in legs} | {leg.beside for leg in slopes}
+        models = {role: choice for role, choice in self.models.items() if role in wanted}
+        return load_roles(models, self.checkpoints, any(leg.moments for leg in slopes))
+
+
+def _rows(unit: Unit) -> tuple[pa.Array, pa.Table, dict[int, str]]:
+    """The ids of a unit; the rows of it that are not to be left out; and why others are, by position in it."""
+    rows = read_table(unit.shard.path, Text.schema.names, (unit.start, unit.stop))
+    failed = {row - unit.start: why for row, why in unit.failed.items() if unit.start <= row < unit.stop}
+    left = rows.take(pa.array([i for i in range(rows.num_rows) if i not in failed], pa.int64())) if failed else rows
+    return rows["id"], left, failed
+
+
+def _samples(rows: pa.Table) -> list[dict[str, Any]]:
+    return rows.select(["messages", "text"]).to_pylist()
 
 
 def narrowed(value: np.ndarray) -> np.ndarray:

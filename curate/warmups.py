@@ -20,7 +20,7 @@ from curate.corpus import Rows, rows_of
 from curate.errors import CurateError
 from curate.fingerprint import fingerprint, ids_as_integers, keyed_uniform
 from curate.jobs import Looks
-from curate.lineage import table_recipe
+from curate.lineage import model_choices, table_recipe
 from curate.method import Arrays, Score, Warmup, Weighting
 from curate.models.load import (
     ADAPTER,
@@ -51,6 +51,12 @@ def checkpoints_of(ws: Workspace, given: Sequence[str], like: ModelChoice) -> tu
     for name in given:
         found += _of_run(ws, name, like) if name in ws.run_names() else _of_folder(ws, name, like, before)
     return tuple(found)
+
+
+def _origin(ws: Workspace, name: str) -> ModelChoice | None:
+    """The model that a run of the workspace began with; null for folders, of which nobody says."""
+    recipe = Run(ws, name).recipe if name in ws.run_names() else None
+    return model_choices({"models": {"origin": recipe["model"]}})["origin"] if recipe else None
 
 
 def _of_run(ws: Workspace, name: str, like: ModelChoice) -> list[CheckpointChoice]:
@@ -156,7 +162,8 @@ def looks_of(
     """
     if given:
         found = checkpoints_of(ws, given, model or ModelChoice(""))
-        return Looks(found if method.checkpoints == "each" else found[-1:], tuple(given))
+        origin = _origin(ws, given[-1])
+        return Looks(found if method.checkpoints == "each" else found[-1:], tuple(given), origin=origin)
     assert model is not None
     warmup = method.warm_up()
     if warmup is None and method.checkpoints == "each":
@@ -188,7 +195,20 @@ def _warmed(
                 f"{ws.path} is in an object store, where no gradients can be taken at checkpoints yet; work on a disk."
             )
         _train(run, method, model, warmup, vectors)
-    return Looks(tuple(_of(run, "warm-up", model)), warmup=told)
+    found = tuple(_of(run, "warm-up", model))
+    return Looks(found if method.checkpoints == "each" else found[-1:], warmup=told, origin=model)
+
+
+def rows_of_warmup(ws: Workspace, method: Score, looks: Looks) -> np.ndarray:
+    """The rows of the pool that a method's own warm-up has learnt from, or is to; none where others made it."""
+    warmup = method.warm_up()
+    if not looks.warmup or warmup is None:
+        return np.zeros(0, np.int64)
+    if looks.warmup.get("planned"):
+        return drawn(ws, warmup).row
+    run = Run(ws, "warmup", place=ws.path / "prepared" / looks.warmup["place"])
+    rows = [run.trained.read(name)["row"].to_numpy() for name in run.trained.names()]
+    return np.unique(np.concatenate(rows))
 
 
 def _found(ws: Workspace, vectors: str, wanted: str, fresh: bool) -> Run | None:
@@ -205,7 +225,7 @@ def _train(run: Run, method: Score, model: ModelChoice, warmup: Warmup, vectors:
     from curate.training.settings import TrainSettings
 
     settings = TrainSettings(**warmup.settings, checkpoint_epochs=True, keep_checkpoints=0)
-    rows = _drawn(run.ws, warmup)
+    rows = drawn(run.ws, warmup)
     training = Training(model, _Plain(), settings, seed=warmup.seed)
     account = Account("score", [method.name], vectors, {"train": "warm-up"})
     with claim(run.ws.path, f"prepared {run.folder.name}", wait=True):
@@ -213,7 +233,7 @@ def _train(run: Run, method: Score, model: ModelChoice, warmup: Warmup, vectors:
             advance(run, training, rows, None, Alone(), Trained(run.name), account=account)
 
 
-def _drawn(ws: Workspace, warmup: Warmup) -> Rows:
+def drawn(ws: Workspace, warmup: Warmup) -> Rows:
     """The samples of a warm-up: those whose numbers by lot are highest."""
     whole = rows_of(ws, None, None, False)
     count = int(warmup.share * len(whole.row))

@@ -47,6 +47,18 @@ def sample_in(folder: Path) -> Workspace:
     return ws
 
 
+@pytest.fixture
+def small_ws(ws: Workspace) -> Workspace:
+    """300 samples in three shards, and two targets of several sub-tasks."""
+    lines = [line for name in ("atlas", "school") for line in (SAMPLE / f"pool/{name}.jsonl").read_text().splitlines()]
+    path = Path(str(ws.path)).parent / "pool.jsonl"
+    path.write_text("\n".join(lines[:150] + lines[-150:]))
+    curate.ingest(ws, [str(path)], shard_bytes=8_000)
+    curate.target(ws, "facts", str(SAMPLE / "targets/facts_val.jsonl"), subtask="subtask")
+    curate.target(ws, "words", str(SAMPLE / "targets/translation_val.jsonl"), subtask="subtask")
+    return ws
+
+
 @pytest.fixture(scope="session")
 def shared() -> Path:
     """Real data beside the checkout; tests that read it are skipped where it is absent."""

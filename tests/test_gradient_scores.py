@@ -24,6 +24,7 @@ from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.load import CheckpointChoice, ModelChoice
 from curate.models.tokens import encode
+from curate.scores.dualsft import Dualsft
 from curate.scores.graddot import Graddot
 from curate.scores.gradnorm import Gradnorm
 from curate.scores.gradsim import Gradsim
@@ -45,13 +46,14 @@ def double(lora: bool = False) -> Backward:
 def scored(model: Any, method: Any, samples: list[Any], aim: list[Any] | None = None) -> Any:
     """The columns of a score with counting passes, from memory, each pass over batches of two samples."""
     target = Target("t", None, SUBTASKS, "") if aim else None  # type: ignore[arg-type]
-    state: Any = None
+    state: Any = {}
     *counting, last = method.passes(target)
     for step in counting:
         over = aim if step.over == "target" else samples
         given = [over] if step.over == "target" else [over[i : i + 2] for i in range(0, len(over), 2)]
         partials = [score_samples({"base": model}, some, {"x": step}, {"x": state})[0]["x"] for some in given]
-        state = step.reduce({k: v for k, v in p.items() if k != "error"} for p in partials)
+        made = step.reduce({k: v for k, v in p.items() if k != "error"} for p in partials)
+        state = {**state, **made}
     state = last.open(state) if last.open else state
     return score_samples({"base": model}, samples, {"x": last}, {"x": state})[0]["x"]
 
@@ -120,18 +122,6 @@ def test_tracin_is_the_sum_over_checkpoints_by_their_learning_rates(tmp_path: Pa
 
 
 RATES = {"lr": 1e-3, "batch_size": 16, "lora_r": 4, "lora_alpha": 8.0, "epochs": 2.0, "dim": 512}
-
-
-@pytest.fixture
-def small_ws(ws: Any) -> Any:
-    """300 samples in three shards, and a target of two sub-tasks."""
-    lines = [line for name in ("atlas", "school") for line in (SAMPLE / f"pool/{name}.jsonl").read_text().splitlines()]
-    path = ws.path.parent / "pool.jsonl"
-    path.write_text("\n".join(lines[:150] + lines[-150:]))
-    curate.ingest(ws, [str(path)], shard_bytes=8_000)
-    curate.target(ws, "facts", str(SAMPLE / "targets/facts_val.jsonl"), subtask="subtask")
-    curate.target(ws, "words", str(SAMPLE / "targets/translation_val.jsonl"), subtask="subtask")
-    return ws
 
 
 def test_less_trains_its_warm_up_once_and_a_second_target_costs_only_itself(small_ws: Any) -> None:
@@ -246,6 +236,7 @@ def test_new_samples_are_scored_by_the_warm_up_that_is_there(small_ws: Any, tmp_
         pytest.param(Gradsim(), 20, marks=pytest.mark.slow),
         pytest.param(Gradnorm(), 5, marks=pytest.mark.slow),
         pytest.param(Graddot(), 5, marks=pytest.mark.slow),
+        pytest.param(Dualsft(warmup=0.1, batch_size=16, lr=1e-3), 9, marks=pytest.mark.slow),
     ],
 )
 def test_bytes_do_not_depend_on_a_kill_nor_on_workers(

@@ -41,6 +41,7 @@ FLOORS = [
     {"curate.plans"},
     {"curate.running"},
     {"curate.warmups"},
+    {"curate.asides"},
     {"curate.stages", "curate.scores", "curate.selectors", "curate.exports", "curate.weightings", "curate.metrics"},
     {"curate.pages"},
     {"curate.console"},

@@ -139,7 +139,10 @@ def _scored(r: Any, dry_run: bool) -> str:
         aim = f"; {r.cut_of_target:,} of the target's examples cut to it" if r.cut_of_target else ""
         return f"{done}; {r.rows:,} in all{nulls}{cut}{aim}; {r.index}."
     before = f"{_scored(r.vectors, dry_run)}\n" if r.vectors else ""
-    return f"{before}{r.name}: {r.computed:,} samples scored now, {r.reused:,} were; {r.rows:,} in all{nulls}{cut}."
+    aside = f", {r.left_out:,} of these for the warm-up or as anchors" if r.left_out else ""
+    note = f"\n{r.note[0].upper()}{r.note[1:]}." if r.note else ""
+    done = f"{r.name}: {r.computed:,} samples scored now, {r.reused:,} were; {r.rows:,} in all{nulls}{aside}{cut}."
+    return before + done + note
 
 
 @click.command()

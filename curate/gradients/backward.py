@@ -12,11 +12,11 @@ import inspect
 import json
 import time
 import warnings
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ from curate.models.language_model import LanguageModel
 from curate.models.load import ADAPTER, CheckpointChoice, ModelChoice, base_of, load, resolve
 from curate.models.tokens import Encoded
 
+# Of logits at supervised tokens [S, V], another model's, the sample of each, and how many samples there are: [B].
+Loss: TypeAlias = "Callable[[Tensor, Tensor | None, Tensor, int], Tensor]"
 PHASES = ("forward", "backward", "projection")  # of the ledger; the last is all that is made of gradients
 
 
@@ -42,7 +44,8 @@ _CACHED = 600_000  # numbers of a layer's states in a batch
 @dataclass(frozen=True)
 class At:
     """A model at one of its checkpoints, and which of them. shapes: of the parameters whose gradients are taken.
-    moments: null where the optimizer's state was not asked for."""
+    moments: null where the optimizer's state was not asked for. parameters: those, and by role what other models beside
+    have under the same names."""
 
     shapes: Mapping[str, tuple[int, ...]]
     device: torch.device
@@ -50,6 +53,8 @@ class At:
     checkpoint: CheckpointChoice
     index: int = 0
     moments: Moments | None = None
+    parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    others: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -74,14 +79,22 @@ class Backward:
     Of an adapter the gradients are those of its matrices, of a whole model those of all parameters.
     """
 
-    def __init__(self, checkpoints: Sequence[CheckpointChoice], moments: bool = False):
+    def __init__(
+        self,
+        checkpoints: Sequence[CheckpointChoice],
+        moments: bool = False,
+        others: Mapping[str, LanguageModel] | None = None,
+    ):
+        """others: by role, models that a loss may compare with."""
         self.checkpoints, self._moments, self._index = tuple(checkpoints), moments, -1
+        self.others = others or {}
         self.go(0)
 
     @classmethod
-    def of(cls, lm: LanguageModel) -> Backward:
+    def of(cls, lm: LanguageModel, others: Mapping[str, LanguageModel] | None = None) -> Backward:
         """A model that is in memory, as it is: of its trained parameters, or of all where none is."""
         self = cls.__new__(cls)
+        self.others = others or {}
         self.checkpoints, self._moments, self._index = (CheckpointChoice(lm.choice),), False, 0
         self._take(lm)
         self.at = self._at(self.checkpoints[0])
@@ -128,17 +141,30 @@ class Backward:
         first = next(iter(self.parameters.values()))
         shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}
         moments = load_moments(checkpoint, self.parameters, self._every) if self._moments else None
-        return At(shapes, first.device, torch.promote_types(first.dtype, torch.float32), checkpoint, index, moments)
+        dtype = torch.promote_types(first.dtype, torch.float32)
+        others = {
+            role: {n: p for name, p in lm.model.named_parameters() if (n := plain(name)) in shapes}
+            for role, lm in self.others.items()
+        }
+        return At(shapes, first.device, dtype, checkpoint, index, moments, self.parameters, others)
 
     # --- a batch -----------------------------------------------------------------------------------------
 
-    def gradients(self, encoded: Sequence[Encoded], usage: Mapping[str, Usage], count: bool = False) -> Gradients:
-        """The gradients of samples in tokens, and in `usage` what they cost, of the phases forward and backward."""
+    def gradients(
+        self,
+        encoded: Sequence[Encoded],
+        usage: Mapping[str, Usage],
+        count: bool = False,
+        loss: Loss | None = None,
+        beside: str = "",
+    ) -> Gradients:
+        """The gradients of samples in tokens, and in `usage` what they cost, of the phases forward and backward. loss,
+        beside: as of `losses`."""
         ids, supervised, lengths = self._padded(encoded)
         began = time.perf_counter()
         with self.tape.recording():
             with counted(usage["forward"], count):
-                losses = self.losses(ids, supervised)
+                losses = self.losses(ids, supervised, loss, beside)
                 found = losses.detach().double().cpu().numpy()
             middle = time.perf_counter()
             with counted(usage["backward"], count):
@@ -146,7 +172,7 @@ class Backward:
                 finish(self.lm.device)
         parameters = list(self.tape.gradients())
         end = time.perf_counter()
-        self._charge(usage, ids, supervised, lengths, middle - began, end - middle)
+        self._charge(usage, ids, supervised, lengths, middle - began, end - middle, beside)
         none = (supervised.sum(1) == 0).cpu().numpy()
         finite = torch.stack([g.finite() for g in parameters]).all(0) & losses.detach().isfinite()
         error = np.where(finite.cpu().numpy(), "", "its gradient is not finite").astype(object)
@@ -181,23 +207,59 @@ class Backward:
         error[(supervised.sum(1) == 0).cpu().numpy()] = UNSUPERVISED
         return found, error
 
-    def losses(self, ids: Tensor, supervised: Tensor) -> Tensor:
+    def curved(
+        self,
+        encoded: Sequence[Encoded],
+        direction: Mapping[str, Tensor],
+        hessian_products: Any,
+        usage: Mapping[str, Usage],
+        count: bool = False,
+        loss: Loss | None = None,
+        beside: str = "",
+    ) -> tuple[dict[str, Tensor], int]:
+        """What `hessian_products` makes of a direction, over the samples that have something supervised; and how many
+        these are. Charged as two passes forward and two backward, of all parameters."""
+        some = [one for one in encoded if one.supervised[1:].any()]
+        if not some:
+            return {}, 0
+        ids, supervised, lengths = self._padded(some)
+        began, its = time.perf_counter(), usage["backward"]
+        with counted(its, count):
+            found = hessian_products(self, ids, supervised, direction, loss, beside)
+            finish(self.lm.device)
+        n, longest = ids.shape
+        its.tokens += int(lengths.sum())
+        its.padded_tokens += ids.numel()
+        its.flops += 6.0 * forward_flops(self.lm.model, n, longest, self._head_rows(ids, supervised))
+        its.flops_paper += 2 * paper_flops(TRAINING, self.lm.n_params, n)
+        its.seconds = (its.seconds or 0.0) + time.perf_counter() - began
+        return found, n
+
+    def losses(self, ids: Tensor, supervised: Tensor, loss: Loss | None = None, beside: str = "") -> Tensor:
         """The mean loss of each sample's supervised tokens, [B]; ids, supervised: [B, T], padded on the right, where a
-        causal model's tokens never look."""
+        causal model's tokens never look. loss: another loss, of these logits and those
+        of the model in the role `beside`."""
         at = supervised[:, 1:]
+        logits = wide(self._logits(self.lm, ids, at, self._learns_head))
+        sample = torch.arange(len(ids), device=ids.device)[:, None].expand(*at.shape)[at]
+        if loss:
+            with torch.no_grad():
+                theirs = wide(self._logits(self.others[beside], ids, at, False)) if beside else None
+            return loss(logits, theirs, sample, len(ids))
+        token = cross_entropy(logits, ids[:, 1:][at], reduction="none")
+        sums = token.new_zeros(len(ids)).index_add(0, sample, token)
+        return sums / at.sum(1).clamp(min=1)
+
+    def _logits(self, lm: LanguageModel, ids: Tensor, at: Tensor, by_sample: bool) -> Tensor:
+        """A model's logits at supervised tokens, [S, V]."""
         given: dict[str, Any] = {"input_ids": ids, "use_cache": False}
         if self._takes_places:  # each sample's own, or what is learnt of places would be all samples' together
             given["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand(*ids.shape)
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self._bfloat16):
-            if not self.lm.plain_head:
-                logits = self.lm.model(**given).logits[:, :-1][at]
-            else:
-                states = self.lm.body(**given).last_hidden_state[:, :-1]
-                logits = self._by_sample(states, at) if self._learns_head else self.lm.head(states[at])
-        token = cross_entropy(wide(logits), ids[:, 1:][at], reduction="none")
-        sample = torch.arange(len(ids), device=ids.device)[:, None].expand(*at.shape)[at]
-        sums = token.new_zeros(len(ids)).index_add(0, sample, token)
-        return sums / at.sum(1).clamp(min=1)
+            if not lm.plain_head:
+                return lm.model(**given).logits[:, :-1][at]
+            states = lm.body(**given).last_hidden_state[:, :-1]
+            return self._by_sample(states, at) if by_sample else lm.head(states[at])
 
     def _by_sample(self, states: Tensor, at: Tensor) -> Tensor:
         """The logits of supervised tokens [S, V], made sample by sample [B, T', D], where the head's own gradients are
@@ -228,9 +290,14 @@ class Backward:
         lengths: np.ndarray,
         forward: float,
         backward: float,
+        beside: str = "",
     ) -> None:
         n, longest = ids.shape
         head = self._head_rows(ids, supervised)
+        if beside:
+            other = self.others[beside]
+            usage["forward"].flops += forward_flops(other.model, n, longest, head)
+            usage["forward"].flops_paper += paper_flops(FORWARD, other.n_params, n)
         there, both = forward_flops(self.lm.model, n, longest, head), self._flops.step(n, longest, head)
         for phase, flops, seconds in (("forward", there, forward), ("backward", both - there, backward)):
             its = usage[phase]

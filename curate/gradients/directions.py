@@ -2,7 +2,7 @@
 
 Two ways to the same number. `ghost`: one backward pass, and from the factors of each parameter's gradient its inner
 products with all directions. `forward_mode`: one pass forward for each direction that carries the derivative along
-(`torch.func.jvp`), with nothing kept for a backward pass.
+(`torch.func.jvp`), with nothing kept for a backward pass. And what Hessians make of q: `hessian_products`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch.func import functional_call, jvp
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from curate.errors import CurateError
-from curate.gradients.backward import Backward
+from curate.gradients.backward import Backward, Loss
 from curate.gradients.per_sample import PerSample
 
 
@@ -42,6 +42,33 @@ def forward_mode(model: Backward, ids: Tensor, supervised: Tensor, directions: M
             warnings.simplefilter("ignore", DeprecationWarning)  # torch's, of its own torch.jit.script
             found.append(jvp(lambda at: _called(whole, at, ids, supervised), (values,), (along,))[1])
     return torch.stack(found, dim=1).double()
+
+
+def hessian_products(
+    model: Backward,
+    ids: Tensor,
+    supervised: Tensor,
+    direction: Mapping[str, Tensor],
+    loss: Loss | None = None,
+    beside: str = "",
+) -> dict[str, Tensor]:
+    """The Hessian of the sum of the samples' losses times a direction (name -> [1, *shape]), name -> [1, *shape]: the
+    gradient of the gradient's product with it. It keeps the graph of a backward pass: for small models."""
+    parameters = model.parameters
+    for parameter in parameters.values():
+        parameter.requires_grad_(True)
+    try:
+        with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():  # the fused kernels have no second derivative
+            whole = model.losses(ids, supervised, loss, beside).sum()
+            first = torch.autograd.grad(whole, list(parameters.values()), create_graph=True, allow_unused=True)
+            there = {name: g for name, g in zip(parameters, first, strict=True) if g is not None}
+            along = torch.stack([(g * direction[name][0].to(g)).sum() for name, g in there.items()]).sum()
+            second = torch.autograd.grad(along, [parameters[name] for name in there], allow_unused=True)
+    finally:
+        for parameter in parameters.values():
+            parameter.requires_grad_(False)
+    made = {name: h for name, h in zip(there, second, strict=True) if h is not None}
+    return {name: made.get(name, torch.zeros_like(p))[None] for name, p in parameters.items()}
 
 
 def _uses(whole: nn.Module, model: Backward) -> dict[str, tuple[nn.Parameter, str, int | None]]:

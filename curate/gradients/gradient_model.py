@@ -11,9 +11,10 @@ import torch
 from torch import Tensor
 
 from curate.gradients.backward import PHASES, At, Backward, finish
-from curate.gradients.directions import count_of, forward_mode
+from curate.gradients.directions import count_of, forward_mode, hessian_products
 from curate.models.flops import counted
 from curate.models.forward import Key, Usage
+from curate.models.language_model import LanguageModel
 from curate.models.load import CheckpointChoice
 from curate.models.tokens import Encoded, Sample
 from curate.passes import Slope, Watcher
@@ -22,8 +23,13 @@ from curate.passes import Slope, Watcher
 class GradientModel:
     """A language model at its checkpoints, through which samples go both ways."""
 
-    def __init__(self, checkpoints: Sequence[CheckpointChoice], moments: bool = False):
-        self.backward = Backward(checkpoints, moments)
+    def __init__(
+        self,
+        checkpoints: Sequence[CheckpointChoice],
+        moments: bool = False,
+        others: Mapping[str, LanguageModel] | None = None,
+    ):
+        self.backward = Backward(checkpoints, moments, others)
 
     @classmethod
     def of(cls, backward: Backward) -> GradientModel:
@@ -108,21 +114,29 @@ class GradientModel:
         costs = {phase: self.backward.lm.usage() for phase in PHASES}
         if at.index == len(self.backward.checkpoints) - 1:  # each checkpoint cuts the same
             usage.cut += sum(one.cut for one in encoded)
-        watched = {key: leg for key, leg in legs.items() if leg.watch}
         found, error = dict[Key, Any](), np.full(len(encoded), "", object)
-        if watched:
-            gradients = self.backward.gradients(encoded, costs, count)
-            error = gradients.error
+        of_loss: dict[Any, dict[Key, Slope]] = {}
+        for key, leg in legs.items():
+            if leg.watch:
+                of_loss.setdefault((leg.loss, leg.beside), {})[key] = leg
+        for (loss, beside), watched in of_loss.items():
+            gradients = self.backward.gradients(encoded, costs, count, loss, beside)
+            error = np.where(error == "", gradients.error, error)
             looked = self._looked(
                 at, gradients.parameters, places[gradients.good], watched, states, costs["projection"]
             )
-            found = {key: (_spread(c, gradients.good, len(encoded)), sums) for key, (c, sums) in looked.items()}
+            found |= {key: (_spread(c, gradients.good, len(encoded)), sums) for key, (c, sums) in looked.items()}
         for key, leg in legs.items():
             if leg.along:
                 values, why = self.backward.along(
                     encoded, leg.along(at, states.get(key[0])), forward_mode, costs, count
                 )
                 found[key], error = ({"dot": values}, {}), np.where(error == "", why, error)
+            if leg.curved:
+                q = leg.curved(at, states.get(key[0]))
+                sums, n = self.backward.curved(encoded, q, hessian_products, costs, count, leg.loss, leg.beside)
+                named = {f"hessian{at.index}/{name}": value for name, value in sums.items()}
+                found[key] = {}, {**named, f"hessian{at.index}/samples": torch.tensor([n])}
         for phase, its in costs.items():
             usage.phases[phase].add(its)
         return found, error

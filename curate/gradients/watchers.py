@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curate.errors import CurateError
 from curate.gradients.backward import At
 from curate.gradients.per_sample import BLOCK, PerSample
 from curate.gradients.projectors import Projector
@@ -84,6 +85,52 @@ class Totals(Watcher):
         return self._flops
 
 
+class Squares(Watcher):
+    """Sums of the gradients' squares: KEY + the parameter's name -> [1, *shape], and KEY + count, [1]."""
+
+    def __init__(self, n: int, key: str, count: str):
+        self._key, self._flops = key, 0.0
+        self._sums = {key + count: torch.tensor([n])}
+
+    def take(self, gradient: PerSample) -> None:
+        n, size = int(self._n()), max(1, BLOCK // int(np.prod(gradient.shape)))
+        for start in range(0, n, size):
+            some = gradient if size >= n else gradient.of(torch.arange(start, min(start + size, n)))
+            found, name = some.full().square_().sum(0)[None], self._key + gradient.name
+            self._sums[name] = self._sums[name] + found if name in self._sums else found
+        self._flops += gradient.flops()
+
+    def _n(self) -> Tensor:
+        return next(iter(self._sums.values()))[0]
+
+    def sums(self) -> Mapping[str, Tensor]:
+        return self._sums
+
+    def flops(self) -> float:
+        return self._flops
+
+
+class Moved(Watcher):
+    """How far the parameters are from another model's, once for each batch: KEY + the parameter's name -> [1, *shape],
+    and KEY + count, how many batches, [1]."""
+
+    def __init__(self, at: At, role: str, key: str, count: str):
+        its = at.others.get(role, {})
+        if missing := [name for name in at.shapes if name not in its or its[name].shape != at.shapes[name]]:
+            raise CurateError(
+                f"the model in the role {role} has no {missing[0]} of shape {list(at.shapes[missing[0]])}, so how far "
+                "training has moved it is not known; name the model that this training began with."
+            )
+        moved = {name: (at.parameters[name].detach() - its[name].detach().to(at.device))[None] for name in at.shapes}
+        self._sums = {key + name: value for name, value in moved.items()} | {key + count: torch.tensor([1])}
+
+    def take(self, gradient: PerSample) -> None:
+        """It is not the gradients that it looks at."""
+
+    def sums(self) -> Mapping[str, Tensor]:
+        return self._sums
+
+
 class Projected(Watcher):
     """Each sample's gradient, transformed parameter by parameter, and projected: the column `vector` [B, D].
 
@@ -120,13 +167,19 @@ class Directions:
         self._there: tuple[str, dict[str, Tensor]] = ("", {})
         self.keys = {name.partition("/")[0] + "/" for name in arrays}
 
-    def on(self, at: At, key: str) -> Mapping[str, Tensor]:
-        """name -> [K, *shape] of one key; the last asked for are kept."""
+    def on(
+        self, at: At, key: str, made: Callable[[str, Tensor], Tensor] = lambda _, there: there
+    ) -> Mapping[str, Tensor]:
+        """name -> [K, *shape] of one key; the last asked for are kept. made(name, tensor): what they are made into."""
         if self._there[0] != key:
             those = {name: self._arrays[key + name] for name in at.shapes if key + name in self._arrays}
-            its = {name: torch.from_numpy(array).to(at.device, at.dtype) for name, array in those.items()}
-            self._there = (key, its)
+            there = {name: torch.from_numpy(array).to(at.device, at.dtype) for name, array in those.items()}
+            self._there = (key, {name: made(name, tensor) for name, tensor in there.items()})
         return self._there[1]
+
+    def count(self, name: str) -> float:
+        """A number of the state, as how many samples there are."""
+        return float(self._arrays[name][0])
 
     def shares(self, count: str) -> np.ndarray:
         """Of each of the K groups among the samples with a gradient, float64 [K]; count: their name in the state."""

@@ -183,6 +183,8 @@ def score_samples(
         found, cost = by_id[model].way(samples, view, legs, states or {})
         kept |= found
         usage.add(cost)
+        if usage.phases and not cost.phases:  # of a model beside the one that gradients are taken of
+            usage.phases["forward"].add(cost)
     return {
         name: _joined(len(samples), name, step, kept, (states or {}).get(name)) for name, step in passes.items()
     }, usage

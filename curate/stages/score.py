@@ -17,6 +17,9 @@ from contextlib import ExitStack, closing
 from dataclasses import dataclass, field, replace
 from typing import Any
 
+import numpy as np
+
+from curate.asides import split_of
 from curate.claims import Claim, claim
 from curate.counting import Failed, Meters, counted, progress
 from curate.errors import CurateError
@@ -39,7 +42,7 @@ from curate.jobs import (
 from curate.method import Executor, Score
 from curate.models.load import CHARS_PER_TOKEN, ModelChoice, parameters
 from curate.passes import Pass
-from curate.shards import Parts, read_json, write_json
+from curate.shards import Parts, read_json, read_table, write_json
 from curate.storage import Location, remove_tree
 from curate.tasks import Aim, Merge, ModelWork, Unit, Work, shard_units, units_of_part
 from curate.warmups import looks_of
@@ -53,7 +56,8 @@ class Scored:
 
     computed: rows of the last pass done now; reused: found done; cut: of those computed now, samples that were cut to
     the model's context; cut_of_target: the same of a target that was encoded now. vectors: what was done to the vectors
-    that the score is made of. index: of vectors, their FAISS index in words.
+    that the score is made of. index: of vectors, their FAISS index in words. left_out: samples that were in a warm-up
+    or set aside. note: what the method has to say.
     """
 
     name: str
@@ -66,6 +70,8 @@ class Scored:
     nulls: int = 0
     cut: int = 0
     index: str = ""
+    left_out: int = 0
+    note: str = ""
     cut_of_target: int = 0
     vectors: Scored | None = None
     planned: list[dict[str, Any]] = field(default_factory=list)  # dry run: work by pass
@@ -121,13 +127,13 @@ def score(
     for method in methods if not dry_run else ():  # what is refused is refused before a warm-up is trained
         called = Names((names or {}).get(method.name), (vectors or {}).get(method.name))
         its, looks = _models(ws, method, methods, chosen, checkpoints, called, target, fresh, True)
-        for job in plan(ws, method, target, called, its, looks):
+        for job in plan(ws, method, target, called, its, looks, split_of(ws, method, looks, target)):
             if not fresh:
                 refuse_other_recipe(_stored(job), job)
     for method in methods:
         called = Names((names or {}).get(method.name), (vectors or {}).get(method.name))
         its, looks = _models(ws, method, methods, chosen, checkpoints, called, target, fresh, dry_run)
-        planned.append(plan(ws, method, target, called, its, looks))
+        planned.append(plan(ws, method, target, called, its, looks, split_of(ws, method, looks, target)))
     jobs = [job for its in planned for job in its]
     refuse_same_names(jobs)
     if dry_run:
@@ -174,8 +180,16 @@ def _models(
         return its, looks_of(ws, method, its["base"], (), vectors, fresh=fresh, dry_run=dry_run)
     bare = chosen.get("base") or chosen.get("") or ModelChoice("")
     looks = looks_of(ws, method, bare, checkpoints, vectors)
-    base = {"": looks.checkpoints[-1].model}
-    return models_of(method, {**chosen, **base, "base": base[""]}, methods), looks
+    base = looks.checkpoints[-1].model
+    origin = chosen.get("origin") or looks.origin
+    if "origin" in method.models and origin is None:
+        raise CurateError(
+            f"the score '{method.name}' compares with the model that training began with, which nothing says of "
+            f"{checkpoints[-1]}: add --model origin=MODEL."
+        )
+    return models_of(
+        method, {**chosen, "": base, "base": base, **({"origin": origin} if origin else {})}, methods
+    ), looks
 
 
 # --- a group of scores -----------------------------------------------------------------------------------
@@ -218,7 +232,7 @@ def _work(job: Job, folder: Location) -> Work:
     """The last pass of a job, into a folder; the state of the passes before is not known yet."""
     vectors = job.vectors.folder if job.vectors else None
     last, made = len(job.passes) - 1, job.recipe["fingerprint"]
-    return Work(job.method, job.target, last, None, folder, made, job.kind, vectors, job.shares)
+    return Work(job.method, job.target, last, (), folder, made, job.kind, vectors, job.shares)
 
 
 def _compute(
@@ -232,8 +246,8 @@ def _compute(
     some, failed = [], {}
     for job, work, its in zip(jobs, works, todo, strict=True):
         if its or work.aims():
-            state, failed = counted(job, workers)
-            some.append(replace(work, state=state))
+            states, failed = counted(job, workers)
+            some.append(replace(work, states=states))
     missing = {shard.name for its in todo for shard in its}
     shards = [shard for shard in jobs[0].shards if shard.name in missing]
     return _score_shards(jobs, workers, held, some, failed, shards) if some else _Cut()
@@ -259,7 +273,18 @@ def _finished(job: Job, folder: Location, todo: Sequence[Shard], cut: _Cut) -> S
         nulls=sum(record["nulls"] for record in records),
         cut=cut.pool if todo else 0,
         cut_of_target=cut.target if job.kind == "vectors" else 0,
+        left_out=sum(len(rows) for rows in job.split.left_out.values()),
+        note=_note(job),
     )
+
+
+def _note(job: Job) -> str:
+    """What the method has to say of its score; '' for most."""
+    if job.kind == "vectors" or type(job.method).note is Score.note:
+        return ""
+    names = list(job.method.columns)
+    tables = [read_table(Parts(job.folder).path(shard.name), names) for shard in job.shards]
+    return job.method.note({n: np.concatenate([t[n].to_numpy(zero_copy_only=False) for t in tables]) for n in names})
 
 
 def _folder(job: Job, fresh: bool) -> Location:
@@ -386,8 +411,8 @@ def _dry(job: Job, fresh: bool) -> Scored:
             parts, state = job.prepared(index, before)
             before = f"{parts.folder.name}/{state}"
             todo = [] if parts.record(state) else job.shards
-            if step.over == "target":
-                result.planned += [_dry_target(job, step)] if todo else []
+            if step.over != "pool":
+                result.planned += [_dry_aim(job, step)] if todo else []
                 continue
         else:
             todo = job.shards if _anew(job, fresh) else _missing(Parts(job.folder), job)
@@ -419,10 +444,10 @@ def _dry_warm_up(job: Job) -> dict[str, Any]:
     return {"pass": "warm-up", "shards": 0, "units": 1, "rows": rows, "text_chars": int(chars), "flops": flops}
 
 
-def _dry_target(job: Job, step: Pass) -> dict[str, Any]:
-    """A pass over the target's examples."""
-    assert job.target is not None
-    chars = int(job.target.text.whole.str.len_chars().sum())
+def _dry_aim(job: Job, step: Pass) -> dict[str, Any]:
+    """A pass over the target's examples, or over anchors."""
+    aim = job.aim(step)
+    chars = int(aim.text.whole.str.len_chars().sum())
     flops = 6 * len(job.checkpoints) * parameters(job.models["base"]) * chars / CHARS_PER_TOKEN
-    rows = len(job.target.subtasks)
+    rows = len(aim.subtasks)
     return {"pass": step.name, "shards": 0, "units": 1, "rows": rows, "text_chars": chars, "flops": flops}

@@ -116,7 +116,7 @@ def held(ws: Workspace) -> Iterable[tuple[str, str, str]]:
         f"{task} bytes each, one under way for each worker",
         f"{many:,.0f} tasks, {many * task / 1e6:.0f} MB",
     )
-    work = Work(Bm25(), load_target(ws, "wanted"), 1, None, ws.path, "")
+    work = Work(Bm25(), load_target(ws, "wanted"), 1, (), ws.path, "")
     yield (
         "what Ray's object store holds",
         "the method and the target, once for each pass",
