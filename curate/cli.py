@@ -50,6 +50,7 @@ for command in (
         looking.methods,
         choosing.select,
         choosing.weigh,
+        choosing.mask,
         choosing.export,
     ),
     *(training.train, training.evaluate, training.compare),

@@ -153,9 +153,18 @@ class Job:
             "pool_fingerprint": pool,
             "columns": dict(method.columns),
             "keeps_subtasks": method.keeps_subtasks(),
+            **({"states": states} if (states := self._states()) else {}),
             **({"vectors": self.vectors.name, "vectors_fingerprint": its} if self.vectors else {}),
             "fingerprint": fingerprint(method.name, method.version, settings, target, pool, *weights, *self._aside()),
         }
+
+    def _states(self) -> list[str]:
+        """Where in prepared/ the counting passes through models leave what they have added up."""
+        found: list[str] = []
+        for index in range(len(self.passes) - 1 if self.both_ways else 0):
+            parts, name = self.prepared(index, found[-1] if found else "")
+            found.append(f"{parts.folder.name}/{name}")
+        return found
 
     def _weights(self) -> list[Any]:
         """What of the models, and of their checkpoints, shapes what is computed."""

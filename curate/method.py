@@ -18,7 +18,7 @@ import inspect
 import json
 import pkgutil
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import entry_points
@@ -123,6 +123,11 @@ class Score(Method):
 
     def anchors(self) -> Aside | None:
         """The samples that are set aside for passes over anchors, and not scored; null where there are none."""
+        return None
+
+    def of_parameters(self, state: Arrays, moments: Any) -> Callable[[str], np.ndarray] | None:
+        """What it makes of the model's parameters, from the states of its counting passes and the optimizer's moments
+        (curate.gradients.checkpoints.Moments): name -> float64, its shape; null for most."""
         return None
 
     def note(self, columns: Mapping[str, np.ndarray]) -> str:
@@ -321,6 +326,41 @@ def weigh_once(weighting: Weighting, values: np.ndarray) -> np.ndarray:
     return weighting.update(Step(1, loss=column, column=column), weighting.init(column))[0].values
 
 
+# --- masks -----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """What a mask chooses from: a model's parameters by name, tensors; and how many numbers of all it may take.
+
+    scores: of a mask that ranks by a score's states: a parameter's name -> float64, its shape; asked for one at a time.
+    """
+
+    weights: Mapping[str, Any]
+    budget: int
+    scores: Callable[[str], np.ndarray] | None = None
+
+
+class Mask(Method):
+    """Chooses which numbers of a model's parameters may be trained: a name -> flat places in it, int64 ascending, as
+    many as the budget together; of ties those that come first.
+
+    uses_score: whether it ranks by a score that has parameters' values. interval: a field of masks that choose anew
+    from the weights as they learn, after so many steps; 0: the mask stays.
+    """
+
+    uses_score: ClassVar[bool] = False
+    interval: int = 0
+
+    @abstractmethod
+    def init(self, given: Parameters) -> dict[str, np.ndarray]:
+        """What is chosen before training."""
+
+    def update(self, given: Parameters) -> dict[str, np.ndarray]:
+        """What is chosen from then on, of weights that have learnt."""
+        return self.init(given)
+
+
 # --- metrics ---------------------------------------------------------------------------------------------
 
 
@@ -477,6 +517,7 @@ KINDS: dict[str, type[Method]] = {
     "score": Score,
     "selector": Selector,
     "weighting": Weighting,
+    "mask": Mask,
     "metric": Metric,
     "export": Export,
     "executor": Executor,

@@ -11,7 +11,8 @@ from curate.columns import scores_of
 from curate.corpus import Rows
 from curate.errors import CurateError
 from curate.lineage import model_recipe
-from curate.method import Target, Weighting
+from curate.masking import StoredMask
+from curate.method import Mask, Target, Weighting
 from curate.models.load import SHAPING, ModelChoice
 from curate.training.settings import TrainSettings
 from curate.workspace import Workspace, pool_fingerprint
@@ -33,7 +34,8 @@ class Training:
     """What is to be trained: everything that decides the result but what is stored in the workspace.
 
     manifest: whose samples, weights and repeats; null: the whole pool. target: of a weighting that uses one. by: SQL
-    expression over `samples`, the column of a weighting that uses one.
+    expression over `samples`, the column of a weighting that uses one. mask: which numbers are trained; null: all of
+    what `lora_r` says. masking: its method.
     """
 
     model: ModelChoice
@@ -44,11 +46,18 @@ class Training:
     by: str | None = None
     seed: int = 0
     allow_stale: bool = False
+    mask: StoredMask | None = None
+    masking: Mask | None = None
 
 
 def refuse_unused(training: Training) -> None:
     """Raises CurateError for a target or a column that the weighting lacks, or does not use."""
     weighting = training.weighting
+    if training.mask and training.settings.lora_r:
+        raise CurateError(
+            f"a mask chooses among all parameters, and lora_r={training.settings.lora_r} trains LoRA's alone; leave "
+            "out one of them."
+        )
     uses_column = {"column", "base_loss"} & set(weighting.needs)
     for option, given, used in (
         ("--target", training.target, weighting.uses_target),
@@ -79,12 +88,20 @@ def run_recipe(ws: Workspace, name: str, training: Training, rows: Rows, target:
         "scores": scores,
         "target": training.target,
         "target_fingerprint": target.fingerprint if target else None,
+        "mask": _mask_recipe(training.mask),
         "settings": settings,
         "changed": {key: value for key, value in settings.items() if value != default[key]},
         "seed": training.seed,
         "samples": len(rows.row),
         "steps": training.settings.steps,  # filled in once the samples are in tokens
     }
+
+
+def _mask_recipe(mask: StoredMask | None) -> dict[str, Any] | None:
+    if mask is None:
+        return None
+    lineage = mask.lineage
+    return {"name": mask.name, "sha256": mask.sha256, "method": lineage["mask"], "selected": lineage["selected"]}
 
 
 def refuse_other_run(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
@@ -97,6 +114,9 @@ def refuse_other_run(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) 
         if old["model"].get(what) != new["model"].get(what):
             was, now = old["model"].get(what), new["model"].get(what)
             raise CurateError(f"the run '{name}' exists, with another model ({what} {was}, not {now}); {remedy}")
+    if old.get("mask") != new["mask"]:
+        was, now = ((m or {}).get("name", "none") for m in (old.get("mask"), new["mask"]))
+        raise CurateError(f"the run '{name}' exists, with another mask ({was}, not {now}, or made anew); {remedy}")
     if old["weighting"] != new["weighting"]:
         was, now = old["weighting"], new["weighting"]
         raise CurateError(f"the run '{name}' exists, weighted by {_said(was)}, not by {_said(now)}; {remedy}")

@@ -23,6 +23,7 @@ from curate.costs import Meter, charged
 from curate.errors import CurateError, CurateFailure
 from curate.fingerprint import fingerprint
 from curate.judging import Judge, judged
+from curate.masking import refreshed
 from curate.method import Target
 from curate.models.load import ModelChoice
 from curate.plans import Training, refuse_other_run, run_recipe
@@ -31,7 +32,7 @@ from curate.schema import METRICS, TRAINED
 from curate.storage import remove_tree
 
 if TYPE_CHECKING:  # loaded only when there is something to train
-    from curate.training.loop import Data, Done, Trainer
+    from curate.training.loop import Data, Done, Refreshed, Trainer
     from curate.training.trainee import Trainee
 
 _PHASES = ("train", "losses", "anchors", "base losses", "evaluate")
@@ -138,9 +139,14 @@ def advance(
         model = trainee(_on(training.model, processes), training.settings, folder)
         meters = _Meters(run, training, account, stack, processes.is_main_process)
         data, places = _data(run, training, rows, target, model, meters, result, processes)
-        trainer = _trainer(model, data, training, processes, start, folder)
+        mask = refreshed(training.mask, training.masking, model.model.model) if training.mask else None  # type: ignore[arg-type]
+        trainer = _trainer(model, data, training, processes, start, folder, mask)
         book = _Book(run, trainer, model, rows.row[places], start, processes.is_main_process)
-        _tell(run, processes, steps=trainer.steps, samples=result.samples)
+        trainable = (
+            sum(len(i) for i in mask.selected.values()) if mask else sum(p.numel() for p in trainer.whole.values())
+        )
+        _tell(run, processes, steps=trainer.steps, samples=result.samples, trainable=trainable,
+              optimizer_bytes=(12 if mask else 8) * trainable)  # fmt: skip
         _loop(book, training, judges, meters, result)
         result.steps, result.flops = trainer.steps, meters.flops
 
@@ -172,7 +178,13 @@ def _tell(run: Run, processes: Any, **found: int) -> None:
 
 
 def _trainer(
-    model: Trainee, data: Data, training: Training, processes: Any, start: Checkpoint | None, folder: Path | None
+    model: Trainee,
+    data: Data,
+    training: Training,
+    processes: Any,
+    start: Checkpoint | None,
+    folder: Path | None,
+    mask: Refreshed | None,
 ) -> Trainer:
     from safetensors.numpy import load_file
     from safetensors.torch import load_file as load_tensors
@@ -185,7 +197,7 @@ def _trainer(
         size = orjson.loads((folder / "trainer.json").read_bytes()).get("micro_batch_size", 0)
         tensors, arrays = load_tensors(folder / "optimizer.safetensors"), load_file(state) if state.exists() else {}
         snapshot = Snapshot(start.step, tensors, arrays, size)
-    return Trainer(model.model, data, training.settings, training.weighting, processes, training.seed, snapshot)
+    return Trainer(model.model, data, training.settings, training.weighting, processes, training.seed, snapshot, mask)
 
 
 # --- samples in tokens -----------------------------------------------------------------------------------

@@ -77,6 +77,9 @@ RUNS = pa.schema(
         ("model", pa.string()),
         ("manifest", pa.string()),  # null: the whole pool
         ("weighting", pa.string()),
+        ("mask", pa.string()),  # null: no number is left out
+        ("trainable", pa.int64()),  # numbers that are trained
+        ("optimizer_bytes", pa.int64()),  # of the optimizer's state, with a mask's places
         ("seed", pa.int64()),
         ("steps", pa.int64()),
         ("samples", pa.int64()),  # distinct ones it learns from

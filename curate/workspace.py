@@ -112,6 +112,12 @@ class Workspace:
         """A manifest exists once its JSON, written last, does."""
         return sorted(p.stem for p in (self.path / "manifests").glob("*.json"))
 
+    def mask_path(self, name: str) -> Location:
+        return self.path / "masks" / f"{name}.safetensors"
+
+    def mask_names(self) -> list[str]:
+        return sorted(p.stem for p in (self.path / "masks").glob("*.safetensors"))
+
     def run_folder(self, name: str) -> Location:
         return self.path / "runs" / name
 
@@ -120,7 +126,7 @@ class Workspace:
         return sorted(p.name for p in (self.path / "runs").glob("[a-z]*") if (p / "run.json").exists())
 
     def names(self) -> dict[str, str]:
-        """Every name in use in SQL, and what kind of thing bears it."""
+        """Every name in use, and what kind of thing bears it."""
         return {
             **dict.fromkeys(VIEWS, "a view"),
             **dict.fromkeys(POOL_COLUMNS, "a column of the pool"),
@@ -128,11 +134,12 @@ class Workspace:
             **dict.fromkeys(self.score_names(), "score"),
             **dict.fromkeys(self.vectors_names(), "vectors"),
             **dict.fromkeys(self.manifest_names(), "manifest"),
+            **dict.fromkeys(self.mask_names(), "mask"),
             **dict.fromkeys(self.run_names(), "run"),
         }
 
     def check_name(self, name: str, kind: str) -> None:
-        """Refuse a name for a new `kind` (score, vectors, manifest, target, run) that SQL cannot use, or is taken."""
+        """Refuse a name for a new `kind` (score, vectors, manifest, mask, target, run) SQL cannot use, or taken."""
         if not _NAME.fullmatch(name):
             raise CurateError(
                 f"the {kind} name '{name}' must match [a-z][a-z0-9_]* (small letters, digits, underscores); "
@@ -160,15 +167,16 @@ class Workspace:
         return shards
 
     def require(self, kind: str, name: str) -> None:
-        """Refuse a score, vectors, a target or manifest that is not there, naming the nearest."""
+        """Refuse a score, vectors, a target, manifest or mask that is not there, naming the nearest."""
         if name not in (have := self.having(kind)):
             raise CurateError(f"{self.path} has no {kind} '{name}': {nearest(name, have)}")
 
     def having(self, kind: str) -> list[str]:
-        """The names of all scores, vectors, targets, manifests or runs."""
+        """The names of all scores, vectors, targets, manifests, masks or runs."""
         if kind in TABLES:
             return self.table_names(kind)
-        return {"target": self.target_names, "manifest": self.manifest_names, "run": self.run_names}[kind]()
+        names = {"target": self.target_names, "manifest": self.manifest_names, "mask": self.mask_names}
+        return {**names, "run": self.run_names}[kind]()
 
     def n_rows(self) -> int:
         return sum(shard.rows for shard in self.shards())

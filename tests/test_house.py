@@ -29,11 +29,11 @@ FLOORS = [
     {"curate.workspace"},
     {"curate.passes"},
     {"curate.method", "curate.manifest", "curate.runs"},
-    {"curate.quotas"},
+    {"curate.quotas", "curate.coordinates"},
     {"curate.tables"},
     {"curate.models"},
     {"curate.training", "curate.gradients"},
-    {"curate.roles", "curate.slopes"},
+    {"curate.roles", "curate.slopes", "curate.masking"},
     {"curate.lineage", "curate.tasks", "curate.executors", "curate.judging"},
     {"curate.query", "curate.jobs", "curate.index"},
     {"curate.columns", "curate.counting", "curate.samples"},
@@ -42,13 +42,21 @@ FLOORS = [
     {"curate.running"},
     {"curate.warmups"},
     {"curate.asides"},
-    {"curate.stages", "curate.scores", "curate.selectors", "curate.exports", "curate.weightings", "curate.metrics"},
+    {
+        "curate.stages",
+        "curate.scores",
+        "curate.selectors",
+        "curate.exports",
+        "curate.weightings",
+        "curate.masks",
+        "curate.metrics",
+    },
     {"curate.pages"},
     {"curate.console"},
     {"curate.commands"},
     {"curate.cli"},
 ]
-METHODS = tuple(f"curate.{kind}s." for kind in ("score", "selector", "export", "weighting", "metric"))
+METHODS = tuple(f"curate.{kind}s." for kind in ("score", "selector", "export", "weighting", "mask", "metric"))
 
 
 def module_name(path: Path) -> str:

@@ -1,4 +1,4 @@
-"""select, weigh, export: which samples, and a trainer's files."""
+"""select, weigh, mask, export: which samples, which parameters, and a trainer's files."""
 
 from __future__ import annotations
 
@@ -115,6 +115,35 @@ def select(
     head = f"{said} {r.rows:,} of {r.candidates:,} candidates, about {r.tokens:,.0f} tokens."
     left = f"\nnote: {r.without_value:,} candidates have no value and were not considered" if r.without_value else ""
     say(r, as_json, f"{head}\n{table(r.by_source, columns)}{left}{notes(r.warnings)}")
+
+
+@click.command()
+@click.argument("name")
+@workspace()
+@click.option("--mask", "mask_name", required=True, metavar="METHOD", help="See `curate methods mask`.")
+@click.option("--frac", type=float, required=True, metavar="F", help="Budget as a fraction of the model's numbers.")
+@click.option("--model", "model_name", metavar="MODEL", help="Whose weights are looked at, as magnitude_small does.")
+@click.option("--score", metavar="NAME", help="The score that a method ranks parameters by, as dualsft does.")
+@set_option
+@click.option("--allow-stale", is_flag=True, help="Use a score that is stale or incomplete.")
+@as_json_option
+def mask(
+    ws: Workspace,
+    name: str,
+    mask_name: str,
+    frac: float,
+    model_name: str | None,
+    score: str | None,
+    settings: tuple[str, ...],
+    allow_stale: bool,
+    as_json: bool,
+) -> None:
+    """Choose which of a model's numbers may be trained, as the mask NAME (`curate train RUN --mask NAME`)."""
+    method = kinds.make("mask", mask_name, pairs(settings, "--set"))
+    r = curate.mask(ws, name, method, frac, model=model_name, score=score, find=kinds.find, allow_stale=allow_stale)
+    head = f"Mask {name}: {r.selected:,} of {r.parameters:,} numbers."
+    columns = {"kind": "kind", "parameters": "numbers", "selected": "selected", "share": "share"}
+    say(r, as_json, f"{head}\n{table(r.by_kind, columns)}{notes(r.warnings)}")
 
 
 @click.command()

@@ -52,10 +52,11 @@ def status(ws: Workspace, as_json: bool) -> None:
             },
         ),
         (s.manifests, {"name": "manifest", "made_by": "made by", "by": "by", "rows": "samples"}),
+        (s.masks, {"name": "mask", "made_by": "made by", "model": "model", "frac": "share", "selected": "numbers"}),
         (
             s.runs,
             {
-                **{key: key for key in ("name", "model", "manifest", "weighting", "seed", "steps", "state")},
+                **{key: key for key in ("name", "model", "manifest", "weighting", "mask", "seed", "steps", "state")},
                 "name": "run",
             },
         ),
@@ -130,7 +131,7 @@ def sql(ws: Workspace, query: str, fmt: str, output: str | None) -> None:
 @click.argument("name")
 @workspace()
 def drop(ws: Workspace, name: str) -> None:
-    """Remove a score, vectors, a manifest, a target or a run."""
+    """Remove a score, vectors, a manifest, a mask, a target or a run."""
     click.echo(f"Removed the {curate.drop(ws, name)} {name}.")
 
 

@@ -63,6 +63,7 @@ def _judges(
     help="A folder, a .gguf file, a hub id, or tiny, smollm2-135m.",
 )
 @click.option("--manifest", metavar="NAME", help="Whose samples, weights and repeats.  [default: the whole pool]")
+@click.option("--mask", "mask_name", metavar="NAME", help="Train what this mask chose.  [default: all parameters]")
 @click.option(
     "--weighting",
     "weighting_name",
@@ -110,6 +111,7 @@ def train(
     run: str,
     model_name: str,
     manifest: str | None,
+    mask_name: str | None,
     weighting_name: str,
     target: str | None,
     by: str | None,
@@ -128,9 +130,11 @@ def train(
 
     The same command goes on where a killed one stood. Several processes: `accelerate launch -m curate.cli train …`.
     """
+    from curate.masking import read_mask
     from curate.plans import Training
     from curate.training.settings import TrainSettings
 
+    mask = read_mask(ws, mask_name) if mask_name else None
     own = by_owner(["", weighting_name, "model", *metric_names], [], settings)
     training = Training(
         _one_model([model_name], own["model"]),
@@ -141,6 +145,8 @@ def train(
         by,
         seed,
         allow_stale,
+        mask,
+        kinds.find("mask", mask.lineage["mask"]["name"])(**mask.lineage["mask"]["settings"]) if mask else None,
     )
     if not evals and (metric_names or shots or limit):
         raise CurateError("--metric, --shots and --limit say how to judge; on what, says --eval TARGET.")

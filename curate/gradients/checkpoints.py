@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from curate.errors import CurateError
 from curate.models.load import OPTIMIZERS, CheckpointChoice
+from curate.training.optimizer import INDEX
 
 
 @dataclass(frozen=True)
@@ -67,10 +68,15 @@ def load_moments(checkpoint: CheckpointChoice, parameters: Mapping[str, nn.Param
 def _ours(path: Path, parameters: Mapping[str, nn.Parameter]) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
     from safetensors.torch import load_file
 
-    found: dict[str, dict[str, Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}, "step": {}}
+    found: dict[str, dict[str, Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}, "step": {}, INDEX: {}}
     for key, value in load_file(path).items():
         what, _, name = key.partition(".")
         found[what][plain(name)] = value
+    if found[INDEX]:
+        raise CurateError(
+            f"{path} is the state of a training by a mask, which has no moments of what is outside; take a run of all "
+            "parameters, or of LoRA."
+        )
     _refuse_other_names(path, found["exp_avg"], parameters)
     step = int(max(map(float, found["step"].values()), default=0))
     return found["exp_avg"], found["exp_avg_sq"], step

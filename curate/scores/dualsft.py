@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, Literal
@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from curate.gradients.backward import At
+    from curate.gradients.checkpoints import Moments
     from curate.gradients.watchers import Directions
 
 
@@ -263,6 +264,12 @@ class Dualsft(Score):
 
     def _s(self, n: float) -> float:
         return self.eta / max(n, 1.0) if self.step == "mean" else self.eta
+
+    def of_parameters(self, state: Arrays, moments: Moments) -> Callable[[str], np.ndarray]:
+        def score(name: str) -> np.ndarray:
+            return np.subtract(*self.of_parameter(state, name, moments.square[name].cpu().numpy(), moments.step))
+
+        return score
 
     def of_parameter(self, state: Arrays, name: str, square: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
         """s v_j G_j and s^2/2 c_j G_j of each number of a parameter, float64 [*shape]: their difference is its score.

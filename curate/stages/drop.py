@@ -1,4 +1,4 @@
-"""`curate drop`: remove a score, vectors, a manifest, a target or a run."""
+"""`curate drop`: remove a score, vectors, a manifest, a mask, a target or a run."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ def drop(ws: Workspace, name: str) -> str:
 
     Raises CurateError where nothing, or more than one thing, bears the name.
     """
-    have = {kind: ws.having(kind) for kind in (*TABLES, "manifest", "target", "run")}
+    have = {kind: ws.having(kind) for kind in (*TABLES, "manifest", "mask", "target", "run")}
     kinds = [kind for kind, names in have.items() if name in names]
     if not kinds:
         known = [n for names in have.values() for n in names]
-        raise CurateError(f"{ws.path} has no score, vectors, manifest, target or run '{name}': {nearest(name, known)}")
+        raise CurateError(
+            f"{ws.path} has no score, vectors, manifest, mask, target or run '{name}': {nearest(name, known)}"
+        )
     if len(kinds) > 1:
         raise CurateError(
             f"'{name}' is both a {' and a '.join(kinds)}; drop the one by removing its file in {ws.path}."
@@ -31,6 +33,8 @@ def drop(ws: Workspace, name: str) -> str:
         elif kind == "manifest":
             ws.manifest_path(name).with_suffix(".json").unlink()
             ws.manifest_path(name).unlink(missing_ok=True)
+        elif kind == "mask":
+            ws.mask_path(name).unlink()
         else:
             for split in ("val", "test"):
                 (ws.path / "rejects" / f"target-{name}-{split}.parquet").unlink(missing_ok=True)

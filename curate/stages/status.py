@@ -8,8 +8,11 @@ from typing import Any
 from curate import query
 from curate.index import index_words
 from curate.lineage import score_state, table_state, target_vectors
+from curate.masking import read_mask
 from curate.shards import read_json
 from curate.workspace import Workspace
+
+_RUN = "name, model, manifest, weighting, mask, trainable, optimizer_bytes, seed, steps, samples, state"
 
 
 @dataclass
@@ -26,11 +29,12 @@ class Status:
     scores: list[dict[str, Any]] = field(default_factory=list)
     vectors: list[dict[str, Any]] = field(default_factory=list)
     manifests: list[dict[str, Any]] = field(default_factory=list)
+    masks: list[dict[str, Any]] = field(default_factory=list)
     runs: list[dict[str, Any]] = field(default_factory=list)
 
 
 def status(ws: Workspace) -> Status:
-    """The pool by source, targets by split, scores and vectors with what is missing or stale, manifests."""
+    """The pool by source, targets by split, scores and vectors with what is missing or stale, and the rest."""
     sources = "SELECT source, count(*) AS rows, sum(copies)::BIGINT AS copies, sum(n_chars)::BIGINT AS chars FROM pool"
     by_source = list(query.rows(ws, f"{sources} GROUP BY source ORDER BY rows DESC, source"))
     targets = """SELECT target, count(*) FILTER (split = 'val') AS val, count(*) FILTER (split = 'test') AS test,
@@ -46,7 +50,8 @@ def status(ws: Workspace) -> Status:
         scores=[_score(ws, name) for name in ws.score_names()],
         vectors=[_vectors(ws, name) for name in ws.vectors_names()],
         manifests=[_manifest(ws, name) for name in ws.manifest_names()],
-        runs=list(query.rows(ws, "SELECT name, model, manifest, weighting, seed, steps, samples, state FROM runs")),
+        masks=[_mask(ws, name) for name in ws.mask_names()],
+        runs=list(query.rows(ws, f"SELECT {_RUN} FROM runs")),
     )
 
 
@@ -88,6 +93,12 @@ def _manifest(ws: Workspace, name: str) -> dict[str, Any]:
         "by": lineage["by"] if weighed else lineage["choice"]["by"],
         "rows": lineage["result"]["rows"],
     }
+
+
+def _mask(ws: Workspace, name: str) -> dict[str, Any]:
+    lineage = read_mask(ws, name).lineage
+    of = {"name": name, "made_by": lineage["mask"]["name"], "model": lineage["model"]["name"]}
+    return {**of, "frac": lineage["frac"], "selected": lineage["selected"]}
 
 
 def ledger(ws: Workspace) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from curate.errors import CurateError, CurateFailure
 from curate.fingerprint import ids_as_integers
 from curate.index import ensure_index, index_path, index_problem, record_of
 from curate.lineage import TableState, model_choices, table_state, target_vectors
+from curate.masking import read_mask
 from curate.method import Executor
 from curate.runs import Run
 from curate.shards import Parts, digest, parquet_of, read_json, read_table
@@ -25,7 +26,7 @@ from curate.workspace import Workspace
 class Damage:
     """One part that is not what its record says. remedy: what mends it, where `repair` cannot."""
 
-    kind: str  # pool, rejects, copies, target, score, vectors, prepared, manifest
+    kind: str  # pool, rejects, copies, target, score, vectors, prepared, manifest, mask
     name: str  # of the score, target, manifest or folder
     part: str
     what: str
@@ -70,6 +71,8 @@ def verify(
         _note(result, _table(ws, "score", name, repair, find, executor))
     for name in ws.manifest_names():
         _note(result, _manifest(ws, name))
+    for name in ws.mask_names():
+        _note(result, _mask(ws, name))
     return result
 
 
@@ -288,6 +291,15 @@ def _again(
     except CurateError as error:
         damaged = [replace(d, remedy=str(error).rstrip("."), repaired=False) for d in damaged]
     yield from damaged
+
+
+def _mask(ws: Workspace, name: str) -> _Seen:
+    try:
+        read_mask(ws, name)
+    except CurateError:
+        yield Damage("mask", name, name, "is not a whole mask", "`curate mask` makes it again")
+    else:
+        yield len(ws.mask_path(name).read_bytes())
 
 
 def _manifest(ws: Workspace, name: str) -> _Seen:

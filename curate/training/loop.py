@@ -12,7 +12,7 @@ micro-batch, so a run that was cut short goes on as if it had not been.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -30,8 +30,9 @@ from curate.models.forward import Usage, out_of_memory
 from curate.models.language_model import LanguageModel
 from curate.signals import Step
 from curate.training.examples import Batch, Examples, batch_of, epoch_rows, micro_batches
+from curate.training.masked import Masked, Selected
 from curate.training.objective import Losses, Objective
-from curate.training.optimizer import adamw, load_optimizer, optimizer_tensors, trained
+from curate.training.optimizer import INDEX, adamw, load_optimizer, optimizer_tensors, trained
 from curate.training.settings import TrainSettings
 
 # Of all documents of a step: which, their weights, mean losses, measures, and means of their weighted token losses.
@@ -92,6 +93,24 @@ class Snapshot:
     micro_batch_size: int = 0
 
 
+@dataclass(frozen=True)
+class Refreshed:
+    """Which numbers of a model are trained. selected: from the beginning, a parameter's name -> flat places. update: of
+    the model's parameters by name, which from then on; asked every `interval` steps; null for a mask that stays."""
+
+    selected: Selected
+    interval: int = 0
+    update: Callable[[Mapping[str, Tensor]], Selected] | None = None
+
+    def due(self, number: int) -> bool:
+        return bool(self.interval) and number > 1 and (number - 1) % self.interval == 0
+
+
+def _selected(mask: Refreshed, start: Snapshot | None) -> Selected:
+    stored = {n.partition(".")[2]: t for n, t in start.optimizer.items() if n.startswith(f"{INDEX}.")} if start else {}
+    return {name: index.numpy() for name, index in stored.items()} or mask.selected
+
+
 @dataclass
 class _Micro:
     """A micro-batch of this process on its way: its rows as tensors, losses, weights."""
@@ -134,12 +153,14 @@ class Trainer:
         processes: Any,
         seed: int = 0,
         start: Snapshot | None = None,
+        mask: Refreshed | None = None,
     ):
         self.model, self.data, self.settings, self.weighting = model, data, settings, weighting
         self.processes, self.seed = processes, seed
         self.objective = Objective(model, settings.in_bfloat16(model.device.type))
-        self.parameters = trained(model.model)
-        self.optimizer = adamw(self.parameters, settings)
+        self.whole = trained(model.model)
+        self.mask, self.masked = mask, Masked(self.whole, _selected(mask, start)) if mask else None
+        self._take_parameters()
         self.micro_batch_size = settings.micro_batch_size
         self.step = start.step if start else 0
         self.state: Arrays = start.weighting if start else {}
@@ -150,9 +171,19 @@ class Trainer:
         if settings.packing:
             self.objective.refuse_unpackable()
 
+    def _take_parameters(self) -> None:
+        """What the optimizer steps, and the parameters whose gradients it is given."""
+        if self.masked:
+            self.whole, self.parameters = self.masked.whole, self.masked.parameters
+        else:
+            self.parameters = self.whole
+        self.optimizer = adamw(self.parameters, self.settings, self.whole)
+
     def snapshot(self) -> Snapshot:
         """Where training stands; the model's own parameters are beside it."""
         tensors = optimizer_tensors(self.optimizer, self.parameters)
+        if self.masked:
+            tensors |= {f"{INDEX}.{name}": index.cpu() for name, index in self.masked.index.items()}
         return Snapshot(self.step, tensors, dict(self.state), self.micro_batch_size)
 
     @cached_property
@@ -190,12 +221,22 @@ class Trainer:
             self._begun = True
         for number, epoch, last, rows in self.plan():
             self.model.model.train()
+            self._refresh_mask(number)
             usage: dict[str, Usage] = {}
             if self.weighting.uses_target and (number - 1) % self.weighting.refresh == 0:
                 usage["anchors"] = self._refresh()
             done = replace(self._retried(number, epoch, rows, usage), last_of_epoch=last)
             self.step = number
             yield done
+
+    def _refresh_mask(self, number: int) -> None:
+        """Select other numbers where the mask asks for it, before a step."""
+        if self.masked and self.mask and self.mask.update and self.mask.due(number):
+            states = self.masked.reselect(self.mask.update(dict(self.model.model.named_parameters())), self.optimizer)
+            self._take_parameters()
+            for name, state in states.items():
+                self.optimizer.state[self.parameters[name]] = state
+            self.__dict__.pop("_flops", None)  # other parameters have gradients
 
     # --- one step ----------------------------------------------------------------------------------------
 
@@ -208,7 +249,7 @@ class Trainer:
                 if not out_of_memory(error) or size == 1 or self.processes.num_processes > 1:
                     raise
                 self.micro_batch_size = size // 2  # remembered: the next steps' are no larger
-            self.optimizer.zero_grad()
+            self.model.model.zero_grad()
 
     def _take(self, number: int, epoch: int, rows: list[np.ndarray], usage: dict[str, Usage]) -> Done:
         micros = [_Micro(batch) for batch in self._batches(rows)]
@@ -384,6 +425,8 @@ class Trainer:
     def _descend(self, number: int, rows: list[np.ndarray], seen: Seen) -> tuple[float, float]:
         """Adds the gradients of all processes and takes the optimizer's step. Returns their norm and the divisor."""
         self._add_up()
+        if self.masked:
+            self.masked.gather()
         scale = divisor = self._scale(rows)
         if self.weighting.normalize == "mean1":
             counts = 1 if self.settings.reduction == "sample" else self.data.examples.counts[seen[0]]
@@ -397,17 +440,19 @@ class Trainer:
             group["lr"] = self.settings.learning_rate(number, self.steps)
         self.optimizer.step()
         self.optimizer.zero_grad()
+        if self.masked:
+            self.masked.scatter()
         return norm, divisor
 
     def _add_up(self) -> None:
         """Every process's gradients become the sum over all of them."""
-        for parameter in self.parameters.values():
+        for parameter in self.whole.values():
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
         if self.processes.num_processes == 1:
             return
-        for start in range(0, len(self.parameters), _BUCKET):
-            grads = [p.grad for p in list(self.parameters.values())[start : start + _BUCKET] if p.grad is not None]
+        for start in range(0, len(self.whole), _BUCKET):
+            grads = [p.grad for p in list(self.whole.values())[start : start + _BUCKET] if p.grad is not None]
             flat = self.processes.reduce(torch.cat([g.flatten() for g in grads]), "sum")
             for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
                 grad.copy_(part.view_as(grad))

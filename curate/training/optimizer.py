@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from curate.training.settings import TrainSettings
 
 _STATE = ("exp_avg", "exp_avg_sq", "step")
+INDEX = "index"  # beside the state of numbers that a mask has selected: their flat places
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -17,10 +18,14 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
     return {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
-def adamw(parameters: Mapping[str, nn.Parameter], settings: TrainSettings) -> torch.optim.AdamW:
-    """AdamW; matrices decay, norms and biases do not."""
-    decays = [p for p in parameters.values() if p.ndim >= 2]
-    others = [p for p in parameters.values() if p.ndim < 2]
+def adamw(
+    parameters: Mapping[str, nn.Parameter], settings: TrainSettings, whole: Mapping[str, nn.Parameter] | None = None
+) -> torch.optim.AdamW:
+    """AdamW; matrices decay, norms and biases do not. whole: what the parameters were taken from, where they are some
+    numbers of these."""
+    dims = {name: p.ndim for name, p in (whole or parameters).items()}
+    decays = [p for name, p in parameters.items() if dims[name] >= 2]
+    others = [p for name, p in parameters.items() if dims[name] < 2]
     groups = [{"params": decays, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
     betas = (settings.beta1, settings.beta2)
     return torch.optim.AdamW(

@@ -1,0 +1,47 @@
+"""The largest numbers of many arrays: which, without ever sorting or joining all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import numpy as np
+
+
+def largest(value: Callable[[str], np.ndarray], sizes: Mapping[str, int], k: int) -> dict[str, np.ndarray]:
+    """The places of the k largest of all arrays, flat and ascending, int64, by name; of ties those that come first.
+
+    value(name): the array, which is asked for twice, one at a time. sizes: of each, in their order. What is no number
+    counts as the least. It holds k numbers and one array.
+    """
+    k = min(k, sum(sizes.values()))
+    if not k:
+        return {name: np.zeros(0, np.int64) for name in sizes}
+    best = np.zeros(0)
+    for name in sizes:
+        best = np.concatenate([best, _flat(value(name))])
+        if len(best) > k:
+            best = np.partition(best, len(best) - k)[-k:]
+    least = best.min()
+    left = k - int((best > least).sum())  # places that ties may take
+    found = {}
+    for name in sizes:
+        values = _flat(value(name))
+        ties = np.flatnonzero(values == least)[:left]
+        left -= len(ties)
+        found[name] = np.sort(np.concatenate([np.flatnonzero(values > least), ties]))
+    return found
+
+
+def shares(sizes: Mapping[str, int], k: int) -> dict[str, int]:
+    """k dealt out by size, to the nearest whole number, all of it (largest remainder)."""
+    whole = sum(sizes.values())
+    exact = {name: k * size / whole for name, size in sizes.items()}
+    found = {name: int(share) for name, share in exact.items()}
+    for name in sorted(exact, key=lambda n: found[n] - exact[n])[: k - sum(found.values())]:
+        found[name] += 1
+    return found
+
+
+def _flat(values: np.ndarray) -> np.ndarray:
+    flat = np.asarray(values, np.float64).ravel()
+    return np.where(np.isnan(flat), -np.inf, flat)

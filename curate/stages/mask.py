@@ -1,0 +1,148 @@
+"""`curate mask`: which numbers of a model's parameters may be trained, chosen under a budget and kept under a name."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from curate import __version__
+from curate.claims import claim
+from curate.costs import charged
+from curate.errors import CurateError
+from curate.lineage import model_choices, model_recipe, score_state, usable
+from curate.masking import write_mask
+from curate.method import Mask, Parameters, Score
+from curate.models.load import ModelChoice, load
+from curate.shards import Parts, read_arrays
+from curate.warmups import looks_of
+from curate.workspace import Workspace
+
+
+@dataclass
+class Masked:
+    """What a mask chose. by_kind: of embeddings, attention, feed-forward, norms and the rest, and what share of it."""
+
+    name: str
+    selected: int = 0
+    parameters: int = 0
+    by_kind: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def mask(
+    ws: Workspace,
+    name: str,
+    method: Mask,
+    frac: float,
+    *,
+    model: ModelChoice | str | None = None,
+    score: str | None = None,
+    find: Any = None,
+    allow_stale: bool = False,
+) -> Masked:
+    """Choose `frac` of a model's numbers, and write the mask NAME.
+
+    model: whose weights are looked at; of a method that ranks by a score, that score's. score: of such a method, the
+    score's name. find: kind and name -> class, for that score's method.
+
+    Raises CurateError for a budget that is not a share, a score without values of parameters or a stale one (unless
+    allowed), a taken name.
+    """
+    ws.check_name(name, "mask")
+    if not 0 < frac <= 1:
+        raise CurateError(f"--frac {frac:g}: a mask takes a share of the parameters, above 0 and at most 1.")
+    result = Masked(name)
+    with charged(ws.path, "mask", methods=[method.name], name=name, phase="mask"):
+        if method.uses_score:
+            if not score or model is not None:
+                raise CurateError(
+                    f"the mask '{method.name}' ranks by a score's values of parameters: add --score NAME (a `dualsft` "
+                    "score), and no --model, which is the score's."
+                )
+            given, made, choice = _of_score(ws, score, find, allow_stale, result)
+        else:
+            if score or model is None:
+                raise CurateError(f"the mask '{method.name}' looks at a model's weights: add --model M, not --score.")
+            choice, made = ModelChoice(model) if isinstance(model, str) else model, {}
+            weights = {n: p.detach().float().numpy() for n, p in load(choice)[0].named_parameters()}
+            given = Parameters(weights, 0)
+        sizes = {n: int(np.prod(weight.shape)) for n, weight in given.weights.items()}
+        result.parameters = sum(sizes.values())
+        budget = round(frac * result.parameters)
+        if not budget:
+            raise CurateError(f"--frac {frac:g} of {result.parameters} numbers is none; take a larger share.")
+        chosen = method.init(Parameters(given.weights, budget, given.scores))
+        result.selected = sum(map(len, chosen.values()))
+        result.by_kind = _by_kind(sizes, chosen)
+    lineage = {
+        "name": name,
+        "curate": __version__,
+        "mask": {"name": method.name, "version": method.version, "settings": method.settings()},
+        "frac": frac,
+        "model": model_recipe(choice),
+        **made,
+        "shapes": {n: list(weight.shape) for n, weight in given.weights.items()},
+        "selected": result.selected,
+        "result": {key: value for key, value in asdict(result).items() if key != "name"},
+    }
+    with claim(ws.path, f"mask {name}"):
+        write_mask(ws, name, chosen, lineage)
+    return result
+
+
+def _of_score(
+    ws: Workspace, name: str, find: Any, allow_stale: bool, result: Masked
+) -> tuple[Parameters, dict[str, Any], ModelChoice]:
+    """What a score has found of parameters, from the states it has kept; and the model it began with."""
+    from curate.gradients.backward import Backward
+
+    ws.require("score", name)
+    state = score_state(ws, name)
+    result.warnings += usable([state], allow_stale)
+    recipe = state.recipe
+    method = find("score", recipe["method"])(**recipe["settings"])
+    if type(method).of_parameters is Score.of_parameters:
+        raise CurateError(
+            f"the score '{name}' ({recipe['method']}) says nothing of parameters; take a `dualsft` score."
+        )
+    states: dict[str, np.ndarray] = {}
+    for path in recipe.get("states", []):
+        place, _, part = path.rpartition("/")
+        parts = Parts(ws.path / "prepared" / place, ".safetensors")
+        if parts.read(part) is None:
+            raise CurateError(f"what the score '{name}' has added up is gone; run `{state.command()} --fresh`.")
+        states |= read_arrays(parts.path(part))
+    models = model_choices(recipe)
+    looks = looks_of(ws, method, models["base"], recipe.get("checkpoints_given", ()), name)
+    backward = Backward(looks.checkpoints[-1:], moments=True)
+    assert backward.at.moments
+    scores = method.of_parameters(states, backward.at.moments)
+    weights = {n: p.detach().float().cpu().numpy() for n, p in backward.parameters.items()}
+    made = {"score": {"name": name, "fingerprint": recipe["fingerprint"]}}
+    return Parameters(weights, 0, scores), made, models.get("origin") or models["base"]
+
+
+def _by_kind(sizes: dict[str, int], chosen: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    whole, mine = dict[str, int](), dict[str, int]()
+    for name, size in sizes.items():
+        kind = kind_of(name)
+        whole[kind] = whole.get(kind, 0) + size
+        mine[kind] = mine.get(kind, 0) + len(chosen.get(name, ()))
+    return [
+        {"kind": kind, "parameters": whole[kind], "selected": mine[kind], "share": mine[kind] / whole[kind]}
+        for kind in sorted(whole, key=lambda k: -mine[k])
+    ]
+
+
+def kind_of(name: str) -> str:
+    """What a parameter is of, by the words that models' authors use."""
+    words = {
+        "embeddings": ("embed", "wte", "wpe"),
+        "head": ("lm_head",),
+        "norms": ("norm", "ln_"),
+        "attention": ("attn", "attention"),
+        "feed-forward": ("mlp", "feed_forward", "ffn"),
+    }
+    return next((kind for kind, those in words.items() if any(word in name for word in those)), "other")
