@@ -62,6 +62,13 @@ class Vectors:
         """Which samples have a vector, bool [N]."""
         return self.error == ""
 
+    def raw(self, rows: np.ndarray) -> np.ndarray:
+        """Some of them of the length that they had, float64 [n, D]; zero where there is none. In parts, each is."""
+        norm = np.nan_to_num(self.norm[rows].astype(np.float64))
+        unit = self.unit[rows].astype(np.float64)
+        parts = norm.shape[1] if norm.ndim == 2 else 1
+        return (unit.reshape(len(unit), parts, -1) * norm.reshape(len(unit), parts, 1)).reshape(unit.shape)
+
     def take(self, rows: np.ndarray) -> Vectors:
         """Some of them, by position or by truth."""
         some = tuple(np.array(self.subtasks, object)[rows]) if self.subtasks else ()

@@ -29,7 +29,7 @@ FLOORS = [
     {"curate.workspace"},
     {"curate.passes"},
     {"curate.method", "curate.manifest", "curate.runs"},
-    {"curate.quotas", "curate.coordinates"},
+    {"curate.quotas", "curate.coordinates", "curate.logdet"},
     {"curate.tables"},
     {"curate.models"},
     {"curate.training", "curate.gradients"},

@@ -19,7 +19,9 @@ from curate.gradients.checkpoints import load_moments
 from curate.masking import fitted, read_mask, write_mask
 from curate.masks.dualsft import Dualsft as DualsftMask
 from curate.masks.magnitude_small import MagnitudeSmall
+from curate.masks.principal import Principal
 from curate.masks.random import Random
+from curate.masks.structured import Structured
 from curate.method import Parameters
 from curate.models.language_model import LanguageModel
 from curate.models.load import CheckpointChoice, ModelChoice, load
@@ -96,6 +98,53 @@ def test_a_draw_is_of_its_seed() -> None:
     first, again, other = (Random(seed=s).init(Parameters(weights, 130)) for s in (0, 0, 1))
     assert all((first[n] == again[n]).all() and len(first[n]) == len(other[n]) for n in weights)
     assert (first["a"] != other["a"]).any() and len(np.unique(first["a"])) == 120
+
+
+def test_principal_finds_what_a_planted_rank_holds() -> None:
+    """A matrix of rank 2 with four large rows in noise: without the cut the noise's outliers would come first."""
+    rng = np.random.default_rng(0)
+    left = np.zeros((40, 2))
+    left[[3, 7, 20, 33]] = rng.choice([-1.0, 1.0], (4, 2))
+    plant = 5 * left @ rng.choice([-1.0, 1.0], (2, 60)) * (rng.random(60) < 0.5)
+    noise = rng.normal(size=(40, 60)) * (rng.random((40, 60)) < 0.02) * 3
+    given = Parameters({"w": plant + noise, "norm": np.ones(60), "embed.w": np.ones((90, 2))}, 40)
+    found = Principal(rank=2).init(given)
+    assert list(found) == ["w"] and len(found["w"]) == 40
+    assert set(found["w"] // 60) <= {3, 7, 20, 33}
+    u, s, v = np.linalg.svd(given.weights["w"], full_matrices=False)
+    cut = np.abs(u[:, :2] @ np.diag(s[:2]) @ v[:2]).ravel()
+    assert set(found["w"]) == set(np.argsort(-cut, kind="stable")[:40])
+    shapes = {"a": np.ones((4, 6)), "b": rng.normal(size=(30, 10))}
+    assert {n: len(p) for n, p in Principal().init(Parameters(shapes, 10)).items()} == {"a": 2, "b": 8}
+
+
+@pytest.mark.parametrize("trained", ["coupled", "down"])
+def test_structured_takes_whole_channels_on_all_their_sides(trained: Any) -> None:
+    weights = {n: p.detach().numpy() for n, p in tiny().model.named_parameters()}
+    found = Structured(trained=trained).init(Parameters(weights, 60_000))
+    count = sum(map(len, found.values()))
+    assert 60_000 - 3 * 192 <= count <= 60_000
+    for layer in {name.split(".mlp.")[0] for name in found}:
+        width = weights[f"{layer}.mlp.down_proj.weight"].shape[1]
+        columns = np.unique(found[f"{layer}.mlp.down_proj.weight"] % width)
+        assert len(found[f"{layer}.mlp.down_proj.weight"]) == 192 * len(columns)
+        for side in ("up_proj", "gate_proj") if trained == "coupled" else ():
+            rows = np.unique(found[f"{layer}.mlp.{side}.weight"] // 192)
+            assert rows.tolist() == columns.tolist()
+    assert all("mlp" in name for name in found)
+    with pytest.raises(CurateError, match="take a larger --frac"):
+        Structured().init(Parameters(weights, 100))
+    with pytest.raises(CurateError, match="finds no feed-forward layer"):
+        Structured().init(Parameters({"w": np.ones((3, 3))}, 5))
+
+
+def test_structured_knows_gpt2_s_matrices_which_are_stored_the_other_way_round() -> None:
+    weights = {"h.0.mlp.c_fc.weight": np.zeros((4, 16)), "h.0.mlp.c_proj.weight": np.zeros((16, 4)),
+               "h.0.attn.c_proj.weight": np.zeros((4, 4))}  # fmt: skip
+    found = Structured().init(Parameters(weights, 16))
+    assert list(found) == ["h.0.mlp.c_fc.weight", "h.0.mlp.c_proj.weight"]
+    into, out = found.values()
+    assert sorted(set(into % 16)) == sorted(set(out // 4)) and len(into) == len(out) == 8
 
 
 # --- training ----------------------------------------------------------------------------------------------

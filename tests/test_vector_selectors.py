@@ -10,16 +10,19 @@ import numpy as np
 import pytest
 
 import curate
+from curate import logdet
 from curate.errors import CurateError
 from curate.method import Budget, Candidates, Selector
 from curate.quotas import apportion
 from curate.scores.embed_lm import EmbedLm
 from curate.selectors import facility, kcenter, round_robin
 from curate.selectors.facility import Facility
+from curate.selectors.fishersft import Fishersft
 from curate.selectors.kcenter import Kcenter
 from curate.selectors.kmeans_quota import KmeansQuota
 from curate.selectors.round_robin import RoundRobin
 from curate.selectors.semdedup import Semdedup
+from curate.selectors.spice import Spice
 from curate.selectors.top import Top
 from curate.shards import read_json, read_table
 from curate.stages.select import Choice
@@ -28,7 +31,7 @@ from curate.workspace import Workspace
 from tests.conftest import sample_in, write_jsonl
 from tests.oracles import selectors as slow
 
-EVERY: list[type[Selector]] = [Kcenter, RoundRobin, Semdedup, Facility, KmeansQuota]
+EVERY: list[type[Selector]] = [Kcenter, RoundRobin, Semdedup, Facility, KmeansQuota, Spice, Fishersft]
 
 
 def pool(n: int = 80, d: int = 6, seed: int = 0, repeats: int = 0) -> Candidates:
@@ -91,6 +94,84 @@ def test_round_robin_takes_turns(seed: int, held: int, monkeypatch: pytest.Monke
         assert chosen == slow.turns(unit(given), [v[None] for v in aim], k)
         by_task = RoundRobin(lists="subtask").select(given, Budget("rows", k), 0).tolist()
         assert by_task == slow.turns(unit(given), [aim[i::3] for i in range(3)], k)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("lam", [0.0, 0.1, 3.0])
+@pytest.mark.parametrize("at_once", [1, 64])
+def test_spice_takes_the_most_volume_less_the_conflict(
+    seed: int, lam: float, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(logdet, "_AT_ONCE", at_once)  # how lazy it is changes nothing
+    given = pool(seed=seed)
+    assert given.vectors is not None
+    raw = given.vectors.raw(np.arange(80))
+    wanted, _ = slow.volume(raw, 25, 0.7, lam)
+    assert Spice(alpha=0.7, lam=lam).select(given, Budget("rows", 25), 0).tolist() == wanted
+    alone, _ = slow.volume(unit(given), 25, 0.7, lam)
+    assert Spice(alpha=0.7, lam=lam, lengths="unit").select(given, Budget("rows", 25), 0).tolist() == alone
+
+
+def test_gains_are_differences_of_log_determinants_and_a_copy_gains_less() -> None:
+    given = pool(40, repeats=10, seed=2)
+    assert given.vectors is not None
+    vectors = given.vectors
+    raw = vectors.raw(np.arange(40))
+    chosen, gains = slow.volume(raw, 12, 2.0, 0.0)
+    volume = logdet.Volume(vectors.raw, 40, 2.0)
+    for place, gain in zip(chosen, gains, strict=True):
+        assert float(volume.gains(np.array([place]))[0]) == pytest.approx(gain, abs=1e-9)
+        volume.add(place)
+    fresh = logdet.Volume(vectors.raw, 40, 2.0)
+    before = fresh.gains(np.array([0, 30]))
+    fresh.add(0)
+    after = float(fresh.gains(np.array([30]))[0])
+    assert before[0] == pytest.approx(before[1]) and 0 < after < before[1]
+
+
+def test_the_penalty_tells_a_gradient_from_its_opposite_and_the_gain_does_not() -> None:
+    g = np.array([[3.0, 0.1], [-1.0, 0.5], [1.0, -0.5], [1.0, 0.5]])
+    given = Candidates.of(vectors=g)
+    assert given.vectors is not None
+    volume = logdet.Volume(given.vectors.raw, 4, 1.0)
+    volume.add(0)
+    one, other = volume.gains(np.array([1, 2]))
+    assert one == pytest.approx(other)
+    assert Spice(lam=0.0).select(given, Budget("rows", 2), 0).tolist() == [0, 1]
+    assert Spice(lam=0.5).select(given, Budget("rows", 2), 0).tolist() == [0, 2]
+
+
+def test_spice_s_diagonal_is_the_published_code_s() -> None:
+    given = pool(30, seed=7)
+    assert given.vectors is not None
+    raw, den = given.vectors.raw(np.arange(30)), np.ones(6)
+    wanted: list[int] = []
+    while len(wanted) < 12:
+        gains = {i: np.log1p(0.5 * float((raw[i] ** 2 / den).sum())) for i in range(30) if i not in wanted}
+        wanted.append(max(gains, key=lambda i: (gains[i], -i)))
+        den += 0.5 * (np.abs(raw[wanted[-1]]) * raw[wanted[-1]]) ** 2
+    assert Spice(alpha=0.5, lam=0.0, form="diagonal").select(given, Budget("rows", 12), 0).tolist() == wanted
+
+
+def test_spice_ends_where_a_choice_gains_too_little() -> None:
+    given = pool(60, seed=1)
+    assert given.vectors is not None
+    _, gains = slow.volume(given.vectors.raw(np.arange(60)), 40, 1.0, 0.0)
+    cut = next(i for i, gain in enumerate(gains) if gain <= 0.2 * gains[0])
+    chosen = Spice(lam=0.0, threshold=0.2).select(given, Budget("rows", 40), 0)
+    assert 0 < len(chosen) == cut < 40
+
+
+@pytest.mark.parametrize("sigma0", [0.3, 1.0, 5.0])
+def test_fishersft_is_the_d_optimal_design(sigma0: float) -> None:
+    given = pool(50, seed=5, repeats=10)
+    assert given.vectors is not None
+    wanted, _ = slow.volume(given.vectors.raw(np.arange(50)), 20, 1 / sigma0**2, 0.0)
+    assert Fishersft(sigma0=sigma0).select(given, Budget("rows", 20), 0).tolist() == wanted
+    with pytest.raises(CurateError, match="sigma0=0 of fishersft"):
+        Fishersft(sigma0=0.0)
+    with pytest.raises(CurateError, match="spice needs alpha above 0"):
+        Spice(alpha=0.0)
 
 
 def test_round_robin_by_hand() -> None:
@@ -291,7 +372,7 @@ def test_what_a_selector_spends_is_in_the_ledger(embedded: Workspace) -> None:
         curate.select(embedded, "x", kind(), Choice(top=50, vectors="embed_lm", target=target))
     spent = {r["methods"]: r["flops"] for r in curate.ledger(embedded) if r["stage"] == "select"}
     assert spent["round_robin"] == 2.0 * 3000 * 192 * 24  # every sample with every example
-    assert all(flops > 2.0 * 3000 * 192 for flops in spent.values()) and len(spent) == 5
+    assert all(flops > 2.0 * 3000 * 192 for flops in spent.values()) and len(spent) == len(EVERY)
 
 
 def test_each_source_has_its_own_choice(embedded: Workspace) -> None:

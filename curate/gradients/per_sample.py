@@ -93,10 +93,10 @@ class Outer(PerSample):
         return 2.0 * length * (self.e.numel() + self.x.numel()) if self._by_pairs() else self.flops()
 
     def dot(self, directions: Tensor) -> Tensor:
-        if len(directions) <= 2:  # sum over t of e_t . (Q x_t): no sample's gradient is made
+        if len(directions) == 1:  # sum over t of e_t . (Q x_t): no sample's gradient is made
             rows, columns = self._sides()
-            images = (product(columns, q.T.to(columns.dtype)[None]) for q in directions)
-            return torch.stack([(image * wide(rows)).sum((1, 2)) for image in images], dim=1)
+            image = product(columns, directions[0].T.to(columns.dtype)[None])
+            return (image * wide(rows)).sum((1, 2))[:, None]
         flat = wide(directions.flatten(1)).T
         return torch.cat([part.full().flatten(1) @ flat for part in self._parts(len(self.e))])
 

@@ -50,8 +50,9 @@ class Dualsft(Score):
     what you will (h has the units of a gradient, not of a curvature).
 
     Cost: the warm-up, 6N FLOPs a token of its samples; then the pool twice, each 2N forward, 2N backward and 2N for
-    each direction (one, two where order is not first), in which no gradient of a single sample is ever made; anchors
-    and target once (full: three times as much). Limit: the device's matrix products. Memory: 24 bytes a parameter
+    each sum or product, in which no sample's whole gradient is ever made (of two directions, where order is not first,
+    one matrix of a few samples at a time, at most 256 MiB: faster than two products with the factors); anchors and
+    target once (full: three times as much). Limit: the device's matrix products. Memory: 24 bytes a parameter
     beside the model; a second model for cwsd. A second target costs its own gradients and the second pass.
 
     Departures: the paper is silent on lam, tau and the warm-up's share, and on the map w; here lam=1 and tau=2, the

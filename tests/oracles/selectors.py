@@ -32,6 +32,30 @@ def turns(unit: np.ndarray, examples: Sequence[np.ndarray], k: int) -> list[int]
     return chosen
 
 
+def volume(rows: np.ndarray, k: int, alpha: float, lam: float) -> tuple[list[int], list[float]]:
+    """The highest gain of log det(I + alpha sum g g^T), by slogdet, less what pulls against the mean of the chosen;
+    and the gains. rows: float64 [N, D]."""
+
+    def log_det(some: list[int]) -> float:
+        return float(np.linalg.slogdet(np.eye(rows.shape[1]) + alpha * rows[some].T @ rows[some])[1])
+
+    chosen, gains = list[int](), list[float]()
+    while len(chosen) < k:
+        best, most, its = -1, -np.inf, 0.0
+        for i in range(len(rows)):
+            if i in chosen:
+                continue
+            gain, against = log_det([*chosen, i]) - log_det(chosen), 0.0
+            if chosen:
+                mean = rows[chosen].mean(0)
+                against = max(0.0, -float(rows[i] @ mean / np.linalg.norm(rows[i]) / np.linalg.norm(mean)))
+            if gain - lam * against > most + 1e-12:
+                best, most, its = i, gain - lam * against, gain
+        chosen.append(best)
+        gains.append(its)
+    return chosen, gains
+
+
 def facility(unit: np.ndarray, k: int) -> list[int]:
     chosen: list[int] = []
     while len(chosen) < k:

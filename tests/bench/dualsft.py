@@ -1,0 +1,120 @@
+"""DualSFT's second pass against one sample at a time, and against gradients of every sample. Interleaved pairs.
+
+    python -m tests.bench.dualsft [MODEL] [SAMPLES] [PAIRS]    default: SmolLM2-135M from its package, 12 samples, 3
+
+What is wanted of each sample: the products of its gradient, by all parameters, with one and with two directions. (a) A
+backward pass for each sample, and its dot products. (b) The gradients of every sample of a batch, made from the layers'
+factors, and then the products. Peak memory is that of a process of its own for each way, over the model's. The limit is
+6N FLOPs a token: forward, backward, and a product, and 2N more for each other direction. Needs torch and transformers.
+"""
+
+from __future__ import annotations
+
+import resource
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import cross_entropy
+
+from curate.gradients.backward import Backward
+from curate.gradients.directions import ghost
+from curate.models.language_model import LanguageModel
+from curate.models.load import ModelChoice
+from curate.models.tokens import Encoded, encode
+from tests.bench.forward import real, smollm2
+from tests.bench.less import batches, usage
+from tests.bench.timing import ratio, told
+
+WAYS = ("none", "curate", "batch 1", "every gradient")
+
+
+def alone(model: Backward, encoded: Sequence[Encoded], directions: Mapping[str, Tensor]) -> Tensor:
+    found = []
+    for one in encoded:
+        for parameter in model.parameters.values():
+            parameter.requires_grad_(True)
+            parameter.grad = None
+        ids, _, supervised = model.lm.padded([one], len(one.ids))
+        logits = model.lm.model(input_ids=ids, use_cache=False).logits[0, :-1]
+        at = supervised[0, 1:]
+        cross_entropy(logits[at].float(), ids[0, 1:][at]).backward()
+        products = [
+            q.flatten(1) @ g.flatten() for n, q in directions.items() if (g := model.parameters[n].grad) is not None
+        ]
+        found.append(torch.stack(products).sum(0))
+    for parameter in model.parameters.values():
+        parameter.requires_grad_(False)
+        parameter.grad = None
+    return torch.stack(found)
+
+
+def whole(model: Backward, encoded: Sequence[Encoded], directions: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat(
+        [
+            torch.stack(
+                [
+                    g.full().flatten(1) @ directions[g.name].flatten(1).T
+                    for g in model.gradients(some, usage(model)).parameters
+                ]
+            ).sum(0)
+            for some in batches(model, encoded)
+        ]
+    )
+
+
+def products(model: Backward, encoded: Sequence[Encoded], directions: Mapping[str, Tensor]) -> Tensor:
+    return torch.cat(
+        [ghost(model.gradients(some, usage(model)).parameters, directions) for some in batches(model, encoded)]
+    )
+
+
+def made(name: str, samples: int, k: int) -> tuple[Backward, list[Encoded], dict[str, Tensor]]:
+    model = Backward.of(LanguageModel(ModelChoice(name, context=512)))
+    every = encode(model.lm.tokenizer, real(2 * samples), 512)
+    encoded = [one for one in every if not one.error and one.supervised.any()][:samples]
+    encoded.sort(key=lambda one: -len(one.ids))  # as batches come
+    torch.manual_seed(0)
+    return model, encoded, {n: torch.randn(k, *p.shape) for n, p in model.parameters.items()}
+
+
+def peak(name: str, samples: int, way: str) -> None:
+    """The peak memory of this process, in bytes."""
+    model, encoded, directions = made(name, samples, 2)
+    does: dict[str, Any] = {"curate": products, "batch 1": alone, "every gradient": whole}
+    if way in does:
+        does[way](model, encoded, directions)
+    print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024)
+
+
+def main(name: str, samples: int = 12, pairs: int = 3) -> None:
+    for k in (1, 2):
+        model, encoded, directions = made(name, samples, k)
+        tokens = sum(len(one.ids) for one in encoded)
+        a, b = alone(model, encoded, directions), products(model, encoded, directions)
+        off = float((a - b).abs().max() / a.abs().max())
+        print(f"{len(encoded)} samples, {tokens} tokens; {k} directions; batch 1 and curate differ by {off:.0e}")
+        found = ratio(lambda m=model, e=encoded, q=directions: alone(m, e, q),
+                      lambda m=model, e=encoded, q=directions: products(m, e, q), pairs)  # fmt: skip
+        told(f"{k} directions: batch 1 / curate", found, "1.3", found[0] >= 1.3)
+        found = ratio(lambda m=model, e=encoded, q=directions: whole(m, e, q),
+                      lambda m=model, e=encoded, q=directions: products(m, e, q), pairs)  # fmt: skip
+        told(f"{k} directions: every sample's gradient / curate", found, "any", True)
+        del model, directions
+    found = {}
+    for way in WAYS:
+        command = [sys.executable, "-m", "tests.bench.dualsft", "peak", name, str(samples), way]
+        found[way] = float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
+    beside = {way: (size - found["none"]) / 2**20 for way, size in found.items() if way != "none"}
+    print("peak memory over the model, its directions: " + ", ".join(f"{w} {m:,.0f} MiB" for w, m in beside.items()))
+
+
+if __name__ == "__main__":
+    if sys.argv[1:2] == ["peak"]:
+        peak(sys.argv[2], int(sys.argv[3]), sys.argv[4])
+    else:
+        given = sys.argv[1] if len(sys.argv) > 1 else smollm2() or "tiny"
+        main(given, *map(int, sys.argv[2:]))
