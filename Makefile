@@ -10,7 +10,7 @@ demo: $(VENV)/.installed
 
 # Files of tests side by side, each on one thread.
 test: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile
+	$(VENV)/bin/python -m pytest -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 # Reads exports with trainers' own code; installs that code into a temporary folder.
 test-consumers: $(VENV)/.installed-test

@@ -107,7 +107,7 @@ def test_nothing_is_printed_over_results_when_no_terminal_looks_on(cli: Cli, sam
         (["select", "s", "--replay", "missing.json"], "no such file"),
         (["select", "s", "--replay", "x.json", "--top", "3"], "no other choice"),
         (["export", "nope", "--to", "trl", "-o", "o"], "no manifest 'nope'"),
-        (["drop", "nope"], "no score, vectors, manifest, target or run 'nope'"),
+        (["drop", "nope"], "no score, vectors, manifest, mask, target or run 'nope'"),
         (["nonsense"], "no command 'nonsense'"),
         (["selct"], "did you mean 'select'?"),
         (["select", "s", "--top", "many"], "--help"),

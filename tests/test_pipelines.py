@@ -9,6 +9,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 from tests.conftest import ROOT
 
 
@@ -42,6 +44,7 @@ def test_the_story_of_vectors_finds_what_is_near_and_what_is_alike(tmp_path: Pat
         assert line.count(",") == 6 and "translation" in line  # all six skills, and the chat
 
 
+@pytest.mark.slow
 def test_offline_against_online_ends_in_a_page_a_picture_and_its_reading(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "pipelines/offline_vs_online.py"), "smoke", str(tmp_path / "side")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
