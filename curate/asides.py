@@ -58,8 +58,7 @@ def _refuse_shared(ws: Workspace, method: Score, out: list[tuple[str, str]], tar
     """Raises CurateError where what judges was learnt from, or is to be kept as it is."""
     if target is None:
         return
-    name = load_target(ws, target)
-    its = set(name.text.frame["id"].to_list())
+    its = set(load_target(ws, target).text.frame["id"].to_list())
     for id, why in out:
         if id in its:
             setting = "warmup_seed" if why == _WARMUP else "anchors_seed"

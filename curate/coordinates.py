@@ -32,9 +32,16 @@ def largest(value: Callable[[str], np.ndarray], sizes: Mapping[str, int], k: int
     return found
 
 
+def largest_of_each(
+    value: Callable[[str], np.ndarray], sizes: Mapping[str, int], counts: Mapping[str, int]
+) -> dict[str, np.ndarray]:
+    """The same of every array by itself; counts: how many of each."""
+    return {name: largest(value, {name: size}, counts[name])[name] for name, size in sizes.items()}
+
+
 def shares(sizes: Mapping[str, int], k: int) -> dict[str, int]:
     """k dealt out by size, to the nearest whole number, all of it (largest remainder)."""
-    whole = sum(sizes.values())
+    whole = max(sum(sizes.values()), 1)
     exact = {name: k * size / whole for name, size in sizes.items()}
     found = {name: int(share) for name, share in exact.items()}
     for name in sorted(exact, key=lambda n: found[n] - exact[n])[: k - sum(found.values())]:

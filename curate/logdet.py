@@ -25,9 +25,14 @@ class Volume:
         self.square = np.concatenate(
             [_squares(rows(np.arange(a, min(a + 4096, count)))) for a in range(0, count, 4096)]
         )
-        self._w = np.zeros((0, rows(np.zeros(1, np.int64)).shape[1]))
+        self._held = np.zeros((16, rows(np.zeros(1, np.int64)).shape[1]))  # of w, with room
+        self._count = 0
         self._seen = np.zeros(count, np.int64)  # how many of w `square` knows
-        self.flops = 2.0 * count * self._w.shape[1]
+        self.flops = 2.0 * count * self._held.shape[1]
+
+    @property
+    def _w(self) -> np.ndarray:
+        return self._held[: self._count]
 
     def gains(self, places: np.ndarray) -> np.ndarray:
         """What each of some would add now, float64 [n]."""
@@ -44,7 +49,10 @@ class Volume:
         self.gains(np.array([place]))
         solved = g - self._w.T @ (self._w @ g)
         scale = np.sqrt(self._alpha / (1 + self._alpha * max(float(self.square[place]), 0)))
-        self._w = np.vstack([self._w, scale * solved])
+        if self._count == len(self._held):
+            self._held = np.concatenate([self._held, np.zeros_like(self._held)])
+        self._held[self._count] = scale * solved
+        self._count += 1
         self.flops += 4.0 * self._w.size
 
 

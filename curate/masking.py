@@ -18,13 +18,13 @@ from curate.workspace import Workspace
 if TYPE_CHECKING:
     from torch import Tensor, nn
 
-    from curate.training.loop import Refreshed
+    from curate.training.masked import Refreshed
 
 
 @dataclass(frozen=True)
 class StoredMask:
     """selected: of each parameter that has some, flat places, int32 ascending. lineage: what it was made of, with the
-    `shapes` of the model's parameters. sha256: of its bytes. method: null where nobody wants to choose anew."""
+    `shapes` of the model's parameters. sha256: of its bytes."""
 
     name: str
     selected: Mapping[str, np.ndarray]
@@ -70,7 +70,7 @@ def fitted(mask: StoredMask, model: nn.Module) -> Mapping[str, np.ndarray]:
     only one side was chosen."""
     shapes, own = mask.lineage["shapes"], {name: list(p.shape) for name, p in model.named_parameters()}
     every = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
-    first = {id(p): name for name, p in reversed(list(model.named_parameters()))}
+    first = {id(p): name for name, p in model.named_parameters()}  # of tied ones the name that is trained
     for name, places in mask.selected.items():
         if name not in every:
             raise CurateError(f"the mask '{mask.name}' is of another model: this one has no parameter {name}.")
@@ -90,7 +90,7 @@ def fitted(mask: StoredMask, model: nn.Module) -> Mapping[str, np.ndarray]:
 
 def refreshed(mask: StoredMask, method: Mask, model: nn.Module) -> Refreshed:
     """A mask as the trainer follows it: chosen anew by its method where that asks for it."""
-    from curate.training.loop import Refreshed
+    from curate.training.masked import Refreshed
 
     selected = fitted(mask, model)
     budget = int(mask.lineage["selected"])

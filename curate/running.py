@@ -32,7 +32,8 @@ from curate.schema import METRICS, TRAINED
 from curate.storage import remove_tree
 
 if TYPE_CHECKING:  # loaded only when there is something to train
-    from curate.training.loop import Data, Done, Refreshed, Trainer
+    from curate.training.loop import Data, Done, Trainer
+    from curate.training.masked import Refreshed
     from curate.training.trainee import Trainee
 
 _PHASES = ("train", "losses", "anchors", "base losses", "evaluate")

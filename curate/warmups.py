@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -197,6 +198,16 @@ def _warmed(
         _train(run, method, model, warmup, vectors)
     found = tuple(_of(run, "warm-up", model))
     return Looks(found if method.checkpoints == "each" else found[-1:], warmup=told, origin=model)
+
+
+def looked_at(ws: Workspace, recipe: Mapping[str, Any], like: ModelChoice) -> CheckpointChoice:
+    """The last checkpoint that a stored score looked at. Raises CurateError where it is gone."""
+    given, place = recipe.get("checkpoints_given", ()), (recipe.get("warmup") or {}).get("place")
+    run = Run(ws, "warmup", place=ws.path / "prepared" / place) if place else None
+    found = _of(run, "warm-up", like) if run else list(checkpoints_of(ws, given, like))
+    if not found or found[-1].recipe(False)["weights"] != recipe["checkpoints"][-1]["weights"]:
+        raise CurateError("the checkpoint that the score looked at is gone, or another stands there; score --fresh.")
+    return found[-1]
 
 
 def rows_of_warmup(ws: Workspace, method: Score, looks: Looks) -> np.ndarray:

@@ -296,7 +296,7 @@ def test_a_run_says_what_it_began_with_and_a_folder_does_not(small_ws: Any, cli:
 
 
 def test_a_unit_of_which_nothing_can_be_learnt_takes_nothing_from_the_sum(ws: Any, tmp_path: Path) -> None:
-    """Anchors and warm-up aside, the first shard has only samples without an answer."""
+    """The first shard has only samples without an answer."""
     rows = [{"messages": [{"role": "user", "content": f"say {i}"}]} for i in range(40)]
     lines = (SAMPLE / "pool/atlas.jsonl").read_text().splitlines()[:60]
     curate.ingest(ws, [write_jsonl(tmp_path / "empty.jsonl", rows)])

@@ -29,10 +29,11 @@ from curate.models.tokens import encode
 from curate.scores.dualsft import Dualsft
 from curate.shards import read_arrays
 from curate.training.examples import Examples
-from curate.training.loop import Alone, Data, Refreshed, Trainer
+from curate.training.loop import Alone, Data, Trainer
+from curate.training.masked import Refreshed
 from curate.training.settings import TrainSettings
 from curate.weightings.uniform import Uniform
-from tests.conftest import run_and_kill, tree_bytes
+from tests.conftest import SAMPLE, run_and_kill, tree_bytes
 from tests.test_less import AIM, POOL
 
 DECAYING = TrainSettings(batch_size=3, lr=1e-3, warmup=0.0, schedule="constant", steps=100, weight_decay=0.1, clip=0.5)
@@ -303,6 +304,24 @@ def test_dualsft_s_mask_is_the_largest_of_q_times_the_sum_of_gradients(small_ws:
     assert rows[0]["s"] == pytest.approx(flat.sum(), rel=1e-3)  # of samples and of parameters: one game's value
 
 
+def test_a_stale_score_s_mask_is_of_the_checkpoint_that_the_score_looked_at(small_ws: Any, tmp_path: Path) -> None:
+    curate.score(small_ws, Dualsft(**SHORT), target="facts", models="tiny")
+    curate.mask(small_ws, "before", DualsftMask(), 0.01, score="dualsft_facts", find=curate.find)
+    more = (SAMPLE / "pool/atlas.jsonl").read_text().splitlines()[-40:]
+    (tmp_path / "more.jsonl").write_text("\n".join(more))
+    curate.ingest(small_ws, [str(tmp_path / "more.jsonl")])
+    with pytest.raises(CurateError, match="is stale"):
+        curate.mask(small_ws, "after", DualsftMask(), 0.01, score="dualsft_facts", find=curate.find)
+    places = sorted(p.name for p in (small_ws.path / "prepared").iterdir())
+    after = curate.mask(
+        small_ws, "after", DualsftMask(), 0.01, score="dualsft_facts", find=curate.find, allow_stale=True
+    )
+    assert len(after.warnings) == 1
+    assert sorted(p.name for p in (small_ws.path / "prepared").iterdir()) == places  # nothing was trained anew
+    one, other = (read_mask(small_ws, name).selected for name in ("before", "after"))
+    assert one.keys() == other.keys() and all((one[n] == other[n]).all() for n in one)
+
+
 def test_what_is_no_mask_for_a_model_is_said(small_ws: Any) -> None:
     with pytest.raises(CurateError, match="--frac 0: a mask takes a share of the parameters"):
         curate.mask(small_ws, "m", Random(), 0.0, model="tiny")
@@ -320,6 +339,8 @@ def test_what_is_no_mask_for_a_model_is_said(small_ws: Any) -> None:
     )
     with pytest.raises(CurateError, match="says nothing of parameters; take a `dualsft` score"):
         curate.mask(small_ws, "m", DualsftMask(), 0.1, score="length", find=curate.find)
+    with pytest.raises(CurateError, match="'magnitude_small' finds nothing to choose from in tiny; exclude less"):
+        curate.mask(small_ws, "m", MagnitudeSmall(exclude="weight", scope="tensor"), 0.1, model="tiny")
     curate.mask(small_ws, "m", Random(), 0.1, model="tiny")
     stored, lm = read_mask(small_ws, "m"), tiny()
     tied, embedding = "lm_head.weight", "model.embed_tokens.weight"

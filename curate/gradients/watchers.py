@@ -89,19 +89,16 @@ class Squares(Watcher):
     """Sums of the gradients' squares: KEY + the parameter's name -> [1, *shape], and KEY + count, [1]."""
 
     def __init__(self, n: int, key: str, count: str):
-        self._key, self._flops = key, 0.0
+        self._n, self._key, self._flops = n, key, 0.0
         self._sums = {key + count: torch.tensor([n])}
 
     def take(self, gradient: PerSample) -> None:
-        n, size = int(self._n()), max(1, BLOCK // int(np.prod(gradient.shape)))
-        for start in range(0, n, size):
-            some = gradient if size >= n else gradient.of(torch.arange(start, min(start + size, n)))
+        size = max(1, BLOCK // int(np.prod(gradient.shape)))
+        for start in range(0, self._n, size):
+            some = gradient if size >= self._n else gradient.of(torch.arange(start, min(start + size, self._n)))
             found, name = some.full().square_().sum(0)[None], self._key + gradient.name
             self._sums[name] = self._sums[name] + found if name in self._sums else found
         self._flops += gradient.flops()
-
-    def _n(self) -> Tensor:
-        return next(iter(self._sums.values()))[0]
 
     def sums(self) -> Mapping[str, Tensor]:
         return self._sums

@@ -5,7 +5,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from curate.coordinates import largest, shares
+from curate.coordinates import largest, largest_of_each, shares
 from curate.method import Mask, Parameters
 
 
@@ -45,5 +45,4 @@ class Dualsft(Mask):
         sizes = {name: int(np.prod(weight.shape)) for name, weight in given.weights.items()}
         if self.quota == "global":
             return largest(given.scores, sizes, given.budget)
-        mine = shares(sizes, given.budget)
-        return {name: largest(given.scores, {name: size}, mine[name])[name] for name, size in sizes.items()}
+        return largest_of_each(given.scores, sizes, shares(sizes, given.budget))

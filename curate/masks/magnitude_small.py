@@ -5,7 +5,7 @@ from typing import Literal
 
 import numpy as np
 
-from curate.coordinates import largest, shares
+from curate.coordinates import largest, largest_of_each, shares
 from curate.method import Mask, Parameters
 
 
@@ -54,5 +54,4 @@ class MagnitudeSmall(Mask):
 
         if self.scope == "global":
             return largest(smallness, sizes, given.budget)
-        mine = shares(sizes, given.budget)
-        return {name: largest(smallness, {name: size}, mine[name])[name] for name, size in sizes.items()}
+        return largest_of_each(smallness, sizes, shares(sizes, given.budget))

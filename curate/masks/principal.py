@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from curate.coordinates import largest, shares
+from curate.coordinates import largest_of_each, shares
 from curate.method import Mask, Parameters
 
 
@@ -50,13 +50,11 @@ class Principal(Mask):
             for name, weight in given.weights.items()
             if weight.ndim == 2 and not any(part in name for part in left_alone)
         }
-        if not matrices:
-            return {}
-        budgets = shares({name: sum(weight.shape) for name, weight in matrices.items()}, given.budget)
+        counts = shares({name: sum(weight.shape) for name, weight in matrices.items()}, given.budget)
         found = {}
-        for name, weight in matrices.items():
-            cut = np.abs(self._cut(np.asarray(weight, np.float64)))
-            found[name] = largest({name: cut}.__getitem__, {name: cut.size}, budgets[name])[name]
+        for name, weight in matrices.items():  # one decomposition at a time, and each once
+            cut = {name: np.abs(self._cut(np.asarray(weight, np.float64)))}
+            found |= largest_of_each(cut.__getitem__, {name: weight.size}, counts)
         return found
 
     def _cut(self, weight: np.ndarray) -> np.ndarray:

@@ -15,8 +15,8 @@ from curate.lineage import model_choices, model_recipe, score_state, usable
 from curate.masking import write_mask
 from curate.method import Mask, Parameters, Score
 from curate.models.load import ModelChoice, load
-from curate.shards import Parts, read_arrays
-from curate.warmups import looks_of
+from curate.shards import Parts
+from curate.warmups import looked_at
 from curate.workspace import Workspace
 
 
@@ -75,6 +75,8 @@ def mask(
             raise CurateError(f"--frac {frac:g} of {result.parameters} numbers is none; take a larger share.")
         chosen = method.init(Parameters(given.weights, budget, given.scores))
         result.selected = sum(map(len, chosen.values()))
+        if not result.selected:
+            raise CurateError(f"the mask '{method.name}' finds nothing to choose from in {choice.name}; exclude less.")
         result.by_kind = _by_kind(sizes, chosen)
     lineage = {
         "name": name,
@@ -110,13 +112,12 @@ def _of_score(
     states: dict[str, np.ndarray] = {}
     for path in recipe.get("states", []):
         place, _, part = path.rpartition("/")
-        parts = Parts(ws.path / "prepared" / place, ".safetensors")
-        if parts.read(part) is None:
+        kept = Parts(ws.path / "prepared" / place, ".safetensors").read(part)
+        if kept is None:
             raise CurateError(f"what the score '{name}' has added up is gone; run `{state.command()} --fresh`.")
-        states |= read_arrays(parts.path(part))
+        states |= kept
     models = model_choices(recipe)
-    looks = looks_of(ws, method, models["base"], recipe.get("checkpoints_given", ()), name)
-    backward = Backward(looks.checkpoints[-1:], moments=True)
+    backward = Backward([looked_at(ws, recipe, models["base"])], moments=True)
     assert backward.at.moments
     scores = method.of_parameters(states, backward.at.moments)
     weights = {n: p.detach().float().cpu().numpy() for n, p in backward.parameters.items()}

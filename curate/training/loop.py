@@ -12,7 +12,7 @@ micro-batch, so a run that was cut short goes on as if it had not been.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, TypeAlias
@@ -30,7 +30,7 @@ from curate.models.forward import Usage, out_of_memory
 from curate.models.language_model import LanguageModel
 from curate.signals import Step
 from curate.training.examples import Batch, Examples, batch_of, epoch_rows, micro_batches
-from curate.training.masked import Masked, Selected
+from curate.training.masked import Masked, Refreshed, Selected
 from curate.training.objective import Losses, Objective
 from curate.training.optimizer import INDEX, adamw, load_optimizer, optimizer_tensors, trained
 from curate.training.settings import TrainSettings
@@ -91,19 +91,6 @@ class Snapshot:
     optimizer: dict[str, Tensor]
     weighting: Arrays
     micro_batch_size: int = 0
-
-
-@dataclass(frozen=True)
-class Refreshed:
-    """Which numbers of a model are trained. selected: from the beginning, a parameter's name -> flat places. update: of
-    the model's parameters by name, which from then on; asked every `interval` steps; null for a mask that stays."""
-
-    selected: Selected
-    interval: int = 0
-    update: Callable[[Mapping[str, Tensor]], Selected] | None = None
-
-    def due(self, number: int) -> bool:
-        return bool(self.interval) and number > 1 and (number - 1) % self.interval == 0
 
 
 def _selected(mask: Refreshed, start: Snapshot | None) -> Selected:

@@ -6,13 +6,27 @@ theirs, and its state is as large as the budget, whatever the model.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 Selected = Mapping[str, np.ndarray]  # a parameter's name -> places in it, flat, ascending
+
+
+@dataclass(frozen=True)
+class Refreshed:
+    """Which numbers of a model are trained. selected: from the beginning, a parameter's name -> flat places. update: of
+    the model's parameters by name, which from then on; asked every `interval` steps; null for a mask that stays."""
+
+    selected: Selected
+    interval: int = 0
+    update: Callable[[Mapping[str, Tensor]], Selected] | None = None
+
+    def due(self, number: int) -> bool:
+        return bool(self.interval) and number > 1 and (number - 1) % self.interval == 0
 
 
 class Masked:
