@@ -97,9 +97,13 @@ def _group_ends(file: pq.ParquetFile) -> np.ndarray:
 
 
 def parquet_of(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table of a Parquet file's bytes. (pq.read_table would start threads that can outlive the interpreter.)"""
+    """The table of a Parquet file's bytes, read by this thread alone.
+
+    One of Arrow's threads that still held the bytes, which are Python's, when the interpreter ends would end the
+    process by SIGABRT (apache/arrow#34314); pq.read_table starts such threads too.
+    """
     with pq.ParquetFile(pa.BufferReader(data)) as f:
-        return f.read(columns=list(columns) if columns else None)
+        return f.read(columns=list(columns) if columns else None, use_threads=False)
 
 
 def arrow(table: pa.Table) -> memoryview:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -136,3 +138,24 @@ def test_a_record_of_an_edited_plan_is_not_believed(scored_ws: Workspace) -> Non
     write_json(path, {**read_json(path), "fingerprint": "0" * 16})
     (result,) = curate.score(scored_ws, Length())
     assert result.computed == scored_ws.shards()[1].rows
+
+
+THREADS = """
+import os, sys
+import subprocess
+import sys
+from pathlib import Path
+from curate.shards import parquet_of
+
+before = len(os.listdir("/proc/self/task"))
+assert parquet_of(Path(sys.argv[1]).read_bytes()).num_rows
+assert len(os.listdir("/proc/self/task")) == before
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/task").is_dir(), reason="counts threads where Linux lists them")
+def test_reading_bytes_leaves_no_thread_that_holds_them(scored_ws: Workspace) -> None:
+    """Such a thread, late at the interpreter's end, ends a process that had done its work by SIGABRT."""
+    part = scored_ws.score_folder("length") / "part-00002.parquet"
+    done = subprocess.run([sys.executable, "-c", THREADS, str(part)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
