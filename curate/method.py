@@ -149,8 +149,8 @@ class Aside:
 
 @dataclass(frozen=True)
 class Warmup:
-    """A training that comes before a score: of `share` of the pool, drawn by the seed, as the settings say (names and
-    values of curate.training.settings). A checkpoint is kept of every epoch, with the optimizer's state."""
+    """A training that comes before a score or a mask: of `share` of the pool, drawn by the seed, as the settings say
+    (names and values of curate.training.settings). A checkpoint is kept of every epoch, with the optimizer's state."""
 
     share: float
     seed: int
@@ -334,11 +334,13 @@ class Parameters:
     """What a mask chooses from: a model's parameters by name, tensors; and how many numbers of all it may take.
 
     scores: of a mask that ranks by a score's states: a parameter's name -> float64, its shape; asked for one at a time.
+    gradients: of one that has a warm-up, likewise: the gradients of its steps, added up.
     """
 
     weights: Mapping[str, Any]
     budget: int
     scores: Callable[[str], np.ndarray] | None = None
+    gradients: Callable[[str], np.ndarray] | None = None
 
 
 class Mask(Method):
@@ -351,6 +353,10 @@ class Mask(Method):
 
     uses_score: ClassVar[bool] = False
     interval: int = 0
+
+    def warm_up(self) -> Warmup | None:
+        """The training that comes before, of all parameters, whose steps' gradients are added up; null: none."""
+        return None
 
     @abstractmethod
     def init(self, given: Parameters) -> dict[str, np.ndarray]:

@@ -209,7 +209,7 @@ def _runs(ws: Workspace) -> pa.Table:
         own = {key: recipe[key] for key in ("manifest", "seed", "steps", "samples")}
         what = {"model": recipe["model"]["name"], "weighting": (recipe["weighting"] or {}).get("name")}
         what |= {"mask": (recipe.get("mask") or {}).get("name")}
-        what |= {key: recipe.get(key) for key in ("trainable", "optimizer_bytes")}
+        what |= {key: recipe.get(key) for key in ("trainable", "optimizer_bytes", "peak_bytes")}
         rows.append({"name": run.name, "state": state, **what, **own, "config": json.dumps(recipe)})
     return pa.Table.from_pylist(rows, schema=RUNS)
 

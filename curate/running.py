@@ -30,6 +30,7 @@ from curate.plans import Training, refuse_other_run, run_recipe
 from curate.runs import Checkpoint, Run
 from curate.schema import METRICS, TRAINED
 from curate.storage import remove_tree
+from curate.workers import forget_peak, peak_bytes
 
 if TYPE_CHECKING:  # loaded only when there is something to train
     from curate.training.loop import Data, Done, Trainer
@@ -138,6 +139,7 @@ def advance(
     with ExitStack() as stack:
         folder = stack.enter_context(start.local()) if start else None
         model = trainee(_on(training.model, processes), training.settings, folder)
+        _forget_peak(model.model.device)
         meters = _Meters(run, training, account, stack, processes.is_main_process)
         data, places = _data(run, training, rows, target, model, meters, result, processes)
         mask = refreshed(training.mask, training.masking, model.model.model) if training.mask else None  # type: ignore[arg-type]
@@ -149,7 +151,23 @@ def advance(
         _tell(run, processes, steps=trainer.steps, samples=result.samples, trainable=trainable,
               optimizer_bytes=(12 if mask else 8) * trainable)  # fmt: skip
         _loop(book, training, judges, meters, result)
+        _tell(run, processes, peak_bytes=max(_peak(model.model.device), (run.recipe or {}).get("peak_bytes") or 0))
         result.steps, result.flops = trainer.steps, meters.flops
+
+
+def _forget_peak(device: Any) -> None:
+    import torch
+
+    forget_peak()
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
+def _peak(device: Any) -> int:
+    """The most memory held since training began: of the GPU, or of this process."""
+    import torch
+
+    return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()
 
 
 def processes_of(choice: ModelChoice) -> Any:

@@ -80,6 +80,7 @@ RUNS = pa.schema(
         ("mask", pa.string()),  # null: no number is left out
         ("trainable", pa.int64()),  # numbers that are trained
         ("optimizer_bytes", pa.int64()),  # of the optimizer's state, with a mask's places
+        ("peak_bytes", pa.int64()),  # most memory held: of the GPU, or, without one, of the process
         ("seed", pa.int64()),
         ("steps", pa.int64()),
         ("samples", pa.int64()),  # distinct ones it learns from

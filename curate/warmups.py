@@ -177,25 +177,41 @@ def looks_of(
     return _warmed(ws, method, model, warmup, vectors, fresh, dry_run)
 
 
+def _wanted(model: ModelChoice, warmup: Warmup) -> str:
+    """What a warm-up is made of, but for the pool."""
+    return fingerprint(
+        "warm-up", weights_fingerprint(model), model.shaping(), warmup.share, warmup.seed, dict(warmup.settings)
+    )
+
+
+def _warm_up_of(ws: Workspace, wanted: str) -> Run:
+    """The warm-up of the pool as it is."""
+    place = ws.path / "prepared" / fingerprint(wanted, pool_fingerprint(ws.shards()))
+    return Run(ws, f"warmup_{wanted}", place=place)
+
+
+def warm_up(ws: Workspace, model: ModelChoice, warmup: Warmup, account: Account) -> Run:
+    """A warm-up of the pool as it is, trained to its end unless it is there. account: on whose it goes in the ledger.
+
+    Raises CurateError for a workspace in an object store.
+    """
+    run = _warm_up_of(ws, _wanted(model, warmup))
+    if not run.is_complete():
+        _train(run, model, warmup, account)
+    return run
+
+
 def _warmed(
     ws: Workspace, method: Score, model: ModelChoice, warmup: Warmup, vectors: str, fresh: bool, dry_run: bool
 ) -> Looks:
-    wanted = fingerprint(
-        "warm-up", weights_fingerprint(model), model.shaping(), warmup.share, warmup.seed, dict(warmup.settings)
-    )
-    run = _found(ws, vectors, wanted, fresh) or Run(
-        ws, f"warmup_{wanted}", place=ws.path / "prepared" / fingerprint(wanted, pool_fingerprint(ws.shards()))
-    )
+    wanted = _wanted(model, warmup)
+    run = _found(ws, vectors, wanted, fresh) or _warm_up_of(ws, wanted)
     told = {"wanted": wanted, "place": run.folder.name, "share": warmup.share, "seed": warmup.seed}
     if not run.is_complete():
         if dry_run:
             epochs = int(np.ceil(warmup.settings.get("epochs", 1.0)))
             return Looks((CheckpointChoice(model),), warmup={**told, "planned": epochs})
-        if not isinstance(run.folder, Path):
-            raise CurateError(
-                f"{ws.path} is in an object store, where no gradients can be taken at checkpoints yet; work on a disk."
-            )
-        _train(run, method, model, warmup, vectors)
+        _train(run, model, warmup, Account("score", [method.name], vectors, {"train": "warm-up"}))
     found = tuple(_of(run, "warm-up", model))
     return Looks(found if method.checkpoints == "each" else found[-1:], warmup=told, origin=model)
 
@@ -231,14 +247,17 @@ def _found(ws: Workspace, vectors: str, wanted: str, fresh: bool) -> Run | None:
     return run if told.get("wanted") == wanted and run.is_complete() else None
 
 
-def _train(run: Run, method: Score, model: ModelChoice, warmup: Warmup, vectors: str) -> None:
+def _train(run: Run, model: ModelChoice, warmup: Warmup, account: Account) -> None:
     from curate.training.loop import Alone
     from curate.training.settings import TrainSettings
 
+    if not isinstance(run.folder, Path):
+        raise CurateError(
+            f"{run.ws.path} is in an object store, where no gradients can be taken at checkpoints yet; work on a disk."
+        )
     settings = TrainSettings(**warmup.settings, checkpoint_epochs=True, keep_checkpoints=0)
     rows = drawn(run.ws, warmup)
     training = Training(model, _Plain(), settings, seed=warmup.seed)
-    account = Account("score", [method.name], vectors, {"train": "warm-up"})
     with claim(run.ws.path, f"prepared {run.folder.name}", wait=True):
         if not run.is_complete():
             advance(run, training, rows, None, Alone(), Trained(run.name), account=account)

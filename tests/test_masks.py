@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 import curate
 from curate.coordinates import largest, shares
@@ -18,6 +19,7 @@ from curate.errors import CurateError
 from curate.gradients.checkpoints import load_moments
 from curate.masking import fitted, read_mask, write_mask
 from curate.masks.dualsft import Dualsft as DualsftMask
+from curate.masks.gradient_block import GradientBlock
 from curate.masks.magnitude_small import MagnitudeSmall
 from curate.masks.principal import Principal
 from curate.masks.random import Random
@@ -34,6 +36,7 @@ from curate.training.masked import Refreshed
 from curate.training.settings import TrainSettings
 from curate.weightings.uniform import Uniform
 from tests.conftest import SAMPLE, run_and_kill, tree_bytes
+from tests.oracles.training import weighted_gradient
 from tests.test_less import AIM, POOL
 
 DECAYING = TrainSettings(batch_size=3, lr=1e-3, warmup=0.0, schedule="constant", steps=100, weight_decay=0.1, clip=0.5)
@@ -148,7 +151,61 @@ def test_structured_knows_gpt2_s_matrices_which_are_stored_the_other_way_round()
     assert sorted(set(into % 16)) == sorted(set(out // 4)) and len(into) == len(out) == 8
 
 
+@pytest.mark.parametrize("measure", ["mean_abs", "abs_mean"])
+@pytest.mark.parametrize("scope", ["global", "tensor"])
+def test_gradient_block_s_blocks_are_those_of_a_plain_loop(measure: Any, scope: Any) -> None:
+    rng = np.random.default_rng(3)
+    pushed = {"a": rng.normal(size=(10, 7)), "b": rng.normal(size=(4, 12)) + 0.3, "embed": rng.normal(size=(8, 8)) * 9}
+    pushed["a"][3:6, 3:6] = 5.0  # planted: a block of its own, whatever the measure
+    given = Parameters({n: np.zeros_like(g) for n, g in pushed.items()}, 60, gradients=pushed.__getitem__)
+    found = GradientBlock(block=3, measure=measure, scope=scope, edges="pad").init(given)
+    values: dict[tuple[str, int, int], float] = {}
+    for name in ("a", "b"):
+        rows, columns = pushed[name].shape
+        for top in range(0, rows, 3):
+            for left in range(0, columns, 3):
+                some = [pushed[name][i, j] for i in range(top, min(top + 3, rows)) for j in range(left, min(left + 3, columns))]  # fmt: skip # noqa: E501
+                total = abs(sum(some)) if measure == "mean_abs" else sum(map(abs, some))
+                values[name, top, left] = total / 9
+    counts = {"a": 6, "b": 6} if scope == "global" else shares({"a": 12, "b": 8}, 6)
+    best = sorted(values, key=lambda block: -values[block])
+    wanted = best[:6] if scope == "global" else [b for n in counts for b in [x for x in best if x[0] == n][: counts[n]]]
+    assert ("a", 3, 3) in wanted and set(found) == {"a", "b"}
+    for name in found:
+        columns = pushed[name].shape[1]
+        inside = {(int(p) // columns // 3 * 3, int(p) % columns // 3 * 3) for p in found[name]}
+        assert inside == {(top, left) for n, top, left in wanted if n == name}
+        assert (np.diff(found[name]) > 0).all()
+    with pytest.raises(CurateError, match="a is 10 x 7, which blocks of 3 do not cover"):
+        GradientBlock(block=3).init(given)
+    with pytest.raises(CurateError, match="a block of 8 x 8 has 64 numbers, and the budget is 60"):
+        GradientBlock(block=8, edges="pad").init(given)
+
+
 # --- training ----------------------------------------------------------------------------------------------
+
+
+def test_the_sums_of_gradients_are_those_of_single_samples_before_the_clip() -> None:
+    """At a learning rate that moves nothing, so all steps are at one point."""
+    lm, slow = tiny(), tiny()
+    settings = TrainSettings(batch_size=4, steps=5, lr=1e-30, warmup=0.0, clip=1e-3, sum_gradients=True)
+    made = trainer(lm, settings, None)
+    steps = made.run()
+    seen = [next(steps).documents for _ in range(2)]
+    made = trainer(lm, settings, None, start=copy.deepcopy(made.snapshot()))  # cut short, and gone on with
+    seen += [done.documents for done in made.run()]
+    wanted = {name: torch.zeros_like(p) for name, p in slow.model.named_parameters()}
+    encoded = encode(slow.tokenizer, [*POOL, *AIM], 512)
+    assert len(seen) == 5
+    for documents in seen:
+        samples = [(encoded[i].ids.tolist(), encoded[i].supervised.tolist()) for i in documents]
+        divisor = sum(sum(supervised[1:]) for _, supervised in samples)
+        for name, gradient in weighted_gradient(slow.model, samples, [1.0] * len(samples), divisor).items():
+            wanted[name] += gradient
+    sums = {n.removeprefix("sum."): t for n, t in made.snapshot().optimizer.items() if n.startswith("sum.")}
+    assert sums.keys() == wanted.keys()
+    for name, total in sums.items():
+        assert torch.allclose(total, wanted[name], rtol=1e-4, atol=1e-5 * float(wanted[name].abs().max())), name
 
 
 def test_what_is_not_selected_stays_bit_for_bit_and_the_state_is_as_large_as_the_budget() -> None:
@@ -304,6 +361,27 @@ def test_dualsft_s_mask_is_the_largest_of_q_times_the_sum_of_gradients(small_ws:
     assert rows[0]["s"] == pytest.approx(flat.sum(), rel=1e-3)  # of samples and of parameters: one game's value
 
 
+def test_gradient_block_s_warm_up_is_trained_once_and_training_goes_on_from_its_end(small_ws: Any, cli: Any) -> None:
+    method = GradientBlock(block=32, steps=4, batch_size=8)
+    r = curate.mask(small_ws, "blocks", method, 0.05, model="tiny")
+    other = curate.mask(small_ws, "others", replace(method, measure="abs_mean"), 0.05, model="tiny")
+    assert r.checkpoint == other.checkpoint and r.selected == 1967808 // 20 // 1024 * 1024
+    warmed = [row for row in curate.ledger(small_ws) if row["phase"] == "warm-up"]
+    assert [(row["stage"], row["methods"], row["name"], row["samples"]) for row in warmed] == [
+        ("mask", "gradient_block", "blocks", 32)
+    ]
+    stored, tensors = read_mask(small_ws, "blocks"), load_file(Path(r.checkpoint) / "optimizer.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    tiles = tensors[f"sum.{name}"].double().reshape(6, 32, 6, 32).mean((1, 3)).abs()
+    inside = np.zeros(192 * 192, bool)
+    inside[stored.selected[name]] = True
+    taken = inside.reshape(6, 32, 6, 32).all((1, 3))
+    assert 0 < taken.sum() < 36 and taken.sum() * 1024 == inside.sum()
+    assert tiles[torch.from_numpy(taken)].min() >= tiles[torch.from_numpy(~taken)].max()
+    done = cli("train", "goes_on", "--model", r.checkpoint, "--mask", "blocks", "--set", "steps=2", ws=small_ws)
+    assert done.returncode == 0, done.stderr
+
+
 def test_a_stale_score_s_mask_is_of_the_checkpoint_that_the_score_looked_at(small_ws: Any, tmp_path: Path) -> None:
     curate.score(small_ws, Dualsft(**SHORT), target="facts", models="tiny")
     curate.mask(small_ws, "before", DualsftMask(), 0.01, score="dualsft_facts", find=curate.find)
@@ -386,7 +464,8 @@ def test_the_command_line_masks_trains_and_goes_on_where_it_was_killed(small_ws:
     ]
     done = cli("train", "r", *arguments, ws=small_ws)
     assert done.returncode == 0, done.stderr
-    (run,) = curate.sql(small_ws, "SELECT mask, trainable, optimizer_bytes FROM runs")
+    (run,) = curate.sql(small_ws, "SELECT mask, trainable, optimizer_bytes, peak_bytes FROM runs")
+    assert run.pop("peak_bytes") > 4 * 1_967_808
     assert run == {"mask": "small", "trainable": 196_781, "optimizer_bytes": 12 * 196_781}
     folder = small_ws.path / "runs/r/checkpoints/step-000006"
     before, after = (load(ModelChoice(name))[0].state_dict() for name in ("tiny", str(folder)))

@@ -143,7 +143,8 @@ def mask(
     r = curate.mask(ws, name, method, frac, model=model_name, score=score, find=kinds.find, allow_stale=allow_stale)
     head = f"Mask {name}: {r.selected:,} of {r.parameters:,} numbers."
     columns = {"kind": "kind", "parameters": "numbers", "selected": "selected", "share": "share"}
-    say(r, as_json, f"{head}\n{table(r.by_kind, columns)}{notes(r.warnings)}")
+    end = [f"its warm-up ended with {r.checkpoint}, which a training may go on from (--model)"] if r.checkpoint else []
+    say(r, as_json, f"{head}\n{table(r.by_kind, columns)}{notes([*end, *r.warnings])}")
 
 
 @click.command()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, field
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,8 +16,10 @@ from curate.lineage import model_choices, model_recipe, score_state, usable
 from curate.masking import write_mask
 from curate.method import Mask, Parameters, Score
 from curate.models.load import ModelChoice, load
+from curate.running import Account
+from curate.runs import Run
 from curate.shards import Parts
-from curate.warmups import looked_at
+from curate.warmups import looked_at, warm_up
 from curate.workspace import Workspace
 
 
@@ -28,6 +31,8 @@ class Masked:
     selected: int = 0
     parameters: int = 0
     by_kind: list[dict[str, Any]] = field(default_factory=list)
+    checkpoint: str = ""
+    """The end of a method's own warm-up, which a training may go on from."""
     warnings: list[str] = field(default_factory=list)
 
 
@@ -54,6 +59,10 @@ def mask(
     if not 0 < frac <= 1:
         raise CurateError(f"--frac {frac:g}: a mask takes a share of the parameters, above 0 and at most 1.")
     result = Masked(name)
+    run = None
+    if (warmup := method.warm_up()) is not None and model is not None:
+        account = Account("mask", [method.name], name, {"train": "warm-up"})
+        run = warm_up(ws, ModelChoice(model) if isinstance(model, str) else model, warmup, account)
     with charged(ws.path, "mask", methods=[method.name], name=name, phase="mask"):
         if method.uses_score:
             if not score or model is not None:
@@ -66,14 +75,18 @@ def mask(
             if score or model is None:
                 raise CurateError(f"the mask '{method.name}' looks at a model's weights: add --model M, not --score.")
             choice, made = ModelChoice(model) if isinstance(model, str) else model, {}
+            gradients = None
+            if run is not None:
+                gradients, result.checkpoint = _sums(run)
+                made = {"checkpoint": result.checkpoint}
             weights = {n: p.detach().float().numpy() for n, p in load(choice)[0].named_parameters()}
-            given = Parameters(weights, 0)
+            given = Parameters(weights, 0, gradients=gradients)
         sizes = {n: int(np.prod(weight.shape)) for n, weight in given.weights.items()}
         result.parameters = sum(sizes.values())
         budget = round(frac * result.parameters)
         if not budget:
             raise CurateError(f"--frac {frac:g} of {result.parameters} numbers is none; take a larger share.")
-        chosen = method.init(Parameters(given.weights, budget, given.scores))
+        chosen = method.init(replace(given, budget=budget))
         result.selected = sum(map(len, chosen.values()))
         if not result.selected:
             raise CurateError(f"the mask '{method.name}' finds nothing to choose from in {choice.name}; exclude less.")
@@ -123,6 +136,17 @@ def _of_score(
     weights = {n: p.detach().float().cpu().numpy() for n, p in backward.parameters.items()}
     made = {"score": {"name": name, "fingerprint": recipe["fingerprint"]}}
     return Parameters(weights, 0, scores), made, models.get("origin") or models["base"]
+
+
+def _sums(run: Run) -> tuple[Callable[[str], np.ndarray], str]:
+    """The sums of a warm-up's gradients by parameter, and the folder of its last checkpoint."""
+    from safetensors import safe_open
+
+    from curate.training.optimizer import SUM
+
+    folder = run.checkpoints()[-1].folder
+    opened = safe_open(str(folder / "optimizer.safetensors"), "np")
+    return lambda parameter: opened.get_tensor(f"{SUM}.{parameter}"), str(folder)
 
 
 def _by_kind(sizes: dict[str, int], chosen: dict[str, np.ndarray]) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from curate.masking import read_mask
 from curate.shards import read_json
 from curate.workspace import Workspace
 
-_RUN = "name, model, manifest, weighting, mask, trainable, optimizer_bytes, seed, steps, samples, state"
+_RUN = "name, model, manifest, weighting, mask, trainable, optimizer_bytes, peak_bytes, seed, steps, samples, state"
 
 
 @dataclass

@@ -32,7 +32,7 @@ from curate.signals import Step
 from curate.training.examples import Batch, Examples, batch_of, epoch_rows, micro_batches
 from curate.training.masked import Masked, Refreshed, Selected
 from curate.training.objective import Losses, Objective
-from curate.training.optimizer import INDEX, adamw, load_optimizer, optimizer_tensors, trained
+from curate.training.optimizer import INDEX, SUM, adamw, load_optimizer, optimizer_tensors, stored_under, trained
 from curate.training.settings import TrainSettings
 
 # Of all documents of a step: which, their weights, mean losses, measures, and means of their weighted token losses.
@@ -94,7 +94,7 @@ class Snapshot:
 
 
 def _selected(mask: Refreshed, start: Snapshot | None) -> Selected:
-    stored = {n.partition(".")[2]: t for n, t in start.optimizer.items() if n.startswith(f"{INDEX}.")} if start else {}
+    stored = stored_under(INDEX, start.optimizer) if start else {}
     return {name: index.numpy() for name, index in stored.items()} or mask.selected
 
 
@@ -151,9 +151,11 @@ class Trainer:
         self.micro_batch_size = settings.micro_batch_size
         self.step = start.step if start else 0
         self.state: Arrays = start.weighting if start else {}
+        self.sums: dict[str, Tensor] = {}
         self._begun = start is not None
         if start:
             load_optimizer(self.optimizer, self.parameters, start.optimizer)
+            self.sums = {n: t.to(model.device) for n, t in stored_under(SUM, start.optimizer).items()}
             self.micro_batch_size = start.micro_batch_size or self.micro_batch_size
         if settings.packing:
             self.objective.refuse_unpackable()
@@ -171,6 +173,7 @@ class Trainer:
         tensors = optimizer_tensors(self.optimizer, self.parameters)
         if self.masked:
             tensors |= {f"{INDEX}.{name}": index.cpu() for name, index in self.masked.index.items()}
+        tensors |= {f"{SUM}.{name}": total.cpu() for name, total in self.sums.items()}
         return Snapshot(self.step, tensors, dict(self.state), self.micro_batch_size)
 
     @cached_property
@@ -412,6 +415,8 @@ class Trainer:
     def _descend(self, number: int, rows: list[np.ndarray], seen: Seen) -> tuple[float, float]:
         """Adds the gradients of all processes and takes the optimizer's step. Returns their norm and the divisor."""
         self._add_up()
+        if self.settings.sum_gradients:
+            self._remember()
         if self.masked:
             self.masked.gather()
         scale = divisor = self._scale(rows)
@@ -430,6 +435,12 @@ class Trainer:
         if self.masked:
             self.masked.scatter()
         return norm, divisor
+
+    def _remember(self) -> None:
+        """Adds the step's gradients to those of the steps before."""
+        for name, parameter in self.whole.items():
+            assert parameter.grad is not None
+            self.sums[name] = self.sums[name].add_(parameter.grad) if name in self.sums else parameter.grad.clone()
 
     def _add_up(self) -> None:
         """Every process's gradients become the sum over all of them."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from curate.training.settings import TrainSettings
 
 _STATE = ("exp_avg", "exp_avg_sq", "step")
+SUM = "sum"  # beside the state: the sums of the steps' gradients, where the settings ask for them
 INDEX = "index"  # beside the state of numbers that a mask has selected: their flat places
 
 
@@ -40,6 +41,11 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str,
         for what, value in optimizer.state.get(parameter, {}).items():
             found[f"{what}.{name}"] = value.detach().cpu().contiguous()
     return found
+
+
+def stored_under(what: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is kept of each parameter under `what.NAME`, by name."""
+    return {key.partition(".")[2]: tensor for key, tensor in tensors.items() if key.startswith(f"{what}.")}
 
 
 def load_optimizer(

@@ -74,6 +74,8 @@ class TrainSettings:
     """Record every sample's loss and weight at every step (table `trained`)."""
     shuffle_weights: bool = False
     """A null: the weights of each step are dealt out to its samples by lot."""
+    sum_gradients: bool = False
+    """Add up the steps' gradients, before they are clipped, and keep them beside the optimizer's state."""
     count_flops: bool = False
     """Measure FLOPs beside reckoning them (flops_counted), by eager attention; slower."""
 
