@@ -32,10 +32,16 @@ _BOTH_WAYS = ("forward", "backward", "projection")  # phases of a pass that take
 class Meters:
     """The accounts of a pass, each a row of the ledger: one, or one for each phase of a pass that takes gradients."""
 
-    def __init__(self, jobs: Sequence[Job], step: Pass, stack: ExitStack):
+    def __init__(self, jobs: Sequence[Job], step: Pass, stack: ExitStack, prepared: str | None = None):
+        """prepared: of a counting pass, what it makes."""
         methods, names = [job.method.name for job in jobs], ", ".join(job.name for job in jobs)
         used = dict.fromkeys(choice.name for job in jobs for choice in job.models.values())
-        columns = {"methods": methods, "name": names, **({"model": ", ".join(used)} if used else {})}
+        columns = {
+            "methods": methods,
+            "name": names,
+            "prepared": prepared,
+            **({"model": ", ".join(used)} if used else {}),
+        }
         both_ways = any(isinstance(leg, Slope) for leg in step.legs.values())
         self._phases = _BOTH_WAYS if both_ways else (step.name,)
         self._meters: dict[str, Meter] = {}
@@ -99,7 +105,7 @@ def _count_aim(job: Job, workers: Workers, held: Claim, work: Work, failed: Fail
     parts, step = work.partials, job.passes[work.index]
     assert step.reduce is not None
     tasks = Tasks([Aim(len(job.aim(step).subtasks))])
-    _run(job, workers, held, work, step, [], tasks)
+    _run(job, workers, held, work, step, [], tasks, name)
     partial = parts.read(str(Aim(0)))
     if partial is None:
         raise CurateFailure(f"{parts.folder}: what was just written there reads otherwise; is the disk sound?")
@@ -118,7 +124,7 @@ def _count_pool(job: Job, workers: Workers, held: Claim, work: Work, failed: Fai
     else:
         records = parts.records()
         missing = [u for u in units if records.get(partial_name(u), {}).get("shard") != u.shard.sha256]
-    _run(job, workers, held, work, step, units, Tasks(missing), sums)
+    _run(job, workers, held, work, step, units, Tasks(missing), name, sums)
     state = step.reduce(sums.left() if sums else (work.partial_again(unit) for unit in units))
     records = parts.records()
     failures: dict[str, dict[str, str]] = {}
@@ -138,11 +144,12 @@ def _run(
     step: Pass,
     units: Sequence[Unit],
     tasks: Tasks,
+    name: str,
     sums: _Sums | None = None,
 ) -> None:
     run_task = ModelWork((work,), job.models, job.checkpoints).run_task if step.legs else work.run_task
     with ExitStack() as stack:
-        meters = Meters([job], step, stack)
+        meters = Meters([job], step, stack, f"{work.partials.folder.name}/{name}")
         bar = stack.enter_context(progress([job], step, units, tasks))
         for task, done in workers.run(run_task, tasks, lambda task: meters.begin(task.samples)):
             held.check()

@@ -88,11 +88,20 @@ def fitted(mask: StoredMask, model: nn.Module) -> Mapping[str, np.ndarray]:
     return {name: places for name, places in mask.selected.items() if name in own}
 
 
-def refreshed(mask: StoredMask, method: Mask, model: nn.Module) -> Refreshed:
-    """A mask as the trainer follows it: chosen anew by its method where that asks for it."""
+def refreshed(mask: StoredMask, method: Mask | None, model: nn.Module) -> Refreshed:
+    """A mask as the trainer follows it: chosen anew by its method where that asks for it. Raises CurateError where it
+    does, and the method is not given."""
     from curate.training.masked import Refreshed
 
     selected = fitted(mask, model)
+    its = mask.lineage["mask"]
+    if method is None:
+        if its["settings"].get("interval"):
+            raise CurateError(
+                f"the mask '{mask.name}' ({its['name']}) is chosen anew as training goes: give its method, too "
+                "(Training(…, masking=…))."
+            )
+        return Refreshed(selected)
     budget = int(mask.lineage["selected"])
 
     def update(weights: Mapping[str, Tensor]) -> dict[str, np.ndarray]:

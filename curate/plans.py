@@ -19,6 +19,7 @@ from curate.workspace import Workspace, pool_fingerprint
 
 LINEAGE = ("selector", "choice", "weighting", "by", "repeats", "manifest", "selection", "scores")  # of a manifest
 HOW = (
+    "sum_gradients",
     "checkpoint_every",
     "checkpoint_epochs",
     "keep_checkpoints",
@@ -35,7 +36,7 @@ class Training:
 
     manifest: whose samples, weights and repeats; null: the whole pool. target: of a weighting that uses one. by: SQL
     expression over `samples`, the column of a weighting that uses one. mask: which numbers are trained; null: all of
-    what `lora_r` says. masking: its method.
+    what `lora_r` says. masking: its method, of one that is chosen anew.
     """
 
     model: ModelChoice
@@ -101,7 +102,14 @@ def _mask_recipe(mask: StoredMask | None) -> dict[str, Any] | None:
     if mask is None:
         return None
     lineage = mask.lineage
-    return {"name": mask.name, "sha256": mask.sha256, "method": lineage["mask"], "selected": lineage["selected"]}
+    made = {key: lineage[key] for key in ("scores", "warmup") if key in lineage}
+    return {
+        "name": mask.name,
+        "sha256": mask.sha256,
+        "method": lineage["mask"],
+        "selected": lineage["selected"],
+        **made,
+    }
 
 
 def refuse_other_run(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:

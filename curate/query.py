@@ -53,7 +53,7 @@ def connect(ws: Workspace, query: str) -> duckdb.DuckDBPyConnection:
         "pool": _pool,
         "targets": _targets,
         "rejects": _rejects,
-        "ledger": lambda ws: _read(sorted((ws.path / "ledger").glob("part-*.parquet")), LEDGER),
+        "ledger": lambda ws: _ledger(ws),
         "metrics": lambda ws: _of_runs(ws, "metrics", METRICS),
         "trained": lambda ws: _of_runs(ws, "trained", TRAINED),
         "samples": lambda ws: _samples(ws, words),
@@ -281,6 +281,12 @@ def _score_columns(name: str, recipe: dict[str, Any]) -> dict[str, str]:
     return {shown: types[column] for column, shown in sample_columns(name, recipe).items()}
 
 
+def _ledger(ws: Workspace) -> str:
+    parts = sorted((ws.path / "ledger").glob("part-*.parquet"))
+    none = _read([], LEDGER)
+    return f"{none} UNION ALL BY NAME SELECT * FROM {_files(parts, ', union_by_name = true')}" if parts else none
+
+
 def _read(files: Sequence[Location], schema: pa.Schema, columns: Sequence[str] = ()) -> str:
     """A SELECT of the named columns (default all) from Parquet files; of no rows where there are none."""
     names = columns or schema.names
@@ -295,9 +301,9 @@ def _nothing(columns: dict[str, str]) -> str:
     return f"SELECT {nulls} WHERE false"
 
 
-def _files(paths: Sequence[Location]) -> str:
+def _files(paths: Sequence[Location], how: str = "") -> str:
     # The folder's own name is no data, even where it reads like a hive partition (…/score=5/…).
-    return f"read_parquet([{', '.join(_text(str(p)) for p in paths)}], hive_partitioning = false)"
+    return f"read_parquet([{', '.join(_text(str(p)) for p in paths)}], hive_partitioning = false{how})"
 
 
 def _text(value: str) -> str:

@@ -142,7 +142,7 @@ def advance(
         _forget_peak(model.model.device)
         meters = _Meters(run, training, account, stack, processes.is_main_process)
         data, places = _data(run, training, rows, target, model, meters, result, processes)
-        mask = refreshed(training.mask, training.masking, model.model.model) if training.mask else None  # type: ignore[arg-type]
+        mask = refreshed(training.mask, training.masking, model.model.model) if training.mask else None
         trainer = _trainer(model, data, training, processes, start, folder, mask)
         book = _Book(run, trainer, model, rows.row[places], start, processes.is_main_process)
         trainable = (

@@ -68,6 +68,7 @@ LEDGER = pa.schema(
         ("device", pa.string()),
         ("peak_bytes", pa.int64()),
         ("run", pa.string()),
+        ("prepared", pa.string()),  # what a counting pass has made, which several scores may stand on
     ]
 )
 RUNS = pa.schema(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,16 @@ import pytest
 import curate
 from curate.errors import CurateError
 from curate.judging import Judge
+from curate.masking import read_mask
+from curate.masks.dualsft import Dualsft as DualsftMask
+from curate.masks.gradient_block import GradientBlock
+from curate.masks.random import Random as RandomMask
 from curate.metrics.loss import Loss
 from curate.models.load import ModelChoice
 from curate.pages.comparison import page, plot, reading
 from curate.plans import Training
 from curate.scores.bm25 import Bm25
+from curate.scores.dualsft import Dualsft
 from curate.scores.nll import Nll
 from curate.selectors.random import Random
 from curate.selectors.top import Top
@@ -108,6 +114,39 @@ def test_runs_that_differ_in_their_seed_are_one_arm_and_all_costs_are_the_ledger
     assert all(arm in text for arm in arms) and "data:image/png;base64" in text and "in domain" in text
     assert plot(found)[:8] == b"\x89PNG\r\n\x1a\n"
     assert len(reading(found)) == 2 and "Against full, " in reading(found)[0]
+
+
+def test_masks_make_arms_of_their_own_and_what_several_scores_stand_on_is_paid_by_each(
+    small_ws: Workspace,
+) -> None:
+    dual = Dualsft(warmup=0.1, batch_size=8, lr=1e-3, anchors_share=0.1)
+    curate.score(small_ws, dual, target="facts", models=TINY)
+    curate.score(small_ws, dual, target="words", models=TINY)  # its warm-up, pool and anchors are those of the first
+    curate.select(small_ws, "best", Top(), Choice(by="dualsft_words", top=32))
+    curate.mask(small_ws, "dual", DualsftMask(), 0.05, score="dualsft_facts", find=curate.find)
+    curate.mask(small_ws, "blocks", GradientBlock(block=32, steps=2, batch_size=8), 0.05, model=TINY)
+    plain = Training(TINY, Uniform(), SETTINGS)
+    for name, manifest, mask in (("whole", None, None), ("data", "best", None), ("pushed", None, "blocks"),
+                                 ("parameters", None, "dual")):  # fmt: skip
+        curate.train(small_ws, name, replace(plain, manifest=manifest, mask=mask and read_mask(small_ws, mask)))
+    for seed in range(2):
+        curate.mask(small_ws, f"lot_{seed}", RandomMask(seed=seed), 0.05, model=TINY)
+        drawn = replace(plain, mask=read_mask(small_ws, f"lot_{seed}"), seed=seed)
+        curate.train(small_ws, f"drawn_s{seed}", drawn)
+    arms = {arm.name: arm for arm in curate.compare(small_ws, [], against="whole").arms}
+    assert set(arms) == {"whole", "data", "pushed", "parameters", "drawn"} and len(arms["drawn"].runs) == 2
+    ledger = curate.sql(small_ws, "SELECT * FROM ledger")
+    mine = [r for r in ledger if r["stage"] == "score" and r["name"] != "dualsft_facts"]
+    both = [r for r in ledger if r["name"] == "dualsft_facts"]
+    states = json.loads((small_ws.score_folder("dualsft_words") / "score.json").read_text())["states"]
+    shared = [r for r in both if r["prepared"] in states]
+    assert 0 < len(shared) < len(both) and sum(r["phase"] == "warm-up" for r in mine) == 1
+    assert arms["data"].cost.prep == pytest.approx(sum(r["flops"] or 0.0 for r in [*mine, *shared]), rel=1e-9)
+    warm_up = [r["flops"] for r in mine if r["phase"] == "warm-up"]
+    first = sum(r["flops"] or 0.0 for r in both) + sum(warm_up)
+    assert arms["parameters"].cost.prep == pytest.approx(first, rel=1e-9)
+    (pushed,) = [r["flops"] for r in ledger if r["stage"] == "mask" and r["phase"] == "warm-up"]
+    assert arms["pushed"].cost.prep == pytest.approx(pushed, rel=1e-9) and arms["whole"].cost.prep == 0.0
 
 
 def test_the_command_line_compares(grid: Workspace, cli: Any, tmp_path: Path) -> None:

@@ -71,7 +71,8 @@ def _ours(path: Path, parameters: Mapping[str, nn.Parameter]) -> tuple[dict[str,
     found: dict[str, dict[str, Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}, "step": {}, INDEX: {}}
     for key, value in load_file(path).items():
         what, _, name = key.partition(".")
-        found[what][plain(name)] = value
+        if what in found:
+            found[what][plain(name)] = value
     if found[INDEX]:
         raise CurateError(
             f"{path} is the state of a training by a mask, which has no moments of what is outside; take a run of all "

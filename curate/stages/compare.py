@@ -139,6 +139,7 @@ def _arm_key(recipe: dict[str, Any], null: bool = True) -> str:
     selection = _unseeded(recipe.get("selection"), null)
     model = {key: recipe["model"].get(key) for key in ("weights", "dtype", "context", "too_long")}
     rest = [recipe.get(key) for key in ("weighting", "by", "target_fingerprint")]
+    rest += [_unseeded_mask(recipe["mask"])] if recipe.get("mask") else []
     whole = recipe.get("manifest_sha256") if recipe.get("manifest") and not selection else recipe.get("pool")
     return fingerprint(model, selection, rest, settings, whole)
 
@@ -149,6 +150,13 @@ def _unseeded(value: Any, null: bool) -> Any:
         aside = {"seed", "allow_stale", "sha256", "manifest"} | (set() if null else {"null"})
         return {k: _unseeded(v, null) for k, v in value.items() if k not in aside}
     return value
+
+
+def _unseeded_mask(mask: dict[str, Any]) -> Any:
+    """How a mask came to be, without its seed; of one that has none, the mask itself."""
+    settings = mask["method"]["settings"]
+    its = {key: value for key, value in settings.items() if key != "seed"}
+    return [mask["method"]["name"], its, mask["selected"], mask["sha256"] if "seed" not in settings else None]
 
 
 def _seed(recipe: dict[str, Any]) -> int:
@@ -239,6 +247,7 @@ def _quality(
 def _aims(recipe: dict[str, Any]) -> set[str]:
     """The targets that a run was aimed at: by its weighting, or by a score of its choice."""
     scores = {**recipe.get("scores", {}), **((recipe.get("selection") or {}).get("scores") or {})}
+    scores |= (recipe.get("mask") or {}).get("scores", {})
     aims = {score.get("target") for score in scores.values()} | {recipe.get("target")}
     aims |= {(step.get("choice") or {}).get("target") for step in _steps(recipe)}
     return {target for target in aims if target}
@@ -296,12 +305,20 @@ def _add(cost: Cost, row: dict[str, Any], phase: str) -> None:
 
 
 def _prepared(rows: list[tuple[int, dict[str, Any]]], recipe: dict[str, Any]) -> set[int]:
-    """The rows of the ledger, of those before the run, that paid for its scores and vectors, and for its manifest.
+    """The rows of the ledger, of those before the run, that paid for its scores and vectors, its manifest and its mask.
 
     Of a score they are all of its name, method and models (what a kill threw away is paid, too); of a manifest the
     last, since each replaced the one before.
     """
-    scores = {**((recipe.get("selection") or {}).get("scores") or {}), **recipe.get("scores", {})}
+    mask = recipe.get("mask") or {}
+    scores = {
+        **((recipe.get("selection") or {}).get("scores") or {}),
+        **recipe.get("scores", {}),
+        **mask.get("scores", {}),
+    }
+    shared = {state for score in scores.values() for state in score.get("states", ())}
+    trained = {f"warmup_{score['warmup']['wanted']}" for score in scores.values() if score.get("warmup")}
+    trained |= {mask["warmup"]} if mask.get("warmup") else set()
     made = [(name, s) for name, s in scores.items()] + [(s["vectors"], s) for s in scores.values() if s.get("vectors")]
     found = set()
     for i, row in rows:
@@ -310,6 +327,8 @@ def _prepared(rows: list[tuple[int, dict[str, Any]]], recipe: dict[str, Any]) ->
             models = {model["name"] for model in score.get("models", {}).values()}
             if its.get(name) == score["method"] and models <= set((row["model"] or "").split(", ")):
                 found.add(i)
+        if row["prepared"] in shared or row["stage"] != "train" and row["run"] in trained:
+            found.add(i)
     manifests = [recipe.get("manifest"), *((step.get("manifest") or {}).get("name") for step in _steps(recipe))]
     for manifest in manifests:
         chosen = [i for i, r in rows if r["stage"] in ("select", "weigh") and r["name"] == manifest]

@@ -78,7 +78,7 @@ def mask(
             gradients = None
             if run is not None:
                 gradients, result.checkpoint = _sums(run)
-                made = {"checkpoint": result.checkpoint}
+                made = {"checkpoint": result.checkpoint, "warmup": run.account}
             weights = {n: p.detach().float().numpy() for n, p in load(choice)[0].named_parameters()}
             given = Parameters(weights, 0, gradients=gradients)
         sizes = {n: int(np.prod(weight.shape)) for n, weight in given.weights.items()}
@@ -134,7 +134,7 @@ def _of_score(
     assert backward.at.moments
     scores = method.of_parameters(states, backward.at.moments)
     weights = {n: p.detach().float().cpu().numpy() for n, p in backward.parameters.items()}
-    made = {"score": {"name": name, "fingerprint": recipe["fingerprint"]}}
+    made = {"scores": {name: recipe}}
     return Parameters(weights, 0, scores), made, models.get("origin") or models["base"]
 
 
