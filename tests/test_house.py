@@ -33,7 +33,7 @@ FLOORS = [
     {"curate.tables"},
     {"curate.models"},
     {"curate.training", "curate.gradients"},
-    {"curate.roles", "curate.slopes", "curate.masking"},
+    {"curate.roles", "curate.slopes", "curate.masking", "curate.diagnosis"},
     {"curate.lineage", "curate.tasks", "curate.executors", "curate.judging"},
     {"curate.query", "curate.jobs", "curate.index"},
     {"curate.columns", "curate.counting", "curate.samples"},
@@ -41,7 +41,7 @@ FLOORS = [
     {"curate.plans"},
     {"curate.running"},
     {"curate.warmups"},
-    {"curate.asides"},
+    {"curate.asides", "curate.scored_model"},
     {
         "curate.stages",
         "curate.scores",

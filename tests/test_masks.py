@@ -28,6 +28,7 @@ from curate.method import Parameters
 from curate.models.language_model import LanguageModel
 from curate.models.load import CheckpointChoice, ModelChoice, load
 from curate.models.tokens import encode
+from curate.plans import Training
 from curate.scores.dualsft import Dualsft
 from curate.shards import read_arrays
 from curate.training.examples import Examples
@@ -435,6 +436,11 @@ def test_what_is_no_mask_for_a_model_is_said(small_ws: Any) -> None:
     other = {**lineage, "shapes": {**lineage["shapes"], embedding: [7, 192]}}
     with pytest.raises(CurateError, match=r"its model.embed_tokens.weight is \[7, 192\], and this one's"):
         fitted(replace(stored, lineage=other), lm.model)
+    curate.mask(small_ws, "moves", MagnitudeSmall(interval=2), 0.1, model="tiny")
+    with pytest.raises(
+        CurateError, match="'moves' \\(magnitude_small\\) is chosen anew as training goes: give its method"
+    ):
+        curate.train(small_ws, "m_run", Training(ModelChoice("tiny"), Uniform(), mask=read_mask(small_ws, "moves")))
     path = small_ws.mask_path("m")
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CurateError, match="is no mask, or damaged"):

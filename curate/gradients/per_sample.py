@@ -101,9 +101,9 @@ class Outer(PerSample):
         return torch.cat([part.full().flatten(1) @ flat for part in self._parts(len(self.e))])
 
     def _parts(self, n: int) -> list[Outer]:
-        """The same, a few samples at a time."""
+        """The same, a few samples at a time; of none, one part."""
         size = max(1, BLOCK // (self.shape[0] * self.shape[1]))
-        return [self.of(torch.arange(a, min(a + size, n))) for a in range(0, n, size)]
+        return [self.of(torch.arange(a, min(a + size, n))) for a in range(0, max(n, 1), size)]
 
     def of(self, some: Tensor) -> Outer:
         some = some.to(self.e.device)

@@ -33,16 +33,23 @@ class Dualsft(Mask):
     >>> chosen = Dualsft().init(Parameters(values, 2, values.__getitem__))
     >>> {name: places.tolist() for name, places in chosen.items()}
     {'a': [0], 'b': [0]}
+    >>> chosen = Dualsft(end="smallest").init(Parameters(values, 2, values.__getitem__))
+    >>> {name: places.tolist() for name, places in chosen.items()}
+    {'a': [1, 3], 'b': []}
     """
 
     uses_score: ClassVar = True
 
     quota: Literal["global", "module"] = "global"
     """All parameters are ranked together, or each one's by themselves."""
+    end: Literal["largest", "smallest"] = "largest"
+    """smallest: the reverse, which should do worse than chance; to check that the order means something."""
 
     def init(self, given: Parameters) -> dict[str, np.ndarray]:
-        assert given.scores is not None
+        scores = given.scores
+        assert scores is not None
+        sign = 1.0 if self.end == "largest" else -1.0
         sizes = {name: int(np.prod(weight.shape)) for name, weight in given.weights.items()}
         if self.quota == "global":
-            return largest(given.scores, sizes, given.budget)
-        return largest_of_each(given.scores, sizes, shares(sizes, given.budget))
+            return largest(lambda name: sign * scores(name), sizes, given.budget)
+        return largest_of_each(lambda name: sign * scores(name), sizes, shares(sizes, given.budget))

@@ -276,13 +276,19 @@ class Dualsft(Score):
         """s v_j G_j and s^2/2 c_j G_j of each number of a parameter, float64 [*shape]: their difference is its score.
 
         square, step: AdamW's second moments, and after how many steps."""
+        first, second = self.direction(state, name, square, step)
+        total = float(state["pool.0/samples"][0]) * state[f"pool.0/{name}"][0].astype(np.float64)
+        return first * total, second * total
+
+    def direction(self, state: Arrays, name: str, square: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
+        """s v and s^2/2 c of a parameter, float64 [*shape]: q is their difference."""
         v, bent = self.dual(state, name)
         n = float(state["pool.0/samples"][0])
-        s, total = self._s(n), n * state[f"pool.0/{name}"][0].astype(np.float64)
+        s = self._s(n)
         if self.order == "first":
-            return s * v * total, np.zeros_like(v)
+            return s * v, np.zeros_like(v)
         curved = bent * self.curvature(square.astype(np.float64), step) if self.order == "diagonal" else bent
-        return s * v * total, s**2 / 2 * n * curved * total
+        return s * v, s**2 / 2 * n * curved
 
     def note(self, columns: Mapping[str, np.ndarray]) -> str:
         first, second = (columns[c][np.isfinite(columns[c])] for c in ("first", "second"))

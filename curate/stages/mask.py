@@ -12,14 +12,14 @@ from curate import __version__
 from curate.claims import claim
 from curate.costs import charged
 from curate.errors import CurateError
-from curate.lineage import model_choices, model_recipe, score_state, usable
+from curate.lineage import model_recipe
 from curate.masking import write_mask
-from curate.method import Mask, Parameters, Score
+from curate.method import Mask, Parameters
 from curate.models.load import ModelChoice, load
 from curate.running import Account
 from curate.runs import Run
-from curate.shards import Parts
-from curate.warmups import looked_at, warm_up
+from curate.scored_model import scored_model
+from curate.warmups import warm_up
 from curate.workspace import Workspace
 
 
@@ -70,7 +70,13 @@ def mask(
                     f"the mask '{method.name}' ranks by a score's values of parameters: add --score NAME (a `dualsft` "
                     "score), and no --model, which is the score's."
                 )
-            given, made, choice = _of_score(ws, score, find, allow_stale, result)
+            opened = scored_model(ws, score, find, allow_stale=allow_stale)
+            moments, parameters = opened.model.at.moments, opened.model.parameters
+            assert moments
+            result.warnings += opened.warnings
+            weights = {n: p.detach().float().cpu().numpy() for n, p in parameters.items()}
+            given = Parameters(weights, 0, opened.method.of_parameters(opened.states, moments))
+            choice, made = opened.origin, {"scores": {score: dict(opened.recipe)}}
         else:
             if score or model is None:
                 raise CurateError(f"the mask '{method.name}' looks at a model's weights: add --model M, not --score.")
@@ -105,37 +111,6 @@ def mask(
     with claim(ws.path, f"mask {name}"):
         write_mask(ws, name, chosen, lineage)
     return result
-
-
-def _of_score(
-    ws: Workspace, name: str, find: Any, allow_stale: bool, result: Masked
-) -> tuple[Parameters, dict[str, Any], ModelChoice]:
-    """What a score has found of parameters, from the states it has kept; and the model it began with."""
-    from curate.gradients.backward import Backward
-
-    ws.require("score", name)
-    state = score_state(ws, name)
-    result.warnings += usable([state], allow_stale)
-    recipe = state.recipe
-    method = find("score", recipe["method"])(**recipe["settings"])
-    if type(method).of_parameters is Score.of_parameters:
-        raise CurateError(
-            f"the score '{name}' ({recipe['method']}) says nothing of parameters; take a `dualsft` score."
-        )
-    states: dict[str, np.ndarray] = {}
-    for path in recipe.get("states", []):
-        place, _, part = path.rpartition("/")
-        kept = Parts(ws.path / "prepared" / place, ".safetensors").read(part)
-        if kept is None:
-            raise CurateError(f"what the score '{name}' has added up is gone; run `{state.command()} --fresh`.")
-        states |= kept
-    models = model_choices(recipe)
-    backward = Backward([looked_at(ws, recipe, models["base"])], moments=True)
-    assert backward.at.moments
-    scores = method.of_parameters(states, backward.at.moments)
-    weights = {n: p.detach().float().cpu().numpy() for n, p in backward.parameters.items()}
-    made = {"scores": {name: recipe}}
-    return Parameters(weights, 0, scores), made, models.get("origin") or models["base"]
 
 
 def _sums(run: Run) -> tuple[Callable[[str], np.ndarray], str]:

@@ -1,0 +1,86 @@
+"""Pictures of diagnostics, as PNG: lines with their intervals, and where in a model the chosen numbers lie."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from curate.diagnosis.chosen import Block
+
+
+@dataclass(frozen=True)
+class Panel:
+    """lines: of each label its points x, y, and the interval's ends, or null. level: where a line across is drawn."""
+
+    title: str
+    x: str
+    y: str
+    lines: Mapping[str, Sequence[tuple[float, float, tuple[float, float] | None]]] = field(default_factory=dict)
+    log: bool = False
+    level: float | None = None
+
+
+def lines(panels: Sequence[Panel]) -> bytes:
+    """Panels side by side, each with its own legend."""
+    plt = _pyplot()
+    figure, axes = plt.subplots(1, len(panels), figsize=(5.4 * len(panels), 4.2), squeeze=False, layout="constrained")
+    for axis, panel in zip(axes.flat, panels, strict=True):
+        for i, (label, points) in enumerate(panel.lines.items()):
+            x, y = (np.array([p[k] for p in points], float) for k in (0, 1))
+            reach = None
+            if all(p[2] is not None for p in points):
+                reach = np.abs(np.array([p[2] for p in points], float).T - y)
+            axis.errorbar(x, y, yerr=reach, label=label, marker="os^Dv"[i % 5], capsize=3, alpha=0.85)
+        if panel.level is not None:
+            axis.axhline(panel.level, color="#888", linewidth=1, linestyle="--")
+        axis.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
+        if panel.log:
+            axis.set_xscale("log")
+        axis.grid(alpha=0.3)
+        axis.legend(frameon=False, fontsize="small")
+    return _png(plt, figure)
+
+
+def heat_map(blocks: Sequence[Block], title: str) -> bytes:
+    """Enrichment by layer (down) and module (across): 1, in white, is the share that the whole model has; what has no
+    such module is left empty, and what is outside the layers stands in a row of its own."""
+    plt = _pyplot()
+    modules = list(dict.fromkeys(b.module for b in sorted(blocks, key=lambda b: (b.layer < 0, b.module))))
+    layers = sorted({b.layer for b in blocks}, key=lambda layer: (layer < 0, layer))
+    table = np.full((len(layers), len(modules)), np.nan)
+    for b in blocks:
+        table[layers.index(b.layer), modules.index(b.module)] = b.enrichment
+    size = (1.6 + 0.75 * len(modules), 2.2 + 0.45 * len(layers))
+    figure, axis = plt.subplots(figsize=size, layout="constrained")
+    from matplotlib.colors import TwoSlopeNorm
+
+    most = max(2.0, float(np.nanmax(table)))
+    picture = axis.imshow(table, cmap="RdBu_r", norm=TwoSlopeNorm(1.0, 0.0, most), aspect="auto")
+    for i, j in np.argwhere(np.isfinite(table)):
+        dark = table[i, j] < 0.35 or table[i, j] > 1 + 0.65 * (most - 1)
+        axis.text(j, i, f"{table[i, j]:.1f}", ha="center", va="center", color="white" if dark else "black", fontsize=8)
+    axis.set_xticks(range(len(modules)), modules, rotation=40, ha="right", fontsize=8)
+    axis.set_yticks(range(len(layers)), [str(n) if n >= 0 else "outside" for n in layers])
+    axis.set(title=title, ylabel="layer")
+    figure.colorbar(picture, ax=axis, label="share chosen / share of the model")
+    return _png(plt, figure)
+
+
+def _pyplot() -> Any:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    return plt
+
+
+def _png(plt: Any, figure: Any) -> bytes:
+    made = io.BytesIO()
+    figure.savefig(made, format="png", dpi=110)
+    plt.close(figure)
+    return made.getvalue()
