@@ -449,7 +449,7 @@ def test_what_is_no_mask_for_a_model_is_said(small_ws: Any) -> None:
     write_mask(small_ws, "m", {"a": np.array([3, 1])}, {"shapes": {"a": [5]}})
     with pytest.raises(CurateError, match="a has places that are not ascending within its 5 numbers"):
         read_mask(small_ws, "m")
-    assert curate.drop(small_ws, "m") == "mask" and small_ws.mask_names() == []
+    assert curate.drop(small_ws, "m") == "mask" and small_ws.mask_names() == ["moves"]
 
 
 def test_the_command_line_masks_trains_and_goes_on_where_it_was_killed(small_ws: Any, cli: Any) -> None:
