@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from presets import FEW, PRESETS, SAMPLE, Preset  # pyright: ignore[reportMissingImports]
+from presets import FEW, PRESETS, SAMPLE, SKILLS, Preset  # pyright: ignore[reportMissingImports]
 from scipy.stats import mannwhitneyu
 
 import curate
@@ -23,8 +23,6 @@ from curate.scores.bm25 import Bm25
 from curate.selectors.top import Top
 from curate.stages.select import Choice
 from curate.workspace import Workspace
-
-SKILLS = ("arithmetic", "facts", "program", "strings", "table", "translation")
 
 
 def costs(ws: Workspace, since: int) -> list[dict[str, Any]]:

@@ -18,6 +18,7 @@ from pathlib import Path
 import curate
 from curate.exports.jsonl import Jsonl
 from curate.models.load import ModelChoice
+from curate.scores.dualsft import Dualsft
 from curate.scores.less import Less
 from curate.selectors.random import Random
 from curate.stages.select import Choice
@@ -25,6 +26,8 @@ from curate.training.settings import TrainSettings
 from curate.workspace import Workspace
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample"
+SKILLS = ("arithmetic", "facts", "program", "strings", "table", "translation")
+OTHERS = ("arithmetic", "program", "strings")  # beside a pair's two: where a model may have lost something
 SHARED = Path(os.environ.get("CURATE_SHARED", Path(__file__).parent.parent.parent / "shared")) / "data"
 
 
@@ -32,7 +35,9 @@ SHARED = Path(os.environ.get("CURATE_SHARED", Path(__file__).parent.parent.paren
 class Preset:
     """data: fills a workspace with a pool and targets. base: the model that is trained, made in a folder where it has
     to be. pairs: in-domain target A and out-of-domain target B. budgets: fractions of the pool. questions: of a
-    target's test split that are asked; 0: all. less: with its warm-up.
+    target's test split that are asked; 0: all. less, dual: with their warm-ups. others: targets beside the pairs', on
+    which it shows what a model still can. trials, horizons: subsets of `size` samples, and steps of training on each,
+    against which scores are held.
     context: tokens of a model that is named instead of the base; 0: its own."""
 
     data: Callable[[Workspace], None]
@@ -42,8 +47,13 @@ class Preset:
     seeds: int
     training: TrainSettings
     less: Less
+    dual: Dualsft
+    others: tuple[str, ...] = ()
     questions: int = 0
     context: int = 0
+    trials: int = 32
+    horizons: tuple[int, ...] = (10, 50)
+    size: int = 256
 
 
 # --- data ------------------------------------------------------------------------------------------------
@@ -52,7 +62,7 @@ class Preset:
 def sample(ws: Workspace) -> None:
     """The sample corpus: six skills in four domains; 10 % of its answers are corrupt, 5 % is off topic."""
     curate.ingest(ws, sorted(str(path) for path in (SAMPLE / "pool").iterdir()))
-    for name in ("facts", "translation"):
+    for name in ("facts", "translation", *OTHERS):
         for split in ("val", "test"):
             curate.target(ws, name, str(SAMPLE / f"targets/{name}_{split}.jsonl"), subtask="subtask", split=split)
 
@@ -118,12 +128,36 @@ FINE = TrainSettings(epochs=1, batch_size=64, micro_batch_size=16, lr=1e-4, sche
 SMALL = Less(warmup=0.3, epochs=4, batch_size=128, lr=1e-3, lora_targets="all-linear", keep_subtasks=True)
 BRIEF = replace(SMALL, warmup=0.1, epochs=1, lora_r=8, dim=1024)
 
+# DualSFT's paper is silent on the warm-up's share and on lambda; a model that small wants more than a twentieth.
+DUAL = Dualsft(warmup=0.1, epochs=2, batch_size=32, lr=5e-4, eta=1e-3)
+HURRIED = replace(DUAL, warmup=0.05, epochs=1)
+DUAL_REAL = Dualsft(warmup=0.05, batch_size=64, micro_batch_size=8)
+
 PRESETS = {
-    "smoke": Preset(sample, tiny, (("facts", "translation"),), (0.05,), 2, SHORT, BRIEF, questions=20),
-    "cpu": Preset(sample, young, (("facts", "translation"),), (0.1, 0.3), 3, LONG, SMALL),
-    "gpu": Preset(real, smollm2, (("gsm8k", "bbh"), ("bbh", "gsm8k")), (0.05, 0.2), 3, FINE, Less(keep_subtasks=True)),
+    "smoke": Preset(
+        *(sample, tiny, (("facts", "translation"),), (0.05,), 2, SHORT, BRIEF, HURRIED, OTHERS),
+        questions=20,
+        trials=4,
+        horizons=(2, 4),
+        size=32,
+    ),
+    "cpu": Preset(sample, young, (("facts", "translation"),), (0.1, 0.3), 3, LONG, SMALL, DUAL, OTHERS),
+    "gpu": Preset(
+        *(
+            real,
+            smollm2,
+            (("gsm8k", "bbh"), ("bbh", "gsm8k")),
+            (0.05, 0.2),
+            3,
+            FINE,
+            Less(keep_subtasks=True),
+            DUAL_REAL,
+        ),
+        trials=64,
+        horizons=(10, 50, 200, 500, 1000),
+    ),
 }
 
 # For less.py alone: few real samples and a real model, for a processor.
 HASTY = Less(warmup=0.25, epochs=1, batch_size=16, micro_batch_size=4, lr=2e-4, keep_subtasks=True)
-FEW = Preset(few, short, (("gsm8k", "bbh"),), (0.05,), 1, FINE, HASTY, context=512)
+FEW = Preset(few, short, (("gsm8k", "bbh"),), (0.05,), 1, FINE, HASTY, DUAL_REAL, context=512)

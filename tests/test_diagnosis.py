@@ -138,7 +138,7 @@ def test_products_lengths_and_sums_are_those_of_whole_gradients(way: GradientMod
 
 def test_sums_of_another_loss_are_its_own(way: GradientModel) -> None:
     method, model = Dualsft(), way.backward
-    (found,), counts, _ = summed(way, ANCHORS, loss=method._distillation, beside="origin")
+    (found,), counts, _ = summed(way, ANCHORS, loss=method.distillation, beside="origin")
     parameters = list(model.parameters.values())
     for p in parameters:
         p.requires_grad_(True)
@@ -241,7 +241,7 @@ def test_several_horizons_are_looked_at_on_the_way(way: GradientModel) -> None:
     lm = way.backward.lm
     encoded = encode(lm.tokenizer, [*POOL, *AIM, *ANCHORS], 512)
     anchors = encoded[-len(ANCHORS) :]
-    loss = Dualsft()._distillation
+    loss = Dualsft().distillation
     validation = Validation(way.backward, encoded[len(POOL) : -len(ANCHORS)], anchors, 0.5, loss, "origin")
     examples, trial = Examples.of(encoded), Trial(np.arange(len(POOL)))
     one, _ = realised(lm, examples, [trial], [1, 3], PLAIN, Uniform(), validation)

@@ -8,7 +8,7 @@ loses is `Regret`, and what choosing again gains, `reselect`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -175,7 +175,7 @@ def curvature_along(
 
 
 def drawn_by_score(
-    worths: Arrays, layers: Sequence[str], each: int, seed: int, value: Callable[[np.ndarray], np.ndarray] = np.abs
+    worths: Arrays, layers: Iterable[str], each: int, seed: int, value: Callable[[np.ndarray], np.ndarray] = np.abs
 ) -> dict[str, np.ndarray]:
     """Of each named parameter `each` places, a third of them from the lowest, middle and highest third by |worth|."""
     rng, found = np.random.default_rng(seed), {}

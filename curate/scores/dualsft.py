@@ -155,7 +155,7 @@ class Dualsft(Score):
         found = [mean_gradient(None, named="pool.")]
         if self._preserves == "cwsd":
             shaped_by = ("preserve", "order", "tau", "squared_tau", "confidence")
-            given: dict[str, Any] = {"loss": self._distillation, "beside": "origin", "curved": curved}
+            given: dict[str, Any] = {"loss": self.distillation, "beside": "origin", "curved": curved}
             weight = {"weight": Leg(self._token_confidence, model="origin")}
             found.append(mean_gradient(None, shaped_by, over="anchors", named="pre.", more=weight, **given))
         if self._preserves == "fisher":
@@ -169,8 +169,11 @@ class Dualsft(Score):
 
     # --- what is preserved -------------------------------------------------------------------------------
 
-    def _distillation(self, student: Tensor, teacher: Tensor, sample: Tensor, n: int) -> Tensor:
-        """w(x) tau^2 times the mean over each sample's tokens of KL(teacher || student), at temperature tau: [n]."""
+    def distillation(self, student: Tensor, teacher: Tensor | None, sample: Tensor, n: int) -> Tensor:
+        """w(x) tau^2 times the mean over each sample's tokens of KL(teacher || student), at temperature tau: [n].
+
+        student, teacher: logits [S, V]. sample: which of the n samples each token is of, [S]."""
+        assert teacher is not None
         log_p, log_p0 = ((logits / self.tau).log_softmax(-1) for logits in (student, teacher.to(student)))
         kl = (log_p0.exp() * (log_p0 - log_p)).sum(-1)
         tokens = sample.bincount(minlength=n).clamp(min=1)

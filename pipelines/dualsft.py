@@ -1,0 +1,259 @@
+"""DualSFT as a story: one set of gradients chooses the samples and the parameters; does it beat choosing either alone?
+
+    python pipelines/dualsft.py smoke|cpu|gpu [NEW-FOLDER] [--model MODEL]      (default: ./dualsft)
+
+Arms: all data with all parameters (SFT) or with LoRA; the data chosen by DualSFT, LESS, FisherSFT, SPICE or at random;
+the parameters by DualSFT, NanoAdam, SMT, LIFT, S2FT or at random; both at once, jointly or one method after the other;
+and as checks the same from the wrong end, and with shuffled scores. Plasticity is the accuracy on what is wanted,
+stability its mean over what is not, overall the mean of both. Ends in a table, a page and a picture. What the gradients
+themselves tell is dualsft_diagnostics.py.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import numpy as np
+from presets import PRESETS, Preset  # pyright: ignore[reportMissingImports]
+from scipy.stats import mannwhitneyu
+
+import curate
+from curate.judging import Judge
+from curate.masking import read_mask
+from curate.masks.dualsft import Dualsft as DualsftMask
+from curate.masks.gradient_block import GradientBlock
+from curate.masks.magnitude_small import MagnitudeSmall
+from curate.masks.principal import Principal
+from curate.masks.random import Random as RandomMask
+from curate.masks.structured import Structured
+from curate.method import Mask
+from curate.metrics.choice import Choice as OptionChoice
+from curate.metrics.loss import Loss
+from curate.models.load import ModelChoice
+from curate.pages.comparison import page, plot
+from curate.plans import Training
+from curate.scores.embed_lm import EmbedLm
+from curate.selectors.fishersft import Fishersft
+from curate.selectors.random import Random
+from curate.selectors.spice import Spice
+from curate.selectors.top import Top
+from curate.stages.compare import Compared
+from curate.stages.select import Choice
+from curate.statistics import Mean, paired
+from curate.weightings.uniform import Uniform
+from curate.workspace import Workspace
+
+DATA, PARAMETERS = 0.10, 0.05  # the paper's budgets
+
+
+@dataclass(frozen=True)
+class Arm:
+    """manifest, mask: names, with {seed} where each seed has its own; null: all of it."""
+
+    name: str
+    manifest: str | None = None
+    mask: str | None = None
+    lora: int = 0
+
+
+ARMS = (
+    Arm("sft"),
+    Arm("lora", lora=16),
+    Arm("data_random", "random_{seed}"),
+    Arm("data_less", "less_best"),
+    Arm("data_fishersft", "fisher_best"),
+    Arm("data_spice", "spice_best"),
+    Arm("data_dualsft", "dual_best"),
+    Arm("data_dualsft_null", "dual_null_{seed}"),
+    Arm("data_dualsft_worst", "dual_worst"),
+    Arm("param_random", None, "m_random_{seed}"),
+    Arm("param_nanoadam", None, "m_small"),
+    Arm("param_smt", None, "m_blocks"),
+    Arm("param_lift", None, "m_principal"),
+    Arm("param_s2ft", None, "m_channels_{seed}"),
+    Arm("param_dualsft", None, "m_dual"),
+    Arm("param_dualsft_worst", None, "m_worst"),
+    Arm("less_then_s2ft", "less_best", "m_channels_{seed}"),
+    Arm("spice_then_s2ft", "spice_best", "m_channels_{seed}"),
+    Arm("less_then_nanoadam", "less_best", "m_small"),
+    Arm("both_random", "random_{seed}", "m_random_{seed}"),
+    Arm("dualsft", "dual_best", "m_dual"),
+    Arm("dualsft_null", "dual_null_{seed}", "m_dual"),
+    Arm("dualsft_worst", "dual_worst", "m_worst"),
+)
+
+
+def selections(ws: Workspace, target: str, seeds: int) -> None:
+    dual, rows = f"dualsft_{target}", round(DATA * ws.n_rows())
+    curate.select(ws, "dual_best", Top(), Choice(by=dual, top=rows))
+    curate.select(ws, "dual_worst", Top(), Choice(by=f"-{dual}", top=rows))
+    curate.select(ws, "less_best", Top(), Choice(by=f"less_{target}", top=rows))
+    curate.select(ws, "fisher_best", Fishersft(), Choice(top=rows, vectors="embed_lm"))
+    curate.select(ws, "spice_best", Spice(), Choice(top=rows, vectors="less"))
+    for seed in range(seeds):  # what is drawn by lot is drawn anew for every seed
+        curate.select(ws, f"random_{seed}", Random(), Choice(top=rows, seed=seed))
+        curate.select(ws, f"dual_null_{seed}", Top(), Choice(by=dual, top=rows, seed=seed, null=True))
+
+
+def masks(ws: Workspace, preset: Preset, target: str, model: ModelChoice) -> dict[str, Mask]:
+    """The masks' methods by name, each stored under it."""
+    training = preset.training
+    warm_up = {"lr": training.lr, "batch_size": training.batch_size, "steps": training.steps or 100}
+    made: dict[str, Mask] = {
+        "m_small": MagnitudeSmall(interval=100),
+        "m_blocks": GradientBlock(block=16 if preset.context == 0 else 64, edges="pad", **warm_up),
+        "m_principal": Principal(interval=100),
+        "m_dual": DualsftMask(),
+        "m_worst": DualsftMask(end="smallest"),
+        **{f"m_random_{seed}": RandomMask(seed=seed) for seed in range(preset.seeds)},
+        **{f"m_channels_{seed}": Structured(seed=seed) for seed in range(preset.seeds)},
+    }
+    for name, method in made.items():
+        if name in ws.mask_names():
+            continue
+        score, its = (f"dualsft_{target}", None) if method.uses_score else (None, model)
+        curate.mask(ws, name, method, PARAMETERS, model=its, score=score, find=curate.find)
+    return made
+
+
+def trainings(
+    ws: Workspace, preset: Preset, model: ModelChoice, made: dict[str, Mask]
+) -> Iterator[tuple[str, Training]]:
+    """Every run: its name, and what is trained. All begin with the base model; SMT's where its warm-up ended."""
+    for arm in ARMS:
+        for seed in range(preset.seeds):
+            manifest, mask = (name and name.format(seed=seed) for name in (arm.manifest, arm.mask))
+            settings = replace(preset.training, lora_r=arm.lora)
+            plain = Training(model, Uniform(), settings, manifest=manifest, seed=seed)
+            if mask:
+                stored = read_mask(ws, mask)
+                begin = replace(model, name=stored.lineage.get("checkpoint", model.name))
+                plain = replace(plain, model=begin, mask=stored, masking=made[mask])
+            yield f"{arm.name}_s{seed}", plain
+
+
+def auroc(values: np.ndarray, positive: np.ndarray) -> float:
+    """The probability that a positive has the higher value; ties count half."""
+    ours, others = values[positive], values[~positive]
+    return float(mannwhitneyu(ours, others).statistic) / (len(ours) * len(others))
+
+
+def truth(ws: Workspace, target: str) -> None:
+    """What the sample corpus knows of its samples, against what each score says."""
+    facts = f"meta->>'skill' = '{target}' AS mine, NOT (meta->>'corrupt')::BOOLEAN AS clean"
+    for score in (f"dualsft_{target}", f"less_{target}"):
+        rows = curate.sql(ws, f"SELECT {facts}, {score} AS value FROM samples WHERE {score} IS NOT NULL")
+        mine, clean = (np.array([bool(r[name]) for r in rows]) for name in ("mine", "clean"))
+        value = np.array([r["value"] for r in rows])
+        best = np.argsort(-value)[: round(DATA * len(value))]
+        print(
+            f"   {score:16} its best {DATA:.0%}: {mine[best].mean():.0%} of the skill ({mine.mean():.0%} of all); "
+            f"AUROC skill {auroc(value, mine):.2f}, clean before corrupt {auroc(value[mine], clean[mine]):.2f}"
+        )
+
+
+# --- the table -------------------------------------------------------------------------------------------
+
+
+def judged(found: Compared, target: str) -> dict[str, dict[str, dict[int, float]]]:
+    """arm -> plasticity, stability, overall -> seed -> accuracy."""
+    by_arm: dict[str, dict[str, dict[int, float]]] = {}
+    for line in found.lines:
+        right = {k.split(" ")[0]: v for k, v in line.quality.items() if " choice" in k}
+        if not right:
+            continue
+        others = [value for name, value in right.items() if name != target]
+        three = {"plasticity": right[target], "stability": float(np.mean(others))}
+        three["overall"] = (three["plasticity"] + three["stability"]) / 2
+        for key, value in three.items():
+            by_arm.setdefault(line.arm, {}).setdefault(key, {})[line.seed] = value
+    return by_arm
+
+
+def table(ws: Workspace, found: Compared, target: str) -> None:
+    by_arm, pool = judged(found, target), ws.n_rows()
+    what = "name, samples, trainable, optimizer_bytes, peak_bytes"
+    runs = {row["name"]: row for row in curate.sql(ws, f"SELECT {what} FROM runs")}
+    whole = max((row["trainable"] or 0 for row in runs.values()), default=1)
+    print(
+        f"   {'arm':20} {'plasticity':>16} {'stability':>16} {'overall':>16} {'data':>6} {'numbers':>8} "
+        f"{'optimizer':>10} {'peak':>8} {'FLOPs':>9} {'of it prep':>10} {'seconds':>8}"
+    )
+    for arm in found.arms:
+        cells = "".join(f" {_told(by_arm[arm.name][k]):>16}" for k in ("plasticity", "stability", "overall"))
+        its = runs[arm.runs[0]]
+        if its["trainable"] is None:
+            print(f"   {arm.name:20}{cells}")
+            continue
+        sizes = [its["optimizer_bytes"] / 2**20, its["peak_bytes"] / 2**20]
+        print(
+            f"   {arm.name:20}{cells} {its['samples'] / pool:6.1%} {its['trainable'] / whole:8.2%} {sizes[0]:6.1f} MiB "
+            f"{sizes[1]:4.0f} MiB {arm.cost.total:9.2e} {arm.cost.prep:10.1e} {arm.cost.seconds:8.1f}"
+        )
+    for one, other in (
+        ("dualsft", "both_random"), ("dualsft", "dualsft_null"), ("dualsft", "dualsft_worst"), ("dualsft", "sft"),
+        ("data_dualsft", "data_random"), ("data_dualsft", "data_dualsft_null"), ("data_dualsft", "data_dualsft_worst"),
+        ("param_dualsft", "param_random"), ("param_dualsft", "param_dualsft_worst"),
+    ):  # fmt: skip
+        told = []
+        for key in ("plasticity", "stability", "overall"):
+            difference = paired(by_arm[one][key], by_arm[other][key])
+            assert difference is not None
+            interval = difference.interval()
+            reach = f" ({interval[0]:+.3f} to {interval[1]:+.3f})" if interval else ""
+            told.append(f"{key} {difference.mean:+.3f}{reach}")
+        print(f"   {one} over {other}: {', '.join(told)}")
+
+
+def _told(by_seed: dict[int, float]) -> str:
+    mean = Mean.of(list(by_seed.values()))
+    return f"{mean.mean:.3f}" + (f" ± {mean.error:.3f}" if mean.error is not None else "")
+
+
+def main(preset: Preset, folder: Path, named: str | None = None) -> None:
+    model = ModelChoice(named, context=preset.context) if named else preset.base(folder)
+    ws = curate.open_workspace(folder / "ws")
+    preset.data(ws)
+    target, other = preset.pairs[0]
+
+    print(f"1. What each sample, and each parameter, is worth for {target}: one warm-up, one set of gradients.")
+    (dual,) = curate.score(ws, preset.dual, target=target, models=model)
+    print(f"   {dual.name}: {dual.rows:,} samples, {dual.nulls:,} set aside or without a gradient. {dual.note}")
+    curate.score(ws, preset.less, EmbedLm(), target=target, models=model)
+    if target in ("facts", "translation"):
+        truth(ws, target)
+
+    print(f"\n2. {DATA:.0%} of the samples, {PARAMETERS:.0%} of the numbers, or both: {len(ARMS)} arms.")
+    selections(ws, target, preset.seeds)
+    made = masks(ws, preset, target, model)
+    asked = (target, other, *preset.others)
+    judges = [Judge(name, metric, limit=preset.questions) for name in asked for metric in (Loss(), OptionChoice())]
+    runs, began = ["base"], time.monotonic()
+    curate.evaluate(ws, "base", judges, model=model)
+    for name, training in trainings(ws, preset, model, made):
+        trained = curate.train(ws, name, training, judges=judges)
+        right = [e["value"] for e in trained.evaluations if e["metric"] == "choice" and e["target"] == target]
+        print(f"   {name:24} {trained.steps:4} steps, {target} {right[0]:.3f}", flush=True)
+        runs.append(name)
+    print(f"   {len(runs)} runs in {time.monotonic() - began:.0f} s")
+
+    print("\n3. What came of it: accuracy over seeds with its standard error, and what it cost.")
+    found = curate.compare(ws, runs, against="sft_s0")
+    table(ws, found, target)
+    path = folder / f"{target}.html"
+    path.write_text(page(found, f"DualSFT: {target}"), encoding="utf-8")
+    path.with_suffix(".png").write_bytes(plot(found))
+    print(f"   The page is {path}.")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("preset", choices=PRESETS)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("dualsft"))
+    parser.add_argument("--model", help="another model than the preset's: a folder, a .gguf file, a hub id")
+    arguments = parser.parse_args()
+    main(PRESETS[arguments.preset], arguments.folder, arguments.model)

@@ -1,0 +1,425 @@
+"""What DualSFT's gradients tell, and how far to believe them: the diagnostics of its appendix, as tables and pictures.
+
+    python pipelines/dualsft_diagnostics.py smoke|cpu|gpu [NEW-FOLDER] [--model MODEL]   (default: ./dualsft)
+
+It works in the folder of dualsft.py, or makes what it needs. Do summed scores foretell what training takes off the
+validation loss (score fidelity)? What does each side lose by not knowing of the other (regret), and does choosing again
+help? How many anchors are enough, and how much hangs on lambda, tau and the budgets? What is chosen, and where does it
+lie in the model?
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from presets import PRESETS, Preset  # pyright: ignore[reportMissingImports]
+
+import curate
+from curate.coordinates import largest
+from curate.costs import charged
+from curate.diagnosis.agreement import Interval, Regret, best, jaccard, pairwise_agreement, spearman, top_overlap
+from curate.diagnosis.chosen import diversity, enrichment
+from curate.diagnosis.interactions import (
+    curvature_along,
+    drawn_by_score,
+    flat,
+    look,
+    products,
+    reselect,
+    restricted,
+    summed,
+)
+from curate.diagnosis.realised import Trial, Validation, realised
+from curate.gradients.backward import Backward
+from curate.gradients.gradient_model import GradientModel
+from curate.lineage import load_target
+from curate.masks.random import Random as RandomMask
+from curate.method import Parameters
+from curate.models.language_model import LanguageModel
+from curate.models.load import ModelChoice
+from curate.models.tokens import encode
+from curate.pages.diagnosis import Panel, heat_map, lines
+from curate.scored_model import scored_model
+from curate.scores.dualsft import Dualsft
+from curate.scores.embed_lm import EmbedLm
+from curate.scores.nll import Nll
+from curate.training.examples import Examples
+from curate.weightings.uniform import Uniform
+from curate.workspace import Workspace
+
+DATA, PARAMETERS = 0.10, 0.05  # the paper's budgets
+Arrays = Mapping[str, np.ndarray]
+
+
+@dataclass(frozen=True)
+class Point:
+    """A place in the parameters' space from which a step is judged. samples: those of the pool that are scored. aim:
+    the target's. anchors: set aside; none where there is nothing to preserve yet."""
+
+    name: str
+    way: GradientModel
+    method: Dualsft
+    samples: Sequence[Any]
+    aim: Sequence[Any]
+    anchors: Sequence[Any]
+
+    @cached_property
+    def task(self) -> Arrays:
+        (total,), (count,), _ = summed(self.way, self.aim)
+        return {name: value / count for name, value in total.items()}
+
+    def preserved(self, tau: float) -> Arrays:
+        """The gradient of L_pre at a temperature."""
+        loss = replace(self.method, tau=tau).distillation
+        (total,), (count,), _ = summed(self.way, self.anchors, loss=loss, beside="origin")
+        return {name: value / count for name, value in total.items()}
+
+    @cached_property
+    def v(self) -> Arrays:
+        if not self.anchors:
+            return self.task
+        pre = self.preserved(self.method.tau)
+        return {name: value + self.method.lam * pre[name] for name, value in self.task.items()}
+
+    @cached_property
+    def total(self) -> Arrays:
+        """G, of all samples."""
+        (total,), _, _ = summed(self.way, self.samples)
+        return total
+
+    @cached_property
+    def bent(self) -> Arrays | None:
+        """h * G / N; null where there is no optimizer's state."""
+        if (moments := self.way.backward.at.moments) is None:
+            return None
+        square = {name: value.double().cpu().numpy() for name, value in moments.square.items()}
+        n = len(self.samples)
+        return {name: self.method.curvature(square[name], moments.step) * g / n for name, g in self.total.items()}
+
+    @cached_property
+    def worths(self) -> dict[str, tuple[np.ndarray, Arrays]]:
+        """order -> what each sample and what each parameter is worth."""
+        directions = [self.v] + ([self.bent] if self.bent else [])
+        dot, s, n = look(self.way, self.samples, directions).dot, self.method.eta / len(self.samples), len(self.samples)
+        found: dict[str, tuple[np.ndarray, Arrays]] = {"first": (s * dot[:, 0], products(self.v, self.total))}
+        if self.bent:
+            second = s**2 / 2 * n
+            q = {name: s * v - second * self.bent[name] for name, v in self.v.items()}
+            found["diagonal"] = (s * dot[:, 0] - second * dot[:, 1], products(q, self.total))
+        return found
+
+    def validation(self) -> Validation:
+        lm, lam = self.way.backward.lm, self.method.lam if self.anchors else 0.0
+        aim, kept = (encode(lm.tokenizer, some, lm.context) for some in (self.aim, self.anchors))
+        return Validation(self.way.backward, aim, kept, lam, self.method.distillation, "origin")
+
+
+def numbers_of(worths: Arrays, share: float) -> dict[str, np.ndarray]:
+    """The places of the share of all parameters that is worth most."""
+    sizes = {name: value.size for name, value in worths.items()}
+    return largest(lambda name: worths[name], sizes, round(share * sum(sizes.values())))
+
+
+# --- fidelity --------------------------------------------------------------------------------------------
+
+
+def fidelity(ws: Workspace, points: Sequence[Point], preset: Preset) -> list[Panel]:
+    """Random subsets of samples, and masks of random numbers in proportion to every matrix: what their summed worths
+    foretell against what training on them, or of them, takes off the validation loss (F.10)."""
+    panels = []
+    for what in ("data", "parameters"):
+        told: dict[str, list[Any]] = {}
+        for point in points:
+            trials = drawn(point, preset, what)
+            gains = tried(ws, point, preset, trials, preset.horizons, f"fidelity, {what}")
+            for order, worths in point.worths.items():
+                foretold = np.array([foretell(worths, trial) for trial in trials])
+                line = told.setdefault(f"{point.name}, {order}", [])
+                for steps, gain in zip(preset.horizons, gains.T, strict=True):
+                    rho = Interval.of(spearman, foretold, gain)
+                    line.append((steps, rho.value, (rho.low, rho.high)))
+                    print(
+                        f"   {what:10} {point.name:8} {order:8} {steps:5} steps: Spearman {rho}, pairs "
+                        f"{pairwise_agreement(foretold, gain):.2f}; realised {gain.mean():+.4f} ± {gain.std():.4f}"
+                    )
+        panels.append(
+            Panel(f"score fidelity: {what}", "steps of training", "Spearman with what is realised", told, True, 0.0)
+        )
+    return panels
+
+
+def drawn(point: Point, preset: Preset, what: str) -> list[Trial]:
+    rng, every = np.random.default_rng(0), np.arange(len(point.samples))
+    if what == "data":
+        size = min(preset.size, len(every) // 2)
+        return [Trial(rng.choice(len(every), size, replace=False)) for _ in range(preset.trials)]
+    return [Trial(every, by_lot(point, PARAMETERS, seed)) for seed in range(preset.trials)]
+
+
+def by_lot(point: Point, share: float, seed: int) -> dict[str, np.ndarray]:
+    """A share of every matrix's numbers."""
+    weights = {name: np.broadcast_to(0.0, shape) for name, shape in point.way.backward.at.shapes.items()}
+    return RandomMask(seed=seed).init(Parameters(weights, round(share * sum(w.size for w in weights.values()))))
+
+
+def tried(
+    ws: Workspace, point: Point, preset: Preset, trials: Sequence[Trial], horizons: Sequence[int], phase: str
+) -> np.ndarray:
+    """What each trial takes off the validation loss, at each horizon; in the ledger, too."""
+    settings = replace(preset.training, schedule="constant", warmup=0.0, lr=preset.dual.eta)
+    lm = point.way.backward.lm
+    examples = Examples.of(encode(lm.tokenizer, point.samples, lm.context))
+    with charged(ws.path, "diagnose", methods=["dualsft"], name=point.name, phase=phase) as meter:
+        meter.begin(len(trials))
+        gains, usage = realised(lm, examples, trials, horizons, settings, Uniform(), point.validation())
+        meter.add(usage)
+    return gains
+
+
+def foretell(worths: tuple[np.ndarray, Arrays], trial: Trial) -> float:
+    """The summed worth of what a trial learns from, or trains."""
+    rows, numbers = worths
+    if trial.selected is None:
+        return float(rows[trial.documents].sum())
+    return float(sum(numbers[name].ravel()[some].sum() for name, some in trial.selected.items()))
+
+
+# --- regret, and choosing again --------------------------------------------------------------------------
+
+
+def regret(point: Point) -> None:
+    """What each side loses by not knowing what the other has chosen (F.7)."""
+    rows, numbers = point.worths["first"]
+    shares = (0.01, 0.05, 0.2)
+    aware = look(point.way, point.samples, [restricted(point.v, numbers_of(numbers, k)) for k in shares]).dot
+    k = round(DATA * len(rows))
+    for i, share in enumerate(shares):
+        _tell("data", f"{share:.0%} of the numbers trained", Regret.of(aware[:, i], rows, k))
+    for share in (0.02, 0.1, 0.3):
+        mine = best(rows, round(share * len(rows)))
+        (total,), _, _ = summed(point.way, [point.samples[i] for i in mine])
+        its = flat(products(point.v, total))
+        told = Regret.of(its, flat(numbers), round(PARAMETERS * len(its)))
+        _tell("parameters", f"{share:.0%} of the samples learnt from", told)
+
+
+def _tell(what: str, given: str, told: Regret) -> None:
+    print(f"   {what}, {given}: ratio {told.ratio:.3f}, regret {told.regret:.3f}, Jaccard {told.jaccard:.2f}")
+
+
+def again(point: Point) -> None:
+    """Both sides chosen again, each for the other as it was chosen last (F.9)."""
+    size = sum(value.size for value in point.v.values())
+    rows, numbers = round(DATA * len(point.samples)), round(PARAMETERS * size)
+    for r in reselect(point.way, point.samples, point.v, rows, numbers, 3).rounds:
+        print(
+            f"   round {r.number}, {r.what:10}: with the last Jaccard {r.jaccard:.2f}, Spearman {r.spearman:.2f}; "
+            f"with the first {r.from_first:.2f}; {r.flops:.1e} FLOPs, {r.seconds:.1f} s"
+        )
+
+
+# --- curvature -------------------------------------------------------------------------------------------
+
+
+def curvature(point: Point) -> None:
+    """AdamW's scale against the Hessian on slices: layers early, in the middle and late (F.11)."""
+    assert point.bent is not None
+    worths = point.worths["first"][1]
+    named = {side: [n for n in point.v if n.endswith(f"{side}.weight")] for side in ("o_proj", "down_proj")}
+    chosen = [its[place * len(its) // 6] for its in named.values() if its for place in (1, 3, 5)]
+    places = drawn_by_score(worths, dict.fromkeys(chosen), 300, seed=0)
+    n, s = len(point.samples), point.method.eta / len(point.samples)
+    mean = {name: value / n for name, value in point.total.items()}
+    bent = curvature_along(point.way, point.aim, restricted(mean, places))
+    if point.anchors:
+        pre = curvature_along(point.way, point.anchors, restricted(mean, places), point.method.distillation, "origin")
+        bent = {name: value + point.method.lam * pre[name] for name, value in bent.items()}
+    for name, some in places.items():
+        g, v, h, c = (a[name].ravel()[some] for a in (point.total, point.v, bent, point.bent))
+        full, diagonal = ((s * v - s**2 / 2 * n * x) * g for x in (h, c))
+        size = np.abs(s**2 / 2 * n * h * g).sum() / np.abs(s * v * g).sum()
+        print(
+            f"   {name:44} worths: Spearman {spearman(full, diagonal):.3f}, pairs "
+            f"{pairwise_agreement(full, diagonal):.3f}, top 5 % {top_overlap(full, diagonal, 0.05):.2f}; second terms "
+            f"alone, which are {size:.1e} of the first: Spearman {spearman(h * g, c * g):+.2f}"
+        )
+
+
+# --- how much hangs on the settings ----------------------------------------------------------------------
+
+
+def anchors_enough(point: Point) -> Panel:
+    """The gradient of what is preserved, and the choices, with fewer anchors against all (F.6.1)."""
+    n = len(point.anchors)
+    sizes = [size for size in (16, 32, 64, 128, 256, 512, 1024, 2048) if size < n] + [n]
+    group = np.searchsorted(sizes, np.arange(n), side="right")
+    sums, counts, _ = summed(point.way, point.anchors, group, point.method.distillation, "origin")
+    added, each = {name: np.zeros_like(v) for name, v in point.task.items()}, []
+    for i, one in enumerate(sums):
+        added = {name: value + one[name] for name, value in added.items()}
+        each.append({name: value / counts[: i + 1].sum() for name, value in added.items()})
+    v = [{name: t + point.method.lam * pre[name] for name, t in point.task.items()} for pre in each]
+    dot = look(point.way, point.samples, v).dot
+    rows, k = round(DATA * len(dot)), PARAMETERS
+    whole, all_numbers = flat(each[-1]), flat(products(v[-1], point.total))
+    panel = Panel("anchors", "how many", "agreement with all of them", log=True)
+    found: dict[str, list[Any]] = {"cosine of the gradient": [], "samples chosen": [], "numbers chosen": []}
+    for i, size in enumerate(sizes):
+        its = flat(each[i])
+        cosine = float(its @ whole / (np.linalg.norm(its) * np.linalg.norm(whole)))
+        samples = len(np.intersect1d(best(dot[:, i], rows), best(dot[:, -1], rows))) / rows
+        numbers = top_overlap(flat(products(v[i], point.total)), all_numbers, k)
+        print(f"   {size:5} anchors: cosine {cosine:.3f}, samples {samples:.2f}, numbers {numbers:.2f}")
+        for key, value in zip(found, (cosine, samples, numbers), strict=True):
+            found[key].append((size, value, None))
+    return replace(panel, lines=found)
+
+
+def sensitivity(point: Point) -> list[Panel]:
+    """What is chosen for other lambda and tau, against the score's own; and realised, for other budgets (Figure 4)."""
+    method, taus, lams = point.method, (1.0, 2.0, 4.0), (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
+    pre = [point.preserved(tau) for tau in taus]
+    dot = look(point.way, point.samples, [point.task, *pre]).dot
+    rows, size = round(DATA * len(dot)), sum(v.size for v in point.v.values())
+    numbers = [flat(products(one, point.total)) for one in (point.task, *pre)]
+
+    def chosen(lam: float, tau: float) -> tuple[np.ndarray, np.ndarray]:
+        i = 1 + taus.index(tau)
+        return best(dot[:, 0] + lam * dot[:, i], rows), best(numbers[0] + lam * numbers[i], round(PARAMETERS * size))
+
+    usual = chosen(method.lam, method.tau)
+    panels = []
+    for name, grid, of in (
+        ("lambda", lams, lambda lam: chosen(lam, method.tau)),
+        ("tau", taus, lambda tau: chosen(method.lam, tau)),
+    ):
+        told: dict[str, list[Any]] = {"samples": [], "numbers": []}
+        for value in grid:
+            both = [jaccard(a, b) for a, b in zip(of(value), usual, strict=True)]
+            print(f"   {name} {value:5g}: Jaccard with the usual choice, samples {both[0]:.2f}, numbers {both[1]:.2f}")
+            for key, share in zip(told, both, strict=True):
+                told[key].append((value, share, None))
+        panels.append(Panel(f"sensitivity to {name}", name, "Jaccard with the usual choice", told, log=True))
+    return panels
+
+
+def budgets(ws: Workspace, point: Point, preset: Preset) -> list[Panel]:
+    """What is realised by the best of so many, the worst, and as many by lot, after the last horizon (F.8, too)."""
+    rows, numbers = point.worths["first"]
+    every, rng = np.arange(len(rows)), np.random.default_rng(1)
+    worst = {name: -value for name, value in numbers.items()}
+    steps, panels = preset.horizons[-1], []
+    for what, shares in (("data", (0.02, 0.05, 0.1, 0.3)), ("parameters", (0.01, 0.05, 0.2, 0.5))):
+        trials = []
+        for share in shares:
+            if what == "data":
+                k = round(share * len(rows))
+                trials += [Trial(best(rows, k)), Trial(rng.permutation(every)[:k]), Trial(best(-rows, k))]
+            else:
+                its = (numbers_of(numbers, share), by_lot(point, share, 7), numbers_of(worst, share))
+                trials += [Trial(every, selected) for selected in its]
+        gains = tried(ws, point, preset, trials, [steps], f"budgets, {what}")[:, 0].reshape(-1, 3)
+        for share, its in zip(shares, gains, strict=True):
+            print(f"   {share:4.0%} of the {what:10}: best {its[0]:+.4f}, by lot {its[1]:+.4f}, worst {its[2]:+.4f}")
+        told = {
+            name: [(share, float(gain), None) for share, gain in zip(shares, gains[:, i], strict=True)]
+            for i, name in enumerate(("best", "by lot", "worst"))
+        }
+        panels.append(Panel(f"budget of {what}", "share chosen", f"loss taken off in {steps} steps", told, True, 0.0))
+    return panels
+
+
+# --- what is chosen --------------------------------------------------------------------------------------
+
+
+def composition(ws: Workspace, point: Point, rows: np.ndarray) -> None:
+    """Alignment with the validation gradient, loss and diversity, of the best, the worst, some by lot, and all."""
+    looked = look(point.way, point.samples, [point.v])
+    cosine = looked.dot[:, 0] / (looked.length * np.linalg.norm(flat(point.v)))
+    said = curate.sql(ws, "SELECT s.row, nll, vector FROM samples s JOIN embed_lm e USING (id) ORDER BY s.row")
+    by_row = {row["row"]: row for row in said}
+    loss = np.array([by_row[row]["nll"] or np.nan for row in rows])
+    vectors = np.array([by_row[row]["vector"] for row in rows], np.float64)
+    k = round(DATA * len(rows))
+    lot = np.random.default_rng(2).permutation(len(rows))[:k]
+    worth = looked.dot[:, 0]
+    which = {"best": best(worth, k), "by lot": lot, "worst": best(-worth, k), "all": np.arange(len(rows))}
+    for name, some in which.items():
+        print(
+            f"   {name:7} alignment {cosine[some].mean():+.3f}, loss {np.nanmean(loss[some]):.2f}, "
+            f"diversity {diversity(vectors[some]):.3f}"
+        )
+
+
+def places(point: Point) -> bytes:
+    """Where in the model the chosen numbers lie."""
+    numbers = point.worths["first"][1]
+    sizes = {name: value.size for name, value in numbers.items()}
+    blocks = enrichment(sizes, numbers_of(numbers, PARAMETERS))
+    by_module: dict[str, list[int]] = {}
+    for block in blocks:
+        its = by_module.setdefault(block.module, [0, 0])
+        its[0], its[1] = its[0] + block.chosen, its[1] + block.numbers
+    for module, (mine, of) in sorted(by_module.items(), key=lambda item: -item[1][0] / item[1][1]):
+        share = mine / of
+        print(f"   {module:26} {mine:8,} of {of:10,}: {share:6.2%}, {share / PARAMETERS:.1f} times the share of all")
+    return heat_map(blocks, f"DualSFT's {PARAMETERS:.0%} of the numbers")
+
+
+def main(preset: Preset, folder: Path, named: str | None = None) -> None:
+    base = ModelChoice(named, context=preset.context) if named else preset.base(folder)
+    ws = curate.open_workspace(folder / "ws")
+    preset.data(ws)
+    target = preset.pairs[0][0]
+    (scored,) = curate.score(ws, preset.dual, target=target, models=base)
+    curate.score(ws, EmbedLm(), Nll(), models=base)
+    print(f"{scored.name}: {scored.rows:,} samples, {scored.nulls:,} set aside or without a gradient. {scored.note}")
+
+    opened = scored_model(ws, scored.name, curate.find, with_origin=True)
+    said = curate.sql(ws, f"SELECT row, messages, text, {scored.name} AS worth, e.error AS why FROM samples "
+                      f"JOIN {scored.name} e USING (id) ORDER BY row")  # fmt: skip
+    mine = [row for row in said if row["worth"] is not None]
+    anchors = [row for row in said if "anchor" in (row["why"] or "")]
+    aim = load_target(ws, target).text.frame.select("messages", "text").to_dicts()
+    warm = Point("warm-up", GradientModel.of(opened.model), preset.dual, mine, aim, anchors)
+    init = Point("init", GradientModel.of(Backward.of(LanguageModel(base))), preset.dual, mine, aim, [])
+    rows = np.array([row["row"] for row in mine])
+    ours = warm.worths["diagonal"][0]
+    stored = np.array([row["worth"] for row in mine])
+    print(f"The worths here are the score's: they differ by {np.abs(ours - stored).max() / np.abs(stored).max():.1e}.")
+
+    print("\n1. Score fidelity: do summed worths foretell what training takes off the validation loss?")
+    pictures = {"fidelity": lines(fidelity(ws, [init, warm], preset))}
+    print("\n2. Regret: the worth of a choice that does not know of the other side, over one that does.")
+    regret(warm)
+    print("\n3. Choosing again, each side for the other.")
+    again(warm)
+    print("\n4. AdamW's scale against the Hessian.")
+    curvature(warm)
+    print("\n5. How many anchors are enough.")
+    panels = [anchors_enough(warm)]
+    print("\n6. How much hangs on lambda and tau, and on the budgets; and the choice from the wrong end.")
+    panels += sensitivity(warm)
+    pictures["sensitivity"] = lines([*panels, *budgets(ws, warm, preset)])
+    print(f"\n7. What the best {DATA:.0%} are.")
+    composition(ws, warm, rows)
+    print(f"\n8. Where the best {PARAMETERS:.0%} of the numbers lie.")
+    pictures["places"] = places(warm)
+    for name, picture in pictures.items():
+        (folder / f"{name}.png").write_bytes(picture)
+    print("\nPictures: " + ", ".join(str(folder / f"{name}.png") for name in pictures))
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("preset", choices=PRESETS)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("dualsft"))
+    parser.add_argument("--model", help="another model than the preset's: a folder, a .gguf file, a hub id")
+    arguments = parser.parse_args()
+    main(PRESETS[arguments.preset], arguments.folder, arguments.model)
