@@ -4,7 +4,8 @@
 
 Arms: all data with all parameters (SFT) or with LoRA; the data chosen by DualSFT, LESS, FisherSFT, SPICE or at random;
 the parameters by DualSFT, NanoAdam, SMT, LIFT, S2FT or at random; both at once, jointly or one method after the other;
-and as checks the same from the wrong end, and with shuffled scores. Plasticity is the accuracy on what is wanted,
+and as checks the same from the wrong end, and with shuffled scores. All take the same number of steps, so few samples
+are learnt from more often. Plasticity is the accuracy on what is wanted,
 stability its mean over what is not, overall the mean of both. Ends in a table, a page and a picture. What the gradients
 themselves tell is dualsft_diagnostics.py.
 """
@@ -102,7 +103,7 @@ def selections(ws: Workspace, target: str, seeds: int) -> None:
 def masks(ws: Workspace, preset: Preset, target: str, model: ModelChoice) -> dict[str, Mask]:
     """The masks' methods by name, each stored under it."""
     training = preset.training
-    warm_up = {"lr": training.lr, "batch_size": training.batch_size, "steps": training.steps or 100}
+    warm_up = {"lr": training.lr, "batch_size": training.batch_size, "steps": min(100, preset.steps)}
     made: dict[str, Mask] = {
         "m_small": MagnitudeSmall(interval=100),
         "m_blocks": GradientBlock(block=16 if preset.context == 0 else 64, edges="pad", **warm_up),
@@ -127,7 +128,7 @@ def trainings(
     for arm in ARMS:
         for seed in range(preset.seeds):
             manifest, mask = (name and name.format(seed=seed) for name in (arm.manifest, arm.mask))
-            settings = replace(preset.training, lora_r=arm.lora)
+            settings = replace(preset.training, steps=preset.steps, lora_r=arm.lora)
             plain = Training(model, Uniform(), settings, manifest=manifest, seed=seed)
             if mask:
                 stored = read_mask(ws, mask)

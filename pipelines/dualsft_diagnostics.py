@@ -177,7 +177,8 @@ def tried(
     examples = Examples.of(encode(lm.tokenizer, point.samples, lm.context))
     with charged(ws.path, "diagnose", methods=["dualsft"], name=point.name, phase=phase) as meter:
         meter.begin(len(trials))
-        gains, usage = realised(lm, examples, trials, horizons, settings, Uniform(), point.validation())
+        begin = point.way.backward.at.moments
+        gains, usage = realised(lm, examples, trials, horizons, settings, Uniform(), point.validation(), begin)
         meter.add(usage)
     return gains
 

@@ -34,11 +34,11 @@ SHARED = Path(os.environ.get("CURATE_SHARED", Path(__file__).parent.parent.paren
 @dataclass(frozen=True)
 class Preset:
     """data: fills a workspace with a pool and targets. base: the model that is trained, made in a folder where it has
-    to be. pairs: in-domain target A and out-of-domain target B. budgets: fractions of the pool. questions: of a
-    target's test split that are asked; 0: all. less, dual: with their warm-ups. others: targets beside the pairs', on
-    which it shows what a model still can. trials, horizons: subsets of `size` samples, and steps of training on each,
-    against which scores are held.
-    context: tokens of a model that is named instead of the base; 0: its own."""
+    to be. pairs: in-domain target A and out-of-domain target B. others: targets beside these, on which it shows what a
+    model still can. budgets: fractions of the pool. questions: of a target's test split that are asked; 0: all. less,
+    dual: with their warm-ups. steps: of every training in dualsft.py. trials, horizons: subsets of `size` samples, and
+    steps of training on each, against which scores are held. context: tokens of a model that is named instead of the
+    base; 0: its own."""
 
     data: Callable[[Workspace], None]
     base: Callable[[Path], ModelChoice]
@@ -51,6 +51,7 @@ class Preset:
     others: tuple[str, ...] = ()
     questions: int = 0
     context: int = 0
+    steps: int = 100
     trials: int = 32
     horizons: tuple[int, ...] = (10, 50)
     size: int = 256
@@ -137,6 +138,7 @@ PRESETS = {
     "smoke": Preset(
         *(sample, tiny, (("facts", "translation"),), (0.05,), 2, SHORT, BRIEF, HURRIED, OTHERS),
         questions=20,
+        steps=4,
         trials=4,
         horizons=(2, 4),
         size=32,
@@ -153,6 +155,7 @@ PRESETS = {
             Less(keep_subtasks=True),
             DUAL_REAL,
         ),
+        steps=200,
         trials=64,
         horizons=(10, 50, 200, 500, 1000),
     ),

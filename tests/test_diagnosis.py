@@ -25,6 +25,7 @@ from curate.diagnosis.interactions import (
 from curate.diagnosis.realised import Trial, Validation, realised
 from curate.errors import CurateError
 from curate.gradients.backward import Backward
+from curate.gradients.checkpoints import Moments
 from curate.gradients.gradient_model import GradientModel
 from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice
@@ -256,3 +257,40 @@ def test_several_horizons_are_looked_at_on_the_way(way: GradientModel) -> None:
     assert validation.value() - alone == pytest.approx(0.5 * float(torch.stack(its).mean()), rel=1e-7)
     with pytest.raises(CurateError, match="no sample of the validation loss has anything supervised"):
         Validation(way.backward, []).value()
+
+
+def test_training_goes_on_with_the_moments_that_it_is_given(way: GradientModel) -> None:
+    """Against torch's AdamW with that state, of all numbers and of some."""
+    lm = way.backward.lm
+    encoded = encode(lm.tokenizer, [*POOL, *AIM], 512)
+    parameters = way.backward.parameters
+    generator = torch.Generator().manual_seed(4)
+    mean, square = (
+        {n: scale * torch.rand(p.shape, generator=generator, dtype=p.dtype) for n, p in parameters.items()}
+        for scale in (1e-3, 1e-4)
+    )
+    validation = Validation(way.backward, encoded[len(POOL) :])
+    settings = TrainSettings(batch_size=4, lr=1e-4, schedule="constant", warmup=0.0, clip=0.0, reduction="sample")
+    some = {name: np.arange(0, p.numel(), 3) for name, p in parameters.items()}
+    trials = [Trial(np.arange(4)), Trial(np.arange(4), some)]
+    moments = Moments(mean, square, 7)
+    found, _ = realised(lm, Examples.of(encoded), trials, [1], settings, Uniform(), validation, moments)
+    g, start = each_gradient(way, POOL)[:4].mean(0), validation.value()
+    pieces = np.split(g, np.cumsum([p.numel() for p in parameters.values()])[:-1])
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    for i, places in enumerate((None, some)):
+        for (name, p), piece in zip(parameters.items(), pieces, strict=True):
+            gradient = torch.from_numpy(piece).view_as(p)
+            m = (0.9 * mean[name] + 0.1 * gradient) / (1 - 0.9**8)
+            v = (0.999 * square[name] + 0.001 * gradient**2) / (1 - 0.999**8)
+            step = (1e-4 * m / (v.sqrt() + 1e-8)).flatten()
+            kept = torch.ones_like(step) if places is None else torch.zeros_like(step)
+            if places is not None:
+                kept[places[name]] = 1
+            p.data = before[name] - (step * kept).view_as(p)
+        wanted = start - validation.value()
+        for name, p in parameters.items():
+            p.data = before[name]
+        assert found[i, 0] == pytest.approx(wanted, rel=1e-4) and abs(wanted) > 1e-4
+    without, _ = realised(lm, Examples.of(encoded), trials, [1], settings, Uniform(), validation)
+    assert abs(without - found).min() > 1e-5

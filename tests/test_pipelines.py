@@ -82,3 +82,29 @@ def test_less_runs_from_its_warm_up_to_an_export(tmp_path: Path) -> None:
         assert int(per_cent) / 100 > 2 * pool[skill] / 3000, f"{skill}: no better than twice chance\n{done.stdout}"
     assert "4. Why is this the best for translation?" in done.stdout
     assert (tmp_path / "less/trl/less_best_facts.jsonl").read_text().count("\n") == 150
+
+
+@pytest.mark.slow
+def test_dualsft_s_arms_and_its_diagnostics(tmp_path: Path) -> None:
+    out = {}
+    for name in ("dualsft", "dualsft_diagnostics"):
+        command = [sys.executable, str(ROOT / f"pipelines/{name}.py"), "smoke", str(tmp_path / "dual")]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr
+        out[name] = done.stdout
+    table = out["dualsft"].partition("3. What came of it")[2]
+    told = {line.split()[0]: line for line in table.splitlines() if "e+" in line}
+    assert (
+        len(told) == 23 and {"sft", "lora", "dualsft", "dualsft_null", "both_random", "less_then_s2ft"} <= told.keys()
+    )
+    assert " 10.0%    5.00% " in told["dualsft"] and " 100.0%  100.00% " in told["sft"]
+    assert "   dualsft over both_random: plasticity" in table
+    page = (tmp_path / "dual/facts.html").read_text()
+    assert "dualsft_null (null of dualsft)" in page and "data_dualsft_null (null of data_dualsft)" in page
+    told = out["dualsft_diagnostics"]
+    differ = re.search(r"The worths here are the score's: they differ by ([\d.e-]+)\.", told)
+    assert differ and float(differ[1]) < 1e-5
+    assert len(re.findall(r"^   (?:data|parameters) +(?:init|warm-up) +\w+ +[24] steps: Spearman", told, re.M)) == 12
+    assert len(re.findall(r"^   round [123], (?:data|parameters)", told, re.M)) == 6
+    for name in ("fidelity", "sensitivity", "places"):
+        assert (tmp_path / f"dual/{name}.png").read_bytes()[:4] == b"\x89PNG"

@@ -10,6 +10,7 @@ import torch
 
 from curate.errors import CurateError
 from curate.gradients.backward import Backward, Loss
+from curate.gradients.checkpoints import Moments
 from curate.method import Weighting
 from curate.models.forward import Usage
 from curate.models.language_model import LanguageModel
@@ -70,13 +71,14 @@ def realised(
     settings: TrainSettings,
     weighting: Weighting,
     validation: Validation,
+    moments: Moments | None = None,
     seed: int = 0,
 ) -> tuple[np.ndarray, Usage]:
     """The fall of the validation loss after so many steps of each trial, float64 [trials, horizons]; and the training's
-    cost. Every trial begins with the parameters as they are when this is called, which stand there again afterwards,
-    and with an optimizer that has no moments yet.
+    cost. Every trial begins with the parameters as they are when this is called, which stand there again afterwards.
 
-    horizons: ascending, in steps. settings: `steps` is the last horizon's; the rest as given.
+    moments: what AdamW begins with, as the checkpoint's training left it; null: none, so that its first steps go by the
+    gradients' signs alone. horizons: ascending, in steps. settings: `steps` is the last horizon's; the rest as given.
     """
     settings = replace(settings, steps=max(horizons))
     parameters = dict(lm.model.named_parameters())
@@ -91,6 +93,8 @@ def realised(
             data = Data.of(examples, documents=trial.documents)
             mask = Refreshed(trial.selected) if trial.selected is not None else None
             trainer = Trainer(lm, data, settings, weighting, Alone(), seed=seed, mask=mask)
+            if moments:
+                _begin_with(trainer, moments)
             for done in trainer.run():
                 usage.add(done.usage["train"])
                 if done.step in horizons:
@@ -104,6 +108,17 @@ def realised(
             p.grad = None
         lm.model.eval()
     return found, usage
+
+
+def _begin_with(trainer: Trainer, moments: Moments) -> None:
+    """Of a mask's numbers, theirs."""
+    for name, parameter in trainer.parameters.items():
+        its = {"exp_avg": moments.mean[name], "exp_avg_sq": moments.square[name]}
+        if trainer.masked:
+            index = trainer.masked.index[name]
+            its = {what: value.flatten().index_select(0, index) for what, value in its.items()}
+        state = {what: value.to(parameter).clone() for what, value in its.items()}
+        trainer.optimizer.state[parameter] = {"step": torch.tensor(float(moments.step)), **state}
 
 
 def _put_back(parameters: Mapping[str, torch.nn.Parameter], before: Mapping[str, torch.Tensor]) -> None:
