@@ -19,7 +19,6 @@ from curate.workspace import Workspace, pool_fingerprint
 
 LINEAGE = ("selector", "choice", "weighting", "by", "repeats", "manifest", "selection", "scores")  # of a manifest
 HOW = (
-    "sum_gradients",
     "checkpoint_every",
     "checkpoint_epochs",
     "keep_checkpoints",

@@ -8,7 +8,7 @@ loses is `Regret`, and what choosing again gains, `reselect`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -174,13 +174,11 @@ def curvature_along(
     return {name: sums[f"hessian{index}/{name}"][0] / count for name in direction}
 
 
-def drawn_by_score(
-    worths: Arrays, layers: Iterable[str], each: int, seed: int, value: Callable[[np.ndarray], np.ndarray] = np.abs
-) -> dict[str, np.ndarray]:
+def drawn_by_score(worths: Arrays, layers: Iterable[str], each: int, seed: int) -> dict[str, np.ndarray]:
     """Of each named parameter `each` places, a third of them from the lowest, middle and highest third by |worth|."""
     rng, found = np.random.default_rng(seed), {}
     for name in layers:
-        thirds = np.array_split(np.argsort(value(worths[name].ravel()), kind="stable"), 3)
+        thirds = np.array_split(np.argsort(np.abs(worths[name].ravel()), kind="stable"), 3)
         some = [rng.choice(third, min(each // 3, len(third)), replace=False) for third in thirds]
         found[name] = np.sort(np.concatenate(some))
     return found
