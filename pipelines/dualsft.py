@@ -81,6 +81,7 @@ ARMS = (
     Arm("less_then_s2ft", "less_best", "m_channels_{seed}"),
     Arm("spice_then_s2ft", "spice_best", "m_channels_{seed}"),
     Arm("less_then_nanoadam", "less_best", "m_small"),
+    Arm("spice_then_nanoadam", "spice_best", "m_small"),
     Arm("both_random", "random_{seed}", "m_random_{seed}"),
     Arm("dualsft", "dual_best", "m_dual"),
     Arm("dualsft_null", "dual_null_{seed}", "m_dual"),
