@@ -95,7 +95,7 @@ def test_dualsft_s_arms_and_its_diagnostics(tmp_path: Path) -> None:
     table = out["dualsft"].partition("3. What came of it")[2]
     told = {line.split()[0]: line for line in table.splitlines() if "e+" in line}
     assert (
-        len(told) == 23 and {"sft", "lora", "dualsft", "dualsft_null", "both_random", "less_then_s2ft"} <= told.keys()
+        len(told) == 24 and {"sft", "lora", "dualsft", "dualsft_null", "both_random", "less_then_s2ft"} <= told.keys()
     )
     assert " 10.0%    5.00% " in told["dualsft"] and " 100.0%  100.00% " in told["sft"]
     assert "   dualsft over both_random: plasticity" in table
