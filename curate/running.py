@@ -151,7 +151,8 @@ def advance(
         _tell(run, processes, steps=trainer.steps, samples=result.samples, trainable=trainable,
               optimizer_bytes=(12 if mask else 8) * trainable)  # fmt: skip
         _loop(book, training, judges, meters, result)
-        _tell(run, processes, peak_bytes=max(_peak(model.model.device), (run.recipe or {}).get("peak_bytes") or 0))
+        if result.steps_now:  # a run that was complete is left as it was
+            _tell(run, processes, peak_bytes=max(_peak(model.model.device), (run.recipe or {}).get("peak_bytes") or 0))
         result.steps, result.flops = trainer.steps, meters.flops
 
 
