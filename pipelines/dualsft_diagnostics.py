@@ -345,7 +345,7 @@ def composition(ws: Workspace, point: Point, rows: np.ndarray) -> None:
     cosine = looked.dot[:, 0] / (looked.length * np.linalg.norm(flat(point.v)))
     said = curate.sql(ws, "SELECT s.row, nll, vector FROM samples s JOIN embed_lm e USING (id) ORDER BY s.row")
     by_row = {row["row"]: row for row in said}
-    loss = np.array([by_row[row]["nll"] or np.nan for row in rows])
+    loss = np.array([-by_row[row]["nll"] for row in rows])
     vectors = np.array([by_row[row]["vector"] for row in rows], np.float64)
     k = round(DATA * len(rows))
     lot = np.random.default_rng(2).permutation(len(rows))[:k]
