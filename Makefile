@@ -37,4 +37,4 @@ $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) demo demo-vectors offline-vs-online less build *.egg-info
+	rm -rf $(VENV) demo demo-vectors offline-vs-online less dualsft build *.egg-info

@@ -358,6 +358,9 @@ class Mask(Method):
         """The training that comes before, of all parameters, whose steps' gradients are added up; null: none."""
         return None
 
+    def check(self, given: Parameters) -> None:
+        """Raises CurateError for what `init` would refuse, before a warm-up is paid for."""
+
     @abstractmethod
     def init(self, given: Parameters) -> dict[str, np.ndarray]:
         """What is chosen before training."""

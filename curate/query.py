@@ -53,7 +53,7 @@ def connect(ws: Workspace, query: str) -> duckdb.DuckDBPyConnection:
         "pool": _pool,
         "targets": _targets,
         "rejects": _rejects,
-        "ledger": lambda ws: _ledger(ws),
+        "ledger": _ledger,
         "metrics": lambda ws: _of_runs(ws, "metrics", METRICS),
         "trained": lambda ws: _of_runs(ws, "trained", TRAINED),
         "samples": lambda ws: _samples(ws, words),

@@ -364,6 +364,11 @@ def test_dualsft_s_mask_is_the_largest_of_q_times_the_sum_of_gradients(small_ws:
 
 def test_gradient_block_s_warm_up_is_trained_once_and_training_goes_on_from_its_end(small_ws: Any, cli: Any) -> None:
     method = GradientBlock(block=32, steps=4, batch_size=8)
+    with pytest.raises(CurateError, match="which blocks of 100 do not cover"):
+        curate.mask(small_ws, "blocks", replace(method, block=100), 0.05, model="tiny")
+    with pytest.raises(CurateError, match="the budget is 394"):
+        curate.mask(small_ws, "blocks", method, 0.0002, model="tiny")
+    assert not [row for row in curate.ledger(small_ws) if row["phase"] == "warm-up"]  # nothing was paid for
     r = curate.mask(small_ws, "blocks", method, 0.05, model="tiny")
     other = curate.mask(small_ws, "others", replace(method, measure="abs_mean"), 0.05, model="tiny")
     assert r.checkpoint == other.checkpoint and r.selected == 1967808 // 20 // 1024 * 1024

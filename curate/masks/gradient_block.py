@@ -75,30 +75,27 @@ class GradientBlock(Mask):
         own = {name: getattr(self, name) for name in ("steps", "lr", "batch_size", "micro_batch_size")}
         return Warmup(1.0, self.warmup_seed, {**own, "sum_gradients": True})
 
-    def init(self, given: Parameters) -> dict[str, np.ndarray]:
-        assert given.gradients is not None
-        gradient, side = given.gradients, self.block
-        left_alone = [part.strip() for part in self.exclude.split(",") if part.strip()]
-        shapes = {
-            name: tuple(weight.shape)
-            for name, weight in given.weights.items()
-            if weight.ndim == 2 and not any(part in name for part in left_alone)
-        }
-        if self.edges == "refuse":
-            for name, shape in shapes.items():
-                if shape[0] % side or shape[1] % side:
-                    raise CurateError(
-                        f"{name} is {shape[0]} x {shape[1]}, which blocks of {side} do not cover; take another --set "
-                        "block=…, or edges=pad."
-                    )
-        grids = {name: (-(-shape[0] // side), -(-shape[1] // side)) for name, shape in shapes.items()}
-        sizes = {name: rows * columns for name, (rows, columns) in grids.items()}
-        count = given.budget // side**2
-        if not count:
+    def check(self, given: Parameters) -> None:
+        side = self.block
+        for name, shape in self._shapes(given).items():
+            if self.edges == "refuse" and (shape[0] % side or shape[1] % side):
+                raise CurateError(
+                    f"{name} is {shape[0]} x {shape[1]}, which blocks of {side} do not cover; take another --set "
+                    "block=…, or edges=pad."
+                )
+        if given.budget < side**2:
             raise CurateError(
                 f"a block of {side} x {side} has {side**2:,} numbers, and the budget is {given.budget:,}; take a "
                 "larger --frac or a smaller --set block=…."
             )
+
+    def init(self, given: Parameters) -> dict[str, np.ndarray]:
+        self.check(given)
+        assert given.gradients is not None
+        gradient, side, shapes = given.gradients, self.block, self._shapes(given)
+        grids = {name: (-(-shape[0] // side), -(-shape[1] // side)) for name, shape in shapes.items()}
+        sizes = {name: rows * columns for name, (rows, columns) in grids.items()}
+        count = given.budget // side**2
 
         def values(name: str) -> np.ndarray:
             return self._values(np.asarray(gradient(name), np.float64))
@@ -108,6 +105,15 @@ class GradientBlock(Mask):
         else:
             blocks = largest_of_each(values, sizes, shares(sizes, count))
         return {name: _places(shapes[name], side, blocks[name], grids[name][1]) for name in shapes}
+
+    def _shapes(self, given: Parameters) -> dict[str, tuple[int, ...]]:
+        """The matrices to choose from."""
+        left_alone = [part.strip() for part in self.exclude.split(",") if part.strip()]
+        return {
+            name: tuple(weight.shape)
+            for name, weight in given.weights.items()
+            if weight.ndim == 2 and not any(part in name for part in left_alone)
+        }
 
     def _values(self, gradient: np.ndarray) -> np.ndarray:
         """Of each block, float64 [rows / block, columns / block]; zeros fill up what is no whole block."""

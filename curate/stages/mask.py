@@ -10,7 +10,6 @@ import numpy as np
 
 from curate import __version__
 from curate.claims import claim
-from curate.costs import charged
 from curate.errors import CurateError
 from curate.lineage import model_recipe
 from curate.masking import write_mask
@@ -59,44 +58,42 @@ def mask(
     if not 0 < frac <= 1:
         raise CurateError(f"--frac {frac:g}: a mask takes a share of the parameters, above 0 and at most 1.")
     result = Masked(name)
-    run = None
-    if (warmup := method.warm_up()) is not None and model is not None:
-        account = Account("mask", [method.name], name, {"train": "warm-up"})
-        run = warm_up(ws, ModelChoice(model) if isinstance(model, str) else model, warmup, account)
-    with charged(ws.path, "mask", methods=[method.name], name=name, phase="mask"):
-        if method.uses_score:
-            if not score or model is not None:
-                raise CurateError(
-                    f"the mask '{method.name}' ranks by a score's values of parameters: add --score NAME (a `dualsft` "
-                    "score), and no --model, which is the score's."
-                )
-            opened = scored_model(ws, score, find, allow_stale=allow_stale)
-            moments, parameters = opened.model.at.moments, opened.model.parameters
-            assert moments
-            result.warnings += opened.warnings
-            weights = {n: p.detach().float().cpu().numpy() for n, p in parameters.items()}
-            given = Parameters(weights, 0, opened.method.of_parameters(opened.states, moments))
-            choice, made = opened.origin, {"scores": {score: dict(opened.recipe)}}
-        else:
-            if score or model is None:
-                raise CurateError(f"the mask '{method.name}' looks at a model's weights: add --model M, not --score.")
-            choice, made = ModelChoice(model) if isinstance(model, str) else model, {}
-            gradients = None
-            if run is not None:
-                gradients, result.checkpoint = _sums(run)
-                made = {"checkpoint": result.checkpoint, "warmup": run.account}
-            weights = {n: p.detach().float().numpy() for n, p in load(choice)[0].named_parameters()}
-            given = Parameters(weights, 0, gradients=gradients)
-        sizes = {n: int(np.prod(weight.shape)) for n, weight in given.weights.items()}
-        result.parameters = sum(sizes.values())
-        budget = round(frac * result.parameters)
-        if not budget:
-            raise CurateError(f"--frac {frac:g} of {result.parameters} numbers is none; take a larger share.")
-        chosen = method.init(replace(given, budget=budget))
-        result.selected = sum(map(len, chosen.values()))
-        if not result.selected:
-            raise CurateError(f"the mask '{method.name}' finds nothing to choose from in {choice.name}; exclude less.")
-        result.by_kind = _by_kind(sizes, chosen)
+    made: dict[str, Any] = {}
+    if method.uses_score:
+        if not score or model is not None:
+            raise CurateError(
+                f"the mask '{method.name}' ranks by a score's values of parameters: add --score NAME (a `dualsft` "
+                "score), and no --model, which is the score's."
+            )
+        opened = scored_model(ws, score, find, allow_stale=allow_stale)
+        moments, parameters = opened.model.at.moments, opened.model.parameters
+        assert moments
+        result.warnings += opened.warnings
+        scores = opened.method.of_parameters(opened.states, moments)
+        choice, made = opened.origin, {"scores": {score: dict(opened.recipe)}}
+    else:
+        if score or model is None:
+            raise CurateError(f"the mask '{method.name}' looks at a model's weights: add --model M, not --score.")
+        choice, scores = ModelChoice(model) if isinstance(model, str) else model, None
+        parameters = dict(load(choice)[0].named_parameters())
+    weights = {n: p.detach().float().cpu().numpy() for n, p in parameters.items()}
+    sizes = {n: int(np.prod(weight.shape)) for n, weight in weights.items()}
+    result.parameters = sum(sizes.values())
+    budget = round(frac * result.parameters)
+    if not budget:
+        raise CurateError(f"--frac {frac:g} of {result.parameters} numbers is none; take a larger share.")
+    given = Parameters(weights, budget, scores)
+    if (warmup := method.warm_up()) is not None:
+        method.check(given)
+        run = warm_up(ws, choice, warmup, Account("mask", [method.name], name, {"train": "warm-up"}))
+        gradients, result.checkpoint = _sums(run)
+        given = replace(given, gradients=gradients)
+        made = {"checkpoint": result.checkpoint, "warmup": run.account}
+    chosen = method.init(given)
+    result.selected = sum(map(len, chosen.values()))
+    if not result.selected:
+        raise CurateError(f"the mask '{method.name}' finds nothing to choose from in {choice.name}; exclude less.")
+    result.by_kind = _by_kind(sizes, chosen)
     lineage = {
         "name": name,
         "curate": __version__,
@@ -104,7 +101,7 @@ def mask(
         "frac": frac,
         "model": model_recipe(choice),
         **made,
-        "shapes": {n: list(weight.shape) for n, weight in given.weights.items()},
+        "shapes": {n: list(weight.shape) for n, weight in weights.items()},
         "selected": result.selected,
         "result": {key: value for key, value in asdict(result).items() if key != "name"},
     }
