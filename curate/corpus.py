@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +11,7 @@ import pyarrow as pa
 
 from curate.columns import column_of, samples_at, scores_of
 from curate.errors import CurateError
+from curate.formats import Reader, Refused
 from curate.lineage import usable
 from curate.manifest import read_manifest
 from curate.shards import read_table
@@ -72,6 +73,21 @@ def _refuse_weights(manifest: str, weight: np.ndarray, ids: pa.ChunkedArray) -> 
         raise CurateError(f"the weights of the manifest '{manifest}' are all 0, so there is nothing to learn from.")
 
 
+def encoded_one_by_one(records: Iterable[Any], settings: TrainSettings, lm: LanguageModel) -> Iterator[Encoded]:
+    """Records of any shape that an ingest reads, in tokens as they come; with an `error` where one has one."""
+    from curate.models.tokens import Encoded, encode
+
+    reader = Reader("auto", {})
+    for record in records:
+        try:
+            sample = reader.sample(record)
+        except Refused as refused:
+            yield Encoded(error=str(refused))
+            continue
+        stored = {"messages": sample.messages, "text": sample.text}
+        yield _cut(encode(lm.tokenizer, [stored], 1 << 40)[0], settings, lm)
+
+
 def documents_of(ws: Workspace, rows: Rows, settings: TrainSettings, lm: LanguageModel) -> list[list[Encoded]]:
     """Every sample in tokens: one document, or several where texts are split; with an `error` where it has one."""
     from curate.models.tokens import encode
@@ -81,17 +97,22 @@ def documents_of(ws: Workspace, rows: Rows, settings: TrainSettings, lm: Languag
     for places, table in samples_at(ws, rows.row, rows.id, ["messages", "text"]):
         samples = table.select(["messages", "text"]).to_pylist()
         for sample, place, one in zip(samples, places, encode(lm.tokenizer, samples, 1 << 40), strict=True):
-            if not one.error and len(one.ids) > lm.context:
-                if sample["messages"] is None and settings.split:
-                    found[place] = [piece for piece in pieces(one, lm.context) if piece.supervised.any()]
-                    continue
-                if lm.choice.too_long == "refuse":
-                    one = replace(one, error=f"is longer than the context of {lm.context} tokens")
-                one = replace(one, ids=one.ids[: lm.context], supervised=one.supervised[: lm.context], cut=True)
-            if settings.loss == "all":
-                one.supervised = np.arange(len(one.ids)) > 0
-            found[place] = [one]
+            if not one.error and len(one.ids) > lm.context and sample["messages"] is None and settings.split:
+                found[place] = [piece for piece in pieces(one, lm.context) if piece.supervised.any()]
+                continue
+            found[place] = [_cut(one, settings, lm)]
     return found
+
+
+def _cut(one: Encoded, settings: TrainSettings, lm: LanguageModel) -> Encoded:
+    """A sample within the context, with what is supervised as the settings have it."""
+    if not one.error and len(one.ids) > lm.context:
+        if lm.choice.too_long == "refuse":
+            one = replace(one, error=f"is longer than the context of {lm.context} tokens")
+        one = replace(one, ids=one.ids[: lm.context], supervised=one.supervised[: lm.context], cut=True)
+    if settings.loss == "all":
+        one.supervised = np.arange(len(one.ids)) > 0
+    return one
 
 
 def left_out(encoded: list[list[Encoded]], rows: Rows) -> list[str]:

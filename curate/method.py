@@ -35,7 +35,7 @@ from curate.passes import Leg as Leg
 from curate.passes import Pass as Pass
 from curate.passes import Slope as Slope
 from curate.passes import Watcher as Watcher
-from curate.signals import Step, Weights
+from curate.signals import Matching, Step, Weights
 from curate.vectors import Aggregate, Anchors, Vectors
 from curate.workers import Workers
 
@@ -299,13 +299,25 @@ class Weighting(Method):
     uses_target: whether it is given anchors, the target's samples as the model sees them, every `refresh` steps.
     normalize: 'mean1' divides by the sum of the weights (of tokens) instead of their number, so that a step's weights
     are 1 in the mean. The state is plain arrays, so that a checkpoint can hold it.
+
+    chooses: it is shown more candidates than a step learns from, and gives at most `Step.room` of them a weight; the
+    others are not learnt from. signed: its weights may be negative.
     """
 
     scope: ClassVar[Literal["sample", "batch"]] = "sample"
     needs: ClassVar[tuple[Signal, ...]] = ()
     uses_target: ClassVar[bool] = False
+    chooses: ClassVar[bool] = False
     normalize: str = "none"
     refresh: int = 0
+
+    @property
+    def signed(self) -> bool:
+        return False
+
+    def matching(self) -> Matching | None:
+        """How the candidates' gradients are to be compared; null: it does not look at them."""
+        return None
 
     def init(self, column: np.ndarray | None) -> Arrays:
         """The state before the first step. column: of all training samples, float64 [N]; null where not asked for."""

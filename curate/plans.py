@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -30,12 +30,39 @@ HOW = (
 
 
 @dataclass(frozen=True)
+class Feed:
+    """Samples that come once, for a training that learns from them as they come, instead of from the pool.
+
+    name: what the run's recipe calls them. records: of any shape that an ingest reads (curate.formats). memory: how
+    many past ones are kept, a fair sample of all; replay: the share of a step's candidates that is drawn from these.
+    continues: whether, when a run goes on, the records do too; else they begin anew, and what has come is passed over.
+    """
+
+    name: str
+    records: Iterable[Any]
+    memory: int = 0
+    replay: float = 0.0
+    continues: bool = False
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.replay < 1 or self.memory < 0 or (self.replay and not self.memory):
+            raise CurateError(
+                f"a stream keeps memory={self.memory} past samples (0 or more), and replay={self.replay:g} of a step's "
+                "candidates are drawn from these (0 or more, below 1; above 0 only with a memory)."
+            )
+
+    def recipe(self) -> dict[str, Any]:
+        return {"name": self.name, "memory": self.memory, "replay": self.replay}
+
+
+@dataclass(frozen=True)
 class Training:
     """What is to be trained: everything that decides the result but what is stored in the workspace.
 
     manifest: whose samples, weights and repeats; null: the whole pool. target: of a weighting that uses one. by: SQL
     expression over `samples`, the column of a weighting that uses one. mask: which numbers are trained; null: all of
-    what `lora_r` says. masking: its method, of one that is chosen anew.
+    what `lora_r` says. masking: its method, of one that is chosen anew. stream: samples that come once, instead of what
+    is stored.
     """
 
     model: ModelChoice
@@ -48,6 +75,7 @@ class Training:
     allow_stale: bool = False
     mask: StoredMask | None = None
     masking: Mask | None = None
+    stream: Feed | None = None
 
 
 def refuse_unused(training: Training) -> None:
@@ -65,24 +93,53 @@ def refuse_unused(training: Training) -> None:
     ):
         if given and not used:
             raise CurateError(f"the weighting '{weighting.name}' uses no {option}; leave out {option} {given}.")
+    if training.stream:
+        _refuse_for_stream(training, uses_column)
     if weighting.uses_target and not training.target:
         raise CurateError(f"the weighting '{weighting.name}' needs a target: add --target NAME.")
     if "column" in weighting.needs and not training.by:
         raise CurateError(f"the weighting '{weighting.name}' needs a column: add --by SQL, as in --by bm25_maths.")
 
 
-def run_recipe(ws: Workspace, name: str, training: Training, rows: Rows, target: Target | None) -> dict[str, Any]:
+def _refuse_for_stream(training: Training, uses_column: set[str]) -> None:
+    settings, name = training.settings, training.weighting.name
+    for what, bad, remedy in (
+        ("a manifest", training.manifest, "leave one of them out"),
+        ("a column", training.by, "leave out --by"),
+        (f"the weighting '{name}', which needs a column", uses_column, "take another weighting"),
+        (
+            f"the weighting '{name}', which needs the base model's losses",
+            _needs_base(training),
+            "take another weighting",
+        ),
+        ("packing", settings.packing, "leave it out"),
+        ("split", settings.split, "leave it out"),
+    ):
+        if bad:
+            raise CurateError(f"a stream is learnt from as it comes, so it does not go with {what}; {remedy}.")
+    if not settings.steps:
+        raise CurateError("a stream has no epochs: say how many steps to take, as by --set steps=300.")
+
+
+def _needs_base(training: Training) -> bool:
+    return "base_token_loss" in training.weighting.needs
+
+
+def run_recipe(
+    ws: Workspace, name: str, training: Training, rows: Rows | None, target: Target | None
+) -> dict[str, Any]:
     settings, default = asdict(training.settings), asdict(TrainSettings())
     scores = {state.name: state.recipe for state in scores_of(ws, training.by)} if training.by else {}
-    weighting = training.weighting
+    weighting, lineage = training.weighting, rows.lineage if rows else None
     return {
         "name": name,
         "curate": __version__,
         "model": model_recipe(training.model),
         "manifest": training.manifest,
-        "manifest_sha256": rows.lineage["sha256"] if rows.lineage else None,
-        "pool": None if rows.lineage else pool_fingerprint(ws.shards()),
-        "selection": {key: rows.lineage[key] for key in LINEAGE if key in rows.lineage} if rows.lineage else None,
+        "manifest_sha256": lineage["sha256"] if lineage else None,
+        "pool": None if lineage or rows is None else pool_fingerprint(ws.shards()),
+        "stream": training.stream.recipe() if training.stream else None,
+        "selection": {key: lineage[key] for key in LINEAGE if key in lineage} if lineage else None,
         "weighting": {"name": weighting.name, "version": weighting.version, "settings": weighting.settings()},
         "by": training.by,
         "scores": scores,
@@ -92,7 +149,7 @@ def run_recipe(ws: Workspace, name: str, training: Training, rows: Rows, target:
         "settings": settings,
         "changed": {key: value for key, value in settings.items() if value != default[key]},
         "seed": training.seed,
-        "samples": len(rows.row),
+        "samples": len(rows.row) if rows else 0,
         "steps": training.settings.steps,  # filled in once the samples are in tokens
     }
 
@@ -114,7 +171,7 @@ def _mask_recipe(mask: StoredMask | None) -> dict[str, Any] | None:
 def refuse_other_run(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raises CurateError where the run of that name was begun otherwise, but for what changes no result."""
     remedy = f"choose another name, or --fresh to train '{name}' anew."
-    for what in ("manifest", "manifest_sha256", "pool", "by", "target", "target_fingerprint", "seed"):
+    for what in ("manifest", "manifest_sha256", "pool", "stream", "by", "target", "target_fingerprint", "seed"):
         if old.get(what) != new[what]:
             raise CurateError(f"the run '{name}' exists, with {what} {old.get(what)}, not {new[what]}; {remedy}")
     for what in ("name", *SHAPING):

@@ -18,7 +18,7 @@ import orjson
 import pyarrow as pa
 from tqdm import tqdm
 
-from curate.corpus import Rows, anchors_of, documents_of, left_out
+from curate.corpus import Rows, anchors_of, documents_of, encoded_one_by_one, left_out
 from curate.costs import Meter, charged
 from curate.errors import CurateError, CurateFailure
 from curate.fingerprint import fingerprint
@@ -37,7 +37,7 @@ if TYPE_CHECKING:  # loaded only when there is something to train
     from curate.training.masked import Refreshed
     from curate.training.trainee import Trainee
 
-_PHASES = ("train", "losses", "anchors", "base losses", "evaluate")
+_PHASES = ("train", "losses", "anchors", "candidates", "target", "selection", "base losses", "evaluate")
 
 
 @dataclass
@@ -74,7 +74,7 @@ class Account:
 # --- the run ---------------------------------------------------------------------------------------------
 
 
-def _opened(run: Run, training: Training, rows: Rows, target: Target | None) -> None:
+def _opened(run: Run, training: Training, rows: Rows | None, target: Target | None) -> None:
     """Begin the run, or find it as it was begun. Raises CurateError where it is another."""
     recipe, old = run_recipe(run.ws, run.name, training, rows, target), run.recipe
     if old is not None:
@@ -116,7 +116,7 @@ class _Meters:
 def advance(
     run: Run,
     training: Training,
-    rows: Rows,
+    rows: Rows | None,
     target: Target | None,
     processes: Any,
     result: Trained,
@@ -126,8 +126,9 @@ def advance(
 ) -> None:
     """Train a run to its end. Only for the claim's holder, and for the processes beside it.
 
-    account: on whose it goes in the ledger; null: the run's own. Raises CurateError where a run of that name is there
-    and another, CurateFailure where the loss diverges.
+    rows: null where it learns from a stream. account: on whose it goes in the ledger; null: the run's own.
+
+    Raises CurateError where a run of that name is there and another, CurateFailure where the loss diverges.
     """
     if processes.is_main_process:
         _opened(run, training, rows, target)
@@ -141,16 +142,23 @@ def advance(
         model = trainee(_on(training.model, processes), training.settings, folder)
         _forget_peak(model.model.device)
         meters = _Meters(run, training, account, stack, processes.is_main_process)
-        data, places = _data(run, training, rows, target, model, meters, result, processes)
+        if rows is None:
+            data, row = _streamed(training, target, model, processes), None
+        else:
+            data, places = _data(run, training, rows, target, model, meters, result, processes)
+            row = rows.row[places]
         mask = refreshed(training.mask, training.masking, model.model.model) if training.mask else None
         trainer = _trainer(model, data, training, processes, start, folder, mask)
-        book = _Book(run, trainer, model, rows.row[places], start, processes.is_main_process)
+        book = _Book(run, trainer, model, row, start, processes.is_main_process)
         trainable = (
             sum(len(i) for i in mask.selected.values()) if mask else sum(p.numel() for p in trainer.whole.values())
         )
         _tell(run, processes, steps=trainer.steps, samples=result.samples, trainable=trainable,
               optimizer_bytes=(12 if mask else 8) * trainable)  # fmt: skip
         _loop(book, training, judges, meters, result)
+        if stream := trainer.data.stream:
+            result.samples, result.left_out = stream.place - sum(stream.left_out.values()), dict(stream.left_out)
+            _tell(run, processes, samples=result.samples)
         if result.steps_now:  # a run that was complete is left as it was
             _tell(run, processes, peak_bytes=max(_peak(model.model.device), (run.recipe or {}).get("peak_bytes") or 0))
         result.steps, result.flops = trainer.steps, meters.flops
@@ -216,7 +224,11 @@ def _trainer(
         state = folder / "weighting.safetensors"
         size = orjson.loads((folder / "trainer.json").read_bytes()).get("micro_batch_size", 0)
         tensors, arrays = load_tensors(folder / "optimizer.safetensors"), load_file(state) if state.exists() else {}
-        snapshot = Snapshot(start.step, tensors, arrays, size)
+        streamed = folder / "stream.safetensors"
+        stream = load_file(streamed) if streamed.exists() else {}
+        if stream and data.stream and training.stream:
+            data.stream.load(stream, skip=not training.stream.continues)
+        snapshot = Snapshot(start.step, tensors, arrays, size, stream)
     return Trainer(model.model, data, training.settings, training.weighting, processes, training.seed, snapshot, mask)
 
 
@@ -256,9 +268,7 @@ def _data(
     examples = Examples.of(kept, of)
     result.samples = len(places)
     documents = np.repeat(np.arange(len(kept)), rows.repeats[places][examples.sample])
-    anchors = None
-    if target:
-        anchors = anchors_of(target.text.frame.select("messages", "text").to_dicts(), target.name, model.model)
+    anchors = _anchors(target, model)
     column, base = None if rows.column is None else rows.column[places], None
     needs = training.weighting.needs
     if "base_token_loss" in needs or "base_loss" in needs and column is None:
@@ -266,6 +276,28 @@ def _data(
         if column is None:
             column = _means(base, examples)
     return Data(examples, documents, rows.weight[places], column, anchors, base), places
+
+
+def _anchors(target: Target | None, model: Trainee) -> Any:
+    """The target's samples in tokens; null without a target."""
+    if target is None:
+        return None
+    return anchors_of(target.text.frame.select("messages", "text").to_dicts(), target.name, model.model)
+
+
+def _streamed(training: Training, target: Target | None, model: Trainee, processes: Any) -> Data:
+    """Data that comes as it is learnt from."""
+    from curate.training.examples import Examples
+    from curate.training.loop import Data
+    from curate.training.stream import Stream
+
+    feed = training.stream
+    assert feed is not None
+    if processes.num_processes > 1:
+        raise CurateError("a stream is read by one process, and several are at work; train in one.")
+    samples = encoded_one_by_one(feed.records, training.settings, model.model)
+    stream = Stream(samples, feed.memory, feed.replay, training.seed)
+    return replace(Data.of(Examples.of([])), anchors=_anchors(target, model), stream=stream)
 
 
 def _base_losses(
@@ -309,7 +341,7 @@ class _Book:
         run: Run,
         trainer: Trainer,
         model: Trainee,
-        rows: np.ndarray,
+        rows: np.ndarray | None,
         start: Checkpoint | None,
         writes: bool,
     ):
@@ -321,11 +353,13 @@ class _Book:
     def enter(self, done: Done, keep_weights: bool) -> None:
         self._metrics.append(done.metrics)
         if keep_weights:
-            n = len(done.documents)
+            n, data = len(done.documents), self.trainer.data
+            rows = self.rows if data.place is None else data.place
+            assert rows is not None
             columns = {
                 "step": np.full(n, done.step),
                 "epoch": np.full(n, done.epoch + 1),
-                "row": self.rows[self.trainer.data.examples.sample[done.documents]],
+                "row": rows[data.examples.sample[done.documents]],
                 "weight": done.weight.astype(np.float32),
                 "loss": done.loss.astype(np.float32),
                 "measure": done.measure.astype(np.float32),
@@ -353,6 +387,8 @@ class _Book:
             save_tensors(snapshot.optimizer, folder / "optimizer.safetensors")
             if snapshot.weighting:
                 save_file(snapshot.weighting, folder / "weighting.safetensors")
+            if snapshot.stream:
+                save_file(snapshot.stream, folder / "stream.safetensors")
             state = {"step": snapshot.step, "micro_batch_size": snapshot.micro_batch_size}
             (folder / "trainer.json").write_bytes(orjson.dumps(state))
 
@@ -368,8 +404,7 @@ def _loop(book: _Book, training: Training, judges: Sequence[Judge], meters: _Met
         try:
             for done in trainer.run():
                 for phase, usage in done.usage.items():
-                    samples = len(done.documents) if phase != "anchors" else len(trainer.data.anchors or ())
-                    meters.charge(phase, samples, usage)
+                    meters.charge(phase, done.samples[phase], usage)
                 book.enter(done, settings.keep_weights)
                 result.steps_now += 1
                 result.loss, result.weight_mean = done.metrics["loss"], done.metrics["weight_mean"]

@@ -103,6 +103,9 @@ METRICS = pa.schema(  # of a run, one row a step
         ("weight_min", pa.float64()),
         ("weight_max", pa.float64()),
         ("effective_samples", pa.float64()),  # (sum w)^2 / sum w^2
+        ("chosen", pa.int64()),  # samples that were learnt from: those with a weight
+        ("unfit", pa.int64()),  # candidates whose gradient is not finite, which cannot be chosen
+        ("fallback", pa.int64()),  # 1 where the weighting's formula gave nothing
     ]
 )
 TRAINED = pa.schema(  # of a run, one row for every sample at every step

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
@@ -71,6 +71,43 @@ def means(batch: Forward) -> dict[str, np.ndarray]:
 
 
 @dataclass(frozen=True)
+class Matching:
+    """How the gradients of a step's candidates are compared, for a weighting that looks at `Products`.
+
+    target: whether with the target's. precondition: of the target's gradient: 'none'; 'before', times the optimizer's
+    own D before it is projected; 'projected', its projection times the D that Adam would have of projected gradients.
+    candidates: whether D is on the candidates' side instead, where it changes their products with each other.
+    curvature: whether products with a Kronecker-factored curvature, or its inverse, between are wanted. damping: added
+    to its factors, times their mean diagonals. tokens: whether every token of a candidate is compared by itself.
+    """
+
+    target: bool = True
+    precondition: Literal["none", "before", "projected"] = "none"
+    candidates: bool = False
+    curvature: Literal["none", "kfac", "inverse"] = "none"
+    damping: float = 0.1
+    tokens: bool = False
+
+
+@dataclass(frozen=True)
+class Products:
+    """Inner products of the gradients g of B candidates, each of its own loss as the step adds it up.
+
+    gram: <g_i, g_j>, float64 [B, B]; of D g with D on the candidates' side. aligned: <g_i, q> with the gradient q of
+    the target's mean loss, preconditioned as was asked for, float64 [B]; null without a target. square: <q, q>, of
+    length zero likewise. curved: <g_i, H g_j> with the curvature asked for, float64 [B, B]. influence: <g_i, H^-1 q>,
+    float64 [B]. tokens: <g_it, q> of what each token adds to g_i, float64 [B, T], 0 where there is none.
+    """
+
+    gram: np.ndarray
+    aligned: np.ndarray | None = None
+    square: float = 0.0
+    curved: np.ndarray | None = None
+    influence: np.ndarray | None = None
+    tokens: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
 class Step:
     """What a weighting is shown of an optimizer step: B of its samples, or all of them where it weighs them together.
 
@@ -78,7 +115,8 @@ class Step:
     float64 [B]. column: the user's column, or the mean loss under the model that training began with, float64 [B].
     counts: supervised tokens of each sample, int64 [B]. base_token_loss: the loss of each of them under the model that
     training began with, float64 [S], sample after sample. states: the position-weighted mean of the last layer's
-    states of each sample, Tensor [B, D]. What a weighting does not ask for is null.
+    states of each sample, Tensor [B, D]. products: of their gradients. room: how many may be chosen, for a weighting
+    that chooses. lr: the step's. What a weighting does not ask for is null.
     """
 
     number: int
@@ -87,18 +125,25 @@ class Step:
     counts: np.ndarray | None = None
     base_token_loss: np.ndarray | None = None
     states: Tensor | None = None
+    products: Products | None = None
+    room: int = 0
+    lr: float = 0.0
 
 
 @dataclass(frozen=True)
 class Weights:
     """What a step's samples weigh.
 
-    values: float64, finite and at least 0: of each sample [B], or of each supervised token [S], sample after sample.
-    measure: what they were made of, float64 [B], for the record: a similarity, a loss.
+    values: float64, finite and at least 0 (but where the weighting is `signed`): of each sample [B], or of each
+    supervised token [S], sample after sample. measure: what they were made of, float64 [B], for the record: a
+    similarity, a loss. tokens: of what each token adds to its sample's gradient, float64 [B, T], beside `values`.
+    fallback: whether these are not what the formula asks for, which gave nothing.
     """
 
     values: np.ndarray
     measure: np.ndarray | None = None
+    tokens: np.ndarray | None = None
+    fallback: bool = False
 
 
 def position_weighted(states: Tensor, document: Tensor, place: Tensor, n: int) -> Tensor:

@@ -23,7 +23,7 @@ from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.load import CheckpointChoice, ModelChoice
 from curate.models.sentence_encoder import SentenceEncoder
-from curate.signals import Step
+from curate.signals import Products, Step
 from curate.tables import score_table
 from curate.text import Text
 from curate.vectors import Vectors
@@ -229,7 +229,10 @@ def step_of(number: int, samples: np.ndarray) -> Step:
         np.split(rng.gamma(1.0, size=counts.sum()), np.cumsum(counts)[:-1]),
     )
     base = np.concatenate([tokens[i] for i in samples] or [np.zeros(0)])
-    return Step(number, loss[samples], column[samples], counts[samples], base, states[torch.from_numpy(samples)])
+    g, q = rng.normal(size=(12, 20))[samples], rng.normal(size=20)
+    products = Products(g @ g.T, g @ q, float(q @ q))
+    shown = (loss[samples], column[samples], counts[samples], base, states[torch.from_numpy(samples)])
+    return Step(number, *shown, products, room=min(3, len(samples)), lr=0.1)
 
 
 def begun(weighting: Any) -> Any:
@@ -242,7 +245,11 @@ def test_weights_are_finite_and_none_is_negative(name: str) -> None:
     weighting = find("weighting", name)()
     for samples in (np.arange(12), np.array([3]), np.array([], np.int64)):
         step = step_of(1, samples)
+        if weighting.chooses and not step.room:
+            continue  # there is always a candidate
         weights, _ = weighting.update(step, begun(weighting))
+        if weighting.chooses:
+            assert 1 <= np.count_nonzero(weights.values) <= step.room
         assert np.isfinite(weights.values).all() and (weights.values >= 0).all()
         assert len(weights.values) in (len(samples), step.counts.sum())  # type: ignore[union-attr]
 

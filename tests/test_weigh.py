@@ -29,6 +29,7 @@ from curate.weightings.adapt import Adapt
 from curate.weightings.adapt_static import AdaptStatic
 from curate.weightings.flow import Flow
 from curate.weightings.linupper import Linupper
+from curate.weightings.max_loss import MaxLoss
 from curate.workspace import Workspace
 from tests.test_exports import toy_model
 
@@ -74,6 +75,8 @@ def test_what_cannot_weigh_is_said(ready: Workspace) -> None:
         CurateError, match="'adapt' looks at the model as it learns .states., so it weighs in `curate train` only"
     ):
         curate.weigh(ready, "w", Adapt(), "length")
+    with pytest.raises(CurateError, match="'max_loss' chooses among a step's candidates, .* choose by `curate select`"):
+        curate.weigh(ready, "w", MaxLoss(), "length")
     with pytest.raises(CurateError, match="no sample has a value"):
         curate.weigh(ready, "w", AdaptStatic(), "NULL")
     with pytest.raises(CurateError, match="did you mean 'length'"):

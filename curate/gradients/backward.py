@@ -91,12 +91,16 @@ class Backward:
         self.go(0)
 
     @classmethod
-    def of(cls, lm: LanguageModel, others: Mapping[str, LanguageModel] | None = None) -> Backward:
-        """A model that is in memory, as it is: of its trained parameters, or of all where none is."""
+    def of(
+        cls, lm: LanguageModel, others: Mapping[str, LanguageModel] | None = None, bfloat16: bool | None = None
+    ) -> Backward:
+        """A model that is in memory, as it is: of its trained parameters, or of all where none is. bfloat16: whether
+        products are; null: as its device and type have it."""
         self = cls.__new__(cls)
         self.others = others or {}
         self.checkpoints, self._moments, self._index = (CheckpointChoice(lm.choice),), False, 0
         self._take(lm)
+        self._bfloat16 = self._bfloat16 if bfloat16 is None else bfloat16
         self.at = self._at(self.checkpoints[0])
         return self
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -30,8 +30,9 @@ class PerSample(ABC):
         """The gradients themselves, [B, *shape]."""
 
     @abstractmethod
-    def total(self) -> Tensor:
-        """Their sum over the samples, [*shape]."""
+    def total(self, weights: Tensor | None = None) -> Tensor:
+        """Their sum over the samples, [*shape]. weights: of each sample [B], or of what each token adds [B, T]; null:
+        1."""
 
     @abstractmethod
     def squares(self) -> Tensor:
@@ -66,22 +67,22 @@ class Outer(PerSample):
     e: Tensor
     flipped: bool = False
 
-    def _sides(self) -> tuple[Tensor, Tensor]:
+    def sides(self) -> tuple[Tensor, Tensor]:
         """What stands in rows and in columns of the stored matrix."""
         return (self.x, self.e) if self.flipped else (self.e, self.x)
 
     def full(self) -> Tensor:
-        rows, columns = self._sides()
+        rows, columns = self.sides()
         return product(rows.transpose(1, 2), columns)
 
-    def total(self) -> Tensor:
-        rows, columns = self._sides()
+    def total(self, weights: Tensor | None = None) -> Tensor:
+        rows, columns = replace(self, e=_weighted(self.e, weights)).sides()
         return product(rows.flatten(0, 1).T[None], columns.flatten(0, 1)[None])[0]
 
     def squares(self) -> Tensor:
         if self._by_pairs():  # sum over t, t' of (e_t . e_t') (x_t . x_t')
             return (product(self.e, self.e.transpose(1, 2)) * product(self.x, self.x.transpose(1, 2))).sum((1, 2))
-        return torch.cat([part.full().square().sum((1, 2)) for part in self._parts(len(self.e))])
+        return torch.cat([part.full().square().sum((1, 2)) for part in self.blocks(len(self.e))])
 
     def _by_pairs(self) -> bool:
         """Whether pairs of tokens are fewer products than the gradients themselves."""
@@ -94,13 +95,13 @@ class Outer(PerSample):
 
     def dot(self, directions: Tensor) -> Tensor:
         if len(directions) == 1:  # sum over t of e_t . (Q x_t): no sample's gradient is made
-            rows, columns = self._sides()
+            rows, columns = self.sides()
             image = product(columns, directions[0].T.to(columns.dtype)[None])
             return (image * wide(rows)).sum((1, 2))[:, None]
         flat = wide(directions.flatten(1)).T
-        return torch.cat([part.full().flatten(1) @ flat for part in self._parts(len(self.e))])
+        return torch.cat([part.full().flatten(1) @ flat for part in self.blocks(len(self.e))])
 
-    def _parts(self, n: int) -> list[Outer]:
+    def blocks(self, n: int) -> list[Outer]:
         """The same, a few samples at a time; of none, one part."""
         size = max(1, BLOCK // (self.shape[0] * self.shape[1]))
         return [self.of(torch.arange(a, min(a + size, n))) for a in range(0, max(n, 1), size)]
@@ -129,8 +130,8 @@ class Scale(PerSample):
     def full(self) -> Tensor:
         return (wide(self.e) if self.u is None else wide(self.e) * wide(self.u)).sum(1)
 
-    def total(self) -> Tensor:
-        return self.full().sum(0)
+    def total(self, weights: Tensor | None = None) -> Tensor:
+        return replace(self, e=_weighted(self.e, weights)).full().sum(0)
 
     def squares(self) -> Tensor:
         return self.full().square().sum(1)
@@ -159,9 +160,9 @@ class Rows(PerSample):
         places = self.ids[:, :, None].expand(n, length, width)
         return found.scatter_add_(1, places, wide(self.e))
 
-    def total(self) -> Tensor:
-        found = wide(self.e).new_zeros(self.shape)
-        return found.index_add_(0, self.ids.flatten(), wide(self.e).flatten(0, 1))
+    def total(self, weights: Tensor | None = None) -> Tensor:
+        e = wide(_weighted(self.e, weights))
+        return e.new_zeros(self.shape).index_add_(0, self.ids.flatten(), e.flatten(0, 1))
 
     def squares_flops(self) -> float:
         return 2.0 * self.e.shape[1] * self.e.numel()
@@ -199,8 +200,12 @@ class Several(PerSample):
             found += other.full()
         return found
 
-    def total(self) -> Tensor:
-        return torch.stack([part.total() for part in self.parts]).sum(0)
+    def total(self, weights: Tensor | None = None) -> Tensor:
+        first, *others = self.parts
+        found = first.total(weights)
+        for other in others:
+            found += other.total(weights)
+        return found
 
     def squares(self) -> Tensor:
         kinds = [type(part) for part in self.parts]
@@ -230,6 +235,14 @@ class Several(PerSample):
 
     def flops(self) -> float:
         return sum(part.flops() for part in self.parts)
+
+
+def _weighted(e: Tensor, weights: Tensor | None) -> Tensor:
+    """Errors [B, T, n], times weights [B] or [B, T]; computed in float32 or wider, kept as they are."""
+    if weights is None:
+        return e
+    each = weights if weights.ndim == 2 else weights[:, None]
+    return (wide(e) * each[:, :, None].to(wide(e).dtype)).to(e.dtype)
 
 
 def _finite(x: Tensor) -> Tensor:

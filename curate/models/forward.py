@@ -49,6 +49,17 @@ class Usage:
     seconds: float | None = None
     phases: dict[str, Usage] = field(default_factory=dict)
 
+    def part(self, share: float) -> Usage:
+        """So much of it."""
+        return replace(
+            self,
+            **{name: round(share * getattr(self, name)) for name in ("tokens", "padded_tokens", "cut")},
+            **{name: share * getattr(self, name) for name in ("flops", "flops_paper")},
+            **{
+                name: None if (v := getattr(self, name)) is None else share * v for name in ("flops_counted", "seconds")
+            },
+        )
+
     def add(self, other: Usage) -> None:
         for name in ("tokens", "padded_tokens", "flops", "flops_paper", "cut"):
             setattr(self, name, getattr(self, name) + getattr(other, name))

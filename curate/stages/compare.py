@@ -23,7 +23,7 @@ from curate.runs import require_run
 from curate.statistics import Mean, paired
 from curate.workspace import Workspace
 
-_ONLINE = ("losses", "anchors", "base losses")
+_ONLINE = ("losses", "anchors", "base losses", "candidates", "target", "selection")
 _SEEDED = re.compile(r"_(s|seed)?\d+$")
 
 

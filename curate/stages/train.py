@@ -45,14 +45,18 @@ def train(
     diverges, naming the step and the last good checkpoint.
     """
     ws.check_name(name, "run")
-    ws.require_pool()
-    result, rows = Trained(name), rows_of(ws, training.manifest, training.by, training.allow_stale)
-    result.warnings += rows.warnings
-    target = load_target(ws, training.target) if training.target else None
     refuse_unused(training)
+    result, rows = Trained(name), None
+    if not training.stream:
+        ws.require_pool()
+        rows = rows_of(ws, training.manifest, training.by, training.allow_stale)
+        result.warnings += rows.warnings
+    target = load_target(ws, training.target) if training.target else None
     for judge in judges:
         questions(ws, judge)
     if dry_run:
+        if rows is None:
+            raise CurateError("what a stream holds is not known beforehand, so there is no --dry-run of it.")
         result.planned = _planned(ws, rows, training)
         return result
     processes = processes_of(training.model)
@@ -70,11 +74,11 @@ def train(
         processes.wait_for_everyone()
     result.folder = str(Run(ws, name).latest().folder)
     if alone and training.settings.keep_weights:
-        result.by_epoch, result.by_source = _diagnostics(ws, name)
+        result.by_epoch, result.by_source = _diagnostics(ws, name, training.stream is None)
     return result
 
 
-def _diagnostics(ws: Workspace, name: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _diagnostics(ws: Workspace, name: str, pooled: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """ADAPT's diagnostics: the effective proportion of the data (mean weight) and the spread of what the weights were
     made of, by epoch; and the effective distribution over sources."""
     its = f"(SELECT * FROM trained WHERE run = '{name}')"
@@ -85,15 +89,20 @@ def _diagnostics(ws: Workspace, name: str) -> tuple[list[dict[str, Any]], list[d
     sources = f"""SELECT source, count(*) / sum(count(*)) OVER () AS share,
         sum(t.weight) / sum(sum(t.weight)) OVER () AS weighted_share
         FROM {its} t JOIN pool USING (row) GROUP BY source ORDER BY weighted_share DESC, source"""
-    return list(query.rows(ws, epochs)), list(query.rows(ws, sources))
+    return list(query.rows(ws, epochs)), list(query.rows(ws, sources)) if pooled else []
 
 
 def _planned(ws: Workspace, rows: Rows, training: Training) -> dict[str, Any]:
     """What a training would take, at four characters a token."""
     chars = column_of(ws, "n_chars", rows.row)
     samples, n = float(rows.repeats.sum()), parameters(training.model)
-    per_epoch = -(-int(samples) // training.settings.batch_size)
-    steps = training.settings.steps or int(np.ceil(training.settings.epochs * per_epoch))
+    settings, weighting = training.settings, training.weighting
+    per_epoch = -(-int(samples) // (settings.batch_size * (settings.oversample if weighting.chooses else 1)))
+    steps = settings.steps or int(np.ceil(settings.epochs * per_epoch))
     tokens = float((chars * rows.repeats).sum()) / CHARS_PER_TOKEN * steps / per_epoch
-    factor = 4.0 if training.settings.lora_r else 6.0
+    factor = 4.0 if settings.lora_r else 6.0
+    if weighting.chooses:  # all forward, and backward without matrices where gradients are compared; some learnt from
+        seen, learnt = (4.0, factor - 4.0) if (matching := weighting.matching()) else (2.0, factor)
+        looked = seen * settings.target_batch / settings.target_every if matching and matching.target else 0.0
+        factor = seen + learnt / settings.oversample + looked / (settings.batch_size * settings.oversample)
     return {"samples": int(samples), "steps": steps, "tokens": tokens, "flops": factor * n * tokens}

@@ -70,6 +70,11 @@ def weigh(
             f"the weighting '{weighting.name}' looks at the model as it learns ({', '.join(sorted(unseen))}), so it "
             "weighs in `curate train` only; from a column weigh by adapt_static, flow, linupper and the like."
         )
+    if weighting.chooses:
+        raise CurateError(
+            f"the weighting '{weighting.name}' chooses among a step's candidates, so it is for `curate train` only; "
+            "from a column choose by `curate select`."
+        )
     result = Weighed(name)
     with charged(ws.path, "weigh", methods=[weighting.name], name=name, phase="weigh") as meter:
         rows = rows_of(ws, manifest, by, allow_stale)

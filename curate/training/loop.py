@@ -22,18 +22,20 @@ import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
-from curate.errors import CurateFailure
+from curate.errors import CurateError, CurateFailure
 from curate.gates import effective_size
 from curate.method import Arrays, Weighting
 from curate.models.flops import FORWARD, TRAINING, TrainingFlops, counted, forward_flops, paper_flops
 from curate.models.forward import Usage, out_of_memory
 from curate.models.language_model import LanguageModel
 from curate.signals import Step
+from curate.training.choosing import Candidates, Chooser
 from curate.training.examples import Batch, Examples, batch_of, epoch_rows, micro_batches
 from curate.training.masked import Masked, Refreshed, Selected
 from curate.training.objective import Losses, Objective
 from curate.training.optimizer import INDEX, SUM, adamw, load_optimizer, optimizer_tensors, stored_under, trained
 from curate.training.settings import TrainSettings
+from curate.training.stream import Stream
 
 # Of all documents of a step: which, their weights, mean losses, measures, and means of their weighted token losses.
 Seen: TypeAlias = "tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]"
@@ -47,6 +49,8 @@ class Data:
     examples: the documents. documents: int64, those of an epoch, one that repeats repeatedly. weights: of each sample,
     float64 [N]. column: of each sample, for a weighting that asks for one, float64 [N]. anchors: the target's samples,
     for one that uses them. base_token_loss: of every supervised token of the examples, for one that asks for it.
+    stream: where each step's documents come from instead; then the examples are those of one step, and place where each
+    stands in the stream, int64 [N].
     """
 
     examples: Examples
@@ -55,6 +59,8 @@ class Data:
     column: np.ndarray | None = None
     anchors: Examples | None = None
     base_token_loss: np.ndarray | None = None
+    stream: Stream | None = None
+    place: np.ndarray | None = None
 
     @classmethod
     def of(cls, examples: Examples, **more: Any) -> Data:
@@ -68,7 +74,7 @@ class Done:
     """A step that was taken.
 
     last_of_epoch: whether the epoch ends with it. metrics: the row of the table `metrics`. documents, weight, loss,
-    measure: of all samples of the step, [n]. usage: what it cost, by phase.
+    measure: of all samples of the step, [n]. usage: what it cost, by phase; samples: of how many, likewise.
     """
 
     step: int
@@ -80,17 +86,19 @@ class Done:
     loss: np.ndarray
     measure: np.ndarray
     usage: dict[str, Usage]
+    samples: dict[str, int]
 
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What training goes on from, beside the model: the step, the optimizer's tensors, the weighting's arrays, and how
-    many rows go through the model at once, where memory ran out with more."""
+    """What training goes on from, beside the model: the step, the optimizer's tensors, the weighting's arrays, how many
+    rows go through the model at once, where memory ran out with more; and the stream's arrays."""
 
     step: int
     optimizer: dict[str, Tensor]
     weighting: Arrays
     micro_batch_size: int = 0
+    stream: Arrays = field(default_factory=dict)
 
 
 def _selected(mask: Refreshed, start: Snapshot | None) -> Selected:
@@ -106,6 +114,19 @@ class _Micro:
     losses: Losses | None = None
     weights: np.ndarray = field(default_factory=lambda: np.zeros(0))
     measure: np.ndarray | None = None
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What a step learns from: what was seen of all its documents, and the rows whose gradients are added up. unfit:
+    candidates that could not be chosen. fallback: whether the weighting's formula gave nothing. again: whether the
+    learnt ones went through the model once more."""
+
+    seen: Seen
+    learnt: list[np.ndarray]
+    unfit: int = 0
+    fallback: bool = False
+    again: bool = False
 
 
 class Alone:
@@ -159,6 +180,30 @@ class Trainer:
             self.micro_batch_size = start.micro_batch_size or self.micro_batch_size
         if settings.packing:
             self.objective.refuse_unpackable()
+        self.chooser = self._chooser(start)
+
+    def _chooser(self, start: Snapshot | None) -> Chooser | None:
+        """What compares gradients, for a weighting that asks for it. Raises CurateError where it cannot be."""
+        if not self.weighting.chooses:
+            return None
+        name, room, n = self.weighting.name, self.settings.batch_size, len(self.data.documents)
+        if n < room and not self.data.stream:
+            raise CurateError(
+                f"'{name}' chooses {room} samples a step (batch_size) among candidates, oversample="
+                f"{self.settings.oversample} times as many, and there are {n} to learn from; take a smaller batch_size."
+            )
+        matching = self.weighting.matching()
+        for what, bad in (("a mask", self.mask), ("several processes", self.processes.num_processes > 1)):
+            if bad and matching:
+                raise CurateError(f"'{name}' compares gradients, which it cannot do with {what} yet; leave that out.")
+        if self.settings.shuffle_weights or self.settings.packing:
+            what = "shuffle_weights" if self.settings.shuffle_weights else "packing"
+            raise CurateError(f"'{name}' chooses single samples of a step, which {what} does not leave; leave it out.")
+        if matching is None:
+            return None
+        chooser = Chooser(self.model, self.optimizer, self.settings, matching, self.data.anchors, self.seed)
+        chooser.load(start.optimizer if start else {})
+        return chooser
 
     def _take_parameters(self) -> None:
         """What the optimizer steps, and the parameters whose gradients it is given."""
@@ -174,7 +219,9 @@ class Trainer:
         if self.masked:
             tensors |= {f"{INDEX}.{name}": index.cpu() for name, index in self.masked.index.items()}
         tensors |= {f"{SUM}.{name}": total.cpu() for name, total in self.sums.items()}
-        return Snapshot(self.step, tensors, dict(self.state), self.micro_batch_size)
+        tensors |= self.chooser.tensors() if self.chooser else {}
+        stream = self.data.stream.tensors() if self.data.stream else {}
+        return Snapshot(self.step, tensors, dict(self.state), self.micro_batch_size, stream)
 
     @cached_property
     def steps(self) -> int:
@@ -186,7 +233,12 @@ class Trainer:
         return sum(cut) + int(np.ceil(rest * self._steps_of(int(whole)) - 1e-9) if rest else 0)
 
     def _steps_of(self, epoch: int) -> int:
-        return -(-len(self._epoch(epoch)) // self.settings.batch_size)
+        return -(-len(self._epoch(epoch)) // self._rows)
+
+    @cached_property
+    def _rows(self) -> int:
+        """Rows of a step: those that are learnt, or as many as some of them are chosen from."""
+        return self.settings.batch_size * (self.settings.oversample if self.weighting.chooses else 1)
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         room = self.model.context if self.settings.packing else 0
@@ -195,7 +247,13 @@ class Trainer:
 
     def plan(self) -> Iterator[tuple[int, int, bool, list[np.ndarray]]]:
         """Every step that is still to be taken: its number, its epoch, whether that ends with it, its rows."""
-        number, epoch, size = 0, 0, self.settings.batch_size
+        if stream := self.data.stream:
+            for number in range(self.step + 1, self.steps + 1):
+                examples, place = stream.candidates(number, self._rows)
+                self.data = replace(Data.of(examples), anchors=self.data.anchors, stream=stream, place=place)
+                yield number, 0, number == self.steps, list(np.arange(len(examples))[:, None])
+            return
+        number, epoch, size = 0, 0, self._rows
         while number < self.steps:
             rows = self._epoch(epoch)
             for start in range(0, len(rows), size):
@@ -213,11 +271,14 @@ class Trainer:
             self.model.model.train()
             self._refresh_mask(number)
             usage: dict[str, Usage] = {}
-            if self.weighting.uses_target and (number - 1) % self.weighting.refresh == 0:
+            if "states" in self.weighting.needs and self.weighting.uses_target and self._anchors_due(number):
                 usage["anchors"] = self._refresh()
             done = replace(self._retried(number, epoch, rows, usage), last_of_epoch=last)
             self.step = number
             yield done
+
+    def _anchors_due(self, number: int) -> bool:
+        return (number - 1) % self.weighting.refresh == 0
 
     def _refresh_mask(self, number: int) -> None:
         """Select other numbers where the mask asks for it, before a step."""
@@ -242,23 +303,139 @@ class Trainer:
             self.model.model.zero_grad()
 
     def _take(self, number: int, epoch: int, rows: list[np.ndarray], usage: dict[str, Usage]) -> Done:
-        micros = [_Micro(batch) for batch in self._batches(rows)]
-        costs, before, began = {**usage, "train": self._usage(rows)}, dict(self.state), time.perf_counter()
+        costs, before, began = dict(usage), dict(self.state), time.perf_counter()
         try:
-            with counted(costs["train"], self.settings.count_flops):
-                seen = self._forward_and_backward(number, rows, micros, costs)
-                norm, denominator = self._descend(number, rows, seen)
-            if "losses" in costs and costs["losses"].flops_counted:  # which the outer count has, too
-                costs["train"].flops_counted = (costs["train"].flops_counted or 0.0) - costs["losses"].flops_counted
+            if self.weighting.chooses:
+                choice = self._choose(number, rows, costs)
+            else:
+                costs["train"] = self._usage(rows)
+                with counted(costs["train"], self.settings.count_flops):
+                    seen = self._forward_and_backward(number, rows, self._micros(rows), costs)
+                choice = Choice(seen, rows)
+                if "losses" in costs and costs["losses"].flops_counted:  # which the outer count has, too
+                    costs["train"].flops_counted = (costs["train"].flops_counted or 0.0) - costs["losses"].flops_counted
+            norm, divisor = self._descend(number, choice.learnt, choice.seen)
         except Exception:
             self.state = before
             raise
-        costs["train"].seconds = (
-            time.perf_counter() - began - sum(costs[p].seconds or 0.0 for p in costs if p == "losses")
-        )
-        return Done(
-            number, epoch, False, self._metrics(number, epoch, rows, seen, norm, denominator), *seen[:4], usage=costs
-        )
+        beside = [its.seconds or 0.0 for phase, its in costs.items() if phase not in ("train", "anchors")]
+        costs["train"].seconds = time.perf_counter() - began - sum(beside)
+        metrics = self._metrics(number, epoch, rows, choice, norm, divisor)
+        samples = {phase: self._samples(phase, choice) for phase in costs}
+        return Done(number, epoch, False, metrics, *choice.seen[:4], usage=costs, samples=samples)
+
+    def _samples(self, phase: str, choice: Choice) -> int:
+        """How many samples a phase of a step has seen."""
+        every, learnt = len(choice.seen[0]), len(np.concatenate(choice.learnt))
+        one_pass = self.chooser is not None and not choice.again
+        beside = {"train": learnt, "candidates": every - learnt if one_pass else every}
+        if phase in ("anchors", "target"):
+            return self.chooser.target_samples if self.chooser else len(self.data.anchors or ())
+        return beside.get(phase, every)
+
+    def _micros(self, rows: Sequence[np.ndarray]) -> list[_Micro]:
+        return [_Micro(batch) for batch in self._batches(rows)]
+
+    # --- a step that chooses ------------------------------------------------------------------------------
+
+    def _choose(self, number: int, rows: list[np.ndarray], costs: dict[str, Usage]) -> Choice:
+        """Look at the candidates, and add up the gradients of those that the weighting chooses."""
+        room = min(self.settings.batch_size, -(-len(rows) // self.settings.oversample))
+        found = self._looked(number, rows, costs)
+        documents, good = found.documents[found.good], found.good
+        if not len(good):
+            raise Diverged(number, "the gradient of every candidate")
+        shown = self._shown(number, documents, found.loss[good], None)
+        lr = self.settings.learning_rate(number, self.steps)
+        shown = replace(shown, products=found.products, room=min(room, len(good)), lr=lr)
+        given, self.state = self.weighting.update(shown, self.state)
+        values = self._checked(given.values, found.loss[good], number)
+        if not 1 <= np.count_nonzero(values) <= shown.room and given.tokens is None or not values.any():
+            raise CurateFailure(
+                f"the weighting '{self.weighting.name}' chose {np.count_nonzero(values)} of {len(good)} candidates at "
+                f"step {number}; it is to choose at least 1 and at most {shown.room}."
+            )
+        weights = np.zeros(len(found.documents))
+        weights[good] = values
+        learnt = [found.documents[[i]] for i in np.flatnonzero(weights)]
+        self._learn_chosen(number, found, weights, given.tokens, learnt, costs)
+        data = self.data.weights[self.data.examples.sample[found.documents]]
+        measure = found.loss.copy() if given.measure is None else np.full(len(weights), np.nan)
+        if given.measure is not None:
+            measure[good] = given.measure
+        seen = (found.documents, weights * data, found.loss, measure, found.loss * weights * data)
+        again = found.gradients is None
+        return Choice(seen, learnt, len(found.documents) - len(good), given.fallback, again)
+
+    def _looked(self, number: int, rows: list[np.ndarray], costs: dict[str, Usage]) -> Candidates:
+        """What the weighting asks to know of the candidates: their gradients' products, or their losses alone."""
+        groups = list(micro_batches(self.data.examples, rows, self.micro_batch_size))
+        documents = [np.concatenate(group) for group in groups]
+        if self.chooser:
+            if self.chooser.due(number):
+                costs["target"] = self.chooser.look_at_target(number)
+            self._sow(number, 0)
+            costs["selection"] = self.model.usage()
+            return self.chooser.look(
+                self.data.examples, documents, self._each(np.concatenate(rows)), costs["selection"]
+            )
+        usage, losses, began = self._usage(rows, backward=False), [], time.perf_counter()
+        with torch.no_grad(), counted(usage, self.settings.count_flops):
+            for place, micro in enumerate(self._micros(rows)):
+                losses.append(self._losses(number, place, micro).means(micro.batch.counts))
+        usage.seconds = time.perf_counter() - began
+        costs["losses"] = usage
+        every = np.concatenate(losses)
+        good = np.flatnonzero(np.isfinite(every))
+        return Candidates(np.concatenate(documents), every, good, None, None, usage)
+
+    def _each(self, candidates: np.ndarray) -> np.ndarray:
+        """By what the gradient of a document's mean loss stands in the step's loss, but for the divisor, which is the
+        candidates' mean number of tokens where tokens count: float64, of all documents."""
+        data = self.data.weights[self.data.examples.sample]
+        if self.settings.reduction == "sample":
+            return data
+        return data * self.data.examples.counts / self.data.examples.counts[candidates].mean()
+
+    def _learn_chosen(
+        self,
+        number: int,
+        found: Candidates,
+        weights: np.ndarray,
+        tokens: np.ndarray | None,
+        learnt: list[np.ndarray],
+        costs: dict[str, Usage],
+    ) -> None:
+        """The gradient of the chosen: of the factors that are there, or by a second pass."""
+        train = self.model.usage()
+        if found.gradients is None or self.chooser is None:
+            if tokens is not None:
+                raise CurateError("unit=token needs all candidates of a step in one micro-batch; leave out "
+                                  "micro_batch_size, or take a smaller batch_size.")  # fmt: skip
+            costs["train"] = self._usage(learnt)
+            by_document = dict(zip(found.documents.tolist(), weights.tolist(), strict=True))
+            micros = self._micros(learnt)
+            for micro in micros:
+                micro.weights = np.array([by_document[d] for d in micro.batch.documents.tolist()])
+            with counted(costs["train"], self.settings.count_flops):
+                self._learn(number, micros, self._scale(learnt))
+            if self.chooser:
+                costs["candidates"] = found.usage
+            return
+        chosen = np.flatnonzero(weights)
+        each = self._each(found.documents) / self._each_divisor(found.documents, learnt)
+        with counted(train, self.settings.count_flops):
+            factors = (weights * each[found.documents])[found.good]
+            train.flops += self.chooser.learn(found, factors, tokens)
+        costs["candidates"] = found.usage.part(1 - len(chosen) / len(found.documents))
+        train.add(found.usage.part(len(chosen) / len(found.documents)))
+        costs["train"] = train
+
+    def _each_divisor(self, candidates: np.ndarray, learnt: list[np.ndarray]) -> float:
+        """What turns `_each` into shares of the step's loss."""
+        if self.settings.reduction == "sample":
+            return self._scale(learnt)
+        return self._scale(learnt) / float(self.data.examples.counts[candidates].mean())
 
     def _batches(self, rows: Sequence[np.ndarray]) -> Iterator[Batch]:
         rank, world = self.processes.process_index, self.processes.num_processes
@@ -269,12 +446,16 @@ class Trainer:
         self, number: int, rows: list[np.ndarray], micros: list[_Micro], costs: dict[str, Usage]
     ) -> Seen:
         """Adds up the gradients of this process. Returns what was seen of the whole step."""
-        together, scale, found = self._together(), self._scale(rows), []
-        if together:
+        if together := self._together():
             self._weigh_together(number, rows, micros, costs)
+        return self._learn(number, micros, self._scale(rows), weigh=not together)
+
+    def _learn(self, number: int, micros: list[_Micro], scale: float, weigh: bool = False) -> Seen:
+        """Adds up the gradients of micro-batches. weigh: first weigh each one; else it has its weights."""
+        found = []
         for place, micro in enumerate(micros):
             losses = micro.losses or self._losses(number, place, micro)
-            if not together:
+            if weigh:
                 self._weigh(number, micro, losses)
             means, documents = losses.means(micro.batch.counts), micro.batch.documents
             measure = means if micro.measure is None else micro.measure
@@ -298,9 +479,12 @@ class Trainer:
 
     def _losses(self, number: int, place: int, micro: _Micro) -> Losses:
         """A micro-batch through the model; what chance there is in it is the same whenever it is done."""
+        self._sow(number, place)
+        return self.objective.losses(micro.batch, "states" in self.weighting.needs)
+
+    def _sow(self, number: int, place: int) -> None:
         key = [self.seed % 2**63, number, self.processes.process_index, place]
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)))
-        return self.objective.losses(micro.batch, "states" in self.weighting.needs)
 
     def _weigh_together(
         self, number: int, rows: list[np.ndarray], micros: list[_Micro], costs: dict[str, Usage]
@@ -372,7 +556,7 @@ class Trainer:
         if not np.isfinite(losses).all():
             raise Diverged(number, "a loss")
         weights = np.asarray(weights, np.float64)
-        if (bad := weights[~(np.isfinite(weights) & (weights >= 0))]).size:
+        if (bad := weights[~(np.isfinite(weights) & (self.weighting.signed | (weights >= 0)))]).size:
             raise CurateFailure(
                 f"the weighting '{self.weighting.name}' gave the weight {bad[0]} at step {number}; a weight is a "
                 "number of 0 or more: look at its settings and its column."
@@ -428,6 +612,8 @@ class Trainer:
         norm = float(clip_grad_norm_(self.parameters.values(), self.settings.clip or float("inf")))
         if not np.isfinite(norm):
             raise Diverged(number, "the gradient")
+        if self.chooser:
+            self.chooser.learnt()
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate(number, self.steps)
         self.optimizer.step()
@@ -474,9 +660,9 @@ class Trainer:
     # --- accounts ----------------------------------------------------------------------------------------
 
     def _metrics(
-        self, number: int, epoch: int, rows: list[np.ndarray], seen: Seen, norm: float, divisor: float
+        self, number: int, epoch: int, rows: list[np.ndarray], choice: Choice, norm: float, divisor: float
     ) -> dict[str, Any]:
-        documents, weight, loss, _, weighted = seen
+        documents, weight, loss, _, weighted = choice.seen
         counts = self.data.examples.counts[documents]
         each = 1 if self.settings.reduction == "sample" else counts
         return {
@@ -492,7 +678,10 @@ class Trainer:
             "weight_mean": float(weight.mean()),
             "weight_min": float(weight.min()),
             "weight_max": float(weight.max()),
-            "effective_samples": effective_size(weight),
+            "effective_samples": effective_size(np.abs(weight)),
+            "chosen": len(np.unique(self.data.examples.sample[documents[weight != 0]])),
+            "unfit": choice.unfit,
+            "fallback": int(choice.fallback),
         }
 
     def _usage(self, rows: list[np.ndarray], backward: bool = True) -> Usage:

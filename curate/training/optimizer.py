@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,6 +33,32 @@ def adamw(
     return torch.optim.AdamW(
         [g for g in groups if g["params"]], lr=settings.lr, betas=betas, eps=settings.eps, fused=True
     )
+
+
+def preconditioner(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Tensor | None:
+    """D, by which the next step multiplies a gradient, but for the momentum and the learning rate:
+
+        D = (1 - beta1) / ((1 - beta1^t) (sqrt(v_hat) + eps))      (Filter-then-Weight, Eq. 9)
+
+    with v_hat of the t - 1 steps before. Null before the first of them, when there is none.
+    """
+    state = optimizer.state.get(parameter)
+    if not state:
+        return None
+    return adams_scale(state["exp_avg_sq"], float(state["step"]), **_group_of(optimizer, parameter))
+
+
+def adams_scale(squares: Tensor, taken: float, betas: tuple[float, float], eps: float) -> Tensor:
+    """D, of the mean of squared gradients after so many steps."""
+    hat = squares / (1 - betas[1] ** taken)
+    return (1 - betas[0]) / ((1 - betas[0] ** (taken + 1)) * (hat.sqrt() + eps))
+
+
+def _group_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
+    for group in optimizer.param_groups:
+        if any(p is parameter for p in group["params"]):
+            return {"betas": group["betas"], "eps": group["eps"]}
+    raise KeyError("not a parameter of this optimizer")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -72,6 +72,14 @@ class TrainSettings:
     """Steps between evaluations on the targets given by --eval; 0: at the end."""
     keep_weights: bool = True
     """Record every sample's loss and weight at every step (table `trained`)."""
+    oversample: int = 4
+    """Candidates for each sample that is learnt, where the weighting chooses (filter_then_weight, max_loss, …)."""
+    projection: int = 64
+    """Numbers that each side of a layer's gradient is projected to, where the weighting compares gradients; 0: none."""
+    target_batch: int = 16
+    """Samples of the target that a step's candidates are compared with, by lot."""
+    target_every: int = 1
+    """Steps for which one look at the target serves."""
     shuffle_weights: bool = False
     """A null: the weights of each step are dealt out to its samples by lot."""
     sum_gradients: bool = False
@@ -80,9 +88,9 @@ class TrainSettings:
     """Measure FLOPs beside reckoning them (flops_counted), by eager attention; slower."""
 
     def __post_init__(self) -> None:
-        above = ("epochs", "batch_size", "lr", "eps")
+        above = ("epochs", "batch_size", "lr", "eps", "oversample", "target_batch", "target_every")
         below_1 = ("warmup", "beta1", "beta2", "lora_dropout")
-        others = ("steps", "micro_batch_size", "min_lr", "weight_decay", "clip", "lora_r", "lora_alpha")
+        others = ("steps", "micro_batch_size", "min_lr", "projection", "weight_decay", "clip", "lora_r", "lora_alpha")
         others += ("checkpoint_every", "keep_checkpoints", "eval_every")
         for names, rule, good in (
             (above, "a number above 0", lambda value: 0 < value < math.inf),

@@ -1,0 +1,32 @@
+"""Which of a step's candidates: the few ways that weightings share. Plain arrays in float64; of equals the first."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def highest(values: np.ndarray, room: int) -> np.ndarray:
+    """Positions of the `room` highest, highest first."""
+    return np.argsort(-values, kind="stable")[:room]
+
+
+def greedy(aligned: np.ndarray, gram: np.ndarray, room: int) -> np.ndarray:
+    """Positions by falling alignment with what is left, taking each out of it once: int64 [room].
+
+    Again and again: i = argmax of a over those that are left, a <- a - gram[i].
+    """
+    left, chosen = aligned.astype(np.float64).copy(), []
+    open_ = np.ones(len(left), bool)
+    for _ in range(room):
+        i = int(np.argmax(np.where(open_, left, -np.inf)))
+        chosen.append(i)
+        open_[i] = False
+        left = left - gram[i]
+    return np.array(chosen, np.int64)
+
+
+def weighing(chosen: np.ndarray, n: int, weights: np.ndarray | float = 1.0) -> np.ndarray:
+    """Weights of n candidates of which only the chosen have one, float64 [n]."""
+    found = np.zeros(n)
+    found[chosen] = weights
+    return found

@@ -1,0 +1,108 @@
+"""The gradients of linear layers, each side projected to k numbers: small enough to compare all samples of a step.
+
+A layer's gradient by one sample is  E^T X,  with E [T, m] and X [T, n] what its tokens leave (curate.gradients,
+per_sample.py). Its sketch is  P^T E^T X R,  with P [m, k] and R [n, k] of signs by lot over the root of k; a side of k
+numbers or fewer stays as it is. So  <sketch(g), sketch(h)>  is  <g, h>  in expectation. A product of four can be taken
+in several orders that cost differently (of a LoRA matrix the thin side first); the cheapest one is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from curate.gradients.per_sample import BLOCK, Outer, product
+from curate.gradients.projectors import Rademacher
+from curate.models.forward import wide
+
+
+class Sketcher:
+    """Sketches of the gradients of matrices (name -> shape). k: numbers of a projected side; 0: nothing is projected.
+
+    A sketch is [r, c], rows and columns as the matrix is stored, each min(k, the matrix's).
+    """
+
+    def __init__(self, shapes: Mapping[str, tuple[int, ...]], k: int, seed: int, device: torch.device):
+        self.shapes, self._k, self._seed, self._device = dict(shapes), k, seed, device
+        self._made: dict[tuple[str, int], Tensor] = {}
+
+    def _side(self, name: str, axis: int) -> Tensor | None:
+        """The projection of a matrix's rows (0) or columns (1), float32 [m, k]; null where there is none."""
+        size = self.shapes[name][axis]
+        if not self._k or size <= self._k:
+            return None
+        if (name, axis) not in self._made:
+            entries = Rademacher(self._k, self._seed).entries(f"{name} side {axis}", 0, size, self._device)
+            self._made[name, axis] = entries
+        return self._made[name, axis]
+
+    def size(self, name: str) -> tuple[int, int]:
+        """Rows and columns of a sketch."""
+        m, n = self.shapes[name]
+        return (min(m, self._k), min(n, self._k)) if self._k else (m, n)
+
+    def whole(self, name: str, gradient: Tensor) -> Tensor:
+        """Of gradients that are there, [..., m, n]: [..., r, c]."""
+        rows, columns = self._side(name, 0), self._side(name, 1)
+        if columns is not None:
+            gradient = wide(gradient) @ columns.to(wide(gradient).dtype)
+        return gradient if rows is None else rows.to(wide(gradient).dtype).T @ wide(gradient)
+
+    def whole_flops(self, name: str) -> float:
+        """FLOPs of `whole`, of one matrix."""
+        (m, n), (r, c) = self.shapes[name], self.size(name)
+        return (2.0 * m * n * c if c < n else 0.0) + (2.0 * r * m * c if r < m else 0.0)
+
+    def tokens(self, gradient: Outer) -> tuple[Tensor, Tensor]:
+        """Both sides of every token, [B, T, r] and [B, T, c]: a token adds their outer product to the sketch."""
+        both = [
+            side if (p := self._side(gradient.name, axis)) is None else product(side, p.to(side.dtype)[None])
+            for axis, side in enumerate(gradient.sides())
+        ]
+        return both[0], both[1]
+
+    def tokens_flops(self, gradient: Outer) -> float:
+        """FLOPs of `tokens`, and of the sketches that are made of them."""
+        places, (m, n), (r, c) = gradient.e.shape[0] * gradient.e.shape[1], gradient.shape, self.size(gradient.name)
+        sides = (2.0 * m * r if r < m else 0.0) + (2.0 * n * c if c < n else 0.0)
+        return places * (sides + 2.0 * r * c)
+
+    def of(self, gradient: Outer) -> Tensor:
+        """Of a batch of samples, [B, r, c], by the cheapest order."""
+        order, _ = self._order(gradient)
+        if order == "tokens":
+            rows, columns = self.tokens(gradient)
+            return product(rows.transpose(1, 2), columns)
+        if order == "gradient":
+            n = len(gradient.e)
+            some = [gradient] if n * gradient.shape[0] * gradient.shape[1] <= BLOCK else gradient.blocks(n)
+            return torch.cat([self.whole(gradient.name, part.full()) for part in some])
+        p, r = self._side(gradient.name, 0), self._side(gradient.name, 1)
+        rows, columns = gradient.sides()
+        if order == "rows":
+            assert p is not None
+            found = product(product(rows, p.to(rows.dtype)[None]).transpose(1, 2), columns)
+            return found if r is None else found @ r.to(found.dtype)
+        assert r is not None
+        found = product(rows.transpose(1, 2), product(columns, r.to(columns.dtype)[None]))
+        return found if p is None else p.to(found.dtype).T @ found
+
+    def flops(self, gradient: Outer) -> float:
+        """FLOPs of `of`."""
+        return self._order(gradient)[1]
+
+    def _order(self, gradient: Outer) -> tuple[str, float]:
+        batch, length = gradient.e.shape[:2]
+        (m, n), (r, c) = gradient.shape, self.size(gradient.name)
+        each = {"gradient": 2.0 * length * m * n + self.whole_flops(gradient.name)}
+        down, across = (2.0 * length * m * r if r < m else 0.0), (2.0 * length * n * c if c < n else 0.0)
+        if r < m or c < n:
+            each["tokens"] = down + across + 2.0 * length * r * c
+        if r < m:
+            each["rows"] = down + 2.0 * length * r * n + (2.0 * r * n * c if c < n else 0.0)
+        if c < n:
+            each["columns"] = across + 2.0 * length * m * c + (2.0 * m * c * r if r < m else 0.0)
+        order = min(each, key=each.__getitem__)
+        return order, batch * each[order]

@@ -1,0 +1,74 @@
+"""Candidates that come once: an iterator that cannot be revisited, and a bounded memory of what has come.
+
+Of a step's candidates a share may be past ones, drawn by lot from the memory; the others are the iterator's next. The
+memory is a fair sample of all that has come: the n-th replaces one of the M that are kept with probability M / n
+(Vitter 1985, Algorithm R). What is drawn is a pure function of the seed and the step; memory and place stand in
+checkpoints.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from curate.errors import CurateFailure
+from curate.method import Arrays
+from curate.models.tokens import Encoded
+from curate.training.examples import Examples
+
+
+class Stream:
+    """samples: the iterator, in tokens, one with an `error` where it cannot be learnt from. memory: how many past ones
+    are kept. replay: the share of a step's candidates that are past ones. seed: of the lot."""
+
+    def __init__(self, samples: Iterator[Encoded], memory: int = 0, replay: float = 0.0, seed: int = 0):
+        self._samples, self._memory, self._replay, self._seed = samples, memory, replay, seed
+        self.place = 0  # samples that have come
+        self.left_out: dict[str, int] = {}  # reason -> how many of them could not be learnt from
+        self._kept: list[tuple[int, Encoded]] = []
+
+    def candidates(self, step: int, rows: int) -> tuple[Examples, np.ndarray]:
+        """A step's candidates, and where each stands in the stream, int64 [rows]. Raises CurateFailure at its end."""
+        lot = np.random.default_rng([self._seed % 2**63, step, 2])
+        past = min(int(self._replay * rows), len(self._kept))
+        drawn = [self._kept[i] for i in np.sort(lot.choice(len(self._kept), past, replace=False))] if past else []
+        fresh = [self._next(step) for _ in range(rows - past)]
+        for number, one in fresh:
+            self._remember(number, one, lot)
+        both = [*fresh, *drawn]
+        return Examples.of([one for _, one in both]), np.array([number for number, _ in both], np.int64)
+
+    def _next(self, step: int) -> tuple[int, Encoded]:
+        for one in self._samples:
+            self.place += 1
+            if not (why := one.error or ("" if one.supervised.any() else "nothing of it is supervised")):
+                return self.place - 1, one
+            self.left_out[why] = self.left_out.get(why, 0) + 1
+        raise CurateFailure(
+            f"the stream has ended after {self.place:,} samples, at step {step}; ask for fewer steps, or go on with a "
+            "longer one."
+        )
+
+    def _remember(self, number: int, one: Encoded, lot: np.random.Generator) -> None:
+        if len(self._kept) < self._memory:
+            self._kept.append((number, one))
+        elif self._memory and (at := int(lot.integers(self.place))) < self._memory:
+            self._kept[at] = (number, one)
+
+    def tensors(self) -> Arrays:
+        """What a checkpoint holds."""
+        kept = Examples.of([one for _, one in self._kept], [number for number, _ in self._kept])
+        arrays = {"ids": kept.ids, "supervised": kept.supervised, "ends": kept.ends, "number": kept.sample}
+        return {**arrays, "place": np.array([self.place])}
+
+    def load(self, arrays: Arrays, skip: bool) -> None:
+        """Go on from a checkpoint. skip: whether the iterator begins anew, so that what has come is passed over."""
+        kept = Examples(arrays["ids"], arrays["supervised"], arrays["ends"], arrays["number"])
+        self._kept = [(int(kept.sample[i]), Encoded(*kept.tokens_of(i))) for i in range(len(kept))]
+        place = int(arrays["place"][0])
+        if skip:
+            for self.place in range(place):
+                if next(self._samples, None) is None:
+                    raise CurateFailure(f"the stream has {self.place:,} samples, and {place:,} had come before.")
+        self.place = place
