@@ -104,7 +104,7 @@ def tiny(_: Path) -> ModelChoice:
 
 def young(folder: Path) -> ModelChoice:
     """The same recipe, stopped at 600 of its 1,500 steps: it has half of the facts and most of the translations."""
-    model = folder / "young"
+    model = folder.resolve() / "young"  # what a run notes of its model holds from any folder
     if not (model / "tokenizer.json").exists():  # written last
         print("The base: data/tiny's recipe, stopped at 600 steps (two minutes and a half).", flush=True)
         recipe = Path(__file__).parent / "train_tiny_model.py"

@@ -38,8 +38,11 @@ def lines(panels: Sequence[Panel]) -> bytes:
         if panel.level is not None:
             axis.axhline(panel.level, color="#888", linewidth=1, linestyle="--")
         axis.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
-        if panel.log:
+        if panel.log:  # a mark at every point, and none between
             axis.set_xscale("log")
+            places = sorted({p[0] for points in panel.lines.values() for p in points})
+            axis.set_xticks(places, [f"{place:g}" for place in places])
+            axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.legend(frameon=False, fontsize="small")
     return _png(plt, figure)
