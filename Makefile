@@ -22,7 +22,7 @@ test-slow: $(VENV)/.installed-test
 
 # Side by side with the peers; prints ratios.
 bench: $(VENV)/.installed-test
-	for name in bm25 text_scores query ingest machinery forward embed vectors truth train less dualsft; do $(VENV)/bin/python -m tests.bench.$$name || exit 1; done
+	for name in bm25 text_scores query ingest machinery forward embed vectors truth train less dualsft online; do $(VENV)/bin/python -m tests.bench.$$name || exit 1; done
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)
@@ -37,4 +37,4 @@ $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) demo demo-vectors offline-vs-online less dualsft build *.egg-info
+	rm -rf $(VENV) demo demo-vectors offline-vs-online less dualsft online-selection build *.egg-info

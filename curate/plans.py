@@ -30,29 +30,37 @@ HOW = (
 
 
 @dataclass(frozen=True)
-class Feed:
-    """Samples that come once, for a training that learns from them as they come, instead of from the pool.
+class Past:
+    """What a training from a stream does with samples that have come: `--set stream.FIELD=VALUE`."""
 
-    name: what the run's recipe calls them. records: of any shape that an ingest reads (curate.formats). memory: how
-    many past ones are kept, a fair sample of all; replay: the share of a step's candidates that is drawn from these.
-    continues: whether, when a run goes on, the records do too; else they begin anew, and what has come is passed over.
-    """
-
-    name: str
-    records: Iterable[Any]
     memory: int = 0
+    """How many are kept: a fair sample of all that have come."""
     replay: float = 0.0
+    """Share of a step's samples that is drawn from these."""
     continues: bool = False
+    """Whether, when a run goes on, its stream does too; else it begins anew, and what has come is passed over."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.replay < 1 or self.memory < 0 or (self.replay and not self.memory):
             raise CurateError(
                 f"a stream keeps memory={self.memory} past samples (0 or more), and replay={self.replay:g} of a step's "
-                "candidates are drawn from these (0 or more, below 1; above 0 only with a memory)."
+                "samples are drawn from these (0 or more, below 1; above 0 only with a memory)."
             )
 
+
+@dataclass(frozen=True)
+class Feed:
+    """Samples that come once, for a training that learns from them as they come, instead of from the pool.
+
+    name: what the run's recipe calls them. records: of any shape that an ingest reads (curate.formats).
+    """
+
+    name: str
+    records: Iterable[Any]
+    past: Past = Past()
+
     def recipe(self) -> dict[str, Any]:
-        return {"name": self.name, "memory": self.memory, "replay": self.replay}
+        return {"name": self.name, "memory": self.past.memory, "replay": self.past.replay}
 
 
 @dataclass(frozen=True)

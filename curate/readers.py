@@ -160,6 +160,11 @@ def records(source: Input, skip: int = 0) -> Iterator[tuple[int, Any]]:
         yield from islice(_table_rows(source), skip, None)
 
 
+def lines_of(source: IO[bytes]) -> Iterator[Any]:
+    """The records of JSON lines that come once, as from a pipe: record or Unreadable."""
+    return (_parsed(line) for line in source if not line.isspace())
+
+
 def _json_lines(path: Path, skip: int) -> Iterator[tuple[int, Any]]:
     number = 0
     try:

@@ -227,7 +227,7 @@ def _trainer(
         streamed = folder / "stream.safetensors"
         stream = load_file(streamed) if streamed.exists() else {}
         if stream and data.stream and training.stream:
-            data.stream.load(stream, skip=not training.stream.continues)
+            data.stream.load(stream, skip=not training.stream.past.continues)
         snapshot = Snapshot(start.step, tensors, arrays, size, stream)
     return Trainer(model.model, data, training.settings, training.weighting, processes, training.seed, snapshot, mask)
 
@@ -296,7 +296,7 @@ def _streamed(training: Training, target: Target | None, model: Trainee, process
     if processes.num_processes > 1:
         raise CurateError("a stream is read by one process, and several are at work; train in one.")
     samples = encoded_one_by_one(feed.records, training.settings, model.model)
-    stream = Stream(samples, feed.memory, feed.replay, training.seed)
+    stream = Stream(samples, feed.past.memory, feed.past.replay, training.seed)
     return replace(Data.of(Examples.of([])), anchors=_anchors(target, model), stream=stream)
 
 

@@ -7,13 +7,17 @@ gpu     real data with SmolLM2-135M (the folder that CURATE_SHARED names, or ../
 
 from __future__ import annotations
 
+import importlib.util
+import json
 import os
 import subprocess
 import sys
 import tempfile
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import curate
 from curate.exports.jsonl import Jsonl
@@ -28,6 +32,7 @@ from curate.workspace import Workspace
 SAMPLE = Path(__file__).parent.parent / "data" / "sample"
 SKILLS = ("arithmetic", "facts", "program", "strings", "table", "translation")
 OTHERS = ("arithmetic", "program", "strings")  # beside a pair's two: where a model may have lost something
+STREAM = 7  # the seed of a stream that neither the corpus nor the models in data/ have seen
 SHARED = Path(os.environ.get("CURATE_SHARED", Path(__file__).parent.parent.parent / "shared")) / "data"
 
 
@@ -36,9 +41,10 @@ class Preset:
     """data: fills a workspace with a pool and targets. base: the model that is trained, made in a folder where it has
     to be. pairs: in-domain target A and out-of-domain target B. others: targets beside these, on which it shows what a
     model still can. budgets: fractions of the pool. questions: of a target's test split that are asked; 0: all. less,
-    dual: with their warm-ups. steps: of every training in dualsft.py. trials, horizons: subsets of `size` samples, and
-    steps of training on each, against which scores are held. context: tokens of a model that is named instead of the
-    base; 0: its own."""
+    dual: with their warm-ups. steps: of every training in dualsft.py. online: of those in online_selection.py, which
+    learn from `data`, or from so many samples of the corpus's endless stream (drawn). trials, horizons: subsets of
+    `size` samples, and steps of training on each, against which scores are held. context: tokens of a model that is
+    named instead of the base; 0: its own."""
 
     data: Callable[[Workspace], None]
     base: Callable[[Path], ModelChoice]
@@ -52,6 +58,8 @@ class Preset:
     questions: int = 0
     context: int = 0
     steps: int = 100
+    online: TrainSettings = TrainSettings()
+    drawn: int = 0
     trials: int = 32
     horizons: tuple[int, ...] = (10, 50)
     size: int = 256
@@ -63,9 +71,33 @@ class Preset:
 def sample(ws: Workspace) -> None:
     """The sample corpus: six skills in four domains; 10 % of its answers are corrupt, 5 % is off topic."""
     curate.ingest(ws, sorted(str(path) for path in (SAMPLE / "pool").iterdir()))
+    skills(ws)
+
+
+def skills(ws: Workspace) -> None:
+    """The sample corpus's targets."""
     for name in ("facts", "translation", *OTHERS):
         for split in ("val", "test"):
             curate.target(ws, name, str(SAMPLE / f"targets/{name}_{split}.jsonl"), subtask="subtask", split=split)
+
+
+def endless(ws: Workspace, folder: Path, rows: int) -> None:
+    """The same targets, and the first samples of another stream of the corpus's generator, which has no end."""
+    skills(ws)
+    path = folder / "stream.jsonl"
+    if not path.exists():
+        samples = islice(make_sample().stream(STREAM), rows)
+        path.write_text("".join(json.dumps(asdict(one)) + "\n" for one in samples), encoding="utf-8")
+    curate.ingest(ws, [str(path)])
+
+
+def make_sample() -> Any:
+    """data/make_sample.py as a module."""
+    spec = importlib.util.spec_from_file_location("make_sample", SAMPLE.parent / "make_sample.py")
+    assert spec is not None and spec.loader is not None
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def real(ws: Workspace) -> None:
@@ -134,16 +166,26 @@ DUAL = Dualsft(warmup=0.1, epochs=2, batch_size=32, lr=5e-4, eta=1e-3)
 HURRIED = replace(DUAL, warmup=0.05, epochs=1)
 DUAL_REAL = Dualsft(warmup=0.05, batch_size=64, micro_batch_size=8)
 
+# Choosing within the step: 300 steps of 4 among 16; 5 % of the real samples.
+WITHIN = replace(LONG, batch_size=4, lr=5e-4, steps=300, target_batch=8, reduction="sample", eval_every=60)
+WITHIN_REAL = TrainSettings(
+    batch_size=8, lr=1e-4, steps=242, lora_r=8, schedule="cosine", reduction="sample", eval_every=50, projection=256
+)
+
 PRESETS = {
     "smoke": Preset(
         *(sample, tiny, (("facts", "translation"),), (0.05,), 2, SHORT, BRIEF, HURRIED, OTHERS),
         questions=20,
         steps=4,
+        online=replace(WITHIN, steps=4, eval_every=2),
+        drawn=100,
         trials=4,
         horizons=(2, 4),
         size=32,
     ),
-    "cpu": Preset(sample, young, (("facts", "translation"),), (0.1, 0.3), 3, LONG, SMALL, DUAL, OTHERS),
+    "cpu": Preset(
+        sample, young, (("facts", "translation"),), (0.1, 0.3), 3, LONG, SMALL, DUAL, OTHERS, online=WITHIN, drawn=4_800
+    ),
     "gpu": Preset(
         *(
             real,
@@ -156,6 +198,7 @@ PRESETS = {
             DUAL_REAL,
         ),
         steps=200,
+        online=WITHIN_REAL,
         trials=64,
         horizons=(10, 50, 200, 500, 1000),
     ),

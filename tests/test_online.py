@@ -20,7 +20,7 @@ import curate
 from curate.errors import CurateError, CurateFailure
 from curate.models.load import ModelChoice
 from curate.models.tokens import Encoded
-from curate.plans import Feed, Training
+from curate.plans import Feed, Past, Training
 from curate.runs import Run
 from curate.training.settings import TrainSettings
 from curate.training.stream import Stream
@@ -44,11 +44,11 @@ def records(start: int = 0) -> Iterator[dict[str, str]]:
         yield {"question": f"What is {n % 83} plus {n % 37}?", "answer": f"It is {n % 83 + n % 37}."}
 
 
-FED = replace(ONLINE, stream=Feed("sums", (), memory=6, replay=0.25))
+KEPT = Past(memory=6, replay=0.25)
 
 
-def fed(**more: Any) -> Training:
-    return replace(FED, stream=replace(FED.stream, records=records(), **more))  # type: ignore[type-var]
+def fed(its: Iterator[Any] | None = None, past: Past = KEPT) -> Training:
+    return replace(ONLINE, stream=Feed("sums", records() if its is None else its, past))
 
 
 def test_a_run_that_chooses_says_what_it_looked_at_and_what_it_learnt(sample_ws: Workspace) -> None:
@@ -136,12 +136,12 @@ def test_a_stream_is_learnt_from_as_it_comes(sample_ws: Workspace) -> None:
 def test_a_stream_that_goes_on_is_not_passed_over_again(sample_ws: Workspace) -> None:
     curate.train(sample_ws, "whole", fed())
     endless = records()
-    first = replace(FED, stream=replace(FED.stream, records=itertools.islice(endless, 45)))  # type: ignore[type-var]
+    first = fed(itertools.islice(endless, 45))
     with pytest.raises(CurateFailure, match="the stream has ended after 45 samples, at step 4; ask for fewer steps"):
         curate.train(sample_ws, "cut", first)  # step 4 wants 52
     came = Run(sample_ws, "cut").checkpoints()[-1].step
     assert came == 2
-    rest = replace(FED, stream=replace(FED.stream, records=records(16 + 12), continues=True))  # type: ignore[type-var]
+    rest = fed(records(16 + 12), replace(KEPT, continues=True))
     curate.train(sample_ws, "cut", rest)
     a, b = weights_of(Run(sample_ws, "whole")), weights_of(Run(sample_ws, "cut"))
     assert all((a[name] == b[name]).all() for name in a)
@@ -166,7 +166,7 @@ def test_what_cannot_be_learnt_from_is_passed_over_and_counted(sample_ws: Worksp
                 n % 4
             ]
 
-    result = curate.train(sample_ws, "fed", replace(FED, stream=Feed("holes", some())))
+    result = curate.train(sample_ws, "fed", fed(some(), Past()))
     assert result.samples == 96 and len(result.left_out) == 2 and sum(result.left_out.values()) in (95, 96)
 
 
@@ -183,13 +183,13 @@ def test_what_a_stream_cannot_do_is_said(sample_ws: Workspace, change: dict[str,
     with pytest.raises(CurateError, match=said):
         curate.train(sample_ws, "fed", replace(fed(), **change))
     with pytest.raises(CurateError, match="memory=0 past samples .* replay=0.5"):
-        Feed("some", (), replay=0.5)
+        Past(replay=0.5)
 
 
 def test_another_stream_is_another_run(sample_ws: Workspace) -> None:
     curate.train(sample_ws, "fed", replace(fed(), weighting=Uniform(), target=None))
     with pytest.raises(CurateError, match="the run 'fed' exists, with stream"):
-        curate.train(sample_ws, "fed", replace(fed(memory=5), weighting=Uniform(), target=None))
+        curate.train(sample_ws, "fed", replace(fed(past=Past(memory=5)), weighting=Uniform(), target=None))
 
 
 def test_the_command_line_chooses(sample_ws: Workspace, cli: Callable[..., subprocess.CompletedProcess[str]]) -> None:
@@ -211,3 +211,27 @@ def test_the_command_line_chooses(sample_ws: Workspace, cli: Callable[..., subpr
     assert "2 steps" in planned.stdout
     refused = cli("train", "other", "--model", "tiny", "--weighting", "greats", ws=sample_ws)
     assert refused.returncode == 2 and "the weighting 'greats' needs a target: add --target NAME." in refused.stderr
+
+
+def test_the_command_line_learns_from_a_file_or_from_what_it_is_piped(
+    sample_ws: Workspace, tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]
+) -> None:
+    text = "".join(json.dumps(record) + "\n" for record in itertools.islice(records(), 200))
+    (tmp_path / "sums.jsonl").write_text(text)
+    given = ["--model", "tiny", "--weighting", "max_loss", "--set", "batch_size=4", "--set", "stream.memory=8"]
+    given += ["--set", "stream.replay=0.5", "--set", "steps=3"]
+    from_file = cli("train", "file", "--stream", tmp_path / "sums.jsonl", *given, ws=sample_ws)
+    assert from_file.returncode == 0 and "3 of 3 steps taken now, on 32 samples" in from_file.stdout, from_file.stderr
+    piped = cli("train", "piped", "--stream", "-", *given, ws=sample_ws, input=text)
+    assert piped.returncode == 0, piped.stderr
+    a, b = weights_of(Run(sample_ws, "file")), weights_of(Run(sample_ws, "piped"))
+    assert all((a[name] == b[name]).all() for name in a)
+    for wrong, said in (
+        (("--stream", tmp_path / "none.jsonl"), "none.jsonl"),
+        (("--set", "stream.memory=8"), "stream.memory says what a stream keeps; name one by --stream PATH."),
+        (("--stream", "-", "--set", "stream.replay=2"), "replay=2 of a step's samples"),
+        (("--stream", "-", "--set", "stream.recall=2"), "has no setting 'recall'"),
+        (("--stream", "-", "--dry-run"), "there is no --dry-run of it"),
+    ):
+        done = cli("train", "wrong", "--model", "tiny", "--set", "steps=2", *wrong, ws=sample_ws)
+        assert done.returncode == 2 and said in done.stderr, done.stderr

@@ -13,6 +13,8 @@ import pytest
 
 from tests.conftest import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def test_the_demo_is_the_whole_job(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "pipelines/select_with_bm25.py")]
@@ -44,7 +46,6 @@ def test_the_story_of_vectors_finds_what_is_near_and_what_is_alike(tmp_path: Pat
         assert line.count(",") == 6 and "translation" in line  # all six skills, and the chat
 
 
-@pytest.mark.slow
 def test_offline_against_online_ends_in_a_page_a_picture_and_its_reading(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "pipelines/offline_vs_online.py"), "smoke", str(tmp_path / "side")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
@@ -84,7 +85,6 @@ def test_less_runs_from_its_warm_up_to_an_export(tmp_path: Path) -> None:
     assert (tmp_path / "less/trl/less_best_facts.jsonl").read_text().count("\n") == 150
 
 
-@pytest.mark.slow
 def test_dualsft_s_arms_and_its_diagnostics(tmp_path: Path) -> None:
     out = {}
     for name in ("dualsft", "dualsft_diagnostics"):
@@ -108,3 +108,18 @@ def test_dualsft_s_arms_and_its_diagnostics(tmp_path: Path) -> None:
     assert len(re.findall(r"^   round [123], (?:data|parameters)", told, re.M)) == 6
     for name in ("fidelity", "sensitivity", "places"):
         assert (tmp_path / f"dual/{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_choosing_within_the_step(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "pipelines/online_selection.py"), "smoke", str(tmp_path / "within")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    first, _, second = done.stdout.partition("2. filter_then_weight without its parts")
+    told = {line.split()[0]: line for line in first.splitlines() if "e+" in line}
+    methods = "filter_then_weight greats tracin_online less_online grad_match grad_norm max_loss rho_online".split()
+    assert list(told) == ["random", "full", *methods]
+    table = second.partition("\n\n")[2]
+    assert [line for line in table.splitlines() if line.startswith("   from a stream")]
+    assert len([line for line in table.splitlines() if "of its time a step" in line]) == 1 + 9 + 4 + 3 + 3
+    for name in ("ratio.png", "facts.png"):
+        assert (tmp_path / "within" / name).read_bytes()[:4] == b"\x89PNG"

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from typing import Any
+import sys
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -14,6 +15,9 @@ from curate.console import notes, say, table
 from curate.errors import CurateError
 from curate.judging import Judge
 from curate.workspace import Workspace
+
+if TYPE_CHECKING:
+    from curate.plans import Feed
 
 _target_options = (
     click.option(
@@ -63,6 +67,12 @@ def _judges(
     help="A folder, a .gguf file, a hub id, or tiny, smollm2-135m.",
 )
 @click.option("--manifest", metavar="NAME", help="Whose samples, weights and repeats.  [default: the whole pool]")
+@click.option(
+    "--stream",
+    metavar="PATH",
+    help="Learn from the samples of PATH, or - (standard input, JSON lines), as they come, instead of from the pool; "
+    "with --set steps=N. Past ones among them: --set stream.memory=256 --set stream.replay=0.25.",
+)
 @click.option("--mask", "mask_name", metavar="NAME", help="Train what this mask chose.  [default: all parameters]")
 @click.option(
     "--weighting",
@@ -111,6 +121,7 @@ def train(
     run: str,
     model_name: str,
     manifest: str | None,
+    stream: str | None,
     mask_name: str | None,
     weighting_name: str,
     target: str | None,
@@ -135,7 +146,7 @@ def train(
     from curate.training.settings import TrainSettings
 
     mask = read_mask(ws, mask_name) if mask_name else None
-    own = by_owner(["", weighting_name, "model", *metric_names], [], settings)
+    own = by_owner(["", weighting_name, "model", "stream", *metric_names], [], settings)
     training = Training(
         _one_model([model_name], own["model"]),
         kinds.make("weighting", weighting_name, own[weighting_name]),
@@ -147,6 +158,7 @@ def train(
         allow_stale,
         mask,
         kinds.find("mask", mask.lineage["mask"]["name"])(**mask.lineage["mask"]["settings"]) if mask else None,
+        _feed(stream, own["stream"]),
     )
     if not evals and (metric_names or shots or limit):
         raise CurateError("--metric, --shots and --limit say how to judge; on what, says --eval TARGET.")
@@ -167,6 +179,22 @@ def train(
     head = f"Run {run}: {taken}{loss}; {r.flops:.3g} FLOPs."
     lines = [head, f"The model is in {r.folder}.", *_weighed(r.by_epoch, r.by_source), *_evaluated(r.evaluations)]
     say(r, as_json, "\n".join(lines) + notes([*left, *r.warnings]))
+
+
+def _feed(path: str | None, settings: dict[str, str]) -> Feed | None:
+    """The stream of that path; null without one. Raises CurateError for a path that is not there, or an ill setting."""
+    from curate.plans import Feed, Past
+    from curate.readers import find_inputs, lines_of, records
+
+    if path is None:
+        if settings:
+            raise CurateError(f"stream.{min(settings)} says what a stream keeps; name one by --stream PATH.")
+        return None
+    past = kinds.with_settings(Past, settings, "the stream")
+    if path == "-":
+        return Feed("standard input", lines_of(sys.stdin.buffer), past)
+    inputs = find_inputs(path)
+    return Feed(path, (record for item in inputs for _, record in records(item)), past)
 
 
 def _weighed(by_epoch: list[dict[str, Any]], by_source: list[dict[str, Any]]) -> list[str]:

@@ -1,0 +1,276 @@
+"""Choosing inside the step: every method at a fixed budget of samples, with what each saving costs in quality.
+
+    python pipelines/online_selection.py smoke|cpu|gpu [NEW-FOLDER] [--model MODEL]   (default: ./online-selection)
+
+Every arm learns from as many samples in as many steps, chosen among four times as many candidates; `random` takes the
+first that come, `full` all candidates. Then filter_then_weight without its parts, with other projections, with looks at
+the target that serve for longer, and from a stream that comes once. Ends in tables, a page and a picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from presets import PRESETS, STREAM, Preset, endless, make_sample  # pyright: ignore[reportMissingImports]
+
+import curate
+from curate.judging import Judge
+from curate.metrics.choice import Choice as OptionChoice
+from curate.metrics.loss import Loss
+from curate.models.load import ModelChoice
+from curate.pages.comparison import page, plot
+from curate.pages.diagnosis import Panel, lines
+from curate.plans import Feed, Past, Training
+from curate.scores.nll import Nll
+from curate.statistics import Mean, paired
+from curate.weightings.filter_then_weight import FilterThenWeight
+from curate.weightings.grad_match import GradMatch
+from curate.weightings.grad_norm import GradNorm
+from curate.weightings.greats import Greats
+from curate.weightings.less_online import LessOnline
+from curate.weightings.max_loss import MaxLoss
+from curate.weightings.rho_online import RhoOnline
+from curate.weightings.tracin_online import TracinOnline
+from curate.weightings.uniform import Uniform
+from curate.workspace import Workspace
+
+METHODS = {
+    "filter_then_weight": FilterThenWeight(),
+    "greats": Greats(),
+    "tracin_online": TracinOnline(),
+    "less_online": LessOnline(),
+    "grad_match": GradMatch(),
+    "grad_norm": GradNorm(),
+    "max_loss": MaxLoss(),
+    "rho_online": RhoOnline(),
+}
+PARTS = {
+    "top, then weights": FilterThenWeight(filter="top"),
+    "filter only": FilterThenWeight(weigh="none"),
+    "no preconditioning": FilterThenWeight(precondition="none"),
+    "neither": FilterThenWeight(precondition="none", weigh="none"),
+    "D of projected": FilterThenWeight(precondition="projected"),
+    "D with candidates": FilterThenWeight(side="candidates"),
+    "unbounded weights": FilterThenWeight(weigh="signed"),
+    "weights sum to batch": FilterThenWeight(rescale="sum_to_batch"),
+    "weights as they come": FilterThenWeight(rescale="none"),
+}
+PROJECTIONS, LOOKS = (32, 64, 128, 256), (4, 16, 64)
+Values = dict[int, float]
+
+
+def main_arms(preset: Preset, model: ModelChoice, target: str) -> Iterator[tuple[str, Training]]:
+    """The methods, and what they are held against: with every seed."""
+    settings = preset.online
+    for seed in range(preset.seeds):
+        plain = Training(model, Uniform(), settings, seed=seed)
+        yield f"random_s{seed}", plain
+        whole = replace(settings, batch_size=settings.batch_size * settings.oversample)
+        yield f"full_s{seed}", replace(plain, settings=whole)
+        for name, weighting in METHODS.items():
+            chosen = replace(plain, weighting=weighting, target=target if weighting.uses_target else None)
+            yield f"{name}_s{seed}", replace(chosen, by="nll_nll" if name == "rho_online" else None)
+
+
+def more_arms(preset: Preset, model: ModelChoice, target: str) -> Iterator[tuple[str, str, Training]]:
+    """filter_then_weight otherwise: what differs, the run's name, the training; with one seed."""
+    settings = preset.online
+    whole = Training(model, FilterThenWeight(), settings, target=target)
+    for what, weighting in PARTS.items():
+        yield what, f"part_{what.lower().replace(' ', '_').replace(',', '')}", replace(whole, weighting=weighting)
+    for k in PROJECTIONS:
+        if k != settings.projection:
+            yield f"k = {k}", f"projection_{k}_numbers", replace(whole, settings=replace(settings, projection=k))
+    yield "no projection", "projection_none", replace(whole, settings=replace(settings, projection=0))
+    for r in LOOKS:
+        again = replace(settings, target_every=r)
+        yield f"a look serves {r} steps", f"look_of_{r}_steps", replace(whole, settings=again)
+    if preset.drawn:
+        lora = replace(settings, lora_r=16, lr=2 * settings.lr)
+        yield "LoRA", "lora_samples", replace(whole, settings=lora)
+        yield "LoRA, tokens", "lora_tokens", replace(whole, settings=lora, weighting=FilterThenWeight(unit="token"))
+        records = ({"question": one.question, "answer": one.answer} for one in make_sample().stream(STREAM))
+        feed = Feed("the sample's generator", records, Past(memory=256, replay=0.25))
+        yield "from a stream", "streamed", replace(whole, stream=feed)
+
+
+# --- tables ----------------------------------------------------------------------------------------------
+
+
+def quality(ws: Workspace, target: str) -> dict[str, dict[int, float]]:
+    """run -> step -> accuracy on the target; where it has no options to choose among, less the loss."""
+    rows = curate.sql(
+        ws, f"SELECT * FROM evaluations WHERE target = '{target}' AND split = 'test' AND value IS NOT NULL"
+    )
+    metric = "choice" if any(row["metric"] == "choice" for row in rows) else "loss"
+    found: dict[str, dict[int, float]] = {}
+    for row in rows:
+        if row["metric"] == metric:
+            found.setdefault(row["run"], {})[row["step"]] = row["value"] if metric == "choice" else -row["value"]
+    return found
+
+
+def by_arm(found: dict[str, dict[int, float]], what: Any) -> dict[str, Values]:
+    """arm -> seed -> one number of a run's steps."""
+    arms: dict[str, Values] = {}
+    for run, steps in found.items():
+        arm, _, seed = run.rpartition("_s")
+        if arm and seed.isdigit():
+            arms.setdefault(arm, {})[int(seed)] = what(steps)
+    return arms
+
+
+def last(steps: dict[int, float]) -> float:
+    return steps[max(steps)]
+
+
+def best(steps: dict[int, float]) -> float:
+    return max(steps.values())
+
+
+def costs(ws: Workspace) -> dict[str, tuple[float, float]]:
+    """run -> FLOPs, and seconds of a step, all phases but judging."""
+    its = """SELECT run, sum(flops) AS flops, sum(seconds) AS seconds FROM ledger
+        WHERE run IS NOT NULL AND phase <> 'evaluate' GROUP BY run"""
+    steps = {row["name"]: row["steps"] for row in curate.sql(ws, "SELECT name, steps FROM runs")}
+    return {r["run"]: (r["flops"], r["seconds"] / max(steps.get(r["run"]) or 1, 1)) for r in curate.sql(ws, its)}
+
+
+def shares(ws: Workspace, target: str) -> dict[str, tuple[float, float, float]]:
+    """run -> of the samples it learnt from, the share that is corrupt, and of the target's skill; fallbacks."""
+    rows = curate.sql(
+        ws,
+        f"""SELECT t.run, avg((meta->>'corrupt' = 'true')::INT) AS corrupt,
+        avg((meta->>'skill' = '{target}')::INT) AS mine FROM trained t JOIN pool USING (row)
+        WHERE t.weight <> 0 AND t.run <> 'streamed' GROUP BY t.run""",
+    )
+    known = {row["run"]: (row["corrupt"] or 0.0, row["mine"] or 0.0) for row in rows}
+    if learnt := [r["row"] for r in curate.sql(ws, "SELECT row FROM trained WHERE run = 'streamed' AND weight <> 0")]:
+        truth = list(islice(make_sample().stream(STREAM), max(learnt) + 1))  # a row is a place in the stream
+        its = [(truth[n].corrupt, truth[n].skill == target) for n in learnt]
+        known["streamed"] = tuple(np.mean(its, axis=0))
+    fell = {r["run"]: r["n"] for r in curate.sql(ws, "SELECT run, sum(fallback) AS n FROM metrics GROUP BY run")}
+    return {run: (*its, float(fell[run])) for run, its in known.items()}
+
+
+def table(ws: Workspace, preset: Preset, target: str) -> None:
+    found, cost, share = quality(ws, target), costs(ws), shares(ws, target)
+    at_end, at_best = by_arm(found, last), by_arm(found, best)
+    print(f"   {'arm':20} {'fixed budget':>16} {'over random':>28} {'over full':>28} {'best of run':>16} {'FLOPs':>9} "
+          f"{'s/step':>7} {'corrupt':>8} {'skill':>6} {'fallback':>8}")  # fmt: skip
+    for arm in ("random", "full", *METHODS):
+        values = at_end[arm]
+        runs = [f"{arm}_s{seed}" for seed in values]
+        mean = [float(np.mean([share[run][k] for run in runs])) for k in range(3)]
+        flops, seconds = (float(np.mean([cost[run][k] for run in runs])) for k in range(2))
+        apart = "".join(
+            f" {_difference(values, at_end[other]) if arm != other else '':>28}" for other in ("random", "full")
+        )
+        print(f"   {arm:20} {_told(values):>16}{apart} {_told(at_best[arm]):>16} {flops:9.2e} {seconds:7.3f} "
+              f"{mean[0]:8.1%} {mean[1]:6.0%} {mean[2]:8.1f}")  # fmt: skip
+    print(
+        f"   The model before: {last(found['base']):.3f}. Corrupt and of the skill: shares of the samples learnt from."
+    )
+
+
+def more_table(ws: Workspace, named: dict[str, str], target: str) -> None:
+    found, cost, share = quality(ws, target), costs(ws), shares(ws, target)
+    usual = "filter_then_weight_s0"
+    for what, run in {"as it is": usual, **named}.items():
+        corrupt, mine, fell = share[run]
+        print(f"   {what:24} {last(found[run]):.3f}, best {best(found[run]):.3f}   {cost[run][0]:.2e} FLOPs, "
+              f"{cost[run][1] / cost[usual][1]:.2f} of its time a step   corrupt {corrupt:.1%}, skill {mine:.0%}, "
+              f"fallback {fell:.0f}")  # fmt: skip
+
+
+def _told(by_seed: Values) -> str:
+    mean = Mean.of(list(by_seed.values()))
+    return f"{mean.mean:.3f}" + (f" ± {mean.error:.3f}" if mean.error is not None else "")
+
+
+def _difference(one: Values, other: Values) -> str:
+    difference = paired(one, other)
+    assert difference is not None
+    interval = difference.interval()
+    return f"{difference.mean:+.3f}" + (f" ({interval[0]:+.3f} to {interval[1]:+.3f})" if interval else "")
+
+
+def picture(ws: Workspace, preset: Preset, target: str) -> bytes:
+    """Quality against the share of the candidates that was learnt from, for each arm."""
+    found, steps = quality(ws, target), preset.online.steps
+    arms: dict[str, dict[int, list[float]]] = {}
+    for run, its in found.items():
+        arm, _, seed = run.rpartition("_s")
+        for step, value in its.items() if arm and seed.isdigit() else ():
+            arms.setdefault(arm, {}).setdefault(step, []).append(value)
+    panels = []
+    for names in (("random", "full", *list(METHODS)[:4]), ("random", "full", *list(METHODS)[4:])):
+        drawn = {}
+        for name in names:
+            of = 1.0 if name == "full" else 1 / preset.online.oversample
+            drawn[name] = [(100 * of * s / steps, float(np.mean(v)), None) for s, v in sorted(arms[name].items())]
+        panels.append(Panel(target, "% of the candidates learnt from", "accuracy, mean of seeds", drawn))
+    return lines(panels)
+
+
+# --- the job ---------------------------------------------------------------------------------------------
+
+
+def main(preset: Preset, folder: Path, named: str | None = None) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    model = ModelChoice(named, context=preset.context) if named else preset.base(folder)
+    ws = curate.open_workspace(folder / "ws")
+    if preset.drawn:
+        endless(ws, folder, preset.drawn)
+    else:
+        preset.data(ws)
+    target, _ = preset.pairs[0]
+    steps, batch = preset.online.steps, preset.online.batch_size
+    among = batch * preset.online.oversample
+    print(f"1. {ws.n_rows():,} candidates, {steps} steps of {batch} among {among}; {target} is wanted.")
+    curate.score(ws, Nll(), models=ModelChoice("tiny", device="cpu") if preset.drawn else model)  # for rho_online
+    judges = [Judge(target, metric, limit=preset.questions) for metric in (Loss(), OptionChoice())]
+    curate.evaluate(ws, "base", judges, model=model)
+    began, runs = time.monotonic(), ["base"]
+    for name, training in main_arms(preset, model, target):
+        _run(ws, name, training, judges)
+        runs.append(name)
+    print(f"   {len(runs)} runs in {time.monotonic() - began:.0f} s\n")
+    table(ws, preset, target)
+
+    print("\n2. filter_then_weight without its parts, with other projections and looks, and from a stream; one seed.")
+    others = {}
+    for what, name, training in more_arms(preset, model, target):
+        _run(ws, name, training, judges)
+        others[what] = name
+    print()
+    more_table(ws, others, target)
+    found = curate.compare(ws, runs, against="random_s0")
+    path = folder / f"{target}.html"
+    path.write_text(page(found, f"Choosing within the step: {target}"), encoding="utf-8")
+    path.with_suffix(".png").write_bytes(plot(found))
+    (folder / "ratio.png").write_bytes(picture(ws, preset, target))
+    print(f"\nThe page is {path}; quality against the share of data: {folder / 'ratio.png'}. "
+          f"{time.monotonic() - began:.0f} s in all.")  # fmt: skip
+
+
+def _run(ws: Workspace, name: str, training: Training, judges: list[Judge]) -> None:
+    trained = curate.train(ws, name, training, judges=judges)
+    told = "  ".join(f"{e['metric']} {e['value']:.3f}" for e in trained.evaluations if e["value"] is not None)
+    print(f"   {name:26} {trained.steps:4} steps  {told}", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("preset", choices=PRESETS)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("online-selection"))
+    parser.add_argument("--model", help="another model than the preset's: a folder, a .gguf file, a hub id")
+    arguments = parser.parse_args()
+    main(PRESETS[arguments.preset], arguments.folder, arguments.model)
