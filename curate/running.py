@@ -305,7 +305,7 @@ def _base_losses(
 ) -> np.ndarray:
     """The loss of every supervised token under the model that training began with; kept for when it goes on."""
     from curate.shards import Parts
-    from curate.training.loop import base_losses
+    from curate.training.looks import base_losses
     from curate.training.objective import Objective
     from curate.training.trainee import trainee
 

@@ -61,7 +61,7 @@ def trainer_of(
     if state:
         lm.model.load_state_dict(state, strict=False)
     anchors = Examples.of(target) if target is not None else None
-    data = Data.of(Examples.of(encoded), anchors=anchors, **more)
+    data = replace(Data.of(Examples.of(encoded), anchors=anchors), **more)
     return Trainer(lm, data, settings, weighting, Alone(), start=start)
 
 
@@ -281,6 +281,38 @@ def test_the_update_is_the_gradient_of_the_weighted_loss(lora: bool, reduction: 
     scale = max(float(g.abs().max()) for g in wanted.values())
     for name in wanted:
         assert float((found[name] - wanted[name]).abs().max()) <= 1e-10 * scale, name
+
+
+def test_a_sample_that_stands_twice_among_the_candidates_is_two_of_them() -> None:
+    found = []
+    for size in (0, 3):
+        trainer = trainer_of(MaxLoss() if size else FilterThenWeight(), replace(STEP, steps=2, micro_batch_size=size),
+                             documents=np.array([3, 3, 5, 5, 5, 1]))  # fmt: skip
+        found += [(sorted(d.documents.tolist()), np.count_nonzero(d.weight), d.metrics["loss"]) for d in trainer.run()]
+    assert all(documents == [1, 3, 3, 5, 5, 5] and 1 <= n <= 2 and np.isfinite(loss) for documents, n, loss in found)
+    again = Twice()
+    trainer = trainer_of(again, replace(STEP, steps=1, micro_batch_size=3), documents=np.array([3, 3, 5, 5, 5, 1]))
+    told(trainer, again)
+    once = gradient_learnt(Given({5: 2.0}), replace(STEP, micro_batch_size=3))
+    kept: dict[str, torch.Tensor] = {}
+    trainer.optimizer.register_step_pre_hook(
+        lambda *_: kept.update({n: p.grad.clone() for n, p in trainer.parameters.items() if p.grad is not None})
+    )
+    list(trainer.run())
+    for name, gradient in once.items():  # the mean over one sample's tokens is that over them twice
+        assert torch.allclose(kept[name], gradient, rtol=1e-9, atol=1e-14), name
+
+
+class Twice(Given):
+    """Document 5 where it stands first and second, with weights of 1 and 3."""
+
+    def __init__(self) -> None:
+        super().__init__({})
+
+    def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
+        values = np.zeros(len(self.documents))
+        values[np.flatnonzero(self.documents == 5)[:2]] = 1.0, 3.0
+        return Weights(values), state
 
 
 def test_choosing_all_with_weights_of_1_is_plain_training() -> None:

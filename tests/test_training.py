@@ -21,7 +21,8 @@ from curate.models.load import ModelChoice, load
 from curate.models.tokens import Encoded, encode
 from curate.signals import Step, Weights
 from curate.training.examples import Examples, batch_of, epoch_rows, micro_batches, pieces
-from curate.training.loop import Alone, Data, Diverged, Done, Trainer, base_losses
+from curate.training.looks import base_losses
+from curate.training.loop import Alone, Data, Diverged, Done, Trainer
 from curate.training.objective import Objective
 from curate.training.settings import TrainSettings
 from curate.training.trainee import trainee

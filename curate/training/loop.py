@@ -31,6 +31,7 @@ from curate.models.language_model import LanguageModel
 from curate.signals import Step
 from curate.training.choosing import Candidates, Chooser
 from curate.training.examples import Batch, Examples, batch_of, epoch_rows, micro_batches
+from curate.training.looks import in_order, times, unlearnt
 from curate.training.masked import Masked, Refreshed, Selected
 from curate.training.objective import Losses, Objective
 from curate.training.optimizer import INDEX, SUM, adamw, load_optimizer, optimizer_tensors, stored_under, trained
@@ -363,7 +364,8 @@ class Trainer:
         measure = found.loss.copy() if given.measure is None else np.full(len(weights), np.nan)
         if given.measure is not None:
             measure[good] = given.measure
-        seen = (found.documents, weights * data, found.loss, measure, found.loss * weights * data)
+        weighted = np.where(weights != 0, found.loss * weights * data, 0.0)
+        seen = (found.documents, weights * data, found.loss, measure, weighted)
         again = found.gradients is None
         return Choice(seen, learnt, len(found.documents) - len(good), given.fallback, again)
 
@@ -413,10 +415,9 @@ class Trainer:
                 raise CurateError("unit=token needs all candidates of a step in one micro-batch; leave out "
                                   "micro_batch_size, or take a smaller batch_size.")  # fmt: skip
             costs["train"] = self._usage(learnt)
-            by_document = dict(zip(found.documents.tolist(), weights.tolist(), strict=True))
-            micros = self._micros(learnt)
+            micros, left = self._micros(learnt), weights[weights != 0]  # both longest first, as micro-batches are
             for micro in micros:
-                micro.weights = np.array([by_document[d] for d in micro.batch.documents.tolist()])
+                micro.weights, left = np.split(left, [len(micro.batch.documents)])
             with counted(costs["train"], self.settings.count_flops):
                 self._learn(number, micros, self._scale(learnt))
             if self.chooser:
@@ -664,11 +665,11 @@ class Trainer:
     ) -> dict[str, Any]:
         documents, weight, loss, _, weighted = choice.seen
         counts = self.data.examples.counts[documents]
-        each = 1 if self.settings.reduction == "sample" else counts
+        each, fit = 1 if self.settings.reduction == "sample" else counts, np.isfinite(loss)
         return {
             "step": number,
             "epoch": epoch + 1,
-            "loss": float((loss * counts).sum() / counts.sum()),
+            "loss": float((loss * counts)[fit].sum() / counts[fit].sum()),
             "weighted_loss": float((weighted * each).sum() / divisor) if divisor else 0.0,
             "lr": self.settings.learning_rate(number, self.steps),
             "grad_norm": norm,
@@ -709,78 +710,8 @@ class Trainer:
         """Shows the weighting the target's samples as the model sees them now. Every process looks for itself."""
         assert self.data.anchors is not None
         states, usage, began = [], self.model.usage(), time.perf_counter()
-        for batch, found in _unlearnt(
-            self.objective, self.data.anchors, usage, self.settings.count_flops, losses=False
-        ):
+        for batch, found in unlearnt(self.objective, self.data.anchors, usage, self.settings.count_flops, losses=False):
             assert found.states is not None
             states.append((batch.documents, found.states))
         self.state = self.weighting.refreshed(in_order(states), self.state)
-        return _times(usage, self.processes.num_processes, time.perf_counter() - began)
-
-
-def _times(usage: Usage, processes: int, seconds: float) -> Usage:
-    """What was done by every process, each for itself."""
-    for name in ("tokens", "padded_tokens", "flops", "flops_paper"):
-        setattr(usage, name, getattr(usage, name) * processes)
-    usage.seconds = seconds
-    return usage
-
-
-def _unlearnt(
-    objective: Objective, examples: Examples, usage: Usage, count_flops: bool, losses: bool
-) -> Iterator[tuple[Batch, Losses]]:
-    """Documents through the model without dropout and gradient, by length; what it costs is added to `usage`.
-
-    losses: what is wanted of them, their tokens' losses; else their states, without the output head. A batch that
-    memory runs out on is halved.
-    """
-    model, todo = objective.model, np.argsort(-examples.lengths, kind="stable")
-    was_training = model.model.training
-    model.model.eval()
-    try:
-        while len(todo):
-            places = todo[: max(1, model.batch_tokens // int(examples.lengths[todo[0]]))]
-            batch = batch_of(examples, list(places[:, None]), model.device)
-            rows, longest = batch.ids.shape
-            try:
-                with torch.no_grad(), counted(usage, count_flops):
-                    found = objective.losses(batch) if losses else objective.states(batch)
-            except Exception as error:
-                if not out_of_memory(error) or rows == 1:
-                    raise
-                model.batch_tokens = longest * (rows // 2)
-                continue
-            head = int(examples.counts[places].sum()) if losses else 0
-            usage.tokens += int(examples.lengths[places].sum())
-            usage.padded_tokens += batch.ids.numel()
-            usage.flops += forward_flops(model.model, rows, longest, head if model.plain_head else rows * longest)
-            usage.flops_paper += paper_flops(FORWARD, model.n_params, rows)
-            yield batch, found
-            todo = todo[rows:]
-    finally:
-        model.model.train(was_training)
-
-
-def in_order(found: Sequence[tuple[np.ndarray, Tensor]]) -> Tensor:
-    """Rows by their positions, of which each stands in one of the parts."""
-    places = torch.from_numpy(np.concatenate([places for places, _ in found]))
-    rows = torch.cat([rows for _, rows in found])
-    return rows[torch.argsort(places).to(rows.device)]
-
-
-def base_losses(
-    objective: Objective, examples: Examples, count_flops: bool = False, processes: int = 1
-) -> tuple[np.ndarray, Usage]:
-    """The loss of every supervised token, float64, document after document, under the model as it is; and the cost.
-
-    processes: how many compute them, each for itself.
-    """
-    usage, found, began = objective.model.usage(), np.zeros(int(examples.counts.sum())), time.perf_counter()
-    starts = np.cumsum(examples.counts) - examples.counts
-    for batch, losses in _unlearnt(objective, examples, usage, count_flops, losses=True):
-        token, at = losses.token.double().cpu().numpy(), 0
-        for document in batch.documents:
-            n = int(examples.counts[document])
-            found[starts[document] : starts[document] + n] = token[at : at + n]
-            at += n
-    return found, _times(usage, processes, time.perf_counter() - began)
+        return times(usage, self.processes.num_processes, time.perf_counter() - began)

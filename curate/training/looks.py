@@ -1,0 +1,83 @@
+"""Looks at samples without learning from them: their states, or their tokens' losses, under the model as it is."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
+from curate.models.forward import Usage, out_of_memory
+from curate.training.examples import Batch, Examples, batch_of
+from curate.training.objective import Losses, Objective
+
+
+def times(usage: Usage, processes: int, seconds: float) -> Usage:
+    """What was done by every process, each for itself."""
+    for name in ("tokens", "padded_tokens", "flops", "flops_paper"):
+        setattr(usage, name, getattr(usage, name) * processes)
+    usage.seconds = seconds
+    return usage
+
+
+def unlearnt(
+    objective: Objective, examples: Examples, usage: Usage, count_flops: bool, losses: bool
+) -> Iterator[tuple[Batch, Losses]]:
+    """Documents through the model without dropout and gradient, by length; what it costs is added to `usage`.
+
+    losses: what is wanted of them, their tokens' losses; else their states, without the output head. A batch that
+    memory runs out on is halved.
+    """
+    model, todo = objective.model, np.argsort(-examples.lengths, kind="stable")
+    was_training = model.model.training
+    model.model.eval()
+    try:
+        while len(todo):
+            places = todo[: max(1, model.batch_tokens // int(examples.lengths[todo[0]]))]
+            batch = batch_of(examples, list(places[:, None]), model.device)
+            rows, longest = batch.ids.shape
+            try:
+                with torch.no_grad(), counted(usage, count_flops):
+                    found = objective.losses(batch) if losses else objective.states(batch)
+            except Exception as error:
+                if not out_of_memory(error) or rows == 1:
+                    raise
+                model.batch_tokens = longest * (rows // 2)
+                continue
+            head = int(examples.counts[places].sum()) if losses else 0
+            usage.tokens += int(examples.lengths[places].sum())
+            usage.padded_tokens += batch.ids.numel()
+            usage.flops += forward_flops(model.model, rows, longest, head if model.plain_head else rows * longest)
+            usage.flops_paper += paper_flops(FORWARD, model.n_params, rows)
+            yield batch, found
+            todo = todo[rows:]
+    finally:
+        model.model.train(was_training)
+
+
+def in_order(found: Sequence[tuple[np.ndarray, Tensor]]) -> Tensor:
+    """Rows by their positions, of which each stands in one of the parts."""
+    places = torch.from_numpy(np.concatenate([places for places, _ in found]))
+    rows = torch.cat([rows for _, rows in found])
+    return rows[torch.argsort(places).to(rows.device)]
+
+
+def base_losses(
+    objective: Objective, examples: Examples, count_flops: bool = False, processes: int = 1
+) -> tuple[np.ndarray, Usage]:
+    """The loss of every supervised token, float64, document after document, under the model as it is; and the cost.
+
+    processes: how many compute them, each for itself.
+    """
+    usage, found, began = objective.model.usage(), np.zeros(int(examples.counts.sum())), time.perf_counter()
+    starts = np.cumsum(examples.counts) - examples.counts
+    for batch, losses in unlearnt(objective, examples, usage, count_flops, losses=True):
+        token, at = losses.token.double().cpu().numpy(), 0
+        for document in batch.documents:
+            n = int(examples.counts[document])
+            found[starts[document] : starts[document] + n] = token[at : at + n]
+            at += n
+    return found, times(usage, processes, time.perf_counter() - began)
