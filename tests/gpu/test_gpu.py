@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from curate.method import Weighting
 from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice
@@ -20,7 +21,9 @@ from curate.training.loop import Alone, Data, Trainer
 from curate.training.settings import TrainSettings
 from curate.training.trainee import trainee
 from curate.weightings.adapt import Adapt
+from curate.weightings.filter_then_weight import FilterThenWeight
 from curate.weightings.linupper import Linupper
+from curate.weightings.max_loss import MaxLoss
 from curate.weightings.uniform import Uniform
 
 pytestmark = [
@@ -60,17 +63,31 @@ def test_where_a_gpus_memory_runs_out_the_batch_is_halved() -> None:
     del held
 
 
-@pytest.mark.parametrize("name", ["uniform", "adapt", "linupper"])
+@pytest.mark.parametrize("name", ["uniform", "adapt", "linupper", "filter_then_weight", "max_loss"])
 def test_a_gpu_trains_as_a_cpu_does(name: str) -> None:
     encoded = [one for one in encode(LanguageModel(ModelChoice("tiny")).tokenizer, samples(64), 512) if not one.error]
-    settings = TrainSettings(batch_size=16, micro_batch_size=4, lr=1e-3, precision="float32")
+    settings = TrainSettings(batch_size=16, micro_batch_size=4, lr=1e-3, precision="float32", oversample=2)
     losses = {}
     for device in ("cpu", "cuda"):
         model = trainee(ModelChoice("tiny", device=device), settings).model
-        weighting = {"uniform": Uniform(), "adapt": Adapt(refresh=2), "linupper": Linupper()}[name]
+        weighting: Weighting = {
+            "uniform": Uniform(), "adapt": Adapt(refresh=2), "linupper": Linupper(),
+            "filter_then_weight": FilterThenWeight(filter="top"), "max_loss": MaxLoss(),
+        }[name]  # fmt: skip
         data = Data.of(Examples.of(encoded), anchors=Examples.of(encoded[:8]))
         losses[device] = [d.metrics["weighted_loss"] for d in Trainer(model, data, settings, weighting, Alone()).run()]
     assert losses["cuda"] == pytest.approx(losses["cpu"], rel=1e-2)
+
+
+@pytest.mark.parametrize("lora", [0, 8])
+def test_choosing_within_a_step_in_bfloat16(lora: int) -> None:
+    encoded = [one for one in encode(LanguageModel(ModelChoice("tiny")).tokenizer, samples(64), 512) if not one.error]
+    settings = TrainSettings(batch_size=8, lr=1e-3, epochs=4, lora_r=lora)
+    model = trainee(ModelChoice("tiny"), settings).model
+    data = Data.of(Examples.of(encoded), anchors=Examples.of(encoded[:8]))
+    done = list(Trainer(model, data, settings, FilterThenWeight(), Alone()).run())
+    assert all(1 <= d.metrics["chosen"] <= 8 and d.metrics["unfit"] == 0 for d in done)
+    assert done[-1].metrics["loss"] < done[0].metrics["loss"]
 
 
 def test_packed_rows_and_bfloat16_train_on_a_gpu() -> None:
