@@ -157,7 +157,7 @@ def advance(
               optimizer_bytes=(12 if mask else 8) * trainable)  # fmt: skip
         _loop(book, training, judges, meters, result)
         if stream := trainer.data.stream:
-            result.samples, result.left_out = stream.place - sum(stream.left_out.values()), dict(stream.left_out)
+            result.samples, result.left_out = stream.taken, dict(stream.left_out)
             _tell(run, processes, samples=result.samples)
         if result.steps_now:  # a run that was complete is left as it was
             _tell(run, processes, peak_bytes=max(_peak(model.model.device), (run.recipe or {}).get("peak_bytes") or 0))

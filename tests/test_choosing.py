@@ -50,14 +50,16 @@ def trainer_of(
     encoded: list[Encoded] = CANDIDATES,
     start: Snapshot | None = None,
     state: dict[str, torch.Tensor] | None = None,
+    dropout: float = 0.0,
+    dtype: Any = torch.float64,
     **more: Any,
 ) -> Trainer:
-    lm = model_of(config, lora)
+    lm = model_of(config, lora, dtype)
     for name, parameter in lm.model.named_parameters():
         parameter.requires_grad_(not lora or "lora_" in name)
     for module in lm.model.modules():
         if isinstance(module, torch.nn.Dropout):
-            module.p = 0.0
+            module.p = dropout
     if state:
         lm.model.load_state_dict(state, strict=False)
     anchors = Examples.of(target) if target is not None else None
@@ -272,7 +274,7 @@ def test_the_update_is_the_gradient_of_the_weighted_loss(lora: bool, reduction: 
     reference = trainer_of(Uniform(), settings, lora=lora)
     lm, those = reference.model.model.eval(), reference.parameters
     counts = reference.data.examples.counts
-    divisor = float(sum(counts[d] for d in given)) if reduction == "token" else float(len(given))
+    divisor = 4 * float(counts.mean()) if reduction == "token" else 4.0  # of as many candidates as there is room for
     for document, weight in given.items():
         gradient = slow.gradient(lm, tokens(CANDIDATES[document]), those)
         each = weight * data[document] * (counts[document] if reduction == "token" else 1) / divisor
@@ -281,6 +283,44 @@ def test_the_update_is_the_gradient_of_the_weighted_loss(lora: bool, reduction: 
     scale = max(float(g.abs().max()) for g in wanted.values())
     for name in wanted:
         assert float((found[name] - wanted[name]).abs().max()) <= 1e-10 * scale, name
+
+
+def test_the_update_does_not_depend_on_how_many_have_a_weight() -> None:
+    """What was compared is a sum of w g, so a weight that is all but 0 changes it as little."""
+    settings = replace(STEP, batch_size=4)
+    one, more = (gradient_learnt(Given({1: 4.0, **others}), settings) for others in ({}, {2: 1e-9, 3: 1e-9, 4: 1e-9}))
+    assert all(torch.allclose(one[name], more[name], rtol=1e-6, atol=1e-9) for name in one)
+
+
+def test_chance_is_the_seed_s_where_there_is_dropout() -> None:
+    found = []
+    for noise in (0, 1):
+        torch.manual_seed(noise)
+        for size in (0, 3):
+            trainer = trainer_of(FilterThenWeight(), replace(STEP, steps=3, micro_batch_size=size), dropout=0.1)
+            torch.manual_seed(noise)
+            found.append([d.metrics["grad_norm"] for d in trainer.run()])
+    assert found[0] == found[2] and found[1] == found[3] and found[0] != found[1]
+
+
+def test_what_weighs_nothing_in_the_data_is_no_candidate() -> None:
+    weights = (np.arange(12) % 2).astype(float)
+    for weighting in (MaxLoss(), TracinOnline()):
+        for done in trainer_of(weighting, replace(STEP, steps=3), weights=weights).run():
+            assert (done.documents % 2 == 1).all() and done.metrics["chosen"] == 2 and done.metrics["grad_norm"] > 0
+
+
+@pytest.mark.parametrize("projection", [0, 4])
+@pytest.mark.parametrize("lora", [True, False])
+def test_products_in_bfloat16_are_near_those_in_float32(lora: bool, projection: int) -> None:
+    made = [FilterThenWeight(), TracinOnline(hessian="kfac"), Greats(hessian="kfac")]
+    for weighting in [*made, FilterThenWeight(unit="token")] if lora else made:
+        losses = []
+        for precision in ("bfloat16", "float32"):
+            settings = replace(STEP, steps=2, projection=projection, precision=precision)
+            (*_, done) = trainer_of(weighting, settings, lora=lora, dtype=torch.float32).run()
+            losses.append(done.metrics["loss"])
+        assert losses[0] == pytest.approx(losses[1], rel=0.05)
 
 
 def test_a_sample_that_stands_twice_among_the_candidates_is_two_of_them() -> None:
@@ -293,18 +333,23 @@ def test_a_sample_that_stands_twice_among_the_candidates_is_two_of_them() -> Non
     again = Twice()
     trainer = trainer_of(again, replace(STEP, steps=1, micro_batch_size=3), documents=np.array([3, 3, 5, 5, 5, 1]))
     told(trainer, again)
-    once = gradient_learnt(Given({5: 2.0}), replace(STEP, micro_batch_size=3))
+    again.counts = trainer.data.examples.counts
     kept: dict[str, torch.Tensor] = {}
     trainer.optimizer.register_step_pre_hook(
         lambda *_: kept.update({n: p.grad.clone() for n, p in trainer.parameters.items() if p.grad is not None})
     )
     list(trainer.run())
-    for name, gradient in once.items():  # the mean over one sample's tokens is that over them twice
-        assert torch.allclose(kept[name], gradient, rtol=1e-9, atol=1e-14), name
+    reference, counts = trainer_of(Uniform()), again.counts
+    wanted = slow.gradient(reference.model.model.eval(), tokens(CANDIDATES[5]), reference.parameters)
+    each = (1 + 3) * counts[5] / (2 * counts[[3, 3, 5, 5, 5, 1]].mean())
+    for name, gradient in wanted.items():
+        assert torch.allclose(kept[name], each * gradient, rtol=1e-9, atol=1e-14), name
 
 
 class Twice(Given):
     """Document 5 where it stands first and second, with weights of 1 and 3."""
+
+    counts: np.ndarray
 
     def __init__(self) -> None:
         super().__init__({})
@@ -397,9 +442,8 @@ def test_d_of_projected_gradients_is_adam_s_of_them() -> None:
             hat = second / (1 - settings.beta2 ** (t - 1))
             q = q * (1 - settings.beta1) / ((1 - settings.beta1**t) * (np.sqrt(hat) + settings.eps))
         assert near(its["products"].aligned, s @ q, 1e-8)
-        counts = trainer.data.examples.counts[its["documents"]]
         weights = its["given"].values
-        update = weights @ its["g"] * counts.mean() / counts[weights != 0].sum()
+        update = weights @ its["g"] / settings.batch_size
         second = settings.beta2 * second + (1 - settings.beta2) * sketched(update) ** 2
 
 
@@ -557,6 +601,12 @@ def test_three_planted_samples_are_found_with_their_weights(search: Any) -> None
     assert {i: found[i] for i in np.flatnonzero(found)} == pytest.approx(planted, rel=1e-10)
 
 
+def test_what_all_candidates_teach_is_matched_without_a_target() -> None:
+    trainer = trainer_of(GradMatch(match="candidates"), replace(STEP, steps=2, batch_size=4), target=None)
+    for done in trainer.run():
+        assert 1 <= done.metrics["chosen"] <= 4 and "target" not in done.usage and not done.metrics["fallback"]
+
+
 def test_pursuit_refits_and_drops_what_turns_negative() -> None:
     rng = np.random.default_rng(7)
     for _ in range(50):
@@ -589,6 +639,10 @@ def test_where_nothing_goes_the_target_s_way_the_filter_s_choice_is_learnt_and_c
     products = Products(np.eye(4) + 0.1, -np.arange(1.0, 5.0), 30.0)
     given, _ = FilterThenWeight().update(Step(1, products=products, room=2), {})
     assert given.fallback and given.values.tolist() == [1, 1, 0, 0]
+    for weighting in (Greats(eta=0.1), TracinOnline(), LessOnline(), FilterThenWeight(weigh="signed")):
+        assert weighting.update(Step(1, products=products, room=2), {})[0].fallback
+    with pytest.raises(CurateError, match="weights of both signs may sum to 0"):
+        FilterThenWeight(weigh="signed", rescale="sum_to_batch")
     given, _ = GradMatch().update(Step(1, products=products, room=2), {})
     assert given.fallback and given.values.tolist() == [1, 1, 0, 0]
 

@@ -147,16 +147,18 @@ def test_a_stream_that_goes_on_is_not_passed_over_again(sample_ws: Workspace) ->
     assert all((a[name] == b[name]).all() for name in a)
 
 
-def test_the_memory_is_a_fair_sample_of_what_has_come() -> None:
-    seen = np.zeros(40)
-    for seed in range(400):
-        stream = Stream(
-            (Encoded(np.array([1, n + 2], np.int32), np.array([False, True])) for n in range(40)), 8, 0.0, seed
-        )
-        for step in range(1, 11):
-            stream.candidates(step, 4)
+@pytest.mark.parametrize("rows", [4, 20])
+def test_the_memory_is_a_fair_sample_of_what_has_come(rows: int) -> None:
+    seen, holes = np.zeros(80), np.arange(80) % 2 == 0  # half of what comes cannot be learnt from
+    for seed in range(600):
+        some = (Encoded(np.array([1, n + 2], np.int32), np.array([False, not holes[n]])) for n in range(80))
+        stream = Stream(some, 8, 0.0, seed)
+        for step in range(1, 40 // rows + 1):
+            stream.candidates(step, rows)
         seen[stream.tensors()["number"]] += 1
-    assert seen.sum() == 400 * 8 and np.abs(seen - 80).max() < 5 * np.sqrt(80)
+    assert seen.sum() == 600 * 8 and not seen[holes].any()
+    spread = ((seen[~holes] - 120) ** 2 / (120 * 0.8)).sum()  # chi-square of 39 degrees of freedom
+    assert spread < 39 + 5 * np.sqrt(2 * 39)
 
 
 def test_what_cannot_be_learnt_from_is_passed_over_and_counted(sample_ws: Workspace) -> None:
@@ -168,6 +170,8 @@ def test_what_cannot_be_learnt_from_is_passed_over_and_counted(sample_ws: Worksp
 
     result = curate.train(sample_ws, "fed", fed(some(), Past()))
     assert result.samples == 96 and len(result.left_out) == 2 and sum(result.left_out.values()) in (95, 96)
+    again = curate.train(sample_ws, "fed", fed(some(), Past()))
+    assert (again.steps_now, again.samples, again.left_out) == (0, 96, result.left_out)
 
 
 @pytest.mark.parametrize(

@@ -58,7 +58,7 @@ class Sketcher:
     def tokens(self, gradient: Outer) -> tuple[Tensor, Tensor]:
         """Both sides of every token, [B, T, r] and [B, T, c]: a token adds their outer product to the sketch."""
         both = [
-            side if (p := self._side(gradient.name, axis)) is None else product(side, p.to(side.dtype)[None])
+            wide(side) if (p := self._side(gradient.name, axis)) is None else product(side, p.to(side.dtype)[None])
             for axis, side in enumerate(gradient.sides())
         ]
         return both[0], both[1]

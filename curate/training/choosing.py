@@ -8,14 +8,15 @@ No parameter has a gradient of its own in the backward pass (curate.gradients.ta
 made; the step's gradient is made of the factors that are there, without a second pass. Where the candidates go through
 the model in several micro-batches their factors would all have to stand in memory: then the chosen ones go through it
 once more. Linear layers are compared; embeddings, norms, biases and the output head take no part in that, but learn.
+The target is seen without dropout, candidates as they are learnt, with it.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from curate.errors import CurateError
-from curate.gradients.backward import Backward, finish
+from curate.gradients.backward import Backward, Gradients, finish
 from curate.gradients.per_sample import Outer, PerSample
 from curate.gradients.sketches import Sketcher
 from curate.models.flops import counted
@@ -44,7 +45,7 @@ class Candidates:
     """What one pass over a step's candidates has found, in the order of `documents`.
 
     loss: each one's mean, float64 [B]. good: positions of those that may be chosen. gradients: factors of the good
-    ones, of one micro-batch; null where there were several. padded: tokens of each with its padding, int64 [B].
+    ones, of one micro-batch; null where there were several.
     """
 
     documents: np.ndarray
@@ -53,7 +54,6 @@ class Candidates:
     products: Products | None
     gradients: list[PerSample] | None
     usage: Usage
-    padded: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 class Chooser:
@@ -132,11 +132,13 @@ class Chooser:
         """Take the gradient of the mean loss of some of the target's samples, by lot, and keep its sketch."""
         lot = np.random.default_rng([self.seed % 2**63, number, 1])
         drawn = lot.choice(len(self._target), self.target_samples, replace=False)
-        usage, began = self.backward.lm.usage(), time.perf_counter()
+        usage, began, model = self.backward.lm.usage(), time.perf_counter(), self.backward.lm.model
         total: dict[str, Tensor] = {}
-        good = 0
+        good, training = 0, model.training
         for some in _groups(np.sort(drawn), self.settings.micro_batch_size):
-            gradients, _ = self._pass([self._target[i] for i in some], usage)
+            model.eval()
+            gradients = self._pass([self._target[i] for i in some], usage)
+            model.train(training)
             good += len(gradients.good)
             with counted(usage, self.settings.count_flops):
                 for gradient in self._compared(gradients.parameters):
@@ -158,23 +160,30 @@ class Chooser:
 
     # --- the candidates -----------------------------------------------------------------------------------
 
-    def look(self, examples: Examples, groups: Sequence[np.ndarray], scale: np.ndarray, selection: Usage) -> Candidates:
+    def look(
+        self,
+        examples: Examples,
+        groups: Sequence[np.ndarray],
+        scale: np.ndarray,
+        selection: Usage,
+        sow: Callable[[int], None],
+    ) -> Candidates:
         """Candidates forward and backward, and their gradients' products; what these cost is added to `selection`.
 
         groups: documents of each micro-batch. scale: by which each document's mean loss stands in the step's loss,
-        float64 of all documents.
+        float64 of all documents. sow: settles what chance there is in a micro-batch, by its number.
         """
         usage = self.backward.lm.usage()
         passes: list[tuple[list[PerSample], np.ndarray]] = []
         sketches: dict[str, list[Any]] = {}
-        losses, good, padded, at = [], [], [], 0
+        losses, good, at = [], [], 0
         one = self.one_pass and len(groups) == 1
-        for documents in groups:
+        for place, documents in enumerate(groups):
+            sow(place)
             encoded = [Encoded(*examples.tokens_of(int(d))) for d in documents]
-            gradients, length = self._pass(encoded, usage)
+            gradients = self._pass(encoded, usage)
             losses.append(gradients.loss)
             good.append(at + gradients.good)
-            padded.append(np.full(len(documents), length))
             at += len(documents)
             if one:
                 passes.append((gradients.parameters, documents[gradients.good]))
@@ -182,12 +191,9 @@ class Chooser:
             for name, made in self._sketches(gradients.parameters, selection):
                 sketches.setdefault(name, []).append(made)
         every, usable = np.concatenate(groups), np.concatenate(good)
-        began = time.perf_counter()
         parts = self._sketches(passes[0][0], selection) if one else ((n, _joined(s)) for n, s in sketches.items())
         products = self._products(parts, scale[every[usable]], selection)
-        selection.seconds = (selection.seconds or 0.0) + time.perf_counter() - began
-        factors = passes[0][0] if one else None
-        return Candidates(every, np.concatenate(losses), usable, products, factors, usage, np.concatenate(padded))
+        return Candidates(every, np.concatenate(losses), usable, products, passes[0][0] if one else None, usage)
 
     def learn(self, found: Candidates, weights: np.ndarray, tokens: np.ndarray | None) -> float:
         """Give every trained parameter the weighted sum of the good candidates' gradients, of their mean losses.
@@ -220,15 +226,15 @@ class Chooser:
 
     # --- sketches and their products ----------------------------------------------------------------------
 
-    def _pass(self, encoded: Sequence[Encoded], usage: Usage) -> tuple[Any, int]:
-        """Gradients of samples, frozen parameters and all; and the length they are padded to."""
+    def _pass(self, encoded: Sequence[Encoded], usage: Usage) -> Gradients:
+        """Gradients of samples, with no parameter's own beside."""
         phases = {phase: self.backward.lm.usage() for phase in ("forward", "backward")}
         with self._frozen():
             gradients = self.backward.gradients(encoded, phases, self.settings.count_flops)
         phases["backward"].tokens = phases["backward"].padded_tokens = 0
         for its in phases.values():
             usage.add(its)
-        return gradients, max(len(one.ids) for one in encoded)
+        return gradients
 
     @contextmanager
     def _frozen(self) -> Iterator[None]:
@@ -249,17 +255,27 @@ class Chooser:
     def _sketches(self, gradients: Sequence[PerSample], usage: Usage) -> Iterator[tuple[str, Any]]:
         """Of every layer that is compared: its sketch [B, r, c], or both sides of every token where they are wanted."""
         for gradient in self._compared(gradients):
-            with counted(usage, self.settings.count_flops):
+            with self._clocked(usage):
                 if self._by_token:
                     usage.flops += self.sketcher.tokens_flops(gradient)
-                    yield gradient.name, self.sketcher.tokens(gradient)
+                    made: Any = self.sketcher.tokens(gradient)
                 elif self.matching.candidates and (scale := self._scale(gradient.name)) is not None:
                     usage.flops += gradient.flops() + len(gradient.e) * self.sketcher.whole_flops(gradient.name)
                     blocks = gradient.blocks(len(gradient.e))
-                    yield gradient.name, torch.cat([self.sketcher.whole(b.name, scale * b.full()) for b in blocks])
+                    made = torch.cat([self.sketcher.whole(b.name, scale * b.full()) for b in blocks])
                 else:
                     usage.flops += self.sketcher.flops(gradient)
-                    yield gradient.name, self.sketcher.of(gradient)
+                    made = self.sketcher.of(gradient)
+            yield gradient.name, made
+
+    @contextmanager
+    def _clocked(self, usage: Usage) -> Iterator[None]:
+        """What is inside is of that phase: its seconds, and its FLOPs where they are counted."""
+        began = time.perf_counter()
+        with counted(usage, self.settings.count_flops):
+            yield
+            finish(self.backward.lm.device)
+        usage.seconds = (usage.seconds or 0.0) + time.perf_counter() - began
 
     @cached_property
     def _by_token(self) -> bool:
@@ -287,12 +303,12 @@ class Chooser:
         sums |= {"curved": torch.zeros(n, n, dtype=torch.float64), "influence": torch.zeros(n, dtype=torch.float64)}
         tokens, square = None, 0.0
         for name, part in parts:
-            rows, columns = part if self._by_token else (part, part)
-            sketch = rows.transpose(1, 2) @ columns if self._by_token else part
-            if self.matching.candidates and self.matching.precondition == "projected" and name in self.second:
-                sketch = sketch * self._projected_scale(name)
-            q, flat = self._sought(name), sketch.flatten(1)
-            with counted(usage, self.settings.count_flops):
+            with self._clocked(usage):
+                rows, columns = part if self._by_token else (part, part)
+                sketch = rows.transpose(1, 2) @ columns if self._by_token else part
+                if self.matching.candidates and self.matching.precondition == "projected" and name in self.second:
+                    sketch = sketch * self._projected_scale(name)
+                q, flat = self._sought(name), sketch.flatten(1)
                 _add(sums["gram"], flat @ flat.T)
                 usage.flops += 2.0 * n * n * flat.shape[1]
                 if q is not None:

@@ -5,8 +5,10 @@
 
 The loss of a step is  sum over its samples i of  w_i (sum of i's token losses) / D,  with D the step's supervised
 tokens, or their weights' sum where the weighting normalises; so it does not depend on how the step is cut into
-micro-batches and processes. Whatever chance there is is a pure function of the seed, the step, the process and the
-micro-batch, so a run that was cut short goes on as if it had not been.
+micro-batches and processes. Of a weighting that chooses, D is what as many candidates as there is room for have in the
+mean, whichever are chosen: so the gradient is the sum of w_i g_i that the weighting had in mind, over the room.
+Whatever chance there is is a pure function of the seed, the step, the process and the micro-batch, so a run that was
+cut short goes on as if it had not been.
 """
 
 from __future__ import annotations
@@ -14,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -119,15 +121,22 @@ class _Micro:
 
 @dataclass(frozen=True)
 class Choice:
-    """What a step learns from: what was seen of all its documents, and the rows whose gradients are added up. unfit:
+    """What a step learns from: what was seen of all its documents, the rows whose gradients are added up, and what
+    their sum is divided by. unfit:
     candidates that could not be chosen. fallback: whether the weighting's formula gave nothing. again: whether the
     learnt ones went through the model once more."""
 
     seen: Seen
     learnt: list[np.ndarray]
+    divisor: float
     unfit: int = 0
     fallback: bool = False
     again: bool = False
+
+
+def _with_weight(data: Data) -> Data:
+    """Without the documents that weigh nothing: a choice of one would teach nothing."""
+    return replace(data, documents=data.documents[data.weights[data.examples.sample[data.documents]] > 0])
 
 
 class Alone:
@@ -164,7 +173,8 @@ class Trainer:
         start: Snapshot | None = None,
         mask: Refreshed | None = None,
     ):
-        self.model, self.data, self.settings, self.weighting = model, data, settings, weighting
+        self.model, self.settings, self.weighting = model, settings, weighting
+        self.data = _with_weight(data) if weighting.chooses else data
         self.processes, self.seed = processes, seed
         self.objective = Objective(model, settings.in_bfloat16(model.device.type))
         self.whole = trained(model.model)
@@ -194,9 +204,9 @@ class Trainer:
                 f"{self.settings.oversample} times as many, and there are {n} to learn from; take a smaller batch_size."
             )
         matching = self.weighting.matching()
-        for what, bad in (("a mask", self.mask), ("several processes", self.processes.num_processes > 1)):
-            if bad and matching:
-                raise CurateError(f"'{name}' compares gradients, which it cannot do with {what} yet; leave that out.")
+        for what, bad in (("with a mask", matching and self.mask), ("in several processes", self._several())):
+            if bad:
+                raise CurateError(f"'{name}' cannot choose {what} yet; leave that out.")
         if self.settings.shuffle_weights or self.settings.packing:
             what = "shuffle_weights" if self.settings.shuffle_weights else "packing"
             raise CurateError(f"'{name}' chooses single samples of a step, which {what} does not leave; leave it out.")
@@ -205,6 +215,9 @@ class Trainer:
         chooser = Chooser(self.model, self.optimizer, self.settings, matching, self.data.anchors, self.seed)
         chooser.load(start.optimizer if start else {})
         return chooser
+
+    def _several(self) -> bool:
+        return self.processes.num_processes > 1
 
     def _take_parameters(self) -> None:
         """What the optimizer steps, and the parameters whose gradients it is given."""
@@ -312,10 +325,10 @@ class Trainer:
                 costs["train"] = self._usage(rows)
                 with counted(costs["train"], self.settings.count_flops):
                     seen = self._forward_and_backward(number, rows, self._micros(rows), costs)
-                choice = Choice(seen, rows)
+                choice = Choice(seen, rows, self._scale(rows))
                 if "losses" in costs and costs["losses"].flops_counted:  # which the outer count has, too
                     costs["train"].flops_counted = (costs["train"].flops_counted or 0.0) - costs["losses"].flops_counted
-            norm, divisor = self._descend(number, choice.learnt, choice.seen)
+            norm, divisor = self._descend(number, choice.divisor, choice.seen)
         except Exception:
             self.state = before
             raise
@@ -349,7 +362,9 @@ class Trainer:
         shown = self._shown(number, documents, found.loss[good], None)
         lr = self.settings.learning_rate(number, self.steps)
         shown = replace(shown, products=found.products, room=min(room, len(good)), lr=lr)
+        began, beside = time.perf_counter(), costs["selection" if self.chooser else "losses"]
         given, self.state = self.weighting.update(shown, self.state)
+        beside.seconds = (beside.seconds or 0.0) + time.perf_counter() - began
         values = self._checked(given.values, found.loss[good], number)
         if not 1 <= np.count_nonzero(values) <= shown.room and given.tokens is None or not values.any():
             raise CurateFailure(
@@ -359,7 +374,8 @@ class Trainer:
         weights = np.zeros(len(found.documents))
         weights[good] = values
         learnt = [found.documents[[i]] for i in np.flatnonzero(weights)]
-        self._learn_chosen(number, found, weights, given.tokens, learnt, costs)
+        divisor = room * self._scale(rows) / len(rows)
+        self._learn_chosen(number, found, weights, given.tokens, learnt, divisor, costs)
         data = self.data.weights[self.data.examples.sample[found.documents]]
         measure = found.loss.copy() if given.measure is None else np.full(len(weights), np.nan)
         if given.measure is not None:
@@ -367,7 +383,7 @@ class Trainer:
         weighted = np.where(weights != 0, found.loss * weights * data, 0.0)
         seen = (found.documents, weights * data, found.loss, measure, weighted)
         again = found.gradients is None
-        return Choice(seen, learnt, len(found.documents) - len(good), given.fallback, again)
+        return Choice(seen, learnt, divisor, len(found.documents) - len(good), given.fallback, again)
 
     def _looked(self, number: int, rows: list[np.ndarray], costs: dict[str, Usage]) -> Candidates:
         """What the weighting asks to know of the candidates: their gradients' products, or their losses alone."""
@@ -376,11 +392,9 @@ class Trainer:
         if self.chooser:
             if self.chooser.due(number):
                 costs["target"] = self.chooser.look_at_target(number)
-            self._sow(number, 0)
-            costs["selection"] = self.model.usage()
-            return self.chooser.look(
-                self.data.examples, documents, self._each(np.concatenate(rows)), costs["selection"]
-            )
+            costs["selection"], each = self.model.usage(), self._each(np.concatenate(rows))
+            sow = partial(self._sow, number)
+            return self.chooser.look(self.data.examples, documents, each, costs["selection"], sow)
         usage, losses, began = self._usage(rows, backward=False), [], time.perf_counter()
         with torch.no_grad(), counted(usage, self.settings.count_flops):
             for place, micro in enumerate(self._micros(rows)):
@@ -406,6 +420,7 @@ class Trainer:
         weights: np.ndarray,
         tokens: np.ndarray | None,
         learnt: list[np.ndarray],
+        divisor: float,
         costs: dict[str, Usage],
     ) -> None:
         """The gradient of the chosen: of the factors that are there, or by a second pass."""
@@ -419,24 +434,19 @@ class Trainer:
             for micro in micros:
                 micro.weights, left = np.split(left, [len(micro.batch.documents)])
             with counted(costs["train"], self.settings.count_flops):
-                self._learn(number, micros, self._scale(learnt))
+                self._learn(number, micros, divisor)
             if self.chooser:
                 costs["candidates"] = found.usage
             return
-        chosen = np.flatnonzero(weights)
-        each = self._each(found.documents) / self._each_divisor(found.documents, learnt)
+        share, lengths = len(learnt) / len(found.documents), self.data.examples.lengths
+        mean = self._scale([found.documents]) / len(found.documents)  # by which `_each` has divided already
+        factors = weights * self._each(found.documents)[found.documents] * mean / divisor
         with counted(train, self.settings.count_flops):
-            factors = (weights * each[found.documents])[found.good]
-            train.flops += self.chooser.learn(found, factors, tokens)
-        costs["candidates"] = found.usage.part(1 - len(chosen) / len(found.documents))
-        train.add(found.usage.part(len(chosen) / len(found.documents)))
-        costs["train"] = train
-
-    def _each_divisor(self, candidates: np.ndarray, learnt: list[np.ndarray]) -> float:
-        """What turns `_each` into shares of the step's loss."""
-        if self.settings.reduction == "sample":
-            return self._scale(learnt)
-        return self._scale(learnt) / float(self.data.examples.counts[candidates].mean())
+            train.flops += self.chooser.learn(found, factors[found.good], tokens)
+        train.add(found.usage.part(share))
+        train.tokens = int(lengths[np.concatenate(learnt)].sum())
+        costs["train"], costs["candidates"] = train, found.usage.part(1 - share)
+        costs["candidates"].tokens = int(lengths[found.documents].sum()) - train.tokens
 
     def _batches(self, rows: Sequence[np.ndarray]) -> Iterator[Batch]:
         rank, world = self.processes.process_index, self.processes.num_processes
@@ -597,14 +607,14 @@ class Trainer:
             factors = factors / np.repeat(counts, counts)
         return (losses.token * losses.token.new_tensor(factors)).sum()
 
-    def _descend(self, number: int, rows: list[np.ndarray], seen: Seen) -> tuple[float, float]:
+    def _descend(self, number: int, scale: float, seen: Seen) -> tuple[float, float]:
         """Adds the gradients of all processes and takes the optimizer's step. Returns their norm and the divisor."""
         self._add_up()
         if self.settings.sum_gradients:
             self._remember()
         if self.masked:
             self.masked.gather()
-        scale = divisor = self._scale(rows)
+        divisor = scale
         if self.weighting.normalize == "mean1":
             counts = 1 if self.settings.reduction == "sample" else self.data.examples.counts[seen[0]]
             divisor = float((seen[1] * counts).sum())

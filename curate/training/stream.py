@@ -8,6 +8,7 @@ checkpoints.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 
 import numpy as np
@@ -24,7 +25,7 @@ class Stream:
 
     def __init__(self, samples: Iterator[Encoded], memory: int = 0, replay: float = 0.0, seed: int = 0):
         self._samples, self._memory, self._replay, self._seed = samples, memory, replay, seed
-        self.place = 0  # samples that have come
+        self.place = self.taken = 0  # samples that have come, and those of them that can be learnt from
         self.left_out: dict[str, int] = {}  # reason -> how many of them could not be learnt from
         self._kept: list[tuple[int, Encoded]] = []
 
@@ -33,8 +34,10 @@ class Stream:
         lot = np.random.default_rng([self._seed % 2**63, step, 2])
         past = min(int(self._replay * rows), len(self._kept))
         drawn = [self._kept[i] for i in np.sort(lot.choice(len(self._kept), past, replace=False))] if past else []
-        fresh = [self._next(step) for _ in range(rows - past)]
-        for number, one in fresh:
+        fresh = list[tuple[int, Encoded]]()
+        for _ in range(rows - past):
+            number, one = self._next(step)
+            fresh.append((number, one))
             self._remember(number, one, lot)
         both = [*fresh, *drawn]
         return Examples.of([one for _, one in both]), np.array([number for number, _ in both], np.int64)
@@ -43,6 +46,7 @@ class Stream:
         for one in self._samples:
             self.place += 1
             if not (why := one.error or ("" if one.supervised.any() else "nothing of it is supervised")):
+                self.taken += 1
                 return self.place - 1, one
             self.left_out[why] = self.left_out.get(why, 0) + 1
         raise CurateFailure(
@@ -53,20 +57,22 @@ class Stream:
     def _remember(self, number: int, one: Encoded, lot: np.random.Generator) -> None:
         if len(self._kept) < self._memory:
             self._kept.append((number, one))
-        elif self._memory and (at := int(lot.integers(self.place))) < self._memory:
+        elif self._memory and (at := int(lot.integers(self.taken))) < self._memory:
             self._kept[at] = (number, one)
 
     def tensors(self) -> Arrays:
         """What a checkpoint holds."""
         kept = Examples.of([one for _, one in self._kept], [number for number, _ in self._kept])
         arrays = {"ids": kept.ids, "supervised": kept.supervised, "ends": kept.ends, "number": kept.sample}
-        return {**arrays, "place": np.array([self.place])}
+        told = np.frombuffer(json.dumps(self.left_out).encode(), np.uint8)
+        return {**arrays, "place": np.array([self.place, self.taken]), "left_out": told}
 
     def load(self, arrays: Arrays, skip: bool) -> None:
         """Go on from a checkpoint. skip: whether the iterator begins anew, so that what has come is passed over."""
         kept = Examples(arrays["ids"], arrays["supervised"], arrays["ends"], arrays["number"])
         self._kept = [(int(kept.sample[i]), Encoded(*kept.tokens_of(i))) for i in range(len(kept))]
-        place = int(arrays["place"][0])
+        self.left_out = json.loads(arrays["left_out"].tobytes())
+        place, self.taken = map(int, arrays["place"])
         if skip:
             for self.place in range(place):
                 if next(self._samples, None) is None:

@@ -27,7 +27,7 @@ class FilterThenWeight(Weighting):
 
     The products are those of projected gradients (--set projection). In the first step, when Adam has no second moment,
     D is 1. Where no candidate goes the target's way every w is 0: then the filter's choice is learnt with weights of 1,
-    which the run's metrics count (fallback).
+    which the run's metrics count (fallback). The step's gradient is the sum of w_i g_i over the batch's size.
 
     Cost: forward and backward over all candidates without the gradients of matrices, 4N FLOPs a token; the target batch
     likewise; 2N a token of the chosen; and the projections, 2(m + n)k a token of an m x n layer, or less. Limit: that
@@ -73,6 +73,11 @@ class FilterThenWeight(Weighting):
 
     def __post_init__(self) -> None:
         require(f"filter_then_weight.ridge={self.ridge}", self.ridge >= 0, "0 or more")
+        if self.weigh == "signed" and self.rescale == "sum_to_batch":
+            raise CurateError(
+                "filter_then_weight: weights of both signs may sum to 0, so weigh=signed does not go with "
+                "rescale=sum_to_batch; take rescale=match_norm."
+            )
         if self.side == "candidates" and self.unit == "token":
             raise CurateError("filter_then_weight: unit=token compares tokens with the target's side; leave out one.")
 
@@ -94,7 +99,8 @@ class FilterThenWeight(Weighting):
             b = b * _ratio(gram, products.square, step.room)
         chosen = greedy(b, gram, step.room) if self.filter == "greedy" else highest(b, step.room)
         weights = self._weights(gram[np.ix_(chosen, chosen)], b[chosen])
-        if fallback := not weights.any():
+        fallback = not (products.aligned[chosen] > 0).any()
+        if not weights.any():
             weights = np.ones(len(chosen))
         if self.rescale == "sum_to_batch" and weights.sum() > 0:
             weights = weights * (len(chosen) / weights.sum())

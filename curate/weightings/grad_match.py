@@ -42,7 +42,6 @@ class GradMatch(Weighting):
 
     scope: ClassVar = "batch"
     needs: ClassVar = ("loss",)
-    uses_target: ClassVar = True
     chooses: ClassVar = True
 
     match: Literal["target", "candidates"] = "target"
@@ -61,11 +60,15 @@ class GradMatch(Weighting):
     def __post_init__(self) -> None:
         require(f"grad_match.ridge={self.ridge}", self.ridge >= 0, "0 or more")
 
+    @property
+    def uses_target(self) -> bool:  # type: ignore[override]
+        return self.match == "target"
+
     def matching(self) -> Matching:
-        return Matching(precondition=self.precondition)
+        return Matching(target=self.uses_target, precondition=self.precondition)
 
     def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
-        assert step.products is not None and step.products.aligned is not None
+        assert step.products is not None
         gram, b, square = self._sought(step.products)
         chosen, weights = self._pursued(gram, b, square, step.room)
         if fallback := not len(chosen):
@@ -73,7 +76,7 @@ class GradMatch(Weighting):
             weights = np.ones(len(chosen))
         if self.scale == "sum_to_batch":
             weights = weights * (step.room / weights.sum())
-        return Weights(weighing(chosen, len(b), weights), step.products.aligned, fallback=fallback), state
+        return Weights(weighing(chosen, len(b), weights), b, fallback=fallback), state
 
     def _sought(self, products: Products) -> tuple[np.ndarray, np.ndarray, float]:
         if self.match == "candidates":

@@ -30,9 +30,10 @@ class Greats(Weighting):
 
     Departures and choices: the authors score by plain descent and train by AdamW, as is done here (precondition=none);
     before gives a Adam's D. Their target batch has 2 samples, their candidates are twice the batch (--set target_batch,
-    oversample). While the learning rate is 0 all are equal: the first are taken. hessian=kfac is the appendix's
-    Kronecker-factored curvature of Filter-then-Weight, of candidates and in the projection's numbers: how the paper
-    computes its factors could not be checked.
+    oversample). While the learning rate is 0, as at the first step of a warm-up, all are equal: the first are taken,
+    which are the longest. Where no chosen one goes the target's way the run's metrics count it (fallback). hessian=kfac
+    is the appendix's Kronecker-factored curvature of Filter-then-Weight, of candidates and in the projection's numbers:
+    how the paper computes its factors could not be checked.
 
     Reference: Wang et al., "GREATS: Online Selection of High-Quality Data for LLM Training in Every Iteration"
     (NeurIPS 2024).
@@ -72,7 +73,8 @@ class Greats(Weighting):
         a, pairs = eta * products.aligned, eta**2 * self._curved(products)
         shapley = self.form == "shapley"
         chosen = highest(a - pairs.sum(1) / 2, step.room) if shapley else greedy(a, pairs, step.room)
-        return Weights(weighing(chosen, len(a)), products.aligned), state
+        fallback = not (products.aligned[chosen] > 0).any()
+        return Weights(weighing(chosen, len(a)), products.aligned, fallback=fallback), state
 
     def _curved(self, products: Products) -> np.ndarray:
         if self.hessian == "identity":

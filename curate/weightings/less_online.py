@@ -17,6 +17,8 @@ class LessOnline(Weighting):
 
         a_i = <g_i, D * g_val>;   as many of the highest as a batch has room for
 
+    Where no candidate goes the target's way these are learnt all the same, which the run's metrics count (fallback).
+
     Cost: forward and backward over candidates and target batch, without the gradients of matrices: 4N FLOPs a token;
     2N a token of the chosen. Limit: that of the passes.
 
@@ -48,4 +50,6 @@ class LessOnline(Weighting):
     def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
         assert step.products is not None and step.products.aligned is not None
         values = step.products.aligned
-        return Weights(weighing(highest(values, step.room), len(values)), values), state
+        chosen = highest(values, step.room)
+        fallback = not (values[chosen] > 0).any()
+        return Weights(weighing(chosen, len(values)), values, fallback=fallback), state

@@ -19,6 +19,8 @@ class TracinOnline(Weighting):
 
     It is TracIn at one checkpoint, the model as it is; and each candidate's first-order Shapley value.
 
+    Where no candidate goes the target's way these are learnt all the same, which the run's metrics count (fallback).
+
     Cost: forward and backward over candidates and target batch, without the gradients of matrices: 4N FLOPs a token;
     2N a token of the chosen. Limit: that of the passes.
 
@@ -55,4 +57,6 @@ class TracinOnline(Weighting):
         assert step.products is not None
         values = step.products.influence if self.hessian == "kfac" else step.products.aligned
         assert values is not None
-        return Weights(weighing(highest(values, step.room), len(values)), values), state
+        chosen = highest(values, step.room)
+        fallback = not (values[chosen] > 0).any()
+        return Weights(weighing(chosen, len(values)), values, fallback=fallback), state

@@ -189,8 +189,7 @@ def agreement(name: str, taken: int) -> None:
         list(training.run())
         exact, found = choosers[0], dict[tuple[str, int], np.ndarray]()
         usage = model.usage()
-        gradients, _ = exact._pass(candidates, usage)
-        wanted, _ = exact._pass(target, usage)
+        gradients, wanted = exact._pass(candidates, usage), exact._pass(target, usage)
         totals = {g.name: g.total() / len(wanted.good) for g in exact._compared(wanted.parameters)}
         for how in ("before", "projected", "none"):
             for k, chooser in choosers.items():
