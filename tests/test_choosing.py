@@ -601,6 +601,16 @@ def test_three_planted_samples_are_found_with_their_weights(search: Any) -> None
     assert {i: found[i] for i in np.flatnonzero(found)} == pytest.approx(planted, rel=1e-10)
 
 
+def test_trying_all_adds_what_leaves_the_least() -> None:
+    rng = np.random.default_rng(3)
+    for _ in range(20):
+        g, c = np.abs(rng.normal(size=(9, 30))) * (rng.random((9, 30)) < 0.3), np.abs(rng.normal(size=30))
+        step = Step(1, products=Products(g @ g.T, g @ c, float(c @ c)), room=3)
+        ridge = 0.05 * float(np.diagonal(g @ g.T).mean())
+        found = GradMatch(search="exhaustive", ridge=0.05, scale="none").update(step, {})[0].values
+        assert sorted(slow.pursued_by_trial(g, c, ridge, 3)) == np.flatnonzero(found).tolist()
+
+
 def test_what_all_candidates_teach_is_matched_without_a_target() -> None:
     trainer = trainer_of(GradMatch(match="candidates"), replace(STEP, steps=2, batch_size=4), target=None)
     for done in trainer.run():

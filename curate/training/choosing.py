@@ -72,9 +72,6 @@ class Chooser:
         target: Examples | None,
         seed: int,
     ):
-        if settings.packing:
-            raise CurateError("packing puts samples into one row, and a weighting that compares their gradients needs "
-                              "each by itself; leave out packing=true.")  # fmt: skip
         if settings.gradient_checkpointing:
             raise CurateError("gradient_checkpointing forgets what the comparison of gradients is made of; leave it "
                               "out, or take a smaller micro_batch_size.")  # fmt: skip
@@ -137,8 +134,10 @@ class Chooser:
         good, training = 0, model.training
         for some in _groups(np.sort(drawn), self.settings.micro_batch_size):
             model.eval()
-            gradients = self._pass([self._target[i] for i in some], usage)
-            model.train(training)
+            try:
+                gradients = self._pass([self._target[i] for i in some], usage)
+            finally:  # memory may run out, and the step is tried again
+                model.train(training)
             good += len(gradients.good)
             with counted(usage, self.settings.count_flops):
                 for gradient in self._compared(gradients.parameters):
@@ -170,11 +169,11 @@ class Chooser:
     ) -> Candidates:
         """Candidates forward and backward, and their gradients' products; what these cost is added to `selection`.
 
-        groups: documents of each micro-batch. scale: by which each document's mean loss stands in the step's loss,
-        float64 of all documents. sow: settles what chance there is in a micro-batch, by its number.
+        groups: documents of each micro-batch. scale: by which each one's mean loss stands in the step's loss, float64
+        in their order. sow: settles what chance there is in a micro-batch, by its number.
         """
         usage = self.backward.lm.usage()
-        passes: list[tuple[list[PerSample], np.ndarray]] = []
+        kept: list[PerSample] | None = None
         sketches: dict[str, list[Any]] = {}
         losses, good, at = [], [], 0
         one = self.one_pass and len(groups) == 1
@@ -186,14 +185,14 @@ class Chooser:
             good.append(at + gradients.good)
             at += len(documents)
             if one:
-                passes.append((gradients.parameters, documents[gradients.good]))
+                kept = gradients.parameters
                 continue
             for name, made in self._sketches(gradients.parameters, selection):
                 sketches.setdefault(name, []).append(made)
         every, usable = np.concatenate(groups), np.concatenate(good)
-        parts = self._sketches(passes[0][0], selection) if one else ((n, _joined(s)) for n, s in sketches.items())
-        products = self._products(parts, scale[every[usable]], selection)
-        return Candidates(every, np.concatenate(losses), usable, products, passes[0][0] if one else None, usage)
+        parts = self._sketches(kept, selection) if kept is not None else ((n, _joined(s)) for n, s in sketches.items())
+        products = self._products(parts, scale[usable], selection)
+        return Candidates(every, np.concatenate(losses), usable, products, kept, usage)
 
     def learn(self, found: Candidates, weights: np.ndarray, tokens: np.ndarray | None) -> float:
         """Give every trained parameter the weighted sum of the good candidates' gradients, of their mean losses.
@@ -274,7 +273,6 @@ class Chooser:
         began = time.perf_counter()
         with counted(usage, self.settings.count_flops):
             yield
-            finish(self.backward.lm.device)
         usage.seconds = (usage.seconds or 0.0) + time.perf_counter() - began
 
     @cached_property
@@ -298,10 +296,10 @@ class Chooser:
 
     def _products(self, parts: Any, scale: np.ndarray, usage: Usage) -> Products:
         """The products over all layers; each candidate's gradient times its scale."""
-        n = len(scale)
-        sums = {"gram": torch.zeros(n, n, dtype=torch.float64), "aligned": torch.zeros(n, dtype=torch.float64)}
-        sums |= {"curved": torch.zeros(n, n, dtype=torch.float64), "influence": torch.zeros(n, dtype=torch.float64)}
-        tokens, square = None, 0.0
+        n, device = len(scale), self.backward.lm.device  # where the sums stay, so that no layer waits for another
+        shapes = {"gram": (n, n), "aligned": (n,), "square": (), "curved": (n, n), "influence": (n,)}
+        sums = {key: torch.zeros(shape, dtype=torch.float64, device=device) for key, shape in shapes.items()}
+        tokens = None
         for name, part in parts:
             with self._clocked(usage):
                 rows, columns = part if self._by_token else (part, part)
@@ -309,11 +307,11 @@ class Chooser:
                 if self.matching.candidates and self.matching.precondition == "projected" and name in self.second:
                     sketch = sketch * self._projected_scale(name)
                 q, flat = self._sought(name), sketch.flatten(1)
-                _add(sums["gram"], flat @ flat.T)
+                sums["gram"] += flat @ flat.T
                 usage.flops += 2.0 * n * n * flat.shape[1]
                 if q is not None:
-                    _add(sums["aligned"], (flat @ q.to(flat.dtype).flatten()[:, None])[:, 0])
-                    square += float(q.double().square().sum())
+                    sums["aligned"] += (flat @ q.to(flat.dtype).flatten()[:, None])[:, 0]
+                    sums["square"] += q.double().square().sum()
                     usage.flops += 2.0 * flat.numel()
                 if self.matching.curvature != "none":
                     usage.flops += self._curve(sums, sketch, rows, columns, q)
@@ -321,17 +319,19 @@ class Chooser:
                     found = ((rows @ q.to(rows.dtype)) * columns).sum(2).double()
                     usage.flops += 2.0 * rows.numel() * columns.shape[2]
                     tokens = found if tokens is None else tokens + found
-        c = torch.from_numpy(scale)
-        gram = {key: (c[:, None] * sums[key] * c).cpu().numpy() for key in ("gram", "curved")}
-        along = {key: (c * sums[key]).cpu().numpy() for key in ("aligned", "influence")}
+        with self._clocked(usage):
+            total = {key: value.cpu().numpy() for key, value in sums.items()}  # here a GPU is waited for
+        c = scale[:, None]
+        gram = {key: c * total[key] * scale for key in ("gram", "curved")}
+        along = {key: scale * total[key] for key in ("aligned", "influence")}
         there, curvature = bool(self.target), self.matching.curvature
         return Products(
             gram["gram"],
             along["aligned"] if there else None,
-            square,
+            float(total["square"]),
             gram["curved"] if curvature == "kfac" else None,
             along["influence"] if curvature == "inverse" else None,
-            None if tokens is None else (c[:, None] * tokens.cpu()).numpy(),
+            None if tokens is None else c * tokens.cpu().numpy(),
         )
 
     def _curve(self, sums: dict[str, Tensor], sketch: Tensor, rows: Tensor, columns: Tensor, q: Tensor | None) -> float:
@@ -345,11 +345,11 @@ class Chooser:
         flops = 2.0 * e.numel() * e.shape[1] + 2.0 * a.numel() * a.shape[1]
         if self.matching.curvature == "kfac":
             curved = (left @ sketch @ right).flatten(1)
-            _add(sums["curved"], sketch.flatten(1) @ curved.T)
+            sums["curved"] += sketch.flatten(1) @ curved.T
             return flops + 2.0 * sketch.numel() * (len(left) + len(right)) + 2.0 * len(sketch) * sketch.numel()
         if q is not None:
             solved = torch.linalg.solve(left, torch.linalg.solve(right, q.to(left.dtype), left=False))
-            _add(sums["influence"], (sketch.flatten(1) @ solved.flatten()[:, None])[:, 0])
+            sums["influence"] += (sketch.flatten(1) @ solved.flatten()[:, None])[:, 0]
         return flops + 2.0 * sketch.numel()
 
     def _damped(self, factor: Tensor) -> Tensor:
@@ -357,10 +357,6 @@ class Chooser:
         return factor + (self.matching.damping * mean + torch.finfo(factor.dtype).tiny) * torch.eye(
             len(factor), dtype=factor.dtype, device=factor.device
         )
-
-
-def _add(into: Tensor, found: Tensor) -> None:
-    into += found.double().to(into.device)
 
 
 def _joined(parts: Sequence[Any]) -> Any:

@@ -392,7 +392,7 @@ class Trainer:
         if self.chooser:
             if self.chooser.due(number):
                 costs["target"] = self.chooser.look_at_target(number)
-            costs["selection"], each = self.model.usage(), self._each(np.concatenate(rows))
+            costs["selection"], each = self.model.usage(), self._each(np.concatenate(documents))
             sow = partial(self._sow, number)
             return self.chooser.look(self.data.examples, documents, each, costs["selection"], sow)
         usage, losses, began = self._usage(rows, backward=False), [], time.perf_counter()
@@ -406,12 +406,10 @@ class Trainer:
         return Candidates(np.concatenate(documents), every, good, None, None, usage)
 
     def _each(self, candidates: np.ndarray) -> np.ndarray:
-        """By what the gradient of a document's mean loss stands in the step's loss, but for the divisor, which is the
-        candidates' mean number of tokens where tokens count: float64, of all documents."""
-        data = self.data.weights[self.data.examples.sample]
-        if self.settings.reduction == "sample":
-            return data
-        return data * self.data.examples.counts / self.data.examples.counts[candidates].mean()
+        """By what the gradient of each candidate's mean loss stands in the step's loss, but for the divisor, which is
+        their mean number of tokens where tokens count: float64."""
+        data, counts = self.data.weights[self.data.examples.sample[candidates]], self.data.examples.counts[candidates]
+        return data if self.settings.reduction == "sample" else data * counts / counts.mean()
 
     def _learn_chosen(
         self,
@@ -440,7 +438,7 @@ class Trainer:
             return
         share, lengths = len(learnt) / len(found.documents), self.data.examples.lengths
         mean = self._scale([found.documents]) / len(found.documents)  # by which `_each` has divided already
-        factors = weights * self._each(found.documents)[found.documents] * mean / divisor
+        factors = weights * self._each(found.documents) * mean / divisor
         with counted(train, self.settings.count_flops):
             train.flops += self.chooser.learn(found, factors[found.good], tokens)
         train.add(found.usage.part(share))

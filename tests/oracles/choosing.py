@@ -63,3 +63,19 @@ def greats(candidates: np.ndarray, sought: np.ndarray, eta: float, room: int) ->
         for done in chosen:
             a[done] = -np.inf
     return chosen
+
+
+def pursued_by_trial(candidates: np.ndarray, sought: np.ndarray, ridge: float, room: int) -> list[int]:
+    """Algorithm 2: every candidate is tried, and the one that leaves the least objective is added; until none helps."""
+    chosen: list[int] = []
+
+    def objective(some: list[int]) -> float:
+        a = candidates[some].T
+        w = np.linalg.solve(a.T @ a + ridge * np.eye(len(some)), a.T @ sought)
+        return float(np.sum((a @ w - sought) ** 2) + ridge * w @ w) if (w >= 0).all() else np.inf
+
+    for _ in range(room):
+        chosen.append(
+            min((i for i in range(len(candidates)) if i not in chosen), key=lambda i: objective([*chosen, i]))
+        )
+    return chosen
