@@ -736,3 +736,23 @@ def test_losses_alone_choose_too() -> None:
             value = done.loss - (0 if column is None else column[done.documents])
             assert set(np.flatnonzero(done.weight)) == set(np.argsort(-value, kind="stable")[:4])
             assert done.metrics["chosen"] == 4 and done.metrics["samples"] == 12 and "losses" in done.usage
+
+
+def test_a_step_that_memory_ran_out_on_is_tried_again_as_it_was() -> None:
+    """First at the target, then at the candidates: both times with fewer rows at once, and the model still training."""
+    trainer = trainer_of(FilterThenWeight(), replace(STEP, steps=2, batch_size=4), dropout=0.1)
+    chooser, calls = trainer.chooser, []
+    assert chooser is not None
+    take = chooser.backward.gradients
+
+    def scarce(encoded: Any, *rest: Any) -> Any:
+        calls.append((len(encoded), trainer.model.model.training))
+        if len(calls) in (1, 3):
+            raise torch.OutOfMemoryError
+        return take(encoded, *rest)
+
+    chooser.backward.gradients = scarce  # type: ignore[method-assign]
+    done = list(trainer.run())
+    assert trainer.micro_batch_size == 3 and len(done) == 2 and all(d.metrics["chosen"] for d in done)
+    step = [(3, False), *[(3, True)] * 4]  # the target without dropout, then twelve candidates
+    assert calls == [(3, False), (3, False), (6, True), *step, *step]
