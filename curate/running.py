@@ -33,7 +33,8 @@ from curate.storage import remove_tree
 from curate.workers import forget_peak, peak_bytes
 
 if TYPE_CHECKING:  # loaded only when there is something to train
-    from curate.training.loop import Data, Done, Trainer
+    from curate.training.data import Data
+    from curate.training.loop import Done, Trainer
     from curate.training.masked import Refreshed
     from curate.training.trainee import Trainee
 
@@ -182,7 +183,7 @@ def _peak(device: Any) -> int:
 def processes_of(choice: ModelChoice) -> Any:
     """All processes of this training, where accelerate or torchrun has started several."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        from curate.training.loop import Alone
+        from curate.training.processes import Alone
 
         return Alone()
     from accelerate import Accelerator, InitProcessGroupKwargs
@@ -246,8 +247,8 @@ def _data(
     processes: Any,
 ) -> tuple[Data, np.ndarray]:
     """What is learnt, and which of `rows` the samples are that are left."""
+    from curate.training.data import Data
     from curate.training.examples import Examples
-    from curate.training.loop import Data
 
     encoded = documents_of(run.ws, rows, training.settings, model.model)
     whys = left_out(encoded, rows)
@@ -287,8 +288,8 @@ def _anchors(target: Target | None, model: Trainee) -> Any:
 
 def _streamed(training: Training, target: Target | None, model: Trainee, processes: Any) -> Data:
     """Data that comes as it is learnt from."""
+    from curate.training.data import Data
     from curate.training.examples import Examples
-    from curate.training.loop import Data
     from curate.training.stream import Stream
 
     feed = training.stream
@@ -397,7 +398,7 @@ class _Book:
 
 def _loop(book: _Book, training: Training, judges: Sequence[Judge], meters: _Meters, result: Trained) -> None:
     """Take every step that is left, with checkpoints and evaluations in between."""
-    from curate.training.loop import Diverged
+    from curate.training.weigher import Diverged
 
     trainer, settings = book.trainer, training.settings
     with _progress(book.run.name, trainer.steps, trainer.step, book.writes) as bar:

@@ -248,7 +248,7 @@ def _found(ws: Workspace, vectors: str, wanted: str, fresh: bool) -> Run | None:
 
 
 def _train(run: Run, model: ModelChoice, warmup: Warmup, account: Account) -> None:
-    from curate.training.loop import Alone
+    from curate.training.processes import Alone
     from curate.training.settings import TrainSettings
 
     if not isinstance(run.folder, Path):

@@ -24,10 +24,12 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice
 from curate.models.tokens import Encoded
+from curate.training.data import Data
 from curate.training.examples import Examples
 from curate.training.looks import base_losses
-from curate.training.loop import Alone, Data, Trainer
+from curate.training.loop import Trainer
 from curate.training.objective import Objective
+from curate.training.processes import Alone
 from curate.training.settings import TrainSettings
 from curate.weightings.uniform import Uniform
 

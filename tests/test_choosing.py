@@ -19,8 +19,10 @@ from curate.method import Arrays, Weighting
 from curate.models.tokens import Encoded
 from curate.nnls import nonnegative
 from curate.signals import Matching, Products, Step, Weights
+from curate.training.data import Data
 from curate.training.examples import Examples
-from curate.training.loop import Alone, Data, Snapshot, Trainer
+from curate.training.loop import Snapshot, Trainer
+from curate.training.processes import Alone
 from curate.training.settings import TrainSettings
 from curate.weightings.filter_then_weight import FilterThenWeight
 from curate.weightings.grad_match import GradMatch
@@ -131,13 +133,13 @@ def compared(
 
 def told(trainer: Trainer, weighting: Any) -> None:
     """Have a weighting know which documents it is shown."""
-    shown = trainer._shown
+    shown = trainer.weigher.shown
 
     def keep(number: int, documents: np.ndarray, *rest: Any) -> Step:
         weighting.documents = documents
         return shown(number, documents, *rest)
 
-    trainer._shown = keep  # type: ignore[method-assign]
+    trainer.weigher.shown = keep  # type: ignore[method-assign]
 
 
 def near(a: np.ndarray, b: np.ndarray, tolerance: float = 1e-10) -> bool:

@@ -21,8 +21,10 @@ from curate.models.forward import score_samples
 from curate.models.load import CheckpointChoice, ModelChoice, load
 from curate.models.tokens import encode
 from curate.scores.less import Less
+from curate.training.data import Data
 from curate.training.examples import Examples
-from curate.training.loop import Alone, Data, Trainer
+from curate.training.loop import Trainer
+from curate.training.processes import Alone
 from curate.training.settings import TrainSettings
 from curate.training.trainee import trainee
 from curate.vectors import Vectors

@@ -31,9 +31,11 @@ from curate.models.tokens import encode
 from curate.plans import Training
 from curate.scores.dualsft import Dualsft
 from curate.shards import read_arrays
+from curate.training.data import Data
 from curate.training.examples import Examples
-from curate.training.loop import Alone, Data, Trainer
+from curate.training.loop import Trainer
 from curate.training.masked import Refreshed
+from curate.training.processes import Alone
 from curate.training.settings import TrainSettings
 from curate.weightings.uniform import Uniform
 from tests.conftest import SAMPLE, run_and_kill, tree_bytes

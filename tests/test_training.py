@@ -20,12 +20,15 @@ from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice, load
 from curate.models.tokens import Encoded, encode
 from curate.signals import Step, Weights
+from curate.training.data import Data
 from curate.training.examples import Examples, batch_of, epoch_rows, micro_batches, pieces
 from curate.training.looks import base_losses
-from curate.training.loop import Alone, Data, Diverged, Done, Trainer
+from curate.training.loop import Done, Trainer
 from curate.training.objective import Objective
+from curate.training.processes import Alone
 from curate.training.settings import TrainSettings
 from curate.training.trainee import trainee
+from curate.training.weigher import Diverged
 from curate.weightings.adapt import Adapt
 from curate.weightings.extremes import Extremes
 from curate.weightings.flow import Flow
@@ -303,7 +306,7 @@ def test_adapt_looks_at_the_target_again_every_so_many_steps(processes: Any, enc
     )
     anchors = []
     for done in trainer.run():
-        anchors.append(trainer.state["anchor"].tolist())
+        anchors.append(trainer.weigher.state["anchor"].tolist())
         assert ("anchors" in done.usage) == (done.step in (1, 5, 9))
     assert anchors[0] == anchors[3] != anchors[4] == anchors[7]
 

@@ -15,9 +15,11 @@ from curate.method import Weighting
 from curate.models.forward import Usage
 from curate.models.language_model import LanguageModel
 from curate.models.tokens import Encoded
+from curate.training.data import Data
 from curate.training.examples import Examples
-from curate.training.loop import Alone, Data, Trainer
+from curate.training.loop import Trainer
 from curate.training.masked import Refreshed
+from curate.training.processes import Alone
 from curate.training.settings import TrainSettings
 
 _AT_ONCE = 32  # samples whose loss is taken together

@@ -30,46 +30,19 @@ from curate.method import Arrays, Weighting
 from curate.models.flops import FORWARD, TRAINING, TrainingFlops, counted, forward_flops, paper_flops
 from curate.models.forward import Usage, out_of_memory
 from curate.models.language_model import LanguageModel
-from curate.signals import Step
 from curate.training.choosing import Candidates, Chooser
-from curate.training.examples import Batch, Examples, batch_of, epoch_rows, micro_batches
+from curate.training.data import Data
+from curate.training.examples import Batch, batch_of, epoch_rows, micro_batches
 from curate.training.looks import in_order, times, unlearnt
 from curate.training.masked import Masked, Refreshed, Selected
 from curate.training.objective import Losses, Objective
 from curate.training.optimizer import INDEX, SUM, adamw, load_optimizer, optimizer_tensors, stored_under, trained
+from curate.training.processes import add_up, gather
 from curate.training.settings import TrainSettings
-from curate.training.stream import Stream
+from curate.training.weigher import Diverged, Micro, Weigher
 
 # Of all documents of a step: which, their weights, mean losses, measures, and means of their weighted token losses.
 Seen: TypeAlias = "tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]"
-_BUCKET = 64  # parameters whose gradients are added up together
-
-
-@dataclass(frozen=True)
-class Data:
-    """What is learnt.
-
-    examples: the documents. documents: int64, those of an epoch, one that repeats repeatedly. weights: of each sample,
-    float64 [N]. column: of each sample, for a weighting that asks for one, float64 [N]. anchors: the target's samples,
-    for one that uses them. base_token_loss: of every supervised token of the examples, for one that asks for it.
-    stream: where each step's documents come from instead; then the examples are those of one step, and place where each
-    stands in the stream, int64 [N].
-    """
-
-    examples: Examples
-    documents: np.ndarray
-    weights: np.ndarray
-    column: np.ndarray | None = None
-    anchors: Examples | None = None
-    base_token_loss: np.ndarray | None = None
-    stream: Stream | None = None
-    place: np.ndarray | None = None
-
-    @classmethod
-    def of(cls, examples: Examples, **more: Any) -> Data:
-        """Every document once, each weighing 1."""
-        n = int(examples.sample.max(initial=-1)) + 1
-        return cls(examples, **{"documents": np.arange(len(examples)), "weights": np.ones(n), **more})
 
 
 @dataclass
@@ -109,16 +82,6 @@ def _selected(mask: Refreshed, start: Snapshot | None) -> Selected:
     return {name: index.numpy() for name, index in stored.items()} or mask.selected
 
 
-@dataclass
-class _Micro:
-    """A micro-batch of this process on its way: its rows as tensors, losses, weights."""
-
-    batch: Batch
-    losses: Losses | None = None
-    weights: np.ndarray = field(default_factory=lambda: np.zeros(0))
-    measure: np.ndarray | None = None
-
-
 @dataclass(frozen=True)
 class Choice:
     """What a step learns from: what was seen of all its documents, the rows whose gradients are added up, and what
@@ -132,28 +95,6 @@ class Choice:
     unfit: int = 0
     fallback: bool = False
     again: bool = False
-
-
-def _with_weight(data: Data) -> Data:
-    """Without the documents that weigh nothing: a choice of one would teach nothing."""
-    return replace(data, documents=data.documents[data.weights[data.examples.sample[data.documents]] > 0])
-
-
-class Alone:
-    """The only process: what the trainer asks of an accelerate.Accelerator, where there is none."""
-
-    num_processes, process_index, is_main_process = 1, 0, True
-
-    def wait_for_everyone(self) -> None:
-        """Nobody else is there."""
-
-
-class Diverged(Exception):
-    """A loss or a gradient is no finite number; nothing was learnt from that step."""
-
-    def __init__(self, step: int, what: str):
-        super().__init__(f"{what} is not a finite number at step {step}")
-        self.step, self.what = step, what
 
 
 class Trainer:
@@ -174,15 +115,16 @@ class Trainer:
         mask: Refreshed | None = None,
     ):
         self.model, self.settings, self.weighting = model, settings, weighting
-        self.data = _with_weight(data) if weighting.chooses else data
         self.processes, self.seed = processes, seed
+        learnt = data.with_weight() if weighting.chooses else data
+        self.weigher = Weigher(weighting, learnt, settings, processes, seed)
         self.objective = Objective(model, settings.in_bfloat16(model.device.type))
         self.whole = trained(model.model)
         self.mask, self.masked = mask, Masked(self.whole, _selected(mask, start)) if mask else None
         self._take_parameters()
         self.micro_batch_size = settings.micro_batch_size
         self.step = start.step if start else 0
-        self.state: Arrays = start.weighting if start else {}
+        self.weigher.state = start.weighting if start else {}
         self.sums: dict[str, Tensor] = {}
         self._begun = start is not None
         if start:
@@ -216,6 +158,11 @@ class Trainer:
         chooser.load(start.optimizer if start else {})
         return chooser
 
+    @property
+    def data(self) -> Data:
+        """What is learnt; of a stream, one step's."""
+        return self.weigher.data
+
     def _several(self) -> bool:
         return self.processes.num_processes > 1
 
@@ -235,7 +182,7 @@ class Trainer:
         tensors |= {f"{SUM}.{name}": total.cpu() for name, total in self.sums.items()}
         tensors |= self.chooser.tensors() if self.chooser else {}
         stream = self.data.stream.tensors() if self.data.stream else {}
-        return Snapshot(self.step, tensors, dict(self.state), self.micro_batch_size, stream)
+        return Snapshot(self.step, tensors, dict(self.weigher.state), self.micro_batch_size, stream)
 
     @cached_property
     def steps(self) -> int:
@@ -264,7 +211,7 @@ class Trainer:
         if stream := self.data.stream:
             for number in range(self.step + 1, self.steps + 1):
                 examples, place = stream.candidates(number, self._rows)
-                self.data = replace(Data.of(examples), anchors=self.data.anchors, stream=stream, place=place)
+                self.weigher.data = replace(Data.of(examples), anchors=self.data.anchors, stream=stream, place=place)
                 yield number, 0, number == self.steps, list(np.arange(len(examples))[:, None])
             return
         number, epoch, size = 0, 0, self._rows
@@ -279,7 +226,7 @@ class Trainer:
     def run(self) -> Iterator[Done]:
         """Take every step that is left. Raises Diverged where a loss or the gradient is no finite number."""
         if not self._begun:
-            self.state = self.weighting.init(self.data.column)
+            self.weigher.state = self.weighting.init(self.data.column)
             self._begun = True
         for number, epoch, last, rows in self.plan():
             self.model.model.train()
@@ -317,7 +264,7 @@ class Trainer:
             self.model.model.zero_grad()
 
     def _take(self, number: int, epoch: int, rows: list[np.ndarray], usage: dict[str, Usage]) -> Done:
-        costs, before, began = dict(usage), dict(self.state), time.perf_counter()
+        costs, before, began = dict(usage), dict(self.weigher.state), time.perf_counter()
         try:
             if self.weighting.chooses:
                 choice = self._choose(number, rows, costs)
@@ -330,7 +277,7 @@ class Trainer:
                     costs["train"].flops_counted = (costs["train"].flops_counted or 0.0) - costs["losses"].flops_counted
             norm, divisor = self._descend(number, choice.divisor, choice.seen)
         except Exception:
-            self.state = before
+            self.weigher.state = before
             raise
         beside = [its.seconds or 0.0 for phase, its in costs.items() if phase not in ("train", "anchors")]
         costs["train"].seconds = time.perf_counter() - began - sum(beside)
@@ -347,8 +294,8 @@ class Trainer:
             return self.chooser.target_samples if self.chooser else len(self.data.anchors or ())
         return beside.get(phase, every)
 
-    def _micros(self, rows: Sequence[np.ndarray]) -> list[_Micro]:
-        return [_Micro(batch) for batch in self._batches(rows)]
+    def _micros(self, rows: Sequence[np.ndarray]) -> list[Micro]:
+        return [Micro(batch) for batch in self._batches(rows)]
 
     # --- a step that chooses ------------------------------------------------------------------------------
 
@@ -359,13 +306,13 @@ class Trainer:
         documents, good = found.documents[found.good], found.good
         if not len(good):
             raise Diverged(number, "the gradient of every candidate")
-        shown = self._shown(number, documents, found.loss[good], None)
+        shown = self.weigher.shown(number, documents, found.loss[good], None)
         lr = self.settings.learning_rate(number, self.steps)
         shown = replace(shown, products=found.products, room=min(room, len(good)), lr=lr)
         began, beside = time.perf_counter(), costs["selection" if self.chooser else "losses"]
-        given, self.state = self.weighting.update(shown, self.state)
+        given, self.weigher.state = self.weighting.update(shown, self.weigher.state)
         beside.seconds = (beside.seconds or 0.0) + time.perf_counter() - began
-        values = self._checked(given.values, found.loss[good], number)
+        values = self.weigher.checked(given.values, found.loss[good], number)
         if not 1 <= np.count_nonzero(values) <= shown.room and given.tokens is None or not values.any():
             raise CurateFailure(
                 f"the weighting '{self.weighting.name}' chose {np.count_nonzero(values)} of {len(good)} candidates at "
@@ -452,26 +399,30 @@ class Trainer:
             yield batch_of(self.data.examples, group, self.model.device)
 
     def _forward_and_backward(
-        self, number: int, rows: list[np.ndarray], micros: list[_Micro], costs: dict[str, Usage]
+        self, number: int, rows: list[np.ndarray], micros: list[Micro], costs: dict[str, Usage]
     ) -> Seen:
         """Adds up the gradients of this process. Returns what was seen of the whole step."""
         if together := self._together():
             self._weigh_together(number, rows, micros, costs)
         return self._learn(number, micros, self._scale(rows), weigh=not together)
 
-    def _learn(self, number: int, micros: list[_Micro], scale: float, weigh: bool = False) -> Seen:
+    def _learn(self, number: int, micros: list[Micro], scale: float, weigh: bool = False) -> Seen:
         """Adds up the gradients of micro-batches. weigh: first weigh each one; else it has its weights."""
         found = []
         for place, micro in enumerate(micros):
             losses = micro.losses or self._losses(number, place, micro)
             if weigh:
-                self._weigh(number, micro, losses)
+                self.weigher.weigh(number, micro, losses)
             means, documents = losses.means(micro.batch.counts), micro.batch.documents
             measure = means if micro.measure is None else micro.measure
-            found.append((documents, self._mean_weight(micro), means, measure, self._weighted_means(micro, losses)))
-            self._weighted(micro, losses, scale).backward()
+            found.append(
+                (documents, self.weigher.mean_weight(micro), means, measure, self.weigher.weighted_means(micro, losses))
+            )
+            self.weigher.weighted(micro, losses, scale).backward()
             micro.losses = None  # and with it what the backward pass has used
-        documents, weight, loss, measure, weighted = self._gathered(found)
+        columns = [np.concatenate(parts) for parts in zip(*found, strict=True)]
+        columns = columns or [np.zeros(0, np.int64), *[np.zeros(0)] * 4]  # a process may have no row of a step
+        documents, weight, loss, measure, weighted = (whole for whole, _ in gather(self.processes, columns))
         if not np.isfinite(loss).all():
             raise Diverged(number, "a loss")
         return documents, weight, loss, measure, weighted
@@ -480,13 +431,7 @@ class Trainer:
         """Whether a step's weights must all be known before anything is learnt from it."""
         return self.weighting.scope == "batch" or self.settings.shuffle_weights
 
-    def _weigh(self, number: int, micro: _Micro, losses: Losses) -> None:
-        """The weights of a micro-batch whose samples do not look at each other."""
-        means, documents = losses.means(micro.batch.counts), micro.batch.documents
-        given, self.state = self.weighting.update(self._shown(number, documents, means, losses.states), self.state)
-        micro.weights, micro.measure = self._checked(given.values, means, number), given.measure
-
-    def _losses(self, number: int, place: int, micro: _Micro) -> Losses:
+    def _losses(self, number: int, place: int, micro: Micro) -> Losses:
         """A micro-batch through the model; what chance there is in it is the same whenever it is done."""
         self._sow(number, place)
         return self.objective.losses(micro.batch, "states" in self.weighting.needs)
@@ -496,7 +441,7 @@ class Trainer:
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
     def _weigh_together(
-        self, number: int, rows: list[np.ndarray], micros: list[_Micro], costs: dict[str, Usage]
+        self, number: int, rows: list[np.ndarray], micros: list[Micro], costs: dict[str, Usage]
     ) -> None:
         """The weights of a weighting that looks at the whole step, before anything is learnt from it.
 
@@ -514,82 +459,13 @@ class Trainer:
                 means.append(losses.means(micro.batch.counts))
                 micro.losses = None if again else losses
                 if self.weighting.scope == "sample":
-                    self._weigh(number, micro, losses)
+                    self.weigher.weigh(number, micro, losses)
         if self.weighting.scope == "batch":
-            self._weigh_all(number, micros, means)
+            self.weigher.weigh_all(number, micros, means)
         if self.settings.shuffle_weights:
-            self._deal(number, micros)
+            self.weigher.deal(number, micros)
         if again:
             costs["losses"], first.seconds = first, time.perf_counter() - began
-
-    def _weigh_all(self, number: int, micros: list[_Micro], means: list[np.ndarray]) -> None:
-        """The weights of a step from the losses of all processes."""
-        own = np.concatenate([micro.batch.documents for micro in micros] or [np.zeros(0, np.int64)])
-        every = self._gather([own, np.concatenate([*means, np.zeros(0)])])
-        given, self.state = self.weighting.update(self._shown(number, every[0][0], every[1][0], None), self.state)
-        weights = self._checked(given.values, every[1][0], number)
-        start = int(sum(every[0][1][: self.processes.process_index]))
-        for micro in micros:
-            n = len(micro.batch.documents)
-            micro.weights, start = weights[start : start + n], start + n
-
-    def _deal(self, number: int, micros: list[_Micro]) -> None:
-        """Deal a step's weights out among all that has one, by lot."""
-        own = np.concatenate([micro.weights for micro in micros] or [np.zeros(0)])
-        ((weights, lengths),) = self._gather([own])
-        dealt = np.random.default_rng([self.seed % 2**63, number]).permutation(np.sort(weights))
-        start = int(sum(lengths[: self.processes.process_index]))
-        for micro in micros:
-            n = len(micro.weights)
-            micro.weights, start = dealt[start : start + n], start + n
-
-    def _shown(self, number: int, documents: np.ndarray, loss: np.ndarray, states: Tensor | None) -> Step:
-        """A step, or a part of it, as the weighting asks to see it."""
-        needs, data = self.weighting.needs, self.data
-        base = None
-        if "base_token_loss" in needs:
-            assert data.base_token_loss is not None
-            starts = self._first_supervised[documents]
-            stops = starts + data.examples.counts[documents]
-            base = np.concatenate([data.base_token_loss[a:b] for a, b in zip(starts, stops, strict=True)])
-        column = data.column[data.examples.sample[documents]] if data.column is not None else None
-        return Step(number, loss, column, data.examples.counts[documents], base, states)
-
-    @cached_property
-    def _first_supervised(self) -> np.ndarray:
-        """Where each document's supervised tokens begin among all, int64 [N]."""
-        return np.cumsum(self.data.examples.counts) - self.data.examples.counts
-
-    def _checked(self, weights: np.ndarray, losses: np.ndarray, number: int) -> np.ndarray:
-        """Weights as float64. Raises Diverged for losses, CurateFailure for weights, that are no numbers."""
-        if not np.isfinite(losses).all():
-            raise Diverged(number, "a loss")
-        weights = np.asarray(weights, np.float64)
-        if (bad := weights[~(np.isfinite(weights) & (self.weighting.signed | (weights >= 0)))]).size:
-            raise CurateFailure(
-                f"the weighting '{self.weighting.name}' gave the weight {bad[0]} at step {number}; a weight is a "
-                "number of 0 or more: look at its settings and its column."
-            )
-        return weights
-
-    def _token_weights(self, micro: _Micro) -> np.ndarray:
-        """What each supervised token weighs, float64 [S]: its own or its document's, times its sample's in the data."""
-        documents = micro.batch.documents
-        counts = self.data.examples.counts[documents]
-        given = self.data.weights[self.data.examples.sample[documents]]
-        weights = micro.weights if len(micro.weights) == counts.sum() > len(counts) else None
-        return np.repeat(given, counts) * (np.repeat(micro.weights, counts) if weights is None else weights)
-
-    def _mean_weight(self, micro: _Micro) -> np.ndarray:
-        """What each document weighs in the mean over its supervised tokens, float64 [n]."""
-        counts = self.data.examples.counts[micro.batch.documents]
-        return np.add.reduceat(self._token_weights(micro), np.cumsum(counts) - counts) / counts
-
-    def _weighted_means(self, micro: _Micro, losses: Losses) -> np.ndarray:
-        """Each document's mean of its weighted token losses, float64 [n]."""
-        counts = self.data.examples.counts[micro.batch.documents]
-        weighted = losses.token.detach().double().cpu().numpy() * self._token_weights(micro)
-        return np.add.reduceat(weighted, np.cumsum(counts) - counts) / counts
 
     def _scale(self, rows: list[np.ndarray]) -> float:
         """What a step's weighted sum is divided by: its supervised tokens, or its samples."""
@@ -597,17 +473,9 @@ class Trainer:
         by_sample = self.settings.reduction == "sample"
         return float(len(documents) if by_sample else self.data.examples.counts[documents].sum())
 
-    def _weighted(self, micro: _Micro, losses: Losses, scale: float) -> Tensor:
-        """This micro-batch's share of the step's loss."""
-        factors = self._token_weights(micro) / scale
-        if self.settings.reduction == "sample":
-            counts = self.data.examples.counts[micro.batch.documents]
-            factors = factors / np.repeat(counts, counts)
-        return (losses.token * losses.token.new_tensor(factors)).sum()
-
     def _descend(self, number: int, scale: float, seen: Seen) -> tuple[float, float]:
         """Adds the gradients of all processes and takes the optimizer's step. Returns their norm and the divisor."""
-        self._add_up()
+        add_up(self.processes, self.whole)
         if self.settings.sum_gradients:
             self._remember()
         if self.masked:
@@ -636,35 +504,6 @@ class Trainer:
         for name, parameter in self.whole.items():
             assert parameter.grad is not None
             self.sums[name] = self.sums[name].add_(parameter.grad) if name in self.sums else parameter.grad.clone()
-
-    def _add_up(self) -> None:
-        """Every process's gradients become the sum over all of them."""
-        for parameter in self.whole.values():
-            if parameter.grad is None:
-                parameter.grad = torch.zeros_like(parameter)
-        if self.processes.num_processes == 1:
-            return
-        for start in range(0, len(self.whole), _BUCKET):
-            grads = [p.grad for p in list(self.whole.values())[start : start + _BUCKET] if p.grad is not None]
-            flat = self.processes.reduce(torch.cat([g.flatten() for g in grads]), "sum")
-            for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
-                grad.copy_(part.view_as(grad))
-
-    # --- all processes -----------------------------------------------------------------------------------
-
-    def _gather(self, arrays: Sequence[np.ndarray]) -> list[tuple[np.ndarray, list[int]]]:
-        """Arrays of all processes, one behind the other, and how long each one's was."""
-        if self.processes.num_processes == 1:
-            return [(a, [len(a)]) for a in arrays]
-        from accelerate.utils import gather_object
-
-        every = gather_object([list(arrays)])
-        return [(np.concatenate(parts), [len(p) for p in parts]) for parts in zip(*every, strict=True)]
-
-    def _gathered(self, found: Sequence[Sequence[np.ndarray]]) -> list[np.ndarray]:
-        """What every process has found of its micro-batches, as one array for each column."""
-        columns = [np.concatenate(parts) for parts in zip(*found, strict=True)]
-        return [whole for whole, _ in self._gather(columns or [np.zeros(0, np.int64), *[np.zeros(0)] * 4])]
 
     # --- accounts ----------------------------------------------------------------------------------------
 
@@ -721,5 +560,5 @@ class Trainer:
         for batch, found in unlearnt(self.objective, self.data.anchors, usage, self.settings.count_flops, losses=False):
             assert found.states is not None
             states.append((batch.documents, found.states))
-        self.state = self.weighting.refreshed(in_order(states), self.state)
+        self.weigher.state = self.weighting.refreshed(in_order(states), self.weigher.state)
         return times(usage, self.processes.num_processes, time.perf_counter() - began)

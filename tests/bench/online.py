@@ -34,8 +34,10 @@ from curate.models.load import ModelChoice
 from curate.models.tokens import Encoded, encode
 from curate.signals import Matching
 from curate.training.choosing import Chooser
+from curate.training.data import Data
 from curate.training.examples import Examples
-from curate.training.loop import Alone, Data, Done, Trainer
+from curate.training.loop import Done, Trainer
+from curate.training.processes import Alone
 from curate.training.settings import TrainSettings
 from curate.training.trainee import trainee
 from curate.weightings.filter_then_weight import FilterThenWeight

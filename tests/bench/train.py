@@ -25,8 +25,10 @@ from curate.method import Weighting
 from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice
 from curate.models.tokens import Encoded, encode
+from curate.training.data import Data
 from curate.training.examples import Examples
-from curate.training.loop import Alone, Data, Done, Trainer
+from curate.training.loop import Done, Trainer
+from curate.training.processes import Alone
 from curate.training.settings import TrainSettings
 from curate.training.trainee import trainee
 from curate.weightings.adapt import Adapt

@@ -16,8 +16,10 @@ from curate.models.tokens import encode
 from curate.scores.embed_lm import EmbedLm
 from curate.scores.entropy import Entropy
 from curate.scores.nll import Nll
+from curate.training.data import Data
 from curate.training.examples import Examples
-from curate.training.loop import Alone, Data, Trainer
+from curate.training.loop import Trainer
+from curate.training.processes import Alone
 from curate.training.settings import TrainSettings
 from curate.training.trainee import trainee
 from curate.weightings.adapt import Adapt

@@ -1,0 +1,45 @@
+"""What the processes of a training tell each other; one alone tells itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+_BUCKET = 64  # parameters whose gradients are added up together
+
+
+class Alone:
+    """The only process: what the trainer asks of an accelerate.Accelerator, where there is none."""
+
+    num_processes, process_index, is_main_process = 1, 0, True
+
+    def wait_for_everyone(self) -> None:
+        """Nobody else is there."""
+
+
+def gather(processes: Any, arrays: Sequence[np.ndarray]) -> list[tuple[np.ndarray, list[int]]]:
+    """Arrays of all processes, one behind the other, and how long each one's was."""
+    if processes.num_processes == 1:
+        return [(a, [len(a)]) for a in arrays]
+    from accelerate.utils import gather_object
+
+    every = gather_object([list(arrays)])
+    return [(np.concatenate(parts), [len(p) for p in parts]) for parts in zip(*every, strict=True)]
+
+
+def add_up(processes: Any, parameters: Mapping[str, Tensor]) -> None:
+    """Every process's gradients become the sum over all of them; a parameter that has none gets zeros."""
+    for parameter in parameters.values():
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    if processes.num_processes == 1:
+        return
+    for start in range(0, len(parameters), _BUCKET):
+        grads = [p.grad for p in list(parameters.values())[start : start + _BUCKET] if p.grad is not None]
+        flat = processes.reduce(torch.cat([g.flatten() for g in grads]), "sum")
+        for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
+            grad.copy_(part.view_as(grad))

@@ -1,0 +1,123 @@
+"""What each sample of a step weighs: the weighting's say, checked, and the loss that comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from curate.errors import CurateFailure
+from curate.method import Arrays, Weighting
+from curate.signals import Step
+from curate.training.data import Data
+from curate.training.examples import Batch
+from curate.training.objective import Losses
+from curate.training.processes import gather
+from curate.training.settings import TrainSettings
+
+
+class Diverged(Exception):
+    """A loss or a gradient is no finite number; nothing was learnt from that step."""
+
+    def __init__(self, step: int, what: str):
+        super().__init__(f"{what} is not a finite number at step {step}")
+        self.step, self.what = step, what
+
+
+@dataclass
+class Micro:
+    """A micro-batch of this process on its way: its rows as tensors, losses, weights."""
+
+    batch: Batch
+    losses: Losses | None = None
+    weights: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    measure: np.ndarray | None = None
+
+
+class Weigher:
+    """A weighting at work. data: the step's documents and what is known of them. state: what it remembers."""
+
+    def __init__(self, weighting: Weighting, data: Data, settings: TrainSettings, processes: Any, seed: int):
+        self.weighting, self.data, self.settings = weighting, data, settings
+        self.processes, self.seed = processes, seed
+        self.state: Arrays = {}
+
+    def weigh(self, number: int, micro: Micro, losses: Losses) -> None:
+        """The weights of a micro-batch whose samples do not look at each other."""
+        means, documents = losses.means(micro.batch.counts), micro.batch.documents
+        given, self.state = self.weighting.update(self.shown(number, documents, means, losses.states), self.state)
+        micro.weights, micro.measure = self.checked(given.values, means, number), given.measure
+
+    def weigh_all(self, number: int, micros: list[Micro], means: list[np.ndarray]) -> None:
+        """The weights of a step from the losses of all processes."""
+        own = np.concatenate([micro.batch.documents for micro in micros] or [np.zeros(0, np.int64)])
+        every = gather(self.processes, [own, np.concatenate([*means, np.zeros(0)])])
+        given, self.state = self.weighting.update(self.shown(number, every[0][0], every[1][0], None), self.state)
+        weights = self.checked(given.values, every[1][0], number)
+        start = int(sum(every[0][1][: self.processes.process_index]))
+        for micro in micros:
+            n = len(micro.batch.documents)
+            micro.weights, start = weights[start : start + n], start + n
+
+    def deal(self, number: int, micros: list[Micro]) -> None:
+        """Deal a step's weights out among all that has one, by lot."""
+        own = np.concatenate([micro.weights for micro in micros] or [np.zeros(0)])
+        ((weights, lengths),) = gather(self.processes, [own])
+        dealt = np.random.default_rng([self.seed % 2**63, number]).permutation(np.sort(weights))
+        start = int(sum(lengths[: self.processes.process_index]))
+        for micro in micros:
+            n = len(micro.weights)
+            micro.weights, start = dealt[start : start + n], start + n
+
+    def shown(self, number: int, documents: np.ndarray, loss: np.ndarray, states: Tensor | None) -> Step:
+        """A step, or a part of it, as the weighting asks to see it."""
+        needs, data = self.weighting.needs, self.data
+        base = None
+        if "base_token_loss" in needs:
+            assert data.base_token_loss is not None
+            starts = data.first_supervised[documents]
+            stops = starts + data.examples.counts[documents]
+            base = np.concatenate([data.base_token_loss[a:b] for a, b in zip(starts, stops, strict=True)])
+        column = data.column[data.examples.sample[documents]] if data.column is not None else None
+        return Step(number, loss, column, data.examples.counts[documents], base, states)
+
+    def checked(self, weights: np.ndarray, losses: np.ndarray, number: int) -> np.ndarray:
+        """Weights as float64. Raises Diverged for losses, CurateFailure for weights, that are no numbers."""
+        if not np.isfinite(losses).all():
+            raise Diverged(number, "a loss")
+        weights = np.asarray(weights, np.float64)
+        if (bad := weights[~(np.isfinite(weights) & (self.weighting.signed | (weights >= 0)))]).size:
+            raise CurateFailure(
+                f"the weighting '{self.weighting.name}' gave the weight {bad[0]} at step {number}; a weight is a "
+                "number of 0 or more: look at its settings and its column."
+            )
+        return weights
+
+    def token_weights(self, micro: Micro) -> np.ndarray:
+        """What each supervised token weighs, float64 [S]: its own or its document's, times its sample's in the data."""
+        documents = micro.batch.documents
+        counts = self.data.examples.counts[documents]
+        given = self.data.weights[self.data.examples.sample[documents]]
+        weights = micro.weights if len(micro.weights) == counts.sum() > len(counts) else None
+        return np.repeat(given, counts) * (np.repeat(micro.weights, counts) if weights is None else weights)
+
+    def mean_weight(self, micro: Micro) -> np.ndarray:
+        """What each document weighs in the mean over its supervised tokens, float64 [n]."""
+        counts = self.data.examples.counts[micro.batch.documents]
+        return np.add.reduceat(self.token_weights(micro), np.cumsum(counts) - counts) / counts
+
+    def weighted_means(self, micro: Micro, losses: Losses) -> np.ndarray:
+        """Each document's mean of its weighted token losses, float64 [n]."""
+        counts = self.data.examples.counts[micro.batch.documents]
+        weighted = losses.token.detach().double().cpu().numpy() * self.token_weights(micro)
+        return np.add.reduceat(weighted, np.cumsum(counts) - counts) / counts
+
+    def weighted(self, micro: Micro, losses: Losses, scale: float) -> Tensor:
+        """This micro-batch's share of the step's loss."""
+        factors = self.token_weights(micro) / scale
+        if self.settings.reduction == "sample":
+            counts = self.data.examples.counts[micro.batch.documents]
+            factors = factors / np.repeat(counts, counts)
+        return (losses.token * losses.token.new_tensor(factors)).sum()
