@@ -16,7 +16,7 @@ from curate.errors import CurateError
 from curate.fingerprint import fingerprint
 from curate.gradients.backward import Backward
 from curate.gradients.directions import forward_mode, ghost
-from curate.gradients.per_sample import PerSample
+from curate.gradients.per_sample import Outer, PerSample, Thin
 from curate.gradients.projectors import Sjlt, projector
 from curate.models.forward import Usage
 from curate.models.language_model import LanguageModel
@@ -128,6 +128,33 @@ def test_ghost_products_and_forward_mode_and_the_dot_product_agree(name: str, lo
     assert close(by_ghost, by_hand)
     # Llama's and Qwen's norms compute in float32 whatever the model's numbers are.
     assert close(by_jvp, by_hand, 1e-10 if "gpt2" in name else 1e-5)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2, with places and layer norms"])
+def test_thin_gradients_kept_whole_are_those_of_their_factors(name: str) -> None:
+    """All that is asked of them, of either side that is thin, and what making them costs."""
+    lm = backward_of(CONFIGS[name], True)
+    usage = {phase: Usage("cpu", 0) for phase in ("forward", "backward")}
+    plain = lm.gradients(samples(), usage).parameters
+    before, lm.thin = usage["backward"].flops, True
+    kept = lm.gradients(samples(), usage).parameters
+    made = 0.0
+    lot, some = torch.Generator().manual_seed(0), torch.tensor([5, 0, 2])
+    for one, other in zip(plain, kept, strict=True):
+        assert isinstance(one, Outer) and isinstance(other, Thin) and one.name == other.name
+        made += one.flops()
+        weights, directions = torch.randn(7, generator=lot), torch.randn(2, *one.shape, generator=lot)
+        for a, b in (
+            (one.full(), other.full()),
+            (one.total(), other.total()),
+            (one.total(weights), other.total(weights)),
+            (one.squares(), other.squares()),
+            (one.dot(directions.double()), other.dot(directions.double())),
+            (one.of(some).full(), other.of(some).full()),
+        ):
+            assert torch.allclose(a.double(), b.double(), rtol=1e-10, atol=1e-12), one.name
+        assert other.total(weights).is_contiguous() and bool(other.finite().all()) and not other.flops()
+    assert usage["backward"].flops - 2 * before == pytest.approx(made)
 
 
 def test_a_layer_that_is_not_known_is_refused_by_the_parameter_s_name() -> None:

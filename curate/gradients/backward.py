@@ -131,7 +131,7 @@ class Backward:
         self.parameters: dict[str, nn.Parameter] = trained or every
         self._every = tuple(every)
         model.requires_grad_(False)
-        self.lm, self.tape = lm, Tape(model, self.parameters)
+        self.lm, self.tape, self.thin = lm, Tape(model, self.parameters), False  # as of Tape.recording
         head = {id(p) for p in lm.head.parameters()} if lm.plain_head else set()
         self._learns_head = any(id(p) in head for p in self.parameters.values())
         if lm.device.type == "cpu" and not lm.choice.batch_tokens:  # small batches stay in the processor's cache
@@ -166,7 +166,7 @@ class Backward:
         beside: as of `losses`."""
         ids, supervised, lengths = self._padded(encoded)
         began = time.perf_counter()
-        with self.tape.recording():
+        with self.tape.recording(self.thin):
             with counted(usage["forward"], count):
                 losses = self.losses(ids, supervised, loss, beside)
                 found = losses.detach().double().cpu().numpy()
@@ -177,6 +177,7 @@ class Backward:
         parameters = list(self.tape.gradients())
         end = time.perf_counter()
         self._charge(usage, ids, supervised, lengths, middle - began, end - middle, beside)
+        usage["backward"].flops += self.tape.flops
         none = (supervised.sum(1) == 0).cpu().numpy()
         finite = torch.stack([g.finite() for g in parameters]).all(0) & losses.detach().isfinite()
         error = np.where(finite.cpu().numpy(), "", "its gradient is not finite").astype(object)

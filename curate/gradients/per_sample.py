@@ -16,6 +16,7 @@ from torch import Tensor
 from curate.models.forward import wide
 
 BLOCK = 1 << 26  # numbers of per-sample gradients in memory at once
+THIN = 64  # numbers of a matrix's side, as those of LoRA's ranks
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,11 @@ class Outer(PerSample):
     e: Tensor
     flipped: bool = False
 
+    def thin(self) -> bool:
+        """Whether the samples' gradients are smaller than these factors, and one side of the matrix is next to none."""
+        m, n = self.shape
+        return min(m, n) <= THIN and m * n < self.e.shape[1] * (m + n)
+
     def sides(self) -> tuple[Tensor, Tensor]:
         """What stands in rows and in columns of the stored matrix."""
         return (self.x, self.e) if self.flipped else (self.e, self.x)
@@ -82,7 +88,7 @@ class Outer(PerSample):
     def squares(self) -> Tensor:
         if self._by_pairs():  # sum over t, t' of (e_t . e_t') (x_t . x_t')
             return (product(self.e, self.e.transpose(1, 2)) * product(self.x, self.x.transpose(1, 2))).sum((1, 2))
-        return torch.cat([part.full().square().sum((1, 2)) for part in self.blocks(len(self.e))])
+        return torch.cat([part.full().square().sum((1, 2)) for part in self.blocks()])
 
     def _by_pairs(self) -> bool:
         """Whether pairs of tokens are fewer products than the gradients themselves."""
@@ -99,10 +105,11 @@ class Outer(PerSample):
             image = product(columns, directions[0].T.to(columns.dtype)[None])
             return (image * wide(rows)).sum((1, 2))[:, None]
         flat = wide(directions.flatten(1)).T
-        return torch.cat([part.full().flatten(1) @ flat for part in self.blocks(len(self.e))])
+        return torch.cat([part.full().flatten(1) @ flat for part in self.blocks()])
 
-    def blocks(self, n: int) -> list[Outer]:
+    def blocks(self) -> list[Outer]:
         """The same, a few samples at a time; of none, one part."""
+        n = len(self.e)
         size = max(1, BLOCK // (self.shape[0] * self.shape[1]))
         return [self.of(torch.arange(a, min(a + size, n))) for a in range(0, max(n, 1), size)]
 
@@ -115,6 +122,47 @@ class Outer(PerSample):
 
     def finite(self) -> Tensor:
         return _finite(self.e) & _finite(self.x)
+
+
+@dataclass(frozen=True)
+class Thin(PerSample):
+    """Of a matrix so thin, as LoRA's are, that the gradients of all samples are smaller than their factors.
+
+    g: [B, long, thin side], or [B, thin side, long] as the matrix is stored; turned: which of the two.
+    """
+
+    g: Tensor
+    turned: bool
+
+    @classmethod
+    def made(cls, outer: Outer) -> Thin:
+        """The gradients that factors make: the thin side before the long one, which products are quicker by."""
+        rows, columns = outer.sides()
+        turned = outer.shape[0] > outer.shape[1]
+        left, right = (columns, rows) if turned else (rows, columns)
+        return cls(outer.name, outer.shape, product(left.transpose(1, 2), right), turned)
+
+    def full(self) -> Tensor:
+        return self.g.transpose(1, 2) if self.turned else self.g
+
+    def blocks(self) -> list[Thin]:
+        return [self]
+
+    def total(self, weights: Tensor | None = None) -> Tensor:
+        found = self.g.sum(0) if weights is None else torch.tensordot(weights.to(self.g.dtype), self.g, 1)
+        return found.T.contiguous() if self.turned else found  # as fused optimizers take a gradient to be
+
+    def squares(self) -> Tensor:
+        return self.g.square().sum((1, 2))
+
+    def dot(self, directions: Tensor) -> Tensor:
+        return self.full().flatten(1) @ wide(directions.flatten(1)).T
+
+    def finite(self) -> Tensor:
+        return _finite(self.g)
+
+    def of(self, some: Tensor) -> Thin:
+        return replace(self, g=self.g[some.to(self.g.device)])
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from curate.gradients.per_sample import BLOCK, Outer, product
+from curate.gradients.per_sample import BLOCK, Outer, Thin, product
 from curate.gradients.projectors import Rademacher
 from curate.models.forward import wide
 
@@ -48,7 +48,10 @@ class Sketcher:
         rows, columns = self._side(name, 0), self._side(name, 1)
         if columns is not None:
             gradient = wide(gradient) @ columns.to(wide(gradient).dtype)
-        return gradient if rows is None else rows.to(wide(gradient).dtype).T @ wide(gradient)
+        if rows is None:
+            return gradient
+        turned = wide(gradient).transpose(-1, -2) @ rows.to(wide(gradient).dtype)  # one product for all of a batch
+        return turned.transpose(-1, -2).contiguous()
 
     def whole_flops(self, name: str) -> float:
         """FLOPs of `whole`, of one matrix."""
@@ -69,15 +72,17 @@ class Sketcher:
         sides = (2.0 * m * r if r < m else 0.0) + (2.0 * n * c if c < n else 0.0)
         return places * (sides + 2.0 * r * c)
 
-    def of(self, gradient: Outer) -> Tensor:
+    def of(self, gradient: Outer | Thin) -> Tensor:
         """Of a batch of samples, [B, r, c], by the cheapest order."""
+        if isinstance(gradient, Thin):
+            return self.whole(gradient.name, gradient.full())
         order, _ = self._order(gradient)
         if order == "tokens":
             rows, columns = self.tokens(gradient)
             return product(rows.transpose(1, 2), columns)
         if order == "gradient":
             n = len(gradient.e)
-            some = [gradient] if n * gradient.shape[0] * gradient.shape[1] <= BLOCK else gradient.blocks(n)
+            some = [gradient] if n * gradient.shape[0] * gradient.shape[1] <= BLOCK else gradient.blocks()
             return torch.cat([self.whole(gradient.name, part.full()) for part in some])
         p, r = self._side(gradient.name, 0), self._side(gradient.name, 1)
         rows, columns = gradient.sides()
@@ -89,8 +94,10 @@ class Sketcher:
         found = product(rows.transpose(1, 2), product(columns, r.to(columns.dtype)[None]))
         return found if p is None else p.to(found.dtype).T @ found
 
-    def flops(self, gradient: Outer) -> float:
+    def flops(self, gradient: Outer | Thin) -> float:
         """FLOPs of `of`."""
+        if isinstance(gradient, Thin):
+            return len(gradient.g) * self.whole_flops(gradient.name)
         return self._order(gradient)[1]
 
     def _order(self, gradient: Outer) -> tuple[str, float]:

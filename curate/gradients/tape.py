@@ -17,7 +17,7 @@ from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from curate.errors import CurateError
-from curate.gradients.per_sample import Outer, PerSample, Rows, Scale, Several
+from curate.gradients.per_sample import Outer, PerSample, Rows, Scale, Several, Thin
 from curate.models.forward import wide
 
 _Given: TypeAlias = "Tensor | None"
@@ -30,6 +30,7 @@ class _Use:
     module: nn.Module
     x: Tensor
     e: _Given = None
+    made: Thin | None = None  # in the place of both
 
 
 class Tape:
@@ -48,12 +49,17 @@ class Tape:
         self.shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
         self._order = {name: place for place, name in enumerate(parameters)}
         self._uses: list[_Use] = []
+        self._thin, self._made = False, 0.0
         self._looked: set[nn.Module] = set()
 
     @contextmanager
-    def recording(self) -> Iterator[None]:
-        """A forward and a backward pass inside are remembered, in place of what was before."""
-        self._uses = []
+    def recording(self, thin: bool = False) -> Iterator[None]:
+        """A forward and a backward pass inside are remembered, in place of what was before.
+
+        thin: of thin matrices (`Thin`) keep the samples' gradients instead of their factors, from the moment that the
+        error comes back: they are smaller, and memory that is written again is quicker than new memory.
+        """
+        self._uses, self._thin, self._made = [], thin, 0.0
         hooks = [module.register_forward_hook(self._remember) for module in self._wanted]
         try:
             with torch.enable_grad():
@@ -69,17 +75,34 @@ class Tape:
 
         def came_back(e: Tensor) -> None:
             use.e = e
+            if self._thin:
+                self._make(use)
 
         output.register_hook(came_back)
         self._uses.append(use)
         return output
+
+    def _make(self, use: _Use) -> None:
+        its = self._wanted[use.module]
+        if use.e is None or its.keys() != {"weight"} or not isinstance(use.module, nn.Linear | Conv1D):
+            return
+        name = its["weight"]
+        outer = Outer(name, self.shapes[name], use.x, use.e.detach(), isinstance(use.module, Conv1D))
+        if outer.thin():
+            self._made += outer.flops()
+            use.made, use.x, use.e = Thin.made(outer), use.x.new_empty(0), None
+
+    @property
+    def flops(self) -> float:
+        """FLOPs of the gradients that were made while recording."""
+        return self._made
 
     def gradients(self) -> Iterator[PerSample]:
         """Of every parameter that took part, in the order they were given; what was remembered is forgotten."""
         found: dict[str, list[PerSample]] = {}
         uses, self._uses = self._uses, []
         for use in uses:
-            if use.e is not None:
+            if use.e is not None or use.made is not None:
                 for own, name in self._wanted[use.module].items():
                     found.setdefault(name, []).append(self._factors(use, own, name))
         for name in sorted(found, key=self._order.__getitem__):
@@ -87,6 +110,8 @@ class Tape:
             yield parts[0] if len(parts) == 1 else Several(name, self.shapes[name], parts)
 
     def _factors(self, use: _Use, own: str, name: str) -> PerSample:
+        if use.made is not None:
+            return use.made
         module, x, shape = use.module, use.x, self.shapes[name]
         assert use.e is not None
         if isinstance(module, nn.Embedding):

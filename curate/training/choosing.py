@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from curate.errors import CurateError
 from curate.gradients.backward import Backward, Gradients, finish
-from curate.gradients.per_sample import Outer, PerSample
+from curate.gradients.per_sample import Outer, PerSample, Thin
 from curate.gradients.sketches import Sketcher
 from curate.models.flops import counted
 from curate.models.forward import Usage
@@ -79,6 +79,7 @@ class Chooser:
         self.one_pass = True
         trained = [p for p in model.model.parameters() if p.requires_grad]
         self.backward = Backward.of(model, bfloat16=settings.in_bfloat16(model.device.type))
+        self.backward.thin = not self._by_token
         self._trained = trained
         self._unfreeze()
         head = {id(p) for p in model.head.parameters()} if model.plain_head else set()
@@ -248,20 +249,20 @@ class Chooser:
         for parameter in self._trained:
             parameter.requires_grad_(True)
 
-    def _compared(self, gradients: Sequence[PerSample]) -> list[Outer]:
-        return [g for g in gradients if isinstance(g, Outer) and g.name in self.sketcher.shapes]
+    def _compared(self, gradients: Sequence[PerSample]) -> list[Outer | Thin]:
+        return [g for g in gradients if isinstance(g, Outer | Thin) and g.name in self.sketcher.shapes]
 
     def _sketches(self, gradients: Sequence[PerSample], usage: Usage) -> Iterator[tuple[str, Any]]:
         """Of every layer that is compared: its sketch [B, r, c], or both sides of every token where they are wanted."""
         for gradient in self._compared(gradients):
             with self._clocked(usage):
                 if self._by_token:
+                    assert isinstance(gradient, Outer)
                     usage.flops += self.sketcher.tokens_flops(gradient)
                     made: Any = self.sketcher.tokens(gradient)
                 elif self.matching.candidates and (scale := self._scale(gradient.name)) is not None:
-                    usage.flops += gradient.flops() + len(gradient.e) * self.sketcher.whole_flops(gradient.name)
-                    blocks = gradient.blocks(len(gradient.e))
-                    made = torch.cat([self.sketcher.whole(b.name, scale * b.full()) for b in blocks])
+                    made = torch.cat([self.sketcher.whole(b.name, scale * b.full()) for b in gradient.blocks()])
+                    usage.flops += gradient.flops() + len(made) * self.sketcher.whole_flops(gradient.name)
                 else:
                     usage.flops += self.sketcher.flops(gradient)
                     made = self.sketcher.of(gradient)
