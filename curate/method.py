@@ -203,7 +203,8 @@ class Candidates:
     ids: uint64 [N], the ids' 16 hex digits as numbers. values: float64 [N], finite, higher is better; or null
     where none was asked for. sources: int [N], positions in `source_names`. sizes: float64 [N], what each sample
     takes of the budget, in its unit. vectors: of every candidate, for a selector that uses them. target: the target's
-    examples as such vectors, for one that uses it. flops: what the selector has spent.
+    examples as such vectors, for one that uses it. history: those learnt before, as such vectors, the latest last; null
+    where none were named. flops: what the selector has spent.
     """
 
     ids: np.ndarray
@@ -213,6 +214,7 @@ class Candidates:
     sizes: np.ndarray
     vectors: Vectors | None = None
     target: Vectors | None = None
+    history: Vectors | None = None
     flops: list[float] = field(default_factory=list)
 
     def charge(self, flops: float) -> None:
@@ -228,10 +230,11 @@ class Candidates:
         vectors: Sequence[Sequence[float]] | np.ndarray | None = None,
         target: Sequence[Sequence[float]] | np.ndarray | None = None,
         subtasks: Sequence[str] = (),
+        history: Sequence[Sequence[float]] | np.ndarray | None = None,
     ) -> Candidates:
         """Candidates from memory, with ids 1, 2, …; without sources all are of one, without sizes each takes 1.
 
-        vectors, target: [N, D] and [T, D] of any length. subtasks: of the target's examples.
+        vectors, target, history: [N, D], [T, D] and [H, D] of any length. subtasks: of the target's examples.
         """
         n = len(values if values is not None else vectors if vectors is not None else ())
         names, codes = np.unique(np.array(sources or [""] * n), return_inverse=True)
@@ -243,6 +246,7 @@ class Candidates:
             np.array(sizes or [1.0] * n),
             None if vectors is None else Vectors.of(np.asarray(vectors, np.float64)),
             None if target is None else Vectors.of(np.asarray(target, np.float64), subtasks=subtasks),
+            None if history is None else Vectors.of(np.asarray(history, np.float64)),
         )
 
     def require_values(self, selector: str) -> np.ndarray:
@@ -261,10 +265,14 @@ class Candidates:
 
 
 class Selector(Method):
-    """Columns, a budget and a seed in; positions of chosen candidates out, best first."""
+    """Columns, a budget and a seed in; positions of chosen candidates out, best first.
+
+    uses_history: whether it looks at what was learnt before, where that is named.
+    """
 
     uses_vectors: ClassVar[bool] = False
     uses_target: ClassVar[bool] = False
+    uses_history: ClassVar[bool] = False
 
     @abstractmethod
     def select(self, candidates: Candidates, budget: Budget, seed: int) -> np.ndarray:

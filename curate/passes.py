@@ -23,6 +23,7 @@ class Leg:
     """One way of the samples through a model. Legs of all scores that go the same way share it.
 
     per_token: a number at each supervised token, Tensor [n]. hidden: whether the last layer's states are wanted too.
+    head: whether, beside them, what makes logits of them is.
     pooled: whether a sentence encoder's vector is. of: what is kept of each sample, from a batch. model: the role of
     the model. view: the whole sample; the same with its last answer alone supervised; its answers alone (the supervised
     tokens behind the token that begins a text; raw text has none); or its contents as a plain text, as sentence
@@ -31,6 +32,7 @@ class Leg:
 
     per_token: Callable[[Logits], Any] | None = None
     hidden: bool = False
+    head: bool = False
     pooled: bool = False
     of: Callable[[Forward], Columns] = means
     model: str = "base"

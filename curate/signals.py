@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 
@@ -45,7 +45,8 @@ class Forward:
     per_token: what the leg asked for at each supervised token, float64 [S], sample after sample; null where it asked
     for nothing. counts: supervised tokens of each sample, int64 [B]. hidden: the last layer's states, float32
     [B, T, D], zero beyond a sample's end; null where not asked for. lengths: tokens of each sample, int64 [B]. pooled:
-    the vector a sentence encoder was made to give, float32 [B, D]; null where not asked for.
+    the vector a sentence encoder was made to give, float32 [B, D]; null where not asked for. head: what makes logits of
+    `hidden` (curate.models.head.Head); null where not asked for.
     """
 
     per_token: np.ndarray | None
@@ -53,6 +54,7 @@ class Forward:
     hidden: Tensor | None
     lengths: np.ndarray
     pooled: Tensor | None = None
+    head: Any = None
 
     def mean(self) -> np.ndarray:
         """The mean of `per_token` over each sample's supervised tokens, float64 [B]; not a number where it has none."""

@@ -184,10 +184,11 @@ def table(ws: Workspace, preset: Preset, target: str) -> None:
 
 def more_table(ws: Workspace, named: dict[str, str], target: str) -> None:
     found, cost, share = quality(ws, target), costs(ws), shares(ws, target)
+    usual = cost[named["as it is"]][1]
     for what, run in named.items():
         corrupt, mine, fell = share[run]
         print(f"   {what:24} {last(found[run]):.3f}, best {best(found[run]):.3f}   {cost[run][0]:.2e} FLOPs, "
-              f"{cost[run][1] / cost["part_none"][1]:.2f} of its time a step   corrupt {corrupt:.1%}, skill {mine:.0%}, "
+              f"{cost[run][1] / usual:.2f} of its time a step   corrupt {corrupt:.1%}, skill {mine:.0%}, "
               f"fallback {fell:.0f}")  # fmt: skip
 
 

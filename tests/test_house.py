@@ -29,7 +29,7 @@ FLOORS = [
     {"curate.workspace"},
     {"curate.passes"},
     {"curate.method", "curate.manifest", "curate.runs"},
-    {"curate.quotas", "curate.coordinates", "curate.logdet", "curate.choices", "curate.nnls"},
+    {"curate.quotas", "curate.coordinates", "curate.logdet", "curate.choices", "curate.nnls", "curate.horizon"},
     {"curate.tables"},
     {"curate.models"},
     {"curate.training", "curate.gradients"},

@@ -42,6 +42,11 @@ from curate.workspace import Workspace
 @click.option("--vectors", metavar="NAME", help="The vectors of selectors that work on some, as kcenter.")
 @click.option("--target", metavar="NAME", help="The target of selectors that work on one, as round_robin.")
 @click.option(
+    "--history",
+    metavar="NAME,…",
+    help="Manifests, or targets, of what was learnt before, for selectors that look at it, as uds and lhas.",
+)
+@click.option(
     "--selector",
     "selector_name",
     metavar="METHOD",
@@ -66,6 +71,7 @@ def select(
     per: str | None,
     vectors: str | None,
     target: str | None,
+    history: str | None,
     selector_name: str | None,
     settings: tuple[str, ...],
     seed: int,
@@ -87,6 +93,7 @@ def select(
             per,
             vectors,
             target,
+            history,
             selector_name,
             settings,
             seed,
@@ -102,7 +109,7 @@ def select(
         method = selector_name or ("top" if by else "random")
         selector = kinds.make("selector", method, pairs(settings, "--set"))
         counted = token_count or TOKENS
-        choice = Choice(by, where, top, frac, tokens, per, counted, seed, allow_stale, vectors, target, null)
+        choice = Choice(by, where, top, frac, tokens, per, counted, seed, allow_stale, vectors, target, null, history)
         r = curate.select(ws, name, selector, choice, dry_run=dry_run)
     columns = {
         "source": "source",

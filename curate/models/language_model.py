@@ -7,6 +7,7 @@ at once.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -17,6 +18,7 @@ from curate.errors import CurateError
 from curate.method import Leg
 from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
 from curate.models.forward import Key, Model, Usage, wide
+from curate.models.head import Head
 from curate.models.load import ModelChoice, load
 from curate.models.tokens import Encoded
 from curate.signals import Forward, Logits
@@ -34,6 +36,16 @@ class LanguageModel(Model):
         self.body: Any = self.model.base_model
         self.head: Any = self.model.get_output_embeddings()
         self.plain_head = self._has_plain_head()
+
+    @cached_property
+    def output(self) -> Head:
+        """The output head. Raises CurateError where the model does something else to its states as well."""
+        if not self.plain_head:
+            raise CurateError(
+                f"{self.choice.name} scales or caps its logits, so they are not its head's product with its last "
+                "states; scores of whole logits take another model."
+            )
+        return Head(self.head.weight, getattr(self.head, "bias", None))
 
     def _has_plain_head(self) -> bool:
         """Whether the logits are the head's product with the last states: some models scale or cap them."""
@@ -56,7 +68,13 @@ class LanguageModel(Model):
         wanted = any(leg.hidden for leg in legs.values())
         hidden = wide(states).masked_fill(~valid[:, :, None], 0.0) if wanted else None
         given = {
-            key: Forward(values.get(key), counts.cpu().numpy(), hidden if leg.hidden else None, lengths)
+            key: Forward(
+                values.get(key),
+                counts.cpu().numpy(),
+                hidden if leg.hidden else None,
+                lengths,
+                head=self.output if leg.head else None,
+            )
             for key, leg in legs.items()
         }
         n = int(counts.sum()) if values else 0

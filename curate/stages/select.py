@@ -15,7 +15,7 @@ import pyarrow as pa
 from curate import __version__, query
 from curate.claims import claim
 from curate.costs import charged
-from curate.errors import CurateError
+from curate.errors import CurateError, nearest
 from curate.fingerprint import fingerprint
 from curate.lineage import (
     TableState,
@@ -27,7 +27,7 @@ from curate.lineage import (
     table_state,
     usable,
 )
-from curate.manifest import write_manifest
+from curate.manifest import read_manifest, write_manifest
 from curate.method import Budget, Candidates, Selector
 from curate.shards import Parts, read_json, read_table
 from curate.tables import vectors_of
@@ -43,7 +43,8 @@ class Choice:
 
     by: SQL expression over `samples`, higher is better. where: SQL condition. Exactly one of top (rows), frac (of the
     candidates that have a value) and tokens is the budget; with `per` it is each group's. token_count: SQL for the
-    tokens of a sample. vectors, target: for a selector that works on vectors, and on a target's. null: deal the values
+    tokens of a sample. vectors, target: for a selector that works on vectors, and on a target's. history: manifests of
+    this pool, or targets, of what was learnt before, with commas between, the latest last. null: deal the values
     out among the candidates by lot first, which shows what a selection owes to chance.
     """
 
@@ -59,6 +60,12 @@ class Choice:
     vectors: str | None = None
     target: str | None = None
     null: bool = False
+    history: str | None = None
+
+    @property
+    def before(self) -> list[str]:
+        """The names in `history`."""
+        return [name.strip() for name in (self.history or "").split(",") if name.strip()]
 
     def __post_init__(self) -> None:
         given = [value for value in (self.top, self.frac, self.tokens) if value is not None]
@@ -110,10 +117,11 @@ def select(ws: Workspace, name: str, selector: Selector, choice: Choice, *, dry_
     with charged(ws.path, "select", methods=[selector.name], name=name, phase="select") as meter:
         frame = _candidates(ws, choice)
         result.candidates, meter.samples = frame.num_rows, 0 if dry_run else ws.n_rows()
-        beside = _vectors(ws, frame, vectors) if vectors else None
+        beside = _vectors(ws, frame["row"].to_numpy(), vectors) if vectors else None
+        history = _history(ws, choice, vectors) if vectors and choice.history else None
         if vectors and table_recipe(ws, "vectors", vectors.name) != vectors.recipe:
             raise CurateError(f"{vectors} were replaced while they were read; select again.")
-        chosen = _choose(ws, frame, selector, choice, result, beside, target)
+        chosen = _choose(ws, frame, selector, choice, result, beside, target, history)
         meter.flops = result.flops
     if not len(chosen):
         raise CurateError("nothing was selected: no candidate has a value and fits the budget; check --by and --where.")
@@ -131,6 +139,7 @@ def select(ws: Workspace, name: str, selector: Selector, choice: Choice, *, dry_
             "pool": {"fingerprint": pool_fingerprint(shards), "rows": ws.n_rows(), "shards": len(shards)},
             "scores": {s.name: s.recipe for s in every},
             "target": load_target(ws, choice.target).fingerprint if choice.target else None,
+            **({"history": {name: _stamp(ws, name) for name in choice.before}} if choice.history else {}),
             "result": {k: v for k, v in asdict(result).items() if k not in ("name", "command", "dry_run")},
         }
         with claim(ws.path, f"manifest {name}"):
@@ -174,7 +183,9 @@ def replay(ws: Workspace, name: str, file: str, find: Any, *, allow_stale: bool 
 
 
 def _refuse_unused(selector: Selector, choice: Choice) -> None:
-    """Raises CurateError for vectors or a target that the selector lacks, or does not use."""
+    """Raises CurateError for vectors, a target or a history that the selector lacks, or does not use."""
+    if choice.history and not selector.uses_history:
+        raise CurateError(f"the selector '{selector.name}' uses no history; leave out --history {choice.history}.")
     for option, given, used in (
         ("vectors", choice.vectors, selector.uses_vectors),
         ("target", choice.target, selector.uses_target),
@@ -186,22 +197,45 @@ def _refuse_unused(selector: Selector, choice: Choice) -> None:
             raise CurateError(f"the selector '{selector.name}' needs {option}: add --{option} NAME ({hint}).")
 
 
-def _vectors(ws: Workspace, frame: pa.Table, state: TableState) -> Vectors:
-    """The vectors of the candidates, in their order: float16, one part of the stored ones at a time beside them."""
-    place = np.full(ws.n_rows(), -1, np.int64)  # of each row of the pool among the candidates
-    place[frame["row"].to_numpy()] = np.arange(frame.num_rows)
+def _history(ws: Workspace, choice: Choice, state: TableState) -> Vectors:
+    """The vectors of what was learnt before, in its order. Raises CurateError for a name that is neither a manifest nor
+    a target, or a target that is not among the vectors."""
+    found = []
+    for name in choice.before:
+        if name in ws.manifest_names():
+            rows, of_each = np.unique(read_manifest(ws, name)[0]["row"].to_numpy(), return_inverse=True)
+            found.append(_vectors(ws, rows, state).take(of_each))
+        elif name in ws.target_names():
+            found.append(load_vectors(ws, state.name, name))
+        else:
+            known = [*ws.manifest_names(), *ws.target_names()]
+            raise CurateError(f"--history {name}: there is no manifest and no target of that name: "
+                              f"{nearest(name, known)}")  # fmt: skip
+    return Vectors(*(np.concatenate([getattr(v, what) for v in found]) for what in ("unit", "norm", "error")))
+
+
+def _stamp(ws: Workspace, name: str) -> str:
+    """What vouches for a manifest's rows, or a target's."""
+    return read_manifest(ws, name)[1]["sha256"] if name in ws.manifest_names() else load_target(ws, name).fingerprint
+
+
+def _vectors(ws: Workspace, at: np.ndarray, state: TableState) -> Vectors:
+    """The vectors of rows of the pool, none twice, in their order: float16, a part of the stored ones at a time beside
+    them."""
+    place = np.full(ws.n_rows(), -1, np.int64)  # of each row of the pool among these
+    place[at] = np.arange(len(at))
     parts, unit = Parts(ws.table_folder("vectors", state.name)), None
-    norm, error = None, np.full(frame.num_rows, "is not encoded yet", object)
+    norm, error = None, np.full(len(at), "is not encoded yet", object)
     for shard in state.done:
         found = vectors_of(read_table(parts.path(shard.name)))
         mine = place[shard.start : shard.start + shard.rows]
         rows = np.flatnonzero(mine >= 0)
         if unit is None or norm is None:
-            unit = np.zeros((frame.num_rows, found.unit.shape[1]), np.float16)
-            norm = np.full((frame.num_rows, *found.norm.shape[1:]), np.nan, np.float32)
+            unit = np.zeros((len(at), found.unit.shape[1]), np.float16)
+            norm = np.full((len(at), *found.norm.shape[1:]), np.nan, np.float32)
         unit[mine[rows]], norm[mine[rows]], error[mine[rows]] = found.unit[rows], found.norm[rows], found.error[rows]
     if unit is None or norm is None:
-        return Vectors(np.zeros((frame.num_rows, 0), np.float16), np.full(frame.num_rows, np.nan, np.float32), error)
+        return Vectors(np.zeros((len(at), 0), np.float16), np.full(len(at), np.nan, np.float32), error)
     return Vectors(unit, norm, error)
 
 
@@ -270,6 +304,7 @@ def _choose(
     result: Selected,
     vectors: Vectors | None,
     target: Vectors | None,
+    history: Vectors | None,
 ) -> np.ndarray:
     """Positions in `frame` of the chosen, group after group, best first; what one group took no other may take."""
     ids, tokens = frame["id"].to_numpy(), frame["tokens"].to_numpy()
@@ -292,7 +327,7 @@ def _choose(
         values = None if group.values is None else group.values[rows]
         sizes = tokens[rows] if budget.unit == "tokens" else np.ones(len(rows))
         beside = vectors if vectors is None or len(rows) == len(ids) else vectors.take(rows)
-        candidates = Candidates(ids[rows], values, codes[rows], names, sizes, beside, target)
+        candidates = Candidates(ids[rows], values, codes[rows], names, sizes, beside, target, history)
         picked = rows[selector.select(candidates, budget, _seed(choice.seed, group.label))]
         result.flops += sum(candidates.flops)
         free[picked] = False

@@ -77,3 +77,38 @@ def earlier_likeness(unit: np.ndarray, cluster: np.ndarray, order: Sequence[int]
             if cluster[i] == cluster[j] and place[i] < place[j]:
                 found[j] = max(found[j], float(unit[i] @ unit[j]))
     return found
+
+
+def utility_and_diversity(
+    values: np.ndarray, raw: np.ndarray, batches: Sequence[Sequence[int]], keep: int, memory: int, alpha: float
+) -> list[int]:
+    """Of every micro-batch the `keep` highest in value + alpha mean distance from the last `memory` chosen ones."""
+    chosen: list[int] = []
+    for batch in batches:
+        last = chosen[-memory:] if memory else []
+        score = {}
+        for i in batch:
+            apart = [float(np.linalg.norm(raw[i] - raw[j])) for j in last]
+            score[i] = values[i] + alpha * (sum(apart) / len(apart) if apart else 0.0)
+        chosen += sorted(batch, key=lambda i: (-score[i], i))[:keep]
+    return chosen
+
+
+def long_horizon(
+    values: np.ndarray,
+    unit: np.ndarray,
+    proxy: np.ndarray,
+    history: np.ndarray,
+    weights: tuple[float, float, float],
+) -> np.ndarray:
+    """LHAS's score: [u] + lam [c] + eta [p] - rho [a], one sample at a time. weights: lam, eta, rho."""
+
+    def scaled(term: list[float]) -> np.ndarray:
+        return (np.array(term) - np.mean(term)) / np.std(term)
+
+    middle = sum(history) / len(history)
+    c = [1 - max(float(v @ h) for h in history) for v in unit]
+    p = [sum(float(v @ q) for q in proxy) / len(proxy) for v in unit]
+    a = [(float(v @ middle) / float(np.linalg.norm(middle))) ** 2 for v in unit]
+    lam, eta, rho = weights
+    return scaled(list(values)) + lam * scaled(c) + eta * scaled(p) - rho * scaled(a)
