@@ -34,6 +34,7 @@ _VERBS = {
     "mask": "curate.stages.mask",
     "train": "curate.stages.train",
     "compare": "curate.stages.compare",
+    "audit": "curate.stages.audit",
     "evaluate": "curate.stages.evaluate",
     "export": "curate.stages.export",
     "preview": "curate.stages.export",
@@ -42,6 +43,7 @@ _VERBS = {
 if TYPE_CHECKING:
     from curate.method import find as find
     from curate.method import methods as methods
+    from curate.stages.audit import audit as audit
     from curate.stages.compare import compare as compare
     from curate.stages.drop import drop as drop
     from curate.stages.evaluate import evaluate as evaluate

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import curate
-from curate.commands import choosing, looking, pool, scoring, training
+from curate.commands import auditing, choosing, looking, pool, scoring, training
 from curate.console import run
 from curate.errors import CurateError, nearest
 
@@ -53,7 +53,7 @@ for command in (
         choosing.mask,
         choosing.export,
     ),
-    *(training.train, training.evaluate, training.compare),
+    *(training.train, training.evaluate, training.compare, auditing.audit),
 ):
     cli.add_command(command)
 

@@ -8,14 +8,20 @@ in several orders that cost differently (of a LoRA matrix the thin side first); 
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from curate.gradients.per_sample import BLOCK, Outer, Thin, product
 from curate.gradients.projectors import Rademacher
-from curate.models.forward import wide
+from curate.models.forward import Usage, wide
+from curate.models.tokens import Encoded
+
+if TYPE_CHECKING:
+    from curate.gradients.backward import Backward
 
 
 class Sketcher:
@@ -113,3 +119,32 @@ class Sketcher:
             each["columns"] = across + 2.0 * length * m * c + (2.0 * m * c * r if r < m else 0.0)
         order = min(each, key=each.__getitem__)
         return order, batch * each[order]
+
+
+def gram(model: Backward, encoded: Sequence[Encoded], k: int, seed: int = 0) -> tuple[np.ndarray, Usage]:
+    """Inner products of samples' gradients over all linear layers, each side projected to k numbers (0: none), float64
+    [n, n] of the n samples that have a gradient; and what they cost."""
+    aside = {id(p) for m in model.lm.model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
+    aside |= {id(p) for p in model.lm.head.parameters()} if model.lm.plain_head else set()
+    shapes = {n: tuple(p.shape) for n, p in model.parameters.items() if p.ndim == 2 and id(p) not in aside}
+    sketcher, usage = Sketcher(shapes, k, seed, model.lm.device), model.lm.usage()
+    made: dict[str, list[Tensor]] = {name: [] for name in shapes}
+    longest = max((len(one.ids) for one in encoded), default=1)
+    size = max(1, model.lm.batch_tokens // longest)
+    for start in range(0, len(encoded), size):
+        phases = {phase: model.lm.usage() for phase in ("forward", "backward")}
+        for gradient in model.gradients(encoded[start : start + size], phases).parameters:
+            if gradient.name in made:
+                assert isinstance(gradient, Outer | Thin)
+                usage.flops += sketcher.flops(gradient)
+                made[gradient.name].append(sketcher.of(gradient).flatten(1))
+        for its in phases.values():
+            usage.add(its)
+    n = sum(map(len, next(iter(made.values()), [])))
+    found = np.zeros((n, n))
+    for parts in made.values():
+        if parts:
+            flat = torch.cat(parts)
+            found += (flat @ flat.T).double().cpu().numpy()
+            usage.flops += 2.0 * n * flat.numel()
+    return found, usage

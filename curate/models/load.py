@@ -247,6 +247,14 @@ def load(choice: ModelChoice) -> tuple[Any, Any]:
     return _loaded(choice, AutoModelForCausalLM, "a causal language model")
 
 
+def save_plain(choice: ModelChoice, folder: Path) -> None:
+    """A model and its tokenizer as one whole model in float32, whatever it was: an adapter is merged into its base."""
+    model, tokenizer = load(replace(choice, dtype="float32", device="cpu"))
+    with quiet():
+        model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+
+
 def load_encoder(choice: ModelChoice) -> tuple[Any, Any]:
     """The transformer of a sentence encoder, without an output head; as `load`."""
     from transformers import AutoModel

@@ -12,7 +12,7 @@ from typing import Any
 from curate.stages.compare import Arm, Compared
 from curate.statistics import Mean, pareto
 
-_STYLE = """
+STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222; }
 table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
 th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
@@ -40,7 +40,7 @@ def page(found: Compared, title: str) -> str:
         "6N a token and every sample as 2,048 tokens.</p>",
         *(f"<p>note: {html.escape(warning)}</p>" for warning in found.warnings),
     ]
-    head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{_STYLE}</style>'
+    head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
     return "\n".join([head, *parts])
 
 

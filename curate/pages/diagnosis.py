@@ -26,7 +26,7 @@ class Panel:
 
 def lines(panels: Sequence[Panel]) -> bytes:
     """Panels side by side, each with its own legend."""
-    plt = _pyplot()
+    plt = pyplot()
     figure, axes = plt.subplots(1, len(panels), figsize=(5.4 * len(panels), 4.2), squeeze=False, layout="constrained")
     for axis, panel in zip(axes.flat, panels, strict=True):
         for i, (label, points) in enumerate(panel.lines.items()):
@@ -45,13 +45,13 @@ def lines(panels: Sequence[Panel]) -> bytes:
             axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.legend(frameon=False, fontsize="small")
-    return _png(plt, figure)
+    return saved(plt, figure)
 
 
 def heat_map(blocks: Sequence[Block], title: str) -> bytes:
     """Enrichment by layer (down) and module (across): 1, in white, is the share that the whole model has; what has no
     such module is left empty, and what is outside the layers stands in a row of its own."""
-    plt = _pyplot()
+    plt = pyplot()
     modules = list(dict.fromkeys(b.module for b in sorted(blocks, key=lambda b: (b.layer < 0, b.module))))
     layers = sorted({b.layer for b in blocks}, key=lambda layer: (layer < 0, layer))
     table = np.full((len(layers), len(modules)), np.nan)
@@ -70,10 +70,10 @@ def heat_map(blocks: Sequence[Block], title: str) -> bytes:
     axis.set_yticks(range(len(layers)), [str(n) if n >= 0 else "outside" for n in layers])
     axis.set(title=title, ylabel="layer")
     figure.colorbar(picture, ax=axis, label="share chosen / share of the model")
-    return _png(plt, figure)
+    return saved(plt, figure)
 
 
-def _pyplot() -> Any:
+def pyplot() -> Any:
     import matplotlib
 
     matplotlib.use("Agg")
@@ -82,7 +82,7 @@ def _pyplot() -> Any:
     return plt
 
 
-def _png(plt: Any, figure: Any) -> bytes:
+def saved(plt: Any, figure: Any) -> bytes:
     made = io.BytesIO()
     figure.savefig(made, format="png", dpi=110)
     plt.close(figure)

@@ -1,0 +1,221 @@
+"""An audit as a page: what it says in words, the two-level scorecard, and pictures."""
+
+from __future__ import annotations
+
+import base64
+import html
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from curate.horizon.scorecard import LATER, NOW, WORDS, Scorecard
+from curate.pages.comparison import STYLE
+from curate.pages.diagnosis import pyplot, saved
+from curate.statistics import Mean, paired
+
+
+def rows(card: Scorecard, level: Literal["now", "later"]) -> list[dict[str, str]]:
+    """A table of the scorecard: selectors down, measures across, each the mean over seeds with its error."""
+    names = [name for name in (NOW if level == "now" else LATER) if np.isfinite(card.measures[name]).any()]
+    found = []
+    for k, selector in enumerate(card.selectors):
+        row = {"selector": selector, **{name: _told(card.measures[name][k]) for name in names}}
+        if level == "later" and card.myopia:
+            at = card.ranked.index(selector) if selector in card.ranked else -1
+            its = card.myopia
+            row["ranks"] = f"{its.now[at]:g} -> {its.later[at]:g}" if at >= 0 else ""
+            row["gap"] = f"{its.each[at]:.2f}" if at >= 0 else ""
+        found.append(row)
+    return found
+
+
+def _told(values: np.ndarray) -> str:
+    known = values[np.isfinite(values)]
+    if not len(known):
+        return "-"
+    mean = Mean.of(known.tolist())
+    return f"{mean.mean:.4g}" if mean.error is None else f"{mean.mean:.4g} ± {mean.error:.2g}"
+
+
+# --- in words ------------------------------------------------------------------------------------------------
+
+
+def reading(card: Scorecard) -> list[str]:
+    """Whether the selectors are myopic here, and how sure that is; then what tells them apart."""
+    its = card.myopia
+    if its is None:
+        return ["Fewer than two selectors have both a gain and a utility, so there are no ranks to compare."]
+    order = [card.ranked[i] for i in np.argsort(its.now, kind="stable")]
+    later = [card.ranked[i] for i in np.argsort(its.later, kind="stable")]
+    interval = f", {its.interval[0]:.2f} to {its.interval[1]:.2f} over seeds" if its.interval else ", by one seed"
+    sure = (
+        "ranks now and later differ more than rankings by lot would: today's order says the wrong thing here"
+        if its.gap > its.null and its.p < 0.05
+        else "that is no more reversal than rankings by lot have"
+    )
+    lines = [
+        f"Myopia gap {its.gap:.2f}{interval}; rankings by lot have {its.null:.2f} in the mean, and {its.p:.0%} of them "
+        f"one as large: {sure}. Now: {', '.join(order)}. In the end: {', '.join(later)}."
+    ]
+    base = card.selectors[0]
+    for name in ("gain", "utility", "forgetting", "adaptation"):
+        if said := _apart(card, name, base):
+            lines.append(said)
+    return lines
+
+
+def _apart(card: Scorecard, name: str, base: str) -> str:
+    """Which selectors the seeds tell apart from the first, in one measure."""
+    better = {**NOW, **LATER}[name]
+    kinds: dict[str, list[str]] = {"better": [], "worse": []}
+    first = _by_seed(card.measures[name][0])
+    for k, selector in enumerate(card.selectors[1:], 1):
+        difference = paired(_by_seed(card.measures[name][k]), first)
+        interval = difference.interval() if difference else None
+        if difference and interval and (interval[0] > 0 or interval[1] < 0):
+            good = (difference.mean > 0) == (better == "higher")
+            kinds["better" if good else "worse"].append(f"{selector} ({difference.mean:+.3g})")
+    told = [f"{kind} {', '.join(names)}" for kind, names in kinds.items() if names]
+    if not np.isfinite(card.measures[name]).any() or card.seeds < 2:
+        return ""
+    return f"{WORDS[name].capitalize()}, against {base}: {'; '.join(told) or 'these seeds tell none apart'}."
+
+
+def _by_seed(values: np.ndarray) -> dict[int, float]:
+    return {s: float(v) for s, v in enumerate(values) if np.isfinite(v)}
+
+
+# --- pictures ------------------------------------------------------------------------------------------------
+
+
+def pictures(card: Scorecard) -> dict[str, bytes]:
+    """Rank reversal, learning on the next stage, forgetting against out of domain, concentration against forgetting,
+    and the tasks by stage: PNGs by what they show."""
+    found = {}
+    if card.myopia:
+        found["rank now against rank in the end"] = _reversal(card)
+    if any(curve for curves in card.curves.values() for curve in curves):
+        found["learning on the next stage"] = _learning(card)
+    for x, y in (("out_of_domain", "forgetting"), ("concentration", "forgetting")):
+        if np.isfinite(card.measures[x]).any() and np.isfinite(card.measures[y]).any():
+            found[f"{x.replace('_', ' ')} and {y}"] = _scatter(card, x, y)
+    found["tasks after every stage"] = _heat(card)
+    return found
+
+
+def _reversal(card: Scorecard) -> bytes:
+    plt, its = pyplot(), card.myopia
+    assert its is not None
+    figure, axis = plt.subplots(figsize=(5.2, 4.4), layout="constrained")
+    n = len(card.ranked)
+    axis.plot([1, n], [1, n], color="#999", linewidth=1, linestyle="--", zorder=0)
+    for k, name in enumerate(card.ranked):
+        axis.scatter(its.now[k], its.later[k], s=46, marker=_marker(k), label=name)
+    axis.set(xlabel="rank by immediate gain", ylabel="rank by long-horizon utility", xlim=(n + 0.5, 0.5),
+             ylim=(n + 0.5, 0.5), title="1 is the best; off the line, ranks change")  # fmt: skip
+    axis.set_xticks(range(1, n + 1))
+    axis.set_yticks(range(1, n + 1))
+    axis.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return saved(plt, figure)
+
+
+def _learning(card: Scorecard) -> bytes:
+    plt, count = pyplot(), len(card.stages) - 1
+    figure, axes = plt.subplots(1, count, figsize=(4.6 * count + 1.4, 3.8), squeeze=False, layout="constrained")
+    for t, axis in enumerate(axes.flat):
+        for k, name in enumerate(card.selectors):
+            if curve := card.curves[name][t]:
+                axis.plot(*curve, marker=_marker(k), markersize=5, label=name, alpha=0.85)
+        target = card.stages[t + 1][1]
+        axis.set(title=f"after {card.stages[t][0]}", xlabel="tokens of the branch", ylabel=f"{target} (val)")
+        axis.grid(alpha=0.3)
+    axes.flat[-1].legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return saved(plt, figure)
+
+
+def _scatter(card: Scorecard, x: str, y: str) -> bytes:
+    plt = pyplot()
+    figure, axis = plt.subplots(figsize=(5.6, 4), layout="constrained")
+    for k, name in enumerate(card.selectors):
+        (a, b), marker = (card.measures[x][k], card.measures[y][k]), _marker(k)
+        there = np.isfinite(a) & np.isfinite(b)
+        if there.any():
+            dots = axis.scatter(a[there], b[there], s=16, marker=marker, alpha=0.4)
+            axis.scatter(
+                a[there].mean(), b[there].mean(), s=70, marker=marker, label=name, color=dots.get_facecolor()[0][:3]
+            )
+    axis.set(xlabel=WORDS[x], ylabel=WORDS[y], title="small: seeds; large: their mean")
+    axis.grid(alpha=0.3)
+    axis.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1, 0.5))
+    return saved(plt, figure)
+
+
+def _heat(card: Scorecard) -> bytes:
+    """Of every selector: what each task is worth after each stage, less what it was before the first."""
+    plt, n = pyplot(), len(card.selectors)
+    with np.errstate(invalid="ignore"):
+        change = np.array([_mean_over_seeds(card.matrices[k]) for k in range(n)])
+    change = change[:, 1:] - change[:, :1]
+    most = float(np.nanmax(np.abs(change))) if np.isfinite(change).any() else 1.0
+    across = min(n, 4)
+    down = -(-n // across)
+    figure, axes = plt.subplots(down, across, figsize=(3.1 * across + 0.8, 2.5 * down + 0.5), squeeze=False,
+                                layout="constrained")  # fmt: skip
+    image: Any = None
+    for k, axis in enumerate(axes.flat):
+        if k >= n:
+            axis.axis("off")
+            continue
+        image = axis.imshow(change[k], cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
+        for (i, j), value in np.ndenumerate(change[k]):
+            if np.isfinite(value):
+                dark = abs(value) > 0.6 * most
+                axis.text(
+                    j, i, f"{value:+.2f}", ha="center", va="center", fontsize=8, color="white" if dark else "black"
+                )
+        axis.set_xticks(
+            range(len(card.stages)), [target for _, target in card.stages], rotation=30, ha="right", fontsize=8
+        )
+        axis.set_yticks(range(len(card.stages)), [f"after {name}" for name, _ in card.stages], fontsize=8)
+        axis.set_title(card.selectors[k], fontsize=10)
+    figure.colorbar(image, ax=axes, label="change since the beginning, higher is better")
+    return saved(plt, figure)
+
+
+def _mean_over_seeds(matrices: np.ndarray) -> np.ndarray:
+    there = np.isfinite(matrices)
+    return np.where(there, matrices, 0).sum(0) / there.sum(0)
+
+
+def _marker(k: int) -> str:
+    return "os^Dv<>PXh"[k % 10]
+
+
+# --- the page ------------------------------------------------------------------------------------------------
+
+
+def page(card: Scorecard, title: str) -> str:
+    """The whole audit as one HTML file, its pictures inside."""
+    parts = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(line)}</p>" for line in reading(card))]
+    for level, head in (("now", "Now"), ("later", "Later")):
+        parts += [f"<h2>{head}</h2>", _table(rows(card, level))]
+    names = [n for n in (*NOW, *LATER) if np.isfinite(card.measures[n]).any()]
+    better = {**NOW, **LATER}
+    told = "; ".join(f"{n}: {WORDS[n]}{f' ({better[n]} is better)' if better[n] else ''}" for n in names)
+    parts.append(f'<p class="aside">{html.escape(told)}. Means over {card.seeds} seeds ± their standard error.</p>')
+    for what, picture in pictures(card).items():
+        code = base64.b64encode(picture).decode()
+        parts.append(f'<h2>{html.escape(what.capitalize())}</h2><img alt="{html.escape(what)}" '
+                     f'src="data:image/png;base64,{code}">')  # fmt: skip
+    parts += [f"<p>note: {html.escape(line)}</p>" for line in card.missing]
+    head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
+    return "\n".join([head, *parts])
+
+
+def _table(found: Sequence[dict[str, str]]) -> str:
+    top = "".join(f"<th>{html.escape(key.replace('_', ' '))}</th>" for key in found[0])
+    body = "".join(
+        "<tr>" + "".join(f"<td>{html.escape(value)}</td>" for value in row.values()) + "</tr>" for row in found
+    )
+    return f"<table><tr>{top}</tr>{body}</table>"

@@ -1,0 +1,120 @@
+"""Does a selector that wins today harm tomorrow? Selectors through stages of training, measured now and later.
+
+    python pipelines/long_horizon.py smoke|cpu|gpu [NEW-FOLDER]   (default: ./long-horizon)
+
+smoke: two selectors, two stages. cpu: one sequence of three skills of the sample corpus, at 25 % of each. gpu: three
+sequences at 10, 25 and 50 %, LoRA and all parameters, ten seeds; and real data with SmolLM2-135M. Each ends in the
+two-level scorecard, a page with pictures, and a sentence that says whether a selector is myopic here.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from presets import SAMPLE, SHARED, real_targets, young  # pyright: ignore[reportMissingImports]
+
+import curate
+from curate.commands.auditing import plan_of
+from curate.console import table
+from curate.exports.jsonl import Jsonl
+from curate.pages.audit import page, reading, rows
+from curate.selectors.top import Top
+from curate.stages.select import Choice
+from curate.workspace import Workspace
+
+PLANS = Path(__file__).parent / "plans"
+SKILLS = ("facts", "program", "strings", "arithmetic", "translation", "table")
+# Held out of the real pool by their ids: what has no target of its own, and of which samples it is made.
+HELD_OUT = {
+    "p3": "source = 'p3'",
+    "roleplay": "source = 'gpteacher_roleplay'",
+    "reading": "regexp_matches(meta->>'task', '^(adversarial_qa|duorc|quoref|ropes|wiki_hop)')",
+    "labelling": "regexp_matches(meta->>'task', '^(rotten|amazon|yelp|ag_news|imdb|trec|paws|glue)')",
+    "writing": "regexp_matches(meta->>'task', '^(cnn|common_gen|multi_news|xsum|samsum|gigaword)')",
+}
+SPLITS = {"val": "id < '10'", "test": "id >= '10' AND id < '20'"}
+
+
+def sample(folder: Path) -> Workspace:
+    """The sample corpus with all its targets."""
+    ws = curate.open_workspace(folder / "ws")
+    curate.ingest(ws, sorted(str(path) for path in (SAMPLE / "pool").iterdir()))
+    for name in SKILLS:
+        for split in ("val", "test"):
+            curate.target(ws, name, str(SAMPLE / f"targets/{name}_{split}.jsonl"), subtask="subtask", split=split)
+    return ws
+
+
+def real(folder: Path) -> Workspace:
+    """The real pool; its targets, and those that are held out of it by their ids."""
+    ws = curate.open_workspace(folder / "ws-real")
+    curate.ingest(ws, sorted(str(path) for path in (SHARED / "pool").iterdir()))
+    real_targets(ws)
+    for split, file in (("val", "targets/code_val.jsonl"), ("test", "eval/code_test.jsonl")):
+        curate.target(ws, "code", str(SHARED / file), split=split)
+    for name, where in HELD_OUT.items():
+        for split, part in SPLITS.items():
+            manifest = f"held_out_{name}_{split}"
+            if manifest not in ws.manifest_names():
+                curate.select(ws, manifest, Top(), Choice(by="-row", where=f"{where} AND {part}", frac=1.0))
+                out = folder / manifest
+                curate.target(ws, name, curate.export(ws, manifest, Jsonl(), str(out)).files[0], split=split)
+    return ws
+
+
+def told(name: str) -> dict[str, Any]:
+    """A plan as its file has it."""
+    return tomllib.loads((PLANS / f"{name}.toml").read_text(encoding="utf-8"))
+
+
+def audits(preset: str, folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
+    """Which data, the audit's name, and its plan."""
+    if preset == "smoke":
+        plan = {**told("skills"), "model": "tiny", "selectors": ["random", "lhas"], "seeds": 1, "limit": 8}
+        plan |= {"stage": plan["stage"][:2], "probe": {"steps": 2, "every": 1, "limit": 8}, "budget": {"top": 16}}
+        yield "sample", "skills", {**plan, "train": {"steps": 2, "batch_size": 8, "lora_r": 4, "lr": 1e-3}}
+        return
+    base = str(young(folder).name)
+    if preset == "cpu":
+        yield "sample", "skills", {**told("skills"), "model": {"name": base, "device": "cpu"}}
+        return
+    for sequence in ("skills", "domains", "interleaved"):
+        for share in (0.1, 0.25, 0.5):
+            for rank in (16, 0):
+                plan = {**told(sequence), "model": base, "seeds": 10, "budget": {"frac": share}}
+                plan["train"] = {**plan["train"], "lora_r": rank}
+                yield "sample", f"{sequence}_{100 * share:.0f}_{'lora' if rank else 'all'}", plan
+    for sequence in ("real", "p3_domains"):
+        yield "real", sequence, told(sequence)
+
+
+def main(preset: str, folder: Path) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    open_data, opened = {"sample": sample, "real": real}, dict[str, Workspace]()
+    for data, name, plan in audits(preset, folder):
+        if data not in opened:
+            opened[data] = open_data[data](folder)
+        began = time.monotonic()
+        print(f"{name}: {', '.join(plan['selectors'])}; {plan['seeds']} seeds, {plan['budget']}.", flush=True)
+        found = curate.audit(opened[data], name, plan_of(plan))
+        assert found.card is not None
+        for level in ("now", "later"):
+            its = rows(found.card, level)
+            print(f"\n{level.capitalize()}:\n{table(its, {key: key for key in its[0]})}")
+        print("\n" + "\n".join([*reading(found.card), *found.failed]))
+        path = folder / f"{name}.html"
+        path.write_text(page(found.card, f"Long horizon: {name}"), encoding="utf-8")
+        print(f"\nThe page is {path}; {time.monotonic() - began:.0f} s.\n", flush=True)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("preset", choices=("smoke", "cpu", "gpu"))
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("long-horizon"))
+    arguments = parser.parse_args()
+    main(arguments.preset, arguments.folder)
