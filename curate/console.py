@@ -6,7 +6,7 @@ import json
 import os
 import sys
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, is_dataclass
 from typing import Any
 
 import click
@@ -17,7 +17,8 @@ from curate.errors import CurateError
 def say(result: Any, as_json: bool, text: str) -> None:
     """Print a result: its fields as JSON, or the text."""
     if as_json:
-        data = [asdict(r) for r in result] if isinstance(result, list) else asdict(result)
+        data = [asdict(r) for r in result] if isinstance(result, list) else result
+        data = asdict(data) if is_dataclass(data) and not isinstance(data, type) else data
         text = json.dumps(data, ensure_ascii=False, indent=1)
     click.echo(text)
 

@@ -295,7 +295,7 @@ def highest(values: np.ndarray, sizes: np.ndarray, budget: Budget) -> np.ndarray
 
 # --- weightings ------------------------------------------------------------------------------------------
 
-Signal = Literal["loss", "column", "base_loss", "base_token_loss", "states"]
+Signal = Literal["loss", "column", "base_loss", "base_token_loss", "states", "outputs"]
 
 
 class Weighting(Method):

@@ -117,8 +117,9 @@ class Step:
     float64 [B]. column: the user's column, or the mean loss under the model that training began with, float64 [B].
     counts: supervised tokens of each sample, int64 [B]. base_token_loss: the loss of each of them under the model that
     training began with, float64 [S], sample after sample. states: the position-weighted mean of the last layer's
-    states of each sample, Tensor [B, D]. products: of their gradients. room: how many may be chosen, for a weighting
-    that chooses. lr: the step's. What a weighting does not ask for is null.
+    states of each sample, Tensor [B, D]. products: of their gradients. outputs: the samples as they went through the
+    model, a Forward with `hidden` and `head`, and room: how many may be chosen, for a weighting that chooses. lr: the
+    step's. What a weighting does not ask for is null.
     """
 
     number: int
@@ -128,6 +129,7 @@ class Step:
     base_token_loss: np.ndarray | None = None
     states: Tensor | None = None
     products: Products | None = None
+    outputs: Forward | None = None
     room: int = 0
     lr: float = 0.0
 

@@ -124,7 +124,7 @@ def test_a_stage_is_chosen_by_the_model_after_the_one_before_and_its_past(tmp_pa
     for name, score in (("nuclear", "score"), ("embed_lm", "vectors")):
         recipe = read_json(bench.table_folder(score, name) / f"{score}.json")
         assert recipe["models"]["base"]["name"].endswith("lhas_s0-t1")
-    lineage = read_json(bench.manifest_path("lhas_s0").with_suffix(".json"))
+    lineage = read_json(bench.manifest_path("lhas_s0_data").with_suffix(".json"))
     assert lineage["choice"]["history"] == "past" and lineage["choice"]["target"] == "future"
 
 
@@ -140,7 +140,8 @@ def test_what_is_done_is_not_done_again_and_further_seeds_and_selectors_join(tmp
     joined = curate.audit(ws, "grows", more)
     assert joined.cells_now == 6 and cells(ws, "grows").items() >= before.items()
     assert joined.card.measures["gain"].shape == (2, 2) and np.isfinite(joined.card.measures["gain"]).all()  # type: ignore[union-attr]
-    assert np.isnan(joined.card.measures["adaptation"]).all() and np.isfinite(joined.card.measures["utility"]).all()  # type: ignore[union-attr]
+    measures = joined.card.measures  # type: ignore[union-attr]
+    assert np.isnan(measures["adaptation"]).all() and np.isfinite(measures["utility"]).all()
 
 
 @pytest.mark.slow
@@ -149,8 +150,8 @@ def test_an_audit_killed_three_times_ends_with_the_same_table(audited: Any, tmp_
     ws = workspace(tmp_path / "ws")
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps(PLAN))
-    code = ("import json, sys, curate; from curate.commands.auditing import plan_of; "
-            "curate.audit(curate.open_workspace(sys.argv[1]), 'two', plan_of(json.load(open(sys.argv[2]))))")  # fmt: skip
+    call = "curate.audit(curate.open_workspace(sys.argv[1]), 'two', plan_of(json.load(open(sys.argv[2]))))"
+    code = f"import json, sys, curate; from curate.commands.auditing import plan_of; {call}"
     lot, kills = random.Random(0), 0
     while kills < 3:
         process = subprocess.Popen(
@@ -277,16 +278,20 @@ def cell(selector: str, seed: int, t: int, values: list[float | None], **more: A
     return {"selector": selector, "seed": seed, "stage": t, "performance": performance, **its, **more}
 
 
+def curve(tokens: list[int], values: list[float]) -> dict[str, Any]:
+    return {"tokens": tokens, "steps": list(range(len(tokens))), "values": values}
+
+
 STAGES = [("first", "a"), ("second", "b"), ("third", "c")]
 HAND = [
     cell("base", 0, 0, [0.1, 0.2, 0.3, 0.5]),
-    cell("greedy", 0, 1, [0.9, 0.1, 0.1, 0.4], curve={"tokens": [0, 10, 20], "steps": [0, 1, 2], "values": [0.1, 0.2, 0.3]}),
-    cell("greedy", 0, 2, [0.4, 0.9, 0.1, 0.3], drift=0.2, curve={"tokens": [0, 10], "steps": [0, 2], "values": [0.1, 0.1]}),
+    cell("greedy", 0, 1, [0.9, 0.1, 0.1, 0.4], curve=curve([0, 10, 20], [0.1, 0.2, 0.3])),
+    cell("greedy", 0, 2, [0.4, 0.9, 0.1, 0.3], drift=0.2, curve=curve([0, 10], [0.1, 0.1])),
     cell("greedy", 0, 3, [0.2, 0.3, 0.9, 0.2], drift=0.4),
-    cell("steady", 0, 1, [0.6, 0.4, 0.4, 0.5], curve={"tokens": [0, 10, 20], "steps": [0, 1, 2], "values": [0.4, 0.5, 0.6]}),
-    cell("steady", 0, 2, [0.6, 0.7, 0.5, 0.5], drift=0.5, curve={"tokens": [0, 10], "steps": [0, 2], "values": [0.5, 0.7]}),
+    cell("steady", 0, 1, [0.6, 0.4, 0.4, 0.5], curve=curve([0, 10, 20], [0.4, 0.5, 0.6])),
+    cell("steady", 0, 2, [0.6, 0.7, 0.5, 0.5], drift=0.5, curve=curve([0, 10], [0.5, 0.7])),
     cell("steady", 0, 3, [0.6, 0.7, 0.8, 0.5], drift=0.7),
-]  # fmt: skip
+]
 
 
 def card_of(found: list[dict[str, Any]], names: list[str] | None = None, **measures: Any) -> Any:

@@ -9,11 +9,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from scipy.linalg import svdvals
 from scipy.optimize import nnls
 from transformers import LlamaConfig
 
 from curate.errors import CurateError, CurateFailure
 from curate.gradients.per_sample import Outer
+from curate.gradients.projectors import Rademacher
 from curate.gradients.sketches import Sketcher
 from curate.method import Arrays, Weighting
 from curate.models.tokens import Encoded
@@ -32,6 +34,7 @@ from curate.weightings.less_online import LessOnline
 from curate.weightings.max_loss import MaxLoss
 from curate.weightings.rho_online import RhoOnline
 from curate.weightings.tracin_online import TracinOnline
+from curate.weightings.uds_online import UdsOnline
 from curate.weightings.uniform import Uniform
 from tests.oracles import choosing as slow
 from tests.test_gradients import CONFIGS, model_of, samples, tokens
@@ -758,3 +761,66 @@ def test_a_step_that_memory_ran_out_on_is_tried_again_as_it_was() -> None:
     assert trainer.micro_batch_size == 3 and len(done) == 2 and all(d.metrics["chosen"] for d in done)
     step = [(3, False), *[(3, True)] * 4]  # the target without dropout, then twelve candidates
     assert calls == [(3, False), (3, False), (6, True), *step, *step]
+
+
+# --- by logits ---------------------------------------------------------------------------------------------
+
+
+class Watched(UdsOnline):
+    """UDS, with each step's candidates, and their logits by the model itself, one at a time, kept beside."""
+
+    def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
+        trainer: Any = self.__dict__["trainer"]
+        logits = []
+        with torch.no_grad():
+            for d in self.__dict__["documents"]:
+                ids = torch.from_numpy(CANDIDATES[d].ids.astype(np.int64))[None]
+                logits.append(trainer.model.model(ids).logits[0].double().numpy())
+        given, state = super().update(step, state)
+        self.__dict__["steps"].append((logits, given, step.room))
+        return given, state
+
+
+@pytest.mark.parametrize("size", [0, 4])
+@pytest.mark.parametrize("lora", [True, False])
+def test_uds_is_its_formula_of_the_logits_at_every_step(size: int, lora: bool) -> None:
+    """The head learns where all parameters do: what was made of it once is made again."""
+    weighting = Watched(alpha=0.01, memory=3, d1=5, d2=4, length=9)
+    weighting.__dict__["steps"] = []
+    trainer = trainer_of(weighting, replace(STEP, steps=4, micro_batch_size=size), lora=lora, target=None)
+    weighting.__dict__["trainer"] = trainer
+    shown = trainer.weigher.shown
+
+    def keep(number: int, documents: np.ndarray, *rest: Any) -> Step:
+        weighting.__dict__["documents"] = documents
+        return shown(number, documents, *rest)
+
+    trainer.weigher.shown = keep  # type: ignore[method-assign]
+    list(trainer.run())
+    vocabulary = weighting.__dict__["steps"][0][0][0].shape[1]
+    c = Rademacher(5, 0).entries("vocabulary", 0, vocabulary, torch.device("cpu")).double().numpy()
+    d = Rademacher(4, 0).entries("places", 0, 64, torch.device("cpu")).double().numpy()
+    memory: list[np.ndarray] = []
+    for logits, given, room in weighting.__dict__["steps"]:
+        z = [(d[: len(one)].T @ one @ c).ravel() * np.sqrt(vocabulary * 9) / 2 for one in logits]
+        apart = [np.mean([np.linalg.norm(one - m) for m in memory]) if memory else 0.0 for one in z]
+        score = np.array([svdvals(one).sum() for one in logits]) + 0.01 * np.array(apart)
+        assert given.measure == pytest.approx(score, rel=1e-5)
+        chosen = np.argsort(-score, kind="stable")[:room]
+        assert set(np.flatnonzero(given.values)) == set(chosen)
+        memory = [*memory, *(z[i] for i in chosen)][-3:]
+
+
+def test_uds_goes_on_with_its_memory() -> None:
+    settings = replace(STEP, steps=4)
+    whole = trainer_of(UdsOnline(), settings, target=None)
+    wanted = [(d.documents.tolist(), d.weight.tolist()) for d in whole.run()]
+    first = trainer_of(UdsOnline(), settings, target=None)
+    found, run = [], first.run()
+    for _ in range(2):
+        d = next(run)
+        found.append((d.documents.tolist(), d.weight.tolist()))
+    state = {n: p.detach().clone() for n, p in first.model.model.state_dict().items()}
+    second = trainer_of(UdsOnline(), settings, target=None, start=first.snapshot(), state=state)
+    found += [(d.documents.tolist(), d.weight.tolist()) for d in second.run()]
+    assert found == wanted

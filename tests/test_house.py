@@ -33,7 +33,7 @@ FLOORS = [
     {"curate.tables"},
     {"curate.models"},
     {"curate.training", "curate.gradients"},
-    {"curate.roles", "curate.slopes", "curate.masking", "curate.diagnosis"},
+    {"curate.roles", "curate.slopes", "curate.masking", "curate.diagnosis", "curate.logits"},
     {"curate.lineage", "curate.tasks", "curate.executors", "curate.judging"},
     {"curate.query", "curate.jobs", "curate.index"},
     {"curate.columns", "curate.counting", "curate.samples"},

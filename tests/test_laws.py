@@ -20,10 +20,11 @@ import curate
 from curate.gradients.gradient_model import GradientModel
 from curate.method import Budget, Candidates, Question, Target, find, help_text, names, run, settings_help
 from curate.models.forward import score_samples
+from curate.models.head import Head
 from curate.models.language_model import LanguageModel
 from curate.models.load import CheckpointChoice, ModelChoice
 from curate.models.sentence_encoder import SentenceEncoder
-from curate.signals import Products, Step
+from curate.signals import Forward, Products, Step
 from curate.tables import score_table
 from curate.text import Text
 from curate.vectors import Vectors
@@ -218,6 +219,7 @@ def test_the_declared_columns_are_the_ones_written(name: str) -> None:
 # --- weightings ------------------------------------------------------------------------------------------
 
 WEIGHTINGS = names("weighting")
+HEAD = np.random.default_rng(9).normal(size=(30, 7)).astype(np.float32)
 
 
 def step_of(number: int, samples: np.ndarray) -> Step:
@@ -232,7 +234,11 @@ def step_of(number: int, samples: np.ndarray) -> Step:
     g, q = rng.normal(size=(12, 20))[samples], rng.normal(size=20)
     products = Products(g @ g.T, g @ q, float(q @ q))
     shown = (loss[samples], column[samples], counts[samples], base, states[torch.from_numpy(samples)])
-    return Step(number, *shown, products, room=min(3, len(samples)), lr=0.1)
+    lengths, hidden = np.arange(1, 13)[samples] % 4 + 1, torch.zeros(len(samples), 4, 7)
+    for i, length in enumerate(lengths):
+        hidden[i, :length] = states[samples[i], None].float() * torch.arange(1, length + 1)[:, None]
+    outputs = Forward(None, counts[samples], hidden, lengths, head=Head(torch.from_numpy(HEAD)))
+    return Step(number, *shown, products, outputs, room=min(3, len(samples)), lr=0.1)
 
 
 def begun(weighting: Any) -> Any:

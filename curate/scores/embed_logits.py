@@ -2,17 +2,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from curate.errors import CurateError
+from curate.logits import projected, released_scale
 from curate.method import Arrays, Columns, Leg, Pass, Score, Target, near_target
 from curate.signals import Forward
 from curate.vectors import Aggregate
-
-if TYPE_CHECKING:
-    from torch import Tensor
 
 
 @dataclass(frozen=True)
@@ -77,26 +75,10 @@ class EmbedLogits(Score):
 
     def _projected(self, batch: Forward) -> Columns:
         """z of each sample, float32 [B, d2 d1]."""
-        from curate.gradients.projectors import Rademacher
-
         if not len(batch.lengths):
             return {"vector": np.zeros((0, self.d2 * self.d1), np.float32)}
-        assert batch.hidden is not None
-        states, device = batch.head.states(batch.hidden, batch.lengths), batch.hidden.device
-        places = Rademacher(self.d2, self.seed).entries("places", 0, states.shape[1], device)
-        found = (places.T.to(states.dtype) @ (states @ self._columns(batch.head))).flatten(1)
-        factor = (batch.head.vocabulary * self.length) ** 0.5 / 2 if self.scale == "released" else 1.0
-        return {"vector": (found * factor).cpu().numpy()}
-
-    def _columns(self, head: Any) -> Tensor:
-        """W^T C, [E, d1], made once for each head."""
-        from curate.gradients.projectors import Rademacher
-
-        key = ("embed_logits", self.d1, self.seed)
-        if key not in head.kept:
-            entries = Rademacher(self.d1, self.seed).entries("vocabulary", 0, head.vocabulary, head.weight.device)
-            head.kept[key] = head.projected(entries)
-        return head.kept[key]
+        factor = released_scale(batch.head.vocabulary, self.length) if self.scale == "released" else 1.0
+        return {"vector": projected(batch, self.d1, self.d2, self.seed) * factor}
 
     def _vector(self, legs: Mapping[str, Columns], _: Arrays) -> Columns:
         return legs["logits"]

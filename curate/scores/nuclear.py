@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
+from curate.logits import singular_values
 from curate.method import Arrays, Columns, Leg, Pass, Score, Target
 from curate.signals import Forward
 
@@ -53,12 +54,9 @@ class Nuclear(Score):
         return (Pass("forward", self._score, legs={"logits": Leg(hidden=True, head=True, of=self._norm)}),)
 
     def _norm(self, batch: Forward) -> Columns:
-        import torch
-
         if not len(batch.lengths):
             return {"norm": np.zeros(0)}
-        states = batch.head.states(batch.hidden, batch.lengths)
-        values = torch.linalg.svdvals(states @ batch.head.root).double().cpu().numpy()
+        values = singular_values(batch)
         norm = values.sum(1)
         if self.normalize == "tokens":
             norm = norm / batch.lengths

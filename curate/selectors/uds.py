@@ -7,6 +7,7 @@ import numpy as np
 
 from curate.errors import CurateError
 from curate.fingerprint import keyed_uniform
+from curate.logits import Memory
 from curate.method import Budget, Candidates, Selector, by_value
 
 
@@ -64,7 +65,7 @@ class Uds(Selector):
         if not count or wanted <= 0:
             return np.zeros(0, np.int64)
         order = np.argsort(keyed_uniform(candidates.ids, seed, self.name), kind="stable")
-        memory = _Memory(self.memory, vectors.unit.shape[1])
+        memory = Memory(self.memory, np.zeros((0, vectors.unit.shape[1])))
         if candidates.history is not None:
             memory.push(candidates.history.raw(np.flatnonzero(candidates.history.there)))
         chosen, spent = list[int](), 0.0
@@ -80,23 +81,6 @@ class Uds(Selector):
                 spent += sizes[best]
                 memory.push(vectors.raw(np.array([best])))
         return _topped_up(chosen, spent, order, sizes, budget)
-
-
-class _Memory:
-    """The last vectors that were put in, float64."""
-
-    def __init__(self, most: int, width: int):
-        self._most, self.kept = most, np.zeros((0, width))
-
-    def push(self, raw: np.ndarray) -> None:
-        self.kept = np.concatenate([self.kept, raw])[-self._most :] if self._most else self.kept
-
-    def distance(self, raw: np.ndarray) -> np.ndarray:
-        """Mean distance of each from those in memory; 0 where it is empty."""
-        if not len(self.kept):
-            return np.zeros(len(raw))
-        squares = np.square(raw).sum(1)[:, None] + np.square(self.kept).sum(1) - 2 * raw @ self.kept.T
-        return np.sqrt(np.maximum(squares, 0.0)).mean(1)
 
 
 def _topped_up(chosen: list[int], spent: float, order: np.ndarray, sizes: np.ndarray, budget: Budget) -> np.ndarray:

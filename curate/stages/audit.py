@@ -183,7 +183,7 @@ class _Grid:
         bench, model = self._bench(path, stage), self._model(path, stage - 1)
         chosen = self._choose(bench, contender, seed, stage, path, model)
         settings = replace(plan.settings, eval_every=0)
-        training = Training(model, plan.weighting, settings, manifest=path, seed=seed)
+        training = Training(model, plan.weighting, settings, manifest=f"{path}_data", seed=seed)
         trained = train(bench, path, training, judges=self._judges())  # at the end only
         after = self._model(path, stage)
         if not (Path(after.name) / "complete").exists():
@@ -192,7 +192,7 @@ class _Grid:
             (Path(after.name) / "complete").touch()
         found: dict[str, Any] = {"performance": self._performance(trained.evaluations), **chosen}
         found |= self._steadiness(bench, path)
-        found["concentration"] = self._concentration(bench, path, model)
+        found["concentration"] = self._concentration(bench, f"{path}_data", model)
         places = [Path(self._model(path, s).name) for s in (0, stage - 1, stage)]
         moved = drift(update_products(*places)) if stage > 1 else float("nan")
         found["drift"] = moved if np.isfinite(moved) else None
@@ -206,13 +206,13 @@ class _Grid:
     def _choose(
         self, bench: Workspace, contender: Contender, seed: int, stage: int, path: str, model: ModelChoice
     ) -> dict[str, Any]:
-        """Score a stage's samples and choose among them, as the manifest `path`; what was chosen, in short."""
-        learnt = self._learnt(path, stage)
+        """Score a stage's samples and choose among them, as the manifest PATH_data; what was chosen, in short."""
+        name, learnt = f"{path}_data", self._learnt(path, stage)
         remember(bench, learnt)
         for its in contender.scores:
             if its.target != PAST or learnt:
                 self._score(bench, its, model)
-        if path not in bench.manifest_names():
+        if name not in bench.manifest_names():
             choice = Choice(
                 contender.by,
                 **self.plan.budget,  # type: ignore[arg-type]
@@ -221,13 +221,13 @@ class _Grid:
                 target=contender.target,
                 history=contender.history if learnt else None,
             )
-            select(bench, path, contender.selector, choice)
-        ids = query.fetch(bench, f"SELECT id FROM {path} ORDER BY rank")["id"].to_pylist()
+            select(bench, name, contender.selector, choice)
+        ids = query.fetch(bench, f"SELECT id FROM {name} ORDER BY rank")["id"].to_pylist()
         clusters = self.plan.measures.clusters
-        counted = f"""SELECT skill, count(*) FILTER (id IN (SELECT id FROM {path})) AS n
+        counted = f"""SELECT skill, count(*) FILTER (id IN (SELECT id FROM {name})) AS n
             FROM (SELECT id, ({clusters}\n)::VARCHAR AS skill FROM samples) GROUP BY skill ORDER BY skill"""
         counts = {str(row["skill"]): row["n"] for row in query.rows(bench, counted)}
-        tokens = query.fetch(bench, f"SELECT sum(n_chars) / 4.0 AS t FROM {path} JOIN pool USING (id)")["t"][0].as_py()
+        tokens = query.fetch(bench, f"SELECT sum(n_chars) / 4.0 AS t FROM {name} JOIN pool USING (id)")["t"][0].as_py()
         return {"ids": ids, "clusters": counts, "tokens": float(tokens)}
 
     def _score(self, bench: Workspace, its: Scoring, model: ModelChoice) -> None:
@@ -270,19 +270,19 @@ class _Grid:
     def _branch(self, contender: Contender, seed: int, stage: int, path: str, model: ModelChoice) -> dict[str, Any]:
         """A short training on the next stage, judged on its val samples as it goes."""
         plan, probe = self.plan, self.plan.probe
-        bench, name = self._bench(path, stage + 1), f"{path}_branch"
+        bench, run, lot = self._bench(path, stage + 1), f"{path}_branch", f"{path}_lot"
         if probe.data == "own":
             self._choose(bench, contender, seed, stage + 1, path, model)
-        elif name not in bench.manifest_names():
-            select(bench, name, plan.common, Choice(**plan.budget, seed=seed))  # type: ignore[arg-type]
+        elif lot not in bench.manifest_names():
+            select(bench, lot, plan.common, Choice(**plan.budget, seed=seed))  # type: ignore[arg-type]
         settings = replace(plan.settings, steps=probe.steps, eval_every=probe.every, schedule="constant", warmup=0.0)
         judge = Judge(plan.stages[stage].target, plan.metric, "val", limit=probe.limit)
-        manifest = path if probe.data == "own" else name
+        manifest = f"{path}_data" if probe.data == "own" else lot
         start = evaluate(bench, f"{path}_before", [judge], model=model, allow_val=True).evaluations
         training = Training(model, plan.weighting, settings, manifest=manifest, seed=seed)
-        train(bench, name, training, judges=[judge])
-        found = query.rows(bench, f"SELECT step, value FROM evaluations WHERE run = '{name}' ORDER BY step")
-        seen = query.rows(bench, f"SELECT step, tokens FROM metrics WHERE run = '{name}' ORDER BY step")
+        train(bench, run, training, judges=[judge])
+        found = query.rows(bench, f"SELECT step, value FROM evaluations WHERE run = '{run}' ORDER BY step")
+        seen = query.rows(bench, f"SELECT step, tokens FROM metrics WHERE run = '{run}' ORDER BY step")
         steps = np.cumsum([0, *(row["tokens"] for row in seen)])
         sign = 1.0 if plan.metric.better == "higher" else -1.0
         points = [(0, start[0]["value"]), *((row["step"], row["value"]) for row in found)]
@@ -327,7 +327,7 @@ def _cost(bench: Workspace, path: str, scores: set[str]) -> dict[str, float]:
     found = {"flops": 0.0, "seconds": 0.0}
     for row in query.rows(bench, "SELECT stage, name, phase, flops, seconds FROM ledger WHERE phase <> 'evaluate'"):
         mine = row["stage"] == "score" and scores & set(row["name"].split(", "))
-        if mine or row["stage"] in ("select", "train") and row["name"] == path:
+        if mine or row["stage"] in ("select", "train") and row["name"] in (path, f"{path}_data"):
             for key in found:
                 found[key] += row[key] or 0.0
     return found

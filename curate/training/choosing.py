@@ -45,7 +45,8 @@ class Candidates:
     """What one pass over a step's candidates has found, in the order of `documents`.
 
     loss: each one's mean, float64 [B]. good: positions of those that may be chosen. gradients: factors of the good
-    ones, of one micro-batch; null where there were several.
+    ones, of one micro-batch; null where there were several. outputs: of the good ones, a Forward; null where not asked
+    for.
     """
 
     documents: np.ndarray
@@ -54,6 +55,7 @@ class Candidates:
     products: Products | None
     gradients: list[PerSample] | None
     usage: Usage
+    outputs: Any = None
 
 
 class Chooser:

@@ -30,6 +30,7 @@ from curate.method import Arrays, Weighting
 from curate.models.flops import FORWARD, TRAINING, TrainingFlops, counted, forward_flops, paper_flops
 from curate.models.forward import Usage, out_of_memory
 from curate.models.language_model import LanguageModel
+from curate.signals import Forward
 from curate.training.choosing import Candidates, Chooser
 from curate.training.data import Data
 from curate.training.examples import Batch, batch_of, epoch_rows, micro_batches
@@ -308,7 +309,7 @@ class Trainer:
             raise Diverged(number, "the gradient of every candidate")
         shown = self.weigher.shown(number, documents, found.loss[good], None)
         lr = self.settings.learning_rate(number, self.steps)
-        shown = replace(shown, products=found.products, room=min(room, len(good)), lr=lr)
+        shown = replace(shown, products=found.products, outputs=found.outputs, room=min(room, len(good)), lr=lr)
         began, beside = time.perf_counter(), costs["selection" if self.chooser else "losses"]
         given, self.weigher.state = self.weighting.update(shown, self.weigher.state)
         beside.seconds = (beside.seconds or 0.0) + time.perf_counter() - began
@@ -343,14 +344,35 @@ class Trainer:
             sow = partial(self._sow, number)
             return self.chooser.look(self.data.examples, documents, each, costs["selection"], sow)
         usage, losses, began = self._usage(rows, backward=False), [], time.perf_counter()
+        hidden = []
         with torch.no_grad(), counted(usage, self.settings.count_flops):
             for place, micro in enumerate(self._micros(rows)):
-                losses.append(self._losses(number, place, micro).means(micro.batch.counts))
+                found = self._losses(number, place, micro)
+                losses.append(found.means(micro.batch.counts))
+                hidden += [] if found.hidden is None else [found.hidden]
         usage.seconds = time.perf_counter() - began
         costs["losses"] = usage
         every = np.concatenate(losses)
         good = np.flatnonzero(np.isfinite(every))
-        return Candidates(np.concatenate(documents), every, good, None, None, usage)
+        outputs = self._outputs(np.concatenate(documents)[good], hidden, good) if hidden else None
+        return Candidates(np.concatenate(documents), every, good, None, None, usage, outputs)
+
+    def _outputs(self, documents: np.ndarray, hidden: list[Tensor], good: np.ndarray) -> Forward:
+        """Candidates as they went through the model; of each its own tokens, zero beyond them."""
+        lengths, longest = self.data.examples.lengths[documents], max(h.shape[1] for h in hidden)
+        every = torch.cat([torch.nn.functional.pad(h, (0, 0, 0, longest - h.shape[1])) for h in hidden])
+        states = every[torch.from_numpy(good).to(every.device)]
+        places = torch.arange(longest, device=states.device)
+        beyond = places[None] >= torch.from_numpy(lengths).to(states.device)[:, None]
+        counts = self.data.examples.counts[documents]
+        return Forward(None, counts, states.masked_fill(beyond[:, :, None], 0.0), lengths, head=self._head)
+
+    @property
+    def _head(self) -> Any:
+        """The output head as it is now: what was made of it before may be of other weights."""
+        if any(p.requires_grad for p in self.model.head.parameters()):
+            self.model.__dict__.pop("output", None)
+        return self.model.output
 
     def _each(self, candidates: np.ndarray) -> np.ndarray:
         """By what the gradient of each candidate's mean loss stands in the step's loss, but for the divisor, which is
@@ -434,7 +456,8 @@ class Trainer:
     def _losses(self, number: int, place: int, micro: Micro) -> Losses:
         """A micro-batch through the model; what chance there is in it is the same whenever it is done."""
         self._sow(number, place)
-        return self.objective.losses(micro.batch, "states" in self.weighting.needs)
+        needs = self.weighting.needs
+        return self.objective.losses(micro.batch, "states" in needs, "outputs" in needs)
 
     def _sow(self, number: int, place: int) -> None:
         key = [self.seed % 2**63, number, self.processes.process_index, place]

@@ -30,12 +30,13 @@ class Losses:
 
     token: the loss of each, Tensor [S], document after document, with its gradient. document: int64 [S], which one it
     is of. states: the position-weighted mean of each document's last states, Tensor [n, D], a constant; null where not
-    asked for.
+    asked for. hidden: all last states of rows that hold one document each, [n, T, D], likewise.
     """
 
     token: Tensor
     document: Tensor
     states: Tensor | None
+    hidden: Tensor | None = None
 
     def means(self, counts: Tensor) -> np.ndarray:
         """Each document's mean loss, float64 [n]; counts: its supervised tokens."""
@@ -61,7 +62,7 @@ class Objective:
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bfloat16):
             yield
 
-    def losses(self, batch: Batch, states: bool = False) -> Losses:
+    def losses(self, batch: Batch, states: bool = False, hidden_too: bool = False) -> Losses:
         """The loss of every supervised token; the one at t is predicted at t - 1 of the same document."""
         with self.precision():
             hidden, logits = self._forward(batch)
@@ -72,7 +73,7 @@ class Objective:
         token = cross_entropy(wide(scores), labels, reduction="none")
         n = len(batch.documents)
         pooled = position_weighted(wide(hidden.detach()), batch.document, batch.place, n) if states else None
-        return Losses(token, document, pooled)
+        return Losses(token, document, pooled, wide(hidden.detach()) if hidden_too else None)
 
     def states(self, batch: Batch) -> Losses:
         """The documents' states alone, without the output head."""
