@@ -9,6 +9,7 @@ WS/audits/NAME/audit.json                 what it was begun with
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
@@ -20,17 +21,19 @@ import pyarrow as pa
 
 from curate import query
 from curate.errors import CurateError
+from curate.fingerprint import fingerprint
 from curate.horizon.matrix import Window
 from curate.lineage import load_target, model_recipe
 from curate.method import Metric, Score, Selector, Weighting
 from curate.models.load import ModelChoice
 from curate.schema import POOL, TARGET
 from curate.shards import read_json, read_table, write_json
-from curate.storage import remove_tree
 from curate.training.settings import TrainSettings
 from curate.workspace import Workspace, open_workspace
 
-OWN, FUTURE, PAST = "own", "future", "past"  # a stage's target, later stages' val samples, those learnt in earlier ones
+BASE = "base"  # the model before the first stage
+# A stage's target; val samples of later stages' targets, at the last stage of all; samples learnt in earlier stages.
+OWN, FUTURE, PAST = "own", "future", "past"
 TARGETS = (OWN, FUTURE, PAST)
 _COLUMNS = ", ".join(POOL.names)
 _SHARD = 32 << 20  # bytes of text in a part of a stage's pool
@@ -105,12 +108,28 @@ class Measures:
     """Of the performance on targets of no stage."""
     window: Window = "own"
     """Forgetting is a drop from the best since the stage itself, or since the start."""
+    with_last: bool = False
+    """Whether the state in the end counts among those, so that no drop is below 0."""
+    clip: bool = False
+    """Whether what rose counts as 0."""
+    normalizer: Literal["minmax", "none"] = "minmax"
+    """Of the tasks' scores in imbalance: each from the worst selector to the best, or as they are."""
+    ddof: int = 0
+    """Degrees of freedom taken off in imbalance."""
     axis: Literal["tokens", "steps"] = "tokens"
     """What the area under a learning curve is taken over."""
+    from_start: bool = True
+    """Whether the curve begins before the branch's first step, or with the first look after it."""
     threshold: float = 0.5
     """The early threshold: this share of what the first selector's branch gains in all, in the mean of its seeds."""
     clusters: str = "source"
     """SQL over `samples`: the skill that a sample counts for in capability entropy."""
+    log_base: float = 0.0
+    """Of the logarithm in capability entropy; 0: e."""
+    normalize_entropy: bool = False
+    """Divide it by the logarithm of the number of skills."""
+    running: int = 10
+    """Steps of the running mean that training stability is measured against."""
     gradients: int = 128
     """Chosen samples whose gradients tell update concentration; 0: none."""
     projection: int = 32
@@ -122,7 +141,7 @@ class Audit:
     """Everything that decides an audit but what is stored.
 
     budget: one of {"frac": F}, {"top": N}, {"tokens": N}, of every stage. common: the selector of the probe's samples.
-    elsewhere: targets of no stage. proxy: a target in the place of later stages' val samples. limit: questions of every
+    elsewhere: targets of no stage. proxy: a target in the place of FUTURE's samples. limit: questions of every
     judgement; 0: all.
     """
 
@@ -167,7 +186,7 @@ class Audit:
         }
 
 
-_MEASURED = ("clusters", "gradients", "projection")  # of the measures, what a cell is measured by
+_MEASURED = ("clusters", "gradients", "projection", "running")  # of the measures, what a cell is measured by
 
 
 def _contender(one: Contender) -> dict[str, Any]:
@@ -179,8 +198,22 @@ def _contender(one: Contender) -> dict[str, Any]:
 # --- what is refused -----------------------------------------------------------------------------------------
 
 
-def check(ws: Workspace, audit: Audit) -> list[int]:
-    """How many samples each stage has. Raises CurateError for what cannot be audited, before anything is done."""
+@dataclass(frozen=True)
+class Checked:
+    """sizes: samples of each stage. stamps: what vouches for the samples of each stage, and for each target."""
+
+    sizes: list[int]
+    stamps: dict[str, str]
+
+    def rows(self, budget: Mapping[str, float], stage: int) -> dict[str, float]:
+        """The budget of a stage (from 1): a fraction is one of all its samples, so that it is the same for all."""
+        if "frac" in budget:
+            return {"top": max(1, int(budget["frac"] * self.sizes[stage - 1] + 1e-9))}
+        return dict(budget)
+
+
+def check(ws: Workspace, audit: Audit) -> Checked:
+    """Raises CurateError for what cannot be audited, before anything is done."""
     for what, names in (("stages", [s.name for s in audit.stages]), ("selectors", [c.name for c in audit.contenders])):
         if twice := {name for name in names if names.count(name) > 1}:
             raise CurateError(f"two {what} are called '{min(twice)}'; give each a name of its own.")
@@ -188,28 +221,42 @@ def check(ws: Workspace, audit: Audit) -> list[int]:
         raise CurateError("an audit looks at what a stage does to later ones: give two stages or more.")
     if not audit.contenders or audit.seeds < 1:
         raise CurateError("an audit needs at least one selector and one seed.")
+    for contender in audit.contenders:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", contender.name):
+            raise CurateError(f"the selector '{contender.name}': names are of small letters, digits and underscores.")
+    (unit, amount), *more = audit.budget.items()
+    if more or unit not in ("frac", "top", "tokens") or not amount > 0 or unit == "frac" and amount > 1:
+        raise CurateError(f"a budget is one of frac (up to 1), top and tokens, above 0, not {dict(audit.budget)}.")
+    if audit.weighting.uses_target or "column" in audit.weighting.needs:
+        raise CurateError(f"the weighting '{audit.weighting.name}' needs a target or a column, which an audit has not.")
+    if both := set(audit.elsewhere) & {stage.target for stage in audit.stages}:
+        raise CurateError(f"'{min(both)}' is a stage's target, so it is not out of domain; leave it out there.")
+    stamps = {}
     for name in [*audit.targets, *([audit.proxy] if audit.proxy else [])]:
-        if name in TARGETS:
+        if name in (*TARGETS, BASE):
             raise CurateError(f"a target called '{name}' would be taken for the audit's own; name it otherwise.")
         load_target(ws, name)
-        splits = set(read_table(ws.target_path(name), ["split"])["split"].to_pylist())
-        if "test" not in splits and name in audit.targets:
+        table = read_table(ws.target_path(name), ["id", "split"])
+        if "test" not in table["split"].to_pylist() and name in audit.targets:
             raise CurateError(f"the target '{name}' has no split test, on which models are judged; add it.")
-    return _sizes(ws, audit)
+        stamps[f"the target '{name}'"] = fingerprint(table.to_pydict())
+    sizes, of_stages = _stages(ws, audit)
+    return Checked(sizes, {**stamps, **of_stages})
 
 
-def _sizes(ws: Workspace, audit: Audit) -> list[int]:
+def _stages(ws: Workspace, audit: Audit) -> tuple[list[int], dict[str, str]]:
     ids: dict[str, str] = {}
-    sizes = []
+    sizes, stamps = [], {}
     for stage in audit.stages:
-        found = query.fetch(ws, f"SELECT id, n_chars FROM samples WHERE ({stage.where}\n)")
+        skill = f"({audit.measures.clusters}\n)::VARCHAR AS skill"
+        found = query.fetch(ws, f"SELECT id, n_chars, {skill} FROM samples WHERE ({stage.where}\n) ORDER BY row")
         mine = found["id"].to_pylist()
         if not mine:
             raise CurateError(f"the stage '{stage.name}' has no samples: none passes \"{stage.where}\".")
         shared: dict[str, int] = {}
         for one in mine:
-            if other := ids.setdefault(one, stage.name):
-                shared[other] = shared.get(other, 0) + (other != stage.name)
+            other = ids.setdefault(one, stage.name)
+            shared[other] = shared.get(other, 0) + (other != stage.name)
         for other, n in shared.items():
             if n:
                 raise CurateError(
@@ -225,14 +272,14 @@ def _sizes(ws: Workspace, audit: Audit) -> list[int]:
                 f"{wanted or audit.budget['tokens']:,.0f}; take a smaller budget, or frac=."
             )
         sizes.append(len(mine))
-    return sizes
+        stamps[f"the samples of the stage '{stage.name}'"] = fingerprint(mine)
+    return sizes, stamps
 
 
-def begin(folder: Path, audit: Audit, fresh: bool) -> None:
-    """Note what the audit is made of. Raises CurateError where one of that name was begun otherwise."""
-    recipe, path = audit.recipe(), folder / "audit.json"
-    if fresh and path.exists():
-        remove_tree(folder, marker="audit.json")
+def begin(folder: Path, audit: Audit, checked: Checked) -> None:
+    """Note what the audit is made of. Raises CurateError where one of that name was begun otherwise, or on other
+    data."""
+    recipe, path = {**audit.recipe(), "data": checked.stamps}, folder / "audit.json"
     if path.exists():
         old = read_json(path)
         others = {**old["selectors"], **recipe["selectors"]}  # further selectors may join
@@ -240,6 +287,9 @@ def begin(folder: Path, audit: Audit, fresh: bool) -> None:
             changed = next(n for n, its in recipe["selectors"].items() if old["selectors"].get(n, its) != its)
             _refuse_other(folder.name, f"another selector '{changed}'")
         recipe["selectors"] = others
+        for what, value in recipe["data"].items():
+            if old["data"].get(what, value) != value:
+                _refuse_other(folder.name, f"other data: {what} changed since")
         for what, value in recipe.items():
             if old.get(what) != value and what != "selectors":
                 _refuse_other(folder.name, f"another {what.replace('_', ' ')}")

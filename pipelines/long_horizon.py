@@ -106,7 +106,7 @@ def main(preset: str, folder: Path) -> None:
         for level in ("now", "later"):
             its = rows(found.card, level)
             print(f"\n{level.capitalize()}:\n{table(its, {key: key for key in its[0]})}")
-        print("\n" + "\n".join([*reading(found.card), *found.failed]))
+        print("\n" + "\n".join([*reading(found.card), *found.warnings]))
         path = folder / f"{name}.html"
         path.write_text(page(found.card, f"Long horizon: {name}"), encoding="utf-8")
         print(f"\nThe page is {path}; {time.monotonic() - began:.0f} s.\n", flush=True)

@@ -25,6 +25,7 @@ from curate.errors import CurateError, CurateFailure
 from curate.gradients.sketches import gram
 from curate.horizon.scorecard import scorecard
 from curate.judging import Judge
+from curate.metrics.choice import Choice
 from curate.metrics.loss import Loss
 from curate.models.load import ModelChoice
 from curate.pages.audit import page, pictures, reading, rows
@@ -78,7 +79,7 @@ def test_every_selector_goes_its_way_and_is_judged_on_all_stages_and_elsewhere(a
     found = cells(ws)
     ways = [f"{name}_s0-t{t}" for name in ("lhas", "random") for t in (1, 2)]
     assert sorted(found) == ["base_s0-t0", *ways] or sorted(found) == ["base-t0", *ways]
-    assert (result.cells, result.cells_now, result.failed) == (5, 5, [])
+    assert (result.cells, result.cells_now, result.warnings) == (5, 5, [])
     skill = {row["id"]: row["skill"] for row in curate.sql(ws, "SELECT id, meta->>'skill' AS skill FROM pool")}
     for cell in found.values():
         assert cell["performance"].keys() == {"facts", "program", "strings"}
@@ -184,11 +185,59 @@ def test_a_cell_that_fails_ends_its_way_is_told_and_leaves_the_others(tmp_path: 
     monkeypatch.setattr(stage, "train", diverging)
     plan = {**PLAN, "selectors": ["random", "quality", "loss"], "probe": {"steps": 0}, "measures": {"gradients": 0}}
     result = curate.audit(ws, "holed", plan_of(plan))
-    assert result.failed == ["quality, seed 0, stage 1: the loss is not a finite number at step 2."]
+    assert result.warnings == ["quality, seed 0, stage 1 (facts): the loss is not a finite number at step 2."]
     card = result.card
-    assert card is not None and card.ranked == ["random", "loss"] and card.missing[0].startswith("quality, seed 0")
+    assert card is not None and card.ranked == ["random", "loss"] and card.missing == result.warnings
     assert np.isnan(card.measures["utility"][1]).all() and np.isfinite(card.measures["utility"][[0, 2]]).all()
-    assert rows(card, "later")[1]["utility"] == "-" and "quality" in page(card, "t")
+    assert rows(card, "later")[1]["utility"] == "-" and "quality, seed 0, stage 1" in page(card, "t")
+    monkeypatch.setattr(stage, "train", train)
+    again = curate.audit(ws, "holed", plan_of(plan))  # what failed is tried again
+    assert (again.cells_now, again.warnings) == (2, []) and again.card.ranked == ["random", "quality", "loss"]  # type: ignore[union-attr]
+
+
+def test_a_branch_that_fails_leaves_what_was_learnt(tmp_path: Path, monkeypatch: Any) -> None:
+    ws = workspace(tmp_path / "ws")
+    train = stage.train
+
+    def diverging(bench: Workspace, run: str, *rest: Any, **more: Any) -> Any:
+        if run == "random_s0_branch":
+            raise CurateFailure("the loss is not a finite number at step 1.")
+        return train(bench, run, *rest, **more)
+
+    monkeypatch.setattr(stage, "train", diverging)
+    result = curate.audit(ws, "branchless", plan_of({**PLAN, "selectors": ["random", "quality"]}))
+    (said,) = result.warnings
+    assert said == (
+        "random, seed 0, stage 1 (facts): its branch is not known: the loss is not a finite number at step 1."
+    )
+    measures = result.card.measures  # type: ignore[union-attr]
+    assert np.isfinite(measures["gain"]).all() and np.isnan(measures["adaptation"][0]).all()
+
+
+def test_all_parameters_a_metric_that_is_better_high_own_branches_a_proxy_and_fresh(tmp_path: Path) -> None:
+    ws = workspace(tmp_path / "ws")
+    plan = {
+        **PLAN,
+        "selectors": ["random", "uds"],
+        "metric": "choice",
+        "train": {**PLAN["train"], "lora_r": 0},
+        "probe": {**PLAN["probe"], "data": "own"},
+        "proxy": "strings",
+    }
+    first = curate.audit(ws, "whole", plan_of(plan))
+    found = cells(ws, "whole")
+    assert first.cells_now == 5 and not first.warnings
+    judged = curate.evaluate(
+        ws, "itself", [Judge("facts", Choice(), limit=6)], model=ModelChoice("tiny", device="cpu")
+    ).evaluations
+    assert found["base-t0"]["performance"]["facts"] == judged[0]["value"] > 0  # higher is better: as it is
+    assert found["uds_s0-t1"]["curve"]["steps"] == [0, 1, 2]
+    again = curate.audit(ws, "whole", plan_of(plan), fresh=True)
+    assert again.cells_now == 5 and cells(ws, "whole") == found
+    assert [p.name for p in (ws.path / "audits").iterdir()] == ["whole"]
+    curate.target(ws, "program", str(SAMPLE / "targets/table_test.jsonl"), split="test")
+    with pytest.raises(CurateError, match="exists, with other data: the target 'program' changed since"):
+        curate.audit(ws, "whole", plan_of(plan))
 
 
 @pytest.mark.parametrize(
@@ -205,6 +254,10 @@ def test_a_cell_that_fails_ends_its_way_is_told_and_leaves_the_others(tmp_path: 
         (lambda p: p["stage"][1].update(where="false"), "the stage 'program' has no samples"),
         (lambda p: p.update(proxy="nothing"), "has no target 'nothing'"),
         (lambda p: p["stage"][1].update(name="facts"), "two stages are called 'facts'"),
+        (lambda p: p.update(out_of_domain=["facts"]), "'facts' is a stage's target, so it is not out of domain"),
+        (lambda p: p.update(budget={"frac": 2.0}), "a budget is one of frac"),
+        (lambda p: p.update(weighting="adapt"), "the weighting 'adapt' needs a target or a column"),
+        (lambda p: p["measures"].update(clusters="no_such"), "there is no column 'no_such'"),
     ],
 )
 def test_what_cannot_be_audited_is_refused_before_anything_is_done(audited: Any, change: Any, said: str) -> None:
@@ -240,6 +293,11 @@ def test_an_audit_of_other_settings_is_refused_by_what_differs(audited: Any) -> 
         ({"selector": {"lhas": {"lamb": 2}}}, "has no setting 'lamb'"),
         ({"probe": {"every": 0}}, "a probe has steps and limit of 0 or more"),
         ({"stage": [{"name": "a", "where": "true"}]}, r"a \[\[stage\]\] lacks 'target'"),
+        ({"out_of_domain": "strings"}, "the plan's 'out_of_domain' is a list, not 'strings'"),
+        ({"seeds": 2.5}, "the plan's 'seeds' is a whole number, not 2.5"),
+        ({"budget": 0.25}, "the plan's 'budget' is a table, not 0.25"),
+        ({"budget": {"top": "5"}}, "the plan's budget is one of frac, top and tokens"),
+        ({"selectors": ["m"], "selector": {"m": {"method": "top", "by": "-nll_past"}}}, "the first stage has no past"),
     ],
 )
 def test_a_plan_is_refused_by_its_words(change: dict[str, Any], said: str) -> None:
@@ -313,10 +371,31 @@ def test_the_scorecard_of_two_selectors_by_hand() -> None:
     assert its["tokens"] == pytest.approx([300, 300]) and its["drift"] == pytest.approx([0.3, 0.6])
     assert its["entropy"] == pytest.approx([-(0.75 * np.log(0.75) + 0.25 * np.log(0.25))] * 2)
     # the early threshold: half of what the first gains in its branch, .2 after stage 1 and .1 after stage 2
-    assert its["early"] == pytest.approx([(10 + 0) / 2, 0.0])
+    # and nothing where the first gains nothing, as after stage 2
+    assert np.isnan(its["early"]).all()
     assert card.myopia.gap == 1.0 and card.myopia.p == 0.5 and card.myopia.interval is None
-    assert "Myopia gap 1.00, by one seed; rankings by lot have 0.50" in reading(card)[0]
-    assert "no more reversal than rankings by lot" in reading(card)[0]
+    said = reading(card)
+    assert "Myopia gap 1.00, by one seed; rankings by lot have 0.50 in the mean" in said[0]
+    assert "2 selectors are too few to tell, as even a full reversal is 50% of all rankings" in said[0]
+    assert "Now: greedy, steady. In the end: steady, greedy. Moving most: greedy from 1 to 2" in said[1]
+
+
+def test_a_branch_that_never_reaches_the_threshold_counts_with_all_its_tokens() -> None:
+    found = [dict(one) for one in HAND]
+    found[2]["curve"] = curve([0, 10], [0.1, 0.3])
+    found[5]["curve"] = curve([0, 40], [0.0, 0.1])
+    its = card_of(found).measures["early"][:, 0]
+    assert its == pytest.approx([(10 + 5) / 2, (0 + 40) / 2])
+
+
+@pytest.mark.parametrize(("turned", "said"), [(True, "here today's order misleads"), (False, "wins in the end")])
+def test_of_eight_selectors_a_full_reversal_is_told_from_chance_and_so_is_agreement(turned: bool, said: str) -> None:
+    found, names = [HAND[0]], [f"s{k}" for k in range(8)]
+    for k, name in enumerate(names):
+        far = -k if turned else k
+        found += [cell(name, 0, t, [0.1 * k, 0.1 * k, 0.1 * k, far]) for t in (1, 2, 3)]
+    card = scorecard(found, names, STAGES, ["far"], 1, Measures(gamma=10.0))
+    assert said in reading(card)[0]
 
 
 def test_a_hole_in_one_cell_leaves_the_rest() -> None:
@@ -326,6 +405,8 @@ def test_a_hole_in_one_cell_leaves_the_rest() -> None:
     assert np.isnan(card.measures["utility"][0, 0]) and np.isfinite(card.measures["gain"]).all()
     assert np.isfinite(card.measures["utility"][1, 0]) and card.myopia is None and card.ranked == ["steady"]
     assert card.missing == ["greedy, seed 0, stage 3 (third): nothing could be judged on b"]
+    before = card_of([cell("base", 0, 0, [0.1, None, 0.3, 0.5]), *HAND[1:]])
+    assert before.missing == ["before the first stage nothing could be judged on b"] and before.myopia is None
     assert reading(card) == [
         "Fewer than two selectors have both a gain and a utility, so there are no ranks to compare."
     ]

@@ -48,6 +48,7 @@ def test_forgetting_otherwise_defined() -> None:
 def test_transfer_worst_task_and_imbalance() -> None:
     assert forward_transfer(A) == pytest.approx(((0.3 - 0.2) + (0.4 - 0.3)) / 2)
     assert np.isnan(forward_transfer(A[:2, :1]))
+    assert forward_transfer(A, ["x", "y", "x"]) == pytest.approx(0.3 - 0.2)  # of x the first stage has learnt
     assert worst_task(A) == 0.5
     assert imbalance(A[-1]) == pytest.approx(np.sqrt(np.mean((A[-1] - 2 / 3) ** 2)))
     assert imbalance(np.array([1.0, 2.0]), ddof=1) == pytest.approx(np.sqrt(0.5))
@@ -115,13 +116,16 @@ def test_the_share_of_random_rankings_with_as_large_a_gap() -> None:
     same = myopia(values, values)
     assert (same.gap, same.p, same.interval) == (0.0, 1.0, None)
     turned = myopia(values, -values)  # of 24 rankings, those with the largest sum of differences, 8: four
-    assert turned.gap == pytest.approx(8 / 12) and turned.p == pytest.approx(4 / 24)
+    assert turned.gap == pytest.approx(8 / 12) and turned.p == turned.least == pytest.approx(4 / 24)
+    assert same.agree == pytest.approx(1 / 24) and turned.agree == 1.0
 
 
 def test_rankings_by_lot_agree_with_all_rankings() -> None:
     rng = np.random.default_rng(1)
     nine = myopia(rng.normal(size=(9, 1)), rng.normal(size=(9, 1)))
     assert nine.null == pytest.approx((9 - 1 / 9) / 3 / 8, abs=0.005)
+    up = np.arange(12.0)[:, None]
+    assert 0 < myopia(up, up).agree < 0.001  # the ranking at hand is one of them
 
 
 def test_the_interval_over_seeds_holds_the_gap_of_clear_ranks() -> None:
@@ -190,6 +194,7 @@ def test_stability_tells_a_spike() -> None:
     assert stability(wild, np.ones(100)).spikes == pytest.approx(1 / 99)
     assert stability(wild, np.ones(100)).spread > 10 * stability(calm, np.ones(100)).spread
     assert stability(calm, [1.0] * 99 + [7.0]).norm_range == 7.0
+    assert np.isnan(stability([1.0], [1.0]).spread)
 
 
 # --- the paper's toy ---------------------------------------------------------------------------------------

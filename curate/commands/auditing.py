@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
@@ -29,6 +30,7 @@ READY: dict[str, dict[str, Any]] = {
     "gradnorm": {"method": "top", "scores": ["gradnorm"], "by": "gradnorm"},
     "gradsim": {"method": "top", "scores": ["gradsim"], "by": "gradsim"},
     "kcenter": {"method": "kcenter", "scores": ["embed_lm@base"], "vectors": "embed_lm"},
+    # Near to 400 characters: the plainest heuristic there is. A user's own column goes in its place.
     "quality": {"method": "top", "by": "-abs(ln(greatest(n_chars, 1) / 400.0))"},
     "uds": {
         "method": "uds",
@@ -50,14 +52,15 @@ _KEYS = {
     *("model", "selectors", "seeds", "metric", "limit", "out_of_domain", "proxy", "weighting"),
     *("budget", "train", "probe", "measures", "stage", "selector", "metric_settings"),
 }
-_WORDS = (
-    "method",
-    "scores",
-    "by",
-    "vectors",
-    "target",
-    "history",
-)  # of a selector; all else are settings of its method
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("seeds", "limit"), (int,)),
+    **dict.fromkeys(("metric", "proxy", "weighting"), (str,)),
+    **dict.fromkeys(("selectors", "out_of_domain", "stage"), (list,)),
+    **dict.fromkeys(("budget", "train", "probe", "measures", "selector", "metric_settings"), (dict,)),
+    "model": (str, dict),
+}
+_SAID: dict[type, str] = {int: "a whole number", str: "a name", list: "a list", dict: "a table"}
+_WORDS = ("method", "scores", "by", "vectors", "target", "history")  # of a selector; others are its method's settings
 
 
 @click.command()
@@ -106,7 +109,7 @@ def audit(
     if path:
         path.write_text(page(r.card, f"Audit {name}"), encoding="utf-8")
         text.append(f"\nWritten: {path}.")
-    say(_plain(r.card) if as_json else r, as_json, "\n".join(text) + notes(r.failed))
+    say(_plain(r.card) if as_json else r, as_json, "\n".join(text) + notes(r.warnings))
 
 
 def _plain(card: Scorecard) -> dict[str, Any]:
@@ -134,14 +137,16 @@ def _plain(card: Scorecard) -> dict[str, Any]:
 
 def read_plan(path: Path, model: str | None = None, seeds: int | None = None) -> Audit:
     """An audit from a file. Raises CurateError naming the file, the key and the rule."""
+    if not path.is_file():
+        raise CurateError(f"{path}: there is no such plan.")
     try:
         told = tomllib.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise CurateError(f"{path}: there is no such plan.") from None
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CurateError(f"{path} is no TOML: {str(error).splitlines()[0]}.") from None
     try:
-        return plan_of({**told, **({"model": model} if model else {}), **({"seeds": seeds} if seeds else {})})
+        its = told.get("model", {})
+        other = {"model": {**(its if isinstance(its, dict) else {}), "name": model}} if model else {}
+        return plan_of({**told, **other, **({} if seeds is None else {"seeds": seeds})})
     except CurateError as error:
         raise CurateError(f"{path}: {error}") from None
 
@@ -152,6 +157,12 @@ def plan_of(told: Mapping[str, Any]) -> Audit:
     from curate.training.settings import TrainSettings
 
     _known(told, _KEYS, "the plan")
+    for key, value in told.items():
+        if not isinstance(value, _TYPES.get(key, object)) or isinstance(value, bool):
+            wanted = " or ".join(_SAID[kind] for kind in _TYPES[key])
+            raise CurateError(f"the plan's '{key}' is {wanted}, not {value!r}.")
+        if isinstance(value, list) and not all(isinstance(v, dict if key == "stage" else str) for v in value):
+            raise CurateError(f"the plan's '{key}' is a list of {'tables' if key == 'stage' else 'names'}.")
     for key in ("model", "stage"):
         if key not in told:
             raise CurateError(f"the plan has no '{key}'; give the model, and two stages or more as [[stage]].")
@@ -164,7 +175,11 @@ def plan_of(told: Mapping[str, Any]) -> Audit:
     model = told["model"] if isinstance(told["model"], dict) else {"name": told["model"]}
     own = told.get("selector", {})
     budget = told.get("budget", {"frac": 0.25})
-    if len(budget) != 1 or not budget.keys() <= {"frac", "top", "tokens"}:
+    if (
+        len(budget) != 1
+        or not budget.keys() <= {"frac", "top", "tokens"}
+        or not all(isinstance(v, int if unit == "top" else (int, float)) for unit, v in budget.items())
+    ):
         raise CurateError("the plan's budget is one of frac, top and tokens, as in budget = { frac = 0.25 }.")
     extra = {key: told[key] for key in ("seeds", "limit", "proxy") if key in told}
     return Audit(
@@ -187,7 +202,7 @@ def plan_of(told: Mapping[str, Any]) -> Audit:
 
 def contender_of(name: str, told: Mapping[str, Any]) -> Contender:
     """A selector of the plan: a ready one with some of its words or settings changed, or one of the plan's own."""
-    from curate.auditing import TARGETS, Contender, Scoring
+    from curate.auditing import PAST, TARGETS, Contender, Scoring
 
     if name not in READY and "method" not in told:
         raise CurateError(
@@ -195,6 +210,11 @@ def contender_of(name: str, told: Mapping[str, Any]) -> Contender:
             "a method."
         )
     its = {**READY.get(name, {}), **told}
+    if its.get("target") == PAST or re.search(rf"_{PAST}\b", its.get("by") or ""):
+        raise CurateError(
+            f"the selector '{name}': the first stage has no past, so neither by nor target may stand on it; name it by "
+            "history, for a selector that looks at one."
+        )
     scores = []
     for text in its.get("scores", ()):
         word, _, target = text.partition(">")

@@ -9,6 +9,7 @@ leaves a measure open, the choice is an argument.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
@@ -38,10 +39,13 @@ def forgetting(
     return float(np.mean(np.maximum(drops, 0.0) if clip else drops))
 
 
-def forward_transfer(a: np.ndarray) -> float:
+def forward_transfer(a: np.ndarray, targets: Sequence[str] = ()) -> float:
     """What the stages before gave each stage's target before it was learnt: mean over t >= 2 of a[t - 1, t] - a[0, t].
-    Not a number with one stage. The paper names it; this is the usual definition (Lopez-Paz and Ranzato, 2017)."""
-    t = np.arange(1, _stages(a))
+
+    targets: of the stages; one that an earlier stage has learnt is left out. Not a number with one stage. The paper
+    names it; this is the usual definition (Lopez-Paz and Ranzato, 2017).
+    """
+    t = np.array([i for i in range(1, _stages(a)) if not targets or targets[i] not in targets[:i]], np.int64)
     return float(np.mean(a[t, t] - a[0, t])) if len(t) else float("nan")
 
 
@@ -68,14 +72,17 @@ def long_utility(
     out_of_domain: float,
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
     window: Window = "own",
+    with_last: bool = False,
+    clip: bool = False,
 ) -> float:
     """Long-horizon utility (Equation 2): sum of a[T, t] + alpha sum of adaptation - beta sum of F_t + gamma R_ood.
 
     adaptation: the future-adaptation AUC of every stage but the last, [T - 1]. out_of_domain: the mean performance on
     targets of no stage, in the end; 0 where there are none. weights: alpha, beta, gamma, which the paper does not give.
+    window, with_last, clip: as of `forgetting`. A target of two stages counts for both.
     """
     alpha, beta, gamma = weights
-    forgot = sum(forgetting(a, t, window) for t in range(1, _stages(a) + 1))
+    forgot = sum(forgetting(a, t, window, with_last, clip) for t in range(1, _stages(a) + 1))
     return float(a[-1].sum() + alpha * np.sum(adaptation) - beta * forgot + gamma * out_of_domain)
 
 

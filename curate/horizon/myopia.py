@@ -20,7 +20,8 @@ _DRAWS = 20_000
 @dataclass(frozen=True)
 class Myopia:
     """gap: of the family. each: of every selector, [K]. now, later: its ranks, 1 the best, ties in the mean, [K]. null:
-    the mean gap of rankings by lot. p: the share of those with a gap at least as large. interval: 95 %, over seeds;
+    the mean gap of rankings by lot. p: the share of those with a gap at least as large, agree: at most as large; least:
+    the least p that so few selectors can have. interval: 95 %, over seeds;
     null with one seed."""
 
     gap: float
@@ -29,6 +30,8 @@ class Myopia:
     later: np.ndarray
     null: float
     p: float
+    agree: float
+    least: float
     interval: tuple[float, float] | None
 
 
@@ -52,9 +55,14 @@ def myopia(immediate: np.ndarray, long: np.ndarray, seed: int = 0) -> Myopia:
         raise ValueError("ranks need two selectors or more")
     now, later = ranks(_mean(immediate)), ranks(_mean(long))
     each = gap_of(now, later)
-    null = gap_of(now, _rankings(later, seed)).mean(-1)
-    p = float(np.mean(null >= each.mean() - 1e-12))
-    return Myopia(float(each.mean()), each, now, later, float(null.mean()), p, _interval(immediate, long, seed))
+    null, gap = gap_of(now, _rankings(later, seed)).mean(-1), float(each.mean())
+    drawn = int(len(later) > _EXACT)  # of rankings by lot, the one at hand is one more
+    p, agree = (
+        float((np.sum(some) + drawn) / (len(null) + drawn)) for some in (null >= gap - 1e-12, null <= gap + 1e-12)
+    )
+    least = float(np.mean(null >= null.max() - 1e-12))
+    interval = _interval(immediate, long, seed)
+    return Myopia(gap, each, now, later, float(null.mean()), p, agree, least, interval)
 
 
 def _rankings(ranked: np.ndarray, seed: int) -> np.ndarray:

@@ -58,7 +58,7 @@ WORDS = {
     "entropy": "capability entropy of the choice",
     "utility": "long-horizon utility",
     "adaptation": "future-adaptation AUC, mean over stages",
-    "early": "tokens to the early threshold on the next stage",
+    "early": "tokens to the early threshold on the next stage (all of the branch, where it is never reached)",
     "forgetting": "forgetting after the last stage",
     "transfer": "forward transfer",
     "worst": "worst task in the end",
@@ -108,76 +108,88 @@ def scorecard(
         performances = [start, *(cell.get("performance", {}) for cell in way)]
         for t, performance in enumerate(performances):
             matrices[k, s, t] = [_number(performance.get(target)) for _, target in stages]
-        for name, value in _measured(way, matrices[k, s], performances[-1], elsewhere, levels, settings).items():
+        targets, last = [target for _, target in stages], performances[-1]
+        for name, value in _measured(way, matrices[k, s], last, targets, elsewhere, levels, settings).items():
             measures[name][k, s] = value
     for s in range(seeds):
         final = matrices[:, s, -1]
         there = np.isfinite(final).all(1)
-        if there.any():
-            measures["imbalance"][there, s] = [imbalance(row) for row in normalized(final[there])]
+        scores = normalized(final[there]) if settings.normalizer == "minmax" and there.any() else final[there]
+        if settings.normalizer == "none" or there.sum() > 1:  # from the worst selector to the best needs two
+            measures["imbalance"][there, s] = [imbalance(row, settings.ddof) for row in scores]
     ranks, ranked = _ranks(measures, selectors)
     curves = {name: _curves([ways[k, s] for s in range(seeds)], len(stages)) for k, name in enumerate(selectors)}
     return Scorecard(list(selectors), list(stages), seeds, measures, matrices, curves, ranks, ranked,
-                     _missing(ways, selectors, stages))  # fmt: skip
+                     _missing(start, ways, selectors, stages))  # fmt: skip
 
 
 def _measured(
     way: Sequence[Mapping[str, Any]],
     a: np.ndarray,
     last: Mapping[str, Any],
+    targets: Sequence[str],
     elsewhere: Sequence[str],
     levels: Sequence[float],
     settings: Any,
 ) -> dict[str, float]:
     """All measures of one selector with one seed but the imbalance, for which all selectors are needed."""
-    areas = np.array([_area(cell.get("curve"), settings.axis) for cell in way[:-1]])
+    areas = np.array([_area(cell.get("curve"), settings) for cell in way[:-1]])
     outside = [_number(last.get(target)) for target in elsewhere]
     beyond = float(np.mean(outside)) if outside else float("nan")
     weights = (settings.alpha, settings.beta, settings.gamma)
-    branched = any(cell.get("curve") for cell in way)
-    utility = long_utility(a, areas if branched else np.zeros(0), beyond if outside else 0.0, weights, settings.window)
+    branched = any("curve" in cell for cell in way)
+    forgot = {"window": settings.window, "with_last": settings.with_last, "clip": settings.clip}
+    utility = long_utility(a, areas if branched else np.zeros(0), beyond if outside else 0.0, weights, **forgot)
     early = [_early(cell.get("curve"), level) for cell, level in zip(way, levels, strict=False)]
     return {
         "gain": float(np.mean(immediate_gains(a))),
         "utility": utility,
         "adaptation": float(np.mean(areas)) if len(areas) else float("nan"),
         "early": float(np.mean(early)) if early else float("nan"),
-        "forgetting": forgetting(a, window=settings.window),
-        "transfer": forward_transfer(a),
+        "forgetting": forgetting(a, **forgot),
+        "transfer": forward_transfer(a, targets),
         "worst": worst_task(a),
         "out_of_domain": beyond,
         **{name: sum(_number(cell.get(name)) for cell in way) for name in ("tokens", "seconds", "flops")},
         **{name: _mean(cell.get(name) for cell in way) for name in ("spread", "spikes", "norm_range", "concentration")},
         "drift": _mean(cell.get("drift") for cell in way[1:]),
-        "entropy": _mean(_entropy(cell.get("clusters")) for cell in way),
+        "entropy": _mean(_entropy(cell.get("clusters"), settings) for cell in way),
     }
 
 
-def _entropy(counts: Mapping[str, int] | None) -> float | None:
-    return entropy(list(counts.values())) if counts and sum(counts.values()) else None
+def _entropy(counts: Mapping[str, int] | None, settings: Any) -> float | None:
+    if not counts or not sum(counts.values()):
+        return None
+    return entropy(list(counts.values()), settings.log_base or None, settings.normalize_entropy)
 
 
-def _area(curve: Mapping[str, Any] | None, axis: str) -> float:
-    if not curve:
+def _area(curve: Mapping[str, Any] | None, settings: Any) -> float:
+    """Of a branch, from before its first step, or from the first look after it."""
+    first = 0 if settings.from_start else 1
+    if not curve or len(curve["values"]) < first + 2:
         return float("nan")
-    return area(np.array(curve[axis], float), np.array([_number(v) for v in curve["values"]]))
+    return area(np.array(curve[settings.axis], float)[first:], np.array([_number(v) for v in curve["values"]])[first:])
 
 
 def _levels(ways: Mapping[tuple[int, int], Any], stages: int, seeds: int, settings: Any) -> list[float]:
-    """The early threshold of every branch: what the first selector had before it, and a share of what it gained."""
+    """The early threshold of every branch: what the first selector had before it, and a share of what it gained; not a
+    number where it gained nothing."""
     levels = []
     for t in range(stages - 1):
         curves = [ways[0, s][t].get("curve") for s in range(seeds)]
         ends = [[_number(c["values"][i]) for c in curves if c] for i in (0, -1)]
         first, last = (float(np.mean(v)) if v else float("nan") for v in ends)
-        levels.append(first + settings.threshold * (last - first))
+        levels.append(first + settings.threshold * (last - first) if last > first else float("nan"))
     return levels
 
 
 def _early(curve: Mapping[str, Any] | None, level: float) -> float:
-    if not curve:
+    """Tokens until a branch is at the level; one that never is counts with all its tokens, which is too few."""
+    values = np.array([_number(v) for v in curve["values"]]) if curve else np.zeros(0)
+    if not curve or not np.isfinite(level) or not np.isfinite(values).all():
         return float("nan")
-    return reached(np.array(curve["tokens"], float), np.array([_number(v) for v in curve["values"]]), level)
+    found = reached(np.array(curve["tokens"], float), values, level)
+    return found if np.isfinite(found) else float(curve["tokens"][-1])
 
 
 def _curves(ways: Sequence[Sequence[Mapping[str, Any]]], stages: int) -> list[tuple[np.ndarray, np.ndarray] | None]:
@@ -201,18 +213,28 @@ def _ranks(measures: Mapping[str, np.ndarray], selectors: Sequence[str]) -> tupl
     return myopia(gain, utility), ranked
 
 
-def _missing(ways: Mapping[tuple[int, int], Any], selectors: Sequence[str], stages: Sequence[Any]) -> list[str]:
-    found = []
+def _missing(
+    start: Mapping[str, Any], ways: Mapping[tuple[int, int], Any], selectors: Sequence[str], stages: Sequence[Any]
+) -> list[str]:
+    """What is not known, and what was otherwise than asked for."""
+    found = [f"before the first stage nothing could be judged on {', '.join(none)}"] if (none := _nulls(start)) else []
     for (k, s), way in ways.items():
         for t, cell in enumerate(way):
             name = f"{selectors[k]}, seed {s}, stage {t + 1} ({stages[t][0]})"
             if cell.get("error"):
                 found.append(f"{name}: {cell['error']}")
-            elif not cell:
                 continue
-            elif unknown := [target for target, value in cell["performance"].items() if value is None]:
+            if unknown := _nulls(cell.get("performance", {})):
                 found.append(f"{name}: nothing could be judged on {', '.join(unknown)}")
+            curve = cell.get("curve") or {}
+            if "curve" in cell and (not curve or None in curve["values"]):
+                found.append(f"{name}: its branch is not known{': ' + cell['branch'] if cell.get('branch') else ''}")
+            found += [f"{name}: {warning}" for warning in cell.get("warnings", ())]
     return found
+
+
+def _nulls(performance: Mapping[str, Any]) -> list[str]:
+    return [target for target, value in performance.items() if value is None]
 
 
 def _number(value: Any) -> float:

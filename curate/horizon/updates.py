@@ -81,11 +81,11 @@ class Stability:
 def stability(loss: Sequence[float], norms: Sequence[float], window: int = 10) -> Stability:
     """How steady a training was, from each step's loss and gradient's length (the paper names it, not how).
 
-    window: steps of the running mean, which looks back only.
+    window: steps of the running mean, which looks back only. Of fewer than two steps nothing is known.
     """
     values, lengths = np.asarray(loss, np.float64), np.asarray(norms, np.float64)
     if len(values) < 2:
-        return Stability(0.0, 0.0, 1.0)
+        return Stability(float("nan"), float("nan"), float("nan"))
     before = np.array([values[max(0, i - window) : i].mean() for i in range(1, len(values))])
     off = values[1:] - before
     spread = float(off.std())

@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from curate.horizon.myopia import Myopia
 from curate.horizon.scorecard import LATER, NOW, WORDS, Scorecard
 from curate.pages.comparison import STYLE
 from curate.pages.diagnosis import pyplot, saved
@@ -49,20 +50,39 @@ def reading(card: Scorecard) -> list[str]:
     order = [card.ranked[i] for i in np.argsort(its.now, kind="stable")]
     later = [card.ranked[i] for i in np.argsort(its.later, kind="stable")]
     interval = f", {its.interval[0]:.2f} to {its.interval[1]:.2f} over seeds" if its.interval else ", by one seed"
-    sure = (
-        "ranks now and later differ more than rankings by lot would: today's order says the wrong thing here"
-        if its.gap > its.null and its.p < 0.05
-        else "that is no more reversal than rankings by lot have"
-    )
     lines = [
-        f"Myopia gap {its.gap:.2f}{interval}; rankings by lot have {its.null:.2f} in the mean, and {its.p:.0%} of them "
-        f"one as large: {sure}. Now: {', '.join(order)}. In the end: {', '.join(later)}."
+        f"Myopia gap {its.gap:.2f}{interval}; rankings by lot have {its.null:.2f} in the mean, {its.p:.1%} of them one "
+        f"as large and {its.agree:.1%} one as small: {_verdict(its, len(order))}.",
+        f"Now: {', '.join(order)}. In the end: {', '.join(later)}. {_movers(card)}",
     ]
     base = card.selectors[0]
     for name in ("gain", "utility", "forgetting", "adaptation"):
         if said := _apart(card, name, base):
             lines.append(said)
     return lines
+
+
+def _verdict(its: Myopia, selectors: int) -> str:
+    """What a gap says, at 5 %."""
+    if its.p < 0.05:
+        return "ranks now and later differ more than by chance: here today's order misleads"
+    if its.agree < 0.05:
+        return "ranks now and later agree more than by chance: here who wins today wins in the end"
+    if its.least >= 0.05:
+        share = f"even a full reversal is {its.least:.0%} of all rankings"
+        return f"{selectors} selectors are too few to tell, as {share}; give more"
+    return "nothing that chance would not do: here today's order says little of the end, either way"
+
+
+def _movers(card: Scorecard) -> str:
+    """Which selectors are ranked otherwise in the end, those that move most first."""
+    its = card.myopia
+    assert its is not None
+    moved = [i for i in np.argsort(-its.each, kind="stable") if its.each[i] > 0]
+    if not moved:
+        return "None moves."
+    said = [f"{card.ranked[i]} from {its.now[i]:g} to {its.later[i]:g}" for i in moved[:3]]
+    return f"Moving most: {', '.join(said)}."
 
 
 def _apart(card: Scorecard, name: str, base: str) -> str:
@@ -79,7 +99,9 @@ def _apart(card: Scorecard, name: str, base: str) -> str:
     told = [f"{kind} {', '.join(names)}" for kind, names in kinds.items() if names]
     if not np.isfinite(card.measures[name]).any() or card.seeds < 2:
         return ""
-    return f"{WORDS[name].capitalize()}, against {base}: {'; '.join(told) or 'these seeds tell none apart'}."
+    n = len(card.selectors) - 1
+    return (f"{WORDS[name].capitalize()}, against {base} ({n} intervals of 95 %, each by itself): "
+            f"{'; '.join(told) or 'these seeds tell none apart'}.")  # fmt: skip
 
 
 def _by_seed(values: np.ndarray) -> dict[int, float]:

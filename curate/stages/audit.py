@@ -5,14 +5,15 @@
 
 Every selector goes its own way through the stages, with every seed; a cell is one stage of one such way. What was found
 of a cell is one small file, written when all of it is known, so a killed audit goes on with the cell it was at, and
-there by what its verbs had stored. One model is in memory at a time; of a way only the latest model is kept.
+there by what its verbs had stored. One model is in memory at a time; of a way only the latest model is kept. A cell
+that failed is told, and tried again by the next call.
 """
 
 from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +22,10 @@ from tqdm import tqdm
 
 from curate import query
 from curate.auditing import (
+    BASE,
     PAST,
     Audit,
+    Checked,
     Contender,
     Scoring,
     begin,
@@ -34,7 +37,7 @@ from curate.auditing import (
 from curate.claims import claim
 from curate.corpus import documents_of, left_out, rows_of
 from curate.costs import charged
-from curate.errors import CurateError, CurateFailure
+from curate.errors import CurateError
 from curate.horizon.scorecard import Scorecard, scorecard
 from curate.horizon.updates import concentration, drift, stability, update_products
 from curate.judging import Judge
@@ -45,9 +48,8 @@ from curate.stages.evaluate import evaluate
 from curate.stages.score import score
 from curate.stages.select import Choice, select
 from curate.stages.train import train
+from curate.storage import remove_tree, replace_tree
 from curate.workspace import Workspace, open_workspace
-
-BASE = "base"
 
 
 @dataclass
@@ -58,7 +60,6 @@ class Audited:
     sizes: list[int]
     cells: int = 0
     cells_now: int = 0
-    failed: list[str] = field(default_factory=list)
     card: Scorecard | None = None
     warnings: list[str] = field(default_factory=list)
     planned: dict[str, float] | None = None
@@ -67,56 +68,72 @@ class Audited:
 def audit(ws: Workspace, name: str, plan: Audit, *, fresh: bool = False, dry_run: bool = False) -> Audited:
     """Take every selector through the stages, measure what it does now and later, and sum that up.
 
-    The same call goes on where a killed one stood; further selectors and seeds may join. fresh: begin anew.
+    The same call goes on where a killed one stood; further selectors and seeds may join. fresh: begin anew, beside the
+    audit of that name, and put the new one in its place when it is complete.
 
     Raises CurateError for stages that share samples or have fewer than the budget, a target without its splits, a name
-    that is taken, or an audit of other settings under that name. What fails in one cell (as a loss that diverges) ends
-    that selector's way with that seed, is told, and leaves the others as they are.
+    that is taken, or an audit of other settings or data under that name. What fails in one cell (as a loss that
+    diverges) ends that selector's way with that seed, is told, and leaves the others as they are; the next call tries
+    it again.
     """
     ws.check_name(name, "audit")
     if not isinstance(ws.path, Path):
         raise CurateError("an audit works in folders of this machine; take a workspace on its disk.")
     ws.require_pool()
-    result = Audited(name, check(ws, plan), len(plan.stages) * len(plan.paths()) + 1)
+    checked, ways = check(ws, plan), plan.paths()
+    result = Audited(name, checked.sizes, len(plan.stages) * len(ways) + 1)
     if dry_run:
-        result.planned = {"cells": result.cells, "trainings": (result.cells - 1) + len(plan.paths()) * (
-            len(plan.stages) - 1) * bool(plan.probe.steps)}  # fmt: skip
+        branches = len(ways) * (len(plan.stages) - 1) * bool(plan.probe.steps)
+        result.planned = {"cells": result.cells, "trainings": len(ways) * len(plan.stages) + branches}
         return result
-    folder = ws.path / "audits" / name
+    final = ws.path / "audits" / name
+    folder = ws.path / "audits" / f".{name}.fresh" if fresh and final.exists() else final
     with claim(ws.path, f"audit {name}"):
-        begin(folder, plan, fresh)
-        its = _Grid(ws, folder, plan)
+        try:
+            begin(folder, plan, checked)
+        except CurateError:
+            if folder == final:
+                raise
+            remove_tree(folder)  # what another --fresh had begun
+            begin(folder, plan, checked)
+        its = _Grid(ws, folder, plan, checked)
+        its.retry()
         before = its.done()
         its.base()
-        for contender, seed in tqdm(plan.paths(), desc=f"audit {name}", unit=" ways", disable=None, leave=False):
+        for contender, seed in tqdm(ways, desc=f"audit {name}", unit=" ways", disable=None, leave=False):
             its.walk(contender, seed)
         result.cells_now = len(its.done() - before)
         shutil.rmtree(folder / "work", ignore_errors=True)
-    cells = [read_json(path) for path in sorted((folder / "cells").glob("*.json"))]
-    wanted = {(contender.name, seed) for contender, seed in plan.paths()} | {(BASE, 0)}
-    cells = [cell for cell in cells if (cell["selector"], cell["seed"]) in wanted]
-    result.failed = [
-        f"{c['selector']}, seed {c['seed']}, stage {c['stage']}: {c['error']}" for c in cells if c["error"]
-    ]
+        if folder != final:
+            replace_tree(folder, final, marker="audit.json")
+    cells = [read_json(path) for path in sorted((final / "cells").glob("*.json"))]
+    wanted = {(contender.name, seed) for contender, seed in ways} | {(BASE, 0)}
     result.card = scorecard(
-        cells,
+        [cell for cell in cells if (cell["selector"], cell["seed"]) in wanted],
         [contender.name for contender in plan.contenders],
         [(stage.name, stage.target) for stage in plan.stages],
         plan.elsewhere,
         plan.seeds,
         plan.measures,
     )
+    result.warnings = result.card.missing
     return result
 
 
 class _Grid:
     """The cells of one audit, in its folder."""
 
-    def __init__(self, ws: Workspace, folder: Path, plan: Audit):
-        self.ws, self.folder, self.plan = ws, folder, plan
+    def __init__(self, ws: Workspace, folder: Path, plan: Audit, checked: Checked):
+        self.ws, self.folder, self.plan, self.checked = ws, folder, plan, checked
 
     def done(self) -> set[str]:
         return {path.stem for path in (self.folder / "cells").glob("*.json")}
+
+    def retry(self) -> None:
+        """Forget what failed: the model before such a cell is still there."""
+        for path in (self.folder / "cells").glob("*.json"):
+            if read_json(path)["error"]:
+                path.unlink()
 
     def _cell(self, path: str, stage: int) -> Path:
         return self.folder / "cells" / f"{path}-t{stage}.json"
@@ -124,7 +141,9 @@ class _Grid:
     def _model(self, path: str, stage: int) -> ModelChoice:
         """The model of a way after a stage; before the first it is the same for all."""
         place = self.folder / "models" / (f"{path}-t{stage}" if stage else BASE)
-        return replace(self.plan.model, name=str(place.absolute()))
+        model = self.plan.model  # in bfloat16 a stage's update would be rounded away
+        dtype = "float32" if model.dtype == "auto" else model.dtype
+        return replace(model, name=str(place.absolute()), dtype=dtype)
 
     def _pool(self, stage: int) -> Path:
         return stage_pool(self.ws, self.plan, self.folder / "stages" / f"t{stage}", stage)
@@ -145,8 +164,11 @@ class _Grid:
         cell = self._cell(BASE, 0)
         if not cell.exists():
             bench = self._bench(BASE, 1)
-            found = evaluate(bench, BASE, self._judges(), model=self._model("", 0)).evaluations
+            precision = self.plan.settings.precision
+            found = evaluate(bench, BASE, self._judges(), model=self._model("", 0), precision=precision).evaluations
             self._commit(cell, BASE, 0, 0, self._performance(found))
+        for contender in self.plan.contenders:  # before any cell is charged: all ways share them
+            self._score(self._bench(BASE, 1), contender, self._model("", 0), past=False)
 
     def _judges(self) -> list[Judge]:
         return [Judge(target, self.plan.metric, limit=self.plan.limit) for target in self.plan.targets]
@@ -165,23 +187,25 @@ class _Grid:
             if not cell.exists():
                 try:
                     self._work(contender, seed, stage)
-                except CurateFailure as error:  # as a loss that diverges: this way ends here, and the others go on
+                except CurateError as error:  # as a loss that diverges: this way ends here, and the others go on
                     self._commit(cell, contender.name, seed, stage, {}, error=str(error))
-            if stage > 1:
-                self._forget(path, stage)
             if read_json(cell)["error"]:
-                break
-        self._forget(path, len(self.plan.stages) + 1)
+                return
+            self._forget(path, stage)
+        shutil.rmtree(self._model(path, len(self.plan.stages)).name, ignore_errors=True)
 
     def _forget(self, path: str, stage: int) -> None:
-        """Remove what no later stage needs: the model before, and where the stage was worked at."""
-        shutil.rmtree(self.folder / "models" / f"{path}-t{stage - 1}", ignore_errors=True)
-        shutil.rmtree(self.folder / "work" / f"{path}-t{stage}", ignore_errors=True)
+        """Remove what no later stage needs: the model before, and what training it left."""
+        if stage > 1:
+            shutil.rmtree(self._model(path, stage - 1).name, ignore_errors=True)
+            shutil.rmtree(self.folder / "work" / f"{path}-t{stage}", ignore_errors=True)
+        else:
+            shutil.rmtree(self._pool(1) / "runs" / path, ignore_errors=True)
 
     def _work(self, contender: Contender, seed: int, stage: int) -> None:
         path, plan = f"{contender.name}_s{seed}", self.plan
         bench, model = self._bench(path, stage), self._model(path, stage - 1)
-        chosen = self._choose(bench, contender, seed, stage, path, model)
+        chosen = self._choose(bench, contender, seed, stage, path, model, self._learnt(path, stage))
         settings = replace(plan.settings, eval_every=0)
         training = Training(model, plan.weighting, settings, manifest=f"{path}_data", seed=seed)
         trained = train(bench, path, training, judges=self._judges())  # at the end only
@@ -197,44 +221,63 @@ class _Grid:
         moved = drift(update_products(*places)) if stage > 1 else float("nan")
         found["drift"] = moved if np.isfinite(moved) else None
         if stage < len(plan.stages) and plan.probe.steps:
-            found["curve"] = self._branch(contender, seed, stage, path, after)
+            try:
+                found["curve"] = self._branch(contender, seed, stage, path, after, chosen["ids"])
+            except CurateError as error:  # what was learnt stands, though how well it goes on is not known
+                found |= {"curve": None, "branch": str(error)}
         cost = _cost(bench, path, {name for its in contender.scores for name in _tables(its)})
         self._commit(self._cell(path, stage), contender.name, seed, stage, **found, **cost)
 
     # --- choosing --------------------------------------------------------------------------------------------
 
     def _choose(
-        self, bench: Workspace, contender: Contender, seed: int, stage: int, path: str, model: ModelChoice
+        self,
+        bench: Workspace,
+        contender: Contender,
+        seed: int,
+        stage: int,
+        path: str,
+        model: ModelChoice,
+        learnt: list[tuple[Path, list[str]]],
     ) -> dict[str, Any]:
         """Score a stage's samples and choose among them, as the manifest PATH_data; what was chosen, in short."""
-        name, learnt = f"{path}_data", self._learnt(path, stage)
+        name, warnings = f"{path}_data", list[str]()
         remember(bench, learnt)
-        for its in contender.scores:
-            if its.target != PAST or learnt:
-                self._score(bench, its, model)
+        self._score(bench, contender, model, past=bool(learnt))
         if name not in bench.manifest_names():
             choice = Choice(
                 contender.by,
-                **self.plan.budget,  # type: ignore[arg-type]
+                **self.checked.rows(self.plan.budget, stage),  # type: ignore[arg-type]
                 seed=seed,
                 vectors=contender.vectors,
                 target=contender.target,
                 history=contender.history if learnt else None,
             )
-            select(bench, name, contender.selector, choice)
+            warnings = select(bench, name, contender.selector, choice).warnings
         ids = query.fetch(bench, f"SELECT id FROM {name} ORDER BY rank")["id"].to_pylist()
         clusters = self.plan.measures.clusters
         counted = f"""SELECT skill, count(*) FILTER (id IN (SELECT id FROM {name})) AS n
             FROM (SELECT id, ({clusters}\n)::VARCHAR AS skill FROM samples) GROUP BY skill ORDER BY skill"""
         counts = {str(row["skill"]): row["n"] for row in query.rows(bench, counted)}
         tokens = query.fetch(bench, f"SELECT sum(n_chars) / 4.0 AS t FROM {name} JOIN pool USING (id)")["t"][0].as_py()
-        return {"ids": ids, "clusters": counts, "tokens": float(tokens)}
+        return {"ids": ids, "clusters": counts, "tokens": float(tokens), "warnings": warnings}
 
-    def _score(self, bench: Workspace, its: Scoring, model: ModelChoice) -> None:
-        models = model if its.model == "current" else self._model("", 0)
-        usual = {role: ModelChoice(name) for role, name in type(its.score).usual_models.items()}
-        needs = set(its.score.models) - set(usual)
-        score(bench, its.score, target=its.target, models={**usual, **({"": models} if needs else {})} or None)
+    def _score(self, bench: Workspace, contender: Contender, model: ModelChoice, past: bool) -> None:
+        """All that a selector wants of a stage's samples; what goes through the same model shares a pass."""
+        groups: dict[str, list[Scoring]] = {}
+        for its in contender.scores:
+            if past or its.target != PAST:
+                groups.setdefault(its.model, []).append(its)
+        for which, its in groups.items():
+            models = model if which == "current" else self._model("", 0)
+            targets = list(dict.fromkeys(one.target for one in its if one.target))
+            for i, target in enumerate(targets or [None]):
+                some = [one.score for one in its if one.target == target or one.target is None and not i]
+                usual = {role: ModelChoice(name) for one in some for role, name in type(one).usual_models.items()}
+                needs = any(set(one.models) - set(type(one).usual_models) for one in some)
+                chosen = {**usual, **({"": models} if needs else {})}
+                methods = list({one.name: one for one in some}.values())
+                score(bench, *methods, target=target, models=chosen or None)
 
     def _learnt(self, path: str, stage: int) -> list[tuple[Path, list[str]]]:
         """What the way has learnt before a stage: where the samples are, and which."""
@@ -244,8 +287,10 @@ class _Grid:
 
     def _steadiness(self, bench: Workspace, run: str) -> dict[str, Any]:
         rows = list(query.rows(bench, f"SELECT loss, grad_norm FROM metrics WHERE run = '{run}' ORDER BY step"))
-        its = stability([row["loss"] for row in rows], [row["grad_norm"] for row in rows])
-        return {"spread": its.spread, "spikes": its.spikes, "norm_range": its.norm_range, "steps": len(rows)}
+        its = asdict(stability(
+            [row["loss"] for row in rows], [row["grad_norm"] for row in rows], self.plan.measures.running
+        ))  # fmt: skip
+        return {**{key: value if np.isfinite(value) else None for key, value in its.items()}, "steps": len(rows)}
 
     def _concentration(self, bench: Workspace, manifest: str, model: ModelChoice) -> float | None:
         """Of the gradients of some of the chosen samples, by lot, under the model that they were chosen by."""
@@ -267,18 +312,23 @@ class _Grid:
             meter.add(usage)
         return concentration(found)
 
-    def _branch(self, contender: Contender, seed: int, stage: int, path: str, model: ModelChoice) -> dict[str, Any]:
+    def _branch(
+        self, contender: Contender, seed: int, stage: int, path: str, model: ModelChoice, ids: list[str]
+    ) -> dict[str, Any]:
         """A short training on the next stage, judged on its val samples as it goes."""
         plan, probe = self.plan, self.plan.probe
         bench, run, lot = self._bench(path, stage + 1), f"{path}_branch", f"{path}_lot"
         if probe.data == "own":
-            self._choose(bench, contender, seed, stage + 1, path, model)
+            learnt = [*self._learnt(path, stage), (self._pool(stage), ids)]
+            self._choose(bench, contender, seed, stage + 1, path, model, learnt)
         elif lot not in bench.manifest_names():
-            select(bench, lot, plan.common, Choice(**plan.budget, seed=seed))  # type: ignore[arg-type]
+            budget = self.checked.rows(plan.budget, stage + 1)
+            select(bench, lot, plan.common, Choice(**budget, seed=seed))  # type: ignore[arg-type]
         settings = replace(plan.settings, steps=probe.steps, eval_every=probe.every, schedule="constant", warmup=0.0)
         judge = Judge(plan.stages[stage].target, plan.metric, "val", limit=probe.limit)
         manifest = f"{path}_data" if probe.data == "own" else lot
-        start = evaluate(bench, f"{path}_before", [judge], model=model, allow_val=True).evaluations
+        before, precision = f"{path}_before", settings.precision
+        start = evaluate(bench, before, [judge], model=model, allow_val=True, precision=precision).evaluations
         training = Training(model, plan.weighting, settings, manifest=manifest, seed=seed)
         train(bench, run, training, judges=[judge])
         found = query.rows(bench, f"SELECT step, value FROM evaluations WHERE run = '{run}' ORDER BY step")
@@ -307,12 +357,12 @@ class _Grid:
         **found: Any,
     ) -> None:
         """Write what was found of a cell, and charge the workspace's ledger with it."""
-        phase = f"stage {stage}"
-        with charged(self.ws.path, "audit", methods=[selector], name=self.folder.name, phase=phase) as meter:
-            meter.begin(1)
-            meter.through_model |= {"flops": flops, "seconds": seconds}
         its = {"selector": selector, "seed": seed, "stage": stage, "performance": performance, "error": error}
         write_json(cell, {**its, **found, "flops": flops, "seconds": seconds})
+        name, phase = self.folder.name.removeprefix(".").removesuffix(".fresh"), f"stage {stage}"
+        with charged(self.ws.path, "audit", methods=[selector], name=name, phase=phase) as meter:
+            meter.begin(1)
+            meter.through_model |= {"flops": flops, "seconds": seconds}
 
 
 def _tables(its: Scoring) -> set[str]:
@@ -322,8 +372,8 @@ def _tables(its: Scoring) -> set[str]:
 
 
 def _cost(bench: Workspace, path: str, scores: set[str]) -> dict[str, float]:
-    """FLOPs and seconds of a cell: its scores at their full price, its choice and its training; not its judges, its
-    branch or what only measures."""
+    """FLOPs and seconds of a cell: its scores at their full price, its choice and its training, with what kills threw
+    away; not its judges, its branch or what only measures."""
     found = {"flops": 0.0, "seconds": 0.0}
     for row in query.rows(bench, "SELECT stage, name, phase, flops, seconds FROM ledger WHERE phase <> 'evaluate'"):
         mine = row["stage"] == "score" and scores & set(row["name"].split(", "))

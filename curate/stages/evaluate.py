@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Literal
 
 from curate import __version__
 from curate.claims import claim
@@ -36,11 +36,13 @@ def evaluate(
     *,
     model: ModelChoice | None = None,
     allow_val: bool = False,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
 ) -> Evaluated:
     """Judge the latest checkpoint of a run, and store what was found.
 
     model: judge this one instead, under the name `run`, as a run that learns nothing: the base of a comparison. What
-    was found of the same questions is not computed again. allow_val: judge also on the split that chooses.
+    was found of the same questions is not computed again. allow_val: judge also on the split that chooses. precision:
+    of the products of such a model, as of `curate train`; a run has its own.
 
     Raises CurateError where there is no such run, target or split, and for the split val unless that is allowed.
     """
@@ -59,13 +61,14 @@ def evaluate(
     with claim(ws.path, f"run {run}"):
         recipe = its.recipe or recipe or {}
         checkpoint = its.latest() if recipe["weighting"] else None
-        (choice,) = model_choices({"models": {"base": recipe["model"]}}).values()
+        (stored,) = model_choices({"models": {"base": recipe["model"]}}).values()
+        choice = model or stored  # how it is run, on which device, is not stored
         with checkpoint.local() if checkpoint else nullcontext() as folder:
             dtype = "float32" if choice.dtype == "auto" else choice.dtype  # as in training
             lm = LanguageModel(replace(choice, name=str(folder or choice.name), dtype=dtype))
             if its.recipe is None:  # only now that there is such a model
                 its.begin(recipe)
-            settings = TrainSettings(**recipe["settings"])
+            settings = TrainSettings(**{"precision": precision, **recipe["settings"]})
             objective = Objective(lm, settings.in_bfloat16(lm.device.type))
             stamp = fingerprint(its.stamp(checkpoint.step if checkpoint else 0), objective.arithmetic())
             step, name = checkpoint.step if checkpoint else 0, choice.name
