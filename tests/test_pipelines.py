@@ -123,3 +123,14 @@ def test_choosing_within_the_step(tmp_path: Path) -> None:
     assert len([line for line in table.splitlines() if "of its time a step" in line]) == 1 + 9 + 4 + 3 + 3
     for name in ("ratio.png", "facts.png"):
         assert (tmp_path / "within" / name).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_long_horizon(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "pipelines/long_horizon.py"), "smoke", str(tmp_path / "long")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    later = done.stdout.partition("Later:")[2]
+    assert [line.split()[0] for line in later.splitlines()[2:4]] == ["random", "lhas"]
+    assert "2 selectors are too few to tell" in later
+    page = (tmp_path / "long/skills.html").read_text()
+    assert page.count("<img") >= 4 and "Learning on the next stage" in page
