@@ -234,6 +234,7 @@ def _mend(ws: Workspace) -> None:
             with contextlib.suppress(CurateError), claim(ws.path, f"run {name}"):  # the old one was aside already
                 replace_tree(fresh, ws.run_folder(name), marker="run.json")
     sweep_dropped(ws.path / "runs")
+    sweep_dropped(ws.path / "audits")
     settle(ws.path)
 
 

@@ -55,7 +55,8 @@ def workspace(folder: Path) -> Workspace:
     curate.ingest(ws, sorted(map(str, (SAMPLE / "pool").iterdir())), shard_bytes=150_000)
     for name in ("facts", "program", "strings"):
         for split in ("val", "test"):
-            curate.target(ws, name, str(SAMPLE / f"targets/{name}_{split}.jsonl"), split=split)
+            path = str(SAMPLE / f"targets/{name}_{split}.jsonl")
+            curate.target(ws, name, path, subtask="subtask", split=split)
     return ws
 
 
@@ -405,8 +406,8 @@ def test_a_hole_in_one_cell_leaves_the_rest() -> None:
     assert np.isnan(card.measures["utility"][0, 0]) and np.isfinite(card.measures["gain"]).all()
     assert np.isfinite(card.measures["utility"][1, 0]) and card.myopia is None and card.ranked == ["steady"]
     assert card.missing == ["greedy, seed 0, stage 3 (third): nothing could be judged on b"]
-    before = card_of([cell("base", 0, 0, [0.1, None, 0.3, 0.5]), *HAND[1:]])
-    assert before.missing == ["before the first stage nothing could be judged on b"] and before.myopia is None
+    before = card_of([cell("base", 0, 0, [None, 0.2, 0.3, 0.5]), *HAND[1:]])
+    assert before.missing == ["before the first stage nothing could be judged on a"] and before.myopia is None
     assert reading(card) == [
         "Fewer than two selectors have both a gain and a utility, so there are no ranks to compare."
     ]
@@ -453,4 +454,4 @@ def test_a_workspace_s_audit_is_one_at_a_time_and_named_as_others_are(audited: A
         curate.audit(ws, "Two", plan_of(PLAN))
     bad: Audit = replace(plan_of(PLAN), seeds=0)
     with pytest.raises(CurateError, match="at least one selector and one seed"):
-        curate.audit(ws, "none", bad)
+        curate.audit(ws, "nobody", bad)

@@ -206,7 +206,7 @@ def _ranks(measures: Mapping[str, np.ndarray], selectors: Sequence[str]) -> tupl
     """Ranks of those selectors that have both a gain and a utility with some seed."""
     both = np.isfinite(measures["gain"]) & np.isfinite(measures["utility"])
     there = np.flatnonzero(both.any(1))
-    ranked = [selectors[k] for k in there]
+    ranked = [selectors[int(k)] for k in there]
     if len(there) < 2:
         return None, ranked
     gain, utility = (np.where(both, measures[name], np.nan)[there] for name in ("gain", "utility"))

@@ -6,7 +6,7 @@ argument.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -51,7 +51,7 @@ def update_products(first: Path, before: Path, after: Path) -> dict[str, float]:
     return sums
 
 
-def _tensors(folder: Path) -> dict[str, object]:
+def _tensors(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
     """Every tensor of a model, read when it is asked for."""
     from functools import partial
 
@@ -61,7 +61,7 @@ def _tensors(folder: Path) -> dict[str, object]:
         with safe_open(file, "np") as f:
             return f.get_tensor(name)
 
-    found: dict[str, object] = {}
+    found: dict[str, Callable[[], np.ndarray]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "np") as f:
             found |= {name: partial(read, file, name) for name in f.keys()}  # noqa: SIM118

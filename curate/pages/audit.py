@@ -220,8 +220,7 @@ def _marker(k: int) -> str:
 def page(card: Scorecard, title: str) -> str:
     """The whole audit as one HTML file, its pictures inside."""
     parts = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(line)}</p>" for line in reading(card))]
-    for level, head in (("now", "Now"), ("later", "Later")):
-        parts += [f"<h2>{head}</h2>", _table(rows(card, level))]
+    parts += ["<h2>Now</h2>", _table(rows(card, "now")), "<h2>Later</h2>", _table(rows(card, "later"))]
     names = [n for n in (*NOW, *LATER) if np.isfinite(card.measures[n]).any()]
     better = {**NOW, **LATER}
     told = "; ".join(f"{n}: {WORDS[n]}{f' ({better[n]} is better)' if better[n] else ''}" for n in names)

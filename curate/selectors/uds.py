@@ -75,10 +75,10 @@ class Uds(Selector):
             ranked = some[by_value(values[some] + self.alpha * memory.distance(raw))]
             candidates.charge(2.0 * len(memory.kept) * raw.size)
             for best in ranked[: self.keep]:
-                if not budget.pays(spent, sizes[best]):
+                if not budget.pays(spent, float(sizes[best])):
                     break
                 chosen.append(int(best))
-                spent += sizes[best]
+                spent += float(sizes[best])
                 memory.push(vectors.raw(np.array([best])))
         return _topped_up(chosen, spent, order, sizes, budget)
 
@@ -87,7 +87,7 @@ def _topped_up(chosen: list[int], spent: float, order: np.ndarray, sizes: np.nda
     """What is left of the budget (samples were smaller than they are in the mean), spent on others by the same lot."""
     taken = set(chosen)
     for other in order.tolist():
-        if other not in taken and budget.pays(spent, sizes[other]):
+        if other not in taken and budget.pays(spent, float(sizes[other])):
             chosen.append(other)
-            spent += sizes[other]
+            spent += float(sizes[other])
     return np.array(chosen, np.int64)

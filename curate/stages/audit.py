@@ -214,8 +214,8 @@ class _Grid:
             shutil.rmtree(after.name, ignore_errors=True)
             save_plain(replace(model, name=trained.folder), Path(after.name))
             (Path(after.name) / "complete").touch()
-        found: dict[str, Any] = {"performance": self._performance(trained.evaluations), **chosen}
-        found |= self._steadiness(bench, path)
+        performance = self._performance(trained.evaluations)
+        found = {**chosen, **self._steadiness(bench, path)}
         found["concentration"] = self._concentration(bench, f"{path}_data", model)
         places = [Path(self._model(path, s).name) for s in (0, stage - 1, stage)]
         moved = drift(update_products(*places)) if stage > 1 else float("nan")
@@ -226,7 +226,7 @@ class _Grid:
             except CurateError as error:  # what was learnt stands, though how well it goes on is not known
                 found |= {"curve": None, "branch": str(error)}
         cost = _cost(bench, path, {name for its in contender.scores for name in _tables(its)})
-        self._commit(self._cell(path, stage), contender.name, seed, stage, **found, **cost)
+        self._commit(self._cell(path, stage), contender.name, seed, stage, performance, "", *cost, found)
 
     # --- choosing --------------------------------------------------------------------------------------------
 
@@ -354,11 +354,11 @@ class _Grid:
         error: str = "",
         flops: float = 0.0,
         seconds: float = 0.0,
-        **found: Any,
+        found: dict[str, Any] | None = None,
     ) -> None:
         """Write what was found of a cell, and charge the workspace's ledger with it."""
         its = {"selector": selector, "seed": seed, "stage": stage, "performance": performance, "error": error}
-        write_json(cell, {**its, **found, "flops": flops, "seconds": seconds})
+        write_json(cell, {**its, **(found or {}), "flops": flops, "seconds": seconds})
         name, phase = self.folder.name.removeprefix(".").removesuffix(".fresh"), f"stage {stage}"
         with charged(self.ws.path, "audit", methods=[selector], name=name, phase=phase) as meter:
             meter.begin(1)
@@ -371,7 +371,7 @@ def _tables(its: Scoring) -> set[str]:
     return {name, f"{name}_{its.target}"} if its.target else {name}
 
 
-def _cost(bench: Workspace, path: str, scores: set[str]) -> dict[str, float]:
+def _cost(bench: Workspace, path: str, scores: set[str]) -> tuple[float, float]:
     """FLOPs and seconds of a cell: its scores at their full price, its choice and its training, with what kills threw
     away; not its judges, its branch or what only measures."""
     found = {"flops": 0.0, "seconds": 0.0}
@@ -380,4 +380,4 @@ def _cost(bench: Workspace, path: str, scores: set[str]) -> dict[str, float]:
         if mine or row["stage"] in ("select", "train") and row["name"] in (path, f"{path}_data"):
             for key in found:
                 found[key] += row[key] or 0.0
-    return found
+    return found["flops"], found["seconds"]

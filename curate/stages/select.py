@@ -211,7 +211,8 @@ def _history(ws: Workspace, choice: Choice, state: TableState) -> Vectors:
             known = [*ws.manifest_names(), *ws.target_names()]
             raise CurateError(f"--history {name}: there is no manifest and no target of that name: "
                               f"{nearest(name, known)}")  # fmt: skip
-    return Vectors(*(np.concatenate([getattr(v, what) for v in found]) for what in ("unit", "norm", "error")))
+    unit, norm, error = (np.concatenate([getattr(v, what) for v in found]) for what in ("unit", "norm", "error"))
+    return Vectors(unit, norm, error)
 
 
 def _stamp(ws: Workspace, name: str) -> str:

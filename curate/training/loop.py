@@ -371,7 +371,7 @@ class Trainer:
     def _head(self) -> Any:
         """The output head as it is now: what was made of it before may be of other weights."""
         if any(p.requires_grad for p in self.model.head.parameters()):
-            self.model.__dict__.pop("output", None)
+            vars(self.model).pop("output", None)
         return self.model.output
 
     def _each(self, candidates: np.ndarray) -> np.ndarray:
