@@ -167,7 +167,7 @@ HURRIED = replace(DUAL, warmup=0.05, epochs=1)
 DUAL_REAL = Dualsft(warmup=0.05, batch_size=64, micro_batch_size=8)
 
 # Choosing within the step: 300 steps of 4 among 16; 5 % of the real samples.
-WITHIN = replace(LONG, batch_size=4, lr=5e-4, steps=300, target_batch=4, reduction="sample", eval_every=60)
+WITHIN = replace(LONG, batch_size=4, lr=5e-4, steps=300, target_batch=4, reduction="sample", eval_every=75)
 WITHIN_REAL = TrainSettings(
     batch_size=8, lr=1e-4, steps=242, lora_r=8, schedule="cosine", reduction="sample", eval_every=50, projection=256
 )
