@@ -3,8 +3,9 @@
     python pipelines/online_selection.py smoke|cpu|gpu [NEW-FOLDER] [--model MODEL]   (default: ./online-selection)
 
 Every arm learns from as many samples in as many steps, chosen among four times as many candidates; `random` takes the
-first that come, `full` all candidates. Then filter_then_weight without its parts, with other projections, with looks at
-the target that serve for longer, and from a stream that comes once. Ends in tables, a page and a picture.
+first that come, `full` all candidates, `truth` only what is right and of the target's skill. Then filter_then_weight
+without its parts, with other projections, with looks at the target that serve for longer, and from a stream that comes
+once. Ends in tables, a page and a picture.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from curate.pages.comparison import page, plot
 from curate.pages.diagnosis import Panel, lines
 from curate.plans import Feed, Past, Training
 from curate.scores.nll import Nll
+from curate.selectors.random import Random
+from curate.stages.select import Choice
 from curate.statistics import Mean, paired
 from curate.weightings.filter_then_weight import FilterThenWeight
 from curate.weightings.grad_match import GradMatch
@@ -63,6 +66,7 @@ PARTS = {
     "weights as they come": FilterThenWeight(rescale="none"),
 }
 PROJECTIONS, LOOKS = (32, 64, 128, 256), (4, 16, 64)
+TRUTH = "truth"  # where it is known, the candidates that are of the target's skill and not corrupt: the best there is
 Values = dict[int, float]
 
 
@@ -74,6 +78,8 @@ def main_arms(preset: Preset, model: ModelChoice, target: str) -> Iterator[tuple
         yield f"random_s{seed}", plain
         whole = replace(settings, batch_size=settings.batch_size * settings.oversample)
         yield f"full_s{seed}", replace(plain, settings=whole)
+        if preset.drawn:
+            yield f"{TRUTH}_s{seed}", replace(plain, manifest=TRUTH)
         for name, weighting in METHODS.items():
             chosen = replace(plain, weighting=weighting, target=target if weighting.uses_target else None)
             yield f"{name}_s{seed}", replace(chosen, by="nll_nll" if name == "rho_online" else None)
@@ -167,7 +173,7 @@ def table(ws: Workspace, preset: Preset, target: str) -> None:
     at_end, at_best = by_arm(found, last), by_arm(found, best)
     print(f"   {'arm':20} {'fixed budget':>16} {'over random':>28} {'over full':>28} {'best of run':>16} {'FLOPs':>9} "
           f"{'s/step':>7} {'corrupt':>8} {'skill':>6} {'fallback':>8}")  # fmt: skip
-    for arm in ("random", "full", *METHODS):
+    for arm in (a for a in ("random", "full", TRUTH, *METHODS) if a in at_end):
         values = at_end[arm]
         runs = [f"{arm}_s{seed}" for seed in values]
         mean = [float(np.mean([share[run][k] for run in runs])) for k in range(3)]
@@ -234,6 +240,9 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     else:
         preset.data(ws)
     target, _ = preset.pairs[0]
+    if preset.drawn:
+        where = f"meta->>'skill' = '{target}' AND meta->>'corrupt' = 'false'"
+        curate.select(ws, TRUTH, Random(), Choice(where=where, frac=1.0))
     steps, batch = preset.online.steps, preset.online.batch_size
     among = batch * preset.online.oversample
     print(f"1. {ws.n_rows():,} candidates, {steps} steps of {batch} among {among}; {target} is wanted.")

@@ -117,7 +117,7 @@ def test_choosing_within_the_step(tmp_path: Path) -> None:
     first, _, second = done.stdout.partition("2. filter_then_weight without its parts")
     told = {line.split()[0]: line for line in first.splitlines() if "e+" in line}
     methods = "filter_then_weight greats tracin_online less_online grad_match grad_norm max_loss rho_online".split()
-    assert list(told) == ["random", "full", *methods]
+    assert list(told) == ["random", "full", "truth", *methods]
     table = second.partition("\n\n")[2]
     assert [line for line in table.splitlines() if line.startswith("   from a stream")]
     assert len([line for line in table.splitlines() if "of its time a step" in line]) == 1 + 9 + 4 + 3 + 3
