@@ -236,6 +236,8 @@ def test_all_parameters_a_metric_that_is_better_high_own_branches_a_proxy_and_fr
     again = curate.audit(ws, "whole", plan_of(plan), fresh=True)
     assert again.cells_now == 5 and cells(ws, "whole") == found
     assert [p.name for p in (ws.path / "audits").iterdir()] == ["whole"]
+    joined = curate.audit(ws, "whole", plan_of({**plan, "seeds": 2}))  # in the folder that it was moved to
+    assert joined.cells_now == 4 and cells(ws, "whole").items() >= found.items()
     curate.target(ws, "program", str(SAMPLE / "targets/table_test.jsonl"), split="test")
     with pytest.raises(CurateError, match="exists, with other data: the target 'program' changed since"):
         curate.audit(ws, "whole", plan_of(plan))

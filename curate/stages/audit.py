@@ -241,7 +241,7 @@ class _Grid:
         learnt: list[tuple[Path, list[str]]],
     ) -> dict[str, Any]:
         """Score a stage's samples and choose among them, as the manifest PATH_data; what was chosen, in short."""
-        name, warnings = f"{path}_data", list[str]()
+        name = f"{path}_data"
         remember(bench, learnt)
         self._score(bench, contender, model, past=bool(learnt))
         if name not in bench.manifest_names():
@@ -253,7 +253,8 @@ class _Grid:
                 target=contender.target,
                 history=contender.history if learnt else None,
             )
-            warnings = select(bench, name, contender.selector, choice).warnings
+            select(bench, name, contender.selector, choice)
+        warnings = read_json(bench.manifest_path(name).with_suffix(".json"))["result"]["warnings"]
         ids = query.fetch(bench, f"SELECT id FROM {name} ORDER BY rank")["id"].to_pylist()
         clusters = self.plan.measures.clusters
         counted = f"""SELECT skill, count(*) FILTER (id IN (SELECT id FROM {name})) AS n
@@ -302,7 +303,7 @@ class _Grid:
         from curate.models.language_model import LanguageModel
 
         rows = rows_of(bench, manifest, None, False)
-        lm = LanguageModel(replace(model, dtype="float32" if model.dtype == "auto" else model.dtype))
+        lm = LanguageModel(model)
         documents = documents_of(bench, rows, self.plan.settings, lm)
         good = [some[0] for some, why in zip(documents, left_out(documents, rows), strict=True) if not why]
         lot = np.random.default_rng(0).permutation(len(good))[: measures.gradients]
