@@ -28,7 +28,8 @@ from curate.stages.select import Choice
 from curate.workspace import Workspace
 
 PLANS = Path(__file__).parent / "plans"
-SKILLS = ("facts", "program", "strings", "arithmetic", "translation", "table")
+SKILLS = {name: name for name in ("facts", "program", "strings", "arithmetic", "translation")}
+SKILLS["tables"] = "table"  # a word of SQL, which is no name of a target
 # Held out of the real pool by their ids: what has no target of its own, and of which samples it is made.
 HELD_OUT = {
     "p3": "source = 'p3'",
@@ -44,9 +45,9 @@ def sample(folder: Path) -> Workspace:
     """The sample corpus with all its targets."""
     ws = curate.open_workspace(folder / "ws")
     curate.ingest(ws, sorted(str(path) for path in (SAMPLE / "pool").iterdir()))
-    for name in SKILLS:
+    for name, file in SKILLS.items():
         for split in ("val", "test"):
-            curate.target(ws, name, str(SAMPLE / f"targets/{name}_{split}.jsonl"), subtask="subtask", split=split)
+            curate.target(ws, name, str(SAMPLE / f"targets/{file}_{split}.jsonl"), subtask="subtask", split=split)
     return ws
 
 

@@ -9,6 +9,7 @@ import functools
 import hashlib
 import io
 import json
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import dataclass, replace
@@ -243,7 +244,10 @@ def load(choice: ModelChoice) -> tuple[Any, Any]:
         import peft
 
         model, tokenizer = load(replace(choice, name=base_of(path)))
-        return peft.PeftModel.from_pretrained(model, str(path)).merge_and_unload().requires_grad_(False), tokenizer
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by names that are to go
+            merged = peft.PeftModel.from_pretrained(model, str(path)).merge_and_unload()
+        return merged.requires_grad_(False), tokenizer
     return _loaded(choice, AutoModelForCausalLM, "a causal language model")
 
 
