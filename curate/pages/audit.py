@@ -194,14 +194,14 @@ def _heat(card: Scorecard) -> bytes:
             if np.isfinite(value):
                 dark = abs(value) > 0.6 * most
                 axis.text(
-                    j, i, f"{value:+.2f}", ha="center", va="center", fontsize=8, color="white" if dark else "black"
+                    j, i, f"{value:+.2g}", ha="center", va="center", fontsize=8, color="white" if dark else "black"
                 )
         axis.set_xticks(
             range(len(card.stages)), [target for _, target in card.stages], rotation=30, ha="right", fontsize=8
         )
         axis.set_yticks(range(len(card.stages)), [f"after {name}" for name, _ in card.stages], fontsize=8)
         axis.set_title(card.selectors[k], fontsize=10)
-    figure.colorbar(image, ax=axes, label="change since the beginning, higher is better")
+    figure.colorbar(image, ax=axes, label="change since the start")
     return saved(plt, figure)
 
 
