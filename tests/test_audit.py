@@ -172,16 +172,22 @@ def test_an_audit_killed_three_times_ends_with_the_same_table(audited: Any, tmp_
 # --- what fails, and what is refused -----------------------------------------------------------------------
 
 
-def test_a_cell_that_fails_ends_its_way_is_told_and_leaves_the_others(tmp_path: Path, monkeypatch: Any) -> None:
-    ws = workspace(tmp_path / "ws")
+def diverging(name: str) -> Any:
+    """A training that fails in the run of that name."""
     train = stage.train
 
-    def diverging(bench: Workspace, run: str, *rest: Any, **more: Any) -> Any:
-        if run == "quality_s0":
+    def failing(bench: Workspace, run: str, *rest: Any, **more: Any) -> Any:
+        if run == name:
             raise CurateFailure("the loss is not a finite number at step 2.")
         return train(bench, run, *rest, **more)
 
-    monkeypatch.setattr(stage, "train", diverging)
+    return failing
+
+
+def test_a_cell_that_fails_ends_its_way_is_told_and_leaves_the_others(tmp_path: Path, monkeypatch: Any) -> None:
+    ws = workspace(tmp_path / "ws")
+    train = stage.train
+    monkeypatch.setattr(stage, "train", diverging("quality_s0"))
     plan = {**PLAN, "selectors": ["random", "quality", "loss"], "probe": {"steps": 0}, "measures": {"gradients": 0}}
     result = curate.audit(ws, "holed", plan_of(plan))
     assert result.warnings == ["quality, seed 0, stage 1 (facts): the loss is not a finite number at step 2."]
@@ -196,18 +202,11 @@ def test_a_cell_that_fails_ends_its_way_is_told_and_leaves_the_others(tmp_path: 
 
 def test_a_branch_that_fails_leaves_what_was_learnt(tmp_path: Path, monkeypatch: Any) -> None:
     ws = workspace(tmp_path / "ws")
-    train = stage.train
-
-    def diverging(bench: Workspace, run: str, *rest: Any, **more: Any) -> Any:
-        if run == "random_s0_branch":
-            raise CurateFailure("the loss is not a finite number at step 1.")
-        return train(bench, run, *rest, **more)
-
-    monkeypatch.setattr(stage, "train", diverging)
+    monkeypatch.setattr(stage, "train", diverging("random_s0_branch"))
     result = curate.audit(ws, "branchless", plan_of({**PLAN, "selectors": ["random", "quality"]}))
     (said,) = result.warnings
     assert said == (
-        "random, seed 0, stage 1 (facts): its branch is not known: the loss is not a finite number at step 1."
+        "random, seed 0, stage 1 (facts): its branch is not known: the loss is not a finite number at step 2."
     )
     measures = result.card.measures  # type: ignore[union-attr]
     assert np.isfinite(measures["gain"]).all() and np.isnan(measures["adaptation"][0]).all()
