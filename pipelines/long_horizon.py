@@ -2,9 +2,10 @@
 
     python pipelines/long_horizon.py smoke|cpu|gpu [NEW-FOLDER]   (default: ./long-horizon)
 
-smoke: two selectors, two stages. cpu: one sequence of three skills of the sample corpus, at 25 % of each. gpu: three
-sequences at 10, 25 and 50 %, LoRA and all parameters, ten seeds; and real data with SmolLM2-135M. Each ends in the
-two-level scorecard, a page with pictures, and a sentence that says whether a selector is myopic here.
+smoke: two selectors, two stages. cpu: one sequence of three skills of the sample corpus, at 25 % of each, and the same
+with LHAS's weights, one by one. gpu: three sequences at 10, 25 and 50 %, LoRA and all parameters, ten seeds; and real
+data with SmolLM2-135M. Each ends in the two-level scorecard, a page with pictures, and a sentence that says whether the
+selectors are myopic here.
 """
 
 from __future__ import annotations
@@ -82,7 +83,8 @@ def audits(preset: str, folder: Path) -> Iterator[tuple[str, str, dict[str, Any]
         return
     base = str(young(folder).name)
     if preset == "cpu":
-        yield "sample", "skills", {**told("skills"), "model": {"name": base, "device": "cpu"}}
+        for name in ("skills", "lhas_weights"):
+            yield "sample", name, {**told(name), "model": {"name": base, "device": "cpu"}}
         return
     for sequence in ("skills", "domains", "interleaved"):
         for share in (0.1, 0.25, 0.5):
