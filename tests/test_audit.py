@@ -396,6 +396,10 @@ def test_of_eight_selectors_a_full_reversal_is_told_from_chance_and_so_is_agreem
         found += [cell(name, 0, t, [0.1 * k, 0.1 * k, 0.1 * k, far]) for t in (1, 2, 3)]
     card = scorecard(found, names, STAGES, ["far"], 1, Measures(gamma=10.0))
     assert said in reading(card)[0]
+    assert ("No selector gains" in " ".join(reading(card))) == (card.measures["gain"].max() < 0.0)
+    below = [cell("base", 0, 0, [0.9, 0.9, 0.9, 0.5]), *found[1:]]
+    worse = scorecard(below, names[:2], STAGES, ["far"], 1, Measures())
+    assert "No selector gains on its own stages here" in reading(worse)[2]
 
 
 def test_a_hole_in_one_cell_leaves_the_rest() -> None:

@@ -55,6 +55,8 @@ def reading(card: Scorecard) -> list[str]:
         f"as large and {its.agree:.1%} one as small: {_verdict(its, len(order))}.",
         f"Now: {', '.join(order)}. In the end: {', '.join(later)}. {_movers(card)}",
     ]
+    if (_mean_over_seeds(card.measures["gain"].T) < 0).all():
+        lines.append("No selector gains on its own stages here, so that now tells who does least harm.")
     base = card.selectors[0]
     for name in ("gain", "utility", "forgetting", "adaptation"):
         if said := _apart(card, name, base):
