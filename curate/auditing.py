@@ -1,9 +1,9 @@
 """What a long-horizon audit is made of: stages, the selectors that contend, and how they are measured.
 
-WS/audits/NAME/audit.json                 what it was begun with
-               cells/PATH-t1.json         what was found of a selector and a seed at a stage; there once it is done
-               models/PATH-t1/            a model between two stages, while it is needed
-               stages/t1/, work/PATH-t2/  workspaces of one stage's samples, in which its cells are worked at
+audits/NAME/audit.json                 what it was begun with
+            cells/PATH-t1.json         what was found of a selector and a seed at a stage; there once it is done
+            models/PATH-t1/            a model between two stages, while it is needed
+            stages/t1/, work/PATH-t2/  workspaces of one stage's samples, in which its cells are worked at
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ selectors are myopic here.
 from __future__ import annotations
 
 import argparse
+import tempfile
 import time
 import tomllib
 from collections.abc import Iterator
@@ -59,13 +60,14 @@ def real(folder: Path) -> Workspace:
     real_targets(ws)
     for split, file in (("val", "targets/code_val.jsonl"), ("test", "eval/code_test.jsonl")):
         curate.target(ws, "code", str(SHARED / file), split=split)
+    there = {(row["target"], row["split"]) for row in curate.sql(ws, "SELECT DISTINCT target, split FROM targets")}
     for name, where in HELD_OUT.items():
         for split, part in SPLITS.items():
-            manifest = f"held_out_{name}_{split}"
-            if manifest not in ws.manifest_names():
-                curate.select(ws, manifest, Top(), Choice(by="-row", where=f"{where} AND {part}", frac=1.0))
-                out = folder / manifest
-                curate.target(ws, name, curate.export(ws, manifest, Jsonl(), str(out)).files[0], split=split)
+            if (name, split) not in there:
+                curate.select(ws, "held_out", Top(), Choice(by="-row", where=f"{where} AND {part}", frac=1.0))
+                with tempfile.TemporaryDirectory() as aside:
+                    files = curate.export(ws, "held_out", Jsonl(), f"{aside}/out").files
+                    curate.target(ws, name, files[0], split=split)
     return ws
 
 

@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
 import time
+import tomllib
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -309,6 +311,16 @@ def test_the_plans_that_come_with_the_pipelines_are_read() -> None:
     for path in sorted((ROOT / "pipelines/plans").glob("*.toml")):
         plan = read_plan(path)
         assert len(plan.stages) >= 3 and len(plan.contenders) == 8 and plan.budget == {"frac": 0.25}
+
+
+def test_the_plan_in_the_readme_is_one() -> None:
+    (block,) = re.findall(r"```toml\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+    with pytest.raises(CurateError, match="no such"):
+        read_plan(ROOT / "no-such-plan.toml")
+    plan = plan_of({**tomllib.loads(block)})
+    mine = plan.contenders[-1]
+    assert (mine.name, mine.by, [s.target for s in mine.scores]) == ("mine", "bm25_own + nll", ["own", None])
+    assert plan.contenders[-2].selector.settings()["rho"] == 2.0
 
 
 # --- concentration -----------------------------------------------------------------------------------------

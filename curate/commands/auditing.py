@@ -122,7 +122,14 @@ def _plain(card: Scorecard) -> dict[str, Any]:
 
     its = card.myopia
     found = (
-        {"gap": its.gap, "each": its.each.tolist(), "null": its.null, "p": its.p, "interval": its.interval}
+        {
+            "gap": its.gap,
+            "each": its.each.tolist(),
+            "null": its.null,
+            "p": its.p,
+            "agree": its.agree,
+            "interval": its.interval,
+        }
         if its
         else None
     )
