@@ -120,6 +120,14 @@ class Backward:
             self.at, self._index = self._at(checkpoint, index), index
         return self.at
 
+    @property
+    def linear(self) -> dict[str, tuple[int, ...]]:
+        """The shapes of linear layers' matrices, of those whose gradients are taken: no embedding's, no output head's."""
+        lm = self.lm
+        aside = {id(p) for m in lm.model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+        aside |= {id(p) for p in lm.head.parameters()} if lm.plain_head else set()
+        return {n: tuple(p.shape) for n, p in self.parameters.items() if p.ndim == 2 and id(p) not in aside}
+
     def _take(self, lm: LanguageModel) -> None:
         model = lm.model
         if next(model.parameters()).dtype == torch.float16:

@@ -124,11 +124,8 @@ class Sketcher:
 def gram(model: Backward, encoded: Sequence[Encoded], k: int, seed: int = 0) -> tuple[np.ndarray, Usage]:
     """Inner products of samples' gradients over all linear layers, each side projected to k numbers (0: none), float64
     [n, n] of the n samples that have a gradient; and what they cost."""
-    aside = {id(p) for m in model.lm.model.modules() if isinstance(m, torch.nn.Embedding) for p in m.parameters()}
-    aside |= {id(p) for p in model.lm.head.parameters()} if model.lm.plain_head else set()
-    shapes = {n: tuple(p.shape) for n, p in model.parameters.items() if p.ndim == 2 and id(p) not in aside}
-    sketcher, usage = Sketcher(shapes, k, seed, model.lm.device), model.lm.usage()
-    made: dict[str, list[Tensor]] = {name: [] for name in shapes}
+    sketcher, usage = Sketcher(model.linear, k, seed, model.lm.device), model.lm.usage()
+    made: dict[str, list[Tensor]] = {name: [] for name in model.linear}
     longest = max((len(one.ids) for one in encoded), default=1)
     size = max(1, model.lm.batch_tokens // longest)
     for start in range(0, len(encoded), size):

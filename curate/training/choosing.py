@@ -85,9 +85,8 @@ class Chooser:
         self._trained = trained
         self._unfreeze()
         head = {id(p) for p in model.head.parameters()} if model.plain_head else set()
-        aside = head | {id(p) for m in model.model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
         self.parameters = self.backward.parameters
-        shapes = {n: tuple(p.shape) for n, p in self.parameters.items() if p.ndim == 2 and id(p) not in aside}
+        shapes = self.backward.linear
         if not shapes:
             raise CurateError("no linear layer of the model is trained, so there is no gradient to compare.")
         if matching.tokens and any(id(p) in head for p in trained):
