@@ -122,7 +122,7 @@ class Backward:
 
     @property
     def linear(self) -> dict[str, tuple[int, ...]]:
-        """The shapes of linear layers' matrices, of those whose gradients are taken: no embedding's, no output head's."""
+        """Shapes of linear layers' matrices, of those whose gradients are taken: no embedding's, no output head's."""
         lm = self.lm
         aside = {id(p) for m in lm.model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
         aside |= {id(p) for p in lm.head.parameters()} if lm.plain_head else set()
