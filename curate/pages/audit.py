@@ -55,7 +55,8 @@ def reading(card: Scorecard) -> list[str]:
         f"as large and {its.agree:.1%} one as small: {_verdict(its, len(order))}.",
         f"Now: {', '.join(order)}. In the end: {', '.join(later)}. {_movers(card)}",
     ]
-    if (_mean_over_seeds(card.measures["gain"].T) < 0).all():
+    gain = _mean_over_seeds(card.measures["gain"].T)
+    if (gain[np.isfinite(gain)] < 0).all():
         lines.append("No selector gains on its own stages here, so that now tells who does least harm.")
     base = card.selectors[0]
     for name in ("gain", "utility", "forgetting", "adaptation"):
@@ -178,8 +179,7 @@ def _scatter(card: Scorecard, x: str, y: str) -> bytes:
 def _heat(card: Scorecard) -> bytes:
     """Of every selector: what each task is worth after each stage, less what it was before the first."""
     plt, n = pyplot(), len(card.selectors)
-    with np.errstate(invalid="ignore"):
-        change = np.array([_mean_over_seeds(card.matrices[k]) for k in range(n)])
+    change = np.array([_mean_over_seeds(card.matrices[k]) for k in range(n)])
     change = change[:, 1:] - change[:, :1]
     most = float(np.nanmax(np.abs(change))) if np.isfinite(change).any() else 1.0
     across = min(n, 4)
@@ -207,9 +207,11 @@ def _heat(card: Scorecard) -> bytes:
     return saved(plt, figure)
 
 
-def _mean_over_seeds(matrices: np.ndarray) -> np.ndarray:
-    there = np.isfinite(matrices)
-    return np.where(there, matrices, 0).sum(0) / there.sum(0)
+def _mean_over_seeds(found: np.ndarray) -> np.ndarray:
+    """Means over the first axis of what is there; NaN where no seed has a value."""
+    there = np.isfinite(found)
+    with np.errstate(invalid="ignore"):
+        return np.where(there, found, 0).sum(0) / there.sum(0)
 
 
 def _marker(k: int) -> str:
