@@ -31,6 +31,7 @@ _VERBS = {
     "select": "curate.stages.select",
     "replay": "curate.stages.select",
     "weigh": "curate.stages.weigh",
+    "mix": "curate.stages.mix",
     "mask": "curate.stages.mask",
     "train": "curate.stages.train",
     "compare": "curate.stages.compare",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from curate.stages.export import preview as preview
     from curate.stages.ingest import ingest as ingest
     from curate.stages.mask import mask as mask
+    from curate.stages.mix import mix as mix
     from curate.stages.neighbors import neighbors as neighbors
     from curate.stages.score import score as score
     from curate.stages.select import replay as replay

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import curate
-from curate.commands import auditing, choosing, looking, pool, scoring, training
+from curate.commands import auditing, choosing, looking, mixing, pool, scoring, training
 from curate.console import run
 from curate.errors import CurateError, nearest
 
@@ -50,6 +50,7 @@ for command in (
         looking.methods,
         choosing.select,
         choosing.weigh,
+        mixing.mix,
         choosing.mask,
         choosing.export,
     ),

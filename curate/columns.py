@@ -13,6 +13,8 @@ from curate.lineage import TableState, score_state
 from curate.shards import read_table
 from curate.workspace import Workspace
 
+TOKENS = "n_chars / 4.0"  # of a sample: a usual rule of thumb for English; --token-count takes a better one
+
 
 def scores_of(ws: Workspace, *expressions: str | None) -> list[TableState]:
     """The scores that SQL expressions over `samples` use."""
@@ -24,6 +26,12 @@ def column_of(ws: Workspace, expression: str, rows: np.ndarray) -> np.ndarray:
     # The line's end closes a comment.
     table = query.fetch(ws, f'SELECT ({expression}\n)::DOUBLE AS "value" FROM samples ORDER BY row')
     return table["value"].to_numpy()[rows]
+
+
+def texts_of(ws: Workspace, expression: str, rows: np.ndarray) -> list[str | None]:
+    """What an expression over `samples` says of some rows of the pool, as texts."""
+    table = query.fetch(ws, f'SELECT ({expression}\n)::VARCHAR AS "value" FROM samples ORDER BY row')
+    return table["value"].take(pa.array(rows)).to_pylist()
 
 
 def samples_at(

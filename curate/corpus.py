@@ -9,11 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from curate.columns import column_of, samples_at, scores_of
+from curate.columns import column_of, samples_at, scores_of, texts_of
 from curate.errors import CurateError
+from curate.fingerprint import ids_as_integers
 from curate.formats import Reader, Refused
 from curate.lineage import usable
-from curate.manifest import read_manifest
+from curate.manifest import is_mixture, read_any
 from curate.shards import read_table
 from curate.training.settings import TrainSettings
 from curate.workspace import Workspace
@@ -21,12 +22,17 @@ from curate.workspace import Workspace
 if TYPE_CHECKING:  # loaded only when there is something to train
     from curate.models.language_model import LanguageModel
     from curate.models.tokens import Encoded, Sample
+    from curate.training.draws import Draws
     from curate.training.examples import Examples
 
 
 @dataclass(frozen=True)
 class Rows:
-    """The samples of a training, by rank where a manifest ranks them: row, id, weight, repeats; and their column."""
+    """The samples of a training, by rank where a manifest ranks them: row, id, weight, repeats; and their column.
+
+    draws: where a mixture says how often samples of which domain are drawn; domains: their names. kept: where given,
+    the samples in tokens stay there, for several trainings of one model and settings.
+    """
 
     row: np.ndarray
     id: pa.ChunkedArray
@@ -35,12 +41,18 @@ class Rows:
     column: np.ndarray | None
     lineage: dict[str, Any] | None
     warnings: list[str]
+    draws: Draws | None = None
+    domains: Sequence[str] = ()
+    kept: dict[str, list[list[Encoded]]] | None = None
 
 
-def rows_of(ws: Workspace, manifest: str | None, by: str | None, allow_stale: bool) -> Rows:
+def rows_of(ws: Workspace, manifest: str | None, by: str | None, allow_stale: bool, seed: int = 0) -> Rows:
+    """Of a manifest, or the whole pool; by: an SQL expression, their column. seed: of the draws of a mixture."""
     lineage = None
     if manifest:
-        table, lineage = read_manifest(ws, manifest)
+        table, lineage = read_any(ws, manifest)
+        if is_mixture(lineage):
+            return _drawn(ws, table, lineage, by, allow_stale, seed)
         row, ids = table["row"].to_numpy(), table["id"]
         weight, repeats = table["weight"].to_numpy().astype(np.float64), table["repeats"].to_numpy()
         _refuse_weights(manifest, weight, ids)
@@ -53,6 +65,40 @@ def rows_of(ws: Workspace, manifest: str | None, by: str | None, allow_stale: bo
         column = column_of(ws, by, row)
     mean = float((weight * repeats).sum() / max(repeats.sum(), 1))
     return Rows(row, ids, weight / mean, repeats, column, lineage, warnings)
+
+
+def _drawn(
+    ws: Workspace, table: pa.Table, lineage: dict[str, Any], by: str | None, allow_stale: bool, seed: int
+) -> Rows:
+    """All samples that a mixture may draw."""
+    from curate.training.draws import Draws
+
+    rows = rows_of(ws, (lineage["manifest"] or {}).get("name"), by, allow_stale)
+    names = table["source"].to_pylist()
+    domain = domains_at(ws, rows.row, lineage["domain"], names)
+    keys, share = ids_as_integers(rows.id.to_pylist()), table["rows"].to_numpy().astype(np.float64)
+    if not lineage["exact"]:
+        share = np.array(lineage["share"])
+    draws = Draws(domain, keys, share / share.sum(), int(table["rows"].to_numpy().sum()), lineage["exact"], seed)
+    require_drawable(draws, names)
+    return replace(rows, lineage=lineage, draws=draws, domains=names)
+
+
+def require_drawable(draws: Draws, names: Sequence[str]) -> None:
+    """Raises CurateError where a domain is to be drawn from that has no sample."""
+    there = np.bincount(draws.domain[draws.domain >= 0], minlength=len(names))
+    for name, share, count in zip(names, draws.share, there, strict=True):
+        if share > 0 and not count:
+            raise CurateError(
+                f"the mixture draws {share:.1%} from the domain '{name}', which has no sample left to learn from; mix "
+                "again without it."
+            )
+
+
+def domains_at(ws: Workspace, rows: np.ndarray, domain: str, names: Sequence[str]) -> np.ndarray:
+    """The domain of some rows of the pool, positions in `names`, int64; -1 for another, or none."""
+    places = {name: i for i, name in enumerate(names)}
+    return np.array([places.get(name or "", -1) for name in texts_of(ws, domain, rows)], np.int64)
 
 
 def pool_ids(ws: Workspace) -> pa.ChunkedArray:
@@ -93,6 +139,8 @@ def documents_of(ws: Workspace, rows: Rows, settings: TrainSettings, lm: Languag
     from curate.models.tokens import encode
     from curate.training.examples import pieces
 
+    if rows.kept:
+        return rows.kept["documents"]
     found: list[list[Encoded]] = [[] for _ in rows.row]
     for places, table in samples_at(ws, rows.row, rows.id, ["messages", "text"]):
         samples = table.select(["messages", "text"]).to_pylist()
@@ -101,6 +149,8 @@ def documents_of(ws: Workspace, rows: Rows, settings: TrainSettings, lm: Languag
                 found[place] = [piece for piece in pieces(one, lm.context) if piece.supervised.any()]
                 continue
             found[place] = [_cut(one, settings, lm)]
+    if rows.kept is not None:
+        rows.kept["documents"] = found
     return found
 
 

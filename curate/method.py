@@ -295,7 +295,7 @@ def highest(values: np.ndarray, sizes: np.ndarray, budget: Budget) -> np.ndarray
 
 # --- weightings ------------------------------------------------------------------------------------------
 
-Signal = Literal["loss", "column", "base_loss", "base_token_loss", "states", "outputs"]
+Signal = Literal["loss", "token_loss", "column", "base_loss", "base_token_loss", "states", "outputs", "domains"]
 
 
 class Weighting(Method):
@@ -303,7 +303,8 @@ class Weighting(Method):
 
     scope 'sample': a sample's weight depends on that sample alone; 'batch': on all samples of the step, of every
     process and micro-batch, which `update` then sees together. needs: what of a Step it looks at; 'column' is one that
-    the user names, 'base_loss' the same or else the sample's mean loss under the model that training begins with.
+    the user names, 'base_loss' the same or else the sample's mean loss under the model that training begins with (or
+    another, that `Training.reference` names); 'domains' wants samples that are drawn from a mixture.
     uses_target: whether it is given anchors, the target's samples as the model sees them, every `refresh` steps.
     normalize: 'mean1' divides by the sum of the weights (of tokens) instead of their number, so that a step's weights
     are 1 in the mean. The state is plain arrays, so that a checkpoint can hold it.
@@ -344,6 +345,64 @@ def weigh_once(weighting: Weighting, values: np.ndarray) -> np.ndarray:
     """The weights of samples from one column of them, float64 [N], as if all were one step's: a weighting offline."""
     column = np.asarray(values, np.float64)
     return weighting.update(Step(1, loss=column, column=column), weighting.init(column))[0].values
+
+
+# --- mixers ----------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Domains:
+    """D domains of a pool, by name.
+
+    sizes: float64 [D], in the unit that their weights are shares of: samples or tokens. values: float64 [D], of each
+    the mean of the user's column; null where none was named.
+    """
+
+    names: Sequence[str]
+    sizes: np.ndarray
+    values: np.ndarray | None = None
+
+    @property
+    def share(self) -> np.ndarray:
+        """Of each domain in the pool, float64 [D], summing to 1."""
+        return self.sizes / self.sizes.sum()
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """Weights of domains, float64 [D], summing to 1; and what is to be told of how they were found."""
+
+    weights: np.ndarray
+    told: Mapping[str, float] = field(default_factory=dict)
+
+
+class Proxies(ABC):
+    """Small models that a mixer may have trained on mixtures; how, the user says."""
+
+    @abstractmethod
+    def train(self, label: str, weights: np.ndarray, weighting: Weighting | None = None, reference: str = "") -> Arrays:
+        """Train one on a mixture, float64 [D]; returns what its weighting remembers in the end. reference: the label
+        of an earlier one, whose losses the weighting compares with."""
+
+    @abstractmethod
+    def losses(self, mixtures: np.ndarray) -> np.ndarray:
+        """Train one on each of N mixtures, float64 [N, D]; returns their losses on the K targets, float64 [N, K]."""
+
+
+class Mixer(Method):
+    """Turns domains into weights.
+
+    uses_values: whether it looks at a column of the samples. trains: whether it has proxies trained. judges: whether
+    these are judged on targets.
+    """
+
+    uses_values: ClassVar[bool] = False
+    trains: ClassVar[bool] = False
+    judges: ClassVar[bool] = False
+
+    @abstractmethod
+    def mix(self, domains: Domains, proxies: Proxies | None = None) -> Mixed:
+        """The weights of the domains."""
 
 
 # --- masks -----------------------------------------------------------------------------------------------
@@ -546,6 +605,7 @@ KINDS: dict[str, type[Method]] = {
     "score": Score,
     "selector": Selector,
     "weighting": Weighting,
+    "mixer": Mixer,
     "mask": Mask,
     "metric": Metric,
     "export": Export,

@@ -17,7 +17,7 @@ from curate.models.load import SHAPING, ModelChoice
 from curate.training.settings import TrainSettings
 from curate.workspace import Workspace, pool_fingerprint
 
-LINEAGE = ("selector", "choice", "weighting", "by", "repeats", "manifest", "selection", "scores")  # of a manifest
+LINEAGE = ("selector", "choice", "weighting", "mixer", "by", "repeats", "manifest", "selection", "scores")  # of one
 HOW = (
     "checkpoint_every",
     "checkpoint_epochs",
@@ -70,7 +70,7 @@ class Training:
     manifest: whose samples, weights and repeats; null: the whole pool. target: of a weighting that uses one. by: SQL
     expression over `samples`, the column of a weighting that uses one. mask: which numbers are trained; null: all of
     what `lora_r` says. masking: its method, of one that is chosen anew. stream: samples that come once, instead of what
-    is stored.
+    is stored. reference: the model whose losses a weighting compares with; null: the one that training begins with.
     """
 
     model: ModelChoice
@@ -84,6 +84,7 @@ class Training:
     mask: StoredMask | None = None
     masking: Mask | None = None
     stream: Feed | None = None
+    reference: ModelChoice | None = None
 
 
 def refuse_unused(training: Training) -> None:
@@ -98,11 +99,14 @@ def refuse_unused(training: Training) -> None:
     for option, given, used in (
         ("--target", training.target, weighting.uses_target),
         ("--by", training.by, bool(uses_column)),
+        ("--reference", training.reference and training.reference.name, _compares(training)),
     ):
         if given and not used:
             raise CurateError(f"the weighting '{weighting.name}' uses no {option}; leave out {option} {given}.")
     if training.stream:
         _refuse_for_stream(training, uses_column)
+    if "domains" in weighting.needs and not training.manifest:
+        raise CurateError(f"the weighting '{weighting.name}' weighs domains: add --manifest NAME, of a `curate mix`.")
     if weighting.uses_target and not training.target:
         raise CurateError(f"the weighting '{weighting.name}' needs a target: add --target NAME.")
     if "column" in weighting.needs and not training.by:
@@ -129,6 +133,12 @@ def _refuse_for_stream(training: Training, uses_column: set[str]) -> None:
         raise CurateError("a stream has no epochs: say how many steps to take, as by --set steps=300.")
 
 
+def _compares(training: Training) -> bool:
+    """Whether the weighting looks at losses of another model."""
+    needs = training.weighting.needs
+    return "base_token_loss" in needs or "base_loss" in needs and not training.by
+
+
 def _needs_base(training: Training) -> bool:
     return "base_token_loss" in training.weighting.needs
 
@@ -150,6 +160,7 @@ def run_recipe(
         "selection": {key: lineage[key] for key in LINEAGE if key in lineage} if lineage else None,
         "weighting": {"name": weighting.name, "version": weighting.version, "settings": weighting.settings()},
         "by": training.by,
+        "reference": model_recipe(training.reference) if training.reference else None,
         "scores": scores,
         "target": training.target,
         "target_fingerprint": target.fingerprint if target else None,
@@ -179,6 +190,9 @@ def _mask_recipe(mask: StoredMask | None) -> dict[str, Any] | None:
 def refuse_other_run(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raises CurateError where the run of that name was begun otherwise, but for what changes no result."""
     remedy = f"choose another name, or --fresh to train '{name}' anew."
+    if old.get("reference") != new["reference"]:
+        was, now = ((m or {}).get("name", "the model it began with") for m in (old.get("reference"), new["reference"]))
+        raise CurateError(f"the run '{name}' exists, compared with {was}, not {now} (or made anew); {remedy}")
     for what in ("manifest", "manifest_sha256", "pool", "stream", "by", "target", "target_fingerprint", "seed"):
         if old.get(what) != new[what]:
             raise CurateError(f"the run '{name}' exists, with {what} {old.get(what)}, not {new[what]}; {remedy}")

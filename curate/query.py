@@ -20,9 +20,10 @@ import pyarrow as pa
 
 from curate.errors import CurateError, CurateFailure, nearest
 from curate.lineage import TableState, sample_columns, score_recipe, score_state, table_state
+from curate.manifest import schema_of
 from curate.runs import Run
-from curate.schema import EVALUATIONS, LEDGER, MANIFEST, METRICS, POOL, REJECTS, RUNS, TARGET, TRAINED, VIEWS
-from curate.shards import Parts
+from curate.schema import EVALUATIONS, LEDGER, METRICS, POOL, REJECTS, RUNS, TARGET, TRAINED, VIEWS
+from curate.shards import Parts, read_json
 from curate.storage import Location, ObjectPath
 from curate.workspace import Workspace
 
@@ -72,7 +73,8 @@ def connect(ws: Workspace, query: str) -> duckdb.DuckDBPyConnection:
             _create(connection, name, _vectors(ws, table_state(ws, "vectors", name)))
     for name in ws.manifest_names():
         if words is None or name in words:
-            _create(connection, name, _read([ws.manifest_path(name)], MANIFEST))
+            path = ws.manifest_path(name)
+            _create(connection, name, _read([path], schema_of(read_json(path.with_suffix(".json")))))
     return connection
 
 

@@ -18,7 +18,7 @@ import orjson
 import pyarrow as pa
 from tqdm import tqdm
 
-from curate.corpus import Rows, anchors_of, documents_of, encoded_one_by_one, left_out
+from curate.corpus import Rows, anchors_of, documents_of, encoded_one_by_one, left_out, require_drawable
 from curate.costs import Meter, charged
 from curate.errors import CurateError, CurateFailure
 from curate.fingerprint import fingerprint
@@ -250,6 +250,8 @@ def _data(
     from curate.training.data import Data
     from curate.training.examples import Examples
 
+    if rows.draws and training.settings.order != "shuffle":
+        raise CurateError(f"a mixture is drawn by lot, so it has no order={training.settings.order}; leave that out.")
     encoded = documents_of(run.ws, rows, training.settings, model.model)
     whys = left_out(encoded, rows)
     for why in whys:
@@ -268,6 +270,7 @@ def _data(
             result.cut += piece.cut
     examples = Examples.of(kept, of)
     result.samples = len(places)
+    draws = rows.draws and replace(rows.draws, domain=rows.draws.domain[places], keys=rows.draws.keys[places])
     documents = np.repeat(np.arange(len(kept)), rows.repeats[places][examples.sample])
     anchors = _anchors(target, model)
     column, base = None if rows.column is None else rows.column[places], None
@@ -276,7 +279,12 @@ def _data(
         base = _base_losses(run, training, examples, model, meters, processes)
         if column is None:
             column = _means(base, examples)
-    return Data(examples, documents, rows.weight[places], column, anchors, base), places
+    data = Data(examples, documents, rows.weight[places], column, anchors, base)
+    if draws:
+        require_drawable(draws, rows.domains)
+        data = replace(data, draws=draws, vocabulary=len(model.model.tokenizer))
+        data = replace(data, documents=data.of_epoch(0))
+    return data, places
 
 
 def _anchors(target: Target | None, model: Trainee) -> Any:
@@ -304,7 +312,8 @@ def _streamed(training: Training, target: Target | None, model: Trainee, process
 def _base_losses(
     run: Run, training: Training, examples: Any, model: Trainee, meters: _Meters, processes: Any
 ) -> np.ndarray:
-    """The loss of every supervised token under the model that training began with; kept for when it goes on."""
+    """The loss of every supervised token under the model that training began with, or its reference; kept for when it
+    goes on."""
     from curate.shards import Parts
     from curate.training.looks import base_losses
     from curate.training.objective import Objective
@@ -315,7 +324,9 @@ def _base_losses(
     stored, record = parts.read("losses"), parts.record("losses") or {}
     if stored is not None and record.get("stamp") == stamp:
         return stored["loss"]
-    if run.checkpoints():  # the model at hand has learnt already
+    if training.reference:
+        model = trainee(_on(training.reference, processes), replace(training.settings, lora_r=0))
+    elif run.checkpoints():  # the model at hand has learnt already
         model = trainee(_on(training.model, processes), training.settings)
     objective, n = Objective(model.model), processes.num_processes
     found, usage = base_losses(objective, examples, training.settings.count_flops, n)

@@ -143,6 +143,17 @@ EVALUATION = pa.schema(  # what a metric found of each question
     ]
 )
 
+MIXTURE = pa.schema(  # a manifest that says how often which domain is drawn, instead of which samples
+    [
+        ("source", pa.string()),
+        ("weight", pa.float64()),  # they sum to 1
+        ("rows", pa.int64()),  # draws of an epoch
+        ("tokens", pa.int64()),  # of these draws, as they were counted
+        ("available", pa.int64()),  # samples that the domain has
+        ("epochs", pa.float64()),  # how often an epoch of the mixture goes through them
+    ]
+)
+
 # Views of `curate sql`, and columns of `samples` that no score may shadow.
 VIEWS = ("pool", "targets", "rejects", "ledger", "runs", "metrics", "trained", "evaluations", "samples")
 POOL_COLUMNS = (*POOL.names, "row")

@@ -110,13 +110,27 @@ class Products:
 
 
 @dataclass(frozen=True)
+class Drawn:
+    """Which domain a step's samples are of, where they are drawn from a mixture.
+
+    of: int64 [B], positions among the D domains. share: float64 [D], of each among all draws. vocabulary: how many
+    tokens the model knows.
+    """
+
+    of: np.ndarray
+    share: np.ndarray
+    vocabulary: int
+
+
+@dataclass(frozen=True)
 class Step:
     """What a weighting is shown of an optimizer step: B of its samples, or all of them where it weighs them together.
 
     number: of the step, from 1. loss: each sample's mean loss over its supervised tokens under the model as it is,
     float64 [B]. column: the user's column, or the mean loss under the model that training began with, float64 [B].
-    counts: supervised tokens of each sample, int64 [B]. base_token_loss: the loss of each of them under the model that
-    training began with, float64 [S], sample after sample. states: the position-weighted mean of the last layer's
+    counts: supervised tokens of each sample, int64 [B]. token_loss: the loss of each of them under the model as it is,
+    float64 [S], sample after sample; base_token_loss: likewise, under the model that training began with, or another
+    that it is compared with. domains: of a mixture. states: the position-weighted mean of the last layer's
     states of each sample, Tensor [B, D]. products: of their gradients. outputs: the samples as they went through the
     model, a Forward with `hidden` and `head`, and room: how many may be chosen, for a weighting that chooses. lr: the
     step's. What a weighting does not ask for is null.
@@ -127,6 +141,8 @@ class Step:
     column: np.ndarray | None = None
     counts: np.ndarray | None = None
     base_token_loss: np.ndarray | None = None
+    token_loss: np.ndarray | None = None
+    domains: Drawn | None = None
     states: Tensor | None = None
     products: Products | None = None
     outputs: Forward | None = None

@@ -40,7 +40,7 @@ FLOORS = [
     {"curate.corpus"},
     {"curate.plans", "curate.auditing"},
     {"curate.running"},
-    {"curate.warmups"},
+    {"curate.warmups", "curate.proxies"},
     {"curate.asides", "curate.scored_model"},
     {
         "curate.stages",
@@ -50,13 +50,14 @@ FLOORS = [
         "curate.weightings",
         "curate.masks",
         "curate.metrics",
+        "curate.mixers",
     },
     {"curate.pages"},
     {"curate.console"},
     {"curate.commands"},
     {"curate.cli"},
 ]
-METHODS = tuple(f"curate.{kind}s." for kind in ("score", "selector", "export", "weighting", "mask", "metric"))
+METHODS = tuple(f"curate.{kind}s." for kind in ("score", "selector", "export", "weighting", "mask", "metric", "mixer"))
 
 
 def module_name(path: Path) -> str:

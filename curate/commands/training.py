@@ -66,12 +66,19 @@ def _judges(
     metavar="MODEL",
     help="A folder, a .gguf file, a hub id, or tiny, smollm2-135m.",
 )
-@click.option("--manifest", metavar="NAME", help="Whose samples, weights and repeats.  [default: the whole pool]")
+@click.option(
+    "--manifest", metavar="NAME", help="Whose samples, weights and repeats, or mixture.  [default: the whole pool]"
+)
 @click.option(
     "--stream",
     metavar="PATH",
     help="Learn from the samples of PATH, or - (standard input, JSON lines), as they come, instead of from the pool; "
     "with --set steps=N. Past ones among them: --set stream.memory=256 --set stream.replay=0.25.",
+)
+@click.option(
+    "--reference",
+    metavar="MODEL",
+    help="The model that weightings compare losses with, as rho_online, stm.  [default: the one training begins with]",
 )
 @click.option("--mask", "mask_name", metavar="NAME", help="Train what this mask chose.  [default: all parameters]")
 @click.option(
@@ -122,6 +129,7 @@ def train(
     model_name: str,
     manifest: str | None,
     stream: str | None,
+    reference: str | None,
     mask_name: str | None,
     weighting_name: str,
     target: str | None,
@@ -159,6 +167,7 @@ def train(
         mask,
         kinds.find("mask", mask.lineage["mask"]["name"])(**mask.lineage["mask"]["settings"]) if mask else None,
         _feed(stream, own["stream"]),
+        _one_model([reference], own["model"]) if reference else None,
     )
     if not evals and (metric_names or shots or limit):
         raise CurateError("--metric, --shots and --limit say how to judge; on what, says --eval TARGET.")

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from curate import __version__, query
 from curate.claims import claim
+from curate.columns import TOKENS
 from curate.costs import charged
 from curate.errors import CurateError, nearest
 from curate.fingerprint import fingerprint
@@ -33,8 +34,6 @@ from curate.shards import Parts, read_json, read_table
 from curate.tables import vectors_of
 from curate.vectors import Vectors
 from curate.workspace import Workspace, pool_fingerprint
-
-TOKENS = "n_chars / 4.0"  # a usual rule of thumb for English; --token-count takes a better one
 
 
 @dataclass(frozen=True)

@@ -86,11 +86,11 @@ def _vectors(ws: Workspace, name: str) -> dict[str, Any]:
 
 def _manifest(ws: Workspace, name: str) -> dict[str, Any]:
     lineage = read_json(ws.manifest_path(name).with_suffix(".json"))
-    weighed = lineage.get("weighting")
+    made = next(lineage[key] for key in ("weighting", "mixer", "selector") if lineage.get(key))
     return {
         "name": name,
-        "made_by": weighed["name"] if weighed else lineage["selector"]["name"],
-        "by": lineage["by"] if weighed else lineage["choice"]["by"],
+        "made_by": made["name"],
+        "by": lineage["by"] if lineage.get("weighting") else lineage["choice"]["by"],
         "rows": lineage["result"]["rows"],
     }
 

@@ -49,7 +49,7 @@ def train(
     result, rows = Trained(name), None
     if not training.stream:
         ws.require_pool()
-        rows = rows_of(ws, training.manifest, training.by, training.allow_stale)
+        rows = rows_of(ws, training.manifest, training.by, training.allow_stale, training.seed)
         result.warnings += rows.warnings
     target = load_target(ws, training.target) if training.target else None
     for judge in judges:
@@ -95,11 +95,12 @@ def _diagnostics(ws: Workspace, name: str, pooled: bool) -> tuple[list[dict[str,
 def _planned(ws: Workspace, rows: Rows, training: Training) -> dict[str, Any]:
     """What a training would take, at four characters a token."""
     chars = column_of(ws, "n_chars", rows.row)
-    samples, n = float(rows.repeats.sum()), parameters(training.model)
+    samples, n = float(rows.draws.size if rows.draws else rows.repeats.sum()), parameters(training.model)
     settings, weighting = training.settings, training.weighting
     per_epoch = -(-int(samples) // (settings.batch_size * (settings.oversample if weighting.chooses else 1)))
     steps = settings.steps or int(np.ceil(settings.epochs * per_epoch))
-    tokens = float((chars * rows.repeats).sum()) / CHARS_PER_TOKEN * steps / per_epoch
+    mean = float((chars * rows.repeats).sum() / rows.repeats.sum()) / CHARS_PER_TOKEN
+    tokens = mean * samples * steps / per_epoch
     factor = 4.0 if settings.lora_r else 6.0
     if weighting.chooses:  # all forward, and backward without matrices where gradients are compared; some learnt from
         seen, learnt = (4.0, factor - 4.0) if (matching := weighting.matching()) else (2.0, factor)

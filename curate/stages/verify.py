@@ -13,6 +13,7 @@ from curate.errors import CurateError, CurateFailure
 from curate.fingerprint import ids_as_integers
 from curate.index import ensure_index, index_path, index_problem, record_of
 from curate.lineage import TableState, model_choices, table_state, target_vectors
+from curate.manifest import is_mixture
 from curate.masking import read_mask
 from curate.method import Executor
 from curate.runs import Run
@@ -305,7 +306,8 @@ def _mask(ws: Workspace, name: str) -> _Seen:
 def _manifest(ws: Workspace, name: str) -> _Seen:
     path = ws.manifest_path(name)
     lineage = path.with_suffix(".json")
-    remedy = f"`curate select {name} --replay {lineage}` makes it again"
+    mixed = is_mixture(read_json(lineage))
+    remedy = f"`curate {f'mix {name} …' if mixed else f'select {name} --replay {lineage}'}` makes it again"
     data = path.read_bytes() if path.exists() else b""
     wrong = _wrong(data, read_json(lineage)["sha256"]) if path.exists() else "is not there, but its JSON is"
     yield Damage("manifest", name, name, wrong, remedy) if wrong else len(data)

@@ -205,7 +205,7 @@ class Trainer:
     def _epoch(self, epoch: int) -> list[np.ndarray]:
         room = self.model.context if self.settings.packing else 0
         shuffle = self.settings.order == "shuffle"
-        return epoch_rows(self.data.examples, self.data.documents, epoch, self.seed, shuffle, room)
+        return epoch_rows(self.data.examples, self.data.of_epoch(epoch), epoch, self.seed, shuffle, room)
 
     def plan(self) -> Iterator[tuple[int, int, bool, list[np.ndarray]]]:
         """Every step that is still to be taken: its number, its epoch, whether that ends with it, its rows."""
@@ -474,17 +474,18 @@ class Trainer:
         began, world = time.perf_counter(), self.processes.num_processes
         again = len(rows) > world * (self.micro_batch_size or len(rows))  # more than one in some process
         first = self._usage(rows, backward=False)
-        means = []
+        means, tokens = [], []
         with counted(first, again and self.settings.count_flops):
             for place, micro in enumerate(micros):
                 with torch.set_grad_enabled(not again):
                     losses = self._losses(number, place, micro)
                 means.append(losses.means(micro.batch.counts))
+                tokens.append(self.weigher.token_losses(losses))
                 micro.losses = None if again else losses
                 if self.weighting.scope == "sample":
                     self.weigher.weigh(number, micro, losses)
         if self.weighting.scope == "batch":
-            self.weigher.weigh_all(number, micros, means)
+            self.weigher.weigh_all(number, micros, means, tokens)
         if self.settings.shuffle_weights:
             self.weigher.deal(number, micros)
         if again:

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from curate.errors import CurateFailure
 from curate.method import Arrays, Weighting
-from curate.signals import Step
+from curate.signals import Drawn, Step
 from curate.training.data import Data
 from curate.training.examples import Batch
 from curate.training.objective import Losses
@@ -47,14 +47,28 @@ class Weigher:
     def weigh(self, number: int, micro: Micro, losses: Losses) -> None:
         """The weights of a micro-batch whose samples do not look at each other."""
         means, documents = losses.means(micro.batch.counts), micro.batch.documents
-        given, self.state = self.weighting.update(self.shown(number, documents, means, losses.states), self.state)
+        tokens = self.token_losses(losses)
+        shown = self.shown(number, documents, means, losses.states, tokens)
+        given, self.state = self.weighting.update(shown, self.state)
         micro.weights, micro.measure = self.checked(given.values, means, number), given.measure
 
-    def weigh_all(self, number: int, micros: list[Micro], means: list[np.ndarray]) -> None:
-        """The weights of a step from the losses of all processes."""
+    def token_losses(self, losses: Losses) -> np.ndarray | None:
+        """Of every supervised token, float64 [S], for a weighting that asks for them."""
+        return losses.token.detach().double().cpu().numpy() if "token_loss" in self.weighting.needs else None
+
+    def weigh_all(
+        self, number: int, micros: list[Micro], means: list[np.ndarray], tokens: list[np.ndarray | None]
+    ) -> None:
+        """The weights of a step from the losses of all processes; tokens: of every token, where they are asked for."""
         own = np.concatenate([micro.batch.documents for micro in micros] or [np.zeros(0, np.int64)])
         every = gather(self.processes, [own, np.concatenate([*means, np.zeros(0)])])
-        given, self.state = self.weighting.update(self.shown(number, every[0][0], every[1][0], None), self.state)
+        each = None
+        if "token_loss" in self.weighting.needs:
+            ((each, _),) = gather(
+                self.processes, [np.concatenate([*(t for t in tokens if t is not None), np.zeros(0)])]
+            )
+        shown = self.shown(number, every[0][0], every[1][0], None, each)
+        given, self.state = self.weighting.update(shown, self.state)
         weights = self.checked(given.values, every[1][0], number)
         start = int(sum(every[0][1][: self.processes.process_index]))
         for micro in micros:
@@ -71,7 +85,14 @@ class Weigher:
             n = len(micro.weights)
             micro.weights, start = dealt[start : start + n], start + n
 
-    def shown(self, number: int, documents: np.ndarray, loss: np.ndarray, states: Tensor | None) -> Step:
+    def shown(
+        self,
+        number: int,
+        documents: np.ndarray,
+        loss: np.ndarray,
+        states: Tensor | None,
+        token_loss: np.ndarray | None = None,
+    ) -> Step:
         """A step, or a part of it, as the weighting asks to see it."""
         needs, data = self.weighting.needs, self.data
         base = None
@@ -81,7 +102,10 @@ class Weigher:
             stops = starts + data.examples.counts[documents]
             base = np.concatenate([data.base_token_loss[a:b] for a, b in zip(starts, stops, strict=True)])
         column = data.column[data.examples.sample[documents]] if data.column is not None else None
-        return Step(number, loss, column, data.examples.counts[documents], base, states)
+        domains = None
+        if "domains" in needs and data.draws:
+            domains = Drawn(data.draws.domain[data.examples.sample[documents]], data.draws.share, data.vocabulary)
+        return Step(number, loss, column, data.examples.counts[documents], base, token_loss, domains, states)
 
     def checked(self, weights: np.ndarray, losses: np.ndarray, number: int) -> np.ndarray:
         """Weights as float64. Raises Diverged for losses, CurateFailure for weights, that are no numbers."""

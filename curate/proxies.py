@@ -1,0 +1,211 @@
+"""Small models trained on mixtures, for a mixer that asks for them: each a run of its own in prepared/FINGERPRINT/.
+
+Known by what they are made of, so a mixer that was killed, or is asked again, finds those that are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from curate.claims import claim
+from curate.corpus import Rows, rows_of
+from curate.errors import CurateError, CurateFailure
+from curate.fingerprint import fingerprint, ids_as_integers
+from curate.judging import Judge, questions
+from curate.method import Arrays, Executor, Proxies, Weighting
+from curate.models.load import ModelChoice, weights_fingerprint
+from curate.plans import Training
+from curate.running import Account, Trained, advance
+from curate.runs import Run
+from curate.shards import read_json, write_json
+from curate.storage import remove_tree
+from curate.training.settings import TrainSettings
+from curate.workspace import Workspace, open_workspace, pool_fingerprint
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """How proxies are trained and judged.
+
+    model: what each begins with. plain: the weighting under which every sample counts the same. judges: by whose mean
+    loss a mixture is judged. executor: who trains those that do not wait for each other.
+    """
+
+    model: ModelChoice
+    plain: Weighting
+    settings: TrainSettings = field(default_factory=TrainSettings)
+    judges: Sequence[Judge] = ()
+    executor: Executor | None = None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What mixtures are drawn from: the samples of a manifest, or all; the domain of each; domains' names.
+
+    rows_per_unit: float64 [D], by which a domain's weight becomes draws: 1 where weights are shares of samples, one by
+    the mean tokens of a sample where they are of tokens. Plain data: it goes to workers.
+    """
+
+    path: str
+    name: str
+    mixer: str
+    manifest: str | None
+    domain: np.ndarray
+    names: Sequence[str]
+    rows_per_unit: np.ndarray
+    seed: int
+
+    @cached_property
+    def ws(self) -> Workspace:
+        return open_workspace(self.path)
+
+    @cached_property
+    def rows(self) -> Rows:
+        return replace(rows_of(self.ws, self.manifest, None, False), kept={})
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {key: value for key, value in self.__dict__.items() if key not in ("ws", "rows")}
+
+    def drawn(self, weights: np.ndarray) -> Rows:
+        """Samples by the domains' weights, the domain of every draw by lot."""
+        from curate.training.draws import Draws
+
+        share = weights * self.rows_per_unit
+        keys = ids_as_integers(self.rows.id.to_pylist())
+        draws = Draws(self.domain, keys, share / share.sum(), len(self.domain), False, self.seed)
+        return replace(self.rows, draws=draws, domains=self.names)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One mixture to be tried, float64 [D]."""
+
+    index: int
+    weights: np.ndarray
+
+    samples = 1
+    cost = 1.0
+
+    def __str__(self) -> str:
+        return f"the mixture {self.index}"
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What a worker has to know to try mixtures."""
+
+    pool: Pool
+    proxy: Proxy
+
+    def run_task(self, trial: Trial) -> list[float]:
+        """Train a proxy on a mixture; returns its losses on the targets. Not a number where training diverged."""
+        training = self.training()
+        run = run_of(self.pool, training, trial.weights, self.proxy.judges)
+        outcome = run.folder / "outcome.json"
+        if outcome.exists():
+            return [float(value) for value in read_json(outcome)["losses"]]
+        losses = [float("nan")] * len(self.proxy.judges)
+        try:
+            found = trained(self.pool, run, training, trial.weights, self.proxy.judges, "trial")
+        except CurateFailure as failure:
+            if "not a finite number" not in str(failure):
+                raise
+        else:
+            losses = [_loss(judge, row["value"]) for judge, row in zip(self.proxy.judges, found, strict=True)]
+        write_json(outcome, {"weights": trial.weights.tolist(), "losses": [str(value) for value in losses]})
+        remove_tree(run.folder / "checkpoints")  # hundreds of models that nobody asks for
+        return losses
+
+    def training(self) -> Training:
+        return Training(self.proxy.model, self.proxy.plain, self.proxy.settings, seed=self.pool.seed)
+
+
+def _loss(judge: Judge, value: float | None) -> float:
+    """Lower is better."""
+    if value is None:
+        return float("nan")
+    return value if judge.metric.better == "lower" else -value
+
+
+def run_of(pool: Pool, training: Training, weights: np.ndarray, judges: Sequence[Judge] = (), beside: str = "") -> Run:
+    """The run of a proxy, there or not. beside: what else it is made of."""
+    its = fingerprint(
+        "proxy",
+        weights_fingerprint(training.model),
+        training.model.shaping(),
+        training.weighting.name,
+        training.weighting.version,
+        training.weighting.settings(),
+        training.settings.__dict__,
+        training.seed,
+        pool_fingerprint(pool.ws.shards()),
+        fingerprint(pool.rows.row.tolist(), pool.domain.tolist(), pool.rows_per_unit.tolist()),
+        np.asarray(weights).tolist(),
+        [[j.target, j.split, j.metric.name, j.settings(), [key for key, _ in questions(pool.ws, j)]] for j in judges],
+        beside,
+    )
+    return Run(pool.ws, f"proxy_{its}", place=pool.ws.path / "prepared" / its)
+
+
+def trained(
+    pool: Pool, run: Run, training: Training, weights: np.ndarray, judges: Sequence[Judge], label: str
+) -> list[dict[str, Any]]:
+    """Train a proxy to its end; returns what its judges found."""
+    from curate.training.processes import Alone
+
+    result = Trained(run.name)
+    if run.is_complete() and not judges:
+        return []
+    account = Account("mix", [pool.mixer], pool.name, {"train": label})
+    with claim(pool.ws.path, f"prepared {run.folder.name}", wait=True):
+        advance(run, training, pool.drawn(weights), None, Alone(), result, judges=judges, account=account)
+    return result.evaluations
+
+
+class Trainings(Proxies):
+    """The proxies of one mixer."""
+
+    def __init__(self, pool: Pool, proxy: Proxy):
+        self.pool, self.proxy = pool, proxy
+        self._runs: dict[str, Run] = {}
+
+    def train(self, label: str, weights: np.ndarray, weighting: Weighting | None = None, reference: str = "") -> Arrays:
+        from safetensors.numpy import load_file
+
+        training = Trials(self.pool, self.proxy).training()
+        beside = ""
+        if weighting:
+            training = replace(training, weighting=weighting)
+        if reference:
+            run, beside = self._runs[reference], self._runs[reference].name
+            folder = run.latest().folder
+            if not isinstance(folder, Path):
+                raise CurateError("proxies that are compared with each other are trained on a disk; work on one.")
+            training = replace(training, reference=replace(self.proxy.model, name=str(folder)))
+        run = self._runs[label] = run_of(self.pool, training, weights, beside=beside)
+        trained(self.pool, run, training, weights, (), label)
+        state = run.latest().folder / "weighting.safetensors"
+        return load_file(str(state)) if state.exists() else {}
+
+    def losses(self, mixtures: np.ndarray) -> np.ndarray:
+        from curate.workers import Tasks
+
+        assert self.proxy.executor is not None
+        found = np.full((len(mixtures), len(self.proxy.judges)), np.nan)
+        trials, workers = Trials(self.pool, self.proxy), self.proxy.executor.open()
+        tasks = Tasks(Trial(i, weights) for i, weights in enumerate(mixtures))
+        with tqdm(total=len(mixtures), desc="trials", unit=" proxies", disable=None, leave=False) as bar:
+            try:
+                for trial, done in workers.run(trials.run_task, tasks, lambda task: None):
+                    found[trial.index] = done.result
+                    bar.update(1)
+            finally:
+                workers.close()
+        return found
