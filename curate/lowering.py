@@ -14,11 +14,11 @@ from curate.gates import effective_size
 
 @dataclass(frozen=True)
 class Lowered:
-    """What became of weights.
+    """What became of weights, of rows or of domains.
 
-    how: 'repeats' or 'strata'. rows: written, repeats counted. effective_rows: (sum w)^2 / sum w^2 of the weights asked
-    for. largest_error: of the weight a row has in the end, relative to what it should have, the greatest. left_out:
-    rows that repeat 0 times.
+    how: 'repeats', 'strata'; of a mixture 'domains', or 'draws' of one epoch. rows: written, repeats counted.
+    effective_rows: (sum w)^2 / sum w^2 of the weights asked for. largest_error: of the weight a row has in the end (of
+    draws: a domain), relative to what it should have, the greatest. left_out: rows that repeat 0 times.
     """
 
     how: str
@@ -28,6 +28,13 @@ class Lowered:
     left_out: int = 0
 
     def __str__(self) -> str:
+        if self.how == "domains":
+            return f"each domain is a part, {self.rows:,} draws an epoch"
+        if self.how == "draws":
+            return (
+                f"one epoch of the mixture, {self.rows:,} draws; {self.left_out:,} samples are not among them; the "
+                f"largest error of a domain's share is {self.largest_error:.1%}"
+            )
         gone = f"; {self.left_out:,} rows repeat 0 times" if self.left_out else ""
         return (
             f"weights as {self.how}: {self.rows:,} rows, worth {self.effective_rows:,.0f} of equal weight; the largest "
@@ -52,14 +59,22 @@ def repeats_of(weights: np.ndarray, total: int, seed: int) -> tuple[np.ndarray, 
     return repeats, Lowered("repeats", total, effective_size(weights), error, int((repeats == 0).sum()))
 
 
-def strata_of(weights: np.ndarray, count: int) -> tuple[np.ndarray, np.ndarray, Lowered]:
+def strata_of(
+    weights: np.ndarray, count: int, group: np.ndarray | None = None
+) -> tuple[np.ndarray, np.ndarray, Lowered]:
     """Rows by quantiles of their weight: the stratum of each, int64 [N], and each stratum's mean weight.
 
-    A stratum's rows are to be drawn so often as its mean weight says; strata that would be empty are left out.
+    A stratum's rows are to be drawn so often as its mean weight says; strata that would be empty are left out. group:
+    int64 [N], as of sources; each is parted by its own quantiles, so its mean weight is kept.
     """
     _require(weights)
-    bounds = np.quantile(weights, np.arange(1, count) / count)
-    found, stratum = np.unique(np.searchsorted(bounds, weights, side="left"), return_inverse=True)
+    group = np.zeros(len(weights), np.int64) if group is None else group
+    part = np.zeros(len(weights), np.int64)
+    for one in np.unique(group):
+        mine = group == one
+        bounds = np.quantile(weights[mine], np.arange(1, count) / count)
+        part[mine] = one * count + np.searchsorted(bounds, weights[mine], side="left")
+    found, stratum = np.unique(part, return_inverse=True)
     means = np.bincount(stratum, weights) / np.bincount(stratum, minlength=len(found))
     some = weights > 0
     error = float(np.abs(means[stratum][some] / weights[some] - 1).max())

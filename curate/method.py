@@ -19,10 +19,10 @@ import json
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import entry_points
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, get_args, get_origin, get_type_hints
 
@@ -530,7 +530,7 @@ class Row:
     loss_weight: float = 1.0
     repeats: int = 1
     rank: int = 0
-    stratum: int = 0
+    part: str = ""
 
     @classmethod
     def of(cls, sample: str | Sequence[Mapping[str, str]]) -> Row:
@@ -547,24 +547,52 @@ class Row:
         ]
 
 
+@dataclass(frozen=True)
+class Part:
+    """Rows of an export that are to be drawn at one rate: a domain of a mixture, or rows of like weight.
+
+    label: what the part is called, '' where it is the only one. rows: those written. share: of all draws. draws: of an
+    epoch, a whole number.
+    """
+
+    label: str
+    rows: int
+    share: float
+    draws: int
+
+    def file(self, name: str) -> str:
+        """What its file is called, without an ending, in the export of the manifest `name`."""
+        return part_file(name, self.label)
+
+
+def part_file(name: str, label: str) -> str:
+    return f"{name}_{label}" if label else name
+
+
 class Export(Method):
     """Writes the rows of a manifest as the files of one trainer.
 
     weighted: whether its rows can carry a weight. Where not, `weights` says what becomes of a manifest whose weights
-    differ: it is refused; its rows repeat; or they come in so many `strata`, by quantiles of their weights, whose
-    mean weights `describe` is told.
+    differ: it is refused; its rows repeat; or they come in parts, `strata` of each source by quantiles of their
+    weights. blends: whether the trainer can draw from several parts at different rates, as a mixture wants.
     """
 
     weighted: ClassVar[bool] = False
+    blends: ClassVar[bool] = False
     weights: str = "refuse"
     strata: int = 0
+
+    def check(self) -> None:
+        """Raises CurateError for settings with which nothing can be written."""
+        return None
 
     @abstractmethod
     def example(self, row: Row) -> dict[str, Any]:
         """One row as the trainer will see it. Raises CurateError where the format cannot hold it."""
 
-    def describe(self, folder: Path, name: str, means: Sequence[float], sizes: Sequence[int]) -> list[Path]:
-        """Write how often the strata are to be drawn, given the mean weight and the rows of each. Returns the files."""
+    def describe(self, folder: Path, name: str, parts: Sequence[Part], final: Path) -> list[Path]:
+        """Write what tells the trainer of the files, and how often parts are drawn. final: where `folder` will lie, for
+        trainers that want whole paths. Returns the files."""
         return []
 
     @abstractmethod
@@ -580,12 +608,40 @@ class Export(Method):
                 f.write(orjson.dumps(self.example(row), option=orjson.OPT_APPEND_NEWLINE))
         return path
 
+    def write_parts(self, rows: Iterator[Row], folder: Path, file: Callable[[Row], str]) -> list[Path]:
+        """Write the examples as JSON, one a line, each into the file that it belongs to."""
+        import orjson
+
+        with ExitStack() as stack:
+            files: dict[Path, Any] = {}
+            for row in rows:
+                path = folder / f"{file(row)}.jsonl"
+                if path not in files:
+                    files[path] = stack.enter_context(open(path, "wb"))
+                files[path].write(orjson.dumps(self.example(row), option=orjson.OPT_APPEND_NEWLINE))
+        return list(files)
+
     def tables(self, rows: Iterator[Row], schema: pa.Schema) -> Iterator[pa.Table]:
         """The examples as tables of at most 1,024 rows."""
+        for _, table in self.tables_by_part(rows, schema, parted=False):
+            yield table
+
+    def tables_by_part(
+        self, rows: Iterator[Row], schema: pa.Schema, parted: bool = True
+    ) -> Iterator[tuple[str, pa.Table]]:
+        """The examples as tables of at most 1,024 rows of one part, with its label."""
         import pyarrow as pa
 
-        while batch := [self.example(row) for row in islice(rows, 1024)]:
-            yield pa.Table.from_pylist(batch, schema=schema)
+        held: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            mine = held.setdefault(row.part if parted else "", [])
+            mine.append(self.example(row))
+            if len(mine) == 1024:
+                yield row.part, pa.Table.from_pylist(mine, schema=schema)
+                mine.clear()
+        for part, left in held.items():
+            if left:
+                yield part, pa.Table.from_pylist(left, schema=schema)
 
 
 # --- executors -------------------------------------------------------------------------------------------

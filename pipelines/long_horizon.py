@@ -2,10 +2,10 @@
 
     python pipelines/long_horizon.py smoke|cpu|gpu [NEW-FOLDER]   (default: ./long-horizon)
 
-smoke: two selectors, two stages. cpu: one sequence of three skills of the sample corpus, at 25 % of each, and the same
-with LHAS's weights, one by one. gpu: three sequences at 10, 25 and 50 %, LoRA and all parameters, ten seeds; and real
-data with SmolLM2-135M. Each ends in the two-level scorecard, a page with pictures, and a sentence that says whether the
-selectors are myopic here.
+smoke: two selectors, two stages. cpu: one sequence of three skills, at 25 % of each, on 6,400 samples of the corpus's
+endless stream; and, on the corpus, the same with LHAS's weights, one by one. gpu: three sequences at 10, 25 and 50 %,
+LoRA and all parameters, ten seeds; and real data with SmolLM2-135M. Each ends in the two-level scorecard, a page with
+pictures, and a sentence that says whether the selectors are myopic here.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from presets import SAMPLE, SHARED, real_targets, young  # pyright: ignore[reportMissingImports]
+from presets import SAMPLE, SHARED, real_targets, stream_file, young  # pyright: ignore[reportMissingImports]
 
 import curate
 from curate.commands.auditing import plan_of
@@ -45,8 +45,17 @@ SPLITS = {"val": "id < '10'", "test": "id >= '10' AND id < '20'"}
 
 def sample(folder: Path) -> Workspace:
     """The sample corpus with all its targets."""
-    ws = curate.open_workspace(folder / "ws")
-    curate.ingest(ws, sorted(str(path) for path in (SAMPLE / "pool").iterdir()))
+    return _skills(folder / "ws", sorted(str(path) for path in (SAMPLE / "pool").iterdir()))
+
+
+def streamed(folder: Path) -> Workspace:
+    """As many samples of its endless stream that a quarter of a skill teaches something; the same targets."""
+    return _skills(folder / "ws-stream", [str(stream_file(folder, 6_400))])
+
+
+def _skills(folder: Path, files: list[str]) -> Workspace:
+    ws = curate.open_workspace(folder)
+    curate.ingest(ws, files)
     for name, file in SKILLS.items():
         for split in ("val", "test"):
             curate.target(ws, name, str(SAMPLE / f"targets/{file}_{split}.jsonl"), subtask="subtask", split=split)
@@ -85,8 +94,8 @@ def audits(preset: str, folder: Path) -> Iterator[tuple[str, str, dict[str, Any]
         return
     base = str(young(folder).name)
     if preset == "cpu":
-        for name in ("skills", "lhas_weights"):
-            yield "sample", name, {**told(name), "model": {"name": base, "device": "cpu"}}
+        for data, name in (("streamed", "skills"), ("sample", "lhas_weights")):
+            yield data, name, {**told(name), "model": {"name": base, "device": "cpu"}}
         return
     for sequence in ("skills", "domains", "interleaved"):
         for share in (0.1, 0.25, 0.5):
@@ -100,7 +109,7 @@ def audits(preset: str, folder: Path) -> Iterator[tuple[str, str, dict[str, Any]
 
 def main(preset: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    open_data, opened = {"sample": sample, "real": real}, dict[str, Workspace]()
+    open_data, opened = {"sample": sample, "streamed": streamed, "real": real}, dict[str, Workspace]()
     for data, name, plan in audits(preset, folder):
         if data not in opened:
             opened[data] = open_data[data](folder)

@@ -84,11 +84,16 @@ def skills(ws: Workspace) -> None:
 def endless(ws: Workspace, folder: Path, rows: int) -> None:
     """The same targets, and the first samples of another stream of the corpus's generator, which has no end."""
     skills(ws)
+    curate.ingest(ws, [str(stream_file(folder, rows))])
+
+
+def stream_file(folder: Path, rows: int) -> Path:
+    """So many samples of the endless stream, in a folder."""
     path = folder / "stream.jsonl"
     if not path.exists():
         samples = islice(make_sample().stream(STREAM), rows)
         path.write_text("".join(json.dumps(asdict(one)) + "\n" for one in samples), encoding="utf-8")
-    curate.ingest(ws, [str(path)])
+    return path
 
 
 def make_sample() -> Any:

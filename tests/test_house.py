@@ -38,7 +38,7 @@ FLOORS = [
     {"curate.query", "curate.jobs", "curate.index"},
     {"curate.columns", "curate.counting", "curate.samples"},
     {"curate.corpus"},
-    {"curate.plans", "curate.auditing"},
+    {"curate.plans", "curate.auditing", "curate.outgoing"},
     {"curate.running"},
     {"curate.warmups", "curate.proxies"},
     {"curate.asides", "curate.scored_model"},

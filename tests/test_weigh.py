@@ -147,11 +147,14 @@ def test_a_weighted_set_is_refused_repeated_or_parted(ready: Workspace, tmp_path
     names = mix["dataset"].split(",")
     assert parted.rows == 60 and set(names) == set(json.loads((tmp_path / "lf/dataset_info.json").read_text()))
     share = np.array([float(p) for p in mix["interleave_probs"].split(",")])
-    w, sizes = (
-        np.sort(weights(ready, "w")),
-        [len((tmp_path / f"lf/{n}.jsonl").read_text().strip().split("\n")) for n in names],
-    )
-    mass = [part.sum() for part in np.split(w, np.cumsum(sizes)[:-1])]
+    table, _ = read_manifest(ready, "w")
+    source, mass = np.array(table["source"].to_pylist()), []
+    for name in np.unique(source):  # each source by its own quantiles
+        w = np.sort(weights(ready, "w")[source == name])
+        mine = [n for n in names if n.startswith(f"w_{name}_")]
+        sizes = [len((tmp_path / f"lf/{n}.jsonl").read_text().strip().split("\n")) for n in mine]
+        mass += [part.sum() for part in np.split(w, np.cumsum(sizes)[:-1])]
+    w = weights(ready, "w")
     assert share == pytest.approx(np.array(mass) / w.sum(), abs=1e-4)
 
 

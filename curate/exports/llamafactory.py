@@ -5,10 +5,10 @@ from collections.abc import Iterator, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from curate.errors import CurateError
-from curate.method import Export, Row
+from curate.method import Export, Part, Row, part_file
 
 
 @dataclass(frozen=True)
@@ -25,7 +25,8 @@ class Llamafactory(Export):
     Departures: LLaMA-Factory drops a conversation out of turn with a log line only; here such a sample is refused (or
     left out and reported, with --skip-unfit). It takes no weight per row (issue 5033), so a weighted manifest is
     refused, or its rows repeat (weights=repeats), or they come as datasets NAME_0, NAME_1, … of like weight
-    (weights=strata), with the `dataset`, `mix_strategy` and `interleave_probs` to draw them by in `NAME.mix.json`.
+    (weights=strata), with the `dataset`, `mix_strategy` and `interleave_probs` to draw them by in `NAME.mix.json`. So
+    do the domains of a mixture.
 
     Reference: LLaMA-Factory, data/README.md and src/llamafactory/data/parser.py.
 
@@ -34,10 +35,12 @@ class Llamafactory(Export):
     'user'
     """
 
+    blends: ClassVar[bool] = True
+
     weights: Literal["refuse", "repeats", "strata"] = "refuse"
     """Of weights that differ: refuse them; repeat rows, as many in all as there are, in proportion; or make strata."""
     strata: int = 4
-    """How many datasets of like weight, by its quantiles, weights=strata makes."""
+    """How many datasets of like weight, by its quantiles, weights=strata makes of each source."""
 
     def example(self, row: Row) -> dict[str, Any]:
         if row.messages is None:
@@ -64,7 +67,7 @@ class Llamafactory(Export):
             files: dict[str, Any] = {}
             for row in rows:
                 kind = "text" if row.messages is None else "chat"
-                dataset = self._dataset(name, row.stratum, kind)
+                dataset = _dataset(part_file(name, row.part), kind)
                 if dataset not in files:
                     files[dataset] = stack.enter_context(open(folder / f"{dataset}.jsonl", "wb"))
                     info[dataset] = {"file_name": f"{dataset}.jsonl", **_DESCRIPTION[kind]}
@@ -73,28 +76,31 @@ class Llamafactory(Export):
         index.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
         return [*(folder / f"{dataset}.jsonl" for dataset in info), index]
 
-    def _dataset(self, name: str, stratum: int, kind: str) -> str:
-        part = f"{name}_{stratum}" if self.weights == "strata" else name
-        return part if kind == "chat" else f"{part}_text"
-
-    def describe(self, folder: Path, name: str, means: Sequence[float], sizes: Sequence[int]) -> list[Path]:
+    def describe(self, folder: Path, name: str, parts: Sequence[Part], final: Path) -> list[Path]:
+        if len(parts) == 1:
+            return []
         mass = {}
-        for kind in ("chat", "text"):
-            for stratum, mean in enumerate(means):
-                path = folder / f"{self._dataset(name, stratum, kind)}.jsonl"
-                if path.exists():
-                    with open(path, "rb") as f:
-                        mass[path.stem] = mean * sum(1 for _ in f)
-        mass = {dataset: value for dataset, value in mass.items() if value > 0}  # a stratum of no weight is never drawn
-        probabilities = [value / sum(mass.values()) for value in mass.values()]
+        for part in parts:
+            files = [folder / f"{_dataset(part.file(name), kind)}.jsonl" for kind in ("chat", "text")]
+            lines = {path.stem: _lines(path) for path in files if path.exists()}
+            mass |= {dataset: part.share * n / sum(lines.values()) for dataset, n in lines.items()}
         told = {
             "dataset": ",".join(mass),
             "mix_strategy": "interleave_over",
-            "interleave_probs": ",".join(f"{p!r}" for p in probabilities),
+            "interleave_probs": ",".join(f"{p / sum(mass.values())!r}" for p in mass.values()),
         }
         path = folder / f"{name}.mix.json"
         path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
         return [path]
+
+
+def _dataset(file: str, kind: str) -> str:
+    return file if kind == "chat" else f"{file}_text"
+
+
+def _lines(path: Path) -> int:
+    with open(path, "rb") as f:
+        return sum(1 for _ in f)
 
 
 _DESCRIPTION: dict[str, dict[str, Any]] = {

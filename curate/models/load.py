@@ -266,14 +266,24 @@ def load_encoder(choice: ModelChoice) -> tuple[Any, Any]:
     return _loaded(choice, AutoModel, "a sentence encoder")
 
 
+def load_tokenizer(choice: ModelChoice) -> Any:
+    """A model's fast tokenizer alone. Raises CurateError where there is none."""
+    path = resolve(choice.name)
+    return _tokenizer(path, *_place(path, choice), choice)
+
+
+def _place(path: Path, choice: ModelChoice) -> tuple[Path, dict[str, Any]]:
+    """The folder that a model lies in, and how it is to be read."""
+    options: dict[str, Any] = {"trust_remote_code": choice.allow_remote_code}
+    return (path.parent, {**options, "gguf_file": path.name}) if path.is_file() else (path, options)
+
+
 def _loaded(choice: ModelChoice, kind: Any, what: str) -> tuple[Any, Any]:
     import torch
 
     path = resolve(choice.name)
-    folder, options = path, {"trust_remote_code": choice.allow_remote_code}
-    if path.is_file():
-        folder, options = path.parent, {**options, "gguf_file": path.name}
-    else:
+    folder, options = _place(path, choice)
+    if not path.is_file():
         _weights(path, choice)
     tokenizer = _tokenizer(path, folder, options, choice)
     device = choice.device if choice.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")

@@ -11,15 +11,13 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from curate.columns import samples_at
 from curate.costs import charged
 from curate.errors import CurateError
-from curate.lowering import Lowered, differ, repeats_of, strata_of
-from curate.manifest import read_manifest
 from curate.method import Export, Row
+from curate.outgoing import Sent, outgoing
 from curate.workspace import Workspace
 
 _BATCH = 1024
@@ -44,12 +42,15 @@ def export(
     """Write a manifest's samples into an empty or new folder, in the pool's order, repeats repeated.
 
     Weights that differ, where the format's rows cannot carry them, become repeats or strata, by the exporter's setting
-    `weights`; what they are then worth is told, and kept beside the files in `weights.json`. skip_unfit: leave out, and
-    report, the samples that the format cannot hold. seed: of the rounding to repeats. The files appear together, when
-    all are written. Raises CurateError for a folder that is not empty, weights that the format cannot carry, or a
+    `weights`; what they are then worth is told, and kept beside the files in `weights.json`. Of a mixture every domain
+    is a part, where the trainer can draw from parts at different rates; else one epoch of its draws is written.
+    skip_unfit: leave out, and report, the samples that the format cannot hold. seed: of the rounding to repeats, and of
+    a mixture's draws. The files appear together, when all are written.
+
+    Raises CurateError for a folder that is not empty, weights that the format cannot carry, or a
     sample it cannot hold; then nothing is left.
     """
-    table, lowered, means = _manifest(ws, manifest, exporter, seed)
+    sent = outgoing(ws, manifest, exporter, seed)
     target = Path(folder).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CurateError(f"{folder} is not empty; export into a new or empty folder (-o DIR).")
@@ -59,11 +60,12 @@ def export(
     try:
         with charged(ws.path, "export", methods=[exporter.name], name=manifest, phase="write") as meter:
             result = Exported(manifest, exporter.name, folder)
-            files = exporter.write(_written(_rows(ws, table), exporter, skip_unfit, result), beside, manifest)
-            if lowered:
-                result.lowered = str(lowered)
-                files += _tell(exporter, beside, manifest, lowered, means, table)
-            meter.samples = table.num_rows
+            files = exporter.write(_written(_rows(ws, sent.table), exporter, skip_unfit, result), beside, manifest)
+            files += exporter.describe(beside, manifest, sent.parts, target)
+            if sent.lowered:
+                result.lowered = sent.said()
+                files.append(_tell(beside, sent))
+            meter.samples = sent.table.num_rows
         if target.exists():
             target.rmdir()
         os.replace(beside, target)
@@ -77,47 +79,19 @@ def preview(
     ws: Workspace, manifest: str, exporter: Export, count: int, *, skip_unfit: bool = False
 ) -> list[dict[str, Any]]:
     """The first `count` rows as the trainer will see them; writes nothing."""
-    table, unwritten = _manifest(ws, manifest, exporter, 0)[0], Exported(manifest, exporter.name, "")
-    rows = _written(_rows(ws, table), exporter, skip_unfit, unwritten)
+    sent, unwritten = outgoing(ws, manifest, exporter, 0), Exported(manifest, exporter.name, "")
+    rows = _written(_rows(ws, sent.table), exporter, skip_unfit, unwritten)
     return [exporter.example(row) for row in islice(rows, count)]
 
 
-def _manifest(
-    ws: Workspace, name: str, exporter: Export, seed: int
-) -> tuple[pa.Table, Lowered | None, np.ndarray | None]:
-    """The rows; and, where their weights had to be lowered, how, and the strata's means."""
-    table, _ = read_manifest(ws, name)
-    weights = table["weight"].to_numpy().astype(np.float64)
-    if exporter.weighted or not differ(weights):
-        return table, None, None
-    if exporter.weights == "repeats":
-        repeats, lowered = repeats_of(weights * table["repeats"].to_numpy(), len(weights), seed)
-        at = table.column_names.index("repeats")
-        table = table.set_column(at, "repeats", pa.array(repeats.astype(np.int32)))
-        return table.take(pa.array(np.flatnonzero(repeats))), lowered, None
-    if exporter.weights == "strata":
-        stratum, means, lowered = strata_of(weights, exporter.strata)
-        return table.append_column("stratum", pa.array(stratum)), lowered, means
-    can = "repeats" if not exporter.strata else "repeats or --set weights=strata"
-    raise CurateError(
-        f"the manifest '{name}' has weights, and the rows of '{exporter.name}' cannot carry them; export it as jsonl "
-        f"or parquet, or lower them by --set weights={can}."
-    )
-
-
-def _tell(
-    exporter: Export, folder: Path, name: str, lowered: Lowered, means: np.ndarray | None, table: pa.Table
-) -> list[Path]:
-    """What became of the weights, as files."""
-    told: dict[str, Any] = asdict(lowered)
-    files = []
-    if means is not None:
-        sizes = np.bincount(table["stratum"].to_numpy(), minlength=len(means))
-        told["strata"] = [{"rows": int(n), "mean_weight": float(m)} for n, m in zip(sizes, means, strict=True)]
-        files = exporter.describe(folder, name, means.tolist(), sizes.tolist())
+def _tell(folder: Path, sent: Sent) -> Path:
+    """What became of the weights, as a file."""
+    told = {**asdict(sent.lowered), "undrawn": sent.undrawn} if sent.lowered else {}
+    if len(sent.parts) > 1:
+        told["parts"] = [asdict(part) for part in sent.parts]
     path = folder / "weights.json"
     path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
-    return [*files, path]
+    return path
 
 
 def _rows(ws: Workspace, manifest: pa.Table) -> Iterator[Row]:
@@ -133,7 +107,7 @@ def _rows(ws: Workspace, manifest: pa.Table) -> Iterator[Row]:
                     loss_weight=how["weight"],
                     repeats=how["repeats"],
                     rank=how["rank"],
-                    stratum=how.get("stratum", 0),
+                    part=how.get("part", ""),
                 )
 
 
