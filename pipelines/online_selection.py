@@ -86,9 +86,9 @@ def main_arms(preset: Preset, model: ModelChoice, target: str) -> Iterator[tuple
 
 
 def more_arms(preset: Preset, model: ModelChoice, target: str) -> Iterator[tuple[str, str, Training]]:
-    """filter_then_weight otherwise: what differs, the run's name, the training; with one seed, in a quarter of the
+    """filter_then_weight otherwise: what differs, the run's name, the training; with one seed, in a fifth of the
     steps."""
-    settings = replace(preset.online, steps=max(1, preset.online.steps // 4))
+    settings = replace(preset.online, steps=max(1, preset.online.steps // 5))
     whole = Training(model, FilterThenWeight(), settings, target=target)
     yield "as it is", "part_none", whole
     for what, weighting in PARTS.items():
