@@ -37,6 +37,7 @@ _VERBS = {
     "compare": "curate.stages.compare",
     "audit": "curate.stages.audit",
     "evaluate": "curate.stages.evaluate",
+    "report": "curate.stages.report",
     "export": "curate.stages.export",
     "preview": "curate.stages.export",
 }
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from curate.stages.mask import mask as mask
     from curate.stages.mix import mix as mix
     from curate.stages.neighbors import neighbors as neighbors
+    from curate.stages.report import report as report
     from curate.stages.score import score as score
     from curate.stages.select import replay as replay
     from curate.stages.select import select as select

@@ -2,6 +2,7 @@
 
 audits/NAME/audit.json                 what it was begun with
             cells/PATH-t1.json         what was found of a selector and a seed at a stage; there once it is done
+            summed.json                which cells its scorecard is of; there once it has ended
             models/PATH-t1/            a model between two stages, while it is needed
             stages/t1/, work/PATH-t2/  workspaces of one stage's samples, in which its cells are worked at
 """
@@ -23,6 +24,7 @@ from curate import query
 from curate.errors import CurateError
 from curate.fingerprint import fingerprint
 from curate.horizon.matrix import Window
+from curate.horizon.scorecard import Scorecard, scorecard
 from curate.lineage import load_target, model_recipe
 from curate.method import Metric, Score, Selector, Weighting
 from curate.models.load import ModelChoice
@@ -294,6 +296,40 @@ def begin(folder: Path, audit: Audit, checked: Checked) -> None:
             if old.get(what) != value and what != "selectors":
                 _refuse_other(folder.name, f"another {what.replace('_', ' ')}")
     write_json(path, recipe)
+
+
+# --- summed up -----------------------------------------------------------------------------------------------
+
+
+def sum_up(folder: Path, audit: Audit) -> None:
+    """Note which of an audit's cells its scorecard is of."""
+    told = {
+        "selectors": [contender.name for contender in audit.contenders],
+        "stages": [[stage.name, stage.target] for stage in audit.stages],
+        "elsewhere": list(audit.elsewhere),
+        "seeds": audit.seeds,
+        "measures": asdict(audit.measures),
+        "ways": [[contender.name, seed] for contender, seed in audit.paths()],
+    }
+    write_json(folder / "summed.json", told)
+
+
+def card_of(ws: Workspace, name: str) -> Scorecard | None:
+    """The scorecard of an audit; null where it has not ended."""
+    folder = ws.path / "audits" / name
+    if not (folder / "summed.json").exists():
+        return None
+    its = read_json(folder / "summed.json")
+    wanted = {*map(tuple, its["ways"]), (BASE, 0)}
+    cells = [read_json(path) for path in sorted((folder / "cells").glob("*.json"))]
+    return scorecard(
+        [cell for cell in cells if (cell["selector"], cell["seed"]) in wanted],
+        its["selectors"],
+        [(stage, target) for stage, target in its["stages"]],
+        its["elsewhere"],
+        its["seeds"],
+        Measures(**its["measures"]),
+    )
 
 
 def _refuse_other(name: str, what: str) -> None:

@@ -17,7 +17,9 @@ from curate.models.load import SHAPING, ModelChoice
 from curate.training.settings import TrainSettings
 from curate.workspace import Workspace, pool_fingerprint
 
-LINEAGE = ("selector", "choice", "weighting", "mixer", "by", "repeats", "manifest", "selection", "scores")  # of one
+LINEAGE = (  # what of a manifest goes into a run's recipe
+    *("selector", "choice", "weighting", "mixer", "proxies", "by", "repeats", "manifest", "selection", "scores"),
+)
 HOW = (
     "checkpoint_every",
     "checkpoint_epochs",

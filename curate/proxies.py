@@ -175,6 +175,7 @@ class Trainings(Proxies):
     def __init__(self, pool: Pool, proxy: Proxy):
         self.pool, self.proxy = pool, proxy
         self._runs: dict[str, Run] = {}
+        self.made: list[str] = []  # as the ledger calls them
 
     def train(self, label: str, weights: np.ndarray, weighting: Weighting | None = None, reference: str = "") -> Arrays:
         from safetensors.numpy import load_file
@@ -190,6 +191,7 @@ class Trainings(Proxies):
                 raise CurateError("proxies that are compared with each other are trained on a disk; work on one.")
             training = replace(training, reference=replace(self.proxy.model, name=str(folder)))
         run = self._runs[label] = run_of(self.pool, training, weights, beside=beside)
+        self.made.append(run.account)
         trained(self.pool, run, training, weights, (), label)
         state = run.latest().folder / "weighting.safetensors"
         return load_file(str(state)) if state.exists() else {}
@@ -201,6 +203,8 @@ class Trainings(Proxies):
         found = np.full((len(mixtures), len(self.proxy.judges)), np.nan)
         trials, workers = Trials(self.pool, self.proxy), self.proxy.executor.open()
         tasks = Tasks(Trial(i, weights) for i, weights in enumerate(mixtures))
+        for weights in mixtures:
+            self.made.append(run_of(self.pool, trials.training(), weights, self.proxy.judges).account)
         with tqdm(total=len(mixtures), desc="trials", unit=" proxies", disable=None, leave=False) as bar:
             try:
                 for trial, done in workers.run(trials.run_task, tasks, lambda task: None):

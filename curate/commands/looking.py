@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from pathlib import Path
 
 import click
 
@@ -13,7 +15,8 @@ from curate.commands.options import (
     settings_text,
     workspace,
 )
-from curate.console import say, table
+from curate.console import notes, say, table
+from curate.errors import CurateError
 from curate.workspace import Workspace
 
 
@@ -99,6 +102,42 @@ def verify(ws: Workspace, repair: bool, as_json: bool) -> None:
 
 
 @click.command()
+@workspace()
+@click.option("-o", "--output", "path", required=True, type=click.Path(path_type=Path), metavar="FILE.html")
+@click.option("--score", "scores", multiple=True, metavar="NAME", help="Show this score.  [default: the first 12]")
+@click.option("--manifest", "manifests", multiple=True, metavar="NAME", help="This one.  [default: the first 12]")
+@click.option("--samples", default=50_000, show_default=True, metavar="N", help="Samples that can be searched.")
+@click.option("--cut", default=300, show_default=True, metavar="N", help="Characters of each.")
+@click.option("--title", metavar="TEXT", help="[default: the workspace's folder]")
+@as_json_option
+def report(
+    ws: Workspace,
+    path: Path,
+    scores: tuple[str, ...],
+    manifests: tuple[str, ...],
+    samples: int,
+    cut: int,
+    title: str | None,
+    as_json: bool,
+) -> None:
+    """Write the workspace as one page to look at: scores, selections, samples, runs, audits, and what they cost.
+
+    The page needs no network, and asks for none.
+    """
+    began = time.perf_counter()
+    r = curate.report(ws, scores=scores, manifests=manifests, samples=samples, cut=cut)
+    from curate.pages.report import page
+
+    if not path.parent.is_dir():
+        raise CurateError(f"{path.parent} is no folder; name a file in one that is there.")
+    path.write_text(page(r, title or ws.path.absolute().name), encoding="utf-8")
+    told = {"file": str(path), "bytes": path.stat().st_size, "samples": len(r.shown.id), "warnings": r.warnings}
+    seconds = time.perf_counter() - began
+    text = f"Written: {path}, {told['bytes'] / 1e6:.1f} MB with {len(r.shown.id):,} samples, in {seconds:.1f} s."
+    say(told, as_json, text + notes(r.warnings))
+
+
+@click.command()
 @click.argument("query")
 @workspace()
 @click.option(
@@ -142,7 +181,7 @@ def drop(ws: Workspace, name: str) -> None:
 def methods(kind: str | None, name: str | None, as_json: bool) -> None:
     """List the methods; with KIND and NAME, explain one.
 
-    KIND is score, selector, weighting, metric, export or executor.
+    KIND is score, selector, weighting, mixer, mask, metric, export or executor.
     """
     if kind and name:
         click.echo(_method_help(kind, name))

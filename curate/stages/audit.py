@@ -29,16 +29,18 @@ from curate.auditing import (
     Contender,
     Scoring,
     begin,
+    card_of,
     check,
     remember,
     stage_pool,
+    sum_up,
     working_copy,
 )
 from curate.claims import claim
 from curate.corpus import documents_of, left_out, rows_of
 from curate.costs import charged
 from curate.errors import CurateError
-from curate.horizon.scorecard import Scorecard, scorecard
+from curate.horizon.scorecard import Scorecard
 from curate.horizon.updates import concentration, drift, stability, update_products
 from curate.judging import Judge
 from curate.models.load import ModelChoice, save_plain
@@ -106,16 +108,9 @@ def audit(ws: Workspace, name: str, plan: Audit, *, fresh: bool = False, dry_run
         shutil.rmtree(folder / "work", ignore_errors=True)
         if folder != final:
             replace_tree(folder, final, marker="audit.json")
-    cells = [read_json(path) for path in sorted((final / "cells").glob("*.json"))]
-    wanted = {(contender.name, seed) for contender, seed in ways} | {(BASE, 0)}
-    result.card = scorecard(
-        [cell for cell in cells if (cell["selector"], cell["seed"]) in wanted],
-        [contender.name for contender in plan.contenders],
-        [(stage.name, stage.target) for stage in plan.stages],
-        plan.elsewhere,
-        plan.seeds,
-        plan.measures,
-    )
+        sum_up(final, plan)
+    result.card = card_of(ws, name)
+    assert result.card is not None
     result.warnings = result.card.missing
     return result
 

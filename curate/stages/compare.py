@@ -319,6 +319,7 @@ def _prepared(rows: list[tuple[int, dict[str, Any]]], recipe: dict[str, Any]) ->
     shared = {state for score in scores.values() for state in score.get("states", ())}
     trained = {f"warmup_{score['warmup']['wanted']}" for score in scores.values() if score.get("warmup")}
     trained |= {mask["warmup"]} if mask.get("warmup") else set()
+    proxies = {name for step in _steps(recipe) for name in step.get("proxies", ())}
     made = [(name, s) for name, s in scores.items()] + [(s["vectors"], s) for s in scores.values() if s.get("vectors")]
     found = set()
     for i, row in rows:
@@ -327,10 +328,12 @@ def _prepared(rows: list[tuple[int, dict[str, Any]]], recipe: dict[str, Any]) ->
             models = {model["name"] for model in score.get("models", {}).values()}
             if its.get(name) == score["method"] and models <= set((row["model"] or "").split(", ")):
                 found.add(i)
-        if row["prepared"] in shared or row["stage"] != "train" and row["run"] in trained:
+        if row["prepared"] in shared or row["stage"] != "train" and row["run"] in trained | proxies:
             found.add(i)
     manifests = [recipe.get("manifest"), *((step.get("manifest") or {}).get("name") for step in _steps(recipe))]
     for manifest in manifests:
-        chosen = [i for i, r in rows if r["stage"] in ("select", "weigh") and r["name"] == manifest]
+        chosen = [
+            i for i, r in rows if r["stage"] in ("select", "weigh", "mix") and not r["run"] and r["name"] == manifest
+        ]
         found |= set(chosen[-1:])
     return found

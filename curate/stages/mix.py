@@ -112,7 +112,8 @@ def mix(ws: Workspace, name: str, mixer: Mixer, blend: Blend | None = None, *, p
         table = _realised(_refuse(mixer, found.weights), its, blend, result)
         result.rows, result.tokens = sum(table["rows"].to_pylist()), sum(table["tokens"].to_pylist())
         result.by_domain = sorted(table.to_pylist(), key=lambda row: (-row["weight"], row["source"]))
-        write_manifest(ws, name, table, _lineage(ws, mixer, blend, proxy, its, table, result))
+        lineage = _lineage(ws, mixer, blend, proxy, its, table, result)
+        write_manifest(ws, name, table, {**lineage, "proxies": proxies.made if proxies else []})
     return result
 
 

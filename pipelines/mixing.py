@@ -1,0 +1,191 @@
+"""Which mixture of domains to pretrain on: mixed beforehand, or weighted as it learns, every FLOP counted.
+
+    python pipelines/mixing.py smoke|cpu|gpu [NEW-FOLDER]      (default: ./mixing)
+
+A small model is trained from random weights on the endless stream of the sample corpus, whose domains are its skills;
+two of them are kept out of the pool, to see what becomes of domains that were never seen. Arms: uniform and
+proportional mixtures, DoReMi, RegMix; and proportional ones weighted by LinUpper, by BM25 through ADAPT's gate, and by
+ADAPT. All take the same number of steps. Ends in the perplexity on every domain, what each arm cost, and a picture.
+gpu: a model of 60 million parameters and ten times the steps.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from presets import SAMPLE, SKILLS, stream_file  # pyright: ignore[reportMissingImports]
+
+import curate
+from curate.executors.local import Local
+from curate.judging import Judge
+from curate.metrics.loss import Loss
+from curate.metrics.perplexity import Perplexity
+from curate.mixers.doremi import Doremi
+from curate.mixers.proportional import Proportional
+from curate.mixers.regmix import Regmix
+from curate.mixers.uniform import Uniform
+from curate.models.load import ModelChoice, load_tokenizer
+from curate.pages.comparison import page, plot, reading
+from curate.plans import Training
+from curate.proxies import Proxy
+from curate.scores.bm25 import Bm25
+from curate.stages.compare import compare
+from curate.stages.mix import Blend
+from curate.training.settings import TrainSettings
+from curate.weightings.adapt import Adapt
+from curate.weightings.adapt_static import AdaptStatic
+from curate.weightings.linupper import Linupper
+from curate.weightings.uniform import Uniform as Plain
+from curate.workspace import Workspace
+
+UNSEEN = ("strings", "translation")
+SEEN = tuple(skill for skill in SKILLS if skill not in UNSEEN)
+DOMAIN = "meta->>'skill'"
+
+
+@dataclass(frozen=True)
+class Size:
+    """rows: of the stream. width, layers: of the model. steps: of every arm, and of RegMix's proxies. trials: how many
+    of these. seeds. doremi: what its proxies' steps are smoothed by."""
+
+    rows: int
+    width: int
+    layers: int
+    settings: TrainSettings
+    proxy_steps: int
+    trials: int
+    seeds: int
+    device: str = "cpu"
+
+
+PRETRAINING = TrainSettings(steps=600, batch_size=32, lr=3e-3, schedule="cosine", loss="all", weight_decay=0.1)
+SIZES = {
+    "smoke": Size(600, 32, 1, replace(PRETRAINING, steps=4, batch_size=8), 2, 6, 2),
+    "cpu": Size(12_000, 80, 3, PRETRAINING, 150, 64, 3),
+    "gpu": Size(200_000, 512, 12, replace(PRETRAINING, steps=6000, batch_size=128, lr=1e-3), 600, 128, 5, "auto"),
+}
+
+
+def beginning(folder: Path, size: Size) -> ModelChoice:
+    """A model of random weights, with the tokenizer of data/tiny."""
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    path = folder.resolve() / "beginning"
+    if not (path / "tokenizer.json").exists():
+        tokenizer = load_tokenizer(ModelChoice("tiny"))
+        torch.manual_seed(0)
+        shape = {"hidden_size": size.width, "intermediate_size": 3 * size.width, "num_hidden_layers": size.layers}
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            **shape,
+            num_attention_heads=max(1, size.width // 20),
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        model = LlamaForCausalLM(config)
+        print(f"A model of {model.num_parameters():,} random parameters.", flush=True)
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+    return ModelChoice(str(path), device=size.device)
+
+
+def workspace(folder: Path, size: Size) -> Workspace:
+    """The stream without the unseen skills; a target for every skill, and `wanted`, the val samples of those seen."""
+    ws = curate.open_workspace(folder / "ws")
+    lines = stream_file(folder, size.rows).read_text(encoding="utf-8").splitlines(keepends=True)
+    seen = folder / "seen.jsonl"
+    seen.write_text(
+        "".join(line for line in lines if not any(f'"skill": "{s}"' in line for s in UNSEEN)), encoding="utf-8"
+    )
+    curate.ingest(ws, [str(seen)])
+    for skill in SKILLS:
+        for split in ("val", "test"):
+            file = str(SAMPLE / f"targets/{skill}_{split}.jsonl")
+            curate.target(ws, target_of(skill), file, subtask="subtask", split=split)
+    together = folder / "wanted.jsonl"
+    files = [SAMPLE / f"targets/{skill}_val.jsonl" for skill in SEEN]
+    together.write_text("".join(file.read_text(encoding="utf-8") for file in files), encoding="utf-8")
+    curate.target(ws, "wanted", str(together), subtask="subtask")
+    return ws
+
+
+def target_of(skill: str) -> str:
+    return f"{skill}s" if skill == "table" else skill  # `table` is a word of SQL
+
+
+def mixtures(ws: Workspace, size: Size, model: ModelChoice) -> None:
+    """The manifests that arms draw from."""
+    blend = Blend(domain=DOMAIN, rows=size.settings.steps * size.settings.batch_size, most_epochs=None)
+    curate.mix(ws, "mix_uniform", Uniform(), blend)
+    curate.mix(ws, "mix_proportional", Proportional(), blend)
+    began = time.monotonic()
+    found = curate.mix(ws, "mix_doremi", Doremi(), blend, proxy=Proxy(model, Plain(), size.settings))
+    _tell("DoReMi", found.by_domain, found.told, began)
+    began = time.monotonic()
+    judges = [Judge(target_of(skill), Loss(), "val") for skill in SEEN]
+    brief = replace(size.settings, steps=size.proxy_steps)
+    workers = Local(workers=2 if size.device == "cpu" else None)
+    proxy = Proxy(model, Plain(), brief, judges, workers)
+    found = curate.mix(ws, "mix_regmix", Regmix(trials=size.trials), blend, proxy=proxy)
+    _tell("RegMix", found.by_domain, found.told, began)
+
+
+def _tell(name: str, domains: list[dict[str, object]], told: dict[str, float], began: float) -> None:
+    weights = "  ".join(f"{row['source']} {row['weight']:.3f}" for row in domains)
+    more = ", ".join(f"{key} {value:.3g}" for key, value in told.items())
+    print(f"{name}: {weights}  ({more}; {time.monotonic() - began:.0f} s)", flush=True)
+
+
+def arms(size: Size, model: ModelChoice) -> Iterator[tuple[str, Training]]:
+    """Every run's name, and what is trained."""
+    for seed in range(size.seeds):
+        for name in ("proportional", "uniform", "doremi", "regmix"):
+            yield f"{name}_s{seed}", Training(model, Plain(), size.settings, manifest=f"mix_{name}", seed=seed)
+        whole = Training(model, Plain(), size.settings, manifest="mix_proportional", seed=seed)
+        yield f"linupper_s{seed}", replace(whole, weighting=Linupper())
+        yield f"adapt_bm25_s{seed}", replace(whole, weighting=AdaptStatic(), by="bm25_wanted")
+        yield f"adapt_s{seed}", replace(whole, weighting=Adapt(), target="wanted")
+
+
+def main(preset: str, folder: Path) -> None:
+    size, began = SIZES[preset], time.monotonic()
+    folder.mkdir(parents=True, exist_ok=True)
+    model, ws = beginning(folder, size), workspace(folder, size)
+    curate.score(ws, Bm25(), target="wanted")
+    mixtures(ws, size, model)
+    judges = [Judge(target_of(skill), metric) for skill in SKILLS for metric in (Loss(), Perplexity())]
+    names = []
+    for name, training in arms(size, model):
+        found = curate.train(ws, name, training, judges=judges)
+        its = {row["target"]: row["value"] for row in found.evaluations if row["metric"] == "perplexity"}
+        print(f"  {name:18}" + "  ".join(f"{target} {value:.2f}" for target, value in its.items()), flush=True)
+        names.append(name)
+    compared = compare(ws, names, against="proportional_s0")
+    print(
+        f"\n{'perplexity':16}"
+        + "".join(f"{target_of(s) + ('*' if s in UNSEEN else ''):>20}" for s in SKILLS)
+        + "    extra FLOPs"
+    )
+    plain = next(arm for arm in compared.arms if arm.name == "proportional")
+    for arm in compared.arms:
+        told = "".join(f"{arm.quality[f'{target_of(s)} perplexity']!s:>20}" for s in SKILLS)
+        print(f"{arm.name:16}{told}    {arm.cost.total / plain.cost.total - 1:+.1%}")
+    print("* kept out of the pool.\n\n" + "\n".join(reading(compared)))
+    (folder / "mixing.html").write_text(page(compared, "Mixtures, from scratch"), encoding="utf-8")
+    (folder / "mixing.png").write_bytes(plot(compared))
+    print(f"\nThe page is {folder / 'mixing.html'}; {time.monotonic() - began:.0f} s in all.")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("preset", choices=SIZES)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("mixing"))
+    arguments = parser.parse_args()
+    main(arguments.preset, arguments.folder)
