@@ -37,4 +37,4 @@ $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml constraints.txt
 	touch $@ $(VENV)/.installed
 
 clean:
-	rm -rf $(VENV) demo demo-vectors offline-vs-online less dualsft online-selection build *.egg-info
+	rm -rf $(VENV) demo demo-vectors offline-vs-online less dualsft online-selection long-horizon mixing build *.egg-info

@@ -134,3 +134,15 @@ def test_the_long_horizon(tmp_path: Path) -> None:
     assert "2 selectors are too few to tell" in later
     page = (tmp_path / "long/skills.html").read_text()
     assert page.count("<img") >= 4 and "Learning on the next stage" in page
+
+
+def test_the_mixing_pipeline_compares_mixtures_and_weights_from_scratch(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "pipelines/mixing.py"), "smoke", str(tmp_path / "mixing")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line}
+    for arm in ("proportional", "uniform", "doremi", "regmix", "linupper", "adapt_bm25", "adapt"):
+        assert lines[arm][-1].endswith("%"), arm
+    extra = {arm: float(lines[arm][-1].rstrip("%")) for arm in ("uniform", "doremi", "regmix", "adapt")}
+    assert extra["doremi"] > 100 and extra["regmix"] > 50 and extra["adapt"] > 0 and abs(extra["uniform"]) < 30
+    assert "* kept out of the pool." in done.stdout and (tmp_path / "mixing/mixing.html").exists()
