@@ -17,7 +17,7 @@ from curate.lineage import usable
 from curate.manifest import is_mixture, read_any
 from curate.shards import read_table
 from curate.training.settings import TrainSettings
-from curate.workspace import Workspace
+from curate.workspace import Workspace, pool_fingerprint
 
 if TYPE_CHECKING:  # loaded only when there is something to train
     from curate.models.language_model import LanguageModel
@@ -73,7 +73,10 @@ def _drawn(
     """All samples that a mixture may draw."""
     from curate.training.draws import Draws
 
+    _refuse_changed(ws, lineage)
     rows = rows_of(ws, (lineage["manifest"] or {}).get("name"), by, allow_stale)
+    if not lineage["manifest"]:  # what was appended since is not drawn
+        rows = _first(rows, lineage["pool"]["rows"])
     names = table["source"].to_pylist()
     domain = domains_at(ws, rows.row, lineage["domain"], names)
     keys, share = ids_as_integers(rows.id.to_pylist()), table["rows"].to_numpy().astype(np.float64)
@@ -82,6 +85,26 @@ def _drawn(
     draws = Draws(domain, keys, share / share.sum(), int(table["rows"].to_numpy().sum()), lineage["exact"], seed)
     require_drawable(draws, names)
     return replace(rows, lineage=lineage, draws=draws, domains=names)
+
+
+def _refuse_changed(ws: Workspace, lineage: dict[str, Any]) -> None:
+    """Raises CurateError where what a mixture draws from is not what it was mixed of."""
+    base, pool, what = lineage["manifest"], lineage["pool"], ""
+    if base and (base["name"] not in ws.manifest_names() or read_any(ws, base["name"])[1]["sha256"] != base["sha256"]):
+        what = f"the manifest '{base['name']}'"
+    elif pool_fingerprint(ws.shards()[: pool["shards"]]) != pool["fingerprint"]:
+        what = "the pool"
+    for state in scores_of(ws, lineage["domain"]):
+        if state.recipe["fingerprint"] != lineage["scores"].get(state.name, {}).get("fingerprint"):
+            what = f"the score '{state.name}', by which samples have their domains,"
+    if what:
+        raise CurateError(f"{what} is not what the mixture '{lineage['name']}' was mixed of; mix it again.")
+
+
+def _first(rows: Rows, count: int) -> Rows:
+    column = rows.column if rows.column is None else rows.column[:count]
+    its = {"row": rows.row[:count], "id": rows.id[:count], "weight": rows.weight[:count]}
+    return replace(rows, **its, repeats=rows.repeats[:count], column=column)
 
 
 def require_drawable(draws: Draws, names: Sequence[str]) -> None:

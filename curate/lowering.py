@@ -64,16 +64,19 @@ def strata_of(
 ) -> tuple[np.ndarray, np.ndarray, Lowered]:
     """Rows by quantiles of their weight: the stratum of each, int64 [N], and each stratum's mean weight.
 
-    A stratum's rows are to be drawn so often as its mean weight says; strata that would be empty are left out. group:
-    int64 [N], as of sources; each is parted by its own quantiles, so its mean weight is kept.
+    A stratum's rows are to be drawn so often as its mean weight says; strata that would be empty are left out; rows of
+    no weight have one of their own. group: int64 [N], as of sources; each is parted by its own quantiles, so its mean
+    weight is kept.
     """
     _require(weights)
     group = np.zeros(len(weights), np.int64) if group is None else group
     part = np.zeros(len(weights), np.int64)
     for one in np.unique(group):
-        mine = group == one
-        bounds = np.quantile(weights[mine], np.arange(1, count) / count)
-        part[mine] = one * count + np.searchsorted(bounds, weights[mine], side="left")
+        mine = (group == one) & (weights > 0)
+        part[group == one] = one * (count + 1)
+        if mine.any():
+            bounds = np.quantile(weights[mine], np.arange(1, count) / count)
+            part[mine] += 1 + np.searchsorted(bounds, weights[mine], side="left")
     found, stratum = np.unique(part, return_inverse=True)
     means = np.bincount(stratum, weights) / np.bincount(stratum, minlength=len(found))
     some = weights > 0

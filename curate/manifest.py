@@ -8,6 +8,7 @@ from typing import Any
 import pyarrow as pa
 
 from curate.errors import CurateError
+from curate.fingerprint import fingerprint
 from curate.schema import MANIFEST, MIXTURE
 from curate.shards import digest, read_json, read_table, write_json, write_table
 from curate.storage import sweep
@@ -30,6 +31,15 @@ def schema_of(lineage: dict[str, Any]) -> pa.Schema:
 def is_mixture(lineage: dict[str, Any]) -> bool:
     """Whether a manifest says how often domains are drawn, instead of which samples."""
     return "mixer" in lineage
+
+
+def stamp_of(lineage: dict[str, Any]) -> str:
+    """What vouches for all that a training learns of a manifest. A mixture's table says too little: its samples and its
+    shares stand in its JSON."""
+    if not is_mixture(lineage):
+        return lineage["sha256"]
+    its = [lineage[key] for key in ("sha256", "exact", "share", "domain", "manifest", "pool")]
+    return fingerprint(its, {name: score["fingerprint"] for name, score in lineage["scores"].items()})
 
 
 def read_manifest(ws: Workspace, name: str) -> tuple[pa.Table, dict[str, Any]]:

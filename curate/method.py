@@ -19,7 +19,6 @@ import json
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import entry_points
@@ -517,6 +516,8 @@ class Metric(Method):
 
 # --- exports ---------------------------------------------------------------------------------------------
 
+MOST_OPEN = 900  # files of an export that are open at once: systems allow some 1,024
+
 
 @dataclass(frozen=True)
 class Row:
@@ -612,14 +613,14 @@ class Export(Method):
         """Write the examples as JSON, one a line, each into the file that it belongs to."""
         import orjson
 
-        with ExitStack() as stack:
-            files: dict[Path, Any] = {}
-            for row in rows:
-                path = folder / f"{file(row)}.jsonl"
-                if path not in files:
-                    files[path] = stack.enter_context(open(path, "wb"))
-                files[path].write(orjson.dumps(self.example(row), option=orjson.OPT_APPEND_NEWLINE))
-        return list(files)
+        held: dict[Path, list[bytes]] = {}
+        for row in rows:
+            lines = held.setdefault(folder / f"{file(row)}.jsonl", [])
+            lines.append(orjson.dumps(self.example(row), option=orjson.OPT_APPEND_NEWLINE))
+            if len(lines) == 1024:
+                _append(held, [folder / f"{file(row)}.jsonl"])
+        _append(held, list(held))
+        return list(held)
 
     def tables(self, rows: Iterator[Row], schema: pa.Schema) -> Iterator[pa.Table]:
         """The examples as tables of at most 1,024 rows."""
@@ -642,6 +643,14 @@ class Export(Method):
         for part, left in held.items():
             if left:
                 yield part, pa.Table.from_pylist(left, schema=schema)
+
+
+def _append(held: Mapping[Path, list[bytes]], paths: Sequence[Path]) -> None:
+    """Write what is held of files: no file stays open, however many parts there are."""
+    for path in paths:
+        with open(path, "ab") as f:
+            f.writelines(held[path])
+        held[path].clear()
 
 
 # --- executors -------------------------------------------------------------------------------------------

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
 
 import numpy as np
 import pyarrow as pa
@@ -29,6 +30,14 @@ class Sent:
     lowered: Lowered | None = None
     undrawn: int = 0
 
+    def with_rows(self, written: Mapping[str, int]) -> Sent:
+        """With the rows that were written of each part. Raises CurateError where that is none of one."""
+        for part in self.parts:
+            if not written.get(part.label):
+                what = f"the part '{part.label}', {part.share:.1%} of all draws" if part.label else "the manifest"
+                raise CurateError(f"no sample of {what} can be written in this format; choose or mix without it.")
+        return replace(self, parts=[replace(part, rows=written[part.label]) for part in self.parts])
+
     def said(self) -> str:
         gone = f"; {self.undrawn:,} samples that weigh nothing are left out" if self.undrawn else ""
         return f"{self.lowered}{gone}"
@@ -40,11 +49,6 @@ def outgoing(ws: Workspace, name: str, exporter: Export, seed: int) -> Sent:
     table, lineage = read_any(ws, name)
     if is_mixture(lineage):
         rows = rows_of(ws, name, None, True, seed)
-        if differ(rows.weight) and not exporter.weighted:
-            raise CurateError(
-                f"the mixture '{name}' is of weighted samples, and the rows of '{exporter.name}' cannot carry weights; "
-                "mix those of a manifest without."
-            )
         return _domains(ws, rows) if exporter.blends else _epoch(ws, rows)
     weights = table["weight"].to_numpy().astype(np.float64)
     if exporter.weighted or not differ(weights):
@@ -83,8 +87,9 @@ def _strata(table: pa.Table, weights: np.ndarray, count: int) -> Sent:
     of = source[np.unique(stratum, return_index=True)[1]]  # each stratum's source
     number = np.arange(len(of)) - np.searchsorted(of, of)
     labels = [str(k) if len(names) == 1 else f"{names[i]}_{k}" for i, k in zip(of, number, strict=True)]
-    rows = np.bincount(stratum, table["repeats"].to_numpy(), minlength=len(means))
-    return _parted(table, stratum, labels, means * rows, int(rows.sum()), lowered)
+    repeats = table["repeats"].to_numpy()
+    mass = np.bincount(stratum, weights * repeats, minlength=len(means))
+    return _parted(table, stratum, labels, mass, int(repeats.sum()), lowered)
 
 
 def _domains(ws: Workspace, rows: Rows) -> Sent:
@@ -115,11 +120,13 @@ def _parted(
 
 
 def _labels(names: Sequence[str]) -> list[str]:
-    """Names that files can bear, none twice."""
+    """Names that files can bear, none twice, and none that a file of another shape could have (NAME_text)."""
     found: list[str] = []
     for name in names:
         label = name if name.isdigit() else suggest_name(name)
-        found.append(label if label not in found else f"{label}_{len(found)}")
+        taken = [*found, label] if label.endswith("_text") else found
+        free = (f"{label}_{k}" if k else label for k in count())
+        found.append(next(one for one in free if one not in taken))
     return found
 
 

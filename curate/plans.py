@@ -11,6 +11,7 @@ from curate.columns import scores_of
 from curate.corpus import Rows
 from curate.errors import CurateError
 from curate.lineage import model_recipe
+from curate.manifest import stamp_of
 from curate.masking import StoredMask
 from curate.method import Mask, Target, Weighting
 from curate.models.load import SHAPING, ModelChoice
@@ -18,7 +19,19 @@ from curate.training.settings import TrainSettings
 from curate.workspace import Workspace, pool_fingerprint
 
 LINEAGE = (  # what of a manifest goes into a run's recipe
-    *("selector", "choice", "weighting", "mixer", "proxies", "by", "repeats", "manifest", "selection", "scores"),
+    *(
+        "selector",
+        "choice",
+        "weighting",
+        "mixer",
+        "proxy",
+        "proxies",
+        "by",
+        "repeats",
+        "manifest",
+        "selection",
+        "scores",
+    ),
 )
 HOW = (
     "checkpoint_every",
@@ -156,7 +169,7 @@ def run_recipe(
         "curate": __version__,
         "model": model_recipe(training.model),
         "manifest": training.manifest,
-        "manifest_sha256": lineage["sha256"] if lineage else None,
+        "manifest_sha256": stamp_of(lineage) if lineage else None,
         "pool": None if lineage or rows is None else pool_fingerprint(ws.shards()),
         "stream": training.stream.recipe() if training.stream else None,
         "selection": {key: lineage[key] for key in LINEAGE if key in lineage} if lineage else None,
@@ -219,6 +232,12 @@ def refuse_other_run(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) 
 def _is_how(setting: str, recipe: Mapping[str, Any]) -> bool:
     """Whether a setting changes no result. Dropout is drawn for every micro-batch."""
     return setting in HOW and not (setting == "micro_batch_size" and recipe["settings"]["lora_dropout"])
+
+
+def shaping(settings: TrainSettings) -> dict[str, Any]:
+    """The settings that a result depends on."""
+    its = asdict(settings)
+    return {key: value for key, value in its.items() if not _is_how(key, {"settings": its})}
 
 
 def _said(weighting: Mapping[str, Any]) -> str:

@@ -6,9 +6,8 @@ Known by what they are made of, so a mixer that was killed, or is asked again, f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -21,7 +20,7 @@ from curate.fingerprint import fingerprint, ids_as_integers
 from curate.judging import Judge, questions
 from curate.method import Arrays, Executor, Proxies, Weighting
 from curate.models.load import ModelChoice, weights_fingerprint
-from curate.plans import Training
+from curate.plans import Training, shaping
 from curate.running import Account, Trained, advance
 from curate.runs import Run
 from curate.shards import read_json, write_json
@@ -110,6 +109,7 @@ class Trials:
         run = run_of(self.pool, training, trial.weights, self.proxy.judges)
         outcome = run.folder / "outcome.json"
         if outcome.exists():
+            remove_tree(run.folder / "checkpoints")  # what a kill has left
             return [float(value) for value in read_json(outcome)["losses"]]
         losses = [float("nan")] * len(self.proxy.judges)
         try:
@@ -143,15 +143,21 @@ def run_of(pool: Pool, training: Training, weights: np.ndarray, judges: Sequence
         training.weighting.name,
         training.weighting.version,
         training.weighting.settings(),
-        training.settings.__dict__,
+        shaping(training.settings),
         training.seed,
         pool_fingerprint(pool.ws.shards()),
         fingerprint(pool.rows.row.tolist(), pool.domain.tolist(), pool.rows_per_unit.tolist()),
         np.asarray(weights).tolist(),
-        [[j.target, j.split, j.metric.name, j.settings(), [key for key, _ in questions(pool.ws, j)]] for j in judges],
+        [_asked(pool.ws, judge) for judge in judges],
         beside,
     )
     return Run(pool.ws, f"proxy_{its}", place=pool.ws.path / "prepared" / its)
+
+
+def _asked(ws: Workspace, judge: Judge) -> list[Any]:
+    metric = judge.metric
+    asked = [asdict(question) for _, question in questions(ws, judge)]
+    return [judge.target, judge.split, judge.shots, metric.name, metric.version, metric.settings(), asked]
 
 
 def trained(
@@ -187,8 +193,6 @@ class Trainings(Proxies):
         if reference:
             run, beside = self._runs[reference], self._runs[reference].name
             folder = run.latest().folder
-            if not isinstance(folder, Path):
-                raise CurateError("proxies that are compared with each other are trained on a disk; work on one.")
             training = replace(training, reference=replace(self.proxy.model, name=str(folder)))
         run = self._runs[label] = run_of(self.pool, training, weights, beside=beside)
         self.made.append(run.account)
@@ -199,7 +203,8 @@ class Trainings(Proxies):
     def losses(self, mixtures: np.ndarray) -> np.ndarray:
         from curate.workers import Tasks
 
-        assert self.proxy.executor is not None
+        if self.proxy.executor is None:
+            raise CurateError("say who trains the proxies: Proxy(…, executor=Local()).")
         found = np.full((len(mixtures), len(self.proxy.judges)), np.nan)
         trials, workers = Trials(self.pool, self.proxy), self.proxy.executor.open()
         tasks = Tasks(Trial(i, weights) for i, weights in enumerate(mixtures))

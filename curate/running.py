@@ -325,15 +325,27 @@ def _base_losses(
     if stored is not None and record.get("stamp") == stamp:
         return stored["loss"]
     if training.reference:
-        model = trainee(_on(training.reference, processes), replace(training.settings, lora_r=0))
+        own, model = model.model, trainee(_on(training.reference, processes), replace(training.settings, lora_r=0))
+        _refuse_other_words(training.reference.name, own, model.model)
     elif run.checkpoints():  # the model at hand has learnt already
         model = trainee(_on(training.model, processes), training.settings)
-    objective, n = Objective(model.model), processes.num_processes
+    bfloat16 = training.settings.in_bfloat16(model.model.device.type)  # as in training, or their difference is noise
+    objective, n = Objective(model.model, bfloat16), processes.num_processes
     found, usage = base_losses(objective, examples, training.settings.count_flops, n)
     meters.charge("base losses", len(examples), usage)
     if processes.is_main_process:
         parts.commit("losses", {"loss": found}, stamp=stamp)
     return found
+
+
+def _refuse_other_words(name: str, own: Any, other: Any) -> None:
+    """Raises CurateError for a reference whose losses are of other tokens."""
+    if own.tokenizer.get_vocab() != other.tokenizer.get_vocab() or other.context < own.context:
+        what = "another vocabulary" if other.context >= own.context else f"a context of {other.context} tokens"
+        raise CurateError(
+            f"the reference {name} has {what}, and the model that is trained {len(own.tokenizer):,} tokens and a "
+            f"context of {own.context}; compare with one of the same tokenizer."
+        )
 
 
 def _means(base: np.ndarray, examples: Any) -> np.ndarray:

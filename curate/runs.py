@@ -113,8 +113,9 @@ class Run:
     def stamp(self, step: int) -> str:
         """What vouches for the model after a step: equal ones are of equal recipes."""
         recipe = self.recipe or {}
-        mask = [recipe["mask"]["sha256"]] if recipe.get("mask") else []
-        return fingerprint({key: recipe.get(key) for key in _SHAPING}, step, *mask)
+        beside = [recipe["mask"]["sha256"]] if recipe.get("mask") else []
+        beside += [recipe["reference"]] if recipe.get("reference") else []
+        return fingerprint({key: recipe.get(key) for key in _SHAPING}, step, *beside)
 
     def swap(self) -> Run:
         """Put a run that was made beside another in its place."""

@@ -113,12 +113,10 @@ class Products:
 class Drawn:
     """Which domain a step's samples are of, where they are drawn from a mixture.
 
-    of: int64 [B], positions among the D domains. share: float64 [D], of each among all draws. vocabulary: how many
-    tokens the model knows.
+    of: int64 [B], positions among the domains. vocabulary: how many tokens the model knows.
     """
 
     of: np.ndarray
-    share: np.ndarray
     vocabulary: int
 
 

@@ -26,8 +26,10 @@ from curate.exports.mds import Mds
 from curate.exports.megatron import Megatron
 from curate.exports.open_instruct import OpenInstruct
 from curate.exports.trl import Trl
+from curate.lowering import strata_of
 from curate.manifest import read_manifest
 from curate.mixers.given import Given
+from curate.mixers.uniform import Uniform
 from curate.scores.length import Length
 from curate.selectors.random import Random
 from curate.stages.mix import Blend
@@ -136,7 +138,8 @@ def test_open_instruct_s_list_says_rows(mixed: Workspace, tmp_path: Path) -> Non
     words = shlex.split((tmp_path / "out/blend.args").read_text())
     assert words[0] == "--dataset_mixer_list" and words[-2:] == ["--dataset_mixer_list_splits", "train"]
     pairs = dict(zip(words[1:-2:2], map(int, words[2:-2:2]), strict=True))
-    assert sorted(pairs.values()) == [250, 250, 500] and all(Path(path).exists() for path in pairs)
+    drawn = {Path(path).name: n for path, n in pairs.items() if Path(path).exists()}
+    assert drawn == {"blend_atlas.jsonl": 500, "blend_forum.jsonl": 250, "blend_school.jsonl": 250}
     rows = [json.loads(line) for line in Path(next(iter(pairs))).read_text().splitlines()]
     assert all(set(row) == {"messages"} and row["messages"][-1]["role"] == "assistant" for row in rows)
 
@@ -147,6 +150,49 @@ def test_what_a_blend_cannot_hold_is_said(ws: Workspace, tmp_path: Path) -> None
     with pytest.raises(CurateError, match="is raw text, and open-instruct's SFT reads chats"):
         curate.export(ws, "best", OpenInstruct(), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
+
+
+def test_parts_are_what_was_written_of_them(sample_ws: Workspace, tmp_path: Path) -> None:
+    """Samples that are left out change no part's share; a part of which nothing is left is an error."""
+    lines = [
+        {"text": "raw one"},
+        *({"messages": UNICODE[:1] + [{"role": "assistant", "content": str(i)}]} for i in range(9)),
+    ]
+    curate.ingest(sample_ws, [write_jsonl(tmp_path / "half.jsonl", lines)])
+    curate.ingest(sample_ws, [write_jsonl(tmp_path / "raw.jsonl", [{"text": f"raw {i}"} for i in range(9)])])
+    curate.mix(sample_ws, "blend", Given("atlas=1,half=1"), Blend(rows=40, most_epochs=None))
+    with pytest.raises(CurateError, match="raw text"):
+        curate.export(sample_ws, "blend", OpenInstruct(), str(tmp_path / "out"))
+    curate.export(sample_ws, "blend", OpenInstruct(), str(tmp_path / "out"), skip_unfit=True)
+    assert {p["label"]: (p["rows"], p["draws"]) for p in told(tmp_path / "out")["parts"]} == {
+        "atlas": (539, 20),
+        "half": (9, 20),
+    }
+    curate.mix(sample_ws, "none_left", Given("atlas=1,raw=1"), Blend(rows=40, most_epochs=None))
+    with pytest.raises(CurateError, match=r"the part 'raw', 50.0% of all draws can be written"):
+        curate.export(sample_ws, "none_left", OpenInstruct(), str(tmp_path / "no"), skip_unfit=True)
+    assert not (tmp_path / "no").exists()
+
+
+def test_what_weighs_nothing_is_never_drawn() -> None:
+    stratum, means, _ = strata_of(np.array([0.0] * 10 + [1.0] * 90), 8)
+    assert means.tolist() == [0.0, 1.0] and stratum.tolist() == [0] * 10 + [1] * 90
+
+
+def test_parts_have_names_of_their_own(ws: Workspace, tmp_path: Path) -> None:
+    """Domains whose names become one, or that of a part's raw text."""
+    names = ["A_2", "a", "a!", "web", "web_text"]
+    for i, name in enumerate(names):
+        said = [{"role": "user", "content": name}, {"role": "assistant", "content": str(i)}]
+        rows = [{"messages": said}, {"text": f"raw {i}"}]
+        curate.ingest(ws, [write_jsonl(tmp_path / f"{i}.jsonl", rows)], source=name)
+    curate.mix(ws, "blend", Uniform(), Blend(rows=10, most_epochs=None))
+    curate.export(ws, "blend", Llamafactory(), str(tmp_path / "out"))
+    info = json.loads((tmp_path / "out/dataset_info.json").read_text())
+    assert len(info) == 10 and sum("messages" in one["columns"] for one in info.values()) == 5
+    mix = json.loads((tmp_path / "out/blend.mix.json").read_text())
+    assert [float(p) for p in mix["interleave_probs"].split(",")] == pytest.approx([0.1] * 10)
+    assert all(len((tmp_path / f"out/{name}.jsonl").read_text().splitlines()) == 1 for name in info)
 
 
 # --- a sampler -------------------------------------------------------------------------------------------
@@ -251,7 +297,8 @@ def test_megatron_reads_its_export(hard: Workspace, tmp_path: Path) -> None:
     samples = [
         {"messages": row["messages"], "text": None} for row in curate.sql(hard, "SELECT * FROM pool ORDER BY row")
     ]
-    want = [[*one.ids.tolist(), tokenizer.eos_token_id] for one in encode(tokenizer, samples, 1 << 40)]
+    want = [one.ids.tolist() for one in encode(tokenizer, samples, 1 << 40)]
+    assert {ids[-1] for ids in want} == {tokenizer.eos_token_id}  # by the template, so none is added
     found = read(tmp_path, MEGATRON, READ_MEGATRON)
     assert found == want and "世界 🌍" in tokenizer.decode(found[2])
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -33,6 +35,7 @@ from curate.mixers.uniform import Uniform
 from curate.models.load import ModelChoice
 from curate.plans import Training
 from curate.proxies import Proxy
+from curate.scores.length import Length
 from curate.selectors.random import Random
 from curate.selectors.top import Top
 from curate.signals import Drawn, Step
@@ -40,10 +43,12 @@ from curate.stages.mix import Blend
 from curate.stages.select import Choice
 from curate.training.draws import Draws, quotas
 from curate.training.settings import TrainSettings
+from curate.weightings.adapt_static import AdaptStatic
 from curate.weightings.stm import Stm
 from curate.weightings.uniform import Uniform as Plain
 from curate.workspace import Workspace
 from tests.oracles.doremi import step as doremi_step
+from tests.test_exports import toy_model
 
 THREE = Domains(["a", "b", "c"], np.array([50.0, 30.0, 20.0]), np.array([1.0, 2.0, 4.0]))
 TINY = ModelChoice("tiny", device="cpu")
@@ -79,7 +84,7 @@ def test_doremi_s_update_on_three_domains_by_hand() -> None:
         [(1, 1.0, 1.0), (0, 4.0, 1.0), (0, 2.0, 1.0)],
     ]
     samples = [([0, 1, 2], [2, 1, 2]), ([1, 0], [1, 2])]
-    weighting, state = Reweighting(1.0, 1e-2), {}
+    weighting, state = Reweighting(tuple(share.tolist()), 1.0, 1e-2), {}
     weights, excess, total = share.tolist(), [math.log(99)] * 3, [0.0] * 3
     for number, (its, (of, counts)) in enumerate(zip(tokens, samples, strict=True), 1):
         proxy, reference = np.array([t[1] for t in its]), np.array([t[2] for t in its])
@@ -88,7 +93,7 @@ def test_doremi_s_update_on_three_domains_by_hand() -> None:
             counts=np.array(counts),
             token_loss=proxy,
             base_token_loss=reference,
-            domains=Drawn(np.array(of), share, 99),
+            domains=Drawn(np.array(of), 99),
         )
         given_, state = weighting.update(step, state)
         weights, excess = doremi_step(weights, excess, its, 1.0, 1e-2)
@@ -150,6 +155,8 @@ def test_regmix_s_trials_are_mixtures_within_15_times_the_pool_s_share() -> None
     mixtures = Regmix(trials=40).draw(small)
     assert mixtures.sum(1) == pytest.approx(np.ones(40)) and mixtures[:, 1].max() <= 0.15 + 1e-9
     assert not ((mixtures > 0) & (mixtures < 1e-4)).any() and len(np.unique(mixtures, axis=0)) == 40
+    many = Domains([f"d{i}" for i in range(60)], np.ones(60))
+    assert Regmix(trials=12).draw(many).shape == (12, 60)  # narrow strengths are refused, wide ones are not
     with pytest.raises(CurateError, match="could not be drawn"):
         Regmix(trials=3, folds=2).draw(Domains(["a"], np.array([5.0])))
 
@@ -264,8 +271,9 @@ def test_what_a_mixer_lacks_or_has_no_use_for_is_said(sample_ws: Workspace) -> N
             curate.mix(sample_ws, "m", mixer, blend, proxy=proxy)
     with pytest.raises(CurateError, match="give one size"):
         Blend(rows=1, tokens=1.0)
-    result = CliRunner().invoke(cli, ["mix", "m", "-w", str(sample_ws.path), "--mixer", "uniform", "--max-epochs", "x"])
-    assert isinstance(result.exception, CurateError)
+    for more in (["--max-epochs", "x"], ["--workers", "4"], ["--metric", "loss"], ["--executor", "ray"]):
+        result = CliRunner().invoke(cli, ["mix", "m", "-w", str(sample_ws.path), "--mixer", "uniform", *more])
+        assert isinstance(result.exception, CurateError), more
 
 
 # --- training --------------------------------------------------------------------------------------------
@@ -307,6 +315,39 @@ def test_a_training_by_lot_goes_on_where_it_stood_as_if_nothing_had_been(sample_
     assert epochs != {12}  # by lot, no quota
 
 
+def test_a_mixture_draws_from_what_it_was_mixed_of_or_says_that_it_cannot(sample_ws: Workspace) -> None:
+    plan = Training(TINY, Plain(), TrainSettings(steps=2, batch_size=8), "blend")
+    curate.mix(sample_ws, "blend", Uniform(), Blend(rows=48))
+    curate.train(sample_ws, "before", plan)
+    aside = Path(str(sample_ws.path)).parent / "more.jsonl"
+    aside.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n')
+    curate.ingest(sample_ws, [str(aside)], source="atlas")
+    curate.train(sample_ws, "after", plan)  # what was appended is not drawn
+    assert by_source(sample_ws, "before") == by_source(sample_ws, "after")
+    curate.mix(sample_ws, "blend", Uniform(), Blend(rows=48, exact=False))
+    with pytest.raises(CurateError, match="exists, with manifest_sha256"):
+        curate.train(sample_ws, "after", plan)
+
+    curate.select(sample_ws, "longest", Top(), Choice(by="n_chars", top=200))
+    curate.mix(sample_ws, "of_longest", Proportional(), Blend(manifest="longest"))
+    for name, base in (("longest", "longest"), ("of_blend", "blend")):
+        with pytest.raises(CurateError, match="take the place of what it draws|is a mixture itself"):
+            curate.mix(sample_ws, name, Uniform(), Blend(manifest=base))
+    curate.select(sample_ws, "longest", Top(), Choice(by="n_chars", top=100))
+    with pytest.raises(CurateError, match="the manifest 'longest' is not what the mixture 'of_longest' was mixed of"):
+        curate.train(sample_ws, "r", Training(TINY, Plain(), FAST, "of_longest"))
+    curate.score(sample_ws, Length())
+    by_length = Blend(domain="CASE WHEN length > 4 THEN 'long' ELSE 'short' END", rows=40)
+    curate.mix(sample_ws, "of_length", Uniform(), by_length)
+    aside.write_text('{"messages": [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]}\n')
+    curate.ingest(sample_ws, [str(aside)], source="atlas")
+    with pytest.raises(CurateError, match="length"):
+        curate.mix(sample_ws, "of_length", Uniform(), by_length)
+    curate.weigh(sample_ws, "heavy", AdaptStatic(), "n_chars")
+    with pytest.raises(CurateError, match="repeats or weighs samples"):
+        curate.mix(sample_ws, "m", Uniform(), Blend(manifest="heavy"))
+
+
 def test_a_mixture_has_no_order_and_stands_on_samples_that_can_be_learnt(sample_ws: Workspace) -> None:
     curate.mix(sample_ws, "blend", Uniform(), Blend(rows=48))
     with pytest.raises(CurateError, match="no order=rank"):
@@ -319,7 +360,15 @@ def test_a_mixture_has_no_order_and_stands_on_samples_that_can_be_learnt(sample_
         curate.train(sample_ws, "s", Training(TINY, Plain(), FAST, "silent"))
 
 
-def test_losses_are_compared_with_the_reference_that_is_named(sample_ws: Workspace) -> None:
+def stranger(folder: Path) -> ModelChoice:
+    """A model of another tokenizer."""
+    model, tokenizer = toy_model()
+    for its in (model, tokenizer):
+        its.save_pretrained(folder / "stranger")
+    return ModelChoice(str(folder / "stranger"), device="cpu")
+
+
+def test_losses_are_compared_with_the_reference_that_is_named(sample_ws: Workspace, tmp_path: Path) -> None:
     curate.select(sample_ws, "few", Random(), Choice(top=32))
     first = curate.train(sample_ws, "base", Training(TINY, Plain(), TrainSettings(batch_size=8, lr=1e-2), "few"))
     settings_ = TrainSettings(batch_size=32, steps=1)
@@ -329,6 +378,8 @@ def test_losses_are_compared_with_the_reference_that_is_named(sample_ws: Workspa
         Training(TINY, Stm(1.2), settings_, "few", reference=reference),
     ]
     weights = [curate.train(sample_ws, f"s{i}", plan).weight_mean for i, plan in enumerate(plans)]
+    with pytest.raises(CurateError, match="another vocabulary, and the model that is trained 1,024 tokens"):
+        curate.train(sample_ws, "s9", Training(TINY, Stm(), settings_, "few", reference=stranger(tmp_path)))
     other = Training(reference, Stm(1.2), settings_, "few")  # whose own losses these are
     assert weights[0] != weights[1] == curate.train(sample_ws, "s2", other).weight_mean
     with pytest.raises(CurateError, match="compared with the model it began with, not"):
@@ -356,9 +407,28 @@ def test_doremi_trains_a_reference_and_a_proxy_once_and_says_the_mean_of_its_wei
     trained = [row for row in curate.ledger(small_ws) if row["phase"] == "proxy"]
     assert [row["samples"] for row in trained] == [36] and again.by_domain == found.by_domain
     cut = proxy_of(TrainSettings(**{**BRIEF.__dict__, "micro_batch_size": 5}), judges=[])
+    for path in (Path(str(small_ws.path)) / "prepared").iterdir():
+        shutil.rmtree(path)
     parts = curate.mix(small_ws, "parts", Doremi(), SKILLS, proxy=cut)
+    proxies = [row for row in curate.ledger(small_ws) if (row["name"], row["phase"]) == ("parts", "proxy")]
+    assert [row["samples"] for row in proxies] == [36]
     weights = [{row["source"]: row["weight"] for row in its.by_domain} for its in (found, parts)]
     assert weights[1] == pytest.approx(weights[0], rel=1e-4)  # whole steps, however they are cut
+
+
+def test_doremi_s_weights_of_tokens_are_of_tokens(ws: Workspace, tmp_path: Path) -> None:
+    """Two models that learn nothing have no excess, so the weights stay where they began."""
+    texts = [("long", "a b c d e f g h i j k l m n o p q r s t u v w " * 3), ("short", "a")]
+    for name, text in texts:
+        lines = [json.dumps({"text": f"{text}{i:02}"}) for i in range(12)]
+        (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
+        curate.ingest(ws, [str(tmp_path / f"{name}.jsonl")])
+    still = proxy_of(TrainSettings(steps=4, batch_size=12, lr=1e-12), judges=[])
+    for blend in (Blend(tokens=2000, most_epochs=None), Blend(rows=200, most_epochs=None)):
+        found = curate.mix(ws, "found", Doremi(smoothing=0.0), blend, proxy=still)
+        plain = curate.mix(ws, "plain", Proportional(), blend)
+        for its, want in zip(found.by_domain, plain.by_domain, strict=True):
+            assert its["weight"] == pytest.approx(want["weight"], abs=1e-3)
 
 
 def test_regmix_tries_mixtures_under_any_executor_and_forgets_their_models(small_ws: Workspace) -> None:

@@ -117,7 +117,7 @@ def test_repeats_are_their_share_in_the_mean() -> None:
 def test_strata_are_quantiles_and_their_means() -> None:
     w = np.array([0.0, 1.0, 2.0, 3.0, 10.0, 30.0])
     stratum, means, lowered = strata_of(w, 3)
-    assert stratum.tolist() == [0, 0, 1, 1, 2, 2] and means.tolist() == [0.5, 2.5, 20.0]
+    assert stratum.tolist() == [0, 1, 1, 2, 3, 3] and means.tolist() == [0.0, 1.5, 3.0, 20.0]  # 0 apart
     assert lowered.largest_error == pytest.approx(1.0) and lowered.effective_rows == pytest.approx(46**2 / 1014)
     assert strata_of(np.ones(5), 4)[1].tolist() == [1.0]
 

@@ -53,7 +53,7 @@ from curate.workspace import Workspace
     "(model.context=512), of a metric or of the executor.",
 )
 @click.option("--seed", default=0, show_default=True, help="Of the proxies' draws.")
-@click.option("--executor", "executor_name", default="local", show_default=True, help="See `curate methods executor`.")
+@click.option("--executor", "executor_name", metavar="METHOD", help="Who trains regmix's.  [default: local]")
 @click.option("--workers", type=int, metavar="N", help="Proxies that are trained side by side.")
 @click.option("--allow-stale", is_flag=True, help="Use scores that are stale or incomplete.")
 @as_json_option
@@ -75,7 +75,7 @@ def mix(
     metric_names: tuple[str, ...],
     settings: tuple[str, ...],
     seed: int,
-    executor_name: str,
+    executor_name: str | None,
     workers: int | None,
     allow_stale: bool,
     as_json: bool,
@@ -87,8 +87,11 @@ def mix(
     from curate.stages.mix import Blend
     from curate.training.settings import TrainSettings
 
+    if metric_names and not targets:
+        raise CurateError("--metric says how proxies are judged; on what, says --target NAME.")
     metrics = metric_names or (("loss",) if targets else ())
-    own = by_owner(["", "train", "model", executor_name, *metrics], [], settings)
+    executor = executor_name or "local"
+    own = by_owner(["", "train", "model", executor, *metrics], [], settings)
     mixer = kinds.make("mixer", mixer_name, own[""])
     blend = Blend(
         rows,
@@ -117,10 +120,13 @@ def mix(
                 for target in targets
                 for metric in metrics
             ],
-            kinds.make("executor", executor_name, {**given, **own[executor_name]}),
+            kinds.make("executor", executor, {**given, **own[executor]}),
         )
-    elif targets or own["train"]:
-        raise CurateError("--target and --set train.… are for proxies: say what they begin with, by --model MODEL.")
+    elif targets or metric_names or own["train"] or workers is not None or executor_name:
+        raise CurateError(
+            "--target, --metric, --executor, --workers and --set train.… are for proxies: say what they begin with, by "
+            "--model MODEL."
+        )
     r = curate.mix(ws, name, mixer, blend, proxy=proxy)
     columns = {"source": "domain", "weight": "weight", "rows": "draws", "tokens": "tokens", "available": "samples"}
     columns["epochs"] = "epochs"

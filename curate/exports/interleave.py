@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 
 import pyarrow.parquet as pq
 
-from curate.method import Export, Part, Row, part_file
+from curate.errors import CurateError
+from curate.method import MOST_OPEN, Export, Part, Row, part_file
 from curate.schema import EXPORTED
 
 
@@ -24,7 +25,7 @@ class Interleave(Export):
         parts = [load_dataset("parquet", data_files=f, split="train") for f in told.pop("files")]
         mixed = interleave_datasets(parts, **told)
 
-    Cost: one reading of the selected shards; 1,024 rows in memory.
+    Cost: one reading of the selected shards; of every part 1,024 rows in memory, and an open file (at most 900).
 
     Departures: weights that differ become parts of like weight (weights=strata). The column `loss_weight` has what a
     row was to weigh; a trainer that multiplies losses by it would count it twice.
@@ -55,6 +56,10 @@ class Interleave(Export):
         with ExitStack() as stack:
             for part, table in self.tables_by_part(rows, EXPORTED):
                 path = folder / f"{part_file(name, part)}.parquet"
+                if path not in files and len(files) == MOST_OPEN:
+                    raise CurateError(
+                        f"this format is written by at most {MOST_OPEN} parts at once; take fewer strata."
+                    )
                 if path not in files:
                     files[path] = stack.enter_context(pq.ParquetWriter(path, EXPORTED, compression="zstd"))
                 files[path].write_table(table)

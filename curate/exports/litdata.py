@@ -9,7 +9,8 @@ from typing import Any, ClassVar, Literal
 
 import pyarrow.parquet as pq
 
-from curate.method import Export, Part, Row
+from curate.errors import CurateError
+from curate.method import MOST_OPEN, Export, Part, Row
 from curate.schema import EXPORTED
 
 
@@ -21,10 +22,12 @@ class Litdata(Export):
     `index.json`; `NAME.litdata.json` with `folders` and `weights`:
 
         told = json.load(open("NAME.litdata.json"))
-        parts = [StreamingDataset(f, item_loader=ParquetLoader()) for f in told["folders"]]
+        parts = [StreamingDataset(f, item_loader=ParquetLoader(), shuffle=True) for f in told["folders"]]
         mixed = CombinedStreamingDataset(parts, weights=told["weights"], iterate_over_all=False)
 
-    Cost: one reading of the selected shards; 1,024 rows in memory.
+    An epoch of it ends where the first part does. Without `shuffle=True` every epoch would show the first rows again.
+
+    Cost: one reading of the selected shards; of every part 1,024 rows in memory, and an open file (at most 900).
 
     Departures: Parquet, which litdata streams as it is, instead of its own chunks, whose layout changes with its
     versions. Weights that differ become parts of like weight (weights=strata); with `iterate_over_all=True`, its usual,
@@ -52,6 +55,10 @@ class Litdata(Export):
         with ExitStack() as stack:
             for part, table in self.tables_by_part(rows, EXPORTED):
                 path = folder / (part or "all") / "part-0.parquet"
+                if path not in files and len(files) == MOST_OPEN:
+                    raise CurateError(
+                        f"this format is written by at most {MOST_OPEN} parts at once; take fewer strata."
+                    )
                 if path not in files:
                     path.parent.mkdir()
                     files[path] = stack.enter_context(pq.ParquetWriter(path, EXPORTED, compression="zstd"))

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -62,19 +61,19 @@ class Llamafactory(Export):
         return {"messages": [{"role": m["role"], "content": m["content"]} for m in row.messages]}
 
     def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
-        info: dict[str, dict[str, Any]] = {}
-        with ExitStack() as stack:
-            files: dict[str, Any] = {}
-            for row in rows:
-                kind = "text" if row.messages is None else "chat"
-                dataset = _dataset(part_file(name, row.part), kind)
-                if dataset not in files:
-                    files[dataset] = stack.enter_context(open(folder / f"{dataset}.jsonl", "wb"))
-                    info[dataset] = {"file_name": f"{dataset}.jsonl", **_DESCRIPTION[kind]}
-                files[dataset].write(json.dumps(self.example(row), ensure_ascii=False).encode() + b"\n")
+        kinds: dict[str, str] = {}
+
+        def file(row: Row) -> str:
+            kind = "text" if row.messages is None else "chat"
+            dataset = _dataset(part_file(name, row.part), kind)
+            kinds[dataset] = kind
+            return dataset
+
+        files = self.write_parts(rows, folder, file)
+        info = {path.stem: {"file_name": path.name, **_DESCRIPTION[kinds[path.stem]]} for path in files}
         index = folder / "dataset_info.json"
         index.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-        return [*(folder / f"{dataset}.jsonl" for dataset in info), index]
+        return [*files, index]
 
     def describe(self, folder: Path, name: str, parts: Sequence[Part], final: Path) -> list[Path]:
         if len(parts) == 1:

@@ -28,7 +28,7 @@ class Mds(Export):
         streams = [Stream(**one) for one in json.load(open("NAME.streams.json"))]
         mixed = StreamingDataset(streams=streams, batch_size=…)
 
-    Cost: one reading of the selected shards; a shard of 64 MiB in memory.
+    Cost: one reading of the selected shards; of every part a shard of at most 64 MiB in memory.
 
     Departures: the shards are written here by the format's own layout, as the package mosaicml-streaming wants other
     versions of numpy and transformers than curate. Weights that differ become parts of like weight (weights=strata);

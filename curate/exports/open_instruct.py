@@ -22,7 +22,7 @@ class OpenInstruct(Export):
 
     Departures: raw text is refused, as open-instruct's SFT reads chats alone. Its rows have no weight, so weights that
     differ become parts of like weight (weights=strata), or rows repeat (weights=repeats), or are refused. Of parts of
-    which fewer rows are drawn than there are, it draws by its own lot.
+    which fewer rows are drawn than there are, it draws by its own lot; its older versions refuse more than there are.
 
     Reference: allenai/open-instruct, open_instruct/dataset_transformation.py (`get_cached_dataset_tulu`).
 

@@ -22,7 +22,8 @@ class Doremi(Mixer):
         log a     <- log a + step_size lambda;  a <- a / sum of a;  a <- (1 - smoothing) a + smoothing / D
         loss      = sum of w l / sum of w over the step's tokens,  w = a_d / p_d
 
-    The weights are the mean of a over all steps, not its last value.
+    The weights are the mean of a over all steps, not its last value. a and p are shares of what is mixed: of samples,
+    or of tokens.
 
     Cost: two trainings of the proxy model, 6N FLOPs a token each, and a forward pass of the reference over the samples
     that there are, 2N, whether or not they are drawn. Limit: that of the trainings.
@@ -55,7 +56,8 @@ class Doremi(Mixer):
         n = len(domains.names)
         prior = domains.share if self.reference_weights == "proportional" else np.full(n, 1 / n)
         proxies.train("reference", prior)
-        learnt = proxies.train("proxy", prior, Reweighting(self.step_size, self.smoothing), reference="reference")
+        weighting = Reweighting(tuple(prior.tolist()), self.step_size, self.smoothing)
+        learnt = proxies.train("proxy", prior, weighting, reference="reference")
         return Mixed(learnt["total"] / learnt["steps"], {"steps": float(learnt["steps"][0])})
 
 
@@ -67,13 +69,14 @@ class Reweighting(Weighting):
     needs: ClassVar = ("token_loss", "base_token_loss", "domains")
     normalize = "mean1"
 
+    prior: tuple[float, ...]
     step_size: float
     smoothing: float
 
     def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
         assert step.domains is not None and step.token_loss is not None and step.base_token_loss is not None
         its, counts = step.domains, step.counts
-        share = its.share
+        share = np.array(self.prior)
         log_a = state.get("log_weights", np.log(np.maximum(share, np.finfo(float).tiny)))
         excess = state.get("excess", np.full(len(share), np.log(its.vocabulary))).copy()
         of_token = np.repeat(its.of, counts)  # type: ignore[arg-type]

@@ -78,7 +78,7 @@ class Regmix(Mixer):
         if good.sum() < self.folds:
             raise CurateError(f"only {good.sum()} of {self.trials} proxies have a loss; take a smaller train.lr.")
         predict, told = self.fit(mixtures[good], losses[good])
-        lot = np.random.default_rng([self.seed, 1])
+        lot = np.random.default_rng([self.seed % 2**63, 1])
         simulated = lot.dirichlet(domains.share, self.simulations)
         lowest = np.argsort(predict(simulated), kind="stable")[: self.best]
         weights = simulated[lowest].mean(0)
@@ -87,13 +87,13 @@ class Regmix(Mixer):
 
     def draw(self, domains: Domains) -> np.ndarray:
         """The mixtures that are tried, float64 [trials, D], no two alike."""
-        lot = np.random.default_rng([self.seed, 0])
+        lot = np.random.default_rng([self.seed % 2**63, 0])
         prior = domains.share**self.prior_power
         prior, most = prior / prior.sum(), np.minimum(15 * domains.share, 1)
         strengths = np.logspace(np.log10(0.1), np.log10(5), 15)
         found: dict[bytes, np.ndarray] = {}
         for _ in range(1000 * self.trials):
-            one = lot.dirichlet(strengths[len(found) % 15] * prior)
+            one = lot.dirichlet(strengths[lot.integers(15)] * prior)
             if (one > most).any():
                 continue
             one = np.where(one < 2e-4, 0.0, one)
@@ -103,14 +103,14 @@ class Regmix(Mixer):
                 return np.stack(list(found.values()))
         raise CurateError(
             f"{self.trials} different mixtures of {len(domains.names)} domains could not be drawn, each with at most "
-            "15 times its share of the pool; take fewer trials, or a larger prior_power."
+            "15 times its share of the pool; take fewer trials, or mix fewer domains."
         )
 
     def fit(self, mixtures: np.ndarray, losses: np.ndarray) -> tuple[Predict, dict[str, float]]:
         """What foretells the loss of mixtures, and how well it ranks those it was not shown."""
         kinds = {"lightgbm": _lightgbm, "linear": _linear}
         tried = kinds if self.regressor == "auto" else {self.regressor: kinds[self.regressor]}
-        parts = np.random.default_rng([self.seed, 2]).permutation(len(losses)) % self.folds
+        parts = np.random.default_rng([self.seed % 2**63, 2]).permutation(len(losses)) % self.folds
         told, rounds = {}, {}
         for kind, fit in tried.items():
             foretold, used = np.zeros(len(losses)), []

@@ -140,6 +140,7 @@ def _arm_key(recipe: dict[str, Any], null: bool = True) -> str:
     model = {key: recipe["model"].get(key) for key in ("weights", "dtype", "context", "too_long")}
     rest = [recipe.get(key) for key in ("weighting", "by", "target_fingerprint")]
     rest += [_unseeded_mask(recipe["mask"])] if recipe.get("mask") else []
+    rest += [recipe["reference"]] if recipe.get("reference") else []
     whole = recipe.get("manifest_sha256") if recipe.get("manifest") and not selection else recipe.get("pool")
     return fingerprint(model, selection, rest, settings, whole)
 
@@ -147,7 +148,7 @@ def _arm_key(recipe: dict[str, Any], null: bool = True) -> str:
 def _unseeded(value: Any, null: bool) -> Any:
     """How a manifest came to be, without seeds, and without the names of manifests on the way, which may have them."""
     if isinstance(value, dict):
-        aside = {"seed", "allow_stale", "sha256", "manifest"} | (set() if null else {"null"})
+        aside = {"seed", "allow_stale", "sha256", "manifest", "proxies"} | (set() if null else {"null"})
         return {k: _unseeded(v, null) for k, v in value.items() if k not in aside}
     return value
 
@@ -250,7 +251,8 @@ def _aims(recipe: dict[str, Any]) -> set[str]:
     scores |= (recipe.get("mask") or {}).get("scores", {})
     aims = {score.get("target") for score in scores.values()} | {recipe.get("target")}
     aims |= {(step.get("choice") or {}).get("target") for step in _steps(recipe)}
-    return {target for target in aims if target}
+    judges = [judge for step in _steps(recipe) for judge in (step.get("proxy") or {}).get("judges", ())]
+    return {target for target in aims if target} | {judge["target"] for judge in judges}
 
 
 def _steps(recipe: dict[str, Any]) -> list[dict[str, Any]]:

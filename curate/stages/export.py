@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from itertools import islice
@@ -60,7 +61,10 @@ def export(
     try:
         with charged(ws.path, "export", methods=[exporter.name], name=manifest, phase="write") as meter:
             result = Exported(manifest, exporter.name, folder)
-            files = exporter.write(_written(_rows(ws, sent.table), exporter, skip_unfit, result), beside, manifest)
+            written = Counter[str]()
+            rows = _written(_rows(ws, sent.table), exporter, skip_unfit, result, written)
+            files = exporter.write(rows, beside, manifest)
+            sent = sent.with_rows(written)
             files += exporter.describe(beside, manifest, sent.parts, target)
             if sent.lowered:
                 result.lowered = sent.said()
@@ -80,7 +84,7 @@ def preview(
 ) -> list[dict[str, Any]]:
     """The first `count` rows as the trainer will see them; writes nothing."""
     sent, unwritten = outgoing(ws, manifest, exporter, 0), Exported(manifest, exporter.name, "")
-    rows = _written(_rows(ws, sent.table), exporter, skip_unfit, unwritten)
+    rows = _written(_rows(ws, sent.table), exporter, skip_unfit, unwritten, Counter())
     return [exporter.example(row) for row in islice(rows, count)]
 
 
@@ -111,8 +115,10 @@ def _rows(ws: Workspace, manifest: pa.Table) -> Iterator[Row]:
                 )
 
 
-def _written(rows: Iterator[Row], exporter: Export, skip_unfit: bool, result: Exported) -> Iterator[Row]:
-    """The rows the format can hold, each as often as it repeats, counted in `result`."""
+def _written(
+    rows: Iterator[Row], exporter: Export, skip_unfit: bool, result: Exported, written: Counter[str]
+) -> Iterator[Row]:
+    """The rows the format can hold, each as often as it repeats, counted in `result`, and in `written` by part."""
     for row in rows:
         try:
             exporter.example(row)
@@ -125,4 +131,5 @@ def _written(rows: Iterator[Row], exporter: Export, skip_unfit: bool, result: Ex
             continue
         for _ in range(row.repeats):
             result.rows += 1
+            written[row.part] += 1
             yield row

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
@@ -21,6 +22,7 @@ from curate.costs import charged
 from curate.errors import CurateError
 from curate.judging import questions
 from curate.lineage import model_recipe, usable
+from curate.lowering import differ
 from curate.manifest import write_manifest
 from curate.method import Domains, Mixer
 from curate.plans import LINEAGE
@@ -96,13 +98,18 @@ def mix(ws: Workspace, name: str, mixer: Mixer, blend: Blend | None = None, *, p
     ws.check_name(name, "manifest")
     ws.require_pool()
     _refuse_unused(mixer, blend, proxy)
+    if name == blend.manifest:
+        raise CurateError(f"the mixture '{name}' would take the place of what it draws from; choose another name.")
+    if proxy and not isinstance(ws.path, Path):
+        raise CurateError("proxies are trained in folders of this machine; take a workspace on its disk.")
     for judge in proxy.judges if proxy else ():
         questions(ws, judge)
     result = Blended(name, blend.unit)
     what = {"methods": [mixer.name], "name": name, "phase": "mix"}
-    with charged(ws.path, "mix", **what) as meter, claim(ws.path, f"manifest {name}"):
-        its = _ground(ws, blend, result)
-        meter.samples = len(its.rows.row)
+    with claim(ws.path, f"manifest {name}"):
+        with charged(ws.path, "mix", **what) as meter:
+            its = _ground(ws, blend, result)
+            meter.samples = len(its.rows.row)
         proxies = None
         if proxy:
             pool = Pool(str(ws.path), name, mixer.name, blend.manifest, its.domain, its.names, its.draws, blend.seed)
@@ -135,11 +142,12 @@ def _ground(ws: Workspace, blend: Blend, result: Blended) -> _Ground:
     rows = rows_of(ws, blend.manifest, None, blend.allow_stale)
     if rows.draws:
         raise CurateError(f"the manifest '{blend.manifest}' is a mixture itself; name one of samples to mix.")
-    if (rows.repeats != 1).any():
+    if (rows.repeats != 1).any() or differ(rows.weight):
         raise CurateError(
-            f"the manifest '{blend.manifest}' repeats samples, and a mixture says itself how often each comes; name "
-            "one without repeats."
+            f"the manifest '{blend.manifest}' repeats or weighs samples, and a mixture says itself how often each "
+            "comes; name one that does neither."
         )
+    result.warnings += usable(scores_of(ws, blend.domain, blend.token_count), blend.allow_stale)
     names, domain = _domains(ws, rows, blend, result)
     there, tokens = _sizes(ws, rows, domain, len(names), blend)
     values, warnings = _values(ws, rows, names, domain, blend)
@@ -170,7 +178,7 @@ def _lineage(
         "selection": {key: base[key] for key in LINEAGE if key in base} if base else None,
         "proxy": _proxy_recipe(proxy),
         "pool": {"fingerprint": pool_fingerprint(ws.shards()), "rows": ws.n_rows(), "shards": len(ws.shards())},
-        "scores": {state.name: state.recipe for state in scores_of(ws, blend.by)} if blend.by else {},
+        "scores": {s.name: s.recipe for s in scores_of(ws, blend.by, blend.domain, blend.token_count)},
         "result": {key: value for key, value in asdict(result).items() if key != "name"},
     }
 

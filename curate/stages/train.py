@@ -99,7 +99,8 @@ def _planned(ws: Workspace, rows: Rows, training: Training) -> dict[str, Any]:
     settings, weighting = training.settings, training.weighting
     per_epoch = -(-int(samples) // (settings.batch_size * (settings.oversample if weighting.chooses else 1)))
     steps = settings.steps or int(np.ceil(settings.epochs * per_epoch))
-    mean = float((chars * rows.repeats).sum() / rows.repeats.sum()) / CHARS_PER_TOKEN
+    drawn = rows.repeats if rows.draws is None else np.bincount(rows.draws.samples(0), minlength=len(chars))
+    mean = float((chars * drawn).sum() / drawn.sum()) / CHARS_PER_TOKEN
     tokens = mean * samples * steps / per_epoch
     factor = 4.0 if settings.lora_r else 6.0
     if weighting.chooses:  # all forward, and backward without matrices where gradients are compared; some learnt from

@@ -104,7 +104,7 @@ class Weigher:
         column = data.column[data.examples.sample[documents]] if data.column is not None else None
         domains = None
         if "domains" in needs and data.draws:
-            domains = Drawn(data.draws.domain[data.examples.sample[documents]], data.draws.share, data.vocabulary)
+            domains = Drawn(data.draws.domain[data.examples.sample[documents]], data.vocabulary)
         return Step(number, loss, column, data.examples.counts[documents], base, token_loss, domains, states)
 
     def checked(self, weights: np.ndarray, losses: np.ndarray, number: int) -> np.ndarray:
