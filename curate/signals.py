@@ -139,13 +139,13 @@ class Step:
     column: np.ndarray | None = None
     counts: np.ndarray | None = None
     base_token_loss: np.ndarray | None = None
-    token_loss: np.ndarray | None = None
-    domains: Drawn | None = None
     states: Tensor | None = None
     products: Products | None = None
     outputs: Forward | None = None
     room: int = 0
     lr: float = 0.0
+    token_loss: np.ndarray | None = None
+    domains: Drawn | None = None
 
 
 @dataclass(frozen=True)

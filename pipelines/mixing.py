@@ -79,10 +79,11 @@ def beginning(folder: Path, size: Size) -> ModelChoice:
     if not (path / "tokenizer.json").exists():
         tokenizer = load_tokenizer(ModelChoice("tiny"))
         torch.manual_seed(0)
-        shape = {"hidden_size": size.width, "intermediate_size": 3 * size.width, "num_hidden_layers": size.layers}
         config = LlamaConfig(
             vocab_size=len(tokenizer),
-            **shape,
+            hidden_size=size.width,
+            intermediate_size=3 * size.width,
+            num_hidden_layers=size.layers,
             num_attention_heads=max(1, size.width // 20),
             max_position_embeddings=256,
             tie_word_embeddings=True,

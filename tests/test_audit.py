@@ -214,6 +214,7 @@ def test_a_branch_that_fails_leaves_what_was_learnt(tmp_path: Path, monkeypatch:
     assert np.isfinite(measures["gain"]).all() and np.isnan(measures["adaptation"][0]).all()
 
 
+@pytest.mark.slow
 def test_all_parameters_a_metric_that_is_better_high_own_branches_a_proxy_and_fresh(tmp_path: Path) -> None:
     ws = workspace(tmp_path / "ws")
     plan = {

@@ -103,7 +103,9 @@ def verify(ws: Workspace, repair: bool, as_json: bool) -> None:
 
 @click.command()
 @workspace()
-@click.option("-o", "--output", "path", required=True, type=click.Path(path_type=Path), metavar="FILE.html")
+@click.option(
+    "-o", "--output", "path", required=True, type=click.Path(path_type=Path), metavar="FILE.html", help="The page."
+)
 @click.option("--score", "scores", multiple=True, metavar="NAME", help="Show this score.  [default: the first 12]")
 @click.option("--manifest", "manifests", multiple=True, metavar="NAME", help="This one.  [default: the first 12]")
 @click.option("--samples", default=50_000, show_default=True, metavar="N", help="Samples that can be searched.")

@@ -36,7 +36,7 @@ class Megatron(Export):
     Reference: NVIDIA/Megatron-LM, megatron/core/datasets/indexed_dataset.py and `--data-path` of its arguments.
 
     >>> Megatron(tokenizer="tiny").example(Row.of("an apple"))["tokens"]
-    8
+    4
     """
 
     blends: ClassVar[bool] = True

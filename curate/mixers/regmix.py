@@ -41,9 +41,9 @@ class Regmix(Mixer):
     are theirs.
 
     >>> domains = Domains(["a", "b"], np.array([3.0, 1.0]))
-    >>> found = Regmix(trials=4).draw(domains)
+    >>> found = Regmix(trials=5).draw(domains)
     >>> found.shape, found.sum(1).round(6).tolist()
-    ((4, 2), [1.0, 1.0, 1.0, 1.0])
+    ((5, 2), [1.0, 1.0, 1.0, 1.0, 1.0])
     """
 
     trains: ClassVar = True

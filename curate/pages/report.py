@@ -12,7 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from curate.console import table as aligned
 from curate.pages.audit import pictures
 from curate.pages.audit import reading as audit_reading
 from curate.pages.comparison import plot
@@ -88,7 +87,11 @@ def _plain(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
 
 
 def _value(value: Any) -> str:
-    return aligned([{"x": value}], {"x": ""}).splitlines()[-1].strip() if value is not None else ""
+    if isinstance(value, list):
+        return " ".join(map(str, value))
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return "" if value is None else str(value)
+    return f"{value:,}" if isinstance(value, int) else f"{value:,.0f}" if 1000 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
 def _bar(share: float, text: str, most: float = 1.0) -> str:

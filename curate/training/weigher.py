@@ -105,7 +105,8 @@ class Weigher:
         domains = None
         if "domains" in needs and data.draws:
             domains = Drawn(data.draws.domain[data.examples.sample[documents]], data.vocabulary)
-        return Step(number, loss, column, data.examples.counts[documents], base, token_loss, domains, states)
+        counts = data.examples.counts[documents]
+        return Step(number, loss, column, counts, base, states, token_loss=token_loss, domains=domains)
 
     def checked(self, weights: np.ndarray, losses: np.ndarray, number: int) -> np.ndarray:
         """Weights as float64. Raises Diverged for losses, CurateFailure for weights, that are no numbers."""
