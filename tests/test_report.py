@@ -186,8 +186,8 @@ addEventListener("load", async () => {
   };
   told.all = document.getElementById("says").textContent;
   told.evil = await ask("words", "ünïcode");
-  told.shown = document.querySelector("#found .said").textContent;
-  told.marked = document.querySelector("#found mark").textContent;
+  told.shown = document.querySelector("#found .said")?.textContent;
+  told.marked = document.querySelector("#found mark")?.textContent;
   told.none = await ask("words", "no such words");
   await ask("words", "");
   told.best = await ask("chosen", "0");
