@@ -143,7 +143,7 @@ def _ridges(its: Spread) -> str:
     rows = [(name, its.counts[name], its.quantiles[name][2]) for name in shown]
     if rest := sources[_MOST_SOURCES:]:
         rows.append((f"{len(rest)} others", np.sum([its.counts[name] for name in rest], axis=0), float("nan")))
-    left, width, step = 92, 330, 26
+    left, width, step = 104, 320, 26
     height = step * len(rows) + 22
     drawn = []
     low, high = float(its.edges[0]), float(its.edges[-1])
