@@ -172,10 +172,10 @@ def by_length(model: LanguageModel, rounds: int) -> None:
 # --- projections -------------------------------------------------------------------------------------------
 
 
-def agreement(name: str, taken: int) -> None:
+def agreement(name: str, taken: int, ranks: Sequence[int] = (8, 0)) -> None:
     """Spearman correlation of candidates' alignment from sketches with the exact preconditioned one, in the middle of a
-    training on real samples."""
-    for lora in (8, 0):
+    training on real samples; by LoRA of each rank, 0 for all parameters."""
+    for lora in ranks:
         settings = replace(SETTINGS, lora_r=lora, lr=1e-4 if lora else 1e-5, batch_size=8, steps=taken, projection=0)
         model = trainee(ModelChoice(name), settings).model
         n = 48 if lora else 24
@@ -288,7 +288,7 @@ def main(arguments: list[str]) -> None:
     with tempfile.TemporaryDirectory() as scratch:
         name, numbers = one_b(scratch) if name == "1b" else name, [int(a) for a in arguments]
         if what == "agreement":
-            agreement(name, *(numbers or [20]))
+            agreement(name, numbers[0] if numbers else 20, numbers[1:] or (8, 0))
         else:
             steps(name, *(*numbers, *(3, 64)[len(numbers) :]))
 
