@@ -78,7 +78,7 @@ def _drawn(
     if not lineage["manifest"]:  # what was appended since is not drawn
         rows = _first(rows, lineage["pool"]["rows"])
     names = table["source"].to_pylist()
-    domain = domains_at(ws, rows.row, lineage["domain"], names)
+    domain = places_of(texts_of(ws, lineage["domain"], rows.row), names)
     keys, share = ids_as_integers(rows.id.to_pylist()), table["rows"].to_numpy().astype(np.float64)
     if not lineage["exact"]:
         share = np.array(lineage["share"])
@@ -118,10 +118,10 @@ def require_drawable(draws: Draws, names: Sequence[str]) -> None:
             )
 
 
-def domains_at(ws: Workspace, rows: np.ndarray, domain: str, names: Sequence[str]) -> np.ndarray:
-    """The domain of some rows of the pool, positions in `names`, int64; -1 for another, or none."""
+def places_of(found: Sequence[str | None], names: Sequence[str]) -> np.ndarray:
+    """Domains by name as positions in `names`, int64; -1 for another, or none."""
     places = {name: i for i, name in enumerate(names)}
-    return np.array([places.get(name or "", -1) for name in texts_of(ws, domain, rows)], np.int64)
+    return np.array([places.get(name or "", -1) for name in found], np.int64)
 
 
 def pool_ids(ws: Workspace) -> pa.ChunkedArray:

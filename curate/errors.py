@@ -20,6 +20,10 @@ class CurateFailure(CurateError):
     exit_status = 1
 
 
+class DivergedError(CurateFailure):
+    """A training whose loss or gradient is no finite number any more."""
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """The end of a sentence about an unknown name: the nearest known one, else what there is."""
     choices = sorted(known)

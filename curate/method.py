@@ -19,6 +19,7 @@ import json
 import pkgutil
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from functools import partial
 from importlib.metadata import entry_points
@@ -516,7 +517,7 @@ class Metric(Method):
 
 # --- exports ---------------------------------------------------------------------------------------------
 
-MOST_OPEN = 900  # files of an export that are open at once: systems allow some 1,024
+_MOST_OPEN = 900  # files of an export that are open at once: systems allow some 1,024
 
 
 @dataclass(frozen=True)
@@ -621,6 +622,21 @@ class Export(Method):
                 _append(held, [folder / f"{file(row)}.jsonl"])
         _append(held, list(held))
         return list(held)
+
+    def write_parquets(self, rows: Iterator[Row], schema: pa.Schema, file: Callable[[str], Path]) -> list[Path]:
+        """Write the examples as Parquet, those of each part into a file of its own, given the part's label."""
+        import pyarrow.parquet as pq
+
+        files: dict[Path, Any] = {}
+        with ExitStack() as stack:
+            for part, table in self.tables_by_part(rows, schema):
+                if (path := file(part)) not in files:
+                    if len(files) == _MOST_OPEN:
+                        raise CurateError(f"at most {_MOST_OPEN} parts are written at once here; take fewer strata.")
+                    path.parent.mkdir(exist_ok=True)
+                    files[path] = stack.enter_context(pq.ParquetWriter(path, schema, compression="zstd"))
+                files[path].write_table(table)
+        return list(files)
 
     def tables(self, rows: Iterator[Row], schema: pa.Schema) -> Iterator[pa.Table]:
         """The examples as tables of at most 1,024 rows."""

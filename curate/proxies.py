@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from curate.claims import claim
 from curate.corpus import Rows, rows_of
-from curate.errors import CurateError, CurateFailure
+from curate.errors import CurateError, DivergedError
 from curate.fingerprint import fingerprint, ids_as_integers
 from curate.judging import Judge, questions
 from curate.method import Arrays, Executor, Proxies, Weighting
@@ -69,16 +69,26 @@ class Pool:
     def rows(self) -> Rows:
         return replace(rows_of(self.ws, self.manifest, None, False), kept={})
 
+    @cached_property
+    def keys(self) -> np.ndarray:
+        return ids_as_integers(self.rows.id.to_pylist())
+
+    @cached_property
+    def stamp(self) -> str:
+        """What vouches for what is drawn from."""
+        its = [self.rows.row.tolist(), self.domain.tolist(), self.rows_per_unit.tolist()]
+        return fingerprint(pool_fingerprint(self.ws.shards()), *its)
+
     def __getstate__(self) -> dict[str, Any]:
-        return {key: value for key, value in self.__dict__.items() if key not in ("ws", "rows")}
+        """Without what is looked up again where it is needed."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("ws", "rows", "keys", "stamp")}
 
     def drawn(self, weights: np.ndarray) -> Rows:
         """Samples by the domains' weights, the domain of every draw by lot."""
         from curate.training.draws import Draws
 
         share = weights * self.rows_per_unit
-        keys = ids_as_integers(self.rows.id.to_pylist())
-        draws = Draws(self.domain, keys, share / share.sum(), len(self.domain), False, self.seed)
+        draws = Draws(self.domain, self.keys, share / share.sum(), len(self.domain), False, self.seed)
         return replace(self.rows, draws=draws, domains=self.names)
 
 
@@ -106,7 +116,7 @@ class Trials:
     def run_task(self, trial: Trial) -> list[float]:
         """Train a proxy on a mixture; returns its losses on the targets. Not a number where training diverged."""
         training = self.training()
-        run = run_of(self.pool, training, trial.weights, self.proxy.judges)
+        run = self.run(trial.weights)
         outcome = run.folder / "outcome.json"
         if outcome.exists():
             remove_tree(run.folder / "checkpoints")  # what a kill has left
@@ -114,14 +124,27 @@ class Trials:
         losses = [float("nan")] * len(self.proxy.judges)
         try:
             found = trained(self.pool, run, training, trial.weights, self.proxy.judges, "trial")
-        except CurateFailure as failure:
-            if "not a finite number" not in str(failure):
-                raise
+        except DivergedError:
+            pass  # its loss is no number
         else:
             losses = [_loss(judge, row["value"]) for judge, row in zip(self.proxy.judges, found, strict=True)]
         write_json(outcome, {"weights": trial.weights.tolist(), "losses": [str(value) for value in losses]})
         remove_tree(run.folder / "checkpoints")  # hundreds of models that nobody asks for
         return losses
+
+    def run(self, weights: np.ndarray) -> Run:
+        return run_of(self.pool, self.training(), weights, self._asked)
+
+    @cached_property
+    def _asked(self) -> str:
+        """What the proxies are judged by."""
+        found = []
+        for judge in self.proxy.judges:
+            metric, asked = judge.metric, [asdict(question) for _, question in questions(self.pool.ws, judge)]
+            found.append(
+                [judge.target, judge.split, judge.shots, metric.name, metric.version, metric.settings(), asked]
+            )
+        return fingerprint(found)
 
     def training(self) -> Training:
         return Training(self.proxy.model, self.proxy.plain, self.proxy.settings, seed=self.pool.seed)
@@ -134,7 +157,7 @@ def _loss(judge: Judge, value: float | None) -> float:
     return value if judge.metric.better == "lower" else -value
 
 
-def run_of(pool: Pool, training: Training, weights: np.ndarray, judges: Sequence[Judge] = (), beside: str = "") -> Run:
+def run_of(pool: Pool, training: Training, weights: np.ndarray, beside: str = "") -> Run:
     """The run of a proxy, there or not. beside: what else it is made of."""
     its = fingerprint(
         "proxy",
@@ -145,19 +168,11 @@ def run_of(pool: Pool, training: Training, weights: np.ndarray, judges: Sequence
         training.weighting.settings(),
         shaping(training.settings),
         training.seed,
-        pool_fingerprint(pool.ws.shards()),
-        fingerprint(pool.rows.row.tolist(), pool.domain.tolist(), pool.rows_per_unit.tolist()),
+        pool.stamp,
         np.asarray(weights).tolist(),
-        [_asked(pool.ws, judge) for judge in judges],
         beside,
     )
     return Run(pool.ws, f"proxy_{its}", place=pool.ws.path / "prepared" / its)
-
-
-def _asked(ws: Workspace, judge: Judge) -> list[Any]:
-    metric = judge.metric
-    asked = [asdict(question) for _, question in questions(ws, judge)]
-    return [judge.target, judge.split, judge.shots, metric.name, metric.version, metric.settings(), asked]
 
 
 def trained(
@@ -194,7 +209,7 @@ class Trainings(Proxies):
             run, beside = self._runs[reference], self._runs[reference].name
             folder = run.latest().folder
             training = replace(training, reference=replace(self.proxy.model, name=str(folder)))
-        run = self._runs[label] = run_of(self.pool, training, weights, beside=beside)
+        run = self._runs[label] = run_of(self.pool, training, weights, beside)
         self.made.append(run.account)
         trained(self.pool, run, training, weights, (), label)
         state = run.latest().folder / "weighting.safetensors"
@@ -209,7 +224,7 @@ class Trainings(Proxies):
         trials, workers = Trials(self.pool, self.proxy), self.proxy.executor.open()
         tasks = Tasks(Trial(i, weights) for i, weights in enumerate(mixtures))
         for weights in mixtures:
-            self.made.append(run_of(self.pool, trials.training(), weights, self.proxy.judges).account)
+            self.made.append(trials.run(weights).account)
         with tqdm(total=len(mixtures), desc="trials", unit=" proxies", disable=None, leave=False) as bar:
             try:
                 for trial, done in workers.run(trials.run_task, tasks, lambda task: None):

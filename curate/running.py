@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from curate.corpus import Rows, anchors_of, documents_of, encoded_one_by_one, left_out, require_drawable
 from curate.costs import Meter, charged
-from curate.errors import CurateError, CurateFailure
+from curate.errors import CurateError, DivergedError
 from curate.fingerprint import fingerprint
 from curate.judging import Judge, judged
 from curate.masking import refreshed
@@ -129,7 +129,7 @@ def advance(
 
     rows: null where it learns from a stream. account: on whose it goes in the ledger; null: the run's own.
 
-    Raises CurateError where a run of that name is there and another, CurateFailure where the loss diverges.
+    Raises CurateError where a run of that name is there and another, DivergedError where the loss diverges.
     """
     if processes.is_main_process:
         _opened(run, training, rows, target)
@@ -444,7 +444,7 @@ def _loop(book: _Book, training: Training, judges: Sequence[Judge], meters: _Met
             good = (
                 f"the checkpoint of step {book.last_good} is good" if book.last_good else "there is no checkpoint yet"
             )
-            raise CurateFailure(
+            raise DivergedError(
                 f"the run '{book.run.name}' was stopped: {error}, and {good}; take a smaller lr, or a clip above 0, "
                 "and train under another name."
             ) from None

@@ -2,15 +2,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import pyarrow.parquet as pq
 
-from curate.errors import CurateError
-from curate.method import MOST_OPEN, Export, Part, Row
+from curate.method import Export, Part, Row
 from curate.schema import EXPORTED
 
 
@@ -51,18 +49,7 @@ class Litdata(Export):
         return {name: getattr(row, name) for name in EXPORTED.names}
 
     def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
-        files: dict[Path, pq.ParquetWriter] = {}
-        with ExitStack() as stack:
-            for part, table in self.tables_by_part(rows, EXPORTED):
-                path = folder / (part or "all") / "part-0.parquet"
-                if path not in files and len(files) == MOST_OPEN:
-                    raise CurateError(
-                        f"this format is written by at most {MOST_OPEN} parts at once; take fewer strata."
-                    )
-                if path not in files:
-                    path.parent.mkdir()
-                    files[path] = stack.enter_context(pq.ParquetWriter(path, EXPORTED, compression="zstd"))
-                files[path].write_table(table)
+        files = self.write_parquets(rows, EXPORTED, lambda part: folder / (part or "all") / "part-0.parquet")
         return [file for path in files for file in (path, _index(path))]
 
     def describe(self, folder: Path, name: str, parts: Sequence[Part], final: Path) -> list[Path]:

@@ -17,7 +17,7 @@ import pyarrow as pa
 from curate import __version__
 from curate.claims import claim
 from curate.columns import TOKENS, column_of, scores_of, texts_of
-from curate.corpus import Rows, rows_of
+from curate.corpus import Rows, places_of, rows_of
 from curate.costs import charged
 from curate.errors import CurateError
 from curate.judging import questions
@@ -200,8 +200,7 @@ def _domains(ws: Workspace, rows: Rows, blend: Blend, result: Blended) -> tuple[
     names = sorted({name for name in of_each if name})
     if not names:
         raise CurateError(f"no sample has a domain: --domain {blend.domain} says nothing of any.")
-    places = {name: i for i, name in enumerate(names)}
-    domain = np.array([places.get(name or "", -1) for name in of_each], np.int64)
+    domain = places_of(of_each, names)
     result.without_domain = int((domain < 0).sum())
     return names, domain
 
