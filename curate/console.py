@@ -33,6 +33,16 @@ def table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
     return "\n".join("  " + "  ".join(line).rstrip() for line in aligned)
 
 
+def folded(heading: str, rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
+    """Rows as a table of Markdown that unfolds below its heading; the first column is code."""
+    lines = ["| " + " | ".join(columns.values()) + " |", "|---" * len(columns) + "|"]
+    for row in rows:
+        first, *more = [_cell(row.get(key)).replace("|", "\\|") for key in columns]
+        lines.append("| " + " | ".join([f"`{first}`", *more]) + " |")
+    names = " · ".join(str(row[next(iter(columns))]) for row in rows)
+    return "\n".join([f"<details><summary><b>{heading}</b>: {names}</summary>\n", *lines, "\n</details>"])
+
+
 def _cell(value: Any) -> str:
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "" if value is None else str(value)

@@ -15,9 +15,10 @@ import curate
 from curate.cli import cli
 from curate.method import KINDS, methods
 from tests.conftest import ROOT
+from tests.readme import MADE, rewritten
 
 PACKAGE = ROOT / "curate"
-README = (ROOT / "README.md").read_text()
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 # From the ground up: a file may import what stands on lower floors, and on its own floor only where no circle arises.
 FLOORS = [
@@ -169,6 +170,11 @@ def test_every_command_and_method_is_in_the_readme_and_has_help() -> None:
     for method in methods():
         assert f"`{method['name']}`" in README, method
     assert {m["kind"] for m in methods()} == set(KINDS)
+
+
+def test_what_is_made_from_the_code_is_as_the_code_is() -> None:
+    assert len(MADE.findall(README)) == 1
+    assert rewritten(README) == README, "run `make readme`"
 
 
 def test_the_top_level_is_what_was_agreed() -> None:

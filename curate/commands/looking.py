@@ -15,7 +15,7 @@ from curate.commands.options import (
     settings_text,
     workspace,
 )
-from curate.console import notes, say, table
+from curate.console import folded, notes, say, table
 from curate.errors import CurateError
 from curate.workspace import Workspace
 
@@ -179,8 +179,9 @@ def drop(ws: Workspace, name: str) -> None:
 @click.command()
 @click.argument("kind", required=False)
 @click.argument("name", required=False)
+@click.option("--markdown", is_flag=True, help="The list as Markdown, as in the README.")
 @as_json_option
-def methods(kind: str | None, name: str | None, as_json: bool) -> None:
+def methods(kind: str | None, name: str | None, markdown: bool, as_json: bool) -> None:
     """List the methods; with KIND and NAME, explain one.
 
     KIND is score, selector, weighting, mixer, mask, metric, export or executor.
@@ -189,6 +190,11 @@ def methods(kind: str | None, name: str | None, as_json: bool) -> None:
         click.echo(_method_help(kind, name))
         return
     found = curate.methods(kind)
+    if markdown:
+        for each in dict.fromkeys(row["kind"] for row in found):
+            rows = [row for row in found if row["kind"] == each]
+            click.echo(folded(f"{len(rows)} {each}s", rows, {"name": each, "summary": "what it does"}))
+        return
     click.echo(
         json.dumps(found, indent=1) if as_json else table(found, {"kind": "kind", "name": "name", "summary": "summary"})
     )
