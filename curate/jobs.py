@@ -150,6 +150,7 @@ class Job:
             **made,
             "target": self.target.name if self.target else None,
             "target_fingerprint": target,
+            **({"splits": list(method.splits)} if target and method.splits != ("val",) else {}),
             "pool_fingerprint": pool,
             "columns": dict(method.columns),
             "keeps_subtasks": method.keeps_subtasks(),
@@ -231,7 +232,7 @@ def plan(
         raise CurateError(f"the score '{method.name}' needs a target: add --target NAME (`curate target` makes one).")
     if names.vectors and not on_vectors:
         raise CurateError(f"the score '{method.name}' is not made of vectors; leave out --vectors {names.vectors}.")
-    target = load_target(ws, target_name) if method.uses_target and target_name else None
+    target = load_target(ws, target_name, method.splits) if method.uses_target and target_name else None
     if on_vectors and target is None and names.vectors and names.score:
         raise CurateError(f"without a target '{method.name}' stores its vectors only: leave out --name {names.score}.")
     looks = looks or Looks()

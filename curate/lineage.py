@@ -21,15 +21,15 @@ from curate.vectors import Vectors
 from curate.workspace import Shard, Workspace, pool_fingerprint, recipe_file
 
 
-def load_target(ws: Workspace, name: str) -> Target:
-    """The val split of a target. Raises CurateError where there is none."""
+def load_target(ws: Workspace, name: str, splits: Sequence[str] = ("val",)) -> Target:
+    """The val split of a target, or others. Raises CurateError where there is none of them."""
     if name not in ws.target_names():
         raise CurateError(
             f"{ws.path} has no target '{name}' (`curate target {name} PATH` makes one): "
             f"{nearest(name, ws.target_names())}"
         )
     table = read_table(ws.target_path(name))
-    table = table.filter((pl.Series(table["split"]) == "val").to_arrow())
+    table = table.filter(pl.Series(table["split"]).is_in(list(splits)).to_arrow())
     if not table.num_rows:
         raise CurateError(f"the target '{name}' has no val split, and only val chooses; add it with `curate target`.")
     subtasks = tuple(table["subtask"].to_pylist())
@@ -166,7 +166,7 @@ def _stale(ws: Workspace, recipe: dict[str, Any]) -> str | None:
         if recipe["target"] not in ws.target_names():
             return f"the target '{recipe['target']}' is gone"
         try:
-            now = load_target(ws, recipe["target"]).fingerprint
+            now = load_target(ws, recipe["target"], recipe.get("splits", ("val",))).fingerprint
         except CurateError:
             return f"the target '{recipe['target']}' has no val split any more"
         if now != recipe["target_fingerprint"]:

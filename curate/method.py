@@ -64,7 +64,7 @@ class Method(ABC):
 
 @dataclass(frozen=True)
 class Target:
-    """The val split of a target: its T samples and the sub-task of each ('' where there is none)."""
+    """The val split of a target, or those a method asks for: its T samples and the sub-task of each ('' for none)."""
 
     name: str
     text: Text
@@ -84,7 +84,9 @@ class Score(Method):
 
     scope 'row': a sample's score depends on that sample alone, so new shards are filled in and old ones
     stand; 'pool': it depends on the others, so new data makes it stale.
-    columns: further columns, name -> numpy dtype. unit_bytes: text per committed unit. models: the roles of the models
+    columns: further columns, name -> numpy dtype, or 'id' for a sample's id as a number, uint64, and 0 for none.
+    splits: those of a target that are its examples, where it uses one; 'test' only to find it in the pool.
+    unit_bytes: text per committed unit. models: the roles of the models
     it needs, the first being the one that a bare --model names. usual_models: role -> the one taken where none is
     named. checkpoints: how many of a training it looks at: none, the last, or each; 'each' needs some.
     scores_warmup: whether the samples of its own warm-up are scored too. same_models: role -> the role whose model it
@@ -93,6 +95,7 @@ class Score(Method):
 
     scope: ClassVar[Literal["row", "pool"]]
     uses_target: ClassVar[bool] = False
+    splits: ClassVar[tuple[str, ...]] = ("val",)
     models: ClassVar[tuple[str, ...]] = ()
     usual_models: ClassVar[Mapping[str, str]] = {}
     same_models: ClassVar[Mapping[str, str]] = {}

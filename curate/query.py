@@ -271,7 +271,8 @@ def _table_columns(recipe: dict[str, Any]) -> dict[str, str]:
     kinds = {"f": "FLOAT", "i": "INTEGER", "u": "UINTEGER", "b": "BOOLEAN"}
     types = {"score": "FLOAT"}
     for name, dtype in recipe["columns"].items():
-        types[name] = {"float64": "DOUBLE", "int64": "BIGINT"}.get(dtype, kinds[np.dtype(dtype).kind])
+        known = {"float64": "DOUBLE", "int64": "BIGINT", "id": "VARCHAR"}
+        types[name] = known.get(dtype) or kinds[np.dtype(dtype).kind]
     if recipe["keeps_subtasks"]:
         types["subtasks"] = "MAP(VARCHAR, FLOAT)"
     return {**types, "error": "VARCHAR"}

@@ -30,7 +30,10 @@ def score_table(ids: pa.Array, columns: Columns, method: Score, failed: Mapping[
     for name, dtype in method.columns.items():
         values = np.asarray(columns[name])
         finite = np.isfinite(values)
-        table[name] = pa.array(np.where(finite, values, 0).astype(dtype), mask=~finite)
+        if dtype == "id":
+            table[name] = pa.array([f"{v:016x}" if v else None for v in values.tolist()], pa.string())
+        else:
+            table[name] = pa.array(np.where(finite, values, 0).astype(dtype), mask=~finite)
     if method.keeps_subtasks():
         table["subtasks"] = _map_column(columns["subtasks"], good)
     table["error"] = pa.array(reasons, pa.string(), mask=good)

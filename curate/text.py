@@ -10,6 +10,7 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from curate.fingerprint import content_id, ids_as_integers
 from curate.schema import POOL
 
 # Lower-cased runs of two or more word characters: what rank-bm25's users, scikit-learn and bm25s take as words.
@@ -78,16 +79,21 @@ class Text:
         """A batch from memory: each sample a text, or a list of messages with role and content."""
         rows = [
             {
-                "id": f"{i:016x}",
+                "id": content_id(None, sample) if isinstance(sample, str) else content_id(sample, None),
                 "messages": None if isinstance(sample, str) else list(sample),
                 "text": sample if isinstance(sample, str) else None,
             }
-            for i, sample in enumerate(samples)
+            for sample in samples
         ]
         return cls(pa.Table.from_pylist(rows, schema=cls.schema))
 
     def __len__(self) -> int:
         return len(self.frame)
+
+    @cached_property
+    def ids(self) -> np.ndarray:
+        """The ids as numbers, uint64 [B]."""
+        return ids_as_integers(self.frame["id"].to_list())
 
     @cached_property
     def whole(self) -> pl.Series:

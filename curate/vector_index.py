@@ -89,6 +89,8 @@ def bytes_per_number(rows: int, width: int) -> int:
 
 _PER_CENTRE = 256  # vectors for each centre that it is learnt from, as FAISS has it
 _AT_ONCE = 65_536  # vectors that are widened at once
+_COMPARED = 1024  # vectors compared with those before them at once
+_HELD = 1 << 26  # cosines in memory at once
 
 
 def clusters(
@@ -117,3 +119,15 @@ def rows_of_clusters(cluster: np.ndarray, by: np.ndarray) -> list[np.ndarray]:
     """The rows of each cluster that has some, in order of rising `by`, of equals by position."""
     order = np.lexsort((np.arange(len(cluster)), by, cluster))
     return np.split(order, np.flatnonzero(np.diff(cluster[order])) + 1)
+
+
+def likeness_before(unit: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """The highest cosine of each row with one before it, float32 [n]; -1 for the first."""
+    mine, found = unit[rows].astype(np.float32), np.full(len(rows), -1.0, np.float32)
+    step = max(1, min(_COMPARED, _HELD // len(rows)))
+    for start in range(0, len(rows), step):
+        stop = min(start + step, len(rows))
+        near = mine[start:stop] @ mine[:stop].T
+        near[:, start:][np.triu_indices(stop - start)] = -1.0  # itself, and those behind it
+        found[start:stop] = near.max(1)
+    return found

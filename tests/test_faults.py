@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import subprocess
@@ -144,7 +145,9 @@ def test_two_that_score_the_same_name_at_once_do_not_meet(
     first = drill.start("local")
     while drill.count() < 3:
         time.sleep(0.01)
+    os.kill(first.pid, signal.SIGSTOP)  # or it may have ended before the second has begun
     command = [sys.executable, str(drill.script), str(sample_ws.path), "one", "goon"]
     second = subprocess.run(command, env=drill.environment, cwd=ROOT, capture_output=True, text=True)
+    os.kill(first.pid, signal.SIGCONT)
     assert f"process {first.pid} on" in second.stderr and "is writing the score bm25_arithmetic" in second.stderr
     assert first.wait(timeout=60) == 0 and tree_bytes(sample_ws.path / "scores") == calm

@@ -231,7 +231,7 @@ def test_new_samples_are_scored_by_the_warm_up_that_is_there(small_ws: Any, tmp_
     ("method", "die_at"),
     [
         pytest.param(Gradsim(), 5, marks=pytest.mark.slow),
-        (Less(warmup=0.1, **RATES), 9),  # four commits are the warm-up's
+        pytest.param(Less(warmup=0.1, **RATES), 9, marks=pytest.mark.slow),  # four commits are the warm-up's
         pytest.param(Less(warmup=0.1, **RATES), 3, marks=pytest.mark.slow),
         pytest.param(Gradsim(), 20, marks=pytest.mark.slow),
         pytest.param(Gradnorm(), 5, marks=pytest.mark.slow),

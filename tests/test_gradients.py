@@ -290,6 +290,7 @@ def test_more_dimensions_than_numbers_are_refused() -> None:
 # --- a real model ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_real_model_s_gradients_in_float32(smollm2: Path) -> None:
     """SmolLM2-135M with LoRA, batches of three against one at a time."""
     model, tokenizer = load(ModelChoice(str(smollm2), device="cpu"))

@@ -238,7 +238,8 @@ def step_of(number: int, samples: np.ndarray) -> Step:
     for i, length in enumerate(lengths):
         hidden[i, :length] = states[samples[i], None].float() * torch.arange(1, length + 1)[:, None]
     outputs = Forward(None, counts[samples], hidden, lengths, head=Head(torch.from_numpy(HEAD)))
-    return Step(number, *shown, products, outputs, room=min(3, len(samples)), lr=0.1)
+    now = base[::-1].copy()
+    return Step(number, *shown, products, outputs, room=min(3, len(samples)), lr=0.1, token_loss=now)
 
 
 def begun(weighting: Any) -> Any:

@@ -172,7 +172,8 @@ def test_the_flops_are_those_that_torch_counts(batch: int, length: int) -> None:
     assert abs(forward_flops(model, batch, length, batch * length) / counter.get_total_flops() - 1) < 0.05
 
 
-@pytest.mark.parametrize("n", [4, pytest.param(64, marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("n", [64])
 def test_a_real_model_from_a_gguf_file_equals_the_slow_reference(
     smollm2: Path, shared: Path, tmp_path: Path, n: int
 ) -> None:

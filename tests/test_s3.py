@@ -91,6 +91,7 @@ def test_a_whole_job_writes_the_same_bytes_as_on_a_disk(bucket: str, ws: Workspa
     assert not [p for p in there.path.rglob("*") if "fresh" in str(p) or "_units" in str(p) or "tmp" in str(p)]
 
 
+@pytest.mark.slow
 def test_killed_at_random_points_it_ends_with_the_bytes_of_an_undisturbed_disk(
     bucket: str, ws: Workspace, tmp_path: Path
 ) -> None:

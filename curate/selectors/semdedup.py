@@ -8,10 +8,7 @@ import numpy as np
 from curate.errors import CurateError
 from curate.fingerprint import keyed_uniform
 from curate.method import Budget, Candidates, Selector, by_value
-from curate.vector_index import clusters, rows_of_clusters
-
-_AT_ONCE = 1024  # samples compared with those before them at once
-_HELD = 1 << 26  # cosines in memory at once
+from curate.vector_index import clusters, likeness_before, rows_of_clusters
 
 
 @dataclass(frozen=True)
@@ -67,7 +64,7 @@ class Semdedup(Selector):
         candidates.charge(flops)
         alike = np.full(len(unit), -1.0, np.float32)
         for rows in rows_of_clusters(cluster, self._order(candidates, cosine, seed)):
-            alike[rows] = _likeness(unit, rows)
+            alike[rows] = likeness_before(unit, rows)
             candidates.charge(unit.shape[1] * float(len(rows)) ** 2)
         ranking = by_value(-alike.astype(np.float64))
         if self.eps is not None:
@@ -87,15 +84,3 @@ class Semdedup(Selector):
                 return keyed_uniform(candidates.ids, seed, self.name)
             case "value":
                 return -candidates.require_values(self.name)
-
-
-def _likeness(unit: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The highest cosine of each row with one before it, float32 [n]; -1 for the first."""
-    mine, found = unit[rows].astype(np.float32), np.full(len(rows), -1.0, np.float32)
-    step = max(1, min(_AT_ONCE, _HELD // len(rows)))
-    for start in range(0, len(rows), step):
-        stop = min(start + step, len(rows))
-        near = mine[start:stop] @ mine[:stop].T
-        near[:, start:][np.triu_indices(stop - start)] = -1.0  # itself, and those behind it
-        found[start:stop] = near.max(1)
-    return found
