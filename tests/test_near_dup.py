@@ -1,0 +1,100 @@
+"""near_dup: against every pair compared slowly, on what the sample corpus planted, and by what users do with it."""
+
+from __future__ import annotations
+
+import itertools
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+import pytest
+
+import curate
+from curate.errors import CurateError
+from curate.method import run
+from curate.scores.near_dup import NearDup
+from curate.text import Text
+from tests.conftest import write_jsonl
+from tests.oracles import near_dup as slow
+from tests.test_sample import make_sample as _make_sample
+
+make_sample = _make_sample  # the fixture
+
+
+@pytest.fixture
+def chats(make_sample: Any) -> Any:
+    return lambda seed, n: list(itertools.islice(make_sample.stream(seed), n))
+
+
+def text(samples: Iterable[Any]) -> Text:
+    return Text.of(
+        [[{"role": "user", "content": s.question}, {"role": "assistant", "content": s.answer}] for s in samples]
+    )
+
+
+def groups(cluster: Iterable[Any]) -> list[set[int]]:
+    found = defaultdict(set)
+    for i, c in enumerate(cluster):
+        found[c].add(i)
+    return list(found.values())
+
+
+def pairs(clusters: Iterable[set[int]]) -> set[tuple[int, int]]:
+    return {pair for c in clusters for pair in itertools.combinations(sorted(c), 2)}
+
+
+def planted(samples: list[Any]) -> set[tuple[int, int]]:
+    """Of samples from the beginning of a stream, so that a sample's number is its position."""
+    return pairs(groups(s.n if s.near_duplicate_of is None else s.near_duplicate_of for s in samples))
+
+
+@pytest.mark.parametrize("settings", [{}, {"threshold": 0.5}, {"replaced": 1.0}, {"replaced": 0.2, "threshold": 0.6}])
+def test_clusters_are_those_of_every_pair_compared(settings: dict[str, float], chats: Any) -> None:
+    samples = chats(11, 250)
+    (columns,) = run(NearDup(band=1, window=250, **settings), [text(samples)])  # any number in common: all candidates
+    want = slow.clusters([(s.question, s.answer) for s in samples], **settings)
+    assert sorted(map(sorted, groups(columns["cluster"]))) == sorted(map(sorted, want))
+    size = {i: len(c) for c in want for i in c}
+    assert columns["size"].tolist() == [size[i] for i in range(len(samples))]
+
+
+@pytest.mark.parametrize("seed", [0, 7, 11])  # the settings were chosen on 0
+def test_planted_near_duplicates_are_found_and_little_else(seed: int, chats: Any) -> None:
+    samples = chats(seed, 3000)
+    (columns,) = run(NearDup(), [text(samples)])
+    found, want = pairs(groups(columns["cluster"])), planted(samples)
+    precision, recall = len(found & want) / len(found), len(found & want) / len(want)
+    print(f"stream {seed}: {len(want)} pairs; precision {precision:.3f}, recall {recall:.3f}")
+    assert min(precision, recall) >= 0.95, (precision, recall)
+
+
+def test_one_of_each_cluster_is_kept_and_named(ws: Any, tmp_path: Any) -> None:
+    long = "what is the way from the old mill to the harbour of the town"
+    rows = [{"question": q, "answer": "follow the river down"} for q in (long, f"please: {long}", f"{long}, thank you")]
+    curate.ingest(ws, [write_jsonl(tmp_path / "a.jsonl", [*rows, {"question": "who is it?", "answer": "nobody"}])])
+    curate.score(ws, NearDup())
+    found = list(
+        curate.sql(ws, "SELECT p.messages[1].content AS q, n.* FROM near_dup n JOIN pool p USING (id) ORDER BY row")
+    )
+    assert [f["keep"] for f in found] == [False, False, True, True]  # `, thank you` has one word more
+    assert [f["size"] for f in found] == [3, 3, 3, 1]
+    assert {f["cluster"] for f in found[:3]} == {found[2]["id"]} and found[3]["cluster"] == found[3]["id"]
+    assert sorted(f["score"] for f in found[:3]) == pytest.approx([1 / 3, 1 / 2, 1])
+    kept = curate.sql(ws, "SELECT count(*) AS n FROM samples WHERE near_dup = 1 AND near_dup_keep")
+    assert list(kept) == [{"n": 2}]
+    for keep, want in (("shortest", 0), ("lowest_id", int(np.argmin([f["id"] for f in found[:3]])))):
+        (columns,) = run(NearDup(keep=keep), [Text.of([list(m) for m in _messages(ws)])])  # type: ignore[arg-type]
+        assert np.flatnonzero(columns["keep"][:3]).tolist() == [want]
+
+
+def _messages(ws: Any) -> list[Any]:
+    return [row["messages"] for row in curate.sql(ws, "SELECT messages FROM pool ORDER BY row")]
+
+
+def test_texts_without_words_are_like_nothing_and_settings_are_checked() -> None:
+    (columns,) = run(NearDup(), [Text.of(["", " ", "a b c", "a b c d e f g h"])])
+    assert columns["size"].tolist() == [1, 1, 1, 1] and columns["keep"].all()
+    for settings in ({"threshold": 0.0}, {"replaced": 1.5}, {"band": 0}, {"permutations": 2}):
+        with pytest.raises(CurateError, match="near_dup needs threshold"):
+            NearDup(**settings)  # type: ignore[arg-type]
