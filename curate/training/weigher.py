@@ -70,10 +70,13 @@ class Weigher:
         shown = self.shown(number, every[0][0], every[1][0], None, each)
         given, self.state = self.weighting.update(shown, self.state)
         weights = self.checked(given.values, every[1][0], number)
+        counts = self.data.examples.counts[every[0][0]]
+        of_tokens = len(weights) == counts.sum() > len(counts)
+        bounds = np.append(0, np.cumsum(counts)) if of_tokens else np.arange(len(counts) + 1)
         start = int(sum(every[0][1][: self.processes.process_index]))
         for micro in micros:
-            n = len(micro.batch.documents)
-            micro.weights, start = weights[start : start + n], start + n
+            stop = start + len(micro.batch.documents)
+            micro.weights, start = weights[bounds[start] : bounds[stop]], stop
 
     def deal(self, number: int, micros: list[Micro]) -> None:
         """Deal a step's weights out among all that has one, by lot."""
