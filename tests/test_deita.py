@@ -1,0 +1,45 @@
+"""deita: against one comparison at a time, and through `curate select`."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+import curate
+from curate.errors import CurateError
+from curate.method import Budget, Candidates
+from curate.scores.embed_lm import EmbedLm
+from curate.scores.length import Length
+from curate.selectors import deita
+from curate.selectors.deita import Deita
+from curate.stages.select import Choice
+from curate.workspace import Workspace
+from tests.oracles.deita import deita as slow
+from tests.test_vector_selectors import pool, unit
+
+
+@pytest.mark.parametrize("at_once", [1, 7, 4096])
+@pytest.mark.parametrize("threshold", [0.2, 0.6, 0.9])
+def test_it_takes_what_nothing_before_it_resembles(
+    threshold: float, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(deita, "_AT_ONCE", at_once)
+    for seed in range(5):
+        given = pool(n=90, seed=seed, repeats=20)
+        got = Deita(threshold).select(given, Budget("rows", 30), seed).tolist()
+        assert got == slow(np.asarray(given.values), unit(given), threshold, 30)
+
+
+def test_it_keeps_to_tokens_and_needs_a_value() -> None:
+    given = Candidates.of([3.0, 2.0, 1.0], sizes=[5, 9, 1], vectors=[[1, 0], [0, 1], [-1, 0]])
+    assert Deita().select(given, Budget("tokens", 13), 0).tolist() == [0]  # the longest beginning that fits
+    with pytest.raises(CurateError, match="ranks by a value"):
+        Deita().select(Candidates.of(vectors=[[1, 0]]), Budget("rows", 1), 0)
+    with pytest.raises(CurateError, match="a cosine"):
+        Deita(2.0)
+
+
+def test_complexity_times_quality_is_an_expression_of_columns(small_ws: Workspace) -> None:
+    curate.score(small_ws, Length(), EmbedLm(), models="tiny")
+    found = curate.select(small_ws, "best", Deita(0.99), Choice(by="length * sqrt(length)", top=20, vectors="embed_lm"))
+    assert 0 < found.rows <= 20
