@@ -270,12 +270,14 @@ class Candidates:
 class Selector(Method):
     """Columns, a budget and a seed in; positions of chosen candidates out, best first.
 
-    uses_history: whether it looks at what was learnt before, where that is named.
+    uses_history: whether it looks at what was learnt before, where that is named. fills: whether it spends the whole
+    budget while there are candidates; one that leaves out what is too much alike does not.
     """
 
     uses_vectors: ClassVar[bool] = False
     uses_target: ClassVar[bool] = False
     uses_history: ClassVar[bool] = False
+    fills: ClassVar[bool] = True
 
     @abstractmethod
     def select(self, candidates: Candidates, budget: Budget, seed: int) -> np.ndarray:

@@ -41,7 +41,9 @@ def test_the_gradient_is_that_of_these_tokens_mean_loss(processes: Any, encoded:
     with torch.no_grad():
         now = [token_losses(model.model, *pair).tolist() for pair in pairs(encoded)]
     reference = np.random.default_rng(2).gamma(1.0, size=sum(map(len, now)))
-    got, _ = gradient_of(processes, encoded, RhoWeight(), replace(ONE_STEP, micro_batch_size=micro), base_token_loss=reference)
+    got, _ = gradient_of(
+        processes, encoded, RhoWeight(), replace(ONE_STEP, micro_batch_size=micro), base_token_loss=reference
+    )
     weights = torch.tensor(rho_weight([x for one in now for x in one], reference.tolist(), 0.6), dtype=torch.float64)
     model.model.zero_grad()
     every = torch.cat([token_losses(model.model, *pair) for pair in pairs(encoded)])

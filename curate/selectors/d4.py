@@ -30,7 +30,7 @@ class D4(Selector):
 
     >>> vectors = [[1, 0], [1, 0.01], [0.8, 0.6], [0.6, 0.8]]
     >>> sorted(D4(clusters=1).select(Candidates.of(vectors=vectors), Budget("rows", 2), seed=0).tolist())
-    [1, 3]
+    [0, 3]
     """
 
     uses_vectors: ClassVar = True

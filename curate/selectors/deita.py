@@ -20,7 +20,7 @@ class Deita(Selector):
 
         max over those taken before of  v . v_taken  >  threshold
 
-    until the budget is full. The paper's value is complexity times quality, as its two scorers have them: with columns
+    until the budget is full, or all have been looked at. The paper's value is complexity times quality, as its two scorers have them: with columns
     of yours, --by "complexity * quality"; any other value will do.
 
     Cost: 2 D FLOPs for each pair of a candidate looked at and a sample taken; no model. Memory: 4 D bytes a sample
@@ -39,6 +39,7 @@ class Deita(Selector):
     """
 
     uses_vectors: ClassVar = True
+    fills: ClassVar = False
 
     threshold: float = 0.9
     """The highest cosine with a sample that was taken."""
@@ -60,9 +61,10 @@ class Deita(Selector):
             for i in np.flatnonzero(nearest <= self.threshold):
                 if among[i, new].max(initial=-np.inf) > self.threshold:
                     continue
-                if not budget.pays(spent, candidates.sizes[some[i]]):
+                size = float(candidates.sizes[some[i]])
+                if not budget.pays(spent, size):
                     return np.array([*taken, *some[new]], np.int64)
-                spent += candidates.sizes[some[i]]
+                spent += size
                 new.append(int(i))
             taken += some[new].tolist()
             kept, start = np.concatenate([kept, mine[new]]), start + len(some)

@@ -46,7 +46,7 @@ class InverseCopies(Weighting):
     def init(self, column: np.ndarray | None) -> Arrays:
         assert column is not None
         least = float(column.min()) if len(column) else 1.0
-        require(f"inverse_copies: the least of its column is {least:.4g}, which", least >= 1, "1 or more (a count)")
+        require(f"inverse_copies: the least of its column is {least:.4g}, which", least > 0, "above 0 (a count)")
         return {}
 
     def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
