@@ -34,6 +34,7 @@ _VERBS = {
     "mix": "curate.stages.mix",
     "mask": "curate.stages.mask",
     "train": "curate.stages.train",
+    "prune": "curate.stages.prune",
     "compare": "curate.stages.compare",
     "audit": "curate.stages.audit",
     "evaluate": "curate.stages.evaluate",
@@ -56,6 +57,7 @@ if TYPE_CHECKING:
     from curate.stages.mask import mask as mask
     from curate.stages.mix import mix as mix
     from curate.stages.neighbors import neighbors as neighbors
+    from curate.stages.prune import prune as prune
     from curate.stages.report import report as report
     from curate.stages.score import score as score
     from curate.stages.select import replay as replay

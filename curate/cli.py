@@ -54,7 +54,7 @@ for command in (
         choosing.mask,
         choosing.export,
     ),
-    *(training.train, training.evaluate, training.compare, auditing.audit, looking.report),
+    *(training.train, training.prune, training.evaluate, training.compare, auditing.audit, looking.report),
 ):
     cli.add_command(command)
 

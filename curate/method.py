@@ -454,6 +454,18 @@ class Mask(Method):
         return self.init(given)
 
 
+# --- pruners ---------------------------------------------------------------------------------------------
+
+
+class Pruner(Method):
+    """Says what each number of a training's update is worth, so that the least can be taken back."""
+
+    @abstractmethod
+    def worth(self, before: np.ndarray, update: np.ndarray) -> np.ndarray:
+        """Of every number of one parameter, float64 of its shape; the highest stay. before: training; update: what it
+        added, 0 where nothing."""
+
+
 # --- metrics ---------------------------------------------------------------------------------------------
 
 
@@ -693,6 +705,7 @@ KINDS: dict[str, type[Method]] = {
     "weighting": Weighting,
     "mixer": Mixer,
     "mask": Mask,
+    "pruner": Pruner,
     "metric": Metric,
     "export": Export,
     "executor": Executor,

@@ -205,6 +205,8 @@ def _mask_recipe(mask: StoredMask | None) -> dict[str, Any] | None:
 def refuse_other_run(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raises CurateError where the run of that name was begun otherwise, but for what changes no result."""
     remedy = f"choose another name, or --fresh to train '{name}' anew."
+    if old.get("pruned"):
+        raise CurateError(f"the run '{name}' is what `curate prune` left of {old['pruned']['run']}; {remedy}")
     if old.get("reference") != new["reference"]:
         was, now = ((m or {}).get("name", "the model it began with") for m in (old.get("reference"), new["reference"]))
         raise CurateError(f"the run '{name}' exists, compared with {was}, not {now} (or made anew); {remedy}")

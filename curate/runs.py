@@ -114,7 +114,7 @@ class Run:
         """What vouches for the model after a step: equal ones are of equal recipes."""
         recipe = self.recipe or {}
         beside = [recipe["mask"]["sha256"]] if recipe.get("mask") else []
-        beside += [recipe["reference"]] if recipe.get("reference") else []
+        beside += [recipe[key] for key in ("reference", "pruned") if recipe.get(key)]
         return fingerprint({key: recipe.get(key) for key in _SHAPING}, step, *beside)
 
     def swap(self) -> Run:

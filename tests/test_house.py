@@ -50,6 +50,7 @@ FLOORS = [
         "curate.exports",
         "curate.weightings",
         "curate.masks",
+        "curate.pruners",
         "curate.metrics",
         "curate.mixers",
     },
@@ -58,7 +59,9 @@ FLOORS = [
     {"curate.commands"},
     {"curate.cli"},
 ]
-METHODS = tuple(f"curate.{kind}s." for kind in ("score", "selector", "export", "weighting", "mask", "metric", "mixer"))
+METHODS = tuple(
+    f"curate.{kind}s." for kind in ("score", "selector", "export", "weighting", "mask", "pruner", "metric", "mixer")
+)
 
 
 def module_name(path: Path) -> str:

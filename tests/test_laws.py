@@ -31,7 +31,7 @@ from curate.vectors import Vectors
 from tests.conftest import SAMPLE, tree_bytes
 from tests.test_less import write_checkpoints
 
-KINDS = ("score", "selector", "weighting", "mixer", "metric", "export", "executor")
+KINDS = ("score", "selector", "weighting", "mixer", "pruner", "metric", "export", "executor")
 EVERY = [(kind, name) for kind in KINDS for name in names(kind)]
 SCORES, SELECTORS = names("score"), names("selector")
 TOLERANCE = 2e-5  # of scores through a model, whose sums depend on what stands in a batch; the others are bit-equal

@@ -184,7 +184,7 @@ def drop(ws: Workspace, name: str) -> None:
 def methods(kind: str | None, name: str | None, markdown: bool, as_json: bool) -> None:
     """List the methods; with KIND and NAME, explain one.
 
-    KIND is score, selector, weighting, mixer, mask, metric, export or executor.
+    KIND is score, selector, weighting, mixer, mask, pruner, metric, export or executor.
     """
     if kind and name:
         click.echo(_method_help(kind, name))

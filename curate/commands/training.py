@@ -1,4 +1,4 @@
-"""train, evaluate, compare: a model learns, is judged, and what that cost."""
+"""train, prune, evaluate, compare: a model learns, is judged, and what that cost."""
 
 from __future__ import annotations
 
@@ -10,7 +10,16 @@ import click
 
 import curate
 from curate import method as kinds
-from curate.commands.options import as_json_option, by_owner, dry_run_option, models_of, settings_text, workspace
+from curate.commands.options import (
+    as_json_option,
+    by_owner,
+    dry_run_option,
+    models_of,
+    pairs,
+    set_option,
+    settings_text,
+    workspace,
+)
 from curate.console import notes, say, table
 from curate.errors import CurateError
 from curate.judging import Judge
@@ -240,6 +249,33 @@ def _alone() -> bool:
 def _evaluated(rows: list[dict[str, Any]]) -> list[str]:
     columns = {k: k for k in ("target", "split", "metric", "shots", "value", "judged", "questions", "better")}
     return [table(rows, columns)] if rows else []
+
+
+@click.command()
+@click.argument("run")
+@workspace()
+@click.option("--pruner", "pruner_name", required=True, metavar="METHOD", help="See `curate methods pruner`.")
+@click.option("--sparsity", type=float, required=True, metavar="F", help="Share of every parameter to take back.")
+@click.option("--name", metavar="NAME", help="Of the new run.  [default: RUN_METHOD]")
+@set_option
+@as_json_option
+def prune(
+    ws: Workspace,
+    run: str,
+    pruner_name: str,
+    sparsity: float,
+    name: str | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Take back the least part of what RUN has changed; the rest is a run of its own.
+
+    It is evaluated, compared and exported like any other.
+    """
+    method = kinds.make("pruner", pruner_name, pairs(settings, "--set"))
+    r = curate.prune(ws, run, method, sparsity, name=name)
+    head = f"Run {r.name}: of {r.changed:,} numbers that {run} has changed (of {r.parameters:,}) {r.kept:,} stay so."
+    say(r, as_json, f"{head}\nThe model is in {r.folder}." + notes(r.warnings))
 
 
 @click.command()

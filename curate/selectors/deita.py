@@ -20,8 +20,8 @@ class Deita(Selector):
 
         max over those taken before of  v . v_taken  >  threshold
 
-    until the budget is full, or all have been looked at. The paper's value is complexity times quality, as its two scorers have them: with columns
-    of yours, --by "complexity * quality"; any other value will do.
+    until the budget is full, or all have been looked at. The paper's value is complexity times quality, as its two
+    scorers have them: with columns of yours, --by "complexity * quality"; any other value will do.
 
     Cost: 2 D FLOPs for each pair of a candidate looked at and a sample taken; no model. Memory: 4 D bytes a sample
     taken, and up to 256 MiB of cosines. Limit: that product.

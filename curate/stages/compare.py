@@ -141,6 +141,7 @@ def _arm_key(recipe: dict[str, Any], null: bool = True) -> str:
     rest = [recipe.get(key) for key in ("weighting", "by", "target_fingerprint")]
     rest += [_unseeded_mask(recipe["mask"])] if recipe.get("mask") else []
     rest += [recipe["reference"]] if recipe.get("reference") else []
+    rest += [[recipe["pruned"][key] for key in ("pruner", "sparsity")]] if recipe.get("pruned") else []
     whole = recipe.get("manifest_sha256") if recipe.get("manifest") and not selection else recipe.get("pool")
     return fingerprint(model, selection, rest, settings, whole)
 

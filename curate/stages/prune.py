@@ -1,0 +1,110 @@
+"""`curate prune`: a finished training's update without its least part, as a run of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from curate.claims import claim
+from curate.costs import charged
+from curate.errors import CurateError
+from curate.lineage import model_choices
+from curate.method import Pruner
+from curate.runs import Run, require_run
+from curate.workspace import Workspace
+
+
+@dataclass
+class Pruned:
+    """What was kept of an update. changed: numbers that training had changed; kept: of these, those that stay so."""
+
+    name: str
+    run: str
+    step: int = 0
+    parameters: int = 0
+    changed: int = 0
+    kept: int = 0
+    folder: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+
+def prune(ws: Workspace, run: str, method: Pruner, sparsity: float, *, name: str | None = None) -> Pruned:
+    """Take back the least part of what a run has changed, and write the run NAME (default: RUN_METHOD) of the rest.
+
+    sparsity: the share of every parameter's numbers that go back to what they were before training: 0 keeps the run as
+    it is, 1 gives the base model. Of LoRA the update is what it adds to its base; the new run is a whole model. It is
+    evaluated and compared like any other, at the cost of the run that it is made of.
+
+    Raises CurateError for a run that is not finished or learns nothing, a share that is none, a name that is taken by
+    another run.
+    """
+    if not 0 <= sparsity <= 1:
+        raise CurateError(f"--sparsity {sparsity:g}: it is the share of an update that is taken back, from 0 to 1.")
+    source, name = require_run(ws, run), name or f"{run}_{method.name}"
+    recipe = source.recipe or {}
+    if not recipe["weighting"] or not source.is_complete():
+        raise CurateError(f"the run '{run}' is not finished, or learns nothing; only what is learnt is pruned.")
+    ws.check_name(name, "run")
+    checkpoint = source.latest()
+    pruner = {"name": method.name, "version": method.version, "settings": method.settings()}
+    made = {"pruner": pruner, "sparsity": sparsity, "run": run, "stamp": source.stamp(checkpoint.step)}
+    result, new = Pruned(name, run, checkpoint.step), Run(ws, name)
+    with claim(ws.path, f"run {name}"):
+        if new.recipe is not None and new.recipe.get("pruned") != made:
+            raise CurateError(f"the run '{name}' exists, and is another; choose another --name.")
+        what = {"methods": [method.name], "name": name, "phase": "prune", "model": recipe["model"]["name"]}
+        with checkpoint.local() as folder, charged(ws.path, "prune", **what) as meter:
+            meter.begin(recipe["samples"])
+            write = _pruned(recipe, folder, method, sparsity, checkpoint.step, result)
+            new.begin({**recipe, "name": name, "account": recipe.get("account", run), "pruned": made})
+            new.sweep()
+            new.commit(checkpoint.step, True, {}, write)
+    result.folder = str(new.latest().folder)
+    return result
+
+
+def _pruned(
+    recipe: dict[str, Any], folder: Path, method: Pruner, sparsity: float, step: int, result: Pruned
+) -> Callable[[Path], None]:
+    """Prune the model of a checkpoint; returns what writes it into a folder."""
+    import torch
+
+    from curate.models.load import load, quiet
+
+    (choice,) = model_choices({"models": {"base": recipe["model"]}}).values()
+    choice = replace(choice, dtype="float32", device="cpu")
+    before = dict(load(choice)[0].named_parameters())
+    model, tokenizer = load(replace(choice, name=str(folder)))
+    if {n: p.shape for n, p in model.named_parameters()} != {n: p.shape for n, p in before.items()}:
+        raise CurateError(
+            f"the run '{result.run}' and {choice.name} have other parameters, so nothing can be taken back."
+        )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            base = before[name].detach().numpy()
+            update = parameter.numpy().astype(np.float64) - base
+            keep = _kept(method.worth(base.astype(np.float64), update), sparsity)
+            result.parameters += update.size
+            result.changed += int(np.count_nonzero(update))
+            result.kept += int(np.count_nonzero(update[keep]))
+            parameter[~torch.from_numpy(keep)] = before[name][~torch.from_numpy(keep)]
+
+    def write(into: Path) -> None:
+        with quiet():
+            model.save_pretrained(into)
+        tokenizer.save_pretrained(into)
+        (into / "trainer.json").write_bytes(orjson.dumps({"step": step}))
+
+    return write
+
+
+def _kept(worth: np.ndarray, sparsity: float) -> np.ndarray:
+    """The numbers of highest worth, of equals the first: bool, as many as the share leaves."""
+    kept = np.zeros(worth.size, bool)
+    kept[np.argsort(-worth, axis=None, kind="stable")[: worth.size - round(sparsity * worth.size)]] = True
+    return kept.reshape(worth.shape)

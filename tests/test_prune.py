@@ -1,0 +1,103 @@
+"""`curate prune`: what is taken back of a run, and that the rest is a run like any other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+import curate
+from curate.errors import CurateError
+from curate.judging import Judge
+from curate.metrics.loss import Loss
+from curate.models.load import TINY, ModelChoice
+from curate.plans import Training
+from curate.pruners.magnitude import Magnitude
+from curate.selectors.random import Random
+from curate.stages.select import Choice
+from curate.training.settings import TrainSettings
+from curate.weightings.uniform import Uniform
+from curate.workspace import Workspace
+from tests.conftest import SAMPLE, sample_in
+
+SHORT = TrainSettings(steps=3, batch_size=8, lr=1e-3)
+MODEL = ModelChoice("tiny")
+
+
+@pytest.fixture(scope="module")
+def ready(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    ws = sample_in(tmp_path_factory.mktemp("prune"))
+    curate.target(ws, "facts", str(SAMPLE / "targets/facts_test.jsonl"), split="test")
+    curate.select(ws, "picked", Random(), Choice(top=40))
+    curate.train(ws, "whole", Training(MODEL, Uniform(), SHORT, manifest="picked"))
+    lora = Training(MODEL, Uniform(), replace(SHORT, lora_r=4), manifest="picked")
+    curate.train(ws, "lora", lora)
+    return ws
+
+
+def weights(folder: str | Path) -> dict[str, np.ndarray]:
+    return load_file(Path(folder) / "model.safetensors")
+
+
+def latest(ws: Workspace, run: str) -> Path:
+    (folder,) = (ws.run_folder(run) / "checkpoints").glob("step-*")
+    return Path(str(folder))
+
+
+def test_nothing_taken_back_is_the_run_and_all_is_the_base(ready: Workspace) -> None:
+    nothing = curate.prune(ready, "whole", Magnitude(), 0.0, name="nothing")
+    everything = curate.prune(ready, "whole", Magnitude(), 1.0, name="everything")
+    run, base = weights(latest(ready, "whole")), weights(TINY)
+    kept, back = weights(nothing.folder), weights(everything.folder)
+    assert kept.keys() == run.keys() and all((kept[n] == run[n]).all() for n in run)
+    assert all((back[n] == base[n].astype(np.float32)).all() for n in back)
+    assert nothing.kept == nothing.changed > everything.kept == 0
+
+
+@pytest.mark.parametrize("run", ["whole", "lora"])
+def test_the_share_of_every_parameter_goes_back(ready: Workspace, run: str) -> None:
+    made = curate.prune(ready, run, Magnitude(), 0.7, name=f"{run}_less")
+    base, kept = weights(TINY), weights(made.folder)
+    whole = weights(curate.prune(ready, run, Magnitude(), 0.0, name=f"{run}_whole").folder)
+    for name, after in whole.items():
+        before = base[name].astype(np.float32)
+        update, stays = np.abs(after.astype(np.float64) - before).ravel(), round(0.7 * after.size)
+        order = np.argsort(-update, kind="stable")
+        want = before.ravel().copy()
+        want[order[: after.size - stays]] = after.ravel()[order[: after.size - stays]]
+        assert (kept[name].ravel() == want).all(), name
+    assert 0 < made.kept < made.changed <= made.parameters
+
+
+def test_what_is_left_is_judged_and_compared_at_the_cost_of_the_run(ready: Workspace) -> None:
+    judges = [Judge("facts", Loss(), limit=6)]
+    curate.prune(ready, "whole", Magnitude(), 0.5)
+    found = [curate.evaluate(ready, run, judges).evaluations[0]["value"] for run in ("whole", "whole_magnitude")]
+    assert found[0] != found[1]
+    compared = curate.compare(ready, ["whole", "whole_magnitude"])
+    assert [arm.name for arm in compared.arms] == ["whole", "whole_magnitude"]
+    costs = [arm.cost for arm in compared.arms]
+    assert costs[0].train == costs[1].train > 0 and costs[0].prep == costs[1].prep
+    rows = {row["stage"]: row for row in curate.ledger(ready)}
+    assert rows["prune"]["seconds"] > 0
+    assert curate.verify(ready).damaged == []
+
+
+def test_what_cannot_be_pruned_is_said(ready: Workspace, cli: Any) -> None:
+    with pytest.raises(CurateError, match="has no run 'hole': did you mean 'whole'"):
+        curate.prune(ready, "hole", Magnitude(), 0.5)
+    with pytest.raises(CurateError, match="--sparsity 1.5: it is the share"):
+        curate.prune(ready, "whole", Magnitude(), 1.5)
+    with pytest.raises(CurateError, match="the run 'lora' exists, and is another"):
+        curate.prune(ready, "whole", Magnitude(), 0.5, name="lora")
+    curate.evaluate(ready, "base", [Judge("facts", Loss(), limit=6)], model=MODEL)
+    with pytest.raises(CurateError, match="learns nothing"):
+        curate.prune(ready, "base", Magnitude(), 0.5)
+    done = cli("prune", "whole", "--pruner", "magnitude", "--sparsity", "0.9", "--name", "few", ws=ready)
+    assert done.returncode == 0 and "Run few: of" in done.stdout and "checkpoints/step-000003" in done.stdout
+    again = cli("train", "few", "--model", "tiny", "--manifest", "picked", "--set", "steps=3", ws=ready)
+    assert again.returncode == 2 and "is what `curate prune` left of whole" in again.stderr
