@@ -1,0 +1,200 @@
+"""What keeps a model from forgetting while it learns: choosing data, weighting it, choosing parameters, pruning after.
+
+    python pipelines/forgetting.py smoke|cpu|gpu [NEW-FOLDER] [--model MODEL]      (default: ./forgetting)
+
+The table of the DualSFT paper's forgetting-aware comparison. Arms: SFT and LoRA on everything; DavIR's tenth of the data;
+FLOW, STM and TALR, which weigh samples or tokens; NanoAdam and DualSFT's parameters, a twentieth of the numbers; FAPM,
+which takes most of SFT's update back; DualSFT's data, and both. All take the same number of steps. Plasticity is the
+accuracy on what is wanted, stability its mean over what is not, overall the mean of both.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from presets import PRESETS, Preset  # pyright: ignore[reportMissingImports]
+
+import curate
+from curate.judging import Judge
+from curate.masking import read_mask
+from curate.masks.dualsft import Dualsft as DualsftMask
+from curate.masks.magnitude_small import MagnitudeSmall
+from curate.method import Mask, Weighting
+from curate.metrics.choice import Choice as OptionChoice
+from curate.metrics.loss import Loss
+from curate.models.load import ModelChoice
+from curate.pages.comparison import page, plot
+from curate.plans import Training
+from curate.pruners.fapm import Fapm
+from curate.runs import Run
+from curate.scores.davir import Davir
+from curate.selectors.random import Random
+from curate.selectors.top import Top
+from curate.stages.compare import Arm, Compared
+from curate.stages.select import Choice
+from curate.statistics import Mean, paired
+from curate.weightings.flow import Flow
+from curate.weightings.stm import Stm
+from curate.weightings.talr import Talr
+from curate.weightings.uniform import Uniform
+from curate.workspace import Workspace
+
+DATA, PARAMETERS, SPARSITY = 0.10, 0.05, 0.9  # the paper's budgets; the most that FAPM's reports to prune
+KINDS = ("plasticity", "stability", "overall")
+
+
+@dataclass(frozen=True)
+class Way:
+    """One arm. manifest, mask: names; {seed}: each seed has its own. sparsity: of pruning what SFT has learnt."""
+
+    name: str
+    manifest: str | None = None
+    mask: str | None = None
+    weighting: Weighting = field(default_factory=Uniform)
+    lora: int = 0
+    sparsity: float = 0.0
+
+
+WAYS = (
+    Way("sft"),
+    Way("lora", lora=16),
+    Way("data_random", "random_{seed}"),
+    Way("davir", "davir_best"),
+    Way("flow", weighting=Flow()),
+    Way("stm", weighting=Stm()),
+    Way("nanoadam", mask="m_small"),
+    Way("fapm", sparsity=SPARSITY),
+    Way("talr", weighting=Talr()),
+    Way("dualsft_param", mask="m_dual"),
+    Way("dualsft_data", "dual_best"),
+    Way("dualsft", "dual_best", "m_dual"),
+)
+
+
+def masks(ws: Workspace, target: str, model: ModelChoice) -> dict[str, Mask]:
+    """The masks' methods by name, each stored under it."""
+    made: dict[str, Mask] = {"m_small": MagnitudeSmall(interval=100), "m_dual": DualsftMask()}
+    for name, method in made.items():
+        if name not in ws.mask_names():
+            score, its = (f"dualsft_{target}", None) if method.uses_score else (None, model)
+            curate.mask(ws, name, method, PARAMETERS, model=its, score=score, find=curate.find)
+    return made
+
+
+def davir(ws: Workspace, model: ModelChoice) -> None:
+    """The tenth of which SFT has taught most of what there was to learn; the reference is its first seed's model."""
+    reference = replace(model, name=str(Run(ws, "sft_s0").latest().folder))
+    curate.score(ws, Davir(), models={"base": model, "reference": reference})
+    curate.select(ws, "davir_best", Top(), Choice(by="davir", top=round(DATA * ws.n_rows())))
+
+
+def trained(
+    ws: Workspace, preset: Preset, model: ModelChoice, made: dict[str, Mask], judges: list[Judge]
+) -> Iterator[str]:
+    """Every run, judged."""
+    for way in WAYS:
+        if way.name == "davir":
+            davir(ws, model)
+        for seed in range(preset.seeds):
+            name = f"{way.name}_s{seed}"
+            if way.sparsity:
+                curate.prune(ws, f"sft_s{seed}", Fapm(), way.sparsity, name=name)
+                curate.evaluate(ws, name, judges)
+            else:
+                manifest = way.manifest and way.manifest.format(seed=seed)
+                settings = replace(preset.training, steps=preset.steps, lora_r=way.lora)
+                plain = Training(model, way.weighting, settings, manifest=manifest, seed=seed)
+                if way.mask:
+                    plain = replace(plain, mask=read_mask(ws, way.mask), masking=made[way.mask])
+                curate.train(ws, name, plain, judges=judges)
+            yield name
+
+
+# --- the table -------------------------------------------------------------------------------------------
+
+
+def judged(found: Compared, target: str) -> dict[str, dict[str, dict[int, float]]]:
+    """arm -> plasticity, stability, overall -> seed -> accuracy."""
+    by_arm: dict[str, dict[str, dict[int, float]]] = {}
+    for line in found.lines:
+        right = {key.split(" ")[0]: value for key, value in line.quality.items() if " choice" in key}
+        stable = float(np.mean([value for name, value in right.items() if name != target]))
+        for kind, value in zip(KINDS, (right[target], stable, (right[target] + stable) / 2), strict=True):
+            by_arm.setdefault(line.arm, {}).setdefault(kind, {})[line.seed] = value
+    return by_arm
+
+
+def table(ws: Workspace, found: Compared, target: str) -> None:
+    by_arm, pool = judged(found, target), ws.n_rows()
+    runs = {row["name"]: row for row in curate.sql(ws, "SELECT name, samples, trainable, peak_bytes FROM runs")}
+    whole = max(row["trainable"] or 0 for row in runs.values())
+    sft = next(arm for arm in found.arms if arm.name == "sft")
+    heads = f"{'data':>7} {'numbers':>8} {'FLOPs':>9} {'seconds':>8} {'peak':>9}"
+    print(f"   {'arm':14}" + "".join(f"{kind:>17}" for kind in KINDS) + f" {heads}   overall over sft")
+    for arm in found.arms:
+        cells = "".join(f"{Mean.of(list(by_arm[arm.name][kind].values()))!s:>17}" for kind in KINDS)
+        its = runs[arm.runs[0]]
+        if its["trainable"] is None:
+            print(f"   {arm.name:14}{cells}")
+            continue
+        flops, seconds = spent(arm, sft)
+        difference = paired(by_arm[arm.name]["overall"], by_arm["sft"]["overall"])
+        interval = difference.interval() if difference else None
+        told = f"{difference.mean:+.3f}" if difference and arm is not sft else ""
+        told += f" ({interval[0]:+.3f} to {interval[1]:+.3f})" if interval and arm is not sft else ""
+        numbers = its["trainable"] / whole * (1 - SPARSITY if arm.name == "fapm" else 1)
+        print(
+            f"   {arm.name:14}{cells} {its['samples'] / pool:7.1%} {numbers:8.2%} {flops:9.2e} {seconds:8.1f} "
+            f"{its['peak_bytes'] / 2**20:5.0f} MiB   {told}"
+        )
+
+
+def spent(arm: Arm, sft: Arm) -> tuple[float, float]:
+    """FLOPs and seconds from beginning to end; DavIR's reference is a training on everything."""
+    reference = sft.cost if arm.name == "davir" else None
+    return arm.cost.total + (reference.total if reference else 0), arm.cost.seconds + (
+        reference.seconds if reference else 0
+    )
+
+
+def main(preset: Preset, folder: Path, named: str | None = None) -> None:
+    model = ModelChoice(named, context=preset.context) if named else preset.base(folder)
+    ws = curate.open_workspace(folder / "ws")
+    preset.data(ws)
+    target, other = preset.pairs[0]
+    print(f"1. What samples and parameters are worth for {target}, by DualSFT.", flush=True)
+    curate.score(ws, preset.dual, target=target, models=model)
+    rows = round(DATA * ws.n_rows())
+    curate.select(ws, "dual_best", Top(), Choice(by=f"dualsft_{target}", top=rows))
+    for seed in range(preset.seeds):
+        curate.select(ws, f"random_{seed}", Random(), Choice(top=rows, seed=seed))
+    made = masks(ws, target, model)
+    asked = (target, other, *preset.others)
+    judges = [Judge(name, metric, limit=preset.questions) for name in asked for metric in (Loss(), OptionChoice())]
+    print(f"\n2. {len(WAYS)} arms, {preset.seeds} seeds, {preset.steps} steps each.", flush=True)
+    runs, began = ["base"], time.monotonic()
+    curate.evaluate(ws, "base", judges, model=model)
+    for name in trained(ws, preset, model, made, judges):
+        print(f"   {name:18} after {time.monotonic() - began:5.0f} s", flush=True)
+        runs.append(name)
+    print("\n3. What came of it: accuracy over seeds with its standard error, and all that it cost.")
+    found = curate.compare(ws, runs, against="sft_s0")
+    table(ws, found, target)
+    path = folder / f"{target}.html"
+    path.write_text(page(found, f"Learning {target} without forgetting"), encoding="utf-8")
+    path.with_suffix(".png").write_bytes(plot(found))
+    print(f"   The page is {path}.")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("preset", choices=PRESETS)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("forgetting"))
+    parser.add_argument("--model", help="another model than the preset's: a folder, a .gguf file, a hub id")
+    arguments = parser.parse_args()
+    main(PRESETS[arguments.preset], arguments.folder, arguments.model)
