@@ -161,7 +161,7 @@ def main(preset: str, folder: Path) -> None:
     model, ws = beginning(folder, size), workspace(folder, size)
     curate.score(ws, Bm25(), target="wanted")
     mixtures(ws, size, model)
-    judges = [Judge(target_of(skill), metric) for skill in SKILLS for metric in (Loss(), Perplexity())]
+    judges = [Judge(target_of(skill), Perplexity()) for skill in SKILLS]
     names = []
     for name, training in arms(size, model):
         found = curate.train(ws, name, training, judges=judges)
