@@ -41,4 +41,4 @@ readme: $(VENV)/.installed-test
 	$(VENV)/bin/python -m tests.readme
 
 clean:
-	rm -rf $(VENV) demo demo-vectors offline-vs-online less dualsft online-selection long-horizon mixing build *.egg-info
+	rm -rf $(VENV) demo demo-vectors offline-vs-online less dualsft online-selection long-horizon mixing forgetting every-selector build *.egg-info

@@ -2,10 +2,10 @@
 
     python pipelines/forgetting.py smoke|cpu|gpu [NEW-FOLDER] [--model MODEL]      (default: ./forgetting)
 
-The table of the DualSFT paper's forgetting-aware comparison. Arms: SFT and LoRA on everything; DavIR's tenth of the data;
-FLOW, STM and TALR, which weigh samples or tokens; NanoAdam and DualSFT's parameters, a twentieth of the numbers; FAPM,
-which takes most of SFT's update back; DualSFT's data, and both. All take the same number of steps. Plasticity is the
-accuracy on what is wanted, stability its mean over what is not, overall the mean of both.
+The table of the DualSFT paper's forgetting-aware comparison. Arms: SFT and LoRA on everything; DavIR's tenth of the
+data; FLOW, STM and TALR, which weigh samples or tokens; NanoAdam and DualSFT's parameters, a twentieth of the numbers;
+FAPM, which takes most of SFT's update back; DualSFT's data, and both. All take the same number of steps. Plasticity is
+the accuracy on what is wanted, stability its mean over what is not, overall the mean of both.
 """
 
 from __future__ import annotations

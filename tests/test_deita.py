@@ -42,4 +42,6 @@ def test_it_keeps_to_tokens_and_needs_a_value() -> None:
 def test_complexity_times_quality_is_an_expression_of_columns(small_ws: Workspace) -> None:
     curate.score(small_ws, Length(), EmbedLm(), models="tiny")
     found = curate.select(small_ws, "best", Deita(0.99), Choice(by="length * sqrt(length)", top=20, vectors="embed_lm"))
-    assert 0 < found.rows <= 20
+    assert found.rows == 20 and not found.warnings
+    strict = curate.select(small_ws, "few", Deita(0.2), Choice(by="length", top=20, vectors="embed_lm"))
+    assert 0 < strict.rows < 20 and strict.warnings == [f"'deita' takes {strict.rows} of the 20 rows it may"]

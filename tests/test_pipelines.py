@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from curate.method import names
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow
@@ -108,6 +109,31 @@ def test_dualsft_s_arms_and_its_diagnostics(tmp_path: Path) -> None:
     assert len(re.findall(r"^   round [123], (?:data|parameters)", told, re.M)) == 6
     for name in ("fidelity", "sensitivity", "places"):
         assert (tmp_path / f"dual/{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_forgetting(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "pipelines/forgetting.py"), "smoke", str(tmp_path / "forgetting")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    told = {
+        line.split()[0]: line for line in done.stdout.partition("3. What came of it")[2].splitlines() if "e+" in line
+    }
+    ways = "sft lora data_random davir flow stm nanoadam fapm talr dualsft_param dualsft_data dualsft"
+    assert list(told) == ways.split()
+    assert " 100.0%   10.00% " in told["fapm"] and " 10.0%    5.00% " in told["dualsft"]
+    flops = {name: float(re.findall(r"\d\.\d+e\+\d+", line)[0]) for name, line in told.items()}
+    assert flops["fapm"] == flops["sft"] < flops["davir"]  # its reference is a training on everything
+
+
+def test_every_selector(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "pipelines/every_selector.py"), "smoke", str(tmp_path / "every")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    told = {line.split()[0]: line for line in done.stdout.partition("3. Accuracy")[2].splitlines() if "e+" in line}
+    own = {name for name in names("selector") if name != "top"}
+    assert own <= told.keys() and {"less", "dualsft", "davir", "loss", "deita_null", "lhas_null"} <= told.keys()
+    skill = {name: float(re.findall(r"(\d+)%", line)[-1]) for name, line in told.items()}
+    assert skill["bm25"] > 95 > 40 > skill["random"]
 
 
 def test_choosing_within_the_step(tmp_path: Path) -> None:

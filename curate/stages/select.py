@@ -330,6 +330,9 @@ def _choose(
         candidates = Candidates(ids[rows], values, codes[rows], names, sizes, beside, target, history)
         picked = rows[selector.select(candidates, budget, _seed(choice.seed, group.label))]
         result.flops += sum(candidates.flops)
+        if budget.unit == "rows" and len(picked) < min(int(budget.amount), len(rows)):
+            of = f" of {group.label}" if group.label else ""
+            result.warnings.append(f"'{selector.name}' takes {len(picked)}{of} of the {int(budget.amount)} rows it may")
         free[picked] = False
         chosen.append(picked)
     result.without_value = int((~valued).sum())

@@ -1,0 +1,230 @@
+"""Every way to choose samples beforehand, at three budgets: what it chooses, what is learnt of it, and what it costs.
+
+    python pipelines/every_selector.py smoke|cpu [NEW-FOLDER]      (default: ./every-selector)
+
+Arms: the best by every score, and every selector on vectors; budgets of 5, 10 and 20 % of the samples; the same epochs
+of the chosen. With its values dealt out by lot, a choice of the best by a score is a draw by lot: the arm `random` is
+the null of them all. Those that look at more beside the value have a null of their own, at the middle budget. Quality
+is the accuracy on what is wanted, and its mean over what is not; of what is chosen: the share that is corrupt, the
+share of the wanted skill, and how unlike the samples are (1 - cosine of the model's states, over all pairs).
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+from presets import PRESETS, Preset  # pyright: ignore[reportMissingImports]
+
+import curate
+from curate.diagnosis.chosen import diversity
+from curate.judging import Judge
+from curate.method import Selector
+from curate.metrics.choice import Choice as OptionChoice
+from curate.models.load import ModelChoice
+from curate.plans import Training
+from curate.runs import Run
+from curate.scores.bm25 import Bm25
+from curate.scores.davir import Davir
+from curate.scores.dsir import Dsir
+from curate.scores.el2n import El2n
+from curate.scores.embed_lm import EmbedLm
+from curate.scores.embed_logits import EmbedLogits
+from curate.scores.entropy import Entropy
+from curate.scores.graddot import Graddot
+from curate.scores.gradnorm import Gradnorm
+from curate.scores.gradsim import Gradsim
+from curate.scores.ifd import Ifd
+from curate.scores.length import Length
+from curate.scores.near_dup import NearDup
+from curate.scores.nll import Nll
+from curate.scores.nuclear import Nuclear
+from curate.scores.repetition import Repetition
+from curate.scores.rho import Rho
+from curate.selectors.d4 import D4
+from curate.selectors.deita import Deita
+from curate.selectors.dsir import Dsir as Resampling
+from curate.selectors.facility import Facility
+from curate.selectors.fishersft import Fishersft
+from curate.selectors.kcenter import Kcenter
+from curate.selectors.kmeans_quota import KmeansQuota
+from curate.selectors.lhas import Lhas
+from curate.selectors.quota import Quota
+from curate.selectors.random import Random
+from curate.selectors.round_robin import RoundRobin
+from curate.selectors.semdedup import Semdedup
+from curate.selectors.spice import Spice
+from curate.selectors.top import Top
+from curate.selectors.uds import Uds
+from curate.stages.compare import compare
+from curate.stages.select import Choice
+from curate.statistics import Mean, paired
+from curate.vectors import Vectors
+from curate.weightings.uniform import Uniform
+from curate.workspace import Workspace
+
+BUDGETS = {"smoke": (0.1,), "cpu": (0.05, 0.1, 0.2)}
+MIDDLE = 0.1
+
+
+@dataclass(frozen=True)
+class Way:
+    """How to choose. by: a column, T in it standing for the target. drawn: by lot, so anew for every seed. null:
+    whether it has one of its own."""
+
+    name: str
+    selector: Selector = field(default_factory=Top)
+    by: str | None = None
+    vectors: str | None = None
+    target: bool = False
+    where: str | None = None
+    drawn: bool = False
+    null: bool = False
+
+
+SCORES = {
+    **{name: name for name in ("length", "repetition", "nll", "entropy", "el2n", "ifd", "rho", "davir", "nuclear")},
+    **{name: name for name in ("gradnorm", "gradsim")},
+    **{name: f"{name}_T" for name in ("bm25", "embed_lm", "graddot", "less", "dualsft")},
+}
+WAYS = (
+    Way("random", Random(), drawn=True),
+    Way("random_dedup", Random(), where="near_dup = 1", drawn=True),
+    *(Way(name, by=column) for name, column in SCORES.items()),
+    Way("loss", by="-nll"),
+    Way("dsir", Resampling(), "dsir_T", drawn=True, null=True),
+    Way("quota", Quota(), "bm25_T", null=True),
+    Way("round_robin", RoundRobin(), vectors="embed_lm", target=True),
+    Way("kcenter", Kcenter(), vectors="embed_lm"),
+    Way("semdedup", Semdedup(), vectors="embed_lm"),
+    Way("d4", D4(), vectors="embed_lm"),
+    Way("facility", Facility(), vectors="embed_lm"),
+    Way("kmeans_quota", KmeansQuota(), vectors="embed_lm"),
+    Way("deita", Deita(threshold=0.95), "bm25_T", "embed_lm", null=True),
+    Way("fishersft", Fishersft(), vectors="embed_lm"),
+    Way("spice", Spice(), vectors="less"),
+    Way("uds", Uds(), "nuclear", "embed_logits", null=True),
+    Way("lhas", Lhas(), "nuclear", "embed_lm", target=True, null=True),
+)
+
+
+def scored(ws: Workspace, preset: Preset, target: str, model: ModelChoice, judges: list[Judge]) -> None:
+    """All columns and vectors; the reference of rho and davir is the model that has learnt from everything."""
+    text = (Bm25(), Dsir(min_tokens=1), Length(), Repetition(), NearDup())
+    curate.score(ws, *text, target=target)
+    passes = (Nll(), Entropy(), El2n(), Ifd(above_one="keep"), Nuclear(), EmbedLm(), EmbedLogits())
+    curate.score(ws, *passes, target=target, models=model)
+    curate.score(ws, preset.less, preset.dual, target=target, models=model)
+    curate.score(ws, Graddot(), Gradnorm(), Gradsim(), target=target, models=model)
+    curate.train(ws, "full_s0", Training(model, Uniform(), preset.training), judges=judges)
+    reference = replace(model, name=str(Run(ws, "full_s0").latest().folder))
+    curate.score(ws, Rho(), Davir(), models={"base": model, "reference": reference})
+
+
+def chosen(ws: Workspace, way: Way, budget: float, target: str, seed: int, null: bool) -> str:
+    """The manifest of a way's choice."""
+    share = f"{budget:.0%}".rstrip("%")
+    name = f"{way.name}{'_null' if null else ''}_{share}_rows" + (f"_{seed}" if way.drawn or null else "")
+    by = way.by and way.by.replace("_T", f"_{target}")
+    top = round(budget * ws.n_rows())
+    choice = Choice(by=by, where=way.where, top=top, vectors=way.vectors, target=target if way.target else None)
+    if name not in ws.manifest_names():
+        curate.select(ws, name, way.selector, replace(choice, seed=seed if way.drawn or null else 0, null=null))
+    return name
+
+
+def arms(ws: Workspace, preset: Preset, budgets: Sequence[float], target: str) -> Iterator[tuple[str, str, int]]:
+    """Every run: its arm, the manifest and the seed."""
+    for budget in budgets:
+        for way in WAYS:
+            for null in (False, True) if way.null and budget == MIDDLE else (False,):
+                for seed in range(preset.seeds):
+                    manifest = chosen(ws, way, budget, target, seed, null)
+                    yield f"{way.name}{'_null' if null else ''}_{budget * 100:.0f}", manifest, seed
+
+
+# --- the table -------------------------------------------------------------------------------------------
+
+
+def looks(ws: Workspace, manifest: str, target: str, states: Vectors) -> tuple[float, float, float]:
+    """Of a choice: the share that is corrupt, the share of the wanted skill, and how unlike its samples are."""
+    facts = f"avg((meta->>'corrupt')::BOOLEAN::INT) AS bad, avg((meta->>'skill' = '{target}')::INT) AS mine"
+    (row,) = curate.sql(ws, f"SELECT {facts}, list(m.row) AS places FROM {manifest} m JOIN pool USING (row)")
+    places = np.array(row["places"])
+    return row["bad"], row["mine"], diversity(states.unit[places[states.there[places]]])
+
+
+def all_states(ws: Workspace) -> Vectors:
+    rows = list(curate.sql(ws, "SELECT vector, error FROM embed_lm"))
+    width = next(len(row["vector"]) for row in rows if row["vector"])
+    raw = np.array([row["vector"] or [0.0] * width for row in rows], np.float32)
+    return Vectors.of(raw, [row["error"] or "" for row in rows])
+
+
+def table(ws: Workspace, runs: dict[str, str], budgets: Sequence[float], target: str) -> None:
+    """runs: name -> manifest."""
+    found = compare(ws, ["base", "full_s0", *runs], against="random_10_s0")
+    states, by_arm = all_states(ws), dict[str, dict[str, dict[int, float]]]()
+    for line in found.lines:
+        right = {key.split(" ")[0]: value for key, value in line.quality.items()}
+        rest = [value for name, value in right.items() if name != target]
+        for kind, value in (("in", right[target]), ("out", float(np.mean(rest)))):
+            by_arm.setdefault(line.arm, {}).setdefault(kind, {})[line.seed] = value
+    for budget in budgets:
+        share = f"{budget * 100:.0f}"
+        print(f"\n   {share} %{'':12} {'in domain':>16} {'over random':>27} {'out of domain':>16} {'over random':>27}"
+              f" {'corrupt':>8} {'skill':>6} {'unlike':>7} {'FLOPs':>9} {'of it prep':>10} {'seconds':>8}")  # fmt: skip
+        for arm in found.arms:
+            if not arm.name.endswith(f"_{share}"):
+                continue
+            cells, name = "", arm.name.removesuffix(f"_{share}")
+            for kind in ("in", "out"):
+                mine, chance = by_arm[arm.name][kind], by_arm[f"random_{share}"][kind]
+                cells += f" {Mean.of(list(mine.values()))!s:>16} {_over(mine, chance) if name != 'random' else '':>27}"
+            its = np.mean([looks(ws, runs[run], target, states) for run in arm.runs], axis=0)
+            cost = f"{arm.cost.total:9.2e} {arm.cost.prep:10.1e} {arm.cost.seconds:8.1f}"
+            print(f"   {name:16}{cells} {its[0]:8.1%} {its[1]:6.0%} {its[2]:7.3f} {cost}")
+    for name in ("base", "full"):
+        values = "  ".join(f"{kind} {Mean.of(list(v.values()))}" for kind, v in by_arm[name].items())
+        print(f"   {name}: {values}")
+
+
+def _over(mine: dict[int, float], others: dict[int, float]) -> str:
+    difference = paired(mine, others)
+    interval = difference.interval() if difference else None
+    told = f"{difference.mean:+.3f}" if difference else ""
+    return told + (f" ({interval[0]:+.3f} to {interval[1]:+.3f})" if interval else "")
+
+
+def main(preset: Preset, budgets: Sequence[float], folder: Path) -> None:
+    model, began = preset.base(folder), time.monotonic()
+    ws = curate.open_workspace(folder / "ws")
+    preset.data(ws)
+    target, other = preset.pairs[0]
+    judges = [Judge(name, OptionChoice(), limit=preset.questions) for name in (target, other, *preset.others)]
+    print(f"1. Scores and vectors for {target}.", flush=True)
+    curate.evaluate(ws, "base", judges, model=model)
+    scored(ws, preset, target, model, judges)
+    print(f"   after {time.monotonic() - began:.0f} s\n2. {len(WAYS)} ways, {len(budgets)} budgets.", flush=True)
+    runs = {}
+    for arm, manifest, seed in arms(ws, preset, budgets, target):
+        name = f"{arm}_s{seed}"
+        plain = Training(model, Uniform(), preset.training, manifest=manifest, seed=seed)
+        curate.train(ws, name, plain, judges=judges)
+        runs[name] = manifest
+        if seed == preset.seeds - 1:
+            print(f"   {arm:20} after {time.monotonic() - began:5.0f} s", flush=True)
+    print("\n3. Accuracy over seeds with its standard error; differences from random with their 95 % intervals.")
+    table(ws, runs, budgets, target)
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("preset", choices=BUDGETS)
+    parser.add_argument("folder", nargs="?", type=Path, default=Path("every-selector"))
+    arguments = parser.parse_args()
+    main(PRESETS[arguments.preset], BUDGETS[arguments.preset], arguments.folder)
