@@ -132,7 +132,9 @@ def _count_pool(job: Job, workers: Workers, held: Claim, work: Work, failed: Fai
         if rows := records.get(partial_name(unit), {}).get("failed"):
             failures.setdefault(unit.shard.name, {}).update(rows)
     Parts(parts.folder, parts.suffix).commit(name, state, failed=failures)
-    for old in [n for n in records if n != name and (n.startswith("state-") or sums)]:
+    # Partials are of use to a grown pool, but for those that are added up, and those that a state of this pool shaped.
+    spent = bool(sums) or work.index > 0
+    for old in [n for n in records if n != name and (n.startswith("state-") or spent)]:
         parts.remove(old)
 
 

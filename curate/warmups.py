@@ -63,6 +63,11 @@ def _origin(ws: Workspace, name: str) -> ModelChoice | None:
 def _of_run(ws: Workspace, name: str, like: ModelChoice) -> list[CheckpointChoice]:
     run = Run(ws, name)
     run.latest()
+    if pruned := (run.recipe or {}).get("pruned"):
+        raise CurateError(
+            f"--checkpoints {name}: that is what `curate prune` left of the run '{pruned['run']}'; no training led to "
+            "it, so name that run."
+        )
     return _of(run, name, like)
 
 

@@ -32,7 +32,6 @@ from curate.masks.principal import Principal
 from curate.masks.random import Random as RandomMask
 from curate.masks.structured import Structured
 from curate.method import Mask
-from curate.metrics.choice import Choice as OptionChoice
 from curate.metrics.loss import Loss
 from curate.models.load import ModelChoice
 from curate.pages.comparison import page, plot
@@ -165,7 +164,7 @@ def judged(found: Compared, target: str) -> dict[str, dict[str, dict[int, float]
     """arm -> plasticity, stability, overall -> seed -> accuracy."""
     by_arm: dict[str, dict[str, dict[int, float]]] = {}
     for line in found.lines:
-        right = {k.split(" ")[0]: v for k, v in line.quality.items() if " choice" in k}
+        right = {k.split(" ")[0]: v for k, v in line.quality.items() if " loss" not in k}
         if not right:
             continue
         others = [value for name, value in right.items() if name != target]
@@ -233,12 +232,12 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     selections(ws, target, preset.seeds)
     made = masks(ws, preset, target, model)
     asked = (target, other, *preset.others)
-    judges = [Judge(name, metric, limit=preset.questions) for name in asked for metric in (Loss(), OptionChoice())]
+    judges = [Judge(name, metric, limit=preset.questions) for name in asked for metric in (Loss(), preset.accuracy)]
     runs, began = ["base"], time.monotonic()
     curate.evaluate(ws, "base", judges, model=model)
     for name, training in trainings(ws, preset, model, made):
         trained = curate.train(ws, name, training, judges=judges)
-        right = [e["value"] for e in trained.evaluations if e["metric"] == "choice" and e["target"] == target]
+        right = [e["value"] for e in trained.evaluations if e["metric"] != "loss" and e["target"] == target]
         print(f"   {name:24} {trained.steps:4} steps, {target} {right[0]:.3f}", flush=True)
         runs.append(name)
     print(f"   {len(runs)} runs in {time.monotonic() - began:.0f} s")

@@ -24,7 +24,6 @@ import curate
 from curate.diagnosis.chosen import diversity
 from curate.judging import Judge
 from curate.method import Selector
-from curate.metrics.choice import Choice as OptionChoice
 from curate.models.load import ModelChoice
 from curate.plans import Training
 from curate.runs import Run
@@ -168,6 +167,7 @@ def all_states(ws: Workspace) -> Vectors:
 def table(ws: Workspace, runs: dict[str, str], budgets: Sequence[float], target: str) -> None:
     """runs: name -> manifest."""
     found = compare(ws, ["base", "full_s0", *runs], against="random_10_s0")
+    full = next(arm for arm in found.arms if arm.name == "full")
     states, by_arm = all_states(ws), dict[str, dict[str, dict[int, float]]]()
     for line in found.lines:
         right = {key.split(" ")[0]: value for key, value in line.quality.items()}
@@ -186,7 +186,9 @@ def table(ws: Workspace, runs: dict[str, str], budgets: Sequence[float], target:
                 mine, chance = by_arm[arm.name][kind], by_arm[f"random_{share}"][kind]
                 cells += f" {Mean.of(list(mine.values()))!s:>16} {_over(mine, chance) if name != 'random' else '':>27}"
             its = np.mean([looks(ws, runs[run], target, states) for run in arm.runs], axis=0)
-            cost = f"{arm.cost.total:9.2e} {arm.cost.prep:10.1e} {arm.cost.seconds:8.1f}"
+            reference = full.cost if name in ("rho", "davir") else None  # a training on everything
+            flops, seconds = (reference.total, reference.seconds) if reference else (0.0, 0.0)
+            cost = f"{arm.cost.total + flops:9.2e} {arm.cost.prep + flops:10.1e} {arm.cost.seconds + seconds:8.1f}"
             print(f"   {name:16}{cells} {its[0]:8.1%} {its[1]:6.0%} {its[2]:7.3f} {cost}")
     for name in ("base", "full"):
         values = "  ".join(f"{kind} {Mean.of(list(v.values()))}" for kind, v in by_arm[name].items())
@@ -205,7 +207,7 @@ def main(preset: Preset, budgets: Sequence[float], folder: Path) -> None:
     ws = curate.open_workspace(folder / "ws")
     preset.data(ws)
     target, other = preset.pairs[0]
-    judges = [Judge(name, OptionChoice(), limit=preset.questions) for name in (target, other, *preset.others)]
+    judges = [Judge(name, preset.accuracy, limit=preset.questions) for name in (target, other, *preset.others)]
     print(f"1. Scores and vectors for {target}.", flush=True)
     curate.evaluate(ws, "base", judges, model=model)
     scored(ws, preset, target, model, judges)

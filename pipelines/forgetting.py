@@ -25,7 +25,6 @@ from curate.masking import read_mask
 from curate.masks.dualsft import Dualsft as DualsftMask
 from curate.masks.magnitude_small import MagnitudeSmall
 from curate.method import Mask, Weighting
-from curate.metrics.choice import Choice as OptionChoice
 from curate.metrics.loss import Loss
 from curate.models.load import ModelChoice
 from curate.pages.comparison import page, plot
@@ -122,7 +121,7 @@ def judged(found: Compared, target: str) -> dict[str, dict[str, dict[int, float]
     """arm -> plasticity, stability, overall -> seed -> accuracy."""
     by_arm: dict[str, dict[str, dict[int, float]]] = {}
     for line in found.lines:
-        right = {key.split(" ")[0]: value for key, value in line.quality.items() if " choice" in key}
+        right = {key.split(" ")[0]: value for key, value in line.quality.items() if " loss" not in key}
         stable = float(np.mean([value for name, value in right.items() if name != target]))
         for kind, value in zip(KINDS, (right[target], stable, (right[target] + stable) / 2), strict=True):
             by_arm.setdefault(line.arm, {}).setdefault(kind, {})[line.seed] = value
@@ -175,7 +174,7 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
         curate.select(ws, f"random_{seed}", Random(), Choice(top=rows, seed=seed))
     made = masks(ws, target, model)
     asked = (target, other, *preset.others)
-    judges = [Judge(name, metric, limit=preset.questions) for name in asked for metric in (Loss(), OptionChoice())]
+    judges = [Judge(name, metric, limit=preset.questions) for name in asked for metric in (Loss(), preset.accuracy)]
     print(f"\n2. {len(WAYS)} arms, {preset.seeds} seeds, {preset.steps} steps each.", flush=True)
     runs, began = ["base"], time.monotonic()
     curate.evaluate(ws, "base", judges, model=model)

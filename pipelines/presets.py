@@ -21,6 +21,9 @@ from typing import Any
 
 import curate
 from curate.exports.jsonl import Jsonl
+from curate.method import Metric
+from curate.metrics.choice import Choice as OptionChoice
+from curate.metrics.exact_match import ExactMatch
 from curate.models.load import ModelChoice
 from curate.scores.dualsft import Dualsft
 from curate.scores.less import Less
@@ -44,7 +47,7 @@ class Preset:
     dual: with their warm-ups. steps: of every training in dualsft.py. online: of those in online_selection.py, which
     learn from `data`, or from so many samples of the corpus's endless stream (drawn). trials, horizons: subsets of
     `size` samples, and steps of training on each, against which scores are held. context: tokens of a model that is
-    named instead of the base; 0: its own."""
+    named instead of the base; 0: its own. accuracy: how a share of right answers is found."""
 
     data: Callable[[Workspace], None]
     base: Callable[[Path], ModelChoice]
@@ -63,6 +66,7 @@ class Preset:
     trials: int = 32
     horizons: tuple[int, ...] = (10, 50)
     size: int = 256
+    accuracy: Metric = OptionChoice()
 
 
 # --- data ------------------------------------------------------------------------------------------------
@@ -206,6 +210,7 @@ PRESETS = {
         online=WITHIN_REAL,
         trials=64,
         horizons=(10, 50, 200, 500, 1000),
+        accuracy=ExactMatch(),  # GSM8K's questions have no options
     ),
 }
 

@@ -40,5 +40,7 @@ def test_a_budget_over_the_share_is_filled_and_settings_are_checked() -> None:
     given = pool(n=50)
     assert len(D4().select(given, Budget("rows", 45), 0)) == 45
     assert len(D4().select(given, Budget("rows", 500), 0)) == 50
+    alone = Candidates.of(vectors=[[1, 0]], sizes=[5])
+    assert D4(dedup=0.5).select(alone, Budget("tokens", 3), 0).tolist() == []
     with pytest.raises(CurateError, match="d4 needs dedup above 0"):
         D4(dedup=0.0)

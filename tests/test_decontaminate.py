@@ -55,6 +55,27 @@ def test_a_match_is_named_and_both_splits_are_looked_for(ws: Any, tmp_path: Path
         Decontaminate(n=0)
 
 
+def test_questions_are_found_under_other_answers_and_in_scripts_without_blanks() -> None:
+    ask = "in which of the three towns is the oldest mill"  # ten words
+    target = Target.of(
+        [
+            [
+                {"role": "user", "content": ask},
+                {"role": "assistant", "content": "in the first of them, by the river, since 1500"},
+            ]
+        ]
+    )
+    chinese = Target.of(["从前有一座山山上有一座庙庙里有一个老和尚"])
+    (columns,) = run(Decontaminate(), [Text.of([f"{ask}? nobody knows", "in which of the towns?"])], target)
+    assert columns["longest"].tolist() == [10, 0]
+    (columns,) = run(
+        Decontaminate(), [Text.of(["他说从前有一座山山上有一座庙庙里有一个老和尚", "从前有一个人"])], chinese
+    )
+    assert columns["longest"].tolist() == [20, 0]
+    with pytest.raises(CurateError, match="no message of the target 'target' has 8 words"):
+        run(Decontaminate(), [Text.of(["a"])], Target.of(["too short", "this one too"]))
+
+
 def test_real_questions_planted_in_the_real_pool_are_found(shared: Path, ws: Any, tmp_path: Path) -> None:
     """GSM8K's test questions: those planted, and which of the pool as it is."""
     questions = [json.loads(line) for line in (shared / "eval/gsm8k_test.jsonl").read_text().splitlines()]

@@ -39,6 +39,12 @@ def test_it_keeps_to_tokens_and_needs_a_value() -> None:
         Deita(2.0)
 
 
+def test_a_threshold_of_1_keeps_what_is_equal() -> None:
+    vectors = np.repeat(np.random.default_rng(0).normal(size=(1, 37)), 4, axis=0)
+    given = Candidates.of([4.0, 3.0, 2.0, 1.0], vectors=vectors)
+    assert Deita(1.0).select(given, Budget("rows", 4), 0).tolist() == [0, 1, 2, 3]
+
+
 def test_complexity_times_quality_is_an_expression_of_columns(small_ws: Workspace) -> None:
     curate.score(small_ws, Length(), EmbedLm(), models="tiny")
     found = curate.select(small_ws, "best", Deita(0.99), Choice(by="length * sqrt(length)", top=20, vectors="embed_lm"))

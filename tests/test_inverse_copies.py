@@ -27,6 +27,8 @@ def test_a_cluster_weighs_its_size_to_the_power_of_what_is_left(power: float) ->
     for c in set(clusters):
         its = [w for w, one in zip(weights, clusters, strict=True) if one == c]
         assert sum(its) == pytest.approx(clusters.count(c) ** (1 - power))
+        (once,) = weigh_once(InverseCopies(power, held="once"), np.array([clusters.count(c)]))
+        assert once == pytest.approx(sum(its))
 
 
 def test_near_duplicates_and_copies_weigh_less(ws: Any, tmp_path: Path) -> None:
@@ -37,9 +39,9 @@ def test_near_duplicates_and_copies_weigh_less(ws: Any, tmp_path: Path) -> None:
     curate.ingest(ws, [write_jsonl(tmp_path / "a.jsonl", rows)])
     curate.score(ws, NearDup())
     curate.weigh(ws, "once", InverseCopies(), "near_dup_size")
-    curate.weigh(ws, "exact", InverseCopies(), "copies")
+    curate.weigh(ws, "exact", InverseCopies(0.5, held="once"), "copies")
     by_name = {name: read_manifest(ws, name)[0]["weight"].to_numpy() for name in ("once", "exact")}
     assert by_name["once"] == pytest.approx(np.array([0.5, 0.5, 1]) * 1.5)
-    assert by_name["exact"] == pytest.approx(np.array([1, 1, 0.5]) * 1.2)
+    assert by_name["exact"] == pytest.approx(np.array([1, 1, 2**0.5]) / np.mean([1, 1, 2**0.5]))
     with pytest.raises(CurateError, match="the least of its column is 0, which"):
         curate.weigh(ws, "no", InverseCopies(), "copies - 1")

@@ -92,9 +92,34 @@ def _messages(ws: Any) -> list[Any]:
     return [row["messages"] for row in curate.sql(ws, "SELECT messages FROM pool ORDER BY row")]
 
 
+def test_a_tool_s_call_and_the_role_are_part_of_what_is_said() -> None:
+    ask = "what is the weather in the old town by the river today"
+
+    def chat(extra: str | None, role: str = "assistant") -> list[dict[str, Any]]:
+        return [{"role": "user", "content": ask, "extra": None}, {"role": role, "content": None, "extra": extra}]
+
+    calls = [f'{{"tool_calls": "{name}"}}' for name in ("weather of the old town", "weather of the old town")]
+    calls += ['{"tool_calls": "a taxi to the harbour, please"}']
+    sizes = run(NearDup(), [Text.of([*map(chat, calls), chat(calls[0], "tool")])])[0]["size"].tolist()
+    # The first two are one and the same sample; in a pool they would be one row.
+    assert sizes[2:] == [1, 1]
+
+
+def test_a_sample_that_could_not_be_read_the_second_time_leaves_the_others_alone() -> None:
+    texts = ["the cat sat on the mat by the door", "please: the cat sat on the mat by the door", "a dog ran"]
+    method, state = NearDup(), {}
+    sign, compare, flag = method.passes(None)
+    assert sign.reduce and compare.reduce and compare.open
+    state |= sign.reduce([method._sign(Text.of(texts), {})])
+    assert state["pairs"].shape == (1, 2)
+    for left in (texts[1:], texts[:1], []):
+        seen = compare.reduce([compare.map(Text.of(left), compare.open(state))])
+        assert flag.map(Text.of(texts), seen)["size"].tolist() == [1, 1, 1]
+
+
 def test_texts_without_words_are_like_nothing_and_settings_are_checked() -> None:
     (columns,) = run(NearDup(), [Text.of(["", " ", "a b c", "a b c d e f g h"])])
     assert columns["size"].tolist() == [1, 1, 1, 1] and columns["keep"].all()
-    for settings in ({"threshold": 0.0}, {"replaced": 1.5}, {"band": 0}, {"permutations": 2}):
+    for settings in ({"threshold": 0.0}, {"replaced": 1.5}, {"band": 0}, {"permutations": 2}, {"seed": -1}):
         with pytest.raises(CurateError, match="near_dup needs threshold"):
             NearDup(**settings)  # type: ignore[arg-type]

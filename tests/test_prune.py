@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from safetensors.numpy import load_file
 
 import curate
@@ -87,6 +90,38 @@ def test_what_is_left_is_judged_and_compared_at_the_cost_of_the_run(ready: Works
     assert curate.verify(ready).damaged == []
 
 
+def test_a_pruned_run_pays_for_its_own_training_alone_and_twice_pruned_is_another_arm(ready: Workspace) -> None:
+    judges = [Judge("facts", Loss(), limit=6)]
+    training = Training(MODEL, Uniform(), SHORT, manifest="picked", seed=5)
+    curate.train(ready, "again", training, judges=judges)
+    curate.prune(ready, "again", Magnitude(), 0.5, name="again_half")
+    before = {line.run: line.cost.train for line in curate.compare(ready, ["again", "again_half"]).lines}
+    assert before["again"] == before["again_half"] > 0
+    curate.drop(ready, "again")
+    curate.train(ready, "again", training, judges=judges)
+    (line,) = curate.compare(ready, ["again_half"]).lines
+    assert line.cost.train == before["again_half"]
+    curate.prune(ready, "again_half", Magnitude(), 0.9, name="again_twice")
+    curate.prune(ready, "again", Magnitude(), 0.9, name="again_once")
+    arms = {arm.name: arm.runs for arm in curate.compare(ready, ["again_half", "again_twice", "again_once"]).arms}
+    assert sorted(map(len, arms.values())) == [1, 1, 1]
+
+
+def test_what_training_did_not_change_is_not_pruned(ready: Workspace, tmp_path: Path) -> None:
+    rounded = Training(replace(MODEL, dtype="bfloat16"), Uniform(), SHORT, manifest="picked")
+    curate.train(ready, "rounded", rounded)
+    made = curate.prune(ready, "rounded", Magnitude(), 0.0)
+    trained = weights(curate.prune(ready, "rounded", Magnitude(), 0.0, name="rounded_all").folder)
+    base = {n: torch.tensor(v).bfloat16().float().numpy() for n, v in weights(TINY).items()}
+    assert made.changed == sum(int((trained[n] != base[n]).sum()) for n in trained) < made.parameters
+    copy = Path(shutil.copytree(TINY, tmp_path / "base"))
+    curate.train(ready, "own", Training(ModelChoice(str(copy)), Uniform(), SHORT, manifest="picked"))
+    config = json.loads((copy / "config.json").read_text())
+    (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-4}))
+    with pytest.raises(CurateError, match="is not the model any more that the run 'own' began with"):
+        curate.prune(ready, "own", Magnitude(), 0.5)
+
+
 def test_what_cannot_be_pruned_is_said(ready: Workspace, cli: Any) -> None:
     with pytest.raises(CurateError, match="has no run 'hole': did you mean 'whole'"):
         curate.prune(ready, "hole", Magnitude(), 0.5)
@@ -99,5 +134,9 @@ def test_what_cannot_be_pruned_is_said(ready: Workspace, cli: Any) -> None:
         curate.prune(ready, "base", Magnitude(), 0.5)
     done = cli("prune", "whole", "--pruner", "magnitude", "--sparsity", "0.9", "--name", "few", ws=ready)
     assert done.returncode == 0 and "Run few: of" in done.stdout and "checkpoints/step-000003" in done.stdout
+    looked = cli("score", "gradnorm", "--checkpoints", "few", ws=ready)
+    assert (
+        looked.returncode == 2 and "left of the run 'whole'; no training led to it, so name that run" in looked.stderr
+    )
     again = cli("train", "few", "--model", "tiny", "--manifest", "picked", "--set", "steps=3", ws=ready)
     assert again.returncode == 2 and "is what `curate prune` left of whole" in again.stderr

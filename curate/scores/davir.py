@@ -18,8 +18,9 @@ class Davir(Score):
 
         score = (nll(base) - nll(reference)) / nll(base)
 
-    The reference is the base after training on the whole pool: --model base=M --model reference=RUN. Unlike `rho`, a
-    difference, it does not favour samples whose losses are high to begin with. Columns: `base`, `reference`.
+    The reference is the base after training on the whole pool: --model base=M --model reference=FOLDER, the folder that
+    `curate train` names in the end. Unlike `rho`, a difference, it does not favour samples whose losses are high to
+    begin with. Columns: `base`, `reference`.
 
     Cost: one forward pass through each model, 2N FLOPs a token; the training of the reference is a run of its own, and
     the greater part. Limit: the device's matrix products.

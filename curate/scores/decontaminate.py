@@ -6,12 +6,14 @@ from hashlib import blake2b
 from typing import ClassVar
 
 import numpy as np
+import polars as pl
 
 from curate.errors import CurateError
 from curate.method import Arrays, Columns, Pass, Score, Target
-from curate.text import Text, Words
+from curate.text import Text, Words, split_words
 
-_WORDS = r"\w+"
+_ALONE = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_WORDS = rf"[{_ALONE}]|[\w--[{_ALONE}]]+"
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no power of it loses a bit
 
 
@@ -19,15 +21,16 @@ _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no power of it loses a bit
 class Decontaminate(Score):
     """How little of a sample stands word for word in an evaluation: n-grams shared with a target, val and test.
 
-    Formula: with the words of the sample (lower-cased runs of letters and digits) and of every example of the target,
+    Formula: with the words of the sample and of every message of the target's examples (or of a raw text), in lower
+    case: runs of letters and digits, and single characters of scripts without blanks,
 
         score = - (words of the sample that lie in an n-gram of the target) / (words of the sample)
 
-    so 0 is clean (`--where "decontaminate_T = 0"`) and -1 is copied. An example of fewer than `n` words, but at least
-    `shortest`, is looked for whole; shorter ones are not looked for. An evaluation file becomes a target by
-    `curate target NAME FILE --split test`. Columns: `longest`, the most words in a row of which
-    every n-gram stands in the target; `example`, the id of an example that has the first of them, null where none
-    has.
+    so -1 is copied, and 0 (`--where "decontaminate_T = 0"`) has nothing of what is looked for. A message of fewer than
+    `n` words, but at least `shortest`, is looked for whole; shorter ones, as most answers, are not looked for. An
+    evaluation file becomes a target by `curate target NAME FILE --split test`. Columns: `longest`, the most words in a
+    row of which every n-gram stands in the target; `example`, the id of an example that has the first of them, null
+    where none has.
 
     Cost: reads and tokenises the pool once; no FLOPs. Limit: tokenising. Memory: 16 bytes an n-gram of the target.
 
@@ -53,7 +56,7 @@ class Decontaminate(Score):
     n: int = 13
     """Words of an n-gram."""
     shortest: int = 8
-    """Words of an example that is looked for at all. [chosen here: GPT-3 takes n from the 5 % shortest examples, 8 to
+    """Words of a message that is looked for at all. [chosen here: GPT-3 takes n from the 5 % shortest examples, 8 to
     13]"""
 
     def __post_init__(self) -> None:
@@ -94,14 +97,22 @@ class _Evaluation:
     """The n-grams of a target: length -> their numbers, ascending, and the id of the first example that has each."""
 
     def __init__(self, target: Target, n: int, shortest: int, _: Arrays):
-        words, ends = _hashed(target.text.words(_WORDS))
-        lengths = np.minimum(np.diff(ends), n)  # a short example is looked for whole
+        contents = pl.col("messages").list.eval(pl.element().struct.field("content"))
+        messages = target.text.frame.select(pl.coalesce(contents, pl.concat_list("text"))).to_series()
+        example = np.repeat(target.text.ids, np.maximum(messages.list.len().to_numpy(), 1))
+        words, ends = _hashed(split_words(messages.explode().fill_null(""), _WORDS))
+        lengths = np.minimum(np.diff(ends), n)  # a short message is looked for whole
+        if not (lengths >= min(shortest, n)).any():
+            raise CurateError(
+                f"no message of the target '{target.name}' has {min(shortest, n)} words, so nothing would be looked "
+                "for; set shortest lower."
+            )
         self.of_length: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for length in np.unique(lengths[lengths >= min(shortest, n)]).tolist():
             grams, _starts, text = _grams(words, ends, length)
             its = lengths[text] == length
             numbers, first = np.unique(grams[its], return_index=True)
-            self.of_length[length] = (numbers, target.text.ids[text[its][first]])
+            self.of_length[length] = (numbers, example[text[its][first]])
 
 
 def _hashed(words: Words) -> tuple[np.ndarray, np.ndarray]:

@@ -5,6 +5,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from hashlib import blake2b
 from typing import ClassVar, Literal
+from zlib import crc32
 
 import numpy as np
 import polars as pl
@@ -14,7 +15,10 @@ from curate.errors import CurateError
 from curate.method import Arrays, Columns, Pass, Score, Target
 from curate.text import Text, split_words
 
-_TOKENS = r"\w+|[^\w\s]"
+# Words, single characters of scripts that put no blanks between them, and marks.
+_ALONE = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+_TOKENS = rf"[{_ALONE}]|[\w--[{_ALONE}]]+|[^\w\s]"
+_AT_ONCE = 1 << 16  # pairs that are compared before the next are looked up
 
 
 @dataclass(frozen=True)
@@ -23,7 +27,8 @@ class NearDup(Score):
 
     Formula: 1 / (a sample's place in its cluster), so 1 is the one to keep, or has no like (`--where "near_dup = 1"`).
     Columns: `cluster`, the id of the one to keep; `size` of the cluster; `keep`. Clusters are connected components of
-    the pairs that are alike. A pair is alike where every message of one is like its counterpart in the other:
+    the pairs that are alike. A pair is alike where every message of one is like its counterpart in the other, of the
+    same role (a tool's call being part of what is said):
 
         J(a, b) >= threshold                            Jaccard index of their words, each as often as it occurs
         |LCS(a, b)| >= (1 - replaced) min(|a|, |b|)     the shorter stands in the longer, in its order, nearly whole
@@ -33,8 +38,10 @@ class NearDup(Score):
     numbers, over shingles of `ngram` words, agree in one of `permutations / band` bands. Where more than `window`
     samples share a band, each is compared with the next `window` of them in the order of their signatures.
 
-    Cost: reads and tokenises the pool twice; no FLOPs. Limit: hashing shingles, then comparing candidates. Memory: 4
-    bytes a permutation and sample while bands are compared, and the words of all candidates, 4 bytes each.
+    Cost: reads and tokenises the pool twice; no FLOPs. Limit: hashing shingles; then comparing candidates, by one
+    process, some 30 microseconds each. Memory: 8 bytes a band and sample while bands are compared; 16 bytes a pair, of
+    which there are few in real data and some 50 a sample where all samples are of one template; 4 bytes a word of all
+    candidates.
 
     Departures: the usual rule is the Jaccard index of shingles alone (`replaced=1` leaves the order of words out). With
     it every exercise of one template is a duplicate of the others. Clusters may chain: their ends need not be alike.
@@ -63,24 +70,24 @@ class NearDup(Score):
     """Numbers of a signature."""
     band: int = 4
     """Numbers of a band. More miss more pairs, fewer compare more."""
-    window: int = 16
+    window: int = 4
     """Samples of one band that a sample is compared with."""
     seed: int = 1
     """Of the permutations."""
 
     def __post_init__(self) -> None:
         good = 0 < self.threshold <= 1 and 0 <= self.replaced <= 1 and min(self.ngram, self.band, self.window) >= 1
-        if not good or self.permutations < self.band:
+        if not good or self.permutations < self.band or self.seed < 0:
             raise CurateError(
-                "near_dup needs threshold in (0, 1], replaced in [0, 1], ngram, band and window of 1 or more, and at "
-                f"least as many permutations as a band, not {self.settings()}."
+                "near_dup needs threshold in (0, 1], replaced in [0, 1], ngram, band and window of 1 or more, a seed "
+                f"of 0 or more, and at least as many permutations as a band, not {self.settings()}."
             )
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
         signed = ("ngram", "permutations", "band", "window", "seed")
         return (
             Pass("sign", self._sign, reduce=self._candidates, shaped_by=signed),
-            Pass("compare", self._words, reduce=self._clusters, shaped_by=("threshold", "replaced", "keep")),
+            Pass("compare", self._words, self._clusters, _Pairs, shaped_by=("threshold", "replaced", "keep")),
             Pass("flag", self._flag),
         )
 
@@ -120,27 +127,35 @@ class NearDup(Score):
 
     # Candidates compared, and clusters
 
-    def _words(self, batch: Text, state: Arrays) -> Arrays:
+    def _words(self, batch: Text, pairs: _Pairs) -> Arrays:
         """The words of those samples that are in a pair, message by message; and the pairs whose first is here."""
-        ids, pairs = batch.ids, state["pairs"]
-        some = np.flatnonzero(np.isin(ids, pairs))
-        contents = pl.col("messages").list.eval(pl.element().struct.field("content"))
-        messages = batch.frame[some.tolist()].select(pl.coalesce(contents, pl.concat_list("text"))).to_series()
-        words, ends = _hashes(messages.explode().fill_null(""))
+        some = np.flatnonzero(np.isin(batch.ids, pairs.members))
+        said = pl.element().struct.field
+        parts = [said("content"), said("extra")]  # a tool's call is part of what is said
+        contents = pl.col("messages").list.eval(pl.concat_str(parts, separator="\n", ignore_nulls=True))
+        roles = pl.col("messages").list.eval(said("role"))
+        frame = batch.frame[some.tolist()].select(
+            pl.coalesce(contents, pl.concat_list("text")).alias("content"),
+            pl.coalesce(roles, pl.concat_list(pl.lit(""))).alias("role"),
+        )
+        words, ends = _hashes(frame["content"].explode().fill_null(""))
+        role = [crc32((name or "").encode()) for name in frame["role"].explode()]
         return {
-            "ids": ids[some],
-            "messages": messages.list.len().to_numpy().astype(np.int64),
+            "ids": batch.ids[some],
+            "messages": np.maximum(frame["content"].list.len().to_numpy().astype(np.int64), 1),
+            "roles": np.array(role, np.uint32),
             "lengths": np.diff(ends),
             "words": words,
-            "pairs": pairs[np.isin(pairs[:, 0], ids)],
+            "pairs": pairs.begun_by(batch.ids[some]),
         }
 
     def _clusters(self, partials: Iterable[Arrays]) -> Arrays:
         """Of every sample in a cluster, by id: the id of the one to keep, its own place, and the cluster's size."""
-        none = {"ids": np.uint64, "messages": np.int64, "lengths": np.int64, "words": np.uint32}
+        none = {"ids": np.uint64, "messages": np.int64, "roles": np.uint32, "lengths": np.int64, "words": np.uint32}
         empty = {name: np.zeros(0, kind) for name, kind in none.items()}
         *texts, pairs = _joined(partials, **empty, pairs=np.zeros((0, 2), np.uint64))
         told = _Told(*texts)
+        pairs = pairs[np.isin(pairs, told.ids).all(1)]  # but those of which one could not be read
         label = _components(told.ids, pairs, lambda a, b: self._alike(told, a, b))
         size = np.bincount(label, minlength=len(label))[label]
         ranked = np.lexsort([told.ids, self._worse(told), label])
@@ -158,8 +173,9 @@ class NearDup(Score):
         return {"longest": -told.sizes, "shortest": told.sizes, "lowest_id": 0 * told.sizes}[self.keep]
 
     def _alike(self, told: _Told, a: int, b: int) -> bool:
-        mine, its = told.of(a), told.of(b)
-        return len(mine) == len(its) and all(map(self._alike_messages, mine, its))
+        if told.roles_of(a) != told.roles_of(b):
+            return False
+        return all(map(self._alike_messages, told.of(a), told.of(b)))
 
     def _alike_messages(self, a: np.ndarray, b: np.ndarray) -> bool:
         short, long = min(len(a), len(b)), max(len(a), len(b))
@@ -184,15 +200,35 @@ class NearDup(Score):
         return {"score": 1 / place, "cluster": cluster, "size": size, "keep": place == 1}
 
 
+class _Pairs:
+    """Pairs of ids, by their first. members: all that are in one, ascending."""
+
+    def __init__(self, state: Arrays):
+        pairs = state["pairs"]
+        self._pairs = pairs[np.lexsort(pairs.T[::-1])]
+        self.members = np.unique(pairs)
+
+    def begun_by(self, ids: np.ndarray) -> np.ndarray:
+        """Those whose first is one of some ids, uint64 [n, 2]."""
+        first = self._pairs[:, 0]
+        ranges = zip(np.searchsorted(first, ids), np.searchsorted(first, ids, "right"), strict=True)
+        return np.concatenate([self._pairs[a:b] for a, b in ranges] or [self._pairs[:0]])
+
+
 class _Told:
     """The words of samples, message by message."""
 
-    def __init__(self, ids: np.ndarray, messages: np.ndarray, lengths: np.ndarray, words: np.ndarray):
-        """messages: of each sample. lengths: words of each message."""
-        self.ids, self._words = ids, words
+    def __init__(
+        self, ids: np.ndarray, messages: np.ndarray, roles: np.ndarray, lengths: np.ndarray, words: np.ndarray
+    ):
+        """messages: of each sample. roles, lengths: who speaks in each message, and its words."""
+        self.ids, self._words, self._roles = ids, words, roles
         self._ends = np.append(0, np.cumsum(lengths))
         self._first = np.append(0, np.cumsum(messages))
         self.sizes = np.diff(self._ends[self._first])
+
+    def roles_of(self, row: int) -> list[int]:
+        return self._roles[self._first[row] : self._first[row + 1]].tolist()
 
     def of(self, row: int) -> list[np.ndarray]:
         ends = self._ends[self._first[row] : self._first[row + 1] + 1]
@@ -208,9 +244,10 @@ def _components(ids: np.ndarray, pairs: np.ndarray, alike: Callable[[int, int], 
             parent[i] = i = parent[parent[i]]
         return i
 
-    for a, b in rank[np.searchsorted(ids, pairs, sorter=rank)].tolist():
-        if (x := root(a)) != (y := root(b)) and alike(a, b):
-            parent[max(x, y)] = min(x, y)
+    for start in range(0, len(pairs), _AT_ONCE):  # few at once as Python's own numbers
+        for a, b in rank[np.searchsorted(ids, pairs[start : start + _AT_ONCE], sorter=rank)].tolist():
+            if (x := root(a)) != (y := root(b)) and alike(a, b):
+                parent[max(x, y)] = min(x, y)
     return np.array([root(i) for i in parent], np.int64)
 
 

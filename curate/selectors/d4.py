@@ -20,7 +20,7 @@ class D4(Selector):
     is nearest to one, a prototype of its cluster, is left out first. A budget above `dedup` keeps as many as it needs.
 
     Cost: k-means twice (2 N K D FLOPs an iteration, from at most 256 vectors a centre), and the pairs inside clusters,
-    2 D each; no model. Memory: as semdedup, 2 D + 40 bytes a candidate and more for the largest cluster.
+    2 D each; no model. Memory: 4 D + 40 bytes a candidate and, as semdedup, more for the largest cluster.
 
     Departures: the paper has some 11,000 clusters of web documents; the number here grows with the candidates. Its
     vectors are an OPT-125M's last token's; any will do here. No value is looked at.
@@ -59,7 +59,7 @@ class D4(Selector):
             alike[rows] = likeness_before(unit, rows)
             candidates.charge(unit.shape[1] * float(len(rows)) ** 2)
         ranking = by_value(-alike.astype(np.float64))
-        left = max(round(self.dedup * len(unit)), budget.fits(candidates.sizes[ranking]))
+        left = max(1, round(self.dedup * len(unit)), budget.fits(candidates.sizes[ranking]))
         stay = np.sort(ranking[:left])
         _, cosine = self._clustered(candidates, stay, seed + 1)
         ranking = stay[by_value(-cosine.astype(np.float64))]

@@ -55,8 +55,8 @@ class Deita(Selector):
         while start < len(ranking):
             some = ranking[start : start + max(1, min(_AT_ONCE, _HELD // (len(kept) + _AT_ONCE)))]
             mine = unit[some].astype(np.float32)
-            nearest = (mine @ kept.T).max(1, initial=-np.inf)
-            among, new = mine @ mine.T, []
+            nearest = np.minimum((mine @ kept.T).max(1, initial=-np.inf), 1.0)  # rounding may go above
+            among, new = np.minimum(mine @ mine.T, 1.0), []
             candidates.charge(2.0 * mine.size * (len(kept) + len(mine)))
             for i in np.flatnonzero(nearest <= self.threshold):
                 if among[i, new].max(initial=-np.inf) > self.threshold:
@@ -66,6 +66,8 @@ class Deita(Selector):
                     return np.array([*taken, *some[new]], np.int64)
                 spent += size
                 new.append(int(i))
+                if budget.unit == "rows" and not budget.pays(spent, 1.0):
+                    return np.array([*taken, *some[new]], np.int64)
             taken += some[new].tolist()
             kept, start = np.concatenate([kept, mine[new]]), start + len(some)
         return np.array(taken, np.int64)

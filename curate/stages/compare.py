@@ -141,7 +141,9 @@ def _arm_key(recipe: dict[str, Any], null: bool = True) -> str:
     rest = [recipe.get(key) for key in ("weighting", "by", "target_fingerprint")]
     rest += [_unseeded_mask(recipe["mask"])] if recipe.get("mask") else []
     rest += [recipe["reference"]] if recipe.get("reference") else []
-    rest += [[recipe["pruned"][key] for key in ("pruner", "sparsity")]] if recipe.get("pruned") else []
+    pruned = recipe.get("pruned")
+    while pruned:
+        rest, pruned = [*rest, [pruned["pruner"], pruned["sparsity"]]], pruned.get("before")
     whole = recipe.get("manifest_sha256") if recipe.get("manifest") and not selection else recipe.get("pool")
     return fingerprint(model, selection, rest, settings, whole)
 
@@ -285,7 +287,7 @@ def _cost(rows: list[dict[str, Any]], name: str, recipe: dict[str, Any], paid: s
     """What a run cost, and the rows of the ledger that its choice is made of; of those, `paid` are another arm's."""
     cost, begun, account = Cost(), recipe.get("begun", ""), recipe.get("account", name)
     mine = [r for r in rows if r["run"] == account and r["stage"] == "train" and r["at"].isoformat() >= begun]
-    mine = [row for row in mine if row["phase"] != "evaluate"]
+    mine = [row for row in mine if row["phase"] != "evaluate" and row["at"].isoformat() <= recipe.get("until", "~")]
     prep = _prepared([(i, r) for i, r in enumerate(rows) if r["at"].isoformat() <= begun], recipe)
     for row in mine:
         _add(cost, row, "online" if row["phase"] in _ONLINE else "train")

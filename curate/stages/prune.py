@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,9 @@ def prune(ws: Workspace, run: str, method: Pruner, sparsity: float, *, name: str
     checkpoint = source.latest()
     pruner = {"name": method.name, "version": method.version, "settings": method.settings()}
     made = {"pruner": pruner, "sparsity": sparsity, "run": run, "stamp": source.stamp(checkpoint.step)}
+    made |= {"before": recipe["pruned"]} if recipe.get("pruned") else {}
     result, new = Pruned(name, run, checkpoint.step), Run(ws, name)
+    until = recipe.get("until", datetime.now(UTC).isoformat())  # what its account pays later, it pays for others
     with claim(ws.path, f"run {name}"):
         if new.recipe is not None and new.recipe.get("pruned") != made:
             raise CurateError(f"the run '{name}' exists, and is another; choose another --name.")
@@ -61,9 +64,10 @@ def prune(ws: Workspace, run: str, method: Pruner, sparsity: float, *, name: str
         with checkpoint.local() as folder, charged(ws.path, "prune", **what) as meter:
             meter.begin(recipe["samples"])
             write = _pruned(recipe, folder, method, sparsity, checkpoint.step, result)
-            new.begin({**recipe, "name": name, "account": recipe.get("account", run), "pruned": made})
             new.sweep()
             new.commit(checkpoint.step, True, {}, write)
+            # Last, so that it is there whole or not at all.
+            new.begin({**recipe, "name": name, "account": recipe.get("account", run), "until": until, "pruned": made})
     result.folder = str(new.latest().folder)
     return result
 
@@ -74,12 +78,15 @@ def _pruned(
     """Prune the model of a checkpoint; returns what writes it into a folder."""
     import torch
 
-    from curate.models.load import load, quiet
+    from curate.models.load import load, quiet, weights_fingerprint
 
     (choice,) = model_choices({"models": {"base": recipe["model"]}}).values()
-    choice = replace(choice, dtype="float32", device="cpu")
-    before = dict(load(choice)[0].named_parameters())
-    model, tokenizer = load(replace(choice, name=str(folder)))
+    if weights_fingerprint(choice) != recipe["model"]["weights"]:
+        raise CurateError(f"{choice.name} is not the model any more that the run '{result.run}' began with.")
+    whole = not recipe["settings"]["lora_r"] and choice.dtype != "auto"  # then it was rounded before it was trained
+    began = load(replace(choice, dtype=choice.dtype if whole else "float32", device="cpu"))[0]
+    before = {name: parameter.float() for name, parameter in began.named_parameters()}
+    model, tokenizer = load(replace(choice, name=str(folder), dtype="float32", device="cpu"))
     if {n: p.shape for n, p in model.named_parameters()} != {n: p.shape for n, p in before.items()}:
         raise CurateError(
             f"the run '{result.run}' and {choice.name} have other parameters, so nothing can be taken back."

@@ -16,12 +16,11 @@ class InverseCopies(Weighting):
 
     Formula, with c a column of counts:
 
-        w = c^-power
+        w = c^-power           where the data hold each of the c (`held=each`: --by near_dup_size)
+        w = c^(1 - power)      where they hold one for all (`held=once`: --by copies)
 
-    c is `copies` for exact duplicates (how often the input had the sample, which the pool keeps once) or
-    `near_dup_size` for near ones. A cluster of c then weighs c^(1 - power) in all: power 1 counts it once, 0 leaves it
-    as it is, between them it counts for more than one and less than all. The pool has an exact duplicate once already,
-    so of `copies` a negative power brings them back: -1 is the input as it was.
+    Either way a cluster of c weighs c^(1 - power) in all: power 1 counts it once, 0 as often as it came, between them
+    more than once and less than all. `copies` is how often the input had a sample, which the pool keeps once.
 
     Cost: none in training; the column's own price is in the ledger.
 
@@ -36,7 +35,9 @@ class InverseCopies(Weighting):
     needs: ClassVar = ("column",)
 
     power: float = 1.0
-    """1: a cluster counts once; 0: each sample does."""
+    """1: a cluster counts once; 0: as often as it came."""
+    held: Literal["each", "once"] = "each"
+    """Whether the data hold all that are counted, or one of them."""
     normalize: Literal["none", "mean1"] = "none"
     """mean1: a step's weights are 1 in the mean."""
 
@@ -51,4 +52,4 @@ class InverseCopies(Weighting):
 
     def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
         assert step.column is not None
-        return Weights(step.column**-self.power, step.column), state
+        return Weights(step.column ** ((self.held == "once") - self.power), step.column), state

@@ -11,8 +11,8 @@ def words(text: str) -> list[str]:
 
 
 def overlap(text: str, examples: Sequence[str], n: int, shortest: int) -> tuple[float, int]:
-    """The share of its words that lie in an n-gram of an example, and the most words in a row of which every n-gram
-    does; an example of fewer than n words counts whole."""
+    """The share of its words that lie in an n-gram of an example (one message), and the most words in a row of which
+    every n-gram does; an example of fewer than n words counts whole."""
     mine = words(text)
     wanted: dict[int, set[tuple[str, ...]]] = {}
     for example in map(words, examples):
