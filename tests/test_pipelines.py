@@ -23,6 +23,8 @@ def test_the_demo_is_the_whole_job(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
         assert done.returncode == 0, done.stderr
     assert "3,000 samples" in done.stdout and "school" in done.stdout
+    (shown,) = re.findall(r"```text\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    assert set(shown.splitlines()) <= set(done.stdout.splitlines()), "the README shows what it does not print"
     truth = {n: re.search(rf"{n} +([\d.]+)% teach arithmetic, +([\d.]+)%", done.stdout) for n in ("best", "relevant")}
     (skill, bad), (topic, noise) = ([float(x) for x in m.groups()] for m in truth.values() if m)
     assert min(skill, topic) > 99 and bad < 1 < 9 < noise, done.stdout
