@@ -72,8 +72,8 @@ def test_questions_are_found_under_other_answers_and_in_scripts_without_blanks()
         Decontaminate(), [Text.of(["他说从前有一座山山上有一座庙庙里有一个老和尚", "从前有一个人"])], chinese
     )
     assert columns["longest"].tolist() == [20, 0]
-    with pytest.raises(CurateError, match="no message of the target 'target' has 8 words"):
-        run(Decontaminate(), [Text.of(["a"])], Target.of(["too short", "this one too"]))
+    (columns,) = run(Decontaminate(), [Text.of(["a"])], Target.of(["too short", "this one too"]))
+    assert "no message of the target has the 8 words" in columns["error"][0]
 
 
 def test_real_questions_planted_in_the_real_pool_are_found(shared: Path, ws: Any, tmp_path: Path) -> None:

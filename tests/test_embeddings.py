@@ -463,6 +463,7 @@ def test_wide_vectors_are_quantised(
     assert at[:, 0].tolist() == list(range(20)) and np.abs(near - 1).max() < 0.02
 
 
+@pytest.mark.slow
 def test_an_index_older_than_its_vectors_is_noticed_and_built_again(
     small_ws: Workspace, tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -270,6 +270,7 @@ def test_bytes_do_not_depend_on_a_kill_nor_on_workers(
     assert once <= seen <= once + largest  # at most a unit was done twice
 
 
+@pytest.mark.slow
 def test_tracin_looks_at_a_run_s_checkpoints_and_is_repaired_by_them(small_ws: Any, cli: Any) -> None:
     done = cli("train", "r", "--model", "tiny", "--set", "steps=4", "--set", "checkpoint_every=2", "--set",
                "keep_checkpoints=0", "--set", "lora_r=2", "--set", "lr=1e-3", ws=small_ws)  # fmt: skip

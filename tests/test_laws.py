@@ -134,7 +134,7 @@ _SHORT = {"dim": 256, "lora_r": 2, "epochs": 1.0, "eta": 10.0}  # of a method th
 
 def lenient(name: str) -> Any:
     """A score method that scores as much as it can, where that is a setting."""
-    cls, wanted = find("score", name), {"min_tokens": 1, "above_one": "keep", **_SHORT}
+    cls, wanted = find("score", name), {"min_tokens": 1, "shortest": 1, "above_one": "keep", **_SHORT}
     return cls(**{f.name: wanted[f.name] for f in dataclasses.fields(cls) if f.name in wanted})
 
 

@@ -217,6 +217,7 @@ def test_the_command_line_chooses(sample_ws: Workspace, cli: Callable[..., subpr
     assert refused.returncode == 2 and "the weighting 'greats' needs a target: add --target NAME." in refused.stderr
 
 
+@pytest.mark.slow
 def test_the_command_line_learns_from_a_file_or_from_what_it_is_piped(
     sample_ws: Workspace, tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:

@@ -98,6 +98,7 @@ def test_a_node_lost_in_mid_run_costs_no_more_than_the_units_under_way(
     assert not [p for p in sample_ws.path.rglob("*.tmp")]
 
 
+@pytest.mark.slow
 def test_a_killed_actor_is_replaced(sample_ws: Workspace, calm: dict[str, bytes], cluster: Any, tmp_path: Path) -> None:
     method = Faulty(on="a", how="kill", once=str(tmp_path / "killed"))
     (result,) = curate.score(sample_ws, method, executor=Ray(workers=2, address=cluster.address))

@@ -89,7 +89,7 @@ class Decontaminate(Score):
         lengths = np.diff(ends)
         covered = np.append(0, np.cumsum(np.cumsum(steps)[:-1] > 0))
         share = np.diff(covered[ends]) / np.maximum(lengths, 1)
-        error = np.where(lengths == 0, "has no words", "")
+        error = np.where(lengths == 0, "has no words", evaluation.trouble)
         return {"score": 0.0 - share, "longest": longest, "example": example, "error": error}
 
 
@@ -102,11 +102,8 @@ class _Evaluation:
         example = np.repeat(target.text.ids, np.maximum(messages.list.len().to_numpy(), 1))
         words, ends = _hashed(split_words(messages.explode().fill_null(""), _WORDS))
         lengths = np.minimum(np.diff(ends), n)  # a short message is looked for whole
-        if not (lengths >= min(shortest, n)).any():
-            raise CurateError(
-                f"no message of the target '{target.name}' has {min(shortest, n)} words, so nothing would be looked "
-                "for; set shortest lower."
-            )
+        none = f"no message of the target has the {min(shortest, n)} words to be looked for; set shortest lower"
+        self.trouble = "" if (lengths >= min(shortest, n)).any() else none
         self.of_length: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for length in np.unique(lengths[lengths >= min(shortest, n)]).tolist():
             grams, _starts, text = _grams(words, ends, length)
