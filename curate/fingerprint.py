@@ -60,6 +60,14 @@ def keyed_uniform(ids: np.ndarray, seed: int, purpose: str) -> np.ndarray:
     return ((x >> _U64(12)).astype(np.float64) + 0.5) / 2.0**52  # never 0 and never 1
 
 
+def pair_number(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """One number for each pair of numbers, uint64; two pairs share one with probability 2^-64."""
+    with np.errstate(over="ignore"):
+        x = (a * _U64(0x9E3779B97F4A7C15)) ^ (b + _U64(0xD6E8FEB86659FD93))
+        x = (x ^ (x >> _U64(32))) * _U64(0xD6E8FEB86659FD93)
+        return x ^ (x >> _U64(32))
+
+
 def _mix(x: np.ndarray) -> np.ndarray:
     x = (x ^ (x >> _U64(30))) * _U64(0xBF58476D1CE4E5B9)
     x = (x ^ (x >> _U64(27))) * _U64(0x94D049BB133111EB)

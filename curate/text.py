@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from hashlib import blake2b
 
 import numpy as np
 import polars as pl
@@ -16,6 +17,8 @@ from curate.schema import POOL
 # Lower-cased runs of two or more word characters: what rank-bm25's users, scikit-learn and bm25s take as words.
 # The same as \b\w\w+\b, since a match is leftmost and as long as it can be, but without the look-around.
 WORDS = r"\w\w+"
+# Of scripts that put no blanks between words, each character is one; for the inside of a class, [{ALONE}].
+ALONE = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
 
 
 @dataclass(frozen=True)
@@ -29,6 +32,11 @@ class Words:
     vocabulary: pl.Series
     codes: np.ndarray
     ends: np.ndarray
+
+    def numbers(self, width: int) -> np.ndarray:
+        """Every word as a number that is the same everywhere, uint64 [N], of so many bytes of its BLAKE2b."""
+        digests = b"".join(blake2b(word.encode(), digest_size=width).digest() for word in self.vocabulary)
+        return np.frombuffer(digests, f"<u{width}").astype(np.uint64)[self.codes]
 
     def lengths(self) -> np.ndarray:
         """Words per text, int64 [B]."""

@@ -48,6 +48,7 @@ from curate.weightings.uniform import Uniform
 from curate.workspace import Workspace
 
 DATA, PARAMETERS = 0.10, 0.05  # the paper's budgets
+KINDS = ("plasticity", "stability", "overall")
 
 
 @dataclass(frozen=True)
@@ -185,7 +186,7 @@ def table(ws: Workspace, found: Compared, target: str) -> None:
         f"{'optimizer':>10} {'peak':>8} {'FLOPs':>9} {'of it prep':>10} {'seconds':>8}"
     )
     for arm in found.arms:
-        cells = "".join(f" {_told(by_arm[arm.name][k]):>16}" for k in ("plasticity", "stability", "overall"))
+        cells = "".join(f" {_told(by_arm[arm.name][k]):>16}" for k in KINDS)
         its = runs[arm.runs[0]]
         if its["trainable"] is None:
             print(f"   {arm.name:20}{cells}")
@@ -201,7 +202,7 @@ def table(ws: Workspace, found: Compared, target: str) -> None:
         ("param_dualsft", "param_random"), ("param_dualsft", "param_dualsft_worst"),
     ):  # fmt: skip
         told = []
-        for key in ("plasticity", "stability", "overall"):
+        for key in KINDS:
             difference = paired(by_arm[one][key], by_arm[other][key])
             assert difference is not None
             interval = difference.interval()

@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import numpy as np
+from dualsft import KINDS, judged  # pyright: ignore[reportMissingImports]
 from presets import PRESETS, Preset  # pyright: ignore[reportMissingImports]
 
 import curate
@@ -44,7 +44,6 @@ from curate.weightings.uniform import Uniform
 from curate.workspace import Workspace
 
 DATA, PARAMETERS, SPARSITY = 0.10, 0.05, 0.9  # the paper's budgets; the most that FAPM's reports to prune
-KINDS = ("plasticity", "stability", "overall")
 
 
 @dataclass(frozen=True)
@@ -117,17 +116,6 @@ def trained(
 # --- the table -------------------------------------------------------------------------------------------
 
 
-def judged(found: Compared, target: str) -> dict[str, dict[str, dict[int, float]]]:
-    """arm -> plasticity, stability, overall -> seed -> accuracy."""
-    by_arm: dict[str, dict[str, dict[int, float]]] = {}
-    for line in found.lines:
-        right = {key.split(" ")[0]: value for key, value in line.quality.items() if " loss" not in key}
-        stable = float(np.mean([value for name, value in right.items() if name != target]))
-        for kind, value in zip(KINDS, (right[target], stable, (right[target] + stable) / 2), strict=True):
-            by_arm.setdefault(line.arm, {}).setdefault(kind, {})[line.seed] = value
-    return by_arm
-
-
 def table(ws: Workspace, found: Compared, target: str) -> None:
     by_arm, pool = judged(found, target), ws.n_rows()
     runs = {row["name"]: row for row in curate.sql(ws, "SELECT name, samples, trainable, peak_bytes FROM runs")}
@@ -155,10 +143,8 @@ def table(ws: Workspace, found: Compared, target: str) -> None:
 
 def spent(arm: Arm, sft: Arm) -> tuple[float, float]:
     """FLOPs and seconds from beginning to end; DavIR's reference is a training on everything."""
-    reference = sft.cost if arm.name == "davir" else None
-    return arm.cost.total + (reference.total if reference else 0), arm.cost.seconds + (
-        reference.seconds if reference else 0
-    )
+    costs = [arm.cost, *([sft.cost] if arm.name == "davir" else [])]
+    return sum(cost.total for cost in costs), sum(cost.seconds for cost in costs)
 
 
 def main(preset: Preset, folder: Path, named: str | None = None) -> None:

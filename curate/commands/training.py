@@ -270,12 +270,12 @@ def prune(
 ) -> None:
     """Take back the least part of what RUN has changed; the rest is a run of its own.
 
-    It is evaluated, compared and exported like any other.
+    It is evaluated and compared like any other.
     """
     method = kinds.make("pruner", pruner_name, pairs(settings, "--set"))
     r = curate.prune(ws, run, method, sparsity, name=name)
     head = f"Run {r.name}: of {r.changed:,} numbers that {run} has changed (of {r.parameters:,}) {r.kept:,} stay so."
-    say(r, as_json, f"{head}\nThe model is in {r.folder}." + notes(r.warnings))
+    say(r, as_json, f"{head}\nThe model is in {r.folder}.")
 
 
 @click.command()

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import partial
-from hashlib import blake2b
 from typing import ClassVar
 
 import numpy as np
@@ -10,10 +9,9 @@ import polars as pl
 
 from curate.errors import CurateError
 from curate.method import Arrays, Columns, Pass, Score, Target
-from curate.text import Text, Words, split_words
+from curate.text import ALONE, Text, split_words
 
-_ALONE = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-_WORDS = rf"[{_ALONE}]|[\w--[{_ALONE}]]+"
+_WORDS = rf"[{ALONE}]|[\w--[{ALONE}]]+"
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no power of it loses a bit
 
 
@@ -69,7 +67,8 @@ class Decontaminate(Score):
         return (Pass("match", self._match, open=partial(_Evaluation, target, self.n, self.shortest)),)
 
     def _match(self, batch: Text, evaluation: _Evaluation) -> Columns:
-        words, ends = _hashed(batch.words(_WORDS))
+        split = batch.words(_WORDS)
+        words, ends = split.numbers(8), split.ends
         steps = np.zeros(len(words) + 1, np.int64)
         longest, example = np.zeros(len(batch), np.int64), np.zeros(len(batch), np.uint64)
         for length, (grams, ids) in evaluation.of_length.items():
@@ -100,7 +99,8 @@ class _Evaluation:
         contents = pl.col("messages").list.eval(pl.element().struct.field("content"))
         messages = target.text.frame.select(pl.coalesce(contents, pl.concat_list("text"))).to_series()
         example = np.repeat(target.text.ids, np.maximum(messages.list.len().to_numpy(), 1))
-        words, ends = _hashed(split_words(messages.explode().fill_null(""), _WORDS))
+        split = split_words(messages.explode().fill_null(""), _WORDS)
+        words, ends = split.numbers(8), split.ends
         lengths = np.minimum(np.diff(ends), n)  # a short message is looked for whole
         none = f"no message of the target has the {min(shortest, n)} words to be looked for; set shortest lower"
         self.trouble = "" if (lengths >= min(shortest, n)).any() else none
@@ -110,12 +110,6 @@ class _Evaluation:
             its = lengths[text] == length
             numbers, first = np.unique(grams[its], return_index=True)
             self.of_length[length] = (numbers, example[text[its][first]])
-
-
-def _hashed(words: Words) -> tuple[np.ndarray, np.ndarray]:
-    """The words as numbers, uint64 [N], text after text, and where each text ends, int64 [B + 1]."""
-    digests = b"".join(blake2b(word.encode(), digest_size=8).digest() for word in words.vocabulary)
-    return np.frombuffer(digests, "<u8").astype(np.uint64)[words.codes], words.ends
 
 
 def _grams(words: np.ndarray, ends: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

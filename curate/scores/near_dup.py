@@ -3,7 +3,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from hashlib import blake2b
 from typing import ClassVar, Literal
 from zlib import crc32
 
@@ -12,12 +11,12 @@ import polars as pl
 from rapidfuzz.distance import LCSseq
 
 from curate.errors import CurateError
+from curate.fingerprint import pair_number
 from curate.method import Arrays, Columns, Pass, Score, Target
-from curate.text import Text, split_words
+from curate.text import ALONE, Text, split_words
 
-# Words, single characters of scripts that put no blanks between them, and marks.
-_ALONE = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
-_TOKENS = rf"[{_ALONE}]|[\w--[{_ALONE}]]+|[^\w\s]"
+# Words, characters that are words, and marks.
+_TOKENS = rf"[{ALONE}]|[\w--[{ALONE}]]+|[^\w\s]"
 _AT_ONCE = 1 << 16  # pairs that are compared before the next are looked up
 
 
@@ -106,7 +105,7 @@ class NearDup(Score):
         for i, signature in enumerate(made):
             values = signature.hashvalues.astype(np.uint64)[: bands.shape[1] * self.band].reshape(-1, self.band)
             for k in range(self.band):
-                bands[i] = _mixed(bands[i], values[:, k])
+                bands[i] = pair_number(bands[i], values[:, k])
         return {"ids": batch.ids[some], "bands": bands}
 
     def _candidates(self, partials: Iterable[Arrays]) -> Arrays:
@@ -254,8 +253,7 @@ def _components(ids: np.ndarray, pairs: np.ndarray, alike: Callable[[int, int], 
 def _hashes(texts: pl.Series) -> tuple[np.ndarray, np.ndarray]:
     """The words of texts as numbers, uint32 [N], text after text, and where each text ends, int64 [B + 1]."""
     words = split_words(texts, _TOKENS)
-    digests = b"".join(blake2b(word.encode(), digest_size=4).digest() for word in words.vocabulary)
-    return np.frombuffer(digests, "<u4").astype(np.uint32)[words.codes], words.ends
+    return words.numbers(4).astype(np.uint32), words.ends
 
 
 def _shingles(words: np.ndarray, ends: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
@@ -264,18 +262,10 @@ def _shingles(words: np.ndarray, ends: np.ndarray, n: int) -> tuple[np.ndarray, 
     stop = np.repeat(ends[1:], length)
     padded, mixed = np.append(words, np.zeros(n, np.uint32)).astype(np.uint64), np.zeros(len(words), np.uint64)
     for k in range(n):
-        mixed = _mixed(mixed, np.where(at + k < stop, padded[at + k], np.uint64(0)))
+        mixed = pair_number(mixed, np.where(at + k < stop, padded[at + k], np.uint64(0)))
     whole = (at + n <= stop) | (at == np.repeat(ends[:-1], length))
     many = np.append(0, np.cumsum(whole))
     return (mixed[whole] >> np.uint64(32)).astype(np.uint32), many[ends]
-
-
-def _mixed(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """One 64-bit number for each pair (SplitMix64's finaliser over their combination)."""
-    with np.errstate(over="ignore"):
-        x = (a ^ (b + np.uint64(0x9E3779B97F4A7C15))) * np.uint64(0xBF58476D1CE4E5B9)
-        x = (x ^ (x >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-        return x ^ (x >> np.uint64(31))
 
 
 def _joined(partials: Iterable[Arrays], **empty: np.ndarray) -> list[np.ndarray]:

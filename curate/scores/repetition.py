@@ -6,6 +6,7 @@ from typing import ClassVar, Literal
 import numpy as np
 import polars as pl
 
+from curate.fingerprint import pair_number
 from curate.method import Arrays, Columns, Pass, Score, Target
 from curate.text import Text, Words, split_words
 
@@ -80,21 +81,13 @@ def _lengths(words: Words) -> np.ndarray:
 
 def _seen_before(text: np.ndarray, gram: np.ndarray) -> np.ndarray:
     """Whether the same gram (any 64-bit number) stood earlier in the same text, bool [N]."""
-    keys = _mixed(gram.astype(np.uint64), text.astype(np.uint64))
+    keys = pair_number(gram.astype(np.uint64), text.astype(np.uint64))
     order = np.argsort(keys)
     starts = np.flatnonzero(np.diff(keys[order], prepend=keys[order[:1]] + np.uint64(1)))
     again = np.ones(len(keys), dtype=bool)
     if len(keys):
         again[np.minimum.reduceat(order, starts)] = False
     return again
-
-
-def _mixed(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """One 64-bit number for each pair; two pairs share one with probability 2^-64."""
-    with np.errstate(over="ignore"):
-        x = (a * np.uint64(0x9E3779B97F4A7C15)) ^ (b + np.uint64(0xD6E8FEB86659FD93))
-        x = (x ^ (x >> np.uint64(32))) * np.uint64(0xD6E8FEB86659FD93)
-        return x ^ (x >> np.uint64(32))
 
 
 def _share(pieces: Words, counted: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -110,7 +103,7 @@ def _ngram_shares(words: Words) -> dict[str, np.ndarray]:
     shares, codes = {}, words.codes.astype(np.uint64)
     grams = codes
     for n in range(2, 11):
-        grams = _mixed(grams[:-1], codes[n - 1 :])  # the number of the n-gram that begins at each word
+        grams = pair_number(grams[:-1], codes[n - 1 :])  # the number of the n-gram that begins at each word
         starts = np.flatnonzero(text[: len(grams)] == text[n - 1 :])
         at, gram = text[starts], grams[starts]
         if n <= 4:

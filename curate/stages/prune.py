@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -31,7 +31,6 @@ class Pruned:
     changed: int = 0
     kept: int = 0
     folder: str = ""
-    warnings: list[str] = field(default_factory=list)
 
 
 def prune(ws: Workspace, run: str, method: Pruner, sparsity: float, *, name: str | None = None) -> Pruned:
