@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import polars as pl
@@ -12,7 +13,8 @@ import polars as pl
 from curate.errors import CurateError, nearest
 from curate.fingerprint import fingerprint
 from curate.method import Target
-from curate.models.load import ModelChoice, weights_fingerprint
+from curate.models.load import SHORT_NAMES, ModelChoice, weights_fingerprint
+from curate.runs import Run
 from curate.shards import Parts, read_json, read_table
 from curate.storage import Location
 from curate.tables import vectors_of
@@ -113,6 +115,23 @@ def model_choices(recipe: Mapping[str, Any]) -> dict[str, ModelChoice]:
         nameless = role == "base" and recipe.get("checkpoints_given")
         found[role] = ModelChoice(**{**its, "name": "" if nameless else its["name"]})
     return found
+
+
+def model_of(ws: Workspace, choice: ModelChoice) -> ModelChoice:
+    """The model of a choice: the name of a run of the workspace stands for what the run's last checkpoint holds.
+
+    Raises CurateError for a run that learnt nothing or has no checkpoint yet, and in an object store.
+    """
+    if choice.name in SHORT_NAMES or choice.name not in ws.run_names():
+        return choice
+    run = Run(ws, choice.name)
+    recipe = run.recipe or {}
+    if not recipe["weighting"]:
+        raise CurateError(f"the run '{run.name}' is the model {recipe['model']['name']} as it was; name that model.")
+    folder = run.latest().folder
+    if not isinstance(folder, Path):
+        raise CurateError(f"{folder} is in an object store; copy the checkpoint to a folder, and name that.")
+    return replace(choice, name=str(folder))
 
 
 def settings_words(settings: Mapping[str, Any]) -> list[str]:

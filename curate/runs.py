@@ -176,3 +176,11 @@ def require_run(ws: Workspace, name: str) -> Run:
     if name not in ws.run_names():
         raise CurateError(f"{ws.path} has no run '{name}': {nearest(name, ws.run_names())}")
     return Run(ws, name)
+
+
+def run_behind(ws: Workspace, model: str) -> str | None:
+    """The run of the workspace that a model's folder is a checkpoint of; null for any other model."""
+    if not isinstance(ws.path, Path):
+        return None
+    its, runs = Path(model).expanduser().resolve(), (ws.path / "runs").resolve()
+    return its.relative_to(runs).parts[0] if its.is_relative_to(runs) and its != runs else None

@@ -26,7 +26,6 @@ from curate.judging import Judge
 from curate.method import Selector
 from curate.models.load import ModelChoice
 from curate.plans import Training
-from curate.runs import Run
 from curate.scores.bm25 import Bm25
 from curate.scores.davir import Davir
 from curate.scores.dsir import Dsir
@@ -120,7 +119,7 @@ def scored(ws: Workspace, preset: Preset, target: str, model: ModelChoice, judge
     curate.score(ws, preset.less, preset.dual, target=target, models=model)
     curate.score(ws, Graddot(), Gradnorm(), Gradsim(), target=target, models=model)
     curate.train(ws, "full_s0", Training(model, Uniform(), preset.training), judges=judges)
-    reference = replace(model, name=str(Run(ws, "full_s0").latest().folder))
+    reference = replace(model, name="full_s0")
     curate.score(ws, Rho(), Davir(), models={"base": model, "reference": reference})
 
 
@@ -167,7 +166,6 @@ def all_states(ws: Workspace) -> Vectors:
 def table(ws: Workspace, runs: dict[str, str], budgets: Sequence[float], target: str) -> None:
     """runs: name -> manifest."""
     found = compare(ws, ["base", "full_s0", *runs], against="random_10_s0")
-    full = next(arm for arm in found.arms if arm.name == "full")
     states, by_arm = all_states(ws), dict[str, dict[str, dict[int, float]]]()
     for line in found.lines:
         right = {key.split(" ")[0]: value for key, value in line.quality.items()}
@@ -186,9 +184,7 @@ def table(ws: Workspace, runs: dict[str, str], budgets: Sequence[float], target:
                 mine, chance = by_arm[arm.name][kind], by_arm[f"random_{share}"][kind]
                 cells += f" {Mean.of(list(mine.values()))!s:>16} {_over(mine, chance) if name != 'random' else '':>27}"
             its = np.mean([looks(ws, runs[run], target, states) for run in arm.runs], axis=0)
-            reference = full.cost if name in ("rho", "davir") else None  # a training on everything
-            flops, seconds = (reference.total, reference.seconds) if reference else (0.0, 0.0)
-            cost = f"{arm.cost.total + flops:9.2e} {arm.cost.prep + flops:10.1e} {arm.cost.seconds + seconds:8.1f}"
+            cost = f"{arm.cost.total:9.2e} {arm.cost.prep:10.1e} {arm.cost.seconds:8.1f}"
             print(f"   {name:16}{cells} {its[0]:8.1%} {its[1]:6.0%} {its[2]:7.3f} {cost}")
     for name in ("base", "full"):
         values = "  ".join(f"{kind} {Mean.of(list(v.values()))}" for kind, v in by_arm[name].items())

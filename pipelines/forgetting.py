@@ -30,11 +30,10 @@ from curate.models.load import ModelChoice
 from curate.pages.comparison import page, plot
 from curate.plans import Training
 from curate.pruners.fapm import Fapm
-from curate.runs import Run
 from curate.scores.davir import Davir
 from curate.selectors.random import Random
 from curate.selectors.top import Top
-from curate.stages.compare import Arm, Compared
+from curate.stages.compare import Compared
 from curate.stages.select import Choice
 from curate.statistics import Mean, paired
 from curate.weightings.flow import Flow
@@ -86,7 +85,7 @@ def masks(ws: Workspace, target: str, model: ModelChoice) -> dict[str, Mask]:
 
 def davir(ws: Workspace, model: ModelChoice) -> None:
     """The tenth of which SFT has taught most of what there was to learn; the reference is its first seed's model."""
-    reference = replace(model, name=str(Run(ws, "sft_s0").latest().folder))
+    reference = replace(model, name="sft_s0")
     curate.score(ws, Davir(), models={"base": model, "reference": reference})
     curate.select(ws, "davir_best", Top(), Choice(by="davir", top=round(DATA * ws.n_rows())))
 
@@ -129,22 +128,13 @@ def table(ws: Workspace, found: Compared, target: str) -> None:
         if its["trainable"] is None:
             print(f"   {arm.name:14}{cells}")
             continue
-        flops, seconds = spent(arm, sft)
         difference = paired(by_arm[arm.name]["overall"], by_arm["sft"]["overall"])
         interval = difference.interval() if difference else None
         told = f"{difference.mean:+.3f}" if difference and arm is not sft else ""
         told += f" ({interval[0]:+.3f} to {interval[1]:+.3f})" if interval and arm is not sft else ""
         numbers = its["trainable"] / whole * (1 - SPARSITY if arm.name == "fapm" else 1)
-        print(
-            f"   {arm.name:14}{cells} {its['samples'] / pool:7.1%} {numbers:8.2%} {flops:9.2e} {seconds:8.1f} "
-            f"{its['peak_bytes'] / 2**20:5.0f} MiB   {told}"
-        )
-
-
-def spent(arm: Arm, sft: Arm) -> tuple[float, float]:
-    """FLOPs and seconds from beginning to end; DavIR's reference is a training on everything."""
-    costs = [arm.cost, *([sft.cost] if arm.name == "davir" else [])]
-    return sum(cost.total for cost in costs), sum(cost.seconds for cost in costs)
+        cost = f"{arm.cost.total:9.2e} {arm.cost.seconds:8.1f} {its['peak_bytes'] / 2**20:5.0f} MiB"
+        print(f"   {arm.name:14}{cells} {its['samples'] / pool:7.1%} {numbers:8.2%} {cost}   {told}")
 
 
 def main(preset: Preset, folder: Path, named: str | None = None) -> None:

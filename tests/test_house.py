@@ -37,7 +37,7 @@ FLOORS = [
     {"curate.roles", "curate.slopes", "curate.masking", "curate.diagnosis", "curate.logits"},
     {"curate.lineage", "curate.tasks", "curate.executors", "curate.judging"},
     {"curate.query", "curate.jobs", "curate.index"},
-    {"curate.columns", "curate.counting", "curate.samples"},
+    {"curate.columns", "curate.counting", "curate.samples", "curate.prices"},
     {"curate.corpus"},
     {"curate.plans", "curate.auditing", "curate.outgoing"},
     {"curate.running"},

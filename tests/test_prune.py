@@ -122,6 +122,17 @@ def test_what_training_did_not_change_is_not_pruned(ready: Workspace, tmp_path: 
         curate.prune(ready, "own", Magnitude(), 0.5)
 
 
+def test_the_same_prune_again_does_nothing_and_one_that_is_not_finished_is_not_pruned(ready: Workspace) -> None:
+    made = curate.prune(ready, "whole", Magnitude(), 0.25, name="quarter")
+    rows = len(curate.ledger(ready))
+    assert curate.prune(ready, "whole", Magnitude(), 0.25, name="quarter") == made and made.kept
+    assert len(curate.ledger(ready)) == rows
+    curate.train(ready, "half", Training(MODEL, Uniform(), replace(SHORT, checkpoint_every=1), manifest="picked"))
+    shutil.rmtree(ready.run_folder("half") / "checkpoints" / "step-000003")
+    with pytest.raises(CurateError, match="the run 'half' is not finished; the same `curate train` goes on with it"):
+        curate.prune(ready, "half", Magnitude(), 0.5)
+
+
 def test_what_cannot_be_pruned_is_said(ready: Workspace, cli: Any) -> None:
     with pytest.raises(CurateError, match="has no run 'hole': did you mean 'whole'"):
         curate.prune(ready, "hole", Magnitude(), 0.5)
@@ -130,7 +141,7 @@ def test_what_cannot_be_pruned_is_said(ready: Workspace, cli: Any) -> None:
     with pytest.raises(CurateError, match="the run 'lora' exists, and is another"):
         curate.prune(ready, "whole", Magnitude(), 0.5, name="lora")
     curate.evaluate(ready, "base", [Judge("facts", Loss(), limit=6)], model=MODEL)
-    with pytest.raises(CurateError, match="learns nothing"):
+    with pytest.raises(CurateError, match="has learnt nothing; name one that was trained"):
         curate.prune(ready, "base", Magnitude(), 0.5)
     done = cli("prune", "whole", "--pruner", "magnitude", "--sparsity", "0.9", "--name", "few", ws=ready)
     assert done.returncode == 0 and "Run few: of" in done.stdout and "checkpoints/step-000003" in done.stdout

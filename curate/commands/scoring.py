@@ -45,8 +45,8 @@ from curate.workspace import Workspace
     "model_names",
     multiple=True,
     metavar="MODEL | ROLE=MODEL",
-    help="The model of methods that use one: a folder, a .gguf file, a hub id, or tiny, smollm2-135m, minilm. Without "
-    "a ROLE it is the base model; of embed, asked for alone, the encoder.",
+    help="The model of methods that use one: a folder, a .gguf file, a hub id, a run, or tiny, smollm2-135m, minilm. "
+    "Without a ROLE it is the base model; of embed, asked for alone, the encoder.",
 )
 @click.option(
     "--checkpoints",

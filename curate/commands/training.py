@@ -73,7 +73,7 @@ def _judges(
     "model_name",
     required=True,
     metavar="MODEL",
-    help="A folder, a .gguf file, a hub id, or tiny, smollm2-135m.",
+    help="A folder, a .gguf file, a hub id, a run, or tiny, smollm2-135m.",
 )
 @click.option(
     "--manifest", metavar="NAME", help="Whose samples, weights and repeats, or mixture.  [default: the whole pool]"

@@ -1,11 +1,7 @@
 """`curate compare`: runs side by side, what each reached against all that it cost.
 
 An arm is the runs that differ in their seed alone (of the training, or of the selection). Quality is what judges found
-of the last checkpoint; cost is read from the ledger, by phase:
-
-    F_prep   the scores and vectors that the choice was made of, and the choice itself
-    F_train  the steps
-    F_online what a weighting needs beside them: anchors, second forward passes, losses of the base model
+of the last checkpoint; cost is all that the run and its preparation paid (curate/prices.py).
 """
 
 from __future__ import annotations
@@ -19,40 +15,12 @@ from curate import query
 from curate.errors import CurateError
 from curate.fingerprint import fingerprint
 from curate.plans import HOW
+from curate.prices import Cost, costs_of, scores_behind, steps_of
 from curate.runs import require_run
 from curate.statistics import Mean, paired
 from curate.workspace import Workspace
 
-_ONLINE = ("losses", "anchors", "base losses", "candidates", "target", "selection")
 _SEEDED = re.compile(r"_(s|seed)?\d+$")
-
-
-@dataclass
-class Cost:
-    """What a run cost, in FLOPs by our formula unless said otherwise.
-
-    prep: the full price of what its choice is made of; prep_marginal: without what an arm listed before has paid.
-    paper, counted: the total by the papers' convention, and as it was measured (null where it was not). padding: the
-    share of padding among the tokens that went through the model in training.
-    """
-
-    prep: float = 0.0
-    prep_marginal: float = 0.0
-    train: float = 0.0
-    online: float = 0.0
-    paper: float = 0.0
-    counted: float | None = None
-    seconds: float = 0.0
-    samples_seen: float = 0.0
-    padding: float = 0.0
-
-    @property
-    def total(self) -> float:
-        return self.prep + self.train + self.online
-
-    @property
-    def marginal(self) -> float:
-        return self.prep_marginal + self.train + self.online
 
 
 @dataclass
@@ -112,7 +80,7 @@ def compare(ws: Workspace, runs: Sequence[str], *, against: str | None = None) -
     keys = {name: _arm_key(recipe) for name, recipe in recipes.items()}
     labels = _labels(keys)
     measures, quality = _quality(ws, names, recipes)
-    costs = _costs(ws, names, recipes, keys)
+    costs = costs_of(ws, recipes, keys)
     lines = [
         Line(name, labels[keys[name]], _seed(recipes[name]), recipes[name]["samples"], costs[name], quality[name])
         for name in names
@@ -222,7 +190,7 @@ def _differences(result: Compared, recipes: dict[str, Any], keys: dict[str, str]
 
 
 def _is_null(recipe: dict[str, Any]) -> bool:
-    dealt = any((step.get("choice") or {}).get("null") for step in _steps(recipe))
+    dealt = any((step.get("choice") or {}).get("null") for step in steps_of(recipe))
     return bool(dealt or recipe["settings"].get("shuffle_weights"))
 
 
@@ -250,95 +218,7 @@ def _quality(
 
 def _aims(recipe: dict[str, Any]) -> set[str]:
     """The targets that a run was aimed at: by its weighting, or by a score of its choice."""
-    scores = {**recipe.get("scores", {}), **((recipe.get("selection") or {}).get("scores") or {})}
-    scores |= (recipe.get("mask") or {}).get("scores", {})
-    aims = {score.get("target") for score in scores.values()} | {recipe.get("target")}
-    aims |= {(step.get("choice") or {}).get("target") for step in _steps(recipe)}
-    judges = [judge for step in _steps(recipe) for judge in (step.get("proxy") or {}).get("judges", ())]
+    aims = {score.get("target") for score in scores_behind(recipe).values()} | {recipe.get("target")}
+    aims |= {(step.get("choice") or {}).get("target") for step in steps_of(recipe)}
+    judges = [judge for step in steps_of(recipe) for judge in (step.get("proxy") or {}).get("judges", ())]
     return {target for target in aims if target} | {judge["target"] for judge in judges}
-
-
-def _steps(recipe: dict[str, Any]) -> list[dict[str, Any]]:
-    """How a run's manifest came to be, step by step: a selection, weights on top of it, …"""
-    found, step = [], recipe.get("selection")
-    while step:
-        found.append(step)
-        step = step.get("selection")
-    return found
-
-
-# --- cost ------------------------------------------------------------------------------------------------
-
-
-def _costs(ws: Workspace, names: Sequence[str], recipes: dict[str, Any], keys: dict[str, str]) -> dict[str, Cost]:
-    rows = list(query.rows(ws, 'SELECT * FROM ledger ORDER BY "at"'))
-    paid: set[int] = set()  # rows of the ledger that an arm listed before has paid
-    costs = {}
-    for key in dict.fromkeys(keys.values()):
-        of_arm: set[int] = set()
-        for name in (name for name in names if keys[name] == key):
-            costs[name], prep = _cost(rows, name, recipes[name], paid)
-            of_arm |= prep
-        paid |= of_arm
-    return costs
-
-
-def _cost(rows: list[dict[str, Any]], name: str, recipe: dict[str, Any], paid: set[int]) -> tuple[Cost, set[int]]:
-    """What a run cost, and the rows of the ledger that its choice is made of; of those, `paid` are another arm's."""
-    cost, begun, account = Cost(), recipe.get("begun", ""), recipe.get("account", name)
-    mine = [r for r in rows if r["run"] == account and r["stage"] == "train" and r["at"].isoformat() >= begun]
-    mine = [row for row in mine if row["phase"] != "evaluate" and row["at"].isoformat() <= recipe.get("until", "~")]
-    prep = _prepared([(i, r) for i, r in enumerate(rows) if r["at"].isoformat() <= begun], recipe)
-    for row in mine:
-        _add(cost, row, "online" if row["phase"] in _ONLINE else "train")
-    for i in prep:
-        _add(cost, rows[i], "prep")
-        cost.prep_marginal += 0.0 if i in paid else rows[i]["flops"] or 0.0
-    steps = [r for r in mine if r["phase"] == "train"]
-    cost.samples_seen = sum(r["samples"] for r in steps)
-    padded, tokens = (sum(r[key] or 0 for r in steps) for key in ("padded_tokens", "tokens"))
-    cost.padding = 1 - tokens / padded if padded else 0.0
-    counts = [row["flops_counted"] for row in mine] + [rows[i]["flops_counted"] for i in prep if rows[i]["flops"]]
-    cost.counted = sum(counts) if counts and None not in counts else None
-    return cost, prep
-
-
-def _add(cost: Cost, row: dict[str, Any], phase: str) -> None:
-    setattr(cost, phase, getattr(cost, phase) + (row["flops"] or 0.0))
-    cost.paper += row["flops_paper"] or 0.0
-    cost.seconds += row["seconds"] or 0.0
-
-
-def _prepared(rows: list[tuple[int, dict[str, Any]]], recipe: dict[str, Any]) -> set[int]:
-    """The rows of the ledger, of those before the run, that paid for its scores and vectors, its manifest and its mask.
-
-    Of a score they are all of its name, method and models (what a kill threw away is paid, too); of a manifest the
-    last, since each replaced the one before.
-    """
-    mask = recipe.get("mask") or {}
-    scores = {
-        **((recipe.get("selection") or {}).get("scores") or {}),
-        **recipe.get("scores", {}),
-        **mask.get("scores", {}),
-    }
-    shared = {state for score in scores.values() for state in score.get("states", ())}
-    trained = {f"warmup_{score['warmup']['wanted']}" for score in scores.values() if score.get("warmup")}
-    trained |= {mask["warmup"]} if mask.get("warmup") else set()
-    proxies = {name for step in _steps(recipe) for name in step.get("proxies", ())}
-    made = [(name, s) for name, s in scores.items()] + [(s["vectors"], s) for s in scores.values() if s.get("vectors")]
-    found = set()
-    for i, row in rows:
-        its = dict(zip(row["name"].split(", "), row["methods"] or [], strict=False)) if row["stage"] == "score" else {}
-        for name, score in made:
-            models = {model["name"] for model in score.get("models", {}).values()}
-            if its.get(name) == score["method"] and models <= set((row["model"] or "").split(", ")):
-                found.add(i)
-        if row["prepared"] in shared or row["stage"] != "train" and row["run"] in trained | proxies:
-            found.add(i)
-    manifests = [recipe.get("manifest"), *((step.get("manifest") or {}).get("name") for step in _steps(recipe))]
-    for manifest in manifests:
-        chosen = [
-            i for i, r in rows if r["stage"] in ("select", "weigh", "mix") and not r["run"] and r["name"] == manifest
-        ]
-        found |= set(chosen[-1:])
-    return found

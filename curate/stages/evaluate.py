@@ -13,7 +13,7 @@ from curate.costs import charged
 from curate.errors import CurateError
 from curate.fingerprint import fingerprint
 from curate.judging import Judge, judged, questions
-from curate.lineage import model_choices, model_recipe
+from curate.lineage import model_choices, model_of, model_recipe
 from curate.models.load import ModelChoice
 from curate.runs import Run, require_run
 from curate.training.settings import TrainSettings
@@ -53,6 +53,7 @@ def evaluate(
     for judge in judges:
         _refuse_val(judge, allow_val)
         questions(ws, judge)
+    model = model_of(ws, model) if model else None
     recipe = _as_it_is(ws, run, model) if model else None
     its = Run(ws, run) if model else require_run(ws, run)
     from curate.models.language_model import LanguageModel

@@ -11,7 +11,7 @@ import numpy as np
 from curate import __version__
 from curate.claims import claim
 from curate.errors import CurateError
-from curate.lineage import model_recipe
+from curate.lineage import model_of, model_recipe
 from curate.masking import write_mask
 from curate.method import Mask, Parameters
 from curate.models.load import ModelChoice, load
@@ -74,7 +74,7 @@ def mask(
     else:
         if score or model is None:
             raise CurateError(f"the mask '{method.name}' looks at a model's weights: add --model M, not --score.")
-        choice, scores = ModelChoice(model) if isinstance(model, str) else model, None
+        choice, scores = model_of(ws, ModelChoice(model) if isinstance(model, str) else model), None
         parameters = dict(load(choice)[0].named_parameters())
     weights = {n: p.detach().float().cpu().numpy() for n, p in parameters.items()}
     sizes = {n: int(np.prod(weight.shape)) for n, weight in weights.items()}

@@ -7,7 +7,7 @@ pool ── domains, their sizes and scores ── mixer ─┬─ weights ─�
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -21,7 +21,7 @@ from curate.corpus import Rows, places_of, rows_of
 from curate.costs import charged
 from curate.errors import CurateError
 from curate.judging import questions
-from curate.lineage import model_recipe, usable
+from curate.lineage import model_of, model_recipe, usable
 from curate.lowering import differ
 from curate.manifest import write_manifest
 from curate.method import Domains, Mixer
@@ -97,6 +97,7 @@ def mix(ws: Workspace, name: str, mixer: Mixer, blend: Blend | None = None, *, p
     blend = blend or Blend()
     ws.check_name(name, "manifest")
     ws.require_pool()
+    proxy = replace(proxy, model=model_of(ws, proxy.model)) if proxy else None
     _refuse_unused(mixer, blend, proxy)
     if name == blend.manifest:
         raise CurateError(f"the mixture '{name}' would take the place of what it draws from; choose another name.")

@@ -47,8 +47,10 @@ def prune(ws: Workspace, run: str, method: Pruner, sparsity: float, *, name: str
         raise CurateError(f"--sparsity {sparsity:g}: it is the share of an update that is taken back, from 0 to 1.")
     source, name = require_run(ws, run), name or f"{run}_{method.name}"
     recipe = source.recipe or {}
-    if not recipe["weighting"] or not source.is_complete():
-        raise CurateError(f"the run '{run}' is not finished, or learns nothing; only what is learnt is pruned.")
+    if not recipe["weighting"]:
+        raise CurateError(f"the run '{run}' is a model as it was, which has learnt nothing; name one that was trained.")
+    if not source.is_complete():
+        raise CurateError(f"the run '{run}' is not finished; the same `curate train` goes on with it.")
     ws.check_name(name, "run")
     checkpoint = source.latest()
     pruner = {"name": method.name, "version": method.version, "settings": method.settings()}
@@ -57,8 +59,10 @@ def prune(ws: Workspace, run: str, method: Pruner, sparsity: float, *, name: str
     result, new = Pruned(name, run, checkpoint.step), Run(ws, name)
     until = recipe.get("until", datetime.now(UTC).isoformat())  # what its account pays later, it pays for others
     with claim(ws.path, f"run {name}"):
-        if new.recipe is not None and new.recipe.get("pruned") != made:
+        if (old := new.recipe or {}) and old.get("pruned") != made:
             raise CurateError(f"the run '{name}' exists, and is another; choose another --name.")
+        if old and new.is_complete():  # nothing is left to do
+            return replace(result, **old["left"], folder=str(new.latest().folder))
         what = {"methods": [method.name], "name": name, "phase": "prune", "model": recipe["model"]["name"]}
         with checkpoint.local() as folder, charged(ws.path, "prune", **what) as meter:
             meter.begin(recipe["samples"])
@@ -66,7 +70,9 @@ def prune(ws: Workspace, run: str, method: Pruner, sparsity: float, *, name: str
             new.sweep()
             new.commit(checkpoint.step, True, {}, write)
             # Last, so that it is there whole or not at all.
-            new.begin({**recipe, "name": name, "account": recipe.get("account", run), "until": until, "pruned": made})
+            account = {"account": recipe.get("account", run), "until": until}
+            left = {"parameters": result.parameters, "changed": result.changed, "kept": result.kept}
+            new.begin({**recipe, "name": name, **account, "pruned": made, "left": left})
     result.folder = str(new.latest().folder)
     return result
 

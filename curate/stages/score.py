@@ -39,6 +39,7 @@ from curate.jobs import (
     roles,
     vectors_name,
 )
+from curate.lineage import model_of
 from curate.method import Executor, Score
 from curate.models.load import CHARS_PER_TOKEN, ModelChoice, parameters
 from curate.passes import Pass
@@ -120,7 +121,7 @@ def score(
     twice = [m.name for i, m in enumerate(methods) if m.name in {other.name for other in methods[:i]}]
     if twice:
         raise CurateError(f"the method {twice[0]} is named twice; run it twice, each time under a --name of its own.")
-    chosen = roles(models)
+    chosen = {role: model_of(ws, choice) for role, choice in roles(models).items()}
     refuse_unknown_roles(chosen, methods)
     _refuse_checkpoints(checkpoints, chosen, methods)
     planned = []

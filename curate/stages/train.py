@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,7 @@ from curate.columns import column_of
 from curate.corpus import Rows, rows_of
 from curate.errors import CurateError
 from curate.judging import Judge, questions
-from curate.lineage import load_target
+from curate.lineage import load_target, model_of
 from curate.models.load import CHARS_PER_TOKEN, parameters
 from curate.plans import Training, refuse_unused
 from curate.running import Trained, advance, processes_of
@@ -45,6 +46,11 @@ def train(
     diverges, naming the step and the last good checkpoint.
     """
     ws.check_name(name, "run")
+    training = replace(
+        training,
+        model=model_of(ws, training.model),
+        reference=model_of(ws, training.reference) if training.reference else None,
+    )
     refuse_unused(training)
     result, rows = Trained(name), None
     if not training.stream:
