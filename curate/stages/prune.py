@@ -100,7 +100,7 @@ def _pruned(
         for name, parameter in model.named_parameters():
             base = before[name].detach().numpy()
             update = parameter.numpy().astype(np.float64) - base
-            keep = _kept(method.worth(base.astype(np.float64), update), sparsity)
+            keep = kept(method.worth(base.astype(np.float64), update), sparsity)
             result.parameters += update.size
             result.changed += int(np.count_nonzero(update))
             result.kept += int(np.count_nonzero(update[keep]))
@@ -115,8 +115,12 @@ def _pruned(
     return write
 
 
-def _kept(worth: np.ndarray, sparsity: float) -> np.ndarray:
+def kept(worth: np.ndarray, sparsity: float) -> np.ndarray:
     """The numbers of highest worth, of equals the first: bool, as many as the share leaves."""
-    kept = np.zeros(worth.size, bool)
-    kept[np.argsort(-worth, axis=None, kind="stable")[: worth.size - round(sparsity * worth.size)]] = True
-    return kept.reshape(worth.shape)
+    flat, stay = worth.ravel(), worth.size - round(sparsity * worth.size)
+    if not stay:
+        return np.zeros(worth.shape, bool)
+    least = np.partition(flat, worth.size - stay)[worth.size - stay]  # of those that stay
+    stays = flat > least
+    stays[np.flatnonzero(flat == least)[: stay - np.count_nonzero(stays)]] = True
+    return stays.reshape(worth.shape)

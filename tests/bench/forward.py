@@ -29,6 +29,7 @@ from curate.models.forward import Usage, score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.load import TINY, ModelChoice
 from curate.models.tokens import Encoded, encode
+from curate.scores.davir import Davir
 from curate.scores.el2n import El2n
 from curate.scores.embed_lm import EmbedLm
 from curate.scores.entropy import Entropy
@@ -111,7 +112,7 @@ def _stacked(encoded: Sequence[Encoded], device: torch.device) -> tuple[torch.Te
 
 def ours(model: LanguageModel, samples: Samples, *methods: Score) -> tuple[Any, Usage]:
     passes = {m.name: m.vectors() or m.passes(None)[0] for m in methods}
-    return score_samples({"base": model}, samples, passes)
+    return score_samples({"base": model, "reference": model}, samples, passes)
 
 
 # --- side by side ----------------------------------------------------------------------------------------
@@ -159,6 +160,11 @@ def main(name: str, n: int) -> None:
         lambda: ours(model, few, Nll(), Entropy(), El2n(), EmbedLm()), lambda: ours(model, few, Nll()), pairs=3
     )
     told("nll, entropy, el2n and embed_lm in one pass / nll", found, "<= 1.15", found[0] <= 1.15)
+    for size in (1, 16):
+        found = ratio(
+            lambda size=size: [padded(model, few, size) for _ in range(2)], lambda: ours(model, few, Davir()), pairs=3
+        )
+        told(f"batches of {size}, a model and its reference / davir", found, ">= 1", found[0] >= 1)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""A training step against Hugging Face's Trainer's, and ADAPT's against a plain one; interleaved pairs.
+"""A training step against Hugging Face's Trainer's, and weighted ones against a plain one; interleaved pairs.
 
     python -m tests.bench.train [MODEL] [PAIRS] [ROWS]      default: SmolLM2-135M from its package, 3 pairs, steps of 4
 
@@ -32,10 +32,13 @@ from curate.training.processes import Alone
 from curate.training.settings import TrainSettings
 from curate.training.trainee import trainee
 from curate.weightings.adapt import Adapt
+from curate.weightings.inverse_copies import InverseCopies
+from curate.weightings.rho_weight import RhoWeight
 from curate.weightings.uniform import Uniform
 from tests.bench.forward import matrix_rate, one_b, real, smollm2
 
 STEPS = 5
+WEIGHTINGS = {"adapt": Adapt(refresh=1000), "rho_weight": RhoWeight(), "inverse_copies": InverseCopies()}
 SETTINGS = TrainSettings(lr=1e-5, schedule="constant", warmup=0.0, order="rank")
 
 
@@ -48,7 +51,9 @@ def samples(model: LanguageModel, n: int) -> list[Encoded]:
 def ours(model: LanguageModel, encoded: list[Encoded], weighting: Weighting, rows: int) -> tuple[float, list[Done]]:
     """Seconds of a step without looks at the target, and the steps."""
     settings = replace(SETTINGS, batch_size=rows)
-    data = Data.of(Examples.of(encoded), anchors=Examples.of(encoded[:16]))
+    examples = Examples.of(encoded)
+    known = {"column": np.ones(len(encoded)), "base_token_loss": np.zeros(int(examples.counts.sum()))}
+    data = Data.of(examples, anchors=Examples.of(encoded[:16]), **known)
     seconds, steps, before = list[float](), list[Done](), time.perf_counter()
     for done in Trainer(model, data, settings, weighting, Alone()).run():
         now = time.perf_counter()
@@ -117,23 +122,25 @@ def main(name: str, pairs: int, rows: int) -> None:
     encoded = samples(model, STEPS * rows)
     length = Examples.of(encoded).lengths.mean()
     print(f"{Path(name).name}: {model.n_params / 1e6:.0f} M parameters, {model.device}, {length:.0f} tokens a sample")
-    against, adapt = list[float](), list[float]()
+    against, weighted = list[float](), {name: list[float]() for name in WEIGHTINGS}
     usage = looks = model.usage()
     for pair in range(pairs + 1):
         took: dict[str, float] = {}
-        order = ("theirs", "uniform", "adapt")
+        order = ("theirs", "uniform", *WEIGHTINGS)
         for what in order if pair % 2 else order[::-1]:
             model.model.load_state_dict(start)
             if what == "theirs":
                 took[what] = theirs(model, encoded, rows)
                 continue
-            took[what], steps = ours(model, encoded, Uniform() if what == "uniform" else Adapt(refresh=1000), rows)
+            took[what], steps = ours(model, encoded, WEIGHTINGS.get(what, Uniform()), rows)
             usage, looks = steps[1].usage["train"], steps[0].usage.get("anchors", looks)
         if pair:  # the first is not counted
             against.append(took["uniform"] / took["theirs"])
-            adapt.append(took["adapt"] / took["uniform"])
+            for name, ratios in weighted.items():
+                ratios.append(took[name] / took["uniform"])
     told("curate / Hugging Face's Trainer, a step", against, 1.05)
-    told("adapt / uniform, a step", adapt, 1.05)
+    for name, ratios in weighted.items():
+        told(f"{name} / uniform, a step", ratios, 1.05)
     own = 2.0 * model.width * (usage.padded_tokens + rows)
     print(f"FLOPs that adapt adds to a step's {usage.flops:.3g}: {own:.3g}, {own / usage.flops:.4%}, wanted <= 1 %")
     print(f"one look at 16 anchors: {looks.flops:.3g} FLOPs, {looks.flops / usage.flops:.1%} of a step")

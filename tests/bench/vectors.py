@@ -23,6 +23,8 @@ import curate
 from curate.index import ensure_index, nearest_exactly, record_of, search
 from curate.lineage import aim_stamp, load_target, target_vectors
 from curate.method import Budget, Candidates, find
+from curate.selectors.d4 import D4
+from curate.selectors.deita import Deita
 from curate.selectors.facility import Facility
 from curate.selectors.kcenter import Kcenter
 from curate.shards import Parts, write_json
@@ -33,7 +35,7 @@ from tests.bench.scale import generate, prepare
 from tests.bench.timing import machine, ratio, told
 
 WIDTH = 384
-SELECTORS = ("kcenter", "round_robin", "semdedup", "facility", "kmeans_quota")
+SELECTORS = ("kcenter", "round_robin", "semdedup", "d4", "deita", "facility", "kmeans_quota")
 CENTRES = np.random.default_rng(1).normal(size=(2000, WIDTH)).astype(np.float32)
 
 
@@ -68,6 +70,25 @@ def naive_facility(unit: np.ndarray, k: int) -> list[int]:
     return chosen
 
 
+def naive_deita(values: np.ndarray, unit: np.ndarray, threshold: float, k: int) -> list[int]:
+    """One candidate after another against all that were taken, as the released code at its batch of 1."""
+    kept, taken = np.empty((0, unit.shape[1]), np.float32), []
+    for i in np.argsort(-values, kind="stable"):
+        if not taken or (kept @ unit[i]).max() <= threshold:
+            taken.append(int(i))
+            kept = unit[taken]
+        if len(taken) == k:
+            break
+    return taken
+
+
+def naive_d4(unit: np.ndarray, k: int) -> np.ndarray:
+    """De-duplication by the cosines of all pairs, in no clusters, and then D4's second half."""
+    product = np.triu(unit @ unit.T, 1)
+    left = np.sort(np.argsort(product.max(0), kind="stable")[: round(0.75 * len(unit))])
+    return left[D4(dedup=1.0).select(Candidates.of(vectors=unit[left]), Budget("rows", k), 0)]
+
+
 def side_by_side() -> None:
     some = Candidates.of(vectors=made_up(20_000, 0))
     unit = np.ascontiguousarray(some.require_vectors(""), np.float32)
@@ -78,6 +99,15 @@ def side_by_side() -> None:
         lambda: naive_kcenter(unit, ours[0], 1000), lambda: Kcenter().select(some, Budget("rows", 1000), 0), 3
     )
     told(f"1,000 of 20,000: a product for each choice / kcenter ({same:.0%} the same)", found, ">= 1", found[0] >= 1)
+    ranked = Candidates.of(np.random.default_rng(2).random(20_000), vectors=unit)
+    filtered, ten = Deita(threshold=0.5), Budget("rows", 2000)
+    same = filtered.select(ranked, ten, 0).tolist() == naive_deita(ranked.require_values(""), unit, 0.5, 2000)
+    found = ratio(
+        lambda: naive_deita(ranked.require_values(""), unit, 0.5, 2000), lambda: filtered.select(ranked, ten, 0), 3
+    )
+    told(f"2,000 of 20,000: one after another / deita (the same: {same})", found, ">= 1", found[0] >= 1)
+    found = ratio(lambda: naive_d4(unit, 2000), lambda: D4().select(some, ten, 0), 3)
+    told("2,000 of 20,000: all pairs, then as d4 / d4", found, ">= 1", found[0] >= 1)
     few = Candidates.of(vectors=made_up(3000, 0))
     unit = np.ascontiguousarray(few.require_vectors(""), np.float32)
     same = Facility().select(few, Budget("rows", 50), 0).tolist() == naive_facility(unit, 50)
@@ -120,8 +150,8 @@ def step(name: str, folder: str) -> None:
         said = f"recall@10 of 200 new vectors {recall:.3f}"
     else:
         cls = find("selector", name)
-        target = "wanted" if cls.uses_target else None
-        r = curate.select(ws, name, cls(), Choice(top=10_000, vectors="embed", target=target))
+        target, by = "wanted" if cls.uses_target else None, "n_chars" if name == "deita" else None
+        r = curate.select(ws, name, cls(), Choice(by=by, top=10_000, vectors="embed", target=target))
         said = f"{r.rows:,} of {r.candidates:,}"
     record = record_of(ws, "embed")
     size = f"{record.bytes / 2**20:.0f} MiB" if record and name == "index" else ""
