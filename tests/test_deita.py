@@ -51,3 +51,5 @@ def test_complexity_times_quality_is_an_expression_of_columns(small_ws: Workspac
     assert found.rows == 20 and not found.warnings
     strict = curate.select(small_ws, "few", Deita(0.2), Choice(by="length", top=20, vectors="embed_lm"))
     assert 0 < strict.rows < 20 and strict.warnings == [f"'deita' takes {strict.rows} of the 20 rows it may"]
+    half = curate.select(small_ws, "half", Deita(0.2), Choice(by="length", tokens=5000, vectors="embed_lm"))
+    assert half.warnings == [f"'deita' takes {half.tokens:,.0f} of the 5,000 tokens it may"] and half.tokens < 5000

@@ -53,7 +53,10 @@ def test_budgets_in_rows_fractions_and_tokens(scored: Workspace) -> None:
     total = curate.sql(scored, "SELECT sum(length_words)::DOUBLE AS n FROM c JOIN samples USING (row)")
     assert total == [{"n": result.tokens}]
     result = curate.select(scored, "d", Top(), Choice(by="length", top=10_000))
-    assert result.rows == 3000 and "more than the 3000 candidates" in result.warnings[0]
+    assert result.rows == 3000 and "more than the 3,000 candidates" in result.warnings[0]
+    all_of_it = curate.select(scored, "whole", Random(), Choice(tokens=1e9, token_count="length_words"))
+    assert all_of_it.warnings[0].startswith("the budget of 1,000,000,000 tokens is more than the ")
+    assert len(all_of_it.warnings) == 1 and all_of_it.rows == all_of_it.candidates
 
 
 def test_per_source_gives_each_its_budget(scored: Workspace) -> None:

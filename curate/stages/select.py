@@ -318,25 +318,31 @@ def _choose(
         if group.values is not None:
             rows = rows[np.isfinite(group.values[rows])]
         valued[rows] = True
-        budget = _budget(choice, len(rows))
-        if budget.unit == "rows" and budget.amount > len(rows):
-            of = f" of {group.label}" if group.label else ""
-            result.warnings.append(
-                f"the budget of {int(budget.amount)} rows is more than the {len(rows)} candidates{of}"
-            )
+        budget, of = _budget(choice, len(rows)), f" of {group.label}" if group.label else ""
         values = None if group.values is None else group.values[rows]
         sizes = tokens[rows] if budget.unit == "tokens" else np.ones(len(rows))
         beside = vectors if vectors is None or len(rows) == len(ids) else vectors.take(rows)
         candidates = Candidates(ids[rows], values, codes[rows], names, sizes, beside, target, history)
-        picked = rows[selector.select(candidates, budget, _seed(choice.seed, group.label))]
+        its = selector.select(candidates, budget, _seed(choice.seed, group.label))
+        picked = rows[its]
         result.flops += sum(candidates.flops)
-        if budget.unit == "rows" and len(picked) < min(int(budget.amount), len(rows)):
-            of = f" of {group.label}" if group.label else ""
-            result.warnings.append(f"'{selector.name}' takes {len(picked)}{of} of the {int(budget.amount)} rows it may")
+        result.warnings += _unspent(selector, budget, sizes, float(sizes[its].sum()), of)
         free[picked] = False
         chosen.append(picked)
     result.without_value = int((~valued).sum())
     return np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.int64)
+
+
+def _unspent(selector: Selector, budget: Budget, sizes: np.ndarray, spent: float, of: str) -> list[str]:
+    """What is to be said of a budget that is too large, or that any further candidate would have fitted."""
+    told, there = [], float(sizes.sum())
+    amount = f"{budget.amount:,.0f} {budget.unit}"
+    if budget.amount > there:
+        have = "" if budget.unit == "rows" else f" have ({there:,.0f})"
+        told.append(f"the budget of {amount} is more than the {len(sizes):,} candidates{of}{have}")
+    if min(budget.amount, there) - spent >= sizes.max(initial=1.0):
+        told.append(f"'{selector.name}' takes {spent:,.0f}{of} of the {amount} it may")
+    return told
 
 
 def _seed(seed: int, group: str) -> int:
