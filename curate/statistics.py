@@ -19,6 +19,8 @@ class Mean:
     @classmethod
     def of(cls, values: Sequence[float]) -> Mean:
         n = len(values)
+        if n > 1 and all(value == values[0] for value in values):  # else rounding makes an error of it
+            return cls(n, float(values[0]), 0.0)
         return cls(n, float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else None)
 
     def interval(self, level: float = 0.95) -> tuple[float, float] | None:
@@ -31,7 +33,13 @@ class Mean:
         return self.mean - half, self.mean + half
 
     def __str__(self) -> str:
-        return f"{self.mean:.4g}" if self.error is None else f"{self.mean:.4g} ± {self.error:.2g}"
+        """The mean to as many places as its error has with two digits."""
+        if self.error is None:
+            return f"{self.mean:.4g}"
+        if not 1e-6 < self.error < np.inf:
+            return f"{self.mean:.4g} ± {self.error:.2g}"
+        places = max(0, 1 - int(np.floor(np.log10(self.error))))
+        return f"{self.mean:.{places}f} ± {self.error:.{places}f}"
 
 
 def paired(a: dict[int, float], b: dict[int, float]) -> Mean | None:

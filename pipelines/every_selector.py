@@ -174,18 +174,18 @@ def table(ws: Workspace, runs: dict[str, str], budgets: Sequence[float], target:
             by_arm.setdefault(line.arm, {}).setdefault(kind, {})[line.seed] = value
     for budget in budgets:
         share = f"{budget * 100:.0f}"
-        print(f"\n   {share} %{'':12} {'in domain':>16} {'over random':>27} {'out of domain':>16} {'over random':>27}"
-              f" {'corrupt':>8} {'skill':>6} {'unlike':>7} {'FLOPs':>9} {'of it prep':>10} {'seconds':>8}")  # fmt: skip
+        print(f"\n   {share} %{'':10} {'in domain':>15} {'over random':>26} {'out of domain':>15} {'over random':>26}"
+              f" {'corrupt':>8} {'skill':>6} {'unlike':>7} {'FLOPs':>8} {'of it prep':>10} {'seconds':>8}")  # fmt: skip
         for arm in found.arms:
             if not arm.name.endswith(f"_{share}"):
                 continue
             cells, name = "", arm.name.removesuffix(f"_{share}")
             for kind in ("in", "out"):
                 mine, chance = by_arm[arm.name][kind], by_arm[f"random_{share}"][kind]
-                cells += f" {Mean.of(list(mine.values()))!s:>16} {_over(mine, chance) if name != 'random' else '':>27}"
+                cells += f" {Mean.of(list(mine.values()))!s:>15} {_over(mine, chance) if name != 'random' else '':>26}"
             its = np.mean([looks(ws, runs[run], target, states) for run in arm.runs], axis=0)
-            cost = f"{arm.cost.total:9.2e} {arm.cost.prep:10.1e} {arm.cost.seconds:8.1f}"
-            print(f"   {name:16}{cells} {its[0]:8.1%} {its[1]:6.0%} {its[2]:7.3f} {cost}")
+            cost = f"{arm.cost.total:8.1e} {arm.cost.prep:10.1e} {arm.cost.seconds:8.1f}"
+            print(f"   {name:13}{cells} {its[0]:8.1%} {its[1]:6.0%} {its[2]:7.3f} {cost}")
     for name in ("base", "full"):
         values = "  ".join(f"{kind} {Mean.of(list(v.values()))}" for kind, v in by_arm[name].items())
         print(f"   {name}: {values}")

@@ -173,6 +173,14 @@ def test_a_null_needs_something_to_deal_out(sample_ws: Workspace) -> None:
     assert dealt.rows == 300 and 0.03 < row["same"] < 0.2
 
 
+@pytest.mark.parametrize(("values", "told"), [
+    ([0.05, 0.05, 0.05], "0.05 ± 0"), ([0.1, 0.12, 0.11], "0.1100 ± 0.0058"), ([1000.0, 3000.0], "2000 ± 1000"),
+    ([0.5], "0.5"), ([1.0, float("nan")], "nan ± nan"), ([1e-9, 3e-9], "2e-09 ± 1e-09"),
+])  # fmt: skip
+def test_a_mean_is_told_to_the_places_of_its_error(values: list[float], told: str) -> None:
+    assert str(Mean.of(values)) == told
+
+
 def test_means_intervals_and_fronts() -> None:
     mean = Mean.of([1.0, 2.0, 4.0])
     from scipy import stats

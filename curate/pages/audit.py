@@ -33,10 +33,7 @@ def rows(card: Scorecard, level: Literal["now", "later"]) -> list[dict[str, str]
 
 def _told(values: np.ndarray) -> str:
     known = values[np.isfinite(values)]
-    if not len(known):
-        return "-"
-    mean = Mean.of(known.tolist())
-    return f"{mean.mean:.4g}" if mean.error is None else f"{mean.mean:.4g} ± {mean.error:.2g}"
+    return str(Mean.of(known.tolist())) if len(known) else "-"
 
 
 # --- in words ------------------------------------------------------------------------------------------------
