@@ -21,6 +21,7 @@ from curate.models.load import (
     unit_size,
 )
 from curate.passes import Pass, Slope
+from curate.prices import paid_for
 from curate.schema import POOL_COLUMNS
 from curate.shards import Parts
 from curate.storage import Location
@@ -140,6 +141,9 @@ class Job:
             **({"models": models} if models else {}),
         }
         made |= self.looks.recipe(self._moments())
+        looked_at = [*self.models.values(), *(checkpoint.model for checkpoint in self.looks.checkpoints)]
+        if paid := paid_for(self.ws, (model.name for model in looked_at)):
+            made["paid"] = paid
         weights = self._weights()
         if self.kind == "vectors":
             return {**made, "fingerprint": fingerprint("vectors", method.name, method.version, settings, *weights)}

@@ -118,20 +118,23 @@ def model_choices(recipe: Mapping[str, Any]) -> dict[str, ModelChoice]:
 
 
 def model_of(ws: Workspace, choice: ModelChoice) -> ModelChoice:
-    """The model of a choice: the name of a run of the workspace stands for what the run's last checkpoint holds.
+    """The model of a choice: the name of a run of the workspace stands for what the run has learnt, unless a folder or
+    a short name is called so.
 
-    Raises CurateError for a run that learnt nothing or has no checkpoint yet, and in an object store.
+    Raises CurateError for a run that is not finished or learnt nothing, and in an object store.
     """
-    if choice.name in SHORT_NAMES or choice.name not in ws.run_names():
+    if choice.name in SHORT_NAMES or choice.name not in ws.run_names() or Path(choice.name).exists():
         return choice
     run = Run(ws, choice.name)
     recipe = run.recipe or {}
     if not recipe["weighting"]:
         raise CurateError(f"the run '{run.name}' is the model {recipe['model']['name']} as it was; name that model.")
+    if not run.is_complete():
+        raise CurateError(f"the run '{run.name}' is not finished; the same `curate train` goes on with it.")
     folder = run.latest().folder
     if not isinstance(folder, Path):
         raise CurateError(f"{folder} is in an object store; copy the checkpoint to a folder, and name that.")
-    return replace(choice, name=str(folder))
+    return replace(choice, name=str(folder.absolute()))
 
 
 def settings_words(settings: Mapping[str, Any]) -> list[str]:

@@ -15,6 +15,7 @@ from curate.manifest import stamp_of
 from curate.masking import StoredMask
 from curate.method import Mask, Target, Weighting
 from curate.models.load import SHAPING, ModelChoice
+from curate.prices import paid_for
 from curate.training.settings import TrainSettings
 from curate.workspace import Workspace, pool_fingerprint
 
@@ -26,6 +27,7 @@ LINEAGE = (  # what of a manifest goes into a run's recipe
         "mixer",
         "proxy",
         "proxies",
+        "paid",
         "by",
         "repeats",
         "manifest",
@@ -176,6 +178,8 @@ def run_recipe(
         "weighting": {"name": weighting.name, "version": weighting.version, "settings": weighting.settings()},
         "by": training.by,
         "reference": model_recipe(training.reference) if training.reference else None,
+        "model_paid": paid_for(ws, [training.model.name]),
+        "paid": paid_for(ws, [training.reference.name] if training.reference else []),
         "scores": scores,
         "target": training.target,
         "target_fingerprint": target.fingerprint if target else None,
@@ -192,7 +196,7 @@ def _mask_recipe(mask: StoredMask | None) -> dict[str, Any] | None:
     if mask is None:
         return None
     lineage = mask.lineage
-    made = {key: lineage[key] for key in ("scores", "warmup") if key in lineage}
+    made = {key: lineage[key] for key in ("scores", "warmup", "paid") if key in lineage}
     return {
         "name": mask.name,
         "sha256": mask.sha256,
@@ -207,16 +211,16 @@ def refuse_other_run(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) 
     remedy = f"choose another name, or --fresh to train '{name}' anew."
     if old.get("pruned"):
         raise CurateError(f"the run '{name}' is what `curate prune` left of {old['pruned']['run']}; {remedy}")
-    if old.get("reference") != new["reference"]:
+    if _shapes(old.get("reference")) != _shapes(new["reference"]):
         was, now = ((m or {}).get("name", "the model it began with") for m in (old.get("reference"), new["reference"]))
         raise CurateError(f"the run '{name}' exists, compared with {was}, not {now} (or made anew); {remedy}")
     for what in ("manifest", "manifest_sha256", "pool", "stream", "by", "target", "target_fingerprint", "seed"):
         if old.get(what) != new[what]:
             raise CurateError(f"the run '{name}' exists, with {what} {old.get(what)}, not {new[what]}; {remedy}")
-    for what in ("name", *SHAPING):
-        if old["model"].get(what) != new["model"].get(what):
-            was, now = old["model"].get(what), new["model"].get(what)
-            raise CurateError(f"the run '{name}' exists, with another model ({what} {was}, not {now}); {remedy}")
+    if _shapes(old["model"]) != _shapes(new["model"]):
+        what = next(what for what in ("name", *SHAPING) if old["model"].get(what) != new["model"].get(what))
+        was, now = old["model"].get(what), new["model"].get(what)
+        raise CurateError(f"the run '{name}' exists, with another model ({what} {was}, not {now}); {remedy}")
     if old.get("mask") != new["mask"]:
         was, now = ((m or {}).get("name", "none") for m in (old.get("mask"), new["mask"]))
         raise CurateError(f"the run '{name}' exists, with another mask ({was}, not {now}, or made anew); {remedy}")
@@ -229,6 +233,11 @@ def refuse_other_run(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) 
     for score, recipe in new["scores"].items():
         if old["scores"].get(score, {}).get("fingerprint") != recipe["fingerprint"]:
             raise CurateError(f"the run '{name}' was begun with another score '{score}'; {remedy}")
+
+
+def _shapes(model: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What of a model shapes results: not where it lies."""
+    return {key: model.get(key) for key in SHAPING} if model else {}
 
 
 def _is_how(setting: str, recipe: Mapping[str, Any]) -> bool:

@@ -285,9 +285,12 @@ def _score_columns(name: str, recipe: dict[str, Any]) -> dict[str, str]:
 
 
 def _ledger(ws: Workspace) -> str:
+    """With the name of each entry, by which it can be pointed at."""
     parts = sorted((ws.path / "ledger").glob("part-*.parquet"))
-    none = _read([], LEDGER)
-    return f"{none} UNION ALL BY NAME SELECT * FROM {_files(parts, ', union_by_name = true')}" if parts else none
+    none = f"SELECT *, ''::VARCHAR AS entry FROM ({_read([], LEDGER)})"
+    files = _files(parts, ", union_by_name = true, filename = true") if parts else ""
+    entries = f"SELECT * EXCLUDE (filename), parse_filename(filename, true) AS entry FROM {files}"
+    return f"{none} UNION ALL BY NAME {entries}" if parts else none
 
 
 def _read(files: Sequence[Location], schema: pa.Schema, columns: Sequence[str] = ()) -> str:

@@ -180,7 +180,10 @@ def require_run(ws: Workspace, name: str) -> Run:
 
 def run_behind(ws: Workspace, model: str) -> str | None:
     """The run of the workspace that a model's folder is a checkpoint of; null for any other model."""
-    if not isinstance(ws.path, Path):
+    if not isinstance(ws.path, Path) or not model or not (folder := Path(model).expanduser()).is_dir():
         return None
-    its, runs = Path(model).expanduser().resolve(), (ws.path / "runs").resolve()
-    return its.relative_to(runs).parts[0] if its.is_relative_to(runs) and its != runs else None
+    for seen in (Path.absolute, Path.resolve):  # where there are links, either will do
+        its, runs = seen(folder), seen(ws.path / "runs")
+        if its.is_relative_to(runs) and its != runs:
+            return its.relative_to(runs).parts[0]
+    return None

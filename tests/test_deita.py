@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -53,3 +56,13 @@ def test_complexity_times_quality_is_an_expression_of_columns(small_ws: Workspac
     assert 0 < strict.rows < 20 and strict.warnings == [f"'deita' takes {strict.rows} of the 20 rows it may"]
     half = curate.select(small_ws, "half", Deita(0.2), Choice(by="length", tokens=5000, vectors="embed_lm"))
     assert half.warnings == [f"'deita' takes {half.tokens:,.0f} of the 5,000 tokens it may"] and half.tokens < 5000
+
+
+def test_one_long_sample_hides_no_unspent_tokens(ws: Workspace, tmp_path: Path) -> None:
+    alike = [json.dumps({"text": "one and the same " * 4 + str(i)}) for i in range(30)]
+    (tmp_path / "pool.jsonl").write_text("\n".join([json.dumps({"text": "long " * 4000}), *alike]))
+    curate.ingest(ws, [str(tmp_path / "pool.jsonl")])
+    curate.score(ws, Length(), EmbedLm(), models="tiny")
+    choice = Choice(by="length", tokens=5400, vectors="embed_lm")
+    found = curate.select(ws, "few", Deita(0.5), choice)
+    assert found.rows < 10 and found.warnings == [f"'deita' takes {found.tokens:,.0f} of the 5,400 tokens it may"]

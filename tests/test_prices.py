@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,9 +12,15 @@ import pytest
 import curate
 from curate.errors import CurateError
 from curate.judging import Judge
+from curate.masking import read_mask
+from curate.masks.magnitude_small import MagnitudeSmall
 from curate.metrics.loss import Loss
+from curate.mixers.doremi import Doremi
+from curate.models.load import TINY as TINY_FOLDER
 from curate.models.load import ModelChoice
 from curate.plans import Training
+from curate.proxies import Proxy
+from curate.pruners.magnitude import Magnitude
 from curate.scores.davir import Davir
 from curate.scores.graddot import Graddot
 from curate.scores.nll import Nll
@@ -20,8 +28,10 @@ from curate.scores.rho import Rho
 from curate.selectors.random import Random
 from curate.selectors.top import Top
 from curate.stages.compare import Compared
+from curate.stages.mix import Blend
 from curate.stages.select import Choice
 from curate.training.settings import TrainSettings
+from curate.weightings.adapt_static import AdaptStatic
 from curate.weightings.rho_weight import RhoWeight
 from curate.weightings.uniform import Uniform
 from curate.workspace import Workspace
@@ -87,25 +97,95 @@ def test_what_a_training_goes_on_from_is_no_preparation(ready: Workspace) -> Non
         "teacher"].total)  # fmt: skip
 
 
-def test_a_reference_that_was_dropped_or_trained_anew_is_paid_for_still(ready: Workspace) -> None:
-    before = costs(curate.compare(ready, ["learner", "weighed"]))
-    again = Training(TINY, Uniform(), SHORT, manifest="learnable")  # chosen by its own earlier self
-    curate.train(ready, "teacher", again, fresh=True)
-    its = costs(curate.compare(ready, ["learner", "weighed", "teacher"]))
-    for run in ("learner", "weighed"):
-        assert its[run].prep == pytest.approx(before[run].prep - passes(ready, "nll"))  # of its choice nobody knows now
-    assert its["teacher"].prep > its["learner"].prep - passes(ready, "rho") > 0
+def test_what_a_reference_goes_on_from_is_paid_for_but_not_what_the_run_itself_does(ready: Workspace) -> None:
+    curate.train(ready, "taught", Training(ModelChoice("teacher"), Uniform(), SHORT, manifest="chance"))
+    weighing = Training(TINY, RhoWeight(), SHORT, manifest="chance", reference=ModelChoice("taught"))
+    curate.train(ready, "twice", weighing)
+    curate.train(ready, "beyond", replace(weighing, model=ModelChoice("teacher")))
+    curate.prune(ready, "teacher", Magnitude(), 0.5, name="pruned")
+    curate.train(ready, "from_pruned", replace(weighing, model=ModelChoice("pruned"), reference=ModelChoice("teacher")))
+    its = costs(curate.compare(ready, ["teacher", "taught", "twice", "beyond", "from_pruned"]))
+    assert its["twice"].prep == pytest.approx(its["teacher"].total + its["taught"].total)
+    assert its["beyond"].prep == pytest.approx(its["taught"].total) and its["from_pruned"].prep == 0
+
+
+def test_a_mask_and_proxies_pay_for_the_run_that_they_look_at(ready: Workspace) -> None:
+    curate.mask(ready, "small", MagnitudeSmall(), 0.1, model="teacher")
+    curate.train(ready, "masked", Training(TINY, Uniform(), SHORT, manifest="chance", mask=read_mask(ready, "small")))
+    proxy = Proxy(ModelChoice("teacher"), Uniform(), replace(SHORT, steps=1, batch_size=2))
+    curate.mix(ready, "blend", Doremi(), Blend(domain="meta->>'skill'", rows=16), proxy=proxy)
+    curate.train(ready, "mixed", Training(TINY, Uniform(), SHORT, manifest="blend"))
+    its = costs(curate.compare(ready, ["teacher", "masked", "mixed"]))
+    assert its["masked"].prep == pytest.approx(its["teacher"].total)
+    own = sum(row["flops"] for row in curate.ledger(ready) if row["stage"] == "mix")
+    assert its["mixed"].prep == pytest.approx(its["teacher"].total + own) and own > 0
+
+
+def test_a_score_that_was_computed_anew_between_two_steps_is_paid_for_twice(ready: Workspace) -> None:
+    judged = {"rho": "again"}
+    curate.train(ready, "other", Training(TINY, Uniform(), replace(SHORT, steps=1), manifest="chance"))
+    curate.score(ready, Rho(), names=judged, models={"base": TINY, "reference": ModelChoice("teacher")})
+    curate.select(ready, "by_teacher", Top(), Choice(by="again", top=16))
+    curate.score(ready, Rho(), names=judged, models={"base": TINY, "reference": ModelChoice("other")}, fresh=True)
+    curate.train(ready, "twofold", Training(TINY, AdaptStatic(), SHORT, manifest="by_teacher", by="again"))
+    its = costs(curate.compare(ready, ["teacher", "other", "twofold"]))
+    assert its["twofold"].prep == pytest.approx(its["teacher"].total + its["other"].total + passes(ready, "again"))
+
+
+def test_a_reference_that_was_trained_anew_or_dropped_is_paid_for_as_it_was_looked_at(ready: Workspace) -> None:
+    before = costs(curate.compare(ready, ["learner", "weighed", "gradient"]))
+    longer = Training(TINY, Uniform(), replace(SHORT, steps=5), manifest="learnable")  # chosen by its own earlier self
+    curate.train(ready, "teacher", longer, fresh=True)
+    assert costs(curate.compare(ready, ["learner", "weighed", "gradient"])) == before
+    late = Training(
+        TINY, Uniform(), SHORT, manifest="learnable", seed=1
+    )  # of the score as it was, by what it looked at
+    curate.train(ready, "late", late)
+    assert costs(curate.compare(ready, ["late"]))["late"].prep == before["learner"].prep
+    weighed = Training(TINY, RhoWeight(), SHORT, manifest="chance", reference=ModelChoice("teacher"), seed=1)
+    curate.train(ready, "anew", weighed)
+    anew = costs(curate.compare(ready, ["teacher", "anew"]))
+    assert anew["anew"].prep == pytest.approx(anew["teacher"].total) and anew["teacher"].prep == before["learner"].prep
     curate.drop(ready, "teacher")
-    assert costs(curate.compare(ready, ["weighed"]))["weighed"].prep == its["weighed"].prep
+    assert costs(curate.compare(ready, ["learner", "weighed", "gradient"])) == before
+    assert costs(curate.compare(ready, ["anew"]))["anew"].prep == anew["anew"].prep
+
+
+def test_no_run_takes_the_place_of_what_it_stands_on_and_an_unfinished_one_is_no_model(ready: Workspace) -> None:
+    itself = Training(ModelChoice("plain"), Uniform(), SHORT, manifest="chance")
+    for training in (itself, Training(TINY, RhoWeight(), SHORT, manifest="chance", reference=ModelChoice("plain"))):
+        with pytest.raises(CurateError, match="the run 'plain' cannot go on from itself"):
+            curate.train(ready, "plain", training, fresh=True)
+    curate.train(ready, "part", Training(TINY, Uniform(), replace(SHORT, checkpoint_every=1, keep_checkpoints=0)))
+    shutil.rmtree(ready.run_folder("part") / "checkpoints" / "step-000002")
+    with pytest.raises(CurateError, match="the run 'part' is not finished; the same `curate train` goes on with it"):
+        curate.train(ready, "onward", replace(itself, model=ModelChoice("part")))
+
+
+def test_a_folder_comes_before_a_run_of_its_name_and_a_workspace_is_the_same_from_anywhere(
+    ready: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = Path(str(ready.path))
+    monkeypatch.chdir(whole.parent)
+    relative = curate.open_workspace(Path(whole.name))
+    training = Training(TINY, RhoWeight(), SHORT, manifest="chance", reference=ModelChoice("plain"))
+    curate.train(relative, "seen", training)
+    monkeypatch.chdir(tmp_path)
+    its = costs(curate.compare(ready, ["plain", "seen"]))
+    assert its["seen"].prep == its["plain"].total
+    assert curate.train(ready, "seen", training).steps_now == 0
+    shutil.copytree(TINY_FOLDER, tmp_path / "short")
+    curate.train(ready, "short", Training(ModelChoice("short"), Uniform(), SHORT, manifest="chance"))
+    assert curate.train(ready, "short", Training(ModelChoice("short"), Uniform(), SHORT, manifest="chance")).steps == 2
 
 
 def test_a_run_is_a_model_by_its_name(ready: Workspace, cli: Any) -> None:
-    curate.train(ready, "short", Training(TINY, Uniform(), SHORT, manifest="chance"))
+    curate.train(ready, "brief", Training(TINY, Uniform(), SHORT, manifest="chance"))
     judges = [Judge("arithmetic", Loss(), "val", limit=4)]
-    own = curate.evaluate(ready, "short", judges, allow_val=True).evaluations[0]["value"]
-    as_it_is = curate.evaluate(ready, "as_short", judges, model=ModelChoice("short"), allow_val=True)
+    own = curate.evaluate(ready, "brief", judges, allow_val=True).evaluations[0]["value"]
+    as_it_is = curate.evaluate(ready, "as_brief", judges, model=ModelChoice("brief"), allow_val=True)
     assert as_it_is.evaluations[0]["value"] == own
-    scored = cli("score", "nll", "--name", "nll_short", "--model", "short", ws=ready)
+    scored = cli("score", "nll", "--name", "nll_short", "--model", "brief", ws=ready)
     assert scored.returncode == 0, scored.stderr
     (row,) = curate.sql(ready, "SELECT avg(nll_short) AS now, avg(nll) AS before FROM samples")
     assert row["now"] != row["before"]

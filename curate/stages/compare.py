@@ -14,6 +14,7 @@ from typing import Any
 from curate import query
 from curate.errors import CurateError
 from curate.fingerprint import fingerprint
+from curate.models.load import SHAPING
 from curate.plans import HOW
 from curate.prices import Cost, costs_of, scores_behind, steps_of
 from curate.runs import require_run
@@ -105,10 +106,12 @@ def _arm_key(recipe: dict[str, Any], null: bool = True) -> str:
     """What a run is but for its seeds; null: with whether it is a null."""
     settings = {k: v for k, v in recipe["settings"].items() if k not in HOW and (null or k != "shuffle_weights")}
     selection = _unseeded(recipe.get("selection"), null)
-    model = {key: recipe["model"].get(key) for key in ("weights", "dtype", "context", "too_long")}
+    model, reference = (
+        {key: its.get(key) for key in SHAPING} for its in (recipe["model"], recipe.get("reference") or {})
+    )
     rest = [recipe.get(key) for key in ("weighting", "by", "target_fingerprint")]
     rest += [_unseeded_mask(recipe["mask"])] if recipe.get("mask") else []
-    rest += [recipe["reference"]] if recipe.get("reference") else []
+    rest += [reference] if recipe.get("reference") else []
     pruned = recipe.get("pruned")
     while pruned:
         rest, pruned = [*rest, [pruned["pruner"], pruned["sparsity"]]], pruned.get("before")
@@ -119,7 +122,7 @@ def _arm_key(recipe: dict[str, Any], null: bool = True) -> str:
 def _unseeded(value: Any, null: bool) -> Any:
     """How a manifest came to be, without seeds, and without the names of manifests on the way, which may have them."""
     if isinstance(value, dict):
-        aside = {"seed", "allow_stale", "sha256", "manifest", "proxies"} | (set() if null else {"null"})
+        aside = {"seed", "allow_stale", "sha256", "manifest", "proxies", "paid"} | (set() if null else {"null"})
         return {k: _unseeded(v, null) for k, v in value.items() if k not in aside}
     return value
 
@@ -218,7 +221,7 @@ def _quality(
 
 def _aims(recipe: dict[str, Any]) -> set[str]:
     """The targets that a run was aimed at: by its weighting, or by a score of its choice."""
-    aims = {score.get("target") for score in scores_behind(recipe).values()} | {recipe.get("target")}
+    aims = {score.get("target") for _, score in scores_behind(recipe)} | {recipe.get("target")}
     aims |= {(step.get("choice") or {}).get("target") for step in steps_of(recipe)}
     judges = [judge for step in steps_of(recipe) for judge in (step.get("proxy") or {}).get("judges", ())]
     return {target for target in aims if target} | {judge["target"] for judge in judges}

@@ -15,6 +15,7 @@ from curate.lineage import model_of, model_recipe
 from curate.masking import write_mask
 from curate.method import Mask, Parameters
 from curate.models.load import ModelChoice, load
+from curate.prices import paid_for
 from curate.running import Account
 from curate.runs import Run
 from curate.scored_model import scored_model
@@ -89,6 +90,8 @@ def mask(
         gradients, result.checkpoint = _sums(run)
         given = replace(given, gradients=gradients)
         made = {"checkpoint": result.checkpoint, "warmup": run.account}
+    if paid := paid_for(ws, [choice.name]):
+        made["paid"] = paid
     chosen = method.init(given)
     result.selected = sum(map(len, chosen.values()))
     if not result.selected:

@@ -26,6 +26,7 @@ from curate.lowering import differ
 from curate.manifest import write_manifest
 from curate.method import Domains, Mixer
 from curate.plans import LINEAGE
+from curate.prices import paid_for
 from curate.proxies import Pool, Proxy, Trainings
 from curate.training.draws import quotas
 from curate.workspace import Workspace, pool_fingerprint
@@ -178,6 +179,7 @@ def _lineage(
         "manifest": {"name": blend.manifest, "sha256": base["sha256"]} if base else None,
         "selection": {key: base[key] for key in LINEAGE if key in base} if base else None,
         "proxy": _proxy_recipe(proxy),
+        "paid": paid_for(ws, [proxy.model.name] if proxy else []),
         "pool": {"fingerprint": pool_fingerprint(ws.shards()), "rows": ws.n_rows(), "shards": len(ws.shards())},
         "scores": {s.name: s.recipe for s in scores_of(ws, blend.by, blend.domain, blend.token_count)},
         "result": {key: value for key, value in asdict(result).items() if key != "name"},

@@ -61,7 +61,7 @@ def prune(ws: Workspace, run: str, method: Pruner, sparsity: float, *, name: str
     with claim(ws.path, f"run {name}"):
         if (old := new.recipe or {}) and old.get("pruned") != made:
             raise CurateError(f"the run '{name}' exists, and is another; choose another --name.")
-        if old and new.is_complete():  # nothing is left to do
+        if "left" in old and new.is_complete():  # nothing is left to do
             return replace(result, **old["left"], folder=str(new.latest().folder))
         what = {"methods": [method.name], "name": name, "phase": "prune", "model": recipe["model"]["name"]}
         with checkpoint.local() as folder, charged(ws.path, "prune", **what) as meter:
@@ -100,7 +100,10 @@ def _pruned(
         for name, parameter in model.named_parameters():
             base = before[name].detach().numpy()
             update = parameter.numpy().astype(np.float64) - base
-            keep = kept(method.worth(base.astype(np.float64), update), sparsity)
+            worth = method.worth(base.astype(np.float64), update)
+            if np.isnan(worth).any():
+                raise CurateError(f"the pruner '{method.name}' gives values for {name} that are no numbers.")
+            keep = kept(worth, sparsity)
             result.parameters += update.size
             result.changed += int(np.count_nonzero(update))
             result.kept += int(np.count_nonzero(update[keep]))

@@ -326,21 +326,22 @@ def _choose(
         its = selector.select(candidates, budget, _seed(choice.seed, group.label))
         picked = rows[its]
         result.flops += sum(candidates.flops)
-        result.warnings += _unspent(selector, budget, sizes, float(sizes[its].sum()), of)
+        result.warnings += _unspent(selector, budget, sizes, its, of)
         free[picked] = False
         chosen.append(picked)
     result.without_value = int((~valued).sum())
     return np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.int64)
 
 
-def _unspent(selector: Selector, budget: Budget, sizes: np.ndarray, spent: float, of: str) -> list[str]:
+def _unspent(selector: Selector, budget: Budget, sizes: np.ndarray, chosen: np.ndarray, of: str) -> list[str]:
     """What is to be said of a budget that is too large, or that any further candidate would have fitted."""
-    told, there = [], float(sizes.sum())
+    told, there, spent = [], float(sizes.sum()), float(sizes[chosen].sum())
     amount = f"{budget.amount:,.0f} {budget.unit}"
     if budget.amount > there:
         have = "" if budget.unit == "rows" else f" have ({there:,.0f})"
         told.append(f"the budget of {amount} is more than the {len(sizes):,} candidates{of}{have}")
-    if min(budget.amount, there) - spent >= sizes.max(initial=1.0):
+    left = np.delete(sizes, chosen)
+    if len(left) and budget.amount - spent >= left.max():
         told.append(f"'{selector.name}' takes {spent:,.0f}{of} of the {amount} it may")
     return told
 

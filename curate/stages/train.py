@@ -23,7 +23,7 @@ from curate.lineage import load_target, model_of
 from curate.models.load import CHARS_PER_TOKEN, parameters
 from curate.plans import Training, refuse_unused
 from curate.running import Trained, advance, processes_of
-from curate.runs import Run
+from curate.runs import Run, run_behind
 from curate.workspace import Workspace
 
 
@@ -51,6 +51,11 @@ def train(
         model=model_of(ws, training.model),
         reference=model_of(ws, training.reference) if training.reference else None,
     )
+    for model in (training.model, training.reference):
+        if model and run_behind(ws, model.name) == name:
+            raise CurateError(
+                f"the run '{name}' cannot go on from itself, or look at itself; train another of a new name."
+            )
     refuse_unused(training)
     result, rows = Trained(name), None
     if not training.stream:
