@@ -18,6 +18,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Sequence
+from copy import copy
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -110,9 +111,11 @@ def _stacked(encoded: Sequence[Encoded], device: torch.device) -> tuple[torch.Te
     return ids.to(device), mask.to(device), labels.to(device)
 
 
-def ours(model: LanguageModel, samples: Samples, *methods: Score) -> tuple[Any, Usage]:
+def ours(
+    model: LanguageModel, samples: Samples, *methods: Score, reference: LanguageModel | None = None
+) -> tuple[Any, Usage]:
     passes = {m.name: m.vectors() or m.passes(None)[0] for m in methods}
-    return score_samples({"base": model, "reference": model}, samples, passes)
+    return score_samples({"base": model, "reference": reference or model}, samples, passes)
 
 
 # --- side by side ----------------------------------------------------------------------------------------
@@ -160,11 +163,13 @@ def main(name: str, n: int) -> None:
         lambda: ours(model, few, Nll(), Entropy(), El2n(), EmbedLm()), lambda: ours(model, few, Nll()), pairs=3
     )
     told("nll, entropy, el2n and embed_lm in one pass / nll", found, "<= 1.15", found[0] <= 1.15)
-    for size in (1, 16):
-        found = ratio(
-            lambda size=size: [padded(model, few, size) for _ in range(2)], lambda: ours(model, few, Davir()), pairs=3
-        )
-        told(f"batches of {size}, a model and its reference / davir", found, ">= 1", found[0] >= 1)
+    reference = copy(model)  # one that is the same would go through once
+    found = ratio(
+        lambda: [padded(one, few, 1) for one in (model, reference)],
+        lambda: ours(model, few, Davir(), reference=reference),
+        pairs=3,
+    )
+    told("batches of 1, a model and its reference / davir", found, ">= 1", found[0] >= 1)
 
 
 if __name__ == "__main__":
