@@ -174,6 +174,10 @@ def test_a_folder_comes_before_a_run_of_its_name_and_a_workspace_is_the_same_fro
     its = costs(curate.compare(ready, ["plain", "seen"]))
     assert its["seen"].prep == its["plain"].total
     assert curate.train(ready, "seen", training).steps_now == 0
+    runs = ["plain", "seen", "learner", "gradient"]
+    before = costs(curate.compare(ready, runs))
+    shutil.copytree(whole, tmp_path / "moved")
+    assert costs(curate.compare(curate.open_workspace(tmp_path / "moved"), runs)) == before
     shutil.copytree(TINY_FOLDER, tmp_path / "short")
     curate.train(ready, "short", Training(ModelChoice("short"), Uniform(), SHORT, manifest="chance"))
     assert curate.train(ready, "short", Training(ModelChoice("short"), Uniform(), SHORT, manifest="chance")).steps == 2
