@@ -211,13 +211,13 @@ def refuse_other_run(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) 
     remedy = f"choose another name, or --fresh to train '{name}' anew."
     if old.get("pruned"):
         raise CurateError(f"the run '{name}' is what `curate prune` left of {old['pruned']['run']}; {remedy}")
-    if _shapes(old.get("reference")) != _shapes(new["reference"]):
+    if model_shape(old.get("reference")) != model_shape(new["reference"]):
         was, now = ((m or {}).get("name", "the model it began with") for m in (old.get("reference"), new["reference"]))
         raise CurateError(f"the run '{name}' exists, compared with {was}, not {now} (or made anew); {remedy}")
     for what in ("manifest", "manifest_sha256", "pool", "stream", "by", "target", "target_fingerprint", "seed"):
         if old.get(what) != new[what]:
             raise CurateError(f"the run '{name}' exists, with {what} {old.get(what)}, not {new[what]}; {remedy}")
-    if _shapes(old["model"]) != _shapes(new["model"]):
+    if model_shape(old["model"]) != model_shape(new["model"]):
         what = next(what for what in ("name", *SHAPING) if old["model"].get(what) != new["model"].get(what))
         was, now = old["model"].get(what), new["model"].get(what)
         raise CurateError(f"the run '{name}' exists, with another model ({what} {was}, not {now}); {remedy}")
@@ -235,8 +235,8 @@ def refuse_other_run(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) 
             raise CurateError(f"the run '{name}' was begun with another score '{score}'; {remedy}")
 
 
-def _shapes(model: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What of a model shapes results: not where it lies."""
+def model_shape(model: Mapping[str, Any] | None) -> dict[str, Any]:
+    """What of a model's recipe shapes results: not where it lies."""
     return {key: model.get(key) for key in SHAPING} if model else {}
 
 

@@ -131,7 +131,7 @@ def _training(ledger: _Ledger, name: str, recipe: Mapping[str, Any]) -> set[str]
 
 def _preparation(ledger: _Ledger, recipe: Mapping[str, Any]) -> set[str]:
     """The entries before the run that paid for its scores and vectors, its manifest, its mask, and for models that they
-    or its weighting look at; but not for the model that the run goes on from.
+    or its weighting look at, but for what led to the model that the run goes on from.
 
     Of a score they are all of its name, method and models (what a kill threw away is paid, too); of a manifest the
     last, since each replaced the one before.
@@ -159,6 +159,5 @@ def _preparation(ledger: _Ledger, recipe: Mapping[str, Any]) -> set[str]:
             if row["stage"] in ("select", "weigh", "mix") and not row["run"] and row["name"] == manifest
         ]
         found |= set(chosen[-1:])
-    for its in (*_made_of(recipe), *(score for _, score in made)):
-        found |= set(its.get("paid", ()))
-    return (found - set(recipe.get("model_paid", ()))) & ledger.keys()
+    paid = {entry for its in (*_made_of(recipe), *(score for _, score in made)) for entry in its.get("paid", ())}
+    return found | (paid - set(recipe.get("model_paid", ()))) & ledger.keys()

@@ -92,6 +92,8 @@ def test_an_arm_listed_before_has_paid(ready: Workspace) -> None:
 def test_what_a_training_goes_on_from_is_no_preparation(ready: Workspace) -> None:
     further = Training(ModelChoice("teacher"), Uniform(), SHORT, manifest="aligned")
     curate.train(ready, "further", further)
+    curate.train(ready, "likelier", replace(further, manifest="likely"))  # by the score that chose for its base, too
+    assert costs(curate.compare(ready, ["likelier"]))["likelier"].prep == passes(ready, "nll") > 0
     cost = costs(curate.compare(ready, ["further", "gradient"]))
     assert cost["gradient"].prep - cost["further"].prep == pytest.approx(costs(curate.compare(ready, ["teacher"]))[
         "teacher"].total)  # fmt: skip

@@ -31,6 +31,13 @@ SHORT = TrainSettings(steps=3, batch_size=8, lr=1e-3)
 MODEL = ModelChoice("tiny")
 
 
+class Nowhere(Magnitude):
+    """A pruner of a user's, whose formula divides by zero."""
+
+    def worth(self, before: np.ndarray, update: np.ndarray) -> np.ndarray:
+        return np.full(update.shape, np.nan)
+
+
 @pytest.fixture(scope="module")
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     ws = sample_in(tmp_path_factory.mktemp("prune"))
@@ -136,6 +143,8 @@ def test_the_same_prune_again_does_nothing_and_one_that_is_not_finished_is_not_p
 def test_what_cannot_be_pruned_is_said(ready: Workspace, cli: Any) -> None:
     with pytest.raises(CurateError, match="has no run 'hole': did you mean 'whole'"):
         curate.prune(ready, "hole", Magnitude(), 0.5)
+    with pytest.raises(CurateError, match="the pruner 'test_prune' gives values for .* that are no numbers"):
+        curate.prune(ready, "whole", Nowhere(), 0.5)
     with pytest.raises(CurateError, match="--sparsity 1.5: it is the share"):
         curate.prune(ready, "whole", Magnitude(), 1.5)
     with pytest.raises(CurateError, match="the run 'lora' exists, and is another"):

@@ -14,8 +14,7 @@ from typing import Any
 from curate import query
 from curate.errors import CurateError
 from curate.fingerprint import fingerprint
-from curate.models.load import SHAPING
-from curate.plans import HOW
+from curate.plans import HOW, model_shape
 from curate.prices import Cost, costs_of, scores_behind, steps_of
 from curate.runs import require_run
 from curate.statistics import Mean, paired
@@ -106,17 +105,14 @@ def _arm_key(recipe: dict[str, Any], null: bool = True) -> str:
     """What a run is but for its seeds; null: with whether it is a null."""
     settings = {k: v for k, v in recipe["settings"].items() if k not in HOW and (null or k != "shuffle_weights")}
     selection = _unseeded(recipe.get("selection"), null)
-    model, reference = (
-        {key: its.get(key) for key in SHAPING} for its in (recipe["model"], recipe.get("reference") or {})
-    )
     rest = [recipe.get(key) for key in ("weighting", "by", "target_fingerprint")]
     rest += [_unseeded_mask(recipe["mask"])] if recipe.get("mask") else []
-    rest += [reference] if recipe.get("reference") else []
+    rest += [model_shape(recipe["reference"])] if recipe.get("reference") else []
     pruned = recipe.get("pruned")
     while pruned:
         rest, pruned = [*rest, [pruned["pruner"], pruned["sparsity"]]], pruned.get("before")
     whole = recipe.get("manifest_sha256") if recipe.get("manifest") and not selection else recipe.get("pool")
-    return fingerprint(model, selection, rest, settings, whole)
+    return fingerprint(model_shape(recipe["model"]), selection, rest, settings, whole)
 
 
 def _unseeded(value: Any, null: bool) -> Any:

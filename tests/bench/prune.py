@@ -2,7 +2,7 @@
 
     python -m tests.bench.prune [MODEL]      default: SmolLM2-135M from its package
 
-The update is made up: every number of the model moved by a little. Needs torch and transformers only.
+The update is made up: every number of the model moved by a little.
 """
 
 from __future__ import annotations

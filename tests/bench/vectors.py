@@ -100,13 +100,13 @@ def side_by_side() -> None:
     )
     told(f"1,000 of 20,000: a product for each choice / kcenter ({same:.0%} the same)", found, ">= 1", found[0] >= 1)
     ranked = Candidates.of(np.random.default_rng(2).random(20_000), vectors=unit)
-    filtered, ten = Deita(threshold=0.5), Budget("rows", 2000)
-    same = filtered.select(ranked, ten, 0).tolist() == naive_deita(ranked.require_values(""), unit, 0.5, 2000)
+    filtered, budget = Deita(threshold=0.5), Budget("rows", 2000)
+    same = filtered.select(ranked, budget, 0).tolist() == naive_deita(ranked.require_values(""), unit, 0.5, 2000)
     found = ratio(
-        lambda: naive_deita(ranked.require_values(""), unit, 0.5, 2000), lambda: filtered.select(ranked, ten, 0), 3
+        lambda: naive_deita(ranked.require_values(""), unit, 0.5, 2000), lambda: filtered.select(ranked, budget, 0), 3
     )
     told(f"2,000 of 20,000: one after another / deita (the same: {same})", found, ">= 1", found[0] >= 1)
-    found = ratio(lambda: naive_d4(unit, 2000), lambda: D4().select(some, ten, 0), 3)
+    found = ratio(lambda: naive_d4(unit, 2000), lambda: D4().select(some, budget, 0), 3)
     told("2,000 of 20,000: all pairs, then as d4 / d4", found, ">= 1", found[0] >= 1)
     few = Candidates.of(vectors=made_up(3000, 0))
     unit = np.ascontiguousarray(few.require_vectors(""), np.float32)
