@@ -12,66 +12,66 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-__version__ = "0.1.0"
-
 _VERBS = {
-    "open_workspace": "curate.workspace",
-    "find": "curate.method",
-    "methods": "curate.method",
-    "ingest": "curate.stages.ingest",
-    "target": "curate.stages.target",
-    "score": "curate.stages.score",
-    "sql": "curate.stages.sql",
-    "neighbors": "curate.stages.neighbors",
-    "explain": "curate.stages.explain",
-    "status": "curate.stages.status",
-    "ledger": "curate.stages.status",
-    "verify": "curate.stages.verify",
-    "drop": "curate.stages.drop",
-    "select": "curate.stages.select",
-    "replay": "curate.stages.select",
-    "weigh": "curate.stages.weigh",
-    "mix": "curate.stages.mix",
-    "mask": "curate.stages.mask",
-    "train": "curate.stages.train",
-    "prune": "curate.stages.prune",
-    "compare": "curate.stages.compare",
-    "audit": "curate.stages.audit",
-    "evaluate": "curate.stages.evaluate",
-    "report": "curate.stages.report",
-    "export": "curate.stages.export",
-    "preview": "curate.stages.export",
+    "__version__": "curate.store.workspace",
+    "open_workspace": "curate.store.workspace",
+    "find": "curate.kinds.registry",
+    "list_methods": "curate.kinds.registry",
+    "ingest": "curate.verbs.ingest",
+    "target": "curate.verbs.target",
+    "score": "curate.verbs.score",
+    "sql": "curate.verbs.sql",
+    "neighbors": "curate.verbs.neighbors",
+    "explain": "curate.verbs.explain",
+    "status": "curate.verbs.status",
+    "ledger": "curate.verbs.status",
+    "verify": "curate.verbs.verify",
+    "drop": "curate.verbs.drop",
+    "select": "curate.verbs.select",
+    "replay": "curate.verbs.select",
+    "weigh": "curate.verbs.weigh",
+    "mix": "curate.verbs.mix",
+    "mask": "curate.verbs.mask",
+    "train": "curate.verbs.train",
+    "prune": "curate.verbs.prune",
+    "compare": "curate.verbs.compare",
+    "audit": "curate.verbs.audit",
+    "evaluate": "curate.verbs.evaluate",
+    "report": "curate.verbs.report",
+    "export": "curate.verbs.export",
+    "preview": "curate.verbs.export",
 }
 
 if TYPE_CHECKING:
-    from curate.method import find as find
-    from curate.method import methods as methods
-    from curate.stages.audit import audit as audit
-    from curate.stages.compare import compare as compare
-    from curate.stages.drop import drop as drop
-    from curate.stages.evaluate import evaluate as evaluate
-    from curate.stages.explain import explain as explain
-    from curate.stages.export import export as export
-    from curate.stages.export import preview as preview
-    from curate.stages.ingest import ingest as ingest
-    from curate.stages.mask import mask as mask
-    from curate.stages.mix import mix as mix
-    from curate.stages.neighbors import neighbors as neighbors
-    from curate.stages.prune import prune as prune
-    from curate.stages.report import report as report
-    from curate.stages.score import score as score
-    from curate.stages.select import replay as replay
-    from curate.stages.select import select as select
-    from curate.stages.sql import sql as sql
-    from curate.stages.status import ledger as ledger
-    from curate.stages.status import status as status
-    from curate.stages.target import target as target
-    from curate.stages.train import train as train
-    from curate.stages.verify import verify as verify
-    from curate.stages.weigh import weigh as weigh
-    from curate.workspace import open_workspace as open_workspace
+    from curate.kinds.registry import find as find
+    from curate.kinds.registry import list_methods as list_methods
+    from curate.store.workspace import __version__ as __version__
+    from curate.store.workspace import open_workspace as open_workspace
+    from curate.verbs.audit import audit as audit
+    from curate.verbs.compare import compare as compare
+    from curate.verbs.drop import drop as drop
+    from curate.verbs.evaluate import evaluate as evaluate
+    from curate.verbs.explain import explain as explain
+    from curate.verbs.export import export as export
+    from curate.verbs.export import preview as preview
+    from curate.verbs.ingest import ingest as ingest
+    from curate.verbs.mask import mask as mask
+    from curate.verbs.mix import mix as mix
+    from curate.verbs.neighbors import neighbors as neighbors
+    from curate.verbs.prune import prune as prune
+    from curate.verbs.report import report as report
+    from curate.verbs.score import score as score
+    from curate.verbs.select import replay as replay
+    from curate.verbs.select import select as select
+    from curate.verbs.sql import sql as sql
+    from curate.verbs.status import ledger as ledger
+    from curate.verbs.status import status as status
+    from curate.verbs.target import target as target
+    from curate.verbs.train import train as train
+    from curate.verbs.verify import verify as verify
+    from curate.verbs.weigh import weigh as weigh
 
-__all__ = ["__version__", *_VERBS]
+__all__ = [*_VERBS]
 
 
 def __getattr__(name: str) -> Any:

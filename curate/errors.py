@@ -32,3 +32,9 @@ def nearest(name: str, known: Iterable[str]) -> str:
         return f"did you mean '{close[0]}'?"
     some = ", ".join([*choices[:_SHOWN], "…"] if len(choices) > _SHOWN else choices)
     return f"there is {some}." if choices else "there is none yet."
+
+
+def require(what: str, good: bool, rule: str) -> None:
+    """Raises CurateError for a setting that breaks its rule."""
+    if not good:
+        raise CurateError(f"{what} must be {rule}.")

@@ -23,29 +23,29 @@ from presets import PRESETS, Preset  # pyright: ignore[reportMissingImports]
 from scipy.stats import mannwhitneyu
 
 import curate
-from curate.judging import Judge
-from curate.masking import read_mask
-from curate.masks.dualsft import Dualsft as DualsftMask
-from curate.masks.gradient_block import GradientBlock
-from curate.masks.magnitude_small import MagnitudeSmall
-from curate.masks.principal import Principal
-from curate.masks.random import Random as RandomMask
-from curate.masks.structured import Structured
-from curate.method import Mask
-from curate.metrics.loss import Loss
+from curate.kinds.registry import Mask
+from curate.methods.masks.dualsft import Dualsft as DualsftMask
+from curate.methods.masks.gradient_block import GradientBlock
+from curate.methods.masks.magnitude_small import MagnitudeSmall
+from curate.methods.masks.principal import Principal
+from curate.methods.masks.random import Random as RandomMask
+from curate.methods.masks.structured import Structured
+from curate.methods.metrics.loss import Loss
+from curate.methods.scores.embed_lm import EmbedLm
+from curate.methods.selectors.fishersft import Fishersft
+from curate.methods.selectors.random import Random
+from curate.methods.selectors.spice import Spice
+from curate.methods.selectors.top import Top
+from curate.methods.weightings.uniform import Uniform
 from curate.models.load import ModelChoice
+from curate.numerics.statistics import Mean, paired
 from curate.pages.comparison import page, plot
-from curate.plans import Training
-from curate.scores.embed_lm import EmbedLm
-from curate.selectors.fishersft import Fishersft
-from curate.selectors.random import Random
-from curate.selectors.spice import Spice
-from curate.selectors.top import Top
-from curate.stages.compare import Compared
-from curate.stages.select import Choice
-from curate.statistics import Mean, paired
-from curate.weightings.uniform import Uniform
-from curate.workspace import Workspace
+from curate.runs.config import Training
+from curate.runs.evaluation import Judge
+from curate.runs.fitted_mask import read_mask
+from curate.store.workspace import Workspace
+from curate.verbs.compare import Compared
+from curate.verbs.select import Choice
 
 DATA, PARAMETERS = 0.10, 0.05  # the paper's budgets
 KINDS = ("plasticity", "stability", "overall")

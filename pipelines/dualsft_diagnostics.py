@@ -21,11 +21,9 @@ import numpy as np
 from presets import PRESETS, Preset  # pyright: ignore[reportMissingImports]
 
 import curate
-from curate.coordinates import largest
-from curate.costs import charged
-from curate.diagnosis.agreement import Interval, Regret, best, jaccard, pairwise_agreement, spearman, top_overlap
-from curate.diagnosis.chosen import diversity, enrichment
-from curate.diagnosis.interactions import (
+from curate.gradients.backward import Backward
+from curate.gradients.gradient_model import GradientModel
+from curate.gradients.interactions import (
     curvature_along,
     drawn_by_score,
     flat,
@@ -35,23 +33,25 @@ from curate.diagnosis.interactions import (
     restricted,
     summed,
 )
-from curate.diagnosis.realised import Trial, Validation, realised
-from curate.gradients.backward import Backward
-from curate.gradients.gradient_model import GradientModel
-from curate.lineage import load_target
-from curate.masks.random import Random as RandomMask
-from curate.method import Parameters
+from curate.kinds.registry import Parameters
+from curate.methods.masks.random import Random as RandomMask
+from curate.methods.scores.dualsft import Dualsft
+from curate.methods.scores.embed_lm import EmbedLm
+from curate.methods.scores.nll import Nll
+from curate.methods.weightings.uniform import Uniform
 from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice
 from curate.models.tokens import encode
+from curate.numerics.rank_agreement import Interval, Regret, best, jaccard, pairwise_agreement, spearman, top_overlap
+from curate.numerics.selection_profile import diversity, enrichment
+from curate.numerics.top_k import largest
 from curate.pages.diagnosis import Panel, heat_map, lines
-from curate.scored_model import scored_model
-from curate.scores.dualsft import Dualsft
-from curate.scores.embed_lm import EmbedLm
-from curate.scores.nll import Nll
+from curate.runs.scored_model import scored_model
+from curate.store.ledger import charged
+from curate.store.workspace import Workspace
+from curate.tables.state import load_target
 from curate.training.examples import Examples
-from curate.weightings.uniform import Uniform
-from curate.workspace import Workspace
+from curate.training.realised import Trial, Validation, realised
 
 DATA, PARAMETERS = 0.10, 0.05  # the paper's budgets
 Arrays = Mapping[str, np.ndarray]

@@ -21,49 +21,49 @@ import numpy as np
 from presets import PRESETS, Preset  # pyright: ignore[reportMissingImports]
 
 import curate
-from curate.diagnosis.chosen import diversity
-from curate.judging import Judge
-from curate.method import Selector
+from curate.kinds.registry import Selector
+from curate.kinds.vectors import Vectors
+from curate.methods.scores.bm25 import Bm25
+from curate.methods.scores.davir import Davir
+from curate.methods.scores.dsir import Dsir
+from curate.methods.scores.el2n import El2n
+from curate.methods.scores.embed_lm import EmbedLm
+from curate.methods.scores.embed_logits import EmbedLogits
+from curate.methods.scores.entropy import Entropy
+from curate.methods.scores.graddot import Graddot
+from curate.methods.scores.gradnorm import Gradnorm
+from curate.methods.scores.gradsim import Gradsim
+from curate.methods.scores.ifd import Ifd
+from curate.methods.scores.length import Length
+from curate.methods.scores.near_dup import NearDup
+from curate.methods.scores.nll import Nll
+from curate.methods.scores.nuclear import Nuclear
+from curate.methods.scores.repetition import Repetition
+from curate.methods.scores.rho import Rho
+from curate.methods.selectors.d4 import D4
+from curate.methods.selectors.deita import Deita
+from curate.methods.selectors.dsir import Dsir as Resampling
+from curate.methods.selectors.facility import Facility
+from curate.methods.selectors.fishersft import Fishersft
+from curate.methods.selectors.kcenter import Kcenter
+from curate.methods.selectors.kmeans_quota import KmeansQuota
+from curate.methods.selectors.lhas import Lhas
+from curate.methods.selectors.quota import Quota
+from curate.methods.selectors.random import Random
+from curate.methods.selectors.round_robin import RoundRobin
+from curate.methods.selectors.semdedup import Semdedup
+from curate.methods.selectors.spice import Spice
+from curate.methods.selectors.top import Top
+from curate.methods.selectors.uds import Uds
+from curate.methods.weightings.uniform import Uniform
 from curate.models.load import ModelChoice
-from curate.plans import Training
-from curate.scores.bm25 import Bm25
-from curate.scores.davir import Davir
-from curate.scores.dsir import Dsir
-from curate.scores.el2n import El2n
-from curate.scores.embed_lm import EmbedLm
-from curate.scores.embed_logits import EmbedLogits
-from curate.scores.entropy import Entropy
-from curate.scores.graddot import Graddot
-from curate.scores.gradnorm import Gradnorm
-from curate.scores.gradsim import Gradsim
-from curate.scores.ifd import Ifd
-from curate.scores.length import Length
-from curate.scores.near_dup import NearDup
-from curate.scores.nll import Nll
-from curate.scores.nuclear import Nuclear
-from curate.scores.repetition import Repetition
-from curate.scores.rho import Rho
-from curate.selectors.d4 import D4
-from curate.selectors.deita import Deita
-from curate.selectors.dsir import Dsir as Resampling
-from curate.selectors.facility import Facility
-from curate.selectors.fishersft import Fishersft
-from curate.selectors.kcenter import Kcenter
-from curate.selectors.kmeans_quota import KmeansQuota
-from curate.selectors.lhas import Lhas
-from curate.selectors.quota import Quota
-from curate.selectors.random import Random
-from curate.selectors.round_robin import RoundRobin
-from curate.selectors.semdedup import Semdedup
-from curate.selectors.spice import Spice
-from curate.selectors.top import Top
-from curate.selectors.uds import Uds
-from curate.stages.compare import compare
-from curate.stages.select import Choice
-from curate.statistics import Mean, paired
-from curate.vectors import Vectors
-from curate.weightings.uniform import Uniform
-from curate.workspace import Workspace
+from curate.numerics.selection_profile import diversity
+from curate.numerics.statistics import Mean, paired
+from curate.runs.config import Training
+from curate.runs.evaluation import Judge
+from curate.store.workspace import Workspace
+from curate.verbs.compare import compare
+from curate.verbs.select import Choice
 
 BUDGETS = {"smoke": (0.1,), "cpu": (0.05, 0.1, 0.2)}
 MIDDLE = 0.1

@@ -20,27 +20,27 @@ from dualsft import KINDS, judged  # pyright: ignore[reportMissingImports]
 from presets import PRESETS, Preset  # pyright: ignore[reportMissingImports]
 
 import curate
-from curate.judging import Judge
-from curate.masking import read_mask
-from curate.masks.dualsft import Dualsft as DualsftMask
-from curate.masks.magnitude_small import MagnitudeSmall
-from curate.method import Mask, Weighting
-from curate.metrics.loss import Loss
+from curate.kinds.registry import Mask, Weighting
+from curate.methods.masks.dualsft import Dualsft as DualsftMask
+from curate.methods.masks.magnitude_small import MagnitudeSmall
+from curate.methods.metrics.loss import Loss
+from curate.methods.pruners.fapm import Fapm
+from curate.methods.scores.davir import Davir
+from curate.methods.selectors.random import Random
+from curate.methods.selectors.top import Top
+from curate.methods.weightings.flow import Flow
+from curate.methods.weightings.stm import Stm
+from curate.methods.weightings.talr import Talr
+from curate.methods.weightings.uniform import Uniform
 from curate.models.load import ModelChoice
+from curate.numerics.statistics import Mean, paired
 from curate.pages.comparison import page, plot
-from curate.plans import Training
-from curate.pruners.fapm import Fapm
-from curate.scores.davir import Davir
-from curate.selectors.random import Random
-from curate.selectors.top import Top
-from curate.stages.compare import Compared
-from curate.stages.select import Choice
-from curate.statistics import Mean, paired
-from curate.weightings.flow import Flow
-from curate.weightings.stm import Stm
-from curate.weightings.talr import Talr
-from curate.weightings.uniform import Uniform
-from curate.workspace import Workspace
+from curate.runs.config import Training
+from curate.runs.evaluation import Judge
+from curate.runs.fitted_mask import read_mask
+from curate.store.workspace import Workspace
+from curate.verbs.compare import Compared
+from curate.verbs.select import Choice
 
 DATA, PARAMETERS, SPARSITY = 0.10, 0.05, 0.9  # the paper's budgets; the most that FAPM's reports to prune
 

@@ -17,12 +17,12 @@ from presets import FEW, PRESETS, SAMPLE, SKILLS, Preset  # pyright: ignore[repo
 from scipy.stats import mannwhitneyu
 
 import curate
-from curate.exports.trl import Trl
+from curate.methods.exports.trl import Trl
+from curate.methods.scores.bm25 import Bm25
+from curate.methods.selectors.top import Top
 from curate.models.load import ModelChoice
-from curate.scores.bm25 import Bm25
-from curate.selectors.top import Top
-from curate.stages.select import Choice
-from curate.workspace import Workspace
+from curate.store.workspace import Workspace
+from curate.verbs.select import Choice
 
 
 def costs(ws: Workspace, since: int) -> list[dict[str, Any]]:

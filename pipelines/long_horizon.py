@@ -22,13 +22,13 @@ from typing import Any
 from presets import SAMPLE, SHARED, real_targets, stream_file, young  # pyright: ignore[reportMissingImports]
 
 import curate
-from curate.commands.auditing import plan_of
-from curate.console import table
-from curate.exports.jsonl import Jsonl
+from curate.cli.audit import plan_of
+from curate.cli.console import table
+from curate.methods.exports.jsonl import Jsonl
+from curate.methods.selectors.top import Top
 from curate.pages.audit import page, reading, rows
-from curate.selectors.top import Top
-from curate.stages.select import Choice
-from curate.workspace import Workspace
+from curate.store.workspace import Workspace
+from curate.verbs.select import Choice
 
 PLANS = Path(__file__).parent / "plans"
 SKILLS = {name: name for name in ("facts", "program", "strings", "arithmetic", "translation")}

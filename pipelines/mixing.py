@@ -20,27 +20,27 @@ from pathlib import Path
 from presets import SAMPLE, SKILLS, stream_file  # pyright: ignore[reportMissingImports]
 
 import curate
-from curate.executors.local import Local
-from curate.judging import Judge
-from curate.metrics.loss import Loss
-from curate.metrics.perplexity import Perplexity
-from curate.mixers.doremi import Doremi
-from curate.mixers.proportional import Proportional
-from curate.mixers.regmix import Regmix
-from curate.mixers.uniform import Uniform
+from curate.methods.executors.local import Local
+from curate.methods.metrics.loss import Loss
+from curate.methods.metrics.perplexity import Perplexity
+from curate.methods.mixers.doremi import Doremi
+from curate.methods.mixers.proportional import Proportional
+from curate.methods.mixers.regmix import Regmix
+from curate.methods.mixers.uniform import Uniform
+from curate.methods.scores.bm25 import Bm25
+from curate.methods.weightings.adapt import Adapt
+from curate.methods.weightings.adapt_static import AdaptStatic
+from curate.methods.weightings.linupper import Linupper
+from curate.methods.weightings.uniform import Uniform as Plain
 from curate.models.load import ModelChoice, load_tokenizer
 from curate.pages.comparison import page, plot, reading
-from curate.plans import Training
-from curate.proxies import Proxy
-from curate.scores.bm25 import Bm25
-from curate.stages.compare import compare
-from curate.stages.mix import Blend
+from curate.runs.config import Training
+from curate.runs.evaluation import Judge
+from curate.runs.proxies import Proxy
+from curate.store.workspace import Workspace
 from curate.training.settings import TrainSettings
-from curate.weightings.adapt import Adapt
-from curate.weightings.adapt_static import AdaptStatic
-from curate.weightings.linupper import Linupper
-from curate.weightings.uniform import Uniform as Plain
-from curate.workspace import Workspace
+from curate.verbs.compare import compare
+from curate.verbs.mix import Blend
 
 UNSEEN = ("strings", "translation")
 SEEN = tuple(skill for skill in SKILLS if skill not in UNSEEN)

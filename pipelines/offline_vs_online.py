@@ -19,23 +19,23 @@ from pathlib import Path
 from presets import PRESETS, Preset  # pyright: ignore[reportMissingImports]
 
 import curate
-from curate.judging import Judge
-from curate.metrics.choice import Choice as OptionChoice
-from curate.metrics.loss import Loss
+from curate.methods.metrics.choice import Choice as OptionChoice
+from curate.methods.metrics.loss import Loss
+from curate.methods.scores.bm25 import Bm25
+from curate.methods.scores.embed_lm import EmbedLm
+from curate.methods.scores.nll import Nll
+from curate.methods.selectors.random import Random
+from curate.methods.selectors.top import Top
+from curate.methods.weightings.adapt import Adapt
+from curate.methods.weightings.adapt_static import AdaptStatic
+from curate.methods.weightings.linupper import Linupper
+from curate.methods.weightings.uniform import Uniform
 from curate.models.load import ModelChoice
 from curate.pages.comparison import page, plot, reading
-from curate.plans import Training
-from curate.scores.bm25 import Bm25
-from curate.scores.embed_lm import EmbedLm
-from curate.scores.nll import Nll
-from curate.selectors.random import Random
-from curate.selectors.top import Top
-from curate.stages.select import Choice
-from curate.weightings.adapt import Adapt
-from curate.weightings.adapt_static import AdaptStatic
-from curate.weightings.linupper import Linupper
-from curate.weightings.uniform import Uniform
-from curate.workspace import Workspace
+from curate.runs.config import Training
+from curate.runs.evaluation import Judge
+from curate.store.workspace import Workspace
+from curate.verbs.select import Choice
 
 
 def selections(ws: Workspace, preset: Preset, target: str) -> Iterator[tuple[str, str, int]]:

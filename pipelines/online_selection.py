@@ -22,27 +22,27 @@ import numpy as np
 from presets import PRESETS, STREAM, Preset, endless, make_sample  # pyright: ignore[reportMissingImports]
 
 import curate
-from curate.judging import Judge
-from curate.metrics.choice import Choice as OptionChoice
-from curate.metrics.loss import Loss
+from curate.methods.metrics.choice import Choice as OptionChoice
+from curate.methods.metrics.loss import Loss
+from curate.methods.scores.nll import Nll
+from curate.methods.selectors.random import Random
+from curate.methods.weightings.filter_then_weight import FilterThenWeight
+from curate.methods.weightings.grad_match import GradMatch
+from curate.methods.weightings.grad_norm import GradNorm
+from curate.methods.weightings.greats import Greats
+from curate.methods.weightings.less_online import LessOnline
+from curate.methods.weightings.max_loss import MaxLoss
+from curate.methods.weightings.rho_online import RhoOnline
+from curate.methods.weightings.tracin_online import TracinOnline
+from curate.methods.weightings.uniform import Uniform
 from curate.models.load import ModelChoice
+from curate.numerics.statistics import Mean, paired
 from curate.pages.comparison import page, plot
 from curate.pages.diagnosis import Panel, lines
-from curate.plans import Feed, Past, Training
-from curate.scores.nll import Nll
-from curate.selectors.random import Random
-from curate.stages.select import Choice
-from curate.statistics import Mean, paired
-from curate.weightings.filter_then_weight import FilterThenWeight
-from curate.weightings.grad_match import GradMatch
-from curate.weightings.grad_norm import GradNorm
-from curate.weightings.greats import Greats
-from curate.weightings.less_online import LessOnline
-from curate.weightings.max_loss import MaxLoss
-from curate.weightings.rho_online import RhoOnline
-from curate.weightings.tracin_online import TracinOnline
-from curate.weightings.uniform import Uniform
-from curate.workspace import Workspace
+from curate.runs.config import Feed, Past, Training
+from curate.runs.evaluation import Judge
+from curate.store.workspace import Workspace
+from curate.verbs.select import Choice
 
 METHODS = {
     "filter_then_weight": FilterThenWeight(),

@@ -20,17 +20,17 @@ from pathlib import Path
 from typing import Any
 
 import curate
-from curate.exports.jsonl import Jsonl
-from curate.method import Metric
-from curate.metrics.choice import Choice as OptionChoice
-from curate.metrics.exact_match import ExactMatch
+from curate.kinds.registry import Metric
+from curate.methods.exports.jsonl import Jsonl
+from curate.methods.metrics.choice import Choice as OptionChoice
+from curate.methods.metrics.exact_match import ExactMatch
+from curate.methods.scores.dualsft import Dualsft
+from curate.methods.scores.less import Less
+from curate.methods.selectors.random import Random
 from curate.models.load import ModelChoice
-from curate.scores.dualsft import Dualsft
-from curate.scores.less import Less
-from curate.selectors.random import Random
-from curate.stages.select import Choice
+from curate.store.workspace import Workspace
 from curate.training.settings import TrainSettings
-from curate.workspace import Workspace
+from curate.verbs.select import Choice
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample"
 SKILLS = ("arithmetic", "facts", "program", "strings", "table", "translation")

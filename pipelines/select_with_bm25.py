@@ -14,14 +14,14 @@ import sys
 from pathlib import Path
 
 import curate
-from curate.exports.trl import Trl
-from curate.scores.bm25 import Bm25
-from curate.scores.length import Length
-from curate.scores.nll import Nll
-from curate.scores.repetition import Repetition
-from curate.selectors.random import Random
-from curate.selectors.top import Top
-from curate.stages.select import Choice
+from curate.methods.exports.trl import Trl
+from curate.methods.scores.bm25 import Bm25
+from curate.methods.scores.length import Length
+from curate.methods.scores.nll import Nll
+from curate.methods.scores.repetition import Repetition
+from curate.methods.selectors.random import Random
+from curate.methods.selectors.top import Top
+from curate.verbs.select import Choice
 
 DATA = Path(__file__).parent.parent / "data" / "sample"
 

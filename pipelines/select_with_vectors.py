@@ -3,7 +3,7 @@
     python pipelines/select_with_vectors.py [NEW-FOLDER]        (default: ./demo-vectors, made anew each time)
 
 It runs on the sample corpus with the states of the tiny model, so it needs no network; with data and models of your own
-take a larger model for embed_lm, or a sentence encoder: curate.scores.embed.
+take a larger model for embed_lm, or a sentence encoder: curate.methods.scores.embed.
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ import sys
 from pathlib import Path
 
 import curate
-from curate.scores.embed_lm import EmbedLm
-from curate.selectors.facility import Facility
-from curate.selectors.kcenter import Kcenter
-from curate.selectors.kmeans_quota import KmeansQuota
-from curate.selectors.round_robin import RoundRobin
-from curate.selectors.semdedup import Semdedup
-from curate.stages.select import Choice
-from curate.workspace import Workspace
+from curate.methods.scores.embed_lm import EmbedLm
+from curate.methods.selectors.facility import Facility
+from curate.methods.selectors.kcenter import Kcenter
+from curate.methods.selectors.kmeans_quota import KmeansQuota
+from curate.methods.selectors.round_robin import RoundRobin
+from curate.methods.selectors.semdedup import Semdedup
+from curate.store.workspace import Workspace
+from curate.verbs.select import Choice
 
 DATA = Path(__file__).parent.parent / "data" / "sample"
 

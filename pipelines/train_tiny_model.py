@@ -21,17 +21,17 @@ import torch
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from curate.methods.weightings.uniform import Uniform
 from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice
 from curate.models.tokens import Encoded
-from curate.training.data import Data
+from curate.training.dataset import Data
+from curate.training.distributed import Alone
 from curate.training.examples import Examples
-from curate.training.looks import base_losses
+from curate.training.inference import base_losses
 from curate.training.loop import Trainer
 from curate.training.objective import Objective
-from curate.training.processes import Alone
 from curate.training.settings import TrainSettings
-from curate.weightings.uniform import Uniform
 
 ROOT = Path(__file__).parent.parent
 sys.path.insert(0, str(ROOT / "data"))

@@ -21,7 +21,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # others are at work beside; torch read
 import curate
 
 if TYPE_CHECKING:  # a machine that only runs the tests of a GPU has no Arrow
-    from curate.workspace import Workspace
+    from curate.store.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "data" / "sample"
@@ -113,7 +113,7 @@ def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
 
 DYING = """
 import os, signal, sys
-from curate.shards import Parts
+from curate.store.commits import Parts
 
 commits, die_at = 0, int(sys.argv.pop())
 commit = Parts.commit

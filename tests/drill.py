@@ -13,14 +13,14 @@ from collections import Counter
 from pathlib import Path
 
 import curate
-from curate.workspace import Workspace
+from curate.store.workspace import Workspace
 from tests.conftest import ROOT
 
 DRIVER = """
     import sys
     import curate
-    from curate.executors.local import Local
-    from curate.executors.ray import Ray
+    from curate.methods.executors.local import Local
+    from curate.methods.executors.ray import Ray
     from tests.faulty import Slow
 
     if __name__ == "__main__":
@@ -84,7 +84,7 @@ class Drill:
     def workers(self, process: subprocess.Popen[bytes]) -> list[int]:
         listed = subprocess.run(["ps", "-eo", "pid,sid,args"], capture_output=True, text=True).stdout.splitlines()
         rows = [line.split(None, 2) for line in listed[1:]]
-        ours = ("curate.executors.local", "ray::_Server")
+        ours = ("curate.methods.executors.local", "ray::_Server")
         return [int(pid) for pid, sid, args in rows if sid == str(process.pid) and any(o in args for o in ours)]
 
     def finish(self, executor: str, fresh: bool = False) -> None:

@@ -13,9 +13,9 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from curate.method import Arrays, Columns, Pass, Score, Target
-from curate.scores.bm25 import Bm25
-from curate.text import Text
+from curate.kinds.registry import Arrays, Columns, Pass, Score, Target
+from curate.kinds.text import Text
+from curate.methods.scores.bm25 import Bm25
 
 
 class Small(Bm25):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from click.testing import CliRunner
 
-from curate.cli import cli
+from curate.cli.main import cli
 
 README = Path(__file__).parent.parent / "README.md"
 MADE = re.compile(r"(<!-- made by: curate (.*?) -->\n).*?(\n<!-- end -->)", re.S)

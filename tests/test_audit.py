@@ -20,20 +20,20 @@ import pytest
 from click.testing import CliRunner
 
 import curate
-from curate.auditing import Audit, Measures
-from curate.cli import cli
-from curate.commands.auditing import plan_of, read_plan
+from curate.cli.audit import plan_of, read_plan
+from curate.cli.main import cli
 from curate.errors import CurateError, CurateFailure
 from curate.gradients.sketches import gram
-from curate.horizon.scorecard import scorecard
-from curate.judging import Judge
-from curate.metrics.choice import Choice
-from curate.metrics.loss import Loss
+from curate.methods.metrics.choice import Choice
+from curate.methods.metrics.loss import Loss
 from curate.models.load import ModelChoice
+from curate.numerics.long_horizon.scorecard import scorecard
 from curate.pages.audit import page, pictures, reading, rows
-from curate.shards import read_json
-from curate.stages import audit as stage
-from curate.workspace import Workspace
+from curate.runs.audit_spec import Audit, Measures
+from curate.runs.evaluation import Judge
+from curate.store.commits import read_json
+from curate.store.workspace import Workspace
+from curate.verbs import audit as stage
 from tests.conftest import ROOT, SAMPLE
 from tests.oracles import gradients as slow
 from tests.test_gradients import CONFIGS, backward_of, samples, tokens
@@ -155,7 +155,7 @@ def test_an_audit_killed_three_times_ends_with_the_same_table(audited: Any, tmp_
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps(PLAN))
     call = "curate.audit(curate.open_workspace(sys.argv[1]), 'two', plan_of(json.load(open(sys.argv[2]))))"
-    code = f"import json, sys, curate; from curate.commands.auditing import plan_of; {call}"
+    code = f"import json, sys, curate; from curate.cli.audit import plan_of; {call}"
     lot = random.Random(0)
     for wanted in (1, 2, 4):  # cells that are there when it is killed, in the midst of the next
         process = subprocess.Popen(

@@ -17,26 +17,26 @@ import torch
 
 import curate
 from curate.errors import CurateError
-from curate.exports.axolotl import Axolotl
-from curate.exports.interleave import Interleave
-from curate.exports.jsonl import Jsonl
-from curate.exports.litdata import Litdata
-from curate.exports.llamafactory import Llamafactory
-from curate.exports.mds import Mds
-from curate.exports.megatron import Megatron
-from curate.exports.open_instruct import OpenInstruct
-from curate.exports.trl import Trl
-from curate.lowering import strata_of
-from curate.manifest import read_manifest
-from curate.mixers.given import Given
-from curate.mixers.uniform import Uniform
-from curate.scores.length import Length
-from curate.selectors.random import Random
-from curate.stages.mix import Blend
-from curate.stages.select import Choice
+from curate.methods.exports.axolotl import Axolotl
+from curate.methods.exports.interleave import Interleave
+from curate.methods.exports.jsonl import Jsonl
+from curate.methods.exports.litdata import Litdata
+from curate.methods.exports.llamafactory import Llamafactory
+from curate.methods.exports.mds import Mds
+from curate.methods.exports.megatron import Megatron
+from curate.methods.exports.open_instruct import OpenInstruct
+from curate.methods.exports.trl import Trl
+from curate.methods.mixers.given import Given
+from curate.methods.mixers.uniform import Uniform
+from curate.methods.scores.length import Length
+from curate.methods.selectors.random import Random
+from curate.methods.weightings.adapt_static import AdaptStatic
+from curate.numerics.resampling import strata_of
+from curate.store.manifests import read_manifest
+from curate.store.workspace import Workspace
 from curate.training.weighted_sampler import WeightedSampler
-from curate.weightings.adapt_static import AdaptStatic
-from curate.workspace import Workspace
+from curate.verbs.mix import Blend
+from curate.verbs.select import Choice
 from tests.conftest import write_jsonl
 from tests.test_exports import CALL, LONG, TOOLS
 

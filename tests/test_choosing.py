@@ -15,27 +15,27 @@ from transformers import LlamaConfig
 
 from curate.errors import CurateError, CurateFailure
 from curate.gradients.per_sample import Outer
-from curate.gradients.projectors import Rademacher
 from curate.gradients.sketches import Sketcher
-from curate.method import Arrays, Weighting
+from curate.kinds.registry import Arrays, Weighting
+from curate.kinds.signals import Matching, Products, Step, Weights
+from curate.methods.weightings._nnls import nonnegative
+from curate.methods.weightings.filter_then_weight import FilterThenWeight
+from curate.methods.weightings.grad_match import GradMatch
+from curate.methods.weightings.grad_norm import GradNorm
+from curate.methods.weightings.greats import Greats
+from curate.methods.weightings.less_online import LessOnline
+from curate.methods.weightings.max_loss import MaxLoss
+from curate.methods.weightings.rho_online import RhoOnline
+from curate.methods.weightings.tracin_online import TracinOnline
+from curate.methods.weightings.uds_online import UdsOnline
+from curate.methods.weightings.uniform import Uniform
 from curate.models.tokens import Encoded
-from curate.nnls import nonnegative
-from curate.signals import Matching, Products, Step, Weights
-from curate.training.data import Data
+from curate.numerics.projections import Rademacher
+from curate.training.dataset import Data
+from curate.training.distributed import Alone
 from curate.training.examples import Examples
 from curate.training.loop import Snapshot, Trainer
-from curate.training.processes import Alone
 from curate.training.settings import TrainSettings
-from curate.weightings.filter_then_weight import FilterThenWeight
-from curate.weightings.grad_match import GradMatch
-from curate.weightings.grad_norm import GradNorm
-from curate.weightings.greats import Greats
-from curate.weightings.less_online import LessOnline
-from curate.weightings.max_loss import MaxLoss
-from curate.weightings.rho_online import RhoOnline
-from curate.weightings.tracin_online import TracinOnline
-from curate.weightings.uds_online import UdsOnline
-from curate.weightings.uniform import Uniform
 from tests.oracles import choosing as slow
 from tests.test_gradients import CONFIGS, model_of, samples, tokens
 

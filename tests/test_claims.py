@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 
 import curate
-from curate.claims import LEASE, claim, is_dead, myself
-from curate.costs import charged
 from curate.errors import CurateError
-from curate.shards import write_json
-from curate.workspace import Workspace
+from curate.store.commits import write_json
+from curate.store.ledger import charged
+from curate.store.locks import LEASE, claim, is_dead, myself
+from curate.store.workspace import Workspace
 
 ELSEWHERE = {"machine": "far-1234", "host": "far", "process": 4, "born": "9"}
 
@@ -42,7 +42,7 @@ def test_a_remote_holder_is_taken_for_dead_after_the_stated_time(tmp_path: Path)
 
 
 def test_a_holder_gives_signs_of_life(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("curate.claims.BEAT", 0.05)
+    monkeypatch.setattr("curate.store.locks.BEAT", 0.05)
     with claim(tmp_path, "pool"):
         path = tmp_path / ".claims/pool"
         os.utime(path, (1, 1))

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 import curate
-from curate.workspace import Workspace
+from curate.store.workspace import Workspace
 from tests.conftest import SAMPLE, qa, tree_bytes, write_jsonl
 
 Cli = Callable[..., subprocess.CompletedProcess[str]]

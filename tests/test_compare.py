@@ -12,26 +12,26 @@ import pytest
 
 import curate
 from curate.errors import CurateError
-from curate.judging import Judge
-from curate.masking import read_mask
-from curate.masks.dualsft import Dualsft as DualsftMask
-from curate.masks.gradient_block import GradientBlock
-from curate.masks.random import Random as RandomMask
-from curate.metrics.loss import Loss
+from curate.methods.masks.dualsft import Dualsft as DualsftMask
+from curate.methods.masks.gradient_block import GradientBlock
+from curate.methods.masks.random import Random as RandomMask
+from curate.methods.metrics.loss import Loss
+from curate.methods.scores.bm25 import Bm25
+from curate.methods.scores.dualsft import Dualsft
+from curate.methods.scores.nll import Nll
+from curate.methods.selectors.random import Random
+from curate.methods.selectors.top import Top
+from curate.methods.weightings.adapt import Adapt
+from curate.methods.weightings.uniform import Uniform
 from curate.models.load import ModelChoice
+from curate.numerics.statistics import Mean, paired, pareto
 from curate.pages.comparison import page, plot, reading
-from curate.plans import Training
-from curate.scores.bm25 import Bm25
-from curate.scores.dualsft import Dualsft
-from curate.scores.nll import Nll
-from curate.selectors.random import Random
-from curate.selectors.top import Top
-from curate.stages.select import Choice
-from curate.statistics import Mean, paired, pareto
+from curate.runs.config import Training
+from curate.runs.evaluation import Judge
+from curate.runs.fitted_mask import read_mask
+from curate.store.workspace import Workspace
 from curate.training.settings import TrainSettings
-from curate.weightings.adapt import Adapt
-from curate.weightings.uniform import Uniform
-from curate.workspace import Workspace
+from curate.verbs.select import Choice
 from tests.conftest import SAMPLE
 
 TINY = ModelChoice("tiny", device="cpu")

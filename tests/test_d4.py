@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 from curate.errors import CurateError
-from curate.method import Budget, Candidates
-from curate.selectors.d4 import D4
-from curate.vector_index import clusters
+from curate.kinds.registry import Budget, Candidates
+from curate.methods.selectors.d4 import D4
+from curate.numerics.faiss_index import clusters
 from tests.oracles import d4 as slow
 from tests.test_vector_selectors import pool, unit
 

@@ -11,11 +11,11 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from curate.methods.scores.davir import Davir
 from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice
 from curate.models.tokens import encode
-from curate.scores.davir import Davir
 from tests.oracles.davir import davir
 from tests.test_models import TINY, rewritten
 from tests.test_models import samples as _samples

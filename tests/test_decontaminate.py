@@ -12,9 +12,9 @@ import pytest
 
 import curate
 from curate.errors import CurateError
-from curate.method import Target, run
-from curate.scores.decontaminate import Decontaminate
-from curate.text import Text
+from curate.kinds.registry import Target, run
+from curate.kinds.text import Text
+from curate.methods.scores.decontaminate import Decontaminate
 from tests.conftest import write_jsonl
 from tests.oracles.decontaminate import overlap
 

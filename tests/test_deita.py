@@ -10,13 +10,13 @@ import pytest
 
 import curate
 from curate.errors import CurateError
-from curate.method import Budget, Candidates
-from curate.scores.embed_lm import EmbedLm
-from curate.scores.length import Length
-from curate.selectors import deita
-from curate.selectors.deita import Deita
-from curate.stages.select import Choice
-from curate.workspace import Workspace
+from curate.kinds.registry import Budget, Candidates
+from curate.methods.scores.embed_lm import EmbedLm
+from curate.methods.scores.length import Length
+from curate.methods.selectors import deita
+from curate.methods.selectors.deita import Deita
+from curate.store.workspace import Workspace
+from curate.verbs.select import Choice
 from tests.oracles.deita import deita as slow
 from tests.test_vector_selectors import pool, unit
 

@@ -10,9 +10,10 @@ import pytest
 import torch
 from scipy.stats import spearmanr
 
-from curate.diagnosis.agreement import Interval, Regret, best, jaccard, pairwise_agreement, spearman, top_overlap
-from curate.diagnosis.chosen import diversity, enrichment, place_of
-from curate.diagnosis.interactions import (
+from curate.errors import CurateError
+from curate.gradients.backward import Backward
+from curate.gradients.gradient_model import GradientModel
+from curate.gradients.interactions import (
     curvature_along,
     drawn_by_score,
     flat,
@@ -22,18 +23,17 @@ from curate.diagnosis.interactions import (
     restricted,
     summed,
 )
-from curate.diagnosis.realised import Trial, Validation, realised
-from curate.errors import CurateError
-from curate.gradients.backward import Backward
-from curate.gradients.checkpoints import Moments
-from curate.gradients.gradient_model import GradientModel
+from curate.gradients.optimizer_state import Moments
+from curate.methods.scores.dualsft import Dualsft
+from curate.methods.weightings.uniform import Uniform
 from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice
 from curate.models.tokens import encode
-from curate.scores.dualsft import Dualsft
+from curate.numerics.rank_agreement import Interval, Regret, best, jaccard, pairwise_agreement, spearman, top_overlap
+from curate.numerics.selection_profile import diversity, enrichment, place_of
 from curate.training.examples import Examples
+from curate.training.realised import Trial, Validation, realised
 from curate.training.settings import TrainSettings
-from curate.weightings.uniform import Uniform
 from tests.oracles.dualsft import distillation
 from tests.oracles.gradients import gradient
 from tests.test_dualsft import ANCHORS, tokens

@@ -14,25 +14,26 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, AutoModelForCausalLM
 
 import curate
-from curate import index, vector_index
 from curate.errors import CurateError
-from curate.lineage import load_vectors, table_state
+from curate.kinds.vectors import Anchors, Vectors
+from curate.methods.scores.embed import Embed
+from curate.methods.scores.embed_lm import EmbedLm
+from curate.methods.scores.entropy import Entropy
+from curate.methods.scores.nll import Nll
+from curate.methods.selectors.top import Top
 from curate.models.flops import forward_flops
 from curate.models.forward import Model, score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.load import TINY, ModelChoice, resolve
 from curate.models.sentence_encoder import SentenceEncoder
 from curate.models.tokens import encode
-from curate.scores.embed import Embed
-from curate.scores.embed_lm import EmbedLm
-from curate.scores.entropy import Entropy
-from curate.scores.nll import Nll
-from curate.selectors.top import Top
-from curate.shards import Parts, read_table
-from curate.stages.select import Choice
-from curate.tables import vector_table, vectors_of
-from curate.vectors import Anchors, Vectors
-from curate.workspace import Workspace
+from curate.numerics import faiss_index
+from curate.store.commits import Parts, read_table
+from curate.store.workspace import Workspace
+from curate.tables import index
+from curate.tables.state import load_vectors, table_state
+from curate.tables.vector_table import vector_table, vectors_of
+from curate.verbs.select import Choice
 from tests.conftest import SAMPLE, run_and_kill, tree_bytes, write_jsonl
 from tests.oracles.language_model import position_weighted
 
@@ -230,7 +231,7 @@ def test_new_samples_an_edited_target_and_another_model(small_ws: Workspace, tmp
 def test_a_killed_encoding_goes_on_where_it_stood(small_ws: Workspace, tmp_path: Path, seen: list[int]) -> None:
     code = """
         import curate
-        from curate.scores.embed_lm import EmbedLm
+        from curate.methods.scores.embed_lm import EmbedLm
         curate.score(curate.open_workspace(sys.argv[1]), EmbedLm(), target="sums", models="tiny")
     """
     calm = curate.open_workspace(shutil.copytree(small_ws.path, tmp_path / "calm"))
@@ -248,7 +249,7 @@ def test_a_killed_encoding_goes_on_where_it_stood(small_ws: Workspace, tmp_path:
 
 
 def test_more_workers_write_the_same_vectors(small_ws: Workspace, tmp_path: Path) -> None:
-    from curate.executors.local import Local
+    from curate.methods.executors.local import Local
 
     other = curate.open_workspace(shutil.copytree(small_ws.path, tmp_path / "other"))
     curate.score(small_ws, EmbedLm(), target="sums", models="tiny")
@@ -317,7 +318,7 @@ def test_vectors_that_are_replaced_while_a_score_is_made_of_them_are_not_mixed(
     small_ws: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Another process makes the vectors anew between the two steps of a command."""
-    from curate.stages import score as stage
+    from curate.verbs import score as stage
 
     run, other = stage._run, ModelChoice("tiny", context=100)
 
@@ -433,7 +434,7 @@ def test_the_index_answers_as_a_look_at_every_vector_does(small_ws: Workspace) -
 def test_lists_are_searched_until_nearly_all_neighbours_are_found(
     sample_ws: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vector_index, "EXACT_UP_TO", 1000)
+    monkeypatch.setattr(faiss_index, "EXACT_UP_TO", 1000)
     (made,) = curate.score(sample_ws, EmbedLm(), models="tiny")
     record = index.record_of(sample_ws, "embed_lm")
     assert record and record.lists == 219 and 0 < record.probes < record.lists and record.recall >= 0.97
@@ -452,7 +453,7 @@ def test_wide_vectors_are_quantised(
     curate.ingest(ws, [write_jsonl(tmp_path / "x.jsonl", rows)])
     raw = np.random.default_rng(0).normal(size=(300, 1500)).astype(np.float32)
     monkeypatch.setattr(EmbedLm, "_vector", lambda self, legs, _: {"vector": raw, "error": [""] * 300})
-    monkeypatch.setattr(vector_index, "EXACT_UP_TO", exact_up_to)
+    monkeypatch.setattr(faiss_index, "EXACT_UP_TO", exact_up_to)
     curate.score(ws, EmbedLm(), models="tiny")
     record = index.record_of(ws, "embed_lm")
     assert record and record.kind == ("exact, float16" if exact_up_to > 300 else "inverted lists, 8 bit")

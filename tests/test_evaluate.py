@@ -15,22 +15,22 @@ import torch
 
 import curate
 from curate.errors import CurateError
-from curate.judging import Judge, questions
-from curate.method import Question
-from curate.metrics.choice import Choice
-from curate.metrics.exact_match import ExactMatch
-from curate.metrics.loss import Loss
-from curate.metrics.pass_at_1 import PassAt1
-from curate.metrics.perplexity import Perplexity
-from curate.metrics.token_f1 import TokenF1
-from curate.models.generate import answers, continuations
+from curate.kinds.registry import Question
+from curate.methods.metrics._sandbox import run_python
+from curate.methods.metrics.choice import Choice
+from curate.methods.metrics.exact_match import ExactMatch
+from curate.methods.metrics.loss import Loss
+from curate.methods.metrics.pass_at_1 import PassAt1
+from curate.methods.metrics.perplexity import Perplexity
+from curate.methods.metrics.token_f1 import TokenF1
+from curate.models.answers import answers, continuations
 from curate.models.language_model import LanguageModel
 from curate.models.load import TINY as TINY_FOLDER
 from curate.models.load import ModelChoice
 from curate.models.tokens import encode, rendered
-from curate.runs import Run
-from curate.sandbox import run_python
-from curate.workspace import Workspace
+from curate.runs.evaluation import Judge, questions
+from curate.store.run_record import Run
+from curate.store.workspace import Workspace
 from tests.conftest import SAMPLE, write_jsonl
 from tests.oracles.language_model import token_scores
 
@@ -180,7 +180,7 @@ def test_exact_match_and_f1_of_a_model_that_knows(lm: LanguageModel) -> None:
 
 def test_the_harness_agrees(lm: LanguageModel) -> None:
     """lm-evaluation-harness's own code on the same questions."""
-    from curate.metrics.lm_eval import LmEval
+    from curate.methods.metrics.lm_eval import LmEval
 
     right = [f"{n} + 2 = {n + 2}. Pavo has {n + 2} lamps." for n in range(3, 9)]
     ask = "Pavo has {} lamps and finds 2 more. How many lamps has Pavo now?"

@@ -16,12 +16,12 @@ import pytest
 
 import curate
 from curate.errors import CurateError, CurateFailure
-from curate.executors.local import Local
-from curate.executors.ray import Ray
-from curate.lineage import score_state
-from curate.method import Executor
-from curate.workers import Backend, Done, Lost, Outcome, Ready, Tasks, Workers
-from curate.workspace import Workspace
+from curate.kinds.executor import Backend, Done, Lost, Outcome, Ready, Tasks, Workers
+from curate.kinds.registry import Executor
+from curate.methods.executors.local import Local
+from curate.methods.executors.ray import Ray
+from curate.store.workspace import Workspace
+from curate.tables.state import score_state
 from tests.conftest import tree_bytes
 from tests.faulty import Faulty, Small
 
@@ -45,7 +45,7 @@ def some_text(ws: Workspace, row: int) -> str:
 
 def workers_left() -> list[str]:
     listed = subprocess.run(["ps", "-eo", "ppid,args"], capture_output=True, text=True).stdout.splitlines()
-    return [line for line in listed if "curate.executors.local" in line and line.split()[0] == str(os.getpid())]
+    return [line for line in listed if "curate.methods.executors.local" in line and line.split()[0] == str(os.getpid())]
 
 
 # --- the same bytes --------------------------------------------------------------------------------------
@@ -119,7 +119,7 @@ def test_a_unit_that_loses_every_worker_ends_in_a_sentence_and_the_rest_stands(
 
 
 def score_records(ws: Workspace, name: str) -> list[dict[str, Any]]:
-    from curate.shards import Parts
+    from curate.store.commits import Parts
 
     return list(Parts(ws.score_folder(name)).records().values())
 
@@ -159,7 +159,7 @@ def test_after_an_error_the_units_under_way_are_committed(sample_ws: Workspace, 
     charged = {row["phase"]: row["samples"] for row in curate.ledger(sample_ws)}["score"]
     stored = sum(r["rows"] for r in score_records(sample_ws, "faulty"))
     units = (sample_ws.score_folder("faulty") / "_units").rglob("_commit/*.json")
-    from curate.shards import read_json
+    from curate.store.commits import read_json
 
     stored += sum(read_json(unit)["rows"] for unit in units)
     assert 0 < charged - stored < 100  # all that was begun, but for the unit that killed its worker
@@ -276,8 +276,8 @@ def test_a_method_of_the_users_own_script_reaches_the_workers_and_their_prints_s
         import sys
         from dataclasses import dataclass
         import curate
-        from curate.executors.local import Local
-        from curate.method import Pass, Score
+        from curate.methods.executors.local import Local
+        from curate.kinds.registry import Pass, Score
 
         @dataclass(frozen=True)
         class Mine(Score):
@@ -311,7 +311,7 @@ def test_workers_die_with_the_command(sample_ws: Workspace, tmp_path: Path) -> N
     script = """
         import os, sys
         import curate
-        from curate.executors.local import Local
+        from curate.methods.executors.local import Local
         from tests.faulty import Faulty
         print(os.getpid(), flush=True)
         curate.score(curate.open_workspace(sys.argv[1]), Faulty(on="", how="hang"), executor=Local(workers=2))
@@ -322,7 +322,7 @@ def test_workers_die_with_the_command(sample_ws: Workspace, tmp_path: Path) -> N
 
     def children() -> int:
         listed = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True).stdout.splitlines()
-        return sum("curate.executors.local" in line and line.endswith(f" {process.pid}") for line in listed)
+        return sum("curate.methods.executors.local" in line and line.endswith(f" {process.pid}") for line in listed)
 
     deadline = time.monotonic() + 30
     while children() < 2 and time.monotonic() < deadline:

@@ -14,16 +14,16 @@ import pytest
 
 import curate
 from curate.errors import CurateError
-from curate.exports.datasets import Datasets
-from curate.exports.jsonl import Jsonl
-from curate.exports.llamafactory import Llamafactory
-from curate.exports.parquet import Parquet
-from curate.exports.trl import Trl
-from curate.manifest import read_manifest, write_manifest
-from curate.method import Export, Row
-from curate.selectors.random import Random
-from curate.stages.select import Choice
-from curate.workspace import Workspace
+from curate.kinds.registry import Export, Row
+from curate.methods.exports.datasets import Datasets
+from curate.methods.exports.jsonl import Jsonl
+from curate.methods.exports.llamafactory import Llamafactory
+from curate.methods.exports.parquet import Parquet
+from curate.methods.exports.trl import Trl
+from curate.methods.selectors.random import Random
+from curate.store.manifests import read_manifest, write_manifest
+from curate.store.workspace import Workspace
+from curate.verbs.select import Choice
 from tests.conftest import write_jsonl
 
 

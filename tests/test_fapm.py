@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 
 import curate
+from curate.methods.pruners.fapm import Fapm
 from curate.models.load import TINY
-from curate.pruners.fapm import Fapm
-from curate.workspace import Workspace
+from curate.store.workspace import Workspace
 from tests.oracles.fapm import fapm
 from tests.test_prune import latest, weights
 from tests.test_prune import ready as _ready

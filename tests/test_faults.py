@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import curate
-from curate.workspace import Workspace
+from curate.store.workspace import Workspace
 from tests.conftest import ROOT, tree_bytes
 from tests.drill import Drill, leftovers
 from tests.faulty import Small
@@ -72,9 +72,9 @@ def test_a_kill_during_the_swap_of_fresh_loses_neither_table(sample_ws: Workspac
     script = """
         import os, shutil, signal, sys
         import curate
-        from curate import storage
-        from curate.scores.length import Length
-        from curate.workspace import Workspace
+        from curate.store import files as storage
+        from curate.methods.scores.length import Length
+        from curate.store.workspace import Workspace
 
         left, swap = int(sys.argv[2]), Workspace.swap_table
 
@@ -94,7 +94,7 @@ def test_a_kill_during_the_swap_of_fresh_loses_neither_table(sample_ws: Workspac
         Workspace.swap_table = armed
         curate.score(curate.open_workspace(sys.argv[1]), Length(of="whole"), fresh=True)
     """
-    from curate.scores.length import Length
+    from curate.methods.scores.length import Length
 
     curate.score(sample_ws, Length())
     old = tree_bytes(sample_ws.score_folder("length"))

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curate.fingerprint import content_id, fingerprint, ids_as_integers, keyed_uniform
+from curate.hashing import content_id, fingerprint, ids_as_integers, keyed_uniform
 
 VECTORS = json.loads((Path(__file__).parent / "golden/content_ids.json").read_text())
 

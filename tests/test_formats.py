@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from curate.errors import CurateError
-from curate.formats import Reader, Refused
+from curate.store.input_formats import Reader, Refused
 
 
 def read(record: Any, **kwargs: Any) -> Any:

@@ -13,15 +13,15 @@ import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
 
 from curate.errors import CurateError
-from curate.fingerprint import fingerprint
 from curate.gradients.backward import Backward
 from curate.gradients.directions import forward_mode, ghost
 from curate.gradients.per_sample import Outer, PerSample, Thin
-from curate.gradients.projectors import Sjlt, projector
+from curate.hashing import fingerprint
 from curate.models.forward import Usage
 from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice, load
 from curate.models.tokens import Encoded, encode
+from curate.numerics.projections import Sjlt, projector
 from tests.oracles import gradients as slow
 
 SMALL: dict[str, Any] = {

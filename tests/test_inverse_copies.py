@@ -10,10 +10,10 @@ import pytest
 
 import curate
 from curate.errors import CurateError
-from curate.manifest import read_manifest
-from curate.method import weigh_once
-from curate.scores.near_dup import NearDup
-from curate.weightings.inverse_copies import InverseCopies
+from curate.kinds.registry import weigh_once
+from curate.methods.scores.near_dup import NearDup
+from curate.methods.weightings.inverse_copies import InverseCopies
+from curate.store.manifests import read_manifest
 from tests.conftest import write_jsonl
 from tests.oracles.inverse_copies import inverse_copies
 

@@ -15,21 +15,21 @@ from scipy.stats import spearmanr
 
 from curate.errors import CurateError
 from curate.gradients.backward import Backward
-from curate.gradients.checkpoints import load_moments, plain
 from curate.gradients.gradient_model import GradientModel
+from curate.gradients.optimizer_state import load_moments, plain
+from curate.kinds.vectors import Vectors
+from curate.methods.scores.less import Less
+from curate.methods.weightings.uniform import Uniform
 from curate.models.forward import score_samples
 from curate.models.load import CheckpointChoice, ModelChoice, load
 from curate.models.tokens import encode
-from curate.scores.less import Less
-from curate.training.data import Data
+from curate.runs.warmup import checkpoints_of
+from curate.training.dataset import Data
+from curate.training.distributed import Alone
 from curate.training.examples import Examples
 from curate.training.loop import Trainer
-from curate.training.processes import Alone
 from curate.training.settings import TrainSettings
-from curate.training.trainee import trainee
-from curate.vectors import Vectors
-from curate.warmups import checkpoints_of
-from curate.weightings.uniform import Uniform
+from curate.training.trainable import trainee
 from tests.conftest import SAMPLE
 from tests.oracles import gradients as slow
 

@@ -13,22 +13,22 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PhiCon
 
 import curate
 from curate.errors import CurateError
-from curate.fingerprint import keyed_uniform
-from curate.method import Budget, Candidates
+from curate.hashing import keyed_uniform
+from curate.kinds.registry import Budget, Candidates
+from curate.methods.scores.embed_lm import EmbedLm
+from curate.methods.scores.embed_logits import EmbedLogits
+from curate.methods.scores.nuclear import Nuclear
+from curate.methods.selectors.kcenter import Kcenter
+from curate.methods.selectors.lhas import Lhas
+from curate.methods.selectors.random import Random
+from curate.methods.selectors.uds import Uds
 from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice, load
 from curate.models.tokens import encode
-from curate.scores.embed_lm import EmbedLm
-from curate.scores.embed_logits import EmbedLogits
-from curate.scores.nuclear import Nuclear
-from curate.selectors.kcenter import Kcenter
-from curate.selectors.lhas import Lhas
-from curate.selectors.random import Random
-from curate.selectors.uds import Uds
-from curate.shards import read_json
-from curate.stages.select import Choice
-from curate.workspace import Workspace
+from curate.store.commits import read_json
+from curate.store.workspace import Workspace
+from curate.verbs.select import Choice
 from tests.oracles import selectors as slow
 
 SIZES: dict[str, Any] = {
@@ -225,7 +225,9 @@ def test_a_history_is_manifests_and_targets_the_latest_last(with_vectors: Worksp
     lineage = read_json(ws.manifest_path("afterwards").with_suffix(".json"))
     assert lineage["history"].keys() == {"words", "first"}
     assert "--history words,first" in lineage["command"]
-    again = curate.replay(ws, "again", str(ws.manifest_path("afterwards").with_suffix(".json")), curate.method.find)
+    again = curate.replay(
+        ws, "again", str(ws.manifest_path("afterwards").with_suffix(".json")), curate.kinds.registry.find
+    )
     assert not again.warnings
 
 

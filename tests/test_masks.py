@@ -14,30 +14,30 @@ import torch
 from safetensors.torch import load_file
 
 import curate
-from curate.coordinates import largest, shares
 from curate.errors import CurateError
-from curate.gradients.checkpoints import load_moments
-from curate.masking import fitted, read_mask, write_mask
-from curate.masks.dualsft import Dualsft as DualsftMask
-from curate.masks.gradient_block import GradientBlock
-from curate.masks.magnitude_small import MagnitudeSmall
-from curate.masks.principal import Principal
-from curate.masks.random import Random
-from curate.masks.structured import Structured
-from curate.method import Parameters
+from curate.gradients.optimizer_state import load_moments
+from curate.kinds.registry import Parameters
+from curate.methods.masks.dualsft import Dualsft as DualsftMask
+from curate.methods.masks.gradient_block import GradientBlock
+from curate.methods.masks.magnitude_small import MagnitudeSmall
+from curate.methods.masks.principal import Principal
+from curate.methods.masks.random import Random
+from curate.methods.masks.structured import Structured
+from curate.methods.scores.dualsft import Dualsft
+from curate.methods.weightings.uniform import Uniform
 from curate.models.language_model import LanguageModel
 from curate.models.load import CheckpointChoice, ModelChoice, load
 from curate.models.tokens import encode
-from curate.plans import Training
-from curate.scores.dualsft import Dualsft
-from curate.shards import read_arrays
-from curate.training.data import Data
+from curate.numerics.top_k import largest, shares
+from curate.runs.config import Training
+from curate.runs.fitted_mask import fitted, read_mask, write_mask
+from curate.store.commits import read_arrays
+from curate.training.dataset import Data
+from curate.training.distributed import Alone
 from curate.training.examples import Examples
 from curate.training.loop import Trainer
-from curate.training.masked import Refreshed
-from curate.training.processes import Alone
+from curate.training.masked_parameters import Refreshed
 from curate.training.settings import TrainSettings
-from curate.weightings.uniform import Uniform
 from tests.conftest import SAMPLE, run_and_kill, tree_bytes
 from tests.oracles.training import weighted_gradient
 from tests.test_less import AIM, POOL

@@ -18,35 +18,35 @@ from safetensors.numpy import load_file
 from scipy.stats import chisquare
 
 import curate
-from curate.cli import cli
+from curate.cli.main import cli
 from curate.errors import CurateError
-from curate.executors.local import Local
-from curate.judging import Judge
-from curate.manifest import read_any, read_manifest
-from curate.method import Domains, Proxies
-from curate.metrics.loss import Loss
-from curate.mixers.doremi import Doremi, Reweighting
-from curate.mixers.given import Given
-from curate.mixers.proportional import Proportional
-from curate.mixers.regmix import Regmix
-from curate.mixers.softmax import Softmax
-from curate.mixers.temperature import Temperature
-from curate.mixers.uniform import Uniform
+from curate.kinds.registry import Domains, Proxies
+from curate.kinds.signals import Drawn, Step
+from curate.methods.executors.local import Local
+from curate.methods.metrics.loss import Loss
+from curate.methods.mixers.doremi import Doremi, Reweighting
+from curate.methods.mixers.given import Given
+from curate.methods.mixers.proportional import Proportional
+from curate.methods.mixers.regmix import Regmix
+from curate.methods.mixers.softmax import Softmax
+from curate.methods.mixers.temperature import Temperature
+from curate.methods.mixers.uniform import Uniform
+from curate.methods.scores.length import Length
+from curate.methods.selectors.random import Random
+from curate.methods.selectors.top import Top
+from curate.methods.weightings.adapt_static import AdaptStatic
+from curate.methods.weightings.stm import Stm
+from curate.methods.weightings.uniform import Uniform as Plain
 from curate.models.load import ModelChoice
-from curate.plans import Training
-from curate.proxies import Proxy
-from curate.scores.length import Length
-from curate.selectors.random import Random
-from curate.selectors.top import Top
-from curate.signals import Drawn, Step
-from curate.stages.mix import Blend
-from curate.stages.select import Choice
-from curate.training.draws import Draws, quotas
+from curate.runs.config import Training
+from curate.runs.evaluation import Judge
+from curate.runs.proxies import Proxy
+from curate.store.manifests import read_any, read_manifest
+from curate.store.workspace import Workspace
+from curate.training.mixture_sampler import Draws, quotas
 from curate.training.settings import TrainSettings
-from curate.weightings.adapt_static import AdaptStatic
-from curate.weightings.stm import Stm
-from curate.weightings.uniform import Uniform as Plain
-from curate.workspace import Workspace
+from curate.verbs.mix import Blend
+from curate.verbs.select import Choice
 from tests.oracles.doremi import step as doremi_step
 from tests.test_exports import toy_model
 

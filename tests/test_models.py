@@ -19,22 +19,22 @@ from transformers import AutoModelForCausalLM
 
 import curate
 from curate.errors import CurateError
+from curate.kinds.vectors import Vectors
+from curate.methods.scores.bm25 import Bm25
+from curate.methods.scores.el2n import El2n
+from curate.methods.scores.embed_lm import EmbedLm
+from curate.methods.scores.entropy import Entropy
+from curate.methods.scores.ifd import Ifd
+from curate.methods.scores.length import Length
+from curate.methods.scores.nll import Nll
+from curate.methods.scores.rho import Rho
 from curate.models.batches import by_length
 from curate.models.flops import forward_flops
 from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.load import TINY, ModelChoice, load, resolve
 from curate.models.tokens import encode, render
-from curate.scores.bm25 import Bm25
-from curate.scores.el2n import El2n
-from curate.scores.embed_lm import EmbedLm
-from curate.scores.entropy import Entropy
-from curate.scores.ifd import Ifd
-from curate.scores.length import Length
-from curate.scores.nll import Nll
-from curate.scores.rho import Rho
-from curate.vectors import Vectors
-from curate.workspace import Workspace
+from curate.store.workspace import Workspace
 from tests.conftest import ROOT, SAMPLE, qa, run_and_kill, write_jsonl
 from tests.oracles.language_model import ifd, position_weighted, token_scores
 from tests.templates import FAMILIES, FORGETFUL, MARKED
@@ -407,14 +407,14 @@ def test_a_killed_pass_through_a_model_goes_on_where_it_stood(
 ) -> None:
     code = """
         import curate
-        from curate.scores.entropy import Entropy
-        from curate.scores.nll import Nll
-        from curate import jobs
+        from curate.methods.scores.entropy import Entropy
+        from curate.methods.scores.nll import Nll
+        from curate.tables import plan as jobs
         jobs.unit_size = lambda models: 3000.0
         curate.score(curate.open_workspace(sys.argv[1]), Nll(), Entropy(), models="tiny")
     """
     query = "SELECT nll, entropy FROM samples ORDER BY row"
-    monkeypatch.setattr("curate.jobs.unit_size", lambda models: 3000.0)
+    monkeypatch.setattr("curate.tables.plan.unit_size", lambda models: 3000.0)
     calm = curate.open_workspace(shutil.copytree(small_ws.path, tmp_path / "calm"))
     curate.score(calm, Nll(), Entropy(), models="tiny")
     run_and_kill(code, str(small_ws.path), die_at=6)  # the second score's table of the third unit is not committed
@@ -465,9 +465,9 @@ for name in ("pyarrow", "polars", "duckdb", "faiss", "orjson", "datasets", "clou
 from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice
-from curate.scores.ifd import Ifd
-from curate.scores.nll import Nll
-from curate.scores.rho import Rho
+from curate.methods.scores.ifd import Ifd
+from curate.methods.scores.nll import Nll
+from curate.methods.scores.rho import Rho
 model = LanguageModel(ModelChoice({str(TINY)!r}))
 passes = {{"nll": Nll().passes(None)[0]}}
 columns, _ = score_samples({{"base": model}}, [{{"text": "a river", "messages": None}}], passes)

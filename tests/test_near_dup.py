@@ -12,9 +12,9 @@ import pytest
 
 import curate
 from curate.errors import CurateError
-from curate.method import run
-from curate.scores.near_dup import NearDup
-from curate.text import Text
+from curate.kinds.registry import run
+from curate.kinds.text import Text
+from curate.methods.scores.near_dup import NearDup
 from tests.conftest import write_jsonl
 from tests.oracles import near_dup as slow
 from tests.test_sample import make_sample as _make_sample

@@ -18,17 +18,17 @@ import pytest
 
 import curate
 from curate.errors import CurateError, CurateFailure
+from curate.methods.weightings.filter_then_weight import FilterThenWeight
+from curate.methods.weightings.max_loss import MaxLoss
+from curate.methods.weightings.stm import Stm
+from curate.methods.weightings.uniform import Uniform
 from curate.models.load import ModelChoice
 from curate.models.tokens import Encoded
-from curate.plans import Feed, Past, Training
-from curate.runs import Run
+from curate.runs.config import Feed, Past, Training
+from curate.store.run_record import Run
+from curate.store.workspace import Workspace
 from curate.training.settings import TrainSettings
 from curate.training.stream import Stream
-from curate.weightings.filter_then_weight import FilterThenWeight
-from curate.weightings.max_loss import MaxLoss
-from curate.weightings.stm import Stm
-from curate.weightings.uniform import Uniform
-from curate.workspace import Workspace
 from tests.conftest import ROOT, sample_in, tree_bytes
 from tests.test_runs import weights_of
 
@@ -90,7 +90,7 @@ TRAINING = """
 import sys
 import curate
 from dataclasses import replace
-from curate.workspace import Workspace
+from curate.store.workspace import Workspace
 from tests.test_online import ONLINE, fed
 curate.train(curate.open_workspace(sys.argv[1]), "run", fed() if sys.argv[2] == "fed" else ONLINE)
 """

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from curate.method import names
+from curate.kinds.registry import names
 from tests.conftest import ROOT
 
 pytestmark = pytest.mark.slow

@@ -11,30 +11,30 @@ import pytest
 
 import curate
 from curate.errors import CurateError
-from curate.judging import Judge
-from curate.masking import read_mask
-from curate.masks.magnitude_small import MagnitudeSmall
-from curate.metrics.loss import Loss
-from curate.mixers.doremi import Doremi
+from curate.methods.masks.magnitude_small import MagnitudeSmall
+from curate.methods.metrics.loss import Loss
+from curate.methods.mixers.doremi import Doremi
+from curate.methods.pruners.magnitude import Magnitude
+from curate.methods.scores.davir import Davir
+from curate.methods.scores.graddot import Graddot
+from curate.methods.scores.nll import Nll
+from curate.methods.scores.rho import Rho
+from curate.methods.selectors.random import Random
+from curate.methods.selectors.top import Top
+from curate.methods.weightings.adapt_static import AdaptStatic
+from curate.methods.weightings.rho_weight import RhoWeight
+from curate.methods.weightings.uniform import Uniform
 from curate.models.load import TINY as TINY_FOLDER
 from curate.models.load import ModelChoice
-from curate.plans import Training
-from curate.proxies import Proxy
-from curate.pruners.magnitude import Magnitude
-from curate.scores.davir import Davir
-from curate.scores.graddot import Graddot
-from curate.scores.nll import Nll
-from curate.scores.rho import Rho
-from curate.selectors.random import Random
-from curate.selectors.top import Top
-from curate.stages.compare import Compared
-from curate.stages.mix import Blend
-from curate.stages.select import Choice
+from curate.runs.config import Training
+from curate.runs.evaluation import Judge
+from curate.runs.fitted_mask import read_mask
+from curate.runs.proxies import Proxy
+from curate.store.workspace import Workspace
 from curate.training.settings import TrainSettings
-from curate.weightings.adapt_static import AdaptStatic
-from curate.weightings.rho_weight import RhoWeight
-from curate.weightings.uniform import Uniform
-from curate.workspace import Workspace
+from curate.verbs.compare import Compared
+from curate.verbs.mix import Blend
+from curate.verbs.select import Choice
 from tests.conftest import SAMPLE
 
 TINY = ModelChoice("tiny")

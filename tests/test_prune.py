@@ -15,16 +15,16 @@ from safetensors.numpy import load_file
 
 import curate
 from curate.errors import CurateError
-from curate.judging import Judge
-from curate.metrics.loss import Loss
+from curate.methods.metrics.loss import Loss
+from curate.methods.pruners.magnitude import Magnitude
+from curate.methods.selectors.random import Random
+from curate.methods.weightings.uniform import Uniform
 from curate.models.load import TINY, ModelChoice
-from curate.plans import Training
-from curate.pruners.magnitude import Magnitude
-from curate.selectors.random import Random
-from curate.stages.select import Choice
+from curate.runs.config import Training
+from curate.runs.evaluation import Judge
+from curate.store.workspace import Workspace
 from curate.training.settings import TrainSettings
-from curate.weightings.uniform import Uniform
-from curate.workspace import Workspace
+from curate.verbs.select import Choice
 from tests.conftest import SAMPLE, sample_in
 
 SHORT = TrainSettings(steps=3, batch_size=8, lr=1e-3)

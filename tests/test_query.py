@@ -9,12 +9,12 @@ import pyarrow.parquet as pq
 import pytest
 
 import curate
-from curate import query
 from curate.errors import CurateError
-from curate.scores.bm25 import Bm25
-from curate.scores.length import Length
-from curate.stages.sql import write_sql
-from curate.workspace import Workspace
+from curate.methods.scores.bm25 import Bm25
+from curate.methods.scores.length import Length
+from curate.store.workspace import Workspace
+from curate.tables import sql
+from curate.verbs.sql import write_sql
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ def test_a_star_has_every_column_and_names_bound_the_work(scored: Workspace) -> 
     assert {"id", "meta", "row", "bm25_arithmetic", "bm25_arithmetic_subtasks", "length_turns", "length_error"} <= set(
         row
     )
-    with query.connect(scored, "SELECT length FROM samples") as connection:
-        sql = connection.execute("SELECT sql FROM duckdb_views() WHERE view_name = 'samples'").fetchall()[0][0]
-    assert "scores/length" in sql and "bm25" not in sql
+    with sql.connect(scored, "SELECT length FROM samples") as connection:
+        view = connection.execute("SELECT sql FROM duckdb_views() WHERE view_name = 'samples'").fetchall()[0][0]
+    assert "scores/length" in view and "bm25" not in view
 
 
 def test_every_view_is_there_even_when_empty(ws: Workspace) -> None:
@@ -99,7 +99,7 @@ def test_results_are_written_as_files(scored: Workspace, tmp_path: Path) -> None
 
 def test_samples_over_missing_shards_keeps_every_row_in_place(scored: Workspace) -> None:
     """A score whose second shard is gone gives nulls exactly there."""
-    from curate.shards import Parts
+    from curate.store.commits import Parts
 
     want = curate.sql(scored, "SELECT row, length FROM samples ORDER BY row")
     second = scored.shards()[1]

@@ -17,8 +17,8 @@ import pytest
 
 import curate
 from curate.errors import CurateError, CurateFailure
-from curate.executors.ray import Ray
-from curate.workspace import Workspace
+from curate.methods.executors.ray import Ray
+from curate.store.workspace import Workspace
 from tests.conftest import ROOT, tree_bytes
 from tests.faulty import Faulty, Slow, Small
 
@@ -62,7 +62,7 @@ def test_a_ray_of_our_own_writes_the_same_bytes_and_listens_to_this_machine_alon
     script = """
         import subprocess, sys
         import curate
-        from curate.executors.ray import Ray
+        from curate.methods.executors.ray import Ray
         from tests.faulty import Small
         ws = curate.open_workspace(sys.argv[1])
         workers = Ray(workers=2).open()

@@ -12,8 +12,8 @@ import pytest
 from backports import zstd
 
 from curate.errors import CurateError
-from curate.formats import Unreadable
-from curate.readers import find_inputs, records, source_name
+from curate.store.input_files import find_inputs, records, source_name
+from curate.store.input_formats import Unreadable
 
 ROWS = [{"text": f'row {i} \u00e9 \u65e5 \U0001f600 " \\ \n', "n": i} for i in range(3000)]
 
@@ -89,7 +89,7 @@ def test_an_array_is_streamed_across_chunks_whatever_stands_in_it(
     for indent in (None, 2, 40):
         path.write_text(json.dumps(rows, indent=indent, ensure_ascii=False))
         for chunk in (1, 7, 64, 1 << 20):
-            monkeypatch.setattr("curate.readers._CHUNK", chunk)
+            monkeypatch.setattr("curate.store.input_files._CHUNK", chunk)
             assert read(path) == rows
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 
 import curate
-from curate.scores.bm25 import Bm25
-from curate.workspace import Workspace
+from curate.methods.scores.bm25 import Bm25
+from curate.store.workspace import Workspace
 
 
 @pytest.fixture(scope="module")

@@ -19,19 +19,19 @@ from click.testing import CliRunner
 from scipy.stats import spearmanr
 
 import curate
-from curate.cli import cli
+from curate.cli.main import cli
 from curate.errors import CurateError
-from curate.mixers.uniform import Uniform
+from curate.methods.mixers.uniform import Uniform
+from curate.methods.scores.bm25 import Bm25
+from curate.methods.scores.length import Length
+from curate.methods.scores.repetition import Repetition
+from curate.methods.selectors.random import Random
+from curate.methods.selectors.top import Top
+from curate.methods.weightings.adapt_static import AdaptStatic
 from curate.pages.report import page
-from curate.scores.bm25 import Bm25
-from curate.scores.length import Length
-from curate.scores.repetition import Repetition
-from curate.selectors.random import Random
-from curate.selectors.top import Top
-from curate.stages.mix import Blend
-from curate.stages.select import Choice
-from curate.weightings.adapt_static import AdaptStatic
-from curate.workspace import Workspace
+from curate.store.workspace import Workspace
+from curate.verbs.mix import Blend
+from curate.verbs.select import Choice
 from tests.conftest import SHARED, write_jsonl
 
 CHROMIUM = next(

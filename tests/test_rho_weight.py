@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from curate.errors import CurateError
-from curate.signals import Step
+from curate.kinds.signals import Step
+from curate.methods.weightings.rho_weight import RhoWeight
 from curate.training.examples import Examples
 from curate.training.objective import Objective
-from curate.weightings.rho_weight import RhoWeight
 from tests.oracles.rho_weight import rho_weight
 from tests.oracles.training import token_losses
 from tests.test_training import ONE_STEP, Encoded, base_losses, closest, gradient_of, pairs, tiny

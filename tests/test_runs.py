@@ -16,24 +16,24 @@ import pytest
 
 import curate
 from curate.errors import CurateError, CurateFailure
-from curate.judging import Judge
-from curate.manifest import read_manifest, write_manifest
-from curate.metrics.loss import Loss
+from curate.methods.metrics.loss import Loss
+from curate.methods.scores.length import Length
+from curate.methods.selectors.random import Random
+from curate.methods.weightings.adapt import Adapt
+from curate.methods.weightings.adapt_static import AdaptStatic
+from curate.methods.weightings.flow import Flow
+from curate.methods.weightings.linupper import Linupper
+from curate.methods.weightings.stm import Stm
+from curate.methods.weightings.uniform import Uniform
 from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice
-from curate.plans import Training
-from curate.runs import Run
-from curate.scores.length import Length
-from curate.selectors.random import Random
-from curate.stages.select import Choice
+from curate.runs.config import Training
+from curate.runs.evaluation import Judge
+from curate.store.manifests import read_manifest, write_manifest
+from curate.store.run_record import Run
+from curate.store.workspace import Workspace
 from curate.training.settings import TrainSettings
-from curate.weightings.adapt import Adapt
-from curate.weightings.adapt_static import AdaptStatic
-from curate.weightings.flow import Flow
-from curate.weightings.linupper import Linupper
-from curate.weightings.stm import Stm
-from curate.weightings.uniform import Uniform
-from curate.workspace import Workspace
+from curate.verbs.select import Choice
 from tests.conftest import ROOT, SAMPLE, qa, tree_bytes, write_jsonl
 
 TINY = ModelChoice("tiny", device="cpu")
@@ -86,7 +86,7 @@ def test_a_run_leaves_metrics_weights_checkpoints_and_evaluations(ready: Workspa
 KILLED = """
 import os, signal, sys
 import curate
-from curate.runs import Run
+from curate.store.run_record import Run
 from tests.test_runs import TRAININGS, JUDGE
 
 path, name, die_at = sys.argv[1:]
@@ -230,7 +230,7 @@ def test_lora_is_saved_as_peft_reads_it_and_scores_like_any_model(ready: Workspa
     files = {p.name for p in Path(result.folder).iterdir()}
     assert {"adapter_config.json", "adapter_model.safetensors", "optimizer.safetensors"} <= files
     assert "model.safetensors" not in files
-    from curate.scores.nll import Nll
+    from curate.methods.scores.nll import Nll
 
     (tuned,) = curate.score(ready, Nll(), models=ModelChoice(result.folder, device="cpu"), names={"nll": "tuned"})
     (plain,) = curate.score(ready, Nll(), models=TINY)

@@ -15,15 +15,15 @@ from typing import Any
 import pytest
 
 import curate
-from curate.claims import claim
 from curate.errors import CurateError
-from curate.executors.local import Local
-from curate.scores.bm25 import Bm25
-from curate.scores.length import Length
-from curate.selectors.top import Top
-from curate.stages.select import Choice
-from curate.storage import location
-from curate.workspace import Workspace
+from curate.methods.executors.local import Local
+from curate.methods.scores.bm25 import Bm25
+from curate.methods.scores.length import Length
+from curate.methods.selectors.top import Top
+from curate.store.files import location
+from curate.store.locks import claim
+from curate.store.workspace import Workspace
+from curate.verbs.select import Choice
 from tests.conftest import SAMPLE, tree_bytes
 from tests.drill import Drill, leftovers
 from tests.faulty import Small
@@ -130,7 +130,7 @@ def test_a_claim_is_one_processs_and_a_dead_ones_is_free(bucket: str) -> None:
             pass
     with claim(root, "score x"):
         pass
-    script = "import sys,os,signal; from curate.claims import claim; from curate.storage import location\n" \
+    script = "import sys,os,signal; from curate.store.locks import claim; from curate.store.files import location\n" \
         "with claim(location(sys.argv[1]), 'score x'): os.kill(os.getpid(), signal.SIGKILL)"  # fmt: skip
     subprocess.run([sys.executable, "-c", script, str(root)], timeout=60)
     assert list((root / ".claims/score-x").iterdir())  # what the killed one left

@@ -33,7 +33,7 @@ def test_the_committed_files_are_what_the_generator_writes(make_sample: ModuleTy
     assert sum(len(c.encode()) for c in made.values()) < 2_000_000
 
 
-def test_the_truth_has_the_promised_shares(sample_ws: curate.workspace.Workspace) -> None:  # type: ignore[name-defined]
+def test_the_truth_has_the_promised_shares(sample_ws: curate.store.workspace.Workspace) -> None:  # type: ignore[name-defined]
     (row,) = curate.sql(
         sample_ws,
         """SELECT count(*) AS n, avg((meta->>'corrupt' = 'true')::INT) AS corrupt,

@@ -15,13 +15,13 @@ import pytest
 
 import curate
 from curate.errors import CurateError
-from curate.lineage import score_state
-from curate.scores.bm25 import Bm25
-from curate.scores.dsir import Dsir
-from curate.scores.length import Length
-from curate.shards import read_table
-from curate.tasks import ROW_COST, shard_units, unit_ranges
-from curate.workspace import Workspace
+from curate.methods.scores.bm25 import Bm25
+from curate.methods.scores.dsir import Dsir
+from curate.methods.scores.length import Length
+from curate.store.commits import read_table
+from curate.store.workspace import Workspace
+from curate.tables.state import score_state
+from curate.tables.unit_worker import ROW_COST, shard_units, unit_ranges
 from tests.conftest import SAMPLE, qa, run_and_kill, tree_bytes, write_jsonl
 
 
@@ -264,7 +264,7 @@ def test_commit_records_vouch_for_the_bytes(sample_ws: Workspace) -> None:
 
     curate.score(sample_ws, Small(), target="arithmetic")
     folder = sample_ws.score_folder("bm25_arithmetic")
-    from curate.shards import Parts
+    from curate.store.commits import Parts
 
     records = Parts(folder).records()
     assert len(records) == len(sample_ws.shards()) > 1
@@ -291,7 +291,7 @@ def test_every_pass_is_in_the_ledger(sample_ws: Workspace) -> None:
 
 SCORE = """
     import curate
-    from curate.scores.bm25 import Bm25
+    from curate.methods.scores.bm25 import Bm25
 
     class Small(Bm25):
         unit_bytes = 10_000
@@ -326,7 +326,7 @@ def test_a_living_writer_is_respected_and_a_dead_one_is_not(sample_ws: Workspace
     holder = """
         import sys, time
         from pathlib import Path
-        from curate.claims import claim
+        from curate.store.locks import claim
         with claim(Path(sys.argv[1]), "score length"):
             print("held", flush=True)
             sys.stdin.read()

@@ -13,12 +13,12 @@ import pytest
 from rank_bm25 import BM25Okapi, BM25Plus
 
 from curate.errors import CurateError
-from curate.method import Target, run
-from curate.scores.bm25 import Bm25
-from curate.scores.dsir import Dsir
-from curate.scores.length import Length
-from curate.scores.repetition import Repetition
-from curate.text import WORDS, Text
+from curate.kinds.registry import Target, run
+from curate.kinds.text import WORDS, Text
+from curate.methods.scores.bm25 import Bm25
+from curate.methods.scores.dsir import Dsir
+from curate.methods.scores.length import Length
+from curate.methods.scores.repetition import Repetition
 from tests.oracles import scores as oracle
 
 VARIANTS = ["okapi", "lucene", "robertson", "atire", "bm25l", "bm25plus"]

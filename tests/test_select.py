@@ -8,16 +8,16 @@ import pytest
 
 import curate
 from curate.errors import CurateError
-from curate.method import Budget, Candidates, find
-from curate.scores.bm25 import Bm25
-from curate.scores.length import Length
-from curate.selectors.dsir import Dsir
-from curate.selectors.quota import Quota
-from curate.selectors.random import Random
-from curate.selectors.top import Top
-from curate.shards import read_json
-from curate.stages.select import Choice
-from curate.workspace import Workspace
+from curate.kinds.registry import Budget, Candidates, find
+from curate.methods.scores.bm25 import Bm25
+from curate.methods.scores.length import Length
+from curate.methods.selectors.dsir import Dsir
+from curate.methods.selectors.quota import Quota
+from curate.methods.selectors.random import Random
+from curate.methods.selectors.top import Top
+from curate.store.commits import read_json
+from curate.store.workspace import Workspace
+from curate.verbs.select import Choice
 from tests.conftest import qa, tree_bytes, write_jsonl
 
 
@@ -78,7 +78,7 @@ def test_per_subtask_gives_each_its_best_and_none_twice(scored: Workspace) -> No
 
 def test_groups_draw_with_noise_of_their_own() -> None:
     """What the first group left over is as likely as any other in the second."""
-    from curate.stages.select import _seed
+    from curate.verbs.select import _seed
 
     pool, second = Candidates.of([0.0, 0.0, 0.0]), 0
     for seed in range(3000):
@@ -185,14 +185,14 @@ def test_a_failed_selection_leaves_the_manifest_it_would_have_replaced(scored: W
     def full(*args: Any, **kwargs: Any) -> str:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("curate.manifest.write_table", full)
+    monkeypatch.setattr("curate.store.manifests.write_table", full)
     with pytest.raises(OSError, match="No space"):
         curate.select(scored, "best", Top(), Choice(by="length", top=7))
     assert rows(scored, "best") == before
 
 
 def test_a_manifest_that_its_json_does_not_vouch_for_is_not_exported(scored: Workspace) -> None:
-    from curate.exports.jsonl import Jsonl
+    from curate.methods.exports.jsonl import Jsonl
 
     curate.select(scored, "best", Top(), Choice(by="length", top=5))
     curate.select(scored, "other", Top(), Choice(by="length", top=6))

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 
 from curate.errors import CurateError
-from curate.method import Budget, Candidates
-from curate.selectors.dsir import Dsir
-from curate.selectors.quota import Quota
-from curate.selectors.random import Random
-from curate.selectors.top import Top
+from curate.kinds.registry import Budget, Candidates
+from curate.methods.selectors.dsir import Dsir
+from curate.methods.selectors.quota import Quota
+from curate.methods.selectors.random import Random
+from curate.methods.selectors.top import Top
 
 POOL = Candidates.of([5.0, 1.0, 4.0, 3.0, 2.0, 0.0], ["a", "a", "a", "b", "b", "c"])
 

@@ -6,8 +6,8 @@ import pytest
 
 import curate
 from curate.errors import CurateError
-from curate.lineage import load_target
-from curate.workspace import Workspace
+from curate.store.workspace import Workspace
+from curate.tables.state import load_target
 from tests.conftest import qa, write_jsonl
 
 

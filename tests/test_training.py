@@ -14,30 +14,30 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from curate.method import Arrays, Weighting
+from curate.kinds.registry import Arrays, Weighting
+from curate.kinds.signals import Step, Weights
+from curate.methods.weightings.adapt import Adapt
+from curate.methods.weightings.extremes import Extremes
+from curate.methods.weightings.flow import Flow
+from curate.methods.weightings.linear import Linear
+from curate.methods.weightings.linupper import Linupper
+from curate.methods.weightings.quadratic import Quadratic
+from curate.methods.weightings.stm import Stm
+from curate.methods.weightings.talr import Talr
+from curate.methods.weightings.uniform import Uniform
 from curate.models.flops import TRAINING, TrainingFlops, paper_flops
 from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice, load
 from curate.models.tokens import Encoded, encode
-from curate.signals import Step, Weights
-from curate.training.data import Data
+from curate.training.dataset import Data
+from curate.training.distributed import Alone
 from curate.training.examples import Examples, batch_of, epoch_rows, micro_batches, pieces
-from curate.training.looks import base_losses
+from curate.training.inference import base_losses
 from curate.training.loop import Done, Trainer
 from curate.training.objective import Objective
-from curate.training.processes import Alone
 from curate.training.settings import TrainSettings
-from curate.training.trainee import trainee
-from curate.training.weigher import Diverged
-from curate.weightings.adapt import Adapt
-from curate.weightings.extremes import Extremes
-from curate.weightings.flow import Flow
-from curate.weightings.linear import Linear
-from curate.weightings.linupper import Linupper
-from curate.weightings.quadratic import Quadratic
-from curate.weightings.stm import Stm
-from curate.weightings.talr import Talr
-from curate.weightings.uniform import Uniform
+from curate.training.step_weights import Diverged
+from curate.training.trainable import trainee
 from tests.conftest import SAMPLE
 from tests.oracles import training as slow
 

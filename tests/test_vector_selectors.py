@@ -10,24 +10,24 @@ import numpy as np
 import pytest
 
 import curate
-from curate import logdet
 from curate.errors import CurateError
-from curate.method import Budget, Candidates, Selector
-from curate.quotas import apportion
-from curate.scores.embed_lm import EmbedLm
-from curate.selectors import facility, kcenter, round_robin
-from curate.selectors.facility import Facility
-from curate.selectors.fishersft import Fishersft
-from curate.selectors.kcenter import Kcenter
-from curate.selectors.kmeans_quota import KmeansQuota
-from curate.selectors.round_robin import RoundRobin
-from curate.selectors.semdedup import Semdedup
-from curate.selectors.spice import Spice
-from curate.selectors.top import Top
-from curate.shards import read_json, read_table
-from curate.stages.select import Choice
-from curate.vector_index import clusters
-from curate.workspace import Workspace
+from curate.kinds.registry import Budget, Candidates, Selector
+from curate.methods.scores.embed_lm import EmbedLm
+from curate.methods.selectors import _logdet as logdet
+from curate.methods.selectors import facility, kcenter, round_robin
+from curate.methods.selectors._budget_shares import apportion
+from curate.methods.selectors.facility import Facility
+from curate.methods.selectors.fishersft import Fishersft
+from curate.methods.selectors.kcenter import Kcenter
+from curate.methods.selectors.kmeans_quota import KmeansQuota
+from curate.methods.selectors.round_robin import RoundRobin
+from curate.methods.selectors.semdedup import Semdedup
+from curate.methods.selectors.spice import Spice
+from curate.methods.selectors.top import Top
+from curate.numerics.faiss_index import clusters
+from curate.store.commits import read_json, read_table
+from curate.store.workspace import Workspace
+from curate.verbs.select import Choice
 from tests.conftest import sample_in, write_jsonl
 from tests.oracles import selectors as slow
 

@@ -15,22 +15,22 @@ from torch.nn.functional import cross_entropy
 
 import curate
 from curate.errors import CurateError
-from curate.exports.jsonl import Jsonl
-from curate.exports.llamafactory import Llamafactory
-from curate.exports.trl import Trl
-from curate.lowering import repeats_of, strata_of
-from curate.manifest import read_manifest
-from curate.scores.bm25 import Bm25
-from curate.scores.length import Length
-from curate.selectors.random import Random
-from curate.stages.select import Choice
+from curate.methods.exports.jsonl import Jsonl
+from curate.methods.exports.llamafactory import Llamafactory
+from curate.methods.exports.trl import Trl
+from curate.methods.scores.bm25 import Bm25
+from curate.methods.scores.length import Length
+from curate.methods.selectors.random import Random
+from curate.methods.weightings.adapt import Adapt
+from curate.methods.weightings.adapt_static import AdaptStatic
+from curate.methods.weightings.flow import Flow
+from curate.methods.weightings.linupper import Linupper
+from curate.methods.weightings.max_loss import MaxLoss
+from curate.numerics.resampling import repeats_of, strata_of
+from curate.store.manifests import read_manifest
+from curate.store.workspace import Workspace
 from curate.training.weighted_trainer import WeightedCollator, WeightedTrainer, weighted_loss
-from curate.weightings.adapt import Adapt
-from curate.weightings.adapt_static import AdaptStatic
-from curate.weightings.flow import Flow
-from curate.weightings.linupper import Linupper
-from curate.weightings.max_loss import MaxLoss
-from curate.workspace import Workspace
+from curate.verbs.select import Choice
 from tests.test_exports import toy_model
 
 

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 
 from curate.gradients.per_sample import BLOCK, Outer, Thin, product
-from curate.gradients.projectors import Rademacher
 from curate.models.forward import Usage, wide
 from curate.models.tokens import Encoded
+from curate.numerics.projections import Rademacher
 
 if TYPE_CHECKING:
     from curate.gradients.backward import Backward

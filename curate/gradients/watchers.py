@@ -11,8 +11,8 @@ from torch import Tensor
 from curate.errors import CurateError
 from curate.gradients.backward import At
 from curate.gradients.per_sample import BLOCK, PerSample
-from curate.gradients.projectors import Projector
-from curate.passes import Arrays, Watcher
+from curate.kinds.passes import Arrays, Watcher
+from curate.numerics.projections import Projector
 
 
 class Lengths(Watcher):

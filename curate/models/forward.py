@@ -17,11 +17,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curate.kinds.passes import Columns, Leg, Pass, Slope
+from curate.kinds.signals import Forward
 from curate.models.batches import by_length
 from curate.models.load import ModelChoice
 from curate.models.tokens import Encoded, Sample, encode
-from curate.passes import Columns, Leg, Pass, Slope
-from curate.signals import Forward
 
 Key: TypeAlias = tuple[str, str]  # a score and its leg
 

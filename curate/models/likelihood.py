@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from curate.method import Columns, Leg, Pass
+from curate.kinds.registry import Columns, Leg, Pass
+from curate.kinds.signals import Logits
 from curate.models.forward import Usage, score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.tokens import Sample
-from curate.signals import Logits
 
 
 def answer_losses(model: LanguageModel, samples: Sequence[Sample]) -> tuple[Columns, Usage]:

@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 
 from curate.errors import CurateError
-from curate.method import Leg
+from curate.kinds.registry import Leg
+from curate.kinds.signals import Forward
 from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
 from curate.models.forward import Key, Model, Usage, wide
 from curate.models.load import ModelChoice, load_encoder, resolve
 from curate.models.tokens import Encoded
-from curate.signals import Forward
 
 _KNOWN = ("Transformer", "Pooling", "Normalize")  # modules that are computed here; length is divided out afterwards
 

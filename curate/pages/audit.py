@@ -9,11 +9,11 @@ from typing import Any, Literal
 
 import numpy as np
 
-from curate.horizon.myopia import Myopia
-from curate.horizon.scorecard import LATER, NOW, WORDS, Scorecard
+from curate.numerics.long_horizon.myopia import Myopia
+from curate.numerics.long_horizon.scorecard import LATER, NOW, WORDS, Scorecard
+from curate.numerics.statistics import Mean, paired
 from curate.pages.comparison import STYLE
 from curate.pages.diagnosis import pyplot, saved
-from curate.statistics import Mean, paired
 
 
 def rows(card: Scorecard, level: Literal["now", "later"]) -> list[dict[str, str]]:

@@ -9,8 +9,8 @@ import os
 from collections.abc import Sequence
 from typing import Any
 
-from curate.stages.compare import Arm, Compared
-from curate.statistics import Mean, pareto
+from curate.numerics.statistics import Mean, pareto
+from curate.verbs.compare import Arm, Compared
 
 STYLE = """
 body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222; }

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from curate.diagnosis.chosen import Block
+from curate.numerics.selection_profile import Block
 
 
 @dataclass(frozen=True)

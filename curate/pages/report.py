@@ -16,7 +16,7 @@ from curate.pages.audit import pictures
 from curate.pages.audit import reading as audit_reading
 from curate.pages.comparison import plot
 from curate.pages.comparison import reading as runs_reading
-from curate.stages.report import BINS, Chosen, Report, Shown, Spread
+from curate.verbs.report import BINS, Chosen, Report, Shown, Spread
 
 _HERE = Path(__file__).parent
 _MOST_SOURCES = 12  # of a picture or a table; the others are summed up

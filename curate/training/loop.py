@@ -25,22 +25,22 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from curate.errors import CurateError, CurateFailure
-from curate.gates import effective_size
-from curate.method import Arrays, Weighting
+from curate.kinds.registry import Arrays, Weighting
+from curate.kinds.signals import Forward
 from curate.models.flops import FORWARD, TRAINING, TrainingFlops, counted, forward_flops, paper_flops
 from curate.models.forward import Usage, out_of_memory
 from curate.models.language_model import LanguageModel
-from curate.signals import Forward
-from curate.training.choosing import Candidates, Chooser
-from curate.training.data import Data
+from curate.numerics.statistics import effective_size
+from curate.training.dataset import Data
+from curate.training.distributed import add_up, gather
 from curate.training.examples import Batch, batch_of, epoch_rows, micro_batches
-from curate.training.looks import in_order, times, unlearnt
-from curate.training.masked import Masked, Refreshed, Selected
+from curate.training.gradient_matching import Candidates, Chooser
+from curate.training.inference import in_order, times, unlearnt
+from curate.training.masked_parameters import Masked, Refreshed, Selected
 from curate.training.objective import Losses, Objective
 from curate.training.optimizer import INDEX, SUM, adamw, load_optimizer, optimizer_tensors, stored_under, trained
-from curate.training.processes import add_up, gather
 from curate.training.settings import TrainSettings
-from curate.training.weigher import Diverged, Micro, Weigher
+from curate.training.step_weights import Diverged, Micro, Weigher
 
 # Of all documents of a step: which, their weights, mean losses, measures, and means of their weighted token losses.
 Seen: TypeAlias = "tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]"

@@ -18,9 +18,9 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from curate.errors import CurateError
+from curate.kinds.signals import position_weighted
 from curate.models.forward import wide
 from curate.models.language_model import LanguageModel
-from curate.signals import position_weighted
 from curate.training.examples import Batch
 
 

@@ -20,9 +20,9 @@ import numpy as np
 import polars as pl
 from rank_bm25 import BM25Okapi
 
-from curate.method import Target, run
-from curate.scores.bm25 import Bm25
-from curate.text import WORDS, Text
+from curate.kinds.registry import Target, run
+from curate.kinds.text import WORDS, Text
+from curate.methods.scores.bm25 import Bm25
 from tests.bench.timing import machine, ratio, timed, told
 from tests.conftest import SHARED
 

@@ -24,11 +24,11 @@ import psutil
 from datasketch import MinHash, MinHashLSH
 
 import curate
-from curate.executors.local import Local
-from curate.method import Target, run
-from curate.scores.decontaminate import Decontaminate
-from curate.scores.near_dup import NearDup
-from curate.text import Text
+from curate.kinds.registry import Target, run
+from curate.kinds.text import Text
+from curate.methods.executors.local import Local
+from curate.methods.scores.decontaminate import Decontaminate
+from curate.methods.scores.near_dup import NearDup
 from tests.bench.bm25 import texts
 from tests.bench.timing import machine, timed, told
 from tests.conftest import SHARED

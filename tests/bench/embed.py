@@ -15,15 +15,16 @@ from pathlib import Path
 import numpy as np
 
 import curate
-from curate import index, vector_index
+from curate.kinds.vectors import Vectors
+from curate.methods.scores.embed import Embed
+from curate.methods.selectors.top import Top
 from curate.models.forward import score_samples
 from curate.models.load import ModelChoice, resolve
 from curate.models.sentence_encoder import SentenceEncoder
-from curate.scores.embed import Embed
-from curate.selectors.top import Top
-from curate.stages.select import Choice
-from curate.vectors import Vectors
-from curate.workspace import Workspace
+from curate.numerics import faiss_index
+from curate.store.workspace import Workspace
+from curate.tables import index
+from curate.verbs.select import Choice
 from tests.bench.forward import real
 from tests.bench.timing import machine, ratio, told
 from tests.conftest import SHARED
@@ -91,8 +92,8 @@ def print_recall(ws: Workspace) -> None:
     vectors = np.concatenate([unit for _, unit in index._blocks(ws, "embed")])
     asked = vectors[:: max(1, len(vectors) // 500)]
     want = index.nearest_exactly(ws, "embed", asked, 10)[0]
-    for up_to in (vector_index.EXACT_UP_TO, 1000):
-        vector_index.EXACT_UP_TO = up_to
+    for up_to in (faiss_index.EXACT_UP_TO, 1000):
+        faiss_index.EXACT_UP_TO = up_to
         index.index_path(ws, "embed").with_suffix(".json").unlink()
         start = time.perf_counter()
         made = index.ensure_index(ws, "embed")

@@ -25,16 +25,16 @@ from typing import Any
 
 import torch
 
-from curate.method import Score
+from curate.kinds.registry import Score
+from curate.methods.scores.davir import Davir
+from curate.methods.scores.el2n import El2n
+from curate.methods.scores.embed_lm import EmbedLm
+from curate.methods.scores.entropy import Entropy
+from curate.methods.scores.nll import Nll
 from curate.models.forward import Usage, score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.load import TINY, ModelChoice
 from curate.models.tokens import Encoded, encode
-from curate.scores.davir import Davir
-from curate.scores.el2n import El2n
-from curate.scores.embed_lm import EmbedLm
-from curate.scores.entropy import Entropy
-from curate.scores.nll import Nll
 from tests.bench.timing import ratio, told
 
 SHARED = Path(os.environ.get("CURATE_SHARED", Path(__file__).parents[3] / "shared")) / "data/pool"

@@ -25,19 +25,19 @@ from torch import Tensor
 from torch.nn.functional import cross_entropy
 
 from curate.gradients.backward import PHASES, Backward
-from curate.gradients.checkpoints import Moments
 from curate.gradients.directions import forward_mode, ghost
 from curate.gradients.gradient_model import GradientModel
-from curate.gradients.projectors import Kind, projector
+from curate.gradients.optimizer_state import Moments
+from curate.kinds.vectors import Vectors
+from curate.methods.scores.less import Less
 from curate.models.batches import by_length
 from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice
 from curate.models.tokens import Encoded, encode
-from curate.scores.less import Less
+from curate.numerics.projections import Kind, projector
 from curate.training.settings import TrainSettings
-from curate.training.trainee import trainee
-from curate.vectors import Vectors
+from curate.training.trainable import trainee
 from tests.bench.forward import SHARED, chat, matrix_rate, one_b, real, smollm2
 from tests.bench.timing import ratio, told
 
@@ -175,8 +175,8 @@ def writing(n: int) -> float:
     try:
         import pyarrow as pa
 
-        from curate.shards import Parts
-        from curate.tables import vector_table
+        from curate.store.commits import Parts
+        from curate.tables.vector_table import vector_table
     except ImportError:
         return 0.0
     from pathlib import Path

@@ -23,15 +23,15 @@ from typing import Any
 from unittest.mock import patch
 
 import curate
-from curate import tasks
-from curate.lineage import load_target
-from curate.method import Pass, Score
-from curate.scores.bm25 import Bm25
-from curate.scores.length import Length
-from curate.scores.repetition import Repetition
-from curate.shards import Parts, parquet, read_table
-from curate.text import Text
-from curate.workspace import Shard, Workspace
+from curate.kinds.registry import Pass, Score
+from curate.kinds.text import Text
+from curate.methods.scores.bm25 import Bm25
+from curate.methods.scores.length import Length
+from curate.methods.scores.repetition import Repetition
+from curate.store.commits import Parts, parquet, read_table
+from curate.store.workspace import Shard, Workspace
+from curate.tables import unit_worker as tasks
+from curate.tables.state import load_target
 from tests.bench.scale import generate, prepare
 from tests.bench.timing import machine, timed
 

@@ -26,28 +26,28 @@ from typing import Any
 import numpy as np
 import torch
 
-from curate.diagnosis.agreement import spearman
 from curate.gradients.sketches import Sketcher
-from curate.method import Weighting
+from curate.kinds.registry import Weighting
+from curate.kinds.signals import Matching
+from curate.methods.weightings.filter_then_weight import FilterThenWeight
+from curate.methods.weightings.grad_match import GradMatch
+from curate.methods.weightings.grad_norm import GradNorm
+from curate.methods.weightings.greats import Greats
+from curate.methods.weightings.less_online import LessOnline
+from curate.methods.weightings.max_loss import MaxLoss
+from curate.methods.weightings.tracin_online import TracinOnline
+from curate.methods.weightings.uniform import Uniform
 from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice
 from curate.models.tokens import Encoded, encode
-from curate.signals import Matching
-from curate.training.choosing import Chooser
-from curate.training.data import Data
+from curate.numerics.rank_agreement import spearman
+from curate.training.dataset import Data
+from curate.training.distributed import Alone
 from curate.training.examples import Examples
+from curate.training.gradient_matching import Chooser
 from curate.training.loop import Done, Trainer
-from curate.training.processes import Alone
 from curate.training.settings import TrainSettings
-from curate.training.trainee import trainee
-from curate.weightings.filter_then_weight import FilterThenWeight
-from curate.weightings.grad_match import GradMatch
-from curate.weightings.grad_norm import GradNorm
-from curate.weightings.greats import Greats
-from curate.weightings.less_online import LessOnline
-from curate.weightings.max_loss import MaxLoss
-from curate.weightings.tracin_online import TracinOnline
-from curate.weightings.uniform import Uniform
+from curate.training.trainable import trainee
 from tests.bench.forward import one_b, real, smollm2
 
 SETTINGS = TrainSettings(

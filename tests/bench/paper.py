@@ -20,16 +20,16 @@ import pyarrow as pa
 import torch
 
 import curate
-from curate.lineage import load_target
-from curate.scores.bm25 import Bm25
-from curate.scores.length import Length
-from curate.scores.repetition import Repetition
-from curate.selectors.top import Top
-from curate.shards import Parts, parquet
-from curate.stages.ingest import SHARD_BYTES
-from curate.stages.select import Choice
-from curate.tasks import Work, shard_units
-from curate.workspace import Workspace
+from curate.methods.scores.bm25 import Bm25
+from curate.methods.scores.length import Length
+from curate.methods.scores.repetition import Repetition
+from curate.methods.selectors.top import Top
+from curate.store.commits import Parts, parquet
+from curate.store.workspace import Workspace
+from curate.tables.state import load_target
+from curate.tables.unit_worker import Work, shard_units
+from curate.verbs.ingest import SHARD_BYTES
+from curate.verbs.select import Choice
 from tests.bench.scale import generate, prepare
 from tests.bench.timing import machine, timed
 

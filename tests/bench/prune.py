@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
+from curate.methods.pruners.fapm import Fapm
 from curate.models.load import ModelChoice, load, quiet
-from curate.pruners.fapm import Fapm
-from curate.stages.prune import kept
+from curate.verbs.prune import kept
 from tests.bench.forward import smollm2
 from tests.bench.timing import machine, ratio, timed, told
 

@@ -15,10 +15,10 @@ import numpy as np
 import pyarrow as pa
 
 import curate
-from curate import query
-from curate.schema import POOL
-from curate.scores.length import Length
-from curate.workspace import Workspace
+from curate.methods.scores.length import Length
+from curate.store.schema import POOL
+from curate.store.workspace import Workspace
+from curate.tables import sql
 from tests.bench.timing import machine, ratio, timed, told
 
 SCORES, SHARDS = 20, 8
@@ -48,10 +48,10 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         ws = build(Path(folder) / "ws", rows)
         top = f"SELECT id, s7 FROM samples ORDER BY s7 DESC LIMIT {rows // 20}"
-        position = lambda: query.fetch(ws, top)  # noqa: E731
+        position = lambda: sql.fetch(ws, top)  # noqa: E731
         joins = "".join(f" LEFT JOIN (SELECT row_number() OVER () - 1 AS row, score AS k{k} FROM s{k}) USING (row)"
                         for k in range(SCORES))  # fmt: skip
-        naive = lambda: query.fetch(ws, f"SELECT id, k7 FROM pool {joins} ORDER BY k7 DESC LIMIT {rows // 20}")  # noqa: E731
+        naive = lambda: sql.fetch(ws, f"SELECT id, k7 FROM pool {joins} ORDER BY k7 DESC LIMIT {rows // 20}")  # noqa: E731
         assert position().num_rows == rows // 20
         seconds = min(timed(position) for _ in range(5))
         print(f"{SCORES} scores of {rows:,} rows, one named, top 5 %: {seconds:.2f} s (wanted <= 1 s at 1,000,000)")

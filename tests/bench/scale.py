@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 
 import curate
-from curate.workers import peak_bytes
-from curate.workspace import Workspace
+from curate.kinds.executor import peak_bytes
+from curate.store.workspace import Workspace
 
 STEPS = ("ingest", "bm25", "length", "again", "join", "select")
 _FILES = 4
@@ -51,10 +51,10 @@ def prepare(folder: Path) -> Workspace:
 
 
 def step(name: str, folder: str) -> None:
-    from curate.scores.bm25 import Bm25
-    from curate.scores.length import Length
-    from curate.selectors.top import Top
-    from curate.stages.select import Choice
+    from curate.methods.scores.bm25 import Bm25
+    from curate.methods.scores.length import Length
+    from curate.methods.selectors.top import Top
+    from curate.verbs.select import Choice
 
     root = Path(folder)
     ws = curate.open_workspace(root / "ws")

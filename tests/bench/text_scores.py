@@ -15,11 +15,11 @@ from typing import Any
 
 from data_selection.hashed_ngram_dsir import get_ngram_counts
 
-from curate.method import Target, run
-from curate.scores.dsir import Dsir
-from curate.scores.length import Length
-from curate.scores.repetition import Repetition
-from curate.text import Text
+from curate.kinds.registry import Target, run
+from curate.kinds.text import Text
+from curate.methods.scores.dsir import Dsir
+from curate.methods.scores.length import Length
+from curate.methods.scores.repetition import Repetition
 from tests.bench.bm25 import texts
 from tests.bench.timing import machine, timed, told
 from tests.conftest import SHARED

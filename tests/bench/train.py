@@ -21,20 +21,20 @@ from typing import Any
 import numpy as np
 import torch
 
-from curate.method import Weighting
+from curate.kinds.registry import Weighting
+from curate.methods.weightings.adapt import Adapt
+from curate.methods.weightings.inverse_copies import InverseCopies
+from curate.methods.weightings.rho_weight import RhoWeight
+from curate.methods.weightings.uniform import Uniform
 from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice
 from curate.models.tokens import Encoded, encode
-from curate.training.data import Data
+from curate.training.dataset import Data
+from curate.training.distributed import Alone
 from curate.training.examples import Examples
 from curate.training.loop import Done, Trainer
-from curate.training.processes import Alone
 from curate.training.settings import TrainSettings
-from curate.training.trainee import trainee
-from curate.weightings.adapt import Adapt
-from curate.weightings.inverse_copies import InverseCopies
-from curate.weightings.rho_weight import RhoWeight
-from curate.weightings.uniform import Uniform
+from curate.training.trainable import trainee
 from tests.bench.forward import matrix_rate, one_b, real, smollm2
 
 STEPS = 5

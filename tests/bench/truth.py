@@ -12,13 +12,13 @@ import numpy as np
 from scipy.stats import rankdata
 
 import curate
-from curate.scores.bm25 import Bm25
-from curate.scores.embed import Embed
-from curate.scores.embed_lm import EmbedLm
-from curate.scores.nll import Nll
-from curate.selectors.semdedup import Semdedup
-from curate.stages.select import Choice
-from curate.workspace import Workspace
+from curate.methods.scores.bm25 import Bm25
+from curate.methods.scores.embed import Embed
+from curate.methods.scores.embed_lm import EmbedLm
+from curate.methods.scores.nll import Nll
+from curate.methods.selectors.semdedup import Semdedup
+from curate.store.workspace import Workspace
+from curate.verbs.select import Choice
 from tests.conftest import SAMPLE
 
 SKILLS = ("arithmetic", "facts", "program", "strings", "table", "translation")

@@ -20,17 +20,17 @@ import numpy as np
 import pyarrow as pa
 
 import curate
-from curate.index import ensure_index, nearest_exactly, record_of, search
-from curate.lineage import aim_stamp, load_target, target_vectors
-from curate.method import Budget, Candidates, find
-from curate.selectors.d4 import D4
-from curate.selectors.deita import Deita
-from curate.selectors.facility import Facility
-from curate.selectors.kcenter import Kcenter
-from curate.shards import Parts, write_json
-from curate.stages.select import Choice
-from curate.tables import vector_table
-from curate.workers import peak_bytes
+from curate.kinds.executor import peak_bytes
+from curate.kinds.registry import Budget, Candidates, find
+from curate.methods.selectors.d4 import D4
+from curate.methods.selectors.deita import Deita
+from curate.methods.selectors.facility import Facility
+from curate.methods.selectors.kcenter import Kcenter
+from curate.store.commits import Parts, write_json
+from curate.tables.index import ensure_index, nearest_exactly, record_of, search
+from curate.tables.state import aim_stamp, load_target, target_vectors
+from curate.tables.vector_table import vector_table
+from curate.verbs.select import Choice
 from tests.bench.scale import generate, prepare
 from tests.bench.timing import machine, ratio, told
 

@@ -8,25 +8,25 @@ import numpy as np
 import pytest
 import torch
 
-from curate.method import Weighting
+from curate.kinds.registry import Weighting
+from curate.methods.scores.embed_lm import EmbedLm
+from curate.methods.scores.entropy import Entropy
+from curate.methods.scores.nll import Nll
+from curate.methods.weightings.adapt import Adapt
+from curate.methods.weightings.filter_then_weight import FilterThenWeight
+from curate.methods.weightings.linupper import Linupper
+from curate.methods.weightings.max_loss import MaxLoss
+from curate.methods.weightings.uniform import Uniform
 from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.load import ModelChoice
 from curate.models.tokens import encode
-from curate.scores.embed_lm import EmbedLm
-from curate.scores.entropy import Entropy
-from curate.scores.nll import Nll
-from curate.training.data import Data
+from curate.training.dataset import Data
+from curate.training.distributed import Alone
 from curate.training.examples import Examples
 from curate.training.loop import Trainer
-from curate.training.processes import Alone
 from curate.training.settings import TrainSettings
-from curate.training.trainee import trainee
-from curate.weightings.adapt import Adapt
-from curate.weightings.filter_then_weight import FilterThenWeight
-from curate.weightings.linupper import Linupper
-from curate.weightings.max_loss import MaxLoss
-from curate.weightings.uniform import Uniform
+from curate.training.trainable import trainee
 
 pytestmark = [
     pytest.mark.gpu,
@@ -106,7 +106,7 @@ def test_the_index_is_searched_on_the_gpu(rows: int) -> None:
     faiss = pytest.importorskip("faiss")
     if not hasattr(faiss, "index_cpu_to_all_gpus") or not faiss.get_num_gpus():
         pytest.skip("this FAISS is not its GPU build")
-    from curate.vector_index import on_gpu, untrained
+    from curate.numerics.faiss_index import on_gpu, untrained
 
     rng = np.random.default_rng(0)
     vectors = rng.normal(size=(rows, 64)).astype(np.float32)

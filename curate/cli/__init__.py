@@ -1,0 +1,3 @@
+"""The command line: commands, and the one place where names become objects."""
+
+from curate.cli.main import main as main

@@ -1,0 +1,205 @@
+"""status, ledger, verify, sql, drop, methods: what there is."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+
+import click
+
+import curate
+from curate.cli.console import folded, notes, say, table
+from curate.cli.options import (
+    as_json_option,
+    settings_text,
+    workspace,
+)
+from curate.errors import CurateError
+from curate.kinds import registry
+from curate.store.workspace import Workspace
+
+
+@click.command()
+@workspace()
+@as_json_option
+def status(ws: Workspace, as_json: bool) -> None:
+    """Show what there is, and what is stale or missing."""
+    s = curate.status(ws)
+    lines = [f"{s.path}: {s.rows:,} samples in {s.shards} shards ({s.copies:,} with copies), {s.rejects:,} rejects."]
+    tables = [
+        (s.sources, {"source": "source", "rows": "samples", "copies": "with copies", "chars": "characters"}),
+        (s.targets, {"target": "target", "val": "val", "test": "test", "subtasks": "sub-tasks"}),
+        (
+            s.scores,
+            {
+                "name": "score",
+                "method": "method",
+                "target": "target",
+                "rows": "scored",
+                "nulls": "null",
+                "state": "state",
+            },
+        ),
+        (
+            s.vectors,
+            {
+                "name": "vectors",
+                "method": "method",
+                "model": "model",
+                "targets": "targets",
+                "rows": "encoded",
+                "nulls": "null",
+                "index": "index",
+                "state": "state",
+            },
+        ),
+        (s.manifests, {"name": "manifest", "made_by": "made by", "by": "by", "rows": "samples"}),
+        (s.masks, {"name": "mask", "made_by": "made by", "model": "model", "frac": "share", "selected": "numbers"}),
+        (
+            s.runs,
+            {
+                **{key: key for key in ("name", "model", "manifest", "weighting", "mask", "seed", "steps", "state")},
+                "name": "run",
+            },
+        ),
+    ]
+    lines += [table(rows, columns) for rows, columns in tables if rows]
+    troubled = [row for row in [*s.scores, *s.vectors] if row["command"]]
+    lines += [f"{row['name']} {row['state']}: run `{row['command']}`." for row in troubled]
+    say(s, as_json, "\n\n".join(lines))
+
+
+@click.command()
+@workspace()
+@as_json_option
+def ledger(ws: Workspace, as_json: bool) -> None:
+    """Show what every pass cost."""
+    rows = curate.ledger(ws)
+    columns = {key: key for key in ("stage", "methods", "name", "phase", "runs", "samples", "flops", "seconds")}
+    click.echo(json.dumps(rows, indent=1) if as_json else table(rows, columns) if rows else "Nothing was spent yet.")
+
+
+@click.command()
+@workspace()
+@click.option("--repair", is_flag=True, help="Compute again what is damaged and can be computed.")
+@as_json_option
+def verify(ws: Workspace, repair: bool, as_json: bool) -> None:
+    """Check every part against its commit record: bytes, rows, ids in the pool's order.
+
+    The exit status is 1 while something is damaged. Scores and what they prepared are computed again by --repair;
+    for what came from outside, the remedy is said.
+    """
+    r = curate.verify(ws, repair=repair, find=registry.find)
+    left = [d for d in r.damaged if not d.repaired]
+    head = f"{r.parts:,} parts looked at ({r.bytes:,} bytes), {len(r.damaged):,} damaged"
+    lines = [f"{head}{', ' + str(len(r.damaged) - len(left)) + ' repaired' if repair else ''}."]
+    for d in r.damaged:
+        lines.append(f"{d.kind} {d.name}: {d.part} {d.what}; {'repaired' if d.repaired else d.remedy}.")
+    say(r, as_json, "\n".join(lines))
+    if left:
+        raise SystemExit(1)
+
+
+@click.command()
+@workspace()
+@click.option(
+    "-o", "--output", "path", required=True, type=click.Path(path_type=Path), metavar="FILE.html", help="The page."
+)
+@click.option("--score", "scores", multiple=True, metavar="NAME", help="Show this score.  [default: the first 12]")
+@click.option("--manifest", "manifests", multiple=True, metavar="NAME", help="This one.  [default: the first 12]")
+@click.option("--samples", default=50_000, show_default=True, metavar="N", help="Samples that can be searched.")
+@click.option("--cut", default=300, show_default=True, metavar="N", help="Characters of each.")
+@click.option("--title", metavar="TEXT", help="[default: the workspace's folder]")
+@as_json_option
+def report(
+    ws: Workspace,
+    path: Path,
+    scores: tuple[str, ...],
+    manifests: tuple[str, ...],
+    samples: int,
+    cut: int,
+    title: str | None,
+    as_json: bool,
+) -> None:
+    """Write the workspace as one page to look at: scores, selections, samples, runs, audits, and what they cost.
+
+    The page needs no network, and asks for none.
+    """
+    began = time.perf_counter()
+    r = curate.report(ws, scores=scores, manifests=manifests, samples=samples, cut=cut)
+    from curate.pages.report import page
+
+    if not path.parent.is_dir():
+        raise CurateError(f"{path.parent} is no folder; name a file in one that is there.")
+    path.write_text(page(r, title or ws.path.absolute().name), encoding="utf-8")
+    told = {"file": str(path), "bytes": path.stat().st_size, "samples": len(r.shown.id), "warnings": r.warnings}
+    seconds = time.perf_counter() - began
+    text = f"Written: {path}, {told['bytes'] / 1e6:.1f} MB with {len(r.shown.id):,} samples, in {seconds:.1f} s."
+    say(told, as_json, text + notes(r.warnings))
+
+
+@click.command()
+@click.argument("query")
+@workspace()
+@click.option(
+    "--format",
+    "fmt",
+    default="table",
+    show_default=True,
+    metavar="FORMAT",
+    help="table, csv, json or parquet.",
+)
+@click.option("-o", "--output", metavar="FILE", help="Write to a file.")
+def sql(ws: Workspace, query: str, fmt: str, output: str | None) -> None:
+    """Run one SELECT (DuckDB's SQL) over the workspace.
+
+    \b
+    pool, targets, rejects, ledger, runs   what they say
+    metrics, trained, evaluations          of runs: every step; every sample at every step; what judges found
+    samples                                the pool with every score: NAME, and NAME_COLUMN for its other columns
+    NAME                                   the own table of a score, vectors or a manifest
+
+    Original fields: meta->>'field'.
+    """
+    from curate.verbs.sql import write_sql
+
+    text = write_sql(ws, query, fmt, output)
+    click.echo(text, nl=bool(text))
+
+
+@click.command()
+@click.argument("name")
+@workspace()
+def drop(ws: Workspace, name: str) -> None:
+    """Remove a score, vectors, a manifest, a mask, a target or a run."""
+    click.echo(f"Removed the {curate.drop(ws, name)} {name}.")
+
+
+@click.command()
+@click.argument("kind", required=False)
+@click.argument("name", required=False)
+@click.option("--markdown", is_flag=True, help="The list as Markdown, as in the README.")
+@as_json_option
+def methods(kind: str | None, name: str | None, markdown: bool, as_json: bool) -> None:
+    """List the methods; with KIND and NAME, explain one.
+
+    KIND is score, selector, weighting, mixer, mask, pruner, metric, export or executor.
+    """
+    if kind and name:
+        click.echo(_method_help(kind, name))
+        return
+    found = registry.list_methods(kind)
+    if markdown:
+        for each in dict.fromkeys(row["kind"] for row in found):
+            rows = [row for row in found if row["kind"] == each]
+            click.echo(folded(f"{len(rows)} {each}s", rows, {"name": each, "summary": "what it does"}))
+        return
+    click.echo(
+        json.dumps(found, indent=1) if as_json else table(found, {"kind": "kind", "name": "name", "summary": "summary"})
+    )
+
+
+def _method_help(kind: str, name: str) -> str:
+    settings = settings_text(registry.settings_help(kind, name))
+    return f"{registry.help_text(kind, name)}\n\nSettings (--set FIELD=VALUE):{settings or ' none'}"

@@ -1,0 +1,121 @@
+"""ingest, target: samples in."""
+
+from __future__ import annotations
+
+import click
+
+import curate
+from curate.cli.console import notes, say, table
+from curate.cli.options import (
+    as_json_option,
+    dry_run_option,
+    format_option,
+    map_option,
+    pairs,
+    workspace,
+)
+from curate.errors import CurateError
+from curate.store.workspace import Workspace
+
+
+@click.command()
+@click.argument("paths", nargs=-1, required=True, metavar="PATH…")
+@workspace(create=True)
+@click.option("--source", metavar="NAME", help="The domain of all rows. Default: each path's name without endings.")
+@format_option
+@map_option
+@click.option("--shard-size", default=32, show_default=True, metavar="MIB", help="Text per shard of the pool, in MiB.")
+@dry_run_option
+@as_json_option
+def ingest(
+    ws: Workspace,
+    paths: tuple[str, ...],
+    source: str | None,
+    fmt: str,
+    maps: tuple[str, ...],
+    shard_size: int,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Add samples from files, folders, globs or hub ids.
+
+    JSONL, JSON arrays, both packed with gzip or zstd, Parquet, Arrow, told by their bytes; `save_to_disk` folders; hub
+    ids as owner/name[:split]. Files already in the pool are skipped; equal samples are kept once and counted in
+    `copies`; lines that hold no sample go to the table `rejects`.
+    """
+    if shard_size <= 0:
+        raise CurateError(f"--shard-size is a number of MiB above 0, not {shard_size}.")
+    r = curate.ingest(
+        ws,
+        paths,
+        source=source,
+        fmt=fmt,
+        mapping=pairs(maps, "--map"),
+        shard_bytes=shard_size << 20,
+        dry_run=dry_run,
+    )
+    if dry_run:
+        text = f"Would read {len(r.files_planned)} files: {', '.join(r.files_planned) or 'all are in the pool'}."
+        say(r, as_json, text + notes(r.warnings))
+        return
+    seen = ", ".join(f"{name} {n:,}" for name, n in r.formats.items()) or "none"
+    lines = [
+        f"{r.read:,} rows read: {r.added:,} samples added, {r.copies:,} copies of known ones, {r.rejected:,} rejected.",
+        f"Formats seen: {seen}" + (" (another reading: --format, --map)." if fmt == "auto" and not maps else "."),
+        f"The pool has {r.pool_rows:,} samples in {r.shards} shards.",
+    ]
+    if r.files_skipped:
+        lines.insert(
+            0,
+            f"{len(r.files_skipped)} files skipped, they are in the pool: {', '.join(r.files_skipped[:3])}…",
+        )
+    if r.sources:
+        lines.append(
+            table(
+                [{"source": s, "added": n} for s, n in r.sources.items()],
+                {"source": "source", "added": "added"},
+            )
+        )
+    for reason, n in sorted(r.reasons.items(), key=lambda item: -item[1])[:10]:
+        lines.append(f"  rejected {n:,}: {reason}")
+    say(r, as_json, "\n".join(lines) + notes(r.warnings))
+
+
+@click.command()
+@click.argument("name")
+@click.argument("path")
+@workspace(create=True)
+@click.option("--subtask", metavar="FIELD", help="The field that names each row's sub-task.")
+@click.option(
+    "--split",
+    type=click.Choice(["val", "test"]),
+    default="val",
+    show_default=True,
+    help="val chooses, test judges.",
+)
+@format_option
+@map_option
+@as_json_option
+def target(
+    ws: Workspace,
+    name: str,
+    path: str,
+    subtask: str | None,
+    split: str,
+    fmt: str,
+    maps: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Store good examples as the target NAME.
+
+    Replaces the given split of that target; scores that used an edited val split are stale from then on.
+    """
+    r = curate.target(ws, name, path, subtask=subtask, split=split, fmt=fmt, mapping=pairs(maps, "--map"))
+    rows = ", ".join(f"{n:,} {s}" for s, n in sorted(r.rows.items(), reverse=True))
+    sub = f", {len(r.subtasks)} sub-tasks" if r.subtasks else ""
+    text = f"Target {name}: {rows} samples{sub}; formats seen: {', '.join(r.formats)}."
+    say(
+        r,
+        as_json,
+        text + (f"\nnote: {r.rejected} rows were rejected; see the table rejects" if r.rejected else ""),
+    )

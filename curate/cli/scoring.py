@@ -1,0 +1,192 @@
+"""score, neighbors, explain: columns and vectors."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import click
+
+import curate
+from curate.cli.console import notes, say, table
+from curate.cli.options import (
+    as_json_option,
+    by_owner,
+    dry_run_option,
+    models_of,
+    workspace,
+)
+from curate.errors import CurateError
+from curate.kinds import registry
+from curate.store.workspace import Workspace
+
+
+@click.command()
+@click.argument("method_names", nargs=-1, required=True, metavar="METHOD…")
+@workspace()
+@click.option("--target", "target_name", metavar="NAME", help="The target of methods that use one.")
+@click.option(
+    "--name",
+    "given_names",
+    multiple=True,
+    metavar="N | METHOD=N",
+    help="The score's name. Default: METHOD, or METHOD_TARGET.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="[METHOD.]FIELD=VALUE",
+    help="A setting; see `curate methods score`. Of the executor: local.timeout=60, ray.gpus=1. Of the model: "
+    "model.dtype=float32, model.batch_tokens=8192, model.context=1024, …",
+)
+@click.option(
+    "--model",
+    "model_names",
+    multiple=True,
+    metavar="MODEL | ROLE=MODEL",
+    help="The model of methods that use one: a folder, a .gguf file, a hub id, a run, or tiny, smollm2-135m, minilm. "
+    "Without a ROLE it is the base model; of embed, asked for alone, the encoder.",
+)
+@click.option(
+    "--checkpoints",
+    multiple=True,
+    metavar="RUN | FOLDER[@LR]",
+    help="Whose gradients are taken, in place of --model: a run; a checkpoint's folder (a whole model, or peft's "
+    "adapter; its optimizer.pt beside it); or one that holds checkpoint-100, …. LR: where nothing says at what rate it "
+    "was trained.",
+)
+@click.option(
+    "--vectors",
+    "vectors_names",
+    multiple=True,
+    metavar="N | METHOD=N",
+    help="The name of the vectors of methods that store some (embed, embed_lm). Default: METHOD.",
+)
+@click.option("--executor", "executor_name", default="local", show_default=True, help="See `curate methods executor`.")
+@click.option("--workers", type=int, metavar="N", help="Worker processes, or actors.  [default: the executor's]")
+@click.option("--fresh", is_flag=True, help="Compute beside the table there is, and swap when complete.")
+@dry_run_option
+@as_json_option
+def score(
+    ws: Workspace,
+    method_names: tuple[str, ...],
+    target_name: str | None,
+    given_names: tuple[str, ...],
+    settings: tuple[str, ...],
+    model_names: tuple[str, ...],
+    checkpoints: tuple[str, ...],
+    vectors_names: tuple[str, ...],
+    executor_name: str,
+    workers: int | None,
+    fresh: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Score every sample by one or more METHODs.
+
+    Only what is missing is computed, so a killed run is repeated by the same command; a stale score is computed
+    anew beside the old one. Methods that use the same model are computed in one pass through it.
+    """
+    own = by_owner([*method_names, executor_name, "model"], method_names, settings)
+    methods = [registry.make("score", name, own[name]) for name in method_names]
+    given = {"workers": str(workers)} if workers is not None else {}
+    executor = registry.make("executor", executor_name, {**given, **own[executor_name]})
+    names = dict(_score_name("--name", given, method_names) for given in given_names)
+    vectors = dict(_score_name("--vectors", given, method_names) for given in vectors_names)
+    results = curate.score(
+        ws,
+        *methods,
+        target=target_name,
+        names=names,
+        vectors=vectors,
+        fresh=fresh,
+        executor=executor,
+        models=models_of(model_names, own["model"], nameless=bool(checkpoints)),
+        checkpoints=checkpoints,
+        dry_run=dry_run,
+    )
+    say(results, as_json, "\n".join(_scored(r, dry_run) for r in results))
+
+
+def _score_name(option: str, given: str, method_names: Sequence[str]) -> tuple[str, str]:
+    owner, equals, name = given.partition("=")
+    if equals:
+        return owner, name
+    if len(method_names) > 1:
+        raise CurateError(
+            f"{option} {given}: with several methods say whose, as in {option} {method_names[0]}={given}."
+        )
+    return method_names[0], given
+
+
+def _scored(r: Any, dry_run: bool) -> str:
+    if dry_run:
+        columns = {
+            "pass": "pass",
+            "shards": "shards",
+            "units": "units",
+            "rows": "rows",
+            "text_chars": "characters",
+            "flops": "FLOPs",
+        }
+        before = f"{_scored(r.vectors, dry_run)}\n" if r.vectors else ""
+        return f"{before}{r.name} would run\n" + table(r.planned, columns)
+    nulls = f", {r.nulls:,} of them null (see {r.name}.error)" if r.nulls else ""
+    cut = f", {r.cut:,} of those done now cut to the model's context" if r.cut else ""
+    if r.kind == "vectors":
+        done = f"vectors {r.name}: {r.computed:,} samples encoded now, {r.reused:,} were"
+        aim = f"; {r.cut_of_target:,} of the target's examples cut to it" if r.cut_of_target else ""
+        return f"{done}; {r.rows:,} in all{nulls}{cut}{aim}; {r.index}."
+    before = f"{_scored(r.vectors, dry_run)}\n" if r.vectors else ""
+    aside = f", {r.left_out:,} of these for the warm-up or as anchors" if r.left_out else ""
+    note = f"\n{r.note[0].upper()}{r.note[1:]}." if r.note else ""
+    done = f"{r.name}: {r.computed:,} samples scored now, {r.reused:,} were; {r.rows:,} in all{nulls}{aside}{cut}."
+    return before + done + note
+
+
+@click.command()
+@click.argument("vectors")
+@workspace()
+@click.option("--text", metavar="WORDS", help="What to be near to: a text, which goes through the vectors' model.")
+@click.option("--id", "sample", metavar="ID", help="Or a sample of the pool.")
+@click.option("-k", "count", default=10, show_default=True, metavar="N", help="How many.")
+@as_json_option
+def neighbors(ws: Workspace, vectors: str, text: str | None, sample: str | None, count: int, as_json: bool) -> None:
+    """Show the samples most like a text or another sample, by VECTORS (`curate score embed` makes some)."""
+    r = curate.neighbors(ws, vectors, text=text, id=sample, k=count, find=registry.find)
+    lines = [{**row, "text": " ".join(row["text"].split())[:80]} for row in r.found]
+    columns = {"similarity": "cosine", "id": "id", "source": "source", "text": "text"}
+    say(r, as_json, (table(lines, columns) if lines else "There is none.") + notes(r.warnings))
+
+
+@click.command()
+@click.argument("id")
+@workspace()
+@click.option("--score", required=True, metavar="NAME", help="A score made of similarities: of less, embed, embed_lm.")
+@click.option("-k", "count", default=5, show_default=True, metavar="N", help="How many of the most and least alike.")
+@as_json_option
+def explain(ws: Workspace, id: str, score: str, count: int, as_json: bool) -> None:
+    """Show why the sample ID scored high or low: which of the target's examples it is like, and which not.
+
+    ID may be an example of the target instead: then which samples of the pool speak for it.
+    """
+    r = curate.explain(ws, id, score, k=count)
+    say(r, as_json, _explained(r) + notes(r.warnings))
+
+
+def _explained(r: Any) -> str:
+    beside = "subtask" if r.of == "pool" else "source"
+    columns = {"similarity": "similarity", "id": "id", beside: beside.replace("subtask", "sub-task"), "text": "text"}
+    what = f"the target {r.target}" if r.of == "pool" else "the pool"
+    words = [f"{r.id}: {_short(r.text)}"]
+    if r.score is not None:
+        means = ", ".join(f"{name or 'all'} {value:.4f}" for name, value in r.subtasks.items())
+        words.append(f"{r.score_name} = {r.score:.4f} (mean similarity: {means})")
+    for title, rows in ((f"most like it in {what}", r.for_it), (f"least like it in {what}", r.against_it)):
+        words += [f"\n{title}:", table([{**row, "text": _short(row["text"])} for row in rows], columns)]
+    return "\n".join(words)
+
+
+def _short(text: str) -> str:
+    return " ".join(text.split())[:80]

@@ -1,0 +1,247 @@
+"""select, weigh, mask, export: which samples, which parameters, and a trainer's files."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+import curate
+from curate.cli.console import notes, say, table
+from curate.cli.options import (
+    as_json_option,
+    dry_run_option,
+    pairs,
+    set_option,
+    workspace,
+)
+from curate.errors import CurateError
+from curate.kinds import registry
+from curate.store.workspace import Workspace
+
+
+@click.command()
+@click.argument("name")
+@workspace()
+@click.option(
+    "--by",
+    metavar="SQL",
+    help="Expression over `samples` to rank by, higher is better; a selector that ranks otherwise only leaves out what "
+    "has no value.",
+)
+@click.option("--where", metavar="SQL", help="Condition a candidate must meet.")
+@click.option("--top", type=int, metavar="N", help="Budget in samples.")
+@click.option("--frac", type=float, metavar="F", help="Budget as a fraction of the candidates that have a value.")
+@click.option("--tokens", type=float, metavar="N", help="Budget in tokens; see --token-count.")
+@click.option("--token-count", metavar="SQL", help="Tokens of a sample.  [default: n_chars / 4.0]")
+@click.option(
+    "--per",
+    metavar="GROUP",
+    help="source or subtask: the budget is each group's; what a group took, no later one (by name) takes.",
+)
+@click.option("--vectors", metavar="NAME", help="The vectors of selectors that work on some, as kcenter.")
+@click.option("--target", metavar="NAME", help="The target of selectors that work on one, as round_robin.")
+@click.option(
+    "--history",
+    metavar="NAME,…",
+    help="Manifests, or targets, of what was learnt before, for selectors that look at it, as uds and lhas.",
+)
+@click.option(
+    "--selector",
+    "selector_name",
+    metavar="METHOD",
+    help="See `curate methods selector`.  [default: top; random without --by]",
+)
+@set_option
+@click.option("--seed", default=0, show_default=True, help="Of every random choice.")
+@click.option("--null", is_flag=True, help="Deal the values out by lot first: what the same choice owes to chance.")
+@click.option("--allow-stale", is_flag=True, help="Use scores that are stale or incomplete.")
+@click.option("--replay", "replayed", metavar="FILE", help="Repeat the selection of a manifest's JSON.")
+@dry_run_option
+@as_json_option
+def select(
+    ws: Workspace,
+    name: str,
+    by: str | None,
+    where: str | None,
+    top: int | None,
+    frac: float | None,
+    tokens: float | None,
+    token_count: str | None,
+    per: str | None,
+    vectors: str | None,
+    target: str | None,
+    history: str | None,
+    selector_name: str | None,
+    settings: tuple[str, ...],
+    seed: int,
+    null: bool,
+    allow_stale: bool,
+    replayed: str | None,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Choose samples under a budget, as the manifest NAME."""
+    if replayed:
+        given = (
+            by,
+            where,
+            top,
+            frac,
+            tokens,
+            token_count,
+            per,
+            vectors,
+            target,
+            history,
+            selector_name,
+            settings,
+            seed,
+            null,
+            dry_run,
+        )
+        if any(given):
+            raise CurateError("--replay repeats a selection as it was; it goes with no other choice.")
+        r = curate.replay(ws, name, replayed, registry.find, allow_stale=allow_stale)
+    else:
+        from curate.verbs.select import TOKENS, Choice
+
+        method = selector_name or ("top" if by else "random")
+        selector = registry.make("selector", method, pairs(settings, "--set"))
+        counted = token_count or TOKENS
+        choice = Choice(by, where, top, frac, tokens, per, counted, seed, allow_stale, vectors, target, null, history)
+        r = curate.select(ws, name, selector, choice, dry_run=dry_run)
+    columns = {
+        "source": "source",
+        "selected": "selected",
+        "share": "share",
+        "candidates": "candidates",
+        "mean_value": "mean value",
+    }
+    said = "Would select" if dry_run else f"Manifest {name}:"
+    head = f"{said} {r.rows:,} of {r.candidates:,} candidates, about {r.tokens:,.0f} tokens."
+    left = f"\nnote: {r.without_value:,} candidates have no value and were not considered" if r.without_value else ""
+    say(r, as_json, f"{head}\n{table(r.by_source, columns)}{left}{notes(r.warnings)}")
+
+
+@click.command()
+@click.argument("name")
+@workspace()
+@click.option("--mask", "mask_name", required=True, metavar="METHOD", help="See `curate methods mask`.")
+@click.option("--frac", type=float, required=True, metavar="F", help="Budget as a fraction of the model's numbers.")
+@click.option("--model", "model_name", metavar="MODEL", help="Whose weights are looked at, as magnitude_small does.")
+@click.option("--score", metavar="NAME", help="The score that a method ranks parameters by, as dualsft does.")
+@set_option
+@click.option("--allow-stale", is_flag=True, help="Use a score that is stale or incomplete.")
+@as_json_option
+def mask(
+    ws: Workspace,
+    name: str,
+    mask_name: str,
+    frac: float,
+    model_name: str | None,
+    score: str | None,
+    settings: tuple[str, ...],
+    allow_stale: bool,
+    as_json: bool,
+) -> None:
+    """Choose which of a model's numbers may be trained, as the mask NAME (`curate train RUN --mask NAME`)."""
+    method = registry.make("mask", mask_name, pairs(settings, "--set"))
+    r = curate.mask(ws, name, method, frac, model=model_name, score=score, find=registry.find, allow_stale=allow_stale)
+    head = f"Mask {name}: {r.selected:,} of {r.parameters:,} numbers."
+    columns = {"kind": "kind", "parameters": "numbers", "selected": "selected", "share": "share"}
+    end = [f"its warm-up ended with {r.checkpoint}, which a training may go on from (--model)"] if r.checkpoint else []
+    say(r, as_json, f"{head}\n{table(r.by_kind, columns)}{notes([*end, *r.warnings])}")
+
+
+@click.command()
+@click.argument("name")
+@workspace()
+@click.option("--by", required=True, metavar="SQL", help="Expression over `samples`: the column to weigh by.")
+@click.option(
+    "--weighting",
+    "weighting_name",
+    default="adapt_static",
+    show_default=True,
+    metavar="METHOD",
+    help="See `curate methods weighting`.",
+)
+@click.option("--manifest", metavar="NAME", help="Weigh the samples of this manifest.  [default: the whole pool]")
+@click.option(
+    "--repeats",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Repeat rows instead of weighing them, N in all; 0: as many as there are samples.",
+)
+@set_option
+@click.option("--seed", default=0, show_default=True, help="Of the rounding to repeats.")
+@click.option("--allow-stale", is_flag=True, help="Use scores that are stale or incomplete.")
+@as_json_option
+def weigh(
+    ws: Workspace,
+    name: str,
+    by: str,
+    weighting_name: str,
+    manifest: str | None,
+    repeats: int | None,
+    settings: tuple[str, ...],
+    seed: int,
+    allow_stale: bool,
+    as_json: bool,
+) -> None:
+    """Weigh samples by a column, as the manifest NAME, for any trainer."""
+    weighting = registry.make("weighting", weighting_name, pairs(settings, "--set"))
+    r = curate.weigh(ws, name, weighting, by, manifest=manifest, repeats=repeats, seed=seed, allow_stale=allow_stale)
+    spread = ", ".join(f"{q:.3f}" for q in r.quantiles)
+    head = f"Manifest {name}: {r.rows:,} samples, worth {r.effective_rows:,.0f} of equal weight."
+    lines = [head, f"Quantiles (0, 5, 25, 50, 75, 95, 100 %) before division by the mean {r.mean:.3f}: {spread}."]
+    lines += [f"Then {r.lowered}."] if r.lowered else []
+    columns = {"source": "source", "rows": "samples", "share": "share", "weighted_share": "share by weight"}
+    null = [f"{r.without_value:,} samples have no value and were left out"] if r.without_value else []
+    say(r, as_json, "\n".join([*lines, table(r.by_source, columns)]) + notes([*null, *r.warnings]))
+
+
+@click.command()
+@click.argument("manifest")
+@workspace()
+@click.option("--to", "fmt", required=True, metavar="FORMAT", help="See `curate methods export`.")
+@click.option("-o", "--output", metavar="DIR", help="A new or empty folder.")
+@click.option(
+    "--preview",
+    "count",
+    type=click.IntRange(min=0),
+    metavar="N",
+    help="Print N rows as the trainer will see them; writes nothing without -o.",
+)
+@click.option("--skip-unfit", is_flag=True, help="Leave out, and report, samples the format cannot hold.")
+@set_option
+@as_json_option
+def export(
+    ws: Workspace,
+    manifest: str,
+    fmt: str,
+    output: str | None,
+    count: int | None,
+    skip_unfit: bool,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Write the samples of a manifest as a trainer's files."""
+    ws.require("manifest", manifest)
+    exporter = registry.make("export", fmt, pairs(settings, "--set"))
+    if count is not None:
+        for row in curate.preview(ws, manifest, exporter, count, skip_unfit=skip_unfit):
+            click.echo(json.dumps(row, ensure_ascii=False, indent=None if as_json else 1))
+    if output is None:
+        if count is None:
+            raise CurateError("say where to write: -o DIR (a new or empty folder), or --preview N to look first.")
+        return
+    r = curate.export(ws, manifest, exporter, output, skip_unfit=skip_unfit)
+    skipped = "".join(f"\nnote: left out: {why}" for why in r.skipped[:5])
+    lowered = f"\nnote: {r.lowered}" if r.lowered else ""
+    more = f"\nnote: {len(r.skipped):,} samples were left out in all" if r.skipped else ""
+    say(
+        r,
+        as_json,
+        f"{r.rows:,} rows written for {fmt}:\n" + "\n".join(f"  {f}" for f in r.files) + lowered + skipped + more,
+    )

@@ -1,0 +1,371 @@
+"""train, prune, evaluate, compare: a model learns, is judged, and what that cost."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any
+
+import click
+
+import curate
+from curate.cli.console import notes, say, table
+from curate.cli.options import (
+    as_json_option,
+    by_owner,
+    dry_run_option,
+    models_of,
+    pairs,
+    set_option,
+    settings_text,
+    workspace,
+)
+from curate.errors import CurateError
+from curate.kinds import registry
+from curate.runs.evaluation import Judge
+from curate.store.workspace import Workspace
+
+if TYPE_CHECKING:
+    from curate.runs.config import Feed
+
+_target_options = (
+    click.option(
+        "--metric",
+        "metric_names",
+        multiple=True,
+        metavar="METHOD",
+        help="See `curate methods metric`; may be given again.  [default: loss]",
+    ),
+    click.option(
+        "--shots",
+        default=0,
+        show_default=True,
+        metavar="K",
+        help="Worked examples before each question, from the target's split val.",
+    ),
+    click.option("--limit", default=0, metavar="N", help="Ask the first N questions only."),
+)
+
+
+def _judging(command: Any) -> Any:
+    for option in reversed(_target_options):
+        command = option(command)
+    return command
+
+
+def _judges(
+    targets: tuple[str, ...],
+    metric_names: tuple[str, ...],
+    shots: int,
+    limit: int,
+    split: str,
+    own: dict[str, dict[str, str]],
+) -> list[Judge]:
+    metrics = [registry.make("metric", name, own.get(name)) for name in metric_names or ("loss",) if targets]
+    return [Judge(target, metric, split, shots, limit) for target in targets for metric in metrics]
+
+
+@click.command()
+@click.argument("run")
+@workspace()
+@click.option(
+    "--model",
+    "model_name",
+    required=True,
+    metavar="MODEL",
+    help="A folder, a .gguf file, a hub id, a run, or tiny, smollm2-135m.",
+)
+@click.option(
+    "--manifest", metavar="NAME", help="Whose samples, weights and repeats, or mixture.  [default: the whole pool]"
+)
+@click.option(
+    "--stream",
+    metavar="PATH",
+    help="Learn from the samples of PATH, or - (standard input, JSON lines), as they come, instead of from the pool; "
+    "with --set steps=N. Past ones among them: --set stream.memory=256 --set stream.replay=0.25.",
+)
+@click.option(
+    "--reference",
+    metavar="MODEL",
+    help="The model that weightings compare losses with, as rho_online, stm.  [default: the one training begins with]",
+)
+@click.option("--mask", "mask_name", metavar="NAME", help="Train what this mask chose.  [default: all parameters]")
+@click.option(
+    "--weighting",
+    "weighting_name",
+    default="uniform",
+    show_default=True,
+    metavar="METHOD",
+    help="See `curate methods weighting`.",
+)
+@click.option("--target", metavar="NAME", help="The target of weightings that use one, as adapt.")
+@click.option(
+    "--by", metavar="SQL", help="Expression over `samples`: the column of weightings that use one, as adapt_static."
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="[OWNER.]FIELD=VALUE",
+    help="A setting of the training (lr=1e-4, batch_size=64, lora_r=16; see --settings), of the weighting "
+    "(adapt.tau=0.5), of the model (model.context=1024) or of a metric.",
+)
+@click.option(
+    "--settings",
+    "list_settings",
+    is_flag=True,
+    is_eager=True,
+    expose_value=False,
+    callback=lambda *given: _show_settings(*given),
+    help="List the settings of the training, and stop.",
+)
+@click.option(
+    "--eval",
+    "evals",
+    multiple=True,
+    metavar="TARGET",
+    help="Judge on the split test of TARGET, every eval_every steps and at the end.",
+)
+@_judging
+@click.option("--seed", default=0, show_default=True, help="Of the order of the samples and of dropout.")
+@click.option("--allow-stale", is_flag=True, help="Use scores that are stale or incomplete.")
+@click.option("--fresh", is_flag=True, help="Train beside the run of that name, and put the new one in its place.")
+@dry_run_option
+@as_json_option
+def train(
+    ws: Workspace,
+    run: str,
+    model_name: str,
+    manifest: str | None,
+    stream: str | None,
+    reference: str | None,
+    mask_name: str | None,
+    weighting_name: str,
+    target: str | None,
+    by: str | None,
+    settings: tuple[str, ...],
+    evals: tuple[str, ...],
+    metric_names: tuple[str, ...],
+    shots: int,
+    limit: int,
+    seed: int,
+    allow_stale: bool,
+    fresh: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
+    """Train a model as the run RUN, on a manifest or the whole pool.
+
+    The same command goes on where a killed one stood. Several processes: `accelerate launch -m curate.cli train …`.
+    """
+    from curate.runs.config import Training
+    from curate.runs.fitted_mask import read_mask
+    from curate.training.settings import TrainSettings
+
+    mask = read_mask(ws, mask_name) if mask_name else None
+    own = by_owner(["", weighting_name, "model", "stream", *metric_names], [], settings)
+    training = Training(
+        _one_model([model_name], own["model"]),
+        registry.make("weighting", weighting_name, own[weighting_name]),
+        registry.with_settings(TrainSettings, own[""], "the training"),
+        manifest,
+        target,
+        by,
+        seed,
+        allow_stale,
+        mask,
+        registry.find("mask", mask.lineage["mask"]["name"])(**mask.lineage["mask"]["settings"]) if mask else None,
+        _feed(stream, own["stream"]),
+        _one_model([reference], own["model"]) if reference else None,
+    )
+    if not evals and (metric_names or shots or limit):
+        raise CurateError("--metric, --shots and --limit say how to judge; on what, says --eval TARGET.")
+    judges = _judges(evals, metric_names, shots, limit, "test", own)
+    r = curate.train(ws, run, training, judges=judges, fresh=fresh, dry_run=dry_run)
+    if not _alone():
+        return
+    if dry_run:
+        p = r.planned or {}
+        cost = f"about {p['tokens']:,.0f} tokens and {p['flops']:.2g} FLOPs"
+        text = f"Would train {run} on {p['samples']:,} samples: {p['steps']:,} steps, {cost}."
+        say(r, as_json, text + notes(r.warnings))
+        return
+    left = [f"{n:,} samples were left out: {why}" for why, n in r.left_out.items()]
+    left += [f"{r.cut:,} samples were cut to the model's context"] if r.cut else []
+    loss = "" if r.loss is None else f"; loss {r.loss:.4f}, mean weight {r.weight_mean:.3f} at the last"
+    taken = f"{r.steps_now:,} of {r.steps:,} steps taken now, on {r.samples:,} samples"
+    head = f"Run {run}: {taken}{loss}; {r.flops:.3g} FLOPs."
+    lines = [head, f"The model is in {r.folder}.", *_weighed(r.by_epoch, r.by_source), *_evaluated(r.evaluations)]
+    say(r, as_json, "\n".join(lines) + notes([*left, *r.warnings]))
+
+
+def _feed(path: str | None, settings: dict[str, str]) -> Feed | None:
+    """The stream of that path; null without one. Raises CurateError for a path that is not there, or an ill setting."""
+    from curate.runs.config import Feed, Past
+    from curate.store.input_files import find_inputs, lines_of, records
+
+    if path is None:
+        if settings:
+            raise CurateError(f"stream.{min(settings)} says what a stream keeps; name one by --stream PATH.")
+        return None
+    past = registry.with_settings(Past, settings, "the stream")
+    if path == "-":
+        return Feed("standard input", lines_of(sys.stdin.buffer), past)
+    inputs = find_inputs(path)
+    return Feed(path, (record for item in inputs for _, record in records(item)), past)
+
+
+def _weighed(by_epoch: list[dict[str, Any]], by_source: list[dict[str, Any]]) -> list[str]:
+    """What samples weighed, where they weighed differently."""
+    if all(row["least"] == row["most"] for row in by_epoch):
+        return []
+    columns = {"epoch": "epoch", "samples": "samples", "mean_weight": "mean weight", "least": "least", "most": "most"}
+    columns |= {f"measure_{q}": f"measure, {q} %" for q in (5, 50, 95)}
+    shares = {"source": "source", "share": "share of samples", "weighted_share": "by weight"}
+    return [table(by_epoch, columns), table(by_source, shares)]
+
+
+def _show_settings(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    if wanted:
+        from curate.training.settings import TrainSettings
+
+        click.echo(f"--set FIELD=VALUE:{settings_text(registry.fields_help(TrainSettings))}")
+        ctx.exit()
+
+
+def _one_model(names: list[str], settings: dict[str, str]) -> Any:
+    """The only model; null where none is named. Raises CurateError for one with a role, or settings without one."""
+    found = models_of(names, settings)
+    if set(found) - {""}:
+        raise CurateError(f"--model {names[0]}: only one model is at work here, so name it without a role.")
+    return found.get("")
+
+
+def _alone() -> bool:
+    """Whether this process is to speak: the first of several."""
+    return os.environ.get("RANK", "0") == "0"
+
+
+def _evaluated(rows: list[dict[str, Any]]) -> list[str]:
+    columns = {k: k for k in ("target", "split", "metric", "shots", "value", "judged", "questions", "better")}
+    return [table(rows, columns)] if rows else []
+
+
+@click.command()
+@click.argument("run")
+@workspace()
+@click.option("--pruner", "pruner_name", required=True, metavar="METHOD", help="See `curate methods pruner`.")
+@click.option("--sparsity", type=float, required=True, metavar="F", help="Share of every parameter to take back.")
+@click.option("--name", metavar="NAME", help="Of the new run.  [default: RUN_METHOD]")
+@set_option
+@as_json_option
+def prune(
+    ws: Workspace,
+    run: str,
+    pruner_name: str,
+    sparsity: float,
+    name: str | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Take back the least part of what RUN has changed; the rest is a run of its own.
+
+    It is evaluated and compared like any other.
+    """
+    method = registry.make("pruner", pruner_name, pairs(settings, "--set"))
+    r = curate.prune(ws, run, method, sparsity, name=name)
+    head = f"Run {r.name}: of {r.changed:,} numbers that {run} has changed (of {r.parameters:,}) {r.kept:,} stay so."
+    say(r, as_json, f"{head}\nThe model is in {r.folder}.")
+
+
+@click.command()
+@click.argument("run")
+@workspace()
+@click.option("--target", "targets", multiple=True, metavar="NAME", help="A target to judge on; may be given again.")
+@_judging
+@click.option("--split", default="test", show_default=True, metavar="SPLIT", help="test judges; val chooses.")
+@click.option("--allow-val", is_flag=True, help="Judge on the split that chooses.")
+@click.option(
+    "--model",
+    "model_name",
+    metavar="MODEL",
+    help="Judge this model as it is, under the name RUN: the base of a comparison.",
+)
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="OWNER.FIELD=VALUE",
+    help="A setting of a metric (exact_match.final_answer=whole) or the model.",
+)
+@as_json_option
+def evaluate(
+    ws: Workspace,
+    run: str,
+    targets: tuple[str, ...],
+    metric_names: tuple[str, ...],
+    shots: int,
+    limit: int,
+    split: str,
+    allow_val: bool,
+    model_name: str | None,
+    settings: tuple[str, ...],
+    as_json: bool,
+) -> None:
+    """Judge a run's model on the questions of targets.
+
+    What was judged before is not judged again. Results: the table `evaluations`; of every question, below the run.
+    """
+    own = by_owner([*metric_names, "model"], metric_names, settings)
+    judges = _judges(targets, metric_names, shots, limit, split, own)
+    choice = _one_model([model_name] if model_name else [], own["model"])
+    r = curate.evaluate(ws, run, judges, model=choice, allow_val=allow_val)
+    unjudged = [
+        f"{row['questions'] - row['judged']:,} of {row['target']} could not be judged by {row['metric']}"
+        for row in r.evaluations
+        if row["questions"] > row["judged"]
+    ]
+    say(r, as_json, "\n".join([f"Run {run}, step {r.step}:", *_evaluated(r.evaluations)]) + notes(unjudged))
+
+
+@click.command()
+@click.argument("runs", nargs=-1)
+@workspace()
+@click.option(
+    "--against", metavar="RUN", help="The arm of this run is what the others differ from.  [default: the first]"
+)
+@click.option("-o", "--output", metavar="FILE", help="Write the page FILE.html, and its picture FILE.png beside it.")
+@as_json_option
+def compare(ws: Workspace, runs: tuple[str, ...], against: str | None, output: str | None, as_json: bool) -> None:
+    """Runs side by side: what each reached, against all that it cost. All runs, where none is named.
+
+    Runs that differ in their seed alone are one arm. Costs are the ledger's: the choice (prep), the training, and what
+    a weighting needs beside it (online).
+    """
+    from pathlib import Path
+
+    r = curate.compare(ws, runs, against=against)
+    columns = {"arm": "arm", "seeds": "seeds", **{key: key for key in r.measures}}
+    costs = ("prep", "prep_marginal", "train", "online", "total")
+    rows = [
+        {
+            "arm": arm.name + (f" (null of {arm.null_of})" if arm.null_of else ""),
+            "seeds": len(arm.runs),
+            **{key: str(mean) for key, mean in arm.quality.items()},
+            **{key: f"{getattr(arm.cost, key):.3g}" for key in costs},
+            "seconds": round(arm.cost.seconds, 1),
+        }
+        for arm in r.arms
+    ]
+    text = table(rows, {**columns, **{key: key.replace("_", " ") for key in costs}, "seconds": "seconds"})
+    from curate.pages.comparison import page, plot, reading
+
+    written = ""
+    if output:
+        path = Path(output).with_suffix(".html")
+        if not path.parent.is_dir():
+            raise CurateError(f"{path.parent}: there is no such folder to write {path.name} into.")
+        path.write_text(page(r, f"Runs of {ws.path}"), encoding="utf-8")
+        path.with_suffix(".png").write_bytes(plot(r))
+        written = f"\nWritten: {path} and {path.with_suffix('.png')}."
+    say(r, as_json, "\n".join([text, "", *reading(r)]) + written + notes(r.warnings))

@@ -1,0 +1,188 @@
+"""Sums of samples' gradients, and their products with directions, of whatever samples and directions: what the
+diagnostics of DualSFT are made of (arXiv:2605.06166, Appendix F).
+
+M_ij = q_j g_ij is the interaction of sample i and parameter j; a sample's worth sums over the parameters that are
+trained, a parameter's over the samples that are learnt from. Each side is chosen as if the other were whole; what that
+loses is `Regret`, and what choosing again gains, `reselect`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from curate.gradients.backward import Loss
+from curate.gradients.gradient_model import GradientModel
+from curate.gradients.watchers import Dots, Lengths, Totals
+from curate.kinds.passes import Slope
+from curate.models.forward import Usage
+from curate.numerics.rank_agreement import best, jaccard, spearman
+from curate.numerics.top_k import largest
+
+Samples = Sequence[Any]  # as they lie in the pool: messages, or text
+Arrays = Mapping[str, np.ndarray]  # by the parameters' names
+
+
+@dataclass(frozen=True)
+class Looked:
+    """Of N samples: products of their gradients with K directions, float64 [N, K], and their lengths, [N]; not a number
+    where a sample has no gradient. usage: what it cost."""
+
+    dot: np.ndarray
+    length: np.ndarray
+    usage: Usage
+
+
+def look(way: GradientModel, samples: Samples, directions: Sequence[Arrays]) -> Looked:
+    """Products of each sample's gradient with directions, in one pass forward and backward."""
+    at = way.backward.at
+    q = {n: torch.stack([_on(at, d[n]) for d in directions]) for n in at.shapes}
+    legs = {
+        ("look", "dot"): Slope(lambda at, state, places: Dots(q)),
+        ("look", "length"): Slope(lambda at, state, places: Lengths()),
+    }
+    found, usage = way.way(samples, "whole", legs, {})
+    return Looked(found["look", "dot"]["dot"], found["look", "length"]["length"], usage)
+
+
+def summed(
+    way: GradientModel,
+    samples: Samples,
+    groups: np.ndarray | None = None,
+    loss: Loss | None = None,
+    beside: str = "",
+) -> tuple[list[Arrays], np.ndarray, Usage]:
+    """The gradients of each group's samples added up, float64; how many of each have one; and the cost.
+
+    groups: int64 [N], from 0; null: all are one. loss, beside: another loss than the samples own, as of a Slope.
+    """
+    of = np.zeros(len(samples), np.int64) if groups is None else np.asarray(groups, np.int64)
+    k = int(of.max(initial=0)) + 1
+    leg = Slope(lambda at, state, places: Totals(of[places], k, "", "count"), loss=loss, beside=beside)
+    found, usage = way.way(samples, "whole", {("sum", "x"): leg}, {})
+    sums = found["sum", "x"]["sums"]
+    empty = {n: np.zeros(shape) for n, shape in way.backward.at.shapes.items()}
+    counts = np.asarray(sums.get("count", np.zeros(k)), np.int64)
+    return [{n: sums[n][i] if n in sums else zero for n, zero in empty.items()} for i in range(k)], counts, usage
+
+
+def restricted(q: Arrays, selected: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """A direction with zeros where no number is selected (flat places, by name)."""
+    found = {}
+    for name, values in q.items():
+        kept = np.zeros(values.size)
+        places = np.asarray(selected.get(name, ()), np.int64)
+        kept[places] = values.ravel()[places]
+        found[name] = kept.reshape(values.shape)
+    return found
+
+
+def products(q: Arrays, total: Arrays) -> dict[str, np.ndarray]:
+    """q * G of each parameter: what each number is worth."""
+    return {name: values * total[name] for name, values in q.items()}
+
+
+def flat(arrays: Arrays) -> np.ndarray:
+    """All numbers as one vector, in the parameters' order."""
+    return np.concatenate([values.ravel() for values in arrays.values()])
+
+
+# --- choosing again --------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Round:
+    """One side chosen again, the other being as the round before left it. what: data or parameters. jaccard, spearman:
+    of the choice and of the worths with the round before; from_first: of the choice with the first. flops, seconds:
+    what this side cost."""
+
+    number: int
+    what: str
+    jaccard: float
+    spearman: float
+    from_first: float
+    flops: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Reselected:
+    """rounds: in order, of each first the parameters. rows, selected: the choice after the last."""
+
+    rounds: list[Round]
+    rows: np.ndarray
+    selected: dict[str, np.ndarray]
+
+
+def reselect(way: GradientModel, samples: Samples, q: Arrays, rows: int, numbers: int, rounds: int) -> Reselected:
+    """Both sides chosen again and again, each for the other side as it was chosen last (Appendix F.9).
+
+    rows, numbers: how many samples and parameters are chosen. The first choice knows of no other: rows by <q, g_i>,
+    parameters by q * G over all samples.
+    """
+    sizes = {name: values.size for name, values in q.items()}
+
+    def chosen(worths: Arrays) -> dict[str, np.ndarray]:
+        return largest(lambda name: worths[name], sizes, numbers)
+
+    first = look(way, samples, [q])
+    (total, *_), _, _ = summed(way, samples)
+    worth_of_rows, worth_of_numbers = first.dot[:, 0], products(q, total)
+    mine, selected = best(worth_of_rows, rows), chosen(worth_of_numbers)
+    rows_first, numbers_first, found = mine, _places(selected, sizes), list[Round]()
+    for number in range(1, rounds + 1):
+        (total, *_), _, cost = summed(way, [samples[i] for i in mine])
+        again = products(q, total)
+        others, before, now = chosen(again), _places(selected, sizes), None
+        now = _places(others, sizes)
+        told = (jaccard(before, now), spearman(flat(worth_of_numbers), flat(again)), jaccard(numbers_first, now))
+        found.append(Round(number, "parameters", *told, cost.flops, cost.seconds or 0.0))
+        looked = look(way, samples, [restricted(q, selected)])
+        worths = looked.dot[:, 0]
+        there = np.isfinite(worths) & np.isfinite(worth_of_rows)
+        these = best(worths, rows)
+        told = (jaccard(mine, these), spearman(worth_of_rows[there], worths[there]), jaccard(rows_first, these))
+        found.append(Round(number, "data", *told, looked.usage.flops, looked.usage.seconds or 0.0))
+        mine, selected, worth_of_rows, worth_of_numbers = these, others, worths, again
+    return Reselected(found, mine, selected)
+
+
+def _places(selected: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> np.ndarray:
+    """Flat places in all parameters together, as `flat` has them."""
+    starts = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
+    return np.concatenate([starts[name] + np.asarray(places, np.int64) for name, places in selected.items()])
+
+
+# --- curvature -------------------------------------------------------------------------------------------
+
+
+def curvature_along(
+    way: GradientModel, samples: Samples, direction: Arrays, loss: Loss | None = None, beside: str = ""
+) -> dict[str, np.ndarray]:
+    """The Hessian of the samples' mean loss times a direction, float64, by Hessian-vector products."""
+    along = {name: _on(way.backward.at, values)[None] for name, values in direction.items()}
+    leg = Slope(curved=lambda at, state: along, loss=loss, beside=beside)
+    found, _ = way.way(samples, "whole", {("bend", "x"): leg}, {})
+    sums = found["bend", "x"]["sums"]
+    index = way.backward.at.index
+    count = float(sums[f"hessian{index}/samples"][0])
+    return {name: sums[f"hessian{index}/{name}"][0] / count for name in direction}
+
+
+def drawn_by_score(worths: Arrays, layers: Iterable[str], each: int, seed: int) -> dict[str, np.ndarray]:
+    """Of each named parameter `each` places, a third of them from the lowest, middle and highest third by |worth|."""
+    rng, found = np.random.default_rng(seed), {}
+    for name in layers:
+        thirds = np.array_split(np.argsort(np.abs(worths[name].ravel()), kind="stable"), 3)
+        some = [rng.choice(third, min(each // 3, len(third)), replace=False) for third in thirds]
+        found[name] = np.sort(np.concatenate(some))
+    return found
+
+
+def _on(at: Any, values: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.asarray(values, np.float64)).to(at.device, at.dtype)

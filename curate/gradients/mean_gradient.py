@@ -1,0 +1,138 @@
+"""Passes that scores by gradients share: a mean gradient, of the target or of the pool, and inner products with it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from functools import partial
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+
+from curate.errors import CurateError
+from curate.kinds.passes import Arrays, Columns, Leg, Pass, Slope, Watcher
+from curate.kinds.vectors import Groups
+
+if TYPE_CHECKING:
+    from curate.gradients.backward import At
+    from curate.gradients.watchers import Directions
+
+_COUNT = "samples"  # of each group, among the sums
+
+
+def mean_gradient(
+    groups: Groups | None,
+    shaped_by: tuple[str, ...] = (),
+    every: bool = False,
+    *,
+    over: Literal["pool", "target", "anchors"] | None = None,
+    named: str = "",
+    loss: Callable[..., Any] | None = None,
+    beside: str = "",
+    curved: Callable[[At, Any], Mapping[str, Any]] | None = None,
+    more: Mapping[str, Leg | Slope] | None = None,
+) -> Pass:
+    """The mean gradient of each group of the target's examples; without groups, of the pool, or of what `over` says.
+
+    Its state: named + CHECKPOINT/PARAMETER -> [K, *shape], float32. loss, beside, curved: as of Slope; the mean of what
+    the Hessians make of a direction is named + hessianCHECKPOINT/PARAMETER. more: legs beside; what a Leg has found is
+    averaged, too: named + LEG/mean -> [1]. Raises CurateError where no example of a group has a gradient.
+    """
+    over = over or ("target" if groups else "pool")
+    legs: dict[str, Leg | Slope] = {
+        "gradient": Slope(partial(_totals, groups), every=every, loss=loss, beside=beside),
+        **({"hessian": Slope(curved=curved, loss=loss, beside=beside)} if curved else {}),
+        **(more or {}),
+    }
+    means = partial(_means, groups, over, named)
+    return Pass(
+        f"mean of the {over}", partial(_sums, named), means, opened if curved else None, shaped_by, legs=legs, over=over
+    )
+
+
+def products(
+    score: Callable[[np.ndarray, np.ndarray], Columns], by: Literal["ghost", "jvp"] = "ghost", every: bool = False
+) -> Pass:
+    """Inner products of each sample's gradient with the mean ones, [B, K]; at every checkpoint, times its learning rate
+    and [B, C, K]. score: makes the columns of them, and of the K groups' shares of the target's examples."""
+    leg = Slope(partial(_dots, every), every=every) if by == "ghost" else Slope(along=_along)
+    return Pass("gradients", partial(_scored, score), open=opened, legs={"gradient": leg})
+
+
+def along_mean() -> Slope:
+    """The leg of inner products with the mean gradient, for a pass of more than these."""
+    return Slope(partial(_dots, False))
+
+
+def opened(state: Arrays) -> Directions:
+    """The mean gradients, as tensors where they are wanted."""
+    from curate.gradients.watchers import Directions
+
+    return Directions(state)
+
+
+def _key(at: At) -> str:
+    return f"{at.index}/"
+
+
+def _totals(groups: Groups | None, at: At, state: Any, places: np.ndarray) -> Watcher:
+    from curate.gradients.watchers import Totals
+
+    of_each = groups.of_each[places] if groups else np.zeros(len(places), np.int64)
+    return Totals(of_each, len(groups.labels) if groups else 1, _key(at), _COUNT)
+
+
+def _sums(named: str, legs: Mapping[str, Columns], _: Arrays) -> Columns:
+    found = {}
+    for which, columns in legs.items():
+        if "mean" in columns:  # of a leg: a number of each sample
+            good = columns["mean"][np.isfinite(columns["mean"])]
+            found |= {
+                f"{named}{which}/mean": good.sum(keepdims=True),
+                f"{named}{which}/{_COUNT}": np.array([len(good)]),
+            }
+        else:
+            found |= {named + name: value for name, value in columns["sums"].items()}
+    return found
+
+
+def _means(groups: Groups | None, over: str, named: str, partials: Iterable[Arrays]) -> Arrays:
+    sums: dict[str, np.ndarray] = {}
+    for one in partials:
+        for name, value in one.items():
+            sums[name] = sums.get(name, 0.0) + value.astype(np.float64)
+    found = {}
+    for name, value in sums.items():
+        checkpoint, _, parameter = name.partition("/")
+        counts = sums[f"{checkpoint}/{_COUNT}"]
+        if parameter == _COUNT:
+            found[name] = counts
+        elif counts.all():
+            found[name] = (value / counts.reshape(-1, *[1] * (value.ndim - 1))).astype(np.float32)
+    every = [value for name, value in sums.items() if name.endswith(f"/{_COUNT}")]
+    empty = next((counts for counts in every if not counts.all()), None)
+    if groups and (empty is not None or not every):
+        label = groups.labels[0 if empty is None else int(np.argmin(empty))]
+        of = f"the target's sub-task '{label}'" if label else "the target"
+        raise CurateError(f"no example of {of} has a finite gradient of anything supervised; edit the target.")
+    if over == "anchors" and (empty is not None or not every):
+        raise CurateError("none of the anchors has a finite gradient of anything supervised; set more aside.")
+    return found
+
+
+def _dots(every: bool, at: At, state: Directions, places: np.ndarray) -> Watcher:
+    from curate.gradients.watchers import Dots
+
+    if not every:
+        return Dots(state.on(at, min(state.keys, default="")))
+    assert at.checkpoint.lr is not None
+    return Dots(state.on(at, _key(at)), at.checkpoint.lr)
+
+
+def _along(at: At, state: Directions) -> Mapping[str, Any]:
+    return state.on(at, min(state.keys, default=""))
+
+
+def _scored(
+    score: Callable[[np.ndarray, np.ndarray], Columns], legs: Mapping[str, Columns], state: Directions
+) -> Columns:
+    return score(legs["gradient"]["dot"], state.shares(_COUNT))

@@ -1,0 +1,67 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import orjson
+
+from curate.errors import CurateError
+from curate.kinds.registry import Export, Part, Row
+
+
+@dataclass(frozen=True)
+class Axolotl(Export):
+    """axolotl: a JSONL per shape, and the `datasets` of its configuration that name them.
+
+    Format: `NAME.jsonl` (chat, {"messages", "tools"}, read as `type: chat_template`) and `NAME_text.jsonl` (raw text,
+    `type: completion`), each only where there is one; `NAME.axolotl.yaml` has the key `datasets` with both, by whole
+    paths: copy it into your configuration, and mind the paths where you move the folder.
+
+    Cost: one reading of the selected shards.
+
+    Departures: axolotl has no weights, neither of rows nor of datasets, so a weighted manifest is refused, or its rows
+    repeat (weights=repeats); of a mixture one epoch of its draws is written.
+
+    Reference: axolotl, docs/dataset-formats/conversation.qmd and src/axolotl/utils/schemas/datasets.py.
+
+    >>> said = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "an apple"}]
+    >>> Axolotl().example(Row.of(said))["messages"][0]["role"]
+    'user'
+    """
+
+    weights: Literal["refuse", "repeats"] = "refuse"
+    """Of weights that differ: refuse them; or repeat rows, as many in all as there are, in proportion."""
+
+    def example(self, row: Row) -> dict[str, Any]:
+        if row.messages is None:
+            return {"text": row.text}
+        tools = orjson.loads(row.meta).get("tools")
+        return {"messages": row.chat(), **({"tools": tools} if tools else {})}
+
+    def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
+        return self.write_parts(rows, folder, lambda row: name if row.messages is not None else f"{name}_text")
+
+    def describe(self, folder: Path, name: str, parts: Sequence[Part], final: Path) -> list[Path]:
+        shapes = {name: _CHAT, f"{name}_text": _TEXT}
+        there = {file: shape for file, shape in shapes.items() if (folder / f"{file}.jsonl").exists()}
+        lines = ["datasets:"]
+        for file, shape in there.items():
+            path = str(final / f"{file}.jsonl")
+            lines += [f"  - path: {orjson.dumps(path).decode()}", *(f"    {line}" for line in shape)]
+        if not there:
+            raise CurateError(f"the manifest '{name}' has no row to export.")
+        path = folder / f"{name}.axolotl.yaml"
+        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        return [path]
+
+
+_CHAT = (
+    "ds_type: json",
+    "type: chat_template",
+    "field_messages: messages",
+    "field_tools: tools",
+    "message_property_mappings: {role: role, content: content}",
+)
+_TEXT = ("ds_type: json", "type: completion", "field: text")

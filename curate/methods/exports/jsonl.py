@@ -1,0 +1,38 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import orjson
+
+from curate.kinds.registry import Export, Row
+
+
+@dataclass(frozen=True)
+class Jsonl(Export):
+    """One JSON object a line: id, source, messages or text, loss_weight, rank and the original fields.
+
+    Format: `NAME.jsonl`, UTF-8, with `messages` as [{"role", "content"}] (and whatever keys a message had beside
+    them), or `text`; the sample's other input fields stand under `meta`. Trainers of transformers take the weights by
+    `curate.training.weighted_trainer`.
+
+    Cost: one reading of the selected shards.
+
+    Reference: read by `datasets.load_dataset("json", data_files=…)` and anything else.
+
+    >>> said = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "an apple"}]
+    >>> sorted(Jsonl().example(Row.of(said)))
+    ['id', 'loss_weight', 'messages', 'meta', 'rank', 'source']
+    """
+
+    weighted: ClassVar[bool] = True
+
+    def example(self, row: Row) -> dict[str, Any]:
+        content = {"text": row.text} if row.messages is None else {"messages": row.chat()}
+        labels = {"id": row.id, "source": row.source}
+        return {**labels, **content, "loss_weight": row.loss_weight, "rank": row.rank, "meta": orjson.loads(row.meta)}
+
+    def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
+        return [self.write_lines(folder / f"{name}.jsonl", rows)]

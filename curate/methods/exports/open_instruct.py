@@ -1,0 +1,59 @@
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar, Literal
+
+from curate.errors import CurateError
+from curate.kinds.registry import Export, Part, Row, part_file
+
+
+@dataclass(frozen=True)
+class OpenInstruct(Export):
+    """open-instruct: a JSONL of messages per part, and the `--dataset_mixer_list` that draws from them.
+
+    Format: `NAME.jsonl`, or for every part `NAME_LABEL.jsonl`, one {"messages": [{"role", "content"}]} a line;
+    `NAME.args` has the arguments `--dataset_mixer_list FILE ROWS …`, whole numbers of rows (more than a file has repeat
+    it), and `--dataset_mixer_list_splits train`.
+
+    Cost: one reading of the selected shards.
+
+    Departures: raw text is refused, as open-instruct's SFT reads chats alone. Its rows have no weight, so weights that
+    differ become parts of like weight (weights=strata), or rows repeat (weights=repeats), or are refused. Of parts of
+    which fewer rows are drawn than there are, it draws by its own lot; its older versions refuse more than there are.
+
+    Reference: allenai/open-instruct, open_instruct/dataset_transformation.py (`get_cached_dataset_tulu`).
+
+    >>> said = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "an apple"}]
+    >>> OpenInstruct().example(Row.of(said))["messages"][1]["content"]
+    'an apple'
+    """
+
+    blends: ClassVar[bool] = True
+
+    weights: Literal["refuse", "repeats", "strata"] = "strata"
+    """Of weights that differ: make strata; repeat rows, as many in all as there are, in proportion; or refuse them."""
+    strata: int = 8
+    """How many parts of like weight, by its quantiles, weights=strata makes of each source."""
+
+    def example(self, row: Row) -> dict[str, Any]:
+        if row.messages is None:
+            raise CurateError(f"sample {row.id} is raw text, and open-instruct's SFT reads chats.")
+        return {"messages": row.chat()}
+
+    def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
+        return self.write_parts(rows, folder, lambda row: part_file(name, row.part))
+
+    def describe(self, folder: Path, name: str, parts: Sequence[Part], final: Path) -> list[Path]:
+        drawn = [(str(final / f"{part.file(name)}.jsonl"), str(part.draws)) for part in parts if part.draws]
+        words = [
+            "--dataset_mixer_list",
+            *(word for pair in drawn for word in pair),
+            "--dataset_mixer_list_splits",
+            "train",
+        ]
+        path = folder / f"{name}.args"
+        path.write_text(shlex.join(words) + "\n", encoding="utf-8")
+        return [path]

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, ClassVar
+
+import pyarrow.parquet as pq
+
+from curate.kinds.registry import Export, Row
+from curate.store.schema import EXPORTED
+
+
+@dataclass(frozen=True)
+class Parquet(Export):
+    """One Parquet file: id, source, messages, text, loss_weight, rank, meta.
+
+    Format: `NAME.parquet`; messages list<struct<role, content, extra>> (null for raw text), text (null for chat),
+    loss_weight float32, rank int64, meta a JSON text. `curate ingest` reads it back to the same ids.
+
+    Cost: one reading of the selected shards; 1,024 rows in memory.
+
+    Reference: read by `datasets.load_dataset("parquet", data_files=…)`, pandas, polars, DuckDB.
+
+    >>> said = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "an apple"}]
+    >>> Parquet().example(Row.of(said))["loss_weight"]
+    1.0
+    """
+
+    weighted: ClassVar[bool] = True
+
+    def example(self, row: Row) -> dict[str, Any]:
+        return {name: getattr(row, name) for name in EXPORTED.names}
+
+    def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
+        path = folder / f"{name}.parquet"
+        with pq.ParquetWriter(path, EXPORTED, compression="zstd") as writer:
+            for table in self.tables(rows, EXPORTED):
+                writer.write_table(table)
+        return [path]

@@ -1,0 +1,40 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from curate.hashing import fingerprint
+from curate.kinds.registry import Mask, Parameters
+from curate.numerics.top_k import shares
+
+
+@dataclass(frozen=True)
+class Random(Mask):
+    """Parameters drawn by lot: what any other mask must beat.
+
+    Formula: of each parameter its share of the budget by size, every set of places being equally likely. The draw is a
+    pure function of the seed and the parameter's name.
+
+    Cost: no FLOPs of matrix products. It holds a permutation of one parameter.
+
+    Departures: none; there is no paper.
+
+    Reference: the random masks of DualSFT's comparison, arXiv:2605.06166, Section 5.
+
+    >>> import numpy as np
+    >>> chosen = Random().init(Parameters({"a": np.zeros((4, 5)), "b": np.zeros(20)}, 10))
+    >>> {name: len(places) for name, places in chosen.items()}
+    {'a': 5, 'b': 5}
+    """
+
+    seed: int = 0
+    """Of the draw."""
+
+    def init(self, given: Parameters) -> dict[str, np.ndarray]:
+        sizes = {name: int(np.prod(weight.shape)) for name, weight in given.weights.items()}
+        found = {}
+        for name, count in shares(sizes, given.budget).items():
+            rng = np.random.default_rng(int(fingerprint("mask", self.seed, name), 16))
+            found[name] = np.sort(rng.choice(sizes[name], count, replace=False))
+        return found

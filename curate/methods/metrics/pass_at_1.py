@@ -1,0 +1,78 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from curate.errors import require
+from curate.kinds.registry import Judged, Metric, Question
+from curate.methods.metrics._sandbox import run_python
+from curate.models.answers import answers, continuations
+
+_ENDS = ("\ndef ", "\nclass ", "\nif ", "\nprint(", "\n#", "\n```", "\n@")
+
+
+@dataclass(frozen=True)
+class PassAt1(Metric):
+    """Share of programming problems whose tests the model's greedy answer passes (HumanEval's format).
+
+    Formula: 1 where  prompt + answer + test + check(entry_point)  runs to its end without an error, else 0.
+
+    A question is one line of HumanEval: its prompt the function's head, its fields `test` and `entry_point` kept beside
+    it (`curate target humaneval HumanEval.jsonl.gz --split test --map prompt=prompt,completion=canonical_solution`).
+    Answers run in a process of their own, one after another for each core, which may not start processes, open files
+    or sockets, and has bounds of time and memory. That keeps accidents in; against code that means harm use a machine
+    that may be lost.
+
+    Cost: 2N FLOPs for every token of the prompt and of what is said; and the tests.
+
+    Reference: Chen et al., "Evaluating Large Language Models Trained on Code" (HumanEval), 2021; with one greedy answer
+    pass@1 is the share that passes.
+
+    >>> meta = {"test": "", "entry_point": "one"}
+    >>> PassAt1().program("def one():\\n", "    return 1\\ndef two():\\n    return 2", meta).split("\\n")[:2]
+    ['def one():', '    return 1']
+    """
+
+    style: Literal["completion", "chat"] = "completion"
+    """The model goes on with the prompt as a text; or is asked it, and the code block of its answer counts."""
+    max_new_tokens: int = 512
+    """The most that the model may say."""
+    seconds: float = 10.0
+    """The time that a program has."""
+    megabytes: int = 1024
+    """The memory that a program has."""
+
+    def __post_init__(self) -> None:
+        bounds = (self.max_new_tokens, self.seconds, self.megabytes)
+        require("pass_at_1.max_new_tokens, seconds and megabytes", min(bounds) > 0, "above 0")
+
+    def judge(self, model: Any, questions: Sequence[Question]) -> Judged:
+        heads = [next((m["content"] for m in q.messages or [] if m["role"] == "user"), "") for q in questions]
+        if self.style == "chat":
+            said, error, usage = answers(model, [q.prompt() for q in questions], self.max_new_tokens)
+        else:
+            said, error, usage = continuations(model, heads, self.max_new_tokens)
+        for i, question in enumerate(questions):
+            if not {"test", "entry_point"} <= question.meta.keys():
+                error[i] = error[i] or "has no fields test and entry_point"
+        todo = np.flatnonzero(error == "").tolist()
+        with ThreadPoolExecutor(2) as pool:
+            programs = [self.program(heads[i], said[i], questions[i].meta) for i in todo]
+            ran = list(pool.map(lambda code: run_python(code, self.seconds, self.megabytes), programs))
+        values = np.full(len(questions), np.nan)
+        values[todo] = [result is None for result in ran]
+        return Judged(values, error, usage, said)
+
+    def program(self, head: str, said: str, meta: Any) -> str:
+        """The program that must run to its end."""
+        if self.style == "chat":
+            block = said.partition("```python")[2].partition("```")[0] or said.partition("```")[2].partition("```")[0]
+            body = f"{head}    pass\n\n{block or said}"  # the head's imports and helpers, and then the whole answer
+        else:
+            ends = [said.find(end) for end in _ENDS if end in said]
+            body = head + said[: min(ends)] if ends else head + said
+        return f"{body}\n\n{meta['test']}\n\ncheck({meta['entry_point']})\n"

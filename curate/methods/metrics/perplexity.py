@@ -1,0 +1,35 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import numpy as np
+
+from curate.kinds.registry import Judged, Metric, Question
+from curate.models.likelihood import answer_losses
+
+
+@dataclass(frozen=True)
+class Perplexity(Metric):
+    """How many tokens the model hesitates between in the answer; lower is better.
+
+    Formula: of a question, exp of the mean loss of its last answer's tokens; of a target, exp of the mean of those
+    losses over its questions (a geometric mean).
+
+    Cost: one forward pass, 2N FLOPs a token.
+
+    Reference: exp of the cross-entropy.
+
+    >>> round(Perplexity().summary(np.array([2.0, 8.0])), 6)
+    4.0
+    """
+
+    better: ClassVar = "lower"
+
+    def judge(self, model: Any, questions: Sequence[Question]) -> Judged:
+        found, usage = answer_losses(model, [question.sample() for question in questions])
+        return Judged(np.exp(found["mean"]), found["error"], usage)
+
+    def summary(self, values: np.ndarray) -> float:
+        return float(np.exp(np.log(values).mean())) if len(values) else float("nan")

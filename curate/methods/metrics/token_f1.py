@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import re
+import string
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from curate.errors import require
+from curate.kinds.registry import Judged, Metric, Question
+from curate.models.answers import answers
+
+_ASIDE = str.maketrans("", "", string.punctuation)
+
+
+@dataclass(frozen=True)
+class TokenF1(Metric):
+    """How far the words that the model says are those of the answer (SQuAD's F1).
+
+    Formula: 2 p r / (p + r), with p and r the shares of the said and of the wanted words that both have, as often as
+    both have them; 0 where none; words in lower case without punctuation and articles. Said greedily.
+
+    Cost: 2N FLOPs for every token of the prompt and of what is said.
+
+    Reference: Rajpurkar et al., "SQuAD" (2016); TyDiQA's F1 in the Filter-then-Weight protocol.
+
+    >>> round(TokenF1().of("The Corv river", "It is the Corv."), 3)
+    0.4
+    """
+
+    max_new_tokens: int = 64
+    """The most that the model may say."""
+
+    def __post_init__(self) -> None:
+        require(f"token_f1.max_new_tokens={self.max_new_tokens}", self.max_new_tokens > 0, "above 0")
+
+    def judge(self, model: Any, questions: Sequence[Question]) -> Judged:
+        said, error, usage = answers(model, [question.prompt() for question in questions], self.max_new_tokens)
+        for i, question in enumerate(questions):
+            if not error[i] and not question.answer:
+                error[i] = "has no answer"
+        values = np.array([self.of(s, q.answer) for s, q in zip(said, questions, strict=True)], np.float64)
+        return Judged(np.where(error == "", values, np.nan), error, usage, said)
+
+    def of(self, said: str, wanted: str) -> float:
+        """F1 of two texts."""
+        a, b = Counter(self._words(said)), Counter(self._words(wanted))
+        both = (a & b).total()
+        return 2 * both / (a.total() + b.total()) if both else float(a == b)
+
+    def _words(self, text: str) -> list[str]:
+        return re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_ASIDE)).split()

@@ -1,0 +1,56 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from curate.kinds.registry import Arrays, Columns, Leg, Pass, Score, Target
+from curate.kinds.signals import Logits
+
+
+@dataclass(frozen=True)
+class Davir(Score):
+    """What training on everything has taught of a sample, as a share of what there was to learn (DavIR).
+
+    Formula, with nll the mean negative log likelihood of the answer's tokens given the prompt:
+
+        score = (nll(base) - nll(reference)) / nll(base)
+
+    The reference is the base after training on the whole pool: --model base=M --model reference=FOLDER, the folder that
+    `curate train` names in the end. Unlike `rho`, a difference, it does not favour samples whose losses are high to
+    begin with. Columns: `base`, `reference`.
+
+    Cost: one forward pass through each model, 2N FLOPs a token; the training of the reference is a run of its own, and
+    the greater part. Limit: the device's matrix products.
+
+    Departures: which loss stands below the line differs between accounts of it; both rank alike (`over`), as each is a
+    monotone function of nll(reference) / nll(base). A sample whose loss there is 0 has no score.
+
+    Reference: Zhou et al., "DavIR: Data Selection via Implicit Reward for Large Language Models", 2023,
+    arXiv:2310.13008.
+
+    >>> legs = {"base": {"mean": np.array([2.0, 0.5])}, "reference": {"mean": np.array([1.0, 0.4])}}
+    >>> Davir().passes(None)[0].map(legs, None)["score"].round(3).tolist()
+    [0.5, 0.2]
+    """
+
+    scope: ClassVar = "row"
+    models: ClassVar = ("base", "reference")
+    columns: ClassVar = {"base": "float32", "reference": "float32"}
+
+    over: Literal["base", "reference"] = "base"
+    """Which model's loss is below the line."""
+
+    def passes(self, target: Target | None) -> tuple[Pass, ...]:
+        return (Pass("forward", self._score, legs={role: Leg(self._token, model=role) for role in self.models}),)
+
+    def _token(self, at: Logits) -> Any:
+        return -at.label_log_p
+
+    def _score(self, legs: Mapping[str, Columns], _: Arrays) -> Columns:
+        base, reference = legs["base"]["mean"], legs["reference"]["mean"]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            score = (base - reference) / legs[self.over]["mean"]
+        return {"score": score, "base": base, "reference": reference}

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from curate.kinds.registry import Arrays, Columns, Leg, Pass, Score, Target
+from curate.kinds.signals import Logits
+
+
+@dataclass(frozen=True)
+class El2n(Score):
+    """How wrong the model is: the mean length of its error vectors at the answer's tokens.
+
+    Formula, over the S supervised tokens of a sample, with p_t the model's distribution there and e(y_t) the one-hot
+    vector of the token that stands there:
+
+        score = (1/S) sum over t of ||p_t - e(y_t)||_2
+
+    between 0 (sure and right) and sqrt 2 (sure and wrong). Data Diet keeps the highest.
+
+    Cost: one forward pass, 2N FLOPs a token, shared with the other scores asked for beside it. Limit: the device's
+    matrix products.
+
+    Departures: the paper scores a classifier's one prediction for each example, and averages over ten models early in
+    training; the mean over tokens is ours. For several models, score by each under a --name and average in SQL.
+
+    Reference: Paul, Ganguli, Dziugaite, "Deep Learning on a Data Diet", NeurIPS 2021, arXiv:2107.07075, Definition 2.3.
+
+    >>> import torch
+    >>> undecided_and_sure = Logits(torch.tensor([[0.5, 0.5], [1.0, 0.0]]).log(), torch.tensor([0, 1]))
+    >>> [round(x, 3) for x in El2n()._token(undecided_and_sure).tolist()]
+    [0.707, 1.414]
+    """
+
+    scope: ClassVar = "row"
+    models: ClassVar = ("base",)
+
+    def passes(self, target: Target | None) -> tuple[Pass, ...]:
+        return (Pass("forward", self._score, legs={"answer": Leg(self._token)}),)
+
+    def _token(self, at: Logits) -> Any:
+        error = at.p.clone()  # the square, multiplied out, would cancel where the model is sure
+        error.scatter_add_(1, at.labels[:, None], error.new_full((len(error), 1), -1.0))
+        return error.norm(dim=1)
+
+    def _score(self, legs: Mapping[str, Columns], _: Arrays) -> Columns:
+        return {"score": legs["answer"]["mean"]}

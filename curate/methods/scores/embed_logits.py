@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from curate.errors import CurateError
+from curate.kinds.registry import Arrays, Columns, Leg, Pass, Score, Target, near_target
+from curate.kinds.signals import Forward
+from curate.kinds.vectors import Aggregate
+from curate.models.logit_sketch import projected, released_scale
+
+
+@dataclass(frozen=True)
+class EmbedLogits(Score):
+    """Nearness to the target in the model's logits, projected on both sides (UDS's vectors).
+
+    Formula, with L [N, V] the logits at all N tokens of the sample, and C [V, d1], D [N, d2] of signs by lot over the
+    roots of d1 and d2, a row of D belonging to a place in the sample:
+
+        z(x) = vec(D^T L C) times the scale,    score = mean over the target's examples v of  cos(z(x), z(v))
+
+    The projection keeps squared distances in expectation. scale=released then multiplies by sqrt(V T) / 2, with T =
+    `length`, by which the published code's unnormalised transform makes distances larger: so that `uds` can take the
+    published alpha.
+    The logits are never made: L C = H (W^T C) with the last states H. The vectors are stored, and serve `uds`,
+    `curate neighbors` and every target; without a target there are the vectors only.
+
+    Cost: one forward pass without the output head, 2N FLOPs a token, shared with the other scores by the same model;
+    2 E d1 FLOPs a token, and 2 V E d1 once. Limit: the device's matrix products.
+
+    Departures: the published code takes the real part of a Fourier transform at places drawn with replacement, of
+    zero-padded rows of 512, under dropout. Here the signs are independent, padding is zero and has no part, and dropout
+    is off. Stored in float16, with the length beside it.
+
+    Reference: UDS, arXiv:2510.16882; code gfyddha/UDS, UDSamplingTrainer.py.
+
+    >>> import torch
+    >>> from curate.models.head import Head
+    >>> batch = Forward(None, np.array([1]), torch.tensor([[[3.0, 4.0]]]), np.array([1]), head=Head(torch.eye(2)))
+    >>> found = EmbedLogits(d1=1, d2=1, scale="isometric").vectors().legs["logits"].of(batch)["vector"]
+    >>> found.shape, abs(float(found[0, 0])) in (1.0, 7.0)
+    ((1, 1), True)
+    """
+
+    scope: ClassVar = "row"
+    uses_target: ClassVar = True
+    models: ClassVar = ("base",)
+
+    d1: int = 128
+    """Numbers that the vocabulary is projected to: the paper's d1."""
+    d2: int = 8
+    """Numbers that the places in a sample are projected to: the paper's d2."""
+    scale: Literal["released", "isometric"] = "released"
+    """Distances as large as the published code's in expectation, or as those of the logits themselves."""
+    length: int = 512
+    """Of the published code's padded rows, for scale=released."""
+    seed: int = 0
+    """Of the signs."""
+    aggregate: Aggregate = "mean"
+    """Mean over the target's examples, their maximum, or the maximum over sub-tasks of the sub-task's mean."""
+
+    def __post_init__(self) -> None:
+        if min(self.d1, self.d2, self.length) < 1:
+            raise CurateError(
+                f"embed_logits needs d1, d2 and length of 1 or more, not {self.d1}, {self.d2}, {self.length}."
+            )
+
+    def vectors(self) -> Pass:
+        shaped = ("d1", "d2", "scale", "length", "seed")
+        legs = {"logits": Leg(hidden=True, head=True, of=self._projected)}
+        return Pass("forward", self._vector, shaped_by=shaped, legs=legs)
+
+    def _projected(self, batch: Forward) -> Columns:
+        """z of each sample, float32 [B, d2 d1]."""
+        if not len(batch.lengths):
+            return {"vector": np.zeros((0, self.d2 * self.d1), np.float32)}
+        factor = released_scale(batch.head.vocabulary, self.length) if self.scale == "released" else 1.0
+        return {"vector": projected(batch, self.d1, self.d2, self.seed) * factor}
+
+    def _vector(self, legs: Mapping[str, Columns], _: Arrays) -> Columns:
+        return legs["logits"]
+
+    def passes(self, target: Target | None) -> tuple[Pass, ...]:
+        return (near_target(self.aggregate, False),)

@@ -1,0 +1,53 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from curate.kinds.registry import Arrays, Columns, Pass, Score, Slope, Target, Watcher
+
+if TYPE_CHECKING:
+    from curate.gradients.backward import At
+
+
+@dataclass(frozen=True)
+class Gradnorm(Score):
+    """Length of the sample's gradient: how much the model would have to change for it (GraNd).
+
+    Formula, with l the mean loss of the sample's supervised tokens:
+
+        score = | gradient of l by the parameters |_2
+
+    by all parameters of --model, or by those that were trained of the last of --checkpoints (LoRA's matrices, of an
+    adapter). It is high for what the model has yet to learn, and for noise; the paper keeps the highest.
+
+    Cost: 2N forward and 2N backward for each token, and about 2N more for the lengths of whole matrices' gradients,
+    which are never all in memory. Limit: the device's matrix products.
+
+    Departures: the paper averages over several models early in training; this is one model: average scores of several
+    --checkpoints by SQL. For language models the loss is averaged over tokens, where the paper has one label.
+
+    Reference: Paul et al., "Deep Learning on a Data Diet: Finding Important Examples Early in Training", NeurIPS 2021,
+    arXiv:2107.07075, Definition 2.1; LHAS (arXiv:2605.30537), Appendix A, where it is a selector.
+
+    >>> legs = {"gradient": {"length": np.array([3.0, 0.5])}}
+    >>> Gradnorm().passes(None)[0].map(legs, None)["score"].tolist()
+    [3.0, 0.5]
+    """
+
+    scope: ClassVar = "row"
+    models: ClassVar = ("base",)
+    checkpoints: ClassVar = "last"
+
+    def passes(self, target: Target | None) -> tuple[Pass, ...]:
+        return (Pass("gradients", self._score, legs={"gradient": Slope(self._watch)}),)
+
+    def _watch(self, at: At, state: Any, places: np.ndarray) -> Watcher:
+        from curate.gradients.watchers import Lengths
+
+        return Lengths()
+
+    def _score(self, legs: Mapping[str, Columns], _: Arrays) -> Columns:
+        return {"score": legs["gradient"]["length"]}

@@ -1,0 +1,60 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from curate.gradients.mean_gradient import along_mean, mean_gradient, opened
+from curate.kinds.registry import Columns, Pass, Score, Slope, Target, Watcher
+
+if TYPE_CHECKING:
+    from curate.gradients.backward import At
+    from curate.gradients.watchers import Directions
+
+
+@dataclass(frozen=True)
+class Gradsim(Score):
+    """Similarity of the sample's gradient to the mean gradient of the pool.
+
+    Formula, with g_i the gradient of the mean loss of sample i's supervised tokens by the parameters (all of --model,
+    or those that were trained of the last of --checkpoints), and i over all N samples that have one:
+
+        score_i = cos(g_i, G),    G = mean over i of g_i
+
+    It is high for what pulls where most of the pool pulls: the gradient selector of LHAS's other reading (`gradnorm` is
+    the one). Column: `length` |g_i|.
+
+    Cost: two passes, each 2N forward and 2N backward for each token; the first adds gradients up (2N more), the second
+    takes their lengths and inner products with G (4N more). Limit: the device's matrix products. It holds about 20
+    bytes for each parameter. New data changes G, so the score is of the pool.
+
+    Departures: the paper compares with the current batch; offline that is the pool.
+
+    Reference: "The Long-Term Effects of Data Selection in LLM Fine-Tuning" (LHAS), arXiv:2605.30537, Section 4.
+
+    >>> legs = {"gradient": {"dot": np.array([[6.0], [-1.0]])}, "length": {"length": np.array([3.0, 0.5])}}
+    >>> mean = opened({"0/w": np.array([[2.0, 0.0]])})  # the state of the first pass
+    >>> Gradsim().passes(None)[1].map(legs, mean)["score"].tolist()
+    [1.0, -1.0]
+    """
+
+    scope: ClassVar = "pool"
+    models: ClassVar = ("base",)
+    checkpoints: ClassVar = "last"
+    columns: ClassVar = {"length": "float32"}
+
+    def passes(self, target: Target | None) -> tuple[Pass, ...]:
+        legs = {"gradient": along_mean(), "length": Slope(self._length)}
+        return mean_gradient(None), Pass("gradients", self._score, open=opened, legs=legs)
+
+    def _length(self, at: At, state: Any, places: np.ndarray) -> Watcher:
+        from curate.gradients.watchers import Lengths
+
+        return Lengths()
+
+    def _score(self, legs: Mapping[str, Columns], mean: Directions) -> Columns:
+        length = legs["length"]["length"]
+        with np.errstate(invalid="ignore", divide="ignore"):
+            return {"score": legs["gradient"]["dot"][:, 0] / (length * mean.length()), "length": length}

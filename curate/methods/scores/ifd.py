@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, ClassVar, Literal
+
+import numpy as np
+
+from curate.kinds.registry import Arrays, Columns, Leg, Pass, Score, Target
+from curate.kinds.signals import Logits
+
+
+@dataclass(frozen=True)
+class Ifd(Score):
+    """Instruction-following difficulty: how little the prompt helps the model to the answer.
+
+    Formula, with nll(A | Q) the mean negative log likelihood of the answer's tokens given the prompt, and nll(A) that
+    of the same tokens without it (behind the token that begins a text):
+
+        loss:  ifd = nll(A | Q) / nll(A)                      Cherry
+        ppl:   ifd = exp(nll(A | Q)) / exp(nll(A))            Superfiltering
+
+    A high ratio is a hard sample; above 1 the prompt misleads, so the papers take the highest that are at most 1, and
+    those above have no score here unless `above_one=keep`. Columns: `given` = nll(A | Q), `alone` = nll(A), `ratio`.
+
+    Cost: two forward passes, 2N FLOPs a token, over the whole sample and over its answer; the first is shared with the
+    other scores asked for beside it. Limit: the device's matrix products.
+
+    Departures: Cherry puts "### Response:" before the answer alone, Superfiltering nothing, and its first token is then
+    not averaged. Here the tokens of both are those of the chat template, and the same; where the tokenizer has no token
+    that begins a text, the answer's first token is averaged in nll(A | Q) only. Cherry first fine-tunes the model on a
+    few of the samples; name such a model by --model.
+
+    Reference: Li et al., "From Quantity to Quality" (Cherry LLM), NAACL 2024, arXiv:2308.12032, Equation 3; Li et al.,
+    "Superfiltering", ACL 2024, arXiv:2402.00530.
+
+    >>> legs = {"given": {"mean": np.array([0.5, 2.0])}, "alone": {"mean": np.array([1.0, 1.0])}}
+    >>> Ifd().passes(None)[0].map(legs, None)["score"].tolist()
+    [0.5, nan]
+    """
+
+    scope: ClassVar = "row"
+    models: ClassVar = ("base",)
+    columns: ClassVar = {"given": "float32", "alone": "float32", "ratio": "float32"}
+
+    of: Literal["loss", "ppl"] = "loss"
+    """Ratio of losses (Cherry) or of perplexities (Superfiltering)."""
+    above_one: Literal["null", "keep"] = "null"
+    """What becomes of a ratio above 1: no score, as in the papers, or kept."""
+
+    def passes(self, target: Target | None) -> tuple[Pass, ...]:
+        legs = {"given": Leg(self._token), "alone": Leg(self._token, view="answer")}
+        return (Pass("forward", self._score, legs=legs),)
+
+    def _token(self, at: Logits) -> Any:
+        return -at.label_log_p
+
+    def _score(self, legs: Mapping[str, Columns], _: Arrays) -> Columns:
+        given, alone = legs["given"]["mean"], legs["alone"]["mean"]
+        with np.errstate(divide="ignore", invalid="ignore"):
+            ratio = given / alone if self.of == "loss" else np.exp(given - alone)
+        misled = (ratio > 1) & (self.above_one == "null")
+        error = np.where(misled, "its ratio is above 1: the prompt does not help", "")
+        return {
+            "score": np.where(misled, np.nan, ratio),
+            "given": given,
+            "alone": alone,
+            "ratio": ratio,
+            "error": error,
+        }

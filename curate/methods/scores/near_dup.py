@@ -1,0 +1,274 @@
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+from zlib import crc32
+
+import numpy as np
+import polars as pl
+from rapidfuzz.distance import LCSseq
+
+from curate.errors import CurateError
+from curate.hashing import pair_number
+from curate.kinds.registry import Arrays, Columns, Pass, Score, Target
+from curate.kinds.text import ALONE, Text, split_words
+
+# Words, characters that are words, and marks.
+_TOKENS = rf"[{ALONE}]|[\w--[{ALONE}]]+|[^\w\s]"
+_AT_ONCE = 1 << 16  # pairs that are compared before the next are looked up
+
+
+@dataclass(frozen=True)
+class NearDup(Score):
+    """Which samples repeat others but for small changes: clusters of near-duplicates, and which of each to keep.
+
+    Formula: 1 / (a sample's place in its cluster), so 1 is the one to keep, or has no like (`--where "near_dup = 1"`).
+    Columns: `cluster`, the id of the one to keep; `size` of the cluster; `keep`. Clusters are connected components of
+    the pairs that are alike. A pair is alike where every message of one is like its counterpart in the other, of the
+    same role (a tool's call being part of what is said):
+
+        J(a, b) >= threshold                            Jaccard index of their words, each as often as it occurs
+        |LCS(a, b)| >= (1 - replaced) min(|a|, |b|)     the shorter stands in the longer, in its order, nearly whole
+
+    The second tells words added (an opening, a thank-you) from words replaced (the numbers of the same exercise), which
+    in templated data are other samples. Only candidates are compared: pairs whose MinHash signatures of `permutations`
+    numbers, over shingles of `ngram` words, agree in one of `permutations / band` bands. Where more than `window`
+    samples share a band, each is compared with the next `window` of them in the order of their signatures.
+
+    Cost: reads and tokenises the pool twice; no FLOPs. Limit: hashing shingles; then comparing candidates, by one
+    process, some 30 microseconds each. Memory: 8 bytes a band and sample while bands are compared; 16 bytes a pair, of
+    which there are few in real data and some 50 a sample where all samples are of one template; 4 bytes a word of all
+    candidates.
+
+    Departures: the usual rule is the Jaccard index of shingles alone (`replaced=1` leaves the order of words out). With
+    it every exercise of one template is a duplicate of the others. Clusters may chain: their ends need not be alike.
+
+    Reference: Broder, "On the Resemblance and Containment of Documents", 1997; Lee et al., "Deduplicating Training Data
+    Makes Language Models Better", ACL 2022, arXiv:2107.06499, Appendix A (MinHash, bands, connected components).
+
+    >>> from curate.kinds.registry import run
+    >>> texts = ["the cat sat on the mat by the door", "please: the cat sat on the mat by the door", "a dog ran"]
+    >>> run(NearDup(), [Text.of(texts)])[0]["score"].tolist()
+    [0.5, 1.0, 1.0]
+    """
+
+    scope: ClassVar = "pool"
+    columns: ClassVar = {"cluster": "id", "size": "int32", "keep": "bool"}
+
+    threshold: float = 0.7
+    """Jaccard index of the words of two messages, at least. [chosen here; Lee et al. take an edit similarity of 0.8]"""
+    replaced: float = 0.03
+    """Share of the shorter message's words that need not stand in the longer, at most; 1: order does not matter."""
+    keep: Literal["longest", "shortest", "lowest_id"] = "longest"
+    """Which of a cluster is kept; of equals the lowest id."""
+    ngram: int = 2
+    """Words of a shingle."""
+    permutations: int = 128
+    """Numbers of a signature."""
+    band: int = 4
+    """Numbers of a band. More miss more pairs, fewer compare more."""
+    window: int = 4
+    """Samples of one band that a sample is compared with."""
+    seed: int = 1
+    """Of the permutations."""
+
+    def __post_init__(self) -> None:
+        good = 0 < self.threshold <= 1 and 0 <= self.replaced <= 1 and min(self.ngram, self.band, self.window) >= 1
+        if not good or self.permutations < self.band or self.seed < 0:
+            raise CurateError(
+                "near_dup needs threshold in (0, 1], replaced in [0, 1], ngram, band and window of 1 or more, a seed "
+                f"of 0 or more, and at least as many permutations as a band, not {self.settings()}."
+            )
+
+    def passes(self, target: Target | None) -> tuple[Pass, ...]:
+        signed = ("ngram", "permutations", "band", "window", "seed")
+        return (
+            Pass("sign", self._sign, reduce=self._candidates, shaped_by=signed),
+            Pass("compare", self._words, self._clusters, _Pairs, shaped_by=("threshold", "replaced", "keep")),
+            Pass("flag", self._flag),
+        )
+
+    # Signatures, and the pairs that they bring up
+
+    def _sign(self, batch: Text, _: Arrays) -> Arrays:
+        """Of every sample with words, its id and one number for each band of its signature, uint64 [n, bands]."""
+        from datasketch import MinHash
+
+        words, ends = _hashes(batch.whole)
+        shingles, ends = _shingles(words, ends, self.ngram)
+        some = np.flatnonzero(np.diff(ends))  # what has no words is like nothing
+        sets = (shingles[ends[i] : ends[i + 1]] for i in some)
+        bands = np.zeros((len(some), self.permutations // self.band), np.uint64)
+        made = MinHash.generator(sets, num_perm=self.permutations, seed=self.seed, hashfunc=int)
+        for i, signature in enumerate(made):
+            values = signature.hashvalues.astype(np.uint64)[: bands.shape[1] * self.band].reshape(-1, self.band)
+            for k in range(self.band):
+                bands[i] = pair_number(bands[i], values[:, k])
+        return {"ids": batch.ids[some], "bands": bands}
+
+    def _candidates(self, partials: Iterable[Arrays]) -> Arrays:
+        """The pairs of ids that share a band, the lower id first: uint64 [P, 2]."""
+        ids, bands = _joined(partials, ids=np.zeros(0, np.uint64), bands=np.zeros((0, 1), np.uint64))
+        n, pairs = np.uint64(len(ids)), np.zeros(0, np.uint64)
+        for b in range(bands.shape[1] if len(ids) else 0):
+            near = [bands[:, (b + k) % bands.shape[1]] for k in (2, 1, 0)]  # within a band by the next two
+            order = np.lexsort([ids, *near])
+            same, found = bands[order, b], [pairs]
+            for step in range(1, min(self.window, len(order) - 1) + 1):
+                at = np.flatnonzero(same[step:] == same[:-step])
+                first, second = order[at].astype(np.uint64), order[at + step].astype(np.uint64)
+                found.append(np.minimum(first, second) * n + np.maximum(first, second))
+            pairs = np.unique(np.concatenate(found))
+        first, second = np.divmod(pairs, max(n, np.uint64(1)))
+        return {"pairs": np.sort(np.stack([ids[first], ids[second]], 1), 1)}
+
+    # Candidates compared, and clusters
+
+    def _words(self, batch: Text, pairs: _Pairs) -> Arrays:
+        """The words of those samples that are in a pair, message by message; and the pairs whose first is here."""
+        some = np.flatnonzero(np.isin(batch.ids, pairs.members))
+        said = pl.element().struct.field
+        parts = [said("content"), said("extra")]  # a tool's call is part of what is said
+        contents = pl.col("messages").list.eval(pl.concat_str(parts, separator="\n", ignore_nulls=True))
+        roles = pl.col("messages").list.eval(said("role"))
+        frame = batch.frame[some.tolist()].select(
+            pl.coalesce(contents, pl.concat_list("text")).alias("content"),
+            pl.coalesce(roles, pl.concat_list(pl.lit(""))).alias("role"),
+        )
+        words, ends = _hashes(frame["content"].explode().fill_null(""))
+        role = [crc32((name or "").encode()) for name in frame["role"].explode()]
+        return {
+            "ids": batch.ids[some],
+            "messages": np.maximum(frame["content"].list.len().to_numpy().astype(np.int64), 1),
+            "roles": np.array(role, np.uint32),
+            "lengths": np.diff(ends),
+            "words": words,
+            "pairs": pairs.begun_by(batch.ids[some]),
+        }
+
+    def _clusters(self, partials: Iterable[Arrays]) -> Arrays:
+        """Of every sample in a cluster, by id: the id of the one to keep, its own place, and the cluster's size."""
+        none = {"ids": np.uint64, "messages": np.int64, "roles": np.uint32, "lengths": np.int64, "words": np.uint32}
+        empty = {name: np.zeros(0, kind) for name, kind in none.items()}
+        *texts, pairs = _joined(partials, **empty, pairs=np.zeros((0, 2), np.uint64))
+        told = _Told(*texts)
+        pairs = pairs[np.isin(pairs, told.ids).all(1)]  # but those of which one could not be read
+        label = _components(told.ids, pairs, lambda a, b: self._alike(told, a, b))
+        size = np.bincount(label, minlength=len(label))[label]
+        ranked = np.lexsort([told.ids, self._worse(told), label])
+        ranked = ranked[size[ranked] > 1]
+        first = np.flatnonzero(np.diff(label[ranked], prepend=-1))
+        many = np.diff(first, append=len(ranked))
+        place = np.arange(len(ranked)) - np.repeat(first, many) + 1
+        kept = np.repeat(told.ids[ranked[first]], many)
+        by_id = np.argsort(told.ids[ranked])
+        columns = {"ids": told.ids[ranked], "cluster": kept, "place": place, "size": size[ranked]}
+        return {name: values[by_id] for name, values in columns.items()}
+
+    def _worse(self, told: _Told) -> np.ndarray:
+        """What the samples of a cluster are ordered by, the lowest first."""
+        return {"longest": -told.sizes, "shortest": told.sizes, "lowest_id": 0 * told.sizes}[self.keep]
+
+    def _alike(self, told: _Told, a: int, b: int) -> bool:
+        if told.roles_of(a) != told.roles_of(b):
+            return False
+        return all(map(self._alike_messages, told.of(a), told.of(b)))
+
+    def _alike_messages(self, a: np.ndarray, b: np.ndarray) -> bool:
+        short, long = min(len(a), len(b)), max(len(a), len(b))
+        if short < self.threshold * long:  # even if all of it were in common
+            return False
+        mine, its = Counter(a.tolist()), Counter(b.tolist())
+        common, wanted = (mine & its).total(), (1 - self.replaced) * short
+        if common < self.threshold * (short + long - common):
+            return False
+        return self.replaced == 1 or common >= wanted and LCSseq.similarity(a.tolist(), b.tolist()) >= wanted
+
+    # What is told of each sample
+
+    def _flag(self, batch: Text, state: Arrays) -> Columns:
+        ids, known = batch.ids, state["ids"]
+        cluster, place, size = ids.copy(), np.ones(len(ids)), np.ones(len(ids), np.int64)
+        at = np.searchsorted(known, ids)
+        inside = np.append(known, 0)[at] == ids
+        inside &= at < len(known)
+        cluster[inside], place[inside] = state["cluster"][at[inside]], state["place"][at[inside]]
+        size[inside] = state["size"][at[inside]]
+        return {"score": 1 / place, "cluster": cluster, "size": size, "keep": place == 1}
+
+
+class _Pairs:
+    """Pairs of ids, by their first. members: all that are in one, ascending."""
+
+    def __init__(self, state: Arrays):
+        pairs = state["pairs"]
+        self._pairs = pairs[np.lexsort(pairs.T[::-1])]
+        self.members = np.unique(pairs)
+
+    def begun_by(self, ids: np.ndarray) -> np.ndarray:
+        """Those whose first is one of some ids, uint64 [n, 2]."""
+        first = self._pairs[:, 0]
+        ranges = zip(np.searchsorted(first, ids), np.searchsorted(first, ids, "right"), strict=True)
+        return np.concatenate([self._pairs[a:b] for a, b in ranges] or [self._pairs[:0]])
+
+
+class _Told:
+    """The words of samples, message by message."""
+
+    def __init__(
+        self, ids: np.ndarray, messages: np.ndarray, roles: np.ndarray, lengths: np.ndarray, words: np.ndarray
+    ):
+        """messages: of each sample. roles, lengths: who speaks in each message, and its words."""
+        self.ids, self._words, self._roles = ids, words, roles
+        self._ends = np.append(0, np.cumsum(lengths))
+        self._first = np.append(0, np.cumsum(messages))
+        self.sizes = np.diff(self._ends[self._first])
+
+    def roles_of(self, row: int) -> list[int]:
+        return self._roles[self._first[row] : self._first[row + 1]].tolist()
+
+    def of(self, row: int) -> list[np.ndarray]:
+        ends = self._ends[self._first[row] : self._first[row + 1] + 1]
+        return [self._words[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def _components(ids: np.ndarray, pairs: np.ndarray, alike: Callable[[int, int], bool]) -> np.ndarray:
+    """Which component each sample is in, int64 [N]; a pair is compared only where it would join two."""
+    rank, parent = np.argsort(ids), list(range(len(ids)))
+
+    def root(i: int) -> int:
+        while parent[i] != i:
+            parent[i] = i = parent[parent[i]]
+        return i
+
+    for start in range(0, len(pairs), _AT_ONCE):  # few at once as Python's own numbers
+        for a, b in rank[np.searchsorted(ids, pairs[start : start + _AT_ONCE], sorter=rank)].tolist():
+            if (x := root(a)) != (y := root(b)) and alike(a, b):
+                parent[max(x, y)] = min(x, y)
+    return np.array([root(i) for i in parent], np.int64)
+
+
+def _hashes(texts: pl.Series) -> tuple[np.ndarray, np.ndarray]:
+    """The words of texts as numbers, uint32 [N], text after text, and where each text ends, int64 [B + 1]."""
+    words = split_words(texts, _TOKENS)
+    return words.numbers(4).astype(np.uint32), words.ends
+
+
+def _shingles(words: np.ndarray, ends: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
+    """Every run of n words within a text as a number, uint32; of a shorter text, the whole; and where each ends."""
+    length, at = np.diff(ends), np.arange(len(words))
+    stop = np.repeat(ends[1:], length)
+    padded, mixed = np.append(words, np.zeros(n, np.uint32)).astype(np.uint64), np.zeros(len(words), np.uint64)
+    for k in range(n):
+        mixed = pair_number(mixed, np.where(at + k < stop, padded[at + k], np.uint64(0)))
+    whole = (at + n <= stop) | (at == np.repeat(ends[:-1], length))
+    many = np.append(0, np.cumsum(whole))
+    return (mixed[whole] >> np.uint64(32)).astype(np.uint32), many[ends]
+
+
+def _joined(partials: Iterable[Arrays], **empty: np.ndarray) -> list[np.ndarray]:
+    """The arrays of all partials under each name, one after another."""
+    some = list(partials)
+    return [np.concatenate([p[name] for p in some if len(p[name])] or [none]) for name, none in empty.items()]

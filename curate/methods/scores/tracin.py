@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from curate.gradients.mean_gradient import mean_gradient, products
+from curate.kinds.registry import Columns, Pass, Score, Target
+from curate.kinds.vectors import Groups
+
+
+@dataclass(frozen=True)
+class Tracin(Score):
+    """What training on the sample has done to the target's loss, over the checkpoints of a training (TracInCP).
+
+    Formula, at the checkpoints c of a training (--checkpoints RUN), with g the gradient of the mean loss of a sample's
+    supervised tokens by the parameters that were trained, and v over the target's examples:
+
+        score_i = sum over c of  eta_c  g_i(c) . mean over v of g_v(c)
+
+    eta_c is the mean learning rate of the steps since the checkpoint before. With aggregate=subtask_max the greatest
+    over sub-tasks of the same with the sub-task's mean. At one checkpoint it is `graddot`, times the learning rate.
+
+    Cost: at each checkpoint that of `graddot`: the target at 6N FLOPs a token, the pool at 6N; no gradient of a single
+    sample is ever made. Limit: the device's matrix products. Memory: about 20 bytes for each parameter and sub-task,
+    and checkpoint.
+
+    Departures: the paper sums over the checkpoints of the training that the samples were part of; here also samples
+    that were not can be scored.
+
+    Reference: Pruthi et al., "Estimating Training Data Influence by Tracing Gradient Descent", NeurIPS 2020,
+    arXiv:2002.08484, Section 3.3 (TracInCP).
+
+    >>> target = Target.of(["a", "b"])
+    >>> legs = {"gradient": {"dot": np.array([[[2.0], [1.0]], [[0.5], [0.25]]])}}  # [B, C, K], by eta
+    >>> last = Tracin().passes(target)[1]
+    >>> last.map(legs, last.open({"0/samples": np.array([2.0])}))["score"].tolist()
+    [3.0, 0.75]
+    """
+
+    scope: ClassVar = "row"
+    uses_target: ClassVar = True
+    models: ClassVar = ("base",)
+    checkpoints: ClassVar = "each"
+
+    aggregate: Literal["mean", "subtask_max"] = "mean"
+    """Over all of the target's examples, or the maximum over sub-tasks of the sub-task's mean."""
+    keep_subtasks: bool = False
+    """Keep every sub-task's sum in the column `subtasks`; then each is a direction of its own."""
+
+    def keeps_subtasks(self) -> bool:
+        return self.keep_subtasks
+
+    def passes(self, target: Target | None) -> tuple[Pass, ...]:
+        assert target is not None
+        groups = Groups.of(target.subtasks, self.aggregate == "subtask_max" or self.keep_subtasks)
+
+        def score(dots: np.ndarray, shares: np.ndarray) -> Columns:
+            return groups.aggregated(dots.sum(1), shares, self.aggregate, self.keep_subtasks)
+
+        shaped_by = ("aggregate", "keep_subtasks", "target")
+        return mean_gradient(groups, shaped_by, every=True), products(score, every=True)

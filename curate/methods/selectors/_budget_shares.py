@@ -1,0 +1,49 @@
+"""A budget shared out among groups."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from curate.kinds.registry import Budget
+
+
+def fill(
+    ranked: Mapping[str, np.ndarray],
+    shares: Mapping[str, float],
+    sizes: np.ndarray,
+    budget: Budget,
+    redistribute: bool = True,
+) -> dict[str, np.ndarray]:
+    """The beginning of each group's ranking that its share of the budget pays for.
+
+    ranked: group -> positions, best first. shares: of each group, to be divided by their sum. sizes: what each position
+    takes, float64 [N]. redistribute: what a group cannot fill is shared out again among those that can.
+    """
+    chosen = {g: rows[:0] for g, rows in ranked.items()}
+    open_, left = {g: share for g, share in shares.items() if share > 0}, float(budget.amount)
+    while open_ and left > 0:
+        for group, amount in apportion(left, open_, whole=budget.unit == "rows").items():
+            rows = ranked[group]
+            held = Budget(budget.unit, sizes[chosen[group]].sum() + amount)
+            chosen[group] = rows[: held.fits(sizes[rows])]
+        left = budget.amount - sum(sizes[rows].sum() for rows in chosen.values())
+        full = [g for g in open_ if len(chosen[g]) == len(ranked[g])]
+        if not full or not redistribute:
+            break
+        open_ = {g: share for g, share in open_.items() if g not in full}
+    return chosen
+
+
+def apportion(amount: float, shares: Mapping[str, float], whole: bool) -> dict[str, float]:
+    """`amount` split by shares; in whole numbers, the largest remainders (then the first names) rounded up."""
+    total = sum(shares.values())
+    exact = {g: amount * share / total for g, share in shares.items()}
+    if not whole:
+        return exact
+    split = {g: float(int(x)) for g, x in exact.items()}
+    by_remainder = sorted(exact, key=lambda g: (split[g] - exact[g], g))
+    for group in by_remainder[: int(amount) - int(sum(split.values()))]:
+        split[group] += 1
+    return split

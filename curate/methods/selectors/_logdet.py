@@ -1,0 +1,115 @@
+"""The volume that chosen vectors span: log det(I + alpha sum of g g^T), grown one vector at a time.
+
+Adding g gains log(1 + alpha g^T A^-1 g), with A the matrix so far (the matrix determinant lemma); A^-1 is held as
+I - sum of w w^T, one w for each chosen vector (Sherman and Morrison).
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable
+
+import numpy as np
+
+from curate.kinds.registry import Budget
+
+_AT_ONCE = 64  # candidates whose gains are looked at again at once
+_DIGITS = 12  # of a gain; what differs by rounding only is equal
+
+
+class Volume:
+    """alpha: what each vector counts for. rows(places): vectors, float64 [n, D]."""
+
+    def __init__(self, rows: Callable[[np.ndarray], np.ndarray], count: int, alpha: float):
+        self._rows, self._alpha = rows, alpha
+        self.square = np.concatenate(
+            [_squares(rows(np.arange(a, min(a + 4096, count)))) for a in range(0, count, 4096)]
+        )
+        self._held = np.zeros((16, rows(np.zeros(1, np.int64)).shape[1]))  # of w, with room
+        self._count = 0
+        self._seen = np.zeros(count, np.int64)  # how many of w `square` knows
+        self.flops = 2.0 * count * self._held.shape[1]
+
+    @property
+    def _w(self) -> np.ndarray:
+        return self._held[: self._count]
+
+    def gains(self, places: np.ndarray) -> np.ndarray:
+        """What each of some would add now, float64 [n]."""
+        for seen in np.unique(self._seen[places]):
+            mine = places[self._seen[places] == seen]
+            if seen < len(self._w):
+                self.square[mine] -= _squares(self._rows(mine) @ self._w[seen:].T)
+                self.flops += 2.0 * len(mine) * self._w[seen:].size
+        self._seen[places] = len(self._w)
+        return np.round(np.log1p(self._alpha * np.maximum(self.square[places], 0)), _DIGITS)
+
+    def add(self, place: int) -> None:
+        g = self._rows(np.array([place]))[0]
+        self.gains(np.array([place]))
+        solved = g - self._w.T @ (self._w @ g)
+        scale = np.sqrt(self._alpha / (1 + self._alpha * max(float(self.square[place]), 0)))
+        if self._count == len(self._held):
+            self._held = np.concatenate([self._held, np.zeros_like(self._held)])
+        self._held[self._count] = scale * solved
+        self._count += 1
+        self.flops += 4.0 * self._w.size
+
+
+class Diagonal:
+    """The same with the diagonal of the matrix alone, in which g is entered as g^4 (SPICE's published code)."""
+
+    def __init__(self, rows: Callable[[np.ndarray], np.ndarray], count: int, alpha: float):
+        self._rows, self._alpha = rows, alpha
+        self._diagonal, self.flops = np.ones(rows(np.zeros(1, np.int64)).shape[1]), 0.0
+
+    def gains(self, places: np.ndarray) -> np.ndarray:
+        self.flops += 2.0 * len(places) * len(self._diagonal)
+        return np.round(np.log1p(self._alpha * (self._rows(places) ** 2 / self._diagonal).sum(1)), _DIGITS)
+
+    def add(self, place: int) -> None:
+        self._diagonal = self._diagonal + self._alpha * self._rows(np.array([place]))[0] ** 4
+
+
+def greedy(
+    volume: Volume | Diagonal,
+    sizes: np.ndarray,
+    budget: Budget,
+    penalty: Callable[[np.ndarray], np.ndarray],
+    added: Callable[[int], None],
+    threshold: float = 0.0,
+) -> np.ndarray:
+    """Places in the order in which they are chosen: again and again the highest gain less its penalty, of equals the
+    first. Lazy: a gain only shrinks as more are chosen and no penalty is below 0, so an older gain bounds it.
+
+    added(place): told of each choice. threshold: it ends where a choice gains no more than that share of the first.
+    """
+    first = np.concatenate([volume.gains(np.arange(a, min(a + 4096, len(sizes)))) for a in range(0, len(sizes), 4096)])
+    heap = [(-gain, i) for i, gain in enumerate(first.tolist())]
+    heapq.heapify(heap)
+    chosen, spent, begun = list[int](), 0.0, 0.0
+    while heap:
+        looked: dict[int, float] = {}  # gains as they are now
+        best = (np.inf, len(sizes))
+        while heap and (heap[0][0], heap[0][1]) < best:
+            some = np.array([heapq.heappop(heap)[1] for _ in range(min(_AT_ONCE, len(heap)))])
+            gains = volume.gains(some)
+            looked |= dict(zip(some.tolist(), gains.tolist(), strict=True))
+            worth = gains - penalty(some)
+            best = min(best, *((-value, place) for value, place in zip(worth.tolist(), some.tolist(), strict=True)))
+        place = best[1]
+        begun = begun or looked[place]
+        if not budget.pays(spent, float(sizes[place])) or chosen and looked[place] <= threshold * begun:
+            break
+        chosen.append(place)
+        spent += float(sizes[place])
+        volume.add(place)
+        added(place)
+        for other, gain in looked.items():
+            if other != place:
+                heapq.heappush(heap, (-gain, other))
+    return np.array(chosen, np.int64)
+
+
+def _squares(rows: np.ndarray) -> np.ndarray:
+    return (rows**2).sum(1)

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from curate.errors import CurateError
+from curate.kinds.registry import Budget, Candidates, Selector, by_value
+
+_AT_ONCE = 1024  # candidates compared with those kept at once
+_HELD = 1 << 26  # cosines in memory at once
+
+
+@dataclass(frozen=True)
+class Deita(Selector):
+    """The highest values, without what is too like a sample that was taken before (DEITA's Repr Filter).
+
+    Formula: candidates by falling value, equal values by id; one after another is taken unless
+
+        max over those taken before of  v . v_taken  >  threshold
+
+    until the budget is full, or all have been looked at. The paper's value is complexity times quality, as its two
+    scorers have them: with columns of yours, --by "complexity * quality"; any other value will do.
+
+    Cost: 2 D FLOPs for each pair of a candidate looked at and a sample taken; no model. Memory: 4 D bytes a sample
+    taken, and up to 256 MiB of cosines. Limit: that product.
+
+    Departures: the released code compares a batch of candidates with one another too, the rejected among them, where
+    its batch is larger than 1; here only with those taken. Of several turns the paper adds up the values; here a sample
+    has one value.
+
+    Reference: Liu et al., "What Makes Good Data for Alignment? A Comprehensive Study of Automatic Data Selection in
+    Instruction Tuning", ICLR 2024, arXiv:2312.15685, Section 3; code hkust-nlp/deita.
+
+    >>> candidates = Candidates.of([3.0, 2.0, 1.0], vectors=[[1, 0], [1, 0.1], [0, 1]])
+    >>> Deita().select(candidates, Budget("rows", 2), seed=0).tolist()
+    [0, 2]
+    """
+
+    uses_vectors: ClassVar = True
+    fills: ClassVar = False
+
+    threshold: float = 0.9
+    """The highest cosine with a sample that was taken."""
+
+    def __post_init__(self) -> None:
+        if not -1 <= self.threshold <= 1:
+            raise CurateError(f"deita needs a threshold between -1 and 1 (a cosine), not {self.threshold}.")
+
+    def select(self, candidates: Candidates, budget: Budget, seed: int) -> np.ndarray:
+        ranking, unit = by_value(candidates.require_values(self.name)), candidates.require_vectors(self.name)
+        taken: list[int] = []
+        kept, spent, start = np.empty((0, unit.shape[1]), np.float32), 0.0, 0
+        while start < len(ranking):
+            some = ranking[start : start + max(1, min(_AT_ONCE, _HELD // (len(kept) + _AT_ONCE)))]
+            mine = unit[some].astype(np.float32)
+            nearest = np.minimum((mine @ kept.T).max(1, initial=-np.inf), 1.0)  # rounding may go above
+            among, new = np.minimum(mine @ mine.T, 1.0), []
+            candidates.charge(2.0 * mine.size * (len(kept) + len(mine)))
+            for i in np.flatnonzero(nearest <= self.threshold):
+                if among[i, new].max(initial=-np.inf) > self.threshold:
+                    continue
+                size = float(candidates.sizes[some[i]])
+                if not budget.pays(spent, size):
+                    return np.array([*taken, *some[new]], np.int64)
+                spent += size
+                new.append(int(i))
+                if budget.unit == "rows" and not budget.pays(spent, 1.0):
+                    return np.array([*taken, *some[new]], np.int64)
+            taken += some[new].tolist()
+            kept, start = np.concatenate([kept, mine[new]]), start + len(some)
+        return np.array(taken, np.int64)

@@ -1,0 +1,133 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from curate.errors import CurateError, require
+from curate.kinds.registry import Arrays, Weighting
+from curate.kinds.signals import Matching, Products, Step, Weights
+from curate.methods.weightings._choose import greedy, highest, weighing
+from curate.methods.weightings._nnls import nonnegative
+
+
+@dataclass(frozen=True)
+class FilterThenWeight(Weighting):
+    """Chooses and weighs a step's samples so that the next Adam step goes the target's way (Filter-then-Weight).
+
+    Formula, with g_i a candidate's gradient, g_val that of the target's mean loss, and D by which the next Adam step
+    multiplies a gradient (its second moment frozen, its momentum aside):
+
+        q = D * g_val                                                  (Eq. 9, 11)
+        filter: r <- q; as often as a batch has room: i = argmax <g_i, r>, r <- r - g_i            (Algorithm 1)
+        weight: least w >= 0 of  w^T (G + lambda I) w - 2 b^T w,   G_ij = <g_i, g_j>, b_i = <g_i, q>
+        update: sum of w_i g_i, to the ordinary Adam step
+
+    The products are those of projected gradients (--set projection). In the first step, when Adam has no second moment,
+    D is 1. Where no candidate goes the target's way every w is 0: then the filter's choice is learnt with weights of 1,
+    which the run's metrics count (fallback). The step's gradient is the sum of w_i g_i over the batch's size.
+
+    Cost: forward and backward over all candidates without the gradients of matrices, 4N FLOPs a token; the target batch
+    likewise; 2N a token of the chosen; and the projections, 2(m + n)k a token of an m x n layer, or less. Limit: that
+    of the passes.
+
+    Departures and choices: D can be 1e4 and more, so that q dwarfs the candidates' sum, the filter's unit steps change
+    nothing, and w is large; so q is first made as long as the candidates' mean times the batch (rescale=match_norm).
+    The paper does not scale (none), gives no lambda (here ridge, times the mean of G's diagonal), and its D is that of
+    projected gradients (precondition=projected), which ranks nearly as none at all; here D meets the target's whole
+    gradient before it is projected. Its Eq. 6 has D on the candidates' side, where G changes (side=candidates). Several
+    of the settings are its ablations: filter=top, weigh=none, precondition=none, weigh=signed, unit=token. With
+    unit=token what single tokens add to a gradient is chosen, a batch's worth, those that align best, unweighted; the
+    update is then no gradient of a weighted loss.
+
+    Reference: Filter-then-Weight, Algorithm 1 and Eq. 6 to 11 (optimizer-aware online selection).
+
+    >>> products = Products(np.eye(3), np.array([2.0, -1.0, 0.5]), 4.25)
+    >>> given = FilterThenWeight(rescale="none", ridge=0.0).update(Step(1, products=products, room=2), {})[0]
+    >>> given.values.tolist()
+    [2.0, 0.0, 0.5]
+    """
+
+    scope: ClassVar = "batch"
+    needs: ClassVar = ("loss",)
+    uses_target: ClassVar = True
+    chooses: ClassVar = True
+
+    filter: Literal["greedy", "top"] = "greedy"
+    """greedy: each choice is taken out of what is sought before the next; top: the best aligned ones."""
+    weigh: Literal["nonnegative", "signed", "none"] = "nonnegative"
+    """How the chosen are weighed; signed: the least squares without a bound; none: by 1."""
+    ridge: float = 0.01
+    """lambda, times the mean of G's diagonal; no published value."""
+    precondition: Literal["before", "projected", "none"] = "before"
+    """Adam's D on the target's gradient before it is projected; D of projected gradients; or none (plain descent)."""
+    side: Literal["target", "candidates"] = "target"
+    """Where D stands: with the target (Eq. 11), or with the candidates (Eq. 6)."""
+    rescale: Literal["match_norm", "sum_to_batch", "none"] = "match_norm"
+    """match_norm: what is sought is as long as a mean batch of candidates; sum_to_batch: weights are 1 in the mean of
+    the chosen; none: as the formulas have it."""
+    unit: Literal["sample", "token"] = "sample"
+    """What is chosen: samples, or what single tokens add to their gradients."""
+
+    def __post_init__(self) -> None:
+        require(f"filter_then_weight.ridge={self.ridge}", self.ridge >= 0, "0 or more")
+        if self.weigh == "signed" and self.rescale == "sum_to_batch":
+            raise CurateError(
+                "filter_then_weight: weights of both signs may sum to 0, so weigh=signed does not go with "
+                "rescale=sum_to_batch; take rescale=match_norm."
+            )
+        if self.side == "candidates" and self.unit == "token":
+            raise CurateError("filter_then_weight: unit=token compares tokens with the target's side; leave out one.")
+
+    @property
+    def signed(self) -> bool:
+        return self.weigh == "signed"
+
+    def matching(self) -> Matching:
+        tokens = self.unit == "token"
+        return Matching(precondition=self.precondition, candidates=self.side == "candidates", tokens=tokens)
+
+    def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
+        products = step.products
+        assert products is not None and products.aligned is not None
+        if self.unit == "token":
+            return self._tokens(products, step.room), state
+        gram, b = products.gram, products.aligned
+        if self.rescale == "match_norm":
+            b = b * _ratio(gram, products.square, step.room)
+        chosen = greedy(b, gram, step.room) if self.filter == "greedy" else highest(b, step.room)
+        weights = self._weights(gram[np.ix_(chosen, chosen)], b[chosen])
+        fallback = not (products.aligned[chosen] > 0).any()
+        if not weights.any():
+            weights = np.ones(len(chosen))
+        if self.rescale == "sum_to_batch" and weights.sum() > 0:
+            weights = weights * (len(chosen) / weights.sum())
+        return Weights(weighing(chosen, len(b), weights), products.aligned, fallback=fallback), state
+
+    def _weights(self, gram: np.ndarray, b: np.ndarray) -> np.ndarray:
+        if self.weigh == "none":
+            return np.ones(len(b))
+        ridged = gram + self.ridge * np.diagonal(gram).mean() * np.eye(len(b))
+        if self.weigh == "signed":
+            return np.linalg.lstsq(ridged, b, rcond=None)[0]
+        return nonnegative(ridged, b)
+
+    def _tokens(self, products: Products, room: int) -> Weights:
+        """The best aligned tokens, as many as `room` candidates have in the mean; of all, where none is aligned."""
+        tokens, aligned = products.tokens, products.aligned
+        assert tokens is not None and aligned is not None
+        many = int(room * np.count_nonzero(tokens) / max(len(tokens), 1))
+        best = highest(tokens.ravel(), max(many, 1))
+        mask = np.zeros(tokens.size)
+        mask[best[tokens.ravel()[best] > 0]] = 1.0
+        if fallback := not mask.any():
+            mask = (tokens.ravel() != 0).astype(float)
+        each = mask.reshape(tokens.shape)
+        return Weights(each.any(1).astype(float), aligned, tokens=each, fallback=fallback)
+
+
+def _ratio(gram: np.ndarray, square: float, room: int) -> float:
+    """By which the target's gradient is multiplied, so that it is as long as `room` times the candidates' mean."""
+    mean = float(np.sqrt(max(gram.sum(), 0.0))) / len(gram)
+    return room * mean / float(np.sqrt(square)) if square > 0 and mean > 0 else 1.0

@@ -1,0 +1,57 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from curate.errors import require
+from curate.kinds.registry import Arrays, Weighting
+from curate.kinds.signals import Step, Weights
+from curate.methods.weightings._gates import boltzmann, spread, strength
+
+
+@dataclass(frozen=True)
+class Linear(Weighting):
+    """Weighs a sample by its loss, straight: the harder, the more.
+
+    Formula, with l a sample's mean loss, least and greatest over the whole step (all processes and micro-batches):
+
+        h = 2 (l - min) / (max - min) - 1      in [-1, 1]
+        f = h
+        w = B exp(f / r) / sum exp(f / r)      (their mean is 1)
+
+    Cost: none beside the step, where the step is one forward pass in each process. Where gradients are accumulated the
+    losses of all micro-batches must be known before the first backward pass, so each goes through the model once more,
+    2N FLOPs a token, which the ledger has as a phase of its own.
+
+    Departures and choices: The GPT-2 repository calls it "upper", with f = (h + 1) / 2: the same at twice the r. Equal
+    losses weigh the same. The authors take r = 100 for the first 2,000 steps (first_r, first_steps); a run shorter than
+    that would be plain training, so first_steps is 0 here. Their loss is a mean over samples of each sample's mean
+    (--set reduction=sample); one of their trainers takes it over tokens, as is the default here.
+
+    Reference: Sow et al., "Dynamic Loss-Based Sample Reweighting for Improved Large Language Model Pretraining" (ICLR
+    2025).
+
+    >>> import numpy as np
+    >>> w = Linear().update(Step(1, loss=np.array([1.0, 2.0, 3.0])), {})[0].values
+    >>> (w / w.max()).round(3).tolist()
+    [0.135, 0.368, 1.0]
+    """
+
+    scope: ClassVar = "batch"
+    needs: ClassVar = ("loss",)
+
+    r: float = 1.0
+    """How soft: smaller follows the loss more, a large one is uniform."""
+    first_r: float = 100.0
+    """r of the first steps."""
+    first_steps: int = 0
+    """How many steps first_r holds."""
+
+    def __post_init__(self) -> None:
+        require("linear.r and linear.first_r", self.r > 0 and self.first_r > 0, "above 0")
+
+    def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
+        assert step.loss is not None
+        h = spread(step.loss)
+        weights = boltzmann(h, strength(step.number, self.r, self.first_r, self.first_steps))
+        return Weights(weights, step.loss), state

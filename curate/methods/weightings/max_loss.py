@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from curate.kinds.registry import Arrays, Weighting
+from curate.kinds.signals import Step, Weights
+from curate.methods.weightings._choose import highest, weighing
+
+
+@dataclass(frozen=True)
+class MaxLoss(Weighting):
+    """Chooses the samples with the highest loss.
+
+    Formula: a_i = the mean loss of a candidate under the model as it is; as many of the highest as a batch has room
+    for.
+
+    Cost: a forward pass over the candidates, 2N FLOPs a token; the chosen go through the model once more, 6N a token.
+    Limit: that of the passes.
+
+    Departures: None. Wrong answers have high losses: see what share of a run's samples is corrupt before it is trusted.
+
+    Reference: Jiang et al., "Accelerating Deep Learning by Focusing on the Biggest Losers" (2019); a baseline of online
+    selection.
+
+    >>> import numpy as np
+    >>> MaxLoss().update(Step(1, loss=np.array([0.5, 3.0, 1.0]), room=2), {})[0].values.tolist()
+    [0.0, 1.0, 1.0]
+    """
+
+    scope: ClassVar = "batch"
+    needs: ClassVar = ("loss",)
+    chooses: ClassVar = True
+
+    def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
+        assert step.loss is not None
+        return Weights(weighing(highest(step.loss, step.room), len(step.loss)), step.loss), state

@@ -1,0 +1,43 @@
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from curate.kinds.registry import Arrays, Weighting
+from curate.kinds.signals import Step, Weights
+from curate.methods.weightings._choose import highest, weighing
+
+
+@dataclass(frozen=True)
+class RhoOnline(Weighting):
+    """Chooses the samples whose loss can still be brought down: RHO's reducible holdout loss.
+
+    Formula, with l the mean loss of a candidate under the model as it is, and l0 its irreducible loss:
+
+        a_i = l_i - l0_i;   as many of the highest as a batch has room for
+
+    l0 is a column (--by nll_holdout_nll), best of a model that was trained on other data of the kind that is wanted.
+    Without one it is the loss under the model that training begins with, so a_i is what training has made worse.
+
+    Cost: a forward pass over the candidates, 2N FLOPs a token; the chosen go through the model once more, 6N a token.
+    Without a column one more forward pass over the training set. Limit: that of the passes.
+
+    Departures: None.
+
+    Reference: Mindermann et al., "Prioritized Training on Points that are Learnable, Worth Learning, and Not Yet
+    Learnt" (ICML 2022).
+
+    >>> import numpy as np
+    >>> step = Step(1, loss=np.array([0.5, 3.0, 1.0]), column=np.array([0.4, 2.9, 0.2]), room=1)
+    >>> RhoOnline().update(step, {})[0].values.tolist()
+    [0.0, 0.0, 1.0]
+    """
+
+    scope: ClassVar = "batch"
+    needs: ClassVar = ("loss", "base_loss")
+    chooses: ClassVar = True
+
+    def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
+        assert step.loss is not None and step.column is not None
+        reducible = step.loss - step.column
+        return Weights(weighing(highest(reducible, step.room), len(reducible)), reducible), state

@@ -1,0 +1,247 @@
+"""The two-level scorecard: what each selector is worth now, and what later, over seeds; and whether it is myopic.
+
+A cell is what was found of one selector and seed at one stage (curate.verbs.audit): a dictionary of plain values. What
+a cell lacks (its way ended before, or a value is null) is not a number in all that needs it, and the rest stands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from curate.numerics.long_horizon.curves import area, reached
+from curate.numerics.long_horizon.matrix import (
+    forgetting,
+    forward_transfer,
+    imbalance,
+    immediate_gains,
+    long_utility,
+    normalized,
+    worst_task,
+)
+from curate.numerics.long_horizon.myopia import Myopia, myopia
+from curate.numerics.long_horizon.updates import entropy
+
+NOW = {  # measure -> which way is better
+    "gain": "higher",
+    "tokens": "",
+    "seconds": "lower",
+    "flops": "lower",
+    "spread": "lower",
+    "spikes": "lower",
+    "norm_range": "lower",
+    "entropy": "",
+}
+LATER = {
+    "utility": "higher",
+    "adaptation": "higher",
+    "early": "lower",
+    "forgetting": "lower",
+    "transfer": "higher",
+    "worst": "higher",
+    "out_of_domain": "higher",
+    "imbalance": "lower",
+    "concentration": "lower",
+    "drift": "",
+}
+WORDS = {
+    "gain": "immediate gain, mean over stages",
+    "tokens": "tokens chosen, all stages",
+    "seconds": "seconds of scoring, choosing and training",
+    "flops": "FLOPs of the same",
+    "spread": "spread of the loss around its running mean",
+    "spikes": "share of steps with a spike of the loss",
+    "norm_range": "longest gradient over the median",
+    "entropy": "capability entropy of the choice",
+    "utility": "long-horizon utility",
+    "adaptation": "future-adaptation AUC, mean over stages",
+    "early": "tokens to the early threshold on the next stage (all of the branch, where it is never reached)",
+    "forgetting": "forgetting after the last stage",
+    "transfer": "forward transfer",
+    "worst": "worst task in the end",
+    "out_of_domain": "out-of-domain performance in the end",
+    "imbalance": "imbalance of the tasks in the end, each from the worst selector to the best",
+    "concentration": "update concentration",
+    "drift": "drift of a stage's update from those before",
+}
+
+
+@dataclass
+class Scorecard:
+    """measures: name -> [K, seeds] of the K selectors. matrices: of each selector and seed the performance after every
+    stage on every stage's target, [K, seeds, T + 1, T]. curves: of each selector the branches on the next stage, one
+    for every stage but the last, (tokens, values) in the mean of the seeds; null where none is known. myopia: null
+    where fewer than two selectors have both ranks. ranked: those that have. missing: what is not known, in words."""
+
+    selectors: list[str]
+    stages: list[tuple[str, str]]
+    seeds: int
+    measures: dict[str, np.ndarray]
+    matrices: np.ndarray
+    curves: dict[str, list[tuple[np.ndarray, np.ndarray] | None]]
+    myopia: Myopia | None
+    ranked: list[str]
+    missing: list[str] = field(default_factory=list)
+
+
+def scorecard(
+    cells: Sequence[Mapping[str, Any]],
+    selectors: Sequence[str],
+    stages: Sequence[tuple[str, str]],
+    elsewhere: Sequence[str],
+    seeds: int,
+    settings: Any,
+) -> Scorecard:
+    """Sum up the cells of an audit. stages: name and target of each. settings: curate.runs.audit_spec.Measures."""
+    found = {(cell["selector"], cell["seed"], cell["stage"]): cell for cell in cells}
+    start = next((cell["performance"] for cell in cells if cell["stage"] == 0), {})
+    shape = (len(selectors), seeds)
+    matrices = np.full((*shape, len(stages) + 1, len(stages)), np.nan)
+    measures = {name: np.full(shape, np.nan) for name in (*NOW, *LATER)}
+    ways = {(k, s): [found.get((name, s, t + 1), {}) for t in range(len(stages))] for k, name in enumerate(selectors)
+            for s in range(seeds)}  # fmt: skip
+    levels = _levels(ways, len(stages), seeds, settings)
+    for (k, s), way in ways.items():
+        performances = [start, *(cell.get("performance", {}) for cell in way)]
+        for t, performance in enumerate(performances):
+            matrices[k, s, t] = [_number(performance.get(target)) for _, target in stages]
+        targets, last = [target for _, target in stages], performances[-1]
+        for name, value in _measured(way, matrices[k, s], last, targets, elsewhere, levels, settings).items():
+            measures[name][k, s] = value
+    for s in range(seeds):
+        final = matrices[:, s, -1]
+        there = np.isfinite(final).all(1)
+        scores = normalized(final[there]) if settings.normalizer == "minmax" and there.any() else final[there]
+        if settings.normalizer == "none" or there.sum() > 1:  # from the worst selector to the best needs two
+            measures["imbalance"][there, s] = [imbalance(row, settings.ddof) for row in scores]
+    ranks, ranked = _ranks(measures, selectors)
+    curves = {name: _curves([ways[k, s] for s in range(seeds)], len(stages)) for k, name in enumerate(selectors)}
+    return Scorecard(list(selectors), list(stages), seeds, measures, matrices, curves, ranks, ranked,
+                     _missing(start, ways, selectors, stages))  # fmt: skip
+
+
+def _measured(
+    way: Sequence[Mapping[str, Any]],
+    a: np.ndarray,
+    last: Mapping[str, Any],
+    targets: Sequence[str],
+    elsewhere: Sequence[str],
+    levels: Sequence[float],
+    settings: Any,
+) -> dict[str, float]:
+    """All measures of one selector with one seed but the imbalance, for which all selectors are needed."""
+    areas = np.array([_area(cell.get("curve"), settings) for cell in way[:-1]])
+    outside = [_number(last.get(target)) for target in elsewhere]
+    beyond = float(np.mean(outside)) if outside else float("nan")
+    weights = (settings.alpha, settings.beta, settings.gamma)
+    branched = any("curve" in cell for cell in way)
+    forgot = {"window": settings.window, "with_last": settings.with_last, "clip": settings.clip}
+    utility = long_utility(a, areas if branched else np.zeros(0), beyond if outside else 0.0, weights, **forgot)
+    early = [_early(cell.get("curve"), level) for cell, level in zip(way, levels, strict=False)]
+    return {
+        "gain": float(np.mean(immediate_gains(a))),
+        "utility": utility,
+        "adaptation": float(np.mean(areas)) if len(areas) else float("nan"),
+        "early": float(np.mean(early)) if early else float("nan"),
+        "forgetting": forgetting(a, **forgot),
+        "transfer": forward_transfer(a, targets),
+        "worst": worst_task(a),
+        "out_of_domain": beyond,
+        **{name: sum(_number(cell.get(name)) for cell in way) for name in ("tokens", "seconds", "flops")},
+        **{name: _mean(cell.get(name) for cell in way) for name in ("spread", "spikes", "norm_range", "concentration")},
+        "drift": _mean(cell.get("drift") for cell in way[1:]),
+        "entropy": _mean(_entropy(cell.get("clusters"), settings) for cell in way),
+    }
+
+
+def _entropy(counts: Mapping[str, int] | None, settings: Any) -> float | None:
+    if not counts or not sum(counts.values()):
+        return None
+    return entropy(list(counts.values()), settings.log_base or None, settings.normalize_entropy)
+
+
+def _area(curve: Mapping[str, Any] | None, settings: Any) -> float:
+    """Of a branch, from before its first step, or from the first look after it."""
+    first = 0 if settings.from_start else 1
+    if not curve or len(curve["values"]) < first + 2:
+        return float("nan")
+    return area(np.array(curve[settings.axis], float)[first:], np.array([_number(v) for v in curve["values"]])[first:])
+
+
+def _levels(ways: Mapping[tuple[int, int], Any], stages: int, seeds: int, settings: Any) -> list[float]:
+    """The early threshold of every branch: what the first selector had before it, and a share of what it gained; not a
+    number where it gained nothing."""
+    levels = []
+    for t in range(stages - 1):
+        curves = [ways[0, s][t].get("curve") for s in range(seeds)]
+        ends = [[_number(c["values"][i]) for c in curves if c] for i in (0, -1)]
+        first, last = (float(np.mean(v)) if v else float("nan") for v in ends)
+        levels.append(first + settings.threshold * (last - first) if last > first else float("nan"))
+    return levels
+
+
+def _early(curve: Mapping[str, Any] | None, level: float) -> float:
+    """Tokens until a branch is at the level; one that never is counts with all its tokens, which is too few."""
+    values = np.array([_number(v) for v in curve["values"]]) if curve else np.zeros(0)
+    if not curve or not np.isfinite(level) or not np.isfinite(values).all():
+        return float("nan")
+    found = reached(np.array(curve["tokens"], float), values, level)
+    return found if np.isfinite(found) else float(curve["tokens"][-1])
+
+
+def _curves(ways: Sequence[Sequence[Mapping[str, Any]]], stages: int) -> list[tuple[np.ndarray, np.ndarray] | None]:
+    found: list[tuple[np.ndarray, np.ndarray] | None] = []
+    for t in range(stages - 1):
+        its = [way[t]["curve"] for way in ways if way[t].get("curve")]
+        same = bool(its) and len({len(curve["values"]) for curve in its}) == 1
+        values = np.array([[_number(v) for v in curve["values"]] for curve in its]) if same else None
+        found.append(None if values is None else (np.mean([c["tokens"] for c in its], axis=0), values.mean(0)))
+    return found
+
+
+def _ranks(measures: Mapping[str, np.ndarray], selectors: Sequence[str]) -> tuple[Myopia | None, list[str]]:
+    """Ranks of those selectors that have both a gain and a utility with some seed."""
+    both = np.isfinite(measures["gain"]) & np.isfinite(measures["utility"])
+    there = np.flatnonzero(both.any(1))
+    ranked = [selectors[int(k)] for k in there]
+    if len(there) < 2:
+        return None, ranked
+    gain, utility = (np.where(both, measures[name], np.nan)[there] for name in ("gain", "utility"))
+    return myopia(gain, utility), ranked
+
+
+def _missing(
+    start: Mapping[str, Any], ways: Mapping[tuple[int, int], Any], selectors: Sequence[str], stages: Sequence[Any]
+) -> list[str]:
+    """What is not known, and what was otherwise than asked for."""
+    found = [f"before the first stage nothing could be judged on {', '.join(none)}"] if (none := _nulls(start)) else []
+    for (k, s), way in ways.items():
+        for t, cell in enumerate(way):
+            name = f"{selectors[k]}, seed {s}, stage {t + 1} ({stages[t][0]})"
+            if cell.get("error"):
+                found.append(f"{name}: {cell['error']}")
+                continue
+            if unknown := _nulls(cell.get("performance", {})):
+                found.append(f"{name}: nothing could be judged on {', '.join(unknown)}")
+            curve = cell.get("curve") or {}
+            if "curve" in cell and (not curve or None in curve["values"]):
+                found.append(f"{name}: its branch is not known{': ' + cell['branch'] if cell.get('branch') else ''}")
+            found += [f"{name}: {warning}" for warning in cell.get("warnings", ())]
+    return found
+
+
+def _nulls(performance: Mapping[str, Any]) -> list[str]:
+    return [target for target, value in performance.items() if value is None]
+
+
+def _number(value: Any) -> float:
+    return float("nan") if value is None else float(value)
+
+
+def _mean(values: Any) -> float:
+    """Without what is not known; not a number where nothing is."""
+    known = [float(v) for v in values if v is not None and np.isfinite(v)]
+    return float(np.mean(known)) if known else float("nan")

@@ -1,0 +1,197 @@
+"""Random projections of gradients to D numbers, whose inner products are those of the gradients in expectation.
+
+An entry of a projection is a pure function of (seed, the parameter's name, the index in it), by SplitMix64's finaliser
+over integers: so it is the same on a CPU and on any GPU, in every shard and on every worker, and is never stored.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from functools import lru_cache
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from curate.errors import CurateError
+from curate.hashing import fingerprint
+
+Kind: TypeAlias = Literal["sjlt", "rademacher", "none"]
+
+_WORD = 64  # signs of one hashed number
+_ROWS = 1 << 23  # entries of a dense projection in memory at once
+_KEPT = 1 << 28  # signs that are kept from batch to batch, in bytes
+
+
+class Projector(ABC):
+    """A linear map from gradients, parameter by parameter, to `dim` numbers."""
+
+    dim: int
+
+    @abstractmethod
+    def add(self, into: Tensor, name: str, gradients: Tensor) -> None:
+        """Add the image of a parameter's gradients, [B, n], to `into`, [B, dim]."""
+
+    @abstractmethod
+    def flops(self, n: int) -> float:
+        """FLOPs of one sample's gradient of n numbers."""
+
+
+def projector(kind: Kind, dim: int, seed: int, nonzeros: int, sizes: Mapping[str, int]) -> Projector:
+    """The projection of parameters with so many numbers (name -> n).
+
+    Raises CurateError where it has more dimensions than the parameters have numbers.
+    """
+    total = sum(sizes.values())
+    if kind == "none":
+        return Exact(sizes)
+    if dim > total:
+        raise CurateError(
+            f"the projection has dim={dim}, and the parameters only {total} numbers; take a smaller dim, or "
+            "projector=none, which keeps them as they are."
+        )
+    return Rademacher(dim, seed) if kind == "rademacher" else Sjlt(dim, seed, nonzeros)
+
+
+class Exact(Projector):
+    """No projection: the parameters' gradients side by side."""
+
+    def __init__(self, sizes: Mapping[str, int]):
+        self.dim, self._starts = 0, dict[str, int]()
+        for name, n in sizes.items():
+            self._starts[name], self.dim = self.dim, self.dim + n
+
+    def add(self, into: Tensor, name: str, gradients: Tensor) -> None:
+        start = self._starts[name]
+        into[:, start : start + gradients.shape[1]] += gradients
+
+    def flops(self, n: int) -> float:
+        return 0.0
+
+
+class Rademacher(Projector):
+    """Entries +1 or -1 by lot, over the root of D: the projection of LESS and TRAK, made again block by block.
+
+    Cost: 2 n D FLOPs a sample, and n D hashed signs a batch.
+    """
+
+    def __init__(self, dim: int, seed: int):
+        self.dim, self._seed = dim, seed
+
+    def add(self, into: Tensor, name: str, gradients: Tensor) -> None:
+        size = max(1, _ROWS // self.dim)
+        for start in range(0, gradients.shape[1], size):
+            piece = gradients[:, start : start + size]
+            into += piece @ self.entries(name, start, piece.shape[1], into.device).to(piece.dtype)
+
+    def entries(self, name: str, start: int, count: int, device: torch.device) -> Tensor:
+        """The rows of indices start to start + count, float32 [count, D]."""
+        words = -(-self.dim // _WORD)
+        index = torch.arange(start * words, (start + count) * words, device=device)
+        words_here = _hash(_key(self._seed, "rademacher", name), index).view(count, words, 1)
+        signs = _signs_of(words_here).flatten(1)[:, : self.dim]
+        return signs.float() / self.dim**0.5
+
+    def flops(self, n: int) -> float:
+        return 2.0 * n * self.dim
+
+
+class Sjlt(Projector):
+    """A sparse Johnson-Lindenstrauss transform (Kane and Nelson 2014): every number goes, with a sign by lot, to `s` of
+    the D places, over the root of s.
+
+    Index i is at offset i mod D of block i // D. A block goes to the D places turned round by a number by lot, so two
+    numbers of one block never meet, and two of different blocks meet with probability 1/D; and whole blocks are added,
+    at the speed of memory. The signs are independent, so inner products are unbiased.
+
+    Cost: 2 s n additions a sample, and s n hashed signs a batch.
+    """
+
+    def __init__(self, dim: int, seed: int, nonzeros: int = 1):
+        if nonzeros < 1:
+            raise CurateError(f"nonzeros={nonzeros}: a number goes to at least one place.")
+        self.dim, self._seed, self._s = dim, seed, nonzeros
+
+    def add(self, into: Tensor, name: str, gradients: Tensor) -> None:
+        n = gradients.shape[1]
+        for copy in range(self._s):
+            signs, turns = self._layout(name, n, copy, into.device)
+            signed = gradients * signs.to(gradients.dtype)
+            if self._s > 1:
+                signed /= self._s**0.5
+            if into.is_cuda:
+                self._gathered(into, signed, turns)
+            else:
+                self._turned(into, signed, turns.tolist())
+
+    def _turned(self, into: Tensor, signed: Tensor, turns: list[int]) -> None:
+        """Each block in two pieces, before and after the place where it goes round."""
+        for block, turn in enumerate(turns):
+            piece = signed[:, block * self.dim : (block + 1) * self.dim]
+            head = min(self.dim - turn, piece.shape[1])
+            into[:, turn : turn + head] += piece[:, :head]
+            if head < piece.shape[1]:
+                into[:, : piece.shape[1] - head] += piece[:, head:]
+
+    def _gathered(self, into: Tensor, signed: Tensor, turns: Tensor) -> None:
+        """The same in few kernels: where a place's number stands in each block."""
+        blocks = torch.nn.functional.pad(signed, (0, len(turns) * self.dim - signed.shape[1]))
+        blocks = blocks.view(len(signed), len(turns), self.dim)
+        places = (torch.arange(self.dim, device=into.device) - turns[:, None]) % self.dim
+        into += blocks.gather(2, places.expand(len(signed), -1, -1)).sum(1)
+
+    def _layout(self, name: str, n: int, copy: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        key = _key(self._seed, f"sjlt {copy}", name)
+        turns = (
+            _hash(_key(self._seed, f"sjlt {copy} turns", name), torch.arange(-(-n // self.dim), device=device))
+        ) % (self.dim)
+        return _kept_signs(key, n, str(device)) if n <= _KEPT // 16 else _signs(key, n, device), turns
+
+    def flops(self, n: int) -> float:
+        return 2.0 * self._s * n
+
+
+# --- signs and numbers by lot ----------------------------------------------------------------------------
+
+
+def _key(seed: int, purpose: str, name: str) -> int:
+    return int(fingerprint(seed, purpose, name), 16) - 2**63
+
+
+def _hash(key: int, index: Tensor) -> Tensor:
+    """64 bits for each index, int64, by SplitMix64's finaliser twice (as curate.hashing.keyed_uniform)."""
+    return _mixed(_mixed(index ^ key) + key)
+
+
+def _mixed(x: Tensor) -> Tensor:
+    x = (x ^ _shifted(x, 30)) * (0xBF58476D1CE4E5B9 - 2**64)
+    x = (x ^ _shifted(x, 27)) * (0x94D049BB133111EB - 2**64)
+    return x ^ _shifted(x, 31)
+
+
+def _shifted(x: Tensor, by: int) -> Tensor:
+    """x >> by, as if it had no sign."""
+    return (x >> by) & ((1 << (64 - by)) - 1)
+
+
+def _signs_of(words: Tensor) -> Tensor:
+    """The bits of each word [..., 1], the lowest first, as -1 and 1, int8 [..., 64]."""
+    return _table(str(words.device))[words.view(torch.uint8).int()].flatten(-2)
+
+
+@lru_cache
+def _table(device: str) -> Tensor:
+    """The bits of every byte as -1 and 1, int8 [256, 8]."""
+    return (((torch.arange(256)[:, None] >> torch.arange(8)) & 1) * 2 - 1).to(torch.int8).to(device)
+
+
+def _signs(key: int, n: int, device: torch.device) -> Tensor:
+    """n signs, int8: bit i % 64 of word i // 64."""
+    words = _hash(key, torch.arange(-(-n // _WORD), device=device))[:, None]
+    return _signs_of(words).flatten()[:n]
+
+
+@lru_cache(maxsize=1024)
+def _kept_signs(key: int, n: int, device: str) -> Tensor:
+    return _signs(key, n, torch.device(device))

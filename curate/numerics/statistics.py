@@ -1,0 +1,66 @@
+"""Means over seeds, with how sure they are. Plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Mean:
+    """n values: their mean, and its standard error (sd / sqrt n, with n - 1 degrees of freedom); null for one value."""
+
+    n: int
+    mean: float
+    error: float | None
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Mean:
+        n = len(values)
+        if n > 1 and all(value == values[0] for value in values):  # else rounding makes an error of it
+            return cls(n, float(values[0]), 0.0)
+        return cls(n, float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else None)
+
+    def interval(self, level: float = 0.95) -> tuple[float, float] | None:
+        """Student's interval; null for one value."""
+        if self.error is None:
+            return None
+        from scipy.stats import t
+
+        half = float(t.ppf((1 + level) / 2, self.n - 1)) * self.error
+        return self.mean - half, self.mean + half
+
+    def __str__(self) -> str:
+        """The mean to as many places as its error has with two digits."""
+        if self.error is None:
+            return f"{self.mean:.4g}"
+        if not 1e-6 < self.error < np.inf:
+            return f"{self.mean:.4g} ± {self.error:.2g}"
+        places = max(0, 1 - int(np.floor(np.log10(self.error))))
+        return f"{self.mean:.{places}f} ± {self.error:.{places}f}"
+
+
+def paired(a: dict[int, float], b: dict[int, float]) -> Mean | None:
+    """The mean of a - b over the seeds that both have; null where they share none. a, b: seed -> value."""
+    shared = sorted(a.keys() & b.keys())
+    return Mean.of([a[seed] - b[seed] for seed in shared]) if shared else None
+
+
+def pareto(costs: Sequence[float], values: Sequence[float], better: str) -> list[int]:
+    """Positions of those that no other beats in both cost and value, the cheapest first."""
+    sign = 1.0 if better == "higher" else -1.0
+    order = sorted(range(len(costs)), key=lambda i: (costs[i], -sign * values[i]))
+    front: list[int] = []
+    for i in order:
+        if not front or sign * values[i] > sign * values[front[-1]]:
+            front.append(i)
+    return front
+
+
+def effective_size(weights: np.ndarray) -> float:
+    """(sum w)^2 / sum w^2: how many equally weighted samples carry as much."""
+    most = float(weights.max(initial=0.0))
+    relative = weights / most if most else weights  # so that no square underflows
+    return float(relative.sum() ** 2 / (relative**2).sum()) if most else 0.0

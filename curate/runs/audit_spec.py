@@ -1,0 +1,407 @@
+"""What a long-horizon audit is made of: stages, the selectors that contend, and how they are measured.
+
+audits/NAME/audit.json                 what it was begun with
+            cells/PATH-t1.json         what was found of a selector and a seed at a stage; there once it is done
+            summed.json                which cells its scorecard is of; there once it has ended
+            models/PATH-t1/            a model between two stages, while it is needed
+            stages/t1/, work/PATH-t2/  workspaces of one stage's samples, in which its cells are worked at
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+
+from curate.errors import CurateError
+from curate.hashing import fingerprint
+from curate.kinds.registry import Metric, Score, Selector, Weighting
+from curate.models.load import ModelChoice
+from curate.numerics.long_horizon.matrix import Window
+from curate.numerics.long_horizon.scorecard import Scorecard, scorecard
+from curate.store.commits import read_json, read_table, write_json
+from curate.store.schema import POOL, TARGET
+from curate.store.workspace import Workspace, open_workspace
+from curate.tables import sql
+from curate.tables.state import load_target, model_recipe
+from curate.training.settings import TrainSettings
+
+BASE = "base"  # the model before the first stage
+# A stage's target; val samples of later stages' targets, at the last stage of all; samples learnt in earlier stages.
+OWN, FUTURE, PAST = "own", "future", "past"
+TARGETS = (OWN, FUTURE, PAST)
+_COLUMNS = ", ".join(POOL.names)
+_SHARD = 32 << 20  # bytes of text in a part of a stage's pool
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One stage of the sequence: where, SQL over `samples` of the workspace, says whose samples; target judges."""
+
+    name: str
+    where: str
+    target: str
+
+
+@dataclass(frozen=True)
+class Scoring:
+    """A score that a selector wants, of a stage's samples. target: OWN, FUTURE or PAST, for one that uses a target.
+    model: the model as it is at that stage, or as it was before the first."""
+
+    score: Score
+    target: str | None = None
+    model: Literal["current", "base"] = "current"
+
+
+@dataclass(frozen=True)
+class Contender:
+    """A selector as the audit runs it. by, vectors, target, history: as of `curate select`, in a workspace that has the
+    stage's samples, these scores and the targets OWN, FUTURE and PAST. history: only once there is a past."""
+
+    name: str
+    selector: Selector
+    scores: tuple[Scoring, ...] = ()
+    by: str | None = None
+    vectors: str | None = None
+    target: str | None = None
+    history: str | None = None
+
+
+@dataclass(frozen=True)
+class Probe:
+    """The short branch on the next stage, by which future adaptation is measured.
+
+    The settings of `[probe]`.
+    """
+
+    steps: int = 20
+    """Optimizer steps; 0: no branch."""
+    every: int = 5
+    """Steps between two looks at the next stage's val samples."""
+    data: Literal["common", "own"] = "common"
+    """The next stage's samples by lot, the same for all selectors; or those that each one would choose."""
+    limit: int = 0
+    """Questions of each look; 0: all."""
+
+    def __post_init__(self) -> None:
+        if self.steps < 0 or self.every < 1 or self.limit < 0:
+            raise CurateError(
+                "a probe has steps and limit of 0 or more, and looks every so many steps, 1 or more; not "
+                f"steps={self.steps}, every={self.every}, limit={self.limit}."
+            )
+
+
+@dataclass(frozen=True)
+class Measures:
+    """How the measures are defined where the paper leaves them open. The settings of `[measures]`."""
+
+    alpha: float = 1.0
+    """Of future adaptation in the long-horizon utility."""
+    beta: float = 1.0
+    """Of forgetting, taken off."""
+    gamma: float = 1.0
+    """Of the performance on targets of no stage."""
+    window: Window = "own"
+    """Forgetting is a drop from the best since the stage itself, or since the start."""
+    with_last: bool = False
+    """Whether the state in the end counts among those, so that no drop is below 0."""
+    clip: bool = False
+    """Whether what rose counts as 0."""
+    normalizer: Literal["minmax", "none"] = "minmax"
+    """Of the tasks' scores in imbalance: each from the worst selector to the best, or as they are."""
+    ddof: int = 0
+    """Degrees of freedom taken off in imbalance."""
+    axis: Literal["tokens", "steps"] = "tokens"
+    """What the area under a learning curve is taken over."""
+    from_start: bool = True
+    """Whether the curve begins before the branch's first step, or with the first look after it."""
+    threshold: float = 0.5
+    """The early threshold: this share of what the first selector's branch gains in all, in the mean of its seeds."""
+    clusters: str = "source"
+    """SQL over `samples`: the skill that a sample counts for in capability entropy."""
+    log_base: float = 0.0
+    """Of the logarithm in capability entropy; 0: e."""
+    normalize_entropy: bool = False
+    """Divide it by the logarithm of the number of skills."""
+    running: int = 10
+    """Steps of the running mean that training stability is measured against."""
+    gradients: int = 128
+    """Chosen samples whose gradients tell update concentration; 0: none."""
+    projection: int = 32
+    """Numbers that each side of a layer's gradient is projected to for that; 0: none."""
+
+
+@dataclass(frozen=True)
+class Audit:
+    """Everything that decides an audit but what is stored.
+
+    budget: one of {"frac": F}, {"top": N}, {"tokens": N}, of every stage. common: the selector of the probe's samples.
+    elsewhere: targets of no stage. proxy: a target in the place of FUTURE's samples. limit: questions of every
+    judgement; 0: all.
+    """
+
+    model: ModelChoice
+    stages: tuple[Stage, ...]
+    contenders: tuple[Contender, ...]
+    weighting: Weighting
+    common: Selector
+    metric: Metric
+    settings: TrainSettings = field(default_factory=TrainSettings)
+    budget: Mapping[str, float] = field(default_factory=lambda: {"frac": 0.25})
+    seeds: int = 3
+    elsewhere: tuple[str, ...] = ()
+    proxy: str | None = None
+    limit: int = 0
+    probe: Probe = Probe()
+    measures: Measures = Measures()
+
+    @property
+    def targets(self) -> list[str]:
+        """All that is judged, those of the stages first."""
+        return list(dict.fromkeys([*(stage.target for stage in self.stages), *self.elsewhere]))
+
+    def paths(self) -> list[tuple[Contender, int]]:
+        return [(contender, seed) for seed in range(self.seeds) for contender in self.contenders]
+
+    def recipe(self) -> dict[str, Any]:
+        """What it is made of, setting by setting, but for how what was found is summed up."""
+        rest = {key: value for key, value in asdict(self.measures).items() if key in _MEASURED}
+        return {
+            "model": model_recipe(self.model),
+            "stages": [asdict(stage) for stage in self.stages],
+            "selectors": {one.name: _contender(one) for one in self.contenders},
+            "weighting": [self.weighting.name, self.weighting.settings()],
+            "training": asdict(self.settings),
+            "budget": dict(self.budget),
+            "metric": [self.metric.name, self.metric.settings(), self.limit],
+            "out_of_domain": list(self.elsewhere),
+            "proxy": self.proxy,
+            "probe": {**asdict(self.probe), "common": self.common.name},
+            "measures": rest,
+        }
+
+
+_MEASURED = ("clusters", "gradients", "projection", "running")  # of the measures, what a cell is measured by
+
+
+def _contender(one: Contender) -> dict[str, Any]:
+    scores = [[s.score.name, s.score.version, s.score.settings(), s.target, s.model] for s in one.scores]
+    its = {"by": one.by, "vectors": one.vectors, "target": one.target, "history": one.history}
+    return {"selector": [one.selector.name, one.selector.settings()], "scores": scores, **its}
+
+
+# --- what is refused -----------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Checked:
+    """sizes: samples of each stage. stamps: what vouches for the samples of each stage, and for each target."""
+
+    sizes: list[int]
+    stamps: dict[str, str]
+
+    def rows(self, budget: Mapping[str, float], stage: int) -> dict[str, float]:
+        """The budget of a stage (from 1): a fraction is one of all its samples, so that it is the same for all."""
+        if "frac" in budget:
+            return {"top": max(1, int(budget["frac"] * self.sizes[stage - 1] + 1e-9))}
+        return dict(budget)
+
+
+def check(ws: Workspace, audit: Audit) -> Checked:
+    """Raises CurateError for what cannot be audited, before anything is done."""
+    for what, names in (("stages", [s.name for s in audit.stages]), ("selectors", [c.name for c in audit.contenders])):
+        if twice := {name for name in names if names.count(name) > 1}:
+            raise CurateError(f"two {what} are called '{min(twice)}'; give each a name of its own.")
+    if len(audit.stages) < 2:
+        raise CurateError("an audit looks at what a stage does to later ones: give two stages or more.")
+    if not audit.contenders or audit.seeds < 1:
+        raise CurateError("an audit needs at least one selector and one seed.")
+    for contender in audit.contenders:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", contender.name):
+            raise CurateError(f"the selector '{contender.name}': names are of small letters, digits and underscores.")
+    (unit, amount), *more = audit.budget.items()
+    if more or unit not in ("frac", "top", "tokens") or not amount > 0 or unit == "frac" and amount > 1:
+        raise CurateError(f"a budget is one of frac (up to 1), top and tokens, above 0, not {dict(audit.budget)}.")
+    if audit.weighting.uses_target or "column" in audit.weighting.needs:
+        raise CurateError(f"the weighting '{audit.weighting.name}' needs a target or a column, which an audit has not.")
+    if both := set(audit.elsewhere) & {stage.target for stage in audit.stages}:
+        raise CurateError(f"'{min(both)}' is a stage's target, so it is not out of domain; leave it out there.")
+    stamps = {}
+    for name in [*audit.targets, *([audit.proxy] if audit.proxy else [])]:
+        if name in (*TARGETS, BASE):
+            raise CurateError(f"a target called '{name}' would be taken for the audit's own; name it otherwise.")
+        load_target(ws, name)
+        table = read_table(ws.target_path(name), ["id", "split"])
+        if "test" not in table["split"].to_pylist() and name in audit.targets:
+            raise CurateError(f"the target '{name}' has no split test, on which models are judged; add it.")
+        stamps[f"the target '{name}'"] = fingerprint(table.to_pydict())
+    sizes, of_stages = _stages(ws, audit)
+    return Checked(sizes, {**stamps, **of_stages})
+
+
+def _stages(ws: Workspace, audit: Audit) -> tuple[list[int], dict[str, str]]:
+    ids: dict[str, str] = {}
+    sizes, stamps = [], {}
+    for stage in audit.stages:
+        skill = f"({audit.measures.clusters}\n)::VARCHAR AS skill"
+        found = sql.fetch(ws, f"SELECT id, n_chars, {skill} FROM samples WHERE ({stage.where}\n) ORDER BY row")
+        mine = found["id"].to_pylist()
+        if not mine:
+            raise CurateError(f"the stage '{stage.name}' has no samples: none passes \"{stage.where}\".")
+        shared: dict[str, int] = {}
+        for one in mine:
+            other = ids.setdefault(one, stage.name)
+            shared[other] = shared.get(other, 0) + (other != stage.name)
+        for other, n in shared.items():
+            if n:
+                raise CurateError(
+                    f"the stages '{other}' and '{stage.name}' share {n:,} samples, so what the second learns would not "
+                    "be new; make their filters exclude each other."
+                )
+        wanted = audit.budget.get("top", 0)
+        tokens = float(np.sum(found["n_chars"].to_numpy())) / 4
+        if wanted > len(mine) or audit.budget.get("tokens", 0) > tokens:
+            has = f"{len(mine):,} samples" if wanted else f"about {tokens:,.0f} tokens"
+            raise CurateError(
+                f"the stage '{stage.name}' has {has}, fewer than the budget of "
+                f"{wanted or audit.budget['tokens']:,.0f}; take a smaller budget, or frac=."
+            )
+        sizes.append(len(mine))
+        stamps[f"the samples of the stage '{stage.name}'"] = fingerprint(mine)
+    return sizes, stamps
+
+
+def begin(folder: Path, audit: Audit, checked: Checked) -> None:
+    """Note what the audit is made of. Raises CurateError where one of that name was begun otherwise, or on other
+    data."""
+    recipe, path = {**audit.recipe(), "data": checked.stamps}, folder / "audit.json"
+    if path.exists():
+        old = read_json(path)
+        others = {**old["selectors"], **recipe["selectors"]}  # further selectors may join
+        if others != {**recipe["selectors"], **old["selectors"]}:
+            changed = next(n for n, its in recipe["selectors"].items() if old["selectors"].get(n, its) != its)
+            _refuse_other(folder.name, f"another selector '{changed}'")
+        recipe["selectors"] = others
+        for what, value in recipe["data"].items():
+            if old["data"].get(what, value) != value:
+                _refuse_other(folder.name, f"other data: {what} changed since")
+        for what, value in recipe.items():
+            if old.get(what) != value and what != "selectors":
+                _refuse_other(folder.name, f"another {what.replace('_', ' ')}")
+    write_json(path, recipe)
+
+
+# --- summed up -----------------------------------------------------------------------------------------------
+
+
+def sum_up(folder: Path, audit: Audit) -> None:
+    """Note which of an audit's cells its scorecard is of."""
+    told = {
+        "selectors": [contender.name for contender in audit.contenders],
+        "stages": [[stage.name, stage.target] for stage in audit.stages],
+        "elsewhere": list(audit.elsewhere),
+        "seeds": audit.seeds,
+        "measures": asdict(audit.measures),
+        "ways": [[contender.name, seed] for contender, seed in audit.paths()],
+    }
+    write_json(folder / "summed.json", told)
+
+
+def card_of(ws: Workspace, name: str) -> Scorecard | None:
+    """The scorecard of an audit; null where it has not ended."""
+    folder = ws.path / "audits" / name
+    if not (folder / "summed.json").exists():
+        return None
+    its = read_json(folder / "summed.json")
+    wanted = {*map(tuple, its["ways"]), (BASE, 0)}
+    cells = [read_json(path) for path in sorted((folder / "cells").glob("*.json"))]
+    return scorecard(
+        [cell for cell in cells if (cell["selector"], cell["seed"]) in wanted],
+        its["selectors"],
+        [(stage, target) for stage, target in its["stages"]],
+        its["elsewhere"],
+        its["seeds"],
+        Measures(**its["measures"]),
+    )
+
+
+def _refuse_other(name: str, what: str) -> None:
+    raise CurateError(f"the audit '{name}' exists, with {what}; choose another name, or --fresh to begin it anew.")
+
+
+# --- workspaces of one stage's samples -----------------------------------------------------------------------
+
+
+def stage_pool(ws: Workspace, audit: Audit, place: Path, number: int) -> Path:
+    """A workspace that has the samples of a stage (from 1), the targets, and OWN and FUTURE."""
+    if (place / "complete").exists():
+        return place
+    shutil.rmtree(place, ignore_errors=True)
+    stage = audit.stages[number - 1]
+    made = open_workspace(place)
+    select = f"SELECT {_COLUMNS} FROM samples WHERE ({stage.where}\n) ORDER BY row"
+    table = sql.fetch(ws, select).cast(POOL)
+    ends = np.searchsorted(np.cumsum(table["n_chars"].to_numpy(), dtype=np.int64) // _SHARD, np.arange(1, 1 << 16))
+    start = 0
+    for part, stop in enumerate([*np.unique(ends[ends < table.num_rows]).tolist(), table.num_rows]):
+        if some := table.slice(start, stop - start):
+            n_chars = int(np.sum(some["n_chars"].to_numpy()))
+            made.pool.commit(f"part-{part:05d}", some, n_chars=n_chars, files={}, beside={})
+        start = stop
+    for name in [*audit.targets, *([audit.proxy] if audit.proxy else [])]:
+        made.targets.commit(name, read_table(ws.target_path(name)))
+    made.targets.commit(OWN, _val(ws, [stage.target]))
+    later = [one.target for one in audit.stages[number:]] or [one.target for one in audit.stages]
+    made.targets.commit(FUTURE, _val(ws, [audit.proxy] if audit.proxy else list(dict.fromkeys(later))))
+    (place / "complete").touch()
+    return place
+
+
+def _val(ws: Workspace, targets: Sequence[str]) -> pa.Table:
+    """The val samples of targets, one behind the other."""
+    tables = [read_table(ws.target_path(name)) for name in targets]
+    every = pa.concat_tables(tables).cast(TARGET)
+    return every.filter(pa.array([split == "val" for split in every["split"].to_pylist()]))
+
+
+def working_copy(pool: Path, place: Path) -> Path:
+    """A workspace beside, with the same samples and targets, by links where the disk has them."""
+    if not (place / "workspace.json").exists():
+        shutil.rmtree(place, ignore_errors=True)
+        aside = place.with_name(f".{place.name}.new")
+        shutil.rmtree(aside, ignore_errors=True)
+        for part in ("pool", "targets"):
+            shutil.copytree(pool / part, aside / part, copy_function=_linked)
+        shutil.copy(pool / "workspace.json", aside / "workspace.json")
+        aside.rename(place)
+    return place
+
+
+def _linked(source: str, target: str) -> None:
+    try:
+        os.link(source, target)
+    except OSError:  # another disk, or one without links
+        shutil.copy(source, target)
+
+
+def remember(ws: Workspace, learnt: Sequence[tuple[Path, Sequence[str]]]) -> None:
+    """Make what was learnt in earlier stages the target PAST: (that stage's pool, ids), the latest last."""
+    if PAST in ws.target_names() or not learnt:
+        return
+    tables = []
+    for pool, ids in learnt:
+        found = pa.concat_tables([read_table(shard.path) for shard in open_workspace(pool).shards()])
+        place = {one: i for i, one in enumerate(found["id"].to_pylist())}
+        tables.append(found.take(pa.array([place[one] for one in ids])))
+    past = pa.concat_tables(tables)
+    beside = {"subtask": pa.array([""] * past.num_rows), "split": pa.array(["val"] * past.num_rows)}
+    for name, column in beside.items():
+        past = past.append_column(name, column)
+    ws.targets.commit(PAST, past.cast(TARGET))

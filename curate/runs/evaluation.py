@@ -1,0 +1,146 @@
+"""Judging a model on a target: its questions, worked examples before them, and what a metric found of each."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from curate.errors import CurateError
+from curate.hashing import fingerprint
+from curate.kinds.registry import Judged, Metric, Question
+from curate.store.commits import Parts, read_table
+from curate.store.schema import EVALUATION
+from curate.store.workspace import Workspace
+
+_MOST_OPTIONS = 26
+_OPTIONS = ("options", "choices")  # the fields of the input that list them
+
+
+@dataclass(frozen=True)
+class Judge:
+    """A metric on a target's split. shots: worked examples, from the split `val`. limit: of questions; 0: all."""
+
+    target: str
+    metric: Metric
+    split: str = "test"
+    shots: int = 0
+    limit: int = 0
+
+    def __post_init__(self) -> None:
+        if self.split not in ("val", "test"):
+            raise CurateError(f"the split '{self.split}' is neither val (chooses) nor test (judges).")
+        if self.shots < 0 or self.limit < 0:
+            raise CurateError(f"--shots and --limit are 0 or more, not {self.shots} and {self.limit}.")
+
+    def settings(self) -> str:
+        """What is asked otherwise than usual: limit=20, by=mean; '' where nothing is."""
+        usual = type(self.metric)().settings()
+        changed = {key: value for key, value in self.metric.settings().items() if value != usual[key]}
+        changed |= {"limit": self.limit} if self.limit else {}
+        return ", ".join(f"{key}={value}" for key, value in changed.items())
+
+    def name(self, step: int) -> str:
+        """Of the part that holds what was found of a checkpoint."""
+        own = f"-{fingerprint(self.settings())[:8]}" if self.settings() else ""
+        return f"{self.target}-{self.split}-{self.metric.name}-{self.shots}shot{own}-{step:06d}"
+
+
+def questions(ws: Workspace, judge: Judge) -> list[tuple[str, Question]]:
+    """The target's questions, with their ids. Raises CurateError where the target or its split is not there."""
+    if judge.target not in ws.target_names():
+        ws.require("target", judge.target)
+    rows = read_table(ws.target_path(judge.target)).to_pylist()
+    asked = [row for row in rows if row["split"] == judge.split]
+    if not asked:
+        raise CurateError(
+            f"the target '{judge.target}' has no split '{judge.split}', on which to judge; add it with "
+            f"`curate target {judge.target} FILE --split {judge.split}`."
+        )
+    worked = [row for row in rows if row["split"] == "val" and row["messages"]]
+    if judge.shots > len(worked):
+        raise CurateError(
+            f"--shots {judge.shots}: the target '{judge.target}' has {len(worked)} chats in its split val, from which "
+            "worked examples are taken."
+        )
+    answers: dict[str, set[str]] = {}
+    for row in asked:
+        answers.setdefault(row["subtask"], set()).add(_question(row, (), ()).answer)
+    made = []
+    for row in asked[: judge.limit or None]:
+        distinct = answers[row["subtask"]]
+        options = tuple(sorted(distinct)) if 2 <= len(distinct) <= _MOST_OPTIONS else ()
+        made.append((row["id"], _question(row, _shots(worked, row, judge.shots), options)))
+    return made
+
+
+def _question(row: dict[str, Any], shots: tuple[dict[str, Any], ...], options: tuple[str, ...]) -> Question:
+    meta = orjson.loads(row["meta"])
+    own = next((meta[name] for name in _OPTIONS if isinstance(meta.get(name), list)), None)
+    options = tuple(map(str, own)) if own else options
+    return Question(row["messages"], row["text"], shots, row["subtask"], options, meta)
+
+
+def _shots(worked: Sequence[dict[str, Any]], asked: dict[str, Any], count: int) -> tuple[dict[str, Any], ...]:
+    """The first worked examples, those of the same sub-task before others; never the question itself."""
+    others = [row for row in worked if row["id"] != asked["id"]]
+    same_first = sorted(others, key=lambda row: row["subtask"] != asked["subtask"])
+    return tuple(message for row in same_first[:count] for message in row["messages"])
+
+
+def commit(
+    parts: Parts, judge: Judge, step: int, asked: Sequence[tuple[str, Question]], found: Judged, stamp: str
+) -> dict[str, Any]:
+    """Store what was found, and return it in short."""
+    good = np.isfinite(found.values) & (found.error == "")
+    table = pa.table(
+        {
+            "id": [key for key, _ in asked],
+            "subtask": [question.subtask for _, question in asked],
+            "value": pa.array(np.where(good, found.values, 0.0), mask=~good),
+            "said": pa.array(found.said or [None] * len(asked), pa.string()),
+            "error": pa.array(found.error, pa.string(), mask=found.error == ""),
+        },
+        schema=EVALUATION,
+    )
+    value = judge.metric.summary(found.values[good])
+    short = {
+        "target": judge.target,
+        "split": judge.split,
+        "metric": judge.metric.name,
+        "settings": judge.settings(),
+        "shots": judge.shots,
+        "step": step,
+        "value": value if value == value else None,
+        "questions": len(asked),
+        "judged": int(good.sum()),
+        "better": judge.metric.better,
+    }
+    parts.commit(judge.name(step), table, evaluation=short, stamp=stamp)
+    return short
+
+
+def judged(
+    ws: Workspace, parts: Parts, judges: Sequence[Judge], model: Any, step: int, stamp: str, meter: Any
+) -> list[dict[str, Any]]:
+    """Judge a checkpoint by each judge, but for what was found of it already. stamp: what vouches for the model."""
+    results = []
+    for judge in judges:
+        asked = questions(ws, judge)
+        its = fingerprint(stamp, judge.metric.settings(), judge.metric.version, [asdict(q) for _, q in asked])
+        record = parts.record(judge.name(step))
+        if record and record["stamp"] == its and parts.read(judge.name(step)) is not None:
+            results.append(record["evaluation"])
+            continue
+        meter.begin(len(asked))
+        began = time.perf_counter()
+        found = judge.metric.judge(model, [question for _, question in asked])
+        found.usage.seconds = time.perf_counter() - began
+        meter.add(found.usage)
+        results.append(commit(parts, judge, step, asked, found, its))
+    return results

@@ -1,0 +1,159 @@
+"""What goes to a trainer: the rows of a manifest, or those that a mixture draws; in parts, if it draws from parts."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import count
+
+import numpy as np
+import pyarrow as pa
+
+from curate.errors import CurateError
+from curate.kinds.registry import Export, Part
+from curate.numerics.resampling import Lowered, differ, repeats_of, strata_of
+from curate.runs.samples import Rows, rows_of
+from curate.store.manifests import is_mixture, read_any
+from curate.store.schema import MANIFEST
+from curate.store.workspace import Workspace, suggest_name
+from curate.tables.lookup import texts_of
+from curate.training.mixture_sampler import quotas
+
+
+@dataclass(frozen=True)
+class Sent:
+    """Rows as a manifest has them, with the label of each one's part where there are several; the parts; how weights
+    were lowered. undrawn: samples that are left out, as they weigh nothing, or their domain does."""
+
+    table: pa.Table
+    parts: Sequence[Part]
+    lowered: Lowered | None = None
+    undrawn: int = 0
+
+    def with_rows(self, written: Mapping[str, int]) -> Sent:
+        """With the rows that were written of each part. Raises CurateError where that is none of one."""
+        for part in self.parts:
+            if not written.get(part.label):
+                what = f"the part '{part.label}', {part.share:.1%} of all draws" if part.label else "the manifest"
+                raise CurateError(f"no sample of {what} can be written in this format; choose or mix without it.")
+        return replace(self, parts=[replace(part, rows=written[part.label]) for part in self.parts])
+
+    def said(self) -> str:
+        gone = f"; {self.undrawn:,} samples that weigh nothing are left out" if self.undrawn else ""
+        return f"{self.lowered}{gone}"
+
+
+def outgoing(ws: Workspace, name: str, exporter: Export, seed: int) -> Sent:
+    """What of a manifest goes to a trainer. Raises CurateError for weights that its format cannot carry."""
+    exporter.check()
+    table, lineage = read_any(ws, name)
+    if is_mixture(lineage):
+        rows = rows_of(ws, name, None, True, seed)
+        return _domains(ws, rows) if exporter.blends else _epoch(ws, rows)
+    weights = table["weight"].to_numpy().astype(np.float64)
+    if exporter.weighted or not differ(weights):
+        return _whole(table)
+    if exporter.weights == "repeats":
+        repeats, lowered = repeats_of(weights * table["repeats"].to_numpy(), len(weights), seed)
+        return _whole(_repeating(table, repeats), lowered)
+    if exporter.weights == "strata":
+        return _strata(table, weights, exporter.strata)
+    can = "repeats or --set weights=strata" if exporter.blends else "repeats"
+    raise CurateError(
+        f"the manifest '{name}' has weights, and the rows of '{exporter.name}' cannot carry them; export it as jsonl "
+        f"or parquet, or lower them by --set weights={can}."
+    )
+
+
+def _whole(table: pa.Table, lowered: Lowered | None = None) -> Sent:
+    rows = int(table["repeats"].to_numpy().sum())
+    return Sent(table, [Part("", rows, 1.0, rows)], lowered)
+
+
+def _repeating(table: pa.Table, repeats: np.ndarray) -> pa.Table:
+    """The rows that repeat at all, so often."""
+    at = table.column_names.index("repeats")
+    table = table.set_column(at, "repeats", pa.array(repeats.astype(np.int32)))
+    return table.take(pa.array(np.flatnonzero(repeats)))
+
+
+# --- parts -----------------------------------------------------------------------------------------------
+
+
+def _strata(table: pa.Table, weights: np.ndarray, count: int) -> Sent:
+    """Parts of like weight, of each source its own; drawn so often as their mean weight says."""
+    names, source = np.unique(np.array(table["source"].to_pylist(), object), return_inverse=True)
+    stratum, means, lowered = strata_of(weights, count, source)
+    of = source[np.unique(stratum, return_index=True)[1]]  # each stratum's source
+    number = np.arange(len(of)) - np.searchsorted(of, of)
+    labels = [str(k) if len(names) == 1 else f"{names[i]}_{k}" for i, k in zip(of, number, strict=True)]
+    repeats = table["repeats"].to_numpy()
+    mass = np.bincount(stratum, weights * repeats, minlength=len(means))
+    return _parted(table, stratum, labels, mass, int(repeats.sum()), lowered)
+
+
+def _domains(ws: Workspace, rows: Rows) -> Sent:
+    """A mixture's domains, each a part."""
+    draws = rows.draws
+    assert draws is not None
+    some = np.flatnonzero(draws.domain >= 0)
+    lowered = Lowered("domains", draws.size, float(draws.size), 0.0)
+    table = _table(ws, rows, np.ones(len(rows.row), np.int64)).take(pa.array(some))
+    return _parted(table, draws.domain[some], rows.domains, draws.share, draws.size, lowered)
+
+
+def _parted(
+    table: pa.Table, part: np.ndarray, names: Sequence[str], mass: np.ndarray, size: int, lowered: Lowered
+) -> Sent:
+    """Rows by parts, int64 [N], positions in `names`; those of parts of no mass are left out."""
+    labels = _labels(names)
+    rows = np.bincount(part, table["repeats"].to_numpy(), minlength=len(names)).astype(np.int64)
+    share, draws = mass / mass.sum(), quotas(mass, size)
+    parts = [
+        Part(label, int(n), float(s), int(d))
+        for label, n, s, d in zip(labels, rows, share, draws, strict=True)
+        if s > 0
+    ]
+    drawn = np.flatnonzero(share[part] > 0)
+    table = table.append_column("part", pa.array([labels[k] for k in part])).take(pa.array(drawn))
+    return Sent(table, parts, lowered, len(part) - len(drawn))
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """Names that files can bear, none twice, and none that a file of another shape could have (NAME_text)."""
+    found: list[str] = []
+    for name in names:
+        label = name if name.isdigit() else suggest_name(name)
+        taken = [*found, label] if label.endswith("_text") else found
+        free = (f"{label}_{k}" if k else label for k in count())
+        found.append(next(one for one in free if one not in taken))
+    return found
+
+
+# --- an epoch of a mixture -------------------------------------------------------------------------------
+
+
+def _epoch(ws: Workspace, rows: Rows) -> Sent:
+    """The draws of a mixture's first epoch, as rows that repeat."""
+    draws = rows.draws
+    assert draws is not None
+    repeats = np.bincount(draws.samples(0), minlength=len(rows.row))
+    wanted, found = draws.share * draws.size, draws.counts(0)
+    error = float(np.abs(found[wanted > 0] / wanted[wanted > 0] - 1).max())
+    could = int((draws.domain >= 0).sum())
+    undrawn = could - int((repeats > 0).sum())
+    lowered = Lowered("draws", draws.size, float(draws.size), error, undrawn)
+    return _whole(_repeating(_table(ws, rows, repeats), repeats), lowered)
+
+
+def _table(ws: Workspace, rows: Rows, repeats: np.ndarray) -> pa.Table:
+    """All samples that a mixture may draw, as a manifest has samples."""
+    columns = {
+        "id": rows.id,
+        "row": rows.row,
+        "source": texts_of(ws, "source", rows.row),
+        "weight": rows.weight,
+        "repeats": repeats,
+        "rank": np.arange(len(rows.row)),
+    }
+    return pa.table(columns).cast(MANIFEST)

@@ -1,0 +1,235 @@
+"""Small models trained on mixtures, for a mixer that asks for them: each a run of its own in prepared/FINGERPRINT/.
+
+Known by what they are made of, so a mixer that was killed, or is asked again, finds those that are there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from curate.errors import CurateError, DivergedError
+from curate.hashing import fingerprint, ids_as_integers
+from curate.kinds.registry import Arrays, Executor, Proxies, Weighting
+from curate.models.load import ModelChoice, weights_fingerprint
+from curate.runs.config import Training, shaping
+from curate.runs.driver import Account, Trained, advance
+from curate.runs.evaluation import Judge, questions
+from curate.runs.samples import Rows, rows_of
+from curate.store.commits import read_json, write_json
+from curate.store.files import remove_tree
+from curate.store.locks import claim
+from curate.store.run_record import Run
+from curate.store.workspace import Workspace, open_workspace, pool_fingerprint
+from curate.training.settings import TrainSettings
+
+
+@dataclass(frozen=True)
+class Proxy:
+    """How proxies are trained and judged.
+
+    model: what each begins with. plain: the weighting under which every sample counts the same. judges: by whose mean
+    loss a mixture is judged. executor: who trains those that do not wait for each other.
+    """
+
+    model: ModelChoice
+    plain: Weighting
+    settings: TrainSettings = field(default_factory=TrainSettings)
+    judges: Sequence[Judge] = ()
+    executor: Executor | None = None
+
+
+@dataclass(frozen=True)
+class Pool:
+    """What mixtures are drawn from: the samples of a manifest, or all; the domain of each; domains' names.
+
+    rows_per_unit: float64 [D], by which a domain's weight becomes draws: 1 where weights are shares of samples, one by
+    the mean tokens of a sample where they are of tokens. Plain data: it goes to workers.
+    """
+
+    path: str
+    name: str
+    mixer: str
+    manifest: str | None
+    domain: np.ndarray
+    names: Sequence[str]
+    rows_per_unit: np.ndarray
+    seed: int
+
+    @cached_property
+    def ws(self) -> Workspace:
+        return open_workspace(self.path)
+
+    @cached_property
+    def rows(self) -> Rows:
+        return replace(rows_of(self.ws, self.manifest, None, False), kept={})
+
+    @cached_property
+    def keys(self) -> np.ndarray:
+        return ids_as_integers(self.rows.id.to_pylist())
+
+    @cached_property
+    def stamp(self) -> str:
+        """What vouches for what is drawn from."""
+        its = [self.rows.row.tolist(), self.domain.tolist(), self.rows_per_unit.tolist()]
+        return fingerprint(pool_fingerprint(self.ws.shards()), *its)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what is looked up again where it is needed."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("ws", "rows", "keys", "stamp")}
+
+    def drawn(self, weights: np.ndarray) -> Rows:
+        """Samples by the domains' weights, the domain of every draw by lot."""
+        from curate.training.mixture_sampler import Draws
+
+        share = weights * self.rows_per_unit
+        draws = Draws(self.domain, self.keys, share / share.sum(), len(self.domain), False, self.seed)
+        return replace(self.rows, draws=draws, domains=self.names)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One mixture to be tried, float64 [D]."""
+
+    index: int
+    weights: np.ndarray
+
+    samples = 1
+    cost = 1.0
+
+    def __str__(self) -> str:
+        return f"the mixture {self.index}"
+
+
+@dataclass(frozen=True)
+class Trials:
+    """What a worker has to know to try mixtures."""
+
+    pool: Pool
+    proxy: Proxy
+
+    def run_task(self, trial: Trial) -> list[float]:
+        """Train a proxy on a mixture; returns its losses on the targets. Not a number where training diverged."""
+        training = self.training()
+        run = self.run(trial.weights)
+        outcome = run.folder / "outcome.json"
+        if outcome.exists():
+            remove_tree(run.folder / "checkpoints")  # what a kill has left
+            return [float(value) for value in read_json(outcome)["losses"]]
+        losses = [float("nan")] * len(self.proxy.judges)
+        try:
+            found = trained(self.pool, run, training, trial.weights, self.proxy.judges, "trial")
+        except DivergedError:
+            pass  # its loss is no number
+        else:
+            losses = [_loss(judge, row["value"]) for judge, row in zip(self.proxy.judges, found, strict=True)]
+        write_json(outcome, {"weights": trial.weights.tolist(), "losses": [str(value) for value in losses]})
+        remove_tree(run.folder / "checkpoints")  # hundreds of models that nobody asks for
+        return losses
+
+    def run(self, weights: np.ndarray) -> Run:
+        return run_of(self.pool, self.training(), weights, self._asked)
+
+    @cached_property
+    def _asked(self) -> str:
+        """What the proxies are judged by."""
+        found = []
+        for judge in self.proxy.judges:
+            metric, asked = judge.metric, [asdict(question) for _, question in questions(self.pool.ws, judge)]
+            found.append(
+                [judge.target, judge.split, judge.shots, metric.name, metric.version, metric.settings(), asked]
+            )
+        return fingerprint(found)
+
+    def training(self) -> Training:
+        return Training(self.proxy.model, self.proxy.plain, self.proxy.settings, seed=self.pool.seed)
+
+
+def _loss(judge: Judge, value: float | None) -> float:
+    """Lower is better."""
+    if value is None:
+        return float("nan")
+    return value if judge.metric.better == "lower" else -value
+
+
+def run_of(pool: Pool, training: Training, weights: np.ndarray, beside: str = "") -> Run:
+    """The run of a proxy, there or not. beside: what else it is made of."""
+    its = fingerprint(
+        "proxy",
+        weights_fingerprint(training.model),
+        training.model.shaping(),
+        training.weighting.name,
+        training.weighting.version,
+        training.weighting.settings(),
+        shaping(training.settings),
+        training.seed,
+        pool.stamp,
+        np.asarray(weights).tolist(),
+        beside,
+    )
+    return Run(pool.ws, f"proxy_{its}", place=pool.ws.path / "prepared" / its)
+
+
+def trained(
+    pool: Pool, run: Run, training: Training, weights: np.ndarray, judges: Sequence[Judge], label: str
+) -> list[dict[str, Any]]:
+    """Train a proxy to its end; returns what its judges found."""
+    from curate.training.distributed import Alone
+
+    result = Trained(run.name)
+    if run.is_complete() and not judges:
+        return []
+    account = Account("mix", [pool.mixer], pool.name, {"train": label})
+    with claim(pool.ws.path, f"prepared {run.folder.name}", wait=True):
+        advance(run, training, pool.drawn(weights), None, Alone(), result, judges=judges, account=account)
+    return result.evaluations
+
+
+class Trainings(Proxies):
+    """The proxies of one mixer."""
+
+    def __init__(self, pool: Pool, proxy: Proxy):
+        self.pool, self.proxy = pool, proxy
+        self._runs: dict[str, Run] = {}
+        self.made: list[str] = []  # as the ledger calls them
+
+    def train(self, label: str, weights: np.ndarray, weighting: Weighting | None = None, reference: str = "") -> Arrays:
+        from safetensors.numpy import load_file
+
+        training = Trials(self.pool, self.proxy).training()
+        beside = ""
+        if weighting:
+            training = replace(training, weighting=weighting)
+        if reference:
+            run, beside = self._runs[reference], self._runs[reference].name
+            folder = run.latest().folder
+            training = replace(training, reference=replace(self.proxy.model, name=str(folder)))
+        run = self._runs[label] = run_of(self.pool, training, weights, beside)
+        self.made.append(run.account)
+        trained(self.pool, run, training, weights, (), label)
+        state = run.latest().folder / "weighting.safetensors"
+        return load_file(str(state)) if state.exists() else {}
+
+    def losses(self, mixtures: np.ndarray) -> np.ndarray:
+        from curate.kinds.executor import Tasks
+
+        if self.proxy.executor is None:
+            raise CurateError("say who trains the proxies: Proxy(…, executor=Local()).")
+        found = np.full((len(mixtures), len(self.proxy.judges)), np.nan)
+        trials, workers = Trials(self.pool, self.proxy), self.proxy.executor.open()
+        tasks = Tasks(Trial(i, weights) for i, weights in enumerate(mixtures))
+        for weights in mixtures:
+            self.made.append(trials.run(weights).account)
+        with tqdm(total=len(mixtures), desc="trials", unit=" proxies", disable=None, leave=False) as bar:
+            try:
+                for trial, done in workers.run(trials.run_task, tasks, lambda task: None):
+                    found[trial.index] = done.result
+                    bar.update(1)
+            finally:
+                workers.close()
+        return found

@@ -1,0 +1,214 @@
+"""The samples that a model learns from, as they lie in a workspace, and in tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from curate.errors import CurateError
+from curate.hashing import ids_as_integers
+from curate.store.commits import read_table
+from curate.store.input_formats import Reader, Refused
+from curate.store.manifests import is_mixture, read_any
+from curate.store.workspace import Workspace, pool_fingerprint
+from curate.tables.lookup import column_of, samples_at, scores_of, texts_of
+from curate.tables.state import usable
+from curate.training.settings import TrainSettings
+
+if TYPE_CHECKING:  # loaded only when there is something to train
+    from curate.models.language_model import LanguageModel
+    from curate.models.tokens import Encoded, Sample
+    from curate.training.examples import Examples
+    from curate.training.mixture_sampler import Draws
+
+
+@dataclass(frozen=True)
+class Rows:
+    """The samples of a training, by rank where a manifest ranks them: row, id, weight, repeats; and their column.
+
+    draws: where a mixture says how often samples of which domain are drawn; domains: their names. kept: where given,
+    the samples in tokens stay there, for several trainings of one model and settings.
+    """
+
+    row: np.ndarray
+    id: pa.ChunkedArray
+    weight: np.ndarray
+    repeats: np.ndarray
+    column: np.ndarray | None
+    lineage: dict[str, Any] | None
+    warnings: list[str]
+    draws: Draws | None = None
+    domains: Sequence[str] = ()
+    kept: dict[str, list[list[Encoded]]] | None = None
+
+
+def rows_of(ws: Workspace, manifest: str | None, by: str | None, allow_stale: bool, seed: int = 0) -> Rows:
+    """Of a manifest, or the whole pool; by: an SQL expression, their column. seed: of the draws of a mixture."""
+    lineage = None
+    if manifest:
+        table, lineage = read_any(ws, manifest)
+        if is_mixture(lineage):
+            return _drawn(ws, table, lineage, by, allow_stale, seed)
+        row, ids = table["row"].to_numpy(), table["id"]
+        weight, repeats = table["weight"].to_numpy().astype(np.float64), table["repeats"].to_numpy()
+        _refuse_weights(manifest, weight, ids)
+    else:
+        row, ids = np.arange(ws.n_rows()), pool_ids(ws)
+        weight, repeats = np.ones(len(row)), np.ones(len(row), np.int64)
+    column, warnings = None, list[str]()
+    if by:
+        warnings = usable(scores_of(ws, by), allow_stale)
+        column = column_of(ws, by, row)
+    mean = float((weight * repeats).sum() / max(repeats.sum(), 1))
+    return Rows(row, ids, weight / mean, repeats, column, lineage, warnings)
+
+
+def _drawn(
+    ws: Workspace, table: pa.Table, lineage: dict[str, Any], by: str | None, allow_stale: bool, seed: int
+) -> Rows:
+    """All samples that a mixture may draw."""
+    from curate.training.mixture_sampler import Draws
+
+    _refuse_changed(ws, lineage)
+    rows = rows_of(ws, (lineage["manifest"] or {}).get("name"), by, allow_stale)
+    if not lineage["manifest"]:  # what was appended since is not drawn
+        rows = _first(rows, lineage["pool"]["rows"])
+    names = table["source"].to_pylist()
+    domain = places_of(texts_of(ws, lineage["domain"], rows.row), names)
+    keys, share = ids_as_integers(rows.id.to_pylist()), table["rows"].to_numpy().astype(np.float64)
+    if not lineage["exact"]:
+        share = np.array(lineage["share"])
+    draws = Draws(domain, keys, share / share.sum(), int(table["rows"].to_numpy().sum()), lineage["exact"], seed)
+    require_drawable(draws, names)
+    return replace(rows, lineage=lineage, draws=draws, domains=names)
+
+
+def _refuse_changed(ws: Workspace, lineage: dict[str, Any]) -> None:
+    """Raises CurateError where what a mixture draws from is not what it was mixed of."""
+    base, pool, what = lineage["manifest"], lineage["pool"], ""
+    if base and (base["name"] not in ws.manifest_names() or read_any(ws, base["name"])[1]["sha256"] != base["sha256"]):
+        what = f"the manifest '{base['name']}'"
+    elif pool_fingerprint(ws.shards()[: pool["shards"]]) != pool["fingerprint"]:
+        what = "the pool"
+    for state in scores_of(ws, lineage["domain"]):
+        if state.recipe["fingerprint"] != lineage["scores"].get(state.name, {}).get("fingerprint"):
+            what = f"the score '{state.name}', by which samples have their domains,"
+    if what:
+        raise CurateError(f"{what} is not what the mixture '{lineage['name']}' was mixed of; mix it again.")
+
+
+def _first(rows: Rows, count: int) -> Rows:
+    column = rows.column if rows.column is None else rows.column[:count]
+    its = {"row": rows.row[:count], "id": rows.id[:count], "weight": rows.weight[:count]}
+    return replace(rows, **its, repeats=rows.repeats[:count], column=column)
+
+
+def require_drawable(draws: Draws, names: Sequence[str]) -> None:
+    """Raises CurateError where a domain is to be drawn from that has no sample."""
+    there = np.bincount(draws.domain[draws.domain >= 0], minlength=len(names))
+    for name, share, count in zip(names, draws.share, there, strict=True):
+        if share > 0 and not count:
+            raise CurateError(
+                f"the mixture draws {share:.1%} from the domain '{name}', which has no sample left to learn from; mix "
+                "again without it."
+            )
+
+
+def places_of(found: Sequence[str | None], names: Sequence[str]) -> np.ndarray:
+    """Domains by name as positions in `names`, int64; -1 for another, or none."""
+    places = {name: i for i, name in enumerate(names)}
+    return np.array([places.get(name or "", -1) for name in found], np.int64)
+
+
+def pool_ids(ws: Workspace) -> pa.ChunkedArray:
+    """The ids of the pool, in its order."""
+    columns = [read_table(shard.path, ["id"])["id"] for shard in ws.shards() if shard.rows]
+    return pa.chunked_array([chunk for column in columns for chunk in column.chunks], pa.string())
+
+
+def _refuse_weights(manifest: str, weight: np.ndarray, ids: pa.ChunkedArray) -> None:
+    bad = np.flatnonzero(~(np.isfinite(weight) & (weight >= 0)))
+    if len(bad):
+        first, value = ids[int(bad[0])], weight[bad[0]]
+        raise CurateError(
+            f"the manifest '{manifest}' weighs the sample {first} {value}; a weight is a number of 0 or more: weigh "
+            "again."
+        )
+    if not weight.any():
+        raise CurateError(f"the weights of the manifest '{manifest}' are all 0, so there is nothing to learn from.")
+
+
+def encoded_one_by_one(records: Iterable[Any], settings: TrainSettings, lm: LanguageModel) -> Iterator[Encoded]:
+    """Records of any shape that an ingest reads, in tokens as they come; with an `error` where one has one."""
+    from curate.models.tokens import Encoded, encode
+
+    reader = Reader("auto", {})
+    for record in records:
+        try:
+            sample = reader.sample(record)
+        except Refused as refused:
+            yield Encoded(error=str(refused))
+            continue
+        stored = {"messages": sample.messages, "text": sample.text}
+        yield _cut(encode(lm.tokenizer, [stored], 1 << 40)[0], settings, lm)
+
+
+def documents_of(ws: Workspace, rows: Rows, settings: TrainSettings, lm: LanguageModel) -> list[list[Encoded]]:
+    """Every sample in tokens: one document, or several where texts are split; with an `error` where it has one."""
+    from curate.models.tokens import encode
+    from curate.training.examples import pieces
+
+    if rows.kept:
+        return rows.kept["documents"]
+    found: list[list[Encoded]] = [[] for _ in rows.row]
+    for places, table in samples_at(ws, rows.row, rows.id, ["messages", "text"]):
+        samples = table.select(["messages", "text"]).to_pylist()
+        for sample, place, one in zip(samples, places, encode(lm.tokenizer, samples, 1 << 40), strict=True):
+            if not one.error and len(one.ids) > lm.context and sample["messages"] is None and settings.split:
+                found[place] = [piece for piece in pieces(one, lm.context) if piece.supervised.any()]
+                continue
+            found[place] = [_cut(one, settings, lm)]
+    if rows.kept is not None:
+        rows.kept["documents"] = found
+    return found
+
+
+def _cut(one: Encoded, settings: TrainSettings, lm: LanguageModel) -> Encoded:
+    """A sample within the context, with what is supervised as the settings have it."""
+    if not one.error and len(one.ids) > lm.context:
+        if lm.choice.too_long == "refuse":
+            one = replace(one, error=f"is longer than the context of {lm.context} tokens")
+        one = replace(one, ids=one.ids[: lm.context], supervised=one.supervised[: lm.context], cut=True)
+    if settings.loss == "all":
+        one.supervised = np.arange(len(one.ids)) > 0
+    return one
+
+
+def left_out(encoded: list[list[Encoded]], rows: Rows) -> list[str]:
+    """Why each sample cannot be learnt from; '' where it can."""
+    whys = []
+    for place, documents in enumerate(encoded):
+        why = next((one.error for one in documents if one.error), "")
+        if not why and not any(one.supervised.any() for one in documents):
+            why = "nothing of it is supervised (no assistant's turn, or no text, within the context)"
+        if not why and rows.column is not None and not np.isfinite(rows.column[place]):
+            why = "its column (--by) has no value"
+        if not why and rows.repeats[place] < 1:
+            why = "it repeats 0 times"
+        whys.append(why)
+    return whys
+
+
+def anchors_of(samples: Sequence[Sample], name: str, lm: LanguageModel) -> Examples:
+    """A target's samples in tokens, each whole whether or not anything of it is supervised."""
+    from curate.models.tokens import encode
+    from curate.training.examples import Examples
+
+    encoded = [one for one in encode(lm.tokenizer, samples, lm.context, lm.choice.too_long) if not one.error]
+    if not encoded:
+        raise CurateError(f"none of the samples of the target '{name}' can go through the model.")
+    return Examples.of(encoded)

@@ -1,0 +1,67 @@
+"""A score by gradients opened again: what it has added up, and the model as it stood when it looked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from curate.errors import CurateError
+from curate.kinds.registry import Score
+from curate.models.load import ModelChoice
+from curate.runs.warmup import looked_at
+from curate.store.commits import Parts
+from curate.store.workspace import Workspace
+from curate.tables.state import model_choices, score_state, usable
+
+if TYPE_CHECKING:
+    from curate.gradients.backward import Backward
+
+
+@dataclass(frozen=True)
+class ScoredModel:
+    """method: the score's, as it was set. states: what its counting passes have added up. model: at the last of its
+    checkpoints, with the optimizer's moments. origin: what that training began with. recipe: score.json."""
+
+    method: Any
+    states: Mapping[str, np.ndarray]
+    model: Backward
+    origin: ModelChoice
+    recipe: Mapping[str, Any]
+    warnings: Sequence[str] = field(default_factory=list)
+
+
+def scored_model(
+    ws: Workspace, name: str, find: Callable[[str, str], Any], *, allow_stale: bool = False, with_origin: bool = False
+) -> ScoredModel:
+    """Open the score NAME. find: kind and name -> class. with_origin: have the model before in the role `origin`.
+
+    Raises CurateError for a stale score (unless allowed), one that says nothing of parameters, or where what it stood
+    on is gone.
+    """
+    from curate.gradients.backward import Backward
+    from curate.models.language_model import LanguageModel
+
+    ws.require("score", name)
+    state = score_state(ws, name)
+    warnings = usable([state], allow_stale)
+    recipe = state.recipe
+    method = find("score", recipe["method"])(**recipe["settings"])
+    if type(method).of_parameters is Score.of_parameters:
+        raise CurateError(
+            f"the score '{name}' ({recipe['method']}) says nothing of parameters; take a `dualsft` score."
+        )
+    states: dict[str, np.ndarray] = {}
+    for path in recipe.get("states", []):
+        place, _, part = path.rpartition("/")
+        kept = Parts(ws.path / "prepared" / place, ".safetensors").read(part)
+        if kept is None:
+            raise CurateError(f"what the score '{name}' has added up is gone; run `{state.command()} --fresh`.")
+        states |= kept
+    models = model_choices(recipe)
+    origin = models.get("origin") or models["base"]
+    others = {"origin": LanguageModel(origin)} if with_origin else None
+    model = Backward([looked_at(ws, recipe, models["base"])], moments=True, others=others)
+    return ScoredModel(method, states, model, origin, recipe, warnings)

@@ -1,0 +1,279 @@
+"""The checkpoints that a score looks at: of a run, of folders that other trainers wrote, or of a warm-up of its own.
+
+A warm-up is a training of a random share of the pool. It lies in prepared/FINGERPRINT/ as a run would, and is known by
+what it is made of, so every score that asks for the same finds it there. What has been scored by one keeps to it when
+the pool grows; with --fresh one of the grown pool is trained.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curate.errors import CurateError
+from curate.hashing import fingerprint, ids_as_integers, keyed_uniform
+from curate.kinds.registry import Arrays, Score, Warmup, Weighting
+from curate.kinds.signals import Step, Weights
+from curate.models.load import (
+    ADAPTER,
+    OPTIMIZERS,
+    CheckpointChoice,
+    ModelChoice,
+    weights_fingerprint,
+)
+from curate.runs.config import Training
+from curate.runs.driver import Account, Trained, advance
+from curate.runs.samples import Rows, rows_of
+from curate.store.locks import claim
+from curate.store.run_record import Run
+from curate.store.workspace import Workspace, pool_fingerprint
+from curate.tables.plan import Looks
+from curate.tables.state import model_choices, table_recipe
+
+_STEP = re.compile(r"checkpoint-(\d+)$")
+
+
+# --- checkpoints that are there --------------------------------------------------------------------------
+
+
+def checkpoints_of(ws: Workspace, given: Sequence[str], like: ModelChoice) -> tuple[CheckpointChoice, ...]:
+    """Checkpoints by name: a run of the workspace, a checkpoint's folder, or one that holds several (checkpoint-100,
+    …); FOLDER@LR says at what learning rate it was trained. like: the settings of their model.
+
+    Raises CurateError where there is none of that name, or nobody says the learning rate.
+    """
+    found, before = [], dict[Path, int]()  # folder of checkpoints -> the step of the last
+    for name in given:
+        found += _of_run(ws, name, like) if name in ws.run_names() else _of_folder(ws, name, like, before)
+    return tuple(found)
+
+
+def _origin(ws: Workspace, name: str) -> ModelChoice | None:
+    """The model that a run of the workspace began with; null for folders, of which nobody says."""
+    recipe = Run(ws, name).recipe if name in ws.run_names() else None
+    return model_choices({"models": {"origin": recipe["model"]}})["origin"] if recipe else None
+
+
+def _of_run(ws: Workspace, name: str, like: ModelChoice) -> list[CheckpointChoice]:
+    run = Run(ws, name)
+    run.latest()
+    if pruned := (run.recipe or {}).get("pruned"):
+        raise CurateError(
+            f"--checkpoints {name}: that is what `curate prune` left of the run '{pruned['run']}'; no training led to "
+            "it, so name that run."
+        )
+    return _of(run, name, like)
+
+
+def _of(run: Run, label: str, like: ModelChoice) -> list[CheckpointChoice]:
+    """The checkpoints of a run, each with the mean learning rate of the steps since the one before."""
+    rates: dict[int, float] = {}
+    for name in run.metrics.names():
+        table = run.metrics.read(name)
+        rates |= dict(zip(table["step"].to_pylist(), table["lr"].to_pylist(), strict=True))
+    found, before = [], 0
+    for checkpoint in run.checkpoints():
+        if not isinstance(checkpoint.folder, Path):
+            raise CurateError(f"{checkpoint.folder} is in an object store; copy the checkpoint to a folder, name that.")
+        mean = float(np.mean([rate for step, rate in rates.items() if before < step <= checkpoint.step]))
+        before, folder = checkpoint.step, checkpoint.folder
+        model = replace(like, name=str(folder))
+        found.append(CheckpointChoice(model, mean, str(folder / OPTIMIZERS[0]), f"{label} step {checkpoint.step}"))
+    return found
+
+
+def _of_folder(ws: Workspace, name: str, like: ModelChoice, before: dict[Path, int]) -> list[CheckpointChoice]:
+    path, at, rate = name.rpartition("@")
+    lr = _number(rate) if at else None
+    folder = Path(path if lr is not None else name).expanduser()
+    several = sorted((p for p in folder.glob("checkpoint-*") if _STEP.search(p.name)), key=_step_of)
+    if not several and ((folder / "config.json").exists() or (folder / ADAPTER).exists()):
+        several = [folder]
+    if not several:
+        runs = f"; its runs are {', '.join(ws.run_names())}" if ws.run_names() else ""
+        raise CurateError(
+            f"--checkpoints {name}: there is no run of that name in {ws.path}{runs}; and no folder with config.json or "
+            f"{ADAPTER}, or with checkpoint-100, … in it."
+        )
+    found = []
+    for one in several:
+        rate_here = lr if lr is not None else _logged(one, before.get(one.parent, 0))
+        if rate_here is None:
+            raise CurateError(
+                f"{one}: no trainer_state.json says at what learning rate it was trained, by which a checkpoint "
+                f"counts; say it: --checkpoints {one}@2e-5."
+            )
+        optimizer = next((str(one / o) for o in OPTIMIZERS if (one / o).exists()), "")
+        found.append(CheckpointChoice(replace(like, name=str(one)), rate_here, optimizer))
+        before[one.parent] = _step_of(one)
+    return found
+
+
+def _number(text: str) -> float | None:
+    try:
+        return float(text)
+    except ValueError:
+        return None
+
+
+def _step_of(folder: Path) -> int:
+    found = _STEP.search(folder.name)
+    return int(found[1]) if found else 0
+
+
+def _logged(folder: Path, before: int) -> float | None:
+    """The mean learning rate that Hugging Face's Trainer logged since the step `before`."""
+    path = folder / "trainer_state.json"
+    if not path.exists():
+        return None
+    state = json.loads(path.read_text(encoding="utf-8"))
+    rates = [e["learning_rate"] for e in state["log_history"] if "learning_rate" in e and e["step"] > before]
+    return float(np.mean(rates)) if rates else None
+
+
+# --- a warm-up -------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Plain(Weighting):
+    """Every sample counts the same."""
+
+    name = "uniform"
+
+    def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
+        assert step.counts is not None
+        return Weights(np.ones(len(step.counts))), state
+
+
+def looks_of(
+    ws: Workspace,
+    method: Score,
+    model: ModelChoice | None,
+    given: Sequence[str],
+    vectors: str,
+    *,
+    fresh: bool = False,
+    dry_run: bool = False,
+) -> Looks:
+    """The checkpoints that a method looks at: those that were given; else of its warm-up, which is trained where it is
+    not there; else the model as it is.
+
+    model: the base, or, where checkpoints are given, the settings of theirs. vectors: the name of those that are made.
+    """
+    if given:
+        found = checkpoints_of(ws, given, model or ModelChoice(""))
+        origin = _origin(ws, given[-1])
+        return Looks(found if method.checkpoints == "each" else found[-1:], tuple(given), origin=origin)
+    assert model is not None
+    warmup = method.warm_up()
+    if warmup is None and method.checkpoints == "each":
+        raise CurateError(
+            f"the score '{method.name}' looks at the checkpoints of a training: add --checkpoints RUN (`curate train "
+            "RUN … --set checkpoint_epochs=true --set keep_checkpoints=0` keeps some), or their folders."
+        )
+    if warmup is None:
+        return Looks((CheckpointChoice(model),))
+    return _warmed(ws, method, model, warmup, vectors, fresh, dry_run)
+
+
+def _wanted(model: ModelChoice, warmup: Warmup) -> str:
+    """What a warm-up is made of, but for the pool."""
+    return fingerprint(
+        "warm-up", weights_fingerprint(model), model.shaping(), warmup.share, warmup.seed, dict(warmup.settings)
+    )
+
+
+def _warm_up_of(ws: Workspace, wanted: str) -> Run:
+    """The warm-up of the pool as it is."""
+    place = ws.path / "prepared" / fingerprint(wanted, pool_fingerprint(ws.shards()))
+    return Run(ws, f"warmup_{wanted}", place=place)
+
+
+def warm_up(ws: Workspace, model: ModelChoice, warmup: Warmup, account: Account) -> Run:
+    """A warm-up of the pool as it is, trained to its end unless it is there. account: on whose it goes in the ledger.
+
+    Raises CurateError for a workspace in an object store.
+    """
+    run = _warm_up_of(ws, _wanted(model, warmup))
+    if not run.is_complete():
+        _train(run, model, warmup, account)
+    return run
+
+
+def _warmed(
+    ws: Workspace, method: Score, model: ModelChoice, warmup: Warmup, vectors: str, fresh: bool, dry_run: bool
+) -> Looks:
+    wanted = _wanted(model, warmup)
+    run = _found(ws, vectors, wanted, fresh) or _warm_up_of(ws, wanted)
+    told = {"wanted": wanted, "place": run.folder.name, "share": warmup.share, "seed": warmup.seed}
+    if not run.is_complete():
+        if dry_run:
+            epochs = int(np.ceil(warmup.settings.get("epochs", 1.0)))
+            return Looks((CheckpointChoice(model),), warmup={**told, "planned": epochs})
+        _train(run, model, warmup, Account("score", [method.name], vectors, {"train": "warm-up"}))
+    found = tuple(_of(run, "warm-up", model))
+    return Looks(found if method.checkpoints == "each" else found[-1:], warmup=told, origin=model)
+
+
+def looked_at(ws: Workspace, recipe: Mapping[str, Any], like: ModelChoice) -> CheckpointChoice:
+    """The last checkpoint that a stored score looked at. Raises CurateError where it is gone."""
+    given, place = recipe.get("checkpoints_given", ()), (recipe.get("warmup") or {}).get("place")
+    run = Run(ws, "warmup", place=ws.path / "prepared" / place) if place else None
+    found = _of(run, "warm-up", like) if run else list(checkpoints_of(ws, given, like))
+    if not found or found[-1].recipe(False)["weights"] != recipe["checkpoints"][-1]["weights"]:
+        raise CurateError("the checkpoint that the score looked at is gone, or another stands there; score --fresh.")
+    return found[-1]
+
+
+def rows_of_warmup(ws: Workspace, method: Score, looks: Looks) -> np.ndarray:
+    """The rows of the pool that a method's own warm-up has learnt from, or is to; none where others made it."""
+    warmup = method.warm_up()
+    if not looks.warmup or warmup is None:
+        return np.zeros(0, np.int64)
+    if looks.warmup.get("planned"):
+        return drawn(ws, warmup).row
+    run = Run(ws, "warmup", place=ws.path / "prepared" / looks.warmup["place"])
+    rows = [run.trained.read(name)["row"].to_numpy() for name in run.trained.names()]
+    return np.unique(np.concatenate(rows))
+
+
+def _found(ws: Workspace, vectors: str, wanted: str, fresh: bool) -> Run | None:
+    """The warm-up by which the vectors of that name were made, where it is the one that is wanted."""
+    if fresh or vectors not in ws.vectors_names():
+        return None
+    told = table_recipe(ws, "vectors", vectors).get("warmup") or {}
+    run = Run(ws, f"warmup_{wanted}", place=ws.path / "prepared" / told.get("place", "none"))
+    return run if told.get("wanted") == wanted and run.is_complete() else None
+
+
+def _train(run: Run, model: ModelChoice, warmup: Warmup, account: Account) -> None:
+    from curate.training.distributed import Alone
+    from curate.training.settings import TrainSettings
+
+    if not isinstance(run.folder, Path):
+        raise CurateError(
+            f"{run.ws.path} is in an object store, where no gradients can be taken at checkpoints yet; work on a disk."
+        )
+    settings = TrainSettings(**warmup.settings, checkpoint_epochs=True, keep_checkpoints=0)
+    rows = drawn(run.ws, warmup)
+    training = Training(model, _Plain(), settings, seed=warmup.seed)
+    with claim(run.ws.path, f"prepared {run.folder.name}", wait=True):
+        if not run.is_complete():
+            advance(run, training, rows, None, Alone(), Trained(run.name), account=account)
+
+
+def drawn(ws: Workspace, warmup: Warmup) -> Rows:
+    """The samples of a warm-up: those whose numbers by lot are highest."""
+    whole = rows_of(ws, None, None, False)
+    count = int(warmup.share * len(whole.row))
+    if not count:
+        raise CurateError(f"a warm-up on {warmup.share:g} of {len(whole.row)} samples has none; take a larger share.")
+    numbers = keyed_uniform(ids_as_integers(whole.id.to_pylist()), warmup.seed, "warm-up")
+    mine = np.sort(np.argsort(-numbers, kind="stable")[:count])
+    return replace(whole, row=mine, id=whole.id.take(mine), weight=np.ones(count), repeats=np.ones(count, np.int64))

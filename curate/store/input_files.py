@@ -1,0 +1,348 @@
+"""From paths to records: which files a path means, what they are (by their bytes, not their names), and
+what stands in them, row by row, in bounded memory.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import glob
+import gzip
+import hashlib
+import io
+import json
+import re
+import sys
+import zlib
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from itertools import islice
+from pathlib import Path
+from typing import IO, Any
+
+import orjson
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from curate.errors import CurateError
+from curate.hashing import fingerprint
+from curate.store.input_formats import RAW_CUT, Unreadable
+
+if sys.version_info >= (3, 14):
+    from compression import zstd
+else:
+    from backports import zstd
+
+_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow")
+_PACKED = (".gz", ".zst")
+_HUB = re.compile(r"(?:hf:)?([\w.-]+/[\w.-]+)(?::(\w+))?")
+_BATCH = 512  # rows turned into Python objects at a time
+_CHUNK = 1 << 20
+_BROKEN = (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError)
+
+
+@dataclass(frozen=True)
+class Input:
+    """One file, dataset folder or hub dataset to read.
+
+    kind: 'jsonl', 'json' (an array), 'parquet', 'arrow', 'dataset', 'hub' or 'empty'.
+    key: changes with the content; what an ingest remembers it by.
+    """
+
+    path: str
+    source: str
+    kind: str
+    key: str
+
+
+def find_inputs(given: str) -> list[Input]:
+    """What a path, folder, glob or hub id means. Raises CurateError where it is nothing we can read."""
+    path = Path(given)
+    source = source_name(given)
+    if path.is_file():
+        return [_file(path, source)]
+    if path.is_dir():
+        return _folder(path, source)
+    matches = [Path(p) for p in sorted(glob.glob(given, recursive=True)) if Path(p).is_file()]
+    if matches:
+        return [_file(p, source) for p in matches]
+    hub = _HUB.fullmatch(given)
+    if hub and not given.endswith((*_ENDINGS, *_PACKED)):
+        return [_hub(given, source)]
+    raise CurateError(f"{given}: there is no such file or folder; check the path.")
+
+
+def source_name(given: str) -> str:
+    """The name of a path as the user gave it, without endings: data/p3.jsonl.gz -> p3, data/*.json -> data."""
+    path = Path(given.removeprefix("hf:"))
+    name = path.name.split(".")[0] if path.suffix in (*_ENDINGS, *_PACKED) else path.name
+    name = re.sub(r"[-_.]*[*?\[\]]+.*", "", name)
+    return name or (path.parent.name if path.parent != path else "") or "pool"
+
+
+def _folder(folder: Path, source: str) -> list[Input]:
+    if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
+        files = sorted(p for p in folder.rglob("*") if p.is_file())
+        return [Input(str(folder), source, "dataset", fingerprint([_digest(p) for p in files]))]
+    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name.endswith((*_ENDINGS, *_PACKED)))
+    if not files:
+        raise CurateError(f"{folder}: no file in this folder ends in {', '.join(_ENDINGS)} (or these with .gz, .zst).")
+    return [_file(p, source) for p in files]
+
+
+def _file(path: Path, source: str) -> Input:
+    try:
+        f"{path}{source}".encode()
+    except UnicodeEncodeError:
+        raise CurateError(f"{str(path)!r}: this file's name is not valid UTF-8; rename it.") from None
+    return Input(str(path), source, _kind(path), _digest(path))
+
+
+def _hub(given: str, source: str) -> Input:
+    """A hub dataset, known by the bytes the hub gave: another revision is another input."""
+    data = _from_hub(given)
+    digests = [_digest(Path(file["filename"])) for file in data.cache_files]
+    return Input(given, source, "hub", fingerprint(digests or given))
+
+
+def _digest(path: Path) -> str:
+    with open(path, "rb") as f:
+        return hashlib.file_digest(f, "sha256").hexdigest()
+
+
+def _kind(path: Path) -> str:
+    """What a file is, by its first bytes."""
+    with open(path, "rb") as f:
+        head = f.read(8)
+    if head.startswith(b"PAR1"):
+        return "parquet"
+    if head.startswith(b"ARROW1") or head.startswith(b"\xff\xff\xff\xff"):
+        return "arrow"
+    first = _first_byte(path)
+    if first == b"":
+        return "empty"
+    if first in (b"{", b"["):
+        return "jsonl" if first == b"{" else "json"
+    raise CurateError(
+        f"{path}: this is no JSON, Parquet or Arrow file (its first byte is {first!r}); convert it to JSONL first."
+    )
+
+
+def _first_byte(path: Path) -> bytes:
+    """The first byte that is no white space (and no byte-order mark), after unpacking."""
+    try:
+        with _open(path) as f:
+            while byte := f.read(1):
+                if byte not in b" \t\r\n\xef\xbb\xbf":
+                    return byte
+    except _BROKEN as error:
+        raise CurateError(f"{path}: cannot be unpacked ({_first_line(error)}); fetch the file again.") from None
+    return b""
+
+
+def _open(path: Path) -> IO[bytes]:
+    with open(path, "rb") as f:
+        magic = f.read(4)
+    if magic.startswith(b"\x1f\x8b"):
+        return gzip.open(path, "rb")  # type: ignore[return-value]
+    if magic == b"\x28\xb5\x2f\xfd":
+        return zstd.open(path, "rb")  # type: ignore[return-value]
+    return open(path, "rb")
+
+
+def records(source: Input, skip: int = 0) -> Iterator[tuple[int, Any]]:
+    """(line or row number from 1, record or Unreadable), after the first `skip` rows."""
+    path = Path(source.path)
+    if source.kind == "jsonl":
+        yield from _json_lines(path, skip)
+    elif source.kind == "json":
+        yield from islice(_json_array(path), skip, None)
+    elif source.kind != "empty":
+        yield from islice(_table_rows(source), skip, None)
+
+
+def lines_of(source: IO[bytes]) -> Iterator[Any]:
+    """The records of JSON lines that come once, as from a pipe: record or Unreadable."""
+    return (_parsed(line) for line in source if not line.isspace())
+
+
+def _json_lines(path: Path, skip: int) -> Iterator[tuple[int, Any]]:
+    number = 0
+    try:
+        with _open(path) as f:
+            for number, line in enumerate(f, 1):
+                if number > skip and not line.isspace():
+                    yield number, _parsed(line)
+    except _BROKEN as error:
+        yield number + 1, _damaged(error)
+
+
+def _parsed(line: bytes) -> Any:
+    line = line.removeprefix(b"\xef\xbb\xbf")
+    try:
+        return orjson.loads(line)
+    except orjson.JSONDecodeError as error:
+        with contextlib.suppress(ValueError):  # Python's own is slower, and takes the NaN that Python writes
+            return json.loads(line)
+        return Unreadable(f"is not JSON ({error})", line[:RAW_CUT].decode("utf-8", "replace"))
+
+
+def _json_array(path: Path) -> Iterator[tuple[int, Any]]:
+    """The elements of one JSON array, parsed one at a time from a buffer that holds little more than one."""
+    decode = json.JSONDecoder().raw_decode
+    number, buffer, at, wanted, opened = 0, "", 0, _CHUNK, False
+    with _open(path) as raw:
+        stream = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape")
+        while True:
+            try:
+                chunk = stream.read(wanted)
+            except _BROKEN as error:
+                yield number + 1, _damaged(error)
+                return
+            buffer, at = buffer[at:] + chunk, 0
+            while True:
+                at = _end(_SEPARATOR if opened else _OPENING, buffer, at)
+                opened = opened or at > 0
+                if at < len(buffer) and buffer[at] == "]":
+                    behind = (buffer[at + 1 :] + stream.read(RAW_CUT)).lstrip()
+                    if behind:
+                        yield (
+                            number + 1,
+                            Unreadable("more text stands behind the end of the JSON array", behind[:RAW_CUT]),
+                        )
+                    return
+                try:
+                    element, end = _element(decode, buffer, at, last=not chunk)
+                except json.JSONDecodeError as error:
+                    broken = error
+                    break
+                number, at = number + 1, end
+                yield number, element
+            if not chunk or not _unfinished(broken, len(buffer)):
+                yield number + 1, _rest_of_array(buffer, at, broken)
+                return
+            wanted = max(_CHUNK, len(buffer) - at)  # double what one large element needs: linear in its size
+
+
+def _element(decode: Callable[..., Any], buffer: str, at: int, last: bool) -> tuple[Any, int]:
+    """The element at a position and where it ends, which only a comma or bracket behind it can show."""
+    try:
+        element, end = decode(buffer, at)
+    except RecursionError:
+        raise json.JSONDecodeError("Nested too deeply", buffer, at) from None
+    behind = _end(_SPACE, buffer, end)
+    if buffer[behind : behind + 1] not in (",", "]") and not (last and behind == len(buffer)):
+        raise json.JSONDecodeError("Expecting ',' delimiter", buffer, behind)
+    return element, end
+
+
+def _unfinished(error: json.JSONDecodeError, length: int) -> bool:
+    """Whether more text could mend it: the parser gave up inside a string, or within an escape of the end."""
+    return error.msg.startswith("Unterminated string") or error.pos >= length - 16
+
+
+_SPACE, _SEPARATOR, _OPENING = re.compile(r"\s*"), re.compile(r"[\s,]*"), re.compile(r"\s*\[\s*")
+
+
+def _end(pattern: re.Pattern[str], buffer: str, at: int) -> int:
+    """Where a pattern's match at a position ends; the position where there is none."""
+    found = pattern.match(buffer, at)
+    return found.end() if found else at
+
+
+def _damaged(error: Exception) -> Unreadable:
+    return Unreadable(f"the file is cut or damaged from here on ({_first_line(error)})")
+
+
+def _rest_of_array(buffer: str, at: int, broken: json.JSONDecodeError) -> Unreadable:
+    why = broken.msg if at < len(buffer) else "it has no closing bracket"
+    raw = buffer[at : at + RAW_CUT].encode("utf-8", "replace").decode()
+    return Unreadable(f"the JSON array cannot be read from here on ({why})", raw)
+
+
+def _table_rows(source: Input) -> Iterator[tuple[int, Any]]:
+    number = 0
+    try:
+        for batch in _batches(source):
+            for row in _rows(batch):
+                number += 1
+                yield number, row
+    except (pa.ArrowInvalid, OSError) as error:
+        if number == 0:
+            raise CurateError(f"{source.path}: cannot be read as {source.kind} ({_first_line(error)}).") from None
+        yield number + 1, _damaged(error)
+
+
+def _rows(batch: pa.RecordBatch | pa.Table) -> Iterable[Any]:
+    """The rows of a batch; one whose values Python cannot hold (ill UTF-8, the year 10,000) is Unreadable."""
+    try:
+        return batch.to_pylist()
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows == 1:
+            return [Unreadable(f"has a value that cannot be read ({_first_line(error)})")]
+    return [row for i in range(batch.num_rows) for row in _rows(batch.slice(i, 1))]
+
+
+def _batches(source: Input) -> Iterator[pa.RecordBatch | pa.Table]:
+    if source.kind == "parquet":
+        with pq.ParquetFile(source.path) as f:
+            yield from f.iter_batches(batch_size=_BATCH)
+    elif source.kind == "arrow":
+        with pa.memory_map(source.path) as f:
+            yield from _sliced(_arrow_batches(f))
+    else:
+        data = _from_disk(source) if source.kind == "dataset" else _from_hub(source.path)
+        yield from data.with_format("arrow").iter(batch_size=_BATCH)
+
+
+def _arrow_batches(f: pa.MemoryMappedFile) -> Iterator[pa.RecordBatch]:
+    magic = f.read(6)
+    f.seek(0)
+    if magic != b"ARROW1":
+        yield from pa.ipc.open_stream(f)
+        return
+    reader = pa.ipc.open_file(f)
+    for i in range(reader.num_record_batches):
+        yield reader.get_batch(i)
+
+
+def _sliced(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    for batch in batches:
+        for start in range(0, batch.num_rows, _BATCH):
+            yield batch.slice(start, _BATCH)
+
+
+def _from_disk(source: Input) -> Any:
+    import datasets
+
+    return _one_split(source.path, datasets.load_from_disk(source.path), None)
+
+
+def _from_hub(given: str) -> Any:
+    import datasets
+
+    hub = _HUB.fullmatch(given)
+    assert hub is not None
+    try:
+        data = datasets.load_dataset(hub[1])
+    except Exception as error:  # the library's own errors share no base class
+        raise CurateError(
+            f"{given}: neither a file here nor a dataset the hub gave ({type(error).__name__}: "
+            f"{_first_line(error)}); check the name and the network."
+        ) from None
+    return _one_split(given, data, hub[2])
+
+
+def _one_split(path: str, data: Any, wanted: str | None) -> Any:
+    """A dataset with several splits gives its train split, or the one asked for; never a mixture."""
+    if not isinstance(data, dict):
+        return data
+    split = wanted or ("train" if "train" in data else next(iter(data)) if len(data) == 1 else None)
+    if split not in data:
+        raise CurateError(
+            f"{path}: has splits {', '.join(data)}; name one, as HUB_ID:SPLIT or the sub-folder of that split."
+        )
+    return data[split]
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

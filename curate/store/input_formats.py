@@ -1,0 +1,324 @@
+"""From one input record to one sample: the shapes instruction data comes in, and why a record is refused.
+
+Detection works record by record on the names of the fields, so a file may mix shapes. The first that fits
+wins, in this order:
+
+    messages            {"messages": [{"role", "content"}, …]}                         OpenAI, TRL
+    sharegpt            {"conversations": [{"from", "value"}, …]}                      ShareGPT
+    prompt-completion   {"prompt", "completion" or "response"}, texts or message lists  TRL, P3
+    alpaca              {"instruction", "input"?, "output" or "response", "history"?}  Alpaca, LLaMA-Factory
+    question-answer     {"question", "answer"}                                         GSM8K
+    text                {"text"}                                                       raw text
+
+A "system" field beside any chat shape becomes the first message. All other fields go to `meta`.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+import math
+from collections import Counter
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import orjson
+
+from curate.errors import CurateError, nearest
+from curate.hashing import content_id
+
+Record = dict[str, Any]
+Message = dict[str, str | None]
+
+RAW_CUT = 4096  # characters of a refused line that are kept
+_ROLES = {
+    **dict.fromkeys(("human", "user", "prompter"), "user"),
+    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bot", "bard", "bing", "model"), "assistant"),
+    **dict.fromkeys(("tool", "function", "observation"), "tool"),
+}
+_JSON = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
+
+
+class Refused(Exception):
+    """One record that cannot become a sample. `shape` is true where its fields are not those of any format."""
+
+    def __init__(self, reason: str, shape: bool = False):
+        super().__init__(reason)
+        self.shape = shape
+
+
+@dataclass(frozen=True)
+class Unreadable:
+    """A row, or the rest of a file, in which a reader found no record."""
+
+    reason: str
+    raw: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One sample, ready for the pool."""
+
+    id: str
+    messages: list[Message] | None
+    text: str | None
+    n_chars: int
+    meta: str
+    source: str | None = None
+    subtask: str = ""
+    split: str | None = None
+
+
+@dataclass
+class Reader:
+    """Turns records into samples under the user's choices, and counts the formats it saw.
+
+    fmt: a format's name, or 'auto'. mapping: our field -> the record's field (`--map`).
+    """
+
+    fmt: str = "auto"
+    mapping: Mapping[str, str] = field(default_factory=dict)
+    seen: Counter[str] = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        if self.fmt != "auto" and self.fmt not in FORMATS:
+            raise CurateError(f"there is no format '{self.fmt}': {nearest(self.fmt, ['auto', *FORMATS])}")
+        for ours in self.mapping:
+            if ours not in MAPPABLE:
+                raise CurateError(f"--map knows no field '{ours}': {nearest(ours, MAPPABLE)}")
+
+    def sample(self, record: Any) -> Sample:
+        """Raises Refused with the reason."""
+        if isinstance(record, Unreadable):
+            raise Refused(record.reason, shape=True)
+        if not isinstance(record, dict):
+            raise Refused(f"is a JSON {type(record).__name__}, and a sample is an object", shape=True)
+        try:
+            name, sample = self._convert(record)
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:  # a value that no text can hold
+            raise Refused(f"holds what cannot be stored ({error})") from None
+        self.seen[name] += 1
+        return sample
+
+    def _convert(self, record: Record) -> tuple[str, Sample]:
+        fields, shadowed = self._mapped(record)
+        labels = {key: fields.pop(key) for key in ("source", "subtask", "split") if key in self.mapping}
+        shadowed |= {self.mapping[key]: value for key, value in labels.items() if key != "source"}
+        name = self._format_of(fields)
+        messages, text = FORMATS[name].convert(fields)  # takes what it uses out of `fields`
+        return name, _sample(messages, text, {**fields, **shadowed}, labels)
+
+    def _mapped(self, record: Record) -> tuple[Record, Record]:
+        """The record under our names, and its own fields that our names would hide."""
+        if not self.mapping:
+            return dict(record), {}
+        taken = set(self.mapping.values())
+        for ours, theirs in self.mapping.items():
+            if theirs not in record:
+                raise Refused(
+                    f"has no field '{theirs}' (--map {ours}={theirs}); {nearest(theirs, record).rstrip('.')}",
+                    shape=True,
+                )
+        fields = {k: v for k, v in record.items() if k not in taken and k not in self.mapping}
+        shadowed = {k: v for k, v in record.items() if k in self.mapping and k not in taken}
+        return fields | {ours: record[theirs] for ours, theirs in self.mapping.items()}, shadowed
+
+    def _format_of(self, fields: Record) -> str:
+        if self.fmt != "auto":
+            if FORMATS[self.fmt].fits(fields):
+                return self.fmt
+            raise Refused(f"is not {self.fmt}: its fields are {', '.join(map(str, fields)) or 'none'}", shape=True)
+        # In tables every row has every column, so a null decides nothing while another shape fits without it.
+        for given in ({k: v for k, v in fields.items() if v is not None}, fields):
+            for name, shape in FORMATS.items():
+                if shape.fits(given):
+                    return name
+        raise Refused(
+            f"has fields no format has ({', '.join(map(str, fields)) or 'none'}); name them with --map, "
+            "as in --map prompt=FIELD,completion=FIELD or --map text=FIELD",
+            shape=True,
+        )
+
+
+def _sample(messages: list[Message] | None, text: str | None, rest: Record, labels: Record) -> Sample:
+    contents = [text] if messages is None else [m["content"] for m in messages]
+    n_chars = sum(len(c) for c in contents if c)
+    if not any(c and not c.isspace() for c in contents):
+        raise Refused("has no text")
+    return Sample(
+        id=content_id(messages, text),
+        messages=messages,
+        text=text,
+        n_chars=n_chars,
+        meta=orjson.dumps(rest, default=_as_json, option=_JSON).decode(),
+        source=_label(labels.get("source")),
+        subtask=_label(labels.get("subtask")) or "",
+        split=_label(labels.get("split")),
+    )
+
+
+def _label(value: Any) -> str | None:
+    """A label as text that UTF-8 can hold; UnicodeEncodeError where it cannot."""
+    return None if value is None else str(value).encode().decode()
+
+
+def _as_json(value: Any) -> Any:
+    """What JSON has no word for: bytes in base64, all else as Python writes it."""
+    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
+
+
+def refusal(path: str, line: int, record: Any, refused: Refused, into: str = "pool") -> dict[str, Any]:
+    """A rejects row; its raw text is cut, and always valid Unicode."""
+    raw = record.raw if isinstance(record, Unreadable) else json.dumps(record, default=str, ensure_ascii=False)
+    raw = raw[:RAW_CUT].encode("utf-8", "replace").decode()
+    reason = str(refused).encode("utf-8", "replace").decode()
+    return {"file": path, "line": line, "reason": reason, "raw": raw, "into": into}
+
+
+# --- the formats -----------------------------------------------------------------------------------------
+
+Converted = tuple[list[Message] | None, str | None]
+
+
+@dataclass(frozen=True)
+class Format:
+    fits: Callable[[Record], bool]
+    convert: Callable[[Record], Converted]
+
+
+def _messages(fields: Record) -> Converted:
+    return _with_system(fields, _turns(fields.pop("messages"), "messages")), None
+
+
+def _sharegpt(fields: Record) -> Converted:
+    key = "conversations" if "conversations" in fields else "conversation"
+    return _with_system(fields, _turns(fields.pop(key), key)), None
+
+
+def _prompt_completion(fields: Record) -> Converted:
+    prompt = fields.pop("prompt")
+    completion = _pop_first(fields, "completion", "response")
+    turns = _turns(prompt, "prompt") if isinstance(prompt, list) else [_said("user", prompt, "prompt")]
+    if isinstance(completion, list):
+        turns += _turns(completion, "completion")
+    else:
+        turns.append(_said("assistant", completion, "completion"))
+    return _with_system(fields, turns), None
+
+
+def _alpaca(fields: Record) -> Converted:
+    turns = []
+    history = fields.pop("history", None) or []
+    if not isinstance(history, list):
+        raise Refused("history is no list")
+    for pair in history:
+        if not (isinstance(pair, list | tuple) and len(pair) == 2):
+            raise Refused("history is not a list of [question, answer] pairs")
+        turns += [_said("user", pair[0], "history"), _said("assistant", pair[1], "history")]
+    question = _said("user", fields.pop("instruction"), "instruction")
+    context = fields.pop("input", None)
+    if context not in (None, ""):  # joined as LLaMA-Factory joins them
+        question["content"] = f"{question['content']}\n{_text(context, 'input')}"
+    answer = _said("assistant", _pop_first(fields, "output", "response"), "output")
+    return _with_system(fields, [*turns, question, answer]), None
+
+
+def _question_answer(fields: Record) -> Converted:
+    turns = [
+        _said("user", fields.pop("question"), "question"),
+        _said("assistant", fields.pop("answer"), "answer"),
+    ]
+    return _with_system(fields, turns), None
+
+
+def _raw_text(fields: Record) -> Converted:
+    return None, _text(fields.pop("text"), "text")
+
+
+FORMATS: dict[str, Format] = {
+    "messages": Format(lambda f: "messages" in f, _messages),
+    "sharegpt": Format(lambda f: "conversations" in f or "conversation" in f, _sharegpt),
+    "prompt-completion": Format(lambda f: "prompt" in f and ("completion" in f or "response" in f), _prompt_completion),
+    "alpaca": Format(lambda f: "instruction" in f and ("output" in f or "response" in f), _alpaca),
+    "question-answer": Format(lambda f: "question" in f and "answer" in f, _question_answer),
+    "text": Format(lambda f: "text" in f, _raw_text),
+}
+MAPPABLE = (
+    *("messages", "conversations", "prompt", "completion", "instruction", "input", "output", "history"),
+    *("question", "answer", "text", "system", "source", "subtask", "split"),
+)
+
+
+# --- their parts -----------------------------------------------------------------------------------------
+
+
+def _with_system(fields: Record, turns: list[Message]) -> list[Message]:
+    system = fields.pop("system", None)
+    return [_said("system", system, "system"), *turns] if system not in (None, "") else turns
+
+
+def _pop_first(fields: Record, *names: str) -> Any:
+    """The value under the first of `names` that is there and not null; the others stay."""
+    return fields.pop(next((n for n in names if fields.get(n) is not None), next(n for n in names if n in fields)))
+
+
+def _said(role: str, value: Any, where: str) -> Message:
+    return {"role": role, "content": _text(value, where), "extra": None}
+
+
+def _text(value: Any, where: str) -> str:
+    if isinstance(value, str):
+        return value
+    if value is None:
+        raise Refused(f"{where} is null")
+    if isinstance(value, float) and not math.isfinite(value):
+        raise Refused(f"{where} is {value}, as a table has it where nothing stands")
+    if isinstance(value, bool | float):
+        return orjson.dumps(value).decode()
+    if isinstance(value, int):
+        return str(value)
+    raise Refused(f"{where} is a {type(value).__name__}, and a text is wanted")
+
+
+def _turns(value: Any, where: str) -> list[Message]:
+    if not isinstance(value, list) or not value:
+        raise Refused(f"{where} is {'empty' if value == [] else 'no list'}")
+    return [_turn(turn, f"{where}[{i}]") for i, turn in enumerate(value)]
+
+
+def _turn(turn: Any, where: str) -> Message:
+    if not isinstance(turn, dict):
+        raise Refused(f"{where} is no object")
+    rest = {k: v for k, v in turn.items() if v is not None}
+    role = rest.pop("role", None) or rest.pop("from", None)
+    if not isinstance(role, str):
+        raise Refused(f"{where} names no role")
+    content = rest.pop("content") if "content" in rest else rest.pop("value", None)
+    if content is None and "tool_calls" in rest:
+        content = ""
+    rest |= _stored_extra(rest)
+    extra = orjson.dumps(rest, default=_as_json, option=_JSON).decode() if rest else None
+    return {
+        "role": _ROLES.get(role.lower(), role.lower()),
+        "content": _content(content, where),
+        "extra": extra,
+    }
+
+
+def _stored_extra(rest: Record) -> Record:
+    """The keys of an `extra` that we wrote, taken out of it; anything else under that name stays."""
+    try:
+        keys = orjson.loads(rest["extra"])
+    except (KeyError, ValueError, TypeError):
+        return {}
+    return rest.pop("extra") and keys if isinstance(keys, dict) else {}
+
+
+def _content(content: Any, where: str) -> str:
+    """A text, or a list of text parts as OpenAI has them, joined."""
+    if not isinstance(content, list):
+        return _text(content, f"{where}.content")
+    if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
+        raise Refused(f"{where}.content has parts that are no text")
+    return "".join(part["text"] for part in content)

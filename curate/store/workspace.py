@@ -1,0 +1,256 @@
+"""A workspace: one directory in open formats. This file knows where everything lies and what names are free."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from importlib.metadata import version
+from typing import Any
+
+from curate.errors import CurateError, nearest
+from curate.hashing import fingerprint
+from curate.store.commits import Parts, read_json, write_json
+from curate.store.files import Location, location, put, replace_tree, sweep_dropped
+from curate.store.ledger import settle
+from curate.store.locks import claim
+from curate.store.schema import POOL_COLUMNS, VIEWS
+
+__version__ = version("curate")
+FORMAT = 1
+__version__ = version("curate")
+TABLES = {"score": "scores", "vectors": "vectors"}  # kinds of tables that lie beside the pool, and their folders
+__version__ = version("curate")
+_COMPLETE = "complete"  # the file that says a fresh table is ready to be swapped in
+__version__ = version("curate")
+_NAME = re.compile(r"[a-z][a-z0-9_]*")
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One immutable part of the pool."""
+
+    name: str  # part-00000
+    path: Location
+    start: int  # position of its first row in the pool
+    rows: int
+    n_chars: int
+    sha256: str
+
+
+def pool_fingerprint(shards: Iterable[Shard]) -> str:
+    """Changes when rows are appended, not when a stored row gains copies."""
+    return fingerprint([shard.sha256 for shard in shards if shard.rows])
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """Paths and names of one workspace. Cheap to make; reads records when asked."""
+
+    path: Location
+
+    @property
+    def pool(self) -> Parts:
+        return Parts(self.path / "pool")
+
+    def shards(self) -> list[Shard]:
+        """The pool's shards in order."""
+        shards, start = [], 0
+        for name, record in self.pool.records().items():
+            path = self.pool.path(name)
+            shards.append(Shard(name, path, start, record["rows"], record["n_chars"], record["sha256"]))
+            start += record["rows"]
+        return shards
+
+    def table_folder(self, kind: str, name: str) -> Location:
+        """Where a table with the pool's shards lies; kind: 'score' or 'vectors'."""
+        return self.path / TABLES[kind] / name
+
+    def score_folder(self, name: str) -> Location:
+        return self.table_folder("score", name)
+
+    def fresh_folder(self, kind: str, name: str) -> Location:
+        """Where a table is computed beside an older one of its name, until the two are swapped."""
+        return self.path / TABLES[kind] / f".{name}.fresh"
+
+    def swap_table(self, kind: str, name: str) -> None:
+        """Put the fresh table, which is complete, in the place of the old one. Only for the claim's holder."""
+        put(self.fresh_folder(kind, name) / _COMPLETE, b"")
+        self.finish_swap(kind, name)
+
+    def finish_swap(self, kind: str, name: str) -> None:
+        """A swap, or what a kill left of it."""
+        if (self.fresh_folder(kind, name) / _COMPLETE).exists():
+            replace_tree(self.fresh_folder(kind, name), self.table_folder(kind, name), marker=recipe_file(kind))
+        (self.table_folder(kind, name) / _COMPLETE).unlink(missing_ok=True)
+
+    def table_names(self, kind: str) -> list[str]:
+        """The tables of a kind: those that say what they are made of."""
+        folders = (self.path / TABLES[kind]).glob("[a-z]*")
+        return sorted(p.name for p in folders if (p / recipe_file(kind)).exists())
+
+    def score_names(self) -> list[str]:
+        return self.table_names("score")
+
+    def vectors_names(self) -> list[str]:
+        return self.table_names("vectors")
+
+    @property
+    def targets(self) -> Parts:
+        return Parts(self.path / "targets")
+
+    def target_path(self, name: str) -> Location:
+        return self.targets.path(name)
+
+    def target_names(self) -> list[str]:
+        return sorted(p.stem for p in (self.path / "targets").glob("*.parquet"))
+
+    def manifest_path(self, name: str) -> Location:
+        return self.path / "manifests" / f"{name}.parquet"
+
+    def manifest_names(self) -> list[str]:
+        """A manifest exists once its JSON, written last, does."""
+        return sorted(p.stem for p in (self.path / "manifests").glob("*.json"))
+
+    def mask_path(self, name: str) -> Location:
+        return self.path / "masks" / f"{name}.safetensors"
+
+    def mask_names(self) -> list[str]:
+        return sorted(p.stem for p in (self.path / "masks").glob("*.safetensors"))
+
+    def run_folder(self, name: str) -> Location:
+        return self.path / "runs" / name
+
+    def run_names(self) -> list[str]:
+        """A run exists once it says what it is made of."""
+        return sorted(p.name for p in (self.path / "runs").glob("[a-z]*") if (p / "run.json").exists())
+
+    def names(self) -> dict[str, str]:
+        """Every name in use, and what kind of thing bears it."""
+        return {
+            **dict.fromkeys(VIEWS, "a view"),
+            **dict.fromkeys(POOL_COLUMNS, "a column of the pool"),
+            **dict.fromkeys(self.target_names(), "target"),
+            **dict.fromkeys(self.score_names(), "score"),
+            **dict.fromkeys(self.vectors_names(), "vectors"),
+            **dict.fromkeys(self.manifest_names(), "manifest"),
+            **dict.fromkeys(self.mask_names(), "mask"),
+            **dict.fromkeys(self.run_names(), "run"),
+        }
+
+    def check_name(self, name: str, kind: str) -> None:
+        """Refuse a name for a new `kind` (score, vectors, manifest, mask, target, run) SQL cannot use, or taken."""
+        if not _NAME.fullmatch(name):
+            raise CurateError(
+                f"the {kind} name '{name}' must match [a-z][a-z0-9_]* (small letters, digits, underscores); "
+                f"'{suggest_name(name)}' would do."
+            )
+        if name in self._sql_words:
+            raise CurateError(f"the {kind} name '{name}' is a word of SQL; '{name}_{kind}' would do.")
+        taken = self.names().get(name, kind)
+        if taken != kind:
+            option = "--vectors" if kind == "vectors" else "--name"
+            raise CurateError(f"the {kind} name '{name}' is taken: it is {_a(taken)}; choose another with {option}.")
+
+    @cached_property
+    def _sql_words(self) -> frozenset[str]:
+        import duckdb
+
+        query = "select keyword_name from duckdb_keywords() where keyword_category <> 'unreserved'"
+        with duckdb.connect() as connection:
+            return frozenset(row[0] for row in connection.execute(query).fetchall())
+
+    def require_pool(self) -> list[Shard]:
+        shards = [shard for shard in self.shards() if shard.rows]
+        if not shards:
+            raise CurateError(f"{self.path}: the pool is empty; add samples with `curate ingest PATH…`.")
+        return shards
+
+    def require(self, kind: str, name: str) -> None:
+        """Refuse a score, vectors, a target, manifest or mask that is not there, naming the nearest."""
+        if name not in (have := self.having(kind)):
+            raise CurateError(f"{self.path} has no {kind} '{name}': {nearest(name, have)}")
+
+    def having(self, kind: str) -> list[str]:
+        """The names of all scores, vectors, targets, manifests, masks or runs."""
+        if kind in TABLES:
+            return self.table_names(kind)
+        names = {"target": self.target_names, "manifest": self.manifest_names, "mask": self.mask_names}
+        return {**names, "run": self.run_names}[kind]()
+
+    def n_rows(self) -> int:
+        return sum(shard.rows for shard in self.shards())
+
+
+def recipe_file(kind: str) -> str:
+    """The file that says what a table is made of, without which it counts for nothing."""
+    return f"{kind}.json"
+
+
+def _a(kind: str) -> str:
+    return kind if kind.startswith("a ") or kind == "vectors" else f"a {kind}"
+
+
+def suggest_name(text: str) -> str:
+    """A valid name near `text`."""
+    name = re.sub(r"[^a-z0-9_]+", "_", text.lower()).strip("_")
+    return name if _NAME.fullmatch(name) else f"x_{name}".rstrip("_")
+
+
+def open_workspace(path: str | os.PathLike[str], create: bool = True) -> Workspace:
+    """The workspace at `path`; an absent or empty folder becomes one where `create` is true.
+
+    Raises CurateError where the folder holds something else, or was written by a newer curate.
+    """
+    folder = location(path)
+    if any(sign in str(folder.absolute()) for sign in "*?[]"):
+        raise CurateError(f"{folder}: a workspace's path must not hold *, ?, [ or ], which stand for other files.")
+    marker = folder / "workspace.json"
+    if marker.exists():
+        return _opened(folder, read_json(marker))
+    if not create:
+        raise CurateError(f"{folder} is no workspace (it has no workspace.json); make one with `curate ingest`.")
+    if folder.exists() and not folder.is_dir():
+        raise CurateError(f"{folder} is a file, and a workspace is a folder; name another with -w.")
+    if folder.exists() and any(not p.name.startswith(".") for p in folder.iterdir()):
+        raise CurateError(f"{folder} holds files that are not a workspace's; name an empty or new folder with -w.")
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(marker, {"format": FORMAT, "created": datetime.now(UTC).isoformat(), "curate": __version__})
+    return Workspace(folder)
+
+
+def _mend(ws: Workspace) -> None:
+    """Finish what killed processes left half done: swaps of scores, removals, accounts of the ledger."""
+    for kind, folder in TABLES.items():
+        for fresh in (ws.path / folder).glob(".*.fresh"):
+            name = fresh.name[1 : -len(".fresh")]
+            if (fresh / _COMPLETE).exists():
+                with contextlib.suppress(CurateError), claim(ws.path, f"{kind} {name}"):  # else its writer lives
+                    ws.finish_swap(kind, name)
+        sweep_dropped(ws.path / folder)
+    for fresh in (ws.path / "runs").glob(".*.fresh"):
+        name = fresh.name[1 : -len(".fresh")]
+        if (fresh / "run.json").exists() and not (ws.run_folder(name) / "run.json").exists():
+            with contextlib.suppress(CurateError), claim(ws.path, f"run {name}"):  # the old one was aside already
+                replace_tree(fresh, ws.run_folder(name), marker="run.json")
+    sweep_dropped(ws.path / "runs")
+    sweep_dropped(ws.path / "audits")
+    settle(ws.path)
+
+
+def _opened(folder: Location, marker: dict[str, Any]) -> Workspace:
+    found = marker.get("format") if isinstance(marker, dict) else None
+    if not isinstance(found, int):
+        raise CurateError(f"{folder}/workspace.json names no format version; this is no workspace of curate's.")
+    if found > FORMAT:
+        raise CurateError(
+            f"{folder} has workspace format {found}, made by curate {marker.get('curate')}; this is curate "
+            f"{__version__}, which reads up to format {FORMAT}: upgrade curate."
+        )
+    ws = Workspace(folder)
+    _mend(ws)
+    return ws

@@ -1,0 +1,228 @@
+"""The index beside vectors: what it covers, and whether that is what there is.
+
+    vectors/NAME/index.faiss, index.json      the index, and the parts it covers, by their SHA-256
+
+It answers with positions in the pool. It is built when vectors have been made, and again when it is older than they
+are.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from curate.errors import CurateError
+from curate.hashing import keyed_uniform
+from curate.kinds.vectors import similarities
+from curate.numerics.faiss_index import bytes_per_number, kind, load_faiss, on_gpu, untrained
+from curate.store.commits import Parts, digest, read_json, read_table, size, write_json
+from curate.store.files import Location, put
+from curate.store.ledger import charged
+from curate.store.workspace import Workspace
+from curate.tables.state import table_state
+from curate.tables.vector_table import parts_of, vectors_of
+
+_RECALL, _ASKED, _NEAREST = 0.97, 256, 10  # probes are added until so many of the ten nearest of 256 vectors are found
+_MOST_ON_GPU = 2048  # neighbours that FAISS looks for on a GPU
+_HELD = 1 << 22  # cosines in memory at once
+_PER_LIST = 64  # vectors for each list that its centre is learnt from
+
+
+# --- what an index covers --------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Record:
+    """index.json. parts: name -> SHA-256 of the vectors it holds. rows: vectors in it, which leave out the samples that
+    have none. recall: of the ten nearest, measured when it was built (1 where the search is exact)."""
+
+    parts: dict[str, str]
+    rows: int
+    kind: str
+    lists: int
+    probes: int
+    recall: float
+    bytes: int
+    sha256: str
+
+    def __str__(self) -> str:
+        if not self.lists:
+            return f"an exact index of {self.rows:,} vectors"
+        return (
+            f"an index of {self.rows:,} vectors in {self.lists:,} lists, {self.probes} of them searched "
+            f"(recall of the {_NEAREST} nearest {self.recall:.3f})"
+        )
+
+
+def index_path(ws: Workspace, name: str) -> Location:
+    return ws.table_folder("vectors", name) / "index.faiss"
+
+
+def record_of(ws: Workspace, name: str) -> Record | None:
+    """What the index covers; null where there is none, or none that can be read."""
+    path = index_path(ws, name).with_suffix(".json")
+    try:
+        return Record(**read_json(path))
+    except (FileNotFoundError, ValueError, TypeError):  # a record cut by a loss of power vouches for nothing
+        return None
+
+
+def index_problem(ws: Workspace, name: str) -> str | None:
+    """What is wrong with the index, as the end of a sentence; null where it covers the vectors as they are."""
+    if not is_indexed(ws, name):
+        return None
+    record = record_of(ws, name)
+    if record is None:
+        return "has no index"
+    if size(index_path(ws, name)) != record.bytes:
+        return "has an index that is cut or gone"
+    if record.parts != _parts(ws, name):
+        return "has an index older than its vectors"
+    return None
+
+
+def is_indexed(ws: Workspace, name: str) -> bool:
+    """Whether there is to be an index; of vectors in parts there is none, which would be as large as they are."""
+    return not parts_of(column for record in _records(ws, name).values() for column in record["schema"])
+
+
+def index_words(ws: Workspace, name: str) -> str:
+    """What there is, or what is wrong with it, in words."""
+    if not is_indexed(ws, name):
+        return "no index: vectors in parts are searched as they are"
+    return index_problem(ws, name) or str(record_of(ws, name))
+
+
+def _parts(ws: Workspace, name: str) -> dict[str, str]:
+    """The committed parts that belong to the pool as it is, and their checksums."""
+    return {part: record["sha256"] for part, record in _records(ws, name).items()}
+
+
+def _records(ws: Workspace, name: str) -> dict[str, Any]:
+    records = Parts(ws.table_folder("vectors", name)).records()
+    return {shard.name: records[shard.name] for shard in table_state(ws, "vectors", name).done}
+
+
+# --- building --------------------------------------------------------------------------------------------
+
+
+def ensure_index(ws: Workspace, name: str) -> str:
+    """Build the index where there is none or it is older than its vectors. Only for the claim's holder.
+
+    Returns what there is in words; an index that cannot be had (no FAISS, or more than half of the memory that is free)
+    is left out and said so.
+    """
+    if index_problem(ws, name) is None:
+        return index_words(ws, name)
+    index_path(ws, name).with_suffix(".json").unlink(missing_ok=True)
+    try:
+        faiss = load_faiss()
+    except CurateError as error:
+        return f"no index: {error}"
+    records = _records(ws, name)
+    rows = sum(record["rows"] - record["nulls"] for record in records.values())
+    if not rows:
+        return "no index: no sample has a vector"
+    width = int(next(iter(records.values()))["schema"]["vector"].rpartition("[")[2].rstrip("]"))
+    need, free = rows * width * bytes_per_number(rows, width), _free_memory()
+    if need > free / 2:
+        return f"no index: it would take {need / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free"
+    with charged(ws.path, "index", methods=["faiss"], name=name, phase="build") as meter:
+        meter.samples = rows
+        index, lists = untrained(rows, width)
+        if lists:
+            index.train(some := _some(ws, name, min(1.0, _PER_LIST * lists / rows)))
+            meter.flops += 2.0 * lists * (index.cp.niter * some.size + rows * width)
+        for place, unit in _blocks(ws, name):
+            index.add_with_ids(unit, place)
+        probes, recall = _tuned(faiss, ws, name, index, rows) if lists else (0, 1.0)
+        meter.flops += 2.0 * _ASKED * rows * width if lists else 0.0
+        data = memoryview(faiss.serialize_index(index))
+        put(index_path(ws, name), data)
+        parts = {part: record["sha256"] for part, record in records.items()}
+        record = Record(parts, rows, kind(lists, width), lists, probes, recall, len(data), digest(data))
+        write_json(index_path(ws, name).with_suffix(".json"), asdict(record))
+    return str(record)
+
+
+def _tuned(faiss: Any, ws: Workspace, name: str, index: Any, rows: int) -> tuple[int, float]:
+    """How many lists to search, and the recall measured with that: of the nearest others, against an exact search."""
+    asked = _some(ws, name, min(1.0, _ASKED / rows))[: 2 * _ASKED]
+    wanted = nearest_exactly(ws, name, asked, _NEAREST + 1)[0]
+    probes, recall = 1, 0.0
+    while True:
+        faiss.extract_index_ivf(index).nprobe = probes
+        found = index.search(asked, _NEAREST + 1)[1]
+        # The first is the vector itself, which is no merit to find.
+        recall = float(np.mean([len(set(w[1:]) & set(f)) / _NEAREST for w, f in zip(wanted, found, strict=True)]))
+        if recall >= _RECALL or probes >= index.nlist:
+            return min(probes, index.nlist), recall
+        probes *= 2
+
+
+def _blocks(ws: Workspace, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """All vectors, part by part: their positions in the pool, int64 [n], and themselves, float32 [n, D]."""
+    parts = Parts(ws.table_folder("vectors", name))
+    for shard in table_state(ws, "vectors", name).done:
+        found = vectors_of(read_table(parts.path(shard.name)))
+        there = np.flatnonzero(found.there)
+        yield shard.start + there, np.ascontiguousarray(found.unit[there], np.float32)
+
+
+def _some(ws: Workspace, name: str, share: float) -> np.ndarray:
+    """A share of the vectors, drawn by their positions, float32 [n, D]."""
+    drawn = [unit[keyed_uniform(place.astype(np.uint64), 0, "index") < share] for place, unit in _blocks(ws, name)]
+    return np.concatenate(drawn)
+
+
+def _free_memory() -> float:
+    told = Path("/proc/meminfo")
+    if told.exists():
+        lines = dict(line.split(":") for line in told.read_text().splitlines())
+        return float(lines["MemAvailable"].split()[0]) * 1024
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
+# --- asking ----------------------------------------------------------------------------------------------
+
+
+def search(ws: Workspace, name: str, asked: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """The k vectors nearest to each of Q unit vectors [Q, D]: positions in the pool, int64 [Q, k], and cosines.
+
+    k is at most the number of vectors. Fewer than k are padded with position -1. Raises CurateError where the index is
+    not there or older than its vectors.
+    """
+    if problem := index_problem(ws, name):
+        raise CurateError(f"the vectors '{name}': {problem}.")
+    if not is_indexed(ws, name):
+        return nearest_exactly(ws, name, asked, k)
+    record, faiss = record_of(ws, name), load_faiss()
+    assert record is not None
+    index = faiss.deserialize_index(np.frombuffer(index_path(ws, name).read_bytes(), np.uint8))
+    k = min(k, record.rows)
+    if record.lists:  # many neighbours lie in more lists than ten do
+        wanted = -(-k * record.lists // record.rows) * 4
+        faiss.extract_index_ivf(index).nprobe = min(record.lists, max(record.probes, wanted))
+    index = index if k > _MOST_ON_GPU else on_gpu(faiss, index)
+    near, at = index.search(np.ascontiguousarray(asked, np.float32), k)
+    return at, near
+
+
+def nearest_exactly(ws: Workspace, name: str, asked: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
+    """As `search`, by looking at every vector: no index, and none of its memory."""
+    at, near = np.full((len(asked), k), -1), np.full((len(asked), k), -np.inf)
+    step = max(k, _HELD // max(len(asked), 1))
+    for place, unit in _blocks(ws, name):
+        for start in range(0, len(unit), step):
+            here = similarities(unit[start : start + step], asked).T
+            some = np.argpartition(-here, min(k, here.shape[1]) - 1, axis=1)[:, :k]
+            both = np.concatenate([near, np.take_along_axis(here, some, 1)], axis=1)
+            places = np.concatenate([at, place[start + some]], axis=1)
+            best = np.lexsort((places, -both), axis=1)[:, :k]
+            at, near = np.take_along_axis(places, best, 1), np.take_along_axis(both, best, 1)
+    return at, near

@@ -1,0 +1,66 @@
+"""Samples drawn from domains by a mixture: so many of each, or each draw by lot."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from curate.hashing import fingerprint, keyed_uniform
+
+
+def quotas(share: np.ndarray, size: int) -> np.ndarray:
+    """Whole numbers in proportion to `share` that add up to `size`, int64 [D]: rounded by the largest remainders."""
+    exact = share / share.sum() * size
+    found = np.floor(exact).astype(np.int64)
+    most = np.argsort(found - exact, kind="stable")[: size - int(found.sum())]
+    found[most] += 1
+    return found
+
+
+@dataclass(frozen=True)
+class Draws:
+    """An endless sequence of samples, cut into epochs of `size` draws.
+
+    domain: int64 [N], of each sample; -1: it is never drawn. keys: uint64 [N], the samples' ids, by which their order
+    is dealt. share: float64 [D], of each domain among the draws, summing to 1. exact: whether every epoch has each
+    domain's quota; else the domain of every draw is by lot.
+
+    A domain's samples come in one shuffling after another, so none comes again before all have come, over the epochs.
+    """
+
+    domain: np.ndarray
+    keys: np.ndarray
+    share: np.ndarray
+    size: int
+    exact: bool
+    seed: int
+
+    def counts(self, epoch: int) -> np.ndarray:
+        """How many draws of an epoch, from 0, are of each domain, int64 [D]."""
+        if self.exact:
+            return quotas(self.share, self.size)
+        lot = np.random.default_rng([int(fingerprint(self.seed, "mixture"), 16), epoch])
+        return lot.multinomial(self.size, self.share / self.share.sum())
+
+    def samples(self, epoch: int) -> np.ndarray:
+        """The samples of an epoch, int64 [size], by domain."""
+        before = sum((self.counts(e) for e in range(epoch)), np.zeros(len(self.share), np.int64))
+        return np.concatenate([self._of(d, before[d], n) for d, n in enumerate(self.counts(epoch))])
+
+    def _of(self, domain: int, start: int, count: int) -> np.ndarray:
+        """`count` samples of a domain's endless order, from `start` on."""
+        mine = np.flatnonzero(self.domain == domain)
+        if not count:
+            return mine[:0]
+        rounds = range(start // len(mine), (start + count - 1) // len(mine) + 1)
+        order = np.concatenate([mine[self._shuffling(mine, r)] for r in rounds])
+        first = start - rounds.start * len(mine)
+        return order[first : first + count]
+
+    def _shuffling(self, mine: np.ndarray, round_: int) -> np.ndarray:
+        return np.argsort(keyed_uniform(self.keys[mine], self.seed, f"mixture, round {round_}"), kind="stable")
+
+    def without(self, those: np.ndarray) -> Draws:
+        """Never drawing some samples, bool [N]."""
+        return replace(self, domain=np.where(those, -1, self.domain))

@@ -1,0 +1,129 @@
+"""What a training really takes off the validation loss, trial after trial from one checkpoint: what scores foretell."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from curate.errors import CurateError
+from curate.gradients.backward import Backward, Loss
+from curate.gradients.optimizer_state import Moments
+from curate.kinds.registry import Weighting
+from curate.models.forward import Usage
+from curate.models.language_model import LanguageModel
+from curate.models.tokens import Encoded
+from curate.training.dataset import Data
+from curate.training.distributed import Alone
+from curate.training.examples import Examples
+from curate.training.loop import Trainer
+from curate.training.masked_parameters import Refreshed
+from curate.training.settings import TrainSettings
+
+_AT_ONCE = 32  # samples whose loss is taken together
+
+
+@dataclass(frozen=True)
+class Trial:
+    """documents: what is learnt from, int64. selected: which numbers are trained (name -> flat places); null: all."""
+
+    documents: np.ndarray
+    selected: Mapping[str, np.ndarray] | None = None
+
+
+@dataclass(frozen=True)
+class Validation:
+    """The loss that DualSFT's utility is of: L_task + lam L_pre, each a mean over samples.
+
+    model: at the checkpoint whose parameters will move; `beside`, the role of the model that L_pre compares with.
+    """
+
+    model: Backward
+    task: Sequence[Encoded]
+    anchors: Sequence[Encoded] = ()
+    lam: float = 0.0
+    loss: Loss | None = None
+    beside: str = ""
+
+    def value(self) -> float:
+        """At the parameters as they are now."""
+        found = self._mean(self.task, None, "")
+        return found + self.lam * self._mean(self.anchors, self.loss, self.beside) if self.lam else found
+
+    def _mean(self, encoded: Sequence[Encoded], loss: Loss | None, beside: str) -> float:
+        some = sorted((one for one in encoded if one.supervised[1:].any()), key=lambda one: len(one.ids))
+        if not some:
+            raise CurateError("no sample of the validation loss has anything supervised.")
+        total, lm = 0.0, self.model.lm
+        for start in range(0, len(some), _AT_ONCE):
+            batch = some[start : start + _AT_ONCE]
+            ids, _, supervised = lm.padded(batch, max(len(one.ids) for one in batch))
+            with torch.no_grad():
+                total += float(self.model.losses(ids, supervised, loss, beside).double().sum())
+        return total / len(some)
+
+
+def realised(
+    lm: LanguageModel,
+    examples: Examples,
+    trials: Sequence[Trial],
+    horizons: Sequence[int],
+    settings: TrainSettings,
+    weighting: Weighting,
+    validation: Validation,
+    moments: Moments | None = None,
+    seed: int = 0,
+) -> tuple[np.ndarray, Usage]:
+    """The fall of the validation loss after so many steps of each trial, float64 [trials, horizons]; and the training's
+    cost. Every trial begins with the parameters as they are when this is called, which stand there again afterwards.
+
+    moments: what AdamW begins with, as the checkpoint's training left it; null: none, so that its first steps go by the
+    gradients' signs alone. horizons: ascending, in steps. settings: `steps` is the last horizon's; the rest as given.
+    """
+    settings = replace(settings, steps=max(horizons))
+    parameters = dict(lm.model.named_parameters())
+    before = {name: p.detach().clone() for name, p in parameters.items()}
+    trained = {name: p.requires_grad for name, p in parameters.items()}
+    lm.model.eval()
+    start, usage = validation.value(), lm.usage()
+    found = np.zeros((len(trials), len(horizons)))
+    try:
+        for i, trial in enumerate(trials):
+            lm.model.requires_grad_(True)
+            data = Data.of(examples, documents=trial.documents)
+            mask = Refreshed(trial.selected) if trial.selected is not None else None
+            trainer = Trainer(lm, data, settings, weighting, Alone(), seed=seed, mask=mask)
+            if moments:
+                _begin_with(trainer, moments)
+            for done in trainer.run():
+                usage.add(done.usage["train"])
+                if done.step in horizons:
+                    lm.model.eval()
+                    found[i, horizons.index(done.step)] = start - validation.value()
+            _put_back(parameters, before)
+    finally:
+        _put_back(parameters, before)
+        for name, p in parameters.items():
+            p.requires_grad_(trained[name])
+            p.grad = None
+        lm.model.eval()
+    return found, usage
+
+
+def _begin_with(trainer: Trainer, moments: Moments) -> None:
+    """Of a mask's numbers, theirs."""
+    for name, parameter in trainer.parameters.items():
+        its = {"exp_avg": moments.mean[name], "exp_avg_sq": moments.square[name]}
+        if trainer.masked:
+            index = trainer.masked.index[name]
+            its = {what: value.flatten().index_select(0, index) for what, value in its.items()}
+        state = {what: value.to(parameter).clone() for what, value in its.items()}
+        trainer.optimizer.state[parameter] = {"step": torch.tensor(float(moments.step)), **state}
+
+
+def _put_back(parameters: Mapping[str, torch.nn.Parameter], before: Mapping[str, torch.Tensor]) -> None:
+    with torch.no_grad():
+        for name, p in parameters.items():
+            p.copy_(before[name])

@@ -1,0 +1,151 @@
+"""What each sample of a step weighs: the weighting's say, checked, and the loss that comes of it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from curate.errors import CurateFailure
+from curate.kinds.registry import Arrays, Weighting
+from curate.kinds.signals import Drawn, Step
+from curate.training.dataset import Data
+from curate.training.distributed import gather
+from curate.training.examples import Batch
+from curate.training.objective import Losses
+from curate.training.settings import TrainSettings
+
+
+class Diverged(Exception):
+    """A loss or a gradient is no finite number; nothing was learnt from that step."""
+
+    def __init__(self, step: int, what: str):
+        super().__init__(f"{what} is not a finite number at step {step}")
+        self.step, self.what = step, what
+
+
+@dataclass
+class Micro:
+    """A micro-batch of this process on its way: its rows as tensors, losses, weights."""
+
+    batch: Batch
+    losses: Losses | None = None
+    weights: np.ndarray = field(default_factory=lambda: np.zeros(0))
+    measure: np.ndarray | None = None
+
+
+class Weigher:
+    """A weighting at work. data: the step's documents and what is known of them. state: what it remembers."""
+
+    def __init__(self, weighting: Weighting, data: Data, settings: TrainSettings, processes: Any, seed: int):
+        self.weighting, self.data, self.settings = weighting, data, settings
+        self.processes, self.seed = processes, seed
+        self.state: Arrays = {}
+
+    def weigh(self, number: int, micro: Micro, losses: Losses) -> None:
+        """The weights of a micro-batch whose samples do not look at each other."""
+        means, documents = losses.means(micro.batch.counts), micro.batch.documents
+        tokens = self.token_losses(losses)
+        shown = self.shown(number, documents, means, losses.states, tokens)
+        given, self.state = self.weighting.update(shown, self.state)
+        micro.weights, micro.measure = self.checked(given.values, means, number), given.measure
+
+    def token_losses(self, losses: Losses) -> np.ndarray | None:
+        """Of every supervised token, float64 [S], for a weighting that asks for them."""
+        return losses.token.detach().double().cpu().numpy() if "token_loss" in self.weighting.needs else None
+
+    def weigh_all(
+        self, number: int, micros: list[Micro], means: list[np.ndarray], tokens: list[np.ndarray | None]
+    ) -> None:
+        """The weights of a step from the losses of all processes; tokens: of every token, where they are asked for."""
+        own = np.concatenate([micro.batch.documents for micro in micros] or [np.zeros(0, np.int64)])
+        every = gather(self.processes, [own, np.concatenate([*means, np.zeros(0)])])
+        each = None
+        if "token_loss" in self.weighting.needs:
+            ((each, _),) = gather(
+                self.processes, [np.concatenate([*(t for t in tokens if t is not None), np.zeros(0)])]
+            )
+        shown = self.shown(number, every[0][0], every[1][0], None, each)
+        given, self.state = self.weighting.update(shown, self.state)
+        weights = self.checked(given.values, every[1][0], number)
+        counts = self.data.examples.counts[every[0][0]]
+        of_tokens = len(weights) == counts.sum() > len(counts)
+        bounds = np.append(0, np.cumsum(counts)) if of_tokens else np.arange(len(counts) + 1)
+        start = int(sum(every[0][1][: self.processes.process_index]))
+        for micro in micros:
+            stop = start + len(micro.batch.documents)
+            micro.weights, start = weights[bounds[start] : bounds[stop]], stop
+
+    def deal(self, number: int, micros: list[Micro]) -> None:
+        """Deal a step's weights out among all that has one, by lot."""
+        own = np.concatenate([micro.weights for micro in micros] or [np.zeros(0)])
+        ((weights, lengths),) = gather(self.processes, [own])
+        dealt = np.random.default_rng([self.seed % 2**63, number]).permutation(np.sort(weights))
+        start = int(sum(lengths[: self.processes.process_index]))
+        for micro in micros:
+            n = len(micro.weights)
+            micro.weights, start = dealt[start : start + n], start + n
+
+    def shown(
+        self,
+        number: int,
+        documents: np.ndarray,
+        loss: np.ndarray,
+        states: Tensor | None,
+        token_loss: np.ndarray | None = None,
+    ) -> Step:
+        """A step, or a part of it, as the weighting asks to see it."""
+        needs, data = self.weighting.needs, self.data
+        base = None
+        if "base_token_loss" in needs:
+            assert data.base_token_loss is not None
+            starts = data.first_supervised[documents]
+            stops = starts + data.examples.counts[documents]
+            base = np.concatenate([data.base_token_loss[a:b] for a, b in zip(starts, stops, strict=True)])
+        column = data.column[data.examples.sample[documents]] if data.column is not None else None
+        domains = None
+        if "domains" in needs and data.draws:
+            domains = Drawn(data.draws.domain[data.examples.sample[documents]], data.vocabulary)
+        counts = data.examples.counts[documents]
+        return Step(number, loss, column, counts, base, states, token_loss=token_loss, domains=domains)
+
+    def checked(self, weights: np.ndarray, losses: np.ndarray, number: int) -> np.ndarray:
+        """Weights as float64. Raises Diverged for losses, CurateFailure for weights, that are no numbers."""
+        if not np.isfinite(losses).all():
+            raise Diverged(number, "a loss")
+        weights = np.asarray(weights, np.float64)
+        if (bad := weights[~(np.isfinite(weights) & (self.weighting.signed | (weights >= 0)))]).size:
+            raise CurateFailure(
+                f"the weighting '{self.weighting.name}' gave the weight {bad[0]} at step {number}; a weight is a "
+                "number of 0 or more: look at its settings and its column."
+            )
+        return weights
+
+    def token_weights(self, micro: Micro) -> np.ndarray:
+        """What each supervised token weighs, float64 [S]: its own or its document's, times its sample's in the data."""
+        documents = micro.batch.documents
+        counts = self.data.examples.counts[documents]
+        given = self.data.weights[self.data.examples.sample[documents]]
+        weights = micro.weights if len(micro.weights) == counts.sum() > len(counts) else None
+        return np.repeat(given, counts) * (np.repeat(micro.weights, counts) if weights is None else weights)
+
+    def mean_weight(self, micro: Micro) -> np.ndarray:
+        """What each document weighs in the mean over its supervised tokens, float64 [n]."""
+        counts = self.data.examples.counts[micro.batch.documents]
+        return np.add.reduceat(self.token_weights(micro), np.cumsum(counts) - counts) / counts
+
+    def weighted_means(self, micro: Micro, losses: Losses) -> np.ndarray:
+        """Each document's mean of its weighted token losses, float64 [n]."""
+        counts = self.data.examples.counts[micro.batch.documents]
+        weighted = losses.token.detach().double().cpu().numpy() * self.token_weights(micro)
+        return np.add.reduceat(weighted, np.cumsum(counts) - counts) / counts
+
+    def weighted(self, micro: Micro, losses: Losses, scale: float) -> Tensor:
+        """This micro-batch's share of the step's loss."""
+        factors = self.token_weights(micro) / scale
+        if self.settings.reduction == "sample":
+            counts = self.data.examples.counts[micro.batch.documents]
+            factors = factors / np.repeat(counts, counts)
+        return (losses.token * losses.token.new_tensor(factors)).sum()

@@ -1,0 +1,379 @@
+"""`curate audit`: does a selector that wins today harm the stages that come after?
+
+    model ── stage 1: score, choose, train ── judge all targets ─┬─ stage 2 … ── stage T ── scorecard
+                                                                 └─ a short branch on stage 2's samples
+
+Every selector goes its own way through the stages, with every seed; a cell is one stage of one such way. What was found
+of a cell is one small file, written when all of it is known, so a killed audit goes on with the cell it was at, and
+there by what its verbs had stored. One model is in memory at a time; of a way only the latest model is kept. A cell
+that failed is told, and tried again by the next call.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from curate.errors import CurateError
+from curate.models.load import ModelChoice, save_plain
+from curate.numerics.long_horizon.scorecard import Scorecard
+from curate.numerics.long_horizon.updates import concentration, drift, stability, update_products
+from curate.runs.audit_spec import (
+    BASE,
+    PAST,
+    Audit,
+    Checked,
+    Contender,
+    Scoring,
+    begin,
+    card_of,
+    check,
+    remember,
+    stage_pool,
+    sum_up,
+    working_copy,
+)
+from curate.runs.config import Training
+from curate.runs.evaluation import Judge
+from curate.runs.samples import documents_of, left_out, rows_of
+from curate.store.commits import read_json, write_json
+from curate.store.files import remove_tree, replace_tree
+from curate.store.ledger import charged
+from curate.store.locks import claim
+from curate.store.workspace import Workspace, open_workspace
+from curate.tables import sql
+from curate.verbs.evaluate import evaluate
+from curate.verbs.score import score
+from curate.verbs.select import Choice, select
+from curate.verbs.train import train
+
+
+@dataclass
+class Audited:
+    """What an audit found. sizes: samples of each stage. cells: how many there are, and how many were done now."""
+
+    name: str
+    sizes: list[int]
+    cells: int = 0
+    cells_now: int = 0
+    card: Scorecard | None = None
+    warnings: list[str] = field(default_factory=list)
+    planned: dict[str, float] | None = None
+
+
+def audit(ws: Workspace, name: str, plan: Audit, *, fresh: bool = False, dry_run: bool = False) -> Audited:
+    """Take every selector through the stages, measure what it does now and later, and sum that up.
+
+    The same call goes on where a killed one stood; further selectors and seeds may join. fresh: begin anew, beside the
+    audit of that name, and put the new one in its place when it is complete.
+
+    Raises CurateError for stages that share samples or have fewer than the budget, a target without its splits, a name
+    that is taken, or an audit of other settings or data under that name. What fails in one cell (as a loss that
+    diverges) ends that selector's way with that seed, is told, and leaves the others as they are; the next call tries
+    it again.
+    """
+    ws.check_name(name, "audit")
+    if not isinstance(ws.path, Path):
+        raise CurateError("an audit works in folders of this machine; take a workspace on its disk.")
+    ws.require_pool()
+    checked, ways = check(ws, plan), plan.paths()
+    result = Audited(name, checked.sizes, len(plan.stages) * len(ways) + 1)
+    if dry_run:
+        branches = len(ways) * (len(plan.stages) - 1) * bool(plan.probe.steps)
+        result.planned = {"cells": result.cells, "trainings": len(ways) * len(plan.stages) + branches}
+        return result
+    final = ws.path / "audits" / name
+    folder = ws.path / "audits" / f".{name}.fresh" if fresh and final.exists() else final
+    with claim(ws.path, f"audit {name}"):
+        try:
+            begin(folder, plan, checked)
+        except CurateError:
+            if folder == final:
+                raise
+            remove_tree(folder)  # what another --fresh had begun
+            begin(folder, plan, checked)
+        its = _Grid(ws, folder, plan, checked)
+        its.retry()
+        before = its.done()
+        its.base()
+        for contender, seed in tqdm(ways, desc=f"audit {name}", unit=" ways", disable=None, leave=False):
+            its.walk(contender, seed)
+        result.cells_now = len(its.done() - before)
+        shutil.rmtree(folder / "work", ignore_errors=True)
+        if folder != final:
+            replace_tree(folder, final, marker="audit.json")
+        sum_up(final, plan)
+    result.card = card_of(ws, name)
+    assert result.card is not None
+    result.warnings = result.card.missing
+    return result
+
+
+class _Grid:
+    """The cells of one audit, in its folder."""
+
+    def __init__(self, ws: Workspace, folder: Path, plan: Audit, checked: Checked):
+        self.ws, self.folder, self.plan, self.checked = ws, folder, plan, checked
+
+    def done(self) -> set[str]:
+        return {path.stem for path in (self.folder / "cells").glob("*.json")}
+
+    def retry(self) -> None:
+        """Forget what failed: the model before such a cell is still there."""
+        for path in (self.folder / "cells").glob("*.json"):
+            if read_json(path)["error"]:
+                path.unlink()
+
+    def _cell(self, path: str, stage: int) -> Path:
+        return self.folder / "cells" / f"{path}-t{stage}.json"
+
+    def _model(self, path: str, stage: int) -> ModelChoice:
+        """The model of a way after a stage; before the first it is the same for all."""
+        place = self.folder / "models" / (f"{path}-t{stage}" if stage else BASE)
+        model = self.plan.model  # in bfloat16 a stage's update would be rounded away
+        dtype = "float32" if model.dtype == "auto" else model.dtype
+        return replace(model, name=str(place.absolute()), dtype=dtype)
+
+    def _pool(self, stage: int) -> Path:
+        return stage_pool(self.ws, self.plan, self.folder / "stages" / f"t{stage}", stage)
+
+    def _bench(self, path: str, stage: int) -> Workspace:
+        """Where a cell is worked at: what all ways begin with is shared, as long as the model is."""
+        pool = self._pool(stage)
+        return open_workspace(pool if stage == 1 else working_copy(pool, self.folder / "work" / f"{path}-t{stage}"))
+
+    # --- the model before ------------------------------------------------------------------------------------
+
+    def base(self) -> None:
+        """Keep the model that all begin with as one of a layout, and judge it."""
+        place = Path(self._model("", 0).name)
+        if not (place / "complete").exists():
+            save_plain(self.plan.model, place)
+            (place / "complete").touch()
+        cell = self._cell(BASE, 0)
+        if not cell.exists():
+            bench = self._bench(BASE, 1)
+            precision = self.plan.settings.precision
+            found = evaluate(bench, BASE, self._judges(), model=self._model("", 0), precision=precision).evaluations
+            self._commit(cell, BASE, 0, 0, self._performance(found))
+        for contender in self.plan.contenders:  # before any cell is charged: all ways share them
+            self._score(self._bench(BASE, 1), contender, self._model("", 0), past=False)
+
+    def _judges(self) -> list[Judge]:
+        return [Judge(target, self.plan.metric, limit=self.plan.limit) for target in self.plan.targets]
+
+    def _performance(self, found: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+        """target -> how well it was answered, higher is better; null where nothing could be judged."""
+        sign = 1.0 if self.plan.metric.better == "higher" else -1.0
+        return {row["target"]: None if row["value"] is None else sign * row["value"] for row in found}
+
+    # --- one way through the stages --------------------------------------------------------------------------
+
+    def walk(self, contender: Contender, seed: int) -> None:
+        path = f"{contender.name}_s{seed}"
+        for stage in range(1, len(self.plan.stages) + 1):
+            cell = self._cell(path, stage)
+            if not cell.exists():
+                try:
+                    self._work(contender, seed, stage)
+                except CurateError as error:  # as a loss that diverges: this way ends here, and the others go on
+                    self._commit(cell, contender.name, seed, stage, {}, error=str(error))
+            if read_json(cell)["error"]:
+                return
+            self._forget(path, stage)
+        shutil.rmtree(self._model(path, len(self.plan.stages)).name, ignore_errors=True)
+
+    def _forget(self, path: str, stage: int) -> None:
+        """Remove what no later stage needs: the model before, and what training it left."""
+        if stage > 1:
+            shutil.rmtree(self._model(path, stage - 1).name, ignore_errors=True)
+            shutil.rmtree(self.folder / "work" / f"{path}-t{stage}", ignore_errors=True)
+        else:
+            shutil.rmtree(self._pool(1) / "runs" / path, ignore_errors=True)
+
+    def _work(self, contender: Contender, seed: int, stage: int) -> None:
+        path, plan = f"{contender.name}_s{seed}", self.plan
+        bench, model = self._bench(path, stage), self._model(path, stage - 1)
+        chosen = self._choose(bench, contender, seed, stage, path, model, self._learnt(path, stage))
+        settings = replace(plan.settings, eval_every=0)
+        training = Training(model, plan.weighting, settings, manifest=f"{path}_data", seed=seed)
+        trained = train(bench, path, training, judges=self._judges())  # at the end only
+        after = self._model(path, stage)
+        if not (Path(after.name) / "complete").exists():
+            shutil.rmtree(after.name, ignore_errors=True)
+            save_plain(replace(model, name=trained.folder), Path(after.name))
+            (Path(after.name) / "complete").touch()
+        performance = self._performance(trained.evaluations)
+        found = {**chosen, **self._steadiness(bench, path)}
+        found["concentration"] = self._concentration(bench, f"{path}_data", model)
+        places = [Path(self._model(path, s).name) for s in (0, stage - 1, stage)]
+        moved = drift(update_products(*places)) if stage > 1 else float("nan")
+        found["drift"] = moved if np.isfinite(moved) else None
+        if stage < len(plan.stages) and plan.probe.steps:
+            try:
+                found["curve"] = self._branch(contender, seed, stage, path, after, chosen["ids"])
+            except CurateError as error:  # what was learnt stands, though how well it goes on is not known
+                found |= {"curve": None, "branch": str(error)}
+        cost = _cost(bench, path, {name for its in contender.scores for name in _tables(its)})
+        self._commit(self._cell(path, stage), contender.name, seed, stage, performance, "", *cost, found)
+
+    # --- choosing --------------------------------------------------------------------------------------------
+
+    def _choose(
+        self,
+        bench: Workspace,
+        contender: Contender,
+        seed: int,
+        stage: int,
+        path: str,
+        model: ModelChoice,
+        learnt: list[tuple[Path, list[str]]],
+    ) -> dict[str, Any]:
+        """Score a stage's samples and choose among them, as the manifest PATH_data; what was chosen, in short."""
+        name = f"{path}_data"
+        remember(bench, learnt)
+        self._score(bench, contender, model, past=bool(learnt))
+        if name not in bench.manifest_names():
+            choice = Choice(
+                contender.by,
+                **self.checked.rows(self.plan.budget, stage),  # type: ignore[arg-type]
+                seed=seed,
+                vectors=contender.vectors,
+                target=contender.target,
+                history=contender.history if learnt else None,
+            )
+            select(bench, name, contender.selector, choice)
+        warnings = read_json(bench.manifest_path(name).with_suffix(".json"))["result"]["warnings"]
+        ids = sql.fetch(bench, f"SELECT id FROM {name} ORDER BY rank")["id"].to_pylist()
+        clusters = self.plan.measures.clusters
+        counted = f"""SELECT skill, count(*) FILTER (id IN (SELECT id FROM {name})) AS n
+            FROM (SELECT id, ({clusters}\n)::VARCHAR AS skill FROM samples) GROUP BY skill ORDER BY skill"""
+        counts = {str(row["skill"]): row["n"] for row in sql.rows(bench, counted)}
+        tokens = sql.fetch(bench, f"SELECT sum(n_chars) / 4.0 AS t FROM {name} JOIN pool USING (id)")["t"][0].as_py()
+        return {"ids": ids, "clusters": counts, "tokens": float(tokens), "warnings": warnings}
+
+    def _score(self, bench: Workspace, contender: Contender, model: ModelChoice, past: bool) -> None:
+        """All that a selector wants of a stage's samples; what goes through the same model shares a pass."""
+        groups: dict[str, list[Scoring]] = {}
+        for its in contender.scores:
+            if past or its.target != PAST:
+                groups.setdefault(its.model, []).append(its)
+        for which, its in groups.items():
+            models = model if which == "current" else self._model("", 0)
+            targets = list(dict.fromkeys(one.target for one in its if one.target))
+            for i, target in enumerate(targets or [None]):
+                some = [one.score for one in its if one.target == target or one.target is None and not i]
+                usual = {role: ModelChoice(name) for one in some for role, name in type(one).usual_models.items()}
+                needs = any(set(one.models) - set(type(one).usual_models) for one in some)
+                chosen = {**usual, **({"": models} if needs else {})}
+                methods = list({one.name: one for one in some}.values())
+                score(bench, *methods, target=target, models=chosen or None)
+
+    def _learnt(self, path: str, stage: int) -> list[tuple[Path, list[str]]]:
+        """What the way has learnt before a stage: where the samples are, and which."""
+        return [(self._pool(s), read_json(self._cell(path, s))["ids"]) for s in range(1, stage)]
+
+    # --- measuring -------------------------------------------------------------------------------------------
+
+    def _steadiness(self, bench: Workspace, run: str) -> dict[str, Any]:
+        rows = list(sql.rows(bench, f"SELECT loss, grad_norm FROM metrics WHERE run = '{run}' ORDER BY step"))
+        its = asdict(stability(
+            [row["loss"] for row in rows], [row["grad_norm"] for row in rows], self.plan.measures.running
+        ))  # fmt: skip
+        return {**{key: value if np.isfinite(value) else None for key, value in its.items()}, "steps": len(rows)}
+
+    def _concentration(self, bench: Workspace, manifest: str, model: ModelChoice) -> float | None:
+        """Of the gradients of some of the chosen samples, by lot, under the model that they were chosen by."""
+        measures = self.plan.measures
+        if not measures.gradients:
+            return None
+        from curate.gradients.backward import Backward
+        from curate.gradients.sketches import gram
+        from curate.models.language_model import LanguageModel
+
+        rows = rows_of(bench, manifest, None, False)
+        lm = LanguageModel(model)
+        documents = documents_of(bench, rows, self.plan.settings, lm)
+        good = [some[0] for some, why in zip(documents, left_out(documents, rows), strict=True) if not why]
+        lot = np.random.default_rng(0).permutation(len(good))[: measures.gradients]
+        found, usage = gram(Backward.of(lm), [good[i] for i in lot], measures.projection)
+        with charged(bench.path, "audit", methods=[], name=manifest, phase="concentration", model=model.name) as meter:
+            meter.begin(len(lot))
+            meter.add(usage)
+        return concentration(found)
+
+    def _branch(
+        self, contender: Contender, seed: int, stage: int, path: str, model: ModelChoice, ids: list[str]
+    ) -> dict[str, Any]:
+        """A short training on the next stage, judged on its val samples as it goes."""
+        plan, probe = self.plan, self.plan.probe
+        bench, run, lot = self._bench(path, stage + 1), f"{path}_branch", f"{path}_lot"
+        if probe.data == "own":
+            learnt = [*self._learnt(path, stage), (self._pool(stage), ids)]
+            self._choose(bench, contender, seed, stage + 1, path, model, learnt)
+        elif lot not in bench.manifest_names():
+            budget = self.checked.rows(plan.budget, stage + 1)
+            select(bench, lot, plan.common, Choice(**budget, seed=seed))  # type: ignore[arg-type]
+        settings = replace(plan.settings, steps=probe.steps, eval_every=probe.every, schedule="constant", warmup=0.0)
+        judge = Judge(plan.stages[stage].target, plan.metric, "val", limit=probe.limit)
+        manifest = f"{path}_data" if probe.data == "own" else lot
+        before, precision = f"{path}_before", settings.precision
+        start = evaluate(bench, before, [judge], model=model, allow_val=True, precision=precision).evaluations
+        training = Training(model, plan.weighting, settings, manifest=manifest, seed=seed)
+        train(bench, run, training, judges=[judge])
+        found = sql.rows(bench, f"SELECT step, value FROM evaluations WHERE run = '{run}' ORDER BY step")
+        seen = sql.rows(bench, f"SELECT step, tokens FROM metrics WHERE run = '{run}' ORDER BY step")
+        steps = np.cumsum([0, *(row["tokens"] for row in seen)])
+        sign = 1.0 if plan.metric.better == "higher" else -1.0
+        points = [(0, start[0]["value"]), *((row["step"], row["value"]) for row in found)]
+        return {
+            "steps": [step for step, _ in points],
+            "tokens": [float(steps[step]) for step, _ in points],
+            "values": [None if value is None else sign * value for _, value in points],
+        }
+
+    # --- accounts --------------------------------------------------------------------------------------------
+
+    def _commit(
+        self,
+        cell: Path,
+        selector: str,
+        seed: int,
+        stage: int,
+        performance: dict[str, float | None],
+        error: str = "",
+        flops: float = 0.0,
+        seconds: float = 0.0,
+        found: dict[str, Any] | None = None,
+    ) -> None:
+        """Write what was found of a cell, and charge the workspace's ledger with it."""
+        its = {"selector": selector, "seed": seed, "stage": stage, "performance": performance, "error": error}
+        write_json(cell, {**its, **(found or {}), "flops": flops, "seconds": seconds})
+        name, phase = self.folder.name.removeprefix(".").removesuffix(".fresh"), f"stage {stage}"
+        with charged(self.ws.path, "audit", methods=[selector], name=name, phase=phase) as meter:
+            meter.begin(1)
+            meter.through_model |= {"flops": flops, "seconds": seconds}
+
+
+def _tables(its: Scoring) -> set[str]:
+    """The names that a score, and its vectors, go by in the ledger."""
+    name = its.score.name
+    return {name, f"{name}_{its.target}"} if its.target else {name}
+
+
+def _cost(bench: Workspace, path: str, scores: set[str]) -> tuple[float, float]:
+    """FLOPs and seconds of a cell: its scores at their full price, its choice and its training, with what kills threw
+    away; not its judges, its branch or what only measures."""
+    found = {"flops": 0.0, "seconds": 0.0}
+    for row in sql.rows(bench, "SELECT stage, name, phase, flops, seconds FROM ledger WHERE phase <> 'evaluate'"):
+        mine = row["stage"] == "score" and scores & set(row["name"].split(", "))
+        if mine or row["stage"] in ("select", "train") and row["name"] in (path, f"{path}_data"):
+            for key in found:
+                found[key] += row[key] or 0.0
+    return found["flops"], found["seconds"]

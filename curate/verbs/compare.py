@@ -1,0 +1,223 @@
+"""`curate compare`: runs side by side, what each reached against all that it cost.
+
+An arm is the runs that differ in their seed alone (of the training, or of the selection). Quality is what judges found
+of the last checkpoint; cost is all that the run and its preparation paid (curate/tables/run_costs.py).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from curate.errors import CurateError
+from curate.hashing import fingerprint
+from curate.numerics.statistics import Mean, paired
+from curate.runs.config import HOW, model_shape
+from curate.store.run_record import require_run
+from curate.store.workspace import Workspace
+from curate.tables import sql
+from curate.tables.run_costs import Cost, costs_of, scores_behind, steps_of
+
+_SEEDED = re.compile(r"_(s|seed)?\d+$")
+
+
+@dataclass
+class Line:
+    """One run. quality: (target, split, metric, shots) -> value."""
+
+    run: str
+    arm: str
+    seed: int
+    samples: int
+    cost: Cost
+    quality: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass
+class Arm:
+    """Runs that differ in their seed. null_of: the arm of which it is the null, with its scores or weights shuffled.
+
+    against: the differences from the arm that all are compared with, over shared seeds; beyond_null: from its own null.
+    """
+
+    name: str
+    runs: list[str]
+    samples: float
+    cost: Cost
+    quality: dict[str, Mean] = field(default_factory=dict)
+    against: dict[str, Mean] = field(default_factory=dict)
+    beyond_null: dict[str, Mean] = field(default_factory=dict)
+    null_of: str | None = None
+
+
+@dataclass
+class Compared:
+    """Arms in the order of their first run. measures: what was judged, with whether lower or higher is better, and
+    whether the target is one that a run was aimed at (in-domain)."""
+
+    arms: list[Arm]
+    lines: list[Line]
+    measures: dict[str, dict[str, Any]]
+    against: str | None
+    warnings: list[str] = field(default_factory=list)
+
+
+def compare(ws: Workspace, runs: Sequence[str], *, against: str | None = None) -> Compared:
+    """Runs of a workspace side by side; none named: all of them.
+
+    against: the arm (by one of its runs) that differences are taken from; default: the first. Runs that are not
+    finished are left out, and said. Raises CurateError for a run that is not there.
+    """
+    named = {name: require_run(ws, name) for name in runs or ws.run_names()}
+    recipes = {name: run.recipe or {} for name, run in named.items()}
+    undone = [name for name, run in named.items() if recipes[name]["weighting"] and not run.is_complete()]
+    names = [name for name in named if name not in undone]
+    if not names:
+        raise CurateError(f"{ws.path} has no finished runs to compare; `curate train` makes one.")
+    recipes = {name: recipes[name] for name in names}
+    keys = {name: _arm_key(recipe) for name, recipe in recipes.items()}
+    labels = _labels(keys)
+    measures, quality = _quality(ws, names, recipes)
+    costs = costs_of(ws, recipes, keys)
+    lines = [
+        Line(name, labels[keys[name]], _seed(recipes[name]), recipes[name]["samples"], costs[name], quality[name])
+        for name in names
+    ]
+    arms = [_arm(label, [line for line in lines if line.arm == label]) for label in dict.fromkeys(labels.values())]
+    result = Compared(arms, lines, measures, None)
+    if undone:
+        result.warnings.append(f"not finished, so left out: {', '.join(undone)}; the same `curate train` goes on")
+    if against is not None and against not in keys:
+        raise CurateError(f"--against {against}: it is none of the runs that are compared.")
+    result.against = labels[keys[against or names[0]]]
+    _differences(result, recipes, keys, labels)
+    if unjudged := [name for name in names if not quality[name]]:
+        result.warnings.append(f"nobody judged {', '.join(unjudged)}; `curate evaluate RUN --target T` does")
+    return result
+
+
+# --- arms ------------------------------------------------------------------------------------------------
+
+
+def _arm_key(recipe: dict[str, Any], null: bool = True) -> str:
+    """What a run is but for its seeds; null: with whether it is a null."""
+    settings = {k: v for k, v in recipe["settings"].items() if k not in HOW and (null or k != "shuffle_weights")}
+    selection = _unseeded(recipe.get("selection"), null)
+    rest = [recipe.get(key) for key in ("weighting", "by", "target_fingerprint")]
+    rest += [_unseeded_mask(recipe["mask"])] if recipe.get("mask") else []
+    rest += [model_shape(recipe["reference"])] if recipe.get("reference") else []
+    pruned = recipe.get("pruned")
+    while pruned:
+        rest, pruned = [*rest, [pruned["pruner"], pruned["sparsity"]]], pruned.get("before")
+    whole = recipe.get("manifest_sha256") if recipe.get("manifest") and not selection else recipe.get("pool")
+    return fingerprint(model_shape(recipe["model"]), selection, rest, settings, whole)
+
+
+def _unseeded(value: Any, null: bool) -> Any:
+    """How a manifest came to be, without seeds, and without the names of manifests on the way, which may have them."""
+    if isinstance(value, dict):
+        aside = {"seed", "allow_stale", "sha256", "manifest", "proxies", "paid"} | (set() if null else {"null"})
+        return {k: _unseeded(v, null) for k, v in value.items() if k not in aside}
+    return value
+
+
+def _unseeded_mask(mask: dict[str, Any]) -> Any:
+    """How a mask came to be, without its seed; of one that has none, the mask itself."""
+    settings = mask["method"]["settings"]
+    its = {key: value for key, value in settings.items() if key != "seed"}
+    return [mask["method"]["name"], its, mask["selected"], mask["sha256"] if "seed" not in settings else None]
+
+
+def _seed(recipe: dict[str, Any]) -> int:
+    return int(recipe["seed"])
+
+
+def _labels(keys: dict[str, str]) -> dict[str, str]:
+    """A name for every arm: that of its runs without the seed at the end; two arms of one name keep their runs'."""
+    first: dict[str, str] = {}
+    for name, key in keys.items():
+        first.setdefault(key, name)
+    labels = {key: _SEEDED.sub("", name) or name for key, name in first.items()}
+    twice = {label for label in labels.values() if list(labels.values()).count(label) > 1}
+    return {key: first[key] if label in twice else label for key, label in labels.items()}
+
+
+def _arm(name: str, lines: list[Line]) -> Arm:
+    n = len(lines)
+    counted = [line.cost.counted for line in lines if line.cost.counted is not None]
+    mean = {
+        key: sum(getattr(line.cost, key) for line in lines) / n
+        for key in ("prep", "prep_marginal", "train", "online", "paper", "seconds", "samples_seen", "padding")
+    }
+    cost = Cost(**mean, counted=sum(counted) / n if len(counted) == n else None)
+    measures = dict.fromkeys(key for line in lines for key in line.quality)
+    quality = {key: Mean.of([line.quality[key] for line in lines if key in line.quality]) for key in measures}
+    return Arm(name, [line.run for line in lines], sum(line.samples for line in lines) / n, cost, quality)
+
+
+def _differences(result: Compared, recipes: dict[str, Any], keys: dict[str, str], labels: dict[str, str]) -> None:
+    """Fill in each arm's differences, over shared seeds, from the arm that all are compared with and from its null."""
+    by_seed: dict[str, dict[str, dict[int, float]]] = {arm.name: {} for arm in result.arms}
+    seeds = {line.seed for line in result.lines}
+    for line in result.lines:
+        unseeded = recipes[line.run]["weighting"] is None  # it learns nothing, so it is the same for every seed
+        for key in line.quality:
+            same = [other.quality[key] for other in result.lines if (other.arm, other.seed) == (line.arm, line.seed)
+                    and key in other.quality]  # fmt: skip
+            value = sum(same) / len(same)
+            by_seed[line.arm].setdefault(key, {}).update(dict.fromkeys(seeds if unseeded else {line.seed}, value))
+    for arm in result.arms:
+        its = [line.seed for line in result.lines if line.arm == arm.name]
+        if len(set(its)) < len(its):
+            result.warnings.append(
+                f"runs of {arm.name} share a seed of training; differences take their mean: give each its own --seed"
+            )
+    plain = {labels[keys[name]]: _arm_key(recipe, null=False) for name, recipe in recipes.items()}
+    nulls = {labels[keys[name]] for name, recipe in recipes.items() if _is_null(recipe)}
+    for arm in result.arms:
+        if arm.name in nulls:
+            arm.null_of = next((a for a in plain if a not in nulls and plain[a] == plain[arm.name]), None)
+    null_of = {arm.null_of: arm.name for arm in result.arms if arm.null_of}
+    for arm in result.arms:
+        for key, values in by_seed[arm.name].items():
+            for into, other in ((arm.against, result.against), (arm.beyond_null, null_of.get(arm.name))):
+                theirs = by_seed[other].get(key) if other and other != arm.name else None
+                if theirs and (difference := paired(values, theirs)):
+                    into[key] = difference
+
+
+def _is_null(recipe: dict[str, Any]) -> bool:
+    dealt = any((step.get("choice") or {}).get("null") for step in steps_of(recipe))
+    return bool(dealt or recipe["settings"].get("shuffle_weights"))
+
+
+# --- quality ---------------------------------------------------------------------------------------------
+
+
+def _quality(
+    ws: Workspace, names: Sequence[str], recipes: dict[str, Any]
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float]]]:
+    """What was judged, and of every run what was found of its last checkpoint."""
+    aimed = {target for recipe in recipes.values() for target in _aims(recipe)}
+    measures: dict[str, dict[str, Any]] = {}
+    found: dict[str, dict[str, float]] = {name: {} for name in names}
+    for row in sql.rows(ws, "SELECT * FROM evaluations ORDER BY run, step, target, metric"):
+        if row["run"] in found and row["value"] is not None:
+            shots = f", {row['shots']}-shot" if row["shots"] else ""
+            split = "" if row["split"] == "test" else f" ({row['split']})"
+            own = f" [{row['settings']}]" if row["settings"] else ""
+            key = f"{row['target']} {row['metric']}{shots}{split}{own}"
+            measures[key] = {"better": row["better"], "in_domain": row["target"] in aimed, "target": row["target"]}
+            found[row["run"]][key] = row["value"]  # later steps come later
+    order = sorted(measures, key=lambda key: (not measures[key]["in_domain"], key))
+    return {key: measures[key] for key in order}, found
+
+
+def _aims(recipe: dict[str, Any]) -> set[str]:
+    """The targets that a run was aimed at: by its weighting, or by a score of its choice."""
+    aims = {score.get("target") for _, score in scores_behind(recipe)} | {recipe.get("target")}
+    aims |= {(step.get("choice") or {}).get("target") for step in steps_of(recipe)}
+    judges = [judge for step in steps_of(recipe) for judge in (step.get("proxy") or {}).get("judges", ())]
+    return {target for target in aims if target} | {judge["target"] for judge in judges}

@@ -1,0 +1,42 @@
+"""`curate drop`: remove a score, vectors, a manifest, a mask, a target or a run."""
+
+from __future__ import annotations
+
+from curate.errors import CurateError, nearest
+from curate.store.files import remove_tree
+from curate.store.locks import claim
+from curate.store.workspace import TABLES, Workspace, recipe_file
+
+
+def drop(ws: Workspace, name: str) -> str:
+    """Remove what bears `name`; returns what it was. What was made from it stays, and says what it was made from.
+
+    Raises CurateError where nothing, or more than one thing, bears the name.
+    """
+    have = {kind: ws.having(kind) for kind in (*TABLES, "manifest", "mask", "target", "run")}
+    kinds = [kind for kind, names in have.items() if name in names]
+    if not kinds:
+        known = [n for names in have.values() for n in names]
+        raise CurateError(
+            f"{ws.path} has no score, vectors, manifest, mask, target or run '{name}': {nearest(name, known)}"
+        )
+    if len(kinds) > 1:
+        raise CurateError(
+            f"'{name}' is both a {' and a '.join(kinds)}; drop the one by removing its file in {ws.path}."
+        )
+    kind = kinds[0]
+    with claim(ws.path, "targets" if kind == "target" else f"{kind} {name}"):
+        if kind in TABLES:
+            remove_tree(ws.table_folder(kind, name), marker=recipe_file(kind))
+        elif kind == "run":
+            remove_tree(ws.run_folder(name), marker="run.json")
+        elif kind == "manifest":
+            ws.manifest_path(name).with_suffix(".json").unlink()
+            ws.manifest_path(name).unlink(missing_ok=True)
+        elif kind == "mask":
+            ws.mask_path(name).unlink()
+        else:
+            for split in ("val", "test"):
+                (ws.path / "rejects" / f"target-{name}-{split}.parquet").unlink(missing_ok=True)
+            ws.targets.remove(name)
+    return kind

@@ -1,0 +1,107 @@
+"""`curate evaluate`: how well a run's model, or any other, answers targets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+from curate.errors import CurateError
+from curate.hashing import fingerprint
+from curate.models.load import ModelChoice
+from curate.runs.evaluation import Judge, judged, questions
+from curate.store.ledger import charged
+from curate.store.locks import claim
+from curate.store.run_record import Run, require_run
+from curate.store.workspace import Workspace, __version__
+from curate.tables.state import model_choices, model_of, model_recipe
+from curate.training.settings import TrainSettings
+
+
+@dataclass
+class Evaluated:
+    """What metrics found: a row for every judge, as the table `evaluations` has them."""
+
+    run: str
+    step: int
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+
+
+def evaluate(
+    ws: Workspace,
+    run: str,
+    judges: Sequence[Judge],
+    *,
+    model: ModelChoice | None = None,
+    allow_val: bool = False,
+    precision: Literal["auto", "float32", "bfloat16"] = "auto",
+) -> Evaluated:
+    """Judge the latest checkpoint of a run, and store what was found.
+
+    model: judge this one instead, under the name `run`, as a run that learns nothing: the base of a comparison. What
+    was found of the same questions is not computed again. allow_val: judge also on the split that chooses. precision:
+    of the products of such a model, as of `curate train`; a run has its own.
+
+    Raises CurateError where there is no such run, target or split, and for the split val unless that is allowed.
+    """
+    if not judges:
+        raise CurateError(
+            "say on what to judge: --target NAME, with --metric METHOD; `curate methods metric` lists them."
+        )
+    for judge in judges:
+        _refuse_val(judge, allow_val)
+        questions(ws, judge)
+    model = model_of(ws, model) if model else None
+    recipe = _as_it_is(ws, run, model) if model else None
+    its = Run(ws, run) if model else require_run(ws, run)
+    from curate.models.language_model import LanguageModel
+    from curate.training.objective import Objective
+
+    with claim(ws.path, f"run {run}"):
+        recipe = its.recipe or recipe or {}
+        checkpoint = its.latest() if recipe["weighting"] else None
+        (stored,) = model_choices({"models": {"base": recipe["model"]}}).values()
+        choice = model or stored  # how it is run, on which device, is not stored
+        with checkpoint.local() if checkpoint else nullcontext() as folder:
+            dtype = "float32" if choice.dtype == "auto" else choice.dtype  # as in training
+            lm = LanguageModel(replace(choice, name=str(folder or choice.name), dtype=dtype))
+            if its.recipe is None:  # only now that there is such a model
+                its.begin(recipe)
+            settings = TrainSettings(**{"precision": precision, **recipe["settings"]})
+            objective = Objective(lm, settings.in_bfloat16(lm.device.type))
+            stamp = fingerprint(its.stamp(checkpoint.step if checkpoint else 0), objective.arithmetic())
+            step, name = checkpoint.step if checkpoint else 0, choice.name
+            what = {"methods": [judge.metric.name for judge in judges], "name": run, "model": name, "run": run}
+            with charged(ws.path, "evaluate", phase="evaluate", **what) as meter, objective.precision():
+                found = judged(ws, its.evaluations, judges, lm, step, stamp, meter)
+    return Evaluated(run, step, found)
+
+
+def _refuse_val(judge: Judge, allowed: bool) -> None:
+    if judge.split == "val" and not allowed:
+        raise CurateError(
+            f"the split val of '{judge.target}' chooses, so it cannot judge; judge on its split test, or say "
+            "--allow-val."
+        )
+
+
+def _as_it_is(ws: Workspace, name: str, model: ModelChoice) -> dict[str, Any]:
+    """The recipe of a run that learns nothing. Raises CurateError where the run of that name is another."""
+    ws.check_name(name, "run")
+    recipe = {
+        "name": name,
+        "curate": __version__,
+        "model": model_recipe(model),
+        **dict.fromkeys(("manifest", "selection", "weighting", "by", "target")),
+        "settings": {},
+        "changed": {},
+        "scores": {},
+        "seed": 0,
+        "samples": 0,
+        "steps": 0,
+    }
+    old = Run(ws, name).recipe
+    if old is not None and (old["weighting"], old["model"]) != (None, recipe["model"]):
+        raise CurateError(f"the run '{name}' exists, and is not the model {model.name} as it is; choose another name.")
+    return recipe

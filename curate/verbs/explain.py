@@ -1,0 +1,114 @@
+"""`curate explain`: why a sample scored as it did, by the target's examples that are most and least like it; and the
+other way round, which samples of the pool speak for an example of the target."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from curate.errors import CurateError
+from curate.store.workspace import Workspace
+from curate.tables.index import nearest_exactly
+from curate.tables.samples import no_sample, row_of, shown, vector_at, words
+from curate.tables.state import TableState, load_target, load_vectors, score_state, table_state
+
+
+@dataclass
+class Explained:
+    """What makes a sample's score high or low.
+
+    of: 'pool', or 'target' where the sample is one of its examples. text: its own words. score: the mean, or the
+    maximum over sub-tasks, as the score has it; null of an example. subtasks: the mean similarity with each. for_it,
+    against_it: the examples (or samples of the pool) most and least like it: similarity, id, text, and sub-task or
+    source.
+    """
+
+    id: str
+    score_name: str
+    target: str
+    of: str
+    text: str
+    score: float | None = None
+    subtasks: dict[str, float] = field(default_factory=dict)
+    for_it: list[dict[str, Any]] = field(default_factory=list)
+    against_it: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def explain(ws: Workspace, id: str, score: str, *, k: int = 5) -> Explained:
+    """Why the sample of an id has its score; or, of an example of the target, which samples of the pool are like it.
+
+    The score must be one on vectors (less, embed, embed_lm): it is made of similarities, of which the k highest and
+    lowest are shown. Raises CurateError for another score, an unknown id, or a sample without a vector.
+    """
+    if k < 1:
+        raise CurateError(f"-k {k}: a number of samples is 1 or more.")
+    state = score_state(ws, score)
+    if "vectors" not in state.recipe:
+        raise CurateError(
+            f"the score '{score}' is made by {state.recipe['method']}, which looks at the target as a whole; what can "
+            "be explained is a score made of similarities: less, embed, embed_lm."
+        )
+    vectors, target = table_state(ws, "vectors", state.recipe["vectors"]), state.recipe["target"]
+    warnings = [f"{one} {problem}; run `{one.command()}`" for one in (state, vectors) if (problem := one.problem())]
+    row = row_of(ws, id)
+    found = _of_sample(ws, id, row, state, vectors, k) if row is not None else _of_example(ws, id, state, vectors, k)
+    found.warnings = warnings
+    assert found.target == target
+    return found
+
+
+def _of_sample(ws: Workspace, id: str, row: int, state: TableState, vectors: TableState, k: int) -> Explained:
+    """A sample of the pool, by the examples of the target."""
+    name = state.recipe["target"]
+    asked = vector_at(ws, vectors, row)[0].astype(np.float64)
+    its, target = load_vectors(ws, vectors.name, name), load_target(ws, name)
+    there = np.flatnonzero(its.there)
+    near = its.unit[there].astype(np.float64) @ asked
+    examples = target.text.frame.select("id", "messages", "text").to_dicts()
+    labels = np.array(its.subtasks, object)[there]
+    means = {str(label): float(near[labels == label].mean()) for label in sorted(set(labels))}
+
+    def told(order: np.ndarray) -> list[dict[str, Any]]:
+        return [
+            {
+                "similarity": float(near[i]),
+                "id": examples[there[i]]["id"],
+                "subtask": labels[i],
+                "text": words(examples[there[i]]),
+            }
+            for i in order
+        ]
+
+    order = np.argsort(-near, kind="stable")
+    score = _aggregated(near, means, state.recipe["settings"]["aggregate"])
+    text = shown(ws, [row])[row]["text"]
+    return Explained(id, state.name, name, "pool", text, score, means, told(order[:k]), told(order[::-1][:k]))
+
+
+def _aggregated(near: np.ndarray, means: dict[str, float], aggregate: str) -> float:
+    return {"mean": float(near.mean()), "max": float(near.max()), "subtask_max": max(means.values())}[aggregate]
+
+
+def _of_example(ws: Workspace, id: str, state: TableState, vectors: TableState, k: int) -> Explained:
+    """An example of the target, by the samples of the pool."""
+    name = state.recipe["target"]
+    its, target = load_vectors(ws, vectors.name, name), load_target(ws, name)
+    examples = target.text.frame.select("id", "messages", "text").to_dicts()
+    place = next((i for i, example in enumerate(examples) if example["id"] == id), None)
+    if place is None:
+        raise CurateError(str(no_sample(ws, id)).rstrip(".") + f"; nor has the target '{name}' one to choose by.")
+    if its.error[place]:
+        raise CurateError(f"that example has no vector in '{vectors.name}': {its.error[place]}.")
+    asked = its.unit[place : place + 1].astype(np.float64)
+
+    def told(towards: float) -> list[dict[str, Any]]:
+        at, near = nearest_exactly(ws, vectors.name, towards * asked, min(k, vectors.rows))
+        those = shown(ws, [int(p) for p in at[0] if p >= 0])
+        return [
+            {"similarity": towards * float(s), **those[int(p)]} for p, s in zip(at[0], near[0], strict=True) if p >= 0
+        ]
+
+    return Explained(id, state.name, name, "target", words(examples[place]), None, {}, told(1.0), told(-1.0))

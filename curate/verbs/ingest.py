@@ -1,0 +1,291 @@
+"""`curate ingest`: files in, a pool of distinct samples out.
+
+Samples go into immutable shards of about `shard_bytes` of text. A shard, the lines refused on the way, the
+copies found of rows stored earlier, and how far each file has been read are committed together by the shard's
+record; so a killed ingest run again goes on after the last shard and ends with the same pool.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import islice
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+from tqdm import tqdm
+
+from curate.errors import CurateError
+from curate.hashing import fingerprint, ids_as_integers
+from curate.store.commits import ROW_GROUP, read_table, write_table
+from curate.store.files import sweep
+from curate.store.input_files import Input, find_inputs, records
+from curate.store.input_formats import Reader, Refused, Sample, refusal
+from curate.store.ledger import Meter, charged
+from curate.store.locks import claim
+from curate.store.schema import COPIES, POOL, REJECTS
+from curate.store.workspace import Workspace
+
+SHARD_BYTES = 32 << 20
+_LOOK = 1000  # records looked at before a file of an unknown shape is refused
+_GROUP_BYTES = 4 << 20  # text of a row group, which is what a unit of work reads
+_BATCH = 4096  # samples looked up among the stored ids at once
+
+
+@dataclass
+class Ingested:
+    """What an ingest did."""
+
+    read: int = 0
+    added: int = 0
+    copies: int = 0
+    rejected: int = 0
+    files_planned: list[str] = field(default_factory=list)  # all that were not there yet
+    files_read: int = 0
+    files_skipped: list[str] = field(default_factory=list)
+    formats: dict[str, int] = field(default_factory=dict)
+    sources: dict[str, int] = field(default_factory=dict)
+    reasons: dict[str, int] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    pool_rows: int = 0
+    shards: int = 0
+
+
+def ingest(
+    ws: Workspace,
+    paths: Sequence[str],
+    *,
+    source: str | None = None,
+    fmt: str = "auto",
+    mapping: Mapping[str, str] | None = None,
+    shard_bytes: int = SHARD_BYTES,
+    dry_run: bool = False,
+) -> Ingested:
+    """Add the samples of files, folders, globs or hub ids to the pool.
+
+    source: the domain of all rows (default: the name of each path, without endings).
+    fmt: 'auto', or the format every record must have (curate.store.input_formats). mapping: our field -> their field.
+    Costs one reading of the input; holds one shard and 8 bytes per stored row in memory.
+
+    Raises CurateError, before anything is stored, where a path is not there, is no data file, or holds
+    records of no known shape.
+    """
+    reader = Reader(fmt, mapping or {})
+    inputs = [found for path in paths for found in find_inputs(path)]
+    result = Ingested()
+    reading = fingerprint(fmt, dict(mapping or {}))  # the same file read under another mapping is another file
+    with claim(ws.path, "pool"):
+        ws.pool.sweep()
+        progress = _progress(ws)
+        todo = _unread(inputs, reading, progress, result)
+        for item in todo:
+            _refuse_unknown_shape(item, reader)
+        reader.seen.clear()
+        if inputs and all(item.kind == "empty" for item in inputs):
+            raise CurateError(f"{', '.join(i.path for i in inputs)}: nothing to ingest, every file is empty.")
+        result.files_planned = [item.path for item in todo]
+        if todo and not dry_run:
+            with charged(ws.path, "ingest", methods=[], name="pool", phase="read") as meter:
+                writer = _Writer(ws, shard_bytes, result, meter)
+                for item in todo:
+                    _read_file(item, f"{item.key}:{reading}", reader, source, writer, progress, result)
+                writer.flush()
+    result.formats = dict(reader.seen)
+    result.pool_rows, result.shards = ws.n_rows(), len(ws.shards())
+    return result
+
+
+def _read_otherwise(key: str, progress: Mapping[str, Any]) -> bool:
+    """Whether the file of this key was read before under another --format or --map."""
+    content = key.partition(":")[0]
+    return any(other != key and other.partition(":")[0] == content for other in progress)
+
+
+def _progress(ws: Workspace) -> dict[str, dict[str, Any]]:
+    """How far each file has been read, by its key: {'rows': n, 'done': bool}."""
+    return {key: p for record in ws.pool.records().values() for key, p in record["files"].items()}
+
+
+def _unread(inputs: list[Input], reading: str, progress: dict[str, Any], result: Ingested) -> list[Input]:
+    todo: dict[str, Input] = {}
+    for item in inputs:
+        key = f"{item.key}:{reading}"
+        if item.kind == "empty":
+            result.warnings.append(f"{item.path} is empty")
+        elif progress.get(key, {}).get("done") or key in todo:
+            result.files_skipped.append(item.path)
+        else:
+            todo[key] = item
+    return list(todo.values())
+
+
+def _refuse_unknown_shape(item: Input, reader: Reader) -> None:
+    """A file none of whose first records has a known shape is the user's mistake, not a heap of rejects."""
+    first: str | None = None
+    for line, record in islice(records(item), _LOOK):
+        try:
+            reader.sample(record)
+            return
+        except Refused as refused:
+            if not refused.shape:
+                return
+            first = first or f"{item.path}, line {line}: {refused}"
+    if first:
+        raise CurateError(first if first.endswith("?") else f"{first}.")
+
+
+def _read_file(
+    item: Input,
+    key: str,
+    reader: Reader,
+    source: str | None,
+    writer: _Writer,
+    progress: Mapping[str, Any],
+    result: Ingested,
+) -> None:
+    skip = progress.get(key, {}).get("rows", 0)
+    before = writer.accepted
+    writer.counts_copies = not _read_otherwise(key, progress)
+    if not writer.counts_copies:
+        result.warnings.append(f"{item.path} was read before under another --format or --map: no copies are counted")
+    rows = tqdm(records(item, skip), desc=f"ingest {item.path}", unit=" rows", disable=None, leave=False)
+    number = skip
+    for batch in _batches(rows):
+        writer.add(
+            [(n, _sample_or_refusal(item, n, record, reader)) for n, record in batch],
+            source or item.source,
+            key,
+        )
+        number = batch[-1][0]
+    writer.finish(key, number)
+    result.files_read += 1
+    if writer.accepted == before:
+        result.warnings.append(f"{item.path} gave no sample; see the table rejects")
+
+
+def _sample_or_refusal(item: Input, line: int, record: Any, reader: Reader) -> Sample | dict[str, Any]:
+    try:
+        return reader.sample(record)
+    except Refused as refused:
+        return refusal(item.path, line, record, refused)
+
+
+def _batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
+    rows = iter(rows)
+    while batch := list(islice(rows, _BATCH)):
+        yield batch
+
+
+class _KnownIds:
+    """The ids of all stored rows: sorted runs of uint64, merged as they grow alike. 8 bytes a row."""
+
+    def __init__(self, ws: Workspace):
+        self.runs: list[np.ndarray] = []
+        for shard in ws.shards():
+            self.add(read_table(shard.path, columns=["id"])["id"].to_pylist())
+
+    def add(self, ids: list[str]) -> None:
+        self.runs.append(np.sort(ids_as_integers(ids)))
+        while len(self.runs) > 1 and len(self.runs[-2]) <= 2 * len(self.runs[-1]):
+            self.runs[-2:] = [np.sort(np.concatenate(self.runs[-2:]))]
+
+    def among(self, ids: set[str]) -> set[str]:
+        """Those of `ids` that are stored."""
+        asked = list(ids)
+        wanted = ids_as_integers(asked)
+        found = np.zeros(len(wanted), dtype=bool)
+        for run in self.runs:
+            if len(run):
+                found |= run[np.minimum(np.searchsorted(run, wanted), len(run) - 1)] == wanted
+        return {asked[i] for i in np.flatnonzero(found)}
+
+
+class _Writer:
+    """Builds one shard at a time and commits it when it holds `shard_bytes` of text."""
+
+    def __init__(self, ws: Workspace, shard_bytes: int, result: Ingested, meter: Meter):
+        self.ws, self.shard_bytes, self.result, self.meter = ws, shard_bytes, result, meter
+        self.known = _KnownIds(ws)
+        self.number = len(ws.pool.names())
+        self.files: dict[str, dict[str, Any]] = {}
+        self.accepted = 0
+        self.counts_copies = True
+        sweep(ws.path / "rejects")
+        self._clear()
+
+    def _clear(self) -> None:
+        self.rows: dict[str, dict[str, Any]] = {}  # id -> row, in order
+        self.copies: Counter[str] = Counter()  # of rows stored in earlier shards
+        self.rejects: list[dict[str, Any]] = []
+        self.bytes = 0
+        self.files = {}
+
+    def add(self, found: Sequence[tuple[int, Sample | dict[str, Any]]], source: str, key: str) -> None:
+        """Take rows in the order of the file, so that a shard's record can say how far the file was read."""
+        stored = self.known.among({s.id for _, s in found if isinstance(s, Sample)})
+        for number, sample in found:
+            self.result.read += 1
+            if not isinstance(sample, Sample):
+                self._refuse(sample)
+                continue
+            self.accepted += 1
+            self.meter.samples += 1
+            if sample.id in self.rows:
+                self.rows[sample.id]["copies"] += self.counts_copies
+                self.result.copies += 1
+            elif sample.id in stored:
+                self.copies[sample.id] += self.counts_copies
+                self.result.copies += 1
+            else:
+                self._new_row(sample, sample.source or source)
+            if self.bytes >= self.shard_bytes:
+                stored |= self.rows.keys()
+                self.files[key] = {"rows": number, "done": False}
+                self.flush()
+
+    def _refuse(self, row: dict[str, Any]) -> None:
+        self.rejects.append(row)
+        self.bytes += len(row["raw"])
+        self.result.rejected += 1
+        reason = row["reason"].split(" (")[0]
+        self.result.reasons[reason] = self.result.reasons.get(reason, 0) + 1
+
+    def _new_row(self, sample: Sample, source: str) -> None:
+        self.rows[sample.id] = {
+            "id": sample.id,
+            "source": source,
+            "messages": sample.messages,
+            "text": sample.text,
+            "copies": 1,
+            "n_chars": sample.n_chars,
+            "meta": sample.meta,
+        }
+        self.bytes += sample.n_chars + len(sample.meta)
+        self.result.added += 1
+        self.result.sources[source] = self.result.sources.get(source, 0) + 1
+
+    def finish(self, key: str, number: int) -> None:
+        self.files[key] = {"rows": number, "done": True}
+
+    def flush(self) -> None:
+        """Commit what is held as the next shard: rejects and copies first, then the rows, the record last."""
+        if not (self.rows or self.copies or self.rejects or self.files):
+            return
+        name = f"part-{self.number:05d}"
+        beside = {}
+        if self.rejects:
+            table = pa.Table.from_pylist(self.rejects, schema=REJECTS)
+            beside["rejects"] = write_table(self.ws.path / "rejects" / f"{name}.parquet", table)
+        if copies := {id_: n for id_, n in self.copies.items() if n}:
+            table = pa.table({"id": list(copies), "copies": list(copies.values())}, schema=COPIES)
+            beside["copies"] = write_table(self.ws.path / "pool" / "copies" / f"{name}.parquet", table)
+        rows = pa.Table.from_pylist(list(self.rows.values()), schema=POOL)
+        n_chars = int(pl.Series(rows["n_chars"]).sum() or 0)
+        group = min(ROW_GROUP, max(1, len(self.rows) * _GROUP_BYTES // max(n_chars, 1)))
+        self.ws.pool.commit(name, rows, row_group=group, n_chars=n_chars, files=self.files, beside=beside)
+        self.known.add(list(self.rows))
+        self.number += 1
+        self._clear()

@@ -1,0 +1,147 @@
+"""`curate mask`: which numbers of a model's parameters may be trained, chosen under a budget and kept under a name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from curate.errors import CurateError
+from curate.kinds.registry import Mask, Parameters
+from curate.models.load import ModelChoice, load
+from curate.runs.driver import Account
+from curate.runs.fitted_mask import write_mask
+from curate.runs.scored_model import scored_model
+from curate.runs.warmup import warm_up
+from curate.store.locks import claim
+from curate.store.run_record import Run
+from curate.store.workspace import Workspace, __version__
+from curate.tables.run_costs import paid_for
+from curate.tables.state import model_of, model_recipe
+
+
+@dataclass
+class Masked:
+    """What a mask chose. by_kind: of embeddings, attention, feed-forward, norms and the rest, and what share of it."""
+
+    name: str
+    selected: int = 0
+    parameters: int = 0
+    by_kind: list[dict[str, Any]] = field(default_factory=list)
+    checkpoint: str = ""
+    """The end of a method's own warm-up, which a training may go on from."""
+    warnings: list[str] = field(default_factory=list)
+
+
+def mask(
+    ws: Workspace,
+    name: str,
+    method: Mask,
+    frac: float,
+    *,
+    model: ModelChoice | str | None = None,
+    score: str | None = None,
+    find: Any = None,
+    allow_stale: bool = False,
+) -> Masked:
+    """Choose `frac` of a model's numbers, and write the mask NAME.
+
+    model: whose weights are looked at; of a method that ranks by a score, that score's. score: of such a method, the
+    score's name. find: kind and name -> class, for that score's method.
+
+    Raises CurateError for a budget that is not a share, a score without values of parameters or a stale one (unless
+    allowed), a taken name.
+    """
+    ws.check_name(name, "mask")
+    if not 0 < frac <= 1:
+        raise CurateError(f"--frac {frac:g}: a mask takes a share of the parameters, above 0 and at most 1.")
+    result = Masked(name)
+    made: dict[str, Any] = {}
+    if method.uses_score:
+        if not score or model is not None:
+            raise CurateError(
+                f"the mask '{method.name}' ranks by a score's values of parameters: add --score NAME (a `dualsft` "
+                "score), and no --model, which is the score's."
+            )
+        opened = scored_model(ws, score, find, allow_stale=allow_stale)
+        moments, parameters = opened.model.at.moments, opened.model.parameters
+        assert moments
+        result.warnings += opened.warnings
+        scores = opened.method.of_parameters(opened.states, moments)
+        choice, made = opened.origin, {"scores": {score: dict(opened.recipe)}}
+    else:
+        if score or model is None:
+            raise CurateError(f"the mask '{method.name}' looks at a model's weights: add --model M, not --score.")
+        choice, scores = model_of(ws, ModelChoice(model) if isinstance(model, str) else model), None
+        parameters = dict(load(choice)[0].named_parameters())
+    weights = {n: p.detach().float().cpu().numpy() for n, p in parameters.items()}
+    sizes = {n: int(np.prod(weight.shape)) for n, weight in weights.items()}
+    result.parameters = sum(sizes.values())
+    budget = round(frac * result.parameters)
+    if not budget:
+        raise CurateError(f"--frac {frac:g} of {result.parameters} numbers is none; take a larger share.")
+    given = Parameters(weights, budget, scores)
+    if (warmup := method.warm_up()) is not None:
+        method.check(given)
+        run = warm_up(ws, choice, warmup, Account("mask", [method.name], name, {"train": "warm-up"}))
+        gradients, result.checkpoint = _sums(run)
+        given = replace(given, gradients=gradients)
+        made = {"checkpoint": result.checkpoint, "warmup": run.account}
+    if paid := paid_for(ws, [choice.name]):
+        made["paid"] = paid
+    chosen = method.init(given)
+    result.selected = sum(map(len, chosen.values()))
+    if not result.selected:
+        raise CurateError(f"the mask '{method.name}' finds nothing to choose from in {choice.name}; exclude less.")
+    result.by_kind = _by_kind(sizes, chosen)
+    lineage = {
+        "name": name,
+        "curate": __version__,
+        "mask": {"name": method.name, "version": method.version, "settings": method.settings()},
+        "frac": frac,
+        "model": model_recipe(choice),
+        **made,
+        "shapes": {n: list(weight.shape) for n, weight in weights.items()},
+        "selected": result.selected,
+        "result": {key: value for key, value in asdict(result).items() if key != "name"},
+    }
+    with claim(ws.path, f"mask {name}"):
+        write_mask(ws, name, chosen, lineage)
+    return result
+
+
+def _sums(run: Run) -> tuple[Callable[[str], np.ndarray], str]:
+    """The sums of a warm-up's gradients by parameter, and the folder of its last checkpoint."""
+    from safetensors import safe_open
+
+    from curate.training.optimizer import SUM
+
+    folder = run.checkpoints()[-1].folder
+    opened = safe_open(str(folder / "optimizer.safetensors"), "np")
+    return lambda parameter: opened.get_tensor(f"{SUM}.{parameter}"), str(folder)
+
+
+def _by_kind(sizes: dict[str, int], chosen: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    whole, mine = dict[str, int](), dict[str, int]()
+    for name, size in sizes.items():
+        kind = kind_of(name)
+        whole[kind] = whole.get(kind, 0) + size
+        mine[kind] = mine.get(kind, 0) + len(chosen.get(name, ()))
+    return [
+        {"kind": kind, "parameters": whole[kind], "selected": mine[kind], "share": mine[kind] / whole[kind]}
+        for kind in sorted(whole, key=lambda k: -mine[k])
+    ]
+
+
+def kind_of(name: str) -> str:
+    """What a parameter is of, by the words that models' authors use."""
+    words = {
+        "embeddings": ("embed", "wte", "wpe"),
+        "head": ("lm_head",),
+        "norms": ("norm", "ln_"),
+        "attention": ("attn", "attention"),
+        "feed-forward": ("mlp", "feed_forward", "ffn"),
+    }
+    return next((kind for kind, those in words.items() if any(word in name for word in those)), "other")

@@ -1,0 +1,98 @@
+"""`curate neighbors`: the samples most like a text or another sample, by stored vectors and their index."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from curate.errors import CurateError
+from curate.kinds.vectors import Vectors
+from curate.models.load import weights_fingerprint
+from curate.store.ledger import charged
+from curate.store.locks import claim
+from curate.store.workspace import Workspace
+from curate.tables.index import ensure_index, index_problem, search
+from curate.tables.samples import no_sample, row_of, shown, vector_at
+from curate.tables.state import TableState, model_choices, table_state
+
+
+@dataclass
+class Neighbors:
+    """The samples found, the nearest first: rank, similarity (cosine), id, source, row, text."""
+
+    vectors: str
+    found: list[dict[str, Any]]
+    warnings: list[str] = field(default_factory=list)
+
+
+def neighbors(
+    ws: Workspace,
+    vectors: str,
+    *,
+    text: str | None = None,
+    id: str | None = None,
+    k: int = 10,
+    find: Callable[[str, str], Any] | None = None,
+) -> Neighbors:
+    """The k samples nearest to a text, or to the sample of an id (which is left out).
+
+    A text goes through the model that made the vectors; find(kind, name) gives the class of the method that did. An
+    index that is missing or older than the vectors is built first, and that is said.
+
+    Raises CurateError for unknown vectors or id, a sample without a vector, or a model that has changed since.
+    """
+    if (text is None) == (id is None):
+        raise CurateError("say what to be near to: --text 'some words', or --id of a sample.")
+    if text is not None and not text.strip():
+        raise CurateError("--text is empty; give some words.")
+    if k < 1:
+        raise CurateError(f"-k {k}: a number of samples is 1 or more.")
+    state = table_state(ws, "vectors", vectors)
+    result = Neighbors(vectors, [])
+    if problem := state.problem():
+        result.warnings.append(f"{state} {problem}; run `{state.command()}`")
+    row = row_of(ws, id) if id is not None else None
+    if id is not None and row is None:
+        raise no_sample(ws, id)
+    asked = vector_at(ws, state, row) if row is not None else _encoded(ws, state, text or "", find)
+    if problem := index_problem(ws, vectors):
+        with claim(ws.path, f"vectors {vectors}"):
+            built = ensure_index(ws, vectors)
+        if index_problem(ws, vectors):
+            raise CurateError(f"{state} {problem}, and it cannot be built: {built.removeprefix('no index: ')}")
+        result.warnings.append(f"{state} {problem.replace('has', 'had')}; built {built}")
+    at, near = search(ws, vectors, asked, k + (row is not None))
+    places = [(int(p), float(s)) for p, s in zip(at[0], near[0], strict=True) if p >= 0 and p != row][:k]
+    those = shown(ws, [p for p, _ in places])
+    result.found = [{"rank": i, "similarity": s, **those[p]} for i, (p, s) in enumerate(places)]
+    return result
+
+
+def _encoded(ws: Workspace, state: TableState, text: str, find: Callable[[str, str], Any] | None) -> np.ndarray:
+    """The vector of a text by the model that made the vectors, float32 [1, D]."""
+    from curate.gradients.roles import load_roles
+    from curate.models.forward import score_samples
+
+    if find is None:
+        raise CurateError("to ask by text, say how methods are found: neighbors(ws, …, find=curate.find).")
+    recipe = state.recipe
+    if recipe.get("checkpoints"):
+        raise CurateError(f"{state} are of gradients, which a text alone has none of; name a sample by --id.")
+    models = model_choices(recipe)
+    for role, choice in models.items():
+        if weights_fingerprint(choice) != recipe["models"][role]["weights"]:
+            raise CurateError(
+                f"{state} were made with other weights than {choice.name} has now; run `{state.command()} --fresh`."
+            )
+    step = find("score", recipe["method"])(**recipe["settings"]).vectors()
+    with charged(ws.path, "neighbors", methods=[recipe["method"]], name=state.name, phase="forward") as meter:
+        meter.samples = 1
+        columns, usage = score_samples(load_roles(models), [{"messages": None, "text": text}], {"x": step})
+        meter.add(usage)
+    found = Vectors.of(columns["x"]["vector"], columns["x"]["error"])
+    if not found.there[0]:
+        raise CurateError(f"--text {text!r} {found.error[0]}; give some words.")
+    return found.unit.astype(np.float16).astype(np.float32)  # as it would be stored

@@ -1,0 +1,129 @@
+"""`curate prune`: a finished training's update without its least part, as a run of its own."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import orjson
+
+from curate.errors import CurateError
+from curate.kinds.registry import Pruner
+from curate.store.ledger import charged
+from curate.store.locks import claim
+from curate.store.run_record import Run, require_run
+from curate.store.workspace import Workspace
+from curate.tables.state import model_choices
+
+
+@dataclass
+class Pruned:
+    """What was kept of an update. changed: numbers that training had changed; kept: of these, those that stay so."""
+
+    name: str
+    run: str
+    step: int = 0
+    parameters: int = 0
+    changed: int = 0
+    kept: int = 0
+    folder: str = ""
+
+
+def prune(ws: Workspace, run: str, method: Pruner, sparsity: float, *, name: str | None = None) -> Pruned:
+    """Take back the least part of what a run has changed, and write the run NAME (default: RUN_METHOD) of the rest.
+
+    sparsity: the share of every parameter's numbers that go back to what they were before training: 0 keeps the run as
+    it is, 1 gives the base model. Of LoRA the update is what it adds to its base; the new run is a whole model. It is
+    evaluated and compared like any other, at the cost of the run that it is made of.
+
+    Raises CurateError for a run that is not finished or learns nothing, a share that is none, a name that is taken by
+    another run.
+    """
+    if not 0 <= sparsity <= 1:
+        raise CurateError(f"--sparsity {sparsity:g}: it is the share of an update that is taken back, from 0 to 1.")
+    source, name = require_run(ws, run), name or f"{run}_{method.name}"
+    recipe = source.recipe or {}
+    if not recipe["weighting"]:
+        raise CurateError(f"the run '{run}' is a model as it was, which has learnt nothing; name one that was trained.")
+    if not source.is_complete():
+        raise CurateError(f"the run '{run}' is not finished; the same `curate train` goes on with it.")
+    ws.check_name(name, "run")
+    checkpoint = source.latest()
+    pruner = {"name": method.name, "version": method.version, "settings": method.settings()}
+    made = {"pruner": pruner, "sparsity": sparsity, "run": run, "stamp": source.stamp(checkpoint.step)}
+    made |= {"before": recipe["pruned"]} if recipe.get("pruned") else {}
+    result, new = Pruned(name, run, checkpoint.step), Run(ws, name)
+    until = recipe.get("until", datetime.now(UTC).isoformat())  # what its account pays later, it pays for others
+    with claim(ws.path, f"run {name}"):
+        if (old := new.recipe or {}) and old.get("pruned") != made:
+            raise CurateError(f"the run '{name}' exists, and is another; choose another --name.")
+        if "left" in old and new.is_complete():  # nothing is left to do
+            return replace(result, **old["left"], folder=str(new.latest().folder))
+        what = {"methods": [method.name], "name": name, "phase": "prune", "model": recipe["model"]["name"]}
+        with checkpoint.local() as folder, charged(ws.path, "prune", **what) as meter:
+            meter.begin(recipe["samples"])
+            write = _pruned(recipe, folder, method, sparsity, checkpoint.step, result)
+            new.sweep()
+            new.commit(checkpoint.step, True, {}, write)
+            # Last, so that it is there whole or not at all.
+            account = {"account": recipe.get("account", run), "until": until}
+            left = {"parameters": result.parameters, "changed": result.changed, "kept": result.kept}
+            new.begin({**recipe, "name": name, **account, "pruned": made, "left": left})
+    result.folder = str(new.latest().folder)
+    return result
+
+
+def _pruned(
+    recipe: dict[str, Any], folder: Path, method: Pruner, sparsity: float, step: int, result: Pruned
+) -> Callable[[Path], None]:
+    """Prune the model of a checkpoint; returns what writes it into a folder."""
+    import torch
+
+    from curate.models.load import load, quiet, weights_fingerprint
+
+    (choice,) = model_choices({"models": {"base": recipe["model"]}}).values()
+    if weights_fingerprint(choice) != recipe["model"]["weights"]:
+        raise CurateError(f"{choice.name} is not the model any more that the run '{result.run}' began with.")
+    whole = not recipe["settings"]["lora_r"] and choice.dtype != "auto"  # then it was rounded before it was trained
+    began = load(replace(choice, dtype=choice.dtype if whole else "float32", device="cpu"))[0]
+    before = {name: parameter.float() for name, parameter in began.named_parameters()}
+    model, tokenizer = load(replace(choice, name=str(folder), dtype="float32", device="cpu"))
+    if {n: p.shape for n, p in model.named_parameters()} != {n: p.shape for n, p in before.items()}:
+        raise CurateError(
+            f"the run '{result.run}' and {choice.name} have other parameters, so nothing can be taken back."
+        )
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            base = before[name].detach().numpy()
+            update = parameter.numpy().astype(np.float64) - base
+            worth = method.worth(base.astype(np.float64), update)
+            if np.isnan(worth).any():
+                raise CurateError(f"the pruner '{method.name}' gives values for {name} that are no numbers.")
+            keep = kept(worth, sparsity)
+            result.parameters += update.size
+            result.changed += int(np.count_nonzero(update))
+            result.kept += int(np.count_nonzero(update[keep]))
+            parameter[~torch.from_numpy(keep)] = before[name][~torch.from_numpy(keep)]
+
+    def write(into: Path) -> None:
+        with quiet():
+            model.save_pretrained(into)
+        tokenizer.save_pretrained(into)
+        (into / "trainer.json").write_bytes(orjson.dumps({"step": step}))
+
+    return write
+
+
+def kept(worth: np.ndarray, sparsity: float) -> np.ndarray:
+    """The numbers of highest worth, of equals the first: bool, as many as the share leaves."""
+    flat, stay = worth.ravel(), worth.size - round(sparsity * worth.size)
+    if not stay:
+        return np.zeros(worth.shape, bool)
+    least = np.partition(flat, worth.size - stay)[worth.size - stay]  # of those that stay
+    stays = flat > least
+    stays[np.flatnonzero(flat == least)[: stay - np.count_nonzero(stays)]] = True
+    return stays.reshape(worth.shape)

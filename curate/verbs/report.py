@@ -1,0 +1,328 @@
+"""`curate report`: a workspace in figures, for a page: what there is, how scores and selections look, what it cost."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from curate.errors import CurateError
+from curate.hashing import ids_as_integers, keyed_uniform
+from curate.numerics.long_horizon.scorecard import Scorecard
+from curate.numerics.rank_agreement import spearman
+from curate.runs.audit_spec import card_of
+from curate.store.manifests import is_mixture, read_any
+from curate.store.workspace import Workspace
+from curate.tables import sql
+from curate.tables.samples import words
+from curate.tables.state import score_state
+from curate.verbs.compare import Compared, compare
+from curate.verbs.status import Status, ledger, status
+
+BINS = 40
+_RANKED = 100_000  # samples at most whose ranks are correlated
+_TWINS = 1_000_000  # samples at most among which the same words are looked for
+_WORDS = "coalesce(text, array_to_string(list_transform(messages, lambda m: m.content), ' '))"
+
+
+@dataclass(frozen=True)
+class Spread:
+    """One score over the pool. edges: float64 [BINS + 1]; what lies beyond stands in the outermost. counts: source ->
+    int64 [BINS]. quantiles: 5, 25, 50, 75, 95 %, by source. state: 'complete', or what is wrong with it."""
+
+    name: str
+    method: str
+    target: str | None
+    edges: np.ndarray
+    counts: dict[str, np.ndarray]
+    quantiles: dict[str, list[float]]
+    nulls: int
+    state: str
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """What a selection changed. sources: source -> its share of the selection, of the pool. length: median characters,
+    and of the pool. twins: share of samples whose words, but for digits and signs, another one has, and of the pool;
+    null where the pool is too large to look. percentile: score -> the mean percentile in the pool of what was chosen.
+    effective: (sum w)^2 / sum w^2."""
+
+    name: str
+    made_by: str
+    rows: int
+    sources: dict[str, tuple[float, float]]
+    length: tuple[float, float]
+    twins: tuple[float, float] | None
+    percentile: dict[str, float]
+    effective: float
+
+
+@dataclass(frozen=True)
+class Shown:
+    """Samples as a page shows them: id, source, text (cut), scores by name (null where there is none), and in which
+    selections they are (positions)."""
+
+    id: list[str]
+    source: list[str]
+    text: list[str]
+    scores: dict[str, np.ndarray]
+    chosen: list[list[int]]
+
+
+@dataclass
+class Report:
+    """A workspace in figures. correlation: Spearman's, float64 [S, S], over the samples that both scores have. overlap:
+    Jaccard's, float64 [M, M], of the selections. best, worst: score -> samples, ten each. shown: those that can be
+    searched, of `rows` in all."""
+
+    status: Status
+    spent: list[dict[str, Any]]
+    spreads: list[Spread]
+    correlation: np.ndarray
+    selections: list[Chosen]
+    overlap: np.ndarray
+    mixtures: dict[str, list[dict[str, Any]]]
+    best: dict[str, Shown]
+    worst: dict[str, Shown]
+    shown: Shown
+    runs: Compared | None = None
+    audits: dict[str, Scorecard] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+
+def report(
+    ws: Workspace,
+    *,
+    scores: Sequence[str] = (),
+    manifests: Sequence[str] = (),
+    samples: int = 50_000,
+    cut: int = 300,
+    most: int = 12,
+) -> Report:
+    """Look at a workspace.
+
+    scores, manifests: these alone; else all, the first `most` of each by name. samples: how many can be searched; where
+    there are more, the best and worst of every score and others by lot. cut: characters of a sample's text.
+
+    Raises CurateError for an empty pool, or a score or manifest that is not there.
+    """
+    ws.require_pool()
+    if samples < 0 or cut < 1:
+        raise CurateError(f"--samples is 0 or more and --cut 1 or more, not {samples} and {cut}.")
+    warnings: list[str] = []
+    names = _named(ws, "score", scores, most, warnings)
+    pool = _Pool(ws, names)
+    tables = {name: read_any(ws, name) for name in _named(ws, "manifest", manifests, most, warnings)}
+    mixtures = {name: table.to_pylist() for name, (table, lineage) in tables.items() if is_mixture(lineage)}
+    picked = {name: table["row"].to_numpy() for name, (table, lineage) in tables.items() if not is_mixture(lineage)}
+    for name, rows in picked.items():
+        if len(rows) and rows.max() >= len(pool.source):
+            raise CurateError(
+                f"the manifest '{name}' has rows that the pool has not; the pool was remade, select again."
+            )
+    twins = pool.twins() if len(pool.source) <= _TWINS else None
+    if twins is None:
+        warnings.append(f"the pool has more than {_TWINS:,} samples, so twins were not looked for")
+    result = Report(
+        status(ws),
+        ledger(ws),
+        [_spread(ws, name, pool) for name in names],
+        _correlation(pool),
+        [_chosen(ws, name, rows, tables[name], pool, twins) for name, rows in picked.items()],
+        _overlap(list(picked.values())),
+        mixtures,
+        {},
+        {},
+        Shown([], [], [], {}, []),
+        warnings=warnings,
+    )
+    ends = {name: pool.ends(name) for name in names}
+    for name, (best, worst) in ends.items():
+        result.best[name] = pool.shown(ws, best, 2 * cut, picked)
+        result.worst[name] = pool.shown(ws, worst, 2 * cut, picked)
+    searched = pool.some(samples, [row for pair in ends.values() for rows in pair for row in rows])
+    result.shown = pool.shown(ws, searched, cut, picked)
+    _runs(ws, result)
+    for name in sorted(path.parent.name for path in (ws.path / "audits").glob("[a-z]*/audit.json")):
+        if card := card_of(ws, name):
+            result.audits[name] = card
+    return result
+
+
+def _named(ws: Workspace, kind: str, given: Sequence[str], most: int, warnings: list[str]) -> list[str]:
+    for name in given:
+        ws.require(kind, name)
+    have = list(given) or ws.having(kind)
+    if len(have) > most and not given:
+        warnings.append(f"of {len(have)} {kind}s the first {most} are shown; name others by --{kind}")
+        return have[:most]
+    return have
+
+
+def _runs(ws: Workspace, result: Report) -> None:
+    if not ws.run_names():
+        return
+    try:
+        result.runs = compare(ws, [])
+    except CurateError as error:  # none is finished
+        result.warnings.append(str(error))
+
+
+# --- the pool --------------------------------------------------------------------------------------------
+
+
+class _Pool:
+    """The samples' sources, lengths and scores, by row."""
+
+    def __init__(self, ws: Workspace, names: Sequence[str]):
+        self.ws = ws
+        columns = ", ".join(["id", "source", "n_chars", *(f'"{name}"' for name in names)])
+        table = sql.fetch(ws, f"SELECT {columns} FROM samples ORDER BY row")
+        self.id = table["id"].to_pylist()
+        self.source = np.array(table["source"].to_pylist(), object)
+        self.length = table["n_chars"].to_numpy().astype(np.float64)
+        self.scores = {name: table[name].to_numpy().astype(np.float64) for name in names}
+
+    @property
+    def sources(self) -> list[str]:
+        """The most frequent first."""
+        names, counts = np.unique(self.source, return_counts=True)
+        return [str(name) for name in names[np.argsort(-counts, kind="stable")]]
+
+    def twins(self) -> np.ndarray:
+        """Of each sample a number that those share which have the same words, int64 [N]."""
+        key = f"hash(trim(regexp_replace(lower({_WORDS}), '[^\\p{{L}}]+', ' ', 'g')))"
+        table = sql.fetch(self.ws, f"SELECT {key}::UBIGINT AS twin FROM pool ORDER BY row")
+        return np.unique(table["twin"].to_numpy(), return_inverse=True)[1]
+
+    def ends(self, name: str, count: int = 10) -> tuple[list[int], list[int]]:
+        """The rows of the best and of the worst by a score; of ties the first ids."""
+        values = self.scores[name]
+        good = np.flatnonzero(np.isfinite(values))
+        ids = np.array(self.id, object)[good]
+        order = good[np.lexsort((ids.astype(str), -values[good]))]
+        return order[:count].tolist(), order[::-1][:count].tolist()
+
+    def some(self, most: int, wanted: Sequence[int]) -> list[int]:
+        """Rows to be searched, in the pool's order: all, or the wanted ones and others by lot."""
+        if len(self.id) <= most:
+            return list(range(len(self.id)))
+        lot = keyed_uniform(ids_as_integers(self.id), 0, "report")
+        lot[list(wanted)] = 2.0
+        return np.sort(np.argsort(-lot, kind="stable")[:most]).tolist()
+
+    def shown(self, ws: Workspace, rows: Sequence[int], cut: int, picked: dict[str, np.ndarray]) -> Shown:
+        at = {row: i for i, row in enumerate(rows)}
+        text = [""] * len(rows)
+        chosen: list[list[int]] = [[] for _ in rows]
+        for number, mine in enumerate(picked.values()):
+            for row in mine.tolist():
+                if row in at:
+                    chosen[at[row]].append(number)
+        if rows:
+            listed = "" if len(rows) == len(self.id) else f"WHERE row IN ({', '.join(map(str, rows))})"
+            cuts = (
+                f"list_transform(messages, lambda m: {{'role': m.role, 'content': left(m.content, {cut})}}) AS messages"
+            )
+            query_ = f"SELECT row, {cuts}, left(text, {cut}) AS text FROM pool {listed}"
+            for row in sql.rows(ws, query_):
+                text[at[row["row"]]] = _cut(_said(row), cut)
+        take = np.array(rows, np.int64)
+        scores = {name: values[take] for name, values in self.scores.items()}
+        return Shown([self.id[r] for r in rows], [str(self.source[r]) for r in rows], text, scores, chosen)
+
+
+def _said(sample: dict[str, Any]) -> str:
+    if sample["messages"] is None:
+        return words(sample)
+    return "\n".join(f"{m['role']}: {m['content'] or ''}" for m in sample["messages"])
+
+
+def _cut(text: str, most: int) -> str:
+    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+
+
+# --- scores and selections -------------------------------------------------------------------------------
+
+
+def _spread(ws: Workspace, name: str, pool: _Pool) -> Spread:
+    state, values = score_state(ws, name), pool.scores[name]
+    good = np.isfinite(values)
+    low, high = np.quantile(values[good], [0.005, 0.995]) if good.any() else (0.0, 1.0)
+    high = high if high > low else low + 1.0
+    edges = np.linspace(low, high, BINS + 1)
+    place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, BINS - 1)
+    counts, quantiles = {}, {}
+    for source in pool.sources:
+        mine = good & (pool.source == source)
+        counts[source] = np.bincount(place[mine], minlength=BINS)
+        if mine.any():
+            quantiles[source] = np.quantile(values[mine], [0.05, 0.25, 0.5, 0.75, 0.95]).tolist()
+    method, target = state.recipe["method"], state.recipe.get("target")
+    return Spread(name, method, target, edges, counts, quantiles, int((~good).sum()), state.problem() or "complete")
+
+
+def _correlation(pool: _Pool) -> np.ndarray:
+    columns = list(pool.scores.values())
+    n = len(pool.id)
+    take = np.arange(n) if n <= _RANKED else np.random.default_rng(0).choice(n, _RANKED, replace=False)
+    found = np.full((len(columns), len(columns)), np.nan)
+    for i, a in enumerate(columns):
+        for j, b in enumerate(columns[: i + 1]):
+            both = take[np.isfinite(a[take]) & np.isfinite(b[take])]
+            found[i, j] = found[j, i] = spearman(a[both], b[both]) if len(both) > 1 else np.nan
+    return found
+
+
+def _chosen(
+    ws: Workspace,
+    name: str,
+    rows: np.ndarray,
+    manifest: tuple[Any, dict[str, Any]],
+    pool: _Pool,
+    twins: np.ndarray | None,
+) -> Chosen:
+    table, lineage = manifest
+    weight = table["weight"].to_numpy().astype(np.float64) * table["repeats"].to_numpy()
+    made = next(lineage[key]["name"] for key in ("weighting", "selector") if lineage.get(key))
+    share = {source: (_share(pool.source[rows] == source), _share(pool.source == source)) for source in pool.sources}
+    percentile = {}
+    for score, values in pool.scores.items():
+        good = np.sort(values[np.isfinite(values)])
+        mine = values[rows][np.isfinite(values[rows])]
+        if len(mine):
+            below = (np.searchsorted(good, mine, "left") + np.searchsorted(good, mine, "right")) / 2
+            percentile[score] = float(100 * (below / len(good)).mean())
+    return Chosen(
+        name,
+        made,
+        len(rows),
+        share,
+        (float(np.median(pool.length[rows])) if len(rows) else float("nan"), float(np.median(pool.length))),
+        None if twins is None else (_twin_share(twins[rows]), _twin_share(twins)),
+        percentile,
+        float(weight.sum() ** 2 / (weight**2).sum()) if weight.any() else 0.0,
+    )
+
+
+def _share(mine: np.ndarray) -> float:
+    return float(mine.mean()) if len(mine) else 0.0
+
+
+def _twin_share(twins: np.ndarray) -> float:
+    """The share of samples that have a twin among these."""
+    if not len(twins):
+        return 0.0
+    _, place, counts = np.unique(twins, return_inverse=True, return_counts=True)
+    return float((counts[place] > 1).mean())
+
+
+def _overlap(picked: Sequence[np.ndarray]) -> np.ndarray:
+    found = np.ones((len(picked), len(picked)))
+    for i, a in enumerate(picked):
+        for j, b in enumerate(picked[:i]):
+            both = len(np.intersect1d(a, b))
+            found[i, j] = found[j, i] = both / max(1, len(np.union1d(a, b)))
+    return found

@@ -1,0 +1,396 @@
+"""`curate select`: columns to a set of ids under a budget, as a manifest that says how it came to be."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import pyarrow as pa
+
+from curate.errors import CurateError, nearest
+from curate.hashing import fingerprint
+from curate.kinds.registry import Budget, Candidates, Selector
+from curate.kinds.vectors import Vectors
+from curate.store.commits import Parts, read_json, read_table
+from curate.store.ledger import charged
+from curate.store.locks import claim
+from curate.store.manifests import read_manifest, write_manifest
+from curate.store.workspace import Workspace, __version__, pool_fingerprint
+from curate.tables import sql
+from curate.tables.lookup import TOKENS
+from curate.tables.state import (
+    TableState,
+    load_target,
+    load_vectors,
+    score_state,
+    settings_words,
+    table_recipe,
+    table_state,
+    usable,
+)
+from curate.tables.vector_table import vectors_of
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What was asked: everything that decides a selection but the data.
+
+    by: SQL expression over `samples`, higher is better. where: SQL condition. Exactly one of top (rows), frac (of the
+    candidates that have a value) and tokens is the budget; with `per` it is each group's. token_count: SQL for the
+    tokens of a sample. vectors, target: for a selector that works on vectors, and on a target's. history: manifests of
+    this pool, or targets, of what was learnt before, with commas between, the latest last. null: deal the values
+    out among the candidates by lot first, which shows what a selection owes to chance.
+    """
+
+    by: str | None = None
+    where: str | None = None
+    top: int | None = None
+    frac: float | None = None
+    tokens: float | None = None
+    per: str | None = None
+    token_count: str = TOKENS
+    seed: int = 0
+    allow_stale: bool = False
+    vectors: str | None = None
+    target: str | None = None
+    null: bool = False
+    history: str | None = None
+
+    @property
+    def before(self) -> list[str]:
+        """The names in `history`."""
+        return [name.strip() for name in (self.history or "").split(",") if name.strip()]
+
+    def __post_init__(self) -> None:
+        given = [value for value in (self.top, self.frac, self.tokens) if value is not None]
+        if len(given) != 1:
+            raise CurateError("give exactly one budget: --top ROWS, --frac FRACTION or --tokens TOKENS.")
+        if not 0 < given[0] < 2**62:
+            raise CurateError(f"a budget is a number above 0, not {given[0]}.")
+        if not -(2**62) < self.seed < 2**62:
+            raise CurateError(f"--seed {self.seed} has more than 62 bits.")
+        if self.frac is not None and self.frac > 1:
+            raise CurateError(f"--frac {self.frac} is more than the whole; give a fraction up to 1, as in 0.05.")
+        if self.null and (not self.by or self.per == "subtask"):
+            raise CurateError("--null deals out the values of --by; say which, and not --per subtask.")
+        if self.per not in (None, "source", "subtask"):
+            raise CurateError(f"--per is source or subtask, not '{self.per}'.")
+
+
+@dataclass
+class Selected:
+    """What a selection chose."""
+
+    name: str
+    candidates: int = 0
+    without_value: int = 0
+    rows: int = 0
+    tokens: float = 0.0
+    flops: float = 0.0
+    by_source: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    command: str = ""
+    dry_run: bool = False
+
+
+def select(ws: Workspace, name: str, selector: Selector, choice: Choice, *, dry_run: bool = False) -> Selected:
+    """Choose samples and write manifests/NAME.parquet and NAME.json.
+
+    Samples whose value is null are never chosen. Raises CurateError for a stale or incomplete score (unless
+    allowed), a name that is taken, SQL that does not hold, or a budget that nothing fits.
+    """
+    ws.check_name(name, "manifest")
+    shards = ws.require_pool()
+    result = Selected(name, dry_run=dry_run)
+    _refuse_unused(selector, choice)
+    states = [score_state(ws, s) for s in sql.scores_named(ws, choice.by, choice.where, choice.token_count)]
+    vectors = table_state(ws, "vectors", choice.vectors) if choice.vectors else None
+    every = [*states, vectors] if vectors else states
+    result.warnings += usable(every, choice.allow_stale)
+    target = load_vectors(ws, choice.vectors, choice.target) if choice.vectors and choice.target else None
+    with charged(ws.path, "select", methods=[selector.name], name=name, phase="select") as meter:
+        frame = _candidates(ws, choice)
+        result.candidates, meter.samples = frame.num_rows, 0 if dry_run else ws.n_rows()
+        beside = _vectors(ws, frame["row"].to_numpy(), vectors) if vectors else None
+        history = _history(ws, choice, vectors) if vectors and choice.history else None
+        if vectors and table_recipe(ws, "vectors", vectors.name) != vectors.recipe:
+            raise CurateError(f"{vectors} were replaced while they were read; select again.")
+        chosen = _choose(ws, frame, selector, choice, result, beside, target, history)
+        meter.flops = result.flops
+    if not len(chosen):
+        raise CurateError("nothing was selected: no candidate has a value and fits the budget; check --by and --where.")
+    picked = frame.take(pa.array(chosen))
+    result.rows, result.tokens = len(chosen), float(picked["tokens"].to_numpy().sum())
+    result.by_source = _by_source(frame, picked)
+    result.command = _command(name, selector, choice)
+    if not dry_run:
+        lineage = {
+            "name": name,
+            "curate": __version__,
+            "selector": {"name": selector.name, "version": selector.version, "settings": selector.settings()},
+            "choice": asdict(choice),
+            "command": result.command,
+            "pool": {"fingerprint": pool_fingerprint(shards), "rows": ws.n_rows(), "shards": len(shards)},
+            "scores": {s.name: s.recipe for s in every},
+            "target": load_target(ws, choice.target).fingerprint if choice.target else None,
+            **({"history": {name: _stamp(ws, name) for name in choice.before}} if choice.history else {}),
+            "result": {k: v for k, v in asdict(result).items() if k not in ("name", "command", "dry_run")},
+        }
+        with claim(ws.path, f"manifest {name}"):
+            write_manifest(ws, name, _rows(picked), lineage)
+    return result
+
+
+def replay(ws: Workspace, name: str, file: str, find: Any, *, allow_stale: bool = False) -> Selected:
+    """Repeat the selection that a manifest's JSON describes, under a name.
+
+    find(kind, name) gives a selector's class. allow_stale: as the original had it, or given now. Where the pool or a
+    score has changed since, the result says so.
+    """
+    path = Path(file)
+    if not path.is_file():
+        raise CurateError(f"{file}: there is no such file; a manifest's JSON lies in manifests/NAME.json.")
+    try:
+        lineage = read_json(path)
+    except ValueError:
+        lineage = None
+    if not isinstance(lineage, dict) or not {"selector", "choice", "sha256"} <= lineage.keys():
+        raise CurateError(f"{file}: this is no manifest's JSON (it has no selector, choice and sha256).")
+    method = lineage["selector"]
+    choice = Choice(**{**lineage["choice"], "allow_stale": lineage["choice"]["allow_stale"] or allow_stale})
+    result = select(ws, name, find("selector", method["name"])(**method["settings"]), choice)
+    again = read_json(ws.manifest_path(name).with_suffix(".json"))
+    if again["sha256"] != lineage["sha256"]:
+        changed = [
+            s for s, r in lineage["scores"].items() if again["scores"].get(s, {}).get("fingerprint") != r["fingerprint"]
+        ]
+        what = f"the score (or vectors) {', '.join(changed)}" if changed else "the pool"
+        if not changed and again["target"] != lineage.get("target"):
+            what = f"the target '{choice.target}'"
+        elif not changed and again["pool"]["fingerprint"] == lineage["pool"]["fingerprint"]:
+            what = "curate's selector"
+        result.warnings.append(f"the rows differ from the replayed manifest's: {what} has changed since")
+    return result
+
+
+# --- candidates ------------------------------------------------------------------------------------------
+
+
+def _refuse_unused(selector: Selector, choice: Choice) -> None:
+    """Raises CurateError for vectors, a target or a history that the selector lacks, or does not use."""
+    if choice.history and not selector.uses_history:
+        raise CurateError(f"the selector '{selector.name}' uses no history; leave out --history {choice.history}.")
+    for option, given, used in (
+        ("vectors", choice.vectors, selector.uses_vectors),
+        ("target", choice.target, selector.uses_target),
+    ):
+        if given and not used:
+            raise CurateError(f"the selector '{selector.name}' uses no {option}; leave out --{option} {given}.")
+        if used and not given:
+            hint = "`curate score embed` makes some" if option == "vectors" else "`curate target` makes one"
+            raise CurateError(f"the selector '{selector.name}' needs {option}: add --{option} NAME ({hint}).")
+
+
+def _history(ws: Workspace, choice: Choice, state: TableState) -> Vectors:
+    """The vectors of what was learnt before, in its order. Raises CurateError for a name that is neither a manifest nor
+    a target, or a target that is not among the vectors."""
+    found = []
+    for name in choice.before:
+        if name in ws.manifest_names():
+            rows, of_each = np.unique(read_manifest(ws, name)[0]["row"].to_numpy(), return_inverse=True)
+            found.append(_vectors(ws, rows, state).take(of_each))
+        elif name in ws.target_names():
+            found.append(load_vectors(ws, state.name, name))
+        else:
+            known = [*ws.manifest_names(), *ws.target_names()]
+            raise CurateError(f"--history {name}: there is no manifest and no target of that name: "
+                              f"{nearest(name, known)}")  # fmt: skip
+    unit, norm, error = (np.concatenate([getattr(v, what) for v in found]) for what in ("unit", "norm", "error"))
+    return Vectors(unit, norm, error)
+
+
+def _stamp(ws: Workspace, name: str) -> str:
+    """What vouches for a manifest's rows, or a target's."""
+    return read_manifest(ws, name)[1]["sha256"] if name in ws.manifest_names() else load_target(ws, name).fingerprint
+
+
+def _vectors(ws: Workspace, at: np.ndarray, state: TableState) -> Vectors:
+    """The vectors of rows of the pool, none twice, in their order: float16, a part of the stored ones at a time beside
+    them."""
+    place = np.full(ws.n_rows(), -1, np.int64)  # of each row of the pool among these
+    place[at] = np.arange(len(at))
+    parts, unit = Parts(ws.table_folder("vectors", state.name)), None
+    norm, error = None, np.full(len(at), "is not encoded yet", object)
+    for shard in state.done:
+        found = vectors_of(read_table(parts.path(shard.name)))
+        mine = place[shard.start : shard.start + shard.rows]
+        rows = np.flatnonzero(mine >= 0)
+        if unit is None or norm is None:
+            unit = np.zeros((len(at), found.unit.shape[1]), np.float16)
+            norm = np.full((len(at), *found.norm.shape[1:]), np.nan, np.float32)
+        unit[mine[rows]], norm[mine[rows]], error[mine[rows]] = found.unit[rows], found.norm[rows], found.error[rows]
+    if unit is None or norm is None:
+        return Vectors(np.zeros((len(at), 0), np.float16), np.full(len(at), np.nan, np.float32), error)
+    return Vectors(unit, norm, error)
+
+
+def _candidates(ws: Workspace, choice: Choice) -> pa.Table:
+    """The samples that `where` lets through, by id: row, id (as a number), source, value, tokens."""
+    value = choice.by if choice.by and choice.per != "subtask" else "NULL"
+    columns = f"""row, ('0x' || id)::UBIGINT AS id, source, ({value}\n)::DOUBLE AS "value",
+        ({choice.token_count}\n)::DOUBLE AS tokens"""
+    table = sql.fetch(ws, _from_samples(columns, choice))
+    if not table.num_rows:
+        raise CurateError(f'no sample passes --where "{choice.where}".')
+    return table
+
+
+def _from_samples(columns: str, choice: Choice) -> str:
+    where = f"WHERE ({choice.where}\n)" if choice.where else ""  # the line's end closes a comment
+    return f"SELECT {columns} FROM samples {where} ORDER BY id"
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Samples ranked apart, with a budget of their own: label, rows int64 [n] ascending, values float64 [N] or null."""
+
+    label: str
+    rows: np.ndarray
+    values: np.ndarray | None
+
+
+def _groups(
+    ws: Workspace, frame: pa.Table, choice: Choice, codes: np.ndarray, sources: Sequence[str]
+) -> Iterator[_Group]:
+    values = frame["value"].to_numpy() if choice.by else None
+    if choice.null and values is not None:
+        values = np.random.default_rng(choice.seed % 2**63).permutation(values)
+    if choice.per == "subtask":
+        yield from _subtask_groups(ws, frame, choice)
+    elif choice.per == "source":
+        by_source, ends = np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes, minlength=len(sources)))
+        for code in sorted(range(len(sources)), key=lambda code: sources[code]):
+            yield _Group(sources[code], by_source[ends[code - 1] if code else 0 : ends[code]], values)
+    else:
+        yield _Group("", np.arange(frame.num_rows), values)
+
+
+def _subtask_groups(ws: Workspace, frame: pa.Table, choice: Choice) -> Iterator[_Group]:
+    """One ranking per sub-task of the score that --by names."""
+    name = (choice.by or "").strip()
+    if name not in ws.score_names():
+        raise CurateError("--per subtask ranks by the sub-tasks of one score; name that score alone with --by.")
+    if not score_state(ws, name).recipe["keeps_subtasks"]:
+        raise CurateError(
+            f"the score '{name}' kept no sub-tasks; score it again with --set keep_subtasks=true --fresh."
+        )
+    kept = sql.fetch(ws, f"SELECT map_keys(subtasks) AS k FROM {name} WHERE subtasks IS NOT NULL LIMIT 1")
+    for label in kept["k"].to_pylist()[0] if kept.num_rows else []:
+        literal = label.replace("'", "''")
+        table = sql.fetch(ws, f"SELECT {name}_subtasks['{literal}']::DOUBLE AS v FROM samples ORDER BY row")
+        yield _Group(label, np.arange(frame.num_rows), table["v"].to_numpy()[frame["row"].to_numpy()])
+
+
+def _choose(
+    ws: Workspace,
+    frame: pa.Table,
+    selector: Selector,
+    choice: Choice,
+    result: Selected,
+    vectors: Vectors | None,
+    target: Vectors | None,
+    history: Vectors | None,
+) -> np.ndarray:
+    """Positions in `frame` of the chosen, group after group, best first; what one group took no other may take."""
+    ids, tokens = frame["id"].to_numpy(), frame["tokens"].to_numpy()
+    sources = frame["source"].combine_chunks().dictionary_encode()
+    codes, names = sources.indices.to_numpy(zero_copy_only=False), sources.dictionary.to_pylist()
+    free, valued, chosen = np.isfinite(tokens), np.zeros(len(ids), dtype=bool), []
+    if vectors is not None:
+        free &= vectors.there
+    for group in _groups(ws, frame, choice, codes, names):
+        rows = group.rows[free[group.rows]]
+        if group.values is not None:
+            rows = rows[np.isfinite(group.values[rows])]
+        valued[rows] = True
+        budget, of = _budget(choice, len(rows)), f" of {group.label}" if group.label else ""
+        values = None if group.values is None else group.values[rows]
+        sizes = tokens[rows] if budget.unit == "tokens" else np.ones(len(rows))
+        beside = vectors if vectors is None or len(rows) == len(ids) else vectors.take(rows)
+        candidates = Candidates(ids[rows], values, codes[rows], names, sizes, beside, target, history)
+        its = selector.select(candidates, budget, _seed(choice.seed, group.label))
+        picked = rows[its]
+        result.flops += sum(candidates.flops)
+        result.warnings += _unspent(selector, budget, sizes, its, of)
+        free[picked] = False
+        chosen.append(picked)
+    result.without_value = int((~valued).sum())
+    return np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.int64)
+
+
+def _unspent(selector: Selector, budget: Budget, sizes: np.ndarray, chosen: np.ndarray, of: str) -> list[str]:
+    """What is to be said of a budget that is too large, or that any further candidate would have fitted."""
+    told, there, spent = [], float(sizes.sum()), float(sizes[chosen].sum())
+    amount = f"{budget.amount:,.0f} {budget.unit}"
+    if budget.amount > there:
+        have = "" if budget.unit == "rows" else f" have ({there:,.0f})"
+        told.append(f"the budget of {amount} is more than the {len(sizes):,} candidates{of}{have}")
+    left = np.delete(sizes, chosen)
+    if len(left) and budget.amount - spent >= left.max():
+        told.append(f"'{selector.name}' takes {spent:,.0f}{of} of the {amount} it may")
+    return told
+
+
+def _seed(seed: int, group: str) -> int:
+    """A seed for each group: what one left over must not meet the same noise in the next."""
+    return int(fingerprint(seed, group), 16) if group else seed
+
+
+def _budget(choice: Choice, candidates: int) -> Budget:
+    if choice.tokens is not None:
+        return Budget("tokens", choice.tokens)
+    return Budget("rows", choice.top if choice.top is not None else int(choice.frac * candidates + 1e-9))  # type: ignore[operator]
+
+
+# --- the manifest ----------------------------------------------------------------------------------------
+
+
+def _rows(picked: pa.Table) -> pa.Table:
+    n = picked.num_rows
+    return pa.table(
+        {
+            "id": [f"{number:016x}" for number in picked["id"].to_pylist()],
+            "row": picked["row"],
+            "source": picked["source"],
+            "weight": np.ones(n, dtype=np.float32),
+            "repeats": np.ones(n, dtype=np.int32),
+            "rank": np.arange(n),
+        }
+    )
+
+
+def _by_source(frame: pa.Table, picked: pa.Table) -> list[dict[str, Any]]:
+    """What was selected of every source, the most first."""
+    pool = pl.DataFrame(frame.select(["source"])).group_by("source").agg(pl.len().alias("candidates"))
+    mine = pl.DataFrame(picked.select(["source", "value", "tokens"])).group_by("source")
+    counted = mine.agg(pl.len().alias("selected"), pl.col("tokens").sum(), pl.col("value").mean().alias("mean_value"))
+    joined = pool.join(counted, on="source", how="left").with_columns(pl.col("selected", "tokens").fill_null(0))
+    share = (pl.col("selected") / picked.num_rows).alias("share")
+    return joined.with_columns(share).sort(["selected", "source"], descending=[True, False]).to_dicts()
+
+
+def _command(name: str, selector: Selector, choice: Choice) -> str:
+    """The command line that makes this selection again."""
+    words = ["curate", "select", name, "--selector", selector.name]
+    words += settings_words(selector.settings())
+    for key, value in asdict(choice).items():
+        if value is True:
+            words.append(f"--{key.replace('_', '-')}")
+        elif value not in (None, False) and not (key == "token_count" and value == TOKENS):
+            words += [f"--{key.replace('_', '-')}", str(value)]
+    return shlex.join(words)

@@ -1,0 +1,77 @@
+"""`curate sql`: one SELECT over the workspace, printed or written."""
+
+from __future__ import annotations
+
+import contextlib
+import csv
+import io
+import json
+import shutil
+from decimal import Decimal
+from pathlib import Path
+from typing import Any
+
+from curate.errors import CurateError, nearest
+from curate.store.workspace import Workspace
+from curate.tables import sql as queries
+
+FORMATS = ("table", "csv", "json", "parquet")
+
+
+def sql(ws: Workspace, query: str) -> list[dict[str, Any]]:
+    """The rows of one SELECT over pool, targets, rejects, ledger, runs, samples, every score and manifest."""
+    return list(queries.rows(ws, query))
+
+
+def write_sql(ws: Workspace, query: str, fmt: str = "table", output: str | None = None) -> str:
+    """Run a query; returns the text to print, or writes `output` and returns ''."""
+    if fmt not in FORMATS:
+        raise CurateError(f"there is no output format '{fmt}': {nearest(fmt, FORMATS)}")
+    if output and fmt in ("parquet", "csv"):
+        queries.save(ws, query, _new_file(output), fmt)
+        return ""
+    if fmt == "parquet":
+        raise CurateError("Parquet is no text; say where to write it with -o FILE.")
+    text = _as_text(ws, query, fmt)
+    if output:
+        _new_file(output).write_text(text + "\n", encoding="utf-8")
+        return ""
+    return text
+
+
+def _as_text(ws: Workspace, query: str, fmt: str) -> str:
+    if fmt == "table":
+        text = io.StringIO()
+        with contextlib.redirect_stdout(text):
+            queries.run(ws, query).show(max_width=shutil.get_terminal_size((160, 40)).columns, max_rows=60)
+        return text.getvalue().rstrip()
+    table = queries.fetch(ws, query)
+    rows = [{name: plain(value) for name, value in row.items()} for row in table.to_pylist()]
+    if fmt == "json":
+        return "[" + ",\n ".join(json.dumps(row, ensure_ascii=False) for row in rows) + "]"
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(table.column_names)
+    writer.writerows([row[name] for name in table.column_names] for row in rows)
+    return text.getvalue().rstrip("\n")
+
+
+def plain(value: Any) -> Any:
+    """A value as JSON has it: plain integers, floats and texts; NaN and infinities are null."""
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        pairs = value and all(isinstance(v, tuple) and len(v) == 2 for v in value)  # Arrow's maps
+        return {str(k): plain(v) for k, v in value} if pairs else [plain(v) for v in value]
+    return value if value is None or isinstance(value, bool | int | str) else str(value)
+
+
+def _new_file(output: str) -> Path:
+    path = Path(output)
+    if not path.parent.is_dir():
+        raise CurateError(f"{path.parent}: there is no such folder to write {path.name} into.")
+    return path

@@ -1,0 +1,114 @@
+"""`curate status` and `curate ledger`: what there is, what of it stands, and what it cost."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+from curate.runs.fitted_mask import read_mask
+from curate.store.commits import read_json
+from curate.store.workspace import Workspace
+from curate.tables import sql
+from curate.tables.index import index_words
+from curate.tables.state import score_state, table_state, target_vectors
+
+_RUN = "name, model, manifest, weighting, mask, trainable, optimizer_bytes, peak_bytes, seed, steps, samples, state"
+
+
+@dataclass
+class Status:
+    """What a workspace holds."""
+
+    path: str
+    rows: int
+    shards: int
+    copies: int
+    rejects: int
+    sources: list[dict[str, Any]] = field(default_factory=list)
+    targets: list[dict[str, Any]] = field(default_factory=list)
+    scores: list[dict[str, Any]] = field(default_factory=list)
+    vectors: list[dict[str, Any]] = field(default_factory=list)
+    manifests: list[dict[str, Any]] = field(default_factory=list)
+    masks: list[dict[str, Any]] = field(default_factory=list)
+    runs: list[dict[str, Any]] = field(default_factory=list)
+
+
+def status(ws: Workspace) -> Status:
+    """The pool by source, targets by split, scores and vectors with what is missing or stale, and the rest."""
+    sources = "SELECT source, count(*) AS rows, sum(copies)::BIGINT AS copies, sum(n_chars)::BIGINT AS chars FROM pool"
+    by_source = list(sql.rows(ws, f"{sources} GROUP BY source ORDER BY rows DESC, source"))
+    targets = """SELECT target, count(*) FILTER (split = 'val') AS val, count(*) FILTER (split = 'test') AS test,
+        count(DISTINCT nullif(subtask, '')) AS subtasks FROM targets GROUP BY target ORDER BY target"""
+    return Status(
+        path=str(ws.path),
+        rows=ws.n_rows(),
+        shards=len([shard for shard in ws.shards() if shard.rows]),
+        copies=sum(row["copies"] for row in by_source),
+        rejects=next(sql.rows(ws, "SELECT count(*) AS n FROM rejects"))["n"],
+        sources=by_source,
+        targets=list(sql.rows(ws, targets)),
+        scores=[_score(ws, name) for name in ws.score_names()],
+        vectors=[_vectors(ws, name) for name in ws.vectors_names()],
+        manifests=[_manifest(ws, name) for name in ws.manifest_names()],
+        masks=[_mask(ws, name) for name in ws.mask_names()],
+        runs=list(sql.rows(ws, f"SELECT {_RUN} FROM runs")),
+    )
+
+
+def _score(ws: Workspace, name: str) -> dict[str, Any]:
+    state = score_state(ws, name)
+    return {
+        "name": name,
+        "method": state.recipe["method"],
+        "target": state.recipe["target"],
+        "rows": state.rows,
+        "nulls": state.nulls,
+        "state": state.problem() or "complete",
+        "command": state.command() if state.problem() else None,
+    }
+
+
+def _vectors(ws: Workspace, name: str) -> dict[str, Any]:
+    state = table_state(ws, "vectors", name)
+    problem = state.problem()
+    return {
+        "name": name,
+        "method": state.recipe["method"],
+        "model": ", ".join(model["name"] for model in state.recipe.get("models", {}).values()),
+        "targets": ", ".join(target_vectors(ws.table_folder("vectors", name)).names()),
+        "rows": state.rows,
+        "nulls": state.nulls,
+        "index": index_words(ws, name),
+        "state": problem or "complete",
+        "command": state.command() if problem else None,
+    }
+
+
+def _manifest(ws: Workspace, name: str) -> dict[str, Any]:
+    lineage = read_json(ws.manifest_path(name).with_suffix(".json"))
+    made = next(lineage[key] for key in ("weighting", "mixer", "selector") if lineage.get(key))
+    return {
+        "name": name,
+        "made_by": made["name"],
+        "by": lineage["by"] if lineage.get("weighting") else lineage["choice"]["by"],
+        "rows": lineage["result"]["rows"],
+    }
+
+
+def _mask(ws: Workspace, name: str) -> dict[str, Any]:
+    lineage = read_mask(ws, name).lineage
+    of = {"name": name, "made_by": lineage["mask"]["name"], "model": lineage["model"]["name"]}
+    return {**of, "frac": lineage["frac"], "selected": lineage["selected"]}
+
+
+def ledger(ws: Workspace) -> list[dict[str, Any]]:
+    """What was spent, summed by stage, method, name and phase, in the order of the first time."""
+    return list(
+        sql.rows(
+            ws,
+            """SELECT stage, array_to_string(methods, ' ') AS methods, name, phase, count(*) AS runs,
+            sum(samples)::BIGINT AS samples, sum(tokens)::BIGINT AS tokens, sum(flops) AS flops,
+            sum(seconds) AS seconds, max(peak_bytes) AS peak_bytes
+            FROM ledger GROUP BY ALL ORDER BY min("at")""",
+        )
+    )

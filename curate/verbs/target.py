@@ -1,0 +1,105 @@
+"""`curate target`: what "good" means, as a small set of samples with sub-tasks and splits."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import polars as pl
+import pyarrow as pa
+
+from curate.errors import CurateError
+from curate.store.commits import read_table, write_table
+from curate.store.files import sweep
+from curate.store.input_files import find_inputs, records
+from curate.store.input_formats import Reader, Refused, refusal
+from curate.store.locks import claim
+from curate.store.schema import REJECTS, TARGET
+from curate.store.workspace import Workspace
+
+SPLITS = ("val", "test")
+
+
+@dataclass
+class Targeted:
+    """What a target now holds."""
+
+    name: str
+    rows: dict[str, int] = field(default_factory=dict)  # by split
+    subtasks: dict[str, int] = field(default_factory=dict)
+    formats: dict[str, int] = field(default_factory=dict)
+    rejected: int = 0
+
+
+def target(
+    ws: Workspace,
+    name: str,
+    path: str,
+    *,
+    subtask: str | None = None,
+    split: str = "val",
+    fmt: str = "auto",
+    mapping: Mapping[str, str] | None = None,
+) -> Targeted:
+    """Store the samples at `path` as the given split of target `name`; the other split stays as it is.
+
+    split 'val' chooses, 'test' judges. subtask: the field that names each row's sub-task.
+    Rows whose own split is named (`--map split=FIELD`) go there. Scores that used an edited val split are
+    stale from then on. Raises CurateError where nothing usable is found; what was stored stays.
+    """
+    ws.check_name(name, "target")
+    if split not in SPLITS:
+        raise CurateError(f"the split '{split}' is neither val (chooses) nor test (judges).")
+    reader = Reader(fmt, {**(mapping or {}), **({"subtask": subtask} if subtask else {})})
+    rows, rejects = _read(path, reader, name, split)
+    if not rows:
+        why = f"; line {rejects[0]['line']} {rejects[0]['reason']}" if rejects else ", it is empty"
+        raise CurateError(f"{path}: no sample for the target '{name}' was found{why}.")
+    with claim(ws.path, "targets"):
+        table = pa.Table.from_pylist(rows, schema=TARGET)
+        file = ws.target_path(name)
+        if file.exists():
+            replaced = set(table["split"].to_pylist())
+            old = read_table(file)
+            kept = ~pl.Series(old["split"]).is_in(replaced)
+            table = pa.concat_tables([old.filter(kept.to_arrow()), table])
+        sweep(ws.path / "targets")
+        sweep(ws.path / "rejects")
+        reject_file = ws.path / "rejects" / f"target-{name}-{split}.parquet"
+        if rejects:
+            write_table(reject_file, pa.Table.from_pylist(rejects, schema=REJECTS))
+        else:
+            reject_file.unlink(missing_ok=True)
+        ws.targets.commit(name, table)
+    counted = Counter(table["split"].to_pylist())
+    subtasks = Counter(s for s in table["subtask"].to_pylist() if s)
+    return Targeted(name, dict(counted), dict(subtasks), dict(reader.seen), len(rejects))
+
+
+def _read(path: str, reader: Reader, name: str, split: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    rows, rejects = [], []  # kept as given, repeats too: a mean over the target is over its rows
+    for item in find_inputs(path):
+        for line, record in records(item):
+            try:
+                sample = reader.sample(record)
+                if sample.split not in (None, *SPLITS):
+                    raise Refused(f"names the split '{sample.split}', which is neither val nor test")
+            except Refused as refused:
+                rejects.append(refusal(item.path, line, record, refused, into=f"target {name}"))
+                continue
+            rows.append(
+                {
+                    "id": sample.id,
+                    "source": sample.source or item.source,
+                    "messages": sample.messages,
+                    "text": sample.text,
+                    "copies": 1,
+                    "n_chars": sample.n_chars,
+                    "meta": sample.meta,
+                    "subtask": sample.subtask,
+                    "split": sample.split or split,
+                }
+            )
+    return rows, rejects

@@ -1,0 +1,121 @@
+"""`curate train`: a model trained on a manifest, or on the whole pool, with weights that may change as it learns.
+
+Resumes at its latest checkpoint. Started by `accelerate launch` or `torchrun` it is one of several processes, of which
+the first alone writes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from curate.errors import CurateError
+from curate.models.load import CHARS_PER_TOKEN, parameters
+from curate.runs.config import Training, refuse_unused
+from curate.runs.driver import Trained, advance, processes_of
+from curate.runs.evaluation import Judge, questions
+from curate.runs.samples import Rows, rows_of
+from curate.store.locks import claim
+from curate.store.run_record import Run, run_behind
+from curate.store.workspace import Workspace
+from curate.tables import sql
+from curate.tables.lookup import column_of
+from curate.tables.state import load_target, model_of
+
+
+def train(
+    ws: Workspace,
+    name: str,
+    training: Training,
+    *,
+    judges: Sequence[Judge] = (),
+    fresh: bool = False,
+    dry_run: bool = False,
+) -> Trained:
+    """Train a model as the run `name`, from its latest checkpoint on where there is one.
+
+    judges: metrics on targets, taken every `eval_every` steps and at the end. fresh: train beside the run of that name,
+    and put the new one in its place when it is complete.
+
+    Raises CurateError for a run of other settings under that name, a manifest whose samples are not in the pool,
+    weights that are all zero, negative or not numbers, a judge's target without its split; CurateFailure where the loss
+    diverges, naming the step and the last good checkpoint.
+    """
+    ws.check_name(name, "run")
+    training = replace(
+        training,
+        model=model_of(ws, training.model),
+        reference=model_of(ws, training.reference) if training.reference else None,
+    )
+    for model in (training.model, training.reference):
+        if model and run_behind(ws, model.name) == name:
+            raise CurateError(
+                f"the run '{name}' cannot go on from itself, or look at itself; train another of a new name."
+            )
+    refuse_unused(training)
+    result, rows = Trained(name), None
+    if not training.stream:
+        ws.require_pool()
+        rows = rows_of(ws, training.manifest, training.by, training.allow_stale, training.seed)
+        result.warnings += rows.warnings
+    target = load_target(ws, training.target) if training.target else None
+    for judge in judges:
+        questions(ws, judge)
+    if dry_run:
+        if rows is None:
+            raise CurateError("what a stream holds is not known beforehand, so there is no --dry-run of it.")
+        result.planned = _planned(ws, rows, training)
+        return result
+    processes = processes_of(training.model)
+    alone = processes.is_main_process
+    if training.settings.count_flops and processes.num_processes > 1:
+        raise CurateError("count_flops measures one process; leave it out, or train in one.")
+    with ExitStack() as stack:
+        run = Run(ws, name, beside=fresh and name in ws.run_names())
+        processes.wait_for_everyone()  # all have looked before the first writes
+        if alone:
+            stack.enter_context(claim(ws.path, f"run {name}"))
+        advance(run, training, rows, target, processes, result, judges=judges)
+        if alone and run.beside:
+            run.swap()
+        processes.wait_for_everyone()
+    result.folder = str(Run(ws, name).latest().folder)
+    if alone and training.settings.keep_weights:
+        result.by_epoch, result.by_source = _diagnostics(ws, name, training.stream is None)
+    return result
+
+
+def _diagnostics(ws: Workspace, name: str, pooled: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+    """ADAPT's diagnostics: the effective proportion of the data (mean weight) and the spread of what the weights were
+    made of, by epoch; and the effective distribution over sources."""
+    its = f"(SELECT * FROM trained WHERE run = '{name}')"
+    epochs = f"""SELECT epoch, count(*) AS samples, avg(weight) AS mean_weight,
+        min(weight) AS least, max(weight) AS most, quantile_cont(measure, 0.05) AS measure_5,
+        median(measure) AS measure_50, quantile_cont(measure, 0.95) AS measure_95
+        FROM {its} GROUP BY epoch ORDER BY epoch"""
+    sources = f"""SELECT source, count(*) / sum(count(*)) OVER () AS share,
+        sum(t.weight) / sum(sum(t.weight)) OVER () AS weighted_share
+        FROM {its} t JOIN pool USING (row) GROUP BY source ORDER BY weighted_share DESC, source"""
+    return list(sql.rows(ws, epochs)), list(sql.rows(ws, sources)) if pooled else []
+
+
+def _planned(ws: Workspace, rows: Rows, training: Training) -> dict[str, Any]:
+    """What a training would take, at four characters a token."""
+    chars = column_of(ws, "n_chars", rows.row)
+    samples, n = float(rows.draws.size if rows.draws else rows.repeats.sum()), parameters(training.model)
+    settings, weighting = training.settings, training.weighting
+    per_epoch = -(-int(samples) // (settings.batch_size * (settings.oversample if weighting.chooses else 1)))
+    steps = settings.steps or int(np.ceil(settings.epochs * per_epoch))
+    drawn = rows.repeats if rows.draws is None else np.bincount(rows.draws.samples(0), minlength=len(chars))
+    mean = float((chars * drawn).sum() / drawn.sum()) / CHARS_PER_TOKEN
+    tokens = mean * samples * steps / per_epoch
+    factor = 4.0 if settings.lora_r else 6.0
+    if weighting.chooses:  # all forward, and backward without matrices where gradients are compared; some learnt from
+        seen, learnt = (4.0, factor - 4.0) if (matching := weighting.matching()) else (2.0, factor)
+        looked = seen * settings.target_batch / settings.target_every if matching and matching.target else 0.0
+        factor = seen + learnt / settings.oversample + looked / (settings.batch_size * settings.oversample)
+    return {"samples": int(samples), "steps": steps, "tokens": tokens, "flops": factor * n * tokens}

@@ -1,0 +1,313 @@
+"""`curate verify`: every part against its commit record, and what is damaged computed again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from curate.errors import CurateError, CurateFailure
+from curate.hashing import ids_as_integers
+from curate.kinds.registry import Executor
+from curate.runs.fitted_mask import read_mask
+from curate.store.commits import Parts, digest, parquet_of, read_json, read_table
+from curate.store.files import Location, remove_tree
+from curate.store.locks import claim
+from curate.store.manifests import is_mixture
+from curate.store.run_record import Run
+from curate.store.workspace import Workspace
+from curate.tables.index import ensure_index, index_path, index_problem, record_of
+from curate.tables.state import TableState, model_choices, table_state, target_vectors
+from curate.verbs.score import score
+
+
+@dataclass(frozen=True)
+class Damage:
+    """One part that is not what its record says. remedy: what mends it, where `repair` cannot."""
+
+    kind: str  # pool, rejects, copies, target, score, vectors, prepared, manifest, mask
+    name: str  # of the score, target, manifest or folder
+    part: str
+    what: str
+    remedy: str
+    repaired: bool = False
+
+
+@dataclass
+class Verified:
+    """What was looked at and what is wrong with it."""
+
+    parts: int = 0
+    bytes: int = 0
+    damaged: list[Damage] = field(default_factory=list)
+
+
+def verify(
+    ws: Workspace,
+    *,
+    repair: bool = False,
+    find: Callable[[str, str], Any] | None = None,
+    executor: Executor | None = None,
+) -> Verified:
+    """Check every part: its bytes, its rows, the pool's ids in a score's rows.
+
+    repair: remove what is damaged and can be computed, and compute exactly that again; `find(kind, name)` gives the
+    methods' classes. What cannot be computed (the pool, targets) stays as it is, with its remedy. Reads everything
+    once; holds one part at a time.
+
+    Raises CurateError where repair is asked for and another process writes.
+    """
+    result = Verified()
+    for name in ("pool", *ws.target_names()):
+        _note(result, _originals(ws, name))
+    for folder in sorted((ws.path / "prepared").glob("*")):
+        _note(result, _prepared(ws, folder, repair))
+    for name in ws.vectors_names():  # before the scores, which are made of them
+        _note(result, _table(ws, "vectors", name, repair, find, executor))
+        _note(result, _aims(ws, name, repair))
+        _note(result, _index(ws, name, repair))
+    for name in ws.score_names():
+        _note(result, _table(ws, "score", name, repair, find, executor))
+    for name in ws.manifest_names():
+        _note(result, _manifest(ws, name))
+    for name in ws.mask_names():
+        _note(result, _mask(ws, name))
+    return result
+
+
+_Seen = Iterator[int | Damage]  # bytes of a part that is well, or what is wrong with it
+
+
+def _note(result: Verified, seen: _Seen) -> None:
+    for item in seen:
+        result.parts += 1
+        if isinstance(item, Damage):
+            result.damaged.append(item)
+        else:
+            result.bytes += item
+
+
+def _problem(parts: Parts, name: str, record: Mapping[str, Any] | None) -> tuple[str | None, bytes]:
+    """What is wrong with a part's file, and its bytes."""
+    path = parts.path(name)
+    if record is None:
+        return ("has no commit record that can be read" if path.exists() else "is not there"), b""
+    if not path.exists():
+        return "is not there, but its commit record is", b""
+    return _wrong(data := path.read_bytes(), record["sha256"], record.get("bytes")), data
+
+
+def _wrong(data: bytes, sha256: str, size: int | None = None) -> str | None:
+    if size is not None and len(data) != size:
+        return f"has {len(data)} bytes, not the {size} that were written"
+    return None if digest(data) == sha256 else "has other bytes than were written (its SHA-256 differs)"
+
+
+def _named(parts: Parts) -> list[str]:
+    """Parts that have a file, a record or both."""
+    return sorted({*parts.names(), *parts.sizes()})
+
+
+# --- what came from outside, and cannot be computed ------------------------------------------------------
+
+
+def _originals(ws: Workspace, name: str) -> _Seen:
+    if name == "pool":
+        yield from _pool(ws)
+        return
+    remedy = f"add it again with `curate target {name} PATH`"
+    problem, data = _problem(ws.targets, name, ws.targets.record(name))
+    yield Damage("target", name, name, problem, remedy) if problem else len(data)
+
+
+def _pool(ws: Workspace) -> _Seen:
+    restore = "put a copy of the file back, or ingest the same files into a new workspace"
+    unvouched = "nothing reads it; the next `curate ingest` removes it"
+    for name in _named(ws.pool):
+        record = ws.pool.record(name)
+        problem, data = _problem(ws.pool, name, record)
+        yield Damage("pool", "pool", name, problem, restore if record else unvouched) if problem else len(data)
+        for kind, sha256 in (record or {"beside": {}})["beside"].items():
+            folder = ws.path / "rejects" if kind == "rejects" else ws.path / "pool" / "copies"
+            path = folder / f"{name}.parquet"
+            data = path.read_bytes() if path.exists() else b""
+            wrong = _wrong(data, sha256) if path.exists() else "is not there"
+            yield Damage(kind, kind, name, wrong, restore) if wrong else len(data)
+
+
+# --- what can be computed again --------------------------------------------------------------------------
+
+
+def _prepared(ws: Workspace, folder: Location, repair: bool) -> _Seen:
+    """Partials and states; what is removed is counted again by the next score that needs it."""
+    if (folder / "run.json").exists():
+        yield from _warm_up(ws, folder, repair)
+        return
+    parts, remedy = Parts(folder, ".safetensors"), "--repair removes it, and the next score counts it again"
+    damaged = []
+    for name in _named(parts):
+        problem, data = _problem(parts, name, parts.record(name))
+        if problem:
+            damaged.append(Damage("prepared", folder.name, name, problem, remedy, repair))
+        else:
+            yield len(data)
+    if damaged and repair:
+        with claim(ws.path, f"prepared {folder.name}"):
+            for damage in damaged:
+                parts.remove(damage.part)
+    yield from damaged
+
+
+def _warm_up(ws: Workspace, folder: Location, repair: bool) -> _Seen:
+    """The checkpoints of a warm-up; where one is damaged all are removed, and trained again to the same bytes."""
+    run, damaged = Run(ws, f"warmup of {folder.name}", place=folder), []
+    for checkpoint in run.checkpoints():
+        for name, vouched in checkpoint.record["files"].items():
+            path = checkpoint.folder / name
+            data = path.read_bytes() if path.exists() else b""
+            if problem := _wrong(data, vouched) if path.exists() else "is not there":
+                part, remedy = (
+                    f"{checkpoint.folder.name}/{name}",
+                    "--repair removes the warm-up, which is trained again",
+                )
+                damaged.append(Damage("prepared", folder.name, part, problem, remedy, repair))
+            else:
+                yield len(data)
+    if damaged and repair:
+        with claim(ws.path, f"prepared {folder.name}"):
+            remove_tree(folder, marker="run.json")
+    yield from damaged
+
+
+def _aims(ws: Workspace, name: str, repair: bool) -> _Seen:
+    """The vectors of targets."""
+    state, parts = table_state(ws, "vectors", name), target_vectors(ws.table_folder("vectors", name))
+    for target in _named(parts):
+        problem, data = _problem(parts, target, parts.record(target))
+        if not problem:
+            yield len(data)
+            continue
+        if repair:
+            with claim(ws.path, f"vectors {name}"):
+                parts.remove(target)
+        remedy = f"--repair removes it, and `{state.command(target)}` makes it again"
+        yield Damage("vectors", name, f"targets/{target}", problem, remedy, repair)
+
+
+def _index(ws: Workspace, name: str, repair: bool) -> _Seen:
+    record, path = record_of(ws, name), index_path(ws, name)
+    if record is None:
+        return
+    data = path.read_bytes() if path.exists() else b""
+    problem = _wrong(data, record.sha256, record.bytes) if path.exists() else "is not there"
+    if problem is None:
+        yield len(data)
+        return
+    remedy = "--repair builds it again"
+    if repair:
+        with claim(ws.path, f"vectors {name}"):
+            path.with_suffix(".json").unlink(missing_ok=True)
+            remedy = ensure_index(ws, name)
+    yield Damage("vectors", name, "index.faiss", problem, remedy, repair and index_problem(ws, name) is None)
+
+
+def _table(
+    ws: Workspace,
+    kind: str,
+    name: str,
+    repair: bool,
+    find: Callable[[str, str], Any] | None,
+    executor: Executor | None,
+) -> _Seen:
+    state, parts = table_state(ws, kind, name), Parts(ws.table_folder(kind, name))
+    shards = {shard.name: shard for shard in ws.shards()}
+    damaged = []
+    for part in _named(parts):
+        record = parts.record(part)
+        problem, data = _problem(parts, part, record)
+        if not problem and record:
+            problem = _other_rows(data, record, read_ids(shards[part].path) if part in shards else None)
+        if problem:
+            damaged.append(Damage(kind, name, part, problem, "--repair computes it again", repair))
+        else:
+            yield len(data)
+    if damaged and repair:
+        with claim(ws.path, f"{kind} {name}"):
+            for damage in damaged:
+                parts.remove(damage.part)
+            remove_tree(parts.folder / "_units")
+        if state.stale is None:
+            damaged = [*_again(ws, state, find, executor, damaged)]
+        else:
+            remedy = f"it is stale ({state.stale}); `{state.command()}` computes all of it anew"
+            damaged = [replace(d, remedy=remedy, repaired=False) for d in damaged]
+    yield from damaged
+
+
+def read_ids(path: Location) -> np.ndarray | None:
+    """The ids of a pool's part, in order; null where it cannot be read, which is told of the pool."""
+    try:
+        return ids_as_integers(read_table(path, ["id"])["id"].to_pylist())
+    except (CurateFailure, FileNotFoundError):
+        return None
+
+
+def _other_rows(data: bytes, record: Mapping[str, Any], pool: np.ndarray | None) -> str | None:
+    ids = ids_as_integers(parquet_of(data, ["id"])["id"].to_pylist())
+    if len(ids) != record["rows"]:
+        return f"has {len(ids)} rows, not the {record['rows']} of its record"
+    if pool is not None and not np.array_equal(ids, pool):
+        return "does not have the pool's ids in the pool's order"
+    return None
+
+
+def _again(
+    ws: Workspace,
+    state: TableState,
+    find: Callable[[str, str], Any] | None,
+    executor: Executor | None,
+    damaged: Sequence[Damage],
+) -> Iterator[Damage]:
+    """Compute what was removed; what cannot be computed is told with the reason."""
+    if find is None:
+        raise CurateError("to repair scores, say how methods are found: verify(ws, repair=True, find=curate.find).")
+    recipe = state.recipe
+    method = find("score", recipe["method"])(**recipe["settings"])
+    vectors = state.name if state.kind == "vectors" else recipe.get("vectors")
+    try:
+        score(
+            ws,
+            method,
+            target=recipe.get("target"),
+            names={method.name: state.name} if state.kind == "score" else {},
+            vectors={method.name: vectors} if vectors else {},
+            executor=executor,
+            checkpoints=recipe.get("checkpoints_given", ()),
+            models=model_choices(recipe),
+        )
+    except CurateFailure:
+        raise
+    except CurateError as error:
+        damaged = [replace(d, remedy=str(error).rstrip("."), repaired=False) for d in damaged]
+    yield from damaged
+
+
+def _mask(ws: Workspace, name: str) -> _Seen:
+    try:
+        read_mask(ws, name)
+    except CurateError:
+        yield Damage("mask", name, name, "is not a whole mask", "`curate mask` makes it again")
+    else:
+        yield len(ws.mask_path(name).read_bytes())
+
+
+def _manifest(ws: Workspace, name: str) -> _Seen:
+    path = ws.manifest_path(name)
+    lineage = path.with_suffix(".json")
+    mixed = is_mixture(read_json(lineage))
+    remedy = f"`curate {f'mix {name} …' if mixed else f'select {name} --replay {lineage}'}` makes it again"
+    data = path.read_bytes() if path.exists() else b""
+    wrong = _wrong(data, read_json(lineage)["sha256"]) if path.exists() else "is not there, but its JSON is"
+    yield Damage("manifest", name, name, wrong, remedy) if wrong else len(data)

@@ -1,0 +1,157 @@
+"""`curate weigh`: weights for the samples of the pool, or of a manifest, from a column, for any trainer."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curate.errors import CurateError
+from curate.kinds.registry import Weighting, weigh_once
+from curate.numerics.resampling import repeats_of
+from curate.numerics.statistics import effective_size
+from curate.runs.config import LINEAGE
+from curate.runs.samples import rows_of
+from curate.store.ledger import charged
+from curate.store.locks import claim
+from curate.store.manifests import read_manifest, write_manifest
+from curate.store.workspace import Workspace, __version__, pool_fingerprint
+from curate.tables.lookup import scores_of
+from curate.tables.sql import fetch
+
+_QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
+
+
+@dataclass
+class Weighed:
+    """What weights were given.
+
+    quantiles: of the weights as the weighting gave them (0, 5, 25, 50, 75, 95, 100 %); the manifest's are divided by
+    their mean. effective_rows: (sum w)^2 / sum w^2. by_source: rows, and their share of the whole weight.
+    """
+
+    name: str
+    rows: int = 0
+    without_value: int = 0
+    mean: float = 0.0
+    quantiles: list[float] = field(default_factory=list)
+    effective_rows: float = 0.0
+    lowered: str = ""
+    by_source: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def weigh(
+    ws: Workspace,
+    name: str,
+    weighting: Weighting,
+    by: str,
+    *,
+    manifest: str | None = None,
+    repeats: int | None = None,
+    seed: int = 0,
+    allow_stale: bool = False,
+) -> Weighed:
+    """Weigh samples by an SQL expression over `samples`, as if all were one step's, and write the manifest NAME.
+
+    manifest: weigh the samples of this one; else the whole pool. Samples without a value are left out, and counted. The
+    weights are 1 in the mean. repeats: instead, rows repeat, so many in all; 0: as many as there are samples.
+
+    Raises CurateError for a weighting that needs to see the model, a stale score (unless allowed), a taken name, or
+    weights that are all 0.
+    """
+    ws.check_name(name, "manifest")
+    shards = ws.require_pool()
+    if unseen := set(weighting.needs) - {"loss", "column", "base_loss"}:
+        raise CurateError(
+            f"the weighting '{weighting.name}' looks at the model as it learns ({', '.join(sorted(unseen))}), so it "
+            "weighs in `curate train` only; from a column weigh by adapt_static, flow, linupper and the like."
+        )
+    if weighting.chooses:
+        raise CurateError(
+            f"the weighting '{weighting.name}' chooses among a step's candidates, so it is for `curate train` only; "
+            "from a column choose by `curate select`."
+        )
+    result = Weighed(name)
+    with charged(ws.path, "weigh", methods=[weighting.name], name=name, phase="weigh") as meter:
+        rows = rows_of(ws, manifest, by, allow_stale)
+        assert rows.column is not None
+        result.warnings += rows.warnings
+        meter.samples = len(rows.row)
+        good = np.flatnonzero(np.isfinite(rows.column))
+        result.without_value = len(rows.row) - len(good)
+        if not len(good):
+            raise CurateError(f"no sample has a value of --by {by}.")
+        weights = weigh_once(weighting, rows.column[good])
+        _refuse(weighting, weights)
+        result.rows, result.mean = len(good), float(weights.mean())
+        result.quantiles = np.quantile(weights, _QUANTILES).tolist()
+        whole = rows.weight[good] * weights
+        if not whole.any():
+            raise CurateError("the weights are all 0; there would be nothing to learn from.")
+        result.effective_rows = effective_size(whole)
+        table = _table(ws, rows.row[good], whole / whole.mean(), rows.repeats[good])
+        result.by_source = _by_source(table)
+        if repeats is not None:
+            table, result.lowered = _repeated(table, repeats, seed)
+    base = read_manifest(ws, manifest)[1] if manifest else {}
+    lineage = {
+        "name": name,
+        "curate": __version__,
+        "weighting": {"name": weighting.name, "version": weighting.version, "settings": weighting.settings()},
+        "by": by,
+        "seed": seed,
+        "repeats": repeats,
+        "manifest": {"name": manifest, "sha256": base["sha256"]} if manifest else None,
+        "selection": {key: base[key] for key in LINEAGE if key in base and key != "scores"} or None,
+        "pool": {"fingerprint": pool_fingerprint(shards), "rows": ws.n_rows(), "shards": len(shards)},
+        "scores": {**base.get("scores", {}), **{state.name: state.recipe for state in scores_of(ws, by)}},
+        "result": {key: value for key, value in asdict(result).items() if key != "name"},
+    }
+    with claim(ws.path, f"manifest {name}"):
+        write_manifest(ws, name, table, lineage)
+    return result
+
+
+def _refuse(weighting: Weighting, weights: np.ndarray) -> None:
+    if not (np.isfinite(weights) & (weights >= 0)).all():
+        bad = weights[~(np.isfinite(weights) & (weights >= 0))][0]
+        raise CurateError(f"the weighting '{weighting.name}' gave the weight {bad}; a weight is a number of 0 or more.")
+
+
+def _table(ws: Workspace, row: np.ndarray, weight: np.ndarray, repeats: np.ndarray) -> pa.Table:
+    known = fetch(ws, "SELECT id, source FROM pool ORDER BY row").take(pa.array(row))
+    return pa.table(
+        {
+            "id": known["id"],
+            "row": row,
+            "source": known["source"],
+            "weight": weight.astype(np.float32),
+            "repeats": repeats.astype(np.int32),
+            "rank": np.arange(len(row)),
+        }
+    )
+
+
+def _repeated(table: pa.Table, total: int, seed: int) -> tuple[pa.Table, str]:
+    """The rows with repeats in the place of weights, those that repeat 0 times left out."""
+    weights = table["weight"].to_numpy().astype(np.float64) * table["repeats"].to_numpy()
+    repeats, lowered = repeats_of(weights, total or table.num_rows, seed)
+    some = np.flatnonzero(repeats)
+    left = table.take(pa.array(some))
+    columns = {**{name: left[name] for name in left.column_names}, "weight": np.ones(len(some), np.float32)}
+    columns |= {"repeats": repeats[some].astype(np.int32), "rank": np.arange(len(some))}
+    return pa.table(columns), str(lowered)
+
+
+def _by_source(table: pa.Table) -> list[dict[str, Any]]:
+    sources, codes = np.unique(np.array(table["source"].to_pylist(), object), return_inverse=True)
+    weight = table["weight"].to_numpy().astype(np.float64) * table["repeats"].to_numpy()
+    rows, mine = np.bincount(codes), np.bincount(codes, weight)
+    found = [
+        {"source": s, "rows": int(n), "share": n / len(codes), "weighted_share": w / weight.sum()}
+        for s, n, w in zip(sources, rows, mine, strict=True)
+    ]
+    return sorted(found, key=lambda row: -row["weighted_share"])
