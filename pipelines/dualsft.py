@@ -23,7 +23,7 @@ from presets import PRESETS, Preset  # pyright: ignore[reportMissingImports]
 from scipy.stats import mannwhitneyu
 
 import curate
-from curate.kinds.registry import Mask
+from curate.kinds.parameters import Mask
 from curate.methods.masks.dualsft import Dualsft as DualsftMask
 from curate.methods.masks.gradient_block import GradientBlock
 from curate.methods.masks.magnitude_small import MagnitudeSmall
@@ -37,12 +37,12 @@ from curate.methods.selectors.random import Random
 from curate.methods.selectors.spice import Spice
 from curate.methods.selectors.top import Top
 from curate.methods.weightings.uniform import Uniform
-from curate.models.load import ModelChoice
+from curate.models.choice import ModelChoice
 from curate.numerics.statistics import Mean, paired
 from curate.pages.comparison import page, plot
 from curate.runs.config import Training
 from curate.runs.evaluation import Judge
-from curate.runs.fitted_mask import read_mask
+from curate.store.mask_file import read_mask
 from curate.store.workspace import Workspace
 from curate.verbs.compare import Compared
 from curate.verbs.select import Choice

@@ -33,14 +33,14 @@ from curate.gradients.interactions import (
     restricted,
     summed,
 )
-from curate.kinds.registry import Parameters
+from curate.kinds.parameters import Parameters
 from curate.methods.masks.random import Random as RandomMask
 from curate.methods.scores.dualsft import Dualsft
 from curate.methods.scores.embed_lm import EmbedLm
 from curate.methods.scores.nll import Nll
 from curate.methods.weightings.uniform import Uniform
+from curate.models.choice import ModelChoice
 from curate.models.language_model import LanguageModel
-from curate.models.load import ModelChoice
 from curate.models.tokens import encode
 from curate.numerics.rank_agreement import Interval, Regret, best, jaccard, pairwise_agreement, spearman, top_overlap
 from curate.numerics.selection_profile import diversity, enrichment
@@ -49,7 +49,7 @@ from curate.pages.diagnosis import Panel, heat_map, lines
 from curate.runs.scored_model import scored_model
 from curate.store.ledger import charged
 from curate.store.workspace import Workspace
-from curate.tables.state import load_target
+from curate.tables.recipes import load_target
 from curate.training.examples import Examples
 from curate.training.realised import Trial, Validation, realised
 

@@ -21,7 +21,7 @@ import numpy as np
 from presets import PRESETS, Preset  # pyright: ignore[reportMissingImports]
 
 import curate
-from curate.kinds.registry import Selector
+from curate.kinds.selector import Selector
 from curate.kinds.vectors import Vectors
 from curate.methods.scores.bm25 import Bm25
 from curate.methods.scores.davir import Davir
@@ -56,7 +56,7 @@ from curate.methods.selectors.spice import Spice
 from curate.methods.selectors.top import Top
 from curate.methods.selectors.uds import Uds
 from curate.methods.weightings.uniform import Uniform
-from curate.models.load import ModelChoice
+from curate.models.choice import ModelChoice
 from curate.numerics.selection_profile import diversity
 from curate.numerics.statistics import Mean, paired
 from curate.runs.config import Training

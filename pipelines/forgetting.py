@@ -20,7 +20,8 @@ from dualsft import KINDS, judged  # pyright: ignore[reportMissingImports]
 from presets import PRESETS, Preset  # pyright: ignore[reportMissingImports]
 
 import curate
-from curate.kinds.registry import Mask, Weighting
+from curate.kinds.parameters import Mask
+from curate.kinds.weighting import Weighting
 from curate.methods.masks.dualsft import Dualsft as DualsftMask
 from curate.methods.masks.magnitude_small import MagnitudeSmall
 from curate.methods.metrics.loss import Loss
@@ -32,12 +33,12 @@ from curate.methods.weightings.flow import Flow
 from curate.methods.weightings.stm import Stm
 from curate.methods.weightings.talr import Talr
 from curate.methods.weightings.uniform import Uniform
-from curate.models.load import ModelChoice
+from curate.models.choice import ModelChoice
 from curate.numerics.statistics import Mean, paired
 from curate.pages.comparison import page, plot
 from curate.runs.config import Training
 from curate.runs.evaluation import Judge
-from curate.runs.fitted_mask import read_mask
+from curate.store.mask_file import read_mask
 from curate.store.workspace import Workspace
 from curate.verbs.compare import Compared
 from curate.verbs.select import Choice

@@ -20,7 +20,7 @@ import curate
 from curate.methods.exports.trl import Trl
 from curate.methods.scores.bm25 import Bm25
 from curate.methods.selectors.top import Top
-from curate.models.load import ModelChoice
+from curate.models.choice import ModelChoice
 from curate.store.workspace import Workspace
 from curate.verbs.select import Choice
 

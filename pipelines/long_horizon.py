@@ -22,11 +22,11 @@ from typing import Any
 from presets import SAMPLE, SHARED, real_targets, stream_file, young  # pyright: ignore[reportMissingImports]
 
 import curate
-from curate.cli.audit import plan_of
-from curate.cli.console import table
 from curate.methods.exports.jsonl import Jsonl
 from curate.methods.selectors.top import Top
 from curate.pages.audit import page, reading, rows
+from curate.pages.text_table import table
+from curate.runs.audit_toml import plan_of
 from curate.store.workspace import Workspace
 from curate.verbs.select import Choice
 

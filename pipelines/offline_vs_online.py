@@ -30,7 +30,7 @@ from curate.methods.weightings.adapt import Adapt
 from curate.methods.weightings.adapt_static import AdaptStatic
 from curate.methods.weightings.linupper import Linupper
 from curate.methods.weightings.uniform import Uniform
-from curate.models.load import ModelChoice
+from curate.models.choice import ModelChoice
 from curate.pages.comparison import page, plot, reading
 from curate.runs.config import Training
 from curate.runs.evaluation import Judge

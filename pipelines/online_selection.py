@@ -35,7 +35,7 @@ from curate.methods.weightings.max_loss import MaxLoss
 from curate.methods.weightings.rho_online import RhoOnline
 from curate.methods.weightings.tracin_online import TracinOnline
 from curate.methods.weightings.uniform import Uniform
-from curate.models.load import ModelChoice
+from curate.models.choice import ModelChoice
 from curate.numerics.statistics import Mean, paired
 from curate.pages.comparison import page, plot
 from curate.pages.diagnosis import Panel, lines

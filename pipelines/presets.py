@@ -20,14 +20,14 @@ from pathlib import Path
 from typing import Any
 
 import curate
-from curate.kinds.registry import Metric
+from curate.kinds.metric import Metric
 from curate.methods.exports.jsonl import Jsonl
 from curate.methods.metrics.choice import Choice as OptionChoice
 from curate.methods.metrics.exact_match import ExactMatch
 from curate.methods.scores.dualsft import Dualsft
 from curate.methods.scores.less import Less
 from curate.methods.selectors.random import Random
-from curate.models.load import ModelChoice
+from curate.models.choice import ModelChoice
 from curate.store.workspace import Workspace
 from curate.training.settings import TrainSettings
 from curate.verbs.select import Choice

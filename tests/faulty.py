@@ -13,7 +13,8 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from curate.kinds.registry import Arrays, Columns, Pass, Score, Target
+from curate.kinds.passes import Arrays, Columns, Pass
+from curate.kinds.score import Score, Target
 from curate.kinds.text import Text
 from curate.methods.scores.bm25 import Bm25
 

@@ -20,18 +20,19 @@ import pytest
 from click.testing import CliRunner
 
 import curate
-from curate.cli.audit import plan_of, read_plan
+from curate.cli.audit import read_plan
 from curate.cli.main import cli
 from curate.errors import CurateError, CurateFailure
 from curate.gradients.sketches import gram
 from curate.methods.metrics.choice import Choice
 from curate.methods.metrics.loss import Loss
-from curate.models.load import ModelChoice
+from curate.models.choice import ModelChoice
 from curate.numerics.long_horizon.scorecard import scorecard
 from curate.pages.audit import page, pictures, reading, rows
 from curate.runs.audit_spec import Audit, Measures
+from curate.runs.audit_toml import plan_of
 from curate.runs.evaluation import Judge
-from curate.store.commits import read_json
+from curate.store.encoding import read_json
 from curate.store.workspace import Workspace
 from curate.verbs import audit as stage
 from tests.conftest import ROOT, SAMPLE

@@ -289,7 +289,8 @@ def hard(ws: Workspace, tmp_path: Path) -> Workspace:
 
 @pytest.mark.consumers
 def test_megatron_reads_its_export(hard: Workspace, tmp_path: Path) -> None:
-    from curate.models.load import ModelChoice, load_tokenizer
+    from curate.models.choice import ModelChoice
+    from curate.models.load import load_tokenizer
     from curate.models.tokens import encode
 
     curate.export(hard, "best", Megatron("tiny"), str(tmp_path / "out"))

@@ -16,8 +16,9 @@ from transformers import LlamaConfig
 from curate.errors import CurateError, CurateFailure
 from curate.gradients.per_sample import Outer
 from curate.gradients.sketches import Sketcher
-from curate.kinds.registry import Arrays, Weighting
+from curate.kinds.passes import Arrays
 from curate.kinds.signals import Matching, Products, Step, Weights
+from curate.kinds.weighting import Weighting
 from curate.methods.weightings._nnls import nonnegative
 from curate.methods.weightings.filter_then_weight import FilterThenWeight
 from curate.methods.weightings.grad_match import GradMatch

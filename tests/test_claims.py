@@ -12,9 +12,10 @@ import pytest
 
 import curate
 from curate.errors import CurateError
-from curate.store.commits import write_json
+from curate.machine import LEASE, is_dead, myself
+from curate.store.encoding import write_json
 from curate.store.ledger import charged
-from curate.store.locks import LEASE, claim, is_dead, myself
+from curate.store.locks import claim
 from curate.store.workspace import Workspace
 
 ELSEWHERE = {"machine": "far-1234", "host": "far", "process": 4, "born": "9"}

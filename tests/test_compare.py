@@ -23,12 +23,12 @@ from curate.methods.selectors.random import Random
 from curate.methods.selectors.top import Top
 from curate.methods.weightings.adapt import Adapt
 from curate.methods.weightings.uniform import Uniform
-from curate.models.load import ModelChoice
+from curate.models.choice import ModelChoice
 from curate.numerics.statistics import Mean, paired, pareto
 from curate.pages.comparison import page, plot, reading
 from curate.runs.config import Training
 from curate.runs.evaluation import Judge
-from curate.runs.fitted_mask import read_mask
+from curate.store.mask_file import read_mask
 from curate.store.workspace import Workspace
 from curate.training.settings import TrainSettings
 from curate.verbs.select import Choice

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from curate.errors import CurateError
-from curate.kinds.registry import Budget, Candidates
+from curate.kinds.selector import Budget, Candidates
 from curate.methods.selectors.d4 import D4
 from curate.numerics.faiss_index import clusters
 from tests.oracles import d4 as slow

@@ -12,9 +12,9 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from curate.methods.scores.davir import Davir
+from curate.models.choice import ModelChoice
 from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
-from curate.models.load import ModelChoice
 from curate.models.tokens import encode
 from tests.oracles.davir import davir
 from tests.test_models import TINY, rewritten

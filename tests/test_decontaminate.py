@@ -12,7 +12,7 @@ import pytest
 
 import curate
 from curate.errors import CurateError
-from curate.kinds.registry import Target, run
+from curate.kinds.score import Target, run
 from curate.kinds.text import Text
 from curate.methods.scores.decontaminate import Decontaminate
 from tests.conftest import write_jsonl

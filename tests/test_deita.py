@@ -10,7 +10,7 @@ import pytest
 
 import curate
 from curate.errors import CurateError
-from curate.kinds.registry import Budget, Candidates
+from curate.kinds.selector import Budget, Candidates
 from curate.methods.scores.embed_lm import EmbedLm
 from curate.methods.scores.length import Length
 from curate.methods.selectors import deita

@@ -26,8 +26,8 @@ from curate.gradients.interactions import (
 from curate.gradients.optimizer_state import Moments
 from curate.methods.scores.dualsft import Dualsft
 from curate.methods.weightings.uniform import Uniform
+from curate.models.choice import ModelChoice
 from curate.models.language_model import LanguageModel
-from curate.models.load import ModelChoice
 from curate.models.tokens import encode
 from curate.numerics.rank_agreement import Interval, Regret, best, jaccard, pairwise_agreement, spearman, top_overlap
 from curate.numerics.selection_profile import diversity, enrichment, place_of

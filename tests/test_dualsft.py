@@ -17,11 +17,11 @@ from curate.errors import CurateError
 from curate.gradients.backward import Backward
 from curate.gradients.gradient_model import GradientModel
 from curate.gradients.optimizer_state import Moments
-from curate.kinds.registry import Target
+from curate.kinds.score import Target
 from curate.methods.scores.dualsft import Dualsft
+from curate.models.choice import ModelChoice
 from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
-from curate.models.load import ModelChoice
 from curate.models.tokens import encode
 from tests.conftest import SAMPLE, write_jsonl
 from tests.oracles import dualsft as slow

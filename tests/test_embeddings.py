@@ -21,18 +21,19 @@ from curate.methods.scores.embed_lm import EmbedLm
 from curate.methods.scores.entropy import Entropy
 from curate.methods.scores.nll import Nll
 from curate.methods.selectors.top import Top
+from curate.models.choice import TINY, ModelChoice, resolve
 from curate.models.flops import forward_flops
 from curate.models.forward import Model, score_samples
 from curate.models.language_model import LanguageModel
-from curate.models.load import TINY, ModelChoice, resolve
 from curate.models.sentence_encoder import SentenceEncoder
 from curate.models.tokens import encode
 from curate.numerics import faiss_index
-from curate.store.commits import Parts, read_table
+from curate.store.commits import Parts
+from curate.store.encoding import read_table
 from curate.store.workspace import Workspace
 from curate.tables import index
-from curate.tables.state import load_vectors, table_state
-from curate.tables.vector_table import vector_table, vectors_of
+from curate.tables.state import table_state
+from curate.tables.vector_table import load_vectors, vector_table, vectors_of
 from curate.verbs.select import Choice
 from tests.conftest import SAMPLE, run_and_kill, tree_bytes, write_jsonl
 from tests.oracles.language_model import position_weighted
@@ -320,15 +321,15 @@ def test_vectors_that_are_replaced_while_a_score_is_made_of_them_are_not_mixed(
     """Another process makes the vectors anew between the two steps of a command."""
     from curate.verbs import score as stage
 
-    run, other = stage._run, ModelChoice("tiny", context=100)
+    run, other = stage.run_group, ModelChoice("tiny", context=100)
 
     def interrupted(jobs: Any, fresh: bool, workers: Any) -> Any:
         if jobs[0].kind == "score":
-            monkeypatch.setattr(stage, "_run", run)
+            monkeypatch.setattr(stage, "run_group", run)
             curate.score(small_ws, EmbedLm(), models=other, fresh=True)
         return run(jobs, fresh, workers)
 
-    monkeypatch.setattr(stage, "_run", interrupted)
+    monkeypatch.setattr(stage, "run_group", interrupted)
     with pytest.raises(CurateError, match="were changed by another process; run the command again"):
         curate.score(small_ws, EmbedLm(), target="sums", models="tiny")
 

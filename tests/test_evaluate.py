@@ -15,7 +15,7 @@ import torch
 
 import curate
 from curate.errors import CurateError
-from curate.kinds.registry import Question
+from curate.kinds.metric import Question
 from curate.methods.metrics._sandbox import run_python
 from curate.methods.metrics.choice import Choice
 from curate.methods.metrics.exact_match import ExactMatch
@@ -24,9 +24,9 @@ from curate.methods.metrics.pass_at_1 import PassAt1
 from curate.methods.metrics.perplexity import Perplexity
 from curate.methods.metrics.token_f1 import TokenF1
 from curate.models.answers import answers, continuations
+from curate.models.choice import TINY as TINY_FOLDER
+from curate.models.choice import ModelChoice
 from curate.models.language_model import LanguageModel
-from curate.models.load import TINY as TINY_FOLDER
-from curate.models.load import ModelChoice
 from curate.models.tokens import encode, rendered
 from curate.runs.evaluation import Judge, questions
 from curate.store.run_record import Run

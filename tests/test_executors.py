@@ -16,8 +16,7 @@ import pytest
 
 import curate
 from curate.errors import CurateError, CurateFailure
-from curate.kinds.executor import Backend, Done, Lost, Outcome, Ready, Tasks, Workers
-from curate.kinds.registry import Executor
+from curate.kinds.executor import Backend, Done, Executor, Lost, Outcome, Ready, Tasks, Workers
 from curate.methods.executors.local import Local
 from curate.methods.executors.ray import Ray
 from curate.store.workspace import Workspace
@@ -159,7 +158,7 @@ def test_after_an_error_the_units_under_way_are_committed(sample_ws: Workspace, 
     charged = {row["phase"]: row["samples"] for row in curate.ledger(sample_ws)}["score"]
     stored = sum(r["rows"] for r in score_records(sample_ws, "faulty"))
     units = (sample_ws.score_folder("faulty") / "_units").rglob("_commit/*.json")
-    from curate.store.commits import read_json
+    from curate.store.encoding import read_json
 
     stored += sum(read_json(unit)["rows"] for unit in units)
     assert 0 < charged - stored < 100  # all that was begun, but for the unit that killed its worker
@@ -277,7 +276,8 @@ def test_a_method_of_the_users_own_script_reaches_the_workers_and_their_prints_s
         from dataclasses import dataclass
         import curate
         from curate.methods.executors.local import Local
-        from curate.kinds.registry import Pass, Score
+        from curate.kinds.score import Score
+        from curate.kinds.passes import Pass
 
         @dataclass(frozen=True)
         class Mine(Score):

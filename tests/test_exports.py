@@ -14,7 +14,7 @@ import pytest
 
 import curate
 from curate.errors import CurateError
-from curate.kinds.registry import Export, Row
+from curate.kinds.export import Export, Row
 from curate.methods.exports.datasets import Datasets
 from curate.methods.exports.jsonl import Jsonl
 from curate.methods.exports.llamafactory import Llamafactory

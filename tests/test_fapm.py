@@ -7,7 +7,7 @@ import pytest
 
 import curate
 from curate.methods.pruners.fapm import Fapm
-from curate.models.load import TINY
+from curate.models.choice import TINY
 from curate.store.workspace import Workspace
 from tests.oracles.fapm import fapm
 from tests.test_prune import latest, weights

@@ -18,20 +18,20 @@ import curate
 from curate.errors import CurateError
 from curate.gradients.backward import Backward
 from curate.gradients.gradient_model import GradientModel
-from curate.kinds.registry import Target
+from curate.kinds.score import Target
 from curate.methods.scores.dualsft import Dualsft
 from curate.methods.scores.graddot import Graddot
 from curate.methods.scores.gradnorm import Gradnorm
 from curate.methods.scores.gradsim import Gradsim
 from curate.methods.scores.less import Less
 from curate.methods.scores.tracin import Tracin
+from curate.models.choice import CheckpointChoice, ModelChoice
 from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
-from curate.models.load import CheckpointChoice, ModelChoice
 from curate.models.tokens import encode
 from curate.store.commits import Parts
-from curate.tables.state import load_target, table_recipe
-from curate.tables.unit_worker import shard_units
+from curate.tables.recipes import load_target, table_recipe
+from curate.tables.units import shard_units
 from tests.conftest import SAMPLE, run_and_kill, tree_bytes
 from tests.oracles import gradients as slow
 from tests.test_less import AIM, LORA, POOL, SUBTASKS, oracle, write_checkpoints
@@ -160,7 +160,7 @@ def test_a_stored_score_is_less_with_the_learning_rates_of_its_checkpoints(small
 
 
 def test_a_kill_between_adding_two_sums_and_removing_them_counts_nothing_twice(small_ws: Any, monkeypatch: Any) -> None:
-    monkeypatch.setattr("curate.tables.plan.unit_size", lambda models: 8_000)
+    monkeypatch.setattr("curate.tables.spec.unit_size", lambda models: 8_000)
     curate.score(small_ws, Gradsim(), models="tiny", names={"gradsim": "whole"})
     shutil.rmtree(small_ws.path / "prepared")
     remove, calls = Parts.remove, []
@@ -247,10 +247,10 @@ def test_bytes_do_not_depend_on_a_kill_nor_on_workers(
     whole = small_ws.path.parent / "whole"
     shutil.copytree(small_ws.path, whole)
     code = f"""
-    import sys, curate, curate.tables.plan
+    import sys, curate, curate.tables.spec
     from curate.methods.executors.local import Local
     from curate.methods.scores import {method.name} as module
-    curate.tables.plan.unit_size = lambda models: 8_000
+    curate.tables.spec.unit_size = lambda models: 8_000
     method = module.{type(method).__name__}(**{method.settings()!r})
     target = "facts" if method.uses_target else None
     curate.score(curate.open_workspace(sys.argv[1]), method, target=target, models="tiny",

@@ -17,10 +17,11 @@ from curate.gradients.backward import Backward
 from curate.gradients.directions import forward_mode, ghost
 from curate.gradients.per_sample import Outer, PerSample, Thin
 from curate.hashing import fingerprint
-from curate.models.forward import Usage
+from curate.models.choice import ModelChoice
 from curate.models.language_model import LanguageModel
-from curate.models.load import ModelChoice, load
+from curate.models.load import load
 from curate.models.tokens import Encoded, encode
+from curate.models.usage import Usage
 from curate.numerics.projections import Sjlt, projector
 from tests.oracles import gradients as slow
 

@@ -18,7 +18,8 @@ from curate.numerics.long_horizon.matrix import (
     worst_task,
 )
 from curate.numerics.long_horizon.myopia import gap_of, myopia, ranks
-from curate.numerics.long_horizon.updates import concentration, drift, entropy, stability, update_products
+from curate.numerics.long_horizon.updates import concentration, drift, entropy, stability
+from curate.runs.model_updates import update_products
 
 # Rows: before, and after stages 1, 2, 3. Columns: the targets of stages 1, 2, 3.
 A = np.array([[0.1, 0.2, 0.3], [0.7, 0.3, 0.2], [0.5, 0.8, 0.4], [0.6, 0.5, 0.9]])

@@ -189,7 +189,7 @@ def test_a_killed_ingest_run_again_gives_the_same_pool(tmp_path: Path) -> None:
 
 MEASURED = """
     import sys
-    from curate.kinds.executor import peak_bytes
+    from curate.machine import peak_bytes
     import curate
 
     curate.ingest(curate.open_workspace(sys.argv[1]), [sys.argv[2]])

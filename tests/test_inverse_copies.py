@@ -10,7 +10,7 @@ import pytest
 
 import curate
 from curate.errors import CurateError
-from curate.kinds.registry import weigh_once
+from curate.kinds.weighting import weigh_once
 from curate.methods.scores.near_dup import NearDup
 from curate.methods.weightings.inverse_copies import InverseCopies
 from curate.store.manifests import read_manifest

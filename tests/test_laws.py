@@ -18,16 +18,19 @@ import torch
 
 import curate
 from curate.gradients.gradient_model import GradientModel
-from curate.kinds.registry import Budget, Candidates, Question, Target, find, help_text, names, run, settings_help
+from curate.kinds.metric import Question
+from curate.kinds.registry import find, help_text, names, settings_help
+from curate.kinds.score import Target, run
+from curate.kinds.selector import Budget, Candidates
 from curate.kinds.signals import Forward, Products, Step
 from curate.kinds.text import Text
 from curate.kinds.vectors import Vectors
+from curate.models.choice import CheckpointChoice, ModelChoice
 from curate.models.forward import score_samples
 from curate.models.head import Head
 from curate.models.language_model import LanguageModel
-from curate.models.load import CheckpointChoice, ModelChoice
 from curate.models.sentence_encoder import SentenceEncoder
-from curate.tables.vector_table import score_table
+from curate.tables.score_table import score_table
 from tests.conftest import SAMPLE, tree_bytes
 from tests.test_less import write_checkpoints
 
@@ -175,7 +178,7 @@ def test_a_score_does_not_depend_on_shards_and_units(name: str, tmp_path: Any, m
         curate.target(ws, "t", str(SAMPLE / "targets/facts_val.jsonl"))
         method = lenient(name)
         object.__setattr__(method, "unit_bytes", unit)
-        monkeypatch.setattr("curate.tables.plan.unit_size", lambda model, unit=unit: unit)
+        monkeypatch.setattr("curate.tables.spec.unit_size", lambda model, unit=unit: unit)
         target = "t" if method.uses_target else None
         curate.score(ws, method, target=target, names={name: "x"}, **given_to(method))
         tables.append(curate.sql(ws, "SELECT * FROM x"))

@@ -20,10 +20,11 @@ from curate.gradients.optimizer_state import load_moments, plain
 from curate.kinds.vectors import Vectors
 from curate.methods.scores.less import Less
 from curate.methods.weightings.uniform import Uniform
+from curate.models.choice import CheckpointChoice, ModelChoice
 from curate.models.forward import score_samples
-from curate.models.load import CheckpointChoice, ModelChoice, load
+from curate.models.load import load
 from curate.models.tokens import encode
-from curate.runs.warmup import checkpoints_of
+from curate.runs.checkpoints import checkpoints_of
 from curate.training.dataset import Data
 from curate.training.distributed import Alone
 from curate.training.examples import Examples

@@ -14,7 +14,7 @@ from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PhiCon
 import curate
 from curate.errors import CurateError
 from curate.hashing import keyed_uniform
-from curate.kinds.registry import Budget, Candidates
+from curate.kinds.selector import Budget, Candidates
 from curate.methods.scores.embed_lm import EmbedLm
 from curate.methods.scores.embed_logits import EmbedLogits
 from curate.methods.scores.nuclear import Nuclear
@@ -22,11 +22,12 @@ from curate.methods.selectors.kcenter import Kcenter
 from curate.methods.selectors.lhas import Lhas
 from curate.methods.selectors.random import Random
 from curate.methods.selectors.uds import Uds
+from curate.models.choice import ModelChoice
 from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
-from curate.models.load import ModelChoice, load
+from curate.models.load import load
 from curate.models.tokens import encode
-from curate.store.commits import read_json
+from curate.store.encoding import read_json
 from curate.store.workspace import Workspace
 from curate.verbs.select import Choice
 from tests.oracles import selectors as slow

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 import curate
 from curate.errors import CurateError
 from curate.gradients.optimizer_state import load_moments
-from curate.kinds.registry import Parameters
+from curate.kinds.parameters import Parameters
 from curate.methods.masks.dualsft import Dualsft as DualsftMask
 from curate.methods.masks.gradient_block import GradientBlock
 from curate.methods.masks.magnitude_small import MagnitudeSmall
@@ -25,13 +25,16 @@ from curate.methods.masks.random import Random
 from curate.methods.masks.structured import Structured
 from curate.methods.scores.dualsft import Dualsft
 from curate.methods.weightings.uniform import Uniform
+from curate.models.choice import CheckpointChoice, ModelChoice
 from curate.models.language_model import LanguageModel
-from curate.models.load import CheckpointChoice, ModelChoice, load
+from curate.models.load import load
 from curate.models.tokens import encode
-from curate.numerics.top_k import largest, shares
+from curate.numerics.apportion import apportion
+from curate.numerics.top_k import largest
 from curate.runs.config import Training
-from curate.runs.fitted_mask import fitted, read_mask, write_mask
-from curate.store.commits import read_arrays
+from curate.runs.fitted_mask import fitted
+from curate.store.encoding import read_arrays
+from curate.store.mask_file import read_mask, write_mask
 from curate.training.dataset import Data
 from curate.training.distributed import Alone
 from curate.training.examples import Examples
@@ -85,8 +88,8 @@ def test_the_largest_are_those_of_a_stable_sort(k: int) -> None:
 
 
 def test_shares_add_up_and_follow_the_sizes() -> None:
-    assert shares({"a": 3, "b": 3, "c": 1}, 5) == {"a": 2, "b": 2, "c": 1}
-    assert sum(shares({f"x{i}": i + 1 for i in range(50)}, 333).values()) == 333
+    assert apportion({"a": 3, "b": 3, "c": 1}, 5) == {"a": 2, "b": 2, "c": 1}
+    assert sum(apportion({f"x{i}": i + 1 for i in range(50)}, 333).values()) == 333
 
 
 def test_the_smallest_weights_and_of_norms_none() -> None:
@@ -97,7 +100,7 @@ def test_the_smallest_weights_and_of_norms_none() -> None:
     outside = np.concatenate([np.delete(np.abs(weights[n]).ravel(), places) for n, places in found.items()])
     assert inside.max() <= outside.min()
     each = MagnitudeSmall(scope="tensor").init(Parameters(weights, 5000))
-    assert {n: len(p) for n, p in each.items()} == shares({n: weights[n].size for n in each}, 5000)
+    assert {n: len(p) for n, p in each.items()} == apportion({n: weights[n].size for n in each}, 5000)
 
 
 def test_a_draw_is_of_its_seed() -> None:
@@ -170,7 +173,7 @@ def test_gradient_block_s_blocks_are_those_of_a_plain_loop(measure: Any, scope: 
                 some = [pushed[name][i, j] for i in range(top, min(top + 3, rows)) for j in range(left, min(left + 3, columns))]  # fmt: skip # noqa: E501
                 total = abs(sum(some)) if measure == "mean_abs" else sum(map(abs, some))
                 values[name, top, left] = total / 9
-    counts = {"a": 6, "b": 6} if scope == "global" else shares({"a": 12, "b": 8}, 6)
+    counts = {"a": 6, "b": 6} if scope == "global" else apportion({"a": 12, "b": 8}, 6)
     best = sorted(values, key=lambda block: -values[block])
     wanted = best[:6] if scope == "global" else [b for n in counts for b in [x for x in best if x[0] == n][: counts[n]]]
     assert ("a", 3, 3) in wanted and set(found) == {"a", "b"}
@@ -358,7 +361,7 @@ def test_dualsft_s_mask_is_the_largest_of_q_times_the_sum_of_gradients(small_ws:
         if quota == "global":
             assert set(inside) == set(np.argsort(-flat, kind="stable")[:budget])
         else:
-            wanted = shares({name: p.numel() for name, p in parameters.items()}, budget)
+            wanted = apportion({name: p.numel() for name, p in parameters.items()}, budget)
             assert {n: len(c) for n, c in zip(parameters, chosen, strict=True)} == wanted
     rows = curate.sql(small_ws, "SELECT sum(first - second) AS s FROM dualsft_facts")
     assert rows[0]["s"] == pytest.approx(flat.sum(), rel=1e-3)  # of samples and of parameters: one game's value

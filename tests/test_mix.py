@@ -20,7 +20,7 @@ from scipy.stats import chisquare
 import curate
 from curate.cli.main import cli
 from curate.errors import CurateError
-from curate.kinds.registry import Domains, Proxies
+from curate.kinds.mixer import Domains, Proxies
 from curate.kinds.signals import Drawn, Step
 from curate.methods.executors.local import Local
 from curate.methods.metrics.loss import Loss
@@ -37,13 +37,14 @@ from curate.methods.selectors.top import Top
 from curate.methods.weightings.adapt_static import AdaptStatic
 from curate.methods.weightings.stm import Stm
 from curate.methods.weightings.uniform import Uniform as Plain
-from curate.models.load import ModelChoice
+from curate.models.choice import ModelChoice
+from curate.numerics.apportion import largest_remainders
 from curate.runs.config import Training
 from curate.runs.evaluation import Judge
 from curate.runs.proxies import Proxy
 from curate.store.manifests import read_any, read_manifest
 from curate.store.workspace import Workspace
-from curate.training.mixture_sampler import Draws, quotas
+from curate.training.mixture_sampler import Draws
 from curate.training.settings import TrainSettings
 from curate.verbs.mix import Blend
 from curate.verbs.select import Choice
@@ -168,7 +169,7 @@ def test_regmix_s_trials_are_mixtures_within_15_times_the_pool_s_share() -> None
 @given(st.lists(st.floats(0, 10), min_size=1, max_size=8).filter(any), st.integers(0, 1000))
 def test_quotas_add_up_and_are_within_one_of_the_share(share: list[float], size: int) -> None:
     weights = np.array(share)
-    found = quotas(weights, size)
+    found = largest_remainders(weights, size)
     assert found.sum() == size and (np.abs(found - weights / weights.sum() * size) < 1 + 1e-9).all()
     assert (found[weights == 0] == 0).all()
 

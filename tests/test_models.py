@@ -28,11 +28,11 @@ from curate.methods.scores.ifd import Ifd
 from curate.methods.scores.length import Length
 from curate.methods.scores.nll import Nll
 from curate.methods.scores.rho import Rho
-from curate.models.batches import by_length
+from curate.models.choice import TINY, ModelChoice, resolve
 from curate.models.flops import forward_flops
-from curate.models.forward import score_samples
+from curate.models.forward import by_length, score_samples
 from curate.models.language_model import LanguageModel
-from curate.models.load import TINY, ModelChoice, load, resolve
+from curate.models.load import load
 from curate.models.tokens import encode, render
 from curate.store.workspace import Workspace
 from tests.conftest import ROOT, SAMPLE, qa, run_and_kill, write_jsonl
@@ -409,12 +409,12 @@ def test_a_killed_pass_through_a_model_goes_on_where_it_stood(
         import curate
         from curate.methods.scores.entropy import Entropy
         from curate.methods.scores.nll import Nll
-        from curate.tables import plan as jobs
-        jobs.unit_size = lambda models: 3000.0
+        from curate.tables import spec
+        spec.unit_size = lambda models: 3000.0
         curate.score(curate.open_workspace(sys.argv[1]), Nll(), Entropy(), models="tiny")
     """
     query = "SELECT nll, entropy FROM samples ORDER BY row"
-    monkeypatch.setattr("curate.tables.plan.unit_size", lambda models: 3000.0)
+    monkeypatch.setattr("curate.tables.spec.unit_size", lambda models: 3000.0)
     calm = curate.open_workspace(shutil.copytree(small_ws.path, tmp_path / "calm"))
     curate.score(calm, Nll(), Entropy(), models="tiny")
     run_and_kill(code, str(small_ws.path), die_at=6)  # the second score's table of the third unit is not committed
@@ -464,7 +464,7 @@ for name in ("pyarrow", "polars", "duckdb", "faiss", "orjson", "datasets", "clou
     sys.modules[name] = None
 from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
-from curate.models.load import ModelChoice
+from curate.models.choice import ModelChoice
 from curate.methods.scores.ifd import Ifd
 from curate.methods.scores.nll import Nll
 from curate.methods.scores.rho import Rho

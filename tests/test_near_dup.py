@@ -12,7 +12,7 @@ import pytest
 
 import curate
 from curate.errors import CurateError
-from curate.kinds.registry import run
+from curate.kinds.score import run
 from curate.kinds.text import Text
 from curate.methods.scores.near_dup import NearDup
 from tests.conftest import write_jsonl

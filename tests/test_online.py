@@ -22,7 +22,7 @@ from curate.methods.weightings.filter_then_weight import FilterThenWeight
 from curate.methods.weightings.max_loss import MaxLoss
 from curate.methods.weightings.stm import Stm
 from curate.methods.weightings.uniform import Uniform
-from curate.models.load import ModelChoice
+from curate.models.choice import ModelChoice
 from curate.models.tokens import Encoded
 from curate.runs.config import Feed, Past, Training
 from curate.store.run_record import Run

@@ -24,12 +24,12 @@ from curate.methods.selectors.top import Top
 from curate.methods.weightings.adapt_static import AdaptStatic
 from curate.methods.weightings.rho_weight import RhoWeight
 from curate.methods.weightings.uniform import Uniform
-from curate.models.load import TINY as TINY_FOLDER
-from curate.models.load import ModelChoice
+from curate.models.choice import TINY as TINY_FOLDER
+from curate.models.choice import ModelChoice
 from curate.runs.config import Training
 from curate.runs.evaluation import Judge
-from curate.runs.fitted_mask import read_mask
 from curate.runs.proxies import Proxy
+from curate.store.mask_file import read_mask
 from curate.store.workspace import Workspace
 from curate.training.settings import TrainSettings
 from curate.verbs.compare import Compared

@@ -19,7 +19,7 @@ from curate.methods.metrics.loss import Loss
 from curate.methods.pruners.magnitude import Magnitude
 from curate.methods.selectors.random import Random
 from curate.methods.weightings.uniform import Uniform
-from curate.models.load import TINY, ModelChoice
+from curate.models.choice import TINY, ModelChoice
 from curate.runs.config import Training
 from curate.runs.evaluation import Judge
 from curate.store.workspace import Workspace

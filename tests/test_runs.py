@@ -25,8 +25,8 @@ from curate.methods.weightings.flow import Flow
 from curate.methods.weightings.linupper import Linupper
 from curate.methods.weightings.stm import Stm
 from curate.methods.weightings.uniform import Uniform
+from curate.models.choice import ModelChoice
 from curate.models.language_model import LanguageModel
-from curate.models.load import ModelChoice
 from curate.runs.config import Training
 from curate.runs.evaluation import Judge
 from curate.store.manifests import read_manifest, write_manifest

@@ -20,8 +20,8 @@ from curate.methods.executors.local import Local
 from curate.methods.scores.bm25 import Bm25
 from curate.methods.scores.length import Length
 from curate.methods.selectors.top import Top
-from curate.store.files import location
 from curate.store.locks import claim
+from curate.store.object_store import location
 from curate.store.workspace import Workspace
 from curate.verbs.select import Choice
 from tests.conftest import SAMPLE, tree_bytes

@@ -18,10 +18,10 @@ from curate.errors import CurateError
 from curate.methods.scores.bm25 import Bm25
 from curate.methods.scores.dsir import Dsir
 from curate.methods.scores.length import Length
-from curate.store.commits import read_table
+from curate.store.encoding import read_table
 from curate.store.workspace import Workspace
 from curate.tables.state import score_state
-from curate.tables.unit_worker import ROW_COST, shard_units, unit_ranges
+from curate.tables.units import ROW_COST, shard_units, unit_ranges
 from tests.conftest import SAMPLE, qa, run_and_kill, tree_bytes, write_jsonl
 
 

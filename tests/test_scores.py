@@ -13,7 +13,7 @@ import pytest
 from rank_bm25 import BM25Okapi, BM25Plus
 
 from curate.errors import CurateError
-from curate.kinds.registry import Target, run
+from curate.kinds.score import Target, run
 from curate.kinds.text import WORDS, Text
 from curate.methods.scores.bm25 import Bm25
 from curate.methods.scores.dsir import Dsir

@@ -8,14 +8,15 @@ import pytest
 
 import curate
 from curate.errors import CurateError
-from curate.kinds.registry import Budget, Candidates, find
+from curate.kinds.registry import find
+from curate.kinds.selector import Budget, Candidates
 from curate.methods.scores.bm25 import Bm25
 from curate.methods.scores.length import Length
 from curate.methods.selectors.dsir import Dsir
 from curate.methods.selectors.quota import Quota
 from curate.methods.selectors.random import Random
 from curate.methods.selectors.top import Top
-from curate.store.commits import read_json
+from curate.store.encoding import read_json
 from curate.store.workspace import Workspace
 from curate.verbs.select import Choice
 from tests.conftest import qa, tree_bytes, write_jsonl

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from curate.errors import CurateError
-from curate.kinds.registry import Budget, Candidates
+from curate.kinds.selector import Budget, Candidates
 from curate.methods.selectors.dsir import Dsir
 from curate.methods.selectors.quota import Quota
 from curate.methods.selectors.random import Random

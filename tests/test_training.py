@@ -14,8 +14,9 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from curate.kinds.registry import Arrays, Weighting
+from curate.kinds.passes import Arrays
 from curate.kinds.signals import Step, Weights
+from curate.kinds.weighting import Weighting
 from curate.methods.weightings.adapt import Adapt
 from curate.methods.weightings.extremes import Extremes
 from curate.methods.weightings.flow import Flow
@@ -25,9 +26,10 @@ from curate.methods.weightings.quadratic import Quadratic
 from curate.methods.weightings.stm import Stm
 from curate.methods.weightings.talr import Talr
 from curate.methods.weightings.uniform import Uniform
+from curate.models.choice import ModelChoice
 from curate.models.flops import TRAINING, TrainingFlops, paper_flops
 from curate.models.language_model import LanguageModel
-from curate.models.load import ModelChoice, load
+from curate.models.load import load
 from curate.models.tokens import Encoded, encode
 from curate.training.dataset import Data
 from curate.training.distributed import Alone

@@ -11,11 +11,10 @@ import pytest
 
 import curate
 from curate.errors import CurateError
-from curate.kinds.registry import Budget, Candidates, Selector
+from curate.kinds.selector import Budget, Candidates, Selector
 from curate.methods.scores.embed_lm import EmbedLm
 from curate.methods.selectors import _logdet as logdet
 from curate.methods.selectors import facility, kcenter, round_robin
-from curate.methods.selectors._budget_shares import apportion
 from curate.methods.selectors.facility import Facility
 from curate.methods.selectors.fishersft import Fishersft
 from curate.methods.selectors.kcenter import Kcenter
@@ -24,8 +23,9 @@ from curate.methods.selectors.round_robin import RoundRobin
 from curate.methods.selectors.semdedup import Semdedup
 from curate.methods.selectors.spice import Spice
 from curate.methods.selectors.top import Top
+from curate.numerics.apportion import apportion
 from curate.numerics.faiss_index import clusters
-from curate.store.commits import read_json, read_table
+from curate.store.encoding import read_json, read_table
 from curate.store.workspace import Workspace
 from curate.verbs.select import Choice
 from tests.conftest import sample_in, write_jsonl
@@ -273,7 +273,7 @@ def test_kmeans_quota_takes_of_every_cluster_its_share(quota: Any) -> None:
     found = clusters(given.require_vectors(""), given.ids, 3, 0, 20)[0]  # as the selector finds them
     sizes, values = np.bincount(found), given.require_values("")
     chosen = KmeansQuota(clusters=3, quota=quota).select(given, Budget("rows", 30), 0)
-    want = apportion(30, {str(c): float(n) if quota == "proportional" else 1.0 for c, n in enumerate(sizes)}, True)
+    want = apportion({str(c): float(n) if quota == "proportional" else 1.0 for c, n in enumerate(sizes)}, 30)
     assert np.bincount(found[chosen]).tolist() == list(want.values())
     for cluster in range(3):
         mine = values[chosen][found[chosen] == cluster]

@@ -13,7 +13,8 @@ import curate
 from curate.methods.scores.bm25 import Bm25
 from curate.methods.scores.length import Length
 from curate.methods.selectors.top import Top
-from curate.store.commits import Parts, read_json, read_table, write_json
+from curate.store.commits import Parts
+from curate.store.encoding import read_json, read_table, write_json
 from curate.store.workspace import Workspace
 from curate.verbs.select import Choice
 from tests.conftest import tree_bytes
@@ -145,7 +146,7 @@ import os, sys
 import subprocess
 import sys
 from pathlib import Path
-from curate.store.commits import parquet_of
+from curate.store.encoding import parquet_of
 
 before = len(os.listdir("/proc/self/task"))
 assert parquet_of(Path(sys.argv[1]).read_bytes()).num_rows

@@ -23,34 +23,6 @@ def say(result: Any, as_json: bool, text: str) -> None:
     click.echo(text)
 
 
-def table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
-    """Rows as aligned text; columns: key -> heading. Numbers to the right."""
-    cells = [[_cell(row.get(key)) for key in columns] for row in rows]
-    widths = [max(len(c[i]) for c in [*cells, list(columns.values())]) for i in range(len(columns))]
-    right = [any(isinstance(row.get(key), int | float) for row in rows) for key in columns]
-    lines = [list(columns.values()), *cells]
-    aligned = [[x.rjust(w) if r else x.ljust(w) for x, w, r in zip(line, widths, right, strict=True)] for line in lines]
-    return "\n".join("  " + "  ".join(line).rstrip() for line in aligned)
-
-
-def folded(heading: str, rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
-    """Rows as a table of Markdown that unfolds below its heading; the first column is code."""
-    lines = ["| " + " | ".join(columns.values()) + " |", "|---" * len(columns) + "|"]
-    for row in rows:
-        first, *more = [_cell(row.get(key)).replace("|", "\\|") for key in columns]
-        lines.append("| " + " | ".join([f"`{first}`", *more]) + " |")
-    names = " · ".join(str(row[next(iter(columns))]) for row in rows)
-    return "\n".join([f"<details><summary><b>{heading}</b>: {names}</summary>\n", *lines, "\n</details>"])
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, bool) or not isinstance(value, int | float):
-        return "" if value is None else str(value)
-    if isinstance(value, int):
-        return f"{value:,}"
-    return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"
-
-
 def notes(warnings: Sequence[str]) -> str:
     """Warnings as lines to stand below a result."""
     return "".join(f"\nnote: {warning}" for warning in warnings)

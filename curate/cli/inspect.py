@@ -9,7 +9,7 @@ from pathlib import Path
 import click
 
 import curate
-from curate.cli.console import folded, notes, say, table
+from curate.cli.console import notes, say
 from curate.cli.options import (
     as_json_option,
     settings_text,
@@ -17,6 +17,7 @@ from curate.cli.options import (
 )
 from curate.errors import CurateError
 from curate.kinds import registry
+from curate.pages.text_table import folded, table
 from curate.store.workspace import Workspace
 
 

@@ -5,10 +5,11 @@ from __future__ import annotations
 import click
 
 import curate
-from curate.cli.console import notes, say, table
+from curate.cli.console import notes, say
 from curate.cli.options import as_json_option, by_owner, models_of, workspace
 from curate.errors import CurateError
 from curate.kinds import registry
+from curate.pages.text_table import table
 from curate.store.workspace import Workspace
 
 

@@ -9,7 +9,7 @@ import click
 
 from curate.errors import CurateError, nearest
 from curate.kinds import registry
-from curate.models.load import ModelChoice
+from curate.models.choice import ModelChoice
 from curate.store.workspace import Workspace, open_workspace
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import click
 
 import curate
-from curate.cli.console import notes, say, table
+from curate.cli.console import notes, say
 from curate.cli.options import (
     as_json_option,
     dry_run_option,
@@ -15,6 +15,7 @@ from curate.cli.options import (
     workspace,
 )
 from curate.errors import CurateError
+from curate.pages.text_table import table
 from curate.store.workspace import Workspace
 
 

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import curate
-from curate.cli.console import notes, say, table
+from curate.cli.console import notes, say
 from curate.cli.options import (
     as_json_option,
     by_owner,
@@ -18,6 +18,7 @@ from curate.cli.options import (
 )
 from curate.errors import CurateError
 from curate.kinds import registry
+from curate.pages.text_table import table
 from curate.store.workspace import Workspace
 
 

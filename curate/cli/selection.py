@@ -7,7 +7,7 @@ import json
 import click
 
 import curate
-from curate.cli.console import notes, say, table
+from curate.cli.console import notes, say
 from curate.cli.options import (
     as_json_option,
     dry_run_option,
@@ -17,6 +17,7 @@ from curate.cli.options import (
 )
 from curate.errors import CurateError
 from curate.kinds import registry
+from curate.pages.text_table import table
 from curate.store.workspace import Workspace
 
 
@@ -104,7 +105,8 @@ def select(
             raise CurateError("--replay repeats a selection as it was; it goes with no other choice.")
         r = curate.replay(ws, name, replayed, registry.find, allow_stale=allow_stale)
     else:
-        from curate.verbs.select import TOKENS, Choice
+        from curate.tables.lookup import TOKENS
+        from curate.verbs.select import Choice
 
         method = selector_name or ("top" if by else "random")
         selector = registry.make("selector", method, pairs(settings, "--set"))

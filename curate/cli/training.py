@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import curate
-from curate.cli.console import notes, say, table
+from curate.cli.console import notes, say
 from curate.cli.options import (
     as_json_option,
     by_owner,
@@ -22,6 +22,7 @@ from curate.cli.options import (
 )
 from curate.errors import CurateError
 from curate.kinds import registry
+from curate.pages.text_table import table
 from curate.runs.evaluation import Judge
 from curate.store.workspace import Workspace
 
@@ -159,7 +160,7 @@ def train(
     The same command goes on where a killed one stood. Several processes: `accelerate launch -m curate.cli train …`.
     """
     from curate.runs.config import Training
-    from curate.runs.fitted_mask import read_mask
+    from curate.store.mask_file import read_mask
     from curate.training.settings import TrainSettings
 
     mask = read_mask(ws, mask_name) if mask_name else None

@@ -27,11 +27,13 @@ from curate.errors import CurateError
 from curate.gradients.optimizer_state import Moments, load_moments, plain
 from curate.gradients.per_sample import PerSample
 from curate.gradients.tape import Tape
+from curate.models.choice import ADAPTER, CheckpointChoice, ModelChoice, base_of, resolve
 from curate.models.flops import FORWARD, TRAINING, TrainingFlops, counted, forward_flops, paper_flops
-from curate.models.forward import UNSUPERVISED, Usage, wide
+from curate.models.forward import UNSUPERVISED, wide
 from curate.models.language_model import LanguageModel
-from curate.models.load import ADAPTER, CheckpointChoice, ModelChoice, base_of, load, resolve
+from curate.models.load import load
 from curate.models.tokens import Encoded
+from curate.models.usage import Usage
 
 # Of logits at supervised tokens [S, V], another model's, the sample of each, and how many samples there are: [B].
 Loss: TypeAlias = "Callable[[Tensor, Tensor | None, Tensor, int], Tensor]"

@@ -13,11 +13,12 @@ from torch import Tensor
 from curate.gradients.backward import PHASES, At, Backward, finish
 from curate.gradients.directions import count_of, forward_mode, hessian_products
 from curate.kinds.passes import Slope, Watcher
+from curate.models.choice import CheckpointChoice
 from curate.models.flops import counted
-from curate.models.forward import Key, Usage
+from curate.models.forward import Key
 from curate.models.language_model import LanguageModel
-from curate.models.load import CheckpointChoice
 from curate.models.tokens import Encoded, Sample
+from curate.models.usage import Usage
 
 
 class GradientModel:

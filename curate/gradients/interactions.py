@@ -20,7 +20,7 @@ from curate.gradients.backward import Loss
 from curate.gradients.gradient_model import GradientModel
 from curate.gradients.watchers import Dots, Lengths, Totals
 from curate.kinds.passes import Slope
-from curate.models.forward import Usage
+from curate.models.usage import Usage
 from curate.numerics.rank_agreement import best, jaccard, spearman
 from curate.numerics.top_k import largest
 

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from curate.errors import CurateError
-from curate.models.load import OPTIMIZERS, CheckpointChoice
-from curate.training.optimizer import INDEX
+from curate.models.choice import OPTIMIZERS, CheckpointChoice
 
 
 @dataclass(frozen=True)
@@ -138,3 +137,17 @@ def _numbered(
         )
     found = dict(zip(names, numbers, strict=True))
     return {name: found[name] for name in parameters}
+
+
+STATE = ("exp_avg", "exp_avg_sq", "step")
+
+
+SUM = "sum"  # beside the state: the sums of the steps' gradients, where the settings ask for them
+
+
+INDEX = "index"  # beside the state of numbers that a mask has selected: their flat places
+
+
+def stored_under(what: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """What is kept of each parameter under `what.NAME`, by name."""
+    return {key.partition(".")[2]: tensor for key, tensor in tensors.items() if key.startswith(f"{what}.")}

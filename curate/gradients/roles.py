@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from curate.models.choice import CheckpointChoice, ModelChoice
 from curate.models.forward import Way
 from curate.models.language_model import LanguageModel
-from curate.models.load import CheckpointChoice, ModelChoice
 from curate.models.sentence_encoder import SentenceEncoder
 
 

@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from curate.gradients.per_sample import BLOCK, Outer, Thin, product
-from curate.models.forward import Usage, wide
+from curate.models.forward import wide
 from curate.models.tokens import Encoded
+from curate.models.usage import Usage
 from curate.numerics.projections import Rademacher
 
 if TYPE_CHECKING:

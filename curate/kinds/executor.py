@@ -8,19 +8,17 @@ from __future__ import annotations
 
 import heapq
 import pickle
-import resource
-import sys
 import time
 import traceback
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, TypeAlias
 
 from curate.errors import CurateFailure
+from curate.kinds.method import Method
+from curate.machine import peak_bytes
 
 _LOOK = 1.0  # seconds between two looks at the clock while workers are busy
 
@@ -84,20 +82,6 @@ def attempt(run_task: Callable[[Any], Any], task: Any) -> Done:
         raised.add_note(f"in a worker: {traceback.format_exc()}")
         error = _portable(raised)
     return Done(error, peak_bytes(), result)
-
-
-def peak_bytes() -> int:
-    """The most memory this process has held. (Linux's ru_maxrss begins with that of the process which started it.)"""
-    status = Path("/proc/self/status")
-    if status.exists():
-        return next(int(x.split()[1]) * 1024 for x in status.read_text().splitlines() if x.startswith("VmHWM"))
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-
-
-def forget_peak() -> None:
-    """Let `peak_bytes` be of what this process holds from now on, where the system allows it (Linux)."""
-    with suppress(OSError):
-        Path("/proc/self/clear_refs").write_text("5")
 
 
 def _portable(error: Exception) -> Exception:
@@ -224,3 +208,11 @@ def _given_up(what: str, attempts: int, outcome: Lost) -> CurateFailure:
         f"a worker was lost {attempts} times at {what}: {outcome.why}; what is committed stays, and the same command "
         "goes on from there (with fewer --workers where memory was short, a longer timeout where time was)."
     )
+
+
+class Executor(Method):
+    """Who runs the tasks of a stage, and where; the bytes they write do not depend on it."""
+
+    @abstractmethod
+    def open(self) -> Workers:
+        """Workers, to be closed after use; they start when there is something to do."""

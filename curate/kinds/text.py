@@ -12,13 +12,14 @@ import polars as pl
 import pyarrow as pa
 
 from curate.hashing import content_id, ids_as_integers
-from curate.store.schema import POOL
 
 # Lower-cased runs of two or more word characters: what rank-bm25's users, scikit-learn and bm25s take as words.
 # The same as \b\w\w+\b, since a match is leftmost and as long as it can be, but without the look-around.
 WORDS = r"\w\w+"
 # Of scripts that put no blanks between words, each character is one; for the inside of a class, [{ALONE}].
 ALONE = r"\p{Han}\p{Hiragana}\p{Katakana}\p{Thai}\p{Lao}\p{Khmer}\p{Myanmar}"
+
+_MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string()), ("extra", pa.string())])  # as the pool has it
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,7 @@ def split_words(texts: pl.Series, pattern: str = WORDS, lowercase: bool = True) 
 class Text:
     """A batch of B samples as text; what is costly is made once and kept."""
 
-    schema = pa.schema([POOL.field(name) for name in ("id", "messages", "text")])
+    schema = pa.schema([("id", pa.string()), ("messages", pa.list_(_MESSAGE)), ("text", pa.string())])
 
     def __init__(self, samples: pa.Table):
         """samples: columns id, messages, text of the pool's or a target's schema."""

@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from curate.models.batches import by_length
+from curate.kinds.passes import Columns, Leg, Pass
+from curate.kinds.signals import Logits
 from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
-from curate.models.forward import Usage
+from curate.models.forward import by_length, score_samples
 from curate.models.language_model import LanguageModel
-from curate.models.tokens import Unrenderable, rendered
+from curate.models.tokens import Sample, Unrenderable, rendered
+from curate.models.usage import Usage
 
 
 def answers(
@@ -92,3 +94,14 @@ def _decoded(tokenizer: Any, prompt: list[int], more: list[int]) -> str:
     before = tokenizer.decode(prompt, skip_special_tokens=True)
     whole = tokenizer.decode([*prompt, *more], skip_special_tokens=True)
     return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(more, skip_special_tokens=True)
+
+
+def answer_losses(model: LanguageModel, samples: Sequence[Sample]) -> tuple[Columns, Usage]:
+    """Of each sample's last answer: `mean`, the mean loss of its tokens, float64 [N]; `tokens`, how many; `error`."""
+
+    def loss(logits: Logits) -> object:
+        return -logits.label_log_p
+
+    step = Pass("answers", lambda legs, _: legs["answer"], legs={"answer": Leg(loss, view="last")})
+    found, usage = score_samples({"base": model}, samples, {"loss": step})
+    return found["loss"], usage

@@ -10,7 +10,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
@@ -19,58 +18,17 @@ from torch import Tensor
 
 from curate.kinds.passes import Columns, Leg, Pass, Slope
 from curate.kinds.signals import Forward
-from curate.models.batches import by_length
-from curate.models.load import ModelChoice
+from curate.models.choice import ModelChoice
 from curate.models.tokens import Encoded, Sample, encode
+from curate.models.usage import Usage
 
 Key: TypeAlias = tuple[str, str]  # a score and its leg
 
+
 _WINDOW = 2048  # samples tokenised, and sorted by length, together
+
+
 UNSUPERVISED = "nothing of it is supervised (no assistant's turn, or no text, within the context)"
-
-
-@dataclass
-class Usage:
-    """What samples cost on their way through a model, by the names of the ledger's columns.
-
-    tokens: those of samples; padded_tokens: with padding. flops, flops_paper, flops_counted: by our formula, by the
-    papers', and measured, which is null where it was not asked for (curate.models.flops). cut: samples longer than the
-    context. seconds: null where the pass as a whole is timed. phases: what of it is charged apart, by name.
-    """
-
-    device: str
-    n_params: int
-    tokens: int = 0
-    padded_tokens: int = 0
-    flops: float = 0.0
-    flops_paper: float = 0.0
-    cut: int = 0
-    flops_counted: float | None = None
-    seconds: float | None = None
-    phases: dict[str, Usage] = field(default_factory=dict)
-
-    def part(self, share: float) -> Usage:
-        """So much of it."""
-        return replace(
-            self,
-            **{name: round(share * getattr(self, name)) for name in ("tokens", "padded_tokens", "cut")},
-            **{name: share * getattr(self, name) for name in ("flops", "flops_paper")},
-            **{
-                name: None if (v := getattr(self, name)) is None else share * v for name in ("flops_counted", "seconds")
-            },
-        )
-
-    def add(self, other: Usage) -> None:
-        for name in ("tokens", "padded_tokens", "flops", "flops_paper", "cut"):
-            setattr(self, name, getattr(self, name) + getattr(other, name))
-        for name in ("flops_counted", "seconds"):
-            if (more := getattr(other, name)) is not None:
-                setattr(self, name, (getattr(self, name) or 0.0) + more)
-        for phase, its in other.phases.items():
-            if phase in self.phases:
-                self.phases[phase].add(its)
-            else:
-                self.phases[phase] = replace(its)
 
 
 class Model(ABC):
@@ -238,3 +196,16 @@ def out_of_memory(error: Exception) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "allocate memory" in str(error).lower()
     )
+
+
+def by_length(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
+    """Positions of samples, int64, in batches of at most `budget` tokens with padding; the longest come first.
+
+    A sample over the budget is a batch of its own. lengths: int64 [N].
+    """
+    order, start = np.argsort(-lengths, kind="stable"), 0
+    while start < len(order):
+        longest = max(int(lengths[order[start]]), 1)
+        stop = start + max(1, budget // longest)
+        yield order[start:stop]
+        start = stop

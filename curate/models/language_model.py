@@ -15,13 +15,15 @@ import torch
 from torch import Tensor
 
 from curate.errors import CurateError
-from curate.kinds.registry import Leg
+from curate.kinds.passes import Leg
 from curate.kinds.signals import Forward, Logits
+from curate.models.choice import ModelChoice
 from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
-from curate.models.forward import Key, Model, Usage, wide
+from curate.models.forward import Key, Model, wide
 from curate.models.head import Head
-from curate.models.load import ModelChoice, load
+from curate.models.load import load
 from curate.models.tokens import Encoded
+from curate.models.usage import Usage
 
 _PIECE = 1 << 24  # logits that stand in memory at once
 

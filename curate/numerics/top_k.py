@@ -39,16 +39,6 @@ def largest_of_each(
     return {name: largest(value, {name: size}, counts[name])[name] for name, size in sizes.items()}
 
 
-def shares(sizes: Mapping[str, int], k: int) -> dict[str, int]:
-    """k dealt out by size, to the nearest whole number, all of it (largest remainder)."""
-    whole = max(sum(sizes.values()), 1)
-    exact = {name: k * size / whole for name, size in sizes.items()}
-    found = {name: int(share) for name, share in exact.items()}
-    for name in sorted(exact, key=lambda n: found[n] - exact[n])[: k - sum(found.values())]:
-        found[name] += 1
-    return found
-
-
 def _flat(values: np.ndarray) -> np.ndarray:
     flat = np.asarray(values, np.float64).ravel()
     return np.where(np.isnan(flat), -np.inf, flat)

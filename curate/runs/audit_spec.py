@@ -9,36 +9,37 @@ audits/NAME/audit.json                 what it was begun with
 
 from __future__ import annotations
 
-import os
 import re
-import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
 
 from curate.errors import CurateError
 from curate.hashing import fingerprint
-from curate.kinds.registry import Metric, Score, Selector, Weighting
-from curate.models.load import ModelChoice
+from curate.kinds.metric import Metric
+from curate.kinds.score import Score
+from curate.kinds.selector import Selector
+from curate.kinds.weighting import Weighting
+from curate.models.choice import ModelChoice
 from curate.numerics.long_horizon.matrix import Window
 from curate.numerics.long_horizon.scorecard import Scorecard, scorecard
-from curate.store.commits import read_json, read_table, write_json
-from curate.store.schema import POOL, TARGET
-from curate.store.workspace import Workspace, open_workspace
+from curate.store.encoding import read_json, read_table, write_json
+from curate.store.workspace import Workspace
 from curate.tables import sql
-from curate.tables.state import load_target, model_recipe
+from curate.tables.recipes import load_target, model_recipe
 from curate.training.settings import TrainSettings
 
 BASE = "base"  # the model before the first stage
+
+
 # A stage's target; val samples of later stages' targets, at the last stage of all; samples learnt in earlier stages.
 OWN, FUTURE, PAST = "own", "future", "past"
+
+
 TARGETS = (OWN, FUTURE, PAST)
-_COLUMNS = ", ".join(POOL.names)
-_SHARD = 32 << 20  # bytes of text in a part of a stage's pool
 
 
 @dataclass(frozen=True)
@@ -197,9 +198,6 @@ def _contender(one: Contender) -> dict[str, Any]:
     return {"selector": [one.selector.name, one.selector.settings()], "scores": scores, **its}
 
 
-# --- what is refused -----------------------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class Checked:
     """sizes: samples of each stage. stamps: what vouches for the samples of each stage, and for each target."""
@@ -298,9 +296,6 @@ def begin(folder: Path, audit: Audit, checked: Checked) -> None:
     write_json(path, recipe)
 
 
-# --- summed up -----------------------------------------------------------------------------------------------
-
-
 def sum_up(folder: Path, audit: Audit) -> None:
     """Note which of an audit's cells its scorecard is of."""
     told = {
@@ -334,74 +329,3 @@ def card_of(ws: Workspace, name: str) -> Scorecard | None:
 
 def _refuse_other(name: str, what: str) -> None:
     raise CurateError(f"the audit '{name}' exists, with {what}; choose another name, or --fresh to begin it anew.")
-
-
-# --- workspaces of one stage's samples -----------------------------------------------------------------------
-
-
-def stage_pool(ws: Workspace, audit: Audit, place: Path, number: int) -> Path:
-    """A workspace that has the samples of a stage (from 1), the targets, and OWN and FUTURE."""
-    if (place / "complete").exists():
-        return place
-    shutil.rmtree(place, ignore_errors=True)
-    stage = audit.stages[number - 1]
-    made = open_workspace(place)
-    select = f"SELECT {_COLUMNS} FROM samples WHERE ({stage.where}\n) ORDER BY row"
-    table = sql.fetch(ws, select).cast(POOL)
-    ends = np.searchsorted(np.cumsum(table["n_chars"].to_numpy(), dtype=np.int64) // _SHARD, np.arange(1, 1 << 16))
-    start = 0
-    for part, stop in enumerate([*np.unique(ends[ends < table.num_rows]).tolist(), table.num_rows]):
-        if some := table.slice(start, stop - start):
-            n_chars = int(np.sum(some["n_chars"].to_numpy()))
-            made.pool.commit(f"part-{part:05d}", some, n_chars=n_chars, files={}, beside={})
-        start = stop
-    for name in [*audit.targets, *([audit.proxy] if audit.proxy else [])]:
-        made.targets.commit(name, read_table(ws.target_path(name)))
-    made.targets.commit(OWN, _val(ws, [stage.target]))
-    later = [one.target for one in audit.stages[number:]] or [one.target for one in audit.stages]
-    made.targets.commit(FUTURE, _val(ws, [audit.proxy] if audit.proxy else list(dict.fromkeys(later))))
-    (place / "complete").touch()
-    return place
-
-
-def _val(ws: Workspace, targets: Sequence[str]) -> pa.Table:
-    """The val samples of targets, one behind the other."""
-    tables = [read_table(ws.target_path(name)) for name in targets]
-    every = pa.concat_tables(tables).cast(TARGET)
-    return every.filter(pa.array([split == "val" for split in every["split"].to_pylist()]))
-
-
-def working_copy(pool: Path, place: Path) -> Path:
-    """A workspace beside, with the same samples and targets, by links where the disk has them."""
-    if not (place / "workspace.json").exists():
-        shutil.rmtree(place, ignore_errors=True)
-        aside = place.with_name(f".{place.name}.new")
-        shutil.rmtree(aside, ignore_errors=True)
-        for part in ("pool", "targets"):
-            shutil.copytree(pool / part, aside / part, copy_function=_linked)
-        shutil.copy(pool / "workspace.json", aside / "workspace.json")
-        aside.rename(place)
-    return place
-
-
-def _linked(source: str, target: str) -> None:
-    try:
-        os.link(source, target)
-    except OSError:  # another disk, or one without links
-        shutil.copy(source, target)
-
-
-def remember(ws: Workspace, learnt: Sequence[tuple[Path, Sequence[str]]]) -> None:
-    """Make what was learnt in earlier stages the target PAST: (that stage's pool, ids), the latest last."""
-    if PAST in ws.target_names() or not learnt:
-        return
-    tables = []
-    for pool, ids in learnt:
-        found = pa.concat_tables([read_table(shard.path) for shard in open_workspace(pool).shards()])
-        place = {one: i for i, one in enumerate(found["id"].to_pylist())}
-        tables.append(found.take(pa.array([place[one] for one in ids])))
-    past = pa.concat_tables(tables)
-    beside = {"subtask": pa.array([""] * past.num_rows), "split": pa.array(["val"] * past.num_rows)}
-    for name, column in beside.items():
-        past = past.append_column(name, column)
-    ws.targets.commit(PAST, past.cast(TARGET))

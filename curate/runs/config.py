@@ -7,15 +7,17 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from curate.errors import CurateError
-from curate.kinds.registry import Mask, Target, Weighting
-from curate.models.load import SHAPING, ModelChoice
-from curate.runs.fitted_mask import StoredMask
+from curate.kinds.parameters import Mask
+from curate.kinds.score import Target
+from curate.kinds.weighting import Weighting
+from curate.models.choice import SHAPING, ModelChoice
 from curate.runs.samples import Rows
 from curate.store.manifests import stamp_of
+from curate.store.mask_file import StoredMask
 from curate.store.workspace import Workspace, __version__, pool_fingerprint
 from curate.tables.lookup import scores_of
+from curate.tables.recipes import model_recipe
 from curate.tables.run_costs import paid_for
-from curate.tables.state import model_recipe
 from curate.training.settings import TrainSettings
 
 LINEAGE = (  # what of a manifest goes into a run's recipe

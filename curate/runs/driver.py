@@ -6,73 +6,35 @@ Started by `accelerate launch` or `torchrun` it is one of several processes, of 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, field, replace
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
 import orjson
-import pyarrow as pa
 from tqdm import tqdm
 
 from curate.errors import CurateError, DivergedError
 from curate.hashing import fingerprint
-from curate.kinds.executor import forget_peak, peak_bytes
-from curate.kinds.registry import Target
-from curate.models.load import ModelChoice
+from curate.kinds.score import Target
+from curate.machine import forget_peak, peak_bytes
+from curate.models.choice import ModelChoice
+from curate.runs.account import Account, RunMeters, Trained
 from curate.runs.config import Training, refuse_other_run, run_recipe
 from curate.runs.evaluation import Judge, judged
 from curate.runs.fitted_mask import refreshed
-from curate.runs.samples import Rows, anchors_of, documents_of, encoded_one_by_one, left_out, require_drawable
+from curate.runs.prepare import on_device, prepare_data, prepare_stream
+from curate.runs.recorder import Recorder
+from curate.runs.samples import Rows
 from curate.store.files import remove_tree
-from curate.store.ledger import Meter, charged
 from curate.store.run_record import Checkpoint, Run
-from curate.store.schema import METRICS, TRAINED
 
 if TYPE_CHECKING:  # loaded only when there is something to train
     from curate.training.dataset import Data
-    from curate.training.loop import Done, Trainer
+    from curate.training.loop import Trainer
     from curate.training.masked_parameters import Refreshed
     from curate.training.trainable import Trainee
-
-_PHASES = ("train", "losses", "anchors", "candidates", "target", "selection", "base losses", "evaluate")
-
-
-@dataclass
-class Trained:
-    """What a training did."""
-
-    name: str
-    folder: str = ""
-    steps: int = 0
-    steps_now: int = 0
-    samples: int = 0
-    left_out: dict[str, int] = field(default_factory=dict)  # reason -> samples
-    cut: int = 0
-    loss: float | None = None  # of the last step
-    weight_mean: float | None = None
-    flops: float = 0.0
-    by_epoch: list[dict[str, Any]] = field(default_factory=list)  # weights, and what they were made of
-    by_source: list[dict[str, Any]] = field(default_factory=list)  # share of the samples seen, and of their weight
-    evaluations: list[dict[str, Any]] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
-    planned: dict[str, Any] | None = None
-
-
-@dataclass(frozen=True)
-class Account:
-    """On whose account a training goes in the ledger: stage, methods, name; and what phases are called there."""
-
-    stage: str
-    methods: list[str]
-    name: str
-    phases: Mapping[str, str] = field(default_factory=dict)
-
-
-# --- the run ---------------------------------------------------------------------------------------------
 
 
 def _opened(run: Run, training: Training, rows: Rows | None, target: Target | None) -> None:
@@ -90,28 +52,6 @@ def _opened(run: Run, training: Training, rows: Rows | None, target: Target | No
         remove_tree(run.folder)  # of a removal that was cut short
         run.begin({**recipe, "account": run.account})
     run.sweep()
-
-
-class _Meters:
-    """The accounts of a run's phases, each a row of the ledger."""
-
-    def __init__(self, run: Run, training: Training, account: Account | None, stack: ExitStack, writes: bool):
-        self.flops = 0.0
-        account = account or Account("train", [training.weighting.name], run.name)
-        self._meters: dict[str, Meter] = {}
-        for phase in _PHASES if writes else ():
-            columns = {"methods": account.methods, "name": account.name, "model": training.model.name}
-            phase_s = {**columns, "phase": account.phases.get(phase, phase), "run": run.account}
-            self._meters[phase] = stack.enter_context(charged(run.ws.path, account.stage, **phase_s))
-
-    def __getitem__(self, phase: str) -> Meter:
-        return self._meters[phase]
-
-    def charge(self, phase: str, samples: int, usage: Any) -> None:
-        self.flops += usage.flops
-        if self._meters:
-            self._meters[phase].add(usage)
-            self._meters[phase].begin(samples)
 
 
 def advance(
@@ -140,17 +80,17 @@ def advance(
     start = done[-1] if done else None
     with ExitStack() as stack:
         folder = stack.enter_context(start.local()) if start else None
-        model = trainee(_on(training.model, processes), training.settings, folder)
+        model = trainee(on_device(training.model, processes), training.settings, folder)
         _forget_peak(model.model.device)
-        meters = _Meters(run, training, account, stack, processes.is_main_process)
+        meters = RunMeters(run, training, account, stack, processes.is_main_process)
         if rows is None:
-            data, row = _streamed(training, target, model, processes), None
+            data, row = prepare_stream(training, target, model, processes), None
         else:
-            data, places = _data(run, training, rows, target, model, meters, result, processes)
+            data, places = prepare_data(run, training, rows, target, model, meters, result, processes)
             row = rows.row[places]
         mask = refreshed(training.mask, training.masking, model.model.model) if training.mask else None
         trainer = _trainer(model, data, training, processes, start, folder, mask)
-        book = _Book(run, trainer, model, row, start, processes.is_main_process)
+        book = Recorder(run, trainer, model, row, start, processes.is_main_process)
         trainable = (
             sum(len(i) for i in mask.selected.values()) if mask else sum(p.numel() for p in trainer.whole.values())
         )
@@ -192,12 +132,6 @@ def processes_of(choice: ModelChoice) -> Any:
     return Accelerator(cpu=choice.device == "cpu", mixed_precision="no", kwargs_handlers=[patient])
 
 
-def _on(choice: ModelChoice, processes: Any) -> ModelChoice:
-    """The model on this process's device."""
-    several = processes.num_processes > 1 and choice.device == "auto"
-    return replace(choice, device=str(processes.device)) if several else choice
-
-
 def _tell(run: Run, processes: Any, **found: int) -> None:
     """Say in run.json what is known once the samples are in tokens."""
     recipe = run.recipe or {}
@@ -233,193 +167,7 @@ def _trainer(
     return Trainer(model.model, data, training.settings, training.weighting, processes, training.seed, snapshot, mask)
 
 
-# --- samples in tokens -----------------------------------------------------------------------------------
-
-
-def _data(
-    run: Run,
-    training: Training,
-    rows: Rows,
-    target: Target | None,
-    model: Trainee,
-    meters: _Meters,
-    result: Trained,
-    processes: Any,
-) -> tuple[Data, np.ndarray]:
-    """What is learnt, and which of `rows` the samples are that are left."""
-    from curate.training.dataset import Data
-    from curate.training.examples import Examples
-
-    if rows.draws and training.settings.order != "shuffle":
-        raise CurateError(f"a mixture is drawn by lot, so it has no order={training.settings.order}; leave that out.")
-    encoded = documents_of(run.ws, rows, training.settings, model.model)
-    whys = left_out(encoded, rows)
-    for why in whys:
-        if why:
-            result.left_out[why] = result.left_out.get(why, 0) + 1
-    places = np.flatnonzero(np.array([not why for why in whys]))
-    if not len(places):
-        raise CurateError(f"none of the {len(rows.row)} samples can be learnt from: {next(iter(result.left_out), '')}.")
-    if training.settings.order == "pool":
-        places = places[np.argsort(rows.row[places], kind="stable")]
-    kept, of = [], []
-    for position, place in enumerate(places):
-        for piece in encoded[place]:
-            kept.append(piece)
-            of.append(position)
-            result.cut += piece.cut
-    examples = Examples.of(kept, of)
-    result.samples = len(places)
-    draws = rows.draws and replace(rows.draws, domain=rows.draws.domain[places], keys=rows.draws.keys[places])
-    documents = np.repeat(np.arange(len(kept)), rows.repeats[places][examples.sample])
-    anchors = _anchors(target, model)
-    column, base = None if rows.column is None else rows.column[places], None
-    needs = training.weighting.needs
-    if "base_token_loss" in needs or "base_loss" in needs and column is None:
-        base = _base_losses(run, training, examples, model, meters, processes)
-        if column is None:
-            column = _means(base, examples)
-    data = Data(examples, documents, rows.weight[places], column, anchors, base)
-    if draws:
-        require_drawable(draws, rows.domains)
-        data = replace(data, draws=draws, vocabulary=len(model.model.tokenizer))
-        data = replace(data, documents=data.of_epoch(0))
-    return data, places
-
-
-def _anchors(target: Target | None, model: Trainee) -> Any:
-    """The target's samples in tokens; null without a target."""
-    if target is None:
-        return None
-    return anchors_of(target.text.frame.select("messages", "text").to_dicts(), target.name, model.model)
-
-
-def _streamed(training: Training, target: Target | None, model: Trainee, processes: Any) -> Data:
-    """Data that comes as it is learnt from."""
-    from curate.training.dataset import Data
-    from curate.training.examples import Examples
-    from curate.training.stream import Stream
-
-    feed = training.stream
-    assert feed is not None
-    if processes.num_processes > 1:
-        raise CurateError("a stream is read by one process, and several are at work; train in one.")
-    samples = encoded_one_by_one(feed.records, training.settings, model.model)
-    stream = Stream(samples, feed.past.memory, feed.past.replay, training.seed)
-    return replace(Data.of(Examples.of([])), anchors=_anchors(target, model), stream=stream)
-
-
-def _base_losses(
-    run: Run, training: Training, examples: Any, model: Trainee, meters: _Meters, processes: Any
-) -> np.ndarray:
-    """The loss of every supervised token under the model that training began with, or its reference; kept for when it
-    goes on."""
-    from curate.store.commits import Parts
-    from curate.training.inference import base_losses
-    from curate.training.objective import Objective
-    from curate.training.trainable import trainee
-
-    parts = Parts(run.folder / "base", ".safetensors")
-    stamp = fingerprint(examples.lengths.tolist(), int(examples.ids.astype(np.int64).sum()))
-    stored, record = parts.read("losses"), parts.record("losses") or {}
-    if stored is not None and record.get("stamp") == stamp:
-        return stored["loss"]
-    if training.reference:
-        own, model = model.model, trainee(_on(training.reference, processes), replace(training.settings, lora_r=0))
-        _refuse_other_words(training.reference.name, own, model.model)
-    elif run.checkpoints():  # the model at hand has learnt already
-        model = trainee(_on(training.model, processes), training.settings)
-    bfloat16 = training.settings.in_bfloat16(model.model.device.type)  # as in training, or their difference is noise
-    objective, n = Objective(model.model, bfloat16), processes.num_processes
-    found, usage = base_losses(objective, examples, training.settings.count_flops, n)
-    meters.charge("base losses", len(examples), usage)
-    if processes.is_main_process:
-        parts.commit("losses", {"loss": found}, stamp=stamp)
-    return found
-
-
-def _refuse_other_words(name: str, own: Any, other: Any) -> None:
-    """Raises CurateError for a reference whose losses are of other tokens."""
-    if own.tokenizer.get_vocab() != other.tokenizer.get_vocab() or other.context < own.context:
-        what = "another vocabulary" if other.context >= own.context else f"a context of {other.context} tokens"
-        raise CurateError(
-            f"the reference {name} has {what}, and the model that is trained {len(own.tokenizer):,} tokens and a "
-            f"context of {own.context}; compare with one of the same tokenizer."
-        )
-
-
-def _means(base: np.ndarray, examples: Any) -> np.ndarray:
-    """Each sample's mean loss over the supervised tokens of all its documents."""
-    sums = np.add.reduceat(base, np.cumsum(examples.counts) - examples.counts)
-    return np.bincount(examples.sample, sums) / np.bincount(examples.sample, examples.counts)
-
-
-# --- step by step ----------------------------------------------------------------------------------------
-
-
-class _Book:
-    """What a run writes: the rows of its steps, and checkpoints."""
-
-    def __init__(
-        self,
-        run: Run,
-        trainer: Trainer,
-        model: Trainee,
-        rows: np.ndarray | None,
-        start: Checkpoint | None,
-        writes: bool,
-    ):
-        self.run, self.trainer, self.model, self.rows, self.writes = run, trainer, model, rows, writes
-        self.last_good = start.step if start else 0
-        self._metrics: list[dict[str, Any]] = []
-        self._trained: list[pa.Table] = []
-
-    def enter(self, done: Done, keep_weights: bool) -> None:
-        self._metrics.append(done.metrics)
-        if keep_weights:
-            n, data = len(done.documents), self.trainer.data
-            rows = self.rows if data.place is None else data.place
-            assert rows is not None
-            columns = {
-                "step": np.full(n, done.step),
-                "epoch": np.full(n, done.epoch + 1),
-                "row": rows[data.examples.sample[done.documents]],
-                "weight": done.weight.astype(np.float32),
-                "loss": done.loss.astype(np.float32),
-                "measure": done.measure.astype(np.float32),
-            }
-            self._trained.append(pa.table(columns, schema=TRAINED))
-
-    def commit(self, last: bool, keep: int) -> None:
-        snapshot = self.trainer.snapshot()
-        self.last_good = snapshot.step
-        tables = {
-            "metrics": pa.Table.from_pylist(self._metrics, schema=METRICS),
-            "trained": pa.concat_tables(self._trained) if self._trained else None,
-        }
-        self._metrics, self._trained = [], []
-        if self.writes:
-            self.run.commit(snapshot.step, last, tables, self._write(snapshot))
-            self.run.keep(keep)
-
-    def _write(self, snapshot: Any) -> Callable[[Path], None]:
-        from safetensors.numpy import save_file
-        from safetensors.torch import save_file as save_tensors
-
-        def write(folder: Path) -> None:
-            self.model.save(folder)
-            save_tensors(snapshot.optimizer, folder / "optimizer.safetensors")
-            if snapshot.weighting:
-                save_file(snapshot.weighting, folder / "weighting.safetensors")
-            if snapshot.stream:
-                save_file(snapshot.stream, folder / "stream.safetensors")
-            state = {"step": snapshot.step, "micro_batch_size": snapshot.micro_batch_size}
-            (folder / "trainer.json").write_bytes(orjson.dumps(state))
-
-        return write
-
-
-def _loop(book: _Book, training: Training, judges: Sequence[Judge], meters: _Meters, result: Trained) -> None:
+def _loop(book: Recorder, training: Training, judges: Sequence[Judge], meters: RunMeters, result: Trained) -> None:
     """Take every step that is left, with checkpoints and evaluations in between."""
     from curate.training.step_weights import Diverged
 
@@ -453,7 +201,7 @@ def _loop(book: _Book, training: Training, judges: Sequence[Judge], meters: _Met
     book.trainer.processes.wait_for_everyone()
 
 
-def _judge(book: _Book, judges: Sequence[Judge], meters: _Meters, step: int) -> list[dict[str, Any]]:
+def _judge(book: Recorder, judges: Sequence[Judge], meters: RunMeters, step: int) -> list[dict[str, Any]]:
     """What the metrics find of the model as it is; by the first process."""
     if not book.writes or not judges:
         return []

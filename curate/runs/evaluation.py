@@ -13,8 +13,9 @@ import pyarrow as pa
 
 from curate.errors import CurateError
 from curate.hashing import fingerprint
-from curate.kinds.registry import Judged, Metric, Question
-from curate.store.commits import Parts, read_table
+from curate.kinds.metric import Judged, Metric, Question
+from curate.store.commits import Parts
+from curate.store.encoding import read_table
 from curate.store.schema import EVALUATION
 from curate.store.workspace import Workspace
 

@@ -10,14 +10,14 @@ import numpy as np
 import pyarrow as pa
 
 from curate.errors import CurateError
-from curate.kinds.registry import Export, Part
+from curate.kinds.export import Export, Part
+from curate.numerics.apportion import largest_remainders
 from curate.numerics.resampling import Lowered, differ, repeats_of, strata_of
 from curate.runs.samples import Rows, rows_of
 from curate.store.manifests import is_mixture, read_any
 from curate.store.schema import MANIFEST
 from curate.store.workspace import Workspace, suggest_name
 from curate.tables.lookup import texts_of
-from curate.training.mixture_sampler import quotas
 
 
 @dataclass(frozen=True)
@@ -108,7 +108,7 @@ def _parted(
     """Rows by parts, int64 [N], positions in `names`; those of parts of no mass are left out."""
     labels = _labels(names)
     rows = np.bincount(part, table["repeats"].to_numpy(), minlength=len(names)).astype(np.int64)
-    share, draws = mass / mass.sum(), quotas(mass, size)
+    share, draws = mass / mass.sum(), largest_remainders(mass, size)
     parts = [
         Part(label, int(n), float(s), int(d))
         for label, n, s, d in zip(labels, rows, share, draws, strict=True)

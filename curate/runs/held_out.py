@@ -6,14 +6,13 @@ import numpy as np
 
 from curate.errors import CurateError
 from curate.hashing import fingerprint, ids_as_integers, keyed_uniform
-from curate.kinds.registry import Score, Target
+from curate.kinds.score import Score, Target
 from curate.kinds.text import Text
 from curate.runs.samples import pool_ids
 from curate.runs.warmup import rows_of_warmup
-from curate.store.commits import read_table
+from curate.store.encoding import read_table
 from curate.store.workspace import Workspace
-from curate.tables.plan import Looks, Split
-from curate.tables.state import load_target
+from curate.tables.recipes import Looks, Split, load_target
 
 _WARMUP, _ANCHOR = "it was in the warm-up", "it is one of the anchors"
 

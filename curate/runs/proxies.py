@@ -15,13 +15,17 @@ from tqdm import tqdm
 
 from curate.errors import CurateError, DivergedError
 from curate.hashing import fingerprint, ids_as_integers
-from curate.kinds.registry import Arrays, Executor, Proxies, Weighting
-from curate.models.load import ModelChoice, weights_fingerprint
+from curate.kinds.executor import Executor
+from curate.kinds.mixer import Proxies
+from curate.kinds.passes import Arrays
+from curate.kinds.weighting import Weighting
+from curate.models.choice import ModelChoice, weights_fingerprint
+from curate.runs.account import Account, Trained
 from curate.runs.config import Training, shaping
-from curate.runs.driver import Account, Trained, advance
+from curate.runs.driver import advance
 from curate.runs.evaluation import Judge, questions
 from curate.runs.samples import Rows, rows_of
-from curate.store.commits import read_json, write_json
+from curate.store.encoding import read_json, write_json
 from curate.store.files import remove_tree
 from curate.store.locks import claim
 from curate.store.run_record import Run

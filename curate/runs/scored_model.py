@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curate.errors import CurateError
-from curate.kinds.registry import Score
-from curate.models.load import ModelChoice
+from curate.kinds.score import Score
+from curate.models.choice import ModelChoice
 from curate.runs.warmup import looked_at
 from curate.store.commits import Parts
 from curate.store.workspace import Workspace
-from curate.tables.state import model_choices, score_state, usable
+from curate.tables.recipes import model_choices
+from curate.tables.state import score_state, usable
 
 if TYPE_CHECKING:
     from curate.gradients.backward import Backward

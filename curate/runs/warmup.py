@@ -7,8 +7,6 @@ the pool grows; with --fresh one of the grown pool is trained.
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,126 +16,20 @@ import numpy as np
 
 from curate.errors import CurateError
 from curate.hashing import fingerprint, ids_as_integers, keyed_uniform
-from curate.kinds.registry import Arrays, Score, Warmup, Weighting
+from curate.kinds.passes import Arrays
+from curate.kinds.score import Score, Warmup
 from curate.kinds.signals import Step, Weights
-from curate.models.load import (
-    ADAPTER,
-    OPTIMIZERS,
-    CheckpointChoice,
-    ModelChoice,
-    weights_fingerprint,
-)
+from curate.kinds.weighting import Weighting
+from curate.models.choice import CheckpointChoice, ModelChoice, weights_fingerprint
+from curate.runs.account import Account, Trained
+from curate.runs.checkpoints import checkpoints_of, checkpoints_of_run, origin_of
 from curate.runs.config import Training
-from curate.runs.driver import Account, Trained, advance
+from curate.runs.driver import advance
 from curate.runs.samples import Rows, rows_of
 from curate.store.locks import claim
 from curate.store.run_record import Run
 from curate.store.workspace import Workspace, pool_fingerprint
-from curate.tables.plan import Looks
-from curate.tables.state import model_choices, table_recipe
-
-_STEP = re.compile(r"checkpoint-(\d+)$")
-
-
-# --- checkpoints that are there --------------------------------------------------------------------------
-
-
-def checkpoints_of(ws: Workspace, given: Sequence[str], like: ModelChoice) -> tuple[CheckpointChoice, ...]:
-    """Checkpoints by name: a run of the workspace, a checkpoint's folder, or one that holds several (checkpoint-100,
-    …); FOLDER@LR says at what learning rate it was trained. like: the settings of their model.
-
-    Raises CurateError where there is none of that name, or nobody says the learning rate.
-    """
-    found, before = [], dict[Path, int]()  # folder of checkpoints -> the step of the last
-    for name in given:
-        found += _of_run(ws, name, like) if name in ws.run_names() else _of_folder(ws, name, like, before)
-    return tuple(found)
-
-
-def _origin(ws: Workspace, name: str) -> ModelChoice | None:
-    """The model that a run of the workspace began with; null for folders, of which nobody says."""
-    recipe = Run(ws, name).recipe if name in ws.run_names() else None
-    return model_choices({"models": {"origin": recipe["model"]}})["origin"] if recipe else None
-
-
-def _of_run(ws: Workspace, name: str, like: ModelChoice) -> list[CheckpointChoice]:
-    run = Run(ws, name)
-    run.latest()
-    if pruned := (run.recipe or {}).get("pruned"):
-        raise CurateError(
-            f"--checkpoints {name}: that is what `curate prune` left of the run '{pruned['run']}'; no training led to "
-            "it, so name that run."
-        )
-    return _of(run, name, like)
-
-
-def _of(run: Run, label: str, like: ModelChoice) -> list[CheckpointChoice]:
-    """The checkpoints of a run, each with the mean learning rate of the steps since the one before."""
-    rates: dict[int, float] = {}
-    for name in run.metrics.names():
-        table = run.metrics.read(name)
-        rates |= dict(zip(table["step"].to_pylist(), table["lr"].to_pylist(), strict=True))
-    found, before = [], 0
-    for checkpoint in run.checkpoints():
-        if not isinstance(checkpoint.folder, Path):
-            raise CurateError(f"{checkpoint.folder} is in an object store; copy the checkpoint to a folder, name that.")
-        mean = float(np.mean([rate for step, rate in rates.items() if before < step <= checkpoint.step]))
-        before, folder = checkpoint.step, checkpoint.folder
-        model = replace(like, name=str(folder))
-        found.append(CheckpointChoice(model, mean, str(folder / OPTIMIZERS[0]), f"{label} step {checkpoint.step}"))
-    return found
-
-
-def _of_folder(ws: Workspace, name: str, like: ModelChoice, before: dict[Path, int]) -> list[CheckpointChoice]:
-    path, at, rate = name.rpartition("@")
-    lr = _number(rate) if at else None
-    folder = Path(path if lr is not None else name).expanduser()
-    several = sorted((p for p in folder.glob("checkpoint-*") if _STEP.search(p.name)), key=_step_of)
-    if not several and ((folder / "config.json").exists() or (folder / ADAPTER).exists()):
-        several = [folder]
-    if not several:
-        runs = f"; its runs are {', '.join(ws.run_names())}" if ws.run_names() else ""
-        raise CurateError(
-            f"--checkpoints {name}: there is no run of that name in {ws.path}{runs}; and no folder with config.json or "
-            f"{ADAPTER}, or with checkpoint-100, … in it."
-        )
-    found = []
-    for one in several:
-        rate_here = lr if lr is not None else _logged(one, before.get(one.parent, 0))
-        if rate_here is None:
-            raise CurateError(
-                f"{one}: no trainer_state.json says at what learning rate it was trained, by which a checkpoint "
-                f"counts; say it: --checkpoints {one}@2e-5."
-            )
-        optimizer = next((str(one / o) for o in OPTIMIZERS if (one / o).exists()), "")
-        found.append(CheckpointChoice(replace(like, name=str(one)), rate_here, optimizer))
-        before[one.parent] = _step_of(one)
-    return found
-
-
-def _number(text: str) -> float | None:
-    try:
-        return float(text)
-    except ValueError:
-        return None
-
-
-def _step_of(folder: Path) -> int:
-    found = _STEP.search(folder.name)
-    return int(found[1]) if found else 0
-
-
-def _logged(folder: Path, before: int) -> float | None:
-    """The mean learning rate that Hugging Face's Trainer logged since the step `before`."""
-    path = folder / "trainer_state.json"
-    if not path.exists():
-        return None
-    state = json.loads(path.read_text(encoding="utf-8"))
-    rates = [e["learning_rate"] for e in state["log_history"] if "learning_rate" in e and e["step"] > before]
-    return float(np.mean(rates)) if rates else None
-
-
-# --- a warm-up -------------------------------------------------------------------------------------------
+from curate.tables.recipes import Looks, table_recipe
 
 
 @dataclass(frozen=True)
@@ -168,7 +60,7 @@ def looks_of(
     """
     if given:
         found = checkpoints_of(ws, given, model or ModelChoice(""))
-        origin = _origin(ws, given[-1])
+        origin = origin_of(ws, given[-1])
         return Looks(found if method.checkpoints == "each" else found[-1:], tuple(given), origin=origin)
     assert model is not None
     warmup = method.warm_up()
@@ -217,7 +109,7 @@ def _warmed(
             epochs = int(np.ceil(warmup.settings.get("epochs", 1.0)))
             return Looks((CheckpointChoice(model),), warmup={**told, "planned": epochs})
         _train(run, model, warmup, Account("score", [method.name], vectors, {"train": "warm-up"}))
-    found = tuple(_of(run, "warm-up", model))
+    found = tuple(checkpoints_of_run(run, "warm-up", model))
     return Looks(found if method.checkpoints == "each" else found[-1:], warmup=told, origin=model)
 
 
@@ -225,7 +117,7 @@ def looked_at(ws: Workspace, recipe: Mapping[str, Any], like: ModelChoice) -> Ch
     """The last checkpoint that a stored score looked at. Raises CurateError where it is gone."""
     given, place = recipe.get("checkpoints_given", ()), (recipe.get("warmup") or {}).get("place")
     run = Run(ws, "warmup", place=ws.path / "prepared" / place) if place else None
-    found = _of(run, "warm-up", like) if run else list(checkpoints_of(ws, given, like))
+    found = checkpoints_of_run(run, "warm-up", like) if run else list(checkpoints_of(ws, given, like))
     if not found or found[-1].recipe(False)["weights"] != recipe["checkpoints"][-1]["weights"]:
         raise CurateError("the checkpoint that the score looked at is gone, or another stands there; score --fresh.")
     return found[-1]

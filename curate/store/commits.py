@@ -11,130 +11,18 @@ one part (one of them taken for dead) do each other no harm.
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors.numpy import load, save
 
-from curate.errors import CurateFailure
-from curate.store.files import Location, ObjectPath, for_each, put, sweep
-
-ROW_GROUP = 65_536
-
-
-def digest(data: bytes | memoryview) -> str:
-    """The SHA-256 that records vouch by."""
-    return hashlib.sha256(data).hexdigest()
-
-
-def write_json(path: Location, value: Any, flush: bool = True) -> None:
-    options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
-    put(path, orjson.dumps(value, option=options), flush)
-
-
-LASTING = (b"shares",)  # of a schema's metadata, what is written: what each part of vectors counts for
-
-
-def read_json(path: Location) -> Any:
-    return orjson.loads(path.read_bytes())
-
-
-def write_table(path: Location, table: pa.Table, row_group: int = ROW_GROUP) -> str:
-    """Write Parquet whose bytes depend on the rows alone, not on how they were chunked. Returns its SHA-256."""
-    data = parquet(table, row_group)
-    put(path, data)
-    return digest(data)
-
-
-def parquet(table: pa.Table, row_group: int = ROW_GROUP) -> memoryview:
-    """The bytes of a table's Parquet file."""
-    told = {key: value for key, value in (table.schema.metadata or {}).items() if key in LASTING}
-    table = table.combine_chunks().replace_schema_metadata(told or None)
-    sink = pa.BufferOutputStream()
-    repeating = [field.name for field in table.schema if not pa.types.is_fixed_size_list(field.type)]  # vectors do not
-    dictionary: Any = repeating if len(repeating) < table.num_columns else True
-    pq.write_table(table, sink, compression="zstd", row_group_size=row_group, use_dictionary=dictionary)
-    return memoryview(sink.getvalue())
-
-
-def read_table(path: Location, columns: Sequence[str] | None = None, rows: tuple[int, int] | None = None) -> pa.Table:
-    """Read a Parquet file, all of it or some columns, or the rows from `rows[0]` up to `rows[1]`.
-
-    Only the row groups that hold those rows are read. Raises CurateFailure where the file is damaged.
-    """
-    try:
-        with _opened(path) as f:
-            names = list(columns) if columns else None
-            if rows is None:
-                return f.read(columns=names)
-            ends = _group_ends(f)
-            first, last = int(np.searchsorted(ends, rows[0], "right")) - 1, int(np.searchsorted(ends, rows[1], "left"))
-            table = f.read_row_groups(list(range(first, last)), columns=names)
-            return table.slice(rows[0] - int(ends[first]), rows[1] - rows[0])
-    except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise _damaged(path, error) from None
-    except OSError as error:
-        if isinstance(error, FileNotFoundError) or error.errno:
-            raise
-        raise _damaged(path, error) from None  # Arrow's word for pages that do not unpack
-
-
-def row_groups(path: Location) -> list[int]:
-    """The positions between which the row groups of a Parquet file lie: 0, …, its rows."""
-    with _opened(path) as f:
-        return _group_ends(f).tolist()
-
-
-def _group_ends(file: pq.ParquetFile) -> np.ndarray:
-    sizes = [file.metadata.row_group(i).num_rows for i in range(file.metadata.num_row_groups)]
-    return np.cumsum([0, *sizes])
-
-
-def parquet_of(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table of a Parquet file's bytes, read by this thread alone.
-
-    One of Arrow's threads that still held the bytes, which are Python's, when the interpreter ends would end the
-    process by SIGABRT (apache/arrow#34314); pq.read_table starts such threads too.
-    """
-    with pq.ParquetFile(pa.BufferReader(data)) as f:
-        return f.read(columns=list(columns) if columns else None, use_threads=False)
-
-
-def arrow(table: pa.Table) -> memoryview:
-    """The bytes of a table as an Arrow file: quick to write and to read, for what is soon to be part of another."""
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as f:
-        f.write_table(table)
-    return memoryview(sink.getvalue())
-
-
-def arrow_of(data: bytes) -> pa.Table:
-    with pa.ipc.open_file(data) as f:
-        return f.read_all()
-
-
-def _opened(path: Location) -> pq.ParquetFile:
-    if isinstance(path, ObjectPath):
-        return pq.ParquetFile(path.store.open_input_file(path.key), pre_buffer=True)
-    return pq.ParquetFile(path)
-
-
-def _damaged(path: Location, error: Exception) -> CurateFailure:
-    first = str(error).strip().splitlines()[0].rstrip(".")
-    return CurateFailure(f"{path} is damaged ({first}); `curate verify` says what else is, and --repair mends it.")
-
-
-def read_arrays(path: Location) -> dict[str, np.ndarray]:
-    return load(path.read_bytes())
-
-
-# --- parts and their records -----------------------------------------------------------------------------
+from curate.store.encoding import ROW_GROUP, arrow, arrow_of, digest, parquet, parquet_of, read_json, size, write_json
+from curate.store.files import put, sweep
+from curate.store.object_store import Location, ObjectPath, for_each
 
 _DECODE = {".parquet": parquet_of, ".arrow": arrow_of, ".safetensors": load}
 
@@ -217,13 +105,6 @@ class Parts:
         for path in self.folder.glob(f"*{self.suffix}"):
             if path.name.removesuffix(self.suffix) not in committed:
                 path.unlink(missing_ok=True)
-
-
-def size(path: Location) -> int:
-    """Bytes of a file; 0 where it is not there."""
-    if isinstance(path, ObjectPath):
-        return path.size()
-    return path.stat().st_size if path.exists() else 0
 
 
 def _describe(schema: pa.Schema) -> dict[str, str]:

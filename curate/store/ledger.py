@@ -17,10 +17,11 @@ from typing import Any
 
 import pyarrow as pa
 
-from curate.kinds.executor import peak_bytes
-from curate.store.commits import read_json, write_json, write_table
-from curate.store.files import Location, ObjectPath, sweep
-from curate.store.locks import beating, is_dead, myself
+from curate.machine import is_dead, myself, peak_bytes
+from curate.store.encoding import read_json, write_json, write_table
+from curate.store.files import sweep
+from curate.store.locks import beating
+from curate.store.object_store import Location, ObjectPath
 from curate.store.schema import LEDGER
 
 _SAVED_EVERY = 2.0  # seconds; a killed pass is charged at least up to then
@@ -45,7 +46,7 @@ class Meter:
             self.save()
 
     def add(self, usage: Any) -> None:
-        """What a unit has cost on its way through a model (curate.models.forward.Usage)."""
+        """What a unit has cost on its way through a model (curate.models.usage.Usage)."""
         for what in ("tokens", "padded_tokens", "flops", "flops_paper", "flops_counted", "seconds"):
             if (more := getattr(usage, what)) is not None:
                 self.through_model[what] = (self.through_model.get(what) or 0) + more

@@ -12,7 +12,6 @@ import fcntl
 import json
 import os
 import random
-import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -20,10 +19,12 @@ from pathlib import Path
 from typing import IO, Any
 
 from curate.errors import CurateError, CurateFailure
-from curate.store.files import Location, ObjectPath, lives, machine
+from curate.machine import LEASE, is_dead, machine, myself
+from curate.store.object_store import Location, ObjectPath
 
 BEAT = 10.0
-LEASE = 60.0
+
+
 _PATIENCE = 1.0  # between two looks, where one waits for a claim
 
 
@@ -40,27 +41,6 @@ class Claim:
                 f"this process gave no sign of life for {LEASE:.0f} s and {self.lost_to} took its work over; "
                 "what was committed stands, so let that one end."
             )
-
-
-def myself() -> dict[str, Any]:
-    """What tells this process from every other."""
-    return {"machine": machine(), "host": socket.gethostname(), "process": os.getpid(), "born": _born(os.getpid())}
-
-
-def is_dead(holder: dict[str, Any], silent_for: float) -> bool:
-    """Whether a process, as `myself` described it there, is gone; one of another machine, whether it has been silent
-    for LEASE seconds."""
-    if holder["machine"] != machine():
-        return silent_for > LEASE
-    return not lives(holder["process"]) or _born(holder["process"]) != holder["born"]
-
-
-def _born(process: int) -> str | None:
-    """When a process of this machine started, as Linux counts; numbers of processes are used again."""
-    try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
-        return None
 
 
 @contextlib.contextmanager
@@ -113,9 +93,6 @@ def _words(holder: dict[str, Any], silent_for: float) -> str:
     return f"{process} (last sign of life {silent_for:.0f} s ago; taken for dead after {LEASE:.0f} s)"
 
 
-# --- in a folder -----------------------------------------------------------------------------------------
-
-
 @contextlib.contextmanager
 def _hold_file(path: Path) -> Iterator[Claim]:
     """A lock of the operating system on a file that says who holds it; its mtime is the last sign of life."""
@@ -142,9 +119,6 @@ def _holder(f: IO[str]) -> dict[str, Any] | None:
         return json.loads(f.read())
     except ValueError:
         return None  # free, or just being taken
-
-
-# --- in an object store ----------------------------------------------------------------------------------
 
 
 @contextlib.contextmanager

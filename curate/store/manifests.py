@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from curate.errors import CurateError
 from curate.hashing import fingerprint
-from curate.store.commits import digest, read_json, read_table, write_json, write_table
+from curate.store.encoding import digest, read_json, read_table, write_json, write_table
 from curate.store.files import sweep
 from curate.store.schema import MANIFEST, MIXTURE
 from curate.store.workspace import Workspace

@@ -22,8 +22,10 @@ import pyarrow as pa
 
 from curate.errors import CurateError, CurateFailure, nearest
 from curate.hashing import fingerprint
-from curate.store.commits import Parts, digest, read_json, write_json
-from curate.store.files import Location, put, remove_tree, replace_tree
+from curate.store.commits import Parts
+from curate.store.encoding import digest, read_json, write_json
+from curate.store.files import put, remove_tree, replace_tree
+from curate.store.object_store import Location
 from curate.store.workspace import Workspace
 
 _SHAPING = ("model", "manifest_sha256", "pool", "weighting", "target_fingerprint", "scores", "by", "settings", "seed")

@@ -14,10 +14,12 @@ from typing import Any
 
 from curate.errors import CurateError, nearest
 from curate.hashing import fingerprint
-from curate.store.commits import Parts, read_json, write_json
-from curate.store.files import Location, location, put, replace_tree, sweep_dropped
+from curate.store.commits import Parts
+from curate.store.encoding import read_json, write_json
+from curate.store.files import put, replace_tree, sweep_dropped
 from curate.store.ledger import settle
 from curate.store.locks import claim
+from curate.store.object_store import Location, location
 from curate.store.schema import POOL_COLUMNS, VIEWS
 
 __version__ = version("curate")

@@ -20,9 +20,11 @@ from curate.errors import CurateError
 from curate.hashing import keyed_uniform
 from curate.kinds.vectors import similarities
 from curate.numerics.faiss_index import bytes_per_number, kind, load_faiss, on_gpu, untrained
-from curate.store.commits import Parts, digest, read_json, read_table, size, write_json
-from curate.store.files import Location, put
+from curate.store.commits import Parts
+from curate.store.encoding import digest, read_json, read_table, size, write_json
+from curate.store.files import put
 from curate.store.ledger import charged
+from curate.store.object_store import Location
 from curate.store.workspace import Workspace
 from curate.tables.state import table_state
 from curate.tables.vector_table import parts_of, vectors_of

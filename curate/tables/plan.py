@@ -3,211 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from functools import cached_property
-from typing import Any, Literal
+from dataclasses import dataclass
+from typing import Any
 
 from curate.errors import CurateError, nearest
-from curate.hashing import fingerprint
-from curate.kinds.passes import Pass, Slope
-from curate.kinds.registry import Score, Target
-from curate.models.load import (
-    SHAPING,
-    SHORT_NAMES,
-    CheckpointChoice,
-    ModelChoice,
-    resolve,
-    tensors_of,
-    unit_size,
-)
-from curate.store.commits import Parts
-from curate.store.files import Location
+from curate.kinds.score import Score
+from curate.models.choice import SHAPING, SHORT_NAMES, ModelChoice
 from curate.store.schema import POOL_COLUMNS
-from curate.store.workspace import Shard, Workspace, pool_fingerprint
-from curate.tables.run_costs import paid_for
-from curate.tables.state import default_score_name, load_target, model_recipe, sample_columns, score_recipe
+from curate.store.workspace import Workspace
+from curate.tables.recipes import (
+    Looks,
+    Split,
+    default_score_name,
+    load_target,
+    sample_columns,
+    score_recipe,
+)
+from curate.tables.spec import Job
 
 Models = Mapping[str, ModelChoice]  # by role; '' stands for the first role of each method
-
-
-@dataclass(frozen=True)
-class Looks:
-    """The checkpoints that a method looks at. given: as the user named them; empty where a warm-up made them, which
-    `warmup` tells of, or where it is the model as it is. origin: the model that their training began with, where
-    that is known."""
-
-    checkpoints: tuple[CheckpointChoice, ...] = ()
-    given: tuple[str, ...] = ()
-    warmup: Mapping[str, Any] = field(default_factory=dict)
-    origin: ModelChoice | None = None
-
-    def recipe(self, moments: bool) -> dict[str, Any]:
-        """What there is of it, for a recipe; moments: whether the optimizer's state is looked at."""
-        found: dict[str, Any] = {"checkpoints_given": list(self.given)} if self.given else {}
-        if self.given or self.warmup:
-            found["checkpoints"] = [checkpoint.recipe(moments) for checkpoint in self.checkpoints]
-            if self.checkpoints and not self.warmup.get("planned"):
-                found["parameters"] = tensors_of(resolve(self.checkpoints[-1].model.name))
-        return {**found, **({"warmup": dict(self.warmup)} if self.warmup else {})}
-
-
-@dataclass(frozen=True)
-class Split:
-    """The samples of the pool that a score leaves out: shard -> rows in it -> why. anchors: those among them that it
-    looks at. stamp: of all this."""
-
-    left_out: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
-    anchors: Target | None = None
-    stamp: str = ""
-
-
-@dataclass(frozen=True)
-class Job:
-    """One table to compute, with what identifies it: a score, or the vectors that scores are made of.
-
-    target: of vectors, the one that goes through the model beside the pool. vectors: what a score is made of.
-    checkpoints: of the base model's training, where the samples go through it both ways.
-    """
-
-    ws: Workspace
-    name: str
-    method: Score
-    target: Target | None
-    shards: list[Shard]
-    models: dict[str, ModelChoice] = field(default_factory=dict)
-    kind: Literal["score", "vectors"] = "score"
-    vectors: Job | None = None
-    looks: Looks = field(default_factory=lambda: Looks())
-    split: Split = field(default_factory=lambda: Split())
-
-    def __str__(self) -> str:
-        return f"the {self.kind} '{self.name}'"
-
-    @property
-    def what(self) -> str:
-        return f"the {self.kind} that {self.method.name} makes"
-
-    @property
-    def folder(self) -> Location:
-        return self.ws.table_folder(self.kind, self.name)
-
-    @cached_property
-    def passes(self) -> Sequence[Pass]:
-        step = self.method.vectors() if self.kind == "vectors" else None
-        return (step,) if step else self.method.passes(self.target)
-
-    @property
-    def through_models(self) -> bool:
-        return bool(self.passes[-1].legs)
-
-    @property
-    def both_ways(self) -> bool:
-        """Whether the samples go forward and backward."""
-        return any(isinstance(leg, Slope) for leg in self.passes[-1].legs.values())
-
-    @property
-    def checkpoints(self) -> tuple[CheckpointChoice, ...]:
-        return self.looks.checkpoints if self.both_ways else ()
-
-    @property
-    def shares(self) -> tuple[float, ...]:
-        """What each checkpoint counts for: its learning rate, over all of theirs."""
-        rates = [c.lr for c in self.looks.checkpoints]
-        known = [rate for rate in rates if rate is not None]
-        if self.kind != "vectors" or len(known) < len(rates) or not sum(known):
-            return tuple(1 / len(rates) for _ in rates) if self.kind == "vectors" else ()
-        return tuple(rate / sum(known) for rate in known)
-
-    @cached_property
-    def unit_size(self) -> float:
-        """Characters of text in a unit: as many as the method says, or as models take some tens of seconds for."""
-        if not self.through_models:
-            return self.method.unit_bytes
-        return unit_size(self.models.values()) / (2 * len(self.checkpoints) if self.both_ways else 1)
-
-    @cached_property
-    def recipe(self) -> dict[str, Any]:
-        """score.json, or vectors.json: what the table is made of."""
-        method, models = self.method, self._model_recipes()
-        settings, default = method.settings(), type(method)().settings()
-        if self.kind == "vectors":
-            settings = {key: settings[key] for key in self.passes[0].shaped_by}
-        made = {
-            "method": method.name,
-            "version": method.version,
-            "settings": settings,
-            "changed": {key: value for key, value in settings.items() if value != default[key]},
-            "scope": method.scope,
-            **({"models": models} if models else {}),
-        }
-        made |= self.looks.recipe(self._moments())
-        looked_at = [*self.models.values(), *(checkpoint.model for checkpoint in self.looks.checkpoints)]
-        if paid := paid_for(self.ws, (model.name for model in looked_at)):
-            made["paid"] = paid
-        weights = self._weights()
-        if self.kind == "vectors":
-            return {**made, "fingerprint": fingerprint("vectors", method.name, method.version, settings, *weights)}
-        pool = pool_fingerprint(self.shards) if method.scope == "pool" else None
-        target = self.target.fingerprint if self.target else None
-        its = self.vectors.recipe["fingerprint"] if self.vectors else None
-        return {
-            **made,
-            "target": self.target.name if self.target else None,
-            "target_fingerprint": target,
-            **({"splits": list(method.splits)} if target and method.splits != ("val",) else {}),
-            "pool_fingerprint": pool,
-            "columns": dict(method.columns),
-            "keeps_subtasks": method.keeps_subtasks(),
-            **({"states": states} if (states := self._states()) else {}),
-            **({"vectors": self.vectors.name, "vectors_fingerprint": its} if self.vectors else {}),
-            "fingerprint": fingerprint(method.name, method.version, settings, target, pool, *weights, *self._aside()),
-        }
-
-    def _states(self) -> list[str]:
-        """Where in prepared/ the counting passes through models leave what they have added up."""
-        found: list[str] = []
-        for index in range(len(self.passes) - 1 if self.both_ways else 0):
-            parts, name = self.prepared(index, found[-1] if found else "")
-            found.append(f"{parts.folder.name}/{name}")
-        return found
-
-    def _weights(self) -> list[Any]:
-        """What of the models, and of their checkpoints, shapes what is computed."""
-        models = [{key: value for key, value in m.items() if key in SHAPING} for m in self._model_recipes().values()]
-        found = self.looks.recipe(self._moments()).get("checkpoints", [])
-        return [*models, *([c["weights"], c["optimizer"], c["lr"]] for c in found)]
-
-    def _aside(self) -> list[str]:
-        """What is left out of the pool."""
-        return [self.split.stamp] if self.split.stamp else []
-
-    def _moments(self) -> bool:
-        """Whether the method looks at an optimizer's state."""
-        passes = [self.method.vectors(), *([] if self.vectors else self.passes)]
-        legs = [leg for step in passes if step for leg in step.legs.values()]
-        return any(isinstance(leg, Slope) and leg.moments for leg in legs)
-
-    def _model_recipes(self) -> dict[str, dict[str, Any]]:
-        return {role: model_recipe(choice) for role, choice in self.models.items()}
-
-    def aim(self, step: Pass) -> Target:
-        """The samples that a pass goes over which is not over the pool."""
-        found = self.target if step.over == "target" else self.split.anchors
-        assert found is not None
-        return found
-
-    def prepared(self, index: int, before: str) -> tuple[Parts, str]:
-        """Where the partials of a counting pass lie, and the name of its state for the pool as it is."""
-        step, settings = self.passes[index], self.method.settings()
-        shaped_by = {
-            s: self.target.fingerprint if s == "target" and self.target else settings[s] for s in step.shaped_by
-        }
-        weights = self._weights() if step.legs else []
-        shape = fingerprint(
-            self.method.name, self.method.version, step.name, shaped_by, before, *weights, *self._aside()
-        )
-        of = step.over if step.over != "pool" else pool_fingerprint(self.shards)
-        return Parts(self.ws.path / "prepared" / shape, ".safetensors"), f"state-{of}"
 
 
 @dataclass(frozen=True)

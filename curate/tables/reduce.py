@@ -7,79 +7,23 @@ and the sum does not depend on who computed what when.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
-
-import numpy as np
-from tqdm import tqdm
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 
 from curate.errors import CurateFailure
-from curate.hashing import fingerprint
-from curate.kinds.executor import Done, Tasks, Workers
-from curate.kinds.passes import Arrays, Pass, Slope
+from curate.kinds.executor import Tasks, Workers
+from curate.kinds.passes import Pass
 from curate.store.commits import Parts
-from curate.store.files import Location
-from curate.store.ledger import Meter, charged
 from curate.store.locks import Claim, claim
-from curate.tables.plan import Job
-from curate.tables.unit_worker import Aim, ModelWork, Unit, Work, narrowed, partial_name, shard_units
+from curate.store.object_store import Location
+from curate.tables.meters import Meters, progress
+from curate.tables.model_worker import ModelWork
+from curate.tables.pairwise_sums import PairwiseSums
+from curate.tables.spec import Job
+from curate.tables.unit_worker import Work
+from curate.tables.units import Aim, Unit, partial_name, shard_units
 
 Failed = Mapping[str, Mapping[int, str]]  # shard -> rows a counting pass could not take -> why
-_BOTH_WAYS = ("forward", "backward", "projection")  # phases of a pass that takes gradients
-
-
-class Meters:
-    """The accounts of a pass, each a row of the ledger: one, or one for each phase of a pass that takes gradients."""
-
-    def __init__(self, jobs: Sequence[Job], step: Pass, stack: ExitStack, prepared: str | None = None):
-        """prepared: of a counting pass, what it makes."""
-        methods, names = [job.method.name for job in jobs], ", ".join(job.name for job in jobs)
-        used = dict.fromkeys(choice.name for job in jobs for choice in job.models.values())
-        columns = {
-            "methods": methods,
-            "name": names,
-            "prepared": prepared,
-            **({"model": ", ".join(used)} if used else {}),
-        }
-        both_ways = any(isinstance(leg, Slope) for leg in step.legs.values())
-        self._phases = _BOTH_WAYS if both_ways else (step.name,)
-        self._meters: dict[str, Meter] = {}
-        for phase in reversed(self._phases):  # what is opened last is entered first
-            self._meters[phase] = stack.enter_context(charged(jobs[0].ws.path, "score", phase=phase, **columns))
-
-    def begin(self, samples: int) -> None:
-        """Charge the work on so many samples that is about to begin."""
-        for meter in self._meters.values():
-            meter.begin(samples)
-
-    def add(self, done: Done) -> None:
-        """What a task has cost."""
-        for phase, meter in self._meters.items():
-            meter.peak_bytes = max(meter.peak_bytes, done.peak_bytes)
-            self._charge(phase, meter, done.result)
-
-    def _charge(self, phase: str, meter: Meter, cost: Any) -> None:
-        if isinstance(cost, float):
-            meter.flops += cost
-        elif cost is not None:
-            meter.add(cost.phases[phase] if cost.phases else cost)
-
-
-@contextmanager
-def progress(jobs: Sequence[Job], step: Pass, every: Sequence[Unit], todo: Tasks) -> Iterator[Any]:
-    """A bar over the samples of a pass, quiet where stderr is no terminal."""
-    rows, left = sum(unit.samples for unit in every), todo.samples()
-    with tqdm(
-        total=max(rows, left),
-        initial=max(rows - left, 0),
-        desc=f"{', '.join(job.name for job in jobs)}: {step.name}",
-        unit=" samples",
-        unit_scale=True,
-        disable=None,
-        leave=False,
-    ) as bar:
-        yield bar
 
 
 def counted(job: Job, workers: Workers) -> tuple[tuple[Location, ...], Failed]:
@@ -118,7 +62,7 @@ def _count_pool(job: Job, workers: Workers, held: Claim, work: Work, failed: Fai
     parts, step = work.partials, job.passes[work.index]
     assert step.reduce is not None
     units = [u for s in job.shards for u in shard_units(s, job.unit_size, failed.get(s.name, {}))]
-    sums = _Sums(parts, units) if step.legs else None
+    sums = PairwiseSums(parts, units) if step.legs else None
     if sums:
         missing = sums.missing()
     else:
@@ -147,7 +91,7 @@ def _run(
     units: Sequence[Unit],
     tasks: Tasks,
     name: str,
-    sums: _Sums | None = None,
+    sums: PairwiseSums | None = None,
 ) -> None:
     run_task = ModelWork((work,), job.models, job.checkpoints).run_task if step.legs else work.run_task
     with ExitStack() as stack:
@@ -159,86 +103,3 @@ def _run(
             if sums and isinstance(task, Unit):
                 sums.came(task)
             bar.update(task.samples)
-
-
-class _Sums:
-    """Partials that are sums, added up two by two: the node (level, i) covers 2^level units from the (i 2^level)-th."""
-
-    def __init__(self, parts: Parts, units: Sequence[Unit]):
-        self._parts, self._units = parts, units
-        self._place = {unit.shard.name + unit.name: i for i, unit in enumerate(units)}
-        records = parts.records()
-        self._there = {node for node in self._nodes() if self._stands(node, records)}
-        for node in {node for node in self._there if self._is_covered(node)}:  # a kill came before it was removed
-            self._parts.remove(self._name(node))
-            self._there.remove(node)
-        for node in sorted(self._there):
-            self._fold(node)
-
-    def _nodes(self) -> Iterator[tuple[int, int]]:
-        level = 0
-        while len(self._units) >> level:
-            yield from ((level, i) for i in range(len(self._units) >> level))
-            level += 1
-
-    def _covered(self, node: tuple[int, int]) -> Sequence[Unit]:
-        level, i = node
-        return self._units[i << level : (i + 1) << level]
-
-    def _name(self, node: tuple[int, int]) -> str:
-        return partial_name(self._covered(node)[0]) if node[0] == 0 else f"sum-{node[0]:02d}-{node[1]:06d}"
-
-    def _stamp(self, node: tuple[int, int]) -> str:
-        return fingerprint([[u.shard.sha256, u.start, u.stop] for u in self._covered(node)])
-
-    def _stands(self, node: tuple[int, int], records: Mapping[str, Mapping[str, Any]]) -> bool:
-        record = records.get(self._name(node), {})
-        if node[0] == 0:
-            return record.get("shard") == self._covered(node)[0].shard.sha256
-        return record.get("units") == self._stamp(node)
-
-    def _is_covered(self, node: tuple[int, int]) -> bool:
-        """Whether a node above it stands, which has it in its sum."""
-        level, i = node
-        return any((level + up, i >> up) in self._there for up in range(1, len(self._units).bit_length() + 1))
-
-    def missing(self) -> list[Unit]:
-        """The units that no node covers."""
-        done = {id(unit) for node in self._there for unit in self._covered(node)}
-        return [unit for unit in self._units if id(unit) not in done]
-
-    def came(self, unit: Unit) -> None:
-        """A unit's partial was committed."""
-        node = (0, self._place[unit.shard.name + unit.name])
-        self._there.add(node)
-        self._fold(node)
-
-    def _fold(self, node: tuple[int, int]) -> None:
-        """Add up a node and its neighbour where both are there, and so on upwards."""
-        level, i = node
-        pair = [(level, i & ~1), (level, i | 1)]
-        if not set(pair) <= self._there:
-            return
-        above = (level + 1, i >> 1)
-        both = [self._read(one) for one in pair]
-        names = dict.fromkeys([*both[0], *both[1]])  # one may lack what no sample of it has
-        wide = {name: [one[name].astype(np.float64) for one in both if name in one] for name in names}
-        summed = {name: narrowed(np.sum(values, axis=0)) for name, values in wide.items()}
-        self._parts.commit(self._name(above), summed, units=self._stamp(above))
-        for one in pair:
-            self._parts.remove(self._name(one))
-            self._there.remove(one)
-        self._there.add(above)
-        self._fold(above)
-
-    def _read(self, node: tuple[int, int]) -> Arrays:
-        found = self._parts.read(self._name(node))
-        if found is None:
-            self._parts.remove(self._name(node))
-            raise CurateFailure(f"{self._parts.path(self._name(node))} is damaged; it was removed: run it again.")
-        return found
-
-    def left(self) -> Iterator[Arrays]:
-        """What is not added up yet, in order."""
-        for node in sorted(self._there, key=lambda node: node[1] << node[0]):
-            yield self._read(node)

@@ -6,83 +6,31 @@ in what order, or how often. Drivers (the stage `score`) make tasks, executors h
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
 
 from curate.errors import CurateError, CurateFailure
-from curate.kinds.passes import Arrays, Columns, Pass, Slope
-from curate.kinds.registry import Score, Target
+from curate.kinds.passes import Arrays, Columns, Pass
+from curate.kinds.score import Score, Target
 from curate.kinds.text import Text
-from curate.models.load import CheckpointChoice, ModelChoice
-from curate.store.commits import ROW_GROUP, Parts, read_arrays, read_table, row_groups, size
-from curate.store.files import Location, remove_tree
+from curate.store.commits import Parts
+from curate.store.encoding import ROW_GROUP, read_arrays, read_table, size
+from curate.store.files import remove_tree
+from curate.store.object_store import Location
 from curate.store.workspace import Shard
-from curate.tables.state import aim_stamp, target_vectors
-from curate.tables.vector_table import score_table, vector_table, vectors_of
+from curate.tables.score_table import score_table
+from curate.tables.units import Merge, Unit, partial_name, units_of_part
+from curate.tables.vector_table import aim_stamp, target_vectors, vector_table, vectors_of
 
-if TYPE_CHECKING:
-    from curate.models.forward import Usage, Way
-
-ROW_COST = 64  # what a row takes beside its text, as characters of text
 _GROUP_NUMBERS = 1 << 24  # numbers of vectors in a row group
+
+
 _MOST_FAILURES = 16  # samples of one unit that may fail before it is the method that fails
-
-
-@dataclass(frozen=True)
-class Unit:
-    """Rows of a shard that are mapped and committed together.
-
-    cost: characters of text, with ROW_COST for each row. failed: rows of the shard (by position) that an earlier
-    pass could not take, with the reason.
-    """
-
-    shard: Shard
-    start: int
-    stop: int
-    cost: float
-    failed: Mapping[int, str]
-
-    @property
-    def name(self) -> str:
-        return f"rows-{self.start:09d}-{self.stop:09d}"
-
-    @property
-    def samples(self) -> int:
-        return self.stop - self.start
-
-    def __str__(self) -> str:
-        return f"rows {self.start} to {self.stop} of {self.shard.name}"
-
-
-@dataclass(frozen=True)
-class Merge:
-    """All units of a shard, to become its part."""
-
-    shard: Shard
-    units: tuple[Unit, ...]
-
-    samples = 0
-    cost = float("inf")  # before any unit: it ends a shard
-
-    def __str__(self) -> str:
-        return f"the units of {self.shard.name}"
-
-
-@dataclass(frozen=True)
-class Aim:
-    """The target's own samples, to become vectors: a task of every work that makes vectors."""
-
-    samples: int
-    cost = float("inf")
-
-    def __str__(self) -> str:
-        return "the target"
 
 
 @dataclass(frozen=True)
@@ -292,115 +240,9 @@ class Work:
         )
 
 
-@dataclass(frozen=True)
-class ModelWork:
-    """Passes of scores whose samples go through models together. models: by role. checkpoints: of the base model, where
-    they go through it both ways."""
-
-    works: tuple[Work, ...]
-    models: Mapping[str, ModelChoice]
-    checkpoints: tuple[CheckpointChoice, ...] = ()
-
-    def run_task(self, task: Unit | Merge | Aim) -> Usage | None:
-        """Do a task for every table that lacks it. Returns what it cost, where the model was at work."""
-        if self.works[0].step.reduce:
-            return self._count(task)
-        if isinstance(task, Aim):
-            return self._aim(task)
-        works = [work for work in self.works if not work.has(task.shard)]
-        if isinstance(task, Unit):
-            works = [work for work in works if not work.has_unit(task)]
-            return self._through(task, works) if works else None
-        for unit in task.units:
-            if damaged := [work for work in works if not work.reads(unit)]:
-                self._through(unit, damaged)
-        for work in works:
-            work.run_task(task)
-        return None
-
-    def _count(self, task: Unit | Merge | Aim) -> Usage:
-        """What a counting pass adds up, of a unit of the pool or of the target."""
-        (work,) = self.works
-        assert not isinstance(task, Merge)
-        samples = self._of_aim(work) if isinstance(task, Aim) else _samples(_rows(task)[1])
-        (columns,), usage = self._columns(samples, [work.step], [work.given], task)
-        partial = {name: narrowed(value) for name, value in columns.items() if name != "error"}
-        if isinstance(task, Aim):
-            work.partials.commit(str(task), partial)
-        else:
-            work.commit_partial(task, partial, {})
-        return usage
-
-    def _of_aim(self, work: Work) -> list[dict[str, Any]]:
-        aim = work.anchors if work.step.over == "anchors" else work.target
-        assert aim is not None
-        return aim.text.frame.select("messages", "text").to_dicts()
-
-    def _aim(self, task: Aim) -> Usage | None:
-        works = [work for work in self.works if work.aims()]
-        if not works:
-            return None
-        samples = self._of_aim(works[0])
-        columns, usage = self._columns(samples, [w.target_step for w in works], [w.given for w in works], task)
-        for work, its in zip(works, columns, strict=True):
-            work.commit_aim(its)
-        return usage
-
-    def _through(self, unit: Unit, works: list[Work]) -> Usage:
-        ids, rows, failed = _rows(unit)
-        steps, states = [work.step for work in works], [work.given for work in works]
-        columns, usage = self._columns(_samples(rows), steps, states, unit)
-        for work, its in zip(works, columns, strict=True):
-            work.commit(unit, work.table(ids, its, failed))
-        return usage
-
-    def _columns(
-        self, samples: list[dict[str, Any]], steps: Sequence[Pass], states: Sequence[Any], task: Unit | Aim
-    ) -> tuple[list[Columns], Usage]:
-        """The columns of each pass for all samples, which go through the models once, and what they cost."""
-        from curate.models.forward import score_samples
-
-        passes, given = ({str(i): one for i, one in enumerate(some)} for some in (steps, states))
-        try:
-            columns, usage = score_samples(self._loaded, samples, passes, given)
-        except CurateError:
-            raise
-        except Exception as error:
-            raise self.works[0].failure(f"on {task}", error) from error
-        return [columns[str(i)] for i in range(len(steps))], usage
-
-    @cached_property
-    def _loaded(self) -> Mapping[str, Way]:
-        """The models, loaded once in each worker."""
-        from curate.gradients.roles import load_roles
-
-        legs = [leg for work in self.works for step in (work.step, work.target_step) for leg in step.legs.values()]
-        slopes = [leg for leg in legs if isinstance(leg, Slope)]
-        wanted = {leg.model for leg in legs} | {leg.beside for leg in slopes}
-        models = {role: choice for role, choice in self.models.items() if role in wanted}
-        return load_roles(models, self.checkpoints, any(leg.moments for leg in slopes))
-
-
-def _rows(unit: Unit) -> tuple[pa.Array, pa.Table, dict[int, str]]:
-    """The ids of a unit; the rows of it that are not to be left out; and why others are, by position in it."""
-    rows = read_table(unit.shard.path, Text.schema.names, (unit.start, unit.stop))
-    failed = {row - unit.start: why for row, why in unit.failed.items() if unit.start <= row < unit.stop}
-    left = rows.take(pa.array([i for i in range(rows.num_rows) if i not in failed], pa.int64())) if failed else rows
-    return rows["id"], left, failed
-
-
-def _samples(rows: pa.Table) -> list[dict[str, Any]]:
-    return rows.select(["messages", "text"]).to_pylist()
-
-
 def narrowed(value: np.ndarray) -> np.ndarray:
     """A sum over samples as it is stored: in float32, where it is more than a count."""
     return value.astype(np.float32) if value.ndim > 1 else value
-
-
-def units_of_part(folder: Location, shard: Shard) -> Parts:
-    """Where the units of a part lie until they are merged."""
-    return Parts(folder / "_units" / shard.name, ".arrow", lasting=False)
 
 
 def _row_group(schema: pa.Schema) -> int:
@@ -409,43 +251,6 @@ def _row_group(schema: pa.Schema) -> int:
     return max(1, _GROUP_NUMBERS // max([1, *widths]))
 
 
-def partial_name(unit: Unit) -> str:
-    return f"{unit.shard.name}.{unit.name}"
-
-
 def _words(error: Exception) -> str:
     lines = str(error).strip().splitlines()
     return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__
-
-
-# --- units -----------------------------------------------------------------------------------------------
-
-
-def shard_units(shard: Shard, size: float, failed: Mapping[int, str]) -> list[Unit]:
-    """A shard's rows cut into units of at most about `size` characters; the same for the same shard, always.
-
-    Row groups, which are read whole, stay whole where they are no larger than a unit.
-    """
-    costs = read_table(shard.path, ["n_chars"])["n_chars"].to_numpy() + float(ROW_COST)
-    cuts: list[tuple[int, int]] = []
-    for a, b in pairwise(row_groups(shard.path)):
-        if cuts and costs[cuts[-1][0] : b].sum() <= size:
-            cuts[-1] = (cuts[-1][0], b)
-        else:
-            cuts += [(a + i, a + j) for i, j in unit_ranges(costs[a:b], size)]
-    return [
-        Unit(shard, a, b, float(costs[a:b].sum()), {r: w for r, w in failed.items() if a <= r < b}) for a, b in cuts
-    ]
-
-
-def unit_ranges(costs: np.ndarray, size: float) -> list[tuple[int, int]]:
-    """Rows cut where `size` would be exceeded, so that a huge row stands alone; costs float64 [N], N > 0."""
-    ends = np.cumsum(costs)
-    size = float(ends[-1]) / max(1, round(float(ends[-1]) / size))  # evenly, where rows are even
-    edges = [0]
-    while edges[-1] < len(costs):
-        before = float(ends[edges[-1] - 1]) if edges[-1] else 0.0
-        edges.append(max(edges[-1] + 1, int(np.searchsorted(ends, before + size * (1 + 1e-9), "right"))))
-    if len(edges) > 2 and costs[edges[-2] :].sum() < size / 2 and costs[edges[-3] : edges[-2]].sum() <= size:
-        del edges[-2]  # a crumb joins the unit before it
-    return list(zip(edges[:-1], edges[1:], strict=True))

@@ -3,65 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from curate.kinds.registry import Columns, Score
+from curate.errors import CurateError
+from curate.kinds.passes import Columns
+from curate.kinds.score import Target
 from curate.kinds.vectors import Vectors, side_by_side
-from curate.store.commits import LASTING
+from curate.store.commits import Parts
+from curate.store.encoding import LASTING
+from curate.store.object_store import Location
+from curate.store.workspace import Workspace
+from curate.tables.recipes import load_target
+from curate.tables.state import table_state
 
 (_SHARES,) = LASTING  # of the schema's metadata: what each part of the vectors counts for
-
-
-def score_table(ids: pa.Array, columns: Columns, method: Score, failed: Mapping[int, str] | None = None) -> pa.Table:
-    """A method's columns as a score table: float32, null with a reason where there is no finite score.
-
-    failed: rows, by their position in `ids`, for which `columns` have nothing, and why.
-    """
-    score = np.asarray(columns["score"], dtype=np.float64)
-    finite = np.isfinite(score)
-    reasons = np.asarray(columns.get("error", np.full(len(score), "")), dtype=object)
-    reasons = np.where(~finite & (reasons == ""), "its score is not a finite number", reasons)
-    good = reasons == ""
-    table = {"score": pa.array(score.astype(np.float32), mask=~good)}
-    for name, dtype in method.columns.items():
-        values = np.asarray(columns[name])
-        finite = np.isfinite(values)
-        if dtype == "id":
-            table[name] = pa.array([f"{v:016x}" if v else None for v in values.tolist()], pa.string())
-        else:
-            table[name] = pa.array(np.where(finite, values, 0).astype(dtype), mask=~finite)
-    if method.keeps_subtasks():
-        table["subtasks"] = _map_column(columns["subtasks"], good)
-    table["error"] = pa.array(reasons, pa.string(), mask=good)
-    whole = _spread(pa.table(table), len(ids), failed) if failed else pa.table(table)
-    return whole.add_column(0, "id", ids.cast(pa.string()))
-
-
-def _spread(table: pa.Table, n: int, failed: Mapping[int, str]) -> pa.Table:
-    """The rows of a table at their places among n, with nulls and a reason at the failed ones."""
-    places = np.full(n, -1)
-    places[[i for i in range(n) if i not in failed]] = np.arange(table.num_rows)
-    whole = table.take(pa.array(places, mask=places < 0))
-    reasons = whole["error"].to_pylist()
-    for row, why in failed.items():
-        reasons[row] = why
-    return whole.set_column(whole.column_names.index("error"), "error", pa.array(reasons, pa.string()))
-
-
-def _map_column(subtasks: Mapping[str, np.ndarray], good: np.ndarray) -> pa.Array:
-    """The scores of every sub-task by its name, null where the sample has no score."""
-    keys = sorted(subtasks)
-    values = np.stack([subtasks[key] for key in keys], axis=1).astype(np.float32)[good].ravel()
-    ends = np.concatenate([[0], np.cumsum(good * len(keys))]).astype(np.int32)
-    offsets = pa.array(ends, mask=np.append(~good, False)) if len(good) else pa.array([0], pa.int32())
-    return pa.MapArray.from_arrays(offsets, pa.array(keys * int(good.sum()), pa.string()), pa.array(values))
-
-
-# --- vectors ---------------------------------------------------------------------------------------------
 
 
 def vector_table(
@@ -118,3 +77,24 @@ def _unit(table: pa.Table, name: str) -> np.ndarray:
     if column.null_count:
         unit = np.where(column.is_null().to_numpy(zero_copy_only=False)[:, None], np.float16(0), unit)
     return unit
+
+
+def target_vectors(folder: Location) -> Parts:
+    """Where the vectors of targets lie, in the folder of vectors; a part for each target."""
+    return Parts(folder / "targets")
+
+
+def aim_stamp(fingerprint: str, target: Target) -> dict[str, Any]:
+    """What the record of a target's vectors must have for them to stand; fingerprint: of the vectors."""
+    return {"fingerprint": fingerprint, "target": target.fingerprint}
+
+
+def load_vectors(ws: Workspace, name: str, target: str) -> Vectors:
+    """A target's vectors. Raises CurateError where there are none, or the target was edited since."""
+    state, now = table_state(ws, "vectors", name), load_target(ws, target)
+    parts = target_vectors(ws.table_folder("vectors", name))
+    record, stored = parts.record(target) or {}, parts.read(target)
+    if stored is None or not aim_stamp(state.recipe["fingerprint"], now).items() <= record.items():
+        why = "was edited since" if record.get("target") not in (None, now.fingerprint) else "is not among them yet"
+        raise CurateError(f"the vectors '{name}': the target '{target}' {why}; run `{state.command(target)}`.")
+    return vectors_of(stored)

@@ -30,9 +30,9 @@ from curate.gradients.per_sample import Outer, PerSample, Thin
 from curate.gradients.sketches import Sketcher
 from curate.kinds.signals import Matching, Products
 from curate.models.flops import counted
-from curate.models.forward import Usage
 from curate.models.language_model import LanguageModel
 from curate.models.tokens import Encoded
+from curate.models.usage import Usage
 from curate.training.examples import Examples
 from curate.training.optimizer import adams_scale, preconditioner
 from curate.training.settings import TrainSettings

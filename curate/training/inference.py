@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
-from curate.models.forward import Usage, out_of_memory
+from curate.models.forward import out_of_memory
+from curate.models.usage import Usage
 from curate.training.examples import Batch, Examples, batch_of
 from curate.training.objective import Losses, Objective
 

@@ -25,11 +25,14 @@ from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
 from curate.errors import CurateError, CurateFailure
-from curate.kinds.registry import Arrays, Weighting
+from curate.gradients.optimizer_state import INDEX, SUM, stored_under
+from curate.kinds.passes import Arrays
 from curate.kinds.signals import Forward
+from curate.kinds.weighting import Weighting
 from curate.models.flops import FORWARD, TRAINING, TrainingFlops, counted, forward_flops, paper_flops
-from curate.models.forward import Usage, out_of_memory
+from curate.models.forward import out_of_memory
 from curate.models.language_model import LanguageModel
+from curate.models.usage import Usage
 from curate.numerics.statistics import effective_size
 from curate.training.dataset import Data
 from curate.training.distributed import add_up, gather
@@ -38,7 +41,7 @@ from curate.training.gradient_matching import Candidates, Chooser
 from curate.training.inference import in_order, times, unlearnt
 from curate.training.masked_parameters import Masked, Refreshed, Selected
 from curate.training.objective import Losses, Objective
-from curate.training.optimizer import INDEX, SUM, adamw, load_optimizer, optimizer_tensors, stored_under, trained
+from curate.training.optimizer import adamw, load_optimizer, optimizer_tensors, trained
 from curate.training.settings import TrainSettings
 from curate.training.step_weights import Diverged, Micro, Weigher
 

@@ -7,15 +7,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from curate.hashing import fingerprint, keyed_uniform
-
-
-def quotas(share: np.ndarray, size: int) -> np.ndarray:
-    """Whole numbers in proportion to `share` that add up to `size`, int64 [D]: rounded by the largest remainders."""
-    exact = share / share.sum() * size
-    found = np.floor(exact).astype(np.int64)
-    most = np.argsort(found - exact, kind="stable")[: size - int(found.sum())]
-    found[most] += 1
-    return found
+from curate.numerics.apportion import largest_remainders
 
 
 @dataclass(frozen=True)
@@ -39,7 +31,7 @@ class Draws:
     def counts(self, epoch: int) -> np.ndarray:
         """How many draws of an epoch, from 0, are of each domain, int64 [D]."""
         if self.exact:
-            return quotas(self.share, self.size)
+            return largest_remainders(self.share, self.size)
         lot = np.random.default_rng([int(fingerprint(self.seed, "mixture"), 16), epoch])
         return lot.multinomial(self.size, self.share / self.share.sum())
 

@@ -8,11 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from curate.gradients.optimizer_state import STATE
 from curate.training.settings import TrainSettings
-
-_STATE = ("exp_avg", "exp_avg_sq", "step")
-SUM = "sum"  # beside the state: the sums of the steps' gradients, where the settings ask for them
-INDEX = "index"  # beside the state of numbers that a mask has selected: their flat places
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -70,16 +67,11 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str,
     return found
 
 
-def stored_under(what: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is kept of each parameter under `what.NAME`, by name."""
-    return {key.partition(".")[2]: tensor for key, tensor in tensors.items() if key.startswith(f"{what}.")}
-
-
 def load_optimizer(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
 ) -> None:
     """The state that `optimizer_tensors` gave. Raises KeyError where a parameter has none."""
     for name, parameter in parameters.items():
         step = tensors[f"step.{name}"].to(parameter.device)
-        moments = {w: tensors[f"{w}.{name}"].to(parameter.device, parameter.dtype) for w in _STATE[:2]}
+        moments = {w: tensors[f"{w}.{name}"].to(parameter.device, parameter.dtype) for w in STATE[:2]}
         optimizer.state[parameter] = {"step": step, **moments}

@@ -11,10 +11,10 @@ import torch
 from curate.errors import CurateError
 from curate.gradients.backward import Backward, Loss
 from curate.gradients.optimizer_state import Moments
-from curate.kinds.registry import Weighting
-from curate.models.forward import Usage
+from curate.kinds.weighting import Weighting
 from curate.models.language_model import LanguageModel
 from curate.models.tokens import Encoded
+from curate.models.usage import Usage
 from curate.training.dataset import Data
 from curate.training.distributed import Alone
 from curate.training.examples import Examples

@@ -9,8 +9,9 @@ import numpy as np
 from torch import Tensor
 
 from curate.errors import CurateFailure
-from curate.kinds.registry import Arrays, Weighting
+from curate.kinds.passes import Arrays
 from curate.kinds.signals import Drawn, Step
+from curate.kinds.weighting import Weighting
 from curate.training.dataset import Data
 from curate.training.distributed import gather
 from curate.training.examples import Batch

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from curate.errors import CurateFailure
-from curate.kinds.registry import Arrays
+from curate.kinds.passes import Arrays
 from curate.models.tokens import Encoded
 from curate.training.examples import Examples
 

@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from curate.errors import CurateError
+from curate.models.choice import ModelChoice, base_name
 from curate.models.language_model import LanguageModel
-from curate.models.load import ModelChoice, base_name, load, quiet
+from curate.models.load import load, quiet
 from curate.training.settings import TrainSettings
 
 

@@ -21,28 +21,18 @@ import numpy as np
 from tqdm import tqdm
 
 from curate.errors import CurateError
-from curate.models.load import ModelChoice, save_plain
+from curate.models.choice import ModelChoice
+from curate.models.load import save_plain
 from curate.numerics.long_horizon.scorecard import Scorecard
-from curate.numerics.long_horizon.updates import concentration, drift, stability, update_products
-from curate.runs.audit_spec import (
-    BASE,
-    PAST,
-    Audit,
-    Checked,
-    Contender,
-    Scoring,
-    begin,
-    card_of,
-    check,
-    remember,
-    stage_pool,
-    sum_up,
-    working_copy,
-)
+from curate.numerics.long_horizon.updates import concentration, drift, stability
+from curate.runs.audit_pools import remember, stage_pool, working_copy
+from curate.runs.audit_spec import BASE, PAST, Audit, Checked, Contender, Scoring, begin, card_of, check, sum_up
 from curate.runs.config import Training
 from curate.runs.evaluation import Judge
-from curate.runs.samples import documents_of, left_out, rows_of
-from curate.store.commits import read_json, write_json
+from curate.runs.model_updates import update_products
+from curate.runs.samples import rows_of
+from curate.runs.tokenize import documents_of, left_out
+from curate.store.encoding import read_json, write_json
 from curate.store.files import remove_tree, replace_tree
 from curate.store.ledger import charged
 from curate.store.locks import claim

@@ -9,13 +9,13 @@ from typing import Any, Literal
 
 from curate.errors import CurateError
 from curate.hashing import fingerprint
-from curate.models.load import ModelChoice
+from curate.models.choice import ModelChoice
 from curate.runs.evaluation import Judge, judged, questions
 from curate.store.ledger import charged
 from curate.store.locks import claim
 from curate.store.run_record import Run, require_run
 from curate.store.workspace import Workspace, __version__
-from curate.tables.state import model_choices, model_of, model_recipe
+from curate.tables.recipes import model_choices, model_of, model_recipe
 from curate.training.settings import TrainSettings
 
 

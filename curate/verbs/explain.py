@@ -11,8 +11,10 @@ import numpy as np
 from curate.errors import CurateError
 from curate.store.workspace import Workspace
 from curate.tables.index import nearest_exactly
-from curate.tables.samples import no_sample, row_of, shown, vector_at, words
-from curate.tables.state import TableState, load_target, load_vectors, score_state, table_state
+from curate.tables.lookup import no_sample, row_of, shown, vector_at, words
+from curate.tables.recipes import load_target
+from curate.tables.state import TableState, score_state, table_state
+from curate.tables.vector_table import load_vectors
 
 
 @dataclass

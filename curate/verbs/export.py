@@ -15,7 +15,7 @@ from typing import Any
 import pyarrow as pa
 
 from curate.errors import CurateError
-from curate.kinds.registry import Export, Row
+from curate.kinds.export import Export, Row
 from curate.runs.export_rows import Sent, outgoing
 from curate.store.ledger import charged
 from curate.store.workspace import Workspace

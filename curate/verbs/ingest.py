@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from curate.errors import CurateError
 from curate.hashing import fingerprint, ids_as_integers
-from curate.store.commits import ROW_GROUP, read_table, write_table
+from curate.store.encoding import ROW_GROUP, read_table, write_table
 from curate.store.files import sweep
 from curate.store.input_files import Input, find_inputs, records
 from curate.store.input_formats import Reader, Refused, Sample, refusal

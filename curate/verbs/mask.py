@@ -9,17 +9,18 @@ from typing import Any
 import numpy as np
 
 from curate.errors import CurateError
-from curate.kinds.registry import Mask, Parameters
-from curate.models.load import ModelChoice, load
-from curate.runs.driver import Account
-from curate.runs.fitted_mask import write_mask
+from curate.kinds.parameters import Mask, Parameters
+from curate.models.choice import ModelChoice
+from curate.models.load import load
+from curate.runs.account import Account
 from curate.runs.scored_model import scored_model
 from curate.runs.warmup import warm_up
 from curate.store.locks import claim
+from curate.store.mask_file import write_mask
 from curate.store.run_record import Run
 from curate.store.workspace import Workspace, __version__
+from curate.tables.recipes import model_of, model_recipe
 from curate.tables.run_costs import paid_for
-from curate.tables.state import model_of, model_recipe
 
 
 @dataclass
@@ -116,7 +117,7 @@ def _sums(run: Run) -> tuple[Callable[[str], np.ndarray], str]:
     """The sums of a warm-up's gradients by parameter, and the folder of its last checkpoint."""
     from safetensors import safe_open
 
-    from curate.training.optimizer import SUM
+    from curate.gradients.optimizer_state import SUM
 
     folder = run.checkpoints()[-1].folder
     opened = safe_open(str(folder / "optimizer.safetensors"), "np")

@@ -15,7 +15,8 @@ import numpy as np
 import pyarrow as pa
 
 from curate.errors import CurateError
-from curate.kinds.registry import Domains, Mixer
+from curate.kinds.mixer import Domains, Mixer
+from curate.numerics.apportion import largest_remainders
 from curate.numerics.resampling import differ
 from curate.runs.config import LINEAGE
 from curate.runs.evaluation import questions
@@ -26,9 +27,9 @@ from curate.store.locks import claim
 from curate.store.manifests import write_manifest
 from curate.store.workspace import Workspace, __version__, pool_fingerprint
 from curate.tables.lookup import TOKENS, column_of, scores_of, texts_of
+from curate.tables.recipes import model_of, model_recipe
 from curate.tables.run_costs import paid_for
-from curate.tables.state import model_of, model_recipe, usable
-from curate.training.mixture_sampler import quotas
+from curate.tables.state import usable
 
 
 @dataclass(frozen=True)
@@ -268,7 +269,7 @@ def _counts(weights: np.ndarray, its: _Ground, blend: Blend, result: Blended) ->
     """The draws of an epoch from each domain, int64 [D], within the cap."""
     wanted = weights * its.draws * (blend.tokens if blend.tokens is not None else blend.rows or its.there.sum())
     size = max(1, round(float(wanted.sum())))
-    counts = quotas(wanted, size)
+    counts = largest_remainders(wanted, size)
     if blend.most_epochs is None:
         return counts
     most = np.floor(its.there * blend.most_epochs).astype(np.int64)
@@ -288,7 +289,7 @@ def _lowered(counts: np.ndarray, most: np.ndarray, wanted: np.ndarray, size: int
     while (left := size - int(counts.sum())) > 0:
         room = most - counts
         share = np.where(room > 0, wanted, 0.0)
-        counts = counts + np.minimum(quotas(share if share.any() else room.astype(np.float64), left), room)
+        counts = counts + np.minimum(largest_remainders(share if share.any() else room.astype(np.float64), left), room)
     return counts
 
 

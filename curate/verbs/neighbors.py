@@ -10,13 +10,14 @@ import numpy as np
 
 from curate.errors import CurateError
 from curate.kinds.vectors import Vectors
-from curate.models.load import weights_fingerprint
+from curate.models.choice import weights_fingerprint
 from curate.store.ledger import charged
 from curate.store.locks import claim
 from curate.store.workspace import Workspace
 from curate.tables.index import ensure_index, index_problem, search
-from curate.tables.samples import no_sample, row_of, shown, vector_at
-from curate.tables.state import TableState, model_choices, table_state
+from curate.tables.lookup import no_sample, row_of, shown, vector_at
+from curate.tables.recipes import model_choices
+from curate.tables.state import TableState, table_state
 
 
 @dataclass

@@ -12,12 +12,12 @@ import numpy as np
 import orjson
 
 from curate.errors import CurateError
-from curate.kinds.registry import Pruner
+from curate.kinds.parameters import Pruner
 from curate.store.ledger import charged
 from curate.store.locks import claim
 from curate.store.run_record import Run, require_run
 from curate.store.workspace import Workspace
-from curate.tables.state import model_choices
+from curate.tables.recipes import model_choices
 
 
 @dataclass
@@ -83,7 +83,8 @@ def _pruned(
     """Prune the model of a checkpoint; returns what writes it into a folder."""
     import torch
 
-    from curate.models.load import load, quiet, weights_fingerprint
+    from curate.models.choice import weights_fingerprint
+    from curate.models.load import load, quiet
 
     (choice,) = model_choices({"models": {"base": recipe["model"]}}).values()
     if weights_fingerprint(choice) != recipe["model"]["weights"]:

@@ -16,7 +16,7 @@ from curate.runs.audit_spec import card_of
 from curate.store.manifests import is_mixture, read_any
 from curate.store.workspace import Workspace
 from curate.tables import sql
-from curate.tables.samples import words
+from curate.tables.lookup import words
 from curate.tables.state import score_state
 from curate.verbs.compare import Compared, compare
 from curate.verbs.status import Status, ledger, status

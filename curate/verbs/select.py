@@ -14,26 +14,19 @@ import pyarrow as pa
 
 from curate.errors import CurateError, nearest
 from curate.hashing import fingerprint
-from curate.kinds.registry import Budget, Candidates, Selector
+from curate.kinds.selector import Budget, Candidates, Selector
 from curate.kinds.vectors import Vectors
-from curate.store.commits import Parts, read_json, read_table
+from curate.store.commits import Parts
+from curate.store.encoding import read_json, read_table
 from curate.store.ledger import charged
 from curate.store.locks import claim
 from curate.store.manifests import read_manifest, write_manifest
 from curate.store.workspace import Workspace, __version__, pool_fingerprint
 from curate.tables import sql
 from curate.tables.lookup import TOKENS
-from curate.tables.state import (
-    TableState,
-    load_target,
-    load_vectors,
-    score_state,
-    settings_words,
-    table_recipe,
-    table_state,
-    usable,
-)
-from curate.tables.vector_table import vectors_of
+from curate.tables.recipes import load_target, settings_words, table_recipe
+from curate.tables.state import TableState, score_state, table_state, usable
+from curate.tables.vector_table import load_vectors, vectors_of
 
 
 @dataclass(frozen=True)

@@ -5,12 +5,13 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from curate.runs.fitted_mask import read_mask
-from curate.store.commits import read_json
+from curate.store.encoding import read_json
+from curate.store.mask_file import read_mask
 from curate.store.workspace import Workspace
 from curate.tables import sql
 from curate.tables.index import index_words
-from curate.tables.state import score_state, table_state, target_vectors
+from curate.tables.state import score_state, table_state
+from curate.tables.vector_table import target_vectors
 
 _RUN = "name, model, manifest, weighting, mask, trainable, optimizer_bytes, peak_bytes, seed, steps, samples, state"
 

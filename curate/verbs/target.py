@@ -11,7 +11,7 @@ import polars as pl
 import pyarrow as pa
 
 from curate.errors import CurateError
-from curate.store.commits import read_table, write_table
+from curate.store.encoding import read_table, write_table
 from curate.store.files import sweep
 from curate.store.input_files import find_inputs, records
 from curate.store.input_formats import Reader, Refused, refusal

@@ -14,9 +14,10 @@ from typing import Any
 import numpy as np
 
 from curate.errors import CurateError
-from curate.models.load import CHARS_PER_TOKEN, parameters
+from curate.models.choice import CHARS_PER_TOKEN, parameters
+from curate.runs.account import Trained
 from curate.runs.config import Training, refuse_unused
-from curate.runs.driver import Trained, advance, processes_of
+from curate.runs.driver import advance, processes_of
 from curate.runs.evaluation import Judge, questions
 from curate.runs.samples import Rows, rows_of
 from curate.store.locks import claim
@@ -24,7 +25,7 @@ from curate.store.run_record import Run, run_behind
 from curate.store.workspace import Workspace
 from curate.tables import sql
 from curate.tables.lookup import column_of
-from curate.tables.state import load_target, model_of
+from curate.tables.recipes import load_target, model_of
 
 
 def train(

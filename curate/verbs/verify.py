@@ -10,16 +10,20 @@ import numpy as np
 
 from curate.errors import CurateError, CurateFailure
 from curate.hashing import ids_as_integers
-from curate.kinds.registry import Executor
-from curate.runs.fitted_mask import read_mask
-from curate.store.commits import Parts, digest, parquet_of, read_json, read_table
-from curate.store.files import Location, remove_tree
+from curate.kinds.executor import Executor
+from curate.store.commits import Parts
+from curate.store.encoding import digest, parquet_of, read_json, read_table
+from curate.store.files import remove_tree
 from curate.store.locks import claim
 from curate.store.manifests import is_mixture
+from curate.store.mask_file import read_mask
+from curate.store.object_store import Location
 from curate.store.run_record import Run
 from curate.store.workspace import Workspace
 from curate.tables.index import ensure_index, index_path, index_problem, record_of
-from curate.tables.state import TableState, model_choices, table_state, target_vectors
+from curate.tables.recipes import model_choices
+from curate.tables.state import TableState, table_state
+from curate.tables.vector_table import target_vectors
 from curate.verbs.score import score
 
 

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 
 from curate.errors import CurateError
-from curate.kinds.registry import Weighting, weigh_once
+from curate.kinds.weighting import Weighting, weigh_once
 from curate.numerics.resampling import repeats_of
 from curate.numerics.statistics import effective_size
 from curate.runs.config import LINEAGE

@@ -20,7 +20,7 @@ import numpy as np
 import polars as pl
 from rank_bm25 import BM25Okapi
 
-from curate.kinds.registry import Target, run
+from curate.kinds.score import Target, run
 from curate.kinds.text import WORDS, Text
 from curate.methods.scores.bm25 import Bm25
 from tests.bench.timing import machine, ratio, timed, told

@@ -24,7 +24,7 @@ import psutil
 from datasketch import MinHash, MinHashLSH
 
 import curate
-from curate.kinds.registry import Target, run
+from curate.kinds.score import Target, run
 from curate.kinds.text import Text
 from curate.methods.executors.local import Local
 from curate.methods.scores.decontaminate import Decontaminate

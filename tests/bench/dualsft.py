@@ -22,8 +22,8 @@ from torch.nn.functional import cross_entropy
 
 from curate.gradients.backward import Backward
 from curate.gradients.directions import ghost
+from curate.models.choice import ModelChoice
 from curate.models.language_model import LanguageModel
-from curate.models.load import ModelChoice
 from curate.models.tokens import Encoded, encode
 from tests.bench.forward import real, smollm2
 from tests.bench.less import batches, usage

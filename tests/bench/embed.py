@@ -18,8 +18,8 @@ import curate
 from curate.kinds.vectors import Vectors
 from curate.methods.scores.embed import Embed
 from curate.methods.selectors.top import Top
+from curate.models.choice import ModelChoice, resolve
 from curate.models.forward import score_samples
-from curate.models.load import ModelChoice, resolve
 from curate.models.sentence_encoder import SentenceEncoder
 from curate.numerics import faiss_index
 from curate.store.workspace import Workspace

@@ -25,16 +25,17 @@ from typing import Any
 
 import torch
 
-from curate.kinds.registry import Score
+from curate.kinds.score import Score
 from curate.methods.scores.davir import Davir
 from curate.methods.scores.el2n import El2n
 from curate.methods.scores.embed_lm import EmbedLm
 from curate.methods.scores.entropy import Entropy
 from curate.methods.scores.nll import Nll
-from curate.models.forward import Usage, score_samples
+from curate.models.choice import TINY, ModelChoice
+from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
-from curate.models.load import TINY, ModelChoice
 from curate.models.tokens import Encoded, encode
+from curate.models.usage import Usage
 from tests.bench.timing import ratio, told
 
 SHARED = Path(os.environ.get("CURATE_SHARED", Path(__file__).parents[3] / "shared")) / "data/pool"

@@ -30,10 +30,9 @@ from curate.gradients.gradient_model import GradientModel
 from curate.gradients.optimizer_state import Moments
 from curate.kinds.vectors import Vectors
 from curate.methods.scores.less import Less
-from curate.models.batches import by_length
-from curate.models.forward import score_samples
+from curate.models.choice import ModelChoice
+from curate.models.forward import by_length, score_samples
 from curate.models.language_model import LanguageModel
-from curate.models.load import ModelChoice
 from curate.models.tokens import Encoded, encode
 from curate.numerics.projections import Kind, projector
 from curate.training.settings import TrainSettings

@@ -23,15 +23,17 @@ from typing import Any
 from unittest.mock import patch
 
 import curate
-from curate.kinds.registry import Pass, Score
+from curate.kinds.passes import Pass
+from curate.kinds.score import Score
 from curate.kinds.text import Text
 from curate.methods.scores.bm25 import Bm25
 from curate.methods.scores.length import Length
 from curate.methods.scores.repetition import Repetition
-from curate.store.commits import Parts, parquet, read_table
+from curate.store.commits import Parts
+from curate.store.encoding import parquet, read_table
 from curate.store.workspace import Shard, Workspace
 from curate.tables import unit_worker as tasks
-from curate.tables.state import load_target
+from curate.tables.recipes import load_target
 from tests.bench.scale import generate, prepare
 from tests.bench.timing import machine, timed
 

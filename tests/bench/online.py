@@ -27,8 +27,8 @@ import numpy as np
 import torch
 
 from curate.gradients.sketches import Sketcher
-from curate.kinds.registry import Weighting
 from curate.kinds.signals import Matching
+from curate.kinds.weighting import Weighting
 from curate.methods.weightings.filter_then_weight import FilterThenWeight
 from curate.methods.weightings.grad_match import GradMatch
 from curate.methods.weightings.grad_norm import GradNorm
@@ -37,8 +37,8 @@ from curate.methods.weightings.less_online import LessOnline
 from curate.methods.weightings.max_loss import MaxLoss
 from curate.methods.weightings.tracin_online import TracinOnline
 from curate.methods.weightings.uniform import Uniform
+from curate.models.choice import ModelChoice
 from curate.models.language_model import LanguageModel
-from curate.models.load import ModelChoice
 from curate.models.tokens import Encoded, encode
 from curate.numerics.rank_agreement import spearman
 from curate.training.dataset import Data

@@ -24,10 +24,12 @@ from curate.methods.scores.bm25 import Bm25
 from curate.methods.scores.length import Length
 from curate.methods.scores.repetition import Repetition
 from curate.methods.selectors.top import Top
-from curate.store.commits import Parts, parquet
+from curate.store.commits import Parts
+from curate.store.encoding import parquet
 from curate.store.workspace import Workspace
-from curate.tables.state import load_target
-from curate.tables.unit_worker import Work, shard_units
+from curate.tables.recipes import load_target
+from curate.tables.unit_worker import Work
+from curate.tables.units import shard_units
 from curate.verbs.ingest import SHARD_BYTES
 from curate.verbs.select import Choice
 from tests.bench.scale import generate, prepare

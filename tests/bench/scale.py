@@ -18,7 +18,7 @@ import time
 from pathlib import Path
 
 import curate
-from curate.kinds.executor import peak_bytes
+from curate.machine import peak_bytes
 from curate.store.workspace import Workspace
 
 STEPS = ("ingest", "bm25", "length", "again", "join", "select")

@@ -15,7 +15,7 @@ from typing import Any
 
 from data_selection.hashed_ngram_dsir import get_ngram_counts
 
-from curate.kinds.registry import Target, run
+from curate.kinds.score import Target, run
 from curate.kinds.text import Text
 from curate.methods.scores.dsir import Dsir
 from curate.methods.scores.length import Length

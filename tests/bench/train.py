@@ -21,13 +21,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from curate.kinds.registry import Weighting
+from curate.kinds.weighting import Weighting
 from curate.methods.weightings.adapt import Adapt
 from curate.methods.weightings.inverse_copies import InverseCopies
 from curate.methods.weightings.rho_weight import RhoWeight
 from curate.methods.weightings.uniform import Uniform
+from curate.models.choice import ModelChoice
 from curate.models.language_model import LanguageModel
-from curate.models.load import ModelChoice
 from curate.models.tokens import Encoded, encode
 from curate.training.dataset import Data
 from curate.training.distributed import Alone

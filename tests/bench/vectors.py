@@ -20,16 +20,18 @@ import numpy as np
 import pyarrow as pa
 
 import curate
-from curate.kinds.executor import peak_bytes
-from curate.kinds.registry import Budget, Candidates, find
+from curate.kinds.registry import find
+from curate.kinds.selector import Budget, Candidates
+from curate.machine import peak_bytes
 from curate.methods.selectors.d4 import D4
 from curate.methods.selectors.deita import Deita
 from curate.methods.selectors.facility import Facility
 from curate.methods.selectors.kcenter import Kcenter
-from curate.store.commits import Parts, write_json
+from curate.store.commits import Parts
+from curate.store.encoding import write_json
 from curate.tables.index import ensure_index, nearest_exactly, record_of, search
-from curate.tables.state import aim_stamp, load_target, target_vectors
-from curate.tables.vector_table import vector_table
+from curate.tables.recipes import load_target
+from curate.tables.vector_table import aim_stamp, target_vectors, vector_table
 from curate.verbs.select import Choice
 from tests.bench.scale import generate, prepare
 from tests.bench.timing import machine, ratio, told

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from curate.kinds.registry import Weighting
+from curate.kinds.weighting import Weighting
 from curate.methods.scores.embed_lm import EmbedLm
 from curate.methods.scores.entropy import Entropy
 from curate.methods.scores.nll import Nll
@@ -17,9 +17,9 @@ from curate.methods.weightings.filter_then_weight import FilterThenWeight
 from curate.methods.weightings.linupper import Linupper
 from curate.methods.weightings.max_loss import MaxLoss
 from curate.methods.weightings.uniform import Uniform
+from curate.models.choice import ModelChoice
 from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
-from curate.models.load import ModelChoice
 from curate.models.tokens import encode
 from curate.training.dataset import Data
 from curate.training.distributed import Alone

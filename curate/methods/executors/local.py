@@ -16,8 +16,7 @@ from typing import Any
 import cloudpickle
 
 from curate.errors import CurateError
-from curate.kinds.executor import Backend, Lost, Outcome, Ready, Workers, attempt
-from curate.kinds.registry import Executor
+from curate.kinds.executor import Backend, Executor, Lost, Outcome, Ready, Workers, attempt
 
 
 @dataclass(frozen=True)

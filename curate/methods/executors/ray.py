@@ -8,8 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from curate.errors import CurateError
-from curate.kinds.executor import Backend, Lost, Outcome, Ready, Workers, attempt
-from curate.kinds.registry import Executor
+from curate.kinds.executor import Backend, Executor, Lost, Outcome, Ready, Workers, attempt
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import orjson
 
 from curate.errors import CurateError
-from curate.kinds.registry import Export, Part, Row
+from curate.kinds.export import Export, Part, Row
 
 
 @dataclass(frozen=True)

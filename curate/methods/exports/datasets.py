@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 
 import pyarrow as pa
 
-from curate.kinds.registry import Export, Row
+from curate.kinds.export import Export, Row
 from curate.store.schema import EXPORTED
 
 

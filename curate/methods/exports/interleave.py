@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from curate.kinds.registry import Export, Part, Row, part_file
+from curate.kinds.export import Export, Part, Row, part_file
 from curate.store.schema import EXPORTED
 
 

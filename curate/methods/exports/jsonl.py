@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import orjson
 
-from curate.kinds.registry import Export, Row
+from curate.kinds.export import Export, Row
 
 
 @dataclass(frozen=True)

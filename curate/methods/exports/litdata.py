@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 
 import pyarrow.parquet as pq
 
-from curate.kinds.registry import Export, Part, Row
+from curate.kinds.export import Export, Part, Row
 from curate.store.schema import EXPORTED
 
 

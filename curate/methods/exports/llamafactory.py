@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from curate.errors import CurateError
-from curate.kinds.registry import Export, Part, Row, part_file
+from curate.kinds.export import Export, Part, Row, part_file
 
 
 @dataclass(frozen=True)

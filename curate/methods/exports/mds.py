@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 import orjson
 
-from curate.kinds.registry import Export, Part, Row
+from curate.kinds.export import Export, Part, Row
 
 _COLUMNS = {"id": "str", "loss_weight": "float32", "messages": "json", "meta": "json", "source": "str", "text": "str"}
 _SIZES = [4 if encoding == "float32" else None for encoding in _COLUMNS.values()]

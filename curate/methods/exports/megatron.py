@@ -13,7 +13,7 @@ from typing import Any, ClassVar, Literal
 import numpy as np
 
 from curate.errors import CurateError
-from curate.kinds.registry import Export, Part, Row, part_file
+from curate.kinds.export import Export, Part, Row, part_file
 
 _MOST_PARTS = 32_766  # Megatron-LM numbers its datasets by an int16
 _CODES = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}  # as its IndexedDataset knows them
@@ -52,7 +52,8 @@ class Megatron(Export):
 
     @cached_property
     def _tokenizer(self) -> Any:
-        from curate.models.load import ModelChoice, load_tokenizer
+        from curate.models.choice import ModelChoice
+        from curate.models.load import load_tokenizer
 
         return load_tokenizer(ModelChoice(self.tokenizer))
 

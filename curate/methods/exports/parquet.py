@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 import pyarrow.parquet as pq
 
-from curate.kinds.registry import Export, Row
+from curate.kinds.export import Export, Row
 from curate.store.schema import EXPORTED
 
 

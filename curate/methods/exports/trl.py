@@ -8,7 +8,7 @@ from typing import Any, Literal
 import orjson
 
 from curate.errors import CurateError
-from curate.kinds.registry import Export, Row
+from curate.kinds.export import Export, Row
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 

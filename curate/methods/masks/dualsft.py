@@ -5,8 +5,9 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from curate.kinds.registry import Mask, Parameters
-from curate.numerics.top_k import largest, largest_of_each, shares
+from curate.kinds.parameters import Mask, Parameters
+from curate.numerics.apportion import apportion
+from curate.numerics.top_k import largest, largest_of_each
 
 
 @dataclass(frozen=True)
@@ -52,4 +53,4 @@ class Dualsft(Mask):
         sizes = {name: int(np.prod(weight.shape)) for name, weight in given.weights.items()}
         if self.quota == "global":
             return largest(lambda name: sign * scores(name), sizes, given.budget)
-        return largest_of_each(lambda name: sign * scores(name), sizes, shares(sizes, given.budget))
+        return largest_of_each(lambda name: sign * scores(name), sizes, apportion(sizes, given.budget))

@@ -6,8 +6,10 @@ from typing import Literal
 import numpy as np
 
 from curate.errors import CurateError
-from curate.kinds.registry import Mask, Parameters, Warmup
-from curate.numerics.top_k import largest, largest_of_each, shares
+from curate.kinds.parameters import Mask, Parameters
+from curate.kinds.score import Warmup
+from curate.numerics.apportion import apportion
+from curate.numerics.top_k import largest, largest_of_each
 
 
 @dataclass(frozen=True)
@@ -103,7 +105,7 @@ class GradientBlock(Mask):
         if self.scope == "global":
             blocks = largest(values, sizes, count)
         else:
-            blocks = largest_of_each(values, sizes, shares(sizes, count))
+            blocks = largest_of_each(values, sizes, apportion(sizes, count))
         return {name: _places(shapes[name], side, blocks[name], grids[name][1]) for name in shapes}
 
     def _shapes(self, given: Parameters) -> dict[str, tuple[int, ...]]:

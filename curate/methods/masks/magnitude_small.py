@@ -5,8 +5,9 @@ from typing import Literal
 
 import numpy as np
 
-from curate.kinds.registry import Mask, Parameters
-from curate.numerics.top_k import largest, largest_of_each, shares
+from curate.kinds.parameters import Mask, Parameters
+from curate.numerics.apportion import apportion
+from curate.numerics.top_k import largest, largest_of_each
 
 
 @dataclass(frozen=True)
@@ -54,4 +55,4 @@ class MagnitudeSmall(Mask):
 
         if self.scope == "global":
             return largest(smallness, sizes, given.budget)
-        return largest_of_each(smallness, sizes, shares(sizes, given.budget))
+        return largest_of_each(smallness, sizes, apportion(sizes, given.budget))

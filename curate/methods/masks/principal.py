@@ -4,8 +4,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from curate.kinds.registry import Mask, Parameters
-from curate.numerics.top_k import largest_of_each, shares
+from curate.kinds.parameters import Mask, Parameters
+from curate.numerics.apportion import apportion
+from curate.numerics.top_k import largest_of_each
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Principal(Mask):
             for name, weight in given.weights.items()
             if weight.ndim == 2 and not any(part in name for part in left_alone)
         }
-        counts = shares({name: sum(weight.shape) for name, weight in matrices.items()}, given.budget)
+        counts = apportion({name: sum(weight.shape) for name, weight in matrices.items()}, given.budget)
         found = {}
         for name, weight in matrices.items():  # one decomposition at a time, and each once
             cut = {name: np.abs(self._cut(np.asarray(weight, np.float64)))}

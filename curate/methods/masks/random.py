@@ -5,8 +5,8 @@ from dataclasses import dataclass
 import numpy as np
 
 from curate.hashing import fingerprint
-from curate.kinds.registry import Mask, Parameters
-from curate.numerics.top_k import shares
+from curate.kinds.parameters import Mask, Parameters
+from curate.numerics.apportion import apportion
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Random(Mask):
     def init(self, given: Parameters) -> dict[str, np.ndarray]:
         sizes = {name: int(np.prod(weight.shape)) for name, weight in given.weights.items()}
         found = {}
-        for name, count in shares(sizes, given.budget).items():
+        for name, count in apportion(sizes, given.budget).items():
             rng = np.random.default_rng(int(fingerprint("mask", self.seed, name), 16))
             found[name] = np.sort(rng.choice(sizes[name], count, replace=False))
         return found

@@ -8,7 +8,7 @@ import numpy as np
 
 from curate.errors import CurateError
 from curate.hashing import fingerprint
-from curate.kinds.registry import Mask, Parameters
+from curate.kinds.parameters import Mask, Parameters
 
 # The two sides of a feed-forward layer, as models' authors call them; GPT-2's matrices are stored the other way round.
 _INTO = re.compile(r"(gate_proj|up_proj|fc1|c_fc|w1|w3|dense_h_to_4h)\.weight$")

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from curate.errors import require
-from curate.kinds.registry import Judged, Metric, Question
+from curate.kinds.metric import Judged, Metric, Question
 from curate.models.answers import answers
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from curate.errors import CurateError, require
-from curate.kinds.registry import Judged, Metric, Question
+from curate.kinds.metric import Judged, Metric, Question
 from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
 from curate.models.tokens import Unrenderable, rendered
 

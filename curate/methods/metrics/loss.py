@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from curate.kinds.registry import Judged, Metric, Question
-from curate.models.likelihood import answer_losses
+from curate.kinds.metric import Judged, Metric, Question
+from curate.models.answers import answer_losses
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 import numpy as np
 
 from curate.errors import require
-from curate.kinds.registry import Judged, Metric, Question
+from curate.kinds.metric import Judged, Metric, Question
 from curate.methods.metrics._sandbox import run_python
 from curate.models.answers import answers, continuations
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from curate.errors import require
-from curate.kinds.registry import Judged, Metric, Question
+from curate.kinds.metric import Judged, Metric, Question
 from curate.models.answers import answers
 
 _ASIDE = str.maketrans("", "", string.punctuation)

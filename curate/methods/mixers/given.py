@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from curate.errors import CurateError, nearest
-from curate.kinds.registry import Domains, Mixed, Mixer, Proxies
+from curate.kinds.mixer import Domains, Mixed, Mixer, Proxies
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, TypeAlias
 import numpy as np
 
 from curate.errors import CurateError, require
-from curate.kinds.registry import Domains, Mixed, Mixer, Proxies
+from curate.kinds.mixer import Domains, Mixed, Mixer, Proxies
 from curate.numerics.rank_agreement import spearman
 
 Predict: TypeAlias = Callable[[np.ndarray], np.ndarray]

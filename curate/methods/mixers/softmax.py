@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from curate.errors import require
-from curate.kinds.registry import Domains, Mixed, Mixer, Proxies
+from curate.kinds.mixer import Domains, Mixed, Mixer, Proxies
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from curate.errors import require
-from curate.kinds.registry import Domains, Mixed, Mixer, Proxies
+from curate.kinds.mixer import Domains, Mixed, Mixer, Proxies
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from curate.kinds.registry import Domains, Mixed, Mixer, Proxies
+from curate.kinds.mixer import Domains, Mixed, Mixer, Proxies
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from curate.kinds.registry import Pruner
+from curate.kinds.parameters import Pruner
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,8 @@ import polars as pl
 import pyarrow as pa
 
 from curate.errors import CurateError
-from curate.kinds.registry import Arrays, Columns, Pass, Score, Target
+from curate.kinds.passes import Arrays, Columns, Pass
+from curate.kinds.score import Score, Target
 from curate.kinds.text import WORDS, Text, Words, split_words
 
 _MERGED = 16  # counts of a like number of samples that are added up at once
@@ -51,7 +52,7 @@ class Bm25(Score):
     Trotman, Puurula, Burgess, "Improvements to BM25 and Language Models Examined", ADCS 2014, and the package
     rank-bm25. As a selector of training data: ADAPT (ICLR 2026), Section 2.2. Aggregate `subtask_max`: LESS.
 
-    >>> from curate.kinds.registry import run
+    >>> from curate.kinds.score import run
     >>> batch, target = Text.of(["a red apple", "a green pear"]), Target.of(["which fruit is red?"])
     >>> run(Bm25(variant="lucene"), [batch], target)[0]["score"].round(4).tolist()
     [0.2773, 0.0]

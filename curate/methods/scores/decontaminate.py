@@ -8,7 +8,8 @@ import numpy as np
 import polars as pl
 
 from curate.errors import CurateError
-from curate.kinds.registry import Arrays, Columns, Pass, Score, Target
+from curate.kinds.passes import Arrays, Columns, Pass
+from curate.kinds.score import Score, Target
 from curate.kinds.text import ALONE, Text, split_words
 
 _WORDS = rf"[{ALONE}]|[\w--[{ALONE}]]+"
@@ -39,7 +40,7 @@ class Decontaminate(Score):
     Reference: Brown et al., "Language Models are Few-Shot Learners", 2020, arXiv:2005.14165, Appendix C (13-grams,
     lower case, no punctuation).
 
-    >>> from curate.kinds.registry import run
+    >>> from curate.kinds.score import run
     >>> batch = Text.of(["he said: the red fox ran over the old stone bridge today", "a different text"])
     >>> columns = run(Decontaminate(n=5), [batch], Target.of(["The red fox ran over the old bridge."]))[0]
     >>> columns["score"].round(2).tolist(), columns["longest"].tolist()

@@ -10,7 +10,8 @@ import numpy as np
 import polars as pl
 
 from curate.errors import CurateError
-from curate.kinds.registry import Arrays, Columns, Pass, Score, Target
+from curate.kinds.passes import Arrays, Columns, Pass
+from curate.kinds.score import Score, Target
 from curate.kinds.text import Text
 
 _TOKENS = r"\w+|[^\w\s]+"  # NLTK's WordPunct
@@ -36,7 +37,7 @@ class Dsir(Score):
     Reference: Xie, Santurkar, Ma, Liang, "Data Selection for Language Models via Importance Resampling",
     NeurIPS 2023, arXiv:2302.03169; code p-lambda/dsir.
 
-    >>> from curate.kinds.registry import run
+    >>> from curate.kinds.score import run
     >>> batch, target = Text.of(["a red apple", "some green pears"]), Target.of(["which apple is red?"])
     >>> scores = run(Dsir(min_tokens=1), [batch], target)[0]["score"]
     >>> bool(scores[0] > scores[1])

@@ -9,7 +9,8 @@ import numpy as np
 
 from curate.errors import CurateError
 from curate.gradients.mean_gradient import mean_gradient
-from curate.kinds.registry import Arrays, Aside, Columns, Leg, Pass, Score, Slope, Target, Warmup, Watcher
+from curate.kinds.passes import Arrays, Columns, Leg, Pass, Slope, Watcher
+from curate.kinds.score import Aside, Score, Target, Warmup
 from curate.kinds.signals import Logits
 from curate.kinds.vectors import Groups
 

@@ -4,7 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from curate.kinds.registry import Arrays, Columns, Leg, Pass, Score, Target
+from curate.kinds.passes import Arrays, Columns, Leg, Pass
+from curate.kinds.score import Score, Target
 from curate.kinds.signals import Logits
 
 

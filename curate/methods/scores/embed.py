@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from curate.errors import CurateError
-from curate.kinds.registry import Arrays, Columns, Leg, Pass, Score, Target, near_target
+from curate.kinds.passes import Arrays, Columns, Leg, Pass
+from curate.kinds.score import Score, Target, near_target
 from curate.kinds.signals import Forward
 from curate.kinds.vectors import Aggregate
 

@@ -7,7 +7,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from curate.errors import CurateError
-from curate.kinds.registry import Arrays, Columns, Leg, Pass, Score, Target, near_target
+from curate.kinds.passes import Arrays, Columns, Leg, Pass
+from curate.kinds.score import Score, Target, near_target
 from curate.kinds.signals import Forward
 from curate.kinds.vectors import Aggregate
 from curate.models.logit_sketch import projected, released_scale

@@ -5,7 +5,8 @@ from functools import partial
 from typing import ClassVar, Literal
 
 from curate.gradients.mean_gradient import mean_gradient, products
-from curate.kinds.registry import Pass, Score, Target
+from curate.kinds.passes import Pass
+from curate.kinds.score import Score, Target
 from curate.kinds.vectors import Groups
 
 

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from curate.kinds.registry import Arrays, Columns, Pass, Score, Slope, Target, Watcher
+from curate.kinds.passes import Arrays, Columns, Pass, Slope, Watcher
+from curate.kinds.score import Score, Target
 
 if TYPE_CHECKING:
     from curate.gradients.backward import At

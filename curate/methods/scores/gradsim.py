@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from curate.gradients.mean_gradient import along_mean, mean_gradient, opened
-from curate.kinds.registry import Columns, Pass, Score, Slope, Target, Watcher
+from curate.kinds.passes import Columns, Pass, Slope, Watcher
+from curate.kinds.score import Score, Target
 
 if TYPE_CHECKING:
     from curate.gradients.backward import At

@@ -5,7 +5,8 @@ from typing import ClassVar, Literal
 
 import polars as pl
 
-from curate.kinds.registry import Arrays, Columns, Pass, Score, Target
+from curate.kinds.passes import Arrays, Columns, Pass
+from curate.kinds.score import Score, Target
 from curate.kinds.text import Text
 
 
@@ -21,7 +22,7 @@ class Length(Score):
     Reference: Zhao, Andriushchenko, Croce, Flammarion, "Long Is More for Alignment", ICML 2024,
     arXiv:2402.04833, who keep the longest responses. They count a model's tokens; words need no model.
 
-    >>> from curate.kinds.registry import run
+    >>> from curate.kinds.score import run
     >>> said = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "an apple"}]
     >>> run(Length(), [Text.of([said, "some raw text"])])[0]["score"].tolist()
     [2, 3]

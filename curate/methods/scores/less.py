@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from curate.errors import CurateError
-from curate.kinds.registry import Arrays, Columns, Pass, Score, Slope, Target, Warmup, Watcher, near_target
+from curate.kinds.passes import Arrays, Columns, Pass, Slope, Watcher
+from curate.kinds.score import Score, Target, Warmup, near_target
 from curate.kinds.vectors import Aggregate
 
 if TYPE_CHECKING:

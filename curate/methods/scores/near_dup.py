@@ -12,7 +12,8 @@ from rapidfuzz.distance import LCSseq
 
 from curate.errors import CurateError
 from curate.hashing import pair_number
-from curate.kinds.registry import Arrays, Columns, Pass, Score, Target
+from curate.kinds.passes import Arrays, Columns, Pass
+from curate.kinds.score import Score, Target
 from curate.kinds.text import ALONE, Text, split_words
 
 # Words, characters that are words, and marks.
@@ -48,7 +49,7 @@ class NearDup(Score):
     Reference: Broder, "On the Resemblance and Containment of Documents", 1997; Lee et al., "Deduplicating Training Data
     Makes Language Models Better", ACL 2022, arXiv:2107.06499, Appendix A (MinHash, bands, connected components).
 
-    >>> from curate.kinds.registry import run
+    >>> from curate.kinds.score import run
     >>> texts = ["the cat sat on the mat by the door", "please: the cat sat on the mat by the door", "a dog ran"]
     >>> run(NearDup(), [Text.of(texts)])[0]["score"].tolist()
     [0.5, 1.0, 1.0]

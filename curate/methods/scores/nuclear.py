@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from curate.kinds.registry import Arrays, Columns, Leg, Pass, Score, Target
+from curate.kinds.passes import Arrays, Columns, Leg, Pass
+from curate.kinds.score import Score, Target
 from curate.kinds.signals import Forward
 from curate.models.logit_sketch import singular_values
 

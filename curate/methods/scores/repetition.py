@@ -7,7 +7,8 @@ import numpy as np
 import polars as pl
 
 from curate.hashing import pair_number
-from curate.kinds.registry import Arrays, Columns, Pass, Score, Target
+from curate.kinds.passes import Arrays, Columns, Pass
+from curate.kinds.score import Score, Target
 from curate.kinds.text import Text, Words, split_words
 
 # Rae et al. 2021, Table A1: the largest share of each kind that a document may have.
@@ -49,7 +50,7 @@ class Repetition(Score):
     Reference: Rae et al., "Scaling Language Models: Methods, Analysis & Insights from Training Gopher", 2021,
     arXiv:2112.11446, Table A1.
 
-    >>> from curate.kinds.registry import run
+    >>> from curate.kinds.score import run
     >>> batch = Text.of(["all is said once", "and again and again and again"])
     >>> run(Repetition(), [batch])[0]["score"].round(2).tolist()
     [0.0, -6.25]

@@ -6,7 +6,8 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from curate.gradients.mean_gradient import mean_gradient, products
-from curate.kinds.registry import Columns, Pass, Score, Target
+from curate.kinds.passes import Columns, Pass
+from curate.kinds.score import Score, Target
 from curate.kinds.vectors import Groups
 
 

@@ -6,7 +6,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
-from curate.kinds.registry import Budget
+from curate.kinds.selector import Budget
+from curate.numerics.apportion import apportion
 
 
 def fill(
@@ -24,7 +25,7 @@ def fill(
     chosen = {g: rows[:0] for g, rows in ranked.items()}
     open_, left = {g: share for g, share in shares.items() if share > 0}, float(budget.amount)
     while open_ and left > 0:
-        for group, amount in apportion(left, open_, whole=budget.unit == "rows").items():
+        for group, amount in _split(left, open_, budget.unit).items():
             rows = ranked[group]
             held = Budget(budget.unit, sizes[chosen[group]].sum() + amount)
             chosen[group] = rows[: held.fits(sizes[rows])]
@@ -36,14 +37,8 @@ def fill(
     return chosen
 
 
-def apportion(amount: float, shares: Mapping[str, float], whole: bool) -> dict[str, float]:
-    """`amount` split by shares; in whole numbers, the largest remainders (then the first names) rounded up."""
-    total = sum(shares.values())
-    exact = {g: amount * share / total for g, share in shares.items()}
-    if not whole:
-        return exact
-    split = {g: float(int(x)) for g, x in exact.items()}
-    by_remainder = sorted(exact, key=lambda g: (split[g] - exact[g], g))
-    for group in by_remainder[: int(amount) - int(sum(split.values()))]:
-        split[group] += 1
-    return split
+def _split(amount: float, shares: Mapping[str, float], unit: str) -> dict[str, float]:
+    """An amount split by shares; rows are whole, of equal remainders the first name's rounded up."""
+    if unit == "rows":
+        return {group: float(rows) for group, rows in apportion(dict(sorted(shares.items())), amount).items()}
+    return {group: amount * share / sum(shares.values()) for group, share in shares.items()}

@@ -11,7 +11,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from curate.kinds.registry import Budget
+from curate.kinds.selector import Budget
 
 _AT_ONCE = 64  # candidates whose gains are looked at again at once
 _DIGITS = 12  # of a gain; what differs by rounding only is equal

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from curate.errors import CurateError
-from curate.kinds.registry import Budget, Candidates, Selector, by_value
+from curate.kinds.selector import Budget, Candidates, Selector, by_value
 from curate.numerics.faiss_index import clusters, likeness_before, rows_of_clusters
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from curate.errors import CurateError
-from curate.kinds.registry import Budget, Candidates, Selector, by_value
+from curate.kinds.selector import Budget, Candidates, Selector, by_value
 
 _AT_ONCE = 1024  # candidates compared with those kept at once
 _HELD = 1 << 26  # cosines in memory at once

@@ -6,7 +6,7 @@ import numpy as np
 
 from curate.errors import CurateError
 from curate.hashing import keyed_uniform
-from curate.kinds.registry import Budget, Candidates, Selector, highest
+from curate.kinds.selector import Budget, Candidates, Selector, highest
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,7 @@ import numpy as np
 
 from curate.errors import CurateError
 from curate.hashing import keyed_uniform
-from curate.kinds.registry import Budget, Candidates, Selector
+from curate.kinds.selector import Budget, Candidates, Selector
 from curate.kinds.vectors import similarities
 
 _AT_ONCE = 64  # candidates whose gains are looked at again at once

@@ -6,7 +6,7 @@ from typing import ClassVar
 import numpy as np
 
 from curate.errors import CurateError
-from curate.kinds.registry import Budget, Candidates, Selector
+from curate.kinds.selector import Budget, Candidates, Selector
 from curate.methods.selectors._logdet import Volume, greedy
 
 

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from curate.hashing import keyed_uniform
-from curate.kinds.registry import Budget, Candidates, Selector
+from curate.kinds.selector import Budget, Candidates, Selector
 from curate.kinds.vectors import cosines, frontier
 
 _POOL = 4096  # candidates whose distances are kept up to date

@@ -7,7 +7,7 @@ import numpy as np
 
 from curate.errors import CurateError
 from curate.hashing import keyed_uniform
-from curate.kinds.registry import Budget, Candidates, Selector
+from curate.kinds.selector import Budget, Candidates, Selector
 from curate.methods.selectors._budget_shares import fill
 from curate.numerics.faiss_index import clusters, rows_of_clusters
 

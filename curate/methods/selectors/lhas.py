@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from curate.errors import CurateError
-from curate.kinds.registry import Budget, Candidates, Selector, highest
+from curate.kinds.selector import Budget, Candidates, Selector, highest
 from curate.kinds.vectors import similarities
 from curate.numerics.faiss_index import clusters
 

@@ -6,7 +6,7 @@ from typing import Literal
 import numpy as np
 
 from curate.errors import CurateError, nearest
-from curate.kinds.registry import Budget, Candidates, Selector, by_value
+from curate.kinds.selector import Budget, Candidates, Selector, by_value
 from curate.methods.selectors._budget_shares import fill
 
 

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from curate.hashing import keyed_uniform
-from curate.kinds.registry import Budget, Candidates, Selector, highest
+from curate.kinds.selector import Budget, Candidates, Selector, highest
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from curate.errors import CurateError
-from curate.kinds.registry import Budget, Candidates, Selector
+from curate.kinds.selector import Budget, Candidates, Selector
 from curate.kinds.vectors import frontier
 
 _HELD = 1 << 26  # cosines of lists in memory at once

@@ -7,7 +7,7 @@ import numpy as np
 
 from curate.errors import CurateError
 from curate.hashing import keyed_uniform
-from curate.kinds.registry import Budget, Candidates, Selector, by_value
+from curate.kinds.selector import Budget, Candidates, Selector, by_value
 from curate.numerics.faiss_index import clusters, likeness_before, rows_of_clusters
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from curate.errors import CurateError
 from curate.hashing import keyed_uniform
-from curate.kinds.registry import Budget, Candidates, Selector, by_value
+from curate.kinds.selector import Budget, Candidates, Selector, by_value
 from curate.models.logit_sketch import Memory
 
 

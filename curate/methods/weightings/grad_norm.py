@@ -5,8 +5,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from curate.kinds.registry import Arrays, Weighting
+from curate.kinds.passes import Arrays
 from curate.kinds.signals import Matching, Step, Weights
+from curate.kinds.weighting import Weighting
 from curate.methods.weightings._choose import highest, weighing
 
 

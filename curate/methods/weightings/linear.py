@@ -4,8 +4,9 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from curate.errors import require
-from curate.kinds.registry import Arrays, Weighting
+from curate.kinds.passes import Arrays
 from curate.kinds.signals import Step, Weights
+from curate.kinds.weighting import Weighting
 from curate.methods.weightings._gates import boltzmann, spread, strength
 
 

@@ -3,8 +3,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from curate.kinds.registry import Arrays, Weighting
+from curate.kinds.passes import Arrays
 from curate.kinds.signals import Step, Weights
+from curate.kinds.weighting import Weighting
 from curate.methods.weightings._choose import highest, weighing
 
 

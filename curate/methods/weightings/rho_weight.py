@@ -6,8 +6,9 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from curate.errors import require
-from curate.kinds.registry import Arrays, Weighting
+from curate.kinds.passes import Arrays
 from curate.kinds.signals import Step, Weights
+from curate.kinds.weighting import Weighting
 from curate.methods.weightings._choose import highest
 
 

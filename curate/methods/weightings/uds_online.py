@@ -6,8 +6,9 @@ from typing import ClassVar
 import numpy as np
 
 from curate.errors import CurateError
-from curate.kinds.registry import Arrays, Weighting
+from curate.kinds.passes import Arrays
 from curate.kinds.signals import Step, Weights
+from curate.kinds.weighting import Weighting
 from curate.methods.weightings._choose import highest, weighing
 from curate.models.logit_sketch import Memory, projected, released_scale, singular_values
 

@@ -1,0 +1,169 @@
+"""Exports: the rows of a manifest, and how they become the files of one trainer."""
+
+from __future__ import annotations
+
+import json
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from curate.errors import CurateError
+from curate.kinds.method import Method
+
+if TYPE_CHECKING:  # a machine that only runs models has no Arrow, polars or torch to be imported here
+    import pyarrow as pa
+
+
+_MOST_OPEN = 900  # files of an export that are open at once: systems allow some 1,024
+
+
+@dataclass(frozen=True)
+class Row:
+    """One selected sample on its way to a trainer."""
+
+    id: str
+    source: str
+    messages: list[dict[str, Any]] | None
+    text: str | None
+    meta: str = "{}"
+    loss_weight: float = 1.0
+    repeats: int = 1
+    rank: int = 0
+    part: str = ""
+
+    @classmethod
+    def of(cls, sample: str | Sequence[Mapping[str, str]]) -> Row:
+        """A row from memory: a text, or messages with role and content."""
+        if isinstance(sample, str):
+            return cls("0" * 16, "memory", None, sample)
+        return cls("0" * 16, "memory", [{"extra": None, **m} for m in sample], None)
+
+    def chat(self) -> list[dict[str, Any]]:
+        """The messages as trainers know them: role, content and the keys kept in `extra`; [] for raw text."""
+        return [
+            {"role": m["role"], "content": m["content"], **(json.loads(m["extra"]) if m["extra"] else {})}
+            for m in self.messages or []
+        ]
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of an export that are to be drawn at one rate: a domain of a mixture, or rows of like weight.
+
+    label: what the part is called, '' where it is the only one. rows: those written. share: of all draws. draws: of an
+    epoch, a whole number.
+    """
+
+    label: str
+    rows: int
+    share: float
+    draws: int
+
+    def file(self, name: str) -> str:
+        """What its file is called, without an ending, in the export of the manifest `name`."""
+        return part_file(name, self.label)
+
+
+def part_file(name: str, label: str) -> str:
+    return f"{name}_{label}" if label else name
+
+
+class Export(Method):
+    """Writes the rows of a manifest as the files of one trainer.
+
+    weighted: whether its rows can carry a weight. Where not, `weights` says what becomes of a manifest whose weights
+    differ: it is refused; its rows repeat; or they come in parts, `strata` of each source by quantiles of their
+    weights. blends: whether the trainer can draw from several parts at different rates, as a mixture wants.
+    """
+
+    weighted: ClassVar[bool] = False
+    blends: ClassVar[bool] = False
+    weights: str = "refuse"
+    strata: int = 0
+
+    def check(self) -> None:
+        """Raises CurateError for settings with which nothing can be written."""
+        return None
+
+    @abstractmethod
+    def example(self, row: Row) -> dict[str, Any]:
+        """One row as the trainer will see it. Raises CurateError where the format cannot hold it."""
+
+    def describe(self, folder: Path, name: str, parts: Sequence[Part], final: Path) -> list[Path]:
+        """Write what tells the trainer of the files, and how often parts are drawn. final: where `folder` will lie, for
+        trainers that want whole paths. Returns the files."""
+        return []
+
+    @abstractmethod
+    def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
+        """Write the files into an empty folder, one row at a time. Returns them."""
+
+    def write_lines(self, path: Path, rows: Iterator[Row]) -> Path:
+        """Write the examples as JSON, one a line."""
+        import orjson
+
+        with open(path, "wb") as f:
+            for row in rows:
+                f.write(orjson.dumps(self.example(row), option=orjson.OPT_APPEND_NEWLINE))
+        return path
+
+    def write_parts(self, rows: Iterator[Row], folder: Path, file: Callable[[Row], str]) -> list[Path]:
+        """Write the examples as JSON, one a line, each into the file that it belongs to."""
+        import orjson
+
+        held: dict[Path, list[bytes]] = {}
+        for row in rows:
+            lines = held.setdefault(folder / f"{file(row)}.jsonl", [])
+            lines.append(orjson.dumps(self.example(row), option=orjson.OPT_APPEND_NEWLINE))
+            if len(lines) == 1024:
+                _append(held, [folder / f"{file(row)}.jsonl"])
+        _append(held, list(held))
+        return list(held)
+
+    def write_parquets(self, rows: Iterator[Row], schema: pa.Schema, file: Callable[[str], Path]) -> list[Path]:
+        """Write the examples as Parquet, those of each part into a file of its own, given the part's label."""
+        import pyarrow.parquet as pq
+
+        files: dict[Path, Any] = {}
+        with ExitStack() as stack:
+            for part, table in self.tables_by_part(rows, schema):
+                if (path := file(part)) not in files:
+                    if len(files) == _MOST_OPEN:
+                        raise CurateError(f"at most {_MOST_OPEN} parts are written at once here; take fewer strata.")
+                    path.parent.mkdir(exist_ok=True)
+                    files[path] = stack.enter_context(pq.ParquetWriter(path, schema, compression="zstd"))
+                files[path].write_table(table)
+        return list(files)
+
+    def tables(self, rows: Iterator[Row], schema: pa.Schema) -> Iterator[pa.Table]:
+        """The examples as tables of at most 1,024 rows."""
+        for _, table in self.tables_by_part(rows, schema, parted=False):
+            yield table
+
+    def tables_by_part(
+        self, rows: Iterator[Row], schema: pa.Schema, parted: bool = True
+    ) -> Iterator[tuple[str, pa.Table]]:
+        """The examples as tables of at most 1,024 rows of one part, with its label."""
+        import pyarrow as pa
+
+        held: dict[str, list[dict[str, Any]]] = {}
+        for row in rows:
+            mine = held.setdefault(row.part if parted else "", [])
+            mine.append(self.example(row))
+            if len(mine) == 1024:
+                yield row.part, pa.Table.from_pylist(mine, schema=schema)
+                mine.clear()
+        for part, left in held.items():
+            if left:
+                yield part, pa.Table.from_pylist(left, schema=schema)
+
+
+def _append(held: Mapping[Path, list[bytes]], paths: Sequence[Path]) -> None:
+    """Write what is held of files: no file stays open, however many parts there are."""
+    for path in paths:
+        with open(path, "ab") as f:
+            f.writelines(held[path])
+        held[path].clear()

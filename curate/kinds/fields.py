@@ -1,0 +1,58 @@
+"""Settings of a dataclass: read from text (`--set field=value`), and documented by the text under each field."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import inspect
+import json
+from collections.abc import Mapping
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+from curate.errors import CurateError, nearest
+
+
+def with_settings(cls: type, settings: Mapping[str, str], what: str) -> Any:
+    """An object of a dataclass, with its fields given as text. Raises CurateError for an unknown or ill one."""
+    types = get_type_hints(cls)
+    fields = {f.name: types[f.name] for f in dataclasses.fields(cls)}
+    values = {}
+    for key, text in settings.items():
+        if key not in fields:
+            raise CurateError(f"{what} has no setting '{key}': {nearest(key, fields)}")
+        values[key] = _parse(text, fields[key], f"the setting {key} of {what}")
+    return cls(**values)
+
+
+def _parse(text: str, wanted: Any, where: str) -> Any:
+    if get_origin(wanted) is Literal:
+        if text not in get_args(wanted):
+            raise CurateError(f"{where} is one of {', '.join(get_args(wanted))}, not '{text}'.")
+        return text
+    if wanted is str:
+        return text
+    try:
+        value = json.loads({"none": "null", "true": "true", "false": "false"}.get(text.lower(), text))
+    except json.JSONDecodeError:
+        value = text
+    options = get_args(wanted) or (wanted,)
+    if float in options and isinstance(value, int) and not isinstance(value, bool):
+        value = float(value)
+    if not any(isinstance(value, get_origin(o) or o) and isinstance(value, bool) == (o is bool) for o in options):
+        expected = " or ".join("none" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
+        raise CurateError(f"{where} is a {expected}, not '{text}'.")
+    return value
+
+
+def fields_help(cls: type) -> list[dict[str, Any]]:
+    """The fields of a dataclass, as `settings_help` has them."""
+    body = ast.parse(inspect.getsource(cls)).body[0]
+    assert isinstance(body, ast.ClassDef)
+    notes = {}
+    for line, below in zip(body.body, body.body[1:], strict=False):
+        if isinstance(line, ast.AnnAssign) and isinstance(below, ast.Expr) and isinstance(line.target, ast.Name):
+            notes[line.target.id] = " ".join(str(ast.literal_eval(below.value)).split())
+    return [
+        {"name": f.name, "type": str(f.type), "default": f.default, "note": notes.get(f.name, "")}
+        for f in dataclasses.fields(cls)
+    ]

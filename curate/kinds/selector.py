@@ -1,0 +1,131 @@
+"""Selectors: candidates, a budget and a seed in; positions of the chosen ones out, best first."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import ClassVar, Literal
+
+import numpy as np
+
+from curate.errors import CurateError
+from curate.kinds.method import Method
+from curate.kinds.vectors import Vectors
+
+
+@dataclass(frozen=True)
+class Budget:
+    """At most `amount` of rows or tokens."""
+
+    unit: Literal["rows", "tokens"]
+    amount: float
+
+    def fits(self, sizes: np.ndarray) -> int:
+        """How many candidates, in the given order, stay within the budget."""
+        if self.unit == "rows":
+            return min(int(self.amount), len(sizes))
+        return int(np.searchsorted(np.cumsum(sizes, dtype=np.float64), self.amount, side="right"))
+
+    def pays(self, spent: float, size: float) -> bool:
+        """Whether one more, of that size, stays within the budget."""
+        return spent + size <= self.amount
+
+
+@dataclass(frozen=True)
+class Candidates:
+    """What may be selected: N samples, by id ascending.
+
+    ids: uint64 [N], the ids' 16 hex digits as numbers. values: float64 [N], finite, higher is better; or null
+    where none was asked for. sources: int [N], positions in `source_names`. sizes: float64 [N], what each sample
+    takes of the budget, in its unit. vectors: of every candidate, for a selector that uses them. target: the target's
+    examples as such vectors, for one that uses it. history: those learnt before, as such vectors, the latest last; null
+    where none were named. flops: what the selector has spent.
+    """
+
+    ids: np.ndarray
+    values: np.ndarray | None
+    sources: np.ndarray
+    source_names: Sequence[str]
+    sizes: np.ndarray
+    vectors: Vectors | None = None
+    target: Vectors | None = None
+    history: Vectors | None = None
+    flops: list[float] = field(default_factory=list)
+
+    def charge(self, flops: float) -> None:
+        """What a selector spends on tensors; the ledger adds it up."""
+        self.flops.append(flops)
+
+    @classmethod
+    def of(
+        cls,
+        values: Sequence[float] | None = None,
+        sources: Sequence[str] = (),
+        sizes: Sequence[float] = (),
+        vectors: Sequence[Sequence[float]] | np.ndarray | None = None,
+        target: Sequence[Sequence[float]] | np.ndarray | None = None,
+        subtasks: Sequence[str] = (),
+        history: Sequence[Sequence[float]] | np.ndarray | None = None,
+    ) -> Candidates:
+        """Candidates from memory, with ids 1, 2, …; without sources all are of one, without sizes each takes 1.
+
+        vectors, target, history: [N, D], [T, D] and [H, D] of any length. subtasks: of the target's examples.
+        """
+        n = len(values if values is not None else vectors if vectors is not None else ())
+        names, codes = np.unique(np.array(sources or [""] * n), return_inverse=True)
+        return cls(
+            np.arange(1, n + 1, dtype=np.uint64),
+            None if values is None else np.array(values),
+            codes,
+            names.tolist(),
+            np.array(sizes or [1.0] * n),
+            None if vectors is None else Vectors.of(np.asarray(vectors, np.float64)),
+            None if target is None else Vectors.of(np.asarray(target, np.float64), subtasks=subtasks),
+            None if history is None else Vectors.of(np.asarray(history, np.float64)),
+        )
+
+    def require_values(self, selector: str) -> np.ndarray:
+        if self.values is None:
+            raise CurateError(f"the selector '{selector}' ranks by a value; say which with --by, as in --by bm25_t.")
+        return self.values
+
+    def require_vectors(self, selector: str) -> np.ndarray:
+        """The candidates' unit vectors, float16 or wider [N, D]."""
+        if self.vectors is None:
+            raise CurateError(
+                f"the selector '{selector}' works on vectors; say which by --vectors, as in --vectors embed "
+                "(`curate score embed` makes some)."
+            )
+        return self.vectors.unit
+
+
+class Selector(Method):
+    """Columns, a budget and a seed in; positions of chosen candidates out, best first.
+
+    uses_history: whether it looks at what was learnt before, where that is named. fills: whether it spends the whole
+    budget while there are candidates; one that leaves out what is too much alike does not.
+    """
+
+    uses_vectors: ClassVar[bool] = False
+    uses_target: ClassVar[bool] = False
+    uses_history: ClassVar[bool] = False
+    fills: ClassVar[bool] = True
+
+    @abstractmethod
+    def select(self, candidates: Candidates, budget: Budget, seed: int) -> np.ndarray:
+        """int64 [n], positions in `candidates`, best first: none twice, never over the budget."""
+
+
+def by_value(values: np.ndarray) -> np.ndarray:
+    """Positions by falling value; equal values stay in order of position, which is by id."""
+    return np.argsort(-values, kind="stable")
+
+
+def highest(values: np.ndarray, sizes: np.ndarray, budget: Budget) -> np.ndarray:
+    """The longest beginning of the ranking `by_value` that fits the budget."""
+    some = np.arange(len(values))
+    if budget.unit == "rows" and 1 <= (n := int(budget.amount)) < len(values):
+        some = np.flatnonzero(values >= np.partition(values, -n)[-n])  # only what may be chosen need be sorted
+    order = some[by_value(values[some])]
+    return order[: budget.fits(sizes[order])]

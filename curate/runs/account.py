@@ -1,0 +1,67 @@
+"""What a training costs as it goes on, phase by phase, for the ledger."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from typing import Any
+
+from curate.runs.config import Training
+from curate.store.ledger import Meter, charged
+from curate.store.run_record import Run
+
+_PHASES = ("train", "losses", "anchors", "candidates", "target", "selection", "base losses", "evaluate")
+
+
+@dataclass
+class Trained:
+    """What a training did."""
+
+    name: str
+    folder: str = ""
+    steps: int = 0
+    steps_now: int = 0
+    samples: int = 0
+    left_out: dict[str, int] = field(default_factory=dict)  # reason -> samples
+    cut: int = 0
+    loss: float | None = None  # of the last step
+    weight_mean: float | None = None
+    flops: float = 0.0
+    by_epoch: list[dict[str, Any]] = field(default_factory=list)  # weights, and what they were made of
+    by_source: list[dict[str, Any]] = field(default_factory=list)  # share of the samples seen, and of their weight
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+    planned: dict[str, Any] | None = None
+
+
+@dataclass(frozen=True)
+class Account:
+    """On whose account a training goes in the ledger: stage, methods, name; and what phases are called there."""
+
+    stage: str
+    methods: list[str]
+    name: str
+    phases: Mapping[str, str] = field(default_factory=dict)
+
+
+class RunMeters:
+    """The accounts of a run's phases, each a row of the ledger."""
+
+    def __init__(self, run: Run, training: Training, account: Account | None, stack: ExitStack, writes: bool):
+        self.flops = 0.0
+        account = account or Account("train", [training.weighting.name], run.name)
+        self._meters: dict[str, Meter] = {}
+        for phase in _PHASES if writes else ():
+            columns = {"methods": account.methods, "name": account.name, "model": training.model.name}
+            phase_s = {**columns, "phase": account.phases.get(phase, phase), "run": run.account}
+            self._meters[phase] = stack.enter_context(charged(run.ws.path, account.stage, **phase_s))
+
+    def __getitem__(self, phase: str) -> Meter:
+        return self._meters[phase]
+
+    def charge(self, phase: str, samples: int, usage: Any) -> None:
+        self.flops += usage.flops
+        if self._meters:
+            self._meters[phase].add(usage)
+            self._meters[phase].begin(samples)

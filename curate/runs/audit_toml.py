@@ -1,0 +1,153 @@
+"""An audit's plan as TOML, read into an `Audit`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from curate.errors import CurateError, nearest
+from curate.kinds import registry
+from curate.models.choice import ModelChoice
+
+if TYPE_CHECKING:
+    from curate.runs.audit_spec import Audit, Contender
+
+
+# Selectors as a plan may name them, in a plan's own words. A score is METHOD, METHOD>TARGET (own, future or past) or
+# METHOD@base, by the model as it was before the first stage.
+READY: dict[str, dict[str, Any]] = {
+    "random": {"method": "random"},
+    "loss": {"method": "top", "scores": ["nll"], "by": "nll_nll"},
+    "gradnorm": {"method": "top", "scores": ["gradnorm"], "by": "gradnorm"},
+    "gradsim": {"method": "top", "scores": ["gradsim"], "by": "gradsim"},
+    "kcenter": {"method": "kcenter", "scores": ["embed_lm@base"], "vectors": "embed_lm"},
+    # Near to 400 characters: the plainest heuristic there is. A user's own column goes in its place.
+    "quality": {"method": "top", "by": "-abs(ln(greatest(n_chars, 1) / 400.0))"},
+    "uds": {
+        "method": "uds",
+        "scores": ["nuclear", "embed_logits", "embed_logits>past"],
+        "by": "nuclear",
+        "vectors": "embed_logits",
+        "history": "past",
+    },
+    "lhas": {
+        "method": "lhas",
+        "scores": ["nuclear", "embed_lm>future", "embed_lm>past"],
+        "by": "nuclear",
+        "vectors": "embed_lm",
+        "target": "future",
+        "history": "past",
+    },
+}
+
+
+_KEYS = {
+    *("model", "selectors", "seeds", "metric", "limit", "out_of_domain", "proxy", "weighting"),
+    *("budget", "train", "probe", "measures", "stage", "selector", "metric_settings"),
+}
+
+
+_TYPES: dict[str, tuple[type, ...]] = {
+    **dict.fromkeys(("seeds", "limit"), (int,)),
+    **dict.fromkeys(("metric", "proxy", "weighting"), (str,)),
+    **dict.fromkeys(("selectors", "out_of_domain", "stage"), (list,)),
+    **dict.fromkeys(("budget", "train", "probe", "measures", "selector", "metric_settings"), (dict,)),
+    "model": (str, dict),
+}
+
+
+_SAID: dict[type, str] = {int: "a whole number", str: "a name", list: "a list", dict: "a table"}
+
+
+_WORDS = ("method", "scores", "by", "vectors", "target", "history")  # of a selector; others are its method's settings
+
+
+def plan_of(told: Mapping[str, Any]) -> Audit:
+    """An audit from a plan's words, as TOML has them."""
+    from curate.runs.audit_spec import Audit, Measures, Probe, Stage
+    from curate.training.settings import TrainSettings
+
+    _known(told, _KEYS, "the plan")
+    for key, value in told.items():
+        if not isinstance(value, _TYPES.get(key, object)) or isinstance(value, bool):
+            wanted = " or ".join(_SAID[kind] for kind in _TYPES[key])
+            raise CurateError(f"the plan's '{key}' is {wanted}, not {value!r}.")
+        if isinstance(value, list) and not all(isinstance(v, dict if key == "stage" else str) for v in value):
+            raise CurateError(f"the plan's '{key}' is a list of {'tables' if key == 'stage' else 'names'}.")
+    for key in ("model", "stage"):
+        if key not in told:
+            raise CurateError(f"the plan has no '{key}'; give the model, and two stages or more as [[stage]].")
+    stages = []
+    for one in told["stage"]:
+        _known(one, {"name", "where", "target"}, "a [[stage]]")
+        if missing := {"name", "where", "target"} - one.keys():
+            raise CurateError(f"a [[stage]] lacks '{min(missing)}'; it has a name, where (SQL) and a target.")
+        stages.append(Stage(one["name"], one["where"], one["target"]))
+    model = told["model"] if isinstance(told["model"], dict) else {"name": told["model"]}
+    own = told.get("selector", {})
+    budget = told.get("budget", {"frac": 0.25})
+    if (
+        len(budget) != 1
+        or not budget.keys() <= {"frac", "top", "tokens"}
+        or not all(isinstance(v, int if unit == "top" else (int, float)) for unit, v in budget.items())
+    ):
+        raise CurateError("the plan's budget is one of frac, top and tokens, as in budget = { frac = 0.25 }.")
+    extra = {key: told[key] for key in ("seeds", "limit", "proxy") if key in told}
+    return Audit(
+        registry.with_settings(ModelChoice, _texts(model), "the plan's model"),
+        tuple(stages),
+        tuple(
+            contender_of(name, own.get(name, {})) for name in told.get("selectors", ["random", "loss", "uds", "lhas"])
+        ),
+        registry.make("weighting", told.get("weighting", "uniform")),
+        registry.make("selector", "random"),
+        registry.make("metric", told.get("metric", "loss"), _texts(told.get("metric_settings", {}))),
+        registry.with_settings(TrainSettings, _texts(told.get("train", {})), "the plan's [train]"),
+        budget,
+        elsewhere=tuple(told.get("out_of_domain", ())),
+        probe=registry.with_settings(Probe, _texts(told.get("probe", {})), "the plan's [probe]"),
+        measures=registry.with_settings(Measures, _texts(told.get("measures", {})), "the plan's [measures]"),
+        **extra,
+    )
+
+
+def contender_of(name: str, told: Mapping[str, Any]) -> Contender:
+    """A selector of the plan: a ready one with some of its words or settings changed, or one of the plan's own."""
+    from curate.runs.audit_spec import PAST, TARGETS, Contender, Scoring
+
+    if name not in READY and "method" not in told:
+        raise CurateError(
+            f"there is no ready selector '{name}': {nearest(name, READY)} Or say what it is, by [selector.{name}] with "
+            "a method."
+        )
+    its = {**READY.get(name, {}), **told}
+    if its.get("target") == PAST or re.search(rf"_{PAST}\b", its.get("by") or ""):
+        raise CurateError(
+            f"the selector '{name}': the first stage has no past, so neither by nor target may stand on it; name it by "
+            "history, for a selector that looks at one."
+        )
+    scores = []
+    for text in its.get("scores", ()):
+        word, _, target = text.partition(">")
+        word, _, model = word.partition("@")
+        if model not in ("", "base") or target not in ("", *TARGETS):
+            raise CurateError(
+                f"the score '{text}' of the selector '{name}': write METHOD, METHOD>TARGET with {', '.join(TARGETS)}, "
+                "or METHOD@base."
+            )
+        scores.append(Scoring(registry.make("score", word), target or None, "base" if model else "current"))
+    settings = _texts({key: value for key, value in its.items() if key not in _WORDS})
+    words = {key: its.get(key) for key in ("by", "vectors", "target", "history")}
+    return Contender(name, registry.make("selector", its["method"], settings), tuple(scores), **words)
+
+
+def _known(told: Mapping[str, Any], keys: set[str], what: str) -> None:
+    for key in told:
+        if key not in keys:
+            raise CurateError(f"{what} has no '{key}': {nearest(key, sorted(keys))}")
+
+
+def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings as text, as `--set` has them."""
+    return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in settings.items()}

@@ -1,0 +1,149 @@
+"""What a training run needs before its first step: samples in tokens, anchors, base losses."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from curate.errors import CurateError
+from curate.hashing import fingerprint
+from curate.kinds.score import Target
+from curate.models.choice import ModelChoice
+from curate.runs.account import RunMeters, Trained
+from curate.runs.config import Training
+from curate.runs.samples import Rows, require_drawable
+from curate.runs.tokenize import anchors_of, documents_of, encoded_one_by_one, left_out
+from curate.store.run_record import Run
+
+if TYPE_CHECKING:  # loaded only when there is something to train
+    from curate.training.dataset import Data
+    from curate.training.trainable import Trainee
+
+
+def on_device(choice: ModelChoice, processes: Any) -> ModelChoice:
+    """The model on this process's device."""
+    several = processes.num_processes > 1 and choice.device == "auto"
+    return replace(choice, device=str(processes.device)) if several else choice
+
+
+def prepare_data(
+    run: Run,
+    training: Training,
+    rows: Rows,
+    target: Target | None,
+    model: Trainee,
+    meters: RunMeters,
+    result: Trained,
+    processes: Any,
+) -> tuple[Data, np.ndarray]:
+    """What is learnt, and which of `rows` the samples are that are left."""
+    from curate.training.dataset import Data
+    from curate.training.examples import Examples
+
+    if rows.draws and training.settings.order != "shuffle":
+        raise CurateError(f"a mixture is drawn by lot, so it has no order={training.settings.order}; leave that out.")
+    encoded = documents_of(run.ws, rows, training.settings, model.model)
+    whys = left_out(encoded, rows)
+    for why in whys:
+        if why:
+            result.left_out[why] = result.left_out.get(why, 0) + 1
+    places = np.flatnonzero(np.array([not why for why in whys]))
+    if not len(places):
+        raise CurateError(f"none of the {len(rows.row)} samples can be learnt from: {next(iter(result.left_out), '')}.")
+    if training.settings.order == "pool":
+        places = places[np.argsort(rows.row[places], kind="stable")]
+    kept, of = [], []
+    for position, place in enumerate(places):
+        for piece in encoded[place]:
+            kept.append(piece)
+            of.append(position)
+            result.cut += piece.cut
+    examples = Examples.of(kept, of)
+    result.samples = len(places)
+    draws = rows.draws and replace(rows.draws, domain=rows.draws.domain[places], keys=rows.draws.keys[places])
+    documents = np.repeat(np.arange(len(kept)), rows.repeats[places][examples.sample])
+    anchors = _anchors(target, model)
+    column, base = None if rows.column is None else rows.column[places], None
+    needs = training.weighting.needs
+    if "base_token_loss" in needs or "base_loss" in needs and column is None:
+        base = _base_losses(run, training, examples, model, meters, processes)
+        if column is None:
+            column = _means(base, examples)
+    data = Data(examples, documents, rows.weight[places], column, anchors, base)
+    if draws:
+        require_drawable(draws, rows.domains)
+        data = replace(data, draws=draws, vocabulary=len(model.model.tokenizer))
+        data = replace(data, documents=data.of_epoch(0))
+    return data, places
+
+
+def _anchors(target: Target | None, model: Trainee) -> Any:
+    """The target's samples in tokens; null without a target."""
+    if target is None:
+        return None
+    return anchors_of(target.text.frame.select("messages", "text").to_dicts(), target.name, model.model)
+
+
+def prepare_stream(training: Training, target: Target | None, model: Trainee, processes: Any) -> Data:
+    """Data that comes as it is learnt from."""
+    from curate.training.dataset import Data
+    from curate.training.examples import Examples
+    from curate.training.stream import Stream
+
+    feed = training.stream
+    assert feed is not None
+    if processes.num_processes > 1:
+        raise CurateError("a stream is read by one process, and several are at work; train in one.")
+    samples = encoded_one_by_one(feed.records, training.settings, model.model)
+    stream = Stream(samples, feed.past.memory, feed.past.replay, training.seed)
+    return replace(Data.of(Examples.of([])), anchors=_anchors(target, model), stream=stream)
+
+
+def _base_losses(
+    run: Run, training: Training, examples: Any, model: Trainee, meters: RunMeters, processes: Any
+) -> np.ndarray:
+    """The loss of every supervised token under the model that training began with, or its reference; kept for when it
+    goes on."""
+    from curate.store.commits import Parts
+    from curate.training.inference import base_losses
+    from curate.training.objective import Objective
+    from curate.training.trainable import trainee
+
+    parts = Parts(run.folder / "base", ".safetensors")
+    stamp = fingerprint(examples.lengths.tolist(), int(examples.ids.astype(np.int64).sum()))
+    stored, record = parts.read("losses"), parts.record("losses") or {}
+    if stored is not None and record.get("stamp") == stamp:
+        return stored["loss"]
+    if training.reference:
+        own, model = (
+            model.model,
+            trainee(on_device(training.reference, processes), replace(training.settings, lora_r=0)),
+        )
+        _refuse_other_words(training.reference.name, own, model.model)
+    elif run.checkpoints():  # the model at hand has learnt already
+        model = trainee(on_device(training.model, processes), training.settings)
+    bfloat16 = training.settings.in_bfloat16(model.model.device.type)  # as in training, or their difference is noise
+    objective, n = Objective(model.model, bfloat16), processes.num_processes
+    found, usage = base_losses(objective, examples, training.settings.count_flops, n)
+    meters.charge("base losses", len(examples), usage)
+    if processes.is_main_process:
+        parts.commit("losses", {"loss": found}, stamp=stamp)
+    return found
+
+
+def _refuse_other_words(name: str, own: Any, other: Any) -> None:
+    """Raises CurateError for a reference whose losses are of other tokens."""
+    if own.tokenizer.get_vocab() != other.tokenizer.get_vocab() or other.context < own.context:
+        what = "another vocabulary" if other.context >= own.context else f"a context of {other.context} tokens"
+        raise CurateError(
+            f"the reference {name} has {what}, and the model that is trained {len(own.tokenizer):,} tokens and a "
+            f"context of {own.context}; compare with one of the same tokenizer."
+        )
+
+
+def _means(base: np.ndarray, examples: Any) -> np.ndarray:
+    """Each sample's mean loss over the supervised tokens of all its documents."""
+    sums = np.add.reduceat(base, np.cumsum(examples.counts) - examples.counts)
+    return np.bincount(examples.sample, sums) / np.bincount(examples.sample, examples.counts)

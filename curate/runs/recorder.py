@@ -1,0 +1,80 @@
+"""What a run writes as it goes: metrics, weights, curves, checkpoints."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import orjson
+import pyarrow as pa
+
+from curate.store.run_record import Checkpoint, Run
+from curate.store.schema import METRICS, TRAINED
+
+if TYPE_CHECKING:  # loaded only when there is something to train
+    from curate.training.loop import Done, Trainer
+    from curate.training.trainable import Trainee
+
+
+class Recorder:
+    """What a run writes: the rows of its steps, and checkpoints."""
+
+    def __init__(
+        self,
+        run: Run,
+        trainer: Trainer,
+        model: Trainee,
+        rows: np.ndarray | None,
+        start: Checkpoint | None,
+        writes: bool,
+    ):
+        self.run, self.trainer, self.model, self.rows, self.writes = run, trainer, model, rows, writes
+        self.last_good = start.step if start else 0
+        self._metrics: list[dict[str, Any]] = []
+        self._trained: list[pa.Table] = []
+
+    def enter(self, done: Done, keep_weights: bool) -> None:
+        self._metrics.append(done.metrics)
+        if keep_weights:
+            n, data = len(done.documents), self.trainer.data
+            rows = self.rows if data.place is None else data.place
+            assert rows is not None
+            columns = {
+                "step": np.full(n, done.step),
+                "epoch": np.full(n, done.epoch + 1),
+                "row": rows[data.examples.sample[done.documents]],
+                "weight": done.weight.astype(np.float32),
+                "loss": done.loss.astype(np.float32),
+                "measure": done.measure.astype(np.float32),
+            }
+            self._trained.append(pa.table(columns, schema=TRAINED))
+
+    def commit(self, last: bool, keep: int) -> None:
+        snapshot = self.trainer.snapshot()
+        self.last_good = snapshot.step
+        tables = {
+            "metrics": pa.Table.from_pylist(self._metrics, schema=METRICS),
+            "trained": pa.concat_tables(self._trained) if self._trained else None,
+        }
+        self._metrics, self._trained = [], []
+        if self.writes:
+            self.run.commit(snapshot.step, last, tables, self._write(snapshot))
+            self.run.keep(keep)
+
+    def _write(self, snapshot: Any) -> Callable[[Path], None]:
+        from safetensors.numpy import save_file
+        from safetensors.torch import save_file as save_tensors
+
+        def write(folder: Path) -> None:
+            self.model.save(folder)
+            save_tensors(snapshot.optimizer, folder / "optimizer.safetensors")
+            if snapshot.weighting:
+                save_file(snapshot.weighting, folder / "weighting.safetensors")
+            if snapshot.stream:
+                save_file(snapshot.stream, folder / "stream.safetensors")
+            state = {"step": snapshot.step, "micro_batch_size": snapshot.micro_batch_size}
+            (folder / "trainer.json").write_bytes(orjson.dumps(state))
+
+        return write

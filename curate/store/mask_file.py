@@ -1,0 +1,59 @@
+"""A mask as it lies on the disk: which elements of each parameter may be trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from curate.errors import CurateError
+from curate.store.encoding import digest
+from curate.store.files import put, sweep
+from curate.store.workspace import Workspace
+
+
+@dataclass(frozen=True)
+class StoredMask:
+    """selected: of each parameter that has some, flat places, int32 ascending. lineage: what it was made of, with the
+    `shapes` of the model's parameters. sha256: of its bytes."""
+
+    name: str
+    selected: Mapping[str, np.ndarray]
+    lineage: Mapping[str, Any]
+    sha256: str
+
+
+def write_mask(ws: Workspace, name: str, selected: Mapping[str, np.ndarray], lineage: Mapping[str, Any]) -> None:
+    from safetensors.numpy import save
+
+    path = ws.mask_path(name)
+    sweep(path.parent)
+    tensors = {n: places.astype(np.int32) for n, places in selected.items() if len(places)}
+    put(path, save(tensors, {"lineage": json.dumps(lineage)}))
+
+
+def read_mask(ws: Workspace, name: str) -> StoredMask:
+    """Raises CurateError where there is none, or it is no mask."""
+    from safetensors.numpy import load
+
+    ws.require("mask", name)
+    data = ws.mask_path(name).read_bytes()
+    try:
+        header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])
+        lineage = json.loads(header["__metadata__"]["lineage"])
+        selected = load(data)
+        shapes = lineage["shapes"]
+    except Exception as error:  # of a file that is cut, or another's, many kinds; all mean the same
+        raise CurateError(
+            f"{ws.mask_path(name)} is no mask, or damaged ({type(error).__name__}); make it again by `curate mask`."
+        ) from None
+    for parameter, places in selected.items():
+        size = int(np.prod(shapes.get(parameter, [0])))
+        if places.ndim != 1 or len(places) and (places[0] < 0 or places[-1] >= size or (np.diff(places) <= 0).any()):
+            raise CurateError(
+                f"{ws.mask_path(name)}: {parameter} has places that are not ascending within its {size} numbers."
+            )
+    return StoredMask(name, selected, lineage, digest(data))

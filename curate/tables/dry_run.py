@@ -1,0 +1,71 @@
+"""What a score would do, estimated before anything is computed (`curate score --dry-run`)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from curate.kinds.passes import Pass
+from curate.models.choice import CHARS_PER_TOKEN, parameters
+from curate.store.commits import Parts
+from curate.tables.engine import Scored, computed_anew, missing_shards, stored_recipe
+from curate.tables.plan import (
+    refuse_other_recipe,
+)
+from curate.tables.spec import Job
+from curate.tables.units import shard_units
+
+
+def estimate(job: Job, fresh: bool) -> Scored:
+    """What scoring a table would compute: for each pass, shards, units, rows, characters of text and FLOPs."""
+    result = Scored(job.name, job.method.name, job.recipe.get("target"), job.kind)
+    before = ""
+    if not fresh:
+        refuse_other_recipe(stored_recipe(job), job)
+    planned = job.looks.warmup.get("planned")
+    if planned and (job.kind == "vectors" or job.vectors is None):
+        result.planned.append(_warm_up(job))
+    for index, step in enumerate(job.passes):
+        if step.reduce:
+            parts, state = job.prepared(index, before)
+            before = f"{parts.folder.name}/{state}"
+            todo = [] if parts.record(state) else job.shards
+            if step.over != "pool":
+                result.planned += [_aim(job, step)] if todo else []
+                continue
+        else:
+            todo = job.shards if computed_anew(job, fresh) else missing_shards(Parts(job.folder), job)
+        chars = sum(shard.n_chars for shard in todo)
+        ways = {(job.models[leg.model], leg.view) for leg in step.legs.values()}
+        passes = 4 * (planned or len(job.looks.checkpoints)) if job.both_ways else 2
+        flops = sum(passes * parameters(choice) * chars / CHARS_PER_TOKEN for choice, _ in ways)
+        result.planned.append(
+            {
+                "pass": step.name,
+                "shards": len(todo),
+                "units": sum(len(shard_units(shard, job.unit_size, {})) for shard in todo),
+                "rows": sum(shard.rows for shard in todo),
+                "text_chars": chars,
+                "flops": flops,
+            }
+        )
+    return result
+
+
+def _warm_up(job: Job) -> dict[str, Any]:
+    """The training that comes first: four FLOPs for each token and parameter of LoRA's kind, six of all parameters."""
+    warmup = job.method.warm_up()
+    assert warmup is not None
+    epochs, factor = warmup.settings.get("epochs", 1.0), 4 if warmup.settings.get("lora_r") else 6
+    chars = warmup.share * sum(shard.n_chars for shard in job.shards)
+    flops = factor * parameters(job.models["base"]) * epochs * chars / CHARS_PER_TOKEN
+    rows = int(warmup.share * sum(shard.rows for shard in job.shards))
+    return {"pass": "warm-up", "shards": 0, "units": 1, "rows": rows, "text_chars": int(chars), "flops": flops}
+
+
+def _aim(job: Job, step: Pass) -> dict[str, Any]:
+    """A pass over the target's examples, or over anchors."""
+    aim = job.aim(step)
+    chars = int(aim.text.whole.str.len_chars().sum())
+    flops = 6 * len(job.checkpoints) * parameters(job.models["base"]) * chars / CHARS_PER_TOKEN
+    rows = len(aim.subtasks)
+    return {"pass": step.name, "shards": 0, "units": 1, "rows": rows, "text_chars": chars, "flops": flops}

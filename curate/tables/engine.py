@@ -1,0 +1,267 @@
+"""The score engine: runs a method's passes over the pool, unit by unit, and loses nothing when killed.
+
+    pool shard ─ unit ─ map ─┐                              prepared/FINGERPRINT/part-00000.rows-….safetensors
+    pool shard ─ unit ─ map ─┴─ reduce ─ state ─┐           prepared/FINGERPRINT/state-POOL.safetensors
+    pool shard ─ unit ─ map(state) ─────────────┴─ columns  scores/NAME/_units/…  ->  scores/NAME/part-00000.parquet
+
+A unit is a range of a shard's rows, sized by cost. Units are the tasks (curate.tables.unit_worker) that an executor's
+workers do. What is committed is never computed again while its inputs are the same: partials are known by what shapes
+them (so a second target re-uses BM25's counts), parts by the score's fingerprint. A score that cannot go on in place
+(stale, or `fresh`) is computed beside the old one and swapped in when complete.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from curate.errors import CurateError
+from curate.kinds.executor import Tasks, Workers
+from curate.kinds.score import Score
+from curate.store.commits import Parts
+from curate.store.encoding import read_json, read_table, write_json
+from curate.store.files import remove_tree
+from curate.store.locks import Claim, claim
+from curate.store.object_store import Location
+from curate.store.workspace import Shard, recipe_file
+from curate.tables.index import ensure_index
+from curate.tables.meters import Meters, progress
+from curate.tables.model_worker import ModelWork
+from curate.tables.plan import (
+    refuse_other_recipe,
+)
+from curate.tables.reduce import Failed, counted
+from curate.tables.spec import Job
+from curate.tables.unit_worker import Work
+from curate.tables.units import Aim, Merge, Unit, shard_units, units_of_part
+
+
+@dataclass
+class Scored:
+    """What scoring one method did: to its score, or to its vectors where it has no target.
+
+    computed: rows of the last pass done now; reused: found done; cut: of those computed now, samples that were cut to
+    the model's context; cut_of_target: the same of a target that was encoded now. vectors: what was done to the vectors
+    that the score is made of. index: of vectors, their FAISS index in words. left_out: samples that were in a warm-up
+    or set aside. note: what the method has to say.
+    """
+
+    name: str
+    method: str
+    target: str | None
+    kind: str = "score"
+    rows: int = 0
+    computed: int = 0
+    reused: int = 0
+    nulls: int = 0
+    cut: int = 0
+    index: str = ""
+    left_out: int = 0
+    note: str = ""
+    cut_of_target: int = 0
+    vectors: Scored | None = None
+    planned: list[dict[str, Any]] = field(default_factory=list)  # dry run: work by pass
+
+
+def run_group(jobs: Sequence[Job], fresh: bool, workers: Workers) -> list[tuple[Job, Scored]]:
+    """Score a group of jobs: one job, or several that share a pass through a model."""
+    with ExitStack() as stack:
+        held = [stack.enter_context(claim(job.ws.path, f"{job.kind} {job.name}")) for job in jobs]
+        for job in jobs:
+            if job.vectors:  # nobody may replace them while they are read
+                held.append(stack.enter_context(claim(job.ws.path, f"vectors {job.vectors.name}")))
+                _refuse_replaced(job.vectors)
+        folders = [_folder(job, fresh) for job in jobs]
+        todo, works = [], []
+        for job, folder in zip(jobs, folders, strict=True):
+            Parts(folder).sweep()
+            todo.append(missing_shards(Parts(folder), job))
+            works.append(_work(job, folder))
+        cut = _compute(jobs, workers, held, works, todo)
+        return [(job, _finished(job, folder, its, cut)) for job, folder, its in zip(jobs, folders, todo, strict=True)]
+
+
+@dataclass
+class _Cut:
+    """How many samples of the pool, and of the target, were cut to the model's context."""
+
+    pool: int = 0
+    target: int = 0
+
+
+def _refuse_replaced(vectors: Job) -> None:
+    """Raises CurateError where vectors, or the target's, are not those that were made just now."""
+    now = (stored_recipe(vectors) or {}).get("fingerprint")
+    if now != vectors.recipe["fingerprint"] or _work(vectors, vectors.folder).aims():
+        raise CurateError(f"{vectors}, or the target, were changed by another process; run the command again.")
+
+
+def _work(job: Job, folder: Location) -> Work:
+    """The last pass of a job, into a folder; the state of the passes before is not known yet."""
+    vectors = job.vectors.folder if job.vectors else None
+    last, made = len(job.passes) - 1, job.recipe["fingerprint"]
+    return Work(job.method, job.target, last, (), folder, made, job.kind, vectors, job.shares)
+
+
+def _compute(
+    jobs: Sequence[Job],
+    workers: Workers,
+    held: Sequence[Claim],
+    works: Sequence[Work],
+    todo: Sequence[Sequence[Shard]],
+) -> _Cut:
+    """Compute what is missing of each job."""
+    some, failed = [], {}
+    for job, work, its in zip(jobs, works, todo, strict=True):
+        if its or work.aims():
+            states, failed = counted(job, workers)
+            some.append(replace(work, states=states))
+    missing = {shard.name for its in todo for shard in its}
+    shards = [shard for shard in jobs[0].shards if shard.name in missing]
+    return _score_shards(jobs, workers, held, some, failed, shards) if some else _Cut()
+
+
+def _finished(job: Job, folder: Location, todo: Sequence[Shard], cut: _Cut) -> Scored:
+    """Put a complete table in its place, and say what was done."""
+    remove_tree(folder / "_units")
+    if folder != job.folder:
+        job.ws.swap_table(job.kind, job.name)
+    index = ensure_index(job.ws, job.name) if job.kind == "vectors" else ""
+    records = Parts(job.folder).records().values()
+    computed = sum(shard.rows for shard in todo)
+    return Scored(
+        job.name,
+        job.method.name,
+        job.recipe.get("target"),
+        job.kind,
+        index=index,
+        rows=sum(record["rows"] for record in records),
+        computed=computed,
+        reused=sum(shard.rows for shard in job.shards) - computed,
+        nulls=sum(record["nulls"] for record in records),
+        cut=cut.pool if todo else 0,
+        cut_of_target=cut.target if job.kind == "vectors" else 0,
+        left_out=sum(len(rows) for rows in job.split.left_out.values()),
+        note=_note(job),
+    )
+
+
+def _note(job: Job) -> str:
+    """What the method has to say of its score; '' for most."""
+    if job.kind == "vectors" or type(job.method).note is Score.note:
+        return ""
+    names = list(job.method.columns)
+    tables = [read_table(Parts(job.folder).path(shard.name), names) for shard in job.shards]
+    return job.method.note({n: np.concatenate([t[n].to_numpy(zero_copy_only=False) for t in tables]) for n in names})
+
+
+def _folder(job: Job, fresh: bool) -> Location:
+    """Where to write: in place where the table there is this one; beside it where it is stale or `fresh`."""
+    final, beside = job.folder, job.ws.fresh_folder(job.kind, job.name)
+    old = stored_recipe(job)
+    if not fresh:
+        refuse_other_recipe(old, job)
+    if old is None:
+        folder = final
+    elif old["fingerprint"] == job.recipe["fingerprint"] and not computed_anew(job, fresh):
+        remove_tree(beside)
+        return final
+    else:
+        folder = beside
+    marker = folder / recipe_file(job.kind)
+    if not marker.exists() or read_json(marker)["fingerprint"] != job.recipe["fingerprint"]:
+        remove_tree(folder)
+        write_json(marker, job.recipe)
+    return folder
+
+
+def stored_recipe(job: Job) -> dict[str, Any] | None:
+    """The recipe of the table of that name; null where there is none, or nothing was made by it."""
+    marker = job.folder / recipe_file(job.kind)
+    if not marker.exists():
+        return None
+    begun = bool(Parts(job.folder).names()) or any((job.folder / "_units").glob("*"))
+    recipe = read_json(marker)
+    return recipe if begun or recipe["fingerprint"] == job.recipe["fingerprint"] else None
+
+
+def computed_anew(job: Job, fresh: bool) -> bool:
+    """Whether a table is computed again though it stands; vectors are not where it is the score that was asked for."""
+    return fresh and (job.kind == "score" or job.target is None)
+
+
+def missing_shards(parts: Parts, job: Job) -> list[Shard]:
+    """The shards whose part is not there, whole (by its size) and of this score."""
+    records, sizes = parts.records(), parts.sizes()
+
+    def stands(shard: Shard) -> bool:
+        record = records.get(shard.name)
+        if record is None or shard.name not in sizes:
+            return False
+        same = record["fingerprint"] == job.recipe["fingerprint"] and record["shard"] == shard.sha256
+        return same and sizes[shard.name] == record["bytes"]
+
+    return [shard for shard in job.shards if not stands(shard)]
+
+
+def _score_shards(
+    jobs: Sequence[Job],
+    workers: Workers,
+    held: Sequence[Claim],
+    works: Sequence[Work],
+    failed: Failed,
+    todo: Sequence[Shard],
+) -> _Cut:
+    """Score the units of shards that have none yet, and merge the units of each shard once it has all."""
+    cut = _Cut()
+    step, tasks = jobs[0].passes[-1], Tasks()
+    if jobs[0].through_models:
+        models = {role: choice for job in jobs for role, choice in job.models.items()}
+        run_task = ModelWork(tuple(works), models, jobs[0].checkpoints).run_task
+    else:
+        run_task = works[0].run_task
+    aimed = [work.target for work in works if work.aims() and work.target]
+    if aimed:
+        tasks.add(Aim(len(aimed[0].subtasks)))
+    size = min(job.unit_size for job in jobs)
+    units = {shard.name: shard_units(shard, size, failed.get(shard.name, {})) for shard in todo}
+    missing: dict[str, set[str]] = {}
+    for shard in todo:
+        missing[shard.name] = {n for work in works for n in _unscored(work, shard, units[shard.name])}
+        for unit in units[shard.name]:
+            if unit.name in missing[shard.name]:
+                tasks.add(unit)
+        if not missing[shard.name]:
+            tasks.add(Merge(shard, tuple(units[shard.name])))
+    every = [unit for shard in todo for unit in units[shard.name]]
+    with ExitStack() as stack:
+        meters = Meters(jobs, step, stack)
+        bar = stack.enter_context(progress(jobs, step, every, tasks))
+        for task, done in workers.run(run_task, tasks, lambda task: meters.begin(task.samples)):
+            for claimed in held:
+                claimed.check()
+            meters.add(done)
+            if isinstance(task, Aim) and done.result:
+                cut.target += done.result.cut
+            elif done.result and not isinstance(done.result, float):
+                cut.pool += done.result.cut
+            bar.update(task.samples)
+            if isinstance(task, Unit):
+                name = task.shard.name
+                missing[name].remove(task.name)
+                if not missing[name] and len(units[name]) > 1:
+                    tasks.add(Merge(task.shard, tuple(units[name])))
+    return cut
+
+
+def _unscored(work: Work, shard: Shard, units: Sequence[Unit]) -> set[str]:
+    """The names of the units that are not committed, of a shard whose part is not."""
+    if work.has(shard):
+        return set()
+    stored = units_of_part(work.into, shard).records() if len(units) > 1 else {}
+    same = work.stamp(shard).items()
+    return {unit.name for unit in units if not same <= stored.get(unit.name, {}).items()}

@@ -1,0 +1,98 @@
+"""Sums whose rounding does not depend on the order in which partial results arrive."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from curate.errors import CurateFailure
+from curate.hashing import fingerprint
+from curate.kinds.passes import Arrays
+from curate.store.commits import Parts
+from curate.tables.unit_worker import narrowed
+from curate.tables.units import Unit, partial_name
+
+
+class PairwiseSums:
+    """Partials that are sums, added up two by two: the node (level, i) covers 2^level units from the (i 2^level)-th."""
+
+    def __init__(self, parts: Parts, units: Sequence[Unit]):
+        self._parts, self._units = parts, units
+        self._place = {unit.shard.name + unit.name: i for i, unit in enumerate(units)}
+        records = parts.records()
+        self._there = {node for node in self._nodes() if self._stands(node, records)}
+        for node in {node for node in self._there if self._is_covered(node)}:  # a kill came before it was removed
+            self._parts.remove(self._name(node))
+            self._there.remove(node)
+        for node in sorted(self._there):
+            self._fold(node)
+
+    def _nodes(self) -> Iterator[tuple[int, int]]:
+        level = 0
+        while len(self._units) >> level:
+            yield from ((level, i) for i in range(len(self._units) >> level))
+            level += 1
+
+    def _covered(self, node: tuple[int, int]) -> Sequence[Unit]:
+        level, i = node
+        return self._units[i << level : (i + 1) << level]
+
+    def _name(self, node: tuple[int, int]) -> str:
+        return partial_name(self._covered(node)[0]) if node[0] == 0 else f"sum-{node[0]:02d}-{node[1]:06d}"
+
+    def _stamp(self, node: tuple[int, int]) -> str:
+        return fingerprint([[u.shard.sha256, u.start, u.stop] for u in self._covered(node)])
+
+    def _stands(self, node: tuple[int, int], records: Mapping[str, Mapping[str, Any]]) -> bool:
+        record = records.get(self._name(node), {})
+        if node[0] == 0:
+            return record.get("shard") == self._covered(node)[0].shard.sha256
+        return record.get("units") == self._stamp(node)
+
+    def _is_covered(self, node: tuple[int, int]) -> bool:
+        """Whether a node above it stands, which has it in its sum."""
+        level, i = node
+        return any((level + up, i >> up) in self._there for up in range(1, len(self._units).bit_length() + 1))
+
+    def missing(self) -> list[Unit]:
+        """The units that no node covers."""
+        done = {id(unit) for node in self._there for unit in self._covered(node)}
+        return [unit for unit in self._units if id(unit) not in done]
+
+    def came(self, unit: Unit) -> None:
+        """A unit's partial was committed."""
+        node = (0, self._place[unit.shard.name + unit.name])
+        self._there.add(node)
+        self._fold(node)
+
+    def _fold(self, node: tuple[int, int]) -> None:
+        """Add up a node and its neighbour where both are there, and so on upwards."""
+        level, i = node
+        pair = [(level, i & ~1), (level, i | 1)]
+        if not set(pair) <= self._there:
+            return
+        above = (level + 1, i >> 1)
+        both = [self._read(one) for one in pair]
+        names = dict.fromkeys([*both[0], *both[1]])  # one may lack what no sample of it has
+        wide = {name: [one[name].astype(np.float64) for one in both if name in one] for name in names}
+        summed = {name: narrowed(np.sum(values, axis=0)) for name, values in wide.items()}
+        self._parts.commit(self._name(above), summed, units=self._stamp(above))
+        for one in pair:
+            self._parts.remove(self._name(one))
+            self._there.remove(one)
+        self._there.add(above)
+        self._fold(above)
+
+    def _read(self, node: tuple[int, int]) -> Arrays:
+        found = self._parts.read(self._name(node))
+        if found is None:
+            self._parts.remove(self._name(node))
+            raise CurateFailure(f"{self._parts.path(self._name(node))} is damaged; it was removed: run it again.")
+        return found
+
+    def left(self) -> Iterator[Arrays]:
+        """What is not added up yet, in order."""
+        for node in sorted(self._there, key=lambda node: node[1] << node[0]):
+            yield self._read(node)

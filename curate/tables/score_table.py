@@ -1,0 +1,56 @@
+"""The columns a score returns, as the table that is stored."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+import pyarrow as pa
+
+from curate.kinds.passes import Columns
+from curate.kinds.score import Score
+
+
+def score_table(ids: pa.Array, columns: Columns, method: Score, failed: Mapping[int, str] | None = None) -> pa.Table:
+    """A method's columns as a score table: float32, null with a reason where there is no finite score.
+
+    failed: rows, by their position in `ids`, for which `columns` have nothing, and why.
+    """
+    score = np.asarray(columns["score"], dtype=np.float64)
+    finite = np.isfinite(score)
+    reasons = np.asarray(columns.get("error", np.full(len(score), "")), dtype=object)
+    reasons = np.where(~finite & (reasons == ""), "its score is not a finite number", reasons)
+    good = reasons == ""
+    table = {"score": pa.array(score.astype(np.float32), mask=~good)}
+    for name, dtype in method.columns.items():
+        values = np.asarray(columns[name])
+        finite = np.isfinite(values)
+        if dtype == "id":
+            table[name] = pa.array([f"{v:016x}" if v else None for v in values.tolist()], pa.string())
+        else:
+            table[name] = pa.array(np.where(finite, values, 0).astype(dtype), mask=~finite)
+    if method.keeps_subtasks():
+        table["subtasks"] = _map_column(columns["subtasks"], good)
+    table["error"] = pa.array(reasons, pa.string(), mask=good)
+    whole = _spread(pa.table(table), len(ids), failed) if failed else pa.table(table)
+    return whole.add_column(0, "id", ids.cast(pa.string()))
+
+
+def _spread(table: pa.Table, n: int, failed: Mapping[int, str]) -> pa.Table:
+    """The rows of a table at their places among n, with nulls and a reason at the failed ones."""
+    places = np.full(n, -1)
+    places[[i for i in range(n) if i not in failed]] = np.arange(table.num_rows)
+    whole = table.take(pa.array(places, mask=places < 0))
+    reasons = whole["error"].to_pylist()
+    for row, why in failed.items():
+        reasons[row] = why
+    return whole.set_column(whole.column_names.index("error"), "error", pa.array(reasons, pa.string()))
+
+
+def _map_column(subtasks: Mapping[str, np.ndarray], good: np.ndarray) -> pa.Array:
+    """The scores of every sub-task by its name, null where the sample has no score."""
+    keys = sorted(subtasks)
+    values = np.stack([subtasks[key] for key in keys], axis=1).astype(np.float32)[good].ravel()
+    ends = np.concatenate([[0], np.cumsum(good * len(keys))]).astype(np.int32)
+    offsets = pa.array(ends, mask=np.append(~good, False)) if len(good) else pa.array([0], pa.int32())
+    return pa.MapArray.from_arrays(offsets, pa.array(keys * int(good.sum()), pa.string()), pa.array(values))

@@ -1,0 +1,198 @@
+"""The SQL of each view over a workspace's Parquet files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curate.store.commits import Parts
+from curate.store.object_store import Location
+from curate.store.run_record import Run
+from curate.store.schema import EVALUATIONS, LEDGER, POOL, REJECTS, RUNS, TARGET
+from curate.store.workspace import Workspace
+from curate.tables.recipes import sample_columns, score_recipe
+from curate.tables.state import TableState, score_state
+
+_TYPES = {
+    "string": "VARCHAR",
+    "int32": "INTEGER",
+    "int64": "BIGINT",
+    "float": "FLOAT",
+    "double": "DOUBLE",
+    "timestamp[us, tz=UTC]": "TIMESTAMPTZ",
+    "list<item: string>": "VARCHAR[]",
+    "list<element: string>": "VARCHAR[]",
+}
+
+
+_MESSAGES = "STRUCT(role VARCHAR, content VARCHAR, extra VARCHAR)[]"
+
+
+def pool(ws: Workspace) -> str:
+    return f"SELECT * FROM ({_with_copies(ws, _pool_rows(ws, POOL.names))})"
+
+
+def _pool_rows(ws: Workspace, columns: Sequence[str]) -> str:
+    """The stored rows in order, with their position `row`."""
+    files = read_files([s.path for s in ws.shards() if s.rows], POOL, columns)
+    return f"SELECT p.*, r.range AS row FROM ({files}) p POSITIONAL JOIN range({ws.n_rows()}) r"
+
+
+def _with_copies(ws: Workspace, select: str) -> str:
+    """Adds the copies found after a row was stored; they lie beside the pool."""
+    records = ws.pool.records()
+    later = [ws.path / "pool" / "copies" / f"{n}.parquet" for n, r in records.items() if "copies" in r["beside"]]
+    if not later:
+        return select
+    counted = f"SELECT id, sum(copies)::INTEGER AS later FROM {_files(later)} GROUP BY id"
+    return (
+        f"SELECT s.* REPLACE (s.copies + coalesce(c.later, 0) AS copies) FROM ({select}) s "
+        f"LEFT JOIN ({counted}) c USING (id)"
+    )
+
+
+def targets(ws: Workspace) -> str:
+    each = [f"SELECT {literal(n)} AS target, * FROM {_files([ws.target_path(n)])}" for n in ws.target_names()]
+    return " UNION ALL ".join(each) or f"SELECT ''::VARCHAR AS target, * FROM ({read_files([], TARGET)})"
+
+
+def rejects(ws: Workspace) -> str:
+    folder, records = ws.path / "rejects", ws.pool.records()
+    files = [folder / f"{n}.parquet" for n, record in records.items() if "rejects" in record["beside"]]
+    return read_files([*files, *sorted(folder.glob("target-*.parquet"))], REJECTS)
+
+
+def score(ws: Workspace, state: TableState) -> str:
+    parts = Parts(ws.score_folder(state.name))
+    done = [parts.path(shard.name) for shard in state.done]
+    return f"SELECT * FROM {_files(done)}" if done else _nothing({"id": "VARCHAR", **_table_columns(state.recipe)})
+
+
+def vectors(ws: Workspace, state: TableState) -> str:
+    parts = Parts(ws.table_folder("vectors", state.name))
+    done = [parts.path(shard.name) for shard in state.done]
+    columns = {"id": "VARCHAR", "vector": "FLOAT[]", "norm": "FLOAT", "error": "VARCHAR"}
+    return f"SELECT * FROM {_files(done)}" if done else _nothing(columns)
+
+
+def runs(ws: Workspace) -> pa.Table:
+    rows = []
+    for run in map(partial(Run, ws), ws.run_names()):
+        recipe = run.recipe or {}
+        done = run.checkpoints()
+        state = (
+            "complete"
+            if run.is_complete() or not recipe["weighting"]
+            else f"{done[-1].step if done else 0} of {recipe['steps']} steps"
+        )
+        own = {key: recipe[key] for key in ("manifest", "seed", "steps", "samples")}
+        what = {"model": recipe["model"]["name"], "weighting": (recipe["weighting"] or {}).get("name")}
+        what |= {"mask": (recipe.get("mask") or {}).get("name")}
+        what |= {key: recipe.get(key) for key in ("trainable", "optimizer_bytes", "peak_bytes")}
+        rows.append({"name": run.name, "state": state, **what, **own, "config": json.dumps(recipe)})
+    return pa.Table.from_pylist(rows, schema=RUNS)
+
+
+def of_runs(ws: Workspace, kind: str, schema: pa.Schema) -> str:
+    """A table that every run has parts of, with the run's name before."""
+    each = []
+    for name in ws.run_names():
+        parts = Parts(ws.run_folder(name) / kind)
+        if files := [parts.path(part) for part in parts.names()]:
+            each.append(f"SELECT {literal(name)} AS run, * FROM ({read_files(files, schema)})")
+    return " UNION ALL ".join(each) or f"SELECT ''::VARCHAR AS run, * FROM ({read_files([], schema)})"
+
+
+def evaluations(ws: Workspace) -> pa.Table:
+    rows = []
+    for run in map(partial(Run, ws), ws.run_names()):
+        rows += [{"run": run.name, **record["evaluation"]} for record in run.evaluations.records().values()]
+    return pa.Table.from_pylist(rows, schema=EVALUATIONS)
+
+
+def samples(ws: Workspace, words: set[str] | None) -> str:
+    """The pool and the named scores, side by side by position; a shard not scored yet gives nulls."""
+    beside = []
+    for i, name in enumerate(ws.score_names()):
+        types = _score_columns(name, score_recipe(ws, name))
+        columns = {c: t for c, t in types.items() if words is None or c in words}
+        if columns:  # only now are the score's parts looked at: a hundred scores cost what the named ones do
+            beside.append(f" POSITIONAL JOIN ({_in_pool_order(ws, score_state(ws, name), columns)}) s{i}")
+    rows = f"SELECT * FROM ({_pool_rows(ws, POOL.names)}) p{''.join(beside)}"
+    return _with_copies(ws, rows) if words is None or "copies" in words else rows
+
+
+def _in_pool_order(ws: Workspace, state: TableState, columns: dict[str, str]) -> str:
+    """Score columns under their names in `samples`, one row for every row of the pool."""
+    parts, done = Parts(ws.score_folder(state.name)), {shard.name for shard in state.done}
+    stored = {shown: column for column, shown in sample_columns(state.name, state.recipe).items()}
+    values = ", ".join(f'"{stored[name]}" AS "{name}"' for name in columns)
+    nulls = ", ".join(f'NULL::{t} AS "{name}"' for name, t in columns.items())
+    pieces: list[str] = []
+    run_of_parts: list[Location] = []
+    for shard in ws.shards():
+        if shard.name in done:
+            run_of_parts.append(parts.path(shard.name))
+            continue
+        if run_of_parts:
+            pieces.append(f"SELECT {values} FROM {_files(run_of_parts)}")
+        run_of_parts = []
+        pieces.append(f"SELECT {nulls} FROM range({shard.rows})")
+    if run_of_parts:
+        pieces.append(f"SELECT {values} FROM {_files(run_of_parts)}")
+    return " UNION ALL ".join(pieces) or f"SELECT {nulls} FROM range(0)"
+
+
+def _table_columns(recipe: dict[str, Any]) -> dict[str, str]:
+    """The columns of a score's table and their SQL types, but for the id."""
+    kinds = {"f": "FLOAT", "i": "INTEGER", "u": "UINTEGER", "b": "BOOLEAN"}
+    types = {"score": "FLOAT"}
+    for name, dtype in recipe["columns"].items():
+        known = {"float64": "DOUBLE", "int64": "BIGINT", "id": "VARCHAR"}
+        types[name] = known.get(dtype) or kinds[np.dtype(dtype).kind]
+    if recipe["keeps_subtasks"]:
+        types["subtasks"] = "MAP(VARCHAR, FLOAT)"
+    return {**types, "error": "VARCHAR"}
+
+
+def _score_columns(name: str, recipe: dict[str, Any]) -> dict[str, str]:
+    """The columns a score gives `samples`, by their names there (NAME, NAME_COLUMN), and their SQL types."""
+    types = _table_columns(recipe)
+    return {shown: types[column] for column, shown in sample_columns(name, recipe).items()}
+
+
+def ledger(ws: Workspace) -> str:
+    """With the name of each entry, by which it can be pointed at."""
+    parts = sorted((ws.path / "ledger").glob("part-*.parquet"))
+    none = f"SELECT *, ''::VARCHAR AS entry FROM ({read_files([], LEDGER)})"
+    files = _files(parts, ", union_by_name = true, filename = true") if parts else ""
+    entries = f"SELECT * EXCLUDE (filename), parse_filename(filename, true) AS entry FROM {files}"
+    return f"{none} UNION ALL BY NAME {entries}" if parts else none
+
+
+def read_files(files: Sequence[Location], schema: pa.Schema, columns: Sequence[str] = ()) -> str:
+    """A SELECT of the named columns (default all) from Parquet files; of no rows where there are none."""
+    names = columns or schema.names
+    if files:
+        listed = ", ".join(f'"{name}"' for name in names)
+        return f"SELECT {listed} FROM {_files(files)}"
+    return _nothing({n: _TYPES.get(str(schema.field(n).type), _MESSAGES) for n in names})
+
+
+def _nothing(columns: dict[str, str]) -> str:
+    nulls = ", ".join(f'NULL::{t} AS "{name}"' for name, t in columns.items())
+    return f"SELECT {nulls} WHERE false"
+
+
+def _files(paths: Sequence[Location], how: str = "") -> str:
+    # The folder's own name is no data, even where it reads like a hive partition (…/score=5/…).
+    return f"read_parquet([{', '.join(literal(str(p)) for p in paths)}], hive_partitioning = false{how})"
+
+
+def literal(value: str) -> str:
+    return "'" + value.replace("'", "''") + "'"
