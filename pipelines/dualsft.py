@@ -40,12 +40,12 @@ from curate.methods.weightings.uniform import Uniform
 from curate.models.choice import ModelChoice
 from curate.numerics.statistics import Mean, paired
 from curate.pages.comparison import page, plot
-from curate.runs.config import Training
-from curate.runs.evaluation import Judge
+from curate.runs.config import TrainingSpec
+from curate.runs.evaluation import EvalSpec
 from curate.store.mask_file import read_mask
 from curate.store.workspace import Workspace
 from curate.verbs.compare import Compared
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 
 DATA, PARAMETERS = 0.10, 0.05  # the paper's budgets
 KINDS = ("plasticity", "stability", "overall")
@@ -91,14 +91,14 @@ ARMS = (
 
 def selections(ws: Workspace, target: str, seeds: int) -> None:
     dual, rows = f"dualsft_{target}", round(DATA * ws.n_rows())
-    curate.select(ws, "dual_best", Top(), Choice(by=dual, top=rows))
-    curate.select(ws, "dual_worst", Top(), Choice(by=f"-{dual}", top=rows))
-    curate.select(ws, "less_best", Top(), Choice(by=f"less_{target}", top=rows))
-    curate.select(ws, "fisher_best", Fishersft(), Choice(top=rows, vectors="embed_lm"))
-    curate.select(ws, "spice_best", Spice(), Choice(top=rows, vectors="less"))
+    curate.select(ws, "dual_best", Top(), SelectionSpec(by=dual, top=rows))
+    curate.select(ws, "dual_worst", Top(), SelectionSpec(by=f"-{dual}", top=rows))
+    curate.select(ws, "less_best", Top(), SelectionSpec(by=f"less_{target}", top=rows))
+    curate.select(ws, "fisher_best", Fishersft(), SelectionSpec(top=rows, vectors="embed_lm"))
+    curate.select(ws, "spice_best", Spice(), SelectionSpec(top=rows, vectors="less"))
     for seed in range(seeds):  # what is drawn by lot is drawn anew for every seed
-        curate.select(ws, f"random_{seed}", Random(), Choice(top=rows, seed=seed))
-        curate.select(ws, f"dual_null_{seed}", Top(), Choice(by=dual, top=rows, seed=seed, null=True))
+        curate.select(ws, f"random_{seed}", Random(), SelectionSpec(top=rows, seed=seed))
+        curate.select(ws, f"dual_null_{seed}", Top(), SelectionSpec(by=dual, top=rows, seed=seed, null=True))
 
 
 def masks(ws: Workspace, preset: Preset, target: str, model: ModelChoice) -> dict[str, Mask]:
@@ -124,13 +124,13 @@ def masks(ws: Workspace, preset: Preset, target: str, model: ModelChoice) -> dic
 
 def trainings(
     ws: Workspace, preset: Preset, model: ModelChoice, made: dict[str, Mask]
-) -> Iterator[tuple[str, Training]]:
+) -> Iterator[tuple[str, TrainingSpec]]:
     """Every run: its name, and what is trained. All begin with the base model; SMT's where its warm-up ended."""
     for arm in ARMS:
         for seed in range(preset.seeds):
             manifest, mask = (name and name.format(seed=seed) for name in (arm.manifest, arm.mask))
             settings = replace(preset.training, steps=preset.steps, lora_r=arm.lora)
-            plain = Training(model, Uniform(), settings, manifest=manifest, seed=seed)
+            plain = TrainingSpec(model, Uniform(), settings, manifest=manifest, seed=seed)
             if mask:
                 stored = read_mask(ws, mask)
                 begin = replace(model, name=stored.lineage.get("checkpoint", model.name))
@@ -233,11 +233,11 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     selections(ws, target, preset.seeds)
     made = masks(ws, preset, target, model)
     asked = (target, other, *preset.others)
-    judges = [Judge(name, metric, limit=preset.questions) for name in asked for metric in (Loss(), preset.accuracy)]
+    evals = [EvalSpec(name, metric, limit=preset.questions) for name in asked for metric in (Loss(), preset.accuracy)]
     runs, began = ["base"], time.monotonic()
-    curate.evaluate(ws, "base", judges, model=model)
+    curate.evaluate(ws, "base", evals, model=model)
     for name, training in trainings(ws, preset, model, made):
-        trained = curate.train(ws, name, training, judges=judges)
+        trained = curate.train(ws, name, training, evals=evals)
         right = [e["value"] for e in trained.evaluations if e["metric"] != "loss" and e["target"] == target]
         print(f"   {name:24} {trained.steps:4} steps, {target} {right[0]:.3f}", flush=True)
         runs.append(name)

@@ -51,7 +51,7 @@ from curate.store.ledger import charged
 from curate.store.workspace import Workspace
 from curate.tables.recipes import load_target
 from curate.training.examples import Examples
-from curate.training.realised import Trial, Validation, realised
+from curate.training.realised import RealisedTrial, Validation, realised
 
 DATA, PARAMETERS = 0.10, 0.05  # the paper's budgets
 Arrays = Mapping[str, np.ndarray]
@@ -154,12 +154,12 @@ def fidelity(ws: Workspace, points: Sequence[Point], preset: Preset) -> list[Pan
     return panels
 
 
-def drawn(point: Point, preset: Preset, what: str) -> list[Trial]:
+def drawn(point: Point, preset: Preset, what: str) -> list[RealisedTrial]:
     rng, every = np.random.default_rng(0), np.arange(len(point.samples))
     if what == "data":
         size = min(preset.size, len(every) // 2)
-        return [Trial(rng.choice(len(every), size, replace=False)) for _ in range(preset.trials)]
-    return [Trial(every, by_lot(point, PARAMETERS, seed)) for seed in range(preset.trials)]
+        return [RealisedTrial(rng.choice(len(every), size, replace=False)) for _ in range(preset.trials)]
+    return [RealisedTrial(every, by_lot(point, PARAMETERS, seed)) for seed in range(preset.trials)]
 
 
 def by_lot(point: Point, share: float, seed: int) -> dict[str, np.ndarray]:
@@ -169,7 +169,7 @@ def by_lot(point: Point, share: float, seed: int) -> dict[str, np.ndarray]:
 
 
 def tried(
-    ws: Workspace, point: Point, preset: Preset, trials: Sequence[Trial], horizons: Sequence[int], phase: str
+    ws: Workspace, point: Point, preset: Preset, trials: Sequence[RealisedTrial], horizons: Sequence[int], phase: str
 ) -> np.ndarray:
     """What each trial takes off the validation loss, at each horizon; in the ledger, too."""
     settings = replace(preset.training, schedule="constant", warmup=0.0, lr=preset.dual.eta)
@@ -183,7 +183,7 @@ def tried(
     return gains
 
 
-def foretell(worths: tuple[np.ndarray, Arrays], trial: Trial) -> float:
+def foretell(worths: tuple[np.ndarray, Arrays], trial: RealisedTrial) -> float:
     """The summed worth of what a trial learns from, or trains."""
     rows, numbers = worths
     if trial.selected is None:
@@ -321,10 +321,14 @@ def budgets(ws: Workspace, point: Point, preset: Preset) -> list[Panel]:
         for share in shares:
             if what == "data":
                 k = round(share * len(rows))
-                trials += [Trial(best(rows, k)), Trial(rng.permutation(every)[:k]), Trial(best(-rows, k))]
+                trials += [
+                    RealisedTrial(best(rows, k)),
+                    RealisedTrial(rng.permutation(every)[:k]),
+                    RealisedTrial(best(-rows, k)),
+                ]
             else:
                 its = (numbers_of(numbers, share), by_lot(point, share, 7), numbers_of(worst, share))
-                trials += [Trial(every, selected) for selected in its]
+                trials += [RealisedTrial(every, selected) for selected in its]
         gains = tried(ws, point, preset, trials, [steps], f"budgets, {what}")[:, 0].reshape(-1, 3)
         for share, its in zip(shares, gains, strict=True):
             print(f"   {share:4.0%} of the {what:10}: best {its[0]:+.4f}, by lot {its[1]:+.4f}, worst {its[2]:+.4f}")

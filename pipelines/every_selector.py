@@ -59,11 +59,11 @@ from curate.methods.weightings.uniform import Uniform
 from curate.models.choice import ModelChoice
 from curate.numerics.selection_profile import diversity
 from curate.numerics.statistics import Mean, paired
-from curate.runs.config import Training
-from curate.runs.evaluation import Judge
+from curate.runs.config import TrainingSpec
+from curate.runs.evaluation import EvalSpec
 from curate.store.workspace import Workspace
 from curate.verbs.compare import compare
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 
 BUDGETS = {"smoke": (0.1,), "cpu": (0.05, 0.1, 0.2)}
 MIDDLE = 0.1
@@ -110,7 +110,7 @@ WAYS = (
 )
 
 
-def scored(ws: Workspace, preset: Preset, target: str, model: ModelChoice, judges: list[Judge]) -> None:
+def scored(ws: Workspace, preset: Preset, target: str, model: ModelChoice, evals: list[EvalSpec]) -> None:
     """All columns and vectors; the reference of rho and davir is the model that has learnt from everything."""
     text = (Bm25(), Dsir(min_tokens=1), Length(), Repetition(), NearDup())
     curate.score(ws, *text, target=target)
@@ -118,7 +118,7 @@ def scored(ws: Workspace, preset: Preset, target: str, model: ModelChoice, judge
     curate.score(ws, *passes, target=target, models=model)
     curate.score(ws, preset.less, preset.dual, target=target, models=model)
     curate.score(ws, Graddot(), Gradnorm(), Gradsim(), target=target, models=model)
-    curate.train(ws, "full_s0", Training(model, Uniform(), preset.training), judges=judges)
+    curate.train(ws, "full_s0", TrainingSpec(model, Uniform(), preset.training), evals=evals)
     reference = replace(model, name="full_s0")
     curate.score(ws, Rho(), Davir(), models={"base": model, "reference": reference})
 
@@ -129,7 +129,7 @@ def chosen(ws: Workspace, way: Way, budget: float, target: str, seed: int, null:
     name = f"{way.name}{'_null' if null else ''}_{share}_rows" + (f"_{seed}" if way.drawn or null else "")
     by = way.by and way.by.replace("_T", f"_{target}")
     top = round(budget * ws.n_rows())
-    choice = Choice(by=by, where=way.where, top=top, vectors=way.vectors, target=target if way.target else None)
+    choice = SelectionSpec(by=by, where=way.where, top=top, vectors=way.vectors, target=target if way.target else None)
     if name not in ws.manifest_names():
         curate.select(ws, name, way.selector, replace(choice, seed=seed if way.drawn or null else 0, null=null))
     return name
@@ -148,7 +148,7 @@ def arms(ws: Workspace, preset: Preset, budgets: Sequence[float], target: str) -
 # --- the table -------------------------------------------------------------------------------------------
 
 
-def looks(ws: Workspace, manifest: str, target: str, states: Vectors) -> tuple[float, float, float]:
+def checkpoint_set(ws: Workspace, manifest: str, target: str, states: Vectors) -> tuple[float, float, float]:
     """Of a choice: the share that is corrupt, the share of the wanted skill, and how unlike its samples are."""
     facts = f"avg((meta->>'corrupt')::BOOLEAN::INT) AS bad, avg((meta->>'skill' = '{target}')::INT) AS mine"
     (row,) = curate.sql(ws, f"SELECT {facts}, list(m.row) AS places FROM {manifest} m JOIN pool USING (row)")
@@ -183,7 +183,7 @@ def table(ws: Workspace, runs: dict[str, str], budgets: Sequence[float], target:
             for kind in ("in", "out"):
                 mine, chance = by_arm[arm.name][kind], by_arm[f"random_{share}"][kind]
                 cells += f" {Mean.of(list(mine.values()))!s:>15} {_over(mine, chance) if name != 'random' else '':>26}"
-            its = np.mean([looks(ws, runs[run], target, states) for run in arm.runs], axis=0)
+            its = np.mean([checkpoint_set(ws, runs[run], target, states) for run in arm.runs], axis=0)
             cost = f"{arm.cost.total:8.1e} {arm.cost.prep:10.1e} {arm.cost.seconds:8.1f}"
             print(f"   {name:13}{cells} {its[0]:8.1%} {its[1]:6.0%} {its[2]:7.3f} {cost}")
     for name in ("base", "full"):
@@ -203,16 +203,16 @@ def main(preset: Preset, budgets: Sequence[float], folder: Path) -> None:
     ws = curate.open_workspace(folder / "ws")
     preset.data(ws)
     target, other = preset.pairs[0]
-    judges = [Judge(name, preset.accuracy, limit=preset.questions) for name in (target, other, *preset.others)]
+    evals = [EvalSpec(name, preset.accuracy, limit=preset.questions) for name in (target, other, *preset.others)]
     print(f"1. Scores and vectors for {target}.", flush=True)
-    curate.evaluate(ws, "base", judges, model=model)
-    scored(ws, preset, target, model, judges)
+    curate.evaluate(ws, "base", evals, model=model)
+    scored(ws, preset, target, model, evals)
     print(f"   after {time.monotonic() - began:.0f} s\n2. {len(WAYS)} ways, {len(budgets)} budgets.", flush=True)
     runs = {}
     for arm, manifest, seed in arms(ws, preset, budgets, target):
         name = f"{arm}_s{seed}"
-        plain = Training(model, Uniform(), preset.training, manifest=manifest, seed=seed)
-        curate.train(ws, name, plain, judges=judges)
+        plain = TrainingSpec(model, Uniform(), preset.training, manifest=manifest, seed=seed)
+        curate.train(ws, name, plain, evals=evals)
         runs[name] = manifest
         if seed == preset.seeds - 1:
             print(f"   {arm:20} after {time.monotonic() - began:5.0f} s", flush=True)

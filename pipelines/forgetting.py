@@ -36,12 +36,12 @@ from curate.methods.weightings.uniform import Uniform
 from curate.models.choice import ModelChoice
 from curate.numerics.statistics import Mean, paired
 from curate.pages.comparison import page, plot
-from curate.runs.config import Training
-from curate.runs.evaluation import Judge
+from curate.runs.config import TrainingSpec
+from curate.runs.evaluation import EvalSpec
 from curate.store.mask_file import read_mask
 from curate.store.workspace import Workspace
 from curate.verbs.compare import Compared
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 
 DATA, PARAMETERS, SPARSITY = 0.10, 0.05, 0.9  # the paper's budgets; the most that FAPM's reports to prune
 
@@ -88,11 +88,11 @@ def davir(ws: Workspace, model: ModelChoice) -> None:
     """The tenth of which SFT has taught most of what there was to learn; the reference is its first seed's model."""
     reference = replace(model, name="sft_s0")
     curate.score(ws, Davir(), models={"base": model, "reference": reference})
-    curate.select(ws, "davir_best", Top(), Choice(by="davir", top=round(DATA * ws.n_rows())))
+    curate.select(ws, "davir_best", Top(), SelectionSpec(by="davir", top=round(DATA * ws.n_rows())))
 
 
 def trained(
-    ws: Workspace, preset: Preset, model: ModelChoice, made: dict[str, Mask], judges: list[Judge]
+    ws: Workspace, preset: Preset, model: ModelChoice, made: dict[str, Mask], evals: list[EvalSpec]
 ) -> Iterator[str]:
     """Every run, judged."""
     for way in WAYS:
@@ -102,14 +102,14 @@ def trained(
             name = f"{way.name}_s{seed}"
             if way.sparsity:
                 curate.prune(ws, f"sft_s{seed}", Fapm(), way.sparsity, name=name)
-                curate.evaluate(ws, name, judges)
+                curate.evaluate(ws, name, evals)
             else:
                 manifest = way.manifest and way.manifest.format(seed=seed)
                 settings = replace(preset.training, steps=preset.steps, lora_r=way.lora)
-                plain = Training(model, way.weighting, settings, manifest=manifest, seed=seed)
+                plain = TrainingSpec(model, way.weighting, settings, manifest=manifest, seed=seed)
                 if way.mask:
                     plain = replace(plain, mask=read_mask(ws, way.mask), masking=made[way.mask])
-                curate.train(ws, name, plain, judges=judges)
+                curate.train(ws, name, plain, evals=evals)
             yield name
 
 
@@ -146,16 +146,16 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     print(f"1. What samples and parameters are worth for {target}, by DualSFT.", flush=True)
     curate.score(ws, preset.dual, target=target, models=model)
     rows = round(DATA * ws.n_rows())
-    curate.select(ws, "dual_best", Top(), Choice(by=f"dualsft_{target}", top=rows))
+    curate.select(ws, "dual_best", Top(), SelectionSpec(by=f"dualsft_{target}", top=rows))
     for seed in range(preset.seeds):
-        curate.select(ws, f"random_{seed}", Random(), Choice(top=rows, seed=seed))
+        curate.select(ws, f"random_{seed}", Random(), SelectionSpec(top=rows, seed=seed))
     made = masks(ws, target, model)
     asked = (target, other, *preset.others)
-    judges = [Judge(name, metric, limit=preset.questions) for name in asked for metric in (Loss(), preset.accuracy)]
+    evals = [EvalSpec(name, metric, limit=preset.questions) for name in asked for metric in (Loss(), preset.accuracy)]
     print(f"\n2. {len(WAYS)} arms, {preset.seeds} seeds, {preset.steps} steps each.", flush=True)
     runs, began = ["base"], time.monotonic()
-    curate.evaluate(ws, "base", judges, model=model)
-    for name in trained(ws, preset, model, made, judges):
+    curate.evaluate(ws, "base", evals, model=model)
+    for name in trained(ws, preset, model, made, evals):
         print(f"   {name:18} after {time.monotonic() - began:5.0f} s", flush=True)
         runs.append(name)
     print("\n3. What came of it: accuracy over seeds with its standard error, and all that it cost.")

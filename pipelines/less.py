@@ -22,7 +22,7 @@ from curate.methods.scores.bm25 import Bm25
 from curate.methods.selectors.top import Top
 from curate.models.choice import ModelChoice
 from curate.store.workspace import Workspace
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 
 
 def costs(ws: Workspace, since: int) -> list[dict[str, Any]]:
@@ -120,7 +120,7 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
             print(f"   {title:12} {example['similarity']:+.3f} {example['subtask']:10} {words}")
 
     print("\n5. The selection, as TRL's SFTTrainer will read it.")
-    chosen = curate.select(ws, f"less_best_{first}", Top(), Choice(by=f"less_{first}", frac=preset.budgets[0]))
+    chosen = curate.select(ws, f"less_best_{first}", Top(), SelectionSpec(by=f"less_{first}", frac=preset.budgets[0]))
     written = curate.export(ws, f"less_best_{first}", Trl(), str(folder / "trl"))
     print(f"   {chosen.rows:,} of {chosen.candidates:,}: {', '.join(written.files)}")
 

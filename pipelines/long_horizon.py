@@ -28,7 +28,7 @@ from curate.pages.audit import page, reading, rows
 from curate.pages.text_table import table
 from curate.runs.audit_toml import plan_of
 from curate.store.workspace import Workspace
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 
 PLANS = Path(__file__).parent / "plans"
 SKILLS = {name: name for name in ("facts", "program", "strings", "arithmetic", "translation")}
@@ -76,7 +76,7 @@ def real(folder: Path) -> Workspace:
     for name, where in HELD_OUT.items():
         for split, part in SPLITS.items():
             if (name, split) not in there:
-                curate.select(ws, "held_out", Top(), Choice(by="-row", where=f"{where} AND {part}", frac=1.0))
+                curate.select(ws, "held_out", Top(), SelectionSpec(by="-row", where=f"{where} AND {part}", frac=1.0))
                 with tempfile.TemporaryDirectory() as aside:
                     files = curate.export(ws, "held_out", Jsonl(), f"{aside}/out").files
                     curate.target(ws, name, files[0], split=split)

@@ -35,13 +35,13 @@ from curate.methods.weightings.uniform import Uniform as Plain
 from curate.models.choice import ModelChoice
 from curate.models.load import load_tokenizer
 from curate.pages.comparison import page, plot, reading
-from curate.runs.config import Training
-from curate.runs.evaluation import Judge
+from curate.runs.config import TrainingSpec
+from curate.runs.evaluation import EvalSpec
 from curate.runs.proxies import Proxy
 from curate.store.workspace import Workspace
 from curate.training.settings import TrainSettings
 from curate.verbs.compare import compare
-from curate.verbs.mix import Blend
+from curate.verbs.mix import MixtureSpec
 
 UNSEEN = ("strings", "translation")
 SEEN = tuple(skill for skill in SKILLS if skill not in UNSEEN)
@@ -124,33 +124,33 @@ def target_of(skill: str) -> str:
 
 def mixtures(ws: Workspace, size: Size, model: ModelChoice) -> None:
     """The manifests that arms draw from."""
-    blend = Blend(domain=DOMAIN, rows=size.settings.steps * size.settings.batch_size, most_epochs=None)
+    blend = MixtureSpec(domain=DOMAIN, rows=size.settings.steps * size.settings.batch_size, most_epochs=None)
     curate.mix(ws, "mix_uniform", Uniform(), blend)
     curate.mix(ws, "mix_proportional", Proportional(), blend)
     began = time.monotonic()
     found = curate.mix(ws, "mix_doremi", Doremi(), blend, proxy=Proxy(model, Plain(), size.settings))
     _tell("DoReMi", found.by_domain, found.told, began)
     began = time.monotonic()
-    judges = [Judge(target_of(skill), Loss(), "val") for skill in SEEN]
+    evals = [EvalSpec(target_of(skill), Loss(), "val") for skill in SEEN]
     brief = replace(size.settings, steps=size.proxy_steps)
     workers = Local(workers=2 if size.device == "cpu" else None)
-    proxy = Proxy(model, Plain(), brief, judges, workers)
+    proxy = Proxy(model, Plain(), brief, evals, workers)
     found = curate.mix(ws, "mix_regmix", Regmix(trials=size.trials), blend, proxy=proxy)
     _tell("RegMix", found.by_domain, found.told, began)
 
 
-def _tell(name: str, domains: list[dict[str, object]], told: dict[str, float], began: float) -> None:
+def _tell(name: str, domains: list[dict[str, object]], info: dict[str, float], began: float) -> None:
     weights = "  ".join(f"{row['source']} {row['weight']:.3f}" for row in domains)
-    more = ", ".join(f"{key} {value:.3g}" for key, value in told.items())
+    more = ", ".join(f"{key} {value:.3g}" for key, value in info.items())
     print(f"{name}: {weights}  ({more}; {time.monotonic() - began:.0f} s)", flush=True)
 
 
-def arms(size: Size, model: ModelChoice) -> Iterator[tuple[str, Training]]:
+def arms(size: Size, model: ModelChoice) -> Iterator[tuple[str, TrainingSpec]]:
     """Every run's name, and what is trained."""
     for seed in range(size.seeds):
         for name in ("proportional", "uniform", "doremi", "regmix"):
-            yield f"{name}_s{seed}", Training(model, Plain(), size.settings, manifest=f"mix_{name}", seed=seed)
-        whole = Training(model, Plain(), size.settings, manifest="mix_proportional", seed=seed)
+            yield f"{name}_s{seed}", TrainingSpec(model, Plain(), size.settings, manifest=f"mix_{name}", seed=seed)
+        whole = TrainingSpec(model, Plain(), size.settings, manifest="mix_proportional", seed=seed)
         yield f"linupper_s{seed}", replace(whole, weighting=Linupper())
         yield f"adapt_bm25_s{seed}", replace(whole, weighting=AdaptStatic(), by="bm25_wanted")
         yield f"adapt_s{seed}", replace(whole, weighting=Adapt(), target="wanted")
@@ -162,10 +162,10 @@ def main(preset: str, folder: Path) -> None:
     model, ws = beginning(folder, size), workspace(folder, size)
     curate.score(ws, Bm25(), target="wanted")
     mixtures(ws, size, model)
-    judges = [Judge(target_of(skill), Perplexity()) for skill in SKILLS]
+    evals = [EvalSpec(target_of(skill), Perplexity()) for skill in SKILLS]
     names = []
     for name, training in arms(size, model):
-        found = curate.train(ws, name, training, judges=judges)
+        found = curate.train(ws, name, training, evals=evals)
         its = {row["target"]: row["value"] for row in found.evaluations if row["metric"] == "perplexity"}
         print(f"  {name:18}" + "  ".join(f"{target} {value:.2f}" for target, value in its.items()), flush=True)
         names.append(name)
@@ -177,8 +177,8 @@ def main(preset: str, folder: Path) -> None:
     )
     plain = next(arm for arm in compared.arms if arm.name == "proportional")
     for arm in compared.arms:
-        told = "".join(f"{arm.quality[f'{target_of(s)} perplexity']!s:>20}" for s in SKILLS)
-        print(f"{arm.name:16}{told}    {arm.cost.total / plain.cost.total - 1:+.1%}")
+        info = "".join(f"{arm.quality[f'{target_of(s)} perplexity']!s:>20}" for s in SKILLS)
+        print(f"{arm.name:16}{info}    {arm.cost.total / plain.cost.total - 1:+.1%}")
     print("* kept out of the pool.\n\n" + "\n".join(reading(compared)))
     (folder / "mixing.html").write_text(page(compared, "Mixtures, from scratch"), encoding="utf-8")
     (folder / "mixing.png").write_bytes(plot(compared))

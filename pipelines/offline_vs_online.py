@@ -32,10 +32,10 @@ from curate.methods.weightings.linupper import Linupper
 from curate.methods.weightings.uniform import Uniform
 from curate.models.choice import ModelChoice
 from curate.pages.comparison import page, plot, reading
-from curate.runs.config import Training
-from curate.runs.evaluation import Judge
+from curate.runs.config import TrainingSpec
+from curate.runs.evaluation import EvalSpec
 from curate.store.workspace import Workspace
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 
 
 def selections(ws: Workspace, preset: Preset, target: str) -> Iterator[tuple[str, str, int]]:
@@ -45,24 +45,24 @@ def selections(ws: Workspace, preset: Preset, target: str) -> Iterator[tuple[str
         share = f"{budget * 100:g}".replace(".", "_")
         for method, column in by.items():
             manifest = f"{target}_{method}_{share}_rows"
-            curate.select(ws, manifest, Top(), Choice(by=column, frac=budget))
+            curate.select(ws, manifest, Top(), SelectionSpec(by=column, frac=budget))
             yield from ((f"{method}_{share}", manifest, seed) for seed in range(preset.seeds))
         for seed in range(preset.seeds):  # what is drawn by lot is drawn anew for every seed
             drawn = f"{target}_random_{share}_rows_{seed}"
-            curate.select(ws, drawn, Random(), Choice(frac=budget, seed=seed))
+            curate.select(ws, drawn, Random(), SelectionSpec(frac=budget, seed=seed))
             yield f"random_{share}", drawn, seed
             dealt = f"{target}_bm25_{share}_null_rows_{seed}"
-            curate.select(ws, dealt, Top(), Choice(by=by["bm25"], frac=budget, seed=seed, null=True))
+            curate.select(ws, dealt, Top(), SelectionSpec(by=by["bm25"], frac=budget, seed=seed, null=True))
             yield f"bm25_{share}_null", dealt, seed
 
 
-def trainings(ws: Workspace, preset: Preset, model: ModelChoice, target: str) -> Iterator[tuple[str, Training]]:
+def trainings(ws: Workspace, preset: Preset, model: ModelChoice, target: str) -> Iterator[tuple[str, TrainingSpec]]:
     """Every run of one target: its name, and what is trained."""
     for arm, manifest, seed in selections(ws, preset, target):
-        plain = Training(model, Uniform(), preset.training, manifest=manifest, seed=seed)
+        plain = TrainingSpec(model, Uniform(), preset.training, manifest=manifest, seed=seed)
         yield f"{target}_{arm}_s{seed}", plain
     for seed in range(preset.seeds):
-        whole = Training(model, Uniform(), preset.training, seed=seed)
+        whole = TrainingSpec(model, Uniform(), preset.training, seed=seed)
         yield f"{target}_full_s{seed}", whole
         yield f"{target}_adapt_bm25_s{seed}", replace(whole, weighting=AdaptStatic(), by=f"bm25_{target}")
         yield f"{target}_linupper_s{seed}", replace(whole, weighting=Linupper())
@@ -78,13 +78,13 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     preset.data(ws)
     for target, other in preset.pairs:
         began = time.monotonic()
-        judges = [Judge(t, m, limit=preset.questions) for t in (target, other) for m in (Loss(), OptionChoice())]
+        evals = [EvalSpec(t, m, limit=preset.questions) for t in (target, other) for m in (Loss(), OptionChoice())]
         print(f"\n{target} is what is wanted, {other} is out of domain. Scores: BM25, embedding, perplexity, LESS.")
         curate.score(ws, Bm25(), EmbedLm(), Nll(), preset.less, target=target, models=model)
         runs = [f"{target}_base"]
-        curate.evaluate(ws, runs[0], judges, model=model)
+        curate.evaluate(ws, runs[0], evals, model=model)
         for name, training in trainings(ws, preset, model, target):
-            trained = curate.train(ws, name, training, judges=judges)
+            trained = curate.train(ws, name, training, evals=evals)
             judged = [e for e in trained.evaluations if e["value"] is not None]
             told = "  ".join(f"{e['target']} {e['metric']} {e['value']:.3f}" for e in judged)
             print(f"  {name:32} {trained.steps:4} steps  {told}", flush=True)

@@ -39,10 +39,10 @@ from curate.models.choice import ModelChoice
 from curate.numerics.statistics import Mean, paired
 from curate.pages.comparison import page, plot
 from curate.pages.diagnosis import Panel, lines
-from curate.runs.config import Feed, Past, Training
-from curate.runs.evaluation import Judge
+from curate.runs.config import ReplaySettings, StreamSource, TrainingSpec
+from curate.runs.evaluation import EvalSpec
 from curate.store.workspace import Workspace
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 
 METHODS = {
     "filter_then_weight": FilterThenWeight(),
@@ -70,11 +70,11 @@ TRUTH = "truth"  # where it is known, the candidates that are of the target's sk
 Values = dict[int, float]
 
 
-def main_arms(preset: Preset, model: ModelChoice, target: str) -> Iterator[tuple[str, Training]]:
+def main_arms(preset: Preset, model: ModelChoice, target: str) -> Iterator[tuple[str, TrainingSpec]]:
     """The methods, and what they are held against: with every seed."""
     settings = preset.online
     for seed in range(preset.seeds):
-        plain = Training(model, Uniform(), settings, seed=seed)
+        plain = TrainingSpec(model, Uniform(), settings, seed=seed)
         yield f"random_s{seed}", plain
         whole = replace(settings, batch_size=settings.batch_size * settings.oversample)
         yield f"full_s{seed}", replace(plain, settings=whole)
@@ -85,11 +85,11 @@ def main_arms(preset: Preset, model: ModelChoice, target: str) -> Iterator[tuple
             yield f"{name}_s{seed}", replace(chosen, by="nll_nll" if name == "rho_online" else None)
 
 
-def more_arms(preset: Preset, model: ModelChoice, target: str) -> Iterator[tuple[str, str, Training]]:
+def more_arms(preset: Preset, model: ModelChoice, target: str) -> Iterator[tuple[str, str, TrainingSpec]]:
     """filter_then_weight otherwise: what differs, the run's name, the training; with one seed, in a fifth of the
     steps."""
     settings = replace(preset.online, steps=max(1, preset.online.steps // 5))
-    whole = Training(model, FilterThenWeight(), settings, target=target)
+    whole = TrainingSpec(model, FilterThenWeight(), settings, target=target)
     yield "as it is", "part_none", whole
     for what, weighting in PARTS.items():
         yield what, f"part_{what.lower().replace(' ', '_').replace(',', '')}", replace(whole, weighting=weighting)
@@ -105,7 +105,7 @@ def more_arms(preset: Preset, model: ModelChoice, target: str) -> Iterator[tuple
         yield "LoRA", "lora_samples", replace(whole, settings=lora)
         yield "LoRA, tokens", "lora_tokens", replace(whole, settings=lora, weighting=FilterThenWeight(unit="token"))
         records = ({"question": one.question, "answer": one.answer} for one in make_sample().stream(STREAM))
-        feed = Feed("the sample's generator", records, Past(memory=256, replay=0.25))
+        feed = StreamSource("the sample's generator", records, ReplaySettings(memory=256, replay=0.25))
         yield "from a stream", "streamed", replace(whole, stream=feed)
 
 
@@ -242,16 +242,16 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     target, _ = preset.pairs[0]
     if preset.drawn:
         where = f"meta->>'skill' = '{target}' AND meta->>'corrupt' = 'false'"
-        curate.select(ws, TRUTH, Random(), Choice(where=where, frac=1.0))
+        curate.select(ws, TRUTH, Random(), SelectionSpec(where=where, frac=1.0))
     steps, batch = preset.online.steps, preset.online.batch_size
     among = batch * preset.online.oversample
     print(f"1. {ws.n_rows():,} candidates, {steps} steps of {batch} among {among}; {target} is wanted.")
     curate.score(ws, Nll(), models=ModelChoice("tiny", device="cpu") if preset.drawn else model)  # for rho_online
-    judges = [Judge(target, metric, limit=preset.questions) for metric in (Loss(), OptionChoice())]
-    curate.evaluate(ws, "base", judges, model=model)
+    evals = [EvalSpec(target, metric, limit=preset.questions) for metric in (Loss(), OptionChoice())]
+    curate.evaluate(ws, "base", evals, model=model)
     began, runs = time.monotonic(), ["base"]
     for name, training in main_arms(preset, model, target):
-        _run(ws, name, training, judges)
+        _run(ws, name, training, evals)
         runs.append(name)
     print(f"   {len(runs)} runs in {time.monotonic() - began:.0f} s\n")
     table(ws, preset, target)
@@ -259,7 +259,7 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     print("\n2. filter_then_weight without its parts, with other projections and looks, and from a stream; one seed.")
     others = {}
     for what, name, training in more_arms(preset, model, target):
-        _run(ws, name, training, judges)
+        _run(ws, name, training, evals)
         others[what] = name
     print()
     more_table(ws, others, target)
@@ -272,8 +272,8 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
           f"{time.monotonic() - began:.0f} s in all.")  # fmt: skip
 
 
-def _run(ws: Workspace, name: str, training: Training, judges: list[Judge]) -> None:
-    trained = curate.train(ws, name, training, judges=judges)
+def _run(ws: Workspace, name: str, training: TrainingSpec, evals: list[EvalSpec]) -> None:
+    trained = curate.train(ws, name, training, evals=evals)
     told = "  ".join(f"{e['metric']} {e['value']:.3f}" for e in trained.evaluations if e["value"] is not None)
     print(f"   {name:26} {trained.steps:4} steps  {told}", flush=True)
 

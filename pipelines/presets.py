@@ -30,7 +30,7 @@ from curate.methods.selectors.random import Random
 from curate.models.choice import ModelChoice
 from curate.store.workspace import Workspace
 from curate.training.settings import TrainSettings
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample"
 SKILLS = ("arithmetic", "facts", "program", "strings", "table", "translation")
@@ -121,7 +121,7 @@ def few(ws: Workspace) -> None:
         with tempfile.TemporaryDirectory() as folder:
             whole = curate.open_workspace(f"{folder}/whole")
             real(whole)
-            curate.select(whole, "few", Random(), Choice(top=400))
+            curate.select(whole, "few", Random(), SelectionSpec(top=400))
             curate.ingest(ws, curate.export(whole, "few", Jsonl(), f"{folder}/out").files, mapping={"source": "source"})
     real_targets(ws)
 

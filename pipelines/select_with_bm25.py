@@ -21,7 +21,7 @@ from curate.methods.scores.nll import Nll
 from curate.methods.scores.repetition import Repetition
 from curate.methods.selectors.random import Random
 from curate.methods.selectors.top import Top
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 
 DATA = Path(__file__).parent.parent / "data" / "sample"
 
@@ -45,7 +45,7 @@ def main(folder: Path) -> None:
         print(f"   {scored.name}: {scored.rows:,} samples")
 
     print("\n4. The selection: the best tenth by relevance of what neither repeats itself nor surprises the model.\n")
-    wanted = Choice(by="bm25_arithmetic", where="repetition >= -1 AND nll > -1", frac=0.10)
+    wanted = SelectionSpec(by="bm25_arithmetic", where="repetition >= -1 AND nll > -1", frac=0.10)
     chosen = curate.select(ws, "best", Top(), wanted)
     print("   domain      selected  of candidates   share")
     for row in chosen.by_source:
@@ -53,8 +53,8 @@ def main(folder: Path) -> None:
     print(f"   {'all':10} {chosen.rows:9,} {chosen.candidates:14,}   (about {chosen.tokens:,.0f} tokens)")
 
     print("\n5. Was it right? The sample corpus knows each sample's skill and which answers are corrupt.")
-    curate.select(ws, "relevant", Top(), Choice(by="bm25_arithmetic", top=chosen.rows))
-    curate.select(ws, "chance", Random(), Choice(top=chosen.rows))
+    curate.select(ws, "relevant", Top(), SelectionSpec(by="bm25_arithmetic", top=chosen.rows))
+    curate.select(ws, "chance", Random(), SelectionSpec(top=chosen.rows))
     for name in ("best", "relevant", "chance"):
         query = f"""SELECT avg((meta->>'skill' = 'arithmetic')::INT) AS skill,
             avg((meta->>'corrupt' = 'true')::INT) AS bad FROM {name} JOIN pool USING (row)"""

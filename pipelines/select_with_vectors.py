@@ -20,7 +20,7 @@ from curate.methods.selectors.kmeans_quota import KmeansQuota
 from curate.methods.selectors.round_robin import RoundRobin
 from curate.methods.selectors.semdedup import Semdedup
 from curate.store.workspace import Workspace
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 
 DATA = Path(__file__).parent.parent / "data" / "sample"
 
@@ -45,12 +45,12 @@ def main(folder: Path) -> None:
         print(f"   {near['similarity']:.2f}  {near['source']:9} {' '.join(near['text'].split())[:80]}")
 
     print("\n3. RDS+: every example of the target takes its nearest samples in turn.")
-    by_turns = Choice(top=200, vectors="embed_lm", target="arithmetic")
+    by_turns = SelectionSpec(top=200, vectors="embed_lm", target="arithmetic")
     curate.select(ws, "nearest", RoundRobin(), by_turns)
     print(f"   {share(ws, 'nearest', 'skill', 'arithmetic'):.0%} of them teach arithmetic")
 
     print("\n4. Near-duplicates: of what is more than 0.99 alike, the one farthest from its cluster's centre stays.")
-    without = curate.select(ws, "unlike", Semdedup(eps=0.01), Choice(top=ws.n_rows(), vectors="embed_lm"))
+    without = curate.select(ws, "unlike", Semdedup(eps=0.01), SelectionSpec(top=ws.n_rows(), vectors="embed_lm"))
     (known, left) = (near_repeats(ws, table) for table in ("(SELECT row FROM pool)", "unlike"))
     print(
         f"   {without.rows:,} of {ws.n_rows():,} stay; of {known} known pairs of near-repeats {left} are still whole."
@@ -59,7 +59,7 @@ def main(folder: Path) -> None:
 
     print("\n5. Three ways to be diverse, 200 samples each; how many of the six skills and the chat they show:")
     for selector in (Kcenter(), Facility(), KmeansQuota()):
-        curate.select(ws, selector.name, selector, Choice(top=200, vectors="embed_lm"))
+        curate.select(ws, selector.name, selector, SelectionSpec(top=200, vectors="embed_lm"))
         rows = f"SELECT meta->>'skill' AS s FROM {selector.name} JOIN pool USING (row)"
         query = f"SELECT s, count(*) AS n FROM ({rows}) GROUP BY s ORDER BY s"
         skills = ", ".join(f"{row['s']} {row['n']}" for row in curate.sql(ws, query))

@@ -31,7 +31,7 @@ from curate.numerics.long_horizon.scorecard import scorecard
 from curate.pages.audit import page, pictures, reading, rows
 from curate.runs.audit_spec import Audit, Measures
 from curate.runs.audit_toml import plan_of
-from curate.runs.evaluation import Judge
+from curate.runs.evaluation import EvalSpec
 from curate.store.encoding import read_json
 from curate.store.workspace import Workspace
 from curate.verbs import audit as stage
@@ -101,8 +101,8 @@ def test_every_selector_goes_its_way_and_is_judged_on_all_stages_and_elsewhere(a
 
 def test_the_model_before_is_the_model_as_it_is(audited: Any) -> None:
     ws, result = audited
-    judges = [Judge(name, Loss(), limit=6) for name in ("facts", "program")]
-    found = curate.evaluate(ws, "tiny_itself", judges, model=ModelChoice("tiny", device="cpu")).evaluations
+    evals = [EvalSpec(name, Loss(), limit=6) for name in ("facts", "program")]
+    found = curate.evaluate(ws, "tiny_itself", evals, model=ModelChoice("tiny", device="cpu")).evaluations
     assert result.card.matrices[:, 0, 0] == pytest.approx(-np.array([[row["value"] for row in found]] * 2), rel=1e-5)
 
 
@@ -156,7 +156,7 @@ def test_an_audit_killed_three_times_ends_with_the_same_table(audited: Any, tmp_
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps(PLAN))
     call = "curate.audit(curate.open_workspace(sys.argv[1]), 'two', plan_of(json.load(open(sys.argv[2]))))"
-    code = f"import json, sys, curate; from curate.cli.audit import plan_of; {call}"
+    code = f"import json, sys, curate; from curate.runs.audit_toml import plan_of; {call}"
     lot = random.Random(0)
     for wanted in (1, 2, 4):  # cells that are there when it is killed, in the midst of the next
         process = subprocess.Popen(
@@ -230,7 +230,7 @@ def test_all_parameters_a_metric_that_is_better_high_own_branches_a_proxy_and_fr
     found = cells(ws, "whole")
     assert first.cells_now == 5 and not first.warnings
     judged = curate.evaluate(
-        ws, "itself", [Judge("facts", Choice(), limit=6)], model=ModelChoice("tiny", device="cpu")
+        ws, "itself", [EvalSpec("facts", Choice(), limit=6)], model=ModelChoice("tiny", device="cpu")
     ).evaluations
     assert found["base-t0"]["performance"]["facts"] == judged[0]["value"] > 0  # higher is better: as it is
     assert found["uds_s0-t1"]["curve"]["steps"] == [0, 1, 2]

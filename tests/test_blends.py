@@ -35,8 +35,8 @@ from curate.numerics.resampling import strata_of
 from curate.store.manifests import read_manifest
 from curate.store.workspace import Workspace
 from curate.training.weighted_sampler import WeightedSampler
-from curate.verbs.mix import Blend
-from curate.verbs.select import Choice
+from curate.verbs.mix import MixtureSpec
+from curate.verbs.select import SelectionSpec
 from tests.conftest import write_jsonl
 from tests.test_exports import CALL, LONG, TOOLS
 
@@ -47,7 +47,7 @@ UNICODE = [{"role": "user", "content": "grüße, 世界 🌍?\n"}, {"role": "ass
 @pytest.fixture
 def mixed(sample_ws: Workspace) -> Workspace:
     """Three domains with weights, the fourth without."""
-    curate.mix(sample_ws, "blend", Given("atlas=2,forum=1,school=1"), Blend(rows=1000))
+    curate.mix(sample_ws, "blend", Given("atlas=2,forum=1,school=1"), MixtureSpec(rows=1000))
     return sample_ws
 
 
@@ -146,7 +146,7 @@ def test_open_instruct_s_list_says_rows(mixed: Workspace, tmp_path: Path) -> Non
 
 def test_what_a_blend_cannot_hold_is_said(ws: Workspace, tmp_path: Path) -> None:
     curate.ingest(ws, [write_jsonl(tmp_path / "t.jsonl", [{"text": "raw"}])])
-    curate.select(ws, "best", Random(), Choice(top=1))
+    curate.select(ws, "best", Random(), SelectionSpec(top=1))
     with pytest.raises(CurateError, match="is raw text, and open-instruct's SFT reads chats"):
         curate.export(ws, "best", OpenInstruct(), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -160,7 +160,7 @@ def test_parts_are_what_was_written_of_them(sample_ws: Workspace, tmp_path: Path
     ]
     curate.ingest(sample_ws, [write_jsonl(tmp_path / "half.jsonl", lines)])
     curate.ingest(sample_ws, [write_jsonl(tmp_path / "raw.jsonl", [{"text": f"raw {i}"} for i in range(9)])])
-    curate.mix(sample_ws, "blend", Given("atlas=1,half=1"), Blend(rows=40, most_epochs=None))
+    curate.mix(sample_ws, "blend", Given("atlas=1,half=1"), MixtureSpec(rows=40, most_epochs=None))
     with pytest.raises(CurateError, match="raw text"):
         curate.export(sample_ws, "blend", OpenInstruct(), str(tmp_path / "out"))
     curate.export(sample_ws, "blend", OpenInstruct(), str(tmp_path / "out"), skip_unfit=True)
@@ -168,7 +168,7 @@ def test_parts_are_what_was_written_of_them(sample_ws: Workspace, tmp_path: Path
         "atlas": (539, 20),
         "half": (9, 20),
     }
-    curate.mix(sample_ws, "none_left", Given("atlas=1,raw=1"), Blend(rows=40, most_epochs=None))
+    curate.mix(sample_ws, "none_left", Given("atlas=1,raw=1"), MixtureSpec(rows=40, most_epochs=None))
     with pytest.raises(CurateError, match=r"the part 'raw', 50.0% of all draws can be written"):
         curate.export(sample_ws, "none_left", OpenInstruct(), str(tmp_path / "no"), skip_unfit=True)
     assert not (tmp_path / "no").exists()
@@ -186,7 +186,7 @@ def test_parts_have_names_of_their_own(ws: Workspace, tmp_path: Path) -> None:
         said = [{"role": "user", "content": name}, {"role": "assistant", "content": str(i)}]
         rows = [{"messages": said}, {"text": f"raw {i}"}]
         curate.ingest(ws, [write_jsonl(tmp_path / f"{i}.jsonl", rows)], source=name)
-    curate.mix(ws, "blend", Uniform(), Blend(rows=10, most_epochs=None))
+    curate.mix(ws, "blend", Uniform(), MixtureSpec(rows=10, most_epochs=None))
     curate.export(ws, "blend", Llamafactory(), str(tmp_path / "out"))
     info = json.loads((tmp_path / "out/dataset_info.json").read_text())
     assert len(info) == 10 and sum("messages" in one["columns"] for one in info.values()) == 5
@@ -283,7 +283,7 @@ def hard(ws: Workspace, tmp_path: Path) -> Workspace:
     """A long conversation with a system turn, one that calls a tool, and unicode."""
     rows = [{"messages": LONG}, {"messages": CALL, "tools": TOOLS}, {"messages": UNICODE}]
     curate.ingest(ws, [write_jsonl(tmp_path / "v.jsonl", rows)])
-    curate.select(ws, "best", Random(), Choice(top=3))
+    curate.select(ws, "best", Random(), SelectionSpec(top=3))
     return ws
 
 

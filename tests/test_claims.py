@@ -15,7 +15,7 @@ from curate.errors import CurateError
 from curate.machine import LEASE, is_dead, myself
 from curate.store.encoding import write_json
 from curate.store.ledger import charged
-from curate.store.locks import claim
+from curate.store.locks import lock
 from curate.store.workspace import Workspace
 
 ELSEWHERE = {"machine": "far-1234", "host": "far", "process": 4, "born": "9"}
@@ -33,18 +33,18 @@ def test_a_remote_holder_is_taken_for_dead_after_the_stated_time(tmp_path: Path)
     held_elsewhere(path, silent_for=LEASE / 2)
     with (
         pytest.raises(CurateError, match=r"process 4 on far \(last sign of life 30 s ago; taken for dead after 60 s\)"),
-        claim(tmp_path, "score x"),
+        lock(tmp_path, "score x"),
     ):
         pass
     held_elsewhere(path, silent_for=LEASE + 1)
-    with claim(tmp_path, "score x"):
+    with lock(tmp_path, "score x"):
         assert json.loads(path.read_text()) == myself()
     assert path.read_text() == ""  # given back
 
 
 def test_a_holder_gives_signs_of_life(tmp_path: Path, monkeypatch: Any) -> None:
-    monkeypatch.setattr("curate.store.locks.BEAT", 0.05)
-    with claim(tmp_path, "pool"):
+    monkeypatch.setattr("curate.store.locks.HEARTBEAT", 0.05)
+    with lock(tmp_path, "pool"):
         path = tmp_path / ".claims/pool"
         os.utime(path, (1, 1))
         time.sleep(0.3)

@@ -26,12 +26,12 @@ from curate.methods.weightings.uniform import Uniform
 from curate.models.choice import ModelChoice
 from curate.numerics.statistics import Mean, paired, pareto
 from curate.pages.comparison import page, plot, reading
-from curate.runs.config import Training
-from curate.runs.evaluation import Judge
+from curate.runs.config import TrainingSpec
+from curate.runs.evaluation import EvalSpec
 from curate.store.mask_file import read_mask
 from curate.store.workspace import Workspace
 from curate.training.settings import TrainSettings
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 from tests.conftest import SAMPLE
 
 TINY = ModelChoice("tiny", device="cpu")
@@ -47,14 +47,14 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
         curate.target(ws, "arithmetic", str(SAMPLE / f"targets/arithmetic_{split}.jsonl"), split=split)
         curate.target(ws, "facts", str(SAMPLE / f"targets/facts_{split}.jsonl"), split=split)
     curate.score(ws, Nll(), Bm25(), target="arithmetic", models=TINY)
-    judges = [Judge("arithmetic", Loss(), limit=6), Judge("facts", Loss(), limit=6)]
-    curate.evaluate(ws, "base", judges, model=TINY)
-    curate.select(ws, "likely", Top(), Choice(by="nll", top=40))
-    curate.select(ws, "near", Top(), Choice(by="bm25_arithmetic + nll", top=40))
+    evals = [EvalSpec("arithmetic", Loss(), limit=6), EvalSpec("facts", Loss(), limit=6)]
+    curate.evaluate(ws, "base", evals, model=TINY)
+    curate.select(ws, "likely", Top(), SelectionSpec(by="nll", top=40))
+    curate.select(ws, "near", Top(), SelectionSpec(by="bm25_arithmetic + nll", top=40))
     for seed in range(2):
-        curate.select(ws, f"null_{seed}", Top(), Choice(by="nll", top=40, seed=seed, null=True))
-        curate.select(ws, f"chance_{seed}", Random(), Choice(top=40, seed=seed))
-        plain = Training(TINY, Uniform(), SETTINGS, seed=seed)
+        curate.select(ws, f"null_{seed}", Top(), SelectionSpec(by="nll", top=40, seed=seed, null=True))
+        curate.select(ws, f"chance_{seed}", Random(), SelectionSpec(top=40, seed=seed))
+        plain = TrainingSpec(TINY, Uniform(), SETTINGS, seed=seed)
         online = replace(plain, weighting=Adapt(), target="arithmetic")
         for name, training in {
             "ppl": replace(plain, manifest="likely"),
@@ -65,7 +65,7 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
             "adapt": online,
             "adapt_null": replace(online, settings=replace(SETTINGS, shuffle_weights=True)),
         }.items():
-            curate.train(ws, f"{name}_s{seed}", training, judges=judges)
+            curate.train(ws, f"{name}_s{seed}", training, evals=evals)
     return ws
 
 
@@ -89,8 +89,8 @@ def test_runs_that_differ_in_their_seed_are_one_arm_and_all_costs_are_the_ledger
     assert arms["ppl"].cost.prep == flops(stage="score", name="nll") > 0
     assert arms["ppl"].cost.prep_marginal == arms["ppl"].cost.prep  # the first arm that uses a score pays for it
     assert arms["both"].cost.prep == pytest.approx(arms["ppl"].cost.prep) and arms["both"].cost.prep_marginal == 0
-    looks = np.mean([flops(run=f"adapt_s{s}", phase="anchors") for s in (0, 1)])
-    assert arms["adapt"].cost.online == pytest.approx(looks) and looks > 0
+    checkpoint_set = np.mean([flops(run=f"adapt_s{s}", phase="anchors") for s in (0, 1)])
+    assert arms["adapt"].cost.online == pytest.approx(checkpoint_set) and checkpoint_set > 0
     assert arms["adapt"].cost.total == arms["adapt"].cost.train + arms["adapt"].cost.online
     assert arms["full"].cost.samples_seen == 32 and 0 < arms["full"].cost.padding < 0.6
     n = next(r["n_params"] for r in ledger if r["run"] == "full_s0")
@@ -122,10 +122,10 @@ def test_masks_make_arms_of_their_own_and_what_several_scores_stand_on_is_paid_b
     dual = Dualsft(warmup=0.1, batch_size=8, lr=1e-3, anchors_share=0.1)
     curate.score(small_ws, dual, target="facts", models=TINY)
     curate.score(small_ws, dual, target="words", models=TINY)  # its warm-up, pool and anchors are those of the first
-    curate.select(small_ws, "best", Top(), Choice(by="dualsft_words", top=32))
+    curate.select(small_ws, "best", Top(), SelectionSpec(by="dualsft_words", top=32))
     curate.mask(small_ws, "dual", DualsftMask(), 0.05, score="dualsft_facts", find=curate.find)
     curate.mask(small_ws, "blocks", GradientBlock(block=32, steps=2, batch_size=8), 0.05, model=TINY)
-    plain = Training(TINY, Uniform(), SETTINGS)
+    plain = TrainingSpec(TINY, Uniform(), SETTINGS)
     for name, manifest, mask in (("whole", None, None), ("data", "best", None), ("pushed", None, "blocks"),
                                  ("parameters", None, "dual")):  # fmt: skip
         curate.train(small_ws, name, replace(plain, manifest=manifest, mask=mask and read_mask(small_ws, mask)))
@@ -166,9 +166,9 @@ def test_nothing_to_compare_is_said(sample_ws: Workspace) -> None:
 
 def test_a_null_needs_something_to_deal_out(sample_ws: Workspace) -> None:
     with pytest.raises(CurateError, match="--null deals out the values of --by"):
-        Choice(top=3, null=True)
-    curate.select(sample_ws, "a", Top(), Choice(by="n_chars", top=300))
-    dealt = curate.select(sample_ws, "b", Top(), Choice(by="n_chars", top=300, null=True))
+        SelectionSpec(top=3, null=True)
+    curate.select(sample_ws, "a", Top(), SelectionSpec(by="n_chars", top=300))
+    dealt = curate.select(sample_ws, "b", Top(), SelectionSpec(by="n_chars", top=300, null=True))
     (row,) = curate.sql(sample_ws, "SELECT avg((row IN (SELECT row FROM a))::INT) AS same FROM b")
     assert dealt.rows == 300 and 0.03 < row["same"] < 0.2
 

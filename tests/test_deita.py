@@ -16,7 +16,7 @@ from curate.methods.scores.length import Length
 from curate.methods.selectors import deita
 from curate.methods.selectors.deita import Deita
 from curate.store.workspace import Workspace
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 from tests.oracles.deita import deita as slow
 from tests.test_vector_selectors import pool, unit
 
@@ -50,11 +50,13 @@ def test_a_threshold_of_1_keeps_what_is_equal() -> None:
 
 def test_complexity_times_quality_is_an_expression_of_columns(small_ws: Workspace) -> None:
     curate.score(small_ws, Length(), EmbedLm(), models="tiny")
-    found = curate.select(small_ws, "best", Deita(0.99), Choice(by="length * sqrt(length)", top=20, vectors="embed_lm"))
+    found = curate.select(
+        small_ws, "best", Deita(0.99), SelectionSpec(by="length * sqrt(length)", top=20, vectors="embed_lm")
+    )
     assert found.rows == 20 and not found.warnings
-    strict = curate.select(small_ws, "few", Deita(0.2), Choice(by="length", top=20, vectors="embed_lm"))
+    strict = curate.select(small_ws, "few", Deita(0.2), SelectionSpec(by="length", top=20, vectors="embed_lm"))
     assert 0 < strict.rows < 20 and strict.warnings == [f"'deita' takes {strict.rows} of the 20 rows it may"]
-    half = curate.select(small_ws, "half", Deita(0.2), Choice(by="length", tokens=5000, vectors="embed_lm"))
+    half = curate.select(small_ws, "half", Deita(0.2), SelectionSpec(by="length", tokens=5000, vectors="embed_lm"))
     assert half.warnings == [f"'deita' takes {half.tokens:,.0f} of the 5,000 tokens it may"] and half.tokens < 5000
 
 
@@ -63,6 +65,6 @@ def test_one_long_sample_hides_no_unspent_tokens(ws: Workspace, tmp_path: Path) 
     (tmp_path / "pool.jsonl").write_text("\n".join([json.dumps({"text": "long " * 4000}), *alike]))
     curate.ingest(ws, [str(tmp_path / "pool.jsonl")])
     curate.score(ws, Length(), EmbedLm(), models="tiny")
-    choice = Choice(by="length", tokens=5400, vectors="embed_lm")
+    choice = SelectionSpec(by="length", tokens=5400, vectors="embed_lm")
     found = curate.select(ws, "few", Deita(0.5), choice)
     assert found.rows < 10 and found.warnings == [f"'deita' takes {found.tokens:,.0f} of the 5,400 tokens it may"]

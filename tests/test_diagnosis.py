@@ -32,7 +32,7 @@ from curate.models.tokens import encode
 from curate.numerics.rank_agreement import Interval, Regret, best, jaccard, pairwise_agreement, spearman, top_overlap
 from curate.numerics.selection_profile import diversity, enrichment, place_of
 from curate.training.examples import Examples
-from curate.training.realised import Trial, Validation, realised
+from curate.training.realised import RealisedTrial, Validation, realised
 from curate.training.settings import TrainSettings
 from tests.oracles.dualsft import distillation
 from tests.oracles.gradients import gradient
@@ -223,13 +223,13 @@ def test_one_short_step_takes_off_what_the_score_foretells(way: GradientModel) -
     before = copy.deepcopy(lm.model.state_dict())
     validation = Validation(way.backward, task)
     examples = Examples.of(encoded)
-    found, usage = realised(lm, examples, [Trial(p) for p in pairs], [1], settings, Uniform(), validation)
+    found, usage = realised(lm, examples, [RealisedTrial(p) for p in pairs], [1], settings, Uniform(), validation)
     wanted = [1e-5 * float(v @ g[p].mean(0)) for p in pairs]
     assert found[:, 0] == pytest.approx(wanted, rel=0.02) and usage.flops > 0
     halves = [{}, {}]
     for i, (name, p) in enumerate(way.backward.parameters.items()):
         halves[i % 2][name] = np.arange(p.numel())
-    trials = [Trial(np.arange(2), half) for half in halves]
+    trials = [RealisedTrial(np.arange(2), half) for half in halves]
     found, _ = realised(lm, examples, trials, [1], settings, Uniform(), validation)
     starts = np.cumsum([0, *(p.numel() for p in way.backward.parameters.values())])
     each = 1e-5 * np.add.reduceat(v * g[:2].mean(0), starts[:-1])
@@ -244,7 +244,7 @@ def test_several_horizons_are_looked_at_on_the_way(way: GradientModel) -> None:
     anchors = encoded[-len(ANCHORS) :]
     loss = Dualsft().distillation
     validation = Validation(way.backward, encoded[len(POOL) : -len(ANCHORS)], anchors, 0.5, loss, "origin")
-    examples, trial = Examples.of(encoded), Trial(np.arange(len(POOL)))
+    examples, trial = Examples.of(encoded), RealisedTrial(np.arange(len(POOL)))
     one, _ = realised(lm, examples, [trial], [1, 3], PLAIN, Uniform(), validation)
     for i, steps in enumerate((1, 3)):
         again, _ = realised(lm, examples, [trial], [steps], PLAIN, Uniform(), validation)
@@ -272,7 +272,7 @@ def test_training_goes_on_with_the_moments_that_it_is_given(way: GradientModel) 
     validation = Validation(way.backward, encoded[len(POOL) :])
     settings = TrainSettings(batch_size=4, lr=1e-4, schedule="constant", warmup=0.0, clip=0.0, reduction="sample")
     some = {name: np.arange(0, p.numel(), 3) for name, p in parameters.items()}
-    trials = [Trial(np.arange(4)), Trial(np.arange(4), some)]
+    trials = [RealisedTrial(np.arange(4)), RealisedTrial(np.arange(4), some)]
     moments = Moments(mean, square, 7)
     found, _ = realised(lm, Examples.of(encoded), trials, [1], settings, Uniform(), validation, moments)
     g, start = each_gradient(way, POOL)[:4].mean(0), validation.value()

@@ -34,7 +34,7 @@ from curate.store.workspace import Workspace
 from curate.tables import index
 from curate.tables.state import table_state
 from curate.tables.vector_table import load_vectors, vector_table, vectors_of
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 from tests.conftest import SAMPLE, run_and_kill, tree_bytes, write_jsonl
 from tests.oracles.language_model import position_weighted
 
@@ -159,7 +159,7 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """How many samples each batch through a language model has had."""
     counts: list[int] = []
     batch = LanguageModel._batch
-    monkeypatch.setattr(LanguageModel, "_batch", lambda s, e, legs: counts.append(len(e)) or batch(s, e, legs))
+    monkeypatch.setattr(LanguageModel, "_batch", lambda s, e, requests: counts.append(len(e)) or batch(s, e, requests))
     return counts
 
 
@@ -196,7 +196,7 @@ def test_the_stored_score_is_the_mean_cosine_of_the_stored_vectors(small_ws: Wor
         by_task = {t: each[[s == t for s in target.subtasks]].mean() for t in set(target.subtasks)}
         assert row["s"] == pytest.approx(max(by_task.values()), abs=1e-6)
         assert dict(row["kept"]) == pytest.approx(by_task, abs=1e-6)
-    chosen = curate.select(small_ws, "each", Top(), Choice(by="embed_lm_sums", top=20, per="subtask"))
+    chosen = curate.select(small_ws, "each", Top(), SelectionSpec(by="embed_lm_sums", top=20, per="subtask"))
     assert chosen.rows == 20 * len(set(target.subtasks))
 
 
@@ -453,7 +453,7 @@ def test_wide_vectors_are_quantised(
     rows = [{"text": f"text {i}"} for i in range(300)]
     curate.ingest(ws, [write_jsonl(tmp_path / "x.jsonl", rows)])
     raw = np.random.default_rng(0).normal(size=(300, 1500)).astype(np.float32)
-    monkeypatch.setattr(EmbedLm, "_vector", lambda self, legs, _: {"vector": raw, "error": [""] * 300})
+    monkeypatch.setattr(EmbedLm, "_vector", lambda self, requests, _: {"vector": raw, "error": [""] * 300})
     monkeypatch.setattr(faiss_index, "EXACT_UP_TO", exact_up_to)
     curate.score(ws, EmbedLm(), models="tiny")
     record = index.record_of(ws, "embed_lm")

@@ -23,12 +23,12 @@ from curate.methods.metrics.loss import Loss
 from curate.methods.metrics.pass_at_1 import PassAt1
 from curate.methods.metrics.perplexity import Perplexity
 from curate.methods.metrics.token_f1 import TokenF1
-from curate.models.answers import answers, continuations
+from curate.models.answers import continuations, generate_answers
 from curate.models.choice import TINY as TINY_FOLDER
 from curate.models.choice import ModelChoice
 from curate.models.language_model import LanguageModel
 from curate.models.tokens import encode, rendered
-from curate.runs.evaluation import Judge, questions
+from curate.runs.evaluation import EvalSpec, questions
 from curate.store.run_record import Run
 from curate.store.workspace import Workspace
 from tests.conftest import SAMPLE, write_jsonl
@@ -62,14 +62,14 @@ def said(question: str, answer: str) -> list[dict[str, Any]]:
 
 
 def test_worked_examples_are_the_val_split_s_of_the_same_subtask(ready: Workspace) -> None:
-    asked = questions(ready, Judge("arithmetic", Loss(), shots=2))
+    asked = questions(ready, EvalSpec("arithmetic", Loss(), shots=2))
     val = curate.sql(ready, "SELECT messages, subtask FROM targets WHERE target = 'arithmetic' AND split = 'val'")
     for _, question in asked[:5]:
         same = [m for row in val if row["subtask"] == question.subtask for m in row["messages"]][:4]
         assert list(question.shots) == same and len(question.prompt()) == 5
         assert question.sample()["messages"][-1]["content"] == question.answer
     with pytest.raises(CurateError, match="--shots 99: the target 'arithmetic' has 24 chats in its split val"):
-        questions(ready, Judge("arithmetic", Loss(), shots=99))
+        questions(ready, EvalSpec("arithmetic", Loss(), shots=99))
 
 
 def test_options_are_a_field_of_the_input_or_the_subtask_s_answers(ready: Workspace, tmp_path: Path) -> None:
@@ -78,7 +78,7 @@ def test_options_are_a_field_of_the_input_or_the_subtask_s_answers(ready: Worksp
         {"question": "who?", "answer": "c", "kind": "k"},
     ]
     curate.target(ready, "mixed", write_jsonl(tmp_path / "t.jsonl", rows), split="test", subtask="kind")
-    (_, first), (_, second) = questions(ready, Judge("mixed", Choice()))
+    (_, first), (_, second) = questions(ready, EvalSpec("mixed", Choice()))
     assert first.options == ("a", "b") and second.options == ("b", "c")
 
 
@@ -88,7 +88,7 @@ def test_options_are_a_field_of_the_input_or_the_subtask_s_answers(ready: Worksp
 def test_the_loss_is_that_of_the_last_answer_alone(lm: LanguageModel) -> None:
     shots = tuple(said("two plus two?", "2 + 2 = 4."))
     asked = [Question(said("one plus two?", "1 + 2 = 3."), shots=shots), Question(said("say a", "a"))]
-    found = Loss().judge(lm, asked)
+    found = Loss().evaluate(lm, asked)
     slow = LanguageModel(TINY).model.double()
     for question, value in zip(asked, found.values, strict=True):
         text = rendered(lm.tokenizer, question.prompt())
@@ -96,7 +96,7 @@ def test_the_loss_is_that_of_the_last_answer_alone(lm: LanguageModel) -> None:
         (whole,) = encode(lm.tokenizer, [question.sample()], 512)
         want = token_scores(slow, whole.ids.tolist(), [i >= len(ids) for i in range(len(whole.ids))])
         assert value == pytest.approx(want["nll"], abs=1e-5)
-    assert Perplexity().judge(lm, asked).values == pytest.approx(np.exp(found.values))
+    assert Perplexity().evaluate(lm, asked).values == pytest.approx(np.exp(found.values))
     assert Perplexity().summary(np.exp(found.values)) == pytest.approx(np.exp(found.values.mean()))
 
 
@@ -111,9 +111,9 @@ def test_choice_takes_the_likeliest_option(lm: LanguageModel) -> None:
             at = np.flatnonzero(whole.supervised)
             likely.append(total([float(logits[t - 1, whole.ids[t]].detach()) for t in at]))
         for right in range(3):
-            found = metric.judge(lm, [Question(said(ask, options[right]), options=options)])
+            found = metric.evaluate(lm, [Question(said(ask, options[right]), options=options)])
             assert found.values.tolist() == [float(right == int(np.argmax(likely)))]
-    unknown = Choice().judge(lm, [Question(said(ask, "z"), options=options), Question(said(ask, "z"))])
+    unknown = Choice().evaluate(lm, [Question(said(ask, "z"), options=options), Question(said(ask, "z"))])
     assert (
         unknown.error.tolist()[0] == "its answer is 0 times among its options" and "has no options" in unknown.error[1]
     )
@@ -125,7 +125,7 @@ def test_what_is_said_is_greedy_whatever_is_asked_beside(lm: LanguageModel) -> N
         for who, n in (("Pavo", 2), ("Mira", 12))
     ]
     prompts.append(said("Say in Velic: big tree", "")[:1])
-    together, error, usage = answers(lm, prompts, 20)
+    together, error, usage = generate_answers(lm, prompts, 20)
     assert error.tolist() == ["", "", ""] and usage.tokens > 0
     for prompt, text in zip(prompts, together, strict=True):
         ids = lm.tokenizer(rendered(lm.tokenizer, prompt), add_special_tokens=False)["input_ids"]
@@ -139,7 +139,7 @@ def test_what_is_said_is_greedy_whatever_is_asked_beside(lm: LanguageModel) -> N
     assert together[0].startswith("3 + 2 = 5")
     whole = [c + d for c, d in zip(["a"], continuations(lm, ["a"], 3)[0], strict=True)]
     assert whole[0].startswith("a")
-    assert "leaves no room" in answers(lm, [said("x " * 400, "")[:1]], 200)[1][0]
+    assert "leaves no room" in generate_answers(lm, [said("x " * 400, "")[:1]], 200)[1][0]
 
 
 @pytest.mark.parametrize(
@@ -173,9 +173,9 @@ def test_exact_match_and_f1_of_a_model_that_knows(lm: LanguageModel) -> None:
         )
         for n in range(3, 9)
     ]
-    exact = ExactMatch(max_new_tokens=24).judge(lm, asked)
-    assert exact.values.mean() > 0.6 and exact.said and "lamps" in exact.said[0]
-    assert TokenF1().judge(lm, asked).values.mean() > 0.8
+    exact = ExactMatch(max_new_tokens=24).evaluate(lm, asked)
+    assert exact.values.mean() > 0.6 and exact.answers and "lamps" in exact.answers[0]
+    assert TokenF1().evaluate(lm, asked).values.mean() > 0.8
 
 
 def test_the_harness_agrees(lm: LanguageModel) -> None:
@@ -185,10 +185,10 @@ def test_the_harness_agrees(lm: LanguageModel) -> None:
     right = [f"{n} + 2 = {n + 2}. Pavo has {n + 2} lamps." for n in range(3, 9)]
     ask = "Pavo has {} lamps and finds 2 more. How many lamps has Pavo now?"
     asked = [Question(said(ask.format(n + n % 2), text), options=tuple(right)) for n, text in enumerate(right, start=3)]
-    theirs, ours = LmEval().judge(lm, asked), Choice().judge(lm, asked)
+    theirs, ours = LmEval().evaluate(lm, asked), Choice().evaluate(lm, asked)
     assert theirs.values.tolist() == ours.values.tolist() and 0 < ours.values.mean() < 1
-    spoken = LmEval(output_type="generate_until", max_new_tokens=24).judge(lm, asked)
-    assert spoken.said == ExactMatch(max_new_tokens=24).judge(lm, asked).said
+    spoken = LmEval(output_type="generate_until", max_new_tokens=24).evaluate(lm, asked)
+    assert spoken.answers == ExactMatch(max_new_tokens=24).evaluate(lm, asked).answers
     assert spoken.usage.flops > 0 and theirs.usage.flops > ours.usage.flops / 2
 
 
@@ -248,7 +248,7 @@ def test_pass_at_1_asks_the_model(ready: Workspace, tmp_path: Path) -> None:
         }
     ]
     curate.target(ready, "code", write_jsonl(tmp_path / "h.jsonl", rows), split="test")
-    result = curate.evaluate(ready, "base", [Judge("code", PassAt1(max_new_tokens=16))], model=TINY)
+    result = curate.evaluate(ready, "base", [EvalSpec("code", PassAt1(max_new_tokens=16))], model=TINY)
     assert result.evaluations[0]["value"] == 0.0 and result.evaluations[0]["judged"] == 1
     assert (
         PassAt1(style="chat")
@@ -262,10 +262,10 @@ def test_pass_at_1_asks_the_model(ready: Workspace, tmp_path: Path) -> None:
 
 
 def test_a_model_as_it_is_can_be_judged_and_what_was_judged_is_kept(ready: Workspace) -> None:
-    judges = [Judge("arithmetic", Loss(), limit=8), Judge("facts", Choice(), limit=8, shots=1)]
-    first = curate.evaluate(ready, "base", judges, model=TINY)
+    evals = [EvalSpec("arithmetic", Loss(), limit=8), EvalSpec("facts", Choice(), limit=8, shots=1)]
+    first = curate.evaluate(ready, "base", evals, model=TINY)
     assert [row["judged"] for row in first.evaluations] == [8, 8] and first.step == 0
-    again = curate.evaluate(ready, "base", judges)
+    again = curate.evaluate(ready, "base", evals)
     assert again.evaluations == first.evaluations
     spent = curate.sql(ready, "SELECT sum(samples) AS n FROM ledger WHERE stage = 'evaluate'")
     assert spent[0]["n"] == 16  # once
@@ -273,37 +273,37 @@ def test_a_model_as_it_is_can_be_judged_and_what_was_judged_is_kept(ready: Works
     table = parts.read(parts.names()[0])
     assert table.num_rows == 8 and table["value"].null_count == 0
     with pytest.raises(CurateError, match="'base' exists, and is not the model"):
-        curate.evaluate(ready, "base", judges, model=replace(TINY, context=64))
+        curate.evaluate(ready, "base", evals, model=replace(TINY, context=64))
 
 
 def test_it_refuses_to_judge_on_the_split_that_chose(ready: Workspace) -> None:
     with pytest.raises(CurateError, match="the split val of 'facts' chooses, so it cannot judge"):
-        curate.evaluate(ready, "base", [Judge("facts", Loss(), split="val")], model=TINY)
-    told = curate.evaluate(ready, "base", [Judge("facts", Loss(), split="val", limit=3)], model=TINY, allow_val=True)
+        curate.evaluate(ready, "base", [EvalSpec("facts", Loss(), split="val")], model=TINY)
+    told = curate.evaluate(ready, "base", [EvalSpec("facts", Loss(), split="val", limit=3)], model=TINY, allow_val=True)
     assert told.evaluations[0]["split"] == "val"
 
 
 @pytest.mark.parametrize(
-    ("judge", "said_"),
+    ("eval_spec", "said_"),
     [
-        (Judge("fact", Loss()), "did you mean 'facts'"),
-        (Judge("only_val", Loss()), "has no split 'test', on which to judge; add it with `curate target only_val"),
+        (EvalSpec("fact", Loss()), "did you mean 'facts'"),
+        (EvalSpec("only_val", Loss()), "has no split 'test', on which to judge; add it with `curate target only_val"),
     ],
 )
-def test_a_target_that_is_not_there_is_said(ready: Workspace, judge: Judge, said_: str) -> None:
+def test_a_target_that_is_not_there_is_said(ready: Workspace, eval_spec: EvalSpec, said_: str) -> None:
     curate.target(ready, "only_val", str(SAMPLE / "targets/table_val.jsonl"))
     with pytest.raises(CurateError, match=said_):
-        curate.evaluate(ready, "base", [judge], model=TINY)
+        curate.evaluate(ready, "base", [eval_spec], model=TINY)
     assert not ready.run_names()
     with pytest.raises(CurateError, match="has no run 'nothing'"):
-        curate.evaluate(ready, "nothing", [Judge("facts", Loss())])
+        curate.evaluate(ready, "nothing", [EvalSpec("facts", Loss())])
 
 
 def test_a_model_that_does_not_load_leaves_no_run_behind(ready: Workspace, tmp_path: Path) -> None:
     folder = shutil.copytree(TINY_FOLDER, tmp_path / "model")
     (folder / "model.safetensors").write_bytes(b"damaged")
     with pytest.raises(CurateError, match="cannot be loaded"):
-        curate.evaluate(ready, "base", [Judge("facts", Loss(), limit=2)], model=ModelChoice(str(folder)))
+        curate.evaluate(ready, "base", [EvalSpec("facts", Loss(), limit=2)], model=ModelChoice(str(folder)))
     assert not ready.run_names()
 
 

@@ -16,7 +16,7 @@ import pytest
 
 import curate
 from curate.errors import CurateError, CurateFailure
-from curate.kinds.executor import Backend, Done, Executor, Lost, Outcome, Ready, Tasks, Workers
+from curate.kinds.executor import Backend, Executor, Lost, Outcome, Ready, TaskResult, Tasks, Workers
 from curate.methods.executors.local import Local
 from curate.methods.executors.ray import Ray
 from curate.store.workspace import Workspace
@@ -209,7 +209,7 @@ class Costly:
 
 
 def test_the_costliest_task_comes_first_and_no_more_workers_are_started_than_there_are_tasks() -> None:
-    backend = Scripted(8, lambda task: Done())
+    backend = Scripted(8, lambda task: TaskResult())
     workers = Workers(backend, attempts=3, timeout=60)
     tasks = [Costly(c) for c in (3, 9, 1, 7)]
     begun: list[Any] = []

@@ -23,13 +23,13 @@ from curate.methods.exports.trl import Trl
 from curate.methods.selectors.random import Random
 from curate.store.manifests import read_manifest, write_manifest
 from curate.store.workspace import Workspace
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 from tests.conftest import write_jsonl
 
 
 @pytest.fixture
 def chosen(sample_ws: Workspace) -> Workspace:
-    curate.select(sample_ws, "best", Random(), Choice(top=200))
+    curate.select(sample_ws, "best", Random(), SelectionSpec(top=200))
     return sample_ws
 
 
@@ -130,7 +130,7 @@ TOOLS = [{"name": "clock", "description": "tells the time"}]
 def varied(ws: Workspace, tmp_path: Path) -> Workspace:
     """A long conversation with a system turn, and one that calls a tool."""
     curate.ingest(ws, [write_jsonl(tmp_path / "v.jsonl", [{"messages": LONG}, {"messages": CALL, "tools": TOOLS}])])
-    curate.select(ws, "best", Random(), Choice(top=2))
+    curate.select(ws, "best", Random(), SelectionSpec(top=2))
     return ws
 
 
@@ -158,7 +158,7 @@ def test_trl_refuses_roles_that_no_template_knows() -> None:
 def test_trl_refuses_a_file_of_two_shapes(ws: Workspace, tmp_path: Path) -> None:
     rows = [{"text": "raw"}, {"question": "q", "answer": "a"}]
     curate.ingest(ws, [write_jsonl(tmp_path / "a.jsonl", rows)])
-    curate.select(ws, "best", Random(), Choice(top=2))
+    curate.select(ws, "best", Random(), SelectionSpec(top=2))
     with pytest.raises(CurateError, match="one shape"):
         curate.export(ws, "best", Trl(), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -168,7 +168,7 @@ def test_trl_refuses_a_file_of_two_shapes(ws: Workspace, tmp_path: Path) -> None
 def test_llamafactory_describes_every_file_it_writes(ws: Workspace, tmp_path: Path) -> None:
     rows = [{"text": "raw"}, {"question": "q", "answer": "a"}, {"system": "s", "question": "q", "answer": "a"}]
     curate.ingest(ws, [write_jsonl(tmp_path / "a.jsonl", rows)])
-    curate.select(ws, "best", Random(), Choice(top=3))
+    curate.select(ws, "best", Random(), SelectionSpec(top=3))
     curate.export(ws, "best", Llamafactory(), str(tmp_path / "out"))
     info = json.loads((tmp_path / "out/dataset_info.json").read_text())
     assert set(info) == {"best", "best_text"}
@@ -182,7 +182,7 @@ def test_samples_a_format_cannot_hold_are_refused_or_left_out_and_told(ws: Works
     odd = {"messages": [{"role": "assistant", "content": "I begin"}, {"role": "user", "content": "no"}]}
     tools = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "tool_calls": [1]}]}
     curate.ingest(ws, [write_jsonl(tmp_path / "a.jsonl", [odd, {"question": "q", "answer": "a"}, tools])])
-    curate.select(ws, "best", Random(), Choice(top=3))
+    curate.select(ws, "best", Random(), SelectionSpec(top=3))
     with pytest.raises(CurateError, match="--skip-unfit"):
         curate.export(ws, "best", Llamafactory(), str(tmp_path / "out"))
     assert not (tmp_path / "out").exists()
@@ -284,7 +284,7 @@ def test_llamafactory_reads_its_export(sample_ws: Workspace, tmp_path: Path) -> 
     subprocess.run([*pip, *LLAMAFACTORY], check=True, timeout=600)
     (site / "torchaudio.py").write_text("")  # imported, not used for text; it has no CPU build
     curate.ingest(sample_ws, [write_jsonl(tmp_path / "v.jsonl", [{"messages": LONG}, {"text": "raw text"}])])
-    curate.select(sample_ws, "best", Random(), Choice(frac=1.0))
+    curate.select(sample_ws, "best", Random(), SelectionSpec(frac=1.0))
     curate.export(sample_ws, "best", Llamafactory(), str(tmp_path / "out"))
 
     def read(name: str) -> list[Any]:

@@ -116,10 +116,10 @@ def test_a_mixed_export_of_ours_comes_back_whole(ws: Workspace, tmp_path: Path) 
     from curate.methods.exports.datasets import Datasets
     from curate.methods.exports.parquet import Parquet
     from curate.methods.selectors.random import Random
-    from curate.verbs.select import Choice
+    from curate.verbs.select import SelectionSpec
 
     curate.ingest(ws, [write_jsonl(tmp_path / "a.jsonl", [*qa(5), {"text": "raw one"}, {"text": "raw two"}])])
-    curate.select(ws, "all_rows", Random(), Choice(frac=1.0))
+    curate.select(ws, "all_rows", Random(), SelectionSpec(frac=1.0))
     for exporter in (Parquet(), Datasets()):
         out = tmp_path / exporter.name
         curate.export(ws, "all_rows", exporter, str(out))

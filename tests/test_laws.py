@@ -311,13 +311,13 @@ def test_a_metric_judges_what_it_can_whatever_else_is_asked(name: str) -> None:
         Question([{"role": "user", "content": "?"}]),  # nothing to judge by
         Question(said("it is 12"), options=("it is 12", "it is 13"), meta=meta, shots=tuple(said("yes"))),
     ]
-    whole = metric.judge(tiny(), ask)
+    whole = metric.evaluate(tiny(), ask)
     assert len(whole.values) == 3 and (np.isfinite(whole.values) == (whole.error == "")).all()
     assert np.isfinite(whole.values[[0, 2]]).all() and whole.error[1]
-    alone = metric.judge(tiny(), ask[2:])
+    alone = metric.evaluate(tiny(), ask[2:])
     assert alone.values[0] == pytest.approx(whole.values[2], rel=1e-4)
     assert whole.usage.tokens > 0 and whole.usage.flops > 0
-    assert metric.judge(tiny(), []).values.tolist() == []
+    assert metric.evaluate(tiny(), []).values.tolist() == []
 
 
 # --- every method ----------------------------------------------------------------------------------------

@@ -30,7 +30,7 @@ from curate.training.distributed import Alone
 from curate.training.examples import Examples
 from curate.training.loop import Trainer
 from curate.training.settings import TrainSettings
-from curate.training.trainable import trainee
+from curate.training.trainable import trainable
 from tests.conftest import SAMPLE
 from tests.oracles import gradients as slow
 
@@ -53,7 +53,7 @@ def write_checkpoints(folder: Path, settings: TrainSettings = LORA, steps: tuple
     """A short training on the pool, and the folders of its checkpoints."""
     from safetensors.torch import save_file
 
-    made = trainee(ModelChoice("tiny", device="cpu"), settings)
+    made = trainable(ModelChoice("tiny", device="cpu"), settings)
     examples = Examples.of(encode(made.model.tokenizer, POOL, 512))
     found = []
     trainer = Trainer(made.model, Data.of(examples), settings, Uniform(), Alone())

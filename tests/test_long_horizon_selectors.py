@@ -29,7 +29,7 @@ from curate.models.load import load
 from curate.models.tokens import encode
 from curate.store.encoding import read_json
 from curate.store.workspace import Workspace
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 from tests.oracles import selectors as slow
 
 SIZES: dict[str, Any] = {
@@ -217,10 +217,12 @@ def with_vectors(small_ws: Workspace) -> Workspace:
 
 def test_a_history_is_manifests_and_targets_the_latest_last(with_vectors: Workspace) -> None:
     ws = with_vectors
-    curate.select(ws, "first", Random(), Choice(top=30, seed=3))
-    its = Choice(by="nuclear", top=20, vectors="embed_lm", target="facts", history="words,first")
+    curate.select(ws, "first", Random(), SelectionSpec(top=30, seed=3))
+    its = SelectionSpec(by="nuclear", top=20, vectors="embed_lm", target="facts", history="words,first")
     curate.select(ws, "afterwards", Lhas(), its)
-    plain = curate.select(ws, "without", Lhas(), Choice(by="nuclear", top=20, vectors="embed_lm", target="facts"))
+    plain = curate.select(
+        ws, "without", Lhas(), SelectionSpec(by="nuclear", top=20, vectors="embed_lm", target="facts")
+    )
     chosen, other = (curate.sql(ws, f"SELECT row FROM {name} ORDER BY rank") for name in ("afterwards", "without"))
     assert len(chosen) == plain.rows == 20 and chosen != other
     lineage = read_json(ws.manifest_path("afterwards").with_suffix(".json"))
@@ -234,11 +236,11 @@ def test_a_history_is_manifests_and_targets_the_latest_last(with_vectors: Worksp
 
 def test_a_history_that_is_not_there_or_not_used_is_refused(with_vectors: Workspace) -> None:
     ws = with_vectors
-    choice = Choice(by="nuclear", top=5, vectors="embed_lm", target="facts", history="frist")
+    choice = SelectionSpec(by="nuclear", top=5, vectors="embed_lm", target="facts", history="frist")
     with pytest.raises(CurateError, match="--history frist: there is no manifest and no target of that name"):
         curate.select(ws, "s", Lhas(), choice)
     with pytest.raises(CurateError, match="the selector 'kcenter' uses no history"):
-        curate.select(ws, "s", Kcenter(), Choice(top=5, vectors="embed_lm", history="facts"))
+        curate.select(ws, "s", Kcenter(), SelectionSpec(top=5, vectors="embed_lm", history="facts"))
 
 
 @pytest.mark.parametrize(

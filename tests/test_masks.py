@@ -31,7 +31,7 @@ from curate.models.load import load
 from curate.models.tokens import encode
 from curate.numerics.apportion import apportion
 from curate.numerics.top_k import largest
-from curate.runs.config import Training
+from curate.runs.config import TrainingSpec
 from curate.runs.fitted_mask import fitted
 from curate.store.encoding import read_arrays
 from curate.store.mask_file import read_mask, write_mask
@@ -450,7 +450,7 @@ def test_what_is_no_mask_for_a_model_is_said(small_ws: Any) -> None:
     with pytest.raises(
         CurateError, match="'moves' \\(magnitude_small\\) is chosen anew as training goes: give its method"
     ):
-        curate.train(small_ws, "m_run", Training(ModelChoice("tiny"), Uniform(), mask=read_mask(small_ws, "moves")))
+        curate.train(small_ws, "m_run", TrainingSpec(ModelChoice("tiny"), Uniform(), mask=read_mask(small_ws, "moves")))
     path = small_ws.mask_path("m")
     path.write_bytes(path.read_bytes()[:1000])
     with pytest.raises(CurateError, match="is no mask, or damaged"):

@@ -39,15 +39,15 @@ from curate.methods.weightings.stm import Stm
 from curate.methods.weightings.uniform import Uniform as Plain
 from curate.models.choice import ModelChoice
 from curate.numerics.apportion import largest_remainders
-from curate.runs.config import Training
-from curate.runs.evaluation import Judge
+from curate.runs.config import TrainingSpec
+from curate.runs.evaluation import EvalSpec
 from curate.runs.proxies import Proxy
 from curate.store.manifests import read_any, read_manifest
 from curate.store.workspace import Workspace
 from curate.training.mixture_sampler import Draws
 from curate.training.settings import TrainSettings
-from curate.verbs.mix import Blend
-from curate.verbs.select import Choice
+from curate.verbs.mix import MixtureSpec
+from curate.verbs.select import SelectionSpec
 from tests.oracles.doremi import step as doremi_step
 from tests.test_exports import toy_model
 
@@ -137,18 +137,18 @@ def test_regmix_finds_a_planted_optimum() -> None:
     at, least = loss(found.weights[None])[0], loss(best[None])[0]
     worst = loss(np.eye(5)).max()
     assert (at - least) / least <= 0.02 and (at - least) / (worst - least) < 0.1
-    assert found.told["cross_validated_lightgbm"] > 0.9
+    assert found.info["cross_validated_lightgbm"] > 0.9
     assert loss(FIVE.share[None])[0] > at  # better than the pool as it is
 
 
 def test_regmix_takes_the_plane_where_a_plane_is_planted_or_trials_are_few() -> None:
     slope = np.array([1.0, 0.5, 2.0, 0.1, 1.5])
     found = Regmix(trials=24).mix(FIVE, Planted(lambda x: x @ slope))
-    assert found.told["cross_validated_linear"] == pytest.approx(1) and found.told["cross_validated_lightgbm"] < 0.9
+    assert found.info["cross_validated_linear"] == pytest.approx(1) and found.info["cross_validated_lightgbm"] < 0.9
     assert found.weights.argmax() == 3 and found.weights[3] > 0.8
     assert Regmix(trials=24).mix(FIVE, Planted(lambda x: x @ slope)).weights.tolist() == found.weights.tolist()
     forced = Regmix(trials=24, regressor="linear").mix(FIVE, Planted(lambda x: x @ slope))
-    assert "cross_validated_lightgbm" not in forced.told
+    assert "cross_validated_lightgbm" not in forced.info
 
 
 def test_regmix_s_trials_are_mixtures_within_15_times_the_pool_s_share() -> None:
@@ -213,7 +213,7 @@ def test_draws_by_lot_match_the_mixture_in_expectation() -> None:
 
 
 def test_a_mixture_is_a_manifest_with_its_epochs(sample_ws: Workspace) -> None:
-    found = curate.mix(sample_ws, "even", Uniform(), Blend(rows=400))
+    found = curate.mix(sample_ws, "even", Uniform(), MixtureSpec(rows=400))
     table, lineage = read_any(sample_ws, "even")
     assert table["source"].to_pylist() == ["atlas", "forum", "school", "workshop"]
     assert table["rows"].to_pylist() == [100] * 4 and table["weight"].to_pylist() == [0.25] * 4
@@ -221,11 +221,11 @@ def test_a_mixture_is_a_manifest_with_its_epochs(sample_ws: Workspace) -> None:
     assert found.rows == 400 and lineage["mixer"]["name"] == "uniform"
     rows = curate.sql(sample_ws, "SELECT sum(rows)::INT AS n FROM even")
     assert list(rows) == [{"n": 400}]
-    (told,) = [row for row in curate.status(sample_ws).manifests if row["name"] == "even"]
-    assert told["made_by"] == "uniform" and told["rows"] == 400
+    (info,) = [row for row in curate.status(sample_ws).manifests if row["name"] == "even"]
+    assert info["made_by"] == "uniform" and info["rows"] == 400
     for use in (
         lambda: read_manifest(sample_ws, "even"),
-        lambda: curate.mix(sample_ws, "x", Uniform(), Blend(manifest="even")),
+        lambda: curate.mix(sample_ws, "x", Uniform(), MixtureSpec(manifest="even")),
     ):
         with pytest.raises(CurateError, match="mixture"):
             use()
@@ -233,7 +233,7 @@ def test_a_mixture_is_a_manifest_with_its_epochs(sample_ws: Workspace) -> None:
 
 
 def test_weights_of_tokens_become_draws_by_the_mean_length(sample_ws: Workspace) -> None:
-    curate.mix(sample_ws, "even", Uniform(), Blend(tokens=20_000))
+    curate.mix(sample_ws, "even", Uniform(), MixtureSpec(tokens=20_000))
     table, _ = read_any(sample_ws, "even")
     assert np.array(table["tokens"].to_pylist()) == pytest.approx(np.full(4, 5000), abs=15)  # half a sample
     rows = table["rows"].to_pylist()
@@ -243,35 +243,35 @@ def test_weights_of_tokens_become_draws_by_the_mean_length(sample_ws: Workspace)
 def test_a_domain_that_is_too_small_is_an_error_or_gives_way(sample_ws: Workspace) -> None:
     most = Given("atlas=3,forum=1")
     with pytest.raises(CurateError, match=r"more than 1 times: atlas \(900 draws from 539 samples\)"):
-        curate.mix(sample_ws, "m", most, Blend(rows=1200, most_epochs=1.0))
-    found = curate.mix(sample_ws, "m", most, Blend(rows=1100, most_epochs=1.0, lower=True))
+        curate.mix(sample_ws, "m", most, MixtureSpec(rows=1200, most_epochs=1.0))
+    found = curate.mix(sample_ws, "m", most, MixtureSpec(rows=1100, most_epochs=1.0, lower=True))
     its = {row["source"]: row for row in found.by_domain}
     assert (its["atlas"]["rows"], its["forum"]["rows"]) == (539, 561) and found.lowered == ["atlas"]
     assert its["atlas"]["weight"] == pytest.approx(539 / 1100) and its["school"]["rows"] == 0
-    spilled = curate.mix(sample_ws, "m", most, Blend(rows=1200, most_epochs=1.0, lower=True))
+    spilled = curate.mix(sample_ws, "m", most, MixtureSpec(rows=1200, most_epochs=1.0, lower=True))
     assert spilled.rows == 1200 and max(row["epochs"] for row in spilled.by_domain) == 1
     with pytest.raises(CurateError, match=r"all domains together have \(3,000\)"):
-        curate.mix(sample_ws, "m", most, Blend(rows=3001, most_epochs=1.0, lower=True))
-    assert curate.mix(sample_ws, "m", most, Blend(rows=1200, most_epochs=None)).by_domain[0]["rows"] == 900
-    curate.select(sample_ws, "longest", Top(), Choice(by="n_chars", where="source = 'atlas'", top=20))
+        curate.mix(sample_ws, "m", most, MixtureSpec(rows=3001, most_epochs=1.0, lower=True))
+    assert curate.mix(sample_ws, "m", most, MixtureSpec(rows=1200, most_epochs=None)).by_domain[0]["rows"] == 900
+    curate.select(sample_ws, "longest", Top(), SelectionSpec(by="n_chars", where="source = 'atlas'", top=20))
     with pytest.raises(CurateError, match="no domain 'forum' to mix, or it is empty"):
-        curate.mix(sample_ws, "n", most, Blend(manifest="longest"))
+        curate.mix(sample_ws, "n", most, MixtureSpec(manifest="longest"))
 
 
 def test_what_a_mixer_lacks_or_has_no_use_for_is_said(sample_ws: Workspace) -> None:
     for mixer, blend, proxy, said in (
-        (Softmax(), Blend(), None, "needs a column: --by SQL"),
-        (Uniform(), Blend(by="n_chars"), None, "has no use for a column"),
-        (Doremi(), Blend(), None, "needs a model to train proxies of"),
-        (Uniform(), Blend(), Proxy(TINY, Plain()), "has no use for a model"),
-        (Regmix(), Blend(), Proxy(TINY, Plain()), "needs targets"),
-        (Uniform(), Blend(domain="NULL"), None, "no sample has a domain"),
-        (Softmax(), Blend(by="CASE WHEN source = 'atlas' THEN 1 END"), None, "'forum' has a value"),
+        (Softmax(), MixtureSpec(), None, "needs a column: --by SQL"),
+        (Uniform(), MixtureSpec(by="n_chars"), None, "has no use for a column"),
+        (Doremi(), MixtureSpec(), None, "needs a model to train proxies of"),
+        (Uniform(), MixtureSpec(), Proxy(TINY, Plain()), "has no use for a model"),
+        (Regmix(), MixtureSpec(), Proxy(TINY, Plain()), "needs targets"),
+        (Uniform(), MixtureSpec(domain="NULL"), None, "no sample has a domain"),
+        (Softmax(), MixtureSpec(by="CASE WHEN source = 'atlas' THEN 1 END"), None, "'forum' has a value"),
     ):
         with pytest.raises(CurateError, match=said):
             curate.mix(sample_ws, "m", mixer, blend, proxy=proxy)
     with pytest.raises(CurateError, match="give one size"):
-        Blend(rows=1, tokens=1.0)
+        MixtureSpec(rows=1, tokens=1.0)
     for more in (["--max-epochs", "x"], ["--workers", "4"], ["--metric", "loss"], ["--executor", "ray"]):
         result = CliRunner().invoke(cli, ["mix", "m", "-w", str(sample_ws.path), "--mixer", "uniform", *more])
         assert isinstance(result.exception, CurateError), more
@@ -290,8 +290,10 @@ def by_source(ws: Workspace, run: str) -> list[tuple[int, str, int]]:
 
 @pytest.mark.parametrize("packing", [False, True])
 def test_a_training_draws_its_epochs_from_the_mixture(sample_ws: Workspace, packing: bool) -> None:
-    curate.mix(sample_ws, "blend", Given("atlas=3,forum=1"), Blend(rows=64))
-    plan = Training(TINY, Plain(), TrainSettings(epochs=2, batch_size=4 if packing else 16, packing=packing), "blend")
+    curate.mix(sample_ws, "blend", Given("atlas=3,forum=1"), MixtureSpec(rows=64))
+    plan = TrainingSpec(
+        TINY, Plain(), TrainSettings(epochs=2, batch_size=4 if packing else 16, packing=packing), "blend"
+    )
     done = curate.train(sample_ws, "drew", plan)
     assert by_source(sample_ws, "drew") == [(e, s, n) for e in (1, 2) for s, n in (("atlas", 48), ("forum", 16))]
     assert done.steps == 8 if not packing else done.steps > 0
@@ -300,15 +302,15 @@ def test_a_training_draws_its_epochs_from_the_mixture(sample_ws: Workspace, pack
 
 
 def test_a_training_by_lot_goes_on_where_it_stood_as_if_nothing_had_been(sample_ws: Workspace) -> None:
-    curate.mix(sample_ws, "blend", Uniform(), Blend(rows=48, exact=False))
-    plan = Training(TINY, Plain(), FAST, "blend", seed=3)
+    curate.mix(sample_ws, "blend", Uniform(), MixtureSpec(rows=48, exact=False))
+    plan = TrainingSpec(TINY, Plain(), FAST, "blend", seed=3)
     curate.train(sample_ws, "whole", plan)
     settings_ = TrainSettings(**{**FAST.__dict__, "checkpoint_every": 4, "keep_checkpoints": 0})
-    curate.train(sample_ws, "cut", Training(TINY, Plain(), settings_, "blend", seed=3))
+    curate.train(sample_ws, "cut", TrainingSpec(TINY, Plain(), settings_, "blend", seed=3))
     runs = Path(str(sample_ws.path)) / "runs"
     for path in (runs / "cut/checkpoints/_commit").glob("step-000006*"):
         path.unlink()
-    curate.train(sample_ws, "cut", Training(TINY, Plain(), settings_, "blend", seed=3))
+    curate.train(sample_ws, "cut", TrainingSpec(TINY, Plain(), settings_, "blend", seed=3))
     assert by_source(sample_ws, "cut") == by_source(sample_ws, "whole")
     ends = [load_file(runs / run / "checkpoints/step-000006/model.safetensors") for run in ("cut", "whole")]
     assert all((ends[0][name] == ends[1][name]).all() for name in ends[0])
@@ -317,28 +319,28 @@ def test_a_training_by_lot_goes_on_where_it_stood_as_if_nothing_had_been(sample_
 
 
 def test_a_mixture_draws_from_what_it_was_mixed_of_or_says_that_it_cannot(sample_ws: Workspace) -> None:
-    plan = Training(TINY, Plain(), TrainSettings(steps=2, batch_size=8), "blend")
-    curate.mix(sample_ws, "blend", Uniform(), Blend(rows=48))
+    plan = TrainingSpec(TINY, Plain(), TrainSettings(steps=2, batch_size=8), "blend")
+    curate.mix(sample_ws, "blend", Uniform(), MixtureSpec(rows=48))
     curate.train(sample_ws, "before", plan)
     aside = Path(str(sample_ws.path)).parent / "more.jsonl"
     aside.write_text('{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n')
     curate.ingest(sample_ws, [str(aside)], source="atlas")
     curate.train(sample_ws, "after", plan)  # what was appended is not drawn
     assert by_source(sample_ws, "before") == by_source(sample_ws, "after")
-    curate.mix(sample_ws, "blend", Uniform(), Blend(rows=48, exact=False))
+    curate.mix(sample_ws, "blend", Uniform(), MixtureSpec(rows=48, exact=False))
     with pytest.raises(CurateError, match="exists, with manifest_sha256"):
         curate.train(sample_ws, "after", plan)
 
-    curate.select(sample_ws, "longest", Top(), Choice(by="n_chars", top=200))
-    curate.mix(sample_ws, "of_longest", Proportional(), Blend(manifest="longest"))
+    curate.select(sample_ws, "longest", Top(), SelectionSpec(by="n_chars", top=200))
+    curate.mix(sample_ws, "of_longest", Proportional(), MixtureSpec(manifest="longest"))
     for name, base in (("longest", "longest"), ("of_blend", "blend")):
         with pytest.raises(CurateError, match="take the place of what it draws|is a mixture itself"):
-            curate.mix(sample_ws, name, Uniform(), Blend(manifest=base))
-    curate.select(sample_ws, "longest", Top(), Choice(by="n_chars", top=100))
+            curate.mix(sample_ws, name, Uniform(), MixtureSpec(manifest=base))
+    curate.select(sample_ws, "longest", Top(), SelectionSpec(by="n_chars", top=100))
     with pytest.raises(CurateError, match="the manifest 'longest' is not what the mixture 'of_longest' was mixed of"):
-        curate.train(sample_ws, "r", Training(TINY, Plain(), FAST, "of_longest"))
+        curate.train(sample_ws, "r", TrainingSpec(TINY, Plain(), FAST, "of_longest"))
     curate.score(sample_ws, Length())
-    by_length = Blend(domain="CASE WHEN length > 4 THEN 'long' ELSE 'short' END", rows=40)
+    by_length = MixtureSpec(domain="CASE WHEN length > 4 THEN 'long' ELSE 'short' END", rows=40)
     curate.mix(sample_ws, "of_length", Uniform(), by_length)
     aside.write_text('{"messages": [{"role": "user", "content": "c"}, {"role": "assistant", "content": "d"}]}\n')
     curate.ingest(sample_ws, [str(aside)], source="atlas")
@@ -346,19 +348,19 @@ def test_a_mixture_draws_from_what_it_was_mixed_of_or_says_that_it_cannot(sample
         curate.mix(sample_ws, "of_length", Uniform(), by_length)
     curate.weigh(sample_ws, "heavy", AdaptStatic(), "n_chars")
     with pytest.raises(CurateError, match="repeats or weighs samples"):
-        curate.mix(sample_ws, "m", Uniform(), Blend(manifest="heavy"))
+        curate.mix(sample_ws, "m", Uniform(), MixtureSpec(manifest="heavy"))
 
 
 def test_a_mixture_has_no_order_and_stands_on_samples_that_can_be_learnt(sample_ws: Workspace) -> None:
-    curate.mix(sample_ws, "blend", Uniform(), Blend(rows=48))
+    curate.mix(sample_ws, "blend", Uniform(), MixtureSpec(rows=48))
     with pytest.raises(CurateError, match="no order=rank"):
-        curate.train(sample_ws, "r", Training(TINY, Plain(), TrainSettings(order="rank"), "blend"))
+        curate.train(sample_ws, "r", TrainingSpec(TINY, Plain(), TrainSettings(order="rank"), "blend"))
     aside = Path(str(sample_ws.path)).parent / "mute.jsonl"
     aside.write_text('{"messages": [{"role": "user", "content": "hm"}]}\n')
     curate.ingest(sample_ws, [str(aside)], source="mute")
-    curate.mix(sample_ws, "silent", Given("mute=1,atlas=1"), Blend(rows=2))
+    curate.mix(sample_ws, "silent", Given("mute=1,atlas=1"), MixtureSpec(rows=2))
     with pytest.raises(CurateError, match="'mute', which has no sample left to learn from"):
-        curate.train(sample_ws, "s", Training(TINY, Plain(), FAST, "silent"))
+        curate.train(sample_ws, "s", TrainingSpec(TINY, Plain(), FAST, "silent"))
 
 
 def stranger(folder: Path) -> ModelChoice:
@@ -370,44 +372,44 @@ def stranger(folder: Path) -> ModelChoice:
 
 
 def test_losses_are_compared_with_the_reference_that_is_named(sample_ws: Workspace, tmp_path: Path) -> None:
-    curate.select(sample_ws, "few", Random(), Choice(top=32))
-    first = curate.train(sample_ws, "base", Training(TINY, Plain(), TrainSettings(batch_size=8, lr=1e-2), "few"))
+    curate.select(sample_ws, "few", Random(), SelectionSpec(top=32))
+    first = curate.train(sample_ws, "base", TrainingSpec(TINY, Plain(), TrainSettings(batch_size=8, lr=1e-2), "few"))
     settings_ = TrainSettings(batch_size=32, steps=1)
     reference = ModelChoice(first.folder, device="cpu")
     plans = [
-        Training(TINY, Stm(1.2), settings_, "few"),
-        Training(TINY, Stm(1.2), settings_, "few", reference=reference),
+        TrainingSpec(TINY, Stm(1.2), settings_, "few"),
+        TrainingSpec(TINY, Stm(1.2), settings_, "few", reference=reference),
     ]
     weights = [curate.train(sample_ws, f"s{i}", plan).weight_mean for i, plan in enumerate(plans)]
     with pytest.raises(CurateError, match="another vocabulary, and the model that is trained 1,024 tokens"):
-        curate.train(sample_ws, "s9", Training(TINY, Stm(), settings_, "few", reference=stranger(tmp_path)))
-    other = Training(reference, Stm(1.2), settings_, "few")  # whose own losses these are
+        curate.train(sample_ws, "s9", TrainingSpec(TINY, Stm(), settings_, "few", reference=stranger(tmp_path)))
+    other = TrainingSpec(reference, Stm(1.2), settings_, "few")  # whose own losses these are
     assert weights[0] != weights[1] == curate.train(sample_ws, "s2", other).weight_mean
     with pytest.raises(CurateError, match="compared with the model it began with, not"):
         curate.train(sample_ws, "s0", plans[1])
     with pytest.raises(CurateError, match="uses no --reference"):
-        curate.train(sample_ws, "s3", Training(TINY, Plain(), settings_, "few", reference=reference))
+        curate.train(sample_ws, "s3", TrainingSpec(TINY, Plain(), settings_, "few", reference=reference))
 
 
 # --- mixers that train -----------------------------------------------------------------------------------
 
-SKILLS = Blend(domain="meta->>'skill'", most_epochs=None)
+SKILLS = MixtureSpec(domain="meta->>'skill'", most_epochs=None)
 BRIEF = TrainSettings(steps=3, batch_size=12, lr=1e-3)
 
 
 def proxy_of(settings_: TrainSettings = BRIEF, workers: int = 1, **more: Any) -> Proxy:
-    judges = [Judge("facts", Loss(), "val"), Judge("words", Loss(), "val")]
-    return Proxy(TINY, Plain(), settings_, **{"judges": judges, "executor": Local(workers=workers), **more})
+    evals = [EvalSpec("facts", Loss(), "val"), EvalSpec("words", Loss(), "val")]
+    return Proxy(TINY, Plain(), settings_, **{"evals": evals, "executor": Local(workers=workers), **more})
 
 
 def test_doremi_trains_a_reference_and_a_proxy_once_and_says_the_mean_of_its_weights(small_ws: Workspace) -> None:
-    found = curate.mix(small_ws, "mixed", Doremi(), SKILLS, proxy=proxy_of(judges=[]))
+    found = curate.mix(small_ws, "mixed", Doremi(), SKILLS, proxy=proxy_of(evals=[]))
     phases = [(row["phase"], row["samples"]) for row in curate.ledger(small_ws) if row["stage"] == "mix"]
     assert dict(phases) == {"mix": 300, "reference": 36, "proxy": 36, "base losses": 300}
-    again = curate.mix(small_ws, "again", Doremi(), SKILLS, proxy=proxy_of(judges=[]))
+    again = curate.mix(small_ws, "again", Doremi(), SKILLS, proxy=proxy_of(evals=[]))
     trained = [row for row in curate.ledger(small_ws) if row["phase"] == "proxy"]
     assert [row["samples"] for row in trained] == [36] and again.by_domain == found.by_domain
-    cut = proxy_of(TrainSettings(**{**BRIEF.__dict__, "micro_batch_size": 5}), judges=[])
+    cut = proxy_of(TrainSettings(**{**BRIEF.__dict__, "micro_batch_size": 5}), evals=[])
     for path in (Path(str(small_ws.path)) / "prepared").iterdir():
         shutil.rmtree(path)
     parts = curate.mix(small_ws, "parts", Doremi(), SKILLS, proxy=cut)
@@ -424,8 +426,8 @@ def test_doremi_s_weights_of_tokens_are_of_tokens(ws: Workspace, tmp_path: Path)
         lines = [json.dumps({"text": f"{text}{i:02}"}) for i in range(12)]
         (tmp_path / f"{name}.jsonl").write_text("\n".join(lines))
         curate.ingest(ws, [str(tmp_path / f"{name}.jsonl")])
-    still = proxy_of(TrainSettings(steps=4, batch_size=12, lr=1e-12), judges=[])
-    for blend in (Blend(tokens=2000, most_epochs=None), Blend(rows=200, most_epochs=None)):
+    still = proxy_of(TrainSettings(steps=4, batch_size=12, lr=1e-12), evals=[])
+    for blend in (MixtureSpec(tokens=2000, most_epochs=None), MixtureSpec(rows=200, most_epochs=None)):
         found = curate.mix(ws, "found", Doremi(smoothing=0.0), blend, proxy=still)
         plain = curate.mix(ws, "plain", Proportional(), blend)
         for its, want in zip(found.by_domain, plain.by_domain, strict=True):

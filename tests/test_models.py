@@ -125,13 +125,13 @@ def test_ifd_and_rho_equal_the_slow_reference(samples: list[Any], batch_tokens: 
 def test_what_goes_the_same_way_goes_once(tiny: LanguageModel, samples: list[Any], monkeypatch: Any) -> None:
     seen, batch = [], LanguageModel._batch
     monkeypatch.setattr(
-        LanguageModel, "_batch", lambda s, e, legs: seen.append((len(e), len(legs))) or batch(s, e, legs)
+        LanguageModel, "_batch", lambda s, e, requests: seen.append((len(e), len(requests))) or batch(s, e, requests)
     )
     passes = {m.name: m.passes(None)[0] for m in (*METHODS, Ifd(), Rho())}
     score_samples({"base": tiny, "reference": tiny}, samples, passes)
     # All but the raw texts go twice: whole, for nll, entropy, el2n, ifd and both of rho's; and the answer alone.
-    assert sum(n for n, legs in seen if legs == 6) == len(samples)
-    assert sum(n for n, legs in seen if legs == 1) == sum(s["messages"] is not None for s in samples)
+    assert sum(n for n, requests in seen if requests == 6) == len(samples)
+    assert sum(n for n, requests in seen if requests == 1) == sum(s["messages"] is not None for s in samples)
 
 
 def test_a_head_that_is_no_plain_product_goes_through_the_models_own(tiny: LanguageModel, samples: list[Any]) -> None:
@@ -282,11 +282,11 @@ def test_where_memory_runs_out_the_batch_is_halved_and_that_is_remembered(
     calm, model = scored(LanguageModel(ModelChoice("tiny")), samples), LanguageModel(ModelChoice("tiny"))
     batch, sizes = LanguageModel._batch, []
 
-    def small(self: Any, encoded: Any, legs: Any) -> Any:
+    def small(self: Any, encoded: Any, requests: Any) -> Any:
         sizes.append(max(len(one.ids) for one in encoded) * len(encoded))
         if sizes[-1] > 300:
             raise torch.OutOfMemoryError("out of memory")
-        return batch(self, encoded, legs)
+        return batch(self, encoded, requests)
 
     monkeypatch.setattr(LanguageModel, "_batch", small)
     again = scored(model, samples)
@@ -419,7 +419,7 @@ def test_a_killed_pass_through_a_model_goes_on_where_it_stood(
     curate.score(calm, Nll(), Entropy(), models="tiny")
     run_and_kill(code, str(small_ws.path), die_at=6)  # the second score's table of the third unit is not committed
     seen, batch = [], LanguageModel._batch
-    monkeypatch.setattr(LanguageModel, "_batch", lambda s, e, legs: seen.append(len(e)) or batch(s, e, legs))
+    monkeypatch.setattr(LanguageModel, "_batch", lambda s, e, requests: seen.append(len(e)) or batch(s, e, requests))
     results = curate.score(small_ws, Nll(), Entropy(), models="tiny")
     assert [r.rows for r in results] == [200, 200] and 0 < sum(seen) < 200
     for want, got in zip(curate.sql(calm, query), curate.sql(small_ws, query), strict=True):

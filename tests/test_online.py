@@ -24,7 +24,7 @@ from curate.methods.weightings.stm import Stm
 from curate.methods.weightings.uniform import Uniform
 from curate.models.choice import ModelChoice
 from curate.models.tokens import Encoded
-from curate.runs.config import Feed, Past, Training
+from curate.runs.config import ReplaySettings, StreamSource, TrainingSpec
 from curate.store.run_record import Run
 from curate.store.workspace import Workspace
 from curate.training.settings import TrainSettings
@@ -36,7 +36,7 @@ TINY = ModelChoice("tiny", device="cpu")
 SHORT = TrainSettings(
     batch_size=4, lr=1e-3, steps=6, checkpoint_every=2, keep_checkpoints=0, projection=16, target_batch=8
 )
-ONLINE = Training(TINY, FilterThenWeight(), SHORT, target="arithmetic")
+ONLINE = TrainingSpec(TINY, FilterThenWeight(), SHORT, target="arithmetic")
 
 
 def records(start: int = 0) -> Iterator[dict[str, str]]:
@@ -44,11 +44,11 @@ def records(start: int = 0) -> Iterator[dict[str, str]]:
         yield {"question": f"What is {n % 83} plus {n % 37}?", "answer": f"It is {n % 83 + n % 37}."}
 
 
-KEPT = Past(memory=6, replay=0.25)
+KEPT = ReplaySettings(memory=6, replay=0.25)
 
 
-def fed(its: Iterator[Any] | None = None, past: Past = KEPT) -> Training:
-    return replace(ONLINE, stream=Feed("sums", records() if its is None else its, past))
+def fed(its: Iterator[Any] | None = None, past: ReplaySettings = KEPT) -> TrainingSpec:
+    return replace(ONLINE, stream=StreamSource("sums", records() if its is None else its, past))
 
 
 def test_a_run_that_chooses_says_what_it_looked_at_and_what_it_learnt(sample_ws: Workspace) -> None:
@@ -81,7 +81,9 @@ def test_a_run_that_chooses_says_what_it_looked_at_and_what_it_learnt(sample_ws:
 def test_flops_are_those_that_are_counted(sample_ws: Workspace, weighting: Any, lora: int, size: int) -> None:
     settings = replace(SHORT, steps=2, count_flops=True, lora_r=lora, micro_batch_size=size, checkpoint_every=0)
     target = "arithmetic" if weighting.uses_target else None
-    curate.train(sample_ws, "counted", Training(replace(TINY, count_flops=True), weighting, settings, target=target))
+    curate.train(
+        sample_ws, "counted", TrainingSpec(replace(TINY, count_flops=True), weighting, settings, target=target)
+    )
     for row in curate.sql(sample_ws, "SELECT phase, flops, flops_counted FROM ledger WHERE run = 'counted'"):
         assert row["flops"] == pytest.approx(row["flops_counted"], rel=0.05), row["phase"]
 
@@ -168,9 +170,9 @@ def test_what_cannot_be_learnt_from_is_passed_over_and_counted(sample_ws: Worksp
                 n % 4
             ]
 
-    result = curate.train(sample_ws, "fed", fed(some(), Past()))
+    result = curate.train(sample_ws, "fed", fed(some(), ReplaySettings()))
     assert result.samples == 96 and len(result.left_out) == 2 and sum(result.left_out.values()) in (95, 96)
-    again = curate.train(sample_ws, "fed", fed(some(), Past()))
+    again = curate.train(sample_ws, "fed", fed(some(), ReplaySettings()))
     assert (again.steps_now, again.samples, again.left_out) == (0, 96, result.left_out)
 
 
@@ -187,13 +189,13 @@ def test_what_a_stream_cannot_do_is_said(sample_ws: Workspace, change: dict[str,
     with pytest.raises(CurateError, match=said):
         curate.train(sample_ws, "fed", replace(fed(), **change))
     with pytest.raises(CurateError, match="memory=0 past samples .* replay=0.5"):
-        Past(replay=0.5)
+        ReplaySettings(replay=0.5)
 
 
 def test_another_stream_is_another_run(sample_ws: Workspace) -> None:
     curate.train(sample_ws, "fed", replace(fed(), weighting=Uniform(), target=None))
     with pytest.raises(CurateError, match="the run 'fed' exists, with stream"):
-        curate.train(sample_ws, "fed", replace(fed(past=Past(memory=5)), weighting=Uniform(), target=None))
+        curate.train(sample_ws, "fed", replace(fed(past=ReplaySettings(memory=5)), weighting=Uniform(), target=None))
 
 
 def test_the_command_line_chooses(sample_ws: Workspace, cli: Callable[..., subprocess.CompletedProcess[str]]) -> None:

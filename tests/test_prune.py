@@ -20,11 +20,11 @@ from curate.methods.pruners.magnitude import Magnitude
 from curate.methods.selectors.random import Random
 from curate.methods.weightings.uniform import Uniform
 from curate.models.choice import TINY, ModelChoice
-from curate.runs.config import Training
-from curate.runs.evaluation import Judge
+from curate.runs.config import TrainingSpec
+from curate.runs.evaluation import EvalSpec
 from curate.store.workspace import Workspace
 from curate.training.settings import TrainSettings
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 from tests.conftest import SAMPLE, sample_in
 
 SHORT = TrainSettings(steps=3, batch_size=8, lr=1e-3)
@@ -42,9 +42,9 @@ class Nowhere(Magnitude):
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     ws = sample_in(tmp_path_factory.mktemp("prune"))
     curate.target(ws, "facts", str(SAMPLE / "targets/facts_test.jsonl"), split="test")
-    curate.select(ws, "picked", Random(), Choice(top=40))
-    curate.train(ws, "whole", Training(MODEL, Uniform(), SHORT, manifest="picked"))
-    lora = Training(MODEL, Uniform(), replace(SHORT, lora_r=4), manifest="picked")
+    curate.select(ws, "picked", Random(), SelectionSpec(top=40))
+    curate.train(ws, "whole", TrainingSpec(MODEL, Uniform(), SHORT, manifest="picked"))
+    lora = TrainingSpec(MODEL, Uniform(), replace(SHORT, lora_r=4), manifest="picked")
     curate.train(ws, "lora", lora)
     return ws
 
@@ -84,9 +84,9 @@ def test_the_share_of_every_parameter_goes_back(ready: Workspace, run: str) -> N
 
 
 def test_what_is_left_is_judged_and_compared_at_the_cost_of_the_run(ready: Workspace) -> None:
-    judges = [Judge("facts", Loss(), limit=6)]
+    evals = [EvalSpec("facts", Loss(), limit=6)]
     curate.prune(ready, "whole", Magnitude(), 0.5)
-    found = [curate.evaluate(ready, run, judges).evaluations[0]["value"] for run in ("whole", "whole_magnitude")]
+    found = [curate.evaluate(ready, run, evals).evaluations[0]["value"] for run in ("whole", "whole_magnitude")]
     assert found[0] != found[1]
     compared = curate.compare(ready, ["whole", "whole_magnitude"])
     assert [arm.name for arm in compared.arms] == ["whole", "whole_magnitude"]
@@ -98,14 +98,14 @@ def test_what_is_left_is_judged_and_compared_at_the_cost_of_the_run(ready: Works
 
 
 def test_a_pruned_run_pays_for_its_own_training_alone_and_twice_pruned_is_another_arm(ready: Workspace) -> None:
-    judges = [Judge("facts", Loss(), limit=6)]
-    training = Training(MODEL, Uniform(), SHORT, manifest="picked", seed=5)
-    curate.train(ready, "again", training, judges=judges)
+    evals = [EvalSpec("facts", Loss(), limit=6)]
+    training = TrainingSpec(MODEL, Uniform(), SHORT, manifest="picked", seed=5)
+    curate.train(ready, "again", training, evals=evals)
     curate.prune(ready, "again", Magnitude(), 0.5, name="again_half")
     before = {line.run: line.cost.train for line in curate.compare(ready, ["again", "again_half"]).lines}
     assert before["again"] == before["again_half"] > 0
     curate.drop(ready, "again")
-    curate.train(ready, "again", training, judges=judges)
+    curate.train(ready, "again", training, evals=evals)
     (line,) = curate.compare(ready, ["again_half"]).lines
     assert line.cost.train == before["again_half"]
     curate.prune(ready, "again_half", Magnitude(), 0.9, name="again_twice")
@@ -115,14 +115,14 @@ def test_a_pruned_run_pays_for_its_own_training_alone_and_twice_pruned_is_anothe
 
 
 def test_what_training_did_not_change_is_not_pruned(ready: Workspace, tmp_path: Path) -> None:
-    rounded = Training(replace(MODEL, dtype="bfloat16"), Uniform(), SHORT, manifest="picked")
+    rounded = TrainingSpec(replace(MODEL, dtype="bfloat16"), Uniform(), SHORT, manifest="picked")
     curate.train(ready, "rounded", rounded)
     made = curate.prune(ready, "rounded", Magnitude(), 0.0)
     trained = weights(curate.prune(ready, "rounded", Magnitude(), 0.0, name="rounded_all").folder)
     base = {n: torch.tensor(v).bfloat16().float().numpy() for n, v in weights(TINY).items()}
     assert made.changed == sum(int((trained[n] != base[n]).sum()) for n in trained) < made.parameters
     copy = Path(shutil.copytree(TINY, tmp_path / "base"))
-    curate.train(ready, "own", Training(ModelChoice(str(copy)), Uniform(), SHORT, manifest="picked"))
+    curate.train(ready, "own", TrainingSpec(ModelChoice(str(copy)), Uniform(), SHORT, manifest="picked"))
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-4}))
     with pytest.raises(CurateError, match="is not the model any more that the run 'own' began with"):
@@ -134,7 +134,7 @@ def test_the_same_prune_again_does_nothing_and_one_that_is_not_finished_is_not_p
     rows = len(curate.ledger(ready))
     assert curate.prune(ready, "whole", Magnitude(), 0.25, name="quarter") == made and made.kept
     assert len(curate.ledger(ready)) == rows
-    curate.train(ready, "half", Training(MODEL, Uniform(), replace(SHORT, checkpoint_every=1), manifest="picked"))
+    curate.train(ready, "half", TrainingSpec(MODEL, Uniform(), replace(SHORT, checkpoint_every=1), manifest="picked"))
     shutil.rmtree(ready.run_folder("half") / "checkpoints" / "step-000003")
     with pytest.raises(CurateError, match="the run 'half' is not finished; the same `curate train` goes on with it"):
         curate.prune(ready, "half", Magnitude(), 0.5)
@@ -149,7 +149,7 @@ def test_what_cannot_be_pruned_is_said(ready: Workspace, cli: Any) -> None:
         curate.prune(ready, "whole", Magnitude(), 1.5)
     with pytest.raises(CurateError, match="the run 'lora' exists, and is another"):
         curate.prune(ready, "whole", Magnitude(), 0.5, name="lora")
-    curate.evaluate(ready, "base", [Judge("facts", Loss(), limit=6)], model=MODEL)
+    curate.evaluate(ready, "base", [EvalSpec("facts", Loss(), limit=6)], model=MODEL)
     with pytest.raises(CurateError, match="has learnt nothing; name one that was trained"):
         curate.prune(ready, "base", Magnitude(), 0.5)
     done = cli("prune", "whole", "--pruner", "magnitude", "--sparsity", "0.9", "--name", "few", ws=ready)

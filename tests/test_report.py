@@ -30,8 +30,8 @@ from curate.methods.selectors.top import Top
 from curate.methods.weightings.adapt_static import AdaptStatic
 from curate.pages.report import page
 from curate.store.workspace import Workspace
-from curate.verbs.mix import Blend
-from curate.verbs.select import Choice
+from curate.verbs.mix import MixtureSpec
+from curate.verbs.select import SelectionSpec
 from tests.conftest import SHARED, write_jsonl
 
 CHROMIUM = next(
@@ -50,11 +50,11 @@ def ready(sample_ws: Workspace, tmp_path: Path) -> Workspace:
     said = [{"role": "user", "content": f"{EVIL} ünïcode 🌍"}, {"role": "assistant", "content": f"</script> {EVIL}"}]
     curate.ingest(sample_ws, [write_jsonl(tmp_path / "evil.jsonl", [{"messages": said}])], source="<b>evil</b>")
     curate.score(sample_ws, Bm25(), Length(), Repetition(), target="arithmetic")
-    curate.select(sample_ws, "best", Top(), Choice(by="bm25_arithmetic", top=300))
-    curate.select(sample_ws, "lot", Random(), Choice(top=300))
-    curate.select(sample_ws, "long", Top(), Choice(by="length", top=100))
+    curate.select(sample_ws, "best", Top(), SelectionSpec(by="bm25_arithmetic", top=300))
+    curate.select(sample_ws, "lot", Random(), SelectionSpec(top=300))
+    curate.select(sample_ws, "long", Top(), SelectionSpec(by="length", top=100))
     curate.weigh(sample_ws, "heavy", AdaptStatic(), "bm25_arithmetic", manifest="best")
-    curate.mix(sample_ws, "even", Uniform(), Blend(rows=40, most_epochs=None))
+    curate.mix(sample_ws, "even", Uniform(), MixtureSpec(rows=40, most_epochs=None))
     return sample_ws
 
 
@@ -97,7 +97,7 @@ def test_the_figures_are_those_of_the_workspace(ready: Workspace) -> None:
 def test_twins_are_samples_of_the_same_words(ws: Workspace, tmp_path: Path) -> None:
     texts = ["It is 3 o'clock.", "It is 4 o'clock!", "it IS o clock", "another", "Über 2", "über"]
     curate.ingest(ws, [write_jsonl(tmp_path / "t.jsonl", [{"text": t} for t in texts])])
-    curate.select(ws, "every", Random(), Choice(frac=1.0))
+    curate.select(ws, "every", Random(), SelectionSpec(frac=1.0))
     (its,) = curate.report(ws).selections
     assert its.twins == (pytest.approx(5 / 6), pytest.approx(5 / 6))
 
@@ -241,8 +241,8 @@ def test_the_report_of_the_real_workspace(tmp_path: Path) -> None:
     curate.score(ws, Bm25(), target="bbh")
     curate.score(ws, curate.find("score", "dsir")(), target="gsm8k")
     for name, by in (("maths", "bm25_gsm8k"), ("reasons", "bm25_bbh")):
-        curate.select(ws, name, Top(), Choice(by=by, frac=0.05))
-    curate.select(ws, "lot", Random(), Choice(frac=0.05))
+        curate.select(ws, name, Top(), SelectionSpec(by=by, frac=0.05))
+    curate.select(ws, "lot", Random(), SelectionSpec(frac=0.05))
     began = time.perf_counter()
     text = page(curate.report(ws), "real")
     took = time.perf_counter() - began

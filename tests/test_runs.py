@@ -27,25 +27,25 @@ from curate.methods.weightings.stm import Stm
 from curate.methods.weightings.uniform import Uniform
 from curate.models.choice import ModelChoice
 from curate.models.language_model import LanguageModel
-from curate.runs.config import Training
-from curate.runs.evaluation import Judge
+from curate.runs.config import TrainingSpec
+from curate.runs.evaluation import EvalSpec
 from curate.store.manifests import read_manifest, write_manifest
 from curate.store.run_record import Run
 from curate.store.workspace import Workspace
 from curate.training.settings import TrainSettings
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 from tests.conftest import ROOT, SAMPLE, qa, tree_bytes, write_jsonl
 
 TINY = ModelChoice("tiny", device="cpu")
 SHORT = TrainSettings(batch_size=16, lr=1e-3, steps=6, checkpoint_every=2, keep_checkpoints=0)
-PLAIN = Training(TINY, Uniform(), SHORT, manifest="picked")
-JUDGE = Judge("arithmetic", Loss(), limit=10)
+PLAIN = TrainingSpec(TINY, Uniform(), SHORT, manifest="picked")
+JUDGE = EvalSpec("arithmetic", Loss(), limit=10)
 
 
 @pytest.fixture
 def ready(sample_ws: Workspace) -> Workspace:
     curate.target(sample_ws, "arithmetic", str(SAMPLE / "targets/arithmetic_test.jsonl"), split="test")
-    curate.select(sample_ws, "picked", Random(), Choice(top=120))
+    curate.select(sample_ws, "picked", Random(), SelectionSpec(top=120))
     return sample_ws
 
 
@@ -56,7 +56,7 @@ def weights_of(run: Run) -> dict[str, np.ndarray]:
 
 
 def test_a_run_leaves_metrics_weights_checkpoints_and_evaluations(ready: Workspace) -> None:
-    result = curate.train(ready, "first", replace(PLAIN, weighting=Adapt(), target="arithmetic"), judges=[JUDGE])
+    result = curate.train(ready, "first", replace(PLAIN, weighting=Adapt(), target="arithmetic"), evals=[JUDGE])
     assert (result.steps, result.steps_now, result.samples) == (6, 6, 120) and result.flops > 0
     metrics = curate.sql(ready, "SELECT * FROM metrics ORDER BY step")
     assert [m["step"] for m in metrics] == [1, 2, 3, 4, 5, 6] and {m["run"] for m in metrics} == {"first"}
@@ -101,7 +101,7 @@ Run.commit = dying
 curate.train(curate.open_workspace(path), name, TRAININGS[name], judges=[JUDGE])
 """
 
-TRAININGS: dict[str, Training] = {
+TRAININGS: dict[str, TrainingSpec] = {
     "uniform": PLAIN,
     "adapt": replace(PLAIN, weighting=Adapt(refresh=4), target="arithmetic"),
     "linupper": replace(PLAIN, weighting=Linupper(), settings=replace(SHORT, micro_batch_size=8)),
@@ -113,12 +113,12 @@ TRAININGS: dict[str, Training] = {
 @pytest.mark.parametrize("name", TRAININGS)
 def test_killed_and_gone_on_with_is_as_if_nothing_had_been(ready: Workspace, name: str) -> None:
     undisturbed = name + "_undisturbed"
-    curate.train(ready, undisturbed, TRAININGS[name], judges=[JUDGE])
+    curate.train(ready, undisturbed, TRAININGS[name], evals=[JUDGE])
     command = [sys.executable, "-c", KILLED, str(ready.path), name, "4"]
     done = subprocess.run(command, cwd=ROOT, timeout=200, capture_output=True, text=True)
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert Run(ready, name).latest().step == 2
-    result = curate.train(ready, name, TRAININGS[name], judges=[JUDGE])
+    result = curate.train(ready, name, TRAININGS[name], evals=[JUDGE])
     assert result.steps_now == 4
     a, b = Run(ready, name), Run(ready, undisturbed)
     for kind in ("metrics", "trained", "evaluations"):
@@ -184,13 +184,13 @@ def test_raw_texts_are_packed_and_long_ones_split_or_cut(ws: Workspace, tmp_path
     curate.ingest(ws, [write_jsonl(tmp_path / "texts.jsonl", texts)])
     choice = replace(TINY, context=128)
     packed = TrainSettings(batch_size=2, lr=1e-3, packing=True, split=True)
-    whole = curate.train(ws, "whole", Training(choice, Uniform(), packed))
+    whole = curate.train(ws, "whole", TrainingSpec(choice, Uniform(), packed))
     tokens = curate.sql(ws, "SELECT sum(tokens) AS t, sum(samples) AS n FROM metrics WHERE run = 'whole'")[0]
-    cut = curate.train(ws, "cut", Training(choice, Uniform(), replace(packed, split=False)))
+    cut = curate.train(ws, "cut", TrainingSpec(choice, Uniform(), replace(packed, split=False)))
     less = curate.sql(ws, "SELECT sum(tokens) AS t, sum(samples) AS n FROM metrics WHERE run = 'cut'")[0]
     assert whole.cut == 0 and cut.cut == 20 and tokens["t"] > less["t"] and less["n"] == 30 < tokens["n"]
     refused = curate.train(
-        ws, "refused", Training(replace(choice, too_long="refuse"), Uniform(), replace(packed, split=False))
+        ws, "refused", TrainingSpec(replace(choice, too_long="refuse"), Uniform(), replace(packed, split=False))
     )
     assert refused.samples == 10 and list(refused.left_out.values()) == [20]
     padding = curate.sql(ws, "SELECT 1 - sum(tokens) / sum(padded_tokens) AS p FROM ledger WHERE run = 'whole'")
@@ -297,7 +297,7 @@ def test_what_does_not_fit_is_said(ready: Workspace, change: dict[str, Any], sai
 def test_a_judge_without_its_split_and_a_checkpoint_of_another_model_are_refused(ready: Workspace) -> None:
     curate.target(ready, "facts", str(SAMPLE / "targets/facts_val.jsonl"))
     with pytest.raises(CurateError, match="'facts' has no split 'test', on which to judge; add it with `curate target"):
-        curate.train(ready, "r", PLAIN, judges=[Judge("facts", Loss())])
+        curate.train(ready, "r", PLAIN, evals=[EvalSpec("facts", Loss())])
     assert not ready.run_names()
     curate.train(ready, "r", PLAIN)
     with pytest.raises(CurateError, match="exists, with another model"):

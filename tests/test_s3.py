@@ -20,10 +20,10 @@ from curate.methods.executors.local import Local
 from curate.methods.scores.bm25 import Bm25
 from curate.methods.scores.length import Length
 from curate.methods.selectors.top import Top
-from curate.store.locks import claim
+from curate.store.locks import lock
 from curate.store.object_store import location
 from curate.store.workspace import Workspace
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 from tests.conftest import SAMPLE, tree_bytes
 from tests.drill import Drill, leftovers
 from tests.faulty import Small
@@ -78,7 +78,7 @@ def test_a_whole_job_writes_the_same_bytes_as_on_a_disk(bucket: str, ws: Workspa
         fill(each)
         curate.score(each, Small(), Length(), target="arithmetic", executor=Local(workers=2 if each is there else 1))
         curate.score(each, Length(of="whole"), fresh=True)  # a swap, without renames
-        curate.select(each, "best", Top(), Choice(by="bm25_arithmetic", top=50))
+        curate.select(each, "best", Top(), SelectionSpec(by="bm25_arithmetic", top=50))
     for folder in ("pool", "scores", "manifests", "targets"):
         want = tree_bytes(ws.path / folder)  # type: ignore[arg-type]
         assert objects(there, folder) == want and want
@@ -124,17 +124,17 @@ def test_a_damaged_object_is_found_and_computed_again(bucket: str) -> None:
 
 def test_a_claim_is_one_processs_and_a_dead_ones_is_free(bucket: str) -> None:
     root = location(f"{bucket}/claims")
-    with claim(root, "score x"):
+    with lock(root, "score x"):
         said = f"process {os.getpid()} on .* is writing the score x"
-        with pytest.raises(CurateError, match=said), claim(root, "score x"):
+        with pytest.raises(CurateError, match=said), lock(root, "score x"):
             pass
-    with claim(root, "score x"):
+    with lock(root, "score x"):
         pass
-    script = "import sys,os,signal; from curate.store.locks import claim; from curate.store.files import location\n" \
-        "with claim(location(sys.argv[1]), 'score x'): os.kill(os.getpid(), signal.SIGKILL)"  # fmt: skip
+    script = "import sys,os,signal; from curate.store.locks import lock; from curate.store.object_store import location\n" \
+        "with lock(location(sys.argv[1]), 'score x'): os.kill(os.getpid(), signal.SIGKILL)"  # fmt: skip
     subprocess.run([sys.executable, "-c", script, str(root)], timeout=60)
     assert list((root / ".claims/score-x").iterdir())  # what the killed one left
-    with claim(root, "score x"):
+    with lock(root, "score x"):
         pass
     assert not list((root / ".claims/score-x").iterdir())
 

@@ -326,8 +326,8 @@ def test_a_living_writer_is_respected_and_a_dead_one_is_not(sample_ws: Workspace
     holder = """
         import sys, time
         from pathlib import Path
-        from curate.store.locks import claim
-        with claim(Path(sys.argv[1]), "score length"):
+        from curate.store.locks import lock
+        with lock(Path(sys.argv[1]), "score length"):
             print("held", flush=True)
             sys.stdin.read()
     """

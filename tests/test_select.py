@@ -18,7 +18,7 @@ from curate.methods.selectors.random import Random
 from curate.methods.selectors.top import Top
 from curate.store.encoding import read_json
 from curate.store.workspace import Workspace
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 from tests.conftest import qa, tree_bytes, write_jsonl
 
 
@@ -34,7 +34,7 @@ def rows(ws: Workspace, name: str) -> list[dict[str, Any]]:
 
 def test_top_of_an_expression_equals_sql(scored: Workspace) -> None:
     by = "bm25_arithmetic - 0.1 * length"
-    result = curate.select(scored, "best", Top(), Choice(by=by, where="source <> 'forum'", top=100))
+    result = curate.select(scored, "best", Top(), SelectionSpec(by=by, where="source <> 'forum'", top=100))
     want = curate.sql(
         scored,
         f"SELECT id, row, source FROM samples WHERE source <> 'forum' ORDER BY ({by})::DOUBLE DESC, id LIMIT 100",
@@ -47,34 +47,34 @@ def test_top_of_an_expression_equals_sql(scored: Workspace) -> None:
 
 
 def test_budgets_in_rows_fractions_and_tokens(scored: Workspace) -> None:
-    assert curate.select(scored, "a", Top(), Choice(by="length", frac=0.05)).rows == 150
-    assert curate.select(scored, "b", Top(), Choice(by="length", where="length > 3", frac=0.5)).rows > 150
-    result = curate.select(scored, "c", Random(), Choice(tokens=2000, token_count="length_words"))
+    assert curate.select(scored, "a", Top(), SelectionSpec(by="length", frac=0.05)).rows == 150
+    assert curate.select(scored, "b", Top(), SelectionSpec(by="length", where="length > 3", frac=0.5)).rows > 150
+    result = curate.select(scored, "c", Random(), SelectionSpec(tokens=2000, token_count="length_words"))
     assert 1900 < result.tokens <= 2000
     total = curate.sql(scored, "SELECT sum(length_words)::DOUBLE AS n FROM c JOIN samples USING (row)")
     assert total == [{"n": result.tokens}]
-    result = curate.select(scored, "d", Top(), Choice(by="length", top=10_000))
+    result = curate.select(scored, "d", Top(), SelectionSpec(by="length", top=10_000))
     assert result.rows == 3000 and "more than the 3,000 candidates" in result.warnings[0]
-    all_of_it = curate.select(scored, "whole", Random(), Choice(tokens=1e9, token_count="length_words"))
+    all_of_it = curate.select(scored, "whole", Random(), SelectionSpec(tokens=1e9, token_count="length_words"))
     assert all_of_it.warnings[0].startswith("the budget of 1,000,000,000 tokens is more than the ")
     assert len(all_of_it.warnings) == 1 and all_of_it.rows == all_of_it.candidates
 
 
 def test_per_source_gives_each_its_budget(scored: Workspace) -> None:
-    result = curate.select(scored, "each", Top(), Choice(by="bm25_arithmetic", top=7, per="source"))
+    result = curate.select(scored, "each", Top(), SelectionSpec(by="bm25_arithmetic", top=7, per="source"))
     assert {(s["source"], s["selected"]) for s in result.by_source} == {
         (s, 7) for s in ("school", "workshop", "atlas", "forum")
     }
 
 
 def test_per_subtask_gives_each_its_best_and_none_twice(scored: Workspace) -> None:
-    curate.select(scored, "each", Top(), Choice(by="bm25_arithmetic", top=20, per="subtask"))
+    curate.select(scored, "each", Top(), SelectionSpec(by="bm25_arithmetic", top=20, per="subtask"))
     got = rows(scored, "each")
     assert len({r["id"] for r in got}) == 60
     best_add = curate.sql(scored, "SELECT id FROM bm25_arithmetic ORDER BY subtasks['add']::DOUBLE DESC, id LIMIT 20")
     assert [r["id"] for r in got[:20]] == [r["id"] for r in best_add]
     with pytest.raises(CurateError, match="kept no sub-tasks"):
-        curate.select(scored, "x", Top(), Choice(by="length", top=1, per="subtask"))
+        curate.select(scored, "x", Top(), SelectionSpec(by="length", top=1, per="subtask"))
 
 
 def test_groups_draw_with_noise_of_their_own() -> None:
@@ -91,13 +91,13 @@ def test_groups_draw_with_noise_of_their_own() -> None:
 
 def test_samples_without_a_value_are_never_chosen(scored: Workspace) -> None:
     by = "CASE WHEN source = 'forum' THEN NULL WHEN source = 'atlas' THEN 'nan'::DOUBLE ELSE 1 END"
-    result = curate.select(scored, "valued", Top(), Choice(by=by, top=3000))
+    result = curate.select(scored, "valued", Top(), SelectionSpec(by=by, top=3000))
     assert {r["source"] for r in rows(scored, "valued")} == {"school", "workshop"}
     assert result.without_value == 3000 - result.rows
 
 
 def test_a_replay_writes_the_same_bytes(scored: Workspace) -> None:
-    choice = Choice(by="bm25_arithmetic", where="length > 2", top=50, seed=3)
+    choice = SelectionSpec(by="bm25_arithmetic", where="length > 2", top=50, seed=3)
     curate.select(scored, "one", Quota(shares="school:1,forum:2"), choice)
     again = curate.replay(scored, "two", str(scored.manifest_path("one").with_suffix(".json")), find)
     assert again.warnings == []
@@ -106,7 +106,7 @@ def test_a_replay_writes_the_same_bytes(scored: Workspace) -> None:
 
 
 def test_a_replay_says_what_has_changed(scored: Workspace, tmp_path: Path) -> None:
-    curate.select(scored, "one", Top(), Choice(by="length", top=50))
+    curate.select(scored, "one", Top(), SelectionSpec(by="length", top=50))
     curate.ingest(scored, [write_jsonl(tmp_path / "m.jsonl", [{"question": "q", "answer": "long " * 500}])])
     curate.score(scored, Length())
     again = curate.replay(scored, "two", str(scored.manifest_path("one").with_suffix(".json")), find)
@@ -116,7 +116,9 @@ def test_a_replay_says_what_has_changed(scored: Workspace, tmp_path: Path) -> No
 
 
 def test_the_command_in_the_lineage_makes_the_same_selection(scored: Workspace, cli: Any) -> None:
-    choice = Choice(by="bm25_arithmetic", where="source = 'it''s' OR length > 2", frac=0.02, per="source", seed=9)
+    choice = SelectionSpec(
+        by="bm25_arithmetic", where="source = 'it''s' OR length > 2", frac=0.02, per="source", seed=9
+    )
     curate.select(scored, "one", Top(), choice)
     lineage = read_json(scored.manifest_path("one").with_suffix(".json"))
     words = shlex.split(lineage["command"])
@@ -131,8 +133,8 @@ def test_stale_and_incomplete_scores_are_refused_unless_allowed(scored: Workspac
     curate.ingest(scored, [write_jsonl(tmp_path / "more.jsonl", qa(5))])
     for name, why in (("bm25_arithmetic", "is stale"), ("length", "lacks 5 of 3005")):
         with pytest.raises(CurateError, match=f"{why}.*run `curate score .*--allow-stale"):
-            curate.select(scored, "x", Top(), Choice(by=name, top=5))
-        result = curate.select(scored, f"with_{name}", Top(), Choice(by=name, top=5, allow_stale=True))
+            curate.select(scored, "x", Top(), SelectionSpec(by=name, top=5))
+        result = curate.select(scored, f"with_{name}", Top(), SelectionSpec(by=name, top=5, allow_stale=True))
         assert result.rows == 5 and why in result.warnings[0]
 
 
@@ -152,7 +154,7 @@ def test_stale_and_incomplete_scores_are_refused_unless_allowed(scored: Workspac
 )
 def test_an_ill_choice_is_refused(choice: dict, sentence: str) -> None:
     with pytest.raises(CurateError, match=sentence):
-        Choice(**choice)
+        SelectionSpec(**choice)
 
 
 @pytest.mark.parametrize(
@@ -173,14 +175,14 @@ def test_a_selection_that_cannot_be_is_one_sentence_and_leaves_nothing(
 ) -> None:
     before = tree_bytes(scored.path)
     with pytest.raises(CurateError, match=sentence) as caught:
-        curate.select(scored, name, Top() if "by" in choice else Random(), Choice(**choice))
+        curate.select(scored, name, Top() if "by" in choice else Random(), SelectionSpec(**choice))
     assert "\n" not in str(caught.value)
     after = {k: v for k, v in tree_bytes(scored.path).items() if not k.startswith("ledger")}
     assert after == {k: v for k, v in before.items() if not k.startswith("ledger")}
 
 
 def test_a_failed_selection_leaves_the_manifest_it_would_have_replaced(scored: Workspace, monkeypatch: Any) -> None:
-    curate.select(scored, "best", Top(), Choice(by="length", top=5))
+    curate.select(scored, "best", Top(), SelectionSpec(by="length", top=5))
     before = rows(scored, "best")
 
     def full(*args: Any, **kwargs: Any) -> str:
@@ -188,26 +190,29 @@ def test_a_failed_selection_leaves_the_manifest_it_would_have_replaced(scored: W
 
     monkeypatch.setattr("curate.store.manifests.write_table", full)
     with pytest.raises(OSError, match="No space"):
-        curate.select(scored, "best", Top(), Choice(by="length", top=7))
+        curate.select(scored, "best", Top(), SelectionSpec(by="length", top=7))
     assert rows(scored, "best") == before
 
 
 def test_a_manifest_that_its_json_does_not_vouch_for_is_not_exported(scored: Workspace) -> None:
     from curate.methods.exports.jsonl import Jsonl
 
-    curate.select(scored, "best", Top(), Choice(by="length", top=5))
-    curate.select(scored, "other", Top(), Choice(by="length", top=6))
+    curate.select(scored, "best", Top(), SelectionSpec(by="length", top=5))
+    curate.select(scored, "other", Top(), SelectionSpec(by="length", top=6))
     scored.manifest_path("best").write_bytes(scored.manifest_path("other").read_bytes())
     with pytest.raises(CurateError, match="vouches"):
         curate.preview(scored, "best", Jsonl(), 1)
 
 
 def test_conditions_with_comments_and_chance_are_fine(scored: Workspace) -> None:
-    assert curate.select(scored, "a", Top(), Choice(by="length -- words", where="length > 3 -- more", top=5)).rows == 5
-    choice = Choice(by="bm25_arithmetic", where="random() < 0.5 AND length > 1", top=5, per="subtask")
+    assert (
+        curate.select(scored, "a", Top(), SelectionSpec(by="length -- words", where="length > 3 -- more", top=5)).rows
+        == 5
+    )
+    choice = SelectionSpec(by="bm25_arithmetic", where="random() < 0.5 AND length > 1", top=5, per="subtask")
     assert curate.select(scored, "b", Top(), choice).rows == 15
 
 
 def test_a_dry_run_tells_and_writes_nothing(scored: Workspace) -> None:
-    assert curate.select(scored, "x", Top(), Choice(by="length", top=5), dry_run=True).rows == 5
+    assert curate.select(scored, "x", Top(), SelectionSpec(by="length", top=5), dry_run=True).rows == 5
     assert scored.manifest_names() == []

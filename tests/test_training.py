@@ -35,11 +35,11 @@ from curate.training.dataset import Data
 from curate.training.distributed import Alone
 from curate.training.examples import Examples, batch_of, epoch_rows, micro_batches, pieces
 from curate.training.inference import base_losses
-from curate.training.loop import Done, Trainer
+from curate.training.loop import StepResult, Trainer
 from curate.training.objective import Objective
 from curate.training.settings import TrainSettings
 from curate.training.step_weights import Diverged
-from curate.training.trainable import trainee
+from curate.training.trainable import trainable
 from tests.conftest import SAMPLE
 from tests.oracles import training as slow
 
@@ -85,7 +85,7 @@ def trained(
     settings: TrainSettings,
     model: Any = None,
     **data: Any,
-) -> tuple[LanguageModel, list[Done]]:
+) -> tuple[LanguageModel, list[StepResult]]:
     lm = model or tiny()
     trainer = Trainer(lm, Data.of(Examples.of(encoded), **data), settings, weighting, processes)
     return lm, list(trainer.run())
@@ -93,7 +93,7 @@ def trained(
 
 def gradient_of(
     processes: Any, encoded: Sequence[Encoded], weighting: Weighting, settings: TrainSettings, **data: Any
-) -> tuple[dict[str, torch.Tensor], Done]:
+) -> tuple[dict[str, torch.Tensor], StepResult]:
     """The gradient of one step over all samples, unclipped, in float64."""
     lm = tiny("float64")
     trainer = Trainer(lm, Data.of(Examples.of(encoded), **data), settings, weighting, processes)
@@ -267,7 +267,7 @@ def test_accumulation_is_one_batch(processes: Any, encoded: list[Encoded], weigh
 def test_accumulation_with_dropout_sees_the_same_losses_twice(processes: Any, encoded: list[Encoded]) -> None:
     """LinUpper's losses are those of the pass that learns, dropout and all."""
     settings = replace(ONE_STEP, micro_batch_size=12, lora_r=4, lora_dropout=0.3)
-    model = trainee(ModelChoice("tiny", device="cpu"), settings).model
+    model = trainable(ModelChoice("tiny", device="cpu"), settings).model
     for name, parameter in model.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))

@@ -27,7 +27,7 @@ from curate.numerics.apportion import apportion
 from curate.numerics.faiss_index import clusters
 from curate.store.encoding import read_json, read_table
 from curate.store.workspace import Workspace
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 from tests.conftest import sample_in, write_jsonl
 from tests.oracles import selectors as slow
 
@@ -338,7 +338,7 @@ def test_each_makes_a_manifest_that_its_command_and_a_replay_make_again(
     embedded: Workspace, kind: type[Selector], cli: Any
 ) -> None:
     target = "arithmetic" if kind.uses_target else None
-    chosen = Choice(top=200, vectors="embed_lm", target=target, where="meta->>'skill' <> 'chat'")
+    chosen = SelectionSpec(top=200, vectors="embed_lm", target=target, where="meta->>'skill' <> 'chat'")
     first = curate.select(embedded, "first", kind(), chosen)
     assert first.rows == 200
     manifest = read_table(embedded.manifest_path("first")).to_pylist()
@@ -359,7 +359,7 @@ def test_each_makes_a_manifest_that_its_command_and_a_replay_make_again(
 
 
 def test_round_robin_finds_the_targets_skill(embedded: Workspace) -> None:
-    curate.select(embedded, "rds", RoundRobin(), Choice(top=100, vectors="embed_lm", target="arithmetic"))
+    curate.select(embedded, "rds", RoundRobin(), SelectionSpec(top=100, vectors="embed_lm", target="arithmetic"))
     (found,) = curate.sql(
         embedded, "SELECT avg((meta->>'skill' = 'arithmetic')::INT) AS share FROM rds JOIN pool USING (id)"
     )
@@ -369,21 +369,21 @@ def test_round_robin_finds_the_targets_skill(embedded: Workspace) -> None:
 def test_what_a_selector_spends_is_in_the_ledger(embedded: Workspace) -> None:
     for kind in EVERY:
         target = "arithmetic" if kind.uses_target else None
-        curate.select(embedded, "x", kind(), Choice(top=50, vectors="embed_lm", target=target))
+        curate.select(embedded, "x", kind(), SelectionSpec(top=50, vectors="embed_lm", target=target))
     spent = {r["methods"]: r["flops"] for r in curate.ledger(embedded) if r["stage"] == "select"}
     assert spent["round_robin"] == 2.0 * 3000 * 192 * 24  # every sample with every example
     assert all(flops > 2.0 * 3000 * 192 for flops in spent.values()) and len(spent) == len(EVERY)
 
 
 def test_each_source_has_its_own_choice(embedded: Workspace) -> None:
-    r = curate.select(embedded, "each", Kcenter(), Choice(top=10, per="source", vectors="embed_lm"))
+    r = curate.select(embedded, "each", Kcenter(), SelectionSpec(top=10, per="source", vectors="embed_lm"))
     assert {row["selected"] for row in r.by_source} == {10}
 
 
 def test_what_does_not_stand_is_not_selected_by(embedded: Workspace, tmp_path: Path) -> None:
     def refused(selector: Selector, **given: Any) -> str:
         with pytest.raises(CurateError) as caught:
-            curate.select(embedded, "x", selector, Choice(top=10, **given))
+            curate.select(embedded, "x", selector, SelectionSpec(top=10, **given))
         return str(caught.value)
 
     assert "needs vectors: add --vectors NAME" in refused(Kcenter())
@@ -398,5 +398,5 @@ def test_what_does_not_stand_is_not_selected_by(embedded: Workspace, tmp_path: P
     curate.ingest(embedded, [write_jsonl(tmp_path / "more.jsonl", [{"question": "New?", "answer": "Yes."}])])
     said = refused(Kcenter(), vectors="embed_lm")
     assert "the vectors 'embed_lm' lack 1 of 3001 samples; run `curate score embed_lm --model base=tiny`" in said
-    r = curate.select(embedded, "x", Kcenter(), Choice(top=10, vectors="embed_lm", allow_stale=True))
+    r = curate.select(embedded, "x", Kcenter(), SelectionSpec(top=10, vectors="embed_lm", allow_stale=True))
     assert r.without_value == 1 and "lack 1 of 3001" in r.warnings[0]

@@ -16,14 +16,14 @@ from curate.methods.selectors.top import Top
 from curate.store.commits import Parts
 from curate.store.encoding import read_json, read_table, write_json
 from curate.store.workspace import Workspace
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 from tests.conftest import tree_bytes
 
 
 @pytest.fixture
 def scored_ws(sample_ws: Workspace) -> Workspace:
     curate.score(sample_ws, Bm25(), Length(), target="arithmetic")
-    curate.select(sample_ws, "best", Top(), Choice(by="bm25_arithmetic", top=100))
+    curate.select(sample_ws, "best", Top(), SelectionSpec(by="bm25_arithmetic", top=100))
     return sample_ws
 
 

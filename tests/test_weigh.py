@@ -30,14 +30,14 @@ from curate.numerics.resampling import repeats_of, strata_of
 from curate.store.manifests import read_manifest
 from curate.store.workspace import Workspace
 from curate.training.weighted_trainer import WeightedCollator, WeightedTrainer, weighted_loss
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 from tests.test_exports import toy_model
 
 
 @pytest.fixture
 def ready(sample_ws: Workspace) -> Workspace:
     curate.score(sample_ws, Bm25(), Length(), target="arithmetic")
-    curate.select(sample_ws, "picked", Random(), Choice(top=60))
+    curate.select(sample_ws, "picked", Random(), SelectionSpec(top=60))
     return sample_ws
 
 

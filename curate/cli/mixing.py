@@ -82,11 +82,11 @@ def mix(
     as_json: bool,
 ) -> None:
     """Weigh domains, as the mixture NAME, from which `curate train` draws and which `curate export` realises."""
-    from curate.runs.evaluation import Judge
+    from curate.runs.evaluation import EvalSpec
     from curate.runs.proxies import Proxy
     from curate.tables.lookup import TOKENS
     from curate.training.settings import TrainSettings
-    from curate.verbs.mix import Blend
+    from curate.verbs.mix import MixtureSpec
 
     if metric_names and not targets:
         raise CurateError("--metric says how proxies are judged; on what, says --target NAME.")
@@ -94,7 +94,7 @@ def mix(
     executor = executor_name or "local"
     own = by_owner(["", "train", "model", executor, *metrics], [], settings)
     mixer = registry.make("mixer", mixer_name, own[""])
-    blend = Blend(
+    blend = MixtureSpec(
         rows,
         tokens,
         realise == "quota",
@@ -117,7 +117,7 @@ def mix(
             registry.make("weighting", "uniform"),
             registry.with_settings(TrainSettings, own["train"], "the proxies' training"),
             [
-                Judge(target, registry.make("metric", metric, own[metric]), "val")
+                EvalSpec(target, registry.make("metric", metric, own[metric]), "val")
                 for target in targets
                 for metric in metrics
             ],
@@ -134,10 +134,10 @@ def mix(
     how = "by quota" if blend.exact else "by lot"
     head = f"Mixture {name}: {r.rows:,} draws {how}, about {r.tokens:,} tokens; weights are shares of "
     head += f"{'samples' if r.unit == 'rows' else 'tokens'}."
-    told = [", ".join(f"{key} {value:.4g}" for key, value in r.told.items())] if r.told else []
+    info = [", ".join(f"{key} {value:.4g}" for key, value in r.told.items())] if r.told else []
     gone = [f"{r.without_domain:,} samples are of no domain and are not drawn"] if r.without_domain else []
     held = [f"held at {max_epochs} epochs: {', '.join(r.lowered)}"] if r.lowered else []
-    say(r, as_json, f"{head}\n{table(r.by_domain, columns)}" + notes([*told, *held, *gone, *r.warnings]))
+    say(r, as_json, f"{head}\n{table(r.by_domain, columns)}" + notes([*info, *held, *gone, *r.warnings]))
 
 
 def _epochs(text: str) -> float | None:

@@ -106,12 +106,14 @@ def select(
         r = curate.replay(ws, name, replayed, registry.find, allow_stale=allow_stale)
     else:
         from curate.tables.lookup import TOKENS
-        from curate.verbs.select import Choice
+        from curate.verbs.select import SelectionSpec
 
         method = selector_name or ("top" if by else "random")
         selector = registry.make("selector", method, pairs(settings, "--set"))
         counted = token_count or TOKENS
-        choice = Choice(by, where, top, frac, tokens, per, counted, seed, allow_stale, vectors, target, null, history)
+        choice = SelectionSpec(
+            by, where, top, frac, tokens, per, counted, seed, allow_stale, vectors, target, null, history
+        )
         r = curate.select(ws, name, selector, choice, dry_run=dry_run)
     columns = {
         "source": "source",

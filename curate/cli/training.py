@@ -23,11 +23,11 @@ from curate.cli.options import (
 from curate.errors import CurateError
 from curate.kinds import registry
 from curate.pages.text_table import table
-from curate.runs.evaluation import Judge
+from curate.runs.evaluation import EvalSpec
 from curate.store.workspace import Workspace
 
 if TYPE_CHECKING:
-    from curate.runs.config import Feed
+    from curate.runs.config import StreamSource
 
 _target_options = (
     click.option(
@@ -54,16 +54,16 @@ def _judging(command: Any) -> Any:
     return command
 
 
-def _judges(
+def _evals(
     targets: tuple[str, ...],
     metric_names: tuple[str, ...],
     shots: int,
     limit: int,
     split: str,
     own: dict[str, dict[str, str]],
-) -> list[Judge]:
+) -> list[EvalSpec]:
     metrics = [registry.make("metric", name, own.get(name)) for name in metric_names or ("loss",) if targets]
-    return [Judge(target, metric, split, shots, limit) for target in targets for metric in metrics]
+    return [EvalSpec(target, metric, split, shots, limit) for target in targets for metric in metrics]
 
 
 @click.command()
@@ -159,13 +159,13 @@ def train(
 
     The same command goes on where a killed one stood. Several processes: `accelerate launch -m curate.cli train …`.
     """
-    from curate.runs.config import Training
+    from curate.runs.config import TrainingSpec
     from curate.store.mask_file import read_mask
     from curate.training.settings import TrainSettings
 
     mask = read_mask(ws, mask_name) if mask_name else None
     own = by_owner(["", weighting_name, "model", "stream", *metric_names], [], settings)
-    training = Training(
+    training = TrainingSpec(
         _one_model([model_name], own["model"]),
         registry.make("weighting", weighting_name, own[weighting_name]),
         registry.with_settings(TrainSettings, own[""], "the training"),
@@ -181,8 +181,8 @@ def train(
     )
     if not evals and (metric_names or shots or limit):
         raise CurateError("--metric, --shots and --limit say how to judge; on what, says --eval TARGET.")
-    judges = _judges(evals, metric_names, shots, limit, "test", own)
-    r = curate.train(ws, run, training, judges=judges, fresh=fresh, dry_run=dry_run)
+    eval_specs = _evals(evals, metric_names, shots, limit, "test", own)
+    r = curate.train(ws, run, training, evals=eval_specs, fresh=fresh, dry_run=dry_run)
     if not _alone():
         return
     if dry_run:
@@ -200,20 +200,20 @@ def train(
     say(r, as_json, "\n".join(lines) + notes([*left, *r.warnings]))
 
 
-def _feed(path: str | None, settings: dict[str, str]) -> Feed | None:
+def _feed(path: str | None, settings: dict[str, str]) -> StreamSource | None:
     """The stream of that path; null without one. Raises CurateError for a path that is not there, or an ill setting."""
-    from curate.runs.config import Feed, Past
+    from curate.runs.config import ReplaySettings, StreamSource
     from curate.store.input_files import find_inputs, lines_of, records
 
     if path is None:
         if settings:
             raise CurateError(f"stream.{min(settings)} says what a stream keeps; name one by --stream PATH.")
         return None
-    past = registry.with_settings(Past, settings, "the stream")
+    past = registry.with_settings(ReplaySettings, settings, "the stream")
     if path == "-":
-        return Feed("standard input", lines_of(sys.stdin.buffer), past)
+        return StreamSource("standard input", lines_of(sys.stdin.buffer), past)
     inputs = find_inputs(path)
-    return Feed(path, (record for item in inputs for _, record in records(item)), past)
+    return StreamSource(path, (record for item in inputs for _, record in records(item)), past)
 
 
 def _weighed(by_epoch: list[dict[str, Any]], by_source: list[dict[str, Any]]) -> list[str]:
@@ -318,9 +318,9 @@ def evaluate(
     What was judged before is not judged again. Results: the table `evaluations`; of every question, below the run.
     """
     own = by_owner([*metric_names, "model"], metric_names, settings)
-    judges = _judges(targets, metric_names, shots, limit, split, own)
+    evals = _evals(targets, metric_names, shots, limit, split, own)
     choice = _one_model([model_name] if model_name else [], own["model"])
-    r = curate.evaluate(ws, run, judges, model=choice, allow_val=allow_val)
+    r = curate.evaluate(ws, run, evals, model=choice, allow_val=allow_val)
     unjudged = [
         f"{row['questions'] - row['judged']:,} of {row['target']} could not be judged by {row['metric']}"
         for row in r.evaluations

@@ -1,6 +1,6 @@
 """Samples forward and backward through a language model at its checkpoints, for the gradient of each one's loss.
 
-    tokens ─ forward ─ mean loss of each sample's supervised tokens ─ backward ─ factors of its gradient ─ watchers
+    tokens ─ forward ─ mean loss of each sample's supervised tokens ─ backward ─ factors of its gradient ─ collectors
 
 The loss of a batch is the sum of its samples' losses, so each has the gradient that it has alone. Dropout is off. A
 sample whose gradient is not finite is left out with the reason; in a batch samples do not touch, so the others stand.
@@ -44,7 +44,7 @@ _CACHED = 600_000  # numbers of a layer's states in a batch
 
 
 @dataclass(frozen=True)
-class At:
+class CheckpointView:
     """A model at one of its checkpoints, and which of them. shapes: of the parameters whose gradients are taken.
     moments: null where the optimizer's state was not asked for. parameters: those, and by role what other models beside
     have under the same names."""
@@ -106,7 +106,7 @@ class Backward:
         self.at = self._at(self.checkpoints[0])
         return self
 
-    def go(self, index: int) -> At:
+    def go(self, index: int) -> CheckpointView:
         """The model as it is at a checkpoint."""
         if index != self._index:
             checkpoint = self.checkpoints[index]
@@ -151,7 +151,7 @@ class Backward:
         with self.tape.recording():
             self._flops = TrainingFlops(model)
 
-    def _at(self, checkpoint: CheckpointChoice, index: int = 0) -> At:
+    def _at(self, checkpoint: CheckpointChoice, index: int = 0) -> CheckpointView:
         first = next(iter(self.parameters.values()))
         shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}
         moments = load_moments(checkpoint, self.parameters, self._every) if self._moments else None
@@ -160,7 +160,7 @@ class Backward:
             role: {n: p for name, p in lm.model.named_parameters() if (n := plain(name)) in shapes}
             for role, lm in self.others.items()
         }
-        return At(shapes, first.device, dtype, checkpoint, index, moments, self.parameters, others)
+        return CheckpointView(shapes, first.device, dtype, checkpoint, index, moments, self.parameters, others)
 
     # --- a batch -----------------------------------------------------------------------------------------
 

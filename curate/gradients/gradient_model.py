@@ -1,4 +1,4 @@
-"""Samples past the watchers of several scores: forward and backward once at each checkpoint for all of them."""
+"""Samples past the collectors of several scores: forward and backward once at each checkpoint for all of them."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from curate.gradients.backward import PHASES, At, Backward, finish
+from curate.gradients.backward import PHASES, Backward, CheckpointView, finish
 from curate.gradients.directions import count_of, forward_mode, hessian_products
-from curate.kinds.passes import Slope, Watcher
+from curate.kinds.passes import GradientCollector, GradientRequest
 from curate.models.choice import CheckpointChoice
 from curate.models.flops import counted
 from curate.models.forward import Key
@@ -45,42 +45,42 @@ class GradientModel:
         return usage
 
     def way(
-        self, samples: Sequence[Sample], view: str, legs: Mapping[Key, Slope], states: Mapping[str, Any]
+        self, samples: Sequence[Sample], view: str, requests: Mapping[Key, GradientRequest], states: Mapping[str, Any]
     ) -> tuple[dict[Key, dict[str, Any]], Usage]:
-        """What each leg keeps of every sample, in their order, and in `sums` what it has added up."""
+        """What each request keeps of every sample, in their order, and in `sums` what it has added up."""
         usage, last = self.usage(), len(self.backward.checkpoints) - 1
-        parts: dict[Key, list[dict[str, Any]]] = {key: [] for key in legs}
+        parts: dict[Key, list[dict[str, Any]]] = {key: [] for key in requests}
         for index in range(last + 1):
-            here = {key: leg for key, leg in legs.items() if leg.every or index == last}
+            here = {key: request for key, request in requests.items() if request.every or index == last}
             if here:
                 at = self.backward.go(index)
                 for key, found in self._at(at, samples, view, here, states, usage).items():
                     parts[key].append(found)
         for its in usage.phases.values():
             usage.add(its)
-        return {key: _joined(parts[key], legs[key].every) for key in legs}, usage
+        return {key: _joined(parts[key], requests[key].every) for key in requests}, usage
 
     def _at(
         self,
-        at: At,
+        at: CheckpointView,
         samples: Sequence[Sample],
         view: str,
-        legs: Mapping[Key, Slope],
+        requests: Mapping[Key, GradientRequest],
         states: Mapping[str, Any],
         usage: Usage,
     ) -> dict[Key, dict[str, Any]]:
         refused, n = dict[int, str](), len(samples)
-        kept: dict[Key, dict[str, Any]] = {key: {} for key in legs}
-        sums: dict[Key, dict[str, Tensor]] = {key: {} for key in legs}
+        kept: dict[Key, dict[str, Any]] = {key: {} for key in requests}
+        sums: dict[Key, dict[str, Tensor]] = {key: {} for key in requests}
         errors = np.full(n, "", object)
 
         def batch(encoded: Sequence[Encoded], places: np.ndarray) -> Any:
-            return self._batch(at, encoded, places, legs, states, usage)
+            return self._batch(at, encoded, places, requests, states, usage)
 
-        empty = self._looked(at, [], np.zeros(0, np.int64), legs, states)
-        for key, leg in legs.items():
-            if leg.along:
-                empty[key] = {"dot": np.zeros((0, count_of(leg.along(at, states.get(key[0])))))}, {}
+        empty = self._looked(at, [], np.zeros(0, np.int64), requests, states)
+        for key, request in requests.items():
+            if request.along:
+                empty[key] = {"dot": np.zeros((0, count_of(request.along(at, states.get(key[0])))))}, {}
         for key, (columns, _) in empty.items():  # what there is where no sample has a gradient
             kept[key] = {name: np.full((n, *np.shape(v)[1:]), np.nan) for name, v in columns.items()}
         for places, (found, error) in self.backward.lm.through(samples, view, refused, batch):
@@ -104,10 +104,10 @@ class GradientModel:
 
     def _batch(
         self,
-        at: At,
+        at: CheckpointView,
         encoded: Sequence[Encoded],
         places: np.ndarray,
-        legs: Mapping[Key, Slope],
+        requests: Mapping[Key, GradientRequest],
         states: Mapping[str, Any],
         usage: Usage,
     ) -> tuple[dict[Key, Any], np.ndarray]:
@@ -116,10 +116,10 @@ class GradientModel:
         if at.index == len(self.backward.checkpoints) - 1:  # each checkpoint cuts the same
             usage.cut += sum(one.cut for one in encoded)
         found, error = dict[Key, Any](), np.full(len(encoded), "", object)
-        of_loss: dict[Any, dict[Key, Slope]] = {}
-        for key, leg in legs.items():
-            if leg.watch:
-                of_loss.setdefault((leg.loss, leg.beside), {})[key] = leg
+        of_loss: dict[Any, dict[Key, GradientRequest]] = {}
+        for key, request in requests.items():
+            if request.watch:
+                of_loss.setdefault((request.loss, request.beside), {})[key] = request
         for (loss, beside), watched in of_loss.items():
             gradients = self.backward.gradients(encoded, costs, count, loss, beside)
             error = np.where(error == "", gradients.error, error)
@@ -127,15 +127,15 @@ class GradientModel:
                 at, gradients.parameters, places[gradients.good], watched, states, costs["projection"]
             )
             found |= {key: (_spread(c, gradients.good, len(encoded)), sums) for key, (c, sums) in looked.items()}
-        for key, leg in legs.items():
-            if leg.along:
+        for key, request in requests.items():
+            if request.along:
                 values, why = self.backward.along(
-                    encoded, leg.along(at, states.get(key[0])), forward_mode, costs, count
+                    encoded, request.along(at, states.get(key[0])), forward_mode, costs, count
                 )
                 found[key], error = ({"dot": values}, {}), np.where(error == "", why, error)
-            if leg.curved:
-                q = leg.curved(at, states.get(key[0]))
-                sums, n = self.backward.curved(encoded, q, hessian_products, costs, count, leg.loss, leg.beside)
+            if request.curved:
+                q = request.curved(at, states.get(key[0]))
+                sums, n = self.backward.curved(encoded, q, hessian_products, costs, count, request.loss, request.beside)
                 named = {f"hessian{at.index}/{name}": value for name, value in sums.items()}
                 found[key] = {}, {**named, f"hessian{at.index}/samples": torch.tensor([n])}
         for phase, its in costs.items():
@@ -144,26 +144,26 @@ class GradientModel:
 
     def _looked(
         self,
-        at: At,
+        at: CheckpointView,
         parameters: Sequence[Any],
         places: np.ndarray,
-        legs: Mapping[Key, Slope],
+        requests: Mapping[Key, GradientRequest],
         states: Mapping[str, Any],
         cost: Usage | None = None,
     ) -> dict[Key, Any]:
-        """What watchers keep and add up of a batch."""
+        """What collectors keep and add up of a batch."""
         began = time.perf_counter()
-        watchers: dict[Key, Watcher] = {
-            key: leg.watch(at, states.get(key[0]), places) for key, leg in legs.items() if leg.watch
+        collectors: dict[Key, GradientCollector] = {
+            key: request.watch(at, states.get(key[0]), places) for key, request in requests.items() if request.watch
         }
         with torch.no_grad(), counted(cost, cost is not None and self.backward.lm.choice.count_flops):
             for gradient in parameters:
-                for watcher in watchers.values():
-                    watcher.take(gradient)
-        found = {key: (watcher.columns(), watcher.sums()) for key, watcher in watchers.items()}
+                for collector in collectors.values():
+                    collector.take(gradient)
+        found = {key: (collector.columns(), collector.sums()) for key, collector in collectors.items()}
         finish(at.device)
         if cost is not None:
-            cost.flops += sum(watcher.flops() for watcher in watchers.values())
+            cost.flops += sum(collector.flops() for collector in collectors.values())
             cost.seconds = time.perf_counter() - began
         return found
 
@@ -180,7 +180,8 @@ def _spread(columns: Mapping[str, np.ndarray], good: np.ndarray, n: int) -> dict
 
 
 def _joined(parts: Sequence[dict[str, Any]], stacked: bool) -> dict[str, Any]:
-    """What a leg has kept at one checkpoint, or at every one side by side; a sample lacks all where it lacks one."""
+    """What a request has kept at one checkpoint, or at every one side by side; a sample lacks all where it lacks
+    one."""
     if not stacked:
         return parts[0]
     errors, sums = parts[0]["error"], dict[str, Any]()

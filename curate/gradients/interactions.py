@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from curate.gradients.backward import Loss
+from curate.gradients.collectors import Dots, Lengths, Totals
 from curate.gradients.gradient_model import GradientModel
-from curate.gradients.watchers import Dots, Lengths, Totals
-from curate.kinds.passes import Slope
+from curate.kinds.passes import GradientRequest
 from curate.models.usage import Usage
 from curate.numerics.rank_agreement import best, jaccard, spearman
 from curate.numerics.top_k import largest
@@ -42,11 +42,11 @@ def look(way: GradientModel, samples: Samples, directions: Sequence[Arrays]) -> 
     """Products of each sample's gradient with directions, in one pass forward and backward."""
     at = way.backward.at
     q = {n: torch.stack([_on(at, d[n]) for d in directions]) for n in at.shapes}
-    legs = {
-        ("look", "dot"): Slope(lambda at, state, places: Dots(q)),
-        ("look", "length"): Slope(lambda at, state, places: Lengths()),
+    requests = {
+        ("look", "dot"): GradientRequest(lambda at, state, places: Dots(q)),
+        ("look", "length"): GradientRequest(lambda at, state, places: Lengths()),
     }
-    found, usage = way.way(samples, "whole", legs, {})
+    found, usage = way.way(samples, "whole", requests, {})
     return Looked(found["look", "dot"]["dot"], found["look", "length"]["length"], usage)
 
 
@@ -59,12 +59,13 @@ def summed(
 ) -> tuple[list[Arrays], np.ndarray, Usage]:
     """The gradients of each group's samples added up, float64; how many of each have one; and the cost.
 
-    groups: int64 [N], from 0; null: all are one. loss, beside: another loss than the samples own, as of a Slope.
+    groups: int64 [N], from 0; null: all are one. loss, beside: another loss than the samples own, as of a
+    GradientRequest.
     """
     of = np.zeros(len(samples), np.int64) if groups is None else np.asarray(groups, np.int64)
     k = int(of.max(initial=0)) + 1
-    leg = Slope(lambda at, state, places: Totals(of[places], k, "", "count"), loss=loss, beside=beside)
-    found, usage = way.way(samples, "whole", {("sum", "x"): leg}, {})
+    request = GradientRequest(lambda at, state, places: Totals(of[places], k, "", "count"), loss=loss, beside=beside)
+    found, usage = way.way(samples, "whole", {("sum", "x"): request}, {})
     sums = found["sum", "x"]["sums"]
     empty = {n: np.zeros(shape) for n, shape in way.backward.at.shapes.items()}
     counts = np.asarray(sums.get("count", np.zeros(k)), np.int64)
@@ -166,8 +167,8 @@ def curvature_along(
 ) -> dict[str, np.ndarray]:
     """The Hessian of the samples' mean loss times a direction, float64, by Hessian-vector products."""
     along = {name: _on(way.backward.at, values)[None] for name, values in direction.items()}
-    leg = Slope(curved=lambda at, state: along, loss=loss, beside=beside)
-    found, _ = way.way(samples, "whole", {("bend", "x"): leg}, {})
+    request = GradientRequest(curved=lambda at, state: along, loss=loss, beside=beside)
+    found, _ = way.way(samples, "whole", {("bend", "x"): request}, {})
     sums = found["bend", "x"]["sums"]
     index = way.backward.at.index
     count = float(sums[f"hessian{index}/samples"][0])

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from curate.errors import CurateError
-from curate.kinds.passes import Arrays, Columns, Leg, Pass, Slope, Watcher
+from curate.kinds.passes import Arrays, Columns, ForwardRequest, GradientCollector, GradientRequest, Pass
 from curate.kinds.vectors import Groups
 
 if TYPE_CHECKING:
-    from curate.gradients.backward import At
-    from curate.gradients.watchers import Directions
+    from curate.gradients.backward import CheckpointView
+    from curate.gradients.collectors import Directions
 
 _COUNT = "samples"  # of each group, among the sums
 
@@ -28,24 +28,31 @@ def mean_gradient(
     named: str = "",
     loss: Callable[..., Any] | None = None,
     beside: str = "",
-    curved: Callable[[At, Any], Mapping[str, Any]] | None = None,
-    more: Mapping[str, Leg | Slope] | None = None,
+    curved: Callable[[CheckpointView, Any], Mapping[str, Any]] | None = None,
+    more: Mapping[str, ForwardRequest | GradientRequest] | None = None,
 ) -> Pass:
     """The mean gradient of each group of the target's examples; without groups, of the pool, or of what `over` says.
 
-    Its state: named + CHECKPOINT/PARAMETER -> [K, *shape], float32. loss, beside, curved: as of Slope; the mean of what
-    the Hessians make of a direction is named + hessianCHECKPOINT/PARAMETER. more: legs beside; what a Leg has found is
-    averaged, too: named + LEG/mean -> [1]. Raises CurateError where no example of a group has a gradient.
+    Its state: named + CHECKPOINT/PARAMETER -> [K, *shape], float32. loss, beside, curved: as of GradientRequest; the
+    mean of what the Hessians make of a direction is named + hessianCHECKPOINT/PARAMETER. more: requests beside; what a
+    ForwardRequest has found is averaged, too: named + LEG/mean -> [1]. Raises CurateError where no example of a group
+    has a gradient.
     """
     over = over or ("target" if groups else "pool")
-    legs: dict[str, Leg | Slope] = {
-        "gradient": Slope(partial(_totals, groups), every=every, loss=loss, beside=beside),
-        **({"hessian": Slope(curved=curved, loss=loss, beside=beside)} if curved else {}),
+    requests: dict[str, ForwardRequest | GradientRequest] = {
+        "gradient": GradientRequest(partial(_totals, groups), every=every, loss=loss, beside=beside),
+        **({"hessian": GradientRequest(curved=curved, loss=loss, beside=beside)} if curved else {}),
         **(more or {}),
     }
     means = partial(_means, groups, over, named)
     return Pass(
-        f"mean of the {over}", partial(_sums, named), means, opened if curved else None, shaped_by, legs=legs, over=over
+        f"mean of the {over}",
+        partial(_sums, named),
+        means,
+        opened if curved else None,
+        shaped_by,
+        requests=requests,
+        over=over,
     )
 
 
@@ -54,37 +61,37 @@ def products(
 ) -> Pass:
     """Inner products of each sample's gradient with the mean ones, [B, K]; at every checkpoint, times its learning rate
     and [B, C, K]. score: makes the columns of them, and of the K groups' shares of the target's examples."""
-    leg = Slope(partial(_dots, every), every=every) if by == "ghost" else Slope(along=_along)
-    return Pass("gradients", partial(_scored, score), open=opened, legs={"gradient": leg})
+    request = GradientRequest(partial(_dots, every), every=every) if by == "ghost" else GradientRequest(along=_along)
+    return Pass("gradients", partial(_scored, score), open=opened, requests={"gradient": request})
 
 
-def along_mean() -> Slope:
-    """The leg of inner products with the mean gradient, for a pass of more than these."""
-    return Slope(partial(_dots, False))
+def along_mean() -> GradientRequest:
+    """The request of inner products with the mean gradient, for a pass of more than these."""
+    return GradientRequest(partial(_dots, False))
 
 
 def opened(state: Arrays) -> Directions:
     """The mean gradients, as tensors where they are wanted."""
-    from curate.gradients.watchers import Directions
+    from curate.gradients.collectors import Directions
 
     return Directions(state)
 
 
-def _key(at: At) -> str:
+def _key(at: CheckpointView) -> str:
     return f"{at.index}/"
 
 
-def _totals(groups: Groups | None, at: At, state: Any, places: np.ndarray) -> Watcher:
-    from curate.gradients.watchers import Totals
+def _totals(groups: Groups | None, at: CheckpointView, state: Any, places: np.ndarray) -> GradientCollector:
+    from curate.gradients.collectors import Totals
 
     of_each = groups.of_each[places] if groups else np.zeros(len(places), np.int64)
     return Totals(of_each, len(groups.labels) if groups else 1, _key(at), _COUNT)
 
 
-def _sums(named: str, legs: Mapping[str, Columns], _: Arrays) -> Columns:
+def _sums(named: str, requests: Mapping[str, Columns], _: Arrays) -> Columns:
     found = {}
-    for which, columns in legs.items():
-        if "mean" in columns:  # of a leg: a number of each sample
+    for which, columns in requests.items():
+        if "mean" in columns:  # of a request: a number of each sample
             good = columns["mean"][np.isfinite(columns["mean"])]
             found |= {
                 f"{named}{which}/mean": good.sum(keepdims=True),
@@ -119,8 +126,8 @@ def _means(groups: Groups | None, over: str, named: str, partials: Iterable[Arra
     return found
 
 
-def _dots(every: bool, at: At, state: Directions, places: np.ndarray) -> Watcher:
-    from curate.gradients.watchers import Dots
+def _dots(every: bool, at: CheckpointView, state: Directions, places: np.ndarray) -> GradientCollector:
+    from curate.gradients.collectors import Dots
 
     if not every:
         return Dots(state.on(at, min(state.keys, default="")))
@@ -128,11 +135,11 @@ def _dots(every: bool, at: At, state: Directions, places: np.ndarray) -> Watcher
     return Dots(state.on(at, _key(at)), at.checkpoint.lr)
 
 
-def _along(at: At, state: Directions) -> Mapping[str, Any]:
+def _along(at: CheckpointView, state: Directions) -> Mapping[str, Any]:
     return state.on(at, min(state.keys, default=""))
 
 
 def _scored(
-    score: Callable[[np.ndarray, np.ndarray], Columns], legs: Mapping[str, Columns], state: Directions
+    score: Callable[[np.ndarray, np.ndarray], Columns], requests: Mapping[str, Columns], state: Directions
 ) -> Columns:
-    return score(legs["gradient"]["dot"], state.shares(_COUNT))
+    return score(requests["gradient"]["dot"], state.shares(_COUNT))

@@ -196,7 +196,7 @@ class Scale(PerSample):
 
 
 @dataclass(frozen=True)
-class Rows(PerSample):
+class RowGradient(PerSample):
     """Of an embedding: e_t is added to the row of token t. ids: int64 [B, T], e: [B, T, D]."""
 
     ids: Tensor
@@ -230,9 +230,9 @@ class Rows(PerSample):
     def finite(self) -> Tensor:
         return _finite(self.e)
 
-    def of(self, some: Tensor) -> Rows:
+    def of(self, some: Tensor) -> RowGradient:
         some = some.to(self.e.device)
-        return Rows(self.name, self.shape, self.ids[some], self.e[some])
+        return RowGradient(self.name, self.shape, self.ids[some], self.e[some])
 
 
 @dataclass(frozen=True)
@@ -257,9 +257,9 @@ class Several(PerSample):
 
     def squares(self) -> Tensor:
         kinds = [type(part) for part in self.parts]
-        if sorted(kinds, key=str) == sorted([Outer, Rows], key=str):
+        if sorted(kinds, key=str) == sorted([Outer, RowGradient], key=str):
             rows, outer = sorted(self.parts, key=lambda part: isinstance(part, Outer))
-            assert isinstance(rows, Rows) and isinstance(outer, Outer)
+            assert isinstance(rows, RowGradient) and isinstance(outer, Outer)
             if not outer.flipped:
                 return rows.squares() + outer.squares() + 2 * rows.dot_outer(outer)
         return self.full().flatten(1).square().sum(1)
@@ -271,7 +271,7 @@ class Several(PerSample):
         return torch.stack([part.finite() for part in self.parts]).all(0)
 
     def squares_flops(self) -> float:
-        pairs = [part for part in self.parts if isinstance(part, Rows)]
+        pairs = [part for part in self.parts if isinstance(part, RowGradient)]
         return sum(part.squares_flops() for part in self.parts) + sum(2.0 * p.e.numel() * self._head() for p in pairs)
 
     def _head(self) -> int:

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 
 from curate.models.choice import CheckpointChoice, ModelChoice
-from curate.models.forward import Way
+from curate.models.forward import ScoringModel
 from curate.models.language_model import LanguageModel
 from curate.models.sentence_encoder import SentenceEncoder
 
 
 def load_roles(
     models: Mapping[str, ModelChoice], checkpoints: Sequence[CheckpointChoice] = (), moments: bool = False
-) -> dict[str, Way]:
+) -> dict[str, ScoringModel]:
     """The models, by role; one that has two roles is loaded once.
 
     checkpoints: of the base model, where samples go through it both ways. moments: with their optimizer's state.
@@ -23,7 +23,7 @@ def load_roles(
     if checkpoints:
         del kinds["base"]
     loaded = {(kind, choice): kind(choice) for kind, choice in {(kinds[role], models[role]) for role in kinds}}
-    found: dict[str, Way] = {role: loaded[kinds[role], models[role]] for role in kinds}
+    found: dict[str, ScoringModel] = {role: loaded[kinds[role], models[role]] for role in kinds}
     if not checkpoints:
         return found
     others = {role: way for role, way in found.items() if isinstance(way, LanguageModel)}

@@ -17,7 +17,7 @@ from torch.func import functional_call
 from transformers.pytorch_utils import Conv1D
 
 from curate.errors import CurateError
-from curate.gradients.per_sample import Outer, PerSample, Rows, Scale, Several, Thin
+from curate.gradients.per_sample import Outer, PerSample, RowGradient, Scale, Several, Thin
 from curate.models.forward import wide
 
 _Given: TypeAlias = "Tensor | None"
@@ -116,7 +116,7 @@ class Tape:
         assert use.e is not None
         if isinstance(module, nn.Embedding):
             e = use.e if module.padding_idx is None else use.e.masked_fill((x == module.padding_idx)[..., None], 0)
-            return Rows(name, shape, x, e)
+            return RowGradient(name, shape, x, e)
         if isinstance(module, nn.Linear | Conv1D):
             if own == "weight":
                 return Outer(name, shape, x, use.e, isinstance(module, Conv1D))

@@ -18,8 +18,8 @@ _HOMES = {
     "near_target": "score",
     "run": "score",
     "Pass": "passes",
-    "Leg": "passes",
-    "Slope": "passes",
+    "ForwardRequest": "passes",
+    "GradientRequest": "passes",
     "Arrays": "passes",
     "Columns": "passes",
     "Text": "text",
@@ -42,7 +42,7 @@ _HOMES = {
     "Pruner": "parameters",
     "Metric": "metric",
     "Question": "metric",
-    "Judged": "metric",
+    "EvalResult": "metric",
     "Export": "export",
     "Row": "export",
     "Part": "export",
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
     from curate.kinds.export import Part as Part
     from curate.kinds.export import Row as Row
     from curate.kinds.method import Method as Method
-    from curate.kinds.metric import Judged as Judged
+    from curate.kinds.metric import EvalResult as EvalResult
     from curate.kinds.metric import Metric as Metric
     from curate.kinds.metric import Question as Question
     from curate.kinds.mixer import Domains as Domains
@@ -67,9 +67,9 @@ if TYPE_CHECKING:
     from curate.kinds.parameters import Pruner as Pruner
     from curate.kinds.passes import Arrays as Arrays
     from curate.kinds.passes import Columns as Columns
-    from curate.kinds.passes import Leg as Leg
+    from curate.kinds.passes import ForwardRequest as ForwardRequest
+    from curate.kinds.passes import GradientRequest as GradientRequest
     from curate.kinds.passes import Pass as Pass
-    from curate.kinds.passes import Slope as Slope
     from curate.kinds.score import Score as Score
     from curate.kinds.score import Target as Target
     from curate.kinds.score import Warmup as Warmup

@@ -29,7 +29,7 @@ class Ready:
 
 
 @dataclass(frozen=True)
-class Done:
+class TaskResult:
     """A task's end: what it raised, if it did, the most memory its process has held, in bytes, and what it returned."""
 
     error: Exception | None = None
@@ -44,7 +44,7 @@ class Lost:
     why: str
 
 
-Outcome: TypeAlias = Ready | Done | Lost
+Outcome: TypeAlias = Ready | TaskResult | Lost
 
 
 class Backend(ABC):
@@ -73,7 +73,7 @@ class Backend(ABC):
         """Give back what all workers share."""
 
 
-def attempt(run_task: Callable[[Any], Any], task: Any) -> Done:
+def attempt(run_task: Callable[[Any], Any], task: Any) -> TaskResult:
     """What every worker does with a task."""
     error, result = None, None
     try:
@@ -81,7 +81,7 @@ def attempt(run_task: Callable[[Any], Any], task: Any) -> Done:
     except Exception as raised:
         raised.add_note(f"in a worker: {traceback.format_exc()}")
         error = _portable(raised)
-    return Done(error, peak_bytes(), result)
+    return TaskResult(error, peak_bytes(), result)
 
 
 def _portable(error: Exception) -> Exception:
@@ -134,7 +134,7 @@ class Workers:
 
     def run(
         self, run_task: Callable[[Any], Any], tasks: Tasks, begun: Callable[[Any], None]
-    ) -> Iterator[tuple[Any, Done]]:
+    ) -> Iterator[tuple[Any, TaskResult]]:
         """Do all tasks; yields each as it ends, in any order. begun(task) is called whenever one begins.
 
         After an error no task begins any more, those under way are let finish, and it is raised. Raises CurateFailure

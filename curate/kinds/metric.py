@@ -42,23 +42,22 @@ class Question:
         """As a sample that a model can score, with its own answer or another."""
         if self.messages is None:
             return {"messages": None, "text": self.text}
-        said = [{"role": "assistant", "content": self.answer if answer is None else answer}]
-        return {"messages": [*self.prompt(), *(said if self.answer or answer is not None else [])], "text": None}
+        answers = [{"role": "assistant", "content": self.answer if answer is None else answer}]
+        return {"messages": [*self.prompt(), *(answers if self.answer or answer is not None else [])], "text": None}
 
 
 @dataclass(frozen=True)
-class Judged:
+class EvalResult:
     """What a metric finds of each question.
 
-    values: float64 [N], not a number where it could not be judged. said: what the model answered; null where it was not
-    let to speak. error: why a question could not be judged, '' where it was. usage: what it cost (Usage of
-    curate.models.forward).
+    values: float64 [N], NaN where a question could not be evaluated. error: why it could not, '' where it was. usage:
+    what it cost (curate.models.usage.Usage). answers: what the model answered; None where it generated nothing.
     """
 
     values: np.ndarray
     error: np.ndarray
     usage: Any
-    said: list[str] | None = None
+    answers: list[str] | None = None
 
 
 class Metric(Method):
@@ -67,7 +66,7 @@ class Metric(Method):
     better: ClassVar[Literal["higher", "lower"]] = "higher"
 
     @abstractmethod
-    def judge(self, model: Any, questions: Sequence[Question]) -> Judged:
+    def evaluate(self, model: Any, questions: Sequence[Question]) -> EvalResult:
         """Ask a LanguageModel every question."""
 
     def summary(self, values: np.ndarray) -> float:

@@ -37,7 +37,7 @@ class Mixed:
     """Weights of domains, float64 [D], summing to 1; and what is to be told of how they were found."""
 
     weights: np.ndarray
-    told: Mapping[str, float] = field(default_factory=dict)
+    info: Mapping[str, float] = field(default_factory=dict)
 
 
 class Proxies(ABC):
@@ -56,13 +56,13 @@ class Proxies(ABC):
 class Mixer(Method):
     """Turns domains into weights.
 
-    uses_values: whether it looks at a column of the samples. trains: whether it has proxies trained. judges: whether
+    uses_values: whether it looks at a column of the samples. trains: whether it has proxies trained. evaluates: whether
     these are judged on targets.
     """
 
     uses_values: ClassVar[bool] = False
     trains: ClassVar[bool] = False
-    judges: ClassVar[bool] = False
+    evaluates: ClassVar[bool] = False
 
     @abstractmethod
     def mix(self, domains: Domains, proxies: Proxies | None = None) -> Mixed:

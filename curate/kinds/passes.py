@@ -19,8 +19,8 @@ Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
-class Leg:
-    """One way of the samples through a model. Legs of all scores that go the same way share it.
+class ForwardRequest:
+    """One way of the samples through a model. Requests of all scores that go the same way share it.
 
     per_token: a number at each supervised token, Tensor [n]. hidden: whether the last layer's states are wanted too.
     head: whether, beside them, what makes logits of them is.
@@ -39,10 +39,10 @@ class Leg:
     view: Literal["whole", "last", "answer", "text"] = "whole"
 
 
-class Watcher(ABC):
+class GradientCollector(ABC):
     """Looks at the gradients of a batch of B samples, parameter by parameter, and keeps what a score wants of them.
 
-    A sample without a gradient has a zero one here, and its reason in the column `error` of the leg.
+    A sample without a gradient has a zero one here, and its reason in the column `error` of the request.
     """
 
     @abstractmethod
@@ -63,11 +63,11 @@ class Watcher(ABC):
 
 
 @dataclass(frozen=True)
-class Slope:
+class GradientRequest:
     """One way of the samples forward and backward through a model: what is kept of the gradient of each one's loss, the
     mean over its supervised tokens.
 
-    watch(at, state, places): a Watcher for a batch; given the model as it is there (curate.gradients.backward.At), the
+    watch(at, state, places): a GradientCollector for a batch; given the model there (curate.gradients.backward), the
     pass's state, and the samples' positions, int64 [B]. every: at every checkpoint, what is kept of a sample stacked
     [B, C, …] and what is added up, added over all; else at the last. moments: whether the optimizer's state is wanted.
     along(at, state): instead of a watcher the directions, name -> Tensor [K, *shape], along which forward-mode
@@ -78,7 +78,7 @@ class Slope:
     many samples there are) -> Tensor [B].
     """
 
-    watch: Callable[[Any, Any, np.ndarray], Watcher] | None = None
+    watch: Callable[[Any, Any, np.ndarray], GradientCollector] | None = None
     along: Callable[[Any, Any], Mapping[str, Any]] | None = None
     curved: Callable[[Any, Any], Mapping[str, Any]] | None = None
     loss: Callable[[Any, Any, Any, int], Any] | None = None
@@ -99,11 +99,11 @@ class Pass:
     shaped_by: the settings that shape this pass's partials; others may change and the partials stand. flops: of one
     sample, given what map is given; null where no tensors are at work, or a model counts them.
 
-    A batch is a curate.kinds.text.Text; of a pass with legs, what each leg keeps of the samples: leg -> column ->
-    array [B]; of a score on vectors, the samples' curate.kinds.vectors.Vectors, and `open` is given the target's. over:
-    a counting pass with legs may go over the target's samples instead, or over the anchors that were set aside. A
-    partial of such a pass is what its legs' watchers add up, under the watchers' own names; `reduce` is
-    given the partials of few large ranges of the pool, added up already.
+    A batch is a curate.kinds.text.Text; of a pass with requests, what each request keeps of the samples: request ->
+    column -> array [B]; of a score on vectors, the samples' curate.kinds.vectors.Vectors, and `open` is given the
+    target's. over: a counting pass with requests may go over the target's samples instead, or over the anchors that
+    were set aside. A partial of such a pass is what its requests' collectors add up, under the collectors' own names;
+    `reduce` is given the partials of few large ranges of the pool, added up already.
     """
 
     name: str
@@ -112,5 +112,5 @@ class Pass:
     open: Callable[[Any], Any] | None = None
     shaped_by: tuple[str, ...] = ()
     flops: Callable[[Any], float] | None = None
-    legs: Mapping[str, Leg | Slope] = field(default_factory=dict)
+    requests: Mapping[str, ForwardRequest | GradientRequest] = field(default_factory=dict)
     over: Literal["pool", "target", "anchors"] = "pool"

@@ -80,7 +80,7 @@ class Score(Method):
         """The training whose checkpoints it looks at where none are given; null where there is none."""
         return None
 
-    def anchors(self) -> Aside | None:
+    def anchors(self) -> HeldOutShare | None:
         """The samples that are set aside for passes over anchors, and not scored; null where there are none."""
         return None
 
@@ -99,7 +99,7 @@ class Score(Method):
 
 
 @dataclass(frozen=True)
-class Aside:
+class HeldOutShare:
     """A share of the pool, drawn by the seed, that a score looks at and does not score."""
 
     share: float

@@ -42,10 +42,10 @@ class Logits:
 class Forward:
     """B samples that went through a model once.
 
-    per_token: what the leg asked for at each supervised token, float64 [S], sample after sample; null where it asked
-    for nothing. counts: supervised tokens of each sample, int64 [B]. hidden: the last layer's states, float32
-    [B, T, D], zero beyond a sample's end; null where not asked for. lengths: tokens of each sample, int64 [B]. pooled:
-    the vector a sentence encoder was made to give, float32 [B, D]; null where not asked for. head: what makes logits of
+    per_token: what the request asked for at each supervised token, float64 [S], sample after sample; null where it
+    asked for nothing. counts: supervised tokens of each sample, int64 [B]. hidden: the last layer's states, float32 [B,
+    T, D], zero beyond a sample's end; null where not asked for. lengths: tokens of each sample, int64 [B]. pooled: the
+    vector a sentence encoder was made to give, float32 [B, D]; null where not asked for. head: what makes logits of
     `hidden` (curate.models.head.Head); null where not asked for.
     """
 

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from curate.kinds.passes import Columns, Leg, Pass
+from curate.kinds.passes import Columns, ForwardRequest, Pass
 from curate.kinds.signals import Logits
 from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
 from curate.models.forward import by_length, score_samples
@@ -17,7 +17,7 @@ from curate.models.tokens import Sample, Unrenderable, rendered
 from curate.models.usage import Usage
 
 
-def answers(
+def generate_answers(
     model: LanguageModel, prompts: Sequence[Sequence[dict[str, Any]]], max_new_tokens: int
 ) -> tuple[list[str], np.ndarray, Usage]:
     """What the model answers to conversations: texts, why it could not ('' where it could), and the cost."""
@@ -102,6 +102,8 @@ def answer_losses(model: LanguageModel, samples: Sequence[Sample]) -> tuple[Colu
     def loss(logits: Logits) -> object:
         return -logits.label_log_p
 
-    step = Pass("answers", lambda legs, _: legs["answer"], legs={"answer": Leg(loss, view="last")})
+    step = Pass(
+        "answers", lambda requests, _: requests["answer"], requests={"answer": ForwardRequest(loss, view="last")}
+    )
     found, usage = score_samples({"base": model}, samples, {"loss": step})
     return found["loss"], usage

@@ -16,13 +16,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from curate.kinds.passes import Columns, Leg, Pass, Slope
+from curate.kinds.passes import Columns, ForwardRequest, GradientRequest, Pass
 from curate.kinds.signals import Forward
 from curate.models.choice import ModelChoice
 from curate.models.tokens import Encoded, Sample, encode
 from curate.models.usage import Usage
 
-Key: TypeAlias = tuple[str, str]  # a score and its leg
+Key: TypeAlias = tuple[str, str]  # a score and its request
 
 
 _WINDOW = 2048  # samples tokenised, and sorted by length, together
@@ -42,8 +42,10 @@ class Model(ABC):
         self.width = int(model.config.hidden_size)
 
     @abstractmethod
-    def _batch(self, encoded: Sequence[Encoded], legs: Mapping[Key, Leg]) -> tuple[dict[Key, Forward], Usage]:
-        """What each leg is given of a batch, and what it cost."""
+    def _batch(
+        self, encoded: Sequence[Encoded], requests: Mapping[Key, ForwardRequest]
+    ) -> tuple[dict[Key, Forward], Usage]:
+        """What each request is given of a batch, and what it cost."""
 
     def usage(self, *amounts: Any, **more: Any) -> Usage:
         return Usage(_name(self.device), self.n_params, *amounts, **more)
@@ -79,17 +81,18 @@ class Model(ABC):
                 todo = np.setdiff1d(todo, batch)
 
     def way(
-        self, samples: Sequence[Sample], view: str, legs: Mapping[Key, Leg], states: Mapping[str, Any]
+        self, samples: Sequence[Sample], view: str, requests: Mapping[Key, ForwardRequest], states: Mapping[str, Any]
     ) -> tuple[dict[Key, dict[str, Any]], Usage]:
-        """What each leg keeps of every sample, in their order, with the reason in `error` where it keeps nothing."""
+        """What each request keeps of every sample, in their order, with the reason in `error` where it keeps
+        nothing."""
         usage, refused, n = self.usage(), dict[int, str](), len(samples)
-        kept = {key: _blank(n, leg, self) for key, leg in legs.items()}
-        for places, (given, cost) in self.through(samples, view, refused, lambda some, _: self._batch(some, legs)):
+        kept = {key: _blank(n, request, self) for key, request in requests.items()}
+        for places, (given, cost) in self.through(samples, view, refused, lambda some, _: self._batch(some, requests)):
             usage.add(cost)
-            for key, leg in legs.items():
-                for column, values in leg.of(given[key]).items():
+            for key, request in requests.items():
+                for column, values in request.of(given[key]).items():
                     kept[key][column][places] = values
-                if leg.per_token:
+                if request.per_token:
                     kept[key]["error"][places[given[key].counts == 0]] = UNSUPERVISED
         for columns in kept.values():
             for place, why in refused.items():
@@ -121,35 +124,35 @@ class Model(ABC):
         return there[0], there[1], there[2]
 
 
-class Way(Protocol):
+class ScoringModel(Protocol):
     """What samples can go through: a model, forward, or forward and backward."""
 
     def usage(self) -> Usage: ...
 
     def way(
-        self, samples: Sequence[Sample], view: str, legs: Mapping[Key, Any], states: Mapping[str, Any]
+        self, samples: Sequence[Sample], view: str, requests: Mapping[Key, Any], states: Mapping[str, Any]
     ) -> tuple[dict[Key, dict[str, Any]], Usage]: ...
 
 
 def score_samples(
-    models: Mapping[str, Way],
+    models: Mapping[str, ScoringModel],
     samples: Sequence[Sample],
     passes: Mapping[str, Pass],
     states: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Columns], Usage]:
     """The columns of each pass for all samples, in their order, and what they cost together.
 
-    models: by role. Legs through the same model with the same view share the way. A sample that cannot go through a
-    model has the reason in `error`, and so has one in which a leg finds nothing supervised. states: of each pass.
+    models: by role. Requests through the same model with the same view share the way. A sample that cannot go through a
+    model has the reason in `error`, and so has one in which a request finds nothing supervised. states: of each pass.
     """
-    ways: dict[tuple[int, str], dict[Key, Leg | Slope]] = {}
+    ways: dict[tuple[int, str], dict[Key, ForwardRequest | GradientRequest]] = {}
     by_id = {id(model): model for model in models.values()}
     for name, step in passes.items():
-        for which, leg in step.legs.items():
-            ways.setdefault((id(models[leg.model]), leg.view), {})[name, which] = leg
+        for which, request in step.requests.items():
+            ways.setdefault((id(models[request.model]), request.view), {})[name, which] = request
     usage, kept = next(iter(models.values())).usage(), dict[Key, dict[str, np.ndarray]]()
-    for (model, view), legs in ways.items():
-        found, cost = by_id[model].way(samples, view, legs, states or {})
+    for (model, view), requests in ways.items():
+        found, cost = by_id[model].way(samples, view, requests, states or {})
         kept |= found
         usage.add(cost)
         if usage.phases and not cost.phases:  # of a model beside the one that gradients are taken of
@@ -159,12 +162,12 @@ def score_samples(
     }, usage
 
 
-def _blank(n: int, leg: Leg, model: Model) -> dict[str, np.ndarray]:
-    """What a leg keeps of n samples before any has gone its way: not a number, in the columns of an empty batch."""
+def _blank(n: int, request: ForwardRequest, model: Model) -> dict[str, np.ndarray]:
+    """What a request keeps of n samples before any has gone its way: not a number, in the columns of an empty batch."""
     none = np.zeros(0, np.int64)
-    hidden = torch.zeros(0, 0, model.width) if leg.hidden else None
-    pooled = torch.zeros(0, model.width) if leg.pooled else None
-    empty = leg.of(Forward(np.zeros(0) if leg.per_token else None, none, hidden, none, pooled))
+    hidden = torch.zeros(0, 0, model.width) if request.hidden else None
+    pooled = torch.zeros(0, model.width) if request.pooled else None
+    empty = request.of(Forward(np.zeros(0) if request.per_token else None, none, hidden, none, pooled))
     columns = {}
     for name, values in empty.items():
         dtype = values.dtype if np.issubdtype(values.dtype, np.floating) else np.float64
@@ -173,12 +176,12 @@ def _blank(n: int, leg: Leg, model: Model) -> dict[str, np.ndarray]:
 
 
 def _joined(n: int, name: str, step: Pass, kept: Mapping[Key, dict[str, np.ndarray]], state: Any) -> Columns:
-    """A score's columns from what its legs kept; a sample that one leg has nothing of has not a number."""
-    legs = {which: dict(kept[name, which]) for which in step.legs}
+    """A score's columns from what its requests kept; a sample that one request has nothing of has not a number."""
+    requests = {which: dict(kept[name, which]) for which in step.requests}
     error = np.full(n, "", dtype=object)
-    for columns in legs.values():
+    for columns in requests.values():
         error = np.where(error == "", columns.pop("error"), error)
-    made = dict(step.map(legs, state))
+    made = dict(step.map(requests, state))
     own = made.pop("error", np.full(n, "", dtype=object))
     return {**made, "error": np.where(error == "", own, error)}
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from curate.errors import CurateError
-from curate.kinds.passes import Leg
+from curate.kinds.passes import ForwardRequest
 from curate.kinds.signals import Forward, Logits
 from curate.models.choice import ModelChoice
 from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
@@ -58,26 +58,28 @@ class LanguageModel(Model):
         return said.shape == made.shape and bool(torch.equal(said, made))
 
     @torch.inference_mode()
-    def _batch(self, encoded: Sequence[Encoded], legs: Mapping[Key, Leg]) -> tuple[dict[Key, Forward], Usage]:
+    def _batch(
+        self, encoded: Sequence[Encoded], requests: Mapping[Key, ForwardRequest]
+    ) -> tuple[dict[Key, Forward], Usage]:
         lengths = np.array([len(one.ids) for one in encoded])
         ids, valid, supervised = self.padded(encoded, int(lengths.max()))
-        asked = any(leg.per_token for leg in legs.values())
+        asked = any(request.per_token for request in requests.values())
         usage = self.usage(int(lengths.sum()), ids.numel(), cut=sum(one.cut for one in encoded))
         with counted(usage, self.choice.count_flops):
             states, logits = self._states(ids, valid, self.plain_head or not asked)
-            values = self._per_token(states, logits, ids, supervised, legs)
+            values = self._per_token(states, logits, ids, supervised, requests)
         counts = supervised.sum(1)
-        wanted = any(leg.hidden for leg in legs.values())
+        wanted = any(request.hidden for request in requests.values())
         hidden = wide(states).masked_fill(~valid[:, :, None], 0.0) if wanted else None
         given = {
             key: Forward(
                 values.get(key),
                 counts.cpu().numpy(),
-                hidden if leg.hidden else None,
+                hidden if request.hidden else None,
                 lengths,
-                head=self.output if leg.head else None,
+                head=self.output if request.head else None,
             )
-            for key, leg in legs.items()
+            for key, request in requests.items()
         }
         n = int(counts.sum()) if values else 0
         batch, longest = ids.shape
@@ -94,10 +96,15 @@ class LanguageModel(Model):
         return out.hidden_states[-1], out.logits
 
     def _per_token(
-        self, states: Tensor, logits: Tensor | None, ids: Tensor, supervised: Tensor, legs: Mapping[Key, Leg]
+        self,
+        states: Tensor,
+        logits: Tensor | None,
+        ids: Tensor,
+        supervised: Tensor,
+        requests: Mapping[Key, ForwardRequest],
     ) -> dict[Key, np.ndarray]:
-        """What each leg asks for at the supervised tokens, float64 [S]; the token at t is predicted at t - 1."""
-        asked = {key: leg.per_token for key, leg in legs.items() if leg.per_token}
+        """What each request asks for at the supervised tokens, float64 [S]; the token at t is predicted at t - 1."""
+        asked = {key: request.per_token for key, request in requests.items() if request.per_token}
         if not asked:
             return {}
         at = supervised[:, 1:]

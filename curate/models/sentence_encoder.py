@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from curate.errors import CurateError
-from curate.kinds.passes import Leg
+from curate.kinds.passes import ForwardRequest
 from curate.kinds.signals import Forward
 from curate.models.choice import ModelChoice, resolve
 from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
@@ -35,14 +35,16 @@ class SentenceEncoder(Model):
         super().__init__(choice, model, tokenizer, _context(folder, model.config, tokenizer, choice))
 
     @torch.inference_mode()
-    def _batch(self, encoded: Sequence[Encoded], legs: Mapping[Key, Leg]) -> tuple[dict[Key, Forward], Usage]:
+    def _batch(
+        self, encoded: Sequence[Encoded], requests: Mapping[Key, ForwardRequest]
+    ) -> tuple[dict[Key, Forward], Usage]:
         lengths = np.array([len(one.ids) for one in encoded])
         ids, valid, _ = self.padded(encoded, int(lengths.max()))
         usage = self.usage(int(lengths.sum()), ids.numel(), cut=sum(one.cut for one in encoded))
         with counted(usage, self.choice.count_flops):
             states = self.model(input_ids=ids, attention_mask=valid.long()).last_hidden_state
         pooled = self._pooled(wide(states), valid)
-        given = {key: Forward(None, np.zeros(len(ids), np.int64), None, lengths, pooled) for key in legs}
+        given = {key: Forward(None, np.zeros(len(ids), np.int64), None, lengths, pooled) for key in requests}
         usage.flops = forward_flops(self.model, len(ids), ids.shape[1], head_rows=0)
         usage.flops_paper = paper_flops(FORWARD, self.n_params, len(encoded))
         return given, usage

@@ -47,7 +47,8 @@ class Encoded:
 def encode(
     tokenizer: Any, samples: Sequence[Sample], context: int, too_long: str = "cut", view: str = "whole"
 ) -> list[Encoded]:
-    """Samples in tokens, each of at most `context`; too_long: 'cut' at the end, or 'refuse'; view: see method.Leg."""
+    """Samples in tokens, each of at most `context`; too_long: 'cut' at the end, or 'refuse'; view: see
+    kinds.passes.ForwardRequest."""
     last = view == "last"
     if view == "text":
         return _plain(tokenizer, [_contents(sample) for sample in samples], context, too_long)

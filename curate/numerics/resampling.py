@@ -13,7 +13,7 @@ from curate.numerics.statistics import effective_size
 
 
 @dataclass(frozen=True)
-class Lowered:
+class Resampled:
     """What became of weights, of rows or of domains.
 
     how: 'repeats', 'strata'; of a mixture 'domains', or 'draws' of one epoch. rows: written, repeats counted.
@@ -42,7 +42,7 @@ class Lowered:
         )
 
 
-def repeats_of(weights: np.ndarray, total: int, seed: int) -> tuple[np.ndarray, Lowered]:
+def repeats_of(weights: np.ndarray, total: int, seed: int) -> tuple[np.ndarray, Resampled]:
     """How often each row repeats, int64 [N], adding up to `total`: systematic rounding of  w N / sum w.
 
     One random number shifts the rounding of all, so every row repeats its share in the mean, rounded down or up.
@@ -56,12 +56,12 @@ def repeats_of(weights: np.ndarray, total: int, seed: int) -> tuple[np.ndarray, 
     repeats = np.diff(ends, prepend=0.0).astype(np.int64)
     some = share > 0
     error = float(np.abs(repeats[some] / share[some] - 1).max())
-    return repeats, Lowered("repeats", total, effective_size(weights), error, int((repeats == 0).sum()))
+    return repeats, Resampled("repeats", total, effective_size(weights), error, int((repeats == 0).sum()))
 
 
 def strata_of(
     weights: np.ndarray, count: int, group: np.ndarray | None = None
-) -> tuple[np.ndarray, np.ndarray, Lowered]:
+) -> tuple[np.ndarray, np.ndarray, Resampled]:
     """Rows by quantiles of their weight: the stratum of each, int64 [N], and each stratum's mean weight.
 
     A stratum's rows are to be drawn so often as its mean weight says; strata that would be empty are left out; rows of
@@ -81,7 +81,7 @@ def strata_of(
     means = np.bincount(stratum, weights) / np.bincount(stratum, minlength=len(found))
     some = weights > 0
     error = float(np.abs(means[stratum][some] / weights[some] - 1).max())
-    return stratum, means, Lowered("strata", len(weights), effective_size(weights), error)
+    return stratum, means, Resampled("strata", len(weights), effective_size(weights), error)
 
 
 def differ(weights: np.ndarray | Sequence[float]) -> bool:

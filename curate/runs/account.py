@@ -7,7 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
-from curate.runs.config import Training
+from curate.runs.config import TrainingSpec
 from curate.store.ledger import Meter, charged
 from curate.store.run_record import Run
 
@@ -48,7 +48,7 @@ class Account:
 class RunMeters:
     """The accounts of a run's phases, each a row of the ledger."""
 
-    def __init__(self, run: Run, training: Training, account: Account | None, stack: ExitStack, writes: bool):
+    def __init__(self, run: Run, training: TrainingSpec, account: Account | None, stack: ExitStack, writes: bool):
         self.flops = 0.0
         account = account or Account("train", [training.weighting.name], run.name)
         self._meters: dict[str, Meter] = {}

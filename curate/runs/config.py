@@ -11,13 +11,13 @@ from curate.kinds.parameters import Mask
 from curate.kinds.score import Target
 from curate.kinds.weighting import Weighting
 from curate.models.choice import SHAPING, ModelChoice
-from curate.runs.samples import Rows
+from curate.runs.samples import TrainingRows
 from curate.store.manifests import stamp_of
 from curate.store.mask_file import StoredMask
 from curate.store.workspace import Workspace, __version__, pool_fingerprint
 from curate.tables.lookup import scores_of
 from curate.tables.recipes import model_recipe
-from curate.tables.run_costs import paid_for
+from curate.tables.run_costs import charged_entries
 from curate.training.settings import TrainSettings
 
 LINEAGE = (  # what of a manifest goes into a run's recipe
@@ -48,7 +48,7 @@ HOW = (
 
 
 @dataclass(frozen=True)
-class Past:
+class ReplaySettings:
     """What a training from a stream does with samples that have come: `--set stream.FIELD=VALUE`."""
 
     memory: int = 0
@@ -67,7 +67,7 @@ class Past:
 
 
 @dataclass(frozen=True)
-class Feed:
+class StreamSource:
     """Samples that come once, for a training that learns from them as they come, instead of from the pool.
 
     name: what the run's recipe calls them. records: of any shape that an ingest reads (curate.store.input_formats).
@@ -75,14 +75,14 @@ class Feed:
 
     name: str
     records: Iterable[Any]
-    past: Past = Past()
+    past: ReplaySettings = ReplaySettings()
 
     def recipe(self) -> dict[str, Any]:
         return {"name": self.name, "memory": self.past.memory, "replay": self.past.replay}
 
 
 @dataclass(frozen=True)
-class Training:
+class TrainingSpec:
     """What is to be trained: everything that decides the result but what is stored in the workspace.
 
     manifest: whose samples, weights and repeats; null: the whole pool. target: of a weighting that uses one. by: SQL
@@ -101,11 +101,11 @@ class Training:
     allow_stale: bool = False
     mask: StoredMask | None = None
     masking: Mask | None = None
-    stream: Feed | None = None
+    stream: StreamSource | None = None
     reference: ModelChoice | None = None
 
 
-def refuse_unused(training: Training) -> None:
+def refuse_unused(training: TrainingSpec) -> None:
     """Raises CurateError for a target or a column that the weighting lacks, or does not use."""
     weighting = training.weighting
     if training.mask and training.settings.lora_r:
@@ -131,7 +131,7 @@ def refuse_unused(training: Training) -> None:
         raise CurateError(f"the weighting '{weighting.name}' needs a column: add --by SQL, as in --by bm25_maths.")
 
 
-def _refuse_for_stream(training: Training, uses_column: set[str]) -> None:
+def _refuse_for_stream(training: TrainingSpec, uses_column: set[str]) -> None:
     settings, name = training.settings, training.weighting.name
     for what, bad, remedy in (
         ("a manifest", training.manifest, "leave one of them out"),
@@ -151,18 +151,18 @@ def _refuse_for_stream(training: Training, uses_column: set[str]) -> None:
         raise CurateError("a stream has no epochs: say how many steps to take, as by --set steps=300.")
 
 
-def _compares(training: Training) -> bool:
+def _compares(training: TrainingSpec) -> bool:
     """Whether the weighting looks at losses of another model."""
     needs = training.weighting.needs
     return "base_token_loss" in needs or "base_loss" in needs and not training.by
 
 
-def _needs_base(training: Training) -> bool:
+def _needs_base(training: TrainingSpec) -> bool:
     return "base_token_loss" in training.weighting.needs
 
 
 def run_recipe(
-    ws: Workspace, name: str, training: Training, rows: Rows | None, target: Target | None
+    ws: Workspace, name: str, training: TrainingSpec, rows: TrainingRows | None, target: Target | None
 ) -> dict[str, Any]:
     settings, default = asdict(training.settings), asdict(TrainSettings())
     scores = {state.name: state.recipe for state in scores_of(ws, training.by)} if training.by else {}
@@ -179,8 +179,8 @@ def run_recipe(
         "weighting": {"name": weighting.name, "version": weighting.version, "settings": weighting.settings()},
         "by": training.by,
         "reference": model_recipe(training.reference) if training.reference else None,
-        "model_paid": paid_for(ws, [training.model.name]),
-        "paid": paid_for(ws, [training.reference.name] if training.reference else []),
+        "model_paid": charged_entries(ws, [training.model.name]),
+        "paid": charged_entries(ws, [training.reference.name] if training.reference else []),
         "scores": scores,
         "target": training.target,
         "target_fingerprint": target.fingerprint if target else None,

@@ -21,12 +21,12 @@ from curate.kinds.score import Target
 from curate.machine import forget_peak, peak_bytes
 from curate.models.choice import ModelChoice
 from curate.runs.account import Account, RunMeters, Trained
-from curate.runs.config import Training, refuse_other_run, run_recipe
-from curate.runs.evaluation import Judge, judged
+from curate.runs.config import TrainingSpec, refuse_other_run, run_recipe
+from curate.runs.evaluation import EvalSpec, evaluate_model
 from curate.runs.fitted_mask import refreshed
 from curate.runs.prepare import on_device, prepare_data, prepare_stream
 from curate.runs.recorder import Recorder
-from curate.runs.samples import Rows
+from curate.runs.samples import TrainingRows
 from curate.store.files import remove_tree
 from curate.store.run_record import Checkpoint, Run
 
@@ -34,10 +34,10 @@ if TYPE_CHECKING:  # loaded only when there is something to train
     from curate.training.dataset import Data
     from curate.training.loop import Trainer
     from curate.training.masked_parameters import Refreshed
-    from curate.training.trainable import Trainee
+    from curate.training.trainable import TrainableModel
 
 
-def _opened(run: Run, training: Training, rows: Rows | None, target: Target | None) -> None:
+def _opened(run: Run, training: TrainingSpec, rows: TrainingRows | None, target: Target | None) -> None:
     """Begin the run, or find it as it was begun. Raises CurateError where it is another."""
     recipe, old = run_recipe(run.ws, run.name, training, rows, target), run.recipe
     if old is not None:
@@ -51,21 +51,21 @@ def _opened(run: Run, training: Training, rows: Rows | None, target: Target | No
     if old is None:
         remove_tree(run.folder)  # of a removal that was cut short
         run.begin({**recipe, "account": run.account})
-    run.sweep()
+    run.remove_leftovers()
 
 
-def advance(
+def run_training(
     run: Run,
-    training: Training,
-    rows: Rows | None,
+    training: TrainingSpec,
+    rows: TrainingRows | None,
     target: Target | None,
     processes: Any,
     result: Trained,
     *,
-    judges: Sequence[Judge] = (),
+    evals: Sequence[EvalSpec] = (),
     account: Account | None = None,
 ) -> None:
-    """Train a run to its end. Only for the claim's holder, and for the processes beside it.
+    """Train a run to its end. Only for the lock's holder, and for the processes beside it.
 
     rows: null where it learns from a stream. account: on whose it goes in the ledger; null: the run's own.
 
@@ -74,13 +74,13 @@ def advance(
     if processes.is_main_process:
         _opened(run, training, rows, target)
     processes.wait_for_everyone()
-    from curate.training.trainable import trainee
+    from curate.training.trainable import trainable
 
     done = run.checkpoints()
     start = done[-1] if done else None
     with ExitStack() as stack:
         folder = stack.enter_context(start.local()) if start else None
-        model = trainee(on_device(training.model, processes), training.settings, folder)
+        model = trainable(on_device(training.model, processes), training.settings, folder)
         _forget_peak(model.model.device)
         meters = RunMeters(run, training, account, stack, processes.is_main_process)
         if rows is None:
@@ -96,7 +96,7 @@ def advance(
         )
         _tell(run, processes, steps=trainer.steps, samples=result.samples, trainable=trainable,
               optimizer_bytes=(12 if mask else 8) * trainable)  # fmt: skip
-        _loop(book, training, judges, meters, result)
+        _loop(book, training, evals, meters, result)
         if stream := trainer.data.stream:
             result.samples, result.left_out = stream.taken, dict(stream.left_out)
             _tell(run, processes, samples=result.samples)
@@ -141,9 +141,9 @@ def _tell(run: Run, processes: Any, **found: int) -> None:
 
 
 def _trainer(
-    model: Trainee,
+    model: TrainableModel,
     data: Data,
-    training: Training,
+    training: TrainingSpec,
     processes: Any,
     start: Checkpoint | None,
     folder: Path | None,
@@ -167,7 +167,9 @@ def _trainer(
     return Trainer(model.model, data, training.settings, training.weighting, processes, training.seed, snapshot, mask)
 
 
-def _loop(book: Recorder, training: Training, judges: Sequence[Judge], meters: RunMeters, result: Trained) -> None:
+def _loop(
+    book: Recorder, training: TrainingSpec, evals: Sequence[EvalSpec], meters: RunMeters, result: Trained
+) -> None:
     """Take every step that is left, with checkpoints and evaluations in between."""
     from curate.training.step_weights import Diverged
 
@@ -187,7 +189,7 @@ def _loop(book: Recorder, training: Training, judges: Sequence[Judge], meters: R
                 if last or due or settings.checkpoint_epochs and done.last_of_epoch:
                     book.commit(last, settings.keep_checkpoints)
                 if last or settings.eval_every and done.step % settings.eval_every == 0:
-                    result.evaluations = _judge(book, judges, meters, done.step)
+                    result.evaluations = _evaluate(book, evals, meters, done.step)
         except Diverged as error:
             good = (
                 f"the checkpoint of step {book.last_good} is good" if book.last_good else "there is no checkpoint yet"
@@ -197,20 +199,20 @@ def _loop(book: Recorder, training: Training, judges: Sequence[Judge], meters: R
                 "and train under another name."
             ) from None
     if not result.steps_now:
-        result.evaluations = _judge(book, judges, meters, trainer.step)
+        result.evaluations = _evaluate(book, evals, meters, trainer.step)
     book.trainer.processes.wait_for_everyone()
 
 
-def _judge(book: Recorder, judges: Sequence[Judge], meters: RunMeters, step: int) -> list[dict[str, Any]]:
+def _evaluate(book: Recorder, evals: Sequence[EvalSpec], meters: RunMeters, step: int) -> list[dict[str, Any]]:
     """What the metrics find of the model as it is; by the first process."""
-    if not book.writes or not judges:
+    if not book.writes or not evals:
         return []
     lm = book.model.model
     lm.model.eval()
     objective = book.trainer.objective
     stamp = fingerprint(book.run.stamp(step), objective.arithmetic())
     with objective.precision():
-        return judged(book.run.ws, book.run.evaluations, judges, lm, step, stamp, meters["evaluate"])
+        return evaluate_model(book.run.ws, book.run.evaluations, evals, lm, step, stamp, meters["evaluate"])
 
 
 def _progress(name: str, steps: int, done: int, shown: bool) -> AbstractContextManager[Any]:

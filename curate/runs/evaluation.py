@@ -13,7 +13,7 @@ import pyarrow as pa
 
 from curate.errors import CurateError
 from curate.hashing import fingerprint
-from curate.kinds.metric import Judged, Metric, Question
+from curate.kinds.metric import EvalResult, Metric, Question
 from curate.store.commits import Parts
 from curate.store.encoding import read_table
 from curate.store.schema import EVALUATION
@@ -24,7 +24,7 @@ _OPTIONS = ("options", "choices")  # the fields of the input that list them
 
 
 @dataclass(frozen=True)
-class Judge:
+class EvalSpec:
     """A metric on a target's split. shots: worked examples, from the split `val`. limit: of questions; 0: all."""
 
     target: str
@@ -52,31 +52,31 @@ class Judge:
         return f"{self.target}-{self.split}-{self.metric.name}-{self.shots}shot{own}-{step:06d}"
 
 
-def questions(ws: Workspace, judge: Judge) -> list[tuple[str, Question]]:
+def questions(ws: Workspace, eval_spec: EvalSpec) -> list[tuple[str, Question]]:
     """The target's questions, with their ids. Raises CurateError where the target or its split is not there."""
-    if judge.target not in ws.target_names():
-        ws.require("target", judge.target)
-    rows = read_table(ws.target_path(judge.target)).to_pylist()
-    asked = [row for row in rows if row["split"] == judge.split]
+    if eval_spec.target not in ws.target_names():
+        ws.require("target", eval_spec.target)
+    rows = read_table(ws.target_path(eval_spec.target)).to_pylist()
+    asked = [row for row in rows if row["split"] == eval_spec.split]
     if not asked:
         raise CurateError(
-            f"the target '{judge.target}' has no split '{judge.split}', on which to judge; add it with "
-            f"`curate target {judge.target} FILE --split {judge.split}`."
+            f"the target '{eval_spec.target}' has no split '{eval_spec.split}', on which to judge; add it with "
+            f"`curate target {eval_spec.target} FILE --split {eval_spec.split}`."
         )
     worked = [row for row in rows if row["split"] == "val" and row["messages"]]
-    if judge.shots > len(worked):
+    if eval_spec.shots > len(worked):
         raise CurateError(
-            f"--shots {judge.shots}: the target '{judge.target}' has {len(worked)} chats in its split val, from which "
-            "worked examples are taken."
+            f"--shots {eval_spec.shots}: the target '{eval_spec.target}' has {len(worked)} chats in its split val, "
+            "from which worked examples are taken."
         )
     answers: dict[str, set[str]] = {}
     for row in asked:
         answers.setdefault(row["subtask"], set()).add(_question(row, (), ()).answer)
     made = []
-    for row in asked[: judge.limit or None]:
+    for row in asked[: eval_spec.limit or None]:
         distinct = answers[row["subtask"]]
         options = tuple(sorted(distinct)) if 2 <= len(distinct) <= _MOST_OPTIONS else ()
-        made.append((row["id"], _question(row, _shots(worked, row, judge.shots), options)))
+        made.append((row["id"], _question(row, _shots(worked, row, eval_spec.shots), options)))
     return made
 
 
@@ -95,7 +95,7 @@ def _shots(worked: Sequence[dict[str, Any]], asked: dict[str, Any], count: int) 
 
 
 def commit(
-    parts: Parts, judge: Judge, step: int, asked: Sequence[tuple[str, Question]], found: Judged, stamp: str
+    parts: Parts, eval_spec: EvalSpec, step: int, asked: Sequence[tuple[str, Question]], found: EvalResult, stamp: str
 ) -> dict[str, Any]:
     """Store what was found, and return it in short."""
     good = np.isfinite(found.values) & (found.error == "")
@@ -104,44 +104,44 @@ def commit(
             "id": [key for key, _ in asked],
             "subtask": [question.subtask for _, question in asked],
             "value": pa.array(np.where(good, found.values, 0.0), mask=~good),
-            "said": pa.array(found.said or [None] * len(asked), pa.string()),
+            "said": pa.array(found.answers or [None] * len(asked), pa.string()),
             "error": pa.array(found.error, pa.string(), mask=found.error == ""),
         },
         schema=EVALUATION,
     )
-    value = judge.metric.summary(found.values[good])
+    value = eval_spec.metric.summary(found.values[good])
     short = {
-        "target": judge.target,
-        "split": judge.split,
-        "metric": judge.metric.name,
-        "settings": judge.settings(),
-        "shots": judge.shots,
+        "target": eval_spec.target,
+        "split": eval_spec.split,
+        "metric": eval_spec.metric.name,
+        "settings": eval_spec.settings(),
+        "shots": eval_spec.shots,
         "step": step,
         "value": value if value == value else None,
         "questions": len(asked),
         "judged": int(good.sum()),
-        "better": judge.metric.better,
+        "better": eval_spec.metric.better,
     }
-    parts.commit(judge.name(step), table, evaluation=short, stamp=stamp)
+    parts.commit(eval_spec.name(step), table, evaluation=short, stamp=stamp)
     return short
 
 
-def judged(
-    ws: Workspace, parts: Parts, judges: Sequence[Judge], model: Any, step: int, stamp: str, meter: Any
+def evaluate_model(
+    ws: Workspace, parts: Parts, evals: Sequence[EvalSpec], model: Any, step: int, stamp: str, meter: Any
 ) -> list[dict[str, Any]]:
     """Judge a checkpoint by each judge, but for what was found of it already. stamp: what vouches for the model."""
     results = []
-    for judge in judges:
-        asked = questions(ws, judge)
-        its = fingerprint(stamp, judge.metric.settings(), judge.metric.version, [asdict(q) for _, q in asked])
-        record = parts.record(judge.name(step))
-        if record and record["stamp"] == its and parts.read(judge.name(step)) is not None:
+    for eval_spec in evals:
+        asked = questions(ws, eval_spec)
+        its = fingerprint(stamp, eval_spec.metric.settings(), eval_spec.metric.version, [asdict(q) for _, q in asked])
+        record = parts.record(eval_spec.name(step))
+        if record and record["stamp"] == its and parts.read(eval_spec.name(step)) is not None:
             results.append(record["evaluation"])
             continue
         meter.begin(len(asked))
         began = time.perf_counter()
-        found = judge.metric.judge(model, [question for _, question in asked])
+        found = eval_spec.metric.evaluate(model, [question for _, question in asked])
         found.usage.seconds = time.perf_counter() - began
         meter.add(found.usage)
-        results.append(commit(parts, judge, step, asked, found, its))
+        results.append(commit(parts, eval_spec, step, asked, found, its))
     return results

@@ -12,8 +12,8 @@ import pyarrow as pa
 from curate.errors import CurateError
 from curate.kinds.export import Export, Part
 from curate.numerics.apportion import largest_remainders
-from curate.numerics.resampling import Lowered, differ, repeats_of, strata_of
-from curate.runs.samples import Rows, rows_of
+from curate.numerics.resampling import Resampled, differ, repeats_of, strata_of
+from curate.runs.samples import TrainingRows, rows_of
 from curate.store.manifests import is_mixture, read_any
 from curate.store.schema import MANIFEST
 from curate.store.workspace import Workspace, suggest_name
@@ -21,16 +21,16 @@ from curate.tables.lookup import texts_of
 
 
 @dataclass(frozen=True)
-class Sent:
+class ExportRows:
     """Rows as a manifest has them, with the label of each one's part where there are several; the parts; how weights
-    were lowered. undrawn: samples that are left out, as they weigh nothing, or their domain does."""
+    were lowered. unsampled: samples that are left out, as they weigh nothing, or their domain does."""
 
     table: pa.Table
     parts: Sequence[Part]
-    lowered: Lowered | None = None
-    undrawn: int = 0
+    lowered: Resampled | None = None
+    unsampled: int = 0
 
-    def with_rows(self, written: Mapping[str, int]) -> Sent:
+    def with_rows(self, written: Mapping[str, int]) -> ExportRows:
         """With the rows that were written of each part. Raises CurateError where that is none of one."""
         for part in self.parts:
             if not written.get(part.label):
@@ -39,11 +39,11 @@ class Sent:
         return replace(self, parts=[replace(part, rows=written[part.label]) for part in self.parts])
 
     def said(self) -> str:
-        gone = f"; {self.undrawn:,} samples that weigh nothing are left out" if self.undrawn else ""
+        gone = f"; {self.unsampled:,} samples that weigh nothing are left out" if self.unsampled else ""
         return f"{self.lowered}{gone}"
 
 
-def outgoing(ws: Workspace, name: str, exporter: Export, seed: int) -> Sent:
+def export_rows(ws: Workspace, name: str, exporter: Export, seed: int) -> ExportRows:
     """What of a manifest goes to a trainer. Raises CurateError for weights that its format cannot carry."""
     exporter.check()
     table, lineage = read_any(ws, name)
@@ -65,9 +65,9 @@ def outgoing(ws: Workspace, name: str, exporter: Export, seed: int) -> Sent:
     )
 
 
-def _whole(table: pa.Table, lowered: Lowered | None = None) -> Sent:
+def _whole(table: pa.Table, lowered: Resampled | None = None) -> ExportRows:
     rows = int(table["repeats"].to_numpy().sum())
-    return Sent(table, [Part("", rows, 1.0, rows)], lowered)
+    return ExportRows(table, [Part("", rows, 1.0, rows)], lowered)
 
 
 def _repeating(table: pa.Table, repeats: np.ndarray) -> pa.Table:
@@ -80,7 +80,7 @@ def _repeating(table: pa.Table, repeats: np.ndarray) -> pa.Table:
 # --- parts -----------------------------------------------------------------------------------------------
 
 
-def _strata(table: pa.Table, weights: np.ndarray, count: int) -> Sent:
+def _strata(table: pa.Table, weights: np.ndarray, count: int) -> ExportRows:
     """Parts of like weight, of each source its own; drawn so often as their mean weight says."""
     names, source = np.unique(np.array(table["source"].to_pylist(), object), return_inverse=True)
     stratum, means, lowered = strata_of(weights, count, source)
@@ -92,19 +92,19 @@ def _strata(table: pa.Table, weights: np.ndarray, count: int) -> Sent:
     return _parted(table, stratum, labels, mass, int(repeats.sum()), lowered)
 
 
-def _domains(ws: Workspace, rows: Rows) -> Sent:
+def _domains(ws: Workspace, rows: TrainingRows) -> ExportRows:
     """A mixture's domains, each a part."""
     draws = rows.draws
     assert draws is not None
     some = np.flatnonzero(draws.domain >= 0)
-    lowered = Lowered("domains", draws.size, float(draws.size), 0.0)
+    lowered = Resampled("domains", draws.size, float(draws.size), 0.0)
     table = _table(ws, rows, np.ones(len(rows.row), np.int64)).take(pa.array(some))
     return _parted(table, draws.domain[some], rows.domains, draws.share, draws.size, lowered)
 
 
 def _parted(
-    table: pa.Table, part: np.ndarray, names: Sequence[str], mass: np.ndarray, size: int, lowered: Lowered
-) -> Sent:
+    table: pa.Table, part: np.ndarray, names: Sequence[str], mass: np.ndarray, size: int, lowered: Resampled
+) -> ExportRows:
     """Rows by parts, int64 [N], positions in `names`; those of parts of no mass are left out."""
     labels = _labels(names)
     rows = np.bincount(part, table["repeats"].to_numpy(), minlength=len(names)).astype(np.int64)
@@ -116,7 +116,7 @@ def _parted(
     ]
     drawn = np.flatnonzero(share[part] > 0)
     table = table.append_column("part", pa.array([labels[k] for k in part])).take(pa.array(drawn))
-    return Sent(table, parts, lowered, len(part) - len(drawn))
+    return ExportRows(table, parts, lowered, len(part) - len(drawn))
 
 
 def _labels(names: Sequence[str]) -> list[str]:
@@ -133,7 +133,7 @@ def _labels(names: Sequence[str]) -> list[str]:
 # --- an epoch of a mixture -------------------------------------------------------------------------------
 
 
-def _epoch(ws: Workspace, rows: Rows) -> Sent:
+def _epoch(ws: Workspace, rows: TrainingRows) -> ExportRows:
     """The draws of a mixture's first epoch, as rows that repeat."""
     draws = rows.draws
     assert draws is not None
@@ -141,12 +141,12 @@ def _epoch(ws: Workspace, rows: Rows) -> Sent:
     wanted, found = draws.share * draws.size, draws.counts(0)
     error = float(np.abs(found[wanted > 0] / wanted[wanted > 0] - 1).max())
     could = int((draws.domain >= 0).sum())
-    undrawn = could - int((repeats > 0).sum())
-    lowered = Lowered("draws", draws.size, float(draws.size), error, undrawn)
+    unsampled = could - int((repeats > 0).sum())
+    lowered = Resampled("draws", draws.size, float(draws.size), error, unsampled)
     return _whole(_repeating(_table(ws, rows, repeats), repeats), lowered)
 
 
-def _table(ws: Workspace, rows: Rows, repeats: np.ndarray) -> pa.Table:
+def _table(ws: Workspace, rows: TrainingRows, repeats: np.ndarray) -> pa.Table:
     """All samples that a mixture may draw, as a manifest has samples."""
     columns = {
         "id": rows.id,

@@ -12,20 +12,20 @@ from curate.runs.samples import pool_ids
 from curate.runs.warmup import rows_of_warmup
 from curate.store.encoding import read_table
 from curate.store.workspace import Workspace
-from curate.tables.recipes import Looks, Split, load_target
+from curate.tables.recipes import CheckpointSet, HeldOut, load_target
 
 _WARMUP, _ANCHOR = "it was in the warm-up", "it is one of the anchors"
 
 
-def split_of(ws: Workspace, method: Score, looks: Looks, target: str | None) -> Split:
+def held_out_of(ws: Workspace, method: Score, checkpoint_set: CheckpointSet, target: str | None) -> HeldOut:
     """What a score leaves out. Raises CurateError where the target has one of these, or nothing would be left."""
     aside = method.anchors()
     if method.scores_warmup and aside is None:
-        return Split()
+        return HeldOut()
     ids = pool_ids(ws).to_pylist()
     whys = np.full(len(ids), "", object)
     if not method.scores_warmup:
-        whys[rows_of_warmup(ws, method, looks)] = _WARMUP
+        whys[rows_of_warmup(ws, method, checkpoint_set)] = _WARMUP
     if aside:
         left = np.flatnonzero(whys == "")
         numbers = keyed_uniform(ids_as_integers(ids), aside.seed, "anchors")[left]
@@ -46,7 +46,7 @@ def split_of(ws: Workspace, method: Score, looks: Looks, target: str | None) -> 
         for shard in ws.shards()
     }
     anchors = _anchors(ws, np.flatnonzero(whys == _ANCHOR)) if aside else None
-    return Split(left_out, anchors, fingerprint([[ids[row], whys[row]] for row in out]))
+    return HeldOut(left_out, anchors, fingerprint([[ids[row], whys[row]] for row in out]))
 
 
 def _inside(rows: np.ndarray, start: int, count: int) -> slice:

@@ -12,14 +12,14 @@ from curate.hashing import fingerprint
 from curate.kinds.score import Target
 from curate.models.choice import ModelChoice
 from curate.runs.account import RunMeters, Trained
-from curate.runs.config import Training
-from curate.runs.samples import Rows, require_drawable
+from curate.runs.config import TrainingSpec
+from curate.runs.samples import TrainingRows, require_drawable
 from curate.runs.tokenize import anchors_of, documents_of, encoded_one_by_one, left_out
 from curate.store.run_record import Run
 
 if TYPE_CHECKING:  # loaded only when there is something to train
     from curate.training.dataset import Data
-    from curate.training.trainable import Trainee
+    from curate.training.trainable import TrainableModel
 
 
 def on_device(choice: ModelChoice, processes: Any) -> ModelChoice:
@@ -30,10 +30,10 @@ def on_device(choice: ModelChoice, processes: Any) -> ModelChoice:
 
 def prepare_data(
     run: Run,
-    training: Training,
-    rows: Rows,
+    training: TrainingSpec,
+    rows: TrainingRows,
     target: Target | None,
-    model: Trainee,
+    model: TrainableModel,
     meters: RunMeters,
     result: Trained,
     processes: Any,
@@ -79,14 +79,14 @@ def prepare_data(
     return data, places
 
 
-def _anchors(target: Target | None, model: Trainee) -> Any:
+def _anchors(target: Target | None, model: TrainableModel) -> Any:
     """The target's samples in tokens; null without a target."""
     if target is None:
         return None
     return anchors_of(target.text.frame.select("messages", "text").to_dicts(), target.name, model.model)
 
 
-def prepare_stream(training: Training, target: Target | None, model: Trainee, processes: Any) -> Data:
+def prepare_stream(training: TrainingSpec, target: Target | None, model: TrainableModel, processes: Any) -> Data:
     """Data that comes as it is learnt from."""
     from curate.training.dataset import Data
     from curate.training.examples import Examples
@@ -102,14 +102,14 @@ def prepare_stream(training: Training, target: Target | None, model: Trainee, pr
 
 
 def _base_losses(
-    run: Run, training: Training, examples: Any, model: Trainee, meters: RunMeters, processes: Any
+    run: Run, training: TrainingSpec, examples: Any, model: TrainableModel, meters: RunMeters, processes: Any
 ) -> np.ndarray:
     """The loss of every supervised token under the model that training began with, or its reference; kept for when it
     goes on."""
     from curate.store.commits import Parts
     from curate.training.inference import base_losses
     from curate.training.objective import Objective
-    from curate.training.trainable import trainee
+    from curate.training.trainable import trainable
 
     parts = Parts(run.folder / "base", ".safetensors")
     stamp = fingerprint(examples.lengths.tolist(), int(examples.ids.astype(np.int64).sum()))
@@ -119,11 +119,11 @@ def _base_losses(
     if training.reference:
         own, model = (
             model.model,
-            trainee(on_device(training.reference, processes), replace(training.settings, lora_r=0)),
+            trainable(on_device(training.reference, processes), replace(training.settings, lora_r=0)),
         )
         _refuse_other_words(training.reference.name, own, model.model)
     elif run.checkpoints():  # the model at hand has learnt already
-        model = trainee(on_device(training.model, processes), training.settings)
+        model = trainable(on_device(training.model, processes), training.settings)
     bfloat16 = training.settings.in_bfloat16(model.model.device.type)  # as in training, or their difference is noise
     objective, n = Objective(model.model, bfloat16), processes.num_processes
     found, usage = base_losses(objective, examples, training.settings.count_flops, n)

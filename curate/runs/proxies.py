@@ -21,13 +21,13 @@ from curate.kinds.passes import Arrays
 from curate.kinds.weighting import Weighting
 from curate.models.choice import ModelChoice, weights_fingerprint
 from curate.runs.account import Account, Trained
-from curate.runs.config import Training, shaping
-from curate.runs.driver import advance
-from curate.runs.evaluation import Judge, questions
-from curate.runs.samples import Rows, rows_of
+from curate.runs.config import TrainingSpec, shaping
+from curate.runs.driver import run_training
+from curate.runs.evaluation import EvalSpec, questions
+from curate.runs.samples import TrainingRows, rows_of
 from curate.store.encoding import read_json, write_json
 from curate.store.files import remove_tree
-from curate.store.locks import claim
+from curate.store.locks import lock
 from curate.store.run_record import Run
 from curate.store.workspace import Workspace, open_workspace, pool_fingerprint
 from curate.training.settings import TrainSettings
@@ -44,7 +44,7 @@ class Proxy:
     model: ModelChoice
     plain: Weighting
     settings: TrainSettings = field(default_factory=TrainSettings)
-    judges: Sequence[Judge] = ()
+    evals: Sequence[EvalSpec] = ()
     executor: Executor | None = None
 
 
@@ -70,7 +70,7 @@ class Pool:
         return open_workspace(self.path)
 
     @cached_property
-    def rows(self) -> Rows:
+    def rows(self) -> TrainingRows:
         return replace(rows_of(self.ws, self.manifest, None, False), kept={})
 
     @cached_property
@@ -87,7 +87,7 @@ class Pool:
         """Without what is looked up again where it is needed."""
         return {key: value for key, value in self.__dict__.items() if key not in ("ws", "rows", "keys", "stamp")}
 
-    def drawn(self, weights: np.ndarray) -> Rows:
+    def drawn(self, weights: np.ndarray) -> TrainingRows:
         """Samples by the domains' weights, the domain of every draw by lot."""
         from curate.training.mixture_sampler import Draws
 
@@ -97,7 +97,7 @@ class Pool:
 
 
 @dataclass(frozen=True)
-class Trial:
+class ProxyTrial:
     """One mixture to be tried, float64 [D]."""
 
     index: int
@@ -117,7 +117,7 @@ class Trials:
     pool: Pool
     proxy: Proxy
 
-    def run_task(self, trial: Trial) -> list[float]:
+    def run_task(self, trial: ProxyTrial) -> list[float]:
         """Train a proxy on a mixture; returns its losses on the targets. Not a number where training diverged."""
         training = self.training()
         run = self.run(trial.weights)
@@ -125,13 +125,13 @@ class Trials:
         if outcome.exists():
             remove_tree(run.folder / "checkpoints")  # what a kill has left
             return [float(value) for value in read_json(outcome)["losses"]]
-        losses = [float("nan")] * len(self.proxy.judges)
+        losses = [float("nan")] * len(self.proxy.evals)
         try:
-            found = trained(self.pool, run, training, trial.weights, self.proxy.judges, "trial")
+            found = trained(self.pool, run, training, trial.weights, self.proxy.evals, "trial")
         except DivergedError:
             pass  # its loss is no number
         else:
-            losses = [_loss(judge, row["value"]) for judge, row in zip(self.proxy.judges, found, strict=True)]
+            losses = [_loss(eval_spec, row["value"]) for eval_spec, row in zip(self.proxy.evals, found, strict=True)]
         write_json(outcome, {"weights": trial.weights.tolist(), "losses": [str(value) for value in losses]})
         remove_tree(run.folder / "checkpoints")  # hundreds of models that nobody asks for
         return losses
@@ -143,25 +143,33 @@ class Trials:
     def _asked(self) -> str:
         """What the proxies are judged by."""
         found = []
-        for judge in self.proxy.judges:
-            metric, asked = judge.metric, [asdict(question) for _, question in questions(self.pool.ws, judge)]
+        for eval_spec in self.proxy.evals:
+            metric, asked = eval_spec.metric, [asdict(question) for _, question in questions(self.pool.ws, eval_spec)]
             found.append(
-                [judge.target, judge.split, judge.shots, metric.name, metric.version, metric.settings(), asked]
+                [
+                    eval_spec.target,
+                    eval_spec.split,
+                    eval_spec.shots,
+                    metric.name,
+                    metric.version,
+                    metric.settings(),
+                    asked,
+                ]
             )
         return fingerprint(found)
 
-    def training(self) -> Training:
-        return Training(self.proxy.model, self.proxy.plain, self.proxy.settings, seed=self.pool.seed)
+    def training(self) -> TrainingSpec:
+        return TrainingSpec(self.proxy.model, self.proxy.plain, self.proxy.settings, seed=self.pool.seed)
 
 
-def _loss(judge: Judge, value: float | None) -> float:
+def _loss(eval_spec: EvalSpec, value: float | None) -> float:
     """Lower is better."""
     if value is None:
         return float("nan")
-    return value if judge.metric.better == "lower" else -value
+    return value if eval_spec.metric.better == "lower" else -value
 
 
-def run_of(pool: Pool, training: Training, weights: np.ndarray, beside: str = "") -> Run:
+def run_of(pool: Pool, training: TrainingSpec, weights: np.ndarray, beside: str = "") -> Run:
     """The run of a proxy, there or not. beside: what else it is made of."""
     its = fingerprint(
         "proxy",
@@ -180,17 +188,17 @@ def run_of(pool: Pool, training: Training, weights: np.ndarray, beside: str = ""
 
 
 def trained(
-    pool: Pool, run: Run, training: Training, weights: np.ndarray, judges: Sequence[Judge], label: str
+    pool: Pool, run: Run, training: TrainingSpec, weights: np.ndarray, evals: Sequence[EvalSpec], label: str
 ) -> list[dict[str, Any]]:
     """Train a proxy to its end; returns what its judges found."""
     from curate.training.distributed import Alone
 
     result = Trained(run.name)
-    if run.is_complete() and not judges:
+    if run.is_complete() and not evals:
         return []
     account = Account("mix", [pool.mixer], pool.name, {"train": label})
-    with claim(pool.ws.path, f"prepared {run.folder.name}", wait=True):
-        advance(run, training, pool.drawn(weights), None, Alone(), result, judges=judges, account=account)
+    with lock(pool.ws.path, f"prepared {run.folder.name}", wait=True):
+        run_training(run, training, pool.drawn(weights), None, Alone(), result, evals=evals, account=account)
     return result.evaluations
 
 
@@ -224,9 +232,9 @@ class Trainings(Proxies):
 
         if self.proxy.executor is None:
             raise CurateError("say who trains the proxies: Proxy(…, executor=Local()).")
-        found = np.full((len(mixtures), len(self.proxy.judges)), np.nan)
+        found = np.full((len(mixtures), len(self.proxy.evals)), np.nan)
         trials, workers = Trials(self.pool, self.proxy), self.proxy.executor.open()
-        tasks = Tasks(Trial(i, weights) for i, weights in enumerate(mixtures))
+        tasks = Tasks(ProxyTrial(i, weights) for i, weights in enumerate(mixtures))
         for weights in mixtures:
             self.made.append(trials.run(weights).account)
         with tqdm(total=len(mixtures), desc="trials", unit=" proxies", disable=None, leave=False) as bar:

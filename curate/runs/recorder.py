@@ -14,8 +14,8 @@ from curate.store.run_record import Checkpoint, Run
 from curate.store.schema import METRICS, TRAINED
 
 if TYPE_CHECKING:  # loaded only when there is something to train
-    from curate.training.loop import Done, Trainer
-    from curate.training.trainable import Trainee
+    from curate.training.loop import StepResult, Trainer
+    from curate.training.trainable import TrainableModel
 
 
 class Recorder:
@@ -25,7 +25,7 @@ class Recorder:
         self,
         run: Run,
         trainer: Trainer,
-        model: Trainee,
+        model: TrainableModel,
         rows: np.ndarray | None,
         start: Checkpoint | None,
         writes: bool,
@@ -35,7 +35,7 @@ class Recorder:
         self._metrics: list[dict[str, Any]] = []
         self._trained: list[pa.Table] = []
 
-    def enter(self, done: Done, keep_weights: bool) -> None:
+    def enter(self, done: StepResult, keep_weights: bool) -> None:
         self._metrics.append(done.metrics)
         if keep_weights:
             n, data = len(done.documents), self.trainer.data

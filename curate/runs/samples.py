@@ -23,7 +23,7 @@ if TYPE_CHECKING:  # loaded only when there is something to train
 
 
 @dataclass(frozen=True)
-class Rows:
+class TrainingRows:
     """The samples of a training, by rank where a manifest ranks them: row, id, weight, repeats; and their column.
 
     draws: where a mixture says how often samples of which domain are drawn; domains: their names. kept: where given,
@@ -42,7 +42,7 @@ class Rows:
     kept: dict[str, list[list[Encoded]]] | None = None
 
 
-def rows_of(ws: Workspace, manifest: str | None, by: str | None, allow_stale: bool, seed: int = 0) -> Rows:
+def rows_of(ws: Workspace, manifest: str | None, by: str | None, allow_stale: bool, seed: int = 0) -> TrainingRows:
     """Of a manifest, or the whole pool; by: an SQL expression, their column. seed: of the draws of a mixture."""
     lineage = None
     if manifest:
@@ -60,12 +60,12 @@ def rows_of(ws: Workspace, manifest: str | None, by: str | None, allow_stale: bo
         warnings = usable(scores_of(ws, by), allow_stale)
         column = column_of(ws, by, row)
     mean = float((weight * repeats).sum() / max(repeats.sum(), 1))
-    return Rows(row, ids, weight / mean, repeats, column, lineage, warnings)
+    return TrainingRows(row, ids, weight / mean, repeats, column, lineage, warnings)
 
 
 def _drawn(
     ws: Workspace, table: pa.Table, lineage: dict[str, Any], by: str | None, allow_stale: bool, seed: int
-) -> Rows:
+) -> TrainingRows:
     """All samples that a mixture may draw."""
     from curate.training.mixture_sampler import Draws
 
@@ -97,7 +97,7 @@ def _refuse_changed(ws: Workspace, lineage: dict[str, Any]) -> None:
         raise CurateError(f"{what} is not what the mixture '{lineage['name']}' was mixed of; mix it again.")
 
 
-def _first(rows: Rows, count: int) -> Rows:
+def _first(rows: TrainingRows, count: int) -> TrainingRows:
     column = rows.column if rows.column is None else rows.column[:count]
     its = {"row": rows.row[:count], "id": rows.id[:count], "weight": rows.weight[:count]}
     return replace(rows, **its, repeats=rows.repeats[:count], column=column)

@@ -11,7 +11,7 @@ import numpy as np
 from curate.errors import CurateError
 from curate.kinds.score import Score
 from curate.models.choice import ModelChoice
-from curate.runs.warmup import looked_at
+from curate.runs.warmup import last_checkpoint
 from curate.store.commits import Parts
 from curate.store.workspace import Workspace
 from curate.tables.recipes import model_choices
@@ -64,5 +64,5 @@ def scored_model(
     models = model_choices(recipe)
     origin = models.get("origin") or models["base"]
     others = {"origin": LanguageModel(origin)} if with_origin else None
-    model = Backward([looked_at(ws, recipe, models["base"])], moments=True, others=others)
+    model = Backward([last_checkpoint(ws, recipe, models["base"])], moments=True, others=others)
     return ScoredModel(method, states, model, origin, recipe, warnings)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curate.errors import CurateError
-from curate.runs.samples import Rows
+from curate.runs.samples import TrainingRows
 from curate.store.input_formats import Reader, Refused
 from curate.store.workspace import Workspace
 from curate.tables.lookup import samples_at
@@ -36,7 +36,7 @@ def encoded_one_by_one(records: Iterable[Any], settings: TrainSettings, lm: Lang
         yield _cut(encode(lm.tokenizer, [stored], 1 << 40)[0], settings, lm)
 
 
-def documents_of(ws: Workspace, rows: Rows, settings: TrainSettings, lm: LanguageModel) -> list[list[Encoded]]:
+def documents_of(ws: Workspace, rows: TrainingRows, settings: TrainSettings, lm: LanguageModel) -> list[list[Encoded]]:
     """Every sample in tokens: one document, or several where texts are split; with an `error` where it has one."""
     from curate.models.tokens import encode
     from curate.training.examples import pieces
@@ -67,7 +67,7 @@ def _cut(one: Encoded, settings: TrainSettings, lm: LanguageModel) -> Encoded:
     return one
 
 
-def left_out(encoded: list[list[Encoded]], rows: Rows) -> list[str]:
+def left_out(encoded: list[list[Encoded]], rows: TrainingRows) -> list[str]:
     """Why each sample cannot be learnt from; '' where it can."""
     whys = []
     for place, documents in enumerate(encoded):

@@ -23,13 +23,13 @@ from curate.kinds.weighting import Weighting
 from curate.models.choice import CheckpointChoice, ModelChoice, weights_fingerprint
 from curate.runs.account import Account, Trained
 from curate.runs.checkpoints import checkpoints_of, checkpoints_of_run, origin_of
-from curate.runs.config import Training
-from curate.runs.driver import advance
-from curate.runs.samples import Rows, rows_of
-from curate.store.locks import claim
+from curate.runs.config import TrainingSpec
+from curate.runs.driver import run_training
+from curate.runs.samples import TrainingRows, rows_of
+from curate.store.locks import lock
 from curate.store.run_record import Run
 from curate.store.workspace import Workspace, pool_fingerprint
-from curate.tables.recipes import Looks, table_recipe
+from curate.tables.recipes import CheckpointSet, table_recipe
 
 
 @dataclass(frozen=True)
@@ -43,7 +43,7 @@ class _Plain(Weighting):
         return Weights(np.ones(len(step.counts))), state
 
 
-def looks_of(
+def checkpoint_set_of(
     ws: Workspace,
     method: Score,
     model: ModelChoice | None,
@@ -52,7 +52,7 @@ def looks_of(
     *,
     fresh: bool = False,
     dry_run: bool = False,
-) -> Looks:
+) -> CheckpointSet:
     """The checkpoints that a method looks at: those that were given; else of its warm-up, which is trained where it is
     not there; else the model as it is.
 
@@ -61,7 +61,7 @@ def looks_of(
     if given:
         found = checkpoints_of(ws, given, model or ModelChoice(""))
         origin = origin_of(ws, given[-1])
-        return Looks(found if method.checkpoints == "each" else found[-1:], tuple(given), origin=origin)
+        return CheckpointSet(found if method.checkpoints == "each" else found[-1:], tuple(given), origin=origin)
     assert model is not None
     warmup = method.warm_up()
     if warmup is None and method.checkpoints == "each":
@@ -70,7 +70,7 @@ def looks_of(
             "RUN … --set checkpoint_epochs=true --set keep_checkpoints=0` keeps some), or their folders."
         )
     if warmup is None:
-        return Looks((CheckpointChoice(model),))
+        return CheckpointSet((CheckpointChoice(model),))
     return _warmed(ws, method, model, warmup, vectors, fresh, dry_run)
 
 
@@ -100,20 +100,20 @@ def warm_up(ws: Workspace, model: ModelChoice, warmup: Warmup, account: Account)
 
 def _warmed(
     ws: Workspace, method: Score, model: ModelChoice, warmup: Warmup, vectors: str, fresh: bool, dry_run: bool
-) -> Looks:
+) -> CheckpointSet:
     wanted = _wanted(model, warmup)
     run = _found(ws, vectors, wanted, fresh) or _warm_up_of(ws, wanted)
     told = {"wanted": wanted, "place": run.folder.name, "share": warmup.share, "seed": warmup.seed}
     if not run.is_complete():
         if dry_run:
             epochs = int(np.ceil(warmup.settings.get("epochs", 1.0)))
-            return Looks((CheckpointChoice(model),), warmup={**told, "planned": epochs})
+            return CheckpointSet((CheckpointChoice(model),), warmup={**told, "planned": epochs})
         _train(run, model, warmup, Account("score", [method.name], vectors, {"train": "warm-up"}))
     found = tuple(checkpoints_of_run(run, "warm-up", model))
-    return Looks(found if method.checkpoints == "each" else found[-1:], warmup=told, origin=model)
+    return CheckpointSet(found if method.checkpoints == "each" else found[-1:], warmup=told, origin=model)
 
 
-def looked_at(ws: Workspace, recipe: Mapping[str, Any], like: ModelChoice) -> CheckpointChoice:
+def last_checkpoint(ws: Workspace, recipe: Mapping[str, Any], like: ModelChoice) -> CheckpointChoice:
     """The last checkpoint that a stored score looked at. Raises CurateError where it is gone."""
     given, place = recipe.get("checkpoints_given", ()), (recipe.get("warmup") or {}).get("place")
     run = Run(ws, "warmup", place=ws.path / "prepared" / place) if place else None
@@ -123,14 +123,14 @@ def looked_at(ws: Workspace, recipe: Mapping[str, Any], like: ModelChoice) -> Ch
     return found[-1]
 
 
-def rows_of_warmup(ws: Workspace, method: Score, looks: Looks) -> np.ndarray:
+def rows_of_warmup(ws: Workspace, method: Score, checkpoint_set: CheckpointSet) -> np.ndarray:
     """The rows of the pool that a method's own warm-up has learnt from, or is to; none where others made it."""
     warmup = method.warm_up()
-    if not looks.warmup or warmup is None:
+    if not checkpoint_set.warmup or warmup is None:
         return np.zeros(0, np.int64)
-    if looks.warmup.get("planned"):
+    if checkpoint_set.warmup.get("planned"):
         return drawn(ws, warmup).row
-    run = Run(ws, "warmup", place=ws.path / "prepared" / looks.warmup["place"])
+    run = Run(ws, "warmup", place=ws.path / "prepared" / checkpoint_set.warmup["place"])
     rows = [run.trained.read(name)["row"].to_numpy() for name in run.trained.names()]
     return np.unique(np.concatenate(rows))
 
@@ -154,13 +154,13 @@ def _train(run: Run, model: ModelChoice, warmup: Warmup, account: Account) -> No
         )
     settings = TrainSettings(**warmup.settings, checkpoint_epochs=True, keep_checkpoints=0)
     rows = drawn(run.ws, warmup)
-    training = Training(model, _Plain(), settings, seed=warmup.seed)
-    with claim(run.ws.path, f"prepared {run.folder.name}", wait=True):
+    training = TrainingSpec(model, _Plain(), settings, seed=warmup.seed)
+    with lock(run.ws.path, f"prepared {run.folder.name}", wait=True):
         if not run.is_complete():
-            advance(run, training, rows, None, Alone(), Trained(run.name), account=account)
+            run_training(run, training, rows, None, Alone(), Trained(run.name), account=account)
 
 
-def drawn(ws: Workspace, warmup: Warmup) -> Rows:
+def drawn(ws: Workspace, warmup: Warmup) -> TrainingRows:
     """The samples of a warm-up: those whose numbers by lot are highest."""
     whole = rows_of(ws, None, None, False)
     count = int(warmup.share * len(whole.row))

@@ -21,7 +21,7 @@ import pyarrow as pa
 from safetensors.numpy import load, save
 
 from curate.store.encoding import ROW_GROUP, arrow, arrow_of, digest, parquet, parquet_of, read_json, size, write_json
-from curate.store.files import put, sweep
+from curate.store.files import remove_leftovers, write_atomic
 from curate.store.object_store import Location, ObjectPath, for_each
 
 _DECODE = {".parquet": parquet_of, ".arrow": arrow_of, ".safetensors": load}
@@ -79,7 +79,7 @@ class Parts:
             data = arrow(content) if self.suffix == ".arrow" else parquet(content, row_group)
             record = {"rows": content.num_rows, "schema": _describe(content.schema), **record}
         self.record_path(name).unlink(missing_ok=True)  # a part being replaced does not exist meanwhile
-        put(self.path(name), data, flush=self.lasting)
+        write_atomic(self.path(name), data, flush=self.lasting)
         vouch = {"sha256": digest(data), "bytes": len(data), **record}
         write_json(self.record_path(name), vouch, flush=self.lasting)
 
@@ -98,10 +98,10 @@ class Parts:
         self.record_path(name).unlink(missing_ok=True)
         self.path(name).unlink(missing_ok=True)
 
-    def sweep(self) -> None:
-        """Remove what a killed writer left: temporaries, parts without a record. Only for the claim's holder."""
+    def remove_leftovers(self) -> None:
+        """Remove what a killed writer left: temporaries, parts without a record. Only for the lock's holder."""
         committed = set(self.names())
-        sweep(self.folder, mine=True)
+        remove_leftovers(self.folder, mine=True)
         for path in self.folder.glob(f"*{self.suffix}"):
             if path.name.removesuffix(self.suffix) not in committed:
                 path.unlink(missing_ok=True)

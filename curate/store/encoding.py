@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from safetensors.numpy import load
 
 from curate.errors import CurateFailure
-from curate.store.files import put
+from curate.store.files import write_atomic
 from curate.store.object_store import Location, ObjectPath
 
 ROW_GROUP = 65_536
@@ -26,7 +26,7 @@ def digest(data: bytes | memoryview) -> str:
 
 def write_json(path: Location, value: Any, flush: bool = True) -> None:
     options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
-    put(path, orjson.dumps(value, option=options), flush)
+    write_atomic(path, orjson.dumps(value, option=options), flush)
 
 
 LASTING = (b"shares",)  # of a schema's metadata, what is written: what each part of vectors counts for
@@ -39,7 +39,7 @@ def read_json(path: Location) -> Any:
 def write_table(path: Location, table: pa.Table, row_group: int = ROW_GROUP) -> str:
     """Write Parquet whose bytes depend on the rows alone, not on how they were chunked. Returns its SHA-256."""
     data = parquet(table, row_group)
-    put(path, data)
+    write_atomic(path, data)
     return digest(data)
 
 

@@ -16,7 +16,7 @@ from curate.machine import lives, machine
 from curate.store.object_store import Location, ObjectPath, for_each
 
 
-def put(path: Location, data: bytes | memoryview, flush: bool = True) -> None:
+def write_atomic(path: Location, data: bytes | memoryview, flush: bool = True) -> None:
     """Write a whole file. flush: whether it must outlive a loss of power at once, not only the process."""
     if isinstance(path, ObjectPath):
         path.write_bytes(bytes(data))
@@ -45,10 +45,10 @@ def _flush_folder(folder: Path) -> None:
         os.close(handle)
 
 
-def sweep(folder: Location, mine: bool = False) -> None:
+def remove_leftovers(folder: Location, mine: bool = False) -> None:
     """Remove the temporaries below a folder whose writer is dead; all but this process's where the folder is `mine`.
 
-    mine: nothing living writes there, since this process holds the claim on it.
+    mine: nothing living writes there, since this process holds the lock on it.
     """
     if isinstance(folder, ObjectPath):
         return  # an object half written was never there

@@ -19,8 +19,8 @@ import pyarrow as pa
 
 from curate.machine import is_dead, myself, peak_bytes
 from curate.store.encoding import read_json, write_json, write_table
-from curate.store.files import sweep
-from curate.store.locks import beating
+from curate.store.files import remove_leftovers
+from curate.store.locks import heartbeat
 from curate.store.object_store import Location, ObjectPath
 from curate.store.schema import LEDGER
 
@@ -80,7 +80,7 @@ def charged(workspace: Location, stage: str, **columns: Any) -> Iterator[Meter]:
     account = _accounts(workspace) / f"{name}.json"
     meter = Meter(account, {"stage": stage, **columns})
     try:
-        with beating(_SAVED_EVERY, meter.save):
+        with heartbeat(_SAVED_EVERY, meter.save):
             yield meter
     finally:
         if meter.samples:
@@ -88,9 +88,9 @@ def charged(workspace: Location, stage: str, **columns: Any) -> Iterator[Meter]:
             account.unlink(missing_ok=True)
 
 
-def settle(workspace: Location) -> None:
+def close_dead_accounts(workspace: Location) -> None:
     """Enter the accounts of dead processes into the ledger. Done twice, it writes the same row to the same place."""
-    sweep(workspace / "ledger")
+    remove_leftovers(workspace / "ledger")
     for account in _accounts(workspace).glob("part-*.json"):
         with suppress(FileNotFoundError, ValueError):  # another process settled it meanwhile; cut by a loss of power
             opened = read_json(account)

@@ -1,6 +1,6 @@
 """One writer at a time: who holds which part of a workspace, and whether the holder lives.
 
-On this machine's disks a claim is an advisory lock of the operating system, which falls with its holder, so what a
+On this machine's disks a lock is an advisory lock of the operating system, which falls with its holder, so what a
 dead process held is free at once. Between machines, and in object stores, no such lock is to be relied on: there the
 holder gives a sign of life every BEAT seconds, and one that has given none for LEASE seconds is taken for dead.
 """
@@ -22,14 +22,14 @@ from curate.errors import CurateError, CurateFailure
 from curate.machine import LEASE, is_dead, machine, myself
 from curate.store.object_store import Location, ObjectPath
 
-BEAT = 10.0
+HEARTBEAT = 10.0
 
 
-_PATIENCE = 1.0  # between two looks, where one waits for a claim
+_PATIENCE = 1.0  # between two looks, where one waits for a lock
 
 
-class Claim:
-    """A claim that is held."""
+class Lock:
+    """A lock that is held."""
 
     def __init__(self) -> None:
         self.lost_to: str | None = None
@@ -44,7 +44,7 @@ class Claim:
 
 
 @contextlib.contextmanager
-def beating(seconds: float, beat: Callable[[], None]) -> Iterator[None]:
+def heartbeat(seconds: float, beat: Callable[[], None]) -> Iterator[None]:
     """Calls `beat` every so many seconds while the body runs."""
     over = threading.Event()
 
@@ -62,7 +62,7 @@ def beating(seconds: float, beat: Callable[[], None]) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def claim(workspace: Location, what: str, wait: bool = False) -> Iterator[Claim]:
+def lock(workspace: Location, what: str, wait: bool = False) -> Iterator[Lock]:
     """Hold a part of a workspace (`pool`, `score bm25`, …) for writing.
 
     wait: until it is free; otherwise raises CurateError, which says who holds it.
@@ -71,7 +71,9 @@ def claim(workspace: Location, what: str, wait: bool = False) -> Iterator[Claim]
     with contextlib.ExitStack() as stack:
         while True:
             try:
-                claimed = stack.enter_context(_hold_object(path) if isinstance(path, ObjectPath) else _hold_file(path))
+                held_lock = stack.enter_context(
+                    _hold_object(path) if isinstance(path, ObjectPath) else _hold_file(path)
+                )
                 break
             except _Held as held:
                 if not wait:
@@ -79,11 +81,11 @@ def claim(workspace: Location, what: str, wait: bool = False) -> Iterator[Claim]
                         f"{workspace}: {held} is writing the {what}; wait for it to end, or stop it and run this again."
                     ) from None
             time.sleep(_PATIENCE)
-        yield claimed
+        yield held_lock
 
 
 class _Held(Exception):
-    """Another process holds the claim; the text says which."""
+    """Another process holds the lock; the text says which."""
 
 
 def _words(holder: dict[str, Any], silent_for: float) -> str:
@@ -94,7 +96,7 @@ def _words(holder: dict[str, Any], silent_for: float) -> str:
 
 
 @contextlib.contextmanager
-def _hold_file(path: Path) -> Iterator[Claim]:
+def _hold_file(path: Path) -> Iterator[Lock]:
     """A lock of the operating system on a file that says who holds it; its mtime is the last sign of life."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "a+") as f:
@@ -108,8 +110,8 @@ def _hold_file(path: Path) -> Iterator[Claim]:
         f.truncate(0)
         f.write(json.dumps(myself()))
         f.flush()
-        with beating(BEAT, lambda: os.utime(path)):
-            yield Claim()
+        with heartbeat(HEARTBEAT, lambda: os.utime(path)):
+            yield Lock()
         f.truncate(0)
 
 
@@ -122,8 +124,8 @@ def _holder(f: IO[str]) -> dict[str, Any] | None:
 
 
 @contextlib.contextmanager
-def _hold_object(folder: ObjectPath) -> Iterator[Claim]:
-    """One object per contender below the claim's prefix; who sees another living one withdraws.
+def _hold_object(folder: ObjectPath) -> Iterator[Lock]:
+    """One object per contender below the lock's prefix; who sees another living one withdraws.
 
     Each writes its own object and then lists: of two, at least one sees the other, so never do both hold it. (The
     stores are strongly consistent: a listing shows every object written before.) Times are the store's own.
@@ -139,9 +141,9 @@ def _hold_object(folder: ObjectPath) -> Iterator[Claim]:
         time.sleep(chance.uniform(0.05, 0.5))
     else:
         raise _Held(others[0])
-    held = Claim()
+    held = Lock()
     try:
-        with beating(BEAT, _Pulse(mine, held)):
+        with heartbeat(HEARTBEAT, _Pulse(mine, held)):
             yield held
     finally:
         mine.unlink(missing_ok=True)
@@ -171,7 +173,7 @@ def _living(folder: ObjectPath, mine: ObjectPath) -> list[str]:
 class _Pulse:
     """Signs a held object again and again, and notices where it is another's by now."""
 
-    def __init__(self, mine: ObjectPath, held: Claim):
+    def __init__(self, mine: ObjectPath, held: Lock):
         self.mine, self.held, self.signed = mine, held, time.monotonic()
 
     def __call__(self) -> None:

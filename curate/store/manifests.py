@@ -10,7 +10,7 @@ import pyarrow as pa
 from curate.errors import CurateError
 from curate.hashing import fingerprint
 from curate.store.encoding import digest, read_json, read_table, write_json, write_table
-from curate.store.files import sweep
+from curate.store.files import remove_leftovers
 from curate.store.schema import MANIFEST, MIXTURE
 from curate.store.workspace import Workspace
 
@@ -18,7 +18,7 @@ from curate.store.workspace import Workspace
 def write_manifest(ws: Workspace, name: str, table: pa.Table, lineage: dict[str, Any]) -> None:
     """Write the rows, then the JSON, which vouches for their bytes; an older manifest of the name is replaced."""
     path = ws.manifest_path(name)
-    sweep(path.parent)
+    remove_leftovers(path.parent)
     sha256 = write_table(path, table.cast(schema_of(lineage)))
     write_json(path.with_suffix(".json"), {**lineage, "sha256": sha256})
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from curate.errors import CurateError
 from curate.store.encoding import digest
-from curate.store.files import put, sweep
+from curate.store.files import remove_leftovers, write_atomic
 from curate.store.workspace import Workspace
 
 
@@ -30,9 +30,9 @@ def write_mask(ws: Workspace, name: str, selected: Mapping[str, np.ndarray], lin
     from safetensors.numpy import save
 
     path = ws.mask_path(name)
-    sweep(path.parent)
+    remove_leftovers(path.parent)
     tensors = {n: places.astype(np.int32) for n, places in selected.items() if len(places)}
-    put(path, save(tensors, {"lineage": json.dumps(lineage)}))
+    write_atomic(path, save(tensors, {"lineage": json.dumps(lineage)}))
 
 
 def read_mask(ws: Workspace, name: str) -> StoredMask:

@@ -24,7 +24,7 @@ from curate.errors import CurateError, CurateFailure, nearest
 from curate.hashing import fingerprint
 from curate.store.commits import Parts
 from curate.store.encoding import digest, read_json, write_json
-from curate.store.files import put, remove_tree, replace_tree
+from curate.store.files import remove_tree, replace_tree, write_atomic
 from curate.store.object_store import Location
 from curate.store.workspace import Workspace
 
@@ -145,7 +145,7 @@ class Run:
             files = {}
             for path in sorted(Path(aside).iterdir()):
                 data = path.read_bytes()
-                put(parts.folder / name / path.name, data)
+                write_atomic(parts.folder / name / path.name, data)
                 files[path.name] = digest(data)
         write_json(parts.record_path(name), {"step": step, "last": last, "files": files, **record})
 
@@ -155,12 +155,12 @@ class Run:
             Parts(self.folder / "checkpoints").record_path(old.folder.name).unlink(missing_ok=True)
             remove_tree(old.folder)
 
-    def sweep(self) -> None:
-        """Remove what a killed run wrote and no checkpoint vouches for. Only for the claim's holder."""
+    def remove_leftovers(self) -> None:
+        """Remove what a killed run wrote and no checkpoint vouches for. Only for the lock's holder."""
         done = self.checkpoints()
         last = done[-1].step if done else 0
         for parts in (self.metrics, self.trained):
-            parts.sweep()
+            parts.remove_leftovers()
             for name in parts.names():
                 if int(name.removeprefix("part-")) > last:
                     parts.remove(name)

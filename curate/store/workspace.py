@@ -16,9 +16,9 @@ from curate.errors import CurateError, nearest
 from curate.hashing import fingerprint
 from curate.store.commits import Parts
 from curate.store.encoding import read_json, write_json
-from curate.store.files import put, replace_tree, sweep_dropped
-from curate.store.ledger import settle
-from curate.store.locks import claim
+from curate.store.files import replace_tree, sweep_dropped, write_atomic
+from curate.store.ledger import close_dead_accounts
+from curate.store.locks import lock
 from curate.store.object_store import Location, location
 from curate.store.schema import POOL_COLUMNS, VIEWS
 
@@ -75,19 +75,19 @@ class Workspace:
     def score_folder(self, name: str) -> Location:
         return self.table_folder("score", name)
 
-    def fresh_folder(self, kind: str, name: str) -> Location:
+    def staging_folder(self, kind: str, name: str) -> Location:
         """Where a table is computed beside an older one of its name, until the two are swapped."""
         return self.path / TABLES[kind] / f".{name}.fresh"
 
     def swap_table(self, kind: str, name: str) -> None:
-        """Put the fresh table, which is complete, in the place of the old one. Only for the claim's holder."""
-        put(self.fresh_folder(kind, name) / _COMPLETE, b"")
+        """Put the fresh table, which is complete, in the place of the old one. Only for the lock's holder."""
+        write_atomic(self.staging_folder(kind, name) / _COMPLETE, b"")
         self.finish_swap(kind, name)
 
     def finish_swap(self, kind: str, name: str) -> None:
         """A swap, or what a kill left of it."""
-        if (self.fresh_folder(kind, name) / _COMPLETE).exists():
-            replace_tree(self.fresh_folder(kind, name), self.table_folder(kind, name), marker=recipe_file(kind))
+        if (self.staging_folder(kind, name) / _COMPLETE).exists():
+            replace_tree(self.staging_folder(kind, name), self.table_folder(kind, name), marker=recipe_file(kind))
         (self.table_folder(kind, name) / _COMPLETE).unlink(missing_ok=True)
 
     def table_names(self, kind: str) -> list[str]:
@@ -231,17 +231,17 @@ def _mend(ws: Workspace) -> None:
         for fresh in (ws.path / folder).glob(".*.fresh"):
             name = fresh.name[1 : -len(".fresh")]
             if (fresh / _COMPLETE).exists():
-                with contextlib.suppress(CurateError), claim(ws.path, f"{kind} {name}"):  # else its writer lives
+                with contextlib.suppress(CurateError), lock(ws.path, f"{kind} {name}"):  # else its writer lives
                     ws.finish_swap(kind, name)
         sweep_dropped(ws.path / folder)
     for fresh in (ws.path / "runs").glob(".*.fresh"):
         name = fresh.name[1 : -len(".fresh")]
         if (fresh / "run.json").exists() and not (ws.run_folder(name) / "run.json").exists():
-            with contextlib.suppress(CurateError), claim(ws.path, f"run {name}"):  # the old one was aside already
+            with contextlib.suppress(CurateError), lock(ws.path, f"run {name}"):  # the old one was aside already
                 replace_tree(fresh, ws.run_folder(name), marker="run.json")
     sweep_dropped(ws.path / "runs")
     sweep_dropped(ws.path / "audits")
-    settle(ws.path)
+    close_dead_accounts(ws.path)
 
 
 def _opened(folder: Location, marker: dict[str, Any]) -> Workspace:

@@ -11,17 +11,17 @@ from curate.tables.engine import Scored, computed_anew, missing_shards, stored_r
 from curate.tables.plan import (
     refuse_other_recipe,
 )
-from curate.tables.spec import Job
+from curate.tables.spec import TableSpec
 from curate.tables.units import shard_units
 
 
-def estimate(job: Job, fresh: bool) -> Scored:
+def estimate(job: TableSpec, fresh: bool) -> Scored:
     """What scoring a table would compute: for each pass, shards, units, rows, characters of text and FLOPs."""
     result = Scored(job.name, job.method.name, job.recipe.get("target"), job.kind)
     before = ""
     if not fresh:
         refuse_other_recipe(stored_recipe(job), job)
-    planned = job.looks.warmup.get("planned")
+    planned = job.checkpoint_set.warmup.get("planned")
     if planned and (job.kind == "vectors" or job.vectors is None):
         result.planned.append(_warm_up(job))
     for index, step in enumerate(job.passes):
@@ -35,8 +35,8 @@ def estimate(job: Job, fresh: bool) -> Scored:
         else:
             todo = job.shards if computed_anew(job, fresh) else missing_shards(Parts(job.folder), job)
         chars = sum(shard.n_chars for shard in todo)
-        ways = {(job.models[leg.model], leg.view) for leg in step.legs.values()}
-        passes = 4 * (planned or len(job.looks.checkpoints)) if job.both_ways else 2
+        ways = {(job.models[request.model], request.view) for request in step.requests.values()}
+        passes = 4 * (planned or len(job.checkpoint_set.checkpoints)) if job.both_ways else 2
         flops = sum(passes * parameters(choice) * chars / CHARS_PER_TOKEN for choice, _ in ways)
         result.planned.append(
             {
@@ -51,7 +51,7 @@ def estimate(job: Job, fresh: bool) -> Scored:
     return result
 
 
-def _warm_up(job: Job) -> dict[str, Any]:
+def _warm_up(job: TableSpec) -> dict[str, Any]:
     """The training that comes first: four FLOPs for each token and parameter of LoRA's kind, six of all parameters."""
     warmup = job.method.warm_up()
     assert warmup is not None
@@ -62,7 +62,7 @@ def _warm_up(job: Job) -> dict[str, Any]:
     return {"pass": "warm-up", "shards": 0, "units": 1, "rows": rows, "text_chars": int(chars), "flops": flops}
 
 
-def _aim(job: Job, step: Pass) -> dict[str, Any]:
+def _aim(job: TableSpec, step: Pass) -> dict[str, Any]:
     """A pass over the target's examples, or over anchors."""
     aim = job.aim(step)
     chars = int(aim.text.whole.str.len_chars().sum())

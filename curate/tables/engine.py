@@ -25,19 +25,19 @@ from curate.kinds.score import Score
 from curate.store.commits import Parts
 from curate.store.encoding import read_json, read_table, write_json
 from curate.store.files import remove_tree
-from curate.store.locks import Claim, claim
+from curate.store.locks import Lock, lock
 from curate.store.object_store import Location
 from curate.store.workspace import Shard, recipe_file
 from curate.tables.index import ensure_index
 from curate.tables.meters import Meters, progress
-from curate.tables.model_worker import ModelWork
+from curate.tables.model_worker import ModelUnitWorker
 from curate.tables.plan import (
     refuse_other_recipe,
 )
-from curate.tables.reduce import Failed, counted
-from curate.tables.spec import Job
-from curate.tables.unit_worker import Work
-from curate.tables.units import Aim, Merge, Unit, shard_units, units_of_part
+from curate.tables.reduce import Failed, reduced
+from curate.tables.spec import TableSpec
+from curate.tables.unit_worker import UnitWorker
+from curate.tables.units import MergeTask, TargetTask, Unit, shard_units, units_of_part
 
 
 @dataclass
@@ -67,18 +67,18 @@ class Scored:
     planned: list[dict[str, Any]] = field(default_factory=list)  # dry run: work by pass
 
 
-def run_group(jobs: Sequence[Job], fresh: bool, workers: Workers) -> list[tuple[Job, Scored]]:
+def run_group(jobs: Sequence[TableSpec], fresh: bool, workers: Workers) -> list[tuple[TableSpec, Scored]]:
     """Score a group of jobs: one job, or several that share a pass through a model."""
     with ExitStack() as stack:
-        held = [stack.enter_context(claim(job.ws.path, f"{job.kind} {job.name}")) for job in jobs]
+        held = [stack.enter_context(lock(job.ws.path, f"{job.kind} {job.name}")) for job in jobs]
         for job in jobs:
             if job.vectors:  # nobody may replace them while they are read
-                held.append(stack.enter_context(claim(job.ws.path, f"vectors {job.vectors.name}")))
+                held.append(stack.enter_context(lock(job.ws.path, f"vectors {job.vectors.name}")))
                 _refuse_replaced(job.vectors)
         folders = [_folder(job, fresh) for job in jobs]
         todo, works = [], []
         for job, folder in zip(jobs, folders, strict=True):
-            Parts(folder).sweep()
+            Parts(folder).remove_leftovers()
             todo.append(missing_shards(Parts(folder), job))
             works.append(_work(job, folder))
         cut = _compute(jobs, workers, held, works, todo)
@@ -93,39 +93,39 @@ class _Cut:
     target: int = 0
 
 
-def _refuse_replaced(vectors: Job) -> None:
+def _refuse_replaced(vectors: TableSpec) -> None:
     """Raises CurateError where vectors, or the target's, are not those that were made just now."""
     now = (stored_recipe(vectors) or {}).get("fingerprint")
     if now != vectors.recipe["fingerprint"] or _work(vectors, vectors.folder).aims():
         raise CurateError(f"{vectors}, or the target, were changed by another process; run the command again.")
 
 
-def _work(job: Job, folder: Location) -> Work:
+def _work(job: TableSpec, folder: Location) -> UnitWorker:
     """The last pass of a job, into a folder; the state of the passes before is not known yet."""
     vectors = job.vectors.folder if job.vectors else None
     last, made = len(job.passes) - 1, job.recipe["fingerprint"]
-    return Work(job.method, job.target, last, (), folder, made, job.kind, vectors, job.shares)
+    return UnitWorker(job.method, job.target, last, (), folder, made, job.kind, vectors, job.shares)
 
 
 def _compute(
-    jobs: Sequence[Job],
+    jobs: Sequence[TableSpec],
     workers: Workers,
-    held: Sequence[Claim],
-    works: Sequence[Work],
+    held: Sequence[Lock],
+    works: Sequence[UnitWorker],
     todo: Sequence[Sequence[Shard]],
 ) -> _Cut:
     """Compute what is missing of each job."""
     some, failed = [], {}
     for job, work, its in zip(jobs, works, todo, strict=True):
         if its or work.aims():
-            states, failed = counted(job, workers)
+            states, failed = reduced(job, workers)
             some.append(replace(work, states=states))
     missing = {shard.name for its in todo for shard in its}
     shards = [shard for shard in jobs[0].shards if shard.name in missing]
     return _score_shards(jobs, workers, held, some, failed, shards) if some else _Cut()
 
 
-def _finished(job: Job, folder: Location, todo: Sequence[Shard], cut: _Cut) -> Scored:
+def _finished(job: TableSpec, folder: Location, todo: Sequence[Shard], cut: _Cut) -> Scored:
     """Put a complete table in its place, and say what was done."""
     remove_tree(folder / "_units")
     if folder != job.folder:
@@ -145,12 +145,12 @@ def _finished(job: Job, folder: Location, todo: Sequence[Shard], cut: _Cut) -> S
         nulls=sum(record["nulls"] for record in records),
         cut=cut.pool if todo else 0,
         cut_of_target=cut.target if job.kind == "vectors" else 0,
-        left_out=sum(len(rows) for rows in job.split.left_out.values()),
+        left_out=sum(len(rows) for rows in job.held_out.left_out.values()),
         note=_note(job),
     )
 
 
-def _note(job: Job) -> str:
+def _note(job: TableSpec) -> str:
     """What the method has to say of its score; '' for most."""
     if job.kind == "vectors" or type(job.method).note is Score.note:
         return ""
@@ -159,9 +159,9 @@ def _note(job: Job) -> str:
     return job.method.note({n: np.concatenate([t[n].to_numpy(zero_copy_only=False) for t in tables]) for n in names})
 
 
-def _folder(job: Job, fresh: bool) -> Location:
+def _folder(job: TableSpec, fresh: bool) -> Location:
     """Where to write: in place where the table there is this one; beside it where it is stale or `fresh`."""
-    final, beside = job.folder, job.ws.fresh_folder(job.kind, job.name)
+    final, beside = job.folder, job.ws.staging_folder(job.kind, job.name)
     old = stored_recipe(job)
     if not fresh:
         refuse_other_recipe(old, job)
@@ -179,7 +179,7 @@ def _folder(job: Job, fresh: bool) -> Location:
     return folder
 
 
-def stored_recipe(job: Job) -> dict[str, Any] | None:
+def stored_recipe(job: TableSpec) -> dict[str, Any] | None:
     """The recipe of the table of that name; null where there is none, or nothing was made by it."""
     marker = job.folder / recipe_file(job.kind)
     if not marker.exists():
@@ -189,12 +189,12 @@ def stored_recipe(job: Job) -> dict[str, Any] | None:
     return recipe if begun or recipe["fingerprint"] == job.recipe["fingerprint"] else None
 
 
-def computed_anew(job: Job, fresh: bool) -> bool:
+def computed_anew(job: TableSpec, fresh: bool) -> bool:
     """Whether a table is computed again though it stands; vectors are not where it is the score that was asked for."""
     return fresh and (job.kind == "score" or job.target is None)
 
 
-def missing_shards(parts: Parts, job: Job) -> list[Shard]:
+def missing_shards(parts: Parts, job: TableSpec) -> list[Shard]:
     """The shards whose part is not there, whole (by its size) and of this score."""
     records, sizes = parts.records(), parts.sizes()
 
@@ -209,10 +209,10 @@ def missing_shards(parts: Parts, job: Job) -> list[Shard]:
 
 
 def _score_shards(
-    jobs: Sequence[Job],
+    jobs: Sequence[TableSpec],
     workers: Workers,
-    held: Sequence[Claim],
-    works: Sequence[Work],
+    held: Sequence[Lock],
+    works: Sequence[UnitWorker],
     failed: Failed,
     todo: Sequence[Shard],
 ) -> _Cut:
@@ -221,12 +221,12 @@ def _score_shards(
     step, tasks = jobs[0].passes[-1], Tasks()
     if jobs[0].through_models:
         models = {role: choice for job in jobs for role, choice in job.models.items()}
-        run_task = ModelWork(tuple(works), models, jobs[0].checkpoints).run_task
+        run_task = ModelUnitWorker(tuple(works), models, jobs[0].checkpoints).run_task
     else:
         run_task = works[0].run_task
     aimed = [work.target for work in works if work.aims() and work.target]
     if aimed:
-        tasks.add(Aim(len(aimed[0].subtasks)))
+        tasks.add(TargetTask(len(aimed[0].subtasks)))
     size = min(job.unit_size for job in jobs)
     units = {shard.name: shard_units(shard, size, failed.get(shard.name, {})) for shard in todo}
     missing: dict[str, set[str]] = {}
@@ -236,16 +236,16 @@ def _score_shards(
             if unit.name in missing[shard.name]:
                 tasks.add(unit)
         if not missing[shard.name]:
-            tasks.add(Merge(shard, tuple(units[shard.name])))
+            tasks.add(MergeTask(shard, tuple(units[shard.name])))
     every = [unit for shard in todo for unit in units[shard.name]]
     with ExitStack() as stack:
         meters = Meters(jobs, step, stack)
         bar = stack.enter_context(progress(jobs, step, every, tasks))
         for task, done in workers.run(run_task, tasks, lambda task: meters.begin(task.samples)):
-            for claimed in held:
-                claimed.check()
+            for taken in held:
+                taken.check()
             meters.add(done)
-            if isinstance(task, Aim) and done.result:
+            if isinstance(task, TargetTask) and done.result:
                 cut.target += done.result.cut
             elif done.result and not isinstance(done.result, float):
                 cut.pool += done.result.cut
@@ -254,11 +254,11 @@ def _score_shards(
                 name = task.shard.name
                 missing[name].remove(task.name)
                 if not missing[name] and len(units[name]) > 1:
-                    tasks.add(Merge(task.shard, tuple(units[name])))
+                    tasks.add(MergeTask(task.shard, tuple(units[name])))
     return cut
 
 
-def _unscored(work: Work, shard: Shard, units: Sequence[Unit]) -> set[str]:
+def _unscored(work: UnitWorker, shard: Shard, units: Sequence[Unit]) -> set[str]:
     """The names of the units that are not committed, of a shard whose part is not."""
     if work.has(shard):
         return set()

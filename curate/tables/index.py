@@ -22,7 +22,7 @@ from curate.kinds.vectors import similarities
 from curate.numerics.faiss_index import bytes_per_number, kind, load_faiss, on_gpu, untrained
 from curate.store.commits import Parts
 from curate.store.encoding import digest, read_json, read_table, size, write_json
-from curate.store.files import put
+from curate.store.files import write_atomic
 from curate.store.ledger import charged
 from curate.store.object_store import Location
 from curate.store.workspace import Workspace
@@ -114,7 +114,7 @@ def _records(ws: Workspace, name: str) -> dict[str, Any]:
 
 
 def ensure_index(ws: Workspace, name: str) -> str:
-    """Build the index where there is none or it is older than its vectors. Only for the claim's holder.
+    """Build the index where there is none or it is older than its vectors. Only for the lock's holder.
 
     Returns what there is in words; an index that cannot be had (no FAISS, or more than half of the memory that is free)
     is left out and said so.
@@ -145,7 +145,7 @@ def ensure_index(ws: Workspace, name: str) -> str:
         probes, recall = _tuned(faiss, ws, name, index, rows) if lists else (0, 1.0)
         meter.flops += 2.0 * _ASKED * rows * width if lists else 0.0
         data = memoryview(faiss.serialize_index(index))
-        put(index_path(ws, name), data)
+        write_atomic(index_path(ws, name), data)
         parts = {part: record["sha256"] for part, record in records.items()}
         record = Record(parts, rows, kind(lists, width), lists, probes, recall, len(data), digest(data))
         write_json(index_path(ws, name).with_suffix(".json"), asdict(record))

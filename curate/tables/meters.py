@@ -8,10 +8,10 @@ from typing import Any
 
 from tqdm import tqdm
 
-from curate.kinds.executor import Done, Tasks
-from curate.kinds.passes import Pass, Slope
+from curate.kinds.executor import TaskResult, Tasks
+from curate.kinds.passes import GradientRequest, Pass
 from curate.store.ledger import Meter, charged
-from curate.tables.spec import Job
+from curate.tables.spec import TableSpec
 from curate.tables.units import Unit
 
 _BOTH_WAYS = ("forward", "backward", "projection")  # phases of a pass that takes gradients
@@ -20,7 +20,7 @@ _BOTH_WAYS = ("forward", "backward", "projection")  # phases of a pass that take
 class Meters:
     """The accounts of a pass, each a row of the ledger: one, or one for each phase of a pass that takes gradients."""
 
-    def __init__(self, jobs: Sequence[Job], step: Pass, stack: ExitStack, prepared: str | None = None):
+    def __init__(self, jobs: Sequence[TableSpec], step: Pass, stack: ExitStack, prepared: str | None = None):
         """prepared: of a counting pass, what it makes."""
         methods, names = [job.method.name for job in jobs], ", ".join(job.name for job in jobs)
         used = dict.fromkeys(choice.name for job in jobs for choice in job.models.values())
@@ -30,7 +30,7 @@ class Meters:
             "prepared": prepared,
             **({"model": ", ".join(used)} if used else {}),
         }
-        both_ways = any(isinstance(leg, Slope) for leg in step.legs.values())
+        both_ways = any(isinstance(request, GradientRequest) for request in step.requests.values())
         self._phases = _BOTH_WAYS if both_ways else (step.name,)
         self._meters: dict[str, Meter] = {}
         for phase in reversed(self._phases):  # what is opened last is entered first
@@ -41,7 +41,7 @@ class Meters:
         for meter in self._meters.values():
             meter.begin(samples)
 
-    def add(self, done: Done) -> None:
+    def add(self, done: TaskResult) -> None:
         """What a task has cost."""
         for phase, meter in self._meters.items():
             meter.peak_bytes = max(meter.peak_bytes, done.peak_bytes)
@@ -55,7 +55,7 @@ class Meters:
 
 
 @contextmanager
-def progress(jobs: Sequence[Job], step: Pass, every: Sequence[Unit], todo: Tasks) -> Iterator[Any]:
+def progress(jobs: Sequence[TableSpec], step: Pass, every: Sequence[Unit], todo: Tasks) -> Iterator[Any]:
     """A bar over the samples of a pass, quiet where stderr is no terminal."""
     rows, left = sum(unit.samples for unit in every), todo.samples()
     with tqdm(

@@ -10,32 +10,32 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from curate.errors import CurateError
-from curate.kinds.passes import Columns, Pass, Slope
+from curate.kinds.passes import Columns, GradientRequest, Pass
 from curate.kinds.text import Text
 from curate.models.choice import CheckpointChoice, ModelChoice
 from curate.store.encoding import read_table
-from curate.tables.unit_worker import Work, narrowed
-from curate.tables.units import Aim, Merge, Unit
+from curate.tables.unit_worker import UnitWorker, narrowed
+from curate.tables.units import MergeTask, TargetTask, Unit
 
 if TYPE_CHECKING:
-    from curate.models.forward import Way
+    from curate.models.forward import ScoringModel
     from curate.models.usage import Usage
 
 
 @dataclass(frozen=True)
-class ModelWork:
+class ModelUnitWorker:
     """Passes of scores whose samples go through models together. models: by role. checkpoints: of the base model, where
     they go through it both ways."""
 
-    works: tuple[Work, ...]
+    works: tuple[UnitWorker, ...]
     models: Mapping[str, ModelChoice]
     checkpoints: tuple[CheckpointChoice, ...] = ()
 
-    def run_task(self, task: Unit | Merge | Aim) -> Usage | None:
+    def run_task(self, task: Unit | MergeTask | TargetTask) -> Usage | None:
         """Do a task for every table that lacks it. Returns what it cost, where the model was at work."""
         if self.works[0].step.reduce:
             return self._count(task)
-        if isinstance(task, Aim):
+        if isinstance(task, TargetTask):
             return self._aim(task)
         works = [work for work in self.works if not work.has(task.shard)]
         if isinstance(task, Unit):
@@ -48,25 +48,25 @@ class ModelWork:
             work.run_task(task)
         return None
 
-    def _count(self, task: Unit | Merge | Aim) -> Usage:
+    def _count(self, task: Unit | MergeTask | TargetTask) -> Usage:
         """What a counting pass adds up, of a unit of the pool or of the target."""
         (work,) = self.works
-        assert not isinstance(task, Merge)
-        samples = self._of_aim(work) if isinstance(task, Aim) else _samples(_rows(task)[1])
+        assert not isinstance(task, MergeTask)
+        samples = self._of_aim(work) if isinstance(task, TargetTask) else _samples(_rows(task)[1])
         (columns,), usage = self._columns(samples, [work.step], [work.given], task)
         partial = {name: narrowed(value) for name, value in columns.items() if name != "error"}
-        if isinstance(task, Aim):
+        if isinstance(task, TargetTask):
             work.partials.commit(str(task), partial)
         else:
             work.commit_partial(task, partial, {})
         return usage
 
-    def _of_aim(self, work: Work) -> list[dict[str, Any]]:
+    def _of_aim(self, work: UnitWorker) -> list[dict[str, Any]]:
         aim = work.anchors if work.step.over == "anchors" else work.target
         assert aim is not None
         return aim.text.frame.select("messages", "text").to_dicts()
 
-    def _aim(self, task: Aim) -> Usage | None:
+    def _aim(self, task: TargetTask) -> Usage | None:
         works = [work for work in self.works if work.aims()]
         if not works:
             return None
@@ -76,7 +76,7 @@ class ModelWork:
             work.commit_aim(its)
         return usage
 
-    def _through(self, unit: Unit, works: list[Work]) -> Usage:
+    def _through(self, unit: Unit, works: list[UnitWorker]) -> Usage:
         ids, rows, failed = _rows(unit)
         steps, states = [work.step for work in works], [work.given for work in works]
         columns, usage = self._columns(_samples(rows), steps, states, unit)
@@ -85,7 +85,7 @@ class ModelWork:
         return usage
 
     def _columns(
-        self, samples: list[dict[str, Any]], steps: Sequence[Pass], states: Sequence[Any], task: Unit | Aim
+        self, samples: list[dict[str, Any]], steps: Sequence[Pass], states: Sequence[Any], task: Unit | TargetTask
     ) -> tuple[list[Columns], Usage]:
         """The columns of each pass for all samples, which go through the models once, and what they cost."""
         from curate.models.forward import score_samples
@@ -100,15 +100,20 @@ class ModelWork:
         return [columns[str(i)] for i in range(len(steps))], usage
 
     @cached_property
-    def _loaded(self) -> Mapping[str, Way]:
+    def _loaded(self) -> Mapping[str, ScoringModel]:
         """The models, loaded once in each worker."""
         from curate.gradients.roles import load_roles
 
-        legs = [leg for work in self.works for step in (work.step, work.target_step) for leg in step.legs.values()]
-        slopes = [leg for leg in legs if isinstance(leg, Slope)]
-        wanted = {leg.model for leg in legs} | {leg.beside for leg in slopes}
+        requests = [
+            request
+            for work in self.works
+            for step in (work.step, work.target_step)
+            for request in step.requests.values()
+        ]
+        slopes = [request for request in requests if isinstance(request, GradientRequest)]
+        wanted = {request.model for request in requests} | {request.beside for request in slopes}
         models = {role: choice for role, choice in self.models.items() if role in wanted}
-        return load_roles(models, self.checkpoints, any(leg.moments for leg in slopes))
+        return load_roles(models, self.checkpoints, any(request.moments for request in slopes))
 
 
 def _rows(unit: Unit) -> tuple[pa.Array, pa.Table, dict[int, str]]:

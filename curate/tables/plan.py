@@ -12,14 +12,14 @@ from curate.models.choice import SHAPING, SHORT_NAMES, ModelChoice
 from curate.store.schema import POOL_COLUMNS
 from curate.store.workspace import Workspace
 from curate.tables.recipes import (
-    Looks,
-    Split,
+    CheckpointSet,
+    HeldOut,
     default_score_name,
     load_target,
     sample_columns,
     score_recipe,
 )
-from curate.tables.spec import Job
+from curate.tables.spec import TableSpec
 
 Models = Mapping[str, ModelChoice]  # by role; '' stands for the first role of each method
 
@@ -38,9 +38,9 @@ def plan(
     target_name: str | None,
     names: Names,
     models: Mapping[str, ModelChoice],
-    looks: Looks | None = None,
-    split: Split | None = None,
-) -> list[Job]:
+    checkpoint_set: CheckpointSet | None = None,
+    held_out: HeldOut | None = None,
+) -> list[TableSpec]:
     """The tables of a score, in the order they are made: its vectors, where it has them, and then the score.
 
     models: of the method, by role. Raises CurateError where its target is missing or a name will not do.
@@ -53,19 +53,31 @@ def plan(
     target = load_target(ws, target_name, method.splits) if method.uses_target and target_name else None
     if on_vectors and target is None and names.vectors and names.score:
         raise CurateError(f"without a target '{method.name}' stores its vectors only: leave out --name {names.score}.")
-    looks = looks or Looks()
+    checkpoint_set = checkpoint_set or CheckpointSet()
     shards, jobs, vectors = ws.require_pool(), [], None
     if on_vectors:
         its = vectors_name(method, names, target is not None)
         ws.check_name(its, "vectors")
-        vectors = Job(ws, its, method, target, shards, dict(models), "vectors", looks=looks)
+        vectors = TableSpec(ws, its, method, target, shards, dict(models), "vectors", checkpoint_set=checkpoint_set)
         jobs.append(vectors)
     if target or not on_vectors:
         made_of = vectors.name if vectors else method.name
         name = names.score or default_score_name(made_of, target.name if target else None)
         ws.check_name(name, "score")
-        split = split or Split()
-        jobs.append(Job(ws, name, method, target, shards, dict(models), vectors=vectors, looks=looks, split=split))
+        held_out = held_out or HeldOut()
+        jobs.append(
+            TableSpec(
+                ws,
+                name,
+                method,
+                target,
+                shards,
+                dict(models),
+                vectors=vectors,
+                checkpoint_set=checkpoint_set,
+                held_out=held_out,
+            )
+        )
         _refuse_hidden_columns(jobs[-1])
     return jobs
 
@@ -98,9 +110,9 @@ def models_of(method: Score, models: Models, others: Sequence[Score]) -> dict[st
     return found
 
 
-def refuse_same_names(jobs: Sequence[Job]) -> None:
+def refuse_same_names(jobs: Sequence[TableSpec]) -> None:
     """Raises CurateError where two tables of one command would bear the same name."""
-    seen: dict[str, Job] = {}
+    seen: dict[str, TableSpec] = {}
     for job in jobs:
         if job.name in seen:
             raise CurateError(
@@ -119,7 +131,7 @@ def refuse_unknown_roles(models: Models, methods: Sequence[Score]) -> None:
             raise CurateError(f"--model {role}=…: none of the methods has the role '{role}': {has}")
 
 
-def _refuse_hidden_columns(job: Job) -> None:
+def _refuse_hidden_columns(job: TableSpec) -> None:
     """In `samples` a score has the columns NAME and NAME_COLUMN, which no other score's may hide."""
     taken = dict.fromkeys(POOL_COLUMNS, "the pool")
     for other in set(job.ws.score_names()) - {job.name}:
@@ -133,9 +145,9 @@ def _refuse_hidden_columns(job: Job) -> None:
             )
 
 
-def groups(jobs: Sequence[Job]) -> list[list[Job]]:
+def groups(jobs: Sequence[TableSpec]) -> list[list[TableSpec]]:
     """Jobs that are done together: those that go through models, and agree in what model has a role."""
-    found: list[list[Job]] = []
+    found: list[list[TableSpec]] = []
     for job in jobs:
         together = [g for g in found if job.through_models and g[0].through_models and _agree(job, g)]
         if together:
@@ -145,10 +157,10 @@ def groups(jobs: Sequence[Job]) -> list[list[Job]]:
     return found
 
 
-def _agree(job: Job, group: Sequence[Job]) -> bool:
+def _agree(job: TableSpec, group: Sequence[TableSpec]) -> bool:
     if job.both_ways != group[0].both_ways or job.checkpoints != group[0].checkpoints:
         return False
-    if job.split.stamp != group[0].split.stamp:
+    if job.held_out.stamp != group[0].held_out.stamp:
         return False
     models = {role: choice for other in group for role, choice in other.models.items()}
     shared = set(models) & set(job.models)  # models that nothing shares need not be in memory together
@@ -164,7 +176,7 @@ def roles(models: Models | ModelChoice | str | None) -> Models:
     return {"": ModelChoice(models) if isinstance(models, str) else models}
 
 
-def refuse_other_recipe(old: dict[str, Any] | None, job: Job) -> None:
+def refuse_other_recipe(old: dict[str, Any] | None, job: TableSpec) -> None:
     """Raises CurateError where the table of that name was made of something else than a stale pool or target."""
     if old is None:
         return
@@ -187,8 +199,8 @@ def refuse_other_recipe(old: dict[str, Any] | None, job: Job) -> None:
     _refuse_other_checkpoints(old, job, verb, remedy)
 
 
-def _refuse_other_checkpoints(old: Mapping[str, Any], job: Job, verb: str, remedy: str) -> None:
-    if job.looks.warmup.get("planned"):
+def _refuse_other_checkpoints(old: Mapping[str, Any], job: TableSpec, verb: str, remedy: str) -> None:
+    if job.checkpoint_set.warmup.get("planned"):
         return
     had, has = old.get("checkpoints", []), job.recipe.get("checkpoints", [])
     if len(had) != len(has):

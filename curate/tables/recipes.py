@@ -103,7 +103,7 @@ def table_recipe(ws: Workspace, kind: str, name: str) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class Looks:
+class CheckpointSet:
     """The checkpoints that a method looks at. given: as the user named them; empty where a warm-up made them, which
     `warmup` tells of, or where it is the model as it is. origin: the model that their training began with, where
     that is known."""
@@ -124,7 +124,7 @@ class Looks:
 
 
 @dataclass(frozen=True)
-class Split:
+class HeldOut:
     """The samples of the pool that a score leaves out: shard -> rows in it -> why. anchors: those among them that it
     looks at. stamp: of all this."""
 

@@ -14,27 +14,27 @@ from curate.errors import CurateFailure
 from curate.kinds.executor import Tasks, Workers
 from curate.kinds.passes import Pass
 from curate.store.commits import Parts
-from curate.store.locks import Claim, claim
+from curate.store.locks import Lock, lock
 from curate.store.object_store import Location
 from curate.tables.meters import Meters, progress
-from curate.tables.model_worker import ModelWork
+from curate.tables.model_worker import ModelUnitWorker
 from curate.tables.pairwise_sums import PairwiseSums
-from curate.tables.spec import Job
-from curate.tables.unit_worker import Work
-from curate.tables.units import Aim, Unit, partial_name, shard_units
+from curate.tables.spec import TableSpec
+from curate.tables.unit_worker import UnitWorker
+from curate.tables.units import TargetTask, Unit, partial_name, shard_units
 
 Failed = Mapping[str, Mapping[int, str]]  # shard -> rows a counting pass could not take -> why
 
 
-def counted(job: Job, workers: Workers) -> tuple[tuple[Location, ...], Failed]:
+def reduced(job: TableSpec, workers: Workers) -> tuple[tuple[Location, ...], Failed]:
     """The files of the counting passes' states, computing what is missing; and the rows that failed or are left out."""
-    states, before, failed = tuple[Location, ...](), "", dict[str, Mapping[int, str]](job.split.left_out)
+    states, before, failed = tuple[Location, ...](), "", dict[str, Mapping[int, str]](job.held_out.left_out)
     for index, step in enumerate(job.passes[:-1]):
         parts, name = job.prepared(index, before)
-        with claim(job.ws.path, f"prepared {parts.folder.name}", wait=True) as held:
+        with lock(job.ws.path, f"prepared {parts.folder.name}", wait=True) as held:
             if parts.read(name) is None:
-                work = Work(job.method, job.target, index, states, parts.folder, "", anchors=job.split.anchors)
-                parts.sweep()
+                work = UnitWorker(job.method, job.target, index, states, parts.folder, "", anchors=job.held_out.anchors)
+                parts.remove_leftovers()
                 count = _count_pool if step.over == "pool" else _count_aim
                 count(job, workers, held, work, failed, name)
             for shard, rows in (parts.record(name) or {})["failed"].items():
@@ -44,25 +44,25 @@ def counted(job: Job, workers: Workers) -> tuple[tuple[Location, ...], Failed]:
     return states, failed
 
 
-def _count_aim(job: Job, workers: Workers, held: Claim, work: Work, failed: Failed, name: str) -> None:
+def _count_aim(job: TableSpec, workers: Workers, held: Lock, work: UnitWorker, failed: Failed, name: str) -> None:
     """The state of a pass over the target's samples, or over anchors."""
     parts, step = work.partials, job.passes[work.index]
     assert step.reduce is not None
-    tasks = Tasks([Aim(len(job.aim(step).subtasks))])
+    tasks = Tasks([TargetTask(len(job.aim(step).subtasks))])
     _run(job, workers, held, work, step, [], tasks, name)
-    partial = parts.read(str(Aim(0)))
+    partial = parts.read(str(TargetTask(0)))
     if partial is None:
         raise CurateFailure(f"{parts.folder}: what was just written there reads otherwise; is the disk sound?")
     Parts(parts.folder, parts.suffix).commit(name, step.reduce([partial]), failed={})
-    parts.remove(str(Aim(0)))
+    parts.remove(str(TargetTask(0)))
 
 
-def _count_pool(job: Job, workers: Workers, held: Claim, work: Work, failed: Failed, name: str) -> None:
+def _count_pool(job: TableSpec, workers: Workers, held: Lock, work: UnitWorker, failed: Failed, name: str) -> None:
     """Map every unit that has no partial yet, and reduce all partials to the state `name`."""
     parts, step = work.partials, job.passes[work.index]
     assert step.reduce is not None
     units = [u for s in job.shards for u in shard_units(s, job.unit_size, failed.get(s.name, {}))]
-    sums = PairwiseSums(parts, units) if step.legs else None
+    sums = PairwiseSums(parts, units) if step.requests else None
     if sums:
         missing = sums.missing()
     else:
@@ -83,17 +83,17 @@ def _count_pool(job: Job, workers: Workers, held: Claim, work: Work, failed: Fai
 
 
 def _run(
-    job: Job,
+    job: TableSpec,
     workers: Workers,
-    held: Claim,
-    work: Work,
+    held: Lock,
+    work: UnitWorker,
     step: Pass,
     units: Sequence[Unit],
     tasks: Tasks,
     name: str,
     sums: PairwiseSums | None = None,
 ) -> None:
-    run_task = ModelWork((work,), job.models, job.checkpoints).run_task if step.legs else work.run_task
+    run_task = ModelUnitWorker((work,), job.models, job.checkpoints).run_task if step.requests else work.run_task
     with ExitStack() as stack:
         meters = Meters([job], step, stack, f"{work.partials.folder.name}/{name}")
         bar = stack.enter_context(progress([job], step, units, tasks))

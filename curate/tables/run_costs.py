@@ -63,7 +63,7 @@ def costs_of(ws: Workspace, recipes: Mapping[str, dict[str, Any]], arms: Mapping
     return costs
 
 
-def paid_for(ws: Workspace, models: Iterable[str]) -> list[str]:
+def charged_entries(ws: Workspace, models: Iterable[str]) -> list[str]:
     """The ledger's entries that paid for those models which runs of the workspace have learnt, and for all that led to
     them. What looks at such models records them, since a run may be trained anew or dropped."""
     runs = {run for model in models if (run := run_behind(ws, model))}

@@ -8,22 +8,22 @@ from functools import cached_property
 from typing import Any, Literal
 
 from curate.hashing import fingerprint
-from curate.kinds.passes import Pass, Slope
+from curate.kinds.passes import GradientRequest, Pass
 from curate.kinds.score import Score, Target
 from curate.models.choice import SHAPING, CheckpointChoice, ModelChoice, unit_size
 from curate.store.commits import Parts
 from curate.store.object_store import Location
 from curate.store.workspace import Shard, Workspace, pool_fingerprint
 from curate.tables.recipes import (
-    Looks,
-    Split,
+    CheckpointSet,
+    HeldOut,
     model_recipe,
 )
-from curate.tables.run_costs import paid_for
+from curate.tables.run_costs import charged_entries
 
 
 @dataclass(frozen=True)
-class Job:
+class TableSpec:
     """One table to compute, with what identifies it: a score, or the vectors that scores are made of.
 
     target: of vectors, the one that goes through the model beside the pool. vectors: what a score is made of.
@@ -37,9 +37,9 @@ class Job:
     shards: list[Shard]
     models: dict[str, ModelChoice] = field(default_factory=dict)
     kind: Literal["score", "vectors"] = "score"
-    vectors: Job | None = None
-    looks: Looks = field(default_factory=lambda: Looks())
-    split: Split = field(default_factory=lambda: Split())
+    vectors: TableSpec | None = None
+    checkpoint_set: CheckpointSet = field(default_factory=lambda: CheckpointSet())
+    held_out: HeldOut = field(default_factory=lambda: HeldOut())
 
     def __str__(self) -> str:
         return f"the {self.kind} '{self.name}'"
@@ -59,21 +59,21 @@ class Job:
 
     @property
     def through_models(self) -> bool:
-        return bool(self.passes[-1].legs)
+        return bool(self.passes[-1].requests)
 
     @property
     def both_ways(self) -> bool:
         """Whether the samples go forward and backward."""
-        return any(isinstance(leg, Slope) for leg in self.passes[-1].legs.values())
+        return any(isinstance(request, GradientRequest) for request in self.passes[-1].requests.values())
 
     @property
     def checkpoints(self) -> tuple[CheckpointChoice, ...]:
-        return self.looks.checkpoints if self.both_ways else ()
+        return self.checkpoint_set.checkpoints if self.both_ways else ()
 
     @property
     def shares(self) -> tuple[float, ...]:
         """What each checkpoint counts for: its learning rate, over all of theirs."""
-        rates = [c.lr for c in self.looks.checkpoints]
+        rates = [c.lr for c in self.checkpoint_set.checkpoints]
         known = [rate for rate in rates if rate is not None]
         if self.kind != "vectors" or len(known) < len(rates) or not sum(known):
             return tuple(1 / len(rates) for _ in rates) if self.kind == "vectors" else ()
@@ -101,9 +101,9 @@ class Job:
             "scope": method.scope,
             **({"models": models} if models else {}),
         }
-        made |= self.looks.recipe(self._moments())
-        looked_at = [*self.models.values(), *(checkpoint.model for checkpoint in self.looks.checkpoints)]
-        if paid := paid_for(self.ws, (model.name for model in looked_at)):
+        made |= self.checkpoint_set.recipe(self._moments())
+        looked_at = [*self.models.values(), *(checkpoint.model for checkpoint in self.checkpoint_set.checkpoints)]
+        if paid := charged_entries(self.ws, (model.name for model in looked_at)):
             made["paid"] = paid
         weights = self._weights()
         if self.kind == "vectors":
@@ -135,25 +135,25 @@ class Job:
     def _weights(self) -> list[Any]:
         """What of the models, and of their checkpoints, shapes what is computed."""
         models = [{key: value for key, value in m.items() if key in SHAPING} for m in self._model_recipes().values()]
-        found = self.looks.recipe(self._moments()).get("checkpoints", [])
+        found = self.checkpoint_set.recipe(self._moments()).get("checkpoints", [])
         return [*models, *([c["weights"], c["optimizer"], c["lr"]] for c in found)]
 
     def _aside(self) -> list[str]:
         """What is left out of the pool."""
-        return [self.split.stamp] if self.split.stamp else []
+        return [self.held_out.stamp] if self.held_out.stamp else []
 
     def _moments(self) -> bool:
         """Whether the method looks at an optimizer's state."""
         passes = [self.method.vectors(), *([] if self.vectors else self.passes)]
-        legs = [leg for step in passes if step for leg in step.legs.values()]
-        return any(isinstance(leg, Slope) and leg.moments for leg in legs)
+        requests = [request for step in passes if step for request in step.requests.values()]
+        return any(isinstance(request, GradientRequest) and request.moments for request in requests)
 
     def _model_recipes(self) -> dict[str, dict[str, Any]]:
         return {role: model_recipe(choice) for role, choice in self.models.items()}
 
     def aim(self, step: Pass) -> Target:
         """The samples that a pass goes over which is not over the pool."""
-        found = self.target if step.over == "target" else self.split.anchors
+        found = self.target if step.over == "target" else self.held_out.anchors
         assert found is not None
         return found
 
@@ -163,7 +163,7 @@ class Job:
         shaped_by = {
             s: self.target.fingerprint if s == "target" and self.target else settings[s] for s in step.shaped_by
         }
-        weights = self._weights() if step.legs else []
+        weights = self._weights() if step.requests else []
         shape = fingerprint(
             self.method.name, self.method.version, step.name, shaped_by, before, *weights, *self._aside()
         )

@@ -24,7 +24,7 @@ from curate.store.files import remove_tree
 from curate.store.object_store import Location
 from curate.store.workspace import Shard
 from curate.tables.score_table import score_table
-from curate.tables.units import Merge, Unit, partial_name, units_of_part
+from curate.tables.units import MergeTask, Unit, partial_name, units_of_part
 from curate.tables.vector_table import aim_stamp, target_vectors, vector_table, vectors_of
 
 _GROUP_NUMBERS = 1 << 24  # numbers of vectors in a row group
@@ -34,7 +34,7 @@ _MOST_FAILURES = 16  # samples of one unit that may fail before it is the method
 
 
 @dataclass(frozen=True)
-class Work:
+class UnitWorker:
     """One pass of one score over the pool: what a worker has to know beside its task. Given to each worker once.
 
     index: of the pass. states: the files of the passes before. into: the folder of partials, or of the table's parts.
@@ -53,9 +53,9 @@ class Work:
     shares: tuple[float, ...] = ()
     anchors: Target | None = None
 
-    def run_task(self, task: Unit | Merge) -> float:
+    def run_task(self, task: Unit | MergeTask) -> float:
         """Do a task and commit its result. Returns its FLOPs. Raises CurateFailure where the method fails."""
-        if isinstance(task, Merge):
+        if isinstance(task, MergeTask):
             self._commit_part(task.shard, pa.concat_tables(self._table_again(unit) for unit in task.units))
             remove_tree(units_of_part(self.into, task.shard).folder)
             return 0.0
@@ -133,7 +133,7 @@ class Work:
         return self._table(unit) if stored is None else stored
 
     def _commit_part(self, shard: Shard, table: pa.Table) -> None:
-        cost = {} if self.step.legs else {"flops": 0.0}  # of a model's pass, which may be shared: the ledger
+        cost = {} if self.step.requests else {"flops": 0.0}  # of a model's pass, which may be shared: the ledger
         nulls, row_group = len(table) - table["error"].null_count, min(ROW_GROUP, _row_group(table.schema))
         Parts(self.into).commit(shard.name, table, row_group, nulls=nulls, **cost, **self.stamp(shard))
 

@@ -43,7 +43,7 @@ class Unit:
 
 
 @dataclass(frozen=True)
-class Merge:
+class MergeTask:
     """All units of a shard, to become its part."""
 
     shard: Shard
@@ -57,7 +57,7 @@ class Merge:
 
 
 @dataclass(frozen=True)
-class Aim:
+class TargetTask:
     """The target's own samples, to become vectors: a task of every work that makes vectors."""
 
     samples: int

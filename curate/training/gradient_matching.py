@@ -41,7 +41,7 @@ TARGET, SECOND = "matching.target", "matching.second"  # beside the optimizer's 
 
 
 @dataclass
-class Candidates:
+class StepCandidates:
     """What one pass over a step's candidates has found, in the order of `documents`.
 
     loss: each one's mean, float64 [B]. good: positions of those that may be chosen. gradients: factors of the good
@@ -168,7 +168,7 @@ class Chooser:
         scale: np.ndarray,
         selection: Usage,
         sow: Callable[[int], None],
-    ) -> Candidates:
+    ) -> StepCandidates:
         """Candidates forward and backward, and their gradients' products; what these cost is added to `selection`.
 
         groups: documents of each micro-batch. scale: by which each one's mean loss stands in the step's loss, float64
@@ -194,9 +194,9 @@ class Chooser:
         every, usable = np.concatenate(groups), np.concatenate(good)
         parts = self._sketches(kept, selection) if kept is not None else ((n, _joined(s)) for n, s in sketches.items())
         products = self._products(parts, scale[usable], selection)
-        return Candidates(every, np.concatenate(losses), usable, products, kept, usage)
+        return StepCandidates(every, np.concatenate(losses), usable, products, kept, usage)
 
-    def learn(self, found: Candidates, weights: np.ndarray, tokens: np.ndarray | None) -> float:
+    def learn(self, found: StepCandidates, weights: np.ndarray, tokens: np.ndarray | None) -> float:
         """Give every trained parameter the weighted sum of the good candidates' gradients, of their mean losses.
 
         weights: float64 [good]. tokens: float64 [good, T], of what each token adds, beside these. Returns the FLOPs.

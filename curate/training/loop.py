@@ -37,9 +37,9 @@ from curate.numerics.statistics import effective_size
 from curate.training.dataset import Data
 from curate.training.distributed import add_up, gather
 from curate.training.examples import Batch, batch_of, epoch_rows, micro_batches
-from curate.training.gradient_matching import Candidates, Chooser
+from curate.training.gradient_matching import Chooser, StepCandidates
 from curate.training.inference import in_order, times, unlearnt
-from curate.training.masked_parameters import Masked, Refreshed, Selected
+from curate.training.masked_parameters import MaskedParameters, Refreshed, Selected
 from curate.training.objective import Losses, Objective
 from curate.training.optimizer import adamw, load_optimizer, optimizer_tensors, trained
 from curate.training.settings import TrainSettings
@@ -50,7 +50,7 @@ Seen: TypeAlias = "tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndar
 
 
 @dataclass
-class Done:
+class StepResult:
     """A step that was taken.
 
     last_of_epoch: whether the epoch ends with it. metrics: the row of the table `metrics`. documents, weight, loss,
@@ -87,7 +87,7 @@ def _selected(mask: Refreshed, start: Snapshot | None) -> Selected:
 
 
 @dataclass(frozen=True)
-class Choice:
+class SelectedStep:
     """What a step learns from: what was seen of all its documents, the rows whose gradients are added up, and what
     their sum is divided by. unfit:
     candidates that could not be chosen. fallback: whether the weighting's formula gave nothing. again: whether the
@@ -124,7 +124,7 @@ class Trainer:
         self.weigher = Weigher(weighting, learnt, settings, processes, seed)
         self.objective = Objective(model, settings.in_bfloat16(model.device.type))
         self.whole = trained(model.model)
-        self.mask, self.masked = mask, Masked(self.whole, _selected(mask, start)) if mask else None
+        self.mask, self.masked = mask, MaskedParameters(self.whole, _selected(mask, start)) if mask else None
         self._take_parameters()
         self.micro_batch_size = settings.micro_batch_size
         self.step = start.step if start else 0
@@ -227,7 +227,7 @@ class Trainer:
                     yield number, epoch, start + size >= len(rows), rows[start : start + size]
             epoch += 1
 
-    def run(self) -> Iterator[Done]:
+    def run(self) -> Iterator[StepResult]:
         """Take every step that is left. Raises Diverged where a loss or the gradient is no finite number."""
         if not self._begun:
             self.weigher.state = self.weighting.init(self.data.column)
@@ -256,7 +256,7 @@ class Trainer:
 
     # --- one step ----------------------------------------------------------------------------------------
 
-    def _retried(self, number: int, epoch: int, rows: list[np.ndarray], usage: dict[str, Usage]) -> Done:
+    def _retried(self, number: int, epoch: int, rows: list[np.ndarray], usage: dict[str, Usage]) -> StepResult:
         while True:
             try:
                 return self._take(number, epoch, rows, usage)
@@ -267,7 +267,7 @@ class Trainer:
                 self.micro_batch_size = size // 2  # remembered: the next steps' are no larger
             self.model.model.zero_grad()
 
-    def _take(self, number: int, epoch: int, rows: list[np.ndarray], usage: dict[str, Usage]) -> Done:
+    def _take(self, number: int, epoch: int, rows: list[np.ndarray], usage: dict[str, Usage]) -> StepResult:
         costs, before, began = dict(usage), dict(self.weigher.state), time.perf_counter()
         try:
             if self.weighting.chooses:
@@ -276,7 +276,7 @@ class Trainer:
                 costs["train"] = self._usage(rows)
                 with counted(costs["train"], self.settings.count_flops):
                     seen = self._forward_and_backward(number, rows, self._micros(rows), costs)
-                choice = Choice(seen, rows, self._scale(rows))
+                choice = SelectedStep(seen, rows, self._scale(rows))
                 if "losses" in costs and costs["losses"].flops_counted:  # which the outer count has, too
                     costs["train"].flops_counted = (costs["train"].flops_counted or 0.0) - costs["losses"].flops_counted
             norm, divisor = self._descend(number, choice.divisor, choice.seen)
@@ -287,9 +287,9 @@ class Trainer:
         costs["train"].seconds = time.perf_counter() - began - sum(beside)
         metrics = self._metrics(number, epoch, rows, choice, norm, divisor)
         samples = {phase: self._samples(phase, choice) for phase in costs}
-        return Done(number, epoch, False, metrics, *choice.seen[:4], usage=costs, samples=samples)
+        return StepResult(number, epoch, False, metrics, *choice.seen[:4], usage=costs, samples=samples)
 
-    def _samples(self, phase: str, choice: Choice) -> int:
+    def _samples(self, phase: str, choice: SelectedStep) -> int:
         """How many samples a phase of a step has seen."""
         every, learnt = len(choice.seen[0]), len(np.concatenate(choice.learnt))
         one_pass = self.chooser is not None and not choice.again
@@ -303,7 +303,7 @@ class Trainer:
 
     # --- a step that chooses ------------------------------------------------------------------------------
 
-    def _choose(self, number: int, rows: list[np.ndarray], costs: dict[str, Usage]) -> Choice:
+    def _choose(self, number: int, rows: list[np.ndarray], costs: dict[str, Usage]) -> SelectedStep:
         """Look at the candidates, and add up the gradients of those that the weighting chooses."""
         room = min(self.settings.batch_size, -(-len(rows) // self.settings.oversample))
         found = self._looked(number, rows, costs)
@@ -334,9 +334,9 @@ class Trainer:
         weighted = np.where(weights != 0, found.loss * weights * data, 0.0)
         seen = (found.documents, weights * data, found.loss, measure, weighted)
         again = found.gradients is None
-        return Choice(seen, learnt, divisor, len(found.documents) - len(good), given.fallback, again)
+        return SelectedStep(seen, learnt, divisor, len(found.documents) - len(good), given.fallback, again)
 
-    def _looked(self, number: int, rows: list[np.ndarray], costs: dict[str, Usage]) -> Candidates:
+    def _looked(self, number: int, rows: list[np.ndarray], costs: dict[str, Usage]) -> StepCandidates:
         """What the weighting asks to know of the candidates: their gradients' products, or their losses alone."""
         groups = list(micro_batches(self.data.examples, rows, self.micro_batch_size))
         documents = [np.concatenate(group) for group in groups]
@@ -358,7 +358,7 @@ class Trainer:
         every = np.concatenate(losses)
         good = np.flatnonzero(np.isfinite(every))
         outputs = self._outputs(np.concatenate(documents)[good], hidden, good) if hidden else None
-        return Candidates(np.concatenate(documents), every, good, None, None, usage, outputs)
+        return StepCandidates(np.concatenate(documents), every, good, None, None, usage, outputs)
 
     def _outputs(self, documents: np.ndarray, hidden: list[Tensor], good: np.ndarray) -> Forward:
         """Candidates as they went through the model; of each its own tokens, zero beyond them."""
@@ -386,7 +386,7 @@ class Trainer:
     def _learn_chosen(
         self,
         number: int,
-        found: Candidates,
+        found: StepCandidates,
         weights: np.ndarray,
         tokens: np.ndarray | None,
         learnt: list[np.ndarray],
@@ -535,7 +535,7 @@ class Trainer:
     # --- accounts ----------------------------------------------------------------------------------------
 
     def _metrics(
-        self, number: int, epoch: int, rows: list[np.ndarray], choice: Choice, norm: float, divisor: float
+        self, number: int, epoch: int, rows: list[np.ndarray], choice: SelectedStep, norm: float, divisor: float
     ) -> dict[str, Any]:
         documents, weight, loss, _, weighted = choice.seen
         counts = self.data.examples.counts[documents]

@@ -29,7 +29,7 @@ class Refreshed:
         return bool(self.interval) and number > 1 and (number - 1) % self.interval == 0
 
 
-class Masked:
+class MaskedParameters:
     """The selected numbers of a model's parameters.
 
     whole: all parameters that may be trained. parameters: what an optimizer is given: of each name a vector of the

@@ -26,7 +26,7 @@ _AT_ONCE = 32  # samples whose loss is taken together
 
 
 @dataclass(frozen=True)
-class Trial:
+class RealisedTrial:
     """documents: what is learnt from, int64. selected: which numbers are trained (name -> flat places); null: all."""
 
     documents: np.ndarray
@@ -68,7 +68,7 @@ class Validation:
 def realised(
     lm: LanguageModel,
     examples: Examples,
-    trials: Sequence[Trial],
+    trials: Sequence[RealisedTrial],
     horizons: Sequence[int],
     settings: TrainSettings,
     weighting: Weighting,

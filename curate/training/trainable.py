@@ -15,7 +15,7 @@ from curate.training.settings import TrainSettings
 
 
 @dataclass(frozen=True)
-class Trainee:
+class TrainableModel:
     """model: whose parameters are frozen, or not. adapter: peft's view of it, where LoRA is trained, else null."""
 
     model: LanguageModel
@@ -31,8 +31,8 @@ class Trainee:
         self.model.tokenizer.save_pretrained(folder)
 
 
-def trainee(choice: ModelChoice, settings: TrainSettings, saved: Path | None = None) -> Trainee:
-    """A model to be trained. saved: a folder that `Trainee.save` wrote, from which it goes on.
+def trainable(choice: ModelChoice, settings: TrainSettings, saved: Path | None = None) -> TrainableModel:
+    """A model to be trained. saved: a folder that `TrainableModel.save` wrote, from which it goes on.
 
     The weights that are trained are float32, unless the choice says otherwise; of LoRA's the frozen ones are as they
     would be loaded for a score. Raises CurateError as `load` does, and where LoRA finds none of its modules.
@@ -43,10 +43,10 @@ def trainee(choice: ModelChoice, settings: TrainSettings, saved: Path | None = N
     model = LanguageModel(choice, load(replace(chosen, name=str(saved or chosen.name))))
     model.model.requires_grad_(True)
     _checkpointing(model, settings)
-    return Trainee(model)
+    return TrainableModel(model)
 
 
-def _with_lora(choice: ModelChoice, settings: TrainSettings, saved: Path | None) -> Trainee:
+def _with_lora(choice: ModelChoice, settings: TrainSettings, saved: Path | None) -> TrainableModel:
     import peft
     import torch
 
@@ -61,7 +61,7 @@ def _with_lora(choice: ModelChoice, settings: TrainSettings, saved: Path | None)
     adapter.peft_config["default"].base_model_name_or_path = base_name(choice.name)
     made = LanguageModel(choice, (adapter.get_base_model(), tokenizer))
     _checkpointing(made, settings)
-    return Trainee(made, adapter)
+    return TrainableModel(made, adapter)
 
 
 def _new_adapter(model: Any, choice: ModelChoice, settings: TrainSettings) -> Any:

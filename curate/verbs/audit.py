@@ -27,20 +27,20 @@ from curate.numerics.long_horizon.scorecard import Scorecard
 from curate.numerics.long_horizon.updates import concentration, drift, stability
 from curate.runs.audit_pools import remember, stage_pool, working_copy
 from curate.runs.audit_spec import BASE, PAST, Audit, Checked, Contender, Scoring, begin, card_of, check, sum_up
-from curate.runs.config import Training
-from curate.runs.evaluation import Judge
+from curate.runs.config import TrainingSpec
+from curate.runs.evaluation import EvalSpec
 from curate.runs.model_updates import update_products
 from curate.runs.samples import rows_of
 from curate.runs.tokenize import documents_of, left_out
 from curate.store.encoding import read_json, write_json
 from curate.store.files import remove_tree, replace_tree
 from curate.store.ledger import charged
-from curate.store.locks import claim
+from curate.store.locks import lock
 from curate.store.workspace import Workspace, open_workspace
 from curate.tables import sql
 from curate.verbs.evaluate import evaluate
 from curate.verbs.score import score
-from curate.verbs.select import Choice, select
+from curate.verbs.select import SelectionSpec, select
 from curate.verbs.train import train
 
 
@@ -80,7 +80,7 @@ def audit(ws: Workspace, name: str, plan: Audit, *, fresh: bool = False, dry_run
         return result
     final = ws.path / "audits" / name
     folder = ws.path / "audits" / f".{name}.fresh" if fresh and final.exists() else final
-    with claim(ws.path, f"audit {name}"):
+    with lock(ws.path, f"audit {name}"):
         try:
             begin(folder, plan, checked)
         except CurateError:
@@ -150,13 +150,13 @@ class _Grid:
         if not cell.exists():
             bench = self._bench(BASE, 1)
             precision = self.plan.settings.precision
-            found = evaluate(bench, BASE, self._judges(), model=self._model("", 0), precision=precision).evaluations
+            found = evaluate(bench, BASE, self._evals(), model=self._model("", 0), precision=precision).evaluations
             self._commit(cell, BASE, 0, 0, self._performance(found))
         for contender in self.plan.contenders:  # before any cell is charged: all ways share them
             self._score(self._bench(BASE, 1), contender, self._model("", 0), past=False)
 
-    def _judges(self) -> list[Judge]:
-        return [Judge(target, self.plan.metric, limit=self.plan.limit) for target in self.plan.targets]
+    def _evals(self) -> list[EvalSpec]:
+        return [EvalSpec(target, self.plan.metric, limit=self.plan.limit) for target in self.plan.targets]
 
     def _performance(self, found: Sequence[dict[str, Any]]) -> dict[str, float | None]:
         """target -> how well it was answered, higher is better; null where nothing could be judged."""
@@ -192,8 +192,8 @@ class _Grid:
         bench, model = self._bench(path, stage), self._model(path, stage - 1)
         chosen = self._choose(bench, contender, seed, stage, path, model, self._learnt(path, stage))
         settings = replace(plan.settings, eval_every=0)
-        training = Training(model, plan.weighting, settings, manifest=f"{path}_data", seed=seed)
-        trained = train(bench, path, training, judges=self._judges())  # at the end only
+        training = TrainingSpec(model, plan.weighting, settings, manifest=f"{path}_data", seed=seed)
+        trained = train(bench, path, training, evals=self._evals())  # at the end only
         after = self._model(path, stage)
         if not (Path(after.name) / "complete").exists():
             shutil.rmtree(after.name, ignore_errors=True)
@@ -230,7 +230,7 @@ class _Grid:
         remember(bench, learnt)
         self._score(bench, contender, model, past=bool(learnt))
         if name not in bench.manifest_names():
-            choice = Choice(
+            choice = SelectionSpec(
                 contender.by,
                 **self.checked.rows(self.plan.budget, stage),  # type: ignore[arg-type]
                 seed=seed,
@@ -309,14 +309,14 @@ class _Grid:
             self._choose(bench, contender, seed, stage + 1, path, model, learnt)
         elif lot not in bench.manifest_names():
             budget = self.checked.rows(plan.budget, stage + 1)
-            select(bench, lot, plan.common, Choice(**budget, seed=seed))  # type: ignore[arg-type]
+            select(bench, lot, plan.common, SelectionSpec(**budget, seed=seed))  # type: ignore[arg-type]
         settings = replace(plan.settings, steps=probe.steps, eval_every=probe.every, schedule="constant", warmup=0.0)
-        judge = Judge(plan.stages[stage].target, plan.metric, "val", limit=probe.limit)
+        eval_spec = EvalSpec(plan.stages[stage].target, plan.metric, "val", limit=probe.limit)
         manifest = f"{path}_data" if probe.data == "own" else lot
         before, precision = f"{path}_before", settings.precision
-        start = evaluate(bench, before, [judge], model=model, allow_val=True, precision=precision).evaluations
-        training = Training(model, plan.weighting, settings, manifest=manifest, seed=seed)
-        train(bench, run, training, judges=[judge])
+        start = evaluate(bench, before, [eval_spec], model=model, allow_val=True, precision=precision).evaluations
+        training = TrainingSpec(model, plan.weighting, settings, manifest=manifest, seed=seed)
+        train(bench, run, training, evals=[eval_spec])
         found = sql.rows(bench, f"SELECT step, value FROM evaluations WHERE run = '{run}' ORDER BY step")
         seen = sql.rows(bench, f"SELECT step, tokens FROM metrics WHERE run = '{run}' ORDER BY step")
         steps = np.cumsum([0, *(row["tokens"] for row in seen)])

@@ -219,5 +219,5 @@ def _aims(recipe: dict[str, Any]) -> set[str]:
     """The targets that a run was aimed at: by its weighting, or by a score of its choice."""
     aims = {score.get("target") for _, score in scores_behind(recipe)} | {recipe.get("target")}
     aims |= {(step.get("choice") or {}).get("target") for step in steps_of(recipe)}
-    judges = [judge for step in steps_of(recipe) for judge in (step.get("proxy") or {}).get("judges", ())]
-    return {target for target in aims if target} | {judge["target"] for judge in judges}
+    evals = [eval_spec for step in steps_of(recipe) for eval_spec in (step.get("proxy") or {}).get("judges", ())]
+    return {target for target in aims if target} | {eval_spec["target"] for eval_spec in evals}

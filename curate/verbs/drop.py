@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from curate.errors import CurateError, nearest
 from curate.store.files import remove_tree
-from curate.store.locks import claim
+from curate.store.locks import lock
 from curate.store.workspace import TABLES, Workspace, recipe_file
 
 
@@ -25,7 +25,7 @@ def drop(ws: Workspace, name: str) -> str:
             f"'{name}' is both a {' and a '.join(kinds)}; drop the one by removing its file in {ws.path}."
         )
     kind = kinds[0]
-    with claim(ws.path, "targets" if kind == "target" else f"{kind} {name}"):
+    with lock(ws.path, "targets" if kind == "target" else f"{kind} {name}"):
         if kind in TABLES:
             remove_tree(ws.table_folder(kind, name), marker=recipe_file(kind))
         elif kind == "run":

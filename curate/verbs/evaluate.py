@@ -10,9 +10,9 @@ from typing import Any, Literal
 from curate.errors import CurateError
 from curate.hashing import fingerprint
 from curate.models.choice import ModelChoice
-from curate.runs.evaluation import Judge, judged, questions
+from curate.runs.evaluation import EvalSpec, evaluate_model, questions
 from curate.store.ledger import charged
-from curate.store.locks import claim
+from curate.store.locks import lock
 from curate.store.run_record import Run, require_run
 from curate.store.workspace import Workspace, __version__
 from curate.tables.recipes import model_choices, model_of, model_recipe
@@ -31,7 +31,7 @@ class Evaluated:
 def evaluate(
     ws: Workspace,
     run: str,
-    judges: Sequence[Judge],
+    evals: Sequence[EvalSpec],
     *,
     model: ModelChoice | None = None,
     allow_val: bool = False,
@@ -45,20 +45,20 @@ def evaluate(
 
     Raises CurateError where there is no such run, target or split, and for the split val unless that is allowed.
     """
-    if not judges:
+    if not evals:
         raise CurateError(
             "say on what to judge: --target NAME, with --metric METHOD; `curate methods metric` lists them."
         )
-    for judge in judges:
-        _refuse_val(judge, allow_val)
-        questions(ws, judge)
+    for eval_spec in evals:
+        _refuse_val(eval_spec, allow_val)
+        questions(ws, eval_spec)
     model = model_of(ws, model) if model else None
     recipe = _as_it_is(ws, run, model) if model else None
     its = Run(ws, run) if model else require_run(ws, run)
     from curate.models.language_model import LanguageModel
     from curate.training.objective import Objective
 
-    with claim(ws.path, f"run {run}"):
+    with lock(ws.path, f"run {run}"):
         recipe = its.recipe or recipe or {}
         checkpoint = its.latest() if recipe["weighting"] else None
         (stored,) = model_choices({"models": {"base": recipe["model"]}}).values()
@@ -72,16 +72,16 @@ def evaluate(
             objective = Objective(lm, settings.in_bfloat16(lm.device.type))
             stamp = fingerprint(its.stamp(checkpoint.step if checkpoint else 0), objective.arithmetic())
             step, name = checkpoint.step if checkpoint else 0, choice.name
-            what = {"methods": [judge.metric.name for judge in judges], "name": run, "model": name, "run": run}
+            what = {"methods": [eval_spec.metric.name for eval_spec in evals], "name": run, "model": name, "run": run}
             with charged(ws.path, "evaluate", phase="evaluate", **what) as meter, objective.precision():
-                found = judged(ws, its.evaluations, judges, lm, step, stamp, meter)
+                found = evaluate_model(ws, its.evaluations, evals, lm, step, stamp, meter)
     return Evaluated(run, step, found)
 
 
-def _refuse_val(judge: Judge, allowed: bool) -> None:
-    if judge.split == "val" and not allowed:
+def _refuse_val(eval_spec: EvalSpec, allowed: bool) -> None:
+    if eval_spec.split == "val" and not allowed:
         raise CurateError(
-            f"the split val of '{judge.target}' chooses, so it cannot judge; judge on its split test, or say "
+            f"the split val of '{eval_spec.target}' chooses, so it cannot judge; judge on its split test, or say "
             "--allow-val."
         )
 

@@ -16,7 +16,7 @@ import pyarrow as pa
 
 from curate.errors import CurateError
 from curate.kinds.export import Export, Row
-from curate.runs.export_rows import Sent, outgoing
+from curate.runs.export_rows import ExportRows, export_rows
 from curate.store.ledger import charged
 from curate.store.workspace import Workspace
 from curate.tables.lookup import samples_at
@@ -51,7 +51,7 @@ def export(
     Raises CurateError for a folder that is not empty, weights that the format cannot carry, or a
     sample it cannot hold; then nothing is left.
     """
-    sent = outgoing(ws, manifest, exporter, seed)
+    sent = export_rows(ws, manifest, exporter, seed)
     target = Path(folder).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CurateError(f"{folder} is not empty; export into a new or empty folder (-o DIR).")
@@ -83,14 +83,14 @@ def preview(
     ws: Workspace, manifest: str, exporter: Export, count: int, *, skip_unfit: bool = False
 ) -> list[dict[str, Any]]:
     """The first `count` rows as the trainer will see them; writes nothing."""
-    sent, unwritten = outgoing(ws, manifest, exporter, 0), Exported(manifest, exporter.name, "")
+    sent, unwritten = export_rows(ws, manifest, exporter, 0), Exported(manifest, exporter.name, "")
     rows = _written(_rows(ws, sent.table), exporter, skip_unfit, unwritten, Counter())
     return [exporter.example(row) for row in islice(rows, count)]
 
 
-def _tell(folder: Path, sent: Sent) -> Path:
+def _tell(folder: Path, sent: ExportRows) -> Path:
     """What became of the weights, as a file."""
-    told = {**asdict(sent.lowered), "undrawn": sent.undrawn} if sent.lowered else {}
+    told = {**asdict(sent.lowered), "undrawn": sent.unsampled} if sent.lowered else {}
     if len(sent.parts) > 1:
         told["parts"] = [asdict(part) for part in sent.parts]
     path = folder / "weights.json"

@@ -21,11 +21,11 @@ from tqdm import tqdm
 from curate.errors import CurateError
 from curate.hashing import fingerprint, ids_as_integers
 from curate.store.encoding import ROW_GROUP, read_table, write_table
-from curate.store.files import sweep
+from curate.store.files import remove_leftovers
 from curate.store.input_files import Input, find_inputs, records
 from curate.store.input_formats import Reader, Refused, Sample, refusal
 from curate.store.ledger import Meter, charged
-from curate.store.locks import claim
+from curate.store.locks import lock
 from curate.store.schema import COPIES, POOL, REJECTS
 from curate.store.workspace import Workspace
 
@@ -77,8 +77,8 @@ def ingest(
     inputs = [found for path in paths for found in find_inputs(path)]
     result = Ingested()
     reading = fingerprint(fmt, dict(mapping or {}))  # the same file read under another mapping is another file
-    with claim(ws.path, "pool"):
-        ws.pool.sweep()
+    with lock(ws.path, "pool"):
+        ws.pool.remove_leftovers()
         progress = _progress(ws)
         todo = _unread(inputs, reading, progress, result)
         for item in todo:
@@ -213,7 +213,7 @@ class _Writer:
         self.files: dict[str, dict[str, Any]] = {}
         self.accepted = 0
         self.counts_copies = True
-        sweep(ws.path / "rejects")
+        remove_leftovers(ws.path / "rejects")
         self._clear()
 
     def _clear(self) -> None:

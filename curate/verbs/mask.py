@@ -15,16 +15,16 @@ from curate.models.load import load
 from curate.runs.account import Account
 from curate.runs.scored_model import scored_model
 from curate.runs.warmup import warm_up
-from curate.store.locks import claim
+from curate.store.locks import lock
 from curate.store.mask_file import write_mask
 from curate.store.run_record import Run
 from curate.store.workspace import Workspace, __version__
 from curate.tables.recipes import model_of, model_recipe
-from curate.tables.run_costs import paid_for
+from curate.tables.run_costs import charged_entries
 
 
 @dataclass
-class Masked:
+class MaskResult:
     """What a mask chose. by_kind: of embeddings, attention, feed-forward, norms and the rest, and what share of it."""
 
     name: str
@@ -46,7 +46,7 @@ def mask(
     score: str | None = None,
     find: Any = None,
     allow_stale: bool = False,
-) -> Masked:
+) -> MaskResult:
     """Choose `frac` of a model's numbers, and write the mask NAME.
 
     model: whose weights are looked at; of a method that ranks by a score, that score's. score: of such a method, the
@@ -58,7 +58,7 @@ def mask(
     ws.check_name(name, "mask")
     if not 0 < frac <= 1:
         raise CurateError(f"--frac {frac:g}: a mask takes a share of the parameters, above 0 and at most 1.")
-    result = Masked(name)
+    result = MaskResult(name)
     made: dict[str, Any] = {}
     if method.uses_score:
         if not score or model is not None:
@@ -90,7 +90,7 @@ def mask(
         gradients, result.checkpoint = _sums(run)
         given = replace(given, gradients=gradients)
         made = {"checkpoint": result.checkpoint, "warmup": run.account}
-    if paid := paid_for(ws, [choice.name]):
+    if paid := charged_entries(ws, [choice.name]):
         made["paid"] = paid
     chosen = method.init(given)
     result.selected = sum(map(len, chosen.values()))
@@ -108,7 +108,7 @@ def mask(
         "selected": result.selected,
         "result": {key: value for key, value in asdict(result).items() if key != "name"},
     }
-    with claim(ws.path, f"mask {name}"):
+    with lock(ws.path, f"mask {name}"):
         write_mask(ws, name, chosen, lineage)
     return result
 

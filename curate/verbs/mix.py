@@ -21,19 +21,19 @@ from curate.numerics.resampling import differ
 from curate.runs.config import LINEAGE
 from curate.runs.evaluation import questions
 from curate.runs.proxies import Pool, Proxy, Trainings
-from curate.runs.samples import Rows, places_of, rows_of
+from curate.runs.samples import TrainingRows, places_of, rows_of
 from curate.store.ledger import charged
-from curate.store.locks import claim
+from curate.store.locks import lock
 from curate.store.manifests import write_manifest
 from curate.store.workspace import Workspace, __version__, pool_fingerprint
 from curate.tables.lookup import TOKENS, column_of, scores_of, texts_of
 from curate.tables.recipes import model_of, model_recipe
-from curate.tables.run_costs import paid_for
+from curate.tables.run_costs import charged_entries
 from curate.tables.state import usable
 
 
 @dataclass(frozen=True)
-class Blend:
+class MixtureSpec:
     """What is mixed, and how the weights are realised.
 
     rows, tokens: draws of an epoch of the mixture; neither: as many samples as there are. Weights are shares of tokens
@@ -69,7 +69,7 @@ class Blend:
 
 
 @dataclass
-class Blended:
+class MixtureResult:
     """A mixture: by domain its weight, draws of an epoch, their tokens, samples there are, and epochs over them.
 
     told: what the mixer says of how it found the weights. lowered: domains whose weight the cap has lowered.
@@ -86,7 +86,9 @@ class Blended:
     warnings: list[str] = field(default_factory=list)
 
 
-def mix(ws: Workspace, name: str, mixer: Mixer, blend: Blend | None = None, *, proxy: Proxy | None = None) -> Blended:
+def mix(
+    ws: Workspace, name: str, mixer: Mixer, blend: MixtureSpec | None = None, *, proxy: Proxy | None = None
+) -> MixtureResult:
     """Weigh domains, and write the mixture as the manifest `name`.
 
     proxy: how the models are trained that some mixers ask for; these are kept, so that the same call, after a kill or
@@ -95,7 +97,7 @@ def mix(ws: Workspace, name: str, mixer: Mixer, blend: Blend | None = None, *, p
     Raises CurateError for a domain that would be gone through more often than allowed, or has no sample; a column that
     a mixer lacks or does not use; a stale score (unless allowed); a taken name.
     """
-    blend = blend or Blend()
+    blend = blend or MixtureSpec()
     ws.check_name(name, "manifest")
     ws.require_pool()
     proxy = replace(proxy, model=model_of(ws, proxy.model)) if proxy else None
@@ -104,11 +106,11 @@ def mix(ws: Workspace, name: str, mixer: Mixer, blend: Blend | None = None, *, p
         raise CurateError(f"the mixture '{name}' would take the place of what it draws from; choose another name.")
     if proxy and not isinstance(ws.path, Path):
         raise CurateError("proxies are trained in folders of this machine; take a workspace on its disk.")
-    for judge in proxy.judges if proxy else ():
-        questions(ws, judge)
-    result = Blended(name, blend.unit)
+    for eval_spec in proxy.evals if proxy else ():
+        questions(ws, eval_spec)
+    result = MixtureResult(name, blend.unit)
     what = {"methods": [mixer.name], "name": name, "phase": "mix"}
-    with claim(ws.path, f"manifest {name}"):
+    with lock(ws.path, f"manifest {name}"):
         with charged(ws.path, "mix", **what) as meter:
             its = _ground(ws, blend, result)
             meter.samples = len(its.rows.row)
@@ -117,7 +119,7 @@ def mix(ws: Workspace, name: str, mixer: Mixer, blend: Blend | None = None, *, p
             pool = Pool(str(ws.path), name, mixer.name, blend.manifest, its.domain, its.names, its.draws, blend.seed)
             proxies = Trainings(pool, proxy)
         found = mixer.mix(Domains(its.names, its.there / its.draws, its.values), proxies)
-        result.told = dict(found.told)
+        result.told = dict(found.info)
         table = _realised(_refuse(mixer, found.weights), its, blend, result)
         result.rows, result.tokens = sum(table["rows"].to_pylist()), sum(table["tokens"].to_pylist())
         result.by_domain = sorted(table.to_pylist(), key=lambda row: (-row["weight"], row["source"]))
@@ -131,7 +133,7 @@ class _Ground:
     """What there is to mix: samples, domains' names, each sample's (-1: none); of each domain its samples, its tokens,
     its value; and draws, by which one unit of its weight becomes draws."""
 
-    rows: Rows
+    rows: TrainingRows
     names: list[str]
     domain: np.ndarray
     there: np.ndarray
@@ -140,7 +142,7 @@ class _Ground:
     draws: np.ndarray
 
 
-def _ground(ws: Workspace, blend: Blend, result: Blended) -> _Ground:
+def _ground(ws: Workspace, blend: MixtureSpec, result: MixtureResult) -> _Ground:
     rows = rows_of(ws, blend.manifest, None, blend.allow_stale)
     if rows.draws:
         raise CurateError(f"the manifest '{blend.manifest}' is a mixture itself; name one of samples to mix.")
@@ -161,11 +163,11 @@ def _ground(ws: Workspace, blend: Blend, result: Blended) -> _Ground:
 def _lineage(
     ws: Workspace,
     mixer: Mixer,
-    blend: Blend,
+    blend: MixtureSpec,
     proxy: Proxy | None,
     its: _Ground,
     table: pa.Table,
-    result: Blended,
+    result: MixtureResult,
 ) -> dict[str, Any]:
     share, base = table["weight"].to_numpy() * its.draws, its.rows.lineage
     return {
@@ -179,25 +181,27 @@ def _lineage(
         "manifest": {"name": blend.manifest, "sha256": base["sha256"]} if base else None,
         "selection": {key: base[key] for key in LINEAGE if key in base} if base else None,
         "proxy": _proxy_recipe(proxy),
-        "paid": paid_for(ws, [proxy.model.name] if proxy else []),
+        "paid": charged_entries(ws, [proxy.model.name] if proxy else []),
         "pool": {"fingerprint": pool_fingerprint(ws.shards()), "rows": ws.n_rows(), "shards": len(ws.shards())},
         "scores": {s.name: s.recipe for s in scores_of(ws, blend.by, blend.domain, blend.token_count)},
         "result": {key: value for key, value in asdict(result).items() if key != "name"},
     }
 
 
-def _refuse_unused(mixer: Mixer, blend: Blend, proxy: Proxy | None) -> None:
+def _refuse_unused(mixer: Mixer, blend: MixtureSpec, proxy: Proxy | None) -> None:
     for option, given, used in (
         ("a column: --by SQL", bool(blend.by), mixer.uses_values),
         ("a model to train proxies of: --model MODEL", proxy is not None, mixer.trains),
-        ("targets to judge proxies on: --target NAME", bool(proxy and proxy.judges), mixer.judges),
+        ("targets to judge proxies on: --target NAME", bool(proxy and proxy.evals), mixer.evaluates),
     ):
         if given != used:
             verb = "needs" if used else "has no use for"
             raise CurateError(f"the mixer '{mixer.name}' {verb} {option}{'' if used else '; leave that out'}.")
 
 
-def _domains(ws: Workspace, rows: Rows, blend: Blend, result: Blended) -> tuple[list[str], np.ndarray]:
+def _domains(
+    ws: Workspace, rows: TrainingRows, blend: MixtureSpec, result: MixtureResult
+) -> tuple[list[str], np.ndarray]:
     """The domains' names, sorted, and each sample's, positions among them; -1 for one that is of none."""
     of_each = texts_of(ws, blend.domain, rows.row)
     names = sorted({name for name in of_each if name})
@@ -208,7 +212,9 @@ def _domains(ws: Workspace, rows: Rows, blend: Blend, result: Blended) -> tuple[
     return names, domain
 
 
-def _sizes(ws: Workspace, rows: Rows, domain: np.ndarray, n: int, blend: Blend) -> tuple[np.ndarray, np.ndarray]:
+def _sizes(
+    ws: Workspace, rows: TrainingRows, domain: np.ndarray, n: int, blend: MixtureSpec
+) -> tuple[np.ndarray, np.ndarray]:
     """Of each domain: its samples, int64 [D], and its tokens, float64 [D]."""
     tokens, some = column_of(ws, blend.token_count, rows.row), domain >= 0
     if not (np.isfinite(tokens) & (tokens >= 0)).all():
@@ -220,7 +226,7 @@ def _sizes(ws: Workspace, rows: Rows, domain: np.ndarray, n: int, blend: Blend) 
 
 
 def _values(
-    ws: Workspace, rows: Rows, names: Sequence[str], domain: np.ndarray, blend: Blend
+    ws: Workspace, rows: TrainingRows, names: Sequence[str], domain: np.ndarray, blend: MixtureSpec
 ) -> tuple[np.ndarray | None, list[str]]:
     """The mean of the column over each domain, of the samples that have a value."""
     if not blend.by:
@@ -246,7 +252,7 @@ def _refuse(mixer: Mixer, weights: np.ndarray) -> np.ndarray:
 # --- weights become draws --------------------------------------------------------------------------------
 
 
-def _realised(weights: np.ndarray, its: _Ground, blend: Blend, result: Blended) -> pa.Table:
+def _realised(weights: np.ndarray, its: _Ground, blend: MixtureSpec, result: MixtureResult) -> pa.Table:
     """The mixture as it is stored. Its weights are what the draws amount to where a cap has lowered some."""
     counts = _counts(weights, its, blend, result)
     drawn = counts * its.tokens / its.there
@@ -265,7 +271,7 @@ def _realised(weights: np.ndarray, its: _Ground, blend: Blend, result: Blended) 
     )
 
 
-def _counts(weights: np.ndarray, its: _Ground, blend: Blend, result: Blended) -> np.ndarray:
+def _counts(weights: np.ndarray, its: _Ground, blend: MixtureSpec, result: MixtureResult) -> np.ndarray:
     """The draws of an epoch from each domain, int64 [D], within the cap."""
     wanted = weights * its.draws * (blend.tokens if blend.tokens is not None else blend.rows or its.there.sum())
     size = max(1, round(float(wanted.sum())))
@@ -293,7 +299,7 @@ def _lowered(counts: np.ndarray, most: np.ndarray, wanted: np.ndarray, size: int
     return counts
 
 
-def _too_small(counts: np.ndarray, its: _Ground, over: list[int], size: int, most: int, blend: Blend) -> str:
+def _too_small(counts: np.ndarray, its: _Ground, over: list[int], size: int, most: int, blend: MixtureSpec) -> str:
     if blend.lower:
         return (
             f"a mixture of {size:,} draws is more than {blend.most_epochs:g} epochs of all domains together have "
@@ -311,5 +317,5 @@ def _too_small(counts: np.ndarray, its: _Ground, over: list[int], size: int, mos
 def _proxy_recipe(proxy: Proxy | None) -> dict[str, Any] | None:
     if proxy is None:
         return None
-    judged = [{"target": j.target, "split": j.split, "metric": j.metric.name} for j in proxy.judges]
+    judged = [{"target": j.target, "split": j.split, "metric": j.metric.name} for j in proxy.evals]
     return {"model": model_recipe(proxy.model), "settings": asdict(proxy.settings), "judges": judged}

@@ -12,7 +12,7 @@ from curate.errors import CurateError
 from curate.kinds.vectors import Vectors
 from curate.models.choice import weights_fingerprint
 from curate.store.ledger import charged
-from curate.store.locks import claim
+from curate.store.locks import lock
 from curate.store.workspace import Workspace
 from curate.tables.index import ensure_index, index_problem, search
 from curate.tables.lookup import no_sample, row_of, shown, vector_at
@@ -60,7 +60,7 @@ def neighbors(
         raise no_sample(ws, id)
     asked = vector_at(ws, state, row) if row is not None else _encoded(ws, state, text or "", find)
     if problem := index_problem(ws, vectors):
-        with claim(ws.path, f"vectors {vectors}"):
+        with lock(ws.path, f"vectors {vectors}"):
             built = ensure_index(ws, vectors)
         if index_problem(ws, vectors):
             raise CurateError(f"{state} {problem}, and it cannot be built: {built.removeprefix('no index: ')}")

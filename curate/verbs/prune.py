@@ -14,7 +14,7 @@ import orjson
 from curate.errors import CurateError
 from curate.kinds.parameters import Pruner
 from curate.store.ledger import charged
-from curate.store.locks import claim
+from curate.store.locks import lock
 from curate.store.run_record import Run, require_run
 from curate.store.workspace import Workspace
 from curate.tables.recipes import model_choices
@@ -58,7 +58,7 @@ def prune(ws: Workspace, run: str, method: Pruner, sparsity: float, *, name: str
     made |= {"before": recipe["pruned"]} if recipe.get("pruned") else {}
     result, new = Pruned(name, run, checkpoint.step), Run(ws, name)
     until = recipe.get("until", datetime.now(UTC).isoformat())  # what its account pays later, it pays for others
-    with claim(ws.path, f"run {name}"):
+    with lock(ws.path, f"run {name}"):
         if (old := new.recipe or {}) and old.get("pruned") != made:
             raise CurateError(f"the run '{name}' exists, and is another; choose another --name.")
         if "left" in old and new.is_complete():  # nothing is left to do
@@ -67,7 +67,7 @@ def prune(ws: Workspace, run: str, method: Pruner, sparsity: float, *, name: str
         with checkpoint.local() as folder, charged(ws.path, "prune", **what) as meter:
             meter.begin(recipe["samples"])
             write = _pruned(recipe, folder, method, sparsity, checkpoint.step, result)
-            new.sweep()
+            new.remove_leftovers()
             new.commit(checkpoint.step, True, {}, write)
             # Last, so that it is there whole or not at all.
             account = {"account": recipe.get("account", run), "until": until}

@@ -10,8 +10,8 @@ from curate.kinds.executor import Executor
 from curate.kinds.score import Score
 from curate.methods.executors.local import Local
 from curate.models.choice import ModelChoice
-from curate.runs.held_out import split_of
-from curate.runs.warmup import looks_of
+from curate.runs.held_out import held_out_of
+from curate.runs.warmup import checkpoint_set_of
 from curate.store.workspace import Workspace
 from curate.tables.dry_run import estimate
 from curate.tables.engine import Scored, run_group, stored_recipe
@@ -27,7 +27,7 @@ from curate.tables.plan import (
     roles,
     vectors_name,
 )
-from curate.tables.recipes import Looks, model_of
+from curate.tables.recipes import CheckpointSet, model_of
 
 
 def score(
@@ -79,14 +79,18 @@ def score(
     planned = []
     for method in methods if not dry_run else ():  # what is refused is refused before a warm-up is trained
         called = Names((names or {}).get(method.name), (vectors or {}).get(method.name))
-        its, looks = _models(ws, method, methods, chosen, checkpoints, called, target, fresh, True)
-        for job in plan(ws, method, target, called, its, looks, split_of(ws, method, looks, target)):
+        its, checkpoint_set = _models(ws, method, methods, chosen, checkpoints, called, target, fresh, True)
+        for job in plan(
+            ws, method, target, called, its, checkpoint_set, held_out_of(ws, method, checkpoint_set, target)
+        ):
             if not fresh:
                 refuse_other_recipe(stored_recipe(job), job)
     for method in methods:
         called = Names((names or {}).get(method.name), (vectors or {}).get(method.name))
-        its, looks = _models(ws, method, methods, chosen, checkpoints, called, target, fresh, dry_run)
-        planned.append(plan(ws, method, target, called, its, looks, split_of(ws, method, looks, target)))
+        its, checkpoint_set = _models(ws, method, methods, chosen, checkpoints, called, target, fresh, dry_run)
+        planned.append(
+            plan(ws, method, target, called, its, checkpoint_set, held_out_of(ws, method, checkpoint_set, target))
+        )
     jobs = [job for its in planned for job in its]
     refuse_same_names(jobs)
     if dry_run:
@@ -123,18 +127,18 @@ def _models(
     target: str | None,
     fresh: bool,
     dry_run: bool,
-) -> tuple[dict[str, ModelChoice], Looks]:
+) -> tuple[dict[str, ModelChoice], CheckpointSet]:
     """A method's models by role, and the checkpoints of its base model."""
     if method.checkpoints == "none":
-        return models_of(method, chosen, methods), Looks()
+        return models_of(method, chosen, methods), CheckpointSet()
     vectors = vectors_name(method, called, target is not None)
     if not checkpoints:
         its = models_of(method, chosen, methods)
-        return its, looks_of(ws, method, its["base"], (), vectors, fresh=fresh, dry_run=dry_run)
+        return its, checkpoint_set_of(ws, method, its["base"], (), vectors, fresh=fresh, dry_run=dry_run)
     bare = chosen.get("base") or chosen.get("") or ModelChoice("")
-    looks = looks_of(ws, method, bare, checkpoints, vectors)
-    base = looks.checkpoints[-1].model
-    origin = chosen.get("origin") or looks.origin
+    checkpoint_set = checkpoint_set_of(ws, method, bare, checkpoints, vectors)
+    base = checkpoint_set.checkpoints[-1].model
+    origin = chosen.get("origin") or checkpoint_set.origin
     if "origin" in method.models and origin is None:
         raise CurateError(
             f"the score '{method.name}' compares with the model that training began with, which nothing says of "
@@ -142,4 +146,4 @@ def _models(
         )
     return models_of(
         method, {**chosen, "": base, "base": base, **({"origin": origin} if origin else {})}, methods
-    ), looks
+    ), checkpoint_set

@@ -19,7 +19,7 @@ from curate.kinds.vectors import Vectors
 from curate.store.commits import Parts
 from curate.store.encoding import read_json, read_table
 from curate.store.ledger import charged
-from curate.store.locks import claim
+from curate.store.locks import lock
 from curate.store.manifests import read_manifest, write_manifest
 from curate.store.workspace import Workspace, __version__, pool_fingerprint
 from curate.tables import sql
@@ -30,7 +30,7 @@ from curate.tables.vector_table import load_vectors, vectors_of
 
 
 @dataclass(frozen=True)
-class Choice:
+class SelectionSpec:
     """What was asked: everything that decides a selection but the data.
 
     by: SQL expression over `samples`, higher is better. where: SQL condition. Exactly one of top (rows), frac (of the
@@ -91,7 +91,7 @@ class Selected:
     dry_run: bool = False
 
 
-def select(ws: Workspace, name: str, selector: Selector, choice: Choice, *, dry_run: bool = False) -> Selected:
+def select(ws: Workspace, name: str, selector: Selector, choice: SelectionSpec, *, dry_run: bool = False) -> Selected:
     """Choose samples and write manifests/NAME.parquet and NAME.json.
 
     Samples whose value is null are never chosen. Raises CurateError for a stale or incomplete score (unless
@@ -134,7 +134,7 @@ def select(ws: Workspace, name: str, selector: Selector, choice: Choice, *, dry_
             **({"history": {name: _stamp(ws, name) for name in choice.before}} if choice.history else {}),
             "result": {k: v for k, v in asdict(result).items() if k not in ("name", "command", "dry_run")},
         }
-        with claim(ws.path, f"manifest {name}"):
+        with lock(ws.path, f"manifest {name}"):
             write_manifest(ws, name, _rows(picked), lineage)
     return result
 
@@ -155,7 +155,7 @@ def replay(ws: Workspace, name: str, file: str, find: Any, *, allow_stale: bool 
     if not isinstance(lineage, dict) or not {"selector", "choice", "sha256"} <= lineage.keys():
         raise CurateError(f"{file}: this is no manifest's JSON (it has no selector, choice and sha256).")
     method = lineage["selector"]
-    choice = Choice(**{**lineage["choice"], "allow_stale": lineage["choice"]["allow_stale"] or allow_stale})
+    choice = SelectionSpec(**{**lineage["choice"], "allow_stale": lineage["choice"]["allow_stale"] or allow_stale})
     result = select(ws, name, find("selector", method["name"])(**method["settings"]), choice)
     again = read_json(ws.manifest_path(name).with_suffix(".json"))
     if again["sha256"] != lineage["sha256"]:
@@ -174,7 +174,7 @@ def replay(ws: Workspace, name: str, file: str, find: Any, *, allow_stale: bool 
 # --- candidates ------------------------------------------------------------------------------------------
 
 
-def _refuse_unused(selector: Selector, choice: Choice) -> None:
+def _refuse_unused(selector: Selector, choice: SelectionSpec) -> None:
     """Raises CurateError for vectors, a target or a history that the selector lacks, or does not use."""
     if choice.history and not selector.uses_history:
         raise CurateError(f"the selector '{selector.name}' uses no history; leave out --history {choice.history}.")
@@ -189,7 +189,7 @@ def _refuse_unused(selector: Selector, choice: Choice) -> None:
             raise CurateError(f"the selector '{selector.name}' needs {option}: add --{option} NAME ({hint}).")
 
 
-def _history(ws: Workspace, choice: Choice, state: TableState) -> Vectors:
+def _history(ws: Workspace, choice: SelectionSpec, state: TableState) -> Vectors:
     """The vectors of what was learnt before, in its order. Raises CurateError for a name that is neither a manifest nor
     a target, or a target that is not among the vectors."""
     found = []
@@ -232,7 +232,7 @@ def _vectors(ws: Workspace, at: np.ndarray, state: TableState) -> Vectors:
     return Vectors(unit, norm, error)
 
 
-def _candidates(ws: Workspace, choice: Choice) -> pa.Table:
+def _candidates(ws: Workspace, choice: SelectionSpec) -> pa.Table:
     """The samples that `where` lets through, by id: row, id (as a number), source, value, tokens."""
     value = choice.by if choice.by and choice.per != "subtask" else "NULL"
     columns = f"""row, ('0x' || id)::UBIGINT AS id, source, ({value}\n)::DOUBLE AS "value",
@@ -243,7 +243,7 @@ def _candidates(ws: Workspace, choice: Choice) -> pa.Table:
     return table
 
 
-def _from_samples(columns: str, choice: Choice) -> str:
+def _from_samples(columns: str, choice: SelectionSpec) -> str:
     where = f"WHERE ({choice.where}\n)" if choice.where else ""  # the line's end closes a comment
     return f"SELECT {columns} FROM samples {where} ORDER BY id"
 
@@ -258,7 +258,7 @@ class _Group:
 
 
 def _groups(
-    ws: Workspace, frame: pa.Table, choice: Choice, codes: np.ndarray, sources: Sequence[str]
+    ws: Workspace, frame: pa.Table, choice: SelectionSpec, codes: np.ndarray, sources: Sequence[str]
 ) -> Iterator[_Group]:
     values = frame["value"].to_numpy() if choice.by else None
     if choice.null and values is not None:
@@ -273,7 +273,7 @@ def _groups(
         yield _Group("", np.arange(frame.num_rows), values)
 
 
-def _subtask_groups(ws: Workspace, frame: pa.Table, choice: Choice) -> Iterator[_Group]:
+def _subtask_groups(ws: Workspace, frame: pa.Table, choice: SelectionSpec) -> Iterator[_Group]:
     """One ranking per sub-task of the score that --by names."""
     name = (choice.by or "").strip()
     if name not in ws.score_names():
@@ -293,7 +293,7 @@ def _choose(
     ws: Workspace,
     frame: pa.Table,
     selector: Selector,
-    choice: Choice,
+    choice: SelectionSpec,
     result: Selected,
     vectors: Vectors | None,
     target: Vectors | None,
@@ -344,7 +344,7 @@ def _seed(seed: int, group: str) -> int:
     return int(fingerprint(seed, group), 16) if group else seed
 
 
-def _budget(choice: Choice, candidates: int) -> Budget:
+def _budget(choice: SelectionSpec, candidates: int) -> Budget:
     if choice.tokens is not None:
         return Budget("tokens", choice.tokens)
     return Budget("rows", choice.top if choice.top is not None else int(choice.frac * candidates + 1e-9))  # type: ignore[operator]
@@ -377,7 +377,7 @@ def _by_source(frame: pa.Table, picked: pa.Table) -> list[dict[str, Any]]:
     return joined.with_columns(share).sort(["selected", "source"], descending=[True, False]).to_dicts()
 
 
-def _command(name: str, selector: Selector, choice: Choice) -> str:
+def _command(name: str, selector: Selector, choice: SelectionSpec) -> str:
     """The command line that makes this selection again."""
     words = ["curate", "select", name, "--selector", selector.name]
     words += settings_words(selector.settings())

@@ -12,10 +12,10 @@ import pyarrow as pa
 
 from curate.errors import CurateError
 from curate.store.encoding import read_table, write_table
-from curate.store.files import sweep
+from curate.store.files import remove_leftovers
 from curate.store.input_files import find_inputs, records
 from curate.store.input_formats import Reader, Refused, refusal
-from curate.store.locks import claim
+from curate.store.locks import lock
 from curate.store.schema import REJECTS, TARGET
 from curate.store.workspace import Workspace
 
@@ -57,7 +57,7 @@ def target(
     if not rows:
         why = f"; line {rejects[0]['line']} {rejects[0]['reason']}" if rejects else ", it is empty"
         raise CurateError(f"{path}: no sample for the target '{name}' was found{why}.")
-    with claim(ws.path, "targets"):
+    with lock(ws.path, "targets"):
         table = pa.Table.from_pylist(rows, schema=TARGET)
         file = ws.target_path(name)
         if file.exists():
@@ -65,8 +65,8 @@ def target(
             old = read_table(file)
             kept = ~pl.Series(old["split"]).is_in(replaced)
             table = pa.concat_tables([old.filter(kept.to_arrow()), table])
-        sweep(ws.path / "targets")
-        sweep(ws.path / "rejects")
+        remove_leftovers(ws.path / "targets")
+        remove_leftovers(ws.path / "rejects")
         reject_file = ws.path / "rejects" / f"target-{name}-{split}.parquet"
         if rejects:
             write_table(reject_file, pa.Table.from_pylist(rejects, schema=REJECTS))

@@ -16,11 +16,11 @@ import numpy as np
 from curate.errors import CurateError
 from curate.models.choice import CHARS_PER_TOKEN, parameters
 from curate.runs.account import Trained
-from curate.runs.config import Training, refuse_unused
-from curate.runs.driver import advance, processes_of
-from curate.runs.evaluation import Judge, questions
-from curate.runs.samples import Rows, rows_of
-from curate.store.locks import claim
+from curate.runs.config import TrainingSpec, refuse_unused
+from curate.runs.driver import processes_of, run_training
+from curate.runs.evaluation import EvalSpec, questions
+from curate.runs.samples import TrainingRows, rows_of
+from curate.store.locks import lock
 from curate.store.run_record import Run, run_behind
 from curate.store.workspace import Workspace
 from curate.tables import sql
@@ -31,9 +31,9 @@ from curate.tables.recipes import load_target, model_of
 def train(
     ws: Workspace,
     name: str,
-    training: Training,
+    training: TrainingSpec,
     *,
-    judges: Sequence[Judge] = (),
+    evals: Sequence[EvalSpec] = (),
     fresh: bool = False,
     dry_run: bool = False,
 ) -> Trained:
@@ -64,8 +64,8 @@ def train(
         rows = rows_of(ws, training.manifest, training.by, training.allow_stale, training.seed)
         result.warnings += rows.warnings
     target = load_target(ws, training.target) if training.target else None
-    for judge in judges:
-        questions(ws, judge)
+    for eval_spec in evals:
+        questions(ws, eval_spec)
     if dry_run:
         if rows is None:
             raise CurateError("what a stream holds is not known beforehand, so there is no --dry-run of it.")
@@ -79,8 +79,8 @@ def train(
         run = Run(ws, name, beside=fresh and name in ws.run_names())
         processes.wait_for_everyone()  # all have looked before the first writes
         if alone:
-            stack.enter_context(claim(ws.path, f"run {name}"))
-        advance(run, training, rows, target, processes, result, judges=judges)
+            stack.enter_context(lock(ws.path, f"run {name}"))
+        run_training(run, training, rows, target, processes, result, evals=evals)
         if alone and run.beside:
             run.swap()
         processes.wait_for_everyone()
@@ -104,7 +104,7 @@ def _diagnostics(ws: Workspace, name: str, pooled: bool) -> tuple[list[dict[str,
     return list(sql.rows(ws, epochs)), list(sql.rows(ws, sources)) if pooled else []
 
 
-def _planned(ws: Workspace, rows: Rows, training: Training) -> dict[str, Any]:
+def _planned(ws: Workspace, rows: TrainingRows, training: TrainingSpec) -> dict[str, Any]:
     """What a training would take, at four characters a token."""
     chars = column_of(ws, "n_chars", rows.row)
     samples, n = float(rows.draws.size if rows.draws else rows.repeats.sum()), parameters(training.model)

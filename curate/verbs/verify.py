@@ -14,7 +14,7 @@ from curate.kinds.executor import Executor
 from curate.store.commits import Parts
 from curate.store.encoding import digest, parquet_of, read_json, read_table
 from curate.store.files import remove_tree
-from curate.store.locks import claim
+from curate.store.locks import lock
 from curate.store.manifests import is_mixture
 from curate.store.mask_file import read_mask
 from curate.store.object_store import Location
@@ -158,7 +158,7 @@ def _prepared(ws: Workspace, folder: Location, repair: bool) -> _Seen:
         else:
             yield len(data)
     if damaged and repair:
-        with claim(ws.path, f"prepared {folder.name}"):
+        with lock(ws.path, f"prepared {folder.name}"):
             for damage in damaged:
                 parts.remove(damage.part)
     yield from damaged
@@ -180,7 +180,7 @@ def _warm_up(ws: Workspace, folder: Location, repair: bool) -> _Seen:
             else:
                 yield len(data)
     if damaged and repair:
-        with claim(ws.path, f"prepared {folder.name}"):
+        with lock(ws.path, f"prepared {folder.name}"):
             remove_tree(folder, marker="run.json")
     yield from damaged
 
@@ -194,7 +194,7 @@ def _aims(ws: Workspace, name: str, repair: bool) -> _Seen:
             yield len(data)
             continue
         if repair:
-            with claim(ws.path, f"vectors {name}"):
+            with lock(ws.path, f"vectors {name}"):
                 parts.remove(target)
         remedy = f"--repair removes it, and `{state.command(target)}` makes it again"
         yield Damage("vectors", name, f"targets/{target}", problem, remedy, repair)
@@ -211,7 +211,7 @@ def _index(ws: Workspace, name: str, repair: bool) -> _Seen:
         return
     remedy = "--repair builds it again"
     if repair:
-        with claim(ws.path, f"vectors {name}"):
+        with lock(ws.path, f"vectors {name}"):
             path.with_suffix(".json").unlink(missing_ok=True)
             remedy = ensure_index(ws, name)
     yield Damage("vectors", name, "index.faiss", problem, remedy, repair and index_problem(ws, name) is None)
@@ -238,7 +238,7 @@ def _table(
         else:
             yield len(data)
     if damaged and repair:
-        with claim(ws.path, f"{kind} {name}"):
+        with lock(ws.path, f"{kind} {name}"):
             for damage in damaged:
                 parts.remove(damage.part)
             remove_tree(parts.folder / "_units")

@@ -15,7 +15,7 @@ from curate.numerics.statistics import effective_size
 from curate.runs.config import LINEAGE
 from curate.runs.samples import rows_of
 from curate.store.ledger import charged
-from curate.store.locks import claim
+from curate.store.locks import lock
 from curate.store.manifests import read_manifest, write_manifest
 from curate.store.workspace import Workspace, __version__, pool_fingerprint
 from curate.tables.lookup import scores_of
@@ -110,7 +110,7 @@ def weigh(
         "scores": {**base.get("scores", {}), **{state.name: state.recipe for state in scores_of(ws, by)}},
         "result": {key: value for key, value in asdict(result).items() if key != "name"},
     }
-    with claim(ws.path, f"manifest {name}"):
+    with lock(ws.path, f"manifest {name}"):
         write_manifest(ws, name, table, lineage)
     return result
 

@@ -24,7 +24,7 @@ from curate.models.sentence_encoder import SentenceEncoder
 from curate.numerics import faiss_index
 from curate.store.workspace import Workspace
 from curate.tables import index
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 from tests.bench.forward import real
 from tests.bench.timing import machine, ratio, told
 from tests.conftest import SHARED
@@ -73,7 +73,7 @@ def beside_sentence_transformers() -> None:
 
 def print_composition(ws: Workspace) -> None:
     for name in ("gsm8k", "bbh"):
-        r = curate.select(ws, f"top_{name}", Top(), Choice(by=f"embed_{name}", frac=0.05))
+        r = curate.select(ws, f"top_{name}", Top(), SelectionSpec(by=f"embed_{name}", frac=0.05))
         shares = ", ".join(f"{row['source']} {row['share']:.1%}" for row in r.by_source if row["selected"])
         print(f"\nthe 5 % nearest to {name}: {shares}")
         said = "coalesce(text, array_to_string(list_transform(messages, lambda m: m.content), ' | '))"

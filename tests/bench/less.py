@@ -36,7 +36,7 @@ from curate.models.language_model import LanguageModel
 from curate.models.tokens import Encoded, encode
 from curate.numerics.projections import Kind, projector
 from curate.training.settings import TrainSettings
-from curate.training.trainable import trainee
+from curate.training.trainable import trainable
 from tests.bench.forward import SHARED, chat, matrix_rate, one_b, real, smollm2
 from tests.bench.timing import ratio, told
 
@@ -46,7 +46,7 @@ TARGETS, DIM = "q_proj,k_proj,v_proj,o_proj", 8192
 def model_of(name: str, r: int = 128) -> Backward:
     """The model with LoRA whose matrices are not zero, and with moments as after a step."""
     lora = TrainSettings(lora_r=r, lora_alpha=4.0 * r, lora_targets=TARGETS)
-    lm = trainee(ModelChoice(name, context=512), lora).model
+    lm = trainable(ModelChoice(name, context=512), lora).model
     torch.manual_seed(0)
     for parameter_name, parameter in lm.model.named_parameters():
         if "lora_B" in parameter_name:
@@ -123,16 +123,16 @@ def per_sample(model: Backward, encoded: Sequence[Encoded]) -> None:
 
 def features(model: Backward, encoded: Sequence[Encoded], less: Less) -> Any:
     """Features as the score makes them, of samples in tokens; what each phase cost."""
-    watch = less.vectors().legs["gradient"].watch  # type: ignore[union-attr]
+    watch = less.vectors().requests["gradient"].watch  # type: ignore[union-attr]
     assert watch
     costs = usage(model)
     for batch in batches(model, encoded):
         found = model.gradients(batch, costs)
         began = time.perf_counter()
-        watcher = watch(model.at, None, found.good)
+        collector = watch(model.at, None, found.good)
         for g in found.parameters:
-            watcher.take(g)
-        watcher.columns()
+            collector.take(g)
+        collector.columns()
         costs["projection"].seconds = (costs["projection"].seconds or 0.0) + time.perf_counter() - began
     return costs
 

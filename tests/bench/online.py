@@ -45,9 +45,9 @@ from curate.training.dataset import Data
 from curate.training.distributed import Alone
 from curate.training.examples import Examples
 from curate.training.gradient_matching import Chooser
-from curate.training.loop import Done, Trainer
+from curate.training.loop import StepResult, Trainer
 from curate.training.settings import TrainSettings
-from curate.training.trainable import trainee
+from curate.training.trainable import trainable
 from tests.bench.forward import one_b, real, smollm2
 
 SETTINGS = TrainSettings(
@@ -73,8 +73,8 @@ class Arm:
 
     def __init__(self, model: LanguageModel, data: Data, settings: TrainSettings, weighting: Weighting, rounds: int):
         self.trainer = Trainer(model, data, replace(settings, steps=rounds), weighting, Alone())
-        self._steps: Iterator[Done] = self.trainer.run()
-        self.seconds, self.done = list[float](), list[Done]()
+        self._steps: Iterator[StepResult] = self.trainer.run()
+        self.seconds, self.done = list[float](), list[StepResult]()
 
     def step(self) -> None:
         before = time.perf_counter()
@@ -92,7 +92,7 @@ def said(values: Sequence[float]) -> str:
 
 
 def steps(name: str, rounds: int, length: int) -> None:
-    model = trainee(ModelChoice(name), SETTINGS).model
+    model = trainable(ModelChoice(name), SETTINGS).model
     vocabulary = int(model.model.config.vocab_size)  # type: ignore[arg-type]
     candidates = Examples.of(made_up(CANDIDATES, length, vocabulary, 0))
     target = Examples.of(made_up(16, length, vocabulary, 1))
@@ -177,7 +177,7 @@ def agreement(name: str, taken: int, ranks: Sequence[int] = (8, 0)) -> None:
     training on real samples; by LoRA of each rank, 0 for all parameters."""
     for lora in ranks:
         settings = replace(SETTINGS, lora_r=lora, lr=1e-4 if lora else 1e-5, batch_size=8, steps=taken, projection=0)
-        model = trainee(ModelChoice(name), settings).model
+        model = trainable(ModelChoice(name), settings).model
         n = 48 if lora else 24
         encoded = [o for o in encode(model.tokenizer, real(1500), min(model.context, 160)) if o.supervised.any()]
         rng = np.random.default_rng(0)

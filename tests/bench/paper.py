@@ -28,10 +28,10 @@ from curate.store.commits import Parts
 from curate.store.encoding import parquet
 from curate.store.workspace import Workspace
 from curate.tables.recipes import load_target
-from curate.tables.unit_worker import Work
+from curate.tables.unit_worker import UnitWorker
 from curate.tables.units import shard_units
 from curate.verbs.ingest import SHARD_BYTES
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 from tests.bench.scale import generate, prepare
 from tests.bench.timing import machine, timed
 
@@ -118,7 +118,7 @@ def held(ws: Workspace) -> Iterable[tuple[str, str, str]]:
         f"{task} bytes each, one under way for each worker",
         f"{many:,.0f} tasks, {many * task / 1e6:.0f} MB",
     )
-    work = Work(Bm25(), load_target(ws, "wanted"), 1, (), ws.path, "")
+    work = UnitWorker(Bm25(), load_target(ws, "wanted"), 1, (), ws.path, "")
     yield (
         "what Ray's object store holds",
         "the method and the target, once for each pass",
@@ -141,7 +141,7 @@ def main(rows: int) -> None:
         ws = prepare(folder)
         curate.score(ws, Bm25(), target="wanted")
         curate.score(ws, Length(), Repetition())
-        curate.select(ws, "best", Top(), Choice(by="bm25_wanted", frac=0.05))
+        curate.select(ws, "best", Top(), SelectionSpec(by="bm25_wanted", frac=0.05))
         chars = sum(shard.n_chars for shard in ws.shards())
         print(f"{ws.n_rows():,} samples of {chars / ws.n_rows():.0f} characters in {len(ws.shards())} shards\n")
         table([*on_disk(ws), *hours(ws), *held(ws)])

@@ -54,7 +54,7 @@ def step(name: str, folder: str) -> None:
     from curate.methods.scores.bm25 import Bm25
     from curate.methods.scores.length import Length
     from curate.methods.selectors.top import Top
-    from curate.verbs.select import Choice
+    from curate.verbs.select import SelectionSpec
 
     root = Path(folder)
     ws = curate.open_workspace(root / "ws")
@@ -69,7 +69,7 @@ def step(name: str, folder: str) -> None:
             curate.sql(ws, "SELECT source, avg(bm25_wanted), avg(length), count(*) FROM samples GROUP BY source")
         case "select":
             by = "bm25_wanted + 0.1 * ln(1 + length)"
-            curate.select(ws, "best", Top(), Choice(by=by, frac=0.05, per="source"))
+            curate.select(ws, "best", Top(), SelectionSpec(by=by, frac=0.05, per="source"))
 
 
 def measured(name: str, folder: Path) -> tuple[float, float]:

@@ -32,9 +32,9 @@ from curate.models.tokens import Encoded, encode
 from curate.training.dataset import Data
 from curate.training.distributed import Alone
 from curate.training.examples import Examples
-from curate.training.loop import Done, Trainer
+from curate.training.loop import StepResult, Trainer
 from curate.training.settings import TrainSettings
-from curate.training.trainable import trainee
+from curate.training.trainable import trainable
 from tests.bench.forward import matrix_rate, one_b, real, smollm2
 
 STEPS = 5
@@ -48,13 +48,15 @@ def samples(model: LanguageModel, n: int) -> list[Encoded]:
     return [one for one in found if not one.error and one.supervised.any()][:n]
 
 
-def ours(model: LanguageModel, encoded: list[Encoded], weighting: Weighting, rows: int) -> tuple[float, list[Done]]:
+def ours(
+    model: LanguageModel, encoded: list[Encoded], weighting: Weighting, rows: int
+) -> tuple[float, list[StepResult]]:
     """Seconds of a step without looks at the target, and the steps."""
     settings = replace(SETTINGS, batch_size=rows)
     examples = Examples.of(encoded)
     known = {"column": np.ones(len(encoded)), "base_token_loss": np.zeros(int(examples.counts.sum()))}
     data = Data.of(examples, anchors=Examples.of(encoded[:16]), **known)
-    seconds, steps, before = list[float](), list[Done](), time.perf_counter()
+    seconds, steps, before = list[float](), list[StepResult](), time.perf_counter()
     for done in Trainer(model, data, settings, weighting, Alone()).run():
         now = time.perf_counter()
         look = done.usage["anchors"].seconds if "anchors" in done.usage else 0.0
@@ -117,13 +119,13 @@ def told(name: str, ratios: list[float], wanted: float) -> None:
 
 
 def main(name: str, pairs: int, rows: int) -> None:
-    model = trainee(ModelChoice(name), SETTINGS).model
+    model = trainable(ModelChoice(name), SETTINGS).model
     start = {key: value.clone() for key, value in model.model.state_dict().items()}
     encoded = samples(model, STEPS * rows)
     length = Examples.of(encoded).lengths.mean()
     print(f"{Path(name).name}: {model.n_params / 1e6:.0f} M parameters, {model.device}, {length:.0f} tokens a sample")
     against, weighted = list[float](), {name: list[float]() for name in WEIGHTINGS}
-    usage = looks = model.usage()
+    usage = checkpoint_set = model.usage()
     for pair in range(pairs + 1):
         took: dict[str, float] = {}
         order = ("theirs", "uniform", *WEIGHTINGS)
@@ -133,7 +135,7 @@ def main(name: str, pairs: int, rows: int) -> None:
                 took[what] = theirs(model, encoded, rows)
                 continue
             took[what], steps = ours(model, encoded, WEIGHTINGS.get(what, Uniform()), rows)
-            usage, looks = steps[1].usage["train"], steps[0].usage.get("anchors", looks)
+            usage, checkpoint_set = steps[1].usage["train"], steps[0].usage.get("anchors", checkpoint_set)
         if pair:  # the first is not counted
             against.append(took["uniform"] / took["theirs"])
             for name, ratios in weighted.items():
@@ -143,7 +145,9 @@ def main(name: str, pairs: int, rows: int) -> None:
         told(f"{name} / uniform, a step", ratios, 1.05)
     own = 2.0 * model.width * (usage.padded_tokens + rows)
     print(f"FLOPs that adapt adds to a step's {usage.flops:.3g}: {own:.3g}, {own / usage.flops:.4%}, wanted <= 1 %")
-    print(f"one look at 16 anchors: {looks.flops:.3g} FLOPs, {looks.flops / usage.flops:.1%} of a step")
+    print(
+        f"one look at 16 anchors: {checkpoint_set.flops:.3g} FLOPs, {checkpoint_set.flops / usage.flops:.1%} of a step"
+    )
     dtype = torch.bfloat16 if model.device.type == "cuda" else torch.float32
     rate, speed = matrix_rate(model.device, dtype), usage.flops / (usage.seconds or 1.0)
     print(f"a step: {speed / 1e12:.2f} TFLOP/s, {speed / rate:.0%} of the rate of matrix products in {dtype}")

@@ -18,7 +18,7 @@ from curate.methods.scores.embed_lm import EmbedLm
 from curate.methods.scores.nll import Nll
 from curate.methods.selectors.semdedup import Semdedup
 from curate.store.workspace import Workspace
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 from tests.conftest import SAMPLE
 
 SKILLS = ("arithmetic", "facts", "program", "strings", "table", "translation")
@@ -41,7 +41,7 @@ def main() -> None:
         named = ", ".join(f"{method}_t_{skill}" for method in ("bm25", "embed", "embed_lm") for skill in SKILLS)
         near = {}
         for name in ("embed", "embed_lm"):
-            left = curate.select(ws, "unlike", Semdedup(eps=0.05), Choice(top=ws.n_rows(), vectors=name)).rows
+            left = curate.select(ws, "unlike", Semdedup(eps=0.05), SelectionSpec(top=ws.n_rows(), vectors=name)).rows
             near[name] = (left, pairs(ws, "unlike"), pairs(ws, "pool"))
         known = "meta->>'skill' AS skill, (meta->>'corrupt')::BOOLEAN AS corrupt, nll_nll AS nll"
         rows = curate.sql(ws, f"SELECT {known}, {named} FROM samples")

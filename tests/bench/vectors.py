@@ -32,7 +32,7 @@ from curate.store.encoding import write_json
 from curate.tables.index import ensure_index, nearest_exactly, record_of, search
 from curate.tables.recipes import load_target
 from curate.tables.vector_table import aim_stamp, target_vectors, vector_table
-from curate.verbs.select import Choice
+from curate.verbs.select import SelectionSpec
 from tests.bench.scale import generate, prepare
 from tests.bench.timing import machine, ratio, told
 
@@ -153,7 +153,7 @@ def step(name: str, folder: str) -> None:
     else:
         cls = find("selector", name)
         target, by = "wanted" if cls.uses_target else None, "n_chars" if name == "deita" else None
-        r = curate.select(ws, name, cls(), Choice(by=by, top=10_000, vectors="embed", target=target))
+        r = curate.select(ws, name, cls(), SelectionSpec(by=by, top=10_000, vectors="embed", target=target))
         said = f"{r.rows:,} of {r.candidates:,}"
     record = record_of(ws, "embed")
     size = f"{record.bytes / 2**20:.0f} MiB" if record and name == "index" else ""

@@ -26,7 +26,7 @@ from curate.training.distributed import Alone
 from curate.training.examples import Examples
 from curate.training.loop import Trainer
 from curate.training.settings import TrainSettings
-from curate.training.trainable import trainee
+from curate.training.trainable import trainable
 
 pytestmark = [
     pytest.mark.gpu,
@@ -71,7 +71,7 @@ def test_a_gpu_trains_as_a_cpu_does(name: str) -> None:
     settings = TrainSettings(batch_size=16, micro_batch_size=4, lr=1e-3, precision="float32", oversample=2)
     losses = {}
     for device in ("cpu", "cuda"):
-        model = trainee(ModelChoice("tiny", device=device), settings).model
+        model = trainable(ModelChoice("tiny", device=device), settings).model
         weighting: Weighting = {
             "uniform": Uniform(), "adapt": Adapt(refresh=2), "linupper": Linupper(),
             "filter_then_weight": FilterThenWeight(filter="top"), "max_loss": MaxLoss(),
@@ -85,7 +85,7 @@ def test_a_gpu_trains_as_a_cpu_does(name: str) -> None:
 def test_choosing_within_a_step_in_bfloat16(lora: int) -> None:
     encoded = [one for one in encode(LanguageModel(ModelChoice("tiny")).tokenizer, samples(64), 512) if not one.error]
     settings = TrainSettings(batch_size=8, lr=1e-3, epochs=4, lora_r=lora)
-    model = trainee(ModelChoice("tiny"), settings).model
+    model = trainable(ModelChoice("tiny"), settings).model
     data = Data.of(Examples.of(encoded), anchors=Examples.of(encoded[:8]))
     done = list(Trainer(model, data, settings, FilterThenWeight(), Alone()).run())
     assert all(1 <= d.metrics["chosen"] <= 8 and d.metrics["unfit"] == 0 for d in done)
@@ -95,7 +95,7 @@ def test_choosing_within_a_step_in_bfloat16(lora: int) -> None:
 def test_packed_rows_and_bfloat16_train_on_a_gpu() -> None:
     encoded = [one for one in encode(LanguageModel(ModelChoice("tiny")).tokenizer, samples(64), 512) if not one.error]
     settings = TrainSettings(batch_size=2, lr=1e-3, packing=True, epochs=3)
-    model = trainee(ModelChoice("tiny"), settings).model
+    model = trainable(ModelChoice("tiny"), settings).model
     done = list(Trainer(model, Data.of(Examples.of(encoded)), settings, Uniform(), Alone()).run())
     assert done[-1].metrics["loss"] < done[0].metrics["loss"]
     assert next(model.model.parameters()).dtype == torch.float32

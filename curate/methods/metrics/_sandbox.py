@@ -107,10 +107,10 @@ def run_python(code: str, seconds: float, megabytes: int) -> str | None:
                 process.wait()
     finally:
         os.close(its)
-        said = os.read(report, 4096).decode("utf-8", "replace")
+        answers = os.read(report, 4096).decode("utf-8", "replace")
         os.close(report)
-    if said == password:
+    if answers == password:
         return None
     if process.returncode < 0:
         return f"it was ended by {signal.Signals(-process.returncode).name}"
-    return said or "it left the interpreter"
+    return answers or "it left the interpreter"

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from curate.kinds.metric import Judged, Metric, Question
+from curate.kinds.metric import EvalResult, Metric, Question
 from curate.models.answers import answer_losses
 
 
@@ -32,7 +32,7 @@ class Choice(Metric):
     by: Literal["sum", "mean"] = "sum"
     """The log-likelihood of an option as a whole, or of its tokens in the mean."""
 
-    def judge(self, model: Any, questions: Sequence[Question]) -> Judged:
+    def evaluate(self, model: Any, questions: Sequence[Question]) -> EvalResult:
         owners = [(i, option) for i, question in enumerate(questions) for option in question.options]
         found, usage = answer_losses(model, [questions[i].sample(option) for i, option in owners])
         loss = found["mean"] if self.by == "mean" else found["mean"] * found["tokens"]
@@ -44,7 +44,7 @@ class Choice(Metric):
             error[i] = self._problem(question, right, found["error"][mine])
             if not error[i]:
                 values[i] = float(all(loss[right[0]] < loss[k] for k in mine if k != right[0]))
-        return Judged(values, error, usage)
+        return EvalResult(values, error, usage)
 
     def _problem(self, question: Question, right: list[int], errors: np.ndarray) -> str:
         if len(question.options) < 2:

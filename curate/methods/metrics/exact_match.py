@@ -8,8 +8,8 @@ from typing import Any, Literal
 import numpy as np
 
 from curate.errors import require
-from curate.kinds.metric import Judged, Metric, Question
-from curate.models.answers import answers
+from curate.kinds.metric import EvalResult, Metric, Question
+from curate.models.answers import generate_answers
 
 _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
@@ -38,14 +38,16 @@ class ExactMatch(Metric):
     def __post_init__(self) -> None:
         require(f"exact_match.max_new_tokens={self.max_new_tokens}", self.max_new_tokens > 0, "above 0")
 
-    def judge(self, model: Any, questions: Sequence[Question]) -> Judged:
-        said, error, usage = answers(model, [question.prompt() for question in questions], self.max_new_tokens)
+    def evaluate(self, model: Any, questions: Sequence[Question]) -> EvalResult:
+        answers, error, usage = generate_answers(
+            model, [question.prompt() for question in questions], self.max_new_tokens
+        )
         right = [self.final(question.answer) for question in questions]
         for i, final in enumerate(right):
             if not (error[i] or final):
                 error[i] = f"its answer has no {self.final_answer.replace('_', ' ')}"
-        same = np.array([self.final(s) == r for s, r in zip(said, right, strict=True)], np.float64)
-        return Judged(np.where(error == "", same, np.nan), error, usage, said)
+        same = np.array([self.final(s) == r for s, r in zip(answers, right, strict=True)], np.float64)
+        return EvalResult(np.where(error == "", same, np.nan), error, usage, answers)
 
     def final(self, text: str) -> str:
         """What counts of an answer; '' where it has none."""

@@ -14,7 +14,7 @@ from typing import Any, Literal, cast
 import numpy as np
 
 from curate.errors import CurateError, require
-from curate.kinds.metric import Judged, Metric, Question
+from curate.kinds.metric import EvalResult, Metric, Question
 from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
 from curate.models.tokens import Unrenderable, rendered
 
@@ -46,10 +46,10 @@ class LmEval(Metric):
     def __post_init__(self) -> None:
         require(f"lm_eval.max_new_tokens={self.max_new_tokens}", self.max_new_tokens > 0, "above 0")
 
-    def judge(self, model: Any, questions: Sequence[Question]) -> Judged:
+    def evaluate(self, model: Any, questions: Sequence[Question]) -> EvalResult:
         values, error = np.full(len(questions), np.nan), np.full(len(questions), "", object)
         docs = [self._doc(model, i, question, error) for i, question in enumerate(questions)]
-        usage, said = model.usage(), [""] * len(questions)
+        usage, answers = model.usage(), [""] * len(questions)
         if some := [doc for doc in docs if doc]:
             with counted(usage, model.choice.count_flops):
                 samples = self._run(model, some)
@@ -57,8 +57,8 @@ class LmEval(Metric):
                 i = sample["doc"]["place"]
                 self._charge(model, usage, sample)
                 values[i] = float(sample["acc" if self.output_type == "multiple_choice" else "exact_match"])
-                said[i] = str(sample["filtered_resps"][0]) if self.output_type == "generate_until" else ""
-        return Judged(values, error, usage, said if self.output_type == "generate_until" else None)
+                answers[i] = str(sample["filtered_resps"][0]) if self.output_type == "generate_until" else ""
+        return EvalResult(values, error, usage, answers if self.output_type == "generate_until" else None)
 
     def _charge(self, model: Any, usage: Any, sample: dict[str, Any]) -> None:
         doc = sample["doc"]

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from curate.kinds.metric import Judged, Metric, Question
+from curate.kinds.metric import EvalResult, Metric, Question
 from curate.models.answers import answer_losses
 
 
@@ -27,6 +27,6 @@ class Loss(Metric):
 
     better: ClassVar = "lower"
 
-    def judge(self, model: Any, questions: Sequence[Question]) -> Judged:
+    def evaluate(self, model: Any, questions: Sequence[Question]) -> EvalResult:
         found, usage = answer_losses(model, [question.sample() for question in questions])
-        return Judged(np.asarray(found["mean"]), found["error"], usage)
+        return EvalResult(np.asarray(found["mean"]), found["error"], usage)

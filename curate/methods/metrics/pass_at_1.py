@@ -8,9 +8,9 @@ from typing import Any, Literal
 import numpy as np
 
 from curate.errors import require
-from curate.kinds.metric import Judged, Metric, Question
+from curate.kinds.metric import EvalResult, Metric, Question
 from curate.methods.metrics._sandbox import run_python
-from curate.models.answers import answers, continuations
+from curate.models.answers import continuations, generate_answers
 
 _ENDS = ("\ndef ", "\nclass ", "\nif ", "\nprint(", "\n#", "\n```", "\n@")
 
@@ -50,29 +50,31 @@ class PassAt1(Metric):
         bounds = (self.max_new_tokens, self.seconds, self.megabytes)
         require("pass_at_1.max_new_tokens, seconds and megabytes", min(bounds) > 0, "above 0")
 
-    def judge(self, model: Any, questions: Sequence[Question]) -> Judged:
+    def evaluate(self, model: Any, questions: Sequence[Question]) -> EvalResult:
         heads = [next((m["content"] for m in q.messages or [] if m["role"] == "user"), "") for q in questions]
         if self.style == "chat":
-            said, error, usage = answers(model, [q.prompt() for q in questions], self.max_new_tokens)
+            answers, error, usage = generate_answers(model, [q.prompt() for q in questions], self.max_new_tokens)
         else:
-            said, error, usage = continuations(model, heads, self.max_new_tokens)
+            answers, error, usage = continuations(model, heads, self.max_new_tokens)
         for i, question in enumerate(questions):
             if not {"test", "entry_point"} <= question.meta.keys():
                 error[i] = error[i] or "has no fields test and entry_point"
         todo = np.flatnonzero(error == "").tolist()
         with ThreadPoolExecutor(2) as pool:
-            programs = [self.program(heads[i], said[i], questions[i].meta) for i in todo]
+            programs = [self.program(heads[i], answers[i], questions[i].meta) for i in todo]
             ran = list(pool.map(lambda code: run_python(code, self.seconds, self.megabytes), programs))
         values = np.full(len(questions), np.nan)
         values[todo] = [result is None for result in ran]
-        return Judged(values, error, usage, said)
+        return EvalResult(values, error, usage, answers)
 
-    def program(self, head: str, said: str, meta: Any) -> str:
+    def program(self, head: str, answers: str, meta: Any) -> str:
         """The program that must run to its end."""
         if self.style == "chat":
-            block = said.partition("```python")[2].partition("```")[0] or said.partition("```")[2].partition("```")[0]
-            body = f"{head}    pass\n\n{block or said}"  # the head's imports and helpers, and then the whole answer
+            block = (
+                answers.partition("```python")[2].partition("```")[0] or answers.partition("```")[2].partition("```")[0]
+            )
+            body = f"{head}    pass\n\n{block or answers}"  # the head's imports and helpers, and then the whole answer
         else:
-            ends = [said.find(end) for end in _ENDS if end in said]
-            body = head + said[: min(ends)] if ends else head + said
+            ends = [answers.find(end) for end in _ENDS if end in answers]
+            body = head + answers[: min(ends)] if ends else head + answers
         return f"{body}\n\n{meta['test']}\n\ncheck({meta['entry_point']})\n"

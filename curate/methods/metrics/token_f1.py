@@ -10,8 +10,8 @@ from typing import Any
 import numpy as np
 
 from curate.errors import require
-from curate.kinds.metric import Judged, Metric, Question
-from curate.models.answers import answers
+from curate.kinds.metric import EvalResult, Metric, Question
+from curate.models.answers import generate_answers
 
 _ASIDE = str.maketrans("", "", string.punctuation)
 
@@ -37,17 +37,19 @@ class TokenF1(Metric):
     def __post_init__(self) -> None:
         require(f"token_f1.max_new_tokens={self.max_new_tokens}", self.max_new_tokens > 0, "above 0")
 
-    def judge(self, model: Any, questions: Sequence[Question]) -> Judged:
-        said, error, usage = answers(model, [question.prompt() for question in questions], self.max_new_tokens)
+    def evaluate(self, model: Any, questions: Sequence[Question]) -> EvalResult:
+        answers, error, usage = generate_answers(
+            model, [question.prompt() for question in questions], self.max_new_tokens
+        )
         for i, question in enumerate(questions):
             if not error[i] and not question.answer:
                 error[i] = "has no answer"
-        values = np.array([self.of(s, q.answer) for s, q in zip(said, questions, strict=True)], np.float64)
-        return Judged(np.where(error == "", values, np.nan), error, usage, said)
+        values = np.array([self.of(s, q.answer) for s, q in zip(answers, questions, strict=True)], np.float64)
+        return EvalResult(np.where(error == "", values, np.nan), error, usage, answers)
 
-    def of(self, said: str, wanted: str) -> float:
+    def of(self, answers: str, wanted: str) -> float:
         """F1 of two texts."""
-        a, b = Counter(self._words(said)), Counter(self._words(wanted))
+        a, b = Counter(self._words(answers)), Counter(self._words(wanted))
         both = (a & b).total()
         return 2 * both / (a.total() + b.total()) if both else float(a == b)
 

@@ -46,7 +46,7 @@ class Regmix(Mixer):
     """
 
     trains: ClassVar = True
-    judges: ClassVar = True
+    evaluates: ClassVar = True
 
     trials: int = 512
     """How many mixtures are tried."""
@@ -76,13 +76,13 @@ class Regmix(Mixer):
         good = np.isfinite(losses)
         if good.sum() < self.folds:
             raise CurateError(f"only {good.sum()} of {self.trials} proxies have a loss; take a smaller train.lr.")
-        predict, told = self.fit(mixtures[good], losses[good])
+        predict, info = self.fit(mixtures[good], losses[good])
         lot = np.random.default_rng([self.seed % 2**63, 1])
         simulated = lot.dirichlet(domains.share, self.simulations)
         lowest = np.argsort(predict(simulated), kind="stable")[: self.best]
         weights = simulated[lowest].mean(0)
-        told |= {"best_trial": float(losses[good].min()), "median_trial": float(np.median(losses[good]))}
-        return Mixed(weights / weights.sum(), told)
+        info |= {"best_trial": float(losses[good].min()), "median_trial": float(np.median(losses[good]))}
+        return Mixed(weights / weights.sum(), info)
 
     def draw(self, domains: Domains) -> np.ndarray:
         """The mixtures that are tried, float64 [trials, D], no two alike."""
@@ -110,7 +110,7 @@ class Regmix(Mixer):
         kinds = {"lightgbm": _lightgbm, "linear": _linear}
         tried = kinds if self.regressor == "auto" else {self.regressor: kinds[self.regressor]}
         parts = np.random.default_rng([self.seed % 2**63, 2]).permutation(len(losses)) % self.folds
-        told, rounds = {}, {}
+        info, rounds = {}, {}
         for kind, fit in tried.items():
             foretold, used = np.zeros(len(losses)), []
             for fold in range(self.folds):
@@ -118,11 +118,11 @@ class Regmix(Mixer):
                 predict, n = fit(mixtures[~out], losses[~out], mixtures[out], losses[out])
                 foretold[out] = predict(mixtures[out])
                 used.append(n)
-            told[f"cross_validated_{kind}"] = float(np.nan_to_num(spearman(foretold, losses)))
+            info[f"cross_validated_{kind}"] = float(np.nan_to_num(spearman(foretold, losses)))
             rounds[kind] = max(1, round(float(np.mean(used))))
-        best = max(tried, key=lambda kind: told[f"cross_validated_{kind}"])
+        best = max(tried, key=lambda kind: info[f"cross_validated_{kind}"])
         predict, _ = kinds[best](mixtures, losses, rounds=rounds[best])
-        return predict, told
+        return predict, info
 
 
 def _linear(
@@ -145,9 +145,9 @@ def _lightgbm(
         ) from None
     settings = {"objective": "regression", "metric": "l2", "learning_rate": 0.01, "verbosity": -1, "seed": 42}
     settings |= {"deterministic": True, "num_threads": 1}
-    told = lightgbm.Dataset(x, y, free_raw_data=False)
-    held = [] if held_x is None else [lightgbm.Dataset(held_x, held_y, reference=told)]
+    info = lightgbm.Dataset(x, y, free_raw_data=False)
+    held = [] if held_x is None else [lightgbm.Dataset(held_x, held_y, reference=info)]
     stop = [lightgbm.early_stopping(3, verbose=False)] if held else []
-    found = lightgbm.train(settings, told, rounds, valid_sets=held, callbacks=stop)
+    found = lightgbm.train(settings, info, rounds, valid_sets=held, callbacks=stop)
     used = found.best_iteration if held else rounds
     return lambda mixtures: np.asarray(found.predict(mixtures, num_iteration=used)), used

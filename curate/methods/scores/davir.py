@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from curate.kinds.passes import Arrays, Columns, Leg, Pass
+from curate.kinds.passes import Arrays, Columns, ForwardRequest, Pass
 from curate.kinds.score import Score, Target
 from curate.kinds.signals import Logits
 
@@ -32,8 +32,8 @@ class Davir(Score):
     Reference: Zhou et al., "DavIR: Data Selection via Implicit Reward for Large Language Models", 2023,
     arXiv:2310.13008.
 
-    >>> legs = {"base": {"mean": np.array([2.0, 0.5])}, "reference": {"mean": np.array([1.0, 0.4])}}
-    >>> Davir().passes(None)[0].map(legs, None)["score"].round(3).tolist()
+    >>> requests = {"base": {"mean": np.array([2.0, 0.5])}, "reference": {"mean": np.array([1.0, 0.4])}}
+    >>> Davir().passes(None)[0].map(requests, None)["score"].round(3).tolist()
     [0.5, 0.2]
     """
 
@@ -45,13 +45,17 @@ class Davir(Score):
     """Which model's loss is below the line."""
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
-        return (Pass("forward", self._score, legs={role: Leg(self._token, model=role) for role in self.models}),)
+        return (
+            Pass(
+                "forward", self._score, requests={role: ForwardRequest(self._token, model=role) for role in self.models}
+            ),
+        )
 
     def _token(self, at: Logits) -> Any:
         return -at.label_log_p
 
-    def _score(self, legs: Mapping[str, Columns], _: Arrays) -> Columns:
-        base, reference = legs["base"]["mean"], legs["reference"]["mean"]
+    def _score(self, requests: Mapping[str, Columns], _: Arrays) -> Columns:
+        base, reference = requests["base"]["mean"], requests["reference"]["mean"]
         with np.errstate(invalid="ignore", divide="ignore"):
-            score = (base - reference) / legs[self.over]["mean"]
+            score = (base - reference) / requests[self.over]["mean"]
         return {"score": score, "base": base, "reference": reference}

@@ -9,17 +9,17 @@ import numpy as np
 
 from curate.errors import CurateError
 from curate.gradients.mean_gradient import mean_gradient
-from curate.kinds.passes import Arrays, Columns, Leg, Pass, Slope, Watcher
-from curate.kinds.score import Aside, Score, Target, Warmup
+from curate.kinds.passes import Arrays, Columns, ForwardRequest, GradientCollector, GradientRequest, Pass
+from curate.kinds.score import HeldOutShare, Score, Target, Warmup
 from curate.kinds.signals import Logits
 from curate.kinds.vectors import Groups
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from curate.gradients.backward import At
+    from curate.gradients.backward import CheckpointView
+    from curate.gradients.collectors import Directions
     from curate.gradients.optimizer_state import Moments
-    from curate.gradients.watchers import Directions
 
 
 @dataclass(frozen=True)
@@ -147,8 +147,8 @@ class Dualsft(Score):
     def _preserves(self) -> str:
         return self.preserve if self.lam else "none"
 
-    def anchors(self) -> Aside | None:
-        return Aside(self.anchors_share, self.anchors_seed) if self._preserves in ("cwsd", "fisher") else None
+    def anchors(self) -> HeldOutShare | None:
+        return HeldOutShare(self.anchors_share, self.anchors_seed) if self._preserves in ("cwsd", "fisher") else None
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
         assert target is not None
@@ -157,16 +157,16 @@ class Dualsft(Score):
         if self._preserves == "cwsd":
             shaped_by = ("preserve", "order", "tau", "squared_tau", "confidence")
             given: dict[str, Any] = {"loss": self.distillation, "beside": "origin", "curved": curved}
-            weight = {"weight": Leg(self._token_confidence, model="origin")}
+            weight = {"weight": ForwardRequest(self._token_confidence, model="origin")}
             found.append(mean_gradient(None, shaped_by, over="anchors", named="pre.", more=weight, **given))
         if self._preserves == "fisher":
-            more = {"squares": Slope(self._squares), "moved": Slope(self._moved, beside="origin")}
+            more = {"squares": GradientRequest(self._squares), "moved": GradientRequest(self._moved, beside="origin")}
             found.append(mean_gradient(None, ("preserve",), over="anchors", named="pre.", more=more))
-        moved = {"moved": Slope(self._moved, beside="origin")} if self._preserves == "l2" else {}
+        moved = {"moved": GradientRequest(self._moved, beside="origin")} if self._preserves == "l2" else {}
         groups, shaped_by = Groups.of(target.subtasks, False), ("target", "order", "preserve")
         found.append(mean_gradient(groups, shaped_by, named="task.", curved=curved, more=moved))
-        leg = Slope(self._both, moments=self.order == "diagonal")
-        return *found, Pass("gradients", self._scored, open=self._opened, legs={"gradient": leg})
+        request = GradientRequest(self._both, moments=self.order == "diagonal")
+        return *found, Pass("gradients", self._scored, open=self._opened, requests={"gradient": request})
 
     # --- what is preserved -------------------------------------------------------------------------------
 
@@ -193,25 +193,25 @@ class Dualsft(Score):
     def _token_confidence(self, at: Logits) -> Any:
         return self._confidence_of((at.log_p / self.tau).log_softmax(-1))
 
-    def _squares(self, at: At, state: Any, places: np.ndarray) -> Watcher:
-        from curate.gradients.watchers import Squares
+    def _squares(self, at: CheckpointView, state: Any, places: np.ndarray) -> GradientCollector:
+        from curate.gradients.collectors import Squares
 
         return Squares(len(places), "squares/", "samples")
 
-    def _moved(self, at: At, state: Any, places: np.ndarray) -> Watcher:
-        from curate.gradients.watchers import Moved
+    def _moved(self, at: CheckpointView, state: Any, places: np.ndarray) -> GradientCollector:
+        from curate.gradients.collectors import Moved
 
         return Moved(at, "origin", "moved/", "samples")
 
     # --- the directions ----------------------------------------------------------------------------------
 
-    def _along_pool(self, at: At, state: Directions) -> Mapping[str, Tensor]:
+    def _along_pool(self, at: CheckpointView, state: Directions) -> Mapping[str, Tensor]:
         """G / N, which Hessians are applied to."""
         return state.on(at, "pool.0/")
 
     def _opened(self, state: Arrays) -> Directions:
         """dual/PARAMETER: [1 or 2, *shape], of which the first is v, and the second G / N, or H G / N."""
-        from curate.gradients.watchers import Directions
+        from curate.gradients.collectors import Directions
 
         names = [key.removeprefix("pool.0/") for key, value in state.items() if key.startswith("pool.0/")]
         found = {"pool.0/samples": state.get("pool.0/samples", np.zeros(1))}
@@ -246,19 +246,19 @@ class Dualsft(Score):
 
     # --- the score ---------------------------------------------------------------------------------------
 
-    def _both(self, at: At, state: Directions, places: np.ndarray) -> Watcher:
-        from curate.gradients.watchers import Dots
+    def _both(self, at: CheckpointView, state: Directions, places: np.ndarray) -> GradientCollector:
+        from curate.gradients.collectors import Dots
 
         return Dots(state.on(at, "dual/", partial(self._bent, at) if self.order == "diagonal" else lambda _, q: q))
 
-    def _bent(self, at: At, name: str, q: Tensor) -> Tensor:
+    def _bent(self, at: CheckpointView, name: str, q: Tensor) -> Tensor:
         """v and h * G / N."""
         assert at.moments is not None
         q[1] *= self.curvature(at.moments.square[name], at.moments.step)
         return q
 
-    def _scored(self, legs: Mapping[str, Columns], state: Directions) -> Columns:
-        first, second = self._terms(legs["gradient"]["dot"], state.count("pool.0/samples"))
+    def _scored(self, requests: Mapping[str, Columns], state: Directions) -> Columns:
+        first, second = self._terms(requests["gradient"]["dot"], state.count("pool.0/samples"))
         return {"score": first - second, "first": first, "second": second}
 
     def _terms(self, dot: np.ndarray, n: float) -> tuple[np.ndarray, np.ndarray]:

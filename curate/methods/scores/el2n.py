@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from curate.kinds.passes import Arrays, Columns, Leg, Pass
+from curate.kinds.passes import Arrays, Columns, ForwardRequest, Pass
 from curate.kinds.score import Score, Target
 from curate.kinds.signals import Logits
 
@@ -38,12 +38,12 @@ class El2n(Score):
     models: ClassVar = ("base",)
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
-        return (Pass("forward", self._score, legs={"answer": Leg(self._token)}),)
+        return (Pass("forward", self._score, requests={"answer": ForwardRequest(self._token)}),)
 
     def _token(self, at: Logits) -> Any:
         error = at.p.clone()  # the square, multiplied out, would cancel where the model is sure
         error.scatter_add_(1, at.labels[:, None], error.new_full((len(error), 1), -1.0))
         return error.norm(dim=1)
 
-    def _score(self, legs: Mapping[str, Columns], _: Arrays) -> Columns:
-        return {"score": legs["answer"]["mean"]}
+    def _score(self, requests: Mapping[str, Columns], _: Arrays) -> Columns:
+        return {"score": requests["answer"]["mean"]}

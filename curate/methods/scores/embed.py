@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from curate.errors import CurateError
-from curate.kinds.passes import Arrays, Columns, Leg, Pass
+from curate.kinds.passes import Arrays, Columns, ForwardRequest, Pass
 from curate.kinds.score import Score, Target, near_target
 from curate.kinds.signals import Forward
 from curate.kinds.vectors import Aggregate
@@ -61,15 +61,15 @@ class Embed(Score):
         return self.keep_subtasks
 
     def vectors(self) -> Pass:
-        leg = Leg(pooled=True, of=self._pooled, model="encoder", view="text")
-        return Pass("encode", self._vector, legs={"text": leg})
+        request = ForwardRequest(pooled=True, of=self._pooled, model="encoder", view="text")
+        return Pass("encode", self._vector, requests={"text": request})
 
     def _pooled(self, batch: Forward) -> Columns:
         assert batch.pooled is not None
         return {"vector": batch.pooled.float().cpu().numpy()}
 
-    def _vector(self, legs: Mapping[str, Columns], _: Arrays) -> Columns:
-        return legs["text"]
+    def _vector(self, requests: Mapping[str, Columns], _: Arrays) -> Columns:
+        return requests["text"]
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
         return (near_target(self.aggregate, self.keep_subtasks),)

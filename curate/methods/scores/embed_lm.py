@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from curate.errors import CurateError
-from curate.kinds.passes import Arrays, Columns, Leg, Pass
+from curate.kinds.passes import Arrays, Columns, ForwardRequest, Pass
 from curate.kinds.score import Score, Target, near_target
 from curate.kinds.signals import Forward
 from curate.kinds.vectors import Aggregate
@@ -40,7 +40,7 @@ class EmbedLm(Score):
     >>> states = torch.tensor([[[3.0, 0.0], [0.0, 3.0]], [[5.0, 0.0], [0.0, 0.0]]])  # of two tokens, and of one
     >>> import numpy as np
     >>> batch = Forward(None, np.array([1, 0]), states, np.array([2, 1]))
-    >>> EmbedLm().vectors().legs["states"].of(batch)["vector"].tolist()
+    >>> EmbedLm().vectors().requests["states"].of(batch)["vector"].tolist()
     [[1.0, 2.0], [5.0, 0.0]]
     """
 
@@ -61,7 +61,7 @@ class EmbedLm(Score):
         return self.keep_subtasks
 
     def vectors(self) -> Pass:
-        return Pass("forward", self._vector, legs={"states": Leg(hidden=True, of=self._pooled)})
+        return Pass("forward", self._vector, requests={"states": ForwardRequest(hidden=True, of=self._pooled)})
 
     def _pooled(self, batch: Forward) -> Columns:
         """The position-weighted mean of each sample's states, float32 [B, D]; a state beyond its end is zero."""
@@ -71,8 +71,8 @@ class EmbedLm(Score):
         summed = (batch.hidden * places[:, None]).sum(1)
         return {"vector": (summed / (lengths * (lengths + 1) / 2)[:, None]).cpu().numpy()}
 
-    def _vector(self, legs: Mapping[str, Columns], _: Arrays) -> Columns:
-        return legs["states"]
+    def _vector(self, requests: Mapping[str, Columns], _: Arrays) -> Columns:
+        return requests["states"]
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
         return (near_target(self.aggregate, self.keep_subtasks),)

@@ -7,7 +7,7 @@ from typing import ClassVar, Literal
 import numpy as np
 
 from curate.errors import CurateError
-from curate.kinds.passes import Arrays, Columns, Leg, Pass
+from curate.kinds.passes import Arrays, Columns, ForwardRequest, Pass
 from curate.kinds.score import Score, Target, near_target
 from curate.kinds.signals import Forward
 from curate.kinds.vectors import Aggregate
@@ -41,7 +41,7 @@ class EmbedLogits(Score):
     >>> import torch
     >>> from curate.models.head import Head
     >>> batch = Forward(None, np.array([1]), torch.tensor([[[3.0, 4.0]]]), np.array([1]), head=Head(torch.eye(2)))
-    >>> found = EmbedLogits(d1=1, d2=1, scale="isometric").vectors().legs["logits"].of(batch)["vector"]
+    >>> found = EmbedLogits(d1=1, d2=1, scale="isometric").vectors().requests["logits"].of(batch)["vector"]
     >>> found.shape, abs(float(found[0, 0])) in (1.0, 7.0)
     ((1, 1), True)
     """
@@ -71,8 +71,8 @@ class EmbedLogits(Score):
 
     def vectors(self) -> Pass:
         shaped = ("d1", "d2", "scale", "length", "seed")
-        legs = {"logits": Leg(hidden=True, head=True, of=self._projected)}
-        return Pass("forward", self._vector, shaped_by=shaped, legs=legs)
+        requests = {"logits": ForwardRequest(hidden=True, head=True, of=self._projected)}
+        return Pass("forward", self._vector, shaped_by=shaped, requests=requests)
 
     def _projected(self, batch: Forward) -> Columns:
         """z of each sample, float32 [B, d2 d1]."""
@@ -81,8 +81,8 @@ class EmbedLogits(Score):
         factor = released_scale(batch.head.vocabulary, self.length) if self.scale == "released" else 1.0
         return {"vector": projected(batch, self.d1, self.d2, self.seed) * factor}
 
-    def _vector(self, legs: Mapping[str, Columns], _: Arrays) -> Columns:
-        return legs["logits"]
+    def _vector(self, requests: Mapping[str, Columns], _: Arrays) -> Columns:
+        return requests["logits"]
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
         return (near_target(self.aggregate, False),)

@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from curate.kinds.passes import Arrays, Columns, Leg, Pass
+from curate.kinds.passes import Arrays, Columns, ForwardRequest, Pass
 from curate.kinds.score import Score, Target
 from curate.kinds.signals import Logits
 
@@ -35,10 +35,10 @@ class Entropy(Score):
     models: ClassVar = ("base",)
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
-        return (Pass("forward", self._score, legs={"answer": Leg(self._token)}),)
+        return (Pass("forward", self._score, requests={"answer": ForwardRequest(self._token)}),)
 
     def _token(self, at: Logits) -> Any:
         return -(at.p * at.log_p).nan_to_num(0.0).sum(1)  # where p is 0 its part is 0, also where ln p is -inf
 
-    def _score(self, legs: Mapping[str, Columns], _: Arrays) -> Columns:
-        return {"score": legs["answer"]["mean"]}
+    def _score(self, requests: Mapping[str, Columns], _: Arrays) -> Columns:
+        return {"score": requests["answer"]["mean"]}

@@ -35,9 +35,9 @@ class Graddot(Score):
 
     >>> import numpy as np
     >>> target = Target.of(["a", "b"], ["one", "two"])
-    >>> legs = {"gradient": {"dot": np.array([[2.0, -1.0], [0.5, 0.25]])}}
+    >>> requests = {"gradient": {"dot": np.array([[2.0, -1.0], [0.5, 0.25]])}}
     >>> last = Graddot(aggregate="subtask_max").passes(target)[1]
-    >>> last.map(legs, last.open({"0/samples": np.array([1.0, 1.0])}))["score"].tolist()
+    >>> last.map(requests, last.open({"0/samples": np.array([1.0, 1.0])}))["score"].tolist()
     [2.0, 0.5]
     """
 

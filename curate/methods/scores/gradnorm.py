@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 
-from curate.kinds.passes import Arrays, Columns, Pass, Slope, Watcher
+from curate.kinds.passes import Arrays, Columns, GradientCollector, GradientRequest, Pass
 from curate.kinds.score import Score, Target
 
 if TYPE_CHECKING:
-    from curate.gradients.backward import At
+    from curate.gradients.backward import CheckpointView
 
 
 @dataclass(frozen=True)
@@ -33,8 +33,8 @@ class Gradnorm(Score):
     Reference: Paul et al., "Deep Learning on a Data Diet: Finding Important Examples Early in Training", NeurIPS 2021,
     arXiv:2107.07075, Definition 2.1; LHAS (arXiv:2605.30537), Appendix A, where it is a selector.
 
-    >>> legs = {"gradient": {"length": np.array([3.0, 0.5])}}
-    >>> Gradnorm().passes(None)[0].map(legs, None)["score"].tolist()
+    >>> requests = {"gradient": {"length": np.array([3.0, 0.5])}}
+    >>> Gradnorm().passes(None)[0].map(requests, None)["score"].tolist()
     [3.0, 0.5]
     """
 
@@ -43,12 +43,12 @@ class Gradnorm(Score):
     checkpoints: ClassVar = "last"
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
-        return (Pass("gradients", self._score, legs={"gradient": Slope(self._watch)}),)
+        return (Pass("gradients", self._score, requests={"gradient": GradientRequest(self._watch)}),)
 
-    def _watch(self, at: At, state: Any, places: np.ndarray) -> Watcher:
-        from curate.gradients.watchers import Lengths
+    def _watch(self, at: CheckpointView, state: Any, places: np.ndarray) -> GradientCollector:
+        from curate.gradients.collectors import Lengths
 
         return Lengths()
 
-    def _score(self, legs: Mapping[str, Columns], _: Arrays) -> Columns:
-        return {"score": legs["gradient"]["length"]}
+    def _score(self, requests: Mapping[str, Columns], _: Arrays) -> Columns:
+        return {"score": requests["gradient"]["length"]}

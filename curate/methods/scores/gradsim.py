@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 
 from curate.gradients.mean_gradient import along_mean, mean_gradient, opened
-from curate.kinds.passes import Columns, Pass, Slope, Watcher
+from curate.kinds.passes import Columns, GradientCollector, GradientRequest, Pass
 from curate.kinds.score import Score, Target
 
 if TYPE_CHECKING:
-    from curate.gradients.backward import At
-    from curate.gradients.watchers import Directions
+    from curate.gradients.backward import CheckpointView
+    from curate.gradients.collectors import Directions
 
 
 @dataclass(frozen=True)
@@ -35,9 +35,9 @@ class Gradsim(Score):
 
     Reference: "The Long-Term Effects of Data Selection in LLM Fine-Tuning" (LHAS), arXiv:2605.30537, Section 4.
 
-    >>> legs = {"gradient": {"dot": np.array([[6.0], [-1.0]])}, "length": {"length": np.array([3.0, 0.5])}}
+    >>> requests = {"gradient": {"dot": np.array([[6.0], [-1.0]])}, "length": {"length": np.array([3.0, 0.5])}}
     >>> mean = opened({"0/w": np.array([[2.0, 0.0]])})  # the state of the first pass
-    >>> Gradsim().passes(None)[1].map(legs, mean)["score"].tolist()
+    >>> Gradsim().passes(None)[1].map(requests, mean)["score"].tolist()
     [1.0, -1.0]
     """
 
@@ -47,15 +47,15 @@ class Gradsim(Score):
     columns: ClassVar = {"length": "float32"}
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
-        legs = {"gradient": along_mean(), "length": Slope(self._length)}
-        return mean_gradient(None), Pass("gradients", self._score, open=opened, legs=legs)
+        requests = {"gradient": along_mean(), "length": GradientRequest(self._length)}
+        return mean_gradient(None), Pass("gradients", self._score, open=opened, requests=requests)
 
-    def _length(self, at: At, state: Any, places: np.ndarray) -> Watcher:
-        from curate.gradients.watchers import Lengths
+    def _length(self, at: CheckpointView, state: Any, places: np.ndarray) -> GradientCollector:
+        from curate.gradients.collectors import Lengths
 
         return Lengths()
 
-    def _score(self, legs: Mapping[str, Columns], mean: Directions) -> Columns:
-        length = legs["length"]["length"]
+    def _score(self, requests: Mapping[str, Columns], mean: Directions) -> Columns:
+        length = requests["length"]["length"]
         with np.errstate(invalid="ignore", divide="ignore"):
-            return {"score": legs["gradient"]["dot"][:, 0] / (length * mean.length()), "length": length}
+            return {"score": requests["gradient"]["dot"][:, 0] / (length * mean.length()), "length": length}

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 import numpy as np
 
-from curate.kinds.passes import Arrays, Columns, Leg, Pass
+from curate.kinds.passes import Arrays, Columns, ForwardRequest, Pass
 from curate.kinds.score import Score, Target
 from curate.kinds.signals import Logits
 
@@ -35,8 +35,8 @@ class Ifd(Score):
     Reference: Li et al., "From Quantity to Quality" (Cherry LLM), NAACL 2024, arXiv:2308.12032, Equation 3; Li et al.,
     "Superfiltering", ACL 2024, arXiv:2402.00530.
 
-    >>> legs = {"given": {"mean": np.array([0.5, 2.0])}, "alone": {"mean": np.array([1.0, 1.0])}}
-    >>> Ifd().passes(None)[0].map(legs, None)["score"].tolist()
+    >>> requests = {"given": {"mean": np.array([0.5, 2.0])}, "alone": {"mean": np.array([1.0, 1.0])}}
+    >>> Ifd().passes(None)[0].map(requests, None)["score"].tolist()
     [0.5, nan]
     """
 
@@ -50,14 +50,14 @@ class Ifd(Score):
     """What becomes of a ratio above 1: no score, as in the papers, or kept."""
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
-        legs = {"given": Leg(self._token), "alone": Leg(self._token, view="answer")}
-        return (Pass("forward", self._score, legs=legs),)
+        requests = {"given": ForwardRequest(self._token), "alone": ForwardRequest(self._token, view="answer")}
+        return (Pass("forward", self._score, requests=requests),)
 
     def _token(self, at: Logits) -> Any:
         return -at.label_log_p
 
-    def _score(self, legs: Mapping[str, Columns], _: Arrays) -> Columns:
-        given, alone = legs["given"]["mean"], legs["alone"]["mean"]
+    def _score(self, requests: Mapping[str, Columns], _: Arrays) -> Columns:
+        given, alone = requests["given"]["mean"], requests["alone"]["mean"]
         with np.errstate(divide="ignore", invalid="ignore"):
             ratio = given / alone if self.of == "loss" else np.exp(given - alone)
         misled = (ratio > 1) & (self.above_one == "null")

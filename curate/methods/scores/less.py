@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING, Any, ClassVar, Literal
 import numpy as np
 
 from curate.errors import CurateError
-from curate.kinds.passes import Arrays, Columns, Pass, Slope, Watcher
+from curate.kinds.passes import Arrays, Columns, GradientCollector, GradientRequest, Pass
 from curate.kinds.score import Score, Target, Warmup, near_target
 from curate.kinds.vectors import Aggregate
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from curate.gradients.backward import At
+    from curate.gradients.backward import CheckpointView
     from curate.numerics.projections import Kind
 
 
@@ -125,25 +125,27 @@ class Less(Score):
     # --- features ----------------------------------------------------------------------------------------
 
     def vectors(self) -> Pass:
-        leg = Slope(self._adam, every=True, moments=self.variant != "sgd")
-        return Pass("gradients", self._kept, legs={"gradient": leg}, shaped_by=_SHAPING)
+        request = GradientRequest(self._adam, every=True, moments=self.variant != "sgd")
+        return Pass("gradients", self._kept, requests={"gradient": request}, shaped_by=_SHAPING)
 
     def target_vectors(self) -> Pass:
-        return Pass("gradients", self._kept, legs={"gradient": Slope(self._raw, every=True)}, shaped_by=_SHAPING)
+        return Pass(
+            "gradients", self._kept, requests={"gradient": GradientRequest(self._raw, every=True)}, shaped_by=_SHAPING
+        )
 
-    def _kept(self, legs: Mapping[str, Columns], _: Arrays) -> Columns:
-        return {"vector": legs["gradient"]["vector"]}
+    def _kept(self, requests: Mapping[str, Columns], _: Arrays) -> Columns:
+        return {"vector": requests["gradient"]["vector"]}
 
-    def _adam(self, at: At, _: Any, places: np.ndarray) -> Watcher:
+    def _adam(self, at: CheckpointView, _: Any, places: np.ndarray) -> GradientCollector:
         return self._projected(at, places, self._raw_of if self.variant == "sgd" else partial(self._step, at))
 
-    def _raw(self, at: At, _: Any, places: np.ndarray) -> Watcher:
+    def _raw(self, at: CheckpointView, _: Any, places: np.ndarray) -> GradientCollector:
         return self._projected(at, places, self._raw_of)
 
     def _raw_of(self, name: str, g: Tensor) -> Tensor:
         return g
 
-    def _step(self, at: At, name: str, g: Tensor) -> Tensor:
+    def _step(self, at: CheckpointView, name: str, g: Tensor) -> Tensor:
         assert at.moments is not None
         mean, square = at.moments.mean[name].flatten(), at.moments.square[name].flatten()
         return self.gamma(g, mean, square, at.moments.step)
@@ -157,8 +159,8 @@ class Less(Score):
         first /= 1 - self.beta1 ** (t + 1)
         return first.div_(second.div_(1 - self.beta2 ** (t + 1)).sqrt_().add_(self.eps))
 
-    def _projected(self, at: At, places: np.ndarray, transform: Any) -> Watcher:
-        from curate.gradients.watchers import Projected
+    def _projected(self, at: CheckpointView, places: np.ndarray, transform: Any) -> GradientCollector:
+        from curate.gradients.collectors import Projected
         from curate.numerics.projections import projector
 
         kind: Kind = self.projector

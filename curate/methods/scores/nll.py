@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from curate.kinds.passes import Arrays, Columns, Leg, Pass
+from curate.kinds.passes import Arrays, Columns, ForwardRequest, Pass
 from curate.kinds.score import Score, Target
 from curate.kinds.signals import Logits
 
@@ -41,11 +41,11 @@ class Nll(Score):
     columns: ClassVar = {"nll": "float32", "ppl": "float32", "tokens": "int32"}
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
-        return (Pass("forward", self._score, legs={"answer": Leg(self._token)}),)
+        return (Pass("forward", self._score, requests={"answer": ForwardRequest(self._token)}),)
 
     def _token(self, at: Logits) -> Any:
         return -at.label_log_p
 
-    def _score(self, legs: Mapping[str, Columns], _: Arrays) -> Columns:
-        nll = legs["answer"]["mean"]
-        return {"score": -nll, "nll": nll, "ppl": np.exp(nll), "tokens": legs["answer"]["tokens"]}
+    def _score(self, requests: Mapping[str, Columns], _: Arrays) -> Columns:
+        nll = requests["answer"]["mean"]
+        return {"score": -nll, "nll": nll, "ppl": np.exp(nll), "tokens": requests["answer"]["tokens"]}

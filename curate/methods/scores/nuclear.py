@@ -6,7 +6,7 @@ from typing import ClassVar, Literal
 
 import numpy as np
 
-from curate.kinds.passes import Arrays, Columns, Leg, Pass
+from curate.kinds.passes import Arrays, Columns, ForwardRequest, Pass
 from curate.kinds.score import Score, Target
 from curate.kinds.signals import Forward
 from curate.models.logit_sketch import singular_values
@@ -52,7 +52,9 @@ class Nuclear(Score):
     """Divided by nothing, by the sample's tokens, or by the logits' Frobenius norm."""
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
-        return (Pass("forward", self._score, legs={"logits": Leg(hidden=True, head=True, of=self._norm)}),)
+        return (
+            Pass("forward", self._score, requests={"logits": ForwardRequest(hidden=True, head=True, of=self._norm)}),
+        )
 
     def _norm(self, batch: Forward) -> Columns:
         if not len(batch.lengths):
@@ -65,5 +67,5 @@ class Nuclear(Score):
             norm = norm / np.sqrt(np.square(values).sum(1))
         return {"norm": norm}
 
-    def _score(self, legs: Mapping[str, Columns], _: Arrays) -> Columns:
-        return {"score": legs["logits"]["norm"]}
+    def _score(self, requests: Mapping[str, Columns], _: Arrays) -> Columns:
+        return {"score": requests["logits"]["norm"]}

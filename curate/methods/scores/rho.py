@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from curate.kinds.passes import Arrays, Columns, Leg, Pass
+from curate.kinds.passes import Arrays, Columns, ForwardRequest, Pass
 from curate.kinds.score import Score, Target
 from curate.kinds.signals import Logits
 
@@ -32,8 +32,8 @@ class Rho(Score):
     Learnt", ICML 2022, arXiv:2206.07137, Equation 3.
 
     >>> import numpy as np
-    >>> legs = {"base": {"mean": np.array([2.0, 2.0])}, "reference": {"mean": np.array([0.5, 2.0])}}
-    >>> Rho().passes(None)[0].map(legs, None)["score"].tolist()
+    >>> requests = {"base": {"mean": np.array([2.0, 2.0])}, "reference": {"mean": np.array([0.5, 2.0])}}
+    >>> Rho().passes(None)[0].map(requests, None)["score"].tolist()
     [1.5, 0.0]
     """
 
@@ -42,11 +42,15 @@ class Rho(Score):
     columns: ClassVar = {"base": "float32", "reference": "float32"}
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
-        return (Pass("forward", self._score, legs={role: Leg(self._token, model=role) for role in self.models}),)
+        return (
+            Pass(
+                "forward", self._score, requests={role: ForwardRequest(self._token, model=role) for role in self.models}
+            ),
+        )
 
     def _token(self, at: Logits) -> Any:
         return -at.label_log_p
 
-    def _score(self, legs: Mapping[str, Columns], _: Arrays) -> Columns:
-        base, reference = legs["base"]["mean"], legs["reference"]["mean"]
+    def _score(self, requests: Mapping[str, Columns], _: Arrays) -> Columns:
+        base, reference = requests["base"]["mean"], requests["reference"]["mean"]
         return {"score": base - reference, "base": base, "reference": reference}

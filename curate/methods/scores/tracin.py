@@ -34,9 +34,9 @@ class Tracin(Score):
     arXiv:2002.08484, Section 3.3 (TracInCP).
 
     >>> target = Target.of(["a", "b"])
-    >>> legs = {"gradient": {"dot": np.array([[[2.0], [1.0]], [[0.5], [0.25]]])}}  # [B, C, K], by eta
+    >>> requests = {"gradient": {"dot": np.array([[[2.0], [1.0]], [[0.5], [0.25]]])}}  # [B, C, K], by eta
     >>> last = Tracin().passes(target)[1]
-    >>> last.map(legs, last.open({"0/samples": np.array([2.0])}))["score"].tolist()
+    >>> last.map(requests, last.open({"0/samples": np.array([2.0])}))["score"].tolist()
     [3.0, 0.75]
     """
 

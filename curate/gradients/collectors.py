@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 
 from curate.errors import CurateError
-from curate.gradients.backward import At
+from curate.gradients.backward import CheckpointView
 from curate.gradients.per_sample import BLOCK, PerSample
-from curate.kinds.passes import Arrays, Watcher
+from curate.kinds.passes import Arrays, GradientCollector
 from curate.numerics.projections import Projector
 
 
-class Lengths(Watcher):
+class Lengths(GradientCollector):
     """The length of each sample's whole gradient, float64: the column `length` [B]."""
 
     def __init__(self) -> None:
@@ -35,7 +35,7 @@ class Lengths(Watcher):
         return self._flops
 
 
-class Dots(Watcher):
+class Dots(GradientCollector):
     """Inner products with K directions (name -> [K, *shape]), times `scale`, float64: the column `dot` [B, K]."""
 
     def __init__(self, directions: Mapping[str, Tensor], scale: float = 1.0):
@@ -56,7 +56,7 @@ class Dots(Watcher):
         return self._flops
 
 
-class Totals(Watcher):
+class Totals(GradientCollector):
     """Sums of the gradients over K groups of samples: KEY + the parameter's name -> [K, *shape]; and KEY + count, how
     many samples each group has, [K].
 
@@ -85,7 +85,7 @@ class Totals(Watcher):
         return self._flops
 
 
-class Squares(Watcher):
+class Squares(GradientCollector):
     """Sums of the gradients' squares: KEY + the parameter's name -> [1, *shape], and KEY + count, [1]."""
 
     def __init__(self, n: int, key: str, count: str):
@@ -107,11 +107,11 @@ class Squares(Watcher):
         return self._flops
 
 
-class Moved(Watcher):
+class Moved(GradientCollector):
     """How far the parameters are from another model's, once for each batch: KEY + the parameter's name -> [1, *shape],
     and KEY + count, how many batches, [1]."""
 
-    def __init__(self, at: At, role: str, key: str, count: str):
+    def __init__(self, at: CheckpointView, role: str, key: str, count: str):
         its = at.others.get(role, {})
         if missing := [name for name in at.shapes if name not in its or its[name].shape != at.shapes[name]]:
             raise CurateError(
@@ -128,13 +128,15 @@ class Moved(Watcher):
         return self._sums
 
 
-class Projected(Watcher):
+class Projected(GradientCollector):
     """Each sample's gradient, transformed parameter by parameter, and projected: the column `vector` [B, D].
 
     transform(name, gradients [B, n], which it may write into) -> [B, n].
     """
 
-    def __init__(self, at: At, count: int, projector: Projector, transform: Callable[[str, Tensor], Tensor]):
+    def __init__(
+        self, at: CheckpointView, count: int, projector: Projector, transform: Callable[[str, Tensor], Tensor]
+    ):
         self._into = torch.zeros(count, projector.dim, dtype=at.dtype, device=at.device)
         self._projector, self._transform, self._flops = projector, transform, 0.0
 
@@ -165,7 +167,7 @@ class Directions:
         self.keys = {name.partition("/")[0] + "/" for name in arrays}
 
     def on(
-        self, at: At, key: str, made: Callable[[str, Tensor], Tensor] = lambda _, there: there
+        self, at: CheckpointView, key: str, made: Callable[[str, Tensor], Tensor] = lambda _, there: there
     ) -> Mapping[str, Tensor]:
         """name -> [K, *shape] of one key; the last asked for are kept. made(name, tensor): what they are made into."""
         if self._there[0] != key:
