@@ -1,6 +1,6 @@
-"""Train the tiny model that lies in data/tiny: a Llama of two million parameters, with a tokenizer of its own.
+"""Train the tiny model that lies in curate/models/tiny: a Llama of two million parameters, with a tokenizer of its own.
 
-    python pipelines/train_tiny_model.py [--steps 1500] [-o data/tiny]
+    python pipelines/train_tiny_model.py [--steps 1500] [-o FOLDER]
 
 It learns from the sample corpus' generator, from another stream than data/sample, without the corrupt answers: on the
 loss of all tokens for the first half of the steps, on the answers' for the second. It is stopped early on purpose: a
@@ -22,7 +22,7 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, 
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from curate.methods.weightings.uniform import Uniform
-from curate.models.choice import ModelChoice
+from curate.models.choice import TINY, ModelChoice
 from curate.models.language_model import LanguageModel
 from curate.models.tokens import Encoded
 from curate.training.dataset import Data
@@ -137,7 +137,7 @@ def by_skill(model: LanguageModel, n: int = 400) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--steps", type=int, default=1500)
-    parser.add_argument("-o", dest="folder", type=Path, default=ROOT / "data" / "tiny")
+    parser.add_argument("-o", dest="folder", type=Path, default=TINY)
     arguments = parser.parse_args()
     torch.set_num_threads(2)
     model = train(arguments.steps)

@@ -38,8 +38,6 @@ from curate.models.usage import Usage
 # Of logits at supervised tokens [S, V], another model's, the sample of each, and how many samples there are: [B].
 Loss: TypeAlias = "Callable[[Tensor, Tensor | None, Tensor, int], Tensor]"
 PHASES = ("forward", "backward", "projection")  # of the ledger; the last is all that is made of gradients
-
-
 _CACHED = 600_000  # numbers of a layer's states in a batch
 
 

@@ -140,11 +140,7 @@ def _numbered(
 
 
 STATE = ("exp_avg", "exp_avg_sq", "step")
-
-
 SUM = "sum"  # beside the state: the sums of the steps' gradients, where the settings ask for them
-
-
 INDEX = "index"  # beside the state of numbers that a mask has selected: their flat places
 
 

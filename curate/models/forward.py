@@ -23,11 +23,7 @@ from curate.models.tokens import Encoded, Sample, encode
 from curate.models.usage import Usage
 
 Key: TypeAlias = tuple[str, str]  # a score and its request
-
-
 _WINDOW = 2048  # samples tokenised, and sorted by length, together
-
-
 UNSUPERVISED = "nothing of it is supervised (no assistant's turn, or no text, within the context)"
 
 

@@ -17,8 +17,6 @@ from curate.store.workspace import Workspace, open_workspace
 from curate.tables import sql
 
 _COLUMNS = ", ".join(POOL.names)
-
-
 _SHARD = 32 << 20  # bytes of text in a part of a stage's pool
 
 

@@ -37,8 +37,6 @@ BASE = "base"  # the model before the first stage
 
 # A stage's target; val samples of later stages' targets, at the last stage of all; samples learnt in earlier stages.
 OWN, FUTURE, PAST = "own", "future", "past"
-
-
 TARGETS = (OWN, FUTURE, PAST)
 
 

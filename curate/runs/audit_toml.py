@@ -40,14 +40,10 @@ READY: dict[str, dict[str, Any]] = {
         "history": "past",
     },
 }
-
-
 _KEYS = {
     *("model", "selectors", "seeds", "metric", "limit", "out_of_domain", "proxy", "weighting"),
     *("budget", "train", "probe", "measures", "stage", "selector", "metric_settings"),
 }
-
-
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("seeds", "limit"), (int,)),
     **dict.fromkeys(("metric", "proxy", "weighting"), (str,)),
@@ -55,11 +51,7 @@ _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("budget", "train", "probe", "measures", "selector", "metric_settings"), (dict,)),
     "model": (str, dict),
 }
-
-
 _SAID: dict[type, str] = {int: "a whole number", str: "a name", list: "a list", dict: "a table"}
-
-
 _WORDS = ("method", "scores", "by", "vectors", "target", "history")  # of a selector; others are its method's settings
 
 

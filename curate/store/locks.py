@@ -23,8 +23,6 @@ from curate.machine import LEASE, is_dead, machine, myself
 from curate.store.object_store import Location, ObjectPath
 
 HEARTBEAT = 10.0
-
-
 _PATIENCE = 1.0  # between two looks, where one waits for a lock
 
 

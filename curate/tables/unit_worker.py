@@ -28,8 +28,6 @@ from curate.tables.units import MergeTask, Unit, partial_name, units_of_part
 from curate.tables.vector_table import aim_stamp, target_vectors, vector_table, vectors_of
 
 _GROUP_NUMBERS = 1 << 24  # numbers of vectors in a row group
-
-
 _MOST_FAILURES = 16  # samples of one unit that may fail before it is the method that fails
 
 

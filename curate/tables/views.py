@@ -28,8 +28,6 @@ _TYPES = {
     "list<item: string>": "VARCHAR[]",
     "list<element: string>": "VARCHAR[]",
 }
-
-
 _MESSAGES = "STRUCT(role VARCHAR, content VARCHAR, extra VARCHAR)[]"
 
 

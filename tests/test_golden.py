@@ -1,0 +1,102 @@
+"""A workspace that an earlier version made is read by this one: every table, run and manifest of it, value by value."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import curate
+from curate.errors import CurateError
+from curate.kinds.registry import find
+from curate.methods.selectors.kcenter import Kcenter
+from curate.methods.selectors.top import Top
+from curate.models.choice import ModelChoice
+from curate.store.encoding import read_json
+from curate.store.workspace import Workspace
+from curate.verbs.select import SelectionSpec
+from tests.conftest import ROOT
+
+MADE = ROOT / "tests/golden/format_1"
+EXPECTED: dict[str, list[dict[str, Any]]] = json.loads((MADE / "expected.json").read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def old(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Workspace:
+    """The workspace, in the folder that its recipes name it by."""
+    shutil.copytree(MADE / "workspace", tmp_path / "workspace")
+    monkeypatch.chdir(tmp_path)
+    return curate.open_workspace("workspace")
+
+
+def as_json(value: Any) -> Any:
+    """A value as expected.json writes it."""
+    if isinstance(value, dict):
+        return {key: as_json(v) for key, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [as_json(v) for v in value]
+    if isinstance(value, datetime):
+        return str(value)
+    return "NaN" if value != value else value
+
+
+@pytest.mark.parametrize("view", [v for v in EXPECTED if v not in ("runs", "ledger")])
+def test_every_table_reads_as_it_was_written(old: Workspace, view: str) -> None:
+    assert as_json(curate.sql(old, f"SELECT * FROM {view}")) == EXPECTED[view]
+
+
+def test_runs_and_the_ledger_read_as_they_were_written(old: Workspace) -> None:
+    runs = "SELECT name, state, manifest, model, weighting, seed, steps, samples FROM runs"
+    assert as_json(curate.sql(old, runs)) == EXPECTED["runs"]
+    ledger = 'SELECT stage, name, phase, flops, samples FROM ledger ORDER BY "at", entry'
+    assert as_json(curate.sql(old, ledger)) == EXPECTED["ledger"]
+
+
+def test_everything_stands_and_nothing_is_damaged(old: Workspace) -> None:
+    status = curate.status(old)
+    assert {s["state"] for s in (*status.scores, *status.vectors)} == {"complete"}
+    checked = curate.verify(old)
+    assert checked.parts > 40 and not checked.damaged
+
+
+@pytest.mark.parametrize(
+    ("method", "settings", "more"),
+    [
+        ("bm25", {}, {"target": "facts"}),
+        ("near_dup", {}, {}),
+        ("nll", {}, {"models": "tiny"}),
+        ("embed_lm", {}, {"models": "tiny", "target": "facts"}),
+        ("less", {"dim": 64}, {"checkpoints": ["warm"], "target": "facts"}),
+        ("graddot", {}, {"checkpoints": ["warm"], "target": "facts"}),
+        ("davir", {}, {"models": {"base": ModelChoice("tiny"), "reference": ModelChoice("tiny")}}),
+    ],
+)
+def test_the_same_command_finds_its_work_done(
+    old: Workspace, method: str, settings: dict[str, Any], more: dict[str, Any]
+) -> None:
+    (scored,) = curate.score(old, find("score", method)(**settings), **more)
+    assert (scored.computed, scored.reused) == (0, 40)
+
+
+@pytest.mark.parametrize(
+    ("name", "selector", "spec"),
+    [
+        ("best", Top(), SelectionSpec(by="bm25_facts", where="length > 2", frac=0.3)),
+        ("wide", Kcenter(), SelectionSpec(vectors="embed_lm", top=5)),
+    ],
+)
+def test_a_selection_is_made_again(old: Workspace, name: str, selector: Any, spec: SelectionSpec) -> None:
+    curate.select(old, "again", selector, spec)
+    ids = [[row["id"] for row in curate.sql(old, f"SELECT id FROM {n} ORDER BY rank")] for n in ("again", name)]
+    assert ids[0] == ids[1] == [row["id"] for row in sorted(EXPECTED[name], key=lambda row: row["rank"])]
+
+
+def test_a_later_format_is_refused_in_a_sentence(old: Workspace) -> None:
+    marker = Path(str(old.path)) / "workspace.json"
+    marker.write_text(json.dumps({**read_json(marker), "format": 99}))
+    with pytest.raises(CurateError, match="format 99.*upgrade curate"):
+        curate.open_workspace("workspace")
