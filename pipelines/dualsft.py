@@ -118,7 +118,7 @@ def masks(ws: Workspace, preset: Preset, target: str, model: ModelChoice) -> dic
         if name in ws.mask_names():
             continue
         score, its = (f"dualsft_{target}", None) if method.uses_score else (None, model)
-        curate.mask(ws, name, method, PARAMETERS, model=its, score=score, find=curate.find)
+        curate.mask(ws, name, method, PARAMETERS, model=its, score=score)
     return made
 
 

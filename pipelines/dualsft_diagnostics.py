@@ -386,7 +386,7 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     curate.score(ws, EmbedLm(), Nll(), models=base)
     print(f"{scored.name}: {scored.rows:,} samples, {scored.nulls:,} set aside or without a gradient. {scored.note}")
 
-    opened = scored_model(ws, scored.name, curate.find, with_origin=True)
+    opened = scored_model(ws, scored.name, with_origin=True)
     said = curate.sql(ws, f"SELECT row, messages, text, {scored.name} AS worth, e.error AS why FROM samples "
                       f"JOIN {scored.name} e USING (id) ORDER BY row")  # fmt: skip
     mine = [row for row in said if row["worth"] is not None]

@@ -80,7 +80,7 @@ def masks(ws: Workspace, target: str, model: ModelChoice) -> dict[str, Mask]:
     for name, method in made.items():
         if name not in ws.mask_names():
             score, its = (f"dualsft_{target}", None) if method.uses_score else (None, model)
-            curate.mask(ws, name, method, PARAMETERS, model=its, score=score, find=curate.find)
+            curate.mask(ws, name, method, PARAMETERS, model=its, score=score)
     return made
 
 

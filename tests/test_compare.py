@@ -123,7 +123,7 @@ def test_masks_make_arms_of_their_own_and_what_several_scores_stand_on_is_paid_b
     curate.score(small_ws, dual, target="facts", models=TINY)
     curate.score(small_ws, dual, target="words", models=TINY)  # its warm-up, pool and anchors are those of the first
     curate.select(small_ws, "best", Top(), SelectionSpec(by="dualsft_words", top=32))
-    curate.mask(small_ws, "dual", DualsftMask(), 0.05, score="dualsft_facts", find=curate.find)
+    curate.mask(small_ws, "dual", DualsftMask(), 0.05, score="dualsft_facts")
     curate.mask(small_ws, "blocks", GradientBlock(block=32, steps=2, batch_size=8), 0.05, model=TINY)
     plain = TrainingSpec(TINY, Uniform(), SETTINGS)
     for name, manifest, mask in (("whole", None, None), ("data", "best", None), ("pushed", None, "blocks"),

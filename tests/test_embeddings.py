@@ -267,7 +267,7 @@ def test_what_is_damaged_among_vectors_is_made_again(small_ws: Workspace) -> Non
         path.write_bytes(path.read_bytes()[:-9])
     damaged = {d.part for d in curate.verify(small_ws).damaged}
     assert damaged == {"part-00001", "targets/sums", "index.faiss"}
-    assert all(d.repaired for d in curate.verify(small_ws, repair=True, find=curate.find).damaged)
+    assert all(d.repaired for d in curate.verify(small_ws, repair=True).damaged)
     assert curate.verify(small_ws).damaged == []
     assert np.abs(vectors_of(read_table(folder / "part-00001.parquet")).unit - before).max() < 1e-3
     (scored,) = curate.score(small_ws, EmbedLm(), target="sums", models="tiny")
@@ -350,7 +350,7 @@ def test_what_repair_cannot_compute_is_told_and_the_rest_goes_on(small_ws: Works
     for name in ("embed_lm_sums", "nll"):
         path = small_ws.score_folder(name) / "part-00001.parquet"
         path.write_bytes(path.read_bytes()[:-9])
-    told = {d.name: d for d in curate.verify(small_ws, repair=True, find=curate.find).damaged}
+    told = {d.name: d for d in curate.verify(small_ws, repair=True).damaged}
     assert told["nll"].repaired and not told["embed_lm_sums"].repaired
     assert "it is stale (the vectors 'embed_lm' were made otherwise since)" in told["embed_lm_sums"].remedy
     with pytest.raises(CurateError, match="were made with another base model or another context of it"):
@@ -504,7 +504,7 @@ def test_neighbours_of_a_text_and_of_a_sample(small_ws: Workspace, cli: Any) -> 
     cosines = [f["similarity"] for f in found]
     assert len(found) == 7 and first["id"] not in [f["id"] for f in found] and cosines == sorted(cosines, reverse=True)
     text = "\n".join(m["content"] for m in first["messages"])
-    near = curate.neighbors(small_ws, "embed_lm", text=text, k=5, find=curate.find).found
+    near = curate.neighbors(small_ws, "embed_lm", text=text, k=5).found
     assert len(near) == 5 and near[0]["similarity"] > 0.5
     done = cli("neighbors", "embed_lm", "--id", first["id"], "-k", "500000000000", "--json", ws=small_ws)
     assert len(json.loads(done.stdout)["found"]) == 199
@@ -535,7 +535,7 @@ def test_a_model_that_has_changed_since_is_not_asked(small_ws: Workspace, tmp_pa
     config = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps({**config, "note": "changed"}))
     with pytest.raises(CurateError, match=r"were made with other weights than .* --fresh"):
-        curate.neighbors(small_ws, "embed_lm", text="x", find=curate.find)
+        curate.neighbors(small_ws, "embed_lm", text="x")
 
 
 def test_without_faiss_there_are_vectors_and_no_index(small_ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -545,4 +545,4 @@ def test_without_faiss_there_are_vectors_and_no_index(small_ws: Workspace, monke
     (made,) = curate.score(small_ws, EmbedLm(), target="sums", models="tiny")
     assert made.computed == 200 and made.vectors.index.startswith("no index: FAISS is not installed")
     with pytest.raises(CurateError, match="has no index, and it cannot be built: FAISS is not installed"):
-        curate.neighbors(small_ws, "embed_lm", text="x", find=curate.find)
+        curate.neighbors(small_ws, "embed_lm", text="x")

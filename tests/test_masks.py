@@ -350,7 +350,7 @@ def test_dualsft_s_mask_is_the_largest_of_q_times_the_sum_of_gradients(small_ws:
     flat = np.concatenate(values)
     budget = round(0.01 * len(flat))
     for quota in ("global", "module"):
-        r = curate.mask(small_ws, quota, DualsftMask(quota=quota), 0.01, score="dualsft_facts", find=curate.find)
+        r = curate.mask(small_ws, quota, DualsftMask(quota=quota), 0.01, score="dualsft_facts")
         assert r.selected == budget and r.parameters == len(flat)
         stored = read_mask(small_ws, quota)
         chosen, start = [], 0
@@ -395,16 +395,14 @@ def test_gradient_block_s_warm_up_is_trained_once_and_training_goes_on_from_its_
 
 def test_a_stale_score_s_mask_is_of_the_checkpoint_that_the_score_looked_at(small_ws: Any, tmp_path: Path) -> None:
     curate.score(small_ws, Dualsft(**SHORT), target="facts", models="tiny")
-    curate.mask(small_ws, "before", DualsftMask(), 0.01, score="dualsft_facts", find=curate.find)
+    curate.mask(small_ws, "before", DualsftMask(), 0.01, score="dualsft_facts")
     more = (SAMPLE / "pool/atlas.jsonl").read_text().splitlines()[-40:]
     (tmp_path / "more.jsonl").write_text("\n".join(more))
     curate.ingest(small_ws, [str(tmp_path / "more.jsonl")])
     with pytest.raises(CurateError, match="is stale"):
-        curate.mask(small_ws, "after", DualsftMask(), 0.01, score="dualsft_facts", find=curate.find)
+        curate.mask(small_ws, "after", DualsftMask(), 0.01, score="dualsft_facts")
     places = sorted(p.name for p in (small_ws.path / "prepared").iterdir())
-    after = curate.mask(
-        small_ws, "after", DualsftMask(), 0.01, score="dualsft_facts", find=curate.find, allow_stale=True
-    )
+    after = curate.mask(small_ws, "after", DualsftMask(), 0.01, score="dualsft_facts", allow_stale=True)
     assert len(after.warnings) == 1
     assert sorted(p.name for p in (small_ws.path / "prepared").iterdir()) == places  # nothing was trained anew
     one, other = (read_mask(small_ws, name).selected for name in ("before", "after"))
@@ -427,7 +425,7 @@ def test_what_is_no_mask_for_a_model_is_said(small_ws: Any) -> None:
         curate.find("score", "length")(),
     )
     with pytest.raises(CurateError, match="says nothing of parameters; take a `dualsft` score"):
-        curate.mask(small_ws, "m", DualsftMask(), 0.1, score="length", find=curate.find)
+        curate.mask(small_ws, "m", DualsftMask(), 0.1, score="length")
     with pytest.raises(CurateError, match="'magnitude_small' finds nothing to choose from in tiny; exclude less"):
         curate.mask(small_ws, "m", MagnitudeSmall(exclude="weight", scope="tensor"), 0.1, model="tiny")
     curate.mask(small_ws, "m", Random(), 0.1, model="tiny")

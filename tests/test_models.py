@@ -435,7 +435,7 @@ def test_a_damaged_part_of_a_models_score_is_repaired(small_ws: Workspace) -> No
     before = curate.sql(small_ws, "SELECT nll FROM samples ORDER BY row")
     part = small_ws.score_folder("nll") / "part-00000.parquet"
     part.write_bytes(part.read_bytes()[:-7])
-    assert len(curate.verify(small_ws, repair=True, find=curate.find).damaged) == 1
+    assert len(curate.verify(small_ws, repair=True).damaged) == 1
     assert curate.sql(small_ws, "SELECT nll FROM samples ORDER BY row") == before
 
 

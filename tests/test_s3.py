@@ -117,7 +117,7 @@ def test_a_damaged_object_is_found_and_computed_again(bucket: str) -> None:
     before = objects(ws, "scores")
     part = ws.score_folder("bm25_arithmetic") / "part-00000.parquet"
     part.write_bytes(part.read_bytes()[:100])
-    (damage,) = curate.verify(ws, repair=True, find=curate.find).damaged
+    (damage,) = curate.verify(ws, repair=True).damaged
     assert damage.part == "part-00000" and objects(ws, "scores") == before
     assert curate.drop(ws, "bm25_arithmetic") == "score" and ws.score_names() == []
 
@@ -130,7 +130,8 @@ def test_a_claim_is_one_processs_and_a_dead_ones_is_free(bucket: str) -> None:
             pass
     with lock(root, "score x"):
         pass
-    script = "import sys,os,signal; from curate.store.locks import lock; from curate.store.object_store import location\n" \
+    script = "import sys,os,signal; from curate.store.locks import lock\n" \
+        "from curate.store.object_store import location\n" \
         "with lock(location(sys.argv[1]), 'score x'): os.kill(os.getpid(), signal.SIGKILL)"  # fmt: skip
     subprocess.run([sys.executable, "-c", script, str(root)], timeout=60)
     assert list((root / ".claims/score-x").iterdir())  # what the killed one left

@@ -8,7 +8,6 @@ import pytest
 
 import curate
 from curate.errors import CurateError
-from curate.kinds.registry import find
 from curate.kinds.selector import Budget, Candidates
 from curate.methods.scores.bm25 import Bm25
 from curate.methods.scores.length import Length
@@ -99,7 +98,7 @@ def test_samples_without_a_value_are_never_chosen(scored: Workspace) -> None:
 def test_a_replay_writes_the_same_bytes(scored: Workspace) -> None:
     choice = SelectionSpec(by="bm25_arithmetic", where="length > 2", top=50, seed=3)
     curate.select(scored, "one", Quota(shares="school:1,forum:2"), choice)
-    again = curate.replay(scored, "two", str(scored.manifest_path("one").with_suffix(".json")), find)
+    again = curate.replay(scored, "two", str(scored.manifest_path("one").with_suffix(".json")))
     assert again.warnings == []
     one, two = scored.manifest_path("one"), scored.manifest_path("two")
     assert one.read_bytes() == two.read_bytes()
@@ -109,10 +108,10 @@ def test_a_replay_says_what_has_changed(scored: Workspace, tmp_path: Path) -> No
     curate.select(scored, "one", Top(), SelectionSpec(by="length", top=50))
     curate.ingest(scored, [write_jsonl(tmp_path / "m.jsonl", [{"question": "q", "answer": "long " * 500}])])
     curate.score(scored, Length())
-    again = curate.replay(scored, "two", str(scored.manifest_path("one").with_suffix(".json")), find)
+    again = curate.replay(scored, "two", str(scored.manifest_path("one").with_suffix(".json")))
     assert again.warnings == ["the rows differ from the replayed manifest's: the pool has changed since"]
     with pytest.raises(CurateError, match="no manifest's JSON"):
-        curate.replay(scored, "x", str(scored.path / "workspace.json"), find)
+        curate.replay(scored, "x", str(scored.path / "workspace.json"))
 
 
 def test_the_command_in_the_lineage_makes_the_same_selection(scored: Workspace, cli: Any) -> None:

@@ -354,7 +354,7 @@ def test_each_makes_a_manifest_that_its_command_and_a_replay_make_again(
     assert cli(*made, ws=embedded).returncode == 0
     assert again.read_bytes() == embedded.manifest_path("first").read_bytes()
     lineage = str(embedded.manifest_path("first").with_suffix(".json"))
-    assert curate.replay(embedded, "again", lineage, curate.find).warnings == []
+    assert curate.replay(embedded, "again", lineage).warnings == []
     assert read_json(embedded.manifest_path("first").with_suffix(".json"))["scores"]["embed_lm"]["method"] == "embed_lm"
 
 

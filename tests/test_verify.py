@@ -88,7 +88,7 @@ def test_a_part_of_other_rows_is_found_though_its_record_vouches_for_it(scored_w
         parts.commit("part-00001", table.take(order), **{k: v for k, v in record.items() if k != "schema"})
         (damage,) = curate.verify(scored_ws).damaged
         assert sentence in damage.what
-        curate.verify(scored_ws, repair=True, find=curate.find)
+        curate.verify(scored_ws, repair=True)
         assert tree_bytes(parts.folder) == before  # type: ignore[arg-type]
 
 
@@ -100,7 +100,7 @@ def test_damaged_counts_are_counted_again(scored_ws: Workspace) -> None:
     curate.score(scored_ws, Bm25(), target="arithmetic", fresh=True)  # trusts none of them
     assert tree_bytes(scored_ws.path / "scores") == table
     flip(next(folder.glob("part-*.safetensors")))
-    (damage,) = curate.verify(scored_ws, repair=True, find=curate.find).damaged
+    (damage,) = curate.verify(scored_ws, repair=True).damaged
     assert damage.kind == "prepared" and damage.repaired and curate.verify(scored_ws).damaged == []
 
 

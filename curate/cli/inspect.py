@@ -91,7 +91,7 @@ def verify(ws: Workspace, repair: bool, as_json: bool) -> None:
     The exit status is 1 while something is damaged. Scores and what they prepared are computed again by --repair;
     for what came from outside, the remedy is said.
     """
-    r = curate.verify(ws, repair=repair, find=registry.find)
+    r = curate.verify(ws, repair=repair)
     left = [d for d in r.damaged if not d.repaired]
     head = f"{r.parts:,} parts looked at ({r.bytes:,} bytes), {len(r.damaged):,} damaged"
     lines = [f"{head}{', ' + str(len(r.damaged) - len(left)) + ' repaired' if repair else ''}."]

@@ -155,7 +155,7 @@ def _scored(r: Any, dry_run: bool) -> str:
 @as_json_option
 def neighbors(ws: Workspace, vectors: str, text: str | None, sample: str | None, count: int, as_json: bool) -> None:
     """Show the samples most like a text or another sample, by VECTORS (`curate score embed` makes some)."""
-    r = curate.neighbors(ws, vectors, text=text, id=sample, k=count, find=registry.find)
+    r = curate.neighbors(ws, vectors, text=text, id=sample, k=count)
     lines = [{**row, "text": " ".join(row["text"].split())[:80]} for row in r.found]
     columns = {"similarity": "cosine", "id": "id", "source": "source", "text": "text"}
     say(r, as_json, (table(lines, columns) if lines else "There is none.") + notes(r.warnings))

@@ -103,7 +103,7 @@ def select(
         )
         if any(given):
             raise CurateError("--replay repeats a selection as it was; it goes with no other choice.")
-        r = curate.replay(ws, name, replayed, registry.find, allow_stale=allow_stale)
+        r = curate.replay(ws, name, replayed, allow_stale=allow_stale)
     else:
         from curate.tables.lookup import TOKENS
         from curate.verbs.select import SelectionSpec
@@ -151,7 +151,7 @@ def mask(
 ) -> None:
     """Choose which of a model's numbers may be trained, as the mask NAME (`curate train RUN --mask NAME`)."""
     method = registry.make("mask", mask_name, pairs(settings, "--set"))
-    r = curate.mask(ws, name, method, frac, model=model_name, score=score, find=registry.find, allow_stale=allow_stale)
+    r = curate.mask(ws, name, method, frac, model=model_name, score=score, allow_stale=allow_stale)
     head = f"Mask {name}: {r.selected:,} of {r.parameters:,} numbers."
     columns = {"kind": "kind", "parameters": "numbers", "selected": "selected", "share": "share"}
     end = [f"its warm-up ended with {r.checkpoint}, which a training may go on from (--model)"] if r.checkpoint else []

@@ -69,27 +69,18 @@ class GradientModel:
         states: Mapping[str, Any],
         usage: Usage,
     ) -> dict[Key, dict[str, Any]]:
-        refused, n = dict[int, str](), len(samples)
-        kept: dict[Key, dict[str, Any]] = {key: {} for key in requests}
+        """What each request keeps and adds up at a checkpoint; NaN, and the reason, where a sample has no gradient."""
+        refused, errors = dict[int, str](), np.full(len(samples), "", object)
+        kept = self._blank(at, len(samples), requests, states)
         sums: dict[Key, dict[str, Tensor]] = {key: {} for key in requests}
-        errors = np.full(n, "", object)
 
         def batch(encoded: Sequence[Encoded], places: np.ndarray) -> Any:
             return self._batch(at, encoded, places, requests, states, usage)
 
-        empty = self._looked(at, [], np.zeros(0, np.int64), requests, states)
-        for key, request in requests.items():
-            if request.along:
-                empty[key] = {"dot": np.zeros((0, count_of(request.along(at, states.get(key[0])))))}, {}
-        for key, (columns, _) in empty.items():  # what there is where no sample has a gradient
-            kept[key] = {name: np.full((n, *np.shape(v)[1:]), np.nan) for name, v in columns.items()}
         for places, (found, error) in self.backward.lm.through(samples, view, refused, batch):
             errors[places] = error
             for key, (columns, added) in found.items():
-                for name, values in columns.items():
-                    if kept[key][name].dtype != values.dtype:
-                        kept[key][name] = kept[key][name].astype(values.dtype)
-                    kept[key][name][places] = values
+                _put(kept[key], columns, places)
                 for name, value in added.items():
                     sums[key][name] = sums[key].get(name, 0.0) + value.double()
         for place, why in refused.items():
@@ -100,6 +91,19 @@ class GradientModel:
                 values[bad] = np.nan
             columns["error"] = errors.copy()
             columns["sums"] = {name: value.cpu().numpy() for name, value in sums[key].items()}
+        return kept
+
+    def _blank(
+        self, at: CheckpointView, n: int, requests: Mapping[Key, GradientRequest], states: Mapping[str, Any]
+    ) -> dict[Key, dict[str, Any]]:
+        """The columns of n samples before any went through: NaN, in the shapes that an empty batch has."""
+        empty = self._looked(at, [], np.zeros(0, np.int64), requests, states)
+        for key, request in requests.items():
+            if request.along:
+                empty[key] = {"dot": np.zeros((0, count_of(request.along(at, states.get(key[0])))))}, {}
+        kept: dict[Key, dict[str, Any]] = {key: {} for key in requests}
+        for key, (columns, _) in empty.items():
+            kept[key] = {name: np.full((n, *np.shape(v)[1:]), np.nan) for name, v in columns.items()}
         return kept
 
     def _batch(
@@ -166,6 +170,14 @@ class GradientModel:
             cost.flops += sum(collector.flops() for collector in collectors.values())
             cost.seconds = time.perf_counter() - began
         return found
+
+
+def _put(kept: dict[str, Any], columns: Mapping[str, np.ndarray], places: np.ndarray) -> None:
+    """Columns of some samples into those of all, which take their dtype."""
+    for name, values in columns.items():
+        if kept[name].dtype != values.dtype:
+            kept[name] = kept[name].astype(values.dtype)
+        kept[name][places] = values
 
 
 def _spread(columns: Mapping[str, np.ndarray], good: np.ndarray, n: int) -> dict[str, np.ndarray]:

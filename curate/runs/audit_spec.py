@@ -212,16 +212,31 @@ class Checked:
 
 def check(ws: Workspace, audit: Audit) -> Checked:
     """Raises CurateError for what cannot be audited, before anything is done."""
+    _refuse_names(audit)
+    _refuse_settings(audit)
+    stamps = {f"the target '{name}'": _target_stamp(ws, name, audit) for name in audit.targets}
+    if audit.proxy:
+        stamps[f"the target '{audit.proxy}'"] = _target_stamp(ws, audit.proxy, audit)
+    sizes, of_stages = _stages(ws, audit)
+    return Checked(sizes, {**stamps, **of_stages})
+
+
+def _refuse_names(audit: Audit) -> None:
+    """Raises CurateError for names that are given twice, or that are none."""
     for what, names in (("stages", [s.name for s in audit.stages]), ("selectors", [c.name for c in audit.contenders])):
         if twice := {name for name in names if names.count(name) > 1}:
             raise CurateError(f"two {what} are called '{min(twice)}'; give each a name of its own.")
+    for contender in audit.contenders:
+        if not re.fullmatch(r"[a-z][a-z0-9_]*", contender.name):
+            raise CurateError(f"the selector '{contender.name}': names are of small letters, digits and underscores.")
+
+
+def _refuse_settings(audit: Audit) -> None:
+    """Raises CurateError for a plan that is too small, or asks for what an audit has not."""
     if len(audit.stages) < 2:
         raise CurateError("an audit looks at what a stage does to later ones: give two stages or more.")
     if not audit.contenders or audit.seeds < 1:
         raise CurateError("an audit needs at least one selector and one seed.")
-    for contender in audit.contenders:
-        if not re.fullmatch(r"[a-z][a-z0-9_]*", contender.name):
-            raise CurateError(f"the selector '{contender.name}': names are of small letters, digits and underscores.")
     (unit, amount), *more = audit.budget.items()
     if more or unit not in ("frac", "top", "tokens") or not amount > 0 or unit == "frac" and amount > 1:
         raise CurateError(f"a budget is one of frac (up to 1), top and tokens, above 0, not {dict(audit.budget)}.")
@@ -229,17 +244,17 @@ def check(ws: Workspace, audit: Audit) -> Checked:
         raise CurateError(f"the weighting '{audit.weighting.name}' needs a target or a column, which an audit has not.")
     if both := set(audit.elsewhere) & {stage.target for stage in audit.stages}:
         raise CurateError(f"'{min(both)}' is a stage's target, so it is not out of domain; leave it out there.")
-    stamps = {}
-    for name in [*audit.targets, *([audit.proxy] if audit.proxy else [])]:
-        if name in (*TARGETS, BASE):
-            raise CurateError(f"a target called '{name}' would be taken for the audit's own; name it otherwise.")
-        load_target(ws, name)
-        table = read_table(ws.target_path(name), ["id", "split"])
-        if "test" not in table["split"].to_pylist() and name in audit.targets:
-            raise CurateError(f"the target '{name}' has no split test, on which models are judged; add it.")
-        stamps[f"the target '{name}'"] = fingerprint(table.to_pydict())
-    sizes, of_stages = _stages(ws, audit)
-    return Checked(sizes, {**stamps, **of_stages})
+
+
+def _target_stamp(ws: Workspace, name: str, audit: Audit) -> str:
+    """What a target is made of. Raises CurateError where it cannot be one of an audit's."""
+    if name in (*TARGETS, BASE):
+        raise CurateError(f"a target called '{name}' would be taken for the audit's own; name it otherwise.")
+    load_target(ws, name)
+    table = read_table(ws.target_path(name), ["id", "split"])
+    if "test" not in table["split"].to_pylist() and name in audit.targets:
+        raise CurateError(f"the target '{name}' has no split test, on which models are judged; add it.")
+    return fingerprint(table.to_pydict())
 
 
 def _stages(ws: Workspace, audit: Audit) -> tuple[list[int], dict[str, str]]:

@@ -209,31 +209,40 @@ def _mask_recipe(mask: StoredMask | None) -> dict[str, Any] | None:
 
 def refuse_other_run(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
     """Raises CurateError where the run of that name was begun otherwise, but for what changes no result."""
-    remedy = f"choose another name, or --fresh to train '{name}' anew."
+    if other := _other(old, new):
+        raise CurateError(f"the run '{name}' {other}; choose another name, or --fresh to train '{name}' anew.")
+
+
+def _other(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """The first thing in which a run's recipe is another, in words; '' where it is the same."""
     if old.get("pruned"):
-        raise CurateError(f"the run '{name}' is what `curate prune` left of {old['pruned']['run']}; {remedy}")
+        return f"is what `curate prune` left of {old['pruned']['run']}"
     if model_shape(old.get("reference")) != model_shape(new["reference"]):
         was, now = ((m or {}).get("name", "the model it began with") for m in (old.get("reference"), new["reference"]))
-        raise CurateError(f"the run '{name}' exists, compared with {was}, not {now} (or made anew); {remedy}")
+        return f"exists, compared with {was}, not {now} (or made anew)"
     for what in ("manifest", "manifest_sha256", "pool", "stream", "by", "target", "target_fingerprint", "seed"):
         if old.get(what) != new[what]:
-            raise CurateError(f"the run '{name}' exists, with {what} {old.get(what)}, not {new[what]}; {remedy}")
+            return f"exists, with {what} {old.get(what)}, not {new[what]}"
     if model_shape(old["model"]) != model_shape(new["model"]):
         what = next(what for what in ("name", *SHAPING) if old["model"].get(what) != new["model"].get(what))
-        was, now = old["model"].get(what), new["model"].get(what)
-        raise CurateError(f"the run '{name}' exists, with another model ({what} {was}, not {now}); {remedy}")
+        return f"exists, with another model ({what} {old['model'].get(what)}, not {new['model'].get(what)})"
     if old.get("mask") != new["mask"]:
         was, now = ((m or {}).get("name", "none") for m in (old.get("mask"), new["mask"]))
-        raise CurateError(f"the run '{name}' exists, with another mask ({was}, not {now}, or made anew); {remedy}")
+        return f"exists, with another mask ({was}, not {now}, or made anew)"
     if old["weighting"] != new["weighting"]:
-        was, now = old["weighting"], new["weighting"]
-        raise CurateError(f"the run '{name}' exists, weighted by {_said(was)}, not by {_said(now)}; {remedy}")
+        return f"exists, weighted by {_said(old['weighting'])}, not by {_said(new['weighting'])}"
+    return _other_settings(old, new)
+
+
+def _other_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+    """Likewise of the settings and the scores behind the column."""
     for key, value in new["settings"].items():
         if not _is_how(key, new) and old["settings"].get(key) != value:
-            raise CurateError(f"the run '{name}' exists, with {key}={old['settings'].get(key)}, not {value}; {remedy}")
+            return f"exists, with {key}={old['settings'].get(key)}, not {value}"
     for score, recipe in new["scores"].items():
         if old["scores"].get(score, {}).get("fingerprint") != recipe["fingerprint"]:
-            raise CurateError(f"the run '{name}' was begun with another score '{score}'; {remedy}")
+            return f"was begun with another score '{score}'"
+    return ""
 
 
 def model_shape(model: Mapping[str, Any] | None) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from curate.runs.tokenize import anchors_of, documents_of, encoded_one_by_one, l
 from curate.store.run_record import Run
 
 if TYPE_CHECKING:  # loaded only when there is something to train
+    from curate.models.tokens import Encoded
     from curate.training.dataset import Data
     from curate.training.trainable import TrainableModel
 
@@ -43,27 +44,15 @@ def prepare_data(
     from curate.training.examples import Examples
 
     if rows.draws and training.settings.order != "shuffle":
-        raise CurateError(f"a mixture is drawn by lot, so it has no order={training.settings.order}; leave that out.")
+        order = training.settings.order
+        raise CurateError(f"a mixture is sampled at random, so it has no order={order}; leave that out.")
     encoded = documents_of(run.ws, rows, training.settings, model.model)
-    whys = left_out(encoded, rows)
-    for why in whys:
-        if why:
-            result.left_out[why] = result.left_out.get(why, 0) + 1
-    places = np.flatnonzero(np.array([not why for why in whys]))
-    if not len(places):
-        raise CurateError(f"none of the {len(rows.row)} samples can be learnt from: {next(iter(result.left_out), '')}.")
-    if training.settings.order == "pool":
-        places = places[np.argsort(rows.row[places], kind="stable")]
-    kept, of = [], []
-    for position, place in enumerate(places):
-        for piece in encoded[place]:
-            kept.append(piece)
-            of.append(position)
-            result.cut += piece.cut
-    examples = Examples.of(kept, of)
-    result.samples = len(places)
+    places = _trainable(encoded, rows, training, result)
+    pieces = [(position, piece) for position, place in enumerate(places) for piece in encoded[place]]
+    result.samples, result.cut = len(places), result.cut + sum(piece.cut for _, piece in pieces)
+    examples = Examples.of([piece for _, piece in pieces], [position for position, _ in pieces])
     draws = rows.draws and replace(rows.draws, domain=rows.draws.domain[places], keys=rows.draws.keys[places])
-    documents = np.repeat(np.arange(len(kept)), rows.repeats[places][examples.sample])
+    documents = np.repeat(np.arange(len(pieces)), rows.repeats[places][examples.sample])
     anchors = _anchors(target, model)
     column, base = None if rows.column is None else rows.column[places], None
     needs = training.weighting.needs
@@ -77,6 +66,22 @@ def prepare_data(
         data = replace(data, draws=draws, vocabulary=len(model.model.tokenizer))
         data = replace(data, documents=data.of_epoch(0))
     return data, places
+
+
+def _trainable(encoded: list[list[Encoded]], rows: TrainingRows, training: TrainingSpec, result: Trained) -> np.ndarray:
+    """Positions in `rows` of the samples that can be trained on, in order; the others are counted by their reason.
+
+    Raises CurateError where there is none.
+    """
+    whys = left_out(encoded, rows)
+    for why in filter(None, whys):
+        result.left_out[why] = result.left_out.get(why, 0) + 1
+    places = np.flatnonzero(np.array([not why for why in whys]))
+    if not len(places):
+        raise CurateError(f"none of the {len(rows.row)} samples can be learnt from: {next(iter(result.left_out), '')}.")
+    if training.settings.order == "pool":
+        places = places[np.argsort(rows.row[places], kind="stable")]
+    return places
 
 
 def _anchors(target: Target | None, model: TrainableModel) -> Any:

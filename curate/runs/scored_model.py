@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from curate.errors import CurateError
+from curate.kinds.registry import find
 from curate.kinds.score import Score
 from curate.models.choice import ModelChoice
 from curate.runs.warmup import last_checkpoint
@@ -34,10 +35,8 @@ class ScoredModel:
     warnings: Sequence[str] = field(default_factory=list)
 
 
-def scored_model(
-    ws: Workspace, name: str, find: Callable[[str, str], Any], *, allow_stale: bool = False, with_origin: bool = False
-) -> ScoredModel:
-    """Open the score NAME. find: kind and name -> class. with_origin: have the model before in the role `origin`.
+def scored_model(ws: Workspace, name: str, *, allow_stale: bool = False, with_origin: bool = False) -> ScoredModel:
+    """Open the score NAME. with_origin: have the model before in the role `origin`.
 
     Raises CurateError for a stale score (unless allowed), one that says nothing of parameters, or where what it stood
     on is gone.

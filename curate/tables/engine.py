@@ -208,54 +208,75 @@ def missing_shards(parts: Parts, job: TableSpec) -> list[Shard]:
     return [shard for shard in job.shards if not stands(shard)]
 
 
+class _LastPass:
+    """The last pass of a group of tables: its units that are missing, and the merging of each shard's.
+
+    cut: what was cut to the model's context, of the units that are done.
+    """
+
+    def __init__(self, jobs: Sequence[TableSpec], works: Sequence[UnitWorker], failed: Failed, shards: Sequence[Shard]):
+        self.tasks, self.cut, self.works = Tasks(), _Cut(), works
+        size = min(job.unit_size for job in jobs)
+        self._units = {shard.name: shard_units(shard, size, failed.get(shard.name, {})) for shard in shards}
+        self._missing: dict[str, set[str]] = {}
+        if targets := [work.target for work in works if work.aims() and work.target]:
+            self.tasks.add(TargetTask(len(targets[0].subtasks)))
+        for shard in shards:
+            self._add(shard)
+
+    def _add(self, shard: Shard) -> None:
+        units = self._units[shard.name]
+        missing = {name for work in self.works for name in _unscored(work, shard, units)}
+        self._missing[shard.name] = missing
+        for unit in units:
+            if unit.name in missing:
+                self.tasks.add(unit)
+        if not missing:
+            self.tasks.add(MergeTask(shard, tuple(units)))
+
+    @property
+    def units(self) -> list[Unit]:
+        """Every unit of the shards, done or not."""
+        return [unit for units in self._units.values() for unit in units]
+
+    def done(self, task: Any, result: Any) -> None:
+        """Count what a task has cut, and merge a shard's units once it has all."""
+        if isinstance(task, TargetTask) and result:
+            self.cut.target += result.cut
+        elif result and not isinstance(result, float):
+            self.cut.pool += result.cut
+        if isinstance(task, Unit):
+            missing, units = self._missing[task.shard.name], self._units[task.shard.name]
+            missing.remove(task.name)
+            if not missing and len(units) > 1:
+                self.tasks.add(MergeTask(task.shard, tuple(units)))
+
+
 def _score_shards(
     jobs: Sequence[TableSpec],
     workers: Workers,
     held: Sequence[Lock],
     works: Sequence[UnitWorker],
     failed: Failed,
-    todo: Sequence[Shard],
+    shards: Sequence[Shard],
 ) -> _Cut:
     """Score the units of shards that have none yet, and merge the units of each shard once it has all."""
-    cut = _Cut()
-    step, tasks = jobs[0].passes[-1], Tasks()
+    last = _LastPass(jobs, works, failed, shards)
     if jobs[0].through_models:
         models = {role: choice for job in jobs for role, choice in job.models.items()}
         run_task = ModelUnitWorker(tuple(works), models, jobs[0].checkpoints).run_task
     else:
         run_task = works[0].run_task
-    aimed = [work.target for work in works if work.aims() and work.target]
-    if aimed:
-        tasks.add(TargetTask(len(aimed[0].subtasks)))
-    size = min(job.unit_size for job in jobs)
-    units = {shard.name: shard_units(shard, size, failed.get(shard.name, {})) for shard in todo}
-    missing: dict[str, set[str]] = {}
-    for shard in todo:
-        missing[shard.name] = {n for work in works for n in _unscored(work, shard, units[shard.name])}
-        for unit in units[shard.name]:
-            if unit.name in missing[shard.name]:
-                tasks.add(unit)
-        if not missing[shard.name]:
-            tasks.add(MergeTask(shard, tuple(units[shard.name])))
-    every = [unit for shard in todo for unit in units[shard.name]]
     with ExitStack() as stack:
-        meters = Meters(jobs, step, stack)
-        bar = stack.enter_context(progress(jobs, step, every, tasks))
-        for task, done in workers.run(run_task, tasks, lambda task: meters.begin(task.samples)):
+        meters = Meters(jobs, jobs[0].passes[-1], stack)
+        bar = stack.enter_context(progress(jobs, jobs[0].passes[-1], last.units, last.tasks))
+        for task, done in workers.run(run_task, last.tasks, lambda task: meters.begin(task.samples)):
             for taken in held:
                 taken.check()
             meters.add(done)
-            if isinstance(task, TargetTask) and done.result:
-                cut.target += done.result.cut
-            elif done.result and not isinstance(done.result, float):
-                cut.pool += done.result.cut
+            last.done(task, done.result)
             bar.update(task.samples)
-            if isinstance(task, Unit):
-                name = task.shard.name
-                missing[name].remove(task.name)
-                if not missing[name] and len(units[name]) > 1:
-                    tasks.add(MergeTask(task.shard, tuple(units[name])))
-    return cut
+    return last.cut
 
 
 def _unscored(work: UnitWorker, shard: Shard, units: Sequence[Unit]) -> set[str]:

@@ -79,6 +79,11 @@ class TableSpec:
             return tuple(1 / len(rates) for _ in rates) if self.kind == "vectors" else ()
         return tuple(rate / sum(known) for rate in known)
 
+    @property
+    def awaits_warm_up(self) -> bool:
+        """Whether it looks at a warm-up that is not trained yet."""
+        return bool(self.checkpoint_set.warmup.get("planned"))
+
     @cached_property
     def unit_size(self) -> float:
         """Characters of text in a unit: as many as the method says, or as models take some tens of seconds for."""

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import re
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,11 @@ def connect(ws: Workspace, query: str) -> duckdb.DuckDBPyConnection:
     if isinstance(ws.path, ObjectPath):
         connection.register_filesystem(ws.path.filesystem())
     words = _words_of(connection, query)
-    tables = {
+
+    def wanted(name: str) -> bool:
+        return words is None or name in words
+
+    tables: dict[str, Callable[[Workspace], str]] = {
         "pool": views.pool,
         "targets": views.targets,
         "rejects": views.rejects,
@@ -48,21 +52,18 @@ def connect(ws: Workspace, query: str) -> duckdb.DuckDBPyConnection:
         "samples": lambda ws: views.samples(ws, words),
     }
     for name, view in tables.items():
-        if words is None or name in words:
+        if wanted(name):
             _create(connection, name, view(ws))
     for name, table in {"runs": views.runs, "evaluations": views.evaluations}.items():
-        if words is None or name in words:
+        if wanted(name):
             connection.register(name, table(ws))
-    for name in ws.score_names():
-        if words is None or name in words:
-            _create(connection, name, views.score(ws, score_state(ws, name)))
-    for name in ws.vectors_names():
-        if words is None or name in words:
-            _create(connection, name, views.vectors(ws, table_state(ws, "vectors", name)))
-    for name in ws.manifest_names():
-        if words is None or name in words:
-            path = ws.manifest_path(name)
-            _create(connection, name, views.read_files([path], schema_of(read_json(path.with_suffix(".json")))))
+    for name in filter(wanted, ws.score_names()):
+        _create(connection, name, views.score(ws, score_state(ws, name)))
+    for name in filter(wanted, ws.vectors_names()):
+        _create(connection, name, views.vectors(ws, table_state(ws, "vectors", name)))
+    for name in filter(wanted, ws.manifest_names()):
+        path = ws.manifest_path(name)
+        _create(connection, name, views.read_files([path], schema_of(read_json(path.with_suffix(".json")))))
     return connection
 
 

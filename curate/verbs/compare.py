@@ -158,34 +158,54 @@ def _arm(name: str, lines: list[Line]) -> Arm:
 
 
 def _differences(result: Compared, recipes: dict[str, Any], keys: dict[str, str], labels: dict[str, str]) -> None:
-    """Fill in each arm's differences, over shared seeds, from the arm that all are compared with and from its null."""
-    by_seed: dict[str, dict[str, dict[int, float]]] = {arm.name: {} for arm in result.arms}
-    seeds = {line.seed for line in result.lines}
-    for line in result.lines:
-        unseeded = recipes[line.run]["weighting"] is None  # it learns nothing, so it is the same for every seed
-        for key in line.quality:
-            same = [other.quality[key] for other in result.lines if (other.arm, other.seed) == (line.arm, line.seed)
-                    and key in other.quality]  # fmt: skip
-            value = sum(same) / len(same)
-            by_seed[line.arm].setdefault(key, {}).update(dict.fromkeys(seeds if unseeded else {line.seed}, value))
-    for arm in result.arms:
-        its = [line.seed for line in result.lines if line.arm == arm.name]
-        if len(set(its)) < len(its):
-            result.warnings.append(
-                f"runs of {arm.name} share a seed of training; differences take their mean: give each its own --seed"
-            )
-    plain = {labels[keys[name]]: _arm_key(recipe, null=False) for name, recipe in recipes.items()}
-    nulls = {labels[keys[name]] for name, recipe in recipes.items() if _is_null(recipe)}
-    for arm in result.arms:
-        if arm.name in nulls:
-            arm.null_of = next((a for a in plain if a not in nulls and plain[a] == plain[arm.name]), None)
-    null_of = {arm.null_of: arm.name for arm in result.arms if arm.null_of}
+    """Fill in each arm's differences, over shared seeds, from the arm all are compared with and from its control."""
+    by_seed = _by_seed(result, recipes)
+    result.warnings += _shared_seeds(result)
+    _pair_with_controls(result, recipes, keys, labels)
+    control_of = {arm.null_of: arm.name for arm in result.arms if arm.null_of}
     for arm in result.arms:
         for key, values in by_seed[arm.name].items():
-            for into, other in ((arm.against, result.against), (arm.beyond_null, null_of.get(arm.name))):
+            for into, other in ((arm.against, result.against), (arm.beyond_null, control_of.get(arm.name))):
                 theirs = by_seed[other].get(key) if other and other != arm.name else None
                 if theirs and (difference := paired(values, theirs)):
                     into[key] = difference
+
+
+def _by_seed(result: Compared, recipes: dict[str, Any]) -> dict[str, dict[str, dict[int, float]]]:
+    """arm -> measure -> seed -> value; the mean, where runs share a seed."""
+    found: dict[str, dict[str, dict[int, float]]] = {arm.name: {} for arm in result.arms}
+    seeds = {line.seed for line in result.lines}
+    for line in result.lines:
+        untrained = recipes[line.run]["weighting"] is None  # so it is the same for every seed
+        same = [other.quality for other in result.lines if (other.arm, other.seed) == (line.arm, line.seed)]
+        for key in line.quality:
+            values = [quality[key] for quality in same if key in quality]
+            of_seeds = dict.fromkeys(seeds if untrained else {line.seed}, sum(values) / len(values))
+            found[line.arm].setdefault(key, {}).update(of_seeds)
+    return found
+
+
+def _shared_seeds(result: Compared) -> list[str]:
+    """A warning for each arm of which runs share a seed."""
+    warnings = []
+    for arm in result.arms:
+        seeds = [line.seed for line in result.lines if line.arm == arm.name]
+        if len(set(seeds)) < len(seeds):
+            warnings.append(
+                f"runs of {arm.name} share a seed of training; differences take their mean: give each its own --seed"
+            )
+    return warnings
+
+
+def _pair_with_controls(
+    result: Compared, recipes: dict[str, Any], keys: dict[str, str], labels: dict[str, str]
+) -> None:
+    """Say of each control run's arm which arm it is the control of: the one that differs in nothing else."""
+    plain = {labels[keys[name]]: _arm_key(recipe, null=False) for name, recipe in recipes.items()}
+    controls = {labels[keys[name]] for name, recipe in recipes.items() if _is_null(recipe)}
+    for arm in result.arms:
+        if arm.name in controls:
+            arm.null_of = next((a for a in plain if a not in controls and plain[a] == plain[arm.name]), None)
 
 
 def _is_null(recipe: dict[str, Any]) -> bool:

@@ -44,13 +44,12 @@ def mask(
     *,
     model: ModelChoice | str | None = None,
     score: str | None = None,
-    find: Any = None,
     allow_stale: bool = False,
 ) -> MaskResult:
     """Choose `frac` of a model's numbers, and write the mask NAME.
 
     model: whose weights are looked at; of a method that ranks by a score, that score's. score: of such a method, the
-    score's name. find: kind and name -> class, for that score's method.
+    score's name.
 
     Raises CurateError for a budget that is not a share, a score without values of parameters or a stale one (unless
     allowed), a taken name.
@@ -66,7 +65,7 @@ def mask(
                 f"the mask '{method.name}' ranks by a score's values of parameters: add --score NAME (a `dualsft` "
                 "score), and no --model, which is the score's."
             )
-        opened = scored_model(ws, score, find, allow_stale=allow_stale)
+        opened = scored_model(ws, score, allow_stale=allow_stale)
         moments, parameters = opened.model.at.moments, opened.model.parameters
         assert moments
         result.warnings += opened.warnings

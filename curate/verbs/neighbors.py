@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 
 from curate.errors import CurateError
+from curate.kinds.registry import find
 from curate.kinds.vectors import Vectors
 from curate.models.choice import weights_fingerprint
 from curate.store.ledger import charged
@@ -36,12 +36,11 @@ def neighbors(
     text: str | None = None,
     id: str | None = None,
     k: int = 10,
-    find: Callable[[str, str], Any] | None = None,
 ) -> Neighbors:
     """The k samples nearest to a text, or to the sample of an id (which is left out).
 
-    A text goes through the model that made the vectors; find(kind, name) gives the class of the method that did. An
-    index that is missing or older than the vectors is built first, and that is said.
+    A text goes through the model that made the vectors. An index that is missing or older than the vectors is built
+    first, and that is said.
 
     Raises CurateError for unknown vectors or id, a sample without a vector, or a model that has changed since.
     """
@@ -58,7 +57,7 @@ def neighbors(
     row = row_of(ws, id) if id is not None else None
     if id is not None and row is None:
         raise no_sample(ws, id)
-    asked = vector_at(ws, state, row) if row is not None else _encoded(ws, state, text or "", find)
+    asked = vector_at(ws, state, row) if row is not None else _encoded(ws, state, text or "")
     if problem := index_problem(ws, vectors):
         with lock(ws.path, f"vectors {vectors}"):
             built = ensure_index(ws, vectors)
@@ -72,13 +71,11 @@ def neighbors(
     return result
 
 
-def _encoded(ws: Workspace, state: TableState, text: str, find: Callable[[str, str], Any] | None) -> np.ndarray:
+def _encoded(ws: Workspace, state: TableState, text: str) -> np.ndarray:
     """The vector of a text by the model that made the vectors, float32 [1, D]."""
     from curate.gradients.roles import load_roles
     from curate.models.forward import score_samples
 
-    if find is None:
-        raise CurateError("to ask by text, say how methods are found: neighbors(ws, …, find=curate.find).")
     recipe = state.recipe
     if recipe.get("checkpoints"):
         raise CurateError(f"{state} are of gradients, which a text alone has none of; name a sample by --id.")

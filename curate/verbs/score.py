@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from dataclasses import dataclass
 
 from curate.errors import CurateError
 from curate.kinds.executor import Executor
@@ -28,6 +29,7 @@ from curate.tables.plan import (
     vectors_name,
 )
 from curate.tables.recipes import CheckpointSet, model_of
+from curate.tables.spec import TableSpec
 
 
 def score(
@@ -57,93 +59,112 @@ def score(
     Raises CurateError for a missing target, a name that is taken, or a table of other settings under the name, and
     CurateFailure where a worker is lost again and again or the method fails; the same call then goes on from there.
     """
-    if not methods:
-        raise CurateError(
-            "name at least one score method, as in `curate score length`; `curate methods score` lists them."
-        )
-    if target and not any(method.uses_target for method in methods):
-        raise CurateError(
-            f"no method of {', '.join(m.name for m in methods)} uses a target; leave out --target {target}."
-        )
-    for option, given in (("--name", names), ("--vectors", vectors)):
-        if unknown := set(given or {}) - {method.name for method in methods}:
-            raise CurateError(
-                f"{option} speaks of {', '.join(sorted(unknown))}, which is not among the methods to score."
-            )
-    twice = [m.name for i, m in enumerate(methods) if m.name in {other.name for other in methods[:i]}]
-    if twice:
-        raise CurateError(f"the method {twice[0]} is named twice; run it twice, each time under a --name of its own.")
-    chosen = {role: model_of(ws, choice) for role, choice in roles(models).items()}
-    refuse_unknown_roles(chosen, methods)
-    _refuse_checkpoints(checkpoints, chosen, methods)
-    planned = []
-    for method in methods if not dry_run else ():  # what is refused is refused before a warm-up is trained
-        called = Names((names or {}).get(method.name), (vectors or {}).get(method.name))
-        its, checkpoint_set = _models(ws, method, methods, chosen, checkpoints, called, target, fresh, True)
-        for job in plan(
-            ws, method, target, called, its, checkpoint_set, held_out_of(ws, method, checkpoint_set, target)
-        ):
-            if not fresh:
-                refuse_other_recipe(stored_recipe(job), job)
-    for method in methods:
-        called = Names((names or {}).get(method.name), (vectors or {}).get(method.name))
-        its, checkpoint_set = _models(ws, method, methods, chosen, checkpoints, called, target, fresh, dry_run)
-        planned.append(
-            plan(ws, method, target, called, its, checkpoint_set, held_out_of(ws, method, checkpoint_set, target))
-        )
-    jobs = [job for its in planned for job in its]
-    refuse_same_names(jobs)
+    asked = _Asked(
+        ws,
+        methods,
+        {role: model_of(ws, choice) for role, choice in roles(models).items()},
+        target,
+        names or {},
+        vectors or {},
+        tuple(checkpoints),
+        fresh,
+    )
+    asked.refuse_contradictions()
+    planned = [asked.tables(method, train=False) for method in methods]
+    specs = [spec for tables in planned for spec in tables]
+    refuse_same_names(specs)
+    if not fresh:  # what is refused is refused before a warm-up is trained
+        for spec in specs:
+            refuse_other_recipe(stored_recipe(spec), spec)
     if dry_run:
-        found = {id(job): estimate(job, fresh) for job in jobs}
-    else:
-        with closing((executor or Local()).open()) as workers:
-            found = {id(job): result for group in groups(jobs) for job, result in run_group(group, fresh, workers)}
+        return _results(planned, [(spec, estimate(spec, fresh)) for spec in specs])
+    planned = [
+        asked.tables(method, train=True) if any(spec.awaits_warm_up for spec in tables) else tables
+        for method, tables in zip(methods, planned, strict=True)
+    ]
+    with closing((executor or Local()).open()) as workers:
+        shared = groups([spec for tables in planned for spec in tables])
+        return _results(planned, [done for group in shared for done in run_group(group, fresh, workers)])
+
+
+def _results(planned: Sequence[Sequence[TableSpec]], done: Sequence[tuple[TableSpec, Scored]]) -> list[Scored]:
+    """What was done for each method: to its score, with what was done to the vectors it is made of."""
+    of_spec = {id(spec): result for spec, result in done}
     results = []
     for *before, last in planned:
-        results.append(found[id(last)])
-        results[-1].vectors = found[id(before[0])] if before else None
+        results.append(of_spec[id(last)])
+        results[-1].vectors = of_spec[id(before[0])] if before else None
     return results
 
 
-def _refuse_checkpoints(given: Sequence[str], models: Models, methods: Sequence[Score]) -> None:
-    """Raises CurateError for checkpoints that no method looks at, or beside a model that no method would use."""
-    if given and all(method.checkpoints == "none" for method in methods):
-        raise CurateError(
-            f"no method of {', '.join(m.name for m in methods)} looks at checkpoints; leave out --checkpoints "
-            f"{given[0]}."
-        )
-    named = next((choice.name for role, choice in models.items() if role in ("", "base") and choice.name), None)
-    if given and named and all(method.checkpoints != "none" for method in methods):
-        raise CurateError(f"with --checkpoints the model is theirs; leave out --model {named}.")
+@dataclass(frozen=True)
+class _Asked:
+    """What one call asks for. models: by role, '' for one that was given without. names, vectors: by method."""
 
+    ws: Workspace
+    methods: Sequence[Score]
+    models: Models
+    target: str | None
+    names: Mapping[str, str]
+    vectors: Mapping[str, str]
+    checkpoints: Sequence[str]
+    fresh: bool
 
-def _models(
-    ws: Workspace,
-    method: Score,
-    methods: Sequence[Score],
-    chosen: Models,
-    checkpoints: Sequence[str],
-    called: Names,
-    target: str | None,
-    fresh: bool,
-    dry_run: bool,
-) -> tuple[dict[str, ModelChoice], CheckpointSet]:
-    """A method's models by role, and the checkpoints of its base model."""
-    if method.checkpoints == "none":
-        return models_of(method, chosen, methods), CheckpointSet()
-    vectors = vectors_name(method, called, target is not None)
-    if not checkpoints:
-        its = models_of(method, chosen, methods)
-        return its, checkpoint_set_of(ws, method, its["base"], (), vectors, fresh=fresh, dry_run=dry_run)
-    bare = chosen.get("base") or chosen.get("") or ModelChoice("")
-    checkpoint_set = checkpoint_set_of(ws, method, bare, checkpoints, vectors)
-    base = checkpoint_set.checkpoints[-1].model
-    origin = chosen.get("origin") or checkpoint_set.origin
-    if "origin" in method.models and origin is None:
-        raise CurateError(
-            f"the score '{method.name}' compares with the model that training began with, which nothing says of "
-            f"{checkpoints[-1]}: add --model origin=MODEL."
-        )
-    return models_of(
-        method, {**chosen, "": base, "base": base, **({"origin": origin} if origin else {})}, methods
-    ), checkpoint_set
+    def refuse_contradictions(self) -> None:
+        """Raises CurateError for what no method can make use of, or that says one thing twice."""
+        listed = [method.name for method in self.methods]
+        if not listed:
+            raise CurateError(
+                "name at least one score method, as in `curate score length`; `curate methods score` lists them."
+            )
+        if self.target and not any(method.uses_target for method in self.methods):
+            raise CurateError(f"no method of {', '.join(listed)} uses a target; leave out --target {self.target}.")
+        for option, given in (("--name", self.names), ("--vectors", self.vectors)):
+            if unknown := set(given) - set(listed):
+                raise CurateError(
+                    f"{option} speaks of {', '.join(sorted(unknown))}, which is not among the methods to score."
+                )
+        if twice := [name for i, name in enumerate(listed) if name in listed[:i]]:
+            raise CurateError(
+                f"the method {twice[0]} is named twice; run it twice, each time under a --name of its own."
+            )
+        refuse_unknown_roles(self.models, self.methods)
+        self._refuse_checkpoints(listed)
+
+    def _refuse_checkpoints(self, listed: Sequence[str]) -> None:
+        """Raises CurateError for checkpoints that no method looks at, or beside a model that no method would use."""
+        given = self.checkpoints
+        if given and all(method.checkpoints == "none" for method in self.methods):
+            raise CurateError(
+                f"no method of {', '.join(listed)} looks at checkpoints; leave out --checkpoints {given[0]}."
+            )
+        named = next((m.name for role, m in self.models.items() if role in ("", "base") and m.name), None)
+        if given and named and all(method.checkpoints != "none" for method in self.methods):
+            raise CurateError(f"with --checkpoints the model is theirs; leave out --model {named}.")
+
+    def tables(self, method: Score, train: bool) -> list[TableSpec]:
+        """The tables to compute for a method. train: its warm-up, where it has one that is not there yet."""
+        called = Names(self.names.get(method.name), self.vectors.get(method.name))
+        models, checkpoint_set = self._models(method, called, train)
+        held_out = held_out_of(self.ws, method, checkpoint_set, self.target)
+        return plan(self.ws, method, self.target, called, models, checkpoint_set, held_out)
+
+    def _models(self, method: Score, called: Names, train: bool) -> tuple[dict[str, ModelChoice], CheckpointSet]:
+        """A method's models by role, and the checkpoints of its base model."""
+        if method.checkpoints == "none":
+            return models_of(method, self.models, self.methods), CheckpointSet()
+        vectors = vectors_name(method, called, self.target is not None)
+        if not self.checkpoints:
+            models = models_of(method, self.models, self.methods)
+            base = models["base"]
+            return models, checkpoint_set_of(self.ws, method, base, (), vectors, fresh=self.fresh, dry_run=not train)
+        bare = self.models.get("base") or self.models.get("") or ModelChoice("")
+        found = checkpoint_set_of(self.ws, method, bare, self.checkpoints, vectors)
+        base, origin = found.checkpoints[-1].model, self.models.get("origin") or found.origin
+        if "origin" in method.models and origin is None:
+            raise CurateError(
+                f"the score '{method.name}' compares with the model that training began with, which nothing says of "
+                f"{self.checkpoints[-1]}: add --model origin=MODEL."
+            )
+        beside = {"origin": origin} if origin else {}
+        return models_of(method, {**self.models, "": base, "base": base, **beside}, self.methods), found

@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from curate.errors import CurateError, nearest
 from curate.hashing import fingerprint
+from curate.kinds.registry import find
 from curate.kinds.selector import Budget, Candidates, Selector
 from curate.kinds.vectors import Vectors
 from curate.store.commits import Parts
@@ -139,11 +140,10 @@ def select(ws: Workspace, name: str, selector: Selector, choice: SelectionSpec, 
     return result
 
 
-def replay(ws: Workspace, name: str, file: str, find: Any, *, allow_stale: bool = False) -> Selected:
+def replay(ws: Workspace, name: str, file: str, *, allow_stale: bool = False) -> Selected:
     """Repeat the selection that a manifest's JSON describes, under a name.
 
-    find(kind, name) gives a selector's class. allow_stale: as the original had it, or given now. Where the pool or a
-    score has changed since, the result says so.
+    allow_stale: as the original had it, or given now. Where the pool or a score has changed since, the result says so.
     """
     path = Path(file)
     if not path.is_file():

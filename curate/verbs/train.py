@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from curate.errors import CurateError
+from curate.kinds.score import Target
 from curate.models.choice import CHARS_PER_TOKEN, parameters
 from curate.runs.account import Trained
 from curate.runs.config import TrainingSpec, refuse_unused
@@ -39,12 +40,12 @@ def train(
 ) -> Trained:
     """Train a model as the run `name`, from its latest checkpoint on where there is one.
 
-    judges: metrics on targets, taken every `eval_every` steps and at the end. fresh: train beside the run of that name,
+    evals: metrics on targets, taken every `eval_every` steps and at the end. fresh: train beside the run of that name,
     and put the new one in its place when it is complete.
 
     Raises CurateError for a run of other settings under that name, a manifest whose samples are not in the pool,
-    weights that are all zero, negative or not numbers, a judge's target without its split; CurateFailure where the loss
-    diverges, naming the step and the last good checkpoint.
+    weights that are all zero, negative or not numbers, a target to evaluate on that lacks the split; CurateFailure
+    where the loss diverges, naming the step and the last good checkpoint.
     """
     ws.check_name(name, "run")
     training = replace(
@@ -52,11 +53,7 @@ def train(
         model=model_of(ws, training.model),
         reference=model_of(ws, training.reference) if training.reference else None,
     )
-    for model in (training.model, training.reference):
-        if model and run_behind(ws, model.name) == name:
-            raise CurateError(
-                f"the run '{name}' cannot go on from itself, or look at itself; train another of a new name."
-            )
+    _refuse_itself(ws, name, training)
     refuse_unused(training)
     result, rows = Trained(name), None
     if not training.stream:
@@ -64,30 +61,54 @@ def train(
         rows = rows_of(ws, training.manifest, training.by, training.allow_stale, training.seed)
         result.warnings += rows.warnings
     target = load_target(ws, training.target) if training.target else None
-    for eval_spec in evals:
-        questions(ws, eval_spec)
+    for spec in evals:
+        questions(ws, spec)
     if dry_run:
         if rows is None:
             raise CurateError("what a stream holds is not known beforehand, so there is no --dry-run of it.")
         result.planned = _planned(ws, rows, training)
         return result
+    is_main = _train(ws, name, training, rows, target, evals, fresh, result)
+    result.folder = str(Run(ws, name).latest().folder)
+    if is_main and training.settings.keep_weights:
+        result.by_epoch, result.by_source = _diagnostics(ws, name, training.stream is None)
+    return result
+
+
+def _refuse_itself(ws: Workspace, name: str, training: TrainingSpec) -> None:
+    """Raises CurateError where a run would begin with, or compare with, the model that it makes."""
+    for model in (training.model, training.reference):
+        if model and run_behind(ws, model.name) == name:
+            raise CurateError(
+                f"the run '{name}' cannot go on from itself, or look at itself; train another of a new name."
+            )
+
+
+def _train(
+    ws: Workspace,
+    name: str,
+    training: TrainingSpec,
+    rows: TrainingRows | None,
+    target: Target | None,
+    evals: Sequence[EvalSpec],
+    fresh: bool,
+    result: Trained,
+) -> bool:
+    """Train the run in all processes that are there. Returns whether this is the one that writes."""
     processes = processes_of(training.model)
-    alone = processes.is_main_process
+    is_main = processes.is_main_process
     if training.settings.count_flops and processes.num_processes > 1:
         raise CurateError("count_flops measures one process; leave it out, or train in one.")
     with ExitStack() as stack:
         run = Run(ws, name, beside=fresh and name in ws.run_names())
         processes.wait_for_everyone()  # all have looked before the first writes
-        if alone:
+        if is_main:
             stack.enter_context(lock(ws.path, f"run {name}"))
         run_training(run, training, rows, target, processes, result, evals=evals)
-        if alone and run.beside:
+        if is_main and run.beside:
             run.swap()
         processes.wait_for_everyone()
-    result.folder = str(Run(ws, name).latest().folder)
-    if alone and training.settings.keep_weights:
-        result.by_epoch, result.by_source = _diagnostics(ws, name, training.stream is None)
-    return result
+    return is_main
 
 
 def _diagnostics(ws: Workspace, name: str, pooled: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -11,6 +11,7 @@ import numpy as np
 from curate.errors import CurateError, CurateFailure
 from curate.hashing import ids_as_integers
 from curate.kinds.executor import Executor
+from curate.kinds.registry import find
 from curate.store.commits import Parts
 from curate.store.encoding import digest, parquet_of, read_json, read_table
 from curate.store.files import remove_tree
@@ -52,14 +53,12 @@ def verify(
     ws: Workspace,
     *,
     repair: bool = False,
-    find: Callable[[str, str], Any] | None = None,
     executor: Executor | None = None,
 ) -> Verified:
     """Check every part: its bytes, its rows, the pool's ids in a score's rows.
 
-    repair: remove what is damaged and can be computed, and compute exactly that again; `find(kind, name)` gives the
-    methods' classes. What cannot be computed (the pool, targets) stays as it is, with its remedy. Reads everything
-    once; holds one part at a time.
+    repair: remove what is damaged and can be computed, and compute exactly that again. What cannot be computed (the
+    pool, targets) stays as it is, with its remedy. Reads everything once; holds one part at a time.
 
     Raises CurateError where repair is asked for and another process writes.
     """
@@ -69,11 +68,11 @@ def verify(
     for folder in sorted((ws.path / "prepared").glob("*")):
         _note(result, _prepared(ws, folder, repair))
     for name in ws.vectors_names():  # before the scores, which are made of them
-        _note(result, _table(ws, "vectors", name, repair, find, executor))
+        _note(result, _table(ws, "vectors", name, repair, executor))
         _note(result, _aims(ws, name, repair))
         _note(result, _index(ws, name, repair))
     for name in ws.score_names():
-        _note(result, _table(ws, "score", name, repair, find, executor))
+        _note(result, _table(ws, "score", name, repair, executor))
     for name in ws.manifest_names():
         _note(result, _manifest(ws, name))
     for name in ws.mask_names():
@@ -217,14 +216,7 @@ def _index(ws: Workspace, name: str, repair: bool) -> _Seen:
     yield Damage("vectors", name, "index.faiss", problem, remedy, repair and index_problem(ws, name) is None)
 
 
-def _table(
-    ws: Workspace,
-    kind: str,
-    name: str,
-    repair: bool,
-    find: Callable[[str, str], Any] | None,
-    executor: Executor | None,
-) -> _Seen:
+def _table(ws: Workspace, kind: str, name: str, repair: bool, executor: Executor | None) -> _Seen:
     state, parts = table_state(ws, kind, name), Parts(ws.table_folder(kind, name))
     shards = {shard.name: shard for shard in ws.shards()}
     damaged = []
@@ -243,7 +235,7 @@ def _table(
                 parts.remove(damage.part)
             remove_tree(parts.folder / "_units")
         if state.stale is None:
-            damaged = [*_again(ws, state, find, executor, damaged)]
+            damaged = [*_again(ws, state, executor, damaged)]
         else:
             remedy = f"it is stale ({state.stale}); `{state.command()}` computes all of it anew"
             damaged = [replace(d, remedy=remedy, repaired=False) for d in damaged]
@@ -267,16 +259,8 @@ def _other_rows(data: bytes, record: Mapping[str, Any], pool: np.ndarray | None)
     return None
 
 
-def _again(
-    ws: Workspace,
-    state: TableState,
-    find: Callable[[str, str], Any] | None,
-    executor: Executor | None,
-    damaged: Sequence[Damage],
-) -> Iterator[Damage]:
+def _again(ws: Workspace, state: TableState, executor: Executor | None, damaged: Sequence[Damage]) -> Iterator[Damage]:
     """Compute what was removed; what cannot be computed is told with the reason."""
-    if find is None:
-        raise CurateError("to repair scores, say how methods are found: verify(ws, repair=True, find=curate.find).")
     recipe = state.recipe
     method = find("score", recipe["method"])(**recipe["settings"])
     vectors = state.name if state.kind == "vectors" else recipe.get("vectors")

@@ -1,0 +1,220 @@
+"""A step that selects: more candidates than are trained on, compared by their gradients or losses, and the chosen ones'
+gradients added up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from curate.errors import CurateError, CurateFailure
+from curate.kinds.signals import Forward
+from curate.models.flops import counted
+from curate.models.language_model import LanguageModel
+from curate.models.usage import Usage
+from curate.training.dataset import Data
+from curate.training.examples import micro_batches
+from curate.training.gradient_matching import Chooser, StepCandidates
+from curate.training.step_passes import Seen, StepPasses
+from curate.training.step_weights import Diverged
+
+
+@dataclass(frozen=True)
+class SelectedStep:
+    """What a step trains on.
+
+    seen: what was seen of all its documents. learnt: the rows whose gradients are added up. divisor: of their sum.
+    unfit: candidates that could not be chosen. fallback: whether the weighting's formula gave nothing. again: whether
+    the chosen ones went through the model once more.
+    """
+
+    seen: Seen
+    learnt: list[np.ndarray]
+    divisor: float
+    unfit: int = 0
+    fallback: bool = False
+    again: bool = False
+
+
+def require_selectable(passes: StepPasses, masked: bool) -> None:
+    """Raises CurateError where a weighting that selects inside the step cannot: too few samples, a mask, several
+    processes, weights that are dealt out at random, packed rows."""
+    data, settings, weighting = passes.weigher.data, passes.settings, passes.weighting
+    name, room, n = weighting.name, settings.batch_size, len(data.documents)
+    if n < room and not data.stream:
+        raise CurateError(
+            f"'{name}' chooses {room} samples a step (batch_size) among candidates, oversample="
+            f"{settings.oversample} times as many, and there are {n} to learn from; take a smaller batch_size."
+        )
+    several = passes.processes.num_processes > 1
+    for what, bad in (("with a mask", masked and weighting.matching()), ("in several processes", several)):
+        if bad:
+            raise CurateError(f"'{name}' cannot choose {what} yet; leave that out.")
+    if settings.shuffle_weights or settings.packing:
+        what = "shuffle_weights" if settings.shuffle_weights else "packing"
+        raise CurateError(f"'{name}' chooses single samples of a step, which {what} does not leave; leave it out.")
+
+
+def gradient_chooser(
+    passes: StepPasses, optimizer: torch.optim.Optimizer, stored: Mapping[str, Tensor]
+) -> Chooser | None:
+    """What compares the candidates' gradients; None for a weighting that does not ask for it.
+
+    stored: the optimizer's tensors that a checkpoint holds, with the chooser's own among them.
+    """
+    if (matching := passes.weighting.matching()) is None:
+        return None
+    anchors = passes.weigher.data.anchors
+    chooser = Chooser(passes.objective.model, optimizer, passes.settings, matching, anchors, passes.seed)
+    chooser.load(stored)
+    return chooser
+
+
+class SelectionStep:
+    """Selects inside the step, for a weighting that chooses."""
+
+    def __init__(self, passes: StepPasses, chooser: Chooser | None):
+        self.passes, self.chooser = passes, chooser
+        self.weigher, self.weighting, self.settings = passes.weigher, passes.weighting, passes.settings
+
+    @property
+    def model(self) -> LanguageModel:
+        return self.passes.objective.model
+
+    @property
+    def data(self) -> Data:
+        return self.weigher.data
+
+    def choose(self, number: int, rows: list[np.ndarray], lr: float, costs: dict[str, Usage]) -> SelectedStep:
+        """Compare the candidates, and add up the gradients of those that the weighting chooses.
+
+        lr: of this step. costs: phase -> usage, added to. Raises Diverged where no candidate has a finite gradient.
+        """
+        room = min(self.settings.batch_size, -(-len(rows) // self.settings.oversample))
+        found = self._compared(number, rows, costs)
+        documents, good = found.documents[found.good], found.good
+        if not len(good):
+            raise Diverged(number, "the gradient of every candidate")
+        shown = self.weigher.shown(number, documents, found.loss[good], None)
+        shown = replace(shown, products=found.products, outputs=found.outputs, room=min(room, len(good)), lr=lr)
+        began, beside = time.perf_counter(), costs["selection" if self.chooser else "losses"]
+        given, self.weigher.state = self.weighting.update(shown, self.weigher.state)
+        beside.seconds = (beside.seconds or 0.0) + time.perf_counter() - began
+        values = self.weigher.checked(given.values, found.loss[good], number)
+        if not 1 <= np.count_nonzero(values) <= shown.room and given.tokens is None or not values.any():
+            raise CurateFailure(
+                f"the weighting '{self.weighting.name}' chose {np.count_nonzero(values)} of {len(good)} candidates at "
+                f"step {number}; it is to choose at least 1 and at most {shown.room}."
+            )
+        weights = np.zeros(len(found.documents))
+        weights[good] = values
+        learnt = [found.documents[[i]] for i in np.flatnonzero(weights)]
+        divisor = room * self.passes.scale(rows) / len(rows)
+        self._learn_chosen(number, found, weights, given.tokens, learnt, divisor, costs)
+        data = self.data.weights[self.data.examples.sample[found.documents]]
+        measure = found.loss.copy() if given.measure is None else np.full(len(weights), np.nan)
+        if given.measure is not None:
+            measure[good] = given.measure
+        weighted = np.where(weights != 0, found.loss * weights * data, 0.0)
+        seen = (found.documents, weights * data, found.loss, measure, weighted)
+        again = found.gradients is None
+        return SelectedStep(seen, learnt, divisor, len(found.documents) - len(good), given.fallback, again)
+
+    def _compared(self, number: int, rows: list[np.ndarray], costs: dict[str, Usage]) -> StepCandidates:
+        """What the weighting asks to know of the candidates: their gradients' products, or their losses alone."""
+        groups = list(micro_batches(self.data.examples, rows, self.passes.micro_batch_size))
+        documents = [np.concatenate(group) for group in groups]
+        if self.chooser:
+            if self.chooser.due(number):
+                costs["target"] = self.chooser.look_at_target(number)
+            costs["selection"], each = self.model.usage(), self._each(np.concatenate(documents))
+            sow = partial(self.passes.seed_random, number)
+            return self.chooser.look(self.data.examples, documents, each, costs["selection"], sow)
+        usage, losses, began = self._usage(rows, backward=False), [], time.perf_counter()
+        hidden = []
+        with torch.no_grad(), counted(usage, self.settings.count_flops):
+            for place, micro in enumerate(self.passes.micros(rows)):
+                found = self.passes.losses(number, place, micro)
+                losses.append(found.means(micro.batch.counts))
+                hidden += [] if found.hidden is None else [found.hidden]
+        usage.seconds = time.perf_counter() - began
+        costs["losses"] = usage
+        every = np.concatenate(losses)
+        good = np.flatnonzero(np.isfinite(every))
+        outputs = self._outputs(np.concatenate(documents)[good], hidden, good) if hidden else None
+        return StepCandidates(np.concatenate(documents), every, good, None, None, usage, outputs)
+
+    def _outputs(self, documents: np.ndarray, hidden: list[Tensor], good: np.ndarray) -> Forward:
+        """Candidates as they went through the model; of each its own tokens, zero beyond them."""
+        lengths, longest = self.data.examples.lengths[documents], max(h.shape[1] for h in hidden)
+        every = torch.cat([torch.nn.functional.pad(h, (0, 0, 0, longest - h.shape[1])) for h in hidden])
+        states = every[torch.from_numpy(good).to(every.device)]
+        places = torch.arange(longest, device=states.device)
+        beyond = places[None] >= torch.from_numpy(lengths).to(states.device)[:, None]
+        counts = self.data.examples.counts[documents]
+        return Forward(None, counts, states.masked_fill(beyond[:, :, None], 0.0), lengths, head=self._head)
+
+    @property
+    def _head(self) -> Any:
+        """The output head as it is now: what was made of it before may be of other weights."""
+        if any(p.requires_grad for p in self.model.head.parameters()):
+            vars(self.model).pop("output", None)
+        return self.model.output
+
+    def _each(self, candidates: np.ndarray) -> np.ndarray:
+        """By what the gradient of each candidate's mean loss stands in the step's loss, but for the divisor, which is
+        their mean number of tokens where tokens count: float64."""
+        data, counts = self.data.weights[self.data.examples.sample[candidates]], self.data.examples.counts[candidates]
+        return data if self.settings.reduction == "sample" else data * counts / counts.mean()
+
+    def _learn_chosen(
+        self,
+        number: int,
+        found: StepCandidates,
+        weights: np.ndarray,
+        tokens: np.ndarray | None,
+        learnt: list[np.ndarray],
+        divisor: float,
+        costs: dict[str, Usage],
+    ) -> None:
+        """The gradient of the chosen: of the factors that are there, or by a second pass."""
+        train = self.model.usage()
+        if found.gradients is None or self.chooser is None:
+            if tokens is not None:
+                raise CurateError("unit=token needs all candidates of a step in one micro-batch; leave out "
+                                  "micro_batch_size, or take a smaller batch_size.")  # fmt: skip
+            costs["train"] = self._usage(learnt)
+            micros, left = self.passes.micros(learnt), weights[weights != 0]  # both longest first, as micro-batches are
+            for micro in micros:
+                micro.weights, left = np.split(left, [len(micro.batch.documents)])
+            with counted(costs["train"], self.settings.count_flops):
+                self.passes.learn(number, micros, divisor)
+            if self.chooser:
+                costs["candidates"] = found.usage
+            return
+        share, lengths = len(learnt) / len(found.documents), self.data.examples.lengths
+        mean = self.passes.scale([found.documents]) / len(found.documents)  # by which `_each` has divided already
+        factors = weights * self._each(found.documents) * mean / divisor
+        with counted(train, self.settings.count_flops):
+            train.flops += self.chooser.learn(found, factors[found.good], tokens)
+        train.add(found.usage.part(share))
+        train.tokens = int(lengths[np.concatenate(learnt)].sum())
+        costs["train"], costs["candidates"] = train, found.usage.part(1 - share)
+        costs["candidates"].tokens = int(lengths[found.documents].sum()) - train.tokens
+
+    def samples(self, phase: str, step: SelectedStep) -> int:
+        """How many samples a phase of a step has seen."""
+        every, learnt = len(step.seen[0]), len(np.concatenate(step.learnt))
+        one_pass = self.chooser is not None and not step.again
+        if phase in ("anchors", "target"):
+            return self.chooser.target_samples if self.chooser else len(self.data.anchors or ())
+        return {"train": learnt, "candidates": every - learnt if one_pass else every}.get(phase, every)
+
+    def _usage(self, rows: list[np.ndarray], backward: bool = True) -> Usage:
+        return self.passes.costs.usage(self.data.examples, rows, self.passes.micro_batch_size, backward)

@@ -1,0 +1,79 @@
+"""What a step costs, and the row of the table `metrics` that it leaves."""
+
+from __future__ import annotations
+
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from curate.models.flops import FORWARD, TRAINING, TrainingFlops, forward_flops, paper_flops
+from curate.models.language_model import LanguageModel
+from curate.models.usage import Usage
+from curate.numerics.statistics import effective_size
+from curate.training.examples import Examples, micro_batches
+from curate.training.settings import TrainSettings
+
+
+class StepCosts:
+    """FLOPs and tokens of steps, by formula, of all processes together."""
+
+    def __init__(self, model: LanguageModel, settings: TrainSettings, processes: Any):
+        self.model, self.settings, self.processes = model, settings, processes
+
+    def usage(self, examples: Examples, rows: list[np.ndarray], micro_batch_size: int, backward: bool = True) -> Usage:
+        """What a pass over a step's rows costs; backward: with the gradients of what is trained."""
+        documents = np.concatenate(rows)
+        usage = self.model.usage(int(examples.lengths[documents].sum()))
+        usage.flops_paper = paper_flops(TRAINING if backward else FORWARD, self.model.n_params, len(documents))
+        for rank in range(self.processes.num_processes):
+            for group in micro_batches(examples, rows, micro_batch_size, rank, self.processes.num_processes):
+                longest = max(int(examples.lengths[row].sum()) for row in group)
+                head = int(examples.counts[np.concatenate(group)].sum())
+                head = head if self.model.plain_head else len(group) * longest
+                usage.padded_tokens += len(group) * longest
+                if backward:
+                    usage.flops += self._flops.step(len(group), longest, head, self.settings.gradient_checkpointing)
+                else:
+                    usage.flops += forward_flops(self._flops.model, len(group), longest, head)
+        return usage
+
+    def forget(self) -> None:
+        """Other parameters have gradients from now on."""
+        self.__dict__.pop("_flops", None)
+
+    @cached_property
+    def _flops(self) -> TrainingFlops:
+        return TrainingFlops(self.model.model)
+
+
+def step_metrics(
+    examples: Examples,
+    settings: TrainSettings,
+    seen: Any,
+    number: int,
+    epoch: int,
+    steps: int,
+    norm: float,
+    divisor: float,
+) -> dict[str, Any]:
+    """A step's row of the table `metrics`. seen: step_passes.Seen. divisor: of the weighted sum of losses."""
+    documents, weight, loss, _, weighted = seen
+    counts = examples.counts[documents]
+    each, fit = 1 if settings.reduction == "sample" else counts, np.isfinite(loss)
+    return {
+        "step": number,
+        "epoch": epoch + 1,
+        "loss": float((loss * counts)[fit].sum() / counts[fit].sum()),
+        "weighted_loss": float((weighted * each).sum() / divisor) if divisor else 0.0,
+        "lr": settings.learning_rate(number, steps),
+        "grad_norm": norm,
+        "samples": len(np.unique(examples.sample[documents])),
+        "tokens": int(examples.lengths[documents].sum()),
+        "supervised": int(counts.sum()),
+        "weight_mean": float(weight.mean()),
+        "weight_min": float(weight.min()),
+        "weight_max": float(weight.max()),
+        "effective_samples": effective_size(np.abs(weight)),
+        "chosen": len(np.unique(examples.sample[documents[weight != 0]])),
+    }

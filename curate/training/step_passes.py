@@ -1,0 +1,121 @@
+"""A step's rows through the model, in this process: micro-batches, their losses and weights, gradients added up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from typing import TypeAlias
+
+import numpy as np
+import torch
+
+from curate.models.flops import counted
+from curate.models.usage import Usage
+from curate.training.distributed import gather
+from curate.training.examples import Batch, batch_of, micro_batches
+from curate.training.objective import Losses, Objective
+from curate.training.step_costs import StepCosts
+from curate.training.step_weights import Diverged, Micro, Weigher
+
+# Of all documents of a step: which, their weights, mean losses, measures, and means of their weighted token losses.
+Seen: TypeAlias = "tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]"
+
+
+class StepPasses:
+    """Takes the rows of a step through the model, cut into micro-batches and shared among processes.
+
+    micro_batch_size: rows that go through the model at once; 0: all of a step's.
+    """
+
+    def __init__(self, weigher: Weigher, objective: Objective, costs: StepCosts, micro_batch_size: int):
+        self.weigher, self.objective, self.costs = weigher, objective, costs
+        self.micro_batch_size = micro_batch_size
+        self.weighting, self.settings = weigher.weighting, weigher.settings
+        self.processes, self.seed = weigher.processes, weigher.seed
+
+    def micros(self, rows: Sequence[np.ndarray]) -> list[Micro]:
+        """This process's micro-batches of a step."""
+        return [Micro(batch) for batch in self._batches(rows)]
+
+    def _batches(self, rows: Sequence[np.ndarray]) -> Iterator[Batch]:
+        rank, world = self.processes.process_index, self.processes.num_processes
+        for group in micro_batches(self.weigher.data.examples, rows, self.micro_batch_size, rank, world):
+            yield batch_of(self.weigher.data.examples, group, self.objective.model.device)
+
+    def forward_and_backward(
+        self, number: int, rows: list[np.ndarray], micros: list[Micro], costs: dict[str, Usage]
+    ) -> Seen:
+        """Adds up the gradients of this process. Returns what was seen of the whole step."""
+        if together := self._together():
+            self._weigh_together(number, rows, micros, costs)
+        return self.learn(number, micros, self.scale(rows), weigh=not together)
+
+    def learn(self, number: int, micros: list[Micro], scale: float, weigh: bool = False) -> Seen:
+        """Adds up the gradients of micro-batches. weigh: first weigh each one; else it has its weights."""
+        found = []
+        for place, micro in enumerate(micros):
+            losses = micro.losses or self.losses(number, place, micro)
+            if weigh:
+                self.weigher.weigh(number, micro, losses)
+            means, documents = losses.means(micro.batch.counts), micro.batch.documents
+            measure = means if micro.measure is None else micro.measure
+            found.append(
+                (documents, self.weigher.mean_weight(micro), means, measure, self.weigher.weighted_means(micro, losses))
+            )
+            self.weigher.weighted(micro, losses, scale).backward()
+            micro.losses = None  # and with it what the backward pass has used
+        columns = [np.concatenate(parts) for parts in zip(*found, strict=True)]
+        columns = columns or [np.zeros(0, np.int64), *[np.zeros(0)] * 4]  # a process may have no row of a step
+        documents, weight, loss, measure, weighted = (whole for whole, _ in gather(self.processes, columns))
+        if not np.isfinite(loss).all():
+            raise Diverged(number, "a loss")
+        return documents, weight, loss, measure, weighted
+
+    def _together(self) -> bool:
+        """Whether a step's weights must all be known before anything is learnt from it."""
+        return self.weighting.scope == "batch" or self.settings.shuffle_weights
+
+    def losses(self, number: int, place: int, micro: Micro) -> Losses:
+        """A micro-batch through the model; what chance there is in it is the same whenever it is done."""
+        self.seed_random(number, place)
+        needs = self.weighting.needs
+        return self.objective.losses(micro.batch, "states" in needs, "outputs" in needs)
+
+    def seed_random(self, number: int, place: int) -> None:
+        """Make what is random in a micro-batch (dropout) a function of seed, step, process and place."""
+        key = [self.seed % 2**63, number, self.processes.process_index, place]
+        torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)))
+
+    def _weigh_together(
+        self, number: int, rows: list[np.ndarray], micros: list[Micro], costs: dict[str, Usage]
+    ) -> None:
+        """The weights of a weighting that looks at the whole step, before anything is learnt from it.
+
+        One micro-batch is kept on its way; several go through the model twice, or their activations would all have to
+        stand in memory. Weights that are dealt out at random are dealt among all of the step.
+        """
+        began, world = time.perf_counter(), self.processes.num_processes
+        again = len(rows) > world * (self.micro_batch_size or len(rows))  # more than one in some process
+        first = self.costs.usage(self.weigher.data.examples, rows, self.micro_batch_size, backward=False)
+        means, tokens = [], []
+        with counted(first, again and self.settings.count_flops):
+            for place, micro in enumerate(micros):
+                with torch.set_grad_enabled(not again):
+                    losses = self.losses(number, place, micro)
+                means.append(losses.means(micro.batch.counts))
+                tokens.append(self.weigher.token_losses(losses))
+                micro.losses = None if again else losses
+                if self.weighting.scope == "sample":
+                    self.weigher.weigh(number, micro, losses)
+        if self.weighting.scope == "batch":
+            self.weigher.weigh_all(number, micros, means, tokens)
+        if self.settings.shuffle_weights:
+            self.weigher.deal(number, micros)
+        if again:
+            costs["losses"], first.seconds = first, time.perf_counter() - began
+
+    def scale(self, rows: list[np.ndarray]) -> float:
+        """What a step's weighted sum is divided by: its supervised tokens, or its samples."""
+        documents = np.concatenate(rows)
+        by_sample = self.settings.reduction == "sample"
+        return float(len(documents) if by_sample else self.weigher.data.examples.counts[documents].sum())

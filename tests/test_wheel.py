@@ -1,0 +1,62 @@
+"""What a user installs: the wheel, run outside the checkout, has its data and its commands."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT, SAMPLE
+
+PIP = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check"]
+
+
+def run(*command: str, **more: str) -> str:
+    """Run with no trace of the checkout: another folder, and the installed files before the checkout's own."""
+    done = subprocess.run(command, capture_output=True, text=True, cwd=more.pop("cwd", "/"), env={**os.environ, **more})
+    assert done.returncode == 0, done.stdout + done.stderr
+    return done.stdout
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    source = folder / "source"  # a copy, so that the build leaves nothing in the checkout
+    tracked = subprocess.run(["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True).stdout.split(
+        "\n"
+    )
+    for name in filter(None, tracked):
+        if name.startswith("curate/") or "/" not in name:
+            (source / name).parent.mkdir(parents=True, exist_ok=True)
+            (source / name).write_bytes((ROOT / name).read_bytes())
+    run(*PIP, "wheel", str(source), "--no-deps", "--no-build-isolation", "-w", str(folder))
+    return next(folder.glob("*.whl"))
+
+
+def test_it_holds_the_package_whole_and_nothing_else(wheel: Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    tracked = subprocess.run(["git", "ls-files", "curate"], cwd=ROOT, capture_output=True, text=True, check=True).stdout
+    assert set(tracked.split("\n")) - {""} <= names
+    assert {name.split("/")[0] for name in names} == {
+        "curate",
+        next(n for n in names if "dist-info" in n).split("/")[0],
+    }
+
+
+def test_a_sample_is_scored_by_the_model_that_it_brings(wheel: Path, tmp_path: Path) -> None:
+    site = tmp_path / "site"
+    run(*PIP, "install", "--no-deps", "--no-index", "--target", str(site), str(wheel))
+    ws = str(tmp_path / "ws")
+
+    def command(*words: str) -> str:
+        return run(sys.executable, "-m", "curate.cli", *words, PYTHONPATH=str(site), cwd=str(tmp_path))
+
+    where = run(sys.executable, "-c", "import curate; print(curate.__file__)", PYTHONPATH=str(site), cwd=str(tmp_path))
+    assert Path(where.strip()).parent == site / "curate"
+    (tmp_path / "pool.jsonl").write_text("".join((SAMPLE / "pool/atlas.jsonl").read_text().splitlines(True)[:5]))
+    command("ingest", "-w", ws, "pool.jsonl")
+    assert "5 samples scored now" in command("score", "-w", ws, "nll", "--model", "tiny")
