@@ -87,7 +87,7 @@ def test_a_kill_during_the_swap_of_fresh_loses_neither_table(sample_ws: Workspac
                         os.kill(os.getpid(), signal.SIGKILL)
                     return change(*args, **kwargs)
                 return call
-            for module, what in ((os, "replace"), (shutil, "rmtree"), (storage, "put")):
+            for module, what in ((os, "replace"), (shutil, "rmtree"), (storage, "write_atomic")):
                 setattr(module, what, dying(getattr(module, what)))
             swap(self, kind, name)
 

@@ -98,7 +98,7 @@ def dying(self, step, *args, **kwargs):
     commit(self, step, *args, **kwargs)
 
 Run.commit = dying
-curate.train(curate.open_workspace(path), name, TRAININGS[name], judges=[JUDGE])
+curate.train(curate.open_workspace(path), name, TRAININGS[name], evals=[JUDGE])
 """
 
 TRAININGS: dict[str, TrainingSpec] = {
