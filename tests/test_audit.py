@@ -316,7 +316,7 @@ def test_the_plans_that_come_with_the_pipelines_are_read() -> None:
 
 
 def test_the_plan_in_the_readme_is_one() -> None:
-    (block,) = re.findall(r"```toml\n(model = .*?)```", (ROOT / "README.md").read_text(), re.S)
+    (block,) = re.findall(r"```toml\n(model = .*?)```", (ROOT / "docs/audit.md").read_text(), re.S)
     with pytest.raises(CurateError, match="no such"):
         read_plan(ROOT / "no-such-plan.toml")
     plan = plan_of({**tomllib.loads(block)})

@@ -1,4 +1,4 @@
-"""The README's outside package, as printed: installed, found by its entry points, run, and held to the laws."""
+"""The package of docs/extending.md, as printed: installed, found by its entry points, run, and held to the laws."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 
 from tests.conftest import ROOT, qa, write_jsonl
 
-BLOCKS = re.findall(r"```(?:toml|python)\n# (\S+)\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+PAGE = (ROOT / "docs/extending.md").read_text(encoding="utf-8")
+BLOCKS = re.findall(r"```(?:toml|python)\n# (\S+)\n(.*?)```", PAGE, re.S)
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +39,7 @@ def run(environment: dict[str, str], *words: str) -> str:
     return done.stdout
 
 
-def test_the_readme_prints_a_whole_package() -> None:
+def test_the_page_prints_a_whole_package() -> None:
     assert [name for name, _ in BLOCKS] == ["pyproject.toml", "tastes/varied.py", "tastes/levels.py"]
 
 
