@@ -19,7 +19,7 @@ import torch
 import curate
 from curate.gradients.gradient_model import GradientModel
 from curate.kinds.metric import Question
-from curate.kinds.registry import find, help_text, names, settings_help
+from curate.kinds.registry import KINDS, find, help_text, names, settings_help
 from curate.kinds.score import Target, run
 from curate.kinds.selector import Budget, Candidates
 from curate.kinds.signals import Forward, Products, Step
@@ -34,7 +34,6 @@ from curate.tables.score_table import score_table
 from tests.conftest import SAMPLE, tree_bytes
 from tests.test_less import write_checkpoints
 
-KINDS = ("score", "selector", "weighting", "mixer", "pruner", "metric", "export", "executor")
 EVERY = [(kind, name) for kind in KINDS for name in names(kind)]
 SCORES, SELECTORS = names("score"), names("selector")
 TOLERANCE = 2e-5  # of scores through a model, whose sums depend on what stands in a batch; the others are bit-equal

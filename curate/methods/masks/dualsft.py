@@ -12,7 +12,7 @@ from curate.numerics.top_k import largest, largest_of_each
 
 @dataclass(frozen=True)
 class Dualsft(Mask):
-    """The parameters that are worth most in a step of training, by the same gradients that score the data (DualSFT).
+    """The parameters that matter most in a step of training, by the gradients that score the data (DualSFT).
 
     Formula, with q and G as the score `dualsft` has them (--score names one that was made):
 
