@@ -1,31 +1,31 @@
-"""What a user may read when something is wrong: one sentence that says what, where, the rule and the remedy."""
+"""Errors that the user sees: one sentence that states what is wrong, where, the rule and the remedy."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
-_SHOWN = 15  # names listed where none is near
+_SHOWN = 15  # known names listed when none is similar
 
 
 class CurateError(Exception):
-    """A mistake the user can mend; the command exits with status 2."""
+    """A mistake that the user can correct; the command exits with status 2."""
 
     exit_status = 2
 
 
 class CurateFailure(CurateError):
-    """Something the machine did not do (a full disk, a killed worker); the command exits with status 1."""
+    """A failure of the machine (a full disk, a killed worker); the command exits with status 1."""
 
     exit_status = 1
 
 
 class DivergedError(CurateFailure):
-    """A training whose loss or gradient is no finite number any more."""
+    """A training run whose loss or gradient is no longer finite."""
 
 
 def nearest(name: str, known: Iterable[str]) -> str:
-    """The end of a sentence about an unknown name: the nearest known one, else what there is."""
+    """The end of an error message about an unknown name: the most similar known name, else a list of the known ones."""
     choices = sorted(known)
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.65)
     if close:
@@ -35,6 +35,6 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 def require(what: str, good: bool, rule: str) -> None:
-    """Raises CurateError for a setting that breaks its rule."""
+    """Raises CurateError unless `good`, stating the rule that the setting `what` must follow."""
     if not good:
         raise CurateError(f"{what} must be {rule}.")

@@ -1,4 +1,4 @@
-"""What makes two things the same: content ids of samples, fingerprints of settings, keyed random numbers."""
+"""Identity and keyed randomness: content ids of samples, fingerprints of settings, random numbers keyed by id."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ def content_id(messages: Sequence[Mapping[str, Any]] | None, text: str | None) -
         {"text":"…"}                                            for raw text
         {"messages":[{"content":"…","role":"…"}, …]}            for chat
 
-    where a message that carries `extra` has it as a third key, a string. Contents are taken as they are:
+    where a message with `extra` has it as a third key, a string. Contents are hashed as they are:
     no trimming, no Unicode normalisation. Roles are the normalised ones (system, user, assistant, tool).
-    Source, meta and copies do not take part. Test vectors: tests/golden/content_ids.json.
+    Source, meta and copies are not hashed. Test vectors: tests/golden/content_ids.json.
 
-    Raises TypeError where a string cannot be written as UTF-8 (a lone surrogate).
+    Raises TypeError if a string cannot be encoded as UTF-8 (a lone surrogate).
     """
     if messages is None:
         canonical: dict[str, Any] = {"text": text}
@@ -39,20 +39,20 @@ def content_id(messages: Sequence[Mapping[str, Any]] | None, text: str | None) -
 
 
 def fingerprint(*parts: Any) -> str:
-    """16 hex digits over any JSON-like values; equal values in equal order give equal fingerprints."""
+    """A hash of JSON-like values as 16 hex digits; equal values in the same order give equal fingerprints."""
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 
 def ids_as_integers(ids: Sequence[str]) -> np.ndarray:
-    """uint64 [N] of ids of 16 hex digits."""
+    """N ids of 16 hex digits as integers, uint64 [N]."""
     return np.frombuffer(bytes.fromhex("".join(ids)), dtype=">u8").astype(_U64)
 
 
 def keyed_uniform(ids: np.ndarray, seed: int, purpose: str) -> np.ndarray:
     """Random numbers in (0, 1), float64 [N], each a pure function of (seed, purpose, id); ids are uint64 [N].
 
-    So they depend on no order, shard or batch, and two purposes never share a stream. The mixing function
-    is SplitMix64's finaliser (Steele, Lea, Flood 2014), applied twice.
+    They are therefore independent of order, sharding and batching, and each purpose has its own stream. The mixing
+    function is the finaliser of SplitMix64 (Steele, Lea, Flood 2014), applied twice.
     """
     stream = _U64(int(fingerprint(seed, purpose), 16))
     with np.errstate(over="ignore"):
@@ -61,7 +61,7 @@ def keyed_uniform(ids: np.ndarray, seed: int, purpose: str) -> np.ndarray:
 
 
 def pair_number(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """One number for each pair of numbers, uint64; two pairs share one with probability 2^-64."""
+    """A hash of each pair of uint64 values, uint64 [N]; two different pairs collide with probability 2^-64."""
     with np.errstate(over="ignore"):
         x = (a * _U64(0x9E3779B97F4A7C15)) ^ (b + _U64(0xD6E8FEB86659FD93))
         x = (x ^ (x >> _U64(32))) * _U64(0xD6E8FEB86659FD93)

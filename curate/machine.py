@@ -1,4 +1,4 @@
-"""This machine and its processes: who is who, who still lives, how much memory one has held."""
+"""This machine and its processes: their identity, whether they are alive, and their peak memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from typing import Any
 
 
 def peak_bytes() -> int:
-    """The most memory this process has held. (Linux's ru_maxrss begins with that of the process which started it.)"""
+    """Peak resident memory of this process, in bytes.
+
+    VmHWM is preferred because a child's ru_maxrss on Linux starts from its parent's peak.
+    """
     status = Path("/proc/self/status")
     if status.exists():
         return next(int(x.split()[1]) * 1024 for x in status.read_text().splitlines() if x.startswith("VmHWM"))
@@ -21,21 +24,21 @@ def peak_bytes() -> int:
 
 
 def forget_peak() -> None:
-    """Let `peak_bytes` be of what this process holds from now on, where the system allows it (Linux)."""
+    """Reset the peak that `peak_bytes` reports to the current memory, where the system allows it (Linux)."""
     with suppress(OSError):
         Path("/proc/self/clear_refs").write_text("5")
 
 
 @functools.cache
 def machine() -> str:
-    """A name for this machine that another one, even of the same host name, does not bear."""
+    """A name that is unique to this boot of this machine, even among machines with the same host name."""
     boot = Path("/proc/sys/kernel/random/boot_id")
     host = "".join(c if c.isalnum() else "-" for c in socket.gethostname())
     return f"{host}-{boot.read_text()[:8]}" if boot.exists() else host
 
 
 def lives(process: int) -> bool:
-    """Whether a process of this machine runs."""
+    """Whether a process with this id is running on this machine."""
     try:
         os.kill(process, 0)
     except ProcessLookupError:
@@ -45,24 +48,24 @@ def lives(process: int) -> bool:
     return True
 
 
-LEASE = 60.0
+LEASE = 60.0  # seconds of silence after which a process on another machine is presumed dead
 
 
 def myself() -> dict[str, Any]:
-    """What tells this process from every other."""
+    """What identifies this process among all others: machine, host, process id and start time."""
     return {"machine": machine(), "host": socket.gethostname(), "process": os.getpid(), "born": _born(os.getpid())}
 
 
 def is_dead(holder: dict[str, Any], silent_for: float) -> bool:
-    """Whether a process, as `myself` described it there, is gone; one of another machine, whether it has been silent
-    for LEASE seconds."""
+    """Whether a process, as `myself` described it there, is gone; on another machine: whether it has been silent for
+    more than LEASE seconds."""
     if holder["machine"] != machine():
         return silent_for > LEASE
     return not lives(holder["process"]) or _born(holder["process"]) != holder["born"]
 
 
 def _born(process: int) -> str | None:
-    """When a process of this machine started, as Linux counts; numbers of processes are used again."""
+    """The start time of a process on this machine (Linux clock ticks); needed because process ids are reused."""
     try:
         return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
     except (OSError, IndexError):

@@ -41,7 +41,7 @@ def main(folder: Path) -> None:
         ws, "SELECT id, messages[1].content AS said FROM samples ORDER BY embed_lm_facts DESC LIMIT 1"
     )
     print(f'\n2. What is like "{first["said"]}"? By the index that lies beside the vectors:')
-    for near in curate.neighbors(ws, "embed_lm", id=first["id"], k=3).found:
+    for near in curate.neighbors(ws, "embed_lm", sample_id=first["id"], k=3).found:
         print(f"   {near['similarity']:.2f}  {near['source']:9} {' '.join(near['text'].split())[:80]}")
 
     print("\n3. RDS+: every example of the target takes its nearest samples in turn.")

@@ -165,7 +165,7 @@ def test_nothing_to_compare_is_said(sample_ws: Workspace) -> None:
 
 
 def test_a_null_needs_something_to_deal_out(sample_ws: Workspace) -> None:
-    with pytest.raises(CurateError, match="--null deals out the values of --by"):
+    with pytest.raises(CurateError, match="--null shuffles the values of --by"):
         SelectionSpec(top=3, null=True)
     curate.select(sample_ws, "a", Top(), SelectionSpec(by="n_chars", top=300))
     dealt = curate.select(sample_ws, "b", Top(), SelectionSpec(by="n_chars", top=300, null=True))

@@ -60,8 +60,9 @@ def test_the_readme_is_a_front_door() -> None:
         assert (ROOT / target).exists(), target
 
 
-def test_every_command_that_is_shown_is_one() -> None:
+def test_every_command_that_is_shown_is_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Parsed as the command line would: its options are there and their values of the right kind."""
+    monkeypatch.chdir(tmp_path)
     shown = 0
     for page in PAGES:
         for code in blocks(page, "", "console", "sh", "bash"):

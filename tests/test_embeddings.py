@@ -352,7 +352,7 @@ def test_what_repair_cannot_compute_is_told_and_the_rest_goes_on(small_ws: Works
         path.write_bytes(path.read_bytes()[:-9])
     told = {d.name: d for d in curate.verify(small_ws, repair=True).damaged}
     assert told["nll"].repaired and not told["embed_lm_sums"].repaired
-    assert "it is stale (the vectors 'embed_lm' were made otherwise since)" in told["embed_lm_sums"].remedy
+    assert "it is stale (the vectors 'embed_lm' were recomputed since)" in told["embed_lm_sums"].remedy
     with pytest.raises(CurateError, match="were made with another base model or another context of it"):
         curate.score(small_ws, EmbedLm(), target="sums", models="tiny")
 
@@ -500,7 +500,7 @@ def test_an_index_that_is_cut_or_gone_is_built_again(small_ws: Workspace, cli: A
 def test_neighbours_of_a_text_and_of_a_sample(small_ws: Workspace, cli: Any) -> None:
     curate.score(small_ws, EmbedLm(), models="tiny")
     (first,) = curate.sql(small_ws, "SELECT id, messages FROM pool WHERE row = 5")
-    found = curate.neighbors(small_ws, "embed_lm", id=first["id"], k=7).found
+    found = curate.neighbors(small_ws, "embed_lm", sample_id=first["id"], k=7).found
     cosines = [f["similarity"] for f in found]
     assert len(found) == 7 and first["id"] not in [f["id"] for f in found] and cosines == sorted(cosines, reverse=True)
     text = "\n".join(m["content"] for m in first["messages"])

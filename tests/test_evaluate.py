@@ -277,7 +277,7 @@ def test_a_model_as_it_is_can_be_judged_and_what_was_judged_is_kept(ready: Works
 
 
 def test_it_refuses_to_judge_on_the_split_that_chose(ready: Workspace) -> None:
-    with pytest.raises(CurateError, match="the split val of 'facts' chooses, so it cannot judge"):
+    with pytest.raises(CurateError, match="the split val of 'facts' is used for selection"):
         curate.evaluate(ready, "base", [EvalSpec("facts", Loss(), split="val")], model=TINY)
     told = curate.evaluate(ready, "base", [EvalSpec("facts", Loss(), split="val", limit=3)], model=TINY, allow_val=True)
     assert told.evaluations[0]["split"] == "val"

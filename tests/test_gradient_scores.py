@@ -298,7 +298,7 @@ def test_tracin_looks_at_a_run_s_checkpoints_and_is_repaired_by_them(small_ws: A
     done = cli("score", "tracin", "--target", "facts", "--model", "tiny", "--checkpoints", "r", ws=small_ws)
     assert done.returncode == 2 and "with --checkpoints the model is theirs; leave out --model tiny" in done.stderr
     done = cli("score", "length", "--checkpoints", "r", ws=small_ws)
-    assert done.returncode == 2 and "no method of length looks at checkpoints" in done.stderr
+    assert done.returncode == 2 and "no method of length uses checkpoints" in done.stderr
 
 
 def test_explain_shows_what_the_score_is_made_of(small_ws: Any, cli: Any) -> None:

@@ -414,7 +414,7 @@ def test_what_is_no_mask_for_a_model_is_said(small_ws: Any) -> None:
         curate.mask(small_ws, "m", Random(), 0.0, model="tiny")
     with pytest.raises(CurateError, match="--frac 1.5: "):
         curate.mask(small_ws, "m", Random(), 1.5, model="tiny")
-    with pytest.raises(CurateError, match="--frac 1e-09 of 1967808 numbers is none"):
+    with pytest.raises(CurateError, match="--frac 1e-09 of 1967808 parameters is none"):
         curate.mask(small_ws, "m", Random(), 1e-9, model="tiny")
     with pytest.raises(CurateError, match="add --model M"):
         curate.mask(small_ws, "m", Random(), 0.1)
@@ -455,7 +455,7 @@ def test_what_is_no_mask_for_a_model_is_said(small_ws: Any) -> None:
         read_mask(small_ws, "m")
     assert [d.kind for d in curate.verify(small_ws).damaged] == ["mask"]
     write_mask(small_ws, "m", {"a": np.array([3, 1])}, {"shapes": {"a": [5]}})
-    with pytest.raises(CurateError, match="a has places that are not ascending within its 5 numbers"):
+    with pytest.raises(CurateError, match="a has indices that are not ascending within its 5 elements"):
         read_mask(small_ws, "m")
     assert curate.drop(small_ws, "m") == "mask" and small_ws.mask_names() == ["moves"]
 

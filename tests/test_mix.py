@@ -347,7 +347,7 @@ def test_a_mixture_draws_from_what_it_was_mixed_of_or_says_that_it_cannot(sample
     with pytest.raises(CurateError, match="length"):
         curate.mix(sample_ws, "of_length", Uniform(), by_length)
     curate.weigh(sample_ws, "heavy", AdaptStatic(), "n_chars")
-    with pytest.raises(CurateError, match="repeats or weighs samples"):
+    with pytest.raises(CurateError, match="repeats or weights samples"):
         curate.mix(sample_ws, "m", Uniform(), MixtureSpec(manifest="heavy"))
 
 

@@ -160,7 +160,7 @@ def test_a_reference_that_was_trained_anew_or_dropped_is_paid_for_as_it_was_look
 def test_no_run_takes_the_place_of_what_it_stands_on_and_an_unfinished_one_is_no_model(ready: Workspace) -> None:
     itself = TrainingSpec(ModelChoice("plain"), Uniform(), SHORT, manifest="chance")
     for training in (itself, TrainingSpec(TINY, RhoWeight(), SHORT, manifest="chance", reference=ModelChoice("plain"))):
-        with pytest.raises(CurateError, match="the run 'plain' cannot go on from itself"):
+        with pytest.raises(CurateError, match="the run 'plain' cannot start from itself"):
             curate.train(ready, "plain", training, fresh=True)
     curate.train(ready, "part", TrainingSpec(TINY, Uniform(), replace(SHORT, checkpoint_every=1, keep_checkpoints=0)))
     shutil.rmtree(ready.run_folder("part") / "checkpoints" / "step-000002")
@@ -201,7 +201,7 @@ def test_a_run_is_a_model_by_its_name(ready: Workspace, cli: Any) -> None:
     assert scored.returncode == 0, scored.stderr
     (row,) = curate.sql(ready, "SELECT avg(nll_short) AS now, avg(nll) AS before FROM samples")
     assert row["now"] != row["before"]
-    with pytest.raises(CurateError, match="the run 'plain_base' is the model tiny as it was; name that model"):
+    with pytest.raises(CurateError, match="the run 'plain_base' is tiny without training; name that model"):
         curate.evaluate(ready, "plain_base", evals, model=TINY, allow_val=True)
         curate.score(ready, Nll(), names={"nll": "again"}, models=ModelChoice("plain_base"))
     with pytest.raises(CurateError, match="there is no model 'shirt'"):

@@ -72,7 +72,7 @@ def test_a_manifest_is_weighed_on_top_of_its_own_and_what_has_no_value_is_left_o
 
 def test_what_cannot_weigh_is_said(ready: Workspace) -> None:
     with pytest.raises(
-        CurateError, match="'adapt' looks at the model as it learns .states., so it weighs in `curate train` only"
+        CurateError, match="'adapt' uses the model during training .states., so it works in `curate train` only"
     ):
         curate.weigh(ready, "w", Adapt(), "length")
     with pytest.raises(CurateError, match="'max_loss' chooses among a step's candidates, .* choose by `curate select`"):

@@ -155,24 +155,24 @@ def _scored(r: Any, dry_run: bool) -> str:
 @as_json_option
 def neighbors(ws: Workspace, vectors: str, text: str | None, sample: str | None, count: int, as_json: bool) -> None:
     """Show the samples most like a text or another sample, by VECTORS (`curate score embed` makes some)."""
-    r = curate.neighbors(ws, vectors, text=text, id=sample, k=count)
+    r = curate.neighbors(ws, vectors, text=text, sample_id=sample, k=count)
     lines = [{**row, "text": " ".join(row["text"].split())[:80]} for row in r.found]
     columns = {"similarity": "cosine", "id": "id", "source": "source", "text": "text"}
     say(r, as_json, (table(lines, columns) if lines else "There is none.") + notes(r.warnings))
 
 
 @click.command()
-@click.argument("id")
+@click.argument("sample_id", metavar="ID")
 @workspace()
 @click.option("--score", required=True, metavar="NAME", help="A score made of similarities: of less, embed, embed_lm.")
 @click.option("-k", "count", default=5, show_default=True, metavar="N", help="How many of the most and least alike.")
 @as_json_option
-def explain(ws: Workspace, id: str, score: str, count: int, as_json: bool) -> None:
+def explain(ws: Workspace, sample_id: str, score: str, count: int, as_json: bool) -> None:
     """Show why the sample ID scored high or low: which of the target's examples it is like, and which not.
 
     ID may be an example of the target instead: then which samples of the pool speak for it.
     """
-    r = curate.explain(ws, id, score, k=count)
+    r = curate.explain(ws, sample_id, score, k=count)
     say(r, as_json, _explained(r) + notes(r.warnings))
 
 

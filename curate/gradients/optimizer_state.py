@@ -95,7 +95,7 @@ def _torch_s(
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         groups, states = stored["param_groups"], stored["state"]
-    except Exception as error:  # unpickling raises many kinds; all mean that this is no plain optimizer's state
+    except Exception as error:  # unpickling raises many kinds; all mean that this is no plain optimizer's state  # noqa: BLE001
         first = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
         raise CurateError(f"{path} cannot be read as the state of a torch optimizer ({first}).") from None
     mean, square, step = {}, {}, 0

@@ -1,8 +1,8 @@
-"""What a method is: the abstract classes, and what they are given. A package of your own imports from here.
+"""The interfaces of methods: the abstract classes and their inputs. Third-party packages import from here.
 
     from curate.kinds import Pass, Score, Text
 
-Each name is imported when it is first used: `Text` needs Arrow and polars, which a machine that only runs models lacks.
+Each name is imported on first use: `Text` needs Arrow and polars, which a machine that only runs models may lack.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""Tasks handed to workers until all are done: the costliest first, a lost worker replaced, its task done again.
+"""Hands tasks to workers until all are done: most expensive first; a lost worker is replaced and its task repeated.
 
-What a worker is (a process, a Ray actor, this very process) is a Backend's business; every executor drives its own
-backend by the one loop here.
+What a worker is (a process, a Ray actor, this process itself) is up to the Backend; all executors share the loop
+below.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from curate.errors import CurateFailure
 from curate.kinds.method import Method
 from curate.machine import peak_bytes
 
-_LOOK = 1.0  # seconds between two looks at the clock while workers are busy
+_LOOK = 1.0  # seconds between checks for time-outs while workers are busy
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Ready:
 
 @dataclass(frozen=True)
 class TaskResult:
-    """A task's end: what it raised, if it did, the most memory its process has held, in bytes, and what it returned."""
+    """The outcome of a task: its exception, if any, the peak memory of its process in bytes, and its return value."""
 
     error: Exception | None = None
     peak_bytes: int = 0
@@ -39,7 +39,7 @@ class TaskResult:
 
 @dataclass(frozen=True)
 class Lost:
-    """A worker is gone, with its task undone."""
+    """A worker died before it finished its task."""
 
     why: str
 
@@ -54,47 +54,47 @@ class Backend(ABC):
 
     @abstractmethod
     def start(self) -> Any:
-        """Begin to start a worker; `wait` says when it is ready."""
+        """Start a worker without waiting for it; `wait` reports when it is ready."""
 
     @abstractmethod
     def send(self, worker: Any, run_task: Callable[[Any], Any], task: Any) -> None:
-        """Hand a task to a ready worker; it calls run_task(task)."""
+        """Hand a task to a ready worker, which calls run_task(task)."""
 
     @abstractmethod
     def wait(self, workers: Sequence[Any], seconds: float) -> list[tuple[Any, Outcome]]:
-        """What became of workers that are starting or busy; [] after so many seconds."""
+        """Outcomes of workers that are starting or busy; [] if there are none within `seconds`."""
 
     @abstractmethod
     def stop(self, worker: Any) -> None:
-        """End a worker at once, whatever it does."""
+        """Terminate a worker at once, even if it is busy."""
 
     @abstractmethod
     def close(self) -> None:
-        """Give back what all workers share."""
+        """Release the resources that the workers share."""
 
 
 def attempt(run_task: Callable[[Any], Any], task: Any) -> TaskResult:
-    """What every worker does with a task."""
+    """Run a task in a worker; an exception is returned in the result instead of raised."""
     error, result = None, None
     try:
         result = run_task(task)
-    except Exception as raised:
+    except Exception as raised:  # noqa: BLE001  whatever a task raises is its result
         raised.add_note(f"in a worker: {traceback.format_exc()}")
         error = _portable(raised)
     return TaskResult(error, peak_bytes(), result)
 
 
 def _portable(error: Exception) -> Exception:
-    """The error as another process can read it."""
+    """The error in a form that can be pickled and read by another process."""
     try:
         pickle.loads(pickle.dumps(error))
         return error
-    except Exception:  # whatever an exception of someone else's does when it is copied
+    except Exception:  # third-party exceptions may fail in any way when pickled  # noqa: BLE001
         return CurateFailure(f"{type(error).__name__}: {error}")
 
 
 class Tasks:
-    """Tasks not handed out yet. The costliest comes first, of equal ones the first added; more may come meanwhile."""
+    """A queue of tasks, most expensive first; ties in the order added. Tasks may be added while others run."""
 
     def __init__(self, tasks: Iterable[Any] = ()):
         self._heap: list[tuple[float, int, Any]] = []
@@ -103,16 +103,19 @@ class Tasks:
             self.add(task)
 
     def add(self, task: Any) -> None:
+        """Add a task with the attributes `cost` and `samples`."""
         heapq.heappush(self._heap, (-task.cost, self._added, task))
         self._added += 1
 
     def take(self) -> Any:
+        """Remove and return the most expensive task."""
         return heapq.heappop(self._heap)[2]
 
     def __len__(self) -> int:
         return len(self._heap)
 
     def samples(self) -> int:
+        """The number of samples in all queued tasks."""
         return sum(task.samples for *_, task in self._heap)
 
 
@@ -120,7 +123,7 @@ class Tasks:
 class Workers:
     """Workers that outlive a pass: started when first needed, kept until closed.
 
-    attempts: how often a task is begun before it is given up. timeout: seconds after which a task counts as hung.
+    attempts: how often a task is started before giving up on it. timeout: seconds after which a task counts as hung.
     patience: seconds within which the first worker must be ready.
     """
 
@@ -135,10 +138,10 @@ class Workers:
     def run(
         self, run_task: Callable[[Any], Any], tasks: Tasks, begun: Callable[[Any], None]
     ) -> Iterator[tuple[Any, TaskResult]]:
-        """Do all tasks; yields each as it ends, in any order. begun(task) is called whenever one begins.
+        """Run all tasks; yields each as it finishes, in any order. begun(task) is called whenever one starts.
 
-        After an error no task begins any more, those under way are let finish, and it is raised. Raises CurateFailure
-        where a task was lost `attempts` times.
+        After an error no further task is started; those in progress finish, and then the error is raised. Raises
+        CurateFailure if the worker of one task was lost `attempts` times.
         """
         lost: Counter[str] = Counter()
         error: Exception | None = None
@@ -152,7 +155,7 @@ class Workers:
             for worker, outcome in self._outcomes():
                 task = self._over(worker, outcome)
                 if isinstance(outcome, Ready):
-                    del lost["starting"]  # they do start
+                    del lost["starting"]  # workers can start, so earlier failures to start no longer count
                 elif isinstance(outcome, Lost):
                     what = "starting" if task is None else str(task)
                     lost[what] += 1
@@ -168,13 +171,14 @@ class Workers:
             raise error
 
     def close(self) -> None:
+        """Stop all workers and close the backend."""
         for worker in [*self._idle, *self._starting, *self._busy]:
             self.backend.stop(worker)
         self._idle, self._starting, self._busy = [], {}, {}
         self.backend.close()
 
     def _hire(self, waiting: int) -> None:
-        """Start workers for tasks that wait, as long as there is room."""
+        """Start workers for waiting tasks, up to the size of the backend."""
         at_work = len(self._idle) + len(self._starting) + len(self._busy)
         for _ in range(min(waiting - len(self._starting), self.backend.size - at_work)):
             self._starting[self.backend.start()] = time.monotonic()
@@ -193,7 +197,7 @@ class Workers:
         return found
 
     def _over(self, worker: Any, outcome: Outcome) -> Any:
-        """Take note of a worker's state; returns the task it had."""
+        """Record the new state of a worker; returns the task it was running."""
         self._starting.pop(worker, None)
         task, _ = self._busy.pop(worker, (None, 0.0))
         if isinstance(outcome, Lost):
@@ -211,8 +215,8 @@ def _given_up(what: str, attempts: int, outcome: Lost) -> CurateFailure:
 
 
 class Executor(Method):
-    """Who runs the tasks of a stage, and where; the bytes they write do not depend on it."""
+    """Decides which workers run the tasks of a stage, and where; the bytes written do not depend on it."""
 
     @abstractmethod
     def open(self) -> Workers:
-        """Workers, to be closed after use; they start when there is something to do."""
+        """Workers, to be closed after use; they are started lazily, when there are tasks."""

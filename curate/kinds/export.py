@@ -1,4 +1,4 @@
-"""Exports: the rows of a manifest, and how they become the files of one trainer."""
+"""Exports: how the rows of a manifest become the input files of a trainer."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ if TYPE_CHECKING:  # a machine that only runs models has no Arrow, polars or tor
     import pyarrow as pa
 
 
-_MOST_OPEN = 900  # files of an export that are open at once: systems allow some 1,024
+_MOST_OPEN = 900  # files that an export keeps open at once; the usual limit of a process is 1,024
 
 
 @dataclass(frozen=True)
 class Row:
-    """One selected sample on its way to a trainer."""
+    """One selected sample, ready to be exported to a trainer."""
 
     id: str
     source: str
@@ -36,7 +36,7 @@ class Row:
 
     @classmethod
     def of(cls, sample: str | Sequence[Mapping[str, str]]) -> Row:
-        """A row from memory: a text, or messages with role and content."""
+        """A row from an in-memory sample: a text, or messages with role and content."""
         if isinstance(sample, str):
             return cls("0" * 16, "memory", None, sample)
         return cls("0" * 16, "memory", [{"extra": None, **m} for m in sample], None)
@@ -51,10 +51,10 @@ class Row:
 
 @dataclass(frozen=True)
 class Part:
-    """Rows of an export that are to be drawn at one rate: a domain of a mixture, or rows of like weight.
+    """Rows of an export that are sampled at one rate: a domain of a mixture, or rows of similar weight.
 
-    label: what the part is called, '' where it is the only one. rows: those written. share: of all draws. draws: of an
-    epoch, a whole number.
+    label: the name of the part, '' if it is the only one. rows: how many were written. share: its share of all draws.
+    draws: how many draws of an epoch it receives, a whole number.
     """
 
     label: str
@@ -63,20 +63,21 @@ class Part:
     draws: int
 
     def file(self, name: str) -> str:
-        """What its file is called, without an ending, in the export of the manifest `name`."""
+        """The name of its file, without extension, in the export of the manifest `name`."""
         return part_file(name, self.label)
 
 
 def part_file(name: str, label: str) -> str:
+    """The name of a part's file, without extension: NAME_LABEL, or NAME if the label is empty."""
     return f"{name}_{label}" if label else name
 
 
 class Export(Method):
     """Writes the rows of a manifest as the files of one trainer.
 
-    weighted: whether its rows can carry a weight. Where not, `weights` says what becomes of a manifest whose weights
-    differ: it is refused; its rows repeat; or they come in parts, `strata` of each source by quantiles of their
-    weights. blends: whether the trainer can draw from several parts at different rates, as a mixture wants.
+    weighted: whether its rows can carry a weight. If not, `weights` decides what happens to a manifest with unequal
+    weights: it is refused; its rows are repeated; or each source is split into `strata` parts by quantiles of the
+    weights. blends: whether the trainer can draw from several parts at different rates, as a mixture requires.
     """
 
     weighted: ClassVar[bool] = False
@@ -85,33 +86,33 @@ class Export(Method):
     strata: int = 0
 
     def check(self) -> None:
-        """Raises CurateError for settings with which nothing can be written."""
+        """Raises CurateError if nothing can be written with these settings."""
         return None
 
     @abstractmethod
     def example(self, row: Row) -> dict[str, Any]:
-        """One row as the trainer will see it. Raises CurateError where the format cannot hold it."""
+        """One row as the trainer will see it. Raises CurateError if the format cannot represent it."""
 
     def describe(self, folder: Path, name: str, parts: Sequence[Part], final: Path) -> list[Path]:
-        """Write what tells the trainer of the files, and how often parts are drawn. final: where `folder` will lie, for
-        trainers that want whole paths. Returns the files."""
+        """Write the configuration that lists the files for the trainer, and the sampling rates of the parts. final: the
+        final location of `folder`, for trainers that need absolute paths. Returns the files written."""
         return []
 
     @abstractmethod
     def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
-        """Write the files into an empty folder, one row at a time. Returns them."""
+        """Write the files into an empty folder, reading one row at a time. Returns their paths."""
 
     def write_lines(self, path: Path, rows: Iterator[Row]) -> Path:
-        """Write the examples as JSON, one a line."""
+        """Write the examples as JSON Lines into one file."""
         import orjson
 
-        with open(path, "wb") as f:
+        with path.open("wb") as f:
             for row in rows:
                 f.write(orjson.dumps(self.example(row), option=orjson.OPT_APPEND_NEWLINE))
         return path
 
     def write_parts(self, rows: Iterator[Row], folder: Path, file: Callable[[Row], str]) -> list[Path]:
-        """Write the examples as JSON, one a line, each into the file that it belongs to."""
+        """Write the examples as JSON Lines, each into FILE(row).jsonl. Returns the files."""
         import orjson
 
         held: dict[Path, list[bytes]] = {}
@@ -124,7 +125,7 @@ class Export(Method):
         return list(held)
 
     def write_parquets(self, rows: Iterator[Row], schema: pa.Schema, file: Callable[[str], Path]) -> list[Path]:
-        """Write the examples as Parquet, those of each part into a file of its own, given the part's label."""
+        """Write the examples as Parquet, one file per part; file: from the part's label to its path."""
         import pyarrow.parquet as pq
 
         files: dict[Path, Any] = {}
@@ -162,8 +163,8 @@ class Export(Method):
 
 
 def _append(held: Mapping[Path, list[bytes]], paths: Sequence[Path]) -> None:
-    """Write what is held of files: no file stays open, however many parts there are."""
+    """Append the buffered lines to their files, which are closed again: parts may outnumber the open-file limit."""
     for path in paths:
-        with open(path, "ab") as f:
+        with path.open("ab") as f:
             f.writelines(held[path])
         held[path].clear()

@@ -1,4 +1,4 @@
-"""Settings of a dataclass: read from text (`--set field=value`), and documented by the text under each field."""
+"""Settings as dataclass fields: parsed from text (`--set field=value`), documented by the string below each field."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from curate.errors import CurateError, nearest
 
 
 def with_settings(cls: type, settings: Mapping[str, str], what: str) -> Any:
-    """An object of a dataclass, with its fields given as text. Raises CurateError for an unknown or ill one."""
+    """An instance of a dataclass from fields given as text. Raises CurateError for unknown or invalid ones."""
     types = get_type_hints(cls)
     fields = {f.name: types[f.name] for f in dataclasses.fields(cls)}
     values = {}
@@ -45,7 +45,7 @@ def _parse(text: str, wanted: Any, where: str) -> Any:
 
 
 def fields_help(cls: type) -> list[dict[str, Any]]:
-    """The fields of a dataclass, as `settings_help` has them."""
+    """The fields of a dataclass: name, type, default, and the string below the field as `note`."""
     body = ast.parse(inspect.getsource(cls)).body[0]
     assert isinstance(body, ast.ClassDef)
     notes = {}

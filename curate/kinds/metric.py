@@ -1,4 +1,4 @@
-"""Metrics: the questions of a target, and what a model's answers are worth."""
+"""Metrics: the questions of a target, and how a model's answers to them are evaluated."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from curate.kinds.method import Method
 
 @dataclass(frozen=True)
 class Question:
-    """One sample of a target, as a model is asked it.
+    """One sample of a target, as posed to a model.
 
-    shots: the messages of worked examples that stand before it. messages: null for raw text. subtask: '' where there is
-    none. options: the answers to choose among, the right one with them; empty where none are known. meta: the fields
-    that the input had beside.
+    shots: the messages of the few-shot examples that precede it. messages: None for raw text. subtask: '' if there is
+    none. options: the candidate answers, including the correct one; empty if none are known. meta: the other fields of
+    the input record.
     """
 
     messages: list[dict[str, Any]] | None
@@ -30,16 +30,16 @@ class Question:
 
     @property
     def answer(self) -> str:
-        """The last assistant's turn; '' where there is none."""
+        """The content of the final assistant turn; '' if there is none."""
         last = self.messages[-1] if self.messages else None
         return last["content"] or "" if last and last["role"] == "assistant" else ""
 
     def prompt(self) -> list[dict[str, Any]]:
-        """The worked examples and what comes before the answer."""
+        """The few-shot examples and the messages before the answer."""
         return [*self.shots, *(self.messages or [])[: -1 if self.answer else None]]
 
     def sample(self, answer: str | None = None) -> dict[str, Any]:
-        """As a sample that a model can score, with its own answer or another."""
+        """The question as a sample that a model can score, with the reference answer or the given one."""
         if self.messages is None:
             return {"messages": None, "text": self.text}
         answers = [{"role": "assistant", "content": self.answer if answer is None else answer}]
@@ -48,10 +48,10 @@ class Question:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """What a metric finds of each question.
+    """The values of a metric on N questions.
 
-    values: float64 [N], NaN where a question could not be evaluated. error: why it could not, '' where it was. usage:
-    what it cost (curate.models.usage.Usage). answers: what the model answered; None where it generated nothing.
+    values: float64 [N], NaN for a question that could not be evaluated. error: the reason, '' if it was evaluated.
+    usage: the cost (curate.models.usage.Usage). answers: the generated answers; None if nothing was generated.
     """
 
     values: np.ndarray
@@ -61,14 +61,14 @@ class EvalResult:
 
 
 class Metric(Method):
-    """How well a model answers. better: whether a higher value is, or a lower one."""
+    """How well a model answers. better: whether higher or lower values are better."""
 
     better: ClassVar[Literal["higher", "lower"]] = "higher"
 
     @abstractmethod
     def evaluate(self, model: Any, questions: Sequence[Question]) -> EvalResult:
-        """Ask a LanguageModel every question."""
+        """Evaluate a LanguageModel on every question."""
 
     def summary(self, values: np.ndarray) -> float:
-        """One number of all that could be judged."""
+        """One value that summarises the questions that could be evaluated; NaN if there are none."""
         return float(np.mean(values)) if len(values) else float("nan")

@@ -1,4 +1,4 @@
-"""Mixers: domains in, their weights out, with small proxy models where a method trains some."""
+"""Mixers: domains in, domain weights out; some methods train small proxy models to find them."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from curate.kinds.weighting import Weighting
 
 @dataclass(frozen=True)
 class Domains:
-    """D domains of a pool, by name.
+    """The D domains of a pool, by name.
 
-    sizes: float64 [D], in the unit that their weights are shares of: samples or tokens. values: float64 [D], of each
-    the mean of the user's column; null where none was named.
+    sizes: float64 [D], in the unit of the weights: samples or tokens. values: float64 [D], the mean of the user's
+    column over each domain; None if no column was given.
     """
 
     names: Sequence[str]
@@ -28,36 +28,36 @@ class Domains:
 
     @property
     def share(self) -> np.ndarray:
-        """Of each domain in the pool, float64 [D], summing to 1."""
+        """The share of each domain in the pool, float64 [D], summing to 1."""
         return self.sizes / self.sizes.sum()
 
 
 @dataclass(frozen=True)
 class Mixed:
-    """Weights of domains, float64 [D], summing to 1; and what is to be told of how they were found."""
+    """Domain weights, float64 [D], summing to 1; info: figures to report on how they were found."""
 
     weights: np.ndarray
     info: Mapping[str, float] = field(default_factory=dict)
 
 
 class Proxies(ABC):
-    """Small models that a mixer may have trained on mixtures; how, the user says."""
+    """Small proxy models that a mixer can have trained on mixtures, with the user's training settings."""
 
     @abstractmethod
     def train(self, label: str, weights: np.ndarray, weighting: Weighting | None = None, reference: str = "") -> Arrays:
-        """Train one on a mixture, float64 [D]; returns what its weighting remembers in the end. reference: the label
-        of an earlier one, whose losses the weighting compares with."""
+        """Train a proxy on a mixture, float64 [D]; returns the final state of its weighting. reference: the label of an
+        earlier proxy, whose losses the weighting compares with."""
 
     @abstractmethod
     def losses(self, mixtures: np.ndarray) -> np.ndarray:
-        """Train one on each of N mixtures, float64 [N, D]; returns their losses on the K targets, float64 [N, K]."""
+        """Train a proxy on each of N mixtures, float64 [N, D]; returns the losses on the K targets, float64 [N, K]."""
 
 
 class Mixer(Method):
     """Turns domains into weights.
 
-    uses_values: whether it looks at a column of the samples. trains: whether it has proxies trained. evaluates: whether
-    these are judged on targets.
+    uses_values: whether it uses a column of the samples. trains: whether it trains proxies. evaluates: whether the
+    proxies are evaluated on targets.
     """
 
     uses_values: ClassVar[bool] = False
@@ -66,4 +66,4 @@ class Mixer(Method):
 
     @abstractmethod
     def mix(self, domains: Domains, proxies: Proxies | None = None) -> Mixed:
-        """The weights of the domains."""
+        """Compute the weights of the domains."""

@@ -1,4 +1,4 @@
-"""Masks and pruners: which elements of a model's parameters train, and which of an update stay."""
+"""Masks and pruners: which parameter elements are trained, and which elements of an update are kept."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from curate.kinds.score import Warmup
 
 @dataclass(frozen=True)
 class Parameters:
-    """What a mask chooses from: a model's parameters by name, tensors; and how many numbers of all it may take.
+    """What a mask chooses from: tensors by parameter name, and how many elements it may choose in total.
 
-    scores: of a mask that ranks by a score's states: a parameter's name -> float64, its shape; asked for one at a time.
-    gradients: of one that has a warm-up, likewise: the gradients of its steps, added up.
+    scores: for a mask that ranks by a score: parameter name -> float64 of its shape, loaded one parameter at a time.
+    gradients: for a mask with a warm-up: likewise, the sum of the gradients of its steps.
     """
 
     weights: Mapping[str, Any]
@@ -28,36 +28,36 @@ class Parameters:
 
 
 class Mask(Method):
-    """Chooses which numbers of a model's parameters may be trained: a name -> flat places in it, int64 ascending, as
-    many as the budget together; of ties those that come first.
+    """Chooses which parameter elements are trained: name -> flat indices, int64 ascending, in total as many as the
+    budget; ties go to the lower index.
 
-    uses_score: whether it ranks by a score that has parameters' values. interval: a field of masks that choose anew
-    from the weights as they learn, after so many steps; 0: the mask stays.
+    uses_score: whether it ranks by a score that has values per parameter. interval: for masks that are recomputed from
+    the current weights during training, the number of steps between updates; 0: the mask is fixed.
     """
 
     uses_score: ClassVar[bool] = False
     interval: int = 0
 
     def warm_up(self) -> Warmup | None:
-        """The training that comes before, of all parameters, whose steps' gradients are added up; null: none."""
+        """The preceding training of all parameters, whose gradients are summed over its steps; None: no warm-up."""
         return None
 
     def check(self, given: Parameters) -> None:
-        """Raises CurateError for what `init` would refuse, before a warm-up is paid for."""
+        """Raises CurateError for what `init` would refuse, before a warm-up is trained."""
 
     @abstractmethod
     def init(self, given: Parameters) -> dict[str, np.ndarray]:
-        """What is chosen before training."""
+        """The elements chosen before training."""
 
     def update(self, given: Parameters) -> dict[str, np.ndarray]:
-        """What is chosen from then on, of weights that have learnt."""
+        """The elements chosen at a later update, from the partly trained weights."""
         return self.init(given)
 
 
 class Pruner(Method):
-    """Says what each number of a training's update is worth, so that the least can be taken back."""
+    """Assigns an importance to each element of a training update, so that the least important can be reverted."""
 
     @abstractmethod
     def worth(self, before: np.ndarray, update: np.ndarray) -> np.ndarray:
-        """Of every number of one parameter, float64 of its shape; the highest stay. before: training; update: what it
-        added, 0 where nothing."""
+        """The importance of every element of one parameter, float64 of its shape; the highest are kept. before: values
+        before training. update: the change during training, 0 where there was none."""

@@ -1,4 +1,4 @@
-"""What a score asks of its samples: passes over the pool, of which some go through a model and some back again."""
+"""Passes over the pool that a score requests: without a model, forward through one, or forward and backward."""
 
 from __future__ import annotations
 
@@ -11,23 +11,22 @@ import numpy as np
 
 from curate.kinds.signals import Forward, Logits, means
 
-# Arrays named by column: 'score' [B], a method's further columns [B], 'error' (reasons, '' where fine),
-# 'subtasks' (one array [B] per sub-task, as a mapping).
+# Arrays by column name: 'score' [B], a method's further columns [B], 'error' (reasons, '' if there is none),
+# 'subtasks' (a mapping of one array [B] per sub-task).
 Columns = Mapping[str, Any]
-# Named arrays that a pass leaves for the next: of one unit (a partial), or of all (a state).
+# Named arrays that a pass leaves for the next one: of one unit (a partial), or reduced over all units (a state).
 Arrays = dict[str, np.ndarray]
 
 
 @dataclass(frozen=True)
 class ForwardRequest:
-    """One way of the samples through a model. Requests of all scores that go the same way share it.
+    """A forward pass of the samples through a model. Scores that request the same pass share it.
 
-    per_token: a number at each supervised token, Tensor [n]. hidden: whether the last layer's states are wanted too.
-    head: whether, beside them, what makes logits of them is.
-    pooled: whether a sentence encoder's vector is. of: what is kept of each sample, from a batch. model: the role of
-    the model. view: the whole sample; the same with its last answer alone supervised; its answers alone (the supervised
-    tokens behind the token that begins a text; raw text has none); or its contents as a plain text, as sentence
-    encoders take it.
+    per_token: a value at each supervised token, Tensor [n]. hidden: whether the last layer's hidden states are needed.
+    head: whether the output head, which maps them to logits, is needed too. pooled: whether the pooled vector of a
+    sentence encoder is needed. of: which columns are kept of each sample, from a batch. model: the role of the model.
+    view: the whole sample; the same, supervised on its last answer only; its answers only (the supervised tokens after
+    the beginning-of-text token; raw text has none); or its contents as plain text, as sentence encoders take it.
     """
 
     per_token: Callable[[Logits], Any] | None = None
@@ -40,42 +39,43 @@ class ForwardRequest:
 
 
 class GradientCollector(ABC):
-    """Looks at the gradients of a batch of B samples, parameter by parameter, and keeps what a score wants of them.
+    """Receives the gradients of a batch of B samples, one parameter at a time, and keeps what a score needs.
 
-    A sample without a gradient has a zero one here, and its reason in the column `error` of the request.
+    A sample without a gradient appears with a zero gradient, and with the reason in the column `error` of the request.
     """
 
     @abstractmethod
     def take(self, gradient: Any) -> None:
-        """Look at one parameter's (curate.gradients.per_sample.PerSample)."""
+        """Receive the per-sample gradients of one parameter (curate.gradients.per_sample.PerSample)."""
 
     def columns(self) -> Columns:
-        """What is kept of each sample, arrays [B, …]."""
+        """Values kept of each sample, arrays [B, …]."""
         return {}
 
     def sums(self) -> Mapping[str, Any]:
-        """What is added up over samples: tensors by name."""
+        """Values summed over the samples: tensors by name."""
         return {}
 
     def flops(self) -> float:
-        """What looking has cost."""
+        """The FLOPs that the collector itself has spent."""
         return 0.0
 
 
 @dataclass(frozen=True)
 class GradientRequest:
-    """One way of the samples forward and backward through a model: what is kept of the gradient of each one's loss, the
-    mean over its supervised tokens.
+    """A forward and backward pass of the samples through a model, and what is kept of the gradients of their losses,
+    each the mean over a sample's supervised tokens.
 
-    watch(at, state, places): a GradientCollector for a batch; given the model there (curate.gradients.backward), the
-    pass's state, and the samples' positions, int64 [B]. every: at every checkpoint, what is kept of a sample stacked
-    [B, C, …] and what is added up, added over all; else at the last. moments: whether the optimizer's state is wanted.
-    along(at, state): instead of a watcher the directions, name -> Tensor [K, *shape], along which forward-mode
-    differentiation is to find the derivatives of each one's loss, the column `dot` [B, K]. curved(at, state): likewise
-    one direction, name -> Tensor [1, *shape], that the Hessians of all losses are to be applied to: added up as
-    hessianCHECKPOINT/NAME, and how many they are as hessianCHECKPOINT/samples. loss: another loss than that mean:
-    (logits at supervised tokens [S, V], those of the model in the role `beside`, each token's sample int64 [S], how
-    many samples there are) -> Tensor [B].
+    watch(at, state, places): makes the GradientCollector of a batch, from the model at a checkpoint
+    (curate.gradients.backward), the state of the pass, and the positions of the samples, int64 [B]. every: whether to
+    run at all C checkpoints, stacking per-sample values as [B, C, …] and adding up sums over all; else at the last one
+    only. moments: whether the optimizer state is needed.
+    along(at, state): instead of a collector, the directions, name -> Tensor [K, *shape], along which forward-mode
+    differentiation computes the derivatives of each sample's loss, the column `dot` [B, K]. curved(at, state):
+    likewise one direction, name -> Tensor [1, *shape], for Hessian-vector products, summed over the samples as
+    hessianCHECKPOINT/NAME, with their count as hessianCHECKPOINT/samples. loss: replaces the mean loss: (logits at
+    supervised tokens [S, V], those of the model in the role `beside`, the sample of each token int64 [S], the number of
+    samples) -> Tensor [B].
     """
 
     watch: Callable[[Any, Any, np.ndarray], GradientCollector] | None = None
@@ -91,19 +91,19 @@ class GradientRequest:
 
 @dataclass(frozen=True)
 class Pass:
-    """One run over the pool.
+    """One run over the pool: a counting pass, which has a `reduce`, or the last pass, which has none.
 
-    map(batch, state) gives columns in the last pass, else a partial; `reduce` makes of all partials a state; a pass
-    is given the states of all before it, as one. `open(state)` is called once per worker, before any map, and what it
-    returns is handed to map in the state's place: the place to tokenise a target.
-    shaped_by: the settings that shape this pass's partials; others may change and the partials stand. flops: of one
-    sample, given what map is given; null where no tensors are at work, or a model counts them.
+    map(batch, state) returns columns in the last pass, else a partial; `reduce` combines all partials into a state; a
+    pass is given the states of all previous passes, merged. `open(state)` is called once per worker, before any map,
+    and its result is passed to map in place of the state: this is where to tokenise a target.
+    shaped_by: the settings that affect the partials of this pass; when others change, the partials remain valid. flops:
+    of one sample, given the second argument of map; None if no tensors are used, or if the model counts them.
 
-    A batch is a curate.kinds.text.Text; of a pass with requests, what each request keeps of the samples: request ->
-    column -> array [B]; of a score on vectors, the samples' curate.kinds.vectors.Vectors, and `open` is given the
-    target's. over: a counting pass with requests may go over the target's samples instead, or over the anchors that
-    were set aside. A partial of such a pass is what its requests' collectors add up, under the collectors' own names;
-    `reduce` is given the partials of few large ranges of the pool, added up already.
+    A batch is a curate.kinds.text.Text; in a pass with requests, what each request keeps of the samples: request ->
+    column -> array [B]; in a score on vectors, the curate.kinds.vectors.Vectors of the samples, and `open` is given
+    those of the target. over: a counting pass with requests may run over the samples of the target instead, or over the
+    held-out anchors. A partial of such a pass holds the sums of its requests' collectors, under the collectors' own
+    names; `reduce` is given partials of a few large ranges of the pool, already summed.
     """
 
     name: str

@@ -1,11 +1,11 @@
-"""The kinds of method, and how one is found: one method is one file.
+"""The kinds of methods, and the lookup of a method by name: one method is one file.
 
     curate/methods/scores/bm25.py      class Bm25(Score)       ->  curate score bm25
     curate/methods/selectors/top.py    class Top(Selector)     ->  curate select --selector top
 
-The file's name is what users type. Its one public class is a frozen dataclass whose fields are its settings;
-the text under each field documents it. Other packages add methods through the entry-point group
-`curate.methods`, as KIND.NAME. Verbs take objects; only the command line turns names into them.
+The file's name is the name that users type. Its one public class is a frozen dataclass whose fields are its settings;
+the string below each field documents it. Other packages add methods through the entry-point group
+`curate.methods`, as KIND.NAME. Verbs take objects; only the command line converts names to objects.
 """
 
 from __future__ import annotations
@@ -46,12 +46,12 @@ KINDS: dict[str, type[Method]] = {
 
 
 def names(kind: str) -> list[str]:
-    """The methods of a kind, ours and those of other packages."""
+    """The names of the methods of a kind, built-in and from other packages, sorted."""
     return sorted({*_own(kind), *_foreign(kind)})
 
 
 def find(kind: str, name: str) -> Any:
-    """The class of a method. Raises CurateError, naming the nearest, where there is none."""
+    """The class of a method. Raises CurateError, suggesting the most similar name, if there is none."""
     own, foreign = _own(kind), _foreign(kind)
     if name in foreign:
         if name in own:
@@ -71,7 +71,7 @@ def find(kind: str, name: str) -> Any:
 
 
 def make(kind: str, name: str, settings: Mapping[str, str] | None = None) -> Any:
-    """A method with settings given as text (`--set field=value`). Raises CurateError for an unknown or ill one."""
+    """A method with settings given as text (`--set field=value`). Raises CurateError for unknown or invalid ones."""
     return with_settings(find(kind, name), settings or {}, f"the {kind} '{name}'")
 
 
@@ -98,7 +98,7 @@ def help_text(kind: str, name: str) -> str:
 
 
 def settings_help(kind: str, name: str) -> list[dict[str, Any]]:
-    """Every setting of a method: name, type, default and the text that stands under its field."""
+    """Every setting of a method: name, type, default and the string below its field."""
     return fields_help(find(kind, name))
 
 

@@ -1,4 +1,4 @@
-"""Scores: what turns samples into a column, and what one may ask for (a target, models, a warm-up, anchors)."""
+"""Scores: methods that turn samples into a column, and what they can require (a target, models, a warm-up, anchors)."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:  # a machine that only runs models has no Arrow, polars or tor
 
 @dataclass(frozen=True)
 class Target:
-    """The val split of a target, or those a method asks for: its T samples and the sub-task of each ('' for none)."""
+    """The T samples of a target's val split (or the splits that a method uses), and their sub-tasks ('' for none)."""
 
     name: str
     text: Text
@@ -29,7 +29,7 @@ class Target:
 
     @classmethod
     def of(cls, samples: Sequence[Any], subtasks: Sequence[str] = ()) -> Target:
-        """A target from memory; samples as Text.of takes them."""
+        """A target from in-memory samples, in the form that Text.of takes."""
         from curate.kinds.text import Text
 
         return cls("target", Text.of(samples), tuple(subtasks) or ("",) * len(samples), "")
@@ -38,15 +38,14 @@ class Target:
 class Score(Method):
     """Turns samples into a column.
 
-    scope 'row': a sample's score depends on that sample alone, so new shards are filled in and old ones
-    stand; 'pool': it depends on the others, so new data makes it stale.
-    columns: further columns, name -> numpy dtype, or 'id' for a sample's id as a number, uint64, and 0 for none.
-    splits: those of a target that are its examples, where it uses one; 'test' only to find it in the pool.
-    unit_bytes: text per committed unit. models: the roles of the models
-    it needs, the first being the one that a bare --model names. usual_models: role -> the one taken where none is
-    named. checkpoints: how many of a training it looks at: none, the last, or each; 'each' needs some.
-    scores_warmup: whether the samples of its own warm-up are scored too. same_models: role -> the role whose model it
-    takes where none is named.
+    scope 'row': a sample's score depends on that sample alone, so new shards are scored and old ones remain valid;
+    'pool': it depends on the other samples, so new data makes it stale.
+    columns: further columns, name -> numpy dtype, or 'id' for a sample's id as uint64, with 0 for none.
+    splits: the splits of a target that it uses as examples; 'test' only to find that split's samples in the pool.
+    unit_bytes: characters of text per committed unit. models: the roles of the models it needs; a --model without a
+    role is the first. usual_models: role -> the default model. checkpoints: which checkpoints of a training it uses:
+    none, the last, or each; 'each' requires at least one. scores_warmup: whether the samples of its own warm-up are
+    scored too. same_models: role -> the role whose model it shares by default.
     """
 
     scope: ClassVar[Literal["row", "pool"]]
@@ -62,35 +61,35 @@ class Score(Method):
 
     @abstractmethod
     def passes(self, target: Target | None) -> Sequence[Pass]:
-        """The passes in order; only the last has no `reduce`."""
+        """The passes in order; only the last one has no `reduce`."""
 
     def vectors(self) -> Pass | None:
-        """The pass that makes a vector of each sample: a row of `vector` [B, D], of any length.
+        """The pass that computes a vector of each sample: the rows of `vector` [B, D], of any norm; None: no vectors.
 
-        It is the same for every target: the vectors are stored under a name of their own and serve all. The score is
-        then made of them, by the one pass of `passes(target)`; without a target there are the vectors only.
+        It does not depend on the target: the vectors are stored under their own name and shared by all targets. The
+        score is then computed from them by the single pass of `passes(target)`; without a target only vectors are made.
         """
         return None
 
     def target_vectors(self) -> Pass | None:
-        """The pass that makes a vector of each of a target's samples, where it is another."""
+        """The pass that computes the vectors of the target's samples; by default the same as for the pool."""
         return self.vectors()
 
     def warm_up(self) -> Warmup | None:
-        """The training whose checkpoints it looks at where none are given; null where there is none."""
+        """The training whose checkpoints it uses if none are given; None: it has no warm-up."""
         return None
 
     def anchors(self) -> HeldOutShare | None:
-        """The samples that are set aside for passes over anchors, and not scored; null where there are none."""
+        """The share of samples held out for passes over anchors, and not scored; None: nothing is held out."""
         return None
 
     def of_parameters(self, state: Arrays, moments: Any) -> Callable[[str], np.ndarray] | None:
-        """What it makes of the model's parameters, from the states of its counting passes and the optimizer's moments
-        (curate.gradients.optimizer_state.Moments): name -> float64, its shape; null for most."""
+        """The scores of the model's parameters, from the states of the counting passes and the optimizer's moments
+        (curate.gradients.optimizer_state.Moments): name -> float64 of its shape; None for most scores."""
         return None
 
     def note(self, columns: Mapping[str, np.ndarray]) -> str:
-        """What is to be said of a score once it is there, of its columns over the whole pool [N]; '' for nothing."""
+        """A remark for the user on the finished score, from its columns over the whole pool [N]; '': no remark."""
         return ""
 
     def keeps_subtasks(self) -> bool:
@@ -100,7 +99,7 @@ class Score(Method):
 
 @dataclass(frozen=True)
 class HeldOutShare:
-    """A share of the pool, drawn by the seed, that a score looks at and does not score."""
+    """A random share of the pool, drawn with the seed, that a score uses as anchors and does not score."""
 
     share: float
     seed: int
@@ -108,8 +107,8 @@ class HeldOutShare:
 
 @dataclass(frozen=True)
 class Warmup:
-    """A training that comes before a score or a mask: of `share` of the pool, drawn by the seed, as the settings say
-    (names and values of curate.training.settings). A checkpoint is kept of every epoch, with the optimizer's state."""
+    """A training run that precedes a score or a mask, on a random `share` of the pool drawn with the seed. settings:
+    names and values of curate.training.settings. A checkpoint is kept after every epoch, with the optimizer state."""
 
     share: float
     seed: int
@@ -117,13 +116,13 @@ class Warmup:
 
 
 def near_target(aggregate: Aggregate, keep_subtasks: bool) -> Pass:
-    """The pass of a score on vectors that is their nearness to the target's."""
+    """The pass that scores each vector by its cosine similarity with the vectors of the target."""
     anchors = partial(Anchors.of, aggregate=aggregate, keep_subtasks=keep_subtasks)
     return Pass("score", lambda batch, its: its.nearness(batch), open=anchors, flops=Anchors.flops)
 
 
 def run(score: Score, batches: Sequence[Any], target: Target | None = None) -> list[Columns]:
-    """All passes over batches in memory, one result per batch: a score without a workspace."""
+    """Run all passes over in-memory batches, without a workspace; returns one result per batch."""
     *counting, last = score.passes(target)
     state: Arrays = {}
     for step in counting:

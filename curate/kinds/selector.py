@@ -1,4 +1,4 @@
-"""Selectors: candidates, a budget and a seed in; positions of the chosen ones out, best first."""
+"""Selectors: candidates, a budget and a seed in; positions of the chosen samples out, best first."""
 
 from __future__ import annotations
 
@@ -22,25 +22,25 @@ class Budget:
     amount: float
 
     def fits(self, sizes: np.ndarray) -> int:
-        """How many candidates, in the given order, stay within the budget."""
+        """How many candidates, taken in the given order, fit in the budget."""
         if self.unit == "rows":
             return min(int(self.amount), len(sizes))
         return int(np.searchsorted(np.cumsum(sizes, dtype=np.float64), self.amount, side="right"))
 
     def pays(self, spent: float, size: float) -> bool:
-        """Whether one more, of that size, stays within the budget."""
+        """Whether one more candidate of this size fits in the budget."""
         return spent + size <= self.amount
 
 
 @dataclass(frozen=True)
 class Candidates:
-    """What may be selected: N samples, by id ascending.
+    """The N samples to select from, by id ascending.
 
-    ids: uint64 [N], the ids' 16 hex digits as numbers. values: float64 [N], finite, higher is better; or null
-    where none was asked for. sources: int [N], positions in `source_names`. sizes: float64 [N], what each sample
-    takes of the budget, in its unit. vectors: of every candidate, for a selector that uses them. target: the target's
-    examples as such vectors, for one that uses it. history: those learnt before, as such vectors, the latest last; null
-    where none were named. flops: what the selector has spent.
+    ids: uint64 [N], the 16 hex digits of each id as an integer. values: float64 [N], finite, higher is better; None if
+    no value was requested. sources: int [N], positions in `source_names`. sizes: float64 [N], the cost of each sample,
+    in the unit of the budget. vectors: those of every candidate, for a selector that uses them. target: the vectors of
+    the target's examples, for a selector that uses them. history: the vectors of samples trained on earlier, the most
+    recent last; None if none were given. flops: what the selector has spent, in FLOPs.
     """
 
     ids: np.ndarray
@@ -54,7 +54,7 @@ class Candidates:
     flops: list[float] = field(default_factory=list)
 
     def charge(self, flops: float) -> None:
-        """What a selector spends on tensors; the ledger adds it up."""
+        """Record FLOPs that a selector spends on tensor operations; the ledger sums them."""
         self.flops.append(flops)
 
     @classmethod
@@ -68,9 +68,9 @@ class Candidates:
         subtasks: Sequence[str] = (),
         history: Sequence[Sequence[float]] | np.ndarray | None = None,
     ) -> Candidates:
-        """Candidates from memory, with ids 1, 2, …; without sources all are of one, without sizes each takes 1.
+        """Candidates from in-memory data, with ids 1, 2, …; default: one source for all, and size 1 for each.
 
-        vectors, target, history: [N, D], [T, D] and [H, D] of any length. subtasks: of the target's examples.
+        vectors, target, history: [N, D], [T, D] and [H, D], of any norm. subtasks: of the target's examples.
         """
         n = len(values if values is not None else vectors if vectors is not None else ())
         names, codes = np.unique(np.array(sources or [""] * n), return_inverse=True)
@@ -86,12 +86,13 @@ class Candidates:
         )
 
     def require_values(self, selector: str) -> np.ndarray:
+        """The values, float64 [N]. Raises CurateError, which names the selector, if there are none."""
         if self.values is None:
             raise CurateError(f"the selector '{selector}' ranks by a value; say which with --by, as in --by bm25_t.")
         return self.values
 
     def require_vectors(self, selector: str) -> np.ndarray:
-        """The candidates' unit vectors, float16 or wider [N, D]."""
+        """The candidates' unit vectors, float16 or wider [N, D]. Raises CurateError if there are none."""
         if self.vectors is None:
             raise CurateError(
                 f"the selector '{selector}' works on vectors; say which by --vectors, as in --vectors embed "
@@ -103,8 +104,8 @@ class Candidates:
 class Selector(Method):
     """Columns, a budget and a seed in; positions of chosen candidates out, best first.
 
-    uses_history: whether it looks at what was learnt before, where that is named. fills: whether it spends the whole
-    budget while there are candidates; one that leaves out what is too much alike does not.
+    uses_history: whether it uses the samples trained on earlier, if they are given. fills: whether it spends the whole
+    budget as long as there are candidates; a selector that leaves out near-duplicates does not.
     """
 
     uses_vectors: ClassVar[bool] = False
@@ -114,18 +115,18 @@ class Selector(Method):
 
     @abstractmethod
     def select(self, candidates: Candidates, budget: Budget, seed: int) -> np.ndarray:
-        """int64 [n], positions in `candidates`, best first: none twice, never over the budget."""
+        """Positions in `candidates`, int64 [n], best first: no duplicates, never over the budget."""
 
 
 def by_value(values: np.ndarray) -> np.ndarray:
-    """Positions by falling value; equal values stay in order of position, which is by id."""
+    """Positions by descending value; ties keep their order of position, which is by id."""
     return np.argsort(-values, kind="stable")
 
 
 def highest(values: np.ndarray, sizes: np.ndarray, budget: Budget) -> np.ndarray:
-    """The longest beginning of the ranking `by_value` that fits the budget."""
+    """The longest prefix of the ranking `by_value` that fits in the budget."""
     some = np.arange(len(values))
     if budget.unit == "rows" and 1 <= (n := int(budget.amount)) < len(values):
-        some = np.flatnonzero(values >= np.partition(values, -n)[-n])  # only what may be chosen need be sorted
+        some = np.flatnonzero(values >= np.partition(values, -n)[-n])  # sort only what can be chosen
     order = some[by_value(values[some])]
     return order[: budget.fits(sizes[order])]

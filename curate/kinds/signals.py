@@ -1,8 +1,8 @@
-"""What a pass through a model is given. Plain holders of tensors: they know no model and no method.
+"""Inputs of scores and weightings from a pass through a model: plain containers, independent of models and methods.
 
-Shapes: B samples, T tokens of the longest of them, S supervised tokens of all of them, V the vocabulary, D the model's
-width. A token is supervised where its loss is what the sample teaches: in the assistant's turns of a chat, everywhere
-in raw text; never the first, which nothing predicts.
+Shapes: B samples, T tokens in the longest of them, S supervised tokens in all of them, V the size of the vocabulary, D
+the model's hidden width. A token is supervised if its loss is trained on: in a chat the assistant's turns, in raw text
+every token; never the first token, which nothing predicts.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Logits:
-    """The model's distribution at some supervised tokens, n of the S, and what stands there.
+    """The model's predictive distribution at n of the S supervised tokens, and the tokens themselves.
 
     log_p: natural log probabilities, float32 [n, V]. labels: int64 [n].
     """
@@ -34,19 +34,18 @@ class Logits:
 
     @cached_property
     def label_log_p(self) -> Tensor:
-        """Log probability of the token that stands there, float32 [n]."""
+        """Log probability of the actual token, float32 [n]."""
         return self.log_p.gather(1, self.labels[:, None])[:, 0]
 
 
 @dataclass(frozen=True)
 class Forward:
-    """B samples that went through a model once.
+    """The result of one forward pass of B samples; what was not requested is None.
 
-    per_token: what the request asked for at each supervised token, float64 [S], sample after sample; null where it
-    asked for nothing. counts: supervised tokens of each sample, int64 [B]. hidden: the last layer's states, float32 [B,
-    T, D], zero beyond a sample's end; null where not asked for. lengths: tokens of each sample, int64 [B]. pooled: the
-    vector a sentence encoder was made to give, float32 [B, D]; null where not asked for. head: what makes logits of
-    `hidden` (curate.models.head.Head); null where not asked for.
+    per_token: the requested value at each supervised token, float64 [S], sample after sample. counts: supervised tokens
+    of each sample, int64 [B]. hidden: the last layer's hidden states, float32 [B, T, D], zero beyond a sample's end.
+    lengths: tokens of each sample, int64 [B]. pooled: the pooled vector of a sentence encoder, float32 [B, D]. head:
+    maps `hidden` to logits (curate.models.head.Head).
     """
 
     per_token: np.ndarray | None
@@ -57,7 +56,7 @@ class Forward:
     head: Any = None
 
     def mean(self) -> np.ndarray:
-        """The mean of `per_token` over each sample's supervised tokens, float64 [B]; not a number where it has none."""
+        """The mean of `per_token` over each sample's supervised tokens, float64 [B]; NaN if it has none."""
         assert self.per_token is not None
         sums = np.add.reduceat(np.append(self.per_token, 0.0), np.cumsum(self.counts) - self.counts)
         with np.errstate(invalid="ignore", divide="ignore"):
@@ -65,7 +64,7 @@ class Forward:
 
 
 def means(batch: Forward) -> dict[str, np.ndarray]:
-    """Of each sample: the mean over its supervised tokens, and how many they are."""
+    """The columns `mean`, over each sample's supervised tokens, and `tokens`, their number."""
     return {"mean": batch.mean(), "tokens": batch.counts}
 
 
@@ -74,13 +73,14 @@ def means(batch: Forward) -> dict[str, np.ndarray]:
 
 @dataclass(frozen=True)
 class Matching:
-    """How the gradients of a step's candidates are compared, for a weighting that looks at `Products`.
+    """How the gradients of a step's candidates are compared, for a weighting that uses `Products`.
 
-    target: whether with the target's. precondition: of the target's gradient: 'none'; 'before', times the optimizer's
-    own D before it is projected; 'projected', its projection times the D that Adam would have of projected gradients.
-    candidates: whether D is on the candidates' side instead, where it changes their products with each other.
-    curvature: whether products with a Kronecker-factored curvature, or its inverse, between are wanted. damping: added
-    to its factors, times their mean diagonals. tokens: whether every token of a candidate is compared by itself.
+    target: whether they are compared with the target's gradient. precondition: of the target's gradient: 'none';
+    'before', multiplied by the optimizer's diagonal preconditioner D before projection; 'projected', its projection
+    multiplied by the D that Adam would have for projected gradients. candidates: whether D is applied to the candidates
+    instead, where it changes their products with each other. curvature: whether inner products through a
+    Kronecker-factored curvature matrix, or its inverse, are computed too. damping: added to its factors, relative to
+    their mean diagonals. tokens: whether every token of a candidate is compared separately.
     """
 
     target: bool = True
@@ -93,12 +93,13 @@ class Matching:
 
 @dataclass(frozen=True)
 class Products:
-    """Inner products of the gradients g of B candidates, each of its own loss as the step adds it up.
+    """Inner products of the gradients g_i of B candidates, each of its own loss as it enters the step's sum.
 
-    gram: <g_i, g_j>, float64 [B, B]; of D g with D on the candidates' side. aligned: <g_i, q> with the gradient q of
-    the target's mean loss, preconditioned as was asked for, float64 [B]; null without a target. square: <q, q>, of
-    length zero likewise. curved: <g_i, H g_j> with the curvature asked for, float64 [B, B]. influence: <g_i, H^-1 q>,
-    float64 [B]. tokens: <g_it, q> of what each token adds to g_i, float64 [B, T], 0 where there is none.
+    gram: <g_i, g_j>, float64 [B, B]; with D g instead of g if the candidates are preconditioned. aligned: <g_i, q> with
+    the gradient q of the target's mean loss, preconditioned as requested, float64 [B]; None without a target. square:
+    <q, q>; 0 without a target. curved: <g_i, H g_j> with the requested curvature H, float64 [B, B]. influence:
+    <g_i, H^-1 q>, float64 [B]. tokens: <g_it, q> for the contribution g_it of token t to g_i, float64 [B, T], 0 where
+    there is no token.
     """
 
     gram: np.ndarray
@@ -111,9 +112,9 @@ class Products:
 
 @dataclass(frozen=True)
 class Drawn:
-    """Which domain a step's samples are of, where they are drawn from a mixture.
+    """The domain of each sample of a step, if they are drawn from a mixture.
 
-    of: int64 [B], positions among the domains. vocabulary: how many tokens the model knows.
+    of: int64 [B], positions among the domains. vocabulary: the size of the model's vocabulary.
     """
 
     of: np.ndarray
@@ -122,16 +123,16 @@ class Drawn:
 
 @dataclass(frozen=True)
 class Step:
-    """What a weighting is shown of an optimizer step: B of its samples, or all of them where it weighs them together.
+    """The inputs of a weighting at an optimizer step: B of its samples, or all of them if it weights them jointly.
 
-    number: of the step, from 1. loss: each sample's mean loss over its supervised tokens under the model as it is,
+    number: of the step, from 1. loss: each sample's mean loss over its supervised tokens under the current model,
     float64 [B]. column: the user's column, or the mean loss under the model that training began with, float64 [B].
-    counts: supervised tokens of each sample, int64 [B]. token_loss: the loss of each of them under the model as it is,
-    float64 [S], sample after sample; base_token_loss: likewise, under the model that training began with, or another
-    that it is compared with. domains: of a mixture. states: the position-weighted mean of the last layer's
-    states of each sample, Tensor [B, D]. products: of their gradients. outputs: the samples as they went through the
-    model, a Forward with `hidden` and `head`, and room: how many may be chosen, for a weighting that chooses. lr: the
-    step's. What a weighting does not ask for is null.
+    counts: supervised tokens of each sample, int64 [B]. token_loss: the loss of each supervised token under the current
+    model, float64 [S], sample after sample; base_token_loss: likewise, under the model that training began with, or
+    another reference model. domains: of a mixture. states: the position-weighted mean of the last layer's hidden states
+    of each sample, Tensor [B, D]. products: inner products of their gradients. For a weighting that chooses, outputs:
+    the forward pass of the samples, with `hidden` and `head`, and room: how many may be chosen. lr: the learning rate
+    of the step. What a weighting does not request is None.
     """
 
     number: int
@@ -150,12 +151,12 @@ class Step:
 
 @dataclass(frozen=True)
 class Weights:
-    """What a step's samples weigh.
+    """The weights of a step's samples.
 
-    values: float64, finite and at least 0 (but where the weighting is `signed`): of each sample [B], or of each
-    supervised token [S], sample after sample. measure: what they were made of, float64 [B], for the record: a
-    similarity, a loss. tokens: of what each token adds to its sample's gradient, float64 [B, T], beside `values`.
-    fallback: whether these are not what the formula asks for, which gave nothing.
+    values: float64, finite, and at least 0 unless the weighting is `signed`: one per sample [B], or one per supervised
+    token [S], sample after sample. measure: the quantity they were computed from, float64 [B], for logging: a
+    similarity, a loss. tokens: weights of each token's contribution to its sample's gradient, float64 [B, T], in
+    addition to `values`. fallback: whether these are fallback weights, because the formula selected nothing.
     """
 
     values: np.ndarray
@@ -165,10 +166,10 @@ class Weights:
 
 
 def position_weighted(states: Tensor, document: Tensor, place: Tensor, n: int) -> Tensor:
-    """The mean of each document's states in which the l-th token has weight l, [n, D] (ADAPT, Section 5.3; RDS+).
+    """The mean of each document's hidden states, with weight l for token l, [n, D] (ADAPT, Section 5.3; RDS+).
 
-    states: [R, T, D]. document, place: int64 [R, T], which of the n documents a token belongs to (n: to none), and
-    where it stands in it, from 0. So neither padding nor what else stands in a row takes part.
+    states: hidden states, [R, T, D]. document, place: int64 [R, T], which of the n documents a token belongs to (n:
+    none), and its position in the document, from 0. Padding and other documents packed into the row are thus excluded.
     """
     weight = (place + 1).to(states.dtype)
     whose = document.reshape(-1)

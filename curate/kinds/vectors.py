@@ -1,4 +1,4 @@
-"""Vectors of samples and of a target, and how near they are. Plain arrays: knows no file, no model and no method."""
+"""Vectors of samples and of a target, and their similarity. Plain arrays: independent of files, models and methods."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 from curate.errors import CurateError
 
 Aggregate = Literal["mean", "max", "subtask_max"]
-_BLOCK = 1 << 22  # numbers of vectors that are widened at once
+_BLOCK = 1 << 22  # elements of vectors that are converted to a wider type at once
 
 
 @dataclass(frozen=True)
 class Vectors:
-    """N vectors of D numbers, apart from their length.
+    """N vectors of D dimensions, stored as unit vectors and norms.
 
-    unit: [N, D] of length 1, float16 as stored or wider; zero where there is none. norm: float32 [N], the length
-    before; not a number where there is none. error: object [N], why there is none, '' where there is one. subtasks: of
-    a target's samples, the sub-task of each.
+    unit: [N, D], of norm 1, float16 as stored or wider; zero for a sample without a vector. norm: float32 [N], the
+    original norm; NaN for a sample without a vector. error: object [N], why there is no vector, '' if there is one.
+    subtasks: for a target's samples, the sub-task of each.
 
-    Vectors in C parts (one of each checkpoint) are their parts' unit vectors side by side, each times the root of its
-    share, so that an inner product is the mean of the parts' cosines by their shares; norm is then [N, C].
+    Vectors in C parts (one per checkpoint) are the concatenated unit vectors of the parts, each scaled by the square
+    root of its share, so that inner products are means of the parts' cosines weighted by the shares; norm is [N, C].
     """
 
     unit: np.ndarray
@@ -39,8 +39,8 @@ class Vectors:
         subtasks: Sequence[str] = (),
         shares: Sequence[float] = (),
     ) -> Vectors:
-        """Vectors of any length, [N, D], or in parts [N, C, D]; one that is zero or not finite is none, with the
-        reason."""
+        """From vectors of any norm, [N, D], or in parts [N, C, D]; one that is zero or not finite counts as missing,
+        with the reason."""
         reasons = np.full(len(raw), "", object) if error is None else np.array(error, object)
         wide = np.asarray(raw, np.float64 if raw.dtype == np.float64 else np.float32)
         norm = np.linalg.norm(wide, axis=-1)
@@ -63,20 +63,20 @@ class Vectors:
         return self.error == ""
 
     def raw(self, rows: np.ndarray) -> np.ndarray:
-        """Some of them of the length that they had, float64 [n, D]; zero where there is none. In parts, each is."""
+        """The vectors of some rows at their original norms, float64 [n, D] (part by part); zero for missing ones."""
         norm = np.nan_to_num(self.norm[rows].astype(np.float64))
         unit = self.unit[rows].astype(np.float64)
         parts = norm.shape[1] if norm.ndim == 2 else 1
         return (unit.reshape(len(unit), parts, -1) * norm.reshape(len(unit), parts, 1)).reshape(unit.shape)
 
     def take(self, rows: np.ndarray) -> Vectors:
-        """Some of them, by position or by truth."""
+        """A subset, by positions or by a boolean mask."""
         some = tuple(np.array(self.subtasks, object)[rows]) if self.subtasks else ()
         return Vectors(self.unit[rows], self.norm[rows], self.error[rows], some)
 
 
 def side_by_side(parts: np.ndarray, shares: Sequence[float]) -> np.ndarray:
-    """Unit vectors in parts [N, C, D] as one each, [N, C D]; shares: of the parts, which add up to 1; empty: equal."""
+    """Concatenate unit vectors in parts [N, C, D] to [N, C D]; shares: of the parts, summing to 1; empty: equal."""
     count = parts.shape[1]
     if count > 1:
         roots = np.sqrt(np.asarray(shares or [1 / count] * count, np.float64))
@@ -85,7 +85,7 @@ def side_by_side(parts: np.ndarray, shares: Sequence[float]) -> np.ndarray:
 
 
 def similarities(unit: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """Cosines of N unit vectors with C directions, float64 [N, C]; in blocks, so that little is widened at once."""
+    """Products of N unit vectors with C directions, float64 [N, C]; computed in blocks to limit memory."""
     found, step = np.empty((len(unit), len(others))), max(1, _BLOCK // max(unit.shape[1], 1))
     columns = others.T.astype(np.float64)
     for start in range(0, len(unit), step):
@@ -94,7 +94,7 @@ def similarities(unit: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def cosines(unit: np.ndarray, others: np.ndarray) -> np.ndarray:
-    """As `similarities`, in float32, where a choice among many is made by them and not a score."""
+    """As `similarities`, but in float32: precise enough to choose among many, not for stored scores."""
     found, step = np.empty((len(unit), len(others)), np.float32), max(1, _BLOCK // max(unit.shape[1], 1))
     columns = np.ascontiguousarray(others.T, np.float32)
     for start in range(0, len(unit), step):
@@ -103,9 +103,9 @@ def cosines(unit: np.ndarray, others: np.ndarray) -> np.ndarray:
 
 
 def frontier(bound: np.ndarray, n: int) -> tuple[np.ndarray, tuple[float, int]]:
-    """The n highest of N bounds, of equals the first, by position; and the best that is left out.
+    """Positions of the n highest of N bounds, ties by lower position; and the best one that is left out.
 
-    That one is (-bound, position), which orders as the choice does: lower is better; (inf, N) where none is left out.
+    The latter is (-bound, position), so that lower is better, as in the choice; (inf, N) if none is left out.
     """
     if n >= len(bound):
         return np.arange(len(bound)), (np.inf, len(bound))
@@ -123,10 +123,11 @@ def frontier(bound: np.ndarray, n: int) -> tuple[np.ndarray, tuple[float, int]]:
 
 @dataclass(frozen=True)
 class Anchors:
-    """A target as directions to be near to: one for each example, each sub-task or the whole of it.
+    """A target as C directions: one for each example, for each sub-task, or for the target as a whole.
 
     directions: float64 [C, D], each the mean of its examples' unit vectors, so that a product with it is the mean
-    cosine (aggregate-first: exact, since the cosine of unit vectors is linear). shares: of the target, float64 [C].
+    cosine (aggregating first is exact, since the cosine of unit vectors is linear). shares: the share of the target's
+    examples in each, float64 [C].
     """
 
     directions: np.ndarray
@@ -137,7 +138,7 @@ class Anchors:
 
     @classmethod
     def of(cls, target: Vectors, aggregate: Aggregate, keep_subtasks: bool = False) -> Anchors:
-        """Raises CurateError where no example of the target has a vector."""
+        """The directions of a target's vectors. Raises CurateError if no example of the target has a vector."""
         some = target.take(target.there)
         if not len(some):
             why = target.error[0] if len(target) else "it has no examples"
@@ -154,11 +155,11 @@ class Anchors:
         return cls(sums / sizes[:, None], tuple(labels.tolist()), sizes / sizes.sum(), aggregate, keep_subtasks)
 
     def flops(self) -> float:
-        """FLOPs of one sample's nearness."""
+        """FLOPs of the similarities of one sample."""
         return 2.0 * self.directions.size
 
     def nearness(self, batch: Vectors) -> Mapping[str, Any]:
-        """The score of each sample, float64 [B], and its mean cosine with each sub-task where that is kept."""
+        """The score of each sample, float64 [B], and its mean cosine with each sub-task if `keep_subtasks`."""
         score, kept = np.empty(len(batch)), []
         step = max(1, _BLOCK // max(len(self.directions), 1))
         for start in range(0, len(batch), step):
@@ -177,7 +178,7 @@ class Anchors:
 class Groups:
     """A target's examples as one group, or one for each sub-task.
 
-    labels: of the K groups. of_each: int64 [T], which one each example is of.
+    labels: of the K groups. of_each: int64 [T], the group of each example.
     """
 
     labels: tuple[str, ...]
@@ -185,13 +186,14 @@ class Groups:
 
     @classmethod
     def of(cls, subtasks: Sequence[str], apart: bool) -> Groups:
+        """Groups of examples by sub-task if `apart`, else one group."""
         names = np.array(subtasks if apart else [""] * len(subtasks), object).astype(str)
         labels, group = np.unique(names, return_inverse=True)
         return cls(tuple(labels.tolist()), group.astype(np.int64))
 
     def aggregated(self, values: np.ndarray, shares: np.ndarray, aggregate: Aggregate, keep: bool) -> Mapping[str, Any]:
-        """The score of each sample from its values for each group, [B, K]; and these, where they are kept. shares: what
-        each group counts for in the mean, [K]."""
+        """The score of each sample from its values for each group, [B, K]; and these, if `keep`. shares: the weight of
+        each group in the mean, [K]."""
         score = values @ shares if aggregate == "mean" else values.max(1, initial=-np.inf)
         kept = {"subtasks": dict(zip(self.labels, values.T, strict=True))} if keep else {}
         return {"score": score, **kept}

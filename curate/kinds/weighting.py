@@ -1,4 +1,4 @@
-"""Weightings: what a training step says of its samples in, a weight for each of them out."""
+"""Weightings: signals of a training step's samples in, a weight for each sample out."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ Signal = Literal["loss", "token_loss", "column", "base_loss", "base_token_loss",
 
 
 class Weighting(Method):
-    """Turns what a training step shows into weights: `init() -> state`, `update(step, state) -> weights, state`.
+    """Turns the signals of a training step into weights: `init() -> state`, `update(step, state) -> weights, state`.
 
-    scope 'sample': a sample's weight depends on that sample alone; 'batch': on all samples of the step, of every
-    process and micro-batch, which `update` then sees together. needs: what of a Step it looks at; 'column' is one that
-    the user names, 'base_loss' the same or else the sample's mean loss under the model that training begins with (or
-    another, that `Training.reference` names); 'domains' wants samples that are drawn from a mixture.
-    uses_target: whether it is given anchors, the target's samples as the model sees them, every `refresh` steps.
-    normalize: 'mean1' divides by the sum of the weights (of tokens) instead of their number, so that a step's weights
-    are 1 in the mean. The state is plain arrays, so that a checkpoint can hold it.
+    scope 'sample': a sample's weight depends on that sample alone; 'batch': on all samples of the step, across all
+    processes and micro-batches, which `update` then receives together. needs: the fields of a Step that it uses;
+    'column' is one that the user names; 'base_loss' is that column or else the sample's mean loss under the model that
+    training begins with (or under `TrainingSpec.reference`); 'domains' requires samples drawn from a mixture.
+    uses_target: whether it receives anchors, representations of the target's samples under the current model, every
+    `refresh` steps. normalize: 'mean1' divides by the sum of the weights (of tokens) instead of their number, so that a
+    step's weights have mean 1. The state consists of plain arrays, so that a checkpoint can store it.
 
-    chooses: it is shown more candidates than a step learns from, and gives at most `Step.room` of them a weight; the
-    others are not learnt from. signed: its weights may be negative.
+    chooses: it receives more candidates than a step trains on, and gives at most `Step.room` of them a weight; the
+    others are not trained on. signed: its weights may be negative.
     """
 
     scope: ClassVar[Literal["sample", "batch"]] = "sample"
@@ -38,26 +38,27 @@ class Weighting(Method):
 
     @property
     def signed(self) -> bool:
+        """Whether its weights may be negative."""
         return False
 
     def matching(self) -> Matching | None:
-        """How the candidates' gradients are to be compared; null: it does not look at them."""
+        """How the candidates' gradients are compared; None: it does not use gradients."""
         return None
 
     def init(self, column: np.ndarray | None) -> Arrays:
-        """The state before the first step. column: of all training samples, float64 [N]; null where not asked for."""
+        """The state before the first step. column: of all training samples, float64 [N]; None if not requested."""
         return {}
 
     def refreshed(self, anchors: Any, state: Arrays) -> Arrays:
-        """The state with new anchors: the states of the target's samples under the model as it is, Tensor [V, D]."""
+        """The state with new anchors: position-weighted mean hidden states of the target's samples, Tensor [V, D]."""
         return state
 
     @abstractmethod
     def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
-        """The weights of the samples shown, and the state behind them."""
+        """The weights of the given samples, and the updated state."""
 
 
 def weigh_once(weighting: Weighting, values: np.ndarray) -> np.ndarray:
-    """The weights of samples from one column of them, float64 [N], as if all were one step's: a weighting offline."""
+    """Offline weights from one column of values, float64 [N], as if all N samples were in one step."""
     column = np.asarray(values, np.float64)
     return weighting.update(Step(1, loss=column, column=column), weighting.init(column))[0].values

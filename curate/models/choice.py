@@ -134,7 +134,7 @@ def _from_hub(hub_id: str) -> Path:
         return Path(found.submodule_search_locations[0]) / folder
     try:
         return Path(snapshot_download(hub_id, allow_patterns=list(_WANTED)))
-    except Exception as error:  # the hub's client raises many kinds; all of them mean that the model is not here
+    except Exception as error:  # the hub's client raises many kinds; all of them mean that the model is not here  # noqa: BLE001
         first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise CurateError(
             f"the model {hub_id} could not be had from the hub ({first}); name a folder that holds it instead."
@@ -167,7 +167,7 @@ def _digest_of(file: Path) -> bytes:
 @functools.lru_cache
 def _digest(file: Path, size: int, changed: int) -> bytes:
     """The SHA-256 of a file; kept for as long as its size and the time of its last change stay."""
-    with open(file, "rb") as f:
+    with file.open("rb") as f:
         return hashlib.file_digest(f, "sha256").digest()
 
 

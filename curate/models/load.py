@@ -84,7 +84,7 @@ def _loaded(choice: ModelChoice, kind: Any, what: str) -> tuple[Any, Any]:
         ):  # a bar of GGUF's, not to be had off
             eager = {"attn_implementation": "eager"} if choice.count_flops else {}
             model: Any = kind.from_pretrained(folder, **options, **safe, **eager, dtype=dtype)
-    except Exception as error:  # readers of weights raise many kinds; all mean that these cannot be read
+    except Exception as error:  # readers of weights raise many kinds; all mean that these cannot be read  # noqa: BLE001
         raise CurateError(f"{path} cannot be loaded as {what} ({_first(error)}).") from None
     if path.is_file():  # it was quantized and is not any more; else it could not be saved
         vars(model.config).pop("quantization_config", None)
@@ -116,7 +116,7 @@ def _tokenizer(path: Path, folder: Path, options: dict[str, Any], choice: ModelC
         )
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
-    except Exception as error:  # as above
+    except Exception as error:  # as above  # noqa: BLE001
         raise CurateError(f"the tokenizer of {path} cannot be loaded ({_first(error)}).") from None
     if not tokenizer.is_fast:
         raise CurateError(f"the tokenizer of {path} is not a fast one; convert it to tokenizer.json.")

@@ -176,7 +176,7 @@ def _rendered(tokenizer: Any, chat: list[dict[str, Any]], open_turn: bool = Fals
         return tokenizer.apply_chat_template(
             chat, chat_template=template, tokenize=False, add_generation_prompt=open_turn
         )
-    except Exception as error:  # a template may raise anything, and does so on purpose for roles it does not know
+    except Exception as error:  # a template may raise anything, and does so on purpose for roles it does not know  # noqa: BLE001
         raise Unrenderable(f"its chat template refuses it: {(str(error).splitlines() or [''])[0][:200]}") from None
 
 
@@ -190,6 +190,6 @@ def _marked(tokenizer: Any, chat: list[dict[str, Any]]) -> tuple[str, list[Span]
             return_assistant_tokens_mask=True,
             **tokenizer.special_tokens_map,
         )
-    except Exception as error:  # as above
+    except Exception as error:  # as above  # noqa: BLE001
         raise Unrenderable(f"its chat template refuses it: {(str(error).splitlines() or [''])[0][:200]}") from None
     return str(texts[0]), [(int(a), int(b)) for a, b in spans[0]]

@@ -58,12 +58,13 @@ def _refuse_shared(ws: Workspace, method: Score, out: list[tuple[str, str]], tar
     if target is None:
         return
     its = set(load_target(ws, target).text.frame["id"].to_list())
-    for id, why in out:
-        if id in its:
+    for sample_id, why in out:
+        if sample_id in its:
             setting = "warmup_seed" if why == _WARMUP else "anchors_seed"
             raise CurateError(
-                f"the sample {id} of the target '{target}' is in the pool too, and there {why} of '{method.name}': "
-                f"what judges must be neither; draw others by --set {setting}=…, or take it out of the target."
+                f"the sample {sample_id} of the target '{target}' is in the pool too, and there {why} of "
+                f"'{method.name}': what evaluates must be neither; draw others by --set {setting}=…, or take it out of "
+                "the target."
             )
 
 

@@ -1,12 +1,12 @@
-"""Tables, arrays and JSON as files, and folders of parts each vouched for by a commit record.
+"""Folders of parts (tables or arrays as files), each part certified by a commit record.
 
 A folder of parts looks like
 
     part-00000.parquet  part-00001.parquet …  _commit/part-00000.json  _commit/part-00001.json …
 
-and a part without its record does not exist: readers skip it, writers replace it. The record, written last, has the
-part's size and SHA-256. Bytes hold no name, time, host or path, so equal work gives equal files, and two writers of
-one part (one of them taken for dead) do each other no harm.
+and a part without its record does not exist: readers skip it, writers replace it. The record, written last, holds the
+part's size and SHA-256. Files contain no name, time, host or path, so equal work gives identical files, and two
+writers of one part (one of them presumed dead) do not harm each other.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ _DECODE = {".parquet": parquet_of, ".arrow": arrow_of, ".safetensors": load}
 class Parts:
     """One folder of committed parts, named by strings such as `part-00000`.
 
-    lasting: whether a part must outlive a loss of power as soon as it is committed; where not (units, which only a
-    killed process needs), a part is trusted by its checksum, never by its record alone.
+    lasting: whether a part must survive a power failure as soon as it is committed. If not (units, which only serve to
+    resume a killed process), a part is trusted only after its checksum is verified, never by its record alone.
     """
 
     folder: Location
@@ -40,9 +40,11 @@ class Parts:
     lasting: bool = True
 
     def path(self, name: str) -> Location:
+        """The file of a part."""
         return self.folder / f"{name}{self.suffix}"
 
     def record_path(self, name: str) -> Location:
+        """The file of a part's commit record."""
         return self.folder / "_commit" / f"{name}.json"
 
     def names(self) -> list[str]:
@@ -50,21 +52,23 @@ class Parts:
         return sorted(p.name.removesuffix(".json") for p in (self.folder / "_commit").glob("*.json"))
 
     def record(self, name: str) -> dict[str, Any] | None:
+        """The commit record of a part; None if there is none, or it is truncated."""
         path = self.record_path(name)
         try:
             return read_json(path)
         except FileNotFoundError:
             return None
         except orjson.JSONDecodeError:
-            return None  # cut by a loss of power, so it vouches for nothing
+            return None  # truncated by a power failure, so it certifies nothing
 
     def records(self) -> dict[str, dict[str, Any]]:
+        """The commit records of all committed parts, by name, in order."""
         names = self.names()
         found = for_each(self.record, names, isinstance(self.folder, ObjectPath))
         return {name: record for name, record in zip(names, found, strict=True) if record}
 
     def sizes(self) -> dict[str, int]:
-        """Bytes of every file of the folder that is named like a part, by the part's name."""
+        """The size in bytes of every file that is named like a part, committed or not, by the part's name."""
         found = [p for p in self.folder.glob(f"*{self.suffix}") if not p.name.startswith(".")]
         sizes = for_each(size, found, isinstance(self.folder, ObjectPath))
         return {p.name.removesuffix(self.suffix): n for p, n in zip(found, sizes, strict=True)}
@@ -78,13 +82,13 @@ class Parts:
         else:
             data = arrow(content) if self.suffix == ".arrow" else parquet(content, row_group)
             record = {"rows": content.num_rows, "schema": _describe(content.schema), **record}
-        self.record_path(name).unlink(missing_ok=True)  # a part being replaced does not exist meanwhile
+        self.record_path(name).unlink(missing_ok=True)  # a part that is being replaced must not appear committed
         write_atomic(self.path(name), data, flush=self.lasting)
         vouch = {"sha256": digest(data), "bytes": len(data), **record}
         write_json(self.record_path(name), vouch, flush=self.lasting)
 
     def read(self, name: str) -> Any:
-        """A part's table or arrays, or null where its bytes are not those its record vouches for."""
+        """A part's table or arrays; None if it is missing or its bytes do not match the SHA-256 in its record."""
         record = self.record(name)
         try:
             data = self.path(name).read_bytes()
@@ -95,11 +99,12 @@ class Parts:
         return _DECODE[self.suffix](data)
 
     def remove(self, name: str) -> None:
+        """Remove a part: its record first, so that it never appears committed without its file."""
         self.record_path(name).unlink(missing_ok=True)
         self.path(name).unlink(missing_ok=True)
 
     def remove_leftovers(self) -> None:
-        """Remove what a killed writer left: temporaries, parts without a record. Only for the lock's holder."""
+        """Remove what a killed writer left: temporary files, parts without a record. Requires holding the lock."""
         committed = set(self.names())
         remove_leftovers(self.folder, mine=True)
         for path in self.folder.glob(f"*{self.suffix}"):

@@ -1,4 +1,4 @@
-"""Values as bytes: JSON, Parquet and safetensors, with digests, and a sentence where a file is damaged."""
+"""Values as bytes: JSON, Parquet, Arrow and safetensors, with digests, and an error message for damaged files."""
 
 from __future__ import annotations
 
@@ -20,19 +20,21 @@ ROW_GROUP = 65_536
 
 
 def digest(data: bytes | memoryview) -> str:
-    """The SHA-256 that records vouch by."""
+    """The SHA-256 of the data, as commit records hold it."""
     return hashlib.sha256(data).hexdigest()
 
 
 def write_json(path: Location, value: Any, flush: bool = True) -> None:
+    """Write a value as indented JSON, atomically. flush: as for `write_atomic`."""
     options = orjson.OPT_INDENT_2 | orjson.OPT_SERIALIZE_NUMPY | orjson.OPT_APPEND_NEWLINE
     write_atomic(path, orjson.dumps(value, option=options), flush)
 
 
-LASTING = (b"shares",)  # of a schema's metadata, what is written: what each part of vectors counts for
+LASTING = (b"shares",)  # the only schema metadata that is written: the share of each part of vectors
 
 
 def read_json(path: Location) -> Any:
+    """The value in a JSON file. Raises FileNotFoundError, or orjson.JSONDecodeError for invalid JSON."""
     return orjson.loads(path.read_bytes())
 
 
@@ -48,7 +50,7 @@ def parquet(table: pa.Table, row_group: int = ROW_GROUP) -> memoryview:
     told = {key: value for key, value in (table.schema.metadata or {}).items() if key in LASTING}
     table = table.combine_chunks().replace_schema_metadata(told or None)
     sink = pa.BufferOutputStream()
-    repeating = [field.name for field in table.schema if not pa.types.is_fixed_size_list(field.type)]  # vectors do not
+    repeating = [field.name for field in table.schema if not pa.types.is_fixed_size_list(field.type)]  # not vectors
     dictionary: Any = repeating if len(repeating) < table.num_columns else True
     pq.write_table(table, sink, compression="zstd", row_group_size=row_group, use_dictionary=dictionary)
     return memoryview(sink.getvalue())
@@ -57,7 +59,7 @@ def parquet(table: pa.Table, row_group: int = ROW_GROUP) -> memoryview:
 def read_table(path: Location, columns: Sequence[str] | None = None, rows: tuple[int, int] | None = None) -> pa.Table:
     """Read a Parquet file, all of it or some columns, or the rows from `rows[0]` up to `rows[1]`.
 
-    Only the row groups that hold those rows are read. Raises CurateFailure where the file is damaged.
+    Only the row groups that contain those rows are read. Raises CurateFailure if the file is damaged.
     """
     try:
         with _opened(path) as f:
@@ -73,11 +75,11 @@ def read_table(path: Location, columns: Sequence[str] | None = None, rows: tuple
     except OSError as error:
         if isinstance(error, FileNotFoundError) or error.errno:
             raise
-        raise _damaged(path, error) from None  # Arrow's word for pages that do not unpack
+        raise _damaged(path, error) from None  # Arrow raises OSError without errno for pages that do not decompress
 
 
 def row_groups(path: Location) -> list[int]:
-    """The positions between which the row groups of a Parquet file lie: 0, …, its rows."""
+    """The boundaries of the row groups of a Parquet file, as row positions: 0, …, number of rows."""
     with _opened(path) as f:
         return _group_ends(f).tolist()
 
@@ -88,17 +90,17 @@ def _group_ends(file: pq.ParquetFile) -> np.ndarray:
 
 
 def parquet_of(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
-    """The table of a Parquet file's bytes, read by this thread alone.
+    """The table in the bytes of a Parquet file, read in this thread only.
 
-    One of Arrow's threads that still held the bytes, which are Python's, when the interpreter ends would end the
-    process by SIGABRT (apache/arrow#34314); pq.read_table starts such threads too.
+    If one of Arrow's threads still held the bytes, which Python owns, at interpreter exit, the process would be killed
+    by SIGABRT (apache/arrow#34314); pq.read_table starts such threads too.
     """
     with pq.ParquetFile(pa.BufferReader(data)) as f:
         return f.read(columns=list(columns) if columns else None, use_threads=False)
 
 
 def arrow(table: pa.Table) -> memoryview:
-    """The bytes of a table as an Arrow file: quick to write and to read, for what is soon to be part of another."""
+    """The bytes of a table as an Arrow file: fast to write and read, for tables that will soon be merged."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as f:
         f.write_table(table)
@@ -106,6 +108,7 @@ def arrow(table: pa.Table) -> memoryview:
 
 
 def arrow_of(data: bytes) -> pa.Table:
+    """The table in the bytes of an Arrow file."""
     with pa.ipc.open_file(data) as f:
         return f.read_all()
 
@@ -118,15 +121,16 @@ def _opened(path: Location) -> pq.ParquetFile:
 
 def _damaged(path: Location, error: Exception) -> CurateFailure:
     first = str(error).strip().splitlines()[0].rstrip(".")
-    return CurateFailure(f"{path} is damaged ({first}); `curate verify` says what else is, and --repair mends it.")
+    return CurateFailure(f"{path} is damaged ({first}); `curate verify` lists all damage, and --repair fixes it.")
 
 
 def read_arrays(path: Location) -> dict[str, np.ndarray]:
+    """The named arrays in a safetensors file."""
     return load(path.read_bytes())
 
 
 def size(path: Location) -> int:
-    """Bytes of a file; 0 where it is not there."""
+    """The size of a file in bytes; 0 if it does not exist."""
     if isinstance(path, ObjectPath):
         return path.size()
     return path.stat().st_size if path.exists() else 0

@@ -1,8 +1,8 @@
-"""Where bytes lie: below a folder (pathlib.Path) or below a prefix of an object store (ObjectPath, `s3://…`).
+"""Atomic file operations, in a folder (pathlib.Path) or under a prefix of an object store (ObjectPath, `s3://…`).
 
-Both have the face of pathlib, as far as a workspace needs it. What differs is how a file appears whole or not at
-all: a folder has renames, so a file is written under a temporary name, flushed and renamed; an object store has
-none, but shows an object only once it is complete, so it is written once, under its final name.
+Both offer the pathlib interface that a workspace needs. They differ in how a file appears completely or not at all: a
+file system can rename, so a file is written under a temporary name, flushed and renamed; an object store cannot, but
+shows an object only once it is complete, so it is written once, under its final name.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ from curate.store.object_store import Location, ObjectPath, for_each
 
 
 def write_atomic(path: Location, data: bytes | memoryview, flush: bool = True) -> None:
-    """Write a whole file. flush: whether it must outlive a loss of power at once, not only the process."""
+    """Write a file atomically. flush: whether it must survive a power failure, not only the end of the process."""
     if isinstance(path, ObjectPath):
         path.write_bytes(bytes(data))
         return
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{machine()}.{os.getpid()}.tmp")
     try:
-        with open(temporary, "wb") as f:
+        with temporary.open("wb") as f:
             f.write(data)
             if flush:
                 f.flush()
                 os.fsync(f.fileno())
-        os.replace(temporary, path)
+        temporary.replace(path)
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
@@ -46,12 +46,12 @@ def _flush_folder(folder: Path) -> None:
 
 
 def remove_leftovers(folder: Location, mine: bool = False) -> None:
-    """Remove the temporaries below a folder whose writer is dead; all but this process's where the folder is `mine`.
+    """Remove temporary files below a folder whose writer is dead; if `mine`, all except those of this process.
 
-    mine: nothing living writes there, since this process holds the lock on it.
+    mine: this process holds the lock on the folder, so no other live process writes there.
     """
     if isinstance(folder, ObjectPath):
-        return  # an object half written was never there
+        return  # a partially written object is never visible
     for path in folder.rglob(".*.tmp"):
         host, process = path.name.split(".")[-3:-1]
         if mine and int(process) != os.getpid() or host == machine() and not lives(int(process)):
@@ -59,8 +59,8 @@ def remove_leftovers(folder: Location, mine: bool = False) -> None:
 
 
 def remove_tree(folder: Location, marker: str | None = None) -> None:
-    """Remove a folder. marker: the file without which it counts for nothing, so that a kill half-way leaves nothing
-    that looks whole: a folder that has one is renamed first, of a prefix the marker goes first."""
+    """Remove a folder. marker: the file without which the folder is invalid. So that an interrupted removal leaves
+    nothing that looks complete, a folder with a marker is renamed first; in an object store its marker goes first."""
     if isinstance(folder, ObjectPath):
         if marker:
             (folder / marker).unlink(missing_ok=True)
@@ -73,12 +73,12 @@ def remove_tree(folder: Location, marker: str | None = None) -> None:
 
 
 def replace_tree(new: Location, old: Location, marker: str) -> None:
-    """Put the folder `new` in the place of `old`. Interrupted, it is finished by being called again.
+    """Replace the folder `old` by `new`. If interrupted, call it again to finish.
 
-    In a store without rename every file is copied, the `marker`, without which the tree counts for nothing, last.
+    An object store cannot rename, so every file is copied; the `marker`, without which the tree is invalid, comes last.
     """
     if isinstance(new, ObjectPath) and isinstance(old, ObjectPath):
-        if (new / marker).exists():  # else it was copied already, and this much was left to do
+        if (new / marker).exists():  # else all was copied already, and only the removal below is left
             remove_tree(old, marker)
             files = [p for p in new.rglob("*") if p != new / marker and not p.is_dir()]
             for_each(lambda p: p.store.copy_file(p.key, old.key + p.key.removeprefix(new.key)), files, remote=True)
@@ -86,22 +86,22 @@ def replace_tree(new: Location, old: Location, marker: str) -> None:
         remove_tree(new, marker)
     elif isinstance(new, Path) and isinstance(old, Path) and new.exists():
         aside = _aside(old) if old.exists() else None
-        os.replace(new, old)
+        new.replace(old)
         _flush_folder(old.parent)
         if aside:
             shutil.rmtree(aside, ignore_errors=True)
 
 
 def _aside(folder: Path) -> Path:
-    """The folder under a name that says it is to be removed; see `sweep_dropped`."""
+    """Rename a folder to a name that marks it for removal (see `sweep_dropped`); returns the new path."""
     doomed = folder.with_name(f".{folder.name}.dropped")
     shutil.rmtree(doomed, ignore_errors=True)
-    os.replace(folder, doomed)
+    folder.replace(doomed)
     return doomed
 
 
 def sweep_dropped(folder: Location) -> None:
-    """Finish the removals in a folder that were cut short."""
+    """Finish the interrupted removals in a folder."""
     if isinstance(folder, Path):
         for doomed in folder.glob(".*.dropped"):
             shutil.rmtree(doomed, ignore_errors=True)

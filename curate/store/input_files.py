@@ -1,5 +1,5 @@
-"""From paths to records: which files a path means, what they are (by their bytes, not their names), and
-what stands in them, row by row, in bounded memory.
+"""From paths to records: which files a path denotes, their formats (detected from their bytes, not their names), and
+their contents, row by row, in bounded memory.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ else:
 _ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow")
 _PACKED = (".gz", ".zst")
 _HUB = re.compile(r"(?:hf:)?([\w.-]+/[\w.-]+)(?::(\w+))?")
-_BATCH = 512  # rows turned into Python objects at a time
+_BATCH = 512  # rows converted to Python objects at a time
 _CHUNK = 1 << 20
 _BROKEN = (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError)
 
@@ -45,7 +45,7 @@ class Input:
     """One file, dataset folder or hub dataset to read.
 
     kind: 'jsonl', 'json' (an array), 'parquet', 'arrow', 'dataset', 'hub' or 'empty'.
-    key: changes with the content; what an ingest remembers it by.
+    key: a fingerprint of the content, by which an ingest recognises the file.
     """
 
     path: str
@@ -55,14 +55,15 @@ class Input:
 
 
 def find_inputs(given: str) -> list[Input]:
-    """What a path, folder, glob or hub id means. Raises CurateError where it is nothing we can read."""
+    """The inputs denoted by a path, folder, glob or hub id. Raises CurateError if it is nothing readable."""
     path = Path(given)
     source = source_name(given)
     if path.is_file():
         return [_file(path, source)]
     if path.is_dir():
         return _folder(path, source)
-    matches = [Path(p) for p in sorted(glob.glob(given, recursive=True)) if Path(p).is_file()]
+    # not Path.glob, which takes no absolute pattern
+    matches = [Path(p) for p in sorted(glob.glob(given, recursive=True)) if Path(p).is_file()]  # noqa: PTH207
     if matches:
         return [_file(p, source) for p in matches]
     hub = _HUB.fullmatch(given)
@@ -72,7 +73,7 @@ def find_inputs(given: str) -> list[Input]:
 
 
 def source_name(given: str) -> str:
-    """The name of a path as the user gave it, without endings: data/p3.jsonl.gz -> p3, data/*.json -> data."""
+    """The source name derived from a path, without extensions: data/p3.jsonl.gz -> p3, data/*.json -> data."""
     path = Path(given.removeprefix("hf:"))
     name = path.name.split(".")[0] if path.suffix in (*_ENDINGS, *_PACKED) else path.name
     name = re.sub(r"[-_.]*[*?\[\]]+.*", "", name)
@@ -98,20 +99,20 @@ def _file(path: Path, source: str) -> Input:
 
 
 def _hub(given: str, source: str) -> Input:
-    """A hub dataset, known by the bytes the hub gave: another revision is another input."""
+    """A hub dataset, identified by the bytes of its files: another revision is another input."""
     data = _from_hub(given)
     digests = [_digest(Path(file["filename"])) for file in data.cache_files]
     return Input(given, source, "hub", fingerprint(digests or given))
 
 
 def _digest(path: Path) -> str:
-    with open(path, "rb") as f:
+    with path.open("rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
 def _kind(path: Path) -> str:
-    """What a file is, by its first bytes."""
-    with open(path, "rb") as f:
+    """The format of a file, detected from its first bytes."""
+    with path.open("rb") as f:
         head = f.read(8)
     if head.startswith(b"PAR1"):
         return "parquet"
@@ -128,7 +129,7 @@ def _kind(path: Path) -> str:
 
 
 def _first_byte(path: Path) -> bytes:
-    """The first byte that is no white space (and no byte-order mark), after unpacking."""
+    """The first byte that is neither white space nor part of a byte-order mark, after decompression."""
     try:
         with _open(path) as f:
             while byte := f.read(1):
@@ -140,17 +141,17 @@ def _first_byte(path: Path) -> bytes:
 
 
 def _open(path: Path) -> IO[bytes]:
-    with open(path, "rb") as f:
+    with path.open("rb") as f:
         magic = f.read(4)
     if magic.startswith(b"\x1f\x8b"):
         return gzip.open(path, "rb")  # type: ignore[return-value]
     if magic == b"\x28\xb5\x2f\xfd":
         return zstd.open(path, "rb")  # type: ignore[return-value]
-    return open(path, "rb")
+    return path.open("rb")
 
 
 def records(source: Input, skip: int = 0) -> Iterator[tuple[int, Any]]:
-    """(line or row number from 1, record or Unreadable), after the first `skip` rows."""
+    """Yields (line or row number from 1, record or Unreadable), after skipping `skip` rows."""
     path = Path(source.path)
     if source.kind == "jsonl":
         yield from _json_lines(path, skip)
@@ -161,7 +162,7 @@ def records(source: Input, skip: int = 0) -> Iterator[tuple[int, Any]]:
 
 
 def lines_of(source: IO[bytes]) -> Iterator[Any]:
-    """The records of JSON lines that come once, as from a pipe: record or Unreadable."""
+    """The records of a JSON Lines stream that can be read only once, such as a pipe: record or Unreadable."""
     return (_parsed(line) for line in source if not line.isspace())
 
 
@@ -181,13 +182,13 @@ def _parsed(line: bytes) -> Any:
     try:
         return orjson.loads(line)
     except orjson.JSONDecodeError as error:
-        with contextlib.suppress(ValueError):  # Python's own is slower, and takes the NaN that Python writes
+        with contextlib.suppress(ValueError):  # Python's parser is slower, but accepts the NaN that Python writes
             return json.loads(line)
         return Unreadable(f"is not JSON ({error})", line[:RAW_CUT].decode("utf-8", "replace"))
 
 
 def _json_array(path: Path) -> Iterator[tuple[int, Any]]:
-    """The elements of one JSON array, parsed one at a time from a buffer that holds little more than one."""
+    """The elements of one JSON array, parsed one at a time from a buffer of little more than one element."""
     decode = json.JSONDecoder().raw_decode
     number, buffer, at, wanted, opened = 0, "", 0, _CHUNK, False
     with _open(path) as raw:
@@ -220,11 +221,11 @@ def _json_array(path: Path) -> Iterator[tuple[int, Any]]:
             if not chunk or not _unfinished(broken, len(buffer)):
                 yield number + 1, _rest_of_array(buffer, at, broken)
                 return
-            wanted = max(_CHUNK, len(buffer) - at)  # double what one large element needs: linear in its size
+            wanted = max(_CHUNK, len(buffer) - at)  # doubles for a large element: linear in its size
 
 
 def _element(decode: Callable[..., Any], buffer: str, at: int, last: bool) -> tuple[Any, int]:
-    """The element at a position and where it ends, which only a comma or bracket behind it can show."""
+    """The element at a position and its end, which is certain only if a comma or bracket follows."""
     try:
         element, end = decode(buffer, at)
     except RecursionError:
@@ -236,7 +237,7 @@ def _element(decode: Callable[..., Any], buffer: str, at: int, last: bool) -> tu
 
 
 def _unfinished(error: json.JSONDecodeError, length: int) -> bool:
-    """Whether more text could mend it: the parser gave up inside a string, or within an escape of the end."""
+    """Whether more input could fix the error: it is inside a string, or within an escape's length of the end."""
     return error.msg.startswith("Unterminated string") or error.pos >= length - 16
 
 
@@ -244,7 +245,7 @@ _SPACE, _SEPARATOR, _OPENING = re.compile(r"\s*"), re.compile(r"[\s,]*"), re.com
 
 
 def _end(pattern: re.Pattern[str], buffer: str, at: int) -> int:
-    """Where a pattern's match at a position ends; the position where there is none."""
+    """The end of a pattern's match at a position; the position itself if there is no match."""
     found = pattern.match(buffer, at)
     return found.end() if found else at
 
@@ -273,7 +274,7 @@ def _table_rows(source: Input) -> Iterator[tuple[int, Any]]:
 
 
 def _rows(batch: pa.RecordBatch | pa.Table) -> Iterable[Any]:
-    """The rows of a batch; one whose values Python cannot hold (ill UTF-8, the year 10,000) is Unreadable."""
+    """The rows of a batch; a row that Python cannot represent (invalid UTF-8, the year 10,000) is Unreadable."""
     try:
         return batch.to_pylist()
     except (ValueError, OverflowError) as error:
@@ -324,7 +325,7 @@ def _from_hub(given: str) -> Any:
     assert hub is not None
     try:
         data = datasets.load_dataset(hub[1])
-    except Exception as error:  # the library's own errors share no base class
+    except Exception as error:  # the library's errors have no common base class  # noqa: BLE001
         raise CurateError(
             f"{given}: neither a file here nor a dataset the hub gave ({type(error).__name__}: "
             f"{_first_line(error)}); check the name and the network."
@@ -333,7 +334,7 @@ def _from_hub(given: str) -> Any:
 
 
 def _one_split(path: str, data: Any, wanted: str | None) -> Any:
-    """A dataset with several splits gives its train split, or the one asked for; never a mixture."""
+    """The requested split of a dataset, by default train or the only one; never a mixture of splits."""
     if not isinstance(data, dict):
         return data
     split = wanted or ("train" if "train" in data else next(iter(data)) if len(data) == 1 else None)

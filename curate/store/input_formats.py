@@ -1,7 +1,7 @@
-"""From one input record to one sample: the shapes instruction data comes in, and why a record is refused.
+"""From one input record to one sample: the common formats of instruction data, and why a record is refused.
 
-Detection works record by record on the names of the fields, so a file may mix shapes. The first that fits
-wins, in this order:
+The format is detected for each record from its field names, so a file may mix formats. The first match wins, in this
+order:
 
     messages            {"messages": [{"role", "content"}, …]}                         OpenAI, TRL
     sharegpt            {"conversations": [{"from", "value"}, …]}                      ShareGPT
@@ -31,7 +31,7 @@ from curate.hashing import content_id
 Record = dict[str, Any]
 Message = dict[str, str | None]
 
-RAW_CUT = 4096  # characters of a refused line that are kept
+RAW_CUT = 4096  # how many characters of a refused line are stored
 _ROLES = {
     **dict.fromkeys(("human", "user", "prompter"), "user"),
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bot", "bard", "bing", "model"), "assistant"),
@@ -41,7 +41,7 @@ _JSON = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NU
 
 
 class Refused(Exception):
-    """One record that cannot become a sample. `shape` is true where its fields are not those of any format."""
+    """A record that cannot become a sample. shape: whether the reason is that its fields match no format."""
 
     def __init__(self, reason: str, shape: bool = False):
         super().__init__(reason)
@@ -50,7 +50,7 @@ class Refused(Exception):
 
 @dataclass(frozen=True)
 class Unreadable:
-    """A row, or the rest of a file, in which a reader found no record."""
+    """A row, or the rest of a file, that could not be parsed as a record."""
 
     reason: str
     raw: str = ""
@@ -72,9 +72,9 @@ class Sample:
 
 @dataclass
 class Reader:
-    """Turns records into samples under the user's choices, and counts the formats it saw.
+    """Turns records into samples according to the user's options, and counts the formats encountered.
 
-    fmt: a format's name, or 'auto'. mapping: our field -> the record's field (`--map`).
+    fmt: a format's name, or 'auto'. mapping: our field name -> the record's (`--map`).
     """
 
     fmt: str = "auto"
@@ -89,14 +89,14 @@ class Reader:
                 raise CurateError(f"--map knows no field '{ours}': {nearest(ours, MAPPABLE)}")
 
     def sample(self, record: Any) -> Sample:
-        """Raises Refused with the reason."""
+        """The sample in a record. Raises Refused with the reason if there is none."""
         if isinstance(record, Unreadable):
             raise Refused(record.reason, shape=True)
         if not isinstance(record, dict):
             raise Refused(f"is a JSON {type(record).__name__}, and a sample is an object", shape=True)
         try:
             name, sample = self._convert(record)
-        except (TypeError, ValueError, OverflowError, RecursionError) as error:  # a value that no text can hold
+        except (TypeError, ValueError, OverflowError, RecursionError) as error:  # a value that cannot be encoded
             raise Refused(f"holds what cannot be stored ({error})") from None
         self.seen[name] += 1
         return sample
@@ -106,11 +106,11 @@ class Reader:
         labels = {key: fields.pop(key) for key in ("source", "subtask", "split") if key in self.mapping}
         shadowed |= {self.mapping[key]: value for key, value in labels.items() if key != "source"}
         name = self._format_of(fields)
-        messages, text = FORMATS[name].convert(fields)  # takes what it uses out of `fields`
+        messages, text = FORMATS[name].convert(fields)  # removes the fields that it uses
         return name, _sample(messages, text, {**fields, **shadowed}, labels)
 
     def _mapped(self, record: Record) -> tuple[Record, Record]:
-        """The record under our names, and its own fields that our names would hide."""
+        """The record with fields renamed by `mapping`, and those of its own fields that the new names would hide."""
         if not self.mapping:
             return dict(record), {}
         taken = set(self.mapping.values())
@@ -129,7 +129,7 @@ class Reader:
             if FORMATS[self.fmt].fits(fields):
                 return self.fmt
             raise Refused(f"is not {self.fmt}: its fields are {', '.join(map(str, fields)) or 'none'}", shape=True)
-        # In tables every row has every column, so a null decides nothing while another shape fits without it.
+        # In tables every row has every column, so null fields are ignored if a format matches without them.
         for given in ({k: v for k, v in fields.items() if v is not None}, fields):
             for name, shape in FORMATS.items():
                 if shape.fits(given):
@@ -159,17 +159,17 @@ def _sample(messages: list[Message] | None, text: str | None, rest: Record, labe
 
 
 def _label(value: Any) -> str | None:
-    """A label as text that UTF-8 can hold; UnicodeEncodeError where it cannot."""
+    """A label as text. Raises UnicodeEncodeError if it cannot be encoded as UTF-8."""
     return None if value is None else str(value).encode().decode()
 
 
 def _as_json(value: Any) -> Any:
-    """What JSON has no word for: bytes in base64, all else as Python writes it."""
+    """Values that JSON cannot represent: bytes as base64, anything else as str(value)."""
     return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def refusal(path: str, line: int, record: Any, refused: Refused, into: str = "pool") -> dict[str, Any]:
-    """A rejects row; its raw text is cut, and always valid Unicode."""
+    """A row of the table `rejects`; its raw text is truncated, and always valid Unicode."""
     raw = record.raw if isinstance(record, Unreadable) else json.dumps(record, default=str, ensure_ascii=False)
     raw = raw[:RAW_CUT].encode("utf-8", "replace").decode()
     reason = str(refused).encode("utf-8", "replace").decode()
@@ -183,6 +183,8 @@ Converted = tuple[list[Message] | None, str | None]
 
 @dataclass(frozen=True)
 class Format:
+    """An input format. fits: whether a record has it. convert: to messages or a text, removing the fields used."""
+
     fits: Callable[[Record], bool]
     convert: Callable[[Record], Converted]
 
@@ -259,7 +261,7 @@ def _with_system(fields: Record, turns: list[Message]) -> list[Message]:
 
 
 def _pop_first(fields: Record, *names: str) -> Any:
-    """The value under the first of `names` that is there and not null; the others stay."""
+    """Remove and return the value under the first of `names` that is present and not null; the others stay."""
     return fields.pop(next((n for n in names if fields.get(n) is not None), next(n for n in names if n in fields)))
 
 
@@ -307,7 +309,7 @@ def _turn(turn: Any, where: str) -> Message:
 
 
 def _stored_extra(rest: Record) -> Record:
-    """The keys of an `extra` that we wrote, taken out of it; anything else under that name stays."""
+    """The keys in an `extra` field that curate wrote (JSON text), removed from the turn; any other `extra` stays."""
     try:
         keys = orjson.loads(rest["extra"])
     except (KeyError, ValueError, TypeError):
@@ -316,7 +318,7 @@ def _stored_extra(rest: Record) -> Record:
 
 
 def _content(content: Any, where: str) -> str:
-    """A text, or a list of text parts as OpenAI has them, joined."""
+    """The content as one text: a string, or a list of text parts as in OpenAI's format, joined."""
     if not isinstance(content, list):
         return _text(content, f"{where}.content")
     if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):

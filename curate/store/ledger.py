@@ -1,8 +1,8 @@
-"""The ledger: what each pass cost, appended as one small part per pass and never changed.
+"""The ledger: the cost of each pass, appended as one small file per pass and never modified.
 
-A pass under way has an open account, a small file that says what it has cost so far. Work is charged when it begins,
-so what a kill throws away is charged too: the account of a dead process becomes its row of the ledger, as it stands,
-the next time the workspace is opened.
+A running pass has an open account, a small file with its cost so far. Work is charged when it starts, so work lost to
+a kill is charged too: the next time the workspace is opened, the account of a dead process becomes its row of the
+ledger.
 """
 
 from __future__ import annotations
@@ -24,42 +24,43 @@ from curate.store.locks import heartbeat
 from curate.store.object_store import Location, ObjectPath
 from curate.store.schema import LEDGER
 
-_SAVED_EVERY = 2.0  # seconds; a killed pass is charged at least up to then
+_SAVED_EVERY = 2.0  # seconds between saves; a killed pass is charged at least up to its last save
 
 
 class Meter:
-    """Counts what a pass does while it runs; filled in by the stage that runs it."""
+    """Counts the work of a running pass; updated by the stage that runs it."""
 
     def __init__(self, account: Location, columns: dict[str, Any]) -> None:
         self.samples = 0
         self.through_model: dict[str, Any] = {}  # columns of a pass through a model
         self.flops = 0.0  # of a pass over vectors
-        self.peak_bytes = 0  # of worker processes; this one's own is added at the end
+        self.peak_bytes = 0  # of worker processes; `row` takes the maximum with this process's own
         self._account, self._columns = account, columns
         self._started, self._saved, self._lock = time.perf_counter(), 0.0, threading.Lock()
 
     def begin(self, samples: int) -> None:
         """Charge the work on so many samples that is about to begin."""
         self.samples += samples
-        # A request to an object store for each unit would cost more than it tells.
+        # One request per unit to an object store would cost more than the information is worth.
         if not isinstance(self._account, ObjectPath) or time.monotonic() - self._saved > _SAVED_EVERY:
             self.save()
 
     def add(self, usage: Any) -> None:
-        """What a unit has cost on its way through a model (curate.models.usage.Usage)."""
+        """Add the cost of a unit's pass through a model (curate.models.usage.Usage)."""
         for what in ("tokens", "padded_tokens", "flops", "flops_paper", "flops_counted", "seconds"):
             if (more := getattr(usage, what)) is not None:
                 self.through_model[what] = (self.through_model.get(what) or 0) + more
         self.through_model |= {"device": usage.device, "n_params": usage.n_params}
 
     def save(self) -> None:
+        """Write the account as it is now, if any work was charged."""
         with self._lock:
             if self.samples:
                 write_json(self._account, {"owner": myself(), "row": self.row()}, flush=False)
                 self._saved = time.monotonic()
 
     def row(self) -> dict[str, Any]:
-        """Columns left out are null, but for the FLOPs of work without tensors, which are zero."""
+        """The row of the ledger. Missing columns are NULL, except the FLOPs of work without tensors, which are 0."""
         return {
             "at": datetime.now(UTC),
             "samples": self.samples,
@@ -75,8 +76,8 @@ class Meter:
 
 @contextmanager
 def charged(workspace: Location, stage: str, **columns: Any) -> Iterator[Meter]:
-    """Append one ledger row for the work inside, also when it fails or is killed: thrown-away work is charged too."""
-    name = f"part-{time.time_ns()}-{os.getpid()}"  # two writers never meet in one file
+    """Append one ledger row for the work in the body, even if it fails or is killed: lost work is charged too."""
+    name = f"part-{time.time_ns()}-{os.getpid()}"  # unique, so two writers never share a file
     account = _accounts(workspace) / f"{name}.json"
     meter = Meter(account, {"stage": stage, **columns})
     try:
@@ -89,14 +90,14 @@ def charged(workspace: Location, stage: str, **columns: Any) -> Iterator[Meter]:
 
 
 def close_dead_accounts(workspace: Location) -> None:
-    """Enter the accounts of dead processes into the ledger. Done twice, it writes the same row to the same place."""
+    """Move the accounts of dead processes into the ledger. Idempotent: a repeat writes the same row and file."""
     remove_leftovers(workspace / "ledger")
     for account in _accounts(workspace).glob("part-*.json"):
-        with suppress(FileNotFoundError, ValueError):  # another process settled it meanwhile; cut by a loss of power
+        with suppress(FileNotFoundError, ValueError):  # settled by another process; truncated by a power failure
             opened = read_json(account)
             at, name = datetime.fromisoformat(opened["row"]["at"]), account.name.removesuffix(".json")
             if is_dead(opened["owner"], (datetime.now(UTC) - at).total_seconds()):
-                if not _row_path(workspace, name).exists():  # else it was killed between its row and this
+                if not _row_path(workspace, name).exists():  # else the process was killed after writing its row
                     _append(workspace, name, {**opened["row"], "at": at})
                 account.unlink(missing_ok=True)
 

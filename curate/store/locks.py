@@ -1,8 +1,8 @@
-"""One writer at a time: who holds which part of a workspace, and whether the holder lives.
+"""One writer at a time: locks on parts of a workspace, with detection of dead holders.
 
-On this machine's disks a lock is an advisory lock of the operating system, which falls with its holder, so what a
-dead process held is free at once. Between machines, and in object stores, no such lock is to be relied on: there the
-holder gives a sign of life every BEAT seconds, and one that has given none for LEASE seconds is taken for dead.
+On local disks a lock is an advisory lock of the operating system, which is released when its holder dies. Between
+machines, and in object stores, such locks are unreliable: there the holder renews its claim every HEARTBEAT seconds,
+and a holder that has been silent for LEASE seconds is presumed dead.
 """
 
 from __future__ import annotations
@@ -22,18 +22,18 @@ from curate.errors import CurateError, CurateFailure
 from curate.machine import LEASE, is_dead, machine, myself
 from curate.store.object_store import Location, ObjectPath
 
-HEARTBEAT = 10.0
-_PATIENCE = 1.0  # between two looks, where one waits for a lock
+HEARTBEAT = 10.0  # seconds between renewals of a held lock
+_PATIENCE = 1.0  # seconds between attempts while waiting for a lock
 
 
 class Lock:
-    """A lock that is held."""
+    """A held lock. lost_to: who took it over, None while it is held."""
 
     def __init__(self) -> None:
         self.lost_to: str | None = None
 
     def check(self) -> None:
-        """Raises CurateFailure where this process was silent for so long that another took over."""
+        """Raises CurateFailure if this process was silent for so long that another one took over the lock."""
         if self.lost_to:
             raise CurateFailure(
                 f"this process gave no sign of life for {LEASE:.0f} s and {self.lost_to} took its work over; "
@@ -43,7 +43,7 @@ class Lock:
 
 @contextlib.contextmanager
 def heartbeat(seconds: float, beat: Callable[[], None]) -> Iterator[None]:
-    """Calls `beat` every so many seconds while the body runs."""
+    """Call `beat` every `seconds` in a background thread while the body runs."""
     over = threading.Event()
 
     def run() -> None:
@@ -63,7 +63,7 @@ def heartbeat(seconds: float, beat: Callable[[], None]) -> Iterator[None]:
 def lock(workspace: Location, what: str, wait: bool = False) -> Iterator[Lock]:
     """Hold a part of a workspace (`pool`, `score bm25`, …) for writing.
 
-    wait: until it is free; otherwise raises CurateError, which says who holds it.
+    wait: whether to wait until it is free; otherwise raises CurateError, which names the holder.
     """
     path = workspace / ".claims" / what.replace(" ", "-")
     with contextlib.ExitStack() as stack:
@@ -83,7 +83,7 @@ def lock(workspace: Location, what: str, wait: bool = False) -> Iterator[Lock]:
 
 
 class _Held(Exception):
-    """Another process holds the lock; the text says which."""
+    """Another process, which the message names, holds the lock."""
 
 
 def _words(holder: dict[str, Any], silent_for: float) -> str:
@@ -95,16 +95,16 @@ def _words(holder: dict[str, Any], silent_for: float) -> str:
 
 @contextlib.contextmanager
 def _hold_file(path: Path) -> Iterator[Lock]:
-    """A lock of the operating system on a file that says who holds it; its mtime is the last sign of life."""
+    """An operating-system lock on a file that names the holder; the file's mtime is the last sign of life."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+") as f:
+    with path.open("a+") as f:
         holder, silent_for = _holder(f), time.time() - os.fstat(f.fileno()).st_mtime
         try:
             fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             raise _Held(_words(holder, silent_for) if holder else "another process") from None
         if holder and holder["machine"] != machine() and not is_dead(holder, silent_for):
-            raise _Held(_words(holder, silent_for))  # locks do not reach every other machine
+            raise _Held(_words(holder, silent_for))  # advisory locks may not be visible across machines
         f.truncate(0)
         f.write(json.dumps(myself()))
         f.flush()
@@ -118,19 +118,20 @@ def _holder(f: IO[str]) -> dict[str, Any] | None:
     try:
         return json.loads(f.read())
     except ValueError:
-        return None  # free, or just being taken
+        return None  # free, or about to be taken
 
 
 @contextlib.contextmanager
 def _hold_object(folder: ObjectPath) -> Iterator[Lock]:
-    """One object per contender below the lock's prefix; who sees another living one withdraws.
+    """One object per contender under the lock's prefix; a contender that sees another live one withdraws.
 
-    Each writes its own object and then lists: of two, at least one sees the other, so never do both hold it. (The
-    stores are strongly consistent: a listing shows every object written before.) Times are the store's own.
+    Each contender writes its object and then lists the prefix: of two, at least one sees the other, so both never hold
+    the lock. (The stores are strongly consistent: a listing shows every object written before.) Times are by the clock
+    of the store.
     """
     chance = random.SystemRandom()
     mine = folder / f"{machine()}-{os.getpid()}-{chance.getrandbits(32):08x}"
-    for _ in range(4):  # two that met both withdraw; they come again at different times
+    for _ in range(4):  # contenders that see each other both withdraw, and retry after random delays
         _sign(mine)
         others = _living(folder, mine)
         if not others:
@@ -152,13 +153,13 @@ def _sign(mine: ObjectPath) -> None:
 
 
 def _living(folder: ObjectPath, mine: ObjectPath) -> list[str]:
-    """The other contenders that live, in words; the dead ones' objects are removed."""
+    """Descriptions of the other live contenders; objects of dead ones are removed."""
     now, living = mine.written(), []
     if now is None:
-        return ["another process"]  # which took this one for dead
+        return ["another process"]  # which presumed this one dead and removed its object
     for other in folder.iterdir():
         at = other.written() if other != mine else None
-        with contextlib.suppress(FileNotFoundError):  # it withdrew meanwhile
+        with contextlib.suppress(FileNotFoundError):  # the other contender withdrew meanwhile
             if at is not None:
                 holder = json.loads(other.read_bytes())
                 if is_dead(holder, now - at):
@@ -169,13 +170,13 @@ def _living(folder: ObjectPath, mine: ObjectPath) -> list[str]:
 
 
 class _Pulse:
-    """Signs a held object again and again, and notices where it is another's by now."""
+    """Renews a held object at every beat, and detects when the lock has been lost to another process."""
 
     def __init__(self, mine: ObjectPath, held: Lock):
         self.mine, self.held, self.signed = mine, held, time.monotonic()
 
     def __call__(self) -> None:
-        with contextlib.suppress(OSError):  # a network that comes back within the lease does no harm
+        with contextlib.suppress(OSError):  # a network outage shorter than the lease is harmless
             if self.mine.exists():
                 _sign(self.mine)
                 self.signed = time.monotonic()

@@ -1,5 +1,5 @@
-"""A manifest: the ids a selection chose, or the domains that are drawn from and how often; and beside it the JSON that
-says how, and replays it."""
+"""A manifest: the samples that a selection chose, or the domains to draw from and how often; and a JSON file that
+records how it was made, from which it can be replayed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from curate.store.workspace import Workspace
 
 
 def write_manifest(ws: Workspace, name: str, table: pa.Table, lineage: dict[str, Any]) -> None:
-    """Write the rows, then the JSON, which vouches for their bytes; an older manifest of the name is replaced."""
+    """Write the rows, then the JSON with their SHA-256; an older manifest of the same name is replaced."""
     path = ws.manifest_path(name)
     remove_leftovers(path.parent)
     sha256 = write_table(path, table.cast(schema_of(lineage)))
@@ -24,18 +24,18 @@ def write_manifest(ws: Workspace, name: str, table: pa.Table, lineage: dict[str,
 
 
 def schema_of(lineage: dict[str, Any]) -> pa.Schema:
-    """Of a manifest's table: of samples, or of domains."""
+    """The schema of a manifest's table: of samples, or of domains."""
     return MIXTURE if is_mixture(lineage) else MANIFEST
 
 
 def is_mixture(lineage: dict[str, Any]) -> bool:
-    """Whether a manifest says how often domains are drawn, instead of which samples."""
+    """Whether a manifest is a mixture, which lists domains and their rates instead of samples."""
     return "mixer" in lineage
 
 
 def stamp_of(lineage: dict[str, Any]) -> str:
-    """What vouches for all that a training learns of a manifest. A mixture's table says too little: its samples and its
-    shares stand in its JSON."""
+    """A fingerprint of all that a training uses of a manifest. The table of a mixture does not suffice: its samples and
+    its shares are recorded in its JSON."""
     if not is_mixture(lineage):
         return lineage["sha256"]
     its = [lineage[key] for key in ("sha256", "exact", "share", "domain", "manifest", "pool")]
@@ -43,7 +43,7 @@ def stamp_of(lineage: dict[str, Any]) -> str:
 
 
 def read_manifest(ws: Workspace, name: str) -> tuple[pa.Table, dict[str, Any]]:
-    """The samples by rank, and the lineage. Raises CurateError where there is none, or it is a mixture of domains."""
+    """The samples by rank, and the lineage. Raises CurateError if there is no such manifest, or it is a mixture."""
     table, lineage = read_any(ws, name)
     if is_mixture(lineage):
         raise CurateError(
@@ -54,7 +54,7 @@ def read_manifest(ws: Workspace, name: str) -> tuple[pa.Table, dict[str, Any]]:
 
 
 def read_any(ws: Workspace, name: str) -> tuple[pa.Table, dict[str, Any]]:
-    """The table of a manifest, of samples or of domains, and the lineage. Raises CurateError where there is none."""
+    """The table of a manifest, of samples or of domains, and the lineage. Raises CurateError if there is none."""
     ws.require("manifest", name)
     path = ws.manifest_path(name)
     lineage = read_json(path.with_suffix(".json"))

@@ -1,4 +1,4 @@
-"""A mask as it lies on the disk: which elements of each parameter may be trained."""
+"""A mask as stored on disk: which elements of each parameter are trained."""
 
 from __future__ import annotations
 
@@ -17,8 +17,11 @@ from curate.store.workspace import Workspace
 
 @dataclass(frozen=True)
 class StoredMask:
-    """selected: of each parameter that has some, flat places, int32 ascending. lineage: what it was made of, with the
-    `shapes` of the model's parameters. sha256: of its bytes."""
+    """A mask read from disk.
+
+    selected: parameter name -> flat indices, int32 ascending; parameters without any are absent. lineage: how the mask
+    was made, with the `shapes` of the model's parameters. sha256: of the file.
+    """
 
     name: str
     selected: Mapping[str, np.ndarray]
@@ -27,6 +30,7 @@ class StoredMask:
 
 
 def write_mask(ws: Workspace, name: str, selected: Mapping[str, np.ndarray], lineage: Mapping[str, Any]) -> None:
+    """Write a mask as safetensors, with its lineage in the header. selected: parameter name -> flat indices."""
     from safetensors.numpy import save
 
     path = ws.mask_path(name)
@@ -36,7 +40,7 @@ def write_mask(ws: Workspace, name: str, selected: Mapping[str, np.ndarray], lin
 
 
 def read_mask(ws: Workspace, name: str) -> StoredMask:
-    """Raises CurateError where there is none, or it is no mask."""
+    """The mask of a name. Raises CurateError if there is none, or the file is not a valid mask."""
     from safetensors.numpy import load
 
     ws.require("mask", name)
@@ -46,7 +50,7 @@ def read_mask(ws: Workspace, name: str) -> StoredMask:
         lineage = json.loads(header["__metadata__"]["lineage"])
         selected = load(data)
         shapes = lineage["shapes"]
-    except Exception as error:  # of a file that is cut, or another's, many kinds; all mean the same
+    except Exception as error:  # errors of many types; all mean the same  # noqa: BLE001
         raise CurateError(
             f"{ws.mask_path(name)} is no mask, or damaged ({type(error).__name__}); make it again by `curate mask`."
         ) from None
@@ -54,6 +58,6 @@ def read_mask(ws: Workspace, name: str) -> StoredMask:
         size = int(np.prod(shapes.get(parameter, [0])))
         if places.ndim != 1 or len(places) and (places[0] < 0 or places[-1] >= size or (np.diff(places) <= 0).any()):
             raise CurateError(
-                f"{ws.mask_path(name)}: {parameter} has places that are not ascending within its {size} numbers."
+                f"{ws.mask_path(name)}: {parameter} has indices that are not ascending within its {size} elements."
             )
     return StoredMask(name, selected, lineage, digest(data))

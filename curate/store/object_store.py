@@ -1,4 +1,4 @@
-"""Paths in an object store (S3 and its like), with the methods of a path that a workspace needs."""
+"""Paths in an object store (S3 and similar), with the pathlib methods that a workspace needs."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from typing import Any, TypeAlias
 
 from curate.errors import CurateError
 
-_AT_ONCE = 32  # requests to an object store under way together
+_AT_ONCE = 32  # concurrent requests to an object store
 
 
 @dataclass(frozen=True)
 class ObjectPath:
-    """One key, or the keys below a prefix, of an object store that pyarrow.fs speaks to.
+    """One key, or the keys below a prefix, of an object store that pyarrow.fs supports; methods as in pathlib.Path.
 
-    scheme: `s3`, `gs`, `abfs`. key: bucket/prefix/…. options: what stands behind `?` in the address, as in
-    s3://bucket/ws?endpoint_override=localhost:9000&scheme=http. Plain data, so a task can carry it to another machine.
+    scheme: `s3`, `gs`, `abfs`. key: bucket/prefix/…. options: what follows `?` in the address, as in
+    s3://bucket/ws?endpoint_override=localhost:9000&scheme=http. Plain data, so it can be sent to other machines.
     """
 
     scheme: str
@@ -60,11 +60,11 @@ class ObjectPath:
 
     @property
     def store(self) -> Any:
-        """The pyarrow file system; one in each process."""
+        """The pyarrow file system; one per process."""
         return _store(self.scheme, self.key.split("/")[0], self.options)
 
     def filesystem(self) -> Any:
-        """The store as DuckDB takes one; its own client would have to be downloaded first."""
+        """The store as an fsspec file system, for DuckDB, whose own client would have to be downloaded first."""
         from fsspec.implementations.arrow import ArrowFSWrapper
 
         return type("Store", (ArrowFSWrapper,), {"protocol": self.scheme})(self.store)
@@ -85,7 +85,7 @@ class ObjectPath:
         return self._info().size or 0
 
     def written(self) -> float | None:
-        """When it was last written, by the store's own clock, in seconds; null where it is not there."""
+        """The time of the last write by the store's clock, in seconds since the epoch; None if it does not exist."""
         at = self._info().mtime
         return at.timestamp() if at else None
 
@@ -105,13 +105,13 @@ class ObjectPath:
                 raise
 
     def mkdir(self, parents: bool = False, exist_ok: bool = False) -> None:
-        """Nothing: a prefix is there once a key below it is."""
+        """Does nothing: a prefix exists as soon as a key below it does."""
 
     def iterdir(self) -> Iterator[ObjectPath]:
         yield from self._list(recursive=False)
 
     def glob(self, pattern: str) -> Iterator[ObjectPath]:
-        """Keys just below whose name matches."""
+        """Direct children whose name matches the pattern."""
         yield from (p for p in self._list(recursive=False) if fnmatch.fnmatchcase(p.name, pattern))
 
     def rglob(self, pattern: str) -> Iterator[ObjectPath]:
@@ -131,14 +131,14 @@ Location: TypeAlias = Path | ObjectPath
 def _store(scheme: str, bucket: str, options: str) -> Any:
     from pyarrow.fs import FileSystem
 
-    # Without a region the client asks the store for it, which only Amazon's own answers.
+    # Without a region the client would ask the store for it, and only Amazon's own answers.
     if scheme == "s3" and os.environ.get("AWS_DEFAULT_REGION"):
         os.environ.setdefault("AWS_REGION", os.environ["AWS_DEFAULT_REGION"])
     return FileSystem.from_uri(f"{scheme}://{bucket}{'?' + options if options else ''}")[0]
 
 
 def location(address: str | os.PathLike[str] | Location) -> Location:
-    """A folder's path, or an object store's address such as s3://bucket/ws. Raises CurateError for other addresses."""
+    """The path of a folder, or of an object-store address such as s3://bucket/ws. Raises CurateError for others."""
     if isinstance(address, Path | ObjectPath):
         return address
     text = os.fspath(address)
@@ -152,7 +152,7 @@ def location(address: str | os.PathLike[str] | Location) -> Location:
 
 
 def for_each(function: Any, items: Sequence[Any], remote: bool) -> list[Any]:
-    """[function(item) for item in items]; many at once where each is a request to an object store."""
+    """[function(item) for item in items]; concurrently if `remote`, as each is then a request to an object store."""
     if not remote or len(items) < 2:
         return [function(item) for item in items]
     with ThreadPoolExecutor(_AT_ONCE) as pool:

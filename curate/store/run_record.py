@@ -1,11 +1,11 @@
-"""A training run as it lies in a workspace: metrics, checkpoints, evaluations; each there once its record is.
+"""A training run as stored in a workspace: metrics, checkpoints, evaluations; each exists once its record does.
 
-runs/NAME/run.json                          what it is made of
-          metrics/part-000100.parquet       a row for every step up to the 100th from the checkpoint before
+runs/NAME/run.json                          the recipe of the run
+          metrics/part-000100.parquet       a row for every step after the previous checkpoint, up to the 100th
           trained/part-000100.parquet       a row for every sample at every step
-          checkpoints/step-000100/          the model in its own layout, optimizer and weighting beside it
-          checkpoints/_commit/step-000100.json   vouches for the checkpoint and the parts before
-          evaluations/…                     what a metric found of each question of a target
+          checkpoints/step-000100/          the model in its own layout, with the optimizer and weighting states
+          checkpoints/_commit/step-000100.json   certifies the checkpoint and the parts before it
+          evaluations/…                     the value of a metric on each question of a target
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ _SHAPING = ("model", "manifest_sha256", "pool", "weighting", "target_fingerprint
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A committed checkpoint: after which step, where, and what vouches for it."""
+    """A committed checkpoint: its step, its folder, and its commit record."""
 
     step: int
     folder: Location
@@ -41,7 +41,7 @@ class Checkpoint:
 
     @contextmanager
     def local(self) -> Iterator[Path]:
-        """Its files in a folder of this machine. Raises CurateFailure where one is not what the record vouches for."""
+        """Its files in a local folder. Raises CurateFailure if a file does not match its SHA-256 in the record."""
         with tempfile.TemporaryDirectory(prefix="curate-") as aside:
             folder = self.folder if isinstance(self.folder, Path) else Path(aside)
             for name, vouched in self.record["files"].items():
@@ -57,8 +57,8 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Run:
-    """One run of a workspace. beside: one that is to take the place of another of its name when it is complete. place:
-    where it lies, when it is not the user's but a score's."""
+    """One run of a workspace. beside: whether it is built next to a run of the same name, to replace it when complete.
+    place: its folder, if it belongs to a score and not to the user."""
 
     ws: Workspace
     name: str
@@ -67,74 +67,79 @@ class Run:
 
     @property
     def folder(self) -> Location:
+        """The folder of the run."""
         if self.place is not None:
             return self.place
         return self.ws.run_folder(f".{self.name}.fresh" if self.beside else self.name)
 
     @property
     def account(self) -> str:
-        """What the ledger's column `run` calls it."""
+        """Its name in the column `run` of the ledger."""
         return f"{self.name}@fresh" if self.beside else self.name
 
     @property
     def recipe(self) -> dict[str, Any] | None:
-        """run.json: what it is made of; null where there is no such run."""
+        """run.json: what the run is made of; None if there is no such run."""
         path = self.folder / "run.json"
         return read_json(path) if path.exists() else None
 
     @property
     def metrics(self) -> Parts:
+        """Parts with one row per step."""
         return Parts(self.folder / "metrics")
 
     @property
     def trained(self) -> Parts:
+        """Parts with one row per sample and step."""
         return Parts(self.folder / "trained")
 
     @property
     def evaluations(self) -> Parts:
+        """Parts with one row per question, one part per checkpoint and metric."""
         return Parts(self.folder / "evaluations")
 
     def checkpoints(self) -> list[Checkpoint]:
-        """The committed ones that are there, the latest last."""
+        """The committed checkpoints whose files exist, the latest last."""
         parts = Parts(self.folder / "checkpoints")
         found = [Checkpoint(record["step"], parts.folder / name, record) for name, record in parts.records().items()]
         there = [checkpoint for checkpoint in found if (checkpoint.folder / "trainer.json").exists()]
         return sorted(there, key=lambda checkpoint: checkpoint.step)
 
     def latest(self) -> Checkpoint:
-        """Raises CurateError where there is none yet."""
+        """The latest checkpoint. Raises CurateError if there is none yet."""
         found = self.checkpoints()
         if not found:
             raise CurateError(f"the run '{self.name}' has no checkpoint yet; the same `curate train` goes on with it.")
         return found[-1]
 
     def is_complete(self) -> bool:
+        """Whether training has reached its last step."""
         found = self.checkpoints()
         return bool(found) and bool(found[-1].record["last"])
 
     def stamp(self, step: int) -> str:
-        """What vouches for the model after a step: equal ones are of equal recipes."""
+        """A fingerprint of the model after a step: equal if the recipes are equal."""
         recipe = self.recipe or {}
         beside = [recipe["mask"]["sha256"]] if recipe.get("mask") else []
         beside += [recipe[key] for key in ("reference", "pruned") if recipe.get(key)]
         return fingerprint({key: recipe.get(key) for key in _SHAPING}, step, *beside)
 
     def swap(self) -> Run:
-        """Put a run that was made beside another in its place."""
+        """Replace the run of the same name by this one, built beside it; returns the run in its final place."""
         final = Run(self.ws, self.name)
         replace_tree(self.folder, final.folder, marker="run.json")
         return final
 
     def begin(self, recipe: dict[str, Any]) -> None:
-        """Say what the run is made of, and since when: the ledger's older rows of its name are another's."""
+        """Write run.json with the start time: older rows of the ledger under this name belong to an earlier run."""
         write_json(self.folder / "run.json", {"begun": datetime.now(UTC).isoformat(), **recipe})
 
     def commit(
         self, step: int, last: bool, tables: dict[str, pa.Table | None], write: Callable[[Path], None], **record: Any
     ) -> None:
-        """Commit what a checkpoint stands for: the rows since the one before, then its files, then its record.
+        """Commit a checkpoint: the rows since the previous one, then its files, then its record.
 
-        write: puts the files into a folder of this machine.
+        write: writes the files into a local folder.
         """
         name, parts = f"step-{step:06d}", Parts(self.folder / "checkpoints")
         for kind, table in tables.items():
@@ -150,13 +155,13 @@ class Run:
         write_json(parts.record_path(name), {"step": step, "last": last, "files": files, **record})
 
     def keep(self, count: int) -> None:
-        """Remove all checkpoints but the latest `count`; 0 keeps all."""
+        """Remove all but the latest `count` checkpoints; 0 keeps all."""
         for old in self.checkpoints()[:-count] if count else []:
             Parts(self.folder / "checkpoints").record_path(old.folder.name).unlink(missing_ok=True)
             remove_tree(old.folder)
 
     def remove_leftovers(self) -> None:
-        """Remove what a killed run wrote and no checkpoint vouches for. Only for the lock's holder."""
+        """Remove what a killed run wrote after its last checkpoint. Requires holding the lock."""
         done = self.checkpoints()
         last = done[-1].step if done else 0
         for parts in (self.metrics, self.trained):
@@ -174,17 +179,17 @@ class Run:
 
 
 def require_run(ws: Workspace, name: str) -> Run:
-    """Raises CurateError where there is no such run, naming the nearest."""
+    """The run of a name. Raises CurateError, suggesting the most similar name, if there is none."""
     if name not in ws.run_names():
         raise CurateError(f"{ws.path} has no run '{name}': {nearest(name, ws.run_names())}")
     return Run(ws, name)
 
 
 def run_behind(ws: Workspace, model: str) -> str | None:
-    """The run of the workspace that a model's folder is a checkpoint of; null for any other model."""
+    """The run of the workspace of which the model is a checkpoint, by the model's path; None for any other model."""
     if not isinstance(ws.path, Path) or not model or not (folder := Path(model).expanduser()).is_dir():
         return None
-    for seen in (Path.absolute, Path.resolve):  # where there are links, either will do
+    for seen in (Path.absolute, Path.resolve):  # with symbolic links, a match of either form counts
         its, runs = seen(folder), seen(ws.path / "runs")
         if its.is_relative_to(runs) and its != runs:
             return its.relative_to(runs).parts[0]

@@ -1,4 +1,4 @@
-"""The columns of every table in a workspace (Arrow schemas), and the names a user may give."""
+"""The columns of every table in a workspace (Arrow schemas), and the names that are reserved."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ REJECTS = pa.schema(
         ("file", pa.string()),
         ("line", pa.int64()),  # 1-based line of a JSONL file, 1-based row of any other
         ("reason", pa.string()),
-        ("raw", pa.string()),  # cut
+        ("raw", pa.string()),  # truncated
         ("into", pa.string()),  # 'pool', or 'target NAME'
     ]
 )
@@ -38,7 +38,7 @@ MANIFEST = pa.schema(
         ("rank", pa.int64()),
     ]
 )
-EXPORTED = pa.schema(  # a selected sample in the exports that have columns
+EXPORTED = pa.schema(  # a selected sample in exports to columnar formats
     [
         ("id", pa.string()),
         ("source", pa.string()),
@@ -68,34 +68,34 @@ LEDGER = pa.schema(
         ("device", pa.string()),
         ("peak_bytes", pa.int64()),
         ("run", pa.string()),
-        ("prepared", pa.string()),  # what a counting pass has made, which several scores may stand on
+        ("prepared", pa.string()),  # the state that a counting pass made, which several scores may use
     ]
 )
 RUNS = pa.schema(
     [
         ("name", pa.string()),
-        ("state", pa.string()),  # complete, or how far it is
+        ("state", pa.string()),  # 'complete', or its progress
         ("model", pa.string()),
         ("manifest", pa.string()),  # null: the whole pool
         ("weighting", pa.string()),
-        ("mask", pa.string()),  # null: no number is left out
-        ("trainable", pa.int64()),  # numbers that are trained
-        ("optimizer_bytes", pa.int64()),  # of the optimizer's state, with a mask's places
-        ("peak_bytes", pa.int64()),  # most memory held: of the GPU, or, without one, of the process
+        ("mask", pa.string()),  # null: all parameters are trained
+        ("trainable", pa.int64()),  # number of trained parameters
+        ("optimizer_bytes", pa.int64()),  # of the optimizer state, including a mask's indices
+        ("peak_bytes", pa.int64()),  # peak memory: of the GPU, or, without one, of the process
         ("seed", pa.int64()),
         ("steps", pa.int64()),
-        ("samples", pa.int64()),  # distinct ones it learns from
+        ("samples", pa.int64()),  # distinct samples that it trains on
         ("config", pa.string()),  # run.json
     ]
 )
-METRICS = pa.schema(  # of a run, one row a step
+METRICS = pa.schema(  # of a run, one row per step
     [
         ("step", pa.int64()),
         ("epoch", pa.int64()),
         ("loss", pa.float64()),  # mean over the step's supervised tokens
         ("weighted_loss", pa.float64()),  # what was minimised
         ("lr", pa.float64()),
-        ("grad_norm", pa.float64()),  # before it was clipped
+        ("grad_norm", pa.float64()),  # before clipping
         ("samples", pa.int64()),
         ("tokens", pa.int64()),
         ("supervised", pa.int64()),
@@ -103,9 +103,9 @@ METRICS = pa.schema(  # of a run, one row a step
         ("weight_min", pa.float64()),
         ("weight_max", pa.float64()),
         ("effective_samples", pa.float64()),  # (sum w)^2 / sum w^2
-        ("chosen", pa.int64()),  # samples that were learnt from: those with a weight
-        ("unfit", pa.int64()),  # candidates whose gradient is not finite, which cannot be chosen
-        ("fallback", pa.int64()),  # 1 where the weighting's formula gave nothing
+        ("chosen", pa.int64()),  # samples that were trained on: those with a non-zero weight
+        ("unfit", pa.int64()),  # candidates with a non-finite gradient, which cannot be chosen
+        ("fallback", pa.int64()),  # 1 if the weighting's formula gave no weights and a fallback was used
     ]
 )
 TRAINED = pa.schema(  # of a run, one row for every sample at every step
@@ -115,7 +115,7 @@ TRAINED = pa.schema(  # of a run, one row for every sample at every step
         ("row", pa.int64()),
         ("weight", pa.float32()),
         ("loss", pa.float32()),
-        ("measure", pa.float32()),  # what the weight was made of: a similarity, a loss, a column
+        ("measure", pa.float32()),  # what the weight was computed from: a similarity, a loss, a column
     ]
 )
 EVALUATIONS = pa.schema(  # of a run, one row for every checkpoint, target and metric
@@ -125,7 +125,7 @@ EVALUATIONS = pa.schema(  # of a run, one row for every checkpoint, target and m
         ("target", pa.string()),
         ("split", pa.string()),
         ("metric", pa.string()),
-        ("settings", pa.string()),  # those that are not the usual ones
+        ("settings", pa.string()),  # those that differ from the defaults
         ("shots", pa.int64()),
         ("value", pa.float64()),
         ("questions", pa.int64()),
@@ -133,27 +133,27 @@ EVALUATIONS = pa.schema(  # of a run, one row for every checkpoint, target and m
         ("better", pa.string()),  # 'higher' or 'lower'
     ]
 )
-EVALUATION = pa.schema(  # what a metric found of each question
+EVALUATION = pa.schema(  # the value of a metric on each question
     [
         ("id", pa.string()),
         ("subtask", pa.string()),
         ("value", pa.float64()),
-        ("said", pa.string()),  # null where the model was not let to speak
+        ("said", pa.string()),  # the generated answer; null if the metric generates none
         ("error", pa.string()),
     ]
 )
 
-MIXTURE = pa.schema(  # a manifest that says how often which domain is drawn, instead of which samples
+MIXTURE = pa.schema(  # a manifest of domains and their rates, instead of samples
     [
         ("source", pa.string()),
-        ("weight", pa.float64()),  # they sum to 1
+        ("weight", pa.float64()),  # sums to 1
         ("rows", pa.int64()),  # draws of an epoch
-        ("tokens", pa.int64()),  # of these draws, as they were counted
-        ("available", pa.int64()),  # samples that the domain has
-        ("epochs", pa.float64()),  # how often an epoch of the mixture goes through them
+        ("tokens", pa.int64()),  # expected in these draws
+        ("available", pa.int64()),  # samples in the domain
+        ("epochs", pa.float64()),  # passes over them in one epoch of the mixture
     ]
 )
 
-# Views of `curate sql`, and columns of `samples` that no score may shadow.
+# Views of `curate sql`, and columns of `samples`: names that no score may take.
 VIEWS = ("pool", "targets", "rejects", "ledger", "runs", "metrics", "trained", "evaluations", "samples")
 POOL_COLUMNS = (*POOL.names, "row")

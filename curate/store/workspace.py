@@ -1,4 +1,4 @@
-"""A workspace: one directory in open formats. This file knows where everything lies and what names are free."""
+"""A workspace: one directory in open formats. This module defines all paths, and which names are free."""
 
 from __future__ import annotations
 
@@ -24,17 +24,14 @@ from curate.store.schema import POOL_COLUMNS, VIEWS
 
 __version__ = version("curate")
 FORMAT = 1
-__version__ = version("curate")
-TABLES = {"score": "scores", "vectors": "vectors"}  # kinds of tables that lie beside the pool, and their folders
-__version__ = version("curate")
-_COMPLETE = "complete"  # the file that says a fresh table is ready to be swapped in
-__version__ = version("curate")
+TABLES = {"score": "scores", "vectors": "vectors"}  # kinds of tables aligned with the pool, and their folders
+_COMPLETE = "complete"  # the file that marks a fresh table as ready to be swapped in
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
 
 @dataclass(frozen=True)
 class Shard:
-    """One immutable part of the pool."""
+    """One immutable part of the pool. n_chars: characters of text in it."""
 
     name: str  # part-00000
     path: Location
@@ -45,18 +42,19 @@ class Shard:
 
 
 def pool_fingerprint(shards: Iterable[Shard]) -> str:
-    """Changes when rows are appended, not when a stored row gains copies."""
+    """A fingerprint of the pool: changes when rows are appended, not when a stored row gains copies."""
     return fingerprint([shard.sha256 for shard in shards if shard.rows])
 
 
 @dataclass(frozen=True)
 class Workspace:
-    """Paths and names of one workspace. Cheap to make; reads records when asked."""
+    """Paths and names of one workspace. Cheap to construct; records are read on demand."""
 
     path: Location
 
     @property
     def pool(self) -> Parts:
+        """The parts of the pool."""
         return Parts(self.path / "pool")
 
     def shards(self) -> list[Shard]:
@@ -69,70 +67,80 @@ class Workspace:
         return shards
 
     def table_folder(self, kind: str, name: str) -> Location:
-        """Where a table with the pool's shards lies; kind: 'score' or 'vectors'."""
+        """The folder of a table with the same shards as the pool; kind: 'score' or 'vectors'."""
         return self.path / TABLES[kind] / name
 
     def score_folder(self, name: str) -> Location:
+        """The folder of a score."""
         return self.table_folder("score", name)
 
     def staging_folder(self, kind: str, name: str) -> Location:
-        """Where a table is computed beside an older one of its name, until the two are swapped."""
+        """The folder in which a new table is computed beside an older one of the same name, until they are swapped."""
         return self.path / TABLES[kind] / f".{name}.fresh"
 
     def swap_table(self, kind: str, name: str) -> None:
-        """Put the fresh table, which is complete, in the place of the old one. Only for the lock's holder."""
+        """Replace the old table by the complete new one. Requires holding the lock."""
         write_atomic(self.staging_folder(kind, name) / _COMPLETE, b"")
         self.finish_swap(kind, name)
 
     def finish_swap(self, kind: str, name: str) -> None:
-        """A swap, or what a kill left of it."""
+        """Finish a swap, possibly one that was interrupted."""
         if (self.staging_folder(kind, name) / _COMPLETE).exists():
             replace_tree(self.staging_folder(kind, name), self.table_folder(kind, name), marker=recipe_file(kind))
         (self.table_folder(kind, name) / _COMPLETE).unlink(missing_ok=True)
 
     def table_names(self, kind: str) -> list[str]:
-        """The tables of a kind: those that say what they are made of."""
+        """The names of the tables of a kind; a table exists once its recipe file does."""
         folders = (self.path / TABLES[kind]).glob("[a-z]*")
         return sorted(p.name for p in folders if (p / recipe_file(kind)).exists())
 
     def score_names(self) -> list[str]:
+        """The names of all scores, sorted."""
         return self.table_names("score")
 
     def vectors_names(self) -> list[str]:
+        """The names of all vectors, sorted."""
         return self.table_names("vectors")
 
     @property
     def targets(self) -> Parts:
+        """The targets; a part for each."""
         return Parts(self.path / "targets")
 
     def target_path(self, name: str) -> Location:
+        """The Parquet file of a target."""
         return self.targets.path(name)
 
     def target_names(self) -> list[str]:
+        """The names of all targets, sorted."""
         return sorted(p.stem for p in (self.path / "targets").glob("*.parquet"))
 
     def manifest_path(self, name: str) -> Location:
+        """The Parquet file of a manifest; its JSON has the same stem."""
         return self.path / "manifests" / f"{name}.parquet"
 
     def manifest_names(self) -> list[str]:
-        """A manifest exists once its JSON, written last, does."""
+        """The names of all manifests; a manifest exists once its JSON, written last, does."""
         return sorted(p.stem for p in (self.path / "manifests").glob("*.json"))
 
     def mask_path(self, name: str) -> Location:
+        """The safetensors file of a mask."""
         return self.path / "masks" / f"{name}.safetensors"
 
     def mask_names(self) -> list[str]:
+        """The names of all masks, sorted."""
         return sorted(p.stem for p in (self.path / "masks").glob("*.safetensors"))
 
     def run_folder(self, name: str) -> Location:
+        """The folder of a run."""
         return self.path / "runs" / name
 
     def run_names(self) -> list[str]:
-        """A run exists once it says what it is made of."""
+        """The names of all runs; a run exists once its run.json does."""
         return sorted(p.name for p in (self.path / "runs").glob("[a-z]*") if (p / "run.json").exists())
 
     def names(self) -> dict[str, str]:
-        """Every name in use, and what kind of thing bears it."""
+        """Every name in use -> the kind of object it names."""
         return {
             **dict.fromkeys(VIEWS, "a view"),
             **dict.fromkeys(POOL_COLUMNS, "a column of the pool"),
@@ -145,7 +153,7 @@ class Workspace:
         }
 
     def check_name(self, name: str, kind: str) -> None:
-        """Refuse a name for a new `kind` (score, vectors, manifest, mask, target, run) SQL cannot use, or taken."""
+        """Raises CurateError if a name for a new `kind` (score, vectors, manifest, …) is taken or unusable in SQL."""
         if not _NAME.fullmatch(name):
             raise CurateError(
                 f"the {kind} name '{name}' must match [a-z][a-z0-9_]* (small letters, digits, underscores); "
@@ -167,29 +175,31 @@ class Workspace:
             return frozenset(row[0] for row in connection.execute(query).fetchall())
 
     def require_pool(self) -> list[Shard]:
+        """The shards that have rows. Raises CurateError if the pool is empty."""
         shards = [shard for shard in self.shards() if shard.rows]
         if not shards:
             raise CurateError(f"{self.path}: the pool is empty; add samples with `curate ingest PATH…`.")
         return shards
 
     def require(self, kind: str, name: str) -> None:
-        """Refuse a score, vectors, a target, manifest or mask that is not there, naming the nearest."""
+        """Raises CurateError, suggesting the most similar name, if there is no such object of that kind."""
         if name not in (have := self.having(kind)):
             raise CurateError(f"{self.path} has no {kind} '{name}': {nearest(name, have)}")
 
     def having(self, kind: str) -> list[str]:
-        """The names of all scores, vectors, targets, manifests, masks or runs."""
+        """The names of all objects of a kind: score, vectors, target, manifest, mask or run."""
         if kind in TABLES:
             return self.table_names(kind)
         names = {"target": self.target_names, "manifest": self.manifest_names, "mask": self.mask_names}
         return {**names, "run": self.run_names}[kind]()
 
     def n_rows(self) -> int:
+        """The number of samples in the pool."""
         return sum(shard.rows for shard in self.shards())
 
 
 def recipe_file(kind: str) -> str:
-    """The file that says what a table is made of, without which it counts for nothing."""
+    """The name of the file with a table's recipe, without which the table does not exist."""
     return f"{kind}.json"
 
 
@@ -198,15 +208,15 @@ def _a(kind: str) -> str:
 
 
 def suggest_name(text: str) -> str:
-    """A valid name near `text`."""
+    """A valid name similar to `text`."""
     name = re.sub(r"[^a-z0-9_]+", "_", text.lower()).strip("_")
     return name if _NAME.fullmatch(name) else f"x_{name}".rstrip("_")
 
 
 def open_workspace(path: str | os.PathLike[str], create: bool = True) -> Workspace:
-    """The workspace at `path`; an absent or empty folder becomes one where `create` is true.
+    """The workspace at `path`; a missing or empty folder becomes one if `create` is true.
 
-    Raises CurateError where the folder holds something else, or was written by a newer curate.
+    Raises CurateError if the folder contains something else, or was written by a newer version of curate.
     """
     folder = location(path)
     if any(sign in str(folder.absolute()) for sign in "*?[]"):
@@ -226,18 +236,18 @@ def open_workspace(path: str | os.PathLike[str], create: bool = True) -> Workspa
 
 
 def _mend(ws: Workspace) -> None:
-    """Finish what killed processes left half done: swaps of scores, removals, accounts of the ledger."""
+    """Finish what killed processes left incomplete: swaps of tables and runs, removals, accounts of the ledger."""
     for kind, folder in TABLES.items():
         for fresh in (ws.path / folder).glob(".*.fresh"):
             name = fresh.name[1 : -len(".fresh")]
             if (fresh / _COMPLETE).exists():
-                with contextlib.suppress(CurateError), lock(ws.path, f"{kind} {name}"):  # else its writer lives
+                with contextlib.suppress(CurateError), lock(ws.path, f"{kind} {name}"):  # refused if its writer lives
                     ws.finish_swap(kind, name)
         sweep_dropped(ws.path / folder)
     for fresh in (ws.path / "runs").glob(".*.fresh"):
         name = fresh.name[1 : -len(".fresh")]
         if (fresh / "run.json").exists() and not (ws.run_folder(name) / "run.json").exists():
-            with contextlib.suppress(CurateError), lock(ws.path, f"run {name}"):  # the old one was aside already
+            with contextlib.suppress(CurateError), lock(ws.path, f"run {name}"):  # the old run was renamed already
                 replace_tree(fresh, ws.run_folder(name), marker="run.json")
     sweep_dropped(ws.path / "runs")
     sweep_dropped(ws.path / "audits")

@@ -1,4 +1,4 @@
-"""What a score would do, estimated before anything is computed (`curate score --dry-run`)."""
+"""An estimate of the work of a score, before anything is computed (`curate score --dry-run`)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from curate.tables.units import shard_units
 
 
 def estimate(job: TableSpec, fresh: bool) -> Scored:
-    """What scoring a table would compute: for each pass, shards, units, rows, characters of text and FLOPs."""
+    """The work of computing a table: for each pass, shards, units, rows, characters of text and FLOPs."""
     result = Scored(job.name, job.method.name, job.recipe.get("target"), job.kind)
     before = ""
     if not fresh:
@@ -52,7 +52,7 @@ def estimate(job: TableSpec, fresh: bool) -> Scored:
 
 
 def _warm_up(job: TableSpec) -> dict[str, Any]:
-    """The training that comes first: four FLOPs for each token and parameter of LoRA's kind, six of all parameters."""
+    """The preceding training: FLOPs per token and parameter are 4 for LoRA (frozen weights get no gradient), 6 else."""
     warmup = job.method.warm_up()
     assert warmup is not None
     epochs, factor = warmup.settings.get("epochs", 1.0), 4 if warmup.settings.get("lora_r") else 6
@@ -63,7 +63,7 @@ def _warm_up(job: TableSpec) -> dict[str, Any]:
 
 
 def _aim(job: TableSpec, step: Pass) -> dict[str, Any]:
-    """A pass over the target's examples, or over anchors."""
+    """The work of a pass over the target's examples, or over the anchors."""
     aim = job.aim(step)
     chars = int(aim.text.whole.str.len_chars().sum())
     flops = 6 * len(job.checkpoints) * parameters(job.models["base"]) * chars / CHARS_PER_TOKEN

@@ -1,13 +1,13 @@
-"""The score engine: runs a method's passes over the pool, unit by unit, and loses nothing when killed.
+"""The score engine: runs a method's passes over the pool, unit by unit, and resumes after a kill without loss.
 
     pool shard ─ unit ─ map ─┐                              prepared/FINGERPRINT/part-00000.rows-….safetensors
     pool shard ─ unit ─ map ─┴─ reduce ─ state ─┐           prepared/FINGERPRINT/state-POOL.safetensors
     pool shard ─ unit ─ map(state) ─────────────┴─ columns  scores/NAME/_units/…  ->  scores/NAME/part-00000.parquet
 
-A unit is a range of a shard's rows, sized by cost. Units are the tasks (curate.tables.unit_worker) that an executor's
-workers do. What is committed is never computed again while its inputs are the same: partials are known by what shapes
-them (so a second target re-uses BM25's counts), parts by the score's fingerprint. A score that cannot go on in place
-(stale, or `fresh`) is computed beside the old one and swapped in when complete.
+A unit is a range of a shard's rows, sized by cost. Units are the tasks (curate.tables.unit_worker) of an executor's
+workers. Committed results are never recomputed while their inputs are the same: partials are identified by the
+settings that affect them (so a second target re-uses BM25's counts), parts by the score's fingerprint. A score that
+cannot be continued in place (stale, or `fresh`) is computed beside the old one and swapped in when complete.
 """
 
 from __future__ import annotations
@@ -42,12 +42,12 @@ from curate.tables.units import MergeTask, TargetTask, Unit, shard_units, units_
 
 @dataclass
 class Scored:
-    """What scoring one method did: to its score, or to its vectors where it has no target.
+    """The result of scoring by one method: on its score, or on its vectors if it has no target.
 
-    computed: rows of the last pass done now; reused: found done; cut: of those computed now, samples that were cut to
-    the model's context; cut_of_target: the same of a target that was encoded now. vectors: what was done to the vectors
-    that the score is made of. index: of vectors, their FAISS index in words. left_out: samples that were in a warm-up
-    or set aside. note: what the method has to say.
+    computed: rows of the last pass computed now; reused: rows that existed already; cut: samples computed now that were
+    truncated to the model's context; cut_of_target: likewise of a target encoded now. vectors: the result for the
+    vectors that the score is computed from. index: for vectors, a description of their FAISS index. left_out: samples
+    used in a warm-up or held out. note: the method's remark.
     """
 
     name: str
@@ -64,7 +64,7 @@ class Scored:
     note: str = ""
     cut_of_target: int = 0
     vectors: Scored | None = None
-    planned: list[dict[str, Any]] = field(default_factory=list)  # dry run: work by pass
+    planned: list[dict[str, Any]] = field(default_factory=list)  # dry run: the work of each pass
 
 
 def run_group(jobs: Sequence[TableSpec], fresh: bool, workers: Workers) -> list[tuple[TableSpec, Scored]]:
@@ -72,7 +72,7 @@ def run_group(jobs: Sequence[TableSpec], fresh: bool, workers: Workers) -> list[
     with ExitStack() as stack:
         held = [stack.enter_context(lock(job.ws.path, f"{job.kind} {job.name}")) for job in jobs]
         for job in jobs:
-            if job.vectors:  # nobody may replace them while they are read
+            if job.vectors:  # they must not be replaced while they are read
                 held.append(stack.enter_context(lock(job.ws.path, f"vectors {job.vectors.name}")))
                 _refuse_replaced(job.vectors)
         folders = [_folder(job, fresh) for job in jobs]
@@ -87,21 +87,21 @@ def run_group(jobs: Sequence[TableSpec], fresh: bool, workers: Workers) -> list[
 
 @dataclass
 class _Cut:
-    """How many samples of the pool, and of the target, were cut to the model's context."""
+    """How many samples of the pool, and of the target, were truncated to the model's context."""
 
     pool: int = 0
     target: int = 0
 
 
 def _refuse_replaced(vectors: TableSpec) -> None:
-    """Raises CurateError where vectors, or the target's, are not those that were made just now."""
+    """Raises CurateError if the vectors, or those of the target, have been changed by another process."""
     now = (stored_recipe(vectors) or {}).get("fingerprint")
     if now != vectors.recipe["fingerprint"] or _work(vectors, vectors.folder).aims():
         raise CurateError(f"{vectors}, or the target, were changed by another process; run the command again.")
 
 
 def _work(job: TableSpec, folder: Location) -> UnitWorker:
-    """The last pass of a job, into a folder; the state of the passes before is not known yet."""
+    """The worker for the last pass of a job, writing to `folder`; the states of earlier passes are still missing."""
     vectors = job.vectors.folder if job.vectors else None
     last, made = len(job.passes) - 1, job.recipe["fingerprint"]
     return UnitWorker(job.method, job.target, last, (), folder, made, job.kind, vectors, job.shares)
@@ -114,7 +114,7 @@ def _compute(
     works: Sequence[UnitWorker],
     todo: Sequence[Sequence[Shard]],
 ) -> _Cut:
-    """Compute what is missing of each job."""
+    """Compute the missing shards and target vectors of each job."""
     some, failed = [], {}
     for job, work, its in zip(jobs, works, todo, strict=True):
         if its or work.aims():
@@ -126,7 +126,7 @@ def _compute(
 
 
 def _finished(job: TableSpec, folder: Location, todo: Sequence[Shard], cut: _Cut) -> Scored:
-    """Put a complete table in its place, and say what was done."""
+    """Move a complete table to its final place; returns a summary of the work."""
     remove_tree(folder / "_units")
     if folder != job.folder:
         job.ws.swap_table(job.kind, job.name)
@@ -151,7 +151,7 @@ def _finished(job: TableSpec, folder: Location, todo: Sequence[Shard], cut: _Cut
 
 
 def _note(job: TableSpec) -> str:
-    """What the method has to say of its score; '' for most."""
+    """The method's remark on its score; '' for most methods."""
     if job.kind == "vectors" or type(job.method).note is Score.note:
         return ""
     names = list(job.method.columns)
@@ -160,7 +160,7 @@ def _note(job: TableSpec) -> str:
 
 
 def _folder(job: TableSpec, fresh: bool) -> Location:
-    """Where to write: in place where the table there is this one; beside it where it is stale or `fresh`."""
+    """The folder to write to: in place if the existing table is this one; beside it if that is stale or `fresh`."""
     final, beside = job.folder, job.ws.staging_folder(job.kind, job.name)
     old = stored_recipe(job)
     if not fresh:
@@ -180,7 +180,7 @@ def _folder(job: TableSpec, fresh: bool) -> Location:
 
 
 def stored_recipe(job: TableSpec) -> dict[str, Any] | None:
-    """The recipe of the table of that name; null where there is none, or nothing was made by it."""
+    """The recipe of the existing table of that name; None if there is none, or no part of it was computed."""
     marker = job.folder / recipe_file(job.kind)
     if not marker.exists():
         return None
@@ -190,12 +190,12 @@ def stored_recipe(job: TableSpec) -> dict[str, Any] | None:
 
 
 def computed_anew(job: TableSpec, fresh: bool) -> bool:
-    """Whether a table is computed again though it stands; vectors are not where it is the score that was asked for."""
+    """Whether a table is recomputed although it is valid; vectors are not if `fresh` is about a score on them."""
     return fresh and (job.kind == "score" or job.target is None)
 
 
 def missing_shards(parts: Parts, job: TableSpec) -> list[Shard]:
-    """The shards whose part is not there, whole (by its size) and of this score."""
+    """The shards without a valid part of this table: one of the recorded size, and with matching fingerprints."""
     records, sizes = parts.records(), parts.sizes()
 
     def stands(shard: Shard) -> bool:
@@ -209,9 +209,9 @@ def missing_shards(parts: Parts, job: TableSpec) -> list[Shard]:
 
 
 class _LastPass:
-    """The last pass of a group of tables: its units that are missing, and the merging of each shard's.
+    """The last pass of a group of tables: tasks for its missing units, and for merging the units of each shard.
 
-    cut: what was cut to the model's context, of the units that are done.
+    cut: how many samples of the finished units were truncated to the model's context.
     """
 
     def __init__(self, jobs: Sequence[TableSpec], works: Sequence[UnitWorker], failed: Failed, shards: Sequence[Shard]):
@@ -236,11 +236,11 @@ class _LastPass:
 
     @property
     def units(self) -> list[Unit]:
-        """Every unit of the shards, done or not."""
+        """All units of the shards, done or not."""
         return [unit for units in self._units.values() for unit in units]
 
     def done(self, task: Any, result: Any) -> None:
-        """Count what a task has cut, and merge a shard's units once it has all."""
+        """Record a finished task; once all units of a shard are done, add the task that merges them."""
         if isinstance(task, TargetTask) and result:
             self.cut.target += result.cut
         elif result and not isinstance(result, float):
@@ -260,7 +260,7 @@ def _score_shards(
     failed: Failed,
     shards: Sequence[Shard],
 ) -> _Cut:
-    """Score the units of shards that have none yet, and merge the units of each shard once it has all."""
+    """Score the missing units of the shards, and merge the units of each shard once all are done."""
     last = _LastPass(jobs, works, failed, shards)
     if jobs[0].through_models:
         models = {role: choice for job in jobs for role, choice in job.models.items()}
@@ -280,7 +280,7 @@ def _score_shards(
 
 
 def _unscored(work: UnitWorker, shard: Shard, units: Sequence[Unit]) -> set[str]:
-    """The names of the units that are not committed, of a shard whose part is not."""
+    """The names of a shard's uncommitted units; empty if its part is committed."""
     if work.has(shard):
         return set()
     stored = units_of_part(work.into, shard).records() if len(units) > 1 else {}

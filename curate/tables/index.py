@@ -1,9 +1,8 @@
-"""The index beside vectors: what it covers, and whether that is what there is.
+"""The nearest-neighbour index of vectors: what it covers, and whether it is up to date.
 
     vectors/NAME/index.faiss, index.json      the index, and the parts it covers, by their SHA-256
 
-It answers with positions in the pool. It is built when vectors have been made, and again when it is older than they
-are.
+It returns positions in the pool. It is built after vectors are computed, and rebuilt when it is older than they are.
 """
 
 from __future__ import annotations
@@ -29,10 +28,10 @@ from curate.store.workspace import Workspace
 from curate.tables.state import table_state
 from curate.tables.vector_table import parts_of, vectors_of
 
-_RECALL, _ASKED, _NEAREST = 0.97, 256, 10  # probes are added until so many of the ten nearest of 256 vectors are found
-_MOST_ON_GPU = 2048  # neighbours that FAISS looks for on a GPU
-_HELD = 1 << 22  # cosines in memory at once
-_PER_LIST = 64  # vectors for each list that its centre is learnt from
+_RECALL, _ASKED, _NEAREST = 0.97, 256, 10  # probes are doubled until this recall of the 10 nearest of 256 vectors
+_MOST_ON_GPU = 2048  # FAISS's limit of neighbours per query on a GPU
+_HELD = 1 << 22  # cosines held in memory at once
+_PER_LIST = 64  # training vectors per list, from which its centre is computed
 
 
 # --- what an index covers --------------------------------------------------------------------------------
@@ -40,8 +39,8 @@ _PER_LIST = 64  # vectors for each list that its centre is learnt from
 
 @dataclass(frozen=True)
 class Record:
-    """index.json. parts: name -> SHA-256 of the vectors it holds. rows: vectors in it, which leave out the samples that
-    have none. recall: of the ten nearest, measured when it was built (1 where the search is exact)."""
+    """index.json. parts: name -> SHA-256 of the indexed parts. rows: indexed vectors; samples without a vector are not
+    counted. recall: of the ten nearest, measured when the index was built (1 if the search is exact)."""
 
     parts: dict[str, str]
     rows: int
@@ -62,20 +61,21 @@ class Record:
 
 
 def index_path(ws: Workspace, name: str) -> Location:
+    """The file of the index of vectors."""
     return ws.table_folder("vectors", name) / "index.faiss"
 
 
 def record_of(ws: Workspace, name: str) -> Record | None:
-    """What the index covers; null where there is none, or none that can be read."""
+    """The record of the index; None if there is none, or it cannot be read."""
     path = index_path(ws, name).with_suffix(".json")
     try:
         return Record(**read_json(path))
-    except (FileNotFoundError, ValueError, TypeError):  # a record cut by a loss of power vouches for nothing
+    except (FileNotFoundError, ValueError, TypeError):  # a record truncated by a power failure certifies nothing
         return None
 
 
 def index_problem(ws: Workspace, name: str) -> str | None:
-    """What is wrong with the index, as the end of a sentence; null where it covers the vectors as they are."""
+    """The problem with the index, as the end of a sentence; None if it covers the current vectors."""
     if not is_indexed(ws, name):
         return None
     record = record_of(ws, name)
@@ -89,19 +89,19 @@ def index_problem(ws: Workspace, name: str) -> str | None:
 
 
 def is_indexed(ws: Workspace, name: str) -> bool:
-    """Whether there is to be an index; of vectors in parts there is none, which would be as large as they are."""
+    """Whether these vectors are indexed; vectors in parts are not, as their index would be as large as they are."""
     return not parts_of(column for record in _records(ws, name).values() for column in record["schema"])
 
 
 def index_words(ws: Workspace, name: str) -> str:
-    """What there is, or what is wrong with it, in words."""
+    """A description of the index, or of the problem with it."""
     if not is_indexed(ws, name):
         return "no index: vectors in parts are searched as they are"
     return index_problem(ws, name) or str(record_of(ws, name))
 
 
 def _parts(ws: Workspace, name: str) -> dict[str, str]:
-    """The committed parts that belong to the pool as it is, and their checksums."""
+    """The committed parts that belong to the current pool, and their checksums."""
     return {part: record["sha256"] for part, record in _records(ws, name).items()}
 
 
@@ -114,10 +114,10 @@ def _records(ws: Workspace, name: str) -> dict[str, Any]:
 
 
 def ensure_index(ws: Workspace, name: str) -> str:
-    """Build the index where there is none or it is older than its vectors. Only for the lock's holder.
+    """Build the index if there is none, or it is older than its vectors. Requires holding the lock.
 
-    Returns what there is in words; an index that cannot be had (no FAISS, or more than half of the memory that is free)
-    is left out and said so.
+    Returns a description; an index that cannot be built (no FAISS, or it needs more than half of the free memory) is
+    skipped, and the description states the reason.
     """
     if index_problem(ws, name) is None:
         return index_words(ws, name)
@@ -153,14 +153,14 @@ def ensure_index(ws: Workspace, name: str) -> str:
 
 
 def _tuned(faiss: Any, ws: Workspace, name: str, index: Any, rows: int) -> tuple[int, float]:
-    """How many lists to search, and the recall measured with that: of the nearest others, against an exact search."""
+    """How many lists to search, and the recall that this reaches, measured against an exact search."""
     asked = _some(ws, name, min(1.0, _ASKED / rows))[: 2 * _ASKED]
     wanted = nearest_exactly(ws, name, asked, _NEAREST + 1)[0]
     probes, recall = 1, 0.0
     while True:
         faiss.extract_index_ivf(index).nprobe = probes
         found = index.search(asked, _NEAREST + 1)[1]
-        # The first is the vector itself, which is no merit to find.
+        # The first is the query vector itself, which does not count.
         recall = float(np.mean([len(set(w[1:]) & set(f)) / _NEAREST for w, f in zip(wanted, found, strict=True)]))
         if recall >= _RECALL or probes >= index.nlist:
             return min(probes, index.nlist), recall
@@ -168,7 +168,7 @@ def _tuned(faiss: Any, ws: Workspace, name: str, index: Any, rows: int) -> tuple
 
 
 def _blocks(ws: Workspace, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """All vectors, part by part: their positions in the pool, int64 [n], and themselves, float32 [n, D]."""
+    """All vectors, part by part: their positions in the pool, int64 [n], and the vectors, float32 [n, D]."""
     parts = Parts(ws.table_folder("vectors", name))
     for shard in table_state(ws, "vectors", name).done:
         found = vectors_of(read_table(parts.path(shard.name)))
@@ -177,7 +177,7 @@ def _blocks(ws: Workspace, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]
 
 
 def _some(ws: Workspace, name: str, share: float) -> np.ndarray:
-    """A share of the vectors, drawn by their positions, float32 [n, D]."""
+    """A random share of the vectors, keyed by their positions, float32 [n, D]."""
     drawn = [unit[keyed_uniform(place.astype(np.uint64), 0, "index") < share] for place, unit in _blocks(ws, name)]
     return np.concatenate(drawn)
 
@@ -196,8 +196,8 @@ def _free_memory() -> float:
 def search(ws: Workspace, name: str, asked: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """The k vectors nearest to each of Q unit vectors [Q, D]: positions in the pool, int64 [Q, k], and cosines.
 
-    k is at most the number of vectors. Fewer than k are padded with position -1. Raises CurateError where the index is
-    not there or older than its vectors.
+    k is at most the number of vectors. Fewer than k results are padded with position -1. Raises CurateError if the
+    index is missing or older than its vectors.
     """
     if problem := index_problem(ws, name):
         raise CurateError(f"the vectors '{name}': {problem}.")
@@ -207,7 +207,7 @@ def search(ws: Workspace, name: str, asked: np.ndarray, k: int) -> tuple[np.ndar
     assert record is not None
     index = faiss.deserialize_index(np.frombuffer(index_path(ws, name).read_bytes(), np.uint8))
     k = min(k, record.rows)
-    if record.lists:  # many neighbours lie in more lists than ten do
+    if record.lists:  # many neighbours are spread over more lists than ten are
         wanted = -(-k * record.lists // record.rows) * 4
         faiss.extract_index_ivf(index).nprobe = min(record.lists, max(record.probes, wanted))
     index = index if k > _MOST_ON_GPU else on_gpu(faiss, index)
@@ -216,7 +216,7 @@ def search(ws: Workspace, name: str, asked: np.ndarray, k: int) -> tuple[np.ndar
 
 
 def nearest_exactly(ws: Workspace, name: str, asked: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
-    """As `search`, by looking at every vector: no index, and none of its memory."""
+    """As `search`, by a scan of all vectors: needs neither the index nor the memory to hold it."""
     at, near = np.full((len(asked), k), -1), np.full((len(asked), k), -np.inf)
     step = max(k, _HELD // max(len(asked), 1))
     for place, unit in _blocks(ws, name):

@@ -1,4 +1,4 @@
-"""Samples of the pool by their rows: what SQL says of each, and what they hold, one shard in memory at a time."""
+"""Samples of the pool by row: SQL values and contents, with one shard in memory at a time."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from curate.tables import sql
 from curate.tables.state import TableState, score_state
 from curate.tables.vector_table import vectors_of
 
-TOKENS = "n_chars / 4.0"  # of a sample: a usual rule of thumb for English; --token-count takes a better one
+TOKENS = "n_chars / 4.0"  # tokens of a sample by the usual rule of thumb for English; --token-count overrides it
 
 
 def scores_of(ws: Workspace, *expressions: str | None) -> list[TableState]:
@@ -25,14 +25,14 @@ def scores_of(ws: Workspace, *expressions: str | None) -> list[TableState]:
 
 
 def column_of(ws: Workspace, expression: str, rows: np.ndarray) -> np.ndarray:
-    """What an expression over `samples` says of some rows of the pool, float64 [n]; not a number where it is null."""
-    # The line's end closes a comment.
+    """The values of an SQL expression over `samples` at n rows of the pool, float64 [n]; NaN where it is NULL."""
+    # The newline ends an SQL comment in the expression.
     table = sql.fetch(ws, f'SELECT ({expression}\n)::DOUBLE AS "value" FROM samples ORDER BY row')
     return table["value"].to_numpy()[rows]
 
 
 def texts_of(ws: Workspace, expression: str, rows: np.ndarray) -> list[str | None]:
-    """What an expression over `samples` says of some rows of the pool, as texts."""
+    """The values of an SQL expression over `samples` at some rows of the pool, as texts; None where it is NULL."""
     table = sql.fetch(ws, f'SELECT ({expression}\n)::VARCHAR AS "value" FROM samples ORDER BY row')
     return table["value"].take(pa.array(rows)).to_pylist()
 
@@ -42,7 +42,7 @@ def samples_at(
 ) -> Iterator[tuple[np.ndarray, pa.Table]]:
     """The samples at some rows of the pool, in the pool's order, by shard: their positions in `rows`, and a table.
 
-    Raises CurateError where a row is not the sample of that id, or is not there.
+    Raises CurateError if a row does not exist, or is not the sample of that id.
     """
     order = np.argsort(rows, kind="stable")
     ordered = rows[order]
@@ -61,25 +61,26 @@ def samples_at(
         for row, mine, theirs in zip(ordered[first:last], wanted, found, strict=True) if wanted != found else ():
             if mine != theirs:
                 raise CurateError(
-                    f"the sample {mine} is not at row {row} of the pool, where {theirs} stands; the pool was remade, "
+                    f"the sample {mine} is not at row {row} of the pool, where {theirs} is; the pool was remade, "
                     "so select again."
                 )
         yield order[first:last], table
 
 
-def row_of(ws: Workspace, id: str) -> int | None:
-    """The position in the pool of the sample of an id; null where there is none."""
-    quoted = id.replace("'", "''")
+def row_of(ws: Workspace, sample_id: str) -> int | None:
+    """The position in the pool of the sample with an id; None if there is none."""
+    quoted = sample_id.replace("'", "''")
     rows = list(sql.rows(ws, f"SELECT row FROM pool WHERE id = '{quoted}'"))
     return int(rows[0]["row"]) if rows else None
 
 
-def no_sample(ws: Workspace, id: str) -> CurateError:
-    return CurateError(f"{ws.path} has no sample '{id}'; ids are 16 hex digits, as `curate sql` shows them.")
+def no_sample(ws: Workspace, sample_id: str) -> CurateError:
+    """The error for an id that is not in the pool."""
+    return CurateError(f"{ws.path} has no sample '{sample_id}'; ids are 16 hex digits, as `curate sql` shows them.")
 
 
 def vector_at(ws: Workspace, state: TableState, row: int) -> np.ndarray:
-    """The vector of a sample, float32 [1, D]. Raises CurateError where it has none."""
+    """The unit vector of the sample at a row, float32 [1, D]. Raises CurateError if it has none."""
     parts = Parts(ws.table_folder("vectors", state.name))
     for shard in state.done:
         if shard.start <= row < shard.start + shard.rows:
@@ -92,7 +93,7 @@ def vector_at(ws: Workspace, state: TableState, row: int) -> np.ndarray:
 
 
 def shown(ws: Workspace, places: Sequence[int]) -> Mapping[int, dict[str, Any]]:
-    """Samples by their position in the pool: id, source, row, and their contents as one text."""
+    """Samples by position in the pool: id, source, row, and contents as one text."""
     if not places:
         return {}
     listed = ", ".join(map(str, places))

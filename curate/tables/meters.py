@@ -1,4 +1,4 @@
-"""What a command spends, added up as its tasks end, and its progress bar."""
+"""The cost of a command, summed as its tasks finish, and its progress bar."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from curate.store.ledger import Meter, charged
 from curate.tables.spec import TableSpec
 from curate.tables.units import Unit
 
-_BOTH_WAYS = ("forward", "backward", "projection")  # phases of a pass that takes gradients
+_BOTH_WAYS = ("forward", "backward", "projection")  # phases of a pass that computes gradients
 
 
 class Meters:
-    """The accounts of a pass, each a row of the ledger: one, or one for each phase of a pass that takes gradients."""
+    """The accounts of a pass, each a row of the ledger: one, or one per phase of a pass that computes gradients."""
 
     def __init__(self, jobs: Sequence[TableSpec], step: Pass, stack: ExitStack, prepared: str | None = None):
-        """prepared: of a counting pass, what it makes."""
+        """prepared: for a counting pass, the name of the state that it makes."""
         methods, names = [job.method.name for job in jobs], ", ".join(job.name for job in jobs)
         used = dict.fromkeys(choice.name for job in jobs for choice in job.models.values())
         columns = {
@@ -33,7 +33,7 @@ class Meters:
         both_ways = any(isinstance(request, GradientRequest) for request in step.requests.values())
         self._phases = _BOTH_WAYS if both_ways else (step.name,)
         self._meters: dict[str, Meter] = {}
-        for phase in reversed(self._phases):  # what is opened last is entered first
+        for phase in reversed(self._phases):  # closed in reverse order: the rows are in order of phase
             self._meters[phase] = stack.enter_context(charged(jobs[0].ws.path, "score", phase=phase, **columns))
 
     def begin(self, samples: int) -> None:
@@ -42,7 +42,7 @@ class Meters:
             meter.begin(samples)
 
     def add(self, done: TaskResult) -> None:
-        """What a task has cost."""
+        """Add the cost of a finished task."""
         for phase, meter in self._meters.items():
             meter.peak_bytes = max(meter.peak_bytes, done.peak_bytes)
             self._charge(phase, meter, done.result)
@@ -56,7 +56,7 @@ class Meters:
 
 @contextmanager
 def progress(jobs: Sequence[TableSpec], step: Pass, every: Sequence[Unit], todo: Tasks) -> Iterator[Any]:
-    """A bar over the samples of a pass, quiet where stderr is no terminal."""
+    """A progress bar over the samples of a pass, hidden if stderr is not a terminal."""
     rows, left = sum(unit.samples for unit in every), todo.samples()
     with tqdm(
         total=max(rows, left),

@@ -1,4 +1,4 @@
-"""What a worker does with a unit where a model is at work: one pass through it for several scores."""
+"""How a worker processes a unit with a model: one pass through it, shared by several scores."""
 
 from __future__ import annotations
 
@@ -24,15 +24,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ModelUnitWorker:
-    """Passes of scores whose samples go through models together. models: by role. checkpoints: of the base model, where
-    they go through it both ways."""
+    """Passes of several scores that share their passes through the models. models: by role. checkpoints: of the base
+    model, for passes that compute gradients."""
 
     works: tuple[UnitWorker, ...]
     models: Mapping[str, ModelChoice]
     checkpoints: tuple[CheckpointChoice, ...] = ()
 
     def run_task(self, task: Unit | MergeTask | TargetTask) -> Usage | None:
-        """Do a task for every table that lacks it. Returns what it cost, where the model was at work."""
+        """Do a task for every table that lacks its result. Returns the cost, or None if no model was used."""
         if self.works[0].step.reduce:
             return self._count(task)
         if isinstance(task, TargetTask):
@@ -49,7 +49,7 @@ class ModelUnitWorker:
         return None
 
     def _count(self, task: Unit | MergeTask | TargetTask) -> Usage:
-        """What a counting pass adds up, of a unit of the pool or of the target."""
+        """Compute and commit the partial sums of a counting pass, for a unit of the pool or for the target."""
         (work,) = self.works
         assert not isinstance(task, MergeTask)
         samples = self._of_aim(work) if isinstance(task, TargetTask) else _samples(_rows(task)[1])
@@ -87,7 +87,7 @@ class ModelUnitWorker:
     def _columns(
         self, samples: list[dict[str, Any]], steps: Sequence[Pass], states: Sequence[Any], task: Unit | TargetTask
     ) -> tuple[list[Columns], Usage]:
-        """The columns of each pass for all samples, which go through the models once, and what they cost."""
+        """The columns of each pass for all samples, computed in one pass through the models, and the cost."""
         from curate.models.forward import score_samples
 
         passes, given = ({str(i): one for i, one in enumerate(some)} for some in (steps, states))
@@ -101,7 +101,7 @@ class ModelUnitWorker:
 
     @cached_property
     def _loaded(self) -> Mapping[str, ScoringModel]:
-        """The models, loaded once in each worker."""
+        """The models, loaded once per worker."""
         from curate.gradients.roles import load_roles
 
         requests = [
@@ -117,7 +117,7 @@ class ModelUnitWorker:
 
 
 def _rows(unit: Unit) -> tuple[pa.Array, pa.Table, dict[int, str]]:
-    """The ids of a unit; the rows of it that are not to be left out; and why others are, by position in it."""
+    """The ids of a unit; its rows without those that failed earlier; and why these failed, by position in the unit."""
     rows = read_table(unit.shard.path, Text.schema.names, (unit.start, unit.stop))
     failed = {row - unit.start: why for row, why in unit.failed.items() if unit.start <= row < unit.stop}
     left = rows.take(pa.array([i for i in range(rows.num_rows) if i not in failed], pa.int64())) if failed else rows

@@ -1,4 +1,4 @@
-"""Sums whose rounding does not depend on the order in which partial results arrive."""
+"""Sums whose rounding is independent of the order in which partial results arrive."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from curate.tables.units import Unit, partial_name
 
 
 class PairwiseSums:
-    """Partials that are sums, added up two by two: the node (level, i) covers 2^level units from the (i 2^level)-th."""
+    """A binary tree of partial sums: the node (level, i) covers 2^level units, starting at unit i 2^level."""
 
     def __init__(self, parts: Parts, units: Sequence[Unit]):
         self._parts, self._units = parts, units
         self._place = {unit.shard.name + unit.name: i for i, unit in enumerate(units)}
         records = parts.records()
         self._there = {node for node in self._nodes() if self._stands(node, records)}
-        for node in {node for node in self._there if self._is_covered(node)}:  # a kill came before it was removed
+        for node in {node for node in self._there if self._is_covered(node)}:  # left by a kill before its removal
             self._parts.remove(self._name(node))
             self._there.remove(node)
         for node in sorted(self._there):
@@ -52,30 +52,30 @@ class PairwiseSums:
         return record.get("units") == self._stamp(node)
 
     def _is_covered(self, node: tuple[int, int]) -> bool:
-        """Whether a node above it stands, which has it in its sum."""
+        """Whether an ancestor, whose sum includes this node, exists."""
         level, i = node
         return any((level + up, i >> up) in self._there for up in range(1, len(self._units).bit_length() + 1))
 
     def missing(self) -> list[Unit]:
-        """The units that no node covers."""
+        """The units that no existing node covers."""
         done = {id(unit) for node in self._there for unit in self._covered(node)}
         return [unit for unit in self._units if id(unit) not in done]
 
     def came(self, unit: Unit) -> None:
-        """A unit's partial was committed."""
+        """Call when a unit's partial has been committed."""
         node = (0, self._place[unit.shard.name + unit.name])
         self._there.add(node)
         self._fold(node)
 
     def _fold(self, node: tuple[int, int]) -> None:
-        """Add up a node and its neighbour where both are there, and so on upwards."""
+        """Add a node and its sibling if both exist, and continue upwards."""
         level, i = node
         pair = [(level, i & ~1), (level, i | 1)]
         if not set(pair) <= self._there:
             return
         above = (level + 1, i >> 1)
         both = [self._read(one) for one in pair]
-        names = dict.fromkeys([*both[0], *both[1]])  # one may lack what no sample of it has
+        names = dict.fromkeys([*both[0], *both[1]])  # an array may be missing from a partial if no sample of it has one
         wide = {name: [one[name].astype(np.float64) for one in both if name in one] for name in names}
         summed = {name: narrowed(np.sum(values, axis=0)) for name, values in wide.items()}
         self._parts.commit(self._name(above), summed, units=self._stamp(above))
@@ -93,6 +93,6 @@ class PairwiseSums:
         return found
 
     def left(self) -> Iterator[Arrays]:
-        """What is not added up yet, in order."""
+        """The remaining partial sums, in order of their units."""
         for node in sorted(self._there, key=lambda node: node[1] << node[0]):
             yield self._read(node)

@@ -1,4 +1,4 @@
-"""The tables that a command is to compute: what each is made of, what it may not be named, which go together."""
+"""The tables that a command computes: their inputs, the checks on their names, and which share passes."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ from curate.tables.recipes import (
 )
 from curate.tables.spec import TableSpec
 
-Models = Mapping[str, ModelChoice]  # by role; '' stands for the first role of each method
+Models = Mapping[str, ModelChoice]  # by role; '' is the first role of each method
 
 
 @dataclass(frozen=True)
 class Names:
-    """What the tables of a method are to be called, where not the default."""
+    """The names of a method's tables, if not the default."""
 
     score: str | None = None
     vectors: str | None = None
@@ -41,9 +41,9 @@ def plan(
     checkpoint_set: CheckpointSet | None = None,
     held_out: HeldOut | None = None,
 ) -> list[TableSpec]:
-    """The tables of a score, in the order they are made: its vectors, where it has them, and then the score.
+    """The tables of a score, in the order of computation: its vectors, if it has any, and then the score.
 
-    models: of the method, by role. Raises CurateError where its target is missing or a name will not do.
+    models: of the method, by role. Raises CurateError if its target is missing or a name is invalid.
     """
     on_vectors = method.vectors() is not None
     if method.uses_target and not target_name and not on_vectors:
@@ -83,15 +83,15 @@ def plan(
 
 
 def vectors_name(method: Score, names: Names, with_target: bool) -> str:
-    """What the vectors of a method are called; without a target --name is theirs."""
+    """The name of a method's vectors; without a target, --name refers to them."""
     return names.vectors or (names.score if not with_target else None) or method.name
 
 
 def models_of(method: Score, models: Models, others: Sequence[Score]) -> dict[str, ModelChoice]:
     """The models of a method by role.
 
-    One given without a role is the first of each method; but the base model only, where any of `others`, the methods
-    asked for together, has one. Raises CurateError where one is missing.
+    A model given without a role is used for the first role of each method; but if any of `others`, the methods of the
+    same command, has a base model, it is used for the role `base` only. Raises CurateError if a model is missing.
     """
     bare_is_base = any("base" in other.models for other in others)
     found = {}
@@ -111,7 +111,7 @@ def models_of(method: Score, models: Models, others: Sequence[Score]) -> dict[st
 
 
 def refuse_same_names(jobs: Sequence[TableSpec]) -> None:
-    """Raises CurateError where two tables of one command would bear the same name."""
+    """Raises CurateError if two tables of one command would have the same name."""
     seen: dict[str, TableSpec] = {}
     for job in jobs:
         if job.name in seen:
@@ -123,7 +123,7 @@ def refuse_same_names(jobs: Sequence[TableSpec]) -> None:
 
 
 def refuse_unknown_roles(models: Models, methods: Sequence[Score]) -> None:
-    """Raises CurateError where a model is given for a role that no method has."""
+    """Raises CurateError if a model is given for a role that no method has."""
     known = list(dict.fromkeys(role for method in methods for role in method.models))
     for role in models:
         if role and role not in known:
@@ -132,7 +132,7 @@ def refuse_unknown_roles(models: Models, methods: Sequence[Score]) -> None:
 
 
 def _refuse_hidden_columns(job: TableSpec) -> None:
-    """In `samples` a score has the columns NAME and NAME_COLUMN, which no other score's may hide."""
+    """Raises CurateError if the score's columns in `samples` (NAME, NAME_COLUMN) clash with those of another score."""
     taken = dict.fromkeys(POOL_COLUMNS, "the pool")
     for other in set(job.ws.score_names()) - {job.name}:
         columns = sample_columns(other, score_recipe(job.ws, other))
@@ -146,7 +146,7 @@ def _refuse_hidden_columns(job: TableSpec) -> None:
 
 
 def groups(jobs: Sequence[TableSpec]) -> list[list[TableSpec]]:
-    """Jobs that are done together: those that go through models, and agree in what model has a role."""
+    """Groups of jobs that share passes: those that use models, and use the same model in each role."""
     found: list[list[TableSpec]] = []
     for job in jobs:
         together = [g for g in found if job.through_models and g[0].through_models and _agree(job, g)]
@@ -163,12 +163,12 @@ def _agree(job: TableSpec, group: Sequence[TableSpec]) -> bool:
     if job.held_out.stamp != group[0].held_out.stamp:
         return False
     models = {role: choice for other in group for role, choice in other.models.items()}
-    shared = set(models) & set(job.models)  # models that nothing shares need not be in memory together
+    shared = set(models) & set(job.models)  # without a shared model, keeping both in memory gains nothing
     return bool(shared) and all(models[role] == job.models[role] for role in shared)
 
 
 def roles(models: Models | ModelChoice | str | None) -> Models:
-    """Role -> model; '' stands for the first role of each method."""
+    """Role -> model; '' is the first role of each method."""
     if isinstance(models, Mapping):
         return models
     if models is None:
@@ -177,7 +177,7 @@ def roles(models: Models | ModelChoice | str | None) -> Models:
 
 
 def refuse_other_recipe(old: dict[str, Any] | None, job: TableSpec) -> None:
-    """Raises CurateError where the table of that name was made of something else than a stale pool or target."""
+    """Raises CurateError if the existing table differs in more than the contents of the pool and the target."""
     if old is None:
         return
     verb = "were" if job.kind == "vectors" else "was"

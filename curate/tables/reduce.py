@@ -1,8 +1,8 @@
-"""Passes under way: what they cost and how far they are; and the counting ones, whose partials become a state.
+"""Counting passes: their partials are computed, with progress and costs, and reduced to a state.
 
 Partials of a text pass are reduced together at the end. Those of a pass through a model are sums as large as the model:
-each two neighbours are added up as soon as both are there, always the same two, so that few stand on the disk at once
-and the sum does not depend on who computed what when.
+two neighbours are added as soon as both exist, always the same two, so that few are on disk at once and the sum does
+not depend on the order of computation.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from curate.tables.spec import TableSpec
 from curate.tables.unit_worker import UnitWorker
 from curate.tables.units import TargetTask, Unit, partial_name, shard_units
 
-Failed = Mapping[str, Mapping[int, str]]  # shard -> rows a counting pass could not take -> why
+Failed = Mapping[str, Mapping[int, str]]  # shard -> row that a counting pass could not process -> reason
 
 
 def reduced(job: TableSpec, workers: Workers) -> tuple[tuple[Location, ...], Failed]:
-    """The files of the counting passes' states, computing what is missing; and the rows that failed or are left out."""
+    """Compute missing states of the counting passes; returns their files, and the rows that failed or are left out."""
     states, before, failed = tuple[Location, ...](), "", dict[str, Mapping[int, str]](job.held_out.left_out)
     for index, step in enumerate(job.passes[:-1]):
         parts, name = job.prepared(index, before)
@@ -45,20 +45,20 @@ def reduced(job: TableSpec, workers: Workers) -> tuple[tuple[Location, ...], Fai
 
 
 def _count_aim(job: TableSpec, workers: Workers, held: Lock, work: UnitWorker, failed: Failed, name: str) -> None:
-    """The state of a pass over the target's samples, or over anchors."""
+    """Compute and commit the state of a pass over the target's samples, or over the anchors."""
     parts, step = work.partials, job.passes[work.index]
     assert step.reduce is not None
     tasks = Tasks([TargetTask(len(job.aim(step).subtasks))])
     _run(job, workers, held, work, step, [], tasks, name)
     partial = parts.read(str(TargetTask(0)))
     if partial is None:
-        raise CurateFailure(f"{parts.folder}: what was just written there reads otherwise; is the disk sound?")
+        raise CurateFailure(f"{parts.folder}: what was just written does not read back the same; is the disk damaged?")
     Parts(parts.folder, parts.suffix).commit(name, step.reduce([partial]), failed={})
     parts.remove(str(TargetTask(0)))
 
 
 def _count_pool(job: TableSpec, workers: Workers, held: Lock, work: UnitWorker, failed: Failed, name: str) -> None:
-    """Map every unit that has no partial yet, and reduce all partials to the state `name`."""
+    """Map every unit without a partial, and reduce all partials to the state `name`."""
     parts, step = work.partials, job.passes[work.index]
     assert step.reduce is not None
     units = [u for s in job.shards for u in shard_units(s, job.unit_size, failed.get(s.name, {}))]
@@ -76,7 +76,7 @@ def _count_pool(job: TableSpec, workers: Workers, held: Lock, work: UnitWorker, 
         if rows := records.get(partial_name(unit), {}).get("failed"):
             failures.setdefault(unit.shard.name, {}).update(rows)
     Parts(parts.folder, parts.suffix).commit(name, state, failed=failures)
-    # Partials are of use to a grown pool, but for those that are added up, and those that a state of this pool shaped.
+    # Partials can be re-used when the pool grows, except if already summed, or if they depend on a state of this pool.
     spent = bool(sums) or work.index > 0
     for old in [n for n in records if n != name and (n.startswith("state-") or spent)]:
         parts.remove(old)

@@ -1,9 +1,9 @@
-"""What runs cost, read from the ledger, by phase:
+"""The cost of runs, read from the ledger, by phase:
 
-F_prep   the scores and vectors that the choice was made of, the choice itself, and the trainings of those models that
-         they or the weighting look at
-F_train  the steps
-F_online what a weighting needs beside them: anchors, second forward passes, losses of the base model
+F_prep   preparation: the scores and vectors that the selection is based on, the selection itself, and the training of
+         the models that they or the weighting use
+F_train  the training steps
+F_online the extra work of a weighting during training: anchors, second forward passes, losses of the base model
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ _Ledger = Mapping[str, Mapping[str, Any]]  # entry -> row, by time
 
 @dataclass
 class Cost:
-    """What a run cost, in FLOPs by our formula unless said otherwise.
+    """The cost of a run, in FLOPs by curate's formula unless stated otherwise.
 
-    prep: the full price of what its choice is made of; prep_marginal: without what an arm listed before has paid.
-    paper, counted: the total by the papers' convention, and as it was measured (null where it was not). padding: the
-    share of padding among the tokens that went through the model in training.
+    prep: the full cost of its preparation; prep_marginal: without what an arm listed earlier has already paid for.
+    paper, counted: the total by the convention of the papers, and as measured (None if it was not). padding: the share
+    of padding among the tokens that went through the model in training.
     """
 
     prep: float = 0.0
@@ -42,17 +42,19 @@ class Cost:
 
     @property
     def total(self) -> float:
+        """FLOPs, with the full cost of preparation."""
         return self.prep + self.train + self.online
 
     @property
     def marginal(self) -> float:
+        """FLOPs, with the marginal cost of preparation."""
         return self.prep_marginal + self.train + self.online
 
 
 def costs_of(ws: Workspace, recipes: Mapping[str, dict[str, Any]], arms: Mapping[str, str]) -> dict[str, Cost]:
-    """What each run cost. recipes, arms: run -> its recipe, and its arm, in the order in which arms are listed."""
+    """The cost of each run. recipes, arms: run -> its recipe, and its arm, in the order in which arms are listed."""
     ledger, costs = _ledger(ws), {}
-    paid: set[str] = set()  # entries that an arm listed before has paid
+    paid: set[str] = set()  # entries already paid for by an arm listed earlier
     for arm in dict.fromkeys(arms.values()):
         of_arm: set[str] = set()
         for name in (name for name in recipes if arms[name] == arm):
@@ -64,8 +66,8 @@ def costs_of(ws: Workspace, recipes: Mapping[str, dict[str, Any]], arms: Mapping
 
 
 def charged_entries(ws: Workspace, models: Iterable[str]) -> list[str]:
-    """The ledger's entries that paid for those models which runs of the workspace have learnt, and for all that led to
-    them. What looks at such models records them, since a run may be trained anew or dropped."""
+    """The ledger's entries that paid for those of the models that runs of the workspace trained, and for all that led
+    to them. Whatever uses such a model records these entries, since the run may later be retrained or dropped."""
     runs = {run for model in models if (run := run_behind(ws, model))}
     ledger, found = _ledger(ws) if runs else {}, set[str]()
     for run in runs:
@@ -79,7 +81,7 @@ def _ledger(ws: Workspace) -> _Ledger:
 
 
 def steps_of(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """How a run's manifest came to be, step by step: a selection, weights on top of it, …"""
+    """How a run's manifest was made, the last step first: weights, the selection beneath them, …"""
     found, step = [], recipe.get("selection")
     while step:
         found.append(step)
@@ -88,8 +90,8 @@ def steps_of(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def scores_behind(recipe: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
-    """The scores that a run's manifest, its weights and its mask were made of: name and recipe. One of them may have
-    been computed anew under its name between two steps."""
+    """The (name, recipe) of the scores that a run's manifest, weights and mask were made from. A name may occur twice,
+    if the score was recomputed between two steps."""
     return [(name, score) for its in _made_of(recipe) for name, score in (its.get("scores") or {}).items()]
 
 
@@ -98,7 +100,7 @@ def _made_of(recipe: Mapping[str, Any]) -> list[Mapping[str, Any]]:
 
 
 def _cost(ledger: _Ledger, mine: set[str], prep: set[str], paid: set[str]) -> Cost:
-    """mine, prep: the entries that are the run's own, and its preparation's; paid: another arm's."""
+    """mine, prep: the entries of the run itself, and of its preparation; paid: those of arms listed earlier."""
     cost = Cost()
     for entry, row in ledger.items():
         if entry in mine:
@@ -123,18 +125,18 @@ def _add(cost: Cost, row: Mapping[str, Any], phase: str) -> None:
 
 
 def _training(ledger: _Ledger, name: str, recipe: Mapping[str, Any]) -> set[str]:
-    """The entries that a run's own training paid; of a pruned run those of the run that it is made of."""
+    """The entries of a run's own training; for a pruned run, of the run that it was made from."""
     begun, until, account = recipe.get("begun", ""), recipe.get("until", "~"), recipe.get("account", name)
     mine = {entry: row for entry, row in ledger.items() if row["run"] == account and row["stage"] == "train"}
     return {e for e, row in mine.items() if row["phase"] != "evaluate" and begun <= row["at"].isoformat() <= until}
 
 
 def _preparation(ledger: _Ledger, recipe: Mapping[str, Any]) -> set[str]:
-    """The entries before the run that paid for its scores and vectors, its manifest, its mask, and for models that they
-    or its weighting look at, but for what led to the model that the run goes on from.
+    """The entries before the run that paid for its scores and vectors, its manifest, its mask, and the models that they
+    or its weighting use, except what led to the model that the run starts from.
 
-    Of a score they are all of its name, method and models (what a kill threw away is paid, too); of a manifest the
-    last, since each replaced the one before.
+    For a score these are all entries with its name, method and models (including work lost to kills); for a manifest
+    only the last, since each one replaced the one before.
     """
     before = {entry: row for entry, row in ledger.items() if row["at"].isoformat() <= recipe.get("begun", "")}
     made, mask = scores_behind(recipe), recipe.get("mask") or {}

@@ -1,4 +1,4 @@
-"""The columns a score returns, as the table that is stored."""
+"""The columns that a score returns, converted to the stored table."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from curate.kinds.score import Score
 
 
 def score_table(ids: pa.Array, columns: Columns, method: Score, failed: Mapping[int, str] | None = None) -> pa.Table:
-    """A method's columns as a score table: float32, null with a reason where there is no finite score.
+    """A method's columns as a score table: float32; null, with a reason in `error`, if a score is not finite.
 
-    failed: rows, by their position in `ids`, for which `columns` have nothing, and why.
+    failed: position in `ids` -> reason, for rows that `columns` do not include.
     """
     score = np.asarray(columns["score"], dtype=np.float64)
     finite = np.isfinite(score)
@@ -37,7 +37,7 @@ def score_table(ids: pa.Array, columns: Columns, method: Score, failed: Mapping[
 
 
 def _spread(table: pa.Table, n: int, failed: Mapping[int, str]) -> pa.Table:
-    """The rows of a table at their places among n, with nulls and a reason at the failed ones."""
+    """The rows of a table at their positions among n, with nulls and the reason at the failed ones."""
     places = np.full(n, -1)
     places[[i for i in range(n) if i not in failed]] = np.arange(table.num_rows)
     whole = table.take(pa.array(places, mask=places < 0))
@@ -48,7 +48,7 @@ def _spread(table: pa.Table, n: int, failed: Mapping[int, str]) -> pa.Table:
 
 
 def _map_column(subtasks: Mapping[str, np.ndarray], good: np.ndarray) -> pa.Array:
-    """The scores of every sub-task by its name, null where the sample has no score."""
+    """The map column sub-task -> score, null for samples without a score."""
     keys = sorted(subtasks)
     values = np.stack([subtasks[key] for key in keys], axis=1).astype(np.float32)[good].ravel()
     ends = np.concatenate([[0], np.cumsum(good * len(keys))]).astype(np.int32)

@@ -1,4 +1,4 @@
-"""One table that a command is to compute: its method, its recipe, and where it lies."""
+"""One table that a command computes: its method, its recipe, and its location."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ from curate.tables.run_costs import charged_entries
 
 @dataclass(frozen=True)
 class TableSpec:
-    """One table to compute, with what identifies it: a score, or the vectors that scores are made of.
+    """One table to compute, with what identifies it: a score, or the vectors that scores are computed from.
 
-    target: of vectors, the one that goes through the model beside the pool. vectors: what a score is made of.
-    checkpoints: of the base model's training, where the samples go through it both ways.
+    target: for vectors, the target to encode in addition to the pool. vectors: those that a score is computed from.
+    checkpoint_set: the checkpoints of the base model, for passes that compute gradients.
     """
 
     ws: Workspace
@@ -46,33 +46,38 @@ class TableSpec:
 
     @property
     def what(self) -> str:
+        """A description for error messages."""
         return f"the {self.kind} that {self.method.name} makes"
 
     @property
     def folder(self) -> Location:
+        """The final folder of the table."""
         return self.ws.table_folder(self.kind, self.name)
 
     @cached_property
     def passes(self) -> Sequence[Pass]:
+        """The passes of the table, in order."""
         step = self.method.vectors() if self.kind == "vectors" else None
         return (step,) if step else self.method.passes(self.target)
 
     @property
     def through_models(self) -> bool:
+        """Whether the last pass goes through models."""
         return bool(self.passes[-1].requests)
 
     @property
     def both_ways(self) -> bool:
-        """Whether the samples go forward and backward."""
+        """Whether the last pass computes gradients."""
         return any(isinstance(request, GradientRequest) for request in self.passes[-1].requests.values())
 
     @property
     def checkpoints(self) -> tuple[CheckpointChoice, ...]:
+        """The checkpoints of a pass that computes gradients; () for other passes."""
         return self.checkpoint_set.checkpoints if self.both_ways else ()
 
     @property
     def shares(self) -> tuple[float, ...]:
-        """What each checkpoint counts for: its learning rate, over all of theirs."""
+        """The weight of each checkpoint: its learning rate over the sum of all; equal if a rate is unknown."""
         rates = [c.lr for c in self.checkpoint_set.checkpoints]
         known = [rate for rate in rates if rate is not None]
         if self.kind != "vectors" or len(known) < len(rates) or not sum(known):
@@ -81,19 +86,19 @@ class TableSpec:
 
     @property
     def awaits_warm_up(self) -> bool:
-        """Whether it looks at a warm-up that is not trained yet."""
+        """Whether it uses a warm-up that is not trained yet."""
         return bool(self.checkpoint_set.warmup.get("planned"))
 
     @cached_property
     def unit_size(self) -> float:
-        """Characters of text in a unit: as many as the method says, or as models take some tens of seconds for."""
+        """Characters of text per unit: set by the method, or such that a model needs some tens of seconds."""
         if not self.through_models:
             return self.method.unit_bytes
         return unit_size(self.models.values()) / (2 * len(self.checkpoints) if self.both_ways else 1)
 
     @cached_property
     def recipe(self) -> dict[str, Any]:
-        """score.json, or vectors.json: what the table is made of."""
+        """The contents of score.json or vectors.json: how the table is made."""
         method, models = self.method, self._model_recipes()
         settings, default = method.settings(), type(method)().settings()
         if self.kind == "vectors":
@@ -130,7 +135,7 @@ class TableSpec:
         }
 
     def _states(self) -> list[str]:
-        """Where in prepared/ the counting passes through models leave what they have added up."""
+        """The paths in prepared/ of the states of counting passes through models."""
         found: list[str] = []
         for index in range(len(self.passes) - 1 if self.both_ways else 0):
             parts, name = self.prepared(index, found[-1] if found else "")
@@ -138,17 +143,17 @@ class TableSpec:
         return found
 
     def _weights(self) -> list[Any]:
-        """What of the models, and of their checkpoints, shapes what is computed."""
+        """Those properties of the models and their checkpoints that affect the results."""
         models = [{key: value for key, value in m.items() if key in SHAPING} for m in self._model_recipes().values()]
         found = self.checkpoint_set.recipe(self._moments()).get("checkpoints", [])
         return [*models, *([c["weights"], c["optimizer"], c["lr"]] for c in found)]
 
     def _aside(self) -> list[str]:
-        """What is left out of the pool."""
+        """The fingerprint of the samples left out of the pool, if any."""
         return [self.held_out.stamp] if self.held_out.stamp else []
 
     def _moments(self) -> bool:
-        """Whether the method looks at an optimizer's state."""
+        """Whether the method uses the optimizer state."""
         passes = [self.method.vectors(), *([] if self.vectors else self.passes)]
         requests = [request for step in passes if step for request in step.requests.values()]
         return any(isinstance(request, GradientRequest) and request.moments for request in requests)
@@ -157,13 +162,13 @@ class TableSpec:
         return {role: model_recipe(choice) for role, choice in self.models.items()}
 
     def aim(self, step: Pass) -> Target:
-        """The samples that a pass goes over which is not over the pool."""
+        """The samples of a pass that is not over the pool: those of the target, or the anchors."""
         found = self.target if step.over == "target" else self.held_out.anchors
         assert found is not None
         return found
 
     def prepared(self, index: int, before: str) -> tuple[Parts, str]:
-        """Where the partials of a counting pass lie, and the name of its state for the pool as it is."""
+        """The folder of a counting pass's partials, and the name of its state for the current pool."""
         step, settings = self.passes[index], self.method.settings()
         shaped_by = {
             s: self.target.fingerprint if s == "target" and self.target else settings[s] for s in step.shaped_by

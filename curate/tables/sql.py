@@ -1,7 +1,7 @@
-"""SQL over a workspace by DuckDB: the tables as views, built per query from the names the query uses.
+"""SQL over a workspace with DuckDB: the tables are views, created per query for the names that the query uses.
 
-`samples` is the pool with every score the query names beside it, aligned by row position: the shards of a score
-have the rows of the pool's shards in the same order, so no ids are joined.
+`samples` is the pool with the columns of every score that the query names, aligned by row position: the shards of a
+score have the rows of the pool's shards in the same order, so no join on ids is needed.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def connect(ws: Workspace, query: str) -> duckdb.DuckDBPyConnection:
-    """A connection that has the views `query` names. Raises CurateError unless it is one SELECT."""
+    """A connection with the views that `query` names. Raises CurateError unless it is one SELECT."""
     connection = duckdb.connect()
     connection.execute(f"SET temp_directory = {views.literal(tempfile.gettempdir() + '/curate-sql')}")
     connection.execute("SET TimeZone = 'UTC'")
-    connection.execute("SET python_enable_replacements = false")  # our variables are no tables
+    connection.execute("SET python_enable_replacements = false")  # Python variables must not be visible as tables
     if isinstance(ws.path, ObjectPath):
         connection.register_filesystem(ws.path.filesystem())
     words = _words_of(connection, query)
@@ -68,7 +68,7 @@ def connect(ws: Workspace, query: str) -> duckdb.DuckDBPyConnection:
 
 
 def run(ws: Workspace, query: str) -> duckdb.DuckDBPyRelation:
-    """The result of one SELECT over the workspace. Raises CurateError with DuckDB's own sentence otherwise."""
+    """The result of one SELECT over the workspace. Raises CurateError with DuckDB's message if it fails."""
     connection = connect(ws, query)
     try:
         return connection.sql(query)
@@ -87,7 +87,7 @@ def fetch(ws: Workspace, query: str) -> pa.Table:
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
-    """Names of which none comes twice: a, b, a_1."""
+    """The names made unique: a, b, a -> a, b, a_1."""
     out: list[str] = []
     for name in names:
         k, new = 0, name
@@ -117,7 +117,7 @@ def save(ws: Workspace, query: str, path: Path, fmt: str) -> None:
 
 
 def samples_columns(ws: Workspace) -> list[str]:
-    """Every column `samples` can have."""
+    """All columns that `samples` can have."""
     columns = [*POOL.names, "row"]
     for name in ws.score_names():
         columns += sample_columns(name, score_recipe(ws, name)).values()
@@ -125,7 +125,7 @@ def samples_columns(ws: Workspace) -> list[str]:
 
 
 def scores_named(ws: Workspace, *expressions: str | None) -> list[str]:
-    """The scores whose columns SQL expressions use."""
+    """The names of the scores whose columns occur in SQL expressions."""
     words = {word.lower() for text in expressions if text for word in _WORD.findall(text)}
     return [n for n in ws.score_names() if words & set(sample_columns(n, score_recipe(ws, n)).values())]
 
@@ -138,7 +138,7 @@ def _create(connection: duckdb.DuckDBPyConnection, name: str, select: str) -> No
 
 
 def _words_of(connection: duckdb.DuckDBPyConnection, query: str) -> set[str] | None:
-    """The lower-cased words a query uses, which bound the views it needs; null where it uses a star.
+    """The lower-cased words of a query, among which are the views it needs; None if it uses * on `samples`.
 
     Raises CurateError unless the query is one SELECT.
     """
@@ -164,14 +164,14 @@ def _has_star(node: Any) -> bool:
 
 
 def _sentence(ws: Workspace, error: duckdb.Error) -> CurateError:
-    """DuckDB's error as one sentence, with the nearest of our names where a name is not there."""
+    """DuckDB's error as one sentence, with the most similar known name if a name does not exist."""
     line = _first_line(error)
     missing = re.search(r"Table with name \"?(\w+)\"? does not exist", line)
     if missing:
         known = [*VIEWS, *ws.score_names(), *ws.vectors_names(), *ws.manifest_names()]
         return CurateError(f"there is no table '{missing[1]}': {nearest(missing[1], known)}")
     column = re.search(r"Referenced column \"(\w+)\" (?:was )?not found", line)
-    if column and column[1] not in samples_columns(ws):  # else it is there, but not where the query looks
+    if column and column[1] not in samples_columns(ws):  # else it exists, but not in the tables of the query
         return CurateError(f"there is no column '{column[1]}': {nearest(column[1], samples_columns(ws))}")
     if isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException):
         return CurateFailure(f"DuckDB could not finish: {line}")

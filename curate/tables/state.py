@@ -1,4 +1,4 @@
-"""What a stored score was made of, and whether that still stands."""
+"""What a stored score was made from, and whether it is still valid."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from curate.tables.recipes import default_score_name, load_target, settings_word
 
 @dataclass(frozen=True)
 class TableState:
-    """One score, or vectors, as they stand.
+    """The current state of a score, or of vectors.
 
-    recipe: score.json, or vectors.json. done: the shards that are there. todo: those that are not. stale: why it does
-    not stand any more, or null.
+    recipe: score.json, or vectors.json. done: the shards that are computed. todo: those that are not. stale: why it is
+    no longer valid, or None.
     """
 
     kind: str
@@ -32,10 +32,11 @@ class TableState:
 
     @property
     def rows(self) -> int:
+        """The number of samples that are computed."""
         return sum(shard.rows for shard in self.done)
 
     def problem(self) -> str | None:
-        """Why it should not be selected by, as the middle of a sentence; null where it may."""
+        """Why it should not be used for selection, as part of a sentence; None if it can be."""
         if self.stale:
             return f"is stale ({self.stale})"
         if self.todo:
@@ -48,7 +49,7 @@ class TableState:
         return f"the {self.kind} '{self.name}'"
 
     def command(self, target: str | None = None) -> str:
-        """What brings it up to date; of vectors, also what puts a target through the same model."""
+        """The command that updates it; with vectors and `target`, the command that encodes the target likewise."""
         words = ["curate", "score", self.recipe["method"]]
         target = self.recipe.get("target") or target
         words += ["--target", target] if target else []
@@ -68,7 +69,7 @@ class TableState:
 
 
 def usable(states: Sequence[TableState], allow_stale: bool) -> list[str]:
-    """Warnings of tables that are stale or incomplete. Raises CurateError for such, unless allowed."""
+    """Warnings for stale or incomplete tables. Raises CurateError for them unless `allow_stale`."""
     warnings = []
     for state in states:
         if problem := state.problem():
@@ -79,12 +80,12 @@ def usable(states: Sequence[TableState], allow_stale: bool) -> list[str]:
 
 
 def score_state(ws: Workspace, name: str) -> TableState:
-    """Raises CurateError where there is no such score."""
+    """The state of a score. Raises CurateError if there is none of that name."""
     return table_state(ws, "score", name)
 
 
 def table_state(ws: Workspace, kind: str, name: str) -> TableState:
-    """Raises CurateError where there is no such score, or no such vectors."""
+    """The state of a score or of vectors. Raises CurateError if there is no such table."""
     ws.require(kind, name)
     recipe, records = table_recipe(ws, kind, name), Parts(ws.table_folder(kind, name)).records()
     done, todo, nulls = [], [], 0
@@ -113,7 +114,7 @@ def _stale(ws: Workspace, recipe: dict[str, Any]) -> str | None:
         made_of in ws.vectors_names()
         and table_recipe(ws, "vectors", made_of)["fingerprint"] != (recipe["vectors_fingerprint"])
     ):
-        return f"the vectors '{made_of}' were made otherwise since"
+        return f"the vectors '{made_of}' were recomputed since"
     if recipe["scope"] == "pool" and recipe["pool_fingerprint"] != pool_fingerprint(ws.shards()):
         return "the pool has grown"
     return None

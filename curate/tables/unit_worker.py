@@ -1,7 +1,7 @@
-"""What a worker does: one unit of the pool mapped by one pass of a score, and the result committed.
+"""What a worker does: map one unit of the pool by one pass of a score, and commit the result.
 
-Everything here is plain data and pure functions of it, so the bytes written do not depend on who runs a task, where,
-in what order, or how often. Drivers (the stage `score`) make tasks, executors hand them out.
+Everything here is plain data and pure functions of it, so the bytes written do not depend on which worker runs a task,
+where, in what order, or how often. The score engine makes the tasks, executors distribute them.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ from curate.tables.score_table import score_table
 from curate.tables.units import MergeTask, Unit, partial_name, units_of_part
 from curate.tables.vector_table import aim_stamp, target_vectors, vector_table, vectors_of
 
-_GROUP_NUMBERS = 1 << 24  # numbers of vectors in a row group
-_MOST_FAILURES = 16  # samples of one unit that may fail before it is the method that fails
+_GROUP_NUMBERS = 1 << 24  # elements of vectors per row group
+_MOST_FAILURES = 16  # samples of one unit that may fail before the method itself is considered to fail
 
 
 @dataclass(frozen=True)
 class UnitWorker:
-    """One pass of one score over the pool: what a worker has to know beside its task. Given to each worker once.
+    """One pass of one score over the pool: what a worker needs besides its task. Sent to each worker once.
 
-    index: of the pass. states: the files of the passes before. into: the folder of partials, or of the table's parts.
-    fingerprint: of the table. kind: what the last pass makes. vectors: the folder of those the score is made of.
-    shares: what each part of vectors counts for. anchors: the samples that were set aside.
+    index: of the pass. states: the files of the states of earlier passes. into: the folder of the partials, or of the
+    table's parts. fingerprint: of the table. kind: what the last pass makes. vectors: the folder of the vectors that
+    the score is computed from. shares: the weight of each part of the vectors. anchors: the held-out samples.
     """
 
     method: Score
@@ -52,7 +52,7 @@ class UnitWorker:
     anchors: Target | None = None
 
     def run_task(self, task: Unit | MergeTask) -> float:
-        """Do a task and commit its result. Returns its FLOPs. Raises CurateFailure where the method fails."""
+        """Do a task and commit its result. Returns its FLOPs. Raises CurateFailure if the method fails."""
         if isinstance(task, MergeTask):
             self._commit_part(task.shard, pa.concat_tables(self._table_again(unit) for unit in task.units))
             remove_tree(units_of_part(self.into, task.shard).folder)
@@ -67,57 +67,60 @@ class UnitWorker:
 
     @property
     def partials(self) -> Parts:
+        """The partials of a counting pass."""
         return Parts(self.into, ".safetensors", lasting=False)
 
     def partial(self, unit: Unit) -> tuple[Arrays, dict[int, str]]:
-        """What the pass leaves of a unit, and the rows that failed."""
+        """The partial of a unit, and the rows that failed: row -> reason."""
         partial, _, failed = self._mapped(unit)
         return partial, failed
 
     def commit_partial(self, unit: Unit, partial: Arrays, failed: Mapping[int, str]) -> None:
+        """Commit the partial of a unit, with the rows that failed in its record."""
         stored = {str(row): why for row, why in failed.items()}
         self.partials.commit(partial_name(unit), partial, rows=unit.samples, shard=unit.shard.sha256, failed=stored)
 
     def partial_again(self, unit: Unit) -> Arrays:
-        """A partial as committed; computed and committed anew where its bytes are damaged."""
+        """A committed partial; recomputed and committed again if its file is damaged."""
         stored = self.partials.read(partial_name(unit))
         if stored is None:
             self.run_task(unit)
             stored = self.partials.read(partial_name(unit))
         if stored is None:
-            raise CurateFailure(f"{self.into}: what was just written there reads otherwise; is the disk sound?")
+            raise CurateFailure(f"{self.into}: what was just written does not read back the same; is the disk damaged?")
         return stored
 
     # The last pass
 
     def stamp(self, shard: Shard) -> dict[str, Any]:
-        """What a record of this pass must have for its part to stand."""
+        """The entries that a commit record of this pass must have for its part to be valid."""
         return {"fingerprint": self.fingerprint, "shard": shard.sha256}
 
     def commit(self, unit: Unit, table: pa.Table) -> None:
-        """Store the table of a unit: as the part, where the unit is a whole shard."""
+        """Commit the table of a unit: as the part itself, if the unit is a whole shard."""
         if unit.samples == unit.shard.rows:
             self._commit_part(unit.shard, table)
         else:
             units_of_part(self.into, unit.shard).commit(unit.name, table, **self.stamp(unit.shard))
 
     def has(self, shard: Shard) -> bool:
-        """Whether the part of a shard is committed, and whole by its size."""
+        """Whether the part of a shard is committed, and its file has the recorded size."""
         parts = Parts(self.into)
         record = parts.record(shard.name) or {}
         whole = self.stamp(shard).items() <= record.items()
         return whole and size(parts.path(shard.name)) == record["bytes"]
 
     def has_unit(self, unit: Unit) -> bool:
+        """Whether a unit is committed."""
         record = units_of_part(self.into, unit.shard).record(unit.name) or {}
         return self.stamp(unit.shard).items() <= record.items()
 
     def reads(self, unit: Unit) -> bool:
-        """Whether the bytes of a unit are those that were committed."""
+        """Whether the file of a unit is intact."""
         return units_of_part(self.into, unit.shard).read(unit.name) is not None
 
     def table(self, ids: pa.Array, columns: Columns, failed: Mapping[int, str] | None = None) -> pa.Table:
-        """What the last pass returned, as it is stored."""
+        """The columns of the last pass as the stored table."""
         if self.kind == "vectors":
             return vector_table(ids, columns, shares=self.shares)
         return score_table(ids, columns, self.method, failed)
@@ -131,14 +134,14 @@ class UnitWorker:
         return self._table(unit) if stored is None else stored
 
     def _commit_part(self, shard: Shard, table: pa.Table) -> None:
-        cost = {} if self.step.requests else {"flops": 0.0}  # of a model's pass, which may be shared: the ledger
+        cost = {} if self.step.requests else {"flops": 0.0}  # of models, in the ledger, as it may be shared
         nulls, row_group = len(table) - table["error"].null_count, min(ROW_GROUP, _row_group(table.schema))
         Parts(self.into).commit(shard.name, table, row_group, nulls=nulls, **cost, **self.stamp(shard))
 
     # The target, where vectors are made
 
     def aims(self) -> bool:
-        """Whether the target is to become vectors, and is none yet."""
+        """Whether the target's vectors must be computed, and are not yet."""
         if self.kind != "vectors" or self.target is None:
             return False
         parts = target_vectors(self.into)
@@ -147,6 +150,7 @@ class UnitWorker:
         return not stands or parts.read(self.target.name) is None
 
     def commit_aim(self, columns: Columns) -> None:
+        """Commit the vectors of the target."""
         assert self.target is not None
         ids, subtasks = self.target.text.frame["id"].to_arrow(), pa.array(self.target.subtasks, pa.string())
         table = vector_table(ids, columns, subtasks, self.shares)
@@ -157,31 +161,32 @@ class UnitWorker:
 
     @cached_property
     def target_step(self) -> Pass:
-        """The pass that makes vectors of the target's samples, or the one that this is."""
+        """The pass that computes the vectors of the target's samples; for scores, the same as `step`."""
         vectors = self.method.target_vectors() if self.kind == "vectors" else None
         return vectors or self.step
 
     @cached_property
     def step(self) -> Pass:
+        """The pass that this worker runs."""
         vectors = self.method.vectors() if self.kind == "vectors" else None
         return vectors or self.method.passes(self.target)[self.index]
 
     @cached_property
     def given(self) -> Any:
-        """The state as the pass wants it; opened once in each worker."""
+        """The second argument of the pass's map: the state, or what `open` makes of it, once per worker."""
         state: Any = {name: array for path in self.states for name, array in read_arrays(path).items()}
         if self.vectors and self.target:
             state = vectors_of(read_table(target_vectors(self.vectors).path(self.target.name)))
         return self.step.open(state) if self.step.open else state
 
     def _read(self, unit: Unit) -> pa.Table:
-        """The rows of a unit: samples, or their vectors."""
+        """The rows of a unit: samples, or their vectors for a score on vectors."""
         if self.vectors:
             return read_table(Parts(self.vectors).path(unit.shard.name), None, (unit.start, unit.stop))
         return read_table(unit.shard.path, Text.schema.names, (unit.start, unit.stop))
 
     def _mapped(self, unit: Unit) -> tuple[Any, pa.Table, dict[int, str]]:
-        """The pass's map over the rows of a unit that do not fail; all rows; and those that do, with the reason."""
+        """The result of map on the rows of a unit that do not fail; all rows; and the failing rows -> reason."""
         rows = self._read(unit)
         failed = {row: why for row, why in unit.failed.items() if unit.start <= row < unit.stop}
         good = np.array([i for i in range(unit.start, unit.stop) if i not in failed]) if failed else None
@@ -190,7 +195,7 @@ class UnitWorker:
             return self._map(left), rows, failed
         except CurateError:
             raise
-        except Exception as first:
+        except Exception as first:  # noqa: BLE001  a method may raise anything; which sample it was is found below
             places = np.arange(unit.start, unit.stop) if good is None else good
             failed |= {int(places[i]): why for i, why in self._culprits(left, unit, first).items()}
         left = rows.take(
@@ -205,7 +210,7 @@ class UnitWorker:
         return self.step.map(vectors_of(rows) if self.vectors else Text(rows), self.given)
 
     def _culprits(self, rows: pa.Table, unit: Unit, first: Exception) -> dict[int, str]:
-        """The rows on which the map fails when they are alone, found by halving, and why."""
+        """The rows on which map fails by themselves, found by bisection, and why."""
         found: dict[int, str] = {}
 
         def search(start: int, stop: int, error: Exception | None) -> None:
@@ -226,12 +231,13 @@ class UnitWorker:
     def _tried(self, rows: pa.Table) -> Exception | None:
         try:
             self._map(rows)
-        except Exception as error:
+        except Exception as error:  # noqa: BLE001  as above
             return error
         return None
 
     def failure(self, where: str, error: Exception) -> CurateFailure:
-        remedy = "use fewer --workers, or a machine with more memory" if isinstance(error, MemoryError) else "mend it"
+        """The error that reports a failure of the method."""
+        remedy = "use fewer --workers, or a machine with more memory" if isinstance(error, MemoryError) else "fix it"
         return CurateFailure(
             f"the method '{self.method.name}' fails in its pass '{self.step.name}' {where}: {_words(error)}; {remedy}, "
             "and the same command goes on from what is committed."
@@ -239,12 +245,12 @@ class UnitWorker:
 
 
 def narrowed(value: np.ndarray) -> np.ndarray:
-    """A sum over samples as it is stored: in float32, where it is more than a count."""
+    """A sum over samples as stored: in float32 if it has more than one axis; else, such as counts, unchanged."""
     return value.astype(np.float32) if value.ndim > 1 else value
 
 
 def _row_group(schema: pa.Schema) -> int:
-    """Rows of a group that holds some tens of megabytes of vectors."""
+    """Rows per row group, such that it holds some tens of megabytes of vectors."""
     widths = [field.type.list_size for field in schema if pa.types.is_fixed_size_list(field.type)]
     return max(1, _GROUP_NUMBERS // max([1, *widths]))
 

@@ -1,4 +1,4 @@
-"""Units of work: ranges of a shard's rows, sized by cost; what a task is, as workers are handed it."""
+"""Units of work: ranges of a shard's rows, sized by cost; and the tasks that workers receive."""
 
 from __future__ import annotations
 
@@ -13,15 +13,15 @@ from curate.store.encoding import read_table, row_groups
 from curate.store.object_store import Location
 from curate.store.workspace import Shard
 
-ROW_COST = 64  # what a row takes beside its text, as characters of text
+ROW_COST = 64  # fixed cost of a row, in characters of text
 
 
 @dataclass(frozen=True)
 class Unit:
     """Rows of a shard that are mapped and committed together.
 
-    cost: characters of text, with ROW_COST for each row. failed: rows of the shard (by position) that an earlier
-    pass could not take, with the reason.
+    cost: characters of text plus ROW_COST per row. failed: position in the shard -> reason, for rows that an earlier
+    pass could not process.
     """
 
     shard: Shard
@@ -32,10 +32,12 @@ class Unit:
 
     @property
     def name(self) -> str:
+        """The name of its file among the units of the shard."""
         return f"rows-{self.start:09d}-{self.stop:09d}"
 
     @property
     def samples(self) -> int:
+        """The number of its rows."""
         return self.stop - self.start
 
     def __str__(self) -> str:
@@ -44,13 +46,13 @@ class Unit:
 
 @dataclass(frozen=True)
 class MergeTask:
-    """All units of a shard, to become its part."""
+    """Merge all units of a shard into its part."""
 
     shard: Shard
     units: tuple[Unit, ...]
 
     samples = 0
-    cost = float("inf")  # before any unit: it ends a shard
+    cost = float("inf")  # done before any unit, because it finishes a shard
 
     def __str__(self) -> str:
         return f"the units of {self.shard.name}"
@@ -58,7 +60,7 @@ class MergeTask:
 
 @dataclass(frozen=True)
 class TargetTask:
-    """The target's own samples, to become vectors: a task of every work that makes vectors."""
+    """Process the target's own samples: compute their vectors, or their part of a counting pass."""
 
     samples: int
     cost = float("inf")
@@ -68,18 +70,19 @@ class TargetTask:
 
 
 def units_of_part(folder: Location, shard: Shard) -> Parts:
-    """Where the units of a part lie until they are merged."""
+    """The units of a part, which are stored here until they are merged."""
     return Parts(folder / "_units" / shard.name, ".arrow", lasting=False)
 
 
 def partial_name(unit: Unit) -> str:
+    """The name of a unit's partial: SHARD.UNIT."""
     return f"{unit.shard.name}.{unit.name}"
 
 
 def shard_units(shard: Shard, size: float, failed: Mapping[int, str]) -> list[Unit]:
-    """A shard's rows cut into units of at most about `size` characters; the same for the same shard, always.
+    """A shard's rows split into units of at most about `size` characters; deterministic.
 
-    Row groups, which are read whole, stay whole where they are no larger than a unit.
+    Row groups no larger than a unit are not split, because they are always read as a whole.
     """
     costs = read_table(shard.path, ["n_chars"])["n_chars"].to_numpy() + float(ROW_COST)
     cuts: list[tuple[int, int]] = []
@@ -94,13 +97,13 @@ def shard_units(shard: Shard, size: float, failed: Mapping[int, str]) -> list[Un
 
 
 def unit_ranges(costs: np.ndarray, size: float) -> list[tuple[int, int]]:
-    """Rows cut where `size` would be exceeded, so that a huge row stands alone; costs float64 [N], N > 0."""
+    """Ranges of rows, split where `size` is exceeded; a huge row is alone in its range. costs: float64 [N], N > 0."""
     ends = np.cumsum(costs)
-    size = float(ends[-1]) / max(1, round(float(ends[-1]) / size))  # evenly, where rows are even
+    size = float(ends[-1]) / max(1, round(float(ends[-1]) / size))  # balance the units, if the rows are of similar cost
     edges = [0]
     while edges[-1] < len(costs):
         before = float(ends[edges[-1] - 1]) if edges[-1] else 0.0
         edges.append(max(edges[-1] + 1, int(np.searchsorted(ends, before + size * (1 + 1e-9), "right"))))
     if len(edges) > 2 and costs[edges[-2] :].sum() < size / 2 and costs[edges[-3] : edges[-2]].sum() <= size:
-        del edges[-2]  # a crumb joins the unit before it
+        del edges[-2]  # merge a small last unit into the previous one
     return list(zip(edges[:-1], edges[1:], strict=True))

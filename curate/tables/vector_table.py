@@ -1,4 +1,4 @@
-"""What methods return, as the tables that are stored, and stored vectors as arrays again."""
+"""Conversion of the vectors that methods return to stored tables, and of stored tables to arrays."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ from curate.store.workspace import Workspace
 from curate.tables.recipes import load_target
 from curate.tables.state import table_state
 
-(_SHARES,) = LASTING  # of the schema's metadata: what each part of the vectors counts for
+(_SHARES,) = LASTING  # the key in the schema's metadata: the share of each part of the vectors
 
 
 def vector_table(
     ids: pa.Array, columns: Columns, subtasks: pa.Array | None = None, shares: Sequence[float] = ()
 ) -> pa.Table:
-    """The vectors of samples: of unit length in float16, their norm, null with a reason where there is none.
+    """The table of samples' vectors: unit vectors in float16, and norms; null, with a reason in `error`, if missing.
 
-    Vectors in parts are in the columns vector_1, norm_1, …; shares: what each part counts for, which add up to 1.
+    Vectors in parts have the columns vector_1, norm_1, …; shares: the weight of each part, summing to 1.
     """
     raw, n = np.asarray(columns["vector"]), len(ids)
     found = Vectors.of(raw, columns.get("error"))
@@ -46,17 +46,17 @@ def vector_table(
 
 
 def vector_columns(parts: int) -> list[tuple[str, str]]:
-    """The columns of vectors and their norms; parts: 0 where they are not in parts."""
+    """The column names of vectors and their norms; parts: 0 if they are not in parts."""
     return [(f"vector_{i}", f"norm_{i}") for i in range(1, parts + 1)] or [("vector", "norm")]
 
 
 def parts_of(names: Iterable[str]) -> int:
-    """Of how many parts vectors are, by the names of their columns; 0 where they are not in parts."""
+    """The number of parts of vectors, from their column names; 0 if they are not in parts."""
     return sum(name.startswith("vector_") for name in names)
 
 
 def vectors_of(table: pa.Table) -> Vectors:
-    """Vectors as they are stored: float16 [N, D], zero where there is none. Copies nothing that is in one piece."""
+    """The vectors in a stored table, float16 [N, D], zero if missing. Contiguous data is not copied."""
     table = table.combine_chunks()
     count = parts_of(table.column_names)
     units = [_unit(table, name) for name, _ in vector_columns(count)]
@@ -80,17 +80,17 @@ def _unit(table: pa.Table, name: str) -> np.ndarray:
 
 
 def target_vectors(folder: Location) -> Parts:
-    """Where the vectors of targets lie, in the folder of vectors; a part for each target."""
+    """The vectors of targets, in the folder of the pool's vectors; one part per target."""
     return Parts(folder / "targets")
 
 
 def aim_stamp(fingerprint: str, target: Target) -> dict[str, Any]:
-    """What the record of a target's vectors must have for them to stand; fingerprint: of the vectors."""
+    """The entries that the record of a target's vectors must have for them to be valid; fingerprint: of the vectors."""
     return {"fingerprint": fingerprint, "target": target.fingerprint}
 
 
 def load_vectors(ws: Workspace, name: str, target: str) -> Vectors:
-    """A target's vectors. Raises CurateError where there are none, or the target was edited since."""
+    """A target's vectors. Raises CurateError if there are none, or the target was edited since."""
     state, now = table_state(ws, "vectors", name), load_target(ws, target)
     parts = target_vectors(ws.table_folder("vectors", name))
     record, stored = parts.record(target) or {}, parts.read(target)

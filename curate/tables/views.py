@@ -1,4 +1,4 @@
-"""The SQL of each view over a workspace's Parquet files."""
+"""The SQL of each view over a workspace's Parquet files. Functions return a SELECT unless stated otherwise."""
 
 from __future__ import annotations
 
@@ -32,6 +32,7 @@ _MESSAGES = "STRUCT(role VARCHAR, content VARCHAR, extra VARCHAR)[]"
 
 
 def pool(ws: Workspace) -> str:
+    """The view `pool`: samples in order, with `row`, and all copies counted."""
     return f"SELECT * FROM ({_with_copies(ws, _pool_rows(ws, POOL.names))})"
 
 
@@ -42,7 +43,7 @@ def _pool_rows(ws: Workspace, columns: Sequence[str]) -> str:
 
 
 def _with_copies(ws: Workspace, select: str) -> str:
-    """Adds the copies found after a row was stored; they lie beside the pool."""
+    """Add the copies that were found after a row was stored; their counts are stored beside the pool."""
     records = ws.pool.records()
     later = [ws.path / "pool" / "copies" / f"{n}.parquet" for n, r in records.items() if "copies" in r["beside"]]
     if not later:
@@ -55,23 +56,27 @@ def _with_copies(ws: Workspace, select: str) -> str:
 
 
 def targets(ws: Workspace) -> str:
+    """The view `targets`: the samples of all targets."""
     each = [f"SELECT {literal(n)} AS target, * FROM {_files([ws.target_path(n)])}" for n in ws.target_names()]
     return " UNION ALL ".join(each) or f"SELECT ''::VARCHAR AS target, * FROM ({read_files([], TARGET)})"
 
 
 def rejects(ws: Workspace) -> str:
+    """The view `rejects`: the refused records of all ingests and targets."""
     folder, records = ws.path / "rejects", ws.pool.records()
     files = [folder / f"{n}.parquet" for n, record in records.items() if "rejects" in record["beside"]]
     return read_files([*files, *sorted(folder.glob("target-*.parquet"))], REJECTS)
 
 
 def score(ws: Workspace, state: TableState) -> str:
+    """The view of a score: the shards that are computed."""
     parts = Parts(ws.score_folder(state.name))
     done = [parts.path(shard.name) for shard in state.done]
     return f"SELECT * FROM {_files(done)}" if done else _nothing({"id": "VARCHAR", **_table_columns(state.recipe)})
 
 
 def vectors(ws: Workspace, state: TableState) -> str:
+    """The view of vectors: the shards that are computed."""
     parts = Parts(ws.table_folder("vectors", state.name))
     done = [parts.path(shard.name) for shard in state.done]
     columns = {"id": "VARCHAR", "vector": "FLOAT[]", "norm": "FLOAT", "error": "VARCHAR"}
@@ -79,6 +84,7 @@ def vectors(ws: Workspace, state: TableState) -> str:
 
 
 def runs(ws: Workspace) -> pa.Table:
+    """The table `runs`: one row per run."""
     rows = []
     for run in map(partial(Run, ws), ws.run_names()):
         recipe = run.recipe or {}
@@ -97,7 +103,7 @@ def runs(ws: Workspace) -> pa.Table:
 
 
 def of_runs(ws: Workspace, kind: str, schema: pa.Schema) -> str:
-    """A table that every run has parts of, with the run's name before."""
+    """A view of the parts of all runs, with the run's name as the first column."""
     each = []
     for name in ws.run_names():
         parts = Parts(ws.run_folder(name) / kind)
@@ -107,6 +113,7 @@ def of_runs(ws: Workspace, kind: str, schema: pa.Schema) -> str:
 
 
 def evaluations(ws: Workspace) -> pa.Table:
+    """The table `evaluations`: one row per run, checkpoint, target and metric."""
     rows = []
     for run in map(partial(Run, ws), ws.run_names()):
         rows += [{"run": run.name, **record["evaluation"]} for record in run.evaluations.records().values()]
@@ -114,19 +121,19 @@ def evaluations(ws: Workspace) -> pa.Table:
 
 
 def samples(ws: Workspace, words: set[str] | None) -> str:
-    """The pool and the named scores, side by side by position; a shard not scored yet gives nulls."""
+    """The view `samples`: the pool and the named scores, aligned by position; NULL for shards not scored yet."""
     beside = []
     for i, name in enumerate(ws.score_names()):
         types = _score_columns(name, score_recipe(ws, name))
         columns = {c: t for c, t in types.items() if words is None or c in words}
-        if columns:  # only now are the score's parts looked at: a hundred scores cost what the named ones do
+        if columns:  # only the parts of named scores are read, so other scores cost nothing
             beside.append(f" POSITIONAL JOIN ({_in_pool_order(ws, score_state(ws, name), columns)}) s{i}")
     rows = f"SELECT * FROM ({_pool_rows(ws, POOL.names)}) p{''.join(beside)}"
     return _with_copies(ws, rows) if words is None or "copies" in words else rows
 
 
 def _in_pool_order(ws: Workspace, state: TableState, columns: dict[str, str]) -> str:
-    """Score columns under their names in `samples`, one row for every row of the pool."""
+    """Score columns under their names in `samples`, one row per row of the pool, in its order."""
     parts, done = Parts(ws.score_folder(state.name)), {shard.name for shard in state.done}
     stored = {shown: column for column, shown in sample_columns(state.name, state.recipe).items()}
     values = ", ".join(f'"{stored[name]}" AS "{name}"' for name in columns)
@@ -147,7 +154,7 @@ def _in_pool_order(ws: Workspace, state: TableState, columns: dict[str, str]) ->
 
 
 def _table_columns(recipe: dict[str, Any]) -> dict[str, str]:
-    """The columns of a score's table and their SQL types, but for the id."""
+    """The columns of a score's table, except the id, and their SQL types."""
     kinds = {"f": "FLOAT", "i": "INTEGER", "u": "UINTEGER", "b": "BOOLEAN"}
     types = {"score": "FLOAT"}
     for name, dtype in recipe["columns"].items():
@@ -159,13 +166,13 @@ def _table_columns(recipe: dict[str, Any]) -> dict[str, str]:
 
 
 def _score_columns(name: str, recipe: dict[str, Any]) -> dict[str, str]:
-    """The columns a score gives `samples`, by their names there (NAME, NAME_COLUMN), and their SQL types."""
+    """The columns of a score in `samples`, by their names there (NAME, NAME_COLUMN), and their SQL types."""
     types = _table_columns(recipe)
     return {shown: types[column] for column, shown in sample_columns(name, recipe).items()}
 
 
 def ledger(ws: Workspace) -> str:
-    """With the name of each entry, by which it can be pointed at."""
+    """The view `ledger`, with the name of each entry, by which recipes refer to it."""
     parts = sorted((ws.path / "ledger").glob("part-*.parquet"))
     none = f"SELECT *, ''::VARCHAR AS entry FROM ({read_files([], LEDGER)})"
     files = _files(parts, ", union_by_name = true, filename = true") if parts else ""
@@ -174,7 +181,7 @@ def ledger(ws: Workspace) -> str:
 
 
 def read_files(files: Sequence[Location], schema: pa.Schema, columns: Sequence[str] = ()) -> str:
-    """A SELECT of the named columns (default all) from Parquet files; of no rows where there are none."""
+    """A SELECT of the named columns (default: all) from Parquet files; without files, one that returns no rows."""
     names = columns or schema.names
     if files:
         listed = ", ".join(f'"{name}"' for name in names)
@@ -188,9 +195,10 @@ def _nothing(columns: dict[str, str]) -> str:
 
 
 def _files(paths: Sequence[Location], how: str = "") -> str:
-    # The folder's own name is no data, even where it reads like a hive partition (…/score=5/…).
+    # The path must not be read as data, even if it looks like a hive partition (…/score=5/…).
     return f"read_parquet([{', '.join(literal(str(p)) for p in paths)}], hive_partitioning = false{how})"
 
 
 def literal(value: str) -> str:
+    """A value as an SQL string literal."""
     return "'" + value.replace("'", "''") + "'"

@@ -1,12 +1,12 @@
 """`curate audit`: does a selector that wins today harm the stages that come after?
 
-    model ── stage 1: score, choose, train ── judge all targets ─┬─ stage 2 … ── stage T ── scorecard
-                                                                 └─ a short branch on stage 2's samples
+    model ── stage 1: score, select, train ── evaluate on all targets ─┬─ stage 2 … ── stage T ── scorecard
+                                                                       └─ a short branch on stage 2's samples
 
-Every selector goes its own way through the stages, with every seed; a cell is one stage of one such way. What was found
-of a cell is one small file, written when all of it is known, so a killed audit goes on with the cell it was at, and
-there by what its verbs had stored. One model is in memory at a time; of a way only the latest model is kept. A cell
-that failed is told, and tried again by the next call.
+Every selector, with every seed, follows its own path through the stages; a cell is one stage of one path. The results
+of a cell are one small file, written when all of it is known, so a killed audit resumes at the cell that it had
+reached, and re-uses what the verbs of that cell had stored. One model is in memory at a time; of each path only the
+latest model is kept. A cell that failed is reported, and retried by the next call.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from curate.verbs.train import train
 
 @dataclass
 class Audited:
-    """What an audit found. sizes: samples of each stage. cells: how many there are, and how many were done now."""
+    """The result of an audit. sizes: samples of each stage. cells, cells_now: in total, and computed by this call."""
 
     name: str
     sizes: list[int]
@@ -58,15 +58,15 @@ class Audited:
 
 
 def audit(ws: Workspace, name: str, plan: Audit, *, fresh: bool = False, dry_run: bool = False) -> Audited:
-    """Take every selector through the stages, measure what it does now and later, and sum that up.
+    """Take every selector through the stages, measure its immediate and later effects, and summarise them.
 
-    The same call goes on where a killed one stood; further selectors and seeds may join. fresh: begin anew, beside the
-    audit of that name, and put the new one in its place when it is complete.
+    The same call resumes a killed one; selectors and seeds may be added. fresh: start again, beside the audit of that
+    name, and replace it when the new one is complete.
 
-    Raises CurateError for stages that share samples or have fewer than the budget, a target without its splits, a name
-    that is taken, or an audit of other settings or data under that name. What fails in one cell (as a loss that
-    diverges) ends that selector's way with that seed, is told, and leaves the others as they are; the next call tries
-    it again.
+    Raises CurateError for stages that share samples or have fewer than the budget, a target without the required
+    splits, a name that is taken, or an audit of other settings or data under that name. A failure in one cell (such as
+    a diverging loss) ends that selector's path for that seed, is reported, and does not affect the others; the next
+    call retries it.
     """
     ws.check_name(name, "audit")
     if not isinstance(ws.path, Path):
@@ -86,7 +86,7 @@ def audit(ws: Workspace, name: str, plan: Audit, *, fresh: bool = False, dry_run
         except CurateError:
             if folder == final:
                 raise
-            remove_tree(folder)  # what another --fresh had begun
+            remove_tree(folder)  # left by an earlier, interrupted --fresh
             begin(folder, plan, checked)
         its = _Grid(ws, folder, plan, checked)
         its.retry()
@@ -112,10 +112,11 @@ class _Grid:
         self.ws, self.folder, self.plan, self.checked = ws, folder, plan, checked
 
     def done(self) -> set[str]:
+        """The names of the cells that have results."""
         return {path.stem for path in (self.folder / "cells").glob("*.json")}
 
     def retry(self) -> None:
-        """Forget what failed: the model before such a cell is still there."""
+        """Remove failed cells, so that they are computed again: the model before them is still stored."""
         for path in (self.folder / "cells").glob("*.json"):
             if read_json(path)["error"]:
                 path.unlink()
@@ -124,9 +125,9 @@ class _Grid:
         return self.folder / "cells" / f"{path}-t{stage}.json"
 
     def _model(self, path: str, stage: int) -> ModelChoice:
-        """The model of a way after a stage; before the first it is the same for all."""
+        """The model of a path after a stage; before the first stage it is the same for all paths."""
         place = self.folder / "models" / (f"{path}-t{stage}" if stage else BASE)
-        model = self.plan.model  # in bfloat16 a stage's update would be rounded away
+        model = self.plan.model  # in bfloat16 a stage's update would be lost to rounding
         dtype = "float32" if model.dtype == "auto" else model.dtype
         return replace(model, name=str(place.absolute()), dtype=dtype)
 
@@ -134,14 +135,14 @@ class _Grid:
         return stage_pool(self.ws, self.plan, self.folder / "stages" / f"t{stage}", stage)
 
     def _bench(self, path: str, stage: int) -> Workspace:
-        """Where a cell is worked at: what all ways begin with is shared, as long as the model is."""
+        """The workspace of a cell: stage 1 is shared by all paths, since they start with the same model."""
         pool = self._pool(stage)
         return open_workspace(pool if stage == 1 else working_copy(pool, self.folder / "work" / f"{path}-t{stage}"))
 
     # --- the model before ------------------------------------------------------------------------------------
 
     def base(self) -> None:
-        """Keep the model that all begin with as one of a layout, and judge it."""
+        """Save the initial model in the layout of the later ones, and evaluate and score with it."""
         place = Path(self._model("", 0).name)
         if not (place / "complete").exists():
             save_plain(self.plan.model, place)
@@ -152,27 +153,28 @@ class _Grid:
             precision = self.plan.settings.precision
             found = evaluate(bench, BASE, self._evals(), model=self._model("", 0), precision=precision).evaluations
             self._commit(cell, BASE, 0, 0, self._performance(found))
-        for contender in self.plan.contenders:  # before any cell is charged: all ways share them
+        for contender in self.plan.contenders:  # first, so that no cell is charged for them: all paths share them
             self._score(self._bench(BASE, 1), contender, self._model("", 0), past=False)
 
     def _evals(self) -> list[EvalSpec]:
         return [EvalSpec(target, self.plan.metric, limit=self.plan.limit) for target in self.plan.targets]
 
     def _performance(self, found: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-        """target -> how well it was answered, higher is better; null where nothing could be judged."""
+        """target -> performance, higher is better; None if no question could be evaluated."""
         sign = 1.0 if self.plan.metric.better == "higher" else -1.0
         return {row["target"]: None if row["value"] is None else sign * row["value"] for row in found}
 
     # --- one way through the stages --------------------------------------------------------------------------
 
     def walk(self, contender: Contender, seed: int) -> None:
+        """Take one selector with one seed through all stages, resuming at the first cell without results."""
         path = f"{contender.name}_s{seed}"
         for stage in range(1, len(self.plan.stages) + 1):
             cell = self._cell(path, stage)
             if not cell.exists():
                 try:
                     self._work(contender, seed, stage)
-                except CurateError as error:  # as a loss that diverges: this way ends here, and the others go on
+                except CurateError as error:  # such as a diverging loss: this path ends here, the others continue
                     self._commit(cell, contender.name, seed, stage, {}, error=str(error))
             if read_json(cell)["error"]:
                 return
@@ -180,7 +182,7 @@ class _Grid:
         shutil.rmtree(self._model(path, len(self.plan.stages)).name, ignore_errors=True)
 
     def _forget(self, path: str, stage: int) -> None:
-        """Remove what no later stage needs: the model before, and what training it left."""
+        """Remove what no later stage needs: the previous model, and the work files of the stage."""
         if stage > 1:
             shutil.rmtree(self._model(path, stage - 1).name, ignore_errors=True)
             shutil.rmtree(self.folder / "work" / f"{path}-t{stage}", ignore_errors=True)
@@ -208,7 +210,7 @@ class _Grid:
         if stage < len(plan.stages) and plan.probe.steps:
             try:
                 found["curve"] = self._branch(contender, seed, stage, path, after, chosen["ids"])
-            except CurateError as error:  # what was learnt stands, though how well it goes on is not known
+            except CurateError as error:  # the trained model is valid, although the branch is missing
                 found |= {"curve": None, "branch": str(error)}
         cost = _cost(bench, path, {name for its in contender.scores for name in _tables(its)})
         self._commit(self._cell(path, stage), contender.name, seed, stage, performance, "", *cost, found)
@@ -225,7 +227,7 @@ class _Grid:
         model: ModelChoice,
         learnt: list[tuple[Path, list[str]]],
     ) -> dict[str, Any]:
-        """Score a stage's samples and choose among them, as the manifest PATH_data; what was chosen, in short."""
+        """Score a stage's samples and select among them, as the manifest PATH_data; returns a summary."""
         name = f"{path}_data"
         remember(bench, learnt)
         self._score(bench, contender, model, past=bool(learnt))
@@ -249,7 +251,7 @@ class _Grid:
         return {"ids": ids, "clusters": counts, "tokens": float(tokens), "warnings": warnings}
 
     def _score(self, bench: Workspace, contender: Contender, model: ModelChoice, past: bool) -> None:
-        """All that a selector wants of a stage's samples; what goes through the same model shares a pass."""
+        """Compute all scores that a selector needs of a stage's samples; scores of the same model share a pass."""
         groups: dict[str, list[Scoring]] = {}
         for its in contender.scores:
             if past or its.target != PAST:
@@ -266,7 +268,7 @@ class _Grid:
                 score(bench, *methods, target=target, models=chosen or None)
 
     def _learnt(self, path: str, stage: int) -> list[tuple[Path, list[str]]]:
-        """What the way has learnt before a stage: where the samples are, and which."""
+        """The samples that the path was trained on before a stage: (pool, ids) of each earlier stage."""
         return [(self._pool(s), read_json(self._cell(path, s))["ids"]) for s in range(1, stage)]
 
     # --- measuring -------------------------------------------------------------------------------------------
@@ -279,7 +281,7 @@ class _Grid:
         return {**{key: value if np.isfinite(value) else None for key, value in its.items()}, "steps": len(rows)}
 
     def _concentration(self, bench: Workspace, manifest: str, model: ModelChoice) -> float | None:
-        """Of the gradients of some of the chosen samples, by lot, under the model that they were chosen by."""
+        """Concentration of the gradients of a random subset of the chosen samples, under the model that scored them."""
         measures = self.plan.measures
         if not measures.gradients:
             return None
@@ -301,7 +303,7 @@ class _Grid:
     def _branch(
         self, contender: Contender, seed: int, stage: int, path: str, model: ModelChoice, ids: list[str]
     ) -> dict[str, Any]:
-        """A short training on the next stage, judged on its val samples as it goes."""
+        """A short training on the next stage, evaluated on its val samples at intervals: the learning curve."""
         plan, probe = self.plan, self.plan.probe
         bench, run, lot = self._bench(path, stage + 1), f"{path}_branch", f"{path}_lot"
         if probe.data == "own":
@@ -342,7 +344,7 @@ class _Grid:
         seconds: float = 0.0,
         found: dict[str, Any] | None = None,
     ) -> None:
-        """Write what was found of a cell, and charge the workspace's ledger with it."""
+        """Write the results of a cell, and enter its cost in the workspace's ledger."""
         its = {"selector": selector, "seed": seed, "stage": stage, "performance": performance, "error": error}
         write_json(cell, {**its, **(found or {}), "flops": flops, "seconds": seconds})
         name, phase = self.folder.name.removeprefix(".").removesuffix(".fresh"), f"stage {stage}"
@@ -352,14 +354,14 @@ class _Grid:
 
 
 def _tables(its: Scoring) -> set[str]:
-    """The names that a score, and its vectors, go by in the ledger."""
+    """The names of a score, and of its vectors, in the ledger."""
     name = its.score.name
     return {name, f"{name}_{its.target}"} if its.target else {name}
 
 
 def _cost(bench: Workspace, path: str, scores: set[str]) -> tuple[float, float]:
-    """FLOPs and seconds of a cell: its scores at their full price, its choice and its training, with what kills threw
-    away; not its judges, its branch or what only measures."""
+    """FLOPs and seconds of a cell: its scores at full cost, its selection and its training, including work lost to
+    kills; without evaluations, the branch, and what is only measured."""
     found = {"flops": 0.0, "seconds": 0.0}
     for row in sql.rows(bench, "SELECT stage, name, phase, flops, seconds FROM ledger WHERE phase <> 'evaluate'"):
         mine = row["stage"] == "score" and scores & set(row["name"].split(", "))

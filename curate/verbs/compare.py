@@ -1,7 +1,7 @@
-"""`curate compare`: runs side by side, what each reached against all that it cost.
+"""`curate compare`: runs side by side, the quality of each against its total cost.
 
-An arm is the runs that differ in their seed alone (of the training, or of the selection). Quality is what judges found
-of the last checkpoint; cost is all that the run and its preparation paid (curate/tables/run_costs.py).
+An arm consists of the runs that differ only in their seed (of the training, or of the selection). Quality is the
+evaluation of the last checkpoint; cost includes the run and its preparation (curate/tables/run_costs.py).
 """
 
 from __future__ import annotations
@@ -37,9 +37,9 @@ class Line:
 
 @dataclass
 class Arm:
-    """Runs that differ in their seed. null_of: the arm of which it is the null, with its scores or weights shuffled.
+    """Runs that differ only in their seed. null_of: the arm of which it is the control (scores or weights shuffled).
 
-    against: the differences from the arm that all are compared with, over shared seeds; beyond_null: from its own null.
+    against: the paired differences, over shared seeds, from the reference arm; beyond_null: from its own control.
     """
 
     name: str
@@ -54,8 +54,8 @@ class Arm:
 
 @dataclass
 class Compared:
-    """Arms in the order of their first run. measures: what was judged, with whether lower or higher is better, and
-    whether the target is one that a run was aimed at (in-domain)."""
+    """Arms in the order of their first run. measures: what was evaluated, whether lower or higher is better, and
+    whether a run was optimised for the target (in-domain)."""
 
     arms: list[Arm]
     lines: list[Line]
@@ -65,10 +65,10 @@ class Compared:
 
 
 def compare(ws: Workspace, runs: Sequence[str], *, against: str | None = None) -> Compared:
-    """Runs of a workspace side by side; none named: all of them.
+    """Compare runs of a workspace; if none are named, all of them.
 
-    against: the arm (by one of its runs) that differences are taken from; default: the first. Runs that are not
-    finished are left out, and said. Raises CurateError for a run that is not there.
+    against: the reference arm of the differences, given by one of its runs; default: the first. Unfinished runs are
+    left out, with a warning. Raises CurateError for an unknown run.
     """
     named = {name: require_run(ws, name) for name in runs or ws.run_names()}
     recipes = {name: run.recipe or {} for name, run in named.items()}
@@ -94,7 +94,7 @@ def compare(ws: Workspace, runs: Sequence[str], *, against: str | None = None) -
     result.against = labels[keys[against or names[0]]]
     _differences(result, recipes, keys, labels)
     if unjudged := [name for name in names if not quality[name]]:
-        result.warnings.append(f"nobody judged {', '.join(unjudged)}; `curate evaluate RUN --target T` does")
+        result.warnings.append(f"not evaluated: {', '.join(unjudged)}; run `curate evaluate RUN --target T`")
     return result
 
 
@@ -102,7 +102,7 @@ def compare(ws: Workspace, runs: Sequence[str], *, against: str | None = None) -
 
 
 def _arm_key(recipe: dict[str, Any], null: bool = True) -> str:
-    """What a run is but for its seeds; null: with whether it is a null."""
+    """The identity of a run without its seeds; null: whether a control run counts as different."""
     settings = {k: v for k, v in recipe["settings"].items() if k not in HOW and (null or k != "shuffle_weights")}
     selection = _unseeded(recipe.get("selection"), null)
     rest = [recipe.get(key) for key in ("weighting", "by", "target_fingerprint")]
@@ -116,7 +116,7 @@ def _arm_key(recipe: dict[str, Any], null: bool = True) -> str:
 
 
 def _unseeded(value: Any, null: bool) -> Any:
-    """How a manifest came to be, without seeds, and without the names of manifests on the way, which may have them."""
+    """How a manifest was made, without seeds, and without the names of intermediate manifests, which may have them."""
     if isinstance(value, dict):
         aside = {"seed", "allow_stale", "sha256", "manifest", "proxies", "paid"} | (set() if null else {"null"})
         return {k: _unseeded(v, null) for k, v in value.items() if k not in aside}
@@ -124,7 +124,7 @@ def _unseeded(value: Any, null: bool) -> Any:
 
 
 def _unseeded_mask(mask: dict[str, Any]) -> Any:
-    """How a mask came to be, without its seed; of one that has none, the mask itself."""
+    """How a mask was made, without its seed; if its method has no seed, also the hash of the mask itself."""
     settings = mask["method"]["settings"]
     its = {key: value for key, value in settings.items() if key != "seed"}
     return [mask["method"]["name"], its, mask["selected"], mask["sha256"] if "seed" not in settings else None]
@@ -135,7 +135,7 @@ def _seed(recipe: dict[str, Any]) -> int:
 
 
 def _labels(keys: dict[str, str]) -> dict[str, str]:
-    """A name for every arm: that of its runs without the seed at the end; two arms of one name keep their runs'."""
+    """A name for every arm: its first run's without the trailing seed; its full name if two arms would share it."""
     first: dict[str, str] = {}
     for name, key in keys.items():
         first.setdefault(key, name)
@@ -158,7 +158,7 @@ def _arm(name: str, lines: list[Line]) -> Arm:
 
 
 def _differences(result: Compared, recipes: dict[str, Any], keys: dict[str, str], labels: dict[str, str]) -> None:
-    """Fill in each arm's differences, over shared seeds, from the arm all are compared with and from its control."""
+    """Fill in each arm's differences, over shared seeds, from the reference arm and from its control."""
     by_seed = _by_seed(result, recipes)
     result.warnings += _shared_seeds(result)
     _pair_with_controls(result, recipes, keys, labels)
@@ -172,11 +172,11 @@ def _differences(result: Compared, recipes: dict[str, Any], keys: dict[str, str]
 
 
 def _by_seed(result: Compared, recipes: dict[str, Any]) -> dict[str, dict[str, dict[int, float]]]:
-    """arm -> measure -> seed -> value; the mean, where runs share a seed."""
+    """arm -> measure -> seed -> value; the mean if runs share a seed."""
     found: dict[str, dict[str, dict[int, float]]] = {arm.name: {} for arm in result.arms}
     seeds = {line.seed for line in result.lines}
     for line in result.lines:
-        untrained = recipes[line.run]["weighting"] is None  # so it is the same for every seed
+        untrained = recipes[line.run]["weighting"] is None  # so its value is the same for every seed
         same = [other.quality for other in result.lines if (other.arm, other.seed) == (line.arm, line.seed)]
         for key in line.quality:
             values = [quality[key] for quality in same if key in quality]
@@ -186,7 +186,7 @@ def _by_seed(result: Compared, recipes: dict[str, Any]) -> dict[str, dict[str, d
 
 
 def _shared_seeds(result: Compared) -> list[str]:
-    """A warning for each arm of which runs share a seed."""
+    """A warning for each arm with several runs of the same seed."""
     warnings = []
     for arm in result.arms:
         seeds = [line.seed for line in result.lines if line.arm == arm.name]
@@ -200,7 +200,7 @@ def _shared_seeds(result: Compared) -> list[str]:
 def _pair_with_controls(
     result: Compared, recipes: dict[str, Any], keys: dict[str, str], labels: dict[str, str]
 ) -> None:
-    """Say of each control run's arm which arm it is the control of: the one that differs in nothing else."""
+    """Match each control arm with the arm that it is the control of: the one that differs in nothing else."""
     plain = {labels[keys[name]]: _arm_key(recipe, null=False) for name, recipe in recipes.items()}
     controls = {labels[keys[name]] for name, recipe in recipes.items() if _is_null(recipe)}
     for arm in result.arms:
@@ -219,7 +219,7 @@ def _is_null(recipe: dict[str, Any]) -> bool:
 def _quality(
     ws: Workspace, names: Sequence[str], recipes: dict[str, Any]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float]]]:
-    """What was judged, and of every run what was found of its last checkpoint."""
+    """The measures, and for every run the value of each at its last evaluated checkpoint."""
     aimed = {target for recipe in recipes.values() for target in _aims(recipe)}
     measures: dict[str, dict[str, Any]] = {}
     found: dict[str, dict[str, float]] = {name: {} for name in names}
@@ -230,13 +230,13 @@ def _quality(
             own = f" [{row['settings']}]" if row["settings"] else ""
             key = f"{row['target']} {row['metric']}{shots}{split}{own}"
             measures[key] = {"better": row["better"], "in_domain": row["target"] in aimed, "target": row["target"]}
-            found[row["run"]][key] = row["value"]  # later steps come later
+            found[row["run"]][key] = row["value"]  # rows are sorted by step, so the last one wins
     order = sorted(measures, key=lambda key: (not measures[key]["in_domain"], key))
     return {key: measures[key] for key in order}, found
 
 
 def _aims(recipe: dict[str, Any]) -> set[str]:
-    """The targets that a run was aimed at: by its weighting, or by a score of its choice."""
+    """The targets that a run was optimised for: by its weighting, its selection or its mixture."""
     aims = {score.get("target") for _, score in scores_behind(recipe)} | {recipe.get("target")}
     aims |= {(step.get("choice") or {}).get("target") for step in steps_of(recipe)}
     evals = [eval_spec for step in steps_of(recipe) for eval_spec in (step.get("proxy") or {}).get("judges", ())]

@@ -9,9 +9,9 @@ from curate.store.workspace import TABLES, Workspace, recipe_file
 
 
 def drop(ws: Workspace, name: str) -> str:
-    """Remove what bears `name`; returns what it was. What was made from it stays, and says what it was made from.
+    """Remove the object called `name`; returns its kind. Objects made from it remain, with their recipes unchanged.
 
-    Raises CurateError where nothing, or more than one thing, bears the name.
+    Raises CurateError if no object, or more than one, has the name.
     """
     have = {kind: ws.having(kind) for kind in (*TABLES, "manifest", "mask", "target", "run")}
     kinds = [kind for kind, names in have.items() if name in names]

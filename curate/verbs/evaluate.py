@@ -1,4 +1,4 @@
-"""`curate evaluate`: how well a run's model, or any other, answers targets."""
+"""`curate evaluate`: metrics of a run's model, or of any other model, on targets."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from curate.training.settings import TrainSettings
 
 @dataclass
 class Evaluated:
-    """What metrics found: a row for every judge, as the table `evaluations` has them."""
+    """The values of the metrics: one row per EvalSpec, as in the table `evaluations`."""
 
     run: str
     step: int
@@ -37,17 +37,17 @@ def evaluate(
     allow_val: bool = False,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
 ) -> Evaluated:
-    """Judge the latest checkpoint of a run, and store what was found.
+    """Evaluate the latest checkpoint of a run, and store the results.
 
-    model: judge this one instead, under the name `run`, as a run that learns nothing: the base of a comparison. What
-    was found of the same questions is not computed again. allow_val: judge also on the split that chooses. precision:
-    of the products of such a model, as of `curate train`; a run has its own.
+    model: evaluate this model instead, stored under the name `run` as a run without training: a baseline. Existing
+    results on the same questions are re-used. allow_val: allow the split val, which is used for selection. precision:
+    of the matrix products of such a model, as in `curate train`; a run has its own.
 
-    Raises CurateError where there is no such run, target or split, and for the split val unless that is allowed.
+    Raises CurateError for an unknown run, target or split, and for the split val unless that is allowed.
     """
     if not evals:
         raise CurateError(
-            "say on what to judge: --target NAME, with --metric METHOD; `curate methods metric` lists them."
+            "name a target to evaluate on: --target NAME, with --metric METHOD; `curate methods metric` lists them."
         )
     for eval_spec in evals:
         _refuse_val(eval_spec, allow_val)
@@ -62,11 +62,11 @@ def evaluate(
         recipe = its.recipe or recipe or {}
         checkpoint = its.latest() if recipe["weighting"] else None
         (stored,) = model_choices({"models": {"base": recipe["model"]}}).values()
-        choice = model or stored  # how it is run, on which device, is not stored
+        choice = model or stored  # runtime settings, such as the device, are not stored
         with checkpoint.local() if checkpoint else nullcontext() as folder:
             dtype = "float32" if choice.dtype == "auto" else choice.dtype  # as in training
             lm = LanguageModel(replace(choice, name=str(folder or choice.name), dtype=dtype))
-            if its.recipe is None:  # only now that there is such a model
+            if its.recipe is None:  # only after the model has loaded
                 its.begin(recipe)
             settings = TrainSettings(**{"precision": precision, **recipe["settings"]})
             objective = Objective(lm, settings.in_bfloat16(lm.device.type))
@@ -81,13 +81,13 @@ def evaluate(
 def _refuse_val(eval_spec: EvalSpec, allowed: bool) -> None:
     if eval_spec.split == "val" and not allowed:
         raise CurateError(
-            f"the split val of '{eval_spec.target}' chooses, so it cannot judge; judge on its split test, or say "
+            f"the split val of '{eval_spec.target}' is used for selection; evaluate on its split test, or add "
             "--allow-val."
         )
 
 
 def _as_it_is(ws: Workspace, name: str, model: ModelChoice) -> dict[str, Any]:
-    """The recipe of a run that learns nothing. Raises CurateError where the run of that name is another."""
+    """The recipe of a run without training. Raises CurateError if the name belongs to a different run."""
     ws.check_name(name, "run")
     recipe = {
         "name": name,

@@ -1,5 +1,5 @@
-"""`curate explain`: why a sample scored as it did, by the target's examples that are most and least like it; and the
-other way round, which samples of the pool speak for an example of the target."""
+"""`curate explain`: why a sample scored as it did, by the target's examples that are most and least similar to it; and
+conversely, which samples of the pool are most and least similar to an example of the target."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ from curate.tables.vector_table import load_vectors
 class Explained:
     """What makes a sample's score high or low.
 
-    of: 'pool', or 'target' where the sample is one of its examples. text: its own words. score: the mean, or the
-    maximum over sub-tasks, as the score has it; null of an example. subtasks: the mean similarity with each. for_it,
-    against_it: the examples (or samples of the pool) most and least like it: similarity, id, text, and sub-task or
-    source.
+    of: 'pool', or 'target' if the sample is one of the target's examples. text: its contents. score: the mean or
+    maximum similarity, by the score's `aggregate`; None for an example. subtasks: the mean similarity with each.
+    for_it, against_it: the most and least similar examples (or samples of the pool): similarity, id, text, and
+    sub-task or source.
     """
 
     id: str
@@ -39,10 +39,10 @@ class Explained:
     warnings: list[str] = field(default_factory=list)
 
 
-def explain(ws: Workspace, id: str, score: str, *, k: int = 5) -> Explained:
-    """Why the sample of an id has its score; or, of an example of the target, which samples of the pool are like it.
+def explain(ws: Workspace, sample_id: str, score: str, *, k: int = 5) -> Explained:
+    """Why a sample has its score; or, for an example of the target, which samples of the pool are similar to it.
 
-    The score must be one on vectors (less, embed, embed_lm): it is made of similarities, of which the k highest and
+    The score must be based on vectors (less, embed, embed_lm), and so on similarities, of which the k highest and
     lowest are shown. Raises CurateError for another score, an unknown id, or a sample without a vector.
     """
     if k < 1:
@@ -50,20 +50,24 @@ def explain(ws: Workspace, id: str, score: str, *, k: int = 5) -> Explained:
     state = score_state(ws, score)
     if "vectors" not in state.recipe:
         raise CurateError(
-            f"the score '{score}' is made by {state.recipe['method']}, which looks at the target as a whole; what can "
+            f"the score '{score}' is made by {state.recipe['method']}, which uses the target as a whole; what can "
             "be explained is a score made of similarities: less, embed, embed_lm."
         )
     vectors, target = table_state(ws, "vectors", state.recipe["vectors"]), state.recipe["target"]
     warnings = [f"{one} {problem}; run `{one.command()}`" for one in (state, vectors) if (problem := one.problem())]
-    row = row_of(ws, id)
-    found = _of_sample(ws, id, row, state, vectors, k) if row is not None else _of_example(ws, id, state, vectors, k)
+    row = row_of(ws, sample_id)
+    found = (
+        _of_sample(ws, sample_id, row, state, vectors, k)
+        if row is not None
+        else _of_example(ws, sample_id, state, vectors, k)
+    )
     found.warnings = warnings
     assert found.target == target
     return found
 
 
-def _of_sample(ws: Workspace, id: str, row: int, state: TableState, vectors: TableState, k: int) -> Explained:
-    """A sample of the pool, by the examples of the target."""
+def _of_sample(ws: Workspace, sample_id: str, row: int, state: TableState, vectors: TableState, k: int) -> Explained:
+    """Explain a sample of the pool by the examples of the target."""
     name = state.recipe["target"]
     asked = vector_at(ws, vectors, row)[0].astype(np.float64)
     its, target = load_vectors(ws, vectors.name, name), load_target(ws, name)
@@ -87,21 +91,23 @@ def _of_sample(ws: Workspace, id: str, row: int, state: TableState, vectors: Tab
     order = np.argsort(-near, kind="stable")
     score = _aggregated(near, means, state.recipe["settings"]["aggregate"])
     text = shown(ws, [row])[row]["text"]
-    return Explained(id, state.name, name, "pool", text, score, means, told(order[:k]), told(order[::-1][:k]))
+    return Explained(sample_id, state.name, name, "pool", text, score, means, told(order[:k]), told(order[::-1][:k]))
 
 
 def _aggregated(near: np.ndarray, means: dict[str, float], aggregate: str) -> float:
     return {"mean": float(near.mean()), "max": float(near.max()), "subtask_max": max(means.values())}[aggregate]
 
 
-def _of_example(ws: Workspace, id: str, state: TableState, vectors: TableState, k: int) -> Explained:
-    """An example of the target, by the samples of the pool."""
+def _of_example(ws: Workspace, sample_id: str, state: TableState, vectors: TableState, k: int) -> Explained:
+    """Explain an example of the target by the samples of the pool."""
     name = state.recipe["target"]
     its, target = load_vectors(ws, vectors.name, name), load_target(ws, name)
     examples = target.text.frame.select("id", "messages", "text").to_dicts()
-    place = next((i for i, example in enumerate(examples) if example["id"] == id), None)
+    place = next((i for i, example in enumerate(examples) if example["id"] == sample_id), None)
     if place is None:
-        raise CurateError(str(no_sample(ws, id)).rstrip(".") + f"; nor has the target '{name}' one to choose by.")
+        raise CurateError(
+            str(no_sample(ws, sample_id)).rstrip(".") + f"; nor has the target '{name}' one to choose by."
+        )
     if its.error[place]:
         raise CurateError(f"that example has no vector in '{vectors.name}': {its.error[place]}.")
     asked = its.unit[place : place + 1].astype(np.float64)
@@ -113,4 +119,4 @@ def _of_example(ws: Workspace, id: str, state: TableState, vectors: TableState, 
             {"similarity": towards * float(s), **those[int(p)]} for p, s in zip(at[0], near[0], strict=True) if p >= 0
         ]
 
-    return Explained(id, state.name, name, "target", words(examples[place]), None, {}, told(1.0), told(-1.0))
+    return Explained(sample_id, state.name, name, "target", words(examples[place]), None, {}, told(1.0), told(-1.0))

@@ -1,4 +1,4 @@
-"""`curate export`: the rows of a manifest as a trainer's files."""
+"""`curate export`: write the rows of a manifest as a trainer's input files."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ _BATCH = 1024
 
 @dataclass
 class Exported:
-    """What an export wrote."""
+    """The result of an export."""
 
     manifest: str
     format: str
     folder: str
     rows: int = 0
-    lowered: str = ""  # what became of weights that the rows cannot carry
+    lowered: str = ""  # how weights that the rows cannot carry were realised
     skipped: list[str] = field(default_factory=list)  # why the format could not hold a sample
     files: list[str] = field(default_factory=list)
 
@@ -40,16 +40,16 @@ class Exported:
 def export(
     ws: Workspace, manifest: str, exporter: Export, folder: str, *, skip_unfit: bool = False, seed: int = 0
 ) -> Exported:
-    """Write a manifest's samples into an empty or new folder, in the pool's order, repeats repeated.
+    """Write a manifest's samples into an empty or new folder, in the pool's order, repeats included.
 
-    Weights that differ, where the format's rows cannot carry them, become repeats or strata, by the exporter's setting
-    `weights`; what they are then worth is told, and kept beside the files in `weights.json`. Of a mixture every domain
-    is a part, where the trainer can draw from parts at different rates; else one epoch of its draws is written.
-    skip_unfit: leave out, and report, the samples that the format cannot hold. seed: of the rounding to repeats, and of
-    a mixture's draws. The files appear together, when all are written.
+    If the format's rows cannot carry unequal weights, these become repeats or strata, by the exporter's setting
+    `weights`; the resulting effective sample size is reported, and recorded in `weights.json`. For a mixture,
+    every domain becomes a part if the trainer can draw from parts at different rates; else one epoch of draws is
+    written. skip_unfit: leave out, and report, samples that the format cannot represent. seed: of the rounding to
+    repeats, and of a mixture's draws. The files appear together, after all are written.
 
-    Raises CurateError for a folder that is not empty, weights that the format cannot carry, or a
-    sample it cannot hold; then nothing is left.
+    Raises CurateError for a folder that is not empty, weights that the format cannot carry, or a sample that it cannot
+    represent; then nothing is written.
     """
     sent = export_rows(ws, manifest, exporter, seed)
     target = Path(folder).absolute()
@@ -72,7 +72,7 @@ def export(
             meter.samples = sent.table.num_rows
         if target.exists():
             target.rmdir()
-        os.replace(beside, target)
+        beside.replace(target)
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     result.files = [str(Path(folder) / path.relative_to(beside)) for path in files]
@@ -82,14 +82,14 @@ def export(
 def preview(
     ws: Workspace, manifest: str, exporter: Export, count: int, *, skip_unfit: bool = False
 ) -> list[dict[str, Any]]:
-    """The first `count` rows as the trainer will see them; writes nothing."""
+    """The first `count` rows as the trainer will see them, without writing anything."""
     sent, unwritten = export_rows(ws, manifest, exporter, 0), Exported(manifest, exporter.name, "")
     rows = _written(_rows(ws, sent.table), exporter, skip_unfit, unwritten, Counter())
     return [exporter.example(row) for row in islice(rows, count)]
 
 
 def _tell(folder: Path, sent: ExportRows) -> Path:
-    """What became of the weights, as a file."""
+    """Write weights.json, which records how the weights were realised; returns its path."""
     told = {**asdict(sent.lowered), "undrawn": sent.unsampled} if sent.lowered else {}
     if len(sent.parts) > 1:
         told["parts"] = [asdict(part) for part in sent.parts]
@@ -118,7 +118,7 @@ def _rows(ws: Workspace, manifest: pa.Table) -> Iterator[Row]:
 def _written(
     rows: Iterator[Row], exporter: Export, skip_unfit: bool, result: Exported, written: Counter[str]
 ) -> Iterator[Row]:
-    """The rows the format can hold, each as often as it repeats, counted in `result`, and in `written` by part."""
+    """The rows that the format can represent, repeated as required, counted in `result`, and by part in `written`."""
     for row in rows:
         try:
             exporter.example(row)

@@ -1,8 +1,8 @@
 """`curate ingest`: files in, a pool of distinct samples out.
 
-Samples go into immutable shards of about `shard_bytes` of text. A shard, the lines refused on the way, the
-copies found of rows stored earlier, and how far each file has been read are committed together by the shard's
-record; so a killed ingest run again goes on after the last shard and ends with the same pool.
+Samples are stored in immutable shards of about `shard_bytes` of text. A shard, the records refused meanwhile, the
+copies found of rows stored earlier, and how far each file has been read are committed together by the shard's record;
+so a killed ingest, when run again, resumes after the last shard and ends with the same pool.
 """
 
 from __future__ import annotations
@@ -30,20 +30,20 @@ from curate.store.schema import COPIES, POOL, REJECTS
 from curate.store.workspace import Workspace
 
 SHARD_BYTES = 32 << 20
-_LOOK = 1000  # records looked at before a file of an unknown shape is refused
-_GROUP_BYTES = 4 << 20  # text of a row group, which is what a unit of work reads
+_LOOK = 1000  # records read before a file of unknown format is refused
+_GROUP_BYTES = 4 << 20  # text per row group; units of work read whole row groups
 _BATCH = 4096  # samples looked up among the stored ids at once
 
 
 @dataclass
 class Ingested:
-    """What an ingest did."""
+    """The result of an ingest."""
 
     read: int = 0
     added: int = 0
     copies: int = 0
     rejected: int = 0
-    files_planned: list[str] = field(default_factory=list)  # all that were not there yet
+    files_planned: list[str] = field(default_factory=list)  # all files not yet read
     files_read: int = 0
     files_skipped: list[str] = field(default_factory=list)
     formats: dict[str, int] = field(default_factory=dict)
@@ -68,15 +68,15 @@ def ingest(
 
     source: the domain of all rows (default: the name of each path, without endings).
     fmt: 'auto', or the format every record must have (curate.store.input_formats). mapping: our field -> their field.
-    Costs one reading of the input; holds one shard and 8 bytes per stored row in memory.
+    Reads the input once; memory: one shard and 8 bytes per stored row.
 
-    Raises CurateError, before anything is stored, where a path is not there, is no data file, or holds
-    records of no known shape.
+    Raises CurateError, before anything is stored, if a path does not exist, is not a data file, or has only records of
+    unknown format.
     """
     reader = Reader(fmt, mapping or {})
     inputs = [found for path in paths for found in find_inputs(path)]
     result = Ingested()
-    reading = fingerprint(fmt, dict(mapping or {}))  # the same file read under another mapping is another file
+    reading = fingerprint(fmt, dict(mapping or {}))  # a file read with another mapping counts as another file
     with lock(ws.path, "pool"):
         ws.pool.remove_leftovers()
         progress = _progress(ws)
@@ -99,7 +99,7 @@ def ingest(
 
 
 def _read_otherwise(key: str, progress: Mapping[str, Any]) -> bool:
-    """Whether the file of this key was read before under another --format or --map."""
+    """Whether a file with the same content was read before with another --format or --map."""
     content = key.partition(":")[0]
     return any(other != key and other.partition(":")[0] == content for other in progress)
 
@@ -123,7 +123,7 @@ def _unread(inputs: list[Input], reading: str, progress: dict[str, Any], result:
 
 
 def _refuse_unknown_shape(item: Input, reader: Reader) -> None:
-    """A file none of whose first records has a known shape is the user's mistake, not a heap of rejects."""
+    """Raises CurateError if none of the first records has a known format: a user error, not a file of rejects."""
     first: str | None = None
     for line, record in islice(records(item), _LOOK):
         try:
@@ -180,7 +180,7 @@ def _batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
 
 
 class _KnownIds:
-    """The ids of all stored rows: sorted runs of uint64, merged as they grow alike. 8 bytes a row."""
+    """The ids of all stored rows: sorted runs of uint64, merged when of similar size. 8 bytes per row."""
 
     def __init__(self, ws: Workspace):
         self.runs: list[np.ndarray] = []
@@ -188,6 +188,7 @@ class _KnownIds:
             self.add(read_table(shard.path, columns=["id"])["id"].to_pylist())
 
     def add(self, ids: list[str]) -> None:
+        """Add ids of stored rows."""
         self.runs.append(np.sort(ids_as_integers(ids)))
         while len(self.runs) > 1 and len(self.runs[-2]) <= 2 * len(self.runs[-1]):
             self.runs[-2:] = [np.sort(np.concatenate(self.runs[-2:]))]
@@ -224,7 +225,7 @@ class _Writer:
         self.files = {}
 
     def add(self, found: Sequence[tuple[int, Sample | dict[str, Any]]], source: str, key: str) -> None:
-        """Take rows in the order of the file, so that a shard's record can say how far the file was read."""
+        """Add rows in the order of the file, so that a shard's record can state how far the file was read."""
         stored = self.known.among({s.id for _, s in found if isinstance(s, Sample)})
         for number, sample in found:
             self.result.read += 1
@@ -268,10 +269,11 @@ class _Writer:
         self.result.sources[source] = self.result.sources.get(source, 0) + 1
 
     def finish(self, key: str, number: int) -> None:
+        """Mark a file as read to its end."""
         self.files[key] = {"rows": number, "done": True}
 
     def flush(self) -> None:
-        """Commit what is held as the next shard: rejects and copies first, then the rows, the record last."""
+        """Commit the buffered rows as the next shard: rejects and copies first, then the rows, the record last."""
         if not (self.rows or self.copies or self.rejects or self.files):
             return
         name = f"part-{self.number:05d}"

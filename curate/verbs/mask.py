@@ -1,4 +1,4 @@
-"""`curate mask`: which numbers of a model's parameters may be trained, chosen under a budget and kept under a name."""
+"""`curate mask`: choose which parameter elements are trained, under a budget, and store the mask under a name."""
 
 from __future__ import annotations
 
@@ -25,14 +25,14 @@ from curate.tables.run_costs import charged_entries
 
 @dataclass
 class MaskResult:
-    """What a mask chose. by_kind: of embeddings, attention, feed-forward, norms and the rest, and what share of it."""
+    """The result of a mask. by_kind: parameters, selected elements and their share, by kind of layer."""
 
     name: str
     selected: int = 0
     parameters: int = 0
     by_kind: list[dict[str, Any]] = field(default_factory=list)
     checkpoint: str = ""
-    """The end of a method's own warm-up, which a training may go on from."""
+    """The last checkpoint of the method's own warm-up, which a training can start from."""
     warnings: list[str] = field(default_factory=list)
 
 
@@ -46,13 +46,13 @@ def mask(
     score: str | None = None,
     allow_stale: bool = False,
 ) -> MaskResult:
-    """Choose `frac` of a model's numbers, and write the mask NAME.
+    """Choose the fraction `frac` of a model's parameter elements, and write the mask NAME.
 
-    model: whose weights are looked at; of a method that ranks by a score, that score's. score: of such a method, the
-    score's name.
+    model: the model whose weights are used; None for a method that ranks by a score, which brings its own. score: the
+    name of that score.
 
-    Raises CurateError for a budget that is not a share, a score without values of parameters or a stale one (unless
-    allowed), a taken name.
+    Raises CurateError for a fraction out of range, a score without values per parameter, a stale score (unless
+    allowed), or a name that is taken.
     """
     ws.check_name(name, "mask")
     if not 0 < frac <= 1:
@@ -73,7 +73,7 @@ def mask(
         choice, made = opened.origin, {"scores": {score: dict(opened.recipe)}}
     else:
         if score or model is None:
-            raise CurateError(f"the mask '{method.name}' looks at a model's weights: add --model M, not --score.")
+            raise CurateError(f"the mask '{method.name}' uses a model's weights: add --model M, not --score.")
         choice, scores = model_of(ws, ModelChoice(model) if isinstance(model, str) else model), None
         parameters = dict(load(choice)[0].named_parameters())
     weights = {n: p.detach().float().cpu().numpy() for n, p in parameters.items()}
@@ -81,7 +81,7 @@ def mask(
     result.parameters = sum(sizes.values())
     budget = round(frac * result.parameters)
     if not budget:
-        raise CurateError(f"--frac {frac:g} of {result.parameters} numbers is none; take a larger share.")
+        raise CurateError(f"--frac {frac:g} of {result.parameters} parameters is none; take a larger share.")
     given = Parameters(weights, budget, scores)
     if (warmup := method.warm_up()) is not None:
         method.check(given)
@@ -136,7 +136,7 @@ def _by_kind(sizes: dict[str, int], chosen: dict[str, np.ndarray]) -> list[dict[
 
 
 def kind_of(name: str) -> str:
-    """What a parameter is of, by the words that models' authors use."""
+    """The kind of layer that a parameter belongs to, by the usual naming conventions."""
     words = {
         "embeddings": ("embed", "wte", "wpe"),
         "head": ("lm_head",),

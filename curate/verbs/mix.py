@@ -1,7 +1,7 @@
-"""`curate mix`: how often to draw from which domain, as a mixture that a training draws from and exports realise.
+"""`curate mix`: how often to draw from each domain, as a mixture that trainings sample from and exports realise.
 
 pool ── domains, their sizes and scores ── mixer ─┬─ weights ── quotas, or probabilities ── manifest
-                                                  └─ proxies, trained on mixtures, where it asks for them
+                                                  └─ proxies, trained on mixtures, if it uses them
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from curate.tables.state import usable
 class MixtureSpec:
     """What is mixed, and how the weights are realised.
 
-    rows, tokens: draws of an epoch of the mixture; neither: as many samples as there are. Weights are shares of tokens
-    where `tokens` is given, else of samples. exact: every epoch has each domain's quota; else the domain of each draw
-    is by lot. most_epochs: how often an epoch of the mixture may go through a domain's samples; null: however often.
-    lower: what a domain would have beyond that goes to the others; else it is an error. by: SQL expression over
-    `samples`, whose mean over a domain is its value. domain: SQL text over `samples`, which domain a sample is of.
-    manifest: mix the samples of this one; else the whole pool.
+    rows, tokens: the size of an epoch of the mixture; neither: the number of samples. Weights are shares of tokens if
+    `tokens` is given, else of samples. exact: every epoch has each domain's quota; else the domain of each draw is
+    random. most_epochs: how many passes over a domain's samples an epoch of the mixture may make; None: no limit.
+    lower: give a domain's excess over that limit to the others; else it is an error. by: SQL expression over `samples`,
+    whose mean over a domain is its value. domain: SQL text over `samples`, the domain of a sample. manifest: mix the
+    samples of this manifest; else the whole pool.
     """
 
     rows: int | None = None
@@ -70,9 +70,9 @@ class MixtureSpec:
 
 @dataclass
 class MixtureResult:
-    """A mixture: by domain its weight, draws of an epoch, their tokens, samples there are, and epochs over them.
+    """A mixture. by_domain: weight, draws per epoch, their tokens, available samples, and passes over these.
 
-    told: what the mixer says of how it found the weights. lowered: domains whose weight the cap has lowered.
+    told: figures that the mixer reports on how it found the weights. lowered: domains whose weight the cap reduced.
     """
 
     name: str
@@ -89,13 +89,13 @@ class MixtureResult:
 def mix(
     ws: Workspace, name: str, mixer: Mixer, blend: MixtureSpec | None = None, *, proxy: Proxy | None = None
 ) -> MixtureResult:
-    """Weigh domains, and write the mixture as the manifest `name`.
+    """Compute domain weights, and write the mixture as the manifest `name`.
 
-    proxy: how the models are trained that some mixers ask for; these are kept, so that the same call, after a kill or
-    with another size, goes on from there.
+    proxy: how to train the proxy models that some mixers use; these are stored, so that the same call, after a kill or
+    with another size, re-uses them.
 
-    Raises CurateError for a domain that would be gone through more often than allowed, or has no sample; a column that
-    a mixer lacks or does not use; a stale score (unless allowed); a taken name.
+    Raises CurateError for a domain that would be repeated more often than allowed, or has no sample; a column that the
+    mixer needs and lacks, or does not use; a stale score (unless allowed); or a name that is taken.
     """
     blend = blend or MixtureSpec()
     ws.check_name(name, "manifest")
@@ -130,8 +130,8 @@ def mix(
 
 @dataclass(frozen=True)
 class _Ground:
-    """What there is to mix: samples, domains' names, each sample's (-1: none); of each domain its samples, its tokens,
-    its value; and draws, by which one unit of its weight becomes draws."""
+    """The inputs of a mixture. names: the D domains. domain: of each sample, positions among them (-1: none). there,
+    tokens, values: of each domain, its samples, tokens and value. draws: of each domain, draws per unit of weight."""
 
     rows: TrainingRows
     names: list[str]
@@ -148,8 +148,8 @@ def _ground(ws: Workspace, blend: MixtureSpec, result: MixtureResult) -> _Ground
         raise CurateError(f"the manifest '{blend.manifest}' is a mixture itself; name one of samples to mix.")
     if (rows.repeats != 1).any() or differ(rows.weight):
         raise CurateError(
-            f"the manifest '{blend.manifest}' repeats or weighs samples, and a mixture says itself how often each "
-            "comes; name one that does neither."
+            f"the manifest '{blend.manifest}' repeats or weights samples, but a mixture sets itself how often each "
+            "is drawn; name one that does neither."
         )
     result.warnings += usable(scores_of(ws, blend.domain, blend.token_count), blend.allow_stale)
     names, domain = _domains(ws, rows, blend, result)
@@ -176,7 +176,7 @@ def _lineage(
         "mixer": {"name": mixer.name, "version": mixer.version, "settings": mixer.settings()},
         "choice": {key: value for key, value in asdict(blend).items() if key != "manifest"},
         "exact": blend.exact,
-        "share": (share / share.sum()).tolist(),  # of each domain among the draws
+        "share": (share / share.sum()).tolist(),  # of the draws, by domain
         "domain": blend.domain,
         "manifest": {"name": blend.manifest, "sha256": base["sha256"]} if base else None,
         "selection": {key: base[key] for key in LINEAGE if key in base} if base else None,
@@ -192,7 +192,7 @@ def _refuse_unused(mixer: Mixer, blend: MixtureSpec, proxy: Proxy | None) -> Non
     for option, given, used in (
         ("a column: --by SQL", bool(blend.by), mixer.uses_values),
         ("a model to train proxies of: --model MODEL", proxy is not None, mixer.trains),
-        ("targets to judge proxies on: --target NAME", bool(proxy and proxy.evals), mixer.evaluates),
+        ("targets to evaluate proxies on: --target NAME", bool(proxy and proxy.evals), mixer.evaluates),
     ):
         if given != used:
             verb = "needs" if used else "has no use for"
@@ -202,11 +202,11 @@ def _refuse_unused(mixer: Mixer, blend: MixtureSpec, proxy: Proxy | None) -> Non
 def _domains(
     ws: Workspace, rows: TrainingRows, blend: MixtureSpec, result: MixtureResult
 ) -> tuple[list[str], np.ndarray]:
-    """The domains' names, sorted, and each sample's, positions among them; -1 for one that is of none."""
+    """The domains' names, sorted, and the domain of each sample as a position among them; -1 for none."""
     of_each = texts_of(ws, blend.domain, rows.row)
     names = sorted({name for name in of_each if name})
     if not names:
-        raise CurateError(f"no sample has a domain: --domain {blend.domain} says nothing of any.")
+        raise CurateError(f"no sample has a domain: --domain {blend.domain} is empty for all of them.")
     domain = places_of(of_each, names)
     result.without_domain = int((domain < 0).sum())
     return names, domain
@@ -215,7 +215,7 @@ def _domains(
 def _sizes(
     ws: Workspace, rows: TrainingRows, domain: np.ndarray, n: int, blend: MixtureSpec
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Of each domain: its samples, int64 [D], and its tokens, float64 [D]."""
+    """The number of samples, int64 [D], and of tokens, float64 [D], of each domain."""
     tokens, some = column_of(ws, blend.token_count, rows.row), domain >= 0
     if not (np.isfinite(tokens) & (tokens >= 0)).all():
         raise CurateError(f"--token-count {blend.token_count} gives no number of 0 or more for some sample.")
@@ -228,7 +228,7 @@ def _sizes(
 def _values(
     ws: Workspace, rows: TrainingRows, names: Sequence[str], domain: np.ndarray, blend: MixtureSpec
 ) -> tuple[np.ndarray | None, list[str]]:
-    """The mean of the column over each domain, of the samples that have a value."""
+    """The mean of the column over each domain's samples that have a value, float64 [D]; and warnings."""
     if not blend.by:
         return None, []
     warnings = usable(scores_of(ws, blend.by), blend.allow_stale)
@@ -253,7 +253,7 @@ def _refuse(mixer: Mixer, weights: np.ndarray) -> np.ndarray:
 
 
 def _realised(weights: np.ndarray, its: _Ground, blend: MixtureSpec, result: MixtureResult) -> pa.Table:
-    """The mixture as it is stored. Its weights are what the draws amount to where a cap has lowered some."""
+    """The stored table of the mixture. If the cap reduced a domain, the weights are those that the draws realise."""
     counts = _counts(weights, its, blend, result)
     drawn = counts * its.tokens / its.there
     if result.lowered:
@@ -289,8 +289,8 @@ def _counts(weights: np.ndarray, its: _Ground, blend: MixtureSpec, result: Mixtu
 
 
 def _lowered(counts: np.ndarray, most: np.ndarray, wanted: np.ndarray, size: int) -> np.ndarray:
-    """What the capped domains have too much goes to the others in proportion, or, where these weigh nothing, by what
-    room they have."""
+    """Give the excess of the capped domains to the others, in proportion to their weights or, if these are all 0, to
+    their remaining capacity."""
     counts = np.minimum(counts, most)
     while (left := size - int(counts.sum())) > 0:
         room = most - counts

@@ -1,4 +1,4 @@
-"""`curate neighbors`: the samples most like a text or another sample, by stored vectors and their index."""
+"""`curate neighbors`: the samples most similar to a text or another sample, by stored vectors and their index."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from curate.tables.state import TableState, table_state
 
 @dataclass
 class Neighbors:
-    """The samples found, the nearest first: rank, similarity (cosine), id, source, row, text."""
+    """The nearest samples, nearest first: rank, similarity (cosine), id, source, row, text."""
 
     vectors: str
     found: list[dict[str, Any]]
@@ -34,17 +34,17 @@ def neighbors(
     vectors: str,
     *,
     text: str | None = None,
-    id: str | None = None,
+    sample_id: str | None = None,
     k: int = 10,
 ) -> Neighbors:
-    """The k samples nearest to a text, or to the sample of an id (which is left out).
+    """The k samples nearest to a text, or to the sample with an id (which is excluded).
 
-    A text goes through the model that made the vectors. An index that is missing or older than the vectors is built
-    first, and that is said.
+    A text is encoded by the model that made the vectors. An index that is missing or older than the vectors is built
+    first, with a warning.
 
     Raises CurateError for unknown vectors or id, a sample without a vector, or a model that has changed since.
     """
-    if (text is None) == (id is None):
+    if (text is None) == (sample_id is None):
         raise CurateError("say what to be near to: --text 'some words', or --id of a sample.")
     if text is not None and not text.strip():
         raise CurateError("--text is empty; give some words.")
@@ -54,9 +54,9 @@ def neighbors(
     result = Neighbors(vectors, [])
     if problem := state.problem():
         result.warnings.append(f"{state} {problem}; run `{state.command()}`")
-    row = row_of(ws, id) if id is not None else None
-    if id is not None and row is None:
-        raise no_sample(ws, id)
+    row = row_of(ws, sample_id) if sample_id is not None else None
+    if sample_id is not None and row is None:
+        raise no_sample(ws, sample_id)
     asked = vector_at(ws, state, row) if row is not None else _encoded(ws, state, text or "")
     if problem := index_problem(ws, vectors):
         with lock(ws.path, f"vectors {vectors}"):
@@ -72,7 +72,7 @@ def neighbors(
 
 
 def _encoded(ws: Workspace, state: TableState, text: str) -> np.ndarray:
-    """The vector of a text by the model that made the vectors, float32 [1, D]."""
+    """The unit vector of a text, by the model that made the vectors, float32 [1, D]."""
     from curate.gradients.roles import load_roles
     from curate.models.forward import score_samples
 

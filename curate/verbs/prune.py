@@ -1,4 +1,4 @@
-"""`curate prune`: a finished training's update without its least part, as a run of its own."""
+"""`curate prune`: revert the least important part of a finished run's update; the result is a run of its own."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from curate.tables.recipes import model_choices
 
 @dataclass
 class Pruned:
-    """What was kept of an update. changed: numbers that training had changed; kept: of these, those that stay so."""
+    """The result of pruning. changed: elements that training changed; kept: those of them that keep their change."""
 
     name: str
     run: str
@@ -34,21 +34,21 @@ class Pruned:
 
 
 def prune(ws: Workspace, run: str, method: Pruner, sparsity: float, *, name: str | None = None) -> Pruned:
-    """Take back the least part of what a run has changed, and write the run NAME (default: RUN_METHOD) of the rest.
+    """Revert the least important changes of a run, and write the result as the run NAME (default: RUN_METHOD).
 
-    sparsity: the share of every parameter's numbers that go back to what they were before training: 0 keeps the run as
-    it is, 1 gives the base model. Of LoRA the update is what it adds to its base; the new run is a whole model. It is
-    evaluated and compared like any other, at the cost of the run that it is made of.
+    sparsity: the share of each parameter's elements that are reset to their values before training: 0 keeps the run as
+    it is, 1 gives the base model. With LoRA, the update is the change that it adds to the base model; the new run is a
+    full model. It is evaluated and compared like any other run, at the cost of the run that it was made from.
 
-    Raises CurateError for a run that is not finished or learns nothing, a share that is none, a name that is taken by
-    another run.
+    Raises CurateError for a run that is not finished or involved no training, a sparsity outside [0, 1], or a name that
+    is taken by another run.
     """
     if not 0 <= sparsity <= 1:
-        raise CurateError(f"--sparsity {sparsity:g}: it is the share of an update that is taken back, from 0 to 1.")
+        raise CurateError(f"--sparsity {sparsity:g}: it is the share of an update that is reverted, from 0 to 1.")
     source, name = require_run(ws, run), name or f"{run}_{method.name}"
     recipe = source.recipe or {}
     if not recipe["weighting"]:
-        raise CurateError(f"the run '{run}' is a model as it was, which has learnt nothing; name one that was trained.")
+        raise CurateError(f"the run '{run}' is a model without further training; name one that was trained.")
     if not source.is_complete():
         raise CurateError(f"the run '{run}' is not finished; the same `curate train` goes on with it.")
     ws.check_name(name, "run")
@@ -57,11 +57,11 @@ def prune(ws: Workspace, run: str, method: Pruner, sparsity: float, *, name: str
     made = {"pruner": pruner, "sparsity": sparsity, "run": run, "stamp": source.stamp(checkpoint.step)}
     made |= {"before": recipe["pruned"]} if recipe.get("pruned") else {}
     result, new = Pruned(name, run, checkpoint.step), Run(ws, name)
-    until = recipe.get("until", datetime.now(UTC).isoformat())  # what its account pays later, it pays for others
+    until = recipe.get("until", datetime.now(UTC).isoformat())  # later charges to its account are not part of this run
     with lock(ws.path, f"run {name}"):
         if (old := new.recipe or {}) and old.get("pruned") != made:
             raise CurateError(f"the run '{name}' exists, and is another; choose another --name.")
-        if "left" in old and new.is_complete():  # nothing is left to do
+        if "left" in old and new.is_complete():  # already done
             return replace(result, **old["left"], folder=str(new.latest().folder))
         what = {"methods": [method.name], "name": name, "phase": "prune", "model": recipe["model"]["name"]}
         with checkpoint.local() as folder, charged(ws.path, "prune", **what) as meter:
@@ -69,7 +69,7 @@ def prune(ws: Workspace, run: str, method: Pruner, sparsity: float, *, name: str
             write = _pruned(recipe, folder, method, sparsity, checkpoint.step, result)
             new.remove_leftovers()
             new.commit(checkpoint.step, True, {}, write)
-            # Last, so that it is there whole or not at all.
+            # Last, so that the run exists completely or not at all.
             account = {"account": recipe.get("account", run), "until": until}
             left = {"parameters": result.parameters, "changed": result.changed, "kept": result.kept}
             new.begin({**recipe, "name": name, **account, "pruned": made, "left": left})
@@ -80,7 +80,7 @@ def prune(ws: Workspace, run: str, method: Pruner, sparsity: float, *, name: str
 def _pruned(
     recipe: dict[str, Any], folder: Path, method: Pruner, sparsity: float, step: int, result: Pruned
 ) -> Callable[[Path], None]:
-    """Prune the model of a checkpoint; returns what writes it into a folder."""
+    """Prune the model of a checkpoint; returns a function that writes it into a folder."""
     import torch
 
     from curate.models.choice import weights_fingerprint
@@ -88,8 +88,8 @@ def _pruned(
 
     (choice,) = model_choices({"models": {"base": recipe["model"]}}).values()
     if weights_fingerprint(choice) != recipe["model"]["weights"]:
-        raise CurateError(f"{choice.name} is not the model any more that the run '{result.run}' began with.")
-    whole = not recipe["settings"]["lora_r"] and choice.dtype != "auto"  # then it was rounded before it was trained
+        raise CurateError(f"{choice.name} is no longer the model that the run '{result.run}' started from.")
+    whole = not recipe["settings"]["lora_r"] and choice.dtype != "auto"  # then it was rounded before training
     began = load(replace(choice, dtype=choice.dtype if whole else "float32", device="cpu"))[0]
     before = {name: parameter.float() for name, parameter in began.named_parameters()}
     model, tokenizer = load(replace(choice, name=str(folder), dtype="float32", device="cpu"))
@@ -103,7 +103,7 @@ def _pruned(
             update = parameter.numpy().astype(np.float64) - base
             worth = method.worth(base.astype(np.float64), update)
             if np.isnan(worth).any():
-                raise CurateError(f"the pruner '{method.name}' gives values for {name} that are no numbers.")
+                raise CurateError(f"the pruner '{method.name}' gives values for {name} that are NaN.")
             keep = kept(worth, sparsity)
             result.parameters += update.size
             result.changed += int(np.count_nonzero(update))
@@ -120,11 +120,11 @@ def _pruned(
 
 
 def kept(worth: np.ndarray, sparsity: float) -> np.ndarray:
-    """The numbers of highest worth, of equals the first: bool, as many as the share leaves."""
+    """Which elements to keep: the (1 - sparsity) share of highest `worth`, ties by position; bool, in its shape."""
     flat, stay = worth.ravel(), worth.size - round(sparsity * worth.size)
     if not stay:
         return np.zeros(worth.shape, bool)
-    least = np.partition(flat, worth.size - stay)[worth.size - stay]  # of those that stay
+    least = np.partition(flat, worth.size - stay)[worth.size - stay]  # the lowest value that is kept
     stays = flat > least
     stays[np.flatnonzero(flat == least)[: stay - np.count_nonzero(stays)]] = True
     return stays.reshape(worth.shape)

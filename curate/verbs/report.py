@@ -1,4 +1,4 @@
-"""`curate report`: a workspace in figures, for a page: what there is, how scores and selections look, what it cost."""
+"""`curate report`: the figures of a report page: contents, distributions of scores and selections, and costs."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ from curate.verbs.compare import Compared, compare
 from curate.verbs.status import Status, ledger, status
 
 BINS = 40
-_RANKED = 100_000  # samples at most whose ranks are correlated
-_TWINS = 1_000_000  # samples at most among which the same words are looked for
+_RANKED = 100_000  # at most so many samples are used for rank correlations
+_TWINS = 1_000_000  # at most so many samples are searched for duplicates
 _WORDS = "coalesce(text, array_to_string(list_transform(messages, lambda m: m.content), ' '))"
 
 
 @dataclass(frozen=True)
 class Spread:
-    """One score over the pool. edges: float64 [BINS + 1]; what lies beyond stands in the outermost. counts: source ->
-    int64 [BINS]. quantiles: 5, 25, 50, 75, 95 %, by source. state: 'complete', or what is wrong with it."""
+    """The distribution of a score over the pool. edges: float64 [BINS + 1]; values beyond count in the outermost bins.
+    counts: source -> int64 [BINS]. quantiles: 5, 25, 50, 75, 95 %, by source. state: 'complete', or the problem."""
 
     name: str
     method: str
@@ -44,10 +44,10 @@ class Spread:
 
 @dataclass(frozen=True)
 class Chosen:
-    """What a selection changed. sources: source -> its share of the selection, of the pool. length: median characters,
-    and of the pool. twins: share of samples whose words, but for digits and signs, another one has, and of the pool;
-    null where the pool is too large to look. percentile: score -> the mean percentile in the pool of what was chosen.
-    effective: (sum w)^2 / sum w^2."""
+    """A selection compared with the pool. sources: source -> its share of the selection, and of the pool. length:
+    median characters, of both. twins: the share of samples with a duplicate (the same words, ignoring digits and
+    punctuation), in both; None if the pool is too large to search. percentile: score -> the mean percentile, in the
+    pool, of the chosen samples. effective: effective sample size, (sum w)^2 / sum w^2."""
 
     name: str
     made_by: str
@@ -61,8 +61,8 @@ class Chosen:
 
 @dataclass(frozen=True)
 class Shown:
-    """Samples as a page shows them: id, source, text (cut), scores by name (null where there is none), and in which
-    selections they are (positions)."""
+    """Samples as shown on the page: id, source, text (truncated), scores by name (NaN if missing), and the selections
+    that contain them (positions)."""
 
     id: list[str]
     source: list[str]
@@ -73,9 +73,9 @@ class Shown:
 
 @dataclass
 class Report:
-    """A workspace in figures. correlation: Spearman's, float64 [S, S], over the samples that both scores have. overlap:
-    Jaccard's, float64 [M, M], of the selections. best, worst: score -> samples, ten each. shown: those that can be
-    searched, of `rows` in all."""
+    """The figures of a workspace. correlation: Spearman's, float64 [S, S], over the samples that have both scores.
+    overlap: Jaccard index of the selections, float64 [M, M]. best, worst: score -> samples, ten each. shown: the
+    samples that can be searched on the page."""
 
     status: Status
     spent: list[dict[str, Any]]
@@ -101,12 +101,13 @@ def report(
     cut: int = 300,
     most: int = 12,
 ) -> Report:
-    """Look at a workspace.
+    """Compute the figures of a workspace's report.
 
-    scores, manifests: these alone; else all, the first `most` of each by name. samples: how many can be searched; where
-    there are more, the best and worst of every score and others by lot. cut: characters of a sample's text.
+    scores, manifests: only these; default: all, up to the first `most` of each by name. samples: how many can be
+    searched; if the pool has more, the best and worst of every score, and others at random. cut: characters shown of a
+    sample's text.
 
-    Raises CurateError for an empty pool, or a score or manifest that is not there.
+    Raises CurateError for an empty pool, or an unknown score or manifest.
     """
     ws.require_pool()
     if samples < 0 or cut < 1:
@@ -124,7 +125,7 @@ def report(
             )
     twins = pool.twins() if len(pool.source) <= _TWINS else None
     if twins is None:
-        warnings.append(f"the pool has more than {_TWINS:,} samples, so twins were not looked for")
+        warnings.append(f"the pool has more than {_TWINS:,} samples, so duplicates were not searched for")
     result = Report(
         status(ws),
         ledger(ws),
@@ -187,18 +188,18 @@ class _Pool:
 
     @property
     def sources(self) -> list[str]:
-        """The most frequent first."""
+        """The sources, most frequent first."""
         names, counts = np.unique(self.source, return_counts=True)
         return [str(name) for name in names[np.argsort(-counts, kind="stable")]]
 
     def twins(self) -> np.ndarray:
-        """Of each sample a number that those share which have the same words, int64 [N]."""
+        """A group number for each sample, equal for duplicates (samples with the same words), int64 [N]."""
         key = f"hash(trim(regexp_replace(lower({_WORDS}), '[^\\p{{L}}]+', ' ', 'g')))"
         table = sql.fetch(self.ws, f"SELECT {key}::UBIGINT AS twin FROM pool ORDER BY row")
         return np.unique(table["twin"].to_numpy(), return_inverse=True)[1]
 
     def ends(self, name: str, count: int = 10) -> tuple[list[int], list[int]]:
-        """The rows of the best and of the worst by a score; of ties the first ids."""
+        """The rows of the best and of the worst samples by a score; ties in order of id."""
         values = self.scores[name]
         good = np.flatnonzero(np.isfinite(values))
         ids = np.array(self.id, object)[good]
@@ -206,7 +207,7 @@ class _Pool:
         return order[:count].tolist(), order[::-1][:count].tolist()
 
     def some(self, most: int, wanted: Sequence[int]) -> list[int]:
-        """Rows to be searched, in the pool's order: all, or the wanted ones and others by lot."""
+        """Rows that can be searched, in the pool's order: all, or the wanted ones and others at random."""
         if len(self.id) <= most:
             return list(range(len(self.id)))
         lot = keyed_uniform(ids_as_integers(self.id), 0, "report")
@@ -214,6 +215,7 @@ class _Pool:
         return np.sort(np.argsort(-lot, kind="stable")[:most]).tolist()
 
     def shown(self, ws: Workspace, rows: Sequence[int], cut: int, picked: dict[str, np.ndarray]) -> Shown:
+        """The samples at some rows, as shown on the page; texts are truncated to `cut` characters."""
         at = {row: i for i, row in enumerate(rows)}
         text = [""] * len(rows)
         chosen: list[list[int]] = [[] for _ in rows]
@@ -312,7 +314,7 @@ def _share(mine: np.ndarray) -> float:
 
 
 def _twin_share(twins: np.ndarray) -> float:
-    """The share of samples that have a twin among these."""
+    """The share of samples that have a duplicate among these."""
     if not len(twins):
         return 0.0
     _, place, counts = np.unique(twins, return_inverse=True, return_counts=True)

@@ -1,4 +1,4 @@
-"""`curate score`: a column of scores, by each method named, for every sample of the pool."""
+"""`curate score`: a column of scores for every sample of the pool, by each of the named methods."""
 
 from __future__ import annotations
 
@@ -46,18 +46,18 @@ def score(
 ) -> list[Scored]:
     """Score every sample of the pool by each method.
 
-    Methods of one pass through the same model share it: the samples go through once. A method with vectors (embed,
-    embed_lm) stores them first, under a name of their own, for every target; without a target it stores only those.
+    Methods that use the same model share one pass through it. A method with vectors (embed, embed_lm) stores them
+    first, under their own name, for use with any target; without a target it stores only the vectors.
 
-    target: the target of the methods that use one. names: method -> score name, where not the default (METHOD, or
-    METHOD_TARGET; VECTORS_TARGET of a score made of vectors). vectors: method -> name of its vectors (default: METHOD).
-    fresh: compute again beside the old table and swap; vectors that are not otherwise serve a score as they are.
-    executor: who does the work (default: Local()); the bytes do not depend on it. models: the model, or role -> model,
-    for methods that need one. checkpoints: those that methods by gradients look at, by the name of a run or a folder,
-    in place of a model (a model without a name has the settings of theirs). dry_run: say what would be computed.
+    target: the target of the methods that use one. names: method -> score name, if not the default (METHOD, or
+    METHOD_TARGET; VECTORS_TARGET for a score on vectors). vectors: method -> name of its vectors (default: METHOD).
+    fresh: compute again beside the old table and swap; a score on vectors re-uses these if they are unchanged.
+    executor: runs the tasks (default: Local()); the bytes written do not depend on it. models: the model, or role ->
+    model, for methods that need one. checkpoints: the checkpoints of gradient-based methods, as the name of a run or a
+    folder, in place of a model (a model without a name supplies their settings). dry_run: only estimate the work.
 
-    Raises CurateError for a missing target, a name that is taken, or a table of other settings under the name, and
-    CurateFailure where a worker is lost again and again or the method fails; the same call then goes on from there.
+    Raises CurateError for a missing target, a name that is taken, or a table of other settings under that name, and
+    CurateFailure if a worker is lost repeatedly or the method fails; the same call then resumes.
     """
     asked = _Asked(
         ws,
@@ -73,7 +73,7 @@ def score(
     planned = [asked.tables(method, train=False) for method in methods]
     specs = [spec for tables in planned for spec in tables]
     refuse_same_names(specs)
-    if not fresh:  # what is refused is refused before a warm-up is trained
+    if not fresh:  # refuse before a warm-up is trained
         for spec in specs:
             refuse_other_recipe(stored_recipe(spec), spec)
     if dry_run:
@@ -88,7 +88,7 @@ def score(
 
 
 def _results(planned: Sequence[Sequence[TableSpec]], done: Sequence[tuple[TableSpec, Scored]]) -> list[Scored]:
-    """What was done for each method: to its score, with what was done to the vectors it is made of."""
+    """The result for each method: of its score, with the result for the vectors that it is computed from."""
     of_spec = {id(spec): result for spec, result in done}
     results = []
     for *before, last in planned:
@@ -99,7 +99,7 @@ def _results(planned: Sequence[Sequence[TableSpec]], done: Sequence[tuple[TableS
 
 @dataclass(frozen=True)
 class _Asked:
-    """What one call asks for. models: by role, '' for one that was given without. names, vectors: by method."""
+    """The arguments of one call. models: by role, '' if given without a role. names, vectors: by method."""
 
     ws: Workspace
     methods: Sequence[Score]
@@ -111,7 +111,7 @@ class _Asked:
     fresh: bool
 
     def refuse_contradictions(self) -> None:
-        """Raises CurateError for what no method can make use of, or that says one thing twice."""
+        """Raises CurateError for arguments that no method uses, or that contradict each other."""
         listed = [method.name for method in self.methods]
         if not listed:
             raise CurateError(
@@ -122,7 +122,7 @@ class _Asked:
         for option, given in (("--name", self.names), ("--vectors", self.vectors)):
             if unknown := set(given) - set(listed):
                 raise CurateError(
-                    f"{option} speaks of {', '.join(sorted(unknown))}, which is not among the methods to score."
+                    f"{option} names {', '.join(sorted(unknown))}, which is not among the methods to score."
                 )
         if twice := [name for i, name in enumerate(listed) if name in listed[:i]]:
             raise CurateError(
@@ -132,18 +132,16 @@ class _Asked:
         self._refuse_checkpoints(listed)
 
     def _refuse_checkpoints(self, listed: Sequence[str]) -> None:
-        """Raises CurateError for checkpoints that no method looks at, or beside a model that no method would use."""
+        """Raises CurateError for checkpoints that no method uses, or if they make a given model unused."""
         given = self.checkpoints
         if given and all(method.checkpoints == "none" for method in self.methods):
-            raise CurateError(
-                f"no method of {', '.join(listed)} looks at checkpoints; leave out --checkpoints {given[0]}."
-            )
+            raise CurateError(f"no method of {', '.join(listed)} uses checkpoints; leave out --checkpoints {given[0]}.")
         named = next((m.name for role, m in self.models.items() if role in ("", "base") and m.name), None)
         if given and named and all(method.checkpoints != "none" for method in self.methods):
             raise CurateError(f"with --checkpoints the model is theirs; leave out --model {named}.")
 
     def tables(self, method: Score, train: bool) -> list[TableSpec]:
-        """The tables to compute for a method. train: its warm-up, where it has one that is not there yet."""
+        """The tables to compute for a method. train: whether to train its warm-up, if it has one and it is missing."""
         called = Names(self.names.get(method.name), self.vectors.get(method.name))
         models, checkpoint_set = self._models(method, called, train)
         held_out = held_out_of(self.ws, method, checkpoint_set, self.target)
@@ -163,8 +161,8 @@ class _Asked:
         base, origin = found.checkpoints[-1].model, self.models.get("origin") or found.origin
         if "origin" in method.models and origin is None:
             raise CurateError(
-                f"the score '{method.name}' compares with the model that training began with, which nothing says of "
-                f"{self.checkpoints[-1]}: add --model origin=MODEL."
+                f"the score '{method.name}' compares with the model that training began with, which nothing "
+                f"records for {self.checkpoints[-1]}: add --model origin=MODEL."
             )
         beside = {"origin": origin} if origin else {}
         return models_of(method, {**self.models, "": base, "base": base, **beside}, self.methods), found

@@ -1,4 +1,4 @@
-"""`curate select`: columns to a set of ids under a budget, as a manifest that says how it came to be."""
+"""`curate select`: choose samples by columns under a budget; writes a manifest that records how it was made."""
 
 from __future__ import annotations
 
@@ -32,13 +32,13 @@ from curate.tables.vector_table import load_vectors, vectors_of
 
 @dataclass(frozen=True)
 class SelectionSpec:
-    """What was asked: everything that decides a selection but the data.
+    """The specification of a selection: everything that determines it, except the data.
 
     by: SQL expression over `samples`, higher is better. where: SQL condition. Exactly one of top (rows), frac (of the
-    candidates that have a value) and tokens is the budget; with `per` it is each group's. token_count: SQL for the
-    tokens of a sample. vectors, target: for a selector that works on vectors, and on a target's. history: manifests of
-    this pool, or targets, of what was learnt before, with commas between, the latest last. null: deal the values
-    out among the candidates by lot first, which shows what a selection owes to chance.
+    candidates that have a value) and tokens is the budget; with `per` it applies to each group. token_count: SQL for
+    the tokens of a sample. vectors, target: for a selector that uses vectors, and those of a target. history: manifests
+    of this pool, or targets, that were trained on earlier, comma-separated, the most recent last. null: a control:
+    shuffle the values among the candidates first, which shows how much of a result is due to chance.
     """
 
     by: str | None = None
@@ -71,14 +71,14 @@ class SelectionSpec:
         if self.frac is not None and self.frac > 1:
             raise CurateError(f"--frac {self.frac} is more than the whole; give a fraction up to 1, as in 0.05.")
         if self.null and (not self.by or self.per == "subtask"):
-            raise CurateError("--null deals out the values of --by; say which, and not --per subtask.")
+            raise CurateError("--null shuffles the values of --by; add --by, and leave out --per subtask.")
         if self.per not in (None, "source", "subtask"):
             raise CurateError(f"--per is source or subtask, not '{self.per}'.")
 
 
 @dataclass
 class Selected:
-    """What a selection chose."""
+    """The result of a selection."""
 
     name: str
     candidates: int = 0
@@ -95,8 +95,8 @@ class Selected:
 def select(ws: Workspace, name: str, selector: Selector, choice: SelectionSpec, *, dry_run: bool = False) -> Selected:
     """Choose samples and write manifests/NAME.parquet and NAME.json.
 
-    Samples whose value is null are never chosen. Raises CurateError for a stale or incomplete score (unless
-    allowed), a name that is taken, SQL that does not hold, or a budget that nothing fits.
+    Samples whose value is NULL are never chosen. Raises CurateError for a stale or incomplete score (unless
+    allowed), a name that is taken, invalid SQL, or a budget that no candidate fits in.
     """
     ws.check_name(name, "manifest")
     shards = ws.require_pool()
@@ -141,13 +141,13 @@ def select(ws: Workspace, name: str, selector: Selector, choice: SelectionSpec, 
 
 
 def replay(ws: Workspace, name: str, file: str, *, allow_stale: bool = False) -> Selected:
-    """Repeat the selection that a manifest's JSON describes, under a name.
+    """Repeat the selection that a manifest's JSON describes, under a new or the same name.
 
-    allow_stale: as the original had it, or given now. Where the pool or a score has changed since, the result says so.
+    allow_stale: true if given now or in the original. If the rows differ from the original's, a warning states why.
     """
     path = Path(file)
     if not path.is_file():
-        raise CurateError(f"{file}: there is no such file; a manifest's JSON lies in manifests/NAME.json.")
+        raise CurateError(f"{file}: there is no such file; a manifest's JSON is manifests/NAME.json.")
     try:
         lineage = read_json(path)
     except ValueError:
@@ -175,7 +175,7 @@ def replay(ws: Workspace, name: str, file: str, *, allow_stale: bool = False) ->
 
 
 def _refuse_unused(selector: Selector, choice: SelectionSpec) -> None:
-    """Raises CurateError for vectors, a target or a history that the selector lacks, or does not use."""
+    """Raises CurateError for vectors or a target that the selector lacks, or an option that it does not use."""
     if choice.history and not selector.uses_history:
         raise CurateError(f"the selector '{selector.name}' uses no history; leave out --history {choice.history}.")
     for option, given, used in (
@@ -190,8 +190,8 @@ def _refuse_unused(selector: Selector, choice: SelectionSpec) -> None:
 
 
 def _history(ws: Workspace, choice: SelectionSpec, state: TableState) -> Vectors:
-    """The vectors of what was learnt before, in its order. Raises CurateError for a name that is neither a manifest nor
-    a target, or a target that is not among the vectors."""
+    """The vectors of the samples trained on earlier, in their order. Raises CurateError for a name that is neither a
+    manifest nor a target, or a target without vectors."""
     found = []
     for name in choice.before:
         if name in ws.manifest_names():
@@ -208,14 +208,14 @@ def _history(ws: Workspace, choice: SelectionSpec, state: TableState) -> Vectors
 
 
 def _stamp(ws: Workspace, name: str) -> str:
-    """What vouches for a manifest's rows, or a target's."""
+    """A fingerprint of a manifest's rows, or of a target's."""
     return read_manifest(ws, name)[1]["sha256"] if name in ws.manifest_names() else load_target(ws, name).fingerprint
 
 
 def _vectors(ws: Workspace, at: np.ndarray, state: TableState) -> Vectors:
-    """The vectors of rows of the pool, none twice, in their order: float16, a part of the stored ones at a time beside
-    them."""
-    place = np.full(ws.n_rows(), -1, np.int64)  # of each row of the pool among these
+    """The vectors of distinct rows of the pool, in the given order, float16; one stored part is read at a time, to
+    limit memory."""
+    place = np.full(ws.n_rows(), -1, np.int64)  # row of the pool -> position in `at`, or -1
     place[at] = np.arange(len(at))
     parts, unit = Parts(ws.table_folder("vectors", state.name)), None
     norm, error = None, np.full(len(at), "is not encoded yet", object)
@@ -233,7 +233,7 @@ def _vectors(ws: Workspace, at: np.ndarray, state: TableState) -> Vectors:
 
 
 def _candidates(ws: Workspace, choice: SelectionSpec) -> pa.Table:
-    """The samples that `where` lets through, by id: row, id (as a number), source, value, tokens."""
+    """The samples that satisfy `where`, by id: row, id (as an integer), source, value, tokens."""
     value = choice.by if choice.by and choice.per != "subtask" else "NULL"
     columns = f"""row, ('0x' || id)::UBIGINT AS id, source, ({value}\n)::DOUBLE AS "value",
         ({choice.token_count}\n)::DOUBLE AS tokens"""
@@ -244,13 +244,13 @@ def _candidates(ws: Workspace, choice: SelectionSpec) -> pa.Table:
 
 
 def _from_samples(columns: str, choice: SelectionSpec) -> str:
-    where = f"WHERE ({choice.where}\n)" if choice.where else ""  # the line's end closes a comment
+    where = f"WHERE ({choice.where}\n)" if choice.where else ""  # the newline ends an SQL comment in the condition
     return f"SELECT {columns} FROM samples {where} ORDER BY id"
 
 
 @dataclass(frozen=True)
 class _Group:
-    """Samples ranked apart, with a budget of their own: label, rows int64 [n] ascending, values float64 [N] or null."""
+    """Samples ranked separately, with their own budget: label, rows int64 [n] ascending, values float64 [N] or None."""
 
     label: str
     rows: np.ndarray
@@ -274,7 +274,7 @@ def _groups(
 
 
 def _subtask_groups(ws: Workspace, frame: pa.Table, choice: SelectionSpec) -> Iterator[_Group]:
-    """One ranking per sub-task of the score that --by names."""
+    """One group, with all candidates, per sub-task of the score that --by names."""
     name = (choice.by or "").strip()
     if name not in ws.score_names():
         raise CurateError("--per subtask ranks by the sub-tasks of one score; name that score alone with --by.")
@@ -299,7 +299,7 @@ def _choose(
     target: Vectors | None,
     history: Vectors | None,
 ) -> np.ndarray:
-    """Positions in `frame` of the chosen, group after group, best first; what one group took no other may take."""
+    """Positions in `frame` of the chosen samples, group by group, best first; no sample is chosen twice."""
     ids, tokens = frame["id"].to_numpy(), frame["tokens"].to_numpy()
     sources = frame["source"].combine_chunks().dictionary_encode()
     codes, names = sources.indices.to_numpy(zero_copy_only=False), sources.dictionary.to_pylist()
@@ -327,7 +327,7 @@ def _choose(
 
 
 def _unspent(selector: Selector, budget: Budget, sizes: np.ndarray, chosen: np.ndarray, of: str) -> list[str]:
-    """What is to be said of a budget that is too large, or that any further candidate would have fitted."""
+    """Warnings for a budget larger than the candidates, or with room left for any of the remaining ones."""
     told, there, spent = [], float(sizes.sum()), float(sizes[chosen].sum())
     amount = f"{budget.amount:,.0f} {budget.unit}"
     if budget.amount > there:
@@ -340,7 +340,7 @@ def _unspent(selector: Selector, budget: Budget, sizes: np.ndarray, chosen: np.n
 
 
 def _seed(seed: int, group: str) -> int:
-    """A seed for each group: what one left over must not meet the same noise in the next."""
+    """A seed for each group, so that samples left over by one group do not meet the same noise in the next."""
     return int(fingerprint(seed, group), 16) if group else seed
 
 
@@ -368,7 +368,7 @@ def _rows(picked: pa.Table) -> pa.Table:
 
 
 def _by_source(frame: pa.Table, picked: pa.Table) -> list[dict[str, Any]]:
-    """What was selected of every source, the most first."""
+    """The numbers selected from every source, largest first."""
     pool = pl.DataFrame(frame.select(["source"])).group_by("source").agg(pl.len().alias("candidates"))
     mine = pl.DataFrame(picked.select(["source", "value", "tokens"])).group_by("source")
     counted = mine.agg(pl.len().alias("selected"), pl.col("tokens").sum(), pl.col("value").mean().alias("mean_value"))
@@ -378,7 +378,7 @@ def _by_source(frame: pa.Table, picked: pa.Table) -> list[dict[str, Any]]:
 
 
 def _command(name: str, selector: Selector, choice: SelectionSpec) -> str:
-    """The command line that makes this selection again."""
+    """The command line that reproduces this selection."""
     words = ["curate", "select", name, "--selector", selector.name]
     words += settings_words(selector.settings())
     for key, value in asdict(choice).items():

@@ -24,7 +24,7 @@ def sql(ws: Workspace, query: str) -> list[dict[str, Any]]:
 
 
 def write_sql(ws: Workspace, query: str, fmt: str = "table", output: str | None = None) -> str:
-    """Run a query; returns the text to print, or writes `output` and returns ''."""
+    """Run a query; returns the text to print, or writes it to `output` and returns ''."""
     if fmt not in FORMATS:
         raise CurateError(f"there is no output format '{fmt}': {nearest(fmt, FORMATS)}")
     if output and fmt in ("parquet", "csv"):
@@ -57,7 +57,7 @@ def _as_text(ws: Workspace, query: str, fmt: str) -> str:
 
 
 def plain(value: Any) -> Any:
-    """A value as JSON has it: plain integers, floats and texts; NaN and infinities are null."""
+    """A value that JSON can represent: plain integers, floats and texts; NaN and infinities become None."""
     if isinstance(value, float):
         return value if value - value == 0 else None
     if isinstance(value, Decimal):

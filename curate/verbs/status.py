@@ -1,4 +1,4 @@
-"""`curate status` and `curate ledger`: what there is, what of it stands, and what it cost."""
+"""`curate status` and `curate ledger`: the contents of a workspace, what is stale, and what it cost."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _RUN = "name, model, manifest, weighting, mask, trainable, optimizer_bytes, peak
 
 @dataclass
 class Status:
-    """What a workspace holds."""
+    """The contents of a workspace."""
 
     path: str
     rows: int
@@ -103,7 +103,7 @@ def _mask(ws: Workspace, name: str) -> dict[str, Any]:
 
 
 def ledger(ws: Workspace) -> list[dict[str, Any]]:
-    """What was spent, summed by stage, method, name and phase, in the order of the first time."""
+    """Costs summed by stage, method, name and phase, ordered by first occurrence."""
     return list(
         sql.rows(
             ws,

@@ -1,4 +1,4 @@
-"""`curate target`: what "good" means, as a small set of samples with sub-tasks and splits."""
+"""`curate target`: define what "good" means by a small set of samples, with sub-tasks and splits."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ SPLITS = ("val", "test")
 
 @dataclass
 class Targeted:
-    """What a target now holds."""
+    """The new contents of a target."""
 
     name: str
     rows: dict[str, int] = field(default_factory=dict)  # by split
@@ -45,13 +45,13 @@ def target(
 ) -> Targeted:
     """Store the samples at `path` as the given split of target `name`; the other split stays as it is.
 
-    split 'val' chooses, 'test' judges. subtask: the field that names each row's sub-task.
-    Rows whose own split is named (`--map split=FIELD`) go there. Scores that used an edited val split are
-    stale from then on. Raises CurateError where nothing usable is found; what was stored stays.
+    split: 'val' is used for selection, 'test' for evaluation. subtask: the field with each row's sub-task. Rows that
+    name their own split (`--map split=FIELD`) are stored there. Scores based on an edited val split become stale.
+    Raises CurateError if no usable sample is found; the stored target is then unchanged.
     """
     ws.check_name(name, "target")
     if split not in SPLITS:
-        raise CurateError(f"the split '{split}' is neither val (chooses) nor test (judges).")
+        raise CurateError(f"the split '{split}' is neither val (for selection) nor test (for evaluation).")
     reader = Reader(fmt, {**(mapping or {}), **({"subtask": subtask} if subtask else {})})
     rows, rejects = _read(path, reader, name, split)
     if not rows:
@@ -79,7 +79,7 @@ def target(
 
 
 def _read(path: str, reader: Reader, name: str, split: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    rows, rejects = [], []  # kept as given, repeats too: a mean over the target is over its rows
+    rows, rejects = [], []  # duplicates are kept: a mean over the target is a mean over its rows
     for item in find_inputs(path):
         for line, record in records(item):
             try:

@@ -1,7 +1,7 @@
-"""`curate train`: a model trained on a manifest, or on the whole pool, with weights that may change as it learns.
+"""`curate train`: train a model on a manifest, or on the whole pool, with weights that can change during training.
 
-Resumes at its latest checkpoint. Started by `accelerate launch` or `torchrun` it is one of several processes, of which
-the first alone writes.
+Resumes from its latest checkpoint. Under `accelerate launch` or `torchrun` it is one of several processes, of which
+only the first writes.
 """
 
 from __future__ import annotations
@@ -38,14 +38,14 @@ def train(
     fresh: bool = False,
     dry_run: bool = False,
 ) -> Trained:
-    """Train a model as the run `name`, from its latest checkpoint on where there is one.
+    """Train a model as the run `name`, resuming from its latest checkpoint if there is one.
 
-    evals: metrics on targets, taken every `eval_every` steps and at the end. fresh: train beside the run of that name,
-    and put the new one in its place when it is complete.
+    evals: metrics on targets, computed every `eval_every` steps and at the end. fresh: train beside the existing run of
+    that name, and replace it when the new one is complete.
 
     Raises CurateError for a run of other settings under that name, a manifest whose samples are not in the pool,
-    weights that are all zero, negative or not numbers, a target to evaluate on that lacks the split; CurateFailure
-    where the loss diverges, naming the step and the last good checkpoint.
+    weights that are all zero, negative or NaN, or a target to evaluate on that lacks the split; CurateFailure if the
+    loss diverges, naming the step and the last good checkpoint.
     """
     ws.check_name(name, "run")
     training = replace(
@@ -76,11 +76,11 @@ def train(
 
 
 def _refuse_itself(ws: Workspace, name: str, training: TrainingSpec) -> None:
-    """Raises CurateError where a run would begin with, or compare with, the model that it makes."""
+    """Raises CurateError if a run would start from, or use as a reference, the model that it trains."""
     for model in (training.model, training.reference):
         if model and run_behind(ws, model.name) == name:
             raise CurateError(
-                f"the run '{name}' cannot go on from itself, or look at itself; train another of a new name."
+                f"the run '{name}' cannot start from itself, or use itself as a reference; train under a new name."
             )
 
 
@@ -94,14 +94,14 @@ def _train(
     fresh: bool,
     result: Trained,
 ) -> bool:
-    """Train the run in all processes that are there. Returns whether this is the one that writes."""
+    """Train the run in all processes. Returns whether this is the one that writes."""
     processes = processes_of(training.model)
     is_main = processes.is_main_process
     if training.settings.count_flops and processes.num_processes > 1:
         raise CurateError("count_flops measures one process; leave it out, or train in one.")
     with ExitStack() as stack:
         run = Run(ws, name, beside=fresh and name in ws.run_names())
-        processes.wait_for_everyone()  # all have looked before the first writes
+        processes.wait_for_everyone()  # all have checked the existing runs before the first one writes
         if is_main:
             stack.enter_context(lock(ws.path, f"run {name}"))
         run_training(run, training, rows, target, processes, result, evals=evals)
@@ -112,8 +112,8 @@ def _train(
 
 
 def _diagnostics(ws: Workspace, name: str, pooled: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """ADAPT's diagnostics: the effective proportion of the data (mean weight) and the spread of what the weights were
-    made of, by epoch; and the effective distribution over sources."""
+    """ADAPT's diagnostics: the effective proportion of the data (mean weight) and the quantiles of the quantity that
+    the weights were computed from, by epoch; and the effective distribution over sources."""
     its = f"(SELECT * FROM trained WHERE run = '{name}')"
     epochs = f"""SELECT epoch, count(*) AS samples, avg(weight) AS mean_weight,
         min(weight) AS least, max(weight) AS most, quantile_cont(measure, 0.05) AS measure_5,
@@ -126,7 +126,7 @@ def _diagnostics(ws: Workspace, name: str, pooled: bool) -> tuple[list[dict[str,
 
 
 def _planned(ws: Workspace, rows: TrainingRows, training: TrainingSpec) -> dict[str, Any]:
-    """What a training would take, at four characters a token."""
+    """An estimate of the size and FLOPs of a training, at four characters per token."""
     chars = column_of(ws, "n_chars", rows.row)
     samples, n = float(rows.draws.size if rows.draws else rows.repeats.sum()), parameters(training.model)
     settings, weighting = training.settings, training.weighting
@@ -136,7 +136,7 @@ def _planned(ws: Workspace, rows: TrainingRows, training: TrainingSpec) -> dict[
     mean = float((chars * drawn).sum() / drawn.sum()) / CHARS_PER_TOKEN
     tokens = mean * samples * steps / per_epoch
     factor = 4.0 if settings.lora_r else 6.0
-    if weighting.chooses:  # all forward, and backward without matrices where gradients are compared; some learnt from
+    if weighting.chooses:  # all go forward (also backward if gradients are compared), the chosen are trained on
         seen, learnt = (4.0, factor - 4.0) if (matching := weighting.matching()) else (2.0, factor)
         looked = seen * settings.target_batch / settings.target_every if matching and matching.target else 0.0
         factor = seen + learnt / settings.oversample + looked / (settings.batch_size * settings.oversample)

@@ -1,4 +1,4 @@
-"""`curate verify`: every part against its commit record, and what is damaged computed again."""
+"""`curate verify`: check every part against its commit record, and recompute what is damaged."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ from curate.verbs.score import score
 
 @dataclass(frozen=True)
 class Damage:
-    """One part that is not what its record says. remedy: what mends it, where `repair` cannot."""
+    """One part that does not match its record. remedy: how to fix it, if `repair` did not."""
 
     kind: str  # pool, rejects, copies, target, score, vectors, prepared, manifest, mask
     name: str  # of the score, target, manifest or folder
@@ -42,7 +42,7 @@ class Damage:
 
 @dataclass
 class Verified:
-    """What was looked at and what is wrong with it."""
+    """What was checked, and the damage that was found."""
 
     parts: int = 0
     bytes: int = 0
@@ -55,12 +55,12 @@ def verify(
     repair: bool = False,
     executor: Executor | None = None,
 ) -> Verified:
-    """Check every part: its bytes, its rows, the pool's ids in a score's rows.
+    """Check every part: its bytes, its number of rows, and that the ids of a table's rows are those of the pool.
 
-    repair: remove what is damaged and can be computed, and compute exactly that again. What cannot be computed (the
-    pool, targets) stays as it is, with its remedy. Reads everything once; holds one part at a time.
+    repair: remove damaged parts that can be recomputed, and recompute exactly those. Parts that cannot be recomputed
+    (the pool, targets) are left as they are, with a remedy. Reads everything once, one part in memory at a time.
 
-    Raises CurateError where repair is asked for and another process writes.
+    Raises CurateError if repair is requested while another process is writing.
     """
     result = Verified()
     for name in ("pool", *ws.target_names()):
@@ -80,7 +80,7 @@ def verify(
     return result
 
 
-_Seen = Iterator[int | Damage]  # bytes of a part that is well, or what is wrong with it
+_Seen = Iterator[int | Damage]  # the size of an intact part in bytes, or its damage
 
 
 def _note(result: Verified, seen: _Seen) -> None:
@@ -93,7 +93,7 @@ def _note(result: Verified, seen: _Seen) -> None:
 
 
 def _problem(parts: Parts, name: str, record: Mapping[str, Any] | None) -> tuple[str | None, bytes]:
-    """What is wrong with a part's file, and its bytes."""
+    """The problem with a part's file (None if intact), and its bytes."""
     path = parts.path(name)
     if record is None:
         return ("has no commit record that can be read" if path.exists() else "is not there"), b""
@@ -109,7 +109,7 @@ def _wrong(data: bytes, sha256: str, size: int | None = None) -> str | None:
 
 
 def _named(parts: Parts) -> list[str]:
-    """Parts that have a file, a record or both."""
+    """The names of parts that have a file, a record or both."""
     return sorted({*parts.names(), *parts.sizes()})
 
 
@@ -144,7 +144,7 @@ def _pool(ws: Workspace) -> _Seen:
 
 
 def _prepared(ws: Workspace, folder: Location, repair: bool) -> _Seen:
-    """Partials and states; what is removed is counted again by the next score that needs it."""
+    """Check partials and states; what is removed is recomputed by the next score that needs it."""
     if (folder / "run.json").exists():
         yield from _warm_up(ws, folder, repair)
         return
@@ -164,7 +164,7 @@ def _prepared(ws: Workspace, folder: Location, repair: bool) -> _Seen:
 
 
 def _warm_up(ws: Workspace, folder: Location, repair: bool) -> _Seen:
-    """The checkpoints of a warm-up; where one is damaged all are removed, and trained again to the same bytes."""
+    """Check the checkpoints of a warm-up; if one is damaged, all are removed, to be retrained to the same bytes."""
     run, damaged = Run(ws, f"warmup of {folder.name}", place=folder), []
     for checkpoint in run.checkpoints():
         for name, vouched in checkpoint.record["files"].items():
@@ -185,7 +185,7 @@ def _warm_up(ws: Workspace, folder: Location, repair: bool) -> _Seen:
 
 
 def _aims(ws: Workspace, name: str, repair: bool) -> _Seen:
-    """The vectors of targets."""
+    """Check the vectors of targets."""
     state, parts = table_state(ws, "vectors", name), target_vectors(ws.table_folder("vectors", name))
     for target in _named(parts):
         problem, data = _problem(parts, target, parts.record(target))
@@ -243,7 +243,7 @@ def _table(ws: Workspace, kind: str, name: str, repair: bool, executor: Executor
 
 
 def read_ids(path: Location) -> np.ndarray | None:
-    """The ids of a pool's part, in order; null where it cannot be read, which is told of the pool."""
+    """The ids of a part of the pool, in order; None if it cannot be read, which is reported as damage to the pool."""
     try:
         return ids_as_integers(read_table(path, ["id"])["id"].to_pylist())
     except (CurateFailure, FileNotFoundError):
@@ -260,7 +260,7 @@ def _other_rows(data: bytes, record: Mapping[str, Any], pool: np.ndarray | None)
 
 
 def _again(ws: Workspace, state: TableState, executor: Executor | None, damaged: Sequence[Damage]) -> Iterator[Damage]:
-    """Compute what was removed; what cannot be computed is told with the reason."""
+    """Recompute what was removed; what cannot be recomputed is reported with the reason."""
     recipe = state.recipe
     method = find("score", recipe["method"])(**recipe["settings"])
     vectors = state.name if state.kind == "vectors" else recipe.get("vectors")

@@ -1,4 +1,4 @@
-"""`curate weigh`: weights for the samples of the pool, or of a manifest, from a column, for any trainer."""
+"""`curate weigh`: compute weights for the samples of the pool, or of a manifest, from a column, for any trainer."""
 
 from __future__ import annotations
 
@@ -26,10 +26,11 @@ _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 @dataclass
 class Weighed:
-    """What weights were given.
+    """The resulting weights.
 
-    quantiles: of the weights as the weighting gave them (0, 5, 25, 50, 75, 95, 100 %); the manifest's are divided by
-    their mean. effective_rows: (sum w)^2 / sum w^2. by_source: rows, and their share of the whole weight.
+    quantiles: of the weights before normalisation (0, 5, 25, 50, 75, 95, 100 %); in the manifest they are divided by
+    their mean. effective_rows: effective sample size, (sum w)^2 / sum w^2. by_source: rows, and their share of the
+    total weight.
     """
 
     name: str
@@ -54,20 +55,20 @@ def weigh(
     seed: int = 0,
     allow_stale: bool = False,
 ) -> Weighed:
-    """Weigh samples by an SQL expression over `samples`, as if all were one step's, and write the manifest NAME.
+    """Weight samples by an SQL expression over `samples`, as if all were in one step, and write the manifest NAME.
 
-    manifest: weigh the samples of this one; else the whole pool. Samples without a value are left out, and counted. The
-    weights are 1 in the mean. repeats: instead, rows repeat, so many in all; 0: as many as there are samples.
+    manifest: weight the samples of this manifest; else the whole pool. Samples without a value are left out, and
+    counted. The weights have mean 1. repeats: instead of weights, repeat rows, to this total; 0: the number of samples.
 
-    Raises CurateError for a weighting that needs to see the model, a stale score (unless allowed), a taken name, or
+    Raises CurateError for a weighting that needs the model, a stale score (unless allowed), a name that is taken, or
     weights that are all 0.
     """
     ws.check_name(name, "manifest")
     shards = ws.require_pool()
     if unseen := set(weighting.needs) - {"loss", "column", "base_loss"}:
         raise CurateError(
-            f"the weighting '{weighting.name}' looks at the model as it learns ({', '.join(sorted(unseen))}), so it "
-            "weighs in `curate train` only; from a column weigh by adapt_static, flow, linupper and the like."
+            f"the weighting '{weighting.name}' uses the model during training ({', '.join(sorted(unseen))}), so it "
+            "works in `curate train` only; to weight by a column take adapt_static, flow, linupper and the like."
         )
     if weighting.chooses:
         raise CurateError(
@@ -90,7 +91,7 @@ def weigh(
         result.quantiles = np.quantile(weights, _QUANTILES).tolist()
         whole = rows.weight[good] * weights
         if not whole.any():
-            raise CurateError("the weights are all 0; there would be nothing to learn from.")
+            raise CurateError("the weights are all 0; there would be nothing to train on.")
         result.effective_rows = effective_size(whole)
         table = _table(ws, rows.row[good], whole / whole.mean(), rows.repeats[good])
         result.by_source = _by_source(table)
@@ -136,7 +137,7 @@ def _table(ws: Workspace, row: np.ndarray, weight: np.ndarray, repeats: np.ndarr
 
 
 def _repeated(table: pa.Table, total: int, seed: int) -> tuple[pa.Table, str]:
-    """The rows with repeats in the place of weights, those that repeat 0 times left out."""
+    """The table with repeats instead of weights, without rows that repeat 0 times; and a description."""
     weights = table["weight"].to_numpy().astype(np.float64) * table["repeats"].to_numpy()
     repeats, lowered = repeats_of(weights, total or table.num_rows, seed)
     some = np.flatnonzero(repeats)

@@ -116,7 +116,7 @@ class _Processes(Backend):
         threads = str(max(1, (os.cpu_count() or 1) // self.size))
         limits = dict.fromkeys(("POLARS_MAX_THREADS", "OMP_NUM_THREADS", "RAYON_NUM_THREADS"), threads)
         device = {"CUDA_VISIBLE_DEVICES": self.devices[self.started % len(self.devices)]} if self.devices else {}
-        return {**limits, **os.environ, **device, "PYTHONPATH": os.pathsep.join(p or os.getcwd() for p in sys.path)}
+        return {**limits, **os.environ, **device, "PYTHONPATH": os.pathsep.join(p or str(Path.cwd()) for p in sys.path)}
 
     def send(self, worker: _Process, run_task: Callable[[Any], Any], task: Any) -> None:
         if self.packed[0] is not run_task:
@@ -142,7 +142,7 @@ class _Processes(Backend):
 def _packed(value: Any) -> bytes:
     try:
         return cloudpickle.dumps(value)
-    except Exception as error:  # a method of someone else's may hold anything
+    except Exception as error:  # a method of someone else's may hold anything  # noqa: BLE001
         raise CurateError(
             f"this method cannot be sent to a worker process ({type(error).__name__}: {error}); use one worker."
         ) from None

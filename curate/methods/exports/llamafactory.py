@@ -98,7 +98,7 @@ def _dataset(file: str, kind: str) -> str:
 
 
 def _lines(path: Path) -> int:
-    with open(path, "rb") as f:
+    with path.open("rb") as f:
         return sum(1 for _ in f)
 
 

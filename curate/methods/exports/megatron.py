@@ -121,7 +121,7 @@ class _Indexed:
         self.lengths: list[int] = []
 
     def add(self, documents: Sequence[np.ndarray]) -> None:
-        with open(self.file, "ab") as f:
+        with self.file.open("ab") as f:
             f.writelines(ids.tobytes() for ids in documents)
         self.lengths += map(len, documents)
 
