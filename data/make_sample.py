@@ -8,15 +8,15 @@ Every record says what it is, in fields that an ingest keeps in `meta`:
 
     n                   number in the stream
     skill, task         what it teaches, and in which form; skill `chat` is off-topic small talk (5 %)
-    domain              where it comes from; a domain mixes skills, and every skill stands in two domains
+    domain              where it comes from; a domain mixes skills, and every skill occurs in two domains
     corrupt             its answer is another sample's of the same skill and task (10 %)
     near_duplicate_of   it repeats that sample with small changes (5 %); else null. No other two samples ask the same
 
-The targets' questions stand neither in the pool nor in each other, whatever the words that open them. What they ask of
+The targets' questions occur neither in the pool nor in each other, whatever their opening words. What they ask about
 the made-up world (facts, words of Velic) the pool teaches in other words.
 
-So a score can be judged by how well it finds what is known here. Skills that a model of two million parameters
-does not leave chance on (weekday arithmetic, transitive comparison) are left out on purpose.
+So a score can be evaluated by how well it finds what is known here. Skills on which a model of two million parameters
+does no better than chance (weekday arithmetic, transitive comparison) are left out on purpose.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def chat(dice: Dice) -> Made:
 SKILLS: dict[str, Callable[[Dice], Made]] = {
     f.__name__: f for f in (arithmetic, strings, table, program, facts, translation)
 }
-# Every skill stands in its home domain, and a part of it in the forum.
+# Every skill is in its home domain, with a part of it in the forum.
 HOMES = {
     **dict.fromkeys(("arithmetic", "table"), "school"),
     **dict.fromkeys(("strings", "program"), "workshop"),
@@ -218,10 +218,10 @@ FORUM = 0.2
 
 
 def stream(seed: int = 0) -> Iterator[Sample]:
-    """Samples without end; sample n depends on the seed and on those before it alone.
+    """Samples without end; sample n depends only on the seed and on those before it.
 
-    No question comes twice among 3,000, whatever words open it, unless it is marked as a near-duplicate; in a longer
-    stream the skills that know fewer questions repeat some.
+    No question occurs twice within 3,000, whatever its opening words, unless it is marked as a near-duplicate; in a
+    longer stream skills with fewer possible questions repeat some.
     """
     recent: dict[str, list[Sample]] = {skill: [] for skill in (*SKILLS, "chat")}
     asked: dict[str, None] = {}
@@ -240,7 +240,7 @@ def stream(seed: int = 0) -> Iterator[Sample]:
 
 
 def core(question: str) -> str:
-    """A question without the words that open it."""
+    """A question without its opening words."""
     for opening in _OPENINGS:
         head, _, tail = opening.partition("{}")
         for name in _NAMES if "{}" in opening else [""]:
@@ -273,7 +273,7 @@ def _near_duplicate(dice: Dice, n: int, old: Sample) -> Sample:
 
 
 def targets(pool: list[Sample]) -> dict[str, list[dict[str, object]]]:
-    """SKILL_SPLIT -> right samples whose questions stand nowhere else; the sub-task is the form of the question."""
+    """SKILL_SPLIT -> correct samples whose questions occur nowhere else; the sub-task is the form of the question."""
     asked, made = {core(s.question) for s in pool}, {}
     for skill in SKILLS:
         for split, wanted in (("val", VAL), ("test", TEST)):

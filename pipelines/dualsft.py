@@ -1,13 +1,13 @@
-"""DualSFT as a story: one set of gradients chooses the samples and the parameters; does it beat choosing either alone?
+"""DualSFT step by step: one set of gradients chooses samples and parameters; does it beat choosing either alone?
 
     python pipelines/dualsft.py smoke|cpu|gpu [NEW-FOLDER] [--model MODEL]      (default: ./dualsft)
 
 Arms: all data with all parameters (SFT) or with LoRA; the data chosen by DualSFT, LESS, FisherSFT, SPICE or at random;
 the parameters by DualSFT, NanoAdam, SMT, LIFT, S2FT or at random; both at once, jointly or one method after the other;
-and as checks the same from the wrong end, and with shuffled scores. All take the same number of steps, so few samples
-are learnt from more often. Plasticity is the accuracy on what is wanted,
-stability its mean over what is not, overall the mean of both. Ends in a table, a page and a picture. What the gradients
-themselves tell is dualsft_diagnostics.py.
+and as checks the same with the lowest-ranked, and with shuffled scores. All take the same number of steps, so smaller
+selections are repeated more often. Plasticity is the accuracy on the target, stability the mean accuracy on the other
+tasks, overall the mean of both. Ends in a table, a page and a picture. What the gradients themselves show is in
+dualsft_diagnostics.py.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ KINDS = ("plasticity", "stability", "overall")
 
 @dataclass(frozen=True)
 class Arm:
-    """manifest, mask: names, with {seed} where each seed has its own; null: all of it."""
+    """manifest, mask: names, with {seed} where each seed has its own; None: all samples, all parameters."""
 
     name: str
     manifest: str | None = None
@@ -96,7 +96,7 @@ def selections(ws: Workspace, target: str, seeds: int) -> None:
     curate.select(ws, "less_best", Top(), SelectionSpec(by=f"less_{target}", top=rows))
     curate.select(ws, "fisher_best", Fishersft(), SelectionSpec(top=rows, vectors="embed_lm"))
     curate.select(ws, "spice_best", Spice(), SelectionSpec(top=rows, vectors="less"))
-    for seed in range(seeds):  # what is drawn by lot is drawn anew for every seed
+    for seed in range(seeds):  # random draws are repeated for every seed
         curate.select(ws, f"random_{seed}", Random(), SelectionSpec(top=rows, seed=seed))
         curate.select(ws, f"dual_null_{seed}", Top(), SelectionSpec(by=dual, top=rows, seed=seed, null=True))
 
@@ -125,7 +125,7 @@ def masks(ws: Workspace, preset: Preset, target: str, model: ModelChoice) -> dic
 def trainings(
     ws: Workspace, preset: Preset, model: ModelChoice, made: dict[str, Mask]
 ) -> Iterator[tuple[str, TrainingSpec]]:
-    """Every run: its name, and what is trained. All begin with the base model; SMT's where its warm-up ended."""
+    """Every run: its name, and what is trained. All start from the base model; SMT's from where its warm-up ended."""
     for arm in ARMS:
         for seed in range(preset.seeds):
             manifest, mask = (name and name.format(seed=seed) for name in (arm.manifest, arm.mask))
@@ -145,7 +145,7 @@ def auroc(values: np.ndarray, positive: np.ndarray) -> float:
 
 
 def truth(ws: Workspace, target: str) -> None:
-    """What the sample corpus knows of its samples, against what each score says."""
+    """What the sample corpus knows about its samples, against each score."""
     facts = f"meta->>'skill' = '{target}' AS mine, NOT (meta->>'corrupt')::BOOLEAN AS clean"
     for score in (f"dualsft_{target}", f"less_{target}"):
         rows = curate.sql(ws, f"SELECT {facts}, {score} AS value FROM samples WHERE {score} IS NOT NULL")
@@ -182,8 +182,8 @@ def table(ws: Workspace, found: Compared, target: str) -> None:
     runs = {row["name"]: row for row in curate.sql(ws, f"SELECT {what} FROM runs")}
     whole = max((row["trainable"] or 0 for row in runs.values()), default=1)
     print(
-        f"   {'arm':20} {'plasticity':>16} {'stability':>16} {'overall':>16} {'data':>6} {'numbers':>8} "
-        f"{'optimizer':>10} {'peak':>8} {'FLOPs':>9} {'of it prep':>10} {'seconds':>8}"
+        f"   {'arm':20} {'plasticity':>16} {'stability':>16} {'overall':>16} {'data':>6} {'params':>8} "
+        f"{'optimizer':>10} {'peak':>8} {'FLOPs':>9} {'preparing':>10} {'seconds':>8}"
     )
     for arm in found.arms:
         cells = "".join(f" {_told(by_arm[arm.name][k]):>16}" for k in KINDS)
@@ -222,14 +222,14 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     preset.data(ws)
     target, other = preset.pairs[0]
 
-    print(f"1. What each sample, and each parameter, is worth for {target}: one warm-up, one set of gradients.")
+    print(f"1. The value of each sample and each parameter for {target}: one warm-up, one set of gradients.")
     (dual,) = curate.score(ws, preset.dual, target=target, models=model)
-    print(f"   {dual.name}: {dual.rows:,} samples, {dual.nulls:,} set aside or without a gradient. {dual.note}")
+    print(f"   {dual.name}: {dual.rows:,} samples, {dual.nulls:,} held out or without a gradient. {dual.note}")
     curate.score(ws, preset.less, EmbedLm(), target=target, models=model)
     if target in ("facts", "translation"):
         truth(ws, target)
 
-    print(f"\n2. {DATA:.0%} of the samples, {PARAMETERS:.0%} of the numbers, or both: {len(ARMS)} arms.")
+    print(f"\n2. {DATA:.0%} of the samples, {PARAMETERS:.0%} of the parameters, or both: {len(ARMS)} arms.")
     selections(ws, target, preset.seeds)
     made = masks(ws, preset, target, model)
     asked = (target, other, *preset.others)
@@ -243,7 +243,7 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
         runs.append(name)
     print(f"   {len(runs)} runs in {time.monotonic() - began:.0f} s")
 
-    print("\n3. What came of it: accuracy over seeds with its standard error, and what it cost.")
+    print("\n3. Results: accuracy over seeds with its standard error, and what it cost.")
     found = curate.compare(ws, runs, against="sft_s0")
     table(ws, found, target)
     path = folder / f"{target}.html"

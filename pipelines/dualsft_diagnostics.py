@@ -1,11 +1,11 @@
-"""What DualSFT's gradients tell, and how far to believe them: the diagnostics of its appendix, as tables and pictures.
+"""What DualSFT's gradients show, and how far to trust them: the diagnostics of its appendix, as tables and pictures.
 
     python pipelines/dualsft_diagnostics.py smoke|cpu|gpu [NEW-FOLDER] [--model MODEL]   (default: ./dualsft)
 
-It works in the folder of dualsft.py, or makes what it needs. Do summed scores foretell what training takes off the
-validation loss (score fidelity)? What does each side lose by not knowing of the other (regret), and does choosing again
-help? How many anchors are enough, and how much hangs on lambda, tau and the budgets? What is chosen, and where does it
-lie in the model?
+It works in the folder of dualsft.py, or makes what it needs. Do summed scores predict how much training lowers the
+validation loss (score fidelity)? What does each side lose by ignoring the other (regret), and does choosing again help?
+How many anchors are enough, and how sensitive are the results to lambda, tau and the budgets? What is chosen, and where
+in the model is it?
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ Arrays = Mapping[str, np.ndarray]
 
 @dataclass(frozen=True)
 class Point:
-    """A place in the parameters' space from which a step is judged. samples: those of the pool that are scored. aim:
-    the target's. anchors: set aside; none where there is nothing to preserve yet."""
+    """A point in parameter space from which a step is evaluated. samples: those of the pool that are scored. aim: the
+    target's. anchors: held out; none where there is nothing to preserve yet."""
 
     name: str
     way: GradientModel
@@ -95,7 +95,7 @@ class Point:
 
     @cached_property
     def bent(self) -> Arrays | None:
-        """h * G / N; null where there is no optimizer's state."""
+        """h * G / N; None where there is no optimizer state."""
         if (moments := self.way.backward.at.moments) is None:
             return None
         square = {name: value.double().cpu().numpy() for name, value in moments.square.items()}
@@ -104,7 +104,7 @@ class Point:
 
     @cached_property
     def worths(self) -> dict[str, tuple[np.ndarray, Arrays]]:
-        """order -> what each sample and what each parameter is worth."""
+        """order -> the value of each sample and of each parameter."""
         directions = [self.v] + ([self.bent] if self.bent else [])
         dot, s, n = look(self.way, self.samples, directions).dot, self.method.eta / len(self.samples), len(self.samples)
         found: dict[str, tuple[np.ndarray, Arrays]] = {"first": (s * dot[:, 0], products(self.v, self.total))}
@@ -121,7 +121,7 @@ class Point:
 
 
 def numbers_of(worths: Arrays, share: float) -> dict[str, np.ndarray]:
-    """The places of the share of all parameters that is worth most."""
+    """The indices of the most valuable share of all parameters."""
     sizes = {name: value.size for name, value in worths.items()}
     return largest(lambda name: worths[name], sizes, round(share * sum(sizes.values())))
 
@@ -130,8 +130,8 @@ def numbers_of(worths: Arrays, share: float) -> dict[str, np.ndarray]:
 
 
 def fidelity(ws: Workspace, points: Sequence[Point], preset: Preset) -> list[Panel]:
-    """Random subsets of samples, and masks of random numbers in proportion to every matrix: what their summed worths
-    foretell against what training on them, or of them, takes off the validation loss (F.10)."""
+    """Random subsets of samples, and masks of random parameters in proportion to every matrix: how much their summed
+    values predict that training on them, or of them, lowers the validation loss, against how much it does (F.10)."""
     panels = []
     for what in ("data", "parameters"):
         told: dict[str, list[Any]] = {}
@@ -163,7 +163,7 @@ def drawn(point: Point, preset: Preset, what: str) -> list[RealisedTrial]:
 
 
 def by_lot(point: Point, share: float, seed: int) -> dict[str, np.ndarray]:
-    """A share of every matrix's numbers."""
+    """A random share of every matrix's elements."""
     weights = {name: np.broadcast_to(0.0, shape) for name, shape in point.way.backward.at.shapes.items()}
     return RandomMask(seed=seed).init(Parameters(weights, round(share * sum(w.size for w in weights.values()))))
 
@@ -171,7 +171,7 @@ def by_lot(point: Point, share: float, seed: int) -> dict[str, np.ndarray]:
 def tried(
     ws: Workspace, point: Point, preset: Preset, trials: Sequence[RealisedTrial], horizons: Sequence[int], phase: str
 ) -> np.ndarray:
-    """What each trial takes off the validation loss, at each horizon; in the ledger, too."""
+    """How much each trial lowers the validation loss, at each horizon; charged to the ledger, too."""
     settings = replace(preset.training, schedule="constant", warmup=0.0, lr=preset.dual.eta)
     lm = point.way.backward.lm
     examples = Examples.of(encode(lm.tokenizer, point.samples, lm.context))
@@ -184,7 +184,7 @@ def tried(
 
 
 def foretell(worths: tuple[np.ndarray, Arrays], trial: RealisedTrial) -> float:
-    """The summed worth of what a trial learns from, or trains."""
+    """The summed value of the samples that a trial trains on, or of the parameters that it trains."""
     rows, numbers = worths
     if trial.selected is None:
         return float(rows[trial.documents].sum())
@@ -201,13 +201,13 @@ def regret(point: Point) -> None:
     aware = look(point.way, point.samples, [restricted(point.v, numbers_of(numbers, k)) for k in shares]).dot
     k = round(DATA * len(rows))
     for i, share in enumerate(shares):
-        _tell("data", f"{share:.0%} of the numbers trained", Regret.of(aware[:, i], rows, k))
+        _tell("data", f"{share:.0%} of the parameters trained", Regret.of(aware[:, i], rows, k))
     for share in (0.02, 0.1, 0.3):
         mine = best(rows, round(share * len(rows)))
         (total,), _, _ = summed(point.way, [point.samples[i] for i in mine])
         its = flat(products(point.v, total))
         told = Regret.of(its, flat(numbers), round(PARAMETERS * len(its)))
-        _tell("parameters", f"{share:.0%} of the samples learnt from", told)
+        _tell("parameters", f"{share:.0%} of the samples trained on", told)
 
 
 def _tell(what: str, given: str, told: Regret) -> None:
@@ -215,7 +215,7 @@ def _tell(what: str, given: str, told: Regret) -> None:
 
 
 def again(point: Point) -> None:
-    """Both sides chosen again, each for the other as it was chosen last (F.9)."""
+    """Both sides chosen again, each given the other's last choice (F.9)."""
     size = sum(value.size for value in point.v.values())
     rows, numbers = round(DATA * len(point.samples)), round(PARAMETERS * size)
     for r in reselect(point.way, point.samples, point.v, rows, numbers, 3).rounds:
@@ -246,17 +246,17 @@ def curvature(point: Point) -> None:
         full, diagonal = ((s * v - s**2 / 2 * n * x) * g for x in (h, c))
         size = np.abs(s**2 / 2 * n * h * g).sum() / np.abs(s * v * g).sum()
         print(
-            f"   {name:44} worths: Spearman {spearman(full, diagonal):.3f}, pairs "
+            f"   {name:44} values: Spearman {spearman(full, diagonal):.3f}, pairs "
             f"{pairwise_agreement(full, diagonal):.3f}, top 5 % {top_overlap(full, diagonal, 0.05):.2f}; second terms "
             f"alone, which are {size:.1e} of the first: Spearman {spearman(h * g, c * g):+.2f}"
         )
 
 
-# --- how much hangs on the settings ----------------------------------------------------------------------
+# --- sensitivity to the settings -------------------------------------------------------------------------
 
 
 def anchors_enough(point: Point) -> Panel:
-    """The gradient of what is preserved, and the choices, with fewer anchors against all (F.6.1)."""
+    """The gradient of L_pre, and the choices, with fewer anchors against those with all (F.6.1)."""
     n = len(point.anchors)
     sizes = [size for size in (16, 32, 64, 128, 256, 512, 1024, 2048) if size < n] + [n]
     group = np.searchsorted(sizes, np.arange(n), side="right")
@@ -276,14 +276,15 @@ def anchors_enough(point: Point) -> Panel:
         cosine = float(its @ whole / (np.linalg.norm(its) * np.linalg.norm(whole)))
         samples = len(np.intersect1d(best(dot[:, i], rows), best(dot[:, -1], rows))) / rows
         numbers = top_overlap(flat(products(v[i], point.total)), all_numbers, k)
-        print(f"   {size:5} anchors: cosine {cosine:.3f}, samples {samples:.2f}, numbers {numbers:.2f}")
+        print(f"   {size:5} anchors: cosine {cosine:.3f}, samples {samples:.2f}, parameters {numbers:.2f}")
         for key, value in zip(found, (cosine, samples, numbers), strict=True):
             found[key].append((size, value, None))
     return replace(panel, lines=found)
 
 
 def sensitivity(point: Point) -> list[Panel]:
-    """What is chosen for other lambda and tau, against the score's own; and realised, for other budgets (Figure 4)."""
+    """What is chosen with other lambda and tau, against the score's own (Figure 4; for other budgets, see
+    `budgets`)."""
     method, taus, lams = point.method, (1.0, 2.0, 4.0), (0.01, 0.1, 0.3, 1.0, 3.0, 10.0)
     pre = [point.preserved(tau) for tau in taus]
     dot = look(point.way, point.samples, [point.task, *pre]).dot
@@ -303,7 +304,7 @@ def sensitivity(point: Point) -> list[Panel]:
         told: dict[str, list[Any]] = {"samples": [], "numbers": []}
         for value in grid:
             both = [jaccard(a, b) for a, b in zip(of(value), usual, strict=True)]
-            print(f"   {name} {value:5g}: Jaccard with the usual choice, samples {both[0]:.2f}, numbers {both[1]:.2f}")
+            print(f"   {name} {value:5g}: Jaccard with the default, samples {both[0]:.2f}, parameters {both[1]:.2f}")
             for key, share in zip(told, both, strict=True):
                 told[key].append((value, share, None))
         panels.append(Panel(f"sensitivity to {name}", name, "Jaccard with the usual choice", told, log=True))
@@ -311,7 +312,7 @@ def sensitivity(point: Point) -> list[Panel]:
 
 
 def budgets(ws: Workspace, point: Point, preset: Preset) -> list[Panel]:
-    """What is realised by the best of so many, the worst, and as many by lot, after the last horizon (F.8, too)."""
+    """What the best, the worst and equally many random ones realise after the last horizon (also F.8)."""
     rows, numbers = point.worths["first"]
     every, rng = np.arange(len(rows)), np.random.default_rng(1)
     worst = {name: -value for name, value in numbers.items()}
@@ -331,7 +332,7 @@ def budgets(ws: Workspace, point: Point, preset: Preset) -> list[Panel]:
                 trials += [RealisedTrial(every, selected) for selected in its]
         gains = tried(ws, point, preset, trials, [steps], f"budgets, {what}")[:, 0].reshape(-1, 3)
         for share, its in zip(shares, gains, strict=True):
-            print(f"   {share:4.0%} of the {what:10}: best {its[0]:+.4f}, by lot {its[1]:+.4f}, worst {its[2]:+.4f}")
+            print(f"   {share:4.0%} of the {what:10}: best {its[0]:+.4f}, random {its[1]:+.4f}, worst {its[2]:+.4f}")
         told = {
             name: [(share, float(gain), None) for share, gain in zip(shares, gains[:, i], strict=True)]
             for i, name in enumerate(("best", "by lot", "worst"))
@@ -344,7 +345,7 @@ def budgets(ws: Workspace, point: Point, preset: Preset) -> list[Panel]:
 
 
 def composition(ws: Workspace, point: Point, rows: np.ndarray) -> None:
-    """Alignment with the validation gradient, loss and diversity, of the best, the worst, some by lot, and all."""
+    """Alignment with the validation gradient, loss and diversity, of the best, the worst, some random ones, and all."""
     looked = look(point.way, point.samples, [point.v])
     cosine = looked.dot[:, 0] / (looked.length * np.linalg.norm(flat(point.v)))
     said = curate.sql(ws, "SELECT s.row, nll, vector FROM samples s JOIN embed_lm e USING (id) ORDER BY s.row")
@@ -363,7 +364,7 @@ def composition(ws: Workspace, point: Point, rows: np.ndarray) -> None:
 
 
 def places(point: Point) -> bytes:
-    """Where in the model the chosen numbers lie."""
+    """Where in the model the chosen parameters are."""
     numbers = point.worths["first"][1]
     sizes = {name: value.size for name, value in numbers.items()}
     blocks = enrichment(sizes, numbers_of(numbers, PARAMETERS))
@@ -374,7 +375,7 @@ def places(point: Point) -> bytes:
     for module, (mine, of) in sorted(by_module.items(), key=lambda item: -item[1][0] / item[1][1]):
         share = mine / of
         print(f"   {module:26} {mine:8,} of {of:10,}: {share:6.2%}, {share / PARAMETERS:.1f} times the share of all")
-    return heat_map(blocks, f"DualSFT's {PARAMETERS:.0%} of the numbers")
+    return heat_map(blocks, f"DualSFT's {PARAMETERS:.0%} of the parameters")
 
 
 def main(preset: Preset, folder: Path, named: str | None = None) -> None:
@@ -384,7 +385,7 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     target = preset.pairs[0][0]
     (scored,) = curate.score(ws, preset.dual, target=target, models=base)
     curate.score(ws, EmbedLm(), Nll(), models=base)
-    print(f"{scored.name}: {scored.rows:,} samples, {scored.nulls:,} set aside or without a gradient. {scored.note}")
+    print(f"{scored.name}: {scored.rows:,} samples, {scored.nulls:,} held out or without a gradient. {scored.note}")
 
     opened = scored_model(ws, scored.name, with_origin=True)
     said = curate.sql(ws, f"SELECT row, messages, text, {scored.name} AS worth, e.error AS why FROM samples "
@@ -397,11 +398,11 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     rows = np.array([row["row"] for row in mine])
     ours = warm.worths["diagonal"][0]
     stored = np.array([row["worth"] for row in mine])
-    print(f"The worths here are the score's: they differ by {np.abs(ours - stored).max() / np.abs(stored).max():.1e}.")
+    print(f"The values here are the score's: they differ by {np.abs(ours - stored).max() / np.abs(stored).max():.1e}.")
 
-    print("\n1. Score fidelity: do summed worths foretell what training takes off the validation loss?")
+    print("\n1. Score fidelity: do summed values predict how much training lowers the validation loss?")
     pictures = {"fidelity": lines(fidelity(ws, [init, warm], preset))}
-    print("\n2. Regret: the worth of a choice that does not know of the other side, over one that does.")
+    print("\n2. Regret: the value of a choice that ignores the other side, over one that does not.")
     regret(warm)
     print("\n3. Choosing again, each side for the other.")
     again(warm)
@@ -409,12 +410,12 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     curvature(warm)
     print("\n5. How many anchors are enough.")
     panels = [anchors_enough(warm)]
-    print("\n6. How much hangs on lambda and tau, and on the budgets; and the choice from the wrong end.")
+    print("\n6. Sensitivity to lambda, tau and the budgets; and the choice of the lowest-ranked.")
     panels += sensitivity(warm)
     pictures["sensitivity"] = lines([*panels, *budgets(ws, warm, preset)])
     print(f"\n7. What the best {DATA:.0%} are.")
     composition(ws, warm, rows)
-    print(f"\n8. Where the best {PARAMETERS:.0%} of the numbers lie.")
+    print(f"\n8. Where the best {PARAMETERS:.0%} of the parameters are.")
     pictures["places"] = places(warm)
     for name, picture in pictures.items():
         (folder / f"{name}.png").write_bytes(picture)

@@ -1,12 +1,13 @@
-"""Every way to choose samples beforehand, at three budgets: what it chooses, what is learnt of it, and what it costs.
+"""Every way to select samples before training, at three budgets: what is selected, what it teaches, what it costs.
 
     python pipelines/every_selector.py smoke|cpu [NEW-FOLDER]      (default: ./every-selector)
 
-Arms: the best by every score, and every selector on vectors; budgets of 5, 10 and 20 % of the samples; the same epochs
-of the chosen. With its values dealt out by lot, a choice of the best by a score is a draw by lot: the arm `random` is
-the null of them all. Those that look at more beside the value have a null of their own, at the middle budget. Quality
-is the accuracy on what is wanted, and its mean over what is not; of what is chosen: the share that is corrupt, the
-share of the wanted skill, and how unlike the samples are (1 - cosine of the model's states, over all pairs).
+Arms: the best by every score, and every selector on vectors; budgets of 5, 10 and 20 % of the samples; the same number
+of epochs on each selection. With shuffled values, the best by a score are a random draw: the arm `random` is the
+control of them all. Selectors that use more than the value have a control of their own, at the middle budget. Quality
+is the accuracy on the target, and the mean accuracy on the other tasks; of each selection: the share that is corrupt,
+the share of the target's skill, and how diverse the samples are (1 - cosine of the model's hidden states, over all
+pairs).
 """
 
 from __future__ import annotations
@@ -71,8 +72,8 @@ MIDDLE = 0.1
 
 @dataclass(frozen=True)
 class Way:
-    """How to choose. by: a column, T in it standing for the target. drawn: by lot, so anew for every seed. null:
-    whether it has one of its own."""
+    """How to select. by: a column, T in it standing for the target. drawn: at random, so anew for every seed. null:
+    whether it has a control of its own."""
 
     name: str
     selector: Selector = field(default_factory=Top)
@@ -111,7 +112,7 @@ WAYS = (
 
 
 def scored(ws: Workspace, preset: Preset, target: str, model: ModelChoice, evals: list[EvalSpec]) -> None:
-    """All columns and vectors; the reference of rho and davir is the model that has learnt from everything."""
+    """All columns and vectors; the reference of rho and davir is the model trained on everything."""
     text = (Bm25(), Dsir(min_tokens=1), Length(), Repetition(), NearDup())
     curate.score(ws, *text, target=target)
     passes = (Nll(), Entropy(), El2n(), Ifd(above_one="keep"), Nuclear(), EmbedLm(), EmbedLogits())
@@ -149,7 +150,7 @@ def arms(ws: Workspace, preset: Preset, budgets: Sequence[float], target: str) -
 
 
 def checkpoint_set(ws: Workspace, manifest: str, target: str, states: Vectors) -> tuple[float, float, float]:
-    """Of a choice: the share that is corrupt, the share of the wanted skill, and how unlike its samples are."""
+    """Of a selection: the share that is corrupt, the share of the target's skill, and how diverse its samples are."""
     facts = f"avg((meta->>'corrupt')::BOOLEAN::INT) AS bad, avg((meta->>'skill' = '{target}')::INT) AS mine"
     (row,) = curate.sql(ws, f"SELECT {facts}, list(m.row) AS places FROM {manifest} m JOIN pool USING (row)")
     places = np.array(row["places"])
@@ -175,7 +176,7 @@ def table(ws: Workspace, runs: dict[str, str], budgets: Sequence[float], target:
     for budget in budgets:
         share = f"{budget * 100:.0f}"
         print(f"\n   {share} %{'':10} {'in domain':>15} {'over random':>26} {'out of domain':>15} {'over random':>26}"
-              f" {'corrupt':>8} {'skill':>6} {'unlike':>7} {'FLOPs':>8} {'of it prep':>10} {'seconds':>8}")  # fmt: skip
+              f" {'corrupt':>8} {'skill':>6} {'diverse':>7} {'FLOPs':>8} {'preparing':>10} {'seconds':>8}")  # fmt: skip
         for arm in found.arms:
             if not arm.name.endswith(f"_{share}"):
                 continue

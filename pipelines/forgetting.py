@@ -3,9 +3,9 @@
     python pipelines/forgetting.py smoke|cpu|gpu [NEW-FOLDER] [--model MODEL]      (default: ./forgetting)
 
 The table of the DualSFT paper's forgetting-aware comparison. Arms: SFT and LoRA on everything; DavIR's tenth of the
-data; FLOW, STM and TALR, which weigh samples or tokens; NanoAdam and DualSFT's parameters, a twentieth of the numbers;
-FAPM, which takes most of SFT's update back; DualSFT's data, and both. All take the same number of steps. Plasticity is
-the accuracy on what is wanted, stability its mean over what is not, overall the mean of both.
+data; FLOW, STM and TALR, which weight samples or tokens; NanoAdam and DualSFT's parameters, a twentieth of all; FAPM,
+which prunes most of SFT's update; DualSFT's data, and both. All take the same number of steps. Plasticity is the
+accuracy on the target, stability the mean accuracy on the other tasks, overall the mean of both.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ from curate.store.workspace import Workspace
 from curate.verbs.compare import Compared
 from curate.verbs.select import SelectionSpec
 
-DATA, PARAMETERS, SPARSITY = 0.10, 0.05, 0.9  # the paper's budgets; the most that FAPM's reports to prune
+DATA, PARAMETERS, SPARSITY = 0.10, 0.05, 0.9  # the paper's budgets; the most that FAPM's paper prunes
 
 
 @dataclass(frozen=True)
 class Way:
-    """One arm. manifest, mask: names; {seed}: each seed has its own. sparsity: of pruning what SFT has learnt."""
+    """One arm. manifest, mask: names; {seed}: each seed has its own. sparsity: of pruning SFT's update."""
 
     name: str
     manifest: str | None = None
@@ -85,7 +85,7 @@ def masks(ws: Workspace, target: str, model: ModelChoice) -> dict[str, Mask]:
 
 
 def davir(ws: Workspace, model: ModelChoice) -> None:
-    """The tenth of which SFT has taught most of what there was to learn; the reference is its first seed's model."""
+    """The tenth with the largest share of loss removed by SFT; the reference is the model of SFT's first seed."""
     reference = replace(model, name="sft_s0")
     curate.score(ws, Davir(), models={"base": model, "reference": reference})
     curate.select(ws, "davir_best", Top(), SelectionSpec(by="davir", top=round(DATA * ws.n_rows())))
@@ -94,7 +94,7 @@ def davir(ws: Workspace, model: ModelChoice) -> None:
 def trained(
     ws: Workspace, preset: Preset, model: ModelChoice, made: dict[str, Mask], evals: list[EvalSpec]
 ) -> Iterator[str]:
-    """Every run, judged."""
+    """Every run, evaluated."""
     for way in WAYS:
         if way.name == "davir":
             davir(ws, model)
@@ -121,7 +121,7 @@ def table(ws: Workspace, found: Compared, target: str) -> None:
     runs = {row["name"]: row for row in curate.sql(ws, "SELECT name, samples, trainable, peak_bytes FROM runs")}
     whole = max(row["trainable"] or 0 for row in runs.values())
     sft = next(arm for arm in found.arms if arm.name == "sft")
-    heads = f"{'data':>7} {'numbers':>8} {'FLOPs':>9} {'seconds':>8} {'peak':>9}"
+    heads = f"{'data':>7} {'params':>8} {'FLOPs':>9} {'seconds':>8} {'peak':>9}"
     print(f"   {'arm':14}" + "".join(f"{kind:>17}" for kind in KINDS) + f" {heads}   overall over sft")
     for arm in found.arms:
         cells = "".join(f"{Mean.of(list(by_arm[arm.name][kind].values()))!s:>17}" for kind in KINDS)
@@ -143,7 +143,7 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     ws = curate.open_workspace(folder / "ws")
     preset.data(ws)
     target, other = preset.pairs[0]
-    print(f"1. What samples and parameters are worth for {target}, by DualSFT.", flush=True)
+    print(f"1. The value of samples and parameters for {target}, by DualSFT.", flush=True)
     curate.score(ws, preset.dual, target=target, models=model)
     rows = round(DATA * ws.n_rows())
     curate.select(ws, "dual_best", Top(), SelectionSpec(by=f"dualsft_{target}", top=rows))
@@ -158,7 +158,7 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     for name in trained(ws, preset, model, made, evals):
         print(f"   {name:18} after {time.monotonic() - began:5.0f} s", flush=True)
         runs.append(name)
-    print("\n3. What came of it: accuracy over seeds with its standard error, and all that it cost.")
+    print("\n3. Results: accuracy over seeds with its standard error, and all that it cost.")
     found = curate.compare(ws, runs, against="sft_s0")
     table(ws, found, target)
     path = folder / f"{target}.html"

@@ -1,4 +1,4 @@
-"""LESS as a story: a warm-up, a feature of every sample, two targets, why a sample scored, a selection, its export.
+"""LESS step by step: a warm-up, features of all samples, two targets, an explained score, a selection, its export.
 
     python pipelines/less.py smoke|cpu|few|gpu [NEW-FOLDER] [--model MODEL]      (default: ./less)
 
@@ -26,7 +26,7 @@ from curate.verbs.select import SelectionSpec
 
 
 def costs(ws: Workspace, since: int) -> list[dict[str, Any]]:
-    """Prints and returns what the ledger has since that many rows, by phase."""
+    """Prints and returns the ledger's rows after the first `since`, by phase."""
     rows = curate.sql(ws, 'SELECT name, phase, samples, tokens, flops, seconds FROM ledger ORDER BY "at"')[since:]
     for row in rows:
         print(
@@ -37,13 +37,13 @@ def costs(ws: Workspace, since: int) -> list[dict[str, Any]]:
 
 
 def seconds_per_token(rows: list[dict[str, Any]]) -> float:
-    """Of gradients and their projection; the warm-up and the product are apart."""
+    """Of gradients and their projection, without the warm-up and the product."""
     spent = sum(row["seconds"] for row in rows if row["phase"] in ("forward", "backward", "projection"))
     return spent / sum(row["tokens"] for row in rows if row["phase"] == "forward")
 
 
 def truth(ws: Workspace, preset: Preset, model: ModelChoice) -> None:
-    """How well LESS, and BM25 beside it, find what the sample corpus knows of each sample, for each of its skills."""
+    """How well LESS, and BM25 for comparison, recover the sample corpus's ground truth, for each of its skills."""
     heads = ("in best", "skill", "clean")
     print(f"   {'':12}" + "".join(f"{f'{method}: {head}':>15}" for method in ("less", "bm25") for head in heads))
     for skill in SKILLS:
@@ -56,20 +56,20 @@ def truth(ws: Workspace, preset: Preset, model: ModelChoice) -> None:
         told = ""
         for method in ("less", "bm25"):
             value = np.array([np.nan if r[method] is None else r[method] for r in rows], float)
-            best = np.argsort(-value)[: int(len(rows) * preset.budgets[0])]  # what is missing goes last
+            best = np.argsort(-value)[: int(len(rows) * preset.budgets[0])]  # missing values go last
             told += f"{mine[best].mean():15.0%}{auroc(value, mine):15.2f}{auroc(value[mine], clean[mine]):15.2f}"
         print(f"   {skill:12}{told}")
 
 
 def auroc(values: np.ndarray, positive: np.ndarray) -> float:
-    """The probability that a positive has the higher value; ties count half, and a value that is missing not at all."""
+    """The probability that a positive has the higher value; ties count half, and missing values are ignored."""
     there = ~np.isnan(values)
     ours, others = values[positive & there], values[~positive & there]
     return mannwhitneyu(ours, others).statistic / (len(ours) * len(others)) if len(ours) and len(others) else np.nan
 
 
 def composition(ws: Workspace, target: str, share: float) -> None:
-    """What the best by LESS are made of, for the target and for each of its sub-tasks."""
+    """Which sources the best by LESS come from, for the target and for each of its sub-tasks."""
     best = f"row_number() OVER (PARTITION BY part ORDER BY value DESC) <= (SELECT count(*) * {share} FROM pool)"
     query = f"""WITH valued AS (
             SELECT source, '' AS part, less_{target} AS value FROM samples WHERE less_{target} IS NOT NULL
@@ -91,15 +91,15 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
 
     print(f"1. A warm-up on {preset.less.warmup:.0%} of the pool; then every sample's feature, at each checkpoint.")
     (scored,) = curate.score(ws, preset.less, target=first, models=model)
-    print(f"   {scored.name}: {scored.rows:,} samples, {scored.nulls:,} of them null")
+    print(f"   {scored.name}: {scored.rows:,} samples, {scored.nulls:,} of them without a score")
     one = costs(ws, done)
 
     print(f"\n2. A second target, {second}: its own gradients, and a product.")
     curate.score(ws, preset.less, target=second, models=model)
     two = costs(ws, done + len(one))
-    if one and two:  # otherwise both were there
+    if one and two:  # otherwise both had been computed before
         share = seconds_per_token(two) / seconds_per_token(one)
-        print(f"   Its gradients take {share:.2f} times as long a token as those of the first pass.")
+        print(f"   Its gradients take {share:.2f} times as long per token as those of the first pass.")
 
     print(f"\n3. What the best {preset.budgets[0]:.0%} are.")
     for target in (first, second):

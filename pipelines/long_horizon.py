@@ -3,10 +3,10 @@
     python pipelines/long_horizon.py smoke|cpu|few|gpu [NEW-FOLDER]   (default: ./long-horizon)
 
 smoke: two selectors, two stages. cpu: one sequence of three skills, at 25 % of each, on 6,400 samples of the corpus's
-endless stream; and, on the corpus, the same with LHAS's weights, one by one. few: some 260 real samples of each of four
-stages, with the small model. gpu: three sequences at 10, 25 and 50 %, LoRA and all parameters, ten seeds; and real data
-with SmolLM2-135M. Each ends in the two-level scorecard, a page with pictures, and a sentence that says whether the
-selectors are myopic here.
+endless stream; and, on the corpus, the same with LHAS's weights varied one by one. few: some 260 real samples of each
+of four stages, with the small model. gpu: three sequences at 10, 25 and 50 %, LoRA and all parameters, ten seeds; and
+real data with SmolLM2-135M. Each ends in the two-level scorecard, a page with pictures, and a sentence that says
+whether the selectors are myopic here.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ from curate.verbs.select import SelectionSpec
 
 PLANS = Path(__file__).parent / "plans"
 SKILLS = {name: name for name in ("facts", "program", "strings", "arithmetic", "translation")}
-SKILLS["tables"] = "table"  # a word of SQL, which is no name of a target
-# Held out of the real pool by their ids: what has no target of its own, and of which samples it is made.
+SKILLS["tables"] = "table"  # `table` is a reserved word of SQL and cannot name a target
+# Targets held out of the real pool by sample id, where there is no target of its own: name -> which samples.
 HELD_OUT = {
     "p3": "source = 'p3'",
     "roleplay": "source = 'gpteacher_roleplay'",
@@ -41,7 +41,7 @@ HELD_OUT = {
     "labelling": "regexp_matches(meta->>'task', '^(rotten|amazon|yelp|ag_news|imdb|trec|paws|glue)')",
     "writing": "regexp_matches(meta->>'task', '^(cnn|common_gen|multi_news|xsum|samsum|gigaword)')",
 }
-# So many of each stage's samples that some 260 are left, by their ids, which are by lot.
+# The lowest id of each stage that leaves about 260 samples; ids are hashes, so these are a random subset.
 FEW = {"p3": "fd", "gsm8k": "f7", "code": "f0", "roleplay": "d0"}
 SPLITS = {"val": "id < '10'", "test": "id >= '10' AND id < '20'"}
 
@@ -52,7 +52,7 @@ def sample(folder: Path) -> Workspace:
 
 
 def streamed(folder: Path) -> Workspace:
-    """As many samples of its endless stream that a quarter of a skill teaches something; the same targets."""
+    """Enough samples of its endless stream for a quarter of a skill to teach something; the same targets."""
     return _skills(folder / "ws-stream", [str(stream_file(folder, 6_400))])
 
 

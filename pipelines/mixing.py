@@ -1,9 +1,9 @@
-"""Which mixture of domains to pretrain on: mixed beforehand, or weighted as it learns, every FLOP counted.
+"""Which mixture of domains to pretrain on: mixed beforehand, or reweighted during training, every FLOP counted.
 
     python pipelines/mixing.py smoke|cpu|gpu [NEW-FOLDER]      (default: ./mixing)
 
 A small model is trained from random weights on the endless stream of the sample corpus, whose domains are its skills;
-two of them are kept out of the pool, to see what becomes of domains that were never seen. Arms: uniform and
+two of them are kept out of the pool, to see what happens on domains that were never trained on. Arms: uniform and
 proportional mixtures, DoReMi, RegMix; and proportional ones weighted by LinUpper, by BM25 through ADAPT's gate, and by
 ADAPT. All take the same number of steps. Ends in the perplexity on every domain, what each arm cost, and a picture.
 gpu: a model of 60 million parameters and ten times the steps.
@@ -50,8 +50,8 @@ DOMAIN = "meta->>'skill'"
 
 @dataclass(frozen=True)
 class Size:
-    """rows: of the stream. width, layers: of the model. steps: of every arm, and of RegMix's proxies. trials: how many
-    of these. seeds. doremi: what its proxies' steps are smoothed by."""
+    """rows: of the stream. width, layers: of the model. settings: of every arm's training. proxy_steps, trials: the
+    length and the number of RegMix's proxy trainings."""
 
     rows: int
     width: int
@@ -72,7 +72,7 @@ SIZES = {
 
 
 def beginning(folder: Path, size: Size) -> ModelChoice:
-    """A model of random weights, with the tokenizer of data/tiny."""
+    """A model with random weights and the tiny model's tokenizer."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -119,11 +119,11 @@ def workspace(folder: Path, size: Size) -> Workspace:
 
 
 def target_of(skill: str) -> str:
-    return f"{skill}s" if skill == "table" else skill  # `table` is a word of SQL
+    return f"{skill}s" if skill == "table" else skill  # `table` is a reserved word of SQL
 
 
 def mixtures(ws: Workspace, size: Size, model: ModelChoice) -> None:
-    """The manifests that arms draw from."""
+    """The manifests that the arms draw from."""
     blend = MixtureSpec(domain=DOMAIN, rows=size.settings.steps * size.settings.batch_size, most_epochs=None)
     curate.mix(ws, "mix_uniform", Uniform(), blend)
     curate.mix(ws, "mix_proportional", Proportional(), blend)

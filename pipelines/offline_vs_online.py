@@ -3,9 +3,9 @@
     python pipelines/offline_vs_online.py smoke|cpu|gpu [NEW-FOLDER] [--model MODEL]      (default: ./offline-vs-online)
 
 For an in-domain target A and an out-of-domain target B: selections by random, BM25, embedding, perplexity and LESS at
-two budgets; all data; all data weighted by BM25 through ADAPT's gate, by ADAPT and by LinUpper; and as nulls the BM25
-selections with shuffled scores, and ADAPT with shuffled weights. Every arm is trained for the same number of epochs of
-its own data, with several seeds. Ends in a page, a picture, and the reading of both.
+two budgets; all data; all data weighted by BM25 through ADAPT's gate, by ADAPT and by LinUpper; and as controls the
+BM25 selections with shuffled scores, and ADAPT with shuffled weights. Every arm is trained for the same number of
+epochs of its own data, with several seeds. Ends in a page, a picture, and the reading of both.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ def selections(ws: Workspace, preset: Preset, target: str) -> Iterator[tuple[str
             manifest = f"{target}_{method}_{share}_rows"
             curate.select(ws, manifest, Top(), SelectionSpec(by=column, frac=budget))
             yield from ((f"{method}_{share}", manifest, seed) for seed in range(preset.seeds))
-        for seed in range(preset.seeds):  # what is drawn by lot is drawn anew for every seed
+        for seed in range(preset.seeds):  # random draws are repeated for every seed
             drawn = f"{target}_random_{share}_rows_{seed}"
             curate.select(ws, drawn, Random(), SelectionSpec(frac=budget, seed=seed))
             yield f"random_{share}", drawn, seed
@@ -79,7 +79,7 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     for target, other in preset.pairs:
         began = time.monotonic()
         evals = [EvalSpec(t, m, limit=preset.questions) for t in (target, other) for m in (Loss(), OptionChoice())]
-        print(f"\n{target} is what is wanted, {other} is out of domain. Scores: BM25, embedding, perplexity, LESS.")
+        print(f"\n{target} is the target, {other} is out of domain. Scores: BM25, embedding, perplexity, LESS.")
         curate.score(ws, Bm25(), EmbedLm(), Nll(), preset.less, target=target, models=model)
         runs = [f"{target}_base"]
         curate.evaluate(ws, runs[0], evals, model=model)

@@ -2,10 +2,10 @@
 
     python pipelines/online_selection.py smoke|cpu|gpu [NEW-FOLDER] [--model MODEL]   (default: ./online-selection)
 
-Every arm learns from as many samples in as many steps, chosen among four times as many candidates; `random` takes the
-first that come, `full` all candidates, `truth` only what is right and of the target's skill. Then filter_then_weight
-without its parts, with other projections, with looks at the target that serve for longer, and from a stream that comes
-once. Ends in tables, a page and a picture.
+Every arm trains on the same number of samples in the same number of steps, chosen among four times as many candidates;
+`random` takes the first that come, `full` all candidates, `truth` only correct samples of the target's skill. Then
+filter_then_weight with parts left out, with other projections, with the target's gradient reused for longer, and from a
+stream that is seen once. Ends in tables, a page and a picture.
 """
 
 from __future__ import annotations
@@ -66,12 +66,12 @@ PARTS = {
     "weights as they come": FilterThenWeight(rescale="none"),
 }
 PROJECTIONS, LOOKS = (32, 64, 128, 256), (4, 16, 64)
-TRUTH = "truth"  # where it is known, the candidates that are of the target's skill and not corrupt: the best there is
+TRUTH = "truth"  # where it is known, the candidates of the target's skill that are not corrupt: an upper bound
 Values = dict[int, float]
 
 
 def main_arms(preset: Preset, model: ModelChoice, target: str) -> Iterator[tuple[str, TrainingSpec]]:
-    """The methods, and what they are held against: with every seed."""
+    """The methods and their baselines, with every seed."""
     settings = preset.online
     for seed in range(preset.seeds):
         plain = TrainingSpec(model, Uniform(), settings, seed=seed)
@@ -86,7 +86,7 @@ def main_arms(preset: Preset, model: ModelChoice, target: str) -> Iterator[tuple
 
 
 def more_arms(preset: Preset, model: ModelChoice, target: str) -> Iterator[tuple[str, str, TrainingSpec]]:
-    """filter_then_weight otherwise: what differs, the run's name, the training; with one seed, in a fifth of the
+    """Variants of filter_then_weight: what differs, the run's name, the training; with one seed, in a fifth of the
     steps."""
     settings = replace(preset.online, steps=max(1, preset.online.steps // 5))
     whole = TrainingSpec(model, FilterThenWeight(), settings, target=target)
@@ -113,7 +113,7 @@ def more_arms(preset: Preset, model: ModelChoice, target: str) -> Iterator[tuple
 
 
 def quality(ws: Workspace, target: str) -> dict[str, dict[int, float]]:
-    """run -> step -> accuracy on the target; where it has no options to choose among, less the loss."""
+    """run -> step -> accuracy on the target; where it has no options to choose among, minus the loss."""
     rows = curate.sql(
         ws, f"SELECT * FROM evaluations WHERE target = '{target}' AND split = 'test' AND value IS NOT NULL"
     )
@@ -144,7 +144,7 @@ def best(steps: dict[int, float]) -> float:
 
 
 def costs(ws: Workspace) -> dict[str, tuple[float, float]]:
-    """run -> FLOPs, and seconds of a step, all phases but judging."""
+    """run -> FLOPs, and seconds per step, in all phases but evaluation."""
     its = """SELECT run, sum(flops) AS flops, sum(seconds) AS seconds FROM ledger
         WHERE run IS NOT NULL AND phase <> 'evaluate' GROUP BY run"""
     steps = {row["name"]: row["steps"] for row in curate.sql(ws, "SELECT name, steps FROM runs")}
@@ -152,7 +152,7 @@ def costs(ws: Workspace) -> dict[str, tuple[float, float]]:
 
 
 def shares(ws: Workspace, target: str) -> dict[str, tuple[float, float, float]]:
-    """run -> of the samples it learnt from, the share that is corrupt, and of the target's skill; fallbacks."""
+    """run -> of the samples it trained on, the share that is corrupt, and of the target's skill; fallbacks."""
     rows = curate.sql(
         ws,
         f"""SELECT t.run, avg((meta->>'corrupt' = 'true')::INT) AS corrupt,
@@ -184,7 +184,7 @@ def table(ws: Workspace, preset: Preset, target: str) -> None:
         print(f"   {arm:20} {_told(values):>16}{apart} {_told(at_best[arm]):>16} {flops:9.2e} {seconds:7.3f} "
               f"{mean[0]:8.1%} {mean[1]:6.0%} {mean[2]:8.1f}")  # fmt: skip
     print(
-        f"   The model before: {last(found['base']):.3f}. Corrupt and of the skill: shares of the samples learnt from."
+        f"   The model before: {last(found['base']):.3f}. Corrupt and of the skill: shares of the samples trained on."
     )
 
 
@@ -211,7 +211,7 @@ def _difference(one: Values, other: Values) -> str:
 
 
 def picture(ws: Workspace, preset: Preset, target: str) -> bytes:
-    """Quality against the share of the candidates that was learnt from, for each arm."""
+    """Quality against the share of the candidates that was trained on, for each arm."""
     found, steps = quality(ws, target), preset.online.steps
     arms: dict[str, dict[int, list[float]]] = {}
     for run, its in found.items():
@@ -224,7 +224,7 @@ def picture(ws: Workspace, preset: Preset, target: str) -> bytes:
         for name in names:
             of = 1.0 if name == "full" else 1 / preset.online.oversample
             drawn[name] = [(100 * of * s / steps, float(np.mean(v)), None) for s, v in sorted(arms[name].items())]
-        panels.append(Panel(target, "% of the candidates learnt from", "accuracy, mean of seeds", drawn))
+        panels.append(Panel(target, "% of the candidates trained on", "accuracy, mean of seeds", drawn))
     return lines(panels)
 
 

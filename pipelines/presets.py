@@ -34,20 +34,20 @@ from curate.verbs.select import SelectionSpec
 
 SAMPLE = Path(__file__).parent.parent / "data" / "sample"
 SKILLS = ("arithmetic", "facts", "program", "strings", "table", "translation")
-OTHERS = ("arithmetic", "program", "strings")  # beside a pair's two: where a model may have lost something
+OTHERS = ("arithmetic", "program", "strings")  # besides a pair's two: where a model may have forgotten something
 STREAM = 7  # the seed of a stream that neither the corpus nor the models in data/ have seen
 SHARED = Path(os.environ.get("CURATE_SHARED", Path(__file__).parent.parent.parent / "shared")) / "data"
 
 
 @dataclass(frozen=True)
 class Preset:
-    """data: fills a workspace with a pool and targets. base: the model that is trained, made in a folder where it has
-    to be. pairs: in-domain target A and out-of-domain target B. others: targets beside these, on which it shows what a
-    model still can. budgets: fractions of the pool. questions: of a target's test split that are asked; 0: all. less,
-    dual: with their warm-ups. steps: of every training in dualsft.py. online: of those in online_selection.py, which
-    learn from `data`, or from so many samples of the corpus's endless stream (drawn). trials, horizons: subsets of
-    `size` samples, and steps of training on each, against which scores are held. context: tokens of a model that is
-    named instead of the base; 0: its own. accuracy: how a share of right answers is found."""
+    """data: fills a workspace with a pool and targets. base: the model that is trained, made in a folder if necessary.
+    pairs: in-domain target A and out-of-domain target B. others: further targets, which show what a model can still do.
+    budgets: fractions of the pool. questions: how many of a target's test split are asked; 0: all. less, dual: with
+    their warm-ups. steps: of every training in dualsft.py. online: settings of those in online_selection.py, which
+    train on `data`, or on that many samples of the corpus's endless stream (drawn). trials, horizons: subsets of `size`
+    samples, and steps of training on each, to validate scores with. context: of a model that is named instead of the
+    base, in tokens; 0: its own. accuracy: how the share of right answers is measured."""
 
     data: Callable[[Workspace], None]
     base: Callable[[Path], ModelChoice]
@@ -92,7 +92,7 @@ def endless(ws: Workspace, folder: Path, rows: int) -> None:
 
 
 def stream_file(folder: Path, rows: int) -> Path:
-    """So many samples of the endless stream, in a folder."""
+    """That many samples of the endless stream, as a file in a folder."""
     path = folder / "stream.jsonl"
     if not path.exists():
         samples = islice(make_sample().stream(STREAM), rows)
@@ -116,7 +116,7 @@ def real(ws: Workspace) -> None:
 
 
 def few(ws: Workspace) -> None:
-    """400 of the real samples, drawn by lot; the same targets."""
+    """400 of the real samples, drawn at random; the same targets."""
     if ws.n_rows() == 0:
         with tempfile.TemporaryDirectory() as folder:
             whole = curate.open_workspace(f"{folder}/whole")
@@ -139,15 +139,15 @@ def real_targets(ws: Workspace) -> None:
 
 
 def tiny(_: Path) -> ModelChoice:
-    """The model in data/tiny. It knows what the sample corpus teaches, so training it shows little."""
+    """The tiny model. It knows what the sample corpus teaches, so training it shows little."""
     return ModelChoice("tiny", device="cpu")
 
 
 def young(folder: Path) -> ModelChoice:
     """The same recipe, stopped at 600 of its 1,500 steps: it has half of the facts and most of the translations."""
-    model = folder.resolve() / "young"  # what a run notes of its model holds from any folder
+    model = folder.resolve() / "young"  # absolute, so that the path a run records is valid from any folder
     if not (model / "tokenizer.json").exists():  # written last
-        print("The base: data/tiny's recipe, stopped at 600 steps (two minutes and a half).", flush=True)
+        print("The base: the tiny model's recipe, stopped at 600 steps (two and a half minutes).", flush=True)
         recipe = Path(__file__).parent / "train_tiny_model.py"
         subprocess.run([sys.executable, str(recipe), "--steps", "600", "-o", str(model)], check=True)
     return ModelChoice(str(model), device="cpu")
@@ -165,12 +165,12 @@ LONG = TrainSettings(epochs=4, batch_size=32, lr=1e-3, schedule="cosine", warmup
 SHORT = replace(LONG, steps=4)
 FINE = TrainSettings(epochs=1, batch_size=64, micro_batch_size=16, lr=1e-4, schedule="cosine")
 
-# A model of two million parameters wants a longer warm-up than a twentieth of 3,000 samples, and all its layers.
-# Chosen after a look at what six such warm-ups find of the sample's truth: not a test of the method.
+# A model of two million parameters needs a longer warm-up than a twentieth of 3,000 samples, and all its layers.
+# Chosen after comparing six such warm-ups with the sample's ground truth, so results here are no test of the method.
 SMALL = Less(warmup=0.3, epochs=4, batch_size=128, lr=1e-3, lora_targets="all-linear", keep_subtasks=True)
 BRIEF = replace(SMALL, warmup=0.1, epochs=1, lora_r=8, dim=1024)
 
-# DualSFT's paper is silent on the warm-up's share and on lambda; a model that small wants more than a twentieth.
+# DualSFT's paper does not give the warm-up's share or lambda; a model that small needs more than a twentieth.
 DUAL = Dualsft(warmup=0.1, epochs=2, batch_size=32, lr=5e-4, eta=1e-3)
 HURRIED = replace(DUAL, warmup=0.05, epochs=1)
 DUAL_REAL = Dualsft(warmup=0.05, batch_size=64, micro_batch_size=8)
@@ -214,6 +214,6 @@ PRESETS = {
     ),
 }
 
-# For less.py alone: few real samples and a real model, for a processor.
+# For less.py alone: few real samples and a real model, for a CPU.
 HASTY = Less(warmup=0.25, epochs=1, batch_size=16, micro_batch_size=4, lr=2e-4, keep_subtasks=True)
 FEW = Preset(few, short, (("gsm8k", "bbh"),), (0.05,), 1, FINE, HASTY, DUAL_REAL, context=512)

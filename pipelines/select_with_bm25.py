@@ -1,4 +1,4 @@
-"""The main job as a story: files in, a score for every sample, a selection, a trainer's files out.
+"""The main job step by step: files in, a score for every sample, a selection, a trainer's files out.
 
     python pipelines/select_with_bm25.py [NEW-FOLDER]        (default: ./demo, made anew each time)
 

@@ -1,9 +1,9 @@
-"""Vectors as a story: encoded once, they serve every target, find what is alike, and choose by what is near.
+"""Vectors step by step: encoded once, they serve every target, find similar samples, and select by similarity.
 
     python pipelines/select_with_vectors.py [NEW-FOLDER]        (default: ./demo-vectors, made anew each time)
 
-It runs on the sample corpus with the states of the tiny model, so it needs no network; with data and models of your own
-take a larger model for embed_lm, or a sentence encoder: curate.methods.scores.embed.
+It runs on the sample corpus with the hidden states of the tiny model, so it needs no network; with data and models of
+your own take a larger model for embed_lm, or a sentence encoder: curate.methods.scores.embed.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def main(folder: Path) -> None:
     (first,) = curate.sql(
         ws, "SELECT id, messages[1].content AS said FROM samples ORDER BY embed_lm_facts DESC LIMIT 1"
     )
-    print(f'\n2. What is like "{first["said"]}"? By the index that lies beside the vectors:')
+    print(f'\n2. What is similar to "{first["said"]}"? From the index stored beside the vectors:')
     for near in curate.neighbors(ws, "embed_lm", sample_id=first["id"], k=3).found:
         print(f"   {near['similarity']:.2f}  {near['source']:9} {' '.join(near['text'].split())[:80]}")
 
@@ -49,7 +49,7 @@ def main(folder: Path) -> None:
     curate.select(ws, "nearest", RoundRobin(), by_turns)
     print(f"   {share(ws, 'nearest', 'skill', 'arithmetic'):.0%} of them teach arithmetic")
 
-    print("\n4. Near-duplicates: of what is more than 0.99 alike, the one farthest from its cluster's centre stays.")
+    print("\n4. Near-duplicates: of those with a cosine above 0.99, the one farthest from its cluster's centre stays.")
     without = curate.select(ws, "unlike", Semdedup(eps=0.01), SelectionSpec(top=ws.n_rows(), vectors="embed_lm"))
     (known, left) = (near_repeats(ws, table) for table in ("(SELECT row FROM pool)", "unlike"))
     print(

@@ -1,11 +1,11 @@
-"""Train the tiny model that lies in curate/models/tiny: a Llama of two million parameters, with a tokenizer of its own.
+"""Train the tiny model in curate/models/tiny: a Llama of two million parameters, with a tokenizer of its own.
 
     python pipelines/train_tiny_model.py [--steps 1500] [-o FOLDER]
 
-It learns from the sample corpus' generator, from another stream than data/sample, without the corrupt answers: on the
-loss of all tokens for the first half of the steps, on the answers' for the second. It is stopped early on purpose: a
-base that still has something to learn shows what a selection is worth, a finished one shows nothing. Ten minutes on
-two CPU cores.
+It is trained on the sample corpus's generator, on another stream than data/sample, without the corrupt answers: on the
+loss of all tokens for the first half of the steps, on that of the answers for the second. It is stopped early on
+purpose: a base that still has something to learn shows the effect of a selection, a converged one shows none. Ten
+minutes on two CPU cores.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ def learnable(seed: int) -> Iterator[Sample]:
 
 
 def train_tokenizer(samples: Sequence[Sample]) -> PreTrainedTokenizerFast:
-    """Byte-level BPE of 1,024 tokens; a digit is a token."""
+    """Byte-level BPE of 1,024 tokens; each digit is a token."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
         [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
@@ -92,7 +92,7 @@ def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
 
 
 def encoded(tokenizer: PreTrainedTokenizerFast, sample: Sample, answer_only: bool) -> Encoded:
-    """A sample in tokens, of which its answer's are learnt, or all. Alpaca files, which the workshop has, part a
+    """A sample as tokens, with the loss on its answer or on all. Alpaca files, which the workshop has, separate a
     question's input."""
     question = sample.question.replace("? ", "?\n", 1) if sample.domain == "workshop" else sample.question
     ask = tokenizer(f"<|begin|><|user|>{question}<|end|><|assistant|>", add_special_tokens=False)["input_ids"]

@@ -389,7 +389,7 @@ def test_the_scorecard_of_two_selectors_by_hand() -> None:
     assert np.isnan(its["early"]).all()
     assert card.myopia.gap == 1.0 and card.myopia.p == 0.5 and card.myopia.interval is None
     said = reading(card)
-    assert "Myopia gap 1.00, by one seed; rankings by lot have 0.50 in the mean" in said[0]
+    assert "Myopia gap 1.00, by one seed; random rankings have 0.50 on average" in said[0]
     assert "2 selectors are too few to tell, as even a full reversal is 50% of all rankings" in said[0]
     assert "Now: greedy, steady. In the end: steady, greedy. Moving most: greedy from 1 to 2" in said[1]
 
@@ -422,9 +422,9 @@ def test_a_hole_in_one_cell_leaves_the_rest() -> None:
     card = card_of(holed)
     assert np.isnan(card.measures["utility"][0, 0]) and np.isfinite(card.measures["gain"]).all()
     assert np.isfinite(card.measures["utility"][1, 0]) and card.myopia is None and card.ranked == ["steady"]
-    assert card.missing == ["greedy, seed 0, stage 3 (third): nothing could be judged on b"]
+    assert card.missing == ["greedy, seed 0, stage 3 (third): nothing could be evaluated on b"]
     before = card_of([cell("base", 0, 0, [None, 0.2, 0.3, 0.5]), *HAND[1:]])
-    assert before.missing == ["before the first stage nothing could be judged on a"] and before.myopia is None
+    assert before.missing == ["before the first stage nothing could be evaluated on a"] and before.myopia is None
     assert reading(card) == [
         "Fewer than two selectors have both a gain and a utility, so there are no ranks to compare."
     ]

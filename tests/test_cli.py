@@ -105,7 +105,7 @@ def test_nothing_is_printed_over_results_when_no_terminal_looks_on(cli: Cli, sam
         (["select", "s", "--by", "n_chars"], "exactly one budget"),
         (["select", "s", "--top", "1", "--selector", "topp"], "did you mean 'top'?"),
         (["select", "s", "--replay", "missing.json"], "no such file"),
-        (["select", "s", "--replay", "x.json", "--top", "3"], "no other choice"),
+        (["select", "s", "--replay", "x.json", "--top", "3"], "cannot be combined with other options"),
         (["export", "nope", "--to", "trl", "-o", "o"], "no manifest 'nope'"),
         (["drop", "nope"], "no score, vectors, manifest, mask, target or run 'nope'"),
         (["nonsense"], "no command 'nonsense'"),

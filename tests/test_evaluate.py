@@ -287,7 +287,7 @@ def test_it_refuses_to_judge_on_the_split_that_chose(ready: Workspace) -> None:
     ("eval_spec", "said_"),
     [
         (EvalSpec("fact", Loss()), "did you mean 'facts'"),
-        (EvalSpec("only_val", Loss()), "has no split 'test', on which to judge; add it with `curate target only_val"),
+        (EvalSpec("only_val", Loss()), "no split 'test', on which to evaluate; add it with `curate target only_val"),
     ],
 )
 def test_a_target_that_is_not_there_is_said(ready: Workspace, eval_spec: EvalSpec, said_: str) -> None:

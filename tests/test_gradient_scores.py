@@ -294,7 +294,7 @@ def test_tracin_looks_at_a_run_s_checkpoints_and_is_repaired_by_them(small_ws: A
     done = cli("verify", "--repair", ws=small_ws)
     assert part.read_bytes() == before, done.stdout + done.stderr
     done = cli("score", "tracin", "--target", "facts", "--model", "tiny", ws=small_ws)
-    assert done.returncode == 2 and "looks at the checkpoints of a training: add --checkpoints RUN" in done.stderr
+    assert done.returncode == 2 and "uses the checkpoints of a training: add --checkpoints RUN" in done.stderr
     done = cli("score", "tracin", "--target", "facts", "--model", "tiny", "--checkpoints", "r", ws=small_ws)
     assert done.returncode == 2 and "with --checkpoints the model is theirs; leave out --model tiny" in done.stderr
     done = cli("score", "length", "--checkpoints", "r", ws=small_ws)

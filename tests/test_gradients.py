@@ -180,7 +180,7 @@ def test_a_layer_that_is_not_known_is_refused_by_the_parameter_s_name() -> None:
 
     layer.mlp.up_proj = torch.nn.Linear(24, 40, bias=False, dtype=torch.float64)
     layer.input_layernorm = Squared()
-    with pytest.raises(CurateError, match=r"input_layernorm\.weight of a Squared does not stretch or shift its output"):
+    with pytest.raises(CurateError, match=r"input_layernorm\.weight of a Squared does not scale or shift its output"):
         per_sample(Backward.of(lm), samples())
 
 
@@ -281,10 +281,10 @@ def test_the_sparse_projection_in_few_kernels_is_the_one_in_pieces() -> None:
 
 
 def test_more_dimensions_than_numbers_are_refused() -> None:
-    with pytest.raises(CurateError, match="dim=101, and the parameters only 100 numbers; take a smaller dim"):
+    with pytest.raises(CurateError, match="dim=101, and the parameters only 100 elements; use a smaller dim"):
         projector("sjlt", 101, 0, 1, {"a": 60, "b": 40})
     assert projector("none", 101, 0, 1, {"a": 60, "b": 40}).dim == 100
-    with pytest.raises(CurateError, match="nonzeros=0: a number goes to at least one place"):
+    with pytest.raises(CurateError, match="nonzeros=0: each element goes to at least one coordinate"):
         projector("sjlt", 10, 0, 0, {"a": 60})
 
 

@@ -259,7 +259,7 @@ def test_what_is_of_another_training_is_refused(tmp_path: Path, checkpoints: Any
     (tmp_path / "optimizer.pt").write_bytes(b"nothing")
     with pytest.raises(CurateError, match="cannot be read as the state of a torch optimizer"):
         Backward([CheckpointChoice(one.model, 1e-3, str(tmp_path / "optimizer.pt"))], moments=True)
-    with pytest.raises(CurateError, match="no trainer_state.json says at what learning rate it was trained"):
+    with pytest.raises(CurateError, match="no trainer_state.json records the learning rate it was trained at"):
         checkpoints_of(ws, [str(other)], ModelChoice(""))
     with pytest.raises(CurateError, match="there is no run of that name in"):
         checkpoints_of(ws, ["nothing"], ModelChoice(""))

@@ -184,7 +184,7 @@ def test_gradient_block_s_blocks_are_those_of_a_plain_loop(measure: Any, scope: 
         assert (np.diff(found[name]) > 0).all()
     with pytest.raises(CurateError, match="a is 10 x 7, which blocks of 3 do not cover"):
         GradientBlock(block=3).init(given)
-    with pytest.raises(CurateError, match="a block of 8 x 8 has 64 numbers, and the budget is 60"):
+    with pytest.raises(CurateError, match="a block of 8 x 8 has 64 elements, and the budget is 60"):
         GradientBlock(block=8, edges="pad").init(given)
 
 
@@ -424,7 +424,7 @@ def test_what_is_no_mask_for_a_model_is_said(small_ws: Any) -> None:
         small_ws,
         curate.find("score", "length")(),
     )
-    with pytest.raises(CurateError, match="says nothing of parameters; take a `dualsft` score"):
+    with pytest.raises(CurateError, match="does not score parameters; use a `dualsft` score"):
         curate.mask(small_ws, "m", DualsftMask(), 0.1, score="length")
     with pytest.raises(CurateError, match="'magnitude_small' finds nothing to choose from in tiny; exclude less"):
         curate.mask(small_ws, "m", MagnitudeSmall(exclude="weight", scope="tensor"), 0.1, model="tiny")
@@ -445,9 +445,7 @@ def test_what_is_no_mask_for_a_model_is_said(small_ws: Any) -> None:
     with pytest.raises(CurateError, match=r"its model.embed_tokens.weight is \[7, 192\], and this one's"):
         fitted(replace(stored, lineage=other), lm.model)
     curate.mask(small_ws, "moves", MagnitudeSmall(interval=2), 0.1, model="tiny")
-    with pytest.raises(
-        CurateError, match="'moves' \\(magnitude_small\\) is chosen anew as training goes: give its method"
-    ):
+    with pytest.raises(CurateError, match="'moves' \\(magnitude_small\\) is updated during training: give its method"):
         curate.train(small_ws, "m_run", TrainingSpec(ModelChoice("tiny"), Uniform(), mask=read_mask(small_ws, "moves")))
     path = small_ws.mask_path("m")
     path.write_bytes(path.read_bytes()[:1000])
@@ -463,7 +461,7 @@ def test_what_is_no_mask_for_a_model_is_said(small_ws: Any) -> None:
 def test_the_command_line_masks_trains_and_goes_on_where_it_was_killed(small_ws: Any, cli: Any) -> None:
     done = cli("mask", "small", "--mask", "magnitude_small", "--model", "tiny", "--frac", "0.1", "--set", "interval=2",
                ws=small_ws)  # fmt: skip
-    assert done.returncode == 0 and "Mask small: 196,781 of 1,967,808 numbers." in done.stdout, done.stderr
+    assert done.returncode == 0 and "Mask small: 196,781 of 1,967,808 parameters." in done.stdout, done.stderr
     arguments = [
         "--model",
         "tiny",

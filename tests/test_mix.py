@@ -359,7 +359,7 @@ def test_a_mixture_has_no_order_and_stands_on_samples_that_can_be_learnt(sample_
     aside.write_text('{"messages": [{"role": "user", "content": "hm"}]}\n')
     curate.ingest(sample_ws, [str(aside)], source="mute")
     curate.mix(sample_ws, "silent", Given("mute=1,atlas=1"), MixtureSpec(rows=2))
-    with pytest.raises(CurateError, match="'mute', which has no sample left to learn from"):
+    with pytest.raises(CurateError, match="'mute', which has no sample left to train on"):
         curate.train(sample_ws, "s", TrainingSpec(TINY, Plain(), FAST, "silent"))
 
 

@@ -228,7 +228,7 @@ def test_a_template_that_takes_a_turn_back_and_one_that_refuses_give_a_reason(ti
     tokenizer = load(ModelChoice("tiny"))[1]
     tokenizer.chat_template = FORGETFUL
     one_turn, two_turns = encode(tokenizer, [chat("a", "b"), chat("a", "b", "c", "d")], 512)
-    assert not one_turn.error and "renders a turn otherwise when more follows" in two_turns.error
+    assert not one_turn.error and "renders a turn differently when more messages follow" in two_turns.error
     tokenizer.chat_template = FAMILIES["mistral"][0]
     system = {"text": None, "messages": [{"role": "system", "content": "x"}, *chat("a", "b")["messages"]]}
     (refused,) = encode(tokenizer, [system], 512)
@@ -345,7 +345,7 @@ def test_a_pickled_checkpoint_is_loaded_where_it_is_allowed(
 
 def test_a_hub_id_that_cannot_be_had_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(CurateError, match="could not be had from the hub"):
+    with pytest.raises(CurateError, match="could not be fetched from the hub"):
         resolve("nobody/no-such-model")
 
 

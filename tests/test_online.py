@@ -235,7 +235,7 @@ def test_the_command_line_learns_from_a_file_or_from_what_it_is_piped(
     assert all((a[name] == b[name]).all() for name in a)
     for wrong, said in (
         (("--stream", tmp_path / "none.jsonl"), "none.jsonl"),
-        (("--set", "stream.memory=8"), "stream.memory says what a stream keeps; name one by --stream PATH."),
+        (("--set", "stream.memory=8"), "stream.memory is a setting of a stream; name one by --stream PATH."),
         (("--stream", "-", "--set", "stream.replay=2"), "replay=2 of a step's samples"),
         (("--stream", "-", "--set", "stream.recall=2"), "has no setting 'recall'"),
         (("--stream", "-", "--dry-run"), "there is no --dry-run of it"),

@@ -56,7 +56,8 @@ def test_offline_against_online_ends_in_a_page_a_picture_and_its_reading(tmp_pat
     page = (tmp_path / "side/facts.html").read_text()
     for arm in ("base", "full", "random_5", "bm25_5", "embed_5", "ppl_5", "less_5", "adapt_bm25", "adapt", "linupper"):
         assert f"facts_{arm}" in page, arm
-    assert "facts_bm25_5_null (null of facts_bm25_5)" in page and "facts_adapt_null (null of facts_adapt)" in page
+    assert "facts_bm25_5_null (control of facts_bm25_5)" in page
+    assert "facts_adapt_null (control of facts_adapt)" in page
     assert (tmp_path / "side/facts.png").read_bytes()[:4] == b"\x89PNG"
     assert "facts loss [limit=20] (in domain, lower is better)" in done.stdout
     assert "translation loss [limit=20] (out of domain, lower is better)" in done.stdout
@@ -95,7 +96,7 @@ def test_dualsft_s_arms_and_its_diagnostics(tmp_path: Path) -> None:
         done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
         assert done.returncode == 0, done.stderr
         out[name] = done.stdout
-    table = out["dualsft"].partition("3. What came of it")[2]
+    table = out["dualsft"].partition("3. Results")[2]
     told = {line.split()[0]: line for line in table.splitlines() if "e+" in line}
     assert (
         len(told) == 24 and {"sft", "lora", "dualsft", "dualsft_null", "both_random", "less_then_s2ft"} <= told.keys()
@@ -103,9 +104,9 @@ def test_dualsft_s_arms_and_its_diagnostics(tmp_path: Path) -> None:
     assert " 10.0%    5.00% " in told["dualsft"] and " 100.0%  100.00% " in told["sft"]
     assert "   dualsft over both_random: plasticity" in table
     page = (tmp_path / "dual/facts.html").read_text()
-    assert "dualsft_null (null of dualsft)" in page and "data_dualsft_null (null of data_dualsft)" in page
+    assert "dualsft_null (control of dualsft)" in page and "data_dualsft_null (control of data_dualsft)" in page
     told = out["dualsft_diagnostics"]
-    differ = re.search(r"The worths here are the score's: they differ by ([\d.e-]+)\.", told)
+    differ = re.search(r"The values here are the score's: they differ by ([\d.e-]+)\.", told)
     assert differ and float(differ[1]) < 1e-5
     assert len(re.findall(r"^   (?:data|parameters) +(?:init|warm-up) +\w+ +[24] steps: Spearman", told, re.M)) == 12
     assert len(re.findall(r"^   round [123], (?:data|parameters)", told, re.M)) == 6
@@ -117,9 +118,7 @@ def test_forgetting(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "pipelines/forgetting.py"), "smoke", str(tmp_path / "forgetting")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
-    told = {
-        line.split()[0]: line for line in done.stdout.partition("3. What came of it")[2].splitlines() if "e+" in line
-    }
+    told = {line.split()[0]: line for line in done.stdout.partition("3. Results")[2].splitlines() if "e+" in line}
     ways = "sft lora data_random davir flow stm nanoadam fapm talr dualsft_param dualsft_data dualsft"
     assert list(told) == ways.split()
     assert " 100.0%   10.00% " in told["fapm"] and " 10.0%    5.00% " in told["dualsft"]

@@ -117,5 +117,5 @@ def test_a_killed_actor_is_replaced(sample_ws: Workspace, calm: dict[str, bytes]
 
 
 def test_no_ray_at_the_address_is_said(sample_ws: Workspace) -> None:
-    with pytest.raises(CurateError, match="no Ray to be had at 127.0.0.1:1"):
+    with pytest.raises(CurateError, match="no Ray could be reached at 127.0.0.1:1"):
         curate.score(sample_ws, Faulty(), executor=Ray(address="127.0.0.1:1"))

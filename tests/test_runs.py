@@ -256,7 +256,7 @@ def test_a_manifest_of_another_pool_is_refused(ready: Workspace, tmp_path: Path)
 
 @pytest.mark.parametrize(
     ("weight", "said"),
-    [(0.0, "all 0, so there is nothing"), (-1.0, "weighs the sample .* -1.0"), (float("nan"), "nan")],
+    [(0.0, "all 0, so there is nothing to train on"), (-1.0, "weighs the sample .* -1.0"), (float("nan"), "nan")],
 )
 def test_weights_that_are_none_are_refused(ready: Workspace, weight: float, said: str) -> None:
     table, lineage = read_manifest(ready, "picked")
@@ -296,7 +296,7 @@ def test_what_does_not_fit_is_said(ready: Workspace, change: dict[str, Any], sai
 
 def test_a_judge_without_its_split_and_a_checkpoint_of_another_model_are_refused(ready: Workspace) -> None:
     curate.target(ready, "facts", str(SAMPLE / "targets/facts_val.jsonl"))
-    with pytest.raises(CurateError, match="'facts' has no split 'test', on which to judge; add it with `curate target"):
+    with pytest.raises(CurateError, match="'facts' has no split 'test', on which to evaluate; add it with `curate"):
         curate.train(ready, "r", PLAIN, evals=[EvalSpec("facts", Loss())])
     assert not ready.run_names()
     curate.train(ready, "r", PLAIN)

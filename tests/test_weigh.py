@@ -135,13 +135,13 @@ def test_repeats_in_a_manifest(ready: Workspace) -> None:
 def test_a_weighted_set_is_refused_repeated_or_parted(ready: Workspace, tmp_path: Path) -> None:
     curate.weigh(ready, "w", Flow(temperature=3.0), "length", manifest="picked")
     with pytest.raises(
-        CurateError, match="cannot carry them; export it as jsonl or parquet, or lower them by --set weights=repeats"
+        CurateError, match="cannot carry them; export it as jsonl or parquet, or approximate them by --set weights="
     ):
         curate.export(ready, "w", Trl(), str(tmp_path / "no"))
     result = curate.export(ready, "w", Trl(weights="repeats"), str(tmp_path / "trl"))
     told = json.loads((tmp_path / "trl/weights.json").read_text())
     assert result.rows == 60 and told["how"] == "repeats" and told["effective_rows"] < 60 and told["largest_error"] > 0
-    assert "worth" in result.lowered
+    assert "effective sample size" in result.lowered
     parted = curate.export(ready, "w", Llamafactory(weights="strata", strata=3), str(tmp_path / "lf"))
     mix = json.loads((tmp_path / "lf/w.mix.json").read_text())
     names = mix["dataset"].split(",")
@@ -248,7 +248,7 @@ def test_a_negative_weight_is_refused() -> None:
 def test_the_command_line_weighs(ready: Workspace, cli: Any) -> None:
     done = cli("weigh", "w", "--by", "bm25_arithmetic", "--set", "tau=0.2", ws=ready)
     assert done.returncode == 0, done.stderr
-    assert "Manifest w: 3,000 samples, worth" in done.stdout and "school" in done.stdout
+    assert "Manifest w: 3,000 samples, effective sample size" in done.stdout and "school" in done.stdout
     repeated = cli("weigh", "r", "--by", "length", "--weighting", "flow", "--repeats", "500", ws=ready)
     assert "500 rows" in repeated.stdout
     assert (

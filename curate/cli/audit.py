@@ -1,4 +1,4 @@
-"""audit: selectors through stages of training, from a plan in TOML."""
+"""audit: evaluates selectors over several training stages, from a plan in TOML."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ if TYPE_CHECKING:
 @click.argument("name")
 @workspace()
 @click.option("--plan", "plan_file", required=True, metavar="FILE", help="The audit's plan, in TOML; see the README.")
-@click.option("--model", "model_name", metavar="MODEL", help="Another model than the plan's.")
-@click.option("--seeds", type=int, metavar="N", help="Another number of seeds than the plan's.")
-@click.option("-o", "--output", metavar="FILE", help="Write the scorecard as the page FILE.html, with its pictures.")
-@click.option("--fresh", is_flag=True, help="Begin the audit of that name anew.")
+@click.option("--model", "model_name", metavar="MODEL", help="Use this model instead of the plan's.")
+@click.option("--seeds", type=int, metavar="N", help="Number of seeds, instead of the plan's.")
+@click.option("-o", "--output", metavar="FILE", help="Write the scorecard and its figures to the page FILE.html.")
+@click.option("--fresh", is_flag=True, help="Discard an existing audit of that name and start over.")
 @dry_run_option
 @as_json_option
 def audit(
@@ -42,9 +42,9 @@ def audit(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Does a selector that wins today harm the stages after? Train in stages, and measure now and later.
+    """Train in stages on each selector's data, and measure whether what wins now helps or harms later stages.
 
-    The same command goes on where a killed one stood.
+    Running the same command again resumes an interrupted audit.
     """
     plan = read_plan(Path(plan_file), model_name, seeds)
     path = Path(output).with_suffix(".html") if output else None
@@ -71,7 +71,7 @@ def audit(
 
 
 def _plain(card: Scorecard) -> dict[str, Any]:
-    """A scorecard as JSON has it; null for what is not known."""
+    """A scorecard as JSON values; None for NaN."""
 
     def numbers(values: Any) -> Any:
         if isinstance(values, list):
@@ -98,7 +98,8 @@ def _plain(card: Scorecard) -> dict[str, Any]:
 
 
 def read_plan(path: Path, model: str | None = None, seeds: int | None = None) -> Audit:
-    """An audit from a file. Raises CurateError naming the file, the key and the rule."""
+    """Read an audit's plan from a TOML file; model, seeds: override the plan's. Raises CurateError naming the file, the
+    key and the rule."""
     if not path.is_file():
         raise CurateError(f"{path}: there is no such plan.")
     try:

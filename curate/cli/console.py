@@ -1,4 +1,4 @@
-"""How the command line speaks: results as aligned tables or JSON, and every error as one sentence."""
+"""Output of the command line: results as aligned tables or JSON, and every error as one sentence."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ def say(result: Any, as_json: bool, text: str) -> None:
 
 
 def notes(warnings: Sequence[str]) -> str:
-    """Warnings as lines to stand below a result."""
+    """Warnings as lines to print below a result."""
     return "".join(f"\nnote: {warning}" for warning in warnings)
 
 
 def run(command: click.Command, arguments: Sequence[str] | None = None) -> None:
-    """Run a command and exit: status 0, 2 for a user's mistake, 1 for a failure, 130 when stopped."""
+    """Run a command and exit: status 0, 2 for a usage error, 1 for a failure, 130 when interrupted."""
     try:
         status = command.main(arguments, prog_name="curate", standalone_mode=False)
         sys.stdout.flush()
@@ -40,15 +40,13 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> None:
         more = f" (see `{context.command_path} --help`)" if context else ""
         status = _fail(f"{error.format_message().rstrip('.')}{more}.", 2)
     except (click.Abort, KeyboardInterrupt):
-        status = _fail("stopped; what was committed stays, and the same command goes on from there.", 130)
+        status = _fail("stopped; committed work is kept, and the same command resumes from there.", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has closed the pipe: not an error
         status = 0
     except OSError as error:
         where = f"{error.filename}: " if error.filename else ""
-        status = _fail(
-            f"{where}{error.strerror or error}; nothing that was stored is lost, mend this and run again.", 1
-        )
+        status = _fail(f"{where}{error.strerror or error}; nothing that was stored is lost, fix this and run again.", 1)
     except Exception as error:
         if os.environ.get("CURATE_DEBUG"):
             raise

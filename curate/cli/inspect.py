@@ -1,4 +1,4 @@
-"""status, ledger, verify, sql, drop, methods: what there is."""
+"""status, ledger, verify, report, sql, drop, methods: inspecting a workspace."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from curate.store.workspace import Workspace
 @workspace()
 @as_json_option
 def status(ws: Workspace, as_json: bool) -> None:
-    """Show what there is, and what is stale or missing."""
+    """Show the workspace's contents, and what is stale or incomplete."""
     s = curate.status(ws)
     lines = [f"{s.path}: {s.rows:,} samples in {s.shards} shards ({s.copies:,} with copies), {s.rejects:,} rejects."]
     tables = [
@@ -56,7 +56,7 @@ def status(ws: Workspace, as_json: bool) -> None:
             },
         ),
         (s.manifests, {"name": "manifest", "made_by": "made by", "by": "by", "rows": "samples"}),
-        (s.masks, {"name": "mask", "made_by": "made by", "model": "model", "frac": "share", "selected": "numbers"}),
+        (s.masks, {"name": "mask", "made_by": "made by", "model": "model", "frac": "share", "selected": "parameters"}),
         (
             s.runs,
             {
@@ -75,7 +75,7 @@ def status(ws: Workspace, as_json: bool) -> None:
 @workspace()
 @as_json_option
 def ledger(ws: Workspace, as_json: bool) -> None:
-    """Show what every pass cost."""
+    """Show the cost of every pass: samples, FLOPs, seconds."""
     rows = curate.ledger(ws)
     columns = {key: key for key in ("stage", "methods", "name", "phase", "runs", "samples", "flops", "seconds")}
     click.echo(json.dumps(rows, indent=1) if as_json else table(rows, columns) if rows else "Nothing was spent yet.")
@@ -83,17 +83,17 @@ def ledger(ws: Workspace, as_json: bool) -> None:
 
 @click.command()
 @workspace()
-@click.option("--repair", is_flag=True, help="Compute again what is damaged and can be computed.")
+@click.option("--repair", is_flag=True, help="Recompute damaged parts where possible.")
 @as_json_option
 def verify(ws: Workspace, repair: bool, as_json: bool) -> None:
     """Check every part against its commit record: bytes, rows, ids in the pool's order.
 
-    The exit status is 1 while something is damaged. Scores and what they prepared are computed again by --repair;
-    for what came from outside, the remedy is said.
+    The exit status is 1 while something is damaged. --repair recomputes scores and their intermediate results; for
+    data that came from outside, the remedy is printed.
     """
     r = curate.verify(ws, repair=repair)
     left = [d for d in r.damaged if not d.repaired]
-    head = f"{r.parts:,} parts looked at ({r.bytes:,} bytes), {len(r.damaged):,} damaged"
+    head = f"{r.parts:,} parts checked ({r.bytes:,} bytes), {len(r.damaged):,} damaged"
     lines = [f"{head}{', ' + str(len(r.damaged) - len(left)) + ' repaired' if repair else ''}."]
     for d in r.damaged:
         lines.append(f"{d.kind} {d.name}: {d.part} {d.what}; {'repaired' if d.repaired else d.remedy}.")
@@ -105,13 +105,19 @@ def verify(ws: Workspace, repair: bool, as_json: bool) -> None:
 @click.command()
 @workspace()
 @click.option(
-    "-o", "--output", "path", required=True, type=click.Path(path_type=Path), metavar="FILE.html", help="The page."
+    "-o",
+    "--output",
+    "path",
+    required=True,
+    type=click.Path(path_type=Path),
+    metavar="FILE.html",
+    help="The HTML file to write.",
 )
-@click.option("--score", "scores", multiple=True, metavar="NAME", help="Show this score.  [default: the first 12]")
-@click.option("--manifest", "manifests", multiple=True, metavar="NAME", help="This one.  [default: the first 12]")
-@click.option("--samples", default=50_000, show_default=True, metavar="N", help="Samples that can be searched.")
-@click.option("--cut", default=300, show_default=True, metavar="N", help="Characters of each.")
-@click.option("--title", metavar="TEXT", help="[default: the workspace's folder]")
+@click.option("--score", "scores", multiple=True, metavar="NAME", help="Score to show.  [default: the first 12]")
+@click.option("--manifest", "manifests", multiple=True, metavar="NAME", help="To show.  [default: the first 12]")
+@click.option("--samples", default=50_000, show_default=True, metavar="N", help="Number of searchable samples.")
+@click.option("--cut", default=300, show_default=True, metavar="N", help="Characters shown per sample.")
+@click.option("--title", metavar="TEXT", help="Title of the page.  [default: the workspace's folder]")
 @as_json_option
 def report(
     ws: Workspace,
@@ -123,16 +129,16 @@ def report(
     title: str | None,
     as_json: bool,
 ) -> None:
-    """Write the workspace as one page to look at: scores, selections, samples, runs, audits, and what they cost.
+    """Write a report of the workspace as one HTML page: scores, selections, samples, runs, audits, and their cost.
 
-    The page needs no network, and asks for none.
+    The page is self-contained and loads nothing from the network.
     """
     began = time.perf_counter()
     r = curate.report(ws, scores=scores, manifests=manifests, samples=samples, cut=cut)
     from curate.pages.report import page
 
     if not path.parent.is_dir():
-        raise CurateError(f"{path.parent} is no folder; name a file in one that is there.")
+        raise CurateError(f"{path.parent} is no folder; name a file in an existing one.")
     path.write_text(page(r, title or ws.path.absolute().name), encoding="utf-8")
     told = {"file": str(path), "bytes": path.stat().st_size, "samples": len(r.shown.id), "warnings": r.warnings}
     seconds = time.perf_counter() - began
@@ -151,17 +157,19 @@ def report(
     metavar="FORMAT",
     help="table, csv, json or parquet.",
 )
-@click.option("-o", "--output", metavar="FILE", help="Write to a file.")
+@click.option("-o", "--output", metavar="FILE", help="Write to this file instead of standard output.")
 def sql(ws: Workspace, query: str, fmt: str, output: str | None) -> None:
     """Run one SELECT (DuckDB's SQL) over the workspace.
 
     \b
-    pool, targets, rejects, ledger, runs   what they say
-    metrics, trained, evaluations          of runs: every step; every sample at every step; what judges found
+    pool, targets, rejects, ledger, runs   the workspace's own tables
+    metrics                                of runs: a row per step
+    trained                                of runs: a row per sample and step, with its loss and weight
+    evaluations                            of runs: a row per evaluation
     samples                                the pool with every score: NAME, and NAME_COLUMN for its other columns
-    NAME                                   the own table of a score, vectors or a manifest
+    NAME                                   the table of a score, vectors or a manifest
 
-    Original fields: meta->>'field'.
+    Fields of the input records: meta->>'field'.
     """
     from curate.verbs.sql import write_sql
 
@@ -180,10 +188,10 @@ def drop(ws: Workspace, name: str) -> None:
 @click.command()
 @click.argument("kind", required=False)
 @click.argument("name", required=False)
-@click.option("--markdown", is_flag=True, help="The list as Markdown, as in the README.")
+@click.option("--markdown", is_flag=True, help="Print the list as Markdown, as in the README.")
 @as_json_option
 def methods(kind: str | None, name: str | None, markdown: bool, as_json: bool) -> None:
-    """List the methods; with KIND and NAME, explain one.
+    """List the methods; with KIND and NAME, describe one and its settings.
 
     KIND is score, selector, weighting, mixer, mask, pruner, metric, export or executor.
     """

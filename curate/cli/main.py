@@ -1,4 +1,4 @@
-"""The command line: with its commands the one place where names become objects. Each is a thin layer over a verb."""
+"""The command line: resolves names of methods and models to objects. Each command is a thin layer over a verb."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from curate.errors import CurateError, nearest
 
 
 class _Commands(click.Group):
-    """Commands in the order of work, and the nearest one where a name is not known."""
+    """Lists commands in the order of use, and suggests the nearest one for an unknown name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
         return list(self.commands)
@@ -27,16 +27,16 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="curate", prog_name="curate")
 def cli() -> None:
-    """Which samples to train a language model on, with what weight, and what it cost to find out.
+    """Data selection for language models: which samples to train on, with what weight, and at what cost.
 
     \b
-    curate ingest -w WS data/*.jsonl                    files in
-    curate target -w WS math val.jsonl                  what "good" means
-    curate score  -w WS bm25 --target math              a column of scores
-    curate select -w WS best --by bm25_math --frac .05  a selection
-    curate export -w WS best --to trl -o out            your trainer's files
+    curate ingest -w WS data/*.jsonl                    add samples to the pool
+    curate target -w WS math val.jsonl                  examples of what to select for
+    curate score  -w WS bm25 --target math              score every sample
+    curate select -w WS best --by bm25_math --frac .05  select samples
+    curate export -w WS best --to trl -o out            write files for your trainer
 
-    Every command works in a workspace: -w WS, or the variable CURATE_WORKSPACE.
+    Every command works in a workspace: -w WS, or the environment variable CURATE_WORKSPACE.
     """
 
 

@@ -1,4 +1,4 @@
-"""mix: how often to draw from which domain."""
+"""mix: domain weights for training mixtures."""
 
 from __future__ import annotations
 
@@ -18,33 +18,33 @@ from curate.store.workspace import Workspace
 @workspace()
 @click.option("--mixer", "mixer_name", required=True, metavar="METHOD", help="See `curate methods mixer`.")
 @click.option(
-    "--rows", type=int, metavar="N", help="Draws of an epoch of the mixture.  [default: as many as there are]"
+    "--rows", type=int, metavar="N", help="Samples drawn per epoch of the mixture.  [default: the number of samples]"
 )
-@click.option("--tokens", type=float, metavar="N", help="Or its tokens; then weights are shares of tokens.")
-@click.option("--token-count", metavar="SQL", help="Tokens of a sample.  [default: n_chars / 4.0]")
+@click.option("--tokens", type=float, metavar="N", help="Or tokens per epoch; weights are then shares of tokens.")
+@click.option("--token-count", metavar="SQL", help="Number of tokens of a sample.  [default: n_chars / 4.0]")
 @click.option(
     "--realise",
     type=click.Choice(["quota", "probability"]),
     default="quota",
     show_default=True,
-    help="Every epoch has each domain's quota; or the domain of every draw is by lot.",
+    help="quota: every epoch has each domain's exact quota; probability: every draw's domain is random.",
 )
 @click.option(
     "--max-epochs",
     default="4",
     show_default=True,
     metavar="F",
-    help="How often an epoch of the mixture may go through a domain's samples (1: no repeats); none: however often.",
+    help="Most passes over a domain's samples in one epoch of the mixture (1: no repeats); none: no limit.",
 )
-@click.option("--lower", is_flag=True, help="Give what a domain would have beyond --max-epochs to the others.")
-@click.option("--by", metavar="SQL", help="Expression over `samples`: the score of mixers that use one, as softmax.")
-@click.option("--domain", metavar="SQL", default="source", show_default=True, help="Which domain a sample is of.")
+@click.option("--lower", is_flag=True, help="Cap domains at --max-epochs and give the excess to the others.")
+@click.option("--by", metavar="SQL", help="Expression over `samples`: the score of mixers that use one (softmax).")
+@click.option("--domain", metavar="SQL", default="source", show_default=True, help="Expression for a sample's domain.")
 @click.option("--manifest", metavar="NAME", help="Mix the samples of this manifest.  [default: the whole pool]")
-@click.option("--model", "model_name", metavar="MODEL", help="What proxies begin with, of doremi and regmix.")
+@click.option("--model", "model_name", metavar="MODEL", help="Initial model of the proxies (doremi, regmix).")
 @click.option(
-    "--target", "targets", multiple=True, metavar="NAME", help="What proxies are judged on (their split val)."
+    "--target", "targets", multiple=True, metavar="NAME", help="Targets that proxies are evaluated on (split val)."
 )
-@click.option("--metric", "metric_names", multiple=True, metavar="METHOD", help="How.  [default: loss]")
+@click.option("--metric", "metric_names", multiple=True, metavar="METHOD", help="For proxies.  [default: loss]")
 @click.option(
     "--set",
     "settings",
@@ -53,9 +53,9 @@ from curate.store.workspace import Workspace
     help="A setting of the mixer (trials=64), of the proxies' training (train.steps=200), of the model "
     "(model.context=512), of a metric or of the executor.",
 )
-@click.option("--seed", default=0, show_default=True, help="Of the proxies' draws.")
-@click.option("--executor", "executor_name", metavar="METHOD", help="Who trains regmix's.  [default: local]")
-@click.option("--workers", type=int, metavar="N", help="Proxies that are trained side by side.")
+@click.option("--seed", default=0, show_default=True, help="Random seed of the proxies' draws.")
+@click.option("--executor", "executor_name", metavar="METHOD", help="What runs regmix's proxies.  [default: local]")
+@click.option("--workers", type=int, metavar="N", help="Number of proxies trained in parallel.")
 @click.option("--allow-stale", is_flag=True, help="Use scores that are stale or incomplete.")
 @as_json_option
 def mix(
@@ -81,7 +81,7 @@ def mix(
     allow_stale: bool,
     as_json: bool,
 ) -> None:
-    """Weigh domains, as the mixture NAME, from which `curate train` draws and which `curate export` realises."""
+    """Compute domain weights and store them as the mixture NAME, for `curate train` and `curate export`."""
     from curate.runs.evaluation import EvalSpec
     from curate.runs.proxies import Proxy
     from curate.tables.lookup import TOKENS
@@ -89,7 +89,7 @@ def mix(
     from curate.verbs.mix import MixtureSpec
 
     if metric_names and not targets:
-        raise CurateError("--metric says how proxies are judged; on what, says --target NAME.")
+        raise CurateError("--metric sets how proxies are evaluated; add --target NAME to evaluate them on.")
     metrics = metric_names or (("loss",) if targets else ())
     executor = executor_name or "local"
     own = by_owner(["", "train", "model", executor, *metrics], [], settings)
@@ -109,7 +109,7 @@ def mix(
     )
     proxy, models = None, models_of([model_name] if model_name else [], own["model"])
     if set(models) - {""}:
-        raise CurateError(f"--model {model_name}: only one model is at work here, so name it without a role.")
+        raise CurateError(f"--model {model_name}: only one model is used here, so name it without a role.")
     if models:
         given = {"workers": str(workers)} if workers is not None else {}
         proxy = Proxy(
@@ -125,18 +125,18 @@ def mix(
         )
     elif targets or metric_names or own["train"] or workers is not None or executor_name:
         raise CurateError(
-            "--target, --metric, --executor, --workers and --set train.… are for proxies: say what they begin with, by "
+            "--target, --metric, --executor, --workers and --set train.… are for proxies: give their initial model, by "
             "--model MODEL."
         )
     r = curate.mix(ws, name, mixer, blend, proxy=proxy)
     columns = {"source": "domain", "weight": "weight", "rows": "draws", "tokens": "tokens", "available": "samples"}
     columns["epochs"] = "epochs"
-    how = "by quota" if blend.exact else "by lot"
+    how = "by quota" if blend.exact else "at random"
     head = f"Mixture {name}: {r.rows:,} draws {how}, about {r.tokens:,} tokens; weights are shares of "
     head += f"{'samples' if r.unit == 'rows' else 'tokens'}."
     info = [", ".join(f"{key} {value:.4g}" for key, value in r.told.items())] if r.told else []
-    gone = [f"{r.without_domain:,} samples are of no domain and are not drawn"] if r.without_domain else []
-    held = [f"held at {max_epochs} epochs: {', '.join(r.lowered)}"] if r.lowered else []
+    gone = [f"{r.without_domain:,} samples have no domain and are not drawn"] if r.without_domain else []
+    held = [f"capped at {max_epochs} epochs: {', '.join(r.lowered)}"] if r.lowered else []
     say(r, as_json, f"{head}\n{table(r.by_domain, columns)}" + notes([*info, *held, *gone, *r.warnings]))
 
 

@@ -1,4 +1,4 @@
-"""What commands share: options, and settings and models given as text."""
+"""Shared by commands: options, and parsing of settings and models given as text."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ from curate.store.workspace import Workspace, open_workspace
 
 
 def workspace(create: bool = False) -> Callable[[Any], Any]:
+    """The option -w, which opens the workspace; create: make it if it does not exist."""
+
     def convert(ctx: click.Context, param: click.Parameter, value: str | None) -> Workspace:
         if not value:
             raise CurateError("say which workspace: -w FOLDER, or set CURATE_WORKSPACE.")
@@ -24,26 +26,26 @@ def workspace(create: bool = False) -> Callable[[Any], Any]:
         envvar="CURATE_WORKSPACE",
         metavar="WS",
         callback=convert,
-        help="The workspace's folder" + (", made where there is none." if create else "."),
+        help="The workspace's folder" + (", created if it does not exist." if create else "."),
     )
 
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
-dry_run_option = click.option("--dry-run", is_flag=True, help="Say what would be done, and do nothing.")
+dry_run_option = click.option("--dry-run", is_flag=True, help="Only print what would be done.")
 map_option = click.option(
     "--map",
     "maps",
     multiple=True,
     metavar="OURS=THEIRS,…",
-    help="Field names, as in prompt=question,completion=answer. OURS: " + "prompt, completion, system, messages, text, "
-    "instruction, input, output, history, source, subtask, split.",
+    help="Map our field names to yours, as in prompt=question,completion=answer. OURS: prompt, completion, system, "
+    "messages, text, instruction, input, output, history, source, subtask, split.",
 )
 format_option = click.option(
     "--format",
     "fmt",
     default="auto",
     metavar="FORMAT",
-    help="auto (record by record), messages, sharegpt, prompt-completion, alpaca, question-answer or text.",
+    help="Record format: auto (per record), messages, sharegpt, prompt-completion, alpaca, question-answer or text.",
 )
 set_option = click.option(
     "--set",
@@ -55,7 +57,7 @@ set_option = click.option(
 
 
 def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
-    """The key=value pairs of a repeatable option whose values may also stand behind commas."""
+    """The key=value pairs of a repeatable option; --map also accepts several separated by commas."""
     pairs = {}
     for text in texts:
         for item in text.split(",") if option == "--map" else [text]:
@@ -67,9 +69,9 @@ def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
 
 
 def by_owner(owners: Sequence[str], method_names: Sequence[str], settings: Sequence[str]) -> dict[str, dict[str, str]]:
-    """The settings meant for each owner: OWNER.FIELD=VALUE, or FIELD=VALUE where there is one method only.
+    """The settings of each owner: from OWNER.FIELD=VALUE, or FIELD=VALUE if there is only one method.
 
-    An owner without a name has all that are given without one.
+    If there is an owner '', it gets all settings without an owner. Raises CurateError for unknown or ambiguous owners.
     """
     mine: dict[str, dict[str, str]] = {owner: {} for owner in owners}
     for key, value in pairs(settings, "--set").items():
@@ -85,7 +87,8 @@ def by_owner(owners: Sequence[str], method_names: Sequence[str], settings: Seque
 
 
 def models_of(given: Sequence[str], settings: dict[str, str], nameless: bool = False) -> dict[str, ModelChoice]:
-    """Role -> model; a MODEL without a role is the first of each method's. nameless: settings may come without one."""
+    """Role -> model, from MODEL or ROLE=MODEL; without a role, '' (each method's first role). nameless: allow settings
+    without a model."""
     found = {}
     for text in given:
         role, equals, name = text.partition("=")
@@ -99,5 +102,5 @@ def models_of(given: Sequence[str], settings: dict[str, str], nameless: bool = F
 
 
 def settings_text(fields: Sequence[dict[str, Any]]) -> str:
-    """Settings with their defaults, types and what they mean, as lines."""
+    """Settings with their defaults, types and descriptions, as lines."""
     return "".join(f"\n  {f['name']}={f['default']!r}  ({f['type']})\n      {f['note']}" for f in fields)

@@ -1,4 +1,4 @@
-"""ingest, target: samples in."""
+"""ingest, target: adding samples and targets."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from curate.store.workspace import Workspace
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH…")
 @workspace(create=True)
-@click.option("--source", metavar="NAME", help="The domain of all rows. Default: each path's name without endings.")
+@click.option("--source", metavar="NAME", help="Source of all rows.  [default: each path's name without extensions]")
 @format_option
 @map_option
 @click.option("--shard-size", default=32, show_default=True, metavar="MIB", help="Text per shard of the pool, in MiB.")
@@ -40,9 +40,9 @@ def ingest(
 ) -> None:
     """Add samples from files, folders, globs or hub ids.
 
-    JSONL, JSON arrays, both packed with gzip or zstd, Parquet, Arrow, told by their bytes; `save_to_disk` folders; hub
-    ids as owner/name[:split]. Files already in the pool are skipped; equal samples are kept once and counted in
-    `copies`; lines that hold no sample go to the table `rejects`.
+    Reads JSONL and JSON arrays (plain, gzip or zstd), Parquet and Arrow, detected by content; folders written by
+    `save_to_disk`; hub datasets as owner/name[:split]. Files already in the pool are skipped; duplicate samples are
+    kept once and counted in `copies`; lines without a valid sample go to the table `rejects`.
     """
     if shard_size <= 0:
         raise CurateError(f"--shard-size is a number of MiB above 0, not {shard_size}.")
@@ -62,13 +62,13 @@ def ingest(
     seen = ", ".join(f"{name} {n:,}" for name, n in r.formats.items()) or "none"
     lines = [
         f"{r.read:,} rows read: {r.added:,} samples added, {r.copies:,} copies of known ones, {r.rejected:,} rejected.",
-        f"Formats seen: {seen}" + (" (another reading: --format, --map)." if fmt == "auto" and not maps else "."),
+        f"Formats seen: {seen}" + (" (to change: --format, --map)." if fmt == "auto" and not maps else "."),
         f"The pool has {r.pool_rows:,} samples in {r.shards} shards.",
     ]
     if r.files_skipped:
         lines.insert(
             0,
-            f"{len(r.files_skipped)} files skipped, they are in the pool: {', '.join(r.files_skipped[:3])}…",
+            f"{len(r.files_skipped)} files skipped, as they are in the pool: {', '.join(r.files_skipped[:3])}…",
         )
     if r.sources:
         lines.append(
@@ -86,13 +86,13 @@ def ingest(
 @click.argument("name")
 @click.argument("path")
 @workspace(create=True)
-@click.option("--subtask", metavar="FIELD", help="The field that names each row's sub-task.")
+@click.option("--subtask", metavar="FIELD", help="Input field with each row's sub-task.")
 @click.option(
     "--split",
     type=click.Choice(["val", "test"]),
     default="val",
     show_default=True,
-    help="val chooses, test judges.",
+    help="val: for selection; test: for evaluation.",
 )
 @format_option
 @map_option
@@ -107,9 +107,9 @@ def target(
     maps: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Store good examples as the target NAME.
+    """Store examples of what the model should learn as the target NAME.
 
-    Replaces the given split of that target; scores that used an edited val split are stale from then on.
+    Replaces the given split of that target; scores that used a changed val split become stale.
     """
     r = curate.target(ws, name, path, subtask=subtask, split=split, fmt=fmt, mapping=pairs(maps, "--map"))
     rows = ", ".join(f"{n:,} {s}" for s, n in sorted(r.rows.items(), reverse=True))

@@ -1,4 +1,4 @@
-"""score, neighbors, explain: columns and vectors."""
+"""score, neighbors, explain: scores and vectors."""
 
 from __future__ import annotations
 
@@ -31,15 +31,15 @@ from curate.store.workspace import Workspace
     "given_names",
     multiple=True,
     metavar="N | METHOD=N",
-    help="The score's name. Default: METHOD, or METHOD_TARGET.",
+    help="The score's name.  [default: METHOD, or METHOD_TARGET]",
 )
 @click.option(
     "--set",
     "settings",
     multiple=True,
     metavar="[METHOD.]FIELD=VALUE",
-    help="A setting; see `curate methods score`. Of the executor: local.timeout=60, ray.gpus=1. Of the model: "
-    "model.dtype=float32, model.batch_tokens=8192, model.context=1024, …",
+    help="A setting of a method (see `curate methods score`), of the executor (local.timeout=60, ray.gpus=1) or of the "
+    "model (model.dtype=float32, model.batch_tokens=8192, model.context=1024, …).",
 )
 @click.option(
     "--model",
@@ -47,26 +47,25 @@ from curate.store.workspace import Workspace
     multiple=True,
     metavar="MODEL | ROLE=MODEL",
     help="The model of methods that use one: a folder, a .gguf file, a hub id, a run, or tiny, smollm2-135m, minilm. "
-    "Without a ROLE it is the base model; of embed, asked for alone, the encoder.",
+    "Without a ROLE it is the base model (for embed alone, the encoder).",
 )
 @click.option(
     "--checkpoints",
     multiple=True,
     metavar="RUN | FOLDER[@LR]",
-    help="Whose gradients are taken, in place of --model: a run; a checkpoint's folder (a whole model, or peft's "
-    "adapter; its optimizer.pt beside it); or one that holds checkpoint-100, …. LR: where nothing says at what rate it "
-    "was trained.",
+    help="Checkpoints to take gradients at, instead of --model: a run; a checkpoint's folder (a whole model or a peft "
+    "adapter, with its optimizer.pt); or a folder with checkpoint-100, …. LR: its learning rate, if not recorded.",
 )
 @click.option(
     "--vectors",
     "vectors_names",
     multiple=True,
     metavar="N | METHOD=N",
-    help="The name of the vectors of methods that store some (embed, embed_lm). Default: METHOD.",
+    help="The name of the vectors of methods that store some (embed, embed_lm).  [default: METHOD]",
 )
 @click.option("--executor", "executor_name", default="local", show_default=True, help="See `curate methods executor`.")
 @click.option("--workers", type=int, metavar="N", help="Worker processes, or actors.  [default: the executor's]")
-@click.option("--fresh", is_flag=True, help="Compute beside the table there is, and swap when complete.")
+@click.option("--fresh", is_flag=True, help="Recompute from scratch, and replace the existing table when complete.")
 @dry_run_option
 @as_json_option
 def score(
@@ -86,8 +85,8 @@ def score(
 ) -> None:
     """Score every sample by one or more METHODs.
 
-    Only what is missing is computed, so a killed run is repeated by the same command; a stale score is computed
-    anew beside the old one. Methods that use the same model are computed in one pass through it.
+    Only missing values are computed, so running the same command again resumes an interrupted one; a stale score is
+    recomputed and then replaces the old one. Methods that use the same model share one pass through it.
     """
     own = by_owner([*method_names, executor_name, "model"], method_names, settings)
     methods = [registry.make("score", name, own[name]) for name in method_names]
@@ -149,12 +148,12 @@ def _scored(r: Any, dry_run: bool) -> str:
 @click.command()
 @click.argument("vectors")
 @workspace()
-@click.option("--text", metavar="WORDS", help="What to be near to: a text, which goes through the vectors' model.")
-@click.option("--id", "sample", metavar="ID", help="Or a sample of the pool.")
-@click.option("-k", "count", default=10, show_default=True, metavar="N", help="How many.")
+@click.option("--text", metavar="WORDS", help="Query text, encoded by the vectors' model.")
+@click.option("--id", "sample", metavar="ID", help="Or the id of a sample of the pool as query.")
+@click.option("-k", "count", default=10, show_default=True, metavar="N", help="Number of neighbours.")
 @as_json_option
 def neighbors(ws: Workspace, vectors: str, text: str | None, sample: str | None, count: int, as_json: bool) -> None:
-    """Show the samples most like a text or another sample, by VECTORS (`curate score embed` makes some)."""
+    """Show the samples most similar to a text or another sample, by VECTORS (such as `curate score embed` makes)."""
     r = curate.neighbors(ws, vectors, text=text, sample_id=sample, k=count)
     lines = [{**row, "text": " ".join(row["text"].split())[:80]} for row in r.found]
     columns = {"similarity": "cosine", "id": "id", "source": "source", "text": "text"}
@@ -164,13 +163,13 @@ def neighbors(ws: Workspace, vectors: str, text: str | None, sample: str | None,
 @click.command()
 @click.argument("sample_id", metavar="ID")
 @workspace()
-@click.option("--score", required=True, metavar="NAME", help="A score made of similarities: of less, embed, embed_lm.")
-@click.option("-k", "count", default=5, show_default=True, metavar="N", help="How many of the most and least alike.")
+@click.option("--score", required=True, metavar="NAME", help="A score based on similarities: less, embed, embed_lm.")
+@click.option("-k", "count", default=5, show_default=True, metavar="N", help="How many most and least similar to show.")
 @as_json_option
 def explain(ws: Workspace, sample_id: str, score: str, count: int, as_json: bool) -> None:
-    """Show why the sample ID scored high or low: which of the target's examples it is like, and which not.
+    """Show why the sample ID scored high or low: the target's examples that it is most and least similar to.
 
-    ID may be an example of the target instead: then which samples of the pool speak for it.
+    ID may also be an example of the target; then the pool's samples most and least similar to it are shown.
     """
     r = curate.explain(ws, sample_id, score, k=count)
     say(r, as_json, _explained(r) + notes(r.warnings))

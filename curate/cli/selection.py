@@ -1,4 +1,4 @@
-"""select, weigh, mask, export: which samples, which parameters, and a trainer's files."""
+"""select, weigh, mask, export: choosing samples and parameters, and writing files for trainers."""
 
 from __future__ import annotations
 
@@ -27,25 +27,25 @@ from curate.store.workspace import Workspace
 @click.option(
     "--by",
     metavar="SQL",
-    help="Expression over `samples` to rank by, higher is better; a selector that ranks otherwise only leaves out what "
-    "has no value.",
+    help="Expression over `samples` to rank by, higher is better; selectors that do not rank by it only leave out "
+    "samples without a value.",
 )
-@click.option("--where", metavar="SQL", help="Condition a candidate must meet.")
+@click.option("--where", metavar="SQL", help="Condition that candidates must satisfy.")
 @click.option("--top", type=int, metavar="N", help="Budget in samples.")
 @click.option("--frac", type=float, metavar="F", help="Budget as a fraction of the candidates that have a value.")
 @click.option("--tokens", type=float, metavar="N", help="Budget in tokens; see --token-count.")
-@click.option("--token-count", metavar="SQL", help="Tokens of a sample.  [default: n_chars / 4.0]")
+@click.option("--token-count", metavar="SQL", help="Number of tokens of a sample.  [default: n_chars / 4.0]")
 @click.option(
     "--per",
     metavar="GROUP",
-    help="source or subtask: the budget is each group's; what a group took, no later one (by name) takes.",
+    help="source or subtask: the budget applies to each group, in order of name; no sample is selected twice.",
 )
-@click.option("--vectors", metavar="NAME", help="The vectors of selectors that work on some, as kcenter.")
-@click.option("--target", metavar="NAME", help="The target of selectors that work on one, as round_robin.")
+@click.option("--vectors", metavar="NAME", help="The vectors of selectors that use some, such as kcenter.")
+@click.option("--target", metavar="NAME", help="The target of selectors that use one, such as round_robin.")
 @click.option(
     "--history",
     metavar="NAME,…",
-    help="Manifests, or targets, of what was learnt before, for selectors that look at it, as uds and lhas.",
+    help="Manifests, or targets, of earlier training data, for selectors that use it (uds, lhas).",
 )
 @click.option(
     "--selector",
@@ -54,10 +54,10 @@ from curate.store.workspace import Workspace
     help="See `curate methods selector`.  [default: top; random without --by]",
 )
 @set_option
-@click.option("--seed", default=0, show_default=True, help="Of every random choice.")
-@click.option("--null", is_flag=True, help="Deal the values out by lot first: what the same choice owes to chance.")
+@click.option("--seed", default=0, show_default=True, help="Random seed.")
+@click.option("--null", is_flag=True, help="Control run: shuffle the values of --by at random before selecting.")
 @click.option("--allow-stale", is_flag=True, help="Use scores that are stale or incomplete.")
-@click.option("--replay", "replayed", metavar="FILE", help="Repeat the selection of a manifest's JSON.")
+@click.option("--replay", "replayed", metavar="FILE", help="Repeat the selection recorded in a manifest's JSON.")
 @dry_run_option
 @as_json_option
 def select(
@@ -82,7 +82,7 @@ def select(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Choose samples under a budget, as the manifest NAME."""
+    """Select samples under a budget, as the manifest NAME."""
     if replayed:
         given = (
             by,
@@ -102,7 +102,7 @@ def select(
             dry_run,
         )
         if any(given):
-            raise CurateError("--replay repeats a selection as it was; it goes with no other choice.")
+            raise CurateError("--replay repeats a selection as it was; it cannot be combined with other options.")
         r = curate.replay(ws, name, replayed, allow_stale=allow_stale)
     else:
         from curate.tables.lookup import TOKENS
@@ -132,9 +132,11 @@ def select(
 @click.argument("name")
 @workspace()
 @click.option("--mask", "mask_name", required=True, metavar="METHOD", help="See `curate methods mask`.")
-@click.option("--frac", type=float, required=True, metavar="F", help="Budget as a fraction of the model's numbers.")
-@click.option("--model", "model_name", metavar="MODEL", help="Whose weights are looked at, as magnitude_small does.")
-@click.option("--score", metavar="NAME", help="The score that a method ranks parameters by, as dualsft does.")
+@click.option("--frac", type=float, required=True, metavar="F", help="Budget as a fraction of the model's parameters.")
+@click.option(
+    "--model", "model_name", metavar="MODEL", help="The model, for methods that use its weights (magnitude_small, …)."
+)
+@click.option("--score", metavar="NAME", help="The score, for methods that rank parameters by one (dualsft).")
 @set_option
 @click.option("--allow-stale", is_flag=True, help="Use a score that is stale or incomplete.")
 @as_json_option
@@ -149,19 +151,19 @@ def mask(
     allow_stale: bool,
     as_json: bool,
 ) -> None:
-    """Choose which of a model's numbers may be trained, as the mask NAME (`curate train RUN --mask NAME`)."""
+    """Choose which of a model's parameters to train, as the mask NAME (`curate train RUN --mask NAME`)."""
     method = registry.make("mask", mask_name, pairs(settings, "--set"))
     r = curate.mask(ws, name, method, frac, model=model_name, score=score, allow_stale=allow_stale)
-    head = f"Mask {name}: {r.selected:,} of {r.parameters:,} numbers."
-    columns = {"kind": "kind", "parameters": "numbers", "selected": "selected", "share": "share"}
-    end = [f"its warm-up ended with {r.checkpoint}, which a training may go on from (--model)"] if r.checkpoint else []
+    head = f"Mask {name}: {r.selected:,} of {r.parameters:,} parameters."
+    columns = {"kind": "kind", "parameters": "parameters", "selected": "selected", "share": "share"}
+    end = [f"its warm-up ended with {r.checkpoint}, which training can start from (--model)"] if r.checkpoint else []
     say(r, as_json, f"{head}\n{table(r.by_kind, columns)}{notes([*end, *r.warnings])}")
 
 
 @click.command()
 @click.argument("name")
 @workspace()
-@click.option("--by", required=True, metavar="SQL", help="Expression over `samples`: the column to weigh by.")
+@click.option("--by", required=True, metavar="SQL", help="Expression over `samples`: the column to weight by.")
 @click.option(
     "--weighting",
     "weighting_name",
@@ -170,15 +172,15 @@ def mask(
     metavar="METHOD",
     help="See `curate methods weighting`.",
 )
-@click.option("--manifest", metavar="NAME", help="Weigh the samples of this manifest.  [default: the whole pool]")
+@click.option("--manifest", metavar="NAME", help="Weight the samples of this manifest.  [default: the whole pool]")
 @click.option(
     "--repeats",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Repeat rows instead of weighing them, N in all; 0: as many as there are samples.",
+    help="Approximate the weights by repeating rows, N rows in all; 0: as many as there are samples.",
 )
 @set_option
-@click.option("--seed", default=0, show_default=True, help="Of the rounding to repeats.")
+@click.option("--seed", default=0, show_default=True, help="Random seed of the rounding to repeats.")
 @click.option("--allow-stale", is_flag=True, help="Use scores that are stale or incomplete.")
 @as_json_option
 def weigh(
@@ -193,11 +195,11 @@ def weigh(
     allow_stale: bool,
     as_json: bool,
 ) -> None:
-    """Weigh samples by a column, as the manifest NAME, for any trainer."""
+    """Weight samples by a column, as the manifest NAME, for any trainer."""
     weighting = registry.make("weighting", weighting_name, pairs(settings, "--set"))
     r = curate.weigh(ws, name, weighting, by, manifest=manifest, repeats=repeats, seed=seed, allow_stale=allow_stale)
     spread = ", ".join(f"{q:.3f}" for q in r.quantiles)
-    head = f"Manifest {name}: {r.rows:,} samples, worth {r.effective_rows:,.0f} of equal weight."
+    head = f"Manifest {name}: {r.rows:,} samples, effective sample size {r.effective_rows:,.0f}."
     lines = [head, f"Quantiles (0, 5, 25, 50, 75, 95, 100 %) before division by the mean {r.mean:.3f}: {spread}."]
     lines += [f"Then {r.lowered}."] if r.lowered else []
     columns = {"source": "source", "rows": "samples", "share": "share", "weighted_share": "share by weight"}
@@ -209,15 +211,15 @@ def weigh(
 @click.argument("manifest")
 @workspace()
 @click.option("--to", "fmt", required=True, metavar="FORMAT", help="See `curate methods export`.")
-@click.option("-o", "--output", metavar="DIR", help="A new or empty folder.")
+@click.option("-o", "--output", metavar="DIR", help="The folder to write, new or empty.")
 @click.option(
     "--preview",
     "count",
     type=click.IntRange(min=0),
     metavar="N",
-    help="Print N rows as the trainer will see them; writes nothing without -o.",
+    help="Print N rows as the trainer will see them; writes files only with -o.",
 )
-@click.option("--skip-unfit", is_flag=True, help="Leave out, and report, samples the format cannot hold.")
+@click.option("--skip-unfit", is_flag=True, help="Leave out, and report, samples that the format cannot represent.")
 @set_option
 @as_json_option
 def export(
@@ -230,7 +232,7 @@ def export(
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Write the samples of a manifest as a trainer's files."""
+    """Write the samples of a manifest as files for a trainer."""
     ws.require("manifest", manifest)
     exporter = registry.make("export", fmt, pairs(settings, "--set"))
     if count is not None:

@@ -1,4 +1,4 @@
-"""train, prune, evaluate, compare: a model learns, is judged, and what that cost."""
+"""train, prune, evaluate, compare: training models, evaluating them, and comparing quality and cost."""
 
 from __future__ import annotations
 
@@ -35,16 +35,16 @@ _target_options = (
         "metric_names",
         multiple=True,
         metavar="METHOD",
-        help="See `curate methods metric`; may be given again.  [default: loss]",
+        help="See `curate methods metric`; may be repeated.  [default: loss]",
     ),
     click.option(
         "--shots",
         default=0,
         show_default=True,
         metavar="K",
-        help="Worked examples before each question, from the target's split val.",
+        help="Number of few-shot examples before each question, from the target's split val.",
     ),
-    click.option("--limit", default=0, metavar="N", help="Ask the first N questions only."),
+    click.option("--limit", default=0, metavar="N", help="Evaluate only the first N questions."),
 )
 
 
@@ -76,21 +76,19 @@ def _evals(
     metavar="MODEL",
     help="A folder, a .gguf file, a hub id, a run, or tiny, smollm2-135m.",
 )
-@click.option(
-    "--manifest", metavar="NAME", help="Whose samples, weights and repeats, or mixture.  [default: the whole pool]"
-)
+@click.option("--manifest", metavar="NAME", help="Manifest or mixture to train on.  [default: the whole pool]")
 @click.option(
     "--stream",
     metavar="PATH",
-    help="Learn from the samples of PATH, or - (standard input, JSON lines), as they come, instead of from the pool; "
-    "with --set steps=N. Past ones among them: --set stream.memory=256 --set stream.replay=0.25.",
+    help="Train on samples from PATH, or - (standard input, JSON lines), as they are read, instead of the pool; needs "
+    "--set steps=N. To replay past samples: --set stream.memory=256 --set stream.replay=0.25.",
 )
 @click.option(
     "--reference",
     metavar="MODEL",
-    help="The model that weightings compare losses with, as rho_online, stm.  [default: the one training begins with]",
+    help="Reference model whose losses weightings such as rho_online and stm use.  [default: --model]",
 )
-@click.option("--mask", "mask_name", metavar="NAME", help="Train what this mask chose.  [default: all parameters]")
+@click.option("--mask", "mask_name", metavar="NAME", help="Train only this mask's parameters.  [default: all]")
 @click.option(
     "--weighting",
     "weighting_name",
@@ -99,9 +97,9 @@ def _evals(
     metavar="METHOD",
     help="See `curate methods weighting`.",
 )
-@click.option("--target", metavar="NAME", help="The target of weightings that use one, as adapt.")
+@click.option("--target", metavar="NAME", help="The target of weightings that use one, such as adapt.")
 @click.option(
-    "--by", metavar="SQL", help="Expression over `samples`: the column of weightings that use one, as adapt_static."
+    "--by", metavar="SQL", help="Expression over `samples`: the column of weightings that use one (adapt_static, …)."
 )
 @click.option(
     "--set",
@@ -118,19 +116,19 @@ def _evals(
     is_eager=True,
     expose_value=False,
     callback=lambda *given: _show_settings(*given),
-    help="List the settings of the training, and stop.",
+    help="List the settings of the training, and exit.",
 )
 @click.option(
     "--eval",
     "evals",
     multiple=True,
     metavar="TARGET",
-    help="Judge on the split test of TARGET, every eval_every steps and at the end.",
+    help="Evaluate on the split test of TARGET, every eval_every steps and at the end.",
 )
 @_judging
-@click.option("--seed", default=0, show_default=True, help="Of the order of the samples and of dropout.")
+@click.option("--seed", default=0, show_default=True, help="Random seed of the sample order and of dropout.")
 @click.option("--allow-stale", is_flag=True, help="Use scores that are stale or incomplete.")
-@click.option("--fresh", is_flag=True, help="Train beside the run of that name, and put the new one in its place.")
+@click.option("--fresh", is_flag=True, help="Train from scratch, and replace an existing run of that name.")
 @dry_run_option
 @as_json_option
 def train(
@@ -157,7 +155,8 @@ def train(
 ) -> None:
     """Train a model as the run RUN, on a manifest or the whole pool.
 
-    The same command goes on where a killed one stood. Several processes: `accelerate launch -m curate.cli train …`.
+    Running the same command again resumes from the latest checkpoint. For several processes: `accelerate launch -m
+    curate.cli train …`.
     """
     from curate.runs.config import TrainingSpec
     from curate.store.mask_file import read_mask
@@ -180,7 +179,7 @@ def train(
         _one_model([reference], own["model"]) if reference else None,
     )
     if not evals and (metric_names or shots or limit):
-        raise CurateError("--metric, --shots and --limit say how to judge; on what, says --eval TARGET.")
+        raise CurateError("--metric, --shots and --limit set how to evaluate; add --eval TARGET to evaluate on.")
     eval_specs = _evals(evals, metric_names, shots, limit, "test", own)
     r = curate.train(ws, run, training, evals=eval_specs, fresh=fresh, dry_run=dry_run)
     if not _alone():
@@ -201,13 +200,13 @@ def train(
 
 
 def _feed(path: str | None, settings: dict[str, str]) -> StreamSource | None:
-    """The stream of that path; null without one. Raises CurateError for a path that is not there, or an ill setting."""
+    """The stream of that path; None without one. Raises CurateError for a missing path or an invalid setting."""
     from curate.runs.config import ReplaySettings, StreamSource
     from curate.store.input_files import find_inputs, lines_of, records
 
     if path is None:
         if settings:
-            raise CurateError(f"stream.{min(settings)} says what a stream keeps; name one by --stream PATH.")
+            raise CurateError(f"stream.{min(settings)} is a setting of a stream; name one by --stream PATH.")
         return None
     past = registry.with_settings(ReplaySettings, settings, "the stream")
     if path == "-":
@@ -217,7 +216,7 @@ def _feed(path: str | None, settings: dict[str, str]) -> StreamSource | None:
 
 
 def _weighed(by_epoch: list[dict[str, Any]], by_source: list[dict[str, Any]]) -> list[str]:
-    """What samples weighed, where they weighed differently."""
+    """Tables of the samples' weights by epoch and source; none if all weights are equal."""
     if all(row["least"] == row["most"] for row in by_epoch):
         return []
     columns = {"epoch": "epoch", "samples": "samples", "mean_weight": "mean weight", "least": "least", "most": "most"}
@@ -235,15 +234,15 @@ def _show_settings(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 
 
 def _one_model(names: list[str], settings: dict[str, str]) -> Any:
-    """The only model; null where none is named. Raises CurateError for one with a role, or settings without one."""
+    """The only model; None if none is named. Raises CurateError for a model with a role, or settings without one."""
     found = models_of(names, settings)
     if set(found) - {""}:
-        raise CurateError(f"--model {names[0]}: only one model is at work here, so name it without a role.")
+        raise CurateError(f"--model {names[0]}: only one model is used here, so name it without a role.")
     return found.get("")
 
 
 def _alone() -> bool:
-    """Whether this process is to speak: the first of several."""
+    """Whether this process prints results: only the first of several does."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -256,8 +255,8 @@ def _evaluated(rows: list[dict[str, Any]]) -> list[str]:
 @click.argument("run")
 @workspace()
 @click.option("--pruner", "pruner_name", required=True, metavar="METHOD", help="See `curate methods pruner`.")
-@click.option("--sparsity", type=float, required=True, metavar="F", help="Share of every parameter to take back.")
-@click.option("--name", metavar="NAME", help="Of the new run.  [default: RUN_METHOD]")
+@click.option("--sparsity", type=float, required=True, metavar="F", help="Fraction of every tensor's update to undo.")
+@click.option("--name", metavar="NAME", help="Name of the new run.  [default: RUN_METHOD]")
 @set_option
 @as_json_option
 def prune(
@@ -269,28 +268,28 @@ def prune(
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Take back the least part of what RUN has changed; the rest is a run of its own.
+    """Prune the update of RUN: undo its least important changes, and store the result as a new run.
 
-    It is evaluated and compared like any other.
+    The new run is evaluated and compared like any other.
     """
     method = registry.make("pruner", pruner_name, pairs(settings, "--set"))
     r = curate.prune(ws, run, method, sparsity, name=name)
-    head = f"Run {r.name}: of {r.changed:,} numbers that {run} has changed (of {r.parameters:,}) {r.kept:,} stay so."
+    head = f"Run {r.name}: of {r.changed:,} parameters changed by {run} (of {r.parameters:,}), {r.kept:,} stay changed."
     say(r, as_json, f"{head}\nThe model is in {r.folder}.")
 
 
 @click.command()
 @click.argument("run")
 @workspace()
-@click.option("--target", "targets", multiple=True, metavar="NAME", help="A target to judge on; may be given again.")
+@click.option("--target", "targets", multiple=True, metavar="NAME", help="A target to evaluate on; may be repeated.")
 @_judging
-@click.option("--split", default="test", show_default=True, metavar="SPLIT", help="test judges; val chooses.")
-@click.option("--allow-val", is_flag=True, help="Judge on the split that chooses.")
+@click.option("--split", default="test", show_default=True, metavar="SPLIT", help="test (evaluation) or val.")
+@click.option("--allow-val", is_flag=True, help="Allow evaluating on val, which selection uses.")
 @click.option(
     "--model",
     "model_name",
     metavar="MODEL",
-    help="Judge this model as it is, under the name RUN: the base of a comparison.",
+    help="Evaluate this untrained model under the name RUN, as the baseline of a comparison.",
 )
 @click.option(
     "--set",
@@ -313,16 +312,17 @@ def evaluate(
     settings: tuple[str, ...],
     as_json: bool,
 ) -> None:
-    """Judge a run's model on the questions of targets.
+    """Evaluate a run's model on the questions of targets.
 
-    What was judged before is not judged again. Results: the table `evaluations`; of every question, below the run.
+    Stored evaluations are not repeated. Results are in the table `evaluations`; those of every question are stored with
+    the run.
     """
     own = by_owner([*metric_names, "model"], metric_names, settings)
     evals = _evals(targets, metric_names, shots, limit, split, own)
     choice = _one_model([model_name] if model_name else [], own["model"])
     r = curate.evaluate(ws, run, evals, model=choice, allow_val=allow_val)
     unjudged = [
-        f"{row['questions'] - row['judged']:,} of {row['target']} could not be judged by {row['metric']}"
+        f"{row['questions'] - row['judged']:,} of {row['target']} could not be evaluated by {row['metric']}"
         for row in r.evaluations
         if row["questions"] > row["judged"]
     ]
@@ -332,16 +332,14 @@ def evaluate(
 @click.command()
 @click.argument("runs", nargs=-1)
 @workspace()
-@click.option(
-    "--against", metavar="RUN", help="The arm of this run is what the others differ from.  [default: the first]"
-)
-@click.option("-o", "--output", metavar="FILE", help="Write the page FILE.html, and its picture FILE.png beside it.")
+@click.option("--against", metavar="RUN", help="Run whose arm the others are compared with.  [default: the first]")
+@click.option("-o", "--output", metavar="FILE", help="Write the page FILE.html and its figure FILE.png.")
 @as_json_option
 def compare(ws: Workspace, runs: tuple[str, ...], against: str | None, output: str | None, as_json: bool) -> None:
-    """Runs side by side: what each reached, against all that it cost. All runs, where none is named.
+    """Compare runs: the quality each reached against its total cost. Without RUNS, all runs.
 
-    Runs that differ in their seed alone are one arm. Costs are the ledger's: the choice (prep), the training, and what
-    a weighting needs beside it (online).
+    Runs that differ only in their seed form one arm. Costs in FLOPs are from the ledger: preparation (prep), which is
+    everything the selection is based on; training (train); and what a weighting needs in addition (online).
     """
     from pathlib import Path
 
@@ -350,7 +348,7 @@ def compare(ws: Workspace, runs: tuple[str, ...], against: str | None, output: s
     costs = ("prep", "prep_marginal", "train", "online", "total")
     rows = [
         {
-            "arm": arm.name + (f" (null of {arm.null_of})" if arm.null_of else ""),
+            "arm": arm.name + (f" (control of {arm.null_of})" if arm.null_of else ""),
             "seeds": len(arm.runs),
             **{key: str(mean) for key, mean in arm.quality.items()},
             **{key: f"{getattr(arm.cost, key):.3g}" for key in costs},

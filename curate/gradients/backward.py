@@ -1,9 +1,10 @@
-"""Samples forward and backward through a language model at its checkpoints, for the gradient of each one's loss.
+"""Per-sample gradients: samples forward and backward through a language model at its checkpoints.
 
     tokens ─ forward ─ mean loss of each sample's supervised tokens ─ backward ─ factors of its gradient ─ collectors
 
-The loss of a batch is the sum of its samples' losses, so each has the gradient that it has alone. Dropout is off. A
-sample whose gradient is not finite is left out with the reason; in a batch samples do not touch, so the others stand.
+The loss of a batch is the sum of its samples' losses, so each sample's gradient is the one it would have alone. Dropout
+is off. A sample whose gradient is not finite is left out, with the reason; samples of a batch do not interact, so the
+others are unaffected.
 """
 
 from __future__ import annotations
@@ -35,17 +36,20 @@ from curate.models.load import load
 from curate.models.tokens import Encoded
 from curate.models.usage import Usage
 
-# Of logits at supervised tokens [S, V], another model's, the sample of each, and how many samples there are: [B].
+# A loss per sample [B] from: logits at supervised tokens [S, V], another model's or None, each token's sample [S], B.
 Loss: TypeAlias = "Callable[[Tensor, Tensor | None, Tensor, int], Tensor]"
-PHASES = ("forward", "backward", "projection")  # of the ledger; the last is all that is made of gradients
-_CACHED = 600_000  # numbers of a layer's states in a batch
+PHASES = ("forward", "backward", "projection")  # in the ledger; the last covers all processing of gradients
+_CACHED = 600_000  # elements of a layer's hidden states per batch that fit the CPU cache
 
 
 @dataclass(frozen=True)
 class CheckpointView:
-    """A model at one of its checkpoints, and which of them. shapes: of the parameters whose gradients are taken.
-    moments: null where the optimizer's state was not asked for. parameters: those, and by role what other models beside
-    have under the same names."""
+    """A model at one of its checkpoints.
+
+    shapes: of the parameters whose gradients are taken. checkpoint, index: which checkpoint. moments: None unless the
+    optimizer's state was requested. parameters: the parameters themselves; others: by role, the parameters of the same
+    names in other models.
+    """
 
     shapes: Mapping[str, tuple[int, ...]]
     device: torch.device
@@ -58,14 +62,17 @@ class CheckpointView:
 
     @cached_property
     def sizes(self) -> dict[str, int]:
-        """Numbers in each parameter."""
+        """The number of elements of each parameter."""
         return {name: int(np.prod(shape)) for name, shape in self.shapes.items()}
 
 
 @dataclass(frozen=True)
 class Gradients:
-    """Of a batch of B samples: what each parameter's per-sample gradients are made of, of those that have one; their
-    positions, int64; each one's mean loss, float64 [B]; and why a sample has no gradient, '' where it has one."""
+    """The per-sample gradients of a batch of B samples.
+
+    parameters: each parameter's per-sample gradients, in factored form, for the samples that have one. good: their
+    positions, int64. loss: every sample's mean loss, float64 [B]. error: why a sample has no gradient, '' if it has.
+    """
 
     parameters: list[PerSample]
     good: np.ndarray
@@ -74,9 +81,9 @@ class Gradients:
 
 
 class Backward:
-    """A language model whose samples' gradients are taken, at one of its checkpoints at a time.
+    """Takes per-sample gradients of a language model, at one checkpoint at a time.
 
-    Of an adapter the gradients are those of its matrices, of a whole model those of all parameters.
+    For an adapter these are the gradients of its matrices, for a whole model those of all parameters.
     """
 
     def __init__(
@@ -85,7 +92,7 @@ class Backward:
         moments: bool = False,
         others: Mapping[str, LanguageModel] | None = None,
     ):
-        """others: by role, models that a loss may compare with."""
+        """moments: also load the optimizer's state. others: by role, models that a loss may compare with."""
         self.checkpoints, self._moments, self._index = tuple(checkpoints), moments, -1
         self.others = others or {}
         self.go(0)
@@ -94,8 +101,8 @@ class Backward:
     def of(
         cls, lm: LanguageModel, others: Mapping[str, LanguageModel] | None = None, bfloat16: bool | None = None
     ) -> Backward:
-        """A model that is in memory, as it is: of its trained parameters, or of all where none is. bfloat16: whether
-        products are; null: as its device and type have it."""
+        """Wrap a model in memory: gradients of its trainable parameters, or of all if none is. bfloat16: whether
+        matrix products are in bfloat16; None: depends on device and dtype."""
         self = cls.__new__(cls)
         self.others = others or {}
         self.checkpoints, self._moments, self._index = (CheckpointChoice(lm.choice),), False, 0
@@ -105,7 +112,7 @@ class Backward:
         return self
 
     def go(self, index: int) -> CheckpointView:
-        """The model as it is at a checkpoint."""
+        """Load the checkpoint of that index, unless it is loaded already; returns the view of it."""
         if index != self._index:
             checkpoint = self.checkpoints[index]
             folder, before = resolve(checkpoint.model.name), self._index
@@ -122,7 +129,7 @@ class Backward:
 
     @property
     def linear(self) -> dict[str, tuple[int, ...]]:
-        """Shapes of linear layers' matrices, of those whose gradients are taken: no embedding's, no output head's."""
+        """Shapes of the linear layers' matrices among the parameters, without embeddings and the output head."""
         lm = self.lm
         aside = {id(p) for m in lm.model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
         aside |= {id(p) for p in lm.head.parameters()} if lm.plain_head else set()
@@ -132,14 +139,14 @@ class Backward:
         model = lm.model
         if next(model.parameters()).dtype == torch.float16:
             raise CurateError(
-                f"{lm.choice.name}: in float16 small gradients vanish; take --set model.dtype=bfloat16, or float32."
+                f"{lm.choice.name}: in float16 small gradients vanish; use --set model.dtype=bfloat16, or float32."
             )
         every = {plain(name): parameter for name, parameter in model.named_parameters()}
         trained = {name: parameter for name, parameter in every.items() if parameter.requires_grad}
         self.parameters: dict[str, nn.Parameter] = trained or every
         self._every = tuple(every)
         model.requires_grad_(False)
-        self.lm, self.tape, self.thin = lm, Tape(model, self.parameters), False  # as of Tape.recording
+        self.lm, self.tape, self.thin = lm, Tape(model, self.parameters), False  # thin: see Tape.recording
         head = {id(p) for p in lm.head.parameters()} if lm.plain_head else set()
         self._learns_head = any(id(p) in head for p in self.parameters.values())
         if lm.device.type == "cpu" and not lm.choice.batch_tokens:  # small batches stay in the processor's cache
@@ -170,8 +177,8 @@ class Backward:
         loss: Loss | None = None,
         beside: str = "",
     ) -> Gradients:
-        """The gradients of samples in tokens, and in `usage` what they cost, of the phases forward and backward. loss,
-        beside: as of `losses`."""
+        """The gradients of tokenised samples; their cost is added to `usage`, for the phases forward and backward.
+        count: measure FLOPs. loss, beside: as in `losses`."""
         ids, supervised, lengths = self._padded(encoded)
         began = time.perf_counter()
         with self.tape.recording(self.thin):
@@ -203,8 +210,8 @@ class Backward:
         usage: Mapping[str, Usage],
         count: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The derivatives of samples' losses along directions by `forward_mode`, float64 [B, K], and errors as in
-        `gradients`. Each direction is charged as three passes forward: with the weights, and of the product rule's two
+        """The derivatives of samples' losses along K directions by `forward_mode`, float64 [B, K], and errors as in
+        `gradients`. Each direction is charged as three forward passes: the pass itself, and the product rule's two
         terms."""
         ids, supervised, lengths = self._padded(encoded)
         began, its = time.perf_counter(), usage["forward"]
@@ -230,8 +237,8 @@ class Backward:
         loss: Loss | None = None,
         beside: str = "",
     ) -> tuple[dict[str, Tensor], int]:
-        """What `hessian_products` makes of a direction, over the samples that have something supervised; and how many
-        these are. Charged as two passes forward and two backward, of all parameters."""
+        """Hessian-vector products by `hessian_products`, summed over the samples that have supervised tokens, and the
+        number of these. Charged as two forward and two backward passes of all parameters."""
         some = [one for one in encoded if one.supervised[1:].any()]
         if not some:
             return {}, 0
@@ -249,9 +256,8 @@ class Backward:
         return found, n
 
     def losses(self, ids: Tensor, supervised: Tensor, loss: Loss | None = None, beside: str = "") -> Tensor:
-        """The mean loss of each sample's supervised tokens, [B]; ids, supervised: [B, T], padded on the right, where a
-        causal model's tokens never look. loss: another loss, of these logits and those
-        of the model in the role `beside`."""
+        """The mean loss of each sample's supervised tokens, [B]. ids, supervised: [B, T], padded on the right, which
+        causal attention never sees. loss: another loss, of these logits and those of the model in the role `beside`."""
         at = supervised[:, 1:]
         logits = wide(self._logits(self.lm, ids, at, self._learns_head))
         sample = torch.arange(len(ids), device=ids.device)[:, None].expand(*at.shape)[at]
@@ -266,7 +272,7 @@ class Backward:
     def _logits(self, lm: LanguageModel, ids: Tensor, at: Tensor, by_sample: bool) -> Tensor:
         """A model's logits at supervised tokens, [S, V]."""
         given: dict[str, Any] = {"input_ids": ids, "use_cache": False}
-        if self._takes_places:  # each sample's own, or what is learnt of places would be all samples' together
+        if self._takes_places:  # one row per sample; otherwise gradients of position embeddings would be shared
             given["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand(*ids.shape)
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self._bfloat16):
             if not lm.plain_head:
@@ -275,11 +281,11 @@ class Backward:
             return self._by_sample(states, at) if by_sample else lm.head(states[at])
 
     def _by_sample(self, states: Tensor, at: Tensor) -> Tensor:
-        """The logits of supervised tokens [S, V], made sample by sample [B, T', D], where the head's own gradients are
-        wanted of each sample."""
+        """The logits of supervised tokens [S, V], from hidden states padded per sample [B, T', D]; needed where the
+        output head's own per-sample gradients are taken."""
         counts = at.sum(1)
         most = max(int(counts.max()), 1)
-        order = torch.argsort((~at).to(torch.int8), dim=1, stable=True)[:, :most]  # supervised places come first
+        order = torch.argsort((~at).to(torch.int8), dim=1, stable=True)[:, :most]  # supervised positions first
         there = torch.arange(most, device=at.device) < counts[:, None]
         return self.lm.head(torch.gather(states, 1, order[:, :, None].expand(-1, -1, states.shape[2])))[there]
 
@@ -289,7 +295,7 @@ class Backward:
         return ids, supervised, lengths
 
     def _head_rows(self, ids: Tensor, supervised: Tensor) -> int:
-        """Tokens of a batch that go through the output head."""
+        """Number of a batch's tokens that go through the output head."""
         if not self.lm.plain_head:
             return ids.numel()
         most = int(supervised.sum(1).max())
@@ -322,7 +328,7 @@ class Backward:
 
 
 def finish(device: torch.device) -> None:
-    """Wait for a GPU, so that what it does is charged to the phase that asked for it."""
+    """Synchronize with a GPU, so that its work is charged to the phase that started it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
@@ -331,19 +337,19 @@ def finish(device: torch.device) -> None:
 
 
 def _loaded(choice: ModelChoice, folder: Path) -> LanguageModel:
-    """A whole model; or an adapter's base with the adapter beside it, not merged, whose matrices are trained."""
+    """A whole model; or an adapter's base model with the adapter attached, not merged, and its matrices trainable."""
     if not (folder / ADAPTER).exists():
         return LanguageModel(choice)
     config = _config(folder)
     if not (folder / "adapter_model.safetensors").exists():
         raise CurateError(f"{folder} has no adapter_model.safetensors; save the adapter as safetensors.")
     if other := [what for what in ("use_dora", "modules_to_save") if config.get(what)]:
-        raise CurateError(f"{folder}: gradients of an adapter with {other[0]} are not known here; train plain LoRA.")
+        raise CurateError(f"{folder}: gradients of an adapter with {other[0]} are not supported; train plain LoRA.")
     import peft
 
     model, tokenizer = load(replace(choice, name=base_of(folder)))
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by names that are to go
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses deprecated names of transformers
         adapter = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
     return LanguageModel(choice, (adapter.get_base_model(), tokenizer))
 
@@ -353,7 +359,7 @@ def _config(folder: Path) -> dict[str, Any]:
 
 
 def _refuse_other_adapter(one: Path, other: Path) -> None:
-    """Raises CurateError where two adapters are not of one training."""
+    """Raises CurateError if two adapters are not from the same training run."""
     a, b = _config(one), _config(other)
     for what in ("base_model_name_or_path", "r", "lora_alpha", "target_modules", "use_rslora", "use_dora"):
         was, now = (sorted(c[what]) if isinstance(c.get(what), list) else c.get(what) for c in (a, b))
@@ -365,7 +371,7 @@ def _refuse_other_adapter(one: Path, other: Path) -> None:
 
 
 def _refuse_other_shapes(one: Path, other: Path, had: Mapping[str, Any] | None, has: Mapping[str, Any]) -> None:
-    """Raises CurateError where what is trained in one checkpoint is something else in another."""
+    """Raises CurateError if the trained parameters or their shapes differ between checkpoints."""
     if had is not None and dict(had) != dict(has):
         name = next(iter(dict(had).items() ^ dict(has).items()))[0]
         raise CurateError(

@@ -1,4 +1,4 @@
-"""What is kept of per-sample gradients: their lengths, inner products, projections, or sums over samples."""
+"""What is kept of per-sample gradients: their norms, inner products, projections, or sums over samples."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from curate.numerics.projections import Projector
 
 
 class Lengths(GradientCollector):
-    """The length of each sample's whole gradient, float64: the column `length` [B]."""
+    """The L2 norm of each sample's whole gradient, float64: the column `length` [B]."""
 
     def __init__(self) -> None:
         self._squares: list[Tensor] = []
@@ -36,7 +36,8 @@ class Lengths(GradientCollector):
 
 
 class Dots(GradientCollector):
-    """Inner products with K directions (name -> [K, *shape]), times `scale`, float64: the column `dot` [B, K]."""
+    """Inner products of gradients with K directions (name -> [K, *shape]), times `scale`, float64: column `dot`
+    [B, K]."""
 
     def __init__(self, directions: Mapping[str, Tensor], scale: float = 1.0):
         self._directions, self._scale, self._flops = directions, scale, 0.0
@@ -57,10 +58,10 @@ class Dots(GradientCollector):
 
 
 class Totals(GradientCollector):
-    """Sums of the gradients over K groups of samples: KEY + the parameter's name -> [K, *shape]; and KEY + count, how
-    many samples each group has, [K].
+    """Sums of the gradients over K groups of samples, as KEY + parameter name -> [K, *shape]; and the number of samples
+    per group, as KEY + count -> [K].
 
-    groups: which group each sample of the batch is of, int64 [B].
+    groups: the group of each sample of the batch, int64 [B].
     """
 
     def __init__(self, groups: np.ndarray, k: int, key: str, count: str):
@@ -86,7 +87,8 @@ class Totals(GradientCollector):
 
 
 class Squares(GradientCollector):
-    """Sums of the gradients' squares: KEY + the parameter's name -> [1, *shape], and KEY + count, [1]."""
+    """Elementwise sums of squared gradients, as KEY + parameter name -> [1, *shape]; and their number, as KEY + count
+    -> [1]."""
 
     def __init__(self, n: int, key: str, count: str):
         self._n, self._key, self._flops = n, key, 0.0
@@ -108,30 +110,30 @@ class Squares(GradientCollector):
 
 
 class Moved(GradientCollector):
-    """How far the parameters are from another model's, once for each batch: KEY + the parameter's name -> [1, *shape],
-    and KEY + count, how many batches, [1]."""
+    """Difference of the parameters from another model's, added once per batch, as KEY + parameter name -> [1, *shape];
+    and the number of batches, as KEY + count -> [1]."""
 
     def __init__(self, at: CheckpointView, role: str, key: str, count: str):
         its = at.others.get(role, {})
         if missing := [name for name in at.shapes if name not in its or its[name].shape != at.shapes[name]]:
             raise CurateError(
                 f"the model in the role {role} has no {missing[0]} of shape {list(at.shapes[missing[0]])}, so how far "
-                "training has moved it is not known; name the model that this training began with."
+                "training has moved it is unknown; name the model that this training began with."
             )
         moved = {name: (at.parameters[name].detach() - its[name].detach().to(at.device))[None] for name in at.shapes}
         self._sums = {key + name: value for name, value in moved.items()} | {key + count: torch.tensor([1])}
 
     def take(self, gradient: PerSample) -> None:
-        """It is not the gradients that it looks at."""
+        """Does nothing: this collector does not use the gradients."""
 
     def sums(self) -> Mapping[str, Tensor]:
         return self._sums
 
 
 class Projected(GradientCollector):
-    """Each sample's gradient, transformed parameter by parameter, and projected: the column `vector` [B, D].
+    """Each sample's gradient, transformed per parameter and then projected: the column `vector` [B, D].
 
-    transform(name, gradients [B, n], which it may write into) -> [B, n].
+    transform(name, gradients [B, n]) -> [B, n]; it may modify its argument in place.
     """
 
     def __init__(
@@ -158,8 +160,7 @@ class Projected(GradientCollector):
 
 
 class Directions:
-    """Directions from a pass's state, KEY + the parameter's name -> [K, *shape]: as tensors on the device where they
-    are wanted, kept there."""
+    """Directions from a pass's state, KEY + parameter name -> [K, *shape], as tensors that are cached on the device."""
 
     def __init__(self, arrays: Arrays):
         self._arrays = arrays
@@ -169,7 +170,8 @@ class Directions:
     def on(
         self, at: CheckpointView, key: str, made: Callable[[str, Tensor], Tensor] = lambda _, there: there
     ) -> Mapping[str, Tensor]:
-        """name -> [K, *shape] of one key; the last asked for are kept. made(name, tensor): what they are made into."""
+        """The directions of one key, name -> [K, *shape]; only the last key's are cached. made(name, tensor): a
+        transformation applied to each."""
         if self._there[0] != key:
             those = {name: self._arrays[key + name] for name in at.shapes if key + name in self._arrays}
             there = {name: torch.from_numpy(array).to(at.device, at.dtype) for name, array in those.items()}
@@ -177,15 +179,16 @@ class Directions:
         return self._there[1]
 
     def count(self, name: str) -> float:
-        """A number of the state, as how many samples there are."""
+        """The first entry of one of the state's arrays, such as a number of samples."""
         return float(self._arrays[name][0])
 
     def shares(self, count: str) -> np.ndarray:
-        """Of each of the K groups among the samples with a gradient, float64 [K]; count: their name in the state."""
+        """The share of each of the K groups among the samples with a gradient, float64 [K]; count: the key of the
+        counts in the state."""
         counts = self._arrays[min(self.keys) + count].astype(np.float64)
         return counts / counts.sum()
 
     def length(self) -> float:
-        """Of all numbers of one direction together."""
+        """The L2 norm over all parameters (and all K directions) together."""
         those = [array for array in self._arrays.values() if array.ndim > 1]
         return float(np.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in those)))

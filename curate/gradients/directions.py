@@ -1,8 +1,8 @@
-"""Directional derivatives: how fast each sample's loss changes along a fixed direction q, <q, gradient of l_i>.
+"""Directional derivatives of each sample's loss along a fixed direction q: <q, gradient of l_i>.
 
-Two ways to the same number. `ghost`: one backward pass, and from the factors of each parameter's gradient its inner
-products with all directions. `forward_mode`: one pass forward for each direction that carries the derivative along
-(`torch.func.jvp`), with nothing kept for a backward pass. And what Hessians make of q: `hessian_products`.
+Two ways to the same value. `ghost`: one backward pass, and inner products with all directions computed from the factors
+of each parameter's gradient. `forward_mode`: one forward pass per direction that propagates the derivative
+(`torch.func.jvp`), storing nothing for a backward pass. Also Hessian-vector products with q: `hessian_products`.
 """
 
 from __future__ import annotations
@@ -21,25 +21,26 @@ from curate.gradients.per_sample import PerSample
 
 
 def ghost(parameters: Iterable[PerSample], directions: Mapping[str, Tensor]) -> Tensor:
-    """Inner products of per-sample gradients with K directions (name -> [K, *shape]), float64 [B, K]."""
+    """Inner products of B per-sample gradients with K directions (name -> [K, *shape]), float64 [B, K]."""
     return torch.stack([g.dot(directions[g.name]).double() for g in parameters]).sum(0)
 
 
 def forward_mode(model: Backward, ids: Tensor, supervised: Tensor, directions: Mapping[str, Tensor]) -> Tensor:
-    """The same without a backward pass, float64 [B, K]; ids, supervised: [B, T]."""
+    """The same by forward-mode differentiation, float64 [B, K]; ids, supervised: [B, T]. Raises CurateError for weights
+    in half precision."""
     whole, found = _Losses(model), []
     uses = _uses(whole, model)
     values = {place: parameter.detach() for place, (parameter, _, _) in uses.items()}
     if any(value.dtype in (torch.bfloat16, torch.float16) for value in values.values()):
-        raise CurateError(f"{model.lm.choice.name}: by=jvp wants weights in float32: --set model.dtype=float32.")
+        raise CurateError(f"{model.lm.choice.name}: by=jvp needs weights in float32: --set model.dtype=float32.")
     for k in range(count_of(directions)):
         along = {}
         for place, (parameter, name, padding) in uses.items():
             along[place] = directions[name][k].to(parameter)
-            if padding is not None:  # whose row no training moves
+            if padding is not None:  # the padding row of an embedding is never trained
                 along[place] = along[place].index_fill(0, torch.tensor([padding], device=parameter.device), 0)
-        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():  # the fused kernels know no forward mode
-            warnings.simplefilter("ignore", DeprecationWarning)  # torch's, of its own torch.jit.script
+        with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():  # fused kernels lack forward mode
+            warnings.simplefilter("ignore", DeprecationWarning)  # torch's own use of torch.jit.script
             found.append(jvp(lambda at: _called(whole, at, ids, supervised), (values,), (along,))[1])
     return torch.stack(found, dim=1).double()
 
@@ -52,8 +53,8 @@ def hessian_products(
     loss: Loss | None = None,
     beside: str = "",
 ) -> dict[str, Tensor]:
-    """The Hessian of the sum of the samples' losses times a direction (name -> [1, *shape]), name -> [1, *shape]: the
-    gradient of the gradient's product with it. It keeps the graph of a backward pass: for small models."""
+    """The Hessian of the summed sample losses times a direction (name -> [1, *shape]), name -> [1, *shape], as the
+    gradient of the gradient's inner product with it. Keeps the graph of a backward pass, so it suits small models."""
     parameters = model.parameters
     for parameter in parameters.values():
         parameter.requires_grad_(True)
@@ -72,7 +73,8 @@ def hessian_products(
 
 
 def _uses(whole: nn.Module, model: Backward) -> dict[str, tuple[nn.Parameter, str, int | None]]:
-    """Every place where a parameter is used, tied ones in several: itself, our name of it, an embedding's padding."""
+    """Every module attribute that holds a parameter (several if tied) -> the parameter, our name for it, and an
+    embedding's padding index."""
     of = {id(parameter): name for name, parameter in model.parameters.items()}
     found = {}
     for path, module in whole.named_modules():
@@ -88,12 +90,12 @@ def _called(whole: nn.Module, at: Mapping[str, Tensor], ids: Tensor, supervised:
 
 
 def count_of(directions: Mapping[str, Tensor]) -> int:
-    """How many directions there are."""
+    """K, the number of directions (name -> [K, *shape])."""
     return len(next(iter(directions.values())))
 
 
 class _Losses(nn.Module):
-    """The losses of samples as a function of the model's parameters."""
+    """The samples' losses as a function of the model's parameters."""
 
     def __init__(self, model: Backward):
         super().__init__()

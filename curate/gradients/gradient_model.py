@@ -1,4 +1,4 @@
-"""Samples past the collectors of several scores: forward and backward once at each checkpoint for all of them."""
+"""Running samples forward and backward once per checkpoint for the gradient collectors of several scores."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from curate.models.usage import Usage
 
 
 class GradientModel:
-    """A language model at its checkpoints, through which samples go both ways."""
+    """A language model at its checkpoints, through which samples go forward and backward."""
 
     def __init__(
         self,
@@ -34,12 +34,13 @@ class GradientModel:
 
     @classmethod
     def of(cls, backward: Backward) -> GradientModel:
-        """A model that is in memory."""
+        """Wrap a model that is already in memory."""
         self = cls.__new__(cls)
         self.backward = backward
         return self
 
     def usage(self) -> Usage:
+        """An empty usage record for the model, with one for each phase."""
         usage = self.backward.lm.usage()
         usage.phases = {phase: self.backward.lm.usage() for phase in PHASES}
         return usage
@@ -47,7 +48,7 @@ class GradientModel:
     def way(
         self, samples: Sequence[Sample], view: str, requests: Mapping[Key, GradientRequest], states: Mapping[str, Any]
     ) -> tuple[dict[Key, dict[str, Any]], Usage]:
-        """What each request keeps of every sample, in their order, and in `sums` what it has added up."""
+        """The columns of each request for all samples, in order, and its accumulated `sums`; and the cost."""
         usage, last = self.usage(), len(self.backward.checkpoints) - 1
         parts: dict[Key, list[dict[str, Any]]] = {key: [] for key in requests}
         for index in range(last + 1):
@@ -69,7 +70,7 @@ class GradientModel:
         states: Mapping[str, Any],
         usage: Usage,
     ) -> dict[Key, dict[str, Any]]:
-        """What each request keeps and adds up at a checkpoint; NaN, and the reason, where a sample has no gradient."""
+        """Each request's columns and sums at a checkpoint; NaN, with the reason, where a sample has no gradient."""
         refused, errors = dict[int, str](), np.full(len(samples), "", object)
         kept = self._blank(at, len(samples), requests, states)
         sums: dict[Key, dict[str, Tensor]] = {key: {} for key in requests}
@@ -96,7 +97,7 @@ class GradientModel:
     def _blank(
         self, at: CheckpointView, n: int, requests: Mapping[Key, GradientRequest], states: Mapping[str, Any]
     ) -> dict[Key, dict[str, Any]]:
-        """The columns of n samples before any went through: NaN, in the shapes that an empty batch has."""
+        """The columns for n samples before any is processed: NaN, in the shapes that an empty batch gives."""
         empty = self._looked(at, [], np.zeros(0, np.int64), requests, states)
         for key, request in requests.items():
             if request.along:
@@ -117,7 +118,7 @@ class GradientModel:
     ) -> tuple[dict[Key, Any], np.ndarray]:
         count = self.backward.lm.choice.count_flops
         costs = {phase: self.backward.lm.usage() for phase in PHASES}
-        if at.index == len(self.backward.checkpoints) - 1:  # each checkpoint cuts the same
+        if at.index == len(self.backward.checkpoints) - 1:  # count once: every checkpoint truncates the same samples
             usage.cut += sum(one.cut for one in encoded)
         found, error = dict[Key, Any](), np.full(len(encoded), "", object)
         of_loss: dict[Any, dict[Key, GradientRequest]] = {}
@@ -155,7 +156,7 @@ class GradientModel:
         states: Mapping[str, Any],
         cost: Usage | None = None,
     ) -> dict[Key, Any]:
-        """What collectors keep and add up of a batch."""
+        """The collectors' columns and sums for a batch."""
         began = time.perf_counter()
         collectors: dict[Key, GradientCollector] = {
             key: request.watch(at, states.get(key[0]), places) for key, request in requests.items() if request.watch
@@ -173,7 +174,7 @@ class GradientModel:
 
 
 def _put(kept: dict[str, Any], columns: Mapping[str, np.ndarray], places: np.ndarray) -> None:
-    """Columns of some samples into those of all, which take their dtype."""
+    """Write the columns of some samples into those of all, which take their dtype."""
     for name, values in columns.items():
         if kept[name].dtype != values.dtype:
             kept[name] = kept[name].astype(values.dtype)
@@ -181,7 +182,7 @@ def _put(kept: dict[str, Any], columns: Mapping[str, np.ndarray], places: np.nda
 
 
 def _spread(columns: Mapping[str, np.ndarray], good: np.ndarray, n: int) -> dict[str, np.ndarray]:
-    """Columns of some of n samples as columns of all; not a number where there is none."""
+    """Columns of some of n samples as columns of all; NaN elsewhere."""
     if len(good) == n:
         return dict(columns)
     found = {}
@@ -192,8 +193,8 @@ def _spread(columns: Mapping[str, np.ndarray], good: np.ndarray, n: int) -> dict
 
 
 def _joined(parts: Sequence[dict[str, Any]], stacked: bool) -> dict[str, Any]:
-    """What a request has kept at one checkpoint, or at every one side by side; a sample lacks all where it lacks
-    one."""
+    """A request's results at one checkpoint, or stacked over all of them; a sample that fails at one checkpoint has an
+    error for all."""
     if not stacked:
         return parts[0]
     errors, sums = parts[0]["error"], dict[str, Any]()

@@ -1,9 +1,9 @@
-"""Sums of samples' gradients, and their products with directions, of whatever samples and directions: what the
-diagnostics of DualSFT are made of (arXiv:2605.06166, Appendix F).
+"""Sums of per-sample gradients and their inner products with directions, for any samples and directions: the building
+blocks of DualSFT's diagnostics (arXiv:2605.06166, Appendix F).
 
-M_ij = q_j g_ij is the interaction of sample i and parameter j; a sample's worth sums over the parameters that are
-trained, a parameter's over the samples that are learnt from. Each side is chosen as if the other were whole; what that
-loses is `Regret`, and what choosing again gains, `reselect`.
+M_ij = q_j g_ij is the interaction of sample i and parameter j; a sample's value sums it over the trained parameters, a
+parameter's value over the training samples. Each side is selected as if the other were used in full; `Regret` measures
+what that loses, and `reselect` alternates the two selections.
 """
 
 from __future__ import annotations
@@ -24,14 +24,14 @@ from curate.models.usage import Usage
 from curate.numerics.rank_agreement import best, jaccard, spearman
 from curate.numerics.top_k import largest
 
-Samples = Sequence[Any]  # as they lie in the pool: messages, or text
-Arrays = Mapping[str, np.ndarray]  # by the parameters' names
+Samples = Sequence[Any]  # as stored in the pool: messages, or text
+Arrays = Mapping[str, np.ndarray]  # by parameter name
 
 
 @dataclass(frozen=True)
 class Looked:
-    """Of N samples: products of their gradients with K directions, float64 [N, K], and their lengths, [N]; not a number
-    where a sample has no gradient. usage: what it cost."""
+    """For N samples. dot: inner products of their gradients with K directions, float64 [N, K]; length: their gradient
+    norms, [N]; both NaN where a sample has no gradient. usage: the cost."""
 
     dot: np.ndarray
     length: np.ndarray
@@ -39,7 +39,7 @@ class Looked:
 
 
 def look(way: GradientModel, samples: Samples, directions: Sequence[Arrays]) -> Looked:
-    """Products of each sample's gradient with directions, in one pass forward and backward."""
+    """Inner products of each sample's gradient with the directions, in one forward and backward pass."""
     at = way.backward.at
     q = {n: torch.stack([_on(at, d[n]) for d in directions]) for n in at.shapes}
     requests = {
@@ -57,9 +57,9 @@ def summed(
     loss: Loss | None = None,
     beside: str = "",
 ) -> tuple[list[Arrays], np.ndarray, Usage]:
-    """The gradients of each group's samples added up, float64; how many of each have one; and the cost.
+    """The summed gradients of each group's samples, float64; how many samples of each have one; and the cost.
 
-    groups: int64 [N], from 0; null: all are one. loss, beside: another loss than the samples own, as of a
+    groups: int64 [N], from 0; None: a single group. loss, beside: a loss other than the samples' own, as in
     GradientRequest.
     """
     of = np.zeros(len(samples), np.int64) if groups is None else np.asarray(groups, np.int64)
@@ -73,7 +73,7 @@ def summed(
 
 
 def restricted(q: Arrays, selected: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """A direction with zeros where no number is selected (flat places, by name)."""
+    """A direction with zeros wherever no parameter is selected (flat positions, by name)."""
     found = {}
     for name, values in q.items():
         kept = np.zeros(values.size)
@@ -84,23 +84,26 @@ def restricted(q: Arrays, selected: Mapping[str, np.ndarray]) -> dict[str, np.nd
 
 
 def products(q: Arrays, total: Arrays) -> dict[str, np.ndarray]:
-    """q * G of each parameter: what each number is worth."""
+    """q * G, elementwise: the value of every parameter."""
     return {name: values * total[name] for name, values in q.items()}
 
 
 def flat(arrays: Arrays) -> np.ndarray:
-    """All numbers as one vector, in the parameters' order."""
+    """All arrays flattened into one vector, in the parameters' order."""
     return np.concatenate([values.ravel() for values in arrays.values()])
 
 
-# --- choosing again --------------------------------------------------------------------------------------
+# --- reselection -----------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
 class Round:
-    """One side chosen again, the other being as the round before left it. what: data or parameters. jaccard, spearman:
-    of the choice and of the worths with the round before; from_first: of the choice with the first. flops, seconds:
-    what this side cost."""
+    """One side reselected, given the other side's selection from the previous round.
+
+    number: of the round. what: data or parameters. jaccard: of the selection with the previous round's; spearman: of
+    the values with the previous round's; from_first: Jaccard of the selection with the first. flops, seconds: the cost
+    of this side.
+    """
 
     number: int
     what: str
@@ -113,7 +116,8 @@ class Round:
 
 @dataclass(frozen=True)
 class Reselected:
-    """rounds: in order, of each first the parameters. rows, selected: the choice after the last."""
+    """rounds: in order, parameters before data in each. rows, selected: the samples and parameters selected in the
+    last."""
 
     rounds: list[Round]
     rows: np.ndarray
@@ -121,10 +125,10 @@ class Reselected:
 
 
 def reselect(way: GradientModel, samples: Samples, q: Arrays, rows: int, numbers: int, rounds: int) -> Reselected:
-    """Both sides chosen again and again, each for the other side as it was chosen last (Appendix F.9).
+    """Both sides reselected in turn, each given the other side's latest selection (Appendix F.9).
 
-    rows, numbers: how many samples and parameters are chosen. The first choice knows of no other: rows by <q, g_i>,
-    parameters by q * G over all samples.
+    rows, numbers: how many samples and parameters are selected. The first selection ignores the other side: samples by
+    <q, g_i>, parameters by q * G over all samples.
     """
     sizes = {name: values.size for name, values in q.items()}
 
@@ -154,7 +158,7 @@ def reselect(way: GradientModel, samples: Samples, q: Arrays, rows: int, numbers
 
 
 def _places(selected: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> np.ndarray:
-    """Flat places in all parameters together, as `flat` has them."""
+    """Positions in the vector that `flat` makes of all parameters."""
     starts = dict(zip(sizes, np.cumsum([0, *sizes.values()]), strict=False))
     return np.concatenate([starts[name] + np.asarray(places, np.int64) for name, places in selected.items()])
 
@@ -165,7 +169,7 @@ def _places(selected: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> np.
 def curvature_along(
     way: GradientModel, samples: Samples, direction: Arrays, loss: Loss | None = None, beside: str = ""
 ) -> dict[str, np.ndarray]:
-    """The Hessian of the samples' mean loss times a direction, float64, by Hessian-vector products."""
+    """The Hessian of the samples' mean loss times a direction (name -> shape), float64, by a Hessian-vector product."""
     along = {name: _on(way.backward.at, values)[None] for name, values in direction.items()}
     request = GradientRequest(curved=lambda at, state: along, loss=loss, beside=beside)
     found, _ = way.way(samples, "whole", {("bend", "x"): request}, {})
@@ -176,7 +180,8 @@ def curvature_along(
 
 
 def drawn_by_score(worths: Arrays, layers: Iterable[str], each: int, seed: int) -> dict[str, np.ndarray]:
-    """Of each named parameter `each` places, a third of them from the lowest, middle and highest third by |worth|."""
+    """`each` random positions of every named parameter, a third each from the lowest, middle and highest third by
+    |value|."""
     rng, found = np.random.default_rng(seed), {}
     for name in layers:
         thirds = np.array_split(np.argsort(np.abs(worths[name].ravel()), kind="stable"), 3)

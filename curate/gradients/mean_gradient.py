@@ -1,4 +1,4 @@
-"""Passes that scores by gradients share: a mean gradient, of the target or of the pool, and inner products with it."""
+"""Passes shared by gradient scores: a mean gradient, of the target or the pool, and inner products with it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from curate.gradients.backward import CheckpointView
     from curate.gradients.collectors import Directions
 
-_COUNT = "samples"  # of each group, among the sums
+_COUNT = "samples"  # the key, among the sums, of each group's number of samples
 
 
 def mean_gradient(
@@ -31,12 +31,12 @@ def mean_gradient(
     curved: Callable[[CheckpointView, Any], Mapping[str, Any]] | None = None,
     more: Mapping[str, ForwardRequest | GradientRequest] | None = None,
 ) -> Pass:
-    """The mean gradient of each group of the target's examples; without groups, of the pool, or of what `over` says.
+    """A pass for the mean gradient of each of K groups of the target's examples; without groups, of the pool or `over`.
 
-    Its state: named + CHECKPOINT/PARAMETER -> [K, *shape], float32. loss, beside, curved: as of GradientRequest; the
-    mean of what the Hessians make of a direction is named + hessianCHECKPOINT/PARAMETER. more: requests beside; what a
-    ForwardRequest has found is averaged, too: named + LEG/mean -> [1]. Raises CurateError where no example of a group
-    has a gradient.
+    Its state: named + CHECKPOINT/PARAMETER -> [K, *shape], float32. loss, beside, curved: as in GradientRequest; a mean
+    Hessian-vector product is stored as named + hessianCHECKPOINT/PARAMETER. more: additional requests; the results of a
+    ForwardRequest are averaged too, as named + REQUEST/mean -> [1]. Raises CurateError if no example of a group has a
+    gradient.
     """
     over = over or ("target" if groups else "pool")
     requests: dict[str, ForwardRequest | GradientRequest] = {
@@ -59,19 +59,20 @@ def mean_gradient(
 def products(
     score: Callable[[np.ndarray, np.ndarray], Columns], by: Literal["ghost", "jvp"] = "ghost", every: bool = False
 ) -> Pass:
-    """Inner products of each sample's gradient with the mean ones, [B, K]; at every checkpoint, times its learning rate
-    and [B, C, K]. score: makes the columns of them, and of the K groups' shares of the target's examples."""
+    """A pass for inner products of each sample's gradient with the K mean gradients, [B, K]; with `every`, at each of C
+    checkpoints, times its learning rate, [B, C, K]. score: computes the columns from these and from the groups' shares
+    of the target's examples."""
     request = GradientRequest(partial(_dots, every), every=every) if by == "ghost" else GradientRequest(along=_along)
     return Pass("gradients", partial(_scored, score), open=opened, requests={"gradient": request})
 
 
 def along_mean() -> GradientRequest:
-    """The request of inner products with the mean gradient, for a pass of more than these."""
+    """A request for inner products with the mean gradient, for a pass with further requests."""
     return GradientRequest(partial(_dots, False))
 
 
 def opened(state: Arrays) -> Directions:
-    """The mean gradients, as tensors where they are wanted."""
+    """The mean gradients as tensors, moved to a device on first use."""
     from curate.gradients.collectors import Directions
 
     return Directions(state)
@@ -91,7 +92,7 @@ def _totals(groups: Groups | None, at: CheckpointView, state: Any, places: np.nd
 def _sums(named: str, requests: Mapping[str, Columns], _: Arrays) -> Columns:
     found = {}
     for which, columns in requests.items():
-        if "mean" in columns:  # of a request: a number of each sample
+        if "mean" in columns:  # a forward request: one value per sample
             good = columns["mean"][np.isfinite(columns["mean"])]
             found |= {
                 f"{named}{which}/mean": good.sum(keepdims=True),

@@ -1,9 +1,9 @@
-"""A model as it stood in its training: its weights, the learning rate it had, and its optimizer's state by name.
+"""An optimizer's state at a checkpoint, by parameter name.
 
-The state is read whoever wrote it: curate's trainer (optimizer.safetensors), or torch.optim.AdamW under Hugging Face's
-Trainer or a loop of one's own (optimizer.pt), of a whole model or of peft's adapter. What torch writes numbers its
-tensors and does not name them; the names are those of the trained parameters in the order in which an optimizer is
-given them, and every shape is compared.
+The state can be written by curate's trainer (optimizer.safetensors), or by torch.optim.AdamW under Hugging Face's
+Trainer or a custom loop (optimizer.pt), for a whole model or a peft adapter. torch numbers its tensors instead of
+naming them; the names are inferred from the order in which the trained parameters are given to an optimizer, and every
+shape is checked.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from curate.models.choice import OPTIMIZERS, CheckpointChoice
 
 @dataclass(frozen=True)
 class Moments:
-    """AdamW's running means: of gradients and of their squares, by parameter, after `step` steps."""
+    """AdamW's first and second moments (exp_avg, exp_avg_sq) by parameter name, after `step` steps."""
 
     mean: Mapping[str, Tensor]
     square: Mapping[str, Tensor]
@@ -30,14 +30,14 @@ class Moments:
 
 
 def plain(name: str) -> str:
-    """A parameter's name as it is called here, whatever stands around it: no prefix and no adapter's name of peft's."""
+    """A parameter's name without peft's prefix and adapter name."""
     return name.removeprefix("base_model.model.").replace(".default.", ".").removesuffix(".default")
 
 
 def load_moments(checkpoint: CheckpointChoice, parameters: Mapping[str, nn.Parameter], every: Sequence[str]) -> Moments:
-    """The optimizer's state of the trained parameters, on their device. every: the names of all of the model's.
+    """The optimizer's state of the trained parameters, on their device. every: names of all the model's parameters.
 
-    Raises CurateError where there is none, or it is of other parameters.
+    Raises CurateError if there is no state, or it belongs to other parameters.
     """
     path = Path(checkpoint.optimizer)
     if not checkpoint.optimizer:
@@ -74,8 +74,8 @@ def _ours(path: Path, parameters: Mapping[str, nn.Parameter]) -> tuple[dict[str,
             found[what][plain(name)] = value
     if found[INDEX]:
         raise CurateError(
-            f"{path} is the state of a training by a mask, which has no moments of what is outside; take a run of all "
-            "parameters, or of LoRA."
+            f"{path} is the state of a training by a mask, which has no moments outside the mask; use a run that "
+            "trains all parameters, or LoRA."
         )
     _refuse_other_names(path, found["exp_avg"], parameters)
     step = int(max(map(float, found["step"].values()), default=0))
@@ -95,7 +95,7 @@ def _torch_s(
     try:
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         groups, states = stored["param_groups"], stored["state"]
-    except Exception as error:  # unpickling raises many kinds; all mean that this is no plain optimizer's state  # noqa: BLE001
+    except Exception as error:  # unpickling raises many types; all mean no optimizer's state  # noqa: BLE001
         first = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
         raise CurateError(f"{path} cannot be read as the state of a torch optimizer ({first}).") from None
     mean, square, step = {}, {}, 0
@@ -112,9 +112,9 @@ def _torch_s(
 def _numbered(
     path: Path, groups: list[dict[str, Any]], parameters: Mapping[str, nn.Parameter], every: Sequence[str]
 ) -> dict[str, int]:
-    """The number of each trained parameter's tensor: by the names that torch may have kept; or in the order of one
-    group, of all the model's parameters or the trained ones; or of two, the matrices and the rest (as Hugging Face's
-    Trainer has them)."""
+    """The index in torch's state of each trained parameter: by name, if torch has stored names; otherwise by order,
+    within one group of all the model's parameters or of the trained ones, or two groups, matrices and the rest (as in
+    Hugging Face's Trainer)."""
     numbers = [number for group in groups for number in group["params"]]
     sizes = [len(group["params"]) for group in groups if group["params"]]
     matrices = [name for name in parameters if parameters[name].ndim >= 2]
@@ -128,8 +128,8 @@ def _numbered(
         names = list(parameters)
     else:
         raise CurateError(
-            f"{path} has {len(sizes)} groups of {', '.join(map(str, sizes))} tensors, of which nobody says whose they "
-            f"are; the trained ones are {len(matrices)} matrices and {len(parameters) - len(matrices)} others."
+            f"{path} has {len(sizes)} groups of {', '.join(map(str, sizes))} tensors, without the parameters' names; "
+            f"the trained ones are {len(matrices)} matrices and {len(parameters) - len(matrices)} others."
         )
     if len(numbers) != len(names) or not parameters.keys() <= set(names):
         raise CurateError(
@@ -140,10 +140,10 @@ def _numbered(
 
 
 STATE = ("exp_avg", "exp_avg_sq", "step")
-SUM = "sum"  # beside the state: the sums of the steps' gradients, where the settings ask for them
-INDEX = "index"  # beside the state of numbers that a mask has selected: their flat places
+SUM = "sum"  # stored with the state: sums of the steps' gradients (setting sum_gradients)
+INDEX = "index"  # stored with the state when training with a mask: flat positions of the selected parameters
 
 
 def stored_under(what: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """What is kept of each parameter under `what.NAME`, by name."""
+    """The tensors stored as `what.NAME`, by NAME."""
     return {key.partition(".")[2]: tensor for key, tensor in tensors.items() if key.startswith(f"{what}.")}

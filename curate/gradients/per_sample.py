@@ -1,7 +1,8 @@
-"""The gradient of one parameter by each of B samples, kept as the factors it is made of until someone wants it.
+"""Per-sample gradients of one parameter for B samples, kept in factored form until they are needed.
 
-A layer that is linear in its parameter has the per-sample gradient  sum over t of  e_t x_t^T,  with x_t what goes in at
-token t and e_t the gradient of what comes out. Often a product of it is wanted only, which the factors give without it.
+A layer that is linear in its parameter has the per-sample gradient  sum over t of  e_t x_t^T,  with x_t the layer's
+input at token t and e_t the gradient of its output. Often only a product with it is needed, which can be computed from
+the factors without forming the gradient.
 """
 
 from __future__ import annotations
@@ -15,13 +16,14 @@ from torch import Tensor
 
 from curate.models.forward import wide
 
-BLOCK = 1 << 26  # numbers of per-sample gradients in memory at once
-THIN = 64  # numbers of a matrix's side, as those of LoRA's ranks
+BLOCK = 1 << 26  # elements of per-sample gradients in memory at once
+THIN = 64  # largest short side of a "thin" matrix, such as LoRA's (the rank)
 
 
 @dataclass(frozen=True)
 class PerSample(ABC):
-    """Of the parameter `name`: gradients [B, *shape] in float32 or wider, and what can be had without them."""
+    """Gradients [B, *shape] of the parameter `name`, in float32 or wider, and quantities computed without forming
+    them."""
 
     name: str
     shape: tuple[int, ...]
@@ -32,12 +34,11 @@ class PerSample(ABC):
 
     @abstractmethod
     def total(self, weights: Tensor | None = None) -> Tensor:
-        """Their sum over the samples, [*shape]. weights: of each sample [B], or of what each token adds [B, T]; null:
-        1."""
+        """Their sum over the samples, [*shape]. weights: per sample [B], or per token [B, T]; None: all 1."""
 
     @abstractmethod
     def squares(self) -> Tensor:
-        """The square of each one's length, [B]."""
+        """The squared L2 norm of each, [B]."""
 
     @abstractmethod
     def dot(self, directions: Tensor) -> Tensor:
@@ -45,7 +46,7 @@ class PerSample(ABC):
 
     @abstractmethod
     def finite(self) -> Tensor:
-        """Whether each one is, bool [B]."""
+        """Whether each sample's gradient is finite, bool [B]."""
 
     def squares_flops(self) -> float:
         """FLOPs of `squares`."""
@@ -53,28 +54,28 @@ class PerSample(ABC):
 
     @abstractmethod
     def of(self, some: Tensor) -> PerSample:
-        """Those of some of the samples, by position."""
+        """The gradients of some of the samples, by position (int64 tensor)."""
 
     def flops(self) -> float:
-        """FLOPs of making them, of matrix products."""
+        """FLOPs of the matrix products that form the gradients."""
         return 0.0
 
 
 @dataclass(frozen=True)
 class Outer(PerSample):
-    """Of a matrix: sum over t of e_t x_t^T. x: [B, T, in], e: [B, T, out]; flipped: the matrix is stored [in, out]."""
+    """Gradients of a matrix: sum over t of e_t x_t^T. x: [B, T, in], e: [B, T, out]; flipped: stored as [in, out]."""
 
     x: Tensor
     e: Tensor
     flipped: bool = False
 
     def thin(self) -> bool:
-        """Whether the samples' gradients are smaller than these factors, and one side of the matrix is next to none."""
+        """Whether per-sample gradients are smaller than these factors and one side of the matrix is at most THIN."""
         m, n = self.shape
         return min(m, n) <= THIN and m * n < self.e.shape[1] * (m + n)
 
     def sides(self) -> tuple[Tensor, Tensor]:
-        """What stands in rows and in columns of the stored matrix."""
+        """The factors belonging to the rows and to the columns of the stored matrix."""
         return (self.x, self.e) if self.flipped else (self.e, self.x)
 
     def full(self) -> Tensor:
@@ -91,7 +92,7 @@ class Outer(PerSample):
         return torch.cat([part.full().square().sum((1, 2)) for part in self.blocks()])
 
     def _by_pairs(self) -> bool:
-        """Whether pairs of tokens are fewer products than the gradients themselves."""
+        """Whether going over pairs of tokens takes fewer FLOPs than forming the gradients."""
         length, width = self.e.shape[1:]
         return length * (width + self.x.shape[2]) < width * self.x.shape[2]
 
@@ -100,7 +101,7 @@ class Outer(PerSample):
         return 2.0 * length * (self.e.numel() + self.x.numel()) if self._by_pairs() else self.flops()
 
     def dot(self, directions: Tensor) -> Tensor:
-        if len(directions) == 1:  # sum over t of e_t . (Q x_t): no sample's gradient is made
+        if len(directions) == 1:  # sum over t of e_t . (Q x_t): no per-sample gradient is formed
             rows, columns = self.sides()
             image = product(columns, directions[0].T.to(columns.dtype)[None])
             return (image * wide(rows)).sum((1, 2))[:, None]
@@ -108,7 +109,7 @@ class Outer(PerSample):
         return torch.cat([part.full().flatten(1) @ flat for part in self.blocks()])
 
     def blocks(self) -> list[Outer]:
-        """The same, a few samples at a time; of none, one part."""
+        """The same gradients a few samples at a time; one empty part if there are no samples."""
         n = len(self.e)
         size = max(1, BLOCK // (self.shape[0] * self.shape[1]))
         return [self.of(torch.arange(a, min(a + size, n))) for a in range(0, max(n, 1), size)]
@@ -126,9 +127,9 @@ class Outer(PerSample):
 
 @dataclass(frozen=True)
 class Thin(PerSample):
-    """Of a matrix so thin, as LoRA's are, that the gradients of all samples are smaller than their factors.
+    """Gradients of a matrix so thin (such as LoRA's) that the per-sample gradients are smaller than their factors.
 
-    g: [B, long, thin side], or [B, thin side, long] as the matrix is stored; turned: which of the two.
+    g: [B, thin side, long side]. turned: whether the matrix is stored with the long side first, so g is transposed.
     """
 
     g: Tensor
@@ -136,7 +137,7 @@ class Thin(PerSample):
 
     @classmethod
     def made(cls, outer: Outer) -> Thin:
-        """The gradients that factors make: the thin side before the long one, which products are quicker by."""
+        """Form the gradients from factors, with the thin side first, which makes the products faster."""
         rows, columns = outer.sides()
         turned = outer.shape[0] > outer.shape[1]
         left, right = (columns, rows) if turned else (rows, columns)
@@ -146,11 +147,12 @@ class Thin(PerSample):
         return self.g.transpose(1, 2) if self.turned else self.g
 
     def blocks(self) -> list[Thin]:
+        """The same gradients as a single part, as they are in memory already; see `Outer.blocks`."""
         return [self]
 
     def total(self, weights: Tensor | None = None) -> Tensor:
         found = self.g.sum(0) if weights is None else torch.tensordot(weights.to(self.g.dtype), self.g, 1)
-        return found.T.contiguous() if self.turned else found  # as fused optimizers take a gradient to be
+        return found.T.contiguous() if self.turned else found  # fused optimizers expect contiguous gradients
 
     def squares(self) -> Tensor:
         return self.g.square().sum((1, 2))
@@ -167,9 +169,10 @@ class Thin(PerSample):
 
 @dataclass(frozen=True)
 class Scale(PerSample):
-    """Of a vector that stretches each token's state, or is added to it: sum over t of e_t u_t, elementwise.
+    """Gradients of a vector that scales each token's hidden state, or is added to it: sum over t of e_t u_t,
+    elementwise.
 
-    e: [B, T, D]. u: what it stretches, [B, T, D]; null where it is added.
+    e: [B, T, D]. u: what the vector scales, [B, T, D]; None if it is added (a bias).
     """
 
     e: Tensor
@@ -197,7 +200,7 @@ class Scale(PerSample):
 
 @dataclass(frozen=True)
 class RowGradient(PerSample):
-    """Of an embedding: e_t is added to the row of token t. ids: int64 [B, T], e: [B, T, D]."""
+    """Gradients of an embedding: e_t is added to the row of token t. ids: int64 [B, T], e: [B, T, D]."""
 
     ids: Tensor
     e: Tensor
@@ -223,7 +226,8 @@ class RowGradient(PerSample):
         return torch.stack([(wide(self.e) * wide(q[self.ids])).sum((1, 2)) for q in directions], dim=1)
 
     def dot_outer(self, other: Outer) -> Tensor:
-        """Inner products with a head's gradients of the same matrix, [B]: sum over t, s of (e_t . x_s) e'_s[id_t]."""
+        """Inner products with the output head's gradients of the same (tied) matrix, [B]: sum over t, s of
+        (e_t . x_s) e'_s[id_t]."""
         at = torch.gather(wide(other.e), 2, self.ids[:, None, :].expand(-1, other.e.shape[1], -1))
         return (product(other.x, self.e.transpose(1, 2)) * at).sum((1, 2))
 
@@ -237,7 +241,7 @@ class RowGradient(PerSample):
 
 @dataclass(frozen=True)
 class Several(PerSample):
-    """Of a parameter that is used in several places, as an embedding tied to the head: the sum of what each gives."""
+    """Gradients of a parameter used in several places, such as an embedding tied to the head: the sum of its parts."""
 
     parts: Sequence[PerSample]
 
@@ -275,7 +279,7 @@ class Several(PerSample):
         return sum(part.squares_flops() for part in self.parts) + sum(2.0 * p.e.numel() * self._head() for p in pairs)
 
     def _head(self) -> int:
-        """Tokens of the other part, which an embedding is multiplied with."""
+        """Number of tokens in the output head's part."""
         return next((part.x.shape[1] for part in self.parts if isinstance(part, Outer)), 0)
 
     def of(self, some: Tensor) -> Several:
@@ -286,7 +290,7 @@ class Several(PerSample):
 
 
 def _weighted(e: Tensor, weights: Tensor | None) -> Tensor:
-    """Errors [B, T, n], times weights [B] or [B, T]; computed in float32 or wider, kept as they are."""
+    """Errors [B, T, n] times weights [B] or [B, T]; computed in float32 or wider, returned in their own dtype."""
     if weights is None:
         return e
     each = weights if weights.ndim == 2 else weights[:, None]
@@ -294,12 +298,12 @@ def _weighted(e: Tensor, weights: Tensor | None) -> Tensor:
 
 
 def _finite(x: Tensor) -> Tensor:
-    """Whether all numbers of a sample are, bool [B]; by their sum, which is as quick as reading them."""
+    """Whether all elements of a sample are finite, bool [B]; by their sum, which takes a single read."""
     return x.sum((1, 2), dtype=torch.promote_types(x.dtype, torch.float32)).isfinite()
 
 
 def product(a: Tensor, b: Tensor) -> Tensor:
-    """A batch of matrix products whose sums are float32 or wider; of half-precision factors on a GPU, by its cores."""
+    """Batched matrix product, accumulated in float32 or wider; half-precision factors on a GPU use its tensor cores."""
     if a.is_cuda and (half := {torch.bfloat16, torch.float16} & {a.dtype, b.dtype}):
         (dtype,) = half
         a, b = a.to(dtype), b.to(dtype)

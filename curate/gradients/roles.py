@@ -1,4 +1,4 @@
-"""Models by the part they play: an `encoder` gives a vector of a text, every other role is a language model."""
+"""Models by role: the `encoder` is a sentence encoder, every other role a language model."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from curate.models.sentence_encoder import SentenceEncoder
 def load_roles(
     models: Mapping[str, ModelChoice], checkpoints: Sequence[CheckpointChoice] = (), moments: bool = False
 ) -> dict[str, ScoringModel]:
-    """The models, by role; one that has two roles is loaded once.
+    """Load the models, by role; one that has two roles is loaded once.
 
-    checkpoints: of the base model, where samples go through it both ways. moments: with their optimizer's state.
+    checkpoints: of the base model, if gradients are needed. moments: also load their optimizers' state.
     """
     from curate.gradients.gradient_model import GradientModel
 

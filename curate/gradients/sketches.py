@@ -1,9 +1,11 @@
-"""The gradients of linear layers, each side projected to k numbers: small enough to compare all samples of a step.
+"""Sketches of linear layers' gradients, each side projected to k dimensions: small enough to compare all samples of a
+step.
 
-A layer's gradient by one sample is  E^T X,  with E [T, m] and X [T, n] what its tokens leave (curate.gradients,
-per_sample.py). Its sketch is  P^T E^T X R,  with P [m, k] and R [n, k] of signs by lot over the root of k; a side of k
-numbers or fewer stays as it is. So  <sketch(g), sketch(h)>  is  <g, h>  in expectation. A product of four can be taken
-in several orders that cost differently (of a LoRA matrix the thin side first); the cheapest one is taken.
+A layer's per-sample gradient is  E^T X,  with E [T, m] the output gradients and X [T, n] the inputs of its tokens
+(curate.gradients.per_sample). Its sketch is  P^T E^T X R,  with P [m, k] and R [n, k] random signs over sqrt(k); a side
+of at most k dimensions is not projected. So  <sketch(g), sketch(h)>  equals  <g, h>  in expectation. The four
+factors can be multiplied in several orders of different cost (for a LoRA matrix, the thin side first); the cheapest
+is used.
 """
 
 from __future__ import annotations
@@ -26,9 +28,9 @@ if TYPE_CHECKING:
 
 
 class Sketcher:
-    """Sketches of the gradients of matrices (name -> shape). k: numbers of a projected side; 0: nothing is projected.
+    """Sketches of the gradients of matrices (name -> shape). k: dimensions of a projected side; 0: no projection.
 
-    A sketch is [r, c], rows and columns as the matrix is stored, each min(k, the matrix's).
+    A sketch is [r, c], rows and columns as the matrix is stored, each the smaller of k and the matrix's own.
     """
 
     def __init__(self, shapes: Mapping[str, tuple[int, ...]], k: int, seed: int, device: torch.device):
@@ -36,7 +38,7 @@ class Sketcher:
         self._made: dict[tuple[str, int], Tensor] = {}
 
     def _side(self, name: str, axis: int) -> Tensor | None:
-        """The projection of a matrix's rows (0) or columns (1), float32 [m, k]; null where there is none."""
+        """The projection of a matrix's rows (0) or columns (1), float32 [m, k]; None if that side is not projected."""
         size = self.shapes[name][axis]
         if not self._k or size <= self._k:
             return None
@@ -46,27 +48,28 @@ class Sketcher:
         return self._made[name, axis]
 
     def size(self, name: str) -> tuple[int, int]:
-        """Rows and columns of a sketch."""
+        """Shape (r, c) of a sketch."""
         m, n = self.shapes[name]
         return (min(m, self._k), min(n, self._k)) if self._k else (m, n)
 
     def whole(self, name: str, gradient: Tensor) -> Tensor:
-        """Of gradients that are there, [..., m, n]: [..., r, c]."""
+        """Sketches [..., r, c] of explicit gradients [..., m, n]."""
         rows, columns = self._side(name, 0), self._side(name, 1)
         if columns is not None:
             gradient = wide(gradient) @ columns.to(wide(gradient).dtype)
         if rows is None:
             return gradient
-        turned = wide(gradient).transpose(-1, -2) @ rows.to(wide(gradient).dtype)  # one product for all of a batch
+        turned = wide(gradient).transpose(-1, -2) @ rows.to(wide(gradient).dtype)  # one product for the whole batch
         return turned.transpose(-1, -2).contiguous()
 
     def whole_flops(self, name: str) -> float:
-        """FLOPs of `whole`, of one matrix."""
+        """FLOPs of `whole` for one matrix."""
         (m, n), (r, c) = self.shapes[name], self.size(name)
         return (2.0 * m * n * c if c < n else 0.0) + (2.0 * r * m * c if r < m else 0.0)
 
     def tokens(self, gradient: Outer) -> tuple[Tensor, Tensor]:
-        """Both sides of every token, [B, T, r] and [B, T, c]: a token adds their outer product to the sketch."""
+        """Both projected factors of every token, [B, T, r] and [B, T, c]; their outer product is the token's
+        contribution to the sketch."""
         both = [
             wide(side) if (p := self._side(gradient.name, axis)) is None else product(side, p.to(side.dtype)[None])
             for axis, side in enumerate(gradient.sides())
@@ -74,13 +77,13 @@ class Sketcher:
         return both[0], both[1]
 
     def tokens_flops(self, gradient: Outer) -> float:
-        """FLOPs of `tokens`, and of the sketches that are made of them."""
+        """FLOPs of `tokens`, and of forming the sketches from its result."""
         places, (m, n), (r, c) = gradient.e.shape[0] * gradient.e.shape[1], gradient.shape, self.size(gradient.name)
         sides = (2.0 * m * r if r < m else 0.0) + (2.0 * n * c if c < n else 0.0)
         return places * (sides + 2.0 * r * c)
 
     def of(self, gradient: Outer | Thin) -> Tensor:
-        """Of a batch of samples, [B, r, c], by the cheapest order."""
+        """Sketches of a batch of samples, [B, r, c], by the cheapest order of products."""
         if isinstance(gradient, Thin):
             return self.whole(gradient.name, gradient.full())
         order, _ = self._order(gradient)
@@ -123,8 +126,8 @@ class Sketcher:
 
 
 def gram(model: Backward, encoded: Sequence[Encoded], k: int, seed: int = 0) -> tuple[np.ndarray, Usage]:
-    """Inner products of samples' gradients over all linear layers, each side projected to k numbers (0: none), float64
-    [n, n] of the n samples that have a gradient; and what they cost."""
+    """Inner products of per-sample gradients over all linear layers, each side projected to k dimensions (0: not
+    projected), float64 [n, n] for the n samples that have a gradient; and the cost."""
     sketcher, usage = Sketcher(model.linear, k, seed, model.lm.device), model.lm.usage()
     made: dict[str, list[Tensor]] = {name: [] for name in model.linear}
     longest = max((len(one.ids) for one in encoded), default=1)

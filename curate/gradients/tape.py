@@ -1,7 +1,7 @@
-"""What per-sample gradients are made of, remembered by hooks during one forward and one backward pass.
+"""Records the factors of per-sample gradients with hooks during one forward and one backward pass.
 
-No parameter is given a gradient of its own: all are frozen, and the graph begins where the first layer of interest puts
-something out. So of a model with LoRA the backward pass is the products that carry the error back, and no more.
+Parameters get no gradients of their own: all are frozen, and the autograd graph begins at the output of the first layer
+of interest. So with LoRA the backward pass consists only of the products that propagate the error.
 """
 
 from __future__ import annotations
@@ -25,18 +25,18 @@ _Given: TypeAlias = "Tensor | None"
 
 @dataclass
 class _Use:
-    """A layer at work once: what went in, and, after the backward pass, the gradient of what came out."""
+    """One call of a layer: its input and, after the backward pass, the gradient of its output."""
 
     module: nn.Module
     x: Tensor
     e: _Given = None
-    made: Thin | None = None  # in the place of both
+    made: Thin | None = None  # replaces both
 
 
 class Tape:
-    """Remembers what the gradients of `parameters` (name -> parameter of the model) are made of.
+    """Records the factors of the gradients of `parameters` (name -> parameter of the model).
 
-    Raises CurateError for a parameter whose per-sample gradient cannot be had from hooks.
+    Raises CurateError for a parameter whose per-sample gradient cannot be computed from hooks.
     """
 
     def __init__(self, model: nn.Module, parameters: Mapping[str, nn.Parameter]):
@@ -54,10 +54,10 @@ class Tape:
 
     @contextmanager
     def recording(self, thin: bool = False) -> Iterator[None]:
-        """A forward and a backward pass inside are remembered, in place of what was before.
+        """Record the enclosed forward and backward pass, discarding what was recorded before.
 
-        thin: of thin matrices (`Thin`) keep the samples' gradients instead of their factors, from the moment that the
-        error comes back: they are smaller, and memory that is written again is quicker than new memory.
+        thin: for thin matrices (`Thin`) form the per-sample gradients during the backward pass and drop their factors:
+        the gradients are smaller, and reusing memory is faster than allocating it.
         """
         self._uses, self._thin, self._made = [], thin, 0.0
         hooks = [module.register_forward_hook(self._remember) for module in self._wanted]
@@ -70,7 +70,7 @@ class Tape:
 
     def _remember(self, module: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> Tensor:
         use = _Use(module, inputs[0].detach())
-        if not output.requires_grad:  # the first of them: here the graph begins
+        if not output.requires_grad:  # the first layer of interest: the graph begins here
             output = output.detach().requires_grad_()
 
         def came_back(e: Tensor) -> None:
@@ -94,11 +94,11 @@ class Tape:
 
     @property
     def flops(self) -> float:
-        """FLOPs of the gradients that were made while recording."""
+        """FLOPs of the gradients that were formed while recording."""
         return self._made
 
     def gradients(self) -> Iterator[PerSample]:
-        """Of every parameter that took part, in the order they were given; what was remembered is forgotten."""
+        """The per-sample gradients of every parameter that was used, in their given order; clears the record."""
         found: dict[str, list[PerSample]] = {}
         uses, self._uses = self._uses, []
         for use in uses:
@@ -124,7 +124,7 @@ class Tape:
         return self._stretched(use, own, name)
 
     def _stretched(self, use: _Use, own: str, name: str) -> PerSample:
-        """Of a norm's weight or bias: what comes out depends on it as  c + w u,  with u = f(w=1) - f(w=0)."""
+        """Gradient of a norm's weight or bias w: the output is  c + w u,  with u = f(w=1) - f(w=0)."""
         module, x = use.module, wide(use.x)
         assert use.e is not None
         with torch.no_grad():
@@ -139,18 +139,18 @@ class Tape:
 
 
 def _refuse_unknown(module: nn.Module, its: Mapping[str, str]) -> None:
-    known = type(module) in (nn.Embedding, nn.Linear, Conv1D)  # what is made of these may do otherwise
+    known = type(module) in (nn.Embedding, nn.Linear, Conv1D)  # subclasses may compute something else
     for own, name in its.items():
         another = isinstance(module, nn.Embedding | nn.Linear | Conv1D)
         if not known and (another or module._parameters[own].ndim != 1):  # type: ignore[union-attr]
             raise CurateError(
-                f"the parameter {name} is of a {type(module).__name__}, whose per-sample gradients are not known here "
-                "(linear and embedding layers, and norms, are); train LoRA, and take its parameters."
+                f"the parameter {name} is of a {type(module).__name__}, whose per-sample gradients are not supported "
+                "(those of linear and embedding layers and norms are); train LoRA instead, and use its parameters."
             )
 
 
 def _refuse_other_form(module: nn.Module, name: str, x: Tensor, values: Mapping[str, Tensor], made: Tensor) -> None:
-    """Raises CurateError where a layer's output is not  c + w u  in its parameter w."""
+    """Raises CurateError if a layer's output is not of the form  c + w u  in its parameter w."""
     there = functional_call(module, dict(values), (x,))
     same = there.shape == made.shape
     if same:
@@ -159,6 +159,6 @@ def _refuse_other_form(module: nn.Module, name: str, x: Tensor, values: Mapping[
         same = not len(there) or torch.allclose(there, made, rtol=1e-3, atol=1e-4 * float(there.abs().max()))
     if not same:
         raise CurateError(
-            f"the parameter {name} of a {type(module).__name__} does not stretch or shift its output, so its "
-            "per-sample gradient is not known here; train LoRA, and take its parameters."
+            f"the parameter {name} of a {type(module).__name__} does not scale or shift its output, so its "
+            "per-sample gradient is not supported; train LoRA instead, and use its parameters."
         )

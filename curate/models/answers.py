@@ -1,4 +1,4 @@
-"""What a model says, greedily, in batches of prompts of like length."""
+"""Greedy generation, in batches of prompts of similar length."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from curate.models.usage import Usage
 def generate_answers(
     model: LanguageModel, prompts: Sequence[Sequence[dict[str, Any]]], max_new_tokens: int
 ) -> tuple[list[str], np.ndarray, Usage]:
-    """What the model answers to conversations: texts, why it could not ('' where it could), and the cost."""
+    """The model's greedy answers to N conversations: texts, errors ('' where there is none), and the cost."""
     texts, error = [], np.full(len(prompts), "", object)
     for i, prompt in enumerate(prompts):
         try:
@@ -34,7 +34,7 @@ def generate_answers(
 def continuations(
     model: LanguageModel, texts: Sequence[str], max_new_tokens: int
 ) -> tuple[list[str], np.ndarray, Usage]:
-    """How the model goes on with texts; as `answers`."""
+    """The model's greedy continuations of plain texts; returns what `generate_answers` does."""
     return _said(model, list(texts), np.full(len(texts), "", object), max_new_tokens, special=True)
 
 
@@ -63,7 +63,7 @@ def _generate(model: LanguageModel, prompts: list[list[int]], max_new_tokens: in
     pad = model.tokenizer.eos_token_id or 0 if pad is None else pad
     ids = torch.full((len(prompts), longest), pad, device=model.device)
     mask = torch.zeros_like(ids)
-    for row, prompt in enumerate(prompts):  # on the left, so that what is said follows
+    for row, prompt in enumerate(prompts):  # padded on the left, so that generated tokens follow the prompt directly
         ids[row, longest - len(prompt) :] = torch.tensor(prompt, device=model.device)
         mask[row, longest - len(prompt) :] = 1
     greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
@@ -83,21 +83,22 @@ def _generate(model: LanguageModel, prompts: list[list[int]], max_new_tokens: in
 
 
 def _ends(model: LanguageModel) -> set[int]:
-    """The tokens that end an answer."""
+    """Ids of the tokens that end an answer (EOS)."""
     named = model.model.generation_config.eos_token_id
     named = model.tokenizer.eos_token_id if named is None else named
     return set() if named is None else set(np.atleast_1d(named).tolist())
 
 
 def _decoded(tokenizer: Any, prompt: list[int], more: list[int]) -> str:
-    """What was said, as it reads behind the prompt: some tokenizers drop a text's first space."""
+    """The generated text, decoded together with its prompt: alone, some tokenizers would drop its leading space."""
     before = tokenizer.decode(prompt, skip_special_tokens=True)
     whole = tokenizer.decode([*prompt, *more], skip_special_tokens=True)
     return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(more, skip_special_tokens=True)
 
 
 def answer_losses(model: LanguageModel, samples: Sequence[Sample]) -> tuple[Columns, Usage]:
-    """Of each sample's last answer: `mean`, the mean loss of its tokens, float64 [N]; `tokens`, how many; `error`."""
+    """For each sample's last answer: `mean`, the mean loss of its tokens, float64 [N]; `tokens`, their number; and
+    `error`."""
 
     def loss(logits: Logits) -> object:
         return -logits.label_log_p

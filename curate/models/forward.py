@@ -1,8 +1,8 @@
-"""Samples through models, each once for all that the passes of several scores want of it.
+"""Running samples through models, each sample once for all the scores that need it.
 
-A `Model` cuts samples into batches by length, halves them where memory runs out, and tokenises ahead; what it makes of
-one batch is its own business (language_model.py, sentence_encoder.py). What is handed on is float32, sums over tokens
-float64, whatever the model's dtype.
+A `Model` groups samples into batches by length, halves batches when memory runs out, and tokenises ahead; subclasses
+compute a batch (language_model.py, sentence_encoder.py). Results are float32, sums over tokens float64, whatever the
+model's dtype.
 """
 
 from __future__ import annotations
@@ -23,12 +23,12 @@ from curate.models.tokens import Encoded, Sample, encode
 from curate.models.usage import Usage
 
 Key: TypeAlias = tuple[str, str]  # a score and its request
-_WINDOW = 2048  # samples tokenised, and sorted by length, together
+_WINDOW = 2048  # samples tokenised together and sorted by length
 UNSUPERVISED = "nothing of it is supervised (no assistant's turn, or no text, within the context)"
 
 
 class Model(ABC):
-    """A loaded model, its tokenizer, and how large a batch its device bears. width: numbers in a state of one token."""
+    """A loaded model, its tokenizer, and the batch size its device can hold. width: the hidden size."""
 
     def __init__(self, choice: ModelChoice, model: Any, tokenizer: Any, context: int):
         self.choice, self.model, self.tokenizer, self.context = choice, model, tokenizer, context
@@ -41,9 +41,10 @@ class Model(ABC):
     def _batch(
         self, encoded: Sequence[Encoded], requests: Mapping[Key, ForwardRequest]
     ) -> tuple[dict[Key, Forward], Usage]:
-        """What each request is given of a batch, and what it cost."""
+        """The forward results of a batch for each request, and the cost."""
 
     def usage(self, *amounts: Any, **more: Any) -> Usage:
+        """A usage record for this model's device and size; zero unless amounts are given."""
         return Usage(_name(self.device), self.n_params, *amounts, **more)
 
     def through(
@@ -53,9 +54,9 @@ class Model(ABC):
         refused: dict[int, str],
         do: Callable[[list[Encoded], np.ndarray], Any],
     ) -> Iterator[tuple[np.ndarray, Any]]:
-        """Batches of samples: their positions, int64 [B], and what `do(samples in tokens, positions)` makes of them.
+        """Run batches of samples through `do(encoded, positions)`; yields their positions, int64 [B], and its result.
 
-        refused: filled with the positions that cannot go through the model, and why.
+        refused: filled with the positions of samples that cannot go through the model, and the reasons.
         """
         for places, encoded in self._windows(samples, view):
             lengths = np.array([len(one.ids) for one in encoded], np.int64)
@@ -68,7 +69,7 @@ class Model(ABC):
                 except Exception as error:
                     if not out_of_memory(error):
                         raise
-                    if len(batch) > 1:  # remembered: the next batches are no larger
+                    if len(batch) > 1:  # the limit stays lowered: later batches are no larger
                         self.batch_tokens = int(lengths[batch].max()) * (len(batch) // 2)
                         continue
                     refused[int(places[batch[0]])] = f"its {lengths[batch[0]]} tokens need more memory than there is"
@@ -79,8 +80,8 @@ class Model(ABC):
     def way(
         self, samples: Sequence[Sample], view: str, requests: Mapping[Key, ForwardRequest], states: Mapping[str, Any]
     ) -> tuple[dict[Key, dict[str, Any]], Usage]:
-        """What each request keeps of every sample, in their order, with the reason in `error` where it keeps
-        nothing."""
+        """The columns of each request for all samples, in order, with the reason in `error` where there is no value;
+        and the cost."""
         usage, refused, n = self.usage(), dict[int, str](), len(samples)
         kept = {key: _blank(n, request, self) for key, request in requests.items()}
         for places, (given, cost) in self.through(samples, view, refused, lambda some, _: self._batch(some, requests)):
@@ -96,7 +97,7 @@ class Model(ABC):
         return kept, usage
 
     def _windows(self, samples: Sequence[Sample], view: str) -> Iterator[tuple[np.ndarray, list[Encoded]]]:
-        """Windows of samples in tokens; the next is tokenised while the model is at work on one."""
+        """Windows of tokenised samples; the next window is tokenised while the model processes the current one."""
         cuts = [np.arange(a, min(a + _WINDOW, len(samples))) for a in range(0, len(samples), _WINDOW)]
 
         def tokenise(places: np.ndarray) -> list[Encoded]:
@@ -121,13 +122,17 @@ class Model(ABC):
 
 
 class ScoringModel(Protocol):
-    """What samples can go through: a model, forward, or forward and backward."""
+    """Anything samples can be run through: a model, forward only or forward and backward."""
 
-    def usage(self) -> Usage: ...
+    def usage(self) -> Usage:
+        """An empty usage record for this model."""
+        ...
 
     def way(
         self, samples: Sequence[Sample], view: str, requests: Mapping[Key, Any], states: Mapping[str, Any]
-    ) -> tuple[dict[Key, dict[str, Any]], Usage]: ...
+    ) -> tuple[dict[Key, dict[str, Any]], Usage]:
+        """The columns of each request for all samples, in order; and the cost."""
+        ...
 
 
 def score_samples(
@@ -136,10 +141,10 @@ def score_samples(
     passes: Mapping[str, Pass],
     states: Mapping[str, Any] | None = None,
 ) -> tuple[dict[str, Columns], Usage]:
-    """The columns of each pass for all samples, in their order, and what they cost together.
+    """The columns of each pass for all samples, in order, and their total cost.
 
-    models: by role. Requests through the same model with the same view share the way. A sample that cannot go through a
-    model has the reason in `error`, and so has one in which a request finds nothing supervised. states: of each pass.
+    models: by role. Requests to the same model with the same view share one pass. `error` has the reason for a sample
+    that cannot go through a model, or in which a request finds nothing supervised. states: the passes' states, by name.
     """
     ways: dict[tuple[int, str], dict[Key, ForwardRequest | GradientRequest]] = {}
     by_id = {id(model): model for model in models.values()}
@@ -151,7 +156,7 @@ def score_samples(
         found, cost = by_id[model].way(samples, view, requests, states or {})
         kept |= found
         usage.add(cost)
-        if usage.phases and not cost.phases:  # of a model beside the one that gradients are taken of
+        if usage.phases and not cost.phases:  # an auxiliary model besides the one whose gradients are taken
             usage.phases["forward"].add(cost)
     return {
         name: _joined(len(samples), name, step, kept, (states or {}).get(name)) for name, step in passes.items()
@@ -159,7 +164,7 @@ def score_samples(
 
 
 def _blank(n: int, request: ForwardRequest, model: Model) -> dict[str, np.ndarray]:
-    """What a request keeps of n samples before any has gone its way: not a number, in the columns of an empty batch."""
+    """A request's columns for n samples before any is processed: NaN, in the shapes that an empty batch gives."""
     none = np.zeros(0, np.int64)
     hidden = torch.zeros(0, 0, model.width) if request.hidden else None
     pooled = torch.zeros(0, model.width) if request.pooled else None
@@ -172,7 +177,7 @@ def _blank(n: int, request: ForwardRequest, model: Model) -> dict[str, np.ndarra
 
 
 def _joined(n: int, name: str, step: Pass, kept: Mapping[Key, dict[str, np.ndarray]], state: Any) -> Columns:
-    """A score's columns from what its requests kept; a sample that one request has nothing of has not a number."""
+    """A score's columns from those of its requests; a sample that one request has no value for is NaN, with `error`."""
     requests = {which: dict(kept[name, which]) for which in step.requests}
     error = np.full(n, "", dtype=object)
     for columns in requests.values():
@@ -187,18 +192,19 @@ def _name(device: torch.device) -> str:
 
 
 def wide(values: Tensor) -> Tensor:
-    """In float32, or float64 as it is."""
+    """The tensor in float32; float64 stays as it is."""
     return values if values.dtype == torch.float64 else values.float()
 
 
 def out_of_memory(error: Exception) -> bool:
+    """Whether an exception means that the GPU or the CPU ran out of memory."""
     return isinstance(error, torch.OutOfMemoryError) or (
         isinstance(error, RuntimeError) and "allocate memory" in str(error).lower()
     )
 
 
 def by_length(lengths: np.ndarray, budget: int) -> Iterator[np.ndarray]:
-    """Positions of samples, int64, in batches of at most `budget` tokens with padding; the longest come first.
+    """Positions of samples, int64, in batches of at most `budget` tokens including padding; longest first.
 
     A sample over the budget is a batch of its own. lengths: int64 [N].
     """

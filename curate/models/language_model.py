@@ -1,7 +1,7 @@
-"""A language model: what it makes of the supervised tokens, and its last layer's states.
+"""A language model: per-token results at the supervised tokens, and the last layer's hidden states.
 
-Only the supervised positions go through the output head, in pieces, so that the logits of a batch never stand in memory
-at once.
+Only the supervised positions go through the output head, in pieces, so that the logits of a whole batch are never in
+memory at once.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ from curate.models.load import load
 from curate.models.tokens import Encoded
 from curate.models.usage import Usage
 
-_PIECE = 1 << 24  # logits that stand in memory at once
+_PIECE = 1 << 24  # logits in memory at once
 
 
 class LanguageModel(Model):
     """A causal language model: its body and its output head."""
 
     def __init__(self, choice: ModelChoice, loaded: tuple[Any, Any] | None = None):
-        """loaded: the model and its tokenizer, where they are in memory already."""
+        """loaded: the model and its tokenizer, if they are in memory already."""
         model, tokenizer = loaded or load(choice)
         super().__init__(choice, model.eval(), tokenizer, _context(model.config, tokenizer, choice))
         self.body: Any = self.model.base_model
@@ -41,16 +41,16 @@ class LanguageModel(Model):
 
     @cached_property
     def output(self) -> Head:
-        """The output head. Raises CurateError where the model does something else to its states as well."""
+        """The output head. Raises CurateError if the logits are not a linear map of the last hidden states."""
         if not self.plain_head:
             raise CurateError(
                 f"{self.choice.name} scales or caps its logits, so they are not its head's product with its last "
-                "states; scores of whole logits take another model."
+                "hidden states; scores of whole logits need another model."
             )
         return Head(self.head.weight, getattr(self.head, "bias", None))
 
     def _has_plain_head(self) -> bool:
-        """Whether the logits are the head's product with the last states: some models scale or cap them."""
+        """Whether the logits are the head applied to the last hidden states: some models also scale or cap them."""
         ids = torch.arange(4, device=self.device)[None] % self.model.config.vocab_size
         with torch.inference_mode():
             said = self.model(input_ids=ids, use_cache=False).logits
@@ -88,7 +88,7 @@ class LanguageModel(Model):
         return given, usage
 
     def _states(self, ids: Tensor, valid: Tensor, alone: bool) -> tuple[Tensor, Tensor | None]:
-        """The last states [B, T, D]; alone, or with the logits [B, T, V] that the model itself makes of them."""
+        """The last hidden states [B, T, D] and, unless `alone`, the model's own logits [B, T, V]."""
         mask = valid.long()
         if alone:
             return self.body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state, None
@@ -103,7 +103,7 @@ class LanguageModel(Model):
         supervised: Tensor,
         requests: Mapping[Key, ForwardRequest],
     ) -> dict[Key, np.ndarray]:
-        """What each request asks for at the supervised tokens, float64 [S]; the token at t is predicted at t - 1."""
+        """Each request's values at the S supervised tokens, float64 [S]; the token at t is predicted at t - 1."""
         asked = {key: request.per_token for key, request in requests.items() if request.per_token}
         if not asked:
             return {}

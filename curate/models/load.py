@@ -1,6 +1,6 @@
-"""From a model's name to its weights and tokenizer: a hub id, a folder, a GGUF file or a short name.
+"""Loading a model's weights and tokenizer by name: a hub id, a folder, a GGUF file or a short name.
 
-Safe by default: weights from safetensors or GGUF alone, and no code from a model's repository is run.
+Safe by default: weights are read only from safetensors or GGUF, and no code from a model's repository is run.
 """
 
 from __future__ import annotations
@@ -20,9 +20,10 @@ from curate.models.choice import ADAPTER, ModelChoice, base_of, resolve, weight_
 def load(choice: ModelChoice) -> tuple[Any, Any]:
     """A causal language model, in evaluation mode on its device, and its fast tokenizer.
 
-    A folder that holds an adapter of peft's alone is its base model with the adapter merged into it.
+    For a folder that holds only a peft adapter: its base model with the adapter merged into it.
 
-    Raises CurateError where there is no such model, no tokenizer, another vocabulary, damaged or non-finite weights.
+    Raises CurateError if there is no such model or tokenizer, the vocabularies do not match, or weights are damaged or
+    not finite.
     """
     from transformers import AutoModelForCausalLM
 
@@ -32,14 +33,14 @@ def load(choice: ModelChoice) -> tuple[Any, Any]:
 
         model, tokenizer = load(replace(choice, name=base_of(path)))
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by names that are to go
+            warnings.simplefilter("ignore", FutureWarning)  # peft uses deprecated names of transformers
             merged = peft.PeftModel.from_pretrained(model, str(path)).merge_and_unload()
         return merged.requires_grad_(False), tokenizer
     return _loaded(choice, AutoModelForCausalLM, "a causal language model")
 
 
 def save_plain(choice: ModelChoice, folder: Path) -> None:
-    """A model and its tokenizer as one whole model in float32, whatever it was: an adapter is merged into its base."""
+    """Save a model and its tokenizer as a whole model in float32; an adapter is merged into its base."""
     model, tokenizer = load(replace(choice, dtype="float32", device="cpu"))
     with quiet():
         model.save_pretrained(folder)
@@ -47,20 +48,20 @@ def save_plain(choice: ModelChoice, folder: Path) -> None:
 
 
 def load_encoder(choice: ModelChoice) -> tuple[Any, Any]:
-    """The transformer of a sentence encoder, without an output head; as `load`."""
+    """The transformer of a sentence encoder, without an output head, and its tokenizer; otherwise like `load`."""
     from transformers import AutoModel
 
     return _loaded(choice, AutoModel, "a sentence encoder")
 
 
 def load_tokenizer(choice: ModelChoice) -> Any:
-    """A model's fast tokenizer alone. Raises CurateError where there is none."""
+    """Only a model's fast tokenizer. Raises CurateError if there is none."""
     path = resolve(choice.name)
     return _tokenizer(path, *_place(path, choice), choice)
 
 
 def _place(path: Path, choice: ModelChoice) -> tuple[Path, dict[str, Any]]:
-    """The folder that a model lies in, and how it is to be read."""
+    """The folder a model is in, and the arguments for `from_pretrained`."""
     options: dict[str, Any] = {"trust_remote_code": choice.allow_remote_code}
     return (path.parent, {**options, "gguf_file": path.name}) if path.is_file() else (path, options)
 
@@ -81,12 +82,12 @@ def _loaded(choice: ModelChoice, kind: Any, what: str) -> tuple[Any, Any]:
         with (
             quiet(),
             redirect_stderr(io.StringIO()) if path.is_file() else nullcontext(),
-        ):  # a bar of GGUF's, not to be had off
+        ):  # the GGUF reader's progress bar cannot be disabled
             eager = {"attn_implementation": "eager"} if choice.count_flops else {}
             model: Any = kind.from_pretrained(folder, **options, **safe, **eager, dtype=dtype)
-    except Exception as error:  # readers of weights raise many kinds; all mean that these cannot be read  # noqa: BLE001
+    except Exception as error:  # weight readers raise many types; all mean that reading failed  # noqa: BLE001
         raise CurateError(f"{path} cannot be loaded as {what} ({_first(error)}).") from None
-    if path.is_file():  # it was quantized and is not any more; else it could not be saved
+    if path.is_file():  # GGUF weights are dequantized on loading; with the old flags the model could not be saved
         vars(model.config).pop("quantization_config", None)
         model.hf_quantizer, model.is_quantized = None, False
     _check(model, tokenizer, path)
@@ -95,7 +96,7 @@ def _loaded(choice: ModelChoice, kind: Any, what: str) -> tuple[Any, Any]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without the bars that count tensors on stderr."""
+    """Without transformers' progress bars on stderr."""
     from transformers.utils import logging
 
     talkative = logging.is_progress_bar_enabled()
@@ -131,7 +132,7 @@ def _check(model: Any, tokenizer: Any, path: Path) -> None:
     rows = model.get_input_embeddings().num_embeddings
     if len(tokenizer) > rows:
         raise CurateError(
-            f"{path}: the tokenizer has {len(tokenizer)} tokens and the model only {rows}; they are not of one model."
+            f"{path}: the tokenizer has {len(tokenizer)} tokens and the model only {rows}; they do not belong together."
         )
     for name, weight in model.named_parameters():
         if not bool(weight.isfinite().all()):

@@ -1,4 +1,5 @@
-"""What UDS asks of a sample's logits, had from the last states and the output head: the logits are never made."""
+"""The quantities of a sample's logits that UDS uses, computed from the last hidden states and the output head without
+materialising the logits."""
 
 from __future__ import annotations
 
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
 
 
 def singular_values(batch: Forward) -> np.ndarray:
-    """Of each sample's logits [N, V], its prompt included: float64 [B, min(T, E)], zero beyond its own."""
+    """Singular values of each sample's logits [N, V], prompt included: float64 [B, min(T, E)], padded with zeros."""
     import torch
 
     states = batch.head.states(batch.hidden, batch.lengths)
@@ -21,8 +22,8 @@ def singular_values(batch: Forward) -> np.ndarray:
 
 
 def projected(batch: Forward, d1: int, d2: int, seed: int) -> np.ndarray:
-    """D^T L C of each sample's logits L, with C [V, d1] and D [N, d2] of signs by lot over the roots of d1 and d2, a
-    row of D belonging to a place in the sample: float32 [B, d2 d1]. Squared distances are kept in expectation."""
+    """D^T L C for each sample's logits L [N, V], float32 [B, d2 d1]: C [V, d1] and D [N, d2] are random signs divided
+    by sqrt(d1) and sqrt(d2), a row of D per token position. Preserves squared distances in expectation."""
     from curate.numerics.projections import Rademacher
 
     assert batch.hidden is not None
@@ -32,7 +33,7 @@ def projected(batch: Forward, d1: int, d2: int, seed: int) -> np.ndarray:
 
 
 def _columns(head: Any, d1: int, seed: int) -> Tensor:
-    """W^T C, [E, d1], made once for each head."""
+    """W^T C, [E, d1], computed once per head."""
     from curate.numerics.projections import Rademacher
 
     if (d1, seed) not in head.kept:
@@ -42,21 +43,23 @@ def _columns(head: Any, d1: int, seed: int) -> Tensor:
 
 
 def released_scale(vocabulary: int, length: int) -> float:
-    """By which UDS's published code, whose transform is not normalised, makes distances larger: sqrt(V T) / 2."""
+    """sqrt(V T) / 2: the factor by which distances are larger in UDS's published code, whose transform is not
+    normalised."""
     return (vocabulary * length) ** 0.5 / 2
 
 
 class Memory:
-    """The last vectors that were put in, first in, first out: float64 [n, width]."""
+    """A first-in-first-out buffer of the most recent vectors, float64 [n, width]. most: its capacity."""
 
     def __init__(self, most: int, kept: np.ndarray):
         self._most, self.kept = most, kept
 
     def push(self, raw: np.ndarray) -> None:
+        """Append vectors [n, width], dropping the oldest beyond the capacity."""
         self.kept = np.concatenate([self.kept, raw])[-self._most :] if self._most else self.kept
 
     def distance(self, raw: np.ndarray) -> np.ndarray:
-        """Mean distance of each from those in memory; 0 where it is empty."""
+        """Mean Euclidean distance of each vector from those in the buffer, float64 [n]; 0 if it is empty."""
         if not len(self.kept):
             return np.zeros(len(raw))
         squares = np.square(raw).sum(1)[:, None] + np.square(self.kept).sum(1) - 2 * raw @ self.kept.T

@@ -1,4 +1,4 @@
-"""A sentence encoder in sentence-transformers' layout: a transformer, its states pooled to a vector of a text."""
+"""A sentence encoder in sentence-transformers' layout: a transformer whose hidden states are pooled to one vector."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from curate.models.load import load_encoder
 from curate.models.tokens import Encoded
 from curate.models.usage import Usage
 
-_KNOWN = ("Transformer", "Pooling", "Normalize")  # modules that are computed here; length is divided out afterwards
+_KNOWN = ("Transformer", "Pooling", "Normalize")  # supported modules; vectors are normalised later in any case
 
 
 class SentenceEncoder(Model):
@@ -31,7 +31,7 @@ class SentenceEncoder(Model):
         folder = resolve(choice.name)
         self.pooling = _pooling(folder)
         model, tokenizer = load_encoder(choice)
-        model.pooler = None  # of BERT's, which nothing here asks
+        model.pooler = None  # BERT's pooler, which is not used here
         super().__init__(choice, model, tokenizer, _context(folder, model.config, tokenizer, choice))
 
     @torch.inference_mode()
@@ -50,7 +50,7 @@ class SentenceEncoder(Model):
         return given, usage
 
     def _pooled(self, states: Tensor, valid: Tensor) -> Tensor:
-        """One vector of each text, [B, D], from the states [B, T, D] of its valid tokens, bool [B, T]."""
+        """One vector per text, [B, D], from the hidden states [B, T, D] of its valid tokens, bool [B, T]."""
         if self.pooling == "cls":
             return states[:, 0]
         if self.pooling == "lasttoken":
@@ -59,39 +59,39 @@ class SentenceEncoder(Model):
 
 
 def _pooling(folder: Path) -> str:
-    """How the encoder pools, from its folder. Raises CurateError where that is not known here."""
+    """The encoder's pooling mode, from its folder. Raises CurateError if it is not supported."""
     layout = folder / "modules.json"
     if not folder.is_dir() or not layout.exists():
         raise CurateError(
             f"{folder} is no sentence encoder (it has no modules.json, as sentence-transformers writes); name one by "
-            "--model encoder=MODEL, such as minilm; embed_lm takes the states of a language model."
+            "--model encoder=MODEL, such as minilm; embed_lm uses the hidden states of a language model."
         )
     modules = json.loads(layout.read_text(encoding="utf-8"))
     kinds = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
     if unknown := sorted(set(kinds) - set(_KNOWN)):
-        raise CurateError(f"{folder} has the module {unknown[0]}, which is not computed here; name another encoder.")
+        raise CurateError(f"{folder} has the module {unknown[0]}, which is not supported; name another encoder.")
     if "Pooling" not in kinds:
         raise CurateError(f"{folder} has no module Pooling in its modules.json; name another encoder.")
     if _said(folder, "sentence_bert_config.json").get("do_lower_case"):
-        raise CurateError(f"{folder} lower-cases its texts itself, which is not done here; name another encoder.")
+        raise CurateError(f"{folder} lower-cases its texts itself, which is not supported; name another encoder.")
     if _said(folder, "config_sentence_transformers.json").get("default_prompt_name"):
-        raise CurateError(f"{folder} puts a prompt before every text, which is not done here; name another encoder.")
+        raise CurateError(f"{folder} puts a prompt before every text, which is not supported; name another encoder.")
     said = json.loads((folder / kinds["Pooling"] / "config.json").read_text(encoding="utf-8"))
     names = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "lasttoken"}
     modes = [name for name, on in said.items() if name.startswith("pooling_mode_") and on is True]
     mode = said.get("pooling_mode") or (names.get(modes[0].removeprefix("pooling_mode_")) if len(modes) == 1 else None)
     if mode not in names.values():
-        raise CurateError(f"{folder} pools by {mode or ' and '.join(modes)}, which is not computed here.")
+        raise CurateError(f"{folder} pools by {mode or ' and '.join(modes)}, which is not supported.")
     return str(mode)
 
 
 def _said(folder: Path, name: str) -> dict[str, Any]:
-    """A JSON file of the encoder's folder; {} where it has none."""
+    """A JSON file of the encoder's folder; {} if it is absent."""
     return json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).exists() else {}
 
 
 def _context(folder: Path, config: Any, tokenizer: Any, choice: ModelChoice) -> int:
-    """Tokens a text is cut to: as many as the encoder's authors say, unless the user says otherwise."""
+    """Tokens a text is cut to: the encoder's max_seq_length unless the user sets another."""
     most = min(getattr(config, "max_position_embeddings", None) or 1 << 30, tokenizer.model_max_length)
     own = _said(folder, "sentence_bert_config.json").get("max_seq_length")
     if choice.context > most:

@@ -1,9 +1,9 @@
-"""Samples to tokens, with the tokens that are supervised: those of the assistant's turns, or of a raw text all.
+"""Tokenising samples and marking the supervised tokens: those of the assistant's turns, or all tokens of a raw text.
 
-A chat is rendered by the model's own template. Where a turn begins and ends is not searched in the text but known from
-what the template makes of the messages before it: rendered up to the turn (with the words that open the assistant's),
-and rendered through it, the one a beginning of the other, and both of the whole. A template that marks the assistant's
-words itself (`{% generation %}`) is believed.
+A chat is rendered by the model's own template. The bounds of a turn are not searched for in the text but derived from
+the template: the messages are rendered up to the turn (with the generation prompt) and through it, and the first must
+be a prefix of the second, and both of the whole. A template that marks the assistant's tokens itself
+(`{% generation %}`) is trusted.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-# A sample: {"messages": [{"role", "content", "extra"}], "text": null} or {"messages": null, "text": "…"}.
+# A sample: {"messages": [{"role", "content", "extra"}], "text": None} or {"messages": None, "text": "…"}.
 Sample: TypeAlias = Mapping[str, Any]
 Span: TypeAlias = tuple[int, int]
 
 _MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-# For models without a template: the contents, each on a line of its own; an answer ends with the model's end.
+# For models without a template: the contents, each on a line of its own; an answer ends with the EOS token.
 PLAIN = (
     "{{ bos_token or '' }}"
     "{% for m in messages %}{{ m['content'] }}"
@@ -32,10 +32,10 @@ PLAIN = (
 
 @dataclass
 class Encoded:
-    """One sample in tokens.
+    """One tokenised sample.
 
-    ids: int32 [n]. supervised: bool [n]; never the first token. cut: whether it was longer than the context. error: why
-    it cannot go through the model, or ''.
+    ids: int32 [n]. supervised: bool [n]; never the first token. cut: whether it was truncated to the context. error:
+    why it cannot go through the model, or ''.
     """
 
     ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
@@ -47,7 +47,7 @@ class Encoded:
 def encode(
     tokenizer: Any, samples: Sequence[Sample], context: int, too_long: str = "cut", view: str = "whole"
 ) -> list[Encoded]:
-    """Samples in tokens, each of at most `context`; too_long: 'cut' at the end, or 'refuse'; view: see
+    """Tokenise samples to at most `context` tokens each; too_long: 'cut' (truncate the end) or 'refuse'; view: see
     kinds.passes.ForwardRequest."""
     last = view == "last"
     if view == "text":
@@ -77,7 +77,7 @@ def _contents(sample: Sample) -> str:
 
 
 def _plain(tokenizer: Any, texts: list[str], context: int, too_long: str) -> list[Encoded]:
-    """Texts with the tokenizer's special tokens about them, which a text that is cut keeps."""
+    """Texts with the tokenizer's special tokens around them, which a truncated text keeps."""
     found = []
     for text, (ids, _) in zip(texts, _tokens(tokenizer, [text.strip() for text in texts], special=True), strict=True):
         one = Encoded(np.array(ids, np.int32), np.zeros(len(ids), bool))
@@ -92,7 +92,8 @@ def _plain(tokenizer: Any, texts: list[str], context: int, too_long: str) -> lis
 
 
 def _answer(one: Encoded, sample: Sample, tokenizer: Any) -> Encoded:
-    """The supervised tokens without what stands before them: the same tokens, however the text would be parted."""
+    """The supervised tokens without their context: the same token ids, since re-tokenising the answer alone could split
+    it differently."""
     if sample["messages"] is None:
         return Encoded(error=one.error or "has no prompt: it is raw text")
     begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
@@ -103,7 +104,8 @@ def _answer(one: Encoded, sample: Sample, tokenizer: Any) -> Encoded:
 def _tokens(tokenizer: Any, texts: list[str], special: bool) -> list[tuple[list[int], list[Span]]]:
     if not texts:
         return []
-    options = {"return_offsets_mapping": True, "return_attention_mask": False, "verbose": False}  # it is cut later
+    # verbose=False: no warning about long texts, which are truncated later
+    options = {"return_offsets_mapping": True, "return_attention_mask": False, "verbose": False}
     made = tokenizer(texts, add_special_tokens=special, **options)
     return list(zip(made["input_ids"], made["offset_mapping"], strict=True))
 
@@ -140,11 +142,12 @@ def _fit(one: Encoded, context: int, too_long: str) -> None:
 
 
 class Unrenderable(Exception):
-    """The chat template cannot render these messages; the text says why."""
+    """The chat template cannot render these messages; the message gives the reason."""
 
 
 def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[Span]]:
-    """The messages as the model's text, and where in it the assistant's turns stand. Raises Unrenderable."""
+    """The messages rendered by the chat template, and the character spans of the assistant's turns. Raises
+    Unrenderable."""
     chat = [_message(m) for m in messages]
     template = tokenizer.chat_template or PLAIN
     if _MARKS.search(template):
@@ -155,13 +158,13 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> tuple[str, 
             before = _rendered(tokenizer, chat[:i], open_turn=True) if i else ""
             through = whole if i == len(chat) - 1 else _rendered(tokenizer, chat[: i + 1])
             if not (whole.startswith(through) and through.startswith(before)):
-                raise Unrenderable("its chat template renders a turn otherwise when more follows")
-            spans.append((len(before), len(through.rstrip())))  # white space that follows a turn is the template's
+                raise Unrenderable("its chat template renders a turn differently when more messages follow")
+            spans.append((len(before), len(through.rstrip())))  # trailing white space belongs to the template
     return whole, spans
 
 
 def rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
-    """The messages as the model's text, up to where it is to answer. Raises Unrenderable."""
+    """The messages rendered by the chat template, with the generation prompt. Raises Unrenderable."""
     return _rendered(tokenizer, [_message(m) for m in messages], open_turn=True)
 
 
@@ -176,7 +179,7 @@ def _rendered(tokenizer: Any, chat: list[dict[str, Any]], open_turn: bool = Fals
         return tokenizer.apply_chat_template(
             chat, chat_template=template, tokenize=False, add_generation_prompt=open_turn
         )
-    except Exception as error:  # a template may raise anything, and does so on purpose for roles it does not know  # noqa: BLE001
+    except Exception as error:  # a template may raise anything, e.g. for unknown roles  # noqa: BLE001
         raise Unrenderable(f"its chat template refuses it: {(str(error).splitlines() or [''])[0][:200]}") from None
 
 

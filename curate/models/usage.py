@@ -1,4 +1,4 @@
-"""What a pass through a model has cost: tokens, padding, FLOPs by formula and measured, seconds."""
+"""The cost of a pass through a model: tokens, padding, FLOPs by formula and measured, seconds."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from dataclasses import dataclass, field, replace
 
 @dataclass
 class Usage:
-    """What samples cost on their way through a model, by the names of the ledger's columns.
+    """The cost of running samples through a model, named as the ledger's columns.
 
-    tokens: those of samples; padded_tokens: with padding. flops, flops_paper, flops_counted: by our formula, by the
-    papers', and measured, which is null where it was not asked for (curate.models.flops). cut: samples longer than the
-    context. seconds: null where the pass as a whole is timed. phases: what of it is charged apart, by name.
+    tokens: of the samples; padded_tokens: including padding. flops, flops_paper, flops_counted: by our formula, by the
+    papers', and measured (None unless requested; see curate.models.flops). cut: samples longer than the context.
+    seconds: None where only the pass as a whole is timed. phases: the parts charged separately, by name.
     """
 
     device: str
@@ -26,7 +26,7 @@ class Usage:
     phases: dict[str, Usage] = field(default_factory=dict)
 
     def part(self, share: float) -> Usage:
-        """So much of it."""
+        """A copy scaled to the given share of the cost."""
         return replace(
             self,
             **{name: round(share * getattr(self, name)) for name in ("tokens", "padded_tokens", "cut")},
@@ -37,6 +37,7 @@ class Usage:
         )
 
     def add(self, other: Usage) -> None:
+        """Add another cost to this one, phases included."""
         for name in ("tokens", "padded_tokens", "flops", "flops_paper", "cut"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("flops_counted", "seconds"):

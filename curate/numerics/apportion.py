@@ -1,4 +1,4 @@
-"""Whole numbers in proportion to given shares, by largest remainders (Hamilton's method of apportionment)."""
+"""Integers in proportion to given shares, by the largest-remainder method (Hamilton apportionment)."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 
 
 def largest_remainders(shares: np.ndarray, total: float) -> np.ndarray:
-    """Whole numbers in proportion to shares that add up to int(total), int64 [D].
+    """Integers in proportion to `shares` that sum to int(total), int64 [D].
 
-    shares: float64 or integers [D], at least 0. Each is rounded down; what is left goes to the largest remainders, of
-    equal ones to the first. All 0 shares count as equal to none: everything is left to the first.
+    shares: float64 or integers [D], non-negative. Each quota is rounded down and what is left goes to the largest
+    remainders, ties to the first. If all shares are 0, the first int(total) entries get 1 each.
     """
     exact = total * (shares / (shares.sum() or 1))
     counts = np.floor(exact).astype(np.int64)
@@ -20,6 +20,6 @@ def largest_remainders(shares: np.ndarray, total: float) -> np.ndarray:
 
 
 def apportion(shares: Mapping[str, float], total: float) -> dict[str, int]:
-    """`largest_remainders` by name; of equal remainders the first name's is rounded up."""
+    """`largest_remainders` for named shares; among equal remainders the first name is rounded up."""
     counts = largest_remainders(np.array(list(shares.values()), np.float64), total)
     return dict(zip(shares, counts.tolist(), strict=True))

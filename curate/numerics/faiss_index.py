@@ -1,6 +1,6 @@
-"""FAISS over arrays: which build there is, which index suits how many vectors, clusters, nearest others.
+"""FAISS over arrays: the installed build, the index type for a number of vectors, k-means, nearest neighbours.
 
-FAISS has two builds, faiss-cpu and faiss-gpu, which own the same Python module: a machine has one of them.
+FAISS has two builds, faiss-cpu and faiss-gpu, which install the same Python module: a machine can have only one.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ import numpy as np
 from curate.errors import CurateError
 from curate.hashing import keyed_uniform
 
-EXACT_UP_TO = 100_000  # vectors; beyond, an exact search of all takes longer than anyone waits
-WIDE = 1024  # numbers of a vector beyond which it is quantised
+EXACT_UP_TO = 100_000  # vectors; above this, an exact search over all of them takes too long
+WIDE = 1024  # dimensions above which vectors are quantised
 _BUILDS = ("faiss-cpu", "faiss-gpu", "faiss-gpu-cu11", "faiss-gpu-cu12")
 
 
@@ -43,9 +43,9 @@ def _installed(name: str) -> bool:
 
 
 def on_gpu(faiss: Any, index: Any) -> Any:
-    """The index on all GPUs, where FAISS's GPU build and a GPU are there; else the index as it is.
+    """The index moved to all GPUs if FAISS's GPU build and a GPU are available; otherwise the index unchanged.
 
-    Of the kinds used here FAISS has no GPU form of the exact index of wide vectors, which stays where it is.
+    FAISS has no GPU version of the scalar-quantised exact index used for wide vectors, so that one stays on the CPU.
     """
     if not hasattr(faiss, "index_cpu_to_all_gpus") or not faiss.get_num_gpus():
         return index
@@ -57,10 +57,10 @@ def on_gpu(faiss: Any, index: Any) -> Any:
 
 
 def untrained(rows: int, width: int) -> tuple[Any, int]:
-    """An empty index for so many vectors, by inner product; and its number of lists, 0 where it is exact.
+    """An empty inner-product index for `rows` vectors of `width` dimensions, and its number of lists (0 if exact).
 
-    Exact up to EXACT_UP_TO vectors (of wide ones in float16, which is exact on what is stored); beyond, inverted lists
-    of float16, of wide vectors of 8 bits a number, which are to be trained first.
+    Exact up to EXACT_UP_TO vectors (wide ones in float16, which is exact for what is stored). Above that, an IVF index
+    in float16, or with 8 bits per dimension for wide vectors, which has to be trained before use.
     """
     faiss = load_faiss()
     product = faiss.METRIC_INNER_PRODUCT
@@ -73,13 +73,13 @@ def untrained(rows: int, width: int) -> tuple[Any, int]:
 
 
 def kind(lists: int, width: int) -> str:
-    """An index of `untrained` in words."""
+    """The type of an index made by `untrained`, in words."""
     quantised = ("8 bit" if lists else "float16") if width > WIDE else ("float16" if lists else "float32")
     return f"{'inverted lists' if lists else 'exact'}, {quantised}"
 
 
 def bytes_per_number(rows: int, width: int) -> int:
-    """What an index of `untrained` holds for each number of each vector."""
+    """Bytes per vector dimension that an index made by `untrained` stores."""
     if rows <= EXACT_UP_TO:
         return 2 if width > WIDE else 4
     return 1 if width > WIDE else 2
@@ -87,18 +87,18 @@ def bytes_per_number(rows: int, width: int) -> int:
 
 # --- clusters --------------------------------------------------------------------------------------------
 
-_PER_CENTRE = 256  # vectors for each centre that it is learnt from, as FAISS has it
-_AT_ONCE = 65_536  # vectors that are widened at once
-_COMPARED = 1024  # vectors compared with those before them at once
+_PER_CENTRE = 256  # training vectors per centroid, FAISS's default
+_AT_ONCE = 65_536  # vectors converted to float32 at once
+_COMPARED = 1024  # vectors compared with their predecessors at once
 _HELD = 1 << 26  # cosines in memory at once
 
 
 def clusters(
     unit: np.ndarray, ids: np.ndarray, k: int, seed: int, iterations: int
 ) -> tuple[np.ndarray, np.ndarray, float]:
-    """Spherical k-means: each unit vector's cluster, int64 [N], its cosine with the centre, float32 [N], the FLOPs.
+    """Spherical k-means: each unit vector's cluster, int64 [N]; its cosine with the centroid, float32 [N]; the FLOPs.
 
-    Learnt from at most 256 vectors a centre, drawn by id. Holds those, and 65,536 vectors at a time, in float32.
+    Trained on about 256 vectors per centroid, drawn by id. Memory: those, plus 65,536 vectors at a time, in float32.
     """
     faiss = load_faiss()
     k = max(1, min(k, len(unit)))
@@ -116,18 +116,18 @@ def clusters(
 
 
 def rows_of_clusters(cluster: np.ndarray, by: np.ndarray) -> list[np.ndarray]:
-    """The rows of each cluster that has some, in order of rising `by`, of equals by position."""
+    """The rows of each non-empty cluster, sorted by ascending `by`, ties by position."""
     order = np.lexsort((np.arange(len(cluster)), by, cluster))
     return np.split(order, np.flatnonzero(np.diff(cluster[order])) + 1)
 
 
 def likeness_before(unit: np.ndarray, rows: np.ndarray) -> np.ndarray:
-    """The highest cosine of each row with one before it, float32 [n]; -1 for the first."""
+    """The highest cosine of each row with any row before it, float32 [n]; -1 for the first."""
     mine, found = unit[rows].astype(np.float32), np.full(len(rows), -1.0, np.float32)
     step = max(1, min(_COMPARED, _HELD // len(rows)))
     for start in range(0, len(rows), step):
         stop = min(start + step, len(rows))
         near = mine[start:stop] @ mine[:stop].T
-        near[:, start:][np.triu_indices(stop - start)] = -1.0  # itself, and those behind it
+        near[:, start:][np.triu_indices(stop - start)] = -1.0  # itself, and those after it
         found[start:stop] = near.max(1)
     return found

@@ -1,7 +1,7 @@
-"""Random projections of gradients to D numbers, whose inner products are those of the gradients in expectation.
+"""Random projections of gradients to D dimensions that preserve inner products in expectation.
 
-An entry of a projection is a pure function of (seed, the parameter's name, the index in it), by SplitMix64's finaliser
-over integers: so it is the same on a CPU and on any GPU, in every shard and on every worker, and is never stored.
+Each entry of a projection is a pure function of (seed, parameter name, index within the parameter), by SplitMix64's
+finaliser over integers: so it is the same on a CPU and on any GPU, in every shard and worker, and is never stored.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from curate.hashing import fingerprint
 
 Kind: TypeAlias = Literal["sjlt", "rademacher", "none"]
 
-_WORD = 64  # signs of one hashed number
+_WORD = 64  # signs per hashed word
 _ROWS = 1 << 23  # entries of a dense projection in memory at once
-_KEPT = 1 << 28  # signs that are kept from batch to batch, in bytes
+_KEPT = 1 << 28  # bytes; sign vectors of up to a sixteenth of this are cached between batches
 
 
 class Projector(ABC):
-    """A linear map from gradients, parameter by parameter, to `dim` numbers."""
+    """A linear map from gradients, parameter by parameter, to `dim` dimensions."""
 
     dim: int
 
@@ -35,27 +35,27 @@ class Projector(ABC):
 
     @abstractmethod
     def flops(self, n: int) -> float:
-        """FLOPs of one sample's gradient of n numbers."""
+        """FLOPs of projecting one sample's gradient of n elements."""
 
 
 def projector(kind: Kind, dim: int, seed: int, nonzeros: int, sizes: Mapping[str, int]) -> Projector:
-    """The projection of parameters with so many numbers (name -> n).
+    """The projection for parameters of the given sizes (name -> number of elements).
 
-    Raises CurateError where it has more dimensions than the parameters have numbers.
+    Raises CurateError if `dim` exceeds the total number of elements.
     """
     total = sum(sizes.values())
     if kind == "none":
         return Exact(sizes)
     if dim > total:
         raise CurateError(
-            f"the projection has dim={dim}, and the parameters only {total} numbers; take a smaller dim, or "
-            "projector=none, which keeps them as they are."
+            f"the projection has dim={dim}, and the parameters only {total} elements; use a smaller dim, or "
+            "projector=none, which does not project."
         )
     return Rademacher(dim, seed) if kind == "rademacher" else Sjlt(dim, seed, nonzeros)
 
 
 class Exact(Projector):
-    """No projection: the parameters' gradients side by side."""
+    """No projection: the parameters' gradients concatenated."""
 
     def __init__(self, sizes: Mapping[str, int]):
         self.dim, self._starts = 0, dict[str, int]()
@@ -71,9 +71,9 @@ class Exact(Projector):
 
 
 class Rademacher(Projector):
-    """Entries +1 or -1 by lot, over the root of D: the projection of LESS and TRAK, made again block by block.
+    """Random signs divided by sqrt(D): the projection of LESS and TRAK, regenerated block by block.
 
-    Cost: 2 n D FLOPs a sample, and n D hashed signs a batch.
+    Cost: 2 n D FLOPs per sample, and n D hashed signs per batch.
     """
 
     def __init__(self, dim: int, seed: int):
@@ -86,7 +86,7 @@ class Rademacher(Projector):
             into += piece @ self.entries(name, start, piece.shape[1], into.device).to(piece.dtype)
 
     def entries(self, name: str, start: int, count: int, device: torch.device) -> Tensor:
-        """The rows of indices start to start + count, float32 [count, D]."""
+        """Rows `start` to `start + count` of the projection matrix, float32 [count, D]."""
         words = -(-self.dim // _WORD)
         index = torch.arange(start * words, (start + count) * words, device=device)
         words_here = _hash(_key(self._seed, "rademacher", name), index).view(count, words, 1)
@@ -98,19 +98,19 @@ class Rademacher(Projector):
 
 
 class Sjlt(Projector):
-    """A sparse Johnson-Lindenstrauss transform (Kane and Nelson 2014): every number goes, with a sign by lot, to `s` of
-    the D places, over the root of s.
+    """A sparse Johnson-Lindenstrauss transform (Kane and Nelson 2014): every element is added, with a random sign, to
+    `s` of the D output coordinates, divided by sqrt(s).
 
-    Index i is at offset i mod D of block i // D. A block goes to the D places turned round by a number by lot, so two
-    numbers of one block never meet, and two of different blocks meet with probability 1/D; and whole blocks are added,
-    at the speed of memory. The signs are independent, so inner products are unbiased.
+    Element i is at offset i mod D of block i // D. Each block is rotated by a random offset before it is added, so two
+    elements of one block never collide, and two of different blocks collide with probability 1/D; whole blocks are
+    added, at memory bandwidth. The signs are independent, so inner products are unbiased.
 
-    Cost: 2 s n additions a sample, and s n hashed signs a batch.
+    Cost: 2 s n additions per sample, and s n hashed signs per batch.
     """
 
     def __init__(self, dim: int, seed: int, nonzeros: int = 1):
         if nonzeros < 1:
-            raise CurateError(f"nonzeros={nonzeros}: a number goes to at least one place.")
+            raise CurateError(f"nonzeros={nonzeros}: each element goes to at least one coordinate.")
         self.dim, self._seed, self._s = dim, seed, nonzeros
 
     def add(self, into: Tensor, name: str, gradients: Tensor) -> None:
@@ -126,7 +126,7 @@ class Sjlt(Projector):
                 self._turned(into, signed, turns.tolist())
 
     def _turned(self, into: Tensor, signed: Tensor, turns: list[int]) -> None:
-        """Each block in two pieces, before and after the place where it goes round."""
+        """Add each rotated block in two pieces, before and after the wrap-around."""
         for block, turn in enumerate(turns):
             piece = signed[:, block * self.dim : (block + 1) * self.dim]
             head = min(self.dim - turn, piece.shape[1])
@@ -135,7 +135,7 @@ class Sjlt(Projector):
                 into[:, : piece.shape[1] - head] += piece[:, head:]
 
     def _gathered(self, into: Tensor, signed: Tensor, turns: Tensor) -> None:
-        """The same in few kernels: where a place's number stands in each block."""
+        """The same in a few GPU kernels: gather, for each output coordinate, its element of every block."""
         blocks = torch.nn.functional.pad(signed, (0, len(turns) * self.dim - signed.shape[1]))
         blocks = blocks.view(len(signed), len(turns), self.dim)
         places = (torch.arange(self.dim, device=into.device) - turns[:, None]) % self.dim
@@ -152,7 +152,7 @@ class Sjlt(Projector):
         return 2.0 * self._s * n
 
 
-# --- signs and numbers by lot ----------------------------------------------------------------------------
+# --- random signs and offsets ----------------------------------------------------------------------------
 
 
 def _key(seed: int, purpose: str, name: str) -> int:
@@ -160,7 +160,7 @@ def _key(seed: int, purpose: str, name: str) -> int:
 
 
 def _hash(key: int, index: Tensor) -> Tensor:
-    """64 bits for each index, int64, by SplitMix64's finaliser twice (as curate.hashing.keyed_uniform)."""
+    """64 random bits for each index, int64, by applying SplitMix64's finaliser twice (as in hashing.keyed_uniform)."""
     return _mixed(_mixed(index ^ key) + key)
 
 
@@ -171,12 +171,12 @@ def _mixed(x: Tensor) -> Tensor:
 
 
 def _shifted(x: Tensor, by: int) -> Tensor:
-    """x >> by, as if it had no sign."""
+    """Logical (unsigned) right shift; torch's own shift of int64 keeps the sign."""
     return (x >> by) & ((1 << (64 - by)) - 1)
 
 
 def _signs_of(words: Tensor) -> Tensor:
-    """The bits of each word [..., 1], the lowest first, as -1 and 1, int8 [..., 64]."""
+    """The bits of each word [..., 1], least significant first, as -1 and 1, int8 [..., 64]."""
     return _table(str(words.device))[words.view(torch.uint8).int()].flatten(-2)
 
 

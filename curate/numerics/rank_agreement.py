@@ -1,9 +1,11 @@
-"""How far two rankings of the same things agree. Plain arrays."""
+"""Agreement between two rankings of the same items. Plain arrays."""
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -11,43 +13,45 @@ Statistic = Callable[[np.ndarray, np.ndarray], float]
 
 
 def spearman(a: np.ndarray, b: np.ndarray) -> float:
-    """Correlation of the ranks, float64 [N] each; ties have their mean rank; not a number where one is constant."""
-    from scipy.stats import rankdata
+    """Spearman's rank correlation, float64 [N] each; ties have their mean rank; NaN if either is constant."""
+    from scipy.stats import ConstantInputWarning, spearmanr
 
-    a, b = rankdata(a), rankdata(b)
-    a, b = a - a.mean(), b - b.mean()
-    size = float(np.sqrt((a @ a) * (b @ b)))
-    return float(a @ b) / size if size else float("nan")
+    if len(a) < 2:
+        return float("nan")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ConstantInputWarning)  # NaN says so
+        found: Any = spearmanr(a, b)
+    return float(found.statistic)
 
 
 def pairwise_agreement(a: np.ndarray, b: np.ndarray) -> float:
-    """The share of pairs that both put in the same order; a pair that either ties counts half."""
+    """The share of pairs that both rank in the same order; a pair tied in either counts as half. NaN without pairs."""
     i, j = np.triu_indices(len(a), 1)
     same = np.sign(a[i] - a[j]) * np.sign(b[i] - b[j])
     return float(((same + 1) / 2).mean()) if len(i) else float("nan")
 
 
 def jaccard(a: Collection[int] | np.ndarray, b: Collection[int] | np.ndarray) -> float:
-    """What two sets share, of all that either has; 1 for two empty ones."""
+    """Intersection over union of two sets; 1 for two empty ones."""
     one, other = set(np.asarray(a).tolist()), set(np.asarray(b).tolist())
     return len(one & other) / len(one | other) if one | other else 1.0
 
 
 def best(values: np.ndarray, k: int) -> np.ndarray:
-    """The places of the k greatest, ascending; of ties those that come first; what is no number comes last."""
+    """Positions of the k largest values, ascending; ties go to the earlier position; NaN ranks last."""
     order = np.argsort(-np.where(np.isnan(values), -np.inf, values), kind="stable")
     return np.sort(order[:k])
 
 
 def top_overlap(a: np.ndarray, b: np.ndarray, share: float) -> float:
-    """Of the `share` that a ranks highest (at least one), the part that b ranks as high."""
+    """The fraction of a's top `share` (at least one item) that is also in b's top `share`."""
     k = max(1, round(share * len(a)))
     return len(np.intersect1d(best(a, k), best(b, k))) / k
 
 
 @dataclass(frozen=True)
 class Interval:
-    """A statistic and its 95 % interval by the bootstrap over things."""
+    """A statistic and its 95 % bootstrap interval, resampling items."""
 
     value: float
     low: float
@@ -55,6 +59,7 @@ class Interval:
 
     @classmethod
     def of(cls, statistic: Statistic, a: np.ndarray, b: np.ndarray, draws: int = 1000, seed: int = 0) -> Interval:
+        """The statistic of a and b, each [N], with percentiles over `draws` bootstrap samples of the N pairs."""
         rng, found = np.random.default_rng(seed), []
         for _ in range(draws):
             some = rng.integers(0, len(a), len(a))
@@ -68,17 +73,22 @@ class Interval:
 
 @dataclass(frozen=True)
 class Regret:
-    """What a ranking that does not know of a choice loses against one that does: of the same number of things, chosen
-    by either, the worth by the one that knows. ratio: the one's over the other's; jaccard: of the two choices."""
+    """What selecting by an unaware ranking loses against selecting by an aware one, both measured by the aware values.
+
+    ratio: summed aware value of the k items the unaware ranking selects, over that of the aware ranking's own k;
+    jaccard: of the two selections.
+    """
 
     ratio: float
     jaccard: float
 
     @property
     def regret(self) -> float:
+        """1 - ratio; 0 where the unaware selection is as good."""
         return 1 - self.ratio
 
     @classmethod
     def of(cls, aware: np.ndarray, unaware: np.ndarray, k: int) -> Regret:
+        """The regret of selecting k of N items by `unaware` instead of `aware`, float64 [N] each."""
         mine, theirs = best(aware, k), best(unaware, k)
         return cls(float(aware[theirs].sum() / aware[mine].sum()), jaccard(mine, theirs))

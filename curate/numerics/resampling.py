@@ -1,4 +1,4 @@
-"""Weights for consumers whose rows cannot carry one: rows repeated, or strata drawn at different rates."""
+"""Weights for trainers whose rows cannot carry one: repeated rows, or strata sampled at different rates."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from curate.numerics.statistics import effective_size
 
 @dataclass(frozen=True)
 class Resampled:
-    """What became of weights, of rows or of domains.
+    """How weights of rows or domains were approximated.
 
-    how: 'repeats', 'strata'; of a mixture 'domains', or 'draws' of one epoch. rows: written, repeats counted.
-    effective_rows: (sum w)^2 / sum w^2 of the weights asked for. largest_error: of the weight a row has in the end (of
-    draws: a domain), relative to what it should have, the greatest. left_out: rows that repeat 0 times.
+    how: 'repeats' or 'strata'; for a mixture 'domains', or 'draws' of one epoch. rows: written, repeats counted.
+    effective_rows: effective sample size (sum w)^2 / sum w^2 of the requested weights. largest_error: the largest
+    relative error of a row's resulting weight (for draws: of a domain's share). left_out: rows that repeat 0 times.
     """
 
     how: str
@@ -37,22 +37,22 @@ class Resampled:
             )
         gone = f"; {self.left_out:,} rows repeat 0 times" if self.left_out else ""
         return (
-            f"weights as {self.how}: {self.rows:,} rows, worth {self.effective_rows:,.0f} of equal weight; the largest "
+            f"weights as {self.how}: {self.rows:,} rows, effective sample size {self.effective_rows:,.0f}; the largest "
             f"error of a row's weight is {self.largest_error:.0%}{gone}"
         )
 
 
 def repeats_of(weights: np.ndarray, total: int, seed: int) -> tuple[np.ndarray, Resampled]:
-    """How often each row repeats, int64 [N], adding up to `total`: systematic rounding of  w N / sum w.
+    """How often each row repeats, int64 [N], summing to `total`: systematic rounding of  w * total / sum w.
 
-    One random number shifts the rounding of all, so every row repeats its share in the mean, rounded down or up.
-    weights: float64 [N], 0 or more, not all 0.
+    One random number shifts the rounding of all rows, so each count is its share rounded down or up, and equals the
+    share in expectation. weights: float64 [N], non-negative, not all 0.
     """
     _require(weights)
     share = weights / weights.sum() * total
     shift = float(keyed_uniform(np.zeros(1, np.uint64), seed, fingerprint("repeats"))[0])
     ends = np.floor(np.cumsum(share) + shift)
-    ends[-1] = total  # against the last bit of the sum
+    ends[-1] = total  # guards against rounding error in the cumulative sum
     repeats = np.diff(ends, prepend=0.0).astype(np.int64)
     some = share > 0
     error = float(np.abs(repeats[some] / share[some] - 1).max())
@@ -62,11 +62,11 @@ def repeats_of(weights: np.ndarray, total: int, seed: int) -> tuple[np.ndarray, 
 def strata_of(
     weights: np.ndarray, count: int, group: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray, Resampled]:
-    """Rows by quantiles of their weight: the stratum of each, int64 [N], and each stratum's mean weight.
+    """Rows stratified by quantiles of their weight: each row's stratum, int64 [N], and each stratum's mean weight.
 
-    A stratum's rows are to be drawn so often as its mean weight says; strata that would be empty are left out; rows of
-    no weight have one of their own. group: int64 [N], as of sources; each is parted by its own quantiles, so its mean
-    weight is kept.
+    A stratum is to be sampled in proportion to its mean weight. Empty strata are dropped; rows of weight 0 get a
+    stratum of their own. group: int64 [N], e.g. the source; each group is split at its own quantiles, which preserves
+    its mean weight.
     """
     _require(weights)
     group = np.zeros(len(weights), np.int64) if group is None else group
@@ -85,7 +85,7 @@ def strata_of(
 
 
 def differ(weights: np.ndarray | Sequence[float]) -> bool:
-    """Whether rows weigh differently at all."""
+    """Whether the weights are not all equal."""
     return len(weights) > 0 and bool((np.asarray(weights) != weights[0]).any())
 
 

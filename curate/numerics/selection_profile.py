@@ -1,4 +1,4 @@
-"""What a choice looks like: how alike the chosen samples are, and where in the model the chosen numbers lie."""
+"""Profile of a selection: how similar the selected samples are, and where in the model the selected parameters are."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ _LAYER = re.compile(r"\.(?:layers|h|blocks)\.(\d+)\.")
 
 
 def diversity(vectors: np.ndarray) -> float:
-    """The mean of 1 - cosine over all pairs of different vectors [N, D]; 0 for fewer than two.
+    """The mean of 1 - cosine over all pairs of vectors [N, D]; 0 for fewer than two.
 
-    By  sum over pairs of u·w = (|sum of u|^2 - N) / 2  of unit vectors, so in N D and not in N^2 D.
+    Uses  sum over pairs of u·w = (|sum of u|^2 - N) / 2  for unit vectors, so it costs N D rather than N^2 D.
     """
     n = len(vectors)
     if n < 2:
@@ -27,8 +27,8 @@ def diversity(vectors: np.ndarray) -> float:
 
 @dataclass(frozen=True)
 class Block:
-    """One module of one layer. layer: its number, -1 outside the layers. share: the part of its numbers that was
-    chosen; enrichment: that over the part of all numbers."""
+    """One module of one layer. layer: its index, -1 outside the layers. numbers, chosen: its parameters, and those
+    selected. share: the selected fraction; enrichment: that over the selected fraction of the whole model."""
 
     layer: int
     module: str
@@ -39,7 +39,8 @@ class Block:
 
 
 def enrichment(sizes: Mapping[str, int], chosen: Mapping[str, Sequence[int] | np.ndarray]) -> list[Block]:
-    """Where the chosen numbers lie, by layer and module. sizes: of all parameters, by name."""
+    """Where the selected parameters are, by layer and module. sizes: of all parameter tensors, by name; chosen: flat
+    positions, by name."""
     numbers: dict[tuple[int, str], int] = {}
     mine: dict[tuple[int, str], int] = {}
     for name, size in sizes.items():
@@ -54,7 +55,7 @@ def enrichment(sizes: Mapping[str, int], chosen: Mapping[str, Sequence[int] | np
 
 
 def place_of(name: str) -> tuple[int, str]:
-    """The layer of a parameter, -1 outside the layers, and its module there: (3, "self_attn.q_proj")."""
+    """The layer index of a parameter, -1 outside the layers, and its module there: (3, "self_attn.q_proj")."""
     found = _LAYER.search(name)
     rest = name[found.end() :] if found else name.removeprefix("model.").removeprefix("transformer.")
     return int(found[1]) if found else -1, rest.removesuffix(".weight")

@@ -1,4 +1,4 @@
-"""Means over seeds, with how sure they are. Plain numbers."""
+"""Means over seeds, with standard errors and intervals. Plain numbers."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Mean:
-    """n values: their mean, and its standard error (sd / sqrt n, with n - 1 degrees of freedom); null for one value."""
+    """n values: their mean, and its standard error (sd / sqrt n, with n - 1 degrees of freedom); None for one value."""
 
     n: int
     mean: float
@@ -18,13 +18,14 @@ class Mean:
 
     @classmethod
     def of(cls, values: Sequence[float]) -> Mean:
+        """The mean of one or more values."""
         n = len(values)
-        if n > 1 and all(value == values[0] for value in values):  # else rounding makes an error of it
+        if n > 1 and all(value == values[0] for value in values):  # otherwise rounding gives a tiny non-zero error
             return cls(n, float(values[0]), 0.0)
         return cls(n, float(np.mean(values)), float(np.std(values, ddof=1) / np.sqrt(n)) if n > 1 else None)
 
     def interval(self, level: float = 0.95) -> tuple[float, float] | None:
-        """Student's interval; null for one value."""
+        """Student's t confidence interval; None for one value."""
         if self.error is None:
             return None
         from scipy.stats import t
@@ -33,7 +34,7 @@ class Mean:
         return self.mean - half, self.mean + half
 
     def __str__(self) -> str:
-        """The mean to as many places as its error has with two digits."""
+        """The mean, rounded to the decimal place of its error's second significant digit."""
         if self.error is None:
             return f"{self.mean:.4g}"
         if not 1e-6 < self.error < np.inf:
@@ -43,13 +44,13 @@ class Mean:
 
 
 def paired(a: dict[int, float], b: dict[int, float]) -> Mean | None:
-    """The mean of a - b over the seeds that both have; null where they share none. a, b: seed -> value."""
+    """The mean of a - b over the seeds that both have; None if they share none. a, b: seed -> value."""
     shared = sorted(a.keys() & b.keys())
     return Mean.of([a[seed] - b[seed] for seed in shared]) if shared else None
 
 
 def pareto(costs: Sequence[float], values: Sequence[float], better: str) -> list[int]:
-    """Positions of those that no other beats in both cost and value, the cheapest first."""
+    """Positions on the Pareto front of cost and value, cheapest first. better: 'higher' or 'lower' values."""
     sign = 1.0 if better == "higher" else -1.0
     order = sorted(range(len(costs)), key=lambda i: (costs[i], -sign * values[i]))
     front: list[int] = []
@@ -60,7 +61,7 @@ def pareto(costs: Sequence[float], values: Sequence[float], better: str) -> list
 
 
 def effective_size(weights: np.ndarray) -> float:
-    """(sum w)^2 / sum w^2: how many equally weighted samples carry as much."""
+    """Effective sample size (sum w)^2 / sum w^2; 0 if all weights are 0."""
     most = float(weights.max(initial=0.0))
-    relative = weights / most if most else weights  # so that no square underflows
+    relative = weights / most if most else weights  # scaled so that squares do not underflow
     return float(relative.sum() ** 2 / (relative**2).sum()) if most else 0.0

@@ -1,4 +1,4 @@
-"""The largest numbers of many arrays: which, without ever sorting or joining all of them."""
+"""Positions of the largest elements over many arrays, without sorting or concatenating all of them."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ import numpy as np
 
 
 def largest(value: Callable[[str], np.ndarray], sizes: Mapping[str, int], k: int) -> dict[str, np.ndarray]:
-    """The places of the k largest of all arrays, flat and ascending, int64, by name; of ties those that come first.
+    """Flat positions of the k largest elements over all arrays, ascending, int64, by name; earlier ones win ties.
 
-    value(name): the array, which is asked for twice, one at a time. sizes: of each, in their order. What is no number
-    counts as the least. It holds k numbers and one array.
+    value(name): the array; called twice for each, one at a time. sizes: of each, in order. NaN counts as the smallest.
+    Memory: k elements and one array.
     """
     k = min(k, sum(sizes.values()))
     if not k:
@@ -22,7 +22,7 @@ def largest(value: Callable[[str], np.ndarray], sizes: Mapping[str, int], k: int
         if len(best) > k:
             best = np.partition(best, len(best) - k)[-k:]
     least = best.min()
-    left = k - int((best > least).sum())  # places that ties may take
+    left = k - int((best > least).sum())  # how many elements equal to the threshold are still taken
     found = {}
     for name in sizes:
         values = _flat(value(name))
@@ -35,7 +35,7 @@ def largest(value: Callable[[str], np.ndarray], sizes: Mapping[str, int], k: int
 def largest_of_each(
     value: Callable[[str], np.ndarray], sizes: Mapping[str, int], counts: Mapping[str, int]
 ) -> dict[str, np.ndarray]:
-    """The same of every array by itself; counts: how many of each."""
+    """The same for every array separately; counts: how many of each."""
     return {name: largest(value, {name: size}, counts[name])[name] for name, size in sizes.items()}
 
 

@@ -1,4 +1,4 @@
-"""An audit as a page: what it says in words, the two-level scorecard, and pictures."""
+"""An audit as an HTML page: its findings in words, the two-level scorecard, and figures."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ from curate.pages.diagnosis import pyplot, saved
 
 
 def rows(card: Scorecard, level: Literal["now", "later"]) -> list[dict[str, str]]:
-    """A table of the scorecard: selectors down, measures across, each the mean over seeds with its error."""
+    """The scorecard's rows for one level: a row per selector, a column per measure, each a mean over seeds with its
+    standard error."""
     names = [name for name in (NOW if level == "now" else LATER) if np.isfinite(card.measures[name]).any()]
     found = []
     for k, selector in enumerate(card.selectors):
@@ -40,7 +41,7 @@ def _told(values: np.ndarray) -> str:
 
 
 def reading(card: Scorecard) -> list[str]:
-    """Whether the selectors are myopic here, and how sure that is; then what tells them apart."""
+    """The findings in sentences: whether the selectors are myopic, how certain that is, and what distinguishes them."""
     its = card.myopia
     if its is None:
         return ["Fewer than two selectors have both a gain and a utility, so there are no ranks to compare."]
@@ -48,13 +49,13 @@ def reading(card: Scorecard) -> list[str]:
     later = [card.ranked[i] for i in np.argsort(its.later, kind="stable")]
     interval = f", {its.interval[0]:.2f} to {its.interval[1]:.2f} over seeds" if its.interval else ", by one seed"
     lines = [
-        f"Myopia gap {its.gap:.2f}{interval}; rankings by lot have {its.null:.2f} in the mean, {its.p:.1%} of them one "
+        f"Myopia gap {its.gap:.2f}{interval}; random rankings have {its.null:.2f} on average, {its.p:.1%} of them one "
         f"as large and {its.agree:.1%} one as small: {_verdict(its, len(order))}.",
         f"Now: {', '.join(order)}. In the end: {', '.join(later)}. {_movers(card)}",
     ]
     gain = _mean_over_seeds(card.measures["gain"].T)
     if (gain[np.isfinite(gain)] < 0).all():
-        lines.append("No selector gains on its own stages here, so that now tells who does least harm.")
+        lines.append("No selector gains on its own stages here, so the ranks now show which does the least harm.")
     base = card.selectors[0]
     for name in ("gain", "utility", "forgetting", "adaptation"):
         if said := _apart(card, name, base):
@@ -63,19 +64,19 @@ def reading(card: Scorecard) -> list[str]:
 
 
 def _verdict(its: Myopia, selectors: int) -> str:
-    """What a gap says, at 5 %."""
+    """The conclusion from a gap, at the 5 % level."""
     if its.p < 0.05:
         return "ranks now and later differ more than by chance: here today's order misleads"
     if its.agree < 0.05:
-        return "ranks now and later agree more than by chance: here who wins today wins in the end"
+        return "ranks now and later agree more than by chance: here, what wins now wins in the end"
     if its.least >= 0.05:
         share = f"even a full reversal is {its.least:.0%} of all rankings"
-        return f"{selectors} selectors are too few to tell, as {share}; give more"
-    return "nothing that chance would not do: here today's order says little of the end, either way"
+        return f"{selectors} selectors are too few to tell, as {share}; use more"
+    return "consistent with chance: here, today's order says little about the end, either way"
 
 
 def _movers(card: Scorecard) -> str:
-    """Which selectors are ranked otherwise in the end, those that move most first."""
+    """Which selectors change rank, the largest changes first."""
     its = card.myopia
     assert its is not None
     moved = [i for i in np.argsort(-its.each, kind="stable") if its.each[i] > 0]
@@ -86,7 +87,7 @@ def _movers(card: Scorecard) -> str:
 
 
 def _apart(card: Scorecard, name: str, base: str) -> str:
-    """Which selectors the seeds tell apart from the first, in one measure."""
+    """Which selectors differ significantly from the first in one measure, over seeds; '' if that is unknown."""
     better = {**NOW, **LATER}[name]
     kinds: dict[str, list[str]] = {"better": [], "worse": []}
     first = _by_seed(card.measures[name][0])
@@ -101,7 +102,7 @@ def _apart(card: Scorecard, name: str, base: str) -> str:
         return ""
     n = len(card.selectors) - 1
     return (f"{WORDS[name].capitalize()}, against {base} ({n} intervals of 95 %, each by itself): "
-            f"{'; '.join(told) or 'these seeds tell none apart'}.")  # fmt: skip
+            f"{'; '.join(told) or 'no significant difference over these seeds'}.")  # fmt: skip
 
 
 def _by_seed(values: np.ndarray) -> dict[int, float]:
@@ -112,8 +113,8 @@ def _by_seed(values: np.ndarray) -> dict[int, float]:
 
 
 def pictures(card: Scorecard) -> dict[str, bytes]:
-    """Rank reversal, learning on the next stage, forgetting against out of domain, concentration against forgetting,
-    and the tasks by stage: PNGs by what they show."""
+    """PNG figures by title: rank reversal, learning on the next stage, out-of-domain performance against forgetting,
+    update concentration against forgetting, and the tasks by stage."""
     found = {}
     if card.myopia:
         found["rank now against rank in the end"] = _reversal(card)
@@ -174,7 +175,7 @@ def _scatter(card: Scorecard, x: str, y: str) -> bytes:
 
 
 def _heat(card: Scorecard) -> bytes:
-    """Of every selector: what each task is worth after each stage, less what it was before the first."""
+    """For every selector: the performance on each task after each stage, relative to before the first."""
     plt, n = pyplot(), len(card.selectors)
     change = np.array([_mean_over_seeds(card.matrices[k]) for k in range(n)])
     change = change[:, 1:] - change[:, :1]
@@ -205,7 +206,7 @@ def _heat(card: Scorecard) -> bytes:
 
 
 def _mean_over_seeds(found: np.ndarray) -> np.ndarray:
-    """Means over the first axis of what is there; NaN where no seed has a value."""
+    """Means over the first axis, ignoring NaN; NaN where no seed has a value."""
     there = np.isfinite(found)
     with np.errstate(invalid="ignore"):
         return np.where(there, found, 0).sum(0) / there.sum(0)
@@ -219,7 +220,7 @@ def _marker(k: int) -> str:
 
 
 def page(card: Scorecard, title: str) -> str:
-    """The whole audit as one HTML file, its pictures inside."""
+    """The whole audit as one HTML file, with its figures embedded."""
     parts = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(line)}</p>" for line in reading(card))]
     parts += ["<h2>Now</h2>", _table(rows(card, "now")), "<h2>Later</h2>", _table(rows(card, "later"))]
     names = [n for n in (*NOW, *LATER) if np.isfinite(card.measures[n]).any()]

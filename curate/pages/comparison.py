@@ -1,4 +1,4 @@
-"""A comparison as a page: what it says in words, tables, and quality against all FLOPs as a picture."""
+"""A comparison as an HTML page: findings in words, tables, and a figure of quality against total FLOPs."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ img { max-width: 100%; } .aside { color: #666; }
 
 
 def page(found: Compared, title: str) -> str:
-    """The whole comparison as one HTML file, its picture inside."""
+    """The whole comparison as one HTML file, with its figure embedded."""
     picture = base64.b64encode(plot(found)).decode()
     parts = [
         f"<h1>{html.escape(title)}</h1>",
@@ -35,9 +35,9 @@ def page(found: Compared, title: str) -> str:
         *_differences(found),
         "<h2>Cost</h2>",
         _costs(found),
-        '<p class="aside">prep: the full price of what the choice is made of; marginal: without what an arm above has '
-        "paid; online: anchors, second forward passes and losses of the base model; the papers' column counts 2N and "
-        "6N a token and every sample as 2,048 tokens.</p>",
+        '<p class="aside">preparation: the full cost of everything the selection is based on; marginal: without what '
+        "an arm above has paid for; online: anchors, second forward passes and losses of the base model; papers': by "
+        "the papers' convention of 2N FLOPs a token forward, 6N in training, and 2,048 tokens a sample.</p>",
         *(f"<p>note: {html.escape(warning)}</p>" for warning in found.warnings),
     ]
     head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
@@ -48,7 +48,7 @@ def page(found: Compared, title: str) -> str:
 
 
 def reading(found: Compared) -> list[str]:
-    """What the numbers say, one sentence for each measure, and how sure it is."""
+    """The findings, one sentence per measure, with intervals."""
     lines = []
     for key, measure in found.measures.items():
         arms = [arm for arm in found.arms if key in arm.quality and arm.null_of is None]
@@ -60,19 +60,19 @@ def reading(found: Compared) -> list[str]:
         front = pareto([a.cost.total for a in arms], [a.quality[key].mean for a in arms], measure["better"])
         lines.append(
             f"{key} ({domain}, {measure['better']} is better): {best.name} reaches {best.quality[key]}"
-            f"{_sureness(best.beyond_null.get(key), 'its own null')}. {_against(arms, key, sign, found.against)}"
+            f"{_sureness(best.beyond_null.get(key), 'its own control')}. {_against(arms, key, sign, found.against)}"
             f"Nothing is both cheaper and better than {', '.join(arms[i].name for i in front)}."
         )
     return lines
 
 
 def _against(arms: Sequence[Arm], key: str, sign: float, other: str | None) -> str:
-    """Which arms the seeds tell apart from the one all are compared with."""
-    kinds: dict[str, list[str]] = {"better": [], "worse": [], "not told apart by these seeds": []}
+    """Which arms differ significantly, over seeds, from the one that all are compared with."""
+    kinds: dict[str, list[str]] = {"better": [], "worse": [], "not significantly different": []}
     for arm in arms:
         if interval := arm.against[key].interval() if key in arm.against else None:
             low, high = sorted(sign * bound for bound in interval)
-            kind = "better" if low > 0 else "worse" if high < 0 else "not told apart by these seeds"
+            kind = "better" if low > 0 else "worse" if high < 0 else "not significantly different"
             kinds[kind].append(arm.name)
     said = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
     return f"Against {other}, {'; '.join(said)}. " if said else ""
@@ -84,7 +84,7 @@ def _sureness(difference: Mean | None, other: str | None) -> str:
     interval = difference.interval()
     if interval is None:
         return f"; {difference.mean:+.3g} from {other}, by one seed"
-    sure = "" if interval[0] > 0 or interval[1] < 0 else ", which leaves chance"
+    sure = "" if interval[0] > 0 or interval[1] < 0 else ", not significant"
     return f"; {difference.mean:+.3g} from {other} (95 %: {interval[0]:+.3g} to {interval[1]:+.3g}{sure})"
 
 
@@ -102,7 +102,7 @@ def _cell(text: str, kind: str = "") -> str:
 
 
 def _name(arm: Arm) -> str:
-    return _cell(f"{arm.name} (null of {arm.null_of})" if arm.null_of else arm.name)
+    return _cell(f"{arm.name} (control of {arm.null_of})" if arm.null_of else arm.name)
 
 
 def _quality(found: Compared) -> str:
@@ -116,11 +116,11 @@ def _quality(found: Compared) -> str:
 
 
 def _differences(found: Compared) -> list[str]:
-    """Tables of paired differences: from the arm all are compared with, and from each one's null."""
+    """Tables of paired differences: from the arm that all are compared with, and from each arm's control."""
     parts = []
     for title, which in (
         (f"Differences from {found.against}", "against"),
-        ("Differences from its own null", "beyond_null"),
+        ("Differences from its own control", "beyond_null"),
     ):
         arms = [arm for arm in found.arms if getattr(arm, which)]
         if arms:
@@ -132,7 +132,7 @@ def _differences(found: Compared) -> list[str]:
     return (
         [
             *parts,
-            '<p class="aside">Over shared seeds, with Student\'s 95 % interval; coloured where that leaves out 0.</p>',
+            '<p class="aside">Over shared seeds, with Student\'s 95 % interval; coloured where that excludes 0.</p>',
         ]
         if parts
         else []
@@ -152,7 +152,8 @@ def _difference(difference: Mean | None, measure: dict[str, Any]) -> str:
 
 
 def _costs(found: Compared) -> str:
-    head = "arm,prep,prep marginal,train,online,total,total marginal,papers',counted,seconds,samples seen,padding"
+    head = "arm,preparation,marginal preparation,train,online,total,marginal total,papers',counted,seconds"
+    head += ",samples seen,padding"
     rows = []
     for arm in found.arms:
         c = arm.cost
@@ -163,11 +164,11 @@ def _costs(found: Compared) -> str:
     return _table(head.split(","), rows)
 
 
-# --- the picture -----------------------------------------------------------------------------------------
+# --- the figure ------------------------------------------------------------------------------------------
 
 
 def plot(found: Compared) -> bytes:
-    """Quality against all FLOPs, a panel for each measure, as PNG: means with standard errors, and the Pareto front."""
+    """Quality against total FLOPs, a panel per measure, as PNG: means with standard errors, and the Pareto front."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -205,14 +206,14 @@ def plot(found: Compared) -> bytes:
 
 
 def _short(names: Sequence[str]) -> dict[str, str]:
-    """Names without the beginning that all share."""
+    """Names without their common prefix."""
     shared = os.path.commonprefix(list(names)) if len(names) > 1 else ""
     cut = shared.rfind("_") + 1
     return {name: name[cut:] for name in names}
 
 
 def _look(arms: Sequence[Arm], colors: Sequence[Any]) -> dict[str, tuple[Any, str]]:
-    """Colour and marker of every arm; a null has its arm's colour."""
+    """Colour and marker of every arm; a control has its arm's colour."""
     real = [arm.name for arm in arms if not arm.null_of]
     look = {name: (colors[i % len(colors)], "os^Dv"[i // len(colors) % 5]) for i, name in enumerate(real)}
     return look | {arm.name: (look.get(arm.null_of, ("#444", ""))[0], "x") for arm in arms if arm.null_of}

@@ -1,4 +1,4 @@
-"""Pictures of diagnostics, as PNG: lines with their intervals, and where in a model the chosen numbers lie."""
+"""Figures of diagnostics, as PNG: lines with intervals, and where in a model the selected parameters are."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ from curate.numerics.selection_profile import Block
 
 @dataclass(frozen=True)
 class Panel:
-    """lines: of each label its points x, y, and the interval's ends, or null. level: where a line across is drawn."""
+    """One plot. lines: for each label its points (x, y, interval or None). log: logarithmic x axis. level: the y of a
+    horizontal reference line."""
 
     title: str
     x: str
@@ -25,7 +26,7 @@ class Panel:
 
 
 def lines(panels: Sequence[Panel]) -> bytes:
-    """Panels side by side, each with its own legend."""
+    """Panels side by side as a PNG, each with its own legend."""
     plt = pyplot()
     figure, axes = plt.subplots(1, len(panels), figsize=(5.4 * len(panels), 4.2), squeeze=False, layout="constrained")
     for axis, panel in zip(axes.flat, panels, strict=True):
@@ -38,7 +39,7 @@ def lines(panels: Sequence[Panel]) -> bytes:
         if panel.level is not None:
             axis.axhline(panel.level, color="#888", linewidth=1, linestyle="--")
         axis.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
-        if panel.log:  # a mark at every point, and none between
+        if panel.log:  # a tick at every point, and none in between
             axis.set_xscale("log")
             places = sorted({p[0] for points in panel.lines.values() for p in points})
             axis.set_xticks(places, [f"{place:g}" for place in places])
@@ -49,8 +50,8 @@ def lines(panels: Sequence[Panel]) -> bytes:
 
 
 def heat_map(blocks: Sequence[Block], title: str) -> bytes:
-    """Enrichment by layer (down) and module (across): 1, in white, is the share that the whole model has; what has no
-    such module is left empty, and what is outside the layers stands in a row of its own."""
+    """Enrichment by layer (rows) and module (columns), as a PNG: 1, in white, is the selected share of the whole model.
+    Cells without such a module are empty, and modules outside the layers have a row of their own."""
     plt = pyplot()
     modules = list(dict.fromkeys(b.module for b in sorted(blocks, key=lambda b: (b.layer < 0, b.module))))
     layers = sorted({b.layer for b in blocks}, key=lambda layer: (layer < 0, layer))
@@ -69,11 +70,12 @@ def heat_map(blocks: Sequence[Block], title: str) -> bytes:
     axis.set_xticks(range(len(modules)), modules, rotation=40, ha="right", fontsize=8)
     axis.set_yticks(range(len(layers)), [str(n) if n >= 0 else "outside" for n in layers])
     axis.set(title=title, ylabel="layer")
-    figure.colorbar(picture, ax=axis, label="share chosen / share of the model")
+    figure.colorbar(picture, ax=axis, label="share selected / share selected in the model")
     return saved(plt, figure)
 
 
 def pyplot() -> Any:
+    """matplotlib.pyplot with a backend that needs no display; imported on first use."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -83,6 +85,7 @@ def pyplot() -> Any:
 
 
 def saved(plt: Any, figure: Any) -> bytes:
+    """A figure as PNG; it is closed."""
     made = io.BytesIO()
     figure.savefig(made, format="png", dpi=110)
     plt.close(figure)

@@ -1,4 +1,4 @@
-"""A workspace as one page without a network: its figures, its best and worst samples, and a search over the others."""
+"""A workspace as one offline HTML page: its figures, its best and worst samples, and a search over samples."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from curate.pages.comparison import reading as runs_reading
 from curate.verbs.report import BINS, Chosen, Report, Shown, Spread
 
 _HERE = Path(__file__).parent
-_MOST_SOURCES = 12  # of a picture or a table; the others are summed up
-# No address is ever asked for: the page holds everything, and the browser is told to fetch nothing.
+_MOST_SOURCES = 12  # shown in a figure or a table; the others are aggregated
+# The page embeds everything, and this policy makes the browser fetch nothing.
 _POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'; script-src 'unsafe-inline'"
 
 
@@ -75,14 +75,14 @@ def _summary(its: Report) -> str:
 
 
 def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Cells are HTML."""
+    """An HTML table; cells are HTML, headings plain text."""
     top = "".join(f'<th scope="col">{html.escape(name)}</th>' for name in head)
     body = "".join(f"<tr>{''.join(c if c.startswith('<td') else f'<td>{c}</td>' for c in row)}</tr>" for row in rows)
     return f'<div class="wide" tabindex="0"><table><thead><tr>{top}</tr></thead><tbody>{body}</tbody></table></div>'
 
 
 def _plain(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
-    """Rows of plain values, as the command line shows them."""
+    """An HTML table of plain values, formatted as on the command line."""
     return _table(list(columns.values()), [[html.escape(_value(row.get(key))) for key in columns] for row in rows])
 
 
@@ -137,7 +137,7 @@ def _scores(its: Report) -> str:
 
 
 def _ridges(its: Spread) -> str:
-    """Histograms by source, one below the other."""
+    """Histograms of a score by source, one below the other, as SVG."""
     sources = [name for name, counts in its.counts.items() if counts.sum()]
     shown = sources[:_MOST_SOURCES]
     rows = [(name, its.counts[name], its.quantiles[name][2]) for name in shown]
@@ -192,12 +192,13 @@ def _selections(its: Report) -> str:
     parts = []
     if its.selections:
         scores = list(dict.fromkeys(name for one in its.selections for name in one.percentile))
-        head = ["selection", "made by", "samples", "worth", "median length", "with a twin"]
+        head = ["selection", "made by", "samples", "effective size", "median length", "with a duplicate"]
         rows = [_selection(one, scores) for one in its.selections]
         parts += [
-            '<p class="aside">worth: how many samples of equal weight carry as much. Median length in characters, and '
-            "the share of samples whose words another one has (but for digits and signs), each with the pool's beside "
-            "it. Of each score the mean percentile, in the pool, of what was chosen: 50 is by lot.</p>",
+            '<p class="aside">Effective size: the effective sample size under the weights. Median length in '
+            "characters, and the share of samples with a duplicate (equal up to digits and punctuation), each with the "
+            "pool's in parentheses. For each score, the mean percentile in the pool of the selected samples: 50 is a "
+            "random selection.</p>",
             _table([*head, *scores], rows),
             "<h3>Source mix</h3>",
             _mix(its.selections),
@@ -206,7 +207,7 @@ def _selections(its: Report) -> str:
         names = [one.name for one in its.selections]
         parts += [
             "<h3>Overlap</h3>",
-            '<p class="aside">What two selections share, of all that either has (Jaccard).</p>',
+            '<p class="aside">Intersection over union of two selections (Jaccard).</p>',
             _heat(names, its.overlap),
         ]
     for name, domains in its.mixtures.items():
@@ -257,9 +258,9 @@ def _search(its: Report) -> str:
     if not n:
         return ""
     part = (
-        f"All {rows:,} samples" if n == rows else f"{n:,} of {rows:,} samples (the best, the worst, and others by lot)"
+        f"All {rows:,} samples" if n == rows else f"{n:,} of {rows:,} samples (the best, the worst, and random others)"
     )
-    return f"""<p class="aside">{part}, their texts cut. Words that all must occur; an id finds its sample.</p>
+    return f"""<p class="aside">{part}, texts truncated. Searches for all words, or an id.</p>
 <form id="search" role="search" hidden>
 <label>words <input name="words" type="search" autocomplete="off"></label>
 <label>source <select name="source"><option value="">any</option></select></label>
@@ -272,7 +273,7 @@ def _search(its: Report) -> str:
 
 
 def _packed(its: Report) -> str:
-    """The samples as JSON, gzipped, in letters: sources and selections as positions in lists of names."""
+    """The samples as gzipped JSON in base64: sources and selections as positions in lists of names."""
     shown = its.shown
     sources = list(dict.fromkeys(shown.source))
     place = {name: i for i, name in enumerate(sources)}

@@ -1,4 +1,4 @@
-"""Rows as a table in plain text."""
+"""Tables in plain text and Markdown."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
-    """Rows as aligned text; columns: key -> heading. Numbers to the right."""
+    """Rows as an aligned text table; columns: key -> heading. Numbers are right-aligned."""
     cells = [[_cell(row.get(key)) for key in columns] for row in rows]
     widths = [max(len(c[i]) for c in [*cells, list(columns.values())]) for i in range(len(columns))]
     right = [any(isinstance(row.get(key), int | float) for row in rows) for key in columns]
@@ -17,7 +17,7 @@ def table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
 
 
 def folded(heading: str, rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
-    """Rows as a table of Markdown that unfolds below its heading; the first column is code."""
+    """Rows as a collapsible Markdown table under a heading; the first column is formatted as code."""
     lines = ["| " + " | ".join(columns.values()) + " |", "|---" * len(columns) + "|"]
     for row in rows:
         first, *more = [_cell(row.get(key)).replace("|", "\\|") for key in columns]

@@ -1,4 +1,4 @@
-"""What a training costs as it goes on, phase by phase, for the ledger."""
+"""The running cost of a training, by phase, for the ledger."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _PHASES = ("train", "losses", "anchors", "candidates", "target", "selection", "b
 
 @dataclass
 class Trained:
-    """What a training did."""
+    """The summary of a training run."""
 
     name: str
     folder: str = ""
@@ -28,7 +28,7 @@ class Trained:
     loss: float | None = None  # of the last step
     weight_mean: float | None = None
     flops: float = 0.0
-    by_epoch: list[dict[str, Any]] = field(default_factory=list)  # weights, and what they were made of
+    by_epoch: list[dict[str, Any]] = field(default_factory=list)  # weights, and the measure they were computed from
     by_source: list[dict[str, Any]] = field(default_factory=list)  # share of the samples seen, and of their weight
     evaluations: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -37,7 +37,7 @@ class Trained:
 
 @dataclass(frozen=True)
 class Account:
-    """On whose account a training goes in the ledger: stage, methods, name; and what phases are called there."""
+    """How a training is entered in the ledger: stage, methods, name; and its phases' names there (ours -> theirs)."""
 
     stage: str
     methods: list[str]
@@ -46,7 +46,7 @@ class Account:
 
 
 class RunMeters:
-    """The accounts of a run's phases, each a row of the ledger."""
+    """The cost meters of a run's phases, each a row of the ledger. flops: their sum."""
 
     def __init__(self, run: Run, training: TrainingSpec, account: Account | None, stack: ExitStack, writes: bool):
         self.flops = 0.0
@@ -61,6 +61,7 @@ class RunMeters:
         return self._meters[phase]
 
     def charge(self, phase: str, samples: int, usage: Any) -> None:
+        """Add a usage and a number of samples to a phase."""
         self.flops += usage.flops
         if self._meters:
             self._meters[phase].add(usage)

@@ -1,4 +1,4 @@
-"""The workspaces of an audit's stages: each stage's pool, its working copies, what is remembered of it."""
+"""The workspaces of an audit's stages: each stage's pool, its working copies, and the samples of earlier stages."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from curate.store.workspace import Workspace, open_workspace
 from curate.tables import sql
 
 _COLUMNS = ", ".join(POOL.names)
-_SHARD = 32 << 20  # bytes of text in a part of a stage's pool
+_SHARD = 32 << 20  # characters of text per part of a stage's pool
 
 
 def stage_pool(ws: Workspace, audit: Audit, place: Path, number: int) -> Path:
-    """A workspace that has the samples of a stage (from 1), the targets, and OWN and FUTURE."""
+    """Make a workspace in `place` with the samples of stage `number` (from 1), the targets, and OWN and FUTURE."""
     if (place / "complete").exists():
         return place
     shutil.rmtree(place, ignore_errors=True)
@@ -46,14 +46,14 @@ def stage_pool(ws: Workspace, audit: Audit, place: Path, number: int) -> Path:
 
 
 def _val(ws: Workspace, targets: Sequence[str]) -> pa.Table:
-    """The val samples of targets, one behind the other."""
+    """The concatenated val samples of targets."""
     tables = [read_table(ws.target_path(name)) for name in targets]
     every = pa.concat_tables(tables).cast(TARGET)
     return every.filter(pa.array([split == "val" for split in every["split"].to_pylist()]))
 
 
 def working_copy(pool: Path, place: Path) -> Path:
-    """A workspace beside, with the same samples and targets, by links where the disk has them."""
+    """A copy of a workspace with the same samples and targets, using hard links where possible."""
     if not (place / "workspace.json").exists():
         shutil.rmtree(place, ignore_errors=True)
         aside = place.with_name(f".{place.name}.new")
@@ -73,7 +73,7 @@ def _linked(source: str, target: str) -> None:
 
 
 def remember(ws: Workspace, learnt: Sequence[tuple[Path, Sequence[str]]]) -> None:
-    """Make what was learnt in earlier stages the target PAST: (that stage's pool, ids), the latest last."""
+    """Store the samples trained on in earlier stages as the target PAST: (that stage's pool, ids), the latest last."""
     if PAST in ws.target_names() or not learnt:
         return
     tables = []

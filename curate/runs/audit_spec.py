@@ -1,10 +1,10 @@
-"""What a long-horizon audit is made of: stages, the selectors that contend, and how they are measured.
+"""The specification of a long-horizon audit: stages, competing selectors, and how they are measured.
 
-audits/NAME/audit.json                 what it was begun with
-            cells/PATH-t1.json         what was found of a selector and a seed at a stage; there once it is done
-            summed.json                which cells its scorecard is of; there once it has ended
+audits/NAME/audit.json                 the recipe it was started with
+            cells/PATH-t1.json         the results of one selector and seed at a stage; exists once complete
+            summed.json                which cells the scorecard covers; exists once the audit has ended
             models/PATH-t1/            a model between two stages, while it is needed
-            stages/t1/, work/PATH-t2/  workspaces of one stage's samples, in which its cells are worked at
+            stages/t1/, work/PATH-t2/  workspaces with one stage's samples, in which its cells are computed
 """
 
 from __future__ import annotations
@@ -35,14 +35,16 @@ from curate.training.settings import TrainSettings
 BASE = "base"  # the model before the first stage
 
 
-# A stage's target; val samples of later stages' targets, at the last stage of all; samples learnt in earlier stages.
+# A stage's own target; the val samples of later stages' targets (at the last stage: of all stages' targets); the
+# samples trained on in earlier stages.
 OWN, FUTURE, PAST = "own", "future", "past"
 TARGETS = (OWN, FUTURE, PAST)
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One stage of the sequence: where, SQL over `samples` of the workspace, says whose samples; target judges."""
+    """One stage of the sequence. where: SQL over `samples` of the workspace, the stage's samples. target: what it is
+    evaluated on."""
 
     name: str
     where: str
@@ -51,8 +53,8 @@ class Stage:
 
 @dataclass(frozen=True)
 class Scoring:
-    """A score that a selector wants, of a stage's samples. target: OWN, FUTURE or PAST, for one that uses a target.
-    model: the model as it is at that stage, or as it was before the first."""
+    """A score of a stage's samples that a selector uses. target: OWN, FUTURE or PAST, for a score that uses a target.
+    model: the current model at that stage, or the base model before the first."""
 
     score: Score
     target: str | None = None
@@ -61,8 +63,8 @@ class Scoring:
 
 @dataclass(frozen=True)
 class Contender:
-    """A selector as the audit runs it. by, vectors, target, history: as of `curate select`, in a workspace that has the
-    stage's samples, these scores and the targets OWN, FUTURE and PAST. history: only once there is a past."""
+    """A selector as the audit runs it. by, vectors, target, history: as in `curate select`, in a workspace that has the
+    stage's samples, these scores and the targets OWN, FUTURE and PAST. history: used from the second stage on."""
 
     name: str
     selector: Selector
@@ -83,16 +85,16 @@ class Probe:
     steps: int = 20
     """Optimizer steps; 0: no branch."""
     every: int = 5
-    """Steps between two looks at the next stage's val samples."""
+    """Steps between two evaluations on the next stage's val samples."""
     data: Literal["common", "own"] = "common"
-    """The next stage's samples by lot, the same for all selectors; or those that each one would choose."""
+    """Training data of the branch: common for the same random samples for all selectors, own for each one's choice."""
     limit: int = 0
-    """Questions of each look; 0: all."""
+    """Questions per evaluation; 0: all."""
 
     def __post_init__(self) -> None:
         if self.steps < 0 or self.every < 1 or self.limit < 0:
             raise CurateError(
-                "a probe has steps and limit of 0 or more, and looks every so many steps, 1 or more; not "
+                "a probe has steps and limit of 0 or more, and evaluates every so many steps, 1 or more; not "
                 f"steps={self.steps}, every={self.every}, limit={self.limit}."
             )
 
@@ -102,48 +104,48 @@ class Measures:
     """How the measures are defined where the paper leaves them open. The settings of `[measures]`."""
 
     alpha: float = 1.0
-    """Of future adaptation in the long-horizon utility."""
+    """Weight of future adaptation in the long-horizon utility."""
     beta: float = 1.0
-    """Of forgetting, taken off."""
+    """Weight of forgetting, which is subtracted."""
     gamma: float = 1.0
-    """Of the performance on targets of no stage."""
+    """Weight of the out-of-domain performance."""
     window: Window = "own"
-    """Forgetting is a drop from the best since the stage itself, or since the start."""
+    """Forgetting is the drop from the best value since the stage itself (own), or since the start."""
     with_last: bool = False
-    """Whether the state in the end counts among those, so that no drop is below 0."""
+    """Whether the final value counts towards that best, so that no drop is negative."""
     clip: bool = False
-    """Whether what rose counts as 0."""
+    """Whether a rise counts as 0 in forgetting."""
     normalizer: Literal["minmax", "none"] = "minmax"
-    """Of the tasks' scores in imbalance: each from the worst selector to the best, or as they are."""
+    """Scaling of the tasks' scores in imbalance: from the worst selector to the best, or none."""
     ddof: int = 0
-    """Degrees of freedom taken off in imbalance."""
+    """Degrees of freedom subtracted in imbalance (numpy's ddof)."""
     axis: Literal["tokens", "steps"] = "tokens"
-    """What the area under a learning curve is taken over."""
+    """The x axis of the area under a learning curve."""
     from_start: bool = True
-    """Whether the curve begins before the branch's first step, or with the first look after it."""
+    """Whether the curve begins before the branch's first step, or with the first evaluation after it."""
     threshold: float = 0.5
-    """The early threshold: this share of what the first selector's branch gains in all, in the mean of its seeds."""
+    """The early threshold: this share of the total gain of the first selector's branch, averaged over seeds."""
     clusters: str = "source"
-    """SQL over `samples`: the skill that a sample counts for in capability entropy."""
+    """SQL over `samples`: the skill of a sample in capability entropy."""
     log_base: float = 0.0
-    """Of the logarithm in capability entropy; 0: e."""
+    """Base of the logarithm in capability entropy; 0: e."""
     normalize_entropy: bool = False
-    """Divide it by the logarithm of the number of skills."""
+    """Divide capability entropy by the logarithm of the number of skills."""
     running: int = 10
-    """Steps of the running mean that training stability is measured against."""
+    """Steps of the running mean in training stability."""
     gradients: int = 128
-    """Chosen samples whose gradients tell update concentration; 0: none."""
+    """Number of selected samples whose gradients update concentration is computed from; 0: none."""
     projection: int = 32
-    """Numbers that each side of a layer's gradient is projected to for that; 0: none."""
+    """Dimensions that each side of a layer's gradient is projected to for this; 0: no projection."""
 
 
 @dataclass(frozen=True)
 class Audit:
-    """Everything that decides an audit but what is stored.
+    """Everything that determines an audit, apart from the stored data.
 
-    budget: one of {"frac": F}, {"top": N}, {"tokens": N}, of every stage. common: the selector of the probe's samples.
-    elsewhere: targets of no stage. proxy: a target in the place of FUTURE's samples. limit: questions of every
-    judgement; 0: all.
+    budget: one of {"frac": F}, {"top": N}, {"tokens": N}, for every stage. common: the selector of the probe's samples.
+    elsewhere: out-of-domain targets. proxy: a target to use in place of FUTURE's samples. limit: questions per
+    evaluation; 0: all.
     """
 
     model: ModelChoice
@@ -163,14 +165,15 @@ class Audit:
 
     @property
     def targets(self) -> list[str]:
-        """All that is judged, those of the stages first."""
+        """All targets to evaluate on, those of the stages first."""
         return list(dict.fromkeys([*(stage.target for stage in self.stages), *self.elsewhere]))
 
     def paths(self) -> list[tuple[Contender, int]]:
+        """Every pair of a selector and a seed."""
         return [(contender, seed) for seed in range(self.seeds) for contender in self.contenders]
 
     def recipe(self) -> dict[str, Any]:
-        """What it is made of, setting by setting, but for how what was found is summed up."""
+        """All settings that results depend on, without those that only affect how results are summarised."""
         rest = {key: value for key, value in asdict(self.measures).items() if key in _MEASURED}
         return {
             "model": model_recipe(self.model),
@@ -187,7 +190,7 @@ class Audit:
         }
 
 
-_MEASURED = ("clusters", "gradients", "projection", "running")  # of the measures, what a cell is measured by
+_MEASURED = ("clusters", "gradients", "projection", "running")  # the measures' settings that a cell depends on
 
 
 def _contender(one: Contender) -> dict[str, Any]:
@@ -198,20 +201,20 @@ def _contender(one: Contender) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Checked:
-    """sizes: samples of each stage. stamps: what vouches for the samples of each stage, and for each target."""
+    """sizes: number of samples of each stage. stamps: fingerprints of each stage's samples and each target."""
 
     sizes: list[int]
     stamps: dict[str, str]
 
     def rows(self, budget: Mapping[str, float], stage: int) -> dict[str, float]:
-        """The budget of a stage (from 1): a fraction is one of all its samples, so that it is the same for all."""
+        """The budget of a stage (from 1): a fraction is of all its samples, so it is the same for all selectors."""
         if "frac" in budget:
             return {"top": max(1, int(budget["frac"] * self.sizes[stage - 1] + 1e-9))}
         return dict(budget)
 
 
 def check(ws: Workspace, audit: Audit) -> Checked:
-    """Raises CurateError for what cannot be audited, before anything is done."""
+    """Check that an audit can run, before anything is computed. Raises CurateError if it cannot."""
     _refuse_names(audit)
     _refuse_settings(audit)
     stamps = {f"the target '{name}'": _target_stamp(ws, name, audit) for name in audit.targets}
@@ -222,7 +225,7 @@ def check(ws: Workspace, audit: Audit) -> Checked:
 
 
 def _refuse_names(audit: Audit) -> None:
-    """Raises CurateError for names that are given twice, or that are none."""
+    """Raises CurateError for duplicate or invalid names."""
     for what, names in (("stages", [s.name for s in audit.stages]), ("selectors", [c.name for c in audit.contenders])):
         if twice := {name for name in names if names.count(name) > 1}:
             raise CurateError(f"two {what} are called '{min(twice)}'; give each a name of its own.")
@@ -232,28 +235,30 @@ def _refuse_names(audit: Audit) -> None:
 
 
 def _refuse_settings(audit: Audit) -> None:
-    """Raises CurateError for a plan that is too small, or asks for what an audit has not."""
+    """Raises CurateError for a plan that is too small, or asks for something an audit does not have."""
     if len(audit.stages) < 2:
-        raise CurateError("an audit looks at what a stage does to later ones: give two stages or more.")
+        raise CurateError("an audit measures what a stage does to later ones: give two stages or more.")
     if not audit.contenders or audit.seeds < 1:
         raise CurateError("an audit needs at least one selector and one seed.")
     (unit, amount), *more = audit.budget.items()
     if more or unit not in ("frac", "top", "tokens") or not amount > 0 or unit == "frac" and amount > 1:
         raise CurateError(f"a budget is one of frac (up to 1), top and tokens, above 0, not {dict(audit.budget)}.")
     if audit.weighting.uses_target or "column" in audit.weighting.needs:
-        raise CurateError(f"the weighting '{audit.weighting.name}' needs a target or a column, which an audit has not.")
+        raise CurateError(
+            f"the weighting '{audit.weighting.name}' needs a target or a column, which an audit does not have."
+        )
     if both := set(audit.elsewhere) & {stage.target for stage in audit.stages}:
         raise CurateError(f"'{min(both)}' is a stage's target, so it is not out of domain; leave it out there.")
 
 
 def _target_stamp(ws: Workspace, name: str, audit: Audit) -> str:
-    """What a target is made of. Raises CurateError where it cannot be one of an audit's."""
+    """A target's fingerprint. Raises CurateError if it cannot be used in an audit."""
     if name in (*TARGETS, BASE):
-        raise CurateError(f"a target called '{name}' would be taken for the audit's own; name it otherwise.")
+        raise CurateError(f"a target called '{name}' would be taken for the audit's own; give it another name.")
     load_target(ws, name)
     table = read_table(ws.target_path(name), ["id", "split"])
     if "test" not in table["split"].to_pylist() and name in audit.targets:
-        raise CurateError(f"the target '{name}' has no split test, on which models are judged; add it.")
+        raise CurateError(f"the target '{name}' has no split test, on which models are evaluated; add it.")
     return fingerprint(table.to_pydict())
 
 
@@ -273,8 +278,8 @@ def _stages(ws: Workspace, audit: Audit) -> tuple[list[int], dict[str, str]]:
         for other, n in shared.items():
             if n:
                 raise CurateError(
-                    f"the stages '{other}' and '{stage.name}' share {n:,} samples, so what the second learns would not "
-                    "be new; make their filters exclude each other."
+                    f"the stages '{other}' and '{stage.name}' share {n:,} samples, so the second would not train on "
+                    "new data; make their filters exclude each other."
                 )
         wanted = audit.budget.get("top", 0)
         tokens = float(np.sum(found["n_chars"].to_numpy())) / 4
@@ -282,7 +287,7 @@ def _stages(ws: Workspace, audit: Audit) -> tuple[list[int], dict[str, str]]:
             has = f"{len(mine):,} samples" if wanted else f"about {tokens:,.0f} tokens"
             raise CurateError(
                 f"the stage '{stage.name}' has {has}, fewer than the budget of "
-                f"{wanted or audit.budget['tokens']:,.0f}; take a smaller budget, or frac=."
+                f"{wanted or audit.budget['tokens']:,.0f}; use a smaller budget, or frac=."
             )
         sizes.append(len(mine))
         stamps[f"the samples of the stage '{stage.name}'"] = fingerprint(mine)
@@ -290,8 +295,7 @@ def _stages(ws: Workspace, audit: Audit) -> tuple[list[int], dict[str, str]]:
 
 
 def begin(folder: Path, audit: Audit, checked: Checked) -> None:
-    """Note what the audit is made of. Raises CurateError where one of that name was begun otherwise, or on other
-    data."""
+    """Record the audit's recipe. Raises CurateError if an audit of that name has other settings or other data."""
     recipe, path = {**audit.recipe(), "data": checked.stamps}, folder / "audit.json"
     if path.exists():
         old = read_json(path)
@@ -310,7 +314,7 @@ def begin(folder: Path, audit: Audit, checked: Checked) -> None:
 
 
 def sum_up(folder: Path, audit: Audit) -> None:
-    """Note which of an audit's cells its scorecard is of."""
+    """Record which of an audit's cells its scorecard covers."""
     told = {
         "selectors": [contender.name for contender in audit.contenders],
         "stages": [[stage.name, stage.target] for stage in audit.stages],
@@ -323,7 +327,7 @@ def sum_up(folder: Path, audit: Audit) -> None:
 
 
 def card_of(ws: Workspace, name: str) -> Scorecard | None:
-    """The scorecard of an audit; null where it has not ended."""
+    """The scorecard of an audit; None if it has not ended."""
     folder = ws.path / "audits" / name
     if not (folder / "summed.json").exists():
         return None

@@ -1,4 +1,4 @@
-"""An audit's plan as TOML, read into an `Audit`."""
+"""Parsing an audit's plan in TOML into an `Audit`."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ if TYPE_CHECKING:
     from curate.runs.audit_spec import Audit, Contender
 
 
-# Selectors as a plan may name them, in a plan's own words. A score is METHOD, METHOD>TARGET (own, future or past) or
-# METHOD@base, by the model as it was before the first stage.
+# Predefined selectors that a plan may name, written as in a plan. A score is METHOD, METHOD>TARGET (own, future or
+# past) or METHOD@base, computed with the model before the first stage.
 READY: dict[str, dict[str, Any]] = {
     "random": {"method": "random"},
     "loss": {"method": "top", "scores": ["nll"], "by": "nll_nll"},
     "gradnorm": {"method": "top", "scores": ["gradnorm"], "by": "gradnorm"},
     "gradsim": {"method": "top", "scores": ["gradsim"], "by": "gradsim"},
     "kcenter": {"method": "kcenter", "scores": ["embed_lm@base"], "vectors": "embed_lm"},
-    # Near to 400 characters: the plainest heuristic there is. A user's own column goes in its place.
+    # Closeness to 400 characters: the simplest heuristic, to be replaced by a user's own column.
     "quality": {"method": "top", "by": "-abs(ln(greatest(n_chars, 1) / 400.0))"},
     "uds": {
         "method": "uds",
@@ -52,11 +52,11 @@ _TYPES: dict[str, tuple[type, ...]] = {
     "model": (str, dict),
 }
 _SAID: dict[type, str] = {int: "a whole number", str: "a name", list: "a list", dict: "a table"}
-_WORDS = ("method", "scores", "by", "vectors", "target", "history")  # of a selector; others are its method's settings
+_WORDS = ("method", "scores", "by", "vectors", "target", "history")  # a selector's keys; others are method settings
 
 
 def plan_of(told: Mapping[str, Any]) -> Audit:
-    """An audit from a plan's words, as TOML has them."""
+    """An audit from a parsed TOML plan. Raises CurateError for unknown keys and wrong types or values."""
     from curate.runs.audit_spec import Audit, Measures, Probe, Stage
     from curate.training.settings import TrainSettings
 
@@ -105,19 +105,19 @@ def plan_of(told: Mapping[str, Any]) -> Audit:
 
 
 def contender_of(name: str, told: Mapping[str, Any]) -> Contender:
-    """A selector of the plan: a ready one with some of its words or settings changed, or one of the plan's own."""
+    """A selector of the plan: a predefined one with some keys or settings overridden, or one that the plan defines."""
     from curate.runs.audit_spec import PAST, TARGETS, Contender, Scoring
 
     if name not in READY and "method" not in told:
         raise CurateError(
-            f"there is no ready selector '{name}': {nearest(name, READY)} Or say what it is, by [selector.{name}] with "
-            "a method."
+            f"there is no ready selector '{name}': {nearest(name, READY)} Or define it, by [selector.{name}] with a "
+            "method."
         )
     its = {**READY.get(name, {}), **told}
     if its.get("target") == PAST or re.search(rf"_{PAST}\b", its.get("by") or ""):
         raise CurateError(
-            f"the selector '{name}': the first stage has no past, so neither by nor target may stand on it; name it by "
-            "history, for a selector that looks at one."
+            f"the selector '{name}': the first stage has no past, so neither by nor target may depend on it; name it "
+            "by history, for a selector that uses one."
         )
     scores = []
     for text in its.get("scores", ()):
@@ -141,5 +141,5 @@ def _known(told: Mapping[str, Any], keys: set[str], what: str) -> None:
 
 
 def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
-    """Settings as text, as `--set` has them."""
+    """Settings as text, as given to `--set`."""
     return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in settings.items()}

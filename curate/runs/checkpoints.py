@@ -1,4 +1,4 @@
-"""Checkpoints by name: of a run, of a folder another trainer wrote, with their learning rates."""
+"""Checkpoints by name, of a run or of a folder written by another trainer, with their learning rates."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ _STEP = re.compile(r"checkpoint-(\d+)$")
 
 
 def checkpoints_of(ws: Workspace, given: Sequence[str], like: ModelChoice) -> tuple[CheckpointChoice, ...]:
-    """Checkpoints by name: a run of the workspace, a checkpoint's folder, or one that holds several (checkpoint-100,
-    …); FOLDER@LR says at what learning rate it was trained. like: the settings of their model.
+    """Checkpoints by name: a run of the workspace, a checkpoint's folder, or a folder with several (checkpoint-100, …);
+    FOLDER@LR gives the learning rate it was trained at. like: the model settings to use for them.
 
-    Raises CurateError where there is none of that name, or nobody says the learning rate.
+    Raises CurateError if there is none of that name, or its learning rate is not recorded.
     """
     found, before = [], dict[Path, int]()  # folder of checkpoints -> the step of the last
     for name in given:
@@ -32,7 +32,7 @@ def checkpoints_of(ws: Workspace, given: Sequence[str], like: ModelChoice) -> tu
 
 
 def origin_of(ws: Workspace, name: str) -> ModelChoice | None:
-    """The model that a run of the workspace began with; null for folders, of which nobody says."""
+    """The model that a run of the workspace started from; None for folders, where it is unknown."""
     recipe = Run(ws, name).recipe if name in ws.run_names() else None
     return model_choices({"models": {"origin": recipe["model"]}})["origin"] if recipe else None
 
@@ -83,8 +83,8 @@ def _of_folder(ws: Workspace, name: str, like: ModelChoice, before: dict[Path, i
         rate_here = lr if lr is not None else _logged(one, before.get(one.parent, 0))
         if rate_here is None:
             raise CurateError(
-                f"{one}: no trainer_state.json says at what learning rate it was trained, by which a checkpoint "
-                f"counts; say it: --checkpoints {one}@2e-5."
+                f"{one}: no trainer_state.json records the learning rate it was trained at, which weights a "
+                f"checkpoint; give it: --checkpoints {one}@2e-5."
             )
         optimizer = next((str(one / o) for o in OPTIMIZERS if (one / o).exists()), "")
         found.append(CheckpointChoice(replace(like, name=str(one)), rate_here, optimizer))
@@ -105,7 +105,7 @@ def _step_of(folder: Path) -> int:
 
 
 def _logged(folder: Path, before: int) -> float | None:
-    """The mean learning rate that Hugging Face's Trainer logged since the step `before`."""
+    """The mean learning rate that Hugging Face's Trainer logged since step `before`; None if it logged none."""
     path = folder / "trainer_state.json"
     if not path.exists():
         return None

@@ -1,4 +1,4 @@
-"""What a run is to be: its model, data, weighting and settings; and whether a run that is there is the same."""
+"""The specification of a run: its model, data, weighting and settings; and whether an existing run is the same."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from curate.tables.recipes import model_recipe
 from curate.tables.run_costs import charged_entries
 from curate.training.settings import TrainSettings
 
-LINEAGE = (  # what of a manifest goes into a run's recipe
+LINEAGE = (  # the keys of a manifest's lineage that go into a run's recipe
     *(
         "selector",
         "choice",
@@ -36,7 +36,7 @@ LINEAGE = (  # what of a manifest goes into a run's recipe
         "scores",
     ),
 )
-HOW = (
+HOW = (  # settings that do not change a run's result
     "checkpoint_every",
     "checkpoint_epochs",
     "keep_checkpoints",
@@ -49,14 +49,15 @@ HOW = (
 
 @dataclass(frozen=True)
 class ReplaySettings:
-    """What a training from a stream does with samples that have come: `--set stream.FIELD=VALUE`."""
+    """How training on a stream replays past samples: `--set stream.FIELD=VALUE`."""
 
     memory: int = 0
-    """How many are kept: a fair sample of all that have come."""
+    """Size of the replay memory, a uniform sample of everything read so far."""
     replay: float = 0.0
-    """Share of a step's samples that is drawn from these."""
+    """Share of a step's samples drawn from the replay memory."""
     continues: bool = False
-    """Whether, when a run goes on, its stream does too; else it begins anew, and what has come is passed over."""
+    """Whether the stream itself continues when a run resumes; otherwise it restarts, and samples read before are
+    skipped."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.replay < 1 or self.memory < 0 or (self.replay and not self.memory):
@@ -68,9 +69,9 @@ class ReplaySettings:
 
 @dataclass(frozen=True)
 class StreamSource:
-    """Samples that come once, for a training that learns from them as they come, instead of from the pool.
+    """Samples to train on as they arrive, each read once, instead of the pool.
 
-    name: what the run's recipe calls them. records: of any shape that an ingest reads (curate.store.input_formats).
+    name: recorded in the run's recipe. records: in any format that `ingest` reads (curate.store.input_formats).
     """
 
     name: str
@@ -78,17 +79,19 @@ class StreamSource:
     past: ReplaySettings = ReplaySettings()
 
     def recipe(self) -> dict[str, Any]:
+        """The stream as recorded in a run's recipe."""
         return {"name": self.name, "memory": self.past.memory, "replay": self.past.replay}
 
 
 @dataclass(frozen=True)
 class TrainingSpec:
-    """What is to be trained: everything that decides the result but what is stored in the workspace.
+    """What to train: everything that determines the result apart from what is stored in the workspace.
 
-    manifest: whose samples, weights and repeats; null: the whole pool. target: of a weighting that uses one. by: SQL
-    expression over `samples`, the column of a weighting that uses one. mask: which numbers are trained; null: all of
-    what `lora_r` says. masking: its method, of one that is chosen anew. stream: samples that come once, instead of what
-    is stored. reference: the model whose losses a weighting compares with; null: the one that training begins with.
+    manifest: whose samples, weights and repeats; None: the whole pool. target: of a weighting that uses one. by: SQL
+    expression over `samples`, the column of a weighting that uses one. mask: which parameters are trained; None: all,
+    or LoRA's if `lora_r` is set. masking: the mask's method, for a mask that is updated during training. stream:
+    samples to train on instead of stored ones. reference: the model whose losses a weighting compares with; None: the
+    model that training starts from.
     """
 
     model: ModelChoice
@@ -110,7 +113,7 @@ def refuse_unused(training: TrainingSpec) -> None:
     weighting = training.weighting
     if training.mask and training.settings.lora_r:
         raise CurateError(
-            f"a mask chooses among all parameters, and lora_r={training.settings.lora_r} trains LoRA's alone; leave "
+            f"a mask selects among all parameters, and lora_r={training.settings.lora_r} trains only LoRA's; leave "
             "out one of them."
         )
     uses_column = {"column", "base_loss"} & set(weighting.needs)
@@ -146,13 +149,13 @@ def _refuse_for_stream(training: TrainingSpec, uses_column: set[str]) -> None:
         ("split", settings.split, "leave it out"),
     ):
         if bad:
-            raise CurateError(f"a stream is learnt from as it comes, so it does not go with {what}; {remedy}.")
+            raise CurateError(f"a stream is trained on as it is read, so it does not go with {what}; {remedy}.")
     if not settings.steps:
         raise CurateError("a stream has no epochs: say how many steps to take, as by --set steps=300.")
 
 
 def _compares(training: TrainingSpec) -> bool:
-    """Whether the weighting looks at losses of another model."""
+    """Whether the weighting uses losses of another model."""
     needs = training.weighting.needs
     return "base_token_loss" in needs or "base_loss" in needs and not training.by
 
@@ -164,6 +167,7 @@ def _needs_base(training: TrainingSpec) -> bool:
 def run_recipe(
     ws: Workspace, name: str, training: TrainingSpec, rows: TrainingRows | None, target: Target | None
 ) -> dict[str, Any]:
+    """The recipe of a run, as stored in run.json: everything that its result depends on."""
     settings, default = asdict(training.settings), asdict(TrainSettings())
     scores = {state.name: state.recipe for state in scores_of(ws, training.by)} if training.by else {}
     weighting, lineage = training.weighting, rows.lineage if rows else None
@@ -189,7 +193,7 @@ def run_recipe(
         "changed": {key: value for key, value in settings.items() if value != default[key]},
         "seed": training.seed,
         "samples": len(rows.row) if rows else 0,
-        "steps": training.settings.steps,  # filled in once the samples are in tokens
+        "steps": training.settings.steps,  # filled in once the samples are tokenised
     }
 
 
@@ -208,13 +212,13 @@ def _mask_recipe(mask: StoredMask | None) -> dict[str, Any] | None:
 
 
 def refuse_other_run(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
-    """Raises CurateError where the run of that name was begun otherwise, but for what changes no result."""
+    """Raises CurateError if an existing run's recipe differs in anything that changes the result."""
     if other := _other(old, new):
         raise CurateError(f"the run '{name}' {other}; choose another name, or --fresh to train '{name}' anew.")
 
 
 def _other(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """The first thing in which a run's recipe is another, in words; '' where it is the same."""
+    """The first difference between two recipes of a run, in words; '' if they are the same."""
     if old.get("pruned"):
         return f"is what `curate prune` left of {old['pruned']['run']}"
     if model_shape(old.get("reference")) != model_shape(new["reference"]):
@@ -235,7 +239,7 @@ def _other(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def _other_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
-    """Likewise of the settings and the scores behind the column."""
+    """The same for the settings and for the scores behind the column."""
     for key, value in new["settings"].items():
         if not _is_how(key, new) and old["settings"].get(key) != value:
             return f"exists, with {key}={old['settings'].get(key)}, not {value}"
@@ -246,17 +250,17 @@ def _other_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
 
 
 def model_shape(model: Mapping[str, Any] | None) -> dict[str, Any]:
-    """What of a model's recipe shapes results: not where it lies."""
+    """The entries of a model's recipe that results depend on, which excludes its location."""
     return {key: model.get(key) for key in SHAPING} if model else {}
 
 
 def _is_how(setting: str, recipe: Mapping[str, Any]) -> bool:
-    """Whether a setting changes no result. Dropout is drawn for every micro-batch."""
+    """Whether a setting does not change the result; micro_batch_size does with dropout, drawn per micro-batch."""
     return setting in HOW and not (setting == "micro_batch_size" and recipe["settings"]["lora_dropout"])
 
 
 def shaping(settings: TrainSettings) -> dict[str, Any]:
-    """The settings that a result depends on."""
+    """The settings that the result depends on."""
     its = asdict(settings)
     return {key: value for key, value in its.items() if not _is_how(key, {"settings": its})}
 

@@ -1,6 +1,6 @@
-"""A training run, from its latest checkpoint on: what the verb `train` does, and what comes before a score.
+"""Runs a training from its latest checkpoint: used by the verb `train`, and for warm-ups of scores and proxy models.
 
-Started by `accelerate launch` or `torchrun` it is one of several processes, of which the first alone writes.
+Started by `accelerate launch` or `torchrun`, it is one of several processes, of which only the first writes.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ if TYPE_CHECKING:  # loaded only when there is something to train
 
 
 def _opened(run: Run, training: TrainingSpec, rows: TrainingRows | None, target: Target | None) -> None:
-    """Begin the run, or find it as it was begun. Raises CurateError where it is another."""
+    """Start the run, or check that the existing one has the same recipe. Raises CurateError if it differs."""
     recipe, old = run_recipe(run.ws, run.name, training, rows, target), run.recipe
     if old is not None:
         try:
@@ -46,10 +46,10 @@ def _opened(run: Run, training: TrainingSpec, rows: TrainingRows | None, target:
         except CurateError:
             if not run.beside and run.place is None:
                 raise
-            remove_tree(run.folder, marker="run.json")  # what another `fresh` had begun
+            remove_tree(run.folder, marker="run.json")  # left by an earlier interrupted --fresh
             old = None
     if old is None:
-        remove_tree(run.folder)  # of a removal that was cut short
+        remove_tree(run.folder)  # left by an interrupted removal
         run.begin({**recipe, "account": run.account})
     run.remove_leftovers()
 
@@ -65,11 +65,12 @@ def run_training(
     evals: Sequence[EvalSpec] = (),
     account: Account | None = None,
 ) -> None:
-    """Train a run to its end. Only for the lock's holder, and for the processes beside it.
+    """Train a run to its end. Only to be called by the lock's holder and its fellow processes.
 
-    rows: null where it learns from a stream. account: on whose it goes in the ledger; null: the run's own.
+    rows: None when training on a stream. result: filled in. account: how the costs are entered in the ledger; None: as
+    the run's own.
 
-    Raises CurateError where a run of that name is there and another, DivergedError where the loss diverges.
+    Raises CurateError if a run of that name exists with another recipe, DivergedError if the loss diverges.
     """
     if processes.is_main_process:
         _opened(run, training, rows, target)
@@ -100,7 +101,7 @@ def run_training(
         if stream := trainer.data.stream:
             result.samples, result.left_out = stream.taken, dict(stream.left_out)
             _tell(run, processes, samples=result.samples)
-        if result.steps_now:  # a run that was complete is left as it was
+        if result.steps_now:  # a run that was complete already is left unchanged
             _tell(run, processes, peak_bytes=max(_peak(model.model.device), (run.recipe or {}).get("peak_bytes") or 0))
         result.steps, result.flops = trainer.steps, meters.flops
 
@@ -114,26 +115,26 @@ def _forget_peak(device: Any) -> None:
 
 
 def _peak(device: Any) -> int:
-    """The most memory held since training began: of the GPU, or of this process."""
+    """Peak memory in bytes since training began: of the GPU, or of this process."""
     import torch
 
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else peak_bytes()
 
 
 def processes_of(choice: ModelChoice) -> Any:
-    """All processes of this training, where accelerate or torchrun has started several."""
+    """An Accelerator if accelerate or torchrun has started several processes, otherwise `Alone()`."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         from curate.training.distributed import Alone
 
         return Alone()
     from accelerate import Accelerator, InitProcessGroupKwargs
 
-    patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # the others wait while the first judges
+    patient = InitProcessGroupKwargs(timeout=timedelta(days=1))  # the others wait while the first evaluates
     return Accelerator(cpu=choice.device == "cpu", mixed_precision="no", kwargs_handlers=[patient])
 
 
 def _tell(run: Run, processes: Any, **found: int) -> None:
-    """Say in run.json what is known once the samples are in tokens."""
+    """Add to run.json what is known once the samples are tokenised."""
     recipe = run.recipe or {}
     if processes.is_main_process and not found.items() <= recipe.items():
         run.begin({**recipe, **found})
@@ -170,7 +171,7 @@ def _trainer(
 def _loop(
     book: Recorder, training: TrainingSpec, evals: Sequence[EvalSpec], meters: RunMeters, result: Trained
 ) -> None:
-    """Take every step that is left, with checkpoints and evaluations in between."""
+    """Take every remaining step, with checkpoints and evaluations in between."""
     from curate.training.step_weights import Diverged
 
     trainer, settings = book.trainer, training.settings
@@ -195,7 +196,7 @@ def _loop(
                 f"the checkpoint of step {book.last_good} is good" if book.last_good else "there is no checkpoint yet"
             )
             raise DivergedError(
-                f"the run '{book.run.name}' was stopped: {error}, and {good}; take a smaller lr, or a clip above 0, "
+                f"the run '{book.run.name}' was stopped: {error}, and {good}; use a smaller lr, or a clip above 0, "
                 "and train under another name."
             ) from None
     if not result.steps_now:
@@ -204,7 +205,7 @@ def _loop(
 
 
 def _evaluate(book: Recorder, evals: Sequence[EvalSpec], meters: RunMeters, step: int) -> list[dict[str, Any]]:
-    """What the metrics find of the model as it is; by the first process."""
+    """Evaluate the current model by the metrics, in the first process only."""
     if not book.writes or not evals:
         return []
     lm = book.model.model

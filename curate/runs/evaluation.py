@@ -1,4 +1,4 @@
-"""Judging a model on a target: its questions, worked examples before them, and what a metric found of each."""
+"""Evaluating a model on a target: its questions, few-shot examples, and a metric's result for each question."""
 
 from __future__ import annotations
 
@@ -20,12 +20,12 @@ from curate.store.schema import EVALUATION
 from curate.store.workspace import Workspace
 
 _MOST_OPTIONS = 26
-_OPTIONS = ("options", "choices")  # the fields of the input that list them
+_OPTIONS = ("options", "choices")  # the input fields that list a question's options
 
 
 @dataclass(frozen=True)
 class EvalSpec:
-    """A metric on a target's split. shots: worked examples, from the split `val`. limit: of questions; 0: all."""
+    """A metric on a target's split. shots: few-shot examples, from the split `val`. limit: questions; 0: all."""
 
     target: str
     metric: Metric
@@ -35,39 +35,39 @@ class EvalSpec:
 
     def __post_init__(self) -> None:
         if self.split not in ("val", "test"):
-            raise CurateError(f"the split '{self.split}' is neither val (chooses) nor test (judges).")
+            raise CurateError(f"the split '{self.split}' is neither val (for selection) nor test (for evaluation).")
         if self.shots < 0 or self.limit < 0:
             raise CurateError(f"--shots and --limit are 0 or more, not {self.shots} and {self.limit}.")
 
     def settings(self) -> str:
-        """What is asked otherwise than usual: limit=20, by=mean; '' where nothing is."""
+        """The non-default settings in words, as in 'limit=20, by=mean'; '' if there are none."""
         usual = type(self.metric)().settings()
         changed = {key: value for key, value in self.metric.settings().items() if value != usual[key]}
         changed |= {"limit": self.limit} if self.limit else {}
         return ", ".join(f"{key}={value}" for key, value in changed.items())
 
     def name(self, step: int) -> str:
-        """Of the part that holds what was found of a checkpoint."""
+        """The name of the table part with the results at a checkpoint's step."""
         own = f"-{fingerprint(self.settings())[:8]}" if self.settings() else ""
         return f"{self.target}-{self.split}-{self.metric.name}-{self.shots}shot{own}-{step:06d}"
 
 
 def questions(ws: Workspace, eval_spec: EvalSpec) -> list[tuple[str, Question]]:
-    """The target's questions, with their ids. Raises CurateError where the target or its split is not there."""
+    """The target's questions, with their ids. Raises CurateError if the target or its split does not exist."""
     if eval_spec.target not in ws.target_names():
         ws.require("target", eval_spec.target)
     rows = read_table(ws.target_path(eval_spec.target)).to_pylist()
     asked = [row for row in rows if row["split"] == eval_spec.split]
     if not asked:
         raise CurateError(
-            f"the target '{eval_spec.target}' has no split '{eval_spec.split}', on which to judge; add it with "
+            f"the target '{eval_spec.target}' has no split '{eval_spec.split}', on which to evaluate; add it with "
             f"`curate target {eval_spec.target} FILE --split {eval_spec.split}`."
         )
     worked = [row for row in rows if row["split"] == "val" and row["messages"]]
     if eval_spec.shots > len(worked):
         raise CurateError(
             f"--shots {eval_spec.shots}: the target '{eval_spec.target}' has {len(worked)} chats in its split val, "
-            "from which worked examples are taken."
+            "from which few-shot examples are taken."
         )
     answers: dict[str, set[str]] = {}
     for row in asked:
@@ -88,7 +88,7 @@ def _question(row: dict[str, Any], shots: tuple[dict[str, Any], ...], options: t
 
 
 def _shots(worked: Sequence[dict[str, Any]], asked: dict[str, Any], count: int) -> tuple[dict[str, Any], ...]:
-    """The first worked examples, those of the same sub-task before others; never the question itself."""
+    """The first few-shot examples, those of the same sub-task before others; never the question itself."""
     others = [row for row in worked if row["id"] != asked["id"]]
     same_first = sorted(others, key=lambda row: row["subtask"] != asked["subtask"])
     return tuple(message for row in same_first[:count] for message in row["messages"])
@@ -97,7 +97,7 @@ def _shots(worked: Sequence[dict[str, Any]], asked: dict[str, Any], count: int) 
 def commit(
     parts: Parts, eval_spec: EvalSpec, step: int, asked: Sequence[tuple[str, Question]], found: EvalResult, stamp: str
 ) -> dict[str, Any]:
-    """Store what was found, and return it in short."""
+    """Store the per-question results of an evaluation, and return its summary."""
     good = np.isfinite(found.values) & (found.error == "")
     table = pa.table(
         {
@@ -129,7 +129,8 @@ def commit(
 def evaluate_model(
     ws: Workspace, parts: Parts, evals: Sequence[EvalSpec], model: Any, step: int, stamp: str, meter: Any
 ) -> list[dict[str, Any]]:
-    """Judge a checkpoint by each judge, but for what was found of it already. stamp: what vouches for the model."""
+    """Evaluate a checkpoint by each spec, except those already stored for it; returns the summaries. stamp: the model's
+    fingerprint."""
     results = []
     for eval_spec in evals:
         asked = questions(ws, eval_spec)

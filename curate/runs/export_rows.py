@@ -1,4 +1,4 @@
-"""What goes to a trainer: the rows of a manifest, or those that a mixture draws; in parts, if it draws from parts."""
+"""The rows to export: those of a manifest, or those that a mixture draws; in parts for trainers that mix datasets."""
 
 from __future__ import annotations
 
@@ -22,8 +22,12 @@ from curate.tables.lookup import texts_of
 
 @dataclass(frozen=True)
 class ExportRows:
-    """Rows as a manifest has them, with the label of each one's part where there are several; the parts; how weights
-    were lowered. unsampled: samples that are left out, as they weigh nothing, or their domain does."""
+    """Rows to export.
+
+    table: as in a manifest, with the label of each row's part if there are several. parts: with their shares of draws.
+    lowered: how weights were approximated. unsampled: number of samples left out because they or their domain have
+    weight 0.
+    """
 
     table: pa.Table
     parts: Sequence[Part]
@@ -31,7 +35,7 @@ class ExportRows:
     unsampled: int = 0
 
     def with_rows(self, written: Mapping[str, int]) -> ExportRows:
-        """With the rows that were written of each part. Raises CurateError where that is none of one."""
+        """With the number of rows written for each part. Raises CurateError if a part has none."""
         for part in self.parts:
             if not written.get(part.label):
                 what = f"the part '{part.label}', {part.share:.1%} of all draws" if part.label else "the manifest"
@@ -39,12 +43,13 @@ class ExportRows:
         return replace(self, parts=[replace(part, rows=written[part.label]) for part in self.parts])
 
     def said(self) -> str:
+        """How weights were approximated, in words."""
         gone = f"; {self.unsampled:,} samples that weigh nothing are left out" if self.unsampled else ""
         return f"{self.lowered}{gone}"
 
 
 def export_rows(ws: Workspace, name: str, exporter: Export, seed: int) -> ExportRows:
-    """What of a manifest goes to a trainer. Raises CurateError for weights that its format cannot carry."""
+    """The rows of a manifest to export. Raises CurateError for weights that the export format cannot carry."""
     exporter.check()
     table, lineage = read_any(ws, name)
     if is_mixture(lineage):
@@ -61,7 +66,7 @@ def export_rows(ws: Workspace, name: str, exporter: Export, seed: int) -> Export
     can = "repeats or --set weights=strata" if exporter.blends else "repeats"
     raise CurateError(
         f"the manifest '{name}' has weights, and the rows of '{exporter.name}' cannot carry them; export it as jsonl "
-        f"or parquet, or lower them by --set weights={can}."
+        f"or parquet, or approximate them by --set weights={can}."
     )
 
 
@@ -71,7 +76,7 @@ def _whole(table: pa.Table, lowered: Resampled | None = None) -> ExportRows:
 
 
 def _repeating(table: pa.Table, repeats: np.ndarray) -> pa.Table:
-    """The rows that repeat at all, so often."""
+    """The rows with at least one repeat, with the given repeats."""
     at = table.column_names.index("repeats")
     table = table.set_column(at, "repeats", pa.array(repeats.astype(np.int32)))
     return table.take(pa.array(np.flatnonzero(repeats)))
@@ -81,7 +86,7 @@ def _repeating(table: pa.Table, repeats: np.ndarray) -> pa.Table:
 
 
 def _strata(table: pa.Table, weights: np.ndarray, count: int) -> ExportRows:
-    """Parts of like weight, of each source its own; drawn so often as their mean weight says."""
+    """Parts of similar weight within each source, to be drawn in proportion to their mean weight."""
     names, source = np.unique(np.array(table["source"].to_pylist(), object), return_inverse=True)
     stratum, means, lowered = strata_of(weights, count, source)
     of = source[np.unique(stratum, return_index=True)[1]]  # each stratum's source
@@ -93,7 +98,7 @@ def _strata(table: pa.Table, weights: np.ndarray, count: int) -> ExportRows:
 
 
 def _domains(ws: Workspace, rows: TrainingRows) -> ExportRows:
-    """A mixture's domains, each a part."""
+    """A mixture's domains, one part each."""
     draws = rows.draws
     assert draws is not None
     some = np.flatnonzero(draws.domain >= 0)
@@ -105,7 +110,10 @@ def _domains(ws: Workspace, rows: TrainingRows) -> ExportRows:
 def _parted(
     table: pa.Table, part: np.ndarray, names: Sequence[str], mass: np.ndarray, size: int, lowered: Resampled
 ) -> ExportRows:
-    """Rows by parts, int64 [N], positions in `names`; those of parts of no mass are left out."""
+    """Rows with their parts; rows of parts without mass are left out.
+
+    part: int64 [N], positions in `names`. mass: each part's total weight. size: draws per epoch.
+    """
     labels = _labels(names)
     rows = np.bincount(part, table["repeats"].to_numpy(), minlength=len(names)).astype(np.int64)
     share, draws = mass / mass.sum(), largest_remainders(mass, size)
@@ -120,7 +128,7 @@ def _parted(
 
 
 def _labels(names: Sequence[str]) -> list[str]:
-    """Names that files can bear, none twice, and none that a file of another shape could have (NAME_text)."""
+    """Unique names that are valid in file names, and that no file of another shape (NAME_text) could have."""
     found: list[str] = []
     for name in names:
         label = name if name.isdigit() else suggest_name(name)
@@ -147,7 +155,7 @@ def _epoch(ws: Workspace, rows: TrainingRows) -> ExportRows:
 
 
 def _table(ws: Workspace, rows: TrainingRows, repeats: np.ndarray) -> pa.Table:
-    """All samples that a mixture may draw, as a manifest has samples."""
+    """All samples that a mixture may draw, in a manifest's format."""
     columns = {
         "id": rows.id,
         "row": rows.row,

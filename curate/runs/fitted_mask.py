@@ -1,4 +1,4 @@
-"""A mask as it lies in a workspace: the flat places that it chose of each parameter, and how it came to be."""
+"""Fitting a stored mask to a model: the flat positions it selects in each parameter."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 
 
 def fitted(mask: StoredMask, model: nn.Module) -> Mapping[str, np.ndarray]:
-    """What a mask chose, for a model. Raises CurateError where the model has other parameters, or ties some of which
-    only one side was chosen."""
+    """The selection of a mask (name -> flat positions) for a model. Raises CurateError if the model has other
+    parameters, or ties two parameters that the mask treats differently."""
     shapes, own = mask.lineage["shapes"], {name: list(p.shape) for name, p in model.named_parameters()}
     every = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
-    first = {id(p): name for name, p in model.named_parameters()}  # of tied ones the name that is trained
+    first = {id(p): name for name, p in model.named_parameters()}  # tied parameters are trained under their first name
     for name, places in mask.selected.items():
         if name not in every:
             raise CurateError(f"the mask '{mask.name}' is of another model: this one has no parameter {name}.")
         tied = first[every[name]]
         if tied != name and not np.array_equal(mask.selected.get(tied, np.zeros(0)), places):
             raise CurateError(
-                f"the mask '{mask.name}' chose {len(places)} numbers of {name}, which this model ties to {tied}, where "
+                f"the mask '{mask.name}' chose {len(places)} values of {name}, which this model ties to {tied}, where "
                 f"it chose {len(mask.selected.get(tied, ()))}: one tensor cannot be trained on one side only; make the "
                 "mask from this model."
             )
@@ -41,8 +41,8 @@ def fitted(mask: StoredMask, model: nn.Module) -> Mapping[str, np.ndarray]:
 
 
 def refreshed(mask: StoredMask, method: Mask | None, model: nn.Module) -> Refreshed:
-    """A mask as the trainer follows it: chosen anew by its method where that asks for it. Raises CurateError where it
-    does, and the method is not given."""
+    """A mask for the trainer, updated during training if its method has an interval. Raises CurateError if it has and
+    the method is not given."""
     from curate.training.masked_parameters import Refreshed
 
     selected = fitted(mask, model)
@@ -50,7 +50,7 @@ def refreshed(mask: StoredMask, method: Mask | None, model: nn.Module) -> Refres
     if method is None:
         if its["settings"].get("interval"):
             raise CurateError(
-                f"the mask '{mask.name}' ({its['name']}) is chosen anew as training goes: give its method, too "
+                f"the mask '{mask.name}' ({its['name']}) is updated during training: give its method, too "
                 "(Training(…, masking=…))."
             )
         return Refreshed(selected)

@@ -1,4 +1,4 @@
-"""The samples of a pool that a score leaves out: those its warm-up has learnt from, and its anchors."""
+"""The samples of a pool that a score leaves out: those its warm-up was trained on, and its anchors."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ _WARMUP, _ANCHOR = "it was in the warm-up", "it is one of the anchors"
 
 
 def held_out_of(ws: Workspace, method: Score, checkpoint_set: CheckpointSet, target: str | None) -> HeldOut:
-    """What a score leaves out. Raises CurateError where the target has one of these, or nothing would be left."""
+    """The samples a score leaves out. Raises CurateError if the target contains any of them, or nothing would be
+    left."""
     aside = method.anchors()
     if method.scores_warmup and aside is None:
         return HeldOut()
@@ -32,13 +33,11 @@ def held_out_of(ws: Workspace, method: Score, checkpoint_set: CheckpointSet, tar
         count = int(aside.share * len(ids))
         if not count:
             raise CurateError(
-                f"{aside.share:g} of {len(ids)} samples leaves '{method.name}' no anchors; take a larger share."
+                f"{aside.share:g} of {len(ids)} samples leaves '{method.name}' no anchors; use a larger share."
             )
         whys[left[np.argsort(-numbers, kind="stable")[:count]]] = _ANCHOR
     if (whys != "").all():
-        raise CurateError(
-            f"the warm-up and the anchors of '{method.name}' leave nothing to score; take smaller shares."
-        )
+        raise CurateError(f"the warm-up and the anchors of '{method.name}' leave nothing to score; use smaller shares.")
     out = np.flatnonzero(whys != "")
     _refuse_shared(ws, method, [(ids[row], whys[row]) for row in out], target)
     left_out = {
@@ -54,7 +53,7 @@ def _inside(rows: np.ndarray, start: int, count: int) -> slice:
 
 
 def _refuse_shared(ws: Workspace, method: Score, out: list[tuple[str, str]], target: str | None) -> None:
-    """Raises CurateError where what judges was learnt from, or is to be kept as it is."""
+    """Raises CurateError if a sample of the target was trained on in the warm-up, or is an anchor."""
     if target is None:
         return
     its = set(load_target(ws, target).text.frame["id"].to_list())
@@ -63,7 +62,7 @@ def _refuse_shared(ws: Workspace, method: Score, out: list[tuple[str, str]], tar
             setting = "warmup_seed" if why == _WARMUP else "anchors_seed"
             raise CurateError(
                 f"the sample {sample_id} of the target '{target}' is in the pool too, and there {why} of "
-                f"'{method.name}': what evaluates must be neither; draw others by --set {setting}=…, or take it out of "
+                f"'{method.name}': it must be neither; draw others by --set {setting}=…, or take it out of "
                 "the target."
             )
 

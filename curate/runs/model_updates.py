@@ -1,4 +1,4 @@
-"""Products between the updates of an audit's stages, read from the models before and after."""
+"""Inner products between the parameter updates of an audit's stages, from the models before and after."""
 
 from __future__ import annotations
 
@@ -9,8 +9,11 @@ import numpy as np
 
 
 def update_products(first: Path, before: Path, after: Path) -> dict[str, float]:
-    """'uu', 'uv', 'vv' of a stage's update u = after - before and all updates before v = before - first; each a folder
-    with a whole model's safetensors. On whole matrices, since LoRA's factors can be turned without any change."""
+    """Inner products 'uu', 'uv', 'vv' of a stage's update u = after - before and all earlier ones v = before - first.
+
+    Each argument is a folder with a whole model's safetensors. Uses whole matrices, as LoRA's factors can be rotated
+    without changing their product.
+    """
     sums = {"uu": 0.0, "uv": 0.0, "vv": 0.0}
     one, two, three = (_tensors(folder) for folder in (first, before, after))
     for name in three:
@@ -22,7 +25,7 @@ def update_products(first: Path, before: Path, after: Path) -> dict[str, float]:
 
 
 def _tensors(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
-    """Every tensor of a model, read when it is asked for."""
+    """A reader for every tensor of a model, by name; a tensor is loaded when its reader is called."""
     from functools import partial
 
     from safetensors import safe_open

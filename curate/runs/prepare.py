@@ -1,4 +1,4 @@
-"""What a training run needs before its first step: samples in tokens, anchors, base losses."""
+"""What a training run needs before its first step: tokenised samples, anchors, base losses."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def prepare_data(
     result: Trained,
     processes: Any,
 ) -> tuple[Data, np.ndarray]:
-    """What is learnt, and which of `rows` the samples are that are left."""
+    """The training data, and the positions in `rows` of the samples that remain. Raises CurateError if none does."""
     from curate.training.dataset import Data
     from curate.training.examples import Examples
 
@@ -69,30 +69,30 @@ def prepare_data(
 
 
 def _trainable(encoded: list[list[Encoded]], rows: TrainingRows, training: TrainingSpec, result: Trained) -> np.ndarray:
-    """Positions in `rows` of the samples that can be trained on, in order; the others are counted by their reason.
+    """Positions in `rows` of the samples that can be trained on, in order; the others are counted by reason.
 
-    Raises CurateError where there is none.
+    Raises CurateError if there is none.
     """
     whys = left_out(encoded, rows)
     for why in filter(None, whys):
         result.left_out[why] = result.left_out.get(why, 0) + 1
     places = np.flatnonzero(np.array([not why for why in whys]))
     if not len(places):
-        raise CurateError(f"none of the {len(rows.row)} samples can be learnt from: {next(iter(result.left_out), '')}.")
+        raise CurateError(f"none of the {len(rows.row)} samples can be trained on: {next(iter(result.left_out), '')}.")
     if training.settings.order == "pool":
         places = places[np.argsort(rows.row[places], kind="stable")]
     return places
 
 
 def _anchors(target: Target | None, model: TrainableModel) -> Any:
-    """The target's samples in tokens; null without a target."""
+    """The target's tokenised samples; None without a target."""
     if target is None:
         return None
     return anchors_of(target.text.frame.select("messages", "text").to_dicts(), target.name, model.model)
 
 
 def prepare_stream(training: TrainingSpec, target: Target | None, model: TrainableModel, processes: Any) -> Data:
-    """Data that comes as it is learnt from."""
+    """Training data that is read from a stream during training. Raises CurateError for several processes."""
     from curate.training.dataset import Data
     from curate.training.examples import Examples
     from curate.training.stream import Stream
@@ -100,7 +100,7 @@ def prepare_stream(training: TrainingSpec, target: Target | None, model: Trainab
     feed = training.stream
     assert feed is not None
     if processes.num_processes > 1:
-        raise CurateError("a stream is read by one process, and several are at work; train in one.")
+        raise CurateError("a stream is read by one process, and several are running; train in one.")
     samples = encoded_one_by_one(feed.records, training.settings, model.model)
     stream = Stream(samples, feed.past.memory, feed.past.replay, training.seed)
     return replace(Data.of(Examples.of([])), anchors=_anchors(target, model), stream=stream)
@@ -109,8 +109,8 @@ def prepare_stream(training: TrainingSpec, target: Target | None, model: Trainab
 def _base_losses(
     run: Run, training: TrainingSpec, examples: Any, model: TrainableModel, meters: RunMeters, processes: Any
 ) -> np.ndarray:
-    """The loss of every supervised token under the model that training began with, or its reference; kept for when it
-    goes on."""
+    """The loss of every supervised token under the model that training started from, or the reference; stored, so that
+    a resumed run does not recompute it."""
     from curate.store.commits import Parts
     from curate.training.inference import base_losses
     from curate.training.objective import Objective
@@ -127,9 +127,9 @@ def _base_losses(
             trainable(on_device(training.reference, processes), replace(training.settings, lora_r=0)),
         )
         _refuse_other_words(training.reference.name, own, model.model)
-    elif run.checkpoints():  # the model at hand has learnt already
+    elif run.checkpoints():  # the given model has been trained already
         model = trainable(on_device(training.model, processes), training.settings)
-    bfloat16 = training.settings.in_bfloat16(model.model.device.type)  # as in training, or their difference is noise
+    bfloat16 = training.settings.in_bfloat16(model.model.device.type)  # as in training: else loss differences are noise
     objective, n = Objective(model.model, bfloat16), processes.num_processes
     found, usage = base_losses(objective, examples, training.settings.count_flops, n)
     meters.charge("base losses", len(examples), usage)
@@ -139,7 +139,7 @@ def _base_losses(
 
 
 def _refuse_other_words(name: str, own: Any, other: Any) -> None:
-    """Raises CurateError for a reference whose losses are of other tokens."""
+    """Raises CurateError for a reference model whose losses would be of other tokens."""
     if own.tokenizer.get_vocab() != other.tokenizer.get_vocab() or other.context < own.context:
         what = "another vocabulary" if other.context >= own.context else f"a context of {other.context} tokens"
         raise CurateError(

@@ -1,6 +1,6 @@
-"""Small models trained on mixtures, for a mixer that asks for them: each a run of its own in prepared/FINGERPRINT/.
+"""Proxy models trained on mixtures, for mixers that use them: each is a run of its own in prepared/FINGERPRINT/.
 
-Known by what they are made of, so a mixer that was killed, or is asked again, finds those that are there.
+They are identified by a fingerprint of what determines them, so a mixer that was killed or is run again reuses them.
 """
 
 from __future__ import annotations
@@ -35,10 +35,10 @@ from curate.training.settings import TrainSettings
 
 @dataclass(frozen=True)
 class Proxy:
-    """How proxies are trained and judged.
+    """How proxies are trained and evaluated.
 
-    model: what each begins with. plain: the weighting under which every sample counts the same. judges: by whose mean
-    loss a mixture is judged. executor: who trains those that do not wait for each other.
+    model: what each starts from. plain: the weighting under which every sample counts the same. evals: what a mixture
+    is evaluated by. executor: what runs independent trainings in parallel.
     """
 
     model: ModelChoice
@@ -50,10 +50,10 @@ class Proxy:
 
 @dataclass(frozen=True)
 class Pool:
-    """What mixtures are drawn from: the samples of a manifest, or all; the domain of each; domains' names.
+    """What mixtures are drawn from: the samples of a manifest, or all; each one's domain; the domains' names.
 
-    rows_per_unit: float64 [D], by which a domain's weight becomes draws: 1 where weights are shares of samples, one by
-    the mean tokens of a sample where they are of tokens. Plain data: it goes to workers.
+    rows_per_unit: float64 [D], converts a domain's weight to draws: 1 if weights are shares of samples, 1 over the mean
+    tokens per sample if they are shares of tokens. Contains plain data only, as it is sent to workers.
     """
 
     path: str
@@ -67,28 +67,31 @@ class Pool:
 
     @cached_property
     def ws(self) -> Workspace:
+        """The workspace at `path`."""
         return open_workspace(self.path)
 
     @cached_property
     def rows(self) -> TrainingRows:
+        """The samples to draw from; their tokens are kept for the next proxy."""
         return replace(rows_of(self.ws, self.manifest, None, False), kept={})
 
     @cached_property
     def keys(self) -> np.ndarray:
+        """The samples' ids as uint64, which determine the order of draws."""
         return ids_as_integers(self.rows.id.to_pylist())
 
     @cached_property
     def stamp(self) -> str:
-        """What vouches for what is drawn from."""
+        """A fingerprint of the data that is drawn from."""
         its = [self.rows.row.tolist(), self.domain.tolist(), self.rows_per_unit.tolist()]
         return fingerprint(pool_fingerprint(self.ws.shards()), *its)
 
     def __getstate__(self) -> dict[str, Any]:
-        """Without what is looked up again where it is needed."""
+        """Without the cached properties, which a worker recomputes."""
         return {key: value for key, value in self.__dict__.items() if key not in ("ws", "rows", "keys", "stamp")}
 
     def drawn(self, weights: np.ndarray) -> TrainingRows:
-        """Samples by the domains' weights, the domain of every draw by lot."""
+        """Samples drawn by the domains' weights, float64 [D], with a random domain for every draw."""
         from curate.training.mixture_sampler import Draws
 
         share = weights * self.rows_per_unit
@@ -98,7 +101,7 @@ class Pool:
 
 @dataclass(frozen=True)
 class ProxyTrial:
-    """One mixture to be tried, float64 [D]."""
+    """One mixture to try. weights: float64 [D]."""
 
     index: int
     weights: np.ndarray
@@ -112,36 +115,37 @@ class ProxyTrial:
 
 @dataclass(frozen=True)
 class Trials:
-    """What a worker has to know to try mixtures."""
+    """What a worker needs to try mixtures."""
 
     pool: Pool
     proxy: Proxy
 
     def run_task(self, trial: ProxyTrial) -> list[float]:
-        """Train a proxy on a mixture; returns its losses on the targets. Not a number where training diverged."""
+        """Train a proxy on a mixture; returns its losses on the targets, lower is better; NaN if training diverged."""
         training = self.training()
         run = self.run(trial.weights)
         outcome = run.folder / "outcome.json"
         if outcome.exists():
-            remove_tree(run.folder / "checkpoints")  # what a kill has left
+            remove_tree(run.folder / "checkpoints")  # left by a killed process
             return [float(value) for value in read_json(outcome)["losses"]]
         losses = [float("nan")] * len(self.proxy.evals)
         try:
             found = trained(self.pool, run, training, trial.weights, self.proxy.evals, "trial")
         except DivergedError:
-            pass  # its loss is no number
+            pass  # its losses stay NaN
         else:
             losses = [_loss(eval_spec, row["value"]) for eval_spec, row in zip(self.proxy.evals, found, strict=True)]
         write_json(outcome, {"weights": trial.weights.tolist(), "losses": [str(value) for value in losses]})
-        remove_tree(run.folder / "checkpoints")  # hundreds of models that nobody asks for
+        remove_tree(run.folder / "checkpoints")  # hundreds of models that are not needed any more
         return losses
 
     def run(self, weights: np.ndarray) -> Run:
+        """The run of the proxy for a mixture, whether it exists or not."""
         return run_of(self.pool, self.training(), weights, self._asked)
 
     @cached_property
     def _asked(self) -> str:
-        """What the proxies are judged by."""
+        """A fingerprint of what the proxies are evaluated on."""
         found = []
         for eval_spec in self.proxy.evals:
             metric, asked = eval_spec.metric, [asdict(question) for _, question in questions(self.pool.ws, eval_spec)]
@@ -159,18 +163,19 @@ class Trials:
         return fingerprint(found)
 
     def training(self) -> TrainingSpec:
+        """How every proxy is trained."""
         return TrainingSpec(self.proxy.model, self.proxy.plain, self.proxy.settings, seed=self.pool.seed)
 
 
 def _loss(eval_spec: EvalSpec, value: float | None) -> float:
-    """Lower is better."""
+    """A metric's value as a loss, where lower is better; NaN for None."""
     if value is None:
         return float("nan")
     return value if eval_spec.metric.better == "lower" else -value
 
 
 def run_of(pool: Pool, training: TrainingSpec, weights: np.ndarray, beside: str = "") -> Run:
-    """The run of a proxy, there or not. beside: what else it is made of."""
+    """The run of a proxy, whether it exists or not. beside: further inputs that identify it."""
     its = fingerprint(
         "proxy",
         weights_fingerprint(training.model),
@@ -190,7 +195,7 @@ def run_of(pool: Pool, training: TrainingSpec, weights: np.ndarray, beside: str 
 def trained(
     pool: Pool, run: Run, training: TrainingSpec, weights: np.ndarray, evals: Sequence[EvalSpec], label: str
 ) -> list[dict[str, Any]]:
-    """Train a proxy to its end; returns what its judges found."""
+    """Train a proxy to its end; returns its evaluations."""
     from curate.training.distributed import Alone
 
     result = Trained(run.name)
@@ -208,7 +213,7 @@ class Trainings(Proxies):
     def __init__(self, pool: Pool, proxy: Proxy):
         self.pool, self.proxy = pool, proxy
         self._runs: dict[str, Run] = {}
-        self.made: list[str] = []  # as the ledger calls them
+        self.made: list[str] = []  # the runs' account names in the ledger
 
     def train(self, label: str, weights: np.ndarray, weighting: Weighting | None = None, reference: str = "") -> Arrays:
         from safetensors.numpy import load_file
@@ -231,7 +236,7 @@ class Trainings(Proxies):
         from curate.kinds.executor import Tasks
 
         if self.proxy.executor is None:
-            raise CurateError("say who trains the proxies: Proxy(…, executor=Local()).")
+            raise CurateError("say which executor trains the proxies: Proxy(…, executor=Local()).")
         found = np.full((len(mixtures), len(self.proxy.evals)), np.nan)
         trials, workers = Trials(self.pool, self.proxy), self.proxy.executor.open()
         tasks = Tasks(ProxyTrial(i, weights) for i, weights in enumerate(mixtures))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:  # loaded only when there is something to train
 
 
 class Recorder:
-    """What a run writes: the rows of its steps, and checkpoints."""
+    """Collects the rows of a run's steps and writes them with its checkpoints."""
 
     def __init__(
         self,
@@ -36,6 +36,7 @@ class Recorder:
         self._trained: list[pa.Table] = []
 
     def enter(self, done: StepResult, keep_weights: bool) -> None:
+        """Add a step's metrics and, with keep_weights, every sample's weight and loss, to be written by `commit`."""
         self._metrics.append(done.metrics)
         if keep_weights:
             n, data = len(done.documents), self.trainer.data
@@ -52,6 +53,7 @@ class Recorder:
             self._trained.append(pa.table(columns, schema=TRAINED))
 
     def commit(self, last: bool, keep: int) -> None:
+        """Write a checkpoint and the rows since the previous one; keep only the latest `keep` checkpoints (0: all)."""
         snapshot = self.trainer.snapshot()
         self.last_good = snapshot.step
         tables = {

@@ -1,4 +1,4 @@
-"""The samples that a model learns from, as they lie in a workspace, and in tokens."""
+"""The training samples of a run, looked up in a workspace."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ if TYPE_CHECKING:  # loaded only when there is something to train
 
 @dataclass(frozen=True)
 class TrainingRows:
-    """The samples of a training, by rank where a manifest ranks them: row, id, weight, repeats; and their column.
+    """The samples of a training, in the manifest's rank order if there is one: row, id, weight, repeats, and column.
 
-    draws: where a mixture says how often samples of which domain are drawn; domains: their names. kept: where given,
-    the samples in tokens stay there, for several trainings of one model and settings.
+    draws: how often each domain is drawn from, if the manifest is a mixture; domains: their names. kept: if given, a
+    cache for the tokenised samples, for several trainings with the same model and settings.
     """
 
     row: np.ndarray
@@ -43,7 +43,8 @@ class TrainingRows:
 
 
 def rows_of(ws: Workspace, manifest: str | None, by: str | None, allow_stale: bool, seed: int = 0) -> TrainingRows:
-    """Of a manifest, or the whole pool; by: an SQL expression, their column. seed: of the draws of a mixture."""
+    """The rows of a manifest, or of the whole pool, with weights of mean 1. by: SQL expression for their column. seed:
+    of a mixture's draws. Raises CurateError for unusable weights and scores."""
     lineage = None
     if manifest:
         table, lineage = read_any(ws, manifest)
@@ -71,7 +72,7 @@ def _drawn(
 
     _refuse_changed(ws, lineage)
     rows = rows_of(ws, (lineage["manifest"] or {}).get("name"), by, allow_stale)
-    if not lineage["manifest"]:  # what was appended since is not drawn
+    if not lineage["manifest"]:  # samples appended to the pool since are not drawn
         rows = _first(rows, lineage["pool"]["rows"])
     names = table["source"].to_pylist()
     domain = places_of(texts_of(ws, lineage["domain"], rows.row), names)
@@ -84,7 +85,7 @@ def _drawn(
 
 
 def _refuse_changed(ws: Workspace, lineage: dict[str, Any]) -> None:
-    """Raises CurateError where what a mixture draws from is not what it was mixed of."""
+    """Raises CurateError if the data that a mixture draws from has changed since it was made."""
     base, pool, what = lineage["manifest"], lineage["pool"], ""
     if base and (base["name"] not in ws.manifest_names() or read_any(ws, base["name"])[1]["sha256"] != base["sha256"]):
         what = f"the manifest '{base['name']}'"
@@ -104,18 +105,18 @@ def _first(rows: TrainingRows, count: int) -> TrainingRows:
 
 
 def require_drawable(draws: Draws, names: Sequence[str]) -> None:
-    """Raises CurateError where a domain is to be drawn from that has no sample."""
+    """Raises CurateError if a domain with a positive share has no samples."""
     there = np.bincount(draws.domain[draws.domain >= 0], minlength=len(names))
     for name, share, count in zip(names, draws.share, there, strict=True):
         if share > 0 and not count:
             raise CurateError(
-                f"the mixture draws {share:.1%} from the domain '{name}', which has no sample left to learn from; mix "
+                f"the mixture draws {share:.1%} from the domain '{name}', which has no sample left to train on; mix "
                 "again without it."
             )
 
 
 def places_of(found: Sequence[str | None], names: Sequence[str]) -> np.ndarray:
-    """Domains by name as positions in `names`, int64; -1 for another, or none."""
+    """Positions of domains in `names`, int64; -1 for an unknown domain or None."""
     places = {name: i for i, name in enumerate(names)}
     return np.array([places.get(name or "", -1) for name in found], np.int64)
 
@@ -135,4 +136,4 @@ def _refuse_weights(manifest: str, weight: np.ndarray, ids: pa.ChunkedArray) -> 
             "again."
         )
     if not weight.any():
-        raise CurateError(f"the weights of the manifest '{manifest}' are all 0, so there is nothing to learn from.")
+        raise CurateError(f"the weights of the manifest '{manifest}' are all 0, so there is nothing to train on.")

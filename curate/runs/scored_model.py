@@ -1,4 +1,4 @@
-"""A score by gradients opened again: what it has added up, and the model as it stood when it looked."""
+"""Reopening a gradient score: its accumulated sums, and the checkpoint it was computed at."""
 
 from __future__ import annotations
 
@@ -24,8 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ScoredModel:
-    """method: the score's, as it was set. states: what its counting passes have added up. model: at the last of its
-    checkpoints, with the optimizer's moments. origin: what that training began with. recipe: score.json."""
+    """method: the score's method with its settings. states: the results of its accumulating passes. model: at the last
+    of its checkpoints, with the optimizer's moments. origin: the model that training started from. recipe: score.json.
+    """
 
     method: Any
     states: Mapping[str, np.ndarray]
@@ -36,10 +37,10 @@ class ScoredModel:
 
 
 def scored_model(ws: Workspace, name: str, *, allow_stale: bool = False, with_origin: bool = False) -> ScoredModel:
-    """Open the score NAME. with_origin: have the model before in the role `origin`.
+    """Open the score `name`. with_origin: also load the model before training, in the role `origin`.
 
-    Raises CurateError for a stale score (unless allowed), one that says nothing of parameters, or where what it stood
-    on is gone.
+    Raises CurateError for a stale score (unless allowed), one that does not score parameters, or one whose checkpoint
+    or sums are gone.
     """
     from curate.gradients.backward import Backward
     from curate.models.language_model import LanguageModel
@@ -50,15 +51,13 @@ def scored_model(ws: Workspace, name: str, *, allow_stale: bool = False, with_or
     recipe = state.recipe
     method = find("score", recipe["method"])(**recipe["settings"])
     if type(method).of_parameters is Score.of_parameters:
-        raise CurateError(
-            f"the score '{name}' ({recipe['method']}) says nothing of parameters; take a `dualsft` score."
-        )
+        raise CurateError(f"the score '{name}' ({recipe['method']}) does not score parameters; use a `dualsft` score.")
     states: dict[str, np.ndarray] = {}
     for path in recipe.get("states", []):
         place, _, part = path.rpartition("/")
         kept = Parts(ws.path / "prepared" / place, ".safetensors").read(part)
         if kept is None:
-            raise CurateError(f"what the score '{name}' has added up is gone; run `{state.command()} --fresh`.")
+            raise CurateError(f"the accumulated sums of the score '{name}' are gone; run `{state.command()} --fresh`.")
         states |= kept
     models = model_choices(recipe)
     origin = models.get("origin") or models["base"]

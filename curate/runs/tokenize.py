@@ -1,4 +1,4 @@
-"""Samples of a workspace in tokens: for training, for anchors, and those that cannot be trained on."""
+"""Tokenising samples of a workspace for training and as anchors, and which of them cannot be trained on."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:  # loaded only when there is something to train
 
 
 def encoded_one_by_one(records: Iterable[Any], settings: TrainSettings, lm: LanguageModel) -> Iterator[Encoded]:
-    """Records of any shape that an ingest reads, in tokens as they come; with an `error` where one has one."""
+    """Tokenise records in any format that `ingest` reads, one by one; unusable ones get an `error`."""
     from curate.models.tokens import Encoded, encode
 
     reader = Reader("auto", {})
@@ -37,7 +37,7 @@ def encoded_one_by_one(records: Iterable[Any], settings: TrainSettings, lm: Lang
 
 
 def documents_of(ws: Workspace, rows: TrainingRows, settings: TrainSettings, lm: LanguageModel) -> list[list[Encoded]]:
-    """Every sample in tokens: one document, or several where texts are split; with an `error` where it has one."""
+    """Tokenise every sample into one document, or several if texts are split; unusable ones get an `error`."""
     from curate.models.tokens import encode
     from curate.training.examples import pieces
 
@@ -57,7 +57,7 @@ def documents_of(ws: Workspace, rows: TrainingRows, settings: TrainSettings, lm:
 
 
 def _cut(one: Encoded, settings: TrainSettings, lm: LanguageModel) -> Encoded:
-    """A sample within the context, with what is supervised as the settings have it."""
+    """A sample cut to the context, with the supervised tokens that the settings ask for."""
     if not one.error and len(one.ids) > lm.context:
         if lm.choice.too_long == "refuse":
             one = replace(one, error=f"is longer than the context of {lm.context} tokens")
@@ -68,7 +68,7 @@ def _cut(one: Encoded, settings: TrainSettings, lm: LanguageModel) -> Encoded:
 
 
 def left_out(encoded: list[list[Encoded]], rows: TrainingRows) -> list[str]:
-    """Why each sample cannot be learnt from; '' where it can."""
+    """The reason why each sample cannot be trained on; '' if it can."""
     whys = []
     for place, documents in enumerate(encoded):
         why = next((one.error for one in documents if one.error), "")
@@ -83,7 +83,7 @@ def left_out(encoded: list[list[Encoded]], rows: TrainingRows) -> list[str]:
 
 
 def anchors_of(samples: Sequence[Sample], name: str, lm: LanguageModel) -> Examples:
-    """A target's samples in tokens, each whole whether or not anything of it is supervised."""
+    """A target's tokenised samples, including those without supervised tokens. Raises CurateError if none is usable."""
     from curate.models.tokens import encode
     from curate.training.examples import Examples
 

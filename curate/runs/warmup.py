@@ -1,8 +1,8 @@
-"""The checkpoints that a score looks at: of a run, of folders that other trainers wrote, or of a warm-up of its own.
+"""The checkpoints that a score uses: of a run, of folders written by other trainers, or of a warm-up of its own.
 
-A warm-up is a training of a random share of the pool. It lies in prepared/FINGERPRINT/ as a run would, and is known by
-what it is made of, so every score that asks for the same finds it there. What has been scored by one keeps to it when
-the pool grows; with --fresh one of the grown pool is trained.
+A warm-up is a training on a random share of the pool. It is stored in prepared/FINGERPRINT/ like a run, identified by a
+fingerprint of what determines it, so scores that ask for the same warm-up share it. A score keeps using its warm-up
+when the pool grows; with --fresh a new one is trained on the grown pool.
 """
 
 from __future__ import annotations
@@ -53,10 +53,11 @@ def checkpoint_set_of(
     fresh: bool = False,
     dry_run: bool = False,
 ) -> CheckpointSet:
-    """The checkpoints that a method looks at: those that were given; else of its warm-up, which is trained where it is
-    not there; else the model as it is.
+    """The checkpoints that a method uses: the given ones; otherwise those of its warm-up, which is trained if needed;
+    otherwise the model itself.
 
-    model: the base, or, where checkpoints are given, the settings of theirs. vectors: the name of those that are made.
+    model: the base model or, with given checkpoints, the model settings for them. vectors: the name of the vectors to
+    be made. Raises CurateError if a method needs checkpoints and has none.
     """
     if given:
         found = checkpoints_of(ws, given, model or ModelChoice(""))
@@ -66,7 +67,7 @@ def checkpoint_set_of(
     warmup = method.warm_up()
     if warmup is None and method.checkpoints == "each":
         raise CurateError(
-            f"the score '{method.name}' looks at the checkpoints of a training: add --checkpoints RUN (`curate train "
+            f"the score '{method.name}' uses the checkpoints of a training: add --checkpoints RUN (`curate train "
             "RUN … --set checkpoint_epochs=true --set keep_checkpoints=0` keeps some), or their folders."
         )
     if warmup is None:
@@ -75,20 +76,20 @@ def checkpoint_set_of(
 
 
 def _wanted(model: ModelChoice, warmup: Warmup) -> str:
-    """What a warm-up is made of, but for the pool."""
+    """A fingerprint of what determines a warm-up, apart from the pool."""
     return fingerprint(
         "warm-up", weights_fingerprint(model), model.shaping(), warmup.share, warmup.seed, dict(warmup.settings)
     )
 
 
 def _warm_up_of(ws: Workspace, wanted: str) -> Run:
-    """The warm-up of the pool as it is."""
+    """The warm-up for the current pool."""
     place = ws.path / "prepared" / fingerprint(wanted, pool_fingerprint(ws.shards()))
     return Run(ws, f"warmup_{wanted}", place=place)
 
 
 def warm_up(ws: Workspace, model: ModelChoice, warmup: Warmup, account: Account) -> Run:
-    """A warm-up of the pool as it is, trained to its end unless it is there. account: on whose it goes in the ledger.
+    """The warm-up for the current pool, trained unless it exists. account: how its cost is entered in the ledger.
 
     Raises CurateError for a workspace in an object store.
     """
@@ -114,17 +115,17 @@ def _warmed(
 
 
 def last_checkpoint(ws: Workspace, recipe: Mapping[str, Any], like: ModelChoice) -> CheckpointChoice:
-    """The last checkpoint that a stored score looked at. Raises CurateError where it is gone."""
+    """The last checkpoint that a stored score used. Raises CurateError if it is gone or has changed."""
     given, place = recipe.get("checkpoints_given", ()), (recipe.get("warmup") or {}).get("place")
     run = Run(ws, "warmup", place=ws.path / "prepared" / place) if place else None
     found = checkpoints_of_run(run, "warm-up", like) if run else list(checkpoints_of(ws, given, like))
     if not found or found[-1].recipe(False)["weights"] != recipe["checkpoints"][-1]["weights"]:
-        raise CurateError("the checkpoint that the score looked at is gone, or another stands there; score --fresh.")
+        raise CurateError("the checkpoint that the score used is gone, or has been replaced; score --fresh.")
     return found[-1]
 
 
 def rows_of_warmup(ws: Workspace, method: Score, checkpoint_set: CheckpointSet) -> np.ndarray:
-    """The rows of the pool that a method's own warm-up has learnt from, or is to; none where others made it."""
+    """The pool rows that a method's own warm-up was, or will be, trained on, int64; empty for given checkpoints."""
     warmup = method.warm_up()
     if not checkpoint_set.warmup or warmup is None:
         return np.zeros(0, np.int64)
@@ -136,7 +137,7 @@ def rows_of_warmup(ws: Workspace, method: Score, checkpoint_set: CheckpointSet) 
 
 
 def _found(ws: Workspace, vectors: str, wanted: str, fresh: bool) -> Run | None:
-    """The warm-up by which the vectors of that name were made, where it is the one that is wanted."""
+    """The warm-up that the vectors of that name were made with, if it matches the wanted one."""
     if fresh or vectors not in ws.vectors_names():
         return None
     told = table_recipe(ws, "vectors", vectors).get("warmup") or {}
@@ -161,11 +162,11 @@ def _train(run: Run, model: ModelChoice, warmup: Warmup, account: Account) -> No
 
 
 def drawn(ws: Workspace, warmup: Warmup) -> TrainingRows:
-    """The samples of a warm-up: those whose numbers by lot are highest."""
+    """The samples of a warm-up: those with the highest random numbers, which depend only on id and seed."""
     whole = rows_of(ws, None, None, False)
     count = int(warmup.share * len(whole.row))
     if not count:
-        raise CurateError(f"a warm-up on {warmup.share:g} of {len(whole.row)} samples has none; take a larger share.")
+        raise CurateError(f"a warm-up on {warmup.share:g} of {len(whole.row)} samples has none; use a larger share.")
     numbers = keyed_uniform(ids_as_integers(whole.id.to_pylist()), warmup.seed, "warm-up")
     mine = np.sort(np.argsort(-numbers, kind="stable")[:count])
     return replace(whole, row=mine, id=whole.id.take(mine), weight=np.ones(count), repeats=np.ones(count, np.int64))

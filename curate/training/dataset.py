@@ -1,4 +1,4 @@
-"""What a training learns from: documents in tokens, with what is known of each."""
+"""Training data: tokenised documents with their weights and other per-sample values."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from curate.training.stream import Stream
 
 @dataclass(frozen=True)
 class Data:
-    """What is learnt.
+    """The data of a training run, of N samples.
 
-    examples: the documents. documents: int64, those of an epoch, one that repeats repeatedly. draws: where each epoch
-    draws its samples anew, from a mixture of domains. vocabulary: how many tokens the model knows. weights: of each
-    sample, float64 [N]. column: of each sample, for a weighting that asks for one, float64 [N]. anchors: the target's
-    samples, for one that uses them. base_token_loss: of every supervised token of the examples, for one that asks for
-    it, under the model that training began with, or another. stream: where each step's documents come from instead;
-    then the examples are those of one step, and place where each stands in the stream, int64 [N].
+    examples: the documents. documents: int64, those of an epoch; a repeated one occurs several times. draws: set if
+    each epoch draws its samples anew from a mixture of domains. vocabulary: size of the tokenizer. weights: per sample,
+    float64 [N]. column: per sample, for a weighting that uses a column, float64 [N]. anchors: the target's samples, for
+    a weighting that uses them. base_token_loss: of every supervised token of the examples under the base or reference
+    model, for a weighting that uses it. stream: set if each step's documents come from a stream; then the examples are
+    those of one step, and place is the position of each in the stream, int64 [N].
     """
 
     examples: Examples
@@ -38,18 +38,18 @@ class Data:
 
     @classmethod
     def of(cls, examples: Examples, **more: Any) -> Data:
-        """Every document once, each weighing 1."""
+        """Every document once, with weight 1. more: further fields."""
         n = int(examples.sample.max(initial=-1)) + 1
         return cls(examples, **{"documents": np.arange(len(examples)), "weights": np.ones(n), **more})
 
     def with_weight(self) -> Data:
-        """Without the documents that weigh nothing: a choice of one would teach nothing."""
+        """Without the documents of weight 0, which it would be pointless to select."""
         draws = self.draws and self.draws.without(self.weights <= 0)
         kept = self.documents[self.weights[self.examples.sample[self.documents]] > 0]
         return replace(self, documents=kept, draws=draws)
 
     def of_epoch(self, epoch: int) -> np.ndarray:
-        """The documents of an epoch, from 0, one that repeats repeatedly; in no order that matters."""
+        """The documents of an epoch (from 0), int64, repeated ones several times, in arbitrary order."""
         if self.draws is None:
             return self.documents
         samples, whose = self.draws.samples(epoch), self.examples.sample
@@ -60,5 +60,5 @@ class Data:
 
     @cached_property
     def first_supervised(self) -> np.ndarray:
-        """Where each document's supervised tokens begin among all, int64 [N]."""
+        """Offset of each document's first supervised token among those of all documents, int64 [N]."""
         return np.cumsum(self.examples.counts) - self.examples.counts

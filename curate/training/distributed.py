@@ -1,4 +1,4 @@
-"""What the processes of a training tell each other; one alone tells itself."""
+"""Communication between the processes of a training run; trivial for a single process."""
 
 from __future__ import annotations
 
@@ -9,20 +9,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-_BUCKET = 64  # parameters whose gradients are added up together
+_BUCKET = 64  # parameters whose gradients are reduced together
 
 
 class Alone:
-    """The only process: what the trainer asks of an accelerate.Accelerator, where there is none."""
+    """A single process: the part of accelerate.Accelerator's interface that the trainer uses."""
 
     num_processes, process_index, is_main_process = 1, 0, True
 
     def wait_for_everyone(self) -> None:
-        """Nobody else is there."""
+        """Returns at once: there are no other processes."""
 
 
 def gather(processes: Any, arrays: Sequence[np.ndarray]) -> list[tuple[np.ndarray, list[int]]]:
-    """Arrays of all processes, one behind the other, and how long each one's was."""
+    """Each array concatenated over all processes, and the length of each process's part."""
     if processes.num_processes == 1:
         return [(a, [len(a)]) for a in arrays]
     from accelerate.utils import gather_object
@@ -32,7 +32,7 @@ def gather(processes: Any, arrays: Sequence[np.ndarray]) -> list[tuple[np.ndarra
 
 
 def add_up(processes: Any, parameters: Mapping[str, Tensor]) -> None:
-    """Every process's gradients become the sum over all of them; a parameter that has none gets zeros."""
+    """All-reduce (sum) the gradients over the processes, in place; a parameter without a gradient gets zeros."""
     for parameter in parameters.values():
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)

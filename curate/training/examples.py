@@ -1,7 +1,7 @@
-"""Samples in tokens as flat arrays, the order of an epoch, and rows of them as tensors.
+"""Tokenised samples as flat arrays, the order of an epoch, and rows of them as tensors.
 
-A document is a sample, or a piece of a long one. A row holds one document or, packed, several; what attends to what,
-where a document's positions begin, and what it weighs is each document's own.
+A document is a sample, or a piece of a long one. A row holds one document or, packed, several; each document has its
+own attention, positions and weight.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from curate.models.tokens import Encoded
 
 @dataclass(frozen=True)
 class Examples:
-    """N documents in tokens.
+    """N tokenised documents.
 
-    ids: int32 [all tokens]. supervised: bool [all tokens]. ends: int64 [N + 1], where each begins and ends. sample:
-    int64 [N], the position of the sample that each is of, among those the training was given.
+    ids: int32 [all tokens]. supervised: bool [all tokens]. ends: int64 [N + 1], the boundaries of the documents.
+    sample: int64 [N], the position of each document's sample among the training samples.
     """
 
     ids: np.ndarray
@@ -32,7 +32,7 @@ class Examples:
 
     @classmethod
     def of(cls, encoded: Sequence[Encoded], sample: Sequence[int] | None = None) -> Examples:
-        """From samples in tokens; those without a supervised token must have been left out."""
+        """From tokenised samples; those without a supervised token must have been left out."""
         lengths = [len(one.ids) for one in encoded]
         return cls(
             np.concatenate([one.ids for one in encoded] or [np.zeros(0, np.int32)]),
@@ -46,22 +46,23 @@ class Examples:
 
     @cached_property
     def lengths(self) -> np.ndarray:
-        """Tokens of each document, int64 [N]."""
+        """Number of tokens of each document, int64 [N]."""
         return np.diff(self.ends)
 
     @cached_property
     def counts(self) -> np.ndarray:
-        """Supervised tokens of each document, int64 [N]."""
+        """Number of supervised tokens of each document, int64 [N]."""
         before = np.concatenate([[0], np.cumsum(self.supervised)])
         return before[self.ends[1:]] - before[self.ends[:-1]]
 
     def tokens_of(self, document: int) -> tuple[np.ndarray, np.ndarray]:
+        """A document's token ids, int32 [n], and which are supervised, bool [n]."""
         start, stop = self.ends[document], self.ends[document + 1]
         return self.ids[start:stop], self.supervised[start:stop]
 
 
 def pieces(one: Encoded, context: int) -> list[Encoded]:
-    """A text in pieces of at most `context` tokens; the first token of each has nothing to be predicted from."""
+    """A text in pieces of at most `context` tokens; the first token of each is unsupervised, having no predecessor."""
     found = []
     for start in range(0, len(one.ids), context):
         supervised = one.supervised[start : start + context].copy()
@@ -76,10 +77,10 @@ def pieces(one: Encoded, context: int) -> list[Encoded]:
 def epoch_rows(
     examples: Examples, documents: np.ndarray, epoch: int, seed: int, shuffle: bool, room: int
 ) -> list[np.ndarray]:
-    """The rows of an epoch, each the documents it holds (int64), a pure function of its arguments.
+    """The rows of an epoch, each given by the documents it holds (int64); a pure function of the arguments.
 
-    documents: int64, those of an epoch, repeated ones repeatedly. room: tokens of a row that is packed, where the next
-    document stands in it as long as it fits; 0: each is a row of its own.
+    documents: int64, those of an epoch, repeated ones several times. room: tokens per packed row, which takes the next
+    document as long as it fits (greedy packing); 0: every document is a row of its own.
     """
     order = np.random.default_rng([seed % 2**63, epoch]).permutation(documents) if shuffle else documents
     if not room:
@@ -102,9 +103,9 @@ def epoch_rows(
 class Batch:
     """R rows of T tokens that hold n documents, in the order of the rows, padded on the right.
 
-    documents: int64 [n]. ids: int64 [R, T]. place: int64 [R, T], where a token stands in its document, from 0; 0 where
-    there is none. document: int64 [R, T], which of the n; n where there is none. supervised: bool [R, T]. packed:
-    whether a row holds more than one.
+    documents: int64 [n]. ids: int64 [R, T]. place: int64 [R, T], a token's position in its document, from 0; 0 for
+    padding. document: int64 [R, T], which of the n a token belongs to; n for padding. supervised: bool [R, T]. packed:
+    whether any row holds more than one document.
     """
 
     documents: np.ndarray
@@ -116,7 +117,7 @@ class Batch:
 
     @property
     def counts(self) -> Tensor:
-        """Supervised tokens of each document, int64 [n]."""
+        """Number of supervised tokens of each document, int64 [n]."""
         return torch.bincount(self.document[self.supervised], minlength=len(self.documents))
 
 
@@ -143,7 +144,8 @@ def batch_of(examples: Examples, rows: Sequence[np.ndarray], device: torch.devic
 def micro_batches(
     examples: Examples, rows: Sequence[np.ndarray], size: int, rank: int = 0, world: int = 1
 ) -> Iterator[list[np.ndarray]]:
-    """A step's rows for one of the processes, in groups of at most `size` (0: one for each) of like length."""
+    """A step's rows for process `rank` of `world`, in groups of at most `size` rows of similar length (0: one group per
+    process)."""
     order = np.argsort([-examples.lengths[row].sum() for row in rows], kind="stable")
     size = size or -(-len(rows) // world)
     for start in range(rank * size, len(rows), world * size):

@@ -1,14 +1,14 @@
-"""Choosing inside the step: the gradients of more candidates than are learnt from, compared, and added up.
+"""Selection inside the step: per-sample gradients of more candidates than are trained on, compared and then summed.
 
     candidates ─ forward, backward ─ factors of each one's gradient ─┬─ sketches ─┐
     target     ─ forward, backward ─ its gradient × D ─ sketch ──────┼────────────┴─ inner products ─ weighting ─┐
                                                                      └─ of the chosen: weighted sum ─ AdamW ─────┘
 
-No parameter has a gradient of its own in the backward pass (curate.gradients.tape), so of what is thrown away none was
-made; the step's gradient is made of the factors that are there, without a second pass. Where the candidates go through
-the model in several micro-batches their factors would all have to stand in memory: then the chosen ones go through it
-once more. Linear layers are compared; embeddings, norms, biases and the output head take no part in that, but learn.
-The target is seen without dropout, candidates as they are learnt, with it.
+The backward pass forms no parameter gradients (curate.gradients.tape), so none are wasted on rejected candidates; the
+step's gradient is computed from the stored factors, without a second pass. With several micro-batches, the factors of
+all candidates would have to stay in memory; instead, the selected ones go through the model again. Only linear layers
+are compared; embeddings, norms, biases and the output head are trained but not compared. The target's gradient is taken
+without dropout, those of candidates with dropout, as they are trained on.
 """
 
 from __future__ import annotations
@@ -37,16 +37,16 @@ from curate.training.examples import Examples
 from curate.training.optimizer import adams_scale, preconditioner
 from curate.training.settings import TrainSettings
 
-TARGET, SECOND = "matching.target", "matching.second"  # beside the optimizer's state: what is kept between two steps
+TARGET, SECOND = "matching.target", "matching.second"  # stored with the optimizer's state: what is kept between steps
 
 
 @dataclass
 class StepCandidates:
-    """What one pass over a step's candidates has found, in the order of `documents`.
+    """The results of one pass over a step's B candidates, in the order of `documents`.
 
-    loss: each one's mean, float64 [B]. good: positions of those that may be chosen. gradients: factors of the good
-    ones, of one micro-batch; null where there were several. outputs: of the good ones, a Forward; null where not asked
-    for.
+    loss: each one's mean loss, float64 [B]. good: positions of those that may be selected. products: inner products of
+    their gradients; None if not compared. gradients: factors for the good ones, from a single micro-batch; None if
+    there were several. usage: the cost. outputs: a Forward of the good ones; None unless requested.
     """
 
     documents: np.ndarray
@@ -59,10 +59,11 @@ class StepCandidates:
 
 
 class Chooser:
-    """Compares candidates' gradients for a weighting that chooses, and adds up those of the chosen.
+    """Compares candidates' gradients for a weighting that selects, and sums those of the selected ones.
 
-    model: whose trained parameters are compared, `optimizer` steps them. target: samples that stand for what is
-    wanted; null for a weighting without. one_pass: whether factors are kept until the choice is known.
+    model: whose trained parameters are compared; `optimizer` updates them. target: samples of the target; None for a
+    weighting that uses none. one_pass: whether factors are kept until the selection is known. Raises CurateError for
+    settings or models it cannot work with.
     """
 
     def __init__(
@@ -75,8 +76,8 @@ class Chooser:
         seed: int,
     ):
         if settings.gradient_checkpointing:
-            raise CurateError("gradient_checkpointing forgets what the comparison of gradients is made of; leave it "
-                              "out, or take a smaller micro_batch_size.")  # fmt: skip
+            raise CurateError("gradient_checkpointing forgets what the comparison of gradients needs; leave it "
+                              "out, or use a smaller micro_batch_size.")  # fmt: skip
         self.settings, self.matching, self.optimizer, self.seed = settings, matching, optimizer, seed
         self.one_pass = True
         trained = [p for p in model.model.parameters() if p.requires_grad]
@@ -94,7 +95,7 @@ class Chooser:
                               "train LoRA (lora_r=8) with unit=token.")  # fmt: skip
         self.sketcher = Sketcher(shapes, settings.projection, seed, model.device)
         self.target, self.second = dict[str, Tensor](), dict[str, Tensor]()
-        self._seen = 0  # steps that are in the second moments
+        self._seen = 0  # steps accumulated in the second moments
         self._target = _supervised(target) if target is not None and matching.target else []
         if target is not None and matching.target and not self._target:
             raise CurateError("no sample of the target has a supervised token within the context, so it has no "
@@ -103,11 +104,13 @@ class Chooser:
     # --- what a checkpoint holds --------------------------------------------------------------------------
 
     def tensors(self) -> dict[str, Tensor]:
+        """The state to be stored in a checkpoint, by name."""
         found = {f"{TARGET}.{name}": value.cpu() for name, value in self.target.items()}
         found |= {f"{SECOND}.{name}": value.cpu() for name, value in self.second.items()}
         return found | ({f"{SECOND}.": torch.tensor(self._seen)} if self._seen else {})
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
+        """Restore the state that `tensors` gave; other names are ignored."""
         device = self.backward.lm.device
         for key, value in tensors.items():
             if key.startswith(f"{TARGET}."):
@@ -120,15 +123,17 @@ class Chooser:
     # --- the target ---------------------------------------------------------------------------------------
 
     def due(self, number: int) -> bool:
-        """Whether the target is to be looked at before a step."""
+        """Whether the target's gradient is to be recomputed before step `number`."""
         return bool(self._target) and (number - 1) % self.settings.target_every == 0
 
     @property
     def target_samples(self) -> int:
+        """How many of the target's samples its gradient is taken over."""
         return min(self.settings.target_batch, len(self._target))
 
     def look_at_target(self, number: int) -> Usage:
-        """Take the gradient of the mean loss of some of the target's samples, by lot, and keep its sketch."""
+        """Compute the gradient of the mean loss of a random batch of the target, and keep its sketch; returns the
+        cost."""
         lot = np.random.default_rng([self.seed % 2**63, number, 1])
         drawn = lot.choice(len(self._target), self.target_samples, replace=False)
         usage, began, model = self.backward.lm.usage(), time.perf_counter(), self.backward.lm.model
@@ -138,7 +143,7 @@ class Chooser:
             model.eval()
             try:
                 gradients = self._pass([self._target[i] for i in some], usage)
-            finally:  # memory may run out, and the step is tried again
+            finally:  # also if memory runs out, after which the step is retried
                 model.train(training)
             good += len(gradients.good)
             with counted(usage, self.settings.count_flops):
@@ -169,10 +174,11 @@ class Chooser:
         selection: Usage,
         sow: Callable[[int], None],
     ) -> StepCandidates:
-        """Candidates forward and backward, and their gradients' products; what these cost is added to `selection`.
+        """Run candidates forward and backward and compare their gradients; the cost of comparing is added to
+        `selection`.
 
-        groups: documents of each micro-batch. scale: by which each one's mean loss stands in the step's loss, float64
-        in their order. sow: settles what chance there is in a micro-batch, by its number.
+        groups: documents of each micro-batch. scale: the factor of each one's mean loss in the step's loss, float64, in
+        their order. sow: seeds the random state (dropout) for a micro-batch, by its number.
         """
         usage = self.backward.lm.usage()
         kept: list[PerSample] | None = None
@@ -197,9 +203,9 @@ class Chooser:
         return StepCandidates(every, np.concatenate(losses), usable, products, kept, usage)
 
     def learn(self, found: StepCandidates, weights: np.ndarray, tokens: np.ndarray | None) -> float:
-        """Give every trained parameter the weighted sum of the good candidates' gradients, of their mean losses.
+        """Set every trained parameter's gradient to the weighted sum of the good candidates' gradients.
 
-        weights: float64 [good]. tokens: float64 [good, T], of what each token adds, beside these. Returns the FLOPs.
+        weights: float64 [good]. tokens: float64 [good, T], additional weights per token. Returns the FLOPs.
         """
         assert found.gradients is not None
         chosen = np.flatnonzero(weights if tokens is None else weights * np.abs(tokens).sum(1))
@@ -215,7 +221,7 @@ class Chooser:
         return flops
 
     def learnt(self) -> None:
-        """Take note of the gradient that the optimizer is given, for second moments of projected gradients."""
+        """Update the second moments of projected gradients with the gradient that the optimizer is given."""
         if self.matching.precondition != "projected":
             return
         self._seen += 1
@@ -228,7 +234,7 @@ class Chooser:
     # --- sketches and their products ----------------------------------------------------------------------
 
     def _pass(self, encoded: Sequence[Encoded], usage: Usage) -> Gradients:
-        """Gradients of samples, with no parameter's own beside."""
+        """Per-sample gradients, with the parameters frozen so that none gets a gradient of its own."""
         phases = {phase: self.backward.lm.usage() for phase in ("forward", "backward")}
         with self._frozen():
             gradients = self.backward.gradients(encoded, phases, self.settings.count_flops)
@@ -254,7 +260,7 @@ class Chooser:
         return [g for g in gradients if isinstance(g, Outer | Thin) and g.name in self.sketcher.shapes]
 
     def _sketches(self, gradients: Sequence[PerSample], usage: Usage) -> Iterator[tuple[str, Any]]:
-        """Of every layer that is compared: its sketch [B, r, c], or both sides of every token where they are wanted."""
+        """For every compared layer: its sketches [B, r, c], or both projected factors of every token if needed."""
         for gradient in self._compared(gradients):
             with self._clocked(usage):
                 if self._by_token:
@@ -271,7 +277,7 @@ class Chooser:
 
     @contextmanager
     def _clocked(self, usage: Usage) -> Iterator[None]:
-        """What is inside is of that phase: its seconds, and its FLOPs where they are counted."""
+        """Charge the seconds of the enclosed code, and its FLOPs if they are measured, to `usage`."""
         began = time.perf_counter()
         with counted(usage, self.settings.count_flops):
             yield
@@ -279,15 +285,15 @@ class Chooser:
 
     @cached_property
     def _by_token(self) -> bool:
-        """Whether single tokens are wanted, for their products or for the curvature's factors."""
+        """Whether per-token factors are needed, for token products or for the curvature."""
         return self.matching.tokens or self.matching.curvature != "none"
 
     def _scale(self, name: str) -> Tensor | None:
-        """D of a layer where it is known, on the matrix itself."""
+        """Adam's preconditioner D of a layer's full matrix, if preconditioning is before projection."""
         return preconditioner(self.optimizer, self.parameters[name]) if self.matching.precondition == "before" else None
 
     def _sought(self, name: str) -> Tensor | None:
-        """The sketch of the target's gradient, preconditioned; null without a target."""
+        """The preconditioned sketch of the target's gradient; None without a target."""
         q = self.target.get(name)
         projected = self.matching.precondition == "projected" and not self.matching.candidates
         return q * self._projected_scale(name) if q is not None and projected and name in self.second else q
@@ -297,8 +303,8 @@ class Chooser:
         return adams_scale(self.second[name], self._seen, (settings.beta1, settings.beta2), settings.eps)
 
     def _products(self, parts: Any, scale: np.ndarray, usage: Usage) -> Products:
-        """The products over all layers; each candidate's gradient times its scale."""
-        n, device = len(scale), self.backward.lm.device  # where the sums stay, so that no layer waits for another
+        """Inner products summed over all layers, with each candidate's gradient multiplied by its scale."""
+        n, device = len(scale), self.backward.lm.device  # sums stay on the device, so that no layer synchronises
         shapes = {"gram": (n, n), "aligned": (n,), "square": (), "curved": (n, n), "influence": (n,)}
         sums = {key: torch.zeros(shape, dtype=torch.float64, device=device) for key, shape in shapes.items()}
         tokens = None
@@ -322,7 +328,7 @@ class Chooser:
                     usage.flops += 2.0 * rows.numel() * columns.shape[2]
                     tokens = found if tokens is None else tokens + found
         with self._clocked(usage):
-            total = {key: value.cpu().numpy() for key, value in sums.items()}  # here a GPU is waited for
+            total = {key: value.cpu().numpy() for key, value in sums.items()}  # the only point where a GPU synchronises
         c = scale[:, None]
         gram = {key: c * total[key] * scale for key in ("gram", "curved")}
         along = {key: scale * total[key] for key in ("aligned", "influence")}
@@ -337,8 +343,9 @@ class Chooser:
         )
 
     def _curve(self, sums: dict[str, Tensor], sketch: Tensor, rows: Tensor, columns: Tensor, q: Tensor | None) -> float:
-        """Products with the curvature of a layer, Kronecker-factored:  H = E (x) A,  with A the mean of x x^T over
-        tokens and E the sum of e e^T over a sample's tokens, in the mean over samples; both in the sketch's numbers."""
+        """Products with a layer's Kronecker-factored curvature (K-FAC):  H = E (x) A,  with A the mean of x x^T over
+        tokens and E the sum of e e^T over a sample's tokens, averaged over samples; both in the sketch's dimensions.
+        Added to `sums`; returns the FLOPs."""
         e, a = rows.flatten(0, 1), columns.flatten(0, 1)
         there = (e != 0).any(1) & (a != 0).any(1)  # padding has no error
         e, a = e[there], a[there]
@@ -362,7 +369,7 @@ class Chooser:
 
 
 def _joined(parts: Sequence[Any]) -> Any:
-    """Sketches of several micro-batches; tokens are padded to the longest."""
+    """Sketches of several micro-batches concatenated; per-token factors are padded to the longest."""
     if isinstance(parts[0], Tensor):
         return torch.cat(list(parts))
     longest = max(rows.shape[1] for rows, _ in parts)
@@ -379,5 +386,5 @@ def _groups(positions: np.ndarray, size: int) -> list[np.ndarray]:
 
 
 def _supervised(target: Examples) -> list[Encoded]:
-    """The target's samples of which something is supervised."""
+    """The target's samples that have supervised tokens."""
     return [Encoded(*target.tokens_of(int(i))) for i in np.flatnonzero(target.counts)]

@@ -1,4 +1,4 @@
-"""Looks at samples without learning from them: their states, or their tokens' losses, under the model as it is."""
+"""Inference during training: hidden states or token losses of samples under the current model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from curate.training.objective import Losses, Objective
 
 
 def times(usage: Usage, processes: int, seconds: float) -> Usage:
-    """What was done by every process, each for itself."""
+    """A cost multiplied by the number of processes, each of which has done the same; seconds: as given."""
     for name in ("tokens", "padded_tokens", "flops", "flops_paper"):
         setattr(usage, name, getattr(usage, name) * processes)
     usage.seconds = seconds
@@ -27,10 +27,10 @@ def times(usage: Usage, processes: int, seconds: float) -> Usage:
 def unlearnt(
     objective: Objective, examples: Examples, usage: Usage, count_flops: bool, losses: bool
 ) -> Iterator[tuple[Batch, Losses]]:
-    """Documents through the model without dropout and gradient, by length; what it costs is added to `usage`.
+    """Run documents through the model without dropout or gradients, longest first; the cost is added to `usage`.
 
-    losses: what is wanted of them, their tokens' losses; else their states, without the output head. A batch that
-    memory runs out on is halved.
+    losses: compute their token losses; otherwise only their hidden states, without the output head. A batch is halved
+    if memory runs out.
     """
     model, todo = objective.model, np.argsort(-examples.lengths, kind="stable")
     was_training = model.model.training
@@ -60,7 +60,7 @@ def unlearnt(
 
 
 def in_order(found: Sequence[tuple[np.ndarray, Tensor]]) -> Tensor:
-    """Rows by their positions, of which each stands in one of the parts."""
+    """Rows [n, ...] of several parts, each given as (positions, rows), in the order of their positions."""
     places = torch.from_numpy(np.concatenate([places for places, _ in found]))
     rows = torch.cat([rows for _, rows in found])
     return rows[torch.argsort(places).to(rows.device)]
@@ -69,9 +69,9 @@ def in_order(found: Sequence[tuple[np.ndarray, Tensor]]) -> Tensor:
 def base_losses(
     objective: Objective, examples: Examples, count_flops: bool = False, processes: int = 1
 ) -> tuple[np.ndarray, Usage]:
-    """The loss of every supervised token, float64, document after document, under the model as it is; and the cost.
+    """The loss of every supervised token, float64, document after document, under the current model; and the cost.
 
-    processes: how many compute them, each for itself.
+    processes: how many compute the same, which multiplies the cost.
     """
     usage, found, began = objective.model.usage(), np.zeros(int(examples.counts.sum())), time.perf_counter()
     starts = np.cumsum(examples.counts) - examples.counts

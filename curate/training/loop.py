@@ -3,12 +3,12 @@
     rows ─ micro-batches ─ forward ─┬─ losses, states ─ weighting ─ weights ─┐
                                     └──────── token losses ──────────────────┴─ loss ─ backward ─ add up ─ AdamW
 
-The loss of a step is  sum over its samples i of  w_i (sum of i's token losses) / D,  with D the step's supervised
-tokens, or their weights' sum where the weighting normalises; so it does not depend on how the step is cut into
-micro-batches and processes. Of a weighting that chooses, D is what as many candidates as there is room for have in the
-mean, whichever are chosen: so the gradient is the sum of w_i g_i that the weighting had in mind, over the room.
-Whatever chance there is is a pure function of the seed, the step, the process and the micro-batch, so a run that was
-cut short goes on as if it had not been.
+The loss of a step is  sum over its samples i of  w_i (sum of i's token losses) / D,  with D the step's number of
+supervised tokens, or the sum of their weights if the weighting normalises; so it does not depend on how the step is
+split over micro-batches and processes. For a weighting that selects, D is batch_size times the candidates' mean number
+of supervised tokens, whichever are selected: so the gradient is the sum of w_i g_i that the weighting optimised, over
+the batch size. All randomness is a pure function of the seed, the step, the process and the micro-batch, so an
+interrupted run resumes exactly.
 """
 
 from __future__ import annotations
@@ -46,10 +46,10 @@ from curate.training.step_weights import Diverged, Weigher
 
 @dataclass
 class StepResult:
-    """A step that was taken.
+    """The result of one optimizer step.
 
-    last_of_epoch: whether the epoch ends with it. metrics: the row of the table `metrics`. documents, weight, loss,
-    measure: of all samples of the step, [n]. usage: what it cost, by phase; samples: of how many, likewise.
+    last_of_epoch: whether the epoch ends with it. metrics: its row of the table `metrics`. documents, weight, loss,
+    measure: of all samples of the step, [n]. usage: the cost by phase; samples: the number of samples by phase.
     """
 
     step: int
@@ -66,8 +66,8 @@ class StepResult:
 
 @dataclass(frozen=True)
 class Snapshot:
-    """What training goes on from, beside the model: the step, the optimizer's tensors, the weighting's arrays, how many
-    rows go through the model at once, where memory ran out with more; and the stream's arrays."""
+    """What training resumes from besides the model: the step, the optimizer's tensors, the weighting's state, the
+    micro-batch size (possibly lowered after running out of memory), and the stream's state."""
 
     step: int
     optimizer: dict[str, Tensor]
@@ -84,7 +84,8 @@ def _selected(mask: Refreshed, start: Snapshot | None) -> Selected:
 class Trainer:
     """Trains a model on weighted samples, in one process or as one of several.
 
-    model: whose parameters are frozen, or not, as they are to be. processes: `Alone()`, or an accelerate.Accelerator.
+    model: with `requires_grad` already set on its parameters. processes: `Alone()`, or an accelerate.Accelerator.
+    start: the snapshot to resume from. mask: which parameters are trained, if not all.
     """
 
     def __init__(
@@ -128,16 +129,16 @@ class Trainer:
 
     @property
     def data(self) -> Data:
-        """What is learnt; of a stream, one step's."""
+        """The training data; for a stream, that of the current step."""
         return self.weigher.data
 
     @property
     def micro_batch_size(self) -> int:
-        """Rows that go through the model at once; 0: all of a step's."""
+        """Rows that go through the model at once; 0: all rows of a step."""
         return self.passes.micro_batch_size
 
     def _take_parameters(self) -> None:
-        """What the optimizer steps, and the parameters whose gradients it is given."""
+        """Set the parameters to be trained, and an optimizer for them."""
         if self.masked:
             self.whole, self.parameters = self.masked.whole, self.masked.parameters
         else:
@@ -145,7 +146,7 @@ class Trainer:
         self.optimizer = adamw(self.parameters, self.settings, self.whole)
 
     def snapshot(self) -> Snapshot:
-        """Where training stands; the model's own parameters are beside it."""
+        """The state to resume training from, without the model's own parameters."""
         tensors = optimizer_tensors(self.optimizer, self.parameters)
         if self.masked:
             tensors |= {f"{INDEX}.{name}": index.cpu() for name, index in self.masked.index.items()}
@@ -156,7 +157,7 @@ class Trainer:
 
     @cached_property
     def steps(self) -> int:
-        """How many steps the whole training takes."""
+        """The total number of steps of the training."""
         if self.settings.steps:
             return self.settings.steps
         whole, rest = divmod(self.settings.epochs, 1)
@@ -168,7 +169,7 @@ class Trainer:
 
     @cached_property
     def _rows(self) -> int:
-        """Rows of a step: those that are learnt, or as many as some of them are chosen from."""
+        """Rows per step: those trained on or, for a weighting that selects, the candidates."""
         return self.settings.batch_size * (self.settings.oversample if self.weighting.chooses else 1)
 
     def _epoch(self, epoch: int) -> list[np.ndarray]:
@@ -177,7 +178,7 @@ class Trainer:
         return epoch_rows(self.data.examples, self.data.of_epoch(epoch), epoch, self.seed, shuffle, room)
 
     def plan(self) -> Iterator[tuple[int, int, bool, list[np.ndarray]]]:
-        """Every step that is still to be taken: its number, its epoch, whether that ends with it, its rows."""
+        """Every remaining step: its number, its epoch, whether it ends the epoch, and its rows."""
         if stream := self.data.stream:
             for number in range(self.step + 1, self.steps + 1):
                 examples, place = stream.candidates(number, self._rows)
@@ -194,7 +195,7 @@ class Trainer:
             epoch += 1
 
     def run(self) -> Iterator[StepResult]:
-        """Take every step that is left. Raises Diverged where a loss or the gradient is no finite number."""
+        """Take every remaining step. Raises Diverged if a loss or the gradient is not finite."""
         if not self._begun:
             self.weigher.state = self.weighting.init(self.data.column)
             self._begun = True
@@ -212,7 +213,7 @@ class Trainer:
         return (number - 1) % self.weighting.refresh == 0
 
     def _refresh_mask(self, number: int) -> None:
-        """Select other numbers where the mask asks for it, before a step."""
+        """Before a step, reselect the trained parameters if the mask is due to be updated."""
         if self.masked and self.mask and self.mask.update and self.mask.due(number):
             states = self.masked.reselect(self.mask.update(dict(self.model.model.named_parameters())), self.optimizer)
             self._take_parameters()
@@ -228,7 +229,7 @@ class Trainer:
                 size = self.micro_batch_size or len(rows)
                 if not out_of_memory(error) or size == 1 or self.processes.num_processes > 1:
                     raise
-                self.passes.micro_batch_size = size // 2  # remembered: the next steps' are no larger
+                self.passes.micro_batch_size = size // 2  # stays lowered for later steps
             self.model.model.zero_grad()
 
     def _take(self, number: int, epoch: int, rows: list[np.ndarray], usage: dict[str, Usage]) -> StepResult:
@@ -256,18 +257,18 @@ class Trainer:
         costs["train"] = self.costs.usage(self.data.examples, rows, self.micro_batch_size)
         with counted(costs["train"], self.settings.count_flops):
             seen = self.passes.forward_and_backward(number, rows, self.passes.micros(rows), costs)
-        if "losses" in costs and costs["losses"].flops_counted:  # which the outer count has, too
+        if "losses" in costs and costs["losses"].flops_counted:  # already contained in the outer count
             costs["train"].flops_counted = (costs["train"].flops_counted or 0.0) - costs["losses"].flops_counted
         return SelectedStep(seen, rows, self.passes.scale(rows))
 
     def _samples(self, phase: str, step: SelectedStep) -> int:
-        """How many samples a phase of a step has seen."""
+        """The number of samples processed in a phase of a step."""
         if self.selection:
             return self.selection.samples(phase, step)
         return len(self.data.anchors or ()) if phase in ("anchors", "target") else len(step.seen[0])
 
     def _descend(self, number: int, scale: float, seen: Seen) -> tuple[float, float]:
-        """Adds the gradients of all processes and takes the optimizer's step. Returns their norm and the divisor."""
+        """Sum the gradients of all processes and take the optimizer step. Returns the gradient norm and the divisor."""
         add_up(self.processes, self.whole)
         if self.settings.sum_gradients:
             self._remember()
@@ -293,13 +294,13 @@ class Trainer:
         return norm, divisor
 
     def _remember(self) -> None:
-        """Adds the step's gradients to those of the steps before."""
+        """Add the step's gradients to the running sums (setting sum_gradients)."""
         for name, parameter in self.whole.items():
             assert parameter.grad is not None
             self.sums[name] = self.sums[name].add_(parameter.grad) if name in self.sums else parameter.grad.clone()
 
     def _refresh(self) -> Usage:
-        """Shows the weighting the target's samples as the model sees them now. Every process looks for itself."""
+        """Give the weighting the target samples' hidden states under the current model. Every process computes them."""
         assert self.data.anchors is not None
         states, usage, began = [], self.model.usage(), time.perf_counter()
         for batch, found in unlearnt(self.objective, self.data.anchors, usage, self.settings.count_flops, losses=False):

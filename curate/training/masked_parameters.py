@@ -1,7 +1,7 @@
-"""Training of some numbers of a model: they are gathered, stepped and put back; the others stay bit for bit.
+"""Training a subset of a model's parameters: gathered, updated and scattered back; the others stay bit for bit.
 
-The optimizer knows the gathered numbers alone, so its moments, the decay and the norm by which a step is clipped are
-theirs, and its state is as large as the budget, whatever the model.
+The optimizer sees only the gathered parameters, so moments, weight decay and gradient clipping apply to them alone, and
+its state is as large as the budget, whatever the model's size.
 """
 
 from __future__ import annotations
@@ -13,27 +13,31 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-Selected = Mapping[str, np.ndarray]  # a parameter's name -> places in it, flat, ascending
+Selected = Mapping[str, np.ndarray]  # parameter name -> flat positions in it, ascending
 
 
 @dataclass(frozen=True)
 class Refreshed:
-    """Which numbers of a model are trained. selected: from the beginning, a parameter's name -> flat places. update: of
-    the model's parameters by name, which from then on; asked every `interval` steps; null for a mask that stays."""
+    """Which parameters of a model are trained.
+
+    selected: at the start, parameter name -> flat positions. update: from the model's current parameters by name, the
+    new selection; called every `interval` steps; None for a fixed mask.
+    """
 
     selected: Selected
     interval: int = 0
     update: Callable[[Mapping[str, Tensor]], Selected] | None = None
 
     def due(self, number: int) -> bool:
+        """Whether the mask is to be updated before step `number` (from 1)."""
         return bool(self.interval) and number > 1 and (number - 1) % self.interval == 0
 
 
 class MaskedParameters:
-    """The selected numbers of a model's parameters.
+    """The selected elements of a model's parameters.
 
-    whole: all parameters that may be trained. parameters: what an optimizer is given: of each name a vector of the
-    selected numbers, which is empty but between `gather` and `scatter`.
+    whole: the parameters with any selected element. parameters: what the optimizer is given: for each name a vector of
+    the selected elements, which is empty except between `gather` and `scatter`.
     """
 
     def __init__(self, whole: Mapping[str, nn.Parameter], selected: Selected):
@@ -41,7 +45,7 @@ class MaskedParameters:
         self.select(selected)
 
     def select(self, selected: Selected) -> None:
-        """Select others; a parameter of which nothing is selected has no gradient."""
+        """Set the selection; a parameter without selected elements gets no gradient."""
         self.index: dict[str, Tensor] = {}
         self.parameters: dict[str, nn.Parameter] = {}
         self.whole: dict[str, nn.Parameter] = {}
@@ -54,10 +58,11 @@ class MaskedParameters:
                 self.parameters[name] = nn.Parameter(parameter.data.new_empty(0))
 
     def selected(self) -> dict[str, np.ndarray]:
+        """The current selection, parameter name -> flat positions, int32."""
         return {name: index.cpu().numpy() for name, index in self.index.items()}
 
     def gather(self) -> None:
-        """The selected numbers, and the gradients of these, into `parameters`; whole gradients are let go."""
+        """Copy the selected elements and their gradients into `parameters`; the full gradients are freed."""
         for name, whole in self.whole.items():
             some, index = self.parameters[name], self.index[name]
             some.data = whole.data.view(-1).index_select(0, index)
@@ -66,15 +71,15 @@ class MaskedParameters:
             whole.grad = None
 
     def scatter(self) -> None:
-        """The numbers back into the model."""
+        """Copy the elements back into the model."""
         for name, whole in self.whole.items():
             some = self.parameters[name]
             whole.data.view(-1).index_copy_(0, self.index[name].long(), some.data)
             some.grad, some.data = None, some.data.new_empty(0)
 
     def reselect(self, selected: Selected, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
-        """Select others, and return the optimizer's states for them by name: the moments of what stays are kept, those
-        of the rest start from zero (LIFT's way)."""
+        """Change the selection, and return the optimizer's states for it by name: elements that stay selected keep
+        their moments, new ones start from zero (as in LIFT)."""
         before, had = self.selected(), {n: optimizer.state.get(p, {}) for n, p in self.parameters.items()}
         self.select(selected)
         found = {}

@@ -1,4 +1,4 @@
-"""Samples drawn from domains by a mixture: so many of each, or each draw by lot."""
+"""Samples drawn from domains by a mixture: a fixed quota of each domain, or a random domain for every draw."""
 
 from __future__ import annotations
 
@@ -14,11 +14,12 @@ from curate.numerics.apportion import largest_remainders
 class Draws:
     """An endless sequence of samples, cut into epochs of `size` draws.
 
-    domain: int64 [N], of each sample; -1: it is never drawn. keys: uint64 [N], the samples' ids, by which their order
-    is dealt. share: float64 [D], of each domain among the draws, summing to 1. exact: whether every epoch has each
-    domain's quota; else the domain of every draw is by lot.
+    domain: int64 [N], of each sample; -1: never drawn. keys: uint64 [N], the samples' ids, which determine the order.
+    share: float64 [D], of each domain among the draws, summing to 1. exact: whether every epoch has each domain's exact
+    quota; otherwise every draw's domain is random.
 
-    A domain's samples come in one shuffling after another, so none comes again before all have come, over the epochs.
+    A domain's samples come in one permutation after another, continuing over epochs, so none repeats before all have
+    been drawn.
     """
 
     domain: np.ndarray
@@ -29,14 +30,14 @@ class Draws:
     seed: int
 
     def counts(self, epoch: int) -> np.ndarray:
-        """How many draws of an epoch, from 0, are of each domain, int64 [D]."""
+        """The number of draws from each domain in an epoch (from 0), int64 [D]."""
         if self.exact:
             return largest_remainders(self.share, self.size)
         lot = np.random.default_rng([int(fingerprint(self.seed, "mixture"), 16), epoch])
         return lot.multinomial(self.size, self.share / self.share.sum())
 
     def samples(self, epoch: int) -> np.ndarray:
-        """The samples of an epoch, int64 [size], by domain."""
+        """The samples of an epoch (from 0), int64 [size], grouped by domain."""
         before = sum((self.counts(e) for e in range(epoch)), np.zeros(len(self.share), np.int64))
         return np.concatenate([self._of(d, before[d], n) for d, n in enumerate(self.counts(epoch))])
 
@@ -54,5 +55,5 @@ class Draws:
         return np.argsort(keyed_uniform(self.keys[mine], self.seed, f"mixture, round {round_}"), kind="stable")
 
     def without(self, those: np.ndarray) -> Draws:
-        """Never drawing some samples, bool [N]."""
+        """The same mixture, never drawing the given samples, bool [N]."""
         return replace(self, domain=np.where(those, -1, self.domain))

@@ -1,8 +1,8 @@
-"""What the trainer makes of a batch: the loss of every supervised token, with its gradient, and each document's states.
+"""The training objective: the loss of every supervised token of a batch, differentiable, and hidden states.
 
-Only supervised positions go through the output head. Rows are padded on the right, where a causal model's tokens never
-look, so no mask is needed; in packed rows the positions begin anew with every document, which keeps their attention
-apart.
+Only supervised positions go through the output head. Rows are padded on the right, which causal attention never sees,
+so no attention mask is needed; in packed rows position ids restart with every document, which keeps their attention
+separate.
 """
 
 from __future__ import annotations
@@ -26,11 +26,11 @@ from curate.training.examples import Batch
 
 @dataclass(frozen=True)
 class Losses:
-    """Of a batch of n documents with S supervised tokens.
+    """Losses of a batch of n documents with S supervised tokens.
 
-    token: the loss of each, Tensor [S], document after document, with its gradient. document: int64 [S], which one it
-    is of. states: the position-weighted mean of each document's last states, Tensor [n, D], a constant; null where not
-    asked for. hidden: all last states of rows that hold one document each, [n, T, D], likewise.
+    token: the loss of each token, Tensor [S], document after document, differentiable. document: int64 [S], the
+    document of each. states: the position-weighted mean of each document's last hidden states, Tensor [n, D], detached;
+    None unless requested. hidden: all last hidden states, for rows of one document each, [n, T, D], likewise.
     """
 
     token: Tensor
@@ -39,31 +39,32 @@ class Losses:
     hidden: Tensor | None = None
 
     def means(self, counts: Tensor) -> np.ndarray:
-        """Each document's mean loss, float64 [n]; counts: its supervised tokens."""
+        """Each document's mean loss, float64 [n]; counts: its number of supervised tokens."""
         losses = self.token.detach().double()
         return (losses.new_zeros(len(counts)).index_add_(0, self.document, losses) / counts).cpu().numpy()
 
 
 class Objective:
-    """A language model under training, and the arithmetic it is trained with."""
+    """A language model in training, and the precision it is trained in."""
 
     def __init__(self, model: LanguageModel, bfloat16: bool = False):
         self.model, self.bfloat16 = model, bfloat16
         self.flash = "flash" in (getattr(model.model.config, "_attn_implementation", None) or "")
 
     def arithmetic(self) -> str:
-        """What the model's numbers are computed in."""
+        """The dtype of the weights and of matrix products, in words."""
         dtype = str(next(self.model.model.parameters()).dtype)
         return f"{dtype}, products in bfloat16" if self.bfloat16 else dtype
 
     @contextmanager
     def precision(self) -> Iterator[None]:
-        """Matrix products in bfloat16, where that was chosen."""
+        """Autocast to bfloat16, if chosen."""
         with torch.autocast(self.model.device.type, torch.bfloat16, enabled=self.bfloat16):
             yield
 
     def losses(self, batch: Batch, states: bool = False, hidden_too: bool = False) -> Losses:
-        """The loss of every supervised token; the one at t is predicted at t - 1 of the same document."""
+        """The loss of every supervised token; the one at t is predicted at t - 1 of the same document. states,
+        hidden_too: also return these of `Losses`."""
         with self.precision():
             hidden, logits = self._forward(batch)
             at = batch.supervised[:, 1:]
@@ -76,14 +77,14 @@ class Objective:
         return Losses(token, document, pooled, wide(hidden.detach()) if hidden_too else None)
 
     def states(self, batch: Batch) -> Losses:
-        """The documents' states alone, without the output head."""
+        """Only the documents' pooled hidden states, without the output head."""
         with self.precision():
             hidden = self._hidden(batch)
         pooled = position_weighted(wide(hidden), batch.document, batch.place, len(batch.documents))
         return Losses(pooled.new_zeros(0), batch.document.new_zeros(0), pooled)
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
-        """The last states [R, T, D]; and the logits [R, T, V], where a model's are not the head's product with them."""
+        """The last hidden states [R, T, D]; and the logits [R, T, V] unless they are just the head applied to them."""
         if self.model.plain_head:
             return self._hidden(batch), None
         out, shape = self.model.model(output_hidden_states=True, **self._given(batch)), batch.ids.shape
@@ -100,7 +101,7 @@ class Objective:
 
     @torch.no_grad()
     def refuse_unpackable(self) -> None:
-        """Raises CurateError where a model's documents in one row see each other, found by trying."""
+        """Raises CurateError if documents packed into one row attend to each other in this model, found by a trial."""
         ids = torch.arange(1, 9, device=self.model.device) % self.model.model.config.vocab_size
         place = torch.arange(4, device=self.model.device)
         document = torch.tensor([0] * 4 + [1] * 4, device=self.model.device)

@@ -1,4 +1,4 @@
-"""AdamW over a model's trained parameters, its state as tensors by the parameters' names."""
+"""AdamW over a model's trained parameters, and its state as tensors by parameter name."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def trained(model: nn.Module) -> dict[str, nn.Parameter]:
 def adamw(
     parameters: Mapping[str, nn.Parameter], settings: TrainSettings, whole: Mapping[str, nn.Parameter] | None = None
 ) -> torch.optim.AdamW:
-    """AdamW; matrices decay, norms and biases do not. whole: what the parameters were taken from, where they are some
-    numbers of these."""
+    """AdamW with weight decay on matrices, not on norms and biases. whole: the full parameters, if `parameters` are
+    gathered elements of them (training with a mask)."""
     dims = {name: p.ndim for name, p in (whole or parameters).items()}
     decays = [p for name, p in parameters.items() if dims[name] >= 2]
     others = [p for name, p in parameters.items() if dims[name] < 2]
@@ -33,11 +33,11 @@ def adamw(
 
 
 def preconditioner(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Tensor | None:
-    """D, by which the next step multiplies a gradient, but for the momentum and the learning rate:
+    """Adam's preconditioner D, by which the next step multiplies a gradient, apart from momentum and learning rate:
 
         D = (1 - beta1) / ((1 - beta1^t) (sqrt(v_hat) + eps))      (Filter-then-Weight, Eq. 9)
 
-    with v_hat of the t - 1 steps before. Null before the first of them, when there is none.
+    with v_hat from the t - 1 previous steps. None before the first step.
     """
     state = optimizer.state.get(parameter)
     if not state:
@@ -46,7 +46,7 @@ def preconditioner(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) ->
 
 
 def adams_scale(squares: Tensor, taken: float, betas: tuple[float, float], eps: float) -> Tensor:
-    """D, of the mean of squared gradients after so many steps."""
+    """D from the second moment `squares` after `taken` steps."""
     hat = squares / (1 - betas[1] ** taken)
     return (1 - betas[0]) / ((1 - betas[0] ** (taken + 1)) * (hat.sqrt() + eps))
 
@@ -70,7 +70,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str,
 def load_optimizer(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter], tensors: Mapping[str, Tensor]
 ) -> None:
-    """The state that `optimizer_tensors` gave. Raises KeyError where a parameter has none."""
+    """Restore the state that `optimizer_tensors` gave. Raises KeyError if a parameter has none."""
     for name, parameter in parameters.items():
         step = tensors[f"step.{name}"].to(parameter.device)
         moments = {w: tensors[f"{w}.{name}"].to(parameter.device, parameter.dtype) for w in STATE[:2]}

@@ -1,4 +1,4 @@
-"""What a training really takes off the validation loss, trial after trial from one checkpoint: what scores foretell."""
+"""Realised decrease of the validation loss by training, for several trials from one checkpoint: what scores predict."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _AT_ONCE = 32  # samples whose loss is taken together
 
 @dataclass(frozen=True)
 class RealisedTrial:
-    """documents: what is learnt from, int64. selected: which numbers are trained (name -> flat places); null: all."""
+    """documents: what is trained on, int64. selected: the trained parameters (name -> flat positions); None: all."""
 
     documents: np.ndarray
     selected: Mapping[str, np.ndarray] | None = None
@@ -35,9 +35,10 @@ class RealisedTrial:
 
 @dataclass(frozen=True)
 class Validation:
-    """The loss that DualSFT's utility is of: L_task + lam L_pre, each a mean over samples.
+    """The validation loss in DualSFT's utility: L_task + lam L_pre, each a mean over samples.
 
-    model: at the checkpoint whose parameters will move; `beside`, the role of the model that L_pre compares with.
+    model: at the checkpoint whose parameters are trained. task, anchors: the samples of L_task and of L_pre. loss: of
+    L_pre; beside: the role of the model that it compares with.
     """
 
     model: Backward
@@ -48,7 +49,7 @@ class Validation:
     beside: str = ""
 
     def value(self) -> float:
-        """At the parameters as they are now."""
+        """The loss at the current parameters."""
         found = self._mean(self.task, None, "")
         return found + self.lam * self._mean(self.anchors, self.loss, self.beside) if self.lam else found
 
@@ -76,11 +77,11 @@ def realised(
     moments: Moments | None = None,
     seed: int = 0,
 ) -> tuple[np.ndarray, Usage]:
-    """The fall of the validation loss after so many steps of each trial, float64 [trials, horizons]; and the training's
-    cost. Every trial begins with the parameters as they are when this is called, which stand there again afterwards.
+    """The decrease of the validation loss after each horizon of each trial, float64 [trials, horizons]; and the cost.
+    Every trial starts from the parameters at the time of the call, which are restored afterwards.
 
-    moments: what AdamW begins with, as the checkpoint's training left it; null: none, so that its first steps go by the
-    gradients' signs alone. horizons: ascending, in steps. settings: `steps` is the last horizon's; the rest as given.
+    horizons: ascending, in steps. settings: as given, except that `steps` is the last horizon. moments: AdamW's initial
+    state, as the checkpoint's training left it; None: none, so that its first steps nearly follow the gradients' signs.
     """
     settings = replace(settings, steps=max(horizons))
     parameters = dict(lm.model.named_parameters())
@@ -113,7 +114,7 @@ def realised(
 
 
 def _begin_with(trainer: Trainer, moments: Moments) -> None:
-    """Of a mask's numbers, theirs."""
+    """Set AdamW's state to these moments; with a mask, to those of the selected parameters."""
     for name, parameter in trainer.parameters.items():
         its = {"exp_avg": moments.mean[name], "exp_avg_sq": moments.square[name]}
         if trainer.masked:

@@ -1,5 +1,5 @@
-"""A step that selects: more candidates than are trained on, compared by their gradients or losses, and the chosen ones'
-gradients added up."""
+"""A selection step: more candidates than are trained on are compared by their gradients or losses, and the gradients of
+the selected ones are summed."""
 
 from __future__ import annotations
 
@@ -29,9 +29,9 @@ from curate.training.step_weights import Diverged
 class SelectedStep:
     """What a step trains on.
 
-    seen: what was seen of all its documents. learnt: the rows whose gradients are added up. divisor: of their sum.
-    unfit: candidates that could not be chosen. fallback: whether the weighting's formula gave nothing. again: whether
-    the chosen ones went through the model once more.
+    seen: weights and losses of all its documents. learnt: the rows whose gradients are summed. divisor: of their sum.
+    unfit: number of candidates that could not be selected. fallback: whether the weighting's formula gave nothing.
+    again: whether the selected ones went through the model a second time.
     """
 
     seen: Seen
@@ -43,14 +43,14 @@ class SelectedStep:
 
 
 def require_selectable(passes: StepPasses, masked: bool) -> None:
-    """Raises CurateError where a weighting that selects inside the step cannot: too few samples, a mask, several
-    processes, weights that are dealt out at random, packed rows."""
+    """Raises CurateError if a weighting cannot select inside the step: too few samples, a mask, several processes,
+    shuffled weights, packed rows."""
     data, settings, weighting = passes.weigher.data, passes.settings, passes.weighting
     name, room, n = weighting.name, settings.batch_size, len(data.documents)
     if n < room and not data.stream:
         raise CurateError(
             f"'{name}' chooses {room} samples a step (batch_size) among candidates, oversample="
-            f"{settings.oversample} times as many, and there are {n} to learn from; take a smaller batch_size."
+            f"{settings.oversample} times as many, and there are {n} to train on; use a smaller batch_size."
         )
     several = passes.processes.num_processes > 1
     for what, bad in (("with a mask", masked and weighting.matching()), ("in several processes", several)):
@@ -64,9 +64,9 @@ def require_selectable(passes: StepPasses, masked: bool) -> None:
 def gradient_chooser(
     passes: StepPasses, optimizer: torch.optim.Optimizer, stored: Mapping[str, Tensor]
 ) -> Chooser | None:
-    """What compares the candidates' gradients; None for a weighting that does not ask for it.
+    """The chooser that compares candidates' gradients; None for a weighting that does not use gradients.
 
-    stored: the optimizer's tensors that a checkpoint holds, with the chooser's own among them.
+    stored: the optimizer's tensors in a checkpoint, which include the chooser's own.
     """
     if (matching := passes.weighting.matching()) is None:
         return None
@@ -77,7 +77,7 @@ def gradient_chooser(
 
 
 class SelectionStep:
-    """Selects inside the step, for a weighting that chooses."""
+    """Selects inside the step, for a weighting that selects among candidates."""
 
     def __init__(self, passes: StepPasses, chooser: Chooser | None):
         self.passes, self.chooser = passes, chooser
@@ -85,16 +85,18 @@ class SelectionStep:
 
     @property
     def model(self) -> LanguageModel:
+        """The model being trained."""
         return self.passes.objective.model
 
     @property
     def data(self) -> Data:
+        """The training data; for a stream, that of the current step."""
         return self.weigher.data
 
     def choose(self, number: int, rows: list[np.ndarray], lr: float, costs: dict[str, Usage]) -> SelectedStep:
-        """Compare the candidates, and add up the gradients of those that the weighting chooses.
+        """Compare the candidates, and sum the gradients of those that the weighting selects.
 
-        lr: of this step. costs: phase -> usage, added to. Raises Diverged where no candidate has a finite gradient.
+        lr: of this step. costs: phase -> usage, filled in. Raises Diverged if no candidate has a finite gradient.
         """
         room = min(self.settings.batch_size, -(-len(rows) // self.settings.oversample))
         found = self._compared(number, rows, costs)
@@ -127,7 +129,7 @@ class SelectionStep:
         return SelectedStep(seen, learnt, divisor, len(found.documents) - len(good), given.fallback, again)
 
     def _compared(self, number: int, rows: list[np.ndarray], costs: dict[str, Usage]) -> StepCandidates:
-        """What the weighting asks to know of the candidates: their gradients' products, or their losses alone."""
+        """The candidates with what the weighting needs: inner products of their gradients, or only their losses."""
         groups = list(micro_batches(self.data.examples, rows, self.passes.micro_batch_size))
         documents = [np.concatenate(group) for group in groups]
         if self.chooser:
@@ -151,7 +153,7 @@ class SelectionStep:
         return StepCandidates(np.concatenate(documents), every, good, None, None, usage, outputs)
 
     def _outputs(self, documents: np.ndarray, hidden: list[Tensor], good: np.ndarray) -> Forward:
-        """Candidates as they went through the model; of each its own tokens, zero beyond them."""
+        """The candidates' hidden states, zero beyond each one's own tokens, with their lengths and the output head."""
         lengths, longest = self.data.examples.lengths[documents], max(h.shape[1] for h in hidden)
         every = torch.cat([torch.nn.functional.pad(h, (0, 0, 0, longest - h.shape[1])) for h in hidden])
         states = every[torch.from_numpy(good).to(every.device)]
@@ -162,14 +164,14 @@ class SelectionStep:
 
     @property
     def _head(self) -> Any:
-        """The output head as it is now: what was made of it before may be of other weights."""
+        """The current output head; a cached one is dropped if the head is trained, as its weights have changed."""
         if any(p.requires_grad for p in self.model.head.parameters()):
             vars(self.model).pop("output", None)
         return self.model.output
 
     def _each(self, candidates: np.ndarray) -> np.ndarray:
-        """By what the gradient of each candidate's mean loss stands in the step's loss, but for the divisor, which is
-        their mean number of tokens where tokens count: float64."""
+        """The factor of each candidate's mean loss in the step's loss, float64, up to the divisor: its data weight and,
+        for reduction=token, its number of supervised tokens over the candidates' mean."""
         data, counts = self.data.weights[self.data.examples.sample[candidates]], self.data.examples.counts[candidates]
         return data if self.settings.reduction == "sample" else data * counts / counts.mean()
 
@@ -183,14 +185,14 @@ class SelectionStep:
         divisor: float,
         costs: dict[str, Usage],
     ) -> None:
-        """The gradient of the chosen: of the factors that are there, or by a second pass."""
+        """The gradient of the selected candidates, from stored factors or by a second pass."""
         train = self.model.usage()
         if found.gradients is None or self.chooser is None:
             if tokens is not None:
                 raise CurateError("unit=token needs all candidates of a step in one micro-batch; leave out "
-                                  "micro_batch_size, or take a smaller batch_size.")  # fmt: skip
+                                  "micro_batch_size, or use a smaller batch_size.")  # fmt: skip
             costs["train"] = self._usage(learnt)
-            micros, left = self.passes.micros(learnt), weights[weights != 0]  # both longest first, as micro-batches are
+            micros, left = self.passes.micros(learnt), weights[weights != 0]  # both in micro-batch order, longest first
             for micro in micros:
                 micro.weights, left = np.split(left, [len(micro.batch.documents)])
             with counted(costs["train"], self.settings.count_flops):
@@ -199,7 +201,7 @@ class SelectionStep:
                 costs["candidates"] = found.usage
             return
         share, lengths = len(learnt) / len(found.documents), self.data.examples.lengths
-        mean = self.passes.scale([found.documents]) / len(found.documents)  # by which `_each` has divided already
+        mean = self.passes.scale([found.documents]) / len(found.documents)  # undoes the division in `_each`
         factors = weights * self._each(found.documents) * mean / divisor
         with counted(train, self.settings.count_flops):
             train.flops += self.chooser.learn(found, factors[found.good], tokens)
@@ -209,7 +211,7 @@ class SelectionStep:
         costs["candidates"].tokens = int(lengths[found.documents].sum()) - train.tokens
 
     def samples(self, phase: str, step: SelectedStep) -> int:
-        """How many samples a phase of a step has seen."""
+        """The number of samples processed in a phase of a step."""
         every, learnt = len(step.seen[0]), len(np.concatenate(step.learnt))
         one_pass = self.chooser is not None and not step.again
         if phase in ("anchors", "target"):

@@ -1,4 +1,4 @@
-"""How a model is trained: everything but the model, the data and the weighting."""
+"""Training settings: everything except the model, the data and the weighting."""
 
 from __future__ import annotations
 
@@ -11,81 +11,82 @@ from curate.errors import CurateError
 
 @dataclass(frozen=True)
 class TrainSettings:
-    """The settings of `curate train --set FIELD=VALUE`. A row is a sample, or, packed, as many as fit the context."""
+    """The settings of `curate train --set FIELD=VALUE`. A row is one sample or, with packing, as many as fit the
+    context."""
 
     epochs: float = 1.0
-    """How often the training set is gone through; not used where `steps` is given."""
+    """Passes over the training set (num_train_epochs); ignored if `steps` is set."""
     steps: int = 0
-    """Optimizer steps; 0: as many as `epochs` make."""
+    """Number of optimizer steps (max_steps); 0: as many as `epochs` take."""
     batch_size: int = 32
-    """Rows of an optimizer step, of all processes together."""
+    """Global batch size: rows per optimizer step, over all processes."""
     micro_batch_size: int = 0
-    """Rows that go through the model at once in a process, their gradients added up; 0: all of a step. Halved where
-    memory runs out."""
+    """Rows per forward and backward pass in a process (per_device_train_batch_size), with gradient accumulation up to
+    batch_size; 0: all rows of a step. Halved when memory runs out."""
     lr: float = 2e-5
-    """Greatest learning rate."""
+    """Peak learning rate (learning_rate)."""
     schedule: Literal["linear", "cosine", "constant"] = "linear"
-    """How the learning rate falls after the warm-up."""
+    """Learning rate schedule after the warm-up (lr_scheduler_type)."""
     warmup: float = 0.03
-    """Share of the steps in which it rises, from 0."""
+    """Fraction of the steps over which the learning rate rises linearly from 0 (warmup_ratio)."""
     min_lr: float = 0.0
-    """The learning rate that it falls to."""
+    """Learning rate at the end of the schedule."""
     weight_decay: float = 0.0
-    """AdamW's, of matrices; never of norms and biases."""
+    """AdamW's weight decay, on matrices only, not on norms and biases."""
     beta1: float = 0.9
-    """AdamW's."""
+    """AdamW's beta1 (adam_beta1)."""
     beta2: float = 0.999
-    """AdamW's."""
+    """AdamW's beta2 (adam_beta2)."""
     eps: float = 1e-8
-    """AdamW's."""
+    """AdamW's epsilon (adam_epsilon)."""
     clip: float = 1.0
-    """Greatest norm of a step's gradient; 0: unbounded."""
+    """Maximum gradient norm (max_grad_norm); 0: no clipping."""
     loss: Literal["answers", "all"] = "answers"
-    """Tokens that are learnt: the assistant's turns (all of a raw text), or all."""
+    """Supervised tokens: answers for those of the assistant's turns (of raw text, all tokens), all for every token."""
     reduction: Literal["token", "sample"] = "token"
-    """A step's loss is the mean over its tokens, or over its samples of each one's mean."""
+    """A step's loss: the mean over all its tokens, or the mean over samples of each sample's mean loss."""
     packing: bool = False
-    """Rows hold several samples up to the context, each with its own attention, positions and weight."""
+    """Pack several samples into a row up to the context, each with its own attention, positions and weight."""
     split: bool = False
-    """A raw text over the context is learnt in pieces, each a row or a part of one, instead of being cut."""
+    """Train on a raw text longer than the context in pieces, instead of truncating it."""
     order: Literal["shuffle", "rank", "pool"] = "shuffle"
-    """Anew for every epoch; or as the manifest ranks the samples; or as they stand in the pool."""
+    """Order of samples: shuffled anew every epoch, by the manifest's rank, or as in the pool."""
     lora_r: int = 0
-    """Rank of LoRA's matrices; 0: all parameters are trained."""
+    """LoRA rank; 0: full fine-tuning."""
     lora_alpha: float = 32.0
-    """LoRA's factor: its update is scaled by alpha / r."""
+    """LoRA's alpha: its update is scaled by alpha / r."""
     lora_dropout: float = 0.0
-    """Dropout before LoRA's matrices."""
+    """LoRA's dropout."""
     lora_targets: str = "all-linear"
-    """Names of the modules that LoRA goes beside, separated by commas (q_proj,v_proj); all-linear: all but the head."""
+    """Modules with LoRA (target_modules), separated by commas (q_proj,v_proj); all-linear: all linear but the head."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Of the matrix products (the weights that are trained stay float32): auto is bfloat16 on a GPU."""
+    """Precision of matrix products (trained weights stay float32): auto is bfloat16 (mixed precision) on a GPU."""
     gradient_checkpointing: bool = False
-    """Compute the layers' activations twice instead of keeping them."""
+    """Recompute activations in the backward pass instead of storing them; slower, less memory."""
     checkpoint_every: int = 0
-    """Steps between checkpoints; 0: one at the end."""
+    """Steps between checkpoints (save_steps); 0: only at the end."""
     checkpoint_epochs: bool = False
-    """A checkpoint at the end of every epoch, too."""
+    """Also save a checkpoint at the end of every epoch."""
     keep_checkpoints: int = 1
-    """How many of the latest are kept; 0: all."""
+    """How many of the latest checkpoints to keep (save_total_limit); 0: all."""
     eval_every: int = 0
-    """Steps between evaluations on the targets given by --eval; 0: at the end."""
+    """Steps between evaluations (eval_steps) on the targets given by --eval; 0: only at the end."""
     keep_weights: bool = True
     """Record every sample's loss and weight at every step (table `trained`)."""
     oversample: int = 4
-    """Candidates for each sample that is learnt, where the weighting chooses (filter_then_weight, max_loss, …)."""
+    """Candidates per sample trained on, for weightings that select within a step (filter_then_weight, max_loss, …)."""
     projection: int = 64
-    """Numbers that each side of a layer's gradient is projected to, where the weighting compares gradients; 0: none."""
+    """Dimensions each side of a layer's gradient is projected to, for weightings that compare gradients; 0: none."""
     target_batch: int = 16
-    """Samples of the target that a step's candidates are compared with, by lot."""
+    """Number of random target samples whose gradient a step's candidates are compared with."""
     target_every: int = 1
-    """Steps for which one look at the target serves."""
+    """Steps between recomputations of the target's gradient."""
     shuffle_weights: bool = False
-    """A null: the weights of each step are dealt out to its samples by lot."""
+    """Control run: shuffle each step's weights among its samples at random."""
     sum_gradients: bool = False
-    """Add up the steps' gradients, before they are clipped, and keep them beside the optimizer's state."""
+    """Sum the steps' gradients, before clipping, and store the sums with the optimizer's state."""
     count_flops: bool = False
-    """Measure FLOPs beside reckoning them (flops_counted), by eager attention; slower."""
+    """Also measure FLOPs (flops_counted) besides the estimate, with eager attention; slower."""
 
     def __post_init__(self) -> None:
         above = ("epochs", "batch_size", "lr", "eps", "oversample", "target_batch", "target_every")
@@ -102,14 +103,14 @@ class TrainSettings:
                     raise CurateError(f"the setting {name} of the training is {rule}, not {getattr(self, name)}.")
 
         if self.split and self.reduction == "sample":
-            raise CurateError("split=true parts a sample, and reduction=sample is a mean over whole ones; take token.")
+            raise CurateError("split=true splits samples, and reduction=sample averages whole ones; use token.")
 
     def in_bfloat16(self, device: str) -> bool:
-        """Whether matrix products are in bfloat16 on a device of that type."""
+        """Whether matrix products are in bfloat16 on a device of the given type."""
         return self.precision == "bfloat16" or self.precision == "auto" and device == "cuda"
 
     def learning_rate(self, step: int, steps: int) -> float:
-        """Of a step, from 1, among so many: as transformers' schedulers have it, which start from 0."""
+        """The learning rate of step `step` (from 1) of `steps`, as in transformers' schedulers, which start from 0."""
         done, rising = step - 1, math.ceil(self.warmup * steps)
         if done < rising:
             return self.lr * done / rising

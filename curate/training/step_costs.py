@@ -1,4 +1,4 @@
-"""What a step costs, and the row of the table `metrics` that it leaves."""
+"""The cost of a step, and its row of the table `metrics`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from curate.training.settings import TrainSettings
 
 
 class StepCosts:
-    """FLOPs and tokens of steps, by formula, of all processes together."""
+    """FLOPs and tokens of steps, by formula, summed over all processes."""
 
     def __init__(self, model: LanguageModel, settings: TrainSettings, processes: Any):
         self.model, self.settings, self.processes = model, settings, processes
 
     def usage(self, examples: Examples, rows: list[np.ndarray], micro_batch_size: int, backward: bool = True) -> Usage:
-        """What a pass over a step's rows costs; backward: with the gradients of what is trained."""
+        """The cost of a pass over a step's rows; backward: including the gradients of the trained parameters."""
         documents = np.concatenate(rows)
         usage = self.model.usage(int(examples.lengths[documents].sum()))
         usage.flops_paper = paper_flops(TRAINING if backward else FORWARD, self.model.n_params, len(documents))
@@ -39,7 +39,7 @@ class StepCosts:
         return usage
 
     def forget(self) -> None:
-        """Other parameters have gradients from now on."""
+        """Drop the cached FLOP formula, as other parameters have gradients from now on."""
         self.__dict__.pop("_flops", None)
 
     @cached_property

@@ -1,4 +1,4 @@
-"""A step's rows through the model, in this process: micro-batches, their losses and weights, gradients added up."""
+"""Forward and backward passes over a step's rows in this process: micro-batches, losses, weights, summed gradients."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ from curate.training.objective import Losses, Objective
 from curate.training.step_costs import StepCosts
 from curate.training.step_weights import Diverged, Micro, Weigher
 
-# Of all documents of a step: which, their weights, mean losses, measures, and means of their weighted token losses.
+# For all documents of a step: positions, weights, mean losses, measures, and means of their weighted token losses.
 Seen: TypeAlias = "tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]"
 
 
 class StepPasses:
-    """Takes the rows of a step through the model, cut into micro-batches and shared among processes.
+    """Runs the rows of a step through the model, split into micro-batches and over processes.
 
-    micro_batch_size: rows that go through the model at once; 0: all of a step's.
+    micro_batch_size: rows that go through the model at once; 0: all rows of a step.
     """
 
     def __init__(self, weigher: Weigher, objective: Objective, costs: StepCosts, micro_batch_size: int):
@@ -45,13 +45,14 @@ class StepPasses:
     def forward_and_backward(
         self, number: int, rows: list[np.ndarray], micros: list[Micro], costs: dict[str, Usage]
     ) -> Seen:
-        """Adds up the gradients of this process. Returns what was seen of the whole step."""
+        """Accumulate the gradients of this process. Returns weights and losses of the whole step."""
         if together := self._together():
             self._weigh_together(number, rows, micros, costs)
         return self.learn(number, micros, self.scale(rows), weigh=not together)
 
     def learn(self, number: int, micros: list[Micro], scale: float, weigh: bool = False) -> Seen:
-        """Adds up the gradients of micro-batches. weigh: first weigh each one; else it has its weights."""
+        """Accumulate the gradients of micro-batches. scale: the divisor of the loss. weigh: compute each one's weights
+        first; otherwise they are already set. Raises Diverged if a loss is not finite."""
         found = []
         for place, micro in enumerate(micros):
             losses = micro.losses or self.losses(number, place, micro)
@@ -63,7 +64,7 @@ class StepPasses:
                 (documents, self.weigher.mean_weight(micro), means, measure, self.weigher.weighted_means(micro, losses))
             )
             self.weigher.weighted(micro, losses, scale).backward()
-            micro.losses = None  # and with it what the backward pass has used
+            micro.losses = None  # frees the autograd graph
         columns = [np.concatenate(parts) for parts in zip(*found, strict=True)]
         columns = columns or [np.zeros(0, np.int64), *[np.zeros(0)] * 4]  # a process may have no row of a step
         documents, weight, loss, measure, weighted = (whole for whole, _ in gather(self.processes, columns))
@@ -72,27 +73,27 @@ class StepPasses:
         return documents, weight, loss, measure, weighted
 
     def _together(self) -> bool:
-        """Whether a step's weights must all be known before anything is learnt from it."""
+        """Whether all of a step's weights must be known before its first backward pass."""
         return self.weighting.scope == "batch" or self.settings.shuffle_weights
 
     def losses(self, number: int, place: int, micro: Micro) -> Losses:
-        """A micro-batch through the model; what chance there is in it is the same whenever it is done."""
+        """Run a micro-batch through the model; its randomness (dropout) is the same whenever this is called."""
         self.seed_random(number, place)
         needs = self.weighting.needs
         return self.objective.losses(micro.batch, "states" in needs, "outputs" in needs)
 
     def seed_random(self, number: int, place: int) -> None:
-        """Make what is random in a micro-batch (dropout) a function of seed, step, process and place."""
+        """Make the randomness of a micro-batch (dropout) a function of seed, step, process and place."""
         key = [self.seed % 2**63, number, self.processes.process_index, place]
         torch.manual_seed(int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0] >> np.uint64(1)))
 
     def _weigh_together(
         self, number: int, rows: list[np.ndarray], micros: list[Micro], costs: dict[str, Usage]
     ) -> None:
-        """The weights of a weighting that looks at the whole step, before anything is learnt from it.
+        """Compute the weights of a weighting that uses the whole step, before the first backward pass.
 
-        One micro-batch is kept on its way; several go through the model twice, or their activations would all have to
-        stand in memory. Weights that are dealt out at random are dealt among all of the step.
+        A single micro-batch keeps its graph; several go through the model twice, as otherwise all their activations
+        would have to stay in memory. Shuffled weights are shuffled over the whole step.
         """
         began, world = time.perf_counter(), self.processes.num_processes
         again = len(rows) > world * (self.micro_batch_size or len(rows))  # more than one in some process
@@ -115,7 +116,7 @@ class StepPasses:
             costs["losses"], first.seconds = first, time.perf_counter() - began
 
     def scale(self, rows: list[np.ndarray]) -> float:
-        """What a step's weighted sum is divided by: its supervised tokens, or its samples."""
+        """The divisor of a step's weighted sum: its number of supervised tokens, or of samples."""
         documents = np.concatenate(rows)
         by_sample = self.settings.reduction == "sample"
         return float(len(documents) if by_sample else self.weigher.data.examples.counts[documents].sum())

@@ -1,4 +1,4 @@
-"""What each sample of a step weighs: the weighting's say, checked, and the loss that comes of it."""
+"""The weight of each sample of a step: from the weighting, checked, and the resulting loss."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from curate.training.settings import TrainSettings
 
 
 class Diverged(Exception):
-    """A loss or a gradient is no finite number; nothing was learnt from that step."""
+    """A loss or a gradient is not finite; the step was not taken."""
 
     def __init__(self, step: int, what: str):
         super().__init__(f"{what} is not a finite number at step {step}")
@@ -29,7 +29,7 @@ class Diverged(Exception):
 
 @dataclass
 class Micro:
-    """A micro-batch of this process on its way: its rows as tensors, losses, weights."""
+    """A micro-batch of this process: its rows as tensors, losses, weights."""
 
     batch: Batch
     losses: Losses | None = None
@@ -38,7 +38,7 @@ class Micro:
 
 
 class Weigher:
-    """A weighting at work. data: the step's documents and what is known of them. state: what it remembers."""
+    """Applies a weighting to steps. data: the documents and their per-sample values. state: the weighting's state."""
 
     def __init__(self, weighting: Weighting, data: Data, settings: TrainSettings, processes: Any, seed: int):
         self.weighting, self.data, self.settings = weighting, data, settings
@@ -46,7 +46,7 @@ class Weigher:
         self.state: Arrays = {}
 
     def weigh(self, number: int, micro: Micro, losses: Losses) -> None:
-        """The weights of a micro-batch whose samples do not look at each other."""
+        """Set the weights of a micro-batch, for a weighting whose samples are independent of each other."""
         means, documents = losses.means(micro.batch.counts), micro.batch.documents
         tokens = self.token_losses(losses)
         shown = self.shown(number, documents, means, losses.states, tokens)
@@ -54,13 +54,14 @@ class Weigher:
         micro.weights, micro.measure = self.checked(given.values, means, number), given.measure
 
     def token_losses(self, losses: Losses) -> np.ndarray | None:
-        """Of every supervised token, float64 [S], for a weighting that asks for them."""
+        """The loss of every supervised token, float64 [S]; None unless the weighting uses it."""
         return losses.token.detach().double().cpu().numpy() if "token_loss" in self.weighting.needs else None
 
     def weigh_all(
         self, number: int, micros: list[Micro], means: list[np.ndarray], tokens: list[np.ndarray | None]
     ) -> None:
-        """The weights of a step from the losses of all processes; tokens: of every token, where they are asked for."""
+        """Set the weights of a step from the losses of all processes; tokens: every token's, if the weighting uses
+        them."""
         own = np.concatenate([micro.batch.documents for micro in micros] or [np.zeros(0, np.int64)])
         every = gather(self.processes, [own, np.concatenate([*means, np.zeros(0)])])
         each = None
@@ -80,7 +81,7 @@ class Weigher:
             micro.weights, start = weights[bounds[start] : bounds[stop]], stop
 
     def deal(self, number: int, micros: list[Micro]) -> None:
-        """Deal a step's weights out among all that has one, by lot."""
+        """Shuffle a step's weights among all its samples (or tokens), as a control."""
         own = np.concatenate([micro.weights for micro in micros] or [np.zeros(0)])
         ((weights, lengths),) = gather(self.processes, [own])
         dealt = np.random.default_rng([self.seed % 2**63, number]).permutation(np.sort(weights))
@@ -97,7 +98,7 @@ class Weigher:
         states: Tensor | None,
         token_loss: np.ndarray | None = None,
     ) -> Step:
-        """A step, or a part of it, as the weighting asks to see it."""
+        """A step, or a part of it, with the inputs that the weighting uses."""
         needs, data = self.weighting.needs, self.data
         base = None
         if "base_token_loss" in needs:
@@ -113,19 +114,20 @@ class Weigher:
         return Step(number, loss, column, counts, base, states, token_loss=token_loss, domains=domains)
 
     def checked(self, weights: np.ndarray, losses: np.ndarray, number: int) -> np.ndarray:
-        """Weights as float64. Raises Diverged for losses, CurateFailure for weights, that are no numbers."""
+        """Weights as float64. Raises Diverged for losses that are not finite, CurateFailure for such weights or, unless
+        the weighting is signed, negative ones."""
         if not np.isfinite(losses).all():
             raise Diverged(number, "a loss")
         weights = np.asarray(weights, np.float64)
         if (bad := weights[~(np.isfinite(weights) & (self.weighting.signed | (weights >= 0)))]).size:
             raise CurateFailure(
                 f"the weighting '{self.weighting.name}' gave the weight {bad[0]} at step {number}; a weight is a "
-                "number of 0 or more: look at its settings and its column."
+                "number of 0 or more: check its settings and its column."
             )
         return weights
 
     def token_weights(self, micro: Micro) -> np.ndarray:
-        """What each supervised token weighs, float64 [S]: its own or its document's, times its sample's in the data."""
+        """Each supervised token's weight, float64 [S]: its own or its document's, times its sample's data weight."""
         documents = micro.batch.documents
         counts = self.data.examples.counts[documents]
         given = self.data.weights[self.data.examples.sample[documents]]
@@ -133,7 +135,7 @@ class Weigher:
         return np.repeat(given, counts) * (np.repeat(micro.weights, counts) if weights is None else weights)
 
     def mean_weight(self, micro: Micro) -> np.ndarray:
-        """What each document weighs in the mean over its supervised tokens, float64 [n]."""
+        """Each document's weight averaged over its supervised tokens, float64 [n]."""
         counts = self.data.examples.counts[micro.batch.documents]
         return np.add.reduceat(self.token_weights(micro), np.cumsum(counts) - counts) / counts
 
@@ -144,7 +146,7 @@ class Weigher:
         return np.add.reduceat(weighted, np.cumsum(counts) - counts) / counts
 
     def weighted(self, micro: Micro, losses: Losses, scale: float) -> Tensor:
-        """This micro-batch's share of the step's loss."""
+        """This micro-batch's contribution to the step's loss, a differentiable scalar."""
         factors = self.token_weights(micro) / scale
         if self.settings.reduction == "sample":
             counts = self.data.examples.counts[micro.batch.documents]

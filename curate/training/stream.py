@@ -1,9 +1,9 @@
-"""Candidates that come once: an iterator that cannot be revisited, and a bounded memory of what has come.
+"""Streaming candidates: an iterator that is read once, and a bounded replay memory of past samples.
 
-Of a step's candidates a share may be past ones, drawn by lot from the memory; the others are the iterator's next. The
-memory is a fair sample of all that has come: the n-th replaces one of the M that are kept with probability M / n
-(Vitter 1985, Algorithm R). What is drawn is a pure function of the seed and the step; memory and place stand in
-checkpoints.
+A share of a step's candidates may be past ones, drawn at random from the memory; the others are the iterator's next.
+The memory is a uniform sample of everything read (reservoir sampling): the n-th sample replaces one of the M kept with
+probability M / n (Vitter 1985, Algorithm R). Draws are a pure function of the seed and the step; memory and position
+are stored in checkpoints.
 """
 
 from __future__ import annotations
@@ -20,17 +20,20 @@ from curate.training.examples import Examples
 
 
 class Stream:
-    """samples: the iterator, in tokens, one with an `error` where it cannot be learnt from. memory: how many past ones
-    are kept. replay: the share of a step's candidates that are past ones. seed: of the lot."""
+    """A stream of tokenised samples with a replay memory.
+
+    samples: the iterator; a sample that cannot be trained on has an `error`. memory: how many past samples are kept.
+    replay: the share of a step's candidates drawn from them. seed: of the draws.
+    """
 
     def __init__(self, samples: Iterator[Encoded], memory: int = 0, replay: float = 0.0, seed: int = 0):
         self._samples, self._memory, self._replay, self._seed = samples, memory, replay, seed
-        self.place = self.taken = 0  # samples that have come, and those of them that can be learnt from
-        self.left_out: dict[str, int] = {}  # reason -> how many of them could not be learnt from
+        self.place = self.taken = 0  # samples read so far, and those of them that can be trained on
+        self.left_out: dict[str, int] = {}  # reason -> how many could not be trained on
         self._kept: list[tuple[int, Encoded]] = []
 
     def candidates(self, step: int, rows: int) -> tuple[Examples, np.ndarray]:
-        """A step's candidates, and where each stands in the stream, int64 [rows]. Raises CurateFailure at its end."""
+        """A step's candidates, and each one's position in the stream, int64 [rows]. Raises CurateFailure at its end."""
         lot = np.random.default_rng([self._seed % 2**63, step, 2])
         past = min(int(self._replay * rows), len(self._kept))
         drawn = [self._kept[i] for i in np.sort(lot.choice(len(self._kept), past, replace=False))] if past else []
@@ -61,14 +64,15 @@ class Stream:
             self._kept[at] = (number, one)
 
     def tensors(self) -> Arrays:
-        """What a checkpoint holds."""
+        """The stream's state for a checkpoint, as arrays by name."""
         kept = Examples.of([one for _, one in self._kept], [number for number, _ in self._kept])
         arrays = {"ids": kept.ids, "supervised": kept.supervised, "ends": kept.ends, "number": kept.sample}
         told = np.frombuffer(json.dumps(self.left_out).encode(), np.uint8)
         return {**arrays, "place": np.array([self.place, self.taken]), "left_out": told}
 
     def load(self, arrays: Arrays, skip: bool) -> None:
-        """Go on from a checkpoint. skip: whether the iterator begins anew, so that what has come is passed over."""
+        """Resume from a checkpoint. skip: the iterator starts from the beginning, so skip what was read before. Raises
+        CurateFailure if it is shorter than that."""
         kept = Examples(arrays["ids"], arrays["supervised"], arrays["ends"], arrays["number"])
         self._kept = [(int(kept.sample[i]), Encoded(*kept.tokens_of(i))) for i in range(len(kept))]
         self.left_out = json.loads(arrays["left_out"].tobytes())

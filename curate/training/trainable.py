@@ -1,4 +1,4 @@
-"""A model as it is trained, with all its parameters or LoRA's beside them; saved so that any tool reads it."""
+"""A model to be trained, with all its parameters or with LoRA; saved so that other tools can read it."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ from curate.training.settings import TrainSettings
 
 @dataclass(frozen=True)
 class TrainableModel:
-    """model: whose parameters are frozen, or not. adapter: peft's view of it, where LoRA is trained, else null."""
+    """model: with `requires_grad` set on its parameters. adapter: the peft model if LoRA is trained, else None."""
 
     model: LanguageModel
     adapter: Any = None
 
     def save(self, folder: Path) -> None:
-        """The model and its tokenizer; of LoRA the adapter alone, in peft's layout, which names its base."""
+        """Save the model and its tokenizer; for LoRA only the adapter, in peft's layout, which names its base model."""
         with quiet():
             if self.adapter is None:
                 self.model.model.save_pretrained(folder)
-            else:  # which would look on the hub whether the base's embeddings have grown
+            else:  # the default ("auto") would query the hub to see whether the base's embeddings were resized
                 self.adapter.save_pretrained(folder, save_embedding_layers=False)
         self.model.tokenizer.save_pretrained(folder)
 
 
 def trainable(choice: ModelChoice, settings: TrainSettings, saved: Path | None = None) -> TrainableModel:
-    """A model to be trained. saved: a folder that `TrainableModel.save` wrote, from which it goes on.
+    """Load a model for training. saved: a folder written by `TrainableModel.save` to resume from.
 
-    The weights that are trained are float32, unless the choice says otherwise; of LoRA's the frozen ones are as they
-    would be loaded for a score. Raises CurateError as `load` does, and where LoRA finds none of its modules.
+    Trained weights are float32 unless the choice sets another dtype; with LoRA the frozen weights have the dtype they
+    are loaded in for scoring. Raises CurateError as `load` does, and if LoRA finds none of its target modules.
     """
     if settings.lora_r:
         return _with_lora(choice, settings, saved)
@@ -52,8 +52,8 @@ def _with_lora(choice: ModelChoice, settings: TrainSettings, saved: Path | None)
 
     model, tokenizer = load(choice)
     with torch.random.fork_rng(), warnings.catch_warnings():
-        torch.manual_seed(0)  # the same beginning for every seed: LoRA's update starts from zero either way
-        warnings.simplefilter("ignore", FutureWarning)  # peft asks transformers by names that are to go
+        torch.manual_seed(0)  # the same initialisation for every seed: LoRA's update starts from zero either way
+        warnings.simplefilter("ignore", FutureWarning)  # peft uses deprecated names of transformers
         if saved:
             adapter: Any = peft.PeftModel.from_pretrained(model, str(saved), is_trainable=True)
         else:
@@ -70,7 +70,7 @@ def _new_adapter(model: Any, choice: ModelChoice, settings: TrainSettings) -> An
     named = settings.lora_targets
     config = peft.LoraConfig(
         r=settings.lora_r,
-        lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # a float serves as well
+        lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # a float works as well
         lora_dropout=settings.lora_dropout,
         target_modules=named if named == "all-linear" else [name.strip() for name in named.split(",")],
         task_type="CAUSAL_LM",

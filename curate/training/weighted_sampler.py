@@ -1,4 +1,4 @@
-"""Rows drawn by their weight, for torch's DataLoader: torch's own WeightedRandomSampler ends at 2^24 rows."""
+"""A weighted sampler for torch's DataLoader: torch's own WeightedRandomSampler is limited to 2^24 rows."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ _AT_ONCE = 1 << 16
 
 
 class WeightedSampler(Sampler[int]):
-    """Positions of rows, by lot in proportion to their weights, with replacement or without.
+    """Row positions drawn at random in proportion to their weights, with or without replacement.
 
-    weights: one of each row, 0 or more, as an export's column `loss_weight`. draws: positions of an epoch; by default
-    as many as there are rows (without replacement: as have a weight). seed, and `set_epoch`, decide the lot alone.
-    Memory: 8 bytes a row, and 8 more without replacement.
+    weights: one per row, non-negative, such as an export's column `loss_weight`. draws: positions per epoch; by default
+    the number of rows (without replacement: of rows with a positive weight). The draws depend only on `seed` and
+    `set_epoch`. Memory: 8 bytes per row, and 8 more without replacement. Raises CurateError for unusable weights.
 
     Reference for drawing without replacement: Efraimidis and Spirakis, "Weighted random sampling with a reservoir"
-    (2006): the rows with the greatest log(u) / w.
+    (2006): the rows with the largest log(u) / w.
 
     >>> list(WeightedSampler([0.0, 1.0], draws=3))
     [1, 1, 1]
@@ -41,7 +41,7 @@ class WeightedSampler(Sampler[int]):
         self.replacement, self.seed, self.epoch = replacement, seed, 0
 
     def set_epoch(self, epoch: int) -> None:
-        """Draw otherwise in each epoch, as DistributedSampler does."""
+        """Set the epoch, each of which has other draws, as in DistributedSampler."""
         self.epoch = epoch
 
     def __len__(self) -> int:

@@ -1,10 +1,9 @@
-"""Weights in transformers' own Trainer: a column `loss_weight` beside the tokens multiplies each row's loss.
+"""Sample weights in transformers' Trainer: a column `loss_weight` besides the tokens multiplies each row's loss.
 
     from curate.training.weighted_trainer import WeightedTrainer
     WeightedTrainer(model=model, args=args, train_dataset=data, data_collator=collator).train()
 
-with `data` whose rows have `loss_weight` (`curate export NAME --to jsonl`, or parquet) beside what the collator makes
-tensors of.
+with `data` whose rows have `loss_weight` (`curate export NAME --to jsonl`, or parquet) besides the collator's inputs.
 """
 
 from __future__ import annotations
@@ -25,8 +24,8 @@ COLUMN = "loss_weight"
 def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor, divisor: Tensor | float | None = None) -> Tensor:
     """Sum over rows i of  w_i (sum of i's token losses) / D.
 
-    logits: [B, T, V]. labels: int64 [B, T], -100 where no loss is taken; the one at t is predicted at t - 1. weights:
-    [B], 0 or more. divisor: D; null: the number of labels that count.
+    logits: [B, T, V]. labels: int64 [B, T], -100 where ignored; the one at t is predicted at t - 1. weights: [B],
+    non-negative. divisor: D; None: the number of labels that are not ignored.
     """
     shifted = pad(labels, (0, 1), value=-100)[:, 1:]
     losses = cross_entropy(logits.float().flatten(0, 1), shifted.flatten(), ignore_index=-100, reduction="none")
@@ -35,7 +34,8 @@ def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor, divisor: Tens
 
 
 class WeightedCollator:
-    """A collator that hands the rows' weights on beside what another one makes of the rest; 1 where a row has none."""
+    """Wraps a collator and passes the rows' weights on, [B]; 1 for a row without one. Raises CurateError for invalid
+    weights."""
 
     def __init__(self, collator: Callable[[list[dict[str, Any]]], dict[str, Any]]):
         self.collator = collator
@@ -49,15 +49,15 @@ class WeightedCollator:
 
 
 class WeightedTrainer(Trainer):
-    """transformers' Trainer with the loss of each row times its `loss_weight`; evaluation is not weighted.
+    """transformers' Trainer with each row's loss multiplied by its `loss_weight`; evaluation is not weighted.
 
-    The divisor is the Trainer's own count of supervised tokens (over accumulated batches too), so weights that are 1 in
-    the mean, as `curate weigh` writes them, keep the step's length.
+    The divisor is the Trainer's own count of supervised tokens (with gradient accumulation too), so weights with mean
+    1, as `curate weigh` writes them, preserve the gradient's scale.
     """
 
     def __init__(self, *args: Any, **kwargs: Any):
         super().__init__(*args, **kwargs)
-        self.args.remove_unused_columns = False  # it would take the weights for one
+        self.args.remove_unused_columns = False  # otherwise the weights would be removed as an unused column
         self.data_collator = WeightedCollator(self.data_collator)
 
     def compute_loss(

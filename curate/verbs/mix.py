@@ -65,6 +65,7 @@ class MixtureSpec:
 
     @property
     def unit(self) -> Literal["rows", "tokens"]:
+        """What weights of domains are shares of."""
         return "rows" if self.tokens is None else "tokens"
 
 

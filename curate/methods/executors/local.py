@@ -23,11 +23,11 @@ from curate.kinds.executor import Backend, Executor, Lost, Outcome, Ready, Worke
 class Local(Executor):
     """Worker processes on this machine, one per GPU where there are several.
 
-    One worker needs no process of its own: the tasks run in the command's, one after another. Several share the
-    processor's cores (each is told how many threads it may use) and the GPUs (each sees one).
+    One worker needs no process of its own: the tasks run in the command's, one after another. Several share the CPU's
+    cores (each is limited to its share of threads) and the GPUs (each sees one).
 
-    A worker that dies or hangs is replaced and its task done again, up to `attempts` times. When the command itself is
-    killed, its workers go with it (on Linux at once, elsewhere after the task at hand).
+    A worker that dies or hangs is replaced and its task is run again, up to `attempts` times. When the command itself
+    is killed, its workers go with it (on Linux at once, elsewhere after the task at hand).
 
     Cost: a second to start each process.
 
@@ -40,7 +40,7 @@ class Local(Executor):
     timeout: float = 3600.0
     """Seconds after which a task counts as hung, where there are several workers."""
     attempts: int = 3
-    """How often a task is begun, where its worker dies or hangs, before the command gives up."""
+    """How often a task is started, if its worker dies or hangs, before the command gives up."""
 
     def __post_init__(self) -> None:
         if self.workers is not None and self.workers < 1 or self.timeout <= 0 or self.attempts < 1:
@@ -104,7 +104,7 @@ class _Processes(Backend):
     def start(self) -> _Process:
         ours, theirs = Pipe()
         command = [sys.executable, "-m", "curate.methods.executors.local", str(theirs.fileno()), str(os.getpid())]
-        # What a method prints goes beside the command's own output, not into it.
+        # What a method prints goes to stderr, so that it does not mix with the command's own output.
         process = subprocess.Popen(
             command, pass_fds=[theirs.fileno()], env=self._environment(), stdin=subprocess.DEVNULL, stdout=2
         )
@@ -122,7 +122,7 @@ class _Processes(Backend):
         if self.packed[0] is not run_task:
             self.packed = (run_task, _packed(run_task))
         message = _packed((None if worker.knows is run_task else self.packed[1], task))
-        with contextlib.suppress(OSError):  # it is dead, as `wait` will say
+        with contextlib.suppress(OSError):  # the worker is dead, as `wait` will report
             worker.pipe.send_bytes(message)
         worker.knows = run_task
 
@@ -142,7 +142,7 @@ class _Processes(Backend):
 def _packed(value: Any) -> bytes:
     try:
         return cloudpickle.dumps(value)
-    except Exception as error:  # a method of someone else's may hold anything  # noqa: BLE001
+    except Exception as error:  # a third-party method may hold anything  # noqa: BLE001
         raise CurateError(
             f"this method cannot be sent to a worker process ({type(error).__name__}: {error}); use one worker."
         ) from None
@@ -165,7 +165,7 @@ def _how_it_ended(status: int) -> str:
 
 
 class _Server:
-    """Does tasks; keeps the run_task it was sent, and with it what that has opened."""
+    """Runs tasks; keeps the run_task it was sent, and with it what that has opened."""
 
     run_task: Any = None
 
@@ -177,7 +177,7 @@ class _Server:
 
 
 def _serve(handle: int, parent: int) -> None:
-    """Do tasks until the pipe is closed."""
+    """Run tasks until the pipe is closed."""
     if sys.platform == "linux":
         ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG: to die with the parent
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent decides what an interrupt means

@@ -15,9 +15,9 @@ from curate.kinds.executor import Backend, Executor, Lost, Outcome, Ready, Worke
 class Ray(Executor):
     """Ray actors, on this machine or on a cluster.
 
-    Each worker is an actor that keeps what it has loaded from task to task. An actor that is lost, or whose node is,
-    is replaced wherever the cluster has room, and its task is done again, up to `attempts` times. The machines must
-    share the workspace (a shared file system, or s3://) and have curate installed.
+    Each worker is an actor that keeps what it has loaded from task to task. An actor that is lost, or whose node is
+    lost, is replaced wherever the cluster has room, and its task is run again, up to `attempts` times. The machines
+    must share the workspace (a shared file system, or s3://) and have curate installed.
 
     Without `address`, and without RAY_ADDRESS, a Ray of its own is started that listens on this machine alone, and ends
     with the command. Needs `pip install 'curate[ray]'`.
@@ -40,9 +40,9 @@ class Ray(Executor):
     timeout: float = 3600.0
     """Seconds after which a task counts as hung."""
     attempts: int = 3
-    """How often a task is begun, where its actor is lost or hangs, before the command gives up."""
+    """How often a task is started, if its actor is lost or hangs, before the command gives up."""
     patience: float = 300.0
-    """Seconds within which the cluster must give the first actor; a cluster may have to add a machine for it."""
+    """Seconds to wait for the first actor; the cluster may have to add a machine for it."""
 
     def __post_init__(self) -> None:
         amounts = (self.timeout, self.attempts, self.patience, self.cpus + self.gpus)
@@ -57,7 +57,7 @@ class Ray(Executor):
 
 
 class _Server:
-    """Does tasks; keeps the run_task it was given, and with it what that has opened."""
+    """Runs tasks; keeps the run_task it was given, and with it what that has opened."""
 
     def __init__(self) -> None:
         self.known: tuple[str, Any] = ("", None)
@@ -66,7 +66,7 @@ class _Server:
         return Ready()
 
     def do(self, key: str, holder: list[Any], task: Any) -> Any:
-        """Do a task. holder: a reference to run_task, fetched when its key is new."""
+        """Run a task. holder: a reference to run_task, fetched when its key is new."""
         import ray
 
         if self.known[0] != key:
@@ -75,7 +75,7 @@ class _Server:
 
 
 class _Actors(Backend):
-    """Workers are numbers; `at_work` says what each is to answer next."""
+    """Workers are identified by numbers; `at_work` holds the pending result of each."""
 
     def __init__(self, settings: Ray):
         self.settings = settings
@@ -132,7 +132,7 @@ class _Actors(Backend):
 
 
 def _why(error: Exception) -> str:
-    """Ray's page about a lost actor, as part of a sentence: what it says of the cause, else its first line."""
+    """Ray's long report on a lost actor, as part of a sentence: the cause that it gives, else its first line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     cause = next((line for line in lines if line.startswith("The actor") and "because" in line), lines[0])
     return f"{type(error).__name__}: {cause.split(' Some common causes')[0].rstrip('.')[:300]}"
@@ -141,7 +141,7 @@ def _why(error: Exception) -> str:
 def _connected(address: str | None) -> tuple[Any, bool]:
     """The module ray, connected; and whether the connection is ours to close."""
     alone = not (address or os.environ.get("RAY_ADDRESS"))
-    if alone:  # to be set before ray is imported: a Ray of our own talks to nobody but this machine
+    if alone:  # to be set before ray is imported: a Ray of our own is not to contact other machines
         os.environ.setdefault("RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     try:
@@ -157,12 +157,12 @@ def _connected(address: str | None) -> tuple[Any, bool]:
         ray.init(address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
         said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise CurateError(f"there is no Ray to be had at {where or 'this machine'}: {said}.") from None
+        raise CurateError(f"no Ray could be reached at {where or 'this machine'}: {said}.") from None
     return ray, True
 
 
 def _reach(address: str) -> None:
-    """Raises OSError where nobody listens at HOST:PORT; Ray itself would end the whole process."""
+    """Raises OSError where nothing listens at HOST:PORT; Ray itself would end the whole process."""
     host, colon, port = address.removeprefix("ray://").rpartition(":")
     if colon and port.isdigit():
         socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()

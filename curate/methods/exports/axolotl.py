@@ -16,13 +16,13 @@ class Axolotl(Export):
     """axolotl: a JSONL per shape, and the `datasets` of its configuration that name them.
 
     Format: `NAME.jsonl` (chat, {"messages", "tools"}, read as `type: chat_template`) and `NAME_text.jsonl` (raw text,
-    `type: completion`), each only where there is one; `NAME.axolotl.yaml` has the key `datasets` with both, by whole
-    paths: copy it into your configuration, and mind the paths where you move the folder.
+    `type: completion`), each only if there is such a sample; `NAME.axolotl.yaml` has the key `datasets` with both, by
+    absolute paths: copy it into your configuration, and adjust the paths if you move the folder.
 
-    Cost: one reading of the selected shards.
+    Cost: one read of the selected shards.
 
     Departures: axolotl has no weights, neither of rows nor of datasets, so a weighted manifest is refused, or its rows
-    repeat (weights=repeats); of a mixture one epoch of its draws is written.
+    repeat (weights=repeats); for a mixture, one epoch of its draws is written.
 
     Reference: axolotl, docs/dataset-formats/conversation.qmd and src/axolotl/utils/schemas/datasets.py.
 
@@ -32,7 +32,7 @@ class Axolotl(Export):
     """
 
     weights: Literal["refuse", "repeats"] = "refuse"
-    """Of weights that differ: refuse them; or repeat rows, as many in all as there are, in proportion."""
+    """If weights differ: refuse them; or repeat rows in proportion, keeping the total number of rows."""
 
     def example(self, row: Row) -> dict[str, Any]:
         if row.messages is None:

@@ -17,10 +17,10 @@ class Datasets(Export):
     """A folder of the `datasets` library: `load_from_disk(DIR)` gives messages or text, loss_weight and more.
 
     Format: Arrow files with columns id, source, messages (list of role and content), text, loss_weight, rank, meta. A
-    message's other keys (tool calls and the like) differ from row to row, and Arrow's columns may not: they stand as
-    JSON text in `extra`, null where there is none.
+    message's other keys (tool calls and the like) differ from row to row, which Arrow's columns may not: they are
+    stored as JSON text in `extra`, NULL where there are none.
 
-    Cost: one reading of the selected shards; 1,024 rows in memory.
+    Cost: one read of the selected shards; 1,024 rows in memory.
 
     Reference: https://huggingface.co/docs/datasets, `Dataset.save_to_disk`.
 

@@ -21,10 +21,10 @@ class Interleave(Export):
         parts = [load_dataset("parquet", data_files=f, split="train") for f in told.pop("files")]
         mixed = interleave_datasets(parts, **told)
 
-    Cost: one reading of the selected shards; of every part 1,024 rows in memory, and an open file (at most 900).
+    Cost: one read of the selected shards; of every part 1,024 rows in memory, and an open file (at most 900).
 
-    Departures: weights that differ become parts of like weight (weights=strata). The column `loss_weight` has what a
-    row was to weigh; a trainer that multiplies losses by it would count it twice.
+    Departures: rows of different weights become parts of similar weight (weights=strata). The column `loss_weight` has
+    a row's intended weight; a trainer that multiplies losses by it would count it twice.
 
     Reference: https://huggingface.co/docs/datasets, `interleave_datasets`.
 
@@ -36,13 +36,13 @@ class Interleave(Export):
     blends: ClassVar[bool] = True
 
     weights: Literal["refuse", "repeats", "strata"] = "strata"
-    """Of weights that differ: make strata; repeat rows, as many in all as there are, in proportion; or refuse them."""
+    """If weights differ: make strata; repeat rows in proportion, keeping the total number of rows; or refuse them."""
     strata: int = 8
-    """How many parts of like weight, by its quantiles, weights=strata makes of each source."""
+    """How many parts of similar weight, by quantiles, weights=strata makes of each source."""
     stopping_strategy: Literal["all_exhausted", "first_exhausted"] = "all_exhausted"
-    """all_exhausted: parts that end begin again until all have ended; first_exhausted: stop where the first ends."""
+    """all_exhausted: parts that end start again until all have ended; first_exhausted: stop when the first ends."""
     seed: int = 0
-    """Of the interleaving."""
+    """Seed of the interleaving."""
 
     def example(self, row: Row) -> dict[str, Any]:
         return {name: getattr(row, name) for name in EXPORTED.names}

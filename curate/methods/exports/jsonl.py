@@ -14,11 +14,11 @@ from curate.kinds.export import Export, Row
 class Jsonl(Export):
     """One JSON object a line: id, source, messages or text, loss_weight, rank and the original fields.
 
-    Format: `NAME.jsonl`, UTF-8, with `messages` as [{"role", "content"}] (and whatever keys a message had beside
-    them), or `text`; the sample's other input fields stand under `meta`. Trainers of transformers take the weights by
+    Format: `NAME.jsonl`, UTF-8, with `messages` as [{"role", "content"}] (and any other keys of a message), or `text`;
+    the sample's other input fields are under `meta`. Trainers of transformers use the weights through
     `curate.training.weighted_trainer`.
 
-    Cost: one reading of the selected shards.
+    Cost: one read of the selected shards.
 
     Reference: read by `datasets.load_dataset("json", data_files=…)` and anything else.
 

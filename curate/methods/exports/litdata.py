@@ -25,11 +25,11 @@ class Litdata(Export):
 
     An epoch of it ends where the first part does. Without `shuffle=True` every epoch would show the first rows again.
 
-    Cost: one reading of the selected shards; of every part 1,024 rows in memory, and an open file (at most 900).
+    Cost: one read of the selected shards; of every part 1,024 rows in memory, and an open file (at most 900).
 
     Departures: Parquet, which litdata streams as it is, instead of its own chunks, whose layout changes with its
-    versions. Weights that differ become parts of like weight (weights=strata); with `iterate_over_all=True`, its usual,
-    litdata refuses weights.
+    versions. Rows of different weights become parts of similar weight (weights=strata); with `iterate_over_all=True`,
+    its default, litdata refuses weights.
 
     Reference: Lightning-AI/litdata, README (Parquet; combine datasets) and src/litdata/streaming/combined.py.
 
@@ -41,9 +41,9 @@ class Litdata(Export):
     blends: ClassVar[bool] = True
 
     weights: Literal["refuse", "repeats", "strata"] = "strata"
-    """Of weights that differ: make strata; repeat rows, as many in all as there are, in proportion; or refuse them."""
+    """If weights differ: make strata; repeat rows in proportion, keeping the total number of rows; or refuse them."""
     strata: int = 8
-    """How many parts of like weight, by its quantiles, weights=strata makes of each source."""
+    """How many parts of similar weight, by quantiles, weights=strata makes of each source."""
 
     def example(self, row: Row) -> dict[str, Any]:
         return {name: getattr(row, name) for name in EXPORTED.names}

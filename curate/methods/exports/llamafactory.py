@@ -15,17 +15,17 @@ class Llamafactory(Export):
     """LLaMA-Factory: a JSONL per shape and the `dataset_info.json` that names them.
 
     Format: `NAME.jsonl` (chat, as formatting `sharegpt` with OpenAI's keys: a system turn or none, then user and
-    assistant in turn, the assistant last) and `NAME_text.jsonl` (raw text, for `stage: pt`), each only where there is
-    one; `dataset_info.json` describes them as `NAME` and `NAME_text`. Give the folder as `dataset_dir` and the names
-    as `dataset`. Every column is listed, since naming some sets the others to null.
+    assistant in turn, the assistant last) and `NAME_text.jsonl` (raw text, for `stage: pt`), each only if there is such
+    a sample; `dataset_info.json` describes them as `NAME` and `NAME_text`. Give the folder as `dataset_dir` and the
+    names as `dataset`. Every column is listed, since naming some sets the others to None.
 
-    Cost: one reading of the selected shards.
+    Cost: one read of the selected shards.
 
-    Departures: LLaMA-Factory drops a conversation out of turn with a log line only; here such a sample is refused (or
-    left out and reported, with --skip-unfit). It takes no weight per row (issue 5033), so a weighted manifest is
-    refused, or its rows repeat (weights=repeats), or they come as datasets NAME_0, NAME_1, … of like weight
-    (weights=strata), with the `dataset`, `mix_strategy` and `interleave_probs` to draw them by in `NAME.mix.json`. So
-    do the domains of a mixture.
+    Departures: LLaMA-Factory drops a conversation whose turns do not alternate, with only a log line; here such a
+    sample is refused (or left out and reported, with --skip-unfit). It takes no weight per row (issue 5033), so a
+    weighted manifest is refused, or its rows repeat (weights=repeats), or they are written as datasets NAME_0, NAME_1,
+    … of similar weight (weights=strata), with the `dataset`, `mix_strategy` and `interleave_probs` to draw them by in
+    `NAME.mix.json`. So are the domains of a mixture.
 
     Reference: LLaMA-Factory, data/README.md and src/llamafactory/data/parser.py.
 
@@ -37,9 +37,9 @@ class Llamafactory(Export):
     blends: ClassVar[bool] = True
 
     weights: Literal["refuse", "repeats", "strata"] = "refuse"
-    """Of weights that differ: refuse them; repeat rows, as many in all as there are, in proportion; or make strata."""
+    """If weights differ: refuse them; repeat rows in proportion, keeping the total number of rows; or make strata."""
     strata: int = 4
-    """How many datasets of like weight, by its quantiles, weights=strata makes of each source."""
+    """How many datasets of similar weight, by quantiles, weights=strata makes of each source."""
 
     def example(self, row: Row) -> dict[str, Any]:
         if row.messages is None:

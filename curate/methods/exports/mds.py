@@ -14,7 +14,7 @@ from curate.kinds.export import Export, Part, Row
 
 _COLUMNS = {"id": "str", "loss_weight": "float32", "messages": "json", "meta": "json", "source": "str", "text": "str"}
 _SIZES = [4 if encoding == "float32" else None for encoding in _COLUMNS.values()]
-_SHARD_BYTES = 1 << 26  # streaming's own usual size
+_SHARD_BYTES = 1 << 26  # streaming's own default size
 
 
 @dataclass(frozen=True)
@@ -28,11 +28,11 @@ class Mds(Export):
         streams = [Stream(**one) for one in json.load(open("NAME.streams.json"))]
         mixed = StreamingDataset(streams=streams, batch_size=…)
 
-    Cost: one reading of the selected shards; of every part a shard of at most 64 MiB in memory.
+    Cost: one read of the selected shards; of every part a shard of at most 64 MiB in memory.
 
-    Departures: the shards are written here by the format's own layout, as the package mosaicml-streaming wants other
-    versions of numpy and transformers than curate. Weights that differ become parts of like weight (weights=strata);
-    the column `loss_weight` has what a row was to weigh.
+    Departures: the shards are written here by the format's own layout, as the package mosaicml-streaming requires other
+    versions of numpy and transformers than curate. Rows of different weights become parts of similar weight
+    (weights=strata); the column `loss_weight` has a row's intended weight.
 
     Reference: mosaicml/streaming, docs/source/preparing_datasets/dataset_format.md and streaming/base/stream.py.
 
@@ -44,9 +44,9 @@ class Mds(Export):
     blends: ClassVar[bool] = True
 
     weights: Literal["refuse", "repeats", "strata"] = "strata"
-    """Of weights that differ: make strata; repeat rows, as many in all as there are, in proportion; or refuse them."""
+    """If weights differ: make strata; repeat rows in proportion, keeping the total number of rows; or refuse them."""
     strata: int = 8
-    """How many parts of like weight, by its quantiles, weights=strata makes of each source."""
+    """How many parts of similar weight, by quantiles, weights=strata makes of each source."""
 
     def example(self, row: Row) -> dict[str, Any]:
         return {
@@ -74,7 +74,8 @@ class Mds(Export):
 
 
 class _Shards:
-    """One folder of shards: a head (their number, where each sample begins, what the columns are), then the samples."""
+    """One folder of shards, each a header (number of samples, where each begins, what the columns are), then the
+    samples."""
 
     def __init__(self, folder: Path):
         self.folder, self.files = folder, list[Path]()

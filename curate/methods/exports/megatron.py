@@ -15,7 +15,7 @@ import numpy as np
 from curate.errors import CurateError
 from curate.kinds.export import Export, Part, Row, part_file
 
-_MOST_PARTS = 32_766  # Megatron-LM numbers its datasets by an int16
+_MOST_PARTS = 32_766  # Megatron-LM numbers its datasets with an int16
 _CODES = {np.dtype(np.uint16): 8, np.dtype(np.int32): 4}  # as its IndexedDataset knows them
 
 
@@ -25,13 +25,13 @@ class Megatron(Export):
 
     Format: `NAME_LABEL.bin` and `.idx` (an IndexedDataset: one document a sample, its end marked by the tokenizer's
     end-of-text; uint16 where the vocabulary is below 65,500, else int32); `NAME.args` with the argument
-    `--data-path WEIGHT PREFIX …`; `NAME.nemo.json` with the same list under `data_prefix`. A chat is what the
-    tokenizer's chat template makes of it. A part's weight is its share of the tokens that are drawn, times 100.
+    `--data-path WEIGHT PREFIX …`; `NAME.nemo.json` with the same list under `data_prefix`. A chat is rendered by the
+    tokenizer's chat template. A part's weight is its share of the tokens that are drawn, times 100.
 
-    Cost: tokenising; 1,024 rows in memory, and 40 bytes a sample.
+    Cost: tokenising; 1,024 rows in memory, and 40 bytes per sample.
 
-    Departures: Megatron learns all tokens of a document: which were the assistant's is not kept. Weights that differ
-    become parts of like weight (weights=strata). It has fewer than 32,767 parts.
+    Departures: Megatron trains on all tokens of a document: which are the assistant's is not kept. Rows of different
+    weights become parts of similar weight (weights=strata). Megatron allows fewer than 32,767 parts.
 
     Reference: NVIDIA/Megatron-LM, megatron/core/datasets/indexed_dataset.py and `--data-path` of its arguments.
 
@@ -42,13 +42,13 @@ class Megatron(Export):
     blends: ClassVar[bool] = True
 
     tokenizer: str = ""
-    """Whose tokens: a folder, a hub id, or tiny, smollm2-135m."""
+    """Whose tokenizer: a folder, a hub id, or tiny, smollm2-135m."""
     end: bool = True
     """Whether every document ends with the end-of-text token (Megatron's --append-eod)."""
     weights: Literal["refuse", "repeats", "strata"] = "strata"
-    """Of weights that differ: make strata; repeat rows, as many in all as there are, in proportion; or refuse them."""
+    """If weights differ: make strata; repeat rows in proportion, keeping the total number of rows; or refuse them."""
     strata: int = 8
-    """How many parts of like weight, by its quantiles, weights=strata makes of each source."""
+    """How many parts of similar weight, by quantiles, weights=strata makes of each source."""
 
     @cached_property
     def _tokenizer(self) -> Any:
@@ -106,7 +106,7 @@ class Megatron(Export):
             if one.error:
                 raise CurateError(f"sample {row.id} {one.error}, so it is no document of Megatron's.")
         end = self._tokenizer.eos_token_id
-        ended = [not self.end or one.ids[-1] == end for one in found]  # as by a chat template that ends with it
+        ended = [not self.end or one.ids[-1] == end for one in found]  # a chat template may already end with it
         return [
             np.append(one.ids, [] if done else [end]).astype(self._dtype)
             for one, done in zip(found, ended, strict=True)
@@ -114,7 +114,7 @@ class Megatron(Export):
 
 
 class _Indexed:
-    """Documents on their way into a .bin, and what its .idx has to say of them."""
+    """Documents written to a .bin, and what its .idx has to record about them."""
 
     def __init__(self, file: Path, dtype: np.dtype[Any]):
         self.file, self.dtype = file, dtype

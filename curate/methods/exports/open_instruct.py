@@ -15,14 +15,15 @@ class OpenInstruct(Export):
     """open-instruct: a JSONL of messages per part, and the `--dataset_mixer_list` that draws from them.
 
     Format: `NAME.jsonl`, or for every part `NAME_LABEL.jsonl`, one {"messages": [{"role", "content"}]} a line;
-    `NAME.args` has the arguments `--dataset_mixer_list FILE ROWS …`, whole numbers of rows (more than a file has repeat
-    it), and `--dataset_mixer_list_splits train`.
+    `NAME.args` has the arguments `--dataset_mixer_list FILE ROWS …`, whole numbers of rows (more than a file has
+    repeats it), and `--dataset_mixer_list_splits train`.
 
-    Cost: one reading of the selected shards.
+    Cost: one read of the selected shards.
 
-    Departures: raw text is refused, as open-instruct's SFT reads chats alone. Its rows have no weight, so weights that
-    differ become parts of like weight (weights=strata), or rows repeat (weights=repeats), or are refused. Of parts of
-    which fewer rows are drawn than there are, it draws by its own lot; its older versions refuse more than there are.
+    Departures: raw text is refused, as open-instruct's SFT reads only chats. Its rows have no weight, so rows of
+    different weights become parts of similar weight (weights=strata), or rows repeat (weights=repeats), or are refused.
+    Where fewer rows are drawn than a part has, open-instruct samples them itself; its older versions refuse to draw
+    more than there are.
 
     Reference: allenai/open-instruct, open_instruct/dataset_transformation.py (`get_cached_dataset_tulu`).
 
@@ -34,9 +35,9 @@ class OpenInstruct(Export):
     blends: ClassVar[bool] = True
 
     weights: Literal["refuse", "repeats", "strata"] = "strata"
-    """Of weights that differ: make strata; repeat rows, as many in all as there are, in proportion; or refuse them."""
+    """If weights differ: make strata; repeat rows in proportion, keeping the total number of rows; or refuse them."""
     strata: int = 8
-    """How many parts of like weight, by its quantiles, weights=strata makes of each source."""
+    """How many parts of similar weight, by quantiles, weights=strata makes of each source."""
 
     def example(self, row: Row) -> dict[str, Any]:
         if row.messages is None:

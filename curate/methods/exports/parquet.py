@@ -15,10 +15,10 @@ from curate.store.schema import EXPORTED
 class Parquet(Export):
     """One Parquet file: id, source, messages, text, loss_weight, rank, meta.
 
-    Format: `NAME.parquet`; messages list<struct<role, content, extra>> (null for raw text), text (null for chat),
+    Format: `NAME.parquet`; messages list<struct<role, content, extra>> (NULL for raw text), text (NULL for chat),
     loss_weight float32, rank int64, meta a JSON text. `curate ingest` reads it back to the same ids.
 
-    Cost: one reading of the selected shards; 1,024 rows in memory.
+    Cost: one read of the selected shards; 1,024 rows in memory.
 
     Reference: read by `datasets.load_dataset("parquet", data_files=…)`, pandas, polars, DuckDB.
 

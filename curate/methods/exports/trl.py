@@ -18,11 +18,11 @@ class Trl(Export):
     """JSONL for TRL's SFTTrainer: `messages`, or `prompt` and `completion`, or `text`.
 
     Format: `NAME.jsonl`, one object a line, of one shape throughout: {"messages": [{"role", "content"}]} for chat
-    (with `style=prompt_completion` {"prompt": [...], "completion": [the last answer]}, on which TRL puts the loss
-    on the completion alone), {"text"} for raw text. No other column, so TRL detects the shape, but for `tools`, where
-    the input had that field.
+    (with `style=prompt_completion` {"prompt": [...], "completion": [the last answer]}, for which TRL computes the loss
+    on the completion only), {"text"} for raw text. There is no other column, so that TRL detects the shape, except
+    `tools` where the input had that field.
 
-    Cost: one reading of the selected shards.
+    Cost: one read of the selected shards.
 
     Reference: https://huggingface.co/docs/trl/dataset_formats. TRL's SFT takes no weight per row (issue 5761), so a
     weighted manifest is refused, or its rows repeat (weights=repeats); or give `curate export --to jsonl` to
@@ -34,9 +34,9 @@ class Trl(Export):
     """
 
     style: Literal["messages", "prompt_completion"] = "messages"
-    """Shape of chat samples: whole conversations, or the last answer apart from what comes before it."""
+    """Shape of chat samples: whole conversations, or the last answer separate from what comes before it."""
     weights: Literal["refuse", "repeats"] = "refuse"
-    """Of weights that differ: refuse them; or repeat rows, as many in all as there are, in proportion."""
+    """If weights differ: refuse them; or repeat rows in proportion, keeping the total number of rows."""
 
     def example(self, row: Row) -> dict[str, Any]:
         chat = row.chat()

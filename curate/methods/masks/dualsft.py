@@ -12,20 +12,20 @@ from curate.numerics.top_k import largest, largest_of_each
 
 @dataclass(frozen=True)
 class Dualsft(Mask):
-    """The parameters that matter most in a step of training, by the gradients that score the data (DualSFT).
+    """The parameters that matter most in a training step, by the gradients that score the data (DualSFT).
 
-    Formula, with q and G as the score `dualsft` has them (--score names one that was made):
+    Formula, with q and G as in the score `dualsft` (--score names one that was computed):
 
-        score_j = q_j G_j,    the budget's largest, by their sign: what hurts the validation loss is never worth much
+        score_j = q_j G_j,    the budget's largest, signed: what hurts the validation loss ranks low
 
-    quota=global ranks all parameters together; quota=module gives each parameter (a matrix, a norm) its share of the
-    budget by size.
+    quota=global ranks all parameters together; quota=module gives each parameter tensor (a matrix, a norm) its share of
+    the budget by size.
 
-    Cost: nothing but reading what the score has kept; no sample goes through the model. It holds the states of the
-    score, about 12 bytes a parameter, and 8 bytes for each number that is chosen.
+    Cost: only reading what the score has stored; no sample goes through the model. Memory: the score's state, about 12
+    bytes per parameter, and 8 bytes per chosen parameter.
 
-    Departures: the published script ranks by the absolute value, with quotas for layers and modules; the paper has
-    signed scores of all parameters together, as here.
+    Departures: the published script ranks by absolute value, with quotas per layer and module; the paper ranks signed
+    scores of all parameters together, as here.
 
     Reference: DualSFT, arXiv:2605.06166, Equation 7 and Section 5.1.
 
@@ -42,9 +42,9 @@ class Dualsft(Mask):
     uses_score: ClassVar = True
 
     quota: Literal["global", "module"] = "global"
-    """All parameters are ranked together, or each one's by themselves."""
+    """Whether all parameters are ranked together, or those of each tensor by themselves."""
     end: Literal["largest", "smallest"] = "largest"
-    """smallest: the reverse, which should do worse than chance; to check that the order means something."""
+    """smallest: the reverse, which should do worse than random; a check that the ranking means something."""
 
     def init(self, given: Parameters) -> dict[str, np.ndarray]:
         scores = given.scores

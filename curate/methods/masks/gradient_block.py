@@ -14,26 +14,26 @@ from curate.numerics.top_k import largest, largest_of_each
 
 @dataclass(frozen=True)
 class GradientBlock(Mask):
-    """Square blocks of the matrices that the first steps of full training push at most (SMT).
+    """Square blocks of the matrices with the largest gradients in the first steps of full training (SMT).
 
-    Formula, of each matrix with T its gradient added up over the warm-up's steps, in blocks of block x block:
+    Formula, for each matrix, with T its gradient summed over the warm-up's steps, in blocks of block x block:
 
         value of a block:  |mean of T|   (measure=mean_abs, the published default)
                            mean of |T|   (measure=abs_mean)
         chosen: the blocks of greatest value, as many as the budget holds, of all matrices together (scope=global) or
         of each matrix its share by size (scope=tensor)
 
-    The warm-up is a training of all parameters for `steps` steps on samples of the pool; the next mask of the same
-    settings finds it again.
+    The warm-up trains all parameters for `steps` steps on samples of the pool; the next mask with the same settings
+    reuses it.
 
-    Cost: the warm-up, 6N FLOPs a token of its steps; memory: one gradient more than full training. The choice holds
-    one matrix in float64.
+    Cost: the warm-up, 6N FLOPs per token of its steps; memory: one gradient more than full training. Choosing takes one
+    matrix in float64.
 
-    Departures: the published code goes on from the weights that the warm-up ended with; here a training goes on from
-    whatever model it is given: the mask says where the warm-up's last checkpoint lies (`curate train … --model`), and
-    from the model before, it is another method. Its separate counts of blocks of attention and feed-forward layers are
-    two masks with `exclude`. Where a side of a matrix is no multiple of the block it is refused, as the code does,
-    or (edges=pad) filled up with zeros, which lower the mean.
+    Departures: the published code continues from the weights that the warm-up ended with; here a training starts from
+    whatever model it is given: the mask records where the warm-up's last checkpoint is (`curate train … --model`);
+    starting from the original model is a different method. Its separate numbers of blocks for attention and
+    feed-forward layers correspond to two masks with `exclude`. A matrix with a side that is not a multiple of the block
+    is refused, as in the code, or (edges=pad) padded with zeros, which lower the mean.
 
     Reference: SMT (Sparse Matrix Tuning), as its code has it: mean_abs, 256, 100 steps, no_restriction; a baseline of
     DualSFT, arXiv:2605.06166.
@@ -52,21 +52,21 @@ class GradientBlock(Mask):
     measure: Literal["mean_abs", "abs_mean"] = "mean_abs"
     """|mean| of a block, or the mean of its |values|."""
     scope: Literal["global", "tensor"] = "global"
-    """global: the greatest of all; tensor: each matrix has its share by size."""
+    """global: the greatest of all; tensor: each matrix gets its share by size."""
     edges: Literal["refuse", "pad"] = "refuse"
-    """Of matrices that no whole number of blocks covers."""
+    """What to do with matrices that no whole number of blocks covers."""
     exclude: str = "embed,lm_head,wte,wpe"
-    """Parts of names that are left alone, separated by commas."""
+    """Parts of names of parameters to skip, separated by commas."""
     steps: int = 100
-    """Of the warm-up."""
+    """Steps of the warm-up."""
     lr: float = 2e-5
-    """Of the warm-up."""
+    """Learning rate of the warm-up."""
     batch_size: int = 16
-    """Of the warm-up."""
+    """Batch size of the warm-up."""
     micro_batch_size: int = 16
-    """Rows of the warm-up that go through the model at once."""
+    """Rows per forward pass in the warm-up."""
     warmup_seed: int = 42
-    """What the order of the warm-up's samples is drawn by."""
+    """Seed of the order of the warm-up's samples."""
 
     def __post_init__(self) -> None:
         for name in ("block", "steps"):
@@ -87,7 +87,7 @@ class GradientBlock(Mask):
                 )
         if given.budget < side**2:
             raise CurateError(
-                f"a block of {side} x {side} has {side**2:,} numbers, and the budget is {given.budget:,}; take a "
+                f"a block of {side} x {side} has {side**2:,} elements, and the budget is {given.budget:,}; take a "
                 "larger --frac or a smaller --set block=…."
             )
 
@@ -118,7 +118,7 @@ class GradientBlock(Mask):
         }
 
     def _values(self, gradient: np.ndarray) -> np.ndarray:
-        """Of each block, float64 [rows / block, columns / block]; zeros fill up what is no whole block."""
+        """The value of each block, float64 [rows / block, columns / block]; incomplete blocks are padded with zeros."""
         side = self.block
         short = [(0, -length % side) for length in gradient.shape]
         whole = np.pad(gradient, short)
@@ -129,7 +129,7 @@ class GradientBlock(Mask):
 
 
 def _places(shape: tuple[int, ...], side: int, blocks: np.ndarray, per_row: int) -> np.ndarray:
-    """Flat places of the numbers of these blocks, ascending."""
+    """Flat indices of the elements of these blocks, ascending."""
     found = [np.zeros(0, np.int64)]
     for block in blocks:
         top, left = side * (block // per_row), side * (block % per_row)

@@ -12,20 +12,19 @@ from curate.numerics.top_k import largest, largest_of_each
 
 @dataclass(frozen=True)
 class MagnitudeSmall(Mask):
-    """The smallest weights, chosen anew as they learn, without a gradient (NanoAdam).
+    """The smallest weights, chosen anew during training, without gradients (NanoAdam).
 
     Formula:
 
         chosen: the budget's smallest |w_j|, of all matrices together (scope=global) or of each (scope=tensor)
 
-    and again after every `interval` steps, of the weights as they are then; 0: once. Norms and biases are left alone,
-    and so is what `exclude` names.
+    and again after every `interval` steps, from the weights at that time; 0: once. Norms and biases are skipped, and so
+    is what `exclude` names.
 
-    Cost: no FLOPs of matrix products; two looks at every weight. It holds one matrix in float64, and 8 bytes for each
-    number that is chosen.
+    Cost: no matrix products; two passes over the weights. Memory: one matrix in float64, and 8 bytes per chosen weight.
 
-    Departures: whether the ranking is of all or of each tensor, and what becomes of moments when the mask changes, is
-    not known; the moments of what stays are kept, those of the rest start from zero.
+    Departures: it is not known whether the ranking is global or per tensor, or what happens to the moments when the
+    mask changes; here the moments of weights that stay chosen are kept, those of newly chosen ones start from zero.
 
     Reference: NanoAdam, as a baseline of DualSFT, arXiv:2605.06166 (mask by weights, smallest first).
 
@@ -36,11 +35,11 @@ class MagnitudeSmall(Mask):
     """
 
     interval: int = 0
-    """Steps after which it is chosen anew; 0: never."""
+    """Steps after which the choice is repeated; 0: never."""
     scope: Literal["global", "tensor"] = "global"
-    """global: the smallest of all; tensor: each matrix has its share by size."""
+    """global: the smallest of all; tensor: each matrix gets its share by size."""
     exclude: str = ""
-    """Parts of names that are left alone, separated by commas: embed_tokens,lm_head."""
+    """Parts of names of parameters to skip, separated by commas: embed_tokens,lm_head."""
 
     def init(self, given: Parameters) -> dict[str, np.ndarray]:
         left_alone = [part.strip() for part in self.exclude.split(",") if part.strip()]

@@ -11,22 +11,22 @@ from curate.numerics.top_k import largest_of_each
 
 @dataclass(frozen=True)
 class Principal(Mask):
-    """The weights that stand out once a matrix is cut to its leading singular values (LIFT).
+    """The largest weights of each matrix's low-rank approximation (LIFT).
 
-    Formula, of each matrix W [m, n]:
+    Formula, for each matrix W [m, n]:
 
         W_r = sum over the rank largest singular values of  s u v^T
         chosen: the largest |W_r|, of each matrix in proportion to m + n
 
-    and again after every `interval` steps, of the weights as they are then; 0: once. Embeddings and the head
-    (`exclude`) are left alone, and what is no matrix is.
+    and again after every `interval` steps, from the weights at that time; 0: once. Embeddings and the head (`exclude`)
+    are skipped, and so is everything that is not a matrix.
 
-    Cost: a singular value decomposition of every matrix, about 14 m n min(m, n) FLOPs each, on the processor. It holds
-    one matrix and its decomposition.
+    Cost: a singular value decomposition of every matrix, about 14 m n min(m, n) FLOPs each, on the CPU. Memory: one
+    matrix and its decomposition.
 
-    Departures: the published code takes (m + n) lora_rank numbers of each matrix; here the budget (--frac) says how
-    many in all, shared in the same proportion, and no matrix gives more than it has. Moments of what stays are kept
-    when the mask changes, as in the code.
+    Departures: the published code takes (m + n) lora_rank weights of each matrix; here the budget (--frac) sets the
+    total, split in the same proportion, and no matrix gives more than it has. When the mask changes, the moments of
+    weights that stay chosen are kept, as in the code.
 
     Reference: LIFT (low-rank-informed sparse fine-tuning), its code's sparse Adam; a baseline of DualSFT,
     arXiv:2605.06166.
@@ -38,11 +38,11 @@ class Principal(Mask):
     """
 
     rank: int = 128
-    """Singular values that are kept."""
+    """How many singular values are kept."""
     interval: int = 0
-    """Steps after which it is chosen anew; 0: never."""
+    """Steps after which the choice is repeated; 0: never."""
     exclude: str = "embed,lm_head,wte,wpe"
-    """Parts of names that are left alone, separated by commas."""
+    """Parts of names of parameters to skip, separated by commas."""
 
     def init(self, given: Parameters) -> dict[str, np.ndarray]:
         left_alone = [part.strip() for part in self.exclude.split(",") if part.strip()]
@@ -59,6 +59,6 @@ class Principal(Mask):
         return found
 
     def _cut(self, weight: np.ndarray) -> np.ndarray:
-        """The nearest matrix of that rank."""
+        """The closest matrix of that rank."""
         u, s, v = np.linalg.svd(weight, full_matrices=False)
         return (u[:, : self.rank] * s[: self.rank]) @ v[: self.rank]

@@ -11,12 +11,12 @@ from curate.numerics.apportion import apportion
 
 @dataclass(frozen=True)
 class Random(Mask):
-    """Parameters drawn by lot: what any other mask must beat.
+    """Parameters drawn at random: the baseline every other mask must beat.
 
-    Formula: of each parameter its share of the budget by size, every set of places being equally likely. The draw is a
-    pure function of the seed and the parameter's name.
+    Formula: each parameter tensor gets its share of the budget by size, every set of its elements being equally likely.
+    The draw is a pure function of the seed and the parameter's name.
 
-    Cost: no FLOPs of matrix products. It holds a permutation of one parameter.
+    Cost: no matrix products. Memory: a permutation of one parameter tensor.
 
     Departures: none; there is no paper.
 
@@ -29,7 +29,7 @@ class Random(Mask):
     """
 
     seed: int = 0
-    """Of the draw."""
+    """Seed of the draw."""
 
     def init(self, given: Parameters) -> dict[str, np.ndarray]:
         sizes = {name: int(np.prod(weight.shape)) for name, weight in given.weights.items()}

@@ -10,7 +10,7 @@ from curate.errors import CurateError
 from curate.hashing import fingerprint
 from curate.kinds.parameters import Mask, Parameters
 
-# The two sides of a feed-forward layer, as models' authors call them; GPT-2's matrices are stored the other way round.
+# The two sides of a feed-forward layer, as different models name them; GPT-2's matrices are stored transposed.
 _INTO = re.compile(r"(gate_proj|up_proj|fc1|c_fc|w1|w3|dense_h_to_4h)\.weight$")
 _OUT = re.compile(r"(down_proj|fc2|mlp\.c_proj|w2|dense_4h_to_h)\.weight$")
 _FLIPPED = re.compile(r"(c_fc|mlp\.c_proj)\.weight$")
@@ -18,19 +18,19 @@ _FLIPPED = re.compile(r"(c_fc|mlp\.c_proj)\.weight$")
 
 @dataclass(frozen=True)
 class Structured(Mask):
-    """Channels of the feed-forward layers, drawn by lot among all layers (S2FT).
+    """Channels of the feed-forward layers, drawn at random across all layers (S2FT).
 
     Formula: a channel c of a layer is the row c of what goes in (up, gate) and the column c of what comes out (down);
     they are coupled: permuting channels together changes nothing. Channels are drawn until the budget is spent, every
-    set being equally likely, and of each
+    set being equally likely, and for each channel
 
         trained=coupled    its rows and its column
         trained=down       its column alone (the published setting for Llama: d_ratio 0.03, the others 0)
 
-    Cost: no FLOPs of matrix products; it holds the places that it chose.
+    Cost: no matrix products. Memory: the indices that were chosen.
 
     Departures: the published code permutes the chosen channels to the front and trains a dense block beside the frozen
-    matrix; the same numbers are trained here, in their places. Its choice of attention's heads is not here.
+    matrix; the same weights are trained here, in place. Its selection of attention heads is not offered.
 
     Reference: Yang et al., "S2FT: Efficient, Scalable and Generalizable LLM Fine-tuning by Structured Sparsity",
     NeurIPS 2024, arXiv:2412.06289; its code.
@@ -44,12 +44,10 @@ class Structured(Mask):
     trained: Literal["coupled", "down"] = "coupled"
     """A channel's rows and its column, or its column alone."""
     seed: int = 0
-    """Of the draw."""
+    """Seed of the draw."""
 
     def init(self, given: Parameters) -> dict[str, np.ndarray]:
-        layers: dict[
-            str, dict[str, int]
-        ] = {}  # where a layer's matrices stand -> each one's name -> width of a channel
+        layers: dict[str, dict[str, int]] = {}  # prefix of a layer's matrices -> each one's name -> width of a channel
         channels: dict[str, int] = {}
         for name, weight in given.weights.items():
             side = _OUT.search(name) or (_INTO.search(name) if self.trained == "coupled" else None)
@@ -77,14 +75,14 @@ class Structured(Mask):
             left -= cost
         if left == given.budget:
             raise CurateError(
-                f"a channel of a feed-forward layer has {min(sum(its.values()) for its in layers.values())} numbers, "
+                f"a channel of a feed-forward layer has {min(sum(its.values()) for its in layers.values())} elements, "
                 f"and the budget is {given.budget}; take a larger --frac."
             )
         return {name: _places(given.weights[name], name, mine[layer]) for layer, its in layers.items() for name in its}
 
 
 def _places(weight: np.ndarray, name: str, channels: list[int]) -> np.ndarray:
-    """Flat places of the rows, or of the columns, that are these channels."""
+    """Flat indices of the rows, or of the columns, that are these channels."""
     rows, columns = weight.shape
     some = np.array(sorted(channels), np.int64)
     if bool(_INTO.search(name)) != bool(_FLIPPED.search(name)):

@@ -1,8 +1,8 @@
-"""Runs a model's Python where an accident does no harm: no files, no processes, no network, bounds of time and memory.
+"""Runs a model's Python where accidents do no harm: no files, no processes, no network, limits on time and memory.
 
 The program runs in an interpreter of its own, in an empty folder, behind an audit hook, which the interpreter calls
-before whatever reaches outside, and limits of the operating system. Code that sets out to break through may; that takes
-a machine of its own.
+before anything that reaches outside, and under limits of the operating system. Code written to break out may succeed;
+run such code on a machine of its own.
 """
 
 from __future__ import annotations
@@ -78,10 +78,10 @@ leave(0)
 
 
 def run_python(code: str, seconds: float, megabytes: int) -> str | None:
-    """Run a program. Returns null where it came to its end, else why not, in words.
+    """Run a program. Returns None if it ran to its end, else why not, in words.
 
-    A program that ends the interpreter itself (exit) has not come to its end: that is told by a password, which it does
-    not know.
+    A program that ends the interpreter itself (exit) has not run to its end: it is recognised by a password that it
+    does not know and so cannot report.
     """
     password = secrets.token_hex()
     report, its = os.pipe()

@@ -12,15 +12,15 @@ from curate.models.answers import answer_losses
 
 @dataclass(frozen=True)
 class Choice(Metric):
-    """Accuracy of choosing among options by their likelihood, without letting the model speak.
+    """Accuracy of choosing among options by their likelihood, without generating text.
 
     Formula: 1 where the right answer is the option of the greatest  sum over its tokens of log p  (by=sum), or of the
-    greatest mean (by=mean), else 0. A tie is not right.
+    greatest mean (by=mean), else 0. A tie counts as wrong.
 
     The options are the question's own (a field `options` or `choices` of the input), or the distinct answers of its
-    sub-task in the target, where they are 2 to 26.
+    sub-task in the target, if there are 2 to 26 of them.
 
-    Cost: a forward pass for every option, 2N FLOPs a token.
+    Cost: a forward pass for every option, 2N FLOPs per token.
 
     Reference: the accuracy of lm-evaluation-harness (`acc`, and by tokens what `acc_norm` is by bytes); DualSFT's
     protocol for PIQA and ARC.
@@ -30,7 +30,7 @@ class Choice(Metric):
     """
 
     by: Literal["sum", "mean"] = "sum"
-    """The log-likelihood of an option as a whole, or of its tokens in the mean."""
+    """The log-likelihood of an option as a whole, or averaged over its tokens."""
 
     def evaluate(self, model: Any, questions: Sequence[Question]) -> EvalResult:
         owners = [(i, option) for i, question in enumerate(questions) for option in question.options]

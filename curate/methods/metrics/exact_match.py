@@ -16,13 +16,13 @@ _NUMBER = re.compile(r"-?\d[\d,]*(?:\.\d+)?")
 
 @dataclass(frozen=True)
 class ExactMatch(Metric):
-    """Share of questions whose final answer, as the model says it, is the right one.
+    """Share of questions for which the generated final answer is the right one.
 
-    Formula: 1 where  final(said) = final(answer),  else 0; said greedily. final is the last number (behind `####` where
-    that stands, as in GSM8K; thousands' commas and a trailing .0 do not count), the last line, or the whole, the latter
-    two without case, outer white space and a final full stop.
+    Formula: 1 where  final(generated) = final(answer),  else 0; decoding is greedy. final is the last number (after
+    `####` if that occurs, as in GSM8K; thousands' commas and a trailing .0 are ignored), the last line, or the whole,
+    the latter two ignoring case, surrounding white space and a final full stop.
 
-    Cost: 2N FLOPs for every token of the prompt and of what is said.
+    Cost: 2N FLOPs for every token of the prompt and of the generated answer.
 
     Reference: GSM8K (Cobbe et al. 2021), the final number; BBH, the answer as a text.
 
@@ -31,9 +31,9 @@ class ExactMatch(Metric):
     """
 
     final_answer: Literal["number", "last_line", "whole"] = "number"
-    """What of an answer counts."""
+    """Which part of an answer counts."""
     max_new_tokens: int = 256
-    """The most that the model may say."""
+    """Maximum number of tokens to generate."""
 
     def __post_init__(self) -> None:
         require(f"exact_match.max_new_tokens={self.max_new_tokens}", self.max_new_tokens > 0, "above 0")
@@ -50,7 +50,7 @@ class ExactMatch(Metric):
         return EvalResult(np.where(error == "", same, np.nan), error, usage, answers)
 
     def final(self, text: str) -> str:
-        """What counts of an answer; '' where it has none."""
+        """The part of an answer that counts; '' where it has none."""
         if self.final_answer == "number":
             found = _NUMBER.findall(text.rpartition("####")[2])
             return re.sub(r"\.0*$", "", found[-1].replace(",", "")) if found else ""

@@ -21,15 +21,15 @@ from curate.models.tokens import Unrenderable, rendered
 
 @dataclass(frozen=True)
 class LmEval(Metric):
-    """The questions as a local task of lm-evaluation-harness, judged by its own code.
+    """The questions as a local task of lm-evaluation-harness, scored by its own code.
 
     Formula: its `acc` for output_type=multiple_choice (the options' log-likelihood), its `exact_match` for
     output_type=generate_until, with the filters of its default pipeline (none).
 
-    The prompts are the model's own template; the harness adds nothing to them. Needs the extra `lm-eval`
+    The prompts follow the model's own template; the harness adds nothing to them. Needs the extra `lm-eval`
     (pip install "curate[lm-eval]").
 
-    Cost: a forward pass for every option, or for the prompt and every token that is said; reckoned as if each went
+    Cost: a forward pass for every option, or for the prompt and every generated token; estimated as if each went
     through the model alone, without padding.
 
     Reference: https://github.com/EleutherAI/lm-evaluation-harness.
@@ -39,9 +39,9 @@ class LmEval(Metric):
     """
 
     output_type: Literal["multiple_choice", "generate_until"] = "multiple_choice"
-    """Choose among the options; or say the answer, which must be the right one to the letter."""
+    """Choose among the options; or generate the answer, which must match the right one exactly."""
     max_new_tokens: int = 64
-    """The most that the model may say."""
+    """Maximum number of tokens to generate."""
 
     def __post_init__(self) -> None:
         require(f"lm_eval.max_new_tokens={self.max_new_tokens}", self.max_new_tokens > 0, "above 0")
@@ -70,7 +70,7 @@ class LmEval(Metric):
             usage.flops_paper += paper_flops(FORWARD, model.n_params, 1)
 
     def _doc(self, model: Any, place: int, question: Question, error: np.ndarray) -> dict[str, Any] | None:
-        """A question as a line of the task's file; null, with the reason, where it cannot be one."""
+        """A question as a line of the task's file; None, with the reason in `error`, where it cannot be one."""
         options = list(question.options)
         if not question.answer:
             error[place] = "has no answer"

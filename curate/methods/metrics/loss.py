@@ -17,7 +17,7 @@ class Loss(Metric):
     Formula: of a question, the mean over the tokens t of its last answer of  -log p(t | all before);  of a target, the
     mean over its questions. Raw text: over all its tokens but the first.
 
-    Cost: one forward pass, 2N FLOPs a token.
+    Cost: one forward pass, 2N FLOPs per token.
 
     Reference: the answer's cross-entropy, as every trainer reports it.
 

@@ -21,13 +21,13 @@ class PassAt1(Metric):
 
     Formula: 1 where  prompt + answer + test + check(entry_point)  runs to its end without an error, else 0.
 
-    A question is one line of HumanEval: its prompt the function's head, its fields `test` and `entry_point` kept beside
-    it (`curate target humaneval HumanEval.jsonl.gz --split test --map prompt=prompt,completion=canonical_solution`).
-    Answers run in a process of their own, one after another for each core, which may not start processes, open files
-    or sockets, and has bounds of time and memory. That keeps accidents in; against code that means harm use a machine
-    that may be lost.
+    A question is one line of HumanEval: its prompt is the function's head, and its fields `test` and `entry_point` are
+    kept with it
+    (`curate target humaneval HumanEval.jsonl.gz --split test --map prompt=prompt,completion=canonical_solution`). Each
+    answer runs in a process of its own, two at a time, which may not start processes, open files or sockets, and has
+    limits on time and memory. That contains accidents; for malicious code use a disposable machine.
 
-    Cost: 2N FLOPs for every token of the prompt and of what is said; and the tests.
+    Cost: 2N FLOPs for every token of the prompt and of the generated answer; and the tests.
 
     Reference: Chen et al., "Evaluating Large Language Models Trained on Code" (HumanEval), 2021; with one greedy answer
     pass@1 is the share that passes.
@@ -38,13 +38,13 @@ class PassAt1(Metric):
     """
 
     style: Literal["completion", "chat"] = "completion"
-    """The model goes on with the prompt as a text; or is asked it, and the code block of its answer counts."""
+    """The model continues the prompt as a text; or is asked it in a chat, and the code block of its answer counts."""
     max_new_tokens: int = 512
-    """The most that the model may say."""
+    """Maximum number of tokens to generate."""
     seconds: float = 10.0
-    """The time that a program has."""
+    """Time limit of a program."""
     megabytes: int = 1024
-    """The memory that a program has."""
+    """Memory limit of a program."""
 
     def __post_init__(self) -> None:
         bounds = (self.max_new_tokens, self.seconds, self.megabytes)

@@ -12,12 +12,12 @@ from curate.models.answers import answer_losses
 
 @dataclass(frozen=True)
 class Perplexity(Metric):
-    """How many tokens the model hesitates between in the answer; lower is better.
+    """Perplexity of the answer: how many tokens the model hesitates between; lower is better.
 
     Formula: of a question, exp of the mean loss of its last answer's tokens; of a target, exp of the mean of those
     losses over its questions (a geometric mean).
 
-    Cost: one forward pass, 2N FLOPs a token.
+    Cost: one forward pass, 2N FLOPs per token.
 
     Reference: exp of the cross-entropy.
 

@@ -18,12 +18,13 @@ _ASIDE = str.maketrans("", "", string.punctuation)
 
 @dataclass(frozen=True)
 class TokenF1(Metric):
-    """How far the words that the model says are those of the answer (SQuAD's F1).
+    """Word overlap of the generated and the right answer (SQuAD's F1).
 
-    Formula: 2 p r / (p + r), with p and r the shares of the said and of the wanted words that both have, as often as
-    both have them; 0 where none; words in lower case without punctuation and articles. Said greedily.
+    Formula: 2 p r / (p + r), with p and r the shares of the generated and of the right answer's words that both have,
+    with multiplicity; 0 where there are none; words are in lower case, without punctuation and articles. Decoding is
+    greedy.
 
-    Cost: 2N FLOPs for every token of the prompt and of what is said.
+    Cost: 2N FLOPs for every token of the prompt and of the generated answer.
 
     Reference: Rajpurkar et al., "SQuAD" (2016); TyDiQA's F1 in the Filter-then-Weight protocol.
 
@@ -32,7 +33,7 @@ class TokenF1(Metric):
     """
 
     max_new_tokens: int = 64
-    """The most that the model may say."""
+    """Maximum number of tokens to generate."""
 
     def __post_init__(self) -> None:
         require(f"token_f1.max_new_tokens={self.max_new_tokens}", self.max_new_tokens > 0, "above 0")

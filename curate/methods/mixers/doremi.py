@@ -14,21 +14,22 @@ from curate.kinds.weighting import Weighting
 
 @dataclass(frozen=True)
 class Doremi(Mixer):
-    """Domains on which a small model can still come nearer to a reference: group DRO over domains (DoReMi).
+    """Up-weights domains where a small model can still approach a reference: group DRO over domains (DoReMi).
 
-    Formula. A reference model is trained on the reference weights; then a proxy model like it, whose samples are drawn
-    by the same weights p, and weighed. At every step, with e = l_proxy - l_reference of each supervised token:
+    Formula. A reference model is trained with the reference weights; then a proxy model of the same kind, whose samples
+    are drawn with the same weights p and reweighted. At every step, with e = l_proxy - l_reference of each supervised
+    token:
 
-        lambda_d  = the mean over domain d's tokens of max(e, 0); where the step has none of d, it stays
-                    (at first ln |vocabulary|)
+        lambda_d  = the mean over domain d's tokens of max(e, 0); where the step has none of d, it is kept
+                    (initially ln |vocabulary|)
         log a     <- log a + step_size lambda;  a <- a / sum of a;  a <- (1 - smoothing) a + smoothing / D
         loss      = sum of w l / sum of w over the step's tokens,  w = a_d / p_d
 
     The weights are the mean of a over all steps, not its last value. a and p are shares of what is mixed: of samples,
     or of tokens.
 
-    Cost: two trainings of the proxy model, 6N FLOPs a token each, and a forward pass of the reference over the samples
-    that there are, 2N, whether or not they are drawn. Limit: that of the trainings.
+    Cost: two trainings of the proxy model, 6N FLOPs per token each, and a forward pass of the reference over all
+    samples, 2N, whether or not they are drawn. Bottleneck: those trainings.
 
     Departures: the authors sum the losses of packed rows of one domain each; here a row is a sample.
 
@@ -43,11 +44,11 @@ class Doremi(Mixer):
     trains: ClassVar = True
 
     step_size: float = 1.0
-    """How far a step moves the logarithms of the weights: eta."""
+    """How far a step moves the log weights: eta."""
     smoothing: float = 1e-4
     """Share of the weights that is spread evenly at every step: c."""
     reference_weights: Literal["proportional", "uniform"] = "proportional"
-    """What the reference is trained on, the proxy's samples are drawn by, and the weights begin from."""
+    """Weights that the reference is trained with, that the proxy's samples are drawn with, and that a starts from."""
 
     def __post_init__(self) -> None:
         require(f"doremi.step_size={self.step_size}", self.step_size > 0, "a number above 0")
@@ -65,7 +66,8 @@ class Doremi(Mixer):
 
 @dataclass(frozen=True)
 class Reweighting(Weighting):
-    """The proxy's weighting: its state is the logarithms of the weights, the last excesses, and the weights' sum."""
+    """The proxy's weighting: its state is the log weights, the last excess losses, and the sum of the weights over
+    steps."""
 
     scope: ClassVar = "batch"
     needs: ClassVar = ("token_loss", "base_token_loss", "domains")

@@ -10,7 +10,7 @@ from curate.kinds.mixer import Domains, Mixed, Mixer, Proxies
 
 @dataclass(frozen=True)
 class Given(Mixer):
-    """Weights as they are given, of domains by name.
+    """Weights as given, by domain name.
 
     Formula:  w_d = given_d / sum of given;  a domain that is not named weighs 0
 

@@ -7,7 +7,7 @@ from curate.kinds.mixer import Domains, Mixed, Mixer, Proxies
 
 @dataclass(frozen=True)
 class Proportional(Mixer):
-    """Every domain weighs as much as it holds: the pool as it is.
+    """Every domain is weighted by its size: the pool as it is.
 
     Formula, with n_d the domain's samples or tokens:  w_d = n_d / sum of n
 

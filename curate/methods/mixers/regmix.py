@@ -15,25 +15,24 @@ Predict: TypeAlias = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class Regmix(Mixer):
-    """The mixture that a regression over many small trainings foretells the lowest loss (RegMix).
+    """The mixture for which a regression over many small trainings predicts the lowest loss (RegMix).
 
     Formula, with p the domains' share of the pool:
 
         trials       x ~ Dirichlet(s p'),  p' = p^prior_power normalised,  s from 15 values log-spaced in [0.1, 5];
                      refused where some x_d > min(15 p_d, 1); x_d < 2e-4 becomes 0
         losses       y = mean over the targets of the loss of a proxy trained on x
-        regression   y ~ f(x): LightGBM, or a plane
+        regression   y ~ f(x): LightGBM, or a linear model
         weights      of `simulations` draws x ~ Dirichlet(p), the mean of the `best` with the lowest f(x)
 
     f is chosen by `folds`-fold cross-validation: the number of LightGBM's rounds, and with regressor=auto the kind that
-    ranks the folds' trials better (Spearman, told as cross_validated_lightgbm and cross_validated_linear).
+    ranks the folds' trials better (Spearman, reported as cross_validated_lightgbm and cross_validated_linear).
 
-    Cost: `trials` trainings of the proxy model, 6N FLOPs a token, and as many judgements; the regression takes seconds.
-    Limit: that of the trainings, which run side by side under any executor.
+    Cost: `trials` trainings of the proxy model, 6N FLOPs per token, and as many evaluations; the regression takes
+    seconds. Bottleneck: those trainings, which run in parallel under any executor.
 
-    Departures: the authors' notebook stops LightGBM early on the test set; here on the fold that is left out.
-    LightGBM's other settings are its own; it needs some 60 trials to find a first split, below which auto takes the
-    plane.
+    Departures: the authors' notebook stops LightGBM early on the test set; here on the held-out fold. LightGBM's other
+    settings are its defaults; it needs about 60 trials to find a first split, below which auto takes the linear model.
 
     Reference: Liu et al., "RegMix: Data Mixture as Regression for Language Model Pre-training" (2024);
     sail-sg/regmix. 512 trials, 100,000 simulations, the best 128, learning rate 0.01, 1,000 rounds, stopped after 3
@@ -51,17 +50,17 @@ class Regmix(Mixer):
     trials: int = 512
     """How many mixtures are tried."""
     regressor: Literal["auto", "lightgbm", "linear"] = "auto"
-    """What foretells the loss: auto takes what ranks better in cross-validation."""
+    """What predicts the loss; auto takes the one that ranks better in cross-validation."""
     simulations: int = 100_000
-    """How many mixtures are foretold."""
+    """How many mixtures are predicted."""
     best: int = 128
-    """Of how many of these the mean is taken."""
+    """How many of the best of these are averaged."""
     folds: int = 5
-    """Of the cross-validation."""
+    """Folds of the cross-validation."""
     prior_power: float = 0.5
-    """Of the share of the pool, for the mixtures that are tried: 1 keeps it, 0 makes all domains alike."""
+    """Exponent of the pool's shares in the prior of the trials: 1 keeps the shares, 0 makes all domains equal."""
     seed: int = 0
-    """Of all draws."""
+    """Seed of all draws."""
 
     def __post_init__(self) -> None:
         require(f"regmix.trials={self.trials}", self.trials >= 2, "2 or more")
@@ -106,7 +105,7 @@ class Regmix(Mixer):
         )
 
     def fit(self, mixtures: np.ndarray, losses: np.ndarray) -> tuple[Predict, dict[str, float]]:
-        """What foretells the loss of mixtures, and how well it ranks those it was not shown."""
+        """A predictor of the loss of mixtures, and how well it ranks held-out ones."""
         kinds = {"lightgbm": _lightgbm, "linear": _linear}
         tried = kinds if self.regressor == "auto" else {self.regressor: kinds[self.regressor]}
         parts = np.random.default_rng([self.seed % 2**63, 2]).permutation(len(losses)) % self.folds
@@ -128,7 +127,7 @@ class Regmix(Mixer):
 def _linear(
     x: np.ndarray, y: np.ndarray, held_x: Any = None, held_y: Any = None, rounds: int = 1
 ) -> tuple[Predict, int]:
-    """A plane over the mixtures, by least squares. Their weights sum to 1, so it needs no intercept."""
+    """A linear model of the mixtures, by least squares. Their weights sum to 1, so it needs no intercept."""
     slope = np.linalg.lstsq(x, y, rcond=None)[0]
     return lambda mixtures: mixtures @ slope, rounds
 
@@ -136,12 +135,12 @@ def _linear(
 def _lightgbm(
     x: np.ndarray, y: np.ndarray, held_x: Any = None, held_y: Any = None, rounds: int = 1000
 ) -> tuple[Predict, int]:
-    """Boosted trees; stopped where the held-out losses are foretold no better, where there are some."""
+    """Boosted trees; stopped early when held-out losses, if given, are no longer predicted better."""
     try:
         import lightgbm
     except ImportError:
         raise CurateError(
-            "regmix foretells by LightGBM, which is not installed: pip install lightgbm, or --set regressor=linear."
+            "regmix predicts with LightGBM, which is not installed: pip install lightgbm, or --set regressor=linear."
         ) from None
     settings = {"objective": "regression", "metric": "l2", "learning_rate": 0.01, "verbosity": -1, "seed": 42}
     settings |= {"deterministic": True, "num_threads": 1}

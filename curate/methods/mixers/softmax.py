@@ -18,8 +18,8 @@ class Softmax(Mixer):
 
     Cost: none beside the score's.
 
-    Departures: the temperature is in the score's own units, so there is no value that suits all; with
-    `standardize=true` s_d is first divided by the standard deviation over the domains.
+    Departures: the temperature is in the score's own units, so no value suits all scores; with `standardize=true` s_d
+    is first divided by the standard deviation over the domains.
 
     Reference: none of its own; the form in which domain scores become sampling weights, as in "Perplexity-correlation"
     and influence-based mixing of domains.

@@ -8,15 +8,15 @@ from curate.kinds.mixer import Domains, Mixed, Mixer, Proxies
 
 @dataclass(frozen=True)
 class Temperature(Mixer):
-    """Between the pool as it is and all domains alike, by a temperature.
+    """Between the pool's own proportions and equal weights, by a temperature.
 
     Formula, with p_d the domain's share of the pool:  w_d = p_d^(1 / temperature) / sum of p^(1 / temperature)
 
-    At 1, where it begins, it is `proportional`; the higher, the nearer to `uniform`.
+    At 1, the default, it is `proportional`; the higher, the closer to `uniform`.
 
     Cost: none.
 
-    Departures: none; there is no usual temperature: multilingual models took 1.4 to 5 and more.
+    Departures: none; there is no standard temperature: multilingual models used 1.4 to 5 and more.
 
     Reference: Arivazhagan et al., "Massively Multilingual Neural Machine Translation in the Wild" (2019), Section 4.
 
@@ -26,7 +26,7 @@ class Temperature(Mixer):
     """
 
     temperature: float = 1.0
-    """1: in proportion; the higher, the more alike."""
+    """1: in proportion to size; the higher, the more equal."""
 
     def __post_init__(self) -> None:
         require(f"temperature.temperature={self.temperature}", self.temperature > 0, "a number above 0")

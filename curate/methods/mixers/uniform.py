@@ -9,7 +9,7 @@ from curate.kinds.mixer import Domains, Mixed, Mixer, Proxies
 
 @dataclass(frozen=True)
 class Uniform(Mixer):
-    """Every domain weighs the same.
+    """Every domain has the same weight.
 
     Formula:  w_d = 1 / D
 

@@ -9,21 +9,21 @@ from curate.kinds.parameters import Pruner
 
 @dataclass(frozen=True)
 class Fapm(Pruner):
-    """The changes that are large and small beside the weight they change stay, so that less is forgotten (FAPM).
+    """Keeps changes that are large, but small relative to the weight they change, to forget less (FAPM).
 
-    Formula, of every number of a matrix, with W0 before and W after training, D = W - W0:
+    Formula, for every element of a matrix, with W0 before and W after training, D = W - W0:
 
         worth = |D| - mean|W0| |D| / |W0|
 
-    the mean being over the matrix; of norms and biases, which are none, worth = |D|. A number whose weight is under the
-    mean has a worth below 0, and the lower the more it has changed. Of a W0 of 0 that has changed it is minus infinity:
-    it goes first.
+    the mean being over the matrix; for norms and biases, which are not matrices, worth = |D|. It is the importance of a
+    change: the lowest are pruned. An element whose weight is below the mean has a negative one, the lower the more it
+    has changed. Where W0 is 0 and has changed it is minus infinity: that element is pruned first.
 
-    Cost: one pass over the weights on the processor, no FLOPs of the ledger's. Limit: reading them.
+    Cost: one pass over the weights on the CPU; no FLOPs are charged to the ledger. Bottleneck: reading them.
 
-    Departures: known from a secondary account. The paper prunes up to 90 % of an update and names no default; what
-    becomes of parameters that are no matrices is chosen here: of one that is constant, as norms begin, the formula says
-    nothing.
+    Departures: implemented from a secondary description. The paper prunes up to 90 % of an update and gives no default;
+    the rule for parameters that are not matrices is our choice: for a constant one, as norms are at initialisation, the
+    formula does not distinguish changes.
 
     Reference: "Mitigating Catastrophic Forgetting in Large Language Models with Forgetting-aware Pruning" (FAPM), EMNLP
     2025.

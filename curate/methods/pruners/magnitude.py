@@ -9,13 +9,13 @@ from curate.kinds.parameters import Pruner
 
 @dataclass(frozen=True)
 class Magnitude(Pruner):
-    """The largest changes stay: what any other pruning must beat.
+    """Keeps the largest changes: the baseline every other pruning must beat.
 
-    Formula, of every number of the model's, with W0 before and W after training:
+    Formula, for every parameter of the model, with W0 before and W after training:
 
         worth = |W - W0|
 
-    Cost: one pass over the weights on the processor, no FLOPs of the ledger's. Limit: reading them.
+    Cost: one pass over the weights on the CPU; no FLOPs are charged to the ledger. Bottleneck: reading them.
 
     Departures: none, as no paper is followed.
 

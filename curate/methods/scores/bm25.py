@@ -14,7 +14,7 @@ from curate.kinds.passes import Arrays, Columns, Pass
 from curate.kinds.score import Score, Target
 from curate.kinds.text import WORDS, Text, Words, split_words
 
-_MERGED = 16  # counts of a like number of samples that are added up at once
+_MERGED = 16  # partial counts of similar size that are merged at once
 
 
 @dataclass(frozen=True)
@@ -35,18 +35,19 @@ class Bm25(Score):
                                                                      c = tf / (1 - b + b L / L_mean)
         bm25plus    ln((N + 1) / df)                                 tf (k1 + 1) / (tf + K) + delta
 
-    df, N and L_mean are of the whole pool, over all shards. `okapi` and `bm25plus` equal rank-bm25's classes; its
-    BM25L multiplies by tf once more. The other four equal bm25s.
+    df, N and L_mean are taken over the whole pool, across all shards. `okapi` and `bm25plus` equal rank-bm25's classes;
+    its BM25L multiplies by tf once more. The other four equal bm25s.
 
-    The mean over the target is linear in the query: the queries' word counts are summed first and one product per
-    sample remains, however many examples the target has.
+    The mean over the target is linear in the query, so the queries' word counts are summed first, which leaves one
+    product per sample, however many examples the target has.
 
-    Cost: reads and tokenises the pool twice (words counted, then scored), keeps one number per distinct word; no
-    FLOPs. Limit: tokenising. A second target re-uses the counts. The aggregate `max` is not linear: it costs one
-    product for each example of the target, and holds (words of the target) x (examples) numbers.
+    Cost: reads and tokenises the pool twice (to count words, then to score), keeps one count per distinct word; no
+    FLOPs. Bottleneck: tokenising. A second target reuses the counts. The aggregate `max` is not linear: it costs one
+    product per example of the target, and keeps a matrix of (words of the target) x (examples) in memory.
 
-    Departures: in bm25l and bm25plus a word of the query that d lacks adds part(0), as in bm25s and rank-bm25, where
-    Lv and Zhai sum over the words d has; a constant per query, which changes no ranking by `mean`.
+    Departures: in bm25l and bm25plus a query word that d lacks adds part(0), as in bm25s and rank-bm25, whereas Lv and
+    Zhai sum only over the words d has; the difference is a constant per query and does not change the ranking by
+    `mean`.
 
     Reference: Robertson, Zaragoza, "The Probabilistic Relevance Framework: BM25 and Beyond", 2009; variants as in
     Trotman, Puurula, Burgess, "Improvements to BM25 and Language Models Examined", ADCS 2014, and the package
@@ -70,9 +71,9 @@ class Bm25(Score):
     b: float = 0.75
     """Normalisation by length: 0 none, 1 full."""
     delta: float | None = None
-    """Of bm25l (default 0.5) and bm25plus (default 1, where it shifts every score alike); as in rank-bm25."""
+    """For bm25l (default 0.5) and bm25plus (default 1, where it shifts every score equally); as in rank-bm25."""
     pattern: str = WORDS
-    """Regular expression of a word (Rust's dialect)."""
+    """Regular expression that matches a word (Rust syntax)."""
     lowercase: bool = True
     """Lower-case the text first."""
     keep_subtasks: bool = False
@@ -100,7 +101,7 @@ class Bm25(Score):
             Pass("score", self._score, open=partial(self._query, target)),
         )
 
-    # Pass 1: in how many samples each word stands, and how many words there are.
+    # Pass 1: in how many samples each word occurs, and how many words there are.
 
     def _count(self, batch: Text, _: Arrays) -> Arrays:
         words = batch.words(self.pattern, self.lowercase)
@@ -155,11 +156,11 @@ class Bm25(Score):
         place = query.places(words)
         text, code, tf = words.some(place >= 0).counts()
         row = place[code]
-        absent = self._part(np.zeros(1), np.ones(1))[0]  # what a word that is not there adds
+        absent = self._part(np.zeros(1), np.ones(1))[0]  # what an absent word adds
         part = self._part(tf.astype(np.float64), lengths[text] / max(query.mean_length, 1e-300)) - absent
         score, subtasks = np.full(len(batch), 0.0 if self.aggregate == "mean" else -np.inf), {}
         for label, weight, share in zip(query.labels, query.weights.T, query.shares, strict=True):
-            # bincount adds in the order of the words, so a score does not depend on its neighbours
+            # bincount adds in the order of the words, so a score does not depend on the rest of its batch
             column = np.bincount(text, part * weight[row], len(batch)) + absent * weight.sum()
             score = score + share * column if self.aggregate == "mean" else np.maximum(score, column)
             subtasks[label] = column if self.keep_subtasks else None
@@ -192,7 +193,7 @@ class _Query:
     mean_length: float
 
     def places(self, words: Words) -> np.ndarray:
-        """Where each word of a batch's vocabulary stands among the asked ones, int [V]; -1 where it does not."""
+        """Index of each word of a batch's vocabulary among the query words, int [V]; -1 where it is none of them."""
         asked = pl.DataFrame({"word": self.words}).with_row_index("place")
         met = pl.DataFrame({"word": words.vocabulary}).join(asked, on="word", how="left", maintain_order="left")
         return met["place"].cast(pl.Int64).fill_null(-1).to_numpy()
@@ -214,7 +215,7 @@ def _merged(counts: list[pl.DataFrame]) -> pl.DataFrame:
 
 
 def _packed(words: pl.Series) -> Arrays:
-    """Words as plain arrays: their UTF-8 bytes end to end, and where each ends."""
+    """Words as plain arrays: their UTF-8 bytes concatenated, and where each ends."""
     data = np.frombuffer("".join(words).encode(), dtype=np.uint8)
     return {"words": data, "word_ends": words.str.len_bytes().cast(pl.Int64).cum_sum().to_numpy()}
 

@@ -13,21 +13,21 @@ from curate.kinds.signals import Logits
 
 @dataclass(frozen=True)
 class Davir(Score):
-    """What training on everything has taught of a sample, as a share of what there was to learn (DavIR).
+    """Share of a sample's loss that training on the whole pool removes (DavIR).
 
     Formula, with nll the mean negative log likelihood of the answer's tokens given the prompt:
 
         score = (nll(base) - nll(reference)) / nll(base)
 
     The reference is the base after training on the whole pool: --model base=M --model reference=FOLDER, the folder that
-    `curate train` names in the end. Unlike `rho`, a difference, it does not favour samples whose losses are high to
-    begin with. Columns: `base`, `reference`.
+    `curate train` names at the end. Unlike `rho`, which is a difference, it does not favour samples whose losses are
+    high to begin with. Columns: `base`, `reference`.
 
-    Cost: one forward pass through each model, 2N FLOPs a token; the training of the reference is a run of its own, and
-    the greater part. Limit: the device's matrix products.
+    Cost: one forward pass through each model, 2N FLOPs per token; training the reference is a run of its own and costs
+    more. Bottleneck: the device's matrix products.
 
-    Departures: which loss stands below the line differs between accounts of it; both rank alike (`over`), as each is a
-    monotone function of nll(reference) / nll(base). A sample whose loss there is 0 has no score.
+    Departures: descriptions of the method differ in which loss is the denominator (`over`); both give the same ranking,
+    as each is a monotone function of nll(reference) / nll(base). A sample whose denominator is 0 has no score.
 
     Reference: Zhou et al., "DavIR: Data Selection via Implicit Reward for Large Language Models", 2023,
     arXiv:2310.13008.
@@ -42,7 +42,7 @@ class Davir(Score):
     columns: ClassVar = {"base": "float32", "reference": "float32"}
 
     over: Literal["base", "reference"] = "base"
-    """Which model's loss is below the line."""
+    """Which model's loss is the denominator."""
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
         return (

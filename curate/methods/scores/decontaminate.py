@@ -13,29 +13,30 @@ from curate.kinds.score import Score, Target
 from curate.kinds.text import ALONE, Text, split_words
 
 _WORDS = rf"[{ALONE}]|[\w--[{ALONE}]]+"
-_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that no power of it loses a bit
+_BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying by a power of it mod 2^64 loses no bit
 
 
 @dataclass(frozen=True)
 class Decontaminate(Score):
-    """How little of a sample stands word for word in an evaluation: n-grams shared with a target, val and test.
+    """How little of a sample occurs verbatim in an evaluation set: n-grams shared with a target, val and test.
 
-    Formula: with the words of the sample and of every message of the target's examples (or of a raw text), in lower
-    case: runs of letters and digits, and single characters of scripts without blanks,
+    Formula, over the words of the sample and of every message of the target's examples (or of a raw text), in lower
+    case: runs of letters and digits, and single characters of scripts written without spaces,
 
         score = - (words of the sample that lie in an n-gram of the target) / (words of the sample)
 
-    so -1 is copied, and 0 (`--where "decontaminate_T = 0"`) has nothing of what is looked for. A message of fewer than
-    `n` words, but at least `shortest`, is looked for whole; shorter ones, as most answers, are not looked for. An
-    evaluation file becomes a target by `curate target NAME FILE --split test`. Columns: `longest`, the most words in a
-    row of which every n-gram stands in the target; `example`, the id of an example that has the first of them, null
-    where none has.
+    so -1 means fully copied, and 0 (`--where "decontaminate_T = 0"`) no match. A target message of fewer than `n`
+    words, but at least `shortest`, is matched as a whole; shorter ones, such as most answers, are not searched for. An
+    evaluation file becomes a target by `curate target NAME FILE --split test`. Columns: `longest`, the length in words
+    of the longest run of which every n-gram occurs in the target; `example`, the id of an example that contains the
+    first of them, NULL where there is none.
 
-    Cost: reads and tokenises the pool once; no FLOPs. Limit: tokenising. Memory: 16 bytes an n-gram of the target.
+    Cost: reads and tokenises the pool once; no FLOPs. Bottleneck: tokenising. Memory: 16 bytes per n-gram of the
+    target.
 
-    Departures: GPT-3's filter removes the n-gram and 200 characters around it; here the sample is told of, and what
-    becomes of it is yours to say. It left out n-grams that many documents share; common phrases of 13 words are rare
-    enough among instructions to be looked at.
+    Departures: GPT-3's filter removes the n-gram and 200 characters around it; here the sample is only reported, and
+    you decide what to do with it. GPT-3 ignored n-grams that many documents share; here they count, as common phrases
+    of 13 words are rare enough among instructions to be inspected.
 
     Reference: Brown et al., "Language Models are Few-Shot Learners", 2020, arXiv:2005.14165, Appendix C (13-grams,
     lower case, no punctuation).
@@ -53,10 +54,10 @@ class Decontaminate(Score):
     columns: ClassVar = {"longest": "int32", "example": "id"}
 
     n: int = 13
-    """Words of an n-gram."""
+    """Number of words in an n-gram."""
     shortest: int = 8
-    """Words of a message that is looked for at all. [chosen here: GPT-3 takes n from the 5 % shortest examples, 8 to
-    13]"""
+    """Fewest words of a target message that is searched for. [chosen here: GPT-3 takes n from the 5 % shortest
+    examples, 8 to 13]"""
 
     def __post_init__(self) -> None:
         if min(self.n, self.shortest) < 1:
@@ -78,7 +79,7 @@ class Decontaminate(Score):
             hit = grams[at] == found
             at, starts, text = at[hit], starts[hit], text[hit]
             steps += np.bincount(starts, minlength=len(steps)) - np.bincount(starts + length, minlength=len(steps))
-            # Stretches of n-grams that begin one word after another; of each text the longest, of equals the first.
+            # Runs of n-grams that start at consecutive words; the longest of each text, ties going to the first.
             first = np.flatnonzero((np.diff(starts, prepend=-2) != 1) | (np.diff(text, prepend=-1) != 0))
             many = np.diff(first, append=len(starts)) + length - 1
             order = np.lexsort([first, -many, text[first]])
@@ -94,7 +95,7 @@ class Decontaminate(Score):
 
 
 class _Evaluation:
-    """The n-grams of a target: length -> their numbers, ascending, and the id of the first example that has each."""
+    """The n-grams of a target: length -> their hashes, ascending, and the id of the first example that has each."""
 
     def __init__(self, target: Target, n: int, shortest: int, _: Arrays):
         contents = pl.col("messages").list.eval(pl.element().struct.field("content"))
@@ -102,7 +103,7 @@ class _Evaluation:
         example = np.repeat(target.text.ids, np.maximum(messages.list.len().to_numpy(), 1))
         split = split_words(messages.explode().fill_null(""), _WORDS)
         words, ends = split.numbers(8), split.ends
-        lengths = np.minimum(np.diff(ends), n)  # a short message is looked for whole
+        lengths = np.minimum(np.diff(ends), n)  # a short message is matched as a whole
         none = f"no message of the target has the {min(shortest, n)} words to be looked for; set shortest lower"
         self.trouble = "" if (lengths >= min(shortest, n)).any() else none
         self.of_length: dict[int, tuple[np.ndarray, np.ndarray]] = {}
@@ -114,10 +115,10 @@ class _Evaluation:
 
 
 def _grams(words: np.ndarray, ends: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Every run of n words within a text: its number, uint64, where it starts, and its text.
+    """Every run of n words within a text: its hash, uint64, where it starts, and the index of its text.
 
-    The number is the sum of the words' random ones, each times a power of an odd base, mod 2^64; two runs of other
-    words have the same with probability 2^-64.
+    The hash is the sum of the words' own 64-bit hashes, each times a power of an odd base, mod 2^64; two different runs
+    collide with probability 2^-64.
     """
     if len(words) < n:
         return np.zeros(0, np.uint64), np.zeros(0, np.int64), np.zeros(0, np.int64)

@@ -25,14 +25,15 @@ class Dsir(Score):
 
         score = log w(x) = sum_b c_b(x) * (log(p_b + eps) - log(r_b + eps))
 
-    where p and r are the bucket shares of the target and of the pool. Not normalised by length: long samples lie
-    further out, as in the paper. Tokens are the lower-cased WordPunct ones; an n-gram, joined by blanks, goes to
+    where p and r are the bucket shares of the target and of the pool. Not normalised by length: long samples get more
+    extreme scores, as in the paper. Tokens are the lower-cased WordPunct ones; an n-gram, joined by spaces, goes to
     bucket SHA-256 mod `buckets`. A sample of fewer than `min_tokens` tokens has no score. Draw from the scores by
     `curate select --by dsir_T --selector dsir` (Gumbel top-k), or rank by them with `top`.
 
-    Cost: reads and tokenises the pool twice; no FLOPs. Limit: hashing the distinct n-grams of a unit.
+    Cost: reads and tokenises the pool twice; no FLOPs. Bottleneck: hashing the distinct n-grams of a unit.
 
-    Departures: the released code fits r on the first 100,000 * buckets n-grams at most; here on the whole pool.
+    Departures: the released code fits r on at most the first 100,000 * buckets n-grams; here it is fitted on the whole
+    pool.
 
     Reference: Xie, Santurkar, Ma, Liang, "Data Selection for Language Models via Importance Resampling",
     NeurIPS 2023, arXiv:2302.03169; code p-lambda/dsir.
@@ -53,7 +54,7 @@ class Dsir(Score):
     buckets: int = 10_000
     """Number of hash buckets."""
     min_tokens: int = 100
-    """Shorter samples are given no score; the released code's filter. 0 or 1 keeps all."""
+    """Shorter samples get no score; the released code's filter. 0 or 1 keeps all."""
     eps: float = 1e-8
     """Added to both shares inside the logarithm, as in the released code."""
 
@@ -80,7 +81,7 @@ class Dsir(Score):
 
     def _score(self, batch: Text, log_ratio: np.ndarray) -> Columns:
         text, bucket, tokens = self._hashed(batch)
-        # Bucket by bucket and in whole counts, so that the order of n-grams cannot change a bit of the sum.
+        # Summed bucket by bucket over integer counts, so that the order of n-grams cannot change the sum.
         keys, counts = np.unique(text * self.buckets + bucket, return_counts=True)
         text, bucket = np.divmod(keys, self.buckets)
         score = np.bincount(text, counts * log_ratio[bucket], len(batch))

@@ -24,9 +24,9 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Dualsft(Score):
-    """Shapley value of a sample in a step of training; the same numbers say which parameters to train (DualSFT).
+    """Shapley value of a sample in a training step; the same gradients say which parameters to train (DualSFT).
 
-    Formula, at the parameters theta_w that a warm-up ends with, with g_i the gradient of the mean loss of sample i's
+    Formula, at the parameters theta_w at the end of a warm-up, with g_i the gradient of the mean loss of sample i's
     supervised tokens and G the sum of g_i over the N samples that are scored:
 
         v = gradient of L_val = L_task + lam L_pre          (L_task: mean loss of the target's examples)
@@ -35,32 +35,34 @@ class Dualsft(Score):
         h = curvature_scale (sqrt(v2 / (1 - beta2^t)) + eps),    v2 AdamW's second moments after t steps
         s = eta / N (step=mean), or eta (step=sum);   H the Hessian of L_val
 
-    It is the exact Shapley value of the game in which a set of samples is worth what a step on their gradients takes
-    off L_val, to that order; so the scores of all samples add up to those of all parameters. L_pre keeps what the model
-    can do, on anchors (a share of the pool that is set aside; the warm-up is set aside too; neither is scored):
+    To that order it is the exact Shapley value of the game in which the value of a set of samples is the decrease of
+    L_val after a step on their gradients; so the scores of all samples and those of all parameters have the same sum.
+    L_pre preserves the model's abilities, on anchors (a held-out share of the pool; the warm-up's samples are held out
+    too; neither is scored):
 
         cwsd    mean over anchors x of w(x) tau^2 mean over tokens of KL(p0 || p),  at temperature tau, p0 the model
                 before the warm-up, and w the mean over tokens of 1 - H(p0)/log V (confidence=entropy_inv), of max p0
-                (max_prob), or 1 (uniform); without tau^2 where squared_tau=false; over the sum of w instead of their
-                number where normalize=confidence
+                (max_prob), or 1 (uniform); without tau^2 where squared_tau=false; divided by the sum of w instead
+                of the number of anchors where normalize=confidence
         l2      |theta - theta_0|^2 / 2
         fisher  sum over j of F_j (theta_j - theta_0j)^2 / 2,   F the mean of g^2 over the anchors
 
     Columns: `first` s <v, g_i> and `second` s^2/2 <c, g_i>, float64; score = first - second. With a learning rate of
-    1e-5, `second` is some 1e-10 of `first`: the ratio is told when the score is made, and curvature_scale makes it
-    what you will (h has the units of a gradient, not of a curvature).
+    1e-5, `second` is about 1e-10 times `first`: the ratio is reported when the score is computed, and curvature_scale
+    changes it (h has the units of a gradient, not of a curvature).
 
-    Cost: the warm-up, 6N FLOPs a token of its samples; then the pool twice, each 2N forward, 2N backward and 2N for
-    each sum or product, in which no sample's whole gradient is ever made (of two directions, where order is not first,
-    one matrix of a few samples at a time, at most 256 MiB: faster than two products with the factors); anchors and
-    target once (full: three times as much). Limit: the device's matrix products. Memory: 24 bytes a parameter
-    beside the model; a second model for cwsd. A second target costs its own gradients and the second pass.
+    Cost: the warm-up, 6N FLOPs per token of its samples; then two passes over the pool, each 2N forward, 2N backward
+    and 2N for each sum or product, which never materialise a sample's whole gradient (for two directions, where order
+    is not first, one matrix of a few samples at a time, at most 256 MiB: faster than two products with the factors);
+    anchors and target once (order=full: three times as much). Bottleneck: the device's matrix products. Memory: 24
+    bytes per parameter in addition to the model; a second model for cwsd. A second target costs its own gradients and
+    the second pass.
 
-    Departures: the paper is silent on lam, tau and the warm-up's share, and on the map w; here lam=1 and tau=2, the
-    published code's defaults, and entropy_inv, which is the one of its maps that the paper's words fit. The published
-    code keeps raw second moments and steps by eta on summed gradients (step=sum). tau^2 and the bias correction are the
-    code's and ours. Anchors are a share of the pool (in the paper 2,048 samples). With --checkpoints nothing is known
-    of what they were trained on, so only anchors are set aside.
+    Departures: the paper does not give lam, tau, the warm-up's share or the map w; here lam=1 and tau=2, the published
+    code's defaults, and entropy_inv, the one of its maps that fits the paper's description. The published code keeps
+    raw second moments and steps by eta on summed gradients (step=sum). tau^2 is taken from that code; the bias
+    correction is ours. Anchors are a share of the pool (in the paper 2,048 samples). With --checkpoints it is unknown
+    what they were trained on, so only the anchors are held out.
 
     Reference: DualSFT, arXiv:2605.06166, Equations 3 to 7 and 12, Lemma 1, Appendix C.
 
@@ -80,47 +82,47 @@ class Dualsft(Score):
     columns: ClassVar = {"first": "float64", "second": "float64"}
 
     order: Literal["first", "diagonal", "full"] = "diagonal"
-    """Of the expansion of L_val: without curvature; with AdamW's scale for it; with the Hessian (small models)."""
+    """Order of the expansion of L_val: no curvature; AdamW's scale as the curvature; the Hessian (small models)."""
     eta: float = 2e-5
-    """Learning rate of the step that is judged."""
+    """Learning rate of the step that is scored."""
     step: Literal["mean", "sum"] = "mean"
     """The step goes along the mean of the gradients (eta / N), or along their sum."""
     curvature_scale: float = 1.0
-    """What h is multiplied with."""
+    """Factor that h is multiplied by."""
     preserve: Literal["cwsd", "l2", "fisher", "none"] = "cwsd"
-    """What keeps the model's abilities: distillation on anchors; nearness to the model before, plain or by Fisher's."""
+    """How abilities are preserved: distillation on anchors; distance to the initial model, plain or Fisher-weighted."""
     lam: float = 1.0
-    """What that counts for, beside the target's loss."""
+    """Weight of L_pre relative to the target's loss."""
     tau: float = 2.0
     """Temperature of cwsd."""
     squared_tau: bool = True
-    """Whether cwsd is multiplied with tau^2, as distillation usually is."""
+    """Whether cwsd is multiplied by tau^2, as distillation usually is."""
     confidence: Literal["entropy_inv", "max_prob", "uniform"] = "entropy_inv"
-    """How an anchor is weighted, by the model before."""
+    """How an anchor is weighted, by the predictions of the model before the warm-up."""
     normalize: Literal["anchors", "confidence"] = "anchors"
-    """Whether cwsd is over the number of anchors, or over the sum of their weights."""
+    """Whether cwsd is divided by the number of anchors, or by the sum of their weights."""
     anchors_share: float = 0.05
-    """Share of the pool that is set aside as anchors."""
+    """Share of the pool that is held out as anchors."""
     anchors_seed: int = 0
-    """What the anchors are drawn by."""
+    """Seed of the draw of anchors."""
     beta2: float = 0.999
-    """AdamW's; take the training's own."""
+    """AdamW's beta2; use the training's own value."""
     eps: float = 1e-8
-    """AdamW's; take the training's own."""
+    """AdamW's eps; use the training's own value."""
     warmup: float = 0.05
-    """Share of the pool that the warm-up learns from."""
+    """Share of the pool that the warm-up trains on."""
     epochs: float = 1.0
-    """Of the warm-up."""
+    """Epochs of the warm-up."""
     lr: float = 2e-5
-    """Of the warm-up."""
+    """Learning rate of the warm-up."""
     batch_size: int = 64
-    """Of the warm-up."""
+    """Batch size of the warm-up."""
     micro_batch_size: int = 16
-    """Rows of the warm-up that go through the model at once."""
+    """Rows per forward pass in the warm-up."""
     lora_r: int = 0
-    """Rank of LoRA's matrices in the warm-up; 0: all parameters are trained, and have gradients."""
+    """LoRA rank in the warm-up; 0: all parameters are trained, and the gradients are those of all."""
     warmup_seed: int = 42
-    """What the warm-up's samples are drawn by, and their order."""
+    """Seed of the draw and the order of the warm-up's samples."""
 
     def __post_init__(self) -> None:
         for name in ("warmup", "anchors_share"):
@@ -173,7 +175,7 @@ class Dualsft(Score):
     def distillation(self, student: Tensor, teacher: Tensor | None, sample: Tensor, n: int) -> Tensor:
         """w(x) tau^2 times the mean over each sample's tokens of KL(teacher || student), at temperature tau: [n].
 
-        student, teacher: logits [S, V]. sample: which of the n samples each token is of, [S]."""
+        student, teacher: logits [S, V]. sample: which of the n samples each token belongs to, [S]."""
         assert teacher is not None
         log_p, log_p0 = ((logits / self.tau).log_softmax(-1) for logits in (student, teacher.to(student)))
         kl = (log_p0.exp() * (log_p0 - log_p)).sum(-1)
@@ -183,7 +185,7 @@ class Dualsft(Score):
         return weight * mean * (self.tau**2 if self.squared_tau else 1.0)
 
     def _confidence_of(self, log_p: Tensor) -> Tensor:
-        """Of each token's distribution at temperature tau [S, V]: [S]."""
+        """Confidence, [S], from each token's log-probabilities at temperature tau, [S, V]."""
         if self.confidence == "uniform":
             return log_p.new_ones(len(log_p))
         if self.confidence == "max_prob":
@@ -206,7 +208,7 @@ class Dualsft(Score):
     # --- the directions ----------------------------------------------------------------------------------
 
     def _along_pool(self, at: CheckpointView, state: Directions) -> Mapping[str, Tensor]:
-        """G / N, which Hessians are applied to."""
+        """G / N, the vector that the Hessians are applied to."""
         return state.on(at, "pool.0/")
 
     def _opened(self, state: Arrays) -> Directions:
@@ -241,7 +243,7 @@ class Dualsft(Score):
         return v, bent
 
     def curvature(self, square: Any, step: int) -> Any:
-        """h, of AdamW's second moments after so many steps."""
+        """h, from AdamW's second moments after that many steps."""
         return self.curvature_scale * ((square / (1 - self.beta2**step)) ** 0.5 + self.eps)
 
     # --- the score ---------------------------------------------------------------------------------------
@@ -277,9 +279,9 @@ class Dualsft(Score):
         return score
 
     def of_parameter(self, state: Arrays, name: str, square: np.ndarray, step: int) -> tuple[np.ndarray, np.ndarray]:
-        """s v_j G_j and s^2/2 c_j G_j of each number of a parameter, float64 [*shape]: their difference is its score.
+        """s v_j G_j and s^2/2 c_j G_j of each element of a parameter, float64 [*shape]: their difference is its score.
 
-        square, step: AdamW's second moments, and after how many steps."""
+        square, step: AdamW's second moments, and after how many steps they were taken."""
         first, second = self.direction(state, name, square, step)
         total = float(state["pool.0/samples"][0]) * state[f"pool.0/{name}"][0].astype(np.float64)
         return first * total, second * total

@@ -11,20 +11,20 @@ from curate.kinds.signals import Logits
 
 @dataclass(frozen=True)
 class El2n(Score):
-    """How wrong the model is: the mean length of its error vectors at the answer's tokens.
+    """How wrong the model is: mean L2 norm of its error vectors over the answer's tokens.
 
     Formula, over the S supervised tokens of a sample, with p_t the model's distribution there and e(y_t) the one-hot
-    vector of the token that stands there:
+    vector of the actual token:
 
         score = (1/S) sum over t of ||p_t - e(y_t)||_2
 
     between 0 (sure and right) and sqrt 2 (sure and wrong). Data Diet keeps the highest.
 
-    Cost: one forward pass, 2N FLOPs a token, shared with the other scores asked for beside it. Limit: the device's
+    Cost: one forward pass, 2N FLOPs per token, shared with other scores requested together. Bottleneck: the device's
     matrix products.
 
-    Departures: the paper scores a classifier's one prediction for each example, and averages over ten models early in
-    training; the mean over tokens is ours. For several models, score by each under a --name and average in SQL.
+    Departures: the paper scores a classifier's single prediction per example, and averages over ten models early in
+    training; the mean over tokens is ours. For several models, score with each under its own --name and average in SQL.
 
     Reference: Paul, Ganguli, Dziugaite, "Deep Learning on a Data Diet", NeurIPS 2021, arXiv:2107.07075, Definition 2.3.
 
@@ -41,7 +41,7 @@ class El2n(Score):
         return (Pass("forward", self._score, requests={"answer": ForwardRequest(self._token)}),)
 
     def _token(self, at: Logits) -> Any:
-        error = at.p.clone()  # the square, multiplied out, would cancel where the model is sure
+        error = at.p.clone()  # expanding the square would lose digits to cancellation where the model is sure
         error.scatter_add_(1, at.labels[:, None], error.new_full((len(error), 1), -1.0))
         return error.norm(dim=1)
 

@@ -13,24 +13,25 @@ from curate.kinds.vectors import Aggregate
 
 @dataclass(frozen=True)
 class Embed(Score):
-    """Nearness to the target by a frozen sentence encoder: mean cosine of each sample with the target's examples.
+    """Similarity to the target by a frozen sentence encoder: mean cosine with the target's examples.
 
-    Formula, with e(x) the encoder's vector of a sample's text (all its contents, joined by newlines), of length 1:
+    Formula, with e(x) the encoder's vector of a sample's text (all its contents, joined by newlines), normalised to
+    length 1:
 
         mean:         score = mean over the target's examples v of  e(x) . e(v)  =  e(x) . (mean of e(v))
         max:          score = max over v of  e(x) . e(v)
         subtask_max:  score = max over sub-tasks of the mean over the sub-task's v of  e(x) . e(v)
 
-    The mean is taken of the target first and one product per sample remains, however many examples it has. The vectors
-    are stored (float16, with their norm) and serve every target, `curate neighbors` and the selectors on vectors;
-    without a target there are the vectors only. The encoder is `minilm` unless you name another in sentence-
-    transformers' layout: --model encoder=MODEL; its own pooling and its own maximal length are kept (minilm: 256
-    tokens, what is longer is cut and counted).
+    The target's mean is computed first, which leaves one product per sample, however many examples it has. The vectors
+    are stored (float16, with their norm) and reused for every target, by `curate neighbors` and by the selectors on
+    vectors; without a target only the vectors are computed. The encoder is `minilm` unless you name another in
+    sentence-transformers' layout: --model encoder=MODEL; its own pooling and maximum length apply (minilm: 256 tokens;
+    longer texts are truncated and counted).
 
-    Cost: one forward pass of the encoder, 2N FLOPs a token (minilm: N = 11 M without the embeddings), once for all
-    targets; a further target costs its own encoding and 2D FLOPs a sample. Limit: the device's matrix products.
+    Cost: one forward pass of the encoder, 2N FLOPs per token (minilm: N = 11 M without the embeddings), once for all
+    targets; a further target costs its own encoding and 2D FLOPs per sample. Bottleneck: the device's matrix products.
 
-    Departures: stored in float16, a cosine is off by up to about 1e-4.
+    Departures: vectors are stored in float16, so a cosine is off by up to about 1e-4.
 
     Reference: Reimers, Gurevych, "Sentence-BERT", EMNLP 2019, arXiv:1908.10084. As a selector of training data: ADAPT
     (ICLR 2026), Section 2.2. Aggregate `subtask_max`: LESS (ICML 2024, arXiv:2402.04333).

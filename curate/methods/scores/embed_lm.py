@@ -13,25 +13,26 @@ from curate.kinds.vectors import Aggregate
 
 @dataclass(frozen=True)
 class EmbedLm(Score):
-    """Nearness to the target in the model's own states: mean cosine with the target's examples.
+    """Similarity to the target in the model's own hidden states: mean cosine with the target's examples.
 
-    Formula, with h_l the last layer's state (behind its final norm) at token l = 1 ... L of the whole sample, its
+    Formula, with h_l the last layer's hidden state (after the final norm) at token l = 1 ... L of the whole sample, its
     prompt included:
 
         e(x) = sum over l of w_l h_l,   w_l = l / (1 + ... + L),   then divided by its length
         score = mean over the target's examples v of  e(x) . e(v)  =  e(x) . (mean of e(v))
 
-    A later token has seen more, so it weighs more; padding has no weight. `aggregate` takes the mean, the maximum, or
-    the maximum over sub-tasks of the sub-task's mean. The vectors are stored (float16, with their norm) and serve every
-    target, `curate neighbors` and the selectors on vectors; RDS+ is this with --selector round_robin. Without a target
-    there are the vectors only.
+    A later token has seen more of the sample, so it gets more weight; padding gets none. `aggregate` takes the mean,
+    the maximum, or the maximum over sub-tasks of the sub-task's mean. The vectors are stored (float16, with their norm)
+    and reused for every target, by `curate neighbors` and by the selectors on vectors; RDS+ is this score with
+    --selector round_robin. Without a target only the vectors are computed.
 
-    Cost: one forward pass, 2N FLOPs a token, without the output head; shared with the other scores by the same model
-    asked for beside it. A further target costs its own pass and 2D FLOPs a sample. Limit: the device's matrix products.
+    Cost: one forward pass, 2N FLOPs per token, without the output head; shared with other scores by the same model
+    requested together. A further target costs its own pass and 2D FLOPs per sample. Bottleneck: the device's matrix
+    products.
 
     Departures: the papers' code runs at batch size 1, where there is no padding to handle; here the weights count a
-    sample's own tokens only. RDS+ cuts at 2,048 tokens, here at the model's context (--set model.context=2048). Stored
-    in float16, a cosine is off by up to about 1e-4.
+    sample's own tokens only. RDS+ truncates at 2,048 tokens; here the limit is the model's context
+    (--set model.context=2048). Vectors are stored in float16, so a cosine is off by up to about 1e-4.
 
     Reference: Ivison et al., "Large-Scale Data Selection for Instruction Tuning" (RDS+), 2025, arXiv:2503.01807,
     Section 3; ADAPT (ICLR 2026), Section 5.3, which weighs training samples by it.
@@ -64,7 +65,7 @@ class EmbedLm(Score):
         return Pass("forward", self._vector, requests={"states": ForwardRequest(hidden=True, of=self._pooled)})
 
     def _pooled(self, batch: Forward) -> Columns:
-        """The position-weighted mean of each sample's states, float32 [B, D]; a state beyond its end is zero."""
+        """The position-weighted mean of each sample's hidden states, float32 [B, D]; those past its end are zero."""
         assert batch.hidden is not None
         places = batch.hidden.new_tensor(range(1, batch.hidden.shape[1] + 1))
         lengths = batch.hidden.new_tensor(batch.lengths)

@@ -16,25 +16,25 @@ from curate.models.logit_sketch import projected, released_scale
 
 @dataclass(frozen=True)
 class EmbedLogits(Score):
-    """Nearness to the target in the model's logits, projected on both sides (UDS's vectors).
+    """Similarity to the target in the model's logits, projected over tokens and vocabulary (UDS's vectors).
 
-    Formula, with L [N, V] the logits at all N tokens of the sample, and C [V, d1], D [N, d2] of signs by lot over the
-    roots of d1 and d2, a row of D belonging to a place in the sample:
+    Formula, with L [N, V] the logits at all N tokens of the sample, and C [V, d1], D [N, d2] matrices of random signs
+    divided by sqrt(d1) and sqrt(d2), each row of D belonging to a position in the sample:
 
         z(x) = vec(D^T L C) times the scale,    score = mean over the target's examples v of  cos(z(x), z(v))
 
-    The projection keeps squared distances in expectation. scale=released then multiplies by sqrt(V T) / 2, with T =
-    `length`, by which the published code's unnormalised transform makes distances larger: so that `uds` can take the
-    published alpha.
-    The logits are never made: L C = H (W^T C) with the last states H. The vectors are stored, and serve `uds`,
-    `curate neighbors` and every target; without a target there are the vectors only.
+    The projection preserves squared distances in expectation. scale=released then multiplies by sqrt(V T) / 2, with T =
+    `length`, the factor by which the published code's unnormalised transform enlarges distances, so that `uds` can use
+    the published alpha. The logits are never materialised: L C = H (W^T C) with the last hidden states H and the output
+    head W. The vectors are stored, and reused by `uds`, by `curate neighbors` and for every target; without a target
+    only the vectors are computed.
 
-    Cost: one forward pass without the output head, 2N FLOPs a token, shared with the other scores by the same model;
-    2 E d1 FLOPs a token, and 2 V E d1 once. Limit: the device's matrix products.
+    Cost: one forward pass without the output head, 2N FLOPs per token, shared with the other scores by the same model;
+    2 E d1 FLOPs per token, and 2 V E d1 once. Bottleneck: the device's matrix products.
 
-    Departures: the published code takes the real part of a Fourier transform at places drawn with replacement, of
-    zero-padded rows of 512, under dropout. Here the signs are independent, padding is zero and has no part, and dropout
-    is off. Stored in float16, with the length beside it.
+    Departures: the published code takes the real part of a Fourier transform at positions drawn with replacement, of
+    rows zero-padded to 512 tokens, with dropout on. Here the signs are independent, padding does not contribute, and
+    dropout is off. Vectors are stored in float16, with their norm.
 
     Reference: UDS, arXiv:2510.16882; code gfyddha/UDS, UDSamplingTrainer.py.
 
@@ -51,15 +51,15 @@ class EmbedLogits(Score):
     models: ClassVar = ("base",)
 
     d1: int = 128
-    """Numbers that the vocabulary is projected to: the paper's d1."""
+    """Dimensions that the vocabulary is projected to: the paper's d1."""
     d2: int = 8
-    """Numbers that the places in a sample are projected to: the paper's d2."""
+    """Dimensions that the positions in a sample are projected to: the paper's d2."""
     scale: Literal["released", "isometric"] = "released"
-    """Distances as large as the published code's in expectation, or as those of the logits themselves."""
+    """Whether distances match, in expectation, those of the published code or those of the logits themselves."""
     length: int = 512
-    """Of the published code's padded rows, for scale=released."""
+    """Length of the published code's padded rows, for scale=released."""
     seed: int = 0
-    """Of the signs."""
+    """Seed of the random signs."""
     aggregate: Aggregate = "mean"
     """Mean over the target's examples, their maximum, or the maximum over sub-tasks of the sub-task's mean."""
 

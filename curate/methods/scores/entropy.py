@@ -11,15 +11,15 @@ from curate.kinds.signals import Logits
 
 @dataclass(frozen=True)
 class Entropy(Score):
-    """How undecided the model is: the mean entropy of its distributions at the answer's tokens, in nats.
+    """How uncertain the model is: mean entropy of its predictions at the answer's tokens, in nats.
 
     Formula, over the S supervised tokens of a sample, with p_t the model's distribution over the V tokens there:
 
         score = (1/S) sum over t of H_t,    H_t = -sum over v of p_t(v) ln p_t(v),    0 <= H_t <= ln V
 
-    It does not look at what the answer says: a wrong answer the model is sure of has low entropy and a high `nll`.
+    It ignores what the answer actually is: where the model is sure of a different token, entropy is low and `nll` high.
 
-    Cost: one forward pass, 2N FLOPs a token, shared with the other scores asked for beside it. Limit: the device's
+    Cost: one forward pass, 2N FLOPs per token, shared with other scores requested together. Bottleneck: the device's
     matrix products.
 
     Reference: Settles, "Active Learning Literature Survey", 2009, Section 3.1 (uncertainty sampling by entropy); the
@@ -38,7 +38,7 @@ class Entropy(Score):
         return (Pass("forward", self._score, requests={"answer": ForwardRequest(self._token)}),)
 
     def _token(self, at: Logits) -> Any:
-        return -(at.p * at.log_p).nan_to_num(0.0).sum(1)  # where p is 0 its part is 0, also where ln p is -inf
+        return -(at.p * at.log_p).nan_to_num(0.0).sum(1)  # p = 0 contributes 0, even where ln p is -inf
 
     def _score(self, requests: Mapping[str, Columns], _: Arrays) -> Columns:
         return {"score": requests["answer"]["mean"]}

@@ -14,19 +14,20 @@ from curate.kinds.vectors import Groups
 class Graddot(Score):
     """Inner product of the sample's gradient with the target's: what a step on it does to the target's loss.
 
-    Formula, with g the gradient of the mean loss of a sample's supervised tokens by the parameters (all of --model, or
-    those that were trained of the last of --checkpoints), and v over the target's examples:
+    Formula, with g the gradient of the mean loss of a sample's supervised tokens with respect to the parameters (all of
+    --model, or those trained in the last of --checkpoints), and v over the target's examples:
 
         score_i = g_i . mean over v of g_v
 
-    or, with aggregate=subtask_max, the greatest over sub-tasks of the same with the sub-task's mean. It is to first
-    order what a gradient step on the sample takes off the target's loss, over the learning rate. Gradients are not
-    normalised, so a sample with a large one, as noise has, can score high by its length: `less` is with lengths of 1.
+    or, with aggregate=subtask_max, the maximum over sub-tasks of the product with the sub-task's mean. To first order
+    it is the decrease of the target's loss after a gradient step on the sample, divided by the learning rate. Gradients
+    are not normalised, so a sample with a large one, as noise has, can score high by its norm alone: `less` normalises
+    to length 1.
 
-    Cost: the target forward and backward once, 6N FLOPs a token; then 2N forward and 2N backward for each token of the
-    pool and 2N for the product, in which no gradient of a single sample is ever made: it is a derivative along one
-    direction. by=jvp finds it in forward mode, without a backward pass: 6N for each sub-task. Limit: the device's
-    matrix products. Memory: about 20 bytes for each parameter and sub-task.
+    Cost: the target forward and backward once, 6N FLOPs per token; then 2N forward and 2N backward for each token of
+    the pool and 2N for the product, which never materialises the gradient of a single sample: it is a directional
+    derivative. by=jvp computes it in forward mode, without a backward pass: 6N for each sub-task. Bottleneck: the
+    device's matrix products. Memory: about 20 bytes for each parameter and sub-task.
 
     Departures: none known.
 

@@ -15,20 +15,20 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Gradnorm(Score):
-    """Length of the sample's gradient: how much the model would have to change for it (GraNd).
+    """Norm of the sample's gradient: how much the model would have to change for it (GraNd).
 
     Formula, with l the mean loss of the sample's supervised tokens:
 
         score = | gradient of l by the parameters |_2
 
-    by all parameters of --model, or by those that were trained of the last of --checkpoints (LoRA's matrices, of an
-    adapter). It is high for what the model has yet to learn, and for noise; the paper keeps the highest.
+    with respect to all parameters of --model, or to those trained in the last of --checkpoints (for an adapter, LoRA's
+    matrices). It is high for what the model has yet to learn, and for noise; the paper keeps the highest.
 
-    Cost: 2N forward and 2N backward for each token, and about 2N more for the lengths of whole matrices' gradients,
-    which are never all in memory. Limit: the device's matrix products.
+    Cost: 2N forward and 2N backward for each token, and about 2N more for the norms of the matrices' gradients, which
+    are never all in memory at once. Bottleneck: the device's matrix products.
 
-    Departures: the paper averages over several models early in training; this is one model: average scores of several
-    --checkpoints by SQL. For language models the loss is averaged over tokens, where the paper has one label.
+    Departures: the paper averages over several models early in training; this is one model: average the scores of
+    several --checkpoints in SQL. For language models the loss is averaged over tokens, where the paper has one label.
 
     Reference: Paul et al., "Deep Learning on a Data Diet: Finding Important Examples Early in Training", NeurIPS 2021,
     arXiv:2107.07075, Definition 2.1; LHAS (arXiv:2605.30537), Appendix A, where it is a selector.

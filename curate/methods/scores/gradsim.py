@@ -19,17 +19,17 @@ if TYPE_CHECKING:
 class Gradsim(Score):
     """Similarity of the sample's gradient to the mean gradient of the pool.
 
-    Formula, with g_i the gradient of the mean loss of sample i's supervised tokens by the parameters (all of --model,
-    or those that were trained of the last of --checkpoints), and i over all N samples that have one:
+    Formula, with g_i the gradient of the mean loss of sample i's supervised tokens with respect to the parameters (all
+    of --model, or those trained in the last of --checkpoints), and i over all N samples that have one:
 
         score_i = cos(g_i, G),    G = mean over i of g_i
 
-    It is high for what pulls where most of the pool pulls: the gradient selector of LHAS's other reading (`gradnorm` is
-    the one). Column: `length` |g_i|.
+    It is high for samples whose gradient agrees with most of the pool's. LHAS's gradient selector can be read as this
+    score or as `gradnorm`. Column: `length` |g_i|.
 
-    Cost: two passes, each 2N forward and 2N backward for each token; the first adds gradients up (2N more), the second
-    takes their lengths and inner products with G (4N more). Limit: the device's matrix products. It holds about 20
-    bytes for each parameter. New data changes G, so the score is of the pool.
+    Cost: two passes, each 2N forward and 2N backward for each token; the first sums the gradients (2N more), the second
+    computes their norms and inner products with G (4N more). Bottleneck: the device's matrix products. Memory: about 20
+    bytes per parameter. New data changes G, so the score depends on the whole pool.
 
     Departures: the paper compares with the current batch; offline that is the pool.
 

@@ -13,24 +13,25 @@ from curate.kinds.signals import Logits
 
 @dataclass(frozen=True)
 class Ifd(Score):
-    """Instruction-following difficulty: how little the prompt helps the model to the answer.
+    """Instruction-following difficulty: how little the prompt helps the model predict the answer.
 
     Formula, with nll(A | Q) the mean negative log likelihood of the answer's tokens given the prompt, and nll(A) that
-    of the same tokens without it (behind the token that begins a text):
+    of the same tokens without it (after the beginning-of-text token):
 
         loss:  ifd = nll(A | Q) / nll(A)                      Cherry
         ppl:   ifd = exp(nll(A | Q)) / exp(nll(A))            Superfiltering
 
-    A high ratio is a hard sample; above 1 the prompt misleads, so the papers take the highest that are at most 1, and
-    those above have no score here unless `above_one=keep`. Columns: `given` = nll(A | Q), `alone` = nll(A), `ratio`.
+    A high ratio marks a hard sample; above 1 the prompt misleads, so the papers take the highest ratios that are at
+    most 1, and those above get no score here unless `above_one=keep`. Columns: `given` = nll(A | Q), `alone` = nll(A),
+    `ratio`.
 
-    Cost: two forward passes, 2N FLOPs a token, over the whole sample and over its answer; the first is shared with the
-    other scores asked for beside it. Limit: the device's matrix products.
+    Cost: two forward passes, 2N FLOPs per token, over the whole sample and over its answer; the first is shared with
+    other scores requested together. Bottleneck: the device's matrix products.
 
-    Departures: Cherry puts "### Response:" before the answer alone, Superfiltering nothing, and its first token is then
-    not averaged. Here the tokens of both are those of the chat template, and the same; where the tokenizer has no token
-    that begins a text, the answer's first token is averaged in nll(A | Q) only. Cherry first fine-tunes the model on a
-    few of the samples; name such a model by --model.
+    Departures: Cherry puts "### Response:" before the answer where it is scored alone, Superfiltering puts nothing
+    there, so its first token is not averaged. Here both losses are over the same tokens, those of the chat template;
+    where the tokenizer has no beginning-of-text token, the answer's first token is averaged in nll(A | Q) only. Cherry
+    first fine-tunes the model on a few of the samples; pass such a model as --model.
 
     Reference: Li et al., "From Quantity to Quality" (Cherry LLM), NAACL 2024, arXiv:2308.12032, Equation 3; Li et al.,
     "Superfiltering", ACL 2024, arXiv:2402.00530.
@@ -47,7 +48,7 @@ class Ifd(Score):
     of: Literal["loss", "ppl"] = "loss"
     """Ratio of losses (Cherry) or of perplexities (Superfiltering)."""
     above_one: Literal["null", "keep"] = "null"
-    """What becomes of a ratio above 1: no score, as in the papers, or kept."""
+    """Whether a ratio above 1 gets no score, as in the papers, or is kept."""
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
         requests = {"given": ForwardRequest(self._token), "alone": ForwardRequest(self._token, view="answer")}

@@ -17,7 +17,7 @@ class Length(Score):
     Formula: score = number of maximal runs of characters other than white space in the assistant's turns
     (raw text: in the text). Columns: `words` and `chars` of the whole sample, `turns` (messages; 0 for raw text).
 
-    Cost: reads the pool once; no FLOPs. Limit: reading.
+    Cost: reads the pool once; no FLOPs. Bottleneck: reading.
 
     Reference: Zhao, Andriushchenko, Croce, Flammarion, "Long Is More for Alignment", ICML 2024,
     arXiv:2402.04833, who keep the longest responses. They count a model's tokens; words need no model.

@@ -21,11 +21,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Less(Score):
-    """How far Adam's step on a sample goes along the target's gradient, by random projections (LESS).
+    """Alignment of Adam's step on a sample with the target's gradient, by random projections (LESS).
 
-    Formula, at the checkpoint c of a warm-up, with g the gradient of the mean loss of a sample's supervised tokens by
-    the parameters that were trained, m and v the moments of AdamW as they were saved, and P a random projection to
-    `dim` numbers:
+    Formula, at the checkpoint c of a warm-up, with g the gradient of the mean loss of a sample's supervised tokens with
+    respect to the trained parameters, m and v AdamW's saved moments, and P a random projection to `dim` dimensions:
 
         m' = 0.9 m + 0.1 g,    v' = 0.999 v + 0.001 g^2    (elementwise; beta1, beta2)
         Gamma = m' / sqrt(v' + 1e-8)                                    variant=code
@@ -33,22 +32,22 @@ class Less(Score):
         S[i, j] = sum over c of  w_c <P Gamma_i, P g_j> / (|P Gamma_i| |P g_j|)
         score_i = max over sub-tasks of the mean over the sub-task's examples j of S[i, j]
 
-    w_c is the mean learning rate of the epoch that ends with c, over the sum of all. Of the target's examples the
-    gradient is raw. The samples' features (float16, of unit length, with their norms, one of each checkpoint) do not
-    depend on the target: a second one costs its own gradients, and a product. Without a target there are the features
-    only. Checkpoints are those of the method's own warm-up (LoRA, a share of the pool, drawn by lot; trained once, kept
-    in prepared/), or of --checkpoints: a run, or folders that Hugging Face's Trainer, peft or torch wrote, whose
-    optimizer.pt is read by the parameters' names.
+    w_c is the mean learning rate of the epoch that ends with c, divided by the sum over all epochs. The target's
+    examples use the raw gradient. The samples' features (float16, of unit length, with their norms, one per checkpoint)
+    do not depend on the target: a second target costs only its own gradients and a product. Without a target only the
+    features are computed. Checkpoints are those of the method's own warm-up (LoRA, on a share of the pool drawn at
+    random; trained once, kept in prepared/), or those of --checkpoints: a run, or folders written by Hugging Face's
+    Trainer, peft or torch, whose optimizer.pt is read by parameter name.
 
-    Cost: the warm-up, 4N FLOPs a token of its epochs; then at each checkpoint 2N forward and 2N backward for each token
-    of the pool and of the target (no weight of a frozen matrix has a gradient), and of each LoRA matrix an outer
-    product; and 2 dim bytes a sample and checkpoint. Limit: the device's matrix products. The sparse projection costs
-    an addition for each number of a gradient, the dense one 2 dim.
+    Cost: the warm-up, 4N FLOPs per token of its epochs; then at each checkpoint 2N forward and 2N backward for each
+    token of the pool and of the target (frozen matrices get no weight gradient), and an outer product for each LoRA
+    matrix; storage: 2 dim bytes per sample and checkpoint. Bottleneck: the device's matrix products. The sparse
+    projection costs one addition per element of a gradient, the dense one 2 dim FLOPs.
 
-    Departures: batches of any size, where the authors' code runs at batch size 1; a sample's gradient is the one that
-    it has alone. Projection by projector=sjlt unless told; rademacher is the authors' kind. Features are stored
-    normalised, so a score is off by up to about 1e-5. Nothing is left out of the pool for having been in the warm-up,
-    as in the paper.
+    Departures: batches of any size, where the authors' code runs at batch size 1; a sample's gradient does not depend
+    on its batch. The projection defaults to projector=sjlt; rademacher is the authors' kind. Features are stored
+    normalised, so a score is off by up to about 1e-5. As in the paper, samples of the warm-up are scored like all
+    others.
 
     Reference: Xia et al., "LESS: Selecting Influential Data for Targeted Instruction Tuning", ICML 2024,
     arXiv:2402.04333, Section 3 and Definition 3.1; its code for eps inside the root and no bias correction.
@@ -69,41 +68,41 @@ class Less(Score):
     keep_subtasks: bool = False
     """Keep every sub-task's mean in the column `subtasks`; not with the aggregate `max`."""
     variant: Literal["code", "paper", "sgd"] = "code"
-    """Gamma as the authors' code has it, or as the paper; sgd: the raw gradient, which needs no optimizer's state."""
+    """Gamma as in the authors' code, or as in the paper; sgd: the raw gradient, which needs no optimizer state."""
     beta1: float = 0.9
-    """Adam's; take the training's own."""
+    """Adam's beta1; use the training's own value."""
     beta2: float = 0.999
-    """Adam's; take the training's own."""
+    """Adam's beta2; use the training's own value."""
     eps: float = 1e-8
-    """Adam's; in variant=code inside the root, where it bounds the denominator by 1e-4."""
+    """Adam's eps; variant=code has it inside the root, so that the denominator is at least 1e-4."""
     dim: int = 8192
-    """Numbers of a projected gradient."""
+    """Dimensions of a projected gradient."""
     projector: Literal["sjlt", "rademacher", "none"] = "sjlt"
-    """sjlt: sparse, at the speed of memory. rademacher: dense, as the authors'. none: gradients as they are."""
+    """sjlt: sparse, limited by memory bandwidth. rademacher: dense, as the authors'. none: gradients as they are."""
     nonzeros: int = 1
-    """To how many places a number goes in the sparse projection."""
+    """How many output dimensions each gradient element contributes to in the sparse projection."""
     seed: int = 0
-    """Of the projection; features of other seeds cannot be compared."""
+    """Seed of the projection; features with different seeds cannot be compared."""
     warmup: float = 0.05
-    """Share of the pool that the warm-up learns from."""
+    """Share of the pool that the warm-up trains on."""
     epochs: float = 4.0
-    """Of the warm-up; there is a checkpoint of each."""
+    """Epochs of the warm-up; each ends with a checkpoint."""
     lr: float = 2e-5
-    """Of the warm-up."""
+    """Learning rate of the warm-up."""
     batch_size: int = 128
-    """Of the warm-up."""
+    """Batch size of the warm-up."""
     micro_batch_size: int = 16
-    """Rows of the warm-up that go through the model at once."""
+    """Rows per forward pass in the warm-up."""
     lora_r: int = 128
-    """Rank of the warm-up's LoRA matrices; 0: all parameters are trained, and have gradients."""
+    """Rank of the warm-up's LoRA matrices; 0: all parameters are trained, and the gradients are those of all."""
     lora_alpha: float = 512.0
-    """LoRA's factor."""
+    """LoRA's scaling factor alpha."""
     lora_dropout: float = 0.1
-    """Dropout before LoRA's matrices in the warm-up; gradients are taken without."""
+    """Dropout before LoRA's matrices in the warm-up; gradients are computed without it."""
     lora_targets: str = "q_proj,k_proj,v_proj,o_proj"
-    """Modules that LoRA goes beside, as `curate train` has them."""
+    """Modules that get LoRA matrices, as in `curate train`."""
     warmup_seed: int = 42
-    """What the warm-up's samples are drawn by, and their order."""
+    """Seed of the draw and the order of the warm-up's samples."""
 
     def __post_init__(self) -> None:
         if self.keep_subtasks and self.aggregate == "max":
@@ -111,7 +110,7 @@ class Less(Score):
         if not 0 < self.warmup <= 1:
             raise CurateError(f"warmup={self.warmup:g} of less is a share of the pool, above 0 and at most 1.")
         if self.dim < 1:
-            raise CurateError(f"dim={self.dim} of less: a projected gradient has at least one number.")
+            raise CurateError(f"dim={self.dim} of less: a projected gradient has at least one dimension.")
 
     def keeps_subtasks(self) -> bool:
         return self.keep_subtasks
@@ -151,7 +150,7 @@ class Less(Score):
         return self.gamma(g, mean, square, at.moments.step)
 
     def gamma(self, g: Tensor, m: Tensor, v: Tensor, t: int) -> Tensor:
-        """Adam's step on each of B gradients, [B, n], after t steps whose moments are m and v, [n]; writes into g."""
+        """Adam's step on each of B gradients, [B, n], after t steps whose moments are m and v, [n]; overwrites g."""
         second = (g * g).mul_(1 - self.beta2).add_(self.beta2 * v)
         first = g.mul_(1 - self.beta1).add_(self.beta1 * m)
         if self.variant == "code":

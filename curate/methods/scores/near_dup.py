@@ -23,28 +23,29 @@ _AT_ONCE = 1 << 16  # pairs that are compared before the next are looked up
 
 @dataclass(frozen=True)
 class NearDup(Score):
-    """Which samples repeat others but for small changes: clusters of near-duplicates, and which of each to keep.
+    """Clusters of near-duplicates (samples that repeat others with small changes), and which of each to keep.
 
-    Formula: 1 / (a sample's place in its cluster), so 1 is the one to keep, or has no like (`--where "near_dup = 1"`).
-    Columns: `cluster`, the id of the one to keep; `size` of the cluster; `keep`. Clusters are connected components of
-    the pairs that are alike. A pair is alike where every message of one is like its counterpart in the other, of the
-    same role (a tool's call being part of what is said):
+    Formula: 1 / (a sample's rank in its cluster), so 1 is the one to keep, or has no near-duplicate
+    (`--where "near_dup = 1"`). Columns: `cluster`, the id of the one to keep; `size` of the cluster; `keep`. Clusters
+    are connected components of the similar pairs. A pair is similar where every message of one is similar to its
+    counterpart of the same role in the other (a tool call counts as part of its message):
 
-        J(a, b) >= threshold                            Jaccard index of their words, each as often as it occurs
-        |LCS(a, b)| >= (1 - replaced) min(|a|, |b|)     the shorter stands in the longer, in its order, nearly whole
+        J(a, b) >= threshold                            Jaccard index of their words, with multiplicity
+        |LCS(a, b)| >= (1 - replaced) min(|a|, |b|)     the shorter is nearly a subsequence of the longer
 
-    The second tells words added (an opening, a thank-you) from words replaced (the numbers of the same exercise), which
-    in templated data are other samples. Only candidates are compared: pairs whose MinHash signatures of `permutations`
-    numbers, over shingles of `ngram` words, agree in one of `permutations / band` bands. Where more than `window`
-    samples share a band, each is compared with the next `window` of them in the order of their signatures.
+    The second condition tells words added (an opening, a thank-you) from words replaced (the numbers of the same
+    exercise), which in templated data make a different sample. Only candidates are compared: pairs whose MinHash
+    signatures of `permutations` values, over shingles of `ngram` words, agree in one of `permutations / band` bands.
+    Where more than `window` samples share a band, each is compared with the next `window` of them in the order of their
+    signatures.
 
-    Cost: reads and tokenises the pool twice; no FLOPs. Limit: hashing shingles; then comparing candidates, by one
-    process, some 30 microseconds each. Memory: 8 bytes a band and sample while bands are compared; 16 bytes a pair, of
-    which there are few in real data and some 50 a sample where all samples are of one template; 4 bytes a word of all
-    candidates.
+    Cost: reads and tokenises the pool twice; no FLOPs. Bottleneck: hashing shingles; then comparing candidates, in one
+    process, about 30 microseconds each. Memory: 8 bytes per band and sample while bands are compared; 16 bytes per
+    pair, of which there are few in real data and about 50 per sample where all samples share one template; 4 bytes per
+    word of all candidates.
 
-    Departures: the usual rule is the Jaccard index of shingles alone (`replaced=1` leaves the order of words out). With
-    it every exercise of one template is a duplicate of the others. Clusters may chain: their ends need not be alike.
+    Departures: the usual rule is the Jaccard index of shingles alone (`replaced=1` ignores word order). Under that rule
+    every exercise of one template is a duplicate of the others. Clusters may chain: their ends need not be similar.
 
     Reference: Broder, "On the Resemblance and Containment of Documents", 1997; Lee et al., "Deduplicating Training Data
     Makes Language Models Better", ACL 2022, arXiv:2107.06499, Appendix A (MinHash, bands, connected components).
@@ -59,21 +60,21 @@ class NearDup(Score):
     columns: ClassVar = {"cluster": "id", "size": "int32", "keep": "bool"}
 
     threshold: float = 0.7
-    """Jaccard index of the words of two messages, at least. [chosen here; Lee et al. take an edit similarity of 0.8]"""
+    """Lowest Jaccard index of two messages' words. [chosen here; Lee et al. take an edit similarity of 0.8]"""
     replaced: float = 0.03
-    """Share of the shorter message's words that need not stand in the longer, at most; 1: order does not matter."""
+    """Largest share of the shorter message's words that may be missing from the longer; 1: order does not matter."""
     keep: Literal["longest", "shortest", "lowest_id"] = "longest"
-    """Which of a cluster is kept; of equals the lowest id."""
+    """Which of a cluster is kept; ties go to the lowest id."""
     ngram: int = 2
-    """Words of a shingle."""
+    """Words per shingle."""
     permutations: int = 128
-    """Numbers of a signature."""
+    """Values per MinHash signature."""
     band: int = 4
-    """Numbers of a band. More miss more pairs, fewer compare more."""
+    """Values per band. More miss more pairs, fewer compare more."""
     window: int = 4
-    """Samples of one band that a sample is compared with."""
+    """How many samples of the same band a sample is compared with."""
     seed: int = 1
-    """Of the permutations."""
+    """Seed of the permutations."""
 
     def __post_init__(self) -> None:
         good = 0 < self.threshold <= 1 and 0 <= self.replaced <= 1 and min(self.ngram, self.band, self.window) >= 1
@@ -91,15 +92,15 @@ class NearDup(Score):
             Pass("flag", self._flag),
         )
 
-    # Signatures, and the pairs that they bring up
+    # Signatures, and the candidate pairs they yield
 
     def _sign(self, batch: Text, _: Arrays) -> Arrays:
-        """Of every sample with words, its id and one number for each band of its signature, uint64 [n, bands]."""
+        """The id of every sample with words, and one hash for each band of its signature, uint64 [n, bands]."""
         from datasketch import MinHash
 
         words, ends = _hashes(batch.whole)
         shingles, ends = _shingles(words, ends, self.ngram)
-        some = np.flatnonzero(np.diff(ends))  # what has no words is like nothing
+        some = np.flatnonzero(np.diff(ends))  # a sample without words has no near-duplicate
         sets = (shingles[ends[i] : ends[i + 1]] for i in some)
         bands = np.zeros((len(some), self.permutations // self.band), np.uint64)
         made = MinHash.generator(sets, num_perm=self.permutations, seed=self.seed, hashfunc=int)
@@ -114,7 +115,7 @@ class NearDup(Score):
         ids, bands = _joined(partials, ids=np.zeros(0, np.uint64), bands=np.zeros((0, 1), np.uint64))
         n, pairs = np.uint64(len(ids)), np.zeros(0, np.uint64)
         for b in range(bands.shape[1] if len(ids) else 0):
-            near = [bands[:, (b + k) % bands.shape[1]] for k in (2, 1, 0)]  # within a band by the next two
+            near = [bands[:, (b + k) % bands.shape[1]] for k in (2, 1, 0)]  # within a band ordered by the next two
             order = np.lexsort([ids, *near])
             same, found = bands[order, b], [pairs]
             for step in range(1, min(self.window, len(order) - 1) + 1):
@@ -128,10 +129,11 @@ class NearDup(Score):
     # Candidates compared, and clusters
 
     def _words(self, batch: Text, pairs: _Pairs) -> Arrays:
-        """The words of those samples that are in a pair, message by message; and the pairs whose first is here."""
+        """The words of this batch's samples that are in a pair, message by message; and the pairs whose first is
+        one."""
         some = np.flatnonzero(np.isin(batch.ids, pairs.members))
         said = pl.element().struct.field
-        parts = [said("content"), said("extra")]  # a tool's call is part of what is said
+        parts = [said("content"), said("extra")]  # a tool call is part of its message
         contents = pl.col("messages").list.eval(pl.concat_str(parts, separator="\n", ignore_nulls=True))
         roles = pl.col("messages").list.eval(said("role"))
         frame = batch.frame[some.tolist()].select(
@@ -150,12 +152,12 @@ class NearDup(Score):
         }
 
     def _clusters(self, partials: Iterable[Arrays]) -> Arrays:
-        """Of every sample in a cluster, by id: the id of the one to keep, its own place, and the cluster's size."""
+        """For every sample in a cluster, by id: the id of the one to keep, its own rank, and the cluster's size."""
         none = {"ids": np.uint64, "messages": np.int64, "roles": np.uint32, "lengths": np.int64, "words": np.uint32}
         empty = {name: np.zeros(0, kind) for name, kind in none.items()}
         *texts, pairs = _joined(partials, **empty, pairs=np.zeros((0, 2), np.uint64))
         told = _Told(*texts)
-        pairs = pairs[np.isin(pairs, told.ids).all(1)]  # but those of which one could not be read
+        pairs = pairs[np.isin(pairs, told.ids).all(1)]  # without those of which one could not be read
         label = _components(told.ids, pairs, lambda a, b: self._alike(told, a, b))
         size = np.bincount(label, minlength=len(label))[label]
         ranked = np.lexsort([told.ids, self._worse(told), label])
@@ -187,7 +189,7 @@ class NearDup(Score):
             return False
         return self.replaced == 1 or common >= wanted and LCSseq.similarity(a.tolist(), b.tolist()) >= wanted
 
-    # What is told of each sample
+    # What is reported for each sample
 
     def _flag(self, batch: Text, state: Arrays) -> Columns:
         ids, known = batch.ids, state["ids"]
@@ -201,7 +203,7 @@ class NearDup(Score):
 
 
 class _Pairs:
-    """Pairs of ids, by their first. members: all that are in one, ascending."""
+    """Pairs of ids, sorted by the first. members: all ids that are in a pair, ascending."""
 
     def __init__(self, state: Arrays):
         pairs = state["pairs"]
@@ -221,7 +223,7 @@ class _Told:
     def __init__(
         self, ids: np.ndarray, messages: np.ndarray, roles: np.ndarray, lengths: np.ndarray, words: np.ndarray
     ):
-        """messages: of each sample. roles, lengths: who speaks in each message, and its words."""
+        """messages: how many each sample has. roles, lengths: of each message, its role and its number of words."""
         self.ids, self._words, self._roles = ids, words, roles
         self._ends = np.append(0, np.cumsum(lengths))
         self._first = np.append(0, np.cumsum(messages))
@@ -244,7 +246,7 @@ def _components(ids: np.ndarray, pairs: np.ndarray, alike: Callable[[int, int], 
             parent[i] = i = parent[parent[i]]
         return i
 
-    for start in range(0, len(pairs), _AT_ONCE):  # few at once as Python's own numbers
+    for start in range(0, len(pairs), _AT_ONCE):  # in chunks, as Python ints take more memory
         for a, b in rank[np.searchsorted(ids, pairs[start : start + _AT_ONCE], sorter=rank)].tolist():
             if (x := root(a)) != (y := root(b)) and alike(a, b):
                 parent[max(x, y)] = min(x, y)
@@ -252,13 +254,13 @@ def _components(ids: np.ndarray, pairs: np.ndarray, alike: Callable[[int, int], 
 
 
 def _hashes(texts: pl.Series) -> tuple[np.ndarray, np.ndarray]:
-    """The words of texts as numbers, uint32 [N], text after text, and where each text ends, int64 [B + 1]."""
+    """The words of texts as hashes, uint32 [N], text after text, and where each text ends, int64 [B + 1]."""
     words = split_words(texts, _TOKENS)
     return words.numbers(4).astype(np.uint32), words.ends
 
 
 def _shingles(words: np.ndarray, ends: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
-    """Every run of n words within a text as a number, uint32; of a shorter text, the whole; and where each ends."""
+    """Every run of n words within a text as a hash, uint32; a shorter text as a whole; and where each text ends."""
     length, at = np.diff(ends), np.arange(len(words))
     stop = np.repeat(ends[1:], length)
     padded, mixed = np.append(words, np.zeros(n, np.uint32)).astype(np.uint64), np.zeros(len(words), np.uint64)

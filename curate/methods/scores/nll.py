@@ -15,16 +15,16 @@ from curate.kinds.signals import Logits
 class Nll(Score):
     """How likely the model finds the answer: the mean log likelihood of its tokens, given the prompt.
 
-    Formula, over the S supervised tokens y_t of a sample (the assistant's turns; of raw text all):
+    Formula, over the S supervised tokens y_t of a sample (the assistant's turns; in raw text, all tokens):
 
         nll = -(1/S) sum over t of ln p(y_t | y_<t),    ppl = exp(nll),    score = -nll
 
     The tokens before an answer condition it and are not averaged. Columns: `nll`, `ppl`, `tokens` (S).
 
-    Cost: one forward pass, 2N FLOPs a token, shared with the other scores that are asked for beside it; supervised
-    tokens alone go through the output head. Limit: the device's matrix products.
+    Cost: one forward pass, 2N FLOPs per token, shared with other scores requested together; only supervised tokens go
+    through the output head. Bottleneck: the device's matrix products.
 
-    Departures: "PPL" of ADAPT's Section 2.2 is nll, to be minimised; here the sign is turned, since higher is better.
+    Departures: "PPL" of ADAPT's Section 2.2 is nll, to be minimised; here the sign is flipped, since higher is better.
     Selecting the *hardest* samples (LHAS, Appendix A) is `--by -nll`.
 
     Reference: Marion et al., "When Less is More: Investigating Data Pruning for Pretraining LLMs at Scale",

@@ -14,25 +14,26 @@ from curate.models.logit_sketch import singular_values
 
 @dataclass(frozen=True)
 class Nuclear(Score):
-    """Nuclear norm of the model's logits: how much it says, in how many directions (UDS's utility).
+    """Nuclear norm of the model's logits: how large they are, in how many directions (UDS's utility).
 
     Formula, with L [N, V] the logits at all N tokens of the sample, its prompt included, and s_i their singular values:
 
         score = sum over i of s_i(L) = ||L||_*
 
-    divided by N for normalize=tokens; by ||L||_F = sqrt(sum of s_i^2) for normalize=frobenius, which is then between 1
-    and the root of min(N, V): in how many directions alone. UDS keeps the highest, with how far a sample is from those
-    chosen before: the selector `uds`.
+    divided by N for normalize=tokens; by ||L||_F = sqrt(sum of s_i^2) for normalize=frobenius, which then lies between
+    1 and the square root of min(N, V) and measures the number of directions alone. UDS selects by it plus the distance
+    to the samples chosen before: the selector `uds`.
 
-    The logits are never made: they are H W^T with the last states H and the output head W, so the singular values are
-    those of H S, with S S^T = W^T W, E by E instead of V.
+    The logits are never materialised: they are H W^T with the last hidden states H and the output head W, so the
+    singular values are those of H S, with S S^T = W^T W, and S is E by E instead of E by V.
 
-    Cost: one forward pass without the output head, 2N FLOPs a token, shared with the other scores by the same model;
-    2 E^2 FLOPs a token for H S, and the singular values of an N by E matrix. Limit: the device's matrix products.
+    Cost: one forward pass without the output head, 2N FLOPs per token, shared with the other scores by the same model;
+    2 E^2 FLOPs per token for H S, and the singular values of an N by E matrix. Bottleneck: the device's matrix
+    products.
 
-    Departures: the published code takes logits of zero-padded rows of 512 under dropout; here padding has no part, and
-    dropout is off. As there, long samples score higher unless `normalize` says otherwise. Models that scale or cap
-    their logits are refused.
+    Departures: the published code takes the logits of rows zero-padded to 512 tokens, with dropout on; here padding
+    does not contribute, and dropout is off. As there, long samples score higher unless `normalize` says otherwise.
+    Models that scale or cap their logits are refused.
 
     Reference: UDS, "Utility-Diversity Aware Online Batch Selection", arXiv:2510.16882; code gfyddha/UDS,
     UDSamplingTrainer.py.
@@ -49,7 +50,7 @@ class Nuclear(Score):
     models: ClassVar = ("base",)
 
     normalize: Literal["none", "tokens", "frobenius"] = "none"
-    """Divided by nothing, by the sample's tokens, or by the logits' Frobenius norm."""
+    """Divide by nothing, by the sample's number of tokens, or by the logits' Frobenius norm."""
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
         return (

@@ -21,7 +21,7 @@ _LIMITS = {
     **{"dup_5gram": 0.15, "dup_6gram": 0.14, "dup_7gram": 0.13},
     **{"dup_8gram": 0.12, "dup_9gram": 0.11, "dup_10gram": 0.10},
 }
-# From the first to the last character that is no white space, within a line or with single line breaks between.
+# From the first to the last non-space character, within a line or with single line breaks between.
 _PIECES = {"line": r"\S(?:[^\S\n]*\S)*", "paragraph": r"\S(?:[^\S\n]*\n?[^\S\n]*\S)*"}
 
 
@@ -32,20 +32,20 @@ class Repetition(Score):
     Formula: score = - max over the thirteen shares below of share / limit, so a sample passes Gopher's filter where
     score >= -1 (`--where "repetition >= -1"`); 0 means no repetition at all. Each share is a column:
 
-        dup_line, dup_paragraph              lines (paragraphs) that stood before / all
+        dup_line, dup_paragraph              lines (paragraphs) that occurred before / all
         dup_line_chars, dup_paragraph_chars  the characters in these / all characters
         top_2gram … top_4gram                characters in the most frequent n-gram's occurrences / all
-        dup_5gram … dup_10gram               characters in n-grams that stood before, counted once / all
+        dup_5gram … dup_10gram               characters in n-grams that occurred before, counted once / all
 
-    Words are what white space separates; lines are separated by newlines, paragraphs by empty lines, both without the
+    Words are separated by white space, lines by newlines, paragraphs by empty lines, the latter two stripped of the
     white space at their ends; all characters are those of lines, paragraphs or words, without the separators. Among
-    equally frequent n-grams the one with most characters counts; an n-gram that occurs once is no repetition; a share
-    is at most 1.
+    equally frequent n-grams the one with the most characters counts; an n-gram that occurs once is not a repetition; a
+    share is at most 1.
 
-    Cost: reads the pool once; no FLOPs. Limit: sorting the n-grams (nine sorts of the batch's words).
+    Cost: reads the pool once; no FLOPs. Bottleneck: sorting the n-grams (nine sorts of the batch's words).
 
-    Departures: the paper gives shares and limits and says of the n-grams only that overlaps count once; that the
-    first occurrence is not a repetition, and that the score is the worst ratio, is chosen here.
+    Departures: the paper gives shares and limits and says of the n-grams only that overlaps count once; it is our
+    choice that the first occurrence is not a repetition, and that the score is the worst ratio.
 
     Reference: Rae et al., "Scaling Language Models: Methods, Analysis & Insights from Training Gopher", 2021,
     arXiv:2112.11446, Table A1.
@@ -81,7 +81,7 @@ def _lengths(words: Words) -> np.ndarray:
 
 
 def _seen_before(text: np.ndarray, gram: np.ndarray) -> np.ndarray:
-    """Whether the same gram (any 64-bit number) stood earlier in the same text, bool [N]."""
+    """Whether the same gram (any 64-bit hash) occurred earlier in the same text, bool [N]."""
     keys = pair_number(gram.astype(np.uint64), text.astype(np.uint64))
     order = np.argsort(keys)
     starts = np.flatnonzero(np.diff(keys[order], prepend=keys[order[:1]] + np.uint64(1)))
@@ -104,7 +104,7 @@ def _ngram_shares(words: Words) -> dict[str, np.ndarray]:
     shares, codes = {}, words.codes.astype(np.uint64)
     grams = codes
     for n in range(2, 11):
-        grams = pair_number(grams[:-1], codes[n - 1 :])  # the number of the n-gram that begins at each word
+        grams = pair_number(grams[:-1], codes[n - 1 :])  # the hash of the n-gram that begins at each word
         starts = np.flatnonzero(text[: len(grams)] == text[n - 1 :])
         at, gram = text[starts], grams[starts]
         if n <= 4:
@@ -131,6 +131,6 @@ def _top_chars(text: np.ndarray, gram: np.ndarray, chars: np.ndarray, n_texts: i
 
 
 def _covered(starts: np.ndarray, n: int, n_words: int) -> np.ndarray:
-    """Whether each word lies in one of the n-grams that begin at `starts`, bool [N]."""
+    """Whether each word is in one of the n-grams that begin at `starts`, bool [N]."""
     steps = np.bincount(starts, minlength=n_words + 1) - np.bincount(starts + n, minlength=n_words + 1)
     return np.cumsum(steps)[:n_words] > 0

@@ -11,22 +11,22 @@ from curate.kinds.signals import Logits
 
 @dataclass(frozen=True)
 class Rho(Score):
-    """Reducible loss: what the model has yet to learn of a sample that a reference model already knows.
+    """Reducible loss: how much higher a sample's loss is under the model than under a reference model.
 
     Formula, with nll the mean negative log likelihood of the answer's tokens given the prompt:
 
         score = nll(base) - nll(reference)
 
-    Noise has a high loss under both, and what is learnt already a low one under both, so neither scores high. Columns:
-    `base`, `reference`. Give both models: --model base=M --model reference=R; R was trained on what is wanted (holdout
-    data of the target's kind).
+    Noise has a high loss under both models, and what is already learned has a low one, so neither scores high. Columns:
+    `base`, `reference`. Pass both models: --model base=M --model reference=R; R should be trained on holdout data of
+    the target's kind.
 
-    Cost: one forward pass through each model, 2N FLOPs a token; the first is shared with the other scores asked for
-    beside it. Limit: the device's matrix products.
+    Cost: one forward pass through each model, 2N FLOPs per token; the first is shared with other scores requested
+    together. Bottleneck: the device's matrix products.
 
-    Departures: the paper chooses inside the training step, with the model as it is then; this is the offline form, with
-    the base as it is now. Each model cuts the answer by its own tokenizer; with two tokenizers the means are not of the
-    same tokens, so take models that share one.
+    Departures: the paper selects inside the training step, with the current model; this is the offline form, with a
+    fixed base. Each model splits the answer with its own tokenizer; with two tokenizers the means are not over the same
+    tokens, so use models that share one.
 
     Reference: Mindermann et al., "Prioritized Training on Points that are Learnable, Worth Learning, and Not Yet
     Learnt", ICML 2022, arXiv:2206.07137, Equation 3.

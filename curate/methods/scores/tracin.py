@@ -13,22 +13,21 @@ from curate.kinds.vectors import Groups
 
 @dataclass(frozen=True)
 class Tracin(Score):
-    """What training on the sample has done to the target's loss, over the checkpoints of a training (TracInCP).
+    """What training on the sample did to the target's loss, over a training run's checkpoints (TracInCP).
 
-    Formula, at the checkpoints c of a training (--checkpoints RUN), with g the gradient of the mean loss of a sample's
-    supervised tokens by the parameters that were trained, and v over the target's examples:
+    Formula, at the checkpoints c of a training run (--checkpoints RUN), with g the gradient of the mean loss of a
+    sample's supervised tokens with respect to the trained parameters, and v over the target's examples:
 
         score_i = sum over c of  eta_c  g_i(c) . mean over v of g_v(c)
 
-    eta_c is the mean learning rate of the steps since the checkpoint before. With aggregate=subtask_max the greatest
-    over sub-tasks of the same with the sub-task's mean. At one checkpoint it is `graddot`, times the learning rate.
+    eta_c is the mean learning rate of the steps since the previous checkpoint. With aggregate=subtask_max it is the
+    maximum over sub-tasks, each with its own mean. With one checkpoint it is `graddot` times the learning rate.
 
-    Cost: at each checkpoint that of `graddot`: the target at 6N FLOPs a token, the pool at 6N; no gradient of a single
-    sample is ever made. Limit: the device's matrix products. Memory: about 20 bytes for each parameter and sub-task,
-    and checkpoint.
+    Cost: per checkpoint the same as `graddot`: the target at 6N FLOPs per token, the pool at 6N; the gradient of a
+    single sample is never materialised. Bottleneck: the device's matrix products. Memory: about 20 bytes for each
+    parameter and sub-task, and checkpoint.
 
-    Departures: the paper sums over the checkpoints of the training that the samples were part of; here also samples
-    that were not can be scored.
+    Departures: the paper scores samples that the run was trained on; here other samples can be scored too.
 
     Reference: Pruthi et al., "Estimating Training Data Influence by Tracing Gradient Descent", NeurIPS 2020,
     arXiv:2002.08484, Section 3.3 (TracInCP).

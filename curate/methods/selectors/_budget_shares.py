@@ -1,4 +1,4 @@
-"""A budget shared out among groups."""
+"""Splits a budget among groups."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ def fill(
     budget: Budget,
     redistribute: bool = True,
 ) -> dict[str, np.ndarray]:
-    """The beginning of each group's ranking that its share of the budget pays for.
+    """The prefix of each group's ranking that fits its share of the budget.
 
-    ranked: group -> positions, best first. shares: of each group, to be divided by their sum. sizes: what each position
-    takes, float64 [N]. redistribute: what a group cannot fill is shared out again among those that can.
+    ranked: group -> positions, best first. shares: one per group, normalised here by their sum. sizes: what each
+    position costs, float64 [N]. redistribute: what a group cannot fill is split again among those that can.
     """
     chosen = {g: rows[:0] for g, rows in ranked.items()}
     open_, left = {g: share for g, share in shares.items() if share > 0}, float(budget.amount)
@@ -38,7 +38,7 @@ def fill(
 
 
 def _split(amount: float, shares: Mapping[str, float], unit: str) -> dict[str, float]:
-    """An amount split by shares; rows are whole, of equal remainders the first name's rounded up."""
+    """An amount split by shares; rows are whole numbers; of equal remainders the first name's is rounded up."""
     if unit == "rows":
         return {group: float(rows) for group, rows in apportion(dict(sorted(shares.items())), amount).items()}
     return {group: amount * share / sum(shares.values()) for group, share in shares.items()}

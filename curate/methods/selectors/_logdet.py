@@ -1,7 +1,7 @@
 """The volume that chosen vectors span: log det(I + alpha sum of g g^T), grown one vector at a time.
 
-Adding g gains log(1 + alpha g^T A^-1 g), with A the matrix so far (the matrix determinant lemma); A^-1 is held as
-I - sum of w w^T, one w for each chosen vector (Sherman and Morrison).
+Adding g gains log(1 + alpha g^T A^-1 g), with A the matrix so far (the matrix determinant lemma); A^-1 is stored
+as I - sum of w w^T, one w for each chosen vector (Sherman-Morrison).
 """
 
 from __future__ import annotations
@@ -13,21 +13,21 @@ import numpy as np
 
 from curate.kinds.selector import Budget
 
-_AT_ONCE = 64  # candidates whose gains are looked at again at once
-_DIGITS = 12  # of a gain; what differs by rounding only is equal
+_AT_ONCE = 64  # candidates whose gains are recomputed at once
+_DIGITS = 12  # decimals of a gain; gains that differ only by rounding are equal
 
 
 class Volume:
-    """alpha: what each vector counts for. rows(places): vectors, float64 [n, D]."""
+    """alpha: weight of each vector. rows(places): vectors, float64 [n, D]."""
 
     def __init__(self, rows: Callable[[np.ndarray], np.ndarray], count: int, alpha: float):
         self._rows, self._alpha = rows, alpha
         self.square = np.concatenate(
             [_squares(rows(np.arange(a, min(a + 4096, count)))) for a in range(0, count, 4096)]
         )
-        self._held = np.zeros((16, rows(np.zeros(1, np.int64)).shape[1]))  # of w, with room
+        self._held = np.zeros((16, rows(np.zeros(1, np.int64)).shape[1]))  # the w so far, with room to grow
         self._count = 0
-        self._seen = np.zeros(count, np.int64)  # how many of w `square` knows
+        self._seen = np.zeros(count, np.int64)  # how many of the w are already in `square`
         self.flops = 2.0 * count * self._held.shape[1]
 
     @property
@@ -35,7 +35,7 @@ class Volume:
         return self._held[: self._count]
 
     def gains(self, places: np.ndarray) -> np.ndarray:
-        """What each of some would add now, float64 [n]."""
+        """What each of these candidates would add now, float64 [n]."""
         for seen in np.unique(self._seen[places]):
             mine = places[self._seen[places] == seen]
             if seen < len(self._w):
@@ -57,7 +57,7 @@ class Volume:
 
 
 class Diagonal:
-    """The same with the diagonal of the matrix alone, in which g is entered as g^4 (SPICE's published code)."""
+    """The same with only the diagonal of the matrix, to which g adds g^4 (SPICE's published code)."""
 
     def __init__(self, rows: Callable[[np.ndarray], np.ndarray], count: int, alpha: float):
         self._rows, self._alpha = rows, alpha
@@ -79,17 +79,17 @@ def greedy(
     added: Callable[[int], None],
     threshold: float = 0.0,
 ) -> np.ndarray:
-    """Places in the order in which they are chosen: again and again the highest gain less its penalty, of equals the
-    first. Lazy: a gain only shrinks as more are chosen and no penalty is below 0, so an older gain bounds it.
+    """Places in the order chosen: repeatedly the highest gain minus its penalty, ties going to the first. Lazy: a gain
+    only shrinks as more are chosen and penalties are never negative, so an older gain is an upper bound.
 
-    added(place): told of each choice. threshold: it ends where a choice gains no more than that share of the first.
+    added(place): called after each choice. threshold: stop where a choice gains no more than this share of the first.
     """
     first = np.concatenate([volume.gains(np.arange(a, min(a + 4096, len(sizes)))) for a in range(0, len(sizes), 4096)])
     heap = [(-gain, i) for i, gain in enumerate(first.tolist())]
     heapq.heapify(heap)
     chosen, spent, begun = list[int](), 0.0, 0.0
     while heap:
-        looked: dict[int, float] = {}  # gains as they are now
+        looked: dict[int, float] = {}  # up-to-date gains
         best = (np.inf, len(sizes))
         while heap and (heap[0][0], heap[0][1]) < best:
             some = np.array([heapq.heappop(heap)[1] for _ in range(min(_AT_ONCE, len(heap)))])

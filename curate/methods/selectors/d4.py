@@ -12,18 +12,20 @@ from curate.numerics.faiss_index import clusters, likeness_before, rows_of_clust
 
 @dataclass(frozen=True)
 class D4(Selector):
-    """Without near-duplicates, and then without what is most typical: de-duplication and diversification (D4).
+    """Drops near-duplicates, then the most prototypical samples: de-duplication and diversification (D4).
 
-    Formula: SemDeDup first. The vectors are clustered by k-means, the samples of a cluster ordered by falling distance
-    from its centre, and each has m_j, the highest cosine with one before it; the `dedup` share of the candidates with
-    the lowest m stays. Those that stay are clustered anew, and taken by falling distance from their new centres: what
-    is nearest to one, a prototype of its cluster, is left out first. A budget above `dedup` keeps as many as it needs.
+    Formula: SemDeDup first. The vectors are clustered by k-means, the samples of a cluster ordered by decreasing
+    distance from its centre, and m_j is the highest cosine of a sample with one before it; the `dedup` share of the
+    candidates with the lowest m stays. These are clustered again, and taken by decreasing distance from their new
+    centres: the samples nearest to a centre, the prototypes of its cluster, are dropped first. If the budget exceeds
+    `dedup`, as many as it needs are kept.
 
-    Cost: k-means twice (2 N K D FLOPs an iteration, from at most 256 vectors a centre), and the pairs inside clusters,
-    2 D each; no model. Memory: 4 D + 40 bytes a candidate and, as semdedup, more for the largest cluster.
+    Cost: k-means twice (2 N K D FLOPs per iteration, from at most 256 vectors per centre), and the pairs inside
+    clusters, 2 D each; no model. Memory: 4 D + 40 bytes per candidate and, as in `semdedup`, more for the largest
+    cluster.
 
-    Departures: the paper has some 11,000 clusters of web documents; the number here grows with the candidates. Its
-    vectors are an OPT-125M's last token's; any will do here. No value is looked at.
+    Departures: the paper uses about 11,000 clusters of web documents; here the number grows with the number of
+    candidates. Its vectors are OPT-125M's last-token embeddings; here any can be used. Values (--by) are ignored.
 
     Reference: Tirumala, Simig, Aghajanyan, Morcos, "D4: Improving LLM Pretraining via Document De-Duplication and
     Diversification", NeurIPS 2023, arXiv:2308.12284 (R_dedup = 0.75); the prototypes are Sorscher et al.'s, 2022.
@@ -36,11 +38,11 @@ class D4(Selector):
     uses_vectors: ClassVar = True
 
     dedup: float = 0.75
-    """Share of the candidates that are left by de-duplication, as in the paper."""
+    """Share of the candidates that de-duplication keeps, as in the paper."""
     clusters: int = 0
-    """Clusters of k-means; 0: the square root of the candidates."""
+    """Number of k-means clusters; 0: the square root of the number of candidates."""
     iterations: int = 20
-    """Of k-means."""
+    """Iterations of k-means."""
 
     def __post_init__(self) -> None:
         if not 0 < self.dedup <= 1 or self.clusters < 0 or not 1 <= self.iterations <= 10_000:
@@ -66,7 +68,7 @@ class D4(Selector):
         return ranking[: budget.fits(candidates.sizes[ranking])]
 
     def _clustered(self, candidates: Candidates, rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-        """The cluster of each of some candidates, and its cosine with the centre."""
+        """The cluster of each of these candidates, and its cosine with the centre."""
         unit = candidates.require_vectors(self.name)[rows]
         k = self.clusters or round(len(unit) ** 0.5)
         cluster, cosine, flops = clusters(unit, candidates.ids[rows], k, seed, self.iterations)

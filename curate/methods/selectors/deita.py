@@ -14,20 +14,20 @@ _HELD = 1 << 26  # cosines in memory at once
 
 @dataclass(frozen=True)
 class Deita(Selector):
-    """The highest values, without what is too like a sample that was taken before (DEITA's Repr Filter).
+    """The highest values, skipping samples too similar to one already taken (DEITA's Repr Filter).
 
-    Formula: candidates by falling value, equal values by id; one after another is taken unless
+    Formula: candidates by decreasing value, ties by id; each in turn is taken unless
 
         max over those taken before of  v . v_taken  >  threshold
 
-    until the budget is full, or all have been looked at. The paper's value is complexity times quality, as its two
-    scorers have them: with columns of yours, --by "complexity * quality"; any other value will do.
+    until the budget is full, or all have been considered. The paper's value is complexity times quality, from its two
+    scorers: with such columns of your own, --by "complexity * quality"; any other value works too.
 
-    Cost: 2 D FLOPs for each pair of a candidate looked at and a sample taken; no model. Memory: 4 D bytes a sample
-    taken, and up to 256 MiB of cosines. Limit: that product.
+    Cost: 2 D FLOPs for each pair of a candidate considered and a sample taken; no model. Memory: 4 D bytes per sample
+    taken, and up to 256 MiB of cosines. Bottleneck: that product.
 
-    Departures: the released code compares a batch of candidates with one another too, the rejected among them, where
-    its batch is larger than 1; here only with those taken. Of several turns the paper adds up the values; here a sample
+    Departures: with batches larger than 1, the released code also compares the candidates of a batch with one another,
+    rejected ones included; here only with those taken. For several turns the paper adds up the values; here a sample
     has one value.
 
     Reference: Liu et al., "What Makes Good Data for Alignment? A Comprehensive Study of Automatic Data Selection in
@@ -42,7 +42,7 @@ class Deita(Selector):
     fills: ClassVar = False
 
     threshold: float = 0.9
-    """The highest cosine with a sample that was taken."""
+    """Highest allowed cosine with a sample that was taken."""
 
     def __post_init__(self) -> None:
         if not -1 <= self.threshold <= 1:

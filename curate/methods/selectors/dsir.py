@@ -26,7 +26,7 @@ class Dsir(Selector):
     """
 
     temperature: float = 1.0
-    """Above 1 the draw comes nearer to uniform, towards 0 nearer to `top`; the paper has 1."""
+    """Above 1 the draw is closer to uniform, towards 0 closer to `top`; the paper uses 1."""
 
     def __post_init__(self) -> None:
         if not 0 < self.temperature < np.inf:

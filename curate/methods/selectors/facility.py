@@ -11,30 +11,32 @@ from curate.hashing import keyed_uniform
 from curate.kinds.selector import Budget, Candidates, Selector
 from curate.kinds.vectors import similarities
 
-_AT_ONCE = 64  # candidates whose gains are looked at again at once
+_AT_ONCE = 64  # candidates whose gains are recomputed at once
 _HELD = 1 << 24  # cosines in memory at once
 
 
 @dataclass(frozen=True)
 class Facility(Selector):
-    """Facility location: the samples that together are nearest to everything.
+    """Facility location: the set of samples that best covers all candidates.
 
     Formula, with s(x, i) = (1 + v_x . v_i) / 2 and C the samples to be covered:
 
         f(S) = sum over x in C of  max over i in S of  s(x, i)
-        next = argmax over i of  f(S + i) - f(S),    of equals the first id
+        next = argmax over i of  f(S + i) - f(S),    ties: first id
 
-    f is monotone and submodular, so the greedy choice reaches at least 63 % of the best. On unit vectors the Euclidean
-    form (a constant minus the squared distance) differs by a factor and a constant, and chooses the same.
+    f is monotone and submodular, so the greedy choice reaches at least 63 % of the optimum. On unit vectors the
+    Euclidean form (a constant minus the squared distance) differs by a factor and a constant, and chooses the same
+    samples.
 
-    Cost: 2 |C| D FLOPs for each gain that is looked at; no model. Up to `covered` candidates C is all of them and the
-    choice is lazy: a gain only shrinks as more are chosen, so one that was computed before bounds it, and those of the
-    first round have a closed form; exact, in float64. Of more, C is a random `covered` of them, f an estimate, and each
-    of k choices is made among a random (N / k) ln(1 / epsilon) of the candidates, so that N ln(1 / epsilon) gains are
-    looked at in all, and 63 % less epsilon of the best is reached in expectation. Memory: 2 D + 60 bytes a candidate,
-    8 D + 8 bytes for each of C, and up to 128 MiB of cosines.
+    Cost: 2 |C| D FLOPs for each gain computed; no model. With up to `covered` candidates C is all of them and the
+    choice is lazy: a gain only shrinks as more are chosen, so one computed earlier is an upper bound, and those of the
+    first round have a closed form; exact, in float64. With more, C is a random subset of size `covered`, f an estimate,
+    and each of k choices is made among (N / k) ln(1 / epsilon) random candidates, so that N ln(1 / epsilon) gains are
+    computed in all, and 63 % minus epsilon of the optimum is reached in expectation. Memory: 2 D + 60 bytes per
+    candidate, 8 D + 8 bytes for each of C, and up to 128 MiB of cosines.
 
-    Departures: Superfiltering.D takes the 10 % with the highest ifd first and then 2 % of all by this: --where.
+    Departures: Superfiltering.D first keeps the 10 % with the highest ifd, and then 2 % of all by this method; use
+    --where for the first step.
 
     Reference: Minoux, "Accelerated greedy algorithms for maximizing submodular set functions", 1978; of many
     candidates Mirzasoleiman et al., "Lazier Than Lazy Greedy", AAAI 2015, arXiv:1409.7938; for instruction data Li et
@@ -48,9 +50,9 @@ class Facility(Selector):
     uses_vectors: ClassVar = True
 
     covered: int = 10_000
-    """Samples that are to be covered: all up to so many, beyond that a random choice of so many."""
+    """Number of samples to cover: up to this many, all candidates; beyond that, a random subset of this size."""
     epsilon: float = 0.1
-    """Beyond `covered` candidates: what may be lost by looking at some of them for each choice."""
+    """Beyond `covered` candidates: what may be lost by considering only some of them for each choice."""
 
     def __post_init__(self) -> None:
         if self.covered < 1 or not 0 < self.epsilon < 1:
@@ -97,7 +99,7 @@ class Facility(Selector):
         free, chosen, spent = np.ones(len(unit), bool), [], 0.0
         drawn, times = np.zeros(0, np.int64), 0
         while len(chosen) < len(unit):
-            if len(drawn) < some:  # all candidates in a new random order, behind what is left of the old
+            if len(drawn) < some:  # all candidates in a new random order, after what is left of the old
                 times += 1
                 order = np.argsort(keyed_uniform(candidates.ids, seed, f"{self.name} {times}"))
                 drawn = np.concatenate([drawn, order[free[order]]])
@@ -118,8 +120,8 @@ class Facility(Selector):
 class _Cover:
     """The samples to be covered, [|C|, D], and the cosine of each with the nearest chosen one.
 
-    Gains are rounded to 1e-9: of two samples that are each other's nearest both are worth the same, and the first id is
-    to be taken, not what rounding makes the larger.
+    Gains are rounded to 1e-9: two samples that are each other's nearest have the same gain, and the first id is to be
+    taken, not the one that rounding makes larger.
     """
 
     def __init__(self, covered: np.ndarray, candidates: Candidates):
@@ -133,7 +135,7 @@ class _Cover:
         return np.round((len(self.covered) + similarities(unit, total)[:, 0]) / 2, 9)
 
     def gains(self, some: np.ndarray) -> np.ndarray:
-        """What f grows by with each of some candidates [n, D], float64 [n]."""
+        """The increase of f by each of some candidates [n, D], float64 [n]."""
         self.candidates.charge(2.0 * self.covered.size * len(some))
         found, wide = np.zeros(len(some)), some.astype(self.covered.dtype).T
         step = max(1, _HELD // len(some))

@@ -17,16 +17,16 @@ class Fishersft(Selector):
     Formula, with x the samples' features before the logits (--vectors embed_lm), S those chosen so far:
 
         V = sigma0^2 I + sum over s in S of x_s x_s^T
-        next = argmax over i of  log det(V + x_i x_i^T) - log det V,    of equals the first id
+        next = argmax over i of  log det(V + x_i x_i^T) - log det V,    ties: first id
 
-    It bounds from below how much the chosen samples say of the head's weights. The gain is log(1 + x^T V^-1 x); a
-    second copy of a sample gains strictly less.
+    It is a lower bound on the information that the chosen samples carry about the head's weights. The gain is log(1 +
+    x^T V^-1 x); a second copy of a sample gains strictly less.
 
-    Cost: at most 2 k D FLOPs for each gain that is looked at, after k choices; lazy, exact, in float64; no model.
-    Memory: 8 D bytes for each choice, beside the vectors.
+    Cost: at most 2 k D FLOPs for each gain computed after k choices; lazy, exact, in float64; no model. Memory: 8 D
+    bytes per choice, in addition to the vectors.
 
-    Departures: the paper sums over the tokens of a sentence, x x^T of each; stored are vectors of samples, so here a
-    sample has one, the mean of its tokens' states. sigma0 is not given there.
+    Departures: the paper sums x x^T over the tokens of a sentence; stored vectors are per sample, so here a sample has
+    a single x, the mean of its tokens' hidden states. The paper does not give sigma0.
 
     Reference: FisherSFT, "Data-Efficient Supervised Fine-Tuning of Language Models Using Optimal Design"; a baseline of
     DualSFT, arXiv:2605.06166.
@@ -39,7 +39,7 @@ class Fishersft(Selector):
     uses_vectors: ClassVar = True
 
     sigma0: float = 1.0
-    """What is taken as known beforehand: the root of the matrix's first diagonal."""
+    """Prior: the square root of the matrix's initial diagonal."""
 
     def __post_init__(self) -> None:
         if not self.sigma0 > 0:

@@ -10,25 +10,25 @@ from curate.kinds.selector import Budget, Candidates, Selector
 from curate.kinds.vectors import cosines, frontier
 
 _POOL = 4096  # candidates whose distances are kept up to date
-_CENTRES = 1024  # chosen ones that a distance is brought up to date with at once
+_CENTRES = 1024  # chosen samples that distances are updated with at once
 
 
 @dataclass(frozen=True)
 class Kcenter(Selector):
-    """Farthest first: again and again the sample that is farthest from all chosen ones.
+    """Farthest first: repeatedly the sample that is farthest from all chosen ones (k-center).
 
     Formula, with unit vectors v and S the samples chosen so far:
 
         next = argmax over i of  min over j in S of  (1 - v_i . v_j)
 
-    half the squared distance, so that what is farthest by the one is so by the other; of equals the first id. Among all
-    choices of as many samples, the largest distance from a sample to the nearest chosen one is at most twice the best.
+    which is half the squared distance, so both give the same farthest sample; ties: first id. The largest distance from
+    a sample to the nearest chosen one is at most twice the optimum for as many samples.
 
-    Cost: about 2 N k D FLOPs for k of N samples where nothing is spared, as products of matrices; no model. Exact but
-    for float32's rounding: a distance only shrinks as more are chosen, so one that was computed before bounds it, and
-    only samples whose bound is among the 4,096 highest are looked at again. Memory: 2 D + 20 bytes a candidate.
+    Cost: about 2 N k D FLOPs for k of N samples at most, as matrix products; no model. Exact up to float32 rounding: a
+    distance only shrinks as more are chosen, so one computed earlier is an upper bound, and only samples whose bound is
+    among the 4,096 highest are recomputed. Memory: 2 D + 20 bytes per candidate.
 
-    Departures: the paper begins with the labelled samples; `start` says where this begins.
+    Departures: the paper starts from the labelled samples; here `start` sets the first sample.
 
     Reference: Gonzalez, "Clustering to Minimize the Maximum Intercluster Distance", 1985; for training data Sener,
     Savarese, "Active Learning for Convolutional Neural Networks: A Core-Set Approach", ICLR 2018, arXiv:1708.00489.
@@ -41,7 +41,7 @@ class Kcenter(Selector):
     uses_vectors: ClassVar = True
 
     start: Literal["central", "random", "value"] = "central"
-    """The first: nearest to the mean of all vectors, a random one, or the one with the highest value (--by)."""
+    """The first sample: nearest to the mean of all vectors, a random one, or the one with the highest value (--by)."""
 
     def select(self, candidates: Candidates, budget: Budget, seed: int) -> np.ndarray:
         unit, sizes = candidates.require_vectors(self.name), candidates.sizes.tolist()
@@ -49,10 +49,10 @@ class Kcenter(Selector):
         if not len(unit) or not budget.pays(0.0, sizes[first]):
             return np.zeros(0, np.int64)
         chosen, spent = [first], sizes[first]
-        bound = 1 - cosines(unit, unit[first][None])[:, 0]  # of the distance to the nearest chosen one
+        bound = 1 - cosines(unit, unit[first][None])[:, 0]  # on the distance to the nearest chosen one
         candidates.charge(2.0 * unit.size)
         bound[first] = -np.inf
-        seen = np.ones(len(unit), np.int64)  # chosen ones that the bound knows
+        seen = np.ones(len(unit), np.int64)  # how many chosen ones the bound accounts for
         while len(chosen) < len(unit):
             pool, outside = frontier(bound, _POOL)
             here = unit[pool].astype(np.float32)
@@ -81,7 +81,7 @@ class Kcenter(Selector):
 
 
 def _bring_up(distance: np.ndarray, here: np.ndarray, seen: np.ndarray, unit: np.ndarray, chosen: list[int]) -> float:
-    """Bring distances, which know the first `seen` of the chosen, up to date, in place. Returns the FLOPs."""
+    """Update distances, which account for the first `seen` of the chosen, in place. Returns the FLOPs."""
     flops = 0.0
     for start in range(int(seen.min()), len(chosen), _CENTRES):
         stop = min(start + _CENTRES, len(chosen))

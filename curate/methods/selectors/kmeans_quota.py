@@ -14,16 +14,16 @@ from curate.numerics.faiss_index import clusters, rows_of_clusters
 
 @dataclass(frozen=True)
 class KmeansQuota(Selector):
-    """Some of every cluster: k-means over the vectors, each cluster with its share of the budget.
+    """Samples from every cluster: k-means over the vectors, each cluster with its share of the budget.
 
-    Formula: spherical k-means; cluster c gets floor(budget * share_c / sum of shares), what rounding leaves going to
-    the largest remainders, with share_c its size (`quota=proportional`) or 1 (`equal`); inside a cluster the highest
-    value first, or the nearest to its centre. What a cluster cannot fill is shared out again among those that can.
+    Formula: spherical k-means; cluster c gets floor(budget * share_c / sum of shares), the rows lost to rounding going
+    to the largest remainders, with share_c its size (`quota=proportional`) or 1 (`equal`); within a cluster the highest
+    value comes first, or the nearest to its centre. What a cluster cannot fill is split again among those that can.
 
-    Cost: k-means (2 N K D FLOPs an iteration, from at most 256 vectors a centre), and one more product to assign; no
-    model. Memory: 2 D + 40 bytes a candidate, 4 D for each vector k-means learns from.
+    Cost: k-means (2 N K D FLOPs per iteration, from at most 256 vectors per centre), and one more product to assign; no
+    model. Memory: 2 D + 40 bytes per candidate, 4 D for each vector k-means is fitted on.
 
-    Departures: the paper draws inside a cluster in proportion to the value; `within=random` draws evenly.
+    Departures: the paper draws inside a cluster in proportion to the value; `within=random` draws uniformly.
 
     Reference: Yu et al., "Diversify and Conquer: Diversity-Centric Data Selection with Iterative Refinement", 2024,
     arXiv:2409.11378 (k-means sampling: closest, random, by quality). Cherry LLM chooses its first samples this way too.
@@ -36,14 +36,14 @@ class KmeansQuota(Selector):
     uses_vectors: ClassVar = True
 
     clusters: int = 0
-    """Clusters of k-means; 0: the square root of the candidates."""
+    """Number of k-means clusters; 0: the square root of the number of candidates."""
     quota: Literal["proportional", "equal"] = "proportional"
     """A cluster's share of the budget: in proportion to its candidates' sizes, or the same for all."""
     within: Literal["auto", "value", "closest", "random"] = "auto"
-    """Which of a cluster come first: highest value, nearest to the centre, random; auto: by value where --by is given,
-    else the nearest."""
+    """Which samples of a cluster come first: highest value, nearest to the centre, random; auto: by value where --by is
+    given, else the nearest."""
     iterations: int = 20
-    """Of k-means."""
+    """Iterations of k-means."""
 
     def __post_init__(self) -> None:
         if self.clusters < 0 or not 1 <= self.iterations <= 10_000:

@@ -13,25 +13,26 @@ from curate.numerics.faiss_index import clusters
 
 @dataclass(frozen=True)
 class Lhas(Selector):
-    """Useful now, new beside what was learnt, near to what is to come, and not more of the same (LHAS).
+    """Useful now, unlike earlier training data, close to future data, and not repetitive (LHAS).
 
-    Formula, with v the unit vectors (--vectors), H those learnt in earlier stages (--history), P the future's proxy
-    (--target), and [.] a term less its mean over the candidates, over its standard deviation there:
+    Formula, with v the unit vectors (--vectors), H those of the samples trained on in earlier stages (--history), P a
+    proxy of future data (--target), and [.] a term minus its mean over the candidates, divided by its standard
+    deviation there:
 
         s = [u] + lam [c] + eta [p] - rho [a]
-        c = 1 - max over h in H of cos(v, h)        how far from all that was learnt
-        p = mean over q in P of cos(v, q)           how near to what is to come
-        a = (cos(v, mean of H))^2                   how much of the direction learnt already (repetition=direction), or
-            the share of H nearest to v's cluster   of so many clusters of the candidates (repetition=cluster)
+        c = 1 - max over h in H of cos(v, h)        distance from all earlier training data
+        p = mean over q in P of cos(v, q)           similarity to future data
+        a = (cos(v, mean of H))^2                   overlap with the mean direction of H (repetition=direction), or
+            the share of H nearest to v's cluster   of `clusters` clusters of the candidates (repetition=cluster)
 
-    and u the value (--by; the paper's is UDS-like, as `nuclear`). The highest are chosen; of equals the first id.
-    Without a history c and a are 0 for all. The chosen ones' mean of a term rises with its own weight, and that of `a`
-    falls; what becomes of entropy, transfer and the like is to be measured (`curate audit`), not deduced.
+    and u the value (--by; the paper's is UDS-like, as `nuclear`). The highest are chosen; ties: first id. Without a
+    history, c and a are 0 for all. The mean of a term over the chosen samples rises with its own weight, and that of
+    `a` falls; the effect on entropy, transfer and the like has to be measured (`curate audit`), not deduced.
 
-    Cost: 2 |H| D FLOPs a candidate, 2 |P| D more for its proxy, 40 K D for K clusters; no model.
+    Cost: 2 |H| D FLOPs per candidate, 2 |P| D more for its proxy, 40 K D for K clusters; no model.
 
-    Departures: the paper gives neither forms nor weights nor a scale for its terms; these are ours, the weights 1 of
-    terms on one scale.
+    Departures: the paper gives no forms, weights or scales for its terms; these are ours: standardised terms, all with
+    weight 1.
 
     Reference: "The Long-Term Effects of Data Selection in LLM Fine-Tuning" (LHAS), arXiv:2605.30537, Equation 5.
 
@@ -48,15 +49,15 @@ class Lhas(Selector):
     uses_history: ClassVar = True
 
     lam: float = 1.0
-    """Weight of what is far from all that was learnt."""
+    """Weight of c, the distance from all earlier training data."""
     eta: float = 1.0
-    """Weight of nearness to the future's proxy."""
+    """Weight of p, the similarity to the proxy of future data."""
     rho: float = 1.0
-    """Weight, taken off, of what repeats the direction or the clusters learnt already."""
+    """Weight of a, subtracted: repeating the direction or the clusters of earlier training data."""
     repetition: Literal["direction", "cluster"] = "direction"
-    """What counts as repeated."""
+    """How repetition is measured."""
     clusters: int = 16
-    """For repetition=cluster."""
+    """Number of clusters, for repetition=cluster."""
 
     def __post_init__(self) -> None:
         if min(self.lam, self.eta, self.rho) < 0 or self.clusters < 1:
@@ -74,7 +75,7 @@ class Lhas(Selector):
         return highest(score, candidates.sizes, budget)
 
     def terms(self, candidates: Candidates, seed: int) -> dict[str, np.ndarray]:
-        """The terms c, p and a of each candidate, float64 [N], as they are."""
+        """The terms c, p and a of each candidate, float64 [N], before standardising."""
         unit, target, history = candidates.require_vectors(self.name), candidates.target, candidates.history
         n, none = len(unit), np.zeros(len(unit))
         proxy = none
@@ -108,7 +109,7 @@ class Lhas(Selector):
 
 
 def standardized(term: np.ndarray) -> np.ndarray:
-    """Less its mean, over its standard deviation; 0 where all are the same."""
+    """Minus its mean, divided by its standard deviation; 0 where all are the same."""
     if not len(term):
         return term
     spread = float(term.std())

@@ -14,9 +14,9 @@ from curate.methods.selectors._budget_shares import fill
 class Quota(Selector):
     """The highest values of every source, each source with its share of the budget.
 
-    Formula: source s gets floor(budget * share_s / sum of shares), what rounding leaves going to the largest
-    remainders; inside a source as `top`. With `shortfall=redistribute`, what a source cannot fill is shared out
-    again among those that can.
+    Formula: source s gets floor(budget * share_s / sum of shares), the rows lost to rounding going to the largest
+    remainders; within a source as `top`. With `shortfall=redistribute`, what a source cannot fill is split again among
+    those that can.
 
     Cost: one sort; no FLOPs.
 
@@ -30,7 +30,7 @@ class Quota(Selector):
     shares: str = ""
     """SOURCE:SHARE,SOURCE:SHARE,…; empty: each source in proportion to its candidates."""
     shortfall: Literal["redistribute", "leave"] = "redistribute"
-    """What to do where a source has too few samples: `redistribute`, or `leave` the rest unused."""
+    """Where a source has too few samples: `redistribute` the rest among the others, or `leave` it unused."""
 
     def select(self, candidates: Candidates, budget: Budget, seed: int) -> np.ndarray:
         values = candidates.require_values(self.name)

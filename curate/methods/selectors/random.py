@@ -12,7 +12,7 @@ from curate.kinds.selector import Budget, Candidates, Selector, highest
 class Random(Selector):
     """A uniform draw without replacement: the baseline every selection has to beat.
 
-    Formula: each candidate has a uniform number that depends on the seed and its id alone; the largest win. So a
+    Formula: each candidate gets a uniform random number that depends only on the seed and its id; the largest win. So a
     larger budget contains the smaller one, and new data leaves the order of the old as it was.
 
     Cost: one sort; no FLOPs.

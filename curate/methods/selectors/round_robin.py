@@ -10,22 +10,22 @@ from curate.kinds.selector import Budget, Candidates, Selector
 from curate.kinds.vectors import frontier
 
 _HELD = 1 << 26  # cosines of lists in memory at once
-_BLOCK = 1 << 22  # numbers of the vectors, or cosines with examples, at once
+_BLOCK = 1 << 22  # vector elements, or cosines with examples, at once
 
 
 @dataclass(frozen=True)
 class RoundRobin(Selector):
     """Each example of the target takes its nearest samples in turn (RDS+).
 
-    Formula: example t ranks the samples by v_t . v_i, of equals the first id; in turn each takes the first of its
-    ranking that none has taken yet, until the budget is spent.
+    Formula: example t ranks the samples by v_t . v_i, ties: first id; in turn each example takes the first sample of
+    its ranking that is not yet taken, until the budget is spent.
 
     With `lists=subtask` each sub-task has one ranking, by the maximum over its examples, and the sub-tasks take turns:
     the paper's form for several tasks at once.
 
     Cost: 2 N T D FLOPs for N samples and T examples, and 2 N D more whenever a ranking runs out and is made four times
-    as deep; no model. Exact but for float32's rounding. Memory: 2 D bytes a candidate, 256 MiB of cosines, 4 bytes for
-    each ranked place.
+    as deep; no model. Exact up to float32 rounding. Memory: 2 D bytes per candidate, 256 MiB of cosines, 4 bytes per
+    ranked sample.
 
     Reference: Ivison et al., "Large-Scale Data Selection for Instruction Tuning" (RDS+), 2025, arXiv:2503.01807,
     Section 3; as its code, compute_influence_cosinesim and get_top_influences. For RDS+ itself take the vectors of
@@ -64,7 +64,7 @@ class RoundRobin(Selector):
         return np.array(chosen, np.int64)
 
     def _next(self, ranking: np.ndarray, at: list[int], g: int, free: np.ndarray) -> int | None:
-        """The first of a ranking, from place at[g] on, that is free; null where the ranking ends before."""
+        """The first free sample of a ranking, from place at[g] on; None where the ranking ends before."""
         while at[g] < len(ranking) and not free[ranking[at[g]]]:
             at[g] += 1
         return int(ranking[at[g]]) if at[g] < len(ranking) else None

@@ -13,21 +13,21 @@ from curate.numerics.faiss_index import clusters, likeness_before, rows_of_clust
 
 @dataclass(frozen=True)
 class Semdedup(Selector):
-    """Without near-duplicates: those first that nothing before them resembles.
+    """Drops near-duplicates: the samples least similar to any sample before them come first.
 
-    Formula: the vectors are clustered by k-means; inside a cluster the samples are ordered by `keep`, and sample j has
+    Formula: the vectors are clustered by k-means; within a cluster the samples are ordered by `keep`, and sample j has
 
         m_j = max over i before j of  v_i . v_j          (-1 for the first)
 
-    With `eps`, j is dropped where m_j > 1 - eps, also where the i it resembles was itself dropped, and of the rest the
-    highest value is taken first (without --by, the lowest m). Without it the lowest m are taken until the budget is
-    spent: the paper's rule, with the eps that leaves so many.
+    With `eps`, j is dropped where m_j > 1 - eps, even where the i it resembles was itself dropped, and of the rest the
+    highest value is taken first (without --by, the lowest m). Without `eps` the lowest m are taken until the budget is
+    spent: the paper's rule, with the eps that leaves that many.
 
-    Cost: k-means (2 N K D FLOPs an iteration, from at most 256 vectors a centre), then the pairs inside clusters, 2 D
-    each; no model. Memory: 2 D + 40 bytes a candidate, 4 D for each vector k-means learns from, 6 D for each sample of
-    the largest cluster, and up to 256 MiB of its cosines.
+    Cost: k-means (2 N K D FLOPs per iteration, from at most 256 vectors per centre), then the pairs inside clusters, 2
+    D each; no model. Memory: 2 D + 40 bytes per candidate, 4 D for each vector k-means is fitted on, 6 D for each
+    sample of the largest cluster, and up to 256 MiB of its cosines.
 
-    Departures: the paper has 50,000 clusters for its images; the number here grows with the candidates.
+    Departures: the paper uses 50,000 clusters for its images; here the number grows with the number of candidates.
 
     Reference: Abbas et al., "SemDeDup: Data-efficient learning at web-scale through semantic deduplication", 2023,
     arXiv:2303.09540, and its code (k-means of 100 iterations, the hardest kept).
@@ -42,11 +42,12 @@ class Semdedup(Selector):
     eps: float | None = None
     """A sample is dropped where its cosine with an earlier one is above 1 - eps; none: as the budget needs."""
     clusters: int = 0
-    """Clusters of k-means; duplicates are looked for inside one. 0: the square root of the candidates."""
+    """Number of k-means clusters; duplicates are sought within each. 0: the square root of the number of candidates."""
     keep: Literal["hard", "easy", "random", "value"] = "hard"
-    """Which of duplicates stays: farthest from the cluster's centre, nearest, a random one, or the highest value."""
+    """Which duplicate stays: the farthest from the cluster's centre, the nearest, a random one, or the highest
+    value."""
     iterations: int = 100
-    """Of k-means, as in the paper."""
+    """Iterations of k-means, as in the paper."""
 
     def __post_init__(self) -> None:
         if self.clusters < 0 or not 1 <= self.iterations <= 10_000 or not (self.eps is None or 0 <= self.eps <= 2):

@@ -12,23 +12,23 @@ from curate.methods.selectors._logdet import Diagonal, Volume, greedy
 
 @dataclass(frozen=True)
 class Spice(Selector):
-    """Gradients that span the most, less what pulls against those chosen before (SPICE).
+    """Samples whose gradients span the most, minus a penalty for conflict with those chosen before (SPICE).
 
     Formula, with g the samples' projected gradients (--vectors of `less` with variant=sgd), S those chosen so far:
 
         gain_x = log(1 + alpha g_x^T (I + alpha sum over s in S of g_s g_s^T)^-1 g_x)
-        next = argmax over x of  gain_x - lam max(0, -cos(g_x, mean over S of g)),    of equals the first id
+        next = argmax over x of  gain_x - lam max(0, -cos(g_x, mean over S of g)),    ties: first id
 
     gain_x is what x adds to log det(I + alpha sum of g g^T), so it is the same for g and for -g, and a second copy of a
-    sample gains strictly less. form=diagonal: the published code's, sum over j of g_j^2 / d_j in the quadratic form's
-    place, with d_j = 1 + alpha times the sum of g_j^4.
+    sample gains strictly less. form=diagonal, as in the published code: the sum over j of g_j^2 / d_j instead of the
+    quadratic form, with d_j = 1 + alpha times the sum of g_j^4.
 
-    Cost: at most 2 k D FLOPs for each gain that is looked at, after k choices; lazy, exact, in float64; no model.
-    Memory: 8 D bytes for each choice, beside the vectors.
+    Cost: at most 2 k D FLOPs for each gain computed after k choices; lazy, exact, in float64; no model. Memory: 8 D
+    bytes per choice, in addition to the vectors.
 
-    Departures: chosen once from all candidates, where the published code chooses 64 of 128 in every training step. It
-    leaves out the penalty unless asked; lam=0 does. At which share of the first gain to end is not known: threshold=0
-    never does.
+    Departures: samples are chosen once from all candidates, where the published code chooses 64 of 128 in every
+    training step. It leaves out the penalty by default, as lam=0 does here. The share of the first gain at which to
+    stop is not known: threshold=0 never stops.
 
     Reference: SPICE, as its published code (spice/select, adafisher) and DualSFT, arXiv:2605.06166, describe it.
 
@@ -40,15 +40,15 @@ class Spice(Selector):
     uses_vectors: ClassVar = True
 
     alpha: float = 1.0
-    """What a gradient counts for beside the identity."""
+    """Weight of a gradient relative to the identity."""
     lam: float = 0.1
-    """What pulling against the mean of the chosen costs."""
+    """Weight of the penalty for conflict with the mean gradient of the chosen."""
     form: Literal["full", "diagonal"] = "full"
     """The paper's matrix, or the published code's diagonal."""
     threshold: float = 0.0
-    """It ends where a choice gains no more than this share of the first; 0: where the budget does."""
+    """Stop where a choice gains no more than this share of the first; 0: only when the budget is spent."""
     lengths: Literal["norm", "unit"] = "norm"
-    """Gradients of the length that they have, or of length 1."""
+    """norm: gradients keep their norm; unit: they are normalised to length 1."""
 
     def __post_init__(self) -> None:
         if not self.alpha > 0 or self.lam < 0 or self.threshold < 0:

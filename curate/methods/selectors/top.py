@@ -11,7 +11,7 @@ from curate.kinds.selector import Budget, Candidates, Selector, highest
 class Top(Selector):
     """The highest values, until the budget is full.
 
-    Formula: candidates by falling value, equal values by id; the longest beginning of that ranking that fits.
+    Formula: candidates by decreasing value, ties by id; the longest prefix of that ranking that fits.
 
     Cost: one sort; no FLOPs.
 

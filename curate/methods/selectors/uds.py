@@ -13,23 +13,23 @@ from curate.models.logit_sketch import Memory
 
 @dataclass(frozen=True)
 class Uds(Selector):
-    """The most useful of every few candidates, and the farthest from what was chosen before (UDS).
+    """From each micro-batch, the candidates most useful and farthest from those chosen before (UDS).
 
-    Formula: the candidates stand in an order by lot and are cut into micro-batches, of each of which `keep` are chosen,
-    the highest in
+    Formula: the candidates are put in random order and split into micro-batches; from each, `keep` are chosen, the
+    highest in
 
         s_i = u_i + alpha mean over j in M of ||z_i - z_j||,    the second term 0 while M is empty
 
     with u the value (--by; the paper's is `nuclear`), z the vectors (--vectors; the paper's are those of
-    `embed_logits`), and M the last `memory` chosen ones, first in, first out. So many micro-batches are cut that the
-    budget is spent. M begins with --history, where one is given.
+    `embed_logits`), and M the last `memory` chosen ones, first in, first out. The number of micro-batches is such that
+    the budget is spent. M starts with --history, if given.
 
-    Cost: 2 |M| D FLOPs a candidate, in float64; no model. Memory: 8 D bytes for each of M, beside the vectors.
+    Cost: 2 |M| D FLOPs per candidate, in float64; no model. Memory: 8 D bytes for each of M, in addition to the
+    vectors.
 
-    Departures: the published code scores each micro-batch under the model of that step; here all are scored before. Its
-    optional term within a micro-batch is left out. Its alpha, 2.5e-3 (1.5e-3 in a script), goes with distances as its
-    transform makes them: with vectors by scale=released it means the same, with scale=isometric take alpha times
-    sqrt(V T) / 2.
+    Departures: the published code scores each micro-batch with that step's model; here all are scored beforehand. Its
+    optional term within a micro-batch is left out. Its alpha, 2.5e-3 (1.5e-3 in a script), fits the distances of its
+    own transform: with vectors of scale=released it means the same, with scale=isometric use alpha times sqrt(V T) / 2.
 
     Reference: UDS, arXiv:2510.16882; code gfyddha/UDS, UDSamplingTrainer.py.
 
@@ -44,9 +44,9 @@ class Uds(Selector):
     uses_history: ClassVar = True
 
     alpha: float = 2.5e-3
-    """What the distance from the memory counts for beside the value."""
+    """Weight of the distance from the memory relative to the value."""
     memory: int = 1024
-    """How many of the chosen are remembered."""
+    """How many of the chosen samples are remembered."""
     keep: int = 1
     """How many of every micro-batch are chosen."""
 
@@ -70,7 +70,7 @@ class Uds(Selector):
             memory.push(candidates.history.raw(np.flatnonzero(candidates.history.there)))
         chosen, spent = list[int](), 0.0
         for some in np.array_split(order, max(1, int(np.ceil(wanted / self.keep)))):
-            some = np.sort(some)  # of equals the first id
+            some = np.sort(some)  # ties: first id
             raw = vectors.raw(some)
             ranked = some[by_value(values[some] + self.alpha * memory.distance(raw))]
             candidates.charge(2.0 * len(memory.kept) * raw.size)
@@ -84,7 +84,7 @@ class Uds(Selector):
 
 
 def _topped_up(chosen: list[int], spent: float, order: np.ndarray, sizes: np.ndarray, budget: Budget) -> np.ndarray:
-    """What is left of the budget (samples were smaller than they are in the mean), spent on others by the same lot."""
+    """What is left of the budget (the chosen were smaller than average), spent on others in the same random order."""
     taken = set(chosen)
     for other in order.tolist():
         if other not in taken and budget.pays(spent, float(sizes[other])):

@@ -1,4 +1,4 @@
-"""Which of a step's candidates: the few ways that weightings share. Plain arrays in float64; of equals the first."""
+"""Choosing among a step's candidates: what weightings share. Plain arrays in float64; ties go to the first."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ def highest(values: np.ndarray, room: int) -> np.ndarray:
 
 
 def greedy(aligned: np.ndarray, gram: np.ndarray, room: int) -> np.ndarray:
-    """Positions by falling alignment with what is left, taking each out of it once: int64 [room].
+    """Positions by decreasing alignment with the residual, each choice being subtracted from it once: int64 [room].
 
-    Again and again: i = argmax of a over those that are left, a <- a - gram[i].
+    Repeatedly: i = argmax of a over those that are left, a <- a - gram[i].
     """
     left, chosen = aligned.astype(np.float64).copy(), []
     open_ = np.ones(len(left), bool)
@@ -26,7 +26,7 @@ def greedy(aligned: np.ndarray, gram: np.ndarray, room: int) -> np.ndarray:
 
 
 def weighing(chosen: np.ndarray, n: int, weights: np.ndarray | float = 1.0) -> np.ndarray:
-    """Weights of n candidates of which only the chosen have one, float64 [n]."""
+    """Weights of n candidates, 0 for those not chosen, float64 [n]."""
     found = np.zeros(n)
     found[chosen] = weights
     return found

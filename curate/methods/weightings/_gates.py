@@ -1,4 +1,4 @@
-"""From numbers to weights: the few functions that weightings share. Plain arrays in float64."""
+"""From values to weights: functions that weightings share. Plain arrays in float64."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ def unit_interval(values: np.ndarray, low: float, high: float) -> np.ndarray:
 
 
 def clipped(weights: np.ndarray, low: float, high: float | None) -> np.ndarray:
-    """Weights within bounds; no upper one where `high` is null."""
+    """Weights within bounds; no upper bound where `high` is None."""
     return np.clip(weights, low, high)
 
 
 def spread(losses: np.ndarray, delta: float = 1.0) -> np.ndarray:
-    """Losses on [-delta, delta]: h = delta (2 l - (max + min)) / (max - min); all 0 where they are the same.
+    """Losses scaled to [-delta, delta]: h = delta (2 l - (max + min)) / (max - min); all 0 where they are the same.
 
-    The authors' code divides by max(max - min, 1e-6), which makes noise of equal losses.
+    The authors' code divides by max(max - min, 1e-6), which turns equal losses into noise.
     """
     low, high = (float(losses.min()), float(losses.max())) if len(losses) else (0.0, 0.0)
     return delta * (2 * losses - (high + low)) / (high - low) if high > low else np.zeros(len(losses))

@@ -12,24 +12,25 @@ from curate.methods.weightings._gates import clipped, sigmoid
 
 @dataclass(frozen=True)
 class Adapt(Weighting):
-    """Weighs a sample by how near the model, as it is now, sees it to the target (ADAPT).
+    """Weights a sample by its similarity to the target under the current model (ADAPT).
 
-    Formula, with h_l the last layer's state at token l of the sample, from the training forward itself:
+    Formula, with h_l the last layer's hidden state at token l of the sample, from the training step's own forward pass:
 
         phi(x) = sum over l of (l / (1 + ... + L)) h_l                                    (Eq. 9)
         s(x)   = mean over the target's samples v of  cos(phi(x), phi(v))                 (Eq. 10)
         w(x)   = sigmoid(s(x) / max(tau, eps)),   loss = sum of w(x) l(x)                 (Eq. 11, Algorithm 1)
 
-    The mean of the target's unit vectors is all that is kept of them, since the mean of the cosines is the product with
-    it. It is made anew every `refresh` steps (t mod R = 1). The weights are constants to the gradient.
+    Only the mean of the target's unit vectors is kept, since the mean of the cosines is the product with it. It is
+    recomputed every `refresh` steps (t mod R = 1). No gradient flows through the weights.
 
-    Cost: 2D FLOPs a sample and 2D a token for the weighted mean, of a step's 6N a token; and a forward pass over the
-    target's val split, 2N a token, every `refresh` steps, which the ledger has as a phase of its own. Limit: none of
-    its own, it is the training step's.
+    Cost: 2D FLOPs per sample and 2D per token for the weighted mean, of a step's 6N per token; and a forward pass over
+    the target's val split, 2N per token, every `refresh` steps, a separate phase in the ledger. Bottleneck: that of the
+    training step.
 
-    Departures and choices: R has no published value. With tau = 1 a weight lies between 0.27 and 0.73, so the step is
-    that much shorter: normalize=mean1 takes this back (the general form of Section 3.3 divides by the sum, Algorithm 1
-    does not). Section 5.1 speaks of clipping, which the algorithm lacks: off. The anchors are taken without dropout.
+    Departures and choices: R has no published value. With tau = 1 a weight lies between 0.27 and 0.73, so the step
+    shrinks by that much: normalize=mean1 undoes this (the general form of Section 3.3 divides by the sum, Algorithm 1
+    does not). Section 5.1 mentions clipping, which the algorithm lacks: off by default. The target's samples are
+    encoded without dropout.
 
     Reference: ADAPT, "Rethinking Data Curation in LLM Training: Online Reweighting Offers Better Generalization than
     Offline Methods" (ICLR 2026), Section 5.3.
@@ -45,17 +46,17 @@ class Adapt(Weighting):
     uses_target: ClassVar = True
 
     tau: float = 1.0
-    """Temperature of the gate; smaller is harder."""
+    """Temperature of the gate; smaller is sharper."""
     refresh: int = 50
-    """Steps between two looks at the target (R); no published value."""
+    """Steps between two updates of the target's mean (R); no published value."""
     clip_low: float = 0.0
     """No weight is below this."""
     clip_high: float | None = None
     """No weight is above this; none: no bound."""
     normalize: Literal["none", "mean1"] = "none"
-    """none, as Algorithm 1 has it; mean1: a step's weights are 1 in the mean."""
+    """none: as in Algorithm 1; mean1: a step's weights are scaled to a mean of 1."""
     eps: float = 1e-8
-    """Below which a length or a temperature is not divided by."""
+    """Lower bound on a norm or a temperature that is divided by."""
 
     def __post_init__(self) -> None:
         require(f"adapt.refresh={self.refresh}", self.refresh >= 1, "1 or more")

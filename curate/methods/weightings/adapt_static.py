@@ -14,15 +14,15 @@ from curate.methods.weightings._gates import clipped, sigmoid, unit_interval
 
 @dataclass(frozen=True)
 class AdaptStatic(Weighting):
-    """Weighs a sample by a stored column through ADAPT's gate: ADAPT-BM25 with a column of BM25.
+    """Weights a sample by a stored column through ADAPT's gate: ADAPT-BM25 with a column of BM25.
 
     Formula:  s = (c - min c) / (max c - min c) over the training set,   w = sigmoid(s / max(tau, eps))
 
     Cost: none in training; the column's own price is in the ledger.
 
-    Departures and choices: how the paper scales BM25 before the gate is not said. Unscaled it saturates (on real data
-    sigmoid(BM25) is above 0.99 nearly everywhere, which is plain training); so the column is scaled to [0, 1]. With
-    tau = 1 a weight lies between 0.5 and 0.73; a smaller tau spreads them.
+    Departures and choices: the paper does not say how it scales BM25 before the gate. Unscaled it saturates (on real
+    data sigmoid(BM25) is above 0.99 nearly everywhere, which is plain training); so the column is scaled to [0, 1].
+    With tau = 1 a weight lies between 0.5 and 0.73; a smaller tau spreads them.
 
     Reference: ADAPT (ICLR 2026), Sections 2.2 and 5.3.
 
@@ -34,13 +34,13 @@ class AdaptStatic(Weighting):
     needs: ClassVar = ("column",)
 
     tau: float = 1.0
-    """Temperature of the gate; smaller is harder."""
+    """Temperature of the gate; smaller is sharper."""
     clip_low: float = 0.0
     """No weight is below this."""
     clip_high: float | None = None
     """No weight is above this; none: no bound."""
     normalize: Literal["none", "mean1"] = "none"
-    """none, as Algorithm 1 has it; mean1: a step's weights are 1 in the mean."""
+    """none: as in Algorithm 1; mean1: a step's weights are scaled to a mean of 1."""
 
     def __post_init__(self) -> None:
         require(f"adapt_static.tau={self.tau}", self.tau > 0, "above 0")

@@ -15,32 +15,33 @@ from curate.methods.weightings._nnls import nonnegative
 
 @dataclass(frozen=True)
 class FilterThenWeight(Weighting):
-    """Chooses and weighs a step's samples so that the next Adam step goes the target's way (Filter-then-Weight).
+    """Chooses and weights a step's samples so that Adam's step follows the target's gradient (Filter-then-Weight).
 
-    Formula, with g_i a candidate's gradient, g_val that of the target's mean loss, and D by which the next Adam step
-    multiplies a gradient (its second moment frozen, its momentum aside):
+    Formula, with g_i a candidate's gradient, g_val that of the target's mean loss, and D the factor by which the next
+    Adam step multiplies a gradient (second moment frozen, momentum ignored):
 
         q = D * g_val                                                  (Eq. 9, 11)
         filter: r <- q; as often as a batch has room: i = argmax <g_i, r>, r <- r - g_i            (Algorithm 1)
         weight: least w >= 0 of  w^T (G + lambda I) w - 2 b^T w,   G_ij = <g_i, g_j>, b_i = <g_i, q>
         update: sum of w_i g_i, to the ordinary Adam step
 
-    The products are those of projected gradients (--set projection). In the first step, when Adam has no second moment,
-    D is 1. Where no candidate goes the target's way every w is 0: then the filter's choice is learnt with weights of 1,
-    which the run's metrics count (fallback). The step's gradient is the sum of w_i g_i over the batch's size.
+    Inner products are those of projected gradients (--set projection). In the first step, when Adam has no second
+    moment, D is 1. Where no candidate aligns with the target every w is 0: then the step trains on the filter's choice
+    with weights of 1, which the run's metrics count (fallback). The step's gradient is the sum of w_i g_i divided by
+    the batch size.
 
-    Cost: forward and backward over all candidates without the gradients of matrices, 4N FLOPs a token; the target batch
-    likewise; 2N a token of the chosen; and the projections, 2(m + n)k a token of an m x n layer, or less. Limit: that
-    of the passes.
+    Cost: forward and backward over all candidates without weight gradients, 4N FLOPs per token; the target batch
+    likewise; 2N per token of the chosen; and the projections, at most 2(m + n)k per token of an m x n layer.
+    Bottleneck: those passes.
 
     Departures and choices: D can be 1e4 and more, so that q dwarfs the candidates' sum, the filter's unit steps change
-    nothing, and w is large; so q is first made as long as the candidates' mean times the batch (rescale=match_norm).
-    The paper does not scale (none), gives no lambda (here ridge, times the mean of G's diagonal), and its D is that of
-    projected gradients (precondition=projected), which ranks nearly as none at all; here D meets the target's whole
-    gradient before it is projected. Its Eq. 6 has D on the candidates' side, where G changes (side=candidates). Several
-    of the settings are its ablations: filter=top, weigh=none, precondition=none, weigh=signed, unit=token. With
-    unit=token what single tokens add to a gradient is chosen, a batch's worth, those that align best, unweighted; the
-    update is then no gradient of a weighted loss.
+    nothing, and w is large; so q is first rescaled to the norm of the candidates' mean times the batch size
+    (rescale=match_norm). The paper does not rescale (none), gives no lambda (here ridge, times the mean of G's
+    diagonal), and uses the D of projected gradients (precondition=projected), which ranks nearly as no preconditioning
+    does; here D is applied to the target's full gradient before it is projected. Its Eq. 6 applies D to the candidates,
+    which changes G (side=candidates). Several of the settings are its ablations: filter=top, weigh=none,
+    precondition=none, weigh=signed, unit=token. With unit=token single tokens' contributions to a gradient are chosen,
+    the best aligned ones, as many as a batch has, unweighted; the update is then not the gradient of a weighted loss.
 
     Reference: Filter-then-Weight, Algorithm 1 and Eq. 6 to 11 (optimizer-aware online selection).
 
@@ -56,20 +57,20 @@ class FilterThenWeight(Weighting):
     chooses: ClassVar = True
 
     filter: Literal["greedy", "top"] = "greedy"
-    """greedy: each choice is taken out of what is sought before the next; top: the best aligned ones."""
+    """greedy: each choice is subtracted from the residual before the next; top: the best aligned candidates."""
     weigh: Literal["nonnegative", "signed", "none"] = "nonnegative"
-    """How the chosen are weighed; signed: the least squares without a bound; none: by 1."""
+    """How the chosen are weighted; signed: least squares without the bound at 0; none: all by 1."""
     ridge: float = 0.01
     """lambda, times the mean of G's diagonal; no published value."""
     precondition: Literal["before", "projected", "none"] = "before"
-    """Adam's D on the target's gradient before it is projected; D of projected gradients; or none (plain descent)."""
+    """Adam's D on the target's gradient before projection; the D of projected gradients; or none (plain descent)."""
     side: Literal["target", "candidates"] = "target"
-    """Where D stands: with the target (Eq. 11), or with the candidates (Eq. 6)."""
+    """Where D is applied: to the target (Eq. 11), or to the candidates (Eq. 6)."""
     rescale: Literal["match_norm", "sum_to_batch", "none"] = "match_norm"
-    """match_norm: what is sought is as long as a mean batch of candidates; sum_to_batch: weights are 1 in the mean of
-    the chosen; none: as the formulas have it."""
+    """match_norm: q gets the norm of an average batch of candidates; sum_to_batch: the weights of the chosen are scaled
+    to a mean of 1; none: as in the formulas."""
     unit: Literal["sample", "token"] = "sample"
-    """What is chosen: samples, or what single tokens add to their gradients."""
+    """What is chosen: samples, or single tokens' contributions to their gradients."""
 
     def __post_init__(self) -> None:
         require(f"filter_then_weight.ridge={self.ridge}", self.ridge >= 0, "0 or more")
@@ -115,7 +116,7 @@ class FilterThenWeight(Weighting):
         return nonnegative(ridged, b)
 
     def _tokens(self, products: Products, room: int) -> Weights:
-        """The best aligned tokens, as many as `room` candidates have in the mean; of all, where none is aligned."""
+        """The best aligned tokens, as many as `room` candidates have on average; all tokens, where none is aligned."""
         tokens, aligned = products.tokens, products.aligned
         assert tokens is not None and aligned is not None
         many = int(room * np.count_nonzero(tokens) / max(len(tokens), 1))
@@ -129,6 +130,6 @@ class FilterThenWeight(Weighting):
 
 
 def _ratio(gram: np.ndarray, square: float, room: int) -> float:
-    """By which the target's gradient is multiplied, so that it is as long as `room` times the candidates' mean."""
+    """The factor that gives the target's gradient the norm of `room` times the candidates' mean."""
     mean = float(np.sqrt(max(gram.sum(), 0.0))) / len(gram)
     return room * mean / float(np.sqrt(square)) if square > 0 and mean > 0 else 1.0

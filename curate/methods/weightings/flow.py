@@ -13,20 +13,20 @@ from curate.kinds.weighting import Weighting
 
 @dataclass(frozen=True)
 class Flow(Weighting):
-    """Weighs up what the base model finds easy, so that fine-tuning forgets less (FLOW).
+    """Up-weights what the base model finds easy, so that fine-tuning forgets less (FLOW).
 
-    Formula, with l0 a sample's mean loss under the model that training begins with:
+    Formula, with l0 a sample's mean loss under the model that training starts from:
 
         w = exp(-l0 / tau),   tau = the median of l0 over the training set
         loss = sum of w (sum of token losses) / (all tokens of the step)
 
-    So a sample at the median weighs 1/e, for the whole of the training. l0 is a column (--by nll_nll), or made by one
+    So a sample at the median has weight 1/e throughout training. l0 is a column (--by nll_nll), or computed by one
     forward pass over the training set before the first step.
 
-    Cost: 2N FLOPs a token once, unless the column is there.
+    Cost: 2N FLOPs per token once, unless the column exists.
 
-    Departures: the command line of the authors' code has tau = 1 by default and computes the median in another step;
-    here the median is the default. The same form on every token is a variant that is not offered.
+    Departures: the authors' command line defaults to tau = 1 and computes the median in a separate step; here the
+    median is the default. The per-token variant is not offered.
 
     Reference: Sanyal et al., "Upweighting Easy Samples in Fine-Tuning Mitigates Forgetting" (FLOW), 2025,
     arXiv:2502.02797.

@@ -14,9 +14,9 @@ from curate.methods.weightings._choose import weighing
 
 @dataclass(frozen=True)
 class GradMatch(Weighting):
-    """Chooses and weighs samples whose sum is near a gradient, by orthogonal matching pursuit (GRAD-MATCH).
+    """Chooses and weights samples to match a gradient, by orthogonal matching pursuit (GRAD-MATCH).
 
-    Formula, with g_i a candidate's gradient, A their matrix and c what is sought:
+    Formula, with g_i a candidate's gradient, A their matrix and c the gradient to match:
 
         least w >= 0 of  |A w - c|^2 + lambda |w|^2,   by: while |r| / |c| >= tolerance and there is room,
         add i = argmax <g_i, r>;  w = (A_S^T A_S + lambda I)^-1 A_S^T c  over those added, S;
@@ -24,15 +24,16 @@ class GradMatch(Weighting):
 
     c is the target's gradient (the paper's isValid), or the sum of all candidates' (its default: match=candidates).
 
-    Cost: forward and backward over candidates and target batch, without the gradients of matrices: 4N FLOPs a token;
-    2N a token of the chosen; a system of at most a batch's size for each choice. Limit: that of the passes.
+    Cost: forward and backward over candidates and target batch, without weight gradients: 4N FLOPs per token; 2N per
+    token of the chosen; and for each choice a linear system of at most the batch's size. Bottleneck: those passes.
 
-    Departures and choices: the paper matches gradients of the last layer, of mini-batches, every few epochs; here they
-    are those of a step's candidates in all layers, projected. Its fraction that is short is filled up by lot with
-    weights of 1: here it stays short. lambda has several values in its code: ridge is times the mean of the diagonal.
-    search=exhaustive tries every candidate at every choice and keeps the least objective (Filter-then-Weight,
-    Algorithm 2). Where nothing aligns the best aligned are learnt with weights of 1, which the metrics count. Weights
-    are such that their sum is the batch (scale=sum_to_batch), or as they come (none).
+    Departures and choices: the paper matches last-layer gradients of mini-batches every few epochs; here the projected
+    gradients of a step's candidates in all layers are matched. If too few are chosen, the paper fills up at random with
+    weights of 1; here the choice stays short. lambda has several values in its code; here `ridge` is relative to the
+    mean of the diagonal. search=exhaustive tries every candidate at every choice and keeps the one with the lowest
+    objective (Filter-then-Weight, Algorithm 2). Where nothing aligns, the step trains on the best aligned with weights
+    of 1, which the metrics count. Weights are scaled to sum to the batch size (scale=sum_to_batch), or left as they are
+    (none).
 
     Reference: Killamsetty et al., "GRAD-MATCH: Gradient Matching based Data Subset Selection" (ICML 2021).
 
@@ -46,17 +47,18 @@ class GradMatch(Weighting):
     chooses: ClassVar = True
 
     match: Literal["target", "candidates"] = "target"
-    """What the sum is to be near: the target's gradient, or that of all candidates."""
+    """The gradient to match: the target's, or that of all candidates."""
     search: Literal["residual", "exhaustive"] = "residual"
-    """What is added: the best aligned with what is left; or what leaves the least, by trying all."""
+    """What is added: the candidate best aligned with the residual; or the one that leaves the smallest, by trying
+    all."""
     ridge: float = 0.01
-    """lambda, times the mean of the diagonal."""
+    """lambda, as a multiple of the mean of the diagonal."""
     tolerance: float = 1e-4
-    """What is left, as a share of what is sought, at which no more is added."""
+    """Residual, as a share of the gradient to match, at which nothing more is added."""
     scale: Literal["sum_to_batch", "none"] = "sum_to_batch"
-    """Whether the weights' sum is made that of a batch of 1s."""
+    """Whether the weights are scaled to sum to the batch size."""
     precondition: Literal["none", "before", "projected"] = "none"
-    """none: plain descent; before: Adam's D on the target's gradient; projected: that of projected gradients."""
+    """none: plain descent; before: Adam's D on the target's gradient; projected: the D of projected gradients."""
 
     def __post_init__(self) -> None:
         require(f"grad_match.ridge={self.ridge}", self.ridge >= 0, "0 or more")
@@ -86,7 +88,7 @@ class GradMatch(Weighting):
         return products.gram, products.aligned, products.square
 
     def _pursued(self, gram: np.ndarray, b: np.ndarray, square: float, room: int) -> tuple[np.ndarray, np.ndarray]:
-        """Those added, and what they weigh."""
+        """The chosen candidates, and their weights."""
         ridge = self.ridge * float(np.diagonal(gram).mean())
         chosen, weights, tried = np.zeros(0, np.int64), np.zeros(0), np.zeros(len(b), bool)
         while len(chosen) < room and not tried.all():
@@ -110,7 +112,7 @@ class GradMatch(Weighting):
         explained = np.full(len(b), -np.inf)
         for i in np.flatnonzero(np.isfinite(slope)):
             trial = np.append(chosen, i)
-            explained[i] = b[trial] @ _ridge(gram, b, ridge, trial)  # the objective is |c|^2 less this
+            explained[i] = b[trial] @ _ridge(gram, b, ridge, trial)  # the objective is |c|^2 minus this
         return int(np.argmax(explained))
 
 

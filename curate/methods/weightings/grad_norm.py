@@ -13,15 +13,15 @@ from curate.methods.weightings._choose import highest, weighing
 
 @dataclass(frozen=True)
 class GradNorm(Weighting):
-    """Chooses the samples with the longest gradients.
+    """Chooses the samples with the largest gradient norms.
 
-    Formula: a_i = |g_i|, of the layers that are compared; as many of the highest as a batch has room for.
+    Formula: a_i = |g_i|, over the layers that are compared; the highest fill the batch.
 
-    Cost: forward and backward over the candidates without the gradients of matrices: 4N FLOPs a token; 2N a token of
-    the chosen. Limit: that of the passes.
+    Cost: forward and backward over the candidates without weight gradients: 4N FLOPs per token; 2N per token of the
+    chosen. Bottleneck: those passes.
 
-    Departures: lengths are those of projected gradients (--set projection; 0: exact). Katharopoulos and Fleuret draw by
-    them, with weights that keep the mean gradient; a comparison's baseline takes the longest.
+    Departures: norms are those of projected gradients (--set projection; 0: exact). Katharopoulos and Fleuret sample in
+    proportion to them, with weights that keep the mean gradient unbiased; the usual baseline takes the largest.
 
     Reference: Katharopoulos and Fleuret, "Not All Samples Are Created Equal" (ICML 2018); a baseline of online
     selection.

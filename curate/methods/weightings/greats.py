@@ -14,27 +14,28 @@ from curate.methods.weightings._choose import greedy, highest, weighing
 
 @dataclass(frozen=True)
 class Greats(Weighting):
-    """Chooses the samples that lower the target's loss most, one after another, each told of those before (GREATS).
+    """Greedily chooses the samples that lower the target's loss most, given those already chosen (GREATS).
 
     Formula, with g_i a candidate's gradient, g_val that of the target's mean loss, eta the learning rate:
 
         a_i = eta <g_i, g_val>,   B_ij = eta^2 <g_i, H g_j>,   H = 1
         as often as a batch has room: i = argmax a, a <- a - B_i
 
-    It climbs  sum of a_i - sum over pairs of B_ij:  the second-order expansion without its self-terms, as the authors'
-    code has it. form=shapley takes the candidates of highest Shapley value of the whole expansion instead,
+    It maximises  sum of a_i - sum over pairs of B_ij,  the second-order expansion without its self-terms, as in the
+    authors' code. form=shapley instead takes the candidates with the highest Shapley value in the whole expansion,
 
         phi_i = eta <g_i, g_val> - eta^2 / 2 <g_i, H sum over all candidates j of g_j>
 
-    Cost: forward and backward over candidates and target batch, without the gradients of matrices: 4N FLOPs a token;
-    2N a token of the chosen. The authors' code goes through the chosen once more. Limit: that of the passes.
+    Cost: forward and backward over candidates and target batch, without weight gradients: 4N FLOPs per token; 2N per
+    token of the chosen. The authors' code runs the chosen through the model once more. Bottleneck: those passes.
 
-    Departures and choices: the authors score by plain descent and train by AdamW, as is done here (precondition=none);
-    before gives a Adam's D. Their target batch has 2 samples, their candidates are twice the batch (--set target_batch,
-    oversample). While the learning rate is 0, as at the first step of a warm-up, all are equal: the first are taken,
-    which are the longest. Where no chosen one goes the target's way the run's metrics count it (fallback). hessian=kfac
-    is the appendix's Kronecker-factored curvature of Filter-then-Weight, of candidates and in the projection's numbers:
-    how the paper computes its factors could not be checked.
+    Departures and choices: the authors score for plain descent and train with AdamW, as is done here
+    (precondition=none); precondition=before applies Adam's D in a. Their target batch has 2 samples, their candidates
+    are twice the batch (--set target_batch, oversample). While the learning rate is 0, as at the first step of a
+    warm-up, all scores are equal and the first samples are taken, which are the longest. Steps where no chosen sample
+    aligns with the target are counted in the run's metrics (fallback). hessian=kfac is the Kronecker-factored curvature
+    of Filter-then-Weight's appendix, of the candidates and in the projected space: how the paper computes its factors
+    could not be checked.
 
     Reference: Wang et al., "GREATS: Online Selection of High-Quality Data for LLM Training in Every Iteration"
     (NeurIPS 2024).
@@ -50,15 +51,15 @@ class Greats(Weighting):
     chooses: ClassVar = True
 
     eta: float | None = None
-    """none: the step's learning rate."""
+    """Learning rate in the formula; none: the step's."""
     form: Literal["greedy", "shapley"] = "greedy"
-    """One after another; or by each one's Shapley value among all candidates."""
+    """Greedily, one after another; or by each one's Shapley value among all candidates."""
     hessian: Literal["identity", "kfac"] = "identity"
     """H: the identity, or a Kronecker-factored curvature."""
     damping: float = 0.1
-    """Added to the curvature's factors, times their mean diagonals; no published value."""
+    """Added to the curvature's factors, as a multiple of their mean diagonals; no published value."""
     precondition: Literal["none", "before", "projected"] = "none"
-    """none: plain descent; before: Adam's D on the target's gradient; projected: that of projected gradients."""
+    """none: plain descent; before: Adam's D on the target's gradient; projected: the D of projected gradients."""
 
     def __post_init__(self) -> None:
         require(f"greats.damping={self.damping}", self.damping >= 0, "0 or more")

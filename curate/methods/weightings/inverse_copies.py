@@ -13,19 +13,19 @@ from curate.kinds.weighting import Weighting
 
 @dataclass(frozen=True)
 class InverseCopies(Weighting):
-    """Weighs a sample down by how often it is there: de-duplication that throws nothing away.
+    """Down-weights a sample by how often it occurs: de-duplication that throws nothing away.
 
     Formula, with c a column of counts:
 
         w = c^-power           where the data hold each of the c (`held=each`: --by near_dup_size)
         w = c^(1 - power)      where they hold one for all (`held=once`: --by copies)
 
-    Either way a cluster of c weighs c^(1 - power) in all: power 1 counts it once, 0 as often as it came, between them
-    more than once and less than all. `copies` is how often the input had a sample, which the pool keeps once.
+    Either way a cluster of c has a total weight of c^(1 - power): power 1 counts it once, 0 as often as it occurs, and
+    values between them something in between. `copies` is how often the input had a sample, which the pool keeps once.
 
     Cost: none in training; the column's own price is in the ledger.
 
-    Departures: none, as no paper is followed; SemDeDup and others drop what is weighed down here.
+    Departures: none, as no paper is followed; SemDeDup and others drop what is down-weighted here.
 
     Reference: none for the exponent; reweighting by inverse frequency is the textbook's (inverse propensity).
 
@@ -36,11 +36,11 @@ class InverseCopies(Weighting):
     needs: ClassVar = ("column",)
 
     power: float = 1.0
-    """1: a cluster counts once; 0: as often as it came."""
+    """1: a cluster counts once; 0: as often as it occurs."""
     held: Literal["each", "once"] = "each"
-    """Whether the data hold all that are counted, or one of them."""
+    """Whether the data contain each of the copies that are counted, or one for all."""
     normalize: Literal["none", "mean1"] = "none"
-    """mean1: a step's weights are 1 in the mean."""
+    """mean1: a step's weights are scaled to a mean of 1."""
 
     def __post_init__(self) -> None:
         require(f"inverse_copies.power={self.power}", np.isfinite(self.power), "a finite number")

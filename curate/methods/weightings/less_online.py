@@ -11,21 +11,22 @@ from curate.methods.weightings._choose import highest, weighing
 
 @dataclass(frozen=True)
 class LessOnline(Weighting):
-    """Chooses the samples whose Adam step goes the target's way, each by itself (LESS within the step).
+    """Chooses samples by the alignment of their Adam step with the target, each independently (online LESS).
 
-    Formula, with g_i a candidate's gradient, g_val that of the target's mean loss, and D by which the next Adam step
-    multiplies a gradient (see filter_then_weight):
+    Formula, with g_i a candidate's gradient, g_val that of the target's mean loss, and D the factor by which the next
+    Adam step multiplies a gradient (see filter_then_weight):
 
-        a_i = <g_i, D * g_val>;   as many of the highest as a batch has room for
+        a_i = <g_i, D * g_val>;   the highest fill the batch
 
-    Where no candidate goes the target's way these are learnt all the same, which the run's metrics count (fallback).
+    Where no candidate aligns with the target the step trains on these all the same, which the run's metrics count
+    (fallback).
 
-    Cost: forward and backward over candidates and target batch, without the gradients of matrices: 4N FLOPs a token;
-    2N a token of the chosen. Limit: that of the passes.
+    Cost: forward and backward over candidates and target batch, without weight gradients: 4N FLOPs per token; 2N per
+    token of the chosen. Bottleneck: those passes.
 
-    Departures: LESS compares Adam's whole update of a sample, m'/sqrt(v'), whose square root no product of factors can
-    give; its lengths are made 1, and several checkpoints are summed. This is its form for one step, with the second
-    moment frozen: what is left of it in comparisons of online methods. `curate score less` is LESS itself.
+    Departures: LESS compares Adam's whole update on a sample, m'/sqrt(v'), whose square root cannot be computed from
+    the layers' factors; it normalises to length 1 and sums over several checkpoints. This is its form for one step,
+    with the second moment frozen, as in comparisons of online methods. `curate score less` is LESS itself.
 
     Reference: Xia et al., "LESS: Selecting Influential Data for Targeted Instruction Tuning" (ICML 2024), as adapted in
     Filter-then-Weight's comparison.
@@ -43,7 +44,7 @@ class LessOnline(Weighting):
     chooses: ClassVar = True
 
     precondition: Literal["before", "projected"] = "before"
-    """Adam's D on the target's gradient before it is projected; or D of projected gradients."""
+    """Adam's D on the target's gradient before projection; or the D of projected gradients."""
 
     def matching(self) -> Matching:
         return Matching(precondition=self.precondition)

@@ -13,13 +13,12 @@ from curate.methods.weightings._choose import highest, weighing
 class MaxLoss(Weighting):
     """Chooses the samples with the highest loss.
 
-    Formula: a_i = the mean loss of a candidate under the model as it is; as many of the highest as a batch has room
-    for.
+    Formula: a_i = the mean loss of a candidate under the current model; the highest fill the batch.
 
-    Cost: a forward pass over the candidates, 2N FLOPs a token; the chosen go through the model once more, 6N a token.
-    Limit: that of the passes.
+    Cost: a forward pass over the candidates, 2N FLOPs per token; the chosen go through the model once more, 6N per
+    token. Bottleneck: those passes.
 
-    Departures: None. Wrong answers have high losses: see what share of a run's samples is corrupt before it is trusted.
+    Departures: none. Wrong answers have high losses: check what share of a run's samples is corrupt before trusting it.
 
     Reference: Jiang et al., "Accelerating Deep Learning by Focusing on the Biggest Losers" (2019); a baseline of online
     selection.

@@ -12,22 +12,22 @@ from curate.methods.weightings._gates import boltzmann, spread, strength
 
 @dataclass(frozen=True)
 class Quadratic(Weighting):
-    """Weighs up the middle of the losses, and down both ends.
+    """Up-weights the middle of the losses, and down-weights both ends.
 
-    Formula, with l a sample's mean loss, least and greatest over the whole step (all processes and micro-batches):
+    Formula, with l a sample's mean loss, min and max over the whole step (all processes and micro-batches):
 
         h = 2 (l - min) / (max - min) - 1      in [-1, 1]
         f = 1 - h^2
         w = B exp(f / r) / sum exp(f / r)      (their mean is 1)
 
-    Cost: none beside the step, where the step is one forward pass in each process. Where gradients are accumulated the
-    losses of all micro-batches must be known before the first backward pass, so each goes through the model once more,
-    2N FLOPs a token, which the ledger has as a phase of its own.
+    Cost: nothing extra where the step is one forward pass in each process. With gradient accumulation the losses of all
+    micro-batches must be known before the first backward pass, so each goes through the model once more, 2N FLOPs per
+    token, a separate phase in the ledger.
 
-    Departures and choices: The repositories call it "mid". Equal losses weigh the same. The authors take r = 100 for
+    Departures and choices: the repositories call it "mid". Equal losses get equal weights. The authors use r = 100 for
     the first 2,000 steps (first_r, first_steps); a run shorter than that would be plain training, so first_steps is 0
-    here. Their loss is a mean over samples of each sample's mean (--set reduction=sample); one of their trainers takes
-    it over tokens, as is the default here.
+    here. Their loss is averaged over each sample and then over samples (--set reduction=sample); one of their trainers
+    averages over tokens, the default here.
 
     Reference: Sow et al., "Dynamic Loss-Based Sample Reweighting for Improved Large Language Model Pretraining" (ICLR
     2025).
@@ -42,11 +42,11 @@ class Quadratic(Weighting):
     needs: ClassVar = ("loss",)
 
     r: float = 1.0
-    """How soft: smaller follows the loss more, a large one is uniform."""
+    """Temperature: a smaller r follows the loss more closely, a large one is nearly uniform."""
     first_r: float = 100.0
-    """r of the first steps."""
+    """r during the first steps."""
     first_steps: int = 0
-    """How many steps first_r holds."""
+    """Number of steps that use first_r."""
 
     def __post_init__(self) -> None:
         require("quadratic.r and quadratic.first_r", self.r > 0 and self.first_r > 0, "above 0")

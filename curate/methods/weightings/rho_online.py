@@ -11,19 +11,19 @@ from curate.methods.weightings._choose import highest, weighing
 
 @dataclass(frozen=True)
 class RhoOnline(Weighting):
-    """Chooses the samples whose loss can still be brought down: RHO's reducible holdout loss.
+    """Chooses the samples whose loss can still be reduced: RHO's reducible holdout loss.
 
-    Formula, with l the mean loss of a candidate under the model as it is, and l0 its irreducible loss:
+    Formula, with l the mean loss of a candidate under the current model, and l0 its irreducible loss:
 
-        a_i = l_i - l0_i;   as many of the highest as a batch has room for
+        a_i = l_i - l0_i;   the highest fill the batch
 
-    l0 is a column (--by nll_holdout_nll), best of a model that was trained on other data of the kind that is wanted.
-    Without one it is the loss under the model that training begins with, so a_i is what training has made worse.
+    l0 is a column (--by nll_holdout_nll), ideally from a model trained on holdout data of the kind that is wanted.
+    Without one it is the loss under the model that training starts from, so a_i is how much training has made it worse.
 
-    Cost: a forward pass over the candidates, 2N FLOPs a token; the chosen go through the model once more, 6N a token.
-    Without a column one more forward pass over the training set. Limit: that of the passes.
+    Cost: a forward pass over the candidates, 2N FLOPs per token; the chosen go through the model once more, 6N per
+    token. Without a column one more forward pass over the training set. Bottleneck: those passes.
 
-    Departures: None.
+    Departures: none.
 
     Reference: Mindermann et al., "Prioritized Training on Points that are Learnable, Worth Learning, and Not Yet
     Learnt" (ICML 2022).

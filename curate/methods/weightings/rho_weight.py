@@ -14,7 +14,7 @@ from curate.methods.weightings._choose import highest
 
 @dataclass(frozen=True)
 class RhoWeight(Weighting):
-    """Learns only from the tokens that a reference model knows and this one does not yet (Rho-1).
+    """Trains only on the tokens that a reference model knows and this one does not yet (Rho-1).
 
     Formula, for every supervised token of a step, with l its loss now and l0 its loss under the reference:
 
@@ -22,11 +22,12 @@ class RhoWeight(Weighting):
         w = 1 for the `share` of the step's tokens with the highest excess, of equals the first; else 0
         loss = sum of w (token loss) / sum of w
 
-    The reference is --reference M, best a model that was trained on a little of what is wanted; without one it is the
-    model that training begins with, and excess is what training has made worse.
+    The reference is --reference M, ideally a model trained on a little of the data that is wanted; without one it is
+    the model that training starts from, and excess is how much training has made a token worse.
 
-    Cost: one forward pass of the reference over the training set before the first step, 2N FLOPs a token; 8 bytes a
-    token are kept. With accumulated gradients one more forward pass a step, as for all that look at the whole step.
+    Cost: one forward pass of the reference over the training set before the first step, 2N FLOPs per token; 8 bytes per
+    token are kept. With gradient accumulation one more forward pass per step, as for all weightings that need the whole
+    step.
 
     Departures: none known; the paper pretrains, so there every token is supervised.
 
@@ -43,9 +44,9 @@ class RhoWeight(Weighting):
     needs: ClassVar = ("token_loss", "base_token_loss")
 
     share: float = 0.6
-    """Of a step's tokens that are learnt from; the paper's for its model of 1.1B parameters (0.7 for 7B)."""
+    """Share of a step's tokens that are trained on; the paper's for its model of 1.1B parameters (0.7 for 7B)."""
     normalize: Literal["none", "mean1"] = "mean1"
-    """mean1: the mean is over the tokens that are learnt from, as in the paper; none: over all."""
+    """mean1: the loss is averaged over the tokens that are trained on, as in the paper; none: over all."""
 
     def __post_init__(self) -> None:
         require(f"rho_weight.share={self.share}", 0 < self.share <= 1, "above 0 and at most 1")

@@ -15,12 +15,12 @@ from curate.kinds.weighting import Weighting
 class Stm(Weighting):
     """Leaves out the tokens that surprise the base model (selective token masking).
 
-    Formula, for every supervised token, with p0 the model that training begins with:
+    Formula, for every supervised token, with p0 the model that training starts from:
 
         w = 1 where exp(-log p0(token)) <= threshold, else 0
         loss = sum of w (token loss) / sum of w
 
-    Cost: one forward pass over the training set before the first step, 2N FLOPs a token; 8 bytes a token are kept.
+    Cost: one forward pass over the training set before the first step, 2N FLOPs per token; 8 bytes per token are kept.
 
     Departures: none known; the first token of a text, which nothing predicts and which the authors' code masks by
     giving it perplexity 10, is never supervised here. Their variants `lowest` and `random` are not offered.
@@ -36,9 +36,9 @@ class Stm(Weighting):
     needs: ClassVar = ("base_token_loss",)
 
     threshold: float = 2.5
-    """The greatest perplexity of a token that is learnt from."""
+    """Highest perplexity of a token that is trained on."""
     normalize: Literal["none", "mean1"] = "mean1"
-    """mean1: the mean is over the tokens that are left, as where labels are masked; none: over all."""
+    """mean1: the loss is averaged over the tokens that are left, as with masked labels; none: over all."""
 
     def __post_init__(self) -> None:
         require(f"stm.threshold={self.threshold}", self.threshold >= 1, "1 or more (a perplexity)")

@@ -13,20 +13,20 @@ from curate.kinds.weighting import Weighting
 
 @dataclass(frozen=True)
 class Talr(Weighting):
-    """Weighs up what the model finds easy now, by each step's own median (TALR).
+    """Up-weights what the model finds easy now, relative to each step's median loss (TALR).
 
     Formula, with l a sample's mean loss:
 
         w = max(exp(-l / tau), floor),   tau = the median of l over the whole step
 
-    It is the shape of the weights on the simplex that minimise  sum of w l + tau sum of w log w.
+    Up to the floor and a factor, these are the weights on the simplex that minimise  sum of w l + tau sum of w log w.
 
-    Cost: none beside the step; with accumulated gradients one more forward pass, as for every weighting that looks at
-    the whole step.
+    Cost: nothing extra; with gradient accumulation one more forward pass, as for every weighting that needs the whole
+    step.
 
     Departures and choices: the sources differ on whether the median is over tokens or over samples' means (here the
-    latter) and do not say whether w is made to sum to 1 before the floor (here not). The floor's value is not known
-    from the paper. They train at a small learning rate, 1e-6.
+    latter) and do not say whether w is normalised to sum to 1 before the floor (here not). The paper does not give the
+    floor's value. They train with a small learning rate, 1e-6.
 
     Reference: "SFT Doesn't Always Hurt General Capabilities: Revisiting Domain-Specific Fine-Tuning in LLMs"
     (Token-Adaptive Loss Reweighting), 2025.
@@ -39,7 +39,7 @@ class Talr(Weighting):
     needs: ClassVar = ("loss",)
 
     floor: float = 0.01
-    """No weight is below this; not the paper's value, which is not known."""
+    """No weight is below this; our choice, as the paper's value is not known."""
 
     def __post_init__(self) -> None:
         require(f"talr.floor={self.floor}", 0 <= self.floor <= 1, "between 0 and 1")

@@ -12,22 +12,23 @@ from curate.methods.weightings._choose import highest, weighing
 
 @dataclass(frozen=True)
 class TracinOnline(Weighting):
-    """Chooses the samples whose gradient lies along the target's, each by itself (TracIn within the step).
+    """Chooses samples by their gradient's inner product with the target's, each independently (online TracIn).
 
     Formula, with g_i a candidate's gradient and g_val that of the target's mean loss:
 
-        a_i = <g_i, g_val>;   as many of the highest as a batch has room for
+        a_i = <g_i, g_val>;   the highest fill the batch
 
-    It is TracIn at one checkpoint, the model as it is; and each candidate's first-order Shapley value.
+    It is TracIn at one checkpoint, the current model; and each candidate's first-order Shapley value.
 
-    Where no candidate goes the target's way these are learnt all the same, which the run's metrics count (fallback).
+    Where no candidate aligns with the target the step trains on these all the same, which the run's metrics count
+    (fallback).
 
-    Cost: forward and backward over candidates and target batch, without the gradients of matrices: 4N FLOPs a token;
-    2N a token of the chosen. Limit: that of the passes.
+    Cost: forward and backward over candidates and target batch, without weight gradients: 4N FLOPs per token; 2N per
+    token of the chosen. Bottleneck: those passes.
 
-    Departures and choices: the learning rate is the same for all, so it is left out. hessian=kfac is the appendix's
-    second-order score of Filter-then-Weight,  <g_i, H^-1 g_val>  with a Kronecker-factored curvature H of candidates in
-    the projection's numbers: how the paper computes its factors could not be checked.
+    Departures and choices: the learning rate is the same for all, so it is left out. hessian=kfac is the second-order
+    score of Filter-then-Weight's appendix,  <g_i, H^-1 g_val>  with a Kronecker-factored curvature H of the candidates
+    in the projected space: how the paper computes its factors could not be checked.
 
     Reference: Pruthi et al., "Estimating Training Data Influence by Tracing Gradient Descent" (NeurIPS 2020).
 
@@ -44,9 +45,9 @@ class TracinOnline(Weighting):
     chooses: ClassVar = True
 
     hessian: Literal["identity", "kfac"] = "identity"
-    """H: the identity, or a Kronecker-factored curvature, whose inverse stands between the gradients."""
+    """H: the identity, or a Kronecker-factored curvature, whose inverse is applied between the gradients."""
     damping: float = 0.1
-    """Added to the curvature's factors, times their mean diagonals; no published value."""
+    """Added to the curvature's factors, as a multiple of their mean diagonals; no published value."""
 
     def __post_init__(self) -> None:
         require(f"tracin_online.damping={self.damping}", self.damping > 0, "above 0")

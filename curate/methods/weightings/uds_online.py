@@ -15,22 +15,23 @@ from curate.models.logit_sketch import Memory, projected, released_scale, singul
 
 @dataclass(frozen=True)
 class UdsOnline(Weighting):
-    """Chooses the samples whose logits say most, and that are far from the last that were learnt (UDS).
+    """Chooses samples with large and diverse logits, far from those most recently trained on (UDS).
 
-    Formula, with L_i [N, V] the logits of a candidate at all its N tokens under the model as it is, and z_i = D^T L_i C
-    their random projection to d2 by d1 numbers:
+    Formula, with L_i [N, V] the logits of a candidate at all its N tokens under the current model, and z_i = D^T L_i C
+    their random projection to d2 by d1 dimensions:
 
         s_i = ||L_i||_* + alpha mean over j in M of ||z_i - z_j||,    the second term 0 while M is empty
 
-    as many of the highest as a batch has room for; M, the last `memory` chosen ones, is kept first in, first out, and
-    stands in checkpoints. With oversample=4 that is the published 1 of 4.
+    The highest fill the batch; M, the last `memory` chosen ones, is first in, first out, and is saved in checkpoints.
+    With oversample=4 one in four is chosen, as published.
 
-    Cost: a forward pass over the candidates, 2N FLOPs a token, and 2 E^2 + 2 E d1 more of the logits' singular values
-    and projections; the chosen go through the model once more, 6N a token. Limit: that of the passes.
+    Cost: a forward pass over the candidates, 2N FLOPs per token, and 2 E^2 + 2 E d1 more for the logits' singular
+    values and projections; the chosen go through the model once more, 6N per token. Bottleneck: those passes.
 
-    Departures: the published code takes logits of rows zero-padded to 512; here padding has no part. Its transform is
-    not normalised: alpha counts distances as large as it makes them. Its optional term within a batch is left out. It
-    chooses from every micro-batch; here from the whole step.
+    Departures: the published code takes the logits of rows zero-padded to 512 tokens; here padding does not contribute.
+    Its transform is not normalised, and its alpha fits the distances that result, so distances are scaled to match
+    here. Its optional term within a batch is left out. It chooses from every micro-batch; here the choice is from the
+    whole step.
 
     Reference: UDS, arXiv:2510.16882; code gfyddha/UDS, UDSamplingTrainer.py.
 
@@ -49,17 +50,17 @@ class UdsOnline(Weighting):
     chooses: ClassVar = True
 
     alpha: float = 2.5e-3
-    """What the distance from the memory counts for."""
+    """Weight of the distance from the memory."""
     memory: int = 1024
-    """How many of the chosen are remembered."""
+    """How many of the chosen samples are remembered."""
     d1: int = 128
-    """Numbers that the vocabulary is projected to."""
+    """Dimensions that the vocabulary is projected to."""
     d2: int = 8
-    """Numbers that the places in a sample are projected to."""
+    """Dimensions that the positions in a sample are projected to."""
     length: int = 512
-    """Of the published code's padded rows, in whose unit distances count."""
+    """Length of the published code's padded rows, which sets the scale of distances."""
     seed: int = 0
-    """Of the projections."""
+    """Seed of the projections."""
 
     def __post_init__(self) -> None:
         if self.alpha < 0 or self.memory < 0 or min(self.d1, self.d2, self.length) < 1:

@@ -12,9 +12,9 @@ from curate.kinds.weighting import Weighting
 
 @dataclass(frozen=True)
 class Uniform(Weighting):
-    """Every sample weighs the same: plain training.
+    """Every sample has the same weight: plain training.
 
-    Formula: w = 1. The weights of a manifest still hold: they multiply those of every weighting.
+    Formula: w = 1. The weights of a manifest still apply: they multiply those of every weighting.
 
     Cost: none.
 

@@ -1,1 +1,1 @@
-"""What a choice of data does to the stages that come after it. Plain arrays: the protocol is the verb `audit`."""
+"""How data selection affects later training stages. Plain arrays: the protocol is the verb `audit`."""

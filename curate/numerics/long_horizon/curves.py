@@ -1,6 +1,6 @@
-"""Learning curves of a short branch on the next stage: how much is there early, and how soon enough is.
+"""Learning curves of a short branch on the next stage: area under the curve, and tokens to a threshold.
 
-Source: LHAS, arXiv:2605.30537, Section 4.1 and Appendix A, which fix neither horizon nor axis.
+Source: LHAS, arXiv:2605.30537, Section 4.1 and Appendix A, which specify neither horizon nor axis.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import numpy as np
 
 
 def area(x: np.ndarray, y: np.ndarray) -> float:
-    """The area under a curve over its length, by trapezoids: a constant curve's is the constant. x: ascending [n >= 2];
-    y: [n]."""
+    """The area under a curve divided by its length (trapezoidal rule), so a constant curve gives the constant.
+
+    x: ascending [n], n >= 2; y: [n]. Raises ValueError otherwise.
+    """
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     if len(x) < 2 or not (np.diff(x) > 0).all():
         raise ValueError("a curve has two points or more, in ascending order")
@@ -18,8 +20,7 @@ def area(x: np.ndarray, y: np.ndarray) -> float:
 
 
 def reached(x: np.ndarray, y: np.ndarray, level: float) -> float:
-    """Where a curve first is at `level` or above, between two points by a straight line; not a number where it never
-    is, or is not known."""
+    """Where a curve first reaches `level`, interpolated linearly between points; NaN if it never does or is unknown."""
     x, y = np.asarray(x, np.float64), np.asarray(y, np.float64)
     above = np.flatnonzero(y >= level)
     if not len(above):

@@ -1,9 +1,9 @@
-"""Whether the selectors that win now are those that win in the end: the myopia gap, and how sure it is.
+"""Whether the selectors that win now also win in the end: the myopia gap, with a permutation test and an interval.
 
-A gap means little by itself: of 7 selectors ranked by lot it is .38 in the mean, and .57 at most. So it comes with the
-share of random rankings that have as large a one, and with an interval over seeds.
+A gap means little by itself: for 7 selectors ranked at random it is .38 on average, and .57 at most. So it comes with
+the share of random rankings that have at least as large a gap, and with an interval over seeds.
 
-Source: LHAS, arXiv:2605.30537, Equation 3; ties and the null are not in it.
+Source: LHAS, arXiv:2605.30537, Equation 3; the treatment of ties and the null distribution are ours.
 """
 
 from __future__ import annotations
@@ -13,16 +13,18 @@ from itertools import permutations
 
 import numpy as np
 
-_EXACT = 8  # selectors whose rankings are all gone through
-_DRAWS = 20_000
+_EXACT = 8  # up to so many selectors, all rankings are enumerated
+_DRAWS = 20_000  # random rankings otherwise
 
 
 @dataclass(frozen=True)
 class Myopia:
-    """gap: of the family. each: of every selector, [K]. now, later: its ranks, 1 the best, ties in the mean, [K]. null:
-    the mean gap of rankings by lot. p: the share of those with a gap at least as large, agree: at most as large; least:
-    the least p that so few selectors can have. interval: 95 %, over seeds;
-    null with one seed."""
+    """The myopia gap of K selectors.
+
+    gap: the mean over selectors. each: of every selector, [K]. now, later: its ranks, 1 the best, ties averaged, [K].
+    null: the mean gap of random rankings. p: the share of random rankings with a gap at least as large; agree: at most
+    as large; least: the smallest p possible with K selectors. interval: 95 %, over seeds; None with one seed.
+    """
 
     gap: float
     each: np.ndarray
@@ -36,27 +38,27 @@ class Myopia:
 
 
 def ranks(values: np.ndarray) -> np.ndarray:
-    """1 for the highest; equal values share the mean of their ranks. [K] -> [K]."""
+    """Ranks of values, [K] -> [K]: 1 for the highest; ties get their mean rank."""
     from scipy.stats import rankdata
 
     return rankdata(-np.asarray(values, np.float64))
 
 
 def gap_of(now: np.ndarray, later: np.ndarray) -> np.ndarray:
-    """Of every selector |rank now - rank later| / (K - 1), [..., K]; their mean is the gap of the family."""
+    """|rank now - rank later| / (K - 1) of every selector, [..., K]; the mean over selectors is the myopia gap."""
     return np.abs(now - later) / (now.shape[-1] - 1)
 
 
 def myopia(immediate: np.ndarray, long: np.ndarray, seed: int = 0) -> Myopia:
-    """The gap between two rankings of K selectors, each by its mean over seeds; [K, seeds], whatever is not a number
-    left out of the mean. Raises ValueError for fewer than two selectors, which have no ranks."""
+    """The gap between two rankings of K selectors, each by its mean over seeds, from [K, seeds]; NaNs are left out of
+    the means. Raises ValueError for fewer than two selectors, which have no ranks."""
     immediate, long = (np.asarray(values, np.float64) for values in (immediate, long))
     if len(immediate) < 2:
         raise ValueError("ranks need two selectors or more")
     now, later = ranks(_mean(immediate)), ranks(_mean(long))
     each = gap_of(now, later)
     null, gap = gap_of(now, _rankings(later, seed)).mean(-1), float(each.mean())
-    drawn = int(len(later) > _EXACT)  # of rankings by lot, the one at hand is one more
+    drawn = int(len(later) > _EXACT)  # with sampled rankings, the observed one counts as one more
     p, agree = (
         float((np.sum(some) + drawn) / (len(null) + drawn)) for some in (null >= gap - 1e-12, null <= gap + 1e-12)
     )
@@ -66,7 +68,7 @@ def myopia(immediate: np.ndarray, long: np.ndarray, seed: int = 0) -> Myopia:
 
 
 def _rankings(ranked: np.ndarray, seed: int) -> np.ndarray:
-    """The same ranks dealt out otherwise: in every way where these are few, else by lot. [n, K]."""
+    """Permutations of the ranks, [n, K]: all of them for few selectors, otherwise a random sample."""
     if len(ranked) <= _EXACT:
         return np.array(list(permutations(ranked)))
     lot = np.random.default_rng(seed)
@@ -74,7 +76,7 @@ def _rankings(ranked: np.ndarray, seed: int) -> np.ndarray:
 
 
 def _interval(immediate: np.ndarray, long: np.ndarray, seed: int, draws: int = 2000) -> tuple[float, float] | None:
-    """The gap where seeds are drawn again with replacement: 2.5 to 97.5 %."""
+    """The 2.5 to 97.5 % bootstrap interval of the gap, resampling seeds; None with one seed."""
     n = immediate.shape[1]
     if n < 2:
         return None
@@ -89,7 +91,7 @@ def _interval(immediate: np.ndarray, long: np.ndarray, seed: int, draws: int = 2
 
 
 def _mean(values: np.ndarray) -> np.ndarray:
-    """Over seeds, without what is not a number; not a number where nothing is one."""
+    """Mean over seeds without NaNs; NaN where nothing is left."""
     there = np.isfinite(values)
     with np.errstate(invalid="ignore"):
         return np.where(there, values, 0.0).sum(1) / there.sum(1)

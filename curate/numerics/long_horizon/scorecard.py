@@ -1,7 +1,7 @@
-"""The two-level scorecard: what each selector is worth now, and what later, over seeds; and whether it is myopic.
+"""The two-level scorecard: how each selector does now and later, over seeds, and whether the selectors are myopic.
 
-A cell is what was found of one selector and seed at one stage (curate.verbs.audit): a dictionary of plain values. What
-a cell lacks (its way ended before, or a value is null) is not a number in all that needs it, and the rest stands.
+A cell is the result of one selector and seed at one stage (curate.verbs.audit): a dictionary of plain values. Whatever
+needs a value that a cell lacks (its path ended earlier, or the value is None) is NaN; the rest is unaffected.
 """
 
 from __future__ import annotations
@@ -71,10 +71,13 @@ WORDS = {
 
 @dataclass
 class Scorecard:
-    """measures: name -> [K, seeds] of the K selectors. matrices: of each selector and seed the performance after every
-    stage on every stage's target, [K, seeds, T + 1, T]. curves: of each selector the branches on the next stage, one
-    for every stage but the last, (tokens, values) in the mean of the seeds; null where none is known. myopia: null
-    where fewer than two selectors have both ranks. ranked: those that have. missing: what is not known, in words."""
+    """The measures of K selectors over seeds and T stages.
+
+    measures: name -> [K, seeds]. matrices: for each selector and seed, the performance after every stage on every
+    stage's target, [K, seeds, T + 1, T]. curves: for each selector, the branch on the next stage for every stage but
+    the last, (tokens, values) averaged over seeds; None if unknown. myopia: None if fewer than two selectors have both
+    ranks. ranked: those that have. missing: what is unknown, in words.
+    """
 
     selectors: list[str]
     stages: list[tuple[str, str]]
@@ -115,7 +118,7 @@ def scorecard(
         final = matrices[:, s, -1]
         there = np.isfinite(final).all(1)
         scores = normalized(final[there]) if settings.normalizer == "minmax" and there.any() else final[there]
-        if settings.normalizer == "none" or there.sum() > 1:  # from the worst selector to the best needs two
+        if settings.normalizer == "none" or there.sum() > 1:  # min-max scaling needs at least two selectors
             measures["imbalance"][there, s] = [imbalance(row, settings.ddof) for row in scores]
     ranks, ranked = _ranks(measures, selectors)
     curves = {name: _curves([ways[k, s] for s in range(seeds)], len(stages)) for k, name in enumerate(selectors)}
@@ -132,7 +135,7 @@ def _measured(
     levels: Sequence[float],
     settings: Any,
 ) -> dict[str, float]:
-    """All measures of one selector with one seed but the imbalance, for which all selectors are needed."""
+    """All measures of one selector and seed except the imbalance, which needs all selectors."""
     areas = np.array([_area(cell.get("curve"), settings) for cell in way[:-1]])
     outside = [_number(last.get(target)) for target in elsewhere]
     beyond = float(np.mean(outside)) if outside else float("nan")
@@ -164,7 +167,7 @@ def _entropy(counts: Mapping[str, int] | None, settings: Any) -> float | None:
 
 
 def _area(curve: Mapping[str, Any] | None, settings: Any) -> float:
-    """Of a branch, from before its first step, or from the first look after it."""
+    """The area under a branch's curve, from before its first step or from the first evaluation after it."""
     first = 0 if settings.from_start else 1
     if not curve or len(curve["values"]) < first + 2:
         return float("nan")
@@ -172,8 +175,8 @@ def _area(curve: Mapping[str, Any] | None, settings: Any) -> float:
 
 
 def _levels(ways: Mapping[tuple[int, int], Any], stages: int, seeds: int, settings: Any) -> list[float]:
-    """The early threshold of every branch: what the first selector had before it, and a share of what it gained; not a
-    number where it gained nothing."""
+    """The early threshold of every branch: the first selector's starting value plus a share of its gain; NaN if it
+    gained nothing."""
     levels = []
     for t in range(stages - 1):
         curves = [ways[0, s][t].get("curve") for s in range(seeds)]
@@ -184,7 +187,7 @@ def _levels(ways: Mapping[tuple[int, int], Any], stages: int, seeds: int, settin
 
 
 def _early(curve: Mapping[str, Any] | None, level: float) -> float:
-    """Tokens until a branch is at the level; one that never is counts with all its tokens, which is too few."""
+    """Tokens until a branch reaches the level; one that never does counts with all its tokens, an underestimate."""
     values = np.array([_number(v) for v in curve["values"]]) if curve else np.zeros(0)
     if not curve or not np.isfinite(level) or not np.isfinite(values).all():
         return float("nan")
@@ -203,7 +206,7 @@ def _curves(ways: Sequence[Sequence[Mapping[str, Any]]], stages: int) -> list[tu
 
 
 def _ranks(measures: Mapping[str, np.ndarray], selectors: Sequence[str]) -> tuple[Myopia | None, list[str]]:
-    """Ranks of those selectors that have both a gain and a utility with some seed."""
+    """The myopia of the selectors that have both a gain and a utility for at least one seed, and their names."""
     both = np.isfinite(measures["gain"]) & np.isfinite(measures["utility"])
     there = np.flatnonzero(both.any(1))
     ranked = [selectors[int(k)] for k in there]
@@ -216,8 +219,10 @@ def _ranks(measures: Mapping[str, np.ndarray], selectors: Sequence[str]) -> tupl
 def _missing(
     start: Mapping[str, Any], ways: Mapping[tuple[int, int], Any], selectors: Sequence[str], stages: Sequence[Any]
 ) -> list[str]:
-    """What is not known, and what was otherwise than asked for."""
-    found = [f"before the first stage nothing could be judged on {', '.join(none)}"] if (none := _nulls(start)) else []
+    """What is unknown, and what deviated from the request."""
+    found = (
+        [f"before the first stage nothing could be evaluated on {', '.join(none)}"] if (none := _nulls(start)) else []
+    )
     for (k, s), way in ways.items():
         for t, cell in enumerate(way):
             name = f"{selectors[k]}, seed {s}, stage {t + 1} ({stages[t][0]})"
@@ -225,7 +230,7 @@ def _missing(
                 found.append(f"{name}: {cell['error']}")
                 continue
             if unknown := _nulls(cell.get("performance", {})):
-                found.append(f"{name}: nothing could be judged on {', '.join(unknown)}")
+                found.append(f"{name}: nothing could be evaluated on {', '.join(unknown)}")
             curve = cell.get("curve") or {}
             if "curve" in cell and (not curve or None in curve["values"]):
                 found.append(f"{name}: its branch is not known{': ' + cell['branch'] if cell.get('branch') else ''}")
@@ -242,6 +247,6 @@ def _number(value: Any) -> float:
 
 
 def _mean(values: Any) -> float:
-    """Without what is not known; not a number where nothing is."""
+    """Mean of the known values; NaN if there are none."""
     known = [float(v) for v in values if v is not None and np.isfinite(v)]
     return float(np.mean(known)) if known else float("nan")
