@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import json
 import os
 import signal
 import subprocess
 import sys
 import textwrap
+import warnings
 from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
@@ -99,16 +102,38 @@ def qa(n: int, start: int = 0) -> list[dict[str, str]]:
 
 @pytest.fixture
 def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
-    """Runs the real command line in a process of its own."""
+    """Runs the command line: in this process, which has torch loaded already, or with process=True in one of its own.
 
-    def run(*arguments: Any, ws: Workspace | Path | None = None, **kwargs: Any) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "curate.cli", str(arguments[0])]
-        if ws is not None:
-            command += ["-w", str(getattr(ws, "path", ws))]
-        command += [str(a) for a in arguments[1:]]
-        return subprocess.run(command, capture_output=True, text=True, timeout=300, **kwargs)
+    What subprocess.run takes (env, input, cwd) needs a process of its own, and gets one.
+    """
+
+    def run(
+        *arguments: Any, ws: Workspace | Path | None = None, process: bool = False, **kwargs: Any
+    ) -> subprocess.CompletedProcess[str]:
+        words = [str(arguments[0]), *(["-w", str(getattr(ws, "path", ws))] if ws is not None else [])]
+        words += [str(a) for a in arguments[1:]]
+        if process or kwargs:
+            command = [sys.executable, "-m", "curate.cli", *words]
+            return subprocess.run(command, capture_output=True, text=True, timeout=300, **kwargs)
+        return in_this_process(words)
 
     return run
+
+
+def in_this_process(words: list[str]) -> subprocess.CompletedProcess[str]:
+    """The entry point `curate`, with what it prints and the status that it exits with."""
+    from curate.cli.main import main
+
+    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    status: Any = 0
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # as a user's Python shows none of a library's deprecations
+        try:
+            main(words)
+        except SystemExit as ended:
+            status = ended.code or 0
+    printed = [stream.buffer.getvalue().decode() for stream in (out, err)]  # type: ignore[attr-defined]
+    return subprocess.CompletedProcess(words, status, *printed)
 
 
 DYING = """
