@@ -12,7 +12,7 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-_VERBS = {
+_HOMES = {
     "__version__": "curate.store.workspace",
     "open_workspace": "curate.store.workspace",
     "find": "curate.kinds.registry",
@@ -40,13 +40,25 @@ _VERBS = {
     "report": "curate.verbs.report",
     "export": "curate.verbs.export",
     "preview": "curate.verbs.export",
+    "CurateError": "curate.errors",
+    "ModelChoice": "curate.models.choice",
+    "SelectionSpec": "curate.verbs.select",
+    "MixtureSpec": "curate.verbs.mix",
+    "TrainingSpec": "curate.runs.config",
+    "TrainSettings": "curate.training.settings",
+    "EvalSpec": "curate.runs.evaluation",
 }
 
 if TYPE_CHECKING:
+    from curate.errors import CurateError as CurateError
     from curate.kinds.registry import find as find
     from curate.kinds.registry import list_methods as list_methods
+    from curate.models.choice import ModelChoice as ModelChoice
+    from curate.runs.config import TrainingSpec as TrainingSpec
+    from curate.runs.evaluation import EvalSpec as EvalSpec
     from curate.store.workspace import __version__ as __version__
     from curate.store.workspace import open_workspace as open_workspace
+    from curate.training.settings import TrainSettings as TrainSettings
     from curate.verbs.audit import audit as audit
     from curate.verbs.compare import compare as compare
     from curate.verbs.drop import drop as drop
@@ -56,11 +68,13 @@ if TYPE_CHECKING:
     from curate.verbs.export import preview as preview
     from curate.verbs.ingest import ingest as ingest
     from curate.verbs.mask import mask as mask
+    from curate.verbs.mix import MixtureSpec as MixtureSpec
     from curate.verbs.mix import mix as mix
     from curate.verbs.neighbors import neighbors as neighbors
     from curate.verbs.prune import prune as prune
     from curate.verbs.report import report as report
     from curate.verbs.score import score as score
+    from curate.verbs.select import SelectionSpec as SelectionSpec
     from curate.verbs.select import replay as replay
     from curate.verbs.select import select as select
     from curate.verbs.sql import sql as sql
@@ -71,13 +85,13 @@ if TYPE_CHECKING:
     from curate.verbs.verify import verify as verify
     from curate.verbs.weigh import weigh as weigh
 
-__all__ = [*_VERBS]
+__all__ = [*_HOMES]
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _VERBS:
+    if name not in _HOMES:
         raise AttributeError(f"module 'curate' has no attribute '{name}'")
-    return getattr(importlib.import_module(_VERBS[name]), name)
+    return getattr(importlib.import_module(_HOMES[name]), name)
 
 
 def __dir__() -> list[str]:

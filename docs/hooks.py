@@ -82,6 +82,6 @@ def columns_table() -> str:
 
 def api_page() -> str:
     """The functions of `curate`, and what `curate.kinds` hands on to packages of methods."""
-    functions = [f"::: {curate._VERBS[name]}.{name}" for name in curate.__all__ if name != "__version__"]
+    functions = [f"::: {curate._HOMES[name]}.{name}" for name in curate.__all__ if name != "__version__"]
     classes = [f"::: curate.kinds.{curate.kinds._HOMES[name]}.{name}" for name in curate.kinds.__all__]
     return "\n\n".join(["# Python API", "## Functions of `curate`", *functions, "## `curate.kinds`", *classes]) + "\n"

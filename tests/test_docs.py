@@ -8,6 +8,7 @@ import shlex
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import click
 import pytest
@@ -112,9 +113,9 @@ def test_python_that_is_shown_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     (tmp_path / "pool.jsonl").write_text("".join(rows))
     (tmp_path / "val.jsonl").write_text("".join(rows[:3]).replace("what is", "say what is"))
     (code,) = [block for block in blocks(ROOT / "README.md", "python") if block.startswith("import curate")]
-    names: dict[str, object] = {}
+    names: dict[str, Any] = {}
     exec(compile(code, "README.md", "exec"), names)
-    assert isinstance(names["rows"], list) and len(names["rows"]) == 10 and list(tmp_path.glob("out/*.jsonl"))
+    assert len(names["rows"]) == 10 and list(tmp_path.glob("out/*.jsonl"))
 
 
 @pytest.mark.parametrize(

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -151,3 +152,13 @@ def _jsonl(folder: Path) -> str:
     from tests.conftest import qa, write_jsonl
 
     return write_jsonl(folder / "a.jsonl", qa(50))
+
+
+def test_a_result_is_rows_and_arrow_for_other_libraries(scored: Workspace) -> None:
+    found = curate.sql(scored, "SELECT source, count(*) AS n FROM pool GROUP BY source ORDER BY source")
+    assert found[0] == {"source": "atlas", "n": 539} and found[-2:][0]["source"] == "school" and len(found) == 4
+    assert found == list(found) and found != [] and "atlas" in repr(found) and "<table" in found._repr_html_()
+    assert pl.DataFrame(found).equals(found.to_polars()) and pa.table(found) == found.arrow
+    assert found.to_pandas()["n"].sum() == 3000
+    with_map = curate.sql(scored, "SELECT id, bm25_arithmetic_subtasks FROM samples LIMIT 2")
+    assert repr(with_map) and with_map[0]["bm25_arithmetic_subtasks"]

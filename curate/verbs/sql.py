@@ -7,20 +7,80 @@ import csv
 import io
 import json
 import shutil
+from collections.abc import Sequence
 from decimal import Decimal
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, overload
+
+import pyarrow as pa
 
 from curate.errors import CurateError, nearest
 from curate.store.workspace import Workspace
 from curate.tables import sql as queries
 
+if TYPE_CHECKING:
+    import polars as pl
+
 FORMATS = ("table", "csv", "json", "parquet")
 
 
-def sql(ws: Workspace, query: str) -> list[dict[str, Any]]:
-    """The rows of one SELECT over pool, targets, rejects, ledger, runs, samples, every score and manifest."""
-    return list(queries.rows(ws, query))
+class QueryResult(Sequence[dict[str, Any]]):
+    """The result of a query: its rows as dictionaries of plain Python values, and the whole of it as Arrow.
+
+    arrow: the pyarrow.Table. Whatever reads Arrow's stream protocol (polars, pandas, DuckDB) takes the result as it is.
+    """
+
+    def __init__(self, arrow: pa.Table):
+        self.arrow = arrow
+
+    @cached_property
+    def _rows(self) -> list[dict[str, Any]]:
+        return self.arrow.to_pylist()
+
+    def __len__(self) -> int:
+        return self.arrow.num_rows
+
+    @overload
+    def __getitem__(self, index: int) -> dict[str, Any]: ...
+
+    @overload
+    def __getitem__(self, index: slice) -> list[dict[str, Any]]: ...
+
+    def __getitem__(self, index: int | slice) -> dict[str, Any] | list[dict[str, Any]]:
+        return self._rows[index]
+
+    def __eq__(self, other: object) -> bool:
+        return list(self) == list(other) if isinstance(other, Sequence) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __arrow_c_stream__(self, requested_schema: object | None = None) -> object:
+        return self.arrow.__arrow_c_stream__(requested_schema)
+
+    def __repr__(self) -> str:
+        return repr(self.to_polars())
+
+    def _repr_html_(self) -> str:
+        return self.to_polars()._repr_html_()
+
+    def to_polars(self) -> pl.DataFrame:
+        """The result as a polars.DataFrame."""
+        import polars as pl
+
+        return pl.DataFrame(self.arrow)
+
+    def to_pandas(self) -> Any:
+        """The result as a pandas.DataFrame."""
+        return self.arrow.to_pandas()
+
+
+def sql(ws: Workspace, query: str) -> QueryResult:
+    """One SELECT over pool, targets, rejects, ledger, runs, samples, every score, vectors and manifest.
+
+    Raises CurateError, with DuckDB's own sentence, for a query that it refuses.
+    """
+    return QueryResult(queries.fetch(ws, query))
 
 
 def write_sql(ws: Workspace, query: str, fmt: str = "table", output: str | None = None) -> str:
