@@ -85,7 +85,7 @@ if TYPE_CHECKING:
     from curate.verbs.verify import verify as verify
     from curate.verbs.weigh import weigh as weigh
 
-__all__ = [*_HOMES]
+__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

@@ -87,7 +87,7 @@ if TYPE_CHECKING:
     from curate.kinds.weighting import Weighting as Weighting
     from curate.kinds.weighting import weigh_once as weigh_once
 
-__all__ = [*_HOMES]
+__all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
 
 def __getattr__(name: str) -> Any:

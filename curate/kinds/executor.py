@@ -146,29 +146,40 @@ class Workers:
         lost: Counter[str] = Counter()
         error: Exception | None = None
         while self._busy or (tasks and not error):
-            while tasks and not error and self._idle:
-                worker, task = self._idle.pop(), tasks.take()
-                begun(task)
-                self._busy[worker] = (task, time.monotonic())
-                self.backend.send(worker, run_task, task)
+            if not error:
+                self._send(run_task, tasks, begun)
             self._hire(0 if error else len(tasks))
             for worker, outcome in self._outcomes():
                 task = self._over(worker, outcome)
-                if isinstance(outcome, Ready):
-                    del lost["starting"]  # workers can start, so earlier failures to start no longer count
-                elif isinstance(outcome, Lost):
-                    what = "starting" if task is None else str(task)
-                    lost[what] += 1
-                    if lost[what] >= self.attempts:
-                        error = error or _given_up(what, self.attempts, outcome)
-                    elif task is not None:
-                        tasks.add(task)
-                elif outcome.error:
-                    error = error or outcome.error
-                else:
+                if isinstance(outcome, TaskResult) and outcome.error is None:
                     yield task, outcome
+                else:
+                    error = error or self._problem(task, outcome, tasks, lost)
         if error:
             raise error
+
+    def _send(self, run_task: Callable[[Any], Any], tasks: Tasks, begun: Callable[[Any], None]) -> None:
+        """Hand out tasks as long as there are idle workers."""
+        while tasks and self._idle:
+            worker, task = self._idle.pop(), tasks.take()
+            begun(task)
+            self._busy[worker] = (task, time.monotonic())
+            self.backend.send(worker, run_task, task)
+
+    def _problem(self, task: Any, outcome: Outcome, tasks: Tasks, lost: Counter[str]) -> Exception | None:
+        """The error to raise for an outcome, if any; the task of a lost worker is put back as long as it may be."""
+        if isinstance(outcome, Ready):
+            del lost["starting"]  # workers can start, so earlier failures to start no longer count
+            return None
+        if isinstance(outcome, TaskResult):
+            return outcome.error
+        what = "starting" if task is None else str(task)
+        lost[what] += 1
+        if lost[what] >= self.attempts:
+            return _given_up(what, self.attempts, outcome)
+        if task is not None:
+            tasks.add(task)
+        return None
 
     def close(self) -> None:
         """Stop all workers and close the backend."""
