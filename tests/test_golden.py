@@ -100,3 +100,21 @@ def test_a_later_format_is_refused_in_a_sentence(old: Workspace) -> None:
     marker.write_text(json.dumps({**read_json(marker), "format": 99}))
     with pytest.raises(CurateError, match="format 99.*upgrade curate"):
         curate.open_workspace("workspace")
+
+
+@pytest.mark.parametrize(
+    ("part", "command"),
+    [
+        ("scores/nll/score.json", lambda ws: curate.status(ws)),
+        ("vectors/embed_lm/vectors.json", lambda ws: curate.neighbors(ws, "embed_lm", text="x")),
+        ("manifests/best.json", lambda ws: curate.sql(ws, "SELECT * FROM best")),
+        ("runs/warm/run.json", lambda ws: curate.compare(ws, ["warm"])),
+    ],
+)
+def test_a_recipe_of_a_later_format_is_refused_and_left_as_it_is(old: Workspace, part: str, command: Any) -> None:
+    path = Path(str(old.path)) / part
+    path.write_text(json.dumps({**read_json(path), "format": 2}))
+    before = path.read_bytes()
+    with pytest.raises(CurateError, match=f"{part} has format 2.*up to format 1: upgrade curate"):
+        command(old)
+    assert path.read_bytes() == before

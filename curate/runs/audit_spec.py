@@ -26,7 +26,7 @@ from curate.kinds.weighting import Weighting
 from curate.models.choice import ModelChoice
 from curate.numerics.long_horizon.matrix import Window
 from curate.numerics.long_horizon.scorecard import Scorecard, scorecard
-from curate.store.encoding import read_json, read_table, write_json
+from curate.store.encoding import read_json, read_recipe, read_table, write_json
 from curate.store.workspace import Workspace
 from curate.tables import sql
 from curate.tables.recipes import load_target, model_recipe
@@ -298,7 +298,7 @@ def begin(folder: Path, audit: Audit, checked: Checked) -> None:
     """Record the audit's recipe. Raises CurateError if an audit of that name has other settings or other data."""
     recipe, path = {**audit.recipe(), "data": checked.stamps}, folder / "audit.json"
     if path.exists():
-        old = read_json(path)
+        old = read_recipe(path)
         others = {**old["selectors"], **recipe["selectors"]}  # further selectors may join
         if others != {**recipe["selectors"], **old["selectors"]}:
             changed = next(n for n, its in recipe["selectors"].items() if old["selectors"].get(n, its) != its)

@@ -9,7 +9,7 @@ import pyarrow as pa
 
 from curate.errors import CurateError
 from curate.hashing import fingerprint
-from curate.store.encoding import digest, read_json, read_table, write_json, write_table
+from curate.store.encoding import digest, read_recipe, read_table, write_json, write_table
 from curate.store.files import remove_leftovers
 from curate.store.schema import MANIFEST, MIXTURE
 from curate.store.workspace import Workspace
@@ -57,7 +57,7 @@ def read_any(ws: Workspace, name: str) -> tuple[pa.Table, dict[str, Any]]:
     """The table of a manifest, of samples or of domains, and the lineage. Raises CurateError if there is none."""
     ws.require("manifest", name)
     path = ws.manifest_path(name)
-    lineage = read_json(path.with_suffix(".json"))
+    lineage = read_recipe(path.with_suffix(".json"))
     if not path.exists() or digest(path.read_bytes()) != lineage["sha256"]:
         raise CurateError(
             f"{path} is not what its JSON vouches for (a select was killed, or it was edited): select again."

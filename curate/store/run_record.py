@@ -23,7 +23,7 @@ import pyarrow as pa
 from curate.errors import CurateError, CurateFailure, nearest
 from curate.hashing import fingerprint
 from curate.store.commits import Parts
-from curate.store.encoding import digest, read_json, write_json
+from curate.store.encoding import digest, read_recipe, write_json
 from curate.store.files import remove_tree, replace_tree, write_atomic
 from curate.store.object_store import Location
 from curate.store.workspace import Workspace
@@ -81,7 +81,7 @@ class Run:
     def recipe(self) -> dict[str, Any] | None:
         """run.json: what the run is made of; None if there is no such run."""
         path = self.folder / "run.json"
-        return read_json(path) if path.exists() else None
+        return read_recipe(path) if path.exists() else None
 
     @property
     def metrics(self) -> Parts:

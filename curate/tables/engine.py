@@ -23,7 +23,7 @@ from curate.errors import CurateError
 from curate.kinds.executor import Tasks, Workers
 from curate.kinds.score import Score
 from curate.store.commits import Parts
-from curate.store.encoding import read_json, read_table, write_json
+from curate.store.encoding import read_recipe, read_table, write_json
 from curate.store.files import remove_tree
 from curate.store.locks import Lock, lock
 from curate.store.object_store import Location
@@ -173,7 +173,7 @@ def _folder(job: TableSpec, fresh: bool) -> Location:
     else:
         folder = beside
     marker = folder / recipe_file(job.kind)
-    if not marker.exists() or read_json(marker)["fingerprint"] != job.recipe["fingerprint"]:
+    if not marker.exists() or read_recipe(marker)["fingerprint"] != job.recipe["fingerprint"]:
         remove_tree(folder)
         write_json(marker, job.recipe)
     return folder
@@ -185,7 +185,7 @@ def stored_recipe(job: TableSpec) -> dict[str, Any] | None:
     if not marker.exists():
         return None
     begun = bool(Parts(job.folder).names()) or any((job.folder / "_units").glob("*"))
-    recipe = read_json(marker)
+    recipe = read_recipe(marker)
     return recipe if begun or recipe["fingerprint"] == job.recipe["fingerprint"] else None
 
 

@@ -21,7 +21,7 @@ from curate.models.choice import (
     tensors_of,
     weights_fingerprint,
 )
-from curate.store.encoding import read_json, read_table
+from curate.store.encoding import read_recipe, read_table
 from curate.store.run_record import Run
 from curate.store.workspace import Workspace, recipe_file
 
@@ -100,7 +100,7 @@ def score_recipe(ws: Workspace, name: str) -> dict[str, Any]:
 
 def table_recipe(ws: Workspace, kind: str, name: str) -> dict[str, Any]:
     """The recipe of a table; kind: 'score' or 'vectors'."""
-    return read_json(ws.table_folder(kind, name) / recipe_file(kind))
+    return read_recipe(ws.table_folder(kind, name) / recipe_file(kind))
 
 
 @dataclass(frozen=True)

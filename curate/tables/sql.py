@@ -17,7 +17,7 @@ import duckdb
 import pyarrow as pa
 
 from curate.errors import CurateError, CurateFailure, nearest
-from curate.store.encoding import read_json
+from curate.store.encoding import read_recipe
 from curate.store.manifests import schema_of
 from curate.store.object_store import ObjectPath
 from curate.store.schema import METRICS, POOL, TRAINED, VIEWS
@@ -63,7 +63,7 @@ def connect(ws: Workspace, query: str) -> duckdb.DuckDBPyConnection:
         _create(connection, name, views.vectors(ws, table_state(ws, "vectors", name)))
     for name in filter(wanted, ws.manifest_names()):
         path = ws.manifest_path(name)
-        _create(connection, name, views.read_files([path], schema_of(read_json(path.with_suffix(".json")))))
+        _create(connection, name, views.read_files([path], schema_of(read_recipe(path.with_suffix(".json")))))
     return connection
 
 

@@ -18,7 +18,7 @@ from curate.kinds.registry import find
 from curate.kinds.selector import Budget, Candidates, Selector
 from curate.kinds.vectors import Vectors
 from curate.store.commits import Parts
-from curate.store.encoding import read_json, read_table
+from curate.store.encoding import read_recipe, read_table
 from curate.store.ledger import charged
 from curate.store.locks import lock
 from curate.store.manifests import read_manifest, write_manifest
@@ -149,7 +149,7 @@ def replay(ws: Workspace, name: str, file: str, *, allow_stale: bool = False) ->
     if not path.is_file():
         raise CurateError(f"{file}: there is no such file; a manifest's JSON is manifests/NAME.json.")
     try:
-        lineage = read_json(path)
+        lineage = read_recipe(path)
     except ValueError:
         lineage = None
     if not isinstance(lineage, dict) or not {"selector", "choice", "sha256"} <= lineage.keys():
@@ -157,7 +157,7 @@ def replay(ws: Workspace, name: str, file: str, *, allow_stale: bool = False) ->
     method = lineage["selector"]
     choice = SelectionSpec(**{**lineage["choice"], "allow_stale": lineage["choice"]["allow_stale"] or allow_stale})
     result = select(ws, name, find("selector", method["name"])(**method["settings"]), choice)
-    again = read_json(ws.manifest_path(name).with_suffix(".json"))
+    again = read_recipe(ws.manifest_path(name).with_suffix(".json"))
     if again["sha256"] != lineage["sha256"]:
         changed = [
             s for s, r in lineage["scores"].items() if again["scores"].get(s, {}).get("fingerprint") != r["fingerprint"]

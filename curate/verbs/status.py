@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from curate.store.encoding import read_json
+from curate.store.encoding import read_recipe
 from curate.store.mask_file import read_mask
 from curate.store.workspace import Workspace
 from curate.tables import sql
@@ -86,7 +86,7 @@ def _vectors(ws: Workspace, name: str) -> dict[str, Any]:
 
 
 def _manifest(ws: Workspace, name: str) -> dict[str, Any]:
-    lineage = read_json(ws.manifest_path(name).with_suffix(".json"))
+    lineage = read_recipe(ws.manifest_path(name).with_suffix(".json"))
     made = next(lineage[key] for key in ("weighting", "mixer", "selector") if lineage.get(key))
     return {
         "name": name,

@@ -13,7 +13,7 @@ from curate.hashing import ids_as_integers
 from curate.kinds.executor import Executor
 from curate.kinds.registry import find
 from curate.store.commits import Parts
-from curate.store.encoding import digest, parquet_of, read_json, read_table
+from curate.store.encoding import digest, parquet_of, read_recipe, read_table
 from curate.store.files import remove_tree
 from curate.store.locks import lock
 from curate.store.manifests import is_mixture
@@ -294,8 +294,8 @@ def _mask(ws: Workspace, name: str) -> _Seen:
 def _manifest(ws: Workspace, name: str) -> _Seen:
     path = ws.manifest_path(name)
     lineage = path.with_suffix(".json")
-    mixed = is_mixture(read_json(lineage))
+    mixed = is_mixture(read_recipe(lineage))
     remedy = f"`curate {f'mix {name} …' if mixed else f'select {name} --replay {lineage}'}` makes it again"
     data = path.read_bytes() if path.exists() else b""
-    wrong = _wrong(data, read_json(lineage)["sha256"]) if path.exists() else "is not there, but its JSON is"
+    wrong = _wrong(data, read_recipe(lineage)["sha256"]) if path.exists() else "is not there, but its JSON is"
     yield Damage("manifest", name, name, wrong, remedy) if wrong else len(data)
