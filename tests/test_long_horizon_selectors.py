@@ -228,9 +228,7 @@ def test_a_history_is_manifests_and_targets_the_latest_last(with_vectors: Worksp
     lineage = read_json(ws.manifest_path("afterwards").with_suffix(".json"))
     assert lineage["history"].keys() == {"words", "first"}
     assert "--history words,first" in lineage["command"]
-    again = curate.replay(
-        ws, "again", str(ws.manifest_path("afterwards").with_suffix(".json")), curate.kinds.registry.find
-    )
+    again = curate.replay(ws, "again", str(ws.manifest_path("afterwards").with_suffix(".json")))
     assert not again.warnings
 
 
