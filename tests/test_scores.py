@@ -171,7 +171,7 @@ def test_repetition_equals_its_formula() -> None:
 def test_length_equals_its_formula(sample_ws) -> None:
     import curate
 
-    rows = curate.sql(sample_ws, "SELECT messages, text FROM pool LIMIT 200") + [{"messages": None, "text": "a  b\nc"}]
+    rows = [*curate.sql(sample_ws, "SELECT messages, text FROM pool LIMIT 200"), {"messages": None, "text": "a  b\nc"}]
     (got,) = run(Length(), [Text.of([r["messages"] or r["text"] for r in rows])])
     (whole,) = run(Length(of="whole"), [Text.of([r["messages"] or r["text"] for r in rows])])
     assert whole["score"].tolist() == got["words"].tolist()
