@@ -133,7 +133,7 @@ def trainings(
             plain = TrainingSpec(model, Uniform(), settings, manifest=manifest, seed=seed)
             if mask:
                 stored = read_mask(ws, mask)
-                begin = replace(model, name=stored.lineage.get("checkpoint", model.name))
+                begin = replace(model, name=stored.recipe.checkpoint or model.name)
                 plain = replace(plain, model=begin, mask=stored, masking=made[mask])
             yield f"{arm.name}_s{seed}", plain
 

@@ -49,7 +49,7 @@ from curate.pages.diagnosis import Panel, heat_map, lines
 from curate.runs.scored_model import scored_model
 from curate.store.ledger import charged
 from curate.store.workspace import Workspace
-from curate.tables.recipes import load_target
+from curate.tables.inputs import load_target
 from curate.training.examples import Examples
 from curate.training.realised import RealisedTrial, Validation, realised
 

@@ -412,8 +412,8 @@ def test_a_text_too_long_for_an_encoder_is_cut_and_counted_or_refused(minilm: Pa
 
 def test_a_bare_model_is_the_base_and_the_encoder_stays_the_usual_one(minilm: Path, small_ws: Workspace) -> None:
     curate.score(small_ws, Nll(), Embed(), EmbedLm(), models="tiny")
-    made = {n: table_state(small_ws, "vectors", n).recipe["models"] for n in small_ws.vectors_names()}
-    assert {n: {r: m["name"] for r, m in models.items()} for n, models in made.items()} == {
+    made = {n: table_state(small_ws, "vectors", n).recipe.models for n in small_ws.vectors_names()}
+    assert {n: {r: m.name for r, m in models.items()} for n, models in made.items()} == {
         "embed": {"encoder": "minilm"},
         "embed_lm": {"base": "tiny"},
     }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from datetime import datetime
 from pathlib import Path
@@ -17,6 +18,14 @@ from curate.methods.selectors.kcenter import Kcenter
 from curate.methods.selectors.top import Top
 from curate.models.choice import ModelChoice
 from curate.store.encoding import read_json
+from curate.store.recipes import (
+    Recipe,
+    RunRecipe,
+    TableRecipe,
+    read_manifest_recipe,
+    read_recipe,
+    write_recipe,
+)
 from curate.store.workspace import Workspace
 from curate.verbs.select import SelectionSpec
 from tests.conftest import ROOT
@@ -118,3 +127,50 @@ def test_a_recipe_of_a_later_format_is_refused_and_left_as_it_is(old: Workspace,
     with pytest.raises(CurateError, match=f"{part} has format 2.*up to format 1: upgrade curate"):
         command(old)
     assert path.read_bytes() == before
+
+
+RECIPES = sorted(
+    path
+    for pattern in ("*/*/score.json", "*/*/vectors.json", "*/*/run.json", "manifests/*.json")
+    for path in (MADE / "workspace").glob(pattern)
+)
+
+
+def read(path: Path) -> Recipe:
+    kinds = {"score.json": TableRecipe, "vectors.json": TableRecipe, "run.json": RunRecipe}
+    return read_recipe(path, kinds[path.name]) if path.name in kinds else read_manifest_recipe(path)
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: f"{path.parent.name}-{path.name}")
+def test_a_recipe_is_written_as_it_was_read(path: Path, tmp_path: Path) -> None:
+    write_recipe(tmp_path / "again.json", read(path))
+    assert (tmp_path / "again.json").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("part", "change", "said"),
+    [
+        ("scores/bm25_facts/score.json", {"version": "one"}, "Expected `int`, got `str` - at `$.version`"),
+        ("scores/nll/score.json", {"colums": {}}, "unknown field `colums`"),
+        ("scores/nll/score.json", {"models": {"base": {"name": "tiny"}}}, "missing required field `weights`"),
+        ("vectors/less/vectors.json", {"checkpoints": "warm"}, "Expected `array`, got `str`"),
+        ("manifests/best.json", {"pool": None}, "Expected `object`, got `null` - at `$.pool`"),
+        ("manifests/warmer.json", {"share": [1, None]}, "at `$.share[1]`"),
+        ("runs/online/run.json", {"selection": {"selector": 1}}, "at `$.selection.selector`"),
+    ],
+)
+def test_an_edited_recipe_is_refused_by_a_sentence_that_says_where(
+    old: Workspace, part: str, change: dict[str, Any], said: str
+) -> None:
+    path = Path(str(old.path)) / part
+    path.write_text(json.dumps({**json.loads(path.read_text()), **change}))
+    with pytest.raises(CurateError, match=re.escape(said)) as refused:
+        read(path)
+    assert str(refused.value).startswith(f"{path} is damaged or was edited: ")
+
+
+def test_a_torn_recipe_is_refused_by_a_sentence(old: Workspace) -> None:
+    path = Path(str(old.path)) / "manifests/best.json"
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(CurateError, match=f"{path} is damaged or was edited: it is not JSON"):
+        curate.status(old)

@@ -30,7 +30,7 @@ from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.tokens import encode
 from curate.store.commits import Parts
-from curate.tables.recipes import load_target, table_recipe
+from curate.tables.inputs import load_target, table_recipe
 from curate.tables.units import shard_units
 from tests.conftest import SAMPLE, run_and_kill, tree_bytes
 from tests.oracles import gradients as slow
@@ -138,8 +138,8 @@ def test_less_trains_its_warm_up_once_and_a_second_target_costs_only_itself(smal
         assert cost["less", phase]["n"] == 300 + 24 + 24 and cost["less", phase]["flops"] > 0
     assert 0.8 < cost["less", "backward"]["flops"] / cost["less", "forward"]["flops"] < 1.1  # no weight has a gradient
     recipe = table_recipe(small_ws, "vectors", "less")
-    assert len(recipe["checkpoints"]) == 2 and all(c["optimizer"] for c in recipe["checkpoints"])
-    assert recipe["settings"]["projector"] == "sjlt" and recipe["settings"]["dim"] == 512
+    assert len(recipe.checkpoints) == 2 and all(c.optimizer for c in recipe.checkpoints)
+    assert recipe.settings["projector"] == "sjlt" and recipe.settings["dim"] == 512
 
 
 def test_a_stored_score_is_less_with_the_learning_rates_of_its_checkpoints(small_ws: Any, tmp_path: Path) -> None:
@@ -221,10 +221,8 @@ def test_new_samples_are_scored_by_the_warm_up_that_is_there(small_ws: Any, tmp_
     assert after[:300] == before
     (anew,) = curate.score(small_ws, less, models="tiny", fresh=True)
     assert anew.computed == 340
-    assert (
-        table_recipe(small_ws, "vectors", "less")["warmup"]["place"]
-        != table_recipe(small_ws, "score", "less_facts")["warmup"]["place"]
-    )
+    vectors, score = table_recipe(small_ws, "vectors", "less"), table_recipe(small_ws, "score", "less_facts")
+    assert vectors.warmup and score.warmup and vectors.warmup.place != score.warmup.place
 
 
 @pytest.mark.parametrize(
@@ -280,14 +278,14 @@ def test_tracin_looks_at_a_run_s_checkpoints_and_is_repaired_by_them(small_ws: A
     assert done.returncode == 0, done.stderr
     assert [line.split(":")[0] for line in done.stdout.splitlines()] == ["tracin_facts", "graddot_facts"]
     recipe = table_recipe(small_ws, "score", "tracin_facts")
-    assert [c["name"] for c in recipe["checkpoints"]] == ["r step 2", "r step 4"]
+    assert [c.name for c in recipe.checkpoints] == ["r step 2", "r step 4"]
     rates = [
         r["lr"]
         for r in curate.sql(small_ws, "SELECT avg(lr) AS lr FROM metrics GROUP BY (step - 1) // 2 ORDER BY 1 DESC")
     ]
-    assert sorted(c["lr"] for c in recipe["checkpoints"]) == pytest.approx(sorted(rates))
-    (last,) = table_recipe(small_ws, "score", "graddot_facts")["checkpoints"]
-    assert last["name"] == "r step 4"
+    assert sorted(c.lr for c in recipe.checkpoints if c.lr) == pytest.approx(sorted(rates))
+    (last,) = table_recipe(small_ws, "score", "graddot_facts").checkpoints
+    assert last.name == "r step 4"
     part = small_ws.score_folder("tracin_facts") / "part-00001.parquet"
     before = part.read_bytes()
     part.write_bytes(b"damaged")

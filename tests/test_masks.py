@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from msgspec import structs
 from safetensors.torch import load_file
 
 import curate
@@ -35,6 +36,7 @@ from curate.runs.config import TrainingSpec
 from curate.runs.fitted_mask import fitted
 from curate.store.encoding import read_arrays
 from curate.store.mask_file import read_mask, write_mask
+from curate.store.recipes import MaskRecipe
 from curate.training.dataset import Data
 from curate.training.distributed import Alone
 from curate.training.examples import Examples
@@ -431,19 +433,22 @@ def test_what_is_no_mask_for_a_model_is_said(small_ws: Any) -> None:
     curate.mask(small_ws, "m", Random(), 0.1, model="tiny")
     stored, lm = read_mask(small_ws, "m"), tiny()
     tied, embedding = "lm_head.weight", "model.embed_tokens.weight"
-    lineage = {**stored.lineage, "shapes": {**stored.lineage["shapes"], tied: stored.lineage["shapes"][embedding]}}
+
+    def with_shapes(**shapes: list[int]) -> MaskRecipe:
+        return structs.replace(stored.recipe, shapes={**stored.recipe.shapes, **shapes})
+
+    tying = with_shapes(**{tied: stored.recipe.shapes[embedding]})
     for selected, said in (
         ({"model.layers.9.mlp.up_proj.weight": np.arange(3)}, "no parameter model.layers.9"),
         ({tied: np.arange(3)}, "ties to model.embed_tokens.weight, where it chose 0"),
     ):
-        its = {**lineage, "shapes": {**lineage["shapes"], **dict.fromkeys(selected, [512, 192])}}
+        other = with_shapes(**{tied: stored.recipe.shapes[embedding], **dict.fromkeys(selected, [512, 192])})
         with pytest.raises(CurateError, match=said):
-            fitted(replace(stored, selected=selected, lineage=its), lm.model)
-    both = replace(stored, selected={tied: np.arange(3), embedding: np.arange(3)}, lineage=lineage)
+            fitted(replace(stored, selected=selected, recipe=other), lm.model)
+    both = replace(stored, selected={tied: np.arange(3), embedding: np.arange(3)}, recipe=tying)
     assert list(fitted(both, lm.model)) == [embedding]
-    other = {**lineage, "shapes": {**lineage["shapes"], embedding: [7, 192]}}
     with pytest.raises(CurateError, match=r"its model.embed_tokens.weight is \[7, 192\], and this one's"):
-        fitted(replace(stored, lineage=other), lm.model)
+        fitted(replace(stored, recipe=with_shapes(**{embedding: [7, 192]})), lm.model)
     curate.mask(small_ws, "moves", MagnitudeSmall(interval=2), 0.1, model="tiny")
     with pytest.raises(CurateError, match="'moves' \\(magnitude_small\\) is updated during training: give its method"):
         curate.train(small_ws, "m_run", TrainingSpec(ModelChoice("tiny"), Uniform(), mask=read_mask(small_ws, "moves")))
@@ -452,7 +457,7 @@ def test_what_is_no_mask_for_a_model_is_said(small_ws: Any) -> None:
     with pytest.raises(CurateError, match="is no mask, or damaged"):
         read_mask(small_ws, "m")
     assert [d.kind for d in curate.verify(small_ws).damaged] == ["mask"]
-    write_mask(small_ws, "m", {"a": np.array([3, 1])}, {"shapes": {"a": [5]}})
+    write_mask(small_ws, "m", {"a": np.array([3, 1])}, with_shapes(a=[5]))
     with pytest.raises(CurateError, match="a has indices that are not ascending within its 5 elements"):
         read_mask(small_ws, "m")
     assert curate.drop(small_ws, "m") == "mask" and small_ws.mask_names() == ["moves"]

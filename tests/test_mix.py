@@ -43,6 +43,7 @@ from curate.runs.config import TrainingSpec
 from curate.runs.evaluation import EvalSpec
 from curate.runs.proxies import Proxy
 from curate.store.manifests import read_any, read_manifest
+from curate.store.recipes import MixtureRecipe
 from curate.store.workspace import Workspace
 from curate.training.mixture_sampler import Draws
 from curate.training.settings import TrainSettings
@@ -214,11 +215,11 @@ def test_draws_by_lot_match_the_mixture_in_expectation() -> None:
 
 def test_a_mixture_is_a_manifest_with_its_epochs(sample_ws: Workspace) -> None:
     found = curate.mix(sample_ws, "even", Uniform(), MixtureSpec(rows=400))
-    table, lineage = read_any(sample_ws, "even")
+    table, recipe = read_any(sample_ws, "even")
     assert table["source"].to_pylist() == ["atlas", "forum", "school", "workshop"]
     assert table["rows"].to_pylist() == [100] * 4 and table["weight"].to_pylist() == [0.25] * 4
     assert table["epochs"].to_pylist() == [100 / n for n in table["available"].to_pylist()]
-    assert found.rows == 400 and lineage["mixer"]["name"] == "uniform"
+    assert found.rows == 400 and isinstance(recipe, MixtureRecipe) and recipe.mixer.name == "uniform"
     rows = curate.sql(sample_ws, "SELECT sum(rows)::INT AS n FROM even")
     assert list(rows) == [{"n": 400}]
     (info,) = [row for row in curate.status(sample_ws).manifests if row["name"] == "even"]

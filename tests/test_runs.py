@@ -137,7 +137,7 @@ def test_a_run_that_is_complete_is_left_as_it_is_and_fresh_begins_anew(ready: Wo
     assert tree_bytes(Path(str(Run(ready, "r").folder)), "*") == before
     other = replace(PLAIN, settings=replace(SHORT, lr=5e-4))
     assert curate.train(ready, "r", other, fresh=True).steps_now == 6
-    assert (Run(ready, "r").recipe or {})["settings"]["lr"] == 5e-4
+    assert Run(ready, "r").require_recipe().settings["lr"] == 5e-4
     assert not [p for p in (ready.path / "runs").glob(".*")]  # type: ignore[union-attr]
 
 

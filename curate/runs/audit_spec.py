@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
+from msgspec import structs
 
 from curate.errors import CurateError
 from curate.hashing import fingerprint
@@ -26,10 +27,11 @@ from curate.kinds.weighting import Weighting
 from curate.models.choice import ModelChoice
 from curate.numerics.long_horizon.matrix import Window
 from curate.numerics.long_horizon.scorecard import Scorecard, scorecard
-from curate.store.encoding import read_json, read_recipe, read_table, write_json
+from curate.store.encoding import read_json, read_table, write_json
+from curate.store.recipes import AuditRecipe, read_recipe, write_recipe
 from curate.store.workspace import Workspace
 from curate.tables import sql
-from curate.tables.recipes import load_target, model_recipe
+from curate.tables.inputs import load_target, model_recipe
 from curate.training.settings import TrainSettings
 
 BASE = "base"  # the model before the first stage
@@ -172,22 +174,24 @@ class Audit:
         """Every pair of a selector and a seed."""
         return [(contender, seed) for seed in range(self.seeds) for contender in self.contenders]
 
-    def recipe(self) -> dict[str, Any]:
-        """All settings that results depend on, without those that only affect how results are summarised."""
+    def recipe(self, stamps: Mapping[str, str]) -> AuditRecipe:
+        """All settings that results depend on, without those that only affect how results are summarised; stamps:
+        fingerprints of the data."""
         rest = {key: value for key, value in asdict(self.measures).items() if key in _MEASURED}
-        return {
-            "model": model_recipe(self.model),
-            "stages": [asdict(stage) for stage in self.stages],
-            "selectors": {one.name: _contender(one) for one in self.contenders},
-            "weighting": [self.weighting.name, self.weighting.settings()],
-            "training": asdict(self.settings),
-            "budget": dict(self.budget),
-            "metric": [self.metric.name, self.metric.settings(), self.limit],
-            "out_of_domain": list(self.elsewhere),
-            "proxy": self.proxy,
-            "probe": {**asdict(self.probe), "common": self.common.name},
-            "measures": rest,
-        }
+        return AuditRecipe(
+            model=model_recipe(self.model),
+            stages=[asdict(stage) for stage in self.stages],
+            selectors={contender.name: _contender(contender) for contender in self.contenders},
+            weighting=[self.weighting.name, self.weighting.settings()],
+            training=asdict(self.settings),
+            budget=dict(self.budget),
+            metric=[self.metric.name, self.metric.settings(), self.limit],
+            out_of_domain=list(self.elsewhere),
+            proxy=self.proxy,
+            probe={**asdict(self.probe), "common": self.common.name},
+            measures=rest,
+            data=dict(stamps),
+        )
 
 
 _MEASURED = ("clusters", "gradients", "projection", "running")  # the measures' settings that a cell depends on
@@ -296,21 +300,26 @@ def _stages(ws: Workspace, audit: Audit) -> tuple[list[int], dict[str, str]]:
 
 def begin(folder: Path, audit: Audit, checked: Checked) -> None:
     """Record the audit's recipe. Raises CurateError if an audit of that name has other settings or other data."""
-    recipe, path = {**audit.recipe(), "data": checked.stamps}, folder / "audit.json"
+    recipe, path = audit.recipe(checked.stamps), folder / "audit.json"
     if path.exists():
-        old = read_recipe(path)
-        others = {**old["selectors"], **recipe["selectors"]}  # further selectors may join
-        if others != {**recipe["selectors"], **old["selectors"]}:
-            changed = next(n for n, its in recipe["selectors"].items() if old["selectors"].get(n, its) != its)
-            _refuse_other(folder.name, f"another selector '{changed}'")
-        recipe["selectors"] = others
-        for what, value in recipe["data"].items():
-            if old["data"].get(what, value) != value:
-                _refuse_other(folder.name, f"other data: {what} changed since")
-        for what, value in recipe.items():
-            if old.get(what) != value and what != "selectors":
-                _refuse_other(folder.name, f"another {what.replace('_', ' ')}")
-    write_json(path, recipe)
+        old = read_recipe(path, AuditRecipe)
+        _refuse_other_audit(folder.name, old, recipe)
+        recipe = structs.replace(recipe, selectors={**old.selectors, **recipe.selectors})  # further ones may join
+    write_recipe(path, recipe)
+
+
+def _refuse_other_audit(name: str, old: AuditRecipe, new: AuditRecipe) -> None:
+    """Raises CurateError if an audit differs in anything but its selectors, or in one of these."""
+    for selector, made in new.selectors.items():
+        if old.selectors.get(selector, made) != made:
+            _refuse_other(name, f"another selector '{selector}'")
+    for what, stamp in new.data.items():
+        if old.data.get(what, stamp) != stamp:
+            _refuse_other(name, f"other data: {what} changed since")
+    before, now = old.as_json(), new.as_json()
+    for what, value in now.items():
+        if before.get(what) != value and what != "selectors":
+            _refuse_other(name, f"another {what.replace('_', ' ')}")
 
 
 def sum_up(folder: Path, audit: Audit) -> None:

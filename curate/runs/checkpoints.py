@@ -14,7 +14,7 @@ from curate.errors import CurateError
 from curate.models.choice import ADAPTER, OPTIMIZERS, CheckpointChoice, ModelChoice
 from curate.store.run_record import Run
 from curate.store.workspace import Workspace
-from curate.tables.recipes import model_choices
+from curate.tables.inputs import model_choice
 
 _STEP = re.compile(r"checkpoint-(\d+)$")
 
@@ -34,15 +34,15 @@ def checkpoints_of(ws: Workspace, given: Sequence[str], like: ModelChoice) -> tu
 def origin_of(ws: Workspace, name: str) -> ModelChoice | None:
     """The model that a run of the workspace started from; None for folders, where it is unknown."""
     recipe = Run(ws, name).recipe if name in ws.run_names() else None
-    return model_choices({"models": {"origin": recipe["model"]}})["origin"] if recipe else None
+    return model_choice(recipe.model) if recipe else None
 
 
 def _of_run(ws: Workspace, name: str, like: ModelChoice) -> list[CheckpointChoice]:
     run = Run(ws, name)
     run.latest()
-    if pruned := (run.recipe or {}).get("pruned"):
+    if pruned := run.require_recipe().pruned:
         raise CurateError(
-            f"--checkpoints {name}: that is what `curate prune` left of the run '{pruned['run']}'; no training led to "
+            f"--checkpoints {name}: that is what `curate prune` left of the run '{pruned.run}'; no training led to "
             "it, so name that run."
         )
     return checkpoints_of_run(run, name, like)

@@ -10,32 +10,27 @@ from curate.errors import CurateError
 from curate.kinds.parameters import Mask
 from curate.kinds.score import Target
 from curate.kinds.weighting import Weighting
-from curate.models.choice import SHAPING, ModelChoice
+from curate.models.choice import ModelChoice
 from curate.runs.samples import TrainingRows
 from curate.store.manifests import stamp_of
 from curate.store.mask_file import StoredMask
+from curate.store.recipes import (
+    SHAPING,
+    MethodRecipe,
+    ModelRecipe,
+    Recipe,
+    RunMask,
+    RunRecipe,
+    StreamRecipe,
+    UnsetType,
+    known,
+)
 from curate.store.workspace import Workspace, __version__, pool_fingerprint
+from curate.tables.inputs import method_recipe, model_recipe
 from curate.tables.lookup import scores_of
-from curate.tables.recipes import model_recipe
 from curate.tables.run_costs import charged_entries
 from curate.training.settings import TrainSettings
 
-LINEAGE = (  # the keys of a manifest's lineage that go into a run's recipe
-    *(
-        "selector",
-        "choice",
-        "weighting",
-        "mixer",
-        "proxy",
-        "proxies",
-        "paid",
-        "by",
-        "repeats",
-        "manifest",
-        "selection",
-        "scores",
-    ),
-)
 HOW = (  # settings that do not change a run's result
     "checkpoint_every",
     "checkpoint_epochs",
@@ -78,9 +73,9 @@ class StreamSource:
     records: Iterable[Any]
     past: ReplaySettings = ReplaySettings()
 
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> StreamRecipe:
         """The stream as recorded in a run's recipe."""
-        return {"name": self.name, "memory": self.past.memory, "replay": self.past.replay}
+        return StreamRecipe(name=self.name, memory=self.past.memory, replay=self.past.replay)
 
 
 @dataclass(frozen=True)
@@ -166,105 +161,112 @@ def _needs_base(training: TrainingSpec) -> bool:
 
 def run_recipe(
     ws: Workspace, name: str, training: TrainingSpec, rows: TrainingRows | None, target: Target | None
-) -> dict[str, Any]:
+) -> RunRecipe:
     """The recipe of a run, as stored in run.json: everything that its result depends on."""
     settings, default = asdict(training.settings), asdict(TrainSettings())
-    scores = {state.name: state.recipe for state in scores_of(ws, training.by)} if training.by else {}
-    weighting, lineage = training.weighting, rows.lineage if rows else None
-    return {
-        "name": name,
-        "curate": __version__,
-        "model": model_recipe(training.model),
-        "manifest": training.manifest,
-        "manifest_sha256": stamp_of(lineage) if lineage else None,
-        "pool": None if lineage or rows is None else pool_fingerprint(ws.shards()),
-        "stream": training.stream.recipe() if training.stream else None,
-        "selection": {key: lineage[key] for key in LINEAGE if key in lineage} if lineage else None,
-        "weighting": {"name": weighting.name, "version": weighting.version, "settings": weighting.settings()},
-        "by": training.by,
-        "reference": model_recipe(training.reference) if training.reference else None,
-        "model_paid": charged_entries(ws, [training.model.name]),
-        "paid": charged_entries(ws, [training.reference.name] if training.reference else []),
-        "scores": scores,
-        "target": training.target,
-        "target_fingerprint": target.fingerprint if target else None,
-        "mask": _mask_recipe(training.mask),
-        "settings": settings,
-        "changed": {key: value for key, value in settings.items() if value != default[key]},
-        "seed": training.seed,
-        "samples": len(rows.row) if rows else 0,
-        "steps": training.settings.steps,  # filled in once the samples are tokenised
-    }
+    made_of = rows.recipe if rows else None
+    return RunRecipe(
+        name=name,
+        curate=__version__,
+        model=model_recipe(training.model),
+        manifest=training.manifest,
+        manifest_sha256=stamp_of(made_of) if made_of else None,
+        pool=None if made_of or rows is None else pool_fingerprint(ws.shards()),
+        stream=training.stream.recipe() if training.stream else None,
+        selection=made_of.step() if made_of else None,
+        weighting=method_recipe(training.weighting),
+        by=training.by,
+        reference=model_recipe(training.reference) if training.reference else None,
+        model_paid=charged_entries(ws, [training.model.name]),
+        paid=charged_entries(ws, [training.reference.name] if training.reference else []),
+        scores={state.name: state.recipe for state in scores_of(ws, training.by)} if training.by else {},
+        target=training.target,
+        target_fingerprint=target.fingerprint if target else None,
+        mask=_mask_recipe(training.mask),
+        settings=settings,
+        changed={key: value for key, value in settings.items() if value != default[key]},
+        seed=training.seed,
+        samples=len(rows.row) if rows else 0,
+        steps=training.settings.steps,  # filled in once the samples are tokenised
+    )
 
 
-def _mask_recipe(mask: StoredMask | None) -> dict[str, Any] | None:
+def _mask_recipe(mask: StoredMask | None) -> RunMask | None:
     if mask is None:
         return None
-    lineage = mask.lineage
-    made = {key: lineage[key] for key in ("scores", "warmup", "paid") if key in lineage}
-    return {
-        "name": mask.name,
-        "sha256": mask.sha256,
-        "method": lineage["mask"],
-        "selected": lineage["selected"],
-        **made,
-    }
+    made = mask.recipe
+    return RunMask(
+        name=mask.name,
+        sha256=mask.sha256,
+        method=made.mask,
+        selected=made.selected,
+        scores=made.scores,
+        warmup=made.warmup,
+        paid=made.paid,
+    )
 
 
-def refuse_other_run(name: str, old: Mapping[str, Any], new: Mapping[str, Any]) -> None:
+def refuse_other_run(name: str, old: RunRecipe, new: RunRecipe) -> None:
     """Raises CurateError if an existing run's recipe differs in anything that changes the result."""
     if other := _other(old, new):
         raise CurateError(f"the run '{name}' {other}; choose another name, or --fresh to train '{name}' anew.")
 
 
-def _other(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def _other(old: RunRecipe, new: RunRecipe) -> str:
     """The first difference between two recipes of a run, in words; '' if they are the same."""
-    if old.get("pruned"):
-        return f"is what `curate prune` left of {old['pruned']['run']}"
-    if model_shape(old.get("reference")) != model_shape(new["reference"]):
-        was, now = ((m or {}).get("name", "the model it began with") for m in (old.get("reference"), new["reference"]))
+    if old.pruned:
+        return f"is what `curate prune` left of {old.pruned.run}"
+    if model_shape(old.reference) != model_shape(new.reference):
+        was, now = (model.name if model else "the model it began with" for model in (old.reference, new.reference))
         return f"exists, compared with {was}, not {now} (or made anew)"
     for what in ("manifest", "manifest_sha256", "pool", "stream", "by", "target", "target_fingerprint", "seed"):
-        if old.get(what) != new[what]:
-            return f"exists, with {what} {old.get(what)}, not {new[what]}"
-    if model_shape(old["model"]) != model_shape(new["model"]):
-        what = next(what for what in ("name", *SHAPING) if old["model"].get(what) != new["model"].get(what))
-        return f"exists, with another model ({what} {old['model'].get(what)}, not {new['model'].get(what)})"
-    if old.get("mask") != new["mask"]:
-        was, now = ((m or {}).get("name", "none") for m in (old.get("mask"), new["mask"]))
+        was, now = (known(getattr(recipe, what)) for recipe in (old, new))
+        if was != now:
+            return f"exists, with {what} {_words(was)}, not {_words(now)}"
+    if model_shape(old.model) != model_shape(new.model):
+        what = next(what for what in ("name", *SHAPING) if getattr(old.model, what) != getattr(new.model, what))
+        return f"exists, with another model ({what} {getattr(old.model, what)}, not {getattr(new.model, what)})"
+    if known(old.mask) != known(new.mask):
+        was, now = (mask.name if mask else "none" for mask in (old.mask, new.mask))
         return f"exists, with another mask ({was}, not {now}, or made anew)"
-    if old["weighting"] != new["weighting"]:
-        return f"exists, weighted by {_said(old['weighting'])}, not by {_said(new['weighting'])}"
+    if old.weighting != new.weighting:
+        return f"exists, weighted by {_method_words(old.weighting)}, not by {_method_words(new.weighting)}"
     return _other_settings(old, new)
 
 
-def _other_settings(old: Mapping[str, Any], new: Mapping[str, Any]) -> str:
+def _other_settings(old: RunRecipe, new: RunRecipe) -> str:
     """The same for the settings and for the scores behind the column."""
-    for key, value in new["settings"].items():
-        if not _is_how(key, new) and old["settings"].get(key) != value:
-            return f"exists, with {key}={old['settings'].get(key)}, not {value}"
-    for score, recipe in new["scores"].items():
-        if old["scores"].get(score, {}).get("fingerprint") != recipe["fingerprint"]:
-            return f"was begun with another score '{score}'"
+    for key, value in new.settings.items():
+        if not _is_how(key, new.settings) and old.settings.get(key) != value:
+            return f"exists, with {key}={old.settings.get(key)}, not {value}"
+    for name, score in new.scores.items():
+        if name not in old.scores or old.scores[name].fingerprint != score.fingerprint:
+            return f"was begun with another score '{name}'"
     return ""
 
 
-def model_shape(model: Mapping[str, Any] | None) -> dict[str, Any]:
+def model_shape(model: ModelRecipe | UnsetType | None) -> dict[str, Any]:
     """The entries of a model's recipe that results depend on, which excludes its location."""
-    return {key: model.get(key) for key in SHAPING} if model else {}
+    return model.shape() if model else {}
 
 
-def _is_how(setting: str, recipe: Mapping[str, Any]) -> bool:
+def _is_how(setting: str, settings: Mapping[str, Any]) -> bool:
     """Whether a setting does not change the result; micro_batch_size does with dropout, drawn per micro-batch."""
-    return setting in HOW and not (setting == "micro_batch_size" and recipe["settings"]["lora_dropout"])
+    return setting in HOW and not (setting == "micro_batch_size" and settings["lora_dropout"])
 
 
 def shaping(settings: TrainSettings) -> dict[str, Any]:
     """The settings that the result depends on."""
-    its = asdict(settings)
-    return {key: value for key, value in its.items() if not _is_how(key, {"settings": its})}
+    every = asdict(settings)
+    return {key: value for key, value in every.items() if not _is_how(key, every)}
 
 
-def _said(weighting: Mapping[str, Any]) -> str:
-    settings = ", ".join(f"{key}={value}" for key, value in weighting["settings"].items())
-    return f"{weighting['name']} ({settings})" if settings else str(weighting["name"])
+def _method_words(method: MethodRecipe | None) -> str:
+    if method is None:
+        return "nothing"
+    settings = ", ".join(f"{key}={value}" for key, value in method.settings.items())
+    return f"{method.name} ({settings})" if settings else method.name
+
+
+def _words(value: Any) -> str:
+    return str(value.as_json() if isinstance(value, Recipe) else value)

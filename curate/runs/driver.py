@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import orjson
+from msgspec import structs
 from tqdm import tqdm
 
 from curate.errors import CurateError, DivergedError
@@ -50,7 +51,7 @@ def _opened(run: Run, training: TrainingSpec, rows: TrainingRows | None, target:
             old = None
     if old is None:
         remove_tree(run.folder)  # left by an interrupted removal
-        run.begin({**recipe, "account": run.account})
+        run.begin(structs.replace(recipe, account=run.account))
     run.remove_leftovers()
 
 
@@ -102,7 +103,7 @@ def run_training(
             result.samples, result.left_out = stream.taken, dict(stream.left_out)
             _tell(run, processes, samples=result.samples)
         if result.steps_now:  # a run that was complete already is left unchanged
-            _tell(run, processes, peak_bytes=max(_peak(model.model.device), (run.recipe or {}).get("peak_bytes") or 0))
+            _tell(run, processes, peak_bytes=max(_peak(model.model.device), run.require_recipe().peak_bytes or 0))
         result.steps, result.flops = trainer.steps, meters.flops
 
 
@@ -135,9 +136,10 @@ def processes_of(choice: ModelChoice) -> Any:
 
 def _tell(run: Run, processes: Any, **found: int) -> None:
     """Add to run.json what is known once the samples are tokenised."""
-    recipe = run.recipe or {}
-    if processes.is_main_process and not found.items() <= recipe.items():
-        run.begin({**recipe, **found})
+    if processes.is_main_process:
+        recipe = run.require_recipe()
+        if (now := structs.replace(recipe, **found)) != recipe:
+            run.begin(now)
     processes.wait_for_everyone()
 
 

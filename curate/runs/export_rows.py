@@ -14,7 +14,8 @@ from curate.kinds.export import Export, Part
 from curate.numerics.apportion import largest_remainders
 from curate.numerics.resampling import Resampled, differ, repeats_of, strata_of
 from curate.runs.samples import TrainingRows, rows_of
-from curate.store.manifests import is_mixture, read_any
+from curate.store.manifests import read_any
+from curate.store.recipes import MixtureRecipe
 from curate.store.schema import MANIFEST
 from curate.store.workspace import Workspace, suggest_name
 from curate.tables.lookup import texts_of
@@ -51,8 +52,8 @@ class ExportRows:
 def export_rows(ws: Workspace, name: str, exporter: Export, seed: int) -> ExportRows:
     """The rows of a manifest to export. Raises CurateError for weights that the export format cannot carry."""
     exporter.check()
-    table, lineage = read_any(ws, name)
-    if is_mixture(lineage):
+    table, recipe = read_any(ws, name)
+    if isinstance(recipe, MixtureRecipe):
         rows = rows_of(ws, name, None, True, seed)
         return _domains(ws, rows) if exporter.blends else _epoch(ws, rows)
     weights = table["weight"].to_numpy().astype(np.float64)

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 def fitted(mask: StoredMask, model: nn.Module) -> Mapping[str, np.ndarray]:
     """The selection of a mask (name -> flat positions) for a model. Raises CurateError if the model has other
     parameters, or ties two parameters that the mask treats differently."""
-    shapes, own = mask.lineage["shapes"], {name: list(p.shape) for name, p in model.named_parameters()}
+    shapes, own = mask.recipe.shapes, {name: list(p.shape) for name, p in model.named_parameters()}
     every = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
     first = {id(p): name for name, p in model.named_parameters()}  # tied parameters are trained under their first name
     for name, places in mask.selected.items():
@@ -46,15 +46,15 @@ def refreshed(mask: StoredMask, method: Mask | None, model: nn.Module) -> Refres
     from curate.training.masked_parameters import Refreshed
 
     selected = fitted(mask, model)
-    its = mask.lineage["mask"]
+    made_by = mask.recipe.mask
     if method is None:
-        if its["settings"].get("interval"):
+        if made_by.settings.get("interval"):
             raise CurateError(
-                f"the mask '{mask.name}' ({its['name']}) is updated during training: give its method, too "
+                f"the mask '{mask.name}' ({made_by.name}) is updated during training: give its method, too "
                 "(Training(…, masking=…))."
             )
         return Refreshed(selected)
-    budget = int(mask.lineage["selected"])
+    budget = mask.recipe.selected
 
     def update(weights: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
         return method.update(Parameters({n: w.detach().float().cpu().numpy() for n, w in weights.items()}, budget))

@@ -12,7 +12,7 @@ from curate.runs.samples import pool_ids
 from curate.runs.warmup import rows_of_warmup
 from curate.store.encoding import read_table
 from curate.store.workspace import Workspace
-from curate.tables.recipes import CheckpointSet, HeldOut, load_target
+from curate.tables.inputs import CheckpointSet, HeldOut, load_target
 
 _WARMUP, _ANCHOR = "it was in the warm-up", "it is one of the anchors"
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -12,7 +12,8 @@ import pyarrow as pa
 from curate.errors import CurateError
 from curate.hashing import ids_as_integers
 from curate.store.encoding import read_table
-from curate.store.manifests import is_mixture, read_any
+from curate.store.manifests import read_any
+from curate.store.recipes import ManifestRecipe, MixtureRecipe
 from curate.store.workspace import Workspace, pool_fingerprint
 from curate.tables.lookup import column_of, scores_of, texts_of
 from curate.tables.state import usable
@@ -35,7 +36,7 @@ class TrainingRows:
     weight: np.ndarray
     repeats: np.ndarray
     column: np.ndarray | None
-    lineage: dict[str, Any] | None
+    recipe: ManifestRecipe | None
     warnings: list[str]
     draws: Draws | None = None
     domains: Sequence[str] = ()
@@ -45,11 +46,11 @@ class TrainingRows:
 def rows_of(ws: Workspace, manifest: str | None, by: str | None, allow_stale: bool, seed: int = 0) -> TrainingRows:
     """The rows of a manifest, or of the whole pool, with weights of mean 1. by: SQL expression for their column. seed:
     of a mixture's draws. Raises CurateError for unusable weights and scores."""
-    lineage = None
+    recipe = None
     if manifest:
-        table, lineage = read_any(ws, manifest)
-        if is_mixture(lineage):
-            return _drawn(ws, table, lineage, by, allow_stale, seed)
+        table, recipe = read_any(ws, manifest)
+        if isinstance(recipe, MixtureRecipe):
+            return _drawn(ws, table, recipe, by, allow_stale, seed)
         row, ids = table["row"].to_numpy(), table["id"]
         weight, repeats = table["weight"].to_numpy().astype(np.float64), table["repeats"].to_numpy()
         _refuse_weights(manifest, weight, ids)
@@ -61,41 +62,41 @@ def rows_of(ws: Workspace, manifest: str | None, by: str | None, allow_stale: bo
         warnings = usable(scores_of(ws, by), allow_stale)
         column = column_of(ws, by, row)
     mean = float((weight * repeats).sum() / max(repeats.sum(), 1))
-    return TrainingRows(row, ids, weight / mean, repeats, column, lineage, warnings)
+    return TrainingRows(row, ids, weight / mean, repeats, column, recipe, warnings)
 
 
 def _drawn(
-    ws: Workspace, table: pa.Table, lineage: dict[str, Any], by: str | None, allow_stale: bool, seed: int
+    ws: Workspace, table: pa.Table, recipe: MixtureRecipe, by: str | None, allow_stale: bool, seed: int
 ) -> TrainingRows:
     """All samples that a mixture may draw."""
     from curate.training.mixture_sampler import Draws
 
-    _refuse_changed(ws, lineage)
-    rows = rows_of(ws, (lineage["manifest"] or {}).get("name"), by, allow_stale)
-    if not lineage["manifest"]:  # samples appended to the pool since are not drawn
-        rows = _first(rows, lineage["pool"]["rows"])
+    _refuse_changed(ws, recipe)
+    rows = rows_of(ws, recipe.manifest.name if recipe.manifest else None, by, allow_stale)
+    if not recipe.manifest:  # samples appended to the pool since are not drawn
+        rows = _first(rows, recipe.pool.rows)
     names = table["source"].to_pylist()
-    domain = places_of(texts_of(ws, lineage["domain"], rows.row), names)
+    domain = places_of(texts_of(ws, recipe.domain, rows.row), names)
     keys, share = ids_as_integers(rows.id.to_pylist()), table["rows"].to_numpy().astype(np.float64)
-    if not lineage["exact"]:
-        share = np.array(lineage["share"])
-    draws = Draws(domain, keys, share / share.sum(), int(table["rows"].to_numpy().sum()), lineage["exact"], seed)
+    if not recipe.exact:
+        share = np.array(recipe.share)
+    draws = Draws(domain, keys, share / share.sum(), int(table["rows"].to_numpy().sum()), recipe.exact, seed)
     require_drawable(draws, names)
-    return replace(rows, lineage=lineage, draws=draws, domains=names)
+    return replace(rows, recipe=recipe, draws=draws, domains=names)
 
 
-def _refuse_changed(ws: Workspace, lineage: dict[str, Any]) -> None:
+def _refuse_changed(ws: Workspace, recipe: MixtureRecipe) -> None:
     """Raises CurateError if the data that a mixture draws from has changed since it was made."""
-    base, pool, what = lineage["manifest"], lineage["pool"], ""
-    if base and (base["name"] not in ws.manifest_names() or read_any(ws, base["name"])[1]["sha256"] != base["sha256"]):
-        what = f"the manifest '{base['name']}'"
-    elif pool_fingerprint(ws.shards()[: pool["shards"]]) != pool["fingerprint"]:
+    base, pool, what = recipe.manifest, recipe.pool, ""
+    if base and (base.name not in ws.manifest_names() or read_any(ws, base.name)[1].sha256 != base.sha256):
+        what = f"the manifest '{base.name}'"
+    elif pool_fingerprint(ws.shards()[: pool.shards]) != pool.fingerprint:
         what = "the pool"
-    for state in scores_of(ws, lineage["domain"]):
-        if state.recipe["fingerprint"] != lineage["scores"].get(state.name, {}).get("fingerprint"):
+    for state in scores_of(ws, recipe.domain):
+        if state.name not in recipe.scores or state.recipe.fingerprint != recipe.scores[state.name].fingerprint:
             what = f"the score '{state.name}', by which samples have their domains,"
     if what:
-        raise CurateError(f"{what} is not what the mixture '{lineage['name']}' was mixed of; mix it again.")
+        raise CurateError(f"{what} is not what the mixture '{recipe.name}' was mixed of; mix it again.")
 
 
 def _first(rows: TrainingRows, count: int) -> TrainingRows:

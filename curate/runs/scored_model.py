@@ -14,8 +14,9 @@ from curate.kinds.score import Score
 from curate.models.choice import ModelChoice
 from curate.runs.warmup import last_checkpoint
 from curate.store.commits import Parts
+from curate.store.recipes import TableRecipe
 from curate.store.workspace import Workspace
-from curate.tables.recipes import model_choices
+from curate.tables.inputs import model_choices
 from curate.tables.state import score_state, usable
 
 if TYPE_CHECKING:
@@ -32,7 +33,7 @@ class ScoredModel:
     states: Mapping[str, np.ndarray]
     model: Backward
     origin: ModelChoice
-    recipe: Mapping[str, Any]
+    recipe: TableRecipe
     warnings: Sequence[str] = field(default_factory=list)
 
 
@@ -49,11 +50,11 @@ def scored_model(ws: Workspace, name: str, *, allow_stale: bool = False, with_or
     state = score_state(ws, name)
     warnings = usable([state], allow_stale)
     recipe = state.recipe
-    method = find("score", recipe["method"])(**recipe["settings"])
+    method = find("score", recipe.method)(**recipe.settings)
     if type(method).of_parameters is Score.of_parameters:
-        raise CurateError(f"the score '{name}' ({recipe['method']}) does not score parameters; use a `dualsft` score.")
+        raise CurateError(f"the score '{name}' ({recipe.method}) does not score parameters; use a `dualsft` score.")
     states: dict[str, np.ndarray] = {}
-    for path in recipe.get("states", []):
+    for path in recipe.states:
         place, _, part = path.rpartition("/")
         kept = Parts(ws.path / "prepared" / place, ".safetensors").read(part)
         if kept is None:

@@ -7,12 +7,12 @@ when the pool grows; with --fresh a new one is trained on the grown pool.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+from msgspec import structs
 
 from curate.errors import CurateError
 from curate.hashing import fingerprint, ids_as_integers, keyed_uniform
@@ -27,9 +27,10 @@ from curate.runs.config import TrainingSpec
 from curate.runs.driver import run_training
 from curate.runs.samples import TrainingRows, rows_of
 from curate.store.locks import lock
+from curate.store.recipes import TableRecipe, WarmupRecipe
 from curate.store.run_record import Run
 from curate.store.workspace import Workspace, pool_fingerprint
-from curate.tables.recipes import CheckpointSet, table_recipe
+from curate.tables.inputs import CheckpointSet, table_recipe
 
 
 @dataclass(frozen=True)
@@ -104,22 +105,21 @@ def _warmed(
 ) -> CheckpointSet:
     wanted = _wanted(model, warmup)
     run = _found(ws, vectors, wanted, fresh) or _warm_up_of(ws, wanted)
-    told = {"wanted": wanted, "place": run.folder.name, "share": warmup.share, "seed": warmup.seed}
+    made = WarmupRecipe(wanted=wanted, place=run.folder.name, share=warmup.share, seed=warmup.seed)
     if not run.is_complete():
         if dry_run:
             epochs = int(np.ceil(warmup.settings.get("epochs", 1.0)))
-            return CheckpointSet((CheckpointChoice(model),), warmup={**told, "planned": epochs})
+            return CheckpointSet((CheckpointChoice(model),), warmup=structs.replace(made, planned=epochs))
         _train(run, model, warmup, Account("score", [method.name], vectors, {"train": "warm-up"}))
     found = tuple(checkpoints_of_run(run, "warm-up", model))
-    return CheckpointSet(found if method.checkpoints == "each" else found[-1:], warmup=told, origin=model)
+    return CheckpointSet(found if method.checkpoints == "each" else found[-1:], warmup=made, origin=model)
 
 
-def last_checkpoint(ws: Workspace, recipe: Mapping[str, Any], like: ModelChoice) -> CheckpointChoice:
+def last_checkpoint(ws: Workspace, recipe: TableRecipe, like: ModelChoice) -> CheckpointChoice:
     """The last checkpoint that a stored score used. Raises CurateError if it is gone or has changed."""
-    given, place = recipe.get("checkpoints_given", ()), (recipe.get("warmup") or {}).get("place")
-    run = Run(ws, "warmup", place=ws.path / "prepared" / place) if place else None
-    found = checkpoints_of_run(run, "warm-up", like) if run else list(checkpoints_of(ws, given, like))
-    if not found or found[-1].recipe(False)["weights"] != recipe["checkpoints"][-1]["weights"]:
+    run = Run(ws, "warmup", place=ws.path / "prepared" / recipe.warmup.place) if recipe.warmup else None
+    found = checkpoints_of_run(run, "warm-up", like) if run else checkpoints_of(ws, recipe.checkpoints_given, like)
+    if not found or weights_fingerprint(found[-1].model) != recipe.checkpoints[-1].weights:
         raise CurateError("the checkpoint that the score used is gone, or has been replaced; score --fresh.")
     return found[-1]
 
@@ -129,9 +129,9 @@ def rows_of_warmup(ws: Workspace, method: Score, checkpoint_set: CheckpointSet) 
     warmup = method.warm_up()
     if not checkpoint_set.warmup or warmup is None:
         return np.zeros(0, np.int64)
-    if checkpoint_set.warmup.get("planned"):
+    if checkpoint_set.planned:
         return drawn(ws, warmup).row
-    run = Run(ws, "warmup", place=ws.path / "prepared" / checkpoint_set.warmup["place"])
+    run = Run(ws, "warmup", place=ws.path / "prepared" / checkpoint_set.warmup.place)
     rows = [run.trained.read(name)["row"].to_numpy() for name in run.trained.names()]
     return np.unique(np.concatenate(rows))
 
@@ -140,9 +140,11 @@ def _found(ws: Workspace, vectors: str, wanted: str, fresh: bool) -> Run | None:
     """The warm-up that the vectors of that name were made with, if it matches the wanted one."""
     if fresh or vectors not in ws.vectors_names():
         return None
-    told = table_recipe(ws, "vectors", vectors).get("warmup") or {}
-    run = Run(ws, f"warmup_{wanted}", place=ws.path / "prepared" / told.get("place", "none"))
-    return run if told.get("wanted") == wanted and run.is_complete() else None
+    made = table_recipe(ws, "vectors", vectors).warmup
+    if made is None or made.wanted != wanted:
+        return None
+    run = Run(ws, f"warmup_{wanted}", place=ws.path / "prepared" / made.place)
+    return run if run.is_complete() else None
 
 
 def _train(run: Run, model: ModelChoice, warmup: Warmup, account: Account) -> None:

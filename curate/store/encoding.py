@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import load
 
-from curate.errors import CurateError, CurateFailure
+from curate.errors import CurateFailure
 from curate.store.files import write_atomic
 from curate.store.object_store import Location, ObjectPath
 
@@ -36,23 +36,6 @@ LASTING = (b"shares",)  # the only schema metadata that is written: the share of
 def read_json(path: Location) -> Any:
     """The value in a JSON file. Raises FileNotFoundError, or orjson.JSONDecodeError for invalid JSON."""
     return orjson.loads(path.read_bytes())
-
-
-RECIPE_FORMAT = 1  # recipes of this format have no key `format`; no later one exists yet
-
-
-def read_recipe(path: Location) -> dict[str, Any]:
-    """The JSON that records what a table, run, manifest or audit was made of.
-
-    Raises CurateError for a format that is later than this version's: it would be misread.
-    """
-    recipe = read_json(path)
-    if isinstance(recipe, dict) and recipe.get("format", 1) > RECIPE_FORMAT:
-        raise CurateError(
-            f"{path} has format {recipe['format']}, and this version of curate reads up to format {RECIPE_FORMAT}: "
-            "upgrade curate."
-        )
-    return recipe
 
 
 def write_table(path: Location, table: pa.Table, row_group: int = ROW_GROUP) -> str:

@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from msgspec.structs import replace
 
 from curate.errors import CurateError, CurateFailure, nearest
 from curate.hashing import fingerprint
 from curate.store.commits import Parts
-from curate.store.encoding import digest, read_recipe, write_json
+from curate.store.encoding import digest, write_json
 from curate.store.files import remove_tree, replace_tree, write_atomic
 from curate.store.object_store import Location
+from curate.store.recipes import RunRecipe, read_recipe, write_recipe
 from curate.store.workspace import Workspace
 
 _SHAPING = ("model", "manifest_sha256", "pool", "weighting", "target_fingerprint", "scores", "by", "settings", "seed")
@@ -78,10 +80,17 @@ class Run:
         return f"{self.name}@fresh" if self.beside else self.name
 
     @property
-    def recipe(self) -> dict[str, Any] | None:
+    def recipe(self) -> RunRecipe | None:
         """run.json: what the run is made of; None if there is no such run."""
         path = self.folder / "run.json"
-        return read_recipe(path) if path.exists() else None
+        return read_recipe(path, RunRecipe) if path.exists() else None
+
+    def require_recipe(self) -> RunRecipe:
+        """run.json. Raises CurateError if there is no such run."""
+        recipe = self.recipe
+        if recipe is None:
+            raise CurateError(f"{self.folder} has no run.json: there is no run '{self.name}', or it was removed.")
+        return recipe
 
     @property
     def metrics(self) -> Parts:
@@ -119,7 +128,7 @@ class Run:
 
     def stamp(self, step: int) -> str:
         """A fingerprint of the model after a step: equal if the recipes are equal."""
-        recipe = self.recipe or {}
+        recipe = self.recipe.as_json() if self.recipe else {}
         beside = [recipe["mask"]["sha256"]] if recipe.get("mask") else []
         beside += [recipe[key] for key in ("reference", "pruned") if recipe.get(key)]
         return fingerprint({key: recipe.get(key) for key in _SHAPING}, step, *beside)
@@ -130,9 +139,11 @@ class Run:
         replace_tree(self.folder, final.folder, marker="run.json")
         return final
 
-    def begin(self, recipe: dict[str, Any]) -> None:
-        """Write run.json with the start time: older rows of the ledger under this name belong to an earlier run."""
-        write_json(self.folder / "run.json", {"begun": datetime.now(UTC).isoformat(), **recipe})
+    def begin(self, recipe: RunRecipe) -> None:
+        """Write run.json with the start time, unless it has one: older rows of the ledger under this name belong to an
+        earlier run."""
+        begun = recipe.begun or datetime.now(UTC).isoformat()
+        write_recipe(self.folder / "run.json", replace(recipe, begun=begun))
 
     def commit(
         self, step: int, last: bool, tables: dict[str, pa.Table | None], write: Callable[[Path], None], **record: Any

@@ -8,20 +8,18 @@ from curate.kinds.passes import Pass
 from curate.models.choice import CHARS_PER_TOKEN, parameters
 from curate.store.commits import Parts
 from curate.tables.engine import Scored, computed_anew, missing_shards, stored_recipe
-from curate.tables.plan import (
-    refuse_other_recipe,
-)
+from curate.tables.plan import refuse_other_recipe
 from curate.tables.spec import TableSpec
 from curate.tables.units import shard_units
 
 
 def estimate(job: TableSpec, fresh: bool) -> Scored:
     """The work of computing a table: for each pass, shards, units, rows, characters of text and FLOPs."""
-    result = Scored(job.name, job.method.name, job.recipe.get("target"), job.kind)
+    result = Scored(job.name, job.method.name, job.recipe.target or None, job.kind)
     before = ""
     if not fresh:
         refuse_other_recipe(stored_recipe(job), job)
-    planned = job.checkpoint_set.warmup.get("planned")
+    planned = job.checkpoint_set.planned
     if planned and (job.kind == "vectors" or job.vectors is None):
         result.planned.append(_warm_up(job))
     for index, step in enumerate(job.passes):

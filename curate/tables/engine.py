@@ -23,10 +23,11 @@ from curate.errors import CurateError
 from curate.kinds.executor import Tasks, Workers
 from curate.kinds.score import Score
 from curate.store.commits import Parts
-from curate.store.encoding import read_recipe, read_table, write_json
+from curate.store.encoding import read_table
 from curate.store.files import remove_tree
 from curate.store.locks import Lock, lock
 from curate.store.object_store import Location
+from curate.store.recipes import TableRecipe, read_recipe, write_recipe
 from curate.store.workspace import Shard, recipe_file
 from curate.tables.index import ensure_index
 from curate.tables.meters import Meters, progress
@@ -95,15 +96,15 @@ class _Cut:
 
 def _refuse_replaced(vectors: TableSpec) -> None:
     """Raises CurateError if the vectors, or those of the target, have been changed by another process."""
-    now = (stored_recipe(vectors) or {}).get("fingerprint")
-    if now != vectors.recipe["fingerprint"] or _work(vectors, vectors.folder).aims():
+    now = stored_recipe(vectors)
+    if now is None or now.fingerprint != vectors.recipe.fingerprint or _work(vectors, vectors.folder).aims():
         raise CurateError(f"{vectors}, or the target, were changed by another process; run the command again.")
 
 
 def _work(job: TableSpec, folder: Location) -> UnitWorker:
     """The worker for the last pass of a job, writing to `folder`; the states of earlier passes are still missing."""
     vectors = job.vectors.folder if job.vectors else None
-    last, made = len(job.passes) - 1, job.recipe["fingerprint"]
+    last, made = len(job.passes) - 1, job.recipe.fingerprint
     return UnitWorker(job.method, job.target, last, (), folder, made, job.kind, vectors, job.shares)
 
 
@@ -136,7 +137,7 @@ def _finished(job: TableSpec, folder: Location, todo: Sequence[Shard], cut: _Cut
     return Scored(
         job.name,
         job.method.name,
-        job.recipe.get("target"),
+        job.recipe.target or None,
         job.kind,
         index=index,
         rows=sum(record["rows"] for record in records),
@@ -167,26 +168,26 @@ def _folder(job: TableSpec, fresh: bool) -> Location:
         refuse_other_recipe(old, job)
     if old is None:
         folder = final
-    elif old["fingerprint"] == job.recipe["fingerprint"] and not computed_anew(job, fresh):
+    elif old.fingerprint == job.recipe.fingerprint and not computed_anew(job, fresh):
         remove_tree(beside)
         return final
     else:
         folder = beside
     marker = folder / recipe_file(job.kind)
-    if not marker.exists() or read_recipe(marker)["fingerprint"] != job.recipe["fingerprint"]:
+    if not marker.exists() or read_recipe(marker, TableRecipe).fingerprint != job.recipe.fingerprint:
         remove_tree(folder)
-        write_json(marker, job.recipe)
+        write_recipe(marker, job.recipe)
     return folder
 
 
-def stored_recipe(job: TableSpec) -> dict[str, Any] | None:
+def stored_recipe(job: TableSpec) -> TableRecipe | None:
     """The recipe of the existing table of that name; None if there is none, or no part of it was computed."""
     marker = job.folder / recipe_file(job.kind)
     if not marker.exists():
         return None
     begun = bool(Parts(job.folder).names()) or any((job.folder / "_units").glob("*"))
-    recipe = read_recipe(marker)
-    return recipe if begun or recipe["fingerprint"] == job.recipe["fingerprint"] else None
+    recipe = read_recipe(marker, TableRecipe)
+    return recipe if begun or recipe.fingerprint == job.recipe.fingerprint else None
 
 
 def computed_anew(job: TableSpec, fresh: bool) -> bool:
@@ -202,7 +203,7 @@ def missing_shards(parts: Parts, job: TableSpec) -> list[Shard]:
         record = records.get(shard.name)
         if record is None or shard.name not in sizes:
             return False
-        same = record["fingerprint"] == job.recipe["fingerprint"] and record["shard"] == shard.sha256
+        same = record["fingerprint"] == job.recipe.fingerprint and record["shard"] == shard.sha256
         return same and sizes[shard.name] == record["bytes"]
 
     return [shard for shard in job.shards if not stands(shard)]

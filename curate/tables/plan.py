@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from curate.errors import CurateError, nearest
 from curate.kinds.score import Score
-from curate.models.choice import SHAPING, SHORT_NAMES, ModelChoice
+from curate.models.choice import SHORT_NAMES, ModelChoice
+from curate.store.recipes import TableRecipe
 from curate.store.schema import POOL_COLUMNS
 from curate.store.workspace import Workspace
-from curate.tables.recipes import (
+from curate.tables.inputs import (
     CheckpointSet,
     HeldOut,
     default_score_name,
@@ -176,7 +176,7 @@ def roles(models: Models | ModelChoice | str | None) -> Models:
     return {"": ModelChoice(models) if isinstance(models, str) else models}
 
 
-def refuse_other_recipe(old: dict[str, Any] | None, job: TableSpec) -> None:
+def refuse_other_recipe(old: TableRecipe | None, job: TableSpec) -> None:
     """Raises CurateError if the existing table differs in more than the contents of the pool and the target."""
     if old is None:
         return
@@ -184,33 +184,32 @@ def refuse_other_recipe(old: dict[str, Any] | None, job: TableSpec) -> None:
     remedy = f"choose another --{'vectors' if job.kind == 'vectors' else 'name'}, or --fresh to replace "
     remedy += "them." if job.kind == "vectors" else "it."
     for what in ("method", "target", "version"):
-        if old.get(what) != job.recipe.get(what):
-            raise CurateError(f"{job} {verb} made with {what} {old[what]}, not {job.recipe[what]}; {remedy}")
-    for role, model in job.recipe.get("models", {}).items():
-        for key, value in model.items():
-            before = old.get("models", {}).get(role, {}).get(key)
-            if key in SHAPING and before != value:
+        before, now = getattr(old, what), getattr(job.recipe, what)
+        if before != now:
+            raise CurateError(f"{job} {verb} made with {what} {before}, not {now}; {remedy}")
+    for role, model in job.recipe.models.items():
+        had = old.models[role].shape() if role in old.models else {}
+        for key, value in model.shape().items():
+            if had.get(key) != value:
                 what = f"another {role} model or another {key} of it"
-                raise CurateError(f"{job} {verb} made with {what} ({before}, not {value}); {remedy}")
-    for key, value in job.recipe["settings"].items():
-        if old["settings"].get(key) != value:
-            before = old["settings"].get(key)
+                raise CurateError(f"{job} {verb} made with {what} ({had.get(key)}, not {value}); {remedy}")
+    for key, value in job.recipe.settings.items():
+        if old.settings.get(key) != value:
+            before = old.settings.get(key)
             raise CurateError(f"{job} {verb} made with {key}={before}, not {key}={value}; {remedy}")
     _refuse_other_checkpoints(old, job, verb, remedy)
 
 
-def _refuse_other_checkpoints(old: Mapping[str, Any], job: TableSpec, verb: str, remedy: str) -> None:
-    if job.checkpoint_set.warmup.get("planned"):
+def _refuse_other_checkpoints(old: TableRecipe, job: TableSpec, verb: str, remedy: str) -> None:
+    if job.checkpoint_set.planned:
         return
-    had, has = old.get("checkpoints", []), job.recipe.get("checkpoints", [])
+    had, has = old.checkpoints, job.recipe.checkpoints
     if len(had) != len(has):
         raise CurateError(f"{job} {verb} made with {len(had)} checkpoints, not {len(has)}; {remedy}")
     for before, now in zip(had, has, strict=True):
-        if (before["weights"], before["optimizer"]) != (now["weights"], now["optimizer"]):
+        if (before.weights, before.optimizer) != (now.weights, now.optimizer):
+            raise CurateError(f"{job} {verb} made with another checkpoint ({before.name}, not {now.name}); {remedy}")
+        if before.lr != now.lr:
             raise CurateError(
-                f"{job} {verb} made with another checkpoint ({before['name']}, not {now['name']}); {remedy}"
-            )
-        if before["lr"] != now["lr"]:
-            raise CurateError(
-                f"{job} {verb} made with the learning rate {before['lr']} of {now['name']}, not {now['lr']}; {remedy}"
+                f"{job} {verb} made with the learning rate {before.lr} of {now.name}, not {now.lr}; {remedy}"
             )

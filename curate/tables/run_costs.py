@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from curate.store.recipes import ManifestStep, RunMask, RunRecipe, TableRecipe
 from curate.store.run_record import Run, run_behind
 from curate.store.workspace import Workspace
 from curate.tables import sql
@@ -51,7 +52,7 @@ class Cost:
         return self.prep_marginal + self.train + self.online
 
 
-def costs_of(ws: Workspace, recipes: Mapping[str, dict[str, Any]], arms: Mapping[str, str]) -> dict[str, Cost]:
+def costs_of(ws: Workspace, recipes: Mapping[str, RunRecipe], arms: Mapping[str, str]) -> dict[str, Cost]:
     """The cost of each run. recipes, arms: run -> its recipe, and its arm, in the order in which arms are listed."""
     ledger, costs = _ledger(ws), {}
     paid: set[str] = set()  # entries already paid for by an arm listed earlier
@@ -71,8 +72,8 @@ def charged_entries(ws: Workspace, models: Iterable[str]) -> list[str]:
     runs = {run for model in models if (run := run_behind(ws, model))}
     ledger, found = _ledger(ws) if runs else {}, set[str]()
     for run in runs:
-        recipe = Run(ws, run).recipe or {}
-        found |= _training(ledger, run, recipe) | _preparation(ledger, recipe) | set(recipe.get("model_paid", ()))
+        recipe = Run(ws, run).require_recipe()
+        found |= _training(ledger, run, recipe) | _preparation(ledger, recipe) | set(recipe.model_paid or ())
     return sorted(found)
 
 
@@ -80,23 +81,23 @@ def _ledger(ws: Workspace) -> _Ledger:
     return {row["entry"]: row for row in sql.rows(ws, 'SELECT * FROM ledger ORDER BY "at", entry')}
 
 
-def steps_of(recipe: Mapping[str, Any]) -> list[dict[str, Any]]:
+def steps_of(recipe: RunRecipe) -> list[ManifestStep]:
     """How a run's manifest was made, the last step first: weights, the selection beneath them, …"""
-    found, step = [], recipe.get("selection")
+    steps, step = [], recipe.selection
     while step:
-        found.append(step)
-        step = step.get("selection")
-    return found
+        steps.append(step)
+        step = step.selection
+    return steps
 
 
-def scores_behind(recipe: Mapping[str, Any]) -> list[tuple[str, dict[str, Any]]]:
+def scores_behind(recipe: RunRecipe) -> list[tuple[str, TableRecipe]]:
     """The (name, recipe) of the scores that a run's manifest, weights and mask were made from. A name may occur twice,
     if the score was recomputed between two steps."""
-    return [(name, score) for its in _made_of(recipe) for name, score in (its.get("scores") or {}).items()]
+    return [(name, score) for made_of in _made_of(recipe) for name, score in (made_of.scores or {}).items()]
 
 
-def _made_of(recipe: Mapping[str, Any]) -> list[Mapping[str, Any]]:
-    return [*steps_of(recipe), recipe, recipe.get("mask") or {}]
+def _made_of(recipe: RunRecipe) -> list[ManifestStep | RunRecipe | RunMask]:
+    return [*steps_of(recipe), recipe, *([recipe.mask] if recipe.mask else [])]
 
 
 def _cost(ledger: _Ledger, mine: set[str], prep: set[str], paid: set[str]) -> Cost:
@@ -124,42 +125,59 @@ def _add(cost: Cost, row: Mapping[str, Any], phase: str) -> None:
     cost.seconds += row["seconds"] or 0.0
 
 
-def _training(ledger: _Ledger, name: str, recipe: Mapping[str, Any]) -> set[str]:
+def _training(ledger: _Ledger, name: str, recipe: RunRecipe) -> set[str]:
     """The entries of a run's own training; for a pruned run, of the run that it was made from."""
-    begun, until, account = recipe.get("begun", ""), recipe.get("until", "~"), recipe.get("account", name)
-    mine = {entry: row for entry, row in ledger.items() if row["run"] == account and row["stage"] == "train"}
-    return {e for e, row in mine.items() if row["phase"] != "evaluate" and begun <= row["at"].isoformat() <= until}
+    account, until = recipe.account or name, recipe.until or "~"
+    own = {entry: row for entry, row in ledger.items() if row["run"] == account and row["stage"] == "train"}
+    return {e for e, row in own.items() if row["phase"] != "evaluate" and recipe.begun <= _time(row) <= until}
 
 
-def _preparation(ledger: _Ledger, recipe: Mapping[str, Any]) -> set[str]:
+def _preparation(ledger: _Ledger, recipe: RunRecipe) -> set[str]:
     """The entries before the run that paid for its scores and vectors, its manifest, its mask, and the models that they
-    or its weighting use, except what led to the model that the run starts from.
+    or its weighting use, except what led to the model that the run starts from."""
+    before = {entry: row for entry, row in ledger.items() if _time(row) <= recipe.begun}
+    paid = {entry for made_of in _made_of(recipe) for entry in made_of.paid or ()}
+    paid |= {entry for _, score in scores_behind(recipe) for entry in score.paid}
+    paid = (paid - set(recipe.model_paid or ())) & ledger.keys()
+    return _of_scores(before, recipe) | _of_trainings(before, recipe) | _of_manifests(before, recipe) | paid
 
-    For a score these are all entries with its name, method and models (including work lost to kills); for a manifest
-    only the last, since each one replaced the one before.
-    """
-    before = {entry: row for entry, row in ledger.items() if row["at"].isoformat() <= recipe.get("begun", "")}
-    made, mask = scores_behind(recipe), recipe.get("mask") or {}
-    shared = {state for _, score in made for state in score.get("states", ())}
-    trained = {f"warmup_{score['warmup']['wanted']}" for _, score in made if score.get("warmup")}
-    trained |= {mask["warmup"]} if mask.get("warmup") else set()
-    proxies = {name for step in steps_of(recipe) for name in step.get("proxies", ())}
-    named = [*made, *((score["vectors"], score) for _, score in made if score.get("vectors"))]
-    found = set()
+
+def _of_scores(before: _Ledger, recipe: RunRecipe) -> set[str]:
+    """The entries of the scores and vectors: all with their name, method and models, including work lost to kills."""
+    behind = scores_behind(recipe)
+    tables = [*behind, *((score.vectors, score) for _, score in behind if score.vectors)]
+    states = {state for _, score in behind for state in score.states}
+    entries = {entry for entry, row in before.items() if row["prepared"] in states}
     for entry, row in before.items():
-        its = dict(zip(row["name"].split(", "), row["methods"] or [], strict=False)) if row["stage"] == "score" else {}
-        for name, score in named:
-            models = {model["name"] for model in score.get("models", {}).values()}
-            if its.get(name) == score["method"] and models <= set((row["model"] or "").split(", ")):
-                found.add(entry)
-        if row["prepared"] in shared or row["stage"] != "train" and row["run"] in trained | proxies:
-            found.add(entry)
-    for manifest in (recipe.get("manifest"), *((step.get("manifest") or {}).get("name") for step in steps_of(recipe))):
-        chosen = [
+        methods = dict(zip(row["name"].split(", "), row["methods"] or [], strict=False))
+        for name, score in tables if row["stage"] == "score" else ():
+            models = {model.name for model in score.models.values()}
+            if methods.get(name) == score.method and models <= set((row["model"] or "").split(", ")):
+                entries.add(entry)
+    return entries
+
+
+def _of_trainings(before: _Ledger, recipe: RunRecipe) -> set[str]:
+    """The entries of the warm-ups of scores and of the mask, and of the proxies of mixtures."""
+    runs = {f"warmup_{score.warmup.wanted}" for _, score in scores_behind(recipe) if score.warmup}
+    runs |= {recipe.mask.warmup} if recipe.mask and recipe.mask.warmup else set()
+    runs |= {name for step in steps_of(recipe) for name in step.proxies or ()}
+    return {entry for entry, row in before.items() if row["stage"] != "train" and row["run"] in runs}
+
+
+def _of_manifests(before: _Ledger, recipe: RunRecipe) -> set[str]:
+    """The last entry of each manifest, since each one replaced the one before."""
+    steps = steps_of(recipe)
+    entries = set[str]()
+    for manifest in (recipe.manifest, *(step.manifest.name if step.manifest else None for step in steps)):
+        made = [
             entry
             for entry, row in before.items()
             if row["stage"] in ("select", "weigh", "mix") and not row["run"] and row["name"] == manifest
         ]
-        found |= set(chosen[-1:])
-    paid = {entry for its in (*_made_of(recipe), *(score for _, score in made)) for entry in its.get("paid", ())}
-    return found | (paid - set(recipe.get("model_paid", ()))) & ledger.keys()
+        entries |= set(made[-1:])
+    return entries
+
+
+def _time(row: Mapping[str, Any]) -> str:
+    return row["at"].isoformat()

@@ -10,11 +10,12 @@ from typing import Any, Literal
 from curate.hashing import fingerprint
 from curate.kinds.passes import GradientRequest, Pass
 from curate.kinds.score import Score, Target
-from curate.models.choice import SHAPING, CheckpointChoice, ModelChoice, unit_size
+from curate.models.choice import CheckpointChoice, ModelChoice, unit_size
 from curate.store.commits import Parts
 from curate.store.object_store import Location
+from curate.store.recipes import ModelRecipe, TableRecipe
 from curate.store.workspace import Shard, Workspace, pool_fingerprint
-from curate.tables.recipes import (
+from curate.tables.inputs import (
     CheckpointSet,
     HeldOut,
     model_recipe,
@@ -87,7 +88,7 @@ class TableSpec:
     @property
     def awaits_warm_up(self) -> bool:
         """Whether it uses a warm-up that is not trained yet."""
-        return bool(self.checkpoint_set.warmup.get("planned"))
+        return bool(self.checkpoint_set.planned)
 
     @cached_property
     def unit_size(self) -> float:
@@ -97,41 +98,58 @@ class TableSpec:
         return unit_size(self.models.values()) / (2 * len(self.checkpoints) if self.both_ways else 1)
 
     @cached_property
-    def recipe(self) -> dict[str, Any]:
+    def recipe(self) -> TableRecipe:
         """The contents of score.json or vectors.json: how the table is made."""
-        method, models = self.method, self._model_recipes()
-        settings, default = method.settings(), type(method)().settings()
+        settings = self._settings()
+        default = type(self.method)().settings()
+        models = [*self.models.values(), *(checkpoint.model for checkpoint in self.checkpoint_set.checkpoints)]
+        return TableRecipe(
+            method=self.method.name,
+            version=self.method.version,
+            settings=settings,
+            changed={key: value for key, value in settings.items() if value != default[key]},
+            scope=self.method.scope,
+            models=self._model_recipes(),
+            checkpoints_given=list(self.checkpoint_set.given),
+            checkpoints=self.checkpoint_set.recipes(self._moments()),
+            parameters=self.checkpoint_set.parameters(),
+            warmup=self.checkpoint_set.warmup,
+            paid=charged_entries(self.ws, (model.name for model in models)),
+            fingerprint=self._fingerprint(settings),
+            **(self._of_score() if self.kind == "score" else {}),
+        )
+
+    def _settings(self) -> dict[str, Any]:
+        """The settings that the table depends on."""
+        settings = self.method.settings()
+        return {key: settings[key] for key in self.passes[0].shaped_by} if self.kind == "vectors" else settings
+
+    def _fingerprint(self, settings: dict[str, Any]) -> str:
+        made, weights = [self.method.name, self.method.version, settings], self._weights()
         if self.kind == "vectors":
-            settings = {key: settings[key] for key in self.passes[0].shaped_by}
-        made = {
-            "method": method.name,
-            "version": method.version,
-            "settings": settings,
-            "changed": {key: value for key, value in settings.items() if value != default[key]},
-            "scope": method.scope,
-            **({"models": models} if models else {}),
-        }
-        made |= self.checkpoint_set.recipe(self._moments())
-        looked_at = [*self.models.values(), *(checkpoint.model for checkpoint in self.checkpoint_set.checkpoints)]
-        if paid := charged_entries(self.ws, (model.name for model in looked_at)):
-            made["paid"] = paid
-        weights = self._weights()
-        if self.kind == "vectors":
-            return {**made, "fingerprint": fingerprint("vectors", method.name, method.version, settings, *weights)}
-        pool = pool_fingerprint(self.shards) if method.scope == "pool" else None
-        target = self.target.fingerprint if self.target else None
-        its = self.vectors.recipe["fingerprint"] if self.vectors else None
+            return fingerprint("vectors", *made, *weights)
+        return fingerprint(*made, self._target_fingerprint(), self._pool(), *weights, *self._aside())
+
+    def _target_fingerprint(self) -> str | None:
+        return self.target.fingerprint if self.target else None
+
+    def _pool(self) -> str | None:
+        """The fingerprint of the pool, for a score that depends on all of it."""
+        return pool_fingerprint(self.shards) if self.method.scope == "pool" else None
+
+    def _of_score(self) -> dict[str, Any]:
+        """What the recipe of a score has and that of vectors has not."""
+        method = self.method
         return {
-            **made,
             "target": self.target.name if self.target else None,
-            "target_fingerprint": target,
-            **({"splits": list(method.splits)} if target and method.splits != ("val",) else {}),
-            "pool_fingerprint": pool,
+            "target_fingerprint": self._target_fingerprint(),
+            "splits": list(method.splits) if self.target and method.splits != ("val",) else [],
+            "pool_fingerprint": self._pool(),
             "columns": dict(method.columns),
             "keeps_subtasks": method.keeps_subtasks(),
-            **({"states": states} if (states := self._states()) else {}),
-            **({"vectors": self.vectors.name, "vectors_fingerprint": its} if self.vectors else {}),
-            "fingerprint": fingerprint(method.name, method.version, settings, target, pool, *weights, *self._aside()),
+            "states": self._states(),
+            "vectors": self.vectors.name if self.vectors else "",
+            "vectors_fingerprint": self.vectors.recipe.fingerprint if self.vectors else "",
         }
 
     def _states(self) -> list[str]:
@@ -144,9 +162,8 @@ class TableSpec:
 
     def _weights(self) -> list[Any]:
         """Those properties of the models and their checkpoints that affect the results."""
-        models = [{key: value for key, value in m.items() if key in SHAPING} for m in self._model_recipes().values()]
-        found = self.checkpoint_set.recipe(self._moments()).get("checkpoints", [])
-        return [*models, *([c["weights"], c["optimizer"], c["lr"]] for c in found)]
+        models = [model.shape() for model in self._model_recipes().values()]
+        return [*models, *([c.weights, c.optimizer, c.lr] for c in self.checkpoint_set.recipes(self._moments()))]
 
     def _aside(self) -> list[str]:
         """The fingerprint of the samples left out of the pool, if any."""
@@ -158,7 +175,7 @@ class TableSpec:
         requests = [request for step in passes if step for request in step.requests.values()]
         return any(isinstance(request, GradientRequest) and request.moments for request in requests)
 
-    def _model_recipes(self) -> dict[str, dict[str, Any]]:
+    def _model_recipes(self) -> dict[str, ModelRecipe]:
         return {role: model_recipe(choice) for role, choice in self.models.items()}
 
     def aim(self, step: Pass) -> Target:

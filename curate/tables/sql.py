@@ -17,13 +17,12 @@ import duckdb
 import pyarrow as pa
 
 from curate.errors import CurateError, CurateFailure, nearest
-from curate.store.encoding import read_recipe
-from curate.store.manifests import schema_of
+from curate.store.manifests import manifest_recipe, schema_of
 from curate.store.object_store import ObjectPath
 from curate.store.schema import METRICS, POOL, TRAINED, VIEWS
 from curate.store.workspace import Workspace
 from curate.tables import views
-from curate.tables.recipes import sample_columns, score_recipe
+from curate.tables.inputs import sample_columns, score_recipe
 from curate.tables.state import score_state, table_state
 
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
@@ -63,7 +62,7 @@ def connect(ws: Workspace, query: str) -> duckdb.DuckDBPyConnection:
         _create(connection, name, views.vectors(ws, table_state(ws, "vectors", name)))
     for name in filter(wanted, ws.manifest_names()):
         path = ws.manifest_path(name)
-        _create(connection, name, views.read_files([path], schema_of(read_recipe(path.with_suffix(".json")))))
+        _create(connection, name, views.read_files([path], schema_of(manifest_recipe(ws, name))))
     return connection
 
 

@@ -5,13 +5,12 @@ from __future__ import annotations
 import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from curate.errors import CurateError
-from curate.models.choice import ModelChoice
 from curate.store.commits import Parts
+from curate.store.recipes import TableRecipe
 from curate.store.workspace import Shard, Workspace, pool_fingerprint
-from curate.tables.recipes import default_score_name, load_target, settings_words, table_recipe
+from curate.tables.inputs import changed_settings, default_score_name, load_target, settings_words, table_recipe
 
 
 @dataclass(frozen=True)
@@ -24,7 +23,7 @@ class TableState:
 
     kind: str
     name: str
-    recipe: dict[str, Any]
+    recipe: TableRecipe
     done: tuple[Shard, ...]
     todo: tuple[Shard, ...]
     nulls: int
@@ -50,20 +49,18 @@ class TableState:
 
     def command(self, target: str | None = None) -> str:
         """The command that updates it; with vectors and `target`, the command that encodes the target likewise."""
-        words = ["curate", "score", self.recipe["method"]]
-        target = self.recipe.get("target") or target
+        recipe = self.recipe
+        words = ["curate", "score", recipe.method]
+        target = recipe.target or target
         words += ["--target", target] if target else []
-        given = self.recipe.get("checkpoints_given", [])
-        words += [word for name in given for word in ("--checkpoints", name)]
-        for role, model in self.recipe.get("models", {}).items():
-            words += [] if given and role == "base" else ["--model", f"{role}={model['name']}"]
-            its = {key: value for key, value in model.items() if key not in ("name", "weights")}
-            plain = ModelChoice(model["name"])
-            words += settings_words({f"model.{k}": v for k, v in its.items() if v != getattr(plain, k)})
-        words += settings_words(self.recipe["changed"])
-        vectors = self.name if self.kind == "vectors" else self.recipe.get("vectors")
-        words += ["--vectors", vectors] if vectors not in (None, self.recipe["method"]) else []
-        default = default_score_name(vectors or self.recipe["method"], target)
+        words += [word for name in recipe.checkpoints_given for word in ("--checkpoints", name)]
+        for role, model in recipe.models.items():
+            words += [] if recipe.checkpoints_given and role == "base" else ["--model", f"{role}={model.name}"]
+            words += settings_words({f"model.{key}": value for key, value in changed_settings(model).items()})
+        words += settings_words(recipe.changed)
+        vectors = self.name if self.kind == "vectors" else recipe.vectors
+        words += ["--vectors", vectors] if vectors not in ("", recipe.method) else []
+        default = default_score_name(vectors or recipe.method, target)
         words += [] if self.kind == "vectors" or self.name == default else ["--name", self.name]
         return shlex.join(words)
 
@@ -91,7 +88,7 @@ def table_state(ws: Workspace, kind: str, name: str) -> TableState:
     done, todo, nulls = [], [], 0
     for shard in ws.shards():
         record = records.get(shard.name)
-        if record and record["fingerprint"] == recipe["fingerprint"] and record["shard"] == shard.sha256:
+        if record and record["fingerprint"] == recipe.fingerprint and record["shard"] == shard.sha256:
             done.append(shard)
             nulls += record["nulls"]
         elif shard.rows:
@@ -99,22 +96,21 @@ def table_state(ws: Workspace, kind: str, name: str) -> TableState:
     return TableState(kind, name, recipe, tuple(done), tuple(todo), nulls, _stale(ws, recipe))
 
 
-def _stale(ws: Workspace, recipe: dict[str, Any]) -> str | None:
-    if recipe.get("target"):
-        if recipe["target"] not in ws.target_names():
-            return f"the target '{recipe['target']}' is gone"
+def _stale(ws: Workspace, recipe: TableRecipe) -> str | None:
+    if recipe.target:
+        if recipe.target not in ws.target_names():
+            return f"the target '{recipe.target}' is gone"
         try:
-            now = load_target(ws, recipe["target"], recipe.get("splits", ("val",))).fingerprint
+            now = load_target(ws, recipe.target, recipe.splits or ("val",)).fingerprint
         except CurateError:
-            return f"the target '{recipe['target']}' has no val split any more"
-        if now != recipe["target_fingerprint"]:
-            return f"the target '{recipe['target']}' was edited"
-    made_of = recipe.get("vectors") if "vectors_fingerprint" in recipe else None
+            return f"the target '{recipe.target}' has no val split any more"
+        if now != recipe.target_fingerprint:
+            return f"the target '{recipe.target}' was edited"
     if (
-        made_of in ws.vectors_names()
-        and table_recipe(ws, "vectors", made_of)["fingerprint"] != (recipe["vectors_fingerprint"])
+        recipe.vectors in ws.vectors_names()
+        and table_recipe(ws, "vectors", recipe.vectors).fingerprint != recipe.vectors_fingerprint
     ):
-        return f"the vectors '{made_of}' were recomputed since"
-    if recipe["scope"] == "pool" and recipe["pool_fingerprint"] != pool_fingerprint(ws.shards()):
+        return f"the vectors '{recipe.vectors}' were recomputed since"
+    if recipe.scope == "pool" and recipe.pool_fingerprint != pool_fingerprint(ws.shards()):
         return "the pool has grown"
     return None

@@ -17,7 +17,7 @@ from curate.store.commits import Parts
 from curate.store.encoding import LASTING
 from curate.store.object_store import Location
 from curate.store.workspace import Workspace
-from curate.tables.recipes import load_target
+from curate.tables.inputs import load_target
 from curate.tables.state import table_state
 
 (_SHARES,) = LASTING  # the key in the schema's metadata: the share of each part of the vectors
@@ -94,7 +94,7 @@ def load_vectors(ws: Workspace, name: str, target: str) -> Vectors:
     state, now = table_state(ws, "vectors", name), load_target(ws, target)
     parts = target_vectors(ws.table_folder("vectors", name))
     record, stored = parts.record(target) or {}, parts.read(target)
-    if stored is None or not aim_stamp(state.recipe["fingerprint"], now).items() <= record.items():
+    if stored is None or not aim_stamp(state.recipe.fingerprint, now).items() <= record.items():
         why = "was edited since" if record.get("target") not in (None, now.fingerprint) else "is not among them yet"
         raise CurateError(f"the vectors '{name}': the target '{target}' {why}; run `{state.command(target)}`.")
     return vectors_of(stored)

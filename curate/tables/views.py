@@ -5,19 +5,20 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from curate.store.commits import Parts
 from curate.store.object_store import Location
+from curate.store.recipes import TableRecipe
 from curate.store.run_record import Run
 from curate.store.schema import EVALUATIONS, LEDGER, POOL, REJECTS, RUNS, TARGET
 from curate.store.workspace import Workspace
-from curate.tables.recipes import sample_columns, score_recipe
+from curate.tables.inputs import sample_columns, score_recipe
 from curate.tables.state import TableState, score_state
 
+_RUN_FIGURES = ("manifest", "seed", "steps", "samples", "trainable", "optimizer_bytes", "peak_bytes")  # of run.json
 _TYPES = {
     "string": "VARCHAR",
     "int32": "INTEGER",
@@ -87,18 +88,24 @@ def runs(ws: Workspace) -> pa.Table:
     """The table `runs`: one row per run."""
     rows = []
     for run in map(partial(Run, ws), ws.run_names()):
-        recipe = run.recipe or {}
+        recipe = run.require_recipe()
         done = run.checkpoints()
         state = (
             "complete"
-            if run.is_complete() or not recipe["weighting"]
-            else f"{done[-1].step if done else 0} of {recipe['steps']} steps"
+            if run.is_complete() or not recipe.weighting
+            else f"{done[-1].step if done else 0} of {recipe.steps} steps"
         )
-        own = {key: recipe[key] for key in ("manifest", "seed", "steps", "samples")}
-        what = {"model": recipe["model"]["name"], "weighting": (recipe["weighting"] or {}).get("name")}
-        what |= {"mask": (recipe.get("mask") or {}).get("name")}
-        what |= {key: recipe.get(key) for key in ("trainable", "optimizer_bytes", "peak_bytes")}
-        rows.append({"name": run.name, "state": state, **what, **own, "config": json.dumps(recipe)})
+        rows.append(
+            {
+                "name": run.name,
+                "state": state,
+                "model": recipe.model.name,
+                "weighting": recipe.weighting.name if recipe.weighting else None,
+                "mask": recipe.mask.name if recipe.mask else None,
+                **{key: getattr(recipe, key) for key in _RUN_FIGURES},
+                "config": json.dumps(recipe.as_json()),
+            }
+        )
     return pa.Table.from_pylist(rows, schema=RUNS)
 
 
@@ -153,19 +160,19 @@ def _in_pool_order(ws: Workspace, state: TableState, columns: dict[str, str]) ->
     return " UNION ALL ".join(pieces) or f"SELECT {nulls} FROM range(0)"
 
 
-def _table_columns(recipe: dict[str, Any]) -> dict[str, str]:
+def _table_columns(recipe: TableRecipe) -> dict[str, str]:
     """The columns of a score's table, except the id, and their SQL types."""
     kinds = {"f": "FLOAT", "i": "INTEGER", "u": "UINTEGER", "b": "BOOLEAN"}
     types = {"score": "FLOAT"}
-    for name, dtype in recipe["columns"].items():
+    for name, dtype in (recipe.columns or {}).items():
         known = {"float64": "DOUBLE", "int64": "BIGINT", "id": "VARCHAR"}
         types[name] = known.get(dtype) or kinds[np.dtype(dtype).kind]
-    if recipe["keeps_subtasks"]:
+    if recipe.keeps_subtasks:
         types["subtasks"] = "MAP(VARCHAR, FLOAT)"
     return {**types, "error": "VARCHAR"}
 
 
-def _score_columns(name: str, recipe: dict[str, Any]) -> dict[str, str]:
+def _score_columns(name: str, recipe: TableRecipe) -> dict[str, str]:
     """The columns of a score in `samples`, by their names there (NAME, NAME_COLUMN), and their SQL types."""
     types = _table_columns(recipe)
     return {shown: types[column] for column, shown in sample_columns(name, recipe).items()}

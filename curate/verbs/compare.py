@@ -7,14 +7,15 @@ evaluation of the last checkpoint; cost includes the run and its preparation (cu
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from curate.errors import CurateError
 from curate.hashing import fingerprint
 from curate.numerics.statistics import Mean, paired
-from curate.runs.config import HOW, model_shape
+from curate.runs.config import HOW
+from curate.store.recipes import RunMask, RunRecipe, known
 from curate.store.run_record import require_run
 from curate.store.workspace import Workspace
 from curate.tables import sql
@@ -71,8 +72,8 @@ def compare(ws: Workspace, runs: Sequence[str], *, against: str | None = None) -
     left out, with a warning. Raises CurateError for an unknown run.
     """
     named = {name: require_run(ws, name) for name in runs or ws.run_names()}
-    recipes = {name: run.recipe or {} for name, run in named.items()}
-    undone = [name for name, run in named.items() if recipes[name]["weighting"] and not run.is_complete()]
+    recipes = {name: run.require_recipe() for name, run in named.items()}
+    undone = [name for name, run in named.items() if recipes[name].weighting and not run.is_complete()]
     names = [name for name in named if name not in undone]
     if not names:
         raise CurateError(f"{ws.path} has no finished runs to compare; `curate train` makes one.")
@@ -82,7 +83,7 @@ def compare(ws: Workspace, runs: Sequence[str], *, against: str | None = None) -
     measures, quality = _quality(ws, names, recipes)
     costs = costs_of(ws, recipes, keys)
     lines = [
-        Line(name, labels[keys[name]], _seed(recipes[name]), recipes[name]["samples"], costs[name], quality[name])
+        Line(name, labels[keys[name]], recipes[name].seed, recipes[name].samples, costs[name], quality[name])
         for name in names
     ]
     arms = [_arm(label, [line for line in lines if line.arm == label]) for label in dict.fromkeys(labels.values())]
@@ -101,18 +102,18 @@ def compare(ws: Workspace, runs: Sequence[str], *, against: str | None = None) -
 # --- arms ------------------------------------------------------------------------------------------------
 
 
-def _arm_key(recipe: dict[str, Any], null: bool = True) -> str:
+def _arm_key(recipe: RunRecipe, null: bool = True) -> str:
     """The identity of a run without its seeds; null: whether a control run counts as different."""
-    settings = {k: v for k, v in recipe["settings"].items() if k not in HOW and (null or k != "shuffle_weights")}
-    selection = _unseeded(recipe.get("selection"), null)
-    rest = [recipe.get(key) for key in ("weighting", "by", "target_fingerprint")]
-    rest += [_unseeded_mask(recipe["mask"])] if recipe.get("mask") else []
-    rest += [model_shape(recipe["reference"])] if recipe.get("reference") else []
-    pruned = recipe.get("pruned")
+    settings = {k: v for k, v in recipe.settings.items() if k not in HOW and (null or k != "shuffle_weights")}
+    selection = _unseeded(recipe.selection.as_json(), null) if recipe.selection else None
+    rest: list[Any] = [recipe.weighting and recipe.weighting.as_json(), recipe.by, known(recipe.target_fingerprint)]
+    rest += [_unseeded_mask(recipe.mask)] if recipe.mask else []
+    rest += [recipe.reference.shape()] if recipe.reference else []
+    pruned = recipe.pruned
     while pruned:
-        rest, pruned = [*rest, [pruned["pruner"], pruned["sparsity"]]], pruned.get("before")
-    whole = recipe.get("manifest_sha256") if recipe.get("manifest") and not selection else recipe.get("pool")
-    return fingerprint(model_shape(recipe["model"]), selection, rest, settings, whole)
+        rest, pruned = [*rest, [pruned.pruner.as_json(), pruned.sparsity]], pruned.before
+    whole = recipe.manifest_sha256 if recipe.manifest and not selection else recipe.pool
+    return fingerprint(recipe.model.shape(), selection, rest, settings, known(whole))
 
 
 def _unseeded(value: Any, null: bool) -> Any:
@@ -123,15 +124,11 @@ def _unseeded(value: Any, null: bool) -> Any:
     return value
 
 
-def _unseeded_mask(mask: dict[str, Any]) -> Any:
+def _unseeded_mask(mask: RunMask) -> Any:
     """How a mask was made, without its seed; if its method has no seed, also the hash of the mask itself."""
-    settings = mask["method"]["settings"]
-    its = {key: value for key, value in settings.items() if key != "seed"}
-    return [mask["method"]["name"], its, mask["selected"], mask["sha256"] if "seed" not in settings else None]
-
-
-def _seed(recipe: dict[str, Any]) -> int:
-    return int(recipe["seed"])
+    settings = {key: value for key, value in mask.method.settings.items() if key != "seed"}
+    seeded = "seed" in mask.method.settings
+    return [mask.method.name, settings, mask.selected, None if seeded else mask.sha256]
 
 
 def _labels(keys: dict[str, str]) -> dict[str, str]:
@@ -157,7 +154,9 @@ def _arm(name: str, lines: list[Line]) -> Arm:
     return Arm(name, [line.run for line in lines], sum(line.samples for line in lines) / n, cost, quality)
 
 
-def _differences(result: Compared, recipes: dict[str, Any], keys: dict[str, str], labels: dict[str, str]) -> None:
+def _differences(
+    result: Compared, recipes: Mapping[str, RunRecipe], keys: dict[str, str], labels: dict[str, str]
+) -> None:
     """Fill in each arm's differences, over shared seeds, from the reference arm and from its control."""
     by_seed = _by_seed(result, recipes)
     result.warnings += _shared_seeds(result)
@@ -171,12 +170,12 @@ def _differences(result: Compared, recipes: dict[str, Any], keys: dict[str, str]
                     into[key] = difference
 
 
-def _by_seed(result: Compared, recipes: dict[str, Any]) -> dict[str, dict[str, dict[int, float]]]:
+def _by_seed(result: Compared, recipes: Mapping[str, RunRecipe]) -> dict[str, dict[str, dict[int, float]]]:
     """arm -> measure -> seed -> value; the mean if runs share a seed."""
     found: dict[str, dict[str, dict[int, float]]] = {arm.name: {} for arm in result.arms}
     seeds = {line.seed for line in result.lines}
     for line in result.lines:
-        untrained = recipes[line.run]["weighting"] is None  # so its value is the same for every seed
+        untrained = recipes[line.run].weighting is None  # so its value is the same for every seed
         same = [other.quality for other in result.lines if (other.arm, other.seed) == (line.arm, line.seed)]
         for key in line.quality:
             values = [quality[key] for quality in same if key in quality]
@@ -198,7 +197,7 @@ def _shared_seeds(result: Compared) -> list[str]:
 
 
 def _pair_with_controls(
-    result: Compared, recipes: dict[str, Any], keys: dict[str, str], labels: dict[str, str]
+    result: Compared, recipes: Mapping[str, RunRecipe], keys: dict[str, str], labels: dict[str, str]
 ) -> None:
     """Match each control arm with the arm that it is the control of: the one that differs in nothing else."""
     plain = {labels[keys[name]]: _arm_key(recipe, null=False) for name, recipe in recipes.items()}
@@ -208,16 +207,16 @@ def _pair_with_controls(
             arm.null_of = next((a for a in plain if a not in controls and plain[a] == plain[arm.name]), None)
 
 
-def _is_null(recipe: dict[str, Any]) -> bool:
-    dealt = any((step.get("choice") or {}).get("null") for step in steps_of(recipe))
-    return bool(dealt or recipe["settings"].get("shuffle_weights"))
+def _is_null(recipe: RunRecipe) -> bool:
+    shuffled = any((step.choice or {}).get("null") for step in steps_of(recipe))
+    return bool(shuffled or recipe.settings.get("shuffle_weights"))
 
 
 # --- quality ---------------------------------------------------------------------------------------------
 
 
 def _quality(
-    ws: Workspace, names: Sequence[str], recipes: dict[str, Any]
+    ws: Workspace, names: Sequence[str], recipes: Mapping[str, RunRecipe]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float]]]:
     """The measures, and for every run the value of each at its last evaluated checkpoint."""
     aimed = {target for recipe in recipes.values() for target in _aims(recipe)}
@@ -235,9 +234,10 @@ def _quality(
     return {key: measures[key] for key in order}, found
 
 
-def _aims(recipe: dict[str, Any]) -> set[str]:
+def _aims(recipe: RunRecipe) -> set[str]:
     """The targets that a run was optimised for: by its weighting, its selection or its mixture."""
-    aims = {score.get("target") for _, score in scores_behind(recipe)} | {recipe.get("target")}
-    aims |= {(step.get("choice") or {}).get("target") for step in steps_of(recipe)}
-    evals = [eval_spec for step in steps_of(recipe) for eval_spec in (step.get("proxy") or {}).get("judges", ())]
-    return {target for target in aims if target} | {eval_spec["target"] for eval_spec in evals}
+    steps = steps_of(recipe)
+    aims = {score.target for _, score in scores_behind(recipe)} | {recipe.target}
+    aims |= {(step.choice or {}).get("target") for step in steps}
+    aims |= {spec.target for step in steps if step.proxy for spec in step.proxy.judges}
+    return {target for target in aims if target}

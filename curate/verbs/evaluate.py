@@ -13,9 +13,10 @@ from curate.models.choice import ModelChoice
 from curate.runs.evaluation import EvalSpec, evaluate_model, questions
 from curate.store.ledger import charged
 from curate.store.locks import lock
+from curate.store.recipes import RunRecipe
 from curate.store.run_record import Run, require_run
 from curate.store.workspace import Workspace, __version__
-from curate.tables.recipes import model_choices, model_of, model_recipe
+from curate.tables.inputs import model_choice, model_of, model_recipe
 from curate.training.settings import TrainSettings
 
 
@@ -59,16 +60,15 @@ def evaluate(
     from curate.training.objective import Objective
 
     with lock(ws.path, f"run {run}"):
-        recipe = its.recipe or recipe or {}
-        checkpoint = its.latest() if recipe["weighting"] else None
-        (stored,) = model_choices({"models": {"base": recipe["model"]}}).values()
-        choice = model or stored  # runtime settings, such as the device, are not stored
+        recipe = its.recipe or recipe or its.require_recipe()
+        checkpoint = its.latest() if recipe.weighting else None
+        choice = model or model_choice(recipe.model)  # runtime settings, such as the device, are not stored
         with checkpoint.local() if checkpoint else nullcontext() as folder:
             dtype = "float32" if choice.dtype == "auto" else choice.dtype  # as in training
             lm = LanguageModel(replace(choice, name=str(folder or choice.name), dtype=dtype))
             if its.recipe is None:  # only after the model has loaded
                 its.begin(recipe)
-            settings = TrainSettings(**{"precision": precision, **recipe["settings"]})
+            settings = TrainSettings(**{"precision": precision, **recipe.settings})
             objective = Objective(lm, settings.in_bfloat16(lm.device.type))
             stamp = fingerprint(its.stamp(checkpoint.step if checkpoint else 0), objective.arithmetic())
             step, name = checkpoint.step if checkpoint else 0, choice.name
@@ -86,22 +86,26 @@ def _refuse_val(eval_spec: EvalSpec, allowed: bool) -> None:
         )
 
 
-def _as_it_is(ws: Workspace, name: str, model: ModelChoice) -> dict[str, Any]:
+def _as_it_is(ws: Workspace, name: str, model: ModelChoice) -> RunRecipe:
     """The recipe of a run without training. Raises CurateError if the name belongs to a different run."""
     ws.check_name(name, "run")
-    recipe = {
-        "name": name,
-        "curate": __version__,
-        "model": model_recipe(model),
-        **dict.fromkeys(("manifest", "selection", "weighting", "by", "target")),
-        "settings": {},
-        "changed": {},
-        "scores": {},
-        "seed": 0,
-        "samples": 0,
-        "steps": 0,
-    }
+    recipe = RunRecipe(
+        name=name,
+        curate=__version__,
+        model=model_recipe(model),
+        manifest=None,
+        selection=None,
+        weighting=None,
+        by=None,
+        target=None,
+        settings={},
+        changed={},
+        scores={},
+        seed=0,
+        samples=0,
+        steps=0,
+    )
     old = Run(ws, name).recipe
-    if old is not None and (old["weighting"], old["model"]) != (None, recipe["model"]):
+    if old is not None and (old.weighting, old.model) != (None, recipe.model):
         raise CurateError(f"the run '{name}' exists, and is not the model {model.name} as it is; choose another name.")
     return recipe

@@ -11,8 +11,8 @@ import numpy as np
 from curate.errors import CurateError
 from curate.store.workspace import Workspace
 from curate.tables.index import nearest_exactly
+from curate.tables.inputs import load_target
 from curate.tables.lookup import no_sample, row_of, shown, vector_at, words
-from curate.tables.recipes import load_target
 from curate.tables.state import TableState, score_state, table_state
 from curate.tables.vector_table import load_vectors
 
@@ -48,27 +48,27 @@ def explain(ws: Workspace, sample_id: str, score: str, *, k: int = 5) -> Explain
     if k < 1:
         raise CurateError(f"-k {k}: a number of samples is 1 or more.")
     state = score_state(ws, score)
-    if "vectors" not in state.recipe:
+    if not state.recipe.vectors or not state.recipe.target:
         raise CurateError(
-            f"the score '{score}' is made by {state.recipe['method']}, which uses the target as a whole; what can "
+            f"the score '{score}' is made by {state.recipe.method}, which uses the target as a whole; what can "
             "be explained is a score made of similarities: less, embed, embed_lm."
         )
-    vectors, target = table_state(ws, "vectors", state.recipe["vectors"]), state.recipe["target"]
+    vectors, target = table_state(ws, "vectors", state.recipe.vectors), state.recipe.target
     warnings = [f"{one} {problem}; run `{one.command()}`" for one in (state, vectors) if (problem := one.problem())]
     row = row_of(ws, sample_id)
     found = (
-        _of_sample(ws, sample_id, row, state, vectors, k)
+        _of_sample(ws, sample_id, row, state, vectors, target, k)
         if row is not None
-        else _of_example(ws, sample_id, state, vectors, k)
+        else _of_example(ws, sample_id, state, vectors, target, k)
     )
     found.warnings = warnings
-    assert found.target == target
     return found
 
 
-def _of_sample(ws: Workspace, sample_id: str, row: int, state: TableState, vectors: TableState, k: int) -> Explained:
+def _of_sample(
+    ws: Workspace, sample_id: str, row: int, state: TableState, vectors: TableState, name: str, k: int
+) -> Explained:
     """Explain a sample of the pool by the examples of the target."""
-    name = state.recipe["target"]
     asked = vector_at(ws, vectors, row)[0].astype(np.float64)
     its, target = load_vectors(ws, vectors.name, name), load_target(ws, name)
     there = np.flatnonzero(its.there)
@@ -89,7 +89,7 @@ def _of_sample(ws: Workspace, sample_id: str, row: int, state: TableState, vecto
         ]
 
     order = np.argsort(-near, kind="stable")
-    score = _aggregated(near, means, state.recipe["settings"]["aggregate"])
+    score = _aggregated(near, means, state.recipe.settings["aggregate"])
     text = shown(ws, [row])[row]["text"]
     return Explained(sample_id, state.name, name, "pool", text, score, means, told(order[:k]), told(order[::-1][:k]))
 
@@ -98,9 +98,8 @@ def _aggregated(near: np.ndarray, means: dict[str, float], aggregate: str) -> fl
     return {"mean": float(near.mean()), "max": float(near.max()), "subtask_max": max(means.values())}[aggregate]
 
 
-def _of_example(ws: Workspace, sample_id: str, state: TableState, vectors: TableState, k: int) -> Explained:
+def _of_example(ws: Workspace, sample_id: str, state: TableState, vectors: TableState, name: str, k: int) -> Explained:
     """Explain an example of the target by the samples of the pool."""
-    name = state.recipe["target"]
     its, target = load_vectors(ws, vectors.name, name), load_target(ws, name)
     examples = target.text.frame.select("id", "messages", "text").to_dicts()
     place = next((i for i, example in enumerate(examples) if example["id"] == sample_id), None)

@@ -17,9 +17,10 @@ from curate.runs.scored_model import scored_model
 from curate.runs.warmup import warm_up
 from curate.store.locks import lock
 from curate.store.mask_file import write_mask
+from curate.store.recipes import MaskRecipe
 from curate.store.run_record import Run
 from curate.store.workspace import Workspace, __version__
-from curate.tables.recipes import model_of, model_recipe
+from curate.tables.inputs import method_recipe, model_of, model_recipe
 from curate.tables.run_costs import charged_entries
 
 
@@ -58,7 +59,7 @@ def mask(
     if not 0 < frac <= 1:
         raise CurateError(f"--frac {frac:g}: a mask takes a share of the parameters, above 0 and at most 1.")
     result = MaskResult(name)
-    made: dict[str, Any] = {}
+    made: dict[str, Any] = {}  # what it ranks by, for the recipe
     if method.uses_score:
         if not score or model is not None:
             raise CurateError(
@@ -70,7 +71,7 @@ def mask(
         assert moments
         result.warnings += opened.warnings
         scores = opened.method.of_parameters(opened.states, moments)
-        choice, made = opened.origin, {"scores": {score: dict(opened.recipe)}}
+        choice, made = opened.origin, {"scores": {score: opened.recipe}}
     else:
         if score or model is None:
             raise CurateError(f"the mask '{method.name}' uses a model's weights: add --model M, not --score.")
@@ -89,26 +90,25 @@ def mask(
         gradients, result.checkpoint = _sums(run)
         given = replace(given, gradients=gradients)
         made = {"checkpoint": result.checkpoint, "warmup": run.account}
-    if paid := charged_entries(ws, [choice.name]):
-        made["paid"] = paid
     chosen = method.init(given)
     result.selected = sum(map(len, chosen.values()))
     if not result.selected:
         raise CurateError(f"the mask '{method.name}' finds nothing to choose from in {choice.name}; exclude less.")
     result.by_kind = _by_kind(sizes, chosen)
-    lineage = {
-        "name": name,
-        "curate": __version__,
-        "mask": {"name": method.name, "version": method.version, "settings": method.settings()},
-        "frac": frac,
-        "model": model_recipe(choice),
+    recipe = MaskRecipe(
+        name=name,
+        curate=__version__,
+        mask=method_recipe(method),
+        frac=frac,
+        model=model_recipe(choice),
         **made,
-        "shapes": {n: list(weight.shape) for n, weight in weights.items()},
-        "selected": result.selected,
-        "result": {key: value for key, value in asdict(result).items() if key != "name"},
-    }
+        paid=charged_entries(ws, [choice.name]),
+        shapes={n: list(weight.shape) for n, weight in weights.items()},
+        selected=result.selected,
+        result={key: value for key, value in asdict(result).items() if key != "name"},
+    )
     with lock(ws.path, f"mask {name}"):
-        write_mask(ws, name, chosen, lineage)
+        write_mask(ws, name, chosen, recipe)
     return result
 
 

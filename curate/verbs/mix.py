@@ -18,16 +18,16 @@ from curate.errors import CurateError
 from curate.kinds.mixer import Domains, Mixer
 from curate.numerics.apportion import largest_remainders
 from curate.numerics.resampling import differ
-from curate.runs.config import LINEAGE
 from curate.runs.evaluation import questions
 from curate.runs.proxies import Pool, Proxy, Trainings
 from curate.runs.samples import TrainingRows, places_of, rows_of
 from curate.store.ledger import charged
 from curate.store.locks import lock
 from curate.store.manifests import write_manifest
-from curate.store.workspace import Workspace, __version__, pool_fingerprint
+from curate.store.recipes import EvalRecipe, ManifestReference, MixtureRecipe, ProxyRecipe
+from curate.store.workspace import Workspace, __version__
+from curate.tables.inputs import method_recipe, model_of, model_recipe, pool_recipe
 from curate.tables.lookup import TOKENS, column_of, scores_of, texts_of
-from curate.tables.recipes import model_of, model_recipe
 from curate.tables.run_costs import charged_entries
 from curate.tables.state import usable
 
@@ -124,8 +124,8 @@ def mix(
         table = _realised(_refuse(mixer, found.weights), its, blend, result)
         result.rows, result.tokens = sum(table["rows"].to_pylist()), sum(table["tokens"].to_pylist())
         result.by_domain = sorted(table.to_pylist(), key=lambda row: (-row["weight"], row["source"]))
-        lineage = _lineage(ws, mixer, blend, proxy, its, table, result)
-        write_manifest(ws, name, table, {**lineage, "proxies": proxies.made if proxies else []})
+        made = proxies.made if proxies else []
+        write_manifest(ws, name, table, _recipe(ws, mixer, blend, proxy, its, table, result, made))
     return result
 
 
@@ -161,7 +161,7 @@ def _ground(ws: Workspace, blend: MixtureSpec, result: MixtureResult) -> _Ground
     return _Ground(rows, names, domain, there, tokens, values, per_unit)
 
 
-def _lineage(
+def _recipe(
     ws: Workspace,
     mixer: Mixer,
     blend: MixtureSpec,
@@ -169,24 +169,26 @@ def _lineage(
     its: _Ground,
     table: pa.Table,
     result: MixtureResult,
-) -> dict[str, Any]:
-    share, base = table["weight"].to_numpy() * its.draws, its.rows.lineage
-    return {
-        "name": result.name,
-        "curate": __version__,
-        "mixer": {"name": mixer.name, "version": mixer.version, "settings": mixer.settings()},
-        "choice": {key: value for key, value in asdict(blend).items() if key != "manifest"},
-        "exact": blend.exact,
-        "share": (share / share.sum()).tolist(),  # of the draws, by domain
-        "domain": blend.domain,
-        "manifest": {"name": blend.manifest, "sha256": base["sha256"]} if base else None,
-        "selection": {key: base[key] for key in LINEAGE if key in base} if base else None,
-        "proxy": _proxy_recipe(proxy),
-        "paid": charged_entries(ws, [proxy.model.name] if proxy else []),
-        "pool": {"fingerprint": pool_fingerprint(ws.shards()), "rows": ws.n_rows(), "shards": len(ws.shards())},
-        "scores": {s.name: s.recipe for s in scores_of(ws, blend.by, blend.domain, blend.token_count)},
-        "result": {key: value for key, value in asdict(result).items() if key != "name"},
-    }
+    proxies: list[str],
+) -> MixtureRecipe:
+    share, base = table["weight"].to_numpy() * its.draws, its.rows.recipe
+    return MixtureRecipe(
+        name=result.name,
+        curate=__version__,
+        mixer=method_recipe(mixer),
+        choice={key: value for key, value in asdict(blend).items() if key != "manifest"},
+        exact=blend.exact,
+        share=(share / share.sum()).tolist(),  # of the draws, by domain
+        domain=blend.domain,
+        manifest=ManifestReference(name=base.name, sha256=base.sha256) if base else None,
+        selection=base.step() if base else None,
+        proxy=_proxy_recipe(proxy),
+        paid=charged_entries(ws, [proxy.model.name] if proxy else []),
+        pool=pool_recipe(ws, ws.shards()),
+        scores={s.name: s.recipe for s in scores_of(ws, blend.by, blend.domain, blend.token_count)},
+        result={key: value for key, value in asdict(result).items() if key != "name"},
+        proxies=proxies,
+    )
 
 
 def _refuse_unused(mixer: Mixer, blend: MixtureSpec, proxy: Proxy | None) -> None:
@@ -315,8 +317,8 @@ def _too_small(counts: np.ndarray, its: _Ground, over: list[int], size: int, mos
     )
 
 
-def _proxy_recipe(proxy: Proxy | None) -> dict[str, Any] | None:
+def _proxy_recipe(proxy: Proxy | None) -> ProxyRecipe | None:
     if proxy is None:
         return None
-    judged = [{"target": j.target, "split": j.split, "metric": j.metric.name} for j in proxy.evals]
-    return {"model": model_recipe(proxy.model), "settings": asdict(proxy.settings), "judges": judged}
+    evals = [EvalRecipe(target=spec.target, split=spec.split, metric=spec.metric.name) for spec in proxy.evals]
+    return ProxyRecipe(model=model_recipe(proxy.model), settings=asdict(proxy.settings), judges=evals)

@@ -15,8 +15,8 @@ from curate.store.ledger import charged
 from curate.store.locks import lock
 from curate.store.workspace import Workspace
 from curate.tables.index import ensure_index, index_problem, search
+from curate.tables.inputs import model_choices
 from curate.tables.lookup import no_sample, row_of, shown, vector_at
-from curate.tables.recipes import model_choices
 from curate.tables.state import TableState, table_state
 
 
@@ -77,16 +77,16 @@ def _encoded(ws: Workspace, state: TableState, text: str) -> np.ndarray:
     from curate.models.forward import score_samples
 
     recipe = state.recipe
-    if recipe.get("checkpoints"):
+    if recipe.checkpoints:
         raise CurateError(f"{state} are of gradients, which a text alone has none of; name a sample by --id.")
     models = model_choices(recipe)
     for role, choice in models.items():
-        if weights_fingerprint(choice) != recipe["models"][role]["weights"]:
+        if weights_fingerprint(choice) != recipe.models[role].weights:
             raise CurateError(
                 f"{state} were made with other weights than {choice.name} has now; run `{state.command()} --fresh`."
             )
-    step = find("score", recipe["method"])(**recipe["settings"]).vectors()
-    with charged(ws.path, "neighbors", methods=[recipe["method"]], name=state.name, phase="forward") as meter:
+    step = find("score", recipe.method)(**recipe.settings).vectors()
+    with charged(ws.path, "neighbors", methods=[recipe.method], name=state.name, phase="forward") as meter:
         meter.samples = 1
         columns, usage = score_samples(load_roles(models), [{"messages": None, "text": text}], {"x": step})
         meter.add(usage)

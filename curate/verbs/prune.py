@@ -6,18 +6,19 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import orjson
+from msgspec import structs
 
 from curate.errors import CurateError
 from curate.kinds.parameters import Pruner
 from curate.store.ledger import charged
 from curate.store.locks import lock
+from curate.store.recipes import PruneRecipe, RunRecipe
 from curate.store.run_record import Run, require_run
 from curate.store.workspace import Workspace
-from curate.tables.recipes import model_choices
+from curate.tables.inputs import method_recipe, model_choice
 
 
 @dataclass
@@ -46,39 +47,44 @@ def prune(ws: Workspace, run: str, method: Pruner, sparsity: float, *, name: str
     if not 0 <= sparsity <= 1:
         raise CurateError(f"--sparsity {sparsity:g}: it is the share of an update that is reverted, from 0 to 1.")
     source, name = require_run(ws, run), name or f"{run}_{method.name}"
-    recipe = source.recipe or {}
-    if not recipe["weighting"]:
+    recipe = source.require_recipe()
+    if not recipe.weighting:
         raise CurateError(f"the run '{run}' is a model without further training; name one that was trained.")
     if not source.is_complete():
         raise CurateError(f"the run '{run}' is not finished; the same `curate train` goes on with it.")
     ws.check_name(name, "run")
     checkpoint = source.latest()
-    pruner = {"name": method.name, "version": method.version, "settings": method.settings()}
-    made = {"pruner": pruner, "sparsity": sparsity, "run": run, "stamp": source.stamp(checkpoint.step)}
-    made |= {"before": recipe["pruned"]} if recipe.get("pruned") else {}
+    made = PruneRecipe(
+        pruner=method_recipe(method),
+        sparsity=sparsity,
+        run=run,
+        stamp=source.stamp(checkpoint.step),
+        before=recipe.pruned,
+    )
     result, new = Pruned(name, run, checkpoint.step), Run(ws, name)
-    until = recipe.get("until", datetime.now(UTC).isoformat())  # later charges to its account are not part of this run
+    until = recipe.until or datetime.now(UTC).isoformat()  # later charges to its account are not part of this run
     with lock(ws.path, f"run {name}"):
-        if (old := new.recipe or {}) and old.get("pruned") != made:
+        if (old := new.recipe) and old.pruned != made:
             raise CurateError(f"the run '{name}' exists, and is another; choose another --name.")
-        if "left" in old and new.is_complete():  # already done
-            return replace(result, **old["left"], folder=str(new.latest().folder))
-        what = {"methods": [method.name], "name": name, "phase": "prune", "model": recipe["model"]["name"]}
+        if old and old.left and new.is_complete():  # already done
+            return replace(result, **old.left, folder=str(new.latest().folder))
+        what = {"methods": [method.name], "name": name, "phase": "prune", "model": recipe.model.name}
         with checkpoint.local() as folder, charged(ws.path, "prune", **what) as meter:
-            meter.begin(recipe["samples"])
+            meter.begin(recipe.samples)
             write = _pruned(recipe, folder, method, sparsity, checkpoint.step, result)
             new.remove_leftovers()
             new.commit(checkpoint.step, True, {}, write)
             # Last, so that the run exists completely or not at all.
-            account = {"account": recipe.get("account", run), "until": until}
             left = {"parameters": result.parameters, "changed": result.changed, "kept": result.kept}
-            new.begin({**recipe, "name": name, **account, "pruned": made, "left": left})
+            new.begin(
+                structs.replace(recipe, name=name, account=recipe.account or run, until=until, pruned=made, left=left)
+            )
     result.folder = str(new.latest().folder)
     return result
 
 
 def _pruned(
-    recipe: dict[str, Any], folder: Path, method: Pruner, sparsity: float, step: int, result: Pruned
+    recipe: RunRecipe, folder: Path, method: Pruner, sparsity: float, step: int, result: Pruned
 ) -> Callable[[Path], None]:
     """Prune the model of a checkpoint; returns a function that writes it into a folder."""
     import torch
@@ -86,10 +92,10 @@ def _pruned(
     from curate.models.choice import weights_fingerprint
     from curate.models.load import load, quiet
 
-    (choice,) = model_choices({"models": {"base": recipe["model"]}}).values()
-    if weights_fingerprint(choice) != recipe["model"]["weights"]:
+    choice = model_choice(recipe.model)
+    if weights_fingerprint(choice) != recipe.model.weights:
         raise CurateError(f"{choice.name} is no longer the model that the run '{result.run}' started from.")
-    whole = not recipe["settings"]["lora_r"] and choice.dtype != "auto"  # then it was rounded before training
+    whole = not recipe.settings["lora_r"] and choice.dtype != "auto"  # then it was rounded before training
     began = load(replace(choice, dtype=choice.dtype if whole else "float32", device="cpu"))[0]
     before = {name: parameter.float() for name, parameter in began.named_parameters()}
     model, tokenizer = load(replace(choice, name=str(folder), dtype="float32", device="cpu"))

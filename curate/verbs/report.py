@@ -13,7 +13,8 @@ from curate.hashing import ids_as_integers, keyed_uniform
 from curate.numerics.long_horizon.scorecard import Scorecard
 from curate.numerics.rank_agreement import spearman
 from curate.runs.audit_spec import card_of
-from curate.store.manifests import is_mixture, read_any
+from curate.store.manifests import read_any
+from curate.store.recipes import MixtureRecipe, SamplesRecipe, WeightsRecipe
 from curate.store.workspace import Workspace
 from curate.tables import sql
 from curate.tables.lookup import words
@@ -116,8 +117,13 @@ def report(
     names = _named(ws, "score", scores, most, warnings)
     pool = _Pool(ws, names)
     tables = {name: read_any(ws, name) for name in _named(ws, "manifest", manifests, most, warnings)}
-    mixtures = {name: table.to_pylist() for name, (table, lineage) in tables.items() if is_mixture(lineage)}
-    picked = {name: table["row"].to_numpy() for name, (table, lineage) in tables.items() if not is_mixture(lineage)}
+    mixtures, of_samples = {}, {}
+    for name, (table, recipe) in tables.items():
+        if isinstance(recipe, MixtureRecipe):
+            mixtures[name] = table.to_pylist()
+        else:
+            of_samples[name] = (table, recipe)
+    picked = {name: table["row"].to_numpy() for name, (table, _) in of_samples.items()}
     for name, rows in picked.items():
         if len(rows) and rows.max() >= len(pool.source):
             raise CurateError(
@@ -131,7 +137,7 @@ def report(
         ledger(ws),
         [_spread(ws, name, pool) for name in names],
         _correlation(pool),
-        [_chosen(ws, name, rows, tables[name], pool, twins) for name, rows in picked.items()],
+        [_chosen(ws, name, rows, of_samples[name], pool, twins) for name, rows in picked.items()],
         _overlap(list(picked.values())),
         mixtures,
         {},
@@ -262,7 +268,7 @@ def _spread(ws: Workspace, name: str, pool: _Pool) -> Spread:
         counts[source] = np.bincount(place[mine], minlength=BINS)
         if mine.any():
             quantiles[source] = np.quantile(values[mine], [0.05, 0.25, 0.5, 0.75, 0.95]).tolist()
-    method, target = state.recipe["method"], state.recipe.get("target")
+    method, target = state.recipe.method, state.recipe.target or None
     return Spread(name, method, target, edges, counts, quantiles, int((~good).sum()), state.problem() or "complete")
 
 
@@ -282,13 +288,13 @@ def _chosen(
     ws: Workspace,
     name: str,
     rows: np.ndarray,
-    manifest: tuple[Any, dict[str, Any]],
+    manifest: tuple[Any, SamplesRecipe],
     pool: _Pool,
     twins: np.ndarray | None,
 ) -> Chosen:
-    table, lineage = manifest
+    table, recipe = manifest
     weight = table["weight"].to_numpy().astype(np.float64) * table["repeats"].to_numpy()
-    made = next(lineage[key]["name"] for key in ("weighting", "selector") if lineage.get(key))
+    made_by = recipe.weighting if isinstance(recipe, WeightsRecipe) else recipe.selector
     share = {source: (_share(pool.source[rows] == source), _share(pool.source == source)) for source in pool.sources}
     percentile = {}
     for score, values in pool.scores.items():
@@ -299,7 +305,7 @@ def _chosen(
             percentile[score] = float(100 * (below / len(good)).mean())
     return Chosen(
         name,
-        made,
+        made_by.name,
         len(rows),
         share,
         (float(np.median(pool.length[rows])) if len(rows) else float("nan"), float(np.median(pool.length))),

@@ -16,6 +16,7 @@ from curate.runs.warmup import checkpoint_set_of
 from curate.store.workspace import Workspace
 from curate.tables.dry_run import estimate
 from curate.tables.engine import Scored, run_group, stored_recipe
+from curate.tables.inputs import CheckpointSet, model_of
 from curate.tables.plan import (
     Models,
     Names,
@@ -28,7 +29,6 @@ from curate.tables.plan import (
     roles,
     vectors_name,
 )
-from curate.tables.recipes import CheckpointSet, model_of
 from curate.tables.spec import TableSpec
 
 

@@ -18,14 +18,15 @@ from curate.kinds.registry import find
 from curate.kinds.selector import Budget, Candidates, Selector
 from curate.kinds.vectors import Vectors
 from curate.store.commits import Parts
-from curate.store.encoding import read_recipe, read_table
+from curate.store.encoding import read_table
 from curate.store.ledger import charged
 from curate.store.locks import lock
-from curate.store.manifests import read_manifest, write_manifest
-from curate.store.workspace import Workspace, __version__, pool_fingerprint
+from curate.store.manifests import manifest_recipe, read_manifest, write_manifest
+from curate.store.recipes import SelectionRecipe, read_manifest_recipe
+from curate.store.workspace import Workspace, __version__
 from curate.tables import sql
+from curate.tables.inputs import load_target, method_recipe, pool_recipe, settings_words, table_recipe
 from curate.tables.lookup import TOKENS
-from curate.tables.recipes import load_target, settings_words, table_recipe
 from curate.tables.state import TableState, score_state, table_state, usable
 from curate.tables.vector_table import load_vectors, vectors_of
 
@@ -123,20 +124,20 @@ def select(ws: Workspace, name: str, selector: Selector, choice: SelectionSpec, 
     result.by_source = _by_source(frame, picked)
     result.command = _command(name, selector, choice)
     if not dry_run:
-        lineage = {
-            "name": name,
-            "curate": __version__,
-            "selector": {"name": selector.name, "version": selector.version, "settings": selector.settings()},
-            "choice": asdict(choice),
-            "command": result.command,
-            "pool": {"fingerprint": pool_fingerprint(shards), "rows": ws.n_rows(), "shards": len(shards)},
-            "scores": {s.name: s.recipe for s in every},
-            "target": load_target(ws, choice.target).fingerprint if choice.target else None,
-            **({"history": {name: _stamp(ws, name) for name in choice.before}} if choice.history else {}),
-            "result": {k: v for k, v in asdict(result).items() if k not in ("name", "command", "dry_run")},
-        }
+        recipe = SelectionRecipe(
+            name=name,
+            curate=__version__,
+            selector=method_recipe(selector),
+            choice=asdict(choice),
+            command=result.command,
+            pool=pool_recipe(ws, shards),
+            scores={s.name: s.recipe for s in every},
+            target=load_target(ws, choice.target).fingerprint if choice.target else None,
+            history={name: _stamp(ws, name) for name in choice.before},
+            result={k: v for k, v in asdict(result).items() if k not in ("name", "command", "dry_run")},
+        )
         with lock(ws.path, f"manifest {name}"):
-            write_manifest(ws, name, _rows(picked), lineage)
+            write_manifest(ws, name, _rows(picked), recipe)
     return result
 
 
@@ -149,26 +150,30 @@ def replay(ws: Workspace, name: str, file: str, *, allow_stale: bool = False) ->
     if not path.is_file():
         raise CurateError(f"{file}: there is no such file; a manifest's JSON is manifests/NAME.json.")
     try:
-        lineage = read_recipe(path)
-    except ValueError:
-        lineage = None
-    if not isinstance(lineage, dict) or not {"selector", "choice", "sha256"} <= lineage.keys():
-        raise CurateError(f"{file}: this is no manifest's JSON (it has no selector, choice and sha256).")
-    method = lineage["selector"]
-    choice = SelectionSpec(**{**lineage["choice"], "allow_stale": lineage["choice"]["allow_stale"] or allow_stale})
-    result = select(ws, name, find("selector", method["name"])(**method["settings"]), choice)
-    again = read_recipe(ws.manifest_path(name).with_suffix(".json"))
-    if again["sha256"] != lineage["sha256"]:
-        changed = [
-            s for s, r in lineage["scores"].items() if again["scores"].get(s, {}).get("fingerprint") != r["fingerprint"]
-        ]
-        what = f"the score (or vectors) {', '.join(changed)}" if changed else "the pool"
-        if not changed and again["target"] != lineage.get("target"):
-            what = f"the target '{choice.target}'"
-        elif not changed and again["pool"]["fingerprint"] == lineage["pool"]["fingerprint"]:
-            what = "curate's selector"
-        result.warnings.append(f"the rows differ from the replayed manifest's: {what} has changed since")
+        recipe = read_manifest_recipe(path)
+    except CurateError as error:
+        raise CurateError(f"{file}: this is no manifest's JSON (manifests/NAME.json): {error}") from None
+    if not isinstance(recipe, SelectionRecipe):
+        raise CurateError(f"{file}: this manifest was made by `curate weigh` or `curate mix`; name one of a selection.")
+    choice = SelectionSpec(**{**recipe.choice, "allow_stale": recipe.choice["allow_stale"] or allow_stale})
+    result = select(ws, name, find("selector", recipe.selector.name)(**recipe.selector.settings), choice)
+    again = manifest_recipe(ws, name)
+    assert isinstance(again, SelectionRecipe)
+    if again.sha256 != recipe.sha256:
+        result.warnings.append(
+            f"the rows differ from the replayed manifest's: {_what_changed(recipe, again)} has changed since"
+        )
     return result
+
+
+def _what_changed(old: SelectionRecipe, new: SelectionRecipe) -> str:
+    """What made a repeated selection differ from the original."""
+    fingerprints = {name: score.fingerprint for name, score in new.scores.items()}
+    if changed := [name for name, score in old.scores.items() if fingerprints.get(name) != score.fingerprint]:
+        return f"the score (or vectors) {', '.join(changed)}"
+    if new.target != old.target:
+        return f"the target '{new.choice['target']}'"
+    return "curate's selector" if new.pool.fingerprint == old.pool.fingerprint else "the pool"
 
 
 # --- candidates ------------------------------------------------------------------------------------------
@@ -209,7 +214,7 @@ def _history(ws: Workspace, choice: SelectionSpec, state: TableState) -> Vectors
 
 def _stamp(ws: Workspace, name: str) -> str:
     """A fingerprint of a manifest's rows, or of a target's."""
-    return read_manifest(ws, name)[1]["sha256"] if name in ws.manifest_names() else load_target(ws, name).fingerprint
+    return read_manifest(ws, name)[1].sha256 if name in ws.manifest_names() else load_target(ws, name).fingerprint
 
 
 def _vectors(ws: Workspace, at: np.ndarray, state: TableState) -> Vectors:
@@ -278,7 +283,7 @@ def _subtask_groups(ws: Workspace, frame: pa.Table, choice: SelectionSpec) -> It
     name = (choice.by or "").strip()
     if name not in ws.score_names():
         raise CurateError("--per subtask ranks by the sub-tasks of one score; name that score alone with --by.")
-    if not score_state(ws, name).recipe["keeps_subtasks"]:
+    if not score_state(ws, name).recipe.keeps_subtasks:
         raise CurateError(
             f"the score '{name}' kept no sub-tasks; score it again with --set keep_subtasks=true --fresh."
         )

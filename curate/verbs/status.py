@@ -5,8 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
-from curate.store.encoding import read_recipe
+from curate.store.manifests import manifest_recipe
 from curate.store.mask_file import read_mask
+from curate.store.recipes import MixtureRecipe, WeightsRecipe
 from curate.store.workspace import Workspace
 from curate.tables import sql
 from curate.tables.index import index_words
@@ -60,8 +61,8 @@ def _score(ws: Workspace, name: str) -> dict[str, Any]:
     state = score_state(ws, name)
     return {
         "name": name,
-        "method": state.recipe["method"],
-        "target": state.recipe["target"],
+        "method": state.recipe.method,
+        "target": state.recipe.target,
         "rows": state.rows,
         "nulls": state.nulls,
         "state": state.problem() or "complete",
@@ -74,8 +75,8 @@ def _vectors(ws: Workspace, name: str) -> dict[str, Any]:
     problem = state.problem()
     return {
         "name": name,
-        "method": state.recipe["method"],
-        "model": ", ".join(model["name"] for model in state.recipe.get("models", {}).values()),
+        "method": state.recipe.method,
+        "model": ", ".join(model.name for model in state.recipe.models.values()),
         "targets": ", ".join(target_vectors(ws.table_folder("vectors", name)).names()),
         "rows": state.rows,
         "nulls": state.nulls,
@@ -86,20 +87,19 @@ def _vectors(ws: Workspace, name: str) -> dict[str, Any]:
 
 
 def _manifest(ws: Workspace, name: str) -> dict[str, Any]:
-    lineage = read_recipe(ws.manifest_path(name).with_suffix(".json"))
-    made = next(lineage[key] for key in ("weighting", "mixer", "selector") if lineage.get(key))
-    return {
-        "name": name,
-        "made_by": made["name"],
-        "by": lineage["by"] if lineage.get("weighting") else lineage["choice"]["by"],
-        "rows": lineage["result"]["rows"],
-    }
+    recipe = manifest_recipe(ws, name)
+    if isinstance(recipe, WeightsRecipe):
+        made_by, by = recipe.weighting, recipe.by
+    else:
+        made_by = recipe.mixer if isinstance(recipe, MixtureRecipe) else recipe.selector
+        by = recipe.choice["by"]
+    return {"name": name, "made_by": made_by.name, "by": by, "rows": recipe.result["rows"]}
 
 
 def _mask(ws: Workspace, name: str) -> dict[str, Any]:
-    lineage = read_mask(ws, name).lineage
-    of = {"name": name, "made_by": lineage["mask"]["name"], "model": lineage["model"]["name"]}
-    return {**of, "frac": lineage["frac"], "selected": lineage["selected"]}
+    recipe = read_mask(ws, name).recipe
+    made_by, model = recipe.mask.name, recipe.model.name
+    return {"name": name, "made_by": made_by, "model": model, "frac": recipe.frac, "selected": recipe.selected}
 
 
 def ledger(ws: Workspace) -> list[dict[str, Any]]:

@@ -25,8 +25,8 @@ from curate.store.locks import lock
 from curate.store.run_record import Run, run_behind
 from curate.store.workspace import Workspace
 from curate.tables import sql
+from curate.tables.inputs import load_target, model_of
 from curate.tables.lookup import column_of
-from curate.tables.recipes import load_target, model_of
 
 
 def train(

@@ -13,16 +13,17 @@ from curate.hashing import ids_as_integers
 from curate.kinds.executor import Executor
 from curate.kinds.registry import find
 from curate.store.commits import Parts
-from curate.store.encoding import digest, parquet_of, read_recipe, read_table
+from curate.store.encoding import digest, parquet_of, read_table
 from curate.store.files import remove_tree
 from curate.store.locks import lock
-from curate.store.manifests import is_mixture
+from curate.store.manifests import manifest_recipe
 from curate.store.mask_file import read_mask
 from curate.store.object_store import Location
+from curate.store.recipes import MixtureRecipe
 from curate.store.run_record import Run
 from curate.store.workspace import Workspace
 from curate.tables.index import ensure_index, index_path, index_problem, record_of
-from curate.tables.recipes import model_choices
+from curate.tables.inputs import model_choices
 from curate.tables.state import TableState, table_state
 from curate.tables.vector_table import target_vectors
 from curate.verbs.score import score
@@ -262,17 +263,17 @@ def _other_rows(data: bytes, record: Mapping[str, Any], pool: np.ndarray | None)
 def _again(ws: Workspace, state: TableState, executor: Executor | None, damaged: Sequence[Damage]) -> Iterator[Damage]:
     """Recompute what was removed; what cannot be recomputed is reported with the reason."""
     recipe = state.recipe
-    method = find("score", recipe["method"])(**recipe["settings"])
-    vectors = state.name if state.kind == "vectors" else recipe.get("vectors")
+    method = find("score", recipe.method)(**recipe.settings)
+    vectors = state.name if state.kind == "vectors" else recipe.vectors
     try:
         score(
             ws,
             method,
-            target=recipe.get("target"),
+            target=recipe.target or None,
             names={method.name: state.name} if state.kind == "score" else {},
             vectors={method.name: vectors} if vectors else {},
             executor=executor,
-            checkpoints=recipe.get("checkpoints_given", ()),
+            checkpoints=recipe.checkpoints_given,
             models=model_choices(recipe),
         )
     except CurateFailure:
@@ -293,9 +294,11 @@ def _mask(ws: Workspace, name: str) -> _Seen:
 
 def _manifest(ws: Workspace, name: str) -> _Seen:
     path = ws.manifest_path(name)
-    lineage = path.with_suffix(".json")
-    mixed = is_mixture(read_recipe(lineage))
-    remedy = f"`curate {f'mix {name} …' if mixed else f'select {name} --replay {lineage}'}` makes it again"
+    recipe = manifest_recipe(ws, name)
+    again = (
+        f"mix {name} …" if isinstance(recipe, MixtureRecipe) else f"select {name} --replay {path.with_suffix('.json')}"
+    )
+    remedy = f"`curate {again}` makes it again"
     data = path.read_bytes() if path.exists() else b""
-    wrong = _wrong(data, read_recipe(lineage)["sha256"]) if path.exists() else "is not there, but its JSON is"
+    wrong = _wrong(data, recipe.sha256) if path.exists() else "is not there, but its JSON is"
     yield Damage("manifest", name, name, wrong, remedy) if wrong else len(data)

@@ -12,12 +12,13 @@ from curate.errors import CurateError
 from curate.kinds.weighting import Weighting, weigh_once
 from curate.numerics.resampling import repeats_of
 from curate.numerics.statistics import effective_size
-from curate.runs.config import LINEAGE
 from curate.runs.samples import rows_of
 from curate.store.ledger import charged
 from curate.store.locks import lock
 from curate.store.manifests import read_manifest, write_manifest
-from curate.store.workspace import Workspace, __version__, pool_fingerprint
+from curate.store.recipes import ManifestReference, WeightsRecipe
+from curate.store.workspace import Workspace, __version__
+from curate.tables.inputs import method_recipe, pool_recipe
 from curate.tables.lookup import scores_of
 from curate.tables.sql import fetch
 
@@ -97,22 +98,22 @@ def weigh(
         result.by_source = _by_source(table)
         if repeats is not None:
             table, result.lowered = _repeated(table, repeats, seed)
-    base = read_manifest(ws, manifest)[1] if manifest else {}
-    lineage = {
-        "name": name,
-        "curate": __version__,
-        "weighting": {"name": weighting.name, "version": weighting.version, "settings": weighting.settings()},
-        "by": by,
-        "seed": seed,
-        "repeats": repeats,
-        "manifest": {"name": manifest, "sha256": base["sha256"]} if manifest else None,
-        "selection": {key: base[key] for key in LINEAGE if key in base and key != "scores"} or None,
-        "pool": {"fingerprint": pool_fingerprint(shards), "rows": ws.n_rows(), "shards": len(shards)},
-        "scores": {**base.get("scores", {}), **{state.name: state.recipe for state in scores_of(ws, by)}},
-        "result": {key: value for key, value in asdict(result).items() if key != "name"},
-    }
+    base = read_manifest(ws, manifest)[1] if manifest else None
+    recipe = WeightsRecipe(
+        name=name,
+        curate=__version__,
+        weighting=method_recipe(weighting),
+        by=by,
+        seed=seed,
+        repeats=repeats,
+        manifest=ManifestReference(name=base.name, sha256=base.sha256) if base else None,
+        selection=base.step(scores=False) if base else None,
+        pool=pool_recipe(ws, shards),
+        scores={**(base.scores if base else {}), **{state.name: state.recipe for state in scores_of(ws, by)}},
+        result={key: value for key, value in asdict(result).items() if key != "name"},
+    )
     with lock(ws.path, f"manifest {name}"):
-        write_manifest(ws, name, table, lineage)
+        write_manifest(ws, name, table, recipe)
     return result
 
 

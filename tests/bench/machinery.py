@@ -33,7 +33,7 @@ from curate.store.commits import Parts
 from curate.store.encoding import parquet, read_table
 from curate.store.workspace import Shard, Workspace
 from curate.tables import unit_worker as tasks
-from curate.tables.recipes import load_target
+from curate.tables.inputs import load_target
 from tests.bench.scale import generate, prepare
 from tests.bench.timing import machine, timed
 

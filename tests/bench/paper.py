@@ -27,7 +27,7 @@ from curate.methods.selectors.top import Top
 from curate.store.commits import Parts
 from curate.store.encoding import parquet
 from curate.store.workspace import Workspace
-from curate.tables.recipes import load_target
+from curate.tables.inputs import load_target
 from curate.tables.unit_worker import UnitWorker
 from curate.tables.units import shard_units
 from curate.verbs.ingest import SHARD_BYTES

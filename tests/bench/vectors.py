@@ -30,7 +30,7 @@ from curate.methods.selectors.kcenter import Kcenter
 from curate.store.commits import Parts
 from curate.store.encoding import write_json
 from curate.tables.index import ensure_index, nearest_exactly, record_of, search
-from curate.tables.recipes import load_target
+from curate.tables.inputs import load_target
 from curate.tables.vector_table import aim_stamp, target_vectors, vector_table
 from curate.verbs.select import SelectionSpec
 from tests.bench.scale import generate, prepare

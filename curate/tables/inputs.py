@@ -1,0 +1,178 @@
+"""What a table is made from: the target, the models and their checkpoints, the samples left out; and its recipe."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import polars as pl
+
+from curate.errors import CurateError, nearest
+from curate.hashing import fingerprint
+from curate.kinds.method import Method
+from curate.kinds.score import Target
+from curate.kinds.text import Text
+from curate.models.choice import (
+    SHORT_NAMES,
+    CheckpointChoice,
+    ModelChoice,
+    resolve,
+    tensors_of,
+    weights_fingerprint,
+)
+from curate.store.encoding import read_table
+from curate.store.recipes import (
+    CheckpointRecipe,
+    MethodRecipe,
+    ModelRecipe,
+    PoolRecipe,
+    TableRecipe,
+    WarmupRecipe,
+    read_recipe,
+)
+from curate.store.run_record import Run
+from curate.store.workspace import Shard, Workspace, pool_fingerprint, recipe_file
+
+
+def load_target(ws: Workspace, name: str, splits: Sequence[str] = ("val",)) -> Target:
+    """The val split of a target, or other splits. Raises CurateError if the target or the splits do not exist."""
+    if name not in ws.target_names():
+        raise CurateError(
+            f"{ws.path} has no target '{name}' (`curate target {name} PATH` makes one): "
+            f"{nearest(name, ws.target_names())}"
+        )
+    table = read_table(ws.target_path(name))
+    table = table.filter(pl.Series(table["split"]).is_in(list(splits)).to_arrow())
+    if not table.num_rows:
+        raise CurateError(f"the target '{name}' has no val split, which selection uses; add it with `curate target`.")
+    subtasks = tuple(table["subtask"].to_pylist())
+    return Target(name, Text(table), subtasks, fingerprint(table["id"].to_pylist(), subtasks))
+
+
+def method_recipe(method: Method) -> MethodRecipe:
+    """A method, with all its settings, as recorded in a recipe."""
+    return MethodRecipe(name=method.name, version=method.version, settings=method.settings())
+
+
+def pool_recipe(ws: Workspace, shards: Sequence[Shard]) -> PoolRecipe:
+    """The pool, as recorded in a manifest's recipe."""
+    return PoolRecipe(fingerprint=pool_fingerprint(shards), rows=ws.n_rows(), shards=len(shards))
+
+
+def model_recipe(choice: ModelChoice) -> ModelRecipe:
+    """A model as recorded in a recipe."""
+    return ModelRecipe(name=choice.name, weights=weights_fingerprint(choice), **choice.shaping(), **choice.loading())
+
+
+def model_choice(recipe: ModelRecipe) -> ModelChoice:
+    """The model that a recipe records, to be loaded in the same way."""
+    return ModelChoice(**recipe.choice())
+
+
+def changed_settings(recipe: ModelRecipe) -> dict[str, Any]:
+    """The settings of a model, except its name, that are not the default."""
+    plain = ModelChoice(recipe.name)
+    return {key: value for key, value in recipe.choice().items() if value != getattr(plain, key)}
+
+
+def model_choices(recipe: TableRecipe) -> dict[str, ModelChoice]:
+    """The models that a table was made with, by role; the base model has no name if its checkpoints were given."""
+    choices = {role: model_choice(model) for role, model in recipe.models.items()}
+    if recipe.checkpoints_given and "base" in choices:
+        choices["base"] = replace(choices["base"], name="")
+    return choices
+
+
+def model_of(ws: Workspace, choice: ModelChoice) -> ModelChoice:
+    """Resolve a model choice: the name of a run in the workspace denotes its trained model, unless it is also a folder
+    or a short name.
+
+    Raises CurateError if the run is not finished, involved no training, or is in an object store.
+    """
+    if choice.name in SHORT_NAMES or choice.name not in ws.run_names() or Path(choice.name).exists():
+        return choice
+    run = Run(ws, choice.name)
+    recipe = run.require_recipe()
+    if not recipe.weighting:
+        raise CurateError(f"the run '{run.name}' is {recipe.model.name} without training; name that model.")
+    if not run.is_complete():
+        raise CurateError(f"the run '{run.name}' is not finished; the same `curate train` goes on with it.")
+    folder = run.latest().folder
+    if not isinstance(folder, Path):
+        raise CurateError(f"{folder} is in an object store; copy the checkpoint to a folder, and name that.")
+    return replace(choice, name=str(folder.absolute()))
+
+
+def settings_words(settings: Mapping[str, Any]) -> list[str]:
+    """Settings as words of a command line: --set KEY=VALUE, …"""
+    shown = {key: str(v).lower() if v is None or isinstance(v, bool) else v for key, v in settings.items()}
+    return [word for key, value in shown.items() for word in ("--set", f"{key}={value}")]
+
+
+def default_score_name(made_of: str, target: str | None) -> str:
+    """The default name of a score; made_of: its method, or the vectors it is computed from."""
+    return f"{made_of}_{target}" if target else made_of
+
+
+def sample_columns(name: str, recipe: TableRecipe) -> dict[str, str]:
+    """The columns of a score's table, except the id -> their names in `samples`: NAME, NAME_COLUMN."""
+    columns = ["score", *(recipe.columns or ()), *(["subtasks"] if recipe.keeps_subtasks else []), "error"]
+    return {column: name if column == "score" else f"{name}_{column}" for column in columns}
+
+
+def score_recipe(ws: Workspace, name: str) -> TableRecipe:
+    """The recipe of a score (score.json), read without its parts."""
+    return table_recipe(ws, "score", name)
+
+
+def table_recipe(ws: Workspace, kind: str, name: str) -> TableRecipe:
+    """The recipe of a table; kind: 'score' or 'vectors'."""
+    return read_recipe(ws.table_folder(kind, name) / recipe_file(kind), TableRecipe)
+
+
+def checkpoint_recipe(checkpoint: CheckpointChoice, moments: bool) -> CheckpointRecipe:
+    """A checkpoint as recorded in a recipe; moments: whether the optimizer's state is used."""
+    return CheckpointRecipe(
+        name=str(checkpoint),
+        weights=weights_fingerprint(checkpoint.model),
+        optimizer=checkpoint.optimizer_fingerprint() if moments else None,
+        lr=checkpoint.lr,
+    )
+
+
+@dataclass(frozen=True)
+class CheckpointSet:
+    """The checkpoints that a method uses. given: the names given by the user; empty if they come from a warm-up, or if
+    the model is used without training. origin: the model that their training began with, if known."""
+
+    checkpoints: tuple[CheckpointChoice, ...] = ()
+    given: tuple[str, ...] = ()
+    warmup: WarmupRecipe | None = None
+    origin: ModelChoice | None = None
+
+    @property
+    def planned(self) -> int:
+        """The epochs of a warm-up that is not trained yet; 0 if there is none."""
+        return self.warmup.planned if self.warmup else 0
+
+    def recipes(self, moments: bool) -> list[CheckpointRecipe]:
+        """The checkpoints as recorded in a recipe: none if the model is used without training."""
+        trained = self.checkpoints if self.given or self.warmup else ()
+        return [checkpoint_recipe(checkpoint, moments) for checkpoint in trained]
+
+    def parameters(self) -> dict[str, list[int]]:
+        """Shapes of the trained tensors, by name; empty if the model is used without training, or before a warm-up."""
+        known = self.checkpoints and (self.given or self.warmup) and not self.planned
+        return tensors_of(resolve(self.checkpoints[-1].model.name)) if known else {}
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The samples of the pool that a score leaves out: shard -> row in it -> reason. anchors: those among them that it
+    uses as anchors. stamp: a fingerprint of all this."""
+
+    left_out: Mapping[str, Mapping[int, str]] = field(default_factory=dict)
+    anchors: Target | None = None
+    stamp: str = ""
