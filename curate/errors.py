@@ -30,8 +30,8 @@ def nearest(name: str, known: Iterable[str]) -> str:
     close = difflib.get_close_matches(name, choices, n=1, cutoff=0.65)
     if close:
         return f"did you mean '{close[0]}'?"
-    some = ", ".join([*choices[:_SHOWN], "…"] if len(choices) > _SHOWN else choices)
-    return f"there is {some}." if choices else "there is none yet."
+    listed = ", ".join([*choices[:_SHOWN], "…"] if len(choices) > _SHOWN else choices)
+    return f"there is {listed}." if choices else "there is none yet."
 
 
 def require(what: str, good: bool, rule: str) -> None:

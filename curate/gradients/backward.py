@@ -115,15 +115,20 @@ class Backward:
         """Load the checkpoint of that index, unless it is loaded already; returns the view of it."""
         if index != self._index:
             checkpoint = self.checkpoints[index]
-            folder, before = resolve(checkpoint.model.name), self._index
-            last = resolve(self.checkpoints[before].model.name)
-            if before >= 0 and (folder / ADAPTER).exists() and (last / ADAPTER).exists():
-                _refuse_other_adapter(last, folder)
+            folder, previous = resolve(checkpoint.model.name), self._index
+            previous_folder = resolve(self.checkpoints[previous].model.name)
+            if previous >= 0 and (folder / ADAPTER).exists() and (previous_folder / ADAPTER).exists():
+                _refuse_other_adapter(previous_folder, folder)
                 _copy_adapter(folder, self.parameters)
             else:
-                had = self.at.shapes if before >= 0 else None
+                previous_shapes = self.at.shapes if previous >= 0 else None
                 self._take(_loaded(checkpoint.model, folder))
-                _refuse_other_shapes(last, folder, had, {name: tuple(p.shape) for name, p in self.parameters.items()})
+                _refuse_other_shapes(
+                    previous_folder,
+                    folder,
+                    previous_shapes,
+                    {name: tuple(p.shape) for name, p in self.parameters.items()},
+                )
             self.at, self._index = self._at(checkpoint, index), index
         return self.at
 
@@ -131,9 +136,9 @@ class Backward:
     def linear(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the linear layers' matrices among the parameters, without embeddings and the output head."""
         lm = self.lm
-        aside = {id(p) for m in lm.model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-        aside |= {id(p) for p in lm.head.parameters()} if lm.plain_head else set()
-        return {n: tuple(p.shape) for n, p in self.parameters.items() if p.ndim == 2 and id(p) not in aside}
+        excluded = {id(p) for m in lm.model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+        excluded |= {id(p) for p in lm.head.parameters()} if lm.plain_head else set()
+        return {n: tuple(p.shape) for n, p in self.parameters.items() if p.ndim == 2 and id(p) not in excluded}
 
     def _take(self, lm: LanguageModel) -> None:
         model = lm.model
@@ -141,10 +146,10 @@ class Backward:
             raise CurateError(
                 f"{lm.choice.name}: in float16 small gradients vanish; use --set model.dtype=bfloat16, or float32."
             )
-        every = {plain(name): parameter for name, parameter in model.named_parameters()}
-        trained = {name: parameter for name, parameter in every.items() if parameter.requires_grad}
-        self.parameters: dict[str, nn.Parameter] = trained or every
-        self._every = tuple(every)
+        by_name = {plain(name): parameter for name, parameter in model.named_parameters()}
+        trained = {name: parameter for name, parameter in by_name.items() if parameter.requires_grad}
+        self.parameters: dict[str, nn.Parameter] = trained or by_name
+        self._every = tuple(by_name)
         model.requires_grad_(False)
         self.lm, self.tape, self.thin = lm, Tape(model, self.parameters), False  # thin: see Tape.recording
         head = {id(p) for p in lm.head.parameters()} if lm.plain_head else set()
@@ -161,11 +166,13 @@ class Backward:
         shapes = {name: tuple(p.shape) for name, p in self.parameters.items()}
         moments = load_moments(checkpoint, self.parameters, self._every) if self._moments else None
         dtype = torch.promote_types(first.dtype, torch.float32)
-        others = {
+        other_parameters = {
             role: {n: p for name, p in lm.model.named_parameters() if (n := plain(name)) in shapes}
             for role, lm in self.others.items()
         }
-        return CheckpointView(shapes, first.device, dtype, checkpoint, index, moments, self.parameters, others)
+        return CheckpointView(
+            shapes, first.device, dtype, checkpoint, index, moments, self.parameters, other_parameters
+        )
 
     # --- a batch -----------------------------------------------------------------------------------------
 
@@ -184,7 +191,7 @@ class Backward:
         with self.tape.recording(self.thin):
             with counted(usage["forward"], count):
                 losses = self.losses(ids, supervised, loss, beside)
-                found = losses.detach().double().cpu().numpy()
+                values = losses.detach().double().cpu().numpy()
             middle = time.perf_counter()
             with counted(usage["backward"], count):
                 losses.sum().backward()
@@ -193,14 +200,14 @@ class Backward:
         end = time.perf_counter()
         self._charge(usage, ids, supervised, lengths, middle - began, end - middle, beside)
         usage["backward"].flops += self.tape.flops
-        none = (supervised.sum(1) == 0).cpu().numpy()
+        unsupervised = (supervised.sum(1) == 0).cpu().numpy()
         finite = torch.stack([g.finite() for g in parameters]).all(0) & losses.detach().isfinite()
         error = np.where(finite.cpu().numpy(), "", "its gradient is not finite").astype(object)
-        error[none] = UNSUPERVISED
-        good = np.flatnonzero(error == "")
-        if len(good) < len(encoded):
-            parameters = [g.of(torch.from_numpy(good)) for g in parameters]
-        return Gradients(parameters, good, found, error)
+        error[unsupervised] = UNSUPERVISED
+        positions = np.flatnonzero(error == "")
+        if len(positions) < len(encoded):
+            parameters = [g.of(torch.from_numpy(positions)) for g in parameters]
+        return Gradients(parameters, positions, values, error)
 
     def along(
         self,
@@ -214,18 +221,20 @@ class Backward:
         `gradients`. Each direction is charged as three forward passes: the pass itself, and the product rule's two
         terms."""
         ids, supervised, lengths = self._padded(encoded)
-        began, its = time.perf_counter(), usage["forward"]
-        with counted(its, count):
-            found = forward_mode(self, ids, supervised, directions).cpu().numpy()
+        began, cost = time.perf_counter(), usage["forward"]
+        with counted(cost, count):
+            derivatives = forward_mode(self, ids, supervised, directions).cpu().numpy()
         n, longest = ids.shape
-        its.tokens += int(lengths.sum())
-        its.padded_tokens += ids.numel()
-        its.flops += 3.0 * found.shape[1] * forward_flops(self.lm.model, n, longest, self._head_rows(ids, supervised))
-        its.flops_paper += paper_flops(TRAINING, self.lm.n_params, n)
-        its.seconds = (its.seconds or 0.0) + time.perf_counter() - began
-        error = np.where(np.isfinite(found).all(1), "", "its gradient is not finite").astype(object)
+        cost.tokens += int(lengths.sum())
+        cost.padded_tokens += ids.numel()
+        cost.flops += (
+            3.0 * derivatives.shape[1] * forward_flops(self.lm.model, n, longest, self._head_rows(ids, supervised))
+        )
+        cost.flops_paper += paper_flops(TRAINING, self.lm.n_params, n)
+        cost.seconds = (cost.seconds or 0.0) + time.perf_counter() - began
+        error = np.where(np.isfinite(derivatives).all(1), "", "its gradient is not finite").astype(object)
         error[(supervised.sum(1) == 0).cpu().numpy()] = UNSUPERVISED
-        return found, error
+        return derivatives, error
 
     def curved(
         self,
@@ -239,58 +248,58 @@ class Backward:
     ) -> tuple[dict[str, Tensor], int]:
         """Hessian-vector products by `hessian_products`, summed over the samples that have supervised tokens, and the
         number of these. Charged as two forward and two backward passes of all parameters."""
-        some = [one for one in encoded if one.supervised[1:].any()]
-        if not some:
+        kept = [sample for sample in encoded if sample.supervised[1:].any()]
+        if not kept:
             return {}, 0
-        ids, supervised, lengths = self._padded(some)
-        began, its = time.perf_counter(), usage["backward"]
-        with counted(its, count):
-            found = hessian_products(self, ids, supervised, direction, loss, beside)
+        ids, supervised, lengths = self._padded(kept)
+        began, cost = time.perf_counter(), usage["backward"]
+        with counted(cost, count):
+            products = hessian_products(self, ids, supervised, direction, loss, beside)
             finish(self.lm.device)
         n, longest = ids.shape
-        its.tokens += int(lengths.sum())
-        its.padded_tokens += ids.numel()
-        its.flops += 6.0 * forward_flops(self.lm.model, n, longest, self._head_rows(ids, supervised))
-        its.flops_paper += 2 * paper_flops(TRAINING, self.lm.n_params, n)
-        its.seconds = (its.seconds or 0.0) + time.perf_counter() - began
-        return found, n
+        cost.tokens += int(lengths.sum())
+        cost.padded_tokens += ids.numel()
+        cost.flops += 6.0 * forward_flops(self.lm.model, n, longest, self._head_rows(ids, supervised))
+        cost.flops_paper += 2 * paper_flops(TRAINING, self.lm.n_params, n)
+        cost.seconds = (cost.seconds or 0.0) + time.perf_counter() - began
+        return products, n
 
     def losses(self, ids: Tensor, supervised: Tensor, loss: Loss | None = None, beside: str = "") -> Tensor:
         """The mean loss of each sample's supervised tokens, [B]. ids, supervised: [B, T], padded on the right, which
         causal attention never sees. loss: another loss, of these logits and those of the model in the role `beside`."""
-        at = supervised[:, 1:]
-        logits = wide(self._logits(self.lm, ids, at, self._learns_head))
-        sample = torch.arange(len(ids), device=ids.device)[:, None].expand(*at.shape)[at]
+        mask = supervised[:, 1:]
+        logits = wide(self._logits(self.lm, ids, mask, self._learns_head))
+        sample = torch.arange(len(ids), device=ids.device)[:, None].expand(*mask.shape)[mask]
         if loss:
             with torch.no_grad():
-                theirs = wide(self._logits(self.others[beside], ids, at, False)) if beside else None
-            return loss(logits, theirs, sample, len(ids))
-        token = cross_entropy(logits, ids[:, 1:][at], reduction="none")
-        sums = token.new_zeros(len(ids)).index_add(0, sample, token)
-        return sums / at.sum(1).clamp(min=1)
+                other_logits = wide(self._logits(self.others[beside], ids, mask, False)) if beside else None
+            return loss(logits, other_logits, sample, len(ids))
+        token_losses = cross_entropy(logits, ids[:, 1:][mask], reduction="none")
+        sums = token_losses.new_zeros(len(ids)).index_add(0, sample, token_losses)
+        return sums / mask.sum(1).clamp(min=1)
 
-    def _logits(self, lm: LanguageModel, ids: Tensor, at: Tensor, by_sample: bool) -> Tensor:
+    def _logits(self, lm: LanguageModel, ids: Tensor, mask: Tensor, by_sample: bool) -> Tensor:
         """A model's logits at supervised tokens, [S, V]."""
-        given: dict[str, Any] = {"input_ids": ids, "use_cache": False}
+        inputs: dict[str, Any] = {"input_ids": ids, "use_cache": False}
         if self._takes_places:  # one row per sample; otherwise gradients of position embeddings would be shared
-            given["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand(*ids.shape)
+            inputs["position_ids"] = torch.arange(ids.shape[1], device=ids.device).expand(*ids.shape)
         with torch.autocast(ids.device.type, torch.bfloat16, enabled=self._bfloat16):
             if not lm.plain_head:
-                return lm.model(**given).logits[:, :-1][at]
-            states = lm.body(**given).last_hidden_state[:, :-1]
-            return self._by_sample(states, at) if by_sample else lm.head(states[at])
+                return lm.model(**inputs).logits[:, :-1][mask]
+            states = lm.body(**inputs).last_hidden_state[:, :-1]
+            return self._by_sample(states, mask) if by_sample else lm.head(states[mask])
 
-    def _by_sample(self, states: Tensor, at: Tensor) -> Tensor:
+    def _by_sample(self, states: Tensor, mask: Tensor) -> Tensor:
         """The logits of supervised tokens [S, V], from hidden states padded per sample [B, T', D]; needed where the
         output head's own per-sample gradients are taken."""
-        counts = at.sum(1)
-        most = max(int(counts.max()), 1)
-        order = torch.argsort((~at).to(torch.int8), dim=1, stable=True)[:, :most]  # supervised positions first
-        there = torch.arange(most, device=at.device) < counts[:, None]
-        return self.lm.head(torch.gather(states, 1, order[:, :, None].expand(-1, -1, states.shape[2])))[there]
+        counts = mask.sum(1)
+        longest = max(int(counts.max()), 1)
+        order = torch.argsort((~mask).to(torch.int8), dim=1, stable=True)[:, :longest]  # supervised positions first
+        valid = torch.arange(longest, device=mask.device) < counts[:, None]
+        return self.lm.head(torch.gather(states, 1, order[:, :, None].expand(-1, -1, states.shape[2])))[valid]
 
     def _padded(self, encoded: Sequence[Encoded]) -> tuple[Tensor, Tensor, np.ndarray]:
-        lengths = np.array([len(one.ids) for one in encoded])
+        lengths = np.array([len(sample.ids) for sample in encoded])
         ids, _, supervised = self.lm.padded(encoded, int(lengths.max()))
         return ids, supervised, lengths
 
@@ -298,8 +307,8 @@ class Backward:
         """Number of a batch's tokens that go through the output head."""
         if not self.lm.plain_head:
             return ids.numel()
-        most = int(supervised.sum(1).max())
-        return len(ids) * max(most, 1) if self._learns_head else int(supervised.sum())
+        longest = int(supervised.sum(1).max())
+        return len(ids) * max(longest, 1) if self._learns_head else int(supervised.sum())
 
     def _charge(
         self,
@@ -314,17 +323,17 @@ class Backward:
         n, longest = ids.shape
         head = self._head_rows(ids, supervised)
         if beside:
-            other = self.others[beside]
-            usage["forward"].flops += forward_flops(other.model, n, longest, head)
-            usage["forward"].flops_paper += paper_flops(FORWARD, other.n_params, n)
-        there, both = forward_flops(self.lm.model, n, longest, head), self._flops.step(n, longest, head)
-        for phase, flops, seconds in (("forward", there, forward), ("backward", both - there, backward)):
-            its = usage[phase]
-            its.tokens += int(lengths.sum())
-            its.padded_tokens += ids.numel()
-            its.flops += flops
-            its.flops_paper += paper_flops(FORWARD if phase == "forward" else TRAINING - FORWARD, self.lm.n_params, n)
-            its.seconds = (its.seconds or 0.0) + seconds
+            other_model = self.others[beside]
+            usage["forward"].flops += forward_flops(other_model.model, n, longest, head)
+            usage["forward"].flops_paper += paper_flops(FORWARD, other_model.n_params, n)
+        forward_only, total = forward_flops(self.lm.model, n, longest, head), self._flops.step(n, longest, head)
+        for phase, flops, seconds in (("forward", forward_only, forward), ("backward", total - forward_only, backward)):
+            cost = usage[phase]
+            cost.tokens += int(lengths.sum())
+            cost.padded_tokens += ids.numel()
+            cost.flops += flops
+            cost.flops_paper += paper_flops(FORWARD if phase == "forward" else TRAINING - FORWARD, self.lm.n_params, n)
+            cost.seconds = (cost.seconds or 0.0) + seconds
 
 
 def finish(device: torch.device) -> None:
@@ -343,8 +352,10 @@ def _loaded(choice: ModelChoice, folder: Path) -> LanguageModel:
     config = _config(folder)
     if not (folder / "adapter_model.safetensors").exists():
         raise CurateError(f"{folder} has no adapter_model.safetensors; save the adapter as safetensors.")
-    if other := [what for what in ("use_dora", "modules_to_save") if config.get(what)]:
-        raise CurateError(f"{folder}: gradients of an adapter with {other[0]} are not supported; train plain LoRA.")
+    if unsupported := [option for option in ("use_dora", "modules_to_save") if config.get(option)]:
+        raise CurateError(
+            f"{folder}: gradients of an adapter with {unsupported[0]} are not supported; train plain LoRA."
+        )
     import peft
 
     model, tokenizer = load(replace(choice, name=base_of(folder)))
@@ -358,25 +369,25 @@ def _config(folder: Path) -> dict[str, Any]:
     return json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
 
 
-def _refuse_other_adapter(one: Path, other: Path) -> None:
+def _refuse_other_adapter(first: Path, second: Path) -> None:
     """Raises CurateError if two adapters are not from the same training run."""
-    a, b = _config(one), _config(other)
-    for what in ("base_model_name_or_path", "r", "lora_alpha", "target_modules", "use_rslora", "use_dora"):
-        was, now = (sorted(c[what]) if isinstance(c.get(what), list) else c.get(what) for c in (a, b))
-        if was != now:
+    a, b = _config(first), _config(second)
+    for key in ("base_model_name_or_path", "r", "lora_alpha", "target_modules", "use_rslora", "use_dora"):
+        old, new = (sorted(c[key]) if isinstance(c.get(key), list) else c.get(key) for c in (a, b))
+        if old != new:
             raise CurateError(
-                f"{one} and {other} are not checkpoints of one training: {what} is {was} in the one and {now} in the "
+                f"{first} and {second} are not checkpoints of one training: {key} is {old} in the one and {new} in the "
                 "other; name checkpoints of one run."
             )
 
 
-def _refuse_other_shapes(one: Path, other: Path, had: Mapping[str, Any] | None, has: Mapping[str, Any]) -> None:
+def _refuse_other_shapes(first: Path, second: Path, old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> None:
     """Raises CurateError if the trained parameters or their shapes differ between checkpoints."""
-    if had is not None and dict(had) != dict(has):
-        name = next(iter(dict(had).items() ^ dict(has).items()))[0]
+    if old is not None and dict(old) != dict(new):
+        name = next(iter(dict(old).items() ^ dict(new).items()))[0]
         raise CurateError(
-            f"{one} and {other} are not checkpoints of one training: {name} is {list(had.get(name, ()))} in the one "
-            f"and {list(has.get(name, ()))} in the other; name checkpoints of one run."
+            f"{first} and {second} are not checkpoints of one training: {name} is {list(old.get(name, ()))} in the one "
+            f"and {list(new.get(name, ()))} in the other; name checkpoints of one run."
         )
 
 
@@ -384,9 +395,9 @@ def _copy_adapter(folder: Path, parameters: Mapping[str, nn.Parameter]) -> None:
     from safetensors.torch import load_file
 
     (path,) = folder.glob("adapter_model.safetensors")
-    found = {plain(name): value for name, value in load_file(path).items()}
-    if found.keys() != parameters.keys():
+    tensors = {plain(name): value for name, value in load_file(path).items()}
+    if tensors.keys() != parameters.keys():
         raise CurateError(f"{path} has other matrices than the adapters of the other checkpoints.")
     with torch.no_grad():
-        for name, value in found.items():
+        for name, value in tensors.items():
             parameters[name].copy_(value)

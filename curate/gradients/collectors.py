@@ -70,13 +70,13 @@ class Totals(GradientCollector):
         self._flops = 0.0
 
     def take(self, gradient: PerSample) -> None:
-        found = None
+        sums = None
         for group in np.unique(self._groups):
             total = gradient.of(torch.from_numpy(np.flatnonzero(self._groups == group))).total()
-            found = total.new_zeros(self._k, *gradient.shape) if found is None else found
-            found[group] = total
-        if found is not None:
-            self._sums[self._key + gradient.name] = found
+            sums = total.new_zeros(self._k, *gradient.shape) if sums is None else sums
+            sums[group] = total
+        if sums is not None:
+            self._sums[self._key + gradient.name] = sums
         self._flops += gradient.flops()
 
     def sums(self) -> Mapping[str, Tensor]:
@@ -97,9 +97,9 @@ class Squares(GradientCollector):
     def take(self, gradient: PerSample) -> None:
         size = max(1, BLOCK // int(np.prod(gradient.shape)))
         for start in range(0, self._n, size):
-            some = gradient if size >= self._n else gradient.of(torch.arange(start, min(start + size, self._n)))
-            found, name = some.full().square_().sum(0)[None], self._key + gradient.name
-            self._sums[name] = self._sums[name] + found if name in self._sums else found
+            block = gradient if size >= self._n else gradient.of(torch.arange(start, min(start + size, self._n)))
+            squares, name = block.full().square_().sum(0)[None], self._key + gradient.name
+            self._sums[name] = self._sums[name] + squares if name in self._sums else squares
         self._flops += gradient.flops()
 
     def sums(self) -> Mapping[str, Tensor]:
@@ -114,13 +114,15 @@ class Moved(GradientCollector):
     and the number of batches, as KEY + count -> [1]."""
 
     def __init__(self, at: CheckpointView, role: str, key: str, count: str):
-        its = at.others.get(role, {})
-        if missing := [name for name in at.shapes if name not in its or its[name].shape != at.shapes[name]]:
+        reference = at.others.get(role, {})
+        if missing := [name for name in at.shapes if name not in reference or reference[name].shape != at.shapes[name]]:
             raise CurateError(
                 f"the model in the role {role} has no {missing[0]} of shape {list(at.shapes[missing[0]])}, so how far "
                 "training has moved it is unknown; name the model that this training began with."
             )
-        moved = {name: (at.parameters[name].detach() - its[name].detach().to(at.device))[None] for name in at.shapes}
+        moved = {
+            name: (at.parameters[name].detach() - reference[name].detach().to(at.device))[None] for name in at.shapes
+        }
         self._sums = {key + name: value for name, value in moved.items()} | {key + count: torch.tensor([1])}
 
     def take(self, gradient: PerSample) -> None:
@@ -147,9 +149,9 @@ class Projected(GradientCollector):
         size = max(1, BLOCK // n)
         for start in range(0, count, size):
             rows = slice(start, min(start + size, count))
-            some = gradient if size >= count else gradient.of(torch.arange(rows.start, rows.stop))
-            made = self._transform(gradient.name, some.full().flatten(1))
-            self._projector.add(self._into[rows], gradient.name, made)
+            block = gradient if size >= count else gradient.of(torch.arange(rows.start, rows.stop))
+            transformed = self._transform(gradient.name, block.full().flatten(1))
+            self._projector.add(self._into[rows], gradient.name, transformed)
         self._flops += gradient.flops() + self._projector.flops(n) * count
 
     def columns(self) -> Mapping[str, np.ndarray]:
@@ -168,14 +170,14 @@ class Directions:
         self.keys = {name.partition("/")[0] + "/" for name in arrays}
 
     def on(
-        self, at: CheckpointView, key: str, made: Callable[[str, Tensor], Tensor] = lambda _, there: there
+        self, at: CheckpointView, key: str, made: Callable[[str, Tensor], Tensor] = lambda _, tensor: tensor
     ) -> Mapping[str, Tensor]:
         """The directions of one key, name -> [K, *shape]; only the last key's are cached. made(name, tensor): a
         transformation applied to each."""
         if self._there[0] != key:
-            those = {name: self._arrays[key + name] for name in at.shapes if key + name in self._arrays}
-            there = {name: torch.from_numpy(array).to(at.device, at.dtype) for name, array in those.items()}
-            self._there = (key, {name: made(name, tensor) for name, tensor in there.items()})
+            arrays = {name: self._arrays[key + name] for name in at.shapes if key + name in self._arrays}
+            tensors = {name: torch.from_numpy(array).to(at.device, at.dtype) for name, array in arrays.items()}
+            self._there = (key, {name: made(name, tensor) for name, tensor in tensors.items()})
         return self._there[1]
 
     def count(self, name: str) -> float:
@@ -190,5 +192,5 @@ class Directions:
 
     def length(self) -> float:
         """The L2 norm over all parameters (and all K directions) together."""
-        those = [array for array in self._arrays.values() if array.ndim > 1]
-        return float(np.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in those)))
+        arrays = [array for array in self._arrays.values() if array.ndim > 1]
+        return float(np.sqrt(sum(float(np.square(array, dtype=np.float64).sum()) for array in arrays)))

@@ -28,8 +28,8 @@ def ghost(parameters: Iterable[PerSample], directions: Mapping[str, Tensor]) -> 
 def forward_mode(model: Backward, ids: Tensor, supervised: Tensor, directions: Mapping[str, Tensor]) -> Tensor:
     """The same by forward-mode differentiation, float64 [B, K]; ids, supervised: [B, T]. Raises CurateError for weights
     in half precision."""
-    whole, found = _Losses(model), []
-    uses = _uses(whole, model)
+    losses, derivatives = _Losses(model), []
+    uses = _uses(losses, model)
     values = {place: parameter.detach() for place, (parameter, _, _) in uses.items()}
     if any(value.dtype in (torch.bfloat16, torch.float16) for value in values.values()):
         raise CurateError(f"{model.lm.choice.name}: by=jvp needs weights in float32: --set model.dtype=float32.")
@@ -41,8 +41,8 @@ def forward_mode(model: Backward, ids: Tensor, supervised: Tensor, directions: M
                 along[place] = along[place].index_fill(0, torch.tensor([padding], device=parameter.device), 0)
         with sdpa_kernel(SDPBackend.MATH), warnings.catch_warnings():  # fused kernels lack forward mode
             warnings.simplefilter("ignore", DeprecationWarning)  # torch's own use of torch.jit.script
-            found.append(jvp(lambda at: _called(whole, at, ids, supervised), (values,), (along,))[1])
-    return torch.stack(found, dim=1).double()
+            derivatives.append(jvp(lambda at: _called(losses, at, ids, supervised), (values,), (along,))[1])
+    return torch.stack(derivatives, dim=1).double()
 
 
 def hessian_products(
@@ -60,33 +60,35 @@ def hessian_products(
         parameter.requires_grad_(True)
     try:
         with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():  # the fused kernels have no second derivative
-            whole = model.losses(ids, supervised, loss, beside).sum()
-            first = torch.autograd.grad(whole, list(parameters.values()), create_graph=True, allow_unused=True)
-            there = {name: g for name, g in zip(parameters, first, strict=True) if g is not None}
-            along = torch.stack([(g * direction[name][0].to(g)).sum() for name, g in there.items()]).sum()
-            second = torch.autograd.grad(along, [parameters[name] for name in there], allow_unused=True)
+            total = model.losses(ids, supervised, loss, beside).sum()
+            first_derivatives = torch.autograd.grad(
+                total, list(parameters.values()), create_graph=True, allow_unused=True
+            )
+            gradients = {name: g for name, g in zip(parameters, first_derivatives, strict=True) if g is not None}
+            along = torch.stack([(g * direction[name][0].to(g)).sum() for name, g in gradients.items()]).sum()
+            second_derivatives = torch.autograd.grad(along, [parameters[name] for name in gradients], allow_unused=True)
     finally:
         for parameter in parameters.values():
             parameter.requires_grad_(False)
-    made = {name: h for name, h in zip(there, second, strict=True) if h is not None}
-    return {name: made.get(name, torch.zeros_like(p))[None] for name, p in parameters.items()}
+    products = {name: h for name, h in zip(gradients, second_derivatives, strict=True) if h is not None}
+    return {name: products.get(name, torch.zeros_like(p))[None] for name, p in parameters.items()}
 
 
-def _uses(whole: nn.Module, model: Backward) -> dict[str, tuple[nn.Parameter, str, int | None]]:
+def _uses(losses: nn.Module, model: Backward) -> dict[str, tuple[nn.Parameter, str, int | None]]:
     """Every module attribute that holds a parameter (several if tied) -> the parameter, our name for it, and an
     embedding's padding index."""
-    of = {id(parameter): name for name, parameter in model.parameters.items()}
-    found = {}
-    for path, module in whole.named_modules():
+    names = {id(parameter): name for name, parameter in model.parameters.items()}
+    uses = {}
+    for path, module in losses.named_modules():
         for own, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) in of:
+            if parameter is not None and id(parameter) in names:
                 padding = module.padding_idx if isinstance(module, nn.Embedding) else None
-                found[f"{path}.{own}"] = (parameter, of[id(parameter)], padding)
-    return found
+                uses[f"{path}.{own}"] = (parameter, names[id(parameter)], padding)
+    return uses
 
 
-def _called(whole: nn.Module, at: Mapping[str, Tensor], ids: Tensor, supervised: Tensor) -> Tensor:
-    return functional_call(whole, dict(at), (ids, supervised), tie_weights=False)
+def _called(losses: nn.Module, at: Mapping[str, Tensor], ids: Tensor, supervised: Tensor) -> Tensor:
+    return functional_call(losses, dict(at), (ids, supervised), tie_weights=False)
 
 
 def count_of(directions: Mapping[str, Tensor]) -> int:

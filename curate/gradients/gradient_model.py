@@ -52,13 +52,13 @@ class GradientModel:
         usage, last = self.usage(), len(self.backward.checkpoints) - 1
         parts: dict[Key, list[dict[str, Any]]] = {key: [] for key in requests}
         for index in range(last + 1):
-            here = {key: request for key, request in requests.items() if request.every or index == last}
-            if here:
+            active = {key: request for key, request in requests.items() if request.every or index == last}
+            if active:
                 at = self.backward.go(index)
-                for key, found in self._at(at, samples, view, here, states, usage).items():
-                    parts[key].append(found)
-        for its in usage.phases.values():
-            usage.add(its)
+                for key, result in self._at(at, samples, view, active, states, usage).items():
+                    parts[key].append(result)
+        for cost in usage.phases.values():
+            usage.add(cost)
         return {key: _joined(parts[key], requests[key].every) for key in requests}, usage
 
     def _at(
@@ -78,18 +78,18 @@ class GradientModel:
         def batch(encoded: Sequence[Encoded], places: np.ndarray) -> Any:
             return self._batch(at, encoded, places, requests, states, usage)
 
-        for places, (found, error) in self.backward.lm.through(samples, view, refused, batch):
+        for places, (results, error) in self.backward.lm.through(samples, view, refused, batch):
             errors[places] = error
-            for key, (columns, added) in found.items():
+            for key, (columns, added) in results.items():
                 _put(kept[key], columns, places)
                 for name, value in added.items():
                     sums[key][name] = sums[key].get(name, 0.0) + value.double()
         for place, why in refused.items():
             errors[place] = why
-        bad = errors != ""
+        failed = errors != ""
         for key, columns in kept.items():
             for values in columns.values():
-                values[bad] = np.nan
+                values[failed] = np.nan
             columns["error"] = errors.copy()
             columns["sums"] = {name: value.cpu().numpy() for name, value in sums[key].items()}
         return kept
@@ -119,33 +119,33 @@ class GradientModel:
         count = self.backward.lm.choice.count_flops
         costs = {phase: self.backward.lm.usage() for phase in PHASES}
         if at.index == len(self.backward.checkpoints) - 1:  # count once: every checkpoint truncates the same samples
-            usage.cut += sum(one.cut for one in encoded)
-        found, error = dict[Key, Any](), np.full(len(encoded), "", object)
-        of_loss: dict[Any, dict[Key, GradientRequest]] = {}
+            usage.cut += sum(sample.cut for sample in encoded)
+        results, error = dict[Key, Any](), np.full(len(encoded), "", object)
+        by_loss: dict[Any, dict[Key, GradientRequest]] = {}
         for key, request in requests.items():
             if request.watch:
-                of_loss.setdefault((request.loss, request.beside), {})[key] = request
-        for (loss, beside), watched in of_loss.items():
+                by_loss.setdefault((request.loss, request.beside), {})[key] = request
+        for (loss, beside), watched in by_loss.items():
             gradients = self.backward.gradients(encoded, costs, count, loss, beside)
             error = np.where(error == "", gradients.error, error)
-            looked = self._looked(
+            collected = self._looked(
                 at, gradients.parameters, places[gradients.good], watched, states, costs["projection"]
             )
-            found |= {key: (_spread(c, gradients.good, len(encoded)), sums) for key, (c, sums) in looked.items()}
+            results |= {key: (_spread(c, gradients.good, len(encoded)), sums) for key, (c, sums) in collected.items()}
         for key, request in requests.items():
             if request.along:
-                values, why = self.backward.along(
+                values, reasons = self.backward.along(
                     encoded, request.along(at, states.get(key[0])), forward_mode, costs, count
                 )
-                found[key], error = ({"dot": values}, {}), np.where(error == "", why, error)
+                results[key], error = ({"dot": values}, {}), np.where(error == "", reasons, error)
             if request.curved:
                 q = request.curved(at, states.get(key[0]))
                 sums, n = self.backward.curved(encoded, q, hessian_products, costs, count, request.loss, request.beside)
                 named = {f"hessian{at.index}/{name}": value for name, value in sums.items()}
-                found[key] = {}, {**named, f"hessian{at.index}/samples": torch.tensor([n])}
-        for phase, its in costs.items():
-            usage.phases[phase].add(its)
-        return found, error
+                results[key] = {}, {**named, f"hessian{at.index}/samples": torch.tensor([n])}
+        for phase, cost in costs.items():
+            usage.phases[phase].add(cost)
+        return results, error
 
     def _looked(
         self,
@@ -165,12 +165,12 @@ class GradientModel:
             for gradient in parameters:
                 for collector in collectors.values():
                     collector.take(gradient)
-        found = {key: (collector.columns(), collector.sums()) for key, collector in collectors.items()}
+        collected = {key: (collector.columns(), collector.sums()) for key, collector in collectors.items()}
         finish(at.device)
         if cost is not None:
             cost.flops += sum(collector.flops() for collector in collectors.values())
             cost.seconds = time.perf_counter() - began
-        return found
+        return collected
 
 
 def _put(kept: dict[str, Any], columns: Mapping[str, np.ndarray], places: np.ndarray) -> None:
@@ -181,15 +181,15 @@ def _put(kept: dict[str, Any], columns: Mapping[str, np.ndarray], places: np.nda
         kept[name][places] = values
 
 
-def _spread(columns: Mapping[str, np.ndarray], good: np.ndarray, n: int) -> dict[str, np.ndarray]:
+def _spread(columns: Mapping[str, np.ndarray], positions: np.ndarray, n: int) -> dict[str, np.ndarray]:
     """Columns of some of n samples as columns of all; NaN elsewhere."""
-    if len(good) == n:
+    if len(positions) == n:
         return dict(columns)
-    found = {}
+    spread = {}
     for name, values in columns.items():
-        found[name] = np.full((n, *values.shape[1:]), np.nan, values.dtype)
-        found[name][good] = values
-    return found
+        spread[name] = np.full((n, *values.shape[1:]), np.nan, values.dtype)
+        spread[name][positions] = values
+    return spread
 
 
 def _joined(parts: Sequence[dict[str, Any]], stacked: bool) -> dict[str, Any]:

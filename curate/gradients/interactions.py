@@ -46,8 +46,8 @@ def look(way: GradientModel, samples: Samples, directions: Sequence[Arrays]) -> 
         ("look", "dot"): GradientRequest(lambda at, state, places: Dots(q)),
         ("look", "length"): GradientRequest(lambda at, state, places: Lengths()),
     }
-    found, usage = way.way(samples, "whole", requests, {})
-    return Looked(found["look", "dot"]["dot"], found["look", "length"]["length"], usage)
+    columns, usage = way.way(samples, "whole", requests, {})
+    return Looked(columns["look", "dot"]["dot"], columns["look", "length"]["length"], usage)
 
 
 def summed(
@@ -62,11 +62,13 @@ def summed(
     groups: int64 [N], from 0; None: a single group. loss, beside: a loss other than the samples' own, as in
     GradientRequest.
     """
-    of = np.zeros(len(samples), np.int64) if groups is None else np.asarray(groups, np.int64)
-    k = int(of.max(initial=0)) + 1
-    request = GradientRequest(lambda at, state, places: Totals(of[places], k, "", "count"), loss=loss, beside=beside)
-    found, usage = way.way(samples, "whole", {("sum", "x"): request}, {})
-    sums = found["sum", "x"]["sums"]
+    labels = np.zeros(len(samples), np.int64) if groups is None else np.asarray(groups, np.int64)
+    k = int(labels.max(initial=0)) + 1
+    request = GradientRequest(
+        lambda at, state, places: Totals(labels[places], k, "", "count"), loss=loss, beside=beside
+    )
+    columns, usage = way.way(samples, "whole", {("sum", "x"): request}, {})
+    sums = columns["sum", "x"]["sums"]
     empty = {n: np.zeros(shape) for n, shape in way.backward.at.shapes.items()}
     counts = np.asarray(sums.get("count", np.zeros(k)), np.int64)
     return [{n: sums[n][i] if n in sums else zero for n, zero in empty.items()} for i in range(k)], counts, usage
@@ -74,13 +76,13 @@ def summed(
 
 def restricted(q: Arrays, selected: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """A direction with zeros wherever no parameter is selected (flat positions, by name)."""
-    found = {}
+    masked = {}
     for name, values in q.items():
         kept = np.zeros(values.size)
         places = np.asarray(selected.get(name, ()), np.int64)
         kept[places] = values.ravel()[places]
-        found[name] = kept.reshape(values.shape)
-    return found
+        masked[name] = kept.reshape(values.shape)
+    return masked
 
 
 def products(q: Arrays, total: Arrays) -> dict[str, np.ndarray]:
@@ -138,23 +140,31 @@ def reselect(way: GradientModel, samples: Samples, q: Arrays, rows: int, numbers
     first = look(way, samples, [q])
     (total, *_), _, _ = summed(way, samples)
     worth_of_rows, worth_of_numbers = first.dot[:, 0], products(q, total)
-    mine, selected = best(worth_of_rows, rows), chosen(worth_of_numbers)
-    rows_first, numbers_first, found = mine, _places(selected, sizes), list[Round]()
+    selected_rows, selected = best(worth_of_rows, rows), chosen(worth_of_numbers)
+    rows_first, numbers_first, history = selected_rows, _places(selected, sizes), list[Round]()
     for number in range(1, rounds + 1):
-        (total, *_), _, cost = summed(way, [samples[i] for i in mine])
-        again = products(q, total)
-        others, before, now = chosen(again), _places(selected, sizes), None
-        now = _places(others, sizes)
-        told = (jaccard(before, now), spearman(flat(worth_of_numbers), flat(again)), jaccard(numbers_first, now))
-        found.append(Round(number, "parameters", *told, cost.flops, cost.seconds or 0.0))
+        (total, *_), _, cost = summed(way, [samples[i] for i in selected_rows])
+        new_products = products(q, total)
+        new_selected, before, after = chosen(new_products), _places(selected, sizes), None
+        after = _places(new_selected, sizes)
+        agreement = (
+            jaccard(before, after),
+            spearman(flat(worth_of_numbers), flat(new_products)),
+            jaccard(numbers_first, after),
+        )
+        history.append(Round(number, "parameters", *agreement, cost.flops, cost.seconds or 0.0))
         looked = look(way, samples, [restricted(q, selected)])
         worths = looked.dot[:, 0]
-        there = np.isfinite(worths) & np.isfinite(worth_of_rows)
-        these = best(worths, rows)
-        told = (jaccard(mine, these), spearman(worth_of_rows[there], worths[there]), jaccard(rows_first, these))
-        found.append(Round(number, "data", *told, looked.usage.flops, looked.usage.seconds or 0.0))
-        mine, selected, worth_of_rows, worth_of_numbers = these, others, worths, again
-    return Reselected(found, mine, selected)
+        finite = np.isfinite(worths) & np.isfinite(worth_of_rows)
+        new_rows = best(worths, rows)
+        agreement = (
+            jaccard(selected_rows, new_rows),
+            spearman(worth_of_rows[finite], worths[finite]),
+            jaccard(rows_first, new_rows),
+        )
+        history.append(Round(number, "data", *agreement, looked.usage.flops, looked.usage.seconds or 0.0))
+        selected_rows, selected, worth_of_rows, worth_of_numbers = new_rows, new_selected, worths, new_products
+    return Reselected(history, selected_rows, selected)
 
 
 def _places(selected: Mapping[str, np.ndarray], sizes: Mapping[str, int]) -> np.ndarray:
@@ -172,8 +182,8 @@ def curvature_along(
     """The Hessian of the samples' mean loss times a direction (name -> shape), float64, by a Hessian-vector product."""
     along = {name: _on(way.backward.at, values)[None] for name, values in direction.items()}
     request = GradientRequest(curved=lambda at, state: along, loss=loss, beside=beside)
-    found, _ = way.way(samples, "whole", {("bend", "x"): request}, {})
-    sums = found["bend", "x"]["sums"]
+    columns, _ = way.way(samples, "whole", {("bend", "x"): request}, {})
+    sums = columns["bend", "x"]["sums"]
     index = way.backward.at.index
     count = float(sums[f"hessian{index}/samples"][0])
     return {name: sums[f"hessian{index}/{name}"][0] / count for name in direction}
@@ -182,12 +192,12 @@ def curvature_along(
 def drawn_by_score(worths: Arrays, layers: Iterable[str], each: int, seed: int) -> dict[str, np.ndarray]:
     """`each` random positions of every named parameter, a third each from the lowest, middle and highest third by
     |value|."""
-    rng, found = np.random.default_rng(seed), {}
+    rng, positions = np.random.default_rng(seed), {}
     for name in layers:
         thirds = np.array_split(np.argsort(np.abs(worths[name].ravel()), kind="stable"), 3)
-        some = [rng.choice(third, min(each // 3, len(third)), replace=False) for third in thirds]
-        found[name] = np.sort(np.concatenate(some))
-    return found
+        drawn = [rng.choice(third, min(each // 3, len(third)), replace=False) for third in thirds]
+        positions[name] = np.sort(np.concatenate(drawn))
+    return positions
 
 
 def _on(at: Any, values: np.ndarray) -> Tensor:

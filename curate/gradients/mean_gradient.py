@@ -90,41 +90,41 @@ def _totals(groups: Groups | None, at: CheckpointView, state: Any, places: np.nd
 
 
 def _sums(named: str, requests: Mapping[str, Columns], _: Arrays) -> Columns:
-    found = {}
+    sums = {}
     for which, columns in requests.items():
         if "mean" in columns:  # a forward request: one value per sample
-            good = columns["mean"][np.isfinite(columns["mean"])]
-            found |= {
-                f"{named}{which}/mean": good.sum(keepdims=True),
-                f"{named}{which}/{_COUNT}": np.array([len(good)]),
+            finite = columns["mean"][np.isfinite(columns["mean"])]
+            sums |= {
+                f"{named}{which}/mean": finite.sum(keepdims=True),
+                f"{named}{which}/{_COUNT}": np.array([len(finite)]),
             }
         else:
-            found |= {named + name: value for name, value in columns["sums"].items()}
-    return found
+            sums |= {named + name: value for name, value in columns["sums"].items()}
+    return sums
 
 
 def _means(groups: Groups | None, over: str, named: str, partials: Iterable[Arrays]) -> Arrays:
     sums: dict[str, np.ndarray] = {}
-    for one in partials:
-        for name, value in one.items():
+    for arrays in partials:
+        for name, value in arrays.items():
             sums[name] = sums.get(name, 0.0) + value.astype(np.float64)
-    found = {}
+    means = {}
     for name, value in sums.items():
         checkpoint, _, parameter = name.partition("/")
         counts = sums[f"{checkpoint}/{_COUNT}"]
         if parameter == _COUNT:
-            found[name] = counts
+            means[name] = counts
         elif counts.all():
-            found[name] = (value / counts.reshape(-1, *[1] * (value.ndim - 1))).astype(np.float32)
-    every = [value for name, value in sums.items() if name.endswith(f"/{_COUNT}")]
-    empty = next((counts for counts in every if not counts.all()), None)
-    if groups and (empty is not None or not every):
+            means[name] = (value / counts.reshape(-1, *[1] * (value.ndim - 1))).astype(np.float32)
+    all_counts = [value for name, value in sums.items() if name.endswith(f"/{_COUNT}")]
+    empty = next((counts for counts in all_counts if not counts.all()), None)
+    if groups and (empty is not None or not all_counts):
         label = groups.labels[0 if empty is None else int(np.argmin(empty))]
-        of = f"the target's sub-task '{label}'" if label else "the target"
-        raise CurateError(f"no example of {of} has a finite gradient of anything supervised; edit the target.")
-    if over == "anchors" and (empty is not None or not every):
+        subject = f"the target's sub-task '{label}'" if label else "the target"
+        raise CurateError(f"no example of {subject} has a finite gradient of anything supervised; edit the target.")
+    if over == "anchors" and (empty is not None or not all_counts):
         raise CurateError("none of the anchors has a finite gradient of anything supervised; set more aside.")
-    return found
+    return means
 
 
 def _dots(every: bool, at: CheckpointView, state: Directions, places: np.ndarray) -> GradientCollector:

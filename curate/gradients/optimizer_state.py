@@ -50,16 +50,16 @@ def load_moments(checkpoint: CheckpointChoice, parameters: Mapping[str, nn.Param
     else:
         mean, square, step = _torch_s(path, parameters, every)
     for name, parameter in parameters.items():
-        for found in (mean[name], square[name]):
-            if found.shape != parameter.shape:
+        for moment in (mean[name], square[name]):
+            if moment.shape != parameter.shape:
                 raise CurateError(
                     f"{path} is the state of another model: {name} has the shape {list(parameter.shape)}, and its "
-                    f"state {list(found.shape)}."
+                    f"state {list(moment.shape)}."
                 )
-    there = {n: (p.device, torch.promote_types(p.dtype, torch.float32)) for n, p in parameters.items()}
+    placement = {n: (p.device, torch.promote_types(p.dtype, torch.float32)) for n, p in parameters.items()}
     return Moments(
-        {name: value.to(*there[name]) for name, value in mean.items()},
-        {name: value.to(*there[name]) for name, value in square.items()},
+        {name: value.to(*placement[name]) for name, value in mean.items()},
+        {name: value.to(*placement[name]) for name, value in square.items()},
         step,
     )
 
@@ -67,25 +67,25 @@ def load_moments(checkpoint: CheckpointChoice, parameters: Mapping[str, nn.Param
 def _ours(path: Path, parameters: Mapping[str, nn.Parameter]) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
     from safetensors.torch import load_file
 
-    found: dict[str, dict[str, Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}, "step": {}, INDEX: {}}
+    stored: dict[str, dict[str, Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}, "step": {}, INDEX: {}}
     for key, value in load_file(path).items():
-        what, _, name = key.partition(".")
-        if what in found:
-            found[what][plain(name)] = value
-    if found[INDEX]:
+        kind, _, name = key.partition(".")
+        if kind in stored:
+            stored[kind][plain(name)] = value
+    if stored[INDEX]:
         raise CurateError(
             f"{path} is the state of a training by a mask, which has no moments outside the mask; use a run that "
             "trains all parameters, or LoRA."
         )
-    _refuse_other_names(path, found["exp_avg"], parameters)
-    step = int(max(map(float, found["step"].values()), default=0))
-    return found["exp_avg"], found["exp_avg_sq"], step
+    _refuse_other_names(path, stored["exp_avg"], parameters)
+    step = int(max(map(float, stored["step"].values()), default=0))
+    return stored["exp_avg"], stored["exp_avg_sq"], step
 
 
-def _refuse_other_names(path: Path, found: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
-    if found.keys() != parameters.keys():
-        missing = sorted(parameters.keys() - found.keys()) or sorted(found.keys() - parameters.keys())
-        verb = "lacks" if parameters.keys() - found.keys() else "has"
+def _refuse_other_names(path: Path, stored: Mapping[str, Any], parameters: Mapping[str, nn.Parameter]) -> None:
+    if stored.keys() != parameters.keys():
+        missing = sorted(parameters.keys() - stored.keys()) or sorted(stored.keys() - parameters.keys())
+        verb = "lacks" if parameters.keys() - stored.keys() else "has"
         raise CurateError(f"{path} is the state of another model: it {verb} {missing[0]}, one of {len(missing)} such.")
 
 
@@ -96,14 +96,14 @@ def _torch_s(
         stored = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
         groups, states = stored["param_groups"], stored["state"]
     except Exception as error:  # unpickling raises many types; all mean no optimizer's state  # noqa: BLE001
-        first = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
-        raise CurateError(f"{path} cannot be read as the state of a torch optimizer ({first}).") from None
+        first_line = (str(error).splitlines() or [type(error).__name__])[0][:200].rstrip(".")
+        raise CurateError(f"{path} cannot be read as the state of a torch optimizer ({first_line}).") from None
     mean, square, step = {}, {}, 0
     for name, number in _numbered(path, groups, parameters, every).items():
         state = states.get(number, {})
         if not {"exp_avg", "exp_avg_sq"} <= state.keys():
-            has = ", ".join(map(str, state)) or "nothing"
-            raise CurateError(f"{path}: {name} has {has}, and no exp_avg and exp_avg_sq: this is not AdamW's state.")
+            keys = ", ".join(map(str, state)) or "nothing"
+            raise CurateError(f"{path}: {name} has {keys}, and no exp_avg and exp_avg_sq: this is not AdamW's state.")
         mean[name], square[name] = state["exp_avg"], state["exp_avg_sq"]
         step = max(step, int(state.get("step", 0)))
     return mean, square, step
@@ -135,8 +135,8 @@ def _numbered(
         raise CurateError(
             f"{path} is the state of another model: it has {len(numbers)} tensors, and {len(parameters)} are trained."
         )
-    found = dict(zip(names, numbers, strict=True))
-    return {name: found[name] for name in parameters}
+    number_of = dict(zip(names, numbers, strict=True))
+    return {name: number_of[name] for name in parameters}
 
 
 STATE = ("exp_avg", "exp_avg_sq", "step")

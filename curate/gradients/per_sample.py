@@ -151,8 +151,8 @@ class Thin(PerSample):
         return [self]
 
     def total(self, weights: Tensor | None = None) -> Tensor:
-        found = self.g.sum(0) if weights is None else torch.tensordot(weights.to(self.g.dtype), self.g, 1)
-        return found.T.contiguous() if self.turned else found  # fused optimizers expect contiguous gradients
+        total = self.g.sum(0) if weights is None else torch.tensordot(weights.to(self.g.dtype), self.g, 1)
+        return total.T.contiguous() if self.turned else total  # fused optimizers expect contiguous gradients
 
     def squares(self) -> Tensor:
         return self.g.square().sum((1, 2))
@@ -207,9 +207,9 @@ class RowGradient(PerSample):
 
     def full(self) -> Tensor:
         n, length, width = self.e.shape
-        found = wide(self.e).new_zeros(n, *self.shape)
+        gradients = wide(self.e).new_zeros(n, *self.shape)
         places = self.ids[:, :, None].expand(n, length, width)
-        return found.scatter_add_(1, places, wide(self.e))
+        return gradients.scatter_add_(1, places, wide(self.e))
 
     def total(self, weights: Tensor | None = None) -> Tensor:
         e = wide(_weighted(self.e, weights))
@@ -228,8 +228,8 @@ class RowGradient(PerSample):
     def dot_outer(self, other: Outer) -> Tensor:
         """Inner products with the output head's gradients of the same (tied) matrix, [B]: sum over t, s of
         (e_t . x_s) e'_s[id_t]."""
-        at = torch.gather(wide(other.e), 2, self.ids[:, None, :].expand(-1, other.e.shape[1], -1))
-        return (product(other.x, self.e.transpose(1, 2)) * at).sum((1, 2))
+        gathered = torch.gather(wide(other.e), 2, self.ids[:, None, :].expand(-1, other.e.shape[1], -1))
+        return (product(other.x, self.e.transpose(1, 2)) * gathered).sum((1, 2))
 
     def finite(self) -> Tensor:
         return _finite(self.e)
@@ -246,18 +246,18 @@ class Several(PerSample):
     parts: Sequence[PerSample]
 
     def full(self) -> Tensor:
-        first, *others = self.parts
-        found = first.full()
-        for other in others:
-            found += other.full()
-        return found
+        first, *remaining = self.parts
+        gradients = first.full()
+        for part in remaining:
+            gradients += part.full()
+        return gradients
 
     def total(self, weights: Tensor | None = None) -> Tensor:
-        first, *others = self.parts
-        found = first.total(weights)
-        for other in others:
-            found += other.total(weights)
-        return found
+        first, *remaining = self.parts
+        total = first.total(weights)
+        for part in remaining:
+            total += part.total(weights)
+        return total
 
     def squares(self) -> Tensor:
         kinds = [type(part) for part in self.parts]
@@ -293,8 +293,8 @@ def _weighted(e: Tensor, weights: Tensor | None) -> Tensor:
     """Errors [B, T, n] times weights [B] or [B, T]; computed in float32 or wider, returned in their own dtype."""
     if weights is None:
         return e
-    each = weights if weights.ndim == 2 else weights[:, None]
-    return (wide(e) * each[:, :, None].to(wide(e).dtype)).to(e.dtype)
+    factors = weights if weights.ndim == 2 else weights[:, None]
+    return (wide(e) * factors[:, :, None].to(wide(e).dtype)).to(e.dtype)
 
 
 def _finite(x: Tensor) -> Tensor:

@@ -23,8 +23,8 @@ def load_roles(
     if checkpoints:
         del kinds["base"]
     loaded = {(kind, choice): kind(choice) for kind, choice in {(kinds[role], models[role]) for role in kinds}}
-    found: dict[str, ScoringModel] = {role: loaded[kinds[role], models[role]] for role in kinds}
+    by_role: dict[str, ScoringModel] = {role: loaded[kinds[role], models[role]] for role in kinds}
     if not checkpoints:
-        return found
-    others = {role: way for role, way in found.items() if isinstance(way, LanguageModel)}
-    return {"base": GradientModel(checkpoints, moments, others), **found}
+        return by_role
+    language_models = {role: model for role, model in by_role.items() if isinstance(model, LanguageModel)}
+    return {"base": GradientModel(checkpoints, moments, language_models), **by_role}

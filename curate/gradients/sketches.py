@@ -70,11 +70,11 @@ class Sketcher:
     def tokens(self, gradient: Outer) -> tuple[Tensor, Tensor]:
         """Both projected factors of every token, [B, T, r] and [B, T, c]; their outer product is the token's
         contribution to the sketch."""
-        both = [
+        factors = [
             wide(side) if (p := self._side(gradient.name, axis)) is None else product(side, p.to(side.dtype)[None])
             for axis, side in enumerate(gradient.sides())
         ]
-        return both[0], both[1]
+        return factors[0], factors[1]
 
     def tokens_flops(self, gradient: Outer) -> float:
         """FLOPs of `tokens`, and of forming the sketches from its result."""
@@ -92,17 +92,17 @@ class Sketcher:
             return product(rows.transpose(1, 2), columns)
         if order == "gradient":
             n = len(gradient.e)
-            some = [gradient] if n * gradient.shape[0] * gradient.shape[1] <= BLOCK else gradient.blocks()
-            return torch.cat([self.whole(gradient.name, part.full()) for part in some])
+            blocks = [gradient] if n * gradient.shape[0] * gradient.shape[1] <= BLOCK else gradient.blocks()
+            return torch.cat([self.whole(gradient.name, part.full()) for part in blocks])
         p, r = self._side(gradient.name, 0), self._side(gradient.name, 1)
         rows, columns = gradient.sides()
         if order == "rows":
             assert p is not None
-            found = product(product(rows, p.to(rows.dtype)[None]).transpose(1, 2), columns)
-            return found if r is None else found @ r.to(found.dtype)
+            sketches = product(product(rows, p.to(rows.dtype)[None]).transpose(1, 2), columns)
+            return sketches if r is None else sketches @ r.to(sketches.dtype)
         assert r is not None
-        found = product(rows.transpose(1, 2), product(columns, r.to(columns.dtype)[None]))
-        return found if p is None else p.to(found.dtype).T @ found
+        sketches = product(rows.transpose(1, 2), product(columns, r.to(columns.dtype)[None]))
+        return sketches if p is None else p.to(sketches.dtype).T @ sketches
 
     def flops(self, gradient: Outer | Thin) -> float:
         """FLOPs of `of`."""
@@ -113,39 +113,39 @@ class Sketcher:
     def _order(self, gradient: Outer) -> tuple[str, float]:
         batch, length = gradient.e.shape[:2]
         (m, n), (r, c) = gradient.shape, self.size(gradient.name)
-        each = {"gradient": 2.0 * length * m * n + self.whole_flops(gradient.name)}
+        costs = {"gradient": 2.0 * length * m * n + self.whole_flops(gradient.name)}
         down, across = (2.0 * length * m * r if r < m else 0.0), (2.0 * length * n * c if c < n else 0.0)
         if r < m or c < n:
-            each["tokens"] = down + across + 2.0 * length * r * c
+            costs["tokens"] = down + across + 2.0 * length * r * c
         if r < m:
-            each["rows"] = down + 2.0 * length * r * n + (2.0 * r * n * c if c < n else 0.0)
+            costs["rows"] = down + 2.0 * length * r * n + (2.0 * r * n * c if c < n else 0.0)
         if c < n:
-            each["columns"] = across + 2.0 * length * m * c + (2.0 * m * c * r if r < m else 0.0)
-        order = min(each, key=each.__getitem__)
-        return order, batch * each[order]
+            costs["columns"] = across + 2.0 * length * m * c + (2.0 * m * c * r if r < m else 0.0)
+        order = min(costs, key=costs.__getitem__)
+        return order, batch * costs[order]
 
 
 def gram(model: Backward, encoded: Sequence[Encoded], k: int, seed: int = 0) -> tuple[np.ndarray, Usage]:
     """Inner products of per-sample gradients over all linear layers, each side projected to k dimensions (0: not
     projected), float64 [n, n] for the n samples that have a gradient; and the cost."""
     sketcher, usage = Sketcher(model.linear, k, seed, model.lm.device), model.lm.usage()
-    made: dict[str, list[Tensor]] = {name: [] for name in model.linear}
-    longest = max((len(one.ids) for one in encoded), default=1)
+    sketches: dict[str, list[Tensor]] = {name: [] for name in model.linear}
+    longest = max((len(sample.ids) for sample in encoded), default=1)
     size = max(1, model.lm.batch_tokens // longest)
     for start in range(0, len(encoded), size):
         phases = {phase: model.lm.usage() for phase in ("forward", "backward")}
         for gradient in model.gradients(encoded[start : start + size], phases).parameters:
-            if gradient.name in made:
+            if gradient.name in sketches:
                 assert isinstance(gradient, Outer | Thin)
                 usage.flops += sketcher.flops(gradient)
-                made[gradient.name].append(sketcher.of(gradient).flatten(1))
-        for its in phases.values():
-            usage.add(its)
-    n = sum(map(len, next(iter(made.values()), [])))
-    found = np.zeros((n, n))
-    for parts in made.values():
+                sketches[gradient.name].append(sketcher.of(gradient).flatten(1))
+        for cost in phases.values():
+            usage.add(cost)
+    n = sum(map(len, next(iter(sketches.values()), [])))
+    inner_products = np.zeros((n, n))
+    for parts in sketches.values():
         if parts:
             flat = torch.cat(parts)
-            found += (flat @ flat.T).double().cpu().numpy()
+            inner_products += (flat @ flat.T).double().cpu().numpy()
             usage.flops += 2.0 * n * flat.numel()
-    return found, usage
+    return inner_products, usage

@@ -43,9 +43,9 @@ class Tape:
         names = {id(parameter): name for name, parameter in parameters.items()}
         self._wanted: dict[nn.Module, dict[str, str]] = {}  # module -> its own name of a parameter -> ours
         for module in model.modules():
-            if its := {own: names[id(p)] for own, p in module._parameters.items() if id(p) in names}:
-                _refuse_unknown(module, its)
-                self._wanted[module] = its
+            if own_names := {own: names[id(p)] for own, p in module._parameters.items() if id(p) in names}:
+                _refuse_unknown(module, own_names)
+                self._wanted[module] = own_names
         self.shapes = {name: tuple(parameter.shape) for name, parameter in parameters.items()}
         self._order = {name: place for place, name in enumerate(parameters)}
         self._uses: list[_Use] = []
@@ -83,10 +83,10 @@ class Tape:
         return output
 
     def _make(self, use: _Use) -> None:
-        its = self._wanted[use.module]
-        if use.e is None or its.keys() != {"weight"} or not isinstance(use.module, nn.Linear | Conv1D):
+        own_names = self._wanted[use.module]
+        if use.e is None or own_names.keys() != {"weight"} or not isinstance(use.module, nn.Linear | Conv1D):
             return
-        name = its["weight"]
+        name = own_names["weight"]
         outer = Outer(name, self.shapes[name], use.x, use.e.detach(), isinstance(use.module, Conv1D))
         if outer.thin():
             self._made += outer.flops()
@@ -99,14 +99,14 @@ class Tape:
 
     def gradients(self) -> Iterator[PerSample]:
         """The per-sample gradients of every parameter that was used, in their given order; clears the record."""
-        found: dict[str, list[PerSample]] = {}
+        by_name: dict[str, list[PerSample]] = {}
         uses, self._uses = self._uses, []
         for use in uses:
             if use.e is not None or use.made is not None:
                 for own, name in self._wanted[use.module].items():
-                    found.setdefault(name, []).append(self._factors(use, own, name))
-        for name in sorted(found, key=self._order.__getitem__):
-            parts = found.pop(name)
+                    by_name.setdefault(name, []).append(self._factors(use, own, name))
+        for name in sorted(by_name, key=self._order.__getitem__):
+            parts = by_name.pop(name)
             yield parts[0] if len(parts) == 1 else Several(name, self.shapes[name], parts)
 
     def _factors(self, use: _Use, own: str, name: str) -> PerSample:
@@ -129,35 +129,35 @@ class Tape:
         assert use.e is not None
         with torch.no_grad():
             values = {own: wide(value) for own, value in module.named_parameters(recurse=False)}
-            none = functional_call(module, {**values, own: torch.zeros_like(values[own])}, (x,))
-            one = functional_call(module, {**values, own: torch.ones_like(values[own])}, (x,))
-            u = wide(one - none)
+            at_zero = functional_call(module, {**values, own: torch.zeros_like(values[own])}, (x,))
+            at_one = functional_call(module, {**values, own: torch.ones_like(values[own])}, (x,))
+            u = wide(at_one - at_zero)
             if module not in self._looked:
-                _refuse_other_form(module, name, x, values, none + values[own] * u)
+                _refuse_other_form(module, name, x, values, at_zero + values[own] * u)
                 self._looked.add(module)
         return Scale(name, self.shapes[name], use.e, u)
 
 
-def _refuse_unknown(module: nn.Module, its: Mapping[str, str]) -> None:
-    known = type(module) in (nn.Embedding, nn.Linear, Conv1D)  # subclasses may compute something else
-    for own, name in its.items():
-        another = isinstance(module, nn.Embedding | nn.Linear | Conv1D)
-        if not known and (another or module._parameters[own].ndim != 1):  # type: ignore[union-attr]
+def _refuse_unknown(module: nn.Module, own_names: Mapping[str, str]) -> None:
+    supported = type(module) in (nn.Embedding, nn.Linear, Conv1D)  # subclasses may compute something else
+    for own, name in own_names.items():
+        subclass = isinstance(module, nn.Embedding | nn.Linear | Conv1D)
+        if not supported and (subclass or module._parameters[own].ndim != 1):  # type: ignore[union-attr]
             raise CurateError(
                 f"the parameter {name} is of a {type(module).__name__}, whose per-sample gradients are not supported "
                 "(those of linear and embedding layers and norms are); train LoRA instead, and use its parameters."
             )
 
 
-def _refuse_other_form(module: nn.Module, name: str, x: Tensor, values: Mapping[str, Tensor], made: Tensor) -> None:
+def _refuse_other_form(module: nn.Module, name: str, x: Tensor, values: Mapping[str, Tensor], expected: Tensor) -> None:
     """Raises CurateError if a layer's output is not of the form  c + w u  in its parameter w."""
-    there = functional_call(module, dict(values), (x,))
-    same = there.shape == made.shape
-    if same:
-        some = there.isfinite() & made.isfinite()
-        there, made = there[some], made[some]
-        same = not len(there) or torch.allclose(there, made, rtol=1e-3, atol=1e-4 * float(there.abs().max()))
-    if not same:
+    output = functional_call(module, dict(values), (x,))
+    matches = output.shape == expected.shape
+    if matches:
+        finite = output.isfinite() & expected.isfinite()
+        output, expected = output[finite], expected[finite]
+        matches = not len(output) or torch.allclose(output, expected, rtol=1e-3, atol=1e-4 * float(output.abs().max()))
+    if not matches:
         raise CurateError(
             f"the parameter {name} of a {type(module).__name__} does not scale or shift its output, so its "
             "per-sample gradient is not supported; train LoRA instead, and use its parameters."

@@ -173,10 +173,10 @@ class Workers:
             return None
         if isinstance(outcome, TaskResult):
             return outcome.error
-        what = "starting" if task is None else str(task)
-        lost[what] += 1
-        if lost[what] >= self.attempts:
-            return _given_up(what, self.attempts, outcome)
+        label = "starting" if task is None else str(task)
+        lost[label] += 1
+        if lost[label] >= self.attempts:
+            return _given_up(label, self.attempts, outcome)
         if task is not None:
             tasks.add(task)
         return None
@@ -195,17 +195,17 @@ class Workers:
             self._starting[self.backend.start()] = time.monotonic()
 
     def _outcomes(self) -> list[tuple[Any, Outcome]]:
-        found = self.backend.wait([*self._busy, *self._starting], _LOOK)
-        now, heard = time.monotonic(), {worker for worker, _ in found}
-        for worker, (_, since) in self._busy.items():
-            if now - since > self.timeout and worker not in heard:
-                found.append((worker, Lost(f"it did not end within {self.timeout:g} s")))
-        stuck = self._starting and not (self._busy or self._idle or found)
+        outcomes = self.backend.wait([*self._busy, *self._starting], _LOOK)
+        now, reported = time.monotonic(), {worker for worker, _ in outcomes}
+        for worker, (_, started) in self._busy.items():
+            if now - started > self.timeout and worker not in reported:
+                outcomes.append((worker, Lost(f"it did not end within {self.timeout:g} s")))
+        stuck = self._starting and not (self._busy or self._idle or outcomes)
         if stuck and now - min(self._starting.values()) > self.patience:
             raise CurateFailure(
                 f"no worker has started within {self.patience:.0f} s; are there machines with what each asks for?"
             )
-        return found
+        return outcomes
 
     def _over(self, worker: Any, outcome: Outcome) -> Any:
         """Record the new state of a worker; returns the task it was running."""
@@ -218,9 +218,9 @@ class Workers:
         return task
 
 
-def _given_up(what: str, attempts: int, outcome: Lost) -> CurateFailure:
+def _given_up(label: str, attempts: int, outcome: Lost) -> CurateFailure:
     return CurateFailure(
-        f"a worker was lost {attempts} times at {what}: {outcome.why}; what is committed stays, and the same command "
+        f"a worker was lost {attempts} times at {label}: {outcome.why}; what is committed stays, and the same command "
         "goes on from there (with fewer --workers where memory was short, a longer timeout where time was)."
     )
 

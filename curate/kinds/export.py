@@ -115,14 +115,14 @@ class Export(Method):
         """Write the examples as JSON Lines, each into FILE(row).jsonl. Returns the files."""
         import orjson
 
-        held: dict[Path, list[bytes]] = {}
+        buffers: dict[Path, list[bytes]] = {}
         for row in rows:
-            lines = held.setdefault(folder / f"{file(row)}.jsonl", [])
+            lines = buffers.setdefault(folder / f"{file(row)}.jsonl", [])
             lines.append(orjson.dumps(self.example(row), option=orjson.OPT_APPEND_NEWLINE))
             if len(lines) == 1024:
-                _append(held, [folder / f"{file(row)}.jsonl"])
-        _append(held, list(held))
-        return list(held)
+                _append(buffers, [folder / f"{file(row)}.jsonl"])
+        _append(buffers, list(buffers))
+        return list(buffers)
 
     def write_parquets(self, rows: Iterator[Row], schema: pa.Schema, file: Callable[[str], Path]) -> list[Path]:
         """Write the examples as Parquet, one file per part; file: from the part's label to its path."""
@@ -150,21 +150,21 @@ class Export(Method):
         """The examples as tables of at most 1,024 rows of one part, with its label."""
         import pyarrow as pa
 
-        held: dict[str, list[dict[str, Any]]] = {}
+        buffers: dict[str, list[dict[str, Any]]] = {}
         for row in rows:
-            mine = held.setdefault(row.part if parted else "", [])
-            mine.append(self.example(row))
-            if len(mine) == 1024:
-                yield row.part, pa.Table.from_pylist(mine, schema=schema)
-                mine.clear()
-        for part, left in held.items():
-            if left:
-                yield part, pa.Table.from_pylist(left, schema=schema)
+            buffer = buffers.setdefault(row.part if parted else "", [])
+            buffer.append(self.example(row))
+            if len(buffer) == 1024:
+                yield row.part, pa.Table.from_pylist(buffer, schema=schema)
+                buffer.clear()
+        for part, remaining in buffers.items():
+            if remaining:
+                yield part, pa.Table.from_pylist(remaining, schema=schema)
 
 
-def _append(held: Mapping[Path, list[bytes]], paths: Sequence[Path]) -> None:
+def _append(buffers: Mapping[Path, list[bytes]], paths: Sequence[Path]) -> None:
     """Append the buffered lines to their files, which are closed again: parts may outnumber the open-file limit."""
     for path in paths:
         with path.open("ab") as f:
-            f.writelines(held[path])
-        held[path].clear()
+            f.writelines(buffers[path])
+        buffers[path].clear()

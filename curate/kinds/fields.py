@@ -24,18 +24,18 @@ def with_settings(cls: type, settings: Mapping[str, str], what: str) -> Any:
     return cls(**values)
 
 
-def _parse(text: str, wanted: Any, where: str) -> Any:
-    if get_origin(wanted) is Literal:
-        if text not in get_args(wanted):
-            raise CurateError(f"{where} is one of {', '.join(get_args(wanted))}, not '{text}'.")
+def _parse(text: str, field_type: Any, where: str) -> Any:
+    if get_origin(field_type) is Literal:
+        if text not in get_args(field_type):
+            raise CurateError(f"{where} is one of {', '.join(get_args(field_type))}, not '{text}'.")
         return text
-    if wanted is str:
+    if field_type is str:
         return text
     try:
         value = json.loads({"none": "null", "true": "true", "false": "false"}.get(text.lower(), text))
     except json.JSONDecodeError:
         value = text
-    options = get_args(wanted) or (wanted,)
+    options = get_args(field_type) or (field_type,)
     if float in options and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not any(isinstance(value, get_origin(o) or o) and isinstance(value, bool) == (o is bool) for o in options):

@@ -62,12 +62,12 @@ def find(kind: str, name: str) -> Any:
     if name not in own:
         raise CurateError(f"there is no {kind} '{name}': {nearest(name, [*own, *foreign])}")
     module = importlib.import_module(f"curate.methods.{kind}s.{name}")
-    (found,) = [
+    (method_class,) = [
         value
         for value in vars(module).values()
         if inspect.isclass(value) and value.__module__ == module.__name__ and issubclass(value, KINDS[kind])
     ]
-    return found
+    return method_class
 
 
 def make(kind: str, name: str, settings: Mapping[str, str] | None = None) -> Any:

@@ -117,8 +117,8 @@ class Warmup:
 
 def near_target(aggregate: Aggregate, keep_subtasks: bool) -> Pass:
     """The pass that scores each vector by its cosine similarity with the vectors of the target."""
-    anchors = partial(Anchors.of, aggregate=aggregate, keep_subtasks=keep_subtasks)
-    return Pass("score", lambda batch, its: its.nearness(batch), open=anchors, flops=Anchors.flops)
+    open_anchors = partial(Anchors.of, aggregate=aggregate, keep_subtasks=keep_subtasks)
+    return Pass("score", lambda batch, anchors: anchors.nearness(batch), open=open_anchors, flops=Anchors.flops)
 
 
 def run(score: Score, batches: Sequence[Any], target: Target | None = None) -> list[Columns]:
@@ -126,8 +126,8 @@ def run(score: Score, batches: Sequence[Any], target: Target | None = None) -> l
     *counting, last = score.passes(target)
     state: Arrays = {}
     for step in counting:
-        given = step.open(state) if step.open else state
+        opened = step.open(state) if step.open else state
         assert step.reduce is not None
-        state = {**state, **step.reduce(step.map(batch, given) for batch in batches)}
-    given = last.open(state) if last.open else state
-    return [last.map(batch, given) for batch in batches]
+        state = {**state, **step.reduce(step.map(batch, opened) for batch in batches)}
+    opened = last.open(state) if last.open else state
+    return [last.map(batch, opened) for batch in batches]

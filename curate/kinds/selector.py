@@ -125,8 +125,8 @@ def by_value(values: np.ndarray) -> np.ndarray:
 
 def highest(values: np.ndarray, sizes: np.ndarray, budget: Budget) -> np.ndarray:
     """The longest prefix of the ranking `by_value` that fits in the budget."""
-    some = np.arange(len(values))
+    positions = np.arange(len(values))
     if budget.unit == "rows" and 1 <= (n := int(budget.amount)) < len(values):
-        some = np.flatnonzero(values >= np.partition(values, -n)[-n])  # sort only what can be chosen
-    order = some[by_value(values[some])]
+        positions = np.flatnonzero(values >= np.partition(values, -n)[-n])  # sort only what can be chosen
+    order = positions[by_value(values[positions])]
     return order[: budget.fits(sizes[order])]

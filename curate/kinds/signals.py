@@ -172,7 +172,9 @@ def position_weighted(states: Tensor, document: Tensor, place: Tensor, n: int) -
     none), and its position in the document, from 0. Padding and other documents packed into the row are thus excluded.
     """
     weight = (place + 1).to(states.dtype)
-    whose = document.reshape(-1)
-    sums = states.new_zeros(n + 1, states.shape[-1]).index_add_(0, whose, (states * weight[..., None]).flatten(0, 1))
-    totals = states.new_zeros(n + 1).index_add_(0, whose, weight.reshape(-1))
+    flat_document = document.reshape(-1)
+    sums = states.new_zeros(n + 1, states.shape[-1]).index_add_(
+        0, flat_document, (states * weight[..., None]).flatten(0, 1)
+    )
+    totals = states.new_zeros(n + 1).index_add_(0, flat_document, weight.reshape(-1))
     return sums[:n] / totals[:n, None]

@@ -112,8 +112,8 @@ class Text:
     @cached_property
     def answer(self) -> pl.Series:
         """The assistant's contents, or the raw text; string [B]."""
-        said = pl.element().struct.field
-        return self._joined(pl.when(said("role") == "assistant").then(said("content")))
+        message_field = pl.element().struct.field
+        return self._joined(pl.when(message_field("role") == "assistant").then(message_field("content")))
 
     def _joined(self, part: pl.Expr) -> pl.Series:
         chat = pl.col("messages").list.eval(part).list.join("\n", ignore_nulls=True)

@@ -44,14 +44,14 @@ class Vectors:
         reasons = np.full(len(raw), "", object) if error is None else np.array(error, object)
         wide = np.asarray(raw, np.float64 if raw.dtype == np.float64 else np.float32)
         norm = np.linalg.norm(wide, axis=-1)
-        sound = np.isfinite(norm) & (norm > 0)
-        there = (sound if raw.ndim == 2 else sound.all(1)) & (reasons == "")
-        reasons = np.where(there | (reasons != ""), reasons, "its vector is zero or not finite")
+        valid = np.isfinite(norm) & (norm > 0)
+        present = (valid if raw.ndim == 2 else valid.all(1)) & (reasons == "")
+        reasons = np.where(present | (reasons != ""), reasons, "its vector is zero or not finite")
         parts = wide if raw.ndim == 3 else wide[:, None]
         unit = np.zeros_like(parts)
-        np.divide(parts, norm.reshape(*parts.shape[:2], 1), out=unit, where=there[:, None, None])
-        beside = there if raw.ndim == 2 else there[:, None]
-        norm = np.where(beside, norm, np.nan).astype(np.float32)
+        np.divide(parts, norm.reshape(*parts.shape[:2], 1), out=unit, where=present[:, None, None])
+        mask = present if raw.ndim == 2 else present[:, None]
+        norm = np.where(mask, norm, np.nan).astype(np.float32)
         return cls(side_by_side(unit, shares), norm, reasons, tuple(subtasks))
 
     def __len__(self) -> int:
@@ -71,8 +71,8 @@ class Vectors:
 
     def take(self, rows: np.ndarray) -> Vectors:
         """A subset, by positions or by a boolean mask."""
-        some = tuple(np.array(self.subtasks, object)[rows]) if self.subtasks else ()
-        return Vectors(self.unit[rows], self.norm[rows], self.error[rows], some)
+        subtasks = tuple(np.array(self.subtasks, object)[rows]) if self.subtasks else ()
+        return Vectors(self.unit[rows], self.norm[rows], self.error[rows], subtasks)
 
 
 def side_by_side(parts: np.ndarray, shares: Sequence[float]) -> np.ndarray:
@@ -86,20 +86,20 @@ def side_by_side(parts: np.ndarray, shares: Sequence[float]) -> np.ndarray:
 
 def similarities(unit: np.ndarray, others: np.ndarray) -> np.ndarray:
     """Products of N unit vectors with C directions, float64 [N, C]; computed in blocks to limit memory."""
-    found, step = np.empty((len(unit), len(others))), max(1, _BLOCK // max(unit.shape[1], 1))
+    products, step = np.empty((len(unit), len(others))), max(1, _BLOCK // max(unit.shape[1], 1))
     columns = others.T.astype(np.float64)
     for start in range(0, len(unit), step):
-        found[start : start + step] = unit[start : start + step].astype(np.float64) @ columns
-    return found
+        products[start : start + step] = unit[start : start + step].astype(np.float64) @ columns
+    return products
 
 
 def cosines(unit: np.ndarray, others: np.ndarray) -> np.ndarray:
     """As `similarities`, but in float32: precise enough to choose among many, not for stored scores."""
-    found, step = np.empty((len(unit), len(others)), np.float32), max(1, _BLOCK // max(unit.shape[1], 1))
+    products, step = np.empty((len(unit), len(others)), np.float32), max(1, _BLOCK // max(unit.shape[1], 1))
     columns = np.ascontiguousarray(others.T, np.float32)
     for start in range(0, len(unit), step):
-        np.matmul(unit[start : start + step].astype(np.float32), columns, out=found[start : start + step])
-    return found
+        np.matmul(unit[start : start + step].astype(np.float32), columns, out=products[start : start + step])
+    return products
 
 
 def frontier(bound: np.ndarray, n: int) -> tuple[np.ndarray, tuple[float, int]]:
@@ -116,9 +116,9 @@ def frontier(bound: np.ndarray, n: int) -> tuple[np.ndarray, tuple[float, int]]:
     above[level[:split]] = True
     if split < len(level):
         return np.flatnonzero(above), (-float(edge), int(level[split]))
-    left = np.where(above, -np.inf, bound)
-    best = int(left.argmax())
-    return np.flatnonzero(above), (-float(left[best]), best)
+    remaining = np.where(above, -np.inf, bound)
+    best = int(remaining.argmax())
+    return np.flatnonzero(above), (-float(remaining[best]), best)
 
 
 @dataclass(frozen=True)
@@ -139,19 +139,19 @@ class Anchors:
     @classmethod
     def of(cls, target: Vectors, aggregate: Aggregate, keep_subtasks: bool = False) -> Anchors:
         """The directions of a target's vectors. Raises CurateError if no example of the target has a vector."""
-        some = target.take(target.there)
-        if not len(some):
+        present = target.take(target.there)
+        if not len(present):
             why = target.error[0] if len(target) else "it has no examples"
             raise CurateError(f"no example of the target has a vector: {why}; edit the target.")
-        names = some.subtasks or ("",) * len(some)
+        names = present.subtasks or ("",) * len(present)
         if aggregate == "max":
-            names = tuple(str(i) for i in range(len(some)))
+            names = tuple(str(i) for i in range(len(present)))
         elif aggregate == "mean" and not keep_subtasks:
-            names = ("",) * len(some)
+            names = ("",) * len(present)
         labels, group = np.unique(np.array(names, object).astype(str), return_inverse=True)
         sizes = np.bincount(group)
-        sums = np.zeros((len(labels), some.unit.shape[1]))
-        np.add.at(sums, group, some.unit.astype(np.float64))
+        sums = np.zeros((len(labels), present.unit.shape[1]))
+        np.add.at(sums, group, present.unit.astype(np.float64))
         return cls(sums / sizes[:, None], tuple(labels.tolist()), sizes / sizes.sum(), aggregate, keep_subtasks)
 
     def flops(self) -> float:
@@ -163,10 +163,10 @@ class Anchors:
         score, kept = np.empty(len(batch)), []
         step = max(1, _BLOCK // max(len(self.directions), 1))
         for start in range(0, len(batch), step):
-            each = similarities(batch.unit[start : start + step], self.directions)
-            near = each @ self.shares if self.aggregate == "mean" else each.max(1, initial=-np.inf)
-            score[start : start + step] = near
-            kept += [each] if self.keep_subtasks else []
+            products = similarities(batch.unit[start : start + step], self.directions)
+            block_scores = products @ self.shares if self.aggregate == "mean" else products.max(1, initial=-np.inf)
+            score[start : start + step] = block_scores
+            kept += [products] if self.keep_subtasks else []
         columns = {"score": np.where(batch.there, score, np.nan), "error": batch.error}
         if not self.keep_subtasks:
             return columns

@@ -48,14 +48,14 @@ def _said(
             error[i] = "has no prompt"
         elif not error[i] and len(prompt) > room:
             error[i] = f"its prompt of {len(prompt)} tokens leaves no room for {max_new_tokens} in {model.context}"
-    said, usage = [""] * len(texts), model.usage()
+    answers, usage = [""] * len(texts), model.usage()
     todo = np.flatnonzero(error == "")
     lengths = np.array([len(ids[i]) for i in todo], np.int64) + max_new_tokens
     for places in by_length(lengths, 4 * model.batch_tokens):
         batch = [int(todo[place]) for place in places]
         for i, text in zip(batch, _generate(model, [ids[i] for i in batch], max_new_tokens, usage), strict=True):
-            said[i] = text
-    return said, error, usage
+            answers[i] = text
+    return answers, error, usage
 
 
 def _generate(model: LanguageModel, prompts: list[list[int]], max_new_tokens: int, usage: Usage) -> list[str]:
@@ -68,32 +68,34 @@ def _generate(model: LanguageModel, prompts: list[list[int]], max_new_tokens: in
         mask[row, longest - len(prompt) :] = 1
     greedy = {"do_sample": False, "num_beams": 1, "temperature": None, "top_p": None, "top_k": None}
     with torch.inference_mode(), counted(usage, model.choice.count_flops):
-        made = model.model.generate(
+        generated = model.model.generate(
             input_ids=ids, attention_mask=mask, max_new_tokens=max_new_tokens, pad_token_id=pad, **greedy
         )[:, longest:]
-    steps, ends = made.shape[1], _ends(model)
-    said = [row[: next((k for k, token in enumerate(row) if token in ends), len(row))] for row in made.tolist()]
-    usage.tokens += sum(map(len, prompts)) + sum(map(len, said))
+    steps, ends = generated.shape[1], _ends(model)
+    answers = [row[: next((k for k, token in enumerate(row) if token in ends), len(row))] for row in generated.tolist()]
+    usage.tokens += sum(map(len, prompts)) + sum(map(len, answers))
     usage.padded_tokens += ids.numel() + len(prompts) * steps
     usage.flops += forward_flops(model.model, len(prompts), longest, len(prompts))
-    one_more = [forward_flops(model.model, len(prompts), 1, len(prompts), before=longest + k) for k in range(steps - 1)]
-    usage.flops += sum(one_more)
+    step_flops = [
+        forward_flops(model.model, len(prompts), 1, len(prompts), before=longest + k) for k in range(steps - 1)
+    ]
+    usage.flops += sum(step_flops)
     usage.flops_paper += paper_flops(FORWARD, model.n_params, len(prompts))
-    return [_decoded(model.tokenizer, prompt, more) for prompt, more in zip(prompts, said, strict=True)]
+    return [_decoded(model.tokenizer, prompt, answer) for prompt, answer in zip(prompts, answers, strict=True)]
 
 
 def _ends(model: LanguageModel) -> set[int]:
     """Ids of the tokens that end an answer (EOS)."""
-    named = model.model.generation_config.eos_token_id
-    named = model.tokenizer.eos_token_id if named is None else named
-    return set() if named is None else set(np.atleast_1d(named).tolist())
+    eos = model.model.generation_config.eos_token_id
+    eos = model.tokenizer.eos_token_id if eos is None else eos
+    return set() if eos is None else set(np.atleast_1d(eos).tolist())
 
 
-def _decoded(tokenizer: Any, prompt: list[int], more: list[int]) -> str:
+def _decoded(tokenizer: Any, prompt: list[int], answer: list[int]) -> str:
     """The generated text, decoded together with its prompt: alone, some tokenizers would drop its leading space."""
-    before = tokenizer.decode(prompt, skip_special_tokens=True)
-    whole = tokenizer.decode([*prompt, *more], skip_special_tokens=True)
-    return whole[len(before) :] if whole.startswith(before) else tokenizer.decode(more, skip_special_tokens=True)
+    prefix = tokenizer.decode(prompt, skip_special_tokens=True)
+    text = tokenizer.decode([*prompt, *answer], skip_special_tokens=True)
+    return text[len(prefix) :] if text.startswith(prefix) else tokenizer.decode(answer, skip_special_tokens=True)
 
 
 def answer_losses(model: LanguageModel, samples: Sequence[Sample]) -> tuple[Columns, Usage]:
@@ -106,5 +108,5 @@ def answer_losses(model: LanguageModel, samples: Sequence[Sample]) -> tuple[Colu
     step = Pass(
         "answers", lambda requests, _: requests["answer"], requests={"answer": ForwardRequest(loss, view="last")}
     )
-    found, usage = score_samples({"base": model}, samples, {"loss": step})
-    return found["loss"], usage
+    columns, usage = score_samples({"base": model}, samples, {"loss": step})
+    return columns["loss"], usage

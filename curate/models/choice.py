@@ -65,8 +65,8 @@ class ModelChoice:
 
     def loading(self) -> dict[str, Any]:
         """The non-default settings that loading depends on, needed to load the model again in the same way."""
-        given = {name: getattr(self, name) for name in ("chat_template", "allow_pickle", "allow_remote_code")}
-        return {name: value for name, value in given.items() if value}
+        settings = {name: getattr(self, name) for name in ("chat_template", "allow_pickle", "allow_remote_code")}
+        return {name: value for name, value in settings.items() if value}
 
 
 @dataclass(frozen=True)
@@ -95,13 +95,13 @@ def tensors_of(folder: Path) -> dict[str, list[int]]:
     """Shapes of the trained tensors of a checkpoint, by their names in its safetensors; the weights are not read."""
     from safetensors import safe_open
 
-    found: dict[str, list[int]] = {}
-    named = "adapter_model.safetensors" if (folder / ADAPTER).exists() else "*.safetensors"
-    for file in sorted(folder.glob(named)):
+    shapes: dict[str, list[int]] = {}
+    pattern = "adapter_model.safetensors" if (folder / ADAPTER).exists() else "*.safetensors"
+    for file in sorted(folder.glob(pattern)):
         if file.name not in _BESIDE:
             with safe_open(file, "np") as f:
-                found |= {name: list(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118
-    return found
+                shapes |= {name: list(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118
+    return shapes
 
 
 def resolve(name: str) -> Path:
@@ -128,14 +128,14 @@ def _from_hub(hub_id: str) -> Path:
     from huggingface_hub import snapshot_download
 
     package, folder = _PACKAGES.get(hub_id, ("", ""))
-    if package and (found := find_spec(package)) and found.submodule_search_locations:
-        return Path(found.submodule_search_locations[0]) / folder
+    if package and (spec := find_spec(package)) and spec.submodule_search_locations:
+        return Path(spec.submodule_search_locations[0]) / folder
     try:
         return Path(snapshot_download(hub_id, allow_patterns=list(_WANTED)))
     except Exception as error:  # the hub client raises many types; all mean that it failed  # noqa: BLE001
-        first = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        first_line = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise CurateError(
-            f"the model {hub_id} could not be fetched from the hub ({first}); name a folder that holds it instead."
+            f"the model {hub_id} could not be fetched from the hub ({first_line}); name a folder that holds it instead."
         ) from None
 
 
@@ -150,16 +150,16 @@ def weights_fingerprint(choice: ModelChoice) -> str:
         return hashlib.sha256(base.encode() + settings.encode() + files).hexdigest()[:16]
     files = [path] if path.is_file() else [*weight_files(path, choice), *(path / n for n in _SHAPING_FILES)]
     files += [Path(choice.chat_template)] if choice.chat_template else []
-    whole = hashlib.sha256()
+    digest = hashlib.sha256()
     for file in files:
         if file.exists():
-            whole.update(file.name.encode() + _digest_of(file))
-    return whole.hexdigest()[:16]
+            digest.update(file.name.encode() + _digest_of(file))
+    return digest.hexdigest()[:16]
 
 
 def _digest_of(file: Path) -> bytes:
-    state = file.stat()
-    return _digest(file, state.st_size, state.st_mtime_ns)
+    stat = file.stat()
+    return _digest(file, stat.st_size, stat.st_mtime_ns)
 
 
 @functools.lru_cache
@@ -173,8 +173,8 @@ def weight_files(folder: Path, choice: ModelChoice) -> list[Path]:
     """The weight files in a folder. Raises CurateError if there are none, or only pickled ones without permission."""
     if not (folder / "config.json").exists():
         raise CurateError(f"{folder} is no model: it has no config.json.")
-    if found := [f for f in sorted(folder.glob("*.safetensors")) if f.name not in _BESIDE]:
-        return found
+    if files := [f for f in sorted(folder.glob("*.safetensors")) if f.name not in _BESIDE]:
+        return files
     pickled = sorted([*folder.glob("*.bin"), *folder.glob("*.pt"), *folder.glob("*.pth")])
     if not pickled:
         raise CurateError(f"{folder} has no weights: a model's folder holds *.safetensors.")
@@ -188,8 +188,8 @@ def weight_files(folder: Path, choice: ModelChoice) -> list[Path]:
 
 def base_name(name: str) -> str:
     """What an adapter calls its base: a hub id where it has one, which every tool knows, not a place on this disk."""
-    known = SHORT_NAMES.get(name, name)
-    return name if Path(known).is_absolute() else known
+    resolved = SHORT_NAMES.get(name, name)
+    return name if Path(resolved).is_absolute() else resolved
 
 
 def _adapter_config(folder: Path) -> dict[str, Any]:

@@ -63,10 +63,10 @@ class TrainingFlops:
         """FLOPs of a step on [batch, length] tokens, forward and backward; recompute: the forward pass is done twice
         (gradient checkpointing)."""
         forward = forward_flops(self.model, batch, length, head_rows)
-        again = forward - 2.0 * head_rows * _head(self.model) if recompute else 0.0
+        recomputed = forward - 2.0 * head_rows * _head(self.model) if recompute else 0.0
         attention = 2.0 * _attention(self.model, batch, length)
         backward = 2.0 * self._backward * batch * length + attention + 2.0 * head_rows * self._head_back
-        return forward + again + backward
+        return forward + recomputed + backward
 
 
 @contextmanager
@@ -88,14 +88,14 @@ def counted(usage: Any, wanted: bool) -> Iterator[None]:
 
 def _matrices(model: nn.Module) -> dict[int, Tensor]:
     """The matrices that every token is multiplied by (all but embeddings and the head), by the id of their module."""
-    aside = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
-    aside.add(id(getattr(model.get_output_embeddings(), "weight", None)))  # type: ignore[operator]
-    found = {}
+    excluded = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    excluded.add(id(getattr(model.get_output_embeddings(), "weight", None)))  # type: ignore[operator]
+    matrices = {}
     for module in model.modules():
         weight = module._parameters.get("weight")  # its own only: LoRA wrappers expose the weight of what they wrap
-        if weight is not None and weight.ndim == 2 and id(weight) not in aside:
-            found[id(module)] = weight
-    return found
+        if weight is not None and weight.ndim == 2 and id(weight) not in excluded:
+            matrices[id(module)] = weight
+    return matrices
 
 
 def _attention(model: Any, batch: int, length: int, before: int = 0) -> float:

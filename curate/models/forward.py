@@ -59,13 +59,13 @@ class Model(ABC):
         refused: filled with the positions of samples that cannot go through the model, and the reasons.
         """
         for places, encoded in self._windows(samples, view):
-            lengths = np.array([len(one.ids) for one in encoded], np.int64)
-            refused.update({int(places[i]): one.error for i, one in enumerate(encoded) if one.error})
-            todo = np.array([i for i, one in enumerate(encoded) if not one.error], np.int64)
+            lengths = np.array([len(sample.ids) for sample in encoded], np.int64)
+            refused.update({int(places[i]): sample.error for i, sample in enumerate(encoded) if sample.error})
+            todo = np.array([i for i, sample in enumerate(encoded) if not sample.error], np.int64)
             while len(todo):
                 batch = todo[next(by_length(lengths[todo], self.batch_tokens))]
                 try:
-                    found = do([encoded[i] for i in batch], places[batch])
+                    result = do([encoded[i] for i in batch], places[batch])
                 except Exception as error:
                     if not out_of_memory(error):
                         raise
@@ -74,7 +74,7 @@ class Model(ABC):
                         continue
                     refused[int(places[batch[0]])] = f"its {lengths[batch[0]]} tokens need more memory than there is"
                 else:
-                    yield places[batch], found
+                    yield places[batch], result
                 todo = np.setdiff1d(todo, batch)
 
     def way(
@@ -84,13 +84,15 @@ class Model(ABC):
         and the cost."""
         usage, refused, n = self.usage(), dict[int, str](), len(samples)
         kept = {key: _blank(n, request, self) for key, request in requests.items()}
-        for places, (given, cost) in self.through(samples, view, refused, lambda some, _: self._batch(some, requests)):
+        for places, (results, cost) in self.through(
+            samples, view, refused, lambda batch, _: self._batch(batch, requests)
+        ):
             usage.add(cost)
             for key, request in requests.items():
-                for column, values in request.of(given[key]).items():
+                for column, values in request.of(results[key]).items():
                     kept[key][column][places] = values
                 if request.per_token:
-                    kept[key]["error"][places[given[key].counts == 0]] = UNSUPERVISED
+                    kept[key]["error"][places[results[key].counts == 0]] = UNSUPERVISED
         for columns in kept.values():
             for place, why in refused.items():
                 columns["error"][place] = why
@@ -98,27 +100,27 @@ class Model(ABC):
 
     def _windows(self, samples: Sequence[Sample], view: str) -> Iterator[tuple[np.ndarray, list[Encoded]]]:
         """Windows of tokenised samples; the next window is tokenised while the model processes the current one."""
-        cuts = [np.arange(a, min(a + _WINDOW, len(samples))) for a in range(0, len(samples), _WINDOW)]
+        windows = [np.arange(a, min(a + _WINDOW, len(samples))) for a in range(0, len(samples), _WINDOW)]
 
         def tokenise(places: np.ndarray) -> list[Encoded]:
             return encode(self.tokenizer, [samples[i] for i in places], self.context, self.choice.too_long, view)
 
-        with ThreadPoolExecutor(1) as ahead:
-            waiting = [ahead.submit(tokenise, places) for places in cuts[:1]]
-            for k, places in enumerate(cuts):
-                encoded = waiting.pop().result()
-                waiting = [ahead.submit(tokenise, more) for more in cuts[k + 1 : k + 2]]
+        with ThreadPoolExecutor(1) as executor:
+            pending = [executor.submit(tokenise, places) for places in windows[:1]]
+            for k, places in enumerate(windows):
+                encoded = pending.pop().result()
+                pending = [executor.submit(tokenise, upcoming) for upcoming in windows[k + 1 : k + 2]]
                 yield places, encoded
 
     def padded(self, encoded: Sequence[Encoded], longest: int) -> tuple[Tensor, Tensor, Tensor]:
         """ids int64, valid bool and supervised bool, each [B, T], padded on the right."""
         shape = (len(encoded), longest)
         ids, valid, supervised = np.zeros(shape, np.int64), np.zeros(shape, bool), np.zeros(shape, bool)
-        for i, one in enumerate(encoded):
-            n = len(one.ids)
-            ids[i, :n], valid[i, :n], supervised[i, :n] = one.ids, True, one.supervised
-        there = [torch.from_numpy(a).to(self.device, non_blocking=True) for a in (ids, valid, supervised)]
-        return there[0], there[1], there[2]
+        for i, sample in enumerate(encoded):
+            n = len(sample.ids)
+            ids[i, :n], valid[i, :n], supervised[i, :n] = sample.ids, True, sample.supervised
+        tensors = [torch.from_numpy(a).to(self.device, non_blocking=True) for a in (ids, valid, supervised)]
+        return tensors[0], tensors[1], tensors[2]
 
 
 class ScoringModel(Protocol):
@@ -146,15 +148,15 @@ def score_samples(
     models: by role. Requests to the same model with the same view share one pass. `error` has the reason for a sample
     that cannot go through a model, or in which a request finds nothing supervised. states: the passes' states, by name.
     """
-    ways: dict[tuple[int, str], dict[Key, ForwardRequest | GradientRequest]] = {}
+    grouped: dict[tuple[int, str], dict[Key, ForwardRequest | GradientRequest]] = {}
     by_id = {id(model): model for model in models.values()}
     for name, step in passes.items():
         for which, request in step.requests.items():
-            ways.setdefault((id(models[request.model]), request.view), {})[name, which] = request
+            grouped.setdefault((id(models[request.model]), request.view), {})[name, which] = request
     usage, kept = next(iter(models.values())).usage(), dict[Key, dict[str, np.ndarray]]()
-    for (model, view), requests in ways.items():
-        found, cost = by_id[model].way(samples, view, requests, states or {})
-        kept |= found
+    for (model, view), requests in grouped.items():
+        columns, cost = by_id[model].way(samples, view, requests, states or {})
+        kept |= columns
         usage.add(cost)
         if usage.phases and not cost.phases:  # an auxiliary model besides the one whose gradients are taken
             usage.phases["forward"].add(cost)
@@ -165,10 +167,10 @@ def score_samples(
 
 def _blank(n: int, request: ForwardRequest, model: Model) -> dict[str, np.ndarray]:
     """A request's columns for n samples before any is processed: NaN, in the shapes that an empty batch gives."""
-    none = np.zeros(0, np.int64)
+    no_counts = np.zeros(0, np.int64)
     hidden = torch.zeros(0, 0, model.width) if request.hidden else None
     pooled = torch.zeros(0, model.width) if request.pooled else None
-    empty = request.of(Forward(np.zeros(0) if request.per_token else None, none, hidden, none, pooled))
+    empty = request.of(Forward(np.zeros(0) if request.per_token else None, no_counts, hidden, no_counts, pooled))
     columns = {}
     for name, values in empty.items():
         dtype = values.dtype if np.issubdtype(values.dtype, np.floating) else np.float64
@@ -182,9 +184,9 @@ def _joined(n: int, name: str, step: Pass, kept: Mapping[Key, dict[str, np.ndarr
     error = np.full(n, "", dtype=object)
     for columns in requests.values():
         error = np.where(error == "", columns.pop("error"), error)
-    made = dict(step.map(requests, state))
-    own = made.pop("error", np.full(n, "", dtype=object))
-    return {**made, "error": np.where(error == "", own, error)}
+    result = dict(step.map(requests, state))
+    own_error = result.pop("error", np.full(n, "", dtype=object))
+    return {**result, "error": np.where(error == "", own_error, error)}
 
 
 def _name(device: torch.device) -> str:

@@ -36,8 +36,8 @@ class Head:
         if self.bias is None:
             return hidden
         places = torch.arange(hidden.shape[1], device=hidden.device)
-        there = places[None] < torch.from_numpy(lengths).to(hidden.device)[:, None]
-        return torch.cat([hidden, there[:, :, None].to(hidden.dtype)], dim=2)
+        valid = places[None] < torch.from_numpy(lengths).to(hidden.device)[:, None]
+        return torch.cat([hidden, valid[:, :, None].to(hidden.dtype)], dim=2)
 
     def _rows(self) -> list[Tensor]:
         """W, with b as its last column if there is one, a slice of the vocabulary at a time: [v, E]."""
@@ -56,6 +56,7 @@ class Head:
     def projected(self, directions: Tensor) -> Tensor:
         """Directions [V, k] over the vocabulary mapped to [E, k]: states @ result equals logits @ directions."""
         sums = [
-            wide(part).T @ some.to(wide(part)) for part, some in zip(self._rows(), directions.split(_ROWS), strict=True)
+            wide(part).T @ block.to(wide(part))
+            for part, block in zip(self._rows(), directions.split(_ROWS), strict=True)
         ]
         return torch.stack(sums).sum(0)

@@ -53,25 +53,25 @@ class LanguageModel(Model):
         """Whether the logits are the head applied to the last hidden states: some models also scale or cap them."""
         ids = torch.arange(4, device=self.device)[None] % self.model.config.vocab_size
         with torch.inference_mode():
-            said = self.model(input_ids=ids, use_cache=False).logits
-            made = self.head(self.body(input_ids=ids, use_cache=False).last_hidden_state)
-        return said.shape == made.shape and bool(torch.equal(said, made))
+            logits = self.model(input_ids=ids, use_cache=False).logits
+            projected = self.head(self.body(input_ids=ids, use_cache=False).last_hidden_state)
+        return logits.shape == projected.shape and bool(torch.equal(logits, projected))
 
     @torch.inference_mode()
     def _batch(
         self, encoded: Sequence[Encoded], requests: Mapping[Key, ForwardRequest]
     ) -> tuple[dict[Key, Forward], Usage]:
-        lengths = np.array([len(one.ids) for one in encoded])
+        lengths = np.array([len(sample.ids) for sample in encoded])
         ids, valid, supervised = self.padded(encoded, int(lengths.max()))
-        asked = any(request.per_token for request in requests.values())
-        usage = self.usage(int(lengths.sum()), ids.numel(), cut=sum(one.cut for one in encoded))
+        needs_logits = any(request.per_token for request in requests.values())
+        usage = self.usage(int(lengths.sum()), ids.numel(), cut=sum(sample.cut for sample in encoded))
         with counted(usage, self.choice.count_flops):
-            states, logits = self._states(ids, valid, self.plain_head or not asked)
+            states, logits = self._states(ids, valid, self.plain_head or not needs_logits)
             values = self._per_token(states, logits, ids, supervised, requests)
         counts = supervised.sum(1)
-        wanted = any(request.hidden for request in requests.values())
-        hidden = wide(states).masked_fill(~valid[:, :, None], 0.0) if wanted else None
-        given = {
+        needs_hidden = any(request.hidden for request in requests.values())
+        hidden = wide(states).masked_fill(~valid[:, :, None], 0.0) if needs_hidden else None
+        results = {
             key: Forward(
                 values.get(key),
                 counts.cpu().numpy(),
@@ -85,12 +85,12 @@ class LanguageModel(Model):
         batch, longest = ids.shape
         usage.flops = forward_flops(self.model, batch, longest, n if self.plain_head else ids.numel() * bool(values))
         usage.flops_paper = paper_flops(FORWARD, self.n_params, len(encoded))
-        return given, usage
+        return results, usage
 
-    def _states(self, ids: Tensor, valid: Tensor, alone: bool) -> tuple[Tensor, Tensor | None]:
-        """The last hidden states [B, T, D] and, unless `alone`, the model's own logits [B, T, V]."""
+    def _states(self, ids: Tensor, valid: Tensor, body_only: bool) -> tuple[Tensor, Tensor | None]:
+        """The last hidden states [B, T, D] and, unless `body_only`, the model's own logits [B, T, V]."""
         mask = valid.long()
-        if alone:
+        if body_only:
             return self.body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state, None
         out = self.model(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
         return out.hidden_states[-1], out.logits
@@ -104,28 +104,28 @@ class LanguageModel(Model):
         requests: Mapping[Key, ForwardRequest],
     ) -> dict[Key, np.ndarray]:
         """Each request's values at the S supervised tokens, float64 [S]; the token at t is predicted at t - 1."""
-        asked = {key: request.per_token for key, request in requests.items() if request.per_token}
-        if not asked:
+        functions = {key: request.per_token for key, request in requests.items() if request.per_token}
+        if not functions:
             return {}
-        at = supervised[:, 1:]
-        labels, source = ids[:, 1:][at], (states if logits is None else logits)[:, :-1][at]
+        mask = supervised[:, 1:]
+        labels, source = ids[:, 1:][mask], (states if logits is None else logits)[:, :-1][mask]
         size = max(1, _PIECE // self.model.config.vocab_size)
-        pieces: dict[Key, list[Tensor]] = {key: [] for key in asked}
+        pieces: dict[Key, list[Tensor]] = {key: [] for key in functions}
         for start in range(0, len(labels), size):
             piece = source[start : start + size]
             log_p = torch.log_softmax(wide(self.head(piece) if logits is None else piece), dim=-1)
-            here = Logits(log_p, labels[start : start + size])
-            for key, f in asked.items():
-                pieces[key].append(f(here))
+            block = Logits(log_p, labels[start : start + size])
+            for key, f in functions.items():
+                pieces[key].append(f(block))
         empty = torch.zeros(0)
-        return {key: torch.cat(found or [empty]).double().cpu().numpy() for key, found in pieces.items()}
+        return {key: torch.cat(values or [empty]).double().cpu().numpy() for key, values in pieces.items()}
 
 
 def _context(config: Any, tokenizer: Any, choice: ModelChoice) -> int:
-    most = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 30
-    most = min(most, tokenizer.model_max_length)
-    if choice.context > most:
+    limit = getattr(config, "max_position_embeddings", None) or getattr(config, "n_positions", None) or 1 << 30
+    limit = min(limit, tokenizer.model_max_length)
+    if choice.context > limit:
         raise CurateError(
-            f"model.context={choice.context} is more than the {most} tokens that {choice.name} was made for."
+            f"model.context={choice.context} is more than the {limit} tokens that {choice.name} was made for."
         )
-    return choice.context or int(most)
+    return choice.context or int(limit)

@@ -66,7 +66,7 @@ def _place(path: Path, choice: ModelChoice) -> tuple[Path, dict[str, Any]]:
     return (path.parent, {**options, "gguf_file": path.name}) if path.is_file() else (path, options)
 
 
-def _loaded(choice: ModelChoice, kind: Any, what: str) -> tuple[Any, Any]:
+def _loaded(choice: ModelChoice, kind: Any, description: str) -> tuple[Any, Any]:
     import torch
 
     path = resolve(choice.name)
@@ -86,7 +86,7 @@ def _loaded(choice: ModelChoice, kind: Any, what: str) -> tuple[Any, Any]:
             eager = {"attn_implementation": "eager"} if choice.count_flops else {}
             model: Any = kind.from_pretrained(folder, **options, **safe, **eager, dtype=dtype)
     except Exception as error:  # weight readers raise many types; all mean that reading failed  # noqa: BLE001
-        raise CurateError(f"{path} cannot be loaded as {what} ({_first(error)}).") from None
+        raise CurateError(f"{path} cannot be loaded as {description} ({_first(error)}).") from None
     if path.is_file():  # GGUF weights are dequantized on loading; with the old flags the model could not be saved
         vars(model.config).pop("quantization_config", None)
         model.hf_quantizer, model.is_quantized = None, False

@@ -38,16 +38,16 @@ class SentenceEncoder(Model):
     def _batch(
         self, encoded: Sequence[Encoded], requests: Mapping[Key, ForwardRequest]
     ) -> tuple[dict[Key, Forward], Usage]:
-        lengths = np.array([len(one.ids) for one in encoded])
+        lengths = np.array([len(sample.ids) for sample in encoded])
         ids, valid, _ = self.padded(encoded, int(lengths.max()))
-        usage = self.usage(int(lengths.sum()), ids.numel(), cut=sum(one.cut for one in encoded))
+        usage = self.usage(int(lengths.sum()), ids.numel(), cut=sum(sample.cut for sample in encoded))
         with counted(usage, self.choice.count_flops):
             states = self.model(input_ids=ids, attention_mask=valid.long()).last_hidden_state
         pooled = self._pooled(wide(states), valid)
-        given = {key: Forward(None, np.zeros(len(ids), np.int64), None, lengths, pooled) for key in requests}
+        results = {key: Forward(None, np.zeros(len(ids), np.int64), None, lengths, pooled) for key in requests}
         usage.flops = forward_flops(self.model, len(ids), ids.shape[1], head_rows=0)
         usage.flops_paper = paper_flops(FORWARD, self.n_params, len(encoded))
-        return given, usage
+        return results, usage
 
     def _pooled(self, states: Tensor, valid: Tensor) -> Tensor:
         """One vector per text, [B, D], from the hidden states [B, T, D] of its valid tokens, bool [B, T]."""
@@ -76,10 +76,12 @@ def _pooling(folder: Path) -> str:
         raise CurateError(f"{folder} lower-cases its texts itself, which is not supported; name another encoder.")
     if _said(folder, "config_sentence_transformers.json").get("default_prompt_name"):
         raise CurateError(f"{folder} puts a prompt before every text, which is not supported; name another encoder.")
-    said = json.loads((folder / kinds["Pooling"] / "config.json").read_text(encoding="utf-8"))
+    config = json.loads((folder / kinds["Pooling"] / "config.json").read_text(encoding="utf-8"))
     names = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "lasttoken"}
-    modes = [name for name, on in said.items() if name.startswith("pooling_mode_") and on is True]
-    mode = said.get("pooling_mode") or (names.get(modes[0].removeprefix("pooling_mode_")) if len(modes) == 1 else None)
+    modes = [name for name, on in config.items() if name.startswith("pooling_mode_") and on is True]
+    mode = config.get("pooling_mode") or (
+        names.get(modes[0].removeprefix("pooling_mode_")) if len(modes) == 1 else None
+    )
     if mode not in names.values():
         raise CurateError(f"{folder} pools by {mode or ' and '.join(modes)}, which is not supported.")
     return str(mode)
@@ -92,10 +94,10 @@ def _said(folder: Path, name: str) -> dict[str, Any]:
 
 def _context(folder: Path, config: Any, tokenizer: Any, choice: ModelChoice) -> int:
     """Tokens a text is cut to: the encoder's max_seq_length unless the user sets another."""
-    most = min(getattr(config, "max_position_embeddings", None) or 1 << 30, tokenizer.model_max_length)
-    own = _said(folder, "sentence_bert_config.json").get("max_seq_length")
-    if choice.context > most:
+    limit = min(getattr(config, "max_position_embeddings", None) or 1 << 30, tokenizer.model_max_length)
+    own_limit = _said(folder, "sentence_bert_config.json").get("max_seq_length")
+    if choice.context > limit:
         raise CurateError(
-            f"model.context={choice.context} is more than the {most} tokens that {choice.name} was made for."
+            f"model.context={choice.context} is more than the {limit} tokens that {choice.name} was made for."
         )
-    return choice.context or min(own or most, most)
+    return choice.context or min(own_limit or limit, limit)

@@ -52,7 +52,7 @@ def encode(
     last = view == "last"
     if view == "text":
         return _plain(tokenizer, [_contents(sample) for sample in samples], context, too_long)
-    found = [Encoded() for _ in samples]
+    encoded = [Encoded() for _ in samples]
     chats: dict[int, tuple[str, list[Span]]] = {}
     for i, sample in enumerate(samples):
         if sample["messages"] is not None:
@@ -60,13 +60,15 @@ def encode(
                 text, spans = render(tokenizer, sample["messages"])
                 chats[i] = text, spans[-1:] if last else spans
             except Unrenderable as error:
-                found[i].error = str(error)
+                encoded[i].error = str(error)
     raw = [i for i, sample in enumerate(samples) if sample["messages"] is None]
-    _fill(found, raw, _tokens(tokenizer, [samples[i]["text"] or "" for i in raw], special=True), None)
-    _fill(found, list(chats), _tokens(tokenizer, [text for text, _ in chats.values()], special=False), chats)
-    for one in found:
-        _fit(one, context, too_long)
-    return [_answer(one, s, tokenizer) for one, s in zip(found, samples, strict=True)] if view == "answer" else found
+    _fill(encoded, raw, _tokens(tokenizer, [samples[i]["text"] or "" for i in raw], special=True), None)
+    _fill(encoded, list(chats), _tokens(tokenizer, [text for text, _ in chats.values()], special=False), chats)
+    for item in encoded:
+        _fit(item, context, too_long)
+    return (
+        [_answer(item, s, tokenizer) for item, s in zip(encoded, samples, strict=True)] if view == "answer" else encoded
+    )
 
 
 def _contents(sample: Sample) -> str:
@@ -78,27 +80,27 @@ def _contents(sample: Sample) -> str:
 
 def _plain(tokenizer: Any, texts: list[str], context: int, too_long: str) -> list[Encoded]:
     """Texts with the tokenizer's special tokens around them, which a truncated text keeps."""
-    found = []
+    encoded = []
     for text, (ids, _) in zip(texts, _tokens(tokenizer, [text.strip() for text in texts], special=True), strict=True):
-        one = Encoded(np.array(ids, np.int32), np.zeros(len(ids), bool))
+        item = Encoded(np.array(ids, np.int32), np.zeros(len(ids), bool))
         if not text.strip():
-            one.error = "has no text"
+            item.error = "has no text"
         elif len(ids) > context and too_long == "cut":
             kept = tokenizer(text.strip(), truncation=True, max_length=context)["input_ids"]
-            one = Encoded(np.array(kept, np.int32), np.zeros(len(kept), bool), cut=True)
-        _fit(one, context, too_long)
-        found.append(one)
-    return found
+            item = Encoded(np.array(kept, np.int32), np.zeros(len(kept), bool), cut=True)
+        _fit(item, context, too_long)
+        encoded.append(item)
+    return encoded
 
 
-def _answer(one: Encoded, sample: Sample, tokenizer: Any) -> Encoded:
+def _answer(encoded: Encoded, sample: Sample, tokenizer: Any) -> Encoded:
     """The supervised tokens without their context: the same token ids, since re-tokenising the answer alone could split
     it differently."""
     if sample["messages"] is None:
-        return Encoded(error=one.error or "has no prompt: it is raw text")
+        return Encoded(error=encoded.error or "has no prompt: it is raw text")
     begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
-    ids = np.concatenate([begin, one.ids[one.supervised]]).astype(np.int32)
-    return Encoded(ids, np.arange(len(ids)) > 0, one.cut, one.error or ("" if len(ids) else "has no tokens"))
+    ids = np.concatenate([begin, encoded.ids[encoded.supervised]]).astype(np.int32)
+    return Encoded(ids, np.arange(len(ids)) > 0, encoded.cut, encoded.error or ("" if len(ids) else "has no tokens"))
 
 
 def _tokens(tokenizer: Any, texts: list[str], special: bool) -> list[tuple[list[int], list[Span]]]:
@@ -106,36 +108,36 @@ def _tokens(tokenizer: Any, texts: list[str], special: bool) -> list[tuple[list[
         return []
     # verbose=False: no warning about long texts, which are truncated later
     options = {"return_offsets_mapping": True, "return_attention_mask": False, "verbose": False}
-    made = tokenizer(texts, add_special_tokens=special, **options)
-    return list(zip(made["input_ids"], made["offset_mapping"], strict=True))
+    encoding = tokenizer(texts, add_special_tokens=special, **options)
+    return list(zip(encoding["input_ids"], encoding["offset_mapping"], strict=True))
 
 
 def _fill(
-    found: list[Encoded],
+    encoded: list[Encoded],
     places: list[int],
     tokens: list[tuple[list[int], list[Span]]],
     chats: Mapping[int, tuple[str, list[Span]]] | None,
 ) -> None:
     for i, (ids, offsets) in zip(places, tokens, strict=True):
-        found[i].ids = np.array(ids, np.int32)
+        encoded[i].ids = np.array(ids, np.int32)
         ends = np.array([end for _, end in offsets], np.int64)
         inside = np.full(len(ids), chats is None)
         for start, stop in chats[i][1] if chats else []:
             inside |= (ends > start) & (ends <= stop)  # also a token that begins before the turn and ends in it
         inside[:1] = False
-        found[i].supervised = inside
+        encoded[i].supervised = inside
 
 
-def _fit(one: Encoded, context: int, too_long: str) -> None:
-    n = len(one.ids)
-    if one.error:
+def _fit(encoded: Encoded, context: int, too_long: str) -> None:
+    n = len(encoded.ids)
+    if encoded.error:
         return
     if n == 0:
-        one.error = "has no tokens"
+        encoded.error = "has no tokens"
     elif n > context and too_long == "refuse":
-        one.error = f"has {n} tokens, more than the context of {context}"
+        encoded.error = f"has {n} tokens, more than the context of {context}"
     elif n > context:
-        one.ids, one.supervised, one.cut = one.ids[:context], one.supervised[:context], True
+        encoded.ids, encoded.supervised, encoded.cut = encoded.ids[:context], encoded.supervised[:context], True
 
 
 # --- chats -----------------------------------------------------------------------------------------------
@@ -152,15 +154,15 @@ def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> tuple[str, 
     template = tokenizer.chat_template or PLAIN
     if _MARKS.search(template):
         return _marked(tokenizer, chat)
-    whole, spans = _rendered(tokenizer, chat), []
+    text, spans = _rendered(tokenizer, chat), []
     for i, message in enumerate(chat):
         if message["role"] == "assistant":
-            before = _rendered(tokenizer, chat[:i], open_turn=True) if i else ""
-            through = whole if i == len(chat) - 1 else _rendered(tokenizer, chat[: i + 1])
-            if not (whole.startswith(through) and through.startswith(before)):
+            prefix = _rendered(tokenizer, chat[:i], open_turn=True) if i else ""
+            through = text if i == len(chat) - 1 else _rendered(tokenizer, chat[: i + 1])
+            if not (text.startswith(through) and through.startswith(prefix)):
                 raise Unrenderable("its chat template renders a turn differently when more messages follow")
-            spans.append((len(before), len(through.rstrip())))  # trailing white space belongs to the template
-    return whole, spans
+            spans.append((len(prefix), len(through.rstrip())))  # trailing white space belongs to the template
+    return text, spans
 
 
 def rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:

@@ -41,10 +41,10 @@ class Usage:
         for name in ("tokens", "padded_tokens", "flops", "flops_paper", "cut"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("flops_counted", "seconds"):
-            if (more := getattr(other, name)) is not None:
-                setattr(self, name, (getattr(self, name) or 0.0) + more)
-        for phase, its in other.phases.items():
+            if (amount := getattr(other, name)) is not None:
+                setattr(self, name, (getattr(self, name) or 0.0) + amount)
+        for phase, usage in other.phases.items():
             if phase in self.phases:
-                self.phases[phase].add(its)
+                self.phases[phase].add(usage)
             else:
-                self.phases[phase] = replace(its)
+                self.phases[phase] = replace(usage)

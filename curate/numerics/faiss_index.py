@@ -103,16 +103,16 @@ def clusters(
     faiss = load_faiss()
     k = max(1, min(k, len(unit)))
     drawn = keyed_uniform(ids, seed, "clusters") * len(unit) < _PER_CENTRE * k
-    some = np.ascontiguousarray(unit[drawn], np.float32)
-    means = faiss.Kmeans(
+    training_vectors = np.ascontiguousarray(unit[drawn], np.float32)
+    kmeans = faiss.Kmeans(
         unit.shape[1], k, niter=iterations, seed=seed % 2**31, spherical=True, min_points_per_centroid=1
     )
-    means.train(some)
+    kmeans.train(training_vectors)
     cluster, cosine = np.empty(len(unit), np.int64), np.empty(len(unit), np.float32)
     for start in range(0, len(unit), _AT_ONCE):
-        near, at = means.index.search(np.ascontiguousarray(unit[start : start + _AT_ONCE], np.float32), 1)
-        cluster[start : start + _AT_ONCE], cosine[start : start + _AT_ONCE] = at[:, 0], near[:, 0]
-    return cluster, cosine, 2.0 * k * (iterations * some.size + unit.size)
+        similarity, nearest = kmeans.index.search(np.ascontiguousarray(unit[start : start + _AT_ONCE], np.float32), 1)
+        cluster[start : start + _AT_ONCE], cosine[start : start + _AT_ONCE] = nearest[:, 0], similarity[:, 0]
+    return cluster, cosine, 2.0 * k * (iterations * training_vectors.size + unit.size)
 
 
 def rows_of_clusters(cluster: np.ndarray, by: np.ndarray) -> list[np.ndarray]:
@@ -123,11 +123,11 @@ def rows_of_clusters(cluster: np.ndarray, by: np.ndarray) -> list[np.ndarray]:
 
 def likeness_before(unit: np.ndarray, rows: np.ndarray) -> np.ndarray:
     """The highest cosine of each row with any row before it, float32 [n]; -1 for the first."""
-    mine, found = unit[rows].astype(np.float32), np.full(len(rows), -1.0, np.float32)
+    vectors, highest = unit[rows].astype(np.float32), np.full(len(rows), -1.0, np.float32)
     step = max(1, min(_COMPARED, _HELD // len(rows)))
     for start in range(0, len(rows), step):
         stop = min(start + step, len(rows))
-        near = mine[start:stop] @ mine[:stop].T
-        near[:, start:][np.triu_indices(stop - start)] = -1.0  # itself, and those after it
-        found[start:stop] = near.max(1)
-    return found
+        cosines = vectors[start:stop] @ vectors[:stop].T
+        cosines[:, start:][np.triu_indices(stop - start)] = -1.0  # itself, and those after it
+        highest[start:stop] = cosines.max(1)
+    return highest

@@ -89,8 +89,8 @@ class Rademacher(Projector):
         """Rows `start` to `start + count` of the projection matrix, float32 [count, D]."""
         words = -(-self.dim // _WORD)
         index = torch.arange(start * words, (start + count) * words, device=device)
-        words_here = _hash(_key(self._seed, "rademacher", name), index).view(count, words, 1)
-        signs = _signs_of(words_here).flatten(1)[:, : self.dim]
+        hashed = _hash(_key(self._seed, "rademacher", name), index).view(count, words, 1)
+        signs = _signs_of(hashed).flatten(1)[:, : self.dim]
         return signs.float() / self.dim**0.5
 
     def flops(self, n: int) -> float:

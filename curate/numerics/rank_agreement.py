@@ -20,8 +20,8 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
         return float("nan")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConstantInputWarning)  # NaN says so
-        found: Any = spearmanr(a, b)
-    return float(found.statistic)
+        result: Any = spearmanr(a, b)
+    return float(result.statistic)
 
 
 def pairwise_agreement(a: np.ndarray, b: np.ndarray) -> float:
@@ -33,8 +33,8 @@ def pairwise_agreement(a: np.ndarray, b: np.ndarray) -> float:
 
 def jaccard(a: Collection[int] | np.ndarray, b: Collection[int] | np.ndarray) -> float:
     """Intersection over union of two sets; 1 for two empty ones."""
-    one, other = set(np.asarray(a).tolist()), set(np.asarray(b).tolist())
-    return len(one & other) / len(one | other) if one | other else 1.0
+    set_a, set_b = set(np.asarray(a).tolist()), set(np.asarray(b).tolist())
+    return len(set_a & set_b) / len(set_a | set_b) if set_a | set_b else 1.0
 
 
 def best(values: np.ndarray, k: int) -> np.ndarray:
@@ -60,11 +60,11 @@ class Interval:
     @classmethod
     def of(cls, statistic: Statistic, a: np.ndarray, b: np.ndarray, draws: int = 1000, seed: int = 0) -> Interval:
         """The statistic of a and b, each [N], with percentiles over `draws` bootstrap samples of the N pairs."""
-        rng, found = np.random.default_rng(seed), []
+        rng, resampled = np.random.default_rng(seed), []
         for _ in range(draws):
-            some = rng.integers(0, len(a), len(a))
-            found.append(statistic(a[some], b[some]))
-        low, high = np.nanpercentile(found, [2.5, 97.5])
+            rows = rng.integers(0, len(a), len(a))
+            resampled.append(statistic(a[rows], b[rows]))
+        low, high = np.nanpercentile(resampled, [2.5, 97.5])
         return cls(statistic(a, b), float(low), float(high))
 
     def __str__(self) -> str:
@@ -90,5 +90,5 @@ class Regret:
     @classmethod
     def of(cls, aware: np.ndarray, unaware: np.ndarray, k: int) -> Regret:
         """The regret of selecting k of N items by `unaware` instead of `aware`, float64 [N] each."""
-        mine, theirs = best(aware, k), best(unaware, k)
-        return cls(float(aware[theirs].sum() / aware[mine].sum()), jaccard(mine, theirs))
+        aware_best, unaware_best = best(aware, k), best(unaware, k)
+        return cls(float(aware[unaware_best].sum() / aware[aware_best].sum()), jaccard(aware_best, unaware_best))

@@ -35,10 +35,10 @@ class Resampled:
                 f"one epoch of the mixture, {self.rows:,} draws; {self.left_out:,} samples are not among them; the "
                 f"largest error of a domain's share is {self.largest_error:.1%}"
             )
-        gone = f"; {self.left_out:,} rows repeat 0 times" if self.left_out else ""
+        dropped = f"; {self.left_out:,} rows repeat 0 times" if self.left_out else ""
         return (
             f"weights as {self.how}: {self.rows:,} rows, effective sample size {self.effective_rows:,.0f}; the largest "
-            f"error of a row's weight is {self.largest_error:.0%}{gone}"
+            f"error of a row's weight is {self.largest_error:.0%}{dropped}"
         )
 
 
@@ -54,8 +54,8 @@ def repeats_of(weights: np.ndarray, total: int, seed: int) -> tuple[np.ndarray, 
     ends = np.floor(np.cumsum(share) + shift)
     ends[-1] = total  # guards against rounding error in the cumulative sum
     repeats = np.diff(ends, prepend=0.0).astype(np.int64)
-    some = share > 0
-    error = float(np.abs(repeats[some] / share[some] - 1).max())
+    positive = share > 0
+    error = float(np.abs(repeats[positive] / share[positive] - 1).max())
     return repeats, Resampled("repeats", total, effective_size(weights), error, int((repeats == 0).sum()))
 
 
@@ -71,16 +71,16 @@ def strata_of(
     _require(weights)
     group = np.zeros(len(weights), np.int64) if group is None else group
     part = np.zeros(len(weights), np.int64)
-    for one in np.unique(group):
-        mine = (group == one) & (weights > 0)
-        part[group == one] = one * (count + 1)
-        if mine.any():
-            bounds = np.quantile(weights[mine], np.arange(1, count) / count)
-            part[mine] += 1 + np.searchsorted(bounds, weights[mine], side="left")
-    found, stratum = np.unique(part, return_inverse=True)
-    means = np.bincount(stratum, weights) / np.bincount(stratum, minlength=len(found))
-    some = weights > 0
-    error = float(np.abs(means[stratum][some] / weights[some] - 1).max())
+    for label in np.unique(group):
+        members = (group == label) & (weights > 0)
+        part[group == label] = label * (count + 1)
+        if members.any():
+            bounds = np.quantile(weights[members], np.arange(1, count) / count)
+            part[members] += 1 + np.searchsorted(bounds, weights[members], side="left")
+    parts, stratum = np.unique(part, return_inverse=True)
+    means = np.bincount(stratum, weights) / np.bincount(stratum, minlength=len(parts))
+    positive = weights > 0
+    error = float(np.abs(means[stratum][positive] / weights[positive] - 1).max())
     return stratum, means, Resampled("strata", len(weights), effective_size(weights), error)
 
 

@@ -42,20 +42,26 @@ def enrichment(sizes: Mapping[str, int], chosen: Mapping[str, Sequence[int] | np
     """Where the selected parameters are, by layer and module. sizes: of all parameter tensors, by name; chosen: flat
     positions, by name."""
     numbers: dict[tuple[int, str], int] = {}
-    mine: dict[tuple[int, str], int] = {}
+    selected: dict[tuple[int, str], int] = {}
     for name, size in sizes.items():
         key = place_of(name)
         numbers[key] = numbers.get(key, 0) + size
-        mine[key] = mine.get(key, 0) + len(chosen.get(name, ()))
-    overall = sum(mine.values()) / max(sum(numbers.values()), 1)
+        selected[key] = selected.get(key, 0) + len(chosen.get(name, ()))
+    overall = sum(selected.values()) / max(sum(numbers.values()), 1)
     return [
-        Block(*key, numbers[key], mine[key], share := mine[key] / numbers[key], share / overall if overall else 0.0)
+        Block(
+            *key,
+            numbers[key],
+            selected[key],
+            share := selected[key] / numbers[key],
+            share / overall if overall else 0.0,
+        )
         for key in sorted(numbers)
     ]
 
 
 def place_of(name: str) -> tuple[int, str]:
     """The layer index of a parameter, -1 outside the layers, and its module there: (3, "self_attn.q_proj")."""
-    found = _LAYER.search(name)
-    rest = name[found.end() :] if found else name.removeprefix("model.").removeprefix("transformer.")
-    return int(found[1]) if found else -1, rest.removesuffix(".weight")
+    match = _LAYER.search(name)
+    module = name[match.end() :] if match else name.removeprefix("model.").removeprefix("transformer.")
+    return int(match[1]) if match else -1, module.removesuffix(".weight")

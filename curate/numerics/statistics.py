@@ -62,6 +62,6 @@ def pareto(costs: Sequence[float], values: Sequence[float], better: str) -> list
 
 def effective_size(weights: np.ndarray) -> float:
     """Effective sample size (sum w)^2 / sum w^2; 0 if all weights are 0."""
-    most = float(weights.max(initial=0.0))
-    relative = weights / most if most else weights  # scaled so that squares do not underflow
-    return float(relative.sum() ** 2 / (relative**2).sum()) if most else 0.0
+    maximum = float(weights.max(initial=0.0))
+    relative = weights / maximum if maximum else weights  # scaled so that squares do not underflow
+    return float(relative.sum() ** 2 / (relative**2).sum()) if maximum else 0.0

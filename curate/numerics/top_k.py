@@ -21,15 +21,15 @@ def largest(value: Callable[[str], np.ndarray], sizes: Mapping[str, int], k: int
         best = np.concatenate([best, _flat(value(name))])
         if len(best) > k:
             best = np.partition(best, len(best) - k)[-k:]
-    least = best.min()
-    left = k - int((best > least).sum())  # how many elements equal to the threshold are still taken
-    found = {}
+    threshold = best.min()
+    ties_left = k - int((best > threshold).sum())  # how many elements equal to the threshold are still taken
+    positions = {}
     for name in sizes:
         values = _flat(value(name))
-        ties = np.flatnonzero(values == least)[:left]
-        left -= len(ties)
-        found[name] = np.sort(np.concatenate([np.flatnonzero(values > least), ties]))
-    return found
+        ties = np.flatnonzero(values == threshold)[:ties_left]
+        ties_left -= len(ties)
+        positions[name] = np.sort(np.concatenate([np.flatnonzero(values > threshold), ties]))
+    return positions
 
 
 def largest_of_each(

@@ -64,14 +64,14 @@ class Parts:
     def records(self) -> dict[str, dict[str, Any]]:
         """The commit records of all committed parts, by name, in order."""
         names = self.names()
-        found = for_each(self.record, names, isinstance(self.folder, ObjectPath))
-        return {name: record for name, record in zip(names, found, strict=True) if record}
+        records = for_each(self.record, names, isinstance(self.folder, ObjectPath))
+        return {name: record for name, record in zip(names, records, strict=True) if record}
 
     def sizes(self) -> dict[str, int]:
         """The size in bytes of every file that is named like a part, committed or not, by the part's name."""
-        found = [p for p in self.folder.glob(f"*{self.suffix}") if not p.name.startswith(".")]
-        sizes = for_each(size, found, isinstance(self.folder, ObjectPath))
-        return {p.name.removesuffix(self.suffix): n for p, n in zip(found, sizes, strict=True)}
+        paths = [p for p in self.folder.glob(f"*{self.suffix}") if not p.name.startswith(".")]
+        sizes = for_each(size, paths, isinstance(self.folder, ObjectPath))
+        return {p.name.removesuffix(self.suffix): n for p, n in zip(paths, sizes, strict=True)}
 
     def commit(
         self, name: str, content: pa.Table | Mapping[str, np.ndarray], row_group: int = ROW_GROUP, **record: Any
@@ -84,8 +84,8 @@ class Parts:
             record = {"rows": content.num_rows, "schema": _describe(content.schema), **record}
         self.record_path(name).unlink(missing_ok=True)  # a part that is being replaced must not appear committed
         write_atomic(self.path(name), data, flush=self.lasting)
-        vouch = {"sha256": digest(data), "bytes": len(data), **record}
-        write_json(self.record_path(name), vouch, flush=self.lasting)
+        commit_record = {"sha256": digest(data), "bytes": len(data), **record}
+        write_json(self.record_path(name), commit_record, flush=self.lasting)
 
     def read(self, name: str) -> Any:
         """A part's table or arrays; None if it is missing or its bytes do not match the SHA-256 in its record."""

@@ -47,8 +47,8 @@ def write_table(path: Location, table: pa.Table, row_group: int = ROW_GROUP) -> 
 
 def parquet(table: pa.Table, row_group: int = ROW_GROUP) -> memoryview:
     """The bytes of a table's Parquet file."""
-    told = {key: value for key, value in (table.schema.metadata or {}).items() if key in LASTING}
-    table = table.combine_chunks().replace_schema_metadata(told or None)
+    metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key in LASTING}
+    table = table.combine_chunks().replace_schema_metadata(metadata or None)
     sink = pa.BufferOutputStream()
     repeating = [field.name for field in table.schema if not pa.types.is_fixed_size_list(field.type)]  # not vectors
     dictionary: Any = repeating if len(repeating) < table.num_columns else True

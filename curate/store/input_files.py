@@ -98,11 +98,11 @@ def _file(path: Path, source: str) -> Input:
     return Input(str(path), source, _kind(path), _digest(path))
 
 
-def _hub(given: str, source: str) -> Input:
+def _hub(hub_id: str, source: str) -> Input:
     """A hub dataset, identified by the bytes of its files: another revision is another input."""
-    data = _from_hub(given)
+    data = _from_hub(hub_id)
     digests = [_digest(Path(file["filename"])) for file in data.cache_files]
-    return Input(given, source, "hub", fingerprint(digests or given))
+    return Input(hub_id, source, "hub", fingerprint(digests or hub_id))
 
 
 def _digest(path: Path) -> str:
@@ -190,49 +190,49 @@ def _parsed(line: bytes) -> Any:
 def _json_array(path: Path) -> Iterator[tuple[int, Any]]:
     """The elements of one JSON array, parsed one at a time from a buffer of little more than one element."""
     decode = json.JSONDecoder().raw_decode
-    number, buffer, at, wanted, opened = 0, "", 0, _CHUNK, False
+    number, buffer, position, read_size, opened = 0, "", 0, _CHUNK, False
     with _open(path) as raw:
         stream = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape")
         while True:
             try:
-                chunk = stream.read(wanted)
+                chunk = stream.read(read_size)
             except _BROKEN as error:
                 yield number + 1, _damaged(error)
                 return
-            buffer, at = buffer[at:] + chunk, 0
+            buffer, position = buffer[position:] + chunk, 0
             while True:
-                at = _end(_SEPARATOR if opened else _OPENING, buffer, at)
-                opened = opened or at > 0
-                if at < len(buffer) and buffer[at] == "]":
-                    behind = (buffer[at + 1 :] + stream.read(RAW_CUT)).lstrip()
-                    if behind:
+                position = _end(_SEPARATOR if opened else _OPENING, buffer, position)
+                opened = opened or position > 0
+                if position < len(buffer) and buffer[position] == "]":
+                    trailing = (buffer[position + 1 :] + stream.read(RAW_CUT)).lstrip()
+                    if trailing:
                         yield (
                             number + 1,
-                            Unreadable("more text stands behind the end of the JSON array", behind[:RAW_CUT]),
+                            Unreadable("more text stands behind the end of the JSON array", trailing[:RAW_CUT]),
                         )
                     return
                 try:
-                    element, end = _element(decode, buffer, at, last=not chunk)
+                    element, end = _element(decode, buffer, position, last=not chunk)
                 except json.JSONDecodeError as error:
                     broken = error
                     break
-                number, at = number + 1, end
+                number, position = number + 1, end
                 yield number, element
             if not chunk or not _unfinished(broken, len(buffer)):
-                yield number + 1, _rest_of_array(buffer, at, broken)
+                yield number + 1, _rest_of_array(buffer, position, broken)
                 return
-            wanted = max(_CHUNK, len(buffer) - at)  # doubles for a large element: linear in its size
+            read_size = max(_CHUNK, len(buffer) - position)  # doubles for a large element: linear in its size
 
 
-def _element(decode: Callable[..., Any], buffer: str, at: int, last: bool) -> tuple[Any, int]:
+def _element(decode: Callable[..., Any], buffer: str, position: int, last: bool) -> tuple[Any, int]:
     """The element at a position and its end, which is certain only if a comma or bracket follows."""
     try:
-        element, end = decode(buffer, at)
+        element, end = decode(buffer, position)
     except RecursionError:
-        raise json.JSONDecodeError("Nested too deeply", buffer, at) from None
-    behind = _end(_SPACE, buffer, end)
-    if buffer[behind : behind + 1] not in (",", "]") and not (last and behind == len(buffer)):
-        raise json.JSONDecodeError("Expecting ',' delimiter", buffer, behind)
+        raise json.JSONDecodeError("Nested too deeply", buffer, position) from None
+    next_position = _end(_SPACE, buffer, end)
+    if buffer[next_position : next_position + 1] not in (",", "]") and not (last and next_position == len(buffer)):
+        raise json.JSONDecodeError("Expecting ',' delimiter", buffer, next_position)
     return element, end
 
 
@@ -244,19 +244,19 @@ def _unfinished(error: json.JSONDecodeError, length: int) -> bool:
 _SPACE, _SEPARATOR, _OPENING = re.compile(r"\s*"), re.compile(r"[\s,]*"), re.compile(r"\s*\[\s*")
 
 
-def _end(pattern: re.Pattern[str], buffer: str, at: int) -> int:
+def _end(pattern: re.Pattern[str], buffer: str, position: int) -> int:
     """The end of a pattern's match at a position; the position itself if there is no match."""
-    found = pattern.match(buffer, at)
-    return found.end() if found else at
+    match = pattern.match(buffer, position)
+    return match.end() if match else position
 
 
 def _damaged(error: Exception) -> Unreadable:
     return Unreadable(f"the file is cut or damaged from here on ({_first_line(error)})")
 
 
-def _rest_of_array(buffer: str, at: int, broken: json.JSONDecodeError) -> Unreadable:
-    why = broken.msg if at < len(buffer) else "it has no closing bracket"
-    raw = buffer[at : at + RAW_CUT].encode("utf-8", "replace").decode()
+def _rest_of_array(buffer: str, position: int, broken: json.JSONDecodeError) -> Unreadable:
+    why = broken.msg if position < len(buffer) else "it has no closing bracket"
+    raw = buffer[position : position + RAW_CUT].encode("utf-8", "replace").decode()
     return Unreadable(f"the JSON array cannot be read from here on ({why})", raw)
 
 
@@ -318,26 +318,26 @@ def _from_disk(source: Input) -> Any:
     return _one_split(source.path, datasets.load_from_disk(source.path), None)
 
 
-def _from_hub(given: str) -> Any:
+def _from_hub(hub_id: str) -> Any:
     import datasets
 
-    hub = _HUB.fullmatch(given)
+    hub = _HUB.fullmatch(hub_id)
     assert hub is not None
     try:
         data = datasets.load_dataset(hub[1])
     except Exception as error:  # the library's errors have no common base class  # noqa: BLE001
         raise CurateError(
-            f"{given}: neither a file here nor a dataset the hub gave ({type(error).__name__}: "
+            f"{hub_id}: neither a file here nor a dataset the hub gave ({type(error).__name__}: "
             f"{_first_line(error)}); check the name and the network."
         ) from None
-    return _one_split(given, data, hub[2])
+    return _one_split(hub_id, data, hub[2])
 
 
-def _one_split(path: str, data: Any, wanted: str | None) -> Any:
+def _one_split(path: str, data: Any, requested: str | None) -> Any:
     """The requested split of a dataset, by default train or the only one; never a mixture of splits."""
     if not isinstance(data, dict):
         return data
-    split = wanted or ("train" if "train" in data else next(iter(data)) if len(data) == 1 else None)
+    split = requested or ("train" if "train" in data else next(iter(data)) if len(data) == 1 else None)
     if split not in data:
         raise CurateError(
             f"{path}: has splits {', '.join(data)}; name one, as HUB_ID:SPLIT or the sub-folder of that split."

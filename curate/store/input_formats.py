@@ -113,15 +113,15 @@ class Reader:
         """The record with fields renamed by `mapping`, and those of its own fields that the new names would hide."""
         if not self.mapping:
             return dict(record), {}
-        taken = set(self.mapping.values())
+        mapped_fields = set(self.mapping.values())
         for ours, theirs in self.mapping.items():
             if theirs not in record:
                 raise Refused(
                     f"has no field '{theirs}' (--map {ours}={theirs}); {nearest(theirs, record).rstrip('.')}",
                     shape=True,
                 )
-        fields = {k: v for k, v in record.items() if k not in taken and k not in self.mapping}
-        shadowed = {k: v for k, v in record.items() if k in self.mapping and k not in taken}
+        fields = {k: v for k, v in record.items() if k not in mapped_fields and k not in self.mapping}
+        shadowed = {k: v for k, v in record.items() if k in self.mapping and k not in mapped_fields}
         return fields | {ours: record[theirs] for ours, theirs in self.mapping.items()}, shadowed
 
     def _format_of(self, fields: Record) -> str:
@@ -130,9 +130,9 @@ class Reader:
                 return self.fmt
             raise Refused(f"is not {self.fmt}: its fields are {', '.join(map(str, fields)) or 'none'}", shape=True)
         # In tables every row has every column, so null fields are ignored if a format matches without them.
-        for given in ({k: v for k, v in fields.items() if v is not None}, fields):
+        for candidate in ({k: v for k, v in fields.items() if v is not None}, fields):
             for name, shape in FORMATS.items():
-                if shape.fits(given):
+                if shape.fits(candidate):
                     return name
         raise Refused(
             f"has fields no format has ({', '.join(map(str, fields)) or 'none'}); name them with --map, "
@@ -141,7 +141,7 @@ class Reader:
         )
 
 
-def _sample(messages: list[Message] | None, text: str | None, rest: Record, labels: Record) -> Sample:
+def _sample(messages: list[Message] | None, text: str | None, meta: Record, labels: Record) -> Sample:
     contents = [text] if messages is None else [m["content"] for m in messages]
     n_chars = sum(len(c) for c in contents if c)
     if not any(c and not c.isspace() for c in contents):
@@ -151,7 +151,7 @@ def _sample(messages: list[Message] | None, text: str | None, rest: Record, labe
         messages=messages,
         text=text,
         n_chars=n_chars,
-        meta=orjson.dumps(rest, default=_as_json, option=_JSON).decode(),
+        meta=orjson.dumps(meta, default=_as_json, option=_JSON).decode(),
         source=_label(labels.get("source")),
         subtask=_label(labels.get("subtask")) or "",
         split=_label(labels.get("split")),
@@ -292,15 +292,15 @@ def _turns(value: Any, where: str) -> list[Message]:
 def _turn(turn: Any, where: str) -> Message:
     if not isinstance(turn, dict):
         raise Refused(f"{where} is no object")
-    rest = {k: v for k, v in turn.items() if v is not None}
-    role = rest.pop("role", None) or rest.pop("from", None)
+    fields = {k: v for k, v in turn.items() if v is not None}
+    role = fields.pop("role", None) or fields.pop("from", None)
     if not isinstance(role, str):
         raise Refused(f"{where} names no role")
-    content = rest.pop("content") if "content" in rest else rest.pop("value", None)
-    if content is None and "tool_calls" in rest:
+    content = fields.pop("content") if "content" in fields else fields.pop("value", None)
+    if content is None and "tool_calls" in fields:
         content = ""
-    rest |= _stored_extra(rest)
-    extra = orjson.dumps(rest, default=_as_json, option=_JSON).decode() if rest else None
+    fields |= _stored_extra(fields)
+    extra = orjson.dumps(fields, default=_as_json, option=_JSON).decode() if fields else None
     return {
         "role": _ROLES.get(role.lower(), role.lower()),
         "content": _content(content, where),
@@ -308,13 +308,13 @@ def _turn(turn: Any, where: str) -> Message:
     }
 
 
-def _stored_extra(rest: Record) -> Record:
+def _stored_extra(fields: Record) -> Record:
     """The keys in an `extra` field that curate wrote (JSON text), removed from the turn; any other `extra` stays."""
     try:
-        keys = orjson.loads(rest["extra"])
+        keys = orjson.loads(fields["extra"])
     except (KeyError, ValueError, TypeError):
         return {}
-    return rest.pop("extra") and keys if isinstance(keys, dict) else {}
+    return fields.pop("extra") and keys if isinstance(keys, dict) else {}
 
 
 def _content(content: Any, where: str) -> str:

@@ -47,9 +47,9 @@ class Meter:
 
     def add(self, usage: Any) -> None:
         """Add the cost of a unit's pass through a model (curate.models.usage.Usage)."""
-        for what in ("tokens", "padded_tokens", "flops", "flops_paper", "flops_counted", "seconds"):
-            if (more := getattr(usage, what)) is not None:
-                self.through_model[what] = (self.through_model.get(what) or 0) + more
+        for column in ("tokens", "padded_tokens", "flops", "flops_paper", "flops_counted", "seconds"):
+            if (amount := getattr(usage, column)) is not None:
+                self.through_model[column] = (self.through_model.get(column) or 0) + amount
         self.through_model |= {"device": usage.device, "n_params": usage.n_params}
 
     def save(self) -> None:
@@ -94,11 +94,11 @@ def close_dead_accounts(workspace: Location) -> None:
     remove_leftovers(workspace / "ledger")
     for account in _accounts(workspace).glob("part-*.json"):
         with suppress(FileNotFoundError, ValueError):  # settled by another process; truncated by a power failure
-            opened = read_json(account)
-            at, name = datetime.fromisoformat(opened["row"]["at"]), account.name.removesuffix(".json")
-            if is_dead(opened["owner"], (datetime.now(UTC) - at).total_seconds()):
+            content = read_json(account)
+            charged_at, name = datetime.fromisoformat(content["row"]["at"]), account.name.removesuffix(".json")
+            if is_dead(content["owner"], (datetime.now(UTC) - charged_at).total_seconds()):
                 if not _row_path(workspace, name).exists():  # else the process was killed after writing its row
-                    _append(workspace, name, {**opened["row"], "at": at})
+                    _append(workspace, name, {**content["row"], "at": charged_at})
                 account.unlink(missing_ok=True)
 
 

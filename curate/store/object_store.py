@@ -86,8 +86,8 @@ class ObjectPath:
 
     def written(self) -> float | None:
         """The time of the last write by the store's clock, in seconds since the epoch; None if it does not exist."""
-        at = self._info().mtime
-        return at.timestamp() if at else None
+        modified = self._info().mtime
+        return modified.timestamp() if modified else None
 
     def read_bytes(self) -> bytes:
         with self.store.open_input_file(self.key) as f:
@@ -120,8 +120,8 @@ class ObjectPath:
     def _list(self, recursive: bool) -> list[ObjectPath]:
         from pyarrow.fs import FileSelector
 
-        found = self.store.get_file_info(FileSelector(self.key, recursive=recursive, allow_not_found=True))
-        return sorted(ObjectPath(self.scheme, info.path, self.options) for info in found)
+        infos = self.store.get_file_info(FileSelector(self.key, recursive=recursive, allow_not_found=True))
+        return sorted(ObjectPath(self.scheme, info.path, self.options) for info in infos)
 
 
 Location: TypeAlias = Path | ObjectPath
@@ -142,10 +142,10 @@ def location(address: str | os.PathLike[str] | Location) -> Location:
     if isinstance(address, Path | ObjectPath):
         return address
     text = os.fspath(address)
-    scheme, separator, rest = text.partition("://")
+    scheme, separator, path = text.partition("://")
     if not separator:
         return Path(text)
-    key, _, options = rest.partition("?")
+    key, _, options = path.partition("?")
     if scheme not in ("s3", "gs", "gcs", "abfs", "abfss") or not key.strip("/"):
         raise CurateError(f"{text} is no place for a workspace: name a folder, or s3://BUCKET/PREFIX (also gs, abfs).")
     return ObjectPath(scheme, key.strip("/"), options)

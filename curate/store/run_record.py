@@ -44,11 +44,11 @@ class Checkpoint:
     @contextmanager
     def local(self) -> Iterator[Path]:
         """Its files in a local folder. Raises CurateFailure if a file does not match its SHA-256 in the record."""
-        with tempfile.TemporaryDirectory(prefix="curate-") as aside:
-            folder = self.folder if isinstance(self.folder, Path) else Path(aside)
-            for name, vouched in self.record["files"].items():
+        with tempfile.TemporaryDirectory(prefix="curate-") as temporary:
+            folder = self.folder if isinstance(self.folder, Path) else Path(temporary)
+            for name, sha256 in self.record["files"].items():
                 path = self.folder / name
-                if not path.exists() or digest(data := path.read_bytes()) != vouched:
+                if not path.exists() or digest(data := path.read_bytes()) != sha256:
                     raise CurateFailure(
                         f"{path} is damaged or gone; remove {self.folder} to go on from the one before."
                     )
@@ -110,28 +110,30 @@ class Run:
     def checkpoints(self) -> list[Checkpoint]:
         """The committed checkpoints whose files exist, the latest last."""
         parts = Parts(self.folder / "checkpoints")
-        found = [Checkpoint(record["step"], parts.folder / name, record) for name, record in parts.records().items()]
-        there = [checkpoint for checkpoint in found if (checkpoint.folder / "trainer.json").exists()]
-        return sorted(there, key=lambda checkpoint: checkpoint.step)
+        committed = [
+            Checkpoint(record["step"], parts.folder / name, record) for name, record in parts.records().items()
+        ]
+        complete = [checkpoint for checkpoint in committed if (checkpoint.folder / "trainer.json").exists()]
+        return sorted(complete, key=lambda checkpoint: checkpoint.step)
 
     def latest(self) -> Checkpoint:
         """The latest checkpoint. Raises CurateError if there is none yet."""
-        found = self.checkpoints()
-        if not found:
+        checkpoints = self.checkpoints()
+        if not checkpoints:
             raise CurateError(f"the run '{self.name}' has no checkpoint yet; the same `curate train` goes on with it.")
-        return found[-1]
+        return checkpoints[-1]
 
     def is_complete(self) -> bool:
         """Whether training has reached its last step."""
-        found = self.checkpoints()
-        return bool(found) and bool(found[-1].record["last"])
+        checkpoints = self.checkpoints()
+        return bool(checkpoints) and bool(checkpoints[-1].record["last"])
 
     def stamp(self, step: int) -> str:
         """A fingerprint of the model after a step: equal if the recipes are equal."""
         recipe = self.recipe.as_json() if self.recipe else {}
-        beside = [recipe["mask"]["sha256"]] if recipe.get("mask") else []
-        beside += [recipe[key] for key in ("reference", "pruned") if recipe.get(key)]
-        return fingerprint({key: recipe.get(key) for key in _SHAPING}, step, *beside)
+        extra = [recipe["mask"]["sha256"]] if recipe.get("mask") else []
+        extra += [recipe[key] for key in ("reference", "pruned") if recipe.get(key)]
+        return fingerprint({key: recipe.get(key) for key in _SHAPING}, step, *extra)
 
     def swap(self) -> Run:
         """Replace the run of the same name by this one, built beside it; returns the run in its final place."""
@@ -156,10 +158,10 @@ class Run:
         for kind, table in tables.items():
             if table is not None and table.num_rows:
                 Parts(self.folder / kind).commit(f"part-{step:06d}", table)
-        with tempfile.TemporaryDirectory(prefix="curate-") as aside:
-            write(Path(aside))
+        with tempfile.TemporaryDirectory(prefix="curate-") as temporary:
+            write(Path(temporary))
             files = {}
-            for path in sorted(Path(aside).iterdir()):
+            for path in sorted(Path(temporary).iterdir()):
                 data = path.read_bytes()
                 write_atomic(parts.folder / name / path.name, data)
                 files[path.name] = digest(data)
@@ -200,8 +202,8 @@ def run_behind(ws: Workspace, model: str) -> str | None:
     """The run of the workspace of which the model is a checkpoint, by the model's path; None for any other model."""
     if not isinstance(ws.path, Path) or not model or not (folder := Path(model).expanduser()).is_dir():
         return None
-    for seen in (Path.absolute, Path.resolve):  # with symbolic links, a match of either form counts
-        its, runs = seen(folder), seen(ws.path / "runs")
-        if its.is_relative_to(runs) and its != runs:
-            return its.relative_to(runs).parts[0]
+    for absolute in (Path.absolute, Path.resolve):  # with symbolic links, a match of either form counts
+        model_folder, runs = absolute(folder), absolute(ws.path / "runs")
+        if model_folder.is_relative_to(runs) and model_folder != runs:
+            return model_folder.relative_to(runs).parts[0]
     return None

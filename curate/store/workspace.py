@@ -161,10 +161,12 @@ class Workspace:
             )
         if name in self._sql_words:
             raise CurateError(f"the {kind} name '{name}' is a word of SQL; '{name}_{kind}' would do.")
-        taken = self.names().get(name, kind)
-        if taken != kind:
+        existing_kind = self.names().get(name, kind)
+        if existing_kind != kind:
             option = "--vectors" if kind == "vectors" else "--name"
-            raise CurateError(f"the {kind} name '{name}' is taken: it is {_a(taken)}; choose another with {option}.")
+            raise CurateError(
+                f"the {kind} name '{name}' is taken: it is {_a(existing_kind)}; choose another with {option}."
+            )
 
     @cached_property
     def _sql_words(self) -> frozenset[str]:
@@ -255,12 +257,12 @@ def _mend(ws: Workspace) -> None:
 
 
 def _opened(folder: Location, marker: dict[str, Any]) -> Workspace:
-    found = marker.get("format") if isinstance(marker, dict) else None
-    if not isinstance(found, int):
+    format_version = marker.get("format") if isinstance(marker, dict) else None
+    if not isinstance(format_version, int):
         raise CurateError(f"{folder}/workspace.json names no format version; this is no workspace of curate's.")
-    if found > FORMAT:
+    if format_version > FORMAT:
         raise CurateError(
-            f"{folder} has workspace format {found}, made by curate {marker.get('curate')}; this is curate "
+            f"{folder} has workspace format {format_version}, made by curate {marker.get('curate')}; this is curate "
             f"{__version__}, which reads up to format {FORMAT}: upgrade curate."
         )
     ws = Workspace(folder)

@@ -52,11 +52,11 @@ class Data:
         """The documents of an epoch (from 0), int64, repeated ones several times, in arbitrary order."""
         if self.draws is None:
             return self.documents
-        samples, whose = self.draws.samples(epoch), self.examples.sample
-        first, last = np.searchsorted(whose, samples, "left"), np.searchsorted(whose, samples, "right")
-        many = np.repeat(first, last - first)
-        inside = np.arange(len(many)) - np.repeat(np.cumsum(last - first) - (last - first), last - first)
-        return many + inside
+        samples, sample_of = self.draws.samples(epoch), self.examples.sample
+        first, last = np.searchsorted(sample_of, samples, "left"), np.searchsorted(sample_of, samples, "right")
+        starts = np.repeat(first, last - first)
+        offsets = np.arange(len(starts)) - np.repeat(np.cumsum(last - first) - (last - first), last - first)
+        return starts + offsets
 
     @cached_property
     def first_supervised(self) -> np.ndarray:

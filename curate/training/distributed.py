@@ -27,8 +27,8 @@ def gather(processes: Any, arrays: Sequence[np.ndarray]) -> list[tuple[np.ndarra
         return [(a, [len(a)]) for a in arrays]
     from accelerate.utils import gather_object
 
-    every = gather_object([list(arrays)])
-    return [(np.concatenate(parts), [len(p) for p in parts]) for parts in zip(*every, strict=True)]
+    gathered = gather_object([list(arrays)])
+    return [(np.concatenate(parts), [len(p) for p in parts]) for parts in zip(*gathered, strict=True)]
 
 
 def add_up(processes: Any, parameters: Mapping[str, Tensor]) -> None:

@@ -33,10 +33,10 @@ class Examples:
     @classmethod
     def of(cls, encoded: Sequence[Encoded], sample: Sequence[int] | None = None) -> Examples:
         """From tokenised samples; those without a supervised token must have been left out."""
-        lengths = [len(one.ids) for one in encoded]
+        lengths = [len(item.ids) for item in encoded]
         return cls(
-            np.concatenate([one.ids for one in encoded] or [np.zeros(0, np.int32)]),
-            np.concatenate([one.supervised for one in encoded] or [np.zeros(0, bool)]),
+            np.concatenate([item.ids for item in encoded] or [np.zeros(0, np.int32)]),
+            np.concatenate([item.supervised for item in encoded] or [np.zeros(0, bool)]),
             np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             np.arange(len(encoded)) if sample is None else np.asarray(sample, np.int64),
         )
@@ -52,8 +52,8 @@ class Examples:
     @cached_property
     def counts(self) -> np.ndarray:
         """Number of supervised tokens of each document, int64 [N]."""
-        before = np.concatenate([[0], np.cumsum(self.supervised)])
-        return before[self.ends[1:]] - before[self.ends[:-1]]
+        cumulative = np.concatenate([[0], np.cumsum(self.supervised)])
+        return cumulative[self.ends[1:]] - cumulative[self.ends[:-1]]
 
     def tokens_of(self, document: int) -> tuple[np.ndarray, np.ndarray]:
         """A document's token ids, int32 [n], and which are supervised, bool [n]."""
@@ -63,12 +63,12 @@ class Examples:
 
 def pieces(one: Encoded, context: int) -> list[Encoded]:
     """A text in pieces of at most `context` tokens; the first token of each is unsupervised, having no predecessor."""
-    found = []
+    parts = []
     for start in range(0, len(one.ids), context):
         supervised = one.supervised[start : start + context].copy()
         supervised[:1] = False
-        found.append(replace(one, ids=one.ids[start : start + context], supervised=supervised, cut=False))
-    return found
+        parts.append(replace(one, ids=one.ids[start : start + context], supervised=supervised, cut=False))
+    return parts
 
 
 # --- the order -------------------------------------------------------------------------------------------
@@ -86,13 +86,13 @@ def epoch_rows(
     if not room:
         return list(order[:, None])
     rows: list[list[int]] = []
-    left = 0
+    remaining = 0
     for document, length in zip(order.tolist(), examples.lengths[order].tolist(), strict=True):
-        if length > left or not rows:
+        if length > remaining or not rows:
             rows.append([])
-            left = room
+            remaining = room
         rows[-1].append(document)
-        left -= length
+        remaining -= length
     return [np.array(row, np.int64) for row in rows]
 
 
@@ -129,16 +129,16 @@ def batch_of(examples: Examples, rows: Sequence[np.ndarray], device: torch.devic
     ids, place, supervised = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)
     document, number = np.full(shape, n, np.int64), 0
     for r, row in enumerate(rows):
-        at = 0
-        for one in row:
-            tokens, learnt = examples.tokens_of(int(one))
-            here = slice(at, at + len(tokens))
-            ids[r, here], supervised[r, here], document[r, here] = tokens, learnt, number
-            place[r, here] = np.arange(len(tokens))
-            at, number = at + len(tokens), number + 1
-    there = [torch.from_numpy(a).to(device, non_blocking=True) for a in (ids, place, document, supervised)]
+        start = 0
+        for index in row:
+            tokens, is_supervised = examples.tokens_of(int(index))
+            span = slice(start, start + len(tokens))
+            ids[r, span], supervised[r, span], document[r, span] = tokens, is_supervised, number
+            place[r, span] = np.arange(len(tokens))
+            start, number = start + len(tokens), number + 1
+    tensors = [torch.from_numpy(a).to(device, non_blocking=True) for a in (ids, place, document, supervised)]
     packed = any(len(row) > 1 for row in rows)
-    return Batch(np.concatenate(rows), there[0], there[1], there[2], there[3], packed)
+    return Batch(np.concatenate(rows), tensors[0], tensors[1], tensors[2], tensors[3], packed)
 
 
 def micro_batches(

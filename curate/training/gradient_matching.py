@@ -105,9 +105,9 @@ class Chooser:
 
     def tensors(self) -> dict[str, Tensor]:
         """The state to be stored in a checkpoint, by name."""
-        found = {f"{TARGET}.{name}": value.cpu() for name, value in self.target.items()}
-        found |= {f"{SECOND}.{name}": value.cpu() for name, value in self.second.items()}
-        return found | ({f"{SECOND}.": torch.tensor(self._seen)} if self._seen else {})
+        state = {f"{TARGET}.{name}": value.cpu() for name, value in self.target.items()}
+        state |= {f"{SECOND}.{name}": value.cpu() for name, value in self.second.items()}
+        return state | ({f"{SECOND}.": torch.tensor(self._seen)} if self._seen else {})
 
     def load(self, tensors: Mapping[str, Tensor]) -> None:
         """Restore the state that `tensors` gave; other names are ignored."""
@@ -134,30 +134,30 @@ class Chooser:
     def look_at_target(self, number: int) -> Usage:
         """Compute the gradient of the mean loss of a random batch of the target, and keep its sketch; returns the
         cost."""
-        lot = np.random.default_rng([self.seed % 2**63, number, 1])
-        drawn = lot.choice(len(self._target), self.target_samples, replace=False)
+        rng = np.random.default_rng([self.seed % 2**63, number, 1])
+        drawn = rng.choice(len(self._target), self.target_samples, replace=False)
         usage, began, model = self.backward.lm.usage(), time.perf_counter(), self.backward.lm.model
         total: dict[str, Tensor] = {}
-        good, training = 0, model.training
-        for some in _groups(np.sort(drawn), self.settings.micro_batch_size):
+        n_finite, training = 0, model.training
+        for group in _groups(np.sort(drawn), self.settings.micro_batch_size):
             model.eval()
             try:
-                gradients = self._pass([self._target[i] for i in some], usage)
+                gradients = self._pass([self._target[i] for i in group], usage)
             finally:  # also if memory runs out, after which the step is retried
                 model.train(training)
-            good += len(gradients.good)
+            n_finite += len(gradients.good)
             with counted(usage, self.settings.count_flops):
                 for gradient in self._compared(gradients.parameters):
-                    found = gradient.total()
-                    total[gradient.name] = total[gradient.name] + found if gradient.name in total else found
+                    summed = gradient.total()
+                    total[gradient.name] = total[gradient.name] + summed if gradient.name in total else summed
                     usage.flops += gradient.flops()
-        if not good:
+        if not n_finite:
             raise CurateError("none of the target's samples that were drawn has a finite gradient under the model.")
-        before = self.matching.precondition == "before" and not self.matching.candidates
+        precondition = self.matching.precondition == "before" and not self.matching.candidates
         with counted(usage, self.settings.count_flops):
             for name, gradient in total.items():
-                gradient /= good
-                scale = preconditioner(self.optimizer, self.parameters[name]) if before else None
+                gradient /= n_finite
+                scale = preconditioner(self.optimizer, self.parameters[name]) if precondition else None
                 self.target[name] = self.sketcher.whole(name, gradient if scale is None else scale * gradient)
                 usage.flops += self.sketcher.whole_flops(name)
         finish(self.backward.lm.device)
@@ -183,24 +183,24 @@ class Chooser:
         usage = self.backward.lm.usage()
         kept: list[PerSample] | None = None
         sketches: dict[str, list[Any]] = {}
-        losses, good, at = [], [], 0
-        one = self.one_pass and len(groups) == 1
+        losses, positions, offset = [], [], 0
+        single_batch = self.one_pass and len(groups) == 1
         for place, documents in enumerate(groups):
             sow(place)
             encoded = [Encoded(*examples.tokens_of(int(d))) for d in documents]
             gradients = self._pass(encoded, usage)
             losses.append(gradients.loss)
-            good.append(at + gradients.good)
-            at += len(documents)
-            if one:
+            positions.append(offset + gradients.good)
+            offset += len(documents)
+            if single_batch:
                 kept = gradients.parameters
                 continue
-            for name, made in self._sketches(gradients.parameters, selection):
-                sketches.setdefault(name, []).append(made)
-        every, usable = np.concatenate(groups), np.concatenate(good)
+            for name, sketch in self._sketches(gradients.parameters, selection):
+                sketches.setdefault(name, []).append(sketch)
+        all_documents, usable = np.concatenate(groups), np.concatenate(positions)
         parts = self._sketches(kept, selection) if kept is not None else ((n, _joined(s)) for n, s in sketches.items())
         products = self._products(parts, scale[usable], selection)
-        return StepCandidates(every, np.concatenate(losses), usable, products, kept, usage)
+        return StepCandidates(all_documents, np.concatenate(losses), usable, products, kept, usage)
 
     def learn(self, found: StepCandidates, weights: np.ndarray, tokens: np.ndarray | None) -> float:
         """Set every trained parameter's gradient to the weighted sum of the good candidates' gradients.
@@ -209,12 +209,12 @@ class Chooser:
         """
         assert found.gradients is not None
         chosen = np.flatnonzero(weights if tokens is None else weights * np.abs(tokens).sum(1))
-        some, flops = torch.from_numpy(chosen), 0.0
-        its = weights[chosen] if tokens is None else weights[chosen, None] * tokens[chosen]
+        positions, flops = torch.from_numpy(chosen), 0.0
+        factors = weights[chosen] if tokens is None else weights[chosen, None] * tokens[chosen]
         for gradient in found.gradients:
-            part = gradient.of(some)
+            part = gradient.of(positions)
             parameter = self.parameters[gradient.name]
-            value = torch.from_numpy(its).to(parameter.device, torch.promote_types(parameter.dtype, torch.float32))
+            value = torch.from_numpy(factors).to(parameter.device, torch.promote_types(parameter.dtype, torch.float32))
             parameter.grad = part.total(value).to(parameter.dtype)
             flops += part.flops()
         finish(self.backward.lm.device)
@@ -239,8 +239,8 @@ class Chooser:
         with self._frozen():
             gradients = self.backward.gradients(encoded, phases, self.settings.count_flops)
         phases["backward"].tokens = phases["backward"].padded_tokens = 0
-        for its in phases.values():
-            usage.add(its)
+        for cost in phases.values():
+            usage.add(cost)
         return gradients
 
     @contextmanager
@@ -266,14 +266,14 @@ class Chooser:
                 if self._by_token:
                     assert isinstance(gradient, Outer)
                     usage.flops += self.sketcher.tokens_flops(gradient)
-                    made: Any = self.sketcher.tokens(gradient)
+                    sketches: Any = self.sketcher.tokens(gradient)
                 elif self.matching.candidates and (scale := self._scale(gradient.name)) is not None:
-                    made = torch.cat([self.sketcher.whole(b.name, scale * b.full()) for b in gradient.blocks()])
-                    usage.flops += gradient.flops() + len(made) * self.sketcher.whole_flops(gradient.name)
+                    sketches = torch.cat([self.sketcher.whole(b.name, scale * b.full()) for b in gradient.blocks()])
+                    usage.flops += gradient.flops() + len(sketches) * self.sketcher.whole_flops(gradient.name)
                 else:
                     usage.flops += self.sketcher.flops(gradient)
-                    made = self.sketcher.of(gradient)
-            yield gradient.name, made
+                    sketches = self.sketcher.of(gradient)
+            yield gradient.name, sketches
 
     @contextmanager
     def _clocked(self, usage: Usage) -> Iterator[None]:
@@ -324,18 +324,18 @@ class Chooser:
                 if self.matching.curvature != "none":
                     usage.flops += self._curve(sums, sketch, rows, columns, q)
                 if self.matching.tokens and q is not None:
-                    found = ((rows @ q.to(rows.dtype)) * columns).sum(2).double()
+                    layer_tokens = ((rows @ q.to(rows.dtype)) * columns).sum(2).double()
                     usage.flops += 2.0 * rows.numel() * columns.shape[2]
-                    tokens = found if tokens is None else tokens + found
+                    tokens = layer_tokens if tokens is None else tokens + layer_tokens
         with self._clocked(usage):
             total = {key: value.cpu().numpy() for key, value in sums.items()}  # the only point where a GPU synchronises
         c = scale[:, None]
         gram = {key: c * total[key] * scale for key in ("gram", "curved")}
         along = {key: scale * total[key] for key in ("aligned", "influence")}
-        there, curvature = bool(self.target), self.matching.curvature
+        has_target, curvature = bool(self.target), self.matching.curvature
         return Products(
             gram["gram"],
-            along["aligned"] if there else None,
+            along["aligned"] if has_target else None,
             float(total["square"]),
             gram["curved"] if curvature == "kfac" else None,
             along["influence"] if curvature == "inverse" else None,
@@ -347,8 +347,8 @@ class Chooser:
         tokens and E the sum of e e^T over a sample's tokens, averaged over samples; both in the sketch's dimensions.
         Added to `sums`; returns the FLOPs."""
         e, a = rows.flatten(0, 1), columns.flatten(0, 1)
-        there = (e != 0).any(1) & (a != 0).any(1)  # padding has no error
-        e, a = e[there], a[there]
+        valid = (e != 0).any(1) & (a != 0).any(1)  # padding has no error
+        e, a = e[valid], a[valid]
         left, right = e.T @ e / len(rows), a.T @ a / max(len(a), 1)
         left, right = (self._damped(factor) for factor in (left, right))
         flops = 2.0 * e.numel() * e.shape[1] + 2.0 * a.numel() * a.shape[1]

@@ -42,7 +42,7 @@ def unlearnt(
             rows, longest = batch.ids.shape
             try:
                 with torch.no_grad(), counted(usage, count_flops):
-                    found = objective.losses(batch) if losses else objective.states(batch)
+                    result = objective.losses(batch) if losses else objective.states(batch)
             except Exception as error:
                 if not out_of_memory(error) or rows == 1:
                     raise
@@ -53,7 +53,7 @@ def unlearnt(
             usage.padded_tokens += batch.ids.numel()
             usage.flops += forward_flops(model.model, rows, longest, head if model.plain_head else rows * longest)
             usage.flops_paper += paper_flops(FORWARD, model.n_params, rows)
-            yield batch, found
+            yield batch, result
             todo = todo[rows:]
     finally:
         model.model.train(was_training)
@@ -73,12 +73,12 @@ def base_losses(
 
     processes: how many compute the same, which multiplies the cost.
     """
-    usage, found, began = objective.model.usage(), np.zeros(int(examples.counts.sum())), time.perf_counter()
+    usage, all_losses, began = objective.model.usage(), np.zeros(int(examples.counts.sum())), time.perf_counter()
     starts = np.cumsum(examples.counts) - examples.counts
     for batch, losses in unlearnt(objective, examples, usage, count_flops, losses=True):
-        token, at = losses.token.double().cpu().numpy(), 0
+        token_losses, offset = losses.token.double().cpu().numpy(), 0
         for document in batch.documents:
             n = int(examples.counts[document])
-            found[starts[document] : starts[document] + n] = token[at : at + n]
-            at += n
-    return found, times(usage, processes, time.perf_counter() - began)
+            all_losses[starts[document] : starts[document] + n] = token_losses[offset : offset + n]
+            offset += n
+    return all_losses, times(usage, processes, time.perf_counter() - began)

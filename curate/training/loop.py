@@ -101,8 +101,8 @@ class Trainer:
     ):
         self.model, self.settings, self.weighting = model, settings, weighting
         self.processes, self.seed = processes, seed
-        learnt = data.with_weight() if weighting.chooses else data
-        self.weigher = Weigher(weighting, learnt, settings, processes, seed)
+        training_data = data.with_weight() if weighting.chooses else data
+        self.weigher = Weigher(weighting, training_data, settings, processes, seed)
         self.objective = Objective(model, settings.in_bfloat16(model.device.type))
         self.whole = trained(model.model)
         self.mask, self.masked = mask, MaskedParameters(self.whole, _selected(mask, start)) if mask else None
@@ -160,9 +160,9 @@ class Trainer:
         """The total number of steps of the training."""
         if self.settings.steps:
             return self.settings.steps
-        whole, rest = divmod(self.settings.epochs, 1)
-        cut = [self._steps_of(e) for e in range(int(whole))]
-        return sum(cut) + int(np.ceil(rest * self._steps_of(int(whole)) - 1e-9) if rest else 0)
+        full_epochs, fraction = divmod(self.settings.epochs, 1)
+        epoch_steps = [self._steps_of(e) for e in range(int(full_epochs))]
+        return sum(epoch_steps) + int(np.ceil(fraction * self._steps_of(int(full_epochs)) - 1e-9) if fraction else 0)
 
     def _steps_of(self, epoch: int) -> int:
         return -(-len(self._epoch(epoch)) // self._rows)
@@ -205,9 +205,9 @@ class Trainer:
             usage: dict[str, Usage] = {}
             if "states" in self.weighting.needs and self.weighting.uses_target and self._anchors_due(number):
                 usage["anchors"] = self._refresh()
-            done = replace(self._retried(number, epoch, rows, usage), last_of_epoch=last)
+            result = replace(self._retried(number, epoch, rows, usage), last_of_epoch=last)
             self.step = number
-            yield done
+            yield result
 
     def _anchors_due(self, number: int) -> bool:
         return (number - 1) % self.weighting.refresh == 0
@@ -233,15 +233,15 @@ class Trainer:
             self.model.model.zero_grad()
 
     def _take(self, number: int, epoch: int, rows: list[np.ndarray], usage: dict[str, Usage]) -> StepResult:
-        costs, before, began = dict(usage), dict(self.weigher.state), time.perf_counter()
+        costs, previous_state, began = dict(usage), dict(self.weigher.state), time.perf_counter()
         try:
             step = self._select(number, rows, costs) if self.selection else self._train_on_all(number, rows, costs)
             norm, divisor = self._descend(number, step.divisor, step.seen)
         except Exception:
-            self.weigher.state = before
+            self.weigher.state = previous_state
             raise
-        beside = [spent.seconds or 0.0 for phase, spent in costs.items() if phase not in ("train", "anchors")]
-        costs["train"].seconds = time.perf_counter() - began - sum(beside)
+        other_seconds = [spent.seconds or 0.0 for phase, spent in costs.items() if phase not in ("train", "anchors")]
+        costs["train"].seconds = time.perf_counter() - began - sum(other_seconds)
         metrics = step_metrics(
             self.data.examples, self.settings, step.seen, number, epoch, self.steps, norm, divisor
         ) | {"unfit": step.unfit, "fallback": int(step.fallback)}
@@ -303,8 +303,10 @@ class Trainer:
         """Give the weighting the target samples' hidden states under the current model. Every process computes them."""
         assert self.data.anchors is not None
         states, usage, began = [], self.model.usage(), time.perf_counter()
-        for batch, found in unlearnt(self.objective, self.data.anchors, usage, self.settings.count_flops, losses=False):
-            assert found.states is not None
-            states.append((batch.documents, found.states))
+        for batch, losses in unlearnt(
+            self.objective, self.data.anchors, usage, self.settings.count_flops, losses=False
+        ):
+            assert losses.states is not None
+            states.append((batch.documents, losses.states))
         self.weigher.state = self.weighting.refreshed(in_order(states), self.weigher.state)
         return times(usage, self.processes.num_processes, time.perf_counter() - began)

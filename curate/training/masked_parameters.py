@@ -63,34 +63,36 @@ class MaskedParameters:
 
     def gather(self) -> None:
         """Copy the selected elements and their gradients into `parameters`; the full gradients are freed."""
-        for name, whole in self.whole.items():
-            some, index = self.parameters[name], self.index[name]
-            some.data = whole.data.view(-1).index_select(0, index)
-            assert whole.grad is not None
-            some.grad = whole.grad.reshape(-1).index_select(0, index)
-            whole.grad = None
+        for name, parameter in self.whole.items():
+            gathered, index = self.parameters[name], self.index[name]
+            gathered.data = parameter.data.view(-1).index_select(0, index)
+            assert parameter.grad is not None
+            gathered.grad = parameter.grad.reshape(-1).index_select(0, index)
+            parameter.grad = None
 
     def scatter(self) -> None:
         """Copy the elements back into the model."""
-        for name, whole in self.whole.items():
-            some = self.parameters[name]
-            whole.data.view(-1).index_copy_(0, self.index[name].long(), some.data)
-            some.grad, some.data = None, some.data.new_empty(0)
+        for name, parameter in self.whole.items():
+            gathered = self.parameters[name]
+            parameter.data.view(-1).index_copy_(0, self.index[name].long(), gathered.data)
+            gathered.grad, gathered.data = None, gathered.data.new_empty(0)
 
     def reselect(self, selected: Selected, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
         """Change the selection, and return the optimizer's states for it by name: elements that stay selected keep
         their moments, new ones start from zero (as in LIFT)."""
-        before, had = self.selected(), {n: optimizer.state.get(p, {}) for n, p in self.parameters.items()}
+        previous, old_states = self.selected(), {n: optimizer.state.get(p, {}) for n, p in self.parameters.items()}
         self.select(selected)
-        found = {}
+        new_states = {}
         for name, index in self.index.items():
-            old = had.get(name)
-            if not old:
+            old_state = old_states.get(name)
+            if not old_state:
                 continue
-            _, was, now = np.intersect1d(before[name], index.cpu().numpy(), assume_unique=True, return_indices=True)
-            found[name] = {"step": old["step"]}
-            for what in ("exp_avg", "exp_avg_sq"):
-                moments = old[what].new_zeros(len(index))
-                moments[torch.from_numpy(now)] = old[what][torch.from_numpy(was)]
-                found[name][what] = moments
-        return found
+            _, old_places, new_places = np.intersect1d(
+                previous[name], index.cpu().numpy(), assume_unique=True, return_indices=True
+            )
+            new_states[name] = {"step": old_state["step"]}
+            for key in ("exp_avg", "exp_avg_sq"):
+                moments = old_state[key].new_zeros(len(index))
+                moments[torch.from_numpy(new_places)] = old_state[key][torch.from_numpy(old_places)]
+                new_states[name][key] = moments
+        return new_states

@@ -33,26 +33,26 @@ class Draws:
         """The number of draws from each domain in an epoch (from 0), int64 [D]."""
         if self.exact:
             return largest_remainders(self.share, self.size)
-        lot = np.random.default_rng([int(fingerprint(self.seed, "mixture"), 16), epoch])
-        return lot.multinomial(self.size, self.share / self.share.sum())
+        rng = np.random.default_rng([int(fingerprint(self.seed, "mixture"), 16), epoch])
+        return rng.multinomial(self.size, self.share / self.share.sum())
 
     def samples(self, epoch: int) -> np.ndarray:
         """The samples of an epoch (from 0), int64 [size], grouped by domain."""
-        before = sum((self.counts(e) for e in range(epoch)), np.zeros(len(self.share), np.int64))
-        return np.concatenate([self._of(d, before[d], n) for d, n in enumerate(self.counts(epoch))])
+        drawn_before = sum((self.counts(e) for e in range(epoch)), np.zeros(len(self.share), np.int64))
+        return np.concatenate([self._of(d, drawn_before[d], n) for d, n in enumerate(self.counts(epoch))])
 
     def _of(self, domain: int, start: int, count: int) -> np.ndarray:
         """`count` samples of a domain's endless order, from `start` on."""
-        mine = np.flatnonzero(self.domain == domain)
+        members = np.flatnonzero(self.domain == domain)
         if not count:
-            return mine[:0]
-        rounds = range(start // len(mine), (start + count - 1) // len(mine) + 1)
-        order = np.concatenate([mine[self._shuffling(mine, r)] for r in rounds])
-        first = start - rounds.start * len(mine)
+            return members[:0]
+        rounds = range(start // len(members), (start + count - 1) // len(members) + 1)
+        order = np.concatenate([members[self._shuffling(members, r)] for r in rounds])
+        first = start - rounds.start * len(members)
         return order[first : first + count]
 
-    def _shuffling(self, mine: np.ndarray, round_: int) -> np.ndarray:
-        return np.argsort(keyed_uniform(self.keys[mine], self.seed, f"mixture, round {round_}"), kind="stable")
+    def _shuffling(self, members: np.ndarray, round_: int) -> np.ndarray:
+        return np.argsort(keyed_uniform(self.keys[members], self.seed, f"mixture, round {round_}"), kind="stable")
 
     def without(self, those: np.ndarray) -> Draws:
         """The same mixture, never drawing the given samples, bool [N]."""

@@ -67,10 +67,10 @@ class Objective:
         hidden_too: also return these of `Losses`."""
         with self.precision():
             hidden, logits = self._forward(batch)
-            at = batch.supervised[:, 1:]
-            before = (hidden if logits is None else logits)[:, :-1][at]
-            scores = self.model.head(before) if logits is None else before
-        labels, document = batch.ids[:, 1:][at], batch.document[:, 1:][at]
+            mask = batch.supervised[:, 1:]
+            outputs = (hidden if logits is None else logits)[:, :-1][mask]
+            scores = self.model.head(outputs) if logits is None else outputs
+        labels, document = batch.ids[:, 1:][mask], batch.document[:, 1:][mask]
         token = cross_entropy(wide(scores), labels, reduction="none")
         n = len(batch.documents)
         pooled = position_weighted(wide(hidden.detach()), batch.document, batch.place, n) if states else None

@@ -24,8 +24,8 @@ def adamw(
     gathered elements of them (training with a mask)."""
     dims = {name: p.ndim for name, p in (whole or parameters).items()}
     decays = [p for name, p in parameters.items() if dims[name] >= 2]
-    others = [p for name, p in parameters.items() if dims[name] < 2]
-    groups = [{"params": decays, "weight_decay": settings.weight_decay}, {"params": others, "weight_decay": 0.0}]
+    undecayed = [p for name, p in parameters.items() if dims[name] < 2]
+    groups = [{"params": decays, "weight_decay": settings.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
     betas = (settings.beta1, settings.beta2)
     return torch.optim.AdamW(
         [g for g in groups if g["params"]], lr=settings.lr, betas=betas, eps=settings.eps, fused=True
@@ -60,11 +60,11 @@ def _group_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:
     """exp_avg.NAME, exp_avg_sq.NAME and step.NAME of every parameter that has taken a step."""
-    found = {}
+    tensors = {}
     for name, parameter in parameters.items():
-        for what, value in optimizer.state.get(parameter, {}).items():
-            found[f"{what}.{name}"] = value.detach().cpu().contiguous()
-    return found
+        for key, value in optimizer.state.get(parameter, {}).items():
+            tensors[f"{key}.{name}"] = value.detach().cpu().contiguous()
+    return tensors
 
 
 def load_optimizer(

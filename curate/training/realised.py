@@ -50,20 +50,22 @@ class Validation:
 
     def value(self) -> float:
         """The loss at the current parameters."""
-        found = self._mean(self.task, None, "")
-        return found + self.lam * self._mean(self.anchors, self.loss, self.beside) if self.lam else found
+        task_loss = self._mean(self.task, None, "")
+        return task_loss + self.lam * self._mean(self.anchors, self.loss, self.beside) if self.lam else task_loss
 
     def _mean(self, encoded: Sequence[Encoded], loss: Loss | None, beside: str) -> float:
-        some = sorted((one for one in encoded if one.supervised[1:].any()), key=lambda one: len(one.ids))
-        if not some:
+        usable = sorted(
+            (sample for sample in encoded if sample.supervised[1:].any()), key=lambda sample: len(sample.ids)
+        )
+        if not usable:
             raise CurateError("no sample of the validation loss has anything supervised.")
         total, lm = 0.0, self.model.lm
-        for start in range(0, len(some), _AT_ONCE):
-            batch = some[start : start + _AT_ONCE]
-            ids, _, supervised = lm.padded(batch, max(len(one.ids) for one in batch))
+        for start in range(0, len(usable), _AT_ONCE):
+            batch = usable[start : start + _AT_ONCE]
+            ids, _, supervised = lm.padded(batch, max(len(sample.ids) for sample in batch))
             with torch.no_grad():
                 total += float(self.model.losses(ids, supervised, loss, beside).double().sum())
-        return total / len(some)
+        return total / len(usable)
 
 
 def realised(
@@ -85,11 +87,11 @@ def realised(
     """
     settings = replace(settings, steps=max(horizons))
     parameters = dict(lm.model.named_parameters())
-    before = {name: p.detach().clone() for name, p in parameters.items()}
+    initial = {name: p.detach().clone() for name, p in parameters.items()}
     trained = {name: p.requires_grad for name, p in parameters.items()}
     lm.model.eval()
     start, usage = validation.value(), lm.usage()
-    found = np.zeros((len(trials), len(horizons)))
+    decreases = np.zeros((len(trials), len(horizons)))
     try:
         for i, trial in enumerate(trials):
             lm.model.requires_grad_(True)
@@ -98,33 +100,33 @@ def realised(
             trainer = Trainer(lm, data, settings, weighting, Alone(), seed=seed, mask=mask)
             if moments:
                 _begin_with(trainer, moments)
-            for done in trainer.run():
-                usage.add(done.usage["train"])
-                if done.step in horizons:
+            for result in trainer.run():
+                usage.add(result.usage["train"])
+                if result.step in horizons:
                     lm.model.eval()
-                    found[i, horizons.index(done.step)] = start - validation.value()
-            _put_back(parameters, before)
+                    decreases[i, horizons.index(result.step)] = start - validation.value()
+            _put_back(parameters, initial)
     finally:
-        _put_back(parameters, before)
+        _put_back(parameters, initial)
         for name, p in parameters.items():
             p.requires_grad_(trained[name])
             p.grad = None
         lm.model.eval()
-    return found, usage
+    return decreases, usage
 
 
 def _begin_with(trainer: Trainer, moments: Moments) -> None:
     """Set AdamW's state to these moments; with a mask, to those of the selected parameters."""
     for name, parameter in trainer.parameters.items():
-        its = {"exp_avg": moments.mean[name], "exp_avg_sq": moments.square[name]}
+        tensors = {"exp_avg": moments.mean[name], "exp_avg_sq": moments.square[name]}
         if trainer.masked:
             index = trainer.masked.index[name]
-            its = {what: value.flatten().index_select(0, index) for what, value in its.items()}
-        state = {what: value.to(parameter).clone() for what, value in its.items()}
+            tensors = {key: value.flatten().index_select(0, index) for key, value in tensors.items()}
+        state = {key: value.to(parameter).clone() for key, value in tensors.items()}
         trainer.optimizer.state[parameter] = {"step": torch.tensor(float(moments.step)), **state}
 
 
-def _put_back(parameters: Mapping[str, torch.nn.Parameter], before: Mapping[str, torch.Tensor]) -> None:
+def _put_back(parameters: Mapping[str, torch.nn.Parameter], initial: Mapping[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, p in parameters.items():
-            p.copy_(before[name])
+            p.copy_(initial[name])

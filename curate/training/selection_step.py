@@ -53,12 +53,12 @@ def require_selectable(passes: StepPasses, masked: bool) -> None:
             f"{settings.oversample} times as many, and there are {n} to train on; use a smaller batch_size."
         )
     several = passes.processes.num_processes > 1
-    for what, bad in (("with a mask", masked and weighting.matching()), ("in several processes", several)):
-        if bad:
-            raise CurateError(f"'{name}' cannot choose {what} yet; leave that out.")
+    for condition, applies in (("with a mask", masked and weighting.matching()), ("in several processes", several)):
+        if applies:
+            raise CurateError(f"'{name}' cannot choose {condition} yet; leave that out.")
     if settings.shuffle_weights or settings.packing:
-        what = "shuffle_weights" if settings.shuffle_weights else "packing"
-        raise CurateError(f"'{name}' chooses single samples of a step, which {what} does not leave; leave it out.")
+        condition = "shuffle_weights" if settings.shuffle_weights else "packing"
+        raise CurateError(f"'{name}' chooses single samples of a step, which {condition} does not leave; leave it out.")
 
 
 def gradient_chooser(
@@ -99,34 +99,38 @@ class SelectionStep:
         lr: of this step. costs: phase -> usage, filled in. Raises Diverged if no candidate has a finite gradient.
         """
         room = min(self.settings.batch_size, -(-len(rows) // self.settings.oversample))
-        found = self._compared(number, rows, costs)
-        documents, good = found.documents[found.good], found.good
-        if not len(good):
+        candidates = self._compared(number, rows, costs)
+        documents, valid = candidates.documents[candidates.good], candidates.good
+        if not len(valid):
             raise Diverged(number, "the gradient of every candidate")
-        shown = self.weigher.shown(number, documents, found.loss[good], None)
-        shown = replace(shown, products=found.products, outputs=found.outputs, room=min(room, len(good)), lr=lr)
-        began, beside = time.perf_counter(), costs["selection" if self.chooser else "losses"]
-        given, self.weigher.state = self.weighting.update(shown, self.weigher.state)
-        beside.seconds = (beside.seconds or 0.0) + time.perf_counter() - began
-        values = self.weigher.checked(given.values, found.loss[good], number)
-        if not 1 <= np.count_nonzero(values) <= shown.room and given.tokens is None or not values.any():
+        step = self.weigher.shown(number, documents, candidates.loss[valid], None)
+        step = replace(
+            step, products=candidates.products, outputs=candidates.outputs, room=min(room, len(valid)), lr=lr
+        )
+        began, cost = time.perf_counter(), costs["selection" if self.chooser else "losses"]
+        result, self.weigher.state = self.weighting.update(step, self.weigher.state)
+        cost.seconds = (cost.seconds or 0.0) + time.perf_counter() - began
+        values = self.weigher.checked(result.values, candidates.loss[valid], number)
+        if not 1 <= np.count_nonzero(values) <= step.room and result.tokens is None or not values.any():
             raise CurateFailure(
-                f"the weighting '{self.weighting.name}' chose {np.count_nonzero(values)} of {len(good)} candidates at "
-                f"step {number}; it is to choose at least 1 and at most {shown.room}."
+                f"the weighting '{self.weighting.name}' chose {np.count_nonzero(values)} of {len(valid)} candidates at "
+                f"step {number}; it is to choose at least 1 and at most {step.room}."
             )
-        weights = np.zeros(len(found.documents))
-        weights[good] = values
-        learnt = [found.documents[[i]] for i in np.flatnonzero(weights)]
+        weights = np.zeros(len(candidates.documents))
+        weights[valid] = values
+        chosen_rows = [candidates.documents[[i]] for i in np.flatnonzero(weights)]
         divisor = room * self.passes.scale(rows) / len(rows)
-        self._learn_chosen(number, found, weights, given.tokens, learnt, divisor, costs)
-        data = self.data.weights[self.data.examples.sample[found.documents]]
-        measure = found.loss.copy() if given.measure is None else np.full(len(weights), np.nan)
-        if given.measure is not None:
-            measure[good] = given.measure
-        weighted = np.where(weights != 0, found.loss * weights * data, 0.0)
-        seen = (found.documents, weights * data, found.loss, measure, weighted)
-        again = found.gradients is None
-        return SelectedStep(seen, learnt, divisor, len(found.documents) - len(good), given.fallback, again)
+        self._learn_chosen(number, candidates, weights, result.tokens, chosen_rows, divisor, costs)
+        data_weights = self.data.weights[self.data.examples.sample[candidates.documents]]
+        measure = candidates.loss.copy() if result.measure is None else np.full(len(weights), np.nan)
+        if result.measure is not None:
+            measure[valid] = result.measure
+        weighted = np.where(weights != 0, candidates.loss * weights * data_weights, 0.0)
+        seen = (candidates.documents, weights * data_weights, candidates.loss, measure, weighted)
+        second_pass = candidates.gradients is None
+        return SelectedStep(
+            seen, chosen_rows, divisor, len(candidates.documents) - len(valid), result.fallback, second_pass
+        )
 
     def _compared(self, number: int, rows: list[np.ndarray], costs: dict[str, Usage]) -> StepCandidates:
         """The candidates with what the weighting needs: inner products of their gradients, or only their losses."""
@@ -135,32 +139,32 @@ class SelectionStep:
         if self.chooser:
             if self.chooser.due(number):
                 costs["target"] = self.chooser.look_at_target(number)
-            costs["selection"], each = self.model.usage(), self._each(np.concatenate(documents))
+            costs["selection"], factors = self.model.usage(), self._each(np.concatenate(documents))
             sow = partial(self.passes.seed_random, number)
-            return self.chooser.look(self.data.examples, documents, each, costs["selection"], sow)
+            return self.chooser.look(self.data.examples, documents, factors, costs["selection"], sow)
         usage, losses, began = self._usage(rows, backward=False), [], time.perf_counter()
         hidden = []
         with torch.no_grad(), counted(usage, self.settings.count_flops):
             for place, micro in enumerate(self.passes.micros(rows)):
-                found = self.passes.losses(number, place, micro)
-                losses.append(found.means(micro.batch.counts))
-                hidden += [] if found.hidden is None else [found.hidden]
+                batch_losses = self.passes.losses(number, place, micro)
+                losses.append(batch_losses.means(micro.batch.counts))
+                hidden += [] if batch_losses.hidden is None else [batch_losses.hidden]
         usage.seconds = time.perf_counter() - began
         costs["losses"] = usage
-        every = np.concatenate(losses)
-        good = np.flatnonzero(np.isfinite(every))
-        outputs = self._outputs(np.concatenate(documents)[good], hidden, good) if hidden else None
-        return StepCandidates(np.concatenate(documents), every, good, None, None, usage, outputs)
+        all_losses = np.concatenate(losses)
+        finite = np.flatnonzero(np.isfinite(all_losses))
+        outputs = self._outputs(np.concatenate(documents)[finite], hidden, finite) if hidden else None
+        return StepCandidates(np.concatenate(documents), all_losses, finite, None, None, usage, outputs)
 
-    def _outputs(self, documents: np.ndarray, hidden: list[Tensor], good: np.ndarray) -> Forward:
+    def _outputs(self, documents: np.ndarray, hidden: list[Tensor], positions: np.ndarray) -> Forward:
         """The candidates' hidden states, zero beyond each one's own tokens, with their lengths and the output head."""
         lengths, longest = self.data.examples.lengths[documents], max(h.shape[1] for h in hidden)
-        every = torch.cat([torch.nn.functional.pad(h, (0, 0, 0, longest - h.shape[1])) for h in hidden])
-        states = every[torch.from_numpy(good).to(every.device)]
+        padded = torch.cat([torch.nn.functional.pad(h, (0, 0, 0, longest - h.shape[1])) for h in hidden])
+        states = padded[torch.from_numpy(positions).to(padded.device)]
         places = torch.arange(longest, device=states.device)
-        beyond = places[None] >= torch.from_numpy(lengths).to(states.device)[:, None]
+        padding = places[None] >= torch.from_numpy(lengths).to(states.device)[:, None]
         counts = self.data.examples.counts[documents]
-        return Forward(None, counts, states.masked_fill(beyond[:, :, None], 0.0), lengths, head=self._head)
+        return Forward(None, counts, states.masked_fill(padding[:, :, None], 0.0), lengths, head=self._head)
 
     @property
     def _head(self) -> Any:
@@ -178,45 +182,47 @@ class SelectionStep:
     def _learn_chosen(
         self,
         number: int,
-        found: StepCandidates,
+        candidates: StepCandidates,
         weights: np.ndarray,
         tokens: np.ndarray | None,
-        learnt: list[np.ndarray],
+        rows: list[np.ndarray],
         divisor: float,
         costs: dict[str, Usage],
     ) -> None:
         """The gradient of the selected candidates, from stored factors or by a second pass."""
         train = self.model.usage()
-        if found.gradients is None or self.chooser is None:
+        if candidates.gradients is None or self.chooser is None:
             if tokens is not None:
                 raise CurateError("unit=token needs all candidates of a step in one micro-batch; leave out "
                                   "micro_batch_size, or use a smaller batch_size.")  # fmt: skip
-            costs["train"] = self._usage(learnt)
-            micros, left = self.passes.micros(learnt), weights[weights != 0]  # both in micro-batch order, longest first
+            costs["train"] = self._usage(rows)
+            micros, left = self.passes.micros(rows), weights[weights != 0]  # both in micro-batch order, longest first
             for micro in micros:
                 micro.weights, left = np.split(left, [len(micro.batch.documents)])
             with counted(costs["train"], self.settings.count_flops):
                 self.passes.learn(number, micros, divisor)
             if self.chooser:
-                costs["candidates"] = found.usage
+                costs["candidates"] = candidates.usage
             return
-        share, lengths = len(learnt) / len(found.documents), self.data.examples.lengths
-        mean = self.passes.scale([found.documents]) / len(found.documents)  # undoes the division in `_each`
-        factors = weights * self._each(found.documents) * mean / divisor
+        share, lengths = len(rows) / len(candidates.documents), self.data.examples.lengths
+        mean = self.passes.scale([candidates.documents]) / len(candidates.documents)  # undoes the division in `_each`
+        factors = weights * self._each(candidates.documents) * mean / divisor
         with counted(train, self.settings.count_flops):
-            train.flops += self.chooser.learn(found, factors[found.good], tokens)
-        train.add(found.usage.part(share))
-        train.tokens = int(lengths[np.concatenate(learnt)].sum())
-        costs["train"], costs["candidates"] = train, found.usage.part(1 - share)
-        costs["candidates"].tokens = int(lengths[found.documents].sum()) - train.tokens
+            train.flops += self.chooser.learn(candidates, factors[candidates.good], tokens)
+        train.add(candidates.usage.part(share))
+        train.tokens = int(lengths[np.concatenate(rows)].sum())
+        costs["train"], costs["candidates"] = train, candidates.usage.part(1 - share)
+        costs["candidates"].tokens = int(lengths[candidates.documents].sum()) - train.tokens
 
     def samples(self, phase: str, step: SelectedStep) -> int:
         """The number of samples processed in a phase of a step."""
-        every, learnt = len(step.seen[0]), len(np.concatenate(step.learnt))
+        n_candidates, n_chosen = len(step.seen[0]), len(np.concatenate(step.learnt))
         one_pass = self.chooser is not None and not step.again
         if phase in ("anchors", "target"):
             return self.chooser.target_samples if self.chooser else len(self.data.anchors or ())
-        return {"train": learnt, "candidates": every - learnt if one_pass else every}.get(phase, every)
+        return {"train": n_chosen, "candidates": n_candidates - n_chosen if one_pass else n_candidates}.get(
+            phase, n_candidates
+        )
 
     def _usage(self, rows: list[np.ndarray], backward: bool = True) -> Usage:
         return self.passes.costs.usage(self.data.examples, rows, self.passes.micro_batch_size, backward)

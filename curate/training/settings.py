@@ -89,17 +89,17 @@ class TrainSettings:
     """Also measure FLOPs (flops_counted) besides the estimate, with eager attention; slower."""
 
     def __post_init__(self) -> None:
-        above = ("epochs", "batch_size", "lr", "eps", "oversample", "target_batch", "target_every")
+        above_0 = ("epochs", "batch_size", "lr", "eps", "oversample", "target_batch", "target_every")
         below_1 = ("warmup", "beta1", "beta2", "lora_dropout")
-        others = ("steps", "micro_batch_size", "min_lr", "projection", "weight_decay", "clip", "lora_r", "lora_alpha")
-        others += ("checkpoint_every", "keep_checkpoints", "eval_every")
-        for names, rule, good in (
-            (above, "a number above 0", lambda value: 0 < value < math.inf),
+        from_0 = ("steps", "micro_batch_size", "min_lr", "projection", "weight_decay", "clip", "lora_r", "lora_alpha")
+        from_0 += ("checkpoint_every", "keep_checkpoints", "eval_every")
+        for names, rule, valid in (
+            (above_0, "a number above 0", lambda value: 0 < value < math.inf),
             (below_1, "at least 0 and below 1", lambda value: 0 <= value < 1),
-            (others, "0 or more", lambda value: 0 <= value < math.inf),
+            (from_0, "0 or more", lambda value: 0 <= value < math.inf),
         ):
             for name in names:
-                if not good(getattr(self, name)):
+                if not valid(getattr(self, name)):
                     raise CurateError(f"the setting {name} of the training is {rule}, not {getattr(self, name)}.")
 
         if self.split and self.reduction == "sample":
@@ -117,5 +117,5 @@ class TrainSettings:
         if self.schedule == "constant":
             return self.lr
         progress = (done - rising) / max(1, steps - rising)
-        left = 1 - progress if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
-        return self.min_lr + (self.lr - self.min_lr) * max(0.0, left)
+        factor = 1 - progress if self.schedule == "linear" else 0.5 * (1 + math.cos(math.pi * progress))
+        return self.min_lr + (self.lr - self.min_lr) * max(0.0, factor)

@@ -60,12 +60,12 @@ def step_metrics(
     """A step's row of the table `metrics`. seen: step_passes.Seen. divisor: of the weighted sum of losses."""
     documents, weight, loss, _, weighted = seen
     counts = examples.counts[documents]
-    each, fit = 1 if settings.reduction == "sample" else counts, np.isfinite(loss)
+    multiplier, finite = 1 if settings.reduction == "sample" else counts, np.isfinite(loss)
     return {
         "step": number,
         "epoch": epoch + 1,
-        "loss": float((loss * counts)[fit].sum() / counts[fit].sum()),
-        "weighted_loss": float((weighted * each).sum() / divisor) if divisor else 0.0,
+        "loss": float((loss * counts)[finite].sum() / counts[finite].sum()),
+        "weighted_loss": float((weighted * multiplier).sum() / divisor) if divisor else 0.0,
         "lr": settings.learning_rate(number, steps),
         "grad_norm": norm,
         "samples": len(np.unique(examples.sample[documents])),

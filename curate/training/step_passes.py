@@ -53,21 +53,21 @@ class StepPasses:
     def learn(self, number: int, micros: list[Micro], scale: float, weigh: bool = False) -> Seen:
         """Accumulate the gradients of micro-batches. scale: the divisor of the loss. weigh: compute each one's weights
         first; otherwise they are already set. Raises Diverged if a loss is not finite."""
-        found = []
+        results = []
         for place, micro in enumerate(micros):
             losses = micro.losses or self.losses(number, place, micro)
             if weigh:
                 self.weigher.weigh(number, micro, losses)
             means, documents = losses.means(micro.batch.counts), micro.batch.documents
             measure = means if micro.measure is None else micro.measure
-            found.append(
+            results.append(
                 (documents, self.weigher.mean_weight(micro), means, measure, self.weigher.weighted_means(micro, losses))
             )
             self.weigher.weighted(micro, losses, scale).backward()
             micro.losses = None  # frees the autograd graph
-        columns = [np.concatenate(parts) for parts in zip(*found, strict=True)]
+        columns = [np.concatenate(parts) for parts in zip(*results, strict=True)]
         columns = columns or [np.zeros(0, np.int64), *[np.zeros(0)] * 4]  # a process may have no row of a step
-        documents, weight, loss, measure, weighted = (whole for whole, _ in gather(self.processes, columns))
+        documents, weight, loss, measure, weighted = (column for column, _ in gather(self.processes, columns))
         if not np.isfinite(loss).all():
             raise Diverged(number, "a loss")
         return documents, weight, loss, measure, weighted
@@ -96,24 +96,24 @@ class StepPasses:
         would have to stay in memory. Shuffled weights are shuffled over the whole step.
         """
         began, world = time.perf_counter(), self.processes.num_processes
-        again = len(rows) > world * (self.micro_batch_size or len(rows))  # more than one in some process
-        first = self.costs.usage(self.weigher.data.examples, rows, self.micro_batch_size, backward=False)
+        two_passes = len(rows) > world * (self.micro_batch_size or len(rows))  # more than one in some process
+        forward_usage = self.costs.usage(self.weigher.data.examples, rows, self.micro_batch_size, backward=False)
         means, tokens = [], []
-        with counted(first, again and self.settings.count_flops):
+        with counted(forward_usage, two_passes and self.settings.count_flops):
             for place, micro in enumerate(micros):
-                with torch.set_grad_enabled(not again):
+                with torch.set_grad_enabled(not two_passes):
                     losses = self.losses(number, place, micro)
                 means.append(losses.means(micro.batch.counts))
                 tokens.append(self.weigher.token_losses(losses))
-                micro.losses = None if again else losses
+                micro.losses = None if two_passes else losses
                 if self.weighting.scope == "sample":
                     self.weigher.weigh(number, micro, losses)
         if self.weighting.scope == "batch":
             self.weigher.weigh_all(number, micros, means, tokens)
         if self.settings.shuffle_weights:
             self.weigher.deal(number, micros)
-        if again:
-            costs["losses"], first.seconds = first, time.perf_counter() - began
+        if two_passes:
+            costs["losses"], forward_usage.seconds = forward_usage, time.perf_counter() - began
 
     def scale(self, rows: list[np.ndarray]) -> float:
         """The divisor of a step's weighted sum: its number of supervised tokens, or of samples."""

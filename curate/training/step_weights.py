@@ -49,9 +49,9 @@ class Weigher:
         """Set the weights of a micro-batch, for a weighting whose samples are independent of each other."""
         means, documents = losses.means(micro.batch.counts), micro.batch.documents
         tokens = self.token_losses(losses)
-        shown = self.shown(number, documents, means, losses.states, tokens)
-        given, self.state = self.weighting.update(shown, self.state)
-        micro.weights, micro.measure = self.checked(given.values, means, number), given.measure
+        step = self.shown(number, documents, means, losses.states, tokens)
+        result, self.state = self.weighting.update(step, self.state)
+        micro.weights, micro.measure = self.checked(result.values, means, number), result.measure
 
     def token_losses(self, losses: Losses) -> np.ndarray | None:
         """The loss of every supervised token, float64 [S]; None unless the weighting uses it."""
@@ -63,19 +63,19 @@ class Weigher:
         """Set the weights of a step from the losses of all processes; tokens: every token's, if the weighting uses
         them."""
         own = np.concatenate([micro.batch.documents for micro in micros] or [np.zeros(0, np.int64)])
-        every = gather(self.processes, [own, np.concatenate([*means, np.zeros(0)])])
-        each = None
+        gathered = gather(self.processes, [own, np.concatenate([*means, np.zeros(0)])])
+        token_losses = None
         if "token_loss" in self.weighting.needs:
-            ((each, _),) = gather(
+            ((token_losses, _),) = gather(
                 self.processes, [np.concatenate([*(t for t in tokens if t is not None), np.zeros(0)])]
             )
-        shown = self.shown(number, every[0][0], every[1][0], None, each)
-        given, self.state = self.weighting.update(shown, self.state)
-        weights = self.checked(given.values, every[1][0], number)
-        counts = self.data.examples.counts[every[0][0]]
-        of_tokens = len(weights) == counts.sum() > len(counts)
-        bounds = np.append(0, np.cumsum(counts)) if of_tokens else np.arange(len(counts) + 1)
-        start = int(sum(every[0][1][: self.processes.process_index]))
+        step = self.shown(number, gathered[0][0], gathered[1][0], None, token_losses)
+        result, self.state = self.weighting.update(step, self.state)
+        weights = self.checked(result.values, gathered[1][0], number)
+        counts = self.data.examples.counts[gathered[0][0]]
+        per_token = len(weights) == counts.sum() > len(counts)
+        bounds = np.append(0, np.cumsum(counts)) if per_token else np.arange(len(counts) + 1)
+        start = int(sum(gathered[0][1][: self.processes.process_index]))
         for micro in micros:
             stop = start + len(micro.batch.documents)
             micro.weights, start = weights[bounds[start] : bounds[stop]], stop
@@ -130,9 +130,11 @@ class Weigher:
         """Each supervised token's weight, float64 [S]: its own or its document's, times its sample's data weight."""
         documents = micro.batch.documents
         counts = self.data.examples.counts[documents]
-        given = self.data.weights[self.data.examples.sample[documents]]
-        weights = micro.weights if len(micro.weights) == counts.sum() > len(counts) else None
-        return np.repeat(given, counts) * (np.repeat(micro.weights, counts) if weights is None else weights)
+        data_weights = self.data.weights[self.data.examples.sample[documents]]
+        token_weights = micro.weights if len(micro.weights) == counts.sum() > len(counts) else None
+        return np.repeat(data_weights, counts) * (
+            np.repeat(micro.weights, counts) if token_weights is None else token_weights
+        )
 
     def mean_weight(self, micro: Micro) -> np.ndarray:
         """Each document's weight averaged over its supervised tokens, float64 [n]."""

@@ -34,41 +34,45 @@ class Stream:
 
     def candidates(self, step: int, rows: int) -> tuple[Examples, np.ndarray]:
         """A step's candidates, and each one's position in the stream, int64 [rows]. Raises CurateFailure at its end."""
-        lot = np.random.default_rng([self._seed % 2**63, step, 2])
-        past = min(int(self._replay * rows), len(self._kept))
-        drawn = [self._kept[i] for i in np.sort(lot.choice(len(self._kept), past, replace=False))] if past else []
+        rng = np.random.default_rng([self._seed % 2**63, step, 2])
+        n_replayed = min(int(self._replay * rows), len(self._kept))
+        replayed = (
+            [self._kept[i] for i in np.sort(rng.choice(len(self._kept), n_replayed, replace=False))]
+            if n_replayed
+            else []
+        )
         fresh = list[tuple[int, Encoded]]()
-        for _ in range(rows - past):
-            number, one = self._next(step)
-            fresh.append((number, one))
-            self._remember(number, one, lot)
-        both = [*fresh, *drawn]
-        return Examples.of([one for _, one in both]), np.array([number for number, _ in both], np.int64)
+        for _ in range(rows - n_replayed):
+            number, sample = self._next(step)
+            fresh.append((number, sample))
+            self._remember(number, sample, rng)
+        combined = [*fresh, *replayed]
+        return Examples.of([sample for _, sample in combined]), np.array([number for number, _ in combined], np.int64)
 
     def _next(self, step: int) -> tuple[int, Encoded]:
-        for one in self._samples:
+        for sample in self._samples:
             self.place += 1
-            if not (why := one.error or ("" if one.supervised.any() else "nothing of it is supervised")):
+            if not (reason := sample.error or ("" if sample.supervised.any() else "nothing of it is supervised")):
                 self.taken += 1
-                return self.place - 1, one
-            self.left_out[why] = self.left_out.get(why, 0) + 1
+                return self.place - 1, sample
+            self.left_out[reason] = self.left_out.get(reason, 0) + 1
         raise CurateFailure(
             f"the stream has ended after {self.place:,} samples, at step {step}; ask for fewer steps, or go on with a "
             "longer one."
         )
 
-    def _remember(self, number: int, one: Encoded, lot: np.random.Generator) -> None:
+    def _remember(self, number: int, sample: Encoded, rng: np.random.Generator) -> None:
         if len(self._kept) < self._memory:
-            self._kept.append((number, one))
-        elif self._memory and (at := int(lot.integers(self.taken))) < self._memory:
-            self._kept[at] = (number, one)
+            self._kept.append((number, sample))
+        elif self._memory and (slot := int(rng.integers(self.taken))) < self._memory:
+            self._kept[slot] = (number, sample)
 
     def tensors(self) -> Arrays:
         """The stream's state for a checkpoint, as arrays by name."""
-        kept = Examples.of([one for _, one in self._kept], [number for number, _ in self._kept])
+        kept = Examples.of([sample for _, sample in self._kept], [number for number, _ in self._kept])
         arrays = {"ids": kept.ids, "supervised": kept.supervised, "ends": kept.ends, "number": kept.sample}
-        told = np.frombuffer(json.dumps(self.left_out).encode(), np.uint8)
-        return {**arrays, "place": np.array([self.place, self.taken]), "left_out": told}
+        reasons = np.frombuffer(json.dumps(self.left_out).encode(), np.uint8)
+        return {**arrays, "place": np.array([self.place, self.taken]), "left_out": reasons}
 
     def load(self, arrays: Arrays, skip: bool) -> None:
         """Resume from a checkpoint. skip: the iterator starts from the beginning, so skip what was read before. Raises

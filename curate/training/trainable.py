@@ -59,26 +59,28 @@ def _with_lora(choice: ModelChoice, settings: TrainSettings, saved: Path | None)
         else:
             adapter = _new_adapter(model, choice, settings)
     adapter.peft_config["default"].base_model_name_or_path = base_name(choice.name)
-    made = LanguageModel(choice, (adapter.get_base_model(), tokenizer))
-    _checkpointing(made, settings)
-    return TrainableModel(made, adapter)
+    language_model = LanguageModel(choice, (adapter.get_base_model(), tokenizer))
+    _checkpointing(language_model, settings)
+    return TrainableModel(language_model, adapter)
 
 
 def _new_adapter(model: Any, choice: ModelChoice, settings: TrainSettings) -> Any:
     import peft
 
-    named = settings.lora_targets
+    targets = settings.lora_targets
     config = peft.LoraConfig(
         r=settings.lora_r,
         lora_alpha=settings.lora_alpha,  # type: ignore[arg-type]  # a float works as well
         lora_dropout=settings.lora_dropout,
-        target_modules=named if named == "all-linear" else [name.strip() for name in named.split(",")],
+        target_modules=targets if targets == "all-linear" else [name.strip() for name in targets.split(",")],
         task_type="CAUSAL_LM",
     )
     try:
         return peft.get_peft_model(model, config)
     except ValueError as error:
-        raise CurateError(f"lora_targets={named} of {choice.name}: {str(error).splitlines()[0].rstrip('.')}.") from None
+        raise CurateError(
+            f"lora_targets={targets} of {choice.name}: {str(error).splitlines()[0].rstrip('.')}."
+        ) from None
 
 
 def _checkpointing(model: LanguageModel, settings: TrainSettings) -> None:

@@ -32,11 +32,11 @@ class WeightedSampler(Sampler[int]):
         self.weights = np.asarray(weights, np.float64)
         if not (np.isfinite(self.weights) & (self.weights >= 0)).all() or not self.weights.any():
             raise CurateError("weights to draw by are numbers of 0 or more, and not all of them 0.")
-        some = int((self.weights > 0).sum())
-        self.draws = (len(self.weights) if replacement else some) if draws is None else draws
-        if not replacement and self.draws > some:
+        n_positive = int((self.weights > 0).sum())
+        self.draws = (len(self.weights) if replacement else n_positive) if draws is None else draws
+        if not replacement and self.draws > n_positive:
             raise CurateError(
-                f"without replacement {self.draws} draws need as many rows with a weight; {some} have one."
+                f"without replacement {self.draws} draws need as many rows with a weight; {n_positive} have one."
             )
         self.replacement, self.seed, self.epoch = replacement, seed, 0
 
@@ -48,15 +48,15 @@ class WeightedSampler(Sampler[int]):
         return self.draws
 
     def __iter__(self) -> Iterator[int]:
-        lot = np.random.default_rng([self.seed, self.epoch])
+        rng = np.random.default_rng([self.seed, self.epoch])
         if not self.replacement:
             with np.errstate(divide="ignore"):
-                keys = np.log(lot.random(len(self.weights))) / self.weights
+                keys = np.log(rng.random(len(self.weights))) / self.weights
             keys[self.weights == 0] = -np.inf
             best = np.argpartition(-keys, self.draws - 1)[: self.draws] if self.draws else np.zeros(0, np.int64)
             yield from best[np.argsort(-keys[best], kind="stable")].tolist()
             return
         ends = np.cumsum(self.weights)
         for start in range(0, self.draws, _AT_ONCE):
-            points = lot.random(min(_AT_ONCE, self.draws - start)) * ends[-1]
+            points = rng.random(min(_AT_ONCE, self.draws - start)) * ends[-1]
             yield from np.searchsorted(ends, points, side="right").tolist()

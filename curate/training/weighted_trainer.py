@@ -29,8 +29,8 @@ def weighted_loss(logits: Tensor, labels: Tensor, weights: Tensor, divisor: Tens
     """
     shifted = pad(labels, (0, 1), value=-100)[:, 1:]
     losses = cross_entropy(logits.float().flatten(0, 1), shifted.flatten(), ignore_index=-100, reduction="none")
-    whole = (losses.view_as(shifted) * weights.to(losses)[:, None]).sum()
-    return whole / ((shifted != -100).sum() if divisor is None else divisor)
+    total = (losses.view_as(shifted) * weights.to(losses)[:, None]).sum()
+    return total / ((shifted != -100).sum() if divisor is None else divisor)
 
 
 class WeightedCollator:

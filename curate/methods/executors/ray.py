@@ -93,9 +93,9 @@ class _Actors(Backend):
         )
 
     def _room(self) -> int:
-        have = self.ray.cluster_resources()
-        wanted = {"GPU": self.settings.gpus, "CPU": self.settings.cpus}
-        return max(1, min(int(have.get(what, 0) / each) for what, each in wanted.items() if each))
+        available = self.ray.cluster_resources()
+        needed = {"GPU": self.settings.gpus, "CPU": self.settings.cpus}
+        return max(1, min(int(available.get(resource, 0) / amount) for resource, amount in needed.items() if amount))
 
     def start(self) -> int:
         self.started += 1
@@ -106,8 +106,8 @@ class _Actors(Backend):
     def send(self, worker: int, run_task: Callable[[Any], Any], task: Any) -> None:
         if self.packed[0] is not run_task:
             self.packed = (run_task, self.ray.put(run_task))
-        held = self.packed[1]
-        self.at_work[worker] = self.actors[worker].do.remote(held.hex(), [held], task)
+        reference = self.packed[1]
+        self.at_work[worker] = self.actors[worker].do.remote(reference.hex(), [reference], task)
 
     def wait(self, workers: Sequence[int], seconds: float) -> list[tuple[int, Outcome]]:
         answers = {self.at_work[worker]: worker for worker in workers}
@@ -150,14 +150,14 @@ def _connected(address: str | None) -> tuple[Any, bool]:
         raise CurateError("Ray is not installed; run `pip install 'curate[ray]'`, or use --executor local.") from None
     if ray.is_initialized():
         return ray, False
-    where = address or os.environ.get("RAY_ADDRESS") or ""
+    target = address or os.environ.get("RAY_ADDRESS") or ""
     try:
-        _reach(where)
+        _reach(target)
         dashboard = False if alone else None
         ray.init(address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
-        said = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
-        raise CurateError(f"no Ray could be reached at {where or 'this machine'}: {said}.") from None
+        message = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
+        raise CurateError(f"no Ray could be reached at {target or 'this machine'}: {message}.") from None
     return ray, True
 
 

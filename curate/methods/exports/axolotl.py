@@ -45,12 +45,12 @@ class Axolotl(Export):
 
     def describe(self, folder: Path, name: str, parts: Sequence[Part], final: Path) -> list[Path]:
         shapes = {name: _CHAT, f"{name}_text": _TEXT}
-        there = {file: shape for file, shape in shapes.items() if (folder / f"{file}.jsonl").exists()}
+        present = {file: shape for file, shape in shapes.items() if (folder / f"{file}.jsonl").exists()}
         lines = ["datasets:"]
-        for file, shape in there.items():
+        for file, shape in present.items():
             path = str(final / f"{file}.jsonl")
             lines += [f"  - path: {orjson.dumps(path).decode()}", *(f"    {line}" for line in shape)]
-        if not there:
+        if not present:
             raise CurateError(f"the manifest '{name}' has no row to export.")
         path = folder / f"{name}.axolotl.yaml"
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")

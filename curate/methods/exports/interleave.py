@@ -51,12 +51,12 @@ class Interleave(Export):
         return self.write_parquets(rows, EXPORTED, lambda part: folder / f"{part_file(name, part)}.parquet")
 
     def describe(self, folder: Path, name: str, parts: Sequence[Part], final: Path) -> list[Path]:
-        told = {
+        config = {
             "files": [str(final / f"{part.file(name)}.parquet") for part in parts],
             "probabilities": [part.share for part in parts],
             "seed": self.seed,
             "stopping_strategy": self.stopping_strategy,
         }
         path = folder / f"{name}.interleave.json"
-        path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         return [path]

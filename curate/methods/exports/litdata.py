@@ -53,12 +53,12 @@ class Litdata(Export):
         return [file for path in files for file in (path, _index(path))]
 
     def describe(self, folder: Path, name: str, parts: Sequence[Part], final: Path) -> list[Path]:
-        told = {
+        config = {
             "folders": [str(final / (part.label or "all")) for part in parts],
             "weights": [part.share for part in parts],
         }
         path = folder / f"{name}.litdata.json"
-        path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         return [path]
 
 
@@ -66,11 +66,11 @@ def _index(path: Path) -> Path:
     """The index that litdata makes of a folder of Parquet, for a folder of one file."""
     rows, size = pq.read_metadata(path).num_rows, path.stat().st_size
     chunk = {"chunk_bytes": size, "chunk_size": rows, "dim": None, "filename": path.name}
-    nothing = dict.fromkeys(("chunk_bytes", "chunk_size", "compression", "data_spec", "encryption"))
+    unset = dict.fromkeys(("chunk_bytes", "chunk_size", "compression", "data_spec", "encryption"))
     schema = [str(kind) for kind in pq.read_schema(path).types]
     index = {
         "chunks": [chunk],
-        "config": {**nothing, "data_format": schema, "item_loader": "ParquetLoader"},
+        "config": {**unset, "data_format": schema, "item_loader": "ParquetLoader"},
         "updated_at": "0",
     }
     file = path.with_name("index.json")

@@ -83,13 +83,13 @@ class Llamafactory(Export):
             files = [folder / f"{_dataset(part.file(name), kind)}.jsonl" for kind in ("chat", "text")]
             lines = {path.stem: _lines(path) for path in files if path.exists()}
             mass |= {dataset: part.share * n / sum(lines.values()) for dataset, n in lines.items()}
-        told = {
+        config = {
             "dataset": ",".join(mass),
             "mix_strategy": "interleave_over",
             "interleave_probs": ",".join(f"{p / sum(mass.values())!r}" for p in mass.values()),
         }
         path = folder / f"{name}.mix.json"
-        path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         return [path]
 
 

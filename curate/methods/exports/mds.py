@@ -62,14 +62,14 @@ class Mds(Export):
         shards: dict[Path, _Shards] = {}
         while batch := list(islice(rows, 1024)):
             for row in batch:
-                its = shards.setdefault(folder / (row.part or "all"), _Shards(folder / (row.part or "all")))
-                its.add(self.example(row))
-        return [file for its in shards.values() for file in its.close()]
+                writer = shards.setdefault(folder / (row.part or "all"), _Shards(folder / (row.part or "all")))
+                writer.add(self.example(row))
+        return [file for writer in shards.values() for file in writer.close()]
 
     def describe(self, folder: Path, name: str, parts: Sequence[Part], final: Path) -> list[Path]:
-        told = [{"local": str(final / (part.label or "all")), "choose": part.draws} for part in parts if part.draws]
+        streams = [{"local": str(final / (part.label or "all")), "choose": part.draws} for part in parts if part.draws]
         path = folder / f"{name}.streams.json"
-        path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+        path.write_text(json.dumps(streams, indent=2) + "\n", encoding="utf-8")
         return [path]
 
 
@@ -109,11 +109,11 @@ class _Shards:
             "size_limit": _SHARD_BYTES,
             "version": 2,
         }
-        told = json.dumps(config, sort_keys=True).encode()
+        header = json.dumps(config, sort_keys=True).encode()
         ends = np.cumsum([0, *map(len, self._samples)], dtype=np.uint64)
-        begin = 4 + 4 * len(ends) + len(told)
+        begin = 4 + 4 * len(ends) + len(header)
         head = np.uint32(len(self._samples)).tobytes() + (ends + np.uint64(begin)).astype(np.uint32).tobytes()
-        path.write_bytes(b"".join([head, told, *self._samples]))
+        path.write_bytes(b"".join([head, header, *self._samples]))
         raw = {"basename": path.name, "bytes": path.stat().st_size, "hashes": {}}
         self._told.append({**config, "raw_data": raw, "samples": len(self._samples), "zip_data": None})
         self.files.append(path)

@@ -68,17 +68,17 @@ class Megatron(Export):
         return {"tokens": len(ids), "text": self._tokenizer.decode(ids)}
 
     def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
-        held: dict[str, _Indexed] = {}
+        writers: dict[str, _Indexed] = {}
         while batch := list(islice(rows, 1024)):
             documents: dict[str, list[np.ndarray]] = {}
             for row, ids in zip(batch, self._tokens(batch), strict=True):
                 documents.setdefault(part_file(name, row.part), []).append(ids)
-            for prefix, some in documents.items():
-                its = held.setdefault(prefix, _Indexed(folder / f"{prefix}.bin", self._dtype))
-                its.add(some)
-        for prefix, its in held.items():
-            its.index(folder / f"{prefix}.idx")
-        return [folder / f"{prefix}{ending}" for prefix in held for ending in (".bin", ".idx")]
+            for prefix, group in documents.items():
+                writer = writers.setdefault(prefix, _Indexed(folder / f"{prefix}.bin", self._dtype))
+                writer.add(group)
+        for prefix, writer in writers.items():
+            writer.index(folder / f"{prefix}.idx")
+        return [folder / f"{prefix}{ending}" for prefix in writers for ending in (".bin", ".idx")]
 
     def describe(self, folder: Path, name: str, parts: Sequence[Part], final: Path) -> list[Path]:
         if len(parts) > _MOST_PARTS:
@@ -101,15 +101,15 @@ class Megatron(Export):
     def _tokens(self, rows: Sequence[Row]) -> list[np.ndarray]:
         from curate.models.tokens import encode
 
-        found = encode(self._tokenizer, [{"messages": row.messages, "text": row.text} for row in rows], 1 << 40)
-        for row, one in zip(rows, found, strict=True):
-            if one.error:
-                raise CurateError(f"sample {row.id} {one.error}, so it is no document of Megatron's.")
+        encoded = encode(self._tokenizer, [{"messages": row.messages, "text": row.text} for row in rows], 1 << 40)
+        for row, sample in zip(rows, encoded, strict=True):
+            if sample.error:
+                raise CurateError(f"sample {row.id} {sample.error}, so it is no document of Megatron's.")
         end = self._tokenizer.eos_token_id
-        ended = [not self.end or one.ids[-1] == end for one in found]  # a chat template may already end with it
+        ended = [not self.end or sample.ids[-1] == end for sample in encoded]  # a chat template may already end with it
         return [
-            np.append(one.ids, [] if done else [end]).astype(self._dtype)
-            for one, done in zip(found, ended, strict=True)
+            np.append(sample.ids, [] if done else [end]).astype(self._dtype)
+            for sample, done in zip(encoded, ended, strict=True)
         ]
 
 

@@ -74,8 +74,8 @@ class GradientBlock(Mask):
                 raise CurateError(f"{name}={getattr(self, name)} of gradient_block is at least 1.")
 
     def warm_up(self) -> Warmup:
-        own = {name: getattr(self, name) for name in ("steps", "lr", "batch_size", "micro_batch_size")}
-        return Warmup(1.0, self.warmup_seed, {**own, "sum_gradients": True})
+        settings = {name: getattr(self, name) for name in ("steps", "lr", "batch_size", "micro_batch_size")}
+        return Warmup(1.0, self.warmup_seed, {**settings, "sum_gradients": True})
 
     def check(self, given: Parameters) -> None:
         side = self.block
@@ -108,21 +108,21 @@ class GradientBlock(Mask):
             blocks = largest_of_each(values, sizes, apportion(sizes, count))
         return {name: _places(shapes[name], side, blocks[name], grids[name][1]) for name in shapes}
 
-    def _shapes(self, given: Parameters) -> dict[str, tuple[int, ...]]:
+    def _shapes(self, parameters: Parameters) -> dict[str, tuple[int, ...]]:
         """The matrices to choose from."""
-        left_alone = [part.strip() for part in self.exclude.split(",") if part.strip()]
+        excluded = [part.strip() for part in self.exclude.split(",") if part.strip()]
         return {
             name: tuple(weight.shape)
-            for name, weight in given.weights.items()
-            if weight.ndim == 2 and not any(part in name for part in left_alone)
+            for name, weight in parameters.weights.items()
+            if weight.ndim == 2 and not any(part in name for part in excluded)
         }
 
     def _values(self, gradient: np.ndarray) -> np.ndarray:
         """The value of each block, float64 [rows / block, columns / block]; incomplete blocks are padded with zeros."""
         side = self.block
-        short = [(0, -length % side) for length in gradient.shape]
-        whole = np.pad(gradient, short)
-        tiles = whole.reshape(whole.shape[0] // side, side, whole.shape[1] // side, side)
+        padding = [(0, -length % side) for length in gradient.shape]
+        padded = np.pad(gradient, padding)
+        tiles = padded.reshape(padded.shape[0] // side, side, padded.shape[1] // side, side)
         if self.measure == "mean_abs":
             return np.abs(tiles.mean((1, 3)))
         return np.abs(tiles).mean((1, 3))
@@ -130,10 +130,10 @@ class GradientBlock(Mask):
 
 def _places(shape: tuple[int, ...], side: int, blocks: np.ndarray, per_row: int) -> np.ndarray:
     """Flat indices of the elements of these blocks, ascending."""
-    found = [np.zeros(0, np.int64)]
+    indices = [np.zeros(0, np.int64)]
     for block in blocks:
         top, left = side * (block // per_row), side * (block % per_row)
         rows = np.arange(top, min(top + side, shape[0]))
         columns = np.arange(left, min(left + side, shape[1]))
-        found.append((rows[:, None] * shape[1] + columns).ravel())
-    return np.sort(np.concatenate(found))
+        indices.append((rows[:, None] * shape[1] + columns).ravel())
+    return np.sort(np.concatenate(indices))

@@ -42,11 +42,11 @@ class MagnitudeSmall(Mask):
     """Parts of names of parameters to skip, separated by commas: embed_tokens,lm_head."""
 
     def init(self, given: Parameters) -> dict[str, np.ndarray]:
-        left_alone = [part.strip() for part in self.exclude.split(",") if part.strip()]
+        excluded = [part.strip() for part in self.exclude.split(",") if part.strip()]
         sizes = {
             name: int(np.prod(weight.shape))
             for name, weight in given.weights.items()
-            if weight.ndim >= 2 and not any(part in name for part in left_alone)
+            if weight.ndim >= 2 and not any(part in name for part in excluded)
         }
 
         def smallness(name: str) -> np.ndarray:

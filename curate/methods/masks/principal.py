@@ -45,18 +45,18 @@ class Principal(Mask):
     """Parts of names of parameters to skip, separated by commas."""
 
     def init(self, given: Parameters) -> dict[str, np.ndarray]:
-        left_alone = [part.strip() for part in self.exclude.split(",") if part.strip()]
+        excluded = [part.strip() for part in self.exclude.split(",") if part.strip()]
         matrices = {
             name: weight
             for name, weight in given.weights.items()
-            if weight.ndim == 2 and not any(part in name for part in left_alone)
+            if weight.ndim == 2 and not any(part in name for part in excluded)
         }
         counts = apportion({name: sum(weight.shape) for name, weight in matrices.items()}, given.budget)
-        found = {}
+        selected = {}
         for name, weight in matrices.items():  # one decomposition at a time, and each once
-            cut = {name: np.abs(self._cut(np.asarray(weight, np.float64)))}
-            found |= largest_of_each(cut.__getitem__, {name: weight.size}, counts)
-        return found
+            magnitudes = {name: np.abs(self._cut(np.asarray(weight, np.float64)))}
+            selected |= largest_of_each(magnitudes.__getitem__, {name: weight.size}, counts)
+        return selected
 
     def _cut(self, weight: np.ndarray) -> np.ndarray:
         """The closest matrix of that rank."""

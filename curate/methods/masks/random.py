@@ -33,8 +33,8 @@ class Random(Mask):
 
     def init(self, given: Parameters) -> dict[str, np.ndarray]:
         sizes = {name: int(np.prod(weight.shape)) for name, weight in given.weights.items()}
-        found = {}
+        selected = {}
         for name, count in apportion(sizes, given.budget).items():
             rng = np.random.default_rng(int(fingerprint("mask", self.seed, name), 16))
-            found[name] = np.sort(rng.choice(sizes[name], count, replace=False))
-        return found
+            selected[name] = np.sort(rng.choice(sizes[name], count, replace=False))
+        return selected

@@ -47,7 +47,7 @@ class Structured(Mask):
     """Seed of the draw."""
 
     def init(self, given: Parameters) -> dict[str, np.ndarray]:
-        layers: dict[str, dict[str, int]] = {}  # prefix of a layer's matrices -> each one's name -> width of a channel
+        widths: dict[str, dict[str, int]] = {}  # prefix of a layer's matrices -> each one's name -> width of a channel
         channels: dict[str, int] = {}
         for name, weight in given.weights.items():
             side = _OUT.search(name) or (_INTO.search(name) if self.trained == "coupled" else None)
@@ -55,36 +55,38 @@ class Structured(Mask):
                 rows, columns = weight.shape
                 by_row = bool(_INTO.search(name)) != bool(_FLIPPED.search(name))
                 layer = name[: name.rindex(side[1].rpartition(".")[2])]
-                layers.setdefault(layer, {})[name] = columns if by_row else rows
+                widths.setdefault(layer, {})[name] = columns if by_row else rows
                 channels[layer] = rows if by_row else columns
-        if not layers:
+        if not widths:
             raise CurateError(
                 "the mask 'structured' finds no feed-forward layer in this model (down_proj, fc2, c_proj, w2); take "
                 "another mask."
             )
         pairs = [(layer, c) for layer, count in channels.items() for c in range(count)]
         order = np.random.default_rng(int(fingerprint("channels", self.seed), 16)).permutation(len(pairs))
-        mine: dict[str, list[int]] = {layer: [] for layer in layers}
-        left = given.budget
+        drawn: dict[str, list[int]] = {layer: [] for layer in widths}
+        remaining = given.budget
         for place in order:
             layer, c = pairs[place]
-            cost = sum(layers[layer].values())
-            if cost > left:
+            cost = sum(widths[layer].values())
+            if cost > remaining:
                 break
-            mine[layer].append(c)
-            left -= cost
-        if left == given.budget:
+            drawn[layer].append(c)
+            remaining -= cost
+        if remaining == given.budget:
             raise CurateError(
-                f"a channel of a feed-forward layer has {min(sum(its.values()) for its in layers.values())} elements, "
+                f"a channel of a feed-forward layer has {min(sum(w.values()) for w in widths.values())} elements, "
                 f"and the budget is {given.budget}; take a larger --frac."
             )
-        return {name: _places(given.weights[name], name, mine[layer]) for layer, its in layers.items() for name in its}
+        return {
+            name: _places(given.weights[name], name, drawn[layer]) for layer, names in widths.items() for name in names
+        }
 
 
 def _places(weight: np.ndarray, name: str, channels: list[int]) -> np.ndarray:
     """Flat indices of the rows, or of the columns, that are these channels."""
     rows, columns = weight.shape
-    some = np.array(sorted(channels), np.int64)
+    selected = np.array(sorted(channels), np.int64)
     if bool(_INTO.search(name)) != bool(_FLIPPED.search(name)):
-        return (some[:, None] * columns + np.arange(columns)).ravel()
-    return (np.arange(rows)[:, None] * columns + some).ravel()
+        return (selected[:, None] * columns + np.arange(columns)).ravel()
+    return (np.arange(rows)[:, None] * columns + selected).ravel()

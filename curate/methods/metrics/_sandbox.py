@@ -84,18 +84,18 @@ def run_python(code: str, seconds: float, megabytes: int) -> str | None:
     does not know and so cannot report.
     """
     password = secrets.token_hex()
-    report, its = os.pipe()
+    read_end, write_end = os.pipe()
     try:
         with tempfile.TemporaryDirectory(prefix="curate-sandbox-") as empty:
             process = subprocess.Popen(
-                [sys.executable, "-I", "-S", "-c", _GUARD, str(seconds), str(megabytes), str(its)],
+                [sys.executable, "-I", "-S", "-c", _GUARD, str(seconds), str(megabytes), str(write_end)],
                 cwd=empty,
                 env={"PATH": "", "LC_ALL": "C.UTF-8"},
                 stdin=subprocess.PIPE,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.DEVNULL,
                 start_new_session=True,
-                pass_fds=(its,),
+                pass_fds=(write_end,),
             )
             try:
                 process.communicate(f"{password}\n{code}".encode("utf-8", "replace"), timeout=seconds)
@@ -106,11 +106,11 @@ def run_python(code: str, seconds: float, megabytes: int) -> str | None:
                     os.killpg(process.pid, signal.SIGKILL)
                 process.wait()
     finally:
-        os.close(its)
-        answers = os.read(report, 4096).decode("utf-8", "replace")
-        os.close(report)
-    if answers == password:
+        os.close(write_end)
+        reply = os.read(read_end, 4096).decode("utf-8", "replace")
+        os.close(read_end)
+    if reply == password:
         return None
     if process.returncode < 0:
         return f"it was ended by {signal.Signals(-process.returncode).name}"
-    return answers or "it left the interpreter"
+    return reply or "it left the interpreter"

@@ -34,16 +34,16 @@ class Choice(Metric):
 
     def evaluate(self, model: Any, questions: Sequence[Question]) -> EvalResult:
         owners = [(i, option) for i, question in enumerate(questions) for option in question.options]
-        found, usage = answer_losses(model, [questions[i].sample(option) for i, option in owners])
-        loss = found["mean"] if self.by == "mean" else found["mean"] * found["tokens"]
+        columns, usage = answer_losses(model, [questions[i].sample(option) for i, option in owners])
+        loss = columns["mean"] if self.by == "mean" else columns["mean"] * columns["tokens"]
         values, error = np.full(len(questions), np.nan), np.full(len(questions), "", object)
-        of = np.array([i for i, _ in owners], np.int64)
+        question_of = np.array([i for i, _ in owners], np.int64)
         for i, question in enumerate(questions):
-            mine = np.flatnonzero(of == i).tolist()
-            right = [k for k in mine if owners[k][1] == question.answer]
-            error[i] = self._problem(question, right, found["error"][mine])
+            candidates = np.flatnonzero(question_of == i).tolist()
+            right = [k for k in candidates if owners[k][1] == question.answer]
+            error[i] = self._problem(question, right, columns["error"][candidates])
             if not error[i]:
-                values[i] = float(all(loss[right[0]] < loss[k] for k in mine if k != right[0]))
+                values[i] = float(all(loss[right[0]] < loss[k] for k in candidates if k != right[0]))
         return EvalResult(values, error, usage)
 
     def _problem(self, question: Question, right: list[int], errors: np.ndarray) -> str:

@@ -46,14 +46,14 @@ class ExactMatch(Metric):
         for i, final in enumerate(right):
             if not (error[i] or final):
                 error[i] = f"its answer has no {self.final_answer.replace('_', ' ')}"
-        same = np.array([self.final(s) == r for s, r in zip(answers, right, strict=True)], np.float64)
-        return EvalResult(np.where(error == "", same, np.nan), error, usage, answers)
+        correct = np.array([self.final(s) == r for s, r in zip(answers, right, strict=True)], np.float64)
+        return EvalResult(np.where(error == "", correct, np.nan), error, usage, answers)
 
     def final(self, text: str) -> str:
         """The part of an answer that counts; '' where it has none."""
         if self.final_answer == "number":
-            found = _NUMBER.findall(text.rpartition("####")[2])
-            return re.sub(r"\.0*$", "", found[-1].replace(",", "")) if found else ""
+            numbers = _NUMBER.findall(text.rpartition("####")[2])
+            return re.sub(r"\.0*$", "", numbers[-1].replace(",", "")) if numbers else ""
         lines = text.strip().splitlines() or [""]
         chosen = lines[-1] if self.final_answer == "last_line" else " ".join(lines)
         return " ".join(chosen.lower().split()).removesuffix(".")

@@ -50,9 +50,9 @@ class LmEval(Metric):
         values, error = np.full(len(questions), np.nan), np.full(len(questions), "", object)
         docs = [self._doc(model, i, question, error) for i, question in enumerate(questions)]
         usage, answers = model.usage(), [""] * len(questions)
-        if some := [doc for doc in docs if doc]:
+        if usable := [doc for doc in docs if doc]:
             with counted(usage, model.choice.count_flops):
-                samples = self._run(model, some)
+                samples = self._run(model, usable)
             for sample in samples:
                 i = sample["doc"]["place"]
                 self._charge(model, usage, sample)
@@ -110,7 +110,7 @@ class LmEval(Metric):
     def _run(self, model: Any, docs: list[dict[str, Any]]) -> list[dict[str, Any]]:
         try:
             names = ("lm_eval", "lm_eval.models.huggingface", "lm_eval.tasks")
-            whole, models, tasks = (cast(Any, importlib.import_module(name)) for name in names)
+            library, models, tasks = (cast(Any, importlib.import_module(name)) for name in names)
         except ImportError as error:
             raise CurateError(f'lm_eval needs the extra: pip install "curate[lm-eval]" ({error}).') from None
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
@@ -127,11 +127,11 @@ class LmEval(Metric):
                 max_length=model.context,
                 add_bos_token=False,
             )
-            found = whole.simple_evaluate(
+            results = library.simple_evaluate(
                 harness,
                 tasks=["curate"],
                 task_manager=tasks.TaskManager(include_path=folder),
                 log_samples=True,
                 bootstrap_iters=0,
             )
-        return found["samples"]["curate"]
+        return results["samples"]["curate"]

@@ -28,5 +28,5 @@ class Loss(Metric):
     better: ClassVar = "lower"
 
     def evaluate(self, model: Any, questions: Sequence[Question]) -> EvalResult:
-        found, usage = answer_losses(model, [question.sample() for question in questions])
-        return EvalResult(np.asarray(found["mean"]), found["error"], usage)
+        columns, usage = answer_losses(model, [question.sample() for question in questions])
+        return EvalResult(np.asarray(columns["mean"]), columns["error"], usage)

@@ -28,8 +28,8 @@ class Perplexity(Metric):
     better: ClassVar = "lower"
 
     def evaluate(self, model: Any, questions: Sequence[Question]) -> EvalResult:
-        found, usage = answer_losses(model, [question.sample() for question in questions])
-        return EvalResult(np.exp(found["mean"]), found["error"], usage)
+        columns, usage = answer_losses(model, [question.sample() for question in questions])
+        return EvalResult(np.exp(columns["mean"]), columns["error"], usage)
 
     def summary(self, values: np.ndarray) -> float:
         return float(np.exp(np.log(values).mean())) if len(values) else float("nan")

@@ -60,8 +60,8 @@ class Doremi(Mixer):
         prior = domains.share if self.reference_weights == "proportional" else np.full(n, 1 / n)
         proxies.train("reference", prior)
         weighting = Reweighting(tuple(prior.tolist()), self.step_size, self.smoothing)
-        learnt = proxies.train("proxy", prior, weighting, reference="reference")
-        return Mixed(learnt["total"] / learnt["steps"], {"steps": float(learnt["steps"][0])})
+        state = proxies.train("proxy", prior, weighting, reference="reference")
+        return Mixed(state["total"] / state["steps"], {"steps": float(state["steps"][0])})
 
 
 @dataclass(frozen=True)
@@ -79,19 +79,19 @@ class Reweighting(Weighting):
 
     def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
         assert step.domains is not None and step.token_loss is not None and step.base_token_loss is not None
-        its, counts = step.domains, step.counts
+        domains, counts = step.domains, step.counts
         share = np.array(self.prior)
         log_a = state.get("log_weights", np.log(np.maximum(share, np.finfo(float).tiny)))
-        excess = state.get("excess", np.full(len(share), np.log(its.vocabulary))).copy()
-        of_token = np.repeat(its.of, counts)  # type: ignore[arg-type]
+        excess = state.get("excess", np.full(len(share), np.log(domains.vocabulary))).copy()
+        of_token = np.repeat(domains.of, counts)  # type: ignore[arg-type]
         clipped = np.maximum(step.token_loss - step.base_token_loss, 0.0)
         tokens = np.bincount(of_token, minlength=len(share))
-        there = tokens > 0
-        excess[there] = np.bincount(of_token, clipped, minlength=len(share))[there] / tokens[there]
+        present = tokens > 0
+        excess[present] = np.bincount(of_token, clipped, minlength=len(share))[present] / tokens[present]
         log_a = log_a + self.step_size * excess
         a = np.exp(log_a - log_a.max())
         a = (1 - self.smoothing) * a / a.sum() + self.smoothing / len(a)
         total = state.get("total", np.zeros(len(a))) + a
         steps = state.get("steps", np.zeros(1)) + 1
-        weights = a[its.of] / share[its.of]
+        weights = a[domains.of] / share[domains.of]
         return Weights(weights), {"log_weights": np.log(a), "excess": excess, "total": total, "steps": steps}

@@ -32,13 +32,13 @@ class Given(Mixer):
             raise CurateError(
                 f"say which weights: --set weights={domains.names[0]}=1,…; the domains are {', '.join(domains.names)}."
             )
-        found = dict.fromkeys(domains.names, 0.0)
-        for one in self.weights.split(","):
-            name, _, text = one.rpartition("=")
-            if (name := name.strip()) not in found:
+        by_domain = dict.fromkeys(domains.names, 0.0)
+        for entry in self.weights.split(","):
+            name, _, text = entry.rpartition("=")
+            if (name := name.strip()) not in by_domain:
                 raise CurateError(f"there is no domain '{name}' to mix, or it is empty: {nearest(name, domains.names)}")
-            found[name] = _number(text, one)
-        weights = np.array([found[name] for name in domains.names])
+            by_domain[name] = _number(text, entry)
+        weights = np.array([by_domain[name] for name in domains.names])
         if not weights.any():
             raise CurateError(f"the weights {self.weights} are all 0; one at least is above.")
         return Mixed(weights / weights.sum())

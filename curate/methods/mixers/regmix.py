@@ -72,33 +72,33 @@ class Regmix(Mixer):
         assert proxies is not None
         mixtures = self.draw(domains)
         losses = proxies.losses(mixtures).mean(1)
-        good = np.isfinite(losses)
-        if good.sum() < self.folds:
-            raise CurateError(f"only {good.sum()} of {self.trials} proxies have a loss; take a smaller train.lr.")
-        predict, info = self.fit(mixtures[good], losses[good])
-        lot = np.random.default_rng([self.seed % 2**63, 1])
-        simulated = lot.dirichlet(domains.share, self.simulations)
+        finite = np.isfinite(losses)
+        if finite.sum() < self.folds:
+            raise CurateError(f"only {finite.sum()} of {self.trials} proxies have a loss; take a smaller train.lr.")
+        predict, info = self.fit(mixtures[finite], losses[finite])
+        rng = np.random.default_rng([self.seed % 2**63, 1])
+        simulated = rng.dirichlet(domains.share, self.simulations)
         lowest = np.argsort(predict(simulated), kind="stable")[: self.best]
         weights = simulated[lowest].mean(0)
-        info |= {"best_trial": float(losses[good].min()), "median_trial": float(np.median(losses[good]))}
+        info |= {"best_trial": float(losses[finite].min()), "median_trial": float(np.median(losses[finite]))}
         return Mixed(weights / weights.sum(), info)
 
     def draw(self, domains: Domains) -> np.ndarray:
         """The mixtures that are tried, float64 [trials, D], no two alike."""
-        lot = np.random.default_rng([self.seed % 2**63, 0])
+        rng = np.random.default_rng([self.seed % 2**63, 0])
         prior = domains.share**self.prior_power
-        prior, most = prior / prior.sum(), np.minimum(15 * domains.share, 1)
+        prior, limit = prior / prior.sum(), np.minimum(15 * domains.share, 1)
         strengths = np.logspace(np.log10(0.1), np.log10(5), 15)
-        found: dict[bytes, np.ndarray] = {}
+        mixtures: dict[bytes, np.ndarray] = {}
         for _ in range(1000 * self.trials):
-            one = lot.dirichlet(strengths[lot.integers(15)] * prior)
-            if (one > most).any():
+            mixture = rng.dirichlet(strengths[rng.integers(15)] * prior)
+            if (mixture > limit).any():
                 continue
-            one = np.where(one < 2e-4, 0.0, one)
-            one = one / one.sum()
-            found[one.round(6).tobytes()] = one
-            if len(found) == self.trials:
-                return np.stack(list(found.values()))
+            mixture = np.where(mixture < 2e-4, 0.0, mixture)
+            mixture = mixture / mixture.sum()
+            mixtures[mixture.round(6).tobytes()] = mixture
+            if len(mixtures) == self.trials:
+                return np.stack(list(mixtures.values()))
         raise CurateError(
             f"{self.trials} different mixtures of {len(domains.names)} domains could not be drawn, each with at most "
             "15 times its share of the pool; take fewer trials, or mix fewer domains."
@@ -107,19 +107,19 @@ class Regmix(Mixer):
     def fit(self, mixtures: np.ndarray, losses: np.ndarray) -> tuple[Predict, dict[str, float]]:
         """A predictor of the loss of mixtures, and how well it ranks held-out ones."""
         kinds = {"lightgbm": _lightgbm, "linear": _linear}
-        tried = kinds if self.regressor == "auto" else {self.regressor: kinds[self.regressor]}
+        candidates = kinds if self.regressor == "auto" else {self.regressor: kinds[self.regressor]}
         parts = np.random.default_rng([self.seed % 2**63, 2]).permutation(len(losses)) % self.folds
         info, rounds = {}, {}
-        for kind, fit in tried.items():
-            foretold, used = np.zeros(len(losses)), []
+        for kind, fit in candidates.items():
+            predicted, used = np.zeros(len(losses)), []
             for fold in range(self.folds):
-                out = parts == fold
-                predict, n = fit(mixtures[~out], losses[~out], mixtures[out], losses[out])
-                foretold[out] = predict(mixtures[out])
+                held_out = parts == fold
+                predict, n = fit(mixtures[~held_out], losses[~held_out], mixtures[held_out], losses[held_out])
+                predicted[held_out] = predict(mixtures[held_out])
                 used.append(n)
-            info[f"cross_validated_{kind}"] = float(np.nan_to_num(spearman(foretold, losses)))
+            info[f"cross_validated_{kind}"] = float(np.nan_to_num(spearman(predicted, losses)))
             rounds[kind] = max(1, round(float(np.mean(used))))
-        best = max(tried, key=lambda kind: info[f"cross_validated_{kind}"])
+        best = max(candidates, key=lambda kind: info[f"cross_validated_{kind}"])
         predict, _ = kinds[best](mixtures, losses, rounds=rounds[best])
         return predict, info
 
@@ -144,9 +144,9 @@ def _lightgbm(
         ) from None
     settings = {"objective": "regression", "metric": "l2", "learning_rate": 0.01, "verbosity": -1, "seed": 42}
     settings |= {"deterministic": True, "num_threads": 1}
-    info = lightgbm.Dataset(x, y, free_raw_data=False)
-    held = [] if held_x is None else [lightgbm.Dataset(held_x, held_y, reference=info)]
-    stop = [lightgbm.early_stopping(3, verbose=False)] if held else []
-    found = lightgbm.train(settings, info, rounds, valid_sets=held, callbacks=stop)
-    used = found.best_iteration if held else rounds
-    return lambda mixtures: np.asarray(found.predict(mixtures, num_iteration=used)), used
+    training = lightgbm.Dataset(x, y, free_raw_data=False)
+    validation = [] if held_x is None else [lightgbm.Dataset(held_x, held_y, reference=training)]
+    stop = [lightgbm.early_stopping(3, verbose=False)] if validation else []
+    booster = lightgbm.train(settings, training, rounds, valid_sets=validation, callbacks=stop)
+    n_rounds = booster.best_iteration if validation else rounds
+    return lambda mixtures: np.asarray(booster.predict(mixtures, num_iteration=n_rounds)), n_rounds

@@ -114,14 +114,14 @@ class Bm25(Score):
     def _query(self, target: Target, state: Arrays) -> _Query:
         n, total = (int(x) for x in state["n"])
         idf = pl.DataFrame({"word": _unpacked(state), "idf": self._idf(state["df"].astype(np.float64), n)})
-        asked = split_words(target.text.whole, self.pattern, self.lowercase)
-        known = pl.DataFrame({"word": asked.vocabulary}).join(idf, on="word", how="left", maintain_order="left")
+        query_words = split_words(target.text.whole, self.pattern, self.lowercase)
+        words = pl.DataFrame({"word": query_words.vocabulary}).join(idf, on="word", how="left", maintain_order="left")
         labels, groups = self._groups(target)
         sizes = np.bincount(groups, minlength=len(labels))
-        counts = np.zeros((len(asked.vocabulary), len(labels)))
-        np.add.at(counts, (asked.codes, groups[asked.texts()]), 1.0)
-        weights = counts * known["idf"].fill_null(0.0).to_numpy()[:, None] / sizes  # a word the pool lacks adds nothing
-        return _Query(asked.vocabulary, weights, labels, sizes / sizes.sum(), total / max(n, 1))
+        counts = np.zeros((len(query_words.vocabulary), len(labels)))
+        np.add.at(counts, (query_words.codes, groups[query_words.texts()]), 1.0)
+        weights = counts * words["idf"].fill_null(0.0).to_numpy()[:, None] / sizes  # a word the pool lacks adds nothing
+        return _Query(query_words.vocabulary, weights, labels, sizes / sizes.sum(), total / max(n, 1))
 
     def _groups(self, target: Target) -> tuple[list[str], np.ndarray]:
         """The columns' labels, and the column each of the target's examples is averaged into, int [T]."""
@@ -194,19 +194,21 @@ class _Query:
 
     def places(self, words: Words) -> np.ndarray:
         """Index of each word of a batch's vocabulary among the query words, int [V]; -1 where it is none of them."""
-        asked = pl.DataFrame({"word": self.words}).with_row_index("place")
-        met = pl.DataFrame({"word": words.vocabulary}).join(asked, on="word", how="left", maintain_order="left")
-        return met["place"].cast(pl.Int64).fill_null(-1).to_numpy()
+        query_words = pl.DataFrame({"word": self.words}).with_row_index("place")
+        joined = pl.DataFrame({"word": words.vocabulary}).join(
+            query_words, on="word", how="left", maintain_order="left"
+        )
+        return joined["place"].cast(pl.Int64).fill_null(-1).to_numpy()
 
 
 def _total(partials: Iterable[Arrays]) -> Arrays:
-    n, held = np.zeros(2, dtype=np.int64), []  # (how often merged, counts): a word is merged log(partials) times
+    n, stack = np.zeros(2, dtype=np.int64), []  # (how often merged, counts): a word is merged log(partials) times
     for partial_ in partials:
         n = n + partial_["n"]
-        held.append((0, pl.DataFrame({"word": _unpacked(partial_), "df": partial_["df"]})))
-        while len(held) >= _MERGED and held[-_MERGED][0] == held[-1][0]:
-            held[-_MERGED:] = [(held[-1][0] + 1, _merged([counts for _, counts in held[-_MERGED:]]))]
-    total = _merged([counts for _, counts in held]).sort("word")
+        stack.append((0, pl.DataFrame({"word": _unpacked(partial_), "df": partial_["df"]})))
+        while len(stack) >= _MERGED and stack[-_MERGED][0] == stack[-1][0]:
+            stack[-_MERGED:] = [(stack[-1][0] + 1, _merged([counts for _, counts in stack[-_MERGED:]]))]
+    total = _merged([counts for _, counts in stack]).sort("word")
     return {**_packed(total["word"]), "df": total["df"].to_numpy(), "n": n}
 
 

@@ -61,8 +61,8 @@ class Decontaminate(Score):
 
     def __post_init__(self) -> None:
         if min(self.n, self.shortest) < 1:
-            given = f"n={self.n}, shortest={self.shortest}"
-            raise CurateError(f"decontaminate needs n and shortest of 1 or more, not {given}.")
+            values = f"n={self.n}, shortest={self.shortest}"
+            raise CurateError(f"decontaminate needs n and shortest of 1 or more, not {values}.")
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
         assert target is not None
@@ -74,19 +74,22 @@ class Decontaminate(Score):
         steps = np.zeros(len(words) + 1, np.int64)
         longest, example = np.zeros(len(batch), np.int64), np.zeros(len(batch), np.uint64)
         for length, (grams, ids) in evaluation.of_length.items():
-            found, starts, text = _grams(words, ends, length)
-            at = np.minimum(np.searchsorted(grams, found), len(grams) - 1)
-            hit = grams[at] == found
-            at, starts, text = at[hit], starts[hit], text[hit]
+            hashes, starts, text = _grams(words, ends, length)
+            nearest = np.minimum(np.searchsorted(grams, hashes), len(grams) - 1)
+            hit = grams[nearest] == hashes
+            nearest, starts, text = nearest[hit], starts[hit], text[hit]
             steps += np.bincount(starts, minlength=len(steps)) - np.bincount(starts + length, minlength=len(steps))
             # Runs of n-grams that start at consecutive words; the longest of each text, ties going to the first.
             first = np.flatnonzero((np.diff(starts, prepend=-2) != 1) | (np.diff(text, prepend=-1) != 0))
-            many = np.diff(first, append=len(starts)) + length - 1
-            order = np.lexsort([first, -many, text[first]])
+            run_lengths = np.diff(first, append=len(starts)) + length - 1
+            order = np.lexsort([first, -run_lengths, text[first]])
             best = order[np.flatnonzero(np.diff(text[first][order], prepend=-1))]
-            its = text[first[best]]
-            better = many[best] > longest[its]
-            longest[its[better]], example[its[better]] = many[best[better]], ids[at[first[best[better]]]]
+            texts = text[first[best]]
+            better = run_lengths[best] > longest[texts]
+            longest[texts[better]], example[texts[better]] = (
+                run_lengths[best[better]],
+                ids[nearest[first[best[better]]]],
+            )
         lengths = np.diff(ends)
         covered = np.append(0, np.cumsum(np.cumsum(steps)[:-1] > 0))
         share = np.diff(covered[ends]) / np.maximum(lengths, 1)
@@ -104,14 +107,14 @@ class _Evaluation:
         split = split_words(messages.explode().fill_null(""), _WORDS)
         words, ends = split.numbers(8), split.ends
         lengths = np.minimum(np.diff(ends), n)  # a short message is matched as a whole
-        none = f"no message of the target has the {min(shortest, n)} words to be looked for; set shortest lower"
-        self.trouble = "" if (lengths >= min(shortest, n)).any() else none
+        message = f"no message of the target has the {min(shortest, n)} words to be looked for; set shortest lower"
+        self.trouble = "" if (lengths >= min(shortest, n)).any() else message
         self.of_length: dict[int, tuple[np.ndarray, np.ndarray]] = {}
         for length in np.unique(lengths[lengths >= min(shortest, n)]).tolist():
             grams, _starts, text = _grams(words, ends, length)
-            its = lengths[text] == length
-            numbers, first = np.unique(grams[its], return_index=True)
-            self.of_length[length] = (numbers, example[text[its][first]])
+            matching = lengths[text] == length
+            numbers, first = np.unique(grams[matching], return_index=True)
+            self.of_length[length] = (numbers, example[text[matching][first]])
 
 
 def _grams(words: np.ndarray, ends: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -60,8 +60,8 @@ class Dsir(Score):
 
     def __post_init__(self) -> None:
         if self.ngrams < 1 or self.buckets < 2 or not 0 < self.eps < 1:
-            given = f"{self.ngrams}, {self.buckets}, {self.eps}"
-            raise CurateError(f"dsir needs ngrams >= 1, buckets >= 2 and eps between 0 and 1, not {given}.")
+            values = f"{self.ngrams}, {self.buckets}, {self.eps}"
+            raise CurateError(f"dsir needs ngrams >= 1, buckets >= 2 and eps between 0 and 1, not {values}.")
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
         assert target is not None
@@ -76,8 +76,10 @@ class Dsir(Score):
 
     def _log_ratio(self, target: Target, state: Arrays) -> np.ndarray:
         """float64 [buckets]"""
-        wanted, raw = self._count(target.text, {})["counts"], state["counts"]
-        return np.log(wanted / max(wanted.sum(), 1) + self.eps) - np.log(raw / max(raw.sum(), 1) + self.eps)
+        target_counts, pool_counts = self._count(target.text, {})["counts"], state["counts"]
+        return np.log(target_counts / max(target_counts.sum(), 1) + self.eps) - np.log(
+            pool_counts / max(pool_counts.sum(), 1) + self.eps
+        )
 
     def _score(self, batch: Text, log_ratio: np.ndarray) -> Columns:
         text, bucket, tokens = self._hashed(batch)
@@ -102,8 +104,8 @@ class Dsir(Score):
                 pairs = grams[:-1] * len(words.vocabulary) + words.codes[n - 1 :]
                 distinct, grams = np.unique(pairs, return_inverse=True)
                 inside = text[: len(grams)] == text[n - 1 :]
-                before, last = np.divmod(distinct, max(len(words.vocabulary), 1))
-                order = order.gather(before) + " " + words.vocabulary.gather(last)
+                prefix, last = np.divmod(distinct, max(len(words.vocabulary), 1))
+                order = order.gather(prefix) + " " + words.vocabulary.gather(last)
             else:
                 inside = np.ones(len(grams), dtype=bool)
             texts.append(text[: len(grams)][inside])

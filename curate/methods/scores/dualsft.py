@@ -141,9 +141,9 @@ class Dualsft(Score):
             )
 
     def warm_up(self) -> Warmup:
-        own = {name: getattr(self, name) for name in ("epochs", "lr", "batch_size", "micro_batch_size", "lora_r")}
+        settings = {name: getattr(self, name) for name in ("epochs", "lr", "batch_size", "micro_batch_size", "lora_r")}
         adam = {name: getattr(self, name) for name in ("beta2", "eps")}
-        return Warmup(self.warmup, self.warmup_seed, {**own, **adam, "schedule": "cosine", "warmup": 0.03})
+        return Warmup(self.warmup, self.warmup_seed, {**settings, **adam, "schedule": "cosine", "warmup": 0.03})
 
     @property
     def _preserves(self) -> str:
@@ -155,20 +155,20 @@ class Dualsft(Score):
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
         assert target is not None
         curved = self._along_pool if self.order == "full" else None
-        found = [mean_gradient(None, named="pool.")]
+        passes = [mean_gradient(None, named="pool.")]
         if self._preserves == "cwsd":
             shaped_by = ("preserve", "order", "tau", "squared_tau", "confidence")
-            given: dict[str, Any] = {"loss": self.distillation, "beside": "origin", "curved": curved}
+            options: dict[str, Any] = {"loss": self.distillation, "beside": "origin", "curved": curved}
             weight = {"weight": ForwardRequest(self._token_confidence, model="origin")}
-            found.append(mean_gradient(None, shaped_by, over="anchors", named="pre.", more=weight, **given))
+            passes.append(mean_gradient(None, shaped_by, over="anchors", named="pre.", more=weight, **options))
         if self._preserves == "fisher":
             more = {"squares": GradientRequest(self._squares), "moved": GradientRequest(self._moved, beside="origin")}
-            found.append(mean_gradient(None, ("preserve",), over="anchors", named="pre.", more=more))
+            passes.append(mean_gradient(None, ("preserve",), over="anchors", named="pre.", more=more))
         moved = {"moved": GradientRequest(self._moved, beside="origin")} if self._preserves == "l2" else {}
         groups, shaped_by = Groups.of(target.subtasks, False), ("target", "order", "preserve")
-        found.append(mean_gradient(groups, shaped_by, named="task.", curved=curved, more=moved))
+        passes.append(mean_gradient(groups, shaped_by, named="task.", curved=curved, more=moved))
         request = GradientRequest(self._both, moments=self.order == "diagonal")
-        return *found, Pass("gradients", self._scored, open=self._opened, requests={"gradient": request})
+        return *passes, Pass("gradients", self._scored, open=self._opened, requests={"gradient": request})
 
     # --- what is preserved -------------------------------------------------------------------------------
 
@@ -216,12 +216,12 @@ class Dualsft(Score):
         from curate.gradients.collectors import Directions
 
         names = [key.removeprefix("pool.0/") for key, value in state.items() if key.startswith("pool.0/")]
-        found = {"pool.0/samples": state.get("pool.0/samples", np.zeros(1))}
+        directions = {"pool.0/samples": state.get("pool.0/samples", np.zeros(1))}
         for name in names:
             if name != "samples":
                 dual = self.dual(state, name)
-                found[f"dual/{name}"] = np.stack(dual if self.order != "first" else dual[:1]).astype(np.float32)
-        return Directions(found)
+                directions[f"dual/{name}"] = np.stack(dual if self.order != "first" else dual[:1]).astype(np.float32)
+        return Directions(directions)
 
     def dual(self, state: Arrays, name: str) -> tuple[np.ndarray, np.ndarray]:
         """Of one parameter, float64: v; and G / N, or H G / N (order=full), from the states of the counting passes."""
@@ -301,6 +301,6 @@ class Dualsft(Score):
         if self.order == "first" or not len(first) or not (size := float(np.sqrt(np.mean(first**2)))):
             return ""
         ratio = float(np.sqrt(np.mean(second**2))) / size
-        said = f"the second-order term is {ratio:.1e} of the first"
-        same = "; so the order of the samples is that of order=first" if ratio < 1e-6 else ""
-        return said + same
+        remark = f"the second-order term is {ratio:.1e} of the first"
+        consequence = "; so the order of the samples is that of order=first" if ratio < 1e-6 else ""
+        return remark + consequence

@@ -39,12 +39,12 @@ class Length(Score):
         return (Pass("count", self._count),)
 
     def _count(self, batch: Text, _: Arrays) -> Columns:
-        whole = batch.whole
-        scored = batch.answer if self.of == "answer" else whole
+        texts = batch.whole
+        scored = batch.answer if self.of == "answer" else texts
         return {
             "score": _words(scored).to_numpy(),
-            "words": _words(whole).to_numpy(),
-            "chars": whole.str.len_chars().to_numpy(),
+            "words": _words(texts).to_numpy(),
+            "chars": texts.str.len_chars().to_numpy(),
             "turns": batch.frame["messages"].list.len().fill_null(0).to_numpy(),
         }
 

@@ -117,9 +117,9 @@ class Less(Score):
 
     def warm_up(self) -> Warmup:
         lora = {name: getattr(self, name) for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_targets")}
-        own = {name: getattr(self, name) for name in ("epochs", "lr", "batch_size", "micro_batch_size")}
+        settings = {name: getattr(self, name) for name in ("epochs", "lr", "batch_size", "micro_batch_size")}
         adam = {name: getattr(self, name) for name in ("beta1", "beta2", "eps")}
-        return Warmup(self.warmup, self.warmup_seed, {**own, **lora, **adam, "schedule": "linear", "warmup": 0.03})
+        return Warmup(self.warmup, self.warmup_seed, {**settings, **lora, **adam, "schedule": "linear", "warmup": 0.03})
 
     # --- features ----------------------------------------------------------------------------------------
 

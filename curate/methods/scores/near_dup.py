@@ -77,8 +77,8 @@ class NearDup(Score):
     """Seed of the permutations."""
 
     def __post_init__(self) -> None:
-        good = 0 < self.threshold <= 1 and 0 <= self.replaced <= 1 and min(self.ngram, self.band, self.window) >= 1
-        if not good or self.permutations < self.band or self.seed < 0:
+        valid = 0 < self.threshold <= 1 and 0 <= self.replaced <= 1 and min(self.ngram, self.band, self.window) >= 1
+        if not valid or self.permutations < self.band or self.seed < 0:
             raise CurateError(
                 "near_dup needs threshold in (0, 1], replaced in [0, 1], ngram, band and window of 1 or more, a seed "
                 f"of 0 or more, and at least as many permutations as a band, not {self.settings()}."
@@ -100,15 +100,15 @@ class NearDup(Score):
 
         words, ends = _hashes(batch.whole)
         shingles, ends = _shingles(words, ends, self.ngram)
-        some = np.flatnonzero(np.diff(ends))  # a sample without words has no near-duplicate
-        sets = (shingles[ends[i] : ends[i + 1]] for i in some)
-        bands = np.zeros((len(some), self.permutations // self.band), np.uint64)
-        made = MinHash.generator(sets, num_perm=self.permutations, seed=self.seed, hashfunc=int)
-        for i, signature in enumerate(made):
+        rows = np.flatnonzero(np.diff(ends))  # a sample without words has no near-duplicate
+        sets = (shingles[ends[i] : ends[i + 1]] for i in rows)
+        bands = np.zeros((len(rows), self.permutations // self.band), np.uint64)
+        signatures = MinHash.generator(sets, num_perm=self.permutations, seed=self.seed, hashfunc=int)
+        for i, signature in enumerate(signatures):
             values = signature.hashvalues.astype(np.uint64)[: bands.shape[1] * self.band].reshape(-1, self.band)
             for k in range(self.band):
                 bands[i] = pair_number(bands[i], values[:, k])
-        return {"ids": batch.ids[some], "bands": bands}
+        return {"ids": batch.ids[rows], "bands": bands}
 
     def _candidates(self, partials: Iterable[Arrays]) -> Arrays:
         """The pairs of ids that share a band, the lower id first: uint64 [P, 2]."""
@@ -117,12 +117,12 @@ class NearDup(Score):
         for b in range(bands.shape[1] if len(ids) else 0):
             near = [bands[:, (b + k) % bands.shape[1]] for k in (2, 1, 0)]  # within a band ordered by the next two
             order = np.lexsort([ids, *near])
-            same, found = bands[order, b], [pairs]
+            band, candidates = bands[order, b], [pairs]
             for step in range(1, min(self.window, len(order) - 1) + 1):
-                at = np.flatnonzero(same[step:] == same[:-step])
-                first, second = order[at].astype(np.uint64), order[at + step].astype(np.uint64)
-                found.append(np.minimum(first, second) * n + np.maximum(first, second))
-            pairs = np.unique(np.concatenate(found))
+                matches = np.flatnonzero(band[step:] == band[:-step])
+                first, second = order[matches].astype(np.uint64), order[matches + step].astype(np.uint64)
+                candidates.append(np.minimum(first, second) * n + np.maximum(first, second))
+            pairs = np.unique(np.concatenate(candidates))
         first, second = np.divmod(pairs, max(n, np.uint64(1)))
         return {"pairs": np.sort(np.stack([ids[first], ids[second]], 1), 1)}
 
@@ -131,74 +131,74 @@ class NearDup(Score):
     def _words(self, batch: Text, pairs: _Pairs) -> Arrays:
         """The words of this batch's samples that are in a pair, message by message; and the pairs whose first is
         one."""
-        some = np.flatnonzero(np.isin(batch.ids, pairs.members))
-        said = pl.element().struct.field
-        parts = [said("content"), said("extra")]  # a tool call is part of its message
+        rows = np.flatnonzero(np.isin(batch.ids, pairs.members))
+        message_field = pl.element().struct.field
+        parts = [message_field("content"), message_field("extra")]  # a tool call is part of its message
         contents = pl.col("messages").list.eval(pl.concat_str(parts, separator="\n", ignore_nulls=True))
-        roles = pl.col("messages").list.eval(said("role"))
-        frame = batch.frame[some.tolist()].select(
+        roles = pl.col("messages").list.eval(message_field("role"))
+        frame = batch.frame[rows.tolist()].select(
             pl.coalesce(contents, pl.concat_list("text")).alias("content"),
             pl.coalesce(roles, pl.concat_list(pl.lit(""))).alias("role"),
         )
         words, ends = _hashes(frame["content"].explode().fill_null(""))
         role = [crc32((name or "").encode()) for name in frame["role"].explode()]
         return {
-            "ids": batch.ids[some],
+            "ids": batch.ids[rows],
             "messages": np.maximum(frame["content"].list.len().to_numpy().astype(np.int64), 1),
             "roles": np.array(role, np.uint32),
             "lengths": np.diff(ends),
             "words": words,
-            "pairs": pairs.begun_by(batch.ids[some]),
+            "pairs": pairs.begun_by(batch.ids[rows]),
         }
 
     def _clusters(self, partials: Iterable[Arrays]) -> Arrays:
         """For every sample in a cluster, by id: the id of the one to keep, its own rank, and the cluster's size."""
-        none = {"ids": np.uint64, "messages": np.int64, "roles": np.uint32, "lengths": np.int64, "words": np.uint32}
-        empty = {name: np.zeros(0, kind) for name, kind in none.items()}
+        dtypes = {"ids": np.uint64, "messages": np.int64, "roles": np.uint32, "lengths": np.int64, "words": np.uint32}
+        empty = {name: np.zeros(0, kind) for name, kind in dtypes.items()}
         *texts, pairs = _joined(partials, **empty, pairs=np.zeros((0, 2), np.uint64))
-        told = _Told(*texts)
-        pairs = pairs[np.isin(pairs, told.ids).all(1)]  # without those of which one could not be read
-        label = _components(told.ids, pairs, lambda a, b: self._alike(told, a, b))
+        samples = _Told(*texts)
+        pairs = pairs[np.isin(pairs, samples.ids).all(1)]  # without those of which one could not be read
+        label = _components(samples.ids, pairs, lambda a, b: self._alike(samples, a, b))
         size = np.bincount(label, minlength=len(label))[label]
-        ranked = np.lexsort([told.ids, self._worse(told), label])
+        ranked = np.lexsort([samples.ids, self._worse(samples), label])
         ranked = ranked[size[ranked] > 1]
         first = np.flatnonzero(np.diff(label[ranked], prepend=-1))
-        many = np.diff(first, append=len(ranked))
-        place = np.arange(len(ranked)) - np.repeat(first, many) + 1
-        kept = np.repeat(told.ids[ranked[first]], many)
-        by_id = np.argsort(told.ids[ranked])
-        columns = {"ids": told.ids[ranked], "cluster": kept, "place": place, "size": size[ranked]}
+        cluster_sizes = np.diff(first, append=len(ranked))
+        place = np.arange(len(ranked)) - np.repeat(first, cluster_sizes) + 1
+        kept = np.repeat(samples.ids[ranked[first]], cluster_sizes)
+        by_id = np.argsort(samples.ids[ranked])
+        columns = {"ids": samples.ids[ranked], "cluster": kept, "place": place, "size": size[ranked]}
         return {name: values[by_id] for name, values in columns.items()}
 
-    def _worse(self, told: _Told) -> np.ndarray:
+    def _worse(self, samples: _Told) -> np.ndarray:
         """What the samples of a cluster are ordered by, the lowest first."""
-        return {"longest": -told.sizes, "shortest": told.sizes, "lowest_id": 0 * told.sizes}[self.keep]
+        return {"longest": -samples.sizes, "shortest": samples.sizes, "lowest_id": 0 * samples.sizes}[self.keep]
 
-    def _alike(self, told: _Told, a: int, b: int) -> bool:
-        if told.roles_of(a) != told.roles_of(b):
+    def _alike(self, samples: _Told, a: int, b: int) -> bool:
+        if samples.roles_of(a) != samples.roles_of(b):
             return False
-        return all(map(self._alike_messages, told.of(a), told.of(b)))
+        return all(map(self._alike_messages, samples.of(a), samples.of(b)))
 
     def _alike_messages(self, a: np.ndarray, b: np.ndarray) -> bool:
         short, long = min(len(a), len(b)), max(len(a), len(b))
         if short < self.threshold * long:  # even if all of it were in common
             return False
-        mine, its = Counter(a.tolist()), Counter(b.tolist())
-        common, wanted = (mine & its).total(), (1 - self.replaced) * short
+        counts_a, counts_b = Counter(a.tolist()), Counter(b.tolist())
+        common, required = (counts_a & counts_b).total(), (1 - self.replaced) * short
         if common < self.threshold * (short + long - common):
             return False
-        return self.replaced == 1 or common >= wanted and LCSseq.similarity(a.tolist(), b.tolist()) >= wanted
+        return self.replaced == 1 or common >= required and LCSseq.similarity(a.tolist(), b.tolist()) >= required
 
     # What is reported for each sample
 
     def _flag(self, batch: Text, state: Arrays) -> Columns:
-        ids, known = batch.ids, state["ids"]
+        ids, clustered = batch.ids, state["ids"]
         cluster, place, size = ids.copy(), np.ones(len(ids)), np.ones(len(ids), np.int64)
-        at = np.searchsorted(known, ids)
-        inside = np.append(known, 0)[at] == ids
-        inside &= at < len(known)
-        cluster[inside], place[inside] = state["cluster"][at[inside]], state["place"][at[inside]]
-        size[inside] = state["size"][at[inside]]
+        positions = np.searchsorted(clustered, ids)
+        inside = np.append(clustered, 0)[positions] == ids
+        inside &= positions < len(clustered)
+        cluster[inside], place[inside] = state["cluster"][positions[inside]], state["place"][positions[inside]]
+        size[inside] = state["size"][positions[inside]]
         return {"score": 1 / place, "cluster": cluster, "size": size, "keep": place == 1}
 
 
@@ -261,17 +261,17 @@ def _hashes(texts: pl.Series) -> tuple[np.ndarray, np.ndarray]:
 
 def _shingles(words: np.ndarray, ends: np.ndarray, n: int) -> tuple[np.ndarray, np.ndarray]:
     """Every run of n words within a text as a hash, uint32; a shorter text as a whole; and where each text ends."""
-    length, at = np.diff(ends), np.arange(len(words))
+    length, positions = np.diff(ends), np.arange(len(words))
     stop = np.repeat(ends[1:], length)
     padded, mixed = np.append(words, np.zeros(n, np.uint32)).astype(np.uint64), np.zeros(len(words), np.uint64)
     for k in range(n):
-        mixed = pair_number(mixed, np.where(at + k < stop, padded[at + k], np.uint64(0)))
-    whole = (at + n <= stop) | (at == np.repeat(ends[:-1], length))
-    many = np.append(0, np.cumsum(whole))
-    return (mixed[whole] >> np.uint64(32)).astype(np.uint32), many[ends]
+        mixed = pair_number(mixed, np.where(positions + k < stop, padded[positions + k], np.uint64(0)))
+    complete = (positions + n <= stop) | (positions == np.repeat(ends[:-1], length))
+    counts = np.append(0, np.cumsum(complete))
+    return (mixed[complete] >> np.uint64(32)).astype(np.uint32), counts[ends]
 
 
 def _joined(partials: Iterable[Arrays], **empty: np.ndarray) -> list[np.ndarray]:
     """The arrays of all partials under each name, one after another."""
-    some = list(partials)
-    return [np.concatenate([p[name] for p in some if len(p[name])] or [none]) for name, none in empty.items()]
+    parts = list(partials)
+    return [np.concatenate([p[name] for p in parts if len(p[name])] or [default]) for name, default in empty.items()]

@@ -66,9 +66,9 @@ class Repetition(Score):
         shares: dict[str, np.ndarray] = {}
         for kind, pattern in _PIECES.items():
             pieces = split_words(batch.whole, pattern, lowercase=False)
-            again = _seen_before(pieces.texts(), pieces.codes)
-            shares[f"dup_{kind}"] = _share(pieces, again, np.ones(len(again)))
-            shares[f"dup_{kind}_chars"] = _share(pieces, again, _lengths(pieces))
+            repeated = _seen_before(pieces.texts(), pieces.codes)
+            shares[f"dup_{kind}"] = _share(pieces, repeated, np.ones(len(repeated)))
+            shares[f"dup_{kind}_chars"] = _share(pieces, repeated, _lengths(pieces))
         words = split_words(batch.whole, r"\S+", lowercase=False)
         shares |= _ngram_shares(words)
         worst = np.max([shares[name] / limit for name, limit in _LIMITS.items()], axis=0)
@@ -85,10 +85,10 @@ def _seen_before(text: np.ndarray, gram: np.ndarray) -> np.ndarray:
     keys = pair_number(gram.astype(np.uint64), text.astype(np.uint64))
     order = np.argsort(keys)
     starts = np.flatnonzero(np.diff(keys[order], prepend=keys[order[:1]] + np.uint64(1)))
-    again = np.ones(len(keys), dtype=bool)
+    repeated = np.ones(len(keys), dtype=bool)
     if len(keys):
-        again[np.minimum.reduceat(order, starts)] = False
-    return again
+        repeated[np.minimum.reduceat(order, starts)] = False
+    return repeated
 
 
 def _share(pieces: Words, counted: np.ndarray, size: np.ndarray) -> np.ndarray:
@@ -99,18 +99,18 @@ def _share(pieces: Words, counted: np.ndarray, size: np.ndarray) -> np.ndarray:
 
 def _ngram_shares(words: Words) -> dict[str, np.ndarray]:
     text, chars, n_texts = words.texts(), _lengths(words), len(words.ends) - 1
-    before = np.concatenate([[0], np.cumsum(chars)])  # characters before each word
+    chars_before = np.concatenate([[0], np.cumsum(chars)])  # characters before each word
     total = np.maximum(np.bincount(text, chars, n_texts), 1)
     shares, codes = {}, words.codes.astype(np.uint64)
     grams = codes
     for n in range(2, 11):
         grams = pair_number(grams[:-1], codes[n - 1 :])  # the hash of the n-gram that begins at each word
         starts = np.flatnonzero(text[: len(grams)] == text[n - 1 :])
-        at, gram = text[starts], grams[starts]
+        gram_text, gram = text[starts], grams[starts]
         if n <= 4:
-            repeated = _top_chars(at, gram, before[starts + n] - before[starts], n_texts)
+            repeated = _top_chars(gram_text, gram, chars_before[starts + n] - chars_before[starts], n_texts)
         else:
-            covered = _covered(starts[_seen_before(at, gram)], n, len(text))
+            covered = _covered(starts[_seen_before(gram_text, gram)], n, len(text))
             repeated = np.bincount(text, chars * covered, n_texts)
         shares[f"{'top' if n <= 4 else 'dup'}_{n}gram"] = np.minimum(repeated / total, 1.0)
     return shares

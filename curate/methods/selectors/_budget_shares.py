@@ -23,17 +23,17 @@ def fill(
     position costs, float64 [N]. redistribute: what a group cannot fill is split again among those that can.
     """
     chosen = {g: rows[:0] for g, rows in ranked.items()}
-    open_, left = {g: share for g, share in shares.items() if share > 0}, float(budget.amount)
-    while open_ and left > 0:
-        for group, amount in _split(left, open_, budget.unit).items():
+    unfilled, remaining = {g: share for g, share in shares.items() if share > 0}, float(budget.amount)
+    while unfilled and remaining > 0:
+        for group, amount in _split(remaining, unfilled, budget.unit).items():
             rows = ranked[group]
-            held = Budget(budget.unit, sizes[chosen[group]].sum() + amount)
-            chosen[group] = rows[: held.fits(sizes[rows])]
-        left = budget.amount - sum(sizes[rows].sum() for rows in chosen.values())
-        full = [g for g in open_ if len(chosen[g]) == len(ranked[g])]
+            limit = Budget(budget.unit, sizes[chosen[group]].sum() + amount)
+            chosen[group] = rows[: limit.fits(sizes[rows])]
+        remaining = budget.amount - sum(sizes[rows].sum() for rows in chosen.values())
+        full = [g for g in unfilled if len(chosen[g]) == len(ranked[g])]
         if not full or not redistribute:
             break
-        open_ = {g: share for g, share in open_.items() if g not in full}
+        unfilled = {g: share for g, share in unfilled.items() if g not in full}
     return chosen
 
 

@@ -36,11 +36,11 @@ class Volume:
 
     def gains(self, places: np.ndarray) -> np.ndarray:
         """What each of these candidates would add now, float64 [n]."""
-        for seen in np.unique(self._seen[places]):
-            mine = places[self._seen[places] == seen]
-            if seen < len(self._w):
-                self.square[mine] -= _squares(self._rows(mine) @ self._w[seen:].T)
-                self.flops += 2.0 * len(mine) * self._w[seen:].size
+        for applied in np.unique(self._seen[places]):
+            members = places[self._seen[places] == applied]
+            if applied < len(self._w):
+                self.square[members] -= _squares(self._rows(members) @ self._w[applied:].T)
+                self.flops += 2.0 * len(members) * self._w[applied:].size
         self._seen[places] = len(self._w)
         return np.round(np.log1p(self._alpha * np.maximum(self.square[places], 0)), _DIGITS)
 
@@ -87,27 +87,27 @@ def greedy(
     first = np.concatenate([volume.gains(np.arange(a, min(a + 4096, len(sizes)))) for a in range(0, len(sizes), 4096)])
     heap = [(-gain, i) for i, gain in enumerate(first.tolist())]
     heapq.heapify(heap)
-    chosen, spent, begun = list[int](), 0.0, 0.0
+    chosen, spent, first_gain = list[int](), 0.0, 0.0
     while heap:
-        looked: dict[int, float] = {}  # up-to-date gains
+        updated: dict[int, float] = {}  # up-to-date gains
         best = (np.inf, len(sizes))
         while heap and (heap[0][0], heap[0][1]) < best:
-            some = np.array([heapq.heappop(heap)[1] for _ in range(min(_AT_ONCE, len(heap)))])
-            gains = volume.gains(some)
-            looked |= dict(zip(some.tolist(), gains.tolist(), strict=True))
-            worth = gains - penalty(some)
-            best = min(best, *((-value, place) for value, place in zip(worth.tolist(), some.tolist(), strict=True)))
+            batch = np.array([heapq.heappop(heap)[1] for _ in range(min(_AT_ONCE, len(heap)))])
+            gains = volume.gains(batch)
+            updated |= dict(zip(batch.tolist(), gains.tolist(), strict=True))
+            worth = gains - penalty(batch)
+            best = min(best, *((-value, place) for value, place in zip(worth.tolist(), batch.tolist(), strict=True)))
         place = best[1]
-        begun = begun or looked[place]
-        if not budget.pays(spent, float(sizes[place])) or chosen and looked[place] <= threshold * begun:
+        first_gain = first_gain or updated[place]
+        if not budget.pays(spent, float(sizes[place])) or chosen and updated[place] <= threshold * first_gain:
             break
         chosen.append(place)
         spent += float(sizes[place])
         volume.add(place)
         added(place)
-        for other, gain in looked.items():
-            if other != place:
-                heapq.heappush(heap, (-gain, other))
+        for candidate, gain in updated.items():
+            if candidate != place:
+                heapq.heappush(heap, (-gain, candidate))
     return np.array(chosen, np.int64)
 
 

@@ -56,15 +56,15 @@ class D4(Selector):
         if not len(unit):
             return np.zeros(0, np.int64)
         cluster, cosine = self._clustered(candidates, np.arange(len(unit)), seed)
-        alike = np.full(len(unit), -1.0, np.float32)
+        likeness = np.full(len(unit), -1.0, np.float32)
         for rows in rows_of_clusters(cluster, cosine):
-            alike[rows] = likeness_before(unit, rows)
+            likeness[rows] = likeness_before(unit, rows)
             candidates.charge(unit.shape[1] * float(len(rows)) ** 2)
-        ranking = by_value(-alike.astype(np.float64))
-        left = max(1, round(self.dedup * len(unit)), budget.fits(candidates.sizes[ranking]))
-        stay = np.sort(ranking[:left])
-        _, cosine = self._clustered(candidates, stay, seed + 1)
-        ranking = stay[by_value(-cosine.astype(np.float64))]
+        ranking = by_value(-likeness.astype(np.float64))
+        n_kept = max(1, round(self.dedup * len(unit)), budget.fits(candidates.sizes[ranking]))
+        kept = np.sort(ranking[:n_kept])
+        _, cosine = self._clustered(candidates, kept, seed + 1)
+        ranking = kept[by_value(-cosine.astype(np.float64))]
         return ranking[: budget.fits(candidates.sizes[ranking])]
 
     def _clustered(self, candidates: Candidates, rows: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -50,24 +50,24 @@ class Deita(Selector):
 
     def select(self, candidates: Candidates, budget: Budget, seed: int) -> np.ndarray:
         ranking, unit = by_value(candidates.require_values(self.name)), candidates.require_vectors(self.name)
-        taken: list[int] = []
-        kept, spent, start = np.empty((0, unit.shape[1]), np.float32), 0.0, 0
+        chosen: list[int] = []
+        chosen_vectors, spent, start = np.empty((0, unit.shape[1]), np.float32), 0.0, 0
         while start < len(ranking):
-            some = ranking[start : start + max(1, min(_AT_ONCE, _HELD // (len(kept) + _AT_ONCE)))]
-            mine = unit[some].astype(np.float32)
-            nearest = np.minimum((mine @ kept.T).max(1, initial=-np.inf), 1.0)  # rounding may go above
-            among, new = np.minimum(mine @ mine.T, 1.0), []
-            candidates.charge(2.0 * mine.size * (len(kept) + len(mine)))
+            batch = ranking[start : start + max(1, min(_AT_ONCE, _HELD // (len(chosen_vectors) + _AT_ONCE)))]
+            vectors = unit[batch].astype(np.float32)
+            nearest = np.minimum((vectors @ chosen_vectors.T).max(1, initial=-np.inf), 1.0)  # rounding may go above
+            within_batch, accepted = np.minimum(vectors @ vectors.T, 1.0), []
+            candidates.charge(2.0 * vectors.size * (len(chosen_vectors) + len(vectors)))
             for i in np.flatnonzero(nearest <= self.threshold):
-                if among[i, new].max(initial=-np.inf) > self.threshold:
+                if within_batch[i, accepted].max(initial=-np.inf) > self.threshold:
                     continue
-                size = float(candidates.sizes[some[i]])
+                size = float(candidates.sizes[batch[i]])
                 if not budget.pays(spent, size):
-                    return np.array([*taken, *some[new]], np.int64)
+                    return np.array([*chosen, *batch[accepted]], np.int64)
                 spent += size
-                new.append(int(i))
+                accepted.append(int(i))
                 if budget.unit == "rows" and not budget.pays(spent, 1.0):
-                    return np.array([*taken, *some[new]], np.int64)
-            taken += some[new].tolist()
-            kept, start = np.concatenate([kept, mine[new]]), start + len(some)
-        return np.array(taken, np.int64)
+                    return np.array([*chosen, *batch[accepted]], np.int64)
+            chosen += batch[accepted].tolist()
+            chosen_vectors, start = np.concatenate([chosen_vectors, vectors[accepted]]), start + len(batch)
+        return np.array(chosen, np.int64)

@@ -94,20 +94,20 @@ class Facility(Selector):
     def _among_some(self, candidates: Candidates, unit: np.ndarray, budget: Budget, seed: int) -> np.ndarray:
         noise, sizes = keyed_uniform(candidates.ids, seed, self.name), candidates.sizes
         cover = _Cover(unit[np.sort(np.argsort(noise)[: self.covered])].astype(np.float32), candidates)
-        wanted = max(1.0, budget.amount / float(sizes.mean()))
-        some = int(len(unit) / min(wanted, len(unit)) * -np.log(self.epsilon)) + 1
+        n_expected = max(1.0, budget.amount / float(sizes.mean()))
+        sample_size = int(len(unit) / min(n_expected, len(unit)) * -np.log(self.epsilon)) + 1
         free, chosen, spent = np.ones(len(unit), bool), [], 0.0
-        drawn, times = np.zeros(0, np.int64), 0
+        drawn, rounds = np.zeros(0, np.int64), 0
         while len(chosen) < len(unit):
-            if len(drawn) < some:  # all candidates in a new random order, after what is left of the old
-                times += 1
-                order = np.argsort(keyed_uniform(candidates.ids, seed, f"{self.name} {times}"))
+            if len(drawn) < sample_size:  # all candidates in a new random order, after what is left of the old
+                rounds += 1
+                order = np.argsort(keyed_uniform(candidates.ids, seed, f"{self.name} {rounds}"))
                 drawn = np.concatenate([drawn, order[free[order]]])
-            here, drawn = np.unique(drawn[:some]), drawn[some:]
-            here = here[free[here]]
-            if not len(here):
+            batch, drawn = np.unique(drawn[:sample_size]), drawn[sample_size:]
+            batch = batch[free[batch]]
+            if not len(batch):
                 continue
-            best = int(here[cover.gains(unit[here]).argmax()])
+            best = int(batch[cover.gains(unit[batch]).argmax()])
             if not budget.pays(spent, float(sizes[best])):
                 break
             free[best] = False
@@ -137,14 +137,14 @@ class _Cover:
     def gains(self, some: np.ndarray) -> np.ndarray:
         """The increase of f by each of some candidates [n, D], float64 [n]."""
         self.candidates.charge(2.0 * self.covered.size * len(some))
-        found, wide = np.zeros(len(some)), some.astype(self.covered.dtype).T
+        gain, wide = np.zeros(len(some)), some.astype(self.covered.dtype).T
         step = max(1, _HELD // len(some))
         for start in range(0, len(self.covered), step):
-            near = self.covered[start : start + step] @ wide
-            near -= self.nearest[start : start + step, None]
-            np.maximum(near, 0, out=near)
-            found += near.sum(0, dtype=np.float64)
-        return np.round(found / 2, 9)
+            increase = self.covered[start : start + step] @ wide
+            increase -= self.nearest[start : start + step, None]
+            np.maximum(increase, 0, out=increase)
+            gain += increase.sum(0, dtype=np.float64)
+        return np.round(gain / 2, 9)
 
     def add(self, chosen: np.ndarray) -> None:
         self.candidates.charge(2.0 * self.covered.size)

@@ -52,6 +52,6 @@ class Fishersft(Selector):
         vectors = candidates.vectors
         assert vectors is not None
         volume = Volume(vectors.raw, count, 1 / self.sigma0**2)
-        chosen = greedy(volume, candidates.sizes, budget, lambda some: np.zeros(len(some)), lambda _: None)
+        chosen = greedy(volume, candidates.sizes, budget, lambda places: np.zeros(len(places)), lambda _: None)
         candidates.charge(volume.flops)
         return chosen

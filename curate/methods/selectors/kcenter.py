@@ -52,12 +52,12 @@ class Kcenter(Selector):
         bound = 1 - cosines(unit, unit[first][None])[:, 0]  # on the distance to the nearest chosen one
         candidates.charge(2.0 * unit.size)
         bound[first] = -np.inf
-        seen = np.ones(len(unit), np.int64)  # how many chosen ones the bound accounts for
+        accounted = np.ones(len(unit), np.int64)  # how many chosen ones the bound accounts for
         while len(chosen) < len(unit):
             pool, outside = frontier(bound, _POOL)
-            here = unit[pool].astype(np.float32)
+            vectors = unit[pool].astype(np.float32)
             distance = bound[pool]
-            candidates.charge(_bring_up(distance, here, seen[pool], unit, chosen))
+            candidates.charge(_bring_up(distance, vectors, accounted[pool], unit, chosen))
             while True:
                 best = int(distance.argmax())
                 if (-distance[best], pool[best]) > outside or distance[best] == -np.inf:
@@ -66,10 +66,10 @@ class Kcenter(Selector):
                     return np.array(chosen)
                 chosen.append(int(pool[best]))
                 spent += sizes[pool[best]]
-                np.minimum(distance, 1 - here @ here[best], out=distance)
+                np.minimum(distance, 1 - vectors @ vectors[best], out=distance)
                 distance[best] = -np.inf
-                candidates.charge(2.0 * here.size)
-            bound[pool], seen[pool] = distance, len(chosen)
+                candidates.charge(2.0 * vectors.size)
+            bound[pool], accounted[pool] = distance, len(chosen)
         return np.array(chosen)
 
     def _first(self, candidates: Candidates, unit: np.ndarray, seed: int) -> int:
@@ -80,13 +80,15 @@ class Kcenter(Selector):
         return int(cosines(unit, unit.mean(0, dtype=np.float64)[None])[:, 0].argmax())
 
 
-def _bring_up(distance: np.ndarray, here: np.ndarray, seen: np.ndarray, unit: np.ndarray, chosen: list[int]) -> float:
-    """Update distances, which account for the first `seen` of the chosen, in place. Returns the FLOPs."""
+def _bring_up(
+    distance: np.ndarray, vectors: np.ndarray, accounted: np.ndarray, unit: np.ndarray, chosen: list[int]
+) -> float:
+    """Update distances, which account for the first `accounted` of the chosen, in place. Returns the FLOPs."""
     flops = 0.0
-    for start in range(int(seen.min()), len(chosen), _CENTRES):
+    for start in range(int(accounted.min()), len(chosen), _CENTRES):
         stop = min(start + _CENTRES, len(chosen))
-        stale = np.flatnonzero(seen < stop)
+        stale = np.flatnonzero(accounted < stop)
         centres = unit[chosen[start:stop]].astype(np.float32)
-        distance[stale] = np.minimum(distance[stale], 1 - (here[stale] @ centres.T).max(1))
+        distance[stale] = np.minimum(distance[stale], 1 - (vectors[stale] @ centres.T).max(1))
         flops += 2.0 * len(stale) * centres.size
     return flops

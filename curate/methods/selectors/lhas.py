@@ -77,35 +77,35 @@ class Lhas(Selector):
     def terms(self, candidates: Candidates, seed: int) -> dict[str, np.ndarray]:
         """The terms c, p and a of each candidate, float64 [N], before standardising."""
         unit, target, history = candidates.require_vectors(self.name), candidates.target, candidates.history
-        n, none = len(unit), np.zeros(len(unit))
-        proxy = none
+        n, zeros = len(unit), np.zeros(len(unit))
+        proxy = zeros
         if target is not None and self.eta:
             proxy = similarities(unit, target.unit[target.there].mean(0, dtype=np.float64)[None])[:, 0]
             candidates.charge(2.0 * unit.size)
-        learnt = history.unit[history.there] if history is not None else unit[:0]
-        if not len(learnt) or not n:
-            return {"c": none, "p": proxy, "a": none}
+        past = history.unit[history.there] if history is not None else unit[:0]
+        if not len(past) or not n:
+            return {"c": zeros, "p": proxy, "a": zeros}
         nearest = np.full(n, -np.inf)
-        for start in range(0, len(learnt), 1024):
-            np.maximum(nearest, similarities(unit, learnt[start : start + 1024]).max(1), out=nearest)
-        candidates.charge(2.0 * len(learnt) * unit.size)
+        for start in range(0, len(past), 1024):
+            np.maximum(nearest, similarities(unit, past[start : start + 1024]).max(1), out=nearest)
+        candidates.charge(2.0 * len(past) * unit.size)
         if self.repetition == "cluster":
-            return {"c": 1 - nearest, "p": proxy, "a": self._shares(candidates, learnt, seed)}
-        mean = learnt.mean(0, dtype=np.float64)
+            return {"c": 1 - nearest, "p": proxy, "a": self._shares(candidates, past, seed)}
+        mean = past.mean(0, dtype=np.float64)
         length = np.linalg.norm(mean)
-        again = similarities(unit, mean[None] / length)[:, 0] ** 2 if length > 0 else none
-        return {"c": 1 - nearest, "p": proxy, "a": again}
+        overlap = similarities(unit, mean[None] / length)[:, 0] ** 2 if length > 0 else zeros
+        return {"c": 1 - nearest, "p": proxy, "a": overlap}
 
-    def _shares(self, candidates: Candidates, learnt: np.ndarray, seed: int) -> np.ndarray:
+    def _shares(self, candidates: Candidates, past: np.ndarray, seed: int) -> np.ndarray:
         unit = candidates.require_vectors(self.name)
         cluster, _, flops = clusters(unit, candidates.ids, self.clusters, seed, 20)
         names, cluster = np.unique(cluster, return_inverse=True)
         centres = np.zeros((len(names), unit.shape[1]))
         np.add.at(centres, cluster, unit.astype(np.float64))
         centres /= np.maximum(np.linalg.norm(centres, axis=1), 1e-12)[:, None]
-        counts = np.bincount(similarities(learnt, centres).argmax(1), minlength=len(names))
-        candidates.charge(flops + 2.0 * centres.size * len(learnt))
-        return (counts / len(learnt))[cluster]
+        counts = np.bincount(similarities(past, centres).argmax(1), minlength=len(names))
+        candidates.charge(flops + 2.0 * centres.size * len(past))
+        return (counts / len(past))[cluster]
 
 
 def standardized(term: np.ndarray) -> np.ndarray:

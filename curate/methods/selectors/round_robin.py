@@ -44,14 +44,14 @@ class RoundRobin(Selector):
 
     def select(self, candidates: Candidates, budget: Budget, seed: int) -> np.ndarray:
         unit, groups = candidates.require_vectors(self.name), self._groups(candidates)
-        wanted = budget.amount if budget.unit == "rows" else len(unit)
-        depth = min(len(unit), int(2 * min(wanted, len(unit)) / len(groups)) + 64)
+        n_wanted = budget.amount if budget.unit == "rows" else len(unit)
+        depth = min(len(unit), int(2 * min(n_wanted, len(unit)) / len(groups)) + 64)
         rankings = self._rankings(candidates, unit, groups, depth)
-        at, free = [0] * len(groups), np.ones(len(unit), bool)
+        next_place, free = [0] * len(groups), np.ones(len(unit), bool)
         chosen, spent = [], 0.0
         while len(chosen) < len(unit):
             for g in range(len(groups)):
-                while (best := self._next(rankings[g], at, g, free)) is None and len(rankings[g]) < len(unit):
+                while (best := self._next(rankings[g], next_place, g, free)) is None and len(rankings[g]) < len(unit):
                     deeper = min(len(unit), 4 * len(rankings[g]))
                     rankings[g] = self._rankings(candidates, unit, [groups[g]], deeper)[0]  # the same, deeper
                 if best is None:
@@ -63,45 +63,45 @@ class RoundRobin(Selector):
                 spent += float(candidates.sizes[best])
         return np.array(chosen, np.int64)
 
-    def _next(self, ranking: np.ndarray, at: list[int], g: int, free: np.ndarray) -> int | None:
+    def _next(self, ranking: np.ndarray, next_place: list[int], g: int, free: np.ndarray) -> int | None:
         """The first free sample of a ranking, from place at[g] on; None where the ranking ends before."""
-        while at[g] < len(ranking) and not free[ranking[at[g]]]:
-            at[g] += 1
-        return int(ranking[at[g]]) if at[g] < len(ranking) else None
+        while next_place[g] < len(ranking) and not free[ranking[next_place[g]]]:
+            next_place[g] += 1
+        return int(ranking[next_place[g]]) if next_place[g] < len(ranking) else None
 
     def _groups(self, candidates: Candidates) -> list[np.ndarray]:
         """The vectors of each list's examples, [n, D]."""
         target = candidates.target
         if target is None:
             raise CurateError(f"the selector '{self.name}' works on a target; say which by --target.")
-        some = target.take(target.there)
-        if not len(some):
+        examples = target.take(target.there)
+        if not len(examples):
             raise CurateError(f"no example of the target has a vector: {[*target.error, 'it has none'][0]}.")
         if self.lists == "example":
-            return [v[None] for v in some.unit]
-        labels = np.array(some.subtasks or [""] * len(some), object)
-        return [some.unit[labels == label] for label in sorted(set(labels))]
+            return [v[None] for v in examples.unit]
+        labels = np.array(examples.subtasks or [""] * len(examples), object)
+        return [examples.unit[labels == label] for label in sorted(set(labels))]
 
     def _rankings(
         self, candidates: Candidates, unit: np.ndarray, groups: list[np.ndarray], depth: int
     ) -> list[np.ndarray]:
         """The `depth` nearest samples of each list, int32, the nearest first."""
-        found, at_once = [], max(1, _HELD // max(len(unit), 1))
+        rankings, at_once = [], max(1, _HELD // max(len(unit), 1))
         for start in range(0, len(groups), at_once):
-            some = groups[start : start + at_once]
-            candidates.charge(2.0 * unit.size * sum(map(len, some)))
-            for score in _highest(unit, some):
+            batch = groups[start : start + at_once]
+            candidates.charge(2.0 * unit.size * sum(map(len, batch)))
+            for score in _highest(unit, batch):
                 rows, _ = frontier(score, depth)
-                found.append(rows[np.argsort(-score[rows], kind="stable")].astype(np.int32))
-        return found
+                rankings.append(rows[np.argsort(-score[rows], kind="stable")].astype(np.int32))
+        return rankings
 
 
 def _highest(unit: np.ndarray, groups: list[np.ndarray]) -> np.ndarray:
     """The highest cosine of each sample with one of each list's examples, float32 [lists, N]."""
     examples = np.concatenate(groups).astype(np.float32)
     starts = np.cumsum([0, *map(len, groups)])[:-1]
-    found, step = np.empty((len(groups), len(unit)), np.float32), max(1, _BLOCK // max(examples.shape))
+    highest, step = np.empty((len(groups), len(unit)), np.float32), max(1, _BLOCK // max(examples.shape))
     for start in range(0, len(unit), step):
-        near = unit[start : start + step].astype(np.float32) @ examples.T
-        found[:, start : start + step] = np.maximum.reduceat(near, starts, axis=1).T
-    return found
+        cosines = unit[start : start + step].astype(np.float32) @ examples.T
+        highest[:, start : start + step] = np.maximum.reduceat(cosines, starts, axis=1).T
+    return highest

@@ -63,13 +63,13 @@ class Semdedup(Selector):
         k = self.clusters or round(len(unit) ** 0.5)
         cluster, cosine, flops = clusters(unit, candidates.ids, k, seed, self.iterations)
         candidates.charge(flops)
-        alike = np.full(len(unit), -1.0, np.float32)
+        likeness = np.full(len(unit), -1.0, np.float32)
         for rows in rows_of_clusters(cluster, self._order(candidates, cosine, seed)):
-            alike[rows] = likeness_before(unit, rows)
+            likeness[rows] = likeness_before(unit, rows)
             candidates.charge(unit.shape[1] * float(len(rows)) ** 2)
-        ranking = by_value(-alike.astype(np.float64))
+        ranking = by_value(-likeness.astype(np.float64))
         if self.eps is not None:
-            kept = alike <= 1 - self.eps
+            kept = likeness <= 1 - self.eps
             ranked = ranking if candidates.values is None else by_value(candidates.values)
             ranking = ranked[kept[ranked]]
         return ranking[: budget.fits(candidates.sizes[ranking])]

@@ -61,18 +61,18 @@ class Uds(Selector):
         values, count = candidates.require_values(self.name), len(candidates.require_vectors(self.name))
         vectors, sizes = candidates.vectors, candidates.sizes
         assert vectors is not None
-        wanted = min(budget.amount / max(sizes.mean(), 1e-12), count) if count else 0.0
-        if not count or wanted <= 0:
+        n_wanted = min(budget.amount / max(sizes.mean(), 1e-12), count) if count else 0.0
+        if not count or n_wanted <= 0:
             return np.zeros(0, np.int64)
         order = np.argsort(keyed_uniform(candidates.ids, seed, self.name), kind="stable")
         memory = Memory(self.memory, np.zeros((0, vectors.unit.shape[1])))
         if candidates.history is not None:
             memory.push(candidates.history.raw(np.flatnonzero(candidates.history.there)))
         chosen, spent = list[int](), 0.0
-        for some in np.array_split(order, max(1, int(np.ceil(wanted / self.keep)))):
-            some = np.sort(some)  # ties: first id
-            raw = vectors.raw(some)
-            ranked = some[by_value(values[some] + self.alpha * memory.distance(raw))]
+        for batch in np.array_split(order, max(1, int(np.ceil(n_wanted / self.keep)))):
+            batch = np.sort(batch)  # ties: first id
+            raw = vectors.raw(batch)
+            ranked = batch[by_value(values[batch] + self.alpha * memory.distance(raw))]
             candidates.charge(2.0 * len(memory.kept) * raw.size)
             for best in ranked[: self.keep]:
                 if not budget.pays(spent, float(sizes[best])):
@@ -85,9 +85,9 @@ class Uds(Selector):
 
 def _topped_up(chosen: list[int], spent: float, order: np.ndarray, sizes: np.ndarray, budget: Budget) -> np.ndarray:
     """What is left of the budget (the chosen were smaller than average), spent on others in the same random order."""
-    taken = set(chosen)
-    for other in order.tolist():
-        if other not in taken and budget.pays(spent, float(sizes[other])):
-            chosen.append(other)
-            spent += float(sizes[other])
+    chosen_places = set(chosen)
+    for place in order.tolist():
+        if place not in chosen_places and budget.pays(spent, float(sizes[place])):
+            chosen.append(place)
+            spent += float(sizes[place])
     return np.array(chosen, np.int64)

@@ -15,18 +15,18 @@ def greedy(aligned: np.ndarray, gram: np.ndarray, room: int) -> np.ndarray:
 
     Repeatedly: i = argmax of a over those that are left, a <- a - gram[i].
     """
-    left, chosen = aligned.astype(np.float64).copy(), []
-    open_ = np.ones(len(left), bool)
+    residual, chosen = aligned.astype(np.float64).copy(), []
+    available = np.ones(len(residual), bool)
     for _ in range(room):
-        i = int(np.argmax(np.where(open_, left, -np.inf)))
+        i = int(np.argmax(np.where(available, residual, -np.inf)))
         chosen.append(i)
-        open_[i] = False
-        left = left - gram[i]
+        available[i] = False
+        residual = residual - gram[i]
     return np.array(chosen, np.int64)
 
 
 def weighing(chosen: np.ndarray, n: int, weights: np.ndarray | float = 1.0) -> np.ndarray:
     """Weights of n candidates, 0 for those not chosen, float64 [n]."""
-    found = np.zeros(n)
-    found[chosen] = weights
-    return found
+    all_weights = np.zeros(n)
+    all_weights[chosen] = weights
+    return all_weights

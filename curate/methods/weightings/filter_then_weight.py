@@ -119,14 +119,14 @@ class FilterThenWeight(Weighting):
         """The best aligned tokens, as many as `room` candidates have on average; all tokens, where none is aligned."""
         tokens, aligned = products.tokens, products.aligned
         assert tokens is not None and aligned is not None
-        many = int(room * np.count_nonzero(tokens) / max(len(tokens), 1))
-        best = highest(tokens.ravel(), max(many, 1))
+        n_tokens = int(room * np.count_nonzero(tokens) / max(len(tokens), 1))
+        best = highest(tokens.ravel(), max(n_tokens, 1))
         mask = np.zeros(tokens.size)
         mask[best[tokens.ravel()[best] > 0]] = 1.0
         if fallback := not mask.any():
             mask = (tokens.ravel() != 0).astype(float)
-        each = mask.reshape(tokens.shape)
-        return Weights(each.any(1).astype(float), aligned, tokens=each, fallback=fallback)
+        selected = mask.reshape(tokens.shape)
+        return Weights(selected.any(1).astype(float), aligned, tokens=selected, fallback=fallback)
 
 
 def _ratio(gram: np.ndarray, square: float, room: int) -> float:

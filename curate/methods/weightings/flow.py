@@ -42,8 +42,8 @@ class Flow(Weighting):
     """tau; none: the median over the training set."""
 
     def __post_init__(self) -> None:
-        good = self.temperature is None or self.temperature > 0
-        require(f"flow.temperature={self.temperature}", good, "above 0, or none for the median")
+        valid = self.temperature is None or self.temperature > 0
+        require(f"flow.temperature={self.temperature}", valid, "above 0, or none for the median")
 
     def init(self, column: np.ndarray | None) -> Arrays:
         assert column is not None

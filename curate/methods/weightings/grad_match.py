@@ -92,9 +92,9 @@ class GradMatch(Weighting):
         ridge = self.ridge * float(np.diagonal(gram).mean())
         chosen, weights, tried = np.zeros(0, np.int64), np.zeros(0), np.zeros(len(b), bool)
         while len(chosen) < room and not tried.all():
-            left = square - 2 * weights @ b[chosen] + weights @ gram[np.ix_(chosen, chosen)] @ weights
+            residual = square - 2 * weights @ b[chosen] + weights @ gram[np.ix_(chosen, chosen)] @ weights
             slope = np.where(tried, -np.inf, b - gram[:, chosen] @ weights)
-            if left <= self.tolerance**2 * square or not slope.max() > 0:
+            if residual <= self.tolerance**2 * square or not slope.max() > 0:
                 break
             entering = self._entering(gram, b, ridge, chosen, slope)
             tried[entering] = True
@@ -103,8 +103,8 @@ class GradMatch(Weighting):
             while (weights < 0).any():
                 chosen = np.delete(chosen, int(np.argmin(weights)))
                 weights = _ridge(gram, b, ridge, chosen)
-        some = weights > 0
-        return chosen[some], weights[some]
+        positive = weights > 0
+        return chosen[positive], weights[positive]
 
     def _entering(self, gram: np.ndarray, b: np.ndarray, ridge: float, chosen: np.ndarray, slope: np.ndarray) -> int:
         if self.search == "residual":
@@ -117,5 +117,5 @@ class GradMatch(Weighting):
 
 
 def _ridge(gram: np.ndarray, b: np.ndarray, ridge: float, chosen: np.ndarray) -> np.ndarray:
-    its = gram[np.ix_(chosen, chosen)] + ridge * np.eye(len(chosen))
-    return np.linalg.lstsq(its, b[chosen], rcond=None)[0]
+    system = gram[np.ix_(chosen, chosen)] + ridge * np.eye(len(chosen))
+    return np.linalg.lstsq(system, b[chosen], rcond=None)[0]

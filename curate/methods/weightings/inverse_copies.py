@@ -47,8 +47,8 @@ class InverseCopies(Weighting):
 
     def init(self, column: np.ndarray | None) -> Arrays:
         assert column is not None
-        least = float(column.min()) if len(column) else 1.0
-        require(f"inverse_copies: the least of its column is {least:.4g}, which", least > 0, "above 0 (a count)")
+        minimum = float(column.min()) if len(column) else 1.0
+        require(f"inverse_copies: the least of its column is {minimum:.4g}, which", minimum > 0, "above 0 (a count)")
         return {}
 
     def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:

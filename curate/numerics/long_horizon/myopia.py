@@ -56,23 +56,23 @@ def myopia(immediate: np.ndarray, long: np.ndarray, seed: int = 0) -> Myopia:
     if len(immediate) < 2:
         raise ValueError("ranks need two selectors or more")
     now, later = ranks(_mean(immediate)), ranks(_mean(long))
-    each = gap_of(now, later)
-    null, gap = gap_of(now, _rankings(later, seed)).mean(-1), float(each.mean())
+    gaps = gap_of(now, later)
+    null, gap = gap_of(now, _rankings(later, seed)).mean(-1), float(gaps.mean())
     drawn = int(len(later) > _EXACT)  # with sampled rankings, the observed one counts as one more
     p, agree = (
-        float((np.sum(some) + drawn) / (len(null) + drawn)) for some in (null >= gap - 1e-12, null <= gap + 1e-12)
+        float((np.sum(extreme) + drawn) / (len(null) + drawn)) for extreme in (null >= gap - 1e-12, null <= gap + 1e-12)
     )
     least = float(np.mean(null >= null.max() - 1e-12))
     interval = _interval(immediate, long, seed)
-    return Myopia(gap, each, now, later, float(null.mean()), p, agree, least, interval)
+    return Myopia(gap, gaps, now, later, float(null.mean()), p, agree, least, interval)
 
 
 def _rankings(ranked: np.ndarray, seed: int) -> np.ndarray:
     """Permutations of the ranks, [n, K]: all of them for few selectors, otherwise a random sample."""
     if len(ranked) <= _EXACT:
         return np.array(list(permutations(ranked)))
-    lot = np.random.default_rng(seed)
-    return np.array([lot.permutation(ranked) for _ in range(_DRAWS)])
+    rng = np.random.default_rng(seed)
+    return np.array([rng.permutation(ranked) for _ in range(_DRAWS)])
 
 
 def _interval(immediate: np.ndarray, long: np.ndarray, seed: int, draws: int = 2000) -> tuple[float, float] | None:
@@ -80,10 +80,10 @@ def _interval(immediate: np.ndarray, long: np.ndarray, seed: int, draws: int = 2
     n = immediate.shape[1]
     if n < 2:
         return None
-    lot, gaps = np.random.default_rng(seed), []
+    rng, gaps = np.random.default_rng(seed), []
     for _ in range(draws):
-        some = lot.integers(n, size=n)
-        now, later = _mean(immediate[:, some]), _mean(long[:, some])
+        resample = rng.integers(n, size=n)
+        now, later = _mean(immediate[:, resample]), _mean(long[:, resample])
         if np.isfinite(now).all() and np.isfinite(later).all():
             gaps.append(gap_of(ranks(now), ranks(later)).mean())
     low, high = np.percentile(gaps, [2.5, 97.5])
@@ -92,6 +92,6 @@ def _interval(immediate: np.ndarray, long: np.ndarray, seed: int, draws: int = 2
 
 def _mean(values: np.ndarray) -> np.ndarray:
     """Mean over seeds without NaNs; NaN where nothing is left."""
-    there = np.isfinite(values)
+    finite = np.isfinite(values)
     with np.errstate(invalid="ignore"):
-        return np.where(there, values, 0.0).sum(1) / there.sum(1)
+        return np.where(finite, values, 0.0).sum(1) / finite.sum(1)

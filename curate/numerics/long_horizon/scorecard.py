@@ -99,35 +99,35 @@ def scorecard(
     settings: Any,
 ) -> Scorecard:
     """Sum up the cells of an audit. stages: name and target of each. settings: curate.runs.audit_spec.Measures."""
-    found = {(cell["selector"], cell["seed"], cell["stage"]): cell for cell in cells}
+    by_key = {(cell["selector"], cell["seed"], cell["stage"]): cell for cell in cells}
     start = next((cell["performance"] for cell in cells if cell["stage"] == 0), {})
     shape = (len(selectors), seeds)
     matrices = np.full((*shape, len(stages) + 1, len(stages)), np.nan)
     measures = {name: np.full(shape, np.nan) for name in (*NOW, *LATER)}
-    ways = {(k, s): [found.get((name, s, t + 1), {}) for t in range(len(stages))] for k, name in enumerate(selectors)
+    paths = {(k, s): [by_key.get((name, s, t + 1), {}) for t in range(len(stages))] for k, name in enumerate(selectors)
             for s in range(seeds)}  # fmt: skip
-    levels = _levels(ways, len(stages), seeds, settings)
-    for (k, s), way in ways.items():
-        performances = [start, *(cell.get("performance", {}) for cell in way)]
+    levels = _levels(paths, len(stages), seeds, settings)
+    for (k, s), path in paths.items():
+        performances = [start, *(cell.get("performance", {}) for cell in path)]
         for t, performance in enumerate(performances):
             matrices[k, s, t] = [_number(performance.get(target)) for _, target in stages]
         targets, last = [target for _, target in stages], performances[-1]
-        for name, value in _measured(way, matrices[k, s], last, targets, elsewhere, levels, settings).items():
+        for name, value in _measured(path, matrices[k, s], last, targets, elsewhere, levels, settings).items():
             measures[name][k, s] = value
     for s in range(seeds):
         final = matrices[:, s, -1]
-        there = np.isfinite(final).all(1)
-        scores = normalized(final[there]) if settings.normalizer == "minmax" and there.any() else final[there]
-        if settings.normalizer == "none" or there.sum() > 1:  # min-max scaling needs at least two selectors
-            measures["imbalance"][there, s] = [imbalance(row, settings.ddof) for row in scores]
+        complete = np.isfinite(final).all(1)
+        scores = normalized(final[complete]) if settings.normalizer == "minmax" and complete.any() else final[complete]
+        if settings.normalizer == "none" or complete.sum() > 1:  # min-max scaling needs at least two selectors
+            measures["imbalance"][complete, s] = [imbalance(row, settings.ddof) for row in scores]
     ranks, ranked = _ranks(measures, selectors)
-    curves = {name: _curves([ways[k, s] for s in range(seeds)], len(stages)) for k, name in enumerate(selectors)}
+    curves = {name: _curves([paths[k, s] for s in range(seeds)], len(stages)) for k, name in enumerate(selectors)}
     return Scorecard(list(selectors), list(stages), seeds, measures, matrices, curves, ranks, ranked,
-                     _missing(start, ways, selectors, stages))  # fmt: skip
+                     _missing(start, paths, selectors, stages))  # fmt: skip
 
 
 def _measured(
-    way: Sequence[Mapping[str, Any]],
+    path: Sequence[Mapping[str, Any]],
     a: np.ndarray,
     last: Mapping[str, Any],
     targets: Sequence[str],
@@ -136,27 +136,31 @@ def _measured(
     settings: Any,
 ) -> dict[str, float]:
     """All measures of one selector and seed except the imbalance, which needs all selectors."""
-    areas = np.array([_area(cell.get("curve"), settings) for cell in way[:-1]])
-    outside = [_number(last.get(target)) for target in elsewhere]
-    beyond = float(np.mean(outside)) if outside else float("nan")
+    areas = np.array([_area(cell.get("curve"), settings) for cell in path[:-1]])
+    outside_scores = [_number(last.get(target)) for target in elsewhere]
+    out_of_domain = float(np.mean(outside_scores)) if outside_scores else float("nan")
     weights = (settings.alpha, settings.beta, settings.gamma)
-    branched = any("curve" in cell for cell in way)
-    forgot = {"window": settings.window, "with_last": settings.with_last, "clip": settings.clip}
-    utility = long_utility(a, areas if branched else np.zeros(0), beyond if outside else 0.0, weights, **forgot)
-    early = [_early(cell.get("curve"), level) for cell, level in zip(way, levels, strict=False)]
+    branched = any("curve" in cell for cell in path)
+    forgetting_options = {"window": settings.window, "with_last": settings.with_last, "clip": settings.clip}
+    utility = long_utility(
+        a, areas if branched else np.zeros(0), out_of_domain if outside_scores else 0.0, weights, **forgetting_options
+    )
+    early = [_early(cell.get("curve"), level) for cell, level in zip(path, levels, strict=False)]
     return {
         "gain": float(np.mean(immediate_gains(a))),
         "utility": utility,
         "adaptation": float(np.mean(areas)) if len(areas) else float("nan"),
         "early": float(np.mean(early)) if early else float("nan"),
-        "forgetting": forgetting(a, **forgot),
+        "forgetting": forgetting(a, **forgetting_options),
         "transfer": forward_transfer(a, targets),
         "worst": worst_task(a),
-        "out_of_domain": beyond,
-        **{name: sum(_number(cell.get(name)) for cell in way) for name in ("tokens", "seconds", "flops")},
-        **{name: _mean(cell.get(name) for cell in way) for name in ("spread", "spikes", "norm_range", "concentration")},
-        "drift": _mean(cell.get("drift") for cell in way[1:]),
-        "entropy": _mean(_entropy(cell.get("clusters"), settings) for cell in way),
+        "out_of_domain": out_of_domain,
+        **{name: sum(_number(cell.get(name)) for cell in path) for name in ("tokens", "seconds", "flops")},
+        **{
+            name: _mean(cell.get(name) for cell in path) for name in ("spread", "spikes", "norm_range", "concentration")
+        },
+        "drift": _mean(cell.get("drift") for cell in path[1:]),
+        "entropy": _mean(_entropy(cell.get("clusters"), settings) for cell in path),
     }
 
 
@@ -174,12 +178,12 @@ def _area(curve: Mapping[str, Any] | None, settings: Any) -> float:
     return area(np.array(curve[settings.axis], float)[first:], np.array([_number(v) for v in curve["values"]])[first:])
 
 
-def _levels(ways: Mapping[tuple[int, int], Any], stages: int, seeds: int, settings: Any) -> list[float]:
+def _levels(paths: Mapping[tuple[int, int], Any], stages: int, seeds: int, settings: Any) -> list[float]:
     """The early threshold of every branch: the first selector's starting value plus a share of its gain; NaN if it
     gained nothing."""
     levels = []
     for t in range(stages - 1):
-        curves = [ways[0, s][t].get("curve") for s in range(seeds)]
+        curves = [paths[0, s][t].get("curve") for s in range(seeds)]
         ends = [[_number(c["values"][i]) for c in curves if c] for i in (0, -1)]
         first, last = (float(np.mean(v)) if v else float("nan") for v in ends)
         levels.append(first + settings.threshold * (last - first) if last > first else float("nan"))
@@ -191,51 +195,53 @@ def _early(curve: Mapping[str, Any] | None, level: float) -> float:
     values = np.array([_number(v) for v in curve["values"]]) if curve else np.zeros(0)
     if not curve or not np.isfinite(level) or not np.isfinite(values).all():
         return float("nan")
-    found = reached(np.array(curve["tokens"], float), values, level)
-    return found if np.isfinite(found) else float(curve["tokens"][-1])
+    tokens = reached(np.array(curve["tokens"], float), values, level)
+    return tokens if np.isfinite(tokens) else float(curve["tokens"][-1])
 
 
-def _curves(ways: Sequence[Sequence[Mapping[str, Any]]], stages: int) -> list[tuple[np.ndarray, np.ndarray] | None]:
-    found: list[tuple[np.ndarray, np.ndarray] | None] = []
+def _curves(paths: Sequence[Sequence[Mapping[str, Any]]], stages: int) -> list[tuple[np.ndarray, np.ndarray] | None]:
+    curves: list[tuple[np.ndarray, np.ndarray] | None] = []
     for t in range(stages - 1):
-        its = [way[t]["curve"] for way in ways if way[t].get("curve")]
-        same = bool(its) and len({len(curve["values"]) for curve in its}) == 1
-        values = np.array([[_number(v) for v in curve["values"]] for curve in its]) if same else None
-        found.append(None if values is None else (np.mean([c["tokens"] for c in its], axis=0), values.mean(0)))
-    return found
+        branches = [path[t]["curve"] for path in paths if path[t].get("curve")]
+        same_length = bool(branches) and len({len(curve["values"]) for curve in branches}) == 1
+        values = np.array([[_number(v) for v in curve["values"]] for curve in branches]) if same_length else None
+        curves.append(None if values is None else (np.mean([c["tokens"] for c in branches], axis=0), values.mean(0)))
+    return curves
 
 
 def _ranks(measures: Mapping[str, np.ndarray], selectors: Sequence[str]) -> tuple[Myopia | None, list[str]]:
     """The myopia of the selectors that have both a gain and a utility for at least one seed, and their names."""
     both = np.isfinite(measures["gain"]) & np.isfinite(measures["utility"])
-    there = np.flatnonzero(both.any(1))
-    ranked = [selectors[int(k)] for k in there]
-    if len(there) < 2:
+    rows = np.flatnonzero(both.any(1))
+    ranked = [selectors[int(k)] for k in rows]
+    if len(rows) < 2:
         return None, ranked
-    gain, utility = (np.where(both, measures[name], np.nan)[there] for name in ("gain", "utility"))
+    gain, utility = (np.where(both, measures[name], np.nan)[rows] for name in ("gain", "utility"))
     return myopia(gain, utility), ranked
 
 
 def _missing(
-    start: Mapping[str, Any], ways: Mapping[tuple[int, int], Any], selectors: Sequence[str], stages: Sequence[Any]
+    start: Mapping[str, Any], paths: Mapping[tuple[int, int], Any], selectors: Sequence[str], stages: Sequence[Any]
 ) -> list[str]:
     """What is unknown, and what deviated from the request."""
-    found = (
-        [f"before the first stage nothing could be evaluated on {', '.join(none)}"] if (none := _nulls(start)) else []
+    problems = (
+        [f"before the first stage nothing could be evaluated on {', '.join(unevaluated)}"]
+        if (unevaluated := _nulls(start))
+        else []
     )
-    for (k, s), way in ways.items():
-        for t, cell in enumerate(way):
+    for (k, s), path in paths.items():
+        for t, cell in enumerate(path):
             name = f"{selectors[k]}, seed {s}, stage {t + 1} ({stages[t][0]})"
             if cell.get("error"):
-                found.append(f"{name}: {cell['error']}")
+                problems.append(f"{name}: {cell['error']}")
                 continue
             if unknown := _nulls(cell.get("performance", {})):
-                found.append(f"{name}: nothing could be evaluated on {', '.join(unknown)}")
+                problems.append(f"{name}: nothing could be evaluated on {', '.join(unknown)}")
             curve = cell.get("curve") or {}
             if "curve" in cell and (not curve or None in curve["values"]):
-                found.append(f"{name}: its branch is not known{': ' + cell['branch'] if cell.get('branch') else ''}")
-            found += [f"{name}: {warning}" for warning in cell.get("warnings", ())]
-    return found
+                problems.append(f"{name}: its branch is not known{': ' + cell['branch'] if cell.get('branch') else ''}")
+            problems += [f"{name}: {warning}" for warning in cell.get("warnings", ())]
+    return problems
 
 
 def _nulls(performance: Mapping[str, Any]) -> list[str]:
@@ -248,5 +254,5 @@ def _number(value: Any) -> float:
 
 def _mean(values: Any) -> float:
     """Mean of the known values; NaN if there are none."""
-    known = [float(v) for v in values if v is not None and np.isfinite(v)]
-    return float(np.mean(known)) if known else float("nan")
+    finite = [float(v) for v in values if v is not None and np.isfinite(v)]
+    return float(np.mean(finite)) if finite else float("nan")

@@ -17,10 +17,10 @@ def entropy(counts: Sequence[float], base: float | None = None, normalize: bool 
     log C, so that a uniform distribution gives 1. An empty cluster counts in C."""
     p = np.asarray(counts, np.float64)
     p = p / p.sum()
-    found = -float(np.sum(p[p > 0] * np.log(p[p > 0])))
+    value = -float(np.sum(p[p > 0] * np.log(p[p > 0])))
     if normalize:
-        return found / float(np.log(len(p))) if len(p) > 1 else 0.0
-    return found / float(np.log(base)) if base else found
+        return value / float(np.log(len(p))) if len(p) > 1 else 0.0
+    return value / float(np.log(base)) if base else value
 
 
 def concentration(gram: np.ndarray, eps: float = 1e-12) -> float:
@@ -55,9 +55,9 @@ def stability(loss: Sequence[float], norms: Sequence[float], window: int = 10) -
     values, lengths = np.asarray(loss, np.float64), np.asarray(norms, np.float64)
     if len(values) < 2:
         return Stability(float("nan"), float("nan"), float("nan"))
-    before = np.array([values[max(0, i - window) : i].mean() for i in range(1, len(values))])
-    off = values[1:] - before
-    spread = float(off.std())
-    spikes = float(np.mean(off > 3 * spread)) if spread > 0 else 0.0
-    middle = float(np.median(lengths))
-    return Stability(spread, spikes, float(lengths.max() / middle) if middle > 0 else float("nan"))
+    running_mean = np.array([values[max(0, i - window) : i].mean() for i in range(1, len(values))])
+    deviation = values[1:] - running_mean
+    spread = float(deviation.std())
+    spikes = float(np.mean(deviation > 3 * spread)) if spread > 0 else 0.0
+    median = float(np.median(lengths))
+    return Stability(spread, spikes, float(lengths.max() / median) if median > 0 else float("nan"))
