@@ -11,13 +11,22 @@ in the model is it?
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
-from functools import cached_property
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from dualsft_point import (  # pyright: ignore[reportMissingImports]
+    DATA,
+    PARAMETERS,
+    Point,
+    best_elements,
+    predicted_gain,
+    random_elements,
+    random_trials,
+    realised_gains,
+)
 from presets import PRESETS, Preset  # pyright: ignore[reportMissingImports]
 
 import curate
@@ -33,98 +42,17 @@ from curate.gradients.interactions import (
     restricted,
     summed,
 )
-from curate.kinds.parameters import Parameters
-from curate.methods.masks.random import Random as RandomMask
-from curate.methods.scores.dualsft import Dualsft
 from curate.methods.scores.embed_lm import EmbedLm
 from curate.methods.scores.nll import Nll
-from curate.methods.weightings.uniform import Uniform
 from curate.models.choice import ModelChoice
 from curate.models.language_model import LanguageModel
-from curate.models.tokens import encode
 from curate.numerics.rank_agreement import Interval, Regret, best, jaccard, pairwise_agreement, spearman, top_overlap
 from curate.numerics.selection_profile import diversity, enrichment
-from curate.numerics.top_k import largest
 from curate.pages.diagnosis import Panel, heat_map, lines
 from curate.runs.scored_model import scored_model
-from curate.store.ledger import charged
 from curate.store.workspace import Workspace
 from curate.tables.inputs import load_target
-from curate.training.examples import Examples
-from curate.training.realised import RealisedTrial, Validation, realised
-
-DATA, PARAMETERS = 0.10, 0.05  # the paper's budgets
-Arrays = Mapping[str, np.ndarray]
-
-
-@dataclass(frozen=True)
-class Point:
-    """A point in parameter space from which a step is evaluated. samples: those of the pool that are scored. aim: the
-    target's. anchors: held out; none where there is nothing to preserve yet."""
-
-    name: str
-    way: GradientModel
-    method: Dualsft
-    samples: Sequence[Any]
-    aim: Sequence[Any]
-    anchors: Sequence[Any]
-
-    @cached_property
-    def task(self) -> Arrays:
-        (total,), (count,), _ = summed(self.way, self.aim)
-        return {name: value / count for name, value in total.items()}
-
-    def preserved(self, tau: float) -> Arrays:
-        """The gradient of L_pre at a temperature."""
-        loss = replace(self.method, tau=tau).distillation
-        (total,), (count,), _ = summed(self.way, self.anchors, loss=loss, beside="origin")
-        return {name: value / count for name, value in total.items()}
-
-    @cached_property
-    def v(self) -> Arrays:
-        if not self.anchors:
-            return self.task
-        pre = self.preserved(self.method.tau)
-        return {name: value + self.method.lam * pre[name] for name, value in self.task.items()}
-
-    @cached_property
-    def total(self) -> Arrays:
-        """G, of all samples."""
-        (total,), _, _ = summed(self.way, self.samples)
-        return total
-
-    @cached_property
-    def bent(self) -> Arrays | None:
-        """h * G / N; None where there is no optimizer state."""
-        if (moments := self.way.backward.at.moments) is None:
-            return None
-        square = {name: value.double().cpu().numpy() for name, value in moments.square.items()}
-        n = len(self.samples)
-        return {name: self.method.curvature(square[name], moments.step) * g / n for name, g in self.total.items()}
-
-    @cached_property
-    def worths(self) -> dict[str, tuple[np.ndarray, Arrays]]:
-        """order -> the value of each sample and of each parameter."""
-        directions = [self.v] + ([self.bent] if self.bent else [])
-        dot, s, n = look(self.way, self.samples, directions).dot, self.method.eta / len(self.samples), len(self.samples)
-        found: dict[str, tuple[np.ndarray, Arrays]] = {"first": (s * dot[:, 0], products(self.v, self.total))}
-        if self.bent:
-            second = s**2 / 2 * n
-            q = {name: s * v - second * self.bent[name] for name, v in self.v.items()}
-            found["diagonal"] = (s * dot[:, 0] - second * dot[:, 1], products(q, self.total))
-        return found
-
-    def validation(self) -> Validation:
-        lm, lam = self.way.backward.lm, self.method.lam if self.anchors else 0.0
-        aim, kept = (encode(lm.tokenizer, some, lm.context) for some in (self.aim, self.anchors))
-        return Validation(self.way.backward, aim, kept, lam, self.method.distillation, "origin")
-
-
-def numbers_of(worths: Arrays, share: float) -> dict[str, np.ndarray]:
-    """The indices of the most valuable share of all parameters."""
-    sizes = {name: value.size for name, value in worths.items()}
-    return largest(lambda name: worths[name], sizes, round(share * sum(sizes.values())))
-
+from curate.training.realised import RealisedTrial
 
 # --- fidelity --------------------------------------------------------------------------------------------
 
@@ -136,10 +64,10 @@ def fidelity(ws: Workspace, points: Sequence[Point], preset: Preset) -> list[Pan
     for what in ("data", "parameters"):
         told: dict[str, list[Any]] = {}
         for point in points:
-            trials = drawn(point, preset, what)
-            gains = tried(ws, point, preset, trials, preset.horizons, f"fidelity, {what}")
+            trials = random_trials(point, preset, what)
+            gains = realised_gains(ws, point, preset, trials, preset.horizons, f"fidelity, {what}")
             for order, worths in point.worths.items():
-                foretold = np.array([foretell(worths, trial) for trial in trials])
+                foretold = np.array([predicted_gain(worths, trial) for trial in trials])
                 line = told.setdefault(f"{point.name}, {order}", [])
                 for steps, gain in zip(preset.horizons, gains.T, strict=True):
                     rho = Interval.of(spearman, foretold, gain)
@@ -154,43 +82,6 @@ def fidelity(ws: Workspace, points: Sequence[Point], preset: Preset) -> list[Pan
     return panels
 
 
-def drawn(point: Point, preset: Preset, what: str) -> list[RealisedTrial]:
-    rng, every = np.random.default_rng(0), np.arange(len(point.samples))
-    if what == "data":
-        size = min(preset.size, len(every) // 2)
-        return [RealisedTrial(rng.choice(len(every), size, replace=False)) for _ in range(preset.trials)]
-    return [RealisedTrial(every, by_lot(point, PARAMETERS, seed)) for seed in range(preset.trials)]
-
-
-def by_lot(point: Point, share: float, seed: int) -> dict[str, np.ndarray]:
-    """A random share of every matrix's elements."""
-    weights = {name: np.broadcast_to(0.0, shape) for name, shape in point.way.backward.at.shapes.items()}
-    return RandomMask(seed=seed).init(Parameters(weights, round(share * sum(w.size for w in weights.values()))))
-
-
-def tried(
-    ws: Workspace, point: Point, preset: Preset, trials: Sequence[RealisedTrial], horizons: Sequence[int], phase: str
-) -> np.ndarray:
-    """How much each trial lowers the validation loss, at each horizon; charged to the ledger, too."""
-    settings = replace(preset.training, schedule="constant", warmup=0.0, lr=preset.dual.eta)
-    lm = point.way.backward.lm
-    examples = Examples.of(encode(lm.tokenizer, point.samples, lm.context))
-    with charged(ws.path, "diagnose", methods=["dualsft"], name=point.name, phase=phase) as meter:
-        meter.begin(len(trials))
-        begin = point.way.backward.at.moments
-        gains, usage = realised(lm, examples, trials, horizons, settings, Uniform(), point.validation(), begin)
-        meter.add(usage)
-    return gains
-
-
-def foretell(worths: tuple[np.ndarray, Arrays], trial: RealisedTrial) -> float:
-    """The summed value of the samples that a trial trains on, or of the parameters that it trains."""
-    rows, numbers = worths
-    if trial.selected is None:
-        return float(rows[trial.documents].sum())
-    return float(sum(numbers[name].ravel()[some].sum() for name, some in trial.selected.items()))
-
-
 # --- regret, and choosing again --------------------------------------------------------------------------
 
 
@@ -198,7 +89,7 @@ def regret(point: Point) -> None:
     """What each side loses by not knowing what the other has chosen (F.7)."""
     rows, numbers = point.worths["first"]
     shares = (0.01, 0.05, 0.2)
-    aware = look(point.way, point.samples, [restricted(point.v, numbers_of(numbers, k)) for k in shares]).dot
+    aware = look(point.way, point.samples, [restricted(point.v, best_elements(numbers, k)) for k in shares]).dot
     k = round(DATA * len(rows))
     for i, share in enumerate(shares):
         _tell("data", f"{share:.0%} of the parameters trained", Regret.of(aware[:, i], rows, k))
@@ -328,9 +219,9 @@ def budgets(ws: Workspace, point: Point, preset: Preset) -> list[Panel]:
                     RealisedTrial(best(-rows, k)),
                 ]
             else:
-                its = (numbers_of(numbers, share), by_lot(point, share, 7), numbers_of(worst, share))
+                its = (best_elements(numbers, share), random_elements(point, share, 7), best_elements(worst, share))
                 trials += [RealisedTrial(every, selected) for selected in its]
-        gains = tried(ws, point, preset, trials, [steps], f"budgets, {what}")[:, 0].reshape(-1, 3)
+        gains = realised_gains(ws, point, preset, trials, [steps], f"budgets, {what}")[:, 0].reshape(-1, 3)
         for share, its in zip(shares, gains, strict=True):
             print(f"   {share:4.0%} of the {what:10}: best {its[0]:+.4f}, random {its[1]:+.4f}, worst {its[2]:+.4f}")
         told = {
@@ -367,7 +258,7 @@ def places(point: Point) -> bytes:
     """Where in the model the chosen parameters are."""
     numbers = point.worths["first"][1]
     sizes = {name: value.size for name, value in numbers.items()}
-    blocks = enrichment(sizes, numbers_of(numbers, PARAMETERS))
+    blocks = enrichment(sizes, best_elements(numbers, PARAMETERS))
     by_module: dict[str, list[int]] = {}
     for block in blocks:
         its = by_module.setdefault(block.module, [0, 0])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -54,6 +55,27 @@ set_option = click.option(
     metavar="FIELD=VALUE",
     help="A setting of the method; see `curate methods`.",
 )
+
+
+def grouped(into: str, make: Callable[..., Any], *options: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """Options whose values reach the command as one argument, `into`: make(**values)."""
+
+    def declared() -> None: ...
+
+    for option in options:
+        option(declared)
+    names = [parameter.name for parameter in declared.__click_params__]  # type: ignore[attr-defined]
+
+    def decorate(command: Any) -> Any:
+        @functools.wraps(command)
+        def run(**given: Any) -> Any:
+            return command(**{into: make(**{name: given.pop(name) for name in names})}, **given)
+
+        for option in reversed(options):
+            run = option(run)
+        return run
+
+    return decorate
 
 
 def pairs(texts: Sequence[str], option: str) -> dict[str, str]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -14,6 +16,7 @@ from curate.cli.options import (
     as_json_option,
     by_owner,
     dry_run_option,
+    grouped,
     models_of,
     pairs,
     set_option,
@@ -27,9 +30,109 @@ from curate.runs.evaluation import EvalSpec
 from curate.store.workspace import Workspace
 
 if TYPE_CHECKING:
-    from curate.runs.config import StreamSource
+    from curate.runs.config import StreamSource, TrainingSpec
 
-_target_options = (
+
+@dataclass(frozen=True)
+class _Evaluations:
+    """What is said of evaluations: the metrics, the few-shot examples, the number of questions."""
+
+    metric_names: Sequence[str]
+    shots: int
+    limit: int
+
+    @property
+    def given(self) -> bool:
+        """Whether anything was said."""
+        return bool(self.metric_names or self.shots or self.limit)
+
+    def specs(self, targets: Sequence[str], split: str, own: Mapping[str, dict[str, str]]) -> list[EvalSpec]:
+        """Every metric on every target; own: the settings of each metric."""
+        metrics = [registry.make("metric", name, own.get(name)) for name in self.metric_names or ("loss",) if targets]
+        return [EvalSpec(target, metric, split, self.shots, self.limit) for target in targets for metric in metrics]
+
+
+@dataclass(frozen=True)
+class _TrainingOptions:
+    """What is said of a training, but its settings."""
+
+    model: str
+    manifest: str | None
+    stream: str | None
+    reference: str | None
+    mask: str | None
+    weighting: str
+    target: str | None
+    by: str | None
+    seed: int
+    allow_stale: bool
+
+    def spec(self, ws: Workspace, own: Mapping[str, dict[str, str]]) -> TrainingSpec:
+        """The training; own: the settings of each owner that --set may name."""
+        from curate.runs.config import TrainingSpec
+        from curate.store.mask_file import read_mask
+        from curate.training.settings import TrainSettings
+
+        mask = read_mask(ws, self.mask) if self.mask else None
+        return TrainingSpec(
+            _one_model([self.model], own["model"]),
+            registry.make("weighting", self.weighting, own[self.weighting]),
+            registry.with_settings(TrainSettings, own[""], "the training"),
+            self.manifest,
+            self.target,
+            self.by,
+            self.seed,
+            self.allow_stale,
+            mask,
+            registry.find("mask", mask.recipe.mask.name)(**mask.recipe.mask.settings) if mask else None,
+            _feed(self.stream, own["stream"]),
+            _one_model([self.reference], own["model"]) if self.reference else None,
+        )
+
+
+_training_options = grouped(
+    "options",
+    _TrainingOptions,
+    click.option(
+        "--model",
+        "model",
+        required=True,
+        metavar="MODEL",
+        help="A folder, a .gguf file, a hub id, a run, or tiny, smollm2-135m.",
+    ),
+    click.option("--manifest", metavar="NAME", help="Manifest or mixture to train on.  [default: the whole pool]"),
+    click.option(
+        "--stream",
+        metavar="PATH",
+        help="Train on samples from PATH, or - (standard input, JSON lines), as they are read, instead of the pool; "
+        "needs --set steps=N. To replay past samples: --set stream.memory=256 --set stream.replay=0.25.",
+    ),
+    click.option(
+        "--reference",
+        metavar="MODEL",
+        help="Reference model whose losses weightings such as rho_online and stm use.  [default: --model]",
+    ),
+    click.option("--mask", "mask", metavar="NAME", help="Train only this mask's parameters.  [default: all]"),
+    click.option(
+        "--weighting",
+        "weighting",
+        default="uniform",
+        show_default=True,
+        metavar="METHOD",
+        help="See `curate methods weighting`.",
+    ),
+    click.option("--target", metavar="NAME", help="The target of weightings that use one, such as adapt."),
+    click.option(
+        "--by",
+        metavar="SQL",
+        help="Expression over `samples`: the column of weightings that use one (adapt_static, …).",
+    ),
+    click.option("--seed", default=0, show_default=True, help="Random seed of the sample order and of dropout."),
+    click.option("--allow-stale", is_flag=True, help="Use scores that are stale or incomplete."),
+)
+_evaluation_options = grouped(
+    "evaluations",
+    _Evaluations,
     click.option(
         "--metric",
         "metric_names",
@@ -48,59 +151,10 @@ _target_options = (
 )
 
 
-def _judging(command: Any) -> Any:
-    for option in reversed(_target_options):
-        command = option(command)
-    return command
-
-
-def _evals(
-    targets: tuple[str, ...],
-    metric_names: tuple[str, ...],
-    shots: int,
-    limit: int,
-    split: str,
-    own: dict[str, dict[str, str]],
-) -> list[EvalSpec]:
-    metrics = [registry.make("metric", name, own.get(name)) for name in metric_names or ("loss",) if targets]
-    return [EvalSpec(target, metric, split, shots, limit) for target in targets for metric in metrics]
-
-
 @click.command()
 @click.argument("run")
 @workspace()
-@click.option(
-    "--model",
-    "model_name",
-    required=True,
-    metavar="MODEL",
-    help="A folder, a .gguf file, a hub id, a run, or tiny, smollm2-135m.",
-)
-@click.option("--manifest", metavar="NAME", help="Manifest or mixture to train on.  [default: the whole pool]")
-@click.option(
-    "--stream",
-    metavar="PATH",
-    help="Train on samples from PATH, or - (standard input, JSON lines), as they are read, instead of the pool; needs "
-    "--set steps=N. To replay past samples: --set stream.memory=256 --set stream.replay=0.25.",
-)
-@click.option(
-    "--reference",
-    metavar="MODEL",
-    help="Reference model whose losses weightings such as rho_online and stm use.  [default: --model]",
-)
-@click.option("--mask", "mask_name", metavar="NAME", help="Train only this mask's parameters.  [default: all]")
-@click.option(
-    "--weighting",
-    "weighting_name",
-    default="uniform",
-    show_default=True,
-    metavar="METHOD",
-    help="See `curate methods weighting`.",
-)
-@click.option("--target", metavar="NAME", help="The target of weightings that use one, such as adapt.")
-@click.option(
-    "--by", metavar="SQL", help="Expression over `samples`: the column of weightings that use one (adapt_static, …)."
-)
+@_training_options
 @click.option(
     "--set",
     "settings",
@@ -125,30 +179,17 @@ def _evals(
     metavar="TARGET",
     help="Evaluate on the split test of TARGET, every eval_every steps and at the end.",
 )
-@_judging
-@click.option("--seed", default=0, show_default=True, help="Random seed of the sample order and of dropout.")
-@click.option("--allow-stale", is_flag=True, help="Use scores that are stale or incomplete.")
+@_evaluation_options
 @click.option("--fresh", is_flag=True, help="Train from scratch, and replace an existing run of that name.")
 @dry_run_option
 @as_json_option
 def train(
     ws: Workspace,
     run: str,
-    model_name: str,
-    manifest: str | None,
-    stream: str | None,
-    reference: str | None,
-    mask_name: str | None,
-    weighting_name: str,
-    target: str | None,
-    by: str | None,
+    options: _TrainingOptions,
     settings: tuple[str, ...],
     evals: tuple[str, ...],
-    metric_names: tuple[str, ...],
-    shots: int,
-    limit: int,
-    seed: int,
-    allow_stale: bool,
+    evaluations: _Evaluations,
     fresh: bool,
     dry_run: bool,
     as_json: bool,
@@ -158,30 +199,12 @@ def train(
     Running the same command again resumes from the latest checkpoint. For several processes: `accelerate launch -m
     curate.cli train …`.
     """
-    from curate.runs.config import TrainingSpec
-    from curate.store.mask_file import read_mask
-    from curate.training.settings import TrainSettings
-
-    mask = read_mask(ws, mask_name) if mask_name else None
-    own = by_owner(["", weighting_name, "model", "stream", *metric_names], [], settings)
-    training = TrainingSpec(
-        _one_model([model_name], own["model"]),
-        registry.make("weighting", weighting_name, own[weighting_name]),
-        registry.with_settings(TrainSettings, own[""], "the training"),
-        manifest,
-        target,
-        by,
-        seed,
-        allow_stale,
-        mask,
-        registry.find("mask", mask.recipe.mask.name)(**mask.recipe.mask.settings) if mask else None,
-        _feed(stream, own["stream"]),
-        _one_model([reference], own["model"]) if reference else None,
-    )
-    if not evals and (metric_names or shots or limit):
+    own = by_owner(["", options.weighting, "model", "stream", *evaluations.metric_names], [], settings)
+    training = options.spec(ws, own)
+    if evaluations.given and not evals:
         raise CurateError("--metric, --shots and --limit set how to evaluate; add --eval TARGET to evaluate on.")
-    eval_specs = _evals(evals, metric_names, shots, limit, "test", own)
-    r = curate.train(ws, run, training, evals=eval_specs, fresh=fresh, dry_run=dry_run)
+    specs = evaluations.specs(evals, "test", own)
+    r = curate.train(ws, run, training, evals=specs, fresh=fresh, dry_run=dry_run)
     if not _alone():
         return
     if dry_run:
@@ -282,7 +305,7 @@ def prune(
 @click.argument("run")
 @workspace()
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="A target to evaluate on; may be repeated.")
-@_judging
+@_evaluation_options
 @click.option("--split", default="test", show_default=True, metavar="SPLIT", help="test (evaluation) or val.")
 @click.option("--allow-val", is_flag=True, help="Allow evaluating on val, which selection uses.")
 @click.option(
@@ -303,9 +326,7 @@ def evaluate(
     ws: Workspace,
     run: str,
     targets: tuple[str, ...],
-    metric_names: tuple[str, ...],
-    shots: int,
-    limit: int,
+    evaluations: _Evaluations,
     split: str,
     allow_val: bool,
     model_name: str | None,
@@ -317,8 +338,8 @@ def evaluate(
     Stored evaluations are not repeated. Results are in the table `evaluations`; those of every question are stored with
     the run.
     """
-    own = by_owner([*metric_names, "model"], metric_names, settings)
-    evals = _evals(targets, metric_names, shots, limit, split, own)
+    own = by_owner([*evaluations.metric_names, "model"], evaluations.metric_names, settings)
+    evals = evaluations.specs(targets, split, own)
     choice = _one_model([model_name] if model_name else [], own["model"])
     r = curate.evaluate(ws, run, evals, model=choice, allow_val=allow_val)
     unjudged = [

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from curate.runs.config import TrainingSpec
-from curate.store.ledger import Meter, charged
+from curate.store.ledger import Meters
 from curate.store.run_record import Run
 
 _PHASES = ("train", "losses", "anchors", "candidates", "target", "selection", "base losses", "evaluate")
@@ -45,24 +45,16 @@ class Account:
     phases: Mapping[str, str] = field(default_factory=dict)
 
 
-class RunMeters:
-    """The cost meters of a run's phases, each a row of the ledger. flops: their sum."""
-
-    def __init__(self, run: Run, training: TrainingSpec, account: Account | None, stack: ExitStack, writes: bool):
-        self.flops = 0.0
-        account = account or Account("train", [training.weighting.name], run.name)
-        self._meters: dict[str, Meter] = {}
-        for phase in _PHASES if writes else ():
-            columns = {"methods": account.methods, "name": account.name, "model": training.model.name}
-            phase_s = {**columns, "phase": account.phases.get(phase, phase), "run": run.account}
-            self._meters[phase] = stack.enter_context(charged(run.ws.path, account.stage, **phase_s))
-
-    def __getitem__(self, phase: str) -> Meter:
-        return self._meters[phase]
-
-    def charge(self, phase: str, samples: int, usage: Any) -> None:
-        """Add a usage and a number of samples to a phase."""
-        self.flops += usage.flops
-        if self._meters:
-            self._meters[phase].add(usage)
-            self._meters[phase].begin(samples)
+def run_meters(run: Run, training: TrainingSpec, account: Account | None, stack: ExitStack, writes: bool) -> Meters:
+    """The accounts of a run's phases; none in a process that does not write."""
+    account = account or Account("train", [training.weighting.name], run.name)
+    return Meters(
+        run.ws.path,
+        account.stage,
+        {phase: account.phases.get(phase, phase) for phase in _PHASES} if writes else {},
+        stack,
+        methods=account.methods,
+        name=account.name,
+        model=training.model.name,
+        run=run.account,
+    )

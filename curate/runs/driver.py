@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
+from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -21,7 +22,7 @@ from curate.hashing import fingerprint
 from curate.kinds.score import Target
 from curate.machine import forget_peak, peak_bytes
 from curate.models.choice import ModelChoice
-from curate.runs.account import Account, RunMeters, Trained
+from curate.runs.account import Account, Trained, run_meters
 from curate.runs.config import TrainingSpec, refuse_other_run, run_recipe
 from curate.runs.evaluation import EvalSpec, evaluate_model
 from curate.runs.fitted_mask import refreshed
@@ -29,6 +30,7 @@ from curate.runs.prepare import on_device, prepare_data, prepare_stream
 from curate.runs.recorder import Recorder
 from curate.runs.samples import TrainingRows
 from curate.store.files import remove_tree
+from curate.store.ledger import Meters
 from curate.store.run_record import Checkpoint, Run
 
 if TYPE_CHECKING:  # loaded only when there is something to train
@@ -61,15 +63,13 @@ def run_training(
     rows: TrainingRows | None,
     target: Target | None,
     processes: Any,
-    result: Trained,
     *,
     evals: Sequence[EvalSpec] = (),
     account: Account | None = None,
-) -> None:
+) -> Trained:
     """Train a run to its end. Only to be called by the lock's holder and its fellow processes.
 
-    rows: None when training on a stream. result: filled in. account: how the costs are entered in the ledger; None: as
-    the run's own.
+    rows: None when training on a stream. account: how the costs are entered in the ledger; None: as the run's own.
 
     Raises CurateError if a run of that name exists with another recipe, DivergedError if the loss diverges.
     """
@@ -84,27 +84,50 @@ def run_training(
         folder = stack.enter_context(start.local()) if start else None
         model = trainable(on_device(training.model, processes), training.settings, folder)
         _forget_peak(model.model.device)
-        meters = RunMeters(run, training, account, stack, processes.is_main_process)
+        meters = run_meters(run, training, account, stack, processes.is_main_process)
         if rows is None:
-            data, row = prepare_stream(training, target, model, processes), None
+            prepared = prepare_stream(training, target, model, processes)
         else:
-            data, places = prepare_data(run, training, rows, target, model, meters, result, processes)
-            row = rows.row[places]
+            prepared = prepare_data(run, training, rows, target, model, meters, processes)
         mask = refreshed(training.mask, training.masking, model.model.model) if training.mask else None
-        trainer = _trainer(model, data, training, processes, start, folder, mask)
-        book = Recorder(run, trainer, model, row, start, processes.is_main_process)
-        trainable = (
-            sum(len(i) for i in mask.selected.values()) if mask else sum(p.numel() for p in trainer.whole.values())
+        trainer = _trainer(model, prepared.data, training, processes, start, folder, mask)
+        recorder = Recorder(run, trainer, model, prepared.row, start, processes.is_main_process)
+        n_trainable = _trainable_elements(trainer, mask)
+        _add_to_recipe(
+            run,
+            processes,
+            steps=trainer.steps,
+            samples=prepared.samples,
+            trainable=n_trainable,
+            optimizer_bytes=(12 if mask else 8) * n_trainable,
         )
-        _tell(run, processes, steps=trainer.steps, samples=result.samples, trainable=trainable,
-              optimizer_bytes=(12 if mask else 8) * trainable)  # fmt: skip
-        _loop(book, training, evals, meters, result)
+        taken = _loop(recorder, training, evals, meters)
+        samples, excluded = prepared.samples, prepared.left_out
         if stream := trainer.data.stream:
-            result.samples, result.left_out = stream.taken, dict(stream.left_out)
-            _tell(run, processes, samples=result.samples)
-        if result.steps_now:  # a run that was complete already is left unchanged
-            _tell(run, processes, peak_bytes=max(_peak(model.model.device), run.require_recipe().peak_bytes or 0))
-        result.steps, result.flops = trainer.steps, meters.flops
+            samples, excluded = stream.taken, stream.left_out
+            _add_to_recipe(run, processes, samples=samples)
+        if taken.steps:  # a run that was complete already is left unchanged
+            peak = max(_peak(model.model.device), run.require_recipe().peak_bytes or 0)
+            _add_to_recipe(run, processes, peak_bytes=peak)
+        return Trained(
+            run.name,
+            steps=trainer.steps,
+            steps_now=taken.steps,
+            samples=samples,
+            left_out=dict(excluded),
+            cut=prepared.cut,
+            loss=taken.loss,
+            weight_mean=taken.weight_mean,
+            flops=taken.flops + prepared.flops,
+            evaluations=taken.evaluations,
+        )
+
+
+def _trainable_elements(trainer: Trainer, mask: Refreshed | None) -> int:
+    """The number of parameter elements that are trained."""
+    if mask:
+        return sum(len(places) for places in mask.selected.values())
+    return sum(parameter.numel() for parameter in trainer.whole.values())
 
 
 def _forget_peak(device: Any) -> None:
@@ -134,11 +157,11 @@ def processes_of(choice: ModelChoice) -> Any:
     return Accelerator(cpu=choice.device == "cpu", mixed_precision="no", kwargs_handlers=[patient])
 
 
-def _tell(run: Run, processes: Any, **found: int) -> None:
+def _add_to_recipe(run: Run, processes: Any, **known: int) -> None:
     """Add to run.json what is known once the samples are tokenised."""
     if processes.is_main_process:
         recipe = run.require_recipe()
-        if (now := structs.replace(recipe, **found)) != recipe:
+        if (now := structs.replace(recipe, **known)) != recipe:
             run.begin(now)
     processes.wait_for_everyone()
 
@@ -170,52 +193,65 @@ def _trainer(
     return Trainer(model.model, data, training.settings, training.weighting, processes, training.seed, snapshot, mask)
 
 
-def _loop(
-    book: Recorder, training: TrainingSpec, evals: Sequence[EvalSpec], meters: RunMeters, result: Trained
-) -> None:
+@dataclass
+class _Taken:
+    """The steps that were taken now: their number and FLOPs, the last one's figures, the latest evaluations."""
+
+    steps: int = 0
+    flops: float = 0.0
+    loss: float | None = None
+    weight_mean: float | None = None
+    evaluations: list[dict[str, Any]] = field(default_factory=list)
+
+
+def _loop(recorder: Recorder, training: TrainingSpec, evals: Sequence[EvalSpec], meters: Meters) -> _Taken:
     """Take every remaining step, with checkpoints and evaluations in between."""
     from curate.training.step_weights import Diverged
 
-    trainer, settings = book.trainer, training.settings
-    with _progress(book.run.name, trainer.steps, trainer.step, book.writes) as bar:
+    trainer, settings, taken = recorder.trainer, training.settings, _Taken()
+    with _progress(recorder.run.name, trainer.steps, trainer.step, recorder.writes) as bar:
         try:
             for done in trainer.run():
                 for phase, usage in done.usage.items():
                     meters.charge(phase, done.samples[phase], usage)
-                book.enter(done, settings.keep_weights)
-                result.steps_now += 1
-                result.loss, result.weight_mean = done.metrics["loss"], done.metrics["weight_mean"]
+                    taken.flops += usage.flops
+                recorder.enter(done, settings.keep_weights)
+                taken.steps += 1
+                taken.loss, taken.weight_mean = done.metrics["loss"], done.metrics["weight_mean"]
                 bar.update(1)
                 bar.set_postfix(loss=f"{done.metrics['loss']:.3f}", refresh=False)
                 last = done.step == trainer.steps
                 due = settings.checkpoint_every and done.step % settings.checkpoint_every == 0
                 if last or due or settings.checkpoint_epochs and done.last_of_epoch:
-                    book.commit(last, settings.keep_checkpoints)
+                    recorder.commit(last, settings.keep_checkpoints)
                 if last or settings.eval_every and done.step % settings.eval_every == 0:
-                    result.evaluations = _evaluate(book, evals, meters, done.step)
+                    taken.evaluations = _evaluate(recorder, evals, meters, done.step)
         except Diverged as error:
-            good = (
-                f"the checkpoint of step {book.last_good} is good" if book.last_good else "there is no checkpoint yet"
-            )
             raise DivergedError(
-                f"the run '{book.run.name}' was stopped: {error}, and {good}; use a smaller lr, or a clip above 0, "
-                "and train under another name."
+                f"the run '{recorder.run.name}' was stopped: {error}, and {_last_good(recorder)}; use a smaller lr, "
+                "or a clip above 0, and train under another name."
             ) from None
-    if not result.steps_now:
-        result.evaluations = _evaluate(book, evals, meters, trainer.step)
-    book.trainer.processes.wait_for_everyone()
+    if not taken.steps:
+        taken.evaluations = _evaluate(recorder, evals, meters, trainer.step)
+    trainer.processes.wait_for_everyone()
+    return taken
 
 
-def _evaluate(book: Recorder, evals: Sequence[EvalSpec], meters: RunMeters, step: int) -> list[dict[str, Any]]:
+def _last_good(recorder: Recorder) -> str:
+    step = recorder.last_good
+    return f"the checkpoint of step {step} is good" if step else "there is no checkpoint yet"
+
+
+def _evaluate(recorder: Recorder, evals: Sequence[EvalSpec], meters: Meters, step: int) -> list[dict[str, Any]]:
     """Evaluate the current model by the metrics, in the first process only."""
-    if not book.writes or not evals:
+    if not recorder.writes or not evals:
         return []
-    lm = book.model.model
+    lm = recorder.model.model
     lm.model.eval()
-    objective = book.trainer.objective
-    stamp = fingerprint(book.run.stamp(step), objective.arithmetic())
+    objective = recorder.trainer.objective
+    stamp = fingerprint(recorder.run.stamp(step), objective.arithmetic())
     with objective.precision():
-        return evaluate_model(book.run.ws, book.run.evaluations, evals, lm, step, stamp, meters["evaluate"])
+        return evaluate_model(recorder.run.ws, recorder.run.evaluations, evals, lm, step, stamp, meters["evaluate"])
 
 
 def _progress(name: str, steps: int, done: int, shown: bool) -> AbstractContextManager[Any]:

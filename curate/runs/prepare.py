@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,14 +13,13 @@ from curate.errors import CurateError
 from curate.hashing import fingerprint
 from curate.kinds.score import Target
 from curate.models.choice import ModelChoice
-from curate.runs.account import RunMeters, Trained
 from curate.runs.config import TrainingSpec
 from curate.runs.samples import TrainingRows, require_drawable
 from curate.runs.tokenize import anchors_of, documents_of, encoded_one_by_one, left_out
+from curate.store.ledger import Meters
 from curate.store.run_record import Run
 
 if TYPE_CHECKING:  # loaded only when there is something to train
-    from curate.models.tokens import Encoded
     from curate.training.dataset import Data
     from curate.training.trainable import TrainableModel
 
@@ -29,17 +30,36 @@ def on_device(choice: ModelChoice, processes: Any) -> ModelChoice:
     return replace(choice, device=str(processes.device)) if several else choice
 
 
+@dataclass(frozen=True)
+class Prepared:
+    """What a training reads. row: of each sample, its row in the pool, int64 [N]; None for a stream. left_out: reason
+    -> samples that cannot be trained on. cut: samples truncated to the context. flops: spent on the base losses."""
+
+    data: Data
+    row: np.ndarray | None = None
+    left_out: Mapping[str, int] = field(default_factory=dict)
+    cut: int = 0
+    flops: float = 0.0
+
+    @property
+    def samples(self) -> int:
+        """The number of samples to train on; 0 for a stream, where it is not known before."""
+        return 0 if self.row is None else len(self.row)
+
+
 def prepare_data(
     run: Run,
     training: TrainingSpec,
     rows: TrainingRows,
     target: Target | None,
     model: TrainableModel,
-    meters: RunMeters,
-    result: Trained,
+    meters: Meters,
     processes: Any,
-) -> tuple[Data, np.ndarray]:
-    """The training data, and the positions in `rows` of the samples that remain. Raises CurateError if none does."""
+) -> Prepared:
+    """Tokenise the samples, and compute what the weighting needs beforehand. meters: charged for the base losses.
+
+    Raises CurateError if no sample can be trained on.
+    """
     from curate.training.dataset import Data
     from curate.training.examples import Examples
 
@@ -47,17 +67,17 @@ def prepare_data(
         order = training.settings.order
         raise CurateError(f"a mixture is sampled at random, so it has no order={order}; leave that out.")
     encoded = documents_of(run.ws, rows, training.settings, model.model)
-    places = _trainable(encoded, rows, training, result)
+    reasons = left_out(encoded, rows)
+    places = _trainable(reasons, rows, training)
     pieces = [(position, piece) for position, place in enumerate(places) for piece in encoded[place]]
-    result.samples, result.cut = len(places), result.cut + sum(piece.cut for _, piece in pieces)
     examples = Examples.of([piece for _, piece in pieces], [position for position, _ in pieces])
     draws = rows.draws and replace(rows.draws, domain=rows.draws.domain[places], keys=rows.draws.keys[places])
     documents = np.repeat(np.arange(len(pieces)), rows.repeats[places][examples.sample])
     anchors = _anchors(target, model)
-    column, base = None if rows.column is None else rows.column[places], None
+    column, base, flops = None if rows.column is None else rows.column[places], None, 0.0
     needs = training.weighting.needs
     if "base_token_loss" in needs or "base_loss" in needs and column is None:
-        base = _base_losses(run, training, examples, model, meters, processes)
+        base, flops = _base_losses(run, training, examples, model, meters, processes)
         if column is None:
             column = _means(base, examples)
     data = Data(examples, documents, rows.weight[places], column, anchors, base)
@@ -65,20 +85,18 @@ def prepare_data(
         require_drawable(draws, rows.domains)
         data = replace(data, draws=draws, vocabulary=len(model.model.tokenizer))
         data = replace(data, documents=data.of_epoch(0))
-    return data, places
+    cut = sum(piece.cut for _, piece in pieces)
+    return Prepared(data, rows.row[places], Counter(filter(None, reasons)), cut, flops)
 
 
-def _trainable(encoded: list[list[Encoded]], rows: TrainingRows, training: TrainingSpec, result: Trained) -> np.ndarray:
-    """Positions in `rows` of the samples that can be trained on, in order; the others are counted by reason.
+def _trainable(reasons: Sequence[str], rows: TrainingRows, training: TrainingSpec) -> np.ndarray:
+    """Positions in `rows` of the samples that can be trained on, in order. reasons: why one cannot be, '' if it can.
 
     Raises CurateError if there is none.
     """
-    whys = left_out(encoded, rows)
-    for why in filter(None, whys):
-        result.left_out[why] = result.left_out.get(why, 0) + 1
-    places = np.flatnonzero(np.array([not why for why in whys]))
+    places = np.flatnonzero(np.array([not reason for reason in reasons]))
     if not len(places):
-        raise CurateError(f"none of the {len(rows.row)} samples can be trained on: {next(iter(result.left_out), '')}.")
+        raise CurateError(f"none of the {len(rows.row)} samples can be trained on: {next(iter(reasons), '')}.")
     if training.settings.order == "pool":
         places = places[np.argsort(rows.row[places], kind="stable")]
     return places
@@ -91,7 +109,7 @@ def _anchors(target: Target | None, model: TrainableModel) -> Any:
     return anchors_of(target.text.frame.select("messages", "text").to_dicts(), target.name, model.model)
 
 
-def prepare_stream(training: TrainingSpec, target: Target | None, model: TrainableModel, processes: Any) -> Data:
+def prepare_stream(training: TrainingSpec, target: Target | None, model: TrainableModel, processes: Any) -> Prepared:
     """Training data that is read from a stream during training. Raises CurateError for several processes."""
     from curate.training.dataset import Data
     from curate.training.examples import Examples
@@ -103,14 +121,14 @@ def prepare_stream(training: TrainingSpec, target: Target | None, model: Trainab
         raise CurateError("a stream is read by one process, and several are running; train in one.")
     samples = encoded_one_by_one(feed.records, training.settings, model.model)
     stream = Stream(samples, feed.past.memory, feed.past.replay, training.seed)
-    return replace(Data.of(Examples.of([])), anchors=_anchors(target, model), stream=stream)
+    return Prepared(replace(Data.of(Examples.of([])), anchors=_anchors(target, model), stream=stream))
 
 
 def _base_losses(
-    run: Run, training: TrainingSpec, examples: Any, model: TrainableModel, meters: RunMeters, processes: Any
-) -> np.ndarray:
-    """The loss of every supervised token under the model that training started from, or the reference; stored, so that
-    a resumed run does not recompute it."""
+    run: Run, training: TrainingSpec, examples: Any, model: TrainableModel, meters: Meters, processes: Any
+) -> tuple[np.ndarray, float]:
+    """The loss of every supervised token under the model that training started from, or the reference, and the FLOPs
+    spent on it; stored, so that a resumed run does not recompute it."""
     from curate.store.commits import Parts
     from curate.training.inference import base_losses
     from curate.training.objective import Objective
@@ -120,22 +138,20 @@ def _base_losses(
     stamp = fingerprint(examples.lengths.tolist(), int(examples.ids.astype(np.int64).sum()))
     stored, record = parts.read("losses"), parts.record("losses") or {}
     if stored is not None and record.get("stamp") == stamp:
-        return stored["loss"]
+        return stored["loss"], 0.0
     if training.reference:
-        own, model = (
-            model.model,
-            trainable(on_device(training.reference, processes), replace(training.settings, lora_r=0)),
-        )
+        own = model.model
+        model = trainable(on_device(training.reference, processes), replace(training.settings, lora_r=0))
         _refuse_other_words(training.reference.name, own, model.model)
     elif run.checkpoints():  # the given model has been trained already
         model = trainable(on_device(training.model, processes), training.settings)
     bfloat16 = training.settings.in_bfloat16(model.model.device.type)  # as in training: else loss differences are noise
     objective, n = Objective(model.model, bfloat16), processes.num_processes
-    found, usage = base_losses(objective, examples, training.settings.count_flops, n)
+    losses, usage = base_losses(objective, examples, training.settings.count_flops, n)
     meters.charge("base losses", len(examples), usage)
     if processes.is_main_process:
-        parts.commit("losses", {"loss": found}, stamp=stamp)
-    return found
+        parts.commit("losses", {"loss": losses}, stamp=stamp)
+    return losses, usage.flops
 
 
 def _refuse_other_words(name: str, own: Any, other: Any) -> None:

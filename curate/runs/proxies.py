@@ -20,7 +20,7 @@ from curate.kinds.mixer import Proxies
 from curate.kinds.passes import Arrays
 from curate.kinds.weighting import Weighting
 from curate.models.choice import ModelChoice, weights_fingerprint
-from curate.runs.account import Account, Trained
+from curate.runs.account import Account
 from curate.runs.config import TrainingSpec, shaping
 from curate.runs.driver import run_training
 from curate.runs.evaluation import EvalSpec, questions
@@ -198,13 +198,12 @@ def trained(
     """Train a proxy to its end; returns its evaluations."""
     from curate.training.distributed import Alone
 
-    result = Trained(run.name)
     if run.is_complete() and not evals:
         return []
     account = Account("mix", [pool.mixer], pool.name, {"train": label})
     with lock(pool.ws.path, f"prepared {run.folder.name}", wait=True):
-        run_training(run, training, pool.drawn(weights), None, Alone(), result, evals=evals, account=account)
-    return result.evaluations
+        done = run_training(run, training, pool.drawn(weights), None, Alone(), evals=evals, account=account)
+    return done.evaluations
 
 
 class Trainings(Proxies):

@@ -21,7 +21,7 @@ from curate.kinds.score import Score, Warmup
 from curate.kinds.signals import Step, Weights
 from curate.kinds.weighting import Weighting
 from curate.models.choice import CheckpointChoice, ModelChoice, weights_fingerprint
-from curate.runs.account import Account, Trained
+from curate.runs.account import Account
 from curate.runs.checkpoints import checkpoints_of, checkpoints_of_run, origin_of
 from curate.runs.config import TrainingSpec
 from curate.runs.driver import run_training
@@ -160,7 +160,7 @@ def _train(run: Run, model: ModelChoice, warmup: Warmup, account: Account) -> No
     training = TrainingSpec(model, _Plain(), settings, seed=warmup.seed)
     with lock(run.ws.path, f"prepared {run.folder.name}", wait=True):
         if not run.is_complete():
-            run_training(run, training, rows, None, Alone(), Trained(run.name), account=account)
+            run_training(run, training, rows, None, Alone(), account=account)
 
 
 def drawn(ws: Workspace, warmup: Warmup) -> TrainingRows:

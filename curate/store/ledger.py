@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -87,6 +87,40 @@ def charged(workspace: Location, stage: str, **columns: Any) -> Iterator[Meter]:
         if meter.samples:
             _append(workspace, name, meter.row())
             account.unlink(missing_ok=True)
+
+
+class Meters:
+    """The accounts of work in several phases, each a row of the ledger."""
+
+    def __init__(self, workspace: Location, stage: str, phases: Mapping[str, str], stack: ExitStack, **columns: Any):
+        """phases: name -> name in the ledger. stack: closes the accounts when it is closed."""
+        self._meters: dict[str, Meter] = {}
+        for phase in reversed(list(phases)):  # closed in reverse order: the rows are in order of phase
+            self._meters[phase] = stack.enter_context(charged(workspace, stage, phase=phases[phase], **columns))
+
+    def __getitem__(self, phase: str) -> Meter:
+        return self._meters[phase]
+
+    def begin(self, samples: int) -> None:
+        """Charge the work on so many samples that is about to begin, to every phase."""
+        for meter in self._meters.values():
+            meter.begin(samples)
+
+    def add(self, cost: Any, peak_bytes: int) -> None:
+        """Add the cost of a finished task: FLOPs of a pass over vectors, a usage, whose phases are charged apart, or
+        None. peak_bytes: of the worker process that did it."""
+        for phase, meter in self._meters.items():
+            meter.peak_bytes = max(meter.peak_bytes, peak_bytes)
+            if isinstance(cost, float):
+                meter.flops += cost
+            elif cost is not None:
+                meter.add(cost.phases[phase] if cost.phases else cost)
+
+    def charge(self, phase: str, samples: int, usage: Any) -> None:
+        """Add a usage and a number of samples to one phase, if there are accounts."""
+        if self._meters:
+            self._meters[phase].add(usage)
+            self._meters[phase].begin(samples)
 
 
 def close_dead_accounts(workspace: Location) -> None:

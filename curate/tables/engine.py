@@ -30,7 +30,7 @@ from curate.store.object_store import Location
 from curate.store.recipes import TableRecipe, read_recipe, write_recipe
 from curate.store.workspace import Shard, recipe_file
 from curate.tables.index import ensure_index
-from curate.tables.meters import Meters, progress
+from curate.tables.meters import meters_of, progress
 from curate.tables.model_worker import ModelUnitWorker
 from curate.tables.plan import (
     refuse_other_recipe,
@@ -269,12 +269,12 @@ def _score_shards(
     else:
         run_task = works[0].run_task
     with ExitStack() as stack:
-        meters = Meters(jobs, jobs[0].passes[-1], stack)
+        meters = meters_of(jobs, jobs[0].passes[-1], stack)
         bar = stack.enter_context(progress(jobs, jobs[0].passes[-1], last.units, last.tasks))
         for task, done in workers.run(run_task, last.tasks, lambda task: meters.begin(task.samples)):
             for taken in held:
                 taken.check()
-            meters.add(done)
+            meters.add(done.result, done.peak_bytes)
             last.done(task, done.result)
             bar.update(task.samples)
     return last.cut

@@ -16,7 +16,7 @@ from curate.kinds.passes import Pass
 from curate.store.commits import Parts
 from curate.store.locks import Lock, lock
 from curate.store.object_store import Location
-from curate.tables.meters import Meters, progress
+from curate.tables.meters import meters_of, progress
 from curate.tables.model_worker import ModelUnitWorker
 from curate.tables.pairwise_sums import PairwiseSums
 from curate.tables.spec import TableSpec
@@ -95,11 +95,11 @@ def _run(
 ) -> None:
     run_task = ModelUnitWorker((work,), job.models, job.checkpoints).run_task if step.requests else work.run_task
     with ExitStack() as stack:
-        meters = Meters([job], step, stack, f"{work.partials.folder.name}/{name}")
+        meters = meters_of([job], step, stack, f"{work.partials.folder.name}/{name}")
         bar = stack.enter_context(progress([job], step, units, tasks))
         for task, done in workers.run(run_task, tasks, lambda task: meters.begin(task.samples)):
             held.check()
-            meters.add(done)
+            meters.add(done.result, done.peak_bytes)
             if sums and isinstance(task, Unit):
                 sums.came(task)
             bar.update(task.samples)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -58,32 +58,16 @@ def mask(
     ws.check_name(name, "mask")
     if not 0 < frac <= 1:
         raise CurateError(f"--frac {frac:g}: a mask takes a share of the parameters, above 0 and at most 1.")
-    result = MaskResult(name)
-    made: dict[str, Any] = {}  # what it ranks by, for the recipe
-    if method.uses_score:
-        if not score or model is not None:
-            raise CurateError(
-                f"the mask '{method.name}' ranks by a score's values of parameters: add --score NAME (a `dualsft` "
-                "score), and no --model, which is the score's."
-            )
-        opened = scored_model(ws, score, allow_stale=allow_stale)
-        moments, parameters = opened.model.at.moments, opened.model.parameters
-        assert moments
-        result.warnings += opened.warnings
-        scores = opened.method.of_parameters(opened.states, moments)
-        choice, made = opened.origin, {"scores": {score: opened.recipe}}
-    else:
-        if score or model is None:
-            raise CurateError(f"the mask '{method.name}' uses a model's weights: add --model M, not --score.")
-        choice, scores = model_of(ws, ModelChoice(model) if isinstance(model, str) else model), None
-        parameters = dict(load(choice)[0].named_parameters())
-    weights = {n: p.detach().float().cpu().numpy() for n, p in parameters.items()}
+    ranked = _by_score if method.uses_score else _by_weights
+    source = ranked(ws, method, model, score, allow_stale)
+    result = MaskResult(name, warnings=list(source.warnings))
+    weights = {n: p.detach().float().cpu().numpy() for n, p in source.parameters.items()}
     sizes = {n: int(np.prod(weight.shape)) for n, weight in weights.items()}
     result.parameters = sum(sizes.values())
     budget = round(frac * result.parameters)
     if not budget:
         raise CurateError(f"--frac {frac:g} of {result.parameters} parameters is none; take a larger share.")
-    given = Parameters(weights, budget, scores)
+    given, choice, made = Parameters(weights, budget, source.scores), source.model, source.recipe
     if (warmup := method.warm_up()) is not None:
         method.check(given)
         run = warm_up(ws, choice, warmup, Account("mask", [method.name], name, {"train": "warm-up"}))
@@ -110,6 +94,42 @@ def mask(
     with lock(ws.path, f"mask {name}"):
         write_mask(ws, name, chosen, recipe)
     return result
+
+
+@dataclass(frozen=True)
+class _Source:
+    """What elements are chosen from: a model's parameters and, for a method that ranks by a score, its values of them.
+    recipe: what the mask's recipe records of it."""
+
+    model: ModelChoice
+    parameters: Mapping[str, Any]
+    scores: Any = None
+    recipe: Mapping[str, Any] = field(default_factory=dict)
+    warnings: Sequence[str] = ()
+
+
+def _by_score(
+    ws: Workspace, method: Mask, model: ModelChoice | str | None, score: str | None, allow_stale: bool
+) -> _Source:
+    if not score or model is not None:
+        raise CurateError(
+            f"the mask '{method.name}' ranks by a score's values of parameters: add --score NAME (a `dualsft` score), "
+            "and no --model, which is the score's."
+        )
+    opened = scored_model(ws, score, allow_stale=allow_stale)
+    moments = opened.model.at.moments
+    assert moments
+    values = opened.method.of_parameters(opened.states, moments)
+    return _Source(opened.origin, opened.model.parameters, values, {"scores": {score: opened.recipe}}, opened.warnings)
+
+
+def _by_weights(
+    ws: Workspace, method: Mask, model: ModelChoice | str | None, score: str | None, allow_stale: bool
+) -> _Source:
+    if score or model is None:
+        raise CurateError(f"the mask '{method.name}' uses a model's weights: add --model M, not --score.")
+    choice = model_of(ws, ModelChoice(model) if isinstance(model, str) else model)
+    return _Source(choice, dict(load(choice)[0].named_parameters()))
 
 
 def _sums(run: Run) -> tuple[Callable[[str], np.ndarray], str]:

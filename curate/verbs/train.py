@@ -55,20 +55,20 @@ def train(
     )
     _refuse_itself(ws, name, training)
     refuse_unused(training)
-    result, rows = Trained(name), None
+    rows = None
     if not training.stream:
         ws.require_pool()
         rows = rows_of(ws, training.manifest, training.by, training.allow_stale, training.seed)
-        result.warnings += rows.warnings
+    warnings = list(rows.warnings) if rows else []
     target = load_target(ws, training.target) if training.target else None
     for spec in evals:
         questions(ws, spec)
     if dry_run:
         if rows is None:
             raise CurateError("what a stream holds is not known beforehand, so there is no --dry-run of it.")
-        result.planned = _planned(ws, rows, training)
-        return result
-    is_main = _train(ws, name, training, rows, target, evals, fresh, result)
+        return Trained(name, warnings=warnings, planned=_planned(ws, rows, training))
+    result, is_main = _train(ws, name, training, rows, target, evals, fresh)
+    result.warnings += warnings
     result.folder = str(Run(ws, name).latest().folder)
     if is_main and training.settings.keep_weights:
         result.by_epoch, result.by_source = _diagnostics(ws, name, training.stream is None)
@@ -92,9 +92,8 @@ def _train(
     target: Target | None,
     evals: Sequence[EvalSpec],
     fresh: bool,
-    result: Trained,
-) -> bool:
-    """Train the run in all processes. Returns whether this is the one that writes."""
+) -> tuple[Trained, bool]:
+    """Train the run in all processes. Returns its summary, and whether this process is the one that writes."""
     processes = processes_of(training.model)
     is_main = processes.is_main_process
     if training.settings.count_flops and processes.num_processes > 1:
@@ -104,11 +103,11 @@ def _train(
         processes.wait_for_everyone()  # all have checked the existing runs before the first one writes
         if is_main:
             stack.enter_context(lock(ws.path, f"run {name}"))
-        run_training(run, training, rows, target, processes, result, evals=evals)
+        result = run_training(run, training, rows, target, processes, evals=evals)
         if is_main and run.beside:
             run.swap()
         processes.wait_for_everyone()
-    return is_main
+    return result, is_main
 
 
 def _diagnostics(ws: Workspace, name: str, pooled: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
