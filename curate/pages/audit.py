@@ -2,37 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from curate.numerics.long_horizon.myopia import Myopia
-from curate.numerics.long_horizon.scorecard import LATER, NOW, WORDS, Scorecard
-from curate.numerics.statistics import Mean, paired
+from curate.numerics.long_horizon.scorecard import LATER, NOW, WORDS, Scorecard, rows
+from curate.numerics.statistics import paired
 from curate.pages._html import render
 from curate.pages.diagnosis import pyplot, saved
-
-
-def rows(card: Scorecard, level: Literal["now", "later"]) -> list[dict[str, str]]:
-    """The scorecard's rows for one level: a row per selector, a column per measure, each a mean over seeds with its
-    standard error."""
-    names = [name for name in (NOW if level == "now" else LATER) if np.isfinite(card.measures[name]).any()]
-    found = []
-    for k, selector in enumerate(card.selectors):
-        row = {"selector": selector, **{name: _told(card.measures[name][k]) for name in names}}
-        if level == "later" and card.myopia:
-            at = card.ranked.index(selector) if selector in card.ranked else -1
-            its = card.myopia
-            row["ranks"] = f"{its.now[at]:g} -> {its.later[at]:g}" if at >= 0 else ""
-            row["gap"] = f"{its.each[at]:.2f}" if at >= 0 else ""
-        found.append(row)
-    return found
-
-
-def _told(values: np.ndarray) -> str:
-    known = values[np.isfinite(values)]
-    return str(Mean.of(known.tolist())) if len(known) else "-"
-
 
 # --- in words ------------------------------------------------------------------------------------------------
 

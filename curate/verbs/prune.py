@@ -13,6 +13,7 @@ import orjson
 
 from curate.errors import CurateError
 from curate.kinds.parameters import Pruner
+from curate.results import Result
 from curate.store.ledger import charged
 from curate.store.locks import lock
 from curate.store.run_record import Run, require_run
@@ -21,7 +22,7 @@ from curate.tables.recipes import model_choices
 
 
 @dataclass
-class Pruned:
+class Pruned(Result):
     """The result of pruning. changed: elements that training changed; kept: those of them that keep their change."""
 
     name: str
