@@ -65,8 +65,12 @@ def is_dead(holder: dict[str, Any], silent_for: float) -> bool:
 
 
 def _born(process: int) -> str | None:
-    """The start time of a process on this machine (Linux clock ticks); needed because process ids are reused."""
+    """The start time of a process on this machine (Linux clock ticks); needed because process ids are reused.
+
+    None for a process that has ended, even while its id is kept for its parent (a zombie).
+    """
     try:
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
-    except (OSError, IndexError):
+        state, *more = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return None if state in ("Z", "X") else more[18]
+    except (OSError, ValueError, IndexError):
         return None

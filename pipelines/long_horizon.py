@@ -25,9 +25,9 @@ import curate
 from curate.methods.exports.jsonl import Jsonl
 from curate.methods.selectors.top import Top
 from curate.pages.audit import page, reading, rows
-from curate.pages.text_table import table
 from curate.runs.audit_toml import plan_of
 from curate.store.workspace import Workspace
+from curate.text_table import table
 from curate.verbs.select import SelectionSpec
 
 PLANS = Path(__file__).parent / "plans"

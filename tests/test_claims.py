@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import signal
+import subprocess
+import sys
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +32,112 @@ def held_elsewhere(path: Path, silent_for: float) -> None:
     path.parent.mkdir(exist_ok=True)
     path.write_text(json.dumps(ELSEWHERE))
     os.utime(path, (time.time() - silent_for,) * 2)
+
+
+HOLDER = """
+import sys, time
+from pathlib import Path
+from curate.store.locks import lock
+with lock(Path(sys.argv[1]), "pool"):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+EARLIER_HOLDER = """
+import fcntl, json, sys, time
+from pathlib import Path
+from curate.machine import myself
+path = Path(sys.argv[1]) / ".claims/pool"
+path.parent.mkdir(exist_ok=True)
+with path.open("a+") as f:
+    fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    f.write(json.dumps(myself()))
+    f.flush()
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@contextmanager
+def another_process_holds(folder: Path, code: str = HOLDER) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen([sys.executable, "-c", code, str(folder)], stdout=subprocess.PIPE, text=True)
+    try:
+        assert process.stdout and process.stdout.readline() == "held\n"
+        yield process
+    finally:
+        process.kill()
+        process.communicate()
+
+
+def refused(folder: Path) -> str:
+    """What is said to one who asks for the pool's lock, which is held."""
+    with pytest.raises(CurateError) as caught, lock(folder, "pool"):
+        pass
+    return str(caught.value)
+
+
+def test_a_lock_of_another_process_is_refused_by_its_name_and_free_once_it_is_killed(tmp_path: Path) -> None:
+    with another_process_holds(tmp_path) as process:
+        for _ in range(2):  # asking does not take the holder's name away
+            assert f"process {process.pid} on {myself()['host']} is writing the pool" in refused(tmp_path)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        assert json.loads((tmp_path / ".claims/pool").read_text())["process"] == process.pid
+        with lock(tmp_path, "pool"):
+            assert json.loads((tmp_path / ".claims/pool").read_text()) == myself()
+
+
+def test_one_who_waits_has_the_lock_when_its_holder_dies(tmp_path: Path, monkeypatch: Any) -> None:
+    monkeypatch.setattr("curate.store.locks._PATIENCE", 0.02)
+    with another_process_holds(tmp_path) as process:
+        killing = threading.Timer(0.3, process.kill)
+        killing.start()
+        began = time.monotonic()
+        with lock(tmp_path, "pool", wait=True):
+            assert 0.25 < time.monotonic() - began < LEASE / 2 and process.wait() == -signal.SIGKILL
+        killing.join()
+
+
+def test_a_process_that_asks_twice_is_told_of_itself(tmp_path: Path) -> None:
+    with lock(tmp_path, "pool"):
+        assert f"process {os.getpid()} on" in refused(tmp_path)
+        with lock(tmp_path, "score x"):
+            pass  # another part is free
+    with lock(tmp_path, "pool"):
+        pass
+
+
+def test_a_lock_is_free_after_its_holder_has_failed(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), lock(tmp_path, "pool"):
+        raise ZeroDivisionError
+    assert (tmp_path / ".claims/pool").read_text() == ""
+    with lock(tmp_path, "pool"):
+        pass
+
+
+def test_another_thread_may_give_the_lock_back(tmp_path: Path) -> None:
+    held = lock(tmp_path, "pool")
+    held.__enter__()
+    leaving = threading.Thread(target=held.__exit__, args=(None, None, None))
+    leaving.start()
+    leaving.join()
+    with lock(tmp_path, "pool"):
+        pass
+
+
+def test_an_earlier_version_of_curate_is_respected_while_it_lives(tmp_path: Path) -> None:
+    with another_process_holds(tmp_path, EARLIER_HOLDER) as process:
+        assert f"process {process.pid} on" in refused(tmp_path)
+    with lock(tmp_path, "pool"):  # it left its name
+        pass
+
+
+@pytest.mark.parametrize("left", ["", "{", json.dumps({**myself(), "born": "1"}), json.dumps(myself())])
+def test_a_lock_file_that_an_earlier_version_left_is_no_obstacle(tmp_path: Path, left: str) -> None:
+    (tmp_path / ".claims").mkdir()
+    (tmp_path / ".claims/pool").write_text(left)
+    with lock(tmp_path, "pool"):
+        pass
 
 
 def test_a_remote_holder_is_taken_for_dead_after_the_stated_time(tmp_path: Path) -> None:
@@ -56,6 +168,15 @@ def test_a_number_of_a_process_that_is_used_again_is_another_process() -> None:
     assert is_dead({**myself(), "born": "1"}, 0)
     assert is_dead({**myself(), "process": 2**22 + 1}, 0)
     assert not is_dead(ELSEWHERE, 1) and is_dead(ELSEWHERE, LEASE + 1)
+
+
+def test_a_killed_process_is_dead_before_its_parent_asks_after_it(tmp_path: Path) -> None:
+    with another_process_holds(tmp_path) as process:
+        holder = json.loads((tmp_path / ".claims/pool").read_text())
+        assert not is_dead(holder, 0)
+        process.kill()
+        os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it has ended, and is a zombie
+        assert is_dead(holder, 0)
 
 
 def test_the_account_of_a_dead_process_becomes_its_row_once(ws: Workspace) -> None:

@@ -12,9 +12,9 @@ import curate
 from curate.cli.console import notes, say
 from curate.cli.options import as_json_option, dry_run_option, workspace
 from curate.errors import CurateError
-from curate.pages.text_table import table
 from curate.runs.audit_toml import plan_of
 from curate.store.workspace import Workspace
+from curate.text_table import table
 
 if TYPE_CHECKING:
     from curate.numerics.long_horizon.scorecard import Scorecard

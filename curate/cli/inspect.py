@@ -17,8 +17,8 @@ from curate.cli.options import (
 )
 from curate.errors import CurateError
 from curate.kinds import registry
-from curate.pages.text_table import folded, table
 from curate.store.workspace import Workspace
+from curate.text_table import folded, table
 
 
 @click.command()

@@ -13,8 +13,8 @@ from curate.cli.console import notes, say
 from curate.cli.options import as_json_option, by_owner, grouped, models_of, workspace
 from curate.errors import CurateError
 from curate.kinds import registry
-from curate.pages.text_table import table
 from curate.store.workspace import Workspace
+from curate.text_table import table
 
 if TYPE_CHECKING:  # loaded only when the command runs
     from curate.runs.proxies import Proxy

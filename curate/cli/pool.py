@@ -15,8 +15,8 @@ from curate.cli.options import (
     workspace,
 )
 from curate.errors import CurateError
-from curate.pages.text_table import table
 from curate.store.workspace import Workspace
+from curate.text_table import table
 
 
 @click.command()

@@ -25,9 +25,9 @@ from curate.cli.options import (
 )
 from curate.errors import CurateError
 from curate.kinds import registry
-from curate.pages.text_table import table
 from curate.runs.evaluation import EvalSpec
 from curate.store.workspace import Workspace
+from curate.text_table import table
 
 if TYPE_CHECKING:
     from curate.runs.config import StreamSource, TrainingSpec

@@ -2,40 +2,15 @@
 
 from __future__ import annotations
 
-import base64
-import html
-from collections.abc import Sequence
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 
 from curate.numerics.long_horizon.myopia import Myopia
-from curate.numerics.long_horizon.scorecard import LATER, NOW, WORDS, Scorecard
-from curate.numerics.statistics import Mean, paired
-from curate.pages.comparison import STYLE
+from curate.numerics.long_horizon.scorecard import LATER, NOW, WORDS, Scorecard, rows
+from curate.numerics.statistics import paired
+from curate.pages._html import render
 from curate.pages.diagnosis import pyplot, saved
-
-
-def rows(card: Scorecard, level: Literal["now", "later"]) -> list[dict[str, str]]:
-    """The scorecard's rows for one level: a row per selector, a column per measure, each a mean over seeds with its
-    standard error."""
-    names = [name for name in (NOW if level == "now" else LATER) if np.isfinite(card.measures[name]).any()]
-    found = []
-    for k, selector in enumerate(card.selectors):
-        row = {"selector": selector, **{name: _told(card.measures[name][k]) for name in names}}
-        if level == "later" and card.myopia:
-            at = card.ranked.index(selector) if selector in card.ranked else -1
-            its = card.myopia
-            row["ranks"] = f"{its.now[at]:g} -> {its.later[at]:g}" if at >= 0 else ""
-            row["gap"] = f"{its.each[at]:.2f}" if at >= 0 else ""
-        found.append(row)
-    return found
-
-
-def _told(values: np.ndarray) -> str:
-    known = values[np.isfinite(values)]
-    return str(Mean.of(known.tolist())) if len(known) else "-"
-
 
 # --- in words ------------------------------------------------------------------------------------------------
 
@@ -221,24 +196,15 @@ def _marker(k: int) -> str:
 
 def page(card: Scorecard, title: str) -> str:
     """The whole audit as one HTML file, with its figures embedded."""
-    parts = [f"<h1>{html.escape(title)}</h1>", *(f"<p>{html.escape(line)}</p>" for line in reading(card))]
-    parts += ["<h2>Now</h2>", _table(rows(card, "now")), "<h2>Later</h2>", _table(rows(card, "later"))]
-    names = [n for n in (*NOW, *LATER) if np.isfinite(card.measures[n]).any()]
     better = {**NOW, **LATER}
-    told = "; ".join(f"{n}: {WORDS[n]}{f' ({better[n]} is better)' if better[n] else ''}" for n in names)
-    parts.append(f'<p class="aside">{html.escape(told)}. Means over {card.seeds} seeds ± their standard error.</p>')
-    for what, picture in pictures(card).items():
-        code = base64.b64encode(picture).decode()
-        parts.append(f'<h2>{html.escape(what.capitalize())}</h2><img alt="{html.escape(what)}" '
-                     f'src="data:image/png;base64,{code}">')  # fmt: skip
-    parts += [f"<p>note: {html.escape(line)}</p>" for line in card.missing]
-    head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    return "\n".join([head, *parts])
-
-
-def _table(found: Sequence[dict[str, str]]) -> str:
-    top = "".join(f"<th>{html.escape(key.replace('_', ' '))}</th>" for key in found[0])
-    body = "".join(
-        "<tr>" + "".join(f"<td>{html.escape(value)}</td>" for value in row.values()) + "</tr>" for row in found
+    known = [name for name in better if np.isfinite(card.measures[name]).any()]
+    return render(
+        "audit.html",
+        title=title,
+        reading=reading(card),
+        levels={"Now": rows(card, "now"), "Later": rows(card, "later")},
+        measures={name: {"words": WORDS[name], "better": better[name]} for name in known},
+        seeds=card.seeds,
+        pictures=pictures(card),
+        notes=card.missing,
     )
-    return f"<table><tr>{top}</tr>{body}</table>"

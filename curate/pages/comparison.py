@@ -2,46 +2,28 @@
 
 from __future__ import annotations
 
-import base64
-import html
-import io
 import os
 from collections.abc import Sequence
 from typing import Any
 
 from curate.numerics.statistics import Mean, pareto
+from curate.pages._html import render
+from curate.pages.diagnosis import pyplot, saved
 from curate.verbs.compare import Arm, Compared
-
-STYLE = """
-body { font: 15px/1.5 system-ui, sans-serif; margin: 2rem auto; max-width: 72rem; padding: 0 1rem; color: #222; }
-table { border-collapse: collapse; margin: 1rem 0; font-variant-numeric: tabular-nums; }
-th, td { padding: .25rem .7rem; text-align: right; border-bottom: 1px solid #ddd; white-space: nowrap; }
-th:first-child, td:first-child { text-align: left; }
-th { border-bottom: 2px solid #888; font-weight: 600; }
-td.good { color: #00642c; } td.bad { color: #a01818; }
-img { max-width: 100%; } .aside { color: #666; }
-"""
 
 
 def page(found: Compared, title: str) -> str:
     """The whole comparison as one HTML file, with its figure embedded."""
-    picture = base64.b64encode(plot(found)).decode()
-    parts = [
-        f"<h1>{html.escape(title)}</h1>",
-        *(f"<p>{html.escape(line)}</p>" for line in reading(found)),
-        f'<img alt="quality against all FLOPs" src="data:image/png;base64,{picture}">',
-        "<h2>Quality</h2>",
-        _quality(found),
-        *_differences(found),
-        "<h2>Cost</h2>",
-        _costs(found),
-        '<p class="aside">preparation: the full cost of everything the selection is based on; marginal: without what '
-        "an arm above has paid for; online: anchors, second forward passes and losses of the base model; papers': by "
-        "the papers' convention of 2N FLOPs a token forward, 6N in training, and 2,048 tokens a sample.</p>",
-        *(f"<p>note: {html.escape(warning)}</p>" for warning in found.warnings),
-    ]
-    head = f'<!doctype html><meta charset="utf-8"><title>{html.escape(title)}</title><style>{STYLE}</style>'
-    return "\n".join([head, *parts])
+    return render(
+        "comparison.html",
+        title=title,
+        reading=reading(found),
+        picture=plot(found),
+        measures=found.measures,
+        arms=found.arms,
+        differences=_differences(found),
+        notes=found.warnings,
+    )
 
 
 # --- in words --------------------------------------------------------------------------------------------
@@ -88,80 +70,37 @@ def _sureness(difference: Mean | None, other: str | None) -> str:
     return f"; {difference.mean:+.3g} from {other} (95 %: {interval[0]:+.3g} to {interval[1]:+.3g}{sure})"
 
 
-# --- tables ----------------------------------------------------------------------------------------------
+# --- differences -----------------------------------------------------------------------------------------
 
 
-def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    top = "".join(f"<th>{html.escape(cell)}</th>" for cell in head)
-    body = "".join(f"<tr>{''.join(row)}</tr>" for row in rows)
-    return f"<table><tr>{top}</tr>{body}</table>"
-
-
-def _cell(text: str, kind: str = "") -> str:
-    return f'<td class="{kind}">{html.escape(text)}</td>' if kind else f"<td>{html.escape(text)}</td>"
-
-
-def _name(arm: Arm) -> str:
-    return _cell(f"{arm.name} (control of {arm.null_of})" if arm.null_of else arm.name)
-
-
-def _quality(found: Compared) -> str:
-    head = ["arm", "seeds", "samples"]
-    head += [f"{key} ({'in' if m['in_domain'] else 'out of'} domain)" for key, m in found.measures.items()]
-    rows = []
-    for arm in found.arms:
-        told = [str(arm.quality[key]) if key in arm.quality else "" for key in found.measures]
-        rows.append([_name(arm), _cell(str(len(arm.runs))), _cell(f"{arm.samples:,.0f}"), *map(_cell, told)])
-    return _table(head, rows)
-
-
-def _differences(found: Compared) -> list[str]:
-    """Tables of paired differences: from the arm that all are compared with, and from each arm's control."""
-    parts = []
-    for title, which in (
+def _differences(found: Compared) -> dict[str, list[tuple[Arm, list[dict[str, str]]]]]:
+    """Paired differences by heading: from the arm that all are compared with, and from each arm's control; for every
+    arm that has any, a cell for each measure."""
+    tables = {}
+    for heading, which in (
         (f"Differences from {found.against}", "against"),
         ("Differences from its own control", "beyond_null"),
     ):
         arms = [arm for arm in found.arms if getattr(arm, which)]
         if arms:
-            rows = [
-                [_name(arm), *(_difference(getattr(arm, which).get(k), m) for k, m in found.measures.items())]
+            tables[heading] = [
+                (arm, [_difference(getattr(arm, which).get(key), m) for key, m in found.measures.items()])
                 for arm in arms
             ]
-            parts += [f"<h2>{html.escape(title)}</h2>", _table(["arm", *found.measures], rows)]
-    return (
-        [
-            *parts,
-            '<p class="aside">Over shared seeds, with Student\'s 95 % interval; coloured where that excludes 0.</p>',
-        ]
-        if parts
-        else []
-    )
+    return tables
 
 
-def _difference(difference: Mean | None, measure: dict[str, Any]) -> str:
+def _difference(difference: Mean | None, measure: dict[str, Any]) -> dict[str, str]:
+    """The text of a difference, and its kind: good or bad where the interval excludes 0."""
     if difference is None:
-        return _cell("")
+        return {"text": "", "kind": ""}
     interval = difference.interval()
     if interval is None:
-        return _cell(f"{difference.mean:+.3g}")
+        return {"text": f"{difference.mean:+.3g}", "kind": ""}
     sign = 1.0 if measure["better"] == "higher" else -1.0
     low, high = sorted(sign * bound for bound in interval)
     kind = "good" if low > 0 else "bad" if high < 0 else ""
-    return _cell(f"{difference.mean:+.3g} ({interval[0]:+.3g} to {interval[1]:+.3g})", kind)
-
-
-def _costs(found: Compared) -> str:
-    head = "arm,preparation,marginal preparation,train,online,total,marginal total,papers',counted,seconds"
-    head += ",samples seen,padding"
-    rows = []
-    for arm in found.arms:
-        c = arm.cost
-        flops = [c.prep, c.prep_marginal, c.train, c.online, c.total, c.marginal, c.paper]
-        counted = f"{c.counted:.3g}" if c.counted is not None else ""
-        told = [*(f"{f:.3g}" for f in flops), counted, f"{c.seconds:.1f}", f"{c.samples_seen:,.0f}", f"{c.padding:.0%}"]
-        rows.append([_name(arm), *map(_cell, told)])
-    return _table(head.split(","), rows)
+    return {"text": f"{difference.mean:+.3g} ({interval[0]:+.3g} to {interval[1]:+.3g})", "kind": kind}
 
 
 # --- the figure ------------------------------------------------------------------------------------------
@@ -169,17 +108,13 @@ def _costs(found: Compared) -> str:
 
 def plot(found: Compared) -> bytes:
     """Quality against total FLOPs, a panel per measure, as PNG: means with standard errors, and the Pareto front."""
-    import matplotlib
-
-    matplotlib.use("Agg")
-    import matplotlib.pyplot as plt
-
+    plt = pyplot()
     measures = list(found.measures.items()) or [("", {"better": "lower", "in_domain": True})]
     columns = min(len(measures), 2)
     rows = -(-len(measures) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(7.2 * columns, 5.0 * rows), squeeze=False, layout="constrained")
     short = _short([arm.name for arm in found.arms])
-    look = _look(found.arms, plt.get_cmap("tab10").colors)  # type: ignore[attr-defined]
+    look = _look(found.arms, plt.get_cmap("tab10").colors)
     for panel, (key, measure) in zip(axes.flat, measures, strict=False):
         arms = [arm for arm in found.arms if key in arm.quality]
         for arm in arms:
@@ -199,10 +134,7 @@ def plot(found: Compared) -> bytes:
         panel.axis("off")
     handles, labels = axes.flat[0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=min(6, max(1, len(labels))), frameon=False)
-    made = io.BytesIO()
-    figure.savefig(made, format="png", dpi=110)
-    plt.close(figure)
-    return made.getvalue()
+    return saved(plt, figure)
 
 
 def _short(names: Sequence[str]) -> dict[str, str]:

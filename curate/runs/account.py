@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from dataclasses import dataclass, field
 from typing import Any
 
+from curate.results import Result
 from curate.runs.config import TrainingSpec
 from curate.store.ledger import Meters
 from curate.store.run_record import Run
@@ -15,7 +16,7 @@ _PHASES = ("train", "losses", "anchors", "candidates", "target", "selection", "b
 
 
 @dataclass
-class Trained:
+class Trained(Result):
     """The summary of a training run."""
 
     name: str

@@ -8,7 +8,6 @@ and a holder that has been silent for LEASE seconds is presumed dead.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import json
 import os
 import random
@@ -16,7 +15,9 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
+
+from filelock import FileLock, Timeout
 
 from curate.errors import CurateError, CurateFailure
 from curate.machine import LEASE, is_dead, machine, myself
@@ -95,30 +96,44 @@ def _words(holder: dict[str, Any], silent_for: float) -> str:
 
 @contextlib.contextmanager
 def _hold_file(path: Path) -> Iterator[Lock]:
-    """An operating-system lock on a file that names the holder; the file's mtime is the last sign of life."""
+    """The operating system's lock on PATH.lock, and PATH, which names the holder: its mtime is the last sign of life.
+
+    These are two files because filelock, depending on its version, empties or removes the file that it locks.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a+") as f:
-        holder, silent_for = _holder(f), time.time() - os.fstat(f.fileno()).st_mtime
+    try:  # thread_local: whichever thread leaves the block gives the lock back
+        taken = FileLock(f"{path}.lock", thread_local=False).acquire(blocking=False)
+    except Timeout:
+        holder, silent_for = _holder(path)
+        raise _Held(_words(holder, silent_for) if holder else "another process") from None
+    with taken:
+        holder, silent_for = _holder(path)
+        if holder and _is_at_work(holder, silent_for):
+            raise _Held(_words(holder, silent_for))
+        path.write_text(json.dumps(myself()), encoding="utf-8")
         try:
-            fcntl.flock(f, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise _Held(_words(holder, silent_for) if holder else "another process") from None
-        if holder and holder["machine"] != machine() and not is_dead(holder, silent_for):
-            raise _Held(_words(holder, silent_for))  # advisory locks may not be visible across machines
-        f.truncate(0)
-        f.write(json.dumps(myself()))
-        f.flush()
-        with heartbeat(HEARTBEAT, lambda: os.utime(path)):
-            yield Lock()
-        f.truncate(0)
+            with heartbeat(HEARTBEAT, lambda: os.utime(path)):
+                yield Lock()
+        finally:
+            path.write_text("", encoding="utf-8")
 
 
-def _holder(f: IO[str]) -> dict[str, Any] | None:
-    f.seek(0)
+def _holder(path: Path) -> tuple[dict[str, Any] | None, float]:
+    """Who is named as the holder, None if nobody is, and the seconds since its last sign of life."""
     try:
-        return json.loads(f.read())
-    except ValueError:
-        return None  # free, or about to be taken
+        return json.loads(path.read_text(encoding="utf-8")), time.time() - path.stat().st_mtime
+    except (FileNotFoundError, ValueError):
+        return None, 0.0  # free, or about to be taken
+
+
+def _is_at_work(holder: dict[str, Any], silent_for: float) -> bool:
+    """Whether another process holds the lock although the operating system granted it to this one.
+
+    It is on another machine, which this one's locks may not reach, or it is an earlier version of curate, which locked
+    the file with the names itself. (An earlier version also left its name there if it failed, without further signs
+    of life.)
+    """
+    return holder != myself() and silent_for <= LEASE and not is_dead(holder, silent_for)
 
 
 @contextlib.contextmanager

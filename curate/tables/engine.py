@@ -22,6 +22,7 @@ import numpy as np
 from curate.errors import CurateError
 from curate.kinds.executor import Tasks, Workers
 from curate.kinds.score import Score
+from curate.results import Result
 from curate.store.commits import Parts
 from curate.store.encoding import read_table
 from curate.store.files import remove_tree
@@ -42,7 +43,7 @@ from curate.tables.units import MergeTask, TargetTask, Unit, shard_units, units_
 
 
 @dataclass
-class Scored:
+class Scored(Result):
     """The result of scoring by one method: on its score, or on its vectors if it has no target.
 
     computed: rows of the last pass computed now; reused: rows that existed already; cut: samples computed now that were

@@ -24,7 +24,9 @@ from curate.errors import CurateError
 from curate.models.choice import ModelChoice
 from curate.models.load import save_plain
 from curate.numerics.long_horizon.scorecard import Scorecard
+from curate.numerics.long_horizon.scorecard import rows as rows_of_level
 from curate.numerics.long_horizon.updates import concentration, drift, stability
+from curate.results import Result, Rows
 from curate.runs.audit_pools import remember, stage_pool, working_copy
 from curate.runs.audit_spec import BASE, PAST, Audit, Checked, Contender, Scoring, begin, card_of, check, sum_up
 from curate.runs.config import TrainingSpec
@@ -45,7 +47,7 @@ from curate.verbs.train import train
 
 
 @dataclass
-class Audited:
+class Audited(Result):
     """The result of an audit. sizes: samples of each stage. cells, cells_now: in total, and computed by this call."""
 
     name: str
@@ -55,6 +57,9 @@ class Audited:
     card: Scorecard | None = None
     warnings: list[str] = field(default_factory=list)
     planned: dict[str, float] | None = None
+
+    def _tables(self) -> dict[str, Rows]:
+        return {"now": rows_of_level(self.card, "now"), "later": rows_of_level(self.card, "later")} if self.card else {}
 
 
 def audit(ws: Workspace, name: str, plan: Audit, *, fresh: bool = False, dry_run: bool = False) -> Audited:

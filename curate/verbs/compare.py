@@ -14,6 +14,7 @@ from typing import Any
 from curate.errors import CurateError
 from curate.hashing import fingerprint
 from curate.numerics.statistics import Mean, paired
+from curate.results import Result, Rows
 from curate.runs.config import HOW
 from curate.store.recipes import RunMask, RunRecipe, known
 from curate.store.run_record import require_run
@@ -54,7 +55,7 @@ class Arm:
 
 
 @dataclass
-class Compared:
+class Compared(Result):
     """Arms in the order of their first run. measures: what was evaluated, whether lower or higher is better, and
     whether a run was optimised for the target (in-domain)."""
 
@@ -63,6 +64,18 @@ class Compared:
     measures: dict[str, dict[str, Any]]
     against: str | None
     warnings: list[str] = field(default_factory=list)
+
+    def _facts(self) -> dict[str, Any]:
+        return {"against": self.against, "measures": list(self.measures)}
+
+    def _tables(self) -> dict[str, Rows]:
+        return {"arms": [_row(arm) for arm in self.arms]}
+
+
+def _row(arm: Arm) -> dict[str, Any]:
+    """An arm as a row of the table in which a comparison is shown."""
+    quality = {key: str(mean) for key, mean in arm.quality.items()}
+    return {"arm": arm.name, "seeds": len(arm.runs), "samples": arm.samples, **quality, "all FLOPs": arm.cost.total}
 
 
 def compare(ws: Workspace, runs: Sequence[str], *, against: str | None = None) -> Compared:

@@ -10,6 +10,7 @@ from typing import Any, Literal
 from curate.errors import CurateError
 from curate.hashing import fingerprint
 from curate.models.choice import ModelChoice
+from curate.results import Result
 from curate.runs.evaluation import EvalSpec, evaluate_model, questions
 from curate.store.ledger import charged
 from curate.store.locks import lock
@@ -21,7 +22,7 @@ from curate.training.settings import TrainSettings
 
 
 @dataclass
-class Evaluated:
+class Evaluated(Result):
     """The values of the metrics: one row per EvalSpec, as in the table `evaluations`."""
 
     run: str

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from curate.errors import CurateError
+from curate.results import Result
 from curate.store.workspace import Workspace
 from curate.tables.index import nearest_exactly
 from curate.tables.inputs import load_target
@@ -18,7 +19,7 @@ from curate.tables.vector_table import load_vectors
 
 
 @dataclass
-class Explained:
+class Explained(Result):
     """What makes a sample's score high or low.
 
     of: 'pool', or 'target' if the sample is one of the target's examples. text: its contents. score: the mean or

@@ -16,6 +16,7 @@ import pyarrow as pa
 
 from curate.errors import CurateError
 from curate.kinds.export import Export, Row
+from curate.results import Result
 from curate.runs.export_rows import ExportRows, export_rows
 from curate.store.ledger import charged
 from curate.store.workspace import Workspace
@@ -25,7 +26,7 @@ _BATCH = 1024
 
 
 @dataclass
-class Exported:
+class Exported(Result):
     """The result of an export."""
 
     manifest: str

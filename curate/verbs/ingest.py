@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from curate.errors import CurateError
 from curate.hashing import fingerprint, ids_as_integers
+from curate.results import Result
 from curate.store.encoding import ROW_GROUP, read_table, write_table
 from curate.store.files import remove_leftovers
 from curate.store.input_files import Input, find_inputs, records
@@ -36,7 +37,7 @@ _BATCH = 4096  # samples looked up among the stored ids at once
 
 
 @dataclass
-class Ingested:
+class Ingested(Result):
     """The result of an ingest."""
 
     read: int = 0

@@ -12,6 +12,7 @@ from curate.errors import CurateError
 from curate.kinds.parameters import Mask, Parameters
 from curate.models.choice import ModelChoice
 from curate.models.load import load
+from curate.results import Result
 from curate.runs.account import Account
 from curate.runs.scored_model import scored_model
 from curate.runs.warmup import warm_up
@@ -25,7 +26,7 @@ from curate.tables.run_costs import charged_entries
 
 
 @dataclass
-class MaskResult:
+class MaskResult(Result):
     """The result of a mask. by_kind: parameters, selected elements and their share, by kind of layer."""
 
     name: str

@@ -18,6 +18,7 @@ from curate.errors import CurateError
 from curate.kinds.mixer import Domains, Mixer
 from curate.numerics.apportion import largest_remainders
 from curate.numerics.resampling import differ
+from curate.results import Result
 from curate.runs.evaluation import questions
 from curate.runs.proxies import Pool, Proxy, Trainings
 from curate.runs.samples import TrainingRows, places_of, rows_of
@@ -70,7 +71,7 @@ class MixtureSpec:
 
 
 @dataclass
-class MixtureResult:
+class MixtureResult(Result):
     """A mixture. by_domain: weight, draws per epoch, their tokens, available samples, and passes over these.
 
     told: figures that the mixer reports on how it found the weights. lowered: domains whose weight the cap reduced.

@@ -11,6 +11,7 @@ from curate.errors import CurateError
 from curate.kinds.registry import find
 from curate.kinds.vectors import Vectors
 from curate.models.choice import weights_fingerprint
+from curate.results import Result
 from curate.store.ledger import charged
 from curate.store.locks import lock
 from curate.store.workspace import Workspace
@@ -21,7 +22,7 @@ from curate.tables.state import TableState, table_state
 
 
 @dataclass
-class Neighbors:
+class Neighbors(Result):
     """The nearest samples, nearest first: rank, similarity (cosine), id, source, row, text."""
 
     vectors: str

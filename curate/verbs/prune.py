@@ -13,6 +13,7 @@ from msgspec import structs
 
 from curate.errors import CurateError
 from curate.kinds.parameters import Pruner
+from curate.results import Result
 from curate.store.ledger import charged
 from curate.store.locks import lock
 from curate.store.recipes import PruneRecipe, RunRecipe
@@ -22,7 +23,7 @@ from curate.tables.inputs import method_recipe, model_choice
 
 
 @dataclass
-class Pruned:
+class Pruned(Result):
     """The result of pruning. changed: elements that training changed; kept: those of them that keep their change."""
 
     name: str

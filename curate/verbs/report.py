@@ -12,6 +12,7 @@ from curate.errors import CurateError
 from curate.hashing import ids_as_integers, keyed_uniform
 from curate.numerics.long_horizon.scorecard import Scorecard
 from curate.numerics.rank_agreement import spearman
+from curate.results import Result, Rows
 from curate.runs.audit_spec import card_of
 from curate.store.manifests import read_any
 from curate.store.recipes import MixtureRecipe, SamplesRecipe, WeightsRecipe
@@ -73,7 +74,7 @@ class Shown:
 
 
 @dataclass
-class Report:
+class Report(Result):
     """The figures of a workspace. correlation: Spearman's, float64 [S, S], over the samples that have both scores.
     overlap: Jaccard index of the selections, float64 [M, M]. best, worst: score -> samples, ten each. shown: the
     samples that can be searched on the page."""
@@ -91,6 +92,20 @@ class Report:
     runs: Compared | None = None
     audits: dict[str, Scorecard] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
+
+    def _facts(self) -> dict[str, Any]:
+        return {
+            "of": self.status.path,
+            "samples": self.status.rows,
+            "scores": [spread.name for spread in self.spreads],
+            "selections": [chosen.name for chosen in self.selections],
+            "mixtures": list(self.mixtures),
+            "runs": len(self.status.runs),
+            "audits": list(self.audits),
+        }
+
+    def _tables(self) -> dict[str, Rows]:
+        return {}  # its figures are for a page: curate.pages.report.page
 
 
 def report(

@@ -17,6 +17,7 @@ from curate.hashing import fingerprint
 from curate.kinds.registry import find
 from curate.kinds.selector import Budget, Candidates, Selector
 from curate.kinds.vectors import Vectors
+from curate.results import Result
 from curate.store.commits import Parts
 from curate.store.encoding import read_table
 from curate.store.ledger import charged
@@ -78,7 +79,7 @@ class SelectionSpec:
 
 
 @dataclass
-class Selected:
+class Selected(Result):
     """The result of a selection."""
 
     name: str

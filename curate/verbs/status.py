@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from curate.results import Result
 from curate.store.manifests import manifest_recipe
 from curate.store.mask_file import read_mask
 from curate.store.recipes import MixtureRecipe, WeightsRecipe
@@ -18,7 +19,7 @@ _RUN = "name, model, manifest, weighting, mask, trainable, optimizer_bytes, peak
 
 
 @dataclass
-class Status:
+class Status(Result):
     """The contents of a workspace."""
 
     path: str

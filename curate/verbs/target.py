@@ -11,6 +11,7 @@ import polars as pl
 import pyarrow as pa
 
 from curate.errors import CurateError
+from curate.results import Result
 from curate.store.encoding import read_table, write_table
 from curate.store.files import remove_leftovers
 from curate.store.input_files import find_inputs, records
@@ -23,7 +24,7 @@ SPLITS = ("val", "test")
 
 
 @dataclass
-class Targeted:
+class Targeted(Result):
     """The new contents of a target."""
 
     name: str

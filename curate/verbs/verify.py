@@ -12,6 +12,7 @@ from curate.errors import CurateError, CurateFailure
 from curate.hashing import ids_as_integers
 from curate.kinds.executor import Executor
 from curate.kinds.registry import find
+from curate.results import Result
 from curate.store.commits import Parts
 from curate.store.encoding import digest, parquet_of, read_table
 from curate.store.files import remove_tree
@@ -42,12 +43,15 @@ class Damage:
 
 
 @dataclass
-class Verified:
+class Verified(Result):
     """What was checked, and the damage that was found."""
 
     parts: int = 0
     bytes: int = 0
     damaged: list[Damage] = field(default_factory=list)
+
+    def _facts(self) -> dict[str, Any]:
+        return {"parts": self.parts, "bytes": self.bytes, "damaged": len(self.damaged)}
 
 
 def verify(

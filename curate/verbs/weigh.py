@@ -12,6 +12,7 @@ from curate.errors import CurateError
 from curate.kinds.weighting import Weighting, weigh_once
 from curate.numerics.resampling import repeats_of
 from curate.numerics.statistics import effective_size
+from curate.results import Result
 from curate.runs.samples import rows_of
 from curate.store.ledger import charged
 from curate.store.locks import lock
@@ -26,7 +27,7 @@ _QUANTILES = (0.0, 0.05, 0.25, 0.5, 0.75, 0.95, 1.0)
 
 
 @dataclass
-class Weighed:
+class Weighed(Result):
     """The resulting weights.
 
     quantiles: of the weights before normalisation (0, 5, 25, 50, 75, 95, 100 %); in the manifest they are divided by

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 
@@ -24,6 +24,7 @@ from curate.numerics.long_horizon.matrix import (
 )
 from curate.numerics.long_horizon.myopia import Myopia, myopia
 from curate.numerics.long_horizon.updates import entropy
+from curate.numerics.statistics import Mean
 
 NOW = {  # measure -> which way is better
     "gain": "higher",
@@ -256,3 +257,24 @@ def _mean(values: Any) -> float:
     """Mean of the known values; NaN if there are none."""
     finite = [float(v) for v in values if v is not None and np.isfinite(v)]
     return float(np.mean(finite)) if finite else float("nan")
+
+
+def rows(card: Scorecard, level: Literal["now", "later"]) -> list[dict[str, str]]:
+    """The scorecard's rows for one level: a row per selector, a column per measure, each a mean over seeds with its
+    standard error."""
+    names = [name for name in (NOW if level == "now" else LATER) if np.isfinite(card.measures[name]).any()]
+    found = []
+    for k, selector in enumerate(card.selectors):
+        row = {"selector": selector, **{name: _told(card.measures[name][k]) for name in names}}
+        if level == "later" and card.myopia:
+            at = card.ranked.index(selector) if selector in card.ranked else -1
+            its = card.myopia
+            row["ranks"] = f"{its.now[at]:g} -> {its.later[at]:g}" if at >= 0 else ""
+            row["gap"] = f"{its.each[at]:.2f}" if at >= 0 else ""
+        found.append(row)
+    return found
+
+
+def _told(values: np.ndarray) -> str:
+    known = values[np.isfinite(values)]
+    return str(Mean.of(known.tolist())) if len(known) else "-"

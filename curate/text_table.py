@@ -8,7 +8,7 @@ from typing import Any
 
 def table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
     """Rows as an aligned text table; columns: key -> heading. Numbers are right-aligned."""
-    cells = [[_cell(row.get(key)) for key in columns] for row in rows]
+    cells = [[cell(row.get(key)) for key in columns] for row in rows]
     widths = [max(len(c[i]) for c in [*cells, list(columns.values())]) for i in range(len(columns))]
     right = [any(isinstance(row.get(key), int | float) for row in rows) for key in columns]
     lines = [list(columns.values()), *cells]
@@ -20,13 +20,14 @@ def folded(heading: str, rows: Sequence[dict[str, Any]], columns: dict[str, str]
     """Rows as a collapsible Markdown table under a heading; the first column is formatted as code."""
     lines = ["| " + " | ".join(columns.values()) + " |", "|---" * len(columns) + "|"]
     for row in rows:
-        first, *more = [_cell(row.get(key)).replace("|", "\\|") for key in columns]
+        first, *more = [cell(row.get(key)).replace("|", "\\|") for key in columns]
         lines.append("| " + " | ".join([f"`{first}`", *more]) + " |")
     names = " · ".join(str(row[next(iter(columns))]) for row in rows)
     return "\n".join([f"<details><summary><b>{heading}</b>: {names}</summary>\n", *lines, "\n</details>"])
 
 
-def _cell(value: Any) -> str:
+def cell(value: Any) -> str:
+    """A value as it is written in a table."""
     if isinstance(value, bool) or not isinstance(value, int | float):
         return "" if value is None else str(value)
     if isinstance(value, int):
