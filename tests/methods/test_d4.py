@@ -9,8 +9,8 @@ from curate.errors import CurateError
 from curate.kinds.selector import Budget, Candidates
 from curate.methods.selectors.d4 import D4
 from curate.numerics.faiss_index import clusters
-from tests.methods.test_vector_selectors import pool, unit
 from tests.oracles import d4 as slow
+from tests.support.candidates import pool, unit
 
 
 @pytest.mark.parametrize("seed", range(4))

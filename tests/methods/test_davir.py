@@ -12,15 +12,17 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from curate.methods.scores.davir import Davir
-from curate.models.choice import ModelChoice
+from curate.models.choice import TINY, ModelChoice
 from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.tokens import encode
-from tests.models.test_models import TINY, rewritten
-from tests.models.test_models import samples as _samples
 from tests.oracles.davir import davir
+from tests.support.models import rewritten, school_samples
 
-samples = _samples  # the fixture
+
+@pytest.fixture(scope="module")
+def samples() -> list[dict[str, Any]]:
+    return school_samples()
 
 
 @pytest.fixture(scope="module")

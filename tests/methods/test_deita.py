@@ -17,8 +17,8 @@ from curate.methods.selectors import deita
 from curate.methods.selectors.deita import Deita
 from curate.store.workspace import Workspace
 from curate.verbs.select import SelectionSpec
-from tests.methods.test_vector_selectors import pool, unit
 from tests.oracles.deita import deita as slow
+from tests.support.candidates import pool, unit
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 4096])

@@ -24,9 +24,9 @@ from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.tokens import encode
 from tests.conftest import SAMPLE, write_jsonl
-from tests.methods.test_less import AIM, POOL, SUBTASKS, said
 from tests.oracles import dualsft as slow
 from tests.oracles.gradients import flat, gradient
+from tests.support.checkpoints import AIM, POOL, SUBTASKS, said
 
 ANCHORS = [said("who are you?", "nobody"), said("where is the mill?", "by the red river"), said("what is 3?", "odd")]
 TARGET = Target("t", None, SUBTASKS, "")  # type: ignore[arg-type]

@@ -25,6 +25,7 @@ from curate.store.manifests import read_manifest, write_manifest
 from curate.store.workspace import Workspace
 from curate.verbs.select import SelectionSpec
 from tests.conftest import write_jsonl
+from tests.support.exports import CALL, LONG, TOOLS, toy_model
 
 
 @pytest.fixture
@@ -93,37 +94,6 @@ def test_trl_trains_on_its_export(chosen: Workspace, tmp_path: Path, style: Any)
     row, first = trainer.train_dataset[0], wanted(chosen)[0]["messages"]
     assert first[1]["content"] in tokenizer.decode(row["input_ids"])
     assert np.isfinite(trainer.train().training_loss)
-
-
-def toy_model() -> tuple[Any, Any]:
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
-    from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
-
-    raw = Tokenizer(models.BPE())
-    raw.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    raw.decoder = decoders.ByteLevel()
-    alphabet = pre_tokenizers.ByteLevel.alphabet()
-    raw.train_from_iterator([], trainers.BpeTrainer(initial_alphabet=alphabet, special_tokens=["<eos>"]))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, eos_token="<eos>", pad_token="<eos>")
-    tokenizer.chat_template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}"
-    size = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
-    return LlamaForCausalLM(LlamaConfig(vocab_size=len(tokenizer), **size)), tokenizer
-
-
-LONG = [
-    {"role": "system", "content": "be brief"},
-    {"role": "user", "content": "one"},
-    {"role": "assistant", "content": "two"},
-    {"role": "user", "content": "three"},
-    {"role": "assistant", "content": "four"},
-]
-CALL = [
-    {"role": "user", "content": "what time is it?"},
-    {"role": "assistant", "content": "", "tool_calls": [{"name": "clock", "arguments": "{}"}]},
-    {"role": "tool", "content": "noon", "name": "clock"},
-    {"role": "assistant", "content": "it is noon"},
-]
-TOOLS = [{"name": "clock", "description": "tells the time"}]
 
 
 @pytest.fixture
@@ -260,6 +230,8 @@ LLAMAFACTORY = [
     "antlr4-python3-runtime==4.9.3",
     "torchdata==0.11.0",
 ]
+
+
 READ = """
 import json, sys
 from llamafactory.data.loader import _load_single_dataset

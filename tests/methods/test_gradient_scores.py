@@ -33,8 +33,8 @@ from curate.store.commits import Parts
 from curate.tables.recipes import load_target, table_recipe
 from curate.tables.units import shard_units
 from tests.conftest import SAMPLE, run_and_kill, tree_bytes
-from tests.methods.test_less import AIM, LORA, POOL, SUBTASKS, oracle, write_checkpoints
 from tests.oracles import gradients as slow
+from tests.support.checkpoints import AIM, LORA, POOL, SUBTASKS, oracle, write_checkpoints
 
 
 def double(lora: bool = False) -> Backward:

@@ -12,15 +12,13 @@ import torch
 from curate.errors import CurateError
 from curate.kinds.signals import Step
 from curate.methods.weightings.rho_weight import RhoWeight
+from curate.models.tokens import Encoded
 from curate.training.examples import Examples
+from curate.training.inference import base_losses
 from curate.training.objective import Objective
 from tests.oracles.rho_weight import rho_weight
 from tests.oracles.training import token_losses
-from tests.training.test_training import ONE_STEP, Encoded, base_losses, closest, gradient_of, pairs, tiny
-from tests.training.test_training import encoded as _encoded
-from tests.training.test_training import processes as _processes
-
-encoded, processes = _encoded, _processes  # fixtures
+from tests.support.training import ONE_STEP, closest, gradient_of, pairs, tiny
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 1.0])

@@ -34,9 +34,9 @@ from curate.training.examples import Examples
 from curate.training.realised import RealisedTrial, Validation, realised
 from curate.training.settings import TrainSettings
 from tests.methods.test_dualsft import ANCHORS, tokens
-from tests.methods.test_less import AIM, POOL
 from tests.oracles.dualsft import distillation
 from tests.oracles.gradients import gradient
+from tests.support.checkpoints import AIM, POOL
 
 # --- agreement -------------------------------------------------------------------------------------------
 

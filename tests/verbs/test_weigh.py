@@ -31,7 +31,7 @@ from curate.store.manifests import read_manifest
 from curate.store.workspace import Workspace
 from curate.training.weighted_trainer import WeightedCollator, WeightedTrainer, weighted_loss
 from curate.verbs.select import SelectionSpec
-from tests.methods.test_exports import toy_model
+from tests.support.exports import toy_model
 
 
 @pytest.fixture
