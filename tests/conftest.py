@@ -26,6 +26,7 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # others are at work beside; torch read
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import curate
+from tests.support import forks
 
 if TYPE_CHECKING:  # a machine that only runs the tests of a GPU has no Arrow
     from curate.models.tokens import Encoded
@@ -248,8 +249,8 @@ Parts.commit = counted
 
 def run_and_kill(code: str, *arguments: str, die_at: int) -> None:
     """Run Python code in a process that kills itself, as kill -9 does, in place of its die_at-th commit."""
-    done = subprocess.run([sys.executable, "-c", DYING + textwrap.dedent(code), *arguments, str(die_at)], timeout=120)
-    assert done.returncode == -signal.SIGKILL
+    done = forks.run(DYING + textwrap.dedent(code), *arguments, str(die_at))
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def tree_bytes(folder: Path, pattern: str = "*.parquet") -> dict[str, bytes]:
