@@ -65,6 +65,18 @@ def school_ws(tmp_path: Path) -> Workspace:
     return copy_of(_school(), tmp_path / "ws")
 
 
+@pytest.fixture
+def embedded_ws(tmp_path: Path) -> Workspace:
+    """school_ws with the vectors of embed_lm by the tiny model."""
+    return copy_of(_embedded(None), tmp_path / "ws")
+
+
+@pytest.fixture
+def near_sums_ws(tmp_path: Path) -> Workspace:
+    """school_ws with the vectors of embed_lm by the tiny model, and their nearness to the target `sums`."""
+    return copy_of(_embedded("sums"), tmp_path / "ws")
+
+
 def copy_of(workspace: Path, folder: Path) -> Workspace:
     """A workspace of a test's own, where to make one anew takes longer than to copy it."""
     return curate.open_workspace(shutil.copytree(workspace, folder))
@@ -88,10 +100,25 @@ def _school() -> Path:
     return _made("few", lines, 8_000, {"sums": ("arithmetic", "subtask"), "facts": ("facts", None)})
 
 
-def _made(name: str, pool: list[Path] | list[str], shard_bytes: int, targets: dict[str, tuple[str, Any]]) -> Path:
-    """A workspace in a folder that goes when this process ends, of files or of lines."""
+@functools.cache
+def _embedded(target: str | None) -> Path:
+    from curate.methods.scores.embed_lm import EmbedLm
+
+    folder = _folder() / "ws"
+    curate.score(copy_of(_school(), folder), EmbedLm(), target=target, models="tiny")
+    return folder
+
+
+def _folder() -> Path:
+    """A folder that goes when this process ends."""
     folder = Path(tempfile.mkdtemp(prefix="curate-tests-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _made(name: str, pool: list[Path] | list[str], shard_bytes: int, targets: dict[str, tuple[str, Any]]) -> Path:
+    """A workspace of files or of lines."""
+    folder = _folder()
     if isinstance(pool[0], str):
         (folder / f"{name}.jsonl").write_text("\n".join(map(str, pool)))
         pool = [folder / f"{name}.jsonl"]

@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import random
+import shutil
+import tempfile
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,30 +19,43 @@ from curate.kinds.registry import find
 from curate.kinds.score import Target
 from curate.kinds.text import Text
 from curate.tables.score_table import score_table
-from tests.conftest import SAMPLE, tree_bytes
-from tests.laws.test_selectors import SCORES
-from tests.support.laws import TEXTS, TOLERANCE, computed, given_to, lenient, said, same, scored
+from tests.conftest import SAMPLE, copy_of, tree_bytes
+from tests.support.laws import SCORES, TEXTS, TOLERANCE, computed, given_to, lenient, said, same, scored, whole
 
 
 @pytest.mark.parametrize("name", SCORES)
 @pytest.mark.parametrize("sizes", [[1] * 8, [3, 5], [7, 1], [2, 2, 2, 2]])
 def test_a_score_does_not_depend_on_batches_or_order(name: str, sizes: list[int]) -> None:
-    whole = scored(name, list(range(8)), [8])
-    for text, row in zip(TEXTS, whole, strict=True):
+    for text, row in zip(TEXTS, whole(name), strict=True):
         assert row["score"] is not None or isinstance(text, str) and "raw text" in row["error"]
-    assert same(scored(name, list(range(8)), sizes), whole, find("score", name))
+    assert same(scored(name, list(range(8)), sizes), whole(name), find("score", name))
     order = random.Random(sum(sizes)).sample(range(8), 8)
-    assert same(scored(name, order, sizes), whole, find("score", name))
+    assert same(scored(name, order, sizes), whole(name), find("score", name))
+
+
+@functools.cache
+def pool_in_shards(rows: int | None, shard_bytes: int) -> Path:
+    """A workspace of the sample's pool, or of the first rows of one of its files, with a target."""
+    folder = Path(tempfile.mkdtemp(prefix="curate-laws-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    files = sorted((SAMPLE / "pool").iterdir())
+    if rows is not None:
+        lines = files[0].read_text().splitlines()[:rows]
+        files = [folder / files[0].name]
+        files[0].write_text("\n".join(lines))
+    ws = curate.open_workspace(folder / "ws")
+    curate.ingest(ws, [str(file) for file in files], shard_bytes=shard_bytes)
+    curate.target(ws, "t", str(SAMPLE / "targets/facts_val.jsonl"))
+    assert (len(ws.shards()) > 3) == (shard_bytes < 1_000_000)
+    return folder / "ws"
 
 
 @pytest.mark.parametrize("name", SCORES)
 def test_a_score_does_not_depend_on_shards_and_units(name: str, tmp_path: Any, monkeypatch: Any) -> None:
     tables, by_model = [], bool(find("score", name).models)
-    sample = sorted(map(str, (SAMPLE / "pool").iterdir()))[: 1 if by_model else None]
-    for shard_bytes, unit in ((20_000 if by_model else 60_000, 10_000), (10_000_000, 10_000_000)):
-        ws = curate.open_workspace(tmp_path / str(shard_bytes))
-        curate.ingest(ws, sample, shard_bytes=shard_bytes)
-        curate.target(ws, "t", str(SAMPLE / "targets/facts_val.jsonl"))
+    cut = (8_000, 3_000) if by_model else (60_000, 10_000)
+    for shard_bytes, unit in (cut, (10_000_000, 10_000_000)):
+        ws = copy_of(pool_in_shards(160 if by_model else None, shard_bytes), tmp_path / str(shard_bytes))
         method = lenient(name)
         object.__setattr__(method, "unit_bytes", unit)
         monkeypatch.setattr("curate.tables.spec.unit_size", lambda model, unit=unit: unit)
@@ -77,13 +95,12 @@ def test_a_score_of_nothing_is_an_empty_column(name: str) -> None:
 @pytest.mark.parametrize("name", SCORES)
 def test_the_declared_columns_are_the_ones_written(name: str) -> None:
     method = find("score", name)()
-    row = scored(name, list(range(8)), [8])[0]
+    row = whole(name)[0]
     assert set(row) == {"score", "error", *method.columns}
 
 
-def test_the_scores_leave_nothing_half_done_behind(ws: Any) -> None:
-    curate.ingest(ws, [str(SAMPLE / "pool/atlas.jsonl")], shard_bytes=20_000)
-    curate.target(ws, "t", str(SAMPLE / "targets/facts_val.jsonl"))
+def test_the_scores_leave_nothing_half_done_behind(tmp_path: Path) -> None:
+    ws = copy_of(pool_in_shards(160, 8_000), tmp_path / "ws")
     for name in SCORES:
         method = lenient(name)
         target = "t" if method.uses_target else None

@@ -11,7 +11,7 @@ from curate.kinds.registry import find, names
 from curate.kinds.selector import Budget, Candidates
 from curate.kinds.vectors import Vectors
 
-SCORES, SELECTORS = names("score"), names("selector")
+SELECTORS = names("selector")
 
 
 def candidates(n: int, seed: int, unit: str) -> Candidates:

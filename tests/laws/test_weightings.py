@@ -13,8 +13,6 @@ from curate.kinds.signals import Forward, Products, Step
 from curate.models.head import Head
 
 WEIGHTINGS = names("weighting")
-
-
 HEAD = np.random.default_rng(9).normal(size=(30, 7)).astype(np.float32)
 
 

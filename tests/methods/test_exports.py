@@ -230,8 +230,6 @@ LLAMAFACTORY = [
     "antlr4-python3-runtime==4.9.3",
     "torchdata==0.11.0",
 ]
-
-
 READ = """
 import json, sys
 from llamafactory.data.loader import _load_single_dataset

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-import subprocess
-import sys
-import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +31,7 @@ from curate.tables.recipes import load_target, table_recipe
 from curate.tables.units import shard_units
 from tests.conftest import SAMPLE, run_and_kill, tree_bytes
 from tests.oracles import gradients as slow
+from tests.support import forks
 from tests.support.checkpoints import AIM, LORA, POOL, SUBTASKS, oracle, write_checkpoints
 
 
@@ -258,7 +256,8 @@ def test_bytes_do_not_depend_on_a_kill_nor_on_workers(
     """
     run_and_kill(code, str(small_ws.path), "1", die_at=die_at)
     for folder, workers in ((small_ws.path, "2"), (whole, "1")):
-        subprocess.run([sys.executable, "-c", textwrap.dedent(code), str(folder), workers], check=True, timeout=300)
+        done = forks.run(code, str(folder), workers)
+        assert done.returncode == 0, done.stderr
     one, other = (tree_bytes(folder / "scores") for folder in (small_ws.path, whole))
     assert one and one == other
     assert tree_bytes(small_ws.path / "vectors") == tree_bytes(whole / "vectors")

@@ -31,9 +31,6 @@ from tests.support.checkpoints import AIM, LORA, POOL, SUBTASKS, oracle, said, w
 EXACT: dict[str, Any] = {"projector": "none"}
 
 
-POOL += [said("translate: the red river", "der rote fluss"), said("who made the bridge?", "a miller, long ago, did")]
-
-
 @pytest.fixture(scope="module")
 def checkpoints(tmp_path_factory: Any) -> list[CheckpointChoice]:
     folders = write_checkpoints(tmp_path_factory.mktemp("c"), TrainSettings(**{**vars(LORA), "epochs": 2}))

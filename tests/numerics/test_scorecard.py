@@ -23,8 +23,6 @@ def curve(tokens: list[int], values: list[float]) -> dict[str, Any]:
 
 
 STAGES = [("first", "a"), ("second", "b"), ("third", "c")]
-
-
 HAND = [
     cell("base", 0, 0, [0.1, 0.2, 0.3, 0.5]),
     cell("greedy", 0, 1, [0.9, 0.1, 0.1, 0.4], curve=curve([0, 10, 20], [0.1, 0.2, 0.3])),

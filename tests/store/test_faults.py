@@ -7,7 +7,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import textwrap
 import time
 from pathlib import Path
 
@@ -16,6 +15,7 @@ import pytest
 import curate
 from curate.store.workspace import Workspace
 from tests.conftest import ROOT, tree_bytes
+from tests.support import forks
 from tests.support.drill import Drill, leftovers
 from tests.support.faulty import Small
 
@@ -98,8 +98,7 @@ def test_a_kill_during_the_swap_of_fresh_loses_neither_table(sample_ws: Workspac
 
     curate.score(sample_ws, Length())
     old = tree_bytes(sample_ws.score_folder("length"))
-    command = [sys.executable, "-c", textwrap.dedent(script), str(sample_ws.path), str(moment)]
-    done = subprocess.run(command, timeout=60)
+    done = forks.run(script, str(sample_ws.path), str(moment))
     ws = curate.open_workspace(sample_ws.path)
     assert ws.score_names() == ["length"]
     between = tree_bytes(ws.score_folder("length"))

@@ -25,6 +25,7 @@ from curate.store.object_store import location
 from curate.store.workspace import Workspace
 from curate.verbs.select import SelectionSpec
 from tests.conftest import SAMPLE, tree_bytes
+from tests.support import forks
 from tests.support.drill import Drill, leftovers
 from tests.support.faulty import Small
 
@@ -133,7 +134,7 @@ def test_a_claim_is_one_processs_and_a_dead_ones_is_free(bucket: str) -> None:
     script = "import sys,os,signal; from curate.store.locks import lock\n" \
         "from curate.store.object_store import location\n" \
         "with lock(location(sys.argv[1]), 'score x'): os.kill(os.getpid(), signal.SIGKILL)"  # fmt: skip
-    subprocess.run([sys.executable, "-c", script, str(root)], timeout=60)
+    forks.run(script, str(root))
     assert list((root / ".claims/score-x").iterdir())  # what the killed one left
     with lock(root, "score x"):
         pass

@@ -29,11 +29,8 @@ def said(prompt: str, answer: str) -> dict[str, Any]:
 
 
 POOL = [said(f"what is {a} plus {b}?", f"{a + b}") for a, b in ((2, 3), (10, 7), (4, 4), (31, 5))]
-
-
+POOL += [said("translate: the red river", "der rote fluss"), said("who made the bridge?", "a miller, long ago, did")]
 AIM = [said("what is 6 plus 2?", "8"), said("what is 1 plus 1?", "2"), said("translate: the mill", "die mühle")]
-
-
 SUBTASKS = ("sums", "sums", "words")
 
 

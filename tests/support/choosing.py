@@ -21,13 +21,9 @@ from tests.oracles import choosing as slow
 from tests.support.gradients import CONFIGS, model_of, samples, tokens
 
 GPT2 = CONFIGS["gpt2, with places and layer norms"]  # whose norms are in float64, as Llama's are not
-
-
 STEP = TrainSettings(
     batch_size=2, oversample=3, lr=1e-2, warmup=0.0, schedule="constant", clip=0.0, projection=0, target_batch=3
 )
-
-
 CANDIDATES, TARGET = [*samples(0), *samples(1)][:12], samples(2)[:3]
 
 

@@ -27,14 +27,10 @@ LONG = [
     {"role": "user", "content": "three"},
     {"role": "assistant", "content": "four"},
 ]
-
-
 CALL = [
     {"role": "user", "content": "what time is it?"},
     {"role": "assistant", "content": "", "tool_calls": [{"name": "clock", "arguments": "{}"}]},
     {"role": "tool", "content": "noon", "name": "clock"},
     {"role": "assistant", "content": "it is noon"},
 ]
-
-
 TOOLS = [{"name": "clock", "description": "tells the time"}]

@@ -26,8 +26,6 @@ SMALL: dict[str, Any] = {
     "num_key_value_heads": 2,
     "max_position_embeddings": 64,
 }
-
-
 CONFIGS = {
     "llama tied, with padding that also stands in texts": LlamaConfig(
         **SMALL, tie_word_embeddings=True, pad_token_id=7
@@ -37,8 +35,6 @@ CONFIGS = {
     "qwen2, with biases": Qwen2Config(**SMALL, tie_word_embeddings=True),
     "gpt2, with places and layer norms": GPT2Config(vocab_size=61, n_embd=24, n_layer=2, n_head=4, n_positions=64),
 }
-
-
 LORA = {"r": 3, "lora_alpha": 12, "lora_dropout": 0.1, "task_type": "CAUSAL_LM"}
 
 

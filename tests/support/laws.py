@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 
 from curate.gradients.gradient_model import GradientModel
-from curate.kinds.registry import find
+from curate.kinds.registry import find, names
 from curate.kinds.score import Target, run
 from curate.kinds.text import Text
 from curate.kinds.vectors import Vectors
@@ -23,9 +23,8 @@ from curate.models.sentence_encoder import SentenceEncoder
 from curate.tables.score_table import score_table
 from tests.support.checkpoints import write_checkpoints
 
+SCORES = names("score")
 TOLERANCE = 2e-5  # of scores through a model, whose sums depend on what stands in a batch; the others are bit-equal
-
-
 TEXTS = [
     "the red apple and the green apple fell from the tree into the river",
     "a river runs through the town\na river runs through the town\nand the mill turns",
@@ -131,6 +130,12 @@ def lenient(name: str) -> Any:
 def batches(order: list[int], sizes: list[int]) -> list[Text]:
     ends = np.cumsum([0, *sizes])
     return [Text.of([TEXTS[i] for i in order[a:b]]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+
+@functools.cache
+def whole(name: str) -> list[dict[str, Any]]:
+    """Rows of the score table of TEXTS as one batch."""
+    return scored(name, list(range(8)), [8])
 
 
 def scored(name: str, order: list[int], sizes: list[int]) -> list[dict[str, Any]]:

@@ -21,11 +21,10 @@ from curate.tables import index
 from tests.conftest import write_jsonl
 
 
-def test_the_index_answers_as_a_look_at_every_vector_does(school_ws: Workspace) -> None:
-    curate.score(school_ws, EmbedLm(), models="tiny")
-    asked = np.concatenate([unit for _, unit in index._blocks(school_ws, "embed_lm")])[::20]
-    at, near = index.search(school_ws, "embed_lm", asked, 10)
-    want_at, want = index.nearest_exactly(school_ws, "embed_lm", asked, 10)
+def test_the_index_answers_as_a_look_at_every_vector_does(embedded_ws: Workspace) -> None:
+    asked = np.concatenate([unit for _, unit in index._blocks(embedded_ws, "embed_lm")])[::20]
+    at, near = index.search(embedded_ws, "embed_lm", asked, 10)
+    want_at, want = index.nearest_exactly(embedded_ws, "embed_lm", asked, 10)
     assert np.abs(near - want).max() < 1e-5 and (at == want_at).mean() > 0.95  # but for equal neighbours
 
 
@@ -64,46 +63,43 @@ def test_wide_vectors_are_quantised(
 
 @pytest.mark.slow
 def test_an_index_older_than_its_vectors_is_noticed_and_built_again(
-    school_ws: Workspace, tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
+    embedded_ws: Workspace, tmp_path: Path, cli: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    curate.score(school_ws, EmbedLm(), models="tiny")
-    folder = school_ws.table_folder("vectors", "embed_lm")
+    folder = embedded_ws.table_folder("vectors", "embed_lm")
     for name in ("index.faiss", "index.json"):
         shutil.copy(folder / name, tmp_path / name)
     more = [{"question": f"where is town {i}?", "answer": f"in land {i}"} for i in range(10)]
-    curate.ingest(school_ws, [write_jsonl(tmp_path / "more.jsonl", more)])
-    curate.score(school_ws, EmbedLm(), models="tiny")
+    curate.ingest(embedded_ws, [write_jsonl(tmp_path / "more.jsonl", more)])
+    curate.score(embedded_ws, EmbedLm(), models="tiny")
     for name in ("index.faiss", "index.json"):
         shutil.copy(tmp_path / name, folder / name)
     with pytest.raises(CurateError, match="has an index older than its vectors"):
-        index.search(school_ws, "embed_lm", np.zeros((1, 192), np.float32), 1)
-    assert "has an index older than its vectors" in cli("status", ws=school_ws).stdout
-    done = cli("neighbors", "embed_lm", "--text", "where is town 3?", ws=school_ws)
+        index.search(embedded_ws, "embed_lm", np.zeros((1, 192), np.float32), 1)
+    assert "has an index older than its vectors" in cli("status", ws=embedded_ws).stdout
+    done = cli("neighbors", "embed_lm", "--text", "where is town 3?", ws=embedded_ws)
     assert done.returncode == 0 and "had an index older than its vectors; built an exact index of 210" in done.stdout
     assert "where is town" in done.stdout.splitlines()[1]
-    assert "note" not in cli("neighbors", "embed_lm", "--text", "where is town 3?", ws=school_ws).stdout
+    assert "note" not in cli("neighbors", "embed_lm", "--text", "where is town 3?", ws=embedded_ws).stdout
 
 
-def test_an_index_that_is_cut_or_gone_is_built_again(school_ws: Workspace, cli: Any) -> None:
-    curate.score(school_ws, EmbedLm(), models="tiny")
-    path = school_ws.table_folder("vectors", "embed_lm") / "index.faiss"
+def test_an_index_that_is_cut_or_gone_is_built_again(embedded_ws: Workspace, cli: Any) -> None:
+    path = embedded_ws.table_folder("vectors", "embed_lm") / "index.faiss"
     for harm in (lambda: path.write_bytes(path.read_bytes()[:-9]), path.unlink):
         harm()
-        assert "has an index that is cut or gone" in cli("status", ws=school_ws).stdout
-        done = cli("neighbors", "embed_lm", "--text", "pears", ws=school_ws)
+        assert "has an index that is cut or gone" in cli("status", ws=embedded_ws).stdout
+        done = cli("neighbors", "embed_lm", "--text", "pears", ws=embedded_ws)
         assert done.returncode == 0 and "had an index that is cut or gone; built an exact index" in done.stdout
 
 
-def test_neighbours_of_a_text_and_of_a_sample(school_ws: Workspace, cli: Any) -> None:
-    curate.score(school_ws, EmbedLm(), models="tiny")
-    (first,) = curate.sql(school_ws, "SELECT id, messages FROM pool WHERE row = 5")
-    found = curate.neighbors(school_ws, "embed_lm", sample_id=first["id"], k=7).found
+def test_neighbours_of_a_text_and_of_a_sample(embedded_ws: Workspace, cli: Any) -> None:
+    (first,) = curate.sql(embedded_ws, "SELECT id, messages FROM pool WHERE row = 5")
+    found = curate.neighbors(embedded_ws, "embed_lm", sample_id=first["id"], k=7).found
     cosines = [f["similarity"] for f in found]
     assert len(found) == 7 and first["id"] not in [f["id"] for f in found] and cosines == sorted(cosines, reverse=True)
     text = "\n".join(m["content"] for m in first["messages"])
-    near = curate.neighbors(school_ws, "embed_lm", text=text, k=5).found
+    near = curate.neighbors(embedded_ws, "embed_lm", text=text, k=5).found
     assert len(near) == 5 and near[0]["similarity"] > 0.5
-    done = cli("neighbors", "embed_lm", "--id", first["id"], "-k", "500000000000", "--json", ws=school_ws)
+    done = cli("neighbors", "embed_lm", "--id", first["id"], "-k", "500000000000", "--json", ws=embedded_ws)
     assert len(json.loads(done.stdout)["found"]) == 199
 
 
@@ -119,10 +115,9 @@ def test_neighbours_of_a_text_and_of_a_sample(school_ws: Workspace, cli: Any) ->
     ],
 )
 def test_a_question_that_cannot_be_answered_is_a_sentence(
-    school_ws: Workspace, cli: Any, given: tuple[str, ...], said: str
+    embedded_ws: Workspace, cli: Any, given: tuple[str, ...], said: str
 ) -> None:
-    curate.score(school_ws, EmbedLm(), models="tiny")
-    done = cli("neighbors", *given, ws=school_ws)
+    done = cli("neighbors", *given, ws=embedded_ws)
     assert done.returncode == 2 and said in done.stderr and "Traceback" not in done.stderr
 
 

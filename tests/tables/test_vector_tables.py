@@ -121,35 +121,33 @@ def test_more_workers_write_the_same_vectors(school_ws: Workspace, tmp_path: Pat
     assert [r["s"] for r in rows[0]] == pytest.approx([r["s"] for r in rows[1]], abs=1e-4)
 
 
-def test_what_is_damaged_among_vectors_is_made_again(school_ws: Workspace) -> None:
-    curate.score(school_ws, EmbedLm(), target="sums", models="tiny")
-    folder = school_ws.table_folder("vectors", "embed_lm")
+def test_what_is_damaged_among_vectors_is_made_again(near_sums_ws: Workspace) -> None:
+    folder = near_sums_ws.table_folder("vectors", "embed_lm")
     before = vectors_of(read_table(folder / "part-00001.parquet")).unit
     for path in (folder / "part-00001.parquet", folder / "targets/sums.parquet", folder / "index.faiss"):
         path.write_bytes(path.read_bytes()[:-9])
-    damaged = {d.part for d in curate.verify(school_ws).damaged}
+    damaged = {d.part for d in curate.verify(near_sums_ws).damaged}
     assert damaged == {"part-00001", "targets/sums", "index.faiss"}
-    assert all(d.repaired for d in curate.verify(school_ws, repair=True).damaged)
-    assert curate.verify(school_ws).damaged == []
+    assert all(d.repaired for d in curate.verify(near_sums_ws, repair=True).damaged)
+    assert curate.verify(near_sums_ws).damaged == []
     assert np.abs(vectors_of(read_table(folder / "part-00001.parquet")).unit - before).max() < 1e-3
-    (scored,) = curate.score(school_ws, EmbedLm(), target="sums", models="tiny")
-    assert scored.computed == 0 and len(load_vectors(school_ws, "embed_lm", "sums")) == 24
+    (scored,) = curate.score(near_sums_ws, EmbedLm(), target="sums", models="tiny")
+    assert scored.computed == 0 and len(load_vectors(near_sums_ws, "embed_lm", "sums")) == 24
 
 
 @pytest.mark.parametrize("harm", ["cut", "gone"])
 @pytest.mark.parametrize("part", ["part-00001.parquet", "targets/sums.parquet"])
-def test_a_part_that_is_cut_or_gone_is_noticed_by_score_itself(school_ws: Workspace, harm: str, part: str) -> None:
-    curate.score(school_ws, EmbedLm(), target="sums", models="tiny")
-    curate.drop(school_ws, "embed_lm_sums")
-    path = school_ws.table_folder("vectors", "embed_lm") / part
+def test_a_part_that_is_cut_or_gone_is_noticed_by_score_itself(near_sums_ws: Workspace, harm: str, part: str) -> None:
+    curate.drop(near_sums_ws, "embed_lm_sums")
+    path = near_sums_ws.table_folder("vectors", "embed_lm") / part
     if harm == "cut":
         path.write_bytes(path.read_bytes()[:-9])
     else:
         path.unlink()
-    (scored,) = curate.score(school_ws, EmbedLm(), target="sums", models="tiny")
-    assert scored.computed == 200 and scored.nulls == 0 and curate.verify(school_ws).damaged == []
+    (scored,) = curate.score(near_sums_ws, EmbedLm(), target="sums", models="tiny")
+    assert scored.computed == 200 and scored.nulls == 0 and curate.verify(near_sums_ws).damaged == []
     assert scored.vectors is not None
-    rows = Parts(school_ws.table_folder("vectors", "embed_lm")).record("part-00001")
+    rows = Parts(near_sums_ws.table_folder("vectors", "embed_lm")).record("part-00001")
     assert rows and scored.vectors.computed == (rows["rows"] if part.startswith("part") else 0)
 
 
@@ -205,29 +203,27 @@ def test_a_models_template_goes_with_its_vectors(school_ws: Workspace, tmp_path:
     assert cli("neighbors", "embed_lm", "--text", "pears", ws=school_ws).returncode == 0
 
 
-def test_what_repair_cannot_compute_is_told_and_the_rest_goes_on(school_ws: Workspace) -> None:
-    curate.score(school_ws, EmbedLm(), target="sums", models="tiny")
-    curate.score(school_ws, EmbedLm(), models=ModelChoice("tiny", context=100), fresh=True)
-    curate.score(school_ws, Nll(), models="tiny")
+def test_what_repair_cannot_compute_is_told_and_the_rest_goes_on(near_sums_ws: Workspace) -> None:
+    curate.score(near_sums_ws, EmbedLm(), models=ModelChoice("tiny", context=100), fresh=True)
+    curate.score(near_sums_ws, Nll(), models="tiny")
     for name in ("embed_lm_sums", "nll"):
-        path = school_ws.score_folder(name) / "part-00001.parquet"
+        path = near_sums_ws.score_folder(name) / "part-00001.parquet"
         path.write_bytes(path.read_bytes()[:-9])
-    told = {d.name: d for d in curate.verify(school_ws, repair=True).damaged}
+    told = {d.name: d for d in curate.verify(near_sums_ws, repair=True).damaged}
     assert told["nll"].repaired and not told["embed_lm_sums"].repaired
     assert "it is stale (the vectors 'embed_lm' were recomputed since)" in told["embed_lm_sums"].remedy
     with pytest.raises(CurateError, match="were made with another base model or another context of it"):
-        curate.score(school_ws, EmbedLm(), target="sums", models="tiny")
+        curate.score(near_sums_ws, EmbedLm(), target="sums", models="tiny")
 
 
-def test_vectors_are_a_name_like_others(school_ws: Workspace, cli: Any) -> None:
-    curate.score(school_ws, EmbedLm(), models="tiny")
-    done = cli("score", "length", "--name", "embed_lm", ws=school_ws)
+def test_vectors_are_a_name_like_others(embedded_ws: Workspace, cli: Any) -> None:
+    done = cli("score", "length", "--name", "embed_lm", ws=embedded_ws)
     assert done.returncode == 2 and "is taken: it is vectors" in done.stderr
-    told = curate.sql(school_ws, "SELECT count(*) AS n, min(norm) > 0 AS long FROM embed_lm")
+    told = curate.sql(embedded_ws, "SELECT count(*) AS n, min(norm) > 0 AS long FROM embed_lm")
     assert told == [{"n": 200, "long": True}]
-    done = cli("status", ws=school_ws)
+    done = cli("status", ws=embedded_ws)
     assert "an exact index of 200 vectors" in done.stdout and "complete" in done.stdout
-    assert cli("drop", "embed_lm", ws=school_ws).stdout == "Removed the vectors embed_lm.\n"
-    assert school_ws.vectors_names() == []
-    done = cli("score", "nll", "--model", "tiny", "--vectors", "x", ws=school_ws)
+    assert cli("drop", "embed_lm", ws=embedded_ws).stdout == "Removed the vectors embed_lm.\n"
+    assert embedded_ws.vectors_names() == []
+    done = cli("score", "nll", "--model", "tiny", "--vectors", "x", ws=embedded_ws)
     assert done.returncode == 2 and "is not made of vectors" in done.stderr

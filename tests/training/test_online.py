@@ -7,7 +7,6 @@ import json
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -29,7 +28,8 @@ from curate.store.run_record import Run
 from curate.store.workspace import Workspace
 from curate.training.settings import TrainSettings
 from curate.training.stream import Stream
-from tests.conftest import ROOT, sample_in, tree_bytes
+from tests.conftest import sample_in, tree_bytes
+from tests.support import forks
 from tests.verbs.test_runs import weights_of
 
 TINY = ModelChoice("tiny", device="cpu")
@@ -102,7 +102,7 @@ curate.train(curate.open_workspace(sys.argv[1]), "run", fed() if sys.argv[2] == 
 def test_a_killed_run_goes_on_as_if_it_had_not_been(sample_ws: Workspace, tmp_path: Path, how: str) -> None:
     whole = sample_in(tmp_path / "whole")
     curate.train(whole, "run", fed() if how == "fed" else ONLINE)
-    process = subprocess.Popen([sys.executable, "-c", TRAINING, str(sample_ws.path), how], cwd=ROOT)
+    process = forks.start(TRAINING, str(sample_ws.path), how)
     while not Run(sample_ws, "run").checkpoints():
         assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)

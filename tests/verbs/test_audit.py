@@ -7,8 +7,6 @@ import os
 import random
 import re
 import signal
-import subprocess
-import sys
 import time
 import tomllib
 from dataclasses import replace
@@ -34,6 +32,7 @@ from curate.store.encoding import read_json
 from curate.store.workspace import Workspace
 from curate.verbs import audit as stage
 from tests.conftest import ROOT, SAMPLE
+from tests.support import forks
 
 PLAN: dict[str, Any] = {
     "model": {"name": "tiny", "device": "cpu"},
@@ -155,9 +154,7 @@ def test_an_audit_killed_three_times_ends_with_the_same_table(audited: Any, tmp_
     code = f"import json, sys, curate; from curate.runs.audit_toml import plan_of; {call}"
     lot = random.Random(0)
     for wanted in (1, 2, 4):  # cells that are there when it is killed, in the midst of the next
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(ws.path), str(plan)], cwd=ROOT, stderr=subprocess.DEVNULL
-        )
+        process = forks.start(code, str(ws.path), str(plan))
         while len(list((ws.path / "audits").glob("two/cells/*.json"))) < wanted:
             assert process.poll() is None
             time.sleep(0.02)

@@ -228,8 +228,6 @@ def test_losses_are_compared_with_the_reference_that_is_named(sample_ws: Workspa
 # --- mixers that train -----------------------------------------------------------------------------------
 
 SKILLS = MixtureSpec(domain="meta->>'skill'", most_epochs=None)
-
-
 BRIEF = TrainSettings(steps=3, batch_size=12, lr=1e-3)
 
 

@@ -35,6 +35,7 @@ from curate.store.workspace import Workspace
 from curate.training.settings import TrainSettings
 from curate.verbs.select import SelectionSpec
 from tests.conftest import ROOT, SAMPLE, qa, tree_bytes, write_jsonl
+from tests.support import forks
 
 TINY = ModelChoice("tiny", device="cpu")
 SHORT = TrainSettings(batch_size=16, lr=1e-3, steps=6, checkpoint_every=2, keep_checkpoints=0)
@@ -114,8 +115,7 @@ TRAININGS: dict[str, TrainingSpec] = {
 def test_killed_and_gone_on_with_is_as_if_nothing_had_been(ready: Workspace, name: str) -> None:
     undisturbed = name + "_undisturbed"
     curate.train(ready, undisturbed, TRAININGS[name], evals=[JUDGE])
-    command = [sys.executable, "-c", KILLED, str(ready.path), name, "4"]
-    done = subprocess.run(command, cwd=ROOT, timeout=200, capture_output=True, text=True)
+    done = forks.run(KILLED, str(ready.path), name, "4")
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert Run(ready, name).latest().step == 2
     result = curate.train(ready, name, TRAININGS[name], evals=[JUDGE])
@@ -149,22 +149,36 @@ def test_more_checkpoints_than_wanted_are_removed_and_where_it_stands_is_known(r
         curate.train(ready, "r", longer)
 
 
-def test_two_processes_are_one(ready: Workspace) -> None:
-    """Real processes over gloo, on this machine alone; LinUpper's losses are of all of them."""
-    script = """
+TOGETHER = """
 import sys, curate
 from tests.verbs.test_runs import TRAININGS
 curate.train(curate.open_workspace(sys.argv[1]), sys.argv[2] + "_two", TRAININGS[sys.argv[2]])
 """
-    path = Path(str(ready.path)).parent / "two.py"
-    path.write_text(script)
-    for name in ("linupper", "adapt"):
+
+
+def by_torch_s_launcher(path: str, name: str, environment: dict[str, str]) -> None:
+    script = Path(path).parent / "two.py"
+    script.write_text(TOGETHER)
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
+    command += [f"--master-port={environment['MASTER_PORT']}", str(script), path, name]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def by_what_it_tells_them(path: str, name: str, environment: dict[str, str]) -> None:
+    """As that launcher does, which says by the environment which of how many a process is."""
+    ranks = [{"RANK": str(i), "LOCAL_RANK": str(i), "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2"} for i in range(2)]
+    both = [forks.start(TOGETHER, path, name, environment={**environment, **rank}) for rank in ranks]
+    assert [one.wait() for one in both] == [0, 0], both[0].stderr[-2000:] + both[1].stderr[-2000:]
+
+
+def test_two_processes_are_one(ready: Workspace) -> None:
+    """Real processes over gloo, on this machine alone; LinUpper's losses are of all of them."""
+    for name, launch in (("linupper", by_torch_s_launcher), ("adapt", by_what_it_tells_them)):
         curate.train(ready, f"{name}_one", TRAININGS[name])
-        command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-addr=127.0.0.1"]
-        command += [f"--master-port={29500 + os.getpid() % 1000}", str(path), str(ready.path), name]
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
-        assert done.returncode == 0, done.stderr[-2000:]
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 1000)}
+        launch(str(ready.path), name, environment)
         one, two = (weights_of(Run(ready, f"{name}_{n}")) for n in ("one", "two"))
         assert max(float(np.abs(one[key] - two[key]).max()) for key in one) < 1e-5
         shown = "SELECT row, weight, loss FROM trained WHERE run = '{}' ORDER BY step, row"
