@@ -60,6 +60,16 @@ def small_ws(tmp_path: Path) -> Workspace:
 
 
 @pytest.fixture
+def sums_ws(tmp_path: Path) -> Workspace:
+    """small_ws with the target `arithmetic` alone."""
+    return sums_in(tmp_path / "ws")
+
+
+def sums_in(folder: Path) -> Workspace:
+    return copy_of(_sums(), folder)
+
+
+@pytest.fixture
 def school_ws(tmp_path: Path) -> Workspace:
     """200 samples in small shards, and two targets of which one has sub-tasks."""
     return copy_of(_school(), tmp_path / "ws")
@@ -89,9 +99,17 @@ def _sample() -> Path:
 
 @functools.cache
 def _small() -> Path:
+    return _made("pool", _few_lines(), 8_000, {"facts": ("facts", "subtask"), "words": ("translation", "subtask")})
+
+
+@functools.cache
+def _sums() -> Path:
+    return _made("pool", _few_lines(), 8_000, {"arithmetic": ("arithmetic", "subtask")})
+
+
+def _few_lines() -> list[str]:
     lines = [line for name in ("atlas", "school") for line in (SAMPLE / f"pool/{name}.jsonl").read_text().splitlines()]
-    targets = {"facts": ("facts", "subtask"), "words": ("translation", "subtask")}
-    return _made("pool", [*lines[:150], *lines[-150:]], 8_000, targets)
+    return [*lines[:150], *lines[-150:]]
 
 
 @functools.cache

@@ -28,7 +28,7 @@ from curate.store.run_record import Run
 from curate.store.workspace import Workspace
 from curate.training.settings import TrainSettings
 from curate.training.stream import Stream
-from tests.conftest import sample_in, tree_bytes
+from tests.conftest import sums_in, tree_bytes
 from tests.support import forks
 from tests.verbs.test_runs import weights_of
 
@@ -51,13 +51,13 @@ def fed(its: Iterator[Any] | None = None, past: ReplaySettings = KEPT) -> Traini
     return replace(ONLINE, stream=StreamSource("sums", records() if its is None else its, past))
 
 
-def test_a_run_that_chooses_says_what_it_looked_at_and_what_it_learnt(sample_ws: Workspace) -> None:
-    result = curate.train(sample_ws, "online", ONLINE)
-    metrics = curate.sql(sample_ws, "SELECT * FROM metrics ORDER BY step")
+def test_a_run_that_chooses_says_what_it_looked_at_and_what_it_learnt(sums_ws: Workspace) -> None:
+    result = curate.train(sums_ws, "online", ONLINE)
+    metrics = curate.sql(sums_ws, "SELECT * FROM metrics ORDER BY step")
     assert [m["samples"] for m in metrics] == [16] * 6 and all(1 <= m["chosen"] <= 4 for m in metrics)
-    (seen,) = curate.sql(sample_ws, "SELECT count(*) AS n, count(*) FILTER (weight > 0) AS learnt FROM trained")
+    (seen,) = curate.sql(sums_ws, "SELECT count(*) AS n, count(*) FILTER (weight > 0) AS learnt FROM trained")
     assert seen == {"n": 96, "learnt": sum(m["chosen"] for m in metrics)}
-    ledger = {row["phase"]: row for row in curate.sql(sample_ws, "SELECT * FROM ledger WHERE run = 'online'")}
+    ledger = {row["phase"]: row for row in curate.sql(sums_ws, "SELECT * FROM ledger WHERE run = 'online'")}
     assert set(ledger) == {"train", "candidates", "target", "selection"}
     assert {p: row["samples"] for p, row in ledger.items()} == {
         "train": seen["learnt"], "candidates": 96 - seen["learnt"], "target": 48, "selection": 96
@@ -67,7 +67,7 @@ def test_a_run_that_chooses_says_what_it_looked_at_and_what_it_learnt(sample_ws:
     )
     assert result.flops == pytest.approx(sum(row["flops"] for row in ledger.values()))
     online = sum(ledger[p]["flops"] for p in ("candidates", "target", "selection"))
-    (arm,) = curate.compare(sample_ws, ["online"]).arms
+    (arm,) = curate.compare(sums_ws, ["online"]).arms
     assert arm.cost.online == pytest.approx(online) and arm.cost.train == pytest.approx(ledger["train"]["flops"])
 
 
@@ -78,13 +78,11 @@ def test_a_run_that_chooses_says_what_it_looked_at_and_what_it_learnt(sample_ws:
     [FilterThenWeight(), FilterThenWeight(side="candidates"), FilterThenWeight(precondition="projected"), MaxLoss()],
     ids=["before", "candidates", "projected", "loss"],
 )
-def test_flops_are_those_that_are_counted(sample_ws: Workspace, weighting: Any, lora: int, size: int) -> None:
+def test_flops_are_those_that_are_counted(sums_ws: Workspace, weighting: Any, lora: int, size: int) -> None:
     settings = replace(SHORT, steps=2, count_flops=True, lora_r=lora, micro_batch_size=size, checkpoint_every=0)
     target = "arithmetic" if weighting.uses_target else None
-    curate.train(
-        sample_ws, "counted", TrainingSpec(replace(TINY, count_flops=True), weighting, settings, target=target)
-    )
-    for row in curate.sql(sample_ws, "SELECT phase, flops, flops_counted FROM ledger WHERE run = 'counted'"):
+    curate.train(sums_ws, "counted", TrainingSpec(replace(TINY, count_flops=True), weighting, settings, target=target))
+    for row in curate.sql(sums_ws, "SELECT phase, flops, flops_counted FROM ledger WHERE run = 'counted'"):
         assert row["flops"] == pytest.approx(row["flops_counted"], rel=0.05), row["phase"]
 
 
@@ -99,29 +97,29 @@ curate.train(curate.open_workspace(sys.argv[1]), "run", fed() if sys.argv[2] == 
 
 
 @pytest.mark.parametrize("how", ["pool", "fed"])
-def test_a_killed_run_goes_on_as_if_it_had_not_been(sample_ws: Workspace, tmp_path: Path, how: str) -> None:
-    whole = sample_in(tmp_path / "whole")
+def test_a_killed_run_goes_on_as_if_it_had_not_been(sums_ws: Workspace, tmp_path: Path, how: str) -> None:
+    whole = sums_in(tmp_path / "whole")
     curate.train(whole, "run", fed() if how == "fed" else ONLINE)
-    process = forks.start(TRAINING, str(sample_ws.path), how)
-    while not Run(sample_ws, "run").checkpoints():
+    process = forks.start(TRAINING, str(sums_ws.path), how)
+    while not Run(sums_ws, "run").checkpoints():
         assert process.poll() is None
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
-    taken = Run(sample_ws, "run").checkpoints()[-1].step
+    taken = Run(sums_ws, "run").checkpoints()[-1].step
     assert taken in (2, 4)
-    result = curate.train(sample_ws, "run", fed() if how == "fed" else ONLINE)
+    result = curate.train(sums_ws, "run", fed() if how == "fed" else ONLINE)
     assert (result.steps_now, result.steps) == (6 - taken, 6)
-    a, b = weights_of(Run(whole, "run")), weights_of(Run(sample_ws, "run"))
+    a, b = weights_of(Run(whole, "run")), weights_of(Run(sums_ws, "run"))
     assert all((a[name] == b[name]).all() for name in a)
     for kind in ("metrics", "trained"):
         assert tree_bytes(Path(str(whole.run_folder("run"))) / kind) == tree_bytes(
-            Path(str(sample_ws.run_folder("run"))) / kind
+            Path(str(sums_ws.run_folder("run"))) / kind
         )
 
 
-def test_a_stream_is_learnt_from_as_it_comes(sample_ws: Workspace) -> None:
-    result = curate.train(sample_ws, "fed", fed())
-    rows = curate.sql(sample_ws, "SELECT step, row, weight FROM trained ORDER BY step, row")
+def test_a_stream_is_learnt_from_as_it_comes(sums_ws: Workspace) -> None:
+    result = curate.train(sums_ws, "fed", fed())
+    rows = curate.sql(sums_ws, "SELECT step, row, weight FROM trained ORDER BY step, row")
     first = [row["row"] for row in rows if row["step"] == 1]
     assert first == list(range(16))  # nothing is past yet
     for step in range(2, 7):
@@ -129,23 +127,23 @@ def test_a_stream_is_learnt_from_as_it_comes(sample_ws: Workspace) -> None:
         fresh = [n for n in its if n >= 16 + 12 * (step - 2)]
         assert fresh == list(range(16 + 12 * (step - 2), 16 + 12 * (step - 1))) and len(its) - len(fresh) == 4
     assert result.samples == 16 + 5 * 12 and not result.by_source and result.by_epoch
-    (told,) = curate.sql(sample_ws, "SELECT samples, config FROM runs")
+    (told,) = curate.sql(sums_ws, "SELECT samples, config FROM runs")
     assert told["samples"] == 76 and json.loads(told["config"])["stream"]["memory"] == 6
-    again = curate.train(sample_ws, "fed", fed())
+    again = curate.train(sums_ws, "fed", fed())
     assert again.steps_now == 0 and again.samples == 76
 
 
-def test_a_stream_that_goes_on_is_not_passed_over_again(sample_ws: Workspace) -> None:
-    curate.train(sample_ws, "whole", fed())
+def test_a_stream_that_goes_on_is_not_passed_over_again(sums_ws: Workspace) -> None:
+    curate.train(sums_ws, "whole", fed())
     endless = records()
     first = fed(itertools.islice(endless, 45))
     with pytest.raises(CurateFailure, match="the stream has ended after 45 samples, at step 4; ask for fewer steps"):
-        curate.train(sample_ws, "cut", first)  # step 4 wants 52
-    came = Run(sample_ws, "cut").checkpoints()[-1].step
+        curate.train(sums_ws, "cut", first)  # step 4 wants 52
+    came = Run(sums_ws, "cut").checkpoints()[-1].step
     assert came == 2
     rest = fed(records(16 + 12), replace(KEPT, continues=True))
-    curate.train(sample_ws, "cut", rest)
-    a, b = weights_of(Run(sample_ws, "whole")), weights_of(Run(sample_ws, "cut"))
+    curate.train(sums_ws, "cut", rest)
+    a, b = weights_of(Run(sums_ws, "whole")), weights_of(Run(sums_ws, "cut"))
     assert all((a[name] == b[name]).all() for name in a)
 
 
@@ -163,16 +161,16 @@ def test_the_memory_is_a_fair_sample_of_what_has_come(rows: int) -> None:
     assert spread < 39 + 5 * np.sqrt(2 * 39)
 
 
-def test_what_cannot_be_learnt_from_is_passed_over_and_counted(sample_ws: Workspace) -> None:
+def test_what_cannot_be_learnt_from_is_passed_over_and_counted(sums_ws: Workspace) -> None:
     def some() -> Iterator[Any]:
         for n, record in enumerate(records()):
             yield [{"nothing": "known"}, record, {"messages": [{"role": "user", "content": "no answer"}]}, record][
                 n % 4
             ]
 
-    result = curate.train(sample_ws, "fed", fed(some(), ReplaySettings()))
+    result = curate.train(sums_ws, "fed", fed(some(), ReplaySettings()))
     assert result.samples == 96 and len(result.left_out) == 2 and sum(result.left_out.values()) in (95, 96)
-    again = curate.train(sample_ws, "fed", fed(some(), ReplaySettings()))
+    again = curate.train(sums_ws, "fed", fed(some(), ReplaySettings()))
     assert (again.steps_now, again.samples, again.left_out) == (0, 96, result.left_out)
 
 
@@ -185,20 +183,20 @@ def test_what_cannot_be_learnt_from_is_passed_over_and_counted(sample_ws: Worksp
         ({"weighting": Stm(), "target": None}, "needs the base model's losses"),
     ],
 )
-def test_what_a_stream_cannot_do_is_said(sample_ws: Workspace, change: dict[str, Any], said: str) -> None:
+def test_what_a_stream_cannot_do_is_said(sums_ws: Workspace, change: dict[str, Any], said: str) -> None:
     with pytest.raises(CurateError, match=said):
-        curate.train(sample_ws, "fed", replace(fed(), **change))
+        curate.train(sums_ws, "fed", replace(fed(), **change))
     with pytest.raises(CurateError, match="memory=0 past samples .* replay=0.5"):
         ReplaySettings(replay=0.5)
 
 
-def test_another_stream_is_another_run(sample_ws: Workspace) -> None:
-    curate.train(sample_ws, "fed", replace(fed(), weighting=Uniform(), target=None))
+def test_another_stream_is_another_run(sums_ws: Workspace) -> None:
+    curate.train(sums_ws, "fed", replace(fed(), weighting=Uniform(), target=None))
     with pytest.raises(CurateError, match="the run 'fed' exists, with stream"):
-        curate.train(sample_ws, "fed", replace(fed(past=ReplaySettings(memory=5)), weighting=Uniform(), target=None))
+        curate.train(sums_ws, "fed", replace(fed(past=ReplaySettings(memory=5)), weighting=Uniform(), target=None))
 
 
-def test_the_command_line_chooses(sample_ws: Workspace, cli: Callable[..., subprocess.CompletedProcess[str]]) -> None:
+def test_the_command_line_chooses(sums_ws: Workspace, cli: Callable[..., subprocess.CompletedProcess[str]]) -> None:
     given = (
         "train",
         "online",
@@ -211,27 +209,27 @@ def test_the_command_line_chooses(sample_ws: Workspace, cli: Callable[..., subpr
         "--set",
         "steps=2",
     )
-    done = cli(*given, "--set", "batch_size=4", "--set", "oversample=2", ws=sample_ws)
+    done = cli(*given, "--set", "batch_size=4", "--set", "oversample=2", ws=sums_ws)
     assert done.returncode == 0 and "2 of 2 steps taken now" in done.stdout, done.stderr
-    planned = cli(*given, "--dry-run", ws=sample_ws)
+    planned = cli(*given, "--dry-run", ws=sums_ws)
     assert "2 steps" in planned.stdout
-    refused = cli("train", "other", "--model", "tiny", "--weighting", "greats", ws=sample_ws)
+    refused = cli("train", "other", "--model", "tiny", "--weighting", "greats", ws=sums_ws)
     assert refused.returncode == 2 and "the weighting 'greats' needs a target: add --target NAME." in refused.stderr
 
 
 @pytest.mark.slow
 def test_the_command_line_learns_from_a_file_or_from_what_it_is_piped(
-    sample_ws: Workspace, tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]
+    sums_ws: Workspace, tmp_path: Path, cli: Callable[..., subprocess.CompletedProcess[str]]
 ) -> None:
     text = "".join(json.dumps(record) + "\n" for record in itertools.islice(records(), 200))
     (tmp_path / "sums.jsonl").write_text(text)
     given = ["--model", "tiny", "--weighting", "max_loss", "--set", "batch_size=4", "--set", "stream.memory=8"]
     given += ["--set", "stream.replay=0.5", "--set", "steps=3"]
-    from_file = cli("train", "file", "--stream", tmp_path / "sums.jsonl", *given, ws=sample_ws)
+    from_file = cli("train", "file", "--stream", tmp_path / "sums.jsonl", *given, ws=sums_ws)
     assert from_file.returncode == 0 and "3 of 3 steps taken now, on 32 samples" in from_file.stdout, from_file.stderr
-    piped = cli("train", "piped", "--stream", "-", *given, ws=sample_ws, input=text)
+    piped = cli("train", "piped", "--stream", "-", *given, ws=sums_ws, input=text)
     assert piped.returncode == 0, piped.stderr
-    a, b = weights_of(Run(sample_ws, "file")), weights_of(Run(sample_ws, "piped"))
+    a, b = weights_of(Run(sums_ws, "file")), weights_of(Run(sums_ws, "piped"))
     assert all((a[name] == b[name]).all() for name in a)
     for wrong, said in (
         (("--stream", tmp_path / "none.jsonl"), "none.jsonl"),
@@ -240,5 +238,5 @@ def test_the_command_line_learns_from_a_file_or_from_what_it_is_piped(
         (("--stream", "-", "--set", "stream.recall=2"), "has no setting 'recall'"),
         (("--stream", "-", "--dry-run"), "there is no --dry-run of it"),
     ):
-        done = cli("train", "wrong", "--model", "tiny", "--set", "steps=2", *wrong, ws=sample_ws)
+        done = cli("train", "wrong", "--model", "tiny", "--set", "steps=2", *wrong, ws=sums_ws)
         assert done.returncode == 2 and said in done.stderr, done.stderr
