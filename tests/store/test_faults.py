@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 import curate
+from curate.store.files import write_atomic
 from curate.store.workspace import Workspace
 from tests.conftest import ROOT, tree_bytes
 from tests.support import forks
@@ -105,7 +106,7 @@ def test_a_kill_during_the_swap_of_fresh_loses_neither_table(sample_ws: Workspac
     curate.score(ws, Length(of="whole"), fresh=True)
     new = tree_bytes(ws.score_folder("length"))
     assert new != old and between in (old, new)
-    assert done.returncode in (0, -signal.SIGKILL) and (moment > 3 or done.returncode == -signal.SIGKILL)
+    assert done.returncode in (0, -signal.SIGKILL) and (moment > 3 or done.returncode == -signal.SIGKILL), done.stderr
     assert leftovers(ws) == []
 
 
@@ -150,3 +151,17 @@ def test_two_that_score_the_same_name_at_once_do_not_meet(
     os.kill(first.pid, signal.SIGCONT)
     assert f"process {first.pid} on" in second.stderr and "is writing the score bm25_arithmetic" in second.stderr
     assert first.wait(timeout=60) == 0 and tree_bytes(sample_ws.path / "scores") == calm
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name_and_the_name_afterwards(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In that order, or a power failure may leave a name without what belongs to it."""
+    done: list[str] = []
+    replace = Path.replace
+    monkeypatch.setattr(os, "fsync", lambda handle: done.append(Path(f"/dev/fd/{handle}").resolve().name[:2]))
+    monkeypatch.setattr(Path, "replace", lambda self, to: done.append("named") or replace(self, to))
+    write_atomic(tmp_path / "part", b"of a table")
+    assert done == [".p", "named", tmp_path.name[:2]]
+    write_atomic(tmp_path / "note", b"that may be lost", flush=False)
+    assert done[3:] == ["named"]

@@ -44,10 +44,10 @@ JUDGE = EvalSpec("arithmetic", Loss(), limit=10)
 
 
 @pytest.fixture
-def ready(sample_ws: Workspace) -> Workspace:
-    curate.target(sample_ws, "arithmetic", str(SAMPLE / "targets/arithmetic_test.jsonl"), split="test")
-    curate.select(sample_ws, "picked", Random(), SelectionSpec(top=120))
-    return sample_ws
+def ready(sums_ws: Workspace) -> Workspace:
+    curate.target(sums_ws, "arithmetic", str(SAMPLE / "targets/arithmetic_test.jsonl"), split="test")
+    curate.select(sums_ws, "picked", Random(), SelectionSpec(top=120))
+    return sums_ws
 
 
 def weights_of(run: Run) -> dict[str, np.ndarray]:
@@ -172,22 +172,29 @@ def by_what_it_tells_them(path: str, name: str, environment: dict[str, str]) -> 
     assert [one.wait() for one in both] == [0, 0], both[0].stderr[-2000:] + both[1].stderr[-2000:]
 
 
-def test_two_processes_are_one(ready: Workspace) -> None:
+@pytest.mark.parametrize(
+    ("name", "launch"),
+    [
+        ("linupper", by_what_it_tells_them),
+        ("adapt", by_what_it_tells_them),
+        pytest.param("linupper", by_torch_s_launcher, marks=pytest.mark.slow),
+    ],
+)
+def test_two_processes_are_one(ready: Workspace, name: str, launch: Any) -> None:
     """Real processes over gloo, on this machine alone; LinUpper's losses are of all of them."""
-    for name, launch in (("linupper", by_torch_s_launcher), ("adapt", by_what_it_tells_them)):
-        curate.train(ready, f"{name}_one", TRAININGS[name])
-        environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 1000)}
-        launch(str(ready.path), name, environment)
-        one, two = (weights_of(Run(ready, f"{name}_{n}")) for n in ("one", "two"))
-        assert max(float(np.abs(one[key] - two[key]).max()) for key in one) < 1e-5
-        shown = "SELECT row, weight, loss FROM trained WHERE run = '{}' ORDER BY step, row"
-        a, b = (curate.sql(ready, shown.format(f"{name}_{n}")) for n in ("one", "two"))
-        assert [r["row"] for r in a] == [r["row"] for r in b] and len(a) == 96
-        assert np.allclose([r["weight"] for r in a], [r["weight"] for r in b], atol=1e-4)
-        flops = "SELECT sum(flops) AS f FROM ledger WHERE run = '{}' AND phase = 'train'"
-        a, b = (curate.sql(ready, flops.format(f"{name}_{n}"))[0]["f"] for n in ("one", "two"))
-        assert b == pytest.approx(a, rel=0.3)  # adapt's rows are padded to less in two halves
+    curate.train(ready, f"{name}_one", TRAININGS[name])
+    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 1000)}
+    launch(str(ready.path), name, environment)
+    one, two = (weights_of(Run(ready, f"{name}_{n}")) for n in ("one", "two"))
+    assert max(float(np.abs(one[key] - two[key]).max()) for key in one) < 1e-5
+    shown = "SELECT row, weight, loss FROM trained WHERE run = '{}' ORDER BY step, row"
+    a, b = (curate.sql(ready, shown.format(f"{name}_{n}")) for n in ("one", "two"))
+    assert [r["row"] for r in a] == [r["row"] for r in b] and len(a) == 96
+    assert np.allclose([r["weight"] for r in a], [r["weight"] for r in b], atol=1e-4)
+    flops = "SELECT sum(flops) AS f FROM ledger WHERE run = '{}' AND phase = 'train'"
+    a, b = (curate.sql(ready, flops.format(f"{name}_{n}"))[0]["f"] for n in ("one", "two"))
+    assert b == pytest.approx(a, rel=0.3)  # adapt's rows are padded to less in two halves
 
 
 # --- what is learnt --------------------------------------------------------------------------------------
@@ -349,12 +356,12 @@ def test_the_command_line_trains_and_says_what_it_did(ready: Workspace, cli: Any
         ws=ready,
     )
     assert done.returncode == 0, done.stderr
-    assert "Run r: 2 of 2 steps taken now, on 3,000 samples" in done.stdout and "arithmetic" in done.stdout
+    assert "Run r: 2 of 2 steps taken now, on 300 samples" in done.stdout and "arithmetic" in done.stdout
     assert "mean weight" in done.stdout and "share of samples" in done.stdout
     assert "warn" not in done.stderr.lower()
     wrong = cli("train", "r", "--model", "tiny", "--weighting", "adapt", "--set", "adept.tau=1", ws=ready)
     assert wrong.returncode == 2 and "did you mean 'adapt'" in wrong.stderr
     assert "did you mean 'batch_size'" in cli("train", "r", "--model", "tiny", "--set", "batchsize=1", ws=ready).stderr
     planned = cli("train", "new", "--model", "tiny", "--dry-run", ws=ready)
-    assert "Would train new on 3,000 samples: 94 steps" in planned.stdout
+    assert "Would train new on 300 samples: 10 steps" in planned.stdout
     assert "batch_size=32" in cli("train", "--settings").stdout
