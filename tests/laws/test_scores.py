@@ -49,8 +49,14 @@ def pool_in_shards(rows: int | None, shard_bytes: int) -> Path:
     return folder / "ws"
 
 
+def half_done(ws: Any) -> list[Path]:
+    return [p for p in ws.path.rglob("*") if ".tmp" in p.name or p.name == "_units" and any(p.iterdir())]
+
+
 @pytest.mark.parametrize("name", SCORES)
-def test_a_score_does_not_depend_on_shards_and_units(name: str, tmp_path: Any, monkeypatch: Any) -> None:
+def test_shards_and_units_change_no_score_and_leave_nothing_half_done(
+    name: str, tmp_path: Any, monkeypatch: Any
+) -> None:
     tables, by_model = [], bool(find("score", name).models)
     cut = (8_000, 3_000) if by_model else (60_000, 10_000)
     for shard_bytes, unit in (cut, (10_000_000, 10_000_000)):
@@ -60,6 +66,7 @@ def test_a_score_does_not_depend_on_shards_and_units(name: str, tmp_path: Any, m
         monkeypatch.setattr("curate.tables.spec.unit_size", lambda model, unit=unit: unit)
         target = "t" if method.uses_target else None
         curate.score(ws, method, target=target, names={name: "x"}, **given_to(method))
+        assert tree_bytes(ws.path / "scores") and half_done(ws) == []
         tables.append(curate.sql(ws, "SELECT * FROM x"))
     aside = ("it was in the warm-up", "it is one of the anchors") if method.anchors() else ()
     assert same(*tables, method) and all(row["score"] is not None or row["error"] in aside for row in tables[0])
@@ -96,14 +103,3 @@ def test_the_declared_columns_are_the_ones_written(name: str) -> None:
     method = find("score", name)()
     row = whole(name)[0]
     assert set(row) == {"score", "error", *method.columns}
-
-
-def test_the_scores_leave_nothing_half_done_behind(tmp_path: Path) -> None:
-    ws = copy_of(pool_in_shards(160, 8_000), tmp_path / "ws")
-    for name in SCORES:
-        method = lenient(name)
-        target = "t" if method.uses_target else None
-        curate.score(ws, method, target=target, **given_to(method))
-    left = [p for p in ws.path.rglob("*") if ".tmp" in p.name or p.name == "_units" and any(p.iterdir())]
-    assert left == []
-    assert tree_bytes(ws.path / "scores")
