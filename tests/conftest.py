@@ -97,7 +97,7 @@ def near_sums_ws(tmp_path: Path) -> Workspace:
 
 def copy_of(workspace: Path, folder: Path) -> Workspace:
     """A workspace of a test's own, where to make one anew takes longer than to copy it."""
-    return curate.open_workspace(shutil.copytree(workspace, folder))
+    return curate.open_workspace(shutil.copytree(workspace, folder, dirs_exist_ok=True))
 
 
 @functools.cache
@@ -107,15 +107,15 @@ def _sample() -> Path:
 
 @functools.cache
 def _small() -> Path:
-    return _made("pool", _few_lines(), 8_000, {"facts": ("facts", "subtask"), "words": ("translation", "subtask")})
+    return _made("pool", few_lines(), 8_000, {"facts": ("facts", "subtask"), "words": ("translation", "subtask")})
 
 
 @functools.cache
 def _sums() -> Path:
-    return _made("pool", _few_lines(), 8_000, {"arithmetic": ("arithmetic", "subtask")})
+    return _made("pool", few_lines(), 8_000, {"arithmetic": ("arithmetic", "subtask")})
 
 
-def _few_lines() -> list[str]:
+def few_lines() -> list[str]:
     lines = [line for name in ("atlas", "school") for line in (SAMPLE / f"pool/{name}.jsonl").read_text().splitlines()]
     return [*lines[:150], *lines[-150:]]
 

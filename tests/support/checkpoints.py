@@ -59,6 +59,14 @@ def oracle(
     rates: Any = (),
 ) -> list[float]:
     """LESS one sample at a time, in float64."""
+    trained, raw = one_at_a_time(checkpoints, variant, pool, aim)
+    return slow.less(trained, raw, subtasks, rates or [c.lr or 0.0 for c in checkpoints])
+
+
+def one_at_a_time(
+    checkpoints: list[CheckpointChoice], variant: str, pool: list[Any], aim: list[Any]
+) -> tuple[list[Any], list[Any]]:
+    """What LESS compares, at every checkpoint: Adam's steps of the pool's gradients, and the target's gradients."""
     trained, raw = [], []
     for checkpoint in checkpoints:
         model = Backward([checkpoint])
@@ -69,4 +77,4 @@ def oracle(
         g = [slow.flat(slow.gradient(model.lm.model, one, model.parameters)) for one in tokens]
         trained.append([slow.gamma(one, m, v, moments.step, variant) for one in g[: len(pool)]])
         raw.append(g[len(pool) :])
-    return slow.less(trained, raw, subtasks, rates or [c.lr or 0.0 for c in checkpoints])
+    return trained, raw

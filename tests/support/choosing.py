@@ -58,8 +58,9 @@ class Compared(Weighting):
 
     scope, needs, chooses, uses_target = "batch", ("loss",), True, True  # type: ignore[assignment]
 
-    def __init__(self, inner: Any):
+    def __init__(self, inner: Any, reference: bool = True):
         self.inner, self.steps, self.trainer = inner, list[dict[str, Any]](), None
+        self.reference = reference  # or the products alone are kept
 
     def settings(self) -> dict[str, Any]:
         return {}
@@ -74,6 +75,9 @@ class Compared(Weighting):
     def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
         trainer: Any = self.trainer
         given, state = self.inner.update(step, state)
+        if not self.reference:
+            self.steps.append({"products": step.products})
+            return given, state
         chooser = trainer.chooser
         those = {name: trainer.chooser.parameters[name] for name in chooser.sketcher.shapes}
         was = trainer.model.model.training

@@ -30,7 +30,7 @@ from tests.training.test_choosing import slow_loss
 def test_projected_products_are_unbiased() -> None:
     many: list[Products] = []
     for seed in range(60):
-        watching = Compared(FilterThenWeight())
+        watching = Compared(FilterThenWeight(), reference=False)
         trainer = trainer_of(watching, replace(STEP, steps=1, projection=6))
         watching.trainer = trainer
         told(trainer, watching)
