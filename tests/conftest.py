@@ -36,6 +36,23 @@ ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "data" / "sample"
 SHARED = Path(os.environ.get("CURATE_SHARED", ROOT.parent / "shared")) / "data"
 
+# A file's tests go to one process, which has made what they share: those that take longest begin first, so that no
+# process is left alone with one of them at the end.
+LONGEST = """
+laws/test_scores verbs/test_runs methods/test_executors training/test_online docs/test_docs verbs/test_audit
+methods/test_ray verbs/test_mix store/test_faults docs/test_house training/test_training verbs/test_compare
+methods/test_gradient_scores tables/test_vector_tables methods/test_dualsft store/test_s3 training/test_step_weights
+verbs/test_mask methods/test_embeddings laws/test_one_file docs/test_outside docs/test_wheel tables/test_model_scores
+""".split()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        file = str(item.path.relative_to(ROOT / "tests").with_suffix(""))
+        return LONGEST.index(file) if file in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
+
 
 @pytest.fixture(scope="session", autouse=True)
 def unsynced() -> Iterator[None]:
@@ -65,6 +82,12 @@ def sample_in(folder: Path) -> Workspace:
 def small_ws(tmp_path: Path) -> Workspace:
     """300 samples in three shards, and two targets of several sub-tasks."""
     return copy_of(_small(), tmp_path / "ws")
+
+
+@pytest.fixture
+def handful_ws(tmp_path: Path) -> Workspace:
+    """100 samples in three shards, and the targets of small_ws: for what is costly for every sample."""
+    return copy_of(_handful(), tmp_path / "ws")
 
 
 @pytest.fixture
@@ -105,9 +128,17 @@ def _sample() -> Path:
     return _made("sample", sorted((SAMPLE / "pool").iterdir()), 150_000, {"arithmetic": ("arithmetic", "subtask")})
 
 
+FACTS_AND_WORDS = {"facts": ("facts", "subtask"), "words": ("translation", "subtask")}
+
+
 @functools.cache
 def _small() -> Path:
-    return _made("pool", few_lines(), 8_000, {"facts": ("facts", "subtask"), "words": ("translation", "subtask")})
+    return _made("pool", few_lines(), 8_000, FACTS_AND_WORDS)
+
+
+@functools.cache
+def _handful() -> Path:
+    return _made("pool", [*few_lines()[:50], *few_lines()[-50:]], 2_700, FACTS_AND_WORDS)
 
 
 @functools.cache

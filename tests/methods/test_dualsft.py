@@ -237,61 +237,63 @@ def phases(ws: Any) -> list[tuple[str, str, int]]:
     return [(r["name"], r["phase"], r["samples"]) for r in rows]
 
 
-def test_the_warm_up_and_the_anchors_are_left_out_and_a_second_target_costs_itself(small_ws: Any) -> None:
-    (first,) = curate.score(small_ws, Dualsft(**SHORT), target="facts", models="tiny")
-    assert first.nulls == first.left_out == 60 and "so the order of the samples is that of order=first" in first.note
+def test_the_warm_up_and_the_anchors_are_left_out_and_a_second_target_costs_itself(handful_ws: Any) -> None:
+    (first,) = curate.score(handful_ws, Dualsft(**SHORT), target="facts", models="tiny")
+    assert first.nulls == first.left_out == 20 and "so the order of the samples is that of order=first" in first.note
     why = "SELECT dualsft_facts_error AS why, count(*)::INT AS n FROM samples GROUP BY 1 ORDER BY 1 NULLS LAST"
-    assert [tuple(r.values()) for r in curate.sql(small_ws, why)] == [
-        ("it is one of the anchors", 30),
-        ("it was in the warm-up", 30),
-        (None, 240),
+    assert [tuple(r.values()) for r in curate.sql(handful_ws, why)] == [
+        ("it is one of the anchors", 10),
+        ("it was in the warm-up", 10),
+        (None, 80),
     ]
-    warmed = [r["row"] for r in curate.sql(small_ws, "SELECT row FROM samples WHERE dualsft_facts_error LIKE '%warm%'")]
-    place = json.loads((small_ws.score_folder("dualsft_facts") / "score.json").read_text())["warmup"]["place"]
-    trained = curate.sql(small_ws, f"SELECT DISTINCT row FROM '{small_ws.path}/prepared/{place}/trained/*.parquet'")
+    warmed = [
+        r["row"] for r in curate.sql(handful_ws, "SELECT row FROM samples WHERE dualsft_facts_error LIKE '%warm%'")
+    ]
+    place = json.loads((handful_ws.score_folder("dualsft_facts") / "score.json").read_text())["warmup"]["place"]
+    trained = curate.sql(handful_ws, f"SELECT DISTINCT row FROM '{handful_ws.path}/prepared/{place}/trained/*.parquet'")
     assert sorted(warmed) == sorted(r["row"] for r in trained)
-    assert phases(small_ws) == [
-        ("dualsft", "warm-up", 30),
-        ("dualsft_facts", "forward", 300),
-        ("dualsft_facts", "forward", 30),
+    assert phases(handful_ws) == [
+        ("dualsft", "warm-up", 10),
+        ("dualsft_facts", "forward", 100),
+        ("dualsft_facts", "forward", 10),
         ("dualsft_facts", "forward", 24),
-        ("dualsft_facts", "forward", 300),
+        ("dualsft_facts", "forward", 100),
     ]
-    curate.score(small_ws, Dualsft(**SHORT, eta=1.0), target="words", models="tiny")
-    assert phases(small_ws)[5:] == [("dualsft_words", "forward", 24), ("dualsft_words", "forward", 300)]
+    curate.score(handful_ws, Dualsft(**SHORT, eta=1.0), target="words", models="tiny")
+    assert phases(handful_ws)[5:] == [("dualsft_words", "forward", 24), ("dualsft_words", "forward", 100)]
 
 
-def test_columns_are_kept_apart_in_float64(small_ws: Any) -> None:
-    curate.score(small_ws, Dualsft(**SHORT), target="facts", models="tiny")
-    rows = curate.sql(small_ws, "SELECT score, first, second FROM dualsft_facts WHERE score IS NOT NULL")
+def test_columns_are_kept_apart_in_float64(handful_ws: Any) -> None:
+    curate.score(handful_ws, Dualsft(**SHORT), target="facts", models="tiny")
+    rows = curate.sql(handful_ws, "SELECT score, first, second FROM dualsft_facts WHERE score IS NOT NULL")
     first, second = (np.array([r[name] for r in rows]) for name in ("first", "second"))
     assert (second != 0).all() and len(np.unique(second)) == len(second)
     assert (first - second).astype(np.float32).tolist() == [np.float32(r["score"]) for r in rows]
 
 
-def test_what_judges_must_not_be_learnt_from_nor_kept(small_ws: Any, tmp_path: Path) -> None:
-    curate.score(small_ws, Dualsft(**SHORT), target="facts", models="tiny")
+def test_what_judges_must_not_be_learnt_from_nor_kept(handful_ws: Any, tmp_path: Path) -> None:
+    curate.score(handful_ws, Dualsft(**SHORT), target="facts", models="tiny")
     for why, setting in (("it was in the warm-up", "warmup_seed"), ("it is one of the anchors", "anchors_seed")):
         (row, *_) = curate.sql(
-            small_ws, f"SELECT id, messages FROM samples WHERE dualsft_facts_error = '{why}' ORDER BY row"
+            handful_ws, f"SELECT id, messages FROM samples WHERE dualsft_facts_error = '{why}' ORDER BY row"
         )
         turns = [{"role": m["role"], "content": m["content"]} for m in row["messages"]]
-        curate.target(small_ws, setting, write_jsonl(tmp_path / f"{setting}.jsonl", [{"messages": turns}]))
+        curate.target(handful_ws, setting, write_jsonl(tmp_path / f"{setting}.jsonl", [{"messages": turns}]))
         with pytest.raises(CurateError, match=f"the sample {row['id']} .* {why} .* --set {setting}="):
-            curate.score(small_ws, Dualsft(**SHORT), target=setting, models="tiny")
+            curate.score(handful_ws, Dualsft(**SHORT), target=setting, models="tiny")
 
 
-def test_a_run_says_what_it_began_with_and_a_folder_does_not(small_ws: Any, cli: Any) -> None:
-    done = cli("train", "r", "--model", "tiny", "--set", "steps=4", "--set", "lr=1e-3", ws=small_ws)
+def test_a_run_says_what_it_began_with_and_a_folder_does_not(handful_ws: Any, cli: Any) -> None:
+    done = cli("train", "r", "--model", "tiny", "--set", "steps=4", "--set", "lr=1e-3", ws=handful_ws)
     assert done.returncode == 0, done.stderr
     given = ["dualsft", "--target", "facts", "--set", "anchors_share=0.1"]
-    done = cli("score", *given, "--checkpoints", "r", ws=small_ws)
+    done = cli("score", *given, "--checkpoints", "r", ws=handful_ws)
     assert done.returncode == 0, done.stderr
-    assert "30 of them null" in done.stdout and "The second-order term is" in done.stdout
-    recipe = json.loads((small_ws.score_folder("dualsft_facts") / "score.json").read_text())
+    assert "10 of them null" in done.stdout and "The second-order term is" in done.stdout
+    recipe = json.loads((handful_ws.score_folder("dualsft_facts") / "score.json").read_text())
     assert recipe["models"]["origin"]["name"] == "tiny"
-    folder = str(next((small_ws.path / "runs/r/checkpoints").glob("step-*")))
-    done = cli("score", *given, "--checkpoints", f"{folder}@1e-3", "--name", "x", ws=small_ws)
+    folder = str(next((handful_ws.path / "runs/r/checkpoints").glob("step-*")))
+    done = cli("score", *given, "--checkpoints", f"{folder}@1e-3", "--name", "x", ws=handful_ws)
     assert done.returncode == 2 and "add --model origin=MODEL" in done.stderr
 
 

@@ -108,7 +108,7 @@ def test_a_unit_that_loses_every_worker_ends_in_a_sentence_and_the_rest_stands(
     sample_ws: Workspace, how: Any, why: str
 ) -> None:
     text = some_text(sample_ws, 1500)
-    executor = Local(workers=2, timeout=2, attempts=2)
+    executor = Local(workers=2, timeout=2 if how == "hang" else 60, attempts=2)
     with pytest.raises(CurateFailure, match=f"lost 2 times at rows .* of part-.*{why}.*same command"):
         curate.score(sample_ws, Faulty(on=text, how=how), executor=executor)
     assert workers_left() == []

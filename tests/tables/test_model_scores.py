@@ -103,7 +103,8 @@ def test_a_damaged_part_of_a_models_score_is_repaired(school_ws: Workspace) -> N
     assert curate.sql(school_ws, "SELECT nll FROM samples ORDER BY row") == before
 
 
-def test_rho_takes_two_models_and_names_the_one_that_is_missing(school_ws: Workspace, cli: Any, copy: Path) -> None:
+def test_rho_takes_two_models_and_names_the_one_that_is_missing(school_ws: Workspace, tmp_path: Path, cli: Any) -> None:
+    copy = shutil.copytree(TINY, tmp_path / "model")
     done = cli("score", "rho", "--model", "tiny", ws=school_ws)
     assert done.returncode == 2 and "needs a model: add --model reference=MODEL" in done.stderr
     done = cli("score", "rho", "nll", "--model", "base=tiny", "--model", f"reference={copy}", ws=school_ws)

@@ -119,28 +119,28 @@ def test_runs_that_differ_in_their_seed_are_one_arm_and_all_costs_are_the_ledger
 
 
 def test_masks_make_arms_of_their_own_and_what_several_scores_stand_on_is_paid_by_each(
-    small_ws: Workspace,
+    handful_ws: Workspace,
 ) -> None:
     dual = Dualsft(warmup=0.1, batch_size=8, lr=1e-3, anchors_share=0.1)
-    curate.score(small_ws, dual, target="facts", models=TINY)
-    curate.score(small_ws, dual, target="words", models=TINY)  # its warm-up, pool and anchors are those of the first
-    curate.select(small_ws, "best", Top(), SelectionSpec(by="dualsft_words", top=32))
-    curate.mask(small_ws, "dual", DualsftMask(), 0.05, score="dualsft_facts")
-    curate.mask(small_ws, "blocks", GradientBlock(block=32, steps=2, batch_size=8), 0.05, model=TINY)
+    curate.score(handful_ws, dual, target="facts", models=TINY)
+    curate.score(handful_ws, dual, target="words", models=TINY)  # its warm-up, pool and anchors are those of the first
+    curate.select(handful_ws, "best", Top(), SelectionSpec(by="dualsft_words", top=32))
+    curate.mask(handful_ws, "dual", DualsftMask(), 0.05, score="dualsft_facts")
+    curate.mask(handful_ws, "blocks", GradientBlock(block=32, steps=2, batch_size=8), 0.05, model=TINY)
     plain = TrainingSpec(TINY, Uniform(), SETTINGS)
     for name, manifest, mask in (("whole", None, None), ("data", "best", None), ("pushed", None, "blocks"),
                                  ("parameters", None, "dual")):  # fmt: skip
-        curate.train(small_ws, name, replace(plain, manifest=manifest, mask=mask and read_mask(small_ws, mask)))
+        curate.train(handful_ws, name, replace(plain, manifest=manifest, mask=mask and read_mask(handful_ws, mask)))
     for seed in range(2):
-        curate.mask(small_ws, f"lot_{seed}", RandomMask(seed=seed), 0.05, model=TINY)
-        drawn = replace(plain, mask=read_mask(small_ws, f"lot_{seed}"), seed=seed)
-        curate.train(small_ws, f"drawn_s{seed}", drawn)
-    arms = {arm.name: arm for arm in curate.compare(small_ws, [], against="whole").arms}
+        curate.mask(handful_ws, f"lot_{seed}", RandomMask(seed=seed), 0.05, model=TINY)
+        drawn = replace(plain, mask=read_mask(handful_ws, f"lot_{seed}"), seed=seed)
+        curate.train(handful_ws, f"drawn_s{seed}", drawn)
+    arms = {arm.name: arm for arm in curate.compare(handful_ws, [], against="whole").arms}
     assert set(arms) == {"whole", "data", "pushed", "parameters", "drawn"} and len(arms["drawn"].runs) == 2
-    ledger = curate.sql(small_ws, "SELECT * FROM ledger")
+    ledger = curate.sql(handful_ws, "SELECT * FROM ledger")
     mine = [r for r in ledger if r["stage"] == "score" and r["name"] != "dualsft_facts"]
     both = [r for r in ledger if r["name"] == "dualsft_facts"]
-    states = json.loads((small_ws.score_folder("dualsft_words") / "score.json").read_text())["states"]
+    states = json.loads((handful_ws.score_folder("dualsft_words") / "score.json").read_text())["states"]
     shared = [r for r in both if r["prepared"] in states]
     assert 0 < len(shared) < len(both) and sum(r["phase"] == "warm-up" for r in mine) == 1
     assert arms["data"].cost.prep == pytest.approx(sum(r["flops"] or 0.0 for r in [*mine, *shared]), rel=1e-9)
