@@ -14,6 +14,7 @@ import contextlib
 import functools
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -31,7 +32,7 @@ class Forked:
     """A process that was forked off, like subprocess.Popen's; what it wrote is in `stdout` and `stderr`."""
 
     def __init__(self, code: str, arguments: tuple[str, ...], environment: dict[str, str] | None):
-        self.folder = Path(tempfile.mkdtemp(prefix="curate-fork-"))
+        self.folder = Path(tempfile.mkdtemp(dir=_folder()))
         asked = {"code": textwrap.dedent(code), "arguments": arguments, "folder": str(self.folder)}
         self.pid = int(_ask({**asked, "environment": environment or dict(os.environ)}))
         self.returncode: int | None = None
@@ -71,6 +72,14 @@ def run(code: str, *arguments: str, environment: dict[str, str] | None = None, t
 
 
 # --- this side of the pipe -------------------------------------------------------------------------------
+
+
+@functools.cache
+def _folder() -> Path:
+    """Where every fork has a folder of its own, until this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="curate-forks-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
 
 
 @functools.cache
