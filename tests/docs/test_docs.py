@@ -16,7 +16,7 @@ import pytest
 from curate.cli.main import cli
 from curate.kinds.registry import KINDS, list_methods
 from curate.runs.audit_toml import READY
-from tests.conftest import ROOT
+from tests.conftest import ROOT, in_this_process
 
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 DOCS = ROOT / "docs"
@@ -87,18 +87,26 @@ def _parse(line: str, page: Path) -> None:
         assert "'-w'" in error.format_message(), f"{page.name}: curate {line}: {error.format_message()}"
 
 
-def test_the_tutorial_prints_what_it_shows(tmp_path: Path) -> None:
+def test_the_tutorial_prints_what_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The commands of `curate` in this process, which has the libraries; what a shell is needed for, by a shell."""
     (tmp_path / "data").symlink_to(ROOT / "data")
     (tmp_path / "bin").mkdir()
     curate = tmp_path / "bin/curate"
     curate.write_text(f'#!/bin/sh\nexec {sys.executable} -m curate.cli "$@"\n')
     curate.chmod(0o755)
-    environment = {**os.environ, "PATH": f"{curate.parent}:{os.environ['PATH']}", "PYTHONPATH": str(ROOT)}
-    environment["CURATE_WORKSPACE"] = "ws"
+    monkeypatch.chdir(tmp_path)
+    for name, value in (("PATH", f"{curate.parent}:{os.environ['PATH']}"), ("PYTHONPATH", str(ROOT)),
+                        ("CURATE_WORKSPACE", "ws")):  # fmt: skip
+        monkeypatch.setenv(name, value)
     ran = 0
     for block in blocks(DOCS / "tutorial.md", "console"):
         for command, expected in re.findall(r"^\$ (.*)\n((?:(?!\$ ).*\n)*)", block, re.M):
-            done = subprocess.run(command, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True)
+            if command.startswith("curate ") and not set("|&;<>$`*") & set(
+                re.sub(r"'[^']*'|\"[^\"$`]*\"", "", command)
+            ):
+                done = in_this_process(shlex.split(command, comments=True)[1:])
+            else:
+                done = subprocess.run(command, shell=True, capture_output=True, text=True)
             assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
             for line in expected.splitlines():
                 assert line.strip() in done.stdout, f"{command}\n{done.stdout}"
