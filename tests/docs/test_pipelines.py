@@ -1,0 +1,175 @@
+"""The pipelines run from start to end, in a folder of their own, and say what they did."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from curate.kinds.registry import names
+from tests.conftest import ROOT
+
+pytestmark = pytest.mark.slow
+
+
+def test_the_demo_is_the_whole_job(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "pipelines/select_with_bm25.py")]
+    for _ in range(2):  # again over its own folder
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr
+    assert "3,000 samples" in done.stdout and "school" in done.stdout
+    (shown,) = re.findall(r"```text\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.S)
+    assert set(shown.splitlines()) <= set(done.stdout.splitlines()), "the README shows what it does not print"
+    truth = {n: re.search(rf"{n} +([\d.]+)% teach arithmetic, +([\d.]+)%", done.stdout) for n in ("best", "relevant")}
+    (skill, bad), (topic, noise) = ([float(x) for x in m.groups()] for m in truth.values() if m)
+    assert min(skill, topic) > 99 and bad < 1 < 9 < noise, done.stdout
+    rows = [json.loads(line) for line in (tmp_path / "demo/trl/best.jsonl").read_text().splitlines()]
+    assert f"{len(rows)} rows for trl: demo/trl/best.jsonl" in done.stdout
+    suggested = shlex.split(done.stdout.strip().splitlines()[-1])  # the last line is a command that works
+    assert subprocess.run(suggested, cwd=tmp_path, capture_output=True).returncode == 0
+
+
+def test_the_story_of_vectors_finds_what_is_near_and_what_is_alike(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "pipelines/select_with_vectors.py")]
+    for _ in range(2):  # again over its own folder
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
+        assert done.returncode == 0, done.stderr
+    assert "embed_lm_arithmetic: 3,000 samples encoded" in done.stdout
+    assert "embed_lm_facts: 0 samples encoded, 3,000 scored" in done.stdout
+    near = re.search(r"(\d+)% of them teach arithmetic", done.stdout)
+    alike = re.search(r"([\d,]+) of 3,000 stay; of 167 known pairs of near-repeats (\d+) are still whole", done.stdout)
+    assert near and int(near[1]) > 95 and alike and int(alike[2]) < 167
+    for selector in ("kcenter", "facility", "kmeans_quota"):
+        (line,) = [x for x in done.stdout.split("\n") if x.startswith(f"   {selector} ")]
+        assert line.count(",") == 6 and "translation" in line  # all six skills, and the chat
+
+
+def test_offline_against_online_ends_in_a_page_a_picture_and_its_reading(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "pipelines/offline_vs_online.py"), "smoke", str(tmp_path / "side")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    page = (tmp_path / "side/facts.html").read_text()
+    for arm in ("base", "full", "random_5", "bm25_5", "embed_5", "ppl_5", "less_5", "adapt_bm25", "adapt", "linupper"):
+        assert f"facts_{arm}" in page, arm
+    assert "facts_bm25_5_null (control of facts_bm25_5)" in page
+    assert "facts_adapt_null (control of facts_adapt)" in page
+    assert (tmp_path / "side/facts.png").read_bytes()[:4] == b"\x89PNG"
+    assert "facts loss [limit=20] (in domain, lower is better)" in done.stdout
+    assert "translation loss [limit=20] (out of domain, lower is better)" in done.stdout
+
+
+def test_less_runs_from_its_warm_up_to_an_export(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "pipelines/less.py"), "smoke", str(tmp_path / "less")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
+    assert done.returncode == 0, done.stderr
+    told = [line.split()[:2] for line in done.stdout.splitlines() if "FLOPs" in line]
+    phases = ["forward", "backward", "projection"]
+    assert told == [
+        *[["less", phase] for phase in ("warm-up", *phases)], ["less_facts", "score"],
+        *[["less", phase] for phase in phases], ["less_translation", "score"],
+    ]  # fmt: skip
+    known = dict(re.findall(r"^   (\w+) +(\d+)%(?: +[\d.]+){2} +\d+%(?: +[\d.]+){2}$", done.stdout, re.MULTILINE))
+    pool = {
+        "arithmetic": 588,
+        "facts": 350,
+        "program": 541,
+        "strings": 571,
+        "table": 540,
+        "translation": 264,
+    }  # of 3,000
+    assert known.keys() == pool.keys(), done.stdout
+    for skill, per_cent in known.items():
+        assert int(per_cent) / 100 > 2 * pool[skill] / 3000, f"{skill}: no better than twice chance\n{done.stdout}"
+    assert "4. Why is this the best for translation?" in done.stdout
+    assert (tmp_path / "less/trl/less_best_facts.jsonl").read_text().count("\n") == 150
+
+
+def test_dualsft_s_arms_and_its_diagnostics(tmp_path: Path) -> None:
+    out = {}
+    for name in ("dualsft", "dualsft_diagnostics"):
+        command = [sys.executable, str(ROOT / f"pipelines/{name}.py"), "smoke", str(tmp_path / "dual")]
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+        assert done.returncode == 0, done.stderr
+        out[name] = done.stdout
+    table = out["dualsft"].partition("3. Results")[2]
+    told = {line.split()[0]: line for line in table.splitlines() if "e+" in line}
+    assert (
+        len(told) == 24 and {"sft", "lora", "dualsft", "dualsft_null", "both_random", "less_then_s2ft"} <= told.keys()
+    )
+    assert " 10.0%    5.00% " in told["dualsft"] and " 100.0%  100.00% " in told["sft"]
+    assert "   dualsft over both_random: plasticity" in table
+    page = (tmp_path / "dual/facts.html").read_text()
+    assert "dualsft_null (control of dualsft)" in page and "data_dualsft_null (control of data_dualsft)" in page
+    told = out["dualsft_diagnostics"]
+    differ = re.search(r"The values here are the score's: they differ by ([\d.e-]+)\.", told)
+    assert differ and float(differ[1]) < 1e-5
+    assert len(re.findall(r"^   (?:data|parameters) +(?:init|warm-up) +\w+ +[24] steps: Spearman", told, re.M)) == 12
+    assert len(re.findall(r"^   round [123], (?:data|parameters)", told, re.M)) == 6
+    for name in ("fidelity", "sensitivity", "places"):
+        assert (tmp_path / f"dual/{name}.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_forgetting(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "pipelines/forgetting.py"), "smoke", str(tmp_path / "forgetting")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    told = {line.split()[0]: line for line in done.stdout.partition("3. Results")[2].splitlines() if "e+" in line}
+    ways = "sft lora data_random davir flow stm nanoadam fapm talr dualsft_param dualsft_data dualsft"
+    assert list(told) == ways.split()
+    assert " 100.0%   10.00% " in told["fapm"] and " 10.0%    5.00% " in told["dualsft"]
+    flops = {name: float(re.findall(r"\d\.\d+e\+\d+", line)[0]) for name, line in told.items()}
+    assert flops["fapm"] == flops["sft"] < flops["davir"]  # its reference is a training on everything
+
+
+def test_every_selector(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "pipelines/every_selector.py"), "smoke", str(tmp_path / "every")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=1800)
+    assert done.returncode == 0, done.stderr
+    told = {line.split()[0]: line for line in done.stdout.partition("3. Accuracy")[2].splitlines() if "e+" in line}
+    own = {name for name in names("selector") if name != "top"}
+    assert own <= told.keys() and {"less", "dualsft", "davir", "loss", "deita_null", "lhas_null"} <= told.keys()
+    skill = {name: float(re.findall(r"(\d+)%", line)[-1]) for name, line in told.items()}
+    assert skill["bm25"] > 95 > 40 > skill["random"]
+
+
+def test_choosing_within_the_step(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "pipelines/online_selection.py"), "smoke", str(tmp_path / "within")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    first, _, second = done.stdout.partition("2. filter_then_weight without its parts")
+    told = {line.split()[0]: line for line in first.splitlines() if "e+" in line}
+    methods = "filter_then_weight greats tracin_online less_online grad_match grad_norm max_loss rho_online".split()
+    assert list(told) == ["random", "full", "truth", *methods]
+    table = second.partition("\n\n")[2]
+    assert [line for line in table.splitlines() if line.startswith("   from a stream")]
+    assert len([line for line in table.splitlines() if "of its time a step" in line]) == 1 + 9 + 4 + 3 + 3
+    for name in ("ratio.png", "facts.png"):
+        assert (tmp_path / "within" / name).read_bytes()[:4] == b"\x89PNG"
+
+
+def test_the_long_horizon(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "pipelines/long_horizon.py"), "smoke", str(tmp_path / "long")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    later = done.stdout.partition("Later:")[2]
+    assert [line.split()[0] for line in later.splitlines()[2:4]] == ["random", "lhas"]
+    assert "2 selectors are too few to tell" in later
+    page = (tmp_path / "long/skills.html").read_text()
+    assert page.count("<img") >= 4 and "Learning on the next stage" in page
+
+
+def test_the_mixing_pipeline_compares_mixtures_and_weights_from_scratch(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "pipelines/mixing.py"), "smoke", str(tmp_path / "mixing")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    lines = {line.split()[0]: line.split() for line in done.stdout.splitlines() if line}
+    for arm in ("proportional", "uniform", "doremi", "regmix", "linupper", "adapt_bm25", "adapt"):
+        assert lines[arm][-1].endswith("%"), arm
+    extra = {arm: float(lines[arm][-1].rstrip("%")) for arm in ("uniform", "doremi", "regmix", "adapt")}
+    assert extra["doremi"] > 100 and extra["regmix"] > 50 and extra["adapt"] > 0 and abs(extra["uniform"]) < 30
+    assert "* kept out of the pool." in done.stdout and (tmp_path / "mixing/mixing.html").exists()

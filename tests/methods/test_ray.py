@@ -1,0 +1,121 @@
+"""A real Ray: of our own, and a cluster of two nodes of which one is lost. Everything listens on 127.0.0.1 alone."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import textwrap
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import curate
+from curate.errors import CurateError, CurateFailure
+from curate.methods.executors.ray import Ray
+from curate.store.workspace import Workspace
+from tests.conftest import ROOT, tree_bytes
+from tests.support.faulty import Faulty, Slow, Small
+
+os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_USAGE_STATS_ENABLED="0")
+ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'curate[ray]')")
+
+# Ray closes its pipes and sockets when the process ends, not when it is told to.
+pytestmark = pytest.mark.filterwarnings(
+    "ignore::ResourceWarning",
+    "ignore::pytest.PytestUnraisableExceptionWarning",
+    "ignore::DeprecationWarning",
+    "ignore::FutureWarning",
+)
+
+
+@pytest.fixture
+def cluster(tmp_path: Path, monkeypatch: Any) -> Iterator[Any]:
+    """A Ray cluster of a head without CPUs and two nodes of one CPU each."""
+    from ray.cluster_utils import Cluster
+
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("CURATE_BEGUN", str(tmp_path / "begun"))
+    made = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "include_dashboard": False})
+    made.nodes = [made.add_node(num_cpus=1), made.add_node(num_cpus=1)]
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.fixture
+def calm(sample_ws: Workspace, tmp_path: Path) -> dict[str, bytes]:
+    """The score tables of an undisturbed run in one process."""
+    ws = curate.open_workspace(shutil.copytree(sample_ws.path, tmp_path / "calm"))
+    curate.score(ws, Small(), target="arithmetic")
+    return tree_bytes(ws.path / "scores")
+
+
+def test_a_ray_of_our_own_writes_the_same_bytes_and_listens_to_this_machine_alone(
+    sample_ws: Workspace, calm: dict[str, bytes]
+) -> None:
+    script = """
+        import subprocess, sys
+        import curate
+        from curate.methods.executors.ray import Ray
+        from tests.support.faulty import Small
+        ws = curate.open_workspace(sys.argv[1])
+        workers = Ray(workers=2).open()
+        print(subprocess.run(["ss", "-ltnp"], capture_output=True, text=True).stdout)
+        curate.score(ws, Small(), target="arithmetic", executor=Ray(workers=2))
+        workers.close()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(sample_ws.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    assert tree_bytes(sample_ws.path / "scores") == calm
+    listening = [line.split()[3] for line in done.stdout.splitlines() if "raylet" in line or "gcs_server" in line]
+    assert all("127.0.0.1" in address for address in listening), listening
+
+
+def test_a_node_lost_in_mid_run_costs_no_more_than_the_units_under_way(
+    sample_ws: Workspace, calm: dict[str, bytes], cluster: Any, tmp_path: Path
+) -> None:
+    begun = tmp_path / "begun"
+
+    def lose_a_node() -> None:
+        while not begun.exists() or len(begun.read_text().splitlines()) < 20:
+            time.sleep(0.05)
+        cluster.remove_node(cluster.nodes[0], allow_graceful=False)
+
+    thread = threading.Thread(target=lose_a_node)
+    thread.start()
+    (result,) = curate.score(sample_ws, Slow(), target="arithmetic", executor=Ray(workers=2, address=cluster.address))
+    thread.join()
+    assert result.rows == 3000 and tree_bytes(sample_ws.path / "scores") == calm
+    lines = begun.read_text().splitlines()
+    assert len(lines) - len(set(lines)) <= 1, "one actor was lost, and with it one unit"
+    assert not [p for p in sample_ws.path.rglob("*.tmp")]
+
+
+@pytest.mark.slow
+def test_a_killed_actor_is_replaced(sample_ws: Workspace, calm: dict[str, bytes], cluster: Any, tmp_path: Path) -> None:
+    method = Faulty(on="a", how="kill", once=str(tmp_path / "killed"))
+    (result,) = curate.score(sample_ws, method, executor=Ray(workers=2, address=cluster.address))
+    assert (tmp_path / "killed").exists() and (result.rows, result.nulls) == (3000, 0)
+    where = cluster.address
+    with pytest.raises(CurateFailure, match="lost 2 times at rows .*same command"):
+        curate.score(
+            sample_ws, Faulty(on="a", how="kill"), executor=Ray(attempts=2, address=cluster.address), fresh=True
+        )
+    with pytest.raises(CurateFailure, match="on more than 16 samples"):
+        curate.score(sample_ws, Faulty(on="a"), executor=Ray(address=where), fresh=True)
+    with pytest.raises(CurateFailure, match="no worker has started within 2 s"):
+        curate.score(
+            sample_ws, Faulty(), executor=Ray(gpus=1.0, workers=1, patience=2.0, address=cluster.address), fresh=True
+        )
+
+
+def test_no_ray_at_the_address_is_said(sample_ws: Workspace) -> None:
+    with pytest.raises(CurateError, match="no Ray could be reached at 127.0.0.1:1"):
+        curate.score(sample_ws, Faulty(), executor=Ray(address="127.0.0.1:1"))

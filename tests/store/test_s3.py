@@ -1,0 +1,146 @@
+"""A workspace in an object store: a local S3 server, and real clients."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import curate
+from curate.errors import CurateError
+from curate.methods.executors.local import Local
+from curate.methods.scores.bm25 import Bm25
+from curate.methods.scores.length import Length
+from curate.methods.selectors.top import Top
+from curate.store.locks import lock
+from curate.store.object_store import location
+from curate.store.workspace import Workspace
+from curate.verbs.select import SelectionSpec
+from tests.conftest import SAMPLE, tree_bytes
+from tests.support import forks
+from tests.support.drill import Drill, leftovers
+from tests.support.faulty import Small
+
+pytest.importorskip("moto", reason="moto is not installed (pip install 'curate[test]')")
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """The address of an empty bucket of a server on 127.0.0.1."""
+    with socket.socket() as s:
+        s.bind(("127.0.0.1", 0))
+        port = s.getsockname()[1]
+    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_DEFAULT_REGION": "us-east-1"}
+    old = dict(os.environ)
+    os.environ.update(keys, AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}")
+    for _ in range(200):
+        try:
+            socket.create_connection(("127.0.0.1", port)).close()
+            break
+        except OSError:
+            time.sleep(0.1)
+    try:
+        import boto3
+
+        boto3.client("s3").create_bucket(Bucket="bucket")
+        yield "s3://bucket"
+    finally:
+        os.environ.clear()
+        os.environ.update(old)
+        server.kill()
+        server.wait()
+
+
+def objects(ws: Workspace, folder: str) -> dict[str, bytes]:
+    """Every Parquet object below a prefix, by its path there."""
+    root = ws.path / folder
+    found = [p for p in root.rglob("*.parquet")]
+    return {str(p).removeprefix(f"{root}/"): p.read_bytes() for p in found}
+
+
+def fill(ws: Workspace) -> None:
+    curate.ingest(ws, sorted(map(str, (SAMPLE / "pool").iterdir())), shard_bytes=300_000)
+    curate.target(ws, "arithmetic", str(SAMPLE / "targets/arithmetic_val.jsonl"), subtask="subtask")
+
+
+def test_a_whole_job_writes_the_same_bytes_as_on_a_disk(bucket: str, ws: Workspace, cli: Any) -> None:
+    there = curate.open_workspace(f"{bucket}/job/ws")
+    for each in (ws, there):
+        fill(each)
+        curate.score(each, Small(), Length(), target="arithmetic", executor=Local(workers=2 if each is there else 1))
+        curate.score(each, Length(of="whole"), fresh=True)  # a swap, without renames
+        curate.select(each, "best", Top(), SelectionSpec(by="bm25_arithmetic", top=50))
+    for folder in ("pool", "scores", "manifests", "targets"):
+        want = tree_bytes(ws.path / folder)  # type: ignore[arg-type]
+        assert objects(there, folder) == want and want
+    assert curate.verify(there).damaged == []
+    done = cli(
+        "sql", "SELECT count(*) AS n, count(bm25_arithmetic) AS b FROM samples", "--format", "json", ws=there.path
+    )
+    assert json.loads(done.stdout) == [{"n": 3000, "b": 3000}], done.stderr
+    assert cli("status", ws=there.path).returncode == 0
+    assert not [p for p in there.path.rglob("*") if "fresh" in str(p) or "_units" in str(p) or "tmp" in str(p)]
+
+
+@pytest.mark.slow
+def test_killed_at_random_points_it_ends_with_the_bytes_of_an_undisturbed_disk(
+    bucket: str, ws: Workspace, tmp_path: Path
+) -> None:
+    there = curate.open_workspace(f"{bucket}/killed")
+    for each in (ws, there):
+        fill(each)
+    curate.score(ws, Small(), target="arithmetic")
+    drill, rounds, done = Drill(there, tmp_path, seed=4), 0, 0
+    while done < 8:
+        done += drill.kill_during("local", "worker" if rounds % 2 else "driver")
+        rounds += 1
+        assert rounds < 16
+    drill.finish("local")
+    assert objects(there, "scores") == tree_bytes(ws.path / "scores")  # type: ignore[arg-type]
+    assert leftovers(curate.open_workspace(there.path)) == []
+    assert drill.repeated() <= 2 * rounds * 3  # three workers, and one of them dies before the driver does
+
+
+def test_a_damaged_object_is_found_and_computed_again(bucket: str) -> None:
+    ws = curate.open_workspace(f"{bucket}/damaged")
+    fill(ws)
+    curate.score(ws, Bm25(), target="arithmetic")
+    before = objects(ws, "scores")
+    part = ws.score_folder("bm25_arithmetic") / "part-00000.parquet"
+    part.write_bytes(part.read_bytes()[:100])
+    (damage,) = curate.verify(ws, repair=True).damaged
+    assert damage.part == "part-00000" and objects(ws, "scores") == before
+    assert curate.drop(ws, "bm25_arithmetic") == "score" and ws.score_names() == []
+
+
+def test_a_claim_is_one_processs_and_a_dead_ones_is_free(bucket: str) -> None:
+    root = location(f"{bucket}/claims")
+    with lock(root, "score x"):
+        said = f"process {os.getpid()} on .* is writing the score x"
+        with pytest.raises(CurateError, match=said), lock(root, "score x"):
+            pass
+    with lock(root, "score x"):
+        pass
+    script = "import sys,os,signal; from curate.store.locks import lock\n" \
+        "from curate.store.object_store import location\n" \
+        "with lock(location(sys.argv[1]), 'score x'): os.kill(os.getpid(), signal.SIGKILL)"  # fmt: skip
+    forks.run(script, str(root))
+    assert list((root / ".claims/score-x").iterdir())  # what the killed one left
+    with lock(root, "score x"):
+        pass
+    assert not list((root / ".claims/score-x").iterdir())
+
+
+def test_other_addresses_are_refused_in_a_sentence(cli: Any) -> None:
+    done = cli("status", ws="ftp://somewhere/ws")
+    assert done.returncode == 2 and "is no place for a workspace" in done.stderr

@@ -1,0 +1,149 @@
+"""Every score, run in memory on a few texts by the models and checkpoints that it needs."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from curate.gradients.gradient_model import GradientModel
+from curate.kinds.registry import find, names
+from curate.kinds.score import Target, run
+from curate.kinds.text import Text
+from curate.kinds.vectors import Vectors
+from curate.models.choice import CheckpointChoice, ModelChoice
+from curate.models.forward import score_samples
+from curate.models.language_model import LanguageModel
+from curate.models.sentence_encoder import SentenceEncoder
+from curate.tables.score_table import score_table
+from tests.support.checkpoints import write_checkpoints
+
+SCORES = names("score")
+TOLERANCE = 2e-5  # of scores through a model, whose sums depend on what stands in a batch; the others are bit-equal
+TEXTS = [
+    "the red apple and the green apple fell from the tree into the river",
+    "a river runs through the town\na river runs through the town\nand the mill turns",
+    [{"role": "user", "content": "what is two plus two?"}, {"role": "assistant", "content": "two plus two is four"}],
+    "print(x) print(x) print(x) print(x) print(x) print(x) print(x) print(x)",
+    "über die brücke ging der müller mit 3 säcken, 4 eseln und 5 kindern",
+    [{"role": "system", "content": "be short"}, {"role": "assistant", "content": "yes."}],
+    "one",
+    "x " * 400 + "the end of a long text about an apple",
+]
+
+
+@functools.cache
+def tiny() -> LanguageModel:
+    return LanguageModel(ModelChoice("tiny"))
+
+
+@functools.cache
+def encoder() -> SentenceEncoder:
+    return SentenceEncoder(ModelChoice("minilm"))
+
+
+@functools.cache
+def checkpoints() -> tuple[CheckpointChoice, ...]:
+    """Two of a short training of the tiny model by LoRA."""
+    folders = write_checkpoints(Path(tempfile.mkdtemp(prefix="curate-laws-")))
+    models = [ModelChoice(str(folder), device="cpu") for folder in folders]
+    return tuple(CheckpointChoice(m, 1e-3, f"{m.name}/optimizer.safetensors") for m in models)
+
+
+@functools.cache
+def both_ways() -> GradientModel:
+    return GradientModel(checkpoints(), moments=True, others={"origin": tiny()})
+
+
+def given_to(method: Any) -> dict[str, Any]:
+    """The tiny model in every role, but for those that have a usual model; or a training's checkpoints."""
+    if method.checkpoints == "each" and not method.warm_up():
+        return {"checkpoints": [f"{c.model.name}@{c.lr}" for c in checkpoints()]}
+    return {"models": {role: ModelChoice(method.usual_models.get(role, "tiny")) for role in method.models}}
+
+
+def models_of(method: Any) -> dict[str, Any]:
+    if method.checkpoints != "none":
+        return {role: both_ways() if role == "base" else tiny() for role in method.models}
+    return {role: encoder() if role == "encoder" else tiny() for role in method.models}
+
+
+def vectors(method: Any, samples: list[dict[str, Any]], subtasks: Any = None) -> Vectors:
+    step = method.vectors() if subtasks is None else method.target_vectors()
+    found = score_samples(models_of(method), samples, {"x": step})[0]["x"]
+    return Vectors.of(found["vector"], found["error"], subtasks or ())
+
+
+def computed(method: Any, batches: list[Text], target: Target | None) -> list[Any]:
+    """The columns of each batch, by a run in memory."""
+    if not method.models:
+        return run(method, batches, target)
+    samples = [batch.frame.select("messages", "text").to_dicts() for batch in batches]
+    if method.vectors():
+        (step,) = method.passes(target)
+        assert target is not None and step.open is not None
+        aim = vectors(method, target.text.frame.select("messages", "text").to_dicts(), target.subtasks)
+        return [step.map(vectors(method, batch), step.open(aim)) for batch in samples]
+    models, (*counting, last), state = models_of(method), method.passes(target), {}
+    for step in counting:
+        anchors, aim = [{"messages": said("a green apple"), "text": None}], target and target.text.frame
+        over = {"pool": samples, "anchors": [anchors]}.get(step.over) or [aim.select("messages", "text").to_dicts()]  # type: ignore[union-attr]
+        given = step.open(state) if step.open else state
+        partials = [score_samples(models, some, {"x": step}, {"x": given})[0]["x"] for some in over]
+        state = {**state, **step.reduce([{k: v for k, v in p.items() if k != "error"} for p in partials])}
+    state = last.open(state) if last.open else state
+    return [score_samples(models, batch, {"x": last}, {"x": state})[0]["x"] for batch in samples]
+
+
+def same(a: list[dict[str, Any]], b: list[dict[str, Any]], method: Any) -> bool:
+    """Whether rows of a score table agree: bit for bit, or within the tolerance where a model was at work."""
+    if not method.models:
+        return a == b
+    numbers = [[(k, v) for k, v in row.items() if isinstance(v, int | float)] for row in (*a, *b)]
+    first, second = numbers[: len(a)], numbers[len(a) :]
+    close = all(
+        k == m and abs(v - w) <= TOLERANCE * max(1.0, abs(v))
+        for x, y in zip(first, second, strict=True)
+        for (k, v), (m, w) in zip(x, y, strict=True)
+    )
+    return close and [row["error"] for row in a] == [row["error"] for row in b]
+
+
+def said(answer: str) -> list[dict[str, str]]:
+    return [{"role": "user", "content": "say something"}, {"role": "assistant", "content": answer}]
+
+
+_SHORT = {"dim": 256, "lora_r": 2, "epochs": 1.0, "eta": 10.0}  # of a method that trains a warm-up, or judges a step
+
+
+def lenient(name: str) -> Any:
+    """A score method that scores as much as it can, where that is a setting."""
+    cls, wanted = find("score", name), {"min_tokens": 1, "shortest": 1, "above_one": "keep", **_SHORT}
+    return cls(**{f.name: wanted[f.name] for f in dataclasses.fields(cls) if f.name in wanted})
+
+
+def batches(order: list[int], sizes: list[int]) -> list[Text]:
+    ends = np.cumsum([0, *sizes])
+    return [Text.of([TEXTS[i] for i in order[a:b]]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+
+@functools.cache
+def whole(name: str) -> list[dict[str, Any]]:
+    """Rows of the score table of TEXTS as one batch."""
+    return scored(name, list(range(8)), [8])
+
+
+def scored(name: str, order: list[int], sizes: list[int]) -> list[dict[str, Any]]:
+    """Rows of the score table of TEXTS taken in `order`, cut into batches, put back in TEXTS' order."""
+    method = lenient(name)
+    target = Target.of(["which apple is green?", "two plus three is five"], ["fruit", "sums"])
+    cut = batches(order, sizes)
+    results = computed(method, cut, target if method.uses_target else None)
+    parts = [score_table(b.frame["id"].to_arrow(), columns, method) for b, columns in zip(cut, results, strict=True)]
+    rows = pa.concat_tables(parts).drop_columns(["id"]).to_pylist()
+    return [row for _, row in sorted(zip(order, rows, strict=True), key=lambda pair: pair[0])]

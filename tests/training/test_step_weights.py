@@ -1,0 +1,162 @@
+"""Weights of a step's samples: ADAPT and those by loss, against slow references and by hand."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from curate.kinds.signals import Step
+from curate.kinds.weighting import Weighting
+from curate.methods.weightings.adapt import Adapt
+from curate.methods.weightings.extremes import Extremes
+from curate.methods.weightings.flow import Flow
+from curate.methods.weightings.linear import Linear
+from curate.methods.weightings.linupper import Linupper
+from curate.methods.weightings.quadratic import Quadratic
+from curate.methods.weightings.stm import Stm
+from curate.methods.weightings.talr import Talr
+from curate.models.tokens import Encoded
+from curate.training.dataset import Data
+from curate.training.examples import Examples
+from curate.training.inference import base_losses
+from curate.training.loop import Trainer
+from curate.training.objective import Objective
+from tests.oracles import training as slow
+from tests.support.training import ONE_STEP, PLAIN, Given, closest, gradient_of, pairs, tiny, trained
+
+# --- adapt -----------------------------------------------------------------------------------------------
+
+
+def test_adapt_is_the_paper_s_equations_whatever_else_is_in_the_batch(processes: Any, encoded: list[Encoded]) -> None:
+    model, anchors = tiny("float64"), encoded[40:]
+    want = [slow.adapt(model.model, one.ids.tolist(), [a.ids.tolist() for a in anchors], 0.5) for one in encoded]
+    for settings in (ONE_STEP, replace(ONE_STEP, micro_batch_size=7), replace(ONE_STEP, packing=True)):
+        _, done = gradient_of(processes, encoded, Adapt(tau=0.5), settings, anchors=Examples.of(anchors))
+        assert done.weight[np.argsort(done.documents)] == pytest.approx(want, abs=1e-6)
+    got, _ = gradient_of(processes, encoded, Adapt(tau=0.5), ONE_STEP, anchors=Examples.of(anchors))
+    n = sum(int(one.supervised.sum()) for one in encoded)
+    closest(got, slow.weighted_gradient(model.model, pairs(encoded), want, n))
+
+
+def test_adapt_looks_at_the_target_again_every_so_many_steps(processes: Any, encoded: list[Encoded]) -> None:
+    lm = tiny()
+    trainer = Trainer(
+        lm,
+        Data.of(Examples.of(encoded), anchors=Examples.of(encoded[:4])),
+        replace(PLAIN, epochs=2),
+        Adapt(refresh=4),
+        processes,
+    )
+    anchors = []
+    for done in trainer.run():
+        anchors.append(trainer.weigher.state["anchor"].tolist())
+        assert ("anchors" in done.usage) == (done.step in (1, 5, 9))
+    assert anchors[0] == anchors[3] != anchors[4] == anchors[7]
+
+
+def test_clipping_and_a_zero_state_are_finite() -> None:
+    state = Adapt().refreshed(torch.zeros(2, 3), {})
+    weights, _ = Adapt(clip_low=0.4, clip_high=0.45).update(Step(1, states=torch.zeros(2, 3)), state)
+    assert weights.values.tolist() == [0.45, 0.45]
+
+
+# --- by loss ---------------------------------------------------------------------------------------------
+
+
+def test_linupper_s_worked_table_and_its_limits() -> None:
+    def of(weighting: Any, losses: list[float], step: int = 1) -> np.ndarray:
+        return weighting.update(Step(step, loss=np.array(losses)), {})[0].values
+
+    w = of(Linupper(r=1.0), [1.0, 2.0, 3.0])
+    assert w / w[1] == pytest.approx([np.exp(-1), 1, 1]) and w.sum() == pytest.approx(3)
+    assert of(Linupper(r=1e9), [1.0, 2.0, 3.0]) == pytest.approx([1, 1, 1])
+    assert of(Linear(), [2.0, 2.0, 2.0]).tolist() == [1.0, 1.0, 1.0]
+    assert of(Linear(), [2.0, 2.0 + 1e-15, 2.0]).sum() == pytest.approx(3)
+    scheduled = Linupper(r=0.1, first_r=1e9, first_steps=2)
+    assert of(scheduled, [1.0, 2.0], step=2) == pytest.approx([1, 1])
+    assert of(scheduled, [1.0, 2.0], step=3)[0] < 1e-3
+
+
+@pytest.mark.parametrize(
+    ("weighting", "f"),
+    [
+        (Linear(r=0.5), [-1.0, -0.5, 1.0]),
+        (Linupper(r=0.5), [0.0, 0.5, 1.0]),
+        (Quadratic(r=0.5), [0.0, 0.75, 0.0]),
+        (Extremes(r=0.5), [1.0, 0.5, 1.0]),
+    ],
+    ids=lambda x: getattr(x, "name", ""),
+)
+def test_weights_by_loss_are_the_table_worked_by_hand(weighting: Weighting, f: list[float]) -> None:
+    """Losses 2, 3, 6 stand at h = -1, -0.5, 1; a weight is its share of exp(f / r), three times."""
+    raised = [2.718281828459045 ** (value / 0.5) for value in f]
+    want = [3 * value / sum(raised) for value in raised]
+    got = weighting.update(Step(1, loss=np.array([2.0, 3.0, 6.0])), {})[0].values
+    assert got.tolist() == pytest.approx(want, rel=1e-12)
+
+
+def test_talr_is_the_minimiser_on_the_simplex_but_for_its_floor_and_scale() -> None:
+    """Normalised, exp(-l / tau) minimises  sum of w l + tau sum of w log w  on the simplex: by a solver."""
+    from scipy.optimize import minimize
+
+    loss = np.array([0.3, 1.0, 1.7, 2.9])
+    tau = float(np.median(loss))
+    w = Talr(floor=0.0).update(Step(1, loss=loss), {})[0].values
+    entropic = minimize(
+        lambda v: float(v @ loss + tau * (v * np.log(v)).sum()), np.full(4, 0.25), bounds=[(1e-9, 1)] * 4,
+        constraints={"type": "eq", "fun": lambda v: v.sum() - 1}, options={"ftol": 1e-14},
+    )  # fmt: skip
+    assert w / w.sum() == pytest.approx(entropic.x, abs=1e-5)
+
+
+def test_flow_and_stm_go_by_the_base_model(processes: Any, encoded: list[Encoded]) -> None:
+    examples, model = Examples.of(encoded), tiny("float64")
+    base, usage = base_losses(Objective(model), examples)
+    with torch.no_grad():
+        want = torch.cat([slow.token_losses(model.model, *pair) for pair in pairs(encoded)]).numpy()
+    assert base == pytest.approx(want, abs=1e-6) and usage.tokens == examples.lengths.sum()
+    column = np.array([part.mean() for part in np.split(base, np.cumsum(examples.counts)[:-1])])
+    _, done = gradient_of(processes, encoded, Flow(), ONE_STEP, column=column)
+    weights = done.weight[np.argsort(done.documents)]
+    assert weights == pytest.approx(np.exp(-column / np.median(column)))
+    got, _ = gradient_of(processes, encoded, Stm(), ONE_STEP, base_token_loss=base)
+    kept, start = [], 0
+    for one in encoded:
+        supervised, n = one.supervised.copy(), int(one.supervised.sum())
+        supervised[np.flatnonzero(supervised)[base[start : start + n] > np.log(2.5)]] = False
+        kept.append((one.ids.tolist(), supervised.tolist()))
+        start += n
+    left = sum(sum(supervised) for _, supervised in kept)
+    closest(
+        got,
+        slow.weighted_gradient(model.model, [k for k in kept if any(k[1])], [1.0] * sum(any(k[1]) for k in kept), left),
+    )
+
+
+@pytest.mark.parametrize("size", [0, 1, 7])
+def test_the_null_deals_the_same_weights_out_among_the_whole_step(
+    processes: Any, encoded: list[Encoded], size: int
+) -> None:
+    column = np.arange(1.0, 49.0)
+    _, plain = gradient_of(processes, encoded, Given(), ONE_STEP, column=column)
+    null = replace(ONE_STEP, shuffle_weights=True, micro_batch_size=size)
+    _, dealt = gradient_of(processes, encoded, Given(), null, column=column)
+    assert sorted(plain.weight.round(9)) == sorted(dealt.weight.round(9))
+    moved = dealt.weight[np.argsort(dealt.documents)]
+    assert (moved == column).mean() < 0.2 and ("losses" in dealt.usage) == (size > 0)
+
+
+def test_a_model_whose_head_is_not_plain_is_counted_and_weighted_too(processes: Any, encoded: list[Encoded]) -> None:
+    settings = replace(ONE_STEP, count_flops=True, micro_batch_size=12)
+    lm, plain = tiny(), tiny()
+    lm.plain_head = False
+    _, (done,) = trained(processes, encoded, Linupper(), settings, lm)
+    _, (want,) = trained(processes, encoded, Linupper(), settings, plain)
+    assert done.metrics["weighted_loss"] == pytest.approx(want.metrics["weighted_loss"], rel=1e-5)
+    assert done.usage["train"].flops > 1.05 * want.usage["train"].flops
+    for usage in (*done.usage.values(), *want.usage.values()):  # fused attention counts as none
+        assert usage.flops_counted and 0.8 < usage.flops_counted / usage.flops <= 1.001

@@ -1,0 +1,223 @@
+"""`curate mask` and training by what it made: warm-ups, stale scores, what is refused, kills."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from msgspec import structs
+from safetensors.torch import load_file
+
+import curate
+from curate.errors import CurateError
+from curate.gradients.optimizer_state import load_moments
+from curate.methods.masks.dualsft import Dualsft as DualsftMask
+from curate.methods.masks.gradient_block import GradientBlock
+from curate.methods.masks.magnitude_small import MagnitudeSmall
+from curate.methods.masks.random import Random
+from curate.methods.scores.dualsft import Dualsft
+from curate.methods.weightings.uniform import Uniform
+from curate.models.choice import CheckpointChoice, ModelChoice
+from curate.models.load import load
+from curate.numerics.apportion import apportion
+from curate.runs.config import TrainingSpec
+from curate.runs.fitted_mask import fitted
+from curate.store.encoding import read_arrays
+from curate.store.mask_file import read_mask, write_mask
+from curate.store.recipes import MaskRecipe
+from tests.conftest import SAMPLE, run_and_kill, tree_bytes
+from tests.methods.test_masks import tiny
+
+SHORT = {"warmup": 0.1, "batch_size": 16, "lr": 1e-3, "anchors_share": 0.1, "preserve": "none"}
+
+
+def test_dualsft_s_mask_is_the_largest_of_q_times_the_sum_of_gradients(handful_ws: Any) -> None:
+    curate.score(handful_ws, Dualsft(**SHORT, curvature_scale=1e6, eta=1.0), target="facts", models="tiny")
+    recipe = json.loads((handful_ws.score_folder("dualsft_facts") / "score.json").read_text())
+    state = {
+        k: v
+        for path in recipe["states"]
+        for k, v in read_arrays(handful_ws.path / f"prepared/{path}.safetensors").items()
+    }
+    (folder,) = (handful_ws.path / "prepared" / recipe["warmup"]["place"] / "checkpoints").glob("step-*")
+    parameters = dict(load(ModelChoice(str(folder)))[0].named_parameters())
+    at = CheckpointChoice(ModelChoice(str(folder)), None, str(folder / "optimizer.safetensors"))
+    moments = load_moments(at, parameters, list(parameters))
+    n, values = float(state["pool.0/samples"][0]), []
+    for name in parameters:
+        h = 1e6 * (np.sqrt(moments.square[name].double().numpy() / (1 - 0.999**moments.step)) + 1e-8)
+        mean, v = (state[f"{key}.0/{name}"][0].astype(np.float64) for key in ("pool", "task"))
+        values.append(((v / n - h * mean / (2 * n)) * n * mean).ravel())
+    flat = np.concatenate(values)
+    budget = round(0.01 * len(flat))
+    for quota in ("global", "module"):
+        r = curate.mask(handful_ws, quota, DualsftMask(quota=quota), 0.01, score="dualsft_facts")
+        assert r.selected == budget and r.parameters == len(flat)
+        stored = read_mask(handful_ws, quota)
+        chosen, start = [], 0
+        for name, its in zip(parameters, values, strict=True):
+            chosen.append(stored.selected.get(name, np.zeros(0, int)).astype(int) + start)
+            start += len(its)
+        inside = np.concatenate(chosen)
+        if quota == "global":
+            assert set(inside) == set(np.argsort(-flat, kind="stable")[:budget])
+        else:
+            wanted = apportion({name: p.numel() for name, p in parameters.items()}, budget)
+            assert {n: len(c) for n, c in zip(parameters, chosen, strict=True)} == wanted
+    rows = curate.sql(handful_ws, "SELECT sum(first - second) AS s FROM dualsft_facts")
+    assert rows[0]["s"] == pytest.approx(flat.sum(), rel=1e-3)  # of samples and of parameters: one game's value
+
+
+def test_gradient_block_s_warm_up_is_trained_once_and_training_goes_on_from_its_end(handful_ws: Any, cli: Any) -> None:
+    method = GradientBlock(block=32, steps=4, batch_size=8)
+    with pytest.raises(CurateError, match="which blocks of 100 do not cover"):
+        curate.mask(handful_ws, "blocks", replace(method, block=100), 0.05, model="tiny")
+    with pytest.raises(CurateError, match="the budget is 394"):
+        curate.mask(handful_ws, "blocks", method, 0.0002, model="tiny")
+    assert not [row for row in curate.ledger(handful_ws) if row["phase"] == "warm-up"]  # nothing was paid for
+    r = curate.mask(handful_ws, "blocks", method, 0.05, model="tiny")
+    other = curate.mask(handful_ws, "others", replace(method, measure="abs_mean"), 0.05, model="tiny")
+    assert r.checkpoint == other.checkpoint and r.selected == 1967808 // 20 // 1024 * 1024
+    warmed = [row for row in curate.ledger(handful_ws) if row["phase"] == "warm-up"]
+    assert [(row["stage"], row["methods"], row["name"], row["samples"]) for row in warmed] == [
+        ("mask", "gradient_block", "blocks", 32)
+    ]
+    stored, tensors = read_mask(handful_ws, "blocks"), load_file(Path(r.checkpoint) / "optimizer.safetensors")
+    name = "model.layers.0.self_attn.q_proj.weight"
+    tiles = tensors[f"sum.{name}"].double().reshape(6, 32, 6, 32).mean((1, 3)).abs()
+    inside = np.zeros(192 * 192, bool)
+    inside[stored.selected[name]] = True
+    taken = inside.reshape(6, 32, 6, 32).all((1, 3))
+    assert 0 < taken.sum() < 36 and taken.sum() * 1024 == inside.sum()
+    assert tiles[torch.from_numpy(taken)].min() >= tiles[torch.from_numpy(~taken)].max()
+    done = cli("train", "goes_on", "--model", r.checkpoint, "--mask", "blocks", "--set", "steps=2", ws=handful_ws)
+    assert done.returncode == 0, done.stderr
+
+
+def test_a_stale_score_s_mask_is_of_the_checkpoint_that_the_score_looked_at(handful_ws: Any, tmp_path: Path) -> None:
+    curate.score(handful_ws, Dualsft(**SHORT), target="facts", models="tiny")
+    curate.mask(handful_ws, "before", DualsftMask(), 0.01, score="dualsft_facts")
+    more = (SAMPLE / "pool/atlas.jsonl").read_text().splitlines()[-40:]
+    (tmp_path / "more.jsonl").write_text("\n".join(more))
+    curate.ingest(handful_ws, [str(tmp_path / "more.jsonl")])
+    with pytest.raises(CurateError, match="is stale"):
+        curate.mask(handful_ws, "after", DualsftMask(), 0.01, score="dualsft_facts")
+    places = sorted(p.name for p in (handful_ws.path / "prepared").iterdir())
+    after = curate.mask(handful_ws, "after", DualsftMask(), 0.01, score="dualsft_facts", allow_stale=True)
+    assert len(after.warnings) == 1
+    assert sorted(p.name for p in (handful_ws.path / "prepared").iterdir()) == places  # nothing was trained anew
+    one, other = (read_mask(handful_ws, name).selected for name in ("before", "after"))
+    assert one.keys() == other.keys() and all((one[n] == other[n]).all() for n in one)
+
+
+def test_what_is_no_mask_for_a_model_is_said(handful_ws: Any) -> None:
+    with pytest.raises(CurateError, match="--frac 0: a mask takes a share of the parameters"):
+        curate.mask(handful_ws, "m", Random(), 0.0, model="tiny")
+    with pytest.raises(CurateError, match="--frac 1.5: "):
+        curate.mask(handful_ws, "m", Random(), 1.5, model="tiny")
+    with pytest.raises(CurateError, match="--frac 1e-09 of 1967808 parameters is none"):
+        curate.mask(handful_ws, "m", Random(), 1e-9, model="tiny")
+    with pytest.raises(CurateError, match="add --model M"):
+        curate.mask(handful_ws, "m", Random(), 0.1)
+    with pytest.raises(CurateError, match="add --score NAME"):
+        curate.mask(handful_ws, "m", DualsftMask(), 0.1, model="tiny")
+    curate.score(
+        handful_ws,
+        curate.find("score", "length")(),
+    )
+    with pytest.raises(CurateError, match="does not score parameters; use a `dualsft` score"):
+        curate.mask(handful_ws, "m", DualsftMask(), 0.1, score="length")
+    with pytest.raises(CurateError, match="'magnitude_small' finds nothing to choose from in tiny; exclude less"):
+        curate.mask(handful_ws, "m", MagnitudeSmall(exclude="weight", scope="tensor"), 0.1, model="tiny")
+    curate.mask(handful_ws, "m", Random(), 0.1, model="tiny")
+    stored, lm = read_mask(handful_ws, "m"), tiny()
+    tied, embedding = "lm_head.weight", "model.embed_tokens.weight"
+    shape = stored.recipe.shapes[embedding]
+
+    def with_shapes(shapes: dict[str, list[int]]) -> MaskRecipe:
+        return structs.replace(stored.recipe, shapes={**stored.recipe.shapes, **shapes})
+
+    for selected, said in (
+        ({"model.layers.9.mlp.up_proj.weight": np.arange(3)}, "no parameter model.layers.9"),
+        ({tied: np.arange(3)}, "ties to model.embed_tokens.weight, where it chose 0"),
+    ):
+        other = with_shapes({tied: shape, **dict.fromkeys(selected, [512, 192])})
+        with pytest.raises(CurateError, match=said):
+            fitted(replace(stored, selected=selected, recipe=other), lm.model)
+    both = replace(stored, selected={tied: np.arange(3), embedding: np.arange(3)}, recipe=with_shapes({tied: shape}))
+    assert list(fitted(both, lm.model)) == [embedding]
+    with pytest.raises(CurateError, match=r"its model.embed_tokens.weight is \[7, 192\], and this one's"):
+        fitted(replace(stored, recipe=with_shapes({embedding: [7, 192]})), lm.model)
+    curate.mask(handful_ws, "moves", MagnitudeSmall(interval=2), 0.1, model="tiny")
+    with pytest.raises(CurateError, match="'moves' \\(magnitude_small\\) is updated during training: give its method"):
+        curate.train(
+            handful_ws, "m_run", TrainingSpec(ModelChoice("tiny"), Uniform(), mask=read_mask(handful_ws, "moves"))
+        )
+    path = handful_ws.mask_path("m")
+    path.write_bytes(path.read_bytes()[:1000])
+    with pytest.raises(CurateError, match="is no mask, or damaged"):
+        read_mask(handful_ws, "m")
+    assert [d.kind for d in curate.verify(handful_ws).damaged] == ["mask"]
+    write_mask(handful_ws, "m", {"a": np.array([3, 1])}, with_shapes({"a": [5]}))
+    with pytest.raises(CurateError, match="a has indices that are not ascending within its 5 elements"):
+        read_mask(handful_ws, "m")
+    assert curate.drop(handful_ws, "m") == "mask" and handful_ws.mask_names() == ["moves"]
+
+
+def test_the_command_line_masks_trains_and_goes_on_where_it_was_killed(handful_ws: Any, cli: Any) -> None:
+    done = cli("mask", "small", "--mask", "magnitude_small", "--model", "tiny", "--frac", "0.1", "--set", "interval=2",
+               ws=handful_ws)  # fmt: skip
+    assert done.returncode == 0 and "Mask small: 196,781 of 1,967,808 parameters." in done.stdout, done.stderr
+    arguments = [
+        "--model",
+        "tiny",
+        "--mask",
+        "small",
+        "--set",
+        "steps=6",
+        "--set",
+        "lr=1e-3",
+        "--set",
+        "checkpoint_every=3",
+    ]
+    done = cli("train", "r", *arguments, ws=handful_ws)
+    assert done.returncode == 0, done.stderr
+    (run,) = curate.sql(handful_ws, "SELECT mask, trainable, optimizer_bytes, peak_bytes FROM runs")
+    assert run.pop("peak_bytes") > 4 * 1_967_808
+    assert run == {"mask": "small", "trainable": 196_781, "optimizer_bytes": 12 * 196_781}
+    folder = handful_ws.path / "runs/r/checkpoints/step-000006"
+    before, after = (load(ModelChoice(name))[0].state_dict() for name in ("tiny", str(folder)))
+    changed = sum(int((before[n] != after[n]).sum()) for n in before if n != "lm_head.weight")
+    assert 196_781 * 0.9 < changed < 3 * 196_781  # three masks in turn
+    code = f"""
+    import sys
+    from curate.cli import main
+    main(["train", "k", "-w", sys.argv[1], *{arguments!r}])
+    """
+    run_and_kill(code, str(handful_ws.path), die_at=4)  # its tables of step 3, and a checkpoint, are there
+    done = cli("train", "k", *arguments, ws=handful_ws)
+    assert done.returncode == 0, done.stderr
+    assert tree_bytes(handful_ws.path / "runs/k/checkpoints", "*.safetensors") == tree_bytes(
+        handful_ws.path / "runs/r/checkpoints", "*.safetensors"
+    )
+    done = cli("train", "r", "--model", "tiny", "--set", "steps=6", "--set", "lr=1e-3", ws=handful_ws)
+    assert done.returncode == 2 and "with another mask (small, not none, or made anew)" in done.stderr
+    done = cli("train", "l", *arguments, "--set", "lora_r=2", ws=handful_ws)
+    assert done.returncode == 2 and "leave out one of them" in done.stderr
+    done = cli("score", "less", "--checkpoints", "r", "--target", "facts", ws=handful_ws)
+    assert done.returncode == 2 and "is the state of a training by a mask" in done.stderr
+
+
+def test_masks_are_arrays_and_a_model_of_a_folder_has_the_same(handful_ws: Any, tmp_path: Path) -> None:
+    model, tokenizer = load(ModelChoice("tiny"))
+    model.save_pretrained(tmp_path / "m")
+    tokenizer.save_pretrained(tmp_path / "m")
+    curate.mask(handful_ws, "a", MagnitudeSmall(), 0.02, model="tiny")
+    curate.mask(handful_ws, "b", MagnitudeSmall(), 0.02, model=str(tmp_path / "m"))
+    a, b = read_mask(handful_ws, "a").selected, read_mask(handful_ws, "b").selected
+    assert a.keys() == b.keys() and all((a[n] == b[n]).all() for n in a)
