@@ -132,7 +132,8 @@ def test_an_earlier_version_of_curate_is_respected_while_it_lives(tmp_path: Path
         pass
 
 
-@pytest.mark.parametrize("left", ["", "{", json.dumps({**myself(), "born": "1"}), json.dumps(myself())])
+@pytest.mark.parametrize("left", ["", "{", json.dumps({**myself(), "born": "1"}), json.dumps(myself())],
+                         ids=["empty", "torn", "of a dead process", "of this process"])  # fmt: skip
 def test_a_lock_file_that_an_earlier_version_left_is_no_obstacle(tmp_path: Path, left: str) -> None:
     (tmp_path / ".claims").mkdir()
     (tmp_path / ".claims/pool").write_text(left)
