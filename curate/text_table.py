@@ -20,8 +20,8 @@ def folded(heading: str, rows: Sequence[dict[str, Any]], columns: dict[str, str]
     """Rows as a collapsible Markdown table under a heading; the first column is formatted as code."""
     lines = ["| " + " | ".join(columns.values()) + " |", "|---" * len(columns) + "|"]
     for row in rows:
-        first, *more = [cell(row.get(key)).replace("|", "\\|") for key in columns]
-        lines.append("| " + " | ".join([f"`{first}`", *more]) + " |")
+        first, *cells = [cell(row.get(key)).replace("|", "\\|") for key in columns]
+        lines.append("| " + " | ".join([f"`{first}`", *cells]) + " |")
     names = " · ".join(str(row[next(iter(columns))]) for row in rows)
     return "\n".join([f"<details><summary><b>{heading}</b>: {names}</summary>\n", *lines, "\n</details>"])
 

@@ -105,7 +105,7 @@ def masks(ws: Workspace, preset: Preset, target: str, model: ModelChoice) -> dic
     """The masks' methods by name, each stored under it."""
     training = preset.training
     warm_up = {"lr": training.lr, "batch_size": training.batch_size, "steps": min(100, preset.steps)}
-    made: dict[str, Mask] = {
+    methods: dict[str, Mask] = {
         "m_small": MagnitudeSmall(interval=100),
         "m_blocks": GradientBlock(block=16 if preset.context == 0 else 64, edges="pad", **warm_up),
         "m_principal": Principal(interval=100),
@@ -114,12 +114,12 @@ def masks(ws: Workspace, preset: Preset, target: str, model: ModelChoice) -> dic
         **{f"m_random_{seed}": RandomMask(seed=seed) for seed in range(preset.seeds)},
         **{f"m_channels_{seed}": Structured(seed=seed) for seed in range(preset.seeds)},
     }
-    for name, method in made.items():
+    for name, method in methods.items():
         if name in ws.mask_names():
             continue
-        score, its = (f"dualsft_{target}", None) if method.uses_score else (None, model)
-        curate.mask(ws, name, method, PARAMETERS, model=its, score=score)
-    return made
+        score, mask_model = (f"dualsft_{target}", None) if method.uses_score else (None, model)
+        curate.mask(ws, name, method, PARAMETERS, model=mask_model, score=score)
+    return methods
 
 
 def trainings(
@@ -130,31 +130,31 @@ def trainings(
         for seed in range(preset.seeds):
             manifest, mask = (name and name.format(seed=seed) for name in (arm.manifest, arm.mask))
             settings = replace(preset.training, steps=preset.steps, lora_r=arm.lora)
-            plain = TrainingSpec(model, Uniform(), settings, manifest=manifest, seed=seed)
+            training = TrainingSpec(model, Uniform(), settings, manifest=manifest, seed=seed)
             if mask:
                 stored = read_mask(ws, mask)
-                begin = replace(model, name=stored.recipe.checkpoint or model.name)
-                plain = replace(plain, model=begin, mask=stored, masking=made[mask])
-            yield f"{arm.name}_s{seed}", plain
+                start_model = replace(model, name=stored.recipe.checkpoint or model.name)
+                training = replace(training, model=start_model, mask=stored, masking=made[mask])
+            yield f"{arm.name}_s{seed}", training
 
 
 def auroc(values: np.ndarray, positive: np.ndarray) -> float:
     """The probability that a positive has the higher value; ties count half."""
-    ours, others = values[positive], values[~positive]
-    return float(mannwhitneyu(ours, others).statistic) / (len(ours) * len(others))
+    positives, negatives = values[positive], values[~positive]
+    return float(mannwhitneyu(positives, negatives).statistic) / (len(positives) * len(negatives))
 
 
 def truth(ws: Workspace, target: str) -> None:
     """What the sample corpus knows about its samples, against each score."""
-    facts = f"meta->>'skill' = '{target}' AS mine, NOT (meta->>'corrupt')::BOOLEAN AS clean"
+    columns = f"meta->>'skill' = '{target}' AS mine, NOT (meta->>'corrupt')::BOOLEAN AS clean"
     for score in (f"dualsft_{target}", f"less_{target}"):
-        rows = curate.sql(ws, f"SELECT {facts}, {score} AS value FROM samples WHERE {score} IS NOT NULL")
-        mine, clean = (np.array([bool(r[name]) for r in rows]) for name in ("mine", "clean"))
+        rows = curate.sql(ws, f"SELECT {columns}, {score} AS value FROM samples WHERE {score} IS NOT NULL")
+        match, clean = (np.array([bool(r[name]) for r in rows]) for name in ("mine", "clean"))
         value = np.array([r["value"] for r in rows])
         best = np.argsort(-value)[: round(DATA * len(value))]
         print(
-            f"   {score:16} its best {DATA:.0%}: {mine[best].mean():.0%} of the skill ({mine.mean():.0%} of all); "
-            f"AUROC skill {auroc(value, mine):.2f}, clean before corrupt {auroc(value[mine], clean[mine]):.2f}"
+            f"   {score:16} its best {DATA:.0%}: {match[best].mean():.0%} of the skill ({match.mean():.0%} of all); "
+            f"AUROC skill {auroc(value, match):.2f}, clean before corrupt {auroc(value[match], clean[match]):.2f}"
         )
 
 
@@ -168,47 +168,48 @@ def judged(found: Compared, target: str) -> dict[str, dict[str, dict[int, float]
         right = {k.split(" ")[0]: v for k, v in line.quality.items() if " loss" not in k}
         if not right:
             continue
-        others = [value for name, value in right.items() if name != target]
-        three = {"plasticity": right[target], "stability": float(np.mean(others))}
-        three["overall"] = (three["plasticity"] + three["stability"]) / 2
-        for key, value in three.items():
+        other_accuracies = [value for name, value in right.items() if name != target]
+        measures = {"plasticity": right[target], "stability": float(np.mean(other_accuracies))}
+        measures["overall"] = (measures["plasticity"] + measures["stability"]) / 2
+        for key, value in measures.items():
             by_arm.setdefault(line.arm, {}).setdefault(key, {})[line.seed] = value
     return by_arm
 
 
 def table(ws: Workspace, found: Compared, target: str) -> None:
     by_arm, pool = judged(found, target), ws.n_rows()
-    what = "name, samples, trainable, optimizer_bytes, peak_bytes"
-    runs = {row["name"]: row for row in curate.sql(ws, f"SELECT {what} FROM runs")}
-    whole = max((row["trainable"] or 0 for row in runs.values()), default=1)
+    columns = "name, samples, trainable, optimizer_bytes, peak_bytes"
+    runs = {row["name"]: row for row in curate.sql(ws, f"SELECT {columns} FROM runs")}
+    all_parameters = max((row["trainable"] or 0 for row in runs.values()), default=1)
     print(
         f"   {'arm':20} {'plasticity':>16} {'stability':>16} {'overall':>16} {'data':>6} {'params':>8} "
         f"{'optimizer':>10} {'peak':>8} {'FLOPs':>9} {'preparing':>10} {'seconds':>8}"
     )
     for arm in found.arms:
         cells = "".join(f" {_told(by_arm[arm.name][k]):>16}" for k in KINDS)
-        its = runs[arm.runs[0]]
-        if its["trainable"] is None:
+        run = runs[arm.runs[0]]
+        if run["trainable"] is None:
             print(f"   {arm.name:20}{cells}")
             continue
-        sizes = [its["optimizer_bytes"] / 2**20, its["peak_bytes"] / 2**20]
+        sizes = [run["optimizer_bytes"] / 2**20, run["peak_bytes"] / 2**20]
         print(
-            f"   {arm.name:20}{cells} {its['samples'] / pool:6.1%} {its['trainable'] / whole:8.2%} {sizes[0]:6.1f} MiB "
+            f"   {arm.name:20}{cells} {run['samples'] / pool:6.1%} {run['trainable'] / all_parameters:8.2%} "
+            f"{sizes[0]:6.1f} MiB "
             f"{sizes[1]:4.0f} MiB {arm.cost.total:9.2e} {arm.cost.prep:10.1e} {arm.cost.seconds:8.1f}"
         )
-    for one, other in (
+    for arm_name, reference in (
         ("dualsft", "both_random"), ("dualsft", "dualsft_null"), ("dualsft", "dualsft_worst"), ("dualsft", "sft"),
         ("data_dualsft", "data_random"), ("data_dualsft", "data_dualsft_null"), ("data_dualsft", "data_dualsft_worst"),
         ("param_dualsft", "param_random"), ("param_dualsft", "param_dualsft_worst"),
     ):  # fmt: skip
-        told = []
+        parts = []
         for key in KINDS:
-            difference = paired(by_arm[one][key], by_arm[other][key])
+            difference = paired(by_arm[arm_name][key], by_arm[reference][key])
             assert difference is not None
             interval = difference.interval()
             reach = f" ({interval[0]:+.3f} to {interval[1]:+.3f})" if interval else ""
-            told.append(f"{key} {difference.mean:+.3f}{reach}")
-        print(f"   {one} over {other}: {', '.join(told)}")
+            parts.append(f"{key} {difference.mean:+.3f}{reach}")
+        print(f"   {arm_name} over {reference}: {', '.join(parts)}")
 
 
 def _told(by_seed: dict[int, float]) -> str:
@@ -220,7 +221,7 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     model = ModelChoice(named, context=preset.context) if named else preset.base(folder)
     ws = curate.open_workspace(folder / "ws")
     preset.data(ws)
-    target, other = preset.pairs[0]
+    target, other_target = preset.pairs[0]
 
     print(f"1. The value of each sample and each parameter for {target}: one warm-up, one set of gradients.")
     (dual,) = curate.score(ws, preset.dual, target=target, models=model)
@@ -231,24 +232,24 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
 
     print(f"\n2. {DATA:.0%} of the samples, {PARAMETERS:.0%} of the parameters, or both: {len(ARMS)} arms.")
     selections(ws, target, preset.seeds)
-    made = masks(ws, preset, target, model)
-    asked = (target, other, *preset.others)
-    evals = [EvalSpec(name, metric, limit=preset.questions) for name in asked for metric in (Loss(), preset.accuracy)]
-    runs, began = ["base"], time.monotonic()
+    mask_methods = masks(ws, preset, target, model)
+    targets = (target, other_target, *preset.others)
+    evals = [EvalSpec(name, metric, limit=preset.questions) for name in targets for metric in (Loss(), preset.accuracy)]
+    runs, started = ["base"], time.monotonic()
     curate.evaluate(ws, "base", evals, model=model)
-    for name, training in trainings(ws, preset, model, made):
+    for name, training in trainings(ws, preset, model, mask_methods):
         trained = curate.train(ws, name, training, evals=evals)
         right = [e["value"] for e in trained.evaluations if e["metric"] != "loss" and e["target"] == target]
         print(f"   {name:24} {trained.steps:4} steps, {target} {right[0]:.3f}", flush=True)
         runs.append(name)
-    print(f"   {len(runs)} runs in {time.monotonic() - began:.0f} s")
+    print(f"   {len(runs)} runs in {time.monotonic() - started:.0f} s")
 
     print("\n3. Results: accuracy over seeds with its standard error, and what it cost.")
-    found = curate.compare(ws, runs, against="sft_s0")
-    table(ws, found, target)
+    compared = curate.compare(ws, runs, against="sft_s0")
+    table(ws, compared, target)
     path = folder / f"{target}.html"
-    path.write_text(page(found, f"DualSFT: {target}"), encoding="utf-8")
-    path.with_suffix(".png").write_bytes(plot(found))
+    path.write_text(page(compared, f"DualSFT: {target}"), encoding="utf-8")
+    path.with_suffix(".png").write_bytes(plot(compared))
     print(f"   The page is {path}.")
 
 

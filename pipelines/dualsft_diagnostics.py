@@ -61,23 +61,23 @@ def fidelity(ws: Workspace, points: Sequence[Point], preset: Preset) -> list[Pan
     """Random subsets of samples, and masks of random parameters in proportion to every matrix: how much their summed
     values predict that training on them, or of them, lowers the validation loss, against how much it does (F.10)."""
     panels = []
-    for what in ("data", "parameters"):
-        told: dict[str, list[Any]] = {}
+    for side in ("data", "parameters"):
+        curves: dict[str, list[Any]] = {}
         for point in points:
-            trials = random_trials(point, preset, what)
-            gains = realised_gains(ws, point, preset, trials, preset.horizons, f"fidelity, {what}")
+            trials = random_trials(point, preset, side)
+            gains = realised_gains(ws, point, preset, trials, preset.horizons, f"fidelity, {side}")
             for order, worths in point.worths.items():
-                foretold = np.array([predicted_gain(worths, trial) for trial in trials])
-                line = told.setdefault(f"{point.name}, {order}", [])
+                predicted = np.array([predicted_gain(worths, trial) for trial in trials])
+                line = curves.setdefault(f"{point.name}, {order}", [])
                 for steps, gain in zip(preset.horizons, gains.T, strict=True):
-                    rho = Interval.of(spearman, foretold, gain)
+                    rho = Interval.of(spearman, predicted, gain)
                     line.append((steps, rho.value, (rho.low, rho.high)))
                     print(
-                        f"   {what:10} {point.name:8} {order:8} {steps:5} steps: Spearman {rho}, pairs "
-                        f"{pairwise_agreement(foretold, gain):.2f}; realised {gain.mean():+.4f} ± {gain.std():.4f}"
+                        f"   {side:10} {point.name:8} {order:8} {steps:5} steps: Spearman {rho}, pairs "
+                        f"{pairwise_agreement(predicted, gain):.2f}; realised {gain.mean():+.4f} ± {gain.std():.4f}"
                     )
         panels.append(
-            Panel(f"score fidelity: {what}", "steps of training", "Spearman with what is realised", told, True, 0.0)
+            Panel(f"score fidelity: {side}", "steps of training", "Spearman with what is realised", curves, True, 0.0)
         )
     return panels
 
@@ -94,15 +94,15 @@ def regret(point: Point) -> None:
     for i, share in enumerate(shares):
         _tell("data", f"{share:.0%} of the parameters trained", Regret.of(aware[:, i], rows, k))
     for share in (0.02, 0.1, 0.3):
-        mine = best(rows, round(share * len(rows)))
-        (total,), _, _ = summed(point.way, [point.samples[i] for i in mine])
-        its = flat(products(point.v, total))
-        told = Regret.of(its, flat(numbers), round(PARAMETERS * len(its)))
-        _tell("parameters", f"{share:.0%} of the samples trained on", told)
+        chosen_rows = best(rows, round(share * len(rows)))
+        (total,), _, _ = summed(point.way, [point.samples[i] for i in chosen_rows])
+        flat_worth = flat(products(point.v, total))
+        result = Regret.of(flat_worth, flat(numbers), round(PARAMETERS * len(flat_worth)))
+        _tell("parameters", f"{share:.0%} of the samples trained on", result)
 
 
-def _tell(what: str, given: str, told: Regret) -> None:
-    print(f"   {what}, {given}: ratio {told.ratio:.3f}, regret {told.regret:.3f}, Jaccard {told.jaccard:.2f}")
+def _tell(side: str, condition: str, result: Regret) -> None:
+    print(f"   {side}, {condition}: ratio {result.ratio:.3f}, regret {result.regret:.3f}, Jaccard {result.jaccard:.2f}")
 
 
 def again(point: Point) -> None:
@@ -123,17 +123,19 @@ def curvature(point: Point) -> None:
     """AdamW's scale against the Hessian on slices: layers early, in the middle and late (F.11)."""
     assert point.bent is not None
     worths = point.worths["first"][1]
-    named = {side: [n for n in point.v if n.endswith(f"{side}.weight")] for side in ("o_proj", "down_proj")}
-    chosen = [its[place * len(its) // 6] for its in named.values() if its for place in (1, 3, 5)]
-    places = drawn_by_score(worths, dict.fromkeys(chosen), 300, seed=0)
+    by_side = {side: [n for n in point.v if n.endswith(f"{side}.weight")] for side in ("o_proj", "down_proj")}
+    chosen_names = [names[sixth * len(names) // 6] for names in by_side.values() if names for sixth in (1, 3, 5)]
+    drawn_positions = drawn_by_score(worths, dict.fromkeys(chosen_names), 300, seed=0)
     n, s = len(point.samples), point.method.eta / len(point.samples)
     mean = {name: value / n for name, value in point.total.items()}
-    bent = curvature_along(point.way, point.aim, restricted(mean, places))
+    bent = curvature_along(point.way, point.aim, restricted(mean, drawn_positions))
     if point.anchors:
-        pre = curvature_along(point.way, point.anchors, restricted(mean, places), point.method.distillation, "origin")
+        pre = curvature_along(
+            point.way, point.anchors, restricted(mean, drawn_positions), point.method.distillation, "origin"
+        )
         bent = {name: value + point.method.lam * pre[name] for name, value in bent.items()}
-    for name, some in places.items():
-        g, v, h, c = (a[name].ravel()[some] for a in (point.total, point.v, bent, point.bent))
+    for name, positions in drawn_positions.items():
+        g, v, h, c = (a[name].ravel()[positions] for a in (point.total, point.v, bent, point.bent))
         full, diagonal = ((s * v - s**2 / 2 * n * x) * g for x in (h, c))
         size = np.abs(s**2 / 2 * n * h * g).sum() / np.abs(s * v * g).sum()
         print(
@@ -152,25 +154,25 @@ def anchors_enough(point: Point) -> Panel:
     sizes = [size for size in (16, 32, 64, 128, 256, 512, 1024, 2048) if size < n] + [n]
     group = np.searchsorted(sizes, np.arange(n), side="right")
     sums, counts, _ = summed(point.way, point.anchors, group, point.method.distillation, "origin")
-    added, each = {name: np.zeros_like(v) for name, v in point.task.items()}, []
-    for i, one in enumerate(sums):
-        added = {name: value + one[name] for name, value in added.items()}
-        each.append({name: value / counts[: i + 1].sum() for name, value in added.items()})
-    v = [{name: t + point.method.lam * pre[name] for name, t in point.task.items()} for pre in each]
+    added, gradients = {name: np.zeros_like(v) for name, v in point.task.items()}, []
+    for i, part in enumerate(sums):
+        added = {name: value + part[name] for name, value in added.items()}
+        gradients.append({name: value / counts[: i + 1].sum() for name, value in added.items()})
+    v = [{name: t + point.method.lam * pre[name] for name, t in point.task.items()} for pre in gradients]
     dot = look(point.way, point.samples, v).dot
     rows, k = round(DATA * len(dot)), PARAMETERS
-    whole, all_numbers = flat(each[-1]), flat(products(v[-1], point.total))
+    full_gradient, all_numbers = flat(gradients[-1]), flat(products(v[-1], point.total))
     panel = Panel("anchors", "how many", "agreement with all of them", log=True)
-    found: dict[str, list[Any]] = {"cosine of the gradient": [], "samples chosen": [], "numbers chosen": []}
+    agreement: dict[str, list[Any]] = {"cosine of the gradient": [], "samples chosen": [], "numbers chosen": []}
     for i, size in enumerate(sizes):
-        its = flat(each[i])
-        cosine = float(its @ whole / (np.linalg.norm(its) * np.linalg.norm(whole)))
+        gradient = flat(gradients[i])
+        cosine = float(gradient @ full_gradient / (np.linalg.norm(gradient) * np.linalg.norm(full_gradient)))
         samples = len(np.intersect1d(best(dot[:, i], rows), best(dot[:, -1], rows))) / rows
         numbers = top_overlap(flat(products(v[i], point.total)), all_numbers, k)
         print(f"   {size:5} anchors: cosine {cosine:.3f}, samples {samples:.2f}, parameters {numbers:.2f}")
-        for key, value in zip(found, (cosine, samples, numbers), strict=True):
-            found[key].append((size, value, None))
-    return replace(panel, lines=found)
+        for key, value in zip(agreement, (cosine, samples, numbers), strict=True):
+            agreement[key].append((size, value, None))
+    return replace(panel, lines=agreement)
 
 
 def sensitivity(point: Point) -> list[Panel]:
@@ -180,55 +182,57 @@ def sensitivity(point: Point) -> list[Panel]:
     pre = [point.preserved(tau) for tau in taus]
     dot = look(point.way, point.samples, [point.task, *pre]).dot
     rows, size = round(DATA * len(dot)), sum(v.size for v in point.v.values())
-    numbers = [flat(products(one, point.total)) for one in (point.task, *pre)]
+    numbers = [flat(products(gradient, point.total)) for gradient in (point.task, *pre)]
 
     def chosen(lam: float, tau: float) -> tuple[np.ndarray, np.ndarray]:
         i = 1 + taus.index(tau)
         return best(dot[:, 0] + lam * dot[:, i], rows), best(numbers[0] + lam * numbers[i], round(PARAMETERS * size))
 
-    usual = chosen(method.lam, method.tau)
+    default_choice = chosen(method.lam, method.tau)
     panels = []
-    for name, grid, of in (
+    for name, grid, choose in (
         ("lambda", lams, lambda lam: chosen(lam, method.tau)),
         ("tau", taus, lambda tau: chosen(method.lam, tau)),
     ):
-        told: dict[str, list[Any]] = {"samples": [], "numbers": []}
+        curves: dict[str, list[Any]] = {"samples": [], "numbers": []}
         for value in grid:
-            both = [jaccard(a, b) for a, b in zip(of(value), usual, strict=True)]
-            print(f"   {name} {value:5g}: Jaccard with the default, samples {both[0]:.2f}, parameters {both[1]:.2f}")
-            for key, share in zip(told, both, strict=True):
-                told[key].append((value, share, None))
-        panels.append(Panel(f"sensitivity to {name}", name, "Jaccard with the usual choice", told, log=True))
+            shared = [jaccard(a, b) for a, b in zip(choose(value), default_choice, strict=True)]
+            print(
+                f"   {name} {value:5g}: Jaccard with the default, samples {shared[0]:.2f}, parameters {shared[1]:.2f}"
+            )
+            for key, share in zip(curves, shared, strict=True):
+                curves[key].append((value, share, None))
+        panels.append(Panel(f"sensitivity to {name}", name, "Jaccard with the usual choice", curves, log=True))
     return panels
 
 
 def budgets(ws: Workspace, point: Point, preset: Preset) -> list[Panel]:
     """What the best, the worst and equally many random ones realise after the last horizon (also F.8)."""
     rows, numbers = point.worths["first"]
-    every, rng = np.arange(len(rows)), np.random.default_rng(1)
+    all_rows, rng = np.arange(len(rows)), np.random.default_rng(1)
     worst = {name: -value for name, value in numbers.items()}
     steps, panels = preset.horizons[-1], []
-    for what, shares in (("data", (0.02, 0.05, 0.1, 0.3)), ("parameters", (0.01, 0.05, 0.2, 0.5))):
+    for side, shares in (("data", (0.02, 0.05, 0.1, 0.3)), ("parameters", (0.01, 0.05, 0.2, 0.5))):
         trials = []
         for share in shares:
-            if what == "data":
+            if side == "data":
                 k = round(share * len(rows))
                 trials += [
                     RealisedTrial(best(rows, k)),
-                    RealisedTrial(rng.permutation(every)[:k]),
+                    RealisedTrial(rng.permutation(all_rows)[:k]),
                     RealisedTrial(best(-rows, k)),
                 ]
             else:
-                its = (best_elements(numbers, share), random_elements(point, share, 7), best_elements(worst, share))
-                trials += [RealisedTrial(every, selected) for selected in its]
-        gains = realised_gains(ws, point, preset, trials, [steps], f"budgets, {what}")[:, 0].reshape(-1, 3)
-        for share, its in zip(shares, gains, strict=True):
-            print(f"   {share:4.0%} of the {what:10}: best {its[0]:+.4f}, random {its[1]:+.4f}, worst {its[2]:+.4f}")
-        told = {
+                trio = (best_elements(numbers, share), random_elements(point, share, 7), best_elements(worst, share))
+                trials += [RealisedTrial(all_rows, selected) for selected in trio]
+        gains = realised_gains(ws, point, preset, trials, [steps], f"budgets, {side}")[:, 0].reshape(-1, 3)
+        for share, trio in zip(shares, gains, strict=True):
+            print(f"   {share:4.0%} of the {side:10}: best {trio[0]:+.4f}, random {trio[1]:+.4f}, worst {trio[2]:+.4f}")
+        curves = {
             name: [(share, float(gain), None) for share, gain in zip(shares, gains[:, i], strict=True)]
             for i, name in enumerate(("best", "by lot", "worst"))
         }
-        panels.append(Panel(f"budget of {what}", "share chosen", f"loss taken off in {steps} steps", told, True, 0.0))
+        panels.append(Panel(f"budget of {side}", "share chosen", f"loss taken off in {steps} steps", curves, True, 0.0))
     return panels
 
 
@@ -239,18 +243,18 @@ def composition(ws: Workspace, point: Point, rows: np.ndarray) -> None:
     """Alignment with the validation gradient, loss and diversity, of the best, the worst, some random ones, and all."""
     looked = look(point.way, point.samples, [point.v])
     cosine = looked.dot[:, 0] / (looked.length * np.linalg.norm(flat(point.v)))
-    said = curate.sql(ws, "SELECT s.row, nll, vector FROM samples s JOIN embed_lm e USING (id) ORDER BY s.row")
-    by_row = {row["row"]: row for row in said}
+    samples = curate.sql(ws, "SELECT s.row, nll, vector FROM samples s JOIN embed_lm e USING (id) ORDER BY s.row")
+    by_row = {row["row"]: row for row in samples}
     loss = np.array([-by_row[row]["nll"] for row in rows])
     vectors = np.array([by_row[row]["vector"] for row in rows], np.float64)
     k = round(DATA * len(rows))
-    lot = np.random.default_rng(2).permutation(len(rows))[:k]
+    drawn_rows = np.random.default_rng(2).permutation(len(rows))[:k]
     worth = looked.dot[:, 0]
-    which = {"best": best(worth, k), "by lot": lot, "worst": best(-worth, k), "all": np.arange(len(rows))}
-    for name, some in which.items():
+    selections = {"best": best(worth, k), "by lot": drawn_rows, "worst": best(-worth, k), "all": np.arange(len(rows))}
+    for name, positions in selections.items():
         print(
-            f"   {name:7} alignment {cosine[some].mean():+.3f}, loss {np.nanmean(loss[some]):.2f}, "
-            f"diversity {diversity(vectors[some]):.3f}"
+            f"   {name:7} alignment {cosine[positions].mean():+.3f}, loss {np.nanmean(loss[positions]):.2f}, "
+            f"diversity {diversity(vectors[positions]):.3f}"
         )
 
 
@@ -261,11 +265,13 @@ def places(point: Point) -> bytes:
     blocks = enrichment(sizes, best_elements(numbers, PARAMETERS))
     by_module: dict[str, list[int]] = {}
     for block in blocks:
-        its = by_module.setdefault(block.module, [0, 0])
-        its[0], its[1] = its[0] + block.chosen, its[1] + block.numbers
-    for module, (mine, of) in sorted(by_module.items(), key=lambda item: -item[1][0] / item[1][1]):
-        share = mine / of
-        print(f"   {module:26} {mine:8,} of {of:10,}: {share:6.2%}, {share / PARAMETERS:.1f} times the share of all")
+        counts = by_module.setdefault(block.module, [0, 0])
+        counts[0], counts[1] = counts[0] + block.chosen, counts[1] + block.numbers
+    for module, (chosen, total) in sorted(by_module.items(), key=lambda item: -item[1][0] / item[1][1]):
+        share = chosen / total
+        print(
+            f"   {module:26} {chosen:8,} of {total:10,}: {share:6.2%}, {share / PARAMETERS:.1f} times the share of all"
+        )
     return heat_map(blocks, f"DualSFT's {PARAMETERS:.0%} of the parameters")
 
 
@@ -279,17 +285,21 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     print(f"{scored.name}: {scored.rows:,} samples, {scored.nulls:,} held out or without a gradient. {scored.note}")
 
     opened = scored_model(ws, scored.name, with_origin=True)
-    said = curate.sql(ws, f"SELECT row, messages, text, {scored.name} AS worth, e.error AS why FROM samples "
+    scored_rows = curate.sql(ws, f"SELECT row, messages, text, {scored.name} AS worth, e.error AS why FROM samples "
                       f"JOIN {scored.name} e USING (id) ORDER BY row")  # fmt: skip
-    mine = [row for row in said if row["worth"] is not None]
-    anchors = [row for row in said if "anchor" in (row["why"] or "")]
-    aim = load_target(ws, target).text.frame.select("messages", "text").to_dicts()
-    warm = Point("warm-up", GradientModel.of(opened.model), preset.dual, mine, aim, anchors)
-    init = Point("init", GradientModel.of(Backward.of(LanguageModel(base))), preset.dual, mine, aim, [])
-    rows = np.array([row["row"] for row in mine])
-    ours = warm.worths["diagonal"][0]
-    stored = np.array([row["worth"] for row in mine])
-    print(f"The values here are the score's: they differ by {np.abs(ours - stored).max() / np.abs(stored).max():.1e}.")
+    scored_samples = [row for row in scored_rows if row["worth"] is not None]
+    anchors = [row for row in scored_rows if "anchor" in (row["why"] or "")]
+    target_samples = load_target(ws, target).text.frame.select("messages", "text").to_dicts()
+    warm = Point("warm-up", GradientModel.of(opened.model), preset.dual, scored_samples, target_samples, anchors)
+    init = Point(
+        "init", GradientModel.of(Backward.of(LanguageModel(base))), preset.dual, scored_samples, target_samples, []
+    )
+    rows = np.array([row["row"] for row in scored_samples])
+    computed = warm.worths["diagonal"][0]
+    stored = np.array([row["worth"] for row in scored_samples])
+    print(
+        f"The values here are the score's: they differ by {np.abs(computed - stored).max() / np.abs(stored).max():.1e}."
+    )
 
     print("\n1. Score fidelity: do summed values predict how much training lowers the validation loss?")
     pictures = {"fidelity": lines(fidelity(ws, [init, warm], preset))}

@@ -80,17 +80,19 @@ class Point:
         """order -> the value of each sample and of each parameter."""
         directions = [self.v] + ([self.bent] if self.bent else [])
         dot, s, n = look(self.way, self.samples, directions).dot, self.method.eta / len(self.samples), len(self.samples)
-        found: dict[str, tuple[np.ndarray, Arrays]] = {"first": (s * dot[:, 0], products(self.v, self.total))}
+        by_order: dict[str, tuple[np.ndarray, Arrays]] = {"first": (s * dot[:, 0], products(self.v, self.total))}
         if self.bent:
             second = s**2 / 2 * n
             q = {name: s * v - second * self.bent[name] for name, v in self.v.items()}
-            found["diagonal"] = (s * dot[:, 0] - second * dot[:, 1], products(q, self.total))
-        return found
+            by_order["diagonal"] = (s * dot[:, 0] - second * dot[:, 1], products(q, self.total))
+        return by_order
 
     def validation(self) -> Validation:
         lm, lam = self.way.backward.lm, self.method.lam if self.anchors else 0.0
-        aim, kept = (encode(lm.tokenizer, some, lm.context) for some in (self.aim, self.anchors))
-        return Validation(self.way.backward, aim, kept, lam, self.method.distillation, "origin")
+        encoded_target, encoded_anchors = (
+            encode(lm.tokenizer, samples, lm.context) for samples in (self.aim, self.anchors)
+        )
+        return Validation(self.way.backward, encoded_target, encoded_anchors, lam, self.method.distillation, "origin")
 
 
 def best_elements(worths: Arrays, share: float) -> dict[str, np.ndarray]:
@@ -100,11 +102,11 @@ def best_elements(worths: Arrays, share: float) -> dict[str, np.ndarray]:
 
 
 def random_trials(point: Point, preset: Preset, what: str) -> list[RealisedTrial]:
-    rng, every = np.random.default_rng(0), np.arange(len(point.samples))
+    rng, all_rows = np.random.default_rng(0), np.arange(len(point.samples))
     if what == "data":
-        size = min(preset.size, len(every) // 2)
-        return [RealisedTrial(rng.choice(len(every), size, replace=False)) for _ in range(preset.trials)]
-    return [RealisedTrial(every, random_elements(point, PARAMETERS, seed)) for seed in range(preset.trials)]
+        size = min(preset.size, len(all_rows) // 2)
+        return [RealisedTrial(rng.choice(len(all_rows), size, replace=False)) for _ in range(preset.trials)]
+    return [RealisedTrial(all_rows, random_elements(point, PARAMETERS, seed)) for seed in range(preset.trials)]
 
 
 def random_elements(point: Point, share: float, seed: int) -> dict[str, np.ndarray]:
@@ -122,8 +124,8 @@ def realised_gains(
     examples = Examples.of(encode(lm.tokenizer, point.samples, lm.context))
     with charged(ws.path, "diagnose", methods=["dualsft"], name=point.name, phase=phase) as meter:
         meter.begin(len(trials))
-        begin = point.way.backward.at.moments
-        gains, usage = realised(lm, examples, trials, horizons, settings, Uniform(), point.validation(), begin)
+        moments = point.way.backward.at.moments
+        gains, usage = realised(lm, examples, trials, horizons, settings, Uniform(), point.validation(), moments)
         meter.add(usage)
     return gains
 
@@ -133,4 +135,4 @@ def predicted_gain(worths: tuple[np.ndarray, Arrays], trial: RealisedTrial) -> f
     rows, numbers = worths
     if trial.selected is None:
         return float(rows[trial.documents].sum())
-    return float(sum(numbers[name].ravel()[some].sum() for name, some in trial.selected.items()))
+    return float(sum(numbers[name].ravel()[positions].sum() for name, positions in trial.selected.items()))

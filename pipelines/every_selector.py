@@ -130,9 +130,9 @@ def chosen(ws: Workspace, way: Way, budget: float, target: str, seed: int, null:
     name = f"{way.name}{'_null' if null else ''}_{share}_rows" + (f"_{seed}" if way.drawn or null else "")
     by = way.by and way.by.replace("_T", f"_{target}")
     top = round(budget * ws.n_rows())
-    choice = SelectionSpec(by=by, where=way.where, top=top, vectors=way.vectors, target=target if way.target else None)
+    spec = SelectionSpec(by=by, where=way.where, top=top, vectors=way.vectors, target=target if way.target else None)
     if name not in ws.manifest_names():
-        curate.select(ws, name, way.selector, replace(choice, seed=seed if way.drawn or null else 0, null=null))
+        curate.select(ws, name, way.selector, replace(spec, seed=seed if way.drawn or null else 0, null=null))
     return name
 
 
@@ -151,10 +151,10 @@ def arms(ws: Workspace, preset: Preset, budgets: Sequence[float], target: str) -
 
 def checkpoint_set(ws: Workspace, manifest: str, target: str, states: Vectors) -> tuple[float, float, float]:
     """Of a selection: the share that is corrupt, the share of the target's skill, and how diverse its samples are."""
-    facts = f"avg((meta->>'corrupt')::BOOLEAN::INT) AS bad, avg((meta->>'skill' = '{target}')::INT) AS mine"
-    (row,) = curate.sql(ws, f"SELECT {facts}, list(m.row) AS places FROM {manifest} m JOIN pool USING (row)")
-    places = np.array(row["places"])
-    return row["bad"], row["mine"], diversity(states.unit[places[states.there[places]]])
+    columns = f"avg((meta->>'corrupt')::BOOLEAN::INT) AS bad, avg((meta->>'skill' = '{target}')::INT) AS mine"
+    (row,) = curate.sql(ws, f"SELECT {columns}, list(m.row) AS places FROM {manifest} m JOIN pool USING (row)")
+    positions = np.array(row["places"])
+    return row["bad"], row["mine"], diversity(states.unit[positions[states.there[positions]]])
 
 
 def all_states(ws: Workspace) -> Vectors:
@@ -166,57 +166,59 @@ def all_states(ws: Workspace) -> Vectors:
 
 def table(ws: Workspace, runs: dict[str, str], budgets: Sequence[float], target: str) -> None:
     """runs: name -> manifest."""
-    found = compare(ws, ["base", "full_s0", *runs], against="random_10_s0")
+    compared = compare(ws, ["base", "full_s0", *runs], against="random_10_s0")
     states, by_arm = all_states(ws), dict[str, dict[str, dict[int, float]]]()
-    for line in found.lines:
+    for line in compared.lines:
         right = {key.split(" ")[0]: value for key, value in line.quality.items()}
-        rest = [value for name, value in right.items() if name != target]
-        for kind, value in (("in", right[target]), ("out", float(np.mean(rest)))):
+        other_values = [value for name, value in right.items() if name != target]
+        for kind, value in (("in", right[target]), ("out", float(np.mean(other_values)))):
             by_arm.setdefault(line.arm, {}).setdefault(kind, {})[line.seed] = value
     for budget in budgets:
         share = f"{budget * 100:.0f}"
         print(f"\n   {share} %{'':10} {'in domain':>15} {'over random':>26} {'out of domain':>15} {'over random':>26}"
               f" {'corrupt':>8} {'skill':>6} {'diverse':>7} {'FLOPs':>8} {'preparing':>10} {'seconds':>8}")  # fmt: skip
-        for arm in found.arms:
+        for arm in compared.arms:
             if not arm.name.endswith(f"_{share}"):
                 continue
             cells, name = "", arm.name.removesuffix(f"_{share}")
             for kind in ("in", "out"):
-                mine, chance = by_arm[arm.name][kind], by_arm[f"random_{share}"][kind]
-                cells += f" {Mean.of(list(mine.values()))!s:>15} {_over(mine, chance) if name != 'random' else '':>26}"
-            its = np.mean([checkpoint_set(ws, runs[run], target, states) for run in arm.runs], axis=0)
+                own, random_values = by_arm[arm.name][kind], by_arm[f"random_{share}"][kind]
+                cells += (
+                    f" {Mean.of(list(own.values()))!s:>15} {_over(own, random_values) if name != 'random' else '':>26}"
+                )
+            shares = np.mean([checkpoint_set(ws, runs[run], target, states) for run in arm.runs], axis=0)
             cost = f"{arm.cost.total:8.1e} {arm.cost.prep:10.1e} {arm.cost.seconds:8.1f}"
-            print(f"   {name:13}{cells} {its[0]:8.1%} {its[1]:6.0%} {its[2]:7.3f} {cost}")
+            print(f"   {name:13}{cells} {shares[0]:8.1%} {shares[1]:6.0%} {shares[2]:7.3f} {cost}")
     for name in ("base", "full"):
         values = "  ".join(f"{kind} {Mean.of(list(v.values()))}" for kind, v in by_arm[name].items())
         print(f"   {name}: {values}")
 
 
-def _over(mine: dict[int, float], others: dict[int, float]) -> str:
-    difference = paired(mine, others)
+def _over(values: dict[int, float], random_values: dict[int, float]) -> str:
+    difference = paired(values, random_values)
     interval = difference.interval() if difference else None
-    told = f"{difference.mean:+.3f}" if difference else ""
-    return told + (f" ({interval[0]:+.3f} to {interval[1]:+.3f})" if interval else "")
+    text = f"{difference.mean:+.3f}" if difference else ""
+    return text + (f" ({interval[0]:+.3f} to {interval[1]:+.3f})" if interval else "")
 
 
 def main(preset: Preset, budgets: Sequence[float], folder: Path) -> None:
-    model, began = preset.base(folder), time.monotonic()
+    model, started = preset.base(folder), time.monotonic()
     ws = curate.open_workspace(folder / "ws")
     preset.data(ws)
-    target, other = preset.pairs[0]
-    evals = [EvalSpec(name, preset.accuracy, limit=preset.questions) for name in (target, other, *preset.others)]
+    target, other_target = preset.pairs[0]
+    evals = [EvalSpec(name, preset.accuracy, limit=preset.questions) for name in (target, other_target, *preset.others)]
     print(f"1. Scores and vectors for {target}.", flush=True)
     curate.evaluate(ws, "base", evals, model=model)
     scored(ws, preset, target, model, evals)
-    print(f"   after {time.monotonic() - began:.0f} s\n2. {len(WAYS)} ways, {len(budgets)} budgets.", flush=True)
+    print(f"   after {time.monotonic() - started:.0f} s\n2. {len(WAYS)} ways, {len(budgets)} budgets.", flush=True)
     runs = {}
     for arm, manifest, seed in arms(ws, preset, budgets, target):
         name = f"{arm}_s{seed}"
-        plain = TrainingSpec(model, Uniform(), preset.training, manifest=manifest, seed=seed)
-        curate.train(ws, name, plain, evals=evals)
+        training = TrainingSpec(model, Uniform(), preset.training, manifest=manifest, seed=seed)
+        curate.train(ws, name, training, evals=evals)
         runs[name] = manifest
         if seed == preset.seeds - 1:
-            print(f"   {arm:20} after {time.monotonic() - began:5.0f} s", flush=True)
+            print(f"   {arm:20} after {time.monotonic() - started:5.0f} s", flush=True)
     print("\n3. Accuracy over seeds with its standard error; differences from random with their 95 % intervals.")
     table(ws, runs, budgets, target)
 

@@ -76,12 +76,12 @@ WAYS = (
 
 def masks(ws: Workspace, target: str, model: ModelChoice) -> dict[str, Mask]:
     """The masks' methods by name, each stored under it."""
-    made: dict[str, Mask] = {"m_small": MagnitudeSmall(interval=100), "m_dual": DualsftMask()}
-    for name, method in made.items():
+    methods: dict[str, Mask] = {"m_small": MagnitudeSmall(interval=100), "m_dual": DualsftMask()}
+    for name, method in methods.items():
         if name not in ws.mask_names():
-            score, its = (f"dualsft_{target}", None) if method.uses_score else (None, model)
-            curate.mask(ws, name, method, PARAMETERS, model=its, score=score)
-    return made
+            score, mask_model = (f"dualsft_{target}", None) if method.uses_score else (None, model)
+            curate.mask(ws, name, method, PARAMETERS, model=mask_model, score=score)
+    return methods
 
 
 def davir(ws: Workspace, model: ModelChoice) -> None:
@@ -106,10 +106,10 @@ def trained(
             else:
                 manifest = way.manifest and way.manifest.format(seed=seed)
                 settings = replace(preset.training, steps=preset.steps, lora_r=way.lora)
-                plain = TrainingSpec(model, way.weighting, settings, manifest=manifest, seed=seed)
+                training = TrainingSpec(model, way.weighting, settings, manifest=manifest, seed=seed)
                 if way.mask:
-                    plain = replace(plain, mask=read_mask(ws, way.mask), masking=made[way.mask])
-                curate.train(ws, name, plain, evals=evals)
+                    training = replace(training, mask=read_mask(ws, way.mask), masking=made[way.mask])
+                curate.train(ws, name, training, evals=evals)
             yield name
 
 
@@ -119,51 +119,51 @@ def trained(
 def table(ws: Workspace, found: Compared, target: str) -> None:
     by_arm, pool = judged(found, target), ws.n_rows()
     runs = {row["name"]: row for row in curate.sql(ws, "SELECT name, samples, trainable, peak_bytes FROM runs")}
-    whole = max(row["trainable"] or 0 for row in runs.values())
+    all_parameters = max(row["trainable"] or 0 for row in runs.values())
     sft = next(arm for arm in found.arms if arm.name == "sft")
     heads = f"{'data':>7} {'params':>8} {'FLOPs':>9} {'seconds':>8} {'peak':>9}"
     print(f"   {'arm':14}" + "".join(f"{kind:>17}" for kind in KINDS) + f" {heads}   overall over sft")
     for arm in found.arms:
         cells = "".join(f"{Mean.of(list(by_arm[arm.name][kind].values()))!s:>17}" for kind in KINDS)
-        its = runs[arm.runs[0]]
-        if its["trainable"] is None:
+        run = runs[arm.runs[0]]
+        if run["trainable"] is None:
             print(f"   {arm.name:14}{cells}")
             continue
         difference = paired(by_arm[arm.name]["overall"], by_arm["sft"]["overall"])
         interval = difference.interval() if difference else None
-        told = f"{difference.mean:+.3f}" if difference and arm is not sft else ""
-        told += f" ({interval[0]:+.3f} to {interval[1]:+.3f})" if interval and arm is not sft else ""
-        numbers = its["trainable"] / whole * (1 - SPARSITY if arm.name == "fapm" else 1)
-        cost = f"{arm.cost.total:9.2e} {arm.cost.seconds:8.1f} {its['peak_bytes'] / 2**20:5.0f} MiB"
-        print(f"   {arm.name:14}{cells} {its['samples'] / pool:7.1%} {numbers:8.2%} {cost}   {told}")
+        gain = f"{difference.mean:+.3f}" if difference and arm is not sft else ""
+        gain += f" ({interval[0]:+.3f} to {interval[1]:+.3f})" if interval and arm is not sft else ""
+        numbers = run["trainable"] / all_parameters * (1 - SPARSITY if arm.name == "fapm" else 1)
+        cost = f"{arm.cost.total:9.2e} {arm.cost.seconds:8.1f} {run['peak_bytes'] / 2**20:5.0f} MiB"
+        print(f"   {arm.name:14}{cells} {run['samples'] / pool:7.1%} {numbers:8.2%} {cost}   {gain}")
 
 
 def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     model = ModelChoice(named, context=preset.context) if named else preset.base(folder)
     ws = curate.open_workspace(folder / "ws")
     preset.data(ws)
-    target, other = preset.pairs[0]
+    target, other_target = preset.pairs[0]
     print(f"1. The value of samples and parameters for {target}, by DualSFT.", flush=True)
     curate.score(ws, preset.dual, target=target, models=model)
     rows = round(DATA * ws.n_rows())
     curate.select(ws, "dual_best", Top(), SelectionSpec(by=f"dualsft_{target}", top=rows))
     for seed in range(preset.seeds):
         curate.select(ws, f"random_{seed}", Random(), SelectionSpec(top=rows, seed=seed))
-    made = masks(ws, target, model)
-    asked = (target, other, *preset.others)
-    evals = [EvalSpec(name, metric, limit=preset.questions) for name in asked for metric in (Loss(), preset.accuracy)]
+    mask_methods = masks(ws, target, model)
+    targets = (target, other_target, *preset.others)
+    evals = [EvalSpec(name, metric, limit=preset.questions) for name in targets for metric in (Loss(), preset.accuracy)]
     print(f"\n2. {len(WAYS)} arms, {preset.seeds} seeds, {preset.steps} steps each.", flush=True)
-    runs, began = ["base"], time.monotonic()
+    runs, started = ["base"], time.monotonic()
     curate.evaluate(ws, "base", evals, model=model)
-    for name in trained(ws, preset, model, made, evals):
-        print(f"   {name:18} after {time.monotonic() - began:5.0f} s", flush=True)
+    for name in trained(ws, preset, model, mask_methods, evals):
+        print(f"   {name:18} after {time.monotonic() - started:5.0f} s", flush=True)
         runs.append(name)
     print("\n3. Results: accuracy over seeds with its standard error, and all that it cost.")
-    found = curate.compare(ws, runs, against="sft_s0")
-    table(ws, found, target)
+    compared = curate.compare(ws, runs, against="sft_s0")
+    table(ws, compared, target)
     path = folder / f"{target}.html"
-    path.write_text(page(found, f"Learning {target} without forgetting"), encoding="utf-8")
-    path.with_suffix(".png").write_bytes(plot(found))
+    path.write_text(page(compared, f"Learning {target} without forgetting"), encoding="utf-8")
+    path.with_suffix(".png").write_bytes(plot(compared))
     print(f"   The page is {path}.")
 
 

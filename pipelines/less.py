@@ -38,8 +38,8 @@ def costs(ws: Workspace, since: int) -> list[dict[str, Any]]:
 
 def seconds_per_token(rows: list[dict[str, Any]]) -> float:
     """Of gradients and their projection, without the warm-up and the product."""
-    spent = sum(row["seconds"] for row in rows if row["phase"] in ("forward", "backward", "projection"))
-    return spent / sum(row["tokens"] for row in rows if row["phase"] == "forward")
+    seconds = sum(row["seconds"] for row in rows if row["phase"] in ("forward", "backward", "projection"))
+    return seconds / sum(row["tokens"] for row in rows if row["phase"] == "forward")
 
 
 def truth(ws: Workspace, preset: Preset, model: ModelChoice) -> None:
@@ -47,25 +47,31 @@ def truth(ws: Workspace, preset: Preset, model: ModelChoice) -> None:
     heads = ("in best", "skill", "clean")
     print(f"   {'':12}" + "".join(f"{f'{method}: {head}':>15}" for method in ("less", "bm25") for head in heads))
     for skill in SKILLS:
-        known = f"known_{skill}"
-        curate.target(ws, known, str(SAMPLE / f"targets/{skill}_val.jsonl"), subtask="subtask")
-        curate.score(ws, preset.less, Bm25(), target=known, models=model)
-        facts = f"meta->>'skill' = '{skill}' AS mine, NOT (meta->>'corrupt')::BOOLEAN AS clean"
-        rows = curate.sql(ws, f"SELECT {facts}, less_{known} AS less, bm25_{known} AS bm25 FROM samples ORDER BY row")
-        mine, clean = (np.array([bool(r[name]) for r in rows]) for name in ("mine", "clean"))
-        told = ""
+        target_name = f"known_{skill}"
+        curate.target(ws, target_name, str(SAMPLE / f"targets/{skill}_val.jsonl"), subtask="subtask")
+        curate.score(ws, preset.less, Bm25(), target=target_name, models=model)
+        columns = f"meta->>'skill' = '{skill}' AS mine, NOT (meta->>'corrupt')::BOOLEAN AS clean"
+        rows = curate.sql(
+            ws, f"SELECT {columns}, less_{target_name} AS less, bm25_{target_name} AS bm25 FROM samples ORDER BY row"
+        )
+        match, clean = (np.array([bool(r[name]) for r in rows]) for name in ("mine", "clean"))
+        row = ""
         for method in ("less", "bm25"):
             value = np.array([np.nan if r[method] is None else r[method] for r in rows], float)
             best = np.argsort(-value)[: int(len(rows) * preset.budgets[0])]  # missing values go last
-            told += f"{mine[best].mean():15.0%}{auroc(value, mine):15.2f}{auroc(value[mine], clean[mine]):15.2f}"
-        print(f"   {skill:12}{told}")
+            row += f"{match[best].mean():15.0%}{auroc(value, match):15.2f}{auroc(value[match], clean[match]):15.2f}"
+        print(f"   {skill:12}{row}")
 
 
 def auroc(values: np.ndarray, positive: np.ndarray) -> float:
     """The probability that a positive has the higher value; ties count half, and missing values are ignored."""
-    there = ~np.isnan(values)
-    ours, others = values[positive & there], values[~positive & there]
-    return mannwhitneyu(ours, others).statistic / (len(ours) * len(others)) if len(ours) and len(others) else np.nan
+    present = ~np.isnan(values)
+    positives, negatives = values[positive & present], values[~positive & present]
+    return (
+        mannwhitneyu(positives, negatives).statistic / (len(positives) * len(negatives))
+        if len(positives) and len(negatives)
+        else np.nan
+    )
 
 
 def composition(ws: Workspace, target: str, share: float) -> None:
@@ -87,18 +93,18 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     ws = curate.open_workspace(folder / "ws")
     preset.data(ws)
     first, second = preset.pairs[0]
-    done = len(curate.ledger(ws))
+    n_entries = len(curate.ledger(ws))
 
     print(f"1. A warm-up on {preset.less.warmup:.0%} of the pool; then every sample's feature, at each checkpoint.")
     (scored,) = curate.score(ws, preset.less, target=first, models=model)
     print(f"   {scored.name}: {scored.rows:,} samples, {scored.nulls:,} of them without a score")
-    one = costs(ws, done)
+    first_costs = costs(ws, n_entries)
 
     print(f"\n2. A second target, {second}: its own gradients, and a product.")
     curate.score(ws, preset.less, target=second, models=model)
-    two = costs(ws, done + len(one))
-    if one and two:  # otherwise both had been computed before
-        share = seconds_per_token(two) / seconds_per_token(one)
+    second_costs = costs(ws, n_entries + len(first_costs))
+    if first_costs and second_costs:  # otherwise both had been computed before
+        share = seconds_per_token(second_costs) / seconds_per_token(first_costs)
         print(f"   Its gradients take {share:.2f} times as long per token as those of the first pass.")
 
     print(f"\n3. What the best {preset.budgets[0]:.0%} are.")
@@ -112,17 +118,17 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
         truth(ws, preset, model)
 
     (best,) = curate.sql(ws, f"SELECT id FROM samples ORDER BY less_{second} DESC NULLS LAST LIMIT 1")
-    why = curate.explain(ws, best["id"], f"less_{second}", k=2)
-    print(f"\n4. Why is this the best for {second}?\n   {' '.join(why.text.split())[:100]}")
-    for title, examples in (("most like it", why.for_it), ("least", why.against_it)):
+    explained = curate.explain(ws, best["id"], f"less_{second}", k=2)
+    print(f"\n4. Why is this the best for {second}?\n   {' '.join(explained.text.split())[:100]}")
+    for title, examples in (("most like it", explained.for_it), ("least", explained.against_it)):
         for example in examples:
             words = " ".join(example["text"].split())[:80]
             print(f"   {title:12} {example['similarity']:+.3f} {example['subtask']:10} {words}")
 
     print("\n5. The selection, as TRL's SFTTrainer will read it.")
-    chosen = curate.select(ws, f"less_best_{first}", Top(), SelectionSpec(by=f"less_{first}", frac=preset.budgets[0]))
-    written = curate.export(ws, f"less_best_{first}", Trl(), str(folder / "trl"))
-    print(f"   {chosen.rows:,} of {chosen.candidates:,}: {', '.join(written.files)}")
+    selected = curate.select(ws, f"less_best_{first}", Top(), SelectionSpec(by=f"less_{first}", frac=preset.budgets[0]))
+    exported = curate.export(ws, f"less_best_{first}", Trl(), str(folder / "trl"))
+    print(f"   {selected.rows:,} of {selected.candidates:,}: {', '.join(exported.files)}")
 
 
 if __name__ == "__main__":

@@ -72,13 +72,15 @@ def real(folder: Path) -> Workspace:
     real_targets(ws)
     for split, file in (("val", "targets/code_val.jsonl"), ("test", "eval/code_test.jsonl")):
         curate.target(ws, "code", str(SHARED / file), split=split)
-    there = {(row["target"], row["split"]) for row in curate.sql(ws, "SELECT DISTINCT target, split FROM targets")}
-    for name, where in HELD_OUT.items():
+    present = {(row["target"], row["split"]) for row in curate.sql(ws, "SELECT DISTINCT target, split FROM targets")}
+    for name, condition in HELD_OUT.items():
         for split, part in SPLITS.items():
-            if (name, split) not in there:
-                curate.select(ws, "held_out", Top(), SelectionSpec(by="-row", where=f"{where} AND {part}", frac=1.0))
-                with tempfile.TemporaryDirectory() as aside:
-                    files = curate.export(ws, "held_out", Jsonl(), f"{aside}/out").files
+            if (name, split) not in present:
+                curate.select(
+                    ws, "held_out", Top(), SelectionSpec(by="-row", where=f"{condition} AND {part}", frac=1.0)
+                )
+                with tempfile.TemporaryDirectory() as temporary:
+                    files = curate.export(ws, "held_out", Jsonl(), f"{temporary}/out").files
                     curate.target(ws, name, files[0], split=split)
     return ws
 
@@ -126,17 +128,17 @@ def main(preset: str, folder: Path) -> None:
     for data, name, plan in audits(preset, folder):
         if data not in opened:
             opened[data] = open_data[data](folder)
-        began = time.monotonic()
+        started = time.monotonic()
         print(f"{name}: {', '.join(plan['selectors'])}; {plan['seeds']} seeds, {plan['budget']}.", flush=True)
-        found = curate.audit(opened[data], name, plan_of(plan))
-        assert found.card is not None
+        audited = curate.audit(opened[data], name, plan_of(plan))
+        assert audited.card is not None
         for level in ("now", "later"):
-            its = rows(found.card, level)
-            print(f"\n{level.capitalize()}:\n{table(its, {key: key for key in its[0]})}")
-        print("\n" + "\n".join([*reading(found.card), *found.warnings]))
+            table_rows = rows(audited.card, level)
+            print(f"\n{level.capitalize()}:\n{table(table_rows, {key: key for key in table_rows[0]})}")
+        print("\n" + "\n".join([*reading(audited.card), *audited.warnings]))
         path = folder / f"{name}.html"
-        path.write_text(page(found.card, f"Long horizon: {name}"), encoding="utf-8")
-        print(f"\nThe page is {path}; {time.monotonic() - began:.0f} s.\n", flush=True)
+        path.write_text(page(audited.card, f"Long horizon: {name}"), encoding="utf-8")
+        print(f"\nThe page is {path}; {time.monotonic() - started:.0f} s.\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -102,19 +102,19 @@ def workspace(folder: Path, size: Size) -> Workspace:
     """The stream without the unseen skills; a target for every skill, and `wanted`, the val samples of those seen."""
     ws = curate.open_workspace(folder / "ws")
     lines = stream_file(folder, size.rows).read_text(encoding="utf-8").splitlines(keepends=True)
-    seen = folder / "seen.jsonl"
-    seen.write_text(
+    seen_file = folder / "seen.jsonl"
+    seen_file.write_text(
         "".join(line for line in lines if not any(f'"skill": "{s}"' in line for s in UNSEEN)), encoding="utf-8"
     )
-    curate.ingest(ws, [str(seen)])
+    curate.ingest(ws, [str(seen_file)])
     for skill in SKILLS:
         for split in ("val", "test"):
             file = str(SAMPLE / f"targets/{skill}_{split}.jsonl")
             curate.target(ws, target_of(skill), file, subtask="subtask", split=split)
-    together = folder / "wanted.jsonl"
+    wanted_file = folder / "wanted.jsonl"
     files = [SAMPLE / f"targets/{skill}_val.jsonl" for skill in SEEN]
-    together.write_text("".join(file.read_text(encoding="utf-8") for file in files), encoding="utf-8")
-    curate.target(ws, "wanted", str(together), subtask="subtask")
+    wanted_file.write_text("".join(file.read_text(encoding="utf-8") for file in files), encoding="utf-8")
+    curate.target(ws, "wanted", str(wanted_file), subtask="subtask")
     return ws
 
 
@@ -124,25 +124,25 @@ def target_of(skill: str) -> str:
 
 def mixtures(ws: Workspace, size: Size, model: ModelChoice) -> None:
     """The manifests that the arms draw from."""
-    blend = MixtureSpec(domain=DOMAIN, rows=size.settings.steps * size.settings.batch_size, most_epochs=None)
-    curate.mix(ws, "mix_uniform", Uniform(), blend)
-    curate.mix(ws, "mix_proportional", Proportional(), blend)
-    began = time.monotonic()
-    found = curate.mix(ws, "mix_doremi", Doremi(), blend, proxy=Proxy(model, Plain(), size.settings))
-    _tell("DoReMi", found.by_domain, found.told, began)
-    began = time.monotonic()
+    spec = MixtureSpec(domain=DOMAIN, rows=size.settings.steps * size.settings.batch_size, most_epochs=None)
+    curate.mix(ws, "mix_uniform", Uniform(), spec)
+    curate.mix(ws, "mix_proportional", Proportional(), spec)
+    started = time.monotonic()
+    mixed = curate.mix(ws, "mix_doremi", Doremi(), spec, proxy=Proxy(model, Plain(), size.settings))
+    _tell("DoReMi", mixed.by_domain, mixed.told, started)
+    started = time.monotonic()
     evals = [EvalSpec(target_of(skill), Loss(), "val") for skill in SEEN]
-    brief = replace(size.settings, steps=size.proxy_steps)
+    short_settings = replace(size.settings, steps=size.proxy_steps)
     workers = Local(workers=2 if size.device == "cpu" else None)
-    proxy = Proxy(model, Plain(), brief, evals, workers)
-    found = curate.mix(ws, "mix_regmix", Regmix(trials=size.trials), blend, proxy=proxy)
-    _tell("RegMix", found.by_domain, found.told, began)
+    proxy = Proxy(model, Plain(), short_settings, evals, workers)
+    mixed = curate.mix(ws, "mix_regmix", Regmix(trials=size.trials), spec, proxy=proxy)
+    _tell("RegMix", mixed.by_domain, mixed.told, started)
 
 
-def _tell(name: str, domains: list[dict[str, object]], info: dict[str, float], began: float) -> None:
+def _tell(name: str, domains: list[dict[str, object]], info: dict[str, float], started: float) -> None:
     weights = "  ".join(f"{row['source']} {row['weight']:.3f}" for row in domains)
-    more = ", ".join(f"{key} {value:.3g}" for key, value in info.items())
-    print(f"{name}: {weights}  ({more}; {time.monotonic() - began:.0f} s)", flush=True)
+    details = ", ".join(f"{key} {value:.3g}" for key, value in info.items())
+    print(f"{name}: {weights}  ({details}; {time.monotonic() - started:.0f} s)", flush=True)
 
 
 def arms(size: Size, model: ModelChoice) -> Iterator[tuple[str, TrainingSpec]]:
@@ -150,14 +150,14 @@ def arms(size: Size, model: ModelChoice) -> Iterator[tuple[str, TrainingSpec]]:
     for seed in range(size.seeds):
         for name in ("proportional", "uniform", "doremi", "regmix"):
             yield f"{name}_s{seed}", TrainingSpec(model, Plain(), size.settings, manifest=f"mix_{name}", seed=seed)
-        whole = TrainingSpec(model, Plain(), size.settings, manifest="mix_proportional", seed=seed)
-        yield f"linupper_s{seed}", replace(whole, weighting=Linupper())
-        yield f"adapt_bm25_s{seed}", replace(whole, weighting=AdaptStatic(), by="bm25_wanted")
-        yield f"adapt_s{seed}", replace(whole, weighting=Adapt(), target="wanted")
+        training = TrainingSpec(model, Plain(), size.settings, manifest="mix_proportional", seed=seed)
+        yield f"linupper_s{seed}", replace(training, weighting=Linupper())
+        yield f"adapt_bm25_s{seed}", replace(training, weighting=AdaptStatic(), by="bm25_wanted")
+        yield f"adapt_s{seed}", replace(training, weighting=Adapt(), target="wanted")
 
 
 def main(preset: str, folder: Path) -> None:
-    size, began = SIZES[preset], time.monotonic()
+    size, started = SIZES[preset], time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     model, ws = beginning(folder, size), workspace(folder, size)
     curate.score(ws, Bm25(), target="wanted")
@@ -165,9 +165,9 @@ def main(preset: str, folder: Path) -> None:
     evals = [EvalSpec(target_of(skill), Perplexity()) for skill in SKILLS]
     names = []
     for name, training in arms(size, model):
-        found = curate.train(ws, name, training, evals=evals)
-        its = {row["target"]: row["value"] for row in found.evaluations if row["metric"] == "perplexity"}
-        print(f"  {name:18}" + "  ".join(f"{target} {value:.2f}" for target, value in its.items()), flush=True)
+        trained = curate.train(ws, name, training, evals=evals)
+        perplexities = {row["target"]: row["value"] for row in trained.evaluations if row["metric"] == "perplexity"}
+        print(f"  {name:18}" + "  ".join(f"{target} {value:.2f}" for target, value in perplexities.items()), flush=True)
         names.append(name)
     compared = compare(ws, names, against="proportional_s0")
     print(
@@ -175,14 +175,14 @@ def main(preset: str, folder: Path) -> None:
         + "".join(f"{target_of(s) + ('*' if s in UNSEEN else ''):>20}" for s in SKILLS)
         + "    extra FLOPs"
     )
-    plain = next(arm for arm in compared.arms if arm.name == "proportional")
+    baseline = next(arm for arm in compared.arms if arm.name == "proportional")
     for arm in compared.arms:
         info = "".join(f"{arm.quality[f'{target_of(s)} perplexity']!s:>20}" for s in SKILLS)
-        print(f"{arm.name:16}{info}    {arm.cost.total / plain.cost.total - 1:+.1%}")
+        print(f"{arm.name:16}{info}    {arm.cost.total / baseline.cost.total - 1:+.1%}")
     print("* kept out of the pool.\n\n" + "\n".join(reading(compared)))
     (folder / "mixing.html").write_text(page(compared, "Mixtures, from scratch"), encoding="utf-8")
     (folder / "mixing.png").write_bytes(plot(compared))
-    print(f"\nThe page is {folder / 'mixing.html'}; {time.monotonic() - began:.0f} s in all.")
+    print(f"\nThe page is {folder / 'mixing.html'}; {time.monotonic() - started:.0f} s in all.")
 
 
 if __name__ == "__main__":

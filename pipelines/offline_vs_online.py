@@ -40,61 +40,63 @@ from curate.verbs.select import SelectionSpec
 
 def selections(ws: Workspace, preset: Preset, target: str) -> Iterator[tuple[str, str, int]]:
     """Manifests of every method, budget and seed: the arm's name, the manifest's, the seed."""
-    by = {"bm25": f"bm25_{target}", "embed": f"embed_lm_{target}", "ppl": "nll", "less": f"less_{target}"}
+    columns = {"bm25": f"bm25_{target}", "embed": f"embed_lm_{target}", "ppl": "nll", "less": f"less_{target}"}
     for budget in preset.budgets:
         share = f"{budget * 100:g}".replace(".", "_")
-        for method, column in by.items():
+        for method, column in columns.items():
             manifest = f"{target}_{method}_{share}_rows"
             curate.select(ws, manifest, Top(), SelectionSpec(by=column, frac=budget))
             yield from ((f"{method}_{share}", manifest, seed) for seed in range(preset.seeds))
         for seed in range(preset.seeds):  # random draws are repeated for every seed
-            drawn = f"{target}_random_{share}_rows_{seed}"
-            curate.select(ws, drawn, Random(), SelectionSpec(frac=budget, seed=seed))
-            yield f"random_{share}", drawn, seed
-            dealt = f"{target}_bm25_{share}_null_rows_{seed}"
-            curate.select(ws, dealt, Top(), SelectionSpec(by=by["bm25"], frac=budget, seed=seed, null=True))
-            yield f"bm25_{share}_null", dealt, seed
+            random_name = f"{target}_random_{share}_rows_{seed}"
+            curate.select(ws, random_name, Random(), SelectionSpec(frac=budget, seed=seed))
+            yield f"random_{share}", random_name, seed
+            null_name = f"{target}_bm25_{share}_null_rows_{seed}"
+            curate.select(ws, null_name, Top(), SelectionSpec(by=columns["bm25"], frac=budget, seed=seed, null=True))
+            yield f"bm25_{share}_null", null_name, seed
 
 
 def trainings(ws: Workspace, preset: Preset, model: ModelChoice, target: str) -> Iterator[tuple[str, TrainingSpec]]:
     """Every run of one target: its name, and what is trained."""
     for arm, manifest, seed in selections(ws, preset, target):
-        plain = TrainingSpec(model, Uniform(), preset.training, manifest=manifest, seed=seed)
-        yield f"{target}_{arm}_s{seed}", plain
+        training = TrainingSpec(model, Uniform(), preset.training, manifest=manifest, seed=seed)
+        yield f"{target}_{arm}_s{seed}", training
     for seed in range(preset.seeds):
-        whole = TrainingSpec(model, Uniform(), preset.training, seed=seed)
-        yield f"{target}_full_s{seed}", whole
-        yield f"{target}_adapt_bm25_s{seed}", replace(whole, weighting=AdaptStatic(), by=f"bm25_{target}")
-        yield f"{target}_linupper_s{seed}", replace(whole, weighting=Linupper())
-        online = replace(whole, weighting=Adapt(), target=target)
+        full = TrainingSpec(model, Uniform(), preset.training, seed=seed)
+        yield f"{target}_full_s{seed}", full
+        yield f"{target}_adapt_bm25_s{seed}", replace(full, weighting=AdaptStatic(), by=f"bm25_{target}")
+        yield f"{target}_linupper_s{seed}", replace(full, weighting=Linupper())
+        online = replace(full, weighting=Adapt(), target=target)
         yield f"{target}_adapt_s{seed}", online
-        dealt = replace(preset.training, shuffle_weights=True)
-        yield f"{target}_adapt_null_s{seed}", replace(online, settings=dealt)
+        shuffled = replace(preset.training, shuffle_weights=True)
+        yield f"{target}_adapt_null_s{seed}", replace(online, settings=shuffled)
 
 
 def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     model = ModelChoice(named) if named else preset.base(folder)
     ws = curate.open_workspace(folder / "ws")
     preset.data(ws)
-    for target, other in preset.pairs:
-        began = time.monotonic()
-        evals = [EvalSpec(t, m, limit=preset.questions) for t in (target, other) for m in (Loss(), OptionChoice())]
-        print(f"\n{target} is the target, {other} is out of domain. Scores: BM25, embedding, perplexity, LESS.")
+    for target, other_target in preset.pairs:
+        started = time.monotonic()
+        evals = [
+            EvalSpec(t, m, limit=preset.questions) for t in (target, other_target) for m in (Loss(), OptionChoice())
+        ]
+        print(f"\n{target} is the target, {other_target} is out of domain. Scores: BM25, embedding, perplexity, LESS.")
         curate.score(ws, Bm25(), EmbedLm(), Nll(), preset.less, target=target, models=model)
         runs = [f"{target}_base"]
         curate.evaluate(ws, runs[0], evals, model=model)
         for name, training in trainings(ws, preset, model, target):
             trained = curate.train(ws, name, training, evals=evals)
-            judged = [e for e in trained.evaluations if e["value"] is not None]
-            told = "  ".join(f"{e['target']} {e['metric']} {e['value']:.3f}" for e in judged)
-            print(f"  {name:32} {trained.steps:4} steps  {told}", flush=True)
+            evaluated = [e for e in trained.evaluations if e["value"] is not None]
+            summary = "  ".join(f"{e['target']} {e['metric']} {e['value']:.3f}" for e in evaluated)
+            print(f"  {name:32} {trained.steps:4} steps  {summary}", flush=True)
             runs.append(name)
-        found = curate.compare(ws, runs, against=f"{target}_full_s0")
+        compared = curate.compare(ws, runs, against=f"{target}_full_s0")
         path = folder / f"{target}.html"
-        path.write_text(page(found, f"Offline against online: {target}"), encoding="utf-8")
-        path.with_suffix(".png").write_bytes(plot(found))
-        print("\n" + "\n".join(reading(found)))
-        print(f"{len(runs)} runs in {time.monotonic() - began:.0f} s; the page is {path}.")
+        path.write_text(page(compared, f"Offline against online: {target}"), encoding="utf-8")
+        path.with_suffix(".png").write_bytes(plot(compared))
+        print("\n" + "\n".join(reading(compared)))
+        print(f"{len(runs)} runs in {time.monotonic() - started:.0f} s; the page is {path}.")
 
 
 if __name__ == "__main__":

@@ -96,7 +96,7 @@ def stream_file(folder: Path, rows: int) -> Path:
     path = folder / "stream.jsonl"
     if not path.exists():
         samples = islice(make_sample().stream(STREAM), rows)
-        path.write_text("".join(json.dumps(asdict(one)) + "\n" for one in samples), encoding="utf-8")
+        path.write_text("".join(json.dumps(asdict(item)) + "\n" for item in samples), encoding="utf-8")
     return path
 
 
@@ -119,20 +119,22 @@ def few(ws: Workspace) -> None:
     """400 of the real samples, drawn at random; the same targets."""
     if ws.n_rows() == 0:
         with tempfile.TemporaryDirectory() as folder:
-            whole = curate.open_workspace(f"{folder}/whole")
-            real(whole)
-            curate.select(whole, "few", Random(), SelectionSpec(top=400))
-            curate.ingest(ws, curate.export(whole, "few", Jsonl(), f"{folder}/out").files, mapping={"source": "source"})
+            full_ws = curate.open_workspace(f"{folder}/whole")
+            real(full_ws)
+            curate.select(full_ws, "few", Random(), SelectionSpec(top=400))
+            curate.ingest(
+                ws, curate.export(full_ws, "few", Jsonl(), f"{folder}/out").files, mapping={"source": "source"}
+            )
     real_targets(ws)
 
 
 def real_targets(ws: Workspace) -> None:
-    ask = {"prompt": "question", "completion": "answer"}
-    curate.target(ws, "gsm8k", str(SHARED / "targets/gsm8k_val.jsonl"), mapping=ask)
-    curate.target(ws, "gsm8k", str(SHARED / "eval/gsm8k_test.jsonl"), split="test", mapping=ask)
-    curate.target(ws, "bbh", str(SHARED / "targets/bbh_val.jsonl"), subtask="subtask", mapping=ask)
-    ask = {"prompt": "input", "completion": "target"}
-    curate.target(ws, "bbh", str(SHARED / "eval/bbh_test.jsonl"), subtask="subtask", split="test", mapping=ask)
+    fields = {"prompt": "question", "completion": "answer"}
+    curate.target(ws, "gsm8k", str(SHARED / "targets/gsm8k_val.jsonl"), mapping=fields)
+    curate.target(ws, "gsm8k", str(SHARED / "eval/gsm8k_test.jsonl"), split="test", mapping=fields)
+    curate.target(ws, "bbh", str(SHARED / "targets/bbh_val.jsonl"), subtask="subtask", mapping=fields)
+    fields = {"prompt": "input", "completion": "target"}
+    curate.target(ws, "bbh", str(SHARED / "eval/bbh_test.jsonl"), subtask="subtask", split="test", mapping=fields)
 
 
 # --- bases -----------------------------------------------------------------------------------------------

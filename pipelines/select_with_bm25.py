@@ -31,12 +31,14 @@ def main(folder: Path) -> None:
 
     print("1. The pool: four domains, each in an input format of its own.")
     pool = sorted(str(path) for path in (DATA / "pool").iterdir())
-    seen = curate.ingest(ws, pool)
-    print(f"   {seen.read:,} rows read, {seen.added:,} samples, {seen.rejected} rejected; formats: {seen.formats}")
+    result = curate.ingest(ws, pool)
+    print(
+        f"   {result.read:,} rows read, {result.added:,} samples, {result.rejected} rejected; formats: {result.formats}"
+    )
 
     print("\n2. The target: what we want the model to learn, as 24 worked examples.")
-    good = curate.target(ws, "arithmetic", str(DATA / "targets" / "arithmetic_val.jsonl"), subtask="subtask")
-    print(f"   {good.rows['val']} examples in {len(good.subtasks)} sub-tasks: {', '.join(good.subtasks)}")
+    targeted = curate.target(ws, "arithmetic", str(DATA / "targets" / "arithmetic_val.jsonl"), subtask="subtask")
+    print(f"   {targeted.rows['val']} examples in {len(targeted.subtasks)} sub-tasks: {', '.join(targeted.subtasks)}")
 
     print(
         "\n3. Four scores for every sample, as columns that SQL reads; nll is a language model's, the one in data/tiny."
@@ -45,16 +47,16 @@ def main(folder: Path) -> None:
         print(f"   {scored.name}: {scored.rows:,} samples")
 
     print("\n4. The selection: the best tenth by relevance of what neither repeats itself nor surprises the model.\n")
-    wanted = SelectionSpec(by="bm25_arithmetic", where="repetition >= -1 AND nll > -1", frac=0.10)
-    chosen = curate.select(ws, "best", Top(), wanted)
+    spec = SelectionSpec(by="bm25_arithmetic", where="repetition >= -1 AND nll > -1", frac=0.10)
+    selected = curate.select(ws, "best", Top(), spec)
     print("   domain      selected  of candidates   share")
-    for row in chosen.by_source:
+    for row in selected.by_source:
         print(f"   {row['source']:10} {row['selected']:9,} {row['candidates']:14,} {row['share']:7.1%}")
-    print(f"   {'all':10} {chosen.rows:9,} {chosen.candidates:14,}   (about {chosen.tokens:,.0f} tokens)")
+    print(f"   {'all':10} {selected.rows:9,} {selected.candidates:14,}   (about {selected.tokens:,.0f} tokens)")
 
     print("\n5. Was it right? The sample corpus knows each sample's skill and which answers are corrupt.")
-    curate.select(ws, "relevant", Top(), SelectionSpec(by="bm25_arithmetic", top=chosen.rows))
-    curate.select(ws, "chance", Random(), SelectionSpec(top=chosen.rows))
+    curate.select(ws, "relevant", Top(), SelectionSpec(by="bm25_arithmetic", top=selected.rows))
+    curate.select(ws, "chance", Random(), SelectionSpec(top=selected.rows))
     for name in ("best", "relevant", "chance"):
         query = f"""SELECT avg((meta->>'skill' = 'arithmetic')::INT) AS skill,
             avg((meta->>'corrupt' = 'true')::INT) AS bad FROM {name} JOIN pool USING (row)"""
@@ -64,9 +66,9 @@ def main(folder: Path) -> None:
 
     print("\n6. The export, as TRL's SFTTrainer will read it. One row of it:\n")
     print("   " + json.dumps(curate.preview(ws, "best", Trl(), 1)[0], ensure_ascii=False))
-    written = curate.export(ws, "best", Trl(), str(folder / "trl"))
-    print(f"\n   {written.rows:,} rows for {written.format}: {', '.join(written.files)}")
-    seconds, flops = (sum(row[what] for row in curate.ledger(ws)) for what in ("seconds", "flops"))
+    exported = curate.export(ws, "best", Trl(), str(folder / "trl"))
+    print(f"\n   {exported.rows:,} rows for {exported.format}: {', '.join(exported.files)}")
+    seconds, flops = (sum(row[column] for row in curate.ledger(ws)) for column in ("seconds", "flops"))
     print(f"   It took {seconds:.1f} s of work and {flops:.1e} FLOPs; the workspace {ws.path} is yours to query:")
     command = os.path.relpath(Path(sys.executable).with_name("curate"))
     print(f'   {command} sql -w {ws.path} "SELECT source, avg(bm25_arithmetic) FROM samples GROUP BY source"')

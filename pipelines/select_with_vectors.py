@@ -41,8 +41,8 @@ def main(folder: Path) -> None:
         ws, "SELECT id, messages[1].content AS said FROM samples ORDER BY embed_lm_facts DESC LIMIT 1"
     )
     print(f'\n2. What is similar to "{first["said"]}"? From the index stored beside the vectors:')
-    for near in curate.neighbors(ws, "embed_lm", sample_id=first["id"], k=3).found:
-        print(f"   {near['similarity']:.2f}  {near['source']:9} {' '.join(near['text'].split())[:80]}")
+    for neighbor in curate.neighbors(ws, "embed_lm", sample_id=first["id"], k=3).found:
+        print(f"   {neighbor['similarity']:.2f}  {neighbor['source']:9} {' '.join(neighbor['text'].split())[:80]}")
 
     print("\n3. RDS+: every example of the target takes its nearest samples in turn.")
     by_turns = SelectionSpec(top=200, vectors="embed_lm", target="arithmetic")
@@ -51,9 +51,9 @@ def main(folder: Path) -> None:
 
     print("\n4. Near-duplicates: of those with a cosine above 0.99, the one farthest from its cluster's centre stays.")
     without = curate.select(ws, "unlike", Semdedup(eps=0.01), SelectionSpec(top=ws.n_rows(), vectors="embed_lm"))
-    (known, left) = (near_repeats(ws, table) for table in ("(SELECT row FROM pool)", "unlike"))
+    (n_all, n_left) = (near_repeats(ws, table) for table in ("(SELECT row FROM pool)", "unlike"))
     print(
-        f"   {without.rows:,} of {ws.n_rows():,} stay; of {known} known pairs of near-repeats {left} are still whole."
+        f"   {without.rows:,} of {ws.n_rows():,} stay; of {n_all} known pairs of near-repeats {n_left} are still whole."
     )
     print("   So small a model hardly tells them from others; a sentence encoder does: python -m tests.bench.truth")
 
@@ -68,8 +68,8 @@ def main(folder: Path) -> None:
 
 def near_repeats(ws: Workspace, table: str) -> int:
     """How many samples of a table nearly repeat another sample of it, as the corpus knows."""
-    chosen = f"(SELECT meta->>'n' AS n, meta->>'near_duplicate_of' AS of FROM {table} JOIN pool USING (row))"
-    return next(iter(curate.sql(ws, f"SELECT count(*) AS n FROM {chosen} a JOIN {chosen} b ON a.of = b.n")))["n"]
+    subquery = f"(SELECT meta->>'n' AS n, meta->>'near_duplicate_of' AS of FROM {table} JOIN pool USING (row))"
+    return next(iter(curate.sql(ws, f"SELECT count(*) AS n FROM {subquery} a JOIN {subquery} b ON a.of = b.n")))["n"]
 
 
 def share(ws: Workspace, manifest: str, field: str, value: str) -> float:

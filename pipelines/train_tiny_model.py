@@ -67,11 +67,11 @@ def train_tokenizer(samples: Sequence[Sample]) -> PreTrainedTokenizerFast:
     )
     tokenizer.train_from_iterator([f"{s.question}\n{s.answer}" for s in samples], trainer)
     tokenizer.post_processor = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 1)])
-    made = PreTrainedTokenizerFast(
+    fast_tokenizer = PreTrainedTokenizerFast(
         tokenizer_object=tokenizer, model_max_length=512, additional_special_tokens=ROLES, **SPECIAL
     )
-    made.chat_template = TEMPLATE
-    return made
+    fast_tokenizer.chat_template = TEMPLATE
+    return fast_tokenizer
 
 
 def new_model(tokenizer: PreTrainedTokenizerFast) -> LlamaForCausalLM:
@@ -95,10 +95,10 @@ def encoded(tokenizer: PreTrainedTokenizerFast, sample: Sample, answer_only: boo
     """A sample as tokens, with the loss on its answer or on all. Alpaca files, which the workshop has, separate a
     question's input."""
     question = sample.question.replace("? ", "?\n", 1) if sample.domain == "workshop" else sample.question
-    ask = tokenizer(f"<|begin|><|user|>{question}<|end|><|assistant|>", add_special_tokens=False)["input_ids"]
+    prompt = tokenizer(f"<|begin|><|user|>{question}<|end|><|assistant|>", add_special_tokens=False)["input_ids"]
     answer = tokenizer(f"{sample.answer}<|end|>", add_special_tokens=False)["input_ids"]
-    ids = np.array([*ask, *answer], np.int32)
-    return Encoded(ids, np.arange(len(ids)) >= (len(ask) if answer_only else 1))
+    ids = np.array([*prompt, *answer], np.int32)
+    return Encoded(ids, np.arange(len(ids)) >= (len(prompt) if answer_only else 1))
 
 
 def train(steps: int) -> LanguageModel:
@@ -118,10 +118,10 @@ def train(steps: int) -> LanguageModel:
         beta2=0.95,
     )
     trainer = Trainer(model, Data.of(examples), settings, Uniform(), Alone())
-    for done in trainer.run():
-        if done.step % 100 == 0:
-            told = "  ".join(f"{skill} {loss:.2f}" for skill, loss in by_skill(model).items())
-            print(f"step {done.step}: {told}", flush=True)
+    for step_result in trainer.run():
+        if step_result.step % 100 == 0:
+            losses = "  ".join(f"{skill} {loss:.2f}" for skill, loss in by_skill(model).items())
+            print(f"step {step_result.step}: {losses}", flush=True)
     return model
 
 

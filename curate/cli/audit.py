@@ -78,22 +78,22 @@ def _plain(card: Scorecard) -> dict[str, Any]:
             return [numbers(v) for v in values]
         return None if values != values else values
 
-    its = card.myopia
-    found = (
+    myopia = card.myopia
+    myopia_values = (
         {
-            "gap": its.gap,
-            "each": its.each.tolist(),
-            "null": its.null,
-            "p": its.p,
-            "agree": its.agree,
-            "interval": its.interval,
+            "gap": myopia.gap,
+            "each": myopia.each.tolist(),
+            "null": myopia.null,
+            "p": myopia.p,
+            "agree": myopia.agree,
+            "interval": myopia.interval,
         }
-        if its
+        if myopia
         else None
     )
     measures = {name: numbers(values.tolist()) for name, values in card.measures.items()}
     return {"selectors": card.selectors, "stages": card.stages, "measures": measures,
-            "matrices": numbers(card.matrices.tolist()), "ranked": card.ranked, "myopia": found,
+            "matrices": numbers(card.matrices.tolist()), "ranked": card.ranked, "myopia": myopia_values,
             "missing": card.missing}  # fmt: skip
 
 
@@ -103,12 +103,12 @@ def read_plan(path: Path, model: str | None = None, seeds: int | None = None) ->
     if not path.is_file():
         raise CurateError(f"{path}: there is no such plan.")
     try:
-        told = tomllib.loads(path.read_text(encoding="utf-8"))
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise CurateError(f"{path} is no TOML: {str(error).splitlines()[0]}.") from None
     try:
-        its = told.get("model", {})
-        other = {"model": {**(its if isinstance(its, dict) else {}), "name": model}} if model else {}
-        return plan_of({**told, **other, **({} if seeds is None else {"seeds": seeds})})
+        own_model = content.get("model", {})
+        overrides = {"model": {**(own_model if isinstance(own_model, dict) else {}), "name": model}} if model else {}
+        return plan_of({**content, **overrides, **({} if seeds is None else {"seeds": seeds})})
     except CurateError as error:
         raise CurateError(f"{path}: {error}") from None

@@ -37,16 +37,18 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> None:
         status = _fail(str(error), error.exit_status)
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
-        more = f" (see `{context.command_path} --help`)" if context else ""
-        status = _fail(f"{error.format_message().rstrip('.')}{more}.", 2)
+        hint = f" (see `{context.command_path} --help`)" if context else ""
+        status = _fail(f"{error.format_message().rstrip('.')}{hint}.", 2)
     except (click.Abort, KeyboardInterrupt):
         status = _fail("stopped; committed work is kept, and the same command resumes from there.", 130)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # `| head` has closed the pipe: not an error
         status = 0
     except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        status = _fail(f"{where}{error.strerror or error}; nothing that was stored is lost, fix this and run again.", 1)
+        prefix = f"{error.filename}: " if error.filename else ""
+        status = _fail(
+            f"{prefix}{error.strerror or error}; nothing that was stored is lost, fix this and run again.", 1
+        )
     except Exception as error:
         if os.environ.get("CURATE_DEBUG"):
             raise

@@ -66,8 +66,8 @@ def status(ws: Workspace, as_json: bool) -> None:
         ),
     ]
     lines += [table(rows, columns) for rows, columns in tables if rows]
-    troubled = [row for row in [*s.scores, *s.vectors] if row["command"]]
-    lines += [f"{row['name']} {row['state']}: run `{row['command']}`." for row in troubled]
+    incomplete = [row for row in [*s.scores, *s.vectors] if row["command"]]
+    lines += [f"{row['name']} {row['state']}: run `{row['command']}`." for row in incomplete]
     say(s, as_json, "\n\n".join(lines))
 
 
@@ -92,13 +92,13 @@ def verify(ws: Workspace, repair: bool, as_json: bool) -> None:
     data that came from outside, the remedy is printed.
     """
     r = curate.verify(ws, repair=repair)
-    left = [d for d in r.damaged if not d.repaired]
+    remaining = [d for d in r.damaged if not d.repaired]
     head = f"{r.parts:,} parts checked ({r.bytes:,} bytes), {len(r.damaged):,} damaged"
-    lines = [f"{head}{', ' + str(len(r.damaged) - len(left)) + ' repaired' if repair else ''}."]
+    lines = [f"{head}{', ' + str(len(r.damaged) - len(remaining)) + ' repaired' if repair else ''}."]
     for d in r.damaged:
         lines.append(f"{d.kind} {d.name}: {d.part} {d.what}; {'repaired' if d.repaired else d.remedy}.")
     say(r, as_json, "\n".join(lines))
-    if left:
+    if remaining:
         raise SystemExit(1)
 
 
@@ -133,17 +133,17 @@ def report(
 
     The page is self-contained and loads nothing from the network.
     """
-    began = time.perf_counter()
+    started = time.perf_counter()
     r = curate.report(ws, scores=scores, manifests=manifests, samples=samples, cut=cut)
     from curate.pages.report import page
 
     if not path.parent.is_dir():
         raise CurateError(f"{path.parent} is no folder; name a file in an existing one.")
     path.write_text(page(r, title or ws.path.absolute().name), encoding="utf-8")
-    told = {"file": str(path), "bytes": path.stat().st_size, "samples": len(r.shown.id), "warnings": r.warnings}
-    seconds = time.perf_counter() - began
-    text = f"Written: {path}, {told['bytes'] / 1e6:.1f} MB with {len(r.shown.id):,} samples, in {seconds:.1f} s."
-    say(told, as_json, text + notes(r.warnings))
+    summary = {"file": str(path), "bytes": path.stat().st_size, "samples": len(r.shown.id), "warnings": r.warnings}
+    seconds = time.perf_counter() - started
+    text = f"Written: {path}, {summary['bytes'] / 1e6:.1f} MB with {len(r.shown.id):,} samples, in {seconds:.1f} s."
+    say(summary, as_json, text + notes(r.warnings))
 
 
 @click.command()
@@ -198,14 +198,16 @@ def methods(kind: str | None, name: str | None, markdown: bool, as_json: bool) -
     if kind and name:
         click.echo(_method_help(kind, name))
         return
-    found = registry.list_methods(kind)
+    listed = registry.list_methods(kind)
     if markdown:
-        for each in dict.fromkeys(row["kind"] for row in found):
-            rows = [row for row in found if row["kind"] == each]
-            click.echo(folded(f"{len(rows)} {each}s", rows, {"name": each, "summary": "what it does"}))
+        for method_kind in dict.fromkeys(row["kind"] for row in listed):
+            rows = [row for row in listed if row["kind"] == method_kind]
+            click.echo(folded(f"{len(rows)} {method_kind}s", rows, {"name": method_kind, "summary": "what it does"}))
         return
     click.echo(
-        json.dumps(found, indent=1) if as_json else table(found, {"kind": "kind", "name": "name", "summary": "summary"})
+        json.dumps(listed, indent=1)
+        if as_json
+        else table(listed, {"kind": "kind", "name": "name", "summary": "summary"})
     )
 
 

@@ -74,8 +74,8 @@ class _ProxyOptions:
             registry.make("executor", executor, {**workers, **own[executor]}),
         )
 
-    def _refuse_alone(self, own: Mapping[str, dict[str, str]]) -> None:
-        if self.targets or self.metrics or own["train"] or self.workers is not None or self.executor:
+    def _refuse_alone(self, own_settings: Mapping[str, dict[str, str]]) -> None:
+        if self.targets or self.metrics or own_settings["train"] or self.workers is not None or self.executor:
             raise CurateError(
                 "--target, --metric, --executor, --workers and --set train.… are for proxies: give their initial "
                 "model, by --model MODEL."
@@ -150,9 +150,9 @@ def mix(
     as_json: bool,
 ) -> None:
     """Compute domain weights and store them as the mixture NAME, for `curate train` and `curate export`."""
-    own = by_owner(["", *proxies.owners], [], settings)
-    mixer = registry.make("mixer", mixer_name, own[""])
-    mixture = curate.mix(ws, name, mixer, spec, proxy=proxies.proxy(own))
+    own_settings = by_owner(["", *proxies.owners], [], settings)
+    mixer = registry.make("mixer", mixer_name, own_settings[""])
+    mixture = curate.mix(ws, name, mixer, spec, proxy=proxies.proxy(own_settings))
     say(mixture, as_json, _text(mixture, spec))
 
 
@@ -164,9 +164,9 @@ def _text(mixture: MixtureResult, spec: MixtureSpec) -> str:
     head += f"of {'samples' if mixture.unit == 'rows' else 'tokens'}."
     info = [", ".join(f"{key} {value:.4g}" for key, value in mixture.told.items())] if mixture.told else []
     without = mixture.without_domain
-    gone = [f"{without:,} samples have no domain and are not drawn"] if without else []
+    left_out = [f"{without:,} samples have no domain and are not drawn"] if without else []
     capped = [f"capped at {spec.most_epochs:g} epochs: {', '.join(mixture.lowered)}"] if mixture.lowered else []
-    return f"{head}\n{table(mixture.by_domain, columns)}" + notes([*info, *capped, *gone, *mixture.warnings])
+    return f"{head}\n{table(mixture.by_domain, columns)}" + notes([*info, *capped, *left_out, *mixture.warnings])
 
 
 def _epochs(text: str) -> float | None:

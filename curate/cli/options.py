@@ -68,8 +68,8 @@ def grouped(into: str, make: Callable[..., Any], *options: Callable[[Any], Any])
 
     def decorate(command: Any) -> Any:
         @functools.wraps(command)
-        def run(**given: Any) -> Any:
-            return command(**{into: make(**{name: given.pop(name) for name in names})}, **given)
+        def run(**values: Any) -> Any:
+            return command(**{into: make(**{name: values.pop(name) for name in names})}, **values)
 
         for option in reversed(options):
             run = option(run)
@@ -95,32 +95,32 @@ def by_owner(owners: Sequence[str], method_names: Sequence[str], settings: Seque
 
     If there is an owner '', it gets all settings without an owner. Raises CurateError for unknown or ambiguous owners.
     """
-    mine: dict[str, dict[str, str]] = {owner: {} for owner in owners}
+    settings_of: dict[str, dict[str, str]] = {owner: {} for owner in owners}
     for key, value in pairs(settings, "--set").items():
         owner, dot, field = key.rpartition(".")
-        if not dot and "" not in mine and len(method_names) != 1:
+        if not dot and "" not in settings_of and len(method_names) != 1:
             raise CurateError(
                 f"--set {key}={value}: with several methods say whose, as in --set {owners[0]}.{key}={value}."
             )
         if dot and owner not in owners:
             raise CurateError(f"--set {key}={value} is for '{owner}': {nearest(owner, owners)}")
-        mine[owner if dot or "" in mine else method_names[0]][field] = value
-    return mine
+        settings_of[owner if dot or "" in settings_of else method_names[0]][field] = value
+    return settings_of
 
 
 def models_of(given: Sequence[str], settings: dict[str, str], nameless: bool = False) -> dict[str, ModelChoice]:
     """Role -> model, from MODEL or ROLE=MODEL; without a role, '' (each method's first role). nameless: allow settings
     without a model."""
-    found = {}
+    by_role = {}
     for text in given:
         role, equals, name = text.partition("=")
         role, name = (role, name) if equals and role.isidentifier() else ("", text)
-        found[role] = registry.with_settings(ModelChoice, {"name": name, **settings}, "the model")
-    if settings and not found and nameless:
+        by_role[role] = registry.with_settings(ModelChoice, {"name": name, **settings}, "the model")
+    if settings and not by_role and nameless:
         return {"": registry.with_settings(ModelChoice, {"name": "", **settings}, "the model")}
-    if settings and not found:
+    if settings and not by_role:
         raise CurateError(f"--set model.{next(iter(settings))}=…: say which model, by --model.")
-    return found
+    return by_role
 
 
 def settings_text(fields: Sequence[dict[str, Any]]) -> str:

@@ -59,10 +59,10 @@ def ingest(
         text = f"Would read {len(r.files_planned)} files: {', '.join(r.files_planned) or 'all are in the pool'}."
         say(r, as_json, text + notes(r.warnings))
         return
-    seen = ", ".join(f"{name} {n:,}" for name, n in r.formats.items()) or "none"
+    formats = ", ".join(f"{name} {n:,}" for name, n in r.formats.items()) or "none"
     lines = [
         f"{r.read:,} rows read: {r.added:,} samples added, {r.copies:,} copies of known ones, {r.rejected:,} rejected.",
-        f"Formats seen: {seen}" + (" (to change: --format, --map)." if fmt == "auto" and not maps else "."),
+        f"Formats seen: {formats}" + (" (to change: --format, --map)." if fmt == "auto" and not maps else "."),
         f"The pool has {r.pool_rows:,} samples in {r.shards} shards.",
     ]
     if r.files_skipped:
@@ -113,8 +113,8 @@ def target(
     """
     r = curate.target(ws, name, path, subtask=subtask, split=split, fmt=fmt, mapping=pairs(maps, "--map"))
     rows = ", ".join(f"{n:,} {s}" for s, n in sorted(r.rows.items(), reverse=True))
-    sub = f", {len(r.subtasks)} sub-tasks" if r.subtasks else ""
-    text = f"Target {name}: {rows} samples{sub}; formats seen: {', '.join(r.formats)}."
+    subtasks_note = f", {len(r.subtasks)} sub-tasks" if r.subtasks else ""
+    text = f"Target {name}: {rows} samples{subtasks_note}; formats seen: {', '.join(r.formats)}."
     say(
         r,
         as_json,

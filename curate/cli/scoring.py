@@ -88,12 +88,12 @@ def score(
     Only missing values are computed, so running the same command again resumes an interrupted one; a stale score is
     recomputed and then replaces the old one. Methods that use the same model share one pass through it.
     """
-    own = by_owner([*method_names, executor_name, "model"], method_names, settings)
-    methods = [registry.make("score", name, own[name]) for name in method_names]
-    given = {"workers": str(workers)} if workers is not None else {}
-    executor = registry.make("executor", executor_name, {**given, **own[executor_name]})
-    names = dict(_score_name("--name", given, method_names) for given in given_names)
-    vectors = dict(_score_name("--vectors", given, method_names) for given in vectors_names)
+    own_settings = by_owner([*method_names, executor_name, "model"], method_names, settings)
+    methods = [registry.make("score", name, own_settings[name]) for name in method_names]
+    worker_settings = {"workers": str(workers)} if workers is not None else {}
+    executor = registry.make("executor", executor_name, {**worker_settings, **own_settings[executor_name]})
+    names = dict(_score_name("--name", text, method_names) for text in given_names)
+    vectors = dict(_score_name("--vectors", text, method_names) for text in vectors_names)
     results = curate.score(
         ws,
         *methods,
@@ -102,22 +102,20 @@ def score(
         vectors=vectors,
         fresh=fresh,
         executor=executor,
-        models=models_of(model_names, own["model"], nameless=bool(checkpoints)),
+        models=models_of(model_names, own_settings["model"], nameless=bool(checkpoints)),
         checkpoints=checkpoints,
         dry_run=dry_run,
     )
     say(results, as_json, "\n".join(_scored(r, dry_run) for r in results))
 
 
-def _score_name(option: str, given: str, method_names: Sequence[str]) -> tuple[str, str]:
-    owner, equals, name = given.partition("=")
+def _score_name(option: str, text: str, method_names: Sequence[str]) -> tuple[str, str]:
+    owner, equals, name = text.partition("=")
     if equals:
         return owner, name
     if len(method_names) > 1:
-        raise CurateError(
-            f"{option} {given}: with several methods say whose, as in {option} {method_names[0]}={given}."
-        )
-    return method_names[0], given
+        raise CurateError(f"{option} {text}: with several methods say whose, as in {option} {method_names[0]}={text}.")
+    return method_names[0], text
 
 
 def _scored(r: Any, dry_run: bool) -> str:
@@ -130,19 +128,21 @@ def _scored(r: Any, dry_run: bool) -> str:
             "text_chars": "characters",
             "flops": "FLOPs",
         }
-        before = f"{_scored(r.vectors, dry_run)}\n" if r.vectors else ""
-        return f"{before}{r.name} would run\n" + table(r.planned, columns)
+        vectors_part = f"{_scored(r.vectors, dry_run)}\n" if r.vectors else ""
+        return f"{vectors_part}{r.name} would run\n" + table(r.planned, columns)
     nulls = f", {r.nulls:,} of them null (see {r.name}.error)" if r.nulls else ""
     cut = f", {r.cut:,} of those done now cut to the model's context" if r.cut else ""
     if r.kind == "vectors":
-        done = f"vectors {r.name}: {r.computed:,} samples encoded now, {r.reused:,} were"
-        aim = f"; {r.cut_of_target:,} of the target's examples cut to it" if r.cut_of_target else ""
-        return f"{done}; {r.rows:,} in all{nulls}{cut}{aim}; {r.index}."
-    before = f"{_scored(r.vectors, dry_run)}\n" if r.vectors else ""
-    aside = f", {r.left_out:,} of these for the warm-up or as anchors" if r.left_out else ""
+        summary = f"vectors {r.name}: {r.computed:,} samples encoded now, {r.reused:,} were"
+        target_cut = f"; {r.cut_of_target:,} of the target's examples cut to it" if r.cut_of_target else ""
+        return f"{summary}; {r.rows:,} in all{nulls}{cut}{target_cut}; {r.index}."
+    vectors_part = f"{_scored(r.vectors, dry_run)}\n" if r.vectors else ""
+    held_out_note = f", {r.left_out:,} of these for the warm-up or as anchors" if r.left_out else ""
     note = f"\n{r.note[0].upper()}{r.note[1:]}." if r.note else ""
-    done = f"{r.name}: {r.computed:,} samples scored now, {r.reused:,} were; {r.rows:,} in all{nulls}{aside}{cut}."
-    return before + done + note
+    summary = (
+        f"{r.name}: {r.computed:,} samples scored now, {r.reused:,} were; {r.rows:,} in all{nulls}{held_out_note}{cut}."
+    )
+    return vectors_part + summary + note
 
 
 @click.command()
@@ -176,14 +176,19 @@ def explain(ws: Workspace, sample_id: str, score: str, count: int, as_json: bool
 
 
 def _explained(r: Any) -> str:
-    beside = "subtask" if r.of == "pool" else "source"
-    columns = {"similarity": "similarity", "id": "id", beside: beside.replace("subtask", "sub-task"), "text": "text"}
-    what = f"the target {r.target}" if r.of == "pool" else "the pool"
+    label_column = "subtask" if r.of == "pool" else "source"
+    columns = {
+        "similarity": "similarity",
+        "id": "id",
+        label_column: label_column.replace("subtask", "sub-task"),
+        "text": "text",
+    }
+    searched = f"the target {r.target}" if r.of == "pool" else "the pool"
     words = [f"{r.id}: {_short(r.text)}"]
     if r.score is not None:
         means = ", ".join(f"{name or 'all'} {value:.4f}" for name, value in r.subtasks.items())
         words.append(f"{r.score_name} = {r.score:.4f} (mean similarity: {means})")
-    for title, rows in ((f"most like it in {what}", r.for_it), (f"least like it in {what}", r.against_it)):
+    for title, rows in ((f"most like it in {searched}", r.for_it), (f"least like it in {searched}", r.against_it)):
         words += [f"\n{title}:", table([{**row, "text": _short(row["text"])} for row in rows], columns)]
     return "\n".join(words)
 

@@ -84,7 +84,7 @@ def select(
 ) -> None:
     """Select samples under a budget, as the manifest NAME."""
     if replayed:
-        given = (
+        other_options = (
             by,
             where,
             top,
@@ -101,7 +101,7 @@ def select(
             null,
             dry_run,
         )
-        if any(given):
+        if any(other_options):
             raise CurateError("--replay repeats a selection as it was; it cannot be combined with other options.")
         r = curate.replay(ws, name, replayed, allow_stale=allow_stale)
     else:
@@ -110,11 +110,11 @@ def select(
 
         method = selector_name or ("top" if by else "random")
         selector = registry.make("selector", method, pairs(settings, "--set"))
-        counted = token_count or TOKENS
-        choice = SelectionSpec(
-            by, where, top, frac, tokens, per, counted, seed, allow_stale, vectors, target, null, history
+        token_column = token_count or TOKENS
+        spec = SelectionSpec(
+            by, where, top, frac, tokens, per, token_column, seed, allow_stale, vectors, target, null, history
         )
-        r = curate.select(ws, name, selector, choice, dry_run=dry_run)
+        r = curate.select(ws, name, selector, spec, dry_run=dry_run)
     columns = {
         "source": "source",
         "selected": "selected",
@@ -122,10 +122,12 @@ def select(
         "candidates": "candidates",
         "mean_value": "mean value",
     }
-    said = "Would select" if dry_run else f"Manifest {name}:"
-    head = f"{said} {r.rows:,} of {r.candidates:,} candidates, about {r.tokens:,.0f} tokens."
-    left = f"\nnote: {r.without_value:,} candidates have no value and were not considered" if r.without_value else ""
-    say(r, as_json, f"{head}\n{table(r.by_source, columns)}{left}{notes(r.warnings)}")
+    opening = "Would select" if dry_run else f"Manifest {name}:"
+    head = f"{opening} {r.rows:,} of {r.candidates:,} candidates, about {r.tokens:,.0f} tokens."
+    no_value = (
+        f"\nnote: {r.without_value:,} candidates have no value and were not considered" if r.without_value else ""
+    )
+    say(r, as_json, f"{head}\n{table(r.by_source, columns)}{no_value}{notes(r.warnings)}")
 
 
 @click.command()
@@ -203,8 +205,8 @@ def weigh(
     lines = [head, f"Quantiles (0, 5, 25, 50, 75, 95, 100 %) before division by the mean {r.mean:.3f}: {spread}."]
     lines += [f"Then {r.lowered}."] if r.lowered else []
     columns = {"source": "source", "rows": "samples", "share": "share", "weighted_share": "share by weight"}
-    null = [f"{r.without_value:,} samples have no value and were left out"] if r.without_value else []
-    say(r, as_json, "\n".join([*lines, table(r.by_source, columns)]) + notes([*null, *r.warnings]))
+    no_value = [f"{r.without_value:,} samples have no value and were left out"] if r.without_value else []
+    say(r, as_json, "\n".join([*lines, table(r.by_source, columns)]) + notes([*no_value, *r.warnings]))
 
 
 @click.command()
@@ -243,11 +245,11 @@ def export(
             raise CurateError("say where to write: -o DIR (a new or empty folder), or --preview N to look first.")
         return
     r = curate.export(ws, manifest, exporter, output, skip_unfit=skip_unfit)
-    skipped = "".join(f"\nnote: left out: {why}" for why in r.skipped[:5])
+    skipped = "".join(f"\nnote: left out: {reason}" for reason in r.skipped[:5])
     lowered = f"\nnote: {r.lowered}" if r.lowered else ""
-    more = f"\nnote: {len(r.skipped):,} samples were left out in all" if r.skipped else ""
+    total_note = f"\nnote: {len(r.skipped):,} samples were left out in all" if r.skipped else ""
     say(
         r,
         as_json,
-        f"{r.rows:,} rows written for {fmt}:\n" + "\n".join(f"  {f}" for f in r.files) + lowered + skipped + more,
+        f"{r.rows:,} rows written for {fmt}:\n" + "\n".join(f"  {f}" for f in r.files) + lowered + skipped + total_note,
     )

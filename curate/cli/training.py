@@ -169,7 +169,7 @@ _evaluation_options = grouped(
     is_flag=True,
     is_eager=True,
     expose_value=False,
-    callback=lambda *given: _show_settings(*given),
+    callback=lambda *arguments: _show_settings(*arguments),
     help="List the settings of the training, and exit.",
 )
 @click.option(
@@ -199,11 +199,11 @@ def train(
     Running the same command again resumes from the latest checkpoint. For several processes: `accelerate launch -m
     curate.cli train …`.
     """
-    own = by_owner(["", options.weighting, "model", "stream", *evaluations.metric_names], [], settings)
-    training = options.spec(ws, own)
+    own_settings = by_owner(["", options.weighting, "model", "stream", *evaluations.metric_names], [], settings)
+    training = options.spec(ws, own_settings)
     if evaluations.given and not evals:
         raise CurateError("--metric, --shots and --limit set how to evaluate; add --eval TARGET to evaluate on.")
-    specs = evaluations.specs(evals, "test", own)
+    specs = evaluations.specs(evals, "test", own_settings)
     r = curate.train(ws, run, training, evals=specs, fresh=fresh, dry_run=dry_run)
     if not _alone():
         return
@@ -213,13 +213,13 @@ def train(
         text = f"Would train {run} on {p['samples']:,} samples: {p['steps']:,} steps, {cost}."
         say(r, as_json, text + notes(r.warnings))
         return
-    left = [f"{n:,} samples were left out: {why}" for why, n in r.left_out.items()]
-    left += [f"{r.cut:,} samples were cut to the model's context"] if r.cut else []
+    left_out = [f"{n:,} samples were left out: {reason}" for reason, n in r.left_out.items()]
+    left_out += [f"{r.cut:,} samples were cut to the model's context"] if r.cut else []
     loss = "" if r.loss is None else f"; loss {r.loss:.4f}, mean weight {r.weight_mean:.3f} at the last"
-    taken = f"{r.steps_now:,} of {r.steps:,} steps taken now, on {r.samples:,} samples"
-    head = f"Run {run}: {taken}{loss}; {r.flops:.3g} FLOPs."
+    progress = f"{r.steps_now:,} of {r.steps:,} steps taken now, on {r.samples:,} samples"
+    head = f"Run {run}: {progress}{loss}; {r.flops:.3g} FLOPs."
     lines = [head, f"The model is in {r.folder}.", *_weighed(r.by_epoch, r.by_source), *_evaluated(r.evaluations)]
-    say(r, as_json, "\n".join(lines) + notes([*left, *r.warnings]))
+    say(r, as_json, "\n".join(lines) + notes([*left_out, *r.warnings]))
 
 
 def _feed(path: str | None, settings: dict[str, str]) -> StreamSource | None:
@@ -231,11 +231,11 @@ def _feed(path: str | None, settings: dict[str, str]) -> StreamSource | None:
         if settings:
             raise CurateError(f"stream.{min(settings)} is a setting of a stream; name one by --stream PATH.")
         return None
-    past = registry.with_settings(ReplaySettings, settings, "the stream")
+    replay = registry.with_settings(ReplaySettings, settings, "the stream")
     if path == "-":
-        return StreamSource("standard input", lines_of(sys.stdin.buffer), past)
+        return StreamSource("standard input", lines_of(sys.stdin.buffer), replay)
     inputs = find_inputs(path)
-    return StreamSource(path, (record for item in inputs for _, record in records(item)), past)
+    return StreamSource(path, (record for item in inputs for _, record in records(item)), replay)
 
 
 def _weighed(by_epoch: list[dict[str, Any]], by_source: list[dict[str, Any]]) -> list[str]:
@@ -258,10 +258,10 @@ def _show_settings(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
 
 def _one_model(names: list[str], settings: dict[str, str]) -> Any:
     """The only model; None if none is named. Raises CurateError for a model with a role, or settings without one."""
-    found = models_of(names, settings)
-    if set(found) - {""}:
+    by_role = models_of(names, settings)
+    if set(by_role) - {""}:
         raise CurateError(f"--model {names[0]}: only one model is used here, so name it without a role.")
-    return found.get("")
+    return by_role.get("")
 
 
 def _alone() -> bool:
@@ -338,16 +338,16 @@ def evaluate(
     Stored evaluations are not repeated. Results are in the table `evaluations`; those of every question are stored with
     the run.
     """
-    own = by_owner([*evaluations.metric_names, "model"], evaluations.metric_names, settings)
-    evals = evaluations.specs(targets, split, own)
-    choice = _one_model([model_name] if model_name else [], own["model"])
-    r = curate.evaluate(ws, run, evals, model=choice, allow_val=allow_val)
-    unjudged = [
+    own_settings = by_owner([*evaluations.metric_names, "model"], evaluations.metric_names, settings)
+    evals = evaluations.specs(targets, split, own_settings)
+    model = _one_model([model_name] if model_name else [], own_settings["model"])
+    r = curate.evaluate(ws, run, evals, model=model, allow_val=allow_val)
+    unevaluated = [
         f"{row['questions'] - row['judged']:,} of {row['target']} could not be evaluated by {row['metric']}"
         for row in r.evaluations
         if row["questions"] > row["judged"]
     ]
-    say(r, as_json, "\n".join([f"Run {run}, step {r.step}:", *_evaluated(r.evaluations)]) + notes(unjudged))
+    say(r, as_json, "\n".join([f"Run {run}, step {r.step}:", *_evaluated(r.evaluations)]) + notes(unevaluated))
 
 
 @click.command()

@@ -17,48 +17,50 @@ from curate.pages.diagnosis import pyplot, saved
 
 def reading(card: Scorecard) -> list[str]:
     """The findings in sentences: whether the selectors are myopic, how certain that is, and what distinguishes them."""
-    its = card.myopia
-    if its is None:
+    myopia = card.myopia
+    if myopia is None:
         return ["Fewer than two selectors have both a gain and a utility, so there are no ranks to compare."]
-    order = [card.ranked[i] for i in np.argsort(its.now, kind="stable")]
-    later = [card.ranked[i] for i in np.argsort(its.later, kind="stable")]
-    interval = f", {its.interval[0]:.2f} to {its.interval[1]:.2f} over seeds" if its.interval else ", by one seed"
+    order = [card.ranked[i] for i in np.argsort(myopia.now, kind="stable")]
+    final_order = [card.ranked[i] for i in np.argsort(myopia.later, kind="stable")]
+    interval = (
+        f", {myopia.interval[0]:.2f} to {myopia.interval[1]:.2f} over seeds" if myopia.interval else ", by one seed"
+    )
     lines = [
-        f"Myopia gap {its.gap:.2f}{interval}; random rankings have {its.null:.2f} on average, {its.p:.1%} of them one "
-        f"as large and {its.agree:.1%} one as small: {_verdict(its, len(order))}.",
-        f"Now: {', '.join(order)}. In the end: {', '.join(later)}. {_movers(card)}",
+        f"Myopia gap {myopia.gap:.2f}{interval}; random rankings have {myopia.null:.2f} on average, {myopia.p:.1%} of "
+        f"them one as large and {myopia.agree:.1%} one as small: {_verdict(myopia, len(order))}.",
+        f"Now: {', '.join(order)}. In the end: {', '.join(final_order)}. {_movers(card)}",
     ]
     gain = _mean_over_seeds(card.measures["gain"].T)
     if (gain[np.isfinite(gain)] < 0).all():
         lines.append("No selector gains on its own stages here, so the ranks now show which does the least harm.")
     base = card.selectors[0]
     for name in ("gain", "utility", "forgetting", "adaptation"):
-        if said := _apart(card, name, base):
-            lines.append(said)
+        if sentence := _apart(card, name, base):
+            lines.append(sentence)
     return lines
 
 
-def _verdict(its: Myopia, selectors: int) -> str:
+def _verdict(myopia: Myopia, selectors: int) -> str:
     """The conclusion from a gap, at the 5 % level."""
-    if its.p < 0.05:
+    if myopia.p < 0.05:
         return "ranks now and later differ more than by chance: here today's order misleads"
-    if its.agree < 0.05:
+    if myopia.agree < 0.05:
         return "ranks now and later agree more than by chance: here, what wins now wins in the end"
-    if its.least >= 0.05:
-        share = f"even a full reversal is {its.least:.0%} of all rankings"
+    if myopia.least >= 0.05:
+        share = f"even a full reversal is {myopia.least:.0%} of all rankings"
         return f"{selectors} selectors are too few to tell, as {share}; use more"
     return "consistent with chance: here, today's order says little about the end, either way"
 
 
 def _movers(card: Scorecard) -> str:
     """Which selectors change rank, the largest changes first."""
-    its = card.myopia
-    assert its is not None
-    moved = [i for i in np.argsort(-its.each, kind="stable") if its.each[i] > 0]
+    myopia = card.myopia
+    assert myopia is not None
+    moved = [i for i in np.argsort(-myopia.each, kind="stable") if myopia.each[i] > 0]
     if not moved:
         return "None moves."
-    said = [f"{card.ranked[i]} from {its.now[i]:g} to {its.later[i]:g}" for i in moved[:3]]
-    return f"Moving most: {', '.join(said)}."
+    moves = [f"{card.ranked[i]} from {myopia.now[i]:g} to {myopia.later[i]:g}" for i in moved[:3]]
+    return f"Moving most: {', '.join(moves)}."
 
 
 def _apart(card: Scorecard, name: str, base: str) -> str:
@@ -70,14 +72,14 @@ def _apart(card: Scorecard, name: str, base: str) -> str:
         difference = paired(_by_seed(card.measures[name][k]), first)
         interval = difference.interval() if difference else None
         if difference and interval and (interval[0] > 0 or interval[1] < 0):
-            good = (difference.mean > 0) == (better == "higher")
-            kinds["better" if good else "worse"].append(f"{selector} ({difference.mean:+.3g})")
-    told = [f"{kind} {', '.join(names)}" for kind, names in kinds.items() if names]
+            is_better = (difference.mean > 0) == (better == "higher")
+            kinds["better" if is_better else "worse"].append(f"{selector} ({difference.mean:+.3g})")
+    groups = [f"{kind} {', '.join(names)}" for kind, names in kinds.items() if names]
     if not np.isfinite(card.measures[name]).any() or card.seeds < 2:
         return ""
     n = len(card.selectors) - 1
     return (f"{WORDS[name].capitalize()}, against {base} ({n} intervals of 95 %, each by itself): "
-            f"{'; '.join(told) or 'no significant difference over these seeds'}.")  # fmt: skip
+            f"{'; '.join(groups) or 'no significant difference over these seeds'}.")  # fmt: skip
 
 
 def _by_seed(values: np.ndarray) -> dict[int, float]:
@@ -90,26 +92,26 @@ def _by_seed(values: np.ndarray) -> dict[int, float]:
 def pictures(card: Scorecard) -> dict[str, bytes]:
     """PNG figures by title: rank reversal, learning on the next stage, out-of-domain performance against forgetting,
     update concentration against forgetting, and the tasks by stage."""
-    found = {}
+    images = {}
     if card.myopia:
-        found["rank now against rank in the end"] = _reversal(card)
+        images["rank now against rank in the end"] = _reversal(card)
     if any(curve for curves in card.curves.values() for curve in curves):
-        found["learning on the next stage"] = _learning(card)
+        images["learning on the next stage"] = _learning(card)
     for x, y in (("out_of_domain", "forgetting"), ("concentration", "forgetting")):
         if np.isfinite(card.measures[x]).any() and np.isfinite(card.measures[y]).any():
-            found[f"{x.replace('_', ' ')} and {y}"] = _scatter(card, x, y)
-    found["tasks after every stage"] = _heat(card)
-    return found
+            images[f"{x.replace('_', ' ')} and {y}"] = _scatter(card, x, y)
+    images["tasks after every stage"] = _heat(card)
+    return images
 
 
 def _reversal(card: Scorecard) -> bytes:
-    plt, its = pyplot(), card.myopia
-    assert its is not None
+    plt, myopia = pyplot(), card.myopia
+    assert myopia is not None
     figure, axis = plt.subplots(figsize=(5.2, 4.4), layout="constrained")
     n = len(card.ranked)
     axis.plot([1, n], [1, n], color="#999", linewidth=1, linestyle="--", zorder=0)
     for k, name in enumerate(card.ranked):
-        axis.scatter(its.now[k], its.later[k], s=46, marker=_marker(k), label=name)
+        axis.scatter(myopia.now[k], myopia.later[k], s=46, marker=_marker(k), label=name)
     axis.set(xlabel="rank by immediate gain", ylabel="rank by long-horizon utility", xlim=(n + 0.5, 0.5),
              ylim=(n + 0.5, 0.5), title="1 is the best; off the line, ranks change")  # fmt: skip
     axis.set_xticks(range(1, n + 1))
@@ -137,11 +139,11 @@ def _scatter(card: Scorecard, x: str, y: str) -> bytes:
     figure, axis = plt.subplots(figsize=(5.6, 4), layout="constrained")
     for k, name in enumerate(card.selectors):
         (a, b), marker = (card.measures[x][k], card.measures[y][k]), _marker(k)
-        there = np.isfinite(a) & np.isfinite(b)
-        if there.any():
-            dots = axis.scatter(a[there], b[there], s=16, marker=marker, alpha=0.4)
+        present = np.isfinite(a) & np.isfinite(b)
+        if present.any():
+            dots = axis.scatter(a[present], b[present], s=16, marker=marker, alpha=0.4)
             axis.scatter(
-                a[there].mean(), b[there].mean(), s=70, marker=marker, label=name, color=dots.get_facecolor()[0][:3]
+                a[present].mean(), b[present].mean(), s=70, marker=marker, label=name, color=dots.get_facecolor()[0][:3]
             )
     axis.set(xlabel=WORDS[x], ylabel=WORDS[y], title="small: seeds; large: their mean")
     axis.grid(alpha=0.3)
@@ -154,7 +156,7 @@ def _heat(card: Scorecard) -> bytes:
     plt, n = pyplot(), len(card.selectors)
     change = np.array([_mean_over_seeds(card.matrices[k]) for k in range(n)])
     change = change[:, 1:] - change[:, :1]
-    most = float(np.nanmax(np.abs(change))) if np.isfinite(change).any() else 1.0
+    limit = float(np.nanmax(np.abs(change))) if np.isfinite(change).any() else 1.0
     across = min(n, 4)
     down = -(-n // across)
     figure, axes = plt.subplots(down, across, figsize=(3.1 * across + 0.8, 2.5 * down + 0.5), squeeze=False,
@@ -164,10 +166,10 @@ def _heat(card: Scorecard) -> bytes:
         if k >= n:
             axis.axis("off")
             continue
-        image = axis.imshow(change[k], cmap="RdBu", vmin=-most, vmax=most, aspect="auto")
+        image = axis.imshow(change[k], cmap="RdBu", vmin=-limit, vmax=limit, aspect="auto")
         for (i, j), value in np.ndenumerate(change[k]):
             if np.isfinite(value):
-                dark = abs(value) > 0.6 * most
+                dark = abs(value) > 0.6 * limit
                 axis.text(
                     j, i, f"{value:+.2g}", ha="center", va="center", fontsize=8, color="white" if dark else "black"
                 )
@@ -180,11 +182,11 @@ def _heat(card: Scorecard) -> bytes:
     return saved(plt, figure)
 
 
-def _mean_over_seeds(found: np.ndarray) -> np.ndarray:
+def _mean_over_seeds(values: np.ndarray) -> np.ndarray:
     """Means over the first axis, ignoring NaN; NaN where no seed has a value."""
-    there = np.isfinite(found)
+    present = np.isfinite(values)
     with np.errstate(invalid="ignore"):
-        return np.where(there, found, 0).sum(0) / there.sum(0)
+        return np.where(present, values, 0).sum(0) / present.sum(0)
 
 
 def _marker(k: int) -> str:
@@ -197,13 +199,13 @@ def _marker(k: int) -> str:
 def page(card: Scorecard, title: str) -> str:
     """The whole audit as one HTML file, with its figures embedded."""
     better = {**NOW, **LATER}
-    known = [name for name in better if np.isfinite(card.measures[name]).any()]
+    measured = [name for name in better if np.isfinite(card.measures[name]).any()]
     return render(
         "audit.html",
         title=title,
         reading=reading(card),
         levels={"Now": rows(card, "now"), "Later": rows(card, "later")},
-        measures={name: {"words": WORDS[name], "better": better[name]} for name in known},
+        measures={name: {"words": WORDS[name], "better": better[name]} for name in measured},
         seeds=card.seeds,
         pictures=pictures(card),
         notes=card.missing,

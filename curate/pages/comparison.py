@@ -48,7 +48,7 @@ def reading(found: Compared) -> list[str]:
     return lines
 
 
-def _against(arms: Sequence[Arm], key: str, sign: float, other: str | None) -> str:
+def _against(arms: Sequence[Arm], key: str, sign: float, reference: str | None) -> str:
     """Which arms differ significantly, over seeds, from the one that all are compared with."""
     kinds: dict[str, list[str]] = {"better": [], "worse": [], "not significantly different": []}
     for arm in arms:
@@ -56,35 +56,35 @@ def _against(arms: Sequence[Arm], key: str, sign: float, other: str | None) -> s
             low, high = sorted(sign * bound for bound in interval)
             kind = "better" if low > 0 else "worse" if high < 0 else "not significantly different"
             kinds[kind].append(arm.name)
-    said = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
-    return f"Against {other}, {'; '.join(said)}. " if said else ""
+    groups = [f"{kind}: {', '.join(names)}" for kind, names in kinds.items() if names]
+    return f"Against {reference}, {'; '.join(groups)}. " if groups else ""
 
 
-def _sureness(difference: Mean | None, other: str | None) -> str:
+def _sureness(difference: Mean | None, reference: str | None) -> str:
     if difference is None:
         return ""
     interval = difference.interval()
     if interval is None:
-        return f"; {difference.mean:+.3g} from {other}, by one seed"
-    sure = "" if interval[0] > 0 or interval[1] < 0 else ", not significant"
-    return f"; {difference.mean:+.3g} from {other} (95 %: {interval[0]:+.3g} to {interval[1]:+.3g}{sure})"
+        return f"; {difference.mean:+.3g} from {reference}, by one seed"
+    caveat = "" if interval[0] > 0 or interval[1] < 0 else ", not significant"
+    return f"; {difference.mean:+.3g} from {reference} (95 %: {interval[0]:+.3g} to {interval[1]:+.3g}{caveat})"
 
 
 # --- differences -----------------------------------------------------------------------------------------
 
 
-def _differences(found: Compared) -> dict[str, list[tuple[Arm, list[dict[str, str]]]]]:
+def _differences(compared: Compared) -> dict[str, list[tuple[Arm, list[dict[str, str]]]]]:
     """Paired differences by heading: from the arm that all are compared with, and from each arm's control; for every
     arm that has any, a cell for each measure."""
     tables = {}
-    for heading, which in (
-        (f"Differences from {found.against}", "against"),
+    for heading, attribute in (
+        (f"Differences from {compared.against}", "against"),
         ("Differences from its own control", "beyond_null"),
     ):
-        arms = [arm for arm in found.arms if getattr(arm, which)]
+        arms = [arm for arm in compared.arms if getattr(arm, attribute)]
         if arms:
             tables[heading] = [
-                (arm, [_difference(getattr(arm, which).get(key), m) for key, m in found.measures.items()])
+                (arm, [_difference(getattr(arm, attribute).get(key), m) for key, m in compared.measures.items()])
                 for arm in arms
             ]
     return tables
@@ -113,22 +113,22 @@ def plot(found: Compared) -> bytes:
     columns = min(len(measures), 2)
     rows = -(-len(measures) // columns)
     figure, axes = plt.subplots(rows, columns, figsize=(7.2 * columns, 5.0 * rows), squeeze=False, layout="constrained")
-    short = _short([arm.name for arm in found.arms])
-    look = _look(found.arms, plt.get_cmap("tab10").colors)
+    short_names = _short([arm.name for arm in found.arms])
+    styles = _look(found.arms, plt.get_cmap("tab10").colors)
     for panel, (key, measure) in zip(axes.flat, measures, strict=False):
         arms = [arm for arm in found.arms if key in arm.quality]
         for arm in arms:
-            value, (color, marker) = arm.quality[key], look[arm.name]
-            how = {"fmt": marker, "color": color, "capsize": 3, "markersize": 8, "alpha": 0.85}
-            panel.errorbar(arm.cost.total, value.mean, yerr=value.error, label=short[arm.name], **how)
+            value, (color, marker) = arm.quality[key], styles[arm.name]
+            options = {"fmt": marker, "color": color, "capsize": 3, "markersize": 8, "alpha": 0.85}
+            panel.errorbar(arm.cost.total, value.mean, yerr=value.error, label=short_names[arm.name], **options)
         real = [arm for arm in arms if not arm.null_of]
         front = pareto([a.cost.total for a in real], [a.quality[key].mean for a in real], measure["better"])
         if points := [(real[i].cost.total, real[i].quality[key].mean) for i in front]:
             panel.step(*zip(*points, strict=True), where="post", color="#888", linewidth=1, zorder=0)
         domain = "in domain" if measure["in_domain"] else "out of domain"
         panel.set(title=f"{key}, {domain}", xlabel="all FLOPs", ylabel=f"{measure['better']} is better")
-        if spent := [arm.cost.total for arm in arms if arm.cost.total]:
-            panel.set_xscale("symlog", linthresh=min(spent))
+        if totals := [arm.cost.total for arm in arms if arm.cost.total]:
+            panel.set_xscale("symlog", linthresh=min(totals))
         panel.grid(alpha=0.3)
     for panel in list(axes.flat)[len(measures) :]:
         panel.axis("off")
@@ -147,5 +147,5 @@ def _short(names: Sequence[str]) -> dict[str, str]:
 def _look(arms: Sequence[Arm], colors: Sequence[Any]) -> dict[str, tuple[Any, str]]:
     """Colour and marker of every arm; a control has its arm's colour."""
     real = [arm.name for arm in arms if not arm.null_of]
-    look = {name: (colors[i % len(colors)], "os^Dv"[i // len(colors) % 5]) for i, name in enumerate(real)}
-    return look | {arm.name: (look.get(arm.null_of, ("#444", ""))[0], "x") for arm in arms if arm.null_of}
+    styles = {name: (colors[i % len(colors)], "os^Dv"[i // len(colors) % 5]) for i, name in enumerate(real)}
+    return styles | {arm.name: (styles.get(arm.null_of, ("#444", ""))[0], "x") for arm in arms if arm.null_of}

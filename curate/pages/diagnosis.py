@@ -32,17 +32,17 @@ def lines(panels: Sequence[Panel]) -> bytes:
     for axis, panel in zip(axes.flat, panels, strict=True):
         for i, (label, points) in enumerate(panel.lines.items()):
             x, y = (np.array([p[k] for p in points], float) for k in (0, 1))
-            reach = None
+            error_bars = None
             if all(p[2] is not None for p in points):
-                reach = np.abs(np.array([p[2] for p in points], float).T - y)
-            axis.errorbar(x, y, yerr=reach, label=label, marker="os^Dv"[i % 5], capsize=3, alpha=0.85)
+                error_bars = np.abs(np.array([p[2] for p in points], float).T - y)
+            axis.errorbar(x, y, yerr=error_bars, label=label, marker="os^Dv"[i % 5], capsize=3, alpha=0.85)
         if panel.level is not None:
             axis.axhline(panel.level, color="#888", linewidth=1, linestyle="--")
         axis.set(title=panel.title, xlabel=panel.x, ylabel=panel.y)
         if panel.log:  # a tick at every point, and none in between
             axis.set_xscale("log")
-            places = sorted({p[0] for points in panel.lines.values() for p in points})
-            axis.set_xticks(places, [f"{place:g}" for place in places])
+            ticks = sorted({p[0] for points in panel.lines.values() for p in points})
+            axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.minorticks_off()
         axis.grid(alpha=0.3)
         axis.legend(frameon=False, fontsize="small")
@@ -62,10 +62,10 @@ def heat_map(blocks: Sequence[Block], title: str) -> bytes:
     figure, axis = plt.subplots(figsize=size, layout="constrained")
     from matplotlib.colors import TwoSlopeNorm
 
-    most = max(2.0, float(np.nanmax(table)))
-    picture = axis.imshow(table, cmap="RdBu_r", norm=TwoSlopeNorm(1.0, 0.0, most), aspect="auto")
+    maximum = max(2.0, float(np.nanmax(table)))
+    picture = axis.imshow(table, cmap="RdBu_r", norm=TwoSlopeNorm(1.0, 0.0, maximum), aspect="auto")
     for i, j in np.argwhere(np.isfinite(table)):
-        dark = table[i, j] < 0.35 or table[i, j] > 1 + 0.65 * (most - 1)
+        dark = table[i, j] < 0.35 or table[i, j] > 1 + 0.65 * (maximum - 1)
         axis.text(j, i, f"{table[i, j]:.1f}", ha="center", va="center", color="white" if dark else "black", fontsize=8)
     axis.set_xticks(range(len(modules)), modules, rotation=40, ha="right", fontsize=8)
     axis.set_yticks(range(len(layers)), [str(n) if n >= 0 else "outside" for n in layers])
@@ -86,7 +86,7 @@ def pyplot() -> Any:
 
 def saved(plt: Any, figure: Any) -> bytes:
     """A figure as PNG; it is closed."""
-    made = io.BytesIO()
-    figure.savefig(made, format="png", dpi=110)
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=110)
     plt.close(figure)
-    return made.getvalue()
+    return buffer.getvalue()

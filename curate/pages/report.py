@@ -36,7 +36,7 @@ def page(its: Report, title: str) -> str:
         figures=[_ridges(spread) for spread in its.spreads],
         correlation=its.correlation,
         selections=its.selections,
-        ranked_by=list(dict.fromkeys(name for one in its.selections for name in one.percentile)),
+        ranked_by=list(dict.fromkeys(name for selection in its.selections for name in selection.percentile)),
         mixed_sources=list(its.selections[0].sources)[:_MOST_SOURCES] if its.selections else [],
         overlap=its.overlap,
         mixtures=its.mixtures,
@@ -51,37 +51,39 @@ def page(its: Report, title: str) -> str:
     )
 
 
-def _sections(its: Report) -> list[dict[str, str]]:
+def _sections(report: Report) -> list[dict[str, str]]:
     """The sections that have something to show. anchor: the section's id, and part of its template's name."""
-    there = {
+    contents = {
         "Pool": True,
-        "Scores": its.spreads,
-        "Selections": its.selections or its.mixtures,
-        "Best and worst": its.best,
-        "Samples": its.shown.id,
-        "Runs": its.status.runs,
-        "Audits": its.audits,
-        "Cost": its.spent,
+        "Scores": report.spreads,
+        "Selections": report.selections or report.mixtures,
+        "Best and worst": report.best,
+        "Samples": report.shown.id,
+        "Runs": report.status.runs,
+        "Audits": report.audits,
+        "Cost": report.spent,
     }
-    return [{"title": title, "anchor": title.lower().replace(" ", "-")} for title, content in there.items() if content]
+    return [
+        {"title": title, "anchor": title.lower().replace(" ", "-")} for title, content in contents.items() if content
+    ]
 
 
 def _pool(status: Status) -> dict[str, Any]:
     """The largest sources with their share of the pool; most: the largest share, which has the longest bar."""
     rows = max(1, status.rows)
     sources = [{**row, "share": row["rows"] / rows} for row in status.sources[:_MOST_LISTED]]
-    most = max((row["rows"] / rows for row in status.sources), default=1.0)
-    return {"sources": sources, "most": most, "more": max(0, len(status.sources) - _MOST_LISTED)}
+    largest = max((row["rows"] / rows for row in status.sources), default=1.0)
+    return {"sources": sources, "most": largest, "more": max(0, len(status.sources) - _MOST_LISTED)}
 
 
-def _ridges(its: Spread) -> dict[str, Any]:
+def _ridges(spread: Spread) -> dict[str, Any]:
     """Histograms of a score by source, one below the other, in the coordinates of an SVG."""
     left, width, step = 104, 320, 26
-    low, high = float(its.edges[0]), float(its.edges[-1])
+    low, high = float(spread.edges[0]), float(spread.edges[-1])
     rows = []
-    for i, (name, counts, median) in enumerate(_largest(its)):
+    for i, (name, counts, median) in enumerate(_largest(spread)):
         base = step * (i + 1)
-        at = left + width * min(1.0, max(0.0, (median - low) / (high - low))) if median == median else None
+        median_x = left + width * min(1.0, max(0.0, (median - low) / (high - low))) if median == median else None
         rows.append(
             {
                 "name": name,
@@ -89,12 +91,12 @@ def _ridges(its: Spread) -> dict[str, Any]:
                 "base": base,
                 "top": base - step + 5,
                 "outline": _outline(counts, left, width, base, step - 5),
-                "median": at,
+                "median": median_x,
             }
         )
     return {
-        "name": its.name,
-        "about": _about(its),
+        "name": spread.name,
+        "about": _about(spread),
         "left": left,
         "width": width,
         "height": step * len(rows) + 22,
@@ -104,12 +106,18 @@ def _ridges(its: Spread) -> dict[str, Any]:
     }
 
 
-def _largest(its: Spread) -> list[tuple[str, np.ndarray, float]]:
+def _largest(spread: Spread) -> list[tuple[str, np.ndarray, float]]:
     """Name, counts and median of the first sources that have values; the others together, without a median."""
-    sources = [name for name, counts in its.counts.items() if counts.sum()]
-    rows = [(name, its.counts[name], its.quantiles[name][2]) for name in sources[:_MOST_SOURCES]]
-    if rest := sources[_MOST_SOURCES:]:
-        rows.append((f"{len(rest)} others", np.sum([its.counts[name] for name in rest], axis=0), float("nan")))
+    sources = [name for name, counts in spread.counts.items() if counts.sum()]
+    rows = [(name, spread.counts[name], spread.quantiles[name][2]) for name in sources[:_MOST_SOURCES]]
+    if other_sources := sources[_MOST_SOURCES:]:
+        rows.append(
+            (
+                f"{len(other_sources)} others",
+                np.sum([spread.counts[name] for name in other_sources], axis=0),
+                float("nan"),
+            )
+        )
     return rows
 
 
@@ -122,18 +130,18 @@ def _outline(counts: np.ndarray, left: int, width: int, base: int, height: int) 
     return "".join([*points, f"L{left + width} {base}Z"])
 
 
-def _about(its: Spread) -> str:
+def _about(spread: Spread) -> str:
     """The method of a score and its target, how many samples have no value, and its state unless it is complete."""
-    method = f"{its.method} of {its.target}" if its.target else its.method
-    nulls = f"{its.nulls:,} without a value" if its.nulls else ""
-    return "; ".join(part for part in (method, nulls, "" if its.state == "complete" else its.state) if part)
+    method = f"{spread.method} of {spread.target}" if spread.target else spread.method
+    nulls = f"{spread.nulls:,} without a value" if spread.nulls else ""
+    return "; ".join(part for part in (method, nulls, "" if spread.state == "complete" else spread.state) if part)
 
 
-def _packed(its: Report) -> str:
+def _packed(report: Report) -> str:
     """The samples as gzipped JSON in base64: sources and selections as positions in lists of names."""
-    shown = its.shown
+    shown = report.shown
     sources = list(dict.fromkeys(shown.source))
-    place = {name: i for i, name in enumerate(sources)}
+    position_of = {name: i for i, name in enumerate(sources)}
     values = [
         [None if value != value else float(f"{value:.5g}") for value in column.tolist()]
         for column in shown.scores.values()
@@ -141,15 +149,15 @@ def _packed(its: Report) -> str:
     data = {
         "id": shown.id,
         "sources": sources,
-        "source": [place[name] for name in shown.source],
+        "source": [position_of[name] for name in shown.source],
         "text": shown.text,
         "scores": list(shown.scores),
         "values": values,
-        "selections": [one.name for one in its.selections],
+        "selections": [selection.name for selection in report.selections],
         "chosen": shown.chosen,
     }
-    plain = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
-    return base64.b64encode(gzip.compress(plain, 6, mtime=0)).decode()
+    json_bytes = json.dumps(data, ensure_ascii=False, separators=(",", ":")).encode()
+    return base64.b64encode(gzip.compress(json_bytes, 6, mtime=0)).decode()
 
 
 def _runs(rows: list[dict[str, Any]], compared: Compared | None) -> dict[str, Any]:

@@ -26,21 +26,23 @@ def stage_pool(ws: Workspace, audit: Audit, place: Path, number: int) -> Path:
         return place
     shutil.rmtree(place, ignore_errors=True)
     stage = audit.stages[number - 1]
-    made = open_workspace(place)
+    stage_ws = open_workspace(place)
     select = f"SELECT {_COLUMNS} FROM samples WHERE ({stage.where}\n) ORDER BY row"
     table = sql.fetch(ws, select).cast(POOL)
     ends = np.searchsorted(np.cumsum(table["n_chars"].to_numpy(), dtype=np.int64) // _SHARD, np.arange(1, 1 << 16))
     start = 0
     for part, stop in enumerate([*np.unique(ends[ends < table.num_rows]).tolist(), table.num_rows]):
-        if some := table.slice(start, stop - start):
-            n_chars = int(np.sum(some["n_chars"].to_numpy()))
-            made.pool.commit(f"part-{part:05d}", some, n_chars=n_chars, files={}, beside={})
+        if rows := table.slice(start, stop - start):
+            n_chars = int(np.sum(rows["n_chars"].to_numpy()))
+            stage_ws.pool.commit(f"part-{part:05d}", rows, n_chars=n_chars, files={}, beside={})
         start = stop
     for name in [*audit.targets, *([audit.proxy] if audit.proxy else [])]:
-        made.targets.commit(name, read_table(ws.target_path(name)))
-    made.targets.commit(OWN, _val(ws, [stage.target]))
-    later = [one.target for one in audit.stages[number:]] or [one.target for one in audit.stages]
-    made.targets.commit(FUTURE, _val(ws, [audit.proxy] if audit.proxy else list(dict.fromkeys(later))))
+        stage_ws.targets.commit(name, read_table(ws.target_path(name)))
+    stage_ws.targets.commit(OWN, _val(ws, [stage.target]))
+    later_targets = [later_stage.target for later_stage in audit.stages[number:]] or [
+        later_stage.target for later_stage in audit.stages
+    ]
+    stage_ws.targets.commit(FUTURE, _val(ws, [audit.proxy] if audit.proxy else list(dict.fromkeys(later_targets))))
     (place / "complete").touch()
     return place
 
@@ -48,20 +50,20 @@ def stage_pool(ws: Workspace, audit: Audit, place: Path, number: int) -> Path:
 def _val(ws: Workspace, targets: Sequence[str]) -> pa.Table:
     """The concatenated val samples of targets."""
     tables = [read_table(ws.target_path(name)) for name in targets]
-    every = pa.concat_tables(tables).cast(TARGET)
-    return every.filter(pa.array([split == "val" for split in every["split"].to_pylist()]))
+    samples = pa.concat_tables(tables).cast(TARGET)
+    return samples.filter(pa.array([split == "val" for split in samples["split"].to_pylist()]))
 
 
 def working_copy(pool: Path, place: Path) -> Path:
     """A copy of a workspace with the same samples and targets, using hard links where possible."""
     if not (place / "workspace.json").exists():
         shutil.rmtree(place, ignore_errors=True)
-        aside = place.with_name(f".{place.name}.new")
-        shutil.rmtree(aside, ignore_errors=True)
+        temporary = place.with_name(f".{place.name}.new")
+        shutil.rmtree(temporary, ignore_errors=True)
         for part in ("pool", "targets"):
-            shutil.copytree(pool / part, aside / part, copy_function=_linked)
-        shutil.copy(pool / "workspace.json", aside / "workspace.json")
-        aside.rename(place)
+            shutil.copytree(pool / part, temporary / part, copy_function=_linked)
+        shutil.copy(pool / "workspace.json", temporary / "workspace.json")
+        temporary.rename(place)
     return place
 
 
@@ -78,11 +80,11 @@ def remember(ws: Workspace, learnt: Sequence[tuple[Path, Sequence[str]]]) -> Non
         return
     tables = []
     for pool, ids in learnt:
-        found = pa.concat_tables([read_table(shard.path) for shard in open_workspace(pool).shards()])
-        place = {one: i for i, one in enumerate(found["id"].to_pylist())}
-        tables.append(found.take(pa.array([place[one] for one in ids])))
+        pool_rows = pa.concat_tables([read_table(shard.path) for shard in open_workspace(pool).shards()])
+        row_of = {sample_id: i for i, sample_id in enumerate(pool_rows["id"].to_pylist())}
+        tables.append(pool_rows.take(pa.array([row_of[sample_id] for sample_id in ids])))
     past = pa.concat_tables(tables)
-    beside = {"subtask": pa.array([""] * past.num_rows), "split": pa.array(["val"] * past.num_rows)}
-    for name, column in beside.items():
+    extra_columns = {"subtask": pa.array([""] * past.num_rows), "split": pa.array(["val"] * past.num_rows)}
+    for name, column in extra_columns.items():
         past = past.append_column(name, column)
     ws.targets.commit(PAST, past.cast(TARGET))

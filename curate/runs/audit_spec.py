@@ -177,7 +177,7 @@ class Audit:
     def recipe(self, stamps: Mapping[str, str]) -> AuditRecipe:
         """All settings that results depend on, without those that only affect how results are summarised; stamps:
         fingerprints of the data."""
-        rest = {key: value for key, value in asdict(self.measures).items() if key in _MEASURED}
+        measured = {key: value for key, value in asdict(self.measures).items() if key in _MEASURED}
         return AuditRecipe(
             model=model_recipe(self.model),
             stages=[asdict(stage) for stage in self.stages],
@@ -189,7 +189,7 @@ class Audit:
             out_of_domain=list(self.elsewhere),
             proxy=self.proxy,
             probe={**asdict(self.probe), "common": self.common.name},
-            measures=rest,
+            measures=measured,
             data=dict(stamps),
         )
 
@@ -197,10 +197,15 @@ class Audit:
 _MEASURED = ("clusters", "gradients", "projection", "running")  # the measures' settings that a cell depends on
 
 
-def _contender(one: Contender) -> dict[str, Any]:
-    scores = [[s.score.name, s.score.version, s.score.settings(), s.target, s.model] for s in one.scores]
-    its = {"by": one.by, "vectors": one.vectors, "target": one.target, "history": one.history}
-    return {"selector": [one.selector.name, one.selector.settings()], "scores": scores, **its}
+def _contender(contender: Contender) -> dict[str, Any]:
+    scores = [[s.score.name, s.score.version, s.score.settings(), s.target, s.model] for s in contender.scores]
+    inputs = {
+        "by": contender.by,
+        "vectors": contender.vectors,
+        "target": contender.target,
+        "history": contender.history,
+    }
+    return {"selector": [contender.selector.name, contender.selector.settings()], "scores": scores, **inputs}
 
 
 @dataclass(frozen=True)
@@ -230,9 +235,9 @@ def check(ws: Workspace, audit: Audit) -> Checked:
 
 def _refuse_names(audit: Audit) -> None:
     """Raises CurateError for duplicate or invalid names."""
-    for what, names in (("stages", [s.name for s in audit.stages]), ("selectors", [c.name for c in audit.contenders])):
+    for kind, names in (("stages", [s.name for s in audit.stages]), ("selectors", [c.name for c in audit.contenders])):
         if twice := {name for name in names if names.count(name) > 1}:
-            raise CurateError(f"two {what} are called '{min(twice)}'; give each a name of its own.")
+            raise CurateError(f"two {kind} are called '{min(twice)}'; give each a name of its own.")
     for contender in audit.contenders:
         if not re.fullmatch(r"[a-z][a-z0-9_]*", contender.name):
             raise CurateError(f"the selector '{contender.name}': names are of small letters, digits and underscores.")
@@ -244,15 +249,15 @@ def _refuse_settings(audit: Audit) -> None:
         raise CurateError("an audit measures what a stage does to later ones: give two stages or more.")
     if not audit.contenders or audit.seeds < 1:
         raise CurateError("an audit needs at least one selector and one seed.")
-    (unit, amount), *more = audit.budget.items()
-    if more or unit not in ("frac", "top", "tokens") or not amount > 0 or unit == "frac" and amount > 1:
+    (unit, amount), *extra = audit.budget.items()
+    if extra or unit not in ("frac", "top", "tokens") or not amount > 0 or unit == "frac" and amount > 1:
         raise CurateError(f"a budget is one of frac (up to 1), top and tokens, above 0, not {dict(audit.budget)}.")
     if audit.weighting.uses_target or "column" in audit.weighting.needs:
         raise CurateError(
             f"the weighting '{audit.weighting.name}' needs a target or a column, which an audit does not have."
         )
-    if both := set(audit.elsewhere) & {stage.target for stage in audit.stages}:
-        raise CurateError(f"'{min(both)}' is a stage's target, so it is not out of domain; leave it out there.")
+    if shared := set(audit.elsewhere) & {stage.target for stage in audit.stages}:
+        raise CurateError(f"'{min(shared)}' is a stage's target, so it is not out of domain; leave it out there.")
 
 
 def _target_stamp(ws: Workspace, name: str, audit: Audit) -> str:
@@ -271,30 +276,30 @@ def _stages(ws: Workspace, audit: Audit) -> tuple[list[int], dict[str, str]]:
     sizes, stamps = [], {}
     for stage in audit.stages:
         skill = f"({audit.measures.clusters}\n)::VARCHAR AS skill"
-        found = sql.fetch(ws, f"SELECT id, n_chars, {skill} FROM samples WHERE ({stage.where}\n) ORDER BY row")
-        mine = found["id"].to_pylist()
-        if not mine:
+        samples = sql.fetch(ws, f"SELECT id, n_chars, {skill} FROM samples WHERE ({stage.where}\n) ORDER BY row")
+        stage_ids = samples["id"].to_pylist()
+        if not stage_ids:
             raise CurateError(f"the stage '{stage.name}' has no samples: none passes \"{stage.where}\".")
         shared: dict[str, int] = {}
-        for one in mine:
-            other = ids.setdefault(one, stage.name)
-            shared[other] = shared.get(other, 0) + (other != stage.name)
-        for other, n in shared.items():
+        for sample_id in stage_ids:
+            earlier = ids.setdefault(sample_id, stage.name)
+            shared[earlier] = shared.get(earlier, 0) + (earlier != stage.name)
+        for earlier, n in shared.items():
             if n:
                 raise CurateError(
-                    f"the stages '{other}' and '{stage.name}' share {n:,} samples, so the second would not train on "
+                    f"the stages '{earlier}' and '{stage.name}' share {n:,} samples, so the second would not train on "
                     "new data; make their filters exclude each other."
                 )
-        wanted = audit.budget.get("top", 0)
-        tokens = float(np.sum(found["n_chars"].to_numpy())) / 4
-        if wanted > len(mine) or audit.budget.get("tokens", 0) > tokens:
-            has = f"{len(mine):,} samples" if wanted else f"about {tokens:,.0f} tokens"
+        top = audit.budget.get("top", 0)
+        tokens = float(np.sum(samples["n_chars"].to_numpy())) / 4
+        if top > len(stage_ids) or audit.budget.get("tokens", 0) > tokens:
+            available = f"{len(stage_ids):,} samples" if top else f"about {tokens:,.0f} tokens"
             raise CurateError(
-                f"the stage '{stage.name}' has {has}, fewer than the budget of "
-                f"{wanted or audit.budget['tokens']:,.0f}; use a smaller budget, or frac=."
+                f"the stage '{stage.name}' has {available}, fewer than the budget of "
+                f"{top or audit.budget['tokens']:,.0f}; use a smaller budget, or frac=."
             )
-        sizes.append(len(mine))
-        stamps[f"the samples of the stage '{stage.name}'"] = fingerprint(mine)
+        sizes.append(len(stage_ids))
+        stamps[f"the samples of the stage '{stage.name}'"] = fingerprint(stage_ids)
     return sizes, stamps
 
 
@@ -310,21 +315,21 @@ def begin(folder: Path, audit: Audit, checked: Checked) -> None:
 
 def _refuse_other_audit(name: str, old: AuditRecipe, new: AuditRecipe) -> None:
     """Raises CurateError if an audit differs in anything but its selectors, or in one of these."""
-    for selector, made in new.selectors.items():
-        if old.selectors.get(selector, made) != made:
+    for selector, definition in new.selectors.items():
+        if old.selectors.get(selector, definition) != definition:
             _refuse_other(name, f"another selector '{selector}'")
-    for what, stamp in new.data.items():
-        if old.data.get(what, stamp) != stamp:
-            _refuse_other(name, f"other data: {what} changed since")
-    before, now = old.as_json(), new.as_json()
-    for what, value in now.items():
-        if before.get(what) != value and what != "selectors":
-            _refuse_other(name, f"another {what.replace('_', ' ')}")
+    for key, stamp in new.data.items():
+        if old.data.get(key, stamp) != stamp:
+            _refuse_other(name, f"other data: {key} changed since")
+    old_values, new_values = old.as_json(), new.as_json()
+    for key, value in new_values.items():
+        if old_values.get(key) != value and key != "selectors":
+            _refuse_other(name, f"another {key.replace('_', ' ')}")
 
 
 def sum_up(folder: Path, audit: Audit) -> None:
     """Record which of an audit's cells its scorecard covers."""
-    told = {
+    summary = {
         "selectors": [contender.name for contender in audit.contenders],
         "stages": [[stage.name, stage.target] for stage in audit.stages],
         "elsewhere": list(audit.elsewhere),
@@ -332,7 +337,7 @@ def sum_up(folder: Path, audit: Audit) -> None:
         "measures": asdict(audit.measures),
         "ways": [[contender.name, seed] for contender, seed in audit.paths()],
     }
-    write_json(folder / "summed.json", told)
+    write_json(folder / "summed.json", summary)
 
 
 def card_of(ws: Workspace, name: str) -> Scorecard | None:
@@ -340,18 +345,20 @@ def card_of(ws: Workspace, name: str) -> Scorecard | None:
     folder = ws.path / "audits" / name
     if not (folder / "summed.json").exists():
         return None
-    its = read_json(folder / "summed.json")
-    wanted = {*map(tuple, its["ways"]), (BASE, 0)}
+    summary = read_json(folder / "summed.json")
+    covered = {*map(tuple, summary["ways"]), (BASE, 0)}
     cells = [read_json(path) for path in sorted((folder / "cells").glob("*.json"))]
     return scorecard(
-        [cell for cell in cells if (cell["selector"], cell["seed"]) in wanted],
-        its["selectors"],
-        [(stage, target) for stage, target in its["stages"]],
-        its["elsewhere"],
-        its["seeds"],
-        Measures(**its["measures"]),
+        [cell for cell in cells if (cell["selector"], cell["seed"]) in covered],
+        summary["selectors"],
+        [(stage, target) for stage, target in summary["stages"]],
+        summary["elsewhere"],
+        summary["seeds"],
+        Measures(**summary["measures"]),
     )
 
 
-def _refuse_other(name: str, what: str) -> None:
-    raise CurateError(f"the audit '{name}' exists, with {what}; choose another name, or --fresh to begin it anew.")
+def _refuse_other(name: str, difference: str) -> None:
+    raise CurateError(
+        f"the audit '{name}' exists, with {difference}; choose another name, or --fresh to begin it anew."
+    )

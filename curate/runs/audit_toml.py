@@ -63,21 +63,21 @@ def plan_of(told: Mapping[str, Any]) -> Audit:
     _known(told, _KEYS, "the plan")
     for key, value in told.items():
         if not isinstance(value, _TYPES.get(key, object)) or isinstance(value, bool):
-            wanted = " or ".join(_SAID[kind] for kind in _TYPES[key])
-            raise CurateError(f"the plan's '{key}' is {wanted}, not {value!r}.")
+            expected = " or ".join(_SAID[kind] for kind in _TYPES[key])
+            raise CurateError(f"the plan's '{key}' is {expected}, not {value!r}.")
         if isinstance(value, list) and not all(isinstance(v, dict if key == "stage" else str) for v in value):
             raise CurateError(f"the plan's '{key}' is a list of {'tables' if key == 'stage' else 'names'}.")
     for key in ("model", "stage"):
         if key not in told:
             raise CurateError(f"the plan has no '{key}'; give the model, and two stages or more as [[stage]].")
     stages = []
-    for one in told["stage"]:
-        _known(one, {"name", "where", "target"}, "a [[stage]]")
-        if missing := {"name", "where", "target"} - one.keys():
+    for table in told["stage"]:
+        _known(table, {"name", "where", "target"}, "a [[stage]]")
+        if missing := {"name", "where", "target"} - table.keys():
             raise CurateError(f"a [[stage]] lacks '{min(missing)}'; it has a name, where (SQL) and a target.")
-        stages.append(Stage(one["name"], one["where"], one["target"]))
+        stages.append(Stage(table["name"], table["where"], table["target"]))
     model = told["model"] if isinstance(told["model"], dict) else {"name": told["model"]}
-    own = told.get("selector", {})
+    definitions = told.get("selector", {})
     budget = told.get("budget", {"frac": 0.25})
     if (
         len(budget) != 1
@@ -90,7 +90,8 @@ def plan_of(told: Mapping[str, Any]) -> Audit:
         registry.with_settings(ModelChoice, _texts(model), "the plan's model"),
         tuple(stages),
         tuple(
-            contender_of(name, own.get(name, {})) for name in told.get("selectors", ["random", "loss", "uds", "lhas"])
+            contender_of(name, definitions.get(name, {}))
+            for name in told.get("selectors", ["random", "loss", "uds", "lhas"])
         ),
         registry.make("weighting", told.get("weighting", "uniform")),
         registry.make("selector", "random"),
@@ -113,31 +114,31 @@ def contender_of(name: str, told: Mapping[str, Any]) -> Contender:
             f"there is no ready selector '{name}': {nearest(name, READY)} Or define it, by [selector.{name}] with a "
             "method."
         )
-    its = {**READY.get(name, {}), **told}
-    if its.get("target") == PAST or re.search(rf"_{PAST}\b", its.get("by") or ""):
+    definition = {**READY.get(name, {}), **told}
+    if definition.get("target") == PAST or re.search(rf"_{PAST}\b", definition.get("by") or ""):
         raise CurateError(
             f"the selector '{name}': the first stage has no past, so neither by nor target may depend on it; name it "
             "by history, for a selector that uses one."
         )
     scores = []
-    for text in its.get("scores", ()):
-        word, _, target = text.partition(">")
-        word, _, model = word.partition("@")
+    for text in definition.get("scores", ()):
+        method, _, target = text.partition(">")
+        method, _, model = method.partition("@")
         if model not in ("", "base") or target not in ("", *TARGETS):
             raise CurateError(
                 f"the score '{text}' of the selector '{name}': write METHOD, METHOD>TARGET with {', '.join(TARGETS)}, "
                 "or METHOD@base."
             )
-        scores.append(Scoring(registry.make("score", word), target or None, "base" if model else "current"))
-    settings = _texts({key: value for key, value in its.items() if key not in _WORDS})
-    words = {key: its.get(key) for key in ("by", "vectors", "target", "history")}
-    return Contender(name, registry.make("selector", its["method"], settings), tuple(scores), **words)
+        scores.append(Scoring(registry.make("score", method), target or None, "base" if model else "current"))
+    settings = _texts({key: value for key, value in definition.items() if key not in _WORDS})
+    words = {key: definition.get(key) for key in ("by", "vectors", "target", "history")}
+    return Contender(name, registry.make("selector", definition["method"], settings), tuple(scores), **words)
 
 
-def _known(told: Mapping[str, Any], keys: set[str], what: str) -> None:
-    for key in told:
+def _known(table: Mapping[str, Any], keys: set[str], label: str) -> None:
+    for key in table:
         if key not in keys:
-            raise CurateError(f"{what} has no '{key}': {nearest(key, sorted(keys))}")
+            raise CurateError(f"{label} has no '{key}': {nearest(key, sorted(keys))}")
 
 
 def _texts(settings: Mapping[str, Any]) -> dict[str, str]:

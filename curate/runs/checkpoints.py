@@ -25,10 +25,10 @@ def checkpoints_of(ws: Workspace, given: Sequence[str], like: ModelChoice) -> tu
 
     Raises CurateError if there is none of that name, or its learning rate is not recorded.
     """
-    found, before = [], dict[Path, int]()  # folder of checkpoints -> the step of the last
+    choices, last_steps = [], dict[Path, int]()  # folder of checkpoints -> the step of the last
     for name in given:
-        found += _of_run(ws, name, like) if name in ws.run_names() else _of_folder(ws, name, like, before)
-    return tuple(found)
+        choices += _of_run(ws, name, like) if name in ws.run_names() else _of_folder(ws, name, like, last_steps)
+    return tuple(choices)
 
 
 def origin_of(ws: Workspace, name: str) -> ModelChoice | None:
@@ -54,42 +54,44 @@ def checkpoints_of_run(run: Run, label: str, like: ModelChoice) -> list[Checkpoi
     for name in run.metrics.names():
         table = run.metrics.read(name)
         rates |= dict(zip(table["step"].to_pylist(), table["lr"].to_pylist(), strict=True))
-    found, before = [], 0
+    choices, previous_step = [], 0
     for checkpoint in run.checkpoints():
         if not isinstance(checkpoint.folder, Path):
             raise CurateError(f"{checkpoint.folder} is in an object store; copy the checkpoint to a folder, name that.")
-        mean = float(np.mean([rate for step, rate in rates.items() if before < step <= checkpoint.step]))
-        before, folder = checkpoint.step, checkpoint.folder
+        mean_rate = float(np.mean([rate for step, rate in rates.items() if previous_step < step <= checkpoint.step]))
+        previous_step, folder = checkpoint.step, checkpoint.folder
         model = replace(like, name=str(folder))
-        found.append(CheckpointChoice(model, mean, str(folder / OPTIMIZERS[0]), f"{label} step {checkpoint.step}"))
-    return found
+        choices.append(
+            CheckpointChoice(model, mean_rate, str(folder / OPTIMIZERS[0]), f"{label} step {checkpoint.step}")
+        )
+    return choices
 
 
-def _of_folder(ws: Workspace, name: str, like: ModelChoice, before: dict[Path, int]) -> list[CheckpointChoice]:
+def _of_folder(ws: Workspace, name: str, like: ModelChoice, last_steps: dict[Path, int]) -> list[CheckpointChoice]:
     path, at, rate = name.rpartition("@")
     lr = _number(rate) if at else None
     folder = Path(path if lr is not None else name).expanduser()
-    several = sorted((p for p in folder.glob("checkpoint-*") if _STEP.search(p.name)), key=_step_of)
-    if not several and ((folder / "config.json").exists() or (folder / ADAPTER).exists()):
-        several = [folder]
-    if not several:
+    folders = sorted((p for p in folder.glob("checkpoint-*") if _STEP.search(p.name)), key=_step_of)
+    if not folders and ((folder / "config.json").exists() or (folder / ADAPTER).exists()):
+        folders = [folder]
+    if not folders:
         runs = f"; its runs are {', '.join(ws.run_names())}" if ws.run_names() else ""
         raise CurateError(
             f"--checkpoints {name}: there is no run of that name in {ws.path}{runs}; and no folder with config.json or "
             f"{ADAPTER}, or with checkpoint-100, … in it."
         )
-    found = []
-    for one in several:
-        rate_here = lr if lr is not None else _logged(one, before.get(one.parent, 0))
+    choices = []
+    for checkpoint in folders:
+        rate_here = lr if lr is not None else _logged(checkpoint, last_steps.get(checkpoint.parent, 0))
         if rate_here is None:
             raise CurateError(
-                f"{one}: no trainer_state.json records the learning rate it was trained at, which weights a "
-                f"checkpoint; give it: --checkpoints {one}@2e-5."
+                f"{checkpoint}: no trainer_state.json records the learning rate it was trained at, which weights a "
+                f"checkpoint; give it: --checkpoints {checkpoint}@2e-5."
             )
-        optimizer = next((str(one / o) for o in OPTIMIZERS if (one / o).exists()), "")
-        found.append(CheckpointChoice(replace(like, name=str(one)), rate_here, optimizer))
-        before[one.parent] = _step_of(one)
-    return found
+        optimizer = next((str(checkpoint / o) for o in OPTIMIZERS if (checkpoint / o).exists()), "")
+        choices.append(CheckpointChoice(replace(like, name=str(checkpoint)), rate_here, optimizer))
+        last_steps[checkpoint.parent] = _step_of(checkpoint)
+    return choices
 
 
 def _number(text: str) -> float | None:
@@ -100,15 +102,15 @@ def _number(text: str) -> float | None:
 
 
 def _step_of(folder: Path) -> int:
-    found = _STEP.search(folder.name)
-    return int(found[1]) if found else 0
+    match = _STEP.search(folder.name)
+    return int(match[1]) if match else 0
 
 
-def _logged(folder: Path, before: int) -> float | None:
-    """The mean learning rate that Hugging Face's Trainer logged since step `before`; None if it logged none."""
+def _logged(folder: Path, since: int) -> float | None:
+    """The mean learning rate that Hugging Face's Trainer logged since step `since`; None if it logged none."""
     path = folder / "trainer_state.json"
     if not path.exists():
         return None
     state = json.loads(path.read_text(encoding="utf-8"))
-    rates = [e["learning_rate"] for e in state["log_history"] if "learning_rate" in e and e["step"] > before]
+    rates = [e["learning_rate"] for e in state["log_history"] if "learning_rate" in e and e["step"] > since]
     return float(np.mean(rates)) if rates else None

@@ -112,13 +112,13 @@ def refuse_unused(training: TrainingSpec) -> None:
             "out one of them."
         )
     uses_column = {"column", "base_loss"} & set(weighting.needs)
-    for option, given, used in (
+    for option, value, used in (
         ("--target", training.target, weighting.uses_target),
         ("--by", training.by, bool(uses_column)),
         ("--reference", training.reference and training.reference.name, _compares(training)),
     ):
-        if given and not used:
-            raise CurateError(f"the weighting '{weighting.name}' uses no {option}; leave out {option} {given}.")
+        if value and not used:
+            raise CurateError(f"the weighting '{weighting.name}' uses no {option}; leave out {option} {value}.")
     if training.stream:
         _refuse_for_stream(training, uses_column)
     if "domains" in weighting.needs and not training.manifest:
@@ -131,7 +131,7 @@ def refuse_unused(training: TrainingSpec) -> None:
 
 def _refuse_for_stream(training: TrainingSpec, uses_column: set[str]) -> None:
     settings, name = training.settings, training.weighting.name
-    for what, bad, remedy in (
+    for feature, present, remedy in (
         ("a manifest", training.manifest, "leave one of them out"),
         ("a column", training.by, "leave out --by"),
         (f"the weighting '{name}', which needs a column", uses_column, "take another weighting"),
@@ -143,8 +143,8 @@ def _refuse_for_stream(training: TrainingSpec, uses_column: set[str]) -> None:
         ("packing", settings.packing, "leave it out"),
         ("split", settings.split, "leave it out"),
     ):
-        if bad:
-            raise CurateError(f"a stream is trained on as it is read, so it does not go with {what}; {remedy}.")
+        if present:
+            raise CurateError(f"a stream is trained on as it is read, so it does not go with {feature}; {remedy}.")
     if not settings.steps:
         raise CurateError("a stream has no epochs: say how many steps to take, as by --set steps=300.")
 
@@ -164,16 +164,16 @@ def run_recipe(
 ) -> RunRecipe:
     """The recipe of a run, as stored in run.json: everything that its result depends on."""
     settings, default = asdict(training.settings), asdict(TrainSettings())
-    made_of = rows.recipe if rows else None
+    manifest_recipe = rows.recipe if rows else None
     return RunRecipe(
         name=name,
         curate=__version__,
         model=model_recipe(training.model),
         manifest=training.manifest,
-        manifest_sha256=stamp_of(made_of) if made_of else None,
-        pool=None if made_of or rows is None else pool_fingerprint(ws.shards()),
+        manifest_sha256=stamp_of(manifest_recipe) if manifest_recipe else None,
+        pool=None if manifest_recipe or rows is None else pool_fingerprint(ws.shards()),
         stream=training.stream.recipe() if training.stream else None,
-        selection=made_of.step() if made_of else None,
+        selection=manifest_recipe.step() if manifest_recipe else None,
         weighting=method_recipe(training.weighting),
         by=training.by,
         reference=model_recipe(training.reference) if training.reference else None,
@@ -194,22 +194,22 @@ def run_recipe(
 def _mask_recipe(mask: StoredMask | None) -> RunMask | None:
     if mask is None:
         return None
-    made = mask.recipe
+    recipe = mask.recipe
     return RunMask(
         name=mask.name,
         sha256=mask.sha256,
-        method=made.mask,
-        selected=made.selected,
-        scores=made.scores,
-        warmup=made.warmup,
-        paid=made.paid,
+        method=recipe.mask,
+        selected=recipe.selected,
+        scores=recipe.scores,
+        warmup=recipe.warmup,
+        paid=recipe.paid,
     )
 
 
 def refuse_other_run(name: str, old: RunRecipe, new: RunRecipe) -> None:
     """Raises CurateError if an existing run's recipe differs in anything that changes the result."""
-    if other := _other(old, new):
-        raise CurateError(f"the run '{name}' {other}; choose another name, or --fresh to train '{name}' anew.")
+    if difference := _other(old, new):
+        raise CurateError(f"the run '{name}' {difference}; choose another name, or --fresh to train '{name}' anew.")
 
 
 def _other(old: RunRecipe, new: RunRecipe) -> str:
@@ -217,18 +217,20 @@ def _other(old: RunRecipe, new: RunRecipe) -> str:
     if old.pruned:
         return f"is what `curate prune` left of {old.pruned.run}"
     if model_shape(old.reference) != model_shape(new.reference):
-        was, now = (model.name if model else "the model it began with" for model in (old.reference, new.reference))
-        return f"exists, compared with {was}, not {now} (or made anew)"
-    for what in ("manifest", "manifest_sha256", "pool", "stream", "by", "target", "target_fingerprint", "seed"):
-        was, now = (known(getattr(recipe, what)) for recipe in (old, new))
-        if was != now:
-            return f"exists, with {what} {_words(was)}, not {_words(now)}"
+        old_value, new_value = (
+            model.name if model else "the model it began with" for model in (old.reference, new.reference)
+        )
+        return f"exists, compared with {old_value}, not {new_value} (or made anew)"
+    for key in ("manifest", "manifest_sha256", "pool", "stream", "by", "target", "target_fingerprint", "seed"):
+        old_value, new_value = (known(getattr(recipe, key)) for recipe in (old, new))
+        if old_value != new_value:
+            return f"exists, with {key} {_words(old_value)}, not {_words(new_value)}"
     if model_shape(old.model) != model_shape(new.model):
-        what = next(what for what in ("name", *SHAPING) if getattr(old.model, what) != getattr(new.model, what))
-        return f"exists, with another model ({what} {getattr(old.model, what)}, not {getattr(new.model, what)})"
+        key = next(key for key in ("name", *SHAPING) if getattr(old.model, key) != getattr(new.model, key))
+        return f"exists, with another model ({key} {getattr(old.model, key)}, not {getattr(new.model, key)})"
     if known(old.mask) != known(new.mask):
-        was, now = (mask.name if mask else "none" for mask in (old.mask, new.mask))
-        return f"exists, with another mask ({was}, not {now}, or made anew)"
+        old_value, new_value = (mask.name if mask else "none" for mask in (old.mask, new.mask))
+        return f"exists, with another mask ({old_value}, not {new_value}, or made anew)"
     if old.weighting != new.weighting:
         return f"exists, weighted by {_method_words(old.weighting)}, not by {_method_words(new.weighting)}"
     return _other_settings(old, new)
@@ -257,8 +259,8 @@ def _is_how(setting: str, settings: Mapping[str, Any]) -> bool:
 
 def shaping(settings: TrainSettings) -> dict[str, Any]:
     """The settings that the result depends on."""
-    every = asdict(settings)
-    return {key: value for key, value in every.items() if not _is_how(key, every)}
+    values = asdict(settings)
+    return {key: value for key, value in values.items() if not _is_how(key, values)}
 
 
 def _method_words(method: MethodRecipe | None) -> str:

@@ -42,16 +42,16 @@ if TYPE_CHECKING:  # loaded only when there is something to train
 
 def _opened(run: Run, training: TrainingSpec, rows: TrainingRows | None, target: Target | None) -> None:
     """Start the run, or check that the existing one has the same recipe. Raises CurateError if it differs."""
-    recipe, old = run_recipe(run.ws, run.name, training, rows, target), run.recipe
-    if old is not None:
+    recipe, existing = run_recipe(run.ws, run.name, training, rows, target), run.recipe
+    if existing is not None:
         try:
-            refuse_other_run(run.name, old, recipe)
+            refuse_other_run(run.name, existing, recipe)
         except CurateError:
             if not run.beside and run.place is None:
                 raise
             remove_tree(run.folder, marker="run.json")  # left by an earlier interrupted --fresh
-            old = None
-    if old is None:
+            existing = None
+    if existing is None:
         remove_tree(run.folder)  # left by an interrupted removal
         run.begin(structs.replace(recipe, account=run.account))
     run.remove_leftovers()
@@ -78,8 +78,8 @@ def run_training(
     processes.wait_for_everyone()
     from curate.training.trainable import trainable
 
-    done = run.checkpoints()
-    start = done[-1] if done else None
+    checkpoints = run.checkpoints()
+    start = checkpoints[-1] if checkpoints else None
     with ExitStack() as stack:
         folder = stack.enter_context(start.local()) if start else None
         model = trainable(on_device(training.model, processes), training.settings, folder)
@@ -101,32 +101,32 @@ def run_training(
             trainable=n_trainable,
             optimizer_bytes=(12 if mask else 8) * n_trainable,
         )
-        taken = _loop(recorder, training, evals, meters)
+        totals = _loop(recorder, training, evals, meters)
         samples, excluded = prepared.samples, prepared.left_out
         if stream := trainer.data.stream:
             samples, excluded = stream.taken, stream.left_out
             _add_to_recipe(run, processes, samples=samples)
-        if taken.steps:  # a run that was complete already is left unchanged
+        if totals.steps:  # a run that was complete already is left unchanged
             peak = max(_peak(model.model.device), run.require_recipe().peak_bytes or 0)
             _add_to_recipe(run, processes, peak_bytes=peak)
         return Trained(
             run.name,
             steps=trainer.steps,
-            steps_now=taken.steps,
+            steps_now=totals.steps,
             samples=samples,
             left_out=dict(excluded),
             cut=prepared.cut,
-            loss=taken.loss,
-            weight_mean=taken.weight_mean,
-            flops=taken.flops + prepared.flops,
-            evaluations=taken.evaluations,
+            loss=totals.loss,
+            weight_mean=totals.weight_mean,
+            flops=totals.flops + prepared.flops,
+            evaluations=totals.evaluations,
         )
 
 
 def _trainable_elements(trainer: Trainer, mask: Refreshed | None) -> int:
     """The number of parameter elements that are trained."""
     if mask:
-        return sum(len(places) for places in mask.selected.values())
+        return sum(len(positions) for positions in mask.selected.values())
     return sum(parameter.numel() for parameter in trainer.whole.values())
 
 
@@ -157,12 +157,12 @@ def processes_of(choice: ModelChoice) -> Any:
     return Accelerator(cpu=choice.device == "cpu", mixed_precision="no", kwargs_handlers=[patient])
 
 
-def _add_to_recipe(run: Run, processes: Any, **known: int) -> None:
+def _add_to_recipe(run: Run, processes: Any, **changes: int) -> None:
     """Add to run.json what is known once the samples are tokenised."""
     if processes.is_main_process:
         recipe = run.require_recipe()
-        if (now := structs.replace(recipe, **known)) != recipe:
-            run.begin(now)
+        if (updated := structs.replace(recipe, **changes)) != recipe:
+            run.begin(updated)
     processes.wait_for_everyone()
 
 
@@ -208,33 +208,33 @@ def _loop(recorder: Recorder, training: TrainingSpec, evals: Sequence[EvalSpec],
     """Take every remaining step, with checkpoints and evaluations in between."""
     from curate.training.step_weights import Diverged
 
-    trainer, settings, taken = recorder.trainer, training.settings, _Taken()
+    trainer, settings, totals = recorder.trainer, training.settings, _Taken()
     with _progress(recorder.run.name, trainer.steps, trainer.step, recorder.writes) as bar:
         try:
-            for done in trainer.run():
-                for phase, usage in done.usage.items():
-                    meters.charge(phase, done.samples[phase], usage)
-                    taken.flops += usage.flops
-                recorder.enter(done, settings.keep_weights)
-                taken.steps += 1
-                taken.loss, taken.weight_mean = done.metrics["loss"], done.metrics["weight_mean"]
+            for step_result in trainer.run():
+                for phase, usage in step_result.usage.items():
+                    meters.charge(phase, step_result.samples[phase], usage)
+                    totals.flops += usage.flops
+                recorder.enter(step_result, settings.keep_weights)
+                totals.steps += 1
+                totals.loss, totals.weight_mean = step_result.metrics["loss"], step_result.metrics["weight_mean"]
                 bar.update(1)
-                bar.set_postfix(loss=f"{done.metrics['loss']:.3f}", refresh=False)
-                last = done.step == trainer.steps
-                due = settings.checkpoint_every and done.step % settings.checkpoint_every == 0
-                if last or due or settings.checkpoint_epochs and done.last_of_epoch:
-                    recorder.commit(last, settings.keep_checkpoints)
-                if last or settings.eval_every and done.step % settings.eval_every == 0:
-                    taken.evaluations = _evaluate(recorder, evals, meters, done.step)
+                bar.set_postfix(loss=f"{step_result.metrics['loss']:.3f}", refresh=False)
+                is_last = step_result.step == trainer.steps
+                is_due = settings.checkpoint_every and step_result.step % settings.checkpoint_every == 0
+                if is_last or is_due or settings.checkpoint_epochs and step_result.last_of_epoch:
+                    recorder.commit(is_last, settings.keep_checkpoints)
+                if is_last or settings.eval_every and step_result.step % settings.eval_every == 0:
+                    totals.evaluations = _evaluate(recorder, evals, meters, step_result.step)
         except Diverged as error:
             raise DivergedError(
                 f"the run '{recorder.run.name}' was stopped: {error}, and {_last_good(recorder)}; use a smaller lr, "
                 "or a clip above 0, and train under another name."
             ) from None
-    if not taken.steps:
-        taken.evaluations = _evaluate(recorder, evals, meters, trainer.step)
+    if not totals.steps:
+        totals.evaluations = _evaluate(recorder, evals, meters, trainer.step)
     trainer.processes.wait_for_everyone()
-    return taken
+    return totals
 
 
 def _last_good(recorder: Recorder) -> str:

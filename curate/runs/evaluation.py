@@ -41,15 +41,15 @@ class EvalSpec:
 
     def settings(self) -> str:
         """The non-default settings in words, as in 'limit=20, by=mean'; '' if there are none."""
-        usual = type(self.metric)().settings()
-        changed = {key: value for key, value in self.metric.settings().items() if value != usual[key]}
+        default = type(self.metric)().settings()
+        changed = {key: value for key, value in self.metric.settings().items() if value != default[key]}
         changed |= {"limit": self.limit} if self.limit else {}
         return ", ".join(f"{key}={value}" for key, value in changed.items())
 
     def name(self, step: int) -> str:
         """The name of the table part with the results at a checkpoint's step."""
-        own = f"-{fingerprint(self.settings())[:8]}" if self.settings() else ""
-        return f"{self.target}-{self.split}-{self.metric.name}-{self.shots}shot{own}-{step:06d}"
+        suffix = f"-{fingerprint(self.settings())[:8]}" if self.settings() else ""
+        return f"{self.target}-{self.split}-{self.metric.name}-{self.shots}shot{suffix}-{step:06d}"
 
 
 def questions(ws: Workspace, eval_spec: EvalSpec) -> list[tuple[str, Question]]:
@@ -57,60 +57,60 @@ def questions(ws: Workspace, eval_spec: EvalSpec) -> list[tuple[str, Question]]:
     if eval_spec.target not in ws.target_names():
         ws.require("target", eval_spec.target)
     rows = read_table(ws.target_path(eval_spec.target)).to_pylist()
-    asked = [row for row in rows if row["split"] == eval_spec.split]
-    if not asked:
+    split_rows = [row for row in rows if row["split"] == eval_spec.split]
+    if not split_rows:
         raise CurateError(
             f"the target '{eval_spec.target}' has no split '{eval_spec.split}', on which to evaluate; add it with "
             f"`curate target {eval_spec.target} FILE --split {eval_spec.split}`."
         )
-    worked = [row for row in rows if row["split"] == "val" and row["messages"]]
-    if eval_spec.shots > len(worked):
+    examples = [row for row in rows if row["split"] == "val" and row["messages"]]
+    if eval_spec.shots > len(examples):
         raise CurateError(
-            f"--shots {eval_spec.shots}: the target '{eval_spec.target}' has {len(worked)} chats in its split val, "
+            f"--shots {eval_spec.shots}: the target '{eval_spec.target}' has {len(examples)} chats in its split val, "
             "from which few-shot examples are taken."
         )
     answers: dict[str, set[str]] = {}
-    for row in asked:
+    for row in split_rows:
         answers.setdefault(row["subtask"], set()).add(_question(row, (), ()).answer)
-    made = []
-    for row in asked[: eval_spec.limit or None]:
+    result = []
+    for row in split_rows[: eval_spec.limit or None]:
         distinct = answers[row["subtask"]]
         options = tuple(sorted(distinct)) if 2 <= len(distinct) <= _MOST_OPTIONS else ()
-        made.append((row["id"], _question(row, _shots(worked, row, eval_spec.shots), options)))
-    return made
+        result.append((row["id"], _question(row, _shots(examples, row, eval_spec.shots), options)))
+    return result
 
 
 def _question(row: dict[str, Any], shots: tuple[dict[str, Any], ...], options: tuple[str, ...]) -> Question:
     meta = orjson.loads(row["meta"])
-    own = next((meta[name] for name in _OPTIONS if isinstance(meta.get(name), list)), None)
-    options = tuple(map(str, own)) if own else options
+    listed_options = next((meta[name] for name in _OPTIONS if isinstance(meta.get(name), list)), None)
+    options = tuple(map(str, listed_options)) if listed_options else options
     return Question(row["messages"], row["text"], shots, row["subtask"], options, meta)
 
 
-def _shots(worked: Sequence[dict[str, Any]], asked: dict[str, Any], count: int) -> tuple[dict[str, Any], ...]:
+def _shots(examples: Sequence[dict[str, Any]], asked_row: dict[str, Any], count: int) -> tuple[dict[str, Any], ...]:
     """The first few-shot examples, those of the same sub-task before others; never the question itself."""
-    others = [row for row in worked if row["id"] != asked["id"]]
-    same_first = sorted(others, key=lambda row: row["subtask"] != asked["subtask"])
-    return tuple(message for row in same_first[:count] for message in row["messages"])
+    other_rows = [row for row in examples if row["id"] != asked_row["id"]]
+    ordered = sorted(other_rows, key=lambda row: row["subtask"] != asked_row["subtask"])
+    return tuple(message for row in ordered[:count] for message in row["messages"])
 
 
 def commit(
     parts: Parts, eval_spec: EvalSpec, step: int, asked: Sequence[tuple[str, Question]], found: EvalResult, stamp: str
 ) -> dict[str, Any]:
     """Store the per-question results of an evaluation, and return its summary."""
-    good = np.isfinite(found.values) & (found.error == "")
+    valid = np.isfinite(found.values) & (found.error == "")
     table = pa.table(
         {
             "id": [key for key, _ in asked],
             "subtask": [question.subtask for _, question in asked],
-            "value": pa.array(np.where(good, found.values, 0.0), mask=~good),
+            "value": pa.array(np.where(valid, found.values, 0.0), mask=~valid),
             "said": pa.array(found.answers or [None] * len(asked), pa.string()),
             "error": pa.array(found.error, pa.string(), mask=found.error == ""),
         },
         schema=EVALUATION,
     )
-    value = eval_spec.metric.summary(found.values[good])
-    short = {
+    value = eval_spec.metric.summary(found.values[valid])
+    summary = {
         "target": eval_spec.target,
         "split": eval_spec.split,
         "metric": eval_spec.metric.name,
@@ -119,11 +119,11 @@ def commit(
         "step": step,
         "value": value if value == value else None,
         "questions": len(asked),
-        "judged": int(good.sum()),
+        "judged": int(valid.sum()),
         "better": eval_spec.metric.better,
     }
-    parts.commit(eval_spec.name(step), table, evaluation=short, stamp=stamp)
-    return short
+    parts.commit(eval_spec.name(step), table, evaluation=summary, stamp=stamp)
+    return summary
 
 
 def evaluate_model(
@@ -133,16 +133,18 @@ def evaluate_model(
     fingerprint."""
     results = []
     for eval_spec in evals:
-        asked = questions(ws, eval_spec)
-        its = fingerprint(stamp, eval_spec.metric.settings(), eval_spec.metric.version, [asdict(q) for _, q in asked])
+        split_questions = questions(ws, eval_spec)
+        eval_stamp = fingerprint(
+            stamp, eval_spec.metric.settings(), eval_spec.metric.version, [asdict(q) for _, q in split_questions]
+        )
         record = parts.record(eval_spec.name(step))
-        if record and record["stamp"] == its and parts.read(eval_spec.name(step)) is not None:
+        if record and record["stamp"] == eval_stamp and parts.read(eval_spec.name(step)) is not None:
             results.append(record["evaluation"])
             continue
-        meter.begin(len(asked))
-        began = time.perf_counter()
-        found = eval_spec.metric.evaluate(model, [question for _, question in asked])
-        found.usage.seconds = time.perf_counter() - began
-        meter.add(found.usage)
-        results.append(commit(parts, eval_spec, step, asked, found, its))
+        meter.begin(len(split_questions))
+        started = time.perf_counter()
+        result = eval_spec.metric.evaluate(model, [question for _, question in split_questions])
+        result.usage.seconds = time.perf_counter() - started
+        meter.add(result.usage)
+        results.append(commit(parts, eval_spec, step, split_questions, result, eval_stamp))
     return results

@@ -39,14 +39,14 @@ class ExportRows:
         """With the number of rows written for each part. Raises CurateError if a part has none."""
         for part in self.parts:
             if not written.get(part.label):
-                what = f"the part '{part.label}', {part.share:.1%} of all draws" if part.label else "the manifest"
-                raise CurateError(f"no sample of {what} can be written in this format; choose or mix without it.")
+                subject = f"the part '{part.label}', {part.share:.1%} of all draws" if part.label else "the manifest"
+                raise CurateError(f"no sample of {subject} can be written in this format; choose or mix without it.")
         return replace(self, parts=[replace(part, rows=written[part.label]) for part in self.parts])
 
     def said(self) -> str:
         """How weights were approximated, in words."""
-        gone = f"; {self.unsampled:,} samples that weigh nothing are left out" if self.unsampled else ""
-        return f"{self.lowered}{gone}"
+        left_out = f"; {self.unsampled:,} samples that weigh nothing are left out" if self.unsampled else ""
+        return f"{self.lowered}{left_out}"
 
 
 def export_rows(ws: Workspace, name: str, exporter: Export, seed: int) -> ExportRows:
@@ -64,10 +64,10 @@ def export_rows(ws: Workspace, name: str, exporter: Export, seed: int) -> Export
         return _whole(_repeating(table, repeats), lowered)
     if exporter.weights == "strata":
         return _strata(table, weights, exporter.strata)
-    can = "repeats or --set weights=strata" if exporter.blends else "repeats"
+    possible = "repeats or --set weights=strata" if exporter.blends else "repeats"
     raise CurateError(
         f"the manifest '{name}' has weights, and the rows of '{exporter.name}' cannot carry them; export it as jsonl "
-        f"or parquet, or approximate them by --set weights={can}."
+        f"or parquet, or approximate them by --set weights={possible}."
     )
 
 
@@ -78,8 +78,8 @@ def _whole(table: pa.Table, lowered: Resampled | None = None) -> ExportRows:
 
 def _repeating(table: pa.Table, repeats: np.ndarray) -> pa.Table:
     """The rows with at least one repeat, with the given repeats."""
-    at = table.column_names.index("repeats")
-    table = table.set_column(at, "repeats", pa.array(repeats.astype(np.int32)))
+    index = table.column_names.index("repeats")
+    table = table.set_column(index, "repeats", pa.array(repeats.astype(np.int32)))
     return table.take(pa.array(np.flatnonzero(repeats)))
 
 
@@ -90,9 +90,9 @@ def _strata(table: pa.Table, weights: np.ndarray, count: int) -> ExportRows:
     """Parts of similar weight within each source, to be drawn in proportion to their mean weight."""
     names, source = np.unique(np.array(table["source"].to_pylist(), object), return_inverse=True)
     stratum, means, lowered = strata_of(weights, count, source)
-    of = source[np.unique(stratum, return_index=True)[1]]  # each stratum's source
-    number = np.arange(len(of)) - np.searchsorted(of, of)
-    labels = [str(k) if len(names) == 1 else f"{names[i]}_{k}" for i, k in zip(of, number, strict=True)]
+    source_of = source[np.unique(stratum, return_index=True)[1]]  # each stratum's source
+    number = np.arange(len(source_of)) - np.searchsorted(source_of, source_of)
+    labels = [str(k) if len(names) == 1 else f"{names[i]}_{k}" for i, k in zip(source_of, number, strict=True)]
     repeats = table["repeats"].to_numpy()
     mass = np.bincount(stratum, weights * repeats, minlength=len(means))
     return _parted(table, stratum, labels, mass, int(repeats.sum()), lowered)
@@ -102,10 +102,10 @@ def _domains(ws: Workspace, rows: TrainingRows) -> ExportRows:
     """A mixture's domains, one part each."""
     draws = rows.draws
     assert draws is not None
-    some = np.flatnonzero(draws.domain >= 0)
+    drawable = np.flatnonzero(draws.domain >= 0)
     lowered = Resampled("domains", draws.size, float(draws.size), 0.0)
-    table = _table(ws, rows, np.ones(len(rows.row), np.int64)).take(pa.array(some))
-    return _parted(table, draws.domain[some], rows.domains, draws.share, draws.size, lowered)
+    table = _table(ws, rows, np.ones(len(rows.row), np.int64)).take(pa.array(drawable))
+    return _parted(table, draws.domain[drawable], rows.domains, draws.share, draws.size, lowered)
 
 
 def _parted(
@@ -123,20 +123,20 @@ def _parted(
         for label, n, s, d in zip(labels, rows, share, draws, strict=True)
         if s > 0
     ]
-    drawn = np.flatnonzero(share[part] > 0)
-    table = table.append_column("part", pa.array([labels[k] for k in part])).take(pa.array(drawn))
-    return ExportRows(table, parts, lowered, len(part) - len(drawn))
+    kept = np.flatnonzero(share[part] > 0)
+    table = table.append_column("part", pa.array([labels[k] for k in part])).take(pa.array(kept))
+    return ExportRows(table, parts, lowered, len(part) - len(kept))
 
 
 def _labels(names: Sequence[str]) -> list[str]:
     """Unique names that are valid in file names, and that no file of another shape (NAME_text) could have."""
-    found: list[str] = []
+    labels: list[str] = []
     for name in names:
         label = name if name.isdigit() else suggest_name(name)
-        taken = [*found, label] if label.endswith("_text") else found
-        free = (f"{label}_{k}" if k else label for k in count())
-        found.append(next(one for one in free if one not in taken))
-    return found
+        reserved = [*labels, label] if label.endswith("_text") else labels
+        candidates = (f"{label}_{k}" if k else label for k in count())
+        labels.append(next(candidate for candidate in candidates if candidate not in reserved))
+    return labels
 
 
 # --- an epoch of a mixture -------------------------------------------------------------------------------
@@ -147,10 +147,10 @@ def _epoch(ws: Workspace, rows: TrainingRows) -> ExportRows:
     draws = rows.draws
     assert draws is not None
     repeats = np.bincount(draws.samples(0), minlength=len(rows.row))
-    wanted, found = draws.share * draws.size, draws.counts(0)
-    error = float(np.abs(found[wanted > 0] / wanted[wanted > 0] - 1).max())
-    could = int((draws.domain >= 0).sum())
-    unsampled = could - int((repeats > 0).sum())
+    expected, counts = draws.share * draws.size, draws.counts(0)
+    error = float(np.abs(counts[expected > 0] / expected[expected > 0] - 1).max())
+    n_drawable = int((draws.domain >= 0).sum())
+    unsampled = n_drawable - int((repeats > 0).sum())
     lowered = Resampled("draws", draws.size, float(draws.size), error, unsampled)
     return _whole(_repeating(_table(ws, rows, repeats), repeats), lowered)
 

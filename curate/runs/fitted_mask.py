@@ -20,24 +20,25 @@ if TYPE_CHECKING:
 def fitted(mask: StoredMask, model: nn.Module) -> Mapping[str, np.ndarray]:
     """The selection of a mask (name -> flat positions) for a model. Raises CurateError if the model has other
     parameters, or ties two parameters that the mask treats differently."""
-    shapes, own = mask.recipe.shapes, {name: list(p.shape) for name, p in model.named_parameters()}
-    every = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
+    shapes, model_shapes = mask.recipe.shapes, {name: list(p.shape) for name, p in model.named_parameters()}
+    identity = {name: id(p) for name, p in model.named_parameters(remove_duplicate=False)}
     first = {id(p): name for name, p in model.named_parameters()}  # tied parameters are trained under their first name
-    for name, places in mask.selected.items():
-        if name not in every:
+    for name, indices in mask.selected.items():
+        if name not in identity:
             raise CurateError(f"the mask '{mask.name}' is of another model: this one has no parameter {name}.")
-        tied = first[every[name]]
-        if tied != name and not np.array_equal(mask.selected.get(tied, np.zeros(0)), places):
+        tied = first[identity[name]]
+        if tied != name and not np.array_equal(mask.selected.get(tied, np.zeros(0)), indices):
             raise CurateError(
-                f"the mask '{mask.name}' chose {len(places)} values of {name}, which this model ties to {tied}, where "
+                f"the mask '{mask.name}' chose {len(indices)} values of {name}, which this model ties to {tied}, where "
                 f"it chose {len(mask.selected.get(tied, ()))}: one tensor cannot be trained on one side only; make the "
                 "mask from this model."
             )
-        if shapes[name] != own[tied]:
+        if shapes[name] != model_shapes[tied]:
             raise CurateError(
-                f"the mask '{mask.name}' is of another model: its {name} is {shapes[name]}, and this one's {own[tied]}."
+                f"the mask '{mask.name}' is of another model: its {name} is {shapes[name]}, and this one's "
+                f"{model_shapes[tied]}."
             )
-    return {name: places for name, places in mask.selected.items() if name in own}
+    return {name: indices for name, indices in mask.selected.items() if name in model_shapes}
 
 
 def refreshed(mask: StoredMask, method: Mask | None, model: nn.Module) -> Refreshed:
@@ -46,11 +47,11 @@ def refreshed(mask: StoredMask, method: Mask | None, model: nn.Module) -> Refres
     from curate.training.masked_parameters import Refreshed
 
     selected = fitted(mask, model)
-    made_by = mask.recipe.mask
+    mask_method = mask.recipe.mask
     if method is None:
-        if made_by.settings.get("interval"):
+        if mask_method.settings.get("interval"):
             raise CurateError(
-                f"the mask '{mask.name}' ({made_by.name}) is updated during training: give its method, too "
+                f"the mask '{mask.name}' ({mask_method.name}) is updated during training: give its method, too "
                 "(Training(…, masking=…))."
             )
         return Refreshed(selected)

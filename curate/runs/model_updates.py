@@ -15,10 +15,10 @@ def update_products(first: Path, before: Path, after: Path) -> dict[str, float]:
     without changing their product.
     """
     sums = {"uu": 0.0, "uv": 0.0, "vv": 0.0}
-    one, two, three = (_tensors(folder) for folder in (first, before, after))
-    for name in three:
-        middle = two[name]().astype(np.float64)
-        u, v = three[name]().astype(np.float64) - middle, middle - one[name]().astype(np.float64)
+    first_tensors, before_tensors, after_tensors = (_tensors(folder) for folder in (first, before, after))
+    for name in after_tensors:
+        previous = before_tensors[name]().astype(np.float64)
+        u, v = after_tensors[name]().astype(np.float64) - previous, previous - first_tensors[name]().astype(np.float64)
         for key, (x, y) in {"uu": (u, u), "uv": (u, v), "vv": (v, v)}.items():
             sums[key] += float(np.vdot(x, y))
     return sums
@@ -34,8 +34,8 @@ def _tensors(folder: Path) -> dict[str, Callable[[], np.ndarray]]:
         with safe_open(file, "np") as f:
             return f.get_tensor(name)
 
-    found: dict[str, Callable[[], np.ndarray]] = {}
+    readers: dict[str, Callable[[], np.ndarray]] = {}
     for file in sorted(folder.glob("*.safetensors")):
         with safe_open(file, "np") as f:
-            found |= {name: partial(read, file, name) for name in f.keys()}  # noqa: SIM118
-    return found
+            readers |= {name: partial(read, file, name) for name in f.keys()}  # noqa: SIM118
+    return readers

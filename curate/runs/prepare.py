@@ -68,25 +68,25 @@ def prepare_data(
         raise CurateError(f"a mixture is sampled at random, so it has no order={order}; leave that out.")
     encoded = documents_of(run.ws, rows, training.settings, model.model)
     reasons = left_out(encoded, rows)
-    places = _trainable(reasons, rows, training)
-    pieces = [(position, piece) for position, place in enumerate(places) for piece in encoded[place]]
+    kept = _trainable(reasons, rows, training)
+    pieces = [(position, piece) for position, index in enumerate(kept) for piece in encoded[index]]
     examples = Examples.of([piece for _, piece in pieces], [position for position, _ in pieces])
-    draws = rows.draws and replace(rows.draws, domain=rows.draws.domain[places], keys=rows.draws.keys[places])
-    documents = np.repeat(np.arange(len(pieces)), rows.repeats[places][examples.sample])
+    draws = rows.draws and replace(rows.draws, domain=rows.draws.domain[kept], keys=rows.draws.keys[kept])
+    documents = np.repeat(np.arange(len(pieces)), rows.repeats[kept][examples.sample])
     anchors = _anchors(target, model)
-    column, base, flops = None if rows.column is None else rows.column[places], None, 0.0
+    column, base, flops = None if rows.column is None else rows.column[kept], None, 0.0
     needs = training.weighting.needs
     if "base_token_loss" in needs or "base_loss" in needs and column is None:
         base, flops = _base_losses(run, training, examples, model, meters, processes)
         if column is None:
             column = _means(base, examples)
-    data = Data(examples, documents, rows.weight[places], column, anchors, base)
+    data = Data(examples, documents, rows.weight[kept], column, anchors, base)
     if draws:
         require_drawable(draws, rows.domains)
         data = replace(data, draws=draws, vocabulary=len(model.model.tokenizer))
         data = replace(data, documents=data.of_epoch(0))
     cut = sum(piece.cut for _, piece in pieces)
-    return Prepared(data, rows.row[places], Counter(filter(None, reasons)), cut, flops)
+    return Prepared(data, rows.row[kept], Counter(filter(None, reasons)), cut, flops)
 
 
 def _trainable(reasons: Sequence[str], rows: TrainingRows, training: TrainingSpec) -> np.ndarray:
@@ -94,12 +94,12 @@ def _trainable(reasons: Sequence[str], rows: TrainingRows, training: TrainingSpe
 
     Raises CurateError if there is none.
     """
-    places = np.flatnonzero(np.array([not reason for reason in reasons]))
-    if not len(places):
+    kept = np.flatnonzero(np.array([not reason for reason in reasons]))
+    if not len(kept):
         raise CurateError(f"none of the {len(rows.row)} samples can be trained on: {next(iter(reasons), '')}.")
     if training.settings.order == "pool":
-        places = places[np.argsort(rows.row[places], kind="stable")]
-    return places
+        kept = kept[np.argsort(rows.row[kept], kind="stable")]
+    return kept
 
 
 def _anchors(target: Target | None, model: TrainableModel) -> Any:
@@ -115,12 +115,12 @@ def prepare_stream(training: TrainingSpec, target: Target | None, model: Trainab
     from curate.training.examples import Examples
     from curate.training.stream import Stream
 
-    feed = training.stream
-    assert feed is not None
+    source = training.stream
+    assert source is not None
     if processes.num_processes > 1:
         raise CurateError("a stream is read by one process, and several are running; train in one.")
-    samples = encoded_one_by_one(feed.records, training.settings, model.model)
-    stream = Stream(samples, feed.past.memory, feed.past.replay, training.seed)
+    samples = encoded_one_by_one(source.records, training.settings, model.model)
+    stream = Stream(samples, source.past.memory, source.past.replay, training.seed)
     return Prepared(replace(Data.of(Examples.of([])), anchors=_anchors(target, model), stream=stream))
 
 
@@ -140,9 +140,9 @@ def _base_losses(
     if stored is not None and record.get("stamp") == stamp:
         return stored["loss"], 0.0
     if training.reference:
-        own = model.model
+        trained_model = model.model
         model = trainable(on_device(training.reference, processes), replace(training.settings, lora_r=0))
-        _refuse_other_words(training.reference.name, own, model.model)
+        _refuse_other_words(training.reference.name, trained_model, model.model)
     elif run.checkpoints():  # the given model has been trained already
         model = trainable(on_device(training.model, processes), training.settings)
     bfloat16 = training.settings.in_bfloat16(model.model.device.type)  # as in training: else loss differences are noise
@@ -154,13 +154,15 @@ def _base_losses(
     return losses, usage.flops
 
 
-def _refuse_other_words(name: str, own: Any, other: Any) -> None:
+def _refuse_other_words(name: str, model: Any, reference: Any) -> None:
     """Raises CurateError for a reference model whose losses would be of other tokens."""
-    if own.tokenizer.get_vocab() != other.tokenizer.get_vocab() or other.context < own.context:
-        what = "another vocabulary" if other.context >= own.context else f"a context of {other.context} tokens"
+    if model.tokenizer.get_vocab() != reference.tokenizer.get_vocab() or reference.context < model.context:
+        difference = (
+            "another vocabulary" if reference.context >= model.context else f"a context of {reference.context} tokens"
+        )
         raise CurateError(
-            f"the reference {name} has {what}, and the model that is trained {len(own.tokenizer):,} tokens and a "
-            f"context of {own.context}; compare with one of the same tokenizer."
+            f"the reference {name} has {difference}, and the model that is trained {len(model.tokenizer):,} tokens and "
+            f"a context of {model.context}; compare with one of the same tokenizer."
         )
 
 

@@ -83,8 +83,8 @@ class Pool:
     @cached_property
     def stamp(self) -> str:
         """A fingerprint of the data that is drawn from."""
-        its = [self.rows.row.tolist(), self.domain.tolist(), self.rows_per_unit.tolist()]
-        return fingerprint(pool_fingerprint(self.ws.shards()), *its)
+        arrays = [self.rows.row.tolist(), self.domain.tolist(), self.rows_per_unit.tolist()]
+        return fingerprint(pool_fingerprint(self.ws.shards()), *arrays)
 
     def __getstate__(self) -> dict[str, Any]:
         """Without the cached properties, which a worker recomputes."""
@@ -130,11 +130,13 @@ class Trials:
             return [float(value) for value in read_json(outcome)["losses"]]
         losses = [float("nan")] * len(self.proxy.evals)
         try:
-            found = trained(self.pool, run, training, trial.weights, self.proxy.evals, "trial")
+            evaluations = trained(self.pool, run, training, trial.weights, self.proxy.evals, "trial")
         except DivergedError:
             pass  # its losses stay NaN
         else:
-            losses = [_loss(eval_spec, row["value"]) for eval_spec, row in zip(self.proxy.evals, found, strict=True)]
+            losses = [
+                _loss(eval_spec, row["value"]) for eval_spec, row in zip(self.proxy.evals, evaluations, strict=True)
+            ]
         write_json(outcome, {"weights": trial.weights.tolist(), "losses": [str(value) for value in losses]})
         remove_tree(run.folder / "checkpoints")  # hundreds of models that are not needed any more
         return losses
@@ -146,10 +148,13 @@ class Trials:
     @cached_property
     def _asked(self) -> str:
         """A fingerprint of what the proxies are evaluated on."""
-        found = []
+        descriptions = []
         for eval_spec in self.proxy.evals:
-            metric, asked = eval_spec.metric, [asdict(question) for _, question in questions(self.pool.ws, eval_spec)]
-            found.append(
+            metric, question_dicts = (
+                eval_spec.metric,
+                [asdict(question) for _, question in questions(self.pool.ws, eval_spec)],
+            )
+            descriptions.append(
                 [
                     eval_spec.target,
                     eval_spec.split,
@@ -157,10 +162,10 @@ class Trials:
                     metric.name,
                     metric.version,
                     metric.settings(),
-                    asked,
+                    question_dicts,
                 ]
             )
-        return fingerprint(found)
+        return fingerprint(descriptions)
 
     def training(self) -> TrainingSpec:
         """How every proxy is trained."""
@@ -176,7 +181,7 @@ def _loss(eval_spec: EvalSpec, value: float | None) -> float:
 
 def run_of(pool: Pool, training: TrainingSpec, weights: np.ndarray, beside: str = "") -> Run:
     """The run of a proxy, whether it exists or not. beside: further inputs that identify it."""
-    its = fingerprint(
+    identity = fingerprint(
         "proxy",
         weights_fingerprint(training.model),
         training.model.shaping(),
@@ -189,7 +194,7 @@ def run_of(pool: Pool, training: TrainingSpec, weights: np.ndarray, beside: str 
         np.asarray(weights).tolist(),
         beside,
     )
-    return Run(pool.ws, f"proxy_{its}", place=pool.ws.path / "prepared" / its)
+    return Run(pool.ws, f"proxy_{identity}", place=pool.ws.path / "prepared" / identity)
 
 
 def trained(
@@ -218,14 +223,14 @@ class Trainings(Proxies):
         from safetensors.numpy import load_file
 
         training = Trials(self.pool, self.proxy).training()
-        beside = ""
+        reference_run = ""
         if weighting:
             training = replace(training, weighting=weighting)
         if reference:
-            run, beside = self._runs[reference], self._runs[reference].name
+            run, reference_run = self._runs[reference], self._runs[reference].name
             folder = run.latest().folder
             training = replace(training, reference=replace(self.proxy.model, name=str(folder)))
-        run = self._runs[label] = run_of(self.pool, training, weights, beside)
+        run = self._runs[label] = run_of(self.pool, training, weights, reference_run)
         self.made.append(run.account)
         trained(self.pool, run, training, weights, (), label)
         state = run.latest().folder / "weighting.safetensors"
@@ -236,16 +241,16 @@ class Trainings(Proxies):
 
         if self.proxy.executor is None:
             raise CurateError("say which executor trains the proxies: Proxy(…, executor=Local()).")
-        found = np.full((len(mixtures), len(self.proxy.evals)), np.nan)
+        losses = np.full((len(mixtures), len(self.proxy.evals)), np.nan)
         trials, workers = Trials(self.pool, self.proxy), self.proxy.executor.open()
         tasks = Tasks(ProxyTrial(i, weights) for i, weights in enumerate(mixtures))
         for weights in mixtures:
             self.made.append(trials.run(weights).account)
         with tqdm(total=len(mixtures), desc="trials", unit=" proxies", disable=None, leave=False) as bar:
             try:
-                for trial, done in workers.run(trials.run_task, tasks, lambda task: None):
-                    found[trial.index] = done.result
+                for trial, outcome in workers.run(trials.run_task, tasks, lambda task: None):
+                    losses[trial.index] = outcome.result
                     bar.update(1)
             finally:
                 workers.close()
-        return found
+        return losses

@@ -87,28 +87,28 @@ def _drawn(
 
 def _refuse_changed(ws: Workspace, recipe: MixtureRecipe) -> None:
     """Raises CurateError if the data that a mixture draws from has changed since it was made."""
-    base, pool, what = recipe.manifest, recipe.pool, ""
+    base, pool, changed = recipe.manifest, recipe.pool, ""
     if base and (base.name not in ws.manifest_names() or read_any(ws, base.name)[1].sha256 != base.sha256):
-        what = f"the manifest '{base.name}'"
+        changed = f"the manifest '{base.name}'"
     elif pool_fingerprint(ws.shards()[: pool.shards]) != pool.fingerprint:
-        what = "the pool"
+        changed = "the pool"
     for state in scores_of(ws, recipe.domain):
         if state.name not in recipe.scores or state.recipe.fingerprint != recipe.scores[state.name].fingerprint:
-            what = f"the score '{state.name}', by which samples have their domains,"
-    if what:
-        raise CurateError(f"{what} is not what the mixture '{recipe.name}' was mixed of; mix it again.")
+            changed = f"the score '{state.name}', by which samples have their domains,"
+    if changed:
+        raise CurateError(f"{changed} is not what the mixture '{recipe.name}' was mixed of; mix it again.")
 
 
 def _first(rows: TrainingRows, count: int) -> TrainingRows:
     column = rows.column if rows.column is None else rows.column[:count]
-    its = {"row": rows.row[:count], "id": rows.id[:count], "weight": rows.weight[:count]}
-    return replace(rows, **its, repeats=rows.repeats[:count], column=column)
+    columns = {"row": rows.row[:count], "id": rows.id[:count], "weight": rows.weight[:count]}
+    return replace(rows, **columns, repeats=rows.repeats[:count], column=column)
 
 
 def require_drawable(draws: Draws, names: Sequence[str]) -> None:
     """Raises CurateError if a domain with a positive share has no samples."""
-    there = np.bincount(draws.domain[draws.domain >= 0], minlength=len(names))
-    for name, share, count in zip(names, draws.share, there, strict=True):
+    counts = np.bincount(draws.domain[draws.domain >= 0], minlength=len(names))
+    for name, share, count in zip(names, draws.share, counts, strict=True):
         if share > 0 and not count:
             raise CurateError(
                 f"the mixture draws {share:.1%} from the domain '{name}', which has no sample left to train on; mix "
@@ -118,8 +118,8 @@ def require_drawable(draws: Draws, names: Sequence[str]) -> None:
 
 def places_of(found: Sequence[str | None], names: Sequence[str]) -> np.ndarray:
     """Positions of domains in `names`, int64; -1 for an unknown domain or None."""
-    places = {name: i for i, name in enumerate(names)}
-    return np.array([places.get(name or "", -1) for name in found], np.int64)
+    position_of = {name: i for i, name in enumerate(names)}
+    return np.array([position_of.get(name or "", -1) for name in found], np.int64)
 
 
 def pool_ids(ws: Workspace) -> pa.ChunkedArray:

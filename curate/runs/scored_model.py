@@ -55,13 +55,13 @@ def scored_model(ws: Workspace, name: str, *, allow_stale: bool = False, with_or
         raise CurateError(f"the score '{name}' ({recipe.method}) does not score parameters; use a `dualsft` score.")
     states: dict[str, np.ndarray] = {}
     for path in recipe.states:
-        place, _, part = path.rpartition("/")
-        kept = Parts(ws.path / "prepared" / place, ".safetensors").read(part)
-        if kept is None:
+        folder, _, part = path.rpartition("/")
+        sums = Parts(ws.path / "prepared" / folder, ".safetensors").read(part)
+        if sums is None:
             raise CurateError(f"the accumulated sums of the score '{name}' are gone; run `{state.command()} --fresh`.")
-        states |= kept
+        states |= sums
     models = model_choices(recipe)
     origin = models.get("origin") or models["base"]
-    others = {"origin": LanguageModel(origin)} if with_origin else None
-    model = Backward([last_checkpoint(ws, recipe, models["base"])], moments=True, others=others)
+    other_models = {"origin": LanguageModel(origin)} if with_origin else None
+    model = Backward([last_checkpoint(ws, recipe, models["base"])], moments=True, others=other_models)
     return ScoredModel(method, states, model, origin, recipe, warnings)

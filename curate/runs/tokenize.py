@@ -43,43 +43,43 @@ def documents_of(ws: Workspace, rows: TrainingRows, settings: TrainSettings, lm:
 
     if rows.kept:
         return rows.kept["documents"]
-    found: list[list[Encoded]] = [[] for _ in rows.row]
-    for places, table in samples_at(ws, rows.row, rows.id, ["messages", "text"]):
+    documents: list[list[Encoded]] = [[] for _ in rows.row]
+    for positions, table in samples_at(ws, rows.row, rows.id, ["messages", "text"]):
         samples = table.select(["messages", "text"]).to_pylist()
-        for sample, place, one in zip(samples, places, encode(lm.tokenizer, samples, 1 << 40), strict=True):
-            if not one.error and len(one.ids) > lm.context and sample["messages"] is None and settings.split:
-                found[place] = [piece for piece in pieces(one, lm.context) if piece.supervised.any()]
+        for sample, position, encoded in zip(samples, positions, encode(lm.tokenizer, samples, 1 << 40), strict=True):
+            if not encoded.error and len(encoded.ids) > lm.context and sample["messages"] is None and settings.split:
+                documents[position] = [piece for piece in pieces(encoded, lm.context) if piece.supervised.any()]
                 continue
-            found[place] = [_cut(one, settings, lm)]
+            documents[position] = [_cut(encoded, settings, lm)]
     if rows.kept is not None:
-        rows.kept["documents"] = found
-    return found
+        rows.kept["documents"] = documents
+    return documents
 
 
-def _cut(one: Encoded, settings: TrainSettings, lm: LanguageModel) -> Encoded:
+def _cut(encoded: Encoded, settings: TrainSettings, lm: LanguageModel) -> Encoded:
     """A sample cut to the context, with the supervised tokens that the settings ask for."""
-    if not one.error and len(one.ids) > lm.context:
+    if not encoded.error and len(encoded.ids) > lm.context:
         if lm.choice.too_long == "refuse":
-            one = replace(one, error=f"is longer than the context of {lm.context} tokens")
-        one = replace(one, ids=one.ids[: lm.context], supervised=one.supervised[: lm.context], cut=True)
+            encoded = replace(encoded, error=f"is longer than the context of {lm.context} tokens")
+        encoded = replace(encoded, ids=encoded.ids[: lm.context], supervised=encoded.supervised[: lm.context], cut=True)
     if settings.loss == "all":
-        one.supervised = np.arange(len(one.ids)) > 0
-    return one
+        encoded.supervised = np.arange(len(encoded.ids)) > 0
+    return encoded
 
 
 def left_out(encoded: list[list[Encoded]], rows: TrainingRows) -> list[str]:
     """The reason why each sample cannot be trained on; '' if it can."""
-    whys = []
-    for place, documents in enumerate(encoded):
-        why = next((one.error for one in documents if one.error), "")
-        if not why and not any(one.supervised.any() for one in documents):
-            why = "nothing of it is supervised (no assistant's turn, or no text, within the context)"
-        if not why and rows.column is not None and not np.isfinite(rows.column[place]):
-            why = "its column (--by) has no value"
-        if not why and rows.repeats[place] < 1:
-            why = "it repeats 0 times"
-        whys.append(why)
-    return whys
+    reasons = []
+    for position, documents in enumerate(encoded):
+        reason = next((document.error for document in documents if document.error), "")
+        if not reason and not any(document.supervised.any() for document in documents):
+            reason = "nothing of it is supervised (no assistant's turn, or no text, within the context)"
+        if not reason and rows.column is not None and not np.isfinite(rows.column[position]):
+            reason = "its column (--by) has no value"
+        if not reason and rows.repeats[position] < 1:
+            reason = "it repeats 0 times"
+        reasons.append(reason)
+    return reasons
 
 
 def anchors_of(samples: Sequence[Sample], name: str, lm: LanguageModel) -> Examples:
@@ -87,7 +87,7 @@ def anchors_of(samples: Sequence[Sample], name: str, lm: LanguageModel) -> Examp
     from curate.models.tokens import encode
     from curate.training.examples import Examples
 
-    encoded = [one for one in encode(lm.tokenizer, samples, lm.context, lm.choice.too_long) if not one.error]
+    encoded = [item for item in encode(lm.tokenizer, samples, lm.context, lm.choice.too_long) if not item.error]
     if not encoded:
         raise CurateError(f"none of the samples of the target '{name}' can go through the model.")
     return Examples.of(encoded)

@@ -61,9 +61,11 @@ def checkpoint_set_of(
     be made. Raises CurateError if a method needs checkpoints and has none.
     """
     if given:
-        found = checkpoints_of(ws, given, model or ModelChoice(""))
+        checkpoints = checkpoints_of(ws, given, model or ModelChoice(""))
         origin = origin_of(ws, given[-1])
-        return CheckpointSet(found if method.checkpoints == "each" else found[-1:], tuple(given), origin=origin)
+        return CheckpointSet(
+            checkpoints if method.checkpoints == "each" else checkpoints[-1:], tuple(given), origin=origin
+        )
     assert model is not None
     warmup = method.warm_up()
     if warmup is None and method.checkpoints == "each":
@@ -83,10 +85,10 @@ def _wanted(model: ModelChoice, warmup: Warmup) -> str:
     )
 
 
-def _warm_up_of(ws: Workspace, wanted: str) -> Run:
+def _warm_up_of(ws: Workspace, stamp: str) -> Run:
     """The warm-up for the current pool."""
-    place = ws.path / "prepared" / fingerprint(wanted, pool_fingerprint(ws.shards()))
-    return Run(ws, f"warmup_{wanted}", place=place)
+    folder = ws.path / "prepared" / fingerprint(stamp, pool_fingerprint(ws.shards()))
+    return Run(ws, f"warmup_{stamp}", place=folder)
 
 
 def warm_up(ws: Workspace, model: ModelChoice, warmup: Warmup, account: Account) -> Run:
@@ -103,25 +105,27 @@ def warm_up(ws: Workspace, model: ModelChoice, warmup: Warmup, account: Account)
 def _warmed(
     ws: Workspace, method: Score, model: ModelChoice, warmup: Warmup, vectors: str, fresh: bool, dry_run: bool
 ) -> CheckpointSet:
-    wanted = _wanted(model, warmup)
-    run = _found(ws, vectors, wanted, fresh) or _warm_up_of(ws, wanted)
-    made = WarmupRecipe(wanted=wanted, place=run.folder.name, share=warmup.share, seed=warmup.seed)
+    stamp = _wanted(model, warmup)
+    run = _found(ws, vectors, stamp, fresh) or _warm_up_of(ws, stamp)
+    recipe = WarmupRecipe(wanted=stamp, place=run.folder.name, share=warmup.share, seed=warmup.seed)
     if not run.is_complete():
         if dry_run:
             epochs = int(np.ceil(warmup.settings.get("epochs", 1.0)))
-            return CheckpointSet((CheckpointChoice(model),), warmup=structs.replace(made, planned=epochs))
+            return CheckpointSet((CheckpointChoice(model),), warmup=structs.replace(recipe, planned=epochs))
         _train(run, model, warmup, Account("score", [method.name], vectors, {"train": "warm-up"}))
-    found = tuple(checkpoints_of_run(run, "warm-up", model))
-    return CheckpointSet(found if method.checkpoints == "each" else found[-1:], warmup=made, origin=model)
+    checkpoints = tuple(checkpoints_of_run(run, "warm-up", model))
+    return CheckpointSet(checkpoints if method.checkpoints == "each" else checkpoints[-1:], warmup=recipe, origin=model)
 
 
 def last_checkpoint(ws: Workspace, recipe: TableRecipe, like: ModelChoice) -> CheckpointChoice:
     """The last checkpoint that a stored score used. Raises CurateError if it is gone or has changed."""
     run = Run(ws, "warmup", place=ws.path / "prepared" / recipe.warmup.place) if recipe.warmup else None
-    found = checkpoints_of_run(run, "warm-up", like) if run else checkpoints_of(ws, recipe.checkpoints_given, like)
-    if not found or weights_fingerprint(found[-1].model) != recipe.checkpoints[-1].weights:
+    checkpoints = (
+        checkpoints_of_run(run, "warm-up", like) if run else checkpoints_of(ws, recipe.checkpoints_given, like)
+    )
+    if not checkpoints or weights_fingerprint(checkpoints[-1].model) != recipe.checkpoints[-1].weights:
         raise CurateError("the checkpoint that the score used is gone, or has been replaced; score --fresh.")
-    return found[-1]
+    return checkpoints[-1]
 
 
 def rows_of_warmup(ws: Workspace, method: Score, checkpoint_set: CheckpointSet) -> np.ndarray:
@@ -136,14 +140,14 @@ def rows_of_warmup(ws: Workspace, method: Score, checkpoint_set: CheckpointSet) 
     return np.unique(np.concatenate(rows))
 
 
-def _found(ws: Workspace, vectors: str, wanted: str, fresh: bool) -> Run | None:
+def _found(ws: Workspace, vectors: str, stamp: str, fresh: bool) -> Run | None:
     """The warm-up that the vectors of that name were made with, if it matches the wanted one."""
     if fresh or vectors not in ws.vectors_names():
         return None
-    made = table_recipe(ws, "vectors", vectors).warmup
-    if made is None or made.wanted != wanted:
+    recorded = table_recipe(ws, "vectors", vectors).warmup
+    if recorded is None or recorded.wanted != stamp:
         return None
-    run = Run(ws, f"warmup_{wanted}", place=ws.path / "prepared" / made.place)
+    run = Run(ws, f"warmup_{stamp}", place=ws.path / "prepared" / recorded.place)
     return run if run.is_complete() else None
 
 
@@ -165,10 +169,18 @@ def _train(run: Run, model: ModelChoice, warmup: Warmup, account: Account) -> No
 
 def drawn(ws: Workspace, warmup: Warmup) -> TrainingRows:
     """The samples of a warm-up: those with the highest random numbers, which depend only on id and seed."""
-    whole = rows_of(ws, None, None, False)
-    count = int(warmup.share * len(whole.row))
+    pool_rows = rows_of(ws, None, None, False)
+    count = int(warmup.share * len(pool_rows.row))
     if not count:
-        raise CurateError(f"a warm-up on {warmup.share:g} of {len(whole.row)} samples has none; use a larger share.")
-    numbers = keyed_uniform(ids_as_integers(whole.id.to_pylist()), warmup.seed, "warm-up")
-    mine = np.sort(np.argsort(-numbers, kind="stable")[:count])
-    return replace(whole, row=mine, id=whole.id.take(mine), weight=np.ones(count), repeats=np.ones(count, np.int64))
+        raise CurateError(
+            f"a warm-up on {warmup.share:g} of {len(pool_rows.row)} samples has none; use a larger share."
+        )
+    numbers = keyed_uniform(ids_as_integers(pool_rows.id.to_pylist()), warmup.seed, "warm-up")
+    drawn_rows = np.sort(np.argsort(-numbers, kind="stable")[:count])
+    return replace(
+        pool_rows,
+        row=drawn_rows,
+        id=pool_rows.id.take(drawn_rows),
+        weight=np.ones(count),
+        repeats=np.ones(count, np.int64),
+    )

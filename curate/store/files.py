@@ -85,11 +85,11 @@ def replace_tree(new: Location, old: Location, marker: str) -> None:
             new.store.copy_file(f"{new.key}/{marker}", f"{old.key}/{marker}")
         remove_tree(new, marker)
     elif isinstance(new, Path) and isinstance(old, Path) and new.exists():
-        aside = _aside(old) if old.exists() else None
+        moved = _aside(old) if old.exists() else None
         new.replace(old)
         _flush_folder(old.parent)
-        if aside:
-            shutil.rmtree(aside, ignore_errors=True)
+        if moved:
+            shutil.rmtree(moved, ignore_errors=True)
 
 
 def _aside(folder: Path) -> Path:

@@ -255,9 +255,9 @@ def _damaged(error: Exception) -> Unreadable:
 
 
 def _rest_of_array(buffer: str, position: int, broken: json.JSONDecodeError) -> Unreadable:
-    why = broken.msg if position < len(buffer) else "it has no closing bracket"
+    reason = broken.msg if position < len(buffer) else "it has no closing bracket"
     raw = buffer[position : position + RAW_CUT].encode("utf-8", "replace").decode()
-    return Unreadable(f"the JSON array cannot be read from here on ({why})", raw)
+    return Unreadable(f"the JSON array cannot be read from here on ({reason})", raw)
 
 
 def _table_rows(source: Input) -> Iterator[tuple[int, Any]]:

@@ -45,10 +45,10 @@ class Lock:
 @contextlib.contextmanager
 def heartbeat(seconds: float, beat: Callable[[], None]) -> Iterator[None]:
     """Call `beat` every `seconds` in a background thread while the body runs."""
-    over = threading.Event()
+    stopped = threading.Event()
 
     def run() -> None:
-        while not over.wait(seconds):
+        while not stopped.wait(seconds):
             beat()
 
     thread = threading.Thread(target=run, daemon=True)
@@ -56,7 +56,7 @@ def heartbeat(seconds: float, beat: Callable[[], None]) -> Iterator[None]:
     try:
         yield
     finally:
-        over.set()
+        stopped.set()
         thread.join()
 
 
@@ -102,11 +102,11 @@ def _hold_file(path: Path) -> Iterator[Lock]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     try:  # thread_local: whichever thread leaves the block gives the lock back
-        taken = FileLock(f"{path}.lock", thread_local=False).acquire(blocking=False)
+        file_lock = FileLock(f"{path}.lock", thread_local=False).acquire(blocking=False)
     except Timeout:
         holder, silent_for = _holder(path)
         raise _Held(_words(holder, silent_for) if holder else "another process") from None
-    with taken:
+    with file_lock:
         holder, silent_for = _holder(path)
         if holder and _is_at_work(holder, silent_for):
             raise _Held(_words(holder, silent_for))
@@ -144,43 +144,43 @@ def _hold_object(folder: ObjectPath) -> Iterator[Lock]:
     the lock. (The stores are strongly consistent: a listing shows every object written before.) Times are by the clock
     of the store.
     """
-    chance = random.SystemRandom()
-    mine = folder / f"{machine()}-{os.getpid()}-{chance.getrandbits(32):08x}"
+    rng = random.SystemRandom()
+    own_object = folder / f"{machine()}-{os.getpid()}-{rng.getrandbits(32):08x}"
     for _ in range(4):  # contenders that see each other both withdraw, and retry after random delays
-        _sign(mine)
-        others = _living(folder, mine)
-        if not others:
+        _sign(own_object)
+        other_holders = _living(folder, own_object)
+        if not other_holders:
             break
-        mine.unlink(missing_ok=True)
-        time.sleep(chance.uniform(0.05, 0.5))
+        own_object.unlink(missing_ok=True)
+        time.sleep(rng.uniform(0.05, 0.5))
     else:
-        raise _Held(others[0])
-    held = Lock()
+        raise _Held(other_holders[0])
+    held_lock = Lock()
     try:
-        with heartbeat(HEARTBEAT, _Pulse(mine, held)):
-            yield held
+        with heartbeat(HEARTBEAT, _Pulse(own_object, held_lock)):
+            yield held_lock
     finally:
-        mine.unlink(missing_ok=True)
+        own_object.unlink(missing_ok=True)
 
 
-def _sign(mine: ObjectPath) -> None:
-    mine.write_bytes(json.dumps(myself()).encode())
+def _sign(own_object: ObjectPath) -> None:
+    own_object.write_bytes(json.dumps(myself()).encode())
 
 
-def _living(folder: ObjectPath, mine: ObjectPath) -> list[str]:
+def _living(folder: ObjectPath, own_object: ObjectPath) -> list[str]:
     """Descriptions of the other live contenders; objects of dead ones are removed."""
-    now, living = mine.written(), []
+    now, living = own_object.written(), []
     if now is None:
         return ["another process"]  # which presumed this one dead and removed its object
-    for other in folder.iterdir():
-        at = other.written() if other != mine else None
+    for contender in folder.iterdir():
+        signed_at = contender.written() if contender != own_object else None
         with contextlib.suppress(FileNotFoundError):  # the other contender withdrew meanwhile
-            if at is not None:
-                holder = json.loads(other.read_bytes())
-                if is_dead(holder, now - at):
-                    other.unlink(missing_ok=True)
+            if signed_at is not None:
+                holder = json.loads(contender.read_bytes())
+                if is_dead(holder, now - signed_at):
+                    contender.unlink(missing_ok=True)
                 else:
-                    living.append(_words(holder, now - at))
+                    living.append(_words(holder, now - signed_at))
     return living
 
 

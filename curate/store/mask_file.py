@@ -35,7 +35,7 @@ def write_mask(ws: Workspace, name: str, selected: Mapping[str, np.ndarray], rec
 
     path = ws.mask_path(name)
     remove_leftovers(path.parent)
-    tensors = {n: places.astype(np.int32) for n, places in selected.items() if len(places)}
+    tensors = {n: positions.astype(np.int32) for n, positions in selected.items() if len(positions)}
     write_atomic(path, save(tensors, {"lineage": json.dumps(recipe.as_json())}))
 
 
@@ -54,9 +54,13 @@ def read_mask(ws: Workspace, name: str) -> StoredMask:
             f"{ws.mask_path(name)} is no mask, or damaged ({type(error).__name__}); make it again by `curate mask`."
         ) from None
     recipe = recipe_of(stored, MaskRecipe, str(ws.mask_path(name)))
-    for parameter, places in selected.items():
+    for parameter, positions in selected.items():
         size = int(np.prod(recipe.shapes.get(parameter, [0])))
-        if places.ndim != 1 or len(places) and (places[0] < 0 or places[-1] >= size or (np.diff(places) <= 0).any()):
+        if (
+            positions.ndim != 1
+            or len(positions)
+            and (positions[0] < 0 or positions[-1] >= size or (np.diff(positions) <= 0).any())
+        ):
             raise CurateError(
                 f"{ws.mask_path(name)}: {parameter} has indices that are not ascending within its {size} elements."
             )

@@ -168,8 +168,8 @@ class _Manifest(Recipe, frozen=True, kw_only=True):
 
     def step(self, scores: bool = True) -> ManifestStep:
         """What is recorded of this manifest in what is made from it; scores: whether with the recipes of its scores."""
-        kept = [field for field in ManifestStep.__struct_fields__ if scores or field != "scores"]
-        return ManifestStep(**{field: getattr(self, field) for field in kept if hasattr(self, field)})
+        fields = [field for field in ManifestStep.__struct_fields__ if scores or field != "scores"]
+        return ManifestStep(**{field: getattr(self, field) for field in fields if hasattr(self, field)})
 
 
 class SelectionRecipe(_Manifest, frozen=True, kw_only=True):
@@ -354,9 +354,9 @@ def read_manifest_recipe(path: Location) -> ManifestRecipe:
 
 def recipe_of(value: Any, kind: type[R], where: str) -> R:
     """A recipe from parsed JSON; where: its place, for error messages. Raises CurateError."""
-    if isinstance(value, dict) and isinstance(later := value.get("format", 1), int) and later > FORMAT:
+    if isinstance(value, dict) and isinstance(file_format := value.get("format", 1), int) and file_format > FORMAT:
         raise CurateError(
-            f"{where} has format {later}, and this version of curate reads up to format {FORMAT}: upgrade curate."
+            f"{where} has format {file_format}, and this version of curate reads up to format {FORMAT}: upgrade curate."
         )
     try:
         return msgspec.convert(value, kind)

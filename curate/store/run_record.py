@@ -144,8 +144,8 @@ class Run:
     def begin(self, recipe: RunRecipe) -> None:
         """Write run.json with the start time, unless it has one: older rows of the ledger under this name belong to an
         earlier run."""
-        begun = recipe.begun or datetime.now(UTC).isoformat()
-        write_recipe(self.folder / "run.json", replace(recipe, begun=begun))
+        start_time = recipe.begun or datetime.now(UTC).isoformat()
+        write_recipe(self.folder / "run.json", replace(recipe, begun=start_time))
 
     def commit(
         self, step: int, last: bool, tables: dict[str, pa.Table | None], write: Callable[[Path], None], **record: Any
@@ -169,20 +169,20 @@ class Run:
 
     def keep(self, count: int) -> None:
         """Remove all but the latest `count` checkpoints; 0 keeps all."""
-        for old in self.checkpoints()[:-count] if count else []:
-            Parts(self.folder / "checkpoints").record_path(old.folder.name).unlink(missing_ok=True)
-            remove_tree(old.folder)
+        for checkpoint in self.checkpoints()[:-count] if count else []:
+            Parts(self.folder / "checkpoints").record_path(checkpoint.folder.name).unlink(missing_ok=True)
+            remove_tree(checkpoint.folder)
 
     def remove_leftovers(self) -> None:
         """Remove what a killed run wrote after its last checkpoint. Requires holding the lock."""
-        done = self.checkpoints()
-        last = done[-1].step if done else 0
+        complete = self.checkpoints()
+        last_step = complete[-1].step if complete else 0
         for parts in (self.metrics, self.trained):
             parts.remove_leftovers()
             for name in parts.names():
-                if int(name.removeprefix("part-")) > last:
+                if int(name.removeprefix("part-")) > last_step:
                     parts.remove(name)
-        committed = {checkpoint.folder.name for checkpoint in done}
+        committed = {checkpoint.folder.name for checkpoint in complete}
         checkpoints = Parts(self.folder / "checkpoints")
         for name in set(checkpoints.names()) - committed:
             checkpoints.record_path(name).unlink(missing_ok=True)

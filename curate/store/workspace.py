@@ -185,8 +185,8 @@ class Workspace:
 
     def require(self, kind: str, name: str) -> None:
         """Raises CurateError, suggesting the most similar name, if there is no such object of that kind."""
-        if name not in (have := self.having(kind)):
-            raise CurateError(f"{self.path} has no {kind} '{name}': {nearest(name, have)}")
+        if name not in (existing := self.having(kind)):
+            raise CurateError(f"{self.path} has no {kind} '{name}': {nearest(name, existing)}")
 
     def having(self, kind: str) -> list[str]:
         """The names of all objects of a kind: score, vectors, target, manifest, mask or run."""

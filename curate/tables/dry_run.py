@@ -16,7 +16,7 @@ from curate.tables.units import shard_units
 def estimate(job: TableSpec, fresh: bool) -> Scored:
     """The work of computing a table: for each pass, shards, units, rows, characters of text and FLOPs."""
     result = Scored(job.name, job.method.name, job.recipe.target or None, job.kind)
-    before = ""
+    previous_state = ""
     if not fresh:
         refuse_other_recipe(stored_recipe(job), job)
     planned = job.checkpoint_set.planned
@@ -24,8 +24,8 @@ def estimate(job: TableSpec, fresh: bool) -> Scored:
         result.planned.append(_warm_up(job))
     for index, step in enumerate(job.passes):
         if step.reduce:
-            parts, state = job.prepared(index, before)
-            before = f"{parts.folder.name}/{state}"
+            parts, state = job.prepared(index, previous_state)
+            previous_state = f"{parts.folder.name}/{state}"
             todo = [] if parts.record(state) else job.shards
             if step.over != "pool":
                 result.planned += [_aim(job, step)] if todo else []
@@ -33,9 +33,9 @@ def estimate(job: TableSpec, fresh: bool) -> Scored:
         else:
             todo = job.shards if computed_anew(job, fresh) else missing_shards(Parts(job.folder), job)
         chars = sum(shard.n_chars for shard in todo)
-        ways = {(job.models[request.model], request.view) for request in step.requests.values()}
+        model_views = {(job.models[request.model], request.view) for request in step.requests.values()}
         passes = 4 * (planned or len(job.checkpoint_set.checkpoints)) if job.both_ways else 2
-        flops = sum(passes * parameters(choice) * chars / CHARS_PER_TOKEN for choice, _ in ways)
+        flops = sum(passes * parameters(choice) * chars / CHARS_PER_TOKEN for choice, _ in model_views)
         result.planned.append(
             {
                 "pass": step.name,
@@ -62,8 +62,8 @@ def _warm_up(job: TableSpec) -> dict[str, Any]:
 
 def _aim(job: TableSpec, step: Pass) -> dict[str, Any]:
     """The work of a pass over the target's examples, or over the anchors."""
-    aim = job.aim(step)
-    chars = int(aim.text.whole.str.len_chars().sum())
+    examples = job.aim(step)
+    chars = int(examples.text.whole.str.len_chars().sum())
     flops = 6 * len(job.checkpoints) * parameters(job.models["base"]) * chars / CHARS_PER_TOKEN
-    rows = len(aim.subtasks)
+    rows = len(examples.subtasks)
     return {"pass": step.name, "shards": 0, "units": 1, "rows": rows, "text_chars": chars, "flops": flops}

@@ -72,19 +72,22 @@ class Scored(Result):
 def run_group(jobs: Sequence[TableSpec], fresh: bool, workers: Workers) -> list[tuple[TableSpec, Scored]]:
     """Score a group of jobs: one job, or several that share a pass through a model."""
     with ExitStack() as stack:
-        held = [stack.enter_context(lock(job.ws.path, f"{job.kind} {job.name}")) for job in jobs]
+        locks = [stack.enter_context(lock(job.ws.path, f"{job.kind} {job.name}")) for job in jobs]
         for job in jobs:
             if job.vectors:  # they must not be replaced while they are read
-                held.append(stack.enter_context(lock(job.ws.path, f"vectors {job.vectors.name}")))
+                locks.append(stack.enter_context(lock(job.ws.path, f"vectors {job.vectors.name}")))
                 _refuse_replaced(job.vectors)
         folders = [_folder(job, fresh) for job in jobs]
-        todo, works = [], []
+        todo, unit_workers = [], []
         for job, folder in zip(jobs, folders, strict=True):
             Parts(folder).remove_leftovers()
             todo.append(missing_shards(Parts(folder), job))
-            works.append(_work(job, folder))
-        cut = _compute(jobs, workers, held, works, todo)
-        return [(job, _finished(job, folder, its, cut)) for job, folder, its in zip(jobs, folders, todo, strict=True)]
+            unit_workers.append(_work(job, folder))
+        cut = _compute(jobs, workers, locks, unit_workers, todo)
+        return [
+            (job, _finished(job, folder, job_shards, cut))
+            for job, folder, job_shards in zip(jobs, folders, todo, strict=True)
+        ]
 
 
 @dataclass
@@ -97,34 +100,34 @@ class _Cut:
 
 def _refuse_replaced(vectors: TableSpec) -> None:
     """Raises CurateError if the vectors, or those of the target, have been changed by another process."""
-    now = stored_recipe(vectors)
-    if now is None or now.fingerprint != vectors.recipe.fingerprint or _work(vectors, vectors.folder).aims():
+    recipe = stored_recipe(vectors)
+    if recipe is None or recipe.fingerprint != vectors.recipe.fingerprint or _work(vectors, vectors.folder).aims():
         raise CurateError(f"{vectors}, or the target, were changed by another process; run the command again.")
 
 
 def _work(job: TableSpec, folder: Location) -> UnitWorker:
     """The worker for the last pass of a job, writing to `folder`; the states of earlier passes are still missing."""
     vectors = job.vectors.folder if job.vectors else None
-    last, made = len(job.passes) - 1, job.recipe.fingerprint
-    return UnitWorker(job.method, job.target, last, (), folder, made, job.kind, vectors, job.shares)
+    last_pass, recipe_fingerprint = len(job.passes) - 1, job.recipe.fingerprint
+    return UnitWorker(job.method, job.target, last_pass, (), folder, recipe_fingerprint, job.kind, vectors, job.shares)
 
 
 def _compute(
     jobs: Sequence[TableSpec],
     workers: Workers,
-    held: Sequence[Lock],
-    works: Sequence[UnitWorker],
+    locks: Sequence[Lock],
+    unit_workers: Sequence[UnitWorker],
     todo: Sequence[Sequence[Shard]],
 ) -> _Cut:
     """Compute the missing shards and target vectors of each job."""
-    some, failed = [], {}
-    for job, work, its in zip(jobs, works, todo, strict=True):
-        if its or work.aims():
+    active, failed = [], {}
+    for job, unit_worker, job_shards in zip(jobs, unit_workers, todo, strict=True):
+        if job_shards or unit_worker.aims():
             states, failed = reduced(job, workers)
-            some.append(replace(work, states=states))
-    missing = {shard.name for its in todo for shard in its}
+            active.append(replace(unit_worker, states=states))
+    missing = {shard.name for job_shards in todo for shard in job_shards}
     shards = [shard for shard in jobs[0].shards if shard.name in missing]
-    return _score_shards(jobs, workers, held, some, failed, shards) if some else _Cut()
+    return _score_shards(jobs, workers, locks, active, failed, shards) if active else _Cut()
 
 
 def _finished(job: TableSpec, folder: Location, todo: Sequence[Shard], cut: _Cut) -> Scored:
@@ -163,17 +166,17 @@ def _note(job: TableSpec) -> str:
 
 def _folder(job: TableSpec, fresh: bool) -> Location:
     """The folder to write to: in place if the existing table is this one; beside it if that is stale or `fresh`."""
-    final, beside = job.folder, job.ws.staging_folder(job.kind, job.name)
-    old = stored_recipe(job)
+    final, staging = job.folder, job.ws.staging_folder(job.kind, job.name)
+    existing = stored_recipe(job)
     if not fresh:
-        refuse_other_recipe(old, job)
-    if old is None:
+        refuse_other_recipe(existing, job)
+    if existing is None:
         folder = final
-    elif old.fingerprint == job.recipe.fingerprint and not computed_anew(job, fresh):
-        remove_tree(beside)
+    elif existing.fingerprint == job.recipe.fingerprint and not computed_anew(job, fresh):
+        remove_tree(staging)
         return final
     else:
-        folder = beside
+        folder = staging
     marker = folder / recipe_file(job.kind)
     if not marker.exists() or read_recipe(marker, TableRecipe).fingerprint != job.recipe.fingerprint:
         remove_tree(folder)
@@ -204,8 +207,8 @@ def missing_shards(parts: Parts, job: TableSpec) -> list[Shard]:
         record = records.get(shard.name)
         if record is None or shard.name not in sizes:
             return False
-        same = record["fingerprint"] == job.recipe.fingerprint and record["shard"] == shard.sha256
-        return same and sizes[shard.name] == record["bytes"]
+        unchanged = record["fingerprint"] == job.recipe.fingerprint and record["shard"] == shard.sha256
+        return unchanged and sizes[shard.name] == record["bytes"]
 
     return [shard for shard in job.shards if not stands(shard)]
 
@@ -221,14 +224,14 @@ class _LastPass:
         size = min(job.unit_size for job in jobs)
         self._units = {shard.name: shard_units(shard, size, failed.get(shard.name, {})) for shard in shards}
         self._missing: dict[str, set[str]] = {}
-        if targets := [work.target for work in works if work.aims() and work.target]:
+        if targets := [unit_worker.target for unit_worker in works if unit_worker.aims() and unit_worker.target]:
             self.tasks.add(TargetTask(len(targets[0].subtasks)))
         for shard in shards:
             self._add(shard)
 
     def _add(self, shard: Shard) -> None:
         units = self._units[shard.name]
-        missing = {name for work in self.works for name in _unscored(work, shard, units)}
+        missing = {name for unit_worker in self.works for name in _unscored(unit_worker, shard, units)}
         self._missing[shard.name] = missing
         for unit in units:
             if unit.name in missing:
@@ -257,34 +260,34 @@ class _LastPass:
 def _score_shards(
     jobs: Sequence[TableSpec],
     workers: Workers,
-    held: Sequence[Lock],
-    works: Sequence[UnitWorker],
+    locks: Sequence[Lock],
+    unit_workers: Sequence[UnitWorker],
     failed: Failed,
     shards: Sequence[Shard],
 ) -> _Cut:
     """Score the missing units of the shards, and merge the units of each shard once all are done."""
-    last = _LastPass(jobs, works, failed, shards)
+    last_pass = _LastPass(jobs, unit_workers, failed, shards)
     if jobs[0].through_models:
         models = {role: choice for job in jobs for role, choice in job.models.items()}
-        run_task = ModelUnitWorker(tuple(works), models, jobs[0].checkpoints).run_task
+        run_task = ModelUnitWorker(tuple(unit_workers), models, jobs[0].checkpoints).run_task
     else:
-        run_task = works[0].run_task
+        run_task = unit_workers[0].run_task
     with ExitStack() as stack:
         meters = meters_of(jobs, jobs[0].passes[-1], stack)
-        bar = stack.enter_context(progress(jobs, jobs[0].passes[-1], last.units, last.tasks))
-        for task, done in workers.run(run_task, last.tasks, lambda task: meters.begin(task.samples)):
-            for taken in held:
-                taken.check()
-            meters.add(done.result, done.peak_bytes)
-            last.done(task, done.result)
+        bar = stack.enter_context(progress(jobs, jobs[0].passes[-1], last_pass.units, last_pass.tasks))
+        for task, outcome in workers.run(run_task, last_pass.tasks, lambda task: meters.begin(task.samples)):
+            for held_lock in locks:
+                held_lock.check()
+            meters.add(outcome.result, outcome.peak_bytes)
+            last_pass.done(task, outcome.result)
             bar.update(task.samples)
-    return last.cut
+    return last_pass.cut
 
 
-def _unscored(work: UnitWorker, shard: Shard, units: Sequence[Unit]) -> set[str]:
+def _unscored(unit_worker: UnitWorker, shard: Shard, units: Sequence[Unit]) -> set[str]:
     """The names of a shard's uncommitted units; empty if its part is committed."""
-    if work.has(shard):
+    if unit_worker.has(shard):
         return set()
-    stored = units_of_part(work.into, shard).records() if len(units) > 1 else {}
-    same = work.stamp(shard).items()
-    return {unit.name for unit in units if not same <= stored.get(unit.name, {}).items()}
+    stored = units_of_part(unit_worker.into, shard).records() if len(units) > 1 else {}
+    stamp = unit_worker.stamp(shard).items()
+    return {unit.name for unit in units if not stamp <= stored.get(unit.name, {}).items()}

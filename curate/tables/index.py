@@ -131,17 +131,17 @@ def ensure_index(ws: Workspace, name: str) -> str:
     if not rows:
         return "no index: no sample has a vector"
     width = int(next(iter(records.values()))["schema"]["vector"].rpartition("[")[2].rstrip("]"))
-    need, free = rows * width * bytes_per_number(rows, width), _free_memory()
-    if need > free / 2:
-        return f"no index: it would take {need / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are free"
+    needed, available = rows * width * bytes_per_number(rows, width), _free_memory()
+    if needed > available / 2:
+        return f"no index: it would take {needed / 2**30:.1f} GiB, and {available / 2**30:.1f} GiB of memory are free"
     with charged(ws.path, "index", methods=["faiss"], name=name, phase="build") as meter:
         meter.samples = rows
         index, lists = untrained(rows, width)
         if lists:
-            index.train(some := _some(ws, name, min(1.0, _PER_LIST * lists / rows)))
-            meter.flops += 2.0 * lists * (index.cp.niter * some.size + rows * width)
-        for place, unit in _blocks(ws, name):
-            index.add_with_ids(unit, place)
+            index.train(training_vectors := _some(ws, name, min(1.0, _PER_LIST * lists / rows)))
+            meter.flops += 2.0 * lists * (index.cp.niter * training_vectors.size + rows * width)
+        for positions, unit in _blocks(ws, name):
+            index.add_with_ids(unit, positions)
         probes, recall = _tuned(faiss, ws, name, index, rows) if lists else (0, 1.0)
         meter.flops += 2.0 * _ASKED * rows * width if lists else 0.0
         data = memoryview(faiss.serialize_index(index))
@@ -154,14 +154,14 @@ def ensure_index(ws: Workspace, name: str) -> str:
 
 def _tuned(faiss: Any, ws: Workspace, name: str, index: Any, rows: int) -> tuple[int, float]:
     """How many lists to search, and the recall that this reaches, measured against an exact search."""
-    asked = _some(ws, name, min(1.0, _ASKED / rows))[: 2 * _ASKED]
-    wanted = nearest_exactly(ws, name, asked, _NEAREST + 1)[0]
+    queries = _some(ws, name, min(1.0, _ASKED / rows))[: 2 * _ASKED]
+    exact = nearest_exactly(ws, name, queries, _NEAREST + 1)[0]
     probes, recall = 1, 0.0
     while True:
         faiss.extract_index_ivf(index).nprobe = probes
-        found = index.search(asked, _NEAREST + 1)[1]
+        nearest = index.search(queries, _NEAREST + 1)[1]
         # The first is the query vector itself, which does not count.
-        recall = float(np.mean([len(set(w[1:]) & set(f)) / _NEAREST for w, f in zip(wanted, found, strict=True)]))
+        recall = float(np.mean([len(set(w[1:]) & set(f)) / _NEAREST for w, f in zip(exact, nearest, strict=True)]))
         if recall >= _RECALL or probes >= index.nlist:
             return min(probes, index.nlist), recall
         probes *= 2
@@ -171,21 +171,23 @@ def _blocks(ws: Workspace, name: str) -> Iterator[tuple[np.ndarray, np.ndarray]]
     """All vectors, part by part: their positions in the pool, int64 [n], and the vectors, float32 [n, D]."""
     parts = Parts(ws.table_folder("vectors", name))
     for shard in table_state(ws, "vectors", name).done:
-        found = vectors_of(read_table(parts.path(shard.name)))
-        there = np.flatnonzero(found.there)
-        yield shard.start + there, np.ascontiguousarray(found.unit[there], np.float32)
+        vectors = vectors_of(read_table(parts.path(shard.name)))
+        present = np.flatnonzero(vectors.there)
+        yield shard.start + present, np.ascontiguousarray(vectors.unit[present], np.float32)
 
 
 def _some(ws: Workspace, name: str, share: float) -> np.ndarray:
     """A random share of the vectors, keyed by their positions, float32 [n, D]."""
-    drawn = [unit[keyed_uniform(place.astype(np.uint64), 0, "index") < share] for place, unit in _blocks(ws, name)]
-    return np.concatenate(drawn)
+    blocks = [
+        unit[keyed_uniform(positions.astype(np.uint64), 0, "index") < share] for positions, unit in _blocks(ws, name)
+    ]
+    return np.concatenate(blocks)
 
 
 def _free_memory() -> float:
-    told = Path("/proc/meminfo")
-    if told.exists():
-        lines = dict(line.split(":") for line in told.read_text().splitlines())
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
         return float(lines["MemAvailable"].split()[0]) * 1024
     return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
@@ -208,23 +210,23 @@ def search(ws: Workspace, name: str, asked: np.ndarray, k: int) -> tuple[np.ndar
     index = faiss.deserialize_index(np.frombuffer(index_path(ws, name).read_bytes(), np.uint8))
     k = min(k, record.rows)
     if record.lists:  # many neighbours are spread over more lists than ten are
-        wanted = -(-k * record.lists // record.rows) * 4
-        faiss.extract_index_ivf(index).nprobe = min(record.lists, max(record.probes, wanted))
+        lists_needed = -(-k * record.lists // record.rows) * 4
+        faiss.extract_index_ivf(index).nprobe = min(record.lists, max(record.probes, lists_needed))
     index = index if k > _MOST_ON_GPU else on_gpu(faiss, index)
-    near, at = index.search(np.ascontiguousarray(asked, np.float32), k)
-    return at, near
+    cosines, positions = index.search(np.ascontiguousarray(asked, np.float32), k)
+    return positions, cosines
 
 
 def nearest_exactly(ws: Workspace, name: str, asked: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """As `search`, by a scan of all vectors: needs neither the index nor the memory to hold it."""
-    at, near = np.full((len(asked), k), -1), np.full((len(asked), k), -np.inf)
+    positions, cosines = np.full((len(asked), k), -1), np.full((len(asked), k), -np.inf)
     step = max(k, _HELD // max(len(asked), 1))
-    for place, unit in _blocks(ws, name):
+    for block_positions, unit in _blocks(ws, name):
         for start in range(0, len(unit), step):
-            here = similarities(unit[start : start + step], asked).T
-            some = np.argpartition(-here, min(k, here.shape[1]) - 1, axis=1)[:, :k]
-            both = np.concatenate([near, np.take_along_axis(here, some, 1)], axis=1)
-            places = np.concatenate([at, place[start + some]], axis=1)
-            best = np.lexsort((places, -both), axis=1)[:, :k]
-            at, near = np.take_along_axis(places, best, 1), np.take_along_axis(both, best, 1)
-    return at, near
+            block_cosines = similarities(unit[start : start + step], asked).T
+            candidates = np.argpartition(-block_cosines, min(k, block_cosines.shape[1]) - 1, axis=1)[:, :k]
+            merged = np.concatenate([cosines, np.take_along_axis(block_cosines, candidates, 1)], axis=1)
+            merged_positions = np.concatenate([positions, block_positions[start + candidates]], axis=1)
+            order = np.lexsort((merged_positions, -merged), axis=1)[:, :k]
+            positions, cosines = np.take_along_axis(merged_positions, order, 1), np.take_along_axis(merged, order, 1)
+    return positions, cosines

@@ -73,8 +73,8 @@ def model_choice(recipe: ModelRecipe) -> ModelChoice:
 
 def changed_settings(recipe: ModelRecipe) -> dict[str, Any]:
     """The settings of a model, except its name, that are not the default."""
-    plain = ModelChoice(recipe.name)
-    return {key: value for key, value in recipe.choice().items() if value != getattr(plain, key)}
+    default = ModelChoice(recipe.name)
+    return {key: value for key, value in recipe.choice().items() if value != getattr(default, key)}
 
 
 def model_choices(recipe: TableRecipe) -> dict[str, ModelChoice]:
@@ -107,8 +107,8 @@ def model_of(ws: Workspace, choice: ModelChoice) -> ModelChoice:
 
 def settings_words(settings: Mapping[str, Any]) -> list[str]:
     """Settings as words of a command line: --set KEY=VALUE, …"""
-    shown = {key: str(v).lower() if v is None or isinstance(v, bool) else v for key, v in settings.items()}
-    return [word for key, value in shown.items() for word in ("--set", f"{key}={value}")]
+    as_text = {key: str(v).lower() if v is None or isinstance(v, bool) else v for key, v in settings.items()}
+    return [word for key, value in as_text.items() for word in ("--set", f"{key}={value}")]
 
 
 def default_score_name(made_of: str, target: str | None) -> str:
@@ -164,8 +164,8 @@ class CheckpointSet:
 
     def parameters(self) -> dict[str, list[int]]:
         """Shapes of the trained tensors, by name; empty if the model is used without training, or before a warm-up."""
-        known = self.checkpoints and (self.given or self.warmup) and not self.planned
-        return tensors_of(resolve(self.checkpoints[-1].model.name)) if known else {}
+        trained = self.checkpoints and (self.given or self.warmup) and not self.planned
+        return tensors_of(resolve(self.checkpoints[-1].model.name)) if trained else {}
 
 
 @dataclass(frozen=True)

@@ -52,19 +52,21 @@ def samples_at(
             "the pool was remade, so select again."
         )
     for shard in ws.shards():
-        first, last = np.searchsorted(ordered, [shard.start, shard.start + shard.rows])
-        if first == last:
+        first, stop = np.searchsorted(ordered, [shard.start, shard.start + shard.rows])
+        if first == stop:
             continue
-        places = pa.array(ordered[first:last] - shard.start)
-        table = read_table(shard.path, list(dict.fromkeys(["id", *columns]))).take(places)
-        wanted, found = ids.take(pa.array(order[first:last])).to_pylist(), table["id"].to_pylist()
-        for row, mine, theirs in zip(ordered[first:last], wanted, found, strict=True) if wanted != found else ():
-            if mine != theirs:
+        positions = pa.array(ordered[first:stop] - shard.start)
+        table = read_table(shard.path, list(dict.fromkeys(["id", *columns]))).take(positions)
+        expected, actual = ids.take(pa.array(order[first:stop])).to_pylist(), table["id"].to_pylist()
+        for row, expected_id, actual_id in (
+            zip(ordered[first:stop], expected, actual, strict=True) if expected != actual else ()
+        ):
+            if expected_id != actual_id:
                 raise CurateError(
-                    f"the sample {mine} is not at row {row} of the pool, where {theirs} is; the pool was remade, "
-                    "so select again."
+                    f"the sample {expected_id} is not at row {row} of the pool, where {actual_id} is; the pool was "
+                    "remade, so select again."
                 )
-        yield order[first:last], table
+        yield order[first:stop], table
 
 
 def row_of(ws: Workspace, sample_id: str) -> int | None:
@@ -84,11 +86,11 @@ def vector_at(ws: Workspace, state: TableState, row: int) -> np.ndarray:
     parts = Parts(ws.table_folder("vectors", state.name))
     for shard in state.done:
         if shard.start <= row < shard.start + shard.rows:
-            place = row - shard.start
-            found = vectors_of(read_table(parts.path(shard.name), None, (place, place + 1)))
-            if found.there[0]:
-                return found.unit.astype(np.float32)
-            raise CurateError(f"that sample has no vector in '{state.name}': {found.error[0]}.")
+            offset = row - shard.start
+            vectors = vectors_of(read_table(parts.path(shard.name), None, (offset, offset + 1)))
+            if vectors.there[0]:
+                return vectors.unit.astype(np.float32)
+            raise CurateError(f"that sample has no vector in '{state.name}': {vectors.error[0]}.")
     raise CurateError(f"{state} do not have that sample yet; run `{state.command()}`.")
 
 

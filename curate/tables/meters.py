@@ -40,10 +40,10 @@ def meters_of(jobs: Sequence[TableSpec], step: Pass, stack: ExitStack, prepared:
 @contextmanager
 def progress(jobs: Sequence[TableSpec], step: Pass, every: Sequence[Unit], todo: Tasks) -> Iterator[Any]:
     """A progress bar over the samples of a pass, hidden if stderr is not a terminal."""
-    rows, left = sum(unit.samples for unit in every), todo.samples()
+    rows, remaining = sum(unit.samples for unit in every), todo.samples()
     with tqdm(
-        total=max(rows, left),
-        initial=max(rows - left, 0),
+        total=max(rows, remaining),
+        initial=max(rows - remaining, 0),
         desc=f"{', '.join(job.name for job in jobs)}: {step.name}",
         unit=" samples",
         unit_scale=True,

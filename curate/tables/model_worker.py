@@ -37,51 +37,56 @@ class ModelUnitWorker:
             return self._count(task)
         if isinstance(task, TargetTask):
             return self._aim(task)
-        works = [work for work in self.works if not work.has(task.shard)]
+        unit_workers = [unit_worker for unit_worker in self.works if not unit_worker.has(task.shard)]
         if isinstance(task, Unit):
-            works = [work for work in works if not work.has_unit(task)]
-            return self._through(task, works) if works else None
+            unit_workers = [unit_worker for unit_worker in unit_workers if not unit_worker.has_unit(task)]
+            return self._through(task, unit_workers) if unit_workers else None
         for unit in task.units:
-            if damaged := [work for work in works if not work.reads(unit)]:
+            if damaged := [unit_worker for unit_worker in unit_workers if not unit_worker.reads(unit)]:
                 self._through(unit, damaged)
-        for work in works:
-            work.run_task(task)
+        for unit_worker in unit_workers:
+            unit_worker.run_task(task)
         return None
 
     def _count(self, task: Unit | MergeTask | TargetTask) -> Usage:
         """Compute and commit the partial sums of a counting pass, for a unit of the pool or for the target."""
-        (work,) = self.works
+        (unit_worker,) = self.works
         assert not isinstance(task, MergeTask)
-        samples = self._of_aim(work) if isinstance(task, TargetTask) else _samples(_rows(task)[1])
-        (columns,), usage = self._columns(samples, [work.step], [work.given], task)
+        samples = self._of_aim(unit_worker) if isinstance(task, TargetTask) else _samples(_rows(task)[1])
+        (columns,), usage = self._columns(samples, [unit_worker.step], [unit_worker.given], task)
         partial = {name: narrowed(value) for name, value in columns.items() if name != "error"}
         if isinstance(task, TargetTask):
-            work.partials.commit(str(task), partial)
+            unit_worker.partials.commit(str(task), partial)
         else:
-            work.commit_partial(task, partial, {})
+            unit_worker.commit_partial(task, partial, {})
         return usage
 
-    def _of_aim(self, work: UnitWorker) -> list[dict[str, Any]]:
-        aim = work.anchors if work.step.over == "anchors" else work.target
-        assert aim is not None
-        return aim.text.frame.select("messages", "text").to_dicts()
+    def _of_aim(self, unit_worker: UnitWorker) -> list[dict[str, Any]]:
+        examples = unit_worker.anchors if unit_worker.step.over == "anchors" else unit_worker.target
+        assert examples is not None
+        return examples.text.frame.select("messages", "text").to_dicts()
 
     def _aim(self, task: TargetTask) -> Usage | None:
-        works = [work for work in self.works if work.aims()]
-        if not works:
+        unit_workers = [unit_worker for unit_worker in self.works if unit_worker.aims()]
+        if not unit_workers:
             return None
-        samples = self._of_aim(works[0])
-        columns, usage = self._columns(samples, [w.target_step for w in works], [w.given for w in works], task)
-        for work, its in zip(works, columns, strict=True):
-            work.commit_aim(its)
+        samples = self._of_aim(unit_workers[0])
+        columns, usage = self._columns(
+            samples, [w.target_step for w in unit_workers], [w.given for w in unit_workers], task
+        )
+        for unit_worker, own_columns in zip(unit_workers, columns, strict=True):
+            unit_worker.commit_aim(own_columns)
         return usage
 
-    def _through(self, unit: Unit, works: list[UnitWorker]) -> Usage:
+    def _through(self, unit: Unit, unit_workers: list[UnitWorker]) -> Usage:
         ids, rows, failed = _rows(unit)
-        steps, states = [work.step for work in works], [work.given for work in works]
+        steps, states = (
+            [unit_worker.step for unit_worker in unit_workers],
+            [unit_worker.given for unit_worker in unit_workers],
+        )
         columns, usage = self._columns(_samples(rows), steps, states, unit)
-        for work, its in zip(works, columns, strict=True):
-            work.commit(unit, work.table(ids, its, failed))
+        for unit_worker, own_columns in zip(unit_workers, columns, strict=True):
+            unit_worker.commit(unit, unit_worker.table(ids, own_columns, failed))
         return usage
 
     def _columns(
@@ -90,9 +95,9 @@ class ModelUnitWorker:
         """The columns of each pass for all samples, computed in one pass through the models, and the cost."""
         from curate.models.forward import score_samples
 
-        passes, given = ({str(i): one for i, one in enumerate(some)} for some in (steps, states))
+        passes, given_states = ({str(i): item for i, item in enumerate(items)} for items in (steps, states))
         try:
-            columns, usage = score_samples(self._loaded, samples, passes, given)
+            columns, usage = score_samples(self._loaded, samples, passes, given_states)
         except CurateError:
             raise
         except Exception as error:
@@ -106,22 +111,24 @@ class ModelUnitWorker:
 
         requests = [
             request
-            for work in self.works
-            for step in (work.step, work.target_step)
+            for unit_worker in self.works
+            for step in (unit_worker.step, unit_worker.target_step)
             for request in step.requests.values()
         ]
         slopes = [request for request in requests if isinstance(request, GradientRequest)]
-        wanted = {request.model for request in requests} | {request.beside for request in slopes}
-        models = {role: choice for role, choice in self.models.items() if role in wanted}
+        roles = {request.model for request in requests} | {request.beside for request in slopes}
+        models = {role: choice for role, choice in self.models.items() if role in roles}
         return load_roles(models, self.checkpoints, any(request.moments for request in slopes))
 
 
 def _rows(unit: Unit) -> tuple[pa.Array, pa.Table, dict[int, str]]:
     """The ids of a unit; its rows without those that failed earlier; and why these failed, by position in the unit."""
     rows = read_table(unit.shard.path, Text.schema.names, (unit.start, unit.stop))
-    failed = {row - unit.start: why for row, why in unit.failed.items() if unit.start <= row < unit.stop}
-    left = rows.take(pa.array([i for i in range(rows.num_rows) if i not in failed], pa.int64())) if failed else rows
-    return rows["id"], left, failed
+    failed = {row - unit.start: reason for row, reason in unit.failed.items() if unit.start <= row < unit.stop}
+    remaining = (
+        rows.take(pa.array([i for i in range(rows.num_rows) if i not in failed], pa.int64())) if failed else rows
+    )
+    return rows["id"], remaining, failed
 
 
 def _samples(rows: pa.Table) -> list[dict[str, Any]]:

@@ -58,8 +58,8 @@ class PairwiseSums:
 
     def missing(self) -> list[Unit]:
         """The units that no existing node covers."""
-        done = {id(unit) for node in self._there for unit in self._covered(node)}
-        return [unit for unit in self._units if id(unit) not in done]
+        covered = {id(unit) for node in self._there for unit in self._covered(node)}
+        return [unit for unit in self._units if id(unit) not in covered]
 
     def came(self, unit: Unit) -> None:
         """Call when a unit's partial has been committed."""
@@ -73,24 +73,28 @@ class PairwiseSums:
         pair = [(level, i & ~1), (level, i | 1)]
         if not set(pair) <= self._there:
             return
-        above = (level + 1, i >> 1)
-        both = [self._read(one) for one in pair]
-        names = dict.fromkeys([*both[0], *both[1]])  # an array may be missing from a partial if no sample of it has one
-        wide = {name: [one[name].astype(np.float64) for one in both if name in one] for name in names}
-        summed = {name: narrowed(np.sum(values, axis=0)) for name, values in wide.items()}
-        self._parts.commit(self._name(above), summed, units=self._stamp(above))
-        for one in pair:
-            self._parts.remove(self._name(one))
-            self._there.remove(one)
-        self._there.add(above)
-        self._fold(above)
+        parent = (level + 1, i >> 1)
+        partials = [self._read(child) for child in pair]
+        names = dict.fromkeys(
+            [*partials[0], *partials[1]]
+        )  # an array may be missing from a partial if no sample of it has one
+        by_name = {
+            name: [partial[name].astype(np.float64) for partial in partials if name in partial] for name in names
+        }
+        summed = {name: narrowed(np.sum(values, axis=0)) for name, values in by_name.items()}
+        self._parts.commit(self._name(parent), summed, units=self._stamp(parent))
+        for child in pair:
+            self._parts.remove(self._name(child))
+            self._there.remove(child)
+        self._there.add(parent)
+        self._fold(parent)
 
     def _read(self, node: tuple[int, int]) -> Arrays:
-        found = self._parts.read(self._name(node))
-        if found is None:
+        partial = self._parts.read(self._name(node))
+        if partial is None:
             self._parts.remove(self._name(node))
             raise CurateFailure(f"{self._parts.path(self._name(node))} is damaged; it was removed: run it again.")
-        return found
+        return partial
 
     def left(self) -> Iterator[Arrays]:
         """The remaining partial sums, in order of their units."""

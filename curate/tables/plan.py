@@ -56,13 +56,15 @@ def plan(
     checkpoint_set = checkpoint_set or CheckpointSet()
     shards, jobs, vectors = ws.require_pool(), [], None
     if on_vectors:
-        its = vectors_name(method, names, target is not None)
-        ws.check_name(its, "vectors")
-        vectors = TableSpec(ws, its, method, target, shards, dict(models), "vectors", checkpoint_set=checkpoint_set)
+        table_name = vectors_name(method, names, target is not None)
+        ws.check_name(table_name, "vectors")
+        vectors = TableSpec(
+            ws, table_name, method, target, shards, dict(models), "vectors", checkpoint_set=checkpoint_set
+        )
         jobs.append(vectors)
     if target or not on_vectors:
-        made_of = vectors.name if vectors else method.name
-        name = names.score or default_score_name(made_of, target.name if target else None)
+        source_name = vectors.name if vectors else method.name
+        name = names.score or default_score_name(source_name, target.name if target else None)
         ws.check_name(name, "score")
         held_out = held_out or HeldOut()
         jobs.append(
@@ -94,67 +96,67 @@ def models_of(method: Score, models: Models, others: Sequence[Score]) -> dict[st
     same command, has a base model, it is used for the role `base` only. Raises CurateError if a model is missing.
     """
     bare_is_base = any("base" in other.models for other in others)
-    found = {}
+    by_role = {}
     for i, role in enumerate(method.models):
         bare = models.get("") if i == 0 and (role == "base" or not bare_is_base) else None
-        usual = method.usual_models.get(role)
-        same = found.get(method.same_models.get(role, ""))
-        choice = models.get(role) or bare or (ModelChoice(usual) if usual else same)
+        usual_name = method.usual_models.get(role)
+        shared = by_role.get(method.same_models.get(role, ""))
+        choice = models.get(role) or bare or (ModelChoice(usual_name) if usual_name else shared)
         if choice is None:
-            which = "MODEL" if i == 0 else f"{role}=MODEL"
+            argument = "MODEL" if i == 0 else f"{role}=MODEL"
             raise CurateError(
-                f"the score '{method.name}' needs a model: add --model {which}; MODEL is a folder, a .gguf file, a hub "
-                f"id or one of {', '.join(SHORT_NAMES)}."
+                f"the score '{method.name}' needs a model: add --model {argument}; MODEL is a folder, a .gguf file, a "
+                f"hub id or one of {', '.join(SHORT_NAMES)}."
             )
-        found[role] = choice
-    return found
+        by_role[role] = choice
+    return by_role
 
 
 def refuse_same_names(jobs: Sequence[TableSpec]) -> None:
     """Raises CurateError if two tables of one command would have the same name."""
-    seen: dict[str, TableSpec] = {}
+    by_name: dict[str, TableSpec] = {}
     for job in jobs:
-        if job.name in seen:
+        if job.name in by_name:
             raise CurateError(
-                f"'{job.name}' would be the name of {seen[job.name].what} and of {job.what}; choose another by --name "
-                "or --vectors."
+                f"'{job.name}' would be the name of {by_name[job.name].what} and of {job.what}; choose another by "
+                "--name or --vectors."
             )
-        seen[job.name] = job
+        by_name[job.name] = job
 
 
 def refuse_unknown_roles(models: Models, methods: Sequence[Score]) -> None:
     """Raises CurateError if a model is given for a role that no method has."""
-    known = list(dict.fromkeys(role for method in methods for role in method.models))
+    known_roles = list(dict.fromkeys(role for method in methods for role in method.models))
     for role in models:
-        if role and role not in known:
-            has = nearest(role, known) if known else "they use no model."
-            raise CurateError(f"--model {role}=…: none of the methods has the role '{role}': {has}")
+        if role and role not in known_roles:
+            hint = nearest(role, known_roles) if known_roles else "they use no model."
+            raise CurateError(f"--model {role}=…: none of the methods has the role '{role}': {hint}")
 
 
 def _refuse_hidden_columns(job: TableSpec) -> None:
     """Raises CurateError if the score's columns in `samples` (NAME, NAME_COLUMN) clash with those of another score."""
-    taken = dict.fromkeys(POOL_COLUMNS, "the pool")
-    for other in set(job.ws.score_names()) - {job.name}:
-        columns = sample_columns(other, score_recipe(job.ws, other))
-        taken |= dict.fromkeys(columns.values(), f"the score '{other}'")
+    owner = dict.fromkeys(POOL_COLUMNS, "the pool")
+    for score_name in set(job.ws.score_names()) - {job.name}:
+        columns = sample_columns(score_name, score_recipe(job.ws, score_name))
+        owner |= dict.fromkeys(columns.values(), f"the score '{score_name}'")
     for column in sample_columns(job.name, job.recipe).values():
-        if column in taken:
+        if column in owner:
             raise CurateError(
-                f"the score '{job.name}' would have the column {column} in `samples`, which is one of {taken[column]}; "
+                f"the score '{job.name}' would have the column {column} in `samples`, which is one of {owner[column]}; "
                 "choose another --name."
             )
 
 
 def groups(jobs: Sequence[TableSpec]) -> list[list[TableSpec]]:
     """Groups of jobs that share passes: those that use models, and use the same model in each role."""
-    found: list[list[TableSpec]] = []
+    grouped: list[list[TableSpec]] = []
     for job in jobs:
-        together = [g for g in found if job.through_models and g[0].through_models and _agree(job, g)]
-        if together:
-            together[0].append(job)
+        matching = [g for g in grouped if job.through_models and g[0].through_models and _agree(job, g)]
+        if matching:
+            matching[0].append(job)
         else:
-            found.append([job])
-    return found
+            grouped.append([job])
+    return grouped
 
 
 def _agree(job: TableSpec, group: Sequence[TableSpec]) -> bool:
@@ -162,7 +164,7 @@ def _agree(job: TableSpec, group: Sequence[TableSpec]) -> bool:
         return False
     if job.held_out.stamp != group[0].held_out.stamp:
         return False
-    models = {role: choice for other in group for role, choice in other.models.items()}
+    models = {role: choice for other_job in group for role, choice in other_job.models.items()}
     shared = set(models) & set(job.models)  # without a shared model, keeping both in memory gains nothing
     return bool(shared) and all(models[role] == job.models[role] for role in shared)
 
@@ -183,33 +185,39 @@ def refuse_other_recipe(old: TableRecipe | None, job: TableSpec) -> None:
     verb = "were" if job.kind == "vectors" else "was"
     remedy = f"choose another --{'vectors' if job.kind == 'vectors' else 'name'}, or --fresh to replace "
     remedy += "them." if job.kind == "vectors" else "it."
-    for what in ("method", "target", "version"):
-        before, now = getattr(old, what), getattr(job.recipe, what)
-        if before != now:
-            raise CurateError(f"{job} {verb} made with {what} {before}, not {now}; {remedy}")
+    for difference in ("method", "target", "version"):
+        old_value, new_value = getattr(old, difference), getattr(job.recipe, difference)
+        if old_value != new_value:
+            raise CurateError(f"{job} {verb} made with {difference} {old_value}, not {new_value}; {remedy}")
     for role, model in job.recipe.models.items():
-        had = old.models[role].shape() if role in old.models else {}
+        old_shape = old.models[role].shape() if role in old.models else {}
         for key, value in model.shape().items():
-            if had.get(key) != value:
-                what = f"another {role} model or another {key} of it"
-                raise CurateError(f"{job} {verb} made with {what} ({had.get(key)}, not {value}); {remedy}")
+            if old_shape.get(key) != value:
+                difference = f"another {role} model or another {key} of it"
+                raise CurateError(f"{job} {verb} made with {difference} ({old_shape.get(key)}, not {value}); {remedy}")
     for key, value in job.recipe.settings.items():
         if old.settings.get(key) != value:
-            before = old.settings.get(key)
-            raise CurateError(f"{job} {verb} made with {key}={before}, not {key}={value}; {remedy}")
+            old_value = old.settings.get(key)
+            raise CurateError(f"{job} {verb} made with {key}={old_value}, not {key}={value}; {remedy}")
     _refuse_other_checkpoints(old, job, verb, remedy)
 
 
 def _refuse_other_checkpoints(old: TableRecipe, job: TableSpec, verb: str, remedy: str) -> None:
     if job.checkpoint_set.planned:
         return
-    had, has = old.checkpoints, job.recipe.checkpoints
-    if len(had) != len(has):
-        raise CurateError(f"{job} {verb} made with {len(had)} checkpoints, not {len(has)}; {remedy}")
-    for before, now in zip(had, has, strict=True):
-        if (before.weights, before.optimizer) != (now.weights, now.optimizer):
-            raise CurateError(f"{job} {verb} made with another checkpoint ({before.name}, not {now.name}); {remedy}")
-        if before.lr != now.lr:
+    old_checkpoints, new_checkpoints = old.checkpoints, job.recipe.checkpoints
+    if len(old_checkpoints) != len(new_checkpoints):
+        raise CurateError(
+            f"{job} {verb} made with {len(old_checkpoints)} checkpoints, not {len(new_checkpoints)}; {remedy}"
+        )
+    for old_checkpoint, new_checkpoint in zip(old_checkpoints, new_checkpoints, strict=True):
+        if (old_checkpoint.weights, old_checkpoint.optimizer) != (new_checkpoint.weights, new_checkpoint.optimizer):
             raise CurateError(
-                f"{job} {verb} made with the learning rate {before.lr} of {now.name}, not {now.lr}; {remedy}"
+                f"{job} {verb} made with another checkpoint ({old_checkpoint.name}, not {new_checkpoint.name}); "
+                f"{remedy}"
+            )
+        if old_checkpoint.lr != new_checkpoint.lr:
+            raise CurateError(
+                f"{job} {verb} made with the learning rate {old_checkpoint.lr} of {new_checkpoint.name}, not "
+                f"{new_checkpoint.lr}; {remedy}"
             )

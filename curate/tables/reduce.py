@@ -28,28 +28,32 @@ Failed = Mapping[str, Mapping[int, str]]  # shard -> row that a counting pass co
 
 def reduced(job: TableSpec, workers: Workers) -> tuple[tuple[Location, ...], Failed]:
     """Compute missing states of the counting passes; returns their files, and the rows that failed or are left out."""
-    states, before, failed = tuple[Location, ...](), "", dict[str, Mapping[int, str]](job.held_out.left_out)
+    states, previous_state, failed = tuple[Location, ...](), "", dict[str, Mapping[int, str]](job.held_out.left_out)
     for index, step in enumerate(job.passes[:-1]):
-        parts, name = job.prepared(index, before)
-        with lock(job.ws.path, f"prepared {parts.folder.name}", wait=True) as held:
+        parts, name = job.prepared(index, previous_state)
+        with lock(job.ws.path, f"prepared {parts.folder.name}", wait=True) as held_lock:
             if parts.read(name) is None:
-                work = UnitWorker(job.method, job.target, index, states, parts.folder, "", anchors=job.held_out.anchors)
+                unit_worker = UnitWorker(
+                    job.method, job.target, index, states, parts.folder, "", anchors=job.held_out.anchors
+                )
                 parts.remove_leftovers()
                 count = _count_pool if step.over == "pool" else _count_aim
-                count(job, workers, held, work, failed, name)
+                count(job, workers, held_lock, unit_worker, failed, name)
             for shard, rows in (parts.record(name) or {})["failed"].items():
-                failed[shard] = {**failed.get(shard, {}), **{int(row): why for row, why in rows.items()}}
+                failed[shard] = {**failed.get(shard, {}), **{int(row): reason for row, reason in rows.items()}}
             states = (*states, parts.path(name))
-        before = f"{parts.folder.name}/{name}"
+        previous_state = f"{parts.folder.name}/{name}"
     return states, failed
 
 
-def _count_aim(job: TableSpec, workers: Workers, held: Lock, work: UnitWorker, failed: Failed, name: str) -> None:
+def _count_aim(
+    job: TableSpec, workers: Workers, held_lock: Lock, unit_worker: UnitWorker, failed: Failed, name: str
+) -> None:
     """Compute and commit the state of a pass over the target's samples, or over the anchors."""
-    parts, step = work.partials, job.passes[work.index]
+    parts, step = unit_worker.partials, job.passes[unit_worker.index]
     assert step.reduce is not None
     tasks = Tasks([TargetTask(len(job.aim(step).subtasks))])
-    _run(job, workers, held, work, step, [], tasks, name)
+    _run(job, workers, held_lock, unit_worker, step, [], tasks, name)
     partial = parts.read(str(TargetTask(0)))
     if partial is None:
         raise CurateFailure(f"{parts.folder}: what was just written does not read back the same; is the disk damaged?")
@@ -57,9 +61,11 @@ def _count_aim(job: TableSpec, workers: Workers, held: Lock, work: UnitWorker, f
     parts.remove(str(TargetTask(0)))
 
 
-def _count_pool(job: TableSpec, workers: Workers, held: Lock, work: UnitWorker, failed: Failed, name: str) -> None:
+def _count_pool(
+    job: TableSpec, workers: Workers, held_lock: Lock, unit_worker: UnitWorker, failed: Failed, name: str
+) -> None:
     """Map every unit without a partial, and reduce all partials to the state `name`."""
-    parts, step = work.partials, job.passes[work.index]
+    parts, step = unit_worker.partials, job.passes[unit_worker.index]
     assert step.reduce is not None
     units = [u for s in job.shards for u in shard_units(s, job.unit_size, failed.get(s.name, {}))]
     sums = PairwiseSums(parts, units) if step.requests else None
@@ -68,8 +74,8 @@ def _count_pool(job: TableSpec, workers: Workers, held: Lock, work: UnitWorker, 
     else:
         records = parts.records()
         missing = [u for u in units if records.get(partial_name(u), {}).get("shard") != u.shard.sha256]
-    _run(job, workers, held, work, step, units, Tasks(missing), name, sums)
-    state = step.reduce(sums.left() if sums else (work.partial_again(unit) for unit in units))
+    _run(job, workers, held_lock, unit_worker, step, units, Tasks(missing), name, sums)
+    state = step.reduce(sums.left() if sums else (unit_worker.partial_again(unit) for unit in units))
     records = parts.records()
     failures: dict[str, dict[str, str]] = {}
     for unit in units:
@@ -77,29 +83,31 @@ def _count_pool(job: TableSpec, workers: Workers, held: Lock, work: UnitWorker, 
             failures.setdefault(unit.shard.name, {}).update(rows)
     Parts(parts.folder, parts.suffix).commit(name, state, failed=failures)
     # Partials can be re-used when the pool grows, except if already summed, or if they depend on a state of this pool.
-    spent = bool(sums) or work.index > 0
-    for old in [n for n in records if n != name and (n.startswith("state-") or spent)]:
-        parts.remove(old)
+    spent = bool(sums) or unit_worker.index > 0
+    for stale in [n for n in records if n != name and (n.startswith("state-") or spent)]:
+        parts.remove(stale)
 
 
 def _run(
     job: TableSpec,
     workers: Workers,
-    held: Lock,
-    work: UnitWorker,
+    held_lock: Lock,
+    unit_worker: UnitWorker,
     step: Pass,
     units: Sequence[Unit],
     tasks: Tasks,
     name: str,
     sums: PairwiseSums | None = None,
 ) -> None:
-    run_task = ModelUnitWorker((work,), job.models, job.checkpoints).run_task if step.requests else work.run_task
+    run_task = (
+        ModelUnitWorker((unit_worker,), job.models, job.checkpoints).run_task if step.requests else unit_worker.run_task
+    )
     with ExitStack() as stack:
-        meters = meters_of([job], step, stack, f"{work.partials.folder.name}/{name}")
+        meters = meters_of([job], step, stack, f"{unit_worker.partials.folder.name}/{name}")
         bar = stack.enter_context(progress([job], step, units, tasks))
-        for task, done in workers.run(run_task, tasks, lambda task: meters.begin(task.samples)):
-            held.check()
-            meters.add(done.result, done.peak_bytes)
+        for task, outcome in workers.run(run_task, tasks, lambda task: meters.begin(task.samples)):
+            held_lock.check()
+            meters.add(outcome.result, outcome.peak_bytes)
             if sums and isinstance(task, Unit):
                 sums.came(task)
             bar.update(task.samples)

@@ -55,14 +55,14 @@ class Cost:
 def costs_of(ws: Workspace, recipes: Mapping[str, RunRecipe], arms: Mapping[str, str]) -> dict[str, Cost]:
     """The cost of each run. recipes, arms: run -> its recipe, and its arm, in the order in which arms are listed."""
     ledger, costs = _ledger(ws), {}
-    paid: set[str] = set()  # entries already paid for by an arm listed earlier
+    already_paid: set[str] = set()  # entries already paid for by an arm listed earlier
     for arm in dict.fromkeys(arms.values()):
         of_arm: set[str] = set()
         for name in (name for name in recipes if arms[name] == arm):
-            mine, prep = _training(ledger, name, recipes[name]), _preparation(ledger, recipes[name])
-            costs[name] = _cost(ledger, mine, prep, paid)
-            of_arm |= mine | prep
-        paid |= of_arm
+            own, prep = _training(ledger, name, recipes[name]), _preparation(ledger, recipes[name])
+            costs[name] = _cost(ledger, own, prep, already_paid)
+            of_arm |= own | prep
+        already_paid |= of_arm
     return costs
 
 
@@ -70,11 +70,11 @@ def charged_entries(ws: Workspace, models: Iterable[str]) -> list[str]:
     """The ledger's entries that paid for those of the models that runs of the workspace trained, and for all that led
     to them. Whatever uses such a model records these entries, since the run may later be retrained or dropped."""
     runs = {run for model in models if (run := run_behind(ws, model))}
-    ledger, found = _ledger(ws) if runs else {}, set[str]()
+    ledger, entries = _ledger(ws) if runs else {}, set[str]()
     for run in runs:
         recipe = Run(ws, run).require_recipe()
-        found |= _training(ledger, run, recipe) | _preparation(ledger, recipe) | set(recipe.model_paid or ())
-    return sorted(found)
+        entries |= _training(ledger, run, recipe) | _preparation(ledger, recipe) | set(recipe.model_paid or ())
+    return sorted(entries)
 
 
 def _ledger(ws: Workspace) -> _Ledger:
@@ -93,27 +93,27 @@ def steps_of(recipe: RunRecipe) -> list[ManifestStep]:
 def scores_behind(recipe: RunRecipe) -> list[tuple[str, TableRecipe]]:
     """The (name, recipe) of the scores that a run's manifest, weights and mask were made from. A name may occur twice,
     if the score was recomputed between two steps."""
-    return [(name, score) for made_of in _made_of(recipe) for name, score in (made_of.scores or {}).items()]
+    return [(name, score) for part in _made_of(recipe) for name, score in (part.scores or {}).items()]
 
 
 def _made_of(recipe: RunRecipe) -> list[ManifestStep | RunRecipe | RunMask]:
     return [*steps_of(recipe), recipe, *([recipe.mask] if recipe.mask else [])]
 
 
-def _cost(ledger: _Ledger, mine: set[str], prep: set[str], paid: set[str]) -> Cost:
-    """mine, prep: the entries of the run itself, and of its preparation; paid: those of arms listed earlier."""
+def _cost(ledger: _Ledger, own: set[str], prep: set[str], already_paid: set[str]) -> Cost:
+    """own, prep: the entries of the run itself, and of its preparation; already_paid: those of arms listed earlier."""
     cost = Cost()
     for entry, row in ledger.items():
-        if entry in mine:
+        if entry in own:
             _add(cost, row, "online" if row["phase"] in _ONLINE else "train")
         elif entry in prep:
             _add(cost, row, "prep")
-            cost.prep_marginal += 0.0 if entry in paid else row["flops"] or 0.0
-    steps = [ledger[entry] for entry in mine if ledger[entry]["phase"] == "train"]
+            cost.prep_marginal += 0.0 if entry in already_paid else row["flops"] or 0.0
+    steps = [ledger[entry] for entry in own if ledger[entry]["phase"] == "train"]
     cost.samples_seen = sum(row["samples"] for row in steps)
     padded, tokens = (sum(row[key] or 0 for row in steps) for key in ("padded_tokens", "tokens"))
     cost.padding = 1 - tokens / padded if padded else 0.0
-    rows = [row for entry, row in ledger.items() if entry in mine or entry in prep and row["flops"]]
+    rows = [row for entry, row in ledger.items() if entry in own or entry in prep and row["flops"]]
     counts = [row["flops_counted"] for row in rows]
     cost.counted = sum(counts) if counts and None not in counts else None
     return cost
@@ -135,20 +135,20 @@ def _training(ledger: _Ledger, name: str, recipe: RunRecipe) -> set[str]:
 def _preparation(ledger: _Ledger, recipe: RunRecipe) -> set[str]:
     """The entries before the run that paid for its scores and vectors, its manifest, its mask, and the models that they
     or its weighting use, except what led to the model that the run starts from."""
-    before = {entry: row for entry, row in ledger.items() if _time(row) <= recipe.begun}
-    paid = {entry for made_of in _made_of(recipe) for entry in made_of.paid or ()}
+    earlier = {entry: row for entry, row in ledger.items() if _time(row) <= recipe.begun}
+    paid = {entry for part in _made_of(recipe) for entry in part.paid or ()}
     paid |= {entry for _, score in scores_behind(recipe) for entry in score.paid}
     paid = (paid - set(recipe.model_paid or ())) & ledger.keys()
-    return _of_scores(before, recipe) | _of_trainings(before, recipe) | _of_manifests(before, recipe) | paid
+    return _of_scores(earlier, recipe) | _of_trainings(earlier, recipe) | _of_manifests(earlier, recipe) | paid
 
 
-def _of_scores(before: _Ledger, recipe: RunRecipe) -> set[str]:
+def _of_scores(earlier: _Ledger, recipe: RunRecipe) -> set[str]:
     """The entries of the scores and vectors: all with their name, method and models, including work lost to kills."""
-    behind = scores_behind(recipe)
-    tables = [*behind, *((score.vectors, score) for _, score in behind if score.vectors)]
-    states = {state for _, score in behind for state in score.states}
-    entries = {entry for entry, row in before.items() if row["prepared"] in states}
-    for entry, row in before.items():
+    scores = scores_behind(recipe)
+    tables = [*scores, *((score.vectors, score) for _, score in scores if score.vectors)]
+    states = {state for _, score in scores for state in score.states}
+    entries = {entry for entry, row in earlier.items() if row["prepared"] in states}
+    for entry, row in earlier.items():
         methods = dict(zip(row["name"].split(", "), row["methods"] or [], strict=False))
         for name, score in tables if row["stage"] == "score" else ():
             models = {model.name for model in score.models.values()}
@@ -157,25 +157,25 @@ def _of_scores(before: _Ledger, recipe: RunRecipe) -> set[str]:
     return entries
 
 
-def _of_trainings(before: _Ledger, recipe: RunRecipe) -> set[str]:
+def _of_trainings(earlier: _Ledger, recipe: RunRecipe) -> set[str]:
     """The entries of the warm-ups of scores and of the mask, and of the proxies of mixtures."""
     runs = {f"warmup_{score.warmup.wanted}" for _, score in scores_behind(recipe) if score.warmup}
     runs |= {recipe.mask.warmup} if recipe.mask and recipe.mask.warmup else set()
     runs |= {name for step in steps_of(recipe) for name in step.proxies or ()}
-    return {entry for entry, row in before.items() if row["stage"] != "train" and row["run"] in runs}
+    return {entry for entry, row in earlier.items() if row["stage"] != "train" and row["run"] in runs}
 
 
-def _of_manifests(before: _Ledger, recipe: RunRecipe) -> set[str]:
+def _of_manifests(earlier: _Ledger, recipe: RunRecipe) -> set[str]:
     """The last entry of each manifest, since each one replaced the one before."""
     steps = steps_of(recipe)
     entries = set[str]()
     for manifest in (recipe.manifest, *(step.manifest.name if step.manifest else None for step in steps)):
-        made = [
+        matching = [
             entry
-            for entry, row in before.items()
+            for entry, row in earlier.items()
             if row["stage"] in ("select", "weigh", "mix") and not row["run"] and row["name"] == manifest
         ]
-        entries |= set(made[-1:])
+        entries |= set(matching[-1:])
     return entries
 
 

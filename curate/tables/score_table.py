@@ -20,8 +20,8 @@ def score_table(ids: pa.Array, columns: Columns, method: Score, failed: Mapping[
     finite = np.isfinite(score)
     reasons = np.asarray(columns.get("error", np.full(len(score), "")), dtype=object)
     reasons = np.where(~finite & (reasons == ""), "its score is not a finite number", reasons)
-    good = reasons == ""
-    table = {"score": pa.array(score.astype(np.float32), mask=~good)}
+    valid = reasons == ""
+    table = {"score": pa.array(score.astype(np.float32), mask=~valid)}
     for name, dtype in method.columns.items():
         values = np.asarray(columns[name])
         finite = np.isfinite(values)
@@ -30,27 +30,27 @@ def score_table(ids: pa.Array, columns: Columns, method: Score, failed: Mapping[
         else:
             table[name] = pa.array(np.where(finite, values, 0).astype(dtype), mask=~finite)
     if method.keeps_subtasks():
-        table["subtasks"] = _map_column(columns["subtasks"], good)
-    table["error"] = pa.array(reasons, pa.string(), mask=good)
-    whole = _spread(pa.table(table), len(ids), failed) if failed else pa.table(table)
-    return whole.add_column(0, "id", ids.cast(pa.string()))
+        table["subtasks"] = _map_column(columns["subtasks"], valid)
+    table["error"] = pa.array(reasons, pa.string(), mask=valid)
+    full_table = _spread(pa.table(table), len(ids), failed) if failed else pa.table(table)
+    return full_table.add_column(0, "id", ids.cast(pa.string()))
 
 
 def _spread(table: pa.Table, n: int, failed: Mapping[int, str]) -> pa.Table:
     """The rows of a table at their positions among n, with nulls and the reason at the failed ones."""
-    places = np.full(n, -1)
-    places[[i for i in range(n) if i not in failed]] = np.arange(table.num_rows)
-    whole = table.take(pa.array(places, mask=places < 0))
-    reasons = whole["error"].to_pylist()
-    for row, why in failed.items():
-        reasons[row] = why
-    return whole.set_column(whole.column_names.index("error"), "error", pa.array(reasons, pa.string()))
+    source_rows = np.full(n, -1)
+    source_rows[[i for i in range(n) if i not in failed]] = np.arange(table.num_rows)
+    spread = table.take(pa.array(source_rows, mask=source_rows < 0))
+    reasons = spread["error"].to_pylist()
+    for row, reason in failed.items():
+        reasons[row] = reason
+    return spread.set_column(spread.column_names.index("error"), "error", pa.array(reasons, pa.string()))
 
 
-def _map_column(subtasks: Mapping[str, np.ndarray], good: np.ndarray) -> pa.Array:
+def _map_column(subtasks: Mapping[str, np.ndarray], valid: np.ndarray) -> pa.Array:
     """The map column sub-task -> score, null for samples without a score."""
     keys = sorted(subtasks)
-    values = np.stack([subtasks[key] for key in keys], axis=1).astype(np.float32)[good].ravel()
-    ends = np.concatenate([[0], np.cumsum(good * len(keys))]).astype(np.int32)
-    offsets = pa.array(ends, mask=np.append(~good, False)) if len(good) else pa.array([0], pa.int32())
-    return pa.MapArray.from_arrays(offsets, pa.array(keys * int(good.sum()), pa.string()), pa.array(values))
+    values = np.stack([subtasks[key] for key in keys], axis=1).astype(np.float32)[valid].ravel()
+    ends = np.concatenate([[0], np.cumsum(valid * len(keys))]).astype(np.int32)
+    offsets = pa.array(ends, mask=np.append(~valid, False)) if len(valid) else pa.array([0], pa.int32())
+    return pa.MapArray.from_arrays(offsets, pa.array(keys * int(valid.sum()), pa.string()), pa.array(values))

@@ -80,10 +80,10 @@ class TableSpec:
     def shares(self) -> tuple[float, ...]:
         """The weight of each checkpoint: its learning rate over the sum of all; equal if a rate is unknown."""
         rates = [c.lr for c in self.checkpoint_set.checkpoints]
-        known = [rate for rate in rates if rate is not None]
-        if self.kind != "vectors" or len(known) < len(rates) or not sum(known):
+        known_rates = [rate for rate in rates if rate is not None]
+        if self.kind != "vectors" or len(known_rates) < len(rates) or not sum(known_rates):
             return tuple(1 / len(rates) for _ in rates) if self.kind == "vectors" else ()
-        return tuple(rate / sum(known) for rate in known)
+        return tuple(rate / sum(known_rates) for rate in known_rates)
 
     @property
     def awaits_warm_up(self) -> bool:
@@ -125,10 +125,10 @@ class TableSpec:
         return {key: settings[key] for key in self.passes[0].shaped_by} if self.kind == "vectors" else settings
 
     def _fingerprint(self, settings: dict[str, Any]) -> str:
-        made, weights = [self.method.name, self.method.version, settings], self._weights()
+        method, weights = [self.method.name, self.method.version, settings], self._weights()
         if self.kind == "vectors":
-            return fingerprint("vectors", *made, *weights)
-        return fingerprint(*made, self._target_fingerprint(), self._pool(), *weights, *self._aside())
+            return fingerprint("vectors", *method, *weights)
+        return fingerprint(*method, self._target_fingerprint(), self._pool(), *weights, *self._aside())
 
     def _target_fingerprint(self) -> str | None:
         return self.target.fingerprint if self.target else None
@@ -154,11 +154,11 @@ class TableSpec:
 
     def _states(self) -> list[str]:
         """The paths in prepared/ of the states of counting passes through models."""
-        found: list[str] = []
+        paths: list[str] = []
         for index in range(len(self.passes) - 1 if self.both_ways else 0):
-            parts, name = self.prepared(index, found[-1] if found else "")
-            found.append(f"{parts.folder.name}/{name}")
-        return found
+            parts, name = self.prepared(index, paths[-1] if paths else "")
+            paths.append(f"{parts.folder.name}/{name}")
+        return paths
 
     def _weights(self) -> list[Any]:
         """Those properties of the models and their checkpoints that affect the results."""
@@ -180,9 +180,9 @@ class TableSpec:
 
     def aim(self, step: Pass) -> Target:
         """The samples of a pass that is not over the pool: those of the target, or the anchors."""
-        found = self.target if step.over == "target" else self.held_out.anchors
-        assert found is not None
-        return found
+        examples = self.target if step.over == "target" else self.held_out.anchors
+        assert examples is not None
+        return examples
 
     def prepared(self, index: int, before: str) -> tuple[Parts, str]:
         """The folder of a counting pass's partials, and the name of its state for the current pool."""
@@ -194,5 +194,5 @@ class TableSpec:
         shape = fingerprint(
             self.method.name, self.method.version, step.name, shaped_by, before, *weights, *self._aside()
         )
-        of = step.over if step.over != "pool" else pool_fingerprint(self.shards)
-        return Parts(self.ws.path / "prepared" / shape, ".safetensors"), f"state-{of}"
+        scope = step.over if step.over != "pool" else pool_fingerprint(self.shards)
+        return Parts(self.ws.path / "prepared" / shape, ".safetensors"), f"state-{scope}"

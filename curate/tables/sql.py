@@ -87,13 +87,13 @@ def fetch(ws: Workspace, query: str) -> pa.Table:
 
 def _distinct(names: Sequence[str]) -> list[str]:
     """The names made unique: a, b, a -> a, b, a_1."""
-    out: list[str] = []
+    distinct: list[str] = []
     for name in names:
         k, new = 0, name
-        while new in out:
+        while new in distinct:
             k, new = k + 1, f"{name}_{k + 1}"
-        out.append(new)
-    return out
+        distinct.append(new)
+    return distinct
 
 
 def rows(ws: Workspace, query: str) -> Iterator[dict[str, Any]]:
@@ -147,13 +147,13 @@ def _words_of(connection: duckdb.DuckDBPyConnection, query: str) -> set[str] | N
         raise CurateError(f"this is not SQL that DuckDB reads: {_first_line(error)}") from None
     kinds = [s.type for s in statements]
     if len(kinds) != 1 or kinds[0] not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
-        named = ", ".join(str(kind).rpartition(".")[2] for kind in kinds) or "nothing"
-        raise CurateError(f"`curate sql` reads, and this query is {named}: give one SELECT.")
+        kind_names = ", ".join(str(kind).rpartition(".")[2] for kind in kinds) or "nothing"
+        raise CurateError(f"`curate sql` reads, and this query is {kind_names}: give one SELECT.")
     words = {word.lower() for word in _WORD.findall(query)}
     tree = connection.execute("SELECT json_serialize_sql(?)", [query]).fetchall()[0][0]
     parsed = json.loads(tree)
-    star = parsed.get("error") or _has_star(parsed)
-    return None if star and "samples" in words else words
+    uses_star = parsed.get("error") or _has_star(parsed)
+    return None if uses_star and "samples" in words else words
 
 
 def _has_star(node: Any) -> bool:
@@ -167,8 +167,8 @@ def _sentence(ws: Workspace, error: duckdb.Error) -> CurateError:
     line = _first_line(error)
     missing = re.search(r"Table with name \"?(\w+)\"? does not exist", line)
     if missing:
-        known = [*VIEWS, *ws.score_names(), *ws.vectors_names(), *ws.manifest_names()]
-        return CurateError(f"there is no table '{missing[1]}': {nearest(missing[1], known)}")
+        table_names = [*VIEWS, *ws.score_names(), *ws.vectors_names(), *ws.manifest_names()]
+        return CurateError(f"there is no table '{missing[1]}': {nearest(missing[1], table_names)}")
     column = re.search(r"Referenced column \"(\w+)\" (?:was )?not found", line)
     if column and column[1] not in samples_columns(ws):  # else it exists, but not in the tables of the query
         return CurateError(f"there is no column '{column[1]}': {nearest(column[1], samples_columns(ws))}")

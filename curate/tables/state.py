@@ -101,10 +101,10 @@ def _stale(ws: Workspace, recipe: TableRecipe) -> str | None:
         if recipe.target not in ws.target_names():
             return f"the target '{recipe.target}' is gone"
         try:
-            now = load_target(ws, recipe.target, recipe.splits or ("val",)).fingerprint
+            current = load_target(ws, recipe.target, recipe.splits or ("val",)).fingerprint
         except CurateError:
             return f"the target '{recipe.target}' has no val split any more"
-        if now != recipe.target_fingerprint:
+        if current != recipe.target_fingerprint:
             return f"the target '{recipe.target}' was edited"
     if (
         recipe.vectors in ws.vectors_names()

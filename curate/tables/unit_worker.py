@@ -77,7 +77,7 @@ class UnitWorker:
 
     def commit_partial(self, unit: Unit, partial: Arrays, failed: Mapping[int, str]) -> None:
         """Commit the partial of a unit, with the rows that failed in its record."""
-        stored = {str(row): why for row, why in failed.items()}
+        stored = {str(row): reason for row, reason in failed.items()}
         self.partials.commit(partial_name(unit), partial, rows=unit.samples, shard=unit.shard.sha256, failed=stored)
 
     def partial_again(self, unit: Unit) -> Arrays:
@@ -107,8 +107,8 @@ class UnitWorker:
         """Whether the part of a shard is committed, and its file has the recorded size."""
         parts = Parts(self.into)
         record = parts.record(shard.name) or {}
-        whole = self.stamp(shard).items() <= record.items()
-        return whole and size(parts.path(shard.name)) == record["bytes"]
+        committed = self.stamp(shard).items() <= record.items()
+        return committed and size(parts.path(shard.name)) == record["bytes"]
 
     def has_unit(self, unit: Unit) -> bool:
         """Whether a unit is committed."""
@@ -127,7 +127,7 @@ class UnitWorker:
 
     def _table(self, unit: Unit) -> pa.Table:
         columns, rows, failed = self._mapped(unit)
-        return self.table(rows["id"], columns, {row - unit.start: why for row, why in failed.items()})
+        return self.table(rows["id"], columns, {row - unit.start: reason for row, reason in failed.items()})
 
     def _table_again(self, unit: Unit) -> pa.Table:
         stored = units_of_part(self.into, unit.shard).read(unit.name)
@@ -146,8 +146,8 @@ class UnitWorker:
             return False
         parts = target_vectors(self.into)
         record = parts.record(self.target.name) or {}
-        stands = aim_stamp(self.fingerprint, self.target).items() <= record.items()
-        return not stands or parts.read(self.target.name) is None
+        is_current = aim_stamp(self.fingerprint, self.target).items() <= record.items()
+        return not is_current or parts.read(self.target.name) is None
 
     def commit_aim(self, columns: Columns) -> None:
         """Commit the vectors of the target."""
@@ -188,21 +188,21 @@ class UnitWorker:
     def _mapped(self, unit: Unit) -> tuple[Any, pa.Table, dict[int, str]]:
         """The result of map on the rows of a unit that do not fail; all rows; and the failing rows -> reason."""
         rows = self._read(unit)
-        failed = {row: why for row, why in unit.failed.items() if unit.start <= row < unit.stop}
-        good = np.array([i for i in range(unit.start, unit.stop) if i not in failed]) if failed else None
-        left = rows if good is None else rows.take(pa.array(good - unit.start))
+        failed = {row: reason for row, reason in unit.failed.items() if unit.start <= row < unit.stop}
+        valid = np.array([i for i in range(unit.start, unit.stop) if i not in failed]) if failed else None
+        remaining = rows if valid is None else rows.take(pa.array(valid - unit.start))
         try:
-            return self._map(left), rows, failed
+            return self._map(remaining), rows, failed
         except CurateError:
             raise
         except Exception as first:  # noqa: BLE001  a method may raise anything; which sample it was is found below
-            places = np.arange(unit.start, unit.stop) if good is None else good
-            failed |= {int(places[i]): why for i, why in self._culprits(left, unit, first).items()}
-        left = rows.take(
+            row_numbers = np.arange(unit.start, unit.stop) if valid is None else valid
+            failed |= {int(row_numbers[i]): reason for i, reason in self._culprits(remaining, unit, first).items()}
+        remaining = rows.take(
             pa.array([i - unit.start for i in range(unit.start, unit.stop) if i not in failed], pa.int64())
         )
         try:
-            return self._map(left), rows, failed
+            return self._map(remaining), rows, failed
         except Exception as error:
             raise self.failure(f"on {unit}", error) from error
 
@@ -211,14 +211,14 @@ class UnitWorker:
 
     def _culprits(self, rows: pa.Table, unit: Unit, first: Exception) -> dict[int, str]:
         """The rows on which map fails by themselves, found by bisection, and why."""
-        found: dict[int, str] = {}
+        reasons: dict[int, str] = {}
 
         def search(start: int, stop: int, error: Exception | None) -> None:
             if error is None:
                 return
             if stop - start == 1:
-                found[start] = f"{self.method.name} fails on it: {_words(error)}"
-                if len(found) > _MOST_FAILURES:
+                reasons[start] = f"{self.method.name} fails on it: {_words(error)}"
+                if len(reasons) > _MOST_FAILURES:
                     raise self.failure(f"on more than {_MOST_FAILURES} samples of {unit}", error) from error
                 return
             middle = (start + stop) // 2
@@ -226,7 +226,7 @@ class UnitWorker:
                 search(a, b, self._tried(rows.slice(a, b - a)))
 
         search(0, rows.num_rows, first if rows.num_rows else None)
-        return found
+        return reasons
 
     def _tried(self, rows: pa.Table) -> Exception | None:
         try:

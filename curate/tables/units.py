@@ -102,8 +102,8 @@ def unit_ranges(costs: np.ndarray, size: float) -> list[tuple[int, int]]:
     size = float(ends[-1]) / max(1, round(float(ends[-1]) / size))  # balance the units, if the rows are of similar cost
     edges = [0]
     while edges[-1] < len(costs):
-        before = float(ends[edges[-1] - 1]) if edges[-1] else 0.0
-        edges.append(max(edges[-1] + 1, int(np.searchsorted(ends, before + size * (1 + 1e-9), "right"))))
+        cost_before = float(ends[edges[-1] - 1]) if edges[-1] else 0.0
+        edges.append(max(edges[-1] + 1, int(np.searchsorted(ends, cost_before + size * (1 + 1e-9), "right"))))
     if len(edges) > 2 and costs[edges[-2] :].sum() < size / 2 and costs[edges[-3] : edges[-2]].sum() <= size:
         del edges[-2]  # merge a small last unit into the previous one
     return list(zip(edges[:-1], edges[1:], strict=True))

@@ -31,18 +31,18 @@ def vector_table(
     Vectors in parts have the columns vector_1, norm_1, …; shares: the weight of each part, summing to 1.
     """
     raw, n = np.asarray(columns["vector"]), len(ids)
-    found = Vectors.of(raw, columns.get("error"))
-    none = ~found.there
+    vectors = Vectors.of(raw, columns.get("error"))
+    missing = ~vectors.there
     table: dict[str, Any] = {"id": ids.cast(pa.string())}
     for part, (name, norm) in enumerate(vector_columns(raw.shape[1] if raw.ndim == 3 else 0)):
-        one = Vectors.of(raw if raw.ndim == 2 else raw[:, part], found.error)
-        numbers = pa.array(one.unit.astype(np.float16).ravel())
-        table[name] = pa.FixedSizeListArray.from_arrays(numbers, one.unit.shape[1], mask=pa.array(none))
-        table[norm] = pa.array(one.norm, mask=none)
-    table["error"] = pa.array(found.error, pa.string(), mask=~none)
-    made = pa.table({**table, "subtask": subtasks} if subtasks is not None else table)
-    assert made.num_rows == n
-    return made.replace_schema_metadata({_SHARES: json.dumps(list(shares))}) if raw.ndim == 3 else made
+        part_vectors = Vectors.of(raw if raw.ndim == 2 else raw[:, part], vectors.error)
+        numbers = pa.array(part_vectors.unit.astype(np.float16).ravel())
+        table[name] = pa.FixedSizeListArray.from_arrays(numbers, part_vectors.unit.shape[1], mask=pa.array(missing))
+        table[norm] = pa.array(part_vectors.norm, mask=missing)
+    table["error"] = pa.array(vectors.error, pa.string(), mask=~missing)
+    result = pa.table({**table, "subtask": subtasks} if subtasks is not None else table)
+    assert result.num_rows == n
+    return result.replace_schema_metadata({_SHARES: json.dumps(list(shares))}) if raw.ndim == 3 else result
 
 
 def vector_columns(parts: int) -> list[tuple[str, str]]:
@@ -61,7 +61,7 @@ def vectors_of(table: pa.Table) -> Vectors:
     count = parts_of(table.column_names)
     units = [_unit(table, name) for name, _ in vector_columns(count)]
     norms = [table[norm].to_numpy(zero_copy_only=False).astype(np.float32) for _, norm in vector_columns(count)]
-    error = np.array([why or "" for why in table["error"].to_pylist()], object)
+    error = np.array([reason or "" for reason in table["error"].to_pylist()], object)
     subtasks = table["subtask"].to_pylist() if "subtask" in table.column_names else ()
     if not count:
         return Vectors(units[0], norms[0], error, tuple(subtasks))
@@ -91,10 +91,12 @@ def aim_stamp(fingerprint: str, target: Target) -> dict[str, Any]:
 
 def load_vectors(ws: Workspace, name: str, target: str) -> Vectors:
     """A target's vectors. Raises CurateError if there are none, or the target was edited since."""
-    state, now = table_state(ws, "vectors", name), load_target(ws, target)
+    state, current = table_state(ws, "vectors", name), load_target(ws, target)
     parts = target_vectors(ws.table_folder("vectors", name))
     record, stored = parts.record(target) or {}, parts.read(target)
-    if stored is None or not aim_stamp(state.recipe.fingerprint, now).items() <= record.items():
-        why = "was edited since" if record.get("target") not in (None, now.fingerprint) else "is not among them yet"
-        raise CurateError(f"the vectors '{name}': the target '{target}' {why}; run `{state.command(target)}`.")
+    if stored is None or not aim_stamp(state.recipe.fingerprint, current).items() <= record.items():
+        reason = (
+            "was edited since" if record.get("target") not in (None, current.fingerprint) else "is not among them yet"
+        )
+        raise CurateError(f"the vectors '{name}': the target '{target}' {reason}; run `{state.command(target)}`.")
     return vectors_of(stored)

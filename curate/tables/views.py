@@ -46,10 +46,10 @@ def _pool_rows(ws: Workspace, columns: Sequence[str]) -> str:
 def _with_copies(ws: Workspace, select: str) -> str:
     """Add the copies that were found after a row was stored; their counts are stored beside the pool."""
     records = ws.pool.records()
-    later = [ws.path / "pool" / "copies" / f"{n}.parquet" for n, r in records.items() if "copies" in r["beside"]]
-    if not later:
+    later_files = [ws.path / "pool" / "copies" / f"{n}.parquet" for n, r in records.items() if "copies" in r["beside"]]
+    if not later_files:
         return select
-    counted = f"SELECT id, sum(copies)::INTEGER AS later FROM {_files(later)} GROUP BY id"
+    counted = f"SELECT id, sum(copies)::INTEGER AS later FROM {_files(later_files)} GROUP BY id"
     return (
         f"SELECT s.* REPLACE (s.copies + coalesce(c.later, 0) AS copies) FROM ({select}) s "
         f"LEFT JOIN ({counted}) c USING (id)"
@@ -58,8 +58,8 @@ def _with_copies(ws: Workspace, select: str) -> str:
 
 def targets(ws: Workspace) -> str:
     """The view `targets`: the samples of all targets."""
-    each = [f"SELECT {literal(n)} AS target, * FROM {_files([ws.target_path(n)])}" for n in ws.target_names()]
-    return " UNION ALL ".join(each) or f"SELECT ''::VARCHAR AS target, * FROM ({read_files([], TARGET)})"
+    selects = [f"SELECT {literal(n)} AS target, * FROM {_files([ws.target_path(n)])}" for n in ws.target_names()]
+    return " UNION ALL ".join(selects) or f"SELECT ''::VARCHAR AS target, * FROM ({read_files([], TARGET)})"
 
 
 def rejects(ws: Workspace) -> str:
@@ -72,16 +72,16 @@ def rejects(ws: Workspace) -> str:
 def score(ws: Workspace, state: TableState) -> str:
     """The view of a score: the shards that are computed."""
     parts = Parts(ws.score_folder(state.name))
-    done = [parts.path(shard.name) for shard in state.done]
-    return f"SELECT * FROM {_files(done)}" if done else _nothing({"id": "VARCHAR", **_table_columns(state.recipe)})
+    paths = [parts.path(shard.name) for shard in state.done]
+    return f"SELECT * FROM {_files(paths)}" if paths else _nothing({"id": "VARCHAR", **_table_columns(state.recipe)})
 
 
 def vectors(ws: Workspace, state: TableState) -> str:
     """The view of vectors: the shards that are computed."""
     parts = Parts(ws.table_folder("vectors", state.name))
-    done = [parts.path(shard.name) for shard in state.done]
+    paths = [parts.path(shard.name) for shard in state.done]
     columns = {"id": "VARCHAR", "vector": "FLOAT[]", "norm": "FLOAT", "error": "VARCHAR"}
-    return f"SELECT * FROM {_files(done)}" if done else _nothing(columns)
+    return f"SELECT * FROM {_files(paths)}" if paths else _nothing(columns)
 
 
 def runs(ws: Workspace) -> pa.Table:
@@ -89,11 +89,11 @@ def runs(ws: Workspace) -> pa.Table:
     rows = []
     for run in map(partial(Run, ws), ws.run_names()):
         recipe = run.require_recipe()
-        done = run.checkpoints()
+        checkpoints = run.checkpoints()
         state = (
             "complete"
             if run.is_complete() or not recipe.weighting
-            else f"{done[-1].step if done else 0} of {recipe.steps} steps"
+            else f"{checkpoints[-1].step if checkpoints else 0} of {recipe.steps} steps"
         )
         rows.append(
             {
@@ -111,12 +111,12 @@ def runs(ws: Workspace) -> pa.Table:
 
 def of_runs(ws: Workspace, kind: str, schema: pa.Schema) -> str:
     """A view of the parts of all runs, with the run's name as the first column."""
-    each = []
+    selects = []
     for name in ws.run_names():
         parts = Parts(ws.run_folder(name) / kind)
         if files := [parts.path(part) for part in parts.names()]:
-            each.append(f"SELECT {literal(name)} AS run, * FROM ({read_files(files, schema)})")
-    return " UNION ALL ".join(each) or f"SELECT ''::VARCHAR AS run, * FROM ({read_files([], schema)})"
+            selects.append(f"SELECT {literal(name)} AS run, * FROM ({read_files(files, schema)})")
+    return " UNION ALL ".join(selects) or f"SELECT ''::VARCHAR AS run, * FROM ({read_files([], schema)})"
 
 
 def evaluations(ws: Workspace) -> pa.Table:
@@ -129,13 +129,13 @@ def evaluations(ws: Workspace) -> pa.Table:
 
 def samples(ws: Workspace, words: set[str] | None) -> str:
     """The view `samples`: the pool and the named scores, aligned by position; NULL for shards not scored yet."""
-    beside = []
+    joins = []
     for i, name in enumerate(ws.score_names()):
         types = _score_columns(name, score_recipe(ws, name))
         columns = {c: t for c, t in types.items() if words is None or c in words}
         if columns:  # only the parts of named scores are read, so other scores cost nothing
-            beside.append(f" POSITIONAL JOIN ({_in_pool_order(ws, score_state(ws, name), columns)}) s{i}")
-    rows = f"SELECT * FROM ({_pool_rows(ws, POOL.names)}) p{''.join(beside)}"
+            joins.append(f" POSITIONAL JOIN ({_in_pool_order(ws, score_state(ws, name), columns)}) s{i}")
+    rows = f"SELECT * FROM ({_pool_rows(ws, POOL.names)}) p{''.join(joins)}"
     return _with_copies(ws, rows) if words is None or "copies" in words else rows
 
 
@@ -145,19 +145,19 @@ def _in_pool_order(ws: Workspace, state: TableState, columns: dict[str, str]) ->
     stored = {shown: column for column, shown in sample_columns(state.name, state.recipe).items()}
     values = ", ".join(f'"{stored[name]}" AS "{name}"' for name in columns)
     nulls = ", ".join(f'NULL::{t} AS "{name}"' for name, t in columns.items())
-    pieces: list[str] = []
-    run_of_parts: list[Location] = []
+    selects: list[str] = []
+    pending: list[Location] = []
     for shard in ws.shards():
         if shard.name in done:
-            run_of_parts.append(parts.path(shard.name))
+            pending.append(parts.path(shard.name))
             continue
-        if run_of_parts:
-            pieces.append(f"SELECT {values} FROM {_files(run_of_parts)}")
-        run_of_parts = []
-        pieces.append(f"SELECT {nulls} FROM range({shard.rows})")
-    if run_of_parts:
-        pieces.append(f"SELECT {values} FROM {_files(run_of_parts)}")
-    return " UNION ALL ".join(pieces) or f"SELECT {nulls} FROM range(0)"
+        if pending:
+            selects.append(f"SELECT {values} FROM {_files(pending)}")
+        pending = []
+        selects.append(f"SELECT {nulls} FROM range({shard.rows})")
+    if pending:
+        selects.append(f"SELECT {values} FROM {_files(pending)}")
+    return " UNION ALL ".join(selects) or f"SELECT {nulls} FROM range(0)"
 
 
 def _table_columns(recipe: TableRecipe) -> dict[str, str]:
@@ -165,8 +165,8 @@ def _table_columns(recipe: TableRecipe) -> dict[str, str]:
     kinds = {"f": "FLOAT", "i": "INTEGER", "u": "UINTEGER", "b": "BOOLEAN"}
     types = {"score": "FLOAT"}
     for name, dtype in (recipe.columns or {}).items():
-        known = {"float64": "DOUBLE", "int64": "BIGINT", "id": "VARCHAR"}
-        types[name] = known.get(dtype) or kinds[np.dtype(dtype).kind]
+        special = {"float64": "DOUBLE", "int64": "BIGINT", "id": "VARCHAR"}
+        types[name] = special.get(dtype) or kinds[np.dtype(dtype).kind]
     if recipe.keeps_subtasks:
         types["subtasks"] = "MAP(VARCHAR, FLOAT)"
     return {**types, "error": "VARCHAR"}
@@ -181,10 +181,10 @@ def _score_columns(name: str, recipe: TableRecipe) -> dict[str, str]:
 def ledger(ws: Workspace) -> str:
     """The view `ledger`, with the name of each entry, by which recipes refer to it."""
     parts = sorted((ws.path / "ledger").glob("part-*.parquet"))
-    none = f"SELECT *, ''::VARCHAR AS entry FROM ({read_files([], LEDGER)})"
+    empty = f"SELECT *, ''::VARCHAR AS entry FROM ({read_files([], LEDGER)})"
     files = _files(parts, ", union_by_name = true, filename = true") if parts else ""
     entries = f"SELECT * EXCLUDE (filename), parse_filename(filename, true) AS entry FROM {files}"
-    return f"{none} UNION ALL BY NAME {entries}" if parts else none
+    return f"{empty} UNION ALL BY NAME {entries}" if parts else empty
 
 
 def read_files(files: Sequence[Location], schema: pa.Schema, columns: Sequence[str] = ()) -> str:
@@ -201,9 +201,9 @@ def _nothing(columns: dict[str, str]) -> str:
     return f"SELECT {nulls} WHERE false"
 
 
-def _files(paths: Sequence[Location], how: str = "") -> str:
+def _files(paths: Sequence[Location], options: str = "") -> str:
     # The path must not be read as data, even if it looks like a hive partition (…/score=5/…).
-    return f"read_parquet([{', '.join(literal(str(p)) for p in paths)}], hive_partitioning = false{how})"
+    return f"read_parquet([{', '.join(literal(str(p)) for p in paths)}], hive_partitioning = false{options})"
 
 
 def literal(value: str) -> str:

@@ -77,11 +77,11 @@ def audit(ws: Workspace, name: str, plan: Audit, *, fresh: bool = False, dry_run
     if not isinstance(ws.path, Path):
         raise CurateError("an audit works in folders of this machine; take a workspace on its disk.")
     ws.require_pool()
-    checked, ways = check(ws, plan), plan.paths()
-    result = Audited(name, checked.sizes, len(plan.stages) * len(ways) + 1)
+    checked, paths = check(ws, plan), plan.paths()
+    result = Audited(name, checked.sizes, len(plan.stages) * len(paths) + 1)
     if dry_run:
-        branches = len(ways) * (len(plan.stages) - 1) * bool(plan.probe.steps)
-        result.planned = {"cells": result.cells, "trainings": len(ways) * len(plan.stages) + branches}
+        branches = len(paths) * (len(plan.stages) - 1) * bool(plan.probe.steps)
+        result.planned = {"cells": result.cells, "trainings": len(paths) * len(plan.stages) + branches}
         return result
     final = ws.path / "audits" / name
     folder = ws.path / "audits" / f".{name}.fresh" if fresh and final.exists() else final
@@ -93,13 +93,13 @@ def audit(ws: Workspace, name: str, plan: Audit, *, fresh: bool = False, dry_run
                 raise
             remove_tree(folder)  # left by an earlier, interrupted --fresh
             begin(folder, plan, checked)
-        its = _Grid(ws, folder, plan, checked)
-        its.retry()
-        before = its.done()
-        its.base()
-        for contender, seed in tqdm(ways, desc=f"audit {name}", unit=" ways", disable=None, leave=False):
-            its.walk(contender, seed)
-        result.cells_now = len(its.done() - before)
+        grid = _Grid(ws, folder, plan, checked)
+        grid.retry()
+        done_before = grid.done()
+        grid.base()
+        for contender, seed in tqdm(paths, desc=f"audit {name}", unit=" ways", disable=None, leave=False):
+            grid.walk(contender, seed)
+        result.cells_now = len(grid.done() - done_before)
         shutil.rmtree(folder / "work", ignore_errors=True)
         if folder != final:
             replace_tree(folder, final, marker="audit.json")
@@ -131,10 +131,10 @@ class _Grid:
 
     def _model(self, path: str, stage: int) -> ModelChoice:
         """The model of a path after a stage; before the first stage it is the same for all paths."""
-        place = self.folder / "models" / (f"{path}-t{stage}" if stage else BASE)
+        folder = self.folder / "models" / (f"{path}-t{stage}" if stage else BASE)
         model = self.plan.model  # in bfloat16 a stage's update would be lost to rounding
         dtype = "float32" if model.dtype == "auto" else model.dtype
-        return replace(model, name=str(place.absolute()), dtype=dtype)
+        return replace(model, name=str(folder.absolute()), dtype=dtype)
 
     def _pool(self, stage: int) -> Path:
         return stage_pool(self.ws, self.plan, self.folder / "stages" / f"t{stage}", stage)
@@ -148,26 +148,28 @@ class _Grid:
 
     def base(self) -> None:
         """Save the initial model in the layout of the later ones, and evaluate and score with it."""
-        place = Path(self._model("", 0).name)
-        if not (place / "complete").exists():
-            save_plain(self.plan.model, place)
-            (place / "complete").touch()
+        folder = Path(self._model("", 0).name)
+        if not (folder / "complete").exists():
+            save_plain(self.plan.model, folder)
+            (folder / "complete").touch()
         cell = self._cell(BASE, 0)
         if not cell.exists():
             bench = self._bench(BASE, 1)
             precision = self.plan.settings.precision
-            found = evaluate(bench, BASE, self._evals(), model=self._model("", 0), precision=precision).evaluations
-            self._commit(cell, BASE, 0, 0, self._performance(found))
+            evaluations = evaluate(
+                bench, BASE, self._evals(), model=self._model("", 0), precision=precision
+            ).evaluations
+            self._commit(cell, BASE, 0, 0, self._performance(evaluations))
         for contender in self.plan.contenders:  # first, so that no cell is charged for them: all paths share them
             self._score(self._bench(BASE, 1), contender, self._model("", 0), past=False)
 
     def _evals(self) -> list[EvalSpec]:
         return [EvalSpec(target, self.plan.metric, limit=self.plan.limit) for target in self.plan.targets]
 
-    def _performance(self, found: Sequence[dict[str, Any]]) -> dict[str, float | None]:
+    def _performance(self, evaluations: Sequence[dict[str, Any]]) -> dict[str, float | None]:
         """target -> performance, higher is better; None if no question could be evaluated."""
         sign = 1.0 if self.plan.metric.better == "higher" else -1.0
-        return {row["target"]: None if row["value"] is None else sign * row["value"] for row in found}
+        return {row["target"]: None if row["value"] is None else sign * row["value"] for row in evaluations}
 
     # --- one way through the stages --------------------------------------------------------------------------
 
@@ -197,28 +199,28 @@ class _Grid:
     def _work(self, contender: Contender, seed: int, stage: int) -> None:
         path, plan = f"{contender.name}_s{seed}", self.plan
         bench, model = self._bench(path, stage), self._model(path, stage - 1)
-        chosen = self._choose(bench, contender, seed, stage, path, model, self._learnt(path, stage))
+        selection = self._choose(bench, contender, seed, stage, path, model, self._learnt(path, stage))
         settings = replace(plan.settings, eval_every=0)
         training = TrainingSpec(model, plan.weighting, settings, manifest=f"{path}_data", seed=seed)
         trained = train(bench, path, training, evals=self._evals())  # at the end only
-        after = self._model(path, stage)
-        if not (Path(after.name) / "complete").exists():
-            shutil.rmtree(after.name, ignore_errors=True)
-            save_plain(replace(model, name=trained.folder), Path(after.name))
-            (Path(after.name) / "complete").touch()
+        new_model = self._model(path, stage)
+        if not (Path(new_model.name) / "complete").exists():
+            shutil.rmtree(new_model.name, ignore_errors=True)
+            save_plain(replace(model, name=trained.folder), Path(new_model.name))
+            (Path(new_model.name) / "complete").touch()
         performance = self._performance(trained.evaluations)
-        found = {**chosen, **self._steadiness(bench, path)}
-        found["concentration"] = self._concentration(bench, f"{path}_data", model)
-        places = [Path(self._model(path, s).name) for s in (0, stage - 1, stage)]
-        moved = drift(update_products(*places)) if stage > 1 else float("nan")
-        found["drift"] = moved if np.isfinite(moved) else None
+        measured = {**selection, **self._steadiness(bench, path)}
+        measured["concentration"] = self._concentration(bench, f"{path}_data", model)
+        folders = [Path(self._model(path, s).name) for s in (0, stage - 1, stage)]
+        update_drift = drift(update_products(*folders)) if stage > 1 else float("nan")
+        measured["drift"] = update_drift if np.isfinite(update_drift) else None
         if stage < len(plan.stages) and plan.probe.steps:
             try:
-                found["curve"] = self._branch(contender, seed, stage, path, after, chosen["ids"])
+                measured["curve"] = self._branch(contender, seed, stage, path, new_model, selection["ids"])
             except CurateError as error:  # the trained model is valid, although the branch is missing
-                found |= {"curve": None, "branch": str(error)}
-        cost = _cost(bench, path, {name for its in contender.scores for name in _tables(its)})
-        self._commit(self._cell(path, stage), contender.name, seed, stage, performance, "", *cost, found)
+                measured |= {"curve": None, "branch": str(error)}
+        cost = _cost(bench, path, {name for scoring in contender.scores for name in _tables(scoring)})
+        self._commit(self._cell(path, stage), contender.name, seed, stage, performance, "", *cost, measured)
 
     # --- choosing --------------------------------------------------------------------------------------------
 
@@ -230,47 +232,51 @@ class _Grid:
         stage: int,
         path: str,
         model: ModelChoice,
-        learnt: list[tuple[Path, list[str]]],
+        past_samples: list[tuple[Path, list[str]]],
     ) -> dict[str, Any]:
         """Score a stage's samples and select among them, as the manifest PATH_data; returns a summary."""
         name = f"{path}_data"
-        remember(bench, learnt)
-        self._score(bench, contender, model, past=bool(learnt))
+        remember(bench, past_samples)
+        self._score(bench, contender, model, past=bool(past_samples))
         if name not in bench.manifest_names():
-            choice = SelectionSpec(
+            spec = SelectionSpec(
                 contender.by,
                 **self.checked.rows(self.plan.budget, stage),  # type: ignore[arg-type]
                 seed=seed,
                 vectors=contender.vectors,
                 target=contender.target,
-                history=contender.history if learnt else None,
+                history=contender.history if past_samples else None,
             )
-            select(bench, name, contender.selector, choice)
+            select(bench, name, contender.selector, spec)
         warnings = read_json(bench.manifest_path(name).with_suffix(".json"))["result"]["warnings"]
         ids = sql.fetch(bench, f"SELECT id FROM {name} ORDER BY rank")["id"].to_pylist()
         clusters = self.plan.measures.clusters
-        counted = f"""SELECT skill, count(*) FILTER (id IN (SELECT id FROM {name})) AS n
+        query = f"""SELECT skill, count(*) FILTER (id IN (SELECT id FROM {name})) AS n
             FROM (SELECT id, ({clusters}\n)::VARCHAR AS skill FROM samples) GROUP BY skill ORDER BY skill"""
-        counts = {str(row["skill"]): row["n"] for row in sql.rows(bench, counted)}
+        counts = {str(row["skill"]): row["n"] for row in sql.rows(bench, query)}
         tokens = sql.fetch(bench, f"SELECT sum(n_chars) / 4.0 AS t FROM {name} JOIN pool USING (id)")["t"][0].as_py()
         return {"ids": ids, "clusters": counts, "tokens": float(tokens), "warnings": warnings}
 
     def _score(self, bench: Workspace, contender: Contender, model: ModelChoice, past: bool) -> None:
         """Compute all scores that a selector needs of a stage's samples; scores of the same model share a pass."""
         groups: dict[str, list[Scoring]] = {}
-        for its in contender.scores:
-            if past or its.target != PAST:
-                groups.setdefault(its.model, []).append(its)
-        for which, its in groups.items():
-            models = model if which == "current" else self._model("", 0)
-            targets = list(dict.fromkeys(one.target for one in its if one.target))
+        for needed in contender.scores:
+            if past or needed.target != PAST:
+                groups.setdefault(needed.model, []).append(needed)
+        for which_model, needed in groups.items():
+            models = model if which_model == "current" else self._model("", 0)
+            targets = list(dict.fromkeys(scoring.target for scoring in needed if scoring.target))
             for i, target in enumerate(targets or [None]):
-                some = [one.score for one in its if one.target == target or one.target is None and not i]
-                usual = {role: ModelChoice(name) for one in some for role, name in type(one).usual_models.items()}
-                needs = any(set(one.models) - set(type(one).usual_models) for one in some)
-                chosen = {**usual, **({"": models} if needs else {})}
-                methods = list({one.name: one for one in some}.values())
-                score(bench, *methods, target=target, models=chosen or None)
+                scores = [
+                    scoring.score for scoring in needed if scoring.target == target or scoring.target is None and not i
+                ]
+                usual_models = {
+                    role: ModelChoice(name) for method in scores for role, name in type(method).usual_models.items()
+                }
+                needs_model = any(set(method.models) - set(type(method).usual_models) for method in scores)
+                by_role = {**usual_models, **({"": models} if needs_model else {})}
+                methods = list({method.name: method for method in scores}.values())
+                score(bench, *methods, target=target, models=by_role or None)
 
     def _learnt(self, path: str, stage: int) -> list[tuple[Path, list[str]]]:
         """The samples that the path was trained on before a stage: (pool, ids) of each earlier stage."""
@@ -280,10 +286,10 @@ class _Grid:
 
     def _steadiness(self, bench: Workspace, run: str) -> dict[str, Any]:
         rows = list(sql.rows(bench, f"SELECT loss, grad_norm FROM metrics WHERE run = '{run}' ORDER BY step"))
-        its = asdict(stability(
+        measured = asdict(stability(
             [row["loss"] for row in rows], [row["grad_norm"] for row in rows], self.plan.measures.running
         ))  # fmt: skip
-        return {**{key: value if np.isfinite(value) else None for key, value in its.items()}, "steps": len(rows)}
+        return {**{key: value if np.isfinite(value) else None for key, value in measured.items()}, "steps": len(rows)}
 
     def _concentration(self, bench: Workspace, manifest: str, model: ModelChoice) -> float | None:
         """Concentration of the gradients of a random subset of the chosen samples, under the model that scored them."""
@@ -297,38 +303,38 @@ class _Grid:
         rows = rows_of(bench, manifest, None, False)
         lm = LanguageModel(model)
         documents = documents_of(bench, rows, self.plan.settings, lm)
-        good = [some[0] for some, why in zip(documents, left_out(documents, rows), strict=True) if not why]
-        lot = np.random.default_rng(0).permutation(len(good))[: measures.gradients]
-        found, usage = gram(Backward.of(lm), [good[i] for i in lot], measures.projection)
+        usable = [pieces[0] for pieces, reason in zip(documents, left_out(documents, rows), strict=True) if not reason]
+        drawn = np.random.default_rng(0).permutation(len(usable))[: measures.gradients]
+        inner_products, usage = gram(Backward.of(lm), [usable[i] for i in drawn], measures.projection)
         with charged(bench.path, "audit", methods=[], name=manifest, phase="concentration", model=model.name) as meter:
-            meter.begin(len(lot))
+            meter.begin(len(drawn))
             meter.add(usage)
-        return concentration(found)
+        return concentration(inner_products)
 
     def _branch(
         self, contender: Contender, seed: int, stage: int, path: str, model: ModelChoice, ids: list[str]
     ) -> dict[str, Any]:
         """A short training on the next stage, evaluated on its val samples at intervals: the learning curve."""
         plan, probe = self.plan, self.plan.probe
-        bench, run, lot = self._bench(path, stage + 1), f"{path}_branch", f"{path}_lot"
+        bench, run, common_manifest = self._bench(path, stage + 1), f"{path}_branch", f"{path}_lot"
         if probe.data == "own":
-            learnt = [*self._learnt(path, stage), (self._pool(stage), ids)]
-            self._choose(bench, contender, seed, stage + 1, path, model, learnt)
-        elif lot not in bench.manifest_names():
+            past_samples = [*self._learnt(path, stage), (self._pool(stage), ids)]
+            self._choose(bench, contender, seed, stage + 1, path, model, past_samples)
+        elif common_manifest not in bench.manifest_names():
             budget = self.checked.rows(plan.budget, stage + 1)
-            select(bench, lot, plan.common, SelectionSpec(**budget, seed=seed))  # type: ignore[arg-type]
+            select(bench, common_manifest, plan.common, SelectionSpec(**budget, seed=seed))  # type: ignore[arg-type]
         settings = replace(plan.settings, steps=probe.steps, eval_every=probe.every, schedule="constant", warmup=0.0)
         eval_spec = EvalSpec(plan.stages[stage].target, plan.metric, "val", limit=probe.limit)
-        manifest = f"{path}_data" if probe.data == "own" else lot
-        before, precision = f"{path}_before", settings.precision
-        start = evaluate(bench, before, [eval_spec], model=model, allow_val=True, precision=precision).evaluations
+        manifest = f"{path}_data" if probe.data == "own" else common_manifest
+        run_before, precision = f"{path}_before", settings.precision
+        start = evaluate(bench, run_before, [eval_spec], model=model, allow_val=True, precision=precision).evaluations
         training = TrainingSpec(model, plan.weighting, settings, manifest=manifest, seed=seed)
         train(bench, run, training, evals=[eval_spec])
-        found = sql.rows(bench, f"SELECT step, value FROM evaluations WHERE run = '{run}' ORDER BY step")
-        seen = sql.rows(bench, f"SELECT step, tokens FROM metrics WHERE run = '{run}' ORDER BY step")
-        steps = np.cumsum([0, *(row["tokens"] for row in seen)])
+        evaluations = sql.rows(bench, f"SELECT step, value FROM evaluations WHERE run = '{run}' ORDER BY step")
+        metrics = sql.rows(bench, f"SELECT step, tokens FROM metrics WHERE run = '{run}' ORDER BY step")
+        steps = np.cumsum([0, *(row["tokens"] for row in metrics)])
         sign = 1.0 if plan.metric.better == "higher" else -1.0
-        points = [(0, start[0]["value"]), *((row["step"], row["value"]) for row in found)]
+        points = [(0, start[0]["value"]), *((row["step"], row["value"]) for row in evaluations)]
         return {
             "steps": [step for step, _ in points],
             "tokens": [float(steps[step]) for step, _ in points],
@@ -347,30 +353,30 @@ class _Grid:
         error: str = "",
         flops: float = 0.0,
         seconds: float = 0.0,
-        found: dict[str, Any] | None = None,
+        measured: dict[str, Any] | None = None,
     ) -> None:
         """Write the results of a cell, and enter its cost in the workspace's ledger."""
-        its = {"selector": selector, "seed": seed, "stage": stage, "performance": performance, "error": error}
-        write_json(cell, {**its, **(found or {}), "flops": flops, "seconds": seconds})
+        fields = {"selector": selector, "seed": seed, "stage": stage, "performance": performance, "error": error}
+        write_json(cell, {**fields, **(measured or {}), "flops": flops, "seconds": seconds})
         name, phase = self.folder.name.removeprefix(".").removesuffix(".fresh"), f"stage {stage}"
         with charged(self.ws.path, "audit", methods=[selector], name=name, phase=phase) as meter:
             meter.begin(1)
             meter.through_model |= {"flops": flops, "seconds": seconds}
 
 
-def _tables(its: Scoring) -> set[str]:
+def _tables(scoring: Scoring) -> set[str]:
     """The names of a score, and of its vectors, in the ledger."""
-    name = its.score.name
-    return {name, f"{name}_{its.target}"} if its.target else {name}
+    name = scoring.score.name
+    return {name, f"{name}_{scoring.target}"} if scoring.target else {name}
 
 
 def _cost(bench: Workspace, path: str, scores: set[str]) -> tuple[float, float]:
     """FLOPs and seconds of a cell: its scores at full cost, its selection and its training, including work lost to
     kills; without evaluations, the branch, and what is only measured."""
-    found = {"flops": 0.0, "seconds": 0.0}
+    totals = {"flops": 0.0, "seconds": 0.0}
     for row in sql.rows(bench, "SELECT stage, name, phase, flops, seconds FROM ledger WHERE phase <> 'evaluate'"):
-        mine = row["stage"] == "score" and scores & set(row["name"].split(", "))
-        if mine or row["stage"] in ("select", "train") and row["name"] in (path, f"{path}_data"):
-            for key in found:
-                found[key] += row[key] or 0.0
-    return found["flops"], found["seconds"]
+        is_score = row["stage"] == "score" and scores & set(row["name"].split(", "))
+        if is_score or row["stage"] in ("select", "train") and row["name"] in (path, f"{path}_data"):
+            for key in totals:
+                totals[key] += row[key] or 0.0
+    return totals["flops"], totals["seconds"]

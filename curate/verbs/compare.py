@@ -84,10 +84,10 @@ def compare(ws: Workspace, runs: Sequence[str], *, against: str | None = None) -
     against: the reference arm of the differences, given by one of its runs; default: the first. Unfinished runs are
     left out, with a warning. Raises CurateError for an unknown run.
     """
-    named = {name: require_run(ws, name) for name in runs or ws.run_names()}
-    recipes = {name: run.require_recipe() for name, run in named.items()}
-    undone = [name for name, run in named.items() if recipes[name].weighting and not run.is_complete()]
-    names = [name for name in named if name not in undone]
+    runs_by_name = {name: require_run(ws, name) for name in runs or ws.run_names()}
+    recipes = {name: run.require_recipe() for name, run in runs_by_name.items()}
+    unfinished = [name for name, run in runs_by_name.items() if recipes[name].weighting and not run.is_complete()]
+    names = [name for name in runs_by_name if name not in unfinished]
     if not names:
         raise CurateError(f"{ws.path} has no finished runs to compare; `curate train` makes one.")
     recipes = {name: recipes[name] for name in names}
@@ -101,14 +101,14 @@ def compare(ws: Workspace, runs: Sequence[str], *, against: str | None = None) -
     ]
     arms = [_arm(label, [line for line in lines if line.arm == label]) for label in dict.fromkeys(labels.values())]
     result = Compared(arms, lines, measures, None)
-    if undone:
-        result.warnings.append(f"not finished, so left out: {', '.join(undone)}; the same `curate train` goes on")
+    if unfinished:
+        result.warnings.append(f"not finished, so left out: {', '.join(unfinished)}; the same `curate train` goes on")
     if against is not None and against not in keys:
         raise CurateError(f"--against {against}: it is none of the runs that are compared.")
     result.against = labels[keys[against or names[0]]]
     _differences(result, recipes, keys, labels)
-    if unjudged := [name for name in names if not quality[name]]:
-        result.warnings.append(f"not evaluated: {', '.join(unjudged)}; run `curate evaluate RUN --target T`")
+    if unevaluated := [name for name in names if not quality[name]]:
+        result.warnings.append(f"not evaluated: {', '.join(unevaluated)}; run `curate evaluate RUN --target T`")
     return result
 
 
@@ -119,21 +119,21 @@ def _arm_key(recipe: RunRecipe, null: bool = True) -> str:
     """The identity of a run without its seeds; null: whether a control run counts as different."""
     settings = {k: v for k, v in recipe.settings.items() if k not in HOW and (null or k != "shuffle_weights")}
     selection = _unseeded(recipe.selection.as_json(), null) if recipe.selection else None
-    rest: list[Any] = [recipe.weighting and recipe.weighting.as_json(), recipe.by, known(recipe.target_fingerprint)]
-    rest += [_unseeded_mask(recipe.mask)] if recipe.mask else []
-    rest += [recipe.reference.shape()] if recipe.reference else []
+    parts: list[Any] = [recipe.weighting and recipe.weighting.as_json(), recipe.by, known(recipe.target_fingerprint)]
+    parts += [_unseeded_mask(recipe.mask)] if recipe.mask else []
+    parts += [recipe.reference.shape()] if recipe.reference else []
     pruned = recipe.pruned
     while pruned:
-        rest, pruned = [*rest, [pruned.pruner.as_json(), pruned.sparsity]], pruned.before
-    whole = recipe.manifest_sha256 if recipe.manifest and not selection else recipe.pool
-    return fingerprint(recipe.model.shape(), selection, rest, settings, known(whole))
+        parts, pruned = [*parts, [pruned.pruner.as_json(), pruned.sparsity]], pruned.before
+    data = recipe.manifest_sha256 if recipe.manifest and not selection else recipe.pool
+    return fingerprint(recipe.model.shape(), selection, parts, settings, known(data))
 
 
 def _unseeded(value: Any, null: bool) -> Any:
     """How a manifest was made, without seeds, and without the names of intermediate manifests, which may have them."""
     if isinstance(value, dict):
-        aside = {"seed", "allow_stale", "sha256", "manifest", "proxies", "paid"} | (set() if null else {"null"})
-        return {k: _unseeded(v, null) for k, v in value.items() if k not in aside}
+        excluded = {"seed", "allow_stale", "sha256", "manifest", "proxies", "paid"} | (set() if null else {"null"})
+        return {k: _unseeded(v, null) for k, v in value.items() if k not in excluded}
     return value
 
 
@@ -157,11 +157,11 @@ def _labels(keys: dict[str, str]) -> dict[str, str]:
 def _arm(name: str, lines: list[Line]) -> Arm:
     n = len(lines)
     counted = [line.cost.counted for line in lines if line.cost.counted is not None]
-    mean = {
+    means = {
         key: sum(getattr(line.cost, key) for line in lines) / n
         for key in ("prep", "prep_marginal", "train", "online", "paper", "seconds", "samples_seen", "padding")
     }
-    cost = Cost(**mean, counted=sum(counted) / n if len(counted) == n else None)
+    cost = Cost(**means, counted=sum(counted) / n if len(counted) == n else None)
     measures = dict.fromkeys(key for line in lines for key in line.quality)
     quality = {key: Mean.of([line.quality[key] for line in lines if key in line.quality]) for key in measures}
     return Arm(name, [line.run for line in lines], sum(line.samples for line in lines) / n, cost, quality)
@@ -177,24 +177,28 @@ def _differences(
     control_of = {arm.null_of: arm.name for arm in result.arms if arm.null_of}
     for arm in result.arms:
         for key, values in by_seed[arm.name].items():
-            for into, other in ((arm.against, result.against), (arm.beyond_null, control_of.get(arm.name))):
-                theirs = by_seed[other].get(key) if other and other != arm.name else None
-                if theirs and (difference := paired(values, theirs)):
-                    into[key] = difference
+            for differences, reference in ((arm.against, result.against), (arm.beyond_null, control_of.get(arm.name))):
+                reference_values = by_seed[reference].get(key) if reference and reference != arm.name else None
+                if reference_values and (difference := paired(values, reference_values)):
+                    differences[key] = difference
 
 
 def _by_seed(result: Compared, recipes: Mapping[str, RunRecipe]) -> dict[str, dict[str, dict[int, float]]]:
     """arm -> measure -> seed -> value; the mean if runs share a seed."""
-    found: dict[str, dict[str, dict[int, float]]] = {arm.name: {} for arm in result.arms}
+    by_arm: dict[str, dict[str, dict[int, float]]] = {arm.name: {} for arm in result.arms}
     seeds = {line.seed for line in result.lines}
     for line in result.lines:
         untrained = recipes[line.run].weighting is None  # so its value is the same for every seed
-        same = [other.quality for other in result.lines if (other.arm, other.seed) == (line.arm, line.seed)]
+        same_seed = [
+            other_line.quality
+            for other_line in result.lines
+            if (other_line.arm, other_line.seed) == (line.arm, line.seed)
+        ]
         for key in line.quality:
-            values = [quality[key] for quality in same if key in quality]
+            values = [quality[key] for quality in same_seed if key in quality]
             of_seeds = dict.fromkeys(seeds if untrained else {line.seed}, sum(values) / len(values))
-            found[line.arm].setdefault(key, {}).update(of_seeds)
-    return found
+            by_arm[line.arm].setdefault(key, {}).update(of_seeds)
+    return by_arm
 
 
 def _shared_seeds(result: Compared) -> list[str]:
@@ -213,11 +217,13 @@ def _pair_with_controls(
     result: Compared, recipes: Mapping[str, RunRecipe], keys: dict[str, str], labels: dict[str, str]
 ) -> None:
     """Match each control arm with the arm that it is the control of: the one that differs in nothing else."""
-    plain = {labels[keys[name]]: _arm_key(recipe, null=False) for name, recipe in recipes.items()}
+    plain_keys = {labels[keys[name]]: _arm_key(recipe, null=False) for name, recipe in recipes.items()}
     controls = {labels[keys[name]] for name, recipe in recipes.items() if _is_null(recipe)}
     for arm in result.arms:
         if arm.name in controls:
-            arm.null_of = next((a for a in plain if a not in controls and plain[a] == plain[arm.name]), None)
+            arm.null_of = next(
+                (a for a in plain_keys if a not in controls and plain_keys[a] == plain_keys[arm.name]), None
+            )
 
 
 def _is_null(recipe: RunRecipe) -> bool:
@@ -232,25 +238,25 @@ def _quality(
     ws: Workspace, names: Sequence[str], recipes: Mapping[str, RunRecipe]
 ) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float]]]:
     """The measures, and for every run the value of each at its last evaluated checkpoint."""
-    aimed = {target for recipe in recipes.values() for target in _aims(recipe)}
+    in_domain = {target for recipe in recipes.values() for target in _aims(recipe)}
     measures: dict[str, dict[str, Any]] = {}
-    found: dict[str, dict[str, float]] = {name: {} for name in names}
+    values: dict[str, dict[str, float]] = {name: {} for name in names}
     for row in sql.rows(ws, "SELECT * FROM evaluations ORDER BY run, step, target, metric"):
-        if row["run"] in found and row["value"] is not None:
+        if row["run"] in values and row["value"] is not None:
             shots = f", {row['shots']}-shot" if row["shots"] else ""
             split = "" if row["split"] == "test" else f" ({row['split']})"
-            own = f" [{row['settings']}]" if row["settings"] else ""
-            key = f"{row['target']} {row['metric']}{shots}{split}{own}"
-            measures[key] = {"better": row["better"], "in_domain": row["target"] in aimed, "target": row["target"]}
-            found[row["run"]][key] = row["value"]  # rows are sorted by step, so the last one wins
+            settings = f" [{row['settings']}]" if row["settings"] else ""
+            key = f"{row['target']} {row['metric']}{shots}{split}{settings}"
+            measures[key] = {"better": row["better"], "in_domain": row["target"] in in_domain, "target": row["target"]}
+            values[row["run"]][key] = row["value"]  # rows are sorted by step, so the last one wins
     order = sorted(measures, key=lambda key: (not measures[key]["in_domain"], key))
-    return {key: measures[key] for key in order}, found
+    return {key: measures[key] for key in order}, values
 
 
 def _aims(recipe: RunRecipe) -> set[str]:
     """The targets that a run was optimised for: by its weighting, its selection or its mixture."""
     steps = steps_of(recipe)
-    aims = {score.target for _, score in scores_behind(recipe)} | {recipe.target}
-    aims |= {(step.choice or {}).get("target") for step in steps}
-    aims |= {spec.target for step in steps if step.proxy for spec in step.proxy.judges}
-    return {target for target in aims if target}
+    targets = {score.target for _, score in scores_behind(recipe)} | {recipe.target}
+    targets |= {(step.choice or {}).get("target") for step in steps}
+    targets |= {spec.target for step in steps if step.proxy for spec in step.proxy.judges}
+    return {target for target in targets if target}

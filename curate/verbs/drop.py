@@ -13,12 +13,12 @@ def drop(ws: Workspace, name: str) -> str:
 
     Raises CurateError if no object, or more than one, has the name.
     """
-    have = {kind: ws.having(kind) for kind in (*TABLES, "manifest", "mask", "target", "run")}
-    kinds = [kind for kind, names in have.items() if name in names]
+    by_kind = {kind: ws.having(kind) for kind in (*TABLES, "manifest", "mask", "target", "run")}
+    kinds = [kind for kind, names in by_kind.items() if name in names]
     if not kinds:
-        known = [n for names in have.values() for n in names]
+        all_names = [n for names in by_kind.values() for n in names]
         raise CurateError(
-            f"{ws.path} has no score, vectors, manifest, mask, target or run '{name}': {nearest(name, known)}"
+            f"{ws.path} has no score, vectors, manifest, mask, target or run '{name}': {nearest(name, all_names)}"
         )
     if len(kinds) > 1:
         raise CurateError(

@@ -56,27 +56,32 @@ def evaluate(
         questions(ws, eval_spec)
     model = model_of(ws, model) if model else None
     recipe = _as_it_is(ws, run, model) if model else None
-    its = Run(ws, run) if model else require_run(ws, run)
+    opened = Run(ws, run) if model else require_run(ws, run)
     from curate.models.language_model import LanguageModel
     from curate.training.objective import Objective
 
     with lock(ws.path, f"run {run}"):
-        recipe = its.recipe or recipe or its.require_recipe()
-        checkpoint = its.latest() if recipe.weighting else None
+        recipe = opened.recipe or recipe or opened.require_recipe()
+        checkpoint = opened.latest() if recipe.weighting else None
         choice = model or model_choice(recipe.model)  # runtime settings, such as the device, are not stored
         with checkpoint.local() if checkpoint else nullcontext() as folder:
             dtype = "float32" if choice.dtype == "auto" else choice.dtype  # as in training
             lm = LanguageModel(replace(choice, name=str(folder or choice.name), dtype=dtype))
-            if its.recipe is None:  # only after the model has loaded
-                its.begin(recipe)
+            if opened.recipe is None:  # only after the model has loaded
+                opened.begin(recipe)
             settings = TrainSettings(**{"precision": precision, **recipe.settings})
             objective = Objective(lm, settings.in_bfloat16(lm.device.type))
-            stamp = fingerprint(its.stamp(checkpoint.step if checkpoint else 0), objective.arithmetic())
+            stamp = fingerprint(opened.stamp(checkpoint.step if checkpoint else 0), objective.arithmetic())
             step, name = checkpoint.step if checkpoint else 0, choice.name
-            what = {"methods": [eval_spec.metric.name for eval_spec in evals], "name": run, "model": name, "run": run}
-            with charged(ws.path, "evaluate", phase="evaluate", **what) as meter, objective.precision():
-                found = evaluate_model(ws, its.evaluations, evals, lm, step, stamp, meter)
-    return Evaluated(run, step, found)
+            columns = {
+                "methods": [eval_spec.metric.name for eval_spec in evals],
+                "name": run,
+                "model": name,
+                "run": run,
+            }
+            with charged(ws.path, "evaluate", phase="evaluate", **columns) as meter, objective.precision():
+                results = evaluate_model(ws, opened.evaluations, evals, lm, step, stamp, meter)
+    return Evaluated(run, step, results)
 
 
 def _refuse_val(eval_spec: EvalSpec, allowed: bool) -> None:
@@ -106,7 +111,7 @@ def _as_it_is(ws: Workspace, name: str, model: ModelChoice) -> RunRecipe:
         samples=0,
         steps=0,
     )
-    old = Run(ws, name).recipe
-    if old is not None and (old.weighting, old.model) != (None, recipe.model):
+    existing = Run(ws, name).recipe
+    if existing is not None and (existing.weighting, existing.model) != (None, recipe.model):
         raise CurateError(f"the run '{name}' exists, and is not the model {model.name} as it is; choose another name.")
     return recipe

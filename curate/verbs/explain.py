@@ -55,68 +55,74 @@ def explain(ws: Workspace, sample_id: str, score: str, *, k: int = 5) -> Explain
             "be explained is a score made of similarities: less, embed, embed_lm."
         )
     vectors, target = table_state(ws, "vectors", state.recipe.vectors), state.recipe.target
-    warnings = [f"{one} {problem}; run `{one.command()}`" for one in (state, vectors) if (problem := one.problem())]
+    warnings = [
+        f"{table} {problem}; run `{table.command()}`" for table in (state, vectors) if (problem := table.problem())
+    ]
     row = row_of(ws, sample_id)
-    found = (
+    explained = (
         _of_sample(ws, sample_id, row, state, vectors, target, k)
         if row is not None
         else _of_example(ws, sample_id, state, vectors, target, k)
     )
-    found.warnings = warnings
-    return found
+    explained.warnings = warnings
+    return explained
 
 
 def _of_sample(
     ws: Workspace, sample_id: str, row: int, state: TableState, vectors: TableState, name: str, k: int
 ) -> Explained:
     """Explain a sample of the pool by the examples of the target."""
-    asked = vector_at(ws, vectors, row)[0].astype(np.float64)
-    its, target = load_vectors(ws, vectors.name, name), load_target(ws, name)
-    there = np.flatnonzero(its.there)
-    near = its.unit[there].astype(np.float64) @ asked
+    query = vector_at(ws, vectors, row)[0].astype(np.float64)
+    example_vectors, target = load_vectors(ws, vectors.name, name), load_target(ws, name)
+    present = np.flatnonzero(example_vectors.there)
+    similarities = example_vectors.unit[present].astype(np.float64) @ query
     examples = target.text.frame.select("id", "messages", "text").to_dicts()
-    labels = np.array(its.subtasks, object)[there]
-    means = {str(label): float(near[labels == label].mean()) for label in sorted(set(labels))}
+    labels = np.array(example_vectors.subtasks, object)[present]
+    means = {str(label): float(similarities[labels == label].mean()) for label in sorted(set(labels))}
 
     def told(order: np.ndarray) -> list[dict[str, Any]]:
         return [
             {
-                "similarity": float(near[i]),
-                "id": examples[there[i]]["id"],
+                "similarity": float(similarities[i]),
+                "id": examples[present[i]]["id"],
                 "subtask": labels[i],
-                "text": words(examples[there[i]]),
+                "text": words(examples[present[i]]),
             }
             for i in order
         ]
 
-    order = np.argsort(-near, kind="stable")
-    score = _aggregated(near, means, state.recipe.settings["aggregate"])
+    order = np.argsort(-similarities, kind="stable")
+    score = _aggregated(similarities, means, state.recipe.settings["aggregate"])
     text = shown(ws, [row])[row]["text"]
     return Explained(sample_id, state.name, name, "pool", text, score, means, told(order[:k]), told(order[::-1][:k]))
 
 
-def _aggregated(near: np.ndarray, means: dict[str, float], aggregate: str) -> float:
-    return {"mean": float(near.mean()), "max": float(near.max()), "subtask_max": max(means.values())}[aggregate]
+def _aggregated(similarities: np.ndarray, means: dict[str, float], aggregate: str) -> float:
+    return {"mean": float(similarities.mean()), "max": float(similarities.max()), "subtask_max": max(means.values())}[
+        aggregate
+    ]
 
 
 def _of_example(ws: Workspace, sample_id: str, state: TableState, vectors: TableState, name: str, k: int) -> Explained:
     """Explain an example of the target by the samples of the pool."""
-    its, target = load_vectors(ws, vectors.name, name), load_target(ws, name)
+    example_vectors, target = load_vectors(ws, vectors.name, name), load_target(ws, name)
     examples = target.text.frame.select("id", "messages", "text").to_dicts()
-    place = next((i for i, example in enumerate(examples) if example["id"] == sample_id), None)
-    if place is None:
+    position = next((i for i, example in enumerate(examples) if example["id"] == sample_id), None)
+    if position is None:
         raise CurateError(
             str(no_sample(ws, sample_id)).rstrip(".") + f"; nor has the target '{name}' one to choose by."
         )
-    if its.error[place]:
-        raise CurateError(f"that example has no vector in '{vectors.name}': {its.error[place]}.")
-    asked = its.unit[place : place + 1].astype(np.float64)
+    if example_vectors.error[position]:
+        raise CurateError(f"that example has no vector in '{vectors.name}': {example_vectors.error[position]}.")
+    query = example_vectors.unit[position : position + 1].astype(np.float64)
 
-    def told(towards: float) -> list[dict[str, Any]]:
-        at, near = nearest_exactly(ws, vectors.name, towards * asked, min(k, vectors.rows))
-        those = shown(ws, [int(p) for p in at[0] if p >= 0])
+    def told(sign: float) -> list[dict[str, Any]]:
+        positions, cosines = nearest_exactly(ws, vectors.name, sign * query, min(k, vectors.rows))
+        samples = shown(ws, [int(p) for p in positions[0] if p >= 0])
         return [
-            {"similarity": towards * float(s), **those[int(p)]} for p, s in zip(at[0], near[0], strict=True) if p >= 0
+            {"similarity": sign * float(s), **samples[int(p)]}
+            for p, s in zip(positions[0], cosines[0], strict=True)
+            if p >= 0
         ]
 
-    return Explained(sample_id, state.name, name, "target", words(examples[place]), None, {}, told(1.0), told(-1.0))
+    return Explained(sample_id, state.name, name, "target", words(examples[position]), None, {}, told(1.0), told(-1.0))

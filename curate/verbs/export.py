@@ -52,31 +52,31 @@ def export(
     Raises CurateError for a folder that is not empty, weights that the format cannot carry, or a sample that it cannot
     represent; then nothing is written.
     """
-    sent = export_rows(ws, manifest, exporter, seed)
+    export_set = export_rows(ws, manifest, exporter, seed)
     target = Path(folder).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CurateError(f"{folder} is not empty; export into a new or empty folder (-o DIR).")
     target.parent.mkdir(parents=True, exist_ok=True)
-    beside = target.with_name(f".{target.name}.{os.getpid()}.tmp")
-    beside.mkdir()
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    temporary.mkdir()
     try:
         with charged(ws.path, "export", methods=[exporter.name], name=manifest, phase="write") as meter:
             result = Exported(manifest, exporter.name, folder)
             written = Counter[str]()
-            rows = _written(_rows(ws, sent.table), exporter, skip_unfit, result, written)
-            files = exporter.write(rows, beside, manifest)
-            sent = sent.with_rows(written)
-            files += exporter.describe(beside, manifest, sent.parts, target)
-            if sent.lowered:
-                result.lowered = sent.said()
-                files.append(_tell(beside, sent))
-            meter.samples = sent.table.num_rows
+            rows = _written(_rows(ws, export_set.table), exporter, skip_unfit, result, written)
+            files = exporter.write(rows, temporary, manifest)
+            export_set = export_set.with_rows(written)
+            files += exporter.describe(temporary, manifest, export_set.parts, target)
+            if export_set.lowered:
+                result.lowered = export_set.said()
+                files.append(_tell(temporary, export_set))
+            meter.samples = export_set.table.num_rows
         if target.exists():
             target.rmdir()
-        beside.replace(target)
+        temporary.replace(target)
     finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    result.files = [str(Path(folder) / path.relative_to(beside)) for path in files]
+        shutil.rmtree(temporary, ignore_errors=True)
+    result.files = [str(Path(folder) / path.relative_to(temporary)) for path in files]
     return result
 
 
@@ -84,35 +84,35 @@ def preview(
     ws: Workspace, manifest: str, exporter: Export, count: int, *, skip_unfit: bool = False
 ) -> list[dict[str, Any]]:
     """The first `count` rows as the trainer will see them, without writing anything."""
-    sent, unwritten = export_rows(ws, manifest, exporter, 0), Exported(manifest, exporter.name, "")
-    rows = _written(_rows(ws, sent.table), exporter, skip_unfit, unwritten, Counter())
+    export_set, unwritten = export_rows(ws, manifest, exporter, 0), Exported(manifest, exporter.name, "")
+    rows = _written(_rows(ws, export_set.table), exporter, skip_unfit, unwritten, Counter())
     return [exporter.example(row) for row in islice(rows, count)]
 
 
-def _tell(folder: Path, sent: ExportRows) -> Path:
+def _tell(folder: Path, export_set: ExportRows) -> Path:
     """Write weights.json, which records how the weights were realised; returns its path."""
-    told = {**asdict(sent.lowered), "undrawn": sent.unsampled} if sent.lowered else {}
-    if len(sent.parts) > 1:
-        told["parts"] = [asdict(part) for part in sent.parts]
+    record = {**asdict(export_set.lowered), "undrawn": export_set.unsampled} if export_set.lowered else {}
+    if len(export_set.parts) > 1:
+        record["parts"] = [asdict(part) for part in export_set.parts]
     path = folder / "weights.json"
-    path.write_text(json.dumps(told, indent=2) + "\n", encoding="utf-8")
+    path.write_text(json.dumps(record, indent=2) + "\n", encoding="utf-8")
     return path
 
 
 def _rows(ws: Workspace, manifest: pa.Table) -> Iterator[Row]:
     """The chosen samples in the pool's order, one shard in memory at a time."""
     columns = ["source", "messages", "text", "meta"]
-    for places, stored in samples_at(ws, manifest["row"].to_numpy(), manifest["id"], columns):
-        chosen = manifest.take(pa.array(places))
-        for start in range(0, len(places), _BATCH):
-            pairs = zip(stored.slice(start, _BATCH).to_pylist(), chosen.slice(start, _BATCH).to_pylist(), strict=True)
-            for sample, how in pairs:
+    for positions, stored in samples_at(ws, manifest["row"].to_numpy(), manifest["id"], columns):
+        entries = manifest.take(pa.array(positions))
+        for start in range(0, len(positions), _BATCH):
+            pairs = zip(stored.slice(start, _BATCH).to_pylist(), entries.slice(start, _BATCH).to_pylist(), strict=True)
+            for sample, entry in pairs:
                 yield Row(
                     **sample,
-                    loss_weight=how["weight"],
-                    repeats=how["repeats"],
-                    rank=how["rank"],
-                    part=how.get("part", ""),
+                    loss_weight=entry["weight"],
+                    repeats=entry["repeats"],
+                    rank=entry["rank"],
+                    part=entry.get("part", ""),
                 )
 
 

@@ -75,7 +75,7 @@ def ingest(
     unknown format.
     """
     reader = Reader(fmt, mapping or {})
-    inputs = [found for path in paths for found in find_inputs(path)]
+    inputs = [file_input for path in paths for file_input in find_inputs(path)]
     result = Ingested()
     reading = fingerprint(fmt, dict(mapping or {}))  # a file read with another mapping counts as another file
     with lock(ws.path, "pool"):
@@ -102,7 +102,7 @@ def ingest(
 def _read_otherwise(key: str, progress: Mapping[str, Any]) -> bool:
     """Whether a file with the same content was read before with another --format or --map."""
     content = key.partition(":")[0]
-    return any(other != key and other.partition(":")[0] == content for other in progress)
+    return any(other_key != key and other_key.partition(":")[0] == content for other_key in progress)
 
 
 def _progress(ws: Workspace) -> dict[str, dict[str, Any]]:
@@ -148,7 +148,7 @@ def _read_file(
     result: Ingested,
 ) -> None:
     skip = progress.get(key, {}).get("rows", 0)
-    before = writer.accepted
+    accepted_before = writer.accepted
     writer.counts_copies = not _read_otherwise(key, progress)
     if not writer.counts_copies:
         result.warnings.append(f"{item.path} was read before under another --format or --map: no copies are counted")
@@ -163,7 +163,7 @@ def _read_file(
         number = batch[-1][0]
     writer.finish(key, number)
     result.files_read += 1
-    if writer.accepted == before:
+    if writer.accepted == accepted_before:
         result.warnings.append(f"{item.path} gave no sample; see the table rejects")
 
 
@@ -196,13 +196,13 @@ class _KnownIds:
 
     def among(self, ids: set[str]) -> set[str]:
         """Those of `ids` that are stored."""
-        asked = list(ids)
-        wanted = ids_as_integers(asked)
-        found = np.zeros(len(wanted), dtype=bool)
+        id_list = list(ids)
+        numbers = ids_as_integers(id_list)
+        is_known = np.zeros(len(numbers), dtype=bool)
         for run in self.runs:
             if len(run):
-                found |= run[np.minimum(np.searchsorted(run, wanted), len(run) - 1)] == wanted
-        return {asked[i] for i in np.flatnonzero(found)}
+                is_known |= run[np.minimum(np.searchsorted(run, numbers), len(run) - 1)] == numbers
+        return {id_list[i] for i in np.flatnonzero(is_known)}
 
 
 class _Writer:
@@ -278,17 +278,17 @@ class _Writer:
         if not (self.rows or self.copies or self.rejects or self.files):
             return
         name = f"part-{self.number:05d}"
-        beside = {}
+        digests = {}
         if self.rejects:
             table = pa.Table.from_pylist(self.rejects, schema=REJECTS)
-            beside["rejects"] = write_table(self.ws.path / "rejects" / f"{name}.parquet", table)
+            digests["rejects"] = write_table(self.ws.path / "rejects" / f"{name}.parquet", table)
         if copies := {id_: n for id_, n in self.copies.items() if n}:
             table = pa.table({"id": list(copies), "copies": list(copies.values())}, schema=COPIES)
-            beside["copies"] = write_table(self.ws.path / "pool" / "copies" / f"{name}.parquet", table)
+            digests["copies"] = write_table(self.ws.path / "pool" / "copies" / f"{name}.parquet", table)
         rows = pa.Table.from_pylist(list(self.rows.values()), schema=POOL)
         n_chars = int(pl.Series(rows["n_chars"]).sum() or 0)
         group = min(ROW_GROUP, max(1, len(self.rows) * _GROUP_BYTES // max(n_chars, 1)))
-        self.ws.pool.commit(name, rows, row_group=group, n_chars=n_chars, files=self.files, beside=beside)
+        self.ws.pool.commit(name, rows, row_group=group, n_chars=n_chars, files=self.files, beside=digests)
         self.known.add(list(self.rows))
         self.number += 1
         self._clear()

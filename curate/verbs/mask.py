@@ -68,32 +68,32 @@ def mask(
     budget = round(frac * result.parameters)
     if not budget:
         raise CurateError(f"--frac {frac:g} of {result.parameters} parameters is none; take a larger share.")
-    given, choice, made = Parameters(weights, budget, source.scores), source.model, source.recipe
+    inputs, choice, basis = Parameters(weights, budget, source.scores), source.model, source.recipe
     if (warmup := method.warm_up()) is not None:
-        method.check(given)
+        method.check(inputs)
         run = warm_up(ws, choice, warmup, Account("mask", [method.name], name, {"train": "warm-up"}))
         gradients, result.checkpoint = _sums(run)
-        given = replace(given, gradients=gradients)
-        made = {"checkpoint": result.checkpoint, "warmup": run.account}
-    chosen = method.init(given)
-    result.selected = sum(map(len, chosen.values()))
+        inputs = replace(inputs, gradients=gradients)
+        basis = {"checkpoint": result.checkpoint, "warmup": run.account}
+    selected = method.init(inputs)
+    result.selected = sum(map(len, selected.values()))
     if not result.selected:
         raise CurateError(f"the mask '{method.name}' finds nothing to choose from in {choice.name}; exclude less.")
-    result.by_kind = _by_kind(sizes, chosen)
+    result.by_kind = _by_kind(sizes, selected)
     recipe = MaskRecipe(
         name=name,
         curate=__version__,
         mask=method_recipe(method),
         frac=frac,
         model=model_recipe(choice),
-        **made,
+        **basis,
         paid=charged_entries(ws, [choice.name]),
         shapes={n: list(weight.shape) for n, weight in weights.items()},
         selected=result.selected,
         result={key: value for key, value in asdict(result).items() if key != "name"},
     )
     with lock(ws.path, f"mask {name}"):
-        write_mask(ws, name, chosen, recipe)
+        write_mask(ws, name, selected, recipe)
     return result
 
 
@@ -144,15 +144,15 @@ def _sums(run: Run) -> tuple[Callable[[str], np.ndarray], str]:
     return lambda parameter: opened.get_tensor(f"{SUM}.{parameter}"), str(folder)
 
 
-def _by_kind(sizes: dict[str, int], chosen: dict[str, np.ndarray]) -> list[dict[str, Any]]:
-    whole, mine = dict[str, int](), dict[str, int]()
+def _by_kind(sizes: dict[str, int], selected: dict[str, np.ndarray]) -> list[dict[str, Any]]:
+    totals, counts = dict[str, int](), dict[str, int]()
     for name, size in sizes.items():
         kind = kind_of(name)
-        whole[kind] = whole.get(kind, 0) + size
-        mine[kind] = mine.get(kind, 0) + len(chosen.get(name, ()))
+        totals[kind] = totals.get(kind, 0) + size
+        counts[kind] = counts.get(kind, 0) + len(selected.get(name, ()))
     return [
-        {"kind": kind, "parameters": whole[kind], "selected": mine[kind], "share": mine[kind] / whole[kind]}
-        for kind in sorted(whole, key=lambda k: -mine[k])
+        {"kind": kind, "parameters": totals[kind], "selected": counts[kind], "share": counts[kind] / totals[kind]}
+        for kind in sorted(totals, key=lambda k: -counts[k])
     ]
 
 
@@ -165,4 +165,4 @@ def kind_of(name: str) -> str:
         "attention": ("attn", "attention"),
         "feed-forward": ("mlp", "feed_forward", "ffn"),
     }
-    return next((kind for kind, those in words.items() if any(word in name for word in those)), "other")
+    return next((kind for kind, patterns in words.items() if any(word in name for word in patterns)), "other")

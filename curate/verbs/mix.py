@@ -111,22 +111,24 @@ def mix(
     for eval_spec in proxy.evals if proxy else ():
         questions(ws, eval_spec)
     result = MixtureResult(name, blend.unit)
-    what = {"methods": [mixer.name], "name": name, "phase": "mix"}
+    columns = {"methods": [mixer.name], "name": name, "phase": "mix"}
     with lock(ws.path, f"manifest {name}"):
-        with charged(ws.path, "mix", **what) as meter:
-            its = _ground(ws, blend, result)
-            meter.samples = len(its.rows.row)
+        with charged(ws.path, "mix", **columns) as meter:
+            ground = _ground(ws, blend, result)
+            meter.samples = len(ground.rows.row)
         proxies = None
         if proxy:
-            pool = Pool(str(ws.path), name, mixer.name, blend.manifest, its.domain, its.names, its.draws, blend.seed)
+            pool = Pool(
+                str(ws.path), name, mixer.name, blend.manifest, ground.domain, ground.names, ground.draws, blend.seed
+            )
             proxies = Trainings(pool, proxy)
-        found = mixer.mix(Domains(its.names, its.there / its.draws, its.values), proxies)
-        result.told = dict(found.info)
-        table = _realised(_refuse(mixer, found.weights), its, blend, result)
+        mixed = mixer.mix(Domains(ground.names, ground.there / ground.draws, ground.values), proxies)
+        result.told = dict(mixed.info)
+        table = _realised(_refuse(mixer, mixed.weights), ground, blend, result)
         result.rows, result.tokens = sum(table["rows"].to_pylist()), sum(table["tokens"].to_pylist())
         result.by_domain = sorted(table.to_pylist(), key=lambda row: (-row["weight"], row["source"]))
-        made = proxies.made if proxies else []
-        write_manifest(ws, name, table, _recipe(ws, mixer, blend, proxy, its, table, result, made))
+        accounts = proxies.made if proxies else []
+        write_manifest(ws, name, table, _recipe(ws, mixer, blend, proxy, ground, table, result, accounts))
     return result
 
 
@@ -144,104 +146,104 @@ class _Ground:
     draws: np.ndarray
 
 
-def _ground(ws: Workspace, blend: MixtureSpec, result: MixtureResult) -> _Ground:
-    rows = rows_of(ws, blend.manifest, None, blend.allow_stale)
+def _ground(ws: Workspace, spec: MixtureSpec, result: MixtureResult) -> _Ground:
+    rows = rows_of(ws, spec.manifest, None, spec.allow_stale)
     if rows.draws:
-        raise CurateError(f"the manifest '{blend.manifest}' is a mixture itself; name one of samples to mix.")
+        raise CurateError(f"the manifest '{spec.manifest}' is a mixture itself; name one of samples to mix.")
     if (rows.repeats != 1).any() or differ(rows.weight):
         raise CurateError(
-            f"the manifest '{blend.manifest}' repeats or weights samples, but a mixture sets itself how often each "
+            f"the manifest '{spec.manifest}' repeats or weights samples, but a mixture sets itself how often each "
             "is drawn; name one that does neither."
         )
-    result.warnings += usable(scores_of(ws, blend.domain, blend.token_count), blend.allow_stale)
-    names, domain = _domains(ws, rows, blend, result)
-    there, tokens = _sizes(ws, rows, domain, len(names), blend)
-    values, warnings = _values(ws, rows, names, domain, blend)
+    result.warnings += usable(scores_of(ws, spec.domain, spec.token_count), spec.allow_stale)
+    names, domain = _domains(ws, rows, spec, result)
+    counts, tokens = _sizes(ws, rows, domain, len(names), spec)
+    values, warnings = _values(ws, rows, names, domain, spec)
     result.warnings += warnings
-    per_unit = np.ones(len(names)) if blend.unit == "rows" else there / tokens
-    return _Ground(rows, names, domain, there, tokens, values, per_unit)
+    per_unit = np.ones(len(names)) if spec.unit == "rows" else counts / tokens
+    return _Ground(rows, names, domain, counts, tokens, values, per_unit)
 
 
 def _recipe(
     ws: Workspace,
     mixer: Mixer,
-    blend: MixtureSpec,
+    spec: MixtureSpec,
     proxy: Proxy | None,
-    its: _Ground,
+    ground: _Ground,
     table: pa.Table,
     result: MixtureResult,
     proxies: list[str],
 ) -> MixtureRecipe:
-    share, base = table["weight"].to_numpy() * its.draws, its.rows.recipe
+    share, base = table["weight"].to_numpy() * ground.draws, ground.rows.recipe
     return MixtureRecipe(
         name=result.name,
         curate=__version__,
         mixer=method_recipe(mixer),
-        choice={key: value for key, value in asdict(blend).items() if key != "manifest"},
-        exact=blend.exact,
+        choice={key: value for key, value in asdict(spec).items() if key != "manifest"},
+        exact=spec.exact,
         share=(share / share.sum()).tolist(),  # of the draws, by domain
-        domain=blend.domain,
+        domain=spec.domain,
         manifest=ManifestReference(name=base.name, sha256=base.sha256) if base else None,
         selection=base.step() if base else None,
         proxy=_proxy_recipe(proxy),
         paid=charged_entries(ws, [proxy.model.name] if proxy else []),
         pool=pool_recipe(ws, ws.shards()),
-        scores={s.name: s.recipe for s in scores_of(ws, blend.by, blend.domain, blend.token_count)},
+        scores={s.name: s.recipe for s in scores_of(ws, spec.by, spec.domain, spec.token_count)},
         result={key: value for key, value in asdict(result).items() if key != "name"},
         proxies=proxies,
     )
 
 
-def _refuse_unused(mixer: Mixer, blend: MixtureSpec, proxy: Proxy | None) -> None:
-    for option, given, used in (
-        ("a column: --by SQL", bool(blend.by), mixer.uses_values),
+def _refuse_unused(mixer: Mixer, spec: MixtureSpec, proxy: Proxy | None) -> None:
+    for option, is_given, is_used in (
+        ("a column: --by SQL", bool(spec.by), mixer.uses_values),
         ("a model to train proxies of: --model MODEL", proxy is not None, mixer.trains),
         ("targets to evaluate proxies on: --target NAME", bool(proxy and proxy.evals), mixer.evaluates),
     ):
-        if given != used:
-            verb = "needs" if used else "has no use for"
-            raise CurateError(f"the mixer '{mixer.name}' {verb} {option}{'' if used else '; leave that out'}.")
+        if is_given != is_used:
+            verb = "needs" if is_used else "has no use for"
+            raise CurateError(f"the mixer '{mixer.name}' {verb} {option}{'' if is_used else '; leave that out'}.")
 
 
 def _domains(
-    ws: Workspace, rows: TrainingRows, blend: MixtureSpec, result: MixtureResult
+    ws: Workspace, rows: TrainingRows, spec: MixtureSpec, result: MixtureResult
 ) -> tuple[list[str], np.ndarray]:
     """The domains' names, sorted, and the domain of each sample as a position among them; -1 for none."""
-    of_each = texts_of(ws, blend.domain, rows.row)
+    of_each = texts_of(ws, spec.domain, rows.row)
     names = sorted({name for name in of_each if name})
     if not names:
-        raise CurateError(f"no sample has a domain: --domain {blend.domain} is empty for all of them.")
+        raise CurateError(f"no sample has a domain: --domain {spec.domain} is empty for all of them.")
     domain = places_of(of_each, names)
     result.without_domain = int((domain < 0).sum())
     return names, domain
 
 
 def _sizes(
-    ws: Workspace, rows: TrainingRows, domain: np.ndarray, n: int, blend: MixtureSpec
+    ws: Workspace, rows: TrainingRows, domain: np.ndarray, n: int, spec: MixtureSpec
 ) -> tuple[np.ndarray, np.ndarray]:
     """The number of samples, int64 [D], and of tokens, float64 [D], of each domain."""
-    tokens, some = column_of(ws, blend.token_count, rows.row), domain >= 0
+    tokens, in_domain = column_of(ws, spec.token_count, rows.row), domain >= 0
     if not (np.isfinite(tokens) & (tokens >= 0)).all():
-        raise CurateError(f"--token-count {blend.token_count} gives no number of 0 or more for some sample.")
-    sums = np.bincount(domain[some], tokens[some], minlength=n)
-    if blend.unit == "tokens" and (sums <= 0).any():
-        raise CurateError(f"--token-count {blend.token_count} gives some domain no tokens at all; mix by --rows.")
-    return np.bincount(domain[some], minlength=n), sums
+        raise CurateError(f"--token-count {spec.token_count} gives no number of 0 or more for some sample.")
+    sums = np.bincount(domain[in_domain], tokens[in_domain], minlength=n)
+    if spec.unit == "tokens" and (sums <= 0).any():
+        raise CurateError(f"--token-count {spec.token_count} gives some domain no tokens at all; mix by --rows.")
+    return np.bincount(domain[in_domain], minlength=n), sums
 
 
 def _values(
-    ws: Workspace, rows: TrainingRows, names: Sequence[str], domain: np.ndarray, blend: MixtureSpec
+    ws: Workspace, rows: TrainingRows, names: Sequence[str], domain: np.ndarray, spec: MixtureSpec
 ) -> tuple[np.ndarray | None, list[str]]:
     """The mean of the column over each domain's samples that have a value, float64 [D]; and warnings."""
-    if not blend.by:
+    if not spec.by:
         return None, []
-    warnings = usable(scores_of(ws, blend.by), blend.allow_stale)
-    column = column_of(ws, blend.by, rows.row)
-    good = np.isfinite(column) & (domain >= 0)
-    counts = np.bincount(domain[good], minlength=len(names))
+    warnings = usable(scores_of(ws, spec.by), spec.allow_stale)
+    column = column_of(ws, spec.by, rows.row)
+    valid = np.isfinite(column) & (domain >= 0)
+    counts = np.bincount(domain[valid], minlength=len(names))
     if not counts.all():
-        raise CurateError(f"no sample of the domain '{names[int(np.argmin(counts))]}' has a value of --by {blend.by}.")
-    return np.bincount(domain[good], column[good], minlength=len(names)) / counts, warnings
+        raise CurateError(f"no sample of the domain '{names[int(np.argmin(counts))]}' has a value of --by {spec.by}.")
+    return np.bincount(domain[valid], column[valid], minlength=len(names)) / counts, warnings
 
 
 def _refuse(mixer: Mixer, weights: np.ndarray) -> np.ndarray:
@@ -256,63 +258,70 @@ def _refuse(mixer: Mixer, weights: np.ndarray) -> np.ndarray:
 # --- weights become draws --------------------------------------------------------------------------------
 
 
-def _realised(weights: np.ndarray, its: _Ground, blend: MixtureSpec, result: MixtureResult) -> pa.Table:
+def _realised(weights: np.ndarray, ground: _Ground, spec: MixtureSpec, result: MixtureResult) -> pa.Table:
     """The stored table of the mixture. If the cap reduced a domain, the weights are those that the draws realise."""
-    counts = _counts(weights, its, blend, result)
-    drawn = counts * its.tokens / its.there
+    counts = _counts(weights, ground, spec, result)
+    drawn_tokens = counts * ground.tokens / ground.there
     if result.lowered:
-        shares = counts / its.draws
+        shares = counts / ground.draws
         weights = shares / shares.sum()
     return pa.table(
         {
-            "source": its.names,
+            "source": ground.names,
             "weight": weights,
             "rows": counts,
-            "tokens": np.round(drawn).astype(np.int64),
-            "available": its.there,
-            "epochs": counts / its.there,
+            "tokens": np.round(drawn_tokens).astype(np.int64),
+            "available": ground.there,
+            "epochs": counts / ground.there,
         }
     )
 
 
-def _counts(weights: np.ndarray, its: _Ground, blend: MixtureSpec, result: MixtureResult) -> np.ndarray:
+def _counts(weights: np.ndarray, ground: _Ground, spec: MixtureSpec, result: MixtureResult) -> np.ndarray:
     """The draws of an epoch from each domain, int64 [D], within the cap."""
-    wanted = weights * its.draws * (blend.tokens if blend.tokens is not None else blend.rows or its.there.sum())
-    size = max(1, round(float(wanted.sum())))
-    counts = largest_remainders(wanted, size)
-    if blend.most_epochs is None:
+    expected = weights * ground.draws * (spec.tokens if spec.tokens is not None else spec.rows or ground.there.sum())
+    size = max(1, round(float(expected.sum())))
+    counts = largest_remainders(expected, size)
+    if spec.most_epochs is None:
         return counts
-    most = np.floor(its.there * blend.most_epochs).astype(np.int64)
-    over = np.flatnonzero(counts > most).tolist()
-    if not over:
+    caps = np.floor(ground.there * spec.most_epochs).astype(np.int64)
+    capped = np.flatnonzero(counts > caps).tolist()
+    if not capped:
         return counts
-    if not blend.lower or most.sum() < size:
-        raise CurateError(_too_small(counts, its, over, size, int(most.sum()), blend))
-    result.lowered = [its.names[i] for i in over]
-    return _lowered(counts, most, wanted, size)
+    if not spec.lower or caps.sum() < size:
+        raise CurateError(_too_small(counts, ground, capped, size, int(caps.sum()), spec))
+    result.lowered = [ground.names[i] for i in capped]
+    return _lowered(counts, caps, expected, size)
 
 
-def _lowered(counts: np.ndarray, most: np.ndarray, wanted: np.ndarray, size: int) -> np.ndarray:
+def _lowered(counts: np.ndarray, caps: np.ndarray, expected: np.ndarray, size: int) -> np.ndarray:
     """Give the excess of the capped domains to the others, in proportion to their weights or, if these are all 0, to
     their remaining capacity."""
-    counts = np.minimum(counts, most)
-    while (left := size - int(counts.sum())) > 0:
-        room = most - counts
-        share = np.where(room > 0, wanted, 0.0)
-        counts = counts + np.minimum(largest_remainders(share if share.any() else room.astype(np.float64), left), room)
+    counts = np.minimum(counts, caps)
+    while (remaining := size - int(counts.sum())) > 0:
+        room = caps - counts
+        share = np.where(room > 0, expected, 0.0)
+        counts = counts + np.minimum(
+            largest_remainders(share if share.any() else room.astype(np.float64), remaining), room
+        )
     return counts
 
 
-def _too_small(counts: np.ndarray, its: _Ground, over: list[int], size: int, most: int, blend: MixtureSpec) -> str:
-    if blend.lower:
+def _too_small(
+    counts: np.ndarray, ground: _Ground, capped: list[int], size: int, capacity: int, spec: MixtureSpec
+) -> str:
+    if spec.lower:
         return (
-            f"a mixture of {size:,} draws is more than {blend.most_epochs:g} epochs of all domains together have "
-            f"({most:,}); take fewer --rows or --tokens, or a larger --max-epochs."
+            f"a mixture of {size:,} draws is more than {spec.most_epochs:g} epochs of all domains together have "
+            f"({capacity:,}); take fewer --rows or --tokens, or a larger --max-epochs."
         )
-    said = ", ".join(f"{its.names[i]} ({counts[i]:,} draws from {its.there[i]:,} samples)" for i in over[:3])
-    more = f" and {len(over) - 3} more" if len(over) > 3 else ""
+    examples = ", ".join(
+        f"{ground.names[i]} ({counts[i]:,} draws from {ground.there[i]:,} samples)" for i in capped[:3]
+    )
+    more = f" and {len(capped) - 3} more" if len(capped) > 3 else ""
     return (
-        f"an epoch of the mixture would go through some domains more than {blend.most_epochs:g} times: {said}{more}; "
+        f"an epoch of the mixture would go through some domains more than {spec.most_epochs:g} times: "
+        f"{examples}{more}; "
         "take fewer --rows or --tokens, a larger --max-epochs (none: however often), or --lower, which gives what is "
         "too much to the other domains."
     )

@@ -58,17 +58,17 @@ def neighbors(
     row = row_of(ws, sample_id) if sample_id is not None else None
     if sample_id is not None and row is None:
         raise no_sample(ws, sample_id)
-    asked = vector_at(ws, state, row) if row is not None else _encoded(ws, state, text or "")
+    query = vector_at(ws, state, row) if row is not None else _encoded(ws, state, text or "")
     if problem := index_problem(ws, vectors):
         with lock(ws.path, f"vectors {vectors}"):
             built = ensure_index(ws, vectors)
         if index_problem(ws, vectors):
             raise CurateError(f"{state} {problem}, and it cannot be built: {built.removeprefix('no index: ')}")
         result.warnings.append(f"{state} {problem.replace('has', 'had')}; built {built}")
-    at, near = search(ws, vectors, asked, k + (row is not None))
-    places = [(int(p), float(s)) for p, s in zip(at[0], near[0], strict=True) if p >= 0 and p != row][:k]
-    those = shown(ws, [p for p, _ in places])
-    result.found = [{"rank": i, "similarity": s, **those[p]} for i, (p, s) in enumerate(places)]
+    positions, cosines = search(ws, vectors, query, k + (row is not None))
+    nearest = [(int(p), float(s)) for p, s in zip(positions[0], cosines[0], strict=True) if p >= 0 and p != row][:k]
+    samples = shown(ws, [p for p, _ in nearest])
+    result.found = [{"rank": i, "similarity": s, **samples[p]} for i, (p, s) in enumerate(nearest)]
     return result
 
 
@@ -91,7 +91,7 @@ def _encoded(ws: Workspace, state: TableState, text: str) -> np.ndarray:
         meter.samples = 1
         columns, usage = score_samples(load_roles(models), [{"messages": None, "text": text}], {"x": step})
         meter.add(usage)
-    found = Vectors.of(columns["x"]["vector"], columns["x"]["error"])
-    if not found.there[0]:
-        raise CurateError(f"--text {text!r} {found.error[0]}; give some words.")
-    return found.unit.astype(np.float16).astype(np.float32)  # as it would be stored
+    vectors = Vectors.of(columns["x"]["vector"], columns["x"]["error"])
+    if not vectors.there[0]:
+        raise CurateError(f"--text {text!r} {vectors.error[0]}; give some words.")
+    return vectors.unit.astype(np.float16).astype(np.float32)  # as it would be stored

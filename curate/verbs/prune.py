@@ -55,7 +55,7 @@ def prune(ws: Workspace, run: str, method: Pruner, sparsity: float, *, name: str
         raise CurateError(f"the run '{run}' is not finished; the same `curate train` goes on with it.")
     ws.check_name(name, "run")
     checkpoint = source.latest()
-    made = PruneRecipe(
+    prune_recipe = PruneRecipe(
         pruner=method_recipe(method),
         sparsity=sparsity,
         run=run,
@@ -65,20 +65,22 @@ def prune(ws: Workspace, run: str, method: Pruner, sparsity: float, *, name: str
     result, new = Pruned(name, run, checkpoint.step), Run(ws, name)
     until = recipe.until or datetime.now(UTC).isoformat()  # later charges to its account are not part of this run
     with lock(ws.path, f"run {name}"):
-        if (old := new.recipe) and old.pruned != made:
+        if (existing := new.recipe) and existing.pruned != prune_recipe:
             raise CurateError(f"the run '{name}' exists, and is another; choose another --name.")
-        if old and old.left and new.is_complete():  # already done
-            return replace(result, **old.left, folder=str(new.latest().folder))
-        what = {"methods": [method.name], "name": name, "phase": "prune", "model": recipe.model.name}
-        with checkpoint.local() as folder, charged(ws.path, "prune", **what) as meter:
+        if existing and existing.left and new.is_complete():  # already done
+            return replace(result, **existing.left, folder=str(new.latest().folder))
+        columns = {"methods": [method.name], "name": name, "phase": "prune", "model": recipe.model.name}
+        with checkpoint.local() as folder, charged(ws.path, "prune", **columns) as meter:
             meter.begin(recipe.samples)
             write = _pruned(recipe, folder, method, sparsity, checkpoint.step, result)
             new.remove_leftovers()
             new.commit(checkpoint.step, True, {}, write)
             # Last, so that the run exists completely or not at all.
-            left = {"parameters": result.parameters, "changed": result.changed, "kept": result.kept}
+            counts = {"parameters": result.parameters, "changed": result.changed, "kept": result.kept}
             new.begin(
-                structs.replace(recipe, name=name, account=recipe.account or run, until=until, pruned=made, left=left)
+                structs.replace(
+                    recipe, name=name, account=recipe.account or run, until=until, pruned=prune_recipe, left=counts
+                )
             )
     result.folder = str(new.latest().folder)
     return result
@@ -96,17 +98,17 @@ def _pruned(
     choice = model_choice(recipe.model)
     if weights_fingerprint(choice) != recipe.model.weights:
         raise CurateError(f"{choice.name} is no longer the model that the run '{result.run}' started from.")
-    whole = not recipe.settings["lora_r"] and choice.dtype != "auto"  # then it was rounded before training
-    began = load(replace(choice, dtype=choice.dtype if whole else "float32", device="cpu"))[0]
-    before = {name: parameter.float() for name, parameter in began.named_parameters()}
+    rounded = not recipe.settings["lora_r"] and choice.dtype != "auto"  # then it was rounded before training
+    start_model = load(replace(choice, dtype=choice.dtype if rounded else "float32", device="cpu"))[0]
+    start_weights = {name: parameter.float() for name, parameter in start_model.named_parameters()}
     model, tokenizer = load(replace(choice, name=str(folder), dtype="float32", device="cpu"))
-    if {n: p.shape for n, p in model.named_parameters()} != {n: p.shape for n, p in before.items()}:
+    if {n: p.shape for n, p in model.named_parameters()} != {n: p.shape for n, p in start_weights.items()}:
         raise CurateError(
             f"the run '{result.run}' and {choice.name} have other parameters, so nothing can be taken back."
         )
     with torch.no_grad():
         for name, parameter in model.named_parameters():
-            base = before[name].detach().numpy()
+            base = start_weights[name].detach().numpy()
             update = parameter.numpy().astype(np.float64) - base
             worth = method.worth(base.astype(np.float64), update)
             if np.isnan(worth).any():
@@ -115,7 +117,7 @@ def _pruned(
             result.parameters += update.size
             result.changed += int(np.count_nonzero(update))
             result.kept += int(np.count_nonzero(update[keep]))
-            parameter[~torch.from_numpy(keep)] = before[name][~torch.from_numpy(keep)]
+            parameter[~torch.from_numpy(keep)] = start_weights[name][~torch.from_numpy(keep)]
 
     def write(into: Path) -> None:
         with quiet():
@@ -128,10 +130,10 @@ def _pruned(
 
 def kept(worth: np.ndarray, sparsity: float) -> np.ndarray:
     """Which elements to keep: the (1 - sparsity) share of highest `worth`, ties by position; bool, in its shape."""
-    flat, stay = worth.ravel(), worth.size - round(sparsity * worth.size)
-    if not stay:
+    flat, n_kept = worth.ravel(), worth.size - round(sparsity * worth.size)
+    if not n_kept:
         return np.zeros(worth.shape, bool)
-    least = np.partition(flat, worth.size - stay)[worth.size - stay]  # the lowest value that is kept
-    stays = flat > least
-    stays[np.flatnonzero(flat == least)[: stay - np.count_nonzero(stays)]] = True
-    return stays.reshape(worth.shape)
+    threshold = np.partition(flat, worth.size - n_kept)[worth.size - n_kept]  # the lowest value that is kept
+    is_kept = flat > threshold
+    is_kept[np.flatnonzero(flat == threshold)[: n_kept - np.count_nonzero(is_kept)]] = True
+    return is_kept.reshape(worth.shape)

@@ -138,8 +138,8 @@ def report(
             mixtures[name] = table.to_pylist()
         else:
             of_samples[name] = (table, recipe)
-    picked = {name: table["row"].to_numpy() for name, (table, _) in of_samples.items()}
-    for name, rows in picked.items():
+    chosen_rows = {name: table["row"].to_numpy() for name, (table, _) in of_samples.items()}
+    for name, rows in chosen_rows.items():
         if len(rows) and rows.max() >= len(pool.source):
             raise CurateError(
                 f"the manifest '{name}' has rows that the pool has not; the pool was remade, select again."
@@ -152,8 +152,8 @@ def report(
         ledger(ws),
         [_spread(ws, name, pool) for name in names],
         _correlation(pool),
-        [_chosen(ws, name, rows, of_samples[name], pool, twins) for name, rows in picked.items()],
-        _overlap(list(picked.values())),
+        [_chosen(ws, name, rows, of_samples[name], pool, twins) for name, rows in chosen_rows.items()],
+        _overlap(list(chosen_rows.values())),
         mixtures,
         {},
         {},
@@ -162,10 +162,10 @@ def report(
     )
     ends = {name: pool.ends(name) for name in names}
     for name, (best, worst) in ends.items():
-        result.best[name] = pool.shown(ws, best, 2 * cut, picked)
-        result.worst[name] = pool.shown(ws, worst, 2 * cut, picked)
+        result.best[name] = pool.shown(ws, best, 2 * cut, chosen_rows)
+        result.worst[name] = pool.shown(ws, worst, 2 * cut, chosen_rows)
     searched = pool.some(samples, [row for pair in ends.values() for rows in pair for row in rows])
-    result.shown = pool.shown(ws, searched, cut, picked)
+    result.shown = pool.shown(ws, searched, cut, chosen_rows)
     _runs(ws, result)
     for name in sorted(path.parent.name for path in (ws.path / "audits").glob("[a-z]*/audit.json")):
         if card := card_of(ws, name):
@@ -173,14 +173,14 @@ def report(
     return result
 
 
-def _named(ws: Workspace, kind: str, given: Sequence[str], most: int, warnings: list[str]) -> list[str]:
-    for name in given:
+def _named(ws: Workspace, kind: str, names: Sequence[str], limit: int, warnings: list[str]) -> list[str]:
+    for name in names:
         ws.require(kind, name)
-    have = list(given) or ws.having(kind)
-    if len(have) > most and not given:
-        warnings.append(f"of {len(have)} {kind}s the first {most} are shown; name others by --{kind}")
-        return have[:most]
-    return have
+    available = list(names) or ws.having(kind)
+    if len(available) > limit and not names:
+        warnings.append(f"of {len(available)} {kind}s the first {limit} are shown; name others by --{kind}")
+        return available[:limit]
+    return available
 
 
 def _runs(ws: Workspace, result: Report) -> None:
@@ -222,39 +222,39 @@ class _Pool:
     def ends(self, name: str, count: int = 10) -> tuple[list[int], list[int]]:
         """The rows of the best and of the worst samples by a score; ties in order of id."""
         values = self.scores[name]
-        good = np.flatnonzero(np.isfinite(values))
-        ids = np.array(self.id, object)[good]
-        order = good[np.lexsort((ids.astype(str), -values[good]))]
+        valid = np.flatnonzero(np.isfinite(values))
+        ids = np.array(self.id, object)[valid]
+        order = valid[np.lexsort((ids.astype(str), -values[valid]))]
         return order[:count].tolist(), order[::-1][:count].tolist()
 
     def some(self, most: int, wanted: Sequence[int]) -> list[int]:
         """Rows that can be searched, in the pool's order: all, or the wanted ones and others at random."""
         if len(self.id) <= most:
             return list(range(len(self.id)))
-        lot = keyed_uniform(ids_as_integers(self.id), 0, "report")
-        lot[list(wanted)] = 2.0
-        return np.sort(np.argsort(-lot, kind="stable")[:most]).tolist()
+        numbers = keyed_uniform(ids_as_integers(self.id), 0, "report")
+        numbers[list(wanted)] = 2.0
+        return np.sort(np.argsort(-numbers, kind="stable")[:most]).tolist()
 
     def shown(self, ws: Workspace, rows: Sequence[int], cut: int, picked: dict[str, np.ndarray]) -> Shown:
         """The samples at some rows, as shown on the page; texts are truncated to `cut` characters."""
-        at = {row: i for i, row in enumerate(rows)}
+        position_of = {row: i for i, row in enumerate(rows)}
         text = [""] * len(rows)
-        chosen: list[list[int]] = [[] for _ in rows]
-        for number, mine in enumerate(picked.values()):
-            for row in mine.tolist():
-                if row in at:
-                    chosen[at[row]].append(number)
+        chosen_by: list[list[int]] = [[] for _ in rows]
+        for number, manifest_rows in enumerate(picked.values()):
+            for row in manifest_rows.tolist():
+                if row in position_of:
+                    chosen_by[position_of[row]].append(number)
         if rows:
-            listed = "" if len(rows) == len(self.id) else f"WHERE row IN ({', '.join(map(str, rows))})"
+            condition = "" if len(rows) == len(self.id) else f"WHERE row IN ({', '.join(map(str, rows))})"
             cuts = (
                 f"list_transform(messages, lambda m: {{'role': m.role, 'content': left(m.content, {cut})}}) AS messages"
             )
-            query_ = f"SELECT row, {cuts}, left(text, {cut}) AS text FROM pool {listed}"
+            query_ = f"SELECT row, {cuts}, left(text, {cut}) AS text FROM pool {condition}"
             for row in sql.rows(ws, query_):
-                text[at[row["row"]]] = _cut(_said(row), cut)
-        take = np.array(rows, np.int64)
-        scores = {name: values[take] for name, values in self.scores.items()}
-        return Shown([self.id[r] for r in rows], [str(self.source[r]) for r in rows], text, scores, chosen)
+                text[position_of[row["row"]]] = _cut(_said(row), cut)
+        indices = np.array(rows, np.int64)
+        scores = {name: values[indices] for name, values in self.scores.items()}
+        return Shown([self.id[r] for r in rows], [str(self.source[r]) for r in rows], text, scores, chosen_by)
 
 
 def _said(sample: dict[str, Any]) -> str:
@@ -263,8 +263,8 @@ def _said(sample: dict[str, Any]) -> str:
     return "\n".join(f"{m['role']}: {m['content'] or ''}" for m in sample["messages"])
 
 
-def _cut(text: str, most: int) -> str:
-    return text if len(text) <= most else text[: most - 1].rstrip() + "…"
+def _cut(text: str, limit: int) -> str:
+    return text if len(text) <= limit else text[: limit - 1].rstrip() + "…"
 
 
 # --- scores and selections -------------------------------------------------------------------------------
@@ -272,31 +272,31 @@ def _cut(text: str, most: int) -> str:
 
 def _spread(ws: Workspace, name: str, pool: _Pool) -> Spread:
     state, values = score_state(ws, name), pool.scores[name]
-    good = np.isfinite(values)
-    low, high = np.quantile(values[good], [0.005, 0.995]) if good.any() else (0.0, 1.0)
+    valid = np.isfinite(values)
+    low, high = np.quantile(values[valid], [0.005, 0.995]) if valid.any() else (0.0, 1.0)
     high = high if high > low else low + 1.0
     edges = np.linspace(low, high, BINS + 1)
-    place = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, BINS - 1)
+    bins = np.clip(np.searchsorted(edges, values, side="right") - 1, 0, BINS - 1)
     counts, quantiles = {}, {}
     for source in pool.sources:
-        mine = good & (pool.source == source)
-        counts[source] = np.bincount(place[mine], minlength=BINS)
-        if mine.any():
-            quantiles[source] = np.quantile(values[mine], [0.05, 0.25, 0.5, 0.75, 0.95]).tolist()
+        in_source = valid & (pool.source == source)
+        counts[source] = np.bincount(bins[in_source], minlength=BINS)
+        if in_source.any():
+            quantiles[source] = np.quantile(values[in_source], [0.05, 0.25, 0.5, 0.75, 0.95]).tolist()
     method, target = state.recipe.method, state.recipe.target or None
-    return Spread(name, method, target, edges, counts, quantiles, int((~good).sum()), state.problem() or "complete")
+    return Spread(name, method, target, edges, counts, quantiles, int((~valid).sum()), state.problem() or "complete")
 
 
 def _correlation(pool: _Pool) -> np.ndarray:
     columns = list(pool.scores.values())
     n = len(pool.id)
-    take = np.arange(n) if n <= _RANKED else np.random.default_rng(0).choice(n, _RANKED, replace=False)
-    found = np.full((len(columns), len(columns)), np.nan)
+    sampled = np.arange(n) if n <= _RANKED else np.random.default_rng(0).choice(n, _RANKED, replace=False)
+    correlations = np.full((len(columns), len(columns)), np.nan)
     for i, a in enumerate(columns):
         for j, b in enumerate(columns[: i + 1]):
-            both = take[np.isfinite(a[take]) & np.isfinite(b[take])]
-            found[i, j] = found[j, i] = spearman(a[both], b[both]) if len(both) > 1 else np.nan
-    return found
+            shared = sampled[np.isfinite(a[sampled]) & np.isfinite(b[sampled])]
+            correlations[i, j] = correlations[j, i] = spearman(a[shared], b[shared]) if len(shared) > 1 else np.nan
+    return correlations
 
 
 def _chosen(
@@ -309,18 +309,18 @@ def _chosen(
 ) -> Chosen:
     table, recipe = manifest
     weight = table["weight"].to_numpy().astype(np.float64) * table["repeats"].to_numpy()
-    made_by = recipe.weighting if isinstance(recipe, WeightsRecipe) else recipe.selector
+    method = recipe.weighting if isinstance(recipe, WeightsRecipe) else recipe.selector
     share = {source: (_share(pool.source[rows] == source), _share(pool.source == source)) for source in pool.sources}
     percentile = {}
     for score, values in pool.scores.items():
-        good = np.sort(values[np.isfinite(values)])
-        mine = values[rows][np.isfinite(values[rows])]
-        if len(mine):
-            below = (np.searchsorted(good, mine, "left") + np.searchsorted(good, mine, "right")) / 2
-            percentile[score] = float(100 * (below / len(good)).mean())
+        ranked = np.sort(values[np.isfinite(values)])
+        own_values = values[rows][np.isfinite(values[rows])]
+        if len(own_values):
+            n_below = (np.searchsorted(ranked, own_values, "left") + np.searchsorted(ranked, own_values, "right")) / 2
+            percentile[score] = float(100 * (n_below / len(ranked)).mean())
     return Chosen(
         name,
-        made_by.name,
+        method.name,
         len(rows),
         share,
         (float(np.median(pool.length[rows])) if len(rows) else float("nan"), float(np.median(pool.length))),
@@ -330,22 +330,22 @@ def _chosen(
     )
 
 
-def _share(mine: np.ndarray) -> float:
-    return float(mine.mean()) if len(mine) else 0.0
+def _share(matches: np.ndarray) -> float:
+    return float(matches.mean()) if len(matches) else 0.0
 
 
 def _twin_share(twins: np.ndarray) -> float:
     """The share of samples that have a duplicate among these."""
     if not len(twins):
         return 0.0
-    _, place, counts = np.unique(twins, return_inverse=True, return_counts=True)
-    return float((counts[place] > 1).mean())
+    _, group, counts = np.unique(twins, return_inverse=True, return_counts=True)
+    return float((counts[group] > 1).mean())
 
 
-def _overlap(picked: Sequence[np.ndarray]) -> np.ndarray:
-    found = np.ones((len(picked), len(picked)))
-    for i, a in enumerate(picked):
-        for j, b in enumerate(picked[:i]):
-            both = len(np.intersect1d(a, b))
-            found[i, j] = found[j, i] = both / max(1, len(np.union1d(a, b)))
-    return found
+def _overlap(chosen_rows: Sequence[np.ndarray]) -> np.ndarray:
+    overlap = np.ones((len(chosen_rows), len(chosen_rows)))
+    for i, a in enumerate(chosen_rows):
+        for j, b in enumerate(chosen_rows[:i]):
+            n_shared = len(np.intersect1d(a, b))
+            overlap[i, j] = overlap[j, i] = n_shared / max(1, len(np.union1d(a, b)))
+    return overlap

@@ -59,7 +59,7 @@ def score(
     Raises CurateError for a missing target, a name that is taken, or a table of other settings under that name, and
     CurateFailure if a worker is lost repeatedly or the method fails; the same call then resumes.
     """
-    asked = _Asked(
+    request = _Asked(
         ws,
         methods,
         {role: model_of(ws, choice) for role, choice in roles(models).items()},
@@ -69,8 +69,8 @@ def score(
         tuple(checkpoints),
         fresh,
     )
-    asked.refuse_contradictions()
-    planned = [asked.tables(method, train=False) for method in methods]
+    request.refuse_contradictions()
+    planned = [request.tables(method, train=False) for method in methods]
     specs = [spec for tables in planned for spec in tables]
     refuse_same_names(specs)
     if not fresh:  # refuse before a warm-up is trained
@@ -79,21 +79,21 @@ def score(
     if dry_run:
         return _results(planned, [(spec, estimate(spec, fresh)) for spec in specs])
     planned = [
-        asked.tables(method, train=True) if any(spec.awaits_warm_up for spec in tables) else tables
+        request.tables(method, train=True) if any(spec.awaits_warm_up for spec in tables) else tables
         for method, tables in zip(methods, planned, strict=True)
     ]
     with closing((executor or Local()).open()) as workers:
         shared = groups([spec for tables in planned for spec in tables])
-        return _results(planned, [done for group in shared for done in run_group(group, fresh, workers)])
+        return _results(planned, [outcome for group in shared for outcome in run_group(group, fresh, workers)])
 
 
-def _results(planned: Sequence[Sequence[TableSpec]], done: Sequence[tuple[TableSpec, Scored]]) -> list[Scored]:
+def _results(planned: Sequence[Sequence[TableSpec]], outcomes: Sequence[tuple[TableSpec, Scored]]) -> list[Scored]:
     """The result for each method: of its score, with the result for the vectors that it is computed from."""
-    of_spec = {id(spec): result for spec, result in done}
+    of_spec = {id(spec): result for spec, result in outcomes}
     results = []
-    for *before, last in planned:
-        results.append(of_spec[id(last)])
-        results[-1].vectors = of_spec[id(before[0])] if before else None
+    for *earlier, last_spec in planned:
+        results.append(of_spec[id(last_spec)])
+        results[-1].vectors = of_spec[id(earlier[0])] if earlier else None
     return results
 
 
@@ -112,33 +112,37 @@ class _Asked:
 
     def refuse_contradictions(self) -> None:
         """Raises CurateError for arguments that no method uses, or that contradict each other."""
-        listed = [method.name for method in self.methods]
-        if not listed:
+        method_names = [method.name for method in self.methods]
+        if not method_names:
             raise CurateError(
                 "name at least one score method, as in `curate score length`; `curate methods score` lists them."
             )
         if self.target and not any(method.uses_target for method in self.methods):
-            raise CurateError(f"no method of {', '.join(listed)} uses a target; leave out --target {self.target}.")
-        for option, given in (("--name", self.names), ("--vectors", self.vectors)):
-            if unknown := set(given) - set(listed):
+            raise CurateError(
+                f"no method of {', '.join(method_names)} uses a target; leave out --target {self.target}."
+            )
+        for option, by_method in (("--name", self.names), ("--vectors", self.vectors)):
+            if unknown := set(by_method) - set(method_names):
                 raise CurateError(
                     f"{option} names {', '.join(sorted(unknown))}, which is not among the methods to score."
                 )
-        if twice := [name for i, name in enumerate(listed) if name in listed[:i]]:
+        if twice := [name for i, name in enumerate(method_names) if name in method_names[:i]]:
             raise CurateError(
                 f"the method {twice[0]} is named twice; run it twice, each time under a --name of its own."
             )
         refuse_unknown_roles(self.models, self.methods)
-        self._refuse_checkpoints(listed)
+        self._refuse_checkpoints(method_names)
 
-    def _refuse_checkpoints(self, listed: Sequence[str]) -> None:
+    def _refuse_checkpoints(self, method_names: Sequence[str]) -> None:
         """Raises CurateError for checkpoints that no method uses, or if they make a given model unused."""
-        given = self.checkpoints
-        if given and all(method.checkpoints == "none" for method in self.methods):
-            raise CurateError(f"no method of {', '.join(listed)} uses checkpoints; leave out --checkpoints {given[0]}.")
-        named = next((m.name for role, m in self.models.items() if role in ("", "base") and m.name), None)
-        if given and named and all(method.checkpoints != "none" for method in self.methods):
-            raise CurateError(f"with --checkpoints the model is theirs; leave out --model {named}.")
+        checkpoints = self.checkpoints
+        if checkpoints and all(method.checkpoints == "none" for method in self.methods):
+            raise CurateError(
+                f"no method of {', '.join(method_names)} uses checkpoints; leave out --checkpoints {checkpoints[0]}."
+            )
+        model_name = next((m.name for role, m in self.models.items() if role in ("", "base") and m.name), None)
+        if checkpoints and model_name and all(method.checkpoints != "none" for method in self.methods):
+            raise CurateError(f"with --checkpoints the model is theirs; leave out --model {model_name}.")
 
     def tables(self, method: Score, train: bool) -> list[TableSpec]:
         """The tables to compute for a method. train: whether to train its warm-up, if it has one and it is missing."""
@@ -147,22 +151,22 @@ class _Asked:
         held_out = held_out_of(self.ws, method, checkpoint_set, self.target)
         return plan(self.ws, method, self.target, called, models, checkpoint_set, held_out)
 
-    def _models(self, method: Score, called: Names, train: bool) -> tuple[dict[str, ModelChoice], CheckpointSet]:
+    def _models(self, method: Score, names: Names, train: bool) -> tuple[dict[str, ModelChoice], CheckpointSet]:
         """A method's models by role, and the checkpoints of its base model."""
         if method.checkpoints == "none":
             return models_of(method, self.models, self.methods), CheckpointSet()
-        vectors = vectors_name(method, called, self.target is not None)
+        vectors = vectors_name(method, names, self.target is not None)
         if not self.checkpoints:
             models = models_of(method, self.models, self.methods)
             base = models["base"]
             return models, checkpoint_set_of(self.ws, method, base, (), vectors, fresh=self.fresh, dry_run=not train)
         bare = self.models.get("base") or self.models.get("") or ModelChoice("")
-        found = checkpoint_set_of(self.ws, method, bare, self.checkpoints, vectors)
-        base, origin = found.checkpoints[-1].model, self.models.get("origin") or found.origin
+        checkpoints = checkpoint_set_of(self.ws, method, bare, self.checkpoints, vectors)
+        base, origin = checkpoints.checkpoints[-1].model, self.models.get("origin") or checkpoints.origin
         if "origin" in method.models and origin is None:
             raise CurateError(
                 f"the score '{method.name}' compares with the model that training began with, which nothing "
                 f"records for {self.checkpoints[-1]}: add --model origin=MODEL."
             )
-        beside = {"origin": origin} if origin else {}
-        return models_of(method, {**self.models, "": base, "base": base, **beside}, self.methods), found
+        extra = {"origin": origin} if origin else {}
+        return models_of(method, {**self.models, "": base, "base": base, **extra}, self.methods), checkpoints

@@ -63,11 +63,11 @@ class SelectionSpec:
         return [name.strip() for name in (self.history or "").split(",") if name.strip()]
 
     def __post_init__(self) -> None:
-        given = [value for value in (self.top, self.frac, self.tokens) if value is not None]
-        if len(given) != 1:
+        budgets = [value for value in (self.top, self.frac, self.tokens) if value is not None]
+        if len(budgets) != 1:
             raise CurateError("give exactly one budget: --top ROWS, --frac FRACTION or --tokens TOKENS.")
-        if not 0 < given[0] < 2**62:
-            raise CurateError(f"a budget is a number above 0, not {given[0]}.")
+        if not 0 < budgets[0] < 2**62:
+            raise CurateError(f"a budget is a number above 0, not {budgets[0]}.")
         if not -(2**62) < self.seed < 2**62:
             raise CurateError(f"--seed {self.seed} has more than 62 bits.")
         if self.frac is not None and self.frac > 1:
@@ -106,23 +106,23 @@ def select(ws: Workspace, name: str, selector: Selector, choice: SelectionSpec, 
     _refuse_unused(selector, choice)
     states = [score_state(ws, s) for s in sql.scores_named(ws, choice.by, choice.where, choice.token_count)]
     vectors = table_state(ws, "vectors", choice.vectors) if choice.vectors else None
-    every = [*states, vectors] if vectors else states
-    result.warnings += usable(every, choice.allow_stale)
+    tables = [*states, vectors] if vectors else states
+    result.warnings += usable(tables, choice.allow_stale)
     target = load_vectors(ws, choice.vectors, choice.target) if choice.vectors and choice.target else None
     with charged(ws.path, "select", methods=[selector.name], name=name, phase="select") as meter:
         frame = _candidates(ws, choice)
         result.candidates, meter.samples = frame.num_rows, 0 if dry_run else ws.n_rows()
-        beside = _vectors(ws, frame["row"].to_numpy(), vectors) if vectors else None
+        candidate_vectors = _vectors(ws, frame["row"].to_numpy(), vectors) if vectors else None
         history = _history(ws, choice, vectors) if vectors and choice.history else None
         if vectors and table_recipe(ws, "vectors", vectors.name) != vectors.recipe:
             raise CurateError(f"{vectors} were replaced while they were read; select again.")
-        chosen = _choose(ws, frame, selector, choice, result, beside, target, history)
+        positions = _choose(ws, frame, selector, choice, result, candidate_vectors, target, history)
         meter.flops = result.flops
-    if not len(chosen):
+    if not len(positions):
         raise CurateError("nothing was selected: no candidate has a value and fits the budget; check --by and --where.")
-    picked = frame.take(pa.array(chosen))
-    result.rows, result.tokens = len(chosen), float(picked["tokens"].to_numpy().sum())
-    result.by_source = _by_source(frame, picked)
+    selected = frame.take(pa.array(positions))
+    result.rows, result.tokens = len(positions), float(selected["tokens"].to_numpy().sum())
+    result.by_source = _by_source(frame, selected)
     result.command = _command(name, selector, choice)
     if not dry_run:
         recipe = SelectionRecipe(
@@ -132,13 +132,13 @@ def select(ws: Workspace, name: str, selector: Selector, choice: SelectionSpec, 
             choice=asdict(choice),
             command=result.command,
             pool=pool_recipe(ws, shards),
-            scores={s.name: s.recipe for s in every},
+            scores={s.name: s.recipe for s in tables},
             target=load_target(ws, choice.target).fingerprint if choice.target else None,
             history={name: _stamp(ws, name) for name in choice.before},
             result={k: v for k, v in asdict(result).items() if k not in ("name", "command", "dry_run")},
         )
         with lock(ws.path, f"manifest {name}"):
-            write_manifest(ws, name, _rows(picked), recipe)
+            write_manifest(ws, name, _rows(selected), recipe)
     return result
 
 
@@ -156,13 +156,13 @@ def replay(ws: Workspace, name: str, file: str, *, allow_stale: bool = False) ->
         raise CurateError(f"{file}: this is no manifest's JSON (manifests/NAME.json): {error}") from None
     if not isinstance(recipe, SelectionRecipe):
         raise CurateError(f"{file}: this manifest was made by `curate weigh` or `curate mix`; name one of a selection.")
-    choice = SelectionSpec(**{**recipe.choice, "allow_stale": recipe.choice["allow_stale"] or allow_stale})
-    result = select(ws, name, find("selector", recipe.selector.name)(**recipe.selector.settings), choice)
-    again = manifest_recipe(ws, name)
-    assert isinstance(again, SelectionRecipe)
-    if again.sha256 != recipe.sha256:
+    spec = SelectionSpec(**{**recipe.choice, "allow_stale": recipe.choice["allow_stale"] or allow_stale})
+    result = select(ws, name, find("selector", recipe.selector.name)(**recipe.selector.settings), spec)
+    repeated = manifest_recipe(ws, name)
+    assert isinstance(repeated, SelectionRecipe)
+    if repeated.sha256 != recipe.sha256:
         result.warnings.append(
-            f"the rows differ from the replayed manifest's: {_what_changed(recipe, again)} has changed since"
+            f"the rows differ from the replayed manifest's: {_what_changed(recipe, repeated)} has changed since"
         )
     return result
 
@@ -180,36 +180,38 @@ def _what_changed(old: SelectionRecipe, new: SelectionRecipe) -> str:
 # --- candidates ------------------------------------------------------------------------------------------
 
 
-def _refuse_unused(selector: Selector, choice: SelectionSpec) -> None:
+def _refuse_unused(selector: Selector, spec: SelectionSpec) -> None:
     """Raises CurateError for vectors or a target that the selector lacks, or an option that it does not use."""
-    if choice.history and not selector.uses_history:
-        raise CurateError(f"the selector '{selector.name}' uses no history; leave out --history {choice.history}.")
-    for option, given, used in (
-        ("vectors", choice.vectors, selector.uses_vectors),
-        ("target", choice.target, selector.uses_target),
+    if spec.history and not selector.uses_history:
+        raise CurateError(f"the selector '{selector.name}' uses no history; leave out --history {spec.history}.")
+    for option, value, used in (
+        ("vectors", spec.vectors, selector.uses_vectors),
+        ("target", spec.target, selector.uses_target),
     ):
-        if given and not used:
-            raise CurateError(f"the selector '{selector.name}' uses no {option}; leave out --{option} {given}.")
-        if used and not given:
+        if value and not used:
+            raise CurateError(f"the selector '{selector.name}' uses no {option}; leave out --{option} {value}.")
+        if used and not value:
             hint = "`curate score embed` makes some" if option == "vectors" else "`curate target` makes one"
             raise CurateError(f"the selector '{selector.name}' needs {option}: add --{option} NAME ({hint}).")
 
 
-def _history(ws: Workspace, choice: SelectionSpec, state: TableState) -> Vectors:
+def _history(ws: Workspace, spec: SelectionSpec, state: TableState) -> Vectors:
     """The vectors of the samples trained on earlier, in their order. Raises CurateError for a name that is neither a
     manifest nor a target, or a target without vectors."""
-    found = []
-    for name in choice.before:
+    blocks = []
+    for name in spec.before:
         if name in ws.manifest_names():
             rows, of_each = np.unique(read_manifest(ws, name)[0]["row"].to_numpy(), return_inverse=True)
-            found.append(_vectors(ws, rows, state).take(of_each))
+            blocks.append(_vectors(ws, rows, state).take(of_each))
         elif name in ws.target_names():
-            found.append(load_vectors(ws, state.name, name))
+            blocks.append(load_vectors(ws, state.name, name))
         else:
-            known = [*ws.manifest_names(), *ws.target_names()]
+            available = [*ws.manifest_names(), *ws.target_names()]
             raise CurateError(f"--history {name}: there is no manifest and no target of that name: "
-                              f"{nearest(name, known)}")  # fmt: skip
-    unit, norm, error = (np.concatenate([getattr(v, what) for v in found]) for what in ("unit", "norm", "error"))
+                              f"{nearest(name, available)}")  # fmt: skip
+    unit, norm, error = (
+        np.concatenate([getattr(v, attribute) for v in blocks]) for attribute in ("unit", "norm", "error")
+    )
     return Vectors(unit, norm, error)
 
 
@@ -221,36 +223,40 @@ def _stamp(ws: Workspace, name: str) -> str:
 def _vectors(ws: Workspace, at: np.ndarray, state: TableState) -> Vectors:
     """The vectors of distinct rows of the pool, in the given order, float16; one stored part is read at a time, to
     limit memory."""
-    place = np.full(ws.n_rows(), -1, np.int64)  # row of the pool -> position in `at`, or -1
-    place[at] = np.arange(len(at))
+    position_of = np.full(ws.n_rows(), -1, np.int64)  # row of the pool -> position in `at`, or -1
+    position_of[at] = np.arange(len(at))
     parts, unit = Parts(ws.table_folder("vectors", state.name)), None
     norm, error = None, np.full(len(at), "is not encoded yet", object)
     for shard in state.done:
-        found = vectors_of(read_table(parts.path(shard.name)))
-        mine = place[shard.start : shard.start + shard.rows]
-        rows = np.flatnonzero(mine >= 0)
+        vectors = vectors_of(read_table(parts.path(shard.name)))
+        positions = position_of[shard.start : shard.start + shard.rows]
+        rows = np.flatnonzero(positions >= 0)
         if unit is None or norm is None:
-            unit = np.zeros((len(at), found.unit.shape[1]), np.float16)
-            norm = np.full((len(at), *found.norm.shape[1:]), np.nan, np.float32)
-        unit[mine[rows]], norm[mine[rows]], error[mine[rows]] = found.unit[rows], found.norm[rows], found.error[rows]
+            unit = np.zeros((len(at), vectors.unit.shape[1]), np.float16)
+            norm = np.full((len(at), *vectors.norm.shape[1:]), np.nan, np.float32)
+        unit[positions[rows]], norm[positions[rows]], error[positions[rows]] = (
+            vectors.unit[rows],
+            vectors.norm[rows],
+            vectors.error[rows],
+        )
     if unit is None or norm is None:
         return Vectors(np.zeros((len(at), 0), np.float16), np.full(len(at), np.nan, np.float32), error)
     return Vectors(unit, norm, error)
 
 
-def _candidates(ws: Workspace, choice: SelectionSpec) -> pa.Table:
+def _candidates(ws: Workspace, spec: SelectionSpec) -> pa.Table:
     """The samples that satisfy `where`, by id: row, id (as an integer), source, value, tokens."""
-    value = choice.by if choice.by and choice.per != "subtask" else "NULL"
+    value = spec.by if spec.by and spec.per != "subtask" else "NULL"
     columns = f"""row, ('0x' || id)::UBIGINT AS id, source, ({value}\n)::DOUBLE AS "value",
-        ({choice.token_count}\n)::DOUBLE AS tokens"""
-    table = sql.fetch(ws, _from_samples(columns, choice))
+        ({spec.token_count}\n)::DOUBLE AS tokens"""
+    table = sql.fetch(ws, _from_samples(columns, spec))
     if not table.num_rows:
-        raise CurateError(f'no sample passes --where "{choice.where}".')
+        raise CurateError(f'no sample passes --where "{spec.where}".')
     return table
 
 
-def _from_samples(columns: str, choice: SelectionSpec) -> str:
-    where = f"WHERE ({choice.where}\n)" if choice.where else ""  # the newline ends an SQL comment in the condition
+def _from_samples(columns: str, spec: SelectionSpec) -> str:
+    where = f"WHERE ({spec.where}\n)" if spec.where else ""  # the newline ends an SQL comment in the condition
     return f"SELECT {columns} FROM samples {where} ORDER BY id"
 
 
@@ -264,14 +270,14 @@ class _Group:
 
 
 def _groups(
-    ws: Workspace, frame: pa.Table, choice: SelectionSpec, codes: np.ndarray, sources: Sequence[str]
+    ws: Workspace, frame: pa.Table, spec: SelectionSpec, codes: np.ndarray, sources: Sequence[str]
 ) -> Iterator[_Group]:
-    values = frame["value"].to_numpy() if choice.by else None
-    if choice.null and values is not None:
-        values = np.random.default_rng(choice.seed % 2**63).permutation(values)
-    if choice.per == "subtask":
-        yield from _subtask_groups(ws, frame, choice)
-    elif choice.per == "source":
+    values = frame["value"].to_numpy() if spec.by else None
+    if spec.null and values is not None:
+        values = np.random.default_rng(spec.seed % 2**63).permutation(values)
+    if spec.per == "subtask":
+        yield from _subtask_groups(ws, frame, spec)
+    elif spec.per == "source":
         by_source, ends = np.argsort(codes, kind="stable"), np.cumsum(np.bincount(codes, minlength=len(sources)))
         for code in sorted(range(len(sources)), key=lambda code: sources[code]):
             yield _Group(sources[code], by_source[ends[code - 1] if code else 0 : ends[code]], values)
@@ -279,17 +285,17 @@ def _groups(
         yield _Group("", np.arange(frame.num_rows), values)
 
 
-def _subtask_groups(ws: Workspace, frame: pa.Table, choice: SelectionSpec) -> Iterator[_Group]:
+def _subtask_groups(ws: Workspace, frame: pa.Table, spec: SelectionSpec) -> Iterator[_Group]:
     """One group, with all candidates, per sub-task of the score that --by names."""
-    name = (choice.by or "").strip()
+    name = (spec.by or "").strip()
     if name not in ws.score_names():
         raise CurateError("--per subtask ranks by the sub-tasks of one score; name that score alone with --by.")
     if not score_state(ws, name).recipe.keeps_subtasks:
         raise CurateError(
             f"the score '{name}' kept no sub-tasks; score it again with --set keep_subtasks=true --fresh."
         )
-    kept = sql.fetch(ws, f"SELECT map_keys(subtasks) AS k FROM {name} WHERE subtasks IS NOT NULL LIMIT 1")
-    for label in kept["k"].to_pylist()[0] if kept.num_rows else []:
+    keys = sql.fetch(ws, f"SELECT map_keys(subtasks) AS k FROM {name} WHERE subtasks IS NOT NULL LIMIT 1")
+    for label in keys["k"].to_pylist()[0] if keys.num_rows else []:
         literal = label.replace("'", "''")
         table = sql.fetch(ws, f"SELECT {name}_subtasks['{literal}']::DOUBLE AS v FROM samples ORDER BY row")
         yield _Group(label, np.arange(frame.num_rows), table["v"].to_numpy()[frame["row"].to_numpy()])
@@ -299,7 +305,7 @@ def _choose(
     ws: Workspace,
     frame: pa.Table,
     selector: Selector,
-    choice: SelectionSpec,
+    spec: SelectionSpec,
     result: Selected,
     vectors: Vectors | None,
     target: Vectors | None,
@@ -309,40 +315,40 @@ def _choose(
     ids, tokens = frame["id"].to_numpy(), frame["tokens"].to_numpy()
     sources = frame["source"].combine_chunks().dictionary_encode()
     codes, names = sources.indices.to_numpy(zero_copy_only=False), sources.dictionary.to_pylist()
-    free, valued, chosen = np.isfinite(tokens), np.zeros(len(ids), dtype=bool), []
+    available, has_value, chosen = np.isfinite(tokens), np.zeros(len(ids), dtype=bool), []
     if vectors is not None:
-        free &= vectors.there
-    for group in _groups(ws, frame, choice, codes, names):
-        rows = group.rows[free[group.rows]]
+        available &= vectors.there
+    for group in _groups(ws, frame, spec, codes, names):
+        rows = group.rows[available[group.rows]]
         if group.values is not None:
             rows = rows[np.isfinite(group.values[rows])]
-        valued[rows] = True
-        budget, of = _budget(choice, len(rows)), f" of {group.label}" if group.label else ""
+        has_value[rows] = True
+        budget, suffix = _budget(spec, len(rows)), f" of {group.label}" if group.label else ""
         values = None if group.values is None else group.values[rows]
         sizes = tokens[rows] if budget.unit == "tokens" else np.ones(len(rows))
-        beside = vectors if vectors is None or len(rows) == len(ids) else vectors.take(rows)
-        candidates = Candidates(ids[rows], values, codes[rows], names, sizes, beside, target, history)
-        its = selector.select(candidates, budget, _seed(choice.seed, group.label))
-        picked = rows[its]
+        group_vectors = vectors if vectors is None or len(rows) == len(ids) else vectors.take(rows)
+        candidates = Candidates(ids[rows], values, codes[rows], names, sizes, group_vectors, target, history)
+        selected = selector.select(candidates, budget, _seed(spec.seed, group.label))
+        picked = rows[selected]
         result.flops += sum(candidates.flops)
-        result.warnings += _unspent(selector, budget, sizes, its, of)
-        free[picked] = False
+        result.warnings += _unspent(selector, budget, sizes, selected, suffix)
+        available[picked] = False
         chosen.append(picked)
-    result.without_value = int((~valued).sum())
+    result.without_value = int((~has_value).sum())
     return np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.int64)
 
 
-def _unspent(selector: Selector, budget: Budget, sizes: np.ndarray, chosen: np.ndarray, of: str) -> list[str]:
+def _unspent(selector: Selector, budget: Budget, sizes: np.ndarray, selected: np.ndarray, suffix: str) -> list[str]:
     """Warnings for a budget larger than the candidates, or with room left for any of the remaining ones."""
-    told, there, spent = [], float(sizes.sum()), float(sizes[chosen].sum())
+    warnings, available, spent = [], float(sizes.sum()), float(sizes[selected].sum())
     amount = f"{budget.amount:,.0f} {budget.unit}"
-    if budget.amount > there:
-        have = "" if budget.unit == "rows" else f" have ({there:,.0f})"
-        told.append(f"the budget of {amount} is more than the {len(sizes):,} candidates{of}{have}")
-    left = np.delete(sizes, chosen)
-    if len(left) and budget.amount - spent >= left.max():
-        told.append(f"'{selector.name}' takes {spent:,.0f}{of} of the {amount} it may")
-    return told
+    if budget.amount > available:
+        size_note = "" if budget.unit == "rows" else f" have ({available:,.0f})"
+        warnings.append(f"the budget of {amount} is more than the {len(sizes):,} candidates{suffix}{size_note}")
+    remaining = np.delete(sizes, selected)
+    if len(remaining) and budget.amount - spent >= remaining.max():
+        warnings.append(f"'{selector.name}' takes {spent:,.0f}{suffix} of the {amount} it may")
+    return warnings
 
 
 def _seed(seed: int, group: str) -> int:
@@ -350,22 +356,22 @@ def _seed(seed: int, group: str) -> int:
     return int(fingerprint(seed, group), 16) if group else seed
 
 
-def _budget(choice: SelectionSpec, candidates: int) -> Budget:
-    if choice.tokens is not None:
-        return Budget("tokens", choice.tokens)
-    return Budget("rows", choice.top if choice.top is not None else int(choice.frac * candidates + 1e-9))  # type: ignore[operator]
+def _budget(spec: SelectionSpec, candidates: int) -> Budget:
+    if spec.tokens is not None:
+        return Budget("tokens", spec.tokens)
+    return Budget("rows", spec.top if spec.top is not None else int(spec.frac * candidates + 1e-9))  # type: ignore[operator]
 
 
 # --- the manifest ----------------------------------------------------------------------------------------
 
 
-def _rows(picked: pa.Table) -> pa.Table:
-    n = picked.num_rows
+def _rows(selected: pa.Table) -> pa.Table:
+    n = selected.num_rows
     return pa.table(
         {
-            "id": [f"{number:016x}" for number in picked["id"].to_pylist()],
-            "row": picked["row"],
-            "source": picked["source"],
+            "id": [f"{number:016x}" for number in selected["id"].to_pylist()],
+            "row": selected["row"],
+            "source": selected["source"],
             "weight": np.ones(n, dtype=np.float32),
             "repeats": np.ones(n, dtype=np.int32),
             "rank": np.arange(n),
@@ -373,21 +379,23 @@ def _rows(picked: pa.Table) -> pa.Table:
     )
 
 
-def _by_source(frame: pa.Table, picked: pa.Table) -> list[dict[str, Any]]:
+def _by_source(frame: pa.Table, selected: pa.Table) -> list[dict[str, Any]]:
     """The numbers selected from every source, largest first."""
     pool = pl.DataFrame(frame.select(["source"])).group_by("source").agg(pl.len().alias("candidates"))
-    mine = pl.DataFrame(picked.select(["source", "value", "tokens"])).group_by("source")
-    counted = mine.agg(pl.len().alias("selected"), pl.col("tokens").sum(), pl.col("value").mean().alias("mean_value"))
-    joined = pool.join(counted, on="source", how="left").with_columns(pl.col("selected", "tokens").fill_null(0))
-    share = (pl.col("selected") / picked.num_rows).alias("share")
+    by_source = pl.DataFrame(selected.select(["source", "value", "tokens"])).group_by("source")
+    counts = by_source.agg(
+        pl.len().alias("selected"), pl.col("tokens").sum(), pl.col("value").mean().alias("mean_value")
+    )
+    joined = pool.join(counts, on="source", how="left").with_columns(pl.col("selected", "tokens").fill_null(0))
+    share = (pl.col("selected") / selected.num_rows).alias("share")
     return joined.with_columns(share).sort(["selected", "source"], descending=[True, False]).to_dicts()
 
 
-def _command(name: str, selector: Selector, choice: SelectionSpec) -> str:
+def _command(name: str, selector: Selector, spec: SelectionSpec) -> str:
     """The command line that reproduces this selection."""
     words = ["curate", "select", name, "--selector", selector.name]
     words += settings_words(selector.settings())
-    for key, value in asdict(choice).items():
+    for key, value in asdict(spec).items():
         if value is True:
             words.append(f"--{key.replace('_', '-')}")
         elif value not in (None, False) and not (key == "token_count" and value == TOKENS):

@@ -56,16 +56,16 @@ def target(
     reader = Reader(fmt, {**(mapping or {}), **({"subtask": subtask} if subtask else {})})
     rows, rejects = _read(path, reader, name, split)
     if not rows:
-        why = f"; line {rejects[0]['line']} {rejects[0]['reason']}" if rejects else ", it is empty"
-        raise CurateError(f"{path}: no sample for the target '{name}' was found{why}.")
+        reason = f"; line {rejects[0]['line']} {rejects[0]['reason']}" if rejects else ", it is empty"
+        raise CurateError(f"{path}: no sample for the target '{name}' was found{reason}.")
     with lock(ws.path, "targets"):
         table = pa.Table.from_pylist(rows, schema=TARGET)
         file = ws.target_path(name)
         if file.exists():
-            replaced = set(table["split"].to_pylist())
-            old = read_table(file)
-            kept = ~pl.Series(old["split"]).is_in(replaced)
-            table = pa.concat_tables([old.filter(kept.to_arrow()), table])
+            replaced_splits = set(table["split"].to_pylist())
+            existing = read_table(file)
+            is_kept = ~pl.Series(existing["split"]).is_in(replaced_splits)
+            table = pa.concat_tables([existing.filter(is_kept.to_arrow()), table])
         remove_leftovers(ws.path / "targets")
         remove_leftovers(ws.path / "rejects")
         reject_file = ws.path / "rejects" / f"target-{name}-{split}.parquet"
@@ -74,9 +74,9 @@ def target(
         else:
             reject_file.unlink(missing_ok=True)
         ws.targets.commit(name, table)
-    counted = Counter(table["split"].to_pylist())
+    split_counts = Counter(table["split"].to_pylist())
     subtasks = Counter(s for s in table["subtask"].to_pylist() if s)
-    return Targeted(name, dict(counted), dict(subtasks), dict(reader.seen), len(rejects))
+    return Targeted(name, dict(split_counts), dict(subtasks), dict(reader.seen), len(rejects))
 
 
 def _read(path: str, reader: Reader, name: str, split: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:

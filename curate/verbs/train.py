@@ -113,14 +113,14 @@ def _train(
 def _diagnostics(ws: Workspace, name: str, pooled: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     """ADAPT's diagnostics: the effective proportion of the data (mean weight) and the quantiles of the quantity that
     the weights were computed from, by epoch; and the effective distribution over sources."""
-    its = f"(SELECT * FROM trained WHERE run = '{name}')"
+    trained_rows = f"(SELECT * FROM trained WHERE run = '{name}')"
     epochs = f"""SELECT epoch, count(*) AS samples, avg(weight) AS mean_weight,
         min(weight) AS least, max(weight) AS most, quantile_cont(measure, 0.05) AS measure_5,
         median(measure) AS measure_50, quantile_cont(measure, 0.95) AS measure_95
-        FROM {its} GROUP BY epoch ORDER BY epoch"""
+        FROM {trained_rows} GROUP BY epoch ORDER BY epoch"""
     sources = f"""SELECT source, count(*) / sum(count(*)) OVER () AS share,
         sum(t.weight) / sum(sum(t.weight)) OVER () AS weighted_share
-        FROM {its} t JOIN pool USING (row) GROUP BY source ORDER BY weighted_share DESC, source"""
+        FROM {trained_rows} t JOIN pool USING (row) GROUP BY source ORDER BY weighted_share DESC, source"""
     return list(sql.rows(ws, epochs)), list(sql.rows(ws, sources)) if pooled else []
 
 
@@ -131,12 +131,18 @@ def _planned(ws: Workspace, rows: TrainingRows, training: TrainingSpec) -> dict[
     settings, weighting = training.settings, training.weighting
     per_epoch = -(-int(samples) // (settings.batch_size * (settings.oversample if weighting.chooses else 1)))
     steps = settings.steps or int(np.ceil(settings.epochs * per_epoch))
-    drawn = rows.repeats if rows.draws is None else np.bincount(rows.draws.samples(0), minlength=len(chars))
-    mean = float((chars * drawn).sum() / drawn.sum()) / CHARS_PER_TOKEN
-    tokens = mean * samples * steps / per_epoch
+    draws = rows.repeats if rows.draws is None else np.bincount(rows.draws.samples(0), minlength=len(chars))
+    mean_tokens = float((chars * draws).sum() / draws.sum()) / CHARS_PER_TOKEN
+    tokens = mean_tokens * samples * steps / per_epoch
     factor = 4.0 if settings.lora_r else 6.0
     if weighting.chooses:  # all go forward (also backward if gradients are compared), the chosen are trained on
-        seen, learnt = (4.0, factor - 4.0) if (matching := weighting.matching()) else (2.0, factor)
-        looked = seen * settings.target_batch / settings.target_every if matching and matching.target else 0.0
-        factor = seen + learnt / settings.oversample + looked / (settings.batch_size * settings.oversample)
+        scoring_factor, training_factor = (4.0, factor - 4.0) if (matching := weighting.matching()) else (2.0, factor)
+        target_factor = (
+            scoring_factor * settings.target_batch / settings.target_every if matching and matching.target else 0.0
+        )
+        factor = (
+            scoring_factor
+            + training_factor / settings.oversample
+            + target_factor / (settings.batch_size * settings.oversample)
+        )
     return {"samples": int(samples), "steps": steps, "tokens": tokens, "flops": factor * n * tokens}

@@ -88,8 +88,8 @@ def verify(
 _Seen = Iterator[int | Damage]  # the size of an intact part in bytes, or its damage
 
 
-def _note(result: Verified, seen: _Seen) -> None:
-    for item in seen:
+def _note(result: Verified, items: _Seen) -> None:
+    for item in items:
         result.parts += 1
         if isinstance(item, Damage):
             result.damaged.append(item)
@@ -132,17 +132,17 @@ def _originals(ws: Workspace, name: str) -> _Seen:
 
 def _pool(ws: Workspace) -> _Seen:
     restore = "put a copy of the file back, or ingest the same files into a new workspace"
-    unvouched = "nothing reads it; the next `curate ingest` removes it"
+    unrecorded = "nothing reads it; the next `curate ingest` removes it"
     for name in _named(ws.pool):
         record = ws.pool.record(name)
         problem, data = _problem(ws.pool, name, record)
-        yield Damage("pool", "pool", name, problem, restore if record else unvouched) if problem else len(data)
+        yield Damage("pool", "pool", name, problem, restore if record else unrecorded) if problem else len(data)
         for kind, sha256 in (record or {"beside": {}})["beside"].items():
             folder = ws.path / "rejects" if kind == "rejects" else ws.path / "pool" / "copies"
             path = folder / f"{name}.parquet"
             data = path.read_bytes() if path.exists() else b""
-            wrong = _wrong(data, sha256) if path.exists() else "is not there"
-            yield Damage(kind, kind, name, wrong, restore) if wrong else len(data)
+            file_problem = _wrong(data, sha256) if path.exists() else "is not there"
+            yield Damage(kind, kind, name, file_problem, restore) if file_problem else len(data)
 
 
 # --- what can be computed again --------------------------------------------------------------------------
@@ -172,10 +172,10 @@ def _warm_up(ws: Workspace, folder: Location, repair: bool) -> _Seen:
     """Check the checkpoints of a warm-up; if one is damaged, all are removed, to be retrained to the same bytes."""
     run, damaged = Run(ws, f"warmup of {folder.name}", place=folder), []
     for checkpoint in run.checkpoints():
-        for name, vouched in checkpoint.record["files"].items():
+        for name, sha256 in checkpoint.record["files"].items():
             path = checkpoint.folder / name
             data = path.read_bytes() if path.exists() else b""
-            if problem := _wrong(data, vouched) if path.exists() else "is not there":
+            if problem := _wrong(data, sha256) if path.exists() else "is not there":
                 part, remedy = (
                     f"{checkpoint.folder.name}/{name}",
                     "--repair removes the warm-up, which is trained again",
@@ -299,10 +299,10 @@ def _mask(ws: Workspace, name: str) -> _Seen:
 def _manifest(ws: Workspace, name: str) -> _Seen:
     path = ws.manifest_path(name)
     recipe = manifest_recipe(ws, name)
-    again = (
+    command = (
         f"mix {name} …" if isinstance(recipe, MixtureRecipe) else f"select {name} --replay {path.with_suffix('.json')}"
     )
-    remedy = f"`curate {again}` makes it again"
+    remedy = f"`curate {command}` makes it again"
     data = path.read_bytes() if path.exists() else b""
-    wrong = _wrong(data, recipe.sha256) if path.exists() else "is not there, but its JSON is"
-    yield Damage("manifest", name, name, wrong, remedy) if wrong else len(data)
+    problem = _wrong(data, recipe.sha256) if path.exists() else "is not there, but its JSON is"
+    yield Damage("manifest", name, name, problem, remedy) if problem else len(data)

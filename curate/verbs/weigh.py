@@ -67,9 +67,9 @@ def weigh(
     """
     ws.check_name(name, "manifest")
     shards = ws.require_pool()
-    if unseen := set(weighting.needs) - {"loss", "column", "base_loss"}:
+    if unusable := set(weighting.needs) - {"loss", "column", "base_loss"}:
         raise CurateError(
-            f"the weighting '{weighting.name}' uses the model during training ({', '.join(sorted(unseen))}), so it "
+            f"the weighting '{weighting.name}' uses the model during training ({', '.join(sorted(unusable))}), so it "
             "works in `curate train` only; to weight by a column take adapt_static, flow, linupper and the like."
         )
     if weighting.chooses:
@@ -83,19 +83,19 @@ def weigh(
         assert rows.column is not None
         result.warnings += rows.warnings
         meter.samples = len(rows.row)
-        good = np.flatnonzero(np.isfinite(rows.column))
-        result.without_value = len(rows.row) - len(good)
-        if not len(good):
+        valid = np.flatnonzero(np.isfinite(rows.column))
+        result.without_value = len(rows.row) - len(valid)
+        if not len(valid):
             raise CurateError(f"no sample has a value of --by {by}.")
-        weights = weigh_once(weighting, rows.column[good])
+        weights = weigh_once(weighting, rows.column[valid])
         _refuse(weighting, weights)
-        result.rows, result.mean = len(good), float(weights.mean())
+        result.rows, result.mean = len(valid), float(weights.mean())
         result.quantiles = np.quantile(weights, _QUANTILES).tolist()
-        whole = rows.weight[good] * weights
-        if not whole.any():
+        combined = rows.weight[valid] * weights
+        if not combined.any():
             raise CurateError("the weights are all 0; there would be nothing to train on.")
-        result.effective_rows = effective_size(whole)
-        table = _table(ws, rows.row[good], whole / whole.mean(), rows.repeats[good])
+        result.effective_rows = effective_size(combined)
+        table = _table(ws, rows.row[valid], combined / combined.mean(), rows.repeats[valid])
         result.by_source = _by_source(table)
         if repeats is not None:
             table, result.lowered = _repeated(table, repeats, seed)
@@ -125,12 +125,12 @@ def _refuse(weighting: Weighting, weights: np.ndarray) -> None:
 
 
 def _table(ws: Workspace, row: np.ndarray, weight: np.ndarray, repeats: np.ndarray) -> pa.Table:
-    known = fetch(ws, "SELECT id, source FROM pool ORDER BY row").take(pa.array(row))
+    samples = fetch(ws, "SELECT id, source FROM pool ORDER BY row").take(pa.array(row))
     return pa.table(
         {
-            "id": known["id"],
+            "id": samples["id"],
             "row": row,
-            "source": known["source"],
+            "source": samples["source"],
             "weight": weight.astype(np.float32),
             "repeats": repeats.astype(np.int32),
             "rank": np.arange(len(row)),
@@ -142,19 +142,19 @@ def _repeated(table: pa.Table, total: int, seed: int) -> tuple[pa.Table, str]:
     """The table with repeats instead of weights, without rows that repeat 0 times; and a description."""
     weights = table["weight"].to_numpy().astype(np.float64) * table["repeats"].to_numpy()
     repeats, lowered = repeats_of(weights, total or table.num_rows, seed)
-    some = np.flatnonzero(repeats)
-    left = table.take(pa.array(some))
-    columns = {**{name: left[name] for name in left.column_names}, "weight": np.ones(len(some), np.float32)}
-    columns |= {"repeats": repeats[some].astype(np.int32), "rank": np.arange(len(some))}
+    positions = np.flatnonzero(repeats)
+    kept = table.take(pa.array(positions))
+    columns = {**{name: kept[name] for name in kept.column_names}, "weight": np.ones(len(positions), np.float32)}
+    columns |= {"repeats": repeats[positions].astype(np.int32), "rank": np.arange(len(positions))}
     return pa.table(columns), str(lowered)
 
 
 def _by_source(table: pa.Table) -> list[dict[str, Any]]:
     sources, codes = np.unique(np.array(table["source"].to_pylist(), object), return_inverse=True)
     weight = table["weight"].to_numpy().astype(np.float64) * table["repeats"].to_numpy()
-    rows, mine = np.bincount(codes), np.bincount(codes, weight)
-    found = [
+    rows, weight_sums = np.bincount(codes), np.bincount(codes, weight)
+    entries = [
         {"source": s, "rows": int(n), "share": n / len(codes), "weighted_share": w / weight.sum()}
-        for s, n, w in zip(sources, rows, mine, strict=True)
+        for s, n, w in zip(sources, rows, weight_sums, strict=True)
     ]
-    return sorted(found, key=lambda row: -row["weighted_share"])
+    return sorted(entries, key=lambda row: -row["weighted_share"])
