@@ -13,6 +13,8 @@ import click
 
 from curate.errors import CurateError
 
+NOT_SHOWN = "some of the assistant's turns are not shown by the chat template, or not where they begin and end"
+
 
 def say(result: Any, as_json: bool, text: str) -> None:
     """Print a result: its fields as JSON, or the text."""

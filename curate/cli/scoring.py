@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 import curate
-from curate.cli.console import notes, say
+from curate.cli.console import NOT_SHOWN, notes, say
 from curate.cli.options import (
     as_json_option,
     by_owner,
@@ -132,6 +132,7 @@ def _scored(r: Any, dry_run: bool) -> str:
         return f"{vectors_part}{r.name} would run\n" + table(r.planned, columns)
     nulls = f", {r.nulls:,} of them null (see {r.name}.error)" if r.nulls else ""
     cut = f", {r.cut:,} of those done now cut to the model's context" if r.cut else ""
+    cut += f", {r.partial:,} of them scored in part ({NOT_SHOWN})" if r.partial else ""
     if r.kind == "vectors":
         summary = f"vectors {r.name}: {r.computed:,} samples encoded now, {r.reused:,} were"
         target_cut = f"; {r.cut_of_target:,} of the target's examples cut to it" if r.cut_of_target else ""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import curate
-from curate.cli.console import notes, say
+from curate.cli.console import NOT_SHOWN, notes, say
 from curate.cli.options import (
     as_json_option,
     by_owner,
@@ -215,6 +215,7 @@ def train(
         return
     left_out = [f"{n:,} samples were left out: {reason}" for reason, n in r.left_out.items()]
     left_out += [f"{r.cut:,} samples were cut to the model's context"] if r.cut else []
+    left_out += [f"{r.partial:,} samples are trained on in part: {NOT_SHOWN}"] if r.partial else []
     loss = "" if r.loss is None else f"; loss {r.loss:.4f}, mean weight {r.weight_mean:.3f} at the last"
     progress = f"{r.steps_now:,} of {r.steps:,} steps taken now, on {r.samples:,} samples"
     head = f"Run {run}: {progress}{loss}; {r.flops:.3g} FLOPs."

@@ -120,6 +120,7 @@ class GradientModel:
         costs = {phase: self.backward.lm.usage() for phase in PHASES}
         if at.index == len(self.backward.checkpoints) - 1:  # count once: every checkpoint truncates the same samples
             usage.cut += sum(sample.cut for sample in encoded)
+            usage.partial += sum(sample.partial for sample in encoded)
         results, error = dict[Key, Any](), np.full(len(encoded), "", object)
         by_loss: dict[Any, dict[Key, GradientRequest]] = {}
         for key, request in requests.items():

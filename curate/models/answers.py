@@ -24,7 +24,7 @@ def generate_answers(
     texts, error = [], np.full(len(prompts), "", object)
     for i, prompt in enumerate(prompts):
         try:
-            texts.append(rendered(model.tokenizer, prompt))
+            texts.append(rendered(model.tokenizer, prompt, model.choice.today))
         except Unrenderable as why:
             texts.append("")
             error[i] = str(why)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import functools
 import hashlib
 import json
@@ -13,6 +14,7 @@ from typing import Any, Literal
 
 from curate.errors import CurateError, nearest
 
+DATE = "2024-07-26"  # that Llama 3's template falls back to itself
 TINY = Path(__file__).parent / "tiny"  # package data: a wheel has it, and it needs no network
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 SHORT_NAMES = {"tiny": str(TINY), "smollm2-135m": "HuggingFaceTB/SmolLM2-135M", "minilm": MINILM}
@@ -25,6 +27,8 @@ _SHAPING_FILES = (  # fingerprinted together with the weights
     *("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
     *("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"),
 )
+_TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")  # files with a chat template
+_GGUF_HEAD = 1 << 26  # bytes at the beginning of a GGUF file that have its tokenizer and template
 _WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")  # files fetched from a hub repository
 
 
@@ -46,6 +50,8 @@ class ModelChoice:
     """A sample longer than the context: cut truncates its end and counts it, refuse gives it no score."""
     chat_template: str = ""
     """File with a chat template (Jinja) to use instead of the model's."""
+    date: str = DATE
+    """Date that a chat template prints where it asks for today's (strftime_now): results would change every day."""
     allow_pickle: bool = False
     """Load a pickled checkpoint (.bin, .pt), which can run arbitrary code."""
     allow_remote_code: bool = False
@@ -58,6 +64,15 @@ class ModelChoice:
             raise CurateError(
                 f"model.batch_tokens and model.context are 0 or more, not {self.batch_tokens} and {self.context}."
             )
+        try:
+            datetime.date.fromisoformat(self.date)
+        except ValueError:
+            raise CurateError(f"model.date is a date as 2024-07-26, not '{self.date}'.") from None
+
+    @property
+    def today(self) -> datetime.date:
+        """The date that a chat template prints."""
+        return datetime.date.fromisoformat(self.date)
 
     def shaping(self) -> dict[str, Any]:
         """The settings that scores depend on."""
@@ -89,6 +104,18 @@ class CheckpointChoice:
     def optimizer_fingerprint(self) -> str | None:
         """16 hex digits over the bytes of the optimizer's state; None if there is none."""
         return _digest_of(Path(self.optimizer)).hex()[:16] if self.optimizer else None
+
+
+def prints_date(choice: ModelChoice) -> bool:
+    """Whether the model's chat template prints today's date."""
+    path = resolve(choice.name)
+    if path.is_file():  # GGUF: its metadata stands before the tensors
+        with path.open("rb") as file:
+            return b"strftime_now" in file.read(_GGUF_HEAD)
+    if (path / ADAPTER).exists() and not any((path / name).exists() for name in _TEMPLATES):
+        return prints_date(replace(choice, name=base_of(path)))
+    files = [Path(choice.chat_template)] if choice.chat_template else [path / name for name in _TEMPLATES]
+    return any(b"strftime_now" in file.read_bytes() for file in files if file.is_file())
 
 
 def tensors_of(folder: Path) -> dict[str, list[int]]:

@@ -103,7 +103,14 @@ class Model(ABC):
         windows = [np.arange(a, min(a + _WINDOW, len(samples))) for a in range(0, len(samples), _WINDOW)]
 
         def tokenise(places: np.ndarray) -> list[Encoded]:
-            return encode(self.tokenizer, [samples[i] for i in places], self.context, self.choice.too_long, view)
+            return encode(
+                self.tokenizer,
+                [samples[i] for i in places],
+                self.context,
+                self.choice.too_long,
+                view,
+                self.choice.today,
+            )
 
         with ThreadPoolExecutor(1) as executor:
             pending = [executor.submit(tokenise, places) for places in windows[:1]]

@@ -22,7 +22,7 @@ from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
 from curate.models.forward import Key, Model, wide
 from curate.models.head import Head
 from curate.models.load import load
-from curate.models.tokens import Encoded
+from curate.models.tokens import Encoded, marked
 from curate.models.usage import Usage
 
 _PIECE = 1 << 24  # logits in memory at once
@@ -64,7 +64,7 @@ class LanguageModel(Model):
         lengths = np.array([len(sample.ids) for sample in encoded])
         ids, valid, supervised = self.padded(encoded, int(lengths.max()))
         needs_logits = any(request.per_token for request in requests.values())
-        usage = self.usage(int(lengths.sum()), ids.numel(), cut=sum(sample.cut for sample in encoded))
+        usage = self.usage(int(lengths.sum()), ids.numel(), **marked(encoded))
         with counted(usage, self.choice.count_flops):
             states, logits = self._states(ids, valid, self.plain_head or not needs_logits)
             values = self._per_token(states, logits, ids, supervised, requests)

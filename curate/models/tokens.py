@@ -1,64 +1,60 @@
 """Tokenising samples and marking the supervised tokens: those of the assistant's turns, or all tokens of a raw text.
 
-A chat is rendered by the model's own template. The bounds of a turn are not searched for in the text but derived from
-the template: the messages are rendered up to the turn (with the generation prompt) and through it, and the first must
-be a prefix of the second, and both of the whole. A template that marks the assistant's tokens itself
-(`{% generation %}`) is trusted.
+A chat is rendered by the model's own template, which also shows where the turns are (curate.models.rendering).
 """
 
 from __future__ import annotations
 
-import json
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from datetime import date
 from typing import Any, TypeAlias
 
 import numpy as np
 
+from curate.models.rendering import DATE, Rendered, Span, Template, Unrenderable
+
 # A sample: {"messages": [{"role", "content", "extra"}], "text": None} or {"messages": None, "text": "…"}.
 Sample: TypeAlias = Mapping[str, Any]
-Span: TypeAlias = tuple[int, int]
-
-_MARKS = re.compile(r"\{%-?\s*generation\s*-?%\}")
-# For models without a template: the contents, each on a line of its own; an answer ends with the EOS token.
-PLAIN = (
-    "{{ bos_token or '' }}"
-    "{% for m in messages %}{{ m['content'] }}"
-    "{{ (eos_token or '') if m['role'] == 'assistant' else '' }}{{ '' if loop.last else '\\n' }}{% endfor %}"
-    "{% if add_generation_prompt and messages %}{{ '\\n' }}{% endif %}"
-)
 
 
 @dataclass
 class Encoded:
     """One tokenised sample.
 
-    ids: int32 [n]. supervised: bool [n]; never the first token. cut: whether it was truncated to the context. error:
-    why it cannot go through the model, or ''.
+    ids: int32 [n]. supervised: bool [n]; never the first token. cut: whether it was truncated to the context.
+    partial: whether some of the assistant's turns could not be located, and are not supervised.
+    error: why it cannot go through the model, or ''.
     """
 
     ids: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int32))
     supervised: np.ndarray = field(default_factory=lambda: np.zeros(0, bool))
     cut: bool = False
+    partial: bool = False
     error: str = ""
 
 
 def encode(
-    tokenizer: Any, samples: Sequence[Sample], context: int, too_long: str = "cut", view: str = "whole"
+    tokenizer: Any,
+    samples: Sequence[Sample],
+    context: int,
+    too_long: str = "cut",
+    view: str = "whole",
+    today: date = DATE,
 ) -> list[Encoded]:
     """Tokenise samples to at most `context` tokens each; too_long: 'cut' (truncate the end) or 'refuse'; view: see
-    kinds.passes.ForwardRequest."""
+    kinds.passes.ForwardRequest; today: the date that a chat template prints, if it prints one."""
     last = view == "last"
     if view == "text":
         return _plain(tokenizer, [_contents(sample) for sample in samples], context, too_long)
-    encoded = [Encoded() for _ in samples]
+    encoded, template = [Encoded() for _ in samples], Template(tokenizer, today)
     chats: dict[int, tuple[str, list[Span]]] = {}
     for i, sample in enumerate(samples):
         if sample["messages"] is not None:
             try:
-                text, spans = render(tokenizer, sample["messages"])
-                chats[i] = text, spans[-1:] if last else spans
+                chat = template.render(sample["messages"])
+                chats[i] = chat.text, chat.spans[-1:] if last else chat.spans
+                encoded[i].partial = chat.partial
             except Unrenderable as error:
                 encoded[i].error = str(error)
     raw = [i for i, sample in enumerate(samples) if sample["messages"] is None]
@@ -69,6 +65,11 @@ def encode(
     return (
         [_answer(item, s, tokenizer) for item, s in zip(encoded, samples, strict=True)] if view == "answer" else encoded
     )
+
+
+def marked(encoded: Sequence[Encoded]) -> dict[str, int]:
+    """How many samples were cut, and of how many some turns could not be located, as fields of a Usage."""
+    return {"cut": sum(item.cut for item in encoded), "partial": sum(item.partial for item in encoded)}
 
 
 def _contents(sample: Sample) -> str:
@@ -100,7 +101,9 @@ def _answer(encoded: Encoded, sample: Sample, tokenizer: Any) -> Encoded:
         return Encoded(error=encoded.error or "has no prompt: it is raw text")
     begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
     ids = np.concatenate([begin, encoded.ids[encoded.supervised]]).astype(np.int32)
-    return Encoded(ids, np.arange(len(ids)) > 0, encoded.cut, encoded.error or ("" if len(ids) else "has no tokens"))
+    return Encoded(
+        ids, np.arange(len(ids)) > 0, encoded.cut, error=encoded.error or ("" if len(ids) else "has no tokens")
+    )
 
 
 def _tokens(tokenizer: Any, texts: list[str], special: bool) -> list[tuple[list[int], list[Span]]]:
@@ -140,61 +143,11 @@ def _fit(encoded: Encoded, context: int, too_long: str) -> None:
         encoded.ids, encoded.supervised, encoded.cut = encoded.ids[:context], encoded.supervised[:context], True
 
 
-# --- chats -----------------------------------------------------------------------------------------------
+def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], today: date = DATE) -> Rendered:
+    """The messages rendered by the chat template, and where the assistant's turns are. Raises Unrenderable."""
+    return Template(tokenizer, today).render(messages)
 
 
-class Unrenderable(Exception):
-    """The chat template cannot render these messages; the message gives the reason."""
-
-
-def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> tuple[str, list[Span]]:
-    """The messages rendered by the chat template, and the character spans of the assistant's turns. Raises
-    Unrenderable."""
-    chat = [_message(m) for m in messages]
-    template = tokenizer.chat_template or PLAIN
-    if _MARKS.search(template):
-        return _marked(tokenizer, chat)
-    text, spans = _rendered(tokenizer, chat), []
-    for i, message in enumerate(chat):
-        if message["role"] == "assistant":
-            prefix = _rendered(tokenizer, chat[:i], open_turn=True) if i else ""
-            through = text if i == len(chat) - 1 else _rendered(tokenizer, chat[: i + 1])
-            if not (text.startswith(through) and through.startswith(prefix)):
-                raise Unrenderable("its chat template renders a turn differently when more messages follow")
-            spans.append((len(prefix), len(through.rstrip())))  # trailing white space belongs to the template
-    return text, spans
-
-
-def rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]]) -> str:
+def rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]], today: date = DATE) -> str:
     """The messages rendered by the chat template, with the generation prompt. Raises Unrenderable."""
-    return _rendered(tokenizer, [_message(m) for m in messages], open_turn=True)
-
-
-def _message(m: Mapping[str, Any]) -> dict[str, Any]:
-    extra = json.loads(m["extra"]) if m.get("extra") else {}
-    return {"role": m["role"], "content": m["content"], **extra}
-
-
-def _rendered(tokenizer: Any, chat: list[dict[str, Any]], open_turn: bool = False) -> str:
-    template = tokenizer.chat_template or PLAIN
-    try:
-        return tokenizer.apply_chat_template(
-            chat, chat_template=template, tokenize=False, add_generation_prompt=open_turn
-        )
-    except Exception as error:  # a template may raise anything, e.g. for unknown roles  # noqa: BLE001
-        raise Unrenderable(f"its chat template refuses it: {(str(error).splitlines() or [''])[0][:200]}") from None
-
-
-def _marked(tokenizer: Any, chat: list[dict[str, Any]]) -> tuple[str, list[Span]]:
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    try:
-        texts, spans = render_jinja_template(
-            [chat],
-            chat_template=tokenizer.chat_template,
-            return_assistant_tokens_mask=True,
-            **tokenizer.special_tokens_map,
-        )
-    except Exception as error:  # as above  # noqa: BLE001
-        raise Unrenderable(f"its chat template refuses it: {(str(error).splitlines() or [''])[0][:200]}") from None
-    return str(texts[0]), [(int(a), int(b)) for a, b in spans[0]]
+    return Template(tokenizer, today).prompt(messages)

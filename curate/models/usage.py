@@ -11,7 +11,8 @@ class Usage:
 
     tokens: of the samples; padded_tokens: including padding. flops, flops_paper, flops_counted: by our formula, by the
     papers', and measured (None unless requested; see curate.models.flops). cut: samples longer than the context.
-    seconds: None where only the pass as a whole is timed. phases: the parts charged separately, by name.
+    partial: samples of which some turns could not be located. seconds: None where only the pass as a whole is
+    timed. phases: the parts charged separately, by name.
     """
 
     device: str
@@ -21,6 +22,7 @@ class Usage:
     flops: float = 0.0
     flops_paper: float = 0.0
     cut: int = 0
+    partial: int = 0
     flops_counted: float | None = None
     seconds: float | None = None
     phases: dict[str, Usage] = field(default_factory=dict)
@@ -29,7 +31,7 @@ class Usage:
         """A copy scaled to the given share of the cost."""
         return replace(
             self,
-            **{name: round(share * getattr(self, name)) for name in ("tokens", "padded_tokens", "cut")},
+            **{name: round(share * getattr(self, name)) for name in ("tokens", "padded_tokens", "cut", "partial")},
             **{name: share * getattr(self, name) for name in ("flops", "flops_paper")},
             **{
                 name: None if (v := getattr(self, name)) is None else share * v for name in ("flops_counted", "seconds")
@@ -38,7 +40,7 @@ class Usage:
 
     def add(self, other: Usage) -> None:
         """Add another cost to this one, phases included."""
-        for name in ("tokens", "padded_tokens", "flops", "flops_paper", "cut"):
+        for name in ("tokens", "padded_tokens", "flops", "flops_paper", "cut", "partial"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         for name in ("flops_counted", "seconds"):
             if (amount := getattr(other, name)) is not None:

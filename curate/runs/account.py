@@ -26,6 +26,7 @@ class Trained(Result):
     samples: int = 0
     left_out: dict[str, int] = field(default_factory=dict)  # reason -> samples
     cut: int = 0
+    partial: int = 0  # samples of which some turns are not supervised
     loss: float | None = None  # of the last step
     weight_mean: float | None = None
     flops: float = 0.0

@@ -116,6 +116,7 @@ def run_training(
             samples=samples,
             left_out=dict(excluded),
             cut=prepared.cut,
+            partial=prepared.partial,
             loss=totals.loss,
             weight_mean=totals.weight_mean,
             flops=totals.flops + prepared.flops,

@@ -33,12 +33,14 @@ def on_device(choice: ModelChoice, processes: Any) -> ModelChoice:
 @dataclass(frozen=True)
 class Prepared:
     """What a training reads. row: of each sample, its row in the pool, int64 [N]; None for a stream. left_out: reason
-    -> samples that cannot be trained on. cut: samples truncated to the context. flops: spent on the base losses."""
+    -> samples that cannot be trained on. cut, partial: samples truncated to the
+    context, and of which some turns are not supervised. flops: spent on the base losses."""
 
     data: Data
     row: np.ndarray | None = None
     left_out: Mapping[str, int] = field(default_factory=dict)
     cut: int = 0
+    partial: int = 0
     flops: float = 0.0
 
     @property
@@ -60,6 +62,7 @@ def prepare_data(
 
     Raises CurateError if no sample can be trained on.
     """
+    from curate.models.tokens import marked
     from curate.training.dataset import Data
     from curate.training.examples import Examples
 
@@ -85,8 +88,8 @@ def prepare_data(
         require_drawable(draws, rows.domains)
         data = replace(data, draws=draws, vocabulary=len(model.model.tokenizer))
         data = replace(data, documents=data.of_epoch(0))
-    cut = sum(piece.cut for _, piece in pieces)
-    return Prepared(data, rows.row[kept], Counter(filter(None, reasons)), cut, flops)
+    marks = marked([piece for _, piece in pieces])
+    return Prepared(data, rows.row[kept], Counter(filter(None, reasons)), **marks, flops=flops)
 
 
 def _trainable(reasons: Sequence[str], rows: TrainingRows, training: TrainingSpec) -> np.ndarray:

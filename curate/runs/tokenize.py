@@ -33,7 +33,7 @@ def encoded_one_by_one(records: Iterable[Any], settings: TrainSettings, lm: Lang
             yield Encoded(error=str(refused))
             continue
         stored = {"messages": sample.messages, "text": sample.text}
-        yield _cut(encode(lm.tokenizer, [stored], 1 << 40)[0], settings, lm)
+        yield _cut(encode(lm.tokenizer, [stored], 1 << 40, today=lm.choice.today)[0], settings, lm)
 
 
 def documents_of(ws: Workspace, rows: TrainingRows, settings: TrainSettings, lm: LanguageModel) -> list[list[Encoded]]:
@@ -46,7 +46,9 @@ def documents_of(ws: Workspace, rows: TrainingRows, settings: TrainSettings, lm:
     documents: list[list[Encoded]] = [[] for _ in rows.row]
     for positions, table in samples_at(ws, rows.row, rows.id, ["messages", "text"]):
         samples = table.select(["messages", "text"]).to_pylist()
-        for sample, position, encoded in zip(samples, positions, encode(lm.tokenizer, samples, 1 << 40), strict=True):
+        for sample, position, encoded in zip(
+            samples, positions, encode(lm.tokenizer, samples, 1 << 40, today=lm.choice.today), strict=True
+        ):
             if not encoded.error and len(encoded.ids) > lm.context and sample["messages"] is None and settings.split:
                 documents[position] = [piece for piece in pieces(encoded, lm.context) if piece.supervised.any()]
                 continue
@@ -87,7 +89,8 @@ def anchors_of(samples: Sequence[Sample], name: str, lm: LanguageModel) -> Examp
     from curate.models.tokens import encode
     from curate.training.examples import Examples
 
-    encoded = [item for item in encode(lm.tokenizer, samples, lm.context, lm.choice.too_long) if not item.error]
+    tokenised = encode(lm.tokenizer, samples, lm.context, lm.choice.too_long, today=lm.choice.today)
+    encoded = [item for item in tokenised if not item.error]
     if not encoded:
         raise CurateError(f"none of the samples of the target '{name}' can go through the model.")
     return Examples.of(encoded)

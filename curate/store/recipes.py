@@ -41,7 +41,8 @@ class MethodRecipe(Recipe, frozen=True, kw_only=True):
 
 
 class ModelRecipe(Recipe, frozen=True, kw_only=True):
-    """A model and how it was run. weights: the fingerprint of its weights, configuration and tokenizer."""
+    """A model and how it was run. weights: the fingerprint of its weights, configuration and tokenizer. date: the date
+    that its chat template prints; absent if it prints none."""
 
     name: str
     weights: str
@@ -51,14 +52,17 @@ class ModelRecipe(Recipe, frozen=True, kw_only=True):
     chat_template: str = ""
     allow_pickle: bool = False
     allow_remote_code: bool = False
+    date: str = ""
 
     def shape(self) -> dict[str, Any]:
         """The entries that results depend on, which excludes the model's location."""
-        return {key: getattr(self, key) for key in SHAPING}
+        date = {"date": self.date} if self.date else {}
+        return {**{key: getattr(self, key) for key in SHAPING}, **date}
 
     def choice(self) -> dict[str, Any]:
         """The arguments of curate.models.choice.ModelChoice that name this model and load it in the same way."""
-        return {key: value for key, value in msgspec.structs.asdict(self).items() if key != "weights"}
+        given = msgspec.structs.asdict(self).items()
+        return {key: value for key, value in given if key != "weights" and not (key == "date" and not value)}
 
 
 class CheckpointRecipe(Recipe, frozen=True, kw_only=True):

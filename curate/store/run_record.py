@@ -53,6 +53,7 @@ class Checkpoint:
                         f"{path} is damaged or gone; remove {self.folder} to go on from the one before."
                     )
                 if folder != self.folder:
+                    (folder / name).parent.mkdir(parents=True, exist_ok=True)
                     (folder / name).write_bytes(data)
             yield folder
 
@@ -161,10 +162,10 @@ class Run:
         with tempfile.TemporaryDirectory(prefix="curate-") as temporary:
             write(Path(temporary))
             files = {}
-            for path in sorted(Path(temporary).iterdir()):
-                data = path.read_bytes()
-                write_atomic(parts.folder / name / path.name, data)
-                files[path.name] = digest(data)
+            for path in sorted(p for p in Path(temporary).rglob("*") if p.is_file()):  # a tokenizer may write folders
+                data, file = path.read_bytes(), path.relative_to(temporary).as_posix()
+                write_atomic(parts.folder / name / file, data)
+                files[file] = digest(data)
         write_json(parts.record_path(name), {"step": step, "last": last, "files": files, **record})
 
     def keep(self, count: int) -> None:

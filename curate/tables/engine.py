@@ -46,10 +46,11 @@ from curate.tables.units import MergeTask, TargetTask, Unit, shard_units, units_
 class Scored(Result):
     """The result of scoring by one method: on its score, or on its vectors if it has no target.
 
-    computed: rows of the last pass computed now; reused: rows that existed already; cut: samples computed now that were
-    truncated to the model's context; cut_of_target: likewise of a target encoded now. vectors: the result for the
-    vectors that the score is computed from. index: for vectors, a description of their FAISS index. left_out: samples
-    used in a warm-up or held out. note: the method's remark.
+    computed: rows of the last pass computed now; reused: rows that existed already; cut: samples computed now that
+    were truncated to the model's context; cut_of_target: likewise of a target encoded now. vectors: the result for
+    the vectors that the score is computed from. partial: samples computed now of which some of the assistant's
+    turns do not count, since the chat template does not show them. index: for vectors, a description of their FAISS
+    index. left_out: samples used in a warm-up or held out. note: the method's remark.
     """
 
     name: str
@@ -65,6 +66,7 @@ class Scored(Result):
     left_out: int = 0
     note: str = ""
     cut_of_target: int = 0
+    partial: int = 0
     vectors: Scored | None = None
     planned: list[dict[str, Any]] = field(default_factory=list)  # dry run: the work of each pass
 
@@ -92,10 +94,12 @@ def run_group(jobs: Sequence[TableSpec], fresh: bool, workers: Workers) -> list[
 
 @dataclass
 class _Cut:
-    """How many samples of the pool, and of the target, were truncated to the model's context."""
+    """How many samples of the pool, and of the target, were truncated to the model's context; and of how many of the
+    pool some turns could not be located."""
 
     pool: int = 0
     target: int = 0
+    partial: int = 0
 
 
 def _refuse_replaced(vectors: TableSpec) -> None:
@@ -149,6 +153,7 @@ def _finished(job: TableSpec, folder: Location, todo: Sequence[Shard], cut: _Cut
         reused=sum(shard.rows for shard in job.shards) - computed,
         nulls=sum(record["nulls"] for record in records),
         cut=cut.pool if todo else 0,
+        partial=cut.partial if todo else 0,
         cut_of_target=cut.target if job.kind == "vectors" else 0,
         left_out=sum(len(rows) for rows in job.held_out.left_out.values()),
         note=_note(job),
@@ -250,6 +255,7 @@ class _LastPass:
             self.cut.target += result.cut
         elif result and not isinstance(result, float):
             self.cut.pool += result.cut
+            self.cut.partial += result.partial
         if isinstance(task, Unit):
             missing, units = self._missing[task.shard.name], self._units[task.shard.name]
             missing.remove(task.name)

@@ -18,6 +18,7 @@ from curate.models.choice import (
     SHORT_NAMES,
     CheckpointChoice,
     ModelChoice,
+    prints_date,
     resolve,
     tensors_of,
     weights_fingerprint,
@@ -63,7 +64,8 @@ def pool_recipe(ws: Workspace, shards: Sequence[Shard]) -> PoolRecipe:
 
 def model_recipe(choice: ModelChoice) -> ModelRecipe:
     """A model as recorded in a recipe."""
-    return ModelRecipe(name=choice.name, weights=weights_fingerprint(choice), **choice.shaping(), **choice.loading())
+    weights, date = weights_fingerprint(choice), choice.date if prints_date(choice) else ""
+    return ModelRecipe(name=choice.name, weights=weights, **choice.shaping(), **choice.loading(), date=date)
 
 
 def model_choice(recipe: ModelRecipe) -> ModelChoice:

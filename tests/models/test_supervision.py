@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import numpy as np
 import pytest
 
@@ -16,6 +18,12 @@ from tests.support.models import chat, raw, scored
 from tests.support.templates import FAMILIES, FORGETFUL, MARKED
 
 
+def turns(tokenizer: Any, messages: Any) -> tuple[str, list[tuple[int, int]]]:
+    shown = render(tokenizer, messages)
+    assert not shown.partial
+    return shown.text, shown.spans
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_the_assistants_turns_are_supervised_and_nothing_else(tiny: LanguageModel, family: str) -> None:
     template, end = FAMILIES[family]
@@ -23,7 +31,7 @@ def test_the_assistants_turns_are_supervised_and_nothing_else(tiny: LanguageMode
     tokenizer.chat_template = template
     # The answers stand in the questions too, and are such that a search of the text would find them elsewhere.
     talk = chat("say user, or assistant", "assistant", "assistant, or [/INST] user?", "say user")
-    text, spans = render(tokenizer, talk["messages"])
+    text, spans = turns(tokenizer, talk["messages"])
     assert [text[a:b].strip() for a, b in spans] == [f"assistant{end}", f"say user{end}"]
     (one,) = encode(tokenizer, [talk], 512)
     assert not one.error
@@ -34,15 +42,20 @@ def test_the_assistants_turns_are_supervised_and_nothing_else(tiny: LanguageMode
 def test_a_template_that_marks_the_assistants_words_is_believed(tiny: LanguageModel) -> None:
     tokenizer = load(ModelChoice("tiny"))[1]
     tokenizer.chat_template = MARKED
-    text, spans = render(tokenizer, chat("a", "bc", "d", "e")["messages"])
+    text, spans = turns(tokenizer, chat("a", "bc", "d", "e")["messages"])
     assert text == "U:a\nA:bc!\nU:d\nA:e!\n" and [text[a:b] for a, b in spans] == ["bc!", "e!"]
 
 
-def test_a_template_that_takes_a_turn_back_and_one_that_refuses_give_a_reason(tiny: LanguageModel) -> None:
+def test_a_template_that_takes_a_turn_back_is_read_as_it_stands_in_the_whole(tiny: LanguageModel) -> None:
     tokenizer = load(ModelChoice("tiny"))[1]
     tokenizer.chat_template = FORGETFUL
-    one_turn, two_turns = encode(tokenizer, [chat("a", "b"), chat("a", "b", "c", "d")], 512)
-    assert not one_turn.error and "renders a turn differently when more messages follow" in two_turns.error
+    text, spans = turns(tokenizer, chat("a", "b", "c", "d")["messages"])
+    assert text == "user: a\nassistant: b\nuser: c\nassistant: (thinks) d\n"
+    assert [text[start:stop] for start, stop in spans] == ["b", "(thinks) d"]
+
+
+def test_a_template_that_refuses_gives_its_own_reason(tiny: LanguageModel) -> None:
+    tokenizer = load(ModelChoice("tiny"))[1]
     tokenizer.chat_template = FAMILIES["mistral"][0]
     system = {"text": None, "messages": [{"role": "system", "content": "x"}, *chat("a", "b")["messages"]]}
     (refused,) = encode(tokenizer, [system], 512)
@@ -52,7 +65,7 @@ def test_a_template_that_takes_a_turn_back_and_one_that_refuses_give_a_reason(ti
 def test_a_model_without_a_template_gets_a_plain_one(tiny: LanguageModel) -> None:
     tokenizer = load(ModelChoice("tiny"))[1]
     tokenizer.chat_template = None
-    text, spans = render(tokenizer, chat("a", "b", "c", "d")["messages"])
+    text, spans = turns(tokenizer, chat("a", "b", "c", "d")["messages"])
     assert text == "<|begin|>a\nb<|end|>\nc\nd<|end|>"
     assert [text[a:b] for a, b in spans] == ["b<|end|>", "d<|end|>"]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -25,6 +26,7 @@ from curate.methods.weightings.flow import Flow
 from curate.methods.weightings.linupper import Linupper
 from curate.methods.weightings.stm import Stm
 from curate.methods.weightings.uniform import Uniform
+from curate.models import choice
 from curate.models.choice import ModelChoice
 from curate.models.language_model import LanguageModel
 from curate.runs.config import TrainingSpec
@@ -365,3 +367,15 @@ def test_the_command_line_trains_and_says_what_it_did(ready: Workspace, cli: Any
     planned = cli("train", "new", "--model", "tiny", "--dry-run", ws=ready)
     assert "Would train new on 300 samples: 10 steps" in planned.stdout
     assert "batch_size=32" in cli("train", "--settings").stdout
+
+
+def test_a_checkpoint_keeps_the_folders_that_a_tokenizer_writes(handful_ws: Workspace, tmp_path: Path) -> None:
+    """Several chat templates by name are files in a folder of their own."""
+    model = tmp_path / "model"
+    shutil.copytree(choice.TINY, model)
+    (model / "additional_chat_templates").mkdir()
+    (model / "additional_chat_templates/tool_use.jinja").write_text("{{ messages[0]['content'] }}")
+    spec = TrainingSpec(ModelChoice(str(model)), Uniform(), TrainSettings(steps=2, batch_size=2, checkpoint_every=1))
+    curate.train(handful_ws, "named", spec)
+    kept = Run(handful_ws, "named").latest().folder / "additional_chat_templates/tool_use.jinja"
+    assert kept.read_text() == "{{ messages[0]['content'] }}"
