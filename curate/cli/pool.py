@@ -23,6 +23,7 @@ from curate.text_table import table
 @click.argument("paths", nargs=-1, required=True, metavar="PATH…")
 @workspace(create=True)
 @click.option("--source", metavar="NAME", help="Source of all rows.  [default: each path's name without extensions]")
+@click.option("--split", metavar="NAME", help="Split of folders and datasets that have several.  [default: train]")
 @format_option
 @map_option
 @click.option("--shard-size", default=32, show_default=True, metavar="MIB", help="Text per shard of the pool, in MiB.")
@@ -32,6 +33,7 @@ def ingest(
     ws: Workspace,
     paths: tuple[str, ...],
     source: str | None,
+    split: str | None,
     fmt: str,
     maps: tuple[str, ...],
     shard_size: int,
@@ -41,8 +43,9 @@ def ingest(
     """Add samples from files, folders, globs or hub ids.
 
     Reads JSONL and JSON arrays (plain, gzip or zstd), Parquet and Arrow, detected by content; folders written by
-    `save_to_disk`; hub datasets as owner/name[:split]. Files already in the pool are skipped; duplicate samples are
-    kept once and counted in `copies`; lines without a valid sample go to the table `rejects`.
+    `save_to_disk`; hub datasets as owner/name[:CONFIG][@REVISION][#SPLIT]. Of a folder or dataset with several splits
+    only train is read, or --split. Files already in the pool are skipped; duplicate samples are kept once and counted
+    in `copies`; lines without a valid sample go to the table `rejects`.
     """
     if shard_size <= 0:
         raise CurateError(f"--shard-size is a number of MiB above 0, not {shard_size}.")
@@ -50,6 +53,7 @@ def ingest(
         ws,
         paths,
         source=source,
+        split=split,
         fmt=fmt,
         mapping=pairs(maps, "--map"),
         shard_bytes=shard_size << 20,
@@ -113,10 +117,11 @@ def target(
     """
     r = curate.target(ws, name, path, subtask=subtask, split=split, fmt=fmt, mapping=pairs(maps, "--map"))
     rows = ", ".join(f"{n:,} {s}" for s, n in sorted(r.rows.items(), reverse=True))
+    rejected = [f"{r.rejected} rows were rejected; see the table rejects"] if r.rejected else []
     subtasks_note = f", {len(r.subtasks)} sub-tasks" if r.subtasks else ""
     text = f"Target {name}: {rows} samples{subtasks_note}; formats seen: {', '.join(r.formats)}."
     say(
         r,
         as_json,
-        text + (f"\nnote: {r.rejected} rows were rejected; see the table rejects" if r.rejected else ""),
+        text + notes([*rejected, *r.warnings]),
     )

@@ -235,7 +235,7 @@ def _feed(path: str | None, settings: dict[str, str]) -> StreamSource | None:
     replay = registry.with_settings(ReplaySettings, settings, "the stream")
     if path == "-":
         return StreamSource("standard input", lines_of(sys.stdin.buffer), replay)
-    inputs = find_inputs(path)
+    inputs = find_inputs(path).inputs
     return StreamSource(path, (record for item in inputs for _, record in records(item)), replay)
 
 

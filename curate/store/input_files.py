@@ -14,7 +14,7 @@ import re
 import sys
 import zlib
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
 from typing import IO, Any
@@ -25,6 +25,14 @@ import pyarrow.parquet as pq
 
 from curate.errors import CurateError
 from curate.hashing import fingerprint
+from curate.store.dataset_inputs import (
+    DESCRIPTIONS,
+    HubDataset,
+    is_empty,
+    is_saved,
+    load_saved,
+    of_split,
+)
 from curate.store.input_formats import RAW_CUT, Unreadable
 
 if sys.version_info >= (3, 14):
@@ -34,7 +42,6 @@ else:
 
 _ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow")
 _PACKED = (".gz", ".zst")
-_HUB = re.compile(r"(?:hf:)?([\w.-]+/[\w.-]+)(?::(\w+))?")
 _BATCH = 512  # rows converted to Python objects at a time
 _CHUNK = 1 << 20
 _BROKEN = (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError)
@@ -45,49 +52,74 @@ class Input:
     """One file, dataset folder or hub dataset to read.
 
     kind: 'jsonl', 'json' (an array), 'parquet', 'arrow', 'dataset', 'hub' or 'empty'.
-    key: a fingerprint of the content, by which an ingest recognises the file.
+    key: a fingerprint of the content, by which an ingest recognises the file. split: of a dataset; None: train.
     """
 
     path: str
     source: str
     kind: str
     key: str
+    split: str | None = None
 
 
-def find_inputs(given: str) -> list[Input]:
-    """The inputs denoted by a path, folder, glob or hub id. Raises CurateError if it is nothing readable."""
+@dataclass(frozen=True)
+class Found:
+    """What a path denotes. notes: what of it is not read, and why."""
+
+    inputs: list[Input]
+    notes: list[str] = field(default_factory=list)
+
+
+def find_inputs(given: str, split: str | None = None) -> Found:
+    """The inputs denoted by a path, folder, glob or hub id. split: of a folder or dataset; None: train.
+
+    Raises CurateError if it is nothing readable, or has no such split.
+    """
     path = Path(given)
     source = source_name(given)
-    if path.is_file():
-        return [_file(path, source)]
     if path.is_dir():
-        return _folder(path, source)
+        return _folder(path, source, split)
     # not Path.glob, which takes no absolute pattern
-    matches = [Path(p) for p in sorted(glob.glob(given, recursive=True)) if Path(p).is_file()]  # noqa: PTH207
-    if matches:
-        return [_file(p, source) for p in matches]
-    hub = _HUB.fullmatch(given)
+    globbed = [Path(p) for p in sorted(glob.glob(given, recursive=True))]  # noqa: PTH207
+    files = [path] if path.is_file() else [p for p in globbed if p.is_file()]
+    if files:
+        if split:
+            raise CurateError(f"{given}: a file has no splits; leave out --split {split}, or name its folder.")
+        return Found([_file(p, source) for p in files])
+    hub = HubDataset.of(given)
     if hub and not given.endswith((*_ENDINGS, *_PACKED)):
-        return [_hub(given, source)]
+        return Found([_hub(hub, given, source, split)])
     raise CurateError(f"{given}: there is no such file or folder; check the path.")
 
 
 def source_name(given: str) -> str:
     """The source name derived from a path, without extensions: data/p3.jsonl.gz -> p3, data/*.json -> data."""
-    path = Path(given.removeprefix("hf:"))
+    path = Path(re.sub(r"(?<=\w)[:@#].*", "", given.removeprefix("hf:")) if HubDataset.of(given) else given)
     name = path.name.split(".")[0] if path.suffix in (*_ENDINGS, *_PACKED) else path.name
     name = re.sub(r"[-_.]*[*?\[\]]+.*", "", name)
     return name or (path.parent.name if path.parent != path else "") or "pool"
 
 
-def _folder(folder: Path, source: str) -> list[Input]:
-    if (folder / "state.json").exists() or (folder / "dataset_dict.json").exists():
-        files = sorted(p for p in folder.rglob("*") if p.is_file())
-        return [Input(str(folder), source, "dataset", fingerprint([_digest(p) for p in files]))]
-    files = sorted(p for p in folder.rglob("*") if p.is_file() and p.name.endswith((*_ENDINGS, *_PACKED)))
-    if not files:
+def _folder(folder: Path, source: str, split: str | None) -> Found:
+    if is_saved(folder):
+        return Found([_saved(folder, source, split)])
+    every = sorted(p for p in folder.rglob("*") if p.is_file())
+    saved = [p for p in sorted(folder.rglob("*")) if p.is_dir() and is_saved(p) and not is_saved(p.parent)]
+    files = [p for p in every if p.name.endswith((*_ENDINGS, *_PACKED)) and p.name not in DESCRIPTIONS]
+    files = [p for p in files if not any(p.is_relative_to(dataset) for dataset in saved)]
+    if not files and not saved:
         raise CurateError(f"{folder}: no file in this folder ends in {', '.join(_ENDINGS)} (or these with .gz, .zst).")
-    return [_file(p, source) for p in files]
+    kept, note = of_split(folder, files, split) if files else ([], "")
+    datasets = [_saved(p, source, split) for p in saved]
+    return Found([*(_file(p, source) for p in kept), *datasets], [note] if note else [])
+
+
+def _saved(folder: Path, source: str, split: str | None) -> Input:
+    if is_empty(folder):
+        return Input(str(folder), source, "empty", "")
+    files = sorted(p for p in folder.rglob("*") if p.is_file())
+    key = fingerprint([_digest(p) for p in files], *([split] if split else []))
+    return Input(str(folder), source, "dataset", key, split)
 
 
 def _file(path: Path, source: str) -> Input:
@@ -98,11 +130,11 @@ def _file(path: Path, source: str) -> Input:
     return Input(str(path), source, _kind(path), _digest(path))
 
 
-def _hub(hub_id: str, source: str) -> Input:
+def _hub(hub: HubDataset, given: str, source: str, split: str | None) -> Input:
     """A hub dataset, identified by the bytes of its files: another revision is another input."""
-    data = _from_hub(hub_id)
+    data = hub.load(split)
     digests = [_digest(Path(file["filename"])) for file in data.cache_files]
-    return Input(hub_id, source, "hub", fingerprint(digests or hub_id))
+    return Input(given, source, "hub", fingerprint(digests or [given, split]), split)
 
 
 def _digest(path: Path) -> str:
@@ -145,7 +177,7 @@ def _open(path: Path) -> IO[bytes]:
         magic = f.read(4)
     if magic.startswith(b"\x1f\x8b"):
         return gzip.open(path, "rb")  # type: ignore[return-value]
-    if magic == b"\x28\xb5\x2f\xfd":
+    if magic == b"\x28\xb5\x2f\xfd" or magic[1:] == b"\x2a\x4d\x18" and 0x50 <= magic[0] <= 0x5F:  # a skippable frame
         return zstd.open(path, "rb")  # type: ignore[return-value]
     return path.open("rb")
 
@@ -291,7 +323,7 @@ def _batches(source: Input) -> Iterator[pa.RecordBatch | pa.Table]:
         with pa.memory_map(source.path) as f:
             yield from _sliced(_arrow_batches(f))
     else:
-        data = _from_disk(source) if source.kind == "dataset" else _from_hub(source.path)
+        data = load_saved(source.path, source.split) if source.kind == "dataset" else _from_hub(source)
         yield from data.with_format("arrow").iter(batch_size=_BATCH)
 
 
@@ -312,37 +344,10 @@ def _sliced(batches: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
             yield batch.slice(start, _BATCH)
 
 
-def _from_disk(source: Input) -> Any:
-    import datasets
-
-    return _one_split(source.path, datasets.load_from_disk(source.path), None)
-
-
-def _from_hub(hub_id: str) -> Any:
-    import datasets
-
-    hub = _HUB.fullmatch(hub_id)
+def _from_hub(source: Input) -> Any:
+    hub = HubDataset.of(source.path)
     assert hub is not None
-    try:
-        data = datasets.load_dataset(hub[1])
-    except Exception as error:  # the library's errors have no common base class  # noqa: BLE001
-        raise CurateError(
-            f"{hub_id}: neither a file here nor a dataset the hub gave ({type(error).__name__}: "
-            f"{_first_line(error)}); check the name and the network."
-        ) from None
-    return _one_split(hub_id, data, hub[2])
-
-
-def _one_split(path: str, data: Any, requested: str | None) -> Any:
-    """The requested split of a dataset, by default train or the only one; never a mixture of splits."""
-    if not isinstance(data, dict):
-        return data
-    split = requested or ("train" if "train" in data else next(iter(data)) if len(data) == 1 else None)
-    if split not in data:
-        raise CurateError(
-            f"{path}: has splits {', '.join(data)}; name one, as HUB_ID:SPLIT or the sub-folder of that split."
-        )
-    return data[split]
+    return hub.load(source.split)
 
 
 def _first_line(error: Exception) -> str:

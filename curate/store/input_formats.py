@@ -283,7 +283,20 @@ def _text(value: Any, where: str) -> str:
     raise Refused(f"{where} is a {type(value).__name__}, and a text is wanted")
 
 
+def _rows(value: Any) -> Any:
+    """A struct of lists, in which `datasets` keeps a sequence of structs, as the list of structs that it stands for."""
+    if not isinstance(value, dict) or not value or not all(isinstance(column, list) for column in value.values()):
+        return value
+    lengths = {len(column) for column in value.values()}
+    return (
+        [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
+        if len(lengths) == 1
+        else value
+    )
+
+
 def _turns(value: Any, where: str) -> list[Message]:
+    value = _rows(value)
     if not isinstance(value, list) or not value:
         raise Refused(f"{where} is {'empty' if value == [] else 'no list'}")
     return [_turn(turn, f"{where}[{i}]") for i, turn in enumerate(value)]

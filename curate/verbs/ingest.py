@@ -63,11 +63,13 @@ def ingest(
     fmt: str = "auto",
     mapping: Mapping[str, str] | None = None,
     shard_bytes: int = SHARD_BYTES,
+    split: str | None = None,
     dry_run: bool = False,
 ) -> Ingested:
     """Add the samples of files, folders, globs or hub ids to the pool.
 
-    source: the domain of all rows (default: the name of each path, without endings).
+    source: the domain of all rows (default: the name of each path, without endings). split: of folders and datasets
+    with several; None: train.
     fmt: 'auto', or the format every record must have (curate.store.input_formats). mapping: our field -> their field.
     Reads the input once; memory: one shard and 8 bytes per stored row.
 
@@ -75,8 +77,9 @@ def ingest(
     unknown format.
     """
     reader = Reader(fmt, mapping or {})
-    inputs = [file_input for path in paths for file_input in find_inputs(path)]
-    result = Ingested()
+    given = [find_inputs(path, split) for path in paths]
+    inputs = [file_input for found in given for file_input in found.inputs]
+    result = Ingested(warnings=[note for found in given for note in found.notes])
     reading = fingerprint(fmt, dict(mapping or {}))  # a file read with another mapping counts as another file
     with lock(ws.path, "pool"):
         ws.pool.remove_leftovers()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,7 +14,7 @@ from curate.errors import CurateError
 from curate.results import Result
 from curate.store.encoding import read_table, write_table
 from curate.store.files import remove_leftovers
-from curate.store.input_files import find_inputs, records
+from curate.store.input_files import Input, find_inputs, records
 from curate.store.input_formats import Reader, Refused, refusal
 from curate.store.locks import lock
 from curate.store.schema import REJECTS, TARGET
@@ -32,6 +32,7 @@ class Targeted(Result):
     subtasks: dict[str, int] = field(default_factory=dict)
     formats: dict[str, int] = field(default_factory=dict)
     rejected: int = 0
+    warnings: list[str] = field(default_factory=list)
 
 
 def target(
@@ -54,7 +55,8 @@ def target(
     if split not in SPLITS:
         raise CurateError(f"the split '{split}' is neither val (for selection) nor test (for evaluation).")
     reader = Reader(fmt, {**(mapping or {}), **({"subtask": subtask} if subtask else {})})
-    rows, rejects = _read(path, reader, name, split)
+    found = find_inputs(path)
+    rows, rejects = _read(found.inputs, reader, name, split)
     if not rows:
         reason = f"; line {rejects[0]['line']} {rejects[0]['reason']}" if rejects else ", it is empty"
         raise CurateError(f"{path}: no sample for the target '{name}' was found{reason}.")
@@ -76,12 +78,14 @@ def target(
         ws.targets.commit(name, table)
     split_counts = Counter(table["split"].to_pylist())
     subtasks = Counter(s for s in table["subtask"].to_pylist() if s)
-    return Targeted(name, dict(split_counts), dict(subtasks), dict(reader.seen), len(rejects))
+    return Targeted(name, dict(split_counts), dict(subtasks), dict(reader.seen), len(rejects), found.notes)
 
 
-def _read(path: str, reader: Reader, name: str, split: str) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
+def _read(
+    inputs: Sequence[Input], reader: Reader, name: str, split: str
+) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
     rows, rejects = [], []  # duplicates are kept: a mean over the target is a mean over its rows
-    for item in find_inputs(path):
+    for item in inputs:
         for line, record in records(item):
             try:
                 sample = reader.sample(record)

@@ -19,7 +19,7 @@ ROWS = [{"text": f'row {i} \u00e9 \u65e5 \U0001f600 " \\ \n', "n": i} for i in r
 
 
 def read(path: Path, skip: int = 0) -> list[Any]:
-    (found,) = find_inputs(str(path))
+    (found,) = find_inputs(str(path)).inputs
     return [record for _, record in records(found, skip)]
 
 
@@ -68,12 +68,12 @@ def test_a_hub_id_is_loaded_through_datasets(tmp_path: Path, monkeypatch: pytest
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("datasets.config.HF_HUB_OFFLINE", True)
-    (found,) = find_inputs("hf:owner/name")
+    (found,) = find_inputs("hf:owner/name").inputs
     assert (found.kind, found.source) == ("hub", "name")
     assert [r for _, r in records(found)] == [{"text": "from the hub"}]
-    assert find_inputs("hf:owner/name:train")[0].key == found.key
+    assert find_inputs("hf:owner/name:train").inputs[0].key == found.key
     (tmp_path / "owner" / "name" / "train.jsonl").write_text('{"text": "another revision"}\n')
-    assert find_inputs("hf:owner/name")[0].key != found.key
+    assert find_inputs("hf:owner/name").inputs[0].key != found.key
     with pytest.raises(CurateError, match="neither a file here nor a dataset"):
         find_inputs("owner/missing")
 
@@ -123,7 +123,7 @@ def test_a_cut_archive_gives_what_could_be_unpacked_and_says_so(tmp_path: Path, 
 def test_lines_that_are_no_json_are_told_and_the_others_stand(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_bytes(b'{"a":1}\n\n{"a":\n{"a":"\xff\xfe"}\n{"a":NaN}\n{"a":2}')
-    (found,) = find_inputs(str(path))
+    (found,) = find_inputs(str(path)).inputs
     rows = list(records(found))
     assert [line for line, _ in rows] == [1, 3, 4, 5, 6]  # the empty line counts, and holds nothing
     good = [r["a"] for _, r in rows if not isinstance(r, Unreadable)]
@@ -198,6 +198,6 @@ def test_a_folder_and_a_glob_are_one_source(tmp_path: Path) -> None:
     for name in ("b.jsonl", "a.jsonl", "note.txt"):
         (tmp_path / name).write_text('{"text": "x"}\n')
     for given in (str(tmp_path), f"{tmp_path}/*.jsonl"):
-        found = find_inputs(given)
+        found = find_inputs(given).inputs
         assert [Path(f.path).name for f in found] == ["a.jsonl", "b.jsonl"]
         assert len({f.source for f in found}) == 1
