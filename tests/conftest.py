@@ -297,11 +297,19 @@ def cli() -> Callable[..., subprocess.CompletedProcess[str]]:
     return run
 
 
-def in_this_process(words: list[str]) -> subprocess.CompletedProcess[str]:
-    """The entry point `curate`, with what it prints and the status that it exits with."""
+class Terminal(io.TextIOWrapper):
+    """A stream that takes itself for a terminal."""
+
+    def isatty(self) -> bool:
+        return True
+
+
+def in_this_process(words: list[str], terminal: bool = False) -> subprocess.CompletedProcess[str]:
+    """The entry point `curate`, with what it prints, to a terminal or not, and the status that it exits with."""
     from curate.cli.main import main
 
-    out, err = (io.TextIOWrapper(io.BytesIO(), encoding="utf-8", write_through=True) for _ in range(2))
+    streams = (Terminal if terminal else io.TextIOWrapper), io.TextIOWrapper
+    out, err = (stream(io.BytesIO(), encoding="utf-8", write_through=True) for stream in streams)
     status: Any = 0
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # as a user's Python shows none of a library's deprecations

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from pathlib import Path
 
@@ -152,13 +153,11 @@ def report(
 @click.option(
     "--format",
     "fmt",
-    default="table",
-    show_default=True,
     metavar="FORMAT",
-    help="table, csv, json or parquet.",
+    help="table, csv, json, jsonl or parquet.  [default: by FILE's ending; else a table on a terminal, csv in a pipe]",
 )
 @click.option("-o", "--output", metavar="FILE", help="Write to this file instead of standard output.")
-def sql(ws: Workspace, query: str, fmt: str, output: str | None) -> None:
+def sql(ws: Workspace, query: str, fmt: str | None, output: str | None) -> None:
     """Run one SELECT (DuckDB's SQL) over the workspace.
 
     \b
@@ -173,7 +172,7 @@ def sql(ws: Workspace, query: str, fmt: str, output: str | None) -> None:
     """
     from curate.verbs.sql import write_sql
 
-    text = write_sql(ws, query, fmt, output)
+    text = write_sql(ws, query, fmt, output, terminal=sys.stdout.isatty())
     click.echo(text, nl=bool(text))
 
 

@@ -22,7 +22,8 @@ from curate.tables import sql as queries
 if TYPE_CHECKING:
     import polars as pl
 
-FORMATS = ("table", "csv", "json", "parquet")
+FORMATS = ("table", "csv", "json", "jsonl", "parquet")
+_ENDINGS = {".csv": "csv", ".json": "json", ".jsonl": "jsonl", ".ndjson": "jsonl", ".parquet": "parquet"}
 
 
 class QueryResult(Sequence[dict[str, Any]]):
@@ -83,8 +84,15 @@ def sql(ws: Workspace, query: str) -> QueryResult:
     return QueryResult(queries.fetch(ws, query))
 
 
-def write_sql(ws: Workspace, query: str, fmt: str = "table", output: str | None = None) -> str:
-    """Run a query; returns the text to print, or writes it to `output` and returns ''."""
+def write_sql(
+    ws: Workspace, query: str, fmt: str | None = None, output: str | None = None, terminal: bool = True
+) -> str:
+    """Run a query; returns the text to print, or writes it to `output` and returns ''.
+
+    fmt: one of FORMATS; None: by the ending of `output`, else a table of the first rows for a terminal and all rows as
+    CSV for anything else. Raises CurateError for an unknown format or ending.
+    """
+    fmt = fmt or _format_of(output, terminal)
     if fmt not in FORMATS:
         raise CurateError(f"there is no output format '{fmt}': {nearest(fmt, FORMATS)}")
     if output and fmt in ("parquet", "csv"):
@@ -99,6 +107,15 @@ def write_sql(ws: Workspace, query: str, fmt: str = "table", output: str | None 
     return text
 
 
+def _format_of(output: str | None, terminal: bool) -> str:
+    if not output:
+        return "table" if terminal else "csv"
+    ending = Path(output).suffix.lower()
+    if ending not in _ENDINGS:
+        raise CurateError(f"{output}: an ending of {', '.join(_ENDINGS)} says how to write it; else give --format.")
+    return _ENDINGS[ending]
+
+
 def _as_text(ws: Workspace, query: str, fmt: str) -> str:
     if fmt == "table":
         text = io.StringIO()
@@ -107,6 +124,8 @@ def _as_text(ws: Workspace, query: str, fmt: str) -> str:
         return text.getvalue().rstrip()
     table = queries.fetch(ws, query)
     rows = [{name: plain(value) for name, value in row.items()} for row in table.to_pylist()]
+    if fmt == "jsonl":
+        return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
     if fmt == "json":
         return "[" + ",\n ".join(json.dumps(row, ensure_ascii=False) for row in rows) + "]"
     text = io.StringIO()

@@ -104,7 +104,7 @@ def test_the_tutorial_prints_what_it_shows(tmp_path: Path, monkeypatch: pytest.M
             if command.startswith("curate ") and not set("|&;<>$`*") & set(
                 re.sub(r"'[^']*'|\"[^\"$`]*\"", "", command)
             ):
-                done = in_this_process(shlex.split(command, comments=True)[1:])
+                done = in_this_process(shlex.split(command, comments=True)[1:], terminal=True)
             else:
                 done = subprocess.run(command, shell=True, capture_output=True, text=True)
             assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"

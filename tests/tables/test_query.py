@@ -16,6 +16,7 @@ from curate.methods.scores.length import Length
 from curate.store.workspace import Workspace
 from curate.tables import sql
 from curate.verbs.sql import write_sql
+from tests.conftest import in_this_process
 
 
 @pytest.fixture
@@ -96,6 +97,31 @@ def test_results_are_written_as_files(scored: Workspace, tmp_path: Path) -> None
         write_sql(scored, text, "csv", str(tmp_path / "no" / "x.csv"))
     with pytest.raises(CurateError, match="did you mean 'json'"):
         write_sql(scored, text, "jsn")
+
+
+@pytest.mark.parametrize("name", ["ids.csv", "ids.jsonl", "ids.json", "ids.parquet", "IDS.CSV", "ids.ndjson"])
+def test_the_ending_of_a_file_says_how_it_is_written_and_all_rows_are(
+    scored: Workspace, tmp_path: Path, name: str
+) -> None:
+    write_sql(scored, "SELECT id, length FROM samples ORDER BY row", output=str(tmp_path / name))
+    read = {".csv": pl.read_csv, ".jsonl": pl.read_ndjson, ".ndjson": pl.read_ndjson, ".json": pl.read_json}
+    ids = read.get(Path(name).suffix.lower(), pl.read_parquet)(tmp_path / name)["id"].cast(pl.String).to_list()
+    assert len(ids) == 3000
+    assert ids == [row["id"] for row in curate.sql(scored, "SELECT id FROM pool ORDER BY row")]
+
+
+def test_a_format_wins_over_the_ending_and_an_unknown_ending_is_refused(scored: Workspace, tmp_path: Path) -> None:
+    write_sql(scored, "SELECT 1 AS one", "json", str(tmp_path / "x.csv"))
+    assert (tmp_path / "x.csv").read_text() == '[{"one": 1}]\n'
+    with pytest.raises(CurateError, match="x.txt: an ending of .csv, .json, .jsonl, .ndjson, .parquet says"):
+        write_sql(scored, "SELECT 1 AS one", output=str(tmp_path / "x.txt"))
+    assert not (tmp_path / "x.txt").exists()
+
+
+def test_a_table_is_drawn_on_a_terminal_only(scored: Workspace) -> None:
+    words = ["sql", "-w", str(scored.path), "SELECT row FROM pool ORDER BY row"]
+    assert "│" in in_this_process(words, terminal=True).stdout
+    assert in_this_process(words).stdout.splitlines() == ["row", *map(str, range(3000))]
 
 
 def test_samples_over_missing_shards_keeps_every_row_in_place(scored: Workspace) -> None:
