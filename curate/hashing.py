@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 import orjson
 
+from curate import exact_json
+
 _U64 = np.uint64
 
 
@@ -21,7 +23,8 @@ def content_id(messages: Sequence[Mapping[str, Any]] | None, text: str | None) -
         {"text":"…"}                                            for raw text
         {"messages":[{"content":"…","role":"…"}, …]}            for chat
 
-    where a message with `extra` has it as a third key, a string. Contents are hashed as they are:
+    where a message with `extra` has it as a third key, a string: the canonical JSON of its further keys, whatever order
+    they are stored in; integers of more than 64 bits are written out. Contents are hashed as they are:
     no trimming, no Unicode normalisation. Roles are the normalised ones (system, user, assistant, tool).
     Source, meta and copies are not hashed. Test vectors: tests/golden/content_ids.json.
 
@@ -30,12 +33,15 @@ def content_id(messages: Sequence[Mapping[str, Any]] | None, text: str | None) -
     if messages is None:
         canonical: dict[str, Any] = {"text": text}
     else:
-        canonical = {
-            "messages": [
-                {key: m[key] for key in ("content", "extra", "role") if m.get(key) is not None} for m in messages
-            ]
-        }
+        canonical = {"messages": [_canonical(message) for message in messages]}
     return hashlib.sha256(orjson.dumps(canonical, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+def _canonical(message: Mapping[str, Any]) -> dict[str, Any]:
+    kept = {key: message[key] for key in ("content", "extra", "role") if message.get(key) is not None}
+    if "extra" in kept:
+        kept["extra"] = exact_json.canonical(kept["extra"])
+    return kept
 
 
 def fingerprint(*parts: Any) -> str:

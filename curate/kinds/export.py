@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from curate import exact_json
 from curate.errors import CurateError
 from curate.kinds.method import Method
 
@@ -44,7 +44,7 @@ class Row:
     def chat(self) -> list[dict[str, Any]]:
         """The messages as trainers know them: role, content and the keys kept in `extra`; [] for raw text."""
         return [
-            {"role": m["role"], "content": m["content"], **(json.loads(m["extra"]) if m["extra"] else {})}
+            {"role": m["role"], "content": m["content"], **(exact_json.loads(m["extra"]) if m["extra"] else {})}
             for m in self.messages or []
         ]
 
@@ -104,21 +104,17 @@ class Export(Method):
 
     def write_lines(self, path: Path, rows: Iterator[Row]) -> Path:
         """Write the examples as JSON Lines into one file."""
-        import orjson
-
         with path.open("wb") as f:
             for row in rows:
-                f.write(orjson.dumps(self.example(row), option=orjson.OPT_APPEND_NEWLINE))
+                f.write(f"{exact_json.dumps(self.example(row))}\n".encode())
         return path
 
     def write_parts(self, rows: Iterator[Row], folder: Path, file: Callable[[Row], str]) -> list[Path]:
         """Write the examples as JSON Lines, each into FILE(row).jsonl. Returns the files."""
-        import orjson
-
         buffers: dict[Path, list[bytes]] = {}
         for row in rows:
             lines = buffers.setdefault(folder / f"{file(row)}.jsonl", [])
-            lines.append(orjson.dumps(self.example(row), option=orjson.OPT_APPEND_NEWLINE))
+            lines.append(f"{exact_json.dumps(self.example(row))}\n".encode())
             if len(lines) == 1024:
                 _append(buffers, [folder / f"{file(row)}.jsonl"])
         _append(buffers, list(buffers))

@@ -19,10 +19,10 @@ from itertools import islice
 from pathlib import Path
 from typing import IO, Any
 
-import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from curate import exact_json
 from curate.errors import CurateError
 from curate.hashing import fingerprint
 from curate.store.dataset_inputs import (
@@ -212,8 +212,8 @@ def _json_lines(path: Path, skip: int) -> Iterator[tuple[int, Any]]:
 def _parsed(line: bytes) -> Any:
     line = line.removeprefix(b"\xef\xbb\xbf")
     try:
-        return orjson.loads(line)
-    except orjson.JSONDecodeError as error:
+        return exact_json.loads(line)
+    except ValueError as error:
         with contextlib.suppress(ValueError):  # Python's parser is slower, but accepts the NaN that Python writes
             return json.loads(line)
         return Unreadable(f"is not JSON ({error})", line[:RAW_CUT].decode("utf-8", "replace"))

@@ -6,16 +6,18 @@ order:
     messages            {"messages": [{"role", "content"}, …]}                         OpenAI, TRL
     sharegpt            {"conversations": [{"from", "value"}, …]}                      ShareGPT
     prompt-completion   {"prompt", "completion" or "response"}, texts or message lists  TRL, P3
-    alpaca              {"instruction", "input"?, "output" or "response", "history"?}  Alpaca, LLaMA-Factory
+    alpaca              {"instruction", "input" or "context"?, "output" or "response", "history"?}  Alpaca, Dolly,
+                        LLaMA-Factory
     question-answer     {"question", "answer"}                                         GSM8K
     text                {"text"}                                                       raw text
 
-A "system" field beside any chat shape becomes the first message. All other fields go to `meta`.
+A "system" field beside any chat shape becomes the first message. All other fields go to `meta`. Rows of preference data
+(chosen and rejected answers, or a label that says whether an answer is wanted) are refused: as they stand, the answers
+that are not wanted would be learnt.
 """
 
 from __future__ import annotations
 
-import base64
 import json
 import math
 from collections import Counter
@@ -25,6 +27,7 @@ from typing import Any
 
 import orjson
 
+from curate import exact_json
 from curate.errors import CurateError, nearest
 from curate.hashing import content_id
 
@@ -37,7 +40,6 @@ _ROLES = {
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bot", "bard", "bing", "model"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation"), "tool"),
 }
-_JSON = orjson.OPT_SORT_KEYS | orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 
 
 class Refused(Exception):
@@ -105,6 +107,7 @@ class Reader:
         fields, shadowed = self._mapped(record)
         labels = {key: fields.pop(key) for key in ("source", "subtask", "split") if key in self.mapping}
         shadowed |= {self.mapping[key]: value for key, value in labels.items() if key != "source"}
+        _refuse_preferences(fields)
         name = self._format_of(fields)
         messages, text = FORMATS[name].convert(fields)  # removes the fields that it uses
         return name, _sample(messages, text, {**fields, **shadowed}, labels)
@@ -141,6 +144,25 @@ class Reader:
         )
 
 
+def _refuse_preferences(fields: Record) -> None:
+    """Raises Refused for a row of preference data."""
+    if fields.get("chosen") is not None and fields.get("rejected") is not None:
+        raise Refused(
+            "has a chosen and a rejected answer, as preference data has; to learn from the chosen ones: --map "
+            "prompt=FIELD,completion=chosen",
+            shape=True,
+        )
+    if (
+        isinstance(fields.get("label"), bool)
+        and {"completion", "response", "messages", "conversations"} & fields.keys()
+    ):
+        raise Refused(
+            f"has label {str(fields['label']).lower()}, which says whether its answer is wanted (KTO); keep the rows "
+            "whose label is true, without that field",
+            shape=True,
+        )
+
+
 def _sample(messages: list[Message] | None, text: str | None, meta: Record, labels: Record) -> Sample:
     contents = [text] if messages is None else [m["content"] for m in messages]
     n_chars = sum(len(c) for c in contents if c)
@@ -151,7 +173,7 @@ def _sample(messages: list[Message] | None, text: str | None, meta: Record, labe
         messages=messages,
         text=text,
         n_chars=n_chars,
-        meta=orjson.dumps(meta, default=_as_json, option=_JSON).decode(),
+        meta=exact_json.dumps(meta),
         source=_label(labels.get("source")),
         subtask=_label(labels.get("subtask")) or "",
         split=_label(labels.get("split")),
@@ -161,11 +183,6 @@ def _sample(messages: list[Message] | None, text: str | None, meta: Record, labe
 def _label(value: Any) -> str | None:
     """A label as text. Raises UnicodeEncodeError if it cannot be encoded as UTF-8."""
     return None if value is None else str(value).encode().decode()
-
-
-def _as_json(value: Any) -> Any:
-    """Values that JSON cannot represent: bytes as base64, anything else as str(value)."""
-    return base64.b64encode(value).decode() if isinstance(value, bytes) else str(value)
 
 
 def refusal(path: str, line: int, record: Any, refused: Refused, into: str = "pool") -> dict[str, Any]:
@@ -219,9 +236,10 @@ def _alpaca(fields: Record) -> Converted:
             raise Refused("history is not a list of [question, answer] pairs")
         turns += [_said("user", pair[0], "history"), _said("assistant", pair[1], "history")]
     question = _said("user", fields.pop("instruction"), "instruction")
-    context = fields.pop("input", None)
-    if context not in (None, ""):  # joined as LLaMA-Factory joins them
-        question["content"] = f"{question['content']}\n{_text(context, 'input')}"
+    for name in ("input", "context"):  # Dolly's passages are called context; joined as LLaMA-Factory joins them
+        context = fields.pop(name, None)
+        if context not in (None, ""):
+            question["content"] = f"{question['content']}\n{_text(context, name)}"
     answer = _said("assistant", _pop_first(fields, "output", "response"), "output")
     return _with_system(fields, [*turns, question, answer]), None
 
@@ -313,7 +331,7 @@ def _turn(turn: Any, where: str) -> Message:
     if content is None and "tool_calls" in fields:
         content = ""
     fields |= _stored_extra(fields)
-    extra = orjson.dumps(fields, default=_as_json, option=_JSON).decode() if fields else None
+    extra = exact_json.dumps(fields) if fields else None
     return {
         "role": _ROLES.get(role.lower(), role.lower()),
         "content": _content(content, where),
@@ -324,7 +342,7 @@ def _turn(turn: Any, where: str) -> Message:
 def _stored_extra(fields: Record) -> Record:
     """The keys in an `extra` field that curate wrote (JSON text), removed from the turn; any other `extra` stays."""
     try:
-        keys = orjson.loads(fields["extra"])
+        keys = exact_json.loads(fields["extra"])
     except (KeyError, ValueError, TypeError):
         return {}
     return fields.pop("extra") and keys if isinstance(keys, dict) else {}

@@ -1,12 +1,24 @@
 from __future__ import annotations
 
 import json
+from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
+import curate
 from curate.errors import CurateError
+from curate.hashing import content_id
+from curate.methods.exports.axolotl import Axolotl
+from curate.methods.exports.jsonl import Jsonl
+from curate.methods.exports.trl import Trl
+from curate.methods.selectors.random import Random
 from curate.store.input_formats import Reader, Refused
+from curate.store.workspace import Workspace
+from curate.verbs.select import SelectionSpec
 
 
 def read(record: Any, **kwargs: Any) -> Any:
@@ -129,7 +141,6 @@ def test_a_map_names_fields_and_leaves_the_rest_in_meta() -> None:
         ({"question": "q", "answer": "a", "note": "\udfff"}, "not valid UTF-8"),
         ({"instruction": "q", "output": "a", "history": [["x"]]}, "history"),
         ({"instruction": "q", "output": "a", "history": 3}, "history is no list"),
-        ({"text": "x", "deep": 2**70}, "cannot be stored"),
         ({"a": 1}, "--map"),
         ([1, 2], "is a JSON list"),
         (None, "NoneType"),
@@ -150,3 +161,111 @@ def test_choices_that_do_not_exist_are_the_users_mistake() -> None:
         Reader(fmt="alpacca")
     with pytest.raises(CurateError, match="prompt"):
         Reader(mapping={"promt": "x"})
+
+
+ADD = {"name": "add", "arguments": {"b": 2**70, "a": [1, {"z": 0, "y": 1}]}}
+CALL: dict[str, Any] = {
+    "messages": [
+        {"role": "user", "content": "add"},
+        {
+            "role": "assistant",
+            "content": "",
+            "tool_calls": [{"type": "function", "function": ADD}],
+        },
+    ],
+    "tools": [{"type": "function", "function": {"name": "add", "description": "adds", "parameters": {"b": 1, "a": 2}}}],
+    "id": -(2**127),
+}
+
+
+def test_keys_stay_in_their_order_and_numbers_are_exact() -> None:
+    """A template prints tools and calls in the order in which they stand."""
+    sample = read(CALL)
+    assert sample.messages is not None
+    calls = {"tool_calls": CALL["messages"][1]["tool_calls"]}
+    assert sample.messages[1]["extra"] == json.dumps(calls, separators=(",", ":"))
+    assert sample.meta == json.dumps({"tools": CALL["tools"], "id": CALL["id"]}, separators=(",", ":"))
+    again = read({"messages": sample.messages})
+    assert again.id == sample.id and again.messages == sample.messages
+
+
+def test_the_order_of_keys_is_no_part_of_an_id_and_long_numbers_are() -> None:
+    def call(arguments: str) -> str:
+        turn = {"role": "assistant", "content": "", "extra": f'{{"arguments":{arguments},"name":"f"}}'}
+        return content_id([{"role": "user", "content": "q"}, turn], None)
+
+    assert call('{"a":1,"b":2}') == call('{"b":2,"a":1}') == call('{ "b": 2, "a": 1 }')
+    assert len({call('{"a":1}'), call(f'{{"a":{2**70}}}'), call(f'{{"a":{2**70 + 1}}}')}) == 3
+
+
+@pytest.mark.parametrize("name", ["a.jsonl", "a.json", "a.parquet"])
+def test_long_integers_come_out_of_a_pool_as_they_went_in(ws: Workspace, tmp_path: Path, name: str) -> None:
+    numbers = [2**64 - 1, 2**64, 2**70 + 1, 10**37]
+    rows = [{"text": f"row {i}", "n": n} for i, n in enumerate(numbers)]
+    path = tmp_path / name
+    if name.endswith("l"):
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    elif name.endswith("n"):
+        path.write_text(json.dumps(rows))
+    else:
+        columns = {"text": [row["text"] for row in rows], "n": pa.array(map(Decimal, numbers), pa.decimal128(38, 0))}
+        pq.write_table(pa.table(columns), path)
+    curate.ingest(ws, [str(path)])
+    stored = curate.sql(ws, "SELECT meta->>'n' AS n FROM pool ORDER BY row")
+    assert [row["n"] for row in stored] == list(map(str, numbers))
+
+
+def test_exports_print_calls_and_tools_in_their_order(ws: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "a.jsonl").write_text(json.dumps(CALL) + "\n")
+    curate.ingest(ws, [str(tmp_path / "a.jsonl")])
+    curate.select(ws, "every", Random(), SelectionSpec(frac=1.0))
+    for exporter in (Trl(), Axolotl(), Jsonl()):
+        folder = tmp_path / exporter.name
+        curate.export(ws, "every", exporter, str(folder))
+        (line,) = next(folder.glob("*.jsonl")).read_text().splitlines()
+        row = json.loads(line)
+        assert json.dumps(row["messages"][1]["tool_calls"]) == json.dumps(CALL["messages"][1]["tool_calls"])
+
+
+def test_the_passage_that_a_question_is_about_is_part_of_the_prompt() -> None:
+    """Dolly's context; an empty one adds nothing."""
+    row = {"instruction": "Who wrote it?", "context": "It was written by Ada.", "response": "Ada.", "category": "qa"}
+    sample = read(row)
+    assert turns(sample) == [("user", "Who wrote it?\nIt was written by Ada."), ("assistant", "Ada.")]
+    assert json.loads(sample.meta) == {"category": "qa"}
+    assert turns(read({**row, "context": ""}))[0] == ("user", "Who wrote it?")
+
+
+@pytest.mark.parametrize(
+    ("record", "reason"),
+    [
+        (
+            {"prompt": "q", "completion": "a", "label": False},
+            "has label false, which says whether its answer is wanted",
+        ),
+        ({"prompt": "q", "completion": "a", "label": True}, "keep the rows whose label is true"),
+        ({"messages": [{"role": "user", "content": "q"}], "label": False}, "has label false"),
+        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "has a chosen and a rejected answer"),
+        (
+            {
+                "conversations": [{"from": "human", "value": "q"}],
+                "chosen": {"from": "gpt", "value": "a"},
+                "rejected": {"from": "gpt", "value": "b"},
+            },
+            "learn from the chosen ones",
+        ),
+    ],
+)
+def test_preference_data_is_refused_with_the_remedy(record: Any, reason: str) -> None:
+    with pytest.raises(Refused, match=reason):
+        read(record)
+
+
+def test_the_remedy_for_preference_data_works() -> None:
+    sample = read({"ask": "q", "chosen": "a", "rejected": "b"}, mapping={"prompt": "ask", "completion": "chosen"})
+    assert turns(sample) == QA and json.loads(sample.meta) == {"rejected": "b"}
+
+
+def test_a_label_that_is_no_judgement_is_a_field_like_others() -> None:
+    assert json.loads(read({"text": "a review", "label": True}).meta) == {"label": True}
+    assert json.loads(read({"prompt": "q", "completion": "a", "label": "sports"}).meta) == {"label": "sports"}

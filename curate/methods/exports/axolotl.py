@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 import orjson
 
+from curate import exact_json
 from curate.errors import CurateError
 from curate.kinds.export import Export, Part, Row
 
@@ -37,7 +38,7 @@ class Axolotl(Export):
     def example(self, row: Row) -> dict[str, Any]:
         if row.messages is None:
             return {"text": row.text}
-        tools = orjson.loads(row.meta).get("tools")
+        tools = exact_json.loads(row.meta).get("tools")
         return {"messages": row.chat(), **({"tools": tools} if tools else {})}
 
     def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-import orjson
-
+from curate import exact_json
 from curate.kinds.export import Export, Row
 
 
@@ -32,7 +31,8 @@ class Jsonl(Export):
     def example(self, row: Row) -> dict[str, Any]:
         content = {"text": row.text} if row.messages is None else {"messages": row.chat()}
         labels = {"id": row.id, "source": row.source}
-        return {**labels, **content, "loss_weight": row.loss_weight, "rank": row.rank, "meta": orjson.loads(row.meta)}
+        weights, meta = {"loss_weight": row.loss_weight, "rank": row.rank}, exact_json.loads(row.meta)
+        return {**labels, **content, **weights, "meta": meta}
 
     def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
         return [self.write_lines(folder / f"{name}.jsonl", rows)]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
+from curate import exact_json
 from curate.errors import CurateError
 from curate.kinds.export import Export, Part, Row, part_file
 
@@ -48,7 +49,7 @@ class Llamafactory(Export):
             if message["extra"]:
                 keys = ", ".join(json.loads(message["extra"]))
                 raise CurateError(f"sample {row.id} has a message with {keys}, which LLaMA-Factory's file cannot hold.")
-        if json.loads(row.meta).get("tools"):
+        if exact_json.loads(row.meta).get("tools"):
             raise CurateError(
                 f"sample {row.id} offers tools, which this export of LLaMA-Factory's format does not hold."
             )

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 import numpy as np
-import orjson
 
+from curate import exact_json
 from curate.kinds.export import Export, Part, Row
 
 _COLUMNS = {"id": "str", "loss_weight": "float32", "messages": "json", "meta": "json", "source": "str", "text": "str"}
@@ -53,7 +53,7 @@ class Mds(Export):
             "id": row.id,
             "loss_weight": row.loss_weight,
             "messages": row.chat(),
-            "meta": orjson.loads(row.meta),
+            "meta": exact_json.loads(row.meta),
             "source": row.source,
             "text": row.text or "",
         }

@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-import orjson
-
+from curate import exact_json
 from curate.errors import CurateError
 from curate.kinds.export import Export, Row
 
@@ -45,7 +44,7 @@ class Trl(Export):
         for message in chat:
             if message["role"] not in _ROLES:
                 raise CurateError(f"sample {row.id} has the role '{message['role']}', none of {', '.join(_ROLES)}.")
-        offered = orjson.loads(row.meta).get("tools")
+        offered = exact_json.loads(row.meta).get("tools")
         tools = {"tools": offered} if offered else {}
         if self.style == "messages":
             return {"messages": chat, **tools}
