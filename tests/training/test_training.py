@@ -73,6 +73,8 @@ def test_transformers_own_trainer_takes_the_same_steps(processes: Any, encoded: 
     from transformers import Trainer as Theirs
     from transformers import TrainingArguments
 
+    if "train_sampling_strategy" not in TrainingArguments.__dataclass_fields__:
+        pytest.skip("this version of transformers shuffles whatever is asked of it")
     settings = replace(PLAIN, schedule="linear", warmup=0.2, weight_decay=0.1, order="rank")
     lm, done = trained(processes, encoded, Uniform(), settings)
     plain = tiny()
