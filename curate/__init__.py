@@ -28,7 +28,7 @@ _HOMES = {
     "verify": "curate.verbs.verify",
     "drop": "curate.verbs.drop",
     "select": "curate.verbs.select",
-    "replay": "curate.verbs.select",
+    "replay": "curate.verbs.replay",
     "weigh": "curate.verbs.weigh",
     "mix": "curate.verbs.mix",
     "mask": "curate.verbs.mask",
@@ -72,10 +72,10 @@ if TYPE_CHECKING:
     from curate.verbs.mix import mix as mix
     from curate.verbs.neighbors import neighbors as neighbors
     from curate.verbs.prune import prune as prune
+    from curate.verbs.replay import replay as replay
     from curate.verbs.report import report as report
     from curate.verbs.score import score as score
     from curate.verbs.select import SelectionSpec as SelectionSpec
-    from curate.verbs.select import replay as replay
     from curate.verbs.select import select as select
     from curate.verbs.sql import sql as sql
     from curate.verbs.status import ledger as ledger

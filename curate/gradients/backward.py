@@ -10,13 +10,10 @@ others are unaffected.
 from __future__ import annotations
 
 import inspect
-import json
 import time
-import warnings
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import cached_property
-from pathlib import Path
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -25,14 +22,19 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
 from curate.errors import CurateError
+from curate.gradients.checkpoint_weights import (
+    copy_adapter,
+    load_checkpoint,
+    refuse_other_adapter,
+    refuse_other_shapes,
+)
 from curate.gradients.optimizer_state import Moments, load_moments, plain
 from curate.gradients.per_sample import PerSample
 from curate.gradients.tape import Tape
-from curate.models.choice import ADAPTER, CheckpointChoice, ModelChoice, base_of, resolve
+from curate.models.choice import ADAPTER, CheckpointChoice, resolve
 from curate.models.flops import FORWARD, TRAINING, TrainingFlops, counted, forward_flops, paper_flops
 from curate.models.forward import UNSUPERVISED, wide
 from curate.models.language_model import LanguageModel
-from curate.models.load import load
 from curate.models.tokens import Encoded
 from curate.models.usage import Usage
 
@@ -118,12 +120,12 @@ class Backward:
             folder, previous = resolve(checkpoint.model.name), self._index
             previous_folder = resolve(self.checkpoints[previous].model.name)
             if previous >= 0 and (folder / ADAPTER).exists() and (previous_folder / ADAPTER).exists():
-                _refuse_other_adapter(previous_folder, folder)
-                _copy_adapter(folder, self.parameters)
+                refuse_other_adapter(previous_folder, folder)
+                copy_adapter(folder, self.parameters)
             else:
                 previous_shapes = self.at.shapes if previous >= 0 else None
-                self._take(_loaded(checkpoint.model, folder))
-                _refuse_other_shapes(
+                self._take(load_checkpoint(checkpoint.model, folder))
+                refuse_other_shapes(
                     previous_folder,
                     folder,
                     previous_shapes,
@@ -340,64 +342,3 @@ def finish(device: torch.device) -> None:
     """Synchronize with a GPU, so that its work is charged to the phase that started it."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
-
-
-# --- adapters --------------------------------------------------------------------------------------------
-
-
-def _loaded(choice: ModelChoice, folder: Path) -> LanguageModel:
-    """A whole model; or an adapter's base model with the adapter attached, not merged, and its matrices trainable."""
-    if not (folder / ADAPTER).exists():
-        return LanguageModel(choice)
-    config = _config(folder)
-    if not (folder / "adapter_model.safetensors").exists():
-        raise CurateError(f"{folder} has no adapter_model.safetensors; save the adapter as safetensors.")
-    if unsupported := [option for option in ("use_dora", "modules_to_save") if config.get(option)]:
-        raise CurateError(
-            f"{folder}: gradients of an adapter with {unsupported[0]} are not supported; train plain LoRA."
-        )
-    import peft
-
-    model, tokenizer = load(replace(choice, name=base_of(folder)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft uses deprecated names of transformers
-        adapter = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
-    return LanguageModel(choice, (adapter.get_base_model(), tokenizer))
-
-
-def _config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-
-
-def _refuse_other_adapter(first: Path, second: Path) -> None:
-    """Raises CurateError if two adapters are not from the same training run."""
-    a, b = _config(first), _config(second)
-    for key in ("base_model_name_or_path", "r", "lora_alpha", "target_modules", "use_rslora", "use_dora"):
-        old, new = (sorted(c[key]) if isinstance(c.get(key), list) else c.get(key) for c in (a, b))
-        if old != new:
-            raise CurateError(
-                f"{first} and {second} are not checkpoints of one training: {key} is {old} in the one and {new} in the "
-                "other; name checkpoints of one run."
-            )
-
-
-def _refuse_other_shapes(first: Path, second: Path, old: Mapping[str, Any] | None, new: Mapping[str, Any]) -> None:
-    """Raises CurateError if the trained parameters or their shapes differ between checkpoints."""
-    if old is not None and dict(old) != dict(new):
-        name = next(iter(dict(old).items() ^ dict(new).items()))[0]
-        raise CurateError(
-            f"{first} and {second} are not checkpoints of one training: {name} is {list(old.get(name, ()))} in the one "
-            f"and {list(new.get(name, ()))} in the other; name checkpoints of one run."
-        )
-
-
-def _copy_adapter(folder: Path, parameters: Mapping[str, nn.Parameter]) -> None:
-    from safetensors.torch import load_file
-
-    (path,) = folder.glob("adapter_model.safetensors")
-    tensors = {plain(name): value for name, value in load_file(path).items()}
-    if tensors.keys() != parameters.keys():
-        raise CurateError(f"{path} has other matrices than the adapters of the other checkpoints.")
-    with torch.no_grad():
-        for name, value in tensors.items():
-            parameters[name].copy_(value)

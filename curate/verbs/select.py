@@ -5,7 +5,6 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,6 @@ import pyarrow as pa
 
 from curate.errors import CurateError, nearest
 from curate.hashing import fingerprint
-from curate.kinds.registry import find
 from curate.kinds.selector import Budget, Candidates, Selector
 from curate.kinds.vectors import Vectors
 from curate.results import Result
@@ -22,8 +20,8 @@ from curate.store.commits import Parts
 from curate.store.encoding import read_table
 from curate.store.ledger import charged
 from curate.store.locks import lock
-from curate.store.manifests import manifest_recipe, read_manifest, write_manifest
-from curate.store.recipes import SelectionRecipe, read_manifest_recipe
+from curate.store.manifests import read_manifest, write_manifest
+from curate.store.recipes import SelectionRecipe
 from curate.store.workspace import Workspace, __version__
 from curate.tables import sql
 from curate.tables.inputs import load_target, method_recipe, pool_recipe, settings_words, table_recipe
@@ -140,41 +138,6 @@ def select(ws: Workspace, name: str, selector: Selector, choice: SelectionSpec, 
         with lock(ws.path, f"manifest {name}"):
             write_manifest(ws, name, _rows(selected), recipe)
     return result
-
-
-def replay(ws: Workspace, name: str, file: str, *, allow_stale: bool = False) -> Selected:
-    """Repeat the selection that a manifest's JSON describes, under a new or the same name.
-
-    allow_stale: true if given now or in the original. If the rows differ from the original's, a warning states why.
-    """
-    path = Path(file)
-    if not path.is_file():
-        raise CurateError(f"{file}: there is no such file; a manifest's JSON is manifests/NAME.json.")
-    try:
-        recipe = read_manifest_recipe(path)
-    except CurateError as error:
-        raise CurateError(f"{file}: this is no manifest's JSON (manifests/NAME.json): {error}") from None
-    if not isinstance(recipe, SelectionRecipe):
-        raise CurateError(f"{file}: this manifest was made by `curate weigh` or `curate mix`; name one of a selection.")
-    spec = SelectionSpec(**{**recipe.choice, "allow_stale": recipe.choice["allow_stale"] or allow_stale})
-    result = select(ws, name, find("selector", recipe.selector.name)(**recipe.selector.settings), spec)
-    repeated = manifest_recipe(ws, name)
-    assert isinstance(repeated, SelectionRecipe)
-    if repeated.sha256 != recipe.sha256:
-        result.warnings.append(
-            f"the rows differ from the replayed manifest's: {_what_changed(recipe, repeated)} has changed since"
-        )
-    return result
-
-
-def _what_changed(old: SelectionRecipe, new: SelectionRecipe) -> str:
-    """What made a repeated selection differ from the original."""
-    fingerprints = {name: score.fingerprint for name, score in new.scores.items()}
-    if changed := [name for name, score in old.scores.items() if fingerprints.get(name) != score.fingerprint]:
-        return f"the score (or vectors) {', '.join(changed)}"
-    if new.target != old.target:
-        return f"the target '{new.choice['target']}'"
-    return "curate's selector" if new.pool.fingerprint == old.pool.fingerprint else "the pool"
 
 
 # --- candidates ------------------------------------------------------------------------------------------

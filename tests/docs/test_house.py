@@ -66,6 +66,7 @@ def test_a_verb_is_made_of_no_other_but_where_it_is_their_sequel() -> None:
         "verify": ["score"],
         "audit": ["score", "select", "train", "evaluate"],
         "report": ["status", "compare"],
+        "replay": ["select"],
     }
     for module, used in imports().items():
         if module.startswith("curate.verbs."):
@@ -148,3 +149,9 @@ def test_pyright_is_content() -> None:
     command = [sys.executable, "-m", "pyright", "--pythonpath", sys.executable]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("folder", ["curate", "pipelines", "tests"])
+def test_no_file_is_longer_than_four_hundred_lines(folder: str) -> None:
+    lengths = {path: len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / folder).rglob("*.py")}
+    assert not {str(path.relative_to(ROOT)): n for path, n in lengths.items() if n > 400}
