@@ -10,6 +10,7 @@ import json
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -66,22 +67,23 @@ def connect(ws: Workspace, query: str) -> duckdb.DuckDBPyConnection:
     return connection
 
 
-def run(ws: Workspace, query: str) -> duckdb.DuckDBPyRelation:
-    """The result of one SELECT over the workspace. Raises CurateError with DuckDB's message if it fails."""
+@contextmanager
+def run(ws: Workspace, query: str) -> Iterator[duckdb.DuckDBPyRelation]:
+    """The result of one SELECT over the workspace, to be read in the body: by earlier versions of DuckDB a result is gone
+    once nothing holds its connection. Raises CurateError with DuckDB's message if it fails."""
     connection = connect(ws, query)
     try:
-        return connection.sql(query)
+        yield connection.sql(query)
     except duckdb.Error as error:
         raise _sentence(ws, error) from None
+    finally:
+        connection.close()
 
 
 def fetch(ws: Workspace, query: str) -> pa.Table:
     """The whole result as an Arrow table."""
-    relation = run(ws, query)
-    try:
+    with run(ws, query) as relation:
         table = relation.to_arrow_table()
-    except duckdb.Error as error:
-        raise _sentence(ws, error) from None
     return table.rename_columns(_distinct(table.column_names))
 
 

@@ -119,8 +119,8 @@ def _format_of(output: str | None, terminal: bool) -> str:
 def _as_text(ws: Workspace, query: str, fmt: str) -> str:
     if fmt == "table":
         text = io.StringIO()
-        with contextlib.redirect_stdout(text):
-            queries.run(ws, query).show(max_width=shutil.get_terminal_size((160, 40)).columns, max_rows=60)
+        with contextlib.redirect_stdout(text), queries.run(ws, query) as relation:
+            relation.show(max_width=shutil.get_terminal_size((160, 40)).columns, max_rows=60)
         return text.getvalue().rstrip()
     table = queries.fetch(ws, query)
     rows = [{name: plain(value) for name, value in row.items()} for row in table.to_pylist()]
