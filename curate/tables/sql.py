@@ -69,8 +69,8 @@ def connect(ws: Workspace, query: str) -> duckdb.DuckDBPyConnection:
 
 @contextmanager
 def run(ws: Workspace, query: str) -> Iterator[duckdb.DuckDBPyRelation]:
-    """The result of one SELECT over the workspace, to be read in the body: by earlier versions of DuckDB a result is gone
-    once nothing holds its connection. Raises CurateError with DuckDB's message if it fails."""
+    """The result of one SELECT over the workspace, to be read in the body: by earlier versions of DuckDB a result is
+    gone once nothing holds its connection. Raises CurateError with DuckDB's message if it fails."""
     connection = connect(ws, query)
     try:
         yield connection.sql(query)
