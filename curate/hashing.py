@@ -14,7 +14,9 @@ from curate import exact_json
 _U64 = np.uint64
 
 
-def content_id(messages: Sequence[Mapping[str, Any]] | None, text: str | None) -> str:
+def content_id(
+    messages: Sequence[Mapping[str, Any]] | None, text: str | None, template_kwargs: str | None = None
+) -> str:
     """The id of a sample: 16 hex digits, the same on every machine, from any file, in any order.
 
     The first 64 bits of the SHA-256 of the sample's canonical JSON (RFC 8785: sorted keys, no white space,
@@ -22,9 +24,11 @@ def content_id(messages: Sequence[Mapping[str, Any]] | None, text: str | None) -
 
         {"text":"…"}                                            for raw text
         {"messages":[{"content":"…","role":"…"}, …]}            for chat
+        {"messages":[…],"template_kwargs":"…"}                  for chat with tools, documents or other template_kwargs
 
     where a message with `extra` has it as a third key, a string: the canonical JSON of its further keys, whatever order
-    they are stored in; integers of more than 64 bits are written out. Contents are hashed as they are:
+    they are stored in; integers of more than 64 bits are written out. template_kwargs (JSON text) is hashed likewise;
+    this third form is what version 2 of the rule has beyond version 1. Contents are hashed as they are:
     no trimming, no Unicode normalisation. Roles are the normalised ones (system, user, assistant, tool).
     Source, meta and copies are not hashed. Test vectors: tests/golden/content_ids.json.
 
@@ -34,6 +38,8 @@ def content_id(messages: Sequence[Mapping[str, Any]] | None, text: str | None) -
         canonical: dict[str, Any] = {"text": text}
     else:
         canonical = {"messages": [_canonical(message) for message in messages]}
+        if template_kwargs is not None:
+            canonical["template_kwargs"] = exact_json.canonical(template_kwargs)
     return hashlib.sha256(orjson.dumps(canonical, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 

@@ -13,7 +13,9 @@ import click
 
 from curate.errors import CurateError
 
-NOT_SHOWN = "some of the assistant's turns are not shown by the chat template, or not where they begin and end"
+NOT_SHOWN = (
+    "the chat template does not show some of the assistant's turns, or their tools, or not where a turn begins and ends"
+)
 
 
 def say(result: Any, as_json: bool, text: str) -> None:

@@ -41,6 +41,14 @@ map_option = click.option(
     help="Map our field names to yours, as in prompt=question,completion=answer. OURS: prompt, completion, system, "
     "messages, text, instruction, input, output, history, source, subtask, split.",
 )
+turn_key_option = click.option(
+    "--turn-key",
+    "turn_keys",
+    multiple=True,
+    metavar="NAME",
+    help="A key of turns that the chat template prints, beside the usual ones (tool_calls, reasoning_content, name "
+    "…); repeatable. Other keys of turns go to `meta`.",
+)
 format_option = click.option(
     "--format",
     "fmt",

@@ -12,6 +12,7 @@ from curate.cli.options import (
     format_option,
     map_option,
     pairs,
+    turn_key_option,
     workspace,
 )
 from curate.errors import CurateError
@@ -26,6 +27,7 @@ from curate.text_table import table
 @click.option("--split", metavar="NAME", help="Split of folders and datasets that have several.  [default: train]")
 @format_option
 @map_option
+@turn_key_option
 @click.option("--shard-size", default=32, show_default=True, metavar="MIB", help="Text per shard of the pool, in MiB.")
 @dry_run_option
 @as_json_option
@@ -36,6 +38,7 @@ def ingest(
     split: str | None,
     fmt: str,
     maps: tuple[str, ...],
+    turn_keys: tuple[str, ...],
     shard_size: int,
     dry_run: bool,
     as_json: bool,
@@ -56,6 +59,7 @@ def ingest(
         split=split,
         fmt=fmt,
         mapping=pairs(maps, "--map"),
+        turn_keys=turn_keys,
         shard_bytes=shard_size << 20,
         dry_run=dry_run,
     )
@@ -69,6 +73,10 @@ def ingest(
         f"Formats seen: {formats}" + (" (to change: --format, --map)." if fmt == "auto" and not maps else "."),
         f"The pool has {r.pool_rows:,} samples in {r.shards} shards.",
     ]
+    for name, example in r.examples.items():
+        fields = ", ".join(r.meta_fields[name])
+        lines.append(f"The first of {name}, as a model sees it{f' (to meta: {fields})' if fields else ''}:")
+        lines += [f"  | {line}" for line in example]
     if r.files_skipped:
         lines.insert(
             0,
@@ -100,6 +108,7 @@ def ingest(
 )
 @format_option
 @map_option
+@turn_key_option
 @as_json_option
 def target(
     ws: Workspace,
@@ -109,13 +118,15 @@ def target(
     split: str,
     fmt: str,
     maps: tuple[str, ...],
+    turn_keys: tuple[str, ...],
     as_json: bool,
 ) -> None:
     """Store examples of what the model should learn as the target NAME.
 
     Replaces the given split of that target; scores that used a changed val split become stale.
     """
-    r = curate.target(ws, name, path, subtask=subtask, split=split, fmt=fmt, mapping=pairs(maps, "--map"))
+    mapping = pairs(maps, "--map")
+    r = curate.target(ws, name, path, subtask=subtask, split=split, fmt=fmt, mapping=mapping, turn_keys=turn_keys)
     rows = ", ".join(f"{n:,} {s}" for s, n in sorted(r.rows.items(), reverse=True))
     rejected = [f"{r.rejected} rows were rejected; see the table rejects"] if r.rejected else []
     subtasks_note = f", {len(r.subtasks)} sub-tasks" if r.subtasks else ""

@@ -35,7 +35,7 @@ from curate.models.choice import ADAPTER, CheckpointChoice, resolve
 from curate.models.flops import FORWARD, TRAINING, TrainingFlops, counted, forward_flops, paper_flops
 from curate.models.forward import UNSUPERVISED, wide
 from curate.models.language_model import LanguageModel
-from curate.models.tokens import Encoded
+from curate.models.tokens import Encoded, weights_of
 from curate.models.usage import Usage
 
 # A loss per sample [B] from: logits at supervised tokens [S, V], another model's or None, each token's sample [S], B.
@@ -268,8 +268,9 @@ class Backward:
 
     def losses(self, ids: Tensor, supervised: Tensor, loss: Loss | None = None, beside: str = "") -> Tensor:
         """The mean loss of each sample's supervised tokens, [B]. ids, supervised: [B, T], padded on the right, which
-        causal attention never sees. loss: another loss, of these logits and those of the model in the role `beside`."""
-        mask = supervised[:, 1:]
+        causal attention never sees; supervised may be the tokens' weights, by which their losses are multiplied. loss:
+        another loss, of these logits and those of the model in the role `beside`."""
+        mask = supervised[:, 1:] > 0
         logits = wide(self._logits(self.lm, ids, mask, self._learns_head))
         sample = torch.arange(len(ids), device=ids.device)[:, None].expand(*mask.shape)[mask]
         if loss:
@@ -277,6 +278,8 @@ class Backward:
                 other_logits = wide(self._logits(self.others[beside], ids, mask, False)) if beside else None
             return loss(logits, other_logits, sample, len(ids))
         token_losses = cross_entropy(logits, ids[:, 1:][mask], reduction="none")
+        if supervised.is_floating_point():
+            token_losses = token_losses * supervised[:, 1:][mask]
         sums = token_losses.new_zeros(len(ids)).index_add(0, sample, token_losses)
         return sums / mask.sum(1).clamp(min=1)
 
@@ -302,15 +305,24 @@ class Backward:
 
     def _padded(self, encoded: Sequence[Encoded]) -> tuple[Tensor, Tensor, np.ndarray]:
         lengths = np.array([len(sample.ids) for sample in encoded])
-        ids, _, supervised = self.lm.padded(encoded, int(lengths.max()))
-        return ids, supervised, lengths
+        return (*self.padded(encoded, int(lengths.max())), lengths)
+
+    def padded(self, encoded: Sequence[Encoded], longest: int) -> tuple[Tensor, Tensor]:
+        """ids int64 and supervised, each [B, T], as `losses` takes them."""
+        ids, _, supervised = self.lm.padded(encoded, longest)
+        weights = weights_of(encoded)
+        if weights is None:
+            return ids, supervised
+        weighted = torch.zeros(supervised.shape, device=ids.device)
+        weighted[supervised] = torch.from_numpy(weights).float().to(ids.device)
+        return ids, weighted
 
     def _head_rows(self, ids: Tensor, supervised: Tensor) -> int:
         """Number of a batch's tokens that go through the output head."""
         if not self.lm.plain_head:
             return ids.numel()
-        longest = int(supervised.sum(1).max())
-        return len(ids) * max(longest, 1) if self._learns_head else int(supervised.sum())
+        counts = (supervised > 0).sum(1)
+        return len(ids) * max(int(counts.max()), 1) if self._learns_head else int(counts.sum())
 
     def _charge(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
@@ -22,7 +23,11 @@ _MOST_OPEN = 900  # files that an export keeps open at once; the usual limit of 
 
 @dataclass(frozen=True)
 class Row:
-    """One selected sample, ready to be exported to a trainer."""
+    """One selected sample, ready to be exported to a trainer.
+
+    some: what at least one row of the export has (of SOME), so that every row of a file gets the same columns. place:
+    of the row in its file, from 0.
+    """
 
     id: str
     source: str
@@ -33,6 +38,9 @@ class Row:
     repeats: int = 1
     rank: int = 0
     part: str = ""
+    template_kwargs: str | None = None
+    some: frozenset[str] = frozenset()
+    place: int = 0
 
     @classmethod
     def of(cls, sample: str | Sequence[Mapping[str, str]]) -> Row:
@@ -42,11 +50,42 @@ class Row:
         return cls("0" * 16, "memory", [{"extra": None, **m} for m in sample], None)
 
     def chat(self) -> list[dict[str, Any]]:
-        """The messages as trainers know them: role, content and the keys kept in `extra`; [] for raw text."""
+        """The messages as trainers know them: role, content and the keys kept in `extra`, except their weights; [] for
+        raw text."""
+        return [{k: v for k, v in message.items() if k != "weight"} for message in self.weighted_chat()]
+
+    def weighted_chat(self) -> list[dict[str, Any]]:
+        """The messages, each with its `weight` in the loss where that is not 1, as OpenAI's format has it."""
         return [
             {"role": m["role"], "content": m["content"], **(exact_json.loads(m["extra"]) if m["extra"] else {})}
             for m in self.messages or []
         ]
+
+    def weights(self) -> list[float]:
+        """The weights of the assistant's turns in the loss."""
+        return [m.get("weight", 1) for m in self.weighted_chat() if m["role"] == "assistant"]
+
+    def kwargs(self) -> dict[str, Any]:
+        """What the chat template is given beside the messages: tools, documents, chat_template_kwargs, as they are."""
+        if self.template_kwargs:
+            return exact_json.loads(self.template_kwargs)
+        tools = exact_json.loads(self.meta).get("tools")  # where pools of earlier versions have them
+        return {"tools": tools} if tools and isinstance(tools, list) else {}
+
+    def refuse_kwargs(self, held: Sequence[str], trainer: str) -> None:
+        """Raises CurateError if the sample has keyword arguments of a template other than those that are held."""
+        if others := [name for name in self.kwargs() if name not in held]:
+            raise CurateError(
+                f"sample {self.id} has {' and '.join(others)}, which {trainer} gives to no chat template."
+            )
+
+    def refuse_weights(self, trainer: str) -> None:
+        """Raises CurateError if turns have weights of their own."""
+        if any(weight != 1 for weight in self.weights()):
+            shown = ", ".join(f"{weight:g}" for weight in self.weights())
+            raise CurateError(
+                f"sample {self.id} has assistant's turns of weight {shown}, and {trainer} learns them all."
+            )
 
 
 @dataclass(frozen=True)
@@ -67,6 +106,35 @@ class Part:
         return part_file(name, self.label)
 
 
+SOME = ("tools", "documents", "chat_template_kwargs", "keys")  # keys: of messages, beside role and content
+_TIME = re.compile(r"\s*\d{4}-\d\d-\d\d")
+
+
+def typed(chat: list[dict[str, Any]], row: Row) -> list[dict[str, Any]]:
+    """The messages of a row, so that `datasets` reads those of all rows of the file as they are.
+
+    It takes the type of a column from the first 10 MB of a file: rows with other keys behind these are refused, and
+    texts become times if all are dates so far. Where messages differ in their keys it takes any JSON (since 4.7). So in
+    the first row of a file whose messages have further keys, or begin with a date, one of them has another key than the
+    others: the weight that it has without saying so.
+    """
+    dated = any(_TIME.match(message["content"] or "") for message in chat)
+    if row.place or not chat or not ("keys" in row.some or dated):
+        return chat
+    return [*chat[:-1], {**chat[-1], "weight": 1}]
+
+
+def typed_tools(row: Row) -> dict[str, Any]:
+    """The column `tools` for trainers that want a list; {} if no row has tools.
+
+    So that `datasets` takes any JSON in it (see `typed`), the first row of a file has a list, and the second a text.
+    """
+    if "tools" not in row.some:
+        return {}
+    tools = row.kwargs().get("tools")
+    return {"tools": exact_json.dumps(tools) if row.place == 1 else tools}
+
+
 def part_file(name: str, label: str) -> str:
     """The name of a part's file, without extension: NAME_LABEL, or NAME if the label is empty."""
     return f"{name}_{label}" if label else name
@@ -84,6 +152,8 @@ class Export(Method):
     blends: ClassVar[bool] = False
     weights: str = "refuse"
     strata: int = 0
+    uniform: ClassVar[bool] = False  # whether all rows of a file have the same columns (`Row.some`)
+    leads_with_tools: ClassVar[bool] = False  # whether a file's first row is one with tools, if any has tools
 
     def check(self) -> None:
         """Raises CurateError if nothing can be written with these settings."""

@@ -43,7 +43,8 @@ class Forward:
     """The result of one forward pass of B samples; what was not requested is None.
 
     per_token: the requested value at each supervised token, float64 [S], sample after sample. counts: supervised tokens
-    of each sample, int64 [B]. hidden: the last layer's hidden states, float32 [B, T, D], zero beyond a sample's end.
+    of each sample, int64 [B]. weights: how much each supervised token counts, float64 [S], where turns have weights of
+    their own; else None. hidden: the last layer's hidden states, float32 [B, T, D], zero beyond a sample's end.
     lengths: tokens of each sample, int64 [B]. pooled: the pooled vector of a sentence encoder, float32 [B, D]. head:
     maps `hidden` to logits (curate.models.head.Head).
     """
@@ -54,11 +55,14 @@ class Forward:
     lengths: np.ndarray
     pooled: Tensor | None = None
     head: Any = None
+    weights: np.ndarray | None = None
 
     def mean(self) -> np.ndarray:
-        """The mean of `per_token` over each sample's supervised tokens, float64 [B]; NaN if it has none."""
+        """The mean of `per_token`, times `weights`, over each sample's supervised tokens, float64 [B]; NaN if it has
+        none."""
         assert self.per_token is not None
-        sums = np.add.reduceat(np.append(self.per_token, 0.0), np.cumsum(self.counts) - self.counts)
+        values = self.per_token if self.weights is None else self.weights * self.per_token
+        sums = np.add.reduceat(np.append(values, 0.0), np.cumsum(self.counts) - self.counts)
         with np.errstate(invalid="ignore", divide="ignore"):
             return np.where(self.counts > 0, sums / self.counts, np.nan)
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -76,10 +77,17 @@ def split_words(texts: pl.Series, pattern: str = WORDS, lowercase: bool = True) 
 class Text:
     """A batch of B samples as text; expensive results are cached."""
 
-    schema = pa.schema([("id", pa.string()), ("messages", pa.list_(_MESSAGE)), ("text", pa.string())])
+    schema = pa.schema(
+        [
+            ("id", pa.string()),
+            ("messages", pa.list_(_MESSAGE)),
+            ("text", pa.string()),
+            ("template_kwargs", pa.string()),
+        ]
+    )
 
     def __init__(self, samples: pa.Table):
-        """samples: a table with the columns id, messages and text, as in the pool or a target."""
+        """samples: a table with the columns of `schema`, as in the pool or a target."""
         self.frame = pl.DataFrame(samples.select(self.schema.names).cast(self.schema))
         self._words: dict[tuple[str, bool], Words] = {}
 
@@ -103,6 +111,10 @@ class Text:
     def ids(self) -> np.ndarray:
         """The ids as integers, uint64 [B]."""
         return ids_as_integers(self.frame["id"].to_list())
+
+    def samples(self) -> list[dict[str, Any]]:
+        """The samples as a model takes them: messages, text and template_kwargs, B of them."""
+        return self.frame.drop("id").to_dicts()
 
     @cached_property
     def whole(self) -> pl.Series:

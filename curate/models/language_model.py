@@ -22,7 +22,7 @@ from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
 from curate.models.forward import Key, Model, wide
 from curate.models.head import Head
 from curate.models.load import load
-from curate.models.tokens import Encoded, marked
+from curate.models.tokens import Encoded, marked, weights_of
 from curate.models.usage import Usage
 
 _PIECE = 1 << 24  # logits in memory at once
@@ -78,6 +78,7 @@ class LanguageModel(Model):
                 hidden if request.hidden else None,
                 lengths,
                 head=self.output if request.head else None,
+                weights=weights_of(encoded),
             )
             for key, request in requests.items()
         }

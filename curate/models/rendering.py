@@ -11,8 +11,9 @@ the turns are located in that:
    the assistant (its generation prompt, as far as the whole has it), and ends behind its end-of-turn token.
 4. Else only the last turn is supervised, if its prompt is a prefix of the whole.
 
-Samples with turns that could not be located, or that the template does not show (calls, in a template without tools),
-are counted. Reasoning that it drops from an earlier turn is not in that turn.
+Samples with turns that could not be located, or of which the template does not show something (calls or tools, in a
+template without tools), are counted. Reasoning that it drops from an earlier turn is not in that turn. Turns of weight
+0 are shown, and not supervised.
 """
 
 from __future__ import annotations
@@ -21,16 +22,16 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from datetime import date
 from functools import cached_property
 from typing import Any, TypeAlias
 
-from curate.models import choice
+from curate.models import chat_inputs, choice
+from curate.models.chat_inputs import CALLING, PROBE, TOOL, Arguments, Chat, Kwargs, as_given, in_parts
 
 DATE = date.fromisoformat(choice.DATE)
 Span: TypeAlias = tuple[int, int]
-Chat: TypeAlias = list[dict[str, Any]]
 
 _GENERATION = re.compile(r"\{%-?\s*generation\s*-?%\}")
 # For models without a template: the contents, each on a line of its own; an answer ends with the EOS token.
@@ -40,8 +41,8 @@ PLAIN = (
     "{{ (eos_token or '') if m['role'] == 'assistant' else '' }}{{ '' if loop.last else '\\n' }}{% endfor %}"
     "{% if add_generation_prompt and messages %}{{ '\\n' }}{% endif %}"
 )
-_PROBE: Chat = [{"role": "user", "content": "zq probe"}]  # its generation prompt shows the assistant's header
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
+_SHOWN = ("tools", "documents")  # keyword arguments that a template prints, or leaves out without a word
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of a message that templates print as reasoning
 
 
@@ -51,45 +52,79 @@ class Unrenderable(Exception):
 
 @dataclass(frozen=True)
 class Rendered:
-    """A rendered chat. spans: character ranges of the assistant's turns, in order. partial: whether some
-    turns could not be located, or are not shown at all, so that they are not among them."""
+    """A rendered chat. spans: character ranges of the assistant's turns whose weight is not 0, in order. weights: of
+    these turns. partial: whether some turns could not be located, or something of the sample is not shown at all."""
 
     text: str
     spans: list[Span]
+    weights: list[float]
     partial: bool = False
 
 
 @dataclass(frozen=True)
 class Template:
-    """A tokenizer's chat template, and the date that it prints, if it prints one: today's would make every rendering
-    different from yesterday's."""
+    """A tokenizer's chat template; the date that it prints, if it prints one, since today's would make every rendering
+    different from yesterday's; and its keyword arguments (tools, documents, …)."""
 
     tokenizer: Any
     today: date = DATE
+    kwargs: Kwargs = field(default_factory=dict)
 
-    def render(self, messages: Sequence[Mapping[str, Any]]) -> Rendered:
-        """The whole chat, and where the assistant's turns are. Raises Unrenderable."""
-        chat = [as_given(message) for message in messages]
-        if _GENERATION.search(self._source()):
-            return self._marked_by_itself(chat)
-        text = self.text(chat)
-        turns = [i for i, message in enumerate(chat) if message["role"] == "assistant"]
-        if (spans := self._by_prefixes(chat, text, turns)) is not None:
-            return Rendered(text, spans)
-        if (spans := self._by_marks(chat, text, turns)) is not None:
-            return Rendered(text, spans, partial=len(spans) < len(turns))
-        if (spans := self._by_prefixes(chat, text, turns[-1:])) is not None:
-            return Rendered(text, spans, partial=True)
-        raise Unrenderable("its chat template does not show where the assistant's turns begin and end")
+    def render(self, messages: Sequence[Mapping[str, Any]], template_kwargs: str | None = None) -> Rendered:
+        """The whole chat, and where the assistant's turns are; template_kwargs: as the sample has them. Raises
+        Unrenderable."""
+        template = self._with(template_kwargs)
+        weights = {
+            i: chat_inputs.loss_weight(message) for i, message in enumerate(messages) if message["role"] == "assistant"
+        }
+        rendered = template._located(template._taken(messages), weights)
+        hidden = not template._shows_kwargs or (_has_calls(messages) and not template._shows_calls)
+        return replace(rendered, partial=True) if hidden else rendered
 
-    def prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
+    def prompt(self, messages: Sequence[Mapping[str, Any]], template_kwargs: str | None = None) -> str:
         """The chat with the generation prompt. Raises Unrenderable."""
-        return self.text([as_given(message) for message in messages], open_turn=True)
+        template = self._with(template_kwargs)
+        return template.text(template._taken(messages), open_turn=True)
+
+    def _with(self, template_kwargs: str | None) -> Template:
+        """The template with a sample's keyword arguments. Raises Unrenderable if they are not for a template."""
+        kwargs, refused = chat_inputs.kwargs_of(template_kwargs)
+        if refused:
+            raise Unrenderable(f"its chat_template_kwargs have {', '.join(refused)}, which no template is given")
+        if not kwargs:
+            return self
+        template = replace(self, kwargs=kwargs)
+        if chat_inputs.has_bare_tools(kwargs):  # most templates print a tool as it is; some want it wrapped
+            try:
+                template.text(PROBE)
+            except Unrenderable:
+                return replace(self, kwargs=chat_inputs.wrapped(kwargs))
+        return template
+
+    def _taken(self, messages: Sequence[Mapping[str, Any]]) -> Chat:
+        """Stored messages as this template takes them."""
+        arguments: Arguments = self._takes_arguments if _has_calls(messages) else "either"
+        return [as_given(message, arguments) for message in messages]
+
+    def _located(self, chat: Chat, weights: Mapping[int, float]) -> Rendered:
+        """The chat and the turns that could be located; weights: of the assistant's turns. Raises Unrenderable."""
+        if _GENERATION.search(self._source()):
+            return self._marked_by_itself(chat, list(weights.values()))
+        text, turns = self.text(chat), list(weights)
+        spans = self._by_prefixes(chat, text, turns)
+        if spans is None:
+            spans = self._by_marks(chat, text, turns)
+        if spans is None:
+            spans = self._by_prefixes(chat, text, turns[-1:])
+        if spans is None:
+            raise Unrenderable("its chat template does not show where the assistant's turns begin and end")
+        of_spans = [weights[i] for i in spans]
+        return _learnt(text, list(spans.values()), of_spans, partial=len(spans) < len(turns))
 
     def text(self, chat: Chat, open_turn: bool = False) -> str:
         """The chat as text; open_turn: with the generation prompt. Raises Unrenderable."""
         try:
-            return self._text([_in_parts(message) for message in chat] if self.takes_parts else chat, open_turn)
+            return self._text([in_parts(message) for message in chat] if self.takes_parts else chat, open_turn)
         except Exception as error:  # a template may raise anything, e.g. for unknown roles  # noqa: BLE001
             raise _refused(error) from None
 
@@ -98,12 +133,44 @@ class Template:
         """Whether contents are lists of parts for it, as for models that see pictures: a plain text is refused, or left
         out without a word."""
         shown = []
-        for chat in (_PROBE, [_in_parts(message) for message in _PROBE]):
+        for chat in (PROBE, [in_parts(message) for message in PROBE]):
             try:
-                shown.append(_PROBE[0]["content"] in self._text(chat, False))
+                shown.append(PROBE[0]["content"] in self._text(chat, False))
             except Exception:  # as above  # noqa: BLE001
                 shown.append(False)
         return shown == [False, True]
+
+    @cached_property
+    def _takes_arguments(self) -> Arguments:
+        """How it takes the arguments of calls: some templates print an object as JSON, others join a text to theirs."""
+        as_text = [CALLING[0], as_given({**CALLING[1], "extra": json.dumps(CALLING[1])}, "text")]
+        tries: list[tuple[Arguments, Chat]] = [("object", CALLING), ("text", as_text)]
+        for arguments, chat in tries:
+            with suppress(Unrenderable):
+                if chat_inputs.printed_arguments(self.text(chat)):
+                    return arguments
+        return "either"
+
+    @property
+    def _shows_calls(self) -> bool:
+        """Whether calls of tools are printed."""
+        if self._takes_arguments != "either":
+            return True
+        try:
+            return CALLING[1]["tool_calls"][0]["function"]["name"] in self.text(CALLING)
+        except Unrenderable:  # of a chat that ends with a call; whether this sample's is printed is not known
+            return True
+
+    @property
+    def _shows_kwargs(self) -> bool:
+        """Whether tools and documents that a sample has are printed."""
+        try:
+            bare = replace(self, kwargs={k: v for k, v in self.kwargs.items() if k not in _SHOWN})
+            probes = {"tools": [TOOL], "documents": [{"title": "zqtitle", "text": "zqtold"}]}
+            given = {key: probes[key] for key in _SHOWN if self.kwargs.get(key)}
+            return not given or bare.text(PROBE) != replace(self, kwargs=given).text(PROBE)
+        except Unrenderable:  # of a chat without an answer; what is printed of this sample's is not known
+            return True
 
     def _text(self, chat: Chat, open_turn: bool) -> str:
         return self.tokenizer.apply_chat_template(
@@ -111,15 +178,19 @@ class Template:
             chat_template=self._source(),
             tokenize=False,
             add_generation_prompt=open_turn,
+            **self.kwargs,
         )
 
     def _source(self) -> str:
-        """The template's text; of several by name, the one called `default`."""
+        """The template's text; of several by name, the one for tools or documents where there are any, else the one
+        called `default`."""
         template = self.tokenizer.chat_template
         if isinstance(template, dict):
-            if "default" not in template:
+            names = [name for key, name in (("tools", "tool_use"), ("documents", "rag")) if self.kwargs.get(key)]
+            name = next((name for name in (*names, "default") if name in template), None)
+            if name is None:
                 raise Unrenderable(f"its chat templates are {', '.join(template)}, and none is the default")
-            template = template["default"]
+            template = template[name]
         return self._dated(template or PLAIN)
 
     def _dated(self, source: str) -> str:
@@ -136,7 +207,7 @@ class Template:
             )
         return dated
 
-    def _marked_by_itself(self, chat: Chat) -> Rendered:
+    def _marked_by_itself(self, chat: Chat, weights: list[float]) -> Rendered:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
@@ -145,17 +216,26 @@ class Template:
                 chat_template=self._source(),
                 return_assistant_tokens_mask=True,
                 **self.tokenizer.special_tokens_map,
+                **self.kwargs,
             )
         except Exception as error:  # as above  # noqa: BLE001
             raise _refused(error) from None
-        return Rendered(str(texts[0]), [(int(start), int(stop)) for start, stop in spans[0]])
+        located = [(int(start), int(stop)) for start, stop in spans[0]]
+        if len(located) != len(weights):  # it marks parts of turns, or several as one
+            if set(weights) != {1.0}:
+                raise Unrenderable(
+                    f"its chat template marks {len(located)} parts as the assistant's, and its {len(weights)} turns "
+                    "have different weights"
+                )
+            weights = [1.0] * len(located)
+        return _learnt(str(texts[0]), located, weights)
 
     # --- turns as prefixes -------------------------------------------------------------------------------
 
-    def _by_prefixes(self, chat: Chat, text: str, turns: Sequence[int]) -> list[Span] | None:
+    def _by_prefixes(self, chat: Chat, text: str, turns: Sequence[int]) -> dict[int, Span] | None:
         """The spans of these turns, if the messages before each and up to each are rendered as prefixes of the whole;
         else None."""
-        spans = []
+        spans = {}
         for i in turns:
             if not i:  # what stands before the first turn is no messages, and still a header, perhaps a system prompt
                 return None
@@ -166,12 +246,12 @@ class Template:
                 return None
             if not (text.startswith(through) and through.startswith(before)):
                 return None
-            spans.append((len(before), len(through.rstrip())))  # trailing white space belongs to the template
+            spans[i] = (len(before), len(through.rstrip()))  # trailing white space belongs to the template
         return spans
 
     # --- turns by marks ----------------------------------------------------------------------------------
 
-    def _by_marks(self, chat: Chat, text: str, turns: Sequence[int]) -> list[Span] | None:
+    def _by_marks(self, chat: Chat, text: str, turns: Sequence[int]) -> dict[int, Span] | None:
         """The spans of the turns that the whole shows, by marks at the ends of contents; None if marks change the
         rendering. A template that takes the other roles' contents apart is tried with marks in the assistant's only."""
         for roles in (None, "assistant"):
@@ -179,7 +259,7 @@ class Template:
             if ends is None or turns[-1] not in ends:
                 continue
             spans = self._around(chat, text, turns, ends)
-            if spans and (roles is None or not _holds_other(chat, text, spans)):
+            if spans and (roles is None or not _holds_other(chat, text, list(spans.values()))):
                 return spans
         return None
 
@@ -192,7 +272,7 @@ class Template:
         marks = {f"{stem}{i}e": i for i, message in enumerate(chat) if role in (None, message["role"])}
         marked = list(chat)
         for mark, i in marks.items():
-            marked[i] = _with_mark(chat[i], mark)
+            marked[i] = chat_inputs.with_mark(chat[i], mark, _THOUGHTS)
         try:
             with_marks = self.text(marked)
         except Unrenderable:
@@ -207,9 +287,9 @@ class Template:
                 ends.setdefault(marks[mark], place)  # a tool's answer may be headed by the name that was called
         return ends
 
-    def _around(self, chat: Chat, text: str, turns: Sequence[int], ends: Mapping[int, int]) -> list[Span] | None:
+    def _around(self, chat: Chat, text: str, turns: Sequence[int], ends: Mapping[int, int]) -> dict[int, Span] | None:
         """The spans around the marked ends: from the header, or else the content, to the end-of-turn token."""
-        headers, spans, done = self._headers(chat, turns), [], 0
+        headers, spans, done = self._headers(chat, turns), dict[int, Span](), 0
         for i in range(len(chat)):
             if i not in ends:
                 continue
@@ -225,13 +305,13 @@ class Template:
                     return None
                 following = text[ends[i] : min((ends[j] for j in ends if j > i), default=len(text))]
                 done = ends[i] + self._end_of_turn(following, chat[: i + 1])
-                spans.append((start, done))
+                spans[i] = (start, done)
         return spans
 
     def _headers(self, chat: Chat, turns: Sequence[int]) -> list[str]:
         """What a template may print before an answer: its generation prompt and, shorter, the parts of this that end a
         line or a token; the longest first. Empty if it prints none."""
-        for before in (*(chat[:i] for i in turns if i), _PROBE):
+        for before in (*(chat[:i] for i in turns if i), PROBE):
             try:
                 closed, opened = self.text(before), self.text(before, open_turn=True)
             except Unrenderable:
@@ -247,7 +327,7 @@ class Template:
         be the last one: what is printed behind it then is its end, unless only a last turn ends so."""
         mark, closing = _unused(json.dumps(through), "z"), "-"
         with suppress(Unrenderable):  # some templates want the messages to begin with a user's
-            marked = self.text([*through[:-1], _with_mark(through[-1], mark)])
+            marked = self.text([*through[:-1], chat_inputs.with_mark(through[-1], mark, _THOUGHTS)])
             closing = marked.partition(mark)[2].replace(mark, "").rstrip()
         shared = closing if following.startswith(closing) else following[: _shared(closing, following)].rstrip()
         if shared or not closing:
@@ -263,33 +343,18 @@ class Template:
         return [*self.tokenizer.all_special_tokens, *(str(token) for token in added.values() if token.special)]
 
 
-def as_given(message: Mapping[str, Any]) -> dict[str, Any]:
-    """A stored message as templates take it: with its further keys (tool calls, reasoning, …) beside the content."""
-    extra = json.loads(message["extra"]) if message.get("extra") else {}
-    return {"role": message["role"], "content": message["content"], **extra}
+def _has_calls(messages: Sequence[Mapping[str, Any]]) -> bool:
+    return any("tool_calls" in (message.get("extra") or "") for message in messages)
+
+
+def _learnt(text: str, spans: list[Span], weights: list[float], partial: bool = False) -> Rendered:
+    """Without the turns whose weight is 0."""
+    kept = [i for i, weight in enumerate(weights) if weight]
+    return Rendered(text, [spans[i] for i in kept], [weights[i] for i in kept], partial)
 
 
 def _refused(error: Exception) -> Unrenderable:
     return Unrenderable(f"its chat template refuses it: {(str(error).splitlines() or [''])[0][:200]}")
-
-
-def _with_mark(message: dict[str, Any], mark: str) -> dict[str, Any]:
-    """The message with a mark at the end of what it prints last: its calls, its content, or its reasoning."""
-    calls = message.get("tool_calls")
-    if isinstance(calls, list) and calls and isinstance(calls[-1], dict):
-        call = calls[-1]
-        function = call.get("function", call)
-        if isinstance(function, dict) and isinstance(function.get("name"), str):
-            named = {**function, "name": function["name"] + mark}
-            return {
-                **message,
-                "tool_calls": [*calls[:-1], {**call, "function": named} if "function" in call else named],
-            }
-    for key in ("content", *_THOUGHTS):
-        if isinstance(said := message.get(key), str) and said.strip():
-            bare = said.rstrip()
-            return {**message, key: bare + mark + said[len(bare) :]}
-    return message
 
 
 def _unused(text: str, letter: str) -> str:
@@ -322,8 +387,3 @@ def _shared(closed: str, opened: str) -> int:
     """The length of the common prefix of two texts, without a part of a token such as `<|` at its end."""
     n = next((i for i, (a, b) in enumerate(zip(closed, opened, strict=False)) if a != b), min(len(closed), len(opened)))
     return n if n == len(closed) else len(re.sub(r"[<\[][^<\[>\]\s]*$", "", opened[:n]))
-
-
-def _in_parts(message: dict[str, Any]) -> dict[str, Any]:
-    content = message["content"]
-    return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message

@@ -6,7 +6,7 @@ A chat is rendered by the model's own template, which also shows where the turns
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import date
 from typing import Any, TypeAlias
 
@@ -14,7 +14,8 @@ import numpy as np
 
 from curate.models.rendering import DATE, Rendered, Span, Template, Unrenderable
 
-# A sample: {"messages": [{"role", "content", "extra"}], "text": None} or {"messages": None, "text": "…"}.
+# A sample: {"messages": [{"role", "content", "extra"}], "text": None, "template_kwargs": JSON text or None}, or
+# {"messages": None, "text": "…"}.
 Sample: TypeAlias = Mapping[str, Any]
 
 
@@ -23,7 +24,9 @@ class Encoded:
     """One tokenised sample.
 
     ids: int32 [n]. supervised: bool [n]; never the first token. cut: whether it was truncated to the context.
-    partial: whether some of the assistant's turns could not be located, and are not supervised.
+    weight: float32 [n], how much each token's loss counts, where turns have weights of their own; else None.
+    partial: whether some of the assistant's turns could not be located, and are not supervised, or something of the
+    sample is not shown.
     error: why it cannot go through the model, or ''.
     """
 
@@ -32,6 +35,7 @@ class Encoded:
     cut: bool = False
     partial: bool = False
     error: str = ""
+    weight: np.ndarray | None = None
 
 
 def encode(
@@ -48,23 +52,31 @@ def encode(
     if view == "text":
         return _plain(tokenizer, [_contents(sample) for sample in samples], context, too_long)
     encoded, template = [Encoded() for _ in samples], Template(tokenizer, today)
-    chats: dict[int, tuple[str, list[Span]]] = {}
+    chats: dict[int, Rendered] = {}
     for i, sample in enumerate(samples):
         if sample["messages"] is not None:
             try:
-                chat = template.render(sample["messages"])
-                chats[i] = chat.text, chat.spans[-1:] if last else chat.spans
+                chat = template.render(sample["messages"], sample.get("template_kwargs"))
+                chats[i] = replace(chat, spans=chat.spans[-1:], weights=chat.weights[-1:]) if last else chat
                 encoded[i].partial = chat.partial
             except Unrenderable as error:
                 encoded[i].error = str(error)
     raw = [i for i, sample in enumerate(samples) if sample["messages"] is None]
     _fill(encoded, raw, _tokens(tokenizer, [samples[i]["text"] or "" for i in raw], special=True), None)
-    _fill(encoded, list(chats), _tokens(tokenizer, [text for text, _ in chats.values()], special=False), chats)
+    _fill(encoded, list(chats), _tokens(tokenizer, [chat.text for chat in chats.values()], special=False), chats)
     for item in encoded:
         _fit(item, context, too_long)
     return (
         [_answer(item, s, tokenizer) for item, s in zip(encoded, samples, strict=True)] if view == "answer" else encoded
     )
+
+
+def weights_of(encoded: Sequence[Encoded]) -> np.ndarray | None:
+    """How much each supervised token counts, float64 [S], sample after sample; None if all count 1."""
+    if all(item.weight is None for item in encoded):
+        return None
+    one = [np.ones(len(item.ids)) if item.weight is None else item.weight for item in encoded]
+    return np.concatenate([w[item.supervised] for w, item in zip(one, encoded, strict=True)]).astype(np.float64)
 
 
 def marked(encoded: Sequence[Encoded]) -> dict[str, int]:
@@ -101,9 +113,11 @@ def _answer(encoded: Encoded, sample: Sample, tokenizer: Any) -> Encoded:
         return Encoded(error=encoded.error or "has no prompt: it is raw text")
     begin = [tokenizer.bos_token_id] if tokenizer.bos_token_id is not None else []
     ids = np.concatenate([begin, encoded.ids[encoded.supervised]]).astype(np.int32)
-    return Encoded(
-        ids, np.arange(len(ids)) > 0, encoded.cut, error=encoded.error or ("" if len(ids) else "has no tokens")
-    )
+    weight = encoded.weight
+    if weight is not None:
+        weight = np.concatenate([np.zeros(len(begin)), weight[encoded.supervised]]).astype(np.float32)
+    error = encoded.error or ("" if len(ids) else "has no tokens")
+    return Encoded(ids, np.arange(len(ids)) > 0, encoded.cut, error=error, weight=weight)
 
 
 def _tokens(tokenizer: Any, texts: list[str], special: bool) -> list[tuple[list[int], list[Span]]]:
@@ -119,16 +133,21 @@ def _fill(
     encoded: list[Encoded],
     places: list[int],
     tokens: list[tuple[list[int], list[Span]]],
-    chats: Mapping[int, tuple[str, list[Span]]] | None,
+    chats: Mapping[int, Rendered] | None,
 ) -> None:
     for i, (ids, offsets) in zip(places, tokens, strict=True):
         encoded[i].ids = np.array(ids, np.int32)
         ends = np.array([end for _, end in offsets], np.int64)
         inside = np.full(len(ids), chats is None)
-        for start, stop in chats[i][1] if chats else []:
-            inside |= (ends > start) & (ends <= stop)  # also a token that begins before the turn and ends in it
+        weight = np.zeros(len(ids), np.float32)
+        for (start, stop), turn_weight in zip(chats[i].spans, chats[i].weights, strict=True) if chats else []:
+            turn = (ends > start) & (ends <= stop)  # also a token that begins before the turn and ends in it
+            inside |= turn
+            weight[turn] = turn_weight
         inside[:1] = False
         encoded[i].supervised = inside
+        if chats and any(turn_weight != 1 for turn_weight in chats[i].weights):
+            encoded[i].weight = weight
 
 
 def _fit(encoded: Encoded, context: int, too_long: str) -> None:
@@ -141,13 +160,18 @@ def _fit(encoded: Encoded, context: int, too_long: str) -> None:
         encoded.error = f"has {n} tokens, more than the context of {context}"
     elif n > context:
         encoded.ids, encoded.supervised, encoded.cut = encoded.ids[:context], encoded.supervised[:context], True
+        encoded.weight = None if encoded.weight is None else encoded.weight[:context]
 
 
-def render(tokenizer: Any, messages: Sequence[Mapping[str, Any]], today: date = DATE) -> Rendered:
+def render(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], today: date = DATE, template_kwargs: str | None = None
+) -> Rendered:
     """The messages rendered by the chat template, and where the assistant's turns are. Raises Unrenderable."""
-    return Template(tokenizer, today).render(messages)
+    return Template(tokenizer, today).render(messages, template_kwargs)
 
 
-def rendered(tokenizer: Any, messages: Sequence[Mapping[str, Any]], today: date = DATE) -> str:
+def rendered(
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], today: date = DATE, template_kwargs: str | None = None
+) -> str:
     """The messages rendered by the chat template, with the generation prompt. Raises Unrenderable."""
-    return Template(tokenizer, today).prompt(messages)
+    return Template(tokenizer, today).prompt(messages, template_kwargs)

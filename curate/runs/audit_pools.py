@@ -37,7 +37,7 @@ def stage_pool(ws: Workspace, audit: Audit, place: Path, number: int) -> Path:
             stage_ws.pool.commit(f"part-{part:05d}", rows, n_chars=n_chars, files={}, beside={})
         start = stop
     for name in [*audit.targets, *([audit.proxy] if audit.proxy else [])]:
-        stage_ws.targets.commit(name, read_table(ws.target_path(name)))
+        stage_ws.targets.commit(name, ws.target_rows(name))
     stage_ws.targets.commit(OWN, _val(ws, [stage.target]))
     later_targets = [later_stage.target for later_stage in audit.stages[number:]] or [
         later_stage.target for later_stage in audit.stages
@@ -49,7 +49,7 @@ def stage_pool(ws: Workspace, audit: Audit, place: Path, number: int) -> Path:
 
 def _val(ws: Workspace, targets: Sequence[str]) -> pa.Table:
     """The concatenated val samples of targets."""
-    tables = [read_table(ws.target_path(name)) for name in targets]
+    tables = [ws.target_rows(name) for name in targets]
     samples = pa.concat_tables(tables).cast(TARGET)
     return samples.filter(pa.array([split == "val" for split in samples["split"].to_pylist()]))
 

@@ -15,7 +15,6 @@ from curate.errors import CurateError
 from curate.hashing import fingerprint
 from curate.kinds.metric import EvalResult, Metric, Question
 from curate.store.commits import Parts
-from curate.store.encoding import read_table
 from curate.store.schema import EVALUATION
 from curate.store.workspace import Workspace
 
@@ -56,7 +55,7 @@ def questions(ws: Workspace, eval_spec: EvalSpec) -> list[tuple[str, Question]]:
     """The target's questions, with their ids. Raises CurateError if the target or its split does not exist."""
     if eval_spec.target not in ws.target_names():
         ws.require("target", eval_spec.target)
-    rows = read_table(ws.target_path(eval_spec.target)).to_pylist()
+    rows = ws.target_rows(eval_spec.target).to_pylist()
     split_rows = [row for row in rows if row["split"] == eval_spec.split]
     if not split_rows:
         raise CurateError(

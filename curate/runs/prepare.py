@@ -109,7 +109,7 @@ def _anchors(target: Target | None, model: TrainableModel) -> Any:
     """The target's tokenised samples; None without a target."""
     if target is None:
         return None
-    return anchors_of(target.text.frame.select("messages", "text").to_dicts(), target.name, model.model)
+    return anchors_of(target.text.samples(), target.name, model.model)
 
 
 def prepare_stream(training: TrainingSpec, target: Target | None, model: TrainableModel, processes: Any) -> Prepared:

@@ -11,6 +11,7 @@ import numpy as np
 from curate.errors import CurateError
 from curate.runs.samples import TrainingRows
 from curate.store.input_formats import Reader, Refused
+from curate.store.schema import CONTENT
 from curate.store.workspace import Workspace
 from curate.tables.lookup import samples_at
 from curate.training.settings import TrainSettings
@@ -32,7 +33,7 @@ def encoded_one_by_one(records: Iterable[Any], settings: TrainSettings, lm: Lang
         except Refused as refused:
             yield Encoded(error=str(refused))
             continue
-        stored = {"messages": sample.messages, "text": sample.text}
+        stored = {column: getattr(sample, column) for column in CONTENT}
         yield _cut(encode(lm.tokenizer, [stored], 1 << 40, today=lm.choice.today)[0], settings, lm)
 
 
@@ -44,8 +45,8 @@ def documents_of(ws: Workspace, rows: TrainingRows, settings: TrainSettings, lm:
     if rows.kept:
         return rows.kept["documents"]
     documents: list[list[Encoded]] = [[] for _ in rows.row]
-    for positions, table in samples_at(ws, rows.row, rows.id, ["messages", "text"]):
-        samples = table.select(["messages", "text"]).to_pylist()
+    for positions, table in samples_at(ws, rows.row, rows.id, CONTENT):
+        samples = table.select(CONTENT).to_pylist()
         for sample, position, encoded in zip(
             samples, positions, encode(lm.tokenizer, samples, 1 << 40, today=lm.choice.today), strict=True
         ):
@@ -63,8 +64,15 @@ def _cut(encoded: Encoded, settings: TrainSettings, lm: LanguageModel) -> Encode
     if not encoded.error and len(encoded.ids) > lm.context:
         if lm.choice.too_long == "refuse":
             encoded = replace(encoded, error=f"is longer than the context of {lm.context} tokens")
-        encoded = replace(encoded, ids=encoded.ids[: lm.context], supervised=encoded.supervised[: lm.context], cut=True)
+        encoded = replace(
+            encoded,
+            ids=encoded.ids[: lm.context],
+            supervised=encoded.supervised[: lm.context],
+            weight=None if encoded.weight is None else encoded.weight[: lm.context],
+            cut=True,
+        )
     if settings.loss == "all":
+        encoded.weight = None
         encoded.supervised = np.arange(len(encoded.ids)) > 0
     return encoded
 

@@ -4,7 +4,6 @@ their contents, row by row, in bounded memory.
 
 from __future__ import annotations
 
-import contextlib
 import glob
 import gzip
 import hashlib
@@ -25,6 +24,7 @@ import pyarrow.parquet as pq
 from curate import exact_json
 from curate.errors import CurateError
 from curate.hashing import fingerprint
+from curate.store.arrow_rows import python_rows
 from curate.store.dataset_inputs import (
     DESCRIPTIONS,
     HubDataset,
@@ -214,14 +214,12 @@ def _parsed(line: bytes) -> Any:
     try:
         return exact_json.loads(line)
     except ValueError as error:
-        with contextlib.suppress(ValueError):  # Python's parser is slower, but accepts the NaN that Python writes
-            return json.loads(line)
         return Unreadable(f"is not JSON ({error})", line[:RAW_CUT].decode("utf-8", "replace"))
 
 
 def _json_array(path: Path) -> Iterator[tuple[int, Any]]:
     """The elements of one JSON array, parsed one at a time from a buffer of little more than one element."""
-    decode = json.JSONDecoder().raw_decode
+    decode = exact_json.DECODER.raw_decode
     number, buffer, position, read_size, opened = 0, "", 0, _CHUNK, False
     with _open(path) as raw:
         stream = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape")
@@ -308,7 +306,7 @@ def _table_rows(source: Input) -> Iterator[tuple[int, Any]]:
 def _rows(batch: pa.RecordBatch | pa.Table) -> Iterable[Any]:
     """The rows of a batch; a row that Python cannot represent (invalid UTF-8, the year 10,000) is Unreadable."""
     try:
-        return batch.to_pylist()
+        return python_rows(batch)
     except (ValueError, OverflowError) as error:
         if batch.num_rows == 1:
             return [Unreadable(f"has a value that cannot be read ({_first_line(error)})")]

@@ -19,35 +19,17 @@ that are not wanted would be learnt.
 from __future__ import annotations
 
 import json
-import math
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-import orjson
-
 from curate import exact_json
 from curate.errors import CurateError, nearest
 from curate.hashing import content_id
-
-Record = dict[str, Any]
-Message = dict[str, str | None]
+from curate.store.turns import Message, Record, Refused, TurnReader, as_text, template_kwargs
 
 RAW_CUT = 4096  # how many characters of a refused line are stored
-_ROLES = {
-    **dict.fromkeys(("human", "user", "prompter"), "user"),
-    **dict.fromkeys(("gpt", "assistant", "chatgpt", "bot", "bard", "bing", "model"), "assistant"),
-    **dict.fromkeys(("tool", "function", "observation"), "tool"),
-}
-
-
-class Refused(Exception):
-    """A record that cannot become a sample. shape: whether the reason is that its fields match no format."""
-
-    def __init__(self, reason: str, shape: bool = False):
-        super().__init__(reason)
-        self.shape = shape
 
 
 @dataclass(frozen=True)
@@ -70,22 +52,47 @@ class Sample:
     source: str | None = None
     subtask: str = ""
     split: str | None = None
+    template_kwargs: str | None = None
+
+
+@dataclass
+class Shape:
+    """What was made of the records of one format: the first sample, and the fields that went to `meta`."""
+
+    first: Sample
+    meta_fields: set[str] = field(default_factory=set)
+
+    def shown(self, most: int = 4, cut: int = 160) -> list[str]:
+        """The first sample as a model sees it, a line for each message and keyword argument of its template."""
+        lines = [("text", self.first.text or "")]
+        if self.first.messages is not None:
+            kwargs = exact_json.loads(self.first.template_kwargs) if self.first.template_kwargs else {}
+            lines = [(name, exact_json.dumps(value)) for name, value in kwargs.items()]
+            lines += [(str(m["role"]), " ".join(filter(None, (m["content"], m["extra"])))) for m in self.first.messages]
+        shown = [f"{name}: {' '.join(text.split())}" for name, text in lines]
+        omitted = [f"… {len(shown) - most} more"] if len(shown) > most else []
+        return [line if len(line) <= cut else f"{line[:cut]}…" for line in shown[:most]] + omitted
 
 
 @dataclass
 class Reader:
     """Turns records into samples according to the user's options, and counts the formats encountered.
 
-    fmt: a format's name, or 'auto'. mapping: our field name -> the record's (`--map`).
+    fmt: a format's name, or 'auto'. mapping: our field name -> the record's (`--map`). turn_keys: further keys of turns
+    that the chat template prints. shapes: what was made of the records of each format.
     """
 
     fmt: str = "auto"
     mapping: Mapping[str, str] = field(default_factory=dict)
+    turn_keys: frozenset[str] = frozenset()
     seen: Counter[str] = field(default_factory=Counter)
+    shapes: dict[str, Shape] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.fmt != "auto" and self.fmt not in FORMATS:
             raise CurateError(f"there is no format '{self.fmt}': {nearest(self.fmt, ['auto', *FORMATS])}")
+        self.turns = TurnReader(self.turn_keys)
+        self._meta_fields: set[str] = set()
         for ours in self.mapping:
             if ours not in MAPPABLE:
                 raise CurateError(f"--map knows no field '{ours}': {nearest(ours, MAPPABLE)}")
@@ -101,7 +108,33 @@ class Reader:
         except (TypeError, ValueError, OverflowError, RecursionError) as error:  # a value that cannot be encoded
             raise Refused(f"holds what cannot be stored ({error})") from None
         self.seen[name] += 1
+        if name not in self.shapes:
+            self.shapes[name] = Shape(sample)
+        self.shapes[name].meta_fields |= self._meta_fields
         return sample
+
+    def clear(self) -> None:
+        """Forget what was counted."""
+        self.seen.clear()
+        self.shapes.clear()
+        self.turns.metadata.clear()
+        self.turns.weighted = 0
+
+    def notes(self) -> list[str]:
+        """What was made of keys of turns, where that is not plain."""
+        notes = []
+        if self.turns.metadata:
+            keys = ", ".join(f"{key} ({n:,} turns)" for key, n in self.turns.metadata.most_common())
+            notes.append(
+                f"keys of turns that chat templates do not print went to meta: {keys}; --turn-key NAME makes one part "
+                "of the sample"
+            )
+        if self.turns.weighted:
+            notes.append(
+                f"{self.turns.weighted:,} of the assistant's turns have a weight of their own in the loss (0: not "
+                "learnt)"
+            )
+        return notes
 
     def _convert(self, record: Record) -> tuple[str, Sample]:
         fields, shadowed = self._mapped(record)
@@ -109,8 +142,11 @@ class Reader:
         shadowed |= {self.mapping[key]: value for key, value in labels.items() if key != "source"}
         _refuse_preferences(fields)
         name = self._format_of(fields)
-        messages, text = FORMATS[name].convert(fields)  # removes the fields that it uses
-        return name, _sample(messages, text, {**fields, **shadowed}, labels)
+        messages, text = FORMATS[name].convert(fields, self.turns)  # removes the fields that it uses
+        kwargs = None if messages is None else template_kwargs(fields)
+        meta = {**fields, **shadowed}
+        self._meta_fields = set(meta)
+        return name, _sample(messages, text, kwargs, meta, labels)
 
     def _mapped(self, record: Record) -> tuple[Record, Record]:
         """The record with fields renamed by `mapping`, and those of its own fields that the new names would hide."""
@@ -163,13 +199,15 @@ def _refuse_preferences(fields: Record) -> None:
         )
 
 
-def _sample(messages: list[Message] | None, text: str | None, meta: Record, labels: Record) -> Sample:
+def _sample(
+    messages: list[Message] | None, text: str | None, kwargs: str | None, meta: Record, labels: Record
+) -> Sample:
     contents = [text] if messages is None else [m["content"] for m in messages]
     n_chars = sum(len(c) for c in contents if c)
     if not any(c and not c.isspace() for c in contents):
         raise Refused("has no text")
     return Sample(
-        id=content_id(messages, text),
+        id=content_id(messages, text, kwargs),
         messages=messages,
         text=text,
         n_chars=n_chars,
@@ -177,6 +215,7 @@ def _sample(messages: list[Message] | None, text: str | None, meta: Record, labe
         source=_label(labels.get("source")),
         subtask=_label(labels.get("subtask")) or "",
         split=_label(labels.get("split")),
+        template_kwargs=kwargs,
     )
 
 
@@ -200,33 +239,33 @@ Converted = tuple[list[Message] | None, str | None]
 
 @dataclass(frozen=True)
 class Format:
-    """An input format. fits: whether a record has it. convert: to messages or a text, removing the fields used."""
+    """An input format. fits: whether a record has it. convert: to messages or a text, removing the fields used, except
+    for the metadata of turns."""
 
     fits: Callable[[Record], bool]
-    convert: Callable[[Record], Converted]
+    convert: Callable[[Record, TurnReader], Converted]
 
 
-def _messages(fields: Record) -> Converted:
-    return _with_system(fields, _turns(fields.pop("messages"), "messages")), None
+def _messages(fields: Record, turns: TurnReader) -> Converted:
+    return _with_system(fields, turns.messages(fields, "messages")), None
 
 
-def _sharegpt(fields: Record) -> Converted:
+def _sharegpt(fields: Record, turns: TurnReader) -> Converted:
     key = "conversations" if "conversations" in fields else "conversation"
-    return _with_system(fields, _turns(fields.pop(key), key)), None
+    return _with_system(fields, turns.messages(fields, key)), None
 
 
-def _prompt_completion(fields: Record) -> Converted:
-    prompt = fields.pop("prompt")
-    completion = _pop_first(fields, "completion", "response")
-    turns = _turns(prompt, "prompt") if isinstance(prompt, list) else [_said("user", prompt, "prompt")]
-    if isinstance(completion, list):
-        turns += _turns(completion, "completion")
-    else:
-        turns.append(_said("assistant", completion, "completion"))
-    return _with_system(fields, turns), None
+def _prompt_completion(fields: Record, turns: TurnReader) -> Converted:
+    messages = []
+    for role, name in (("user", "prompt"), ("assistant", _first(fields, "completion", "response"))):
+        if isinstance(fields[name], list):
+            messages += turns.messages(fields, name)
+        else:
+            messages.append(_said(role, fields.pop(name), name))
+    return _with_system(fields, messages), None
 
 
-def _alpaca(fields: Record) -> Converted:
+def _alpaca(fields: Record, _: TurnReader) -> Converted:
     turns = []
     history = fields.pop("history", None) or []
     if not isinstance(history, list):
@@ -239,12 +278,12 @@ def _alpaca(fields: Record) -> Converted:
     for name in ("input", "context"):  # Dolly's passages are called context; joined as LLaMA-Factory joins them
         context = fields.pop(name, None)
         if context not in (None, ""):
-            question["content"] = f"{question['content']}\n{_text(context, name)}"
-    answer = _said("assistant", _pop_first(fields, "output", "response"), "output")
+            question["content"] = f"{question['content']}\n{as_text(context, name)}"
+    answer = _said("assistant", fields.pop(_first(fields, "output", "response")), "output")
     return _with_system(fields, [*turns, question, answer]), None
 
 
-def _question_answer(fields: Record) -> Converted:
+def _question_answer(fields: Record, _: TurnReader) -> Converted:
     turns = [
         _said("user", fields.pop("question"), "question"),
         _said("assistant", fields.pop("answer"), "answer"),
@@ -252,8 +291,8 @@ def _question_answer(fields: Record) -> Converted:
     return _with_system(fields, turns), None
 
 
-def _raw_text(fields: Record) -> Converted:
-    return None, _text(fields.pop("text"), "text")
+def _raw_text(fields: Record, _: TurnReader) -> Converted:
+    return None, as_text(fields.pop("text"), "text")
 
 
 FORMATS: dict[str, Format] = {
@@ -278,80 +317,10 @@ def _with_system(fields: Record, turns: list[Message]) -> list[Message]:
     return [_said("system", system, "system"), *turns] if system not in (None, "") else turns
 
 
-def _pop_first(fields: Record, *names: str) -> Any:
-    """Remove and return the value under the first of `names` that is present and not null; the others stay."""
-    return fields.pop(next((n for n in names if fields.get(n) is not None), next(n for n in names if n in fields)))
+def _first(fields: Record, *names: str) -> str:
+    """The first of `names` whose value is present and not null, or at least present."""
+    return next((n for n in names if fields.get(n) is not None), next(n for n in names if n in fields))
 
 
 def _said(role: str, value: Any, where: str) -> Message:
-    return {"role": role, "content": _text(value, where), "extra": None}
-
-
-def _text(value: Any, where: str) -> str:
-    if isinstance(value, str):
-        return value
-    if value is None:
-        raise Refused(f"{where} is null")
-    if isinstance(value, float) and not math.isfinite(value):
-        raise Refused(f"{where} is {value}, as a table has it where nothing stands")
-    if isinstance(value, bool | float):
-        return orjson.dumps(value).decode()
-    if isinstance(value, int):
-        return str(value)
-    raise Refused(f"{where} is a {type(value).__name__}, and a text is wanted")
-
-
-def _rows(value: Any) -> Any:
-    """A struct of lists, in which `datasets` keeps a sequence of structs, as the list of structs that it stands for."""
-    if not isinstance(value, dict) or not value or not all(isinstance(column, list) for column in value.values()):
-        return value
-    lengths = {len(column) for column in value.values()}
-    return (
-        [dict(zip(value, row, strict=True)) for row in zip(*value.values(), strict=True)]
-        if len(lengths) == 1
-        else value
-    )
-
-
-def _turns(value: Any, where: str) -> list[Message]:
-    value = _rows(value)
-    if not isinstance(value, list) or not value:
-        raise Refused(f"{where} is {'empty' if value == [] else 'no list'}")
-    return [_turn(turn, f"{where}[{i}]") for i, turn in enumerate(value)]
-
-
-def _turn(turn: Any, where: str) -> Message:
-    if not isinstance(turn, dict):
-        raise Refused(f"{where} is no object")
-    fields = {k: v for k, v in turn.items() if v is not None}
-    role = fields.pop("role", None) or fields.pop("from", None)
-    if not isinstance(role, str):
-        raise Refused(f"{where} names no role")
-    content = fields.pop("content") if "content" in fields else fields.pop("value", None)
-    if content is None and "tool_calls" in fields:
-        content = ""
-    fields |= _stored_extra(fields)
-    extra = exact_json.dumps(fields) if fields else None
-    return {
-        "role": _ROLES.get(role.lower(), role.lower()),
-        "content": _content(content, where),
-        "extra": extra,
-    }
-
-
-def _stored_extra(fields: Record) -> Record:
-    """The keys in an `extra` field that curate wrote (JSON text), removed from the turn; any other `extra` stays."""
-    try:
-        keys = exact_json.loads(fields["extra"])
-    except (KeyError, ValueError, TypeError):
-        return {}
-    return fields.pop("extra") and keys if isinstance(keys, dict) else {}
-
-
-def _content(content: Any, where: str) -> str:
-    """The content as one text: a string, or a list of text parts as in OpenAI's format, joined."""
-    if not isinstance(content, list):
-        return _text(content, f"{where}.content")
-    if not all(isinstance(part, dict) and isinstance(part.get("text"), str) for part in content):
-        raise Refused(f"{where}.content has parts that are no text")
-    return "".join(part["text"] for part in content)
+    return {"role": role, "content": as_text(value, where), "extra": None}

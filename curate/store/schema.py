@@ -15,8 +15,11 @@ POOL = pa.schema(
         ("copies", pa.int32()),
         ("n_chars", pa.int32()),
         ("meta", pa.string()),  # JSON of every other input field
+        ("template_kwargs", pa.string()),  # JSON of tools, documents and chat_template_kwargs; null without
     ]
 )
+CONTENT = ("messages", "text", "template_kwargs")  # the columns that are a sample; a model is shown nothing else
+LATER = {"template_kwargs": pa.string()}  # columns of samples that files of earlier versions lack: null there
 TARGET = pa.schema([*POOL, ("subtask", pa.string()), ("split", pa.string())])
 COPIES = pa.schema([("id", pa.string()), ("copies", pa.int32())])
 REJECTS = pa.schema(
@@ -47,6 +50,7 @@ EXPORTED = pa.schema(  # a selected sample in exports to columnar formats
         ("loss_weight", pa.float32()),
         ("rank", pa.int64()),
         ("meta", pa.string()),
+        ("template_kwargs", pa.string()),
     ]
 )
 LEDGER = pa.schema(

@@ -12,15 +12,17 @@ from functools import cached_property
 from importlib.metadata import version
 from typing import Any
 
+import pyarrow as pa
+
 from curate.errors import CurateError, nearest
 from curate.hashing import fingerprint
 from curate.store.commits import Parts
-from curate.store.encoding import read_json, write_json
+from curate.store.encoding import read_json, read_table, write_json
 from curate.store.files import replace_tree, sweep_dropped, write_atomic
 from curate.store.ledger import close_dead_accounts
 from curate.store.locks import lock
 from curate.store.object_store import Location, location
-from curate.store.schema import POOL_COLUMNS, VIEWS
+from curate.store.schema import POOL_COLUMNS, TARGET, VIEWS
 
 __version__ = version("curate")
 FORMAT = 1
@@ -39,6 +41,7 @@ class Shard:
     rows: int
     n_chars: int
     sha256: str
+    columns: frozenset[str]
 
 
 def pool_fingerprint(shards: Iterable[Shard]) -> str:
@@ -62,7 +65,11 @@ class Workspace:
         shards, start = [], 0
         for name, record in self.pool.records().items():
             path = self.pool.path(name)
-            shards.append(Shard(name, path, start, record["rows"], record["n_chars"], record["sha256"]))
+            shards.append(
+                Shard(
+                    name, path, start, record["rows"], record["n_chars"], record["sha256"], frozenset(record["schema"])
+                )
+            )
             start += record["rows"]
         return shards
 
@@ -110,6 +117,10 @@ class Workspace:
     def target_path(self, name: str) -> Location:
         """The Parquet file of a target."""
         return self.targets.path(name)
+
+    def target_rows(self, name: str) -> pa.Table:
+        """All samples of a target, with the columns of schema.TARGET."""
+        return read_table(self.target_path(name), TARGET.names)
 
     def target_names(self) -> list[str]:
         """The names of all targets, sorted."""

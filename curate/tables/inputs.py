@@ -23,7 +23,6 @@ from curate.models.choice import (
     tensors_of,
     weights_fingerprint,
 )
-from curate.store.encoding import read_table
 from curate.store.recipes import (
     CheckpointRecipe,
     MethodRecipe,
@@ -44,7 +43,7 @@ def load_target(ws: Workspace, name: str, splits: Sequence[str] = ("val",)) -> T
             f"{ws.path} has no target '{name}' (`curate target {name} PATH` makes one): "
             f"{nearest(name, ws.target_names())}"
         )
-    table = read_table(ws.target_path(name))
+    table = ws.target_rows(name)
     table = table.filter(pl.Series(table["split"]).is_in(list(splits)).to_arrow())
     if not table.num_rows:
         raise CurateError(f"the target '{name}' has no val split, which selection uses; add it with `curate target`.")

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from curate import exact_json
 from curate.errors import CurateError
 from curate.store.commits import Parts
 from curate.store.encoding import read_table
@@ -99,7 +100,7 @@ def shown(ws: Workspace, places: Sequence[int]) -> Mapping[int, dict[str, Any]]:
     if not places:
         return {}
     listed = ", ".join(map(str, places))
-    rows = sql.rows(ws, f"SELECT row, id, source, messages, text FROM pool WHERE row IN ({listed})")
+    rows = sql.rows(ws, f"SELECT row, id, source, messages, text, template_kwargs FROM pool WHERE row IN ({listed})")
     return {r["row"]: {"id": r["id"], "source": r["source"], "row": r["row"], "text": words(r)} for r in rows}
 
 
@@ -107,4 +108,6 @@ def words(sample: Mapping[str, Any]) -> str:
     """A sample's contents as one text."""
     if sample["messages"] is None:
         return sample["text"] or ""
-    return "\n".join(m["content"] or "" for m in sample["messages"])
+    kwargs = exact_json.loads(sample["template_kwargs"]) if sample.get("template_kwargs") else {}
+    lines = [f"{name}: {exact_json.dumps(value)}" for name, value in kwargs.items()]
+    return "\n".join([*lines, *(m["content"] or "" for m in sample["messages"])])

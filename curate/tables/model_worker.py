@@ -64,7 +64,7 @@ class ModelUnitWorker:
     def _of_aim(self, unit_worker: UnitWorker) -> list[dict[str, Any]]:
         examples = unit_worker.anchors if unit_worker.step.over == "anchors" else unit_worker.target
         assert examples is not None
-        return examples.text.frame.select("messages", "text").to_dicts()
+        return examples.text.samples()
 
     def _aim(self, task: TargetTask) -> Usage | None:
         unit_workers = [unit_worker for unit_worker in self.works if unit_worker.aims()]
@@ -132,4 +132,4 @@ def _rows(unit: Unit) -> tuple[pa.Array, pa.Table, dict[int, str]]:
 
 
 def _samples(rows: pa.Table) -> list[dict[str, Any]]:
-    return rows.select(["messages", "text"]).to_pylist()
+    return rows.drop_columns("id").to_pylist()

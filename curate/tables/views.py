@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from functools import partial
+from itertools import groupby
 
 import numpy as np
 import pyarrow as pa
@@ -14,7 +15,7 @@ from curate.store.object_store import Location
 from curate.store.recipes import TableRecipe
 from curate.store.run_record import Run
 from curate.store.schema import EVALUATIONS, LEDGER, POOL, REJECTS, RUNS, TARGET
-from curate.store.workspace import Workspace
+from curate.store.workspace import Shard, Workspace
 from curate.tables.inputs import sample_columns, score_recipe
 from curate.tables.state import TableState, score_state
 
@@ -39,8 +40,17 @@ def pool(ws: Workspace) -> str:
 
 def _pool_rows(ws: Workspace, columns: Sequence[str]) -> str:
     """The stored rows in order, with their position `row`."""
-    files = read_files([s.path for s in ws.shards() if s.rows], POOL, columns)
+    files = _pool_files([shard for shard in ws.shards() if shard.rows], columns)
     return f"SELECT p.*, r.range AS row FROM ({files}) p POSITIONAL JOIN range({ws.n_rows()}) r"
+
+
+def _pool_files(shards: Sequence[Shard], columns: Sequence[str]) -> str:
+    """The stored rows of shards; columns that a shard of an earlier version lacks are NULL."""
+    selects = []
+    for lacking, group in groupby(shards, lambda shard: [name for name in columns if name not in shard.columns]):
+        listed = ", ".join(f"NULL::{_type(POOL, n)} AS {_quoted(n)}" if n in lacking else _quoted(n) for n in columns)
+        selects.append(f"SELECT {listed} FROM {_files([shard.path for shard in group])}")
+    return " UNION ALL ".join(selects) or read_files([], POOL, columns)
 
 
 def _with_copies(ws: Workspace, select: str) -> str:
@@ -59,7 +69,8 @@ def _with_copies(ws: Workspace, select: str) -> str:
 def targets(ws: Workspace) -> str:
     """The view `targets`: the samples of all targets."""
     selects = [f"SELECT {literal(n)} AS target, * FROM {_files([ws.target_path(n)])}" for n in ws.target_names()]
-    return " UNION ALL ".join(selects) or f"SELECT ''::VARCHAR AS target, * FROM ({read_files([], TARGET)})"
+    # By name, since targets of an earlier version lack a column.
+    return " UNION ALL BY NAME ".join([f"SELECT ''::VARCHAR AS target, * FROM ({read_files([], TARGET)})", *selects])
 
 
 def rejects(ws: Workspace) -> str:
@@ -191,9 +202,16 @@ def read_files(files: Sequence[Location], schema: pa.Schema, columns: Sequence[s
     """A SELECT of the named columns (default: all) from Parquet files; without files, one that returns no rows."""
     names = columns or schema.names
     if files:
-        listed = ", ".join(f'"{name}"' for name in names)
-        return f"SELECT {listed} FROM {_files(files)}"
-    return _nothing({n: _TYPES.get(str(schema.field(n).type), _MESSAGES) for n in names})
+        return f"SELECT {', '.join(map(_quoted, names))} FROM {_files(files)}"
+    return _nothing({n: _type(schema, n) for n in names})
+
+
+def _type(schema: pa.Schema, column: str) -> str:
+    return _TYPES.get(str(schema.field(column).type), _MESSAGES)
+
+
+def _quoted(name: str) -> str:
+    return f'"{name}"'
 
 
 def _nothing(columns: dict[str, str]) -> str:

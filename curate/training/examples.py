@@ -22,13 +22,15 @@ class Examples:
     """N tokenised documents.
 
     ids: int32 [all tokens]. supervised: bool [all tokens]. ends: int64 [N + 1], the boundaries of the documents.
-    sample: int64 [N], the position of each document's sample among the training samples.
+    sample: int64 [N], the position of each document's sample among the training samples. weight: float32 [all tokens],
+    by which their losses are multiplied, where turns have weights of their own; else None.
     """
 
     ids: np.ndarray
     supervised: np.ndarray
     ends: np.ndarray
     sample: np.ndarray
+    weight: np.ndarray | None = None
 
     @classmethod
     def of(cls, encoded: Sequence[Encoded], sample: Sequence[int] | None = None) -> Examples:
@@ -39,6 +41,7 @@ class Examples:
             np.concatenate([item.supervised for item in encoded] or [np.zeros(0, bool)]),
             np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
             np.arange(len(encoded)) if sample is None else np.asarray(sample, np.int64),
+            _weights(encoded),
         )
 
     def __len__(self) -> int:
@@ -55,10 +58,23 @@ class Examples:
         cumulative = np.concatenate([[0], np.cumsum(self.supervised)])
         return cumulative[self.ends[1:]] - cumulative[self.ends[:-1]]
 
+    def encoded(self, document: int) -> Encoded:
+        """A document as it was tokenised."""
+        span = slice(self.ends[document], self.ends[document + 1])
+        weight = None if self.weight is None else self.weight[span]
+        return Encoded(self.ids[span], self.supervised[span], weight=weight)
+
     def tokens_of(self, document: int) -> tuple[np.ndarray, np.ndarray]:
         """A document's token ids, int32 [n], and which are supervised, bool [n]."""
         start, stop = self.ends[document], self.ends[document + 1]
         return self.ids[start:stop], self.supervised[start:stop]
+
+
+def _weights(encoded: Sequence[Encoded]) -> np.ndarray | None:
+    if all(item.weight is None for item in encoded):
+        return None
+    weights = [np.ones(len(item.ids), np.float32) if item.weight is None else item.weight for item in encoded]
+    return np.concatenate(weights)
 
 
 def pieces(one: Encoded, context: int) -> list[Encoded]:
@@ -105,7 +121,8 @@ class Batch:
 
     documents: int64 [n]. ids: int64 [R, T]. place: int64 [R, T], a token's position in its document, from 0; 0 for
     padding. document: int64 [R, T], which of the n a token belongs to; n for padding. supervised: bool [R, T]. packed:
-    whether any row holds more than one document.
+    whether any row holds more than one document. weight: float32 [R, T], by which the tokens' losses are multiplied;
+    None if by 1.
     """
 
     documents: np.ndarray
@@ -114,6 +131,7 @@ class Batch:
     document: Tensor
     supervised: Tensor
     packed: bool
+    weight: Tensor | None = None
 
     @property
     def counts(self) -> Tensor:
@@ -128,6 +146,7 @@ def batch_of(examples: Examples, rows: Sequence[np.ndarray], device: torch.devic
     shape = (len(rows), longest)
     ids, place, supervised = np.zeros(shape, np.int64), np.zeros(shape, np.int64), np.zeros(shape, bool)
     document, number = np.full(shape, n, np.int64), 0
+    weight = None if examples.weight is None else np.zeros(shape, np.float32)
     for r, row in enumerate(rows):
         start = 0
         for index in row:
@@ -135,10 +154,13 @@ def batch_of(examples: Examples, rows: Sequence[np.ndarray], device: torch.devic
             span = slice(start, start + len(tokens))
             ids[r, span], supervised[r, span], document[r, span] = tokens, is_supervised, number
             place[r, span] = np.arange(len(tokens))
+            if weight is not None:
+                weight[r, span] = examples.encoded(int(index)).weight
             start, number = start + len(tokens), number + 1
     tensors = [torch.from_numpy(a).to(device, non_blocking=True) for a in (ids, place, document, supervised)]
     packed = any(len(row) > 1 for row in rows)
-    return Batch(np.concatenate(rows), tensors[0], tensors[1], tensors[2], tensors[3], packed)
+    weights = None if weight is None else torch.from_numpy(weight).to(device, non_blocking=True)
+    return Batch(np.concatenate(rows), tensors[0], tensors[1], tensors[2], tensors[3], packed, weights)
 
 
 def micro_batches(

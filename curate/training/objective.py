@@ -72,6 +72,8 @@ class Objective:
             scores = self.model.head(outputs) if logits is None else outputs
         labels, document = batch.ids[:, 1:][mask], batch.document[:, 1:][mask]
         token = cross_entropy(wide(scores), labels, reduction="none")
+        if batch.weight is not None:
+            token = token * batch.weight[:, 1:][mask]
         n = len(batch.documents)
         pooled = position_weighted(wide(hidden.detach()), batch.document, batch.place, n) if states else None
         return Losses(token, document, pooled, wide(hidden.detach()) if hidden_too else None)

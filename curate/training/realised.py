@@ -59,10 +59,10 @@ class Validation:
         )
         if not usable:
             raise CurateError("no sample of the validation loss has anything supervised.")
-        total, lm = 0.0, self.model.lm
+        total = 0.0
         for start in range(0, len(usable), _AT_ONCE):
             batch = usable[start : start + _AT_ONCE]
-            ids, _, supervised = lm.padded(batch, max(len(sample.ids) for sample in batch))
+            ids, supervised = self.model.padded(batch, max(len(sample.ids) for sample in batch))
             with torch.no_grad():
                 total += float(self.model.losses(ids, supervised, loss, beside).double().sum())
         return total / len(usable)

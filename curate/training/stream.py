@@ -72,13 +72,15 @@ class Stream:
         kept = Examples.of([sample for _, sample in self._kept], [number for number, _ in self._kept])
         arrays = {"ids": kept.ids, "supervised": kept.supervised, "ends": kept.ends, "number": kept.sample}
         reasons = np.frombuffer(json.dumps(self.left_out).encode(), np.uint8)
+        if kept.weight is not None:
+            arrays["weight"] = kept.weight
         return {**arrays, "place": np.array([self.place, self.taken]), "left_out": reasons}
 
     def load(self, arrays: Arrays, skip: bool) -> None:
         """Resume from a checkpoint. skip: the iterator starts from the beginning, so skip what was read before. Raises
         CurateFailure if it is shorter than that."""
-        kept = Examples(arrays["ids"], arrays["supervised"], arrays["ends"], arrays["number"])
-        self._kept = [(int(kept.sample[i]), Encoded(*kept.tokens_of(i))) for i in range(len(kept))]
+        kept = Examples(arrays["ids"], arrays["supervised"], arrays["ends"], arrays["number"], arrays.get("weight"))
+        self._kept = [(int(kept.sample[i]), kept.encoded(i)) for i in range(len(kept))]
         self.left_out = json.loads(arrays["left_out"].tobytes())
         place, self.taken = map(int, arrays["place"])
         if skip:

@@ -76,7 +76,7 @@ def _of_sample(
     example_vectors, target = load_vectors(ws, vectors.name, name), load_target(ws, name)
     present = np.flatnonzero(example_vectors.there)
     similarities = example_vectors.unit[present].astype(np.float64) @ query
-    examples = target.text.frame.select("id", "messages", "text").to_dicts()
+    examples = target.text.frame.to_dicts()
     labels = np.array(example_vectors.subtasks, object)[present]
     means = {str(label): float(similarities[labels == label].mean()) for label in sorted(set(labels))}
 
@@ -106,7 +106,7 @@ def _aggregated(similarities: np.ndarray, means: dict[str, float], aggregate: st
 def _of_example(ws: Workspace, sample_id: str, state: TableState, vectors: TableState, name: str, k: int) -> Explained:
     """Explain an example of the target by the samples of the pool."""
     example_vectors, target = load_vectors(ws, vectors.name, name), load_target(ws, name)
-    examples = target.text.frame.select("id", "messages", "text").to_dicts()
+    examples = target.text.frame.to_dicts()
     position = next((i for i, example in enumerate(examples) if example["id"] == sample_id), None)
     if position is None:
         raise CurateError(

@@ -7,11 +7,13 @@ import os
 import shutil
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import polars as pl
 import pyarrow as pa
 
 from curate.errors import CurateError
@@ -19,10 +21,12 @@ from curate.kinds.export import Export, Row
 from curate.results import Result
 from curate.runs.export_rows import ExportRows, export_rows
 from curate.store.ledger import charged
+from curate.store.schema import CONTENT
 from curate.store.workspace import Workspace
 from curate.tables.lookup import samples_at
 
 _BATCH = 1024
+_COLUMNS = ("source", *CONTENT, "meta")  # of the pool
 
 
 @dataclass
@@ -63,7 +67,7 @@ def export(
         with charged(ws.path, "export", methods=[exporter.name], name=manifest, phase="write") as meter:
             result = Exported(manifest, exporter.name, folder)
             written = Counter[str]()
-            rows = _written(_rows(ws, export_set.table), exporter, skip_unfit, result, written)
+            rows = _written(_rows(ws, export_set.table, exporter), exporter, skip_unfit, result, written)
             files = exporter.write(rows, temporary, manifest)
             export_set = export_set.with_rows(written)
             files += exporter.describe(temporary, manifest, export_set.parts, target)
@@ -85,7 +89,7 @@ def preview(
 ) -> list[dict[str, Any]]:
     """The first `count` rows as the trainer will see them, without writing anything."""
     export_set, unwritten = export_rows(ws, manifest, exporter, 0), Exported(manifest, exporter.name, "")
-    rows = _written(_rows(ws, export_set.table), exporter, skip_unfit, unwritten, Counter())
+    rows = _written(_rows(ws, export_set.table, exporter), exporter, skip_unfit, unwritten, Counter())
     return [exporter.example(row) for row in islice(rows, count)]
 
 
@@ -99,21 +103,53 @@ def _tell(folder: Path, export_set: ExportRows) -> Path:
     return path
 
 
-def _rows(ws: Workspace, manifest: pa.Table) -> Iterator[Row]:
-    """The chosen samples in the pool's order, one shard in memory at a time."""
-    columns = ["source", "messages", "text", "meta"]
-    for positions, stored in samples_at(ws, manifest["row"].to_numpy(), manifest["id"], columns):
+def _rows(ws: Workspace, manifest: pa.Table, exporter: Export) -> Iterator[Row]:
+    """The chosen samples in the pool's order, one shard in memory at a time; where the format wants it so, of every
+    part one with tools before the others."""
+    some: frozenset[str] = frozenset()
+    first = np.zeros(0, np.int64)
+    if exporter.uniform:
+        some, with_tools = _what_some_have(ws, manifest)
+        first = with_tools if exporter.leads_with_tools else first
+    yield from _rows_at(ws, manifest.take(pa.array(first)), some)
+    yield from _rows_at(ws, manifest.take(pa.array(np.setdiff1d(np.arange(manifest.num_rows), first))), some)
+
+
+def _rows_at(ws: Workspace, manifest: pa.Table, some: frozenset[str]) -> Iterator[Row]:
+    for positions, stored in samples_at(ws, manifest["row"].to_numpy(), manifest["id"], _COLUMNS):
         entries = manifest.take(pa.array(positions))
         for start in range(0, len(positions), _BATCH):
             pairs = zip(stored.slice(start, _BATCH).to_pylist(), entries.slice(start, _BATCH).to_pylist(), strict=True)
             for sample, entry in pairs:
-                yield Row(
-                    **sample,
-                    loss_weight=entry["weight"],
-                    repeats=entry["repeats"],
-                    rank=entry["rank"],
-                    part=entry.get("part", ""),
-                )
+                yield _row(sample, entry, some)
+
+
+def _row(sample: dict[str, Any], entry: dict[str, Any], some: frozenset[str]) -> Row:
+    return Row(
+        **sample,
+        loss_weight=entry["weight"],
+        repeats=entry["repeats"],
+        rank=entry["rank"],
+        part=entry.get("part", ""),
+        some=some,
+    )
+
+
+def _what_some_have(ws: Workspace, manifest: pa.Table) -> tuple[frozenset[str], np.ndarray]:
+    """What some of the chosen samples have (export.SOME), and the position of each part's first one with tools."""
+    found, first = set[str](), dict[str, int]()
+    for positions, stored in samples_at(ws, manifest["row"].to_numpy(), manifest["id"], _COLUMNS):
+        frame = pl.DataFrame(stored.select(["messages", "template_kwargs", "meta"]))
+        if frame["messages"].explode().struct.field("extra").is_not_null().any():
+            found.add("keys")
+        has_kwargs = frame["template_kwargs"].is_not_null() | frame["meta"].str.contains('"tools":', literal=True)
+        for i in np.flatnonzero(has_kwargs.to_numpy()).tolist():
+            entry = manifest.slice(positions[i], 1).to_pylist()[0]
+            row = _row(stored.slice(i, 1).to_pylist()[0], entry, frozenset())
+            found |= row.kwargs().keys() if row.messages else set()
+            if row.messages and "tools" in row.kwargs():
+                first.setdefault(row.part, int(positions[i]))
+    return frozenset(found), np.array(sorted(first.values()), np.int64)
 
 
 def _written(
@@ -131,6 +167,6 @@ def _written(
             result.skipped.append(str(unfit))
             continue
         for _ in range(row.repeats):
+            yield replace(row, place=written[row.part])
             result.rows += 1
             written[row.part] += 1
-            yield row

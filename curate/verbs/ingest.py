@@ -48,6 +48,8 @@ class Ingested(Result):
     files_read: int = 0
     files_skipped: list[str] = field(default_factory=list)
     formats: dict[str, int] = field(default_factory=dict)
+    meta_fields: dict[str, list[str]] = field(default_factory=dict)  # by format
+    examples: dict[str, list[str]] = field(default_factory=dict)  # the first sample of each format, as a model sees it
     sources: dict[str, int] = field(default_factory=dict)
     reasons: dict[str, int] = field(default_factory=dict)
     warnings: list[str] = field(default_factory=list)
@@ -64,6 +66,7 @@ def ingest(
     mapping: Mapping[str, str] | None = None,
     shard_bytes: int = SHARD_BYTES,
     split: str | None = None,
+    turn_keys: Sequence[str] = (),
     dry_run: bool = False,
 ) -> Ingested:
     """Add the samples of files, folders, globs or hub ids to the pool.
@@ -71,23 +74,25 @@ def ingest(
     source: the domain of all rows (default: the name of each path, without endings). split: of folders and datasets
     with several; None: train.
     fmt: 'auto', or the format every record must have (curate.store.input_formats). mapping: our field -> their field.
+    turn_keys: keys of turns that the chat template prints, beside those that are known (curate.store.turns).
     Reads the input once; memory: one shard and 8 bytes per stored row.
 
     Raises CurateError, before anything is stored, if a path does not exist, is not a data file, or has only records of
     unknown format.
     """
-    reader = Reader(fmt, mapping or {})
+    reader = Reader(fmt, mapping or {}, frozenset(turn_keys))
     given = [find_inputs(path, split) for path in paths]
     inputs = [file_input for found in given for file_input in found.inputs]
     result = Ingested(warnings=[note for found in given for note in found.notes])
-    reading = fingerprint(fmt, dict(mapping or {}))  # a file read with another mapping counts as another file
+    # A file that is read with another mapping counts as another file.
+    reading = fingerprint(fmt, dict(mapping or {}), *([sorted(turn_keys)] if turn_keys else []))
     with lock(ws.path, "pool"):
         ws.pool.remove_leftovers()
         progress = _progress(ws)
         todo = _unread(inputs, reading, progress, result)
         for item in todo:
             _refuse_unknown_shape(item, reader)
-        reader.seen.clear()
+        reader.clear()
         if inputs and all(item.kind == "empty" for item in inputs):
             raise CurateError(f"{', '.join(i.path for i in inputs)}: nothing to ingest, every file is empty.")
         result.files_planned = [item.path for item in todo]
@@ -98,6 +103,9 @@ def ingest(
                     _read_file(item, f"{item.key}:{reading}", reader, source, writer, progress, result)
                 writer.flush()
     result.formats = dict(reader.seen)
+    result.meta_fields = {name: sorted(map(str, shape.meta_fields)) for name, shape in reader.shapes.items()}
+    result.examples = {name: shape.shown() for name, shape in reader.shapes.items()}
+    result.warnings += reader.notes()
     result.pool_rows, result.shards = ws.n_rows(), len(ws.shards())
     return result
 
@@ -267,8 +275,9 @@ class _Writer:
             "copies": 1,
             "n_chars": sample.n_chars,
             "meta": sample.meta,
+            "template_kwargs": sample.template_kwargs,
         }
-        self.bytes += sample.n_chars + len(sample.meta)
+        self.bytes += sample.n_chars + len(sample.meta) + len(sample.template_kwargs or "")
         self.result.added += 1
         self.result.sources[source] = self.result.sources.get(source, 0) + 1
 

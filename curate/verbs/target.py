@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from curate.errors import CurateError
 from curate.results import Result
-from curate.store.encoding import read_table, write_table
+from curate.store.encoding import write_table
 from curate.store.files import remove_leftovers
 from curate.store.input_files import Input, find_inputs, records
 from curate.store.input_formats import Reader, Refused, refusal
@@ -44,17 +44,18 @@ def target(
     split: str = "val",
     fmt: str = "auto",
     mapping: Mapping[str, str] | None = None,
+    turn_keys: Sequence[str] = (),
 ) -> Targeted:
     """Store the samples at `path` as the given split of target `name`; the other split stays as it is.
 
-    split: 'val' is used for selection, 'test' for evaluation. subtask: the field with each row's sub-task. Rows that
-    name their own split (`--map split=FIELD`) are stored there. Scores based on an edited val split become stale.
-    Raises CurateError if no usable sample is found; the stored target is then unchanged.
+    turn_keys: as for `ingest`. split: 'val' is used for selection, 'test' for evaluation. subtask: the field with each
+    row's sub-task. Rows that name their own split (`--map split=FIELD`) are stored there. Scores based on an edited val
+    split become stale. Raises CurateError if no usable sample is found; the stored target is then unchanged.
     """
     ws.check_name(name, "target")
     if split not in SPLITS:
         raise CurateError(f"the split '{split}' is neither val (for selection) nor test (for evaluation).")
-    reader = Reader(fmt, {**(mapping or {}), **({"subtask": subtask} if subtask else {})})
+    reader = Reader(fmt, {**(mapping or {}), **({"subtask": subtask} if subtask else {})}, frozenset(turn_keys))
     found = find_inputs(path)
     rows, rejects = _read(found.inputs, reader, name, split)
     if not rows:
@@ -65,7 +66,7 @@ def target(
         file = ws.target_path(name)
         if file.exists():
             replaced_splits = set(table["split"].to_pylist())
-            existing = read_table(file)
+            existing = ws.target_rows(name)
             is_kept = ~pl.Series(existing["split"]).is_in(replaced_splits)
             table = pa.concat_tables([existing.filter(is_kept.to_arrow()), table])
         remove_leftovers(ws.path / "targets")
@@ -78,7 +79,9 @@ def target(
         ws.targets.commit(name, table)
     split_counts = Counter(table["split"].to_pylist())
     subtasks = Counter(s for s in table["subtask"].to_pylist() if s)
-    return Targeted(name, dict(split_counts), dict(subtasks), dict(reader.seen), len(rejects), found.notes)
+    return Targeted(
+        name, dict(split_counts), dict(subtasks), dict(reader.seen), len(rejects), [*found.notes, *reader.notes()]
+    )
 
 
 def _read(
@@ -103,6 +106,7 @@ def _read(
                     "copies": 1,
                     "n_chars": sample.n_chars,
                     "meta": sample.meta,
+                    "template_kwargs": sample.template_kwargs,
                     "subtask": sample.subtask,
                     "split": sample.split or split,
                 }

@@ -106,18 +106,30 @@ def varied(ws: Workspace, tmp_path: Path) -> Workspace:
 
 def test_every_turn_role_and_tool_call_reaches_the_files(varied: Workspace) -> None:
     first, second = curate.preview(varied, "best", Trl(), 2)
-    assert (first, second) == ({"messages": LONG}, {"messages": CALL, "tools": TOOLS})
+    assert first == {"messages": [*LONG[:-1], {**LONG[-1], "weight": 1}], "tools": "null"}
+    assert second == {"messages": CALL, "tools": json.dumps(TOOLS, separators=(",", ":"))}
     first, second = curate.preview(varied, "best", Trl(style="prompt_completion"), 2)
-    assert first == {"prompt": LONG[:-1], "completion": LONG[-1:]}
-    assert second == {"prompt": CALL[:-1], "completion": CALL[-1:], "tools": TOOLS}
+    assert [chat(first[key]) for key in ("prompt", "completion")] == [LONG[:-1], LONG[-1:]]
+    assert (second["prompt"], second["completion"]) == (CALL[:-1], CALL[-1:]) and json.loads(second["tools"]) == TOOLS
     first, second = curate.preview(varied, "best", Jsonl(), 2)
-    assert first["messages"] == LONG and second["messages"] == CALL and second["meta"] == {"tools": TOOLS}
+    assert first["messages"] == LONG and second["messages"] == CALL and second["tools"] == TOOLS
     assert sorted([first["rank"], second["rank"]]) == [0, 1]
     for exporter in (Parquet(), Datasets()):
         first, second = curate.preview(varied, "best", exporter, 2)
         assert chat(first["messages"]) == LONG
         assert json.loads(second["messages"][1]["extra"]) == {"tool_calls": CALL[1]["tool_calls"]}
-    assert curate.preview(varied, "best", Llamafactory(), 2, skip_unfit=True) == [{"messages": LONG}]
+    assert curate.preview(varied, "best", Llamafactory(), 2, skip_unfit=True) == [
+        {"messages": LONG, "tools": ""},
+        {
+            "messages": [
+                CALL[0],
+                {"role": "function_call", "content": '{"name":"clock","arguments":{}}'},
+                {"role": "tool", "content": "noon"},
+                CALL[3],
+            ],
+            "tools": json.dumps(TOOLS, separators=(",", ":")),
+        },
+    ]
 
 
 def test_trl_refuses_roles_that_no_template_knows() -> None:
@@ -150,7 +162,7 @@ def test_llamafactory_describes_every_file_it_writes(ws: Workspace, tmp_path: Pa
 
 def test_samples_a_format_cannot_hold_are_refused_or_left_out_and_told(ws: Workspace, tmp_path: Path) -> None:
     odd = {"messages": [{"role": "assistant", "content": "I begin"}, {"role": "user", "content": "no"}]}
-    tools = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "tool_calls": [1]}]}
+    tools = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a", "tool_calls": [{}]}]}
     curate.ingest(ws, [write_jsonl(tmp_path / "a.jsonl", [odd, {"question": "q", "answer": "a"}, tools])])
     curate.select(ws, "best", Random(), SelectionSpec(top=3))
     with pytest.raises(CurateError, match="--skip-unfit"):

@@ -87,10 +87,11 @@ def test_a_null_column_of_a_table_decides_nothing() -> None:
     assert read({"messages": [{"role": "user", "content": "q"}], "text": None}).text is None
 
 
-def test_an_extra_of_somebody_elses_is_kept_as_a_key() -> None:
+def test_an_extra_of_somebody_elses_is_metadata() -> None:
     said = {"role": "user", "content": "q", "extra": "foo", "value": "beside"}
     sample = read({"messages": [said]})
-    assert json.loads(sample.messages[0]["extra"]) == {"extra": "foo", "value": "beside"}
+    assert sample.messages[0]["extra"] is None
+    assert json.loads(sample.meta) == {"messages": [{"extra": "foo", "value": "beside"}]}
 
 
 def test_numbers_are_texts_the_same_from_every_file() -> None:
@@ -184,9 +185,10 @@ def test_keys_stay_in_their_order_and_numbers_are_exact() -> None:
     assert sample.messages is not None
     calls = {"tool_calls": CALL["messages"][1]["tool_calls"]}
     assert sample.messages[1]["extra"] == json.dumps(calls, separators=(",", ":"))
-    assert sample.meta == json.dumps({"tools": CALL["tools"], "id": CALL["id"]}, separators=(",", ":"))
-    again = read({"messages": sample.messages})
-    assert again.id == sample.id and again.messages == sample.messages
+    assert sample.template_kwargs == json.dumps({"tools": CALL["tools"]}, separators=(",", ":"))
+    assert sample.meta == json.dumps({"id": CALL["id"]}, separators=(",", ":"))
+    again = read({"messages": sample.messages, "template_kwargs": sample.template_kwargs})
+    assert (again.id, again.messages, again.meta) == (sample.id, sample.messages, "{}")
 
 
 def test_the_order_of_keys_is_no_part_of_an_id_and_long_numbers_are() -> None:

@@ -3,13 +3,12 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import orjson
 
-from curate import exact_json
 from curate.errors import CurateError
-from curate.kinds.export import Export, Part, Row
+from curate.kinds.export import Export, Part, Row, typed, typed_tools
 
 
 @dataclass(frozen=True)
@@ -18,12 +17,17 @@ class Axolotl(Export):
 
     Format: `NAME.jsonl` (chat, {"messages", "tools"}, read as `type: chat_template`) and `NAME_text.jsonl` (raw text,
     `type: completion`), each only if there is such a sample; `NAME.axolotl.yaml` has the key `datasets` with both, by
-    absolute paths: copy it into your configuration, and adjust the paths if you move the folder.
+    absolute paths: copy it into your configuration, and adjust the paths if you move the folder. `tools` is there if a
+    sample of the export has some; the first row of the file then is one with tools, and the second has them as a text,
+    without which `datasets` would refuse rows with other tools behind the first 10 MB. A turn of weight 0 has `train`
+    false, as has every other turn of the assistant's `train` true, if there is one in the sample.
 
-    Cost: one read of the selected shards.
+    Cost: two reads of the selected shards.
 
     Departures: axolotl has no weights, neither of rows nor of datasets, so a weighted manifest is refused, or its rows
-    repeat (weights=repeats); for a mixture, one epoch of its draws is written.
+    repeat (weights=repeats); for a mixture, one epoch of its draws is written. Turns have weight 0 or 1; samples with
+    other weights are refused, as are those with documents or chat_template_kwargs. By axolotl's defaults samples longer
+    than `sequence_len` are dropped.
 
     Reference: axolotl, docs/dataset-formats/conversation.qmd and src/axolotl/utils/schemas/datasets.py.
 
@@ -32,14 +36,25 @@ class Axolotl(Export):
     'user'
     """
 
+    uniform: ClassVar[bool] = True
+    leads_with_tools: ClassVar[bool] = True
+
     weights: Literal["refuse", "repeats"] = "refuse"
     """If weights differ: refuse them; or repeat rows in proportion, keeping the total number of rows."""
 
     def example(self, row: Row) -> dict[str, Any]:
         if row.messages is None:
             return {"text": row.text}
-        tools = exact_json.loads(row.meta).get("tools")
-        return {"messages": row.chat(), **({"tools": tools} if tools else {})}
+        row.refuse_kwargs(("tools",), "axolotl")
+        weights = row.weights()
+        if not {0, 1}.issuperset(weights):
+            row.refuse_weights("axolotl")
+        chat = row.chat()
+        if 0 in weights:
+            answers = [message for message in chat if message["role"] == "assistant"]
+            for message, weight in zip(answers, weights, strict=True):
+                message["train"] = bool(weight)
+        return {"messages": typed(chat, row), **typed_tools(row)}
 
     def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
         return self.write_parts(rows, folder, lambda row: name if row.messages is not None else f"{name}_text")
@@ -64,5 +79,6 @@ _CHAT = (
     "field_messages: messages",
     "field_tools: tools",
     "message_property_mappings: {role: role, content: content}",
+    "message_field_training: train",
 )
 _TEXT = ("ds_type: json", "type: completion", "field: text")

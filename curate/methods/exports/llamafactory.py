@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
@@ -15,15 +16,19 @@ from curate.kinds.export import Export, Part, Row, part_file
 class Llamafactory(Export):
     """LLaMA-Factory: a JSONL per shape and the `dataset_info.json` that names them.
 
-    Format: `NAME.jsonl` (chat, as formatting `sharegpt` with OpenAI's keys: a system turn or none, then user and
-    assistant in turn, the assistant last) and `NAME_text.jsonl` (raw text, for `stage: pt`), each only if there is such
-    a sample; `dataset_info.json` describes them as `NAME` and `NAME_text`. Give the folder as `dataset_dir` and the
-    names as `dataset`. Every column is listed, since naming some sets the others to None.
+    Format: `NAME.jsonl` (chat, as formatting `sharegpt` with OpenAI's keys: a system turn or none, then user or tool
+    and assistant or function_call in turn, the model's last; `tools` as JSON text) and `NAME_text.jsonl` (raw text, for
+    `stage: pt`), each only if there is such a sample; `dataset_info.json` describes them as `NAME` and `NAME_text`.
+    Give the folder as `dataset_dir` and the names as `dataset`. Every column is listed, since naming some sets the
+    others to None.
 
     Cost: one read of the selected shards.
 
     Departures: LLaMA-Factory drops a conversation whose turns do not alternate, with only a log line; here such a
-    sample is refused (or left out and reported, with --skip-unfit). It takes no weight per row (issue 5033), so a
+    sample is refused (or left out and reported, with --skip-unfit), and so is one with reasoning, documents,
+    chat_template_kwargs or weights of turns. The ids of calls and the names of tools that answer are left out: its
+    templates print neither. It cuts samples at `cutoff_len` (2,048 tokens by default). It takes no weight per row
+    (issue 5033), so a
     weighted manifest is refused, or its rows repeat (weights=repeats), or they are written as datasets NAME_0, NAME_1,
     … of similar weight (weights=strata), with the `dataset`, `mix_strategy` and `interleave_probs` to draw them by in
     `NAME.mix.json`. So are the domains of a mixture.
@@ -45,21 +50,19 @@ class Llamafactory(Export):
     def example(self, row: Row) -> dict[str, Any]:
         if row.messages is None:
             return {"text": row.text}
-        for message in row.messages:
-            if message["extra"]:
-                keys = ", ".join(json.loads(message["extra"]))
-                raise CurateError(f"sample {row.id} has a message with {keys}, which LLaMA-Factory's file cannot hold.")
-        if exact_json.loads(row.meta).get("tools"):
-            raise CurateError(
-                f"sample {row.id} offers tools, which this export of LLaMA-Factory's format does not hold."
-            )
-        roles = [message["role"] for message in row.messages]
+        row.refuse_kwargs(("tools",), "LLaMA-Factory")
+        row.refuse_weights("LLaMA-Factory")
+        chat = [_as_called(message, row.id) for message in row.chat()]
+        roles = [message["role"] for message in chat]
         turns = roles[1:] if roles[0] == "system" else roles
-        if not turns or len(turns) % 2 or turns != ["user", "assistant"] * (len(turns) // 2):
+        asks = all(role in ("user", "tool") for role in turns[::2])
+        answers = all(role in ("assistant", "function_call") for role in turns[1::2])
+        if not turns or len(turns) % 2 or not (asks and answers):
             raise CurateError(
                 f"sample {row.id} has the turns {', '.join(roles)}, and LLaMA-Factory wants user and assistant in turn."
             )
-        return {"messages": [{"role": m["role"], "content": m["content"]} for m in row.messages]}
+        tools = row.kwargs().get("tools")
+        return {"messages": chat, "tools": exact_json.dumps(tools) if tools else ""}
 
     def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
         kinds: dict[str, str] = {}
@@ -94,6 +97,37 @@ class Llamafactory(Export):
         return [path]
 
 
+def _as_called(message: dict[str, Any], sample_id: str) -> dict[str, Any]:
+    """A message as role and content; calls of tools as the content of the role function_call. Raises CurateError."""
+    calls = message.get("tool_calls")
+    dropped = ("tool_call_id", "name") if message["role"] == "tool" else ("tool_calls",)
+    if keys := [key for key in message if key not in ("role", "content", *dropped)]:
+        raise CurateError(
+            f"sample {sample_id} has a message with {', '.join(keys)}, which LLaMA-Factory's file cannot hold."
+        )
+    if not calls:
+        return {"role": message["role"], "content": message["content"]}
+    if message["content"]:
+        raise CurateError(
+            f"sample {sample_id} has a message with content and tool_calls, and LLaMA-Factory's holds one of them."
+        )
+    said = [_call(call, sample_id) for call in calls]
+    return {"role": "function_call", "content": exact_json.dumps(said[0] if len(said) == 1 else said)}
+
+
+def _call(call: Any, sample_id: str) -> dict[str, Any]:
+    function = call.get("function", call) if isinstance(call, dict) else {}
+    name, given = function.get("name"), function.get("arguments", {})
+    if isinstance(given, str):
+        with suppress(ValueError):
+            given = exact_json.loads(given)
+    if not isinstance(name, str) or not isinstance(given, dict):
+        raise CurateError(
+            f"sample {sample_id} has tool_calls without a name or arguments, as LLaMA-Factory wants them."
+        )
+    return {"name": name, "arguments": given}
+
+
 def _dataset(file: str, kind: str) -> str:
     return file if kind == "chat" else f"{file}_text"
 
@@ -106,7 +140,7 @@ def _lines(path: Path) -> int:
 _DESCRIPTION: dict[str, dict[str, Any]] = {
     "chat": {
         "formatting": "sharegpt",
-        "columns": {"messages": "messages"},
+        "columns": {"messages": "messages", "tools": "tools"},
         "tags": {
             "role_tag": "role",
             "content_tag": "content",

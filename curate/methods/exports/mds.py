@@ -12,7 +12,15 @@ import numpy as np
 from curate import exact_json
 from curate.kinds.export import Export, Part, Row
 
-_COLUMNS = {"id": "str", "loss_weight": "float32", "messages": "json", "meta": "json", "source": "str", "text": "str"}
+_COLUMNS = {
+    "id": "str",
+    "loss_weight": "float32",
+    "messages": "json",
+    "meta": "json",
+    "source": "str",
+    "template_kwargs": "json",
+    "text": "str",
+}
 _SIZES = [4 if encoding == "float32" else None for encoding in _COLUMNS.values()]
 _SHARD_BYTES = 1 << 26  # streaming's own default size
 
@@ -22,7 +30,8 @@ class Mds(Export):
     """MosaicML Streaming: a folder of MDS shards for every part, and the streams that draw from them.
 
     Format: a folder `LABEL` (or `all`) for every part with `shard.00000.mds`, … and `index.json`, columns id, source,
-    messages (JSON; [] for raw text), text ('' for chat), loss_weight, meta (JSON); `NAME.streams.json` with the
+    messages (JSON; [] for raw text), text ('' for chat), template_kwargs (JSON: tools, documents,
+    chat_template_kwargs), loss_weight, meta (JSON); `NAME.streams.json` with the
     arguments of each part's Stream, `local` and `choose`, the samples that an epoch takes of it:
 
         streams = [Stream(**one) for one in json.load(open("NAME.streams.json"))]
@@ -52,9 +61,10 @@ class Mds(Export):
         return {
             "id": row.id,
             "loss_weight": row.loss_weight,
-            "messages": row.chat(),
+            "messages": row.weighted_chat(),
             "meta": exact_json.loads(row.meta),
             "source": row.source,
+            "template_kwargs": row.kwargs() if row.template_kwargs else {},
             "text": row.text or "",
         }
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Literal
 
 from curate.errors import CurateError
-from curate.kinds.export import Export, Part, Row, part_file
+from curate.kinds.export import Export, Part, Row, part_file, typed, typed_tools
 
 
 @dataclass(frozen=True)
@@ -16,11 +16,15 @@ class OpenInstruct(Export):
 
     Format: `NAME.jsonl`, or for every part `NAME_LABEL.jsonl`, one {"messages": [{"role", "content"}]} a line;
     `NAME.args` has the arguments `--dataset_mixer_list FILE ROWS …`, whole numbers of rows (more than a file has
-    repeats it), and `--dataset_mixer_list_splits train`.
+    repeats it), and `--dataset_mixer_list_splits train`. A column `tools` is there if a sample of the export has some;
+    the first row of a file then is one with tools, and the second has them as a text, without which `datasets` would
+    refuse rows with other tools behind the first 10 MB.
 
-    Cost: one read of the selected shards.
+    Cost: two reads of the selected shards.
 
-    Departures: raw text is refused, as open-instruct's SFT reads only chats. Its rows have no weight, so rows of
+    Departures: raw text is refused, as open-instruct's SFT reads only chats; so are samples with documents,
+    chat_template_kwargs or weights of turns, which it does not know. It computes the loss on the assistant's turns, and
+    cuts samples at `--max_seq_length`. Its rows have no weight, so rows of
     different weights become parts of similar weight (weights=strata), or rows repeat (weights=repeats), or are refused.
     Where fewer rows are drawn than a part has, open-instruct samples them itself; its older versions refuse to draw
     more than there are.
@@ -32,6 +36,8 @@ class OpenInstruct(Export):
     'an apple'
     """
 
+    uniform: ClassVar[bool] = True
+    leads_with_tools: ClassVar[bool] = True
     blends: ClassVar[bool] = True
 
     weights: Literal["refuse", "repeats", "strata"] = "strata"
@@ -42,7 +48,9 @@ class OpenInstruct(Export):
     def example(self, row: Row) -> dict[str, Any]:
         if row.messages is None:
             raise CurateError(f"sample {row.id} is raw text, and open-instruct's SFT reads chats.")
-        return {"messages": row.chat()}
+        row.refuse_kwargs(("tools",), "open-instruct")
+        row.refuse_weights("open-instruct")
+        return {"messages": typed(row.chat(), row), **typed_tools(row)}
 
     def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
         return self.write_parts(rows, folder, lambda row: part_file(name, row.part))

@@ -13,10 +13,11 @@ from curate.store.schema import EXPORTED
 
 @dataclass(frozen=True)
 class Parquet(Export):
-    """One Parquet file: id, source, messages, text, loss_weight, rank, meta.
+    """One Parquet file: id, source, messages, text, loss_weight, rank, meta, template_kwargs.
 
     Format: `NAME.parquet`; messages list<struct<role, content, extra>> (NULL for raw text), text (NULL for chat),
-    loss_weight float32, rank int64, meta a JSON text. `curate ingest` reads it back to the same ids.
+    loss_weight float32, rank int64, meta a JSON text, template_kwargs a JSON text of tools, documents and
+    chat_template_kwargs (NULL without). `curate ingest` reads it back to the same ids.
 
     Cost: one read of the selected shards; 1,024 rows in memory.
 

@@ -3,11 +3,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 from curate import exact_json
 from curate.errors import CurateError
-from curate.kinds.export import Export, Row
+from curate.kinds.export import Export, Row, typed
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -19,9 +19,17 @@ class Trl(Export):
     Format: `NAME.jsonl`, one object a line, of one shape throughout: {"messages": [{"role", "content"}]} for chat
     (with `style=prompt_completion` {"prompt": [...], "completion": [the last answer]}, for which TRL computes the loss
     on the completion only), {"text"} for raw text. There is no other column, so that TRL detects the shape, except
-    `tools` where the input had that field.
+    `tools` (JSON text, 'null' for samples without) and `chat_template_kwargs` if a sample of the export has some. Where
+    messages have other keys than role and content, one of the first row has `weight` 1, without which `datasets` would
+    refuse rows with other keys behind the first 10 MB.
 
-    Cost: one read of the selected shards.
+    Cost: two reads of the selected shards.
+
+    Departures: in the shape `messages` TRL computes the loss on all tokens, unless its `assistant_only_loss` is set and
+    the model's chat template marks the assistant's tokens. It gives documents to no template, and knows no weights of
+    turns: samples with these are refused; so are other weights of turns than 1 (style=prompt_completion takes samples
+    of which only the last answer is learnt). Its `max_length` (1,024 tokens by default) cuts the rest of a sample off,
+    and packing cuts samples at the ends of blocks.
 
     Reference: https://huggingface.co/docs/trl/dataset_formats. TRL's SFT takes no weight per row (issue 5761), so a
     weighted manifest is refused, or its rows repeat (weights=repeats); or give `curate export --to jsonl` to
@@ -31,6 +39,8 @@ class Trl(Export):
     >>> Trl(style="prompt_completion").example(Row.of(said))["completion"]
     [{'role': 'assistant', 'content': 'an apple'}]
     """
+
+    uniform: ClassVar[bool] = True
 
     style: Literal["messages", "prompt_completion"] = "messages"
     """Shape of chat samples: whole conversations, or the last answer separate from what comes before it."""
@@ -44,13 +54,19 @@ class Trl(Export):
         for message in chat:
             if message["role"] not in _ROLES:
                 raise CurateError(f"sample {row.id} has the role '{message['role']}', none of {', '.join(_ROLES)}.")
-        offered = exact_json.loads(row.meta).get("tools")
-        tools = {"tools": offered} if offered else {}
+        row.refuse_kwargs(("tools", "chat_template_kwargs"), "TRL")
+        kwargs = row.kwargs()
+        columns = {"tools": exact_json.dumps(kwargs.get("tools"))} if "tools" in row.some else {}
+        if "chat_template_kwargs" in row.some:
+            columns["chat_template_kwargs"] = kwargs.get("chat_template_kwargs", {})
         if self.style == "messages":
-            return {"messages": chat, **tools}
+            row.refuse_weights("TRL")
+            return {"messages": typed(chat, row), **columns}
         if chat[-1]["role"] != "assistant" or len(chat) < 2:
             raise CurateError(f"sample {row.id} has no prompt and answer at its end, as style=prompt_completion needs.")
-        return {"prompt": chat[:-1], "completion": chat[-1:], **tools}
+        if row.weights()[-1] != 1:
+            row.refuse_weights("TRL")
+        return {"prompt": typed(chat[:-1], row), "completion": typed(chat[-1:], row), **columns}
 
     def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
         return [self.write_lines(folder / f"{name}.jsonl", _of_one_shape(rows))]

@@ -1,0 +1,58 @@
+"""Rows of Arrow tables as Python objects: JSON columns decoded, and tools without the nulls that structs add.
+
+Arrow's structs have the same members in every row: where one tool has a parameter that another lacks, that one gets it
+as null, which a chat template would print. Columns of `arrow.json`, as `datasets` writes its Json features, are texts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import pyarrow as pa
+
+from curate import exact_json
+
+Change: TypeAlias = Callable[[Any], Any]
+
+_TOOLS = frozenset(("tools", "functions", "tool_calls", "function_call"))
+
+
+def python_rows(batch: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:
+    """The rows of a batch. Raises what `to_pylist` does for a value that Python cannot represent."""
+    rows = batch.to_pylist()
+    changes = {f.name: change for f in batch.schema if (change := _change_of(f.type, f.name in _TOOLS)) is not None}
+    for row in rows if changes else ():
+        for name, change in changes.items():
+            row[name] = change(row[name])
+    return rows
+
+
+def _change_of(kind: pa.DataType, in_tools: bool) -> Change | None:
+    """How values of a type are changed; None where they stay as they are. in_tools: whether null members go."""
+    if isinstance(kind, pa.BaseExtensionType):
+        return _decoded if kind.extension_name == "arrow.json" else _change_of(kind.storage_type, in_tools)
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
+        change = _change_of(kind.value_type, in_tools)
+        return None if change is None else lambda values: None if values is None else [change(v) for v in values]
+    if not pa.types.is_struct(kind):
+        return None
+    fields = {f.name: _change_of(f.type, in_tools or f.name in _TOOLS) for f in kind}
+    changes = {name: change for name, change in fields.items() if change is not None}
+    return (lambda value: _members(value, changes, in_tools)) if changes or in_tools else None
+
+
+def _members(value: Any, changes: dict[str, Change], in_tools: bool) -> Any:
+    if value is None:
+        return None
+    kept = {name: changes[name](v) if name in changes else v for name, v in value.items()}
+    return {name: v for name, v in kept.items() if v is not None} if in_tools else kept
+
+
+def _decoded(value: Any) -> Any:
+    if not isinstance(value, str):
+        return value
+    try:
+        return exact_json.loads(value)
+    except ValueError:
+        return value
