@@ -50,6 +50,8 @@ class ModelChoice:
     """A sample longer than the context: cut truncates its end and counts it, refuse gives it no score."""
     chat_template: str = ""
     """File with a chat template (Jinja) to use instead of the model's."""
+    add_eos_token: bool = False
+    """End a raw text with the tokenizer's EOS token, and so score that it ends; training has a setting of its own."""
     date: str = DATE
     """Date that a chat template prints where it asks for today's (strftime_now): results would change every day."""
     allow_pickle: bool = False
@@ -80,7 +82,10 @@ class ModelChoice:
 
     def loading(self) -> dict[str, Any]:
         """The non-default settings that loading depends on, needed to load the model again in the same way."""
-        settings = {name: getattr(self, name) for name in ("chat_template", "allow_pickle", "allow_remote_code")}
+        settings = {
+            name: getattr(self, name)
+            for name in ("chat_template", "allow_pickle", "allow_remote_code", "add_eos_token")
+        }
         return {name: value for name, value in settings.items() if value}
 
 

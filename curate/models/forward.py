@@ -110,6 +110,7 @@ class Model(ABC):
                 self.choice.too_long,
                 view,
                 self.choice.today,
+                self.choice.add_eos_token,
             )
 
         with ThreadPoolExecutor(1) as executor:

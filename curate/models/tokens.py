@@ -45,9 +45,11 @@ def encode(
     too_long: str = "cut",
     view: str = "whole",
     today: date = DATE,
+    add_eos_token: bool = False,
 ) -> list[Encoded]:
     """Tokenise samples to at most `context` tokens each; too_long: 'cut' (truncate the end) or 'refuse'; view: see
-    kinds.passes.ForwardRequest; today: the date that a chat template prints, if it prints one."""
+    kinds.passes.ForwardRequest; today: the date that a chat template prints, if it prints one; add_eos_token: whether
+    raw texts end with EOS (once, also if they have it themselves)."""
     last = view == "last"
     if view == "text":
         return _plain(tokenizer, [_contents(sample) for sample in samples], context, too_long)
@@ -62,7 +64,9 @@ def encode(
             except Unrenderable as error:
                 encoded[i].error = str(error)
     raw = [i for i, sample in enumerate(samples) if sample["messages"] is None]
-    _fill(encoded, raw, _tokens(tokenizer, [samples[i]["text"] or "" for i in raw], special=True), None)
+    documents = _tokens(tokenizer, [samples[i]["text"] or "" for i in raw], special=True)
+    ends = _ends(tokenizer, documents, add_eos_token)
+    _fill(encoded, raw, [_bounded(tokenizer, ids, ends) for ids, _ in documents], None)
     _fill(encoded, list(chats), _tokens(tokenizer, [chat.text for chat in chats.values()], special=False), chats)
     for item in encoded:
         _fit(item, context, too_long)
@@ -129,6 +133,24 @@ def _tokens(tokenizer: Any, texts: list[str], special: bool) -> list[tuple[list[
     return list(zip(encoding["input_ids"], encoding["offset_mapping"], strict=True))
 
 
+def _ends(tokenizer: Any, documents: Sequence[Any], wanted: bool) -> bool:
+    """Whether raw texts end with EOS: if it is wanted, or the tokenizer itself adds it."""
+    return wanted or bool(documents) and tokenizer("x")["input_ids"][-1:] == [tokenizer.eos_token_id]
+
+
+def _bounded(tokenizer: Any, ids: list[int], ends: bool) -> tuple[list[int], list[Span]]:
+    """The tokens of a document with one BOS, where the tokenizer adds one to a text that has it, and one EOS or none,
+    whether the text has it or not. Without offsets, which nothing asks for where all tokens are supervised."""
+    bos, eos = tokenizer.bos_token_id, tokenizer.eos_token_id
+    start = 1 if bos is not None and ids[:2] == [bos, bos] else 0
+    stop = len(ids)
+    while eos is not None and stop > start and ids[stop - 1] == eos:
+        stop -= 1
+    if stop == start or stop == start + 1 and ids[start] == bos:  # a document of nothing else
+        return ids, []
+    return ids[start:stop] + ([eos] if ends and eos is not None else []), []
+
+
 def _fill(
     encoded: list[Encoded],
     places: list[int],
@@ -137,7 +159,7 @@ def _fill(
 ) -> None:
     for i, (ids, offsets) in zip(places, tokens, strict=True):
         encoded[i].ids = np.array(ids, np.int32)
-        ends = np.array([end for _, end in offsets], np.int64)
+        ends = np.array([end for _, end in offsets] if chats else [], np.int64)
         inside = np.full(len(ids), chats is None)
         weight = np.zeros(len(ids), np.float32)
         for (start, stop), turn_weight in zip(chats[i].spans, chats[i].weights, strict=True) if chats else []:

@@ -40,6 +40,7 @@ HOW = (  # settings that do not change a run's result
     "micro_batch_size",
     "count_flops",
 )
+EARLIER = {"add_eos_token": False}  # what runs did before there was this setting
 
 
 @dataclass(frozen=True)
@@ -239,8 +240,9 @@ def _other(old: RunRecipe, new: RunRecipe) -> str:
 def _other_settings(old: RunRecipe, new: RunRecipe) -> str:
     """The same for the settings and for the scores behind the column."""
     for key, value in new.settings.items():
-        if not _is_how(key, new.settings) and old.settings.get(key) != value:
-            return f"exists, with {key}={old.settings.get(key)}, not {value}"
+        before = old.settings.get(key, EARLIER.get(key))
+        if not _is_how(key, new.settings) and before != value:
+            return f"exists, with {key}={before}, not {value}"
     for name, score in new.scores.items():
         if name not in old.scores or old.scores[name].fingerprint != score.fingerprint:
             return f"was begun with another score '{name}'"

@@ -21,6 +21,7 @@ from curate.store.run_record import Run
 
 if TYPE_CHECKING:  # loaded only when there is something to train
     from curate.training.dataset import Data
+    from curate.training.settings import TrainSettings
     from curate.training.trainable import TrainableModel
 
 
@@ -76,7 +77,7 @@ def prepare_data(
     examples = Examples.of([piece for _, piece in pieces], [position for position, _ in pieces])
     draws = rows.draws and replace(rows.draws, domain=rows.draws.domain[kept], keys=rows.draws.keys[kept])
     documents = np.repeat(np.arange(len(pieces)), rows.repeats[kept][examples.sample])
-    anchors = _anchors(target, model)
+    anchors = _anchors(target, model, training.settings)
     column, base, flops = None if rows.column is None else rows.column[kept], None, 0.0
     needs = training.weighting.needs
     if "base_token_loss" in needs or "base_loss" in needs and column is None:
@@ -105,11 +106,11 @@ def _trainable(reasons: Sequence[str], rows: TrainingRows, training: TrainingSpe
     return kept
 
 
-def _anchors(target: Target | None, model: TrainableModel) -> Any:
+def _anchors(target: Target | None, model: TrainableModel, settings: TrainSettings) -> Any:
     """The target's tokenised samples; None without a target."""
     if target is None:
         return None
-    return anchors_of(target.text.samples(), target.name, model.model)
+    return anchors_of(target.text.samples(), target.name, model.model, settings.add_eos_token)
 
 
 def prepare_stream(training: TrainingSpec, target: Target | None, model: TrainableModel, processes: Any) -> Prepared:
@@ -124,7 +125,9 @@ def prepare_stream(training: TrainingSpec, target: Target | None, model: Trainab
         raise CurateError("a stream is read by one process, and several are running; train in one.")
     samples = encoded_one_by_one(source.records, training.settings, model.model)
     stream = Stream(samples, source.past.memory, source.past.replay, training.seed)
-    return Prepared(replace(Data.of(Examples.of([])), anchors=_anchors(target, model), stream=stream))
+    return Prepared(
+        replace(Data.of(Examples.of([])), anchors=_anchors(target, model, training.settings), stream=stream)
+    )
 
 
 def _base_losses(

@@ -24,7 +24,7 @@ if TYPE_CHECKING:  # loaded only when there is something to train
 
 def encoded_one_by_one(records: Iterable[Any], settings: TrainSettings, lm: LanguageModel) -> Iterator[Encoded]:
     """Tokenise records in any format that `ingest` reads, one by one; unusable ones get an `error`."""
-    from curate.models.tokens import Encoded, encode
+    from curate.models.tokens import Encoded
 
     reader = Reader("auto", {})
     for record in records:
@@ -34,12 +34,11 @@ def encoded_one_by_one(records: Iterable[Any], settings: TrainSettings, lm: Lang
             yield Encoded(error=str(refused))
             continue
         stored = {column: getattr(sample, column) for column in CONTENT}
-        yield _cut(encode(lm.tokenizer, [stored], 1 << 40, today=lm.choice.today)[0], settings, lm)
+        yield _cut(_encoded([stored], settings, lm)[0], settings, lm)
 
 
 def documents_of(ws: Workspace, rows: TrainingRows, settings: TrainSettings, lm: LanguageModel) -> list[list[Encoded]]:
     """Tokenise every sample into one document, or several if texts are split; unusable ones get an `error`."""
-    from curate.models.tokens import encode
     from curate.training.examples import pieces
 
     if rows.kept:
@@ -47,9 +46,7 @@ def documents_of(ws: Workspace, rows: TrainingRows, settings: TrainSettings, lm:
     documents: list[list[Encoded]] = [[] for _ in rows.row]
     for positions, table in samples_at(ws, rows.row, rows.id, CONTENT):
         samples = table.select(CONTENT).to_pylist()
-        for sample, position, encoded in zip(
-            samples, positions, encode(lm.tokenizer, samples, 1 << 40, today=lm.choice.today), strict=True
-        ):
+        for sample, position, encoded in zip(samples, positions, _encoded(samples, settings, lm), strict=True):
             if not encoded.error and len(encoded.ids) > lm.context and sample["messages"] is None and settings.split:
                 documents[position] = [piece for piece in pieces(encoded, lm.context) if piece.supervised.any()]
                 continue
@@ -57,6 +54,12 @@ def documents_of(ws: Workspace, rows: TrainingRows, settings: TrainSettings, lm:
     if rows.kept is not None:
         rows.kept["documents"] = documents
     return documents
+
+
+def _encoded(samples: Sequence[Sample], settings: TrainSettings, lm: LanguageModel) -> list[Encoded]:
+    from curate.models.tokens import encode
+
+    return encode(lm.tokenizer, samples, 1 << 40, today=lm.choice.today, add_eos_token=settings.add_eos_token)
 
 
 def _cut(encoded: Encoded, settings: TrainSettings, lm: LanguageModel) -> Encoded:
@@ -92,12 +95,14 @@ def left_out(encoded: list[list[Encoded]], rows: TrainingRows) -> list[str]:
     return reasons
 
 
-def anchors_of(samples: Sequence[Sample], name: str, lm: LanguageModel) -> Examples:
+def anchors_of(samples: Sequence[Sample], name: str, lm: LanguageModel, add_eos: bool = False) -> Examples:
     """A target's tokenised samples, including those without supervised tokens. Raises CurateError if none is usable."""
     from curate.models.tokens import encode
     from curate.training.examples import Examples
 
-    tokenised = encode(lm.tokenizer, samples, lm.context, lm.choice.too_long, today=lm.choice.today)
+    tokenised = encode(
+        lm.tokenizer, samples, lm.context, lm.choice.too_long, today=lm.choice.today, add_eos_token=add_eos
+    )
     encoded = [item for item in tokenised if not item.error]
     if not encoded:
         raise CurateError(f"none of the samples of the target '{name}' can go through the model.")

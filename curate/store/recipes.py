@@ -42,7 +42,7 @@ class MethodRecipe(Recipe, frozen=True, kw_only=True):
 
 class ModelRecipe(Recipe, frozen=True, kw_only=True):
     """A model and how it was run. weights: the fingerprint of its weights, configuration and tokenizer. date: the date
-    that its chat template prints; absent if it prints none."""
+    that its chat template prints; absent if it prints none. add_eos_token: absent if a raw text's end is not scored."""
 
     name: str
     weights: str
@@ -52,12 +52,13 @@ class ModelRecipe(Recipe, frozen=True, kw_only=True):
     chat_template: str = ""
     allow_pickle: bool = False
     allow_remote_code: bool = False
+    add_eos_token: bool = False
     date: str = ""
 
     def shape(self) -> dict[str, Any]:
         """The entries that results depend on, which excludes the model's location."""
-        date = {"date": self.date} if self.date else {}
-        return {**{key: getattr(self, key) for key in SHAPING}, **date}
+        given = {key: getattr(self, key) for key in ("add_eos_token", "date") if getattr(self, key)}
+        return {**{key: getattr(self, key) for key in SHAPING}, **given}
 
     def choice(self) -> dict[str, Any]:
         """The arguments of curate.models.choice.ModelChoice that name this model and load it in the same way."""

@@ -43,6 +43,9 @@ class TrainSettings:
     """Maximum gradient norm (max_grad_norm); 0: no clipping."""
     loss: Literal["answers", "all"] = "answers"
     """Supervised tokens: answers for those of the assistant's turns (of raw text, all tokens), all for every token."""
+    add_eos_token: bool = True
+    """End a raw text with the tokenizer's EOS token, so that the model learns where a document ends; no text ends twice
+    (a chat ends as its template has it)."""
     reduction: Literal["token", "sample"] = "token"
     """A step's loss: the mean over all its tokens, or the mean over samples of each sample's mean loss."""
     packing: bool = False

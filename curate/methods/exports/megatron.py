@@ -101,16 +101,20 @@ class Megatron(Export):
     def _tokens(self, rows: Sequence[Row]) -> list[np.ndarray]:
         from curate.models.tokens import encode
 
-        encoded = encode(self._tokenizer, [{"messages": row.messages, "text": row.text} for row in rows], 1 << 40)
+        samples = [{"messages": row.messages, "text": row.text, "template_kwargs": row.template_kwargs} for row in rows]
+        encoded = encode(self._tokenizer, samples, 1 << 40, add_eos_token=self.end)
         for row, sample in zip(rows, encoded, strict=True):
             if sample.error:
                 raise CurateError(f"sample {row.id} {sample.error}, so it is no document of Megatron's.")
-        end = self._tokenizer.eos_token_id
-        ended = [not self.end or sample.ids[-1] == end for sample in encoded]  # a chat template may already end with it
+        end = [self._tokenizer.eos_token_id] if self.end else []
         return [
-            np.append(sample.ids, [] if done else [end]).astype(self._dtype)
-            for sample, done in zip(encoded, ended, strict=True)
+            np.append(sample.ids, [] if self._has_ended(sample.ids) else end).astype(self._dtype) for sample in encoded
         ]
+
+    def _has_ended(self, ids: np.ndarray) -> bool:
+        """Whether nothing but white space is behind the last end-of-text token, as after many chat templates' turns."""
+        last = np.flatnonzero(ids[-8:] == self._tokenizer.eos_token_id)
+        return bool(len(last)) and not self._tokenizer.decode(ids[-8:][last[-1] + 1 :]).strip()
 
 
 class _Indexed:
