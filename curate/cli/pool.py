@@ -45,10 +45,10 @@ def ingest(
 ) -> None:
     """Add samples from files, folders, globs or hub ids.
 
-    Reads JSONL and JSON arrays (plain, gzip or zstd), Parquet and Arrow, detected by content; folders written by
-    `save_to_disk`; hub datasets as owner/name[:CONFIG][@REVISION][#SPLIT]. Of a folder or dataset with several splits
-    only train is read, or --split. Files already in the pool are skipped; duplicate samples are kept once and counted
-    in `copies`; lines without a valid sample go to the table `rejects`.
+    Reads JSONL and JSON arrays, Parquet and Arrow, detected by content; CSV and TSV with a header, by their ending; all
+    text plain, gzip or zstd; folders written by `save_to_disk`; hub datasets as owner/name[:CONFIG][@REVISION][#SPLIT].
+    Of a folder or dataset with several splits only train is read, or --split. Files already in the pool are skipped;
+    duplicate samples are kept once and counted in `copies`; lines without a valid sample go to the table `rejects`.
     """
     if shard_size <= 0:
         raise CurateError(f"--shard-size is a number of MiB above 0, not {shard_size}.")

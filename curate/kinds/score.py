@@ -88,8 +88,9 @@ class Score(Method):
         (curate.gradients.optimizer_state.Moments): name -> float64 of its shape; None for most scores."""
         return None
 
-    def note(self, columns: Mapping[str, np.ndarray]) -> str:
-        """A remark for the user on the finished score, from its columns over the whole pool [N]; '': no remark."""
+    def note(self, columns: Mapping[str, np.ndarray], target: Target | None = None) -> str:
+        """A remark for the user on the finished score, from its columns over the whole pool [N], the score itself among
+        them (NaN where it is null), and its target; '': no remark."""
         return ""
 
     def keeps_subtasks(self) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from curate.errors import CurateError, nearest
+from curate.models.gguf_tokenizer import changed_rule
 
 DATE = "2024-07-26"  # that Llama 3's template falls back to itself
 TINY = Path(__file__).parent / "tiny"  # package data: a wheel has it, and it needs no network
@@ -23,12 +24,14 @@ ADAPTER = "adapter_config.json"  # marks a folder that holds only a LoRA adapter
 OPTIMIZERS = ("optimizer.safetensors", "optimizer.pt", "optimizer.bin")  # files with an optimizer's state
 _BESIDE = (OPTIMIZERS[0], "weighting.safetensors")  # safetensors files of a checkpoint that are not weights
 CHARS_PER_TOKEN = 4  # a usual rule of thumb for English
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "chat_template.jinja")
 _SHAPING_FILES = (  # fingerprinted together with the weights
-    *("config.json", "tokenizer.json", "tokenizer_config.json", "chat_template.jinja"),
+    *("config.json", *_TOKENIZER_FILES),
     *("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"),
 )
 _TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")  # files with a chat template
 _GGUF_HEAD = 1 << 26  # bytes at the beginning of a GGUF file that have its tokenizer and template
+_LOADING = ("tokenizer", "chat_template", "allow_pickle", "allow_remote_code", "add_eos_token")
 _WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")  # files fetched from a hub repository
 
 
@@ -48,6 +51,8 @@ class ModelChoice:
     """Maximum sequence length in tokens (max_length); 0: the model's own."""
     too_long: Literal["cut", "refuse"] = "cut"
     """A sample longer than the context: cut truncates its end and counts it, refuse gives it no score."""
+    tokenizer: str = ""
+    """Folder or hub id whose tokenizer, with its chat template, to use instead of the model's own."""
     chat_template: str = ""
     """File with a chat template (Jinja) to use instead of the model's."""
     add_eos_token: bool = False
@@ -82,10 +87,7 @@ class ModelChoice:
 
     def loading(self) -> dict[str, Any]:
         """The non-default settings that loading depends on, needed to load the model again in the same way."""
-        settings = {
-            name: getattr(self, name)
-            for name in ("chat_template", "allow_pickle", "allow_remote_code", "add_eos_token")
-        }
+        settings = {name: getattr(self, name) for name in _LOADING}
         return {name: value for name, value in settings.items() if value}
 
 
@@ -113,7 +115,7 @@ class CheckpointChoice:
 
 def prints_date(choice: ModelChoice) -> bool:
     """Whether the model's chat template prints today's date."""
-    path = resolve(choice.name)
+    path = resolve(choice.tokenizer or choice.name)
     if path.is_file():  # GGUF: its metadata stands before the tensors
         with path.open("rb") as file:
             return b"strftime_now" in file.read(_GGUF_HEAD)
@@ -181,11 +183,14 @@ def weights_fingerprint(choice: ModelChoice) -> str:
         files = b"".join(map(_digest_of, sorted(path.glob("adapter_model.*"))))
         return hashlib.sha256(base.encode() + settings.encode() + files).hexdigest()[:16]
     files = [path] if path.is_file() else [*weight_files(path, choice), *(path / n for n in _SHAPING_FILES)]
+    files += [resolve(choice.tokenizer) / name for name in _TOKENIZER_FILES] if choice.tokenizer else []
     files += [Path(choice.chat_template)] if choice.chat_template else []
     digest = hashlib.sha256()
     for file in files:
         if file.exists():
             digest.update(file.name.encode() + _digest_of(file))
+    if path.is_file() and not choice.tokenizer:
+        digest.update(changed_rule(path).encode())
     return digest.hexdigest()[:16]
 
 

@@ -15,6 +15,7 @@ from typing import Any
 
 from curate.errors import CurateError
 from curate.models.choice import ADAPTER, ModelChoice, base_of, resolve, weight_files
+from curate.models.gguf_tokenizer import set_pre_tokenizer
 
 
 def load(choice: ModelChoice) -> tuple[Any, Any]:
@@ -56,8 +57,7 @@ def load_encoder(choice: ModelChoice) -> tuple[Any, Any]:
 
 def load_tokenizer(choice: ModelChoice) -> Any:
     """Only a model's fast tokenizer. Raises CurateError if there is none."""
-    path = resolve(choice.name)
-    return _tokenizer(path, *_place(path, choice), choice)
+    return _tokenizer(choice)
 
 
 def _place(path: Path, choice: ModelChoice) -> tuple[Path, dict[str, Any]]:
@@ -73,7 +73,7 @@ def _loaded(choice: ModelChoice, kind: Any, description: str) -> tuple[Any, Any]
     folder, options = _place(path, choice)
     if not path.is_file():
         weight_files(path, choice)
-    tokenizer = _tokenizer(path, folder, options, choice)
+    tokenizer = _tokenizer(choice)
     device = choice.device if choice.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
     auto = torch.bfloat16 if device.startswith("cuda") else torch.float32
     dtype = auto if choice.dtype == "auto" else getattr(torch, choice.dtype)
@@ -108,9 +108,11 @@ def quiet() -> Iterator[None]:
             logging.enable_progress_bar()
 
 
-def _tokenizer(path: Path, folder: Path, options: dict[str, Any], choice: ModelChoice) -> Any:
+def _tokenizer(choice: ModelChoice) -> Any:
     from transformers import AutoTokenizer
 
+    path = resolve(choice.tokenizer or choice.name)
+    folder, options = _place(path, choice)
     if path.is_dir() and not any((path / n).exists() for n in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise CurateError(
             f"{path} has no tokenizer (tokenizer.json); put the model's there, as tokenizer.save_pretrained does."
@@ -119,6 +121,8 @@ def _tokenizer(path: Path, folder: Path, options: dict[str, Any], choice: ModelC
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     except Exception as error:  # as above  # noqa: BLE001
         raise CurateError(f"the tokenizer of {path} cannot be loaded ({_first(error)}).") from None
+    if path.is_file():
+        set_pre_tokenizer(tokenizer, path)
     if not tokenizer.is_fast:
         raise CurateError(f"the tokenizer of {path} is not a fast one; convert it to tokenizer.json.")
     if choice.chat_template:

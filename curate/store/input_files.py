@@ -1,5 +1,5 @@
-"""From paths to records: which files a path denotes, their formats (detected from their bytes, not their names), and
-their contents, row by row, in bounded memory.
+"""From paths to records: which files a path denotes, their formats (detected from their bytes, not their names, but for
+CSV and TSV), and their contents, row by row, in bounded memory.
 """
 
 from __future__ import annotations
@@ -34,13 +34,14 @@ from curate.store.dataset_inputs import (
     of_split,
 )
 from curate.store.input_formats import RAW_CUT, Unreadable
+from curate.store.separated_values import DELIMITERS, rows_of
 
 if sys.version_info >= (3, 14):
     from compression import zstd
 else:
     from backports import zstd
 
-_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow")
+_ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", *DELIMITERS)
 _PACKED = (".gz", ".zst")
 _BATCH = 512  # rows converted to Python objects at a time
 _CHUNK = 1 << 20
@@ -51,7 +52,7 @@ _BROKEN = (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError)
 class Input:
     """One file, dataset folder or hub dataset to read.
 
-    kind: 'jsonl', 'json' (an array), 'parquet', 'arrow', 'dataset', 'hub' or 'empty'.
+    kind: 'jsonl', 'json' (an array), '.csv', '.tsv', 'parquet', 'arrow', 'dataset', 'hub' or 'empty'.
     key: a fingerprint of the content, by which an ingest recognises the file. split: of a dataset; None: train.
     """
 
@@ -143,7 +144,7 @@ def _digest(path: Path) -> str:
 
 
 def _kind(path: Path) -> str:
-    """The format of a file, detected from its first bytes."""
+    """The format of a file, detected from its first bytes; CSV and TSV, which look like any text, from its ending."""
     with path.open("rb") as f:
         head = f.read(8)
     if head.startswith(b"PAR1"):
@@ -153,10 +154,16 @@ def _kind(path: Path) -> str:
     first = _first_byte(path)
     if first == b"":
         return "empty"
+    ending = Path(path.stem if path.suffix in _PACKED else path.name).suffix.lower()
+    if ending in DELIMITERS:
+        if first in (b"\xff", b"\xfe"):
+            raise CurateError(f"{path}: this is UTF-16 text; save it as UTF-8 (in a spreadsheet: CSV UTF-8).")
+        return ending
     if first in (b"{", b"["):
         return "jsonl" if first == b"{" else "json"
     raise CurateError(
-        f"{path}: this is no JSON, Parquet or Arrow file (its first byte is {first!r}); convert it to JSONL first."
+        f"{path}: this is no JSON, Parquet or Arrow file (its first byte is {first!r}), and its ending is neither .csv "
+        "nor .tsv; convert it to JSONL first."
     )
 
 
@@ -189,6 +196,8 @@ def records(source: Input, skip: int = 0) -> Iterator[tuple[int, Any]]:
         yield from _json_lines(path, skip)
     elif source.kind == "json":
         yield from islice(_json_array(path), skip, None)
+    elif source.kind in DELIMITERS:
+        yield from ((n, row) for n, row in _separated(path, DELIMITERS[source.kind]) if n > skip)
     elif source.kind != "empty":
         yield from islice(_table_rows(source), skip, None)
 
@@ -205,6 +214,17 @@ def _json_lines(path: Path, skip: int) -> Iterator[tuple[int, Any]]:
             for number, line in enumerate(f, 1):
                 if number > skip and not line.isspace():
                     yield number, _parsed(line)
+    except _BROKEN as error:
+        yield number + 1, _damaged(error)
+
+
+def _separated(path: Path, delimiter: str) -> Iterator[tuple[int, Any]]:
+    number = 0
+    try:
+        with _open(path) as raw:
+            stream = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
+            for number, row in rows_of(stream, delimiter, str(path)):
+                yield number, row
     except _BROKEN as error:
         yield number + 1, _damaged(error)
 

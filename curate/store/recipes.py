@@ -49,6 +49,7 @@ class ModelRecipe(Recipe, frozen=True, kw_only=True):
     dtype: str
     context: int
     too_long: str
+    tokenizer: str = ""
     chat_template: str = ""
     allow_pickle: bool = False
     allow_remote_code: bool = False

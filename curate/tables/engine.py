@@ -164,9 +164,10 @@ def _note(job: TableSpec) -> str:
     """The method's remark on its score; '' for most methods."""
     if job.kind == "vectors" or type(job.method).note is Score.note:
         return ""
-    names = list(job.method.columns)
+    names = ["score", *job.method.columns]
     tables = [read_table(Parts(job.folder).path(shard.name), names) for shard in job.shards]
-    return job.method.note({n: np.concatenate([t[n].to_numpy(zero_copy_only=False) for t in tables]) for n in names})
+    columns = {n: np.concatenate([t[n].to_numpy(zero_copy_only=False) for t in tables]) for n in names}
+    return job.method.note(columns, job.target)
 
 
 def _folder(job: TableSpec, fresh: bool) -> Location:

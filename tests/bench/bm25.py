@@ -21,7 +21,8 @@ import polars as pl
 from rank_bm25 import BM25Okapi
 
 from curate.kinds.score import Target, run
-from curate.kinds.text import WORDS, Text
+from curate.kinds.text import Text
+from curate.kinds.words import WORDS
 from curate.methods.scores.bm25 import Bm25
 from tests.bench.timing import machine, ratio, timed, told
 from tests.conftest import SHARED

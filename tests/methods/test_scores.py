@@ -14,7 +14,8 @@ from rank_bm25 import BM25Okapi, BM25Plus
 
 from curate.errors import CurateError
 from curate.kinds.score import Target, run
-from curate.kinds.text import WORDS, Text
+from curate.kinds.text import Text
+from curate.kinds.words import WORDS
 from curate.methods.scores.bm25 import Bm25
 from curate.methods.scores.dsir import Dsir
 from curate.methods.scores.length import Length

@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
@@ -12,14 +12,17 @@ import pyarrow as pa
 from curate.errors import CurateError
 from curate.kinds.passes import Arrays, Columns, Pass
 from curate.kinds.score import Score, Target
-from curate.kinds.text import WORDS, Text, Words, split_words
+from curate.kinds.text import Text
+from curate.kinds.words import WORDS, WORDS_AND_RUNS, Words
 
 _MERGED = 16  # partial counts of similar size that are merged at once
+_MANY = 0.1  # share of samples without words from which it is worth a remark
+_RULE = "two or more letters, digits or marks in a row, and in Chinese, Japanese, Thai, Lao, Khmer and Burmese a letter"
 
 
 @dataclass(frozen=True)
 class Bm25(Score):
-    """Lexical relevance to the target: mean BM25 of each sample over the target's examples as queries.
+    r"""Lexical relevance to the target: mean BM25 of each sample over the target's examples as queries.
 
     Formula, for a sample d of L words, K = k1 (1 - b + b L / L_mean), and a query q:
 
@@ -41,6 +44,15 @@ class Bm25(Score):
     The mean over the target is linear in the query, so the queries' word counts are summed first, which leaves one
     product per sample, however many examples the target has.
 
+    A word is two or more word characters in a row, lower-cased: letters, digits, sub- and superscripts, combining
+    marks, underscores. In scripts without blanks between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) it is a
+    letter with its marks, or by default two neighbours, which say more than one (the word breaks of Unicode, UAX #29,
+    and the bigrams of Lucene's CJKAnalyzer); a run of Katakana is one word. These are the words of bm25s, rank-bm25's
+    users and scikit-learn (the matches of `\b\w\w+\b` by Python's re) but in two cases that matter. There a run of
+    letters without blanks is one word, however long. And there a combining mark ends a word, so that hardly any of
+    Hindi, vocalised Arabic or decomposed accents is left. `pattern=[\p{L}\p{N}_]{2,}` cuts words as they do. A sample
+    without words has no score; a target without any is refused.
+
     Cost: reads and tokenises the pool twice (to count words, then to score), keeps one count per distinct word; no
     FLOPs. Bottleneck: tokenising. A second target reuses the counts. The aggregate `max` is not linear: it costs one
     product per example of the target, and keeps a matrix of (words of the target) x (examples) in memory.
@@ -59,6 +71,7 @@ class Bm25(Score):
     [0.2773, 0.0]
     """
 
+    version: ClassVar[int] = 2  # 1: words were the matches of \w\w+ in every script
     scope: ClassVar[Literal["row", "pool"]] = "pool"
     uses_target: ClassVar[bool] = True
 
@@ -72,8 +85,11 @@ class Bm25(Score):
     """Normalisation by length: 0 none, 1 full."""
     delta: float | None = None
     """For bm25l (default 0.5) and bm25plus (default 1, where it shifts every score equally); as in rank-bm25."""
-    pattern: str = WORDS
-    """Regular expression that matches a word (Rust syntax)."""
+    spaceless: Literal["pairs", "letters"] = "pairs"
+    """In scripts without blanks between words, a word is two neighbouring letters (a letter that stands alone is one
+    too), or each letter."""
+    pattern: str = ""
+    """Regular expression that matches a word (Rust syntax) instead of the rule above, in every script."""
     lowercase: bool = True
     """Lower-case the text first."""
     keep_subtasks: bool = False
@@ -86,6 +102,8 @@ class Bm25(Score):
             raise CurateError(f"bm25's delta={self.delta} goes with variant bm25l or bm25plus, and is 0 or more.")
         if self.keep_subtasks and self.aggregate == "max":
             raise CurateError("bm25 keeps sub-tasks' means, so keep_subtasks=true goes with mean or subtask_max.")
+        if self.pattern and self.spaceless != "pairs":
+            raise CurateError("bm25's pattern says what a word is in every script: leave out bm25.spaceless.")
         try:
             pl.Series([""]).str.extract_all(self.pattern)
         except pl.exceptions.ComputeError as error:
@@ -96,15 +114,45 @@ class Bm25(Score):
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
         assert target is not None
+        if len(target.subtasks) and not self._split(target.text).lengths().any():
+            raise CurateError(
+                f"no sample of the target '{target.name}' has a word, so bm25 would be 0 for all. {self._rule()}: take "
+                "another target or method, or set bm25.pattern, as in --set 'bm25.pattern=\\w+|[^\\w\\s]'."
+            )
         return (
-            Pass("count", self._count, reduce=_total, shaped_by=("pattern", "lowercase")),
+            Pass("count", self._count, reduce=_total, shaped_by=("spaceless", "pattern", "lowercase")),
             Pass("score", self._score, open=partial(self._query, target)),
         )
+
+    def note(self, columns: Mapping[str, np.ndarray], target: Target | None = None) -> str:
+        assert target is not None
+        remarks, score = [], columns["score"]
+        finite = score[np.isfinite(score)]
+        if len(finite) > 1 and finite.min() == finite.max():
+            remarks.append(
+                f"every sample has the same score, so nothing can be chosen by it: no word of the target "
+                f"'{target.name}' is in the pool, or none tells samples apart"
+            )
+        without = {
+            "the pool": (len(score) - len(finite), len(score)),
+            f"the target '{target.name}'": (int((self._split(target.text).lengths() == 0).sum()), len(target.subtasks)),
+        }
+        for where, (n, of) in without.items():
+            if n > _MANY * of:
+                remarks.append(f"{n:,} of the {of:,} samples of {where} have no word. {self._rule()}")
+        return ". ".join(remark[0].upper() + remark[1:] for remark in remarks)
+
+    def _rule(self) -> str:
+        return f"A word is what the pattern {self.pattern} matches" if self.pattern else f"A word is {_RULE}"
+
+    def _split(self, text: Text) -> Words:
+        pairs = not self.pattern and self.spaceless == "pairs"
+        return text.words(self.pattern or (WORDS_AND_RUNS if pairs else WORDS), self.lowercase, pairs)
 
     # Pass 1: in how many samples each word occurs, and how many words there are.
 
     def _count(self, batch: Text, _: Arrays) -> Arrays:
-        words = batch.words(self.pattern, self.lowercase)
+        words = self._split(batch)
         code = words.counts()[1]
         df = np.bincount(code, minlength=len(words.vocabulary))
         return {**_packed(words.vocabulary), "df": df, "n": np.array([len(batch), len(words.codes)])}
@@ -114,7 +162,7 @@ class Bm25(Score):
     def _query(self, target: Target, state: Arrays) -> _Query:
         n, total = (int(x) for x in state["n"])
         idf = pl.DataFrame({"word": _unpacked(state), "idf": self._idf(state["df"].astype(np.float64), n)})
-        query_words = split_words(target.text.whole, self.pattern, self.lowercase)
+        query_words = self._split(target.text)
         words = pl.DataFrame({"word": query_words.vocabulary}).join(idf, on="word", how="left", maintain_order="left")
         labels, groups = self._groups(target)
         sizes = np.bincount(groups, minlength=len(labels))
@@ -151,7 +199,7 @@ class Bm25(Score):
     # Pass 2: one product per sample.
 
     def _score(self, batch: Text, query: _Query) -> Columns:
-        words = batch.words(self.pattern, self.lowercase)
+        words = self._split(batch)
         lengths = words.lengths()
         place = query.places(words)
         text, code, tf = words.some(place >= 0).counts()

@@ -10,7 +10,8 @@ import polars as pl
 from curate.errors import CurateError
 from curate.kinds.passes import Arrays, Columns, Pass
 from curate.kinds.score import Score, Target
-from curate.kinds.text import ALONE, Text, split_words
+from curate.kinds.text import Text
+from curate.kinds.words import ALONE, split_words
 
 _WORDS = rf"[{ALONE}]|[\w--[{ALONE}]]+"
 _BASE = np.uint64(0x9E3779B97F4A7C15)  # odd, so that multiplying by a power of it mod 2^64 loses no bit

@@ -13,13 +13,12 @@ from curate.errors import CurateError
 from curate.kinds.passes import Arrays, Columns, Pass
 from curate.kinds.score import Score, Target
 from curate.kinds.text import Text
-
-_TOKENS = r"\w+|[^\w\s]+"  # NLTK's WordPunct
+from curate.kinds.words import WORDS_AND_MARKS
 
 
 @dataclass(frozen=True)
 class Dsir(Score):
-    """Importance of each sample for matching the target's distribution of hashed n-grams.
+    r"""Importance of each sample for matching the target's distribution of hashed n-grams.
 
     Formula: with c_b(x) the number of n-grams of x (all orders from 1 to `ngrams`) that fall into bucket b,
 
@@ -33,7 +32,9 @@ class Dsir(Score):
     Cost: reads and tokenises the pool twice; no FLOPs. Bottleneck: hashing the distinct n-grams of a unit.
 
     Departures: the released code fits r on at most the first 100,000 * buckets n-grams; here it is fitted on the whole
-    pool.
+    pool. In scripts without blanks between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each letter with its
+    marks is a token, and a run of Katakana one; there, a run of letters up to the next punctuation is one token. A
+    combining mark belongs to its word (Hindi, vocalised Arabic, decomposed accents); there, it ends the word.
 
     Reference: Xie, Santurkar, Ma, Liang, "Data Selection for Language Models via Importance Resampling",
     NeurIPS 2023, arXiv:2302.03169; code p-lambda/dsir.
@@ -45,6 +46,7 @@ class Dsir(Score):
     True
     """
 
+    version: ClassVar[int] = 2  # 1: tokens were WordPunct's in every script
     scope: ClassVar[Literal["row", "pool"]] = "pool"
     uses_target: ClassVar[bool] = True
     columns: ClassVar = {"tokens": "int32"}
@@ -96,7 +98,7 @@ class Dsir(Score):
 
     def _hashed(self, batch: Text) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """(text, bucket) of every n-gram, and the tokens of every text."""
-        words = batch.words(_TOKENS, lowercase=True)
+        words = batch.words(WORDS_AND_MARKS, lowercase=True)
         text, grams, order = words.texts(), words.codes.astype(np.int64), words.vocabulary
         texts, buckets = [], []
         for n in range(1, self.ngrams + 1):

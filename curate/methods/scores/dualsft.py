@@ -296,7 +296,7 @@ class Dualsft(Score):
         curved = bent * self.curvature(square.astype(np.float64), step) if self.order == "diagonal" else bent
         return s * v, s**2 / 2 * n * curved
 
-    def note(self, columns: Mapping[str, np.ndarray]) -> str:
+    def note(self, columns: Mapping[str, np.ndarray], target: Target | None = None) -> str:
         first, second = (columns[c][np.isfinite(columns[c])] for c in ("first", "second"))
         if self.order == "first" or not len(first) or not (size := float(np.sqrt(np.mean(first**2)))):
             return ""

@@ -8,6 +8,7 @@ import polars as pl
 from curate.kinds.passes import Arrays, Columns, Pass
 from curate.kinds.score import Score, Target
 from curate.kinds.text import Text
+from curate.kinds.words import BETWEEN_SPACES
 
 
 @dataclass(frozen=True)
@@ -15,7 +16,10 @@ class Length(Score):
     """Words in the answer, a strong baseline for instruction data.
 
     Formula: score = number of maximal runs of characters other than white space in the assistant's turns
-    (raw text: in the text). Columns: `words` and `chars` of the whole sample, `turns` (messages; 0 for raw text).
+    (raw text: in the text). In scripts without blanks between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each
+    letter with its marks counts instead, and a run of Katakana as one; punctuation beside them does not count. So
+    lengths of texts in different scripts do not compare: rank within a language. Columns: `words` and `chars` of the
+    whole sample, `turns` (messages; 0 for raw text).
 
     Cost: reads the pool once; no FLOPs. Bottleneck: reading.
 
@@ -28,6 +32,7 @@ class Length(Score):
     [2, 3]
     """
 
+    version: ClassVar[int] = 2  # 1: a run without white space was one word in every script
     scope: ClassVar[Literal["row", "pool"]] = "row"
     unit_bytes: ClassVar[int] = 64 << 20  # a second's work; smaller units would cost more than they save
     columns: ClassVar = {"words": "int32", "chars": "int32", "turns": "int32"}
@@ -50,4 +55,4 @@ class Length(Score):
 
 
 def _words(texts: pl.Series) -> pl.Series:
-    return texts.str.count_matches(r"\S+")
+    return texts.str.count_matches(BETWEEN_SPACES)

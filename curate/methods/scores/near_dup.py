@@ -14,7 +14,8 @@ from curate.errors import CurateError
 from curate.hashing import pair_number
 from curate.kinds.passes import Arrays, Columns, Pass
 from curate.kinds.score import Score, Target
-from curate.kinds.text import ALONE, Text, split_words
+from curate.kinds.text import Text
+from curate.kinds.words import ALONE, split_words
 
 # Words, characters that are words, and marks.
 _TOKENS = rf"[{ALONE}]|[\w--[{ALONE}]]+|[^\w\s]"

@@ -9,7 +9,8 @@ import polars as pl
 from curate.hashing import pair_number
 from curate.kinds.passes import Arrays, Columns, Pass
 from curate.kinds.score import Score, Target
-from curate.kinds.text import Text, Words, split_words
+from curate.kinds.text import Text
+from curate.kinds.words import BETWEEN_SPACES, Words, split_words
 
 # Rae et al. 2021, Table A1: the largest share of each kind that a document may have.
 _LIMITS = {
@@ -40,12 +41,14 @@ class Repetition(Score):
     Words are separated by white space, lines by newlines, paragraphs by empty lines, the latter two stripped of the
     white space at their ends; all characters are those of lines, paragraphs or words, without the separators. Among
     equally frequent n-grams the one with the most characters counts; an n-gram that occurs once is not a repetition; a
-    share is at most 1.
+    share is at most 1. In scripts without blanks between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) a word is
+    a letter with its marks and the punctuation around it, or a run of Katakana.
 
     Cost: reads the pool once; no FLOPs. Bottleneck: sorting the n-grams (nine sorts of the batch's words).
 
     Departures: the paper gives shares and limits and says of the n-grams only that overlaps count once; it is our
-    choice that the first occurrence is not a repetition, and that the score is the worst ratio.
+    choice that the first occurrence is not a repetition, and that the score is the worst ratio. The limits are for
+    words of English: n letters of Chinese repeat more easily than n words, so choose a limit by looking.
 
     Reference: Rae et al., "Scaling Language Models: Methods, Analysis & Insights from Training Gopher", 2021,
     arXiv:2112.11446, Table A1.
@@ -56,6 +59,7 @@ class Repetition(Score):
     [0.0, -6.25]
     """
 
+    version: ClassVar[int] = 2  # 1: a run without white space was one word in every script
     scope: ClassVar[Literal["row", "pool"]] = "row"
     columns: ClassVar = dict.fromkeys(_LIMITS, "float32")
 
@@ -69,7 +73,7 @@ class Repetition(Score):
             repeated = _seen_before(pieces.texts(), pieces.codes)
             shares[f"dup_{kind}"] = _share(pieces, repeated, np.ones(len(repeated)))
             shares[f"dup_{kind}_chars"] = _share(pieces, repeated, _lengths(pieces))
-        words = split_words(batch.whole, r"\S+", lowercase=False)
+        words = split_words(batch.whole, BETWEEN_SPACES, lowercase=False)
         shares |= _ngram_shares(words)
         worst = np.max([shares[name] / limit for name, limit in _LIMITS.items()], axis=0)
         return {**shares, "score": -worst + 0.0, "error": np.where(words.lengths() == 0, "has no words", "")}
