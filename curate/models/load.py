@@ -25,7 +25,8 @@ def load(choice: ModelChoice) -> tuple[Any, Any]:
     Raises CurateError if there is no such model or tokenizer, the vocabularies do not match, or weights are damaged or
     not finite.
     """
-    from transformers import AutoModelForCausalLM
+    # By its module: for transformers' own face a type checker reads every model there is.
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
     path = resolve(choice.name)
     if (path / ADAPTER).exists():
@@ -49,7 +50,7 @@ def save_plain(choice: ModelChoice, folder: Path) -> None:
 
 def load_encoder(choice: ModelChoice) -> tuple[Any, Any]:
     """The transformer of a sentence encoder, without an output head, and its tokenizer; otherwise like `load`."""
-    from transformers import AutoModel
+    from transformers.models.auto.modeling_auto import AutoModel
 
     return _loaded(choice, AutoModel, "a sentence encoder")
 
@@ -109,7 +110,7 @@ def quiet() -> Iterator[None]:
 
 
 def _tokenizer(path: Path, folder: Path, options: dict[str, Any], choice: ModelChoice) -> Any:
-    from transformers import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     if path.is_dir() and not any((path / n).exists() for n in ("tokenizer.json", "tokenizer.model", "vocab.json")):
         raise CurateError(
