@@ -3,6 +3,9 @@ PYTHON ?= python3
 VENV ?= .venv
 PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
+# What one process of the tests has compiled, the others load; images for containers often forbid it.
+unexport PYTHONDONTWRITEBYTECODE
+
 .PHONY: demo test test-consumers test-slow bench docs clean
 
 demo: $(VENV)/.installed

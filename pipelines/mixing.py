@@ -74,7 +74,7 @@ SIZES = {
 def beginning(folder: Path, size: Size) -> ModelChoice:
     """A model with random weights and the tiny model's tokenizer."""
     import torch
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers.models.llama import LlamaConfig, LlamaForCausalLM
 
     path = folder.resolve() / "beginning"
     if not (path / "tokenizer.json").exists():

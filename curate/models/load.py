@@ -26,7 +26,8 @@ def load(choice: ModelChoice) -> tuple[Any, Any]:
     Raises CurateError if there is no such model or tokenizer, the vocabularies do not match, or weights are damaged or
     not finite.
     """
-    from transformers import AutoModelForCausalLM
+    # By its module: for transformers' own face a type checker reads every model there is.
+    from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
     path = resolve(choice.name)
     if (path / ADAPTER).exists():
@@ -50,7 +51,7 @@ def save_plain(choice: ModelChoice, folder: Path) -> None:
 
 def load_encoder(choice: ModelChoice) -> tuple[Any, Any]:
     """The transformer of a sentence encoder, without an output head, and its tokenizer; otherwise like `load`."""
-    from transformers import AutoModel
+    from transformers.models.auto.modeling_auto import AutoModel
 
     return _loaded(choice, AutoModel, "a sentence encoder")
 
@@ -109,7 +110,7 @@ def quiet() -> Iterator[None]:
 
 
 def _tokenizer(choice: ModelChoice) -> Any:
-    from transformers import AutoTokenizer
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     path = resolve(choice.tokenizer or choice.name)
     folder, options = _place(path, choice)

@@ -6,7 +6,9 @@ score have the rows of the pool's shards in the same order, so no join on ids is
 
 from __future__ import annotations
 
+import functools
 import json
+import os
 import re
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
@@ -31,12 +33,13 @@ _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 def connect(ws: Workspace, query: str) -> duckdb.DuckDBPyConnection:
     """A connection with the views that `query` names. Raises CurateError unless it is one SELECT."""
-    connection = duckdb.connect()
-    connection.execute(f"SET temp_directory = {views.literal(tempfile.gettempdir() + '/curate-sql')}")
+    if isinstance(ws.path, ObjectPath):  # a file system is a whole database's
+        connection = _database()
+        connection.register_filesystem(ws.path.filesystem())
+    else:
+        connection = _shared().cursor()
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute("SET python_enable_replacements = false")  # Python variables must not be visible as tables
-    if isinstance(ws.path, ObjectPath):
-        connection.register_filesystem(ws.path.filesystem())
     words = _words_of(connection, query)
 
     def wanted(name: str) -> bool:
@@ -65,6 +68,24 @@ def connect(ws: Workspace, query: str) -> duckdb.DuckDBPyConnection:
         path = ws.manifest_path(name)
         _create(connection, name, views.read_files([path], schema_of(manifest_recipe(ws, name))))
     return connection
+
+
+def _database() -> duckdb.DuckDBPyConnection:
+    """A database without tables of its own."""
+    database = duckdb.connect()
+    database.execute(f"SET temp_directory = {views.literal(tempfile.gettempdir() + '/curate-sql')}")
+    database.execute("SET enable_external_file_cache = false")  # the files of a workspace are replaced
+    return database
+
+
+@functools.cache
+def _shared() -> duckdb.DuckDBPyConnection:
+    """The process's database: to open one takes longer than most queries. Its views are each one connection's."""
+    return _database()
+
+
+# A fork has none of the database's threads, and could neither use it nor end it.
+os.register_at_fork(before=_shared.cache_clear)
 
 
 @contextmanager
@@ -133,7 +154,7 @@ def scores_named(ws: Workspace, *expressions: str | None) -> list[str]:
 
 def _create(connection: duckdb.DuckDBPyConnection, name: str, select: str) -> None:
     try:
-        connection.execute(f'CREATE VIEW "{name}" AS {select}')
+        connection.execute(f'CREATE TEMP VIEW "{name}" AS {select}')
     except duckdb.Error as error:
         raise CurateFailure(f"the table {name} cannot be read: {_first_line(error)}.") from None
 

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn.functional import cross_entropy, pad
-from transformers import Trainer
+from transformers.trainer import Trainer
 
 from curate.errors import CurateError
 

@@ -38,7 +38,7 @@ def test_the_whole_job(cli: Cli, tmp_path: Path) -> None:
     ws = tmp_path / "ws"
     text = ok(cli("ingest", *sorted((SAMPLE / "pool").iterdir()), process=True, ws=ws))
     assert "3,000 samples added" in text and "sharegpt 595" in text
-    ok(cli("target", "maths", SAMPLE / "targets/arithmetic_val.jsonl", "--subtask", "subtask", process=True, ws=ws))
+    ok(cli("target", "maths", SAMPLE / "targets/arithmetic_val.jsonl", "--subtask", "subtask", ws=ws))
     ok(
         cli(
             "score",
@@ -54,23 +54,19 @@ def test_the_whole_job(cli: Cli, tmp_path: Path) -> None:
             ws=ws,
         )
     )
-    shown = ok(cli("status", process=True, ws=ws))
+    shown = ok(cli("status", ws=ws))
     assert "bm25_maths" in shown and "words" in shown and "complete" in shown
     text = ok(cli("select", "best", "--by", "bm25_maths + 0.01 * words", "--frac", "0.1", process=True, ws=ws))
     assert "300 of 3,000 candidates" in text and "school" in text
-    preview = ok(cli("export", "best", "--to", "trl", "--preview", "3", "--json", process=True, ws=ws)).splitlines()
+    preview = ok(cli("export", "best", "--to", "trl", "--preview", "3", "--json", ws=ws)).splitlines()
     assert len(preview) == 3 and all("messages" in json.loads(row) for row in preview)
     ok(cli("export", "best", "--to", "trl", "-o", tmp_path / "out", process=True, ws=ws))
     assert len((tmp_path / "out/best.jsonl").read_text().splitlines()) == 300
-    counted = ok(
-        cli("sql", "SELECT count(*) AS n FROM best JOIN samples USING (row)", "--format", "json", process=True, ws=ws)
-    )
+    counted = ok(cli("sql", "SELECT count(*) AS n FROM best JOIN samples USING (row)", "--format", "json", ws=ws))
     assert json.loads(counted) == [{"n": 300}]
-    assert "bm25" in ok(cli("ledger", process=True, ws=ws))
-    ok(cli("drop", "words", process=True, ws=ws))
-    assert [score["name"] for score in json.loads(ok(cli("status", "--json", process=True, ws=ws)))["scores"]] == [
-        "bm25_maths"
-    ]
+    assert "bm25" in ok(cli("ledger", ws=ws))
+    ok(cli("drop", "words", ws=ws))
+    assert [score["name"] for score in json.loads(ok(cli("status", "--json", ws=ws)))["scores"]] == ["bm25_maths"]
 
 
 def test_json_results_are_machine_readable(cli: Cli, sample_ws: Workspace) -> None:

@@ -237,28 +237,30 @@ def phases(ws: Any) -> list[tuple[str, str, int]]:
     return [(r["name"], r["phase"], r["samples"]) for r in rows]
 
 
-def test_the_warm_up_and_the_anchors_are_left_out_and_a_second_target_costs_itself(small_ws: Any) -> None:
-    (first,) = curate.score(small_ws, Dualsft(**SHORT), target="facts", models="tiny")
-    assert first.nulls == first.left_out == 60 and "so the order of the samples is that of order=first" in first.note
+def test_the_warm_up_and_the_anchors_are_left_out_and_a_second_target_costs_itself(handful_ws: Any) -> None:
+    (first,) = curate.score(handful_ws, Dualsft(**SHORT, eta=1e-6), target="facts", models="tiny")
+    assert first.nulls == first.left_out == 20 and "so the order of the samples is that of order=first" in first.note
     why = "SELECT dualsft_facts_error AS why, count(*)::INT AS n FROM samples GROUP BY 1 ORDER BY 1 NULLS LAST"
-    assert [tuple(r.values()) for r in curate.sql(small_ws, why)] == [
-        ("it is one of the anchors", 30),
-        ("it was in the warm-up", 30),
-        (None, 240),
+    assert [tuple(r.values()) for r in curate.sql(handful_ws, why)] == [
+        ("it is one of the anchors", 10),
+        ("it was in the warm-up", 10),
+        (None, 80),
     ]
-    warmed = [r["row"] for r in curate.sql(small_ws, "SELECT row FROM samples WHERE dualsft_facts_error LIKE '%warm%'")]
-    place = json.loads((small_ws.score_folder("dualsft_facts") / "score.json").read_text())["warmup"]["place"]
-    trained = curate.sql(small_ws, f"SELECT DISTINCT row FROM '{small_ws.path}/prepared/{place}/trained/*.parquet'")
+    warmed = [
+        r["row"] for r in curate.sql(handful_ws, "SELECT row FROM samples WHERE dualsft_facts_error LIKE '%warm%'")
+    ]
+    place = json.loads((handful_ws.score_folder("dualsft_facts") / "score.json").read_text())["warmup"]["place"]
+    trained = curate.sql(handful_ws, f"SELECT DISTINCT row FROM '{handful_ws.path}/prepared/{place}/trained/*.parquet'")
     assert sorted(warmed) == sorted(r["row"] for r in trained)
-    assert phases(small_ws) == [
-        ("dualsft", "warm-up", 30),
-        ("dualsft_facts", "forward", 300),
-        ("dualsft_facts", "forward", 30),
+    assert phases(handful_ws) == [
+        ("dualsft", "warm-up", 10),
+        ("dualsft_facts", "forward", 100),
+        ("dualsft_facts", "forward", 10),
         ("dualsft_facts", "forward", 24),
-        ("dualsft_facts", "forward", 300),
+        ("dualsft_facts", "forward", 100),
     ]
-    curate.score(small_ws, Dualsft(**SHORT, eta=1.0), target="words", models="tiny")
-    assert phases(small_ws)[5:] == [("dualsft_words", "forward", 24), ("dualsft_words", "forward", 300)]
+    curate.score(handful_ws, Dualsft(**SHORT, eta=1.0), target="words", models="tiny")
+    assert phases(handful_ws)[5:] == [("dualsft_words", "forward", 24), ("dualsft_words", "forward", 100)]
 
 
 def test_columns_are_kept_apart_in_float64(handful_ws: Any) -> None:

@@ -140,13 +140,13 @@ def test_less_trains_its_warm_up_once_and_a_second_target_costs_only_itself(hand
     assert recipe.settings["projector"] == "sjlt" and recipe.settings["dim"] == 512
 
 
-def test_a_stored_score_is_less_with_the_learning_rates_of_its_checkpoints(handful_ws: Any, tmp_path: Path) -> None:
+def test_a_stored_score_is_less_with_the_learning_rates_of_its_checkpoints(few_ws: Any, tmp_path: Path) -> None:
     """From the disk: the first of two checkpoints counts nine times the other; one sample at a time, in float64."""
     folders = write_checkpoints(tmp_path, dataclasses.replace(LORA, epochs=2))
     given = [f"{folder}@{rate}" for folder, rate in zip(folders, (9e-3, 1e-3), strict=True)]
-    curate.score(handful_ws, Less(projector="none"), target="facts", checkpoints=given)
-    rows = curate.sql(handful_ws, "SELECT messages, text, less_facts AS s FROM samples WHERE row < 12 ORDER BY row")
-    target = load_target(handful_ws, "facts")
+    curate.score(few_ws, Less(projector="none"), target="facts", checkpoints=given)
+    rows = curate.sql(few_ws, "SELECT messages, text, less_facts AS s FROM samples WHERE row < 12 ORDER BY row")
+    target = load_target(few_ws, "facts")
     aims, choices = target.text.frame.select("messages", "text").to_dicts(), []
     for folder in folders:
         model = ModelChoice(str(folder), device="cpu")
@@ -158,12 +158,10 @@ def test_a_stored_score_is_less_with_the_learning_rates_of_its_checkpoints(handf
     assert np.abs(np.array(even) - scores).max() > 1e-3  # which even shares would not pass
 
 
-def test_a_kill_between_adding_two_sums_and_removing_them_counts_nothing_twice(
-    handful_ws: Any, monkeypatch: Any
-) -> None:
-    monkeypatch.setattr("curate.tables.spec.unit_size", lambda models: 2_700)
-    curate.score(handful_ws, Gradsim(), models="tiny", names={"gradsim": "whole"})
-    shutil.rmtree(handful_ws.path / "prepared")
+def test_a_kill_between_adding_two_sums_and_removing_them_counts_nothing_twice(few_ws: Any, monkeypatch: Any) -> None:
+    monkeypatch.setattr("curate.tables.spec.unit_size", lambda models: 650)
+    curate.score(few_ws, Gradsim(), models="tiny", names={"gradsim": "whole"})
+    shutil.rmtree(few_ws.path / "prepared")
     remove, calls = Parts.remove, []
 
     def dies(self: Any, name: str) -> None:
@@ -174,10 +172,10 @@ def test_a_kill_between_adding_two_sums_and_removing_them_counts_nothing_twice(
 
     monkeypatch.setattr(Parts, "remove", dies)
     with pytest.raises(KeyboardInterrupt):
-        curate.score(handful_ws, Gradsim(), models="tiny", names={"gradsim": "cut"})
+        curate.score(few_ws, Gradsim(), models="tiny", names={"gradsim": "cut"})
     monkeypatch.setattr(Parts, "remove", remove)
-    curate.score(handful_ws, Gradsim(), models="tiny", names={"gradsim": "cut"})
-    (off,) = curate.sql(handful_ws, "SELECT max(abs(whole - cut)) AS most FROM samples")
+    curate.score(few_ws, Gradsim(), models="tiny", names={"gradsim": "cut"})
+    (off,) = curate.sql(few_ws, "SELECT max(abs(whole - cut)) AS most FROM samples")
     assert off["most"] == 0
 
 
@@ -327,12 +325,12 @@ def test_explain_shows_what_the_score_is_made_of(handful_ws: Any, cli: Any) -> N
     assert done.returncode == 2 and "nor has the target 'facts' one to choose by" in done.stderr
 
 
-def test_flops_are_what_is_counted(handful_ws: Any) -> None:
+def test_flops_are_what_is_counted(few_ws: Any) -> None:
     """Forward, backward and the products of whole gradients, within 5 % of the counter by eager attention."""
     for method in (Gradnorm(), Graddot(), Less(variant="sgd", projector="rademacher", **{**RATES, "dim": 64})):
         model, target = ModelChoice("tiny", count_flops=True), "facts" if method.uses_target else None
-        curate.score(handful_ws, method, target=target, models=model)
-    rows = curate.sql(handful_ws, "SELECT methods[1] AS method, phase, flops, flops_counted FROM ledger "
+        curate.score(few_ws, method, target=target, models=model)
+    rows = curate.sql(few_ws, "SELECT methods[1] AS method, phase, flops, flops_counted FROM ledger "
                                 "WHERE phase IN ('forward', 'backward', 'projection')")  # fmt: skip
     assert len(rows) == 3 + 6 + 3
     for row in rows:

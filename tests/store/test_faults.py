@@ -32,8 +32,8 @@ def calm(sample_ws: Workspace, tmp_path: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize(
     ("executor", "kills", "in_flight"),
     [
-        ("one", 5, 1),
-        ("local", 5, 3),
+        ("one", 3, 1),
+        ("local", 3, 3),
         pytest.param("ray", 2, 2, marks=[pytest.mark.ray, pytest.mark.slow]),
         pytest.param("one", 20, 1, marks=pytest.mark.slow),
         pytest.param("local", 20, 3, marks=pytest.mark.slow),

@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import functools
+import gc
 import json
 import os
 import shutil
@@ -171,5 +172,8 @@ def _become(code: str, arguments: list[str], folder: str, environment: dict[str,
 
 
 if __name__ == "__main__":
+    gc.disable()
     _load()
+    gc.enable()
+    gc.freeze()  # or every fork would look through all of it for garbage
     _serve(sys.stdin, sys.stdout)

@@ -45,7 +45,7 @@ SHORT = TrainSettings(steps=2, batch_size=8, lr=1e-3)
 def ready(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """A reference, whose own choice was scored; then what was chosen by looking at it in three ways, and without."""
     folder = tmp_path_factory.mktemp("prices")
-    (folder / "pool.jsonl").write_text("\n".join((SAMPLE / "pool/school.jsonl").read_text().splitlines()[:200]))
+    (folder / "pool.jsonl").write_text("\n".join((SAMPLE / "pool/school.jsonl").read_text().splitlines()[:120]))
     ws = curate.open_workspace(folder / "ws")
     curate.ingest(ws, [str(folder / "pool.jsonl")])
     curate.target(ws, "arithmetic", str(SAMPLE / "targets/arithmetic_val.jsonl"))

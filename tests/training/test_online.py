@@ -71,8 +71,15 @@ def test_a_run_that_chooses_says_what_it_looked_at_and_what_it_learnt(sums_ws: W
     assert arm.cost.online == pytest.approx(online) and arm.cost.train == pytest.approx(ledger["train"]["flops"])
 
 
-@pytest.mark.parametrize("size", [0, 8])
-@pytest.mark.parametrize("lora", [0, 4])
+@pytest.mark.parametrize(
+    ("lora", "size"),
+    [
+        (0, 0),
+        (4, 8),
+        pytest.param(0, 8, marks=pytest.mark.slow),
+        pytest.param(4, 0, marks=pytest.mark.slow),
+    ],
+)
 @pytest.mark.parametrize(
     "weighting",
     [FilterThenWeight(), FilterThenWeight(side="candidates"), FilterThenWeight(precondition="projected"), MaxLoss()],

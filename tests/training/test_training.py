@@ -103,17 +103,23 @@ def test_transformers_own_trainer_takes_the_same_steps(processes: Any, encoded: 
 # --- weights ---------------------------------------------------------------------------------------------
 
 
-def test_weights_of_0_and_2_are_dropping_and_doubling(processes: Any, encoded: list[Encoded]) -> None:
-    weights = np.array([2.0, 0.0] * 24)
-    weighted, _ = gradient_of(processes, encoded, Uniform(), ONE_STEP, weights=weights)
-    doubled = [one for one, weight in zip(encoded, weights, strict=True) for _ in range(int(weight))]
-    n = sum(int(one.supervised.sum()) for one in encoded)
+@pytest.fixture(scope="module")
+def some(encoded: list[Encoded]) -> list[Encoded]:
+    """Half of the samples, for what goes through the model in float64, or one by one."""
+    return encoded[::2]
+
+
+def test_weights_of_0_and_2_are_dropping_and_doubling(processes: Any, some: list[Encoded]) -> None:
+    weights = np.array([2.0, 0.0] * 12)
+    weighted, _ = gradient_of(processes, some, Uniform(), ONE_STEP, weights=weights)
+    doubled = [one for one, weight in zip(some, weights, strict=True) for _ in range(int(weight))]
+    n = sum(int(one.supervised.sum()) for one in some)
     want = slow.weighted_gradient(tiny("float64").model, pairs(doubled), [1.0] * len(doubled), n)
     closest(weighted, want)
-    normalized, done = gradient_of(processes, encoded, Normalised(), ONE_STEP, weights=weights)
+    normalized, done = gradient_of(processes, some, Normalised(), ONE_STEP, weights=weights)
     plain, _ = gradient_of(processes, doubled, Uniform(), ONE_STEP)
     closest(normalized, plain)
-    assert done.metrics["weight_mean"] == 1.0 and done.metrics["effective_samples"] == 24
+    assert done.metrics["weight_mean"] == 1.0 and done.metrics["effective_samples"] == 12
 
 
 class Normalised(Uniform):
@@ -123,18 +129,18 @@ class Normalised(Uniform):
 @pytest.mark.parametrize("reduction", ["token", "sample"])
 @pytest.mark.parametrize("packing", [False, True])
 def test_the_gradient_is_the_weighted_loss_s(
-    processes: Any, encoded: list[Encoded], reduction: Any, packing: bool
+    processes: Any, some: list[Encoded], reduction: Any, packing: bool
 ) -> None:
-    column = np.random.default_rng(0).uniform(0, 3, len(encoded))
+    column = np.random.default_rng(0).uniform(0, 3, len(some))
     settings = replace(ONE_STEP, reduction=reduction, packing=packing, micro_batch_size=5)
-    got, done = gradient_of(processes, encoded, Given(), settings, column=column)
-    counts = np.array([one.supervised.sum() for one in encoded])
+    got, done = gradient_of(processes, some, Given(), settings, column=column)
+    counts = np.array([one.supervised.sum() for one in some])
     weights = column if reduction == "token" else column / counts
     want = slow.weighted_gradient(
-        tiny("float64").model, pairs(encoded), weights.tolist(), counts.sum() if reduction == "token" else len(encoded)
+        tiny("float64").model, pairs(some), weights.tolist(), counts.sum() if reduction == "token" else len(some)
     )
     closest(got, want)
-    assert done.metrics["samples"] == 48
+    assert done.metrics["samples"] == 24
 
 
 WEIGHTINGS = [
@@ -151,15 +157,19 @@ WEIGHTINGS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def base(some: list[Encoded]) -> np.ndarray:
+    return base_losses(Objective(tiny("float64")), Examples.of(some))[0]
+
+
 @pytest.mark.parametrize("weighting", WEIGHTINGS, ids=lambda w: f"{w.name}-{w.normalize}")
-def test_accumulation_is_one_batch(processes: Any, encoded: list[Encoded], weighting: Weighting) -> None:
-    """Four micro-batches of 12 against one of 48."""
-    examples = Examples.of(encoded)
-    base, _ = base_losses(Objective(tiny("float64")), examples)
+def test_accumulation_is_one_batch(processes: Any, some: list[Encoded], base: np.ndarray, weighting: Weighting) -> None:
+    """Four micro-batches of 6 against one of 24."""
+    examples = Examples.of(some)
     means = np.array([part.mean() for part in np.split(base, np.cumsum(examples.counts)[:-1])])
-    data = {"anchors": Examples.of(encoded[:5]), "base_token_loss": base, "column": means}
-    whole, one = gradient_of(processes, encoded, weighting, ONE_STEP, **data)
-    parts, four = gradient_of(processes, encoded, weighting, replace(ONE_STEP, micro_batch_size=12), **data)
+    data = {"anchors": Examples.of(some[:5]), "base_token_loss": base, "column": means}
+    whole, one = gradient_of(processes, some, weighting, ONE_STEP, **data)
+    parts, four = gradient_of(processes, some, weighting, replace(ONE_STEP, micro_batch_size=6), **data)
     closest(parts, whole)
     assert one.metrics["weighted_loss"] == pytest.approx(four.metrics["weighted_loss"], rel=1e-6)
     twice = weighting.scope == "batch"

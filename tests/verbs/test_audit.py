@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import os
 import random
 import re
+import shutil
 import signal
+import tempfile
 import time
 import tomllib
 from dataclasses import replace
@@ -31,7 +35,7 @@ from curate.runs.evaluation import EvalSpec
 from curate.store.encoding import read_json
 from curate.store.workspace import Workspace
 from curate.verbs import audit as stage
-from tests.conftest import ROOT, SAMPLE
+from tests.conftest import ROOT, SAMPLE, copy_of
 from tests.support import forks
 
 PLAN: dict[str, Any] = {
@@ -49,13 +53,26 @@ PLAN: dict[str, Any] = {
 
 
 def workspace(folder: Path) -> Workspace:
-    ws = curate.open_workspace(folder)
-    curate.ingest(ws, sorted(map(str, (SAMPLE / "pool").iterdir())), shard_bytes=150_000)
+    return copy_of(_made(), folder)
+
+
+@functools.cache
+def _made() -> Path:
+    """What the stages choose from, 70 samples each, and others beside."""
+    folder = Path(tempfile.mkdtemp(prefix="curate-audit-"))
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    lines = (SAMPLE / "pool/forum.jsonl").read_text().splitlines()[:100]
+    for file, skill, count in (("atlas.jsonl", "facts", 60), ("workshop.json", "program", 60)):
+        its = [line.rstrip(",") for line in (SAMPLE / "pool" / file).read_text().splitlines()]
+        lines += [line for line in its if f'"skill":"{skill}"' in line][:count]
+    (folder / "pool.jsonl").write_text("\n".join(lines))
+    ws = curate.open_workspace(folder / "ws")
+    curate.ingest(ws, [str(folder / "pool.jsonl")], shard_bytes=10_000)
     for name in ("facts", "program", "strings"):
         for split in ("val", "test"):
             path = str(SAMPLE / f"targets/{name}_{split}.jsonl")
             curate.target(ws, name, path, subtask="subtask", split=split)
-    return ws
+    return folder / "ws"
 
 
 @pytest.fixture(scope="module")

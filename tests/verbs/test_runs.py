@@ -267,9 +267,9 @@ def test_lora_is_saved_as_peft_reads_it_and_scores_like_any_model(ready: Workspa
 def test_a_manifest_of_another_pool_is_refused(ready: Workspace, tmp_path: Path) -> None:
     table, lineage = read_manifest(ready, "picked")
     other = curate.open_workspace(tmp_path / "other")
-    curate.ingest(other, [write_jsonl(tmp_path / "a.jsonl", qa(200))])
+    curate.ingest(other, [write_jsonl(tmp_path / "a.jsonl", qa(120))])
     write_manifest(other, "picked", table, lineage)
-    with pytest.raises(CurateError, match="is not in the pool, which has 200; the pool was remade, so select again"):
+    with pytest.raises(CurateError, match="is not in the pool, which has 120; the pool was remade, so select again"):
         curate.train(other, "r", PLAIN)
     near = pl.DataFrame(table).with_columns(row=pl.int_range(pl.len(), dtype=pl.Int64)).to_arrow().cast(table.schema)
     write_manifest(other, "picked", near, lineage)
@@ -358,14 +358,14 @@ def test_the_command_line_trains_and_says_what_it_did(ready: Workspace, cli: Any
         ws=ready,
     )
     assert done.returncode == 0, done.stderr
-    assert "Run r: 2 of 2 steps taken now, on 300 samples" in done.stdout and "arithmetic" in done.stdout
+    assert "Run r: 2 of 2 steps taken now, on 160 samples" in done.stdout and "arithmetic" in done.stdout
     assert "mean weight" in done.stdout and "share of samples" in done.stdout
     assert "warn" not in done.stderr.lower()
     wrong = cli("train", "r", "--model", "tiny", "--weighting", "adapt", "--set", "adept.tau=1", ws=ready)
     assert wrong.returncode == 2 and "did you mean 'adapt'" in wrong.stderr
     assert "did you mean 'batch_size'" in cli("train", "r", "--model", "tiny", "--set", "batchsize=1", ws=ready).stderr
     planned = cli("train", "new", "--model", "tiny", "--dry-run", ws=ready)
-    assert "Would train new on 300 samples: 10 steps" in planned.stdout
+    assert "Would train new on 160 samples: 5 steps" in planned.stdout
     assert "batch_size=32" in cli("train", "--settings").stdout
 
 

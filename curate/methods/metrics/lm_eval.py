@@ -130,7 +130,7 @@ class LmEval(Metric):
             results = library.simple_evaluate(
                 harness,
                 tasks=["curate"],
-                task_manager=tasks.TaskManager(include_path=folder),
+                task_manager=tasks.TaskManager(include_path=folder, include_defaults=False),  # else it reads thousands
                 log_samples=True,
                 bootstrap_iters=0,
             )
