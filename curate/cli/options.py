@@ -49,6 +49,13 @@ turn_key_option = click.option(
     help="A key of turns that the chat template prints, beside the usual ones (tool_calls, reasoning_content, name "
     "…); repeatable. Other keys of turns go to `meta`.",
 )
+choice_answer_option = click.option(
+    "--choice-answer",
+    type=click.Choice(["letter", "text"]),
+    default="letter",
+    show_default=True,
+    help="The answer to a question with options (MMLU, ARC): the letter or the text of the right one.",
+)
 format_option = click.option(
     "--format",
     "fmt",

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 import click
 
 import curate
 from curate.cli.console import notes, say
 from curate.cli.options import (
     as_json_option,
+    choice_answer_option,
     dry_run_option,
     format_option,
     map_option,
@@ -28,6 +31,7 @@ from curate.text_table import table
 @format_option
 @map_option
 @turn_key_option
+@choice_answer_option
 @click.option("--shard-size", default=32, show_default=True, metavar="MIB", help="Text per shard of the pool, in MiB.")
 @dry_run_option
 @as_json_option
@@ -39,6 +43,7 @@ def ingest(
     fmt: str,
     maps: tuple[str, ...],
     turn_keys: tuple[str, ...],
+    choice_answer: Literal["letter", "text"],
     shard_size: int,
     dry_run: bool,
     as_json: bool,
@@ -60,6 +65,7 @@ def ingest(
         fmt=fmt,
         mapping=pairs(maps, "--map"),
         turn_keys=turn_keys,
+        choice_answer=choice_answer,
         shard_bytes=shard_size << 20,
         dry_run=dry_run,
     )
@@ -109,6 +115,7 @@ def ingest(
 @format_option
 @map_option
 @turn_key_option
+@choice_answer_option
 @as_json_option
 def target(
     ws: Workspace,
@@ -119,14 +126,24 @@ def target(
     fmt: str,
     maps: tuple[str, ...],
     turn_keys: tuple[str, ...],
+    choice_answer: Literal["letter", "text"],
     as_json: bool,
 ) -> None:
     """Store examples of what the model should learn as the target NAME.
 
     Replaces the given split of that target; scores that used a changed val split become stale.
     """
-    mapping = pairs(maps, "--map")
-    r = curate.target(ws, name, path, subtask=subtask, split=split, fmt=fmt, mapping=mapping, turn_keys=turn_keys)
+    r = curate.target(
+        ws,
+        name,
+        path,
+        subtask=subtask,
+        split=split,
+        fmt=fmt,
+        mapping=pairs(maps, "--map"),
+        turn_keys=turn_keys,
+        choice_answer=choice_answer,
+    )
     rows = ", ".join(f"{n:,} {s}" for s, n in sorted(r.rows.items(), reverse=True))
     rejected = [f"{r.rejected} rows were rejected; see the table rejects"] if r.rejected else []
     subtasks_note = f", {len(r.subtasks)} sub-tasks" if r.subtasks else ""

@@ -8,7 +8,8 @@ order:
     prompt-completion   {"prompt", "completion" or "response"}, texts or message lists  TRL, P3
     alpaca              {"instruction", "input" or "context"?, "output" or "response", "history"?}  Alpaca, Dolly,
                         LLaMA-Factory
-    question-answer     {"question", "answer"}                                         GSM8K
+    question-answer     {"question", "answer"}, or with "context" and "answers", or    GSM8K, SQuAD, MMLU, ARC
+                        "choices" and the number or letter of the right one
     text                {"text"}                                                       raw text
 
 A "system" field beside any chat shape becomes the first message. All other fields go to `meta`. Rows of preference data
@@ -22,11 +23,12 @@ import json
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from curate import exact_json
 from curate.errors import CurateError, nearest
 from curate.hashing import content_id
+from curate.store import question_formats
 from curate.store.turns import Message, Record, Refused, TurnReader, as_text, template_kwargs
 
 RAW_CUT = 4096  # how many characters of a refused line are stored
@@ -79,19 +81,21 @@ class Reader:
     """Turns records into samples according to the user's options, and counts the formats encountered.
 
     fmt: a format's name, or 'auto'. mapping: our field name -> the record's (`--map`). turn_keys: further keys of turns
-    that the chat template prints. shapes: what was made of the records of each format.
+    that the chat template prints. choice_answer: what the answer to a question with options is. shapes: what was made
+    of the records of each format.
     """
 
     fmt: str = "auto"
     mapping: Mapping[str, str] = field(default_factory=dict)
     turn_keys: frozenset[str] = frozenset()
+    choice_answer: Literal["letter", "text"] = "letter"
     seen: Counter[str] = field(default_factory=Counter)
     shapes: dict[str, Shape] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if self.fmt != "auto" and self.fmt not in FORMATS:
             raise CurateError(f"there is no format '{self.fmt}': {nearest(self.fmt, ['auto', *FORMATS])}")
-        self.turns = TurnReader(self.turn_keys)
+        self.turns = TurnReader(self.turn_keys, self.choice_answer)
         self._meta_fields: set[str] = set()
         for ours in self.mapping:
             if ours not in MAPPABLE:
@@ -283,12 +287,8 @@ def _alpaca(fields: Record, _: TurnReader) -> Converted:
     return _with_system(fields, [*turns, question, answer]), None
 
 
-def _question_answer(fields: Record, _: TurnReader) -> Converted:
-    turns = [
-        _said("user", fields.pop("question"), "question"),
-        _said("assistant", fields.pop("answer"), "answer"),
-    ]
-    return _with_system(fields, turns), None
+def _question_answer(fields: Record, turns: TurnReader) -> Converted:
+    return _with_system(fields, question_formats.question(fields, turns.choice_answer)), None
 
 
 def _raw_text(fields: Record, _: TurnReader) -> Converted:
@@ -300,7 +300,7 @@ FORMATS: dict[str, Format] = {
     "sharegpt": Format(lambda f: "conversations" in f or "conversation" in f, _sharegpt),
     "prompt-completion": Format(lambda f: "prompt" in f and ("completion" in f or "response" in f), _prompt_completion),
     "alpaca": Format(lambda f: "instruction" in f and ("output" in f or "response" in f), _alpaca),
-    "question-answer": Format(lambda f: "question" in f and "answer" in f, _question_answer),
+    "question-answer": Format(question_formats.is_question, _question_answer),
     "text": Format(lambda f: "text" in f, _raw_text),
 }
 MAPPABLE = (

@@ -15,7 +15,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from curate import exact_json
 
@@ -45,10 +45,12 @@ class Refused(Exception):
 
 @dataclass
 class TurnReader:
-    """Reads turns. keys: further keys that the chat template prints. metadata: how many turns had each key that went to
-    `meta`. weighted: how many turns are learnt with another weight than 1."""
+    """Reads turns. keys: further keys that the chat template prints. choice_answer: what the answer to a question with
+    options is, the letter or the text of the right one. metadata: how many turns had each key that went to `meta`.
+    weighted: how many turns are learnt with another weight than 1."""
 
     keys: frozenset[str] = frozenset()
+    choice_answer: Literal["letter", "text"] = "letter"
     metadata: Counter[str] = field(default_factory=Counter)
     weighted: int = 0
 

@@ -11,7 +11,7 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -67,6 +67,7 @@ def ingest(
     shard_bytes: int = SHARD_BYTES,
     split: str | None = None,
     turn_keys: Sequence[str] = (),
+    choice_answer: Literal["letter", "text"] = "letter",
     dry_run: bool = False,
 ) -> Ingested:
     """Add the samples of files, folders, globs or hub ids to the pool.
@@ -75,17 +76,23 @@ def ingest(
     with several; None: train.
     fmt: 'auto', or the format every record must have (curate.store.input_formats). mapping: our field -> their field.
     turn_keys: keys of turns that the chat template prints, beside those that are known (curate.store.turns).
+    choice_answer: what the answer to a question with options is, the letter or the text of the right one.
     Reads the input once; memory: one shard and 8 bytes per stored row.
 
     Raises CurateError, before anything is stored, if a path does not exist, is not a data file, or has only records of
     unknown format.
     """
-    reader = Reader(fmt, mapping or {}, frozenset(turn_keys))
+    reader = Reader(fmt, mapping or {}, frozenset(turn_keys), choice_answer)
     given = [find_inputs(path, split) for path in paths]
     inputs = [file_input for found in given for file_input in found.inputs]
     result = Ingested(warnings=[note for found in given for note in found.notes])
     # A file that is read with another mapping counts as another file.
-    reading = fingerprint(fmt, dict(mapping or {}), *([sorted(turn_keys)] if turn_keys else []))
+    reading = fingerprint(
+        fmt,
+        dict(mapping or {}),
+        *([sorted(turn_keys)] if turn_keys else []),
+        *([choice_answer] if choice_answer != "letter" else []),
+    )
     with lock(ws.path, "pool"):
         ws.pool.remove_leftovers()
         progress = _progress(ws)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 import polars as pl
 import pyarrow as pa
@@ -45,17 +45,20 @@ def target(
     fmt: str = "auto",
     mapping: Mapping[str, str] | None = None,
     turn_keys: Sequence[str] = (),
+    choice_answer: Literal["letter", "text"] = "letter",
 ) -> Targeted:
     """Store the samples at `path` as the given split of target `name`; the other split stays as it is.
 
-    turn_keys: as for `ingest`. split: 'val' is used for selection, 'test' for evaluation. subtask: the field with each
-    row's sub-task. Rows that name their own split (`--map split=FIELD`) are stored there. Scores based on an edited val
-    split become stale. Raises CurateError if no usable sample is found; the stored target is then unchanged.
+    turn_keys, choice_answer: as for `ingest`. split: 'val' is used for selection, 'test' for evaluation. subtask: the
+    field with each row's sub-task. Rows that name their own split (`--map split=FIELD`) are stored there. Scores based
+    on an edited val split become stale. Raises CurateError if no usable sample is found; the stored target is then
+    unchanged.
     """
     ws.check_name(name, "target")
     if split not in SPLITS:
         raise CurateError(f"the split '{split}' is neither val (for selection) nor test (for evaluation).")
-    reader = Reader(fmt, {**(mapping or {}), **({"subtask": subtask} if subtask else {})}, frozenset(turn_keys))
+    fields = {**(mapping or {}), **({"subtask": subtask} if subtask else {})}
+    reader = Reader(fmt, fields, frozenset(turn_keys), choice_answer)
     found = find_inputs(path)
     rows, rejects = _read(found.inputs, reader, name, split)
     if not rows:

@@ -1,0 +1,107 @@
+"""Records of questions: with a plain answer, a passage to read (SQuAD), or options to choose from (MMLU, ARC)."""
+
+from __future__ import annotations
+
+import string
+from typing import Literal, TypeAlias
+
+from curate.store.turns import Message, Record, Refused, as_text
+
+ChoiceAnswer: TypeAlias = Literal["letter", "text"]
+
+_PASSAGES = ("context", "passage")
+_OPTIONS = ("choices", "options")
+_KEYS = ("answerKey", "answer", "answer_index")
+
+
+def is_question(fields: Record) -> bool:
+    """Whether the record is a question with an answer."""
+    return "question" in fields and ("answer" in fields or "answers" in fields or _is_choice(fields))
+
+
+def question(fields: Record, choice_answer: ChoiceAnswer) -> list[Message]:
+    """Question and answer, as messages; what is not printed as it is stays in the fields. Options are stored as
+    `options`, which metrics read. Raises Refused."""
+    if _is_choice(fields):
+        return _choice(fields, choice_answer)
+    _refuse_unclear_options(fields)
+    answer = _answer(fields)
+    return [_said("user", _asked(fields)), _said("assistant", answer)]
+
+
+def _said(role: str, content: str) -> Message:
+    return {"role": role, "content": content, "extra": None}
+
+
+def _asked(fields: Record) -> str:
+    """The question behind the passage that it is about, as tests of reading print them."""
+    passages = [fields.pop(name, None) for name in _PASSAGES]
+    texts = [as_text(text, name) for name, text in zip(_PASSAGES, passages, strict=True) if text not in (None, "")]
+    return "\n\n".join([*texts, as_text(fields.pop("question"), "question")])
+
+
+def _answer(fields: Record) -> str:
+    """`answer`, or the first of `answers`, which stay in the fields."""
+    if "answer" in fields:
+        return as_text(fields.pop("answer"), "answer")
+    answers = fields["answers"]
+    texts = answers.get("text") if isinstance(answers, dict) else answers
+    if texts == []:
+        raise Refused("answers is empty: the question has no answer in its passage")
+    first = texts[0] if isinstance(texts, list) else texts
+    return as_text(first.get("text") if isinstance(first, dict) else first, "answers")
+
+
+# --- options ---------------------------------------------------------------------------------------------
+
+
+def _options(fields: Record) -> tuple[list[str], list[str]] | None:
+    """The texts of the options and their labels (A, B, … where they have none of their own); None without options."""
+    value = next((fields[name] for name in _OPTIONS if fields.get(name)), None)
+    if isinstance(value, dict):  # ARC's, CommonsenseQA's
+        texts, labels = value.get("text"), value.get("label")
+    elif isinstance(value, list) and value and all(isinstance(v, dict) and "text" in v and "label" in v for v in value):
+        texts, labels = [v["text"] for v in value], [v["label"] for v in value]
+    else:
+        texts, labels = value, list(string.ascii_uppercase)
+    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts) or not isinstance(labels, list):
+        return None
+    labels = [str(label) for label in labels[: len(texts)]]
+    return (texts, labels) if 2 <= len(texts) == len(labels) else None
+
+
+def _right(fields: Record, texts: list[str], labels: list[str]) -> int | None:
+    """Which option is right, by its label or its number from 0; None if the answer is no such thing."""
+    for name in _KEYS:
+        key = fields.get(name)
+        if isinstance(key, str) and key in labels and key not in texts:
+            return labels.index(key)
+        if isinstance(key, int) and not isinstance(key, bool) and 0 <= key < len(texts) and str(key) not in texts:
+            return key
+    return None
+
+
+def _is_choice(fields: Record) -> bool:
+    """Whether there are options and the answer says which one, rather than what it is."""
+    options = _options(fields)
+    return options is not None and _right(fields, *options) is not None
+
+
+def _choice(fields: Record, choice_answer: ChoiceAnswer) -> list[Message]:
+    options = _options(fields)
+    assert options is not None
+    texts, labels = options
+    right = _right(fields, texts, labels)
+    assert right is not None
+    asked = "\n".join([_asked(fields), *(f"{label}. {text}" for label, text in zip(labels, texts, strict=True))])
+    fields["options"] = labels if choice_answer == "letter" else texts
+    return [_said("user", asked), _said("assistant", fields["options"][right])]
+
+
+def _refuse_unclear_options(fields: Record) -> None:
+    """Raises Refused for a question with options whose answer is a number or a letter, and none of theirs."""
+    options, answer = _options(fields), fields.get("answer")
+    if options is None or _is_choice(fields) or str(answer) in options[0] or len(str(answer)) > 2:
+        return
+    if isinstance(answer, str | int):
+        raise Refused(f"has {len(options[0])} options, and its answer {answer!r} is none of them")
