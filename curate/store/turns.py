@@ -72,7 +72,7 @@ class TurnReader:
     def _message(self, turn: Any, where: str) -> tuple[Message, Record]:
         if not isinstance(turn, dict):
             raise Refused(f"{where} is no object")
-        fields = {k: v for k, v in turn.items() if v is not None}
+        fields = {k: v for k, v in turn.items() if not _is_missing(v, k)}
         role = fields.pop("role", None) or fields.pop("from", None)
         if not isinstance(role, str):
             raise Refused(f"{where} names no role")
@@ -109,6 +109,14 @@ class TurnReader:
                     self.metadata[key] += 1
         self.weighted += "weight" in extra
         return extra, metadata
+
+
+def _is_missing(value: Any, key: str) -> bool:
+    """Whether a value is null, or NaN, as tables have it where nothing stands; or infinite, which JSON does not have
+    (an infinite weight is there, and refused)."""
+    if not isinstance(value, float) or math.isfinite(value):
+        return value is None
+    return math.isnan(value) or key != "weight"
 
 
 def _stored_extra(fields: Record) -> Record:
