@@ -74,7 +74,7 @@ class TurnReader:
             raise Refused(f"{where} is no object")
         fields = {k: v for k, v in turn.items() if not _is_missing(v, k)}
         role = fields.pop("role", None) or fields.pop("from", None)
-        if not isinstance(role, str):
+        if not isinstance(role, str) or not role.strip():
             raise Refused(f"{where} names no role")
         role = role.lower()
         content = fields.pop("content") if "content" in fields else fields.pop("value", None)

@@ -30,7 +30,7 @@ def score_table(ids: pa.Array, columns: Columns, method: Score, failed: Mapping[
         else:
             table[name] = pa.array(np.where(finite, values, 0).astype(dtype), mask=~finite)
     if method.keeps_subtasks():
-        table["subtasks"] = _map_column(columns["subtasks"], valid)
+        table["subtasks"] = _pairs_column(columns["subtasks"], valid)
     table["error"] = pa.array(reasons, pa.string(), mask=valid)
     full_table = _spread(pa.table(table), len(ids), failed) if failed else pa.table(table)
     return full_table.add_column(0, "id", ids.cast(pa.string()))
@@ -47,10 +47,12 @@ def _spread(table: pa.Table, n: int, failed: Mapping[int, str]) -> pa.Table:
     return spread.set_column(spread.column_names.index("error"), "error", pa.array(reasons, pa.string()))
 
 
-def _map_column(subtasks: Mapping[str, np.ndarray], valid: np.ndarray) -> pa.Array:
-    """The map column sub-task -> score, null for samples without a score."""
+def _pairs_column(subtasks: Mapping[str, np.ndarray], valid: np.ndarray) -> pa.Array:
+    """The column of pairs (sub-task, score), null for samples without a score. In SQL it is a map; it is not stored as
+    one, since `datasets` and others do not read Parquet with maps."""
     keys = sorted(subtasks)
     values = np.stack([subtasks[key] for key in keys], axis=1).astype(np.float32)[valid].ravel()
     ends = np.concatenate([[0], np.cumsum(valid * len(keys))]).astype(np.int32)
     offsets = pa.array(ends, mask=np.append(~valid, False)) if len(valid) else pa.array([0], pa.int32())
-    return pa.MapArray.from_arrays(offsets, pa.array(keys * int(valid.sum()), pa.string()), pa.array(values))
+    pairs = [pa.array(keys * int(valid.sum()), pa.string()), pa.array(values)]
+    return pa.ListArray.from_arrays(offsets, pa.StructArray.from_arrays(pairs, ["key", "value"]))

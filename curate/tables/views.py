@@ -30,6 +30,7 @@ _TYPES = {
     "list<item: string>": "VARCHAR[]",
     "list<element: string>": "VARCHAR[]",
 }
+_AS_MAP = "map_from_entries(subtasks)"
 _MESSAGES = "STRUCT(role VARCHAR, content VARCHAR, extra VARCHAR)[]"
 
 
@@ -83,8 +84,17 @@ def rejects(ws: Workspace) -> str:
 def score(ws: Workspace, state: TableState) -> str:
     """The view of a score: the shards that are computed."""
     parts = Parts(ws.score_folder(state.name))
-    paths = [parts.path(shard.name) for shard in state.done]
-    return f"SELECT * FROM {_files(paths)}" if paths else _nothing({"id": "VARCHAR", **_table_columns(state.recipe)})
+    selects = []
+    for pairs, names in groupby((shard.name for shard in state.done), lambda name: _has_pairs(parts, name, state)):
+        replaced = f" REPLACE ({_AS_MAP} AS subtasks)" if pairs else ""
+        selects.append(f"SELECT *{replaced} FROM {_files([parts.path(name) for name in names])}")
+    return " UNION ALL ".join(selects) or _nothing({"id": "VARCHAR", **_table_columns(state.recipe)})
+
+
+def _has_pairs(parts: Parts, name: str, state: TableState) -> bool:
+    """Whether a part has sub-tasks as pairs, which SQL shows as a map; parts of earlier versions have maps."""
+    record = parts.record(name) if state.recipe.keeps_subtasks else None
+    return record is not None and record["schema"]["subtasks"].startswith("list")
 
 
 def vectors(ws: Workspace, state: TableState) -> str:
@@ -154,20 +164,22 @@ def _in_pool_order(ws: Workspace, state: TableState, columns: dict[str, str]) ->
     """Score columns under their names in `samples`, one row per row of the pool, in its order."""
     parts, done = Parts(ws.score_folder(state.name)), {shard.name for shard in state.done}
     stored = {shown: column for column, shown in sample_columns(state.name, state.recipe).items()}
-    values = ", ".join(f'"{stored[name]}" AS "{name}"' for name in columns)
     nulls = ", ".join(f'NULL::{t} AS "{name}"' for name, t in columns.items())
+    with_subtasks = "subtasks" in {stored[name] for name in columns}
+
+    def kind(shard: Shard) -> tuple[bool, bool]:
+        is_done = shard.name in done
+        return is_done, is_done and with_subtasks and _has_pairs(parts, shard.name, state)
+
     selects: list[str] = []
-    pending: list[Location] = []
-    for shard in ws.shards():
-        if shard.name in done:
-            pending.append(parts.path(shard.name))
+    for (is_done, pairs), group in groupby(ws.shards(), kind):
+        shards = list(group)
+        if not is_done:
+            selects.append(f"SELECT {nulls} FROM range({sum(shard.rows for shard in shards)})")
             continue
-        if pending:
-            selects.append(f"SELECT {values} FROM {_files(pending)}")
-        pending = []
-        selects.append(f"SELECT {nulls} FROM range({shard.rows})")
-    if pending:
-        selects.append(f"SELECT {values} FROM {_files(pending)}")
+        sources = {name: _AS_MAP if pairs and stored[name] == "subtasks" else _quoted(stored[name]) for name in columns}
+        values = ", ".join(f"{source} AS {_quoted(name)}" for name, source in sources.items())
+        selects.append(f"SELECT {values} FROM {_files([parts.path(shard.name) for shard in shards])}")
     return " UNION ALL ".join(selects) or f"SELECT {nulls} FROM range(0)"
 
 

@@ -58,6 +58,13 @@ def test_a_weight_that_is_none_is_refused(value: Any) -> None:
         answer(weight=value)
 
 
+@pytest.mark.parametrize("role", [None, "", " ", 3])
+def test_a_turn_without_a_role_is_refused(role: Any) -> None:
+    for turn in ({"role": role, "content": "a"}, {"from": role, "value": "a"}):
+        with pytest.raises(Refused, match=r"messages\[1\] names no role"):
+            read({"messages": [USER, turn]})
+
+
 def test_a_turn_that_is_trained_in_part_is_refused() -> None:
     with pytest.raises(Refused, match="train_detail"):
         answer(train_detail=[{"begin_offset": 0, "end_offset": 1, "train": False}])
