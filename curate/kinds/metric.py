@@ -18,7 +18,8 @@ class Question:
 
     shots: the messages of the few-shot examples that precede it. messages: None for raw text. subtask: '' if there is
     none. options: the candidate answers, including the correct one; empty if none are known. meta: the other fields of
-    the input record.
+    the input record. template_kwargs: tools and the like, as in the pool; few-shot examples are shown none of their
+    own.
     """
 
     messages: list[dict[str, Any]] | None
@@ -27,6 +28,7 @@ class Question:
     subtask: str = ""
     options: tuple[str, ...] = ()
     meta: Mapping[str, Any] = field(default_factory=dict)
+    template_kwargs: str | None = None
 
     @property
     def answer(self) -> str:
@@ -41,9 +43,10 @@ class Question:
     def sample(self, answer: str | None = None) -> dict[str, Any]:
         """The question as a sample that a model can score, with the reference answer or the given one."""
         if self.messages is None:
-            return {"messages": None, "text": self.text}
+            return {"messages": None, "text": self.text, "template_kwargs": None}
         answers = [{"role": "assistant", "content": self.answer if answer is None else answer}]
-        return {"messages": [*self.prompt(), *(answers if self.answer or answer is not None else [])], "text": None}
+        messages = [*self.prompt(), *(answers if self.answer or answer is not None else [])]
+        return {"messages": messages, "text": None, "template_kwargs": self.template_kwargs}
 
 
 @dataclass(frozen=True)

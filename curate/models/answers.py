@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from curate.kinds.metric import Question
 from curate.kinds.passes import Columns, ForwardRequest, Pass
 from curate.kinds.signals import Logits
 from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
@@ -18,13 +19,13 @@ from curate.models.usage import Usage
 
 
 def generate_answers(
-    model: LanguageModel, prompts: Sequence[Sequence[dict[str, Any]]], max_new_tokens: int
+    model: LanguageModel, questions: Sequence[Question], max_new_tokens: int
 ) -> tuple[list[str], np.ndarray, Usage]:
-    """The model's greedy answers to N conversations: texts, errors ('' where there is none), and the cost."""
-    texts, error = [], np.full(len(prompts), "", object)
-    for i, prompt in enumerate(prompts):
+    """The model's greedy answers to N questions: texts, errors ('' where there is none), and the cost."""
+    texts, error = [], np.full(len(questions), "", object)
+    for i, question in enumerate(questions):
         try:
-            texts.append(rendered(model.tokenizer, prompt, model.choice.today))
+            texts.append(rendered(model.tokenizer, question.prompt(), model.choice.today, question.template_kwargs))
         except Unrenderable as why:
             texts.append("")
             error[i] = str(why)

@@ -30,6 +30,7 @@ _SHAPING_FILES = (  # fingerprinted together with the weights
     *("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"),
 )
 _TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")  # files with a chat template
+_NAMED_TEMPLATES = "additional_chat_templates/*.jinja"  # templates for tools and documents
 _GGUF_HEAD = 1 << 26  # bytes at the beginning of a GGUF file that have its tokenizer and template
 _LOADING = ("tokenizer", "chat_template", "allow_pickle", "allow_remote_code", "add_eos_token")
 _WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")  # files fetched from a hub repository
@@ -121,7 +122,8 @@ def prints_date(choice: ModelChoice) -> bool:
             return b"strftime_now" in file.read(_GGUF_HEAD)
     if (path / ADAPTER).exists() and not any((path / name).exists() for name in _TEMPLATES):
         return prints_date(replace(choice, name=base_of(path)))
-    files = [Path(choice.chat_template)] if choice.chat_template else [path / name for name in _TEMPLATES]
+    files = [*(path / name for name in _TEMPLATES), *path.glob(_NAMED_TEMPLATES)]
+    files = [Path(choice.chat_template)] if choice.chat_template else files
     return any(b"strftime_now" in file.read_bytes() for file in files if file.is_file())
 
 
@@ -183,6 +185,7 @@ def weights_fingerprint(choice: ModelChoice) -> str:
         files = b"".join(map(_digest_of, sorted(path.glob("adapter_model.*"))))
         return hashlib.sha256(base.encode() + settings.encode() + files).hexdigest()[:16]
     files = [path] if path.is_file() else [*weight_files(path, choice), *(path / n for n in _SHAPING_FILES)]
+    files += sorted(path.glob(_NAMED_TEMPLATES))
     files += [resolve(choice.tokenizer) / name for name in _TOKENIZER_FILES] if choice.tokenizer else []
     files += [Path(choice.chat_template)] if choice.chat_template else []
     digest = hashlib.sha256()

@@ -83,7 +83,7 @@ def _question(row: dict[str, Any], shots: tuple[dict[str, Any], ...], options: t
     meta = orjson.loads(row["meta"])
     listed_options = next((meta[name] for name in _OPTIONS if isinstance(meta.get(name), list)), None)
     options = tuple(map(str, listed_options)) if listed_options else options
-    return Question(row["messages"], row["text"], shots, row["subtask"], options, meta)
+    return Question(row["messages"], row["text"], shots, row["subtask"], options, meta, row["template_kwargs"])
 
 
 def _shots(examples: Sequence[dict[str, Any]], asked_row: dict[str, Any], count: int) -> tuple[dict[str, Any], ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from curate.models.tokens import encode
 from curate.store.input_formats import Reader
 from tests.models.test_real_templates import NAMES, plain_tokenizer, tokenizer_with
 
+MANY = int(os.environ.get("CURATE_FUZZED_ROWS", 20_000))
 CALL = {"type": "function", "function": {"name": "f", "arguments": {"a": 1}}}
 SHAPES: list[dict[str, Any]] = [
     {"messages": [{"role": "system", "content": "s"}, {"role": "user", "content": "q"},
@@ -67,7 +69,7 @@ def rows(n: int, seed: int) -> list[Any]:
     return [row | {"number": i} if isinstance(row, dict) else row for i, row in enumerate(made)]
 
 
-@pytest.mark.parametrize("n", [3_000, pytest.param(100_000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [3_000, pytest.param(MANY, marks=pytest.mark.slow)])
 def test_every_row_becomes_a_sample_or_a_reject_and_every_sample_is_rendered_or_refused(tmp_path: Path, n: int) -> None:
     given = rows(n, seed=n)
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, given)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import gzip
 import json
 import shutil
@@ -82,6 +83,23 @@ def test_options_are_a_field_of_the_input_or_the_subtask_s_answers(ready: Worksp
     assert first.options == ("a", "b") and second.options == ("b", "c")
 
 
+def test_a_question_s_tools_are_in_its_prompt(ready: Workspace, tmp_path: Path, lm: LanguageModel) -> None:
+    tool = {"type": "function", "function": {"name": "add", "description": "adds"}}
+    rows = [{"question": "one plus two?", "answer": "3", "tools": [tool]}]
+    curate.target(ready, "tools", write_jsonl(tmp_path / "t.jsonl", rows), split="test")
+    ((_, question),) = questions(ready, EvalSpec("tools", Choice()))
+    assert json.loads(question.template_kwargs or "") == {"tools": [tool]}
+    with_tools = copy.copy(lm)
+    with_tools.tokenizer = copy.deepcopy(lm.tokenizer)
+    with_tools.tokenizer.chat_template = "{{ tools[0].function.name if tools }}" + str(lm.tokenizer.chat_template)
+    (shown,) = encode(with_tools.tokenizer, [question.sample()], 512)
+    assert with_tools.tokenizer.decode(shown.ids).lstrip().startswith("add")
+    prompt = rendered(with_tools.tokenizer, question.prompt(), template_kwargs=question.template_kwargs)
+    tokens = len(with_tools.tokenizer(prompt, add_special_tokens=False)["input_ids"])
+    _, error, usage = generate_answers(with_tools, [question], 1)
+    assert not error.any() and usage.tokens in (tokens, tokens + 1)
+
+
 # --- metrics against what is slow and obvious ------------------------------------------------------------
 
 
@@ -125,7 +143,7 @@ def test_what_is_said_is_greedy_whatever_is_asked_beside(lm: LanguageModel) -> N
         for who, n in (("Pavo", 2), ("Mira", 12))
     ]
     prompts.append(said("Say in Velic: big tree", "")[:1])
-    together, error, usage = generate_answers(lm, prompts, 20)
+    together, error, usage = generate_answers(lm, [Question(prompt) for prompt in prompts], 20)
     assert error.tolist() == ["", "", ""] and usage.tokens > 0
     for prompt, text in zip(prompts, together, strict=True):
         ids = lm.tokenizer(rendered(lm.tokenizer, prompt), add_special_tokens=False)["input_ids"]
@@ -139,7 +157,7 @@ def test_what_is_said_is_greedy_whatever_is_asked_beside(lm: LanguageModel) -> N
     assert together[0].startswith("3 + 2 = 5")
     whole = [c + d for c, d in zip(["a"], continuations(lm, ["a"], 3)[0], strict=True)]
     assert whole[0].startswith("a")
-    assert "leaves no room" in generate_answers(lm, [said("x " * 400, "")[:1]], 200)[1][0]
+    assert "leaves no room" in generate_answers(lm, [Question(said("x " * 400, "")[:1])], 200)[1][0]
 
 
 @pytest.mark.parametrize(

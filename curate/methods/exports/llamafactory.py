@@ -117,6 +117,7 @@ def _as_called(message: dict[str, Any], sample_id: str) -> dict[str, Any]:
 
 def _call(call: Any, sample_id: str) -> dict[str, Any]:
     function = call.get("function", call) if isinstance(call, dict) else {}
+    function = function if isinstance(function, dict) else {}
     name, given = function.get("name"), function.get("arguments", {})
     if isinstance(given, str):
         with suppress(ValueError):

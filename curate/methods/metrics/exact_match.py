@@ -39,9 +39,7 @@ class ExactMatch(Metric):
         require(f"exact_match.max_new_tokens={self.max_new_tokens}", self.max_new_tokens > 0, "above 0")
 
     def evaluate(self, model: Any, questions: Sequence[Question]) -> EvalResult:
-        answers, error, usage = generate_answers(
-            model, [question.prompt() for question in questions], self.max_new_tokens
-        )
+        answers, error, usage = generate_answers(model, questions, self.max_new_tokens)
         right = [self.final(question.answer) for question in questions]
         for i, final in enumerate(right):
             if not (error[i] or final):

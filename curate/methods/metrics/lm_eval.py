@@ -78,7 +78,7 @@ class LmEval(Metric):
             error[place] = "has no options, or its answer is none of them"
         else:
             try:
-                prompt = rendered(model.tokenizer, question.prompt(), model.choice.today)
+                prompt = rendered(model.tokenizer, question.prompt(), model.choice.today, question.template_kwargs)
                 return {"place": place, "prompt": prompt, "answer": question.answer, "options": options}
             except Unrenderable as why:
                 error[place] = str(why)

@@ -53,7 +53,7 @@ class PassAt1(Metric):
     def evaluate(self, model: Any, questions: Sequence[Question]) -> EvalResult:
         heads = [next((m["content"] for m in q.messages or [] if m["role"] == "user"), "") for q in questions]
         if self.style == "chat":
-            answers, error, usage = generate_answers(model, [q.prompt() for q in questions], self.max_new_tokens)
+            answers, error, usage = generate_answers(model, questions, self.max_new_tokens)
         else:
             answers, error, usage = continuations(model, heads, self.max_new_tokens)
         for i, question in enumerate(questions):

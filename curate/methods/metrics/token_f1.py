@@ -39,9 +39,7 @@ class TokenF1(Metric):
         require(f"token_f1.max_new_tokens={self.max_new_tokens}", self.max_new_tokens > 0, "above 0")
 
     def evaluate(self, model: Any, questions: Sequence[Question]) -> EvalResult:
-        answers, error, usage = generate_answers(
-            model, [question.prompt() for question in questions], self.max_new_tokens
-        )
+        answers, error, usage = generate_answers(model, questions, self.max_new_tokens)
         for i, question in enumerate(questions):
             if not error[i] and not question.answer:
                 error[i] = "has no answer"
