@@ -125,14 +125,15 @@ def typed(chat: list[dict[str, Any]], row: Row) -> list[dict[str, Any]]:
 
 
 def typed_tools(row: Row) -> dict[str, Any]:
-    """The column `tools` for trainers that want a list; {} if no row has tools.
+    """The column `tools`; {} if no row has tools.
 
-    So that `datasets` takes any JSON in it (see `typed`), the first row of a file has a list, and the second a text.
+    So that `datasets` takes any JSON in it (see `typed`), and gives lists to the trainer, the first row of a file has a
+    list and the second a text. So have the others: of a list it would round the fractions to ten decimals.
     """
     if "tools" not in row.some:
         return {}
     tools = row.kwargs().get("tools")
-    return {"tools": exact_json.dumps(tools) if row.place == 1 else tools}
+    return {"tools": exact_json.dumps(tools) if row.place == 1 or row.place and tools else tools}
 
 
 def part_file(name: str, label: str) -> str:

@@ -59,7 +59,7 @@ class Ingested(Result):
 
 def ingest(
     ws: Workspace,
-    paths: Sequence[str],
+    paths: Sequence[str] | str,
     *,
     source: str | None = None,
     fmt: str = "auto",
@@ -82,6 +82,7 @@ def ingest(
     Raises CurateError, before anything is stored, if a path does not exist, is not a data file, or has only records of
     unknown format.
     """
+    paths = [paths] if isinstance(paths, str) else paths
     reader = Reader(fmt, mapping or {}, frozenset(turn_keys), choice_answer)
     given = [find_inputs(path, split) for path in paths]
     inputs = [file_input for found in given for file_input in found.inputs]

@@ -106,11 +106,12 @@ def varied(ws: Workspace, tmp_path: Path) -> Workspace:
 
 def test_every_turn_role_and_tool_call_reaches_the_files(varied: Workspace) -> None:
     first, second = curate.preview(varied, "best", Trl(), 2)
-    assert first == {"messages": [*LONG[:-1], {**LONG[-1], "weight": 1}], "tools": "null"}
-    assert second == {"messages": CALL, "tools": json.dumps(TOOLS, separators=(",", ":"))}
-    first, second = curate.preview(varied, "best", Trl(style="prompt_completion"), 2)
+    assert first == {"messages": [*CALL[:-1], {**CALL[-1], "weight": 1}], "tools": TOOLS}
+    assert second == {"messages": LONG, "tools": "null"}
+    second, first = curate.preview(varied, "best", Trl(style="prompt_completion"), 2)
     assert [chat(first[key]) for key in ("prompt", "completion")] == [LONG[:-1], LONG[-1:]]
-    assert (second["prompt"], second["completion"]) == (CALL[:-1], CALL[-1:]) and json.loads(second["tools"]) == TOOLS
+    assert [chat(second[key]) for key in ("prompt", "completion")] == [chat(CALL[:-1]), chat(CALL[-1:])]
+    assert second["prompt"][1]["tool_calls"] == CALL[1]["tool_calls"] and second["tools"] == TOOLS
     first, second = curate.preview(varied, "best", Jsonl(), 2)
     assert first["messages"] == LONG and second["messages"] == CALL and second["tools"] == TOOLS
     assert sorted([first["rank"], second["rank"]]) == [0, 1]

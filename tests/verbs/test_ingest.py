@@ -211,3 +211,8 @@ def test_memory_is_bounded_by_the_shard_not_by_the_file(tmp_path: Path, name: st
     assert done.returncode == 0, done.stderr
     assert int(done.stdout) < 700  # MiB
     assert curate.open_workspace(tmp_path / "ws").n_rows() == 300_000
+
+
+def test_one_path_may_be_given_alone(ws: Workspace, tmp_path: Path) -> None:
+    """A text is a sequence of letters, and `/` would be the first path."""
+    assert curate.ingest(ws, write_jsonl(tmp_path / "a.jsonl", qa(3))).added == 3

@@ -18,9 +18,10 @@ class Axolotl(Export):
     Format: `NAME.jsonl` (chat, {"messages", "tools"}, read as `type: chat_template`) and `NAME_text.jsonl` (raw text,
     `type: completion`), each only if there is such a sample; `NAME.axolotl.yaml` has the key `datasets` with both, by
     absolute paths: copy it into your configuration, and adjust the paths if you move the folder. `tools` is there if a
-    sample of the export has some; the first row of the file then is one with tools, and the second has them as a text,
-    without which `datasets` would refuse rows with other tools behind the first 10 MB. A turn of weight 0 has `train`
-    false, as has every other turn of the assistant's `train` true, if there is one in the sample.
+    sample of the export has some; the first row of the file then is one with tools, as a list; the others have them as
+    JSON text, which `datasets` decodes, and without which it would refuse rows with other tools behind the first 10 MB.
+    A turn of weight 0 has `train` false, as has every other turn of the assistant's `train` true, if there is one in
+    the sample.
 
     Cost: two reads of the selected shards.
 

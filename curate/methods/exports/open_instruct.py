@@ -17,8 +17,8 @@ class OpenInstruct(Export):
     Format: `NAME.jsonl`, or for every part `NAME_LABEL.jsonl`, one {"messages": [{"role", "content"}]} a line;
     `NAME.args` has the arguments `--dataset_mixer_list FILE ROWS …`, whole numbers of rows (more than a file has
     repeats it), and `--dataset_mixer_list_splits train`. A column `tools` is there if a sample of the export has some;
-    the first row of a file then is one with tools, and the second has them as a text, without which `datasets` would
-    refuse rows with other tools behind the first 10 MB.
+    the first row of a file then is one with tools, as a list; the others have them as JSON text, which `datasets`
+    decodes, and without which it would refuse rows with other tools behind the first 10 MB.
 
     Cost: two reads of the selected shards.
 

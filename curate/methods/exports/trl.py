@@ -5,9 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-from curate import exact_json
 from curate.errors import CurateError
-from curate.kinds.export import Export, Row, typed
+from curate.kinds.export import Export, Row, typed, typed_tools
 
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
@@ -19,9 +18,10 @@ class Trl(Export):
     Format: `NAME.jsonl`, one object a line, of one shape throughout: {"messages": [{"role", "content"}]} for chat
     (with `style=prompt_completion` {"prompt": [...], "completion": [the last answer]}, for which TRL computes the loss
     on the completion only), {"text"} for raw text. There is no other column, so that TRL detects the shape, except
-    `tools` (JSON text, 'null' for samples without) and `chat_template_kwargs` if a sample of the export has some. Where
-    messages have other keys than role and content, one of the first row has `weight` 1, without which `datasets` would
-    refuse rows with other keys behind the first 10 MB.
+    `tools` and `chat_template_kwargs` if a sample of the export has some. The first row then is one with tools, as a
+    list; the others have them as JSON text, which `datasets` decodes. Where messages have other keys than role and
+    content, one of the first row has `weight` 1. Without both `datasets` would refuse rows with other tools or keys
+    behind the first 10 MB.
 
     Cost: two reads of the selected shards.
 
@@ -41,6 +41,7 @@ class Trl(Export):
     """
 
     uniform: ClassVar[bool] = True
+    leads_with_tools: ClassVar[bool] = True
 
     style: Literal["messages", "prompt_completion"] = "messages"
     """Shape of chat samples: whole conversations, or the last answer separate from what comes before it."""
@@ -56,7 +57,7 @@ class Trl(Export):
                 raise CurateError(f"sample {row.id} has the role '{message['role']}', none of {', '.join(_ROLES)}.")
         row.refuse_kwargs(("tools", "chat_template_kwargs"), "TRL")
         kwargs = row.kwargs()
-        columns = {"tools": exact_json.dumps(kwargs.get("tools"))} if "tools" in row.some else {}
+        columns = typed_tools(row)
         if "chat_template_kwargs" in row.some:
             columns["chat_template_kwargs"] = kwargs.get("chat_template_kwargs", {})
         if self.style == "messages":
