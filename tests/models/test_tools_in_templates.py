@@ -176,6 +176,33 @@ def test_a_weight_multiplies_the_losses_of_its_turn_in_scores_and_gradients() ->
     assert np.allclose(both * count[2], 0.5 * own * count[0] + other * count[1], rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.skipif(not NAMES, reason="trl with its chat templates is not installed (pip install trl)")
+@pytest.mark.parametrize("tools", [None, TOOLS])
+def test_nll_is_that_of_every_answer_in_the_one_whole_rendering(tools: str | None) -> None:
+    """Qwen3's template drops the thought of an earlier turn; each answer is scored by a loop, in float64."""
+    lm = LanguageModel(ModelChoice("tiny", dtype="float64"))
+    lm.tokenizer = tokenizer_with("qwen3")
+    lm.model.resize_token_embeddings(len(lm.tokenizer))
+    chat = [user("Is it warm?"), says("Yes.", reasoning_content="30 degrees."), user("Sure?"), says("I am.")]
+    sample = {"messages": chat, "text": None, "template_kwargs": tools}
+    columns, _ = score_samples({"base": lm}, [sample], {"nll": Nll().passes(None)[0]})
+    given = [{**m, **json.loads(m.pop("extra", None) or "{}")} for m in map(dict, chat)]
+    text = lm.tokenizer.apply_chat_template(given, tools=json.loads(tools)["tools"] if tools else None, tokenize=False)
+    assert "30 degrees" not in text and ("Tells the weather." in text) == bool(tools)
+    whole = lm.tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    losses, after = [], 0
+    for answer in ("Yes.<|im_end|>", "<think>\n\n</think>\n\nI am.<|im_end|>"):
+        start = text.index(answer, after)
+        after = start + len(answer)
+        for i, (_, end) in enumerate(whole["offset_mapping"]):
+            if start < end <= after:
+                with torch.no_grad():
+                    logits = lm.model(input_ids=torch.tensor([whole["input_ids"][:i]])).logits[0, -1]
+                losses.append(-float(torch.log_softmax(logits, -1)[whole["input_ids"][i]]))
+    assert columns["nll"]["tokens"][0] == len(losses)
+    assert float(columns["nll"]["nll"][0]) == pytest.approx(np.mean(losses), rel=1e-6)
+
+
 def test_a_training_multiplies_the_losses_too(tmp_path: Path) -> None:
     steps = {}
     for weight in (1, 0.5):
