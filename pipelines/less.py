@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from presets import FEW, PRESETS, SAMPLE, SKILLS, Preset  # pyright: ignore[reportMissingImports]
+from presets import FEW, PRESETS, SAMPLE, SKILLS, WHOLE, Preset  # pyright: ignore[reportMissingImports]
 from scipy.stats import mannwhitneyu
 
 import curate
@@ -133,7 +133,7 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    presets = PRESETS | {"few": FEW}
+    presets = PRESETS | {"smoke": WHOLE, "few": FEW}
     parser.add_argument("preset", choices=presets)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("less"))
     parser.add_argument("--model", help="another model than the preset's: a folder, a .gguf file, a hub id")

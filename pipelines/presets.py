@@ -1,6 +1,6 @@
 """The experiments that pipelines share: which data, which model, how much of everything. A preset fixes all of it.
 
-smoke   two minutes, for continuous integration: that it runs
+smoke   for continuous integration, on a third of the corpus: that it runs
 cpu     half an hour on two cores, three seeds: that it means something
 gpu     real data with SmolLM2-135M (the folder that CURATE_SHARED names, or ../shared)
 """
@@ -75,6 +75,16 @@ class Preset:
 def sample(ws: Workspace) -> None:
     """The sample corpus: six skills in four domains; 10 % of its answers are corrupt, 5 % is off topic."""
     curate.ingest(ws, sorted(str(path) for path in (SAMPLE / "pool").iterdir()))
+    skills(ws)
+
+
+def third(ws: Workspace) -> None:
+    """Every third sample of the corpus, where only that a pipeline runs is looked at."""
+    with tempfile.TemporaryDirectory() as folder:
+        for path in sorted((SAMPLE / "pool").iterdir()):
+            lines = path.read_text(encoding="utf-8").split("\n")[::3]
+            (Path(folder) / path.name).write_text("\n".join(lines), encoding="utf-8")
+        curate.ingest(ws, sorted(str(path) for path in Path(folder).iterdir()))
     skills(ws)
 
 
@@ -185,8 +195,8 @@ WITHIN_REAL = TrainSettings(
 
 PRESETS = {
     "smoke": Preset(
-        *(sample, tiny, (("facts", "translation"),), (0.05,), 2, SHORT, BRIEF, HURRIED, OTHERS),
-        questions=20,
+        *(third, tiny, (("facts", "translation"),), (0.05,), 2, SHORT, BRIEF, HURRIED, OTHERS),
+        questions=8,
         steps=4,
         online=replace(WITHIN, steps=4, eval_every=2),
         drawn=100,
@@ -216,6 +226,7 @@ PRESETS = {
     ),
 }
 
-# For less.py alone: few real samples and a real model, for a CPU.
+# For less.py alone: the whole corpus, so that its choice can be judged; and few real samples with a real model.
+WHOLE = replace(PRESETS["smoke"], data=sample)
 HASTY = Less(warmup=0.25, epochs=1, batch_size=16, micro_batch_size=4, lr=2e-4, keep_subtasks=True)
 FEW = Preset(few, short, (("gsm8k", "bbh"),), (0.05,), 1, FINE, HASTY, DUAL_REAL, context=512)

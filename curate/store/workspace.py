@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from functools import cached_property
+from functools import cache
 from importlib.metadata import version
 from typing import Any
 
@@ -42,6 +42,16 @@ class Shard:
     n_chars: int
     sha256: str
     columns: frozenset[str]
+
+
+@cache
+def _sql_words() -> frozenset[str]:
+    """The words that name nothing in SQL unless they are quoted."""
+    import duckdb
+
+    query = "select keyword_name from duckdb_keywords() where keyword_category <> 'unreserved'"
+    with duckdb.connect() as connection:
+        return frozenset(row[0] for row in connection.execute(query).fetchall())
 
 
 def pool_fingerprint(shards: Iterable[Shard]) -> str:
@@ -170,7 +180,7 @@ class Workspace:
                 f"the {kind} name '{name}' must match [a-z][a-z0-9_]* (small letters, digits, underscores); "
                 f"'{suggest_name(name)}' would do."
             )
-        if name in self._sql_words:
+        if name in _sql_words():
             raise CurateError(f"the {kind} name '{name}' is a word of SQL; '{name}_{kind}' would do.")
         existing_kind = self.names().get(name, kind)
         if existing_kind != kind:
@@ -178,14 +188,6 @@ class Workspace:
             raise CurateError(
                 f"the {kind} name '{name}' is taken: it is {_a(existing_kind)}; choose another with {option}."
             )
-
-    @cached_property
-    def _sql_words(self) -> frozenset[str]:
-        import duckdb
-
-        query = "select keyword_name from duckdb_keywords() where keyword_category <> 'unreserved'"
-        with duckdb.connect() as connection:
-            return frozenset(row[0] for row in connection.execute(query).fetchall())
 
     def require_pool(self) -> list[Shard]:
         """The shards that have rows. Raises CurateError if the pool is empty."""

@@ -59,8 +59,8 @@ def test_offline_against_online_ends_in_a_page_a_picture_and_its_reading(tmp_pat
     assert "facts_bm25_5_null (control of facts_bm25_5)" in page
     assert "facts_adapt_null (control of facts_adapt)" in page
     assert (tmp_path / "side/facts.png").read_bytes()[:4] == b"\x89PNG"
-    assert "facts loss [limit=20] (in domain, lower is better)" in done.stdout
-    assert "translation loss [limit=20] (out of domain, lower is better)" in done.stdout
+    assert "facts loss [limit=8] (in domain, lower is better)" in done.stdout
+    assert "translation loss [limit=8] (out of domain, lower is better)" in done.stdout
 
 
 def test_less_runs_from_its_warm_up_to_an_export(tmp_path: Path) -> None:
