@@ -15,7 +15,11 @@ _U64 = np.uint64
 
 
 def content_id(
-    messages: Sequence[Mapping[str, Any]] | None, text: str | None, template_kwargs: str | None = None
+    messages: Sequence[Mapping[str, Any]] | None,
+    text: str | None,
+    template_kwargs: str | None = None,
+    rejected: Sequence[Mapping[str, Any]] | None = None,
+    label: bool | None = None,
 ) -> str:
     """The id of a sample: 16 hex digits, the same on every machine, from any file, in any order.
 
@@ -28,8 +32,10 @@ def content_id(
 
     where a message with `extra` has it as a third key, a string: the canonical JSON of its further keys, whatever order
     they are stored in; integers of more than 64 bits are written out. template_kwargs (JSON text) is hashed likewise;
-    this third form is what version 2 of the rule has beyond version 1. Contents are hashed as they are:
-    no trimming, no Unicode normalisation. Roles are the normalised ones (system, user, assistant, tool).
+    this third form is what version 2 of the rule has beyond version 1. Version 3 adds two keys to samples that have
+    them: "rejected", the messages of a preference pair's other conversation, and "label", true or false, whether the
+    last answer is wanted. Contents are hashed as they are: no trimming, no Unicode normalisation. Roles are the
+    normalised ones (system, user, assistant, tool).
     Source, meta and copies are not hashed. Test vectors: tests/golden/content_ids.json.
 
     Raises TypeError if a string cannot be encoded as UTF-8 (a lone surrogate).
@@ -40,6 +46,10 @@ def content_id(
         canonical = {"messages": [_canonical(message) for message in messages]}
         if template_kwargs is not None:
             canonical["template_kwargs"] = exact_json.canonical(template_kwargs)
+    if rejected is not None:
+        canonical["rejected"] = [_canonical(message) for message in rejected]
+    if label is not None:
+        canonical["label"] = label
     return hashlib.sha256(orjson.dumps(canonical, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 

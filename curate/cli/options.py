@@ -39,7 +39,7 @@ map_option = click.option(
     multiple=True,
     metavar="OURS=THEIRS,…",
     help="Map our field names to yours, as in prompt=question,completion=answer. OURS: prompt, completion, system, "
-    "messages, text, instruction, input, output, history, source, subtask, split.",
+    "messages, text, instruction, input, output, history, chosen, rejected, label, source, subtask, split.",
 )
 turn_key_option = click.option(
     "--turn-key",
@@ -61,7 +61,8 @@ format_option = click.option(
     "fmt",
     default="auto",
     metavar="FORMAT",
-    help="Record format: auto (per record), messages, sharegpt, prompt-completion, alpaca, question-answer or text.",
+    help="Record format: auto (per record), preference, messages, sharegpt, prompt-completion, alpaca, question-answer "
+    "or text.",
 )
 set_option = click.option(
     "--set",

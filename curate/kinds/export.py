@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from curate import exact_json
 from curate.errors import CurateError
 from curate.kinds.method import Method
+from curate.preferences import asked_length, prompt_length
 
 if TYPE_CHECKING:  # a machine that only runs models has no Arrow, polars or torch to be imported here
     import pyarrow as pa
@@ -39,6 +40,8 @@ class Row:
     rank: int = 0
     part: str = ""
     template_kwargs: str | None = None
+    rejected: list[dict[str, Any]] | None = None
+    label: bool | None = None
     some: frozenset[str] = frozenset()
     place: int = 0
 
@@ -52,14 +55,34 @@ class Row:
     def chat(self) -> list[dict[str, Any]]:
         """The messages as trainers know them: role, content and the keys kept in `extra`, except their weights; [] for
         raw text."""
-        return [{k: v for k, v in message.items() if k != "weight"} for message in self.weighted_chat()]
+        return without_weights(self.weighted_chat())
+
+    def pair(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]], list[dict[str, Any]]] | None:
+        """The prompt of a preference pair, and its chosen and its rejected answer, as `weighted_chat`; None if it is no
+        pair."""
+        if self.messages is None or self.rejected is None:
+            return None
+        n = prompt_length(self.messages, self.rejected)
+        chosen = self.weighted_chat()
+        return chosen[:n], chosen[n:], _with_weights(self.rejected)[n:]
+
+    def labelled(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]] | None:
+        """The prompt of a sample with a label, and its answer, as `weighted_chat`; None if it has no label."""
+        if self.messages is None or self.label is None:
+            return None
+        n = asked_length(self.messages)
+        return self.weighted_chat()[:n], self.weighted_chat()[n:]
+
+    @property
+    def kind(self) -> str:
+        """What it is for a trainer: text, chat, pair, or labelled."""
+        if self.messages is None:
+            return "text"
+        return "pair" if self.rejected is not None else "labelled" if self.label is not None else "chat"
 
     def weighted_chat(self) -> list[dict[str, Any]]:
         """The messages, each with its `weight` in the loss where that is not 1, as OpenAI's format has it."""
-        return [
-            {"role": m["role"], "content": m["content"], **(exact_json.loads(m["extra"]) if m["extra"] else {})}
-            for m in self.messages or []
-        ]
+        return _with_weights(self.messages or [])
 
     def weights(self) -> list[float]:
         """The weights of the assistant's turns in the loss."""
@@ -79,6 +102,12 @@ class Row:
                 f"sample {self.id} has {' and '.join(others)}, which {trainer} gives to no chat template."
             )
 
+    def refuse_preferences(self, trainer: str, remedy: str = "export such samples to trl or llamafactory") -> None:
+        """Raises CurateError for preference data, whose answers are not all to be learnt."""
+        if self.kind in ("pair", "labelled"):
+            has = "a rejected answer" if self.kind == "pair" else "a label that says whether its answer is wanted"
+            raise CurateError(f"sample {self.id} has {has}, which {trainer} cannot hold; {remedy}.")
+
     def refuse_weights(self, trainer: str) -> None:
         """Raises CurateError if turns have weights of their own."""
         if any(weight != 1 for weight in self.weights()):
@@ -86,6 +115,18 @@ class Row:
             raise CurateError(
                 f"sample {self.id} has assistant's turns of weight {shown}, and {trainer} learns them all."
             )
+
+
+def without_weights(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The messages without their weights in the loss."""
+    return [{k: v for k, v in message.items() if k != "weight"} for message in chat]
+
+
+def _with_weights(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    return [
+        {"role": m["role"], "content": m["content"], **(exact_json.loads(m["extra"]) if m["extra"] else {})}
+        for m in messages
+    ]
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ class Score(Method):
     unit_bytes: characters of text per committed unit. models: the roles of the models it needs; a --model without a
     role is the first. usual_models: role -> the default model. checkpoints: which checkpoints of a training it uses:
     none, the last, or each; 'each' requires at least one. scores_warmup: whether the samples of its own warm-up are
-    scored too. same_models: role -> the role whose model it shares by default.
+    scored too. same_models: role -> the role whose model it shares by default. of_pairs: whether only preference pairs
+    have a score; others are NULL with the reason.
     """
 
     scope: ClassVar[Literal["row", "pool"]]
@@ -56,6 +57,7 @@ class Score(Method):
     same_models: ClassVar[Mapping[str, str]] = {}
     checkpoints: ClassVar[Literal["none", "last", "each"]] = "none"
     scores_warmup: ClassVar[bool] = True
+    of_pairs: ClassVar[bool] = False
     columns: ClassVar[Mapping[str, str]] = {}
     unit_bytes: ClassVar[int] = 16 << 20
 

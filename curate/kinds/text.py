@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from curate.hashing import content_id, ids_as_integers
 from curate.kinds.words import WORDS, Words, split_words
+from curate.preferences import prompt_length
 
 _MESSAGE = pa.struct([("role", pa.string()), ("content", pa.string()), ("extra", pa.string())])  # as in POOL
 
@@ -25,6 +26,8 @@ class Text:
             ("messages", pa.list_(_MESSAGE)),
             ("text", pa.string()),
             ("template_kwargs", pa.string()),
+            ("rejected", pa.list_(_MESSAGE)),
+            ("label", pa.bool_()),
         ]
     )
 
@@ -34,16 +37,15 @@ class Text:
         self._words: dict[tuple[str, bool, bool], Words] = {}
 
     @classmethod
-    def of(cls, samples: Sequence[str | Sequence[Mapping[str, str]]]) -> Text:
-        """A batch from in-memory samples: each a text, or a list of messages with role and content."""
-        rows = [
-            {
-                "id": content_id(None, sample) if isinstance(sample, str) else content_id(sample, None),
-                "messages": None if isinstance(sample, str) else list(sample),
-                "text": sample if isinstance(sample, str) else None,
-            }
-            for sample in samples
-        ]
+    def of(cls, samples: Sequence[Any]) -> Text:
+        """A batch from in-memory samples: each a text, a list of messages with role and content, or a mapping of a
+        sample's columns."""
+        rows = []
+        for sample in samples:
+            if not isinstance(sample, Mapping):
+                sample = {"text": sample} if isinstance(sample, str) else {"messages": list(sample)}
+            content: dict[str, Any] = {name: sample.get(name) for name in cls.schema.names if name != "id"}
+            rows.append({"id": content_id(**content), **content})
         return cls(pa.Table.from_pylist(rows, schema=cls.schema))
 
     def __len__(self) -> int:
@@ -57,6 +59,16 @@ class Text:
     def samples(self) -> list[dict[str, Any]]:
         """The samples as a model takes them: messages, text and template_kwargs, B of them."""
         return self.frame.drop("id").to_dicts()
+
+    @cached_property
+    def asked(self) -> Text:
+        """The same batch, of preference pairs only their prompt: what tells whether two of them repeat each other."""
+        if not self.frame["rejected"].is_not_null().any():
+            return self
+        conversations = zip(self.frame["messages"].to_list(), self.frame["rejected"].to_list(), strict=True)
+        prompts = [a if a is None or b is None else a[: prompt_length(a, b)] for a, b in conversations]
+        messages = pl.Series("messages", prompts, self.frame.schema["messages"])
+        return Text(self.frame.with_columns(messages).to_arrow())
 
     @cached_property
     def whole(self) -> pl.Series:

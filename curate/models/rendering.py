@@ -70,12 +70,16 @@ class Template:
     today: date = DATE
     kwargs: Kwargs = field(default_factory=dict)
 
-    def render(self, messages: Sequence[Mapping[str, Any]], template_kwargs: str | None = None) -> Rendered:
-        """The whole chat, and where the assistant's turns are; template_kwargs: as the sample has them. Raises
-        Unrenderable."""
+    def render(
+        self, messages: Sequence[Mapping[str, Any]], template_kwargs: str | None = None, start: int = 0
+    ) -> Rendered:
+        """The whole chat, and where the assistant's turns are; template_kwargs: as the sample has them; start: the
+        message from which on turns are learnt. Raises Unrenderable."""
         template = self._with(template_kwargs)
         weights = {
-            i: chat_inputs.loss_weight(message) for i, message in enumerate(messages) if message["role"] == "assistant"
+            i: chat_inputs.loss_weight(message) if i >= start else 0.0
+            for i, message in enumerate(messages)
+            if message["role"] == "assistant"
         }
         rendered = template._located(template._taken(messages), weights)
         hidden = not template._shows_kwargs or (_has_calls(messages) and not template._shows_calls)

@@ -13,6 +13,7 @@ from typing import Any, TypeAlias
 import numpy as np
 
 from curate.models.rendering import DATE, Rendered, Span, Template, Unrenderable
+from curate.preferences import prompt_length
 
 # A sample: {"messages": [{"role", "content", "extra"}], "text": None, "template_kwargs": JSON text or None}, or
 # {"messages": None, "text": "…"}.
@@ -53,12 +54,17 @@ def encode(
     last = view == "last"
     if view == "text":
         return _plain(tokenizer, [_contents(sample) for sample in samples], context, too_long)
+    if view in ("chosen", "rejected"):
+        halves = [_half(sample, view) for sample in samples]
+        encoded = encode(tokenizer, [half or _NOTHING for half in halves], context, too_long, "whole", today)
+        no_pair = Encoded(error="has no rejected answer: it is no preference pair")
+        return [item if half else no_pair for item, half in zip(encoded, halves, strict=True)]
     encoded, template = [Encoded() for _ in samples], Template(tokenizer, today)
     chats: dict[int, Rendered] = {}
     for i, sample in enumerate(samples):
         if sample["messages"] is not None:
             try:
-                chat = template.render(sample["messages"], sample.get("template_kwargs"))
+                chat = template.render(sample["messages"], sample.get("template_kwargs"), sample.get("start", 0))
                 chats[i] = replace(chat, spans=chat.spans[-1:], weights=chat.weights[-1:]) if last else chat
                 encoded[i].partial = chat.partial
             except Unrenderable as error:
@@ -73,6 +79,18 @@ def encode(
     return (
         [_answer(item, s, tokenizer) for item, s in zip(encoded, samples, strict=True)] if view == "answer" else encoded
     )
+
+
+_NOTHING: Sample = {"messages": None, "text": ""}
+
+
+def _half(sample: Sample, view: str) -> Sample | None:
+    """One conversation of a preference pair, learnt behind the prompt (`start`); None if the sample is no pair."""
+    chosen, rejected = sample["messages"], sample.get("rejected")
+    if chosen is None or rejected is None:
+        return None
+    shown = chosen if view == "chosen" else rejected
+    return {**sample, "messages": shown, "start": prompt_length(chosen, rejected)}
 
 
 def weights_of(encoded: Sequence[Encoded]) -> np.ndarray | None:

@@ -9,10 +9,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curate.errors import CurateError
+from curate.preferences import PLAIN
 from curate.runs.samples import TrainingRows
 from curate.store.input_formats import Reader, Refused
 from curate.store.schema import CONTENT
 from curate.store.workspace import Workspace
+from curate.tables import sql
 from curate.tables.lookup import samples_at
 from curate.training.settings import TrainSettings
 
@@ -33,6 +35,9 @@ def encoded_one_by_one(records: Iterable[Any], settings: TrainSettings, lm: Lang
         except Refused as refused:
             yield Encoded(error=str(refused))
             continue
+        if sample.rejected is not None or sample.label is not None:
+            yield Encoded(error="is preference data (a rejected answer, or a label), which no answer is learnt from")
+            continue
         stored = {column: getattr(sample, column) for column in CONTENT}
         yield _cut(_encoded([stored], settings, lm)[0], settings, lm)
 
@@ -43,6 +48,7 @@ def documents_of(ws: Workspace, rows: TrainingRows, settings: TrainSettings, lm:
 
     if rows.kept:
         return rows.kept["documents"]
+    _refuse_preferences(ws, rows)
     documents: list[list[Encoded]] = [[] for _ in rows.row]
     for positions, table in samples_at(ws, rows.row, rows.id, CONTENT):
         samples = table.select(CONTENT).to_pylist()
@@ -54,6 +60,18 @@ def documents_of(ws: Workspace, rows: TrainingRows, settings: TrainSettings, lm:
     if rows.kept is not None:
         rows.kept["documents"] = documents
     return documents
+
+
+def _refuse_preferences(ws: Workspace, rows: TrainingRows) -> None:
+    """Raises CurateError if some of the samples are preference data: learning their answers would also learn those that
+    are not wanted."""
+    found = sql.fetch(ws, f"SELECT row FROM pool WHERE NOT ({PLAIN})")["row"].to_numpy()
+    if count := int(np.isin(rows.row, found).sum()):
+        raise CurateError(
+            f"{count:,} of the {len(rows.row):,} samples to train on are preference data (a rejected answer, or a "
+            f'label), which this trainer does not learn from; select without them, by --where "{PLAIN}", or export '
+            "them to a trainer of preferences."
+        )
 
 
 def _encoded(samples: Sequence[Sample], settings: TrainSettings, lm: LanguageModel) -> list[Encoded]:

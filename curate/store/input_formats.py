@@ -3,6 +3,7 @@
 The format is detected for each record from its field names, so a file may mix formats. The first match wins, in this
 order:
 
+    preference          {"chosen", "rejected"} and {"prompt"}, or another format's question, or two conversations  TRL
     messages            {"messages": [{"role", "content"}, …]}                         OpenAI, TRL
     sharegpt            {"conversations": [{"from", "value"}, …]}                      ShareGPT
     prompt-completion   {"prompt", "completion" or "response"}, texts or message lists  TRL, P3
@@ -12,9 +13,8 @@ order:
                         "choices" and the number or letter of the right one
     text                {"text"}                                                       raw text
 
-A "system" field beside any chat shape becomes the first message. All other fields go to `meta`. Rows of preference data
-(chosen and rejected answers, or a label that says whether an answer is wanted) are refused: as they stand, the answers
-that are not wanted would be learnt.
+A "system" field beside any chat shape becomes the first message. A boolean "label" (or "kto_tag") beside one says
+whether its last answer is wanted, as KTO has it. All other fields go to `meta`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from typing import Any, Literal
 from curate import exact_json
 from curate.errors import CurateError, nearest
 from curate.hashing import content_id
+from curate.preferences import prompt_length
 from curate.store import question_formats
+from curate.store.input_preferences import is_pair, read_pair, refuse_ranked, take_label
 from curate.store.turns import Message, Record, Refused, TurnReader, as_text, template_kwargs
 
 RAW_CUT = 4096  # how many characters of a refused line are stored
@@ -55,6 +57,8 @@ class Sample:
     subtask: str = ""
     split: str | None = None
     template_kwargs: str | None = None
+    rejected: list[Message] | None = None
+    label: bool | None = None
 
 
 @dataclass
@@ -70,7 +74,12 @@ class Shape:
         if self.first.messages is not None:
             kwargs = exact_json.loads(self.first.template_kwargs) if self.first.template_kwargs else {}
             lines = [(name, exact_json.dumps(value)) for name, value in kwargs.items()]
-            lines += [(str(m["role"]), " ".join(filter(None, (m["content"], m["extra"])))) for m in self.first.messages]
+            lines += [(str(m["role"]), _said_in(m)) for m in self.first.messages]
+        if self.first.messages is not None and self.first.rejected is not None:
+            other = self.first.rejected[prompt_length(self.first.messages, self.first.rejected) :]
+            lines += [("rejected", _said_in(m)) for m in other]
+        if self.first.label is not None:
+            lines.append(("label", exact_json.dumps(self.first.label)))
         shown = [f"{name}: {' '.join(text.split())}" for name, text in lines]
         omitted = [f"… {len(shown) - most} more"] if len(shown) > most else []
         return [line if len(line) <= cut else f"{line[:cut]}…" for line in shown[:most]] + omitted
@@ -144,13 +153,18 @@ class Reader:
         fields, shadowed = self._mapped(record)
         labels = {key: fields.pop(key) for key in ("source", "subtask", "split") if key in self.mapping}
         shadowed |= {self.mapping[key]: value for key, value in labels.items() if key != "source"}
-        _refuse_preferences(fields)
         name = self._format_of(fields)
-        messages, text = FORMATS[name].convert(fields, self.turns)  # removes the fields that it uses
+        rejected = label = None
+        if name == "preference":
+            (messages, rejected), text = read_pair(fields, self.turns, _prompt), None
+        else:
+            messages, text = FORMATS[name].convert(fields, self.turns)  # removes the fields that it uses
+            label = take_label(fields, messages)
         kwargs = None if messages is None else template_kwargs(fields)
         meta = {**fields, **shadowed}
         self._meta_fields = set(meta)
-        return name, _sample(messages, text, kwargs, meta, labels)
+        content = {"messages": messages, "text": text, "template_kwargs": kwargs, "rejected": rejected, "label": label}
+        return name, _sample(content, meta, labels)
 
     def _mapped(self, record: Record) -> tuple[Record, Record]:
         """The record with fields renamed by `mapping`, and those of its own fields that the new names would hide."""
@@ -177,6 +191,7 @@ class Reader:
             for name, shape in FORMATS.items():
                 if shape.fits(candidate):
                     return name
+        refuse_ranked(fields)
         raise Refused(
             f"has fields no format has ({', '.join(map(str, fields)) or 'none'}); name them with --map, "
             "as in --map prompt=FIELD,completion=FIELD or --map text=FIELD",
@@ -184,43 +199,26 @@ class Reader:
         )
 
 
-def _refuse_preferences(fields: Record) -> None:
-    """Raises Refused for a row of preference data."""
-    if fields.get("chosen") is not None and fields.get("rejected") is not None:
-        raise Refused(
-            "has a chosen and a rejected answer, as preference data has; to learn from the chosen ones: --map "
-            "prompt=FIELD,completion=chosen",
-            shape=True,
-        )
-    if (
-        isinstance(fields.get("label"), bool)
-        and {"completion", "response", "messages", "conversations"} & fields.keys()
-    ):
-        raise Refused(
-            f"has label {str(fields['label']).lower()}, which says whether its answer is wanted (KTO); keep the rows "
-            "whose label is true, without that field",
-            shape=True,
-        )
-
-
-def _sample(
-    messages: list[Message] | None, text: str | None, kwargs: str | None, meta: Record, labels: Record
-) -> Sample:
-    contents = [text] if messages is None else [m["content"] for m in messages]
-    n_chars = sum(len(c) for c in contents if c)
+def _sample(content: Record, meta: Record, labels: Record) -> Sample:
+    """A sample with the columns of schema.CONTENT in `content`."""
+    messages = content["messages"]
+    contents = [content["text"]] if messages is None else [m["content"] for m in messages]
     if not any(c and not c.isspace() for c in contents):
         raise Refused("has no text")
+    contents += [m["content"] for m in content["rejected"] or ()]
     return Sample(
-        id=content_id(messages, text, kwargs),
-        messages=messages,
-        text=text,
-        n_chars=n_chars,
+        id=content_id(**content),
+        n_chars=sum(len(c) for c in contents if c),
         meta=exact_json.dumps(meta),
         source=_label(labels.get("source")),
         subtask=_label(labels.get("subtask")) or "",
         split=_label(labels.get("split")),
-        template_kwargs=kwargs,
+        **content,
     )
+
+
+def _said_in(message: Message) -> str:
+    return " ".join(filter(None, (message["content"], message["extra"])))
 
 
 def _label(value: Any) -> str | None:
@@ -259,6 +257,20 @@ def _sharegpt(fields: Record, turns: TurnReader) -> Converted:
     return _with_system(fields, turns.messages(fields, key)), None
 
 
+def _prompt(fields: Record, turns: TurnReader) -> list[Message]:
+    """What a preference pair has beside its answers, in any format's fields."""
+    for name in ("prompt", "messages", "conversations", "conversation"):
+        if isinstance(fields.get(name), list):
+            return _with_system(fields, turns.messages(fields, name))
+        if name == "prompt" and fields.get(name) is not None:
+            return _with_system(fields, [_said("user", fields.pop(name), name)])
+    if fields.get("instruction") is not None:
+        return _with_system(fields, _instruction(fields))
+    if fields.get("question") is not None:
+        return _with_system(fields, [_said("user", fields.pop("question"), "question")])
+    return _with_system(fields, [])
+
+
 def _prompt_completion(fields: Record, turns: TurnReader) -> Converted:
     messages = []
     for role, name in (("user", "prompt"), ("assistant", _first(fields, "completion", "response"))):
@@ -270,6 +282,13 @@ def _prompt_completion(fields: Record, turns: TurnReader) -> Converted:
 
 
 def _alpaca(fields: Record, _: TurnReader) -> Converted:
+    asked = _instruction(fields)
+    answer = _said("assistant", fields.pop(_first(fields, "output", "response")), "output")
+    return _with_system(fields, [*asked, answer]), None
+
+
+def _instruction(fields: Record) -> list[Message]:
+    """An instruction with its history and its input."""
     turns = []
     history = fields.pop("history", None) or []
     if not isinstance(history, list):
@@ -283,8 +302,7 @@ def _alpaca(fields: Record, _: TurnReader) -> Converted:
         context = fields.pop(name, None)
         if context not in (None, ""):
             question["content"] = f"{question['content']}\n{as_text(context, name)}"
-    answer = _said("assistant", fields.pop(_first(fields, "output", "response")), "output")
-    return _with_system(fields, [*turns, question, answer]), None
+    return [*turns, question]
 
 
 def _question_answer(fields: Record, turns: TurnReader) -> Converted:
@@ -295,7 +313,12 @@ def _raw_text(fields: Record, _: TurnReader) -> Converted:
     return None, as_text(fields.pop("text"), "text")
 
 
+def _preference(fields: Record, turns: TurnReader) -> Converted:
+    return read_pair(fields, turns, _prompt)[0], None
+
+
 FORMATS: dict[str, Format] = {
+    "preference": Format(is_pair, _preference),
     "messages": Format(lambda f: "messages" in f, _messages),
     "sharegpt": Format(lambda f: "conversations" in f or "conversation" in f, _sharegpt),
     "prompt-completion": Format(lambda f: "prompt" in f and ("completion" in f or "response" in f), _prompt_completion),
@@ -305,7 +328,7 @@ FORMATS: dict[str, Format] = {
 }
 MAPPABLE = (
     *("messages", "conversations", "prompt", "completion", "instruction", "input", "output", "history"),
-    *("question", "answer", "text", "system", "source", "subtask", "split"),
+    *("question", "answer", "chosen", "rejected", "label", "text", "system", "source", "subtask", "split"),
 )
 
 

@@ -10,6 +10,7 @@ import pyarrow as pa
 
 from curate import exact_json
 from curate.errors import CurateError
+from curate.preferences import prompt_length
 from curate.store.commits import Parts
 from curate.store.encoding import read_table
 from curate.store.workspace import Workspace
@@ -100,7 +101,9 @@ def shown(ws: Workspace, places: Sequence[int]) -> Mapping[int, dict[str, Any]]:
     if not places:
         return {}
     listed = ", ".join(map(str, places))
-    rows = sql.rows(ws, f"SELECT row, id, source, messages, text, template_kwargs FROM pool WHERE row IN ({listed})")
+    rows = sql.rows(
+        ws, f"SELECT row, id, source, messages, text, template_kwargs, rejected FROM pool WHERE row IN ({listed})"
+    )
     return {r["row"]: {"id": r["id"], "source": r["source"], "row": r["row"], "text": words(r)} for r in rows}
 
 
@@ -110,4 +113,7 @@ def words(sample: Mapping[str, Any]) -> str:
         return sample["text"] or ""
     kwargs = exact_json.loads(sample["template_kwargs"]) if sample.get("template_kwargs") else {}
     lines = [f"{name}: {exact_json.dumps(value)}" for name, value in kwargs.items()]
-    return "\n".join([*lines, *(m["content"] or "" for m in sample["messages"])])
+    lines += [m["content"] or "" for m in sample["messages"]]
+    if rejected := sample.get("rejected"):
+        lines += [f"rejected: {m['content'] or ''}" for m in rejected[prompt_length(sample["messages"], rejected) :]]
+    return "\n".join(lines)

@@ -22,6 +22,7 @@ from curate.tables.state import TableState, score_state
 _RUN_FIGURES = ("manifest", "seed", "steps", "samples", "trainable", "optimizer_bytes", "peak_bytes")  # of run.json
 _TYPES = {
     "string": "VARCHAR",
+    "bool": "BOOLEAN",
     "int32": "INTEGER",
     "int64": "BIGINT",
     "float": "FLOAT",

@@ -139,8 +139,9 @@ def _what_some_have(ws: Workspace, manifest: pa.Table) -> tuple[frozenset[str], 
     """What some of the chosen samples have (export.SOME), and the position of each part's first one with tools."""
     found, first = set[str](), dict[str, int]()
     for positions, stored in samples_at(ws, manifest["row"].to_numpy(), manifest["id"], _COLUMNS):
-        frame = pl.DataFrame(stored.select(["messages", "template_kwargs", "meta"]))
-        if frame["messages"].explode().struct.field("extra").is_not_null().any():
+        frame = pl.DataFrame(stored.select(["messages", "rejected", "template_kwargs", "meta"]))
+        shown = [frame[name].explode().struct.field("extra").is_not_null().any() for name in ("messages", "rejected")]
+        if any(shown):
             found.add("keys")
         has_kwargs = frame["template_kwargs"].is_not_null() | frame["meta"].str.contains('"tools":', literal=True)
         for i in np.flatnonzero(has_kwargs.to_numpy()).tolist():

@@ -284,6 +284,8 @@ class _Writer:
             "n_chars": sample.n_chars,
             "meta": sample.meta,
             "template_kwargs": sample.template_kwargs,
+            "rejected": sample.rejected,
+            "label": sample.label,
         }
         self.bytes += sample.n_chars + len(sample.meta) + len(sample.template_kwargs or "")
         self.result.added += 1

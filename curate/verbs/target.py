@@ -110,6 +110,8 @@ def _read(
                     "n_chars": sample.n_chars,
                     "meta": sample.meta,
                     "template_kwargs": sample.template_kwargs,
+                    "rejected": sample.rejected,
+                    "label": sample.label,
                     "subtask": sample.subtask,
                     "split": sample.split or split,
                 }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import functools
+import json
 import random
 import shutil
 import tempfile
@@ -20,7 +21,19 @@ from curate.kinds.score import Target
 from curate.kinds.text import Text
 from curate.tables.score_table import score_table
 from tests.conftest import SAMPLE, copy_of, tree_bytes
-from tests.support.laws import SCORES, TEXTS, TOLERANCE, computed, given_to, lenient, said, same, scored, whole
+from tests.support.laws import (
+    SCORES,
+    TEXTS,
+    TOLERANCE,
+    as_pair,
+    computed,
+    given_to,
+    lenient,
+    said,
+    same,
+    scored,
+    whole,
+)  # fmt: skip
 
 
 @pytest.mark.parametrize("name", SCORES)
@@ -33,13 +46,15 @@ def test_a_score_does_not_depend_on_batches_or_order(name: str, sizes: list[int]
 
 
 @functools.cache
-def pool_in_shards(rows: int | None, shard_bytes: int) -> Path:
-    """A workspace of the sample's pool, or of the first rows of one of its files, with a target."""
+def pool_in_shards(rows: int | None, shard_bytes: int, pairs: bool = False) -> Path:
+    """A workspace of the sample's pool, or of the first rows of one of its files, with a target. pairs: as pairs."""
     folder = Path(tempfile.mkdtemp(prefix="curate-laws-"))
     atexit.register(shutil.rmtree, folder, ignore_errors=True)
     files = sorted((SAMPLE / "pool").iterdir())
     if rows is not None:
         lines = files[0].read_text().splitlines()[:rows]
+        if pairs:
+            lines = [json.dumps({"prompt": line[:40], "chosen": line, "rejected": "no"}) for line in lines]
         files = [folder / files[0].name]
         files[0].write_text("\n".join(lines))
     ws = curate.open_workspace(folder / "ws")
@@ -60,7 +75,10 @@ def test_shards_and_units_change_no_score_and_leave_nothing_half_done(
     tables, by_model = [], bool(find("score", name).models)
     cut = (2_700, 1_000) if by_model else (60_000, 10_000)
     for shard_bytes, unit in (cut, (10_000_000, 10_000_000)):
-        ws = copy_of(pool_in_shards(54 if by_model else None, shard_bytes), tmp_path / str(shard_bytes))
+        ws = copy_of(
+            pool_in_shards(54 if by_model else None, shard_bytes, find("score", name).of_pairs),
+            tmp_path / str(shard_bytes),
+        )
         method = lenient(name)
         object.__setattr__(method, "unit_bytes", unit)
         monkeypatch.setattr("curate.tables.spec.unit_size", lambda model, unit=unit: unit)
@@ -76,7 +94,9 @@ def test_shards_and_units_change_no_score_and_leave_nothing_half_done(
 def test_what_cannot_be_scored_is_null_with_a_reason_and_the_others_stand(name: str) -> None:
     method = lenient(name)
     target = Target.of(["which apple is green?"]) if method.uses_target else None
-    texts = [said("a green apple " * 60), "", said("an apple a day " * 60)]
+    texts: list[Any] = [said("a green apple " * 60), "", said("an apple a day " * 60)]
+    if method.of_pairs:
+        texts = [texts[1] if text == "" else as_pair(text) for text in texts]
     (columns,) = computed(method, [batch := Text.of(texts)], target)
     rows = score_table(batch.frame["id"].to_arrow(), columns, method).to_pylist()
     assert (rows[1]["score"] is None) == bool(rows[1]["error"])

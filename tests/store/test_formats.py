@@ -238,32 +238,7 @@ def test_the_passage_that_a_question_is_about_is_part_of_the_prompt() -> None:
     assert turns(read({**row, "context": ""}))[0] == ("user", "Who wrote it?")
 
 
-@pytest.mark.parametrize(
-    ("record", "reason"),
-    [
-        (
-            {"prompt": "q", "completion": "a", "label": False},
-            "has label false, which says whether its answer is wanted",
-        ),
-        ({"prompt": "q", "completion": "a", "label": True}, "keep the rows whose label is true"),
-        ({"messages": [{"role": "user", "content": "q"}], "label": False}, "has label false"),
-        ({"prompt": "q", "chosen": "a", "rejected": "b"}, "has a chosen and a rejected answer"),
-        (
-            {
-                "conversations": [{"from": "human", "value": "q"}],
-                "chosen": {"from": "gpt", "value": "a"},
-                "rejected": {"from": "gpt", "value": "b"},
-            },
-            "learn from the chosen ones",
-        ),
-    ],
-)
-def test_preference_data_is_refused_with_the_remedy(record: Any, reason: str) -> None:
-    with pytest.raises(Refused, match=reason):
-        read(record)
-
-
-def test_the_remedy_for_preference_data_works() -> None:
+def test_the_chosen_answers_alone_can_be_read() -> None:
     sample = read({"ask": "q", "chosen": "a", "rejected": "b"}, mapping={"prompt": "ask", "completion": "chosen"})
     assert turns(sample) == QA and json.loads(sample.meta) == {"rejected": "b"}
 

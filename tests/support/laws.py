@@ -83,7 +83,7 @@ def computed(method: Any, batches: list[Text], target: Target | None) -> list[An
     """The columns of each batch, by a run in memory."""
     if not method.models:
         return run(method, batches, target)
-    samples = [batch.frame.select("messages", "text").to_dicts() for batch in batches]
+    samples = [batch.samples() for batch in batches]
     if method.vectors():
         (step,) = method.passes(target)
         assert target is not None and step.open is not None
@@ -127,9 +127,15 @@ def lenient(name: str) -> Any:
     return cls(**{f.name: wanted[f.name] for f in dataclasses.fields(cls) if f.name in wanted})
 
 
-def batches(order: list[int], sizes: list[int]) -> list[Text]:
-    ends = np.cumsum([0, *sizes])
-    return [Text.of([TEXTS[i] for i in order[a:b]]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+def batches(order: list[int], sizes: list[int], pairs: bool = False) -> list[Text]:
+    ends, texts = np.cumsum([0, *sizes]), [as_pair(text) for text in TEXTS] if pairs else TEXTS
+    return [Text.of([texts[i] for i in order[a:b]]) for a, b in zip(ends[:-1], ends[1:], strict=True)]
+
+
+def as_pair(sample: Any) -> Any:
+    """A preference pair whose chosen answer is a sample's text, or its last message; empty if that is."""
+    text = sample if isinstance(sample, str) else sample[-1]["content"]
+    return {"messages": said(text), "rejected": said("no idea" if text else "")}
 
 
 @functools.cache
@@ -142,7 +148,7 @@ def scored(name: str, order: list[int], sizes: list[int]) -> list[dict[str, Any]
     """Rows of the score table of TEXTS taken in `order`, cut into batches, put back in TEXTS' order."""
     method = lenient(name)
     target = Target.of(["which apple is green?", "two plus three is five"], ["fruit", "sums"])
-    cut = batches(order, sizes)
+    cut = batches(order, sizes, method.of_pairs)
     results = computed(method, cut, target if method.uses_target else None)
     parts = [score_table(b.frame["id"].to_arrow(), columns, method) for b, columns in zip(cut, results, strict=True)]
     rows = pa.concat_tables(parts).drop_columns(["id"]).to_pylist()

@@ -8,7 +8,7 @@ from typing import Any, ClassVar, Literal
 import orjson
 
 from curate.errors import CurateError
-from curate.kinds.export import Export, Part, Row, typed, typed_tools
+from curate.kinds.export import Export, Part, Row, typed, typed_tools, without_weights
 
 
 @dataclass(frozen=True)
@@ -16,21 +16,26 @@ class Axolotl(Export):
     """axolotl: a JSONL per shape, and the `datasets` of its configuration that name them.
 
     Format: `NAME.jsonl` (chat, {"messages", "tools"}, read as `type: chat_template`) and `NAME_text.jsonl` (raw text,
-    `type: completion`), each only if there is such a sample; `NAME.axolotl.yaml` has the key `datasets` with both, by
-    absolute paths: copy it into your configuration, and adjust the paths if you move the folder. `tools` is there if a
-    sample of the export has some; the first row of the file then is one with tools, as a list; the others have them as
-    JSON text, which `datasets` decodes, and without which it would refuse rows with other tools behind the first 10 MB.
-    A turn of weight 0 has `train` false, as has every other turn of the assistant's `train` true, if there is one in
-    the sample.
+    `type: completion`), each only if there is such a sample; or `NAME_pairs.jsonl` (preference pairs, {"messages",
+    "chosen", "rejected"}: the prompt, and one turn each, read as `type: chat_template.default` under `rl: dpo`).
+    `NAME.axolotl.yaml` has the key `datasets` with these files, by absolute paths: copy it into your configuration, and
+    adjust the paths if you move the folder. `tools` is there if a sample of the export has some; the first row of the
+    file then is one with tools, as a list; the others have them as JSON text, which `datasets` decodes, and without
+    which it would refuse rows with other tools behind the first 10 MB. A turn of weight 0 has `train` false, as has
+    every other turn of the assistant's `train` true, if there is one in the sample.
 
     Cost: two reads of the selected shards.
 
     Departures: axolotl has no weights, neither of rows nor of datasets, so a weighted manifest is refused, or its rows
     repeat (weights=repeats); for a mixture, one epoch of its draws is written. Turns have weight 0 or 1; samples with
-    other weights are refused, as are those with documents or chat_template_kwargs. By axolotl's defaults samples longer
-    than `sequence_len` are dropped.
+    other weights are refused, as are those with documents or chat_template_kwargs. Its DPO is a run of its own, so
+    pairs beside other samples are refused; it gives the chat template roles and contents only, and takes one turn as an
+    answer, so pairs with tools, calls, reasoning or more turns are refused. Labelled answers (KTO) are refused, since
+    its formats for them print the question by a template of their own, not the model's. By axolotl's defaults samples
+    longer than `sequence_len` are dropped.
 
-    Reference: axolotl, docs/dataset-formats/conversation.qmd and src/axolotl/utils/schemas/datasets.py.
+    Reference: axolotl, docs/dataset-formats/conversation.qmd, docs/rlhf.qmd, src/axolotl/utils/schemas/datasets.py and
+    src/axolotl/prompt_strategies/dpo/chat_template.py.
 
     >>> said = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "an apple"}]
     >>> Axolotl().example(Row.of(said))["messages"][0]["role"]
@@ -46,6 +51,9 @@ class Axolotl(Export):
     def example(self, row: Row) -> dict[str, Any]:
         if row.messages is None:
             return {"text": row.text}
+        if pair := row.pair():
+            return self._pair(row, pair)
+        row.refuse_preferences("axolotl's file of chats")
         row.refuse_kwargs(("tools",), "axolotl")
         weights = row.weights()
         if not {0, 1}.issuperset(weights):
@@ -57,13 +65,30 @@ class Axolotl(Export):
                 message["train"] = bool(weight)
         return {"messages": typed(chat, row), **typed_tools(row)}
 
+    def _pair(self, row: Row, pair: Sequence[list[dict[str, Any]]]) -> dict[str, Any]:
+        row.refuse_kwargs((), "axolotl's DPO")
+        if keys := sorted({key for part in pair for message in without_weights(part) for key in message} - _SHOWN):
+            raise CurateError(f"sample {row.id} has messages with {', '.join(keys)}, which axolotl's DPO hides.")
+        if any(len(answer) != 1 for answer in pair[1:]):
+            raise CurateError(f"sample {row.id} has answers of several turns, and axolotl's DPO takes one each.")
+        if any(message.get("weight", 1) != 1 for answer in pair[1:] for message in answer):
+            raise CurateError(f"sample {row.id} has an answer of another weight than 1, and axolotl's DPO knows none.")
+        prompt, (chosen,), (rejected,) = map(without_weights, pair)
+        return {"messages": typed(prompt, row), "chosen": chosen, "rejected": rejected}
+
     def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
-        return self.write_parts(rows, folder, lambda row: name if row.messages is not None else f"{name}_text")
+        return self.write_parts(rows, folder, lambda row: name + _ENDING[row.kind])
 
     def describe(self, folder: Path, name: str, parts: Sequence[Part], final: Path) -> list[Path]:
-        shapes = {name: _CHAT, f"{name}_text": _TEXT}
+        shapes = {name: _CHAT, f"{name}_text": _TEXT, f"{name}_pairs": _PAIR}
         present = {file: shape for file, shape in shapes.items() if (folder / f"{file}.jsonl").exists()}
-        lines = ["datasets:"]
+        pairs = f"{name}_pairs" in present
+        if pairs and len(present) > 1:
+            raise CurateError(
+                f"the manifest '{name}' has preference pairs and samples without, which axolotl trains on in runs of "
+                'their own; select one of them, by --where "rejected IS NULL" or --where "rejected IS NOT NULL".'
+            )
+        lines = ["rl: dpo", "datasets:"] if pairs else ["datasets:"]
         for file, shape in present.items():
             path = str(final / f"{file}.jsonl")
             lines += [f"  - path: {orjson.dumps(path).decode()}", *(f"    {line}" for line in shape)]
@@ -82,4 +107,15 @@ _CHAT = (
     "message_property_mappings: {role: role, content: content}",
     "message_field_training: train",
 )
+_PAIR = (
+    "ds_type: json",
+    "split: train",
+    "type: chat_template.default",
+    "field_messages: messages",
+    "field_chosen: chosen",
+    "field_rejected: rejected",
+    "message_property_mappings: {role: role, content: content}",
+)
+_ENDING = {"chat": "", "text": "_text", "pair": "_pairs"}
+_SHOWN = {"role", "content"}
 _TEXT = ("ds_type: json", "type: completion", "field: text")

@@ -16,10 +16,11 @@ from curate.store.schema import EXPORTED
 class Datasets(Export):
     """A folder of the `datasets` library: `load_from_disk(DIR)` gives messages or text, loss_weight and more.
 
-    Format: Arrow files with columns id, source, messages (list of role and content), text, loss_weight, rank, meta and
-    template_kwargs (JSON text of tools, documents and chat_template_kwargs). A message's other keys (tool calls and the
-    like) differ from row to row, which Arrow's columns may not: they are stored as JSON text in `extra`, NULL where
-    there are none.
+    Format: Arrow files with columns id, source, messages (list of role and content), text, loss_weight, rank, meta,
+    template_kwargs (JSON text of tools, documents and chat_template_kwargs), rejected (of a preference pair the
+    conversation with the other answer) and label (whether the last answer is wanted). A message's other keys (tool
+    calls and the like) differ from row to row, which Arrow's columns may not: they are stored as JSON text in `extra`,
+    NULL where there are none.
 
     Cost: one read of the selected shards; 1,024 rows in memory.
 

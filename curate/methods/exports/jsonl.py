@@ -15,6 +15,8 @@ class Jsonl(Export):
 
     Format: `NAME.jsonl`, UTF-8, with `messages` as [{"role", "content"}] (and any other keys of a message) and `tools`,
     `documents` and `chat_template_kwargs` where a sample has them, or `text`; its other input fields are under `meta`.
+    Preference pairs have `prompt`, `chosen` and `rejected` instead of `messages`, labelled answers `prompt`,
+    `completion` and `label`, as TRL has them.
     Trainers of transformers use the weights through `curate.training.weighted_trainer`.
 
     Cost: one read of the selected shards.
@@ -30,7 +32,11 @@ class Jsonl(Export):
     weighted: ClassVar[bool] = True
 
     def example(self, row: Row) -> dict[str, Any]:
-        content = {"text": row.text} if row.messages is None else {"messages": row.weighted_chat()}
+        content: dict[str, Any] = {"text": row.text} if row.messages is None else {"messages": row.weighted_chat()}
+        if pair := row.pair():
+            content = dict(zip(("prompt", "chosen", "rejected"), pair, strict=True))
+        elif labelled := row.labelled():
+            content = {"prompt": labelled[0], "completion": labelled[1], "label": row.label}
         labels = {"id": row.id, "source": row.source}
         weights, meta = {"loss_weight": row.loss_weight, "rank": row.rank}, exact_json.loads(row.meta)
         kwargs = row.kwargs() if row.template_kwargs else {}  # else tools are in meta, where they were found

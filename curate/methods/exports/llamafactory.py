@@ -9,7 +9,7 @@ from typing import Any, ClassVar, Literal
 
 from curate import exact_json
 from curate.errors import CurateError
-from curate.kinds.export import Export, Part, Row, part_file
+from curate.kinds.export import Export, Part, Row, part_file, without_weights
 
 
 @dataclass(frozen=True)
@@ -17,23 +17,25 @@ class Llamafactory(Export):
     """LLaMA-Factory: a JSONL per shape and the `dataset_info.json` that names them.
 
     Format: `NAME.jsonl` (chat, as formatting `sharegpt` with OpenAI's keys: a system turn or none, then user or tool
-    and assistant or function_call in turn, the model's last; `tools` as JSON text) and `NAME_text.jsonl` (raw text, for
-    `stage: pt`), each only if there is such a sample; `dataset_info.json` describes them as `NAME` and `NAME_text`.
-    Give the folder as `dataset_dir` and the names as `dataset`. Every column is listed, since naming some sets the
-    others to None.
+    and assistant or function_call in turn, the model's last; `tools` as JSON text), `NAME_text.jsonl` (raw text, for
+    `stage: pt`), `NAME_pairs.jsonl` (preference pairs, for `stage: dpo`: the prompt, and one turn `chosen` and
+    `rejected` each) and `NAME_kto.jsonl` (labelled answers, for `stage: kto`: a chat with `kto_tag`), each only if
+    there is such a sample; `dataset_info.json` describes them as `NAME`, `NAME_text`, `NAME_pairs` and `NAME_kto`. Give
+    the folder as `dataset_dir` and the names as `dataset`. Every column is listed, since naming some sets the others to
+    None.
 
     Cost: one read of the selected shards.
 
     Departures: LLaMA-Factory drops a conversation whose turns do not alternate, with only a log line; here such a
     sample is refused (or left out and reported, with --skip-unfit), and so is one with reasoning, documents,
-    chat_template_kwargs or weights of turns. The ids of calls and the names of tools that answer are left out: its
-    templates print neither. It cuts samples at `cutoff_len` (2,048 tokens by default). It takes no weight per row
-    (issue 5033), so a
-    weighted manifest is refused, or its rows repeat (weights=repeats), or they are written as datasets NAME_0, NAME_1,
-    … of similar weight (weights=strata), with the `dataset`, `mix_strategy` and `interleave_probs` to draw them by in
-    `NAME.mix.json`. So are the domains of a mixture.
+    chat_template_kwargs or weights of turns, or a pair whose answers have several turns. The ids of calls and the names
+    of tools that answer are left out: its templates print neither. It cuts samples at `cutoff_len` (2,048 tokens by
+    default). It takes no weight per row (issue 5033), so a weighted manifest is refused, or its rows repeat
+    (weights=repeats), or they are written as datasets NAME_0, NAME_1, … of similar weight (weights=strata), with the
+    `dataset`, `mix_strategy` and `interleave_probs` to draw them by in `NAME.mix.json`. So are the domains of a
+    mixture.
 
-    Reference: LLaMA-Factory, data/README.md and src/llamafactory/data/parser.py.
+    Reference: LLaMA-Factory, data/README.md, src/llamafactory/data/parser.py and converter.py.
 
     >>> said = [{"role": "user", "content": "Name a fruit."}, {"role": "assistant", "content": "an apple"}]
     >>> Llamafactory().example(Row.of(said))["messages"][0]["role"]
@@ -51,26 +53,26 @@ class Llamafactory(Export):
         if row.messages is None:
             return {"text": row.text}
         row.refuse_kwargs(("tools",), "LLaMA-Factory")
-        row.refuse_weights("LLaMA-Factory")
-        chat = [_as_called(message, row.id) for message in row.chat()]
-        roles = [message["role"] for message in chat]
-        turns = roles[1:] if roles[0] == "system" else roles
-        asks = all(role in ("user", "tool") for role in turns[::2])
-        answers = all(role in ("assistant", "function_call") for role in turns[1::2])
-        if not turns or len(turns) % 2 or not (asks and answers):
-            raise CurateError(
-                f"sample {row.id} has the turns {', '.join(roles)}, and LLaMA-Factory wants user and assistant in turn."
-            )
+        _refuse_weights(row)
         tools = row.kwargs().get("tools")
-        return {"messages": chat, "tools": exact_json.dumps(tools) if tools else ""}
+        columns = {"tools": exact_json.dumps(tools) if tools else ""}
+        if pair := row.pair():
+            prompt, *answers = ([_as_called(m, row.id) for m in without_weights(part)] for part in pair)
+            if any(len(answer) != 1 for answer in answers):
+                raise CurateError(f"sample {row.id} has answers of several turns, and LLaMA-Factory's pairs one each.")
+            for answer in answers:
+                _refuse_turns([*prompt, *answer], row.id)
+            return {"messages": prompt, "chosen": answers[0][0], "rejected": answers[1][0], **columns}
+        chat = [_as_called(message, row.id) for message in row.chat()]
+        _refuse_turns(chat, row.id)
+        return {"messages": chat, **columns, **({} if row.label is None else {"kto_tag": row.label})}
 
     def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
         kinds: dict[str, str] = {}
 
         def file(row: Row) -> str:
-            kind = "text" if row.messages is None else "chat"
-            dataset = _dataset(part_file(name, row.part), kind)
-            kinds[dataset] = kind
+            dataset = _dataset(part_file(name, row.part), row.kind)
+            kinds[dataset] = row.kind
             return dataset
 
         files = self.write_parts(rows, folder, file)
@@ -84,7 +86,7 @@ class Llamafactory(Export):
             return []
         mass = {}
         for part in parts:
-            files = [folder / f"{_dataset(part.file(name), kind)}.jsonl" for kind in ("chat", "text")]
+            files = [folder / f"{_dataset(part.file(name), kind)}.jsonl" for kind in _ENDING]
             lines = {path.stem: _lines(path) for path in files if path.exists()}
             mass |= {dataset: part.share * n / sum(lines.values()) for dataset, n in lines.items()}
         config = {
@@ -95,6 +97,27 @@ class Llamafactory(Export):
         path = folder / f"{name}.mix.json"
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         return [path]
+
+
+def _refuse_weights(row: Row) -> None:
+    """Raises CurateError if turns that are learnt have weights of their own; of preference data, only answers are."""
+    answers = row.pair() or row.labelled()
+    if answers is None:
+        row.refuse_weights("LLaMA-Factory")
+    elif any(message.get("weight", 1) != 1 for answer in answers[1:] for message in answer):
+        raise CurateError(f"sample {row.id} has an answer of another weight than 1, and LLaMA-Factory knows none.")
+
+
+def _refuse_turns(chat: Sequence[dict[str, Any]], sample_id: str) -> None:
+    """Raises CurateError for turns that LLaMA-Factory would drop."""
+    roles = [message["role"] for message in chat]
+    turns = roles[1:] if roles[0] == "system" else roles
+    asks = all(role in ("user", "tool") for role in turns[::2])
+    answers = all(role in ("assistant", "function_call") for role in turns[1::2])
+    if not turns or len(turns) % 2 or not (asks and answers):
+        raise CurateError(
+            f"sample {sample_id} has the turns {', '.join(roles)}, and LLaMA-Factory wants user and assistant in turn."
+        )
 
 
 def _as_called(message: dict[str, Any], sample_id: str) -> dict[str, Any]:
@@ -130,7 +153,7 @@ def _call(call: Any, sample_id: str) -> dict[str, Any]:
 
 
 def _dataset(file: str, kind: str) -> str:
-    return file if kind == "chat" else f"{file}_text"
+    return file + _ENDING[kind]
 
 
 def _lines(path: Path) -> int:
@@ -138,19 +161,25 @@ def _lines(path: Path) -> int:
         return sum(1 for _ in f)
 
 
+_ENDING = {"chat": "", "text": "_text", "pair": "_pairs", "labelled": "_kto"}
+_TAGS = {
+    "role_tag": "role",
+    "content_tag": "content",
+    "user_tag": "user",
+    "assistant_tag": "assistant",
+    "observation_tag": "tool",
+    "function_tag": "function_call",
+    "system_tag": "system",
+}
+_COLUMNS = {"messages": "messages", "tools": "tools"}
 _DESCRIPTION: dict[str, dict[str, Any]] = {
-    "chat": {
-        "formatting": "sharegpt",
-        "columns": {"messages": "messages", "tools": "tools"},
-        "tags": {
-            "role_tag": "role",
-            "content_tag": "content",
-            "user_tag": "user",
-            "assistant_tag": "assistant",
-            "observation_tag": "tool",
-            "function_tag": "function_call",
-            "system_tag": "system",
-        },
-    },
+    "chat": {"formatting": "sharegpt", "columns": _COLUMNS, "tags": _TAGS},
     "text": {"formatting": "alpaca", "columns": {"prompt": "text"}},
+    "pair": {
+        "formatting": "sharegpt",
+        "ranking": True,
+        "columns": {**_COLUMNS, "chosen": "chosen", "rejected": "rejected"},
+        "tags": _TAGS,
+    },
+    "labelled": {"formatting": "sharegpt", "columns": {**_COLUMNS, "kto_tag": "kto_tag"}, "tags": _TAGS},
 }

@@ -14,9 +14,11 @@ from curate.kinds.export import Export, Part, Row
 
 _COLUMNS = {
     "id": "str",
+    "label": "json",
     "loss_weight": "float32",
     "messages": "json",
     "meta": "json",
+    "rejected": "json",
     "source": "str",
     "template_kwargs": "json",
     "text": "str",
@@ -31,7 +33,8 @@ class Mds(Export):
 
     Format: a folder `LABEL` (or `all`) for every part with `shard.00000.mds`, … and `index.json`, columns id, source,
     messages (JSON; [] for raw text), text ('' for chat), template_kwargs (JSON: tools, documents,
-    chat_template_kwargs), loss_weight, meta (JSON); `NAME.streams.json` with the
+    chat_template_kwargs), rejected (JSON: of a preference pair the conversation with the other answer, else []), label
+    (JSON: whether the last answer is wanted, else null), loss_weight, meta (JSON); `NAME.streams.json` with the
     arguments of each part's Stream, `local` and `choose`, the samples that an epoch takes of it:
 
         streams = [Stream(**one) for one in json.load(open("NAME.streams.json"))]
@@ -60,9 +63,11 @@ class Mds(Export):
     def example(self, row: Row) -> dict[str, Any]:
         return {
             "id": row.id,
+            "label": row.label,
             "loss_weight": row.loss_weight,
             "messages": row.weighted_chat(),
             "meta": exact_json.loads(row.meta),
+            "rejected": pair[0] + pair[2] if (pair := row.pair()) else [],
             "source": row.source,
             "template_kwargs": row.kwargs() if row.template_kwargs else {},
             "text": row.text or "",

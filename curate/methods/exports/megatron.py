@@ -101,6 +101,8 @@ class Megatron(Export):
     def _tokens(self, rows: Sequence[Row]) -> list[np.ndarray]:
         from curate.models.tokens import encode
 
+        for row in rows:
+            row.refuse_preferences("a file of Megatron's documents")
         samples = [{"messages": row.messages, "text": row.text, "template_kwargs": row.template_kwargs} for row in rows]
         encoded = encode(self._tokenizer, samples, 1 << 40, add_eos_token=self.end)
         for row, sample in zip(rows, encoded, strict=True):

@@ -22,10 +22,10 @@ class OpenInstruct(Export):
 
     Cost: two reads of the selected shards.
 
-    Departures: raw text is refused, as open-instruct's SFT reads only chats; so are samples with documents,
-    chat_template_kwargs or weights of turns, which it does not know. It computes the loss on the assistant's turns, and
-    cuts samples at `--max_seq_length`. Its rows have no weight, so rows of
-    different weights become parts of similar weight (weights=strata), or rows repeat (weights=repeats), or are refused.
+    Departures: raw text is refused, as open-instruct's SFT reads only chats; so are preference data, and samples with
+    documents, chat_template_kwargs or weights of turns, which it does not know. It computes the loss on the assistant's
+    turns, and cuts samples at `--max_seq_length`. Its rows have no weight, so rows of different weights become parts of
+    similar weight (weights=strata), or rows repeat (weights=repeats), or are refused.
     Where fewer rows are drawn than a part has, open-instruct samples them itself; its older versions refuse to draw
     more than there are.
 
@@ -48,6 +48,7 @@ class OpenInstruct(Export):
     def example(self, row: Row) -> dict[str, Any]:
         if row.messages is None:
             raise CurateError(f"sample {row.id} is raw text, and open-instruct's SFT reads chats.")
+        row.refuse_preferences("open-instruct's SFT")
         row.refuse_kwargs(("tools",), "open-instruct")
         row.refuse_weights("open-instruct")
         return {"messages": typed(row.chat(), row), **typed_tools(row)}

@@ -26,11 +26,12 @@ class Decontaminate(Score):
 
         score = - (words of the sample that lie in an n-gram of the target) / (words of the sample)
 
-    so -1 means fully copied, and 0 (`--where "decontaminate_T = 0"`) no match. A target message of fewer than `n`
-    words, but at least `shortest`, is matched as a whole; shorter ones, such as most answers, are not searched for. An
-    evaluation file becomes a target by `curate target NAME FILE --split test`. Columns: `longest`, the length in words
-    of the longest run of which every n-gram occurs in the target; `example`, the id of an example that contains the
-    first of them, NULL where there is none.
+    so -1 means fully copied, and 0 (`--where "decontaminate_T = 0"`) no match. Of a preference pair only the prompt is
+    searched, since answers to a copied exercise may well be new. A target message of fewer than `n` words, but at least
+    `shortest`, is matched as a whole; shorter ones, such as most answers, are not searched for. An evaluation file
+    becomes a target by `curate target NAME FILE --split test`. Columns: `longest`, the length in words of the longest
+    run of which every n-gram occurs in the target; `example`, the id of an example that contains the first of them,
+    NULL where there is none.
 
     Cost: reads and tokenises the pool once; no FLOPs. Bottleneck: tokenising. Memory: 16 bytes per n-gram of the
     target.
@@ -70,7 +71,7 @@ class Decontaminate(Score):
         return (Pass("match", self._match, open=partial(_Evaluation, target, self.n, self.shortest)),)
 
     def _match(self, batch: Text, evaluation: _Evaluation) -> Columns:
-        split = batch.words(_WORDS)
+        split = batch.asked.words(_WORDS)
         words, ends = split.numbers(8), split.ends
         steps = np.zeros(len(words) + 1, np.int64)
         longest, example = np.zeros(len(batch), np.int64), np.zeros(len(batch), np.uint64)

@@ -29,7 +29,8 @@ class NearDup(Score):
     Formula: 1 / (a sample's rank in its cluster), so 1 is the one to keep, or has no near-duplicate
     (`--where "near_dup = 1"`). Columns: `cluster`, the id of the one to keep; `size` of the cluster; `keep`. Clusters
     are connected components of the similar pairs. A pair is similar where every message of one is similar to its
-    counterpart of the same role in the other (a tool call counts as part of its message):
+    counterpart of the same role in the other (a tool call counts as part of its message); of preference pairs only the
+    prompts are compared, so two pairs on the same prompt are near-duplicates, whatever their answers:
 
         J(a, b) >= threshold                            Jaccard index of their words, with multiplicity
         |LCS(a, b)| >= (1 - replaced) min(|a|, |b|)     the shorter is nearly a subsequence of the longer
@@ -99,7 +100,7 @@ class NearDup(Score):
         """The id of every sample with words, and one hash for each band of its signature, uint64 [n, bands]."""
         from datasketch import MinHash
 
-        words, ends = _hashes(batch.whole)
+        words, ends = _hashes(batch.asked.whole)
         shingles, ends = _shingles(words, ends, self.ngram)
         rows = np.flatnonzero(np.diff(ends))  # a sample without words has no near-duplicate
         sets = (shingles[ends[i] : ends[i + 1]] for i in rows)
@@ -137,7 +138,7 @@ class NearDup(Score):
         parts = [message_field("content"), message_field("extra")]  # a tool call is part of its message
         contents = pl.col("messages").list.eval(pl.concat_str(parts, separator="\n", ignore_nulls=True))
         roles = pl.col("messages").list.eval(message_field("role"))
-        frame = batch.frame[rows.tolist()].select(
+        frame = batch.asked.frame[rows.tolist()].select(
             pl.coalesce(contents, pl.concat_list("text")).alias("content"),
             pl.coalesce(roles, pl.concat_list(pl.lit(""))).alias("role"),
         )
