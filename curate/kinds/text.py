@@ -44,7 +44,7 @@ class Text:
         for sample in samples:
             if not isinstance(sample, Mapping):
                 sample = {"text": sample} if isinstance(sample, str) else {"messages": list(sample)}
-            content = {name: sample.get(name) for name in cls.schema.names if name != "id"}
+            content: dict[str, Any] = {name: sample.get(name) for name in cls.schema.names if name != "id"}
             rows.append({"id": content_id(**content), **content})
         return cls(pa.Table.from_pylist(rows, schema=cls.schema))
 
