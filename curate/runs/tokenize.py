@@ -36,7 +36,9 @@ def encoded_one_by_one(records: Iterable[Any], settings: TrainSettings, lm: Lang
             yield Encoded(error=str(refused))
             continue
         if sample.rejected is not None or sample.label is not None:
-            yield Encoded(error="is preference data (a rejected answer, or a label), which no answer is learnt from")
+            yield Encoded(
+                error="is preference data (a rejected answer, or a label), which this trainer does not learn from"
+            )
             continue
         stored = {column: getattr(sample, column) for column in CONTENT}
         yield _cut(_encoded([stored], settings, lm)[0], settings, lm)

@@ -58,8 +58,15 @@ class Stream:
             self.left_out[reason] = self.left_out.get(reason, 0) + 1
         raise CurateFailure(
             f"the stream has ended after {self.place:,} samples, at step {step}; ask for fewer steps, or go on with a "
-            "longer one."
+            f"longer one.{self._unused()}"
         )
+
+    def _unused(self) -> str:
+        """How many samples could not be trained on, and the most frequent reason; '' if all could."""
+        if not self.left_out:
+            return ""
+        reason = max(self.left_out, key=lambda reason: self.left_out[reason])
+        return f" {sum(self.left_out.values()):,} could not be trained on; the most frequent reason: one {reason}."
 
     def _remember(self, number: int, sample: Encoded, rng: np.random.Generator) -> None:
         if len(self._kept) < self._memory:

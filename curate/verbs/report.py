@@ -12,6 +12,7 @@ from curate.errors import CurateError
 from curate.hashing import ids_as_integers, keyed_uniform
 from curate.numerics.long_horizon.scorecard import Scorecard
 from curate.numerics.rank_agreement import spearman
+from curate.preferences import prompt_length
 from curate.results import Result, Rows
 from curate.runs.audit_spec import card_of
 from curate.store.manifests import read_any
@@ -246,8 +247,9 @@ class _Pool:
                     chosen_by[position_of[row]].append(number)
         if rows:
             condition = "" if len(rows) == len(self.id) else f"WHERE row IN ({', '.join(map(str, rows))})"
-            cuts = (
-                f"list_transform(messages, lambda m: {{'role': m.role, 'content': left(m.content, {cut})}}) AS messages"
+            cuts = ", ".join(
+                f"list_transform({name}, lambda m: {{'role': m.role, 'content': left(m.content, {cut})}}) AS {name}"
+                for name in ("messages", "rejected")
             )
             query_ = f"SELECT row, {cuts}, left(text, {cut}) AS text FROM pool {condition}"
             for row in sql.rows(ws, query_):
@@ -260,7 +262,10 @@ class _Pool:
 def _said(sample: dict[str, Any]) -> str:
     if sample["messages"] is None:
         return words(sample)
-    return "\n".join(f"{m['role']}: {m['content'] or ''}" for m in sample["messages"])
+    lines = [f"{m['role']}: {m['content'] or ''}" for m in sample["messages"]]
+    if rejected := sample["rejected"]:
+        lines += [f"rejected: {m['content'] or ''}" for m in rejected[prompt_length(sample["messages"], rejected) :]]
+    return "\n".join(lines)
 
 
 def _cut(text: str, limit: int) -> str:

@@ -241,6 +241,9 @@ def test_the_passage_that_a_question_is_about_is_part_of_the_prompt() -> None:
 def test_the_chosen_answers_alone_can_be_read() -> None:
     sample = read({"ask": "q", "chosen": "a", "rejected": "b"}, mapping={"prompt": "ask", "completion": "chosen"})
     assert turns(sample) == QA and json.loads(sample.meta) == {"rejected": "b"}
+    whole = {"chosen": sample.messages, "rejected": [*sample.messages[:1], {"role": "assistant", "content": "b"}]}
+    sample = read(whole, fmt="messages", mapping={"messages": "chosen"})
+    assert turns(sample) == QA and sample.rejected is None and "rejected" in json.loads(sample.meta)
 
 
 def test_a_label_that_is_no_judgement_is_a_field_like_others() -> None:

@@ -10,7 +10,7 @@ import pytest
 
 import curate
 from curate import preferences
-from curate.errors import CurateError
+from curate.errors import CurateError, CurateFailure
 from curate.hashing import content_id
 from curate.kinds.text import Text
 from curate.methods.scores.near_dup import NearDup
@@ -23,6 +23,7 @@ from curate.store.input_formats import Reader, Refused
 from curate.store.workspace import Workspace
 from curate.tables.lookup import shown
 from curate.training.settings import TrainSettings
+from curate.training.stream import Stream
 from curate.verbs.select import SelectionSpec
 from tests.conftest import write_jsonl
 
@@ -165,6 +166,10 @@ def test_the_trainer_refuses_them_in_a_sentence(pool: Workspace) -> None:
 def test_a_stream_leaves_them_out_with_the_reason() -> None:
     (pair, labelled) = encoded_one_by_one([rows()[0], rows()[4]], TrainSettings(), None)  # type: ignore[arg-type]
     assert "is preference data" in pair.error and pair.error == labelled.error
+    with pytest.raises(
+        CurateFailure, match="2 could not be trained on; the most frequent reason: one is preference data"
+    ):
+        Stream(iter([pair, labelled])).candidates(1, 1)
 
 
 def test_pairs_on_one_prompt_are_near_duplicates() -> None:
