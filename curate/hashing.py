@@ -19,7 +19,7 @@ def content_id(
     text: str | None,
     template_kwargs: str | None = None,
     rejected: Sequence[Mapping[str, Any]] | None = None,
-    label: bool | None = None,
+    wanted: bool | None = None,
 ) -> str:
     """The id of a sample: 16 hex digits, the same on every machine, from any file, in any order.
 
@@ -48,8 +48,8 @@ def content_id(
             canonical["template_kwargs"] = exact_json.canonical(template_kwargs)
     if rejected is not None:
         canonical["rejected"] = [_canonical(message) for message in rejected]
-    if label is not None:
-        canonical["label"] = label
+    if wanted is not None:
+        canonical["label"] = wanted
     return hashlib.sha256(orjson.dumps(canonical, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
 
 

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 # What selects the samples that a trainer of answers can learn.
-PLAIN = "rejected IS NULL AND label IS NULL"
+PLAIN = "rejected IS NULL AND wanted IS NULL"
 
 
 def prompt_length(chosen: Sequence[Mapping[str, Any]], rejected: Sequence[Mapping[str, Any]]) -> int:

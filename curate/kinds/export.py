@@ -41,7 +41,7 @@ class Row:
     part: str = ""
     template_kwargs: str | None = None
     rejected: list[dict[str, Any]] | None = None
-    label: bool | None = None
+    wanted: bool | None = None
     some: frozenset[str] = frozenset()
     place: int = 0
 
@@ -67,8 +67,8 @@ class Row:
         return chosen[:n], chosen[n:], _with_weights(self.rejected)[n:]
 
     def labelled(self) -> tuple[list[dict[str, Any]], list[dict[str, Any]]] | None:
-        """The prompt of a sample with a label, and its answer, as `weighted_chat`; None if it has no label."""
-        if self.messages is None or self.label is None:
+        """The prompt of a labelled answer, and the answer, as `weighted_chat`; None if it is none."""
+        if self.messages is None or self.wanted is None:
             return None
         n = asked_length(self.messages)
         return self.weighted_chat()[:n], self.weighted_chat()[n:]
@@ -78,7 +78,7 @@ class Row:
         """What it is for a trainer: text, chat, pair, or labelled."""
         if self.messages is None:
             return "text"
-        return "pair" if self.rejected is not None else "labelled" if self.label is not None else "chat"
+        return "pair" if self.rejected is not None else "labelled" if self.wanted is not None else "chat"
 
     def weighted_chat(self) -> list[dict[str, Any]]:
         """The messages, each with its `weight` in the loss where that is not 1, as OpenAI's format has it."""

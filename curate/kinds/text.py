@@ -27,7 +27,7 @@ class Text:
             ("text", pa.string()),
             ("template_kwargs", pa.string()),
             ("rejected", pa.list_(_MESSAGE)),
-            ("label", pa.bool_()),
+            ("wanted", pa.bool_()),
         ]
     )
 

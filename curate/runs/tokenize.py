@@ -35,7 +35,7 @@ def encoded_one_by_one(records: Iterable[Any], settings: TrainSettings, lm: Lang
         except Refused as refused:
             yield Encoded(error=str(refused))
             continue
-        if sample.rejected is not None or sample.label is not None:
+        if sample.rejected is not None or sample.wanted is not None:
             yield Encoded(
                 error="is preference data (a rejected answer, or a label), which this trainer does not learn from"
             )

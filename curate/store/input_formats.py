@@ -58,7 +58,7 @@ class Sample:
     split: str | None = None
     template_kwargs: str | None = None
     rejected: list[Message] | None = None
-    label: bool | None = None
+    wanted: bool | None = None
 
 
 @dataclass
@@ -78,8 +78,8 @@ class Shape:
         if self.first.messages is not None and self.first.rejected is not None:
             other = self.first.rejected[prompt_length(self.first.messages, self.first.rejected) :]
             lines += [("rejected", _said_in(m)) for m in other]
-        if self.first.label is not None:
-            lines.append(("label", exact_json.dumps(self.first.label)))
+        if self.first.wanted is not None:
+            lines.append(("wanted", exact_json.dumps(self.first.wanted)))
         shown = [f"{name}: {' '.join(text.split())}" for name, text in lines]
         omitted = [f"… {len(shown) - most} more"] if len(shown) > most else []
         return [line if len(line) <= cut else f"{line[:cut]}…" for line in shown[:most]] + omitted
@@ -154,16 +154,22 @@ class Reader:
         labels = {key: fields.pop(key) for key in ("source", "subtask", "split") if key in self.mapping}
         shadowed |= {self.mapping[key]: value for key, value in labels.items() if key != "source"}
         name = self._format_of(fields)
-        rejected = label = None
+        rejected = wanted = None
         if name == "preference":
             (messages, rejected), text = read_pair(fields, self.turns, _prompt), None
         else:
             messages, text = FORMATS[name].convert(fields, self.turns)  # removes the fields that it uses
-            label = take_label(fields, messages)
+            wanted = take_label(fields, messages)
         kwargs = None if messages is None else template_kwargs(fields)
         meta = {**fields, **shadowed}
         self._meta_fields = set(meta)
-        content = {"messages": messages, "text": text, "template_kwargs": kwargs, "rejected": rejected, "label": label}
+        content = {
+            "messages": messages,
+            "text": text,
+            "template_kwargs": kwargs,
+            "rejected": rejected,
+            "wanted": wanted,
+        }
         return name, _sample(content, meta, labels)
 
     def _mapped(self, record: Record) -> tuple[Record, Record]:

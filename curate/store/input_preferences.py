@@ -68,9 +68,10 @@ def _turns(fields: Record, name: str, turns: TurnReader) -> list[Message]:
 
 
 def take_label(fields: Record, messages: list[Message] | None) -> bool | None:
-    """Whether a conversation's answer is wanted, removed from the record (`label`, or LLaMA-Factory's `kto_tag`); None
+    """Whether a conversation's answer is wanted, removed from the record (`label`, LLaMA-Factory's `kto_tag`, or
+    `wanted`, as exports to columns have it); None
     where nothing says so. Raises Refused."""
-    name = next((name for name in ("label", "kto_tag") if isinstance(fields.get(name), bool)), None)
+    name = next((name for name in ("label", "kto_tag", "wanted") if isinstance(fields.get(name), bool)), None)
     if name is None or messages is None:
         return None
     length = preferences.asked_length(messages)

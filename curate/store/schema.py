@@ -17,12 +17,12 @@ POOL = pa.schema(
         ("meta", pa.string()),  # JSON of every other input field
         ("template_kwargs", pa.string()),  # JSON of tools, documents and chat_template_kwargs; null without
         ("rejected", pa.list_(MESSAGE)),  # of a preference pair: the conversation with the other answer; else null
-        ("label", pa.bool_()),  # whether the last answer is wanted (KTO); null where nothing says so
+        ("wanted", pa.bool_()),  # whether the last answer is wanted (KTO); null where nothing says so
     ]
 )
-CONTENT = ("messages", "text", "template_kwargs", "rejected", "label")  # the columns that are a sample, and its id
+CONTENT = ("messages", "text", "template_kwargs", "rejected", "wanted")  # the columns that are a sample, and its id
 # Columns of samples that files of earlier versions lack: null there.
-LATER = {"template_kwargs": pa.string(), "rejected": pa.list_(MESSAGE), "label": pa.bool_()}
+LATER = {"template_kwargs": pa.string(), "rejected": pa.list_(MESSAGE), "wanted": pa.bool_()}
 TARGET = pa.schema([*POOL, ("subtask", pa.string()), ("split", pa.string())])
 COPIES = pa.schema([("id", pa.string()), ("copies", pa.int32())])
 REJECTS = pa.schema(
@@ -55,7 +55,7 @@ EXPORTED = pa.schema(  # a selected sample in exports to columnar formats
         ("meta", pa.string()),
         ("template_kwargs", pa.string()),
         ("rejected", pa.list_(MESSAGE)),
-        ("label", pa.bool_()),
+        ("wanted", pa.bool_()),
     ]
 )
 LEDGER = pa.schema(

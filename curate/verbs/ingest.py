@@ -285,7 +285,7 @@ class _Writer:
             "meta": sample.meta,
             "template_kwargs": sample.template_kwargs,
             "rejected": sample.rejected,
-            "label": sample.label,
+            "wanted": sample.wanted,
         }
         self.bytes += sample.n_chars + len(sample.meta) + len(sample.template_kwargs or "")
         self.result.added += 1

@@ -111,7 +111,7 @@ def _read(
                     "meta": sample.meta,
                     "template_kwargs": sample.template_kwargs,
                     "rejected": sample.rejected,
-                    "label": sample.label,
+                    "wanted": sample.wanted,
                     "subtask": sample.subtask,
                     "split": sample.split or split,
                 }

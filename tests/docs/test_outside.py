@@ -68,4 +68,4 @@ def test_it_is_found_explained_and_used_like_our_own(installed: dict[str, str], 
 def test_the_laws_hold_for_it(installed: dict[str, str]) -> None:
     words = ("-v", "-p", "no:cacheprovider", "-p", "no:xdist", "tests/laws", "-k", "varied or levels")
     found = re.search(r"(\d+) passed", run(installed, "-m", "pytest", *words))
-    assert found and int(found[1]) > 20
+    assert found and int(found[1]) >= 20

@@ -58,7 +58,7 @@ RECORDS: list[dict[str, Any]] = [
 
 def stored(record: Any) -> dict[str, Any]:
     sample = Reader().sample(record)
-    return {name: getattr(sample, name) for name in ("messages", "text", "template_kwargs", "rejected", "label")}
+    return {name: getattr(sample, name) for name in ("messages", "text", "template_kwargs", "rejected", "wanted")}
 
 
 @pytest.fixture(scope="module")
@@ -160,7 +160,7 @@ def test_what_keeps_all_columns_is_read_back_to_the_same_ids(tmp_path: Path) -> 
     rows = curate.export(ws, "every", Mds(), str(tmp_path / "mds")).rows
     assert rows == len(ids)
     example = Mds().example(row_of(RECORDS[0]))
-    assert example["rejected"] == [ASK, BAD] and example["label"] is None
+    assert example["rejected"] == [ASK, BAD] and example["wanted"] is None
 
 
 def row_of(record: Any) -> Row:

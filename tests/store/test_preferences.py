@@ -61,13 +61,13 @@ SHAREGPT = {"from": "human", "value": "Name a fruit."}
         {"instruction": "Name a fruit.", "input": "", "chosen": "an apple", "rejected": "a stone"},
         {"question": "Name a fruit.", "chosen": "an apple", "rejected": "a stone"},
         {"messages": [ASK, GOOD], "rejected": [{**ASK, "extra": None}, {**BAD, "extra": None}], "text": None},
-        {"messages": [ASK, GOOD], "rejected": [ASK, BAD], "chosen": None, "label": None},
+        {"messages": [ASK, GOOD], "rejected": [ASK, BAD], "chosen": None, "wanted": None},
     ],
 )
 def test_a_pair_is_one_sample_in_every_layout(record: Any) -> None:
     sample = read(record)
     assert plain(sample.messages) == plain([ASK, GOOD]) and plain(sample.rejected) == plain([ASK, BAD])
-    assert sample.id == read(PAIR).id == content_id([ASK, GOOD], None, rejected=[ASK, BAD]) and sample.label is None
+    assert sample.id == read(PAIR).id == content_id([ASK, GOOD], None, rejected=[ASK, BAD]) and sample.wanted is None
     assert sample.id != content_id([ASK, GOOD], None) and sample.n_chars == 2 * 13 + 8 + 7
 
 
@@ -118,11 +118,11 @@ def test_a_label_makes_a_sample_of_its_own_kind() -> None:
     unwanted = read({"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
                      "kto_tag": False, "by": "me"})  # fmt: skip
     bare = read({"prompt": "q", "completion": "a"})
-    assert (wanted.label, unwanted.label, bare.label) == (True, False, None) and len(
+    assert (wanted.wanted, unwanted.wanted, bare.wanted) == (True, False, None) and len(
         {wanted.id, unwanted.id, bare.id}
     ) == 3
     assert wanted.meta == "{}" and json.loads(unwanted.meta) == {"by": "me"} and wanted.rejected is None
-    assert unwanted.id == content_id(unwanted.messages, None, label=False)
+    assert unwanted.id == content_id(unwanted.messages, None, wanted=False)
 
 
 def rows() -> list[dict[str, Any]]:
@@ -143,9 +143,9 @@ def pool(tmp_path: Path) -> Workspace:
 
 
 def test_the_pool_and_targets_have_them_as_columns(pool: Workspace) -> None:
-    (row,) = curate.sql(pool, "SELECT rejected[2].content AS no, label FROM pool WHERE row = 0")
-    assert row == {"no": "no 0", "label": None}
-    (row,) = curate.sql(pool, "SELECT count(*) AS n FROM samples WHERE label = false")
+    (row,) = curate.sql(pool, "SELECT rejected[2].content AS no, wanted FROM pool WHERE row = 0")
+    assert row == {"no": "no 0", "wanted": None}
+    (row,) = curate.sql(pool, "SELECT count(*) AS n FROM samples WHERE wanted = false")
     assert row["n"] == 1
     (row,) = curate.sql(pool, "SELECT rejected[2].content AS no FROM targets")
     assert row["no"] == "no 0"
@@ -155,7 +155,7 @@ def test_the_pool_and_targets_have_them_as_columns(pool: Workspace) -> None:
 def test_the_trainer_refuses_them_in_a_sentence(pool: Workspace) -> None:
     config = TrainingSpec(ModelChoice(str(TINY)), Uniform(), TrainSettings(), "every")
     with pytest.raises(
-        CurateError, match="5 of the 6 samples to train on are preference data .*rejected IS NULL AND label IS NULL"
+        CurateError, match="5 of the 6 samples to train on are preference data .*rejected IS NULL AND wanted IS NULL"
     ):
         curate.train(pool, "run", config)
     curate.select(pool, "plain", Random(), SelectionSpec(frac=1.0, where=preferences.PLAIN))

@@ -18,7 +18,7 @@ class Datasets(Export):
 
     Format: Arrow files with columns id, source, messages (list of role and content), text, loss_weight, rank, meta,
     template_kwargs (JSON text of tools, documents and chat_template_kwargs), rejected (of a preference pair the
-    conversation with the other answer) and label (whether the last answer is wanted). A message's other keys (tool
+    conversation with the other answer) and wanted (whether the last answer is wanted). A message's other keys (tool
     calls and the like) differ from row to row, which Arrow's columns may not: they are stored as JSON text in `extra`,
     NULL where there are none.
 

@@ -36,7 +36,7 @@ class Jsonl(Export):
         if pair := row.pair():
             content = dict(zip(("prompt", "chosen", "rejected"), pair, strict=True))
         elif labelled := row.labelled():
-            content = {"prompt": labelled[0], "completion": labelled[1], "label": row.label}
+            content = {"prompt": labelled[0], "completion": labelled[1], "label": row.wanted}
         labels = {"id": row.id, "source": row.source}
         weights, meta = {"loss_weight": row.loss_weight, "rank": row.rank}, exact_json.loads(row.meta)
         kwargs = row.kwargs() if row.template_kwargs else {}  # else tools are in meta, where they were found

@@ -65,7 +65,7 @@ class Llamafactory(Export):
             return {"messages": prompt, "chosen": answers[0][0], "rejected": answers[1][0], **columns}
         chat = [_as_called(message, row.id) for message in row.chat()]
         _refuse_turns(chat, row.id)
-        return {"messages": chat, **columns, **({} if row.label is None else {"kto_tag": row.label})}
+        return {"messages": chat, **columns, **({} if row.wanted is None else {"kto_tag": row.wanted})}
 
     def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
         kinds: dict[str, str] = {}

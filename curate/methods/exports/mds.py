@@ -14,7 +14,6 @@ from curate.kinds.export import Export, Part, Row
 
 _COLUMNS = {
     "id": "str",
-    "label": "json",
     "loss_weight": "float32",
     "messages": "json",
     "meta": "json",
@@ -22,6 +21,7 @@ _COLUMNS = {
     "source": "str",
     "template_kwargs": "json",
     "text": "str",
+    "wanted": "json",
 }
 _SIZES = [4 if encoding == "float32" else None for encoding in _COLUMNS.values()]
 _SHARD_BYTES = 1 << 26  # streaming's own default size
@@ -33,7 +33,7 @@ class Mds(Export):
 
     Format: a folder `LABEL` (or `all`) for every part with `shard.00000.mds`, … and `index.json`, columns id, source,
     messages (JSON; [] for raw text), text ('' for chat), template_kwargs (JSON: tools, documents,
-    chat_template_kwargs), rejected (JSON: of a preference pair the conversation with the other answer, else []), label
+    chat_template_kwargs), rejected (JSON: of a preference pair the conversation with the other answer, else []), wanted
     (JSON: whether the last answer is wanted, else null), loss_weight, meta (JSON); `NAME.streams.json` with the
     arguments of each part's Stream, `local` and `choose`, the samples that an epoch takes of it:
 
@@ -63,7 +63,6 @@ class Mds(Export):
     def example(self, row: Row) -> dict[str, Any]:
         return {
             "id": row.id,
-            "label": row.label,
             "loss_weight": row.loss_weight,
             "messages": row.weighted_chat(),
             "meta": exact_json.loads(row.meta),
@@ -71,6 +70,7 @@ class Mds(Export):
             "source": row.source,
             "template_kwargs": row.kwargs() if row.template_kwargs else {},
             "text": row.text or "",
+            "wanted": row.wanted,
         }
 
     def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:

@@ -13,12 +13,12 @@ from curate.store.schema import EXPORTED
 
 @dataclass(frozen=True)
 class Parquet(Export):
-    """One Parquet file: id, source, messages, text, loss_weight, rank, meta, template_kwargs, rejected, label.
+    """One Parquet file: id, source, messages, text, loss_weight, rank, meta, template_kwargs, rejected, wanted.
 
     Format: `NAME.parquet`; messages list<struct<role, content, extra>> (NULL for raw text), text (NULL for chat),
     loss_weight float32, rank int64, meta a JSON text, template_kwargs a JSON text of tools, documents and
     chat_template_kwargs (NULL without). Of a preference pair `messages` is the conversation with the chosen answer and
-    `rejected` the one with the other; `label` says whether the last answer is wanted (else both NULL). `curate
+    `rejected` the one with the other; `wanted` says whether the last answer is wanted (else both NULL). `curate
     ingest` reads it back to the same ids.
 
     Cost: one read of the selected shards; 1,024 rows in memory.

@@ -88,7 +88,7 @@ class Trl(Export):
             raise CurateError(f"sample {row.id} has an answer with turns of other weights than 1, and TRL knows none.")
         names = ("prompt", "chosen", "rejected") if self.style == "dpo" else ("prompt", "completion")
         columns = {name: typed(without_weights(part), row) for name, part in zip(names, parts, strict=True)}
-        return columns if self.style == "dpo" else {**columns, "label": row.label}
+        return columns if self.style == "dpo" else {**columns, "label": row.wanted}
 
     def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
         return [self.write_lines(folder / f"{name}.jsonl", _of_one_shape(rows))]
