@@ -99,7 +99,7 @@ def beginning(folder: Path, size: Size) -> ModelChoice:
 
 
 def workspace(folder: Path, size: Size) -> Workspace:
-    """The stream without the unseen skills; a target for every skill, and `wanted`, the val samples of those seen."""
+    """The stream without the unseen skills; a target for every skill, and `seen`, the val samples of those that are."""
     ws = curate.open_workspace(folder / "ws")
     lines = stream_file(folder, size.rows).read_text(encoding="utf-8").splitlines(keepends=True)
     seen_file = folder / "seen.jsonl"
@@ -111,10 +111,10 @@ def workspace(folder: Path, size: Size) -> Workspace:
         for split in ("val", "test"):
             file = str(SAMPLE / f"targets/{skill}_{split}.jsonl")
             curate.target(ws, target_of(skill), file, subtask="subtask", split=split)
-    wanted_file = folder / "wanted.jsonl"
+    seen_targets = folder / "seen_targets.jsonl"
     files = [SAMPLE / f"targets/{skill}_val.jsonl" for skill in SEEN]
-    wanted_file.write_text("".join(file.read_text(encoding="utf-8") for file in files), encoding="utf-8")
-    curate.target(ws, "wanted", str(wanted_file), subtask="subtask")
+    seen_targets.write_text("".join(file.read_text(encoding="utf-8") for file in files), encoding="utf-8")
+    curate.target(ws, "seen", str(seen_targets), subtask="subtask")
     return ws
 
 
@@ -152,15 +152,15 @@ def arms(size: Size, model: ModelChoice) -> Iterator[tuple[str, TrainingSpec]]:
             yield f"{name}_s{seed}", TrainingSpec(model, Plain(), size.settings, manifest=f"mix_{name}", seed=seed)
         training = TrainingSpec(model, Plain(), size.settings, manifest="mix_proportional", seed=seed)
         yield f"linupper_s{seed}", replace(training, weighting=Linupper())
-        yield f"adapt_bm25_s{seed}", replace(training, weighting=AdaptStatic(), by="bm25_wanted")
-        yield f"adapt_s{seed}", replace(training, weighting=Adapt(), target="wanted")
+        yield f"adapt_bm25_s{seed}", replace(training, weighting=AdaptStatic(), by="bm25_seen")
+        yield f"adapt_s{seed}", replace(training, weighting=Adapt(), target="seen")
 
 
 def main(preset: str, folder: Path) -> None:
     size, started = SIZES[preset], time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
     model, ws = beginning(folder, size), workspace(folder, size)
-    curate.score(ws, Bm25(), target="wanted")
+    curate.score(ws, Bm25(), target="seen")
     mixtures(ws, size, model)
     evals = [EvalSpec(target_of(skill), Perplexity()) for skill in SKILLS]
     names = []

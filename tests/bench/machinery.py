@@ -44,7 +44,7 @@ def share(ws: Workspace, method: Score) -> tuple[float, float]:
     """The machinery's share of one whole run, and the seconds of that run."""
     for folder in (ws.path / "prepared").glob("*"):
         shutil.rmtree(folder)  # type: ignore[arg-type]
-    target = "wanted" if method.uses_target else None
+    target = "goal" if method.uses_target else None
     spent: Counter[str] = Counter()
     with _clocked(method, spent):
         total = timed(lambda: curate.score(ws, method, target=target, names={method.name: "probe"}, fresh=True))

@@ -118,13 +118,13 @@ def held(ws: Workspace) -> Iterable[tuple[str, str, str]]:
         f"{task} bytes each, one under way for each worker",
         f"{many:,.0f} tasks, {many * task / 1e6:.0f} MB",
     )
-    work = UnitWorker(Bm25(), load_target(ws, "wanted"), 1, (), ws.path, "")
+    work = UnitWorker(Bm25(), load_target(ws, "goal"), 1, (), ws.path, "")
     yield (
         "what Ray's object store holds",
         "the method and the target, once for each pass",
         f"{len(cloudpickle.dumps(work)) / 1e6:.2f} MB",
     )
-    again = min(timed(partial(curate.score, ws, Bm25(), target="wanted")) for _ in range(3))
+    again = min(timed(partial(curate.score, ws, Bm25(), target="goal")) for _ in range(3))
     yield (
         "going on with a finished score",
         f"{again / len(shards) * 1e3:.1f} ms a shard",
@@ -139,7 +139,7 @@ def main(rows: int) -> None:
     try:
         generate(folder / "input", rows, sentences=10)
         ws = prepare(folder)
-        curate.score(ws, Bm25(), target="wanted")
+        curate.score(ws, Bm25(), target="goal")
         curate.score(ws, Length(), Repetition())
         curate.select(ws, "best", Top(), SelectionSpec(by="bm25_wanted", frac=0.05))
         chars = sum(shard.n_chars for shard in ws.shards())

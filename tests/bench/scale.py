@@ -46,7 +46,7 @@ def prepare(folder: Path) -> Workspace:
     curate.ingest(ws, sorted(map(str, (folder / "input").glob("*.jsonl"))))
     first = (folder / "input/source0.jsonl").read_text()[:40_000].splitlines()[:128]
     (folder / "target.jsonl").write_text("\n".join(first) + "\n")
-    curate.target(ws, "wanted", str(folder / "target.jsonl"))
+    curate.target(ws, "goal", str(folder / "target.jsonl"))
     return ws
 
 
@@ -62,7 +62,7 @@ def step(name: str, folder: str) -> None:
         case "ingest":
             prepare(root)
         case "bm25":
-            curate.score(ws, Bm25(), target="wanted")
+            curate.score(ws, Bm25(), target="goal")
         case "length" | "again":
             curate.score(ws, Length())
         case "join":

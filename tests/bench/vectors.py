@@ -131,12 +131,12 @@ def store(ws: Any) -> None:
         ids = pa.array([f"{j:016x}" for j in range(shard.rows)])  # the ids are not read
         table = vector_table(ids, {"vector": made_up(shard.rows, i)})
         Parts(folder).commit(shard.name, table, 43_690, nulls=0, fingerprint="bench", shard=shard.sha256)
-    target = load_target(ws, "wanted")
+    target = load_target(ws, "goal")
     n = len(target.subtasks)
     table = vector_table(
         target.text.frame["id"].to_arrow(), {"vector": made_up(n, 10**6)}, pa.array(target.subtasks, pa.string())
     )
-    target_vectors(folder).commit("wanted", table, **aim_stamp("bench", target))
+    target_vectors(folder).commit("goal", table, **aim_stamp("bench", target))
 
 
 def step(name: str, folder: str) -> None:
@@ -152,7 +152,7 @@ def step(name: str, folder: str) -> None:
         said = f"recall@10 of 200 new vectors {recall:.3f}"
     else:
         cls = find("selector", name)
-        target, by = "wanted" if cls.uses_target else None, "n_chars" if name == "deita" else None
+        target, by = "goal" if cls.uses_target else None, "n_chars" if name == "deita" else None
         r = curate.select(ws, name, cls(), SelectionSpec(by=by, top=10_000, vectors="embed", target=target))
         said = f"{r.rows:,} of {r.candidates:,}"
     record = record_of(ws, "embed")
