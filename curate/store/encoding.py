@@ -60,14 +60,15 @@ def parquet(table: pa.Table, row_group: int = ROW_GROUP) -> memoryview:
 def read_table(path: Location, columns: Sequence[str] | None = None, rows: tuple[int, int] | None = None) -> pa.Table:
     """Read a Parquet file, all of it or some columns, or the rows from `rows[0]` up to `rows[1]`.
 
-    Only the row groups that contain those rows are read. A named column that samples have only since a later version
-    (schema.LATER) is null where the file lacks it. Raises CurateFailure if the file is damaged.
+    Only the row groups that contain those rows are read. The columns are in the order of `columns`. A named column that
+    samples have only since a later version (schema.LATER) is null where the file lacks it. Raises CurateFailure if the
+    file is damaged.
     """
     table = _read_table(path, columns, rows)
     for name in columns or ():
         if name in LATER and name not in table.column_names:
             table = table.append_column(name, pa.nulls(table.num_rows, LATER[name]))
-    return table
+    return table.select(list(columns)) if columns else table
 
 
 def _read_table(path: Location, columns: Sequence[str] | None, rows: tuple[int, int] | None) -> pa.Table:

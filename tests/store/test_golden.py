@@ -119,6 +119,17 @@ def test_a_selection_is_made_again(old: Workspace, name: str, selector: Any, spe
     assert ids[0] == ids[1] == [row["id"] for row in sorted(EXPECTED[name], key=lambda row: row["rank"])]
 
 
+def test_a_target_gets_another_split(old: Workspace, tmp_path: Path) -> None:
+    before = curate.sql(old, "SELECT id, split, subtask FROM targets")
+    file = tmp_path / "test.jsonl"
+    file.write_text('{"prompt": "Name a fruit.", "completion": "an apple", "tools": [{"name": "look"}]}\n')
+    assert curate.target(old, "facts", str(file), split="test").rows["test"] == 1
+    after = curate.sql(old, "SELECT id, split, subtask, template_kwargs FROM targets")
+    kept = [{k: row[k] for k in ("id", "split", "subtask")} for row in after if row["split"] == "val"]
+    assert kept == [row for row in before if row["split"] == "val"]
+    assert [row["template_kwargs"] is None for row in after] == [row["split"] == "val" for row in after]
+
+
 def test_a_later_format_is_refused_in_a_sentence(old: Workspace) -> None:
     marker = Path(str(old.path)) / "workspace.json"
     marker.write_text(json.dumps({**read_json(marker), "format": 99}))
