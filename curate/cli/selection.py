@@ -248,8 +248,14 @@ def export(
     skipped = "".join(f"\nnote: left out: {reason}" for reason in r.skipped[:5])
     lowered = f"\nnote: {r.lowered}" if r.lowered else ""
     total_note = f"\nnote: {len(r.skipped):,} samples were left out in all" if r.skipped else ""
+    assumed = f"\n{r.assumes}" if r.assumes else ""
     say(
         r,
         as_json,
-        f"{r.rows:,} rows written for {fmt}:\n" + "\n".join(f"  {f}" for f in r.files) + lowered + skipped + total_note,
+        f"{r.rows:,} rows written for {fmt}:\n"
+        + "\n".join(f"  {f}" for f in r.files)
+        + assumed
+        + lowered
+        + skipped
+        + total_note,
     )

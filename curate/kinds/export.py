@@ -80,6 +80,15 @@ class Row:
             return "text"
         return "pair" if self.rejected is not None else "labelled" if self.wanted is not None else "chat"
 
+    @property
+    def ends_with_its_answer(self) -> bool:
+        """Whether it is a prompt and an answer: of the assistant's turns only the last message is learnt."""
+        chat = self.messages or []
+        if len(chat) < 2 or chat[-1]["role"] != "assistant":
+            return False
+        weights = self.weights()
+        return weights[-1] == 1 and not any(weights[:-1])
+
     def weighted_chat(self) -> list[dict[str, Any]]:
         """The messages, each with its `weight` in the loss where that is not 1, as OpenAI's format has it."""
         return _with_weights(self.messages or [])
@@ -108,13 +117,12 @@ class Row:
             has = "a rejected answer" if self.kind == "pair" else "a label that says whether its answer is wanted"
             raise CurateError(f"sample {self.id} has {has}, which {trainer} cannot hold; {remedy}.")
 
-    def refuse_weights(self, trainer: str) -> None:
+    def refuse_weights(self, trainer: str, remedy: str = "") -> None:
         """Raises CurateError if turns have weights of their own."""
         if any(weight != 1 for weight in self.weights()):
             shown = ", ".join(f"{weight:g}" for weight in self.weights())
-            raise CurateError(
-                f"sample {self.id} has assistant's turns of weight {shown}, and {trainer} learns them all."
-            )
+            told = f"sample {self.id} has assistant's turns of weight {shown}, and {trainer} learns them all"
+            raise CurateError(f"{told}; {remedy}." if remedy else f"{told}.")
 
 
 def without_weights(chat: list[dict[str, Any]]) -> list[dict[str, Any]]:
@@ -147,7 +155,8 @@ class Part:
         return part_file(name, self.label)
 
 
-SOME = ("tools", "documents", "chat_template_kwargs", "keys")  # keys: of messages, beside role and content
+# keys: of messages, beside role and content; turns: answers to learn beside the last one, or no last one.
+SOME = ("tools", "documents", "chat_template_kwargs", "keys", "turns")
 _TIME = re.compile(r"\s*\d{4}-\d\d-\d\d")
 
 
@@ -209,6 +218,11 @@ class Export(Method):
         """Write the configuration that lists the files for the trainer, and the sampling rates of the parts. final: the
         final location of `folder`, for trainers that need absolute paths. Returns the files written."""
         return []
+
+    def assumes(self, folder: Path, name: str) -> str:
+        """What the trainer must be told, or does by itself, so that it trains on the tokens that are scored; '' if
+        there is nothing to say. folder: with the files written."""
+        return ""
 
     @abstractmethod
     def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:

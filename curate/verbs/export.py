@@ -38,6 +38,7 @@ class Exported(Result):
     folder: str
     rows: int = 0
     lowered: str = ""  # how weights that the rows cannot carry were realised
+    assumes: str = ""  # what the trainer must be told to train on the tokens that are scored
     skipped: list[str] = field(default_factory=list)  # why the format could not hold a sample
     files: list[str] = field(default_factory=list)
 
@@ -71,6 +72,7 @@ def export(
             files = exporter.write(rows, temporary, manifest)
             export_set = export_set.with_rows(written)
             files += exporter.describe(temporary, manifest, export_set.parts, target)
+            result.assumes = exporter.assumes(temporary, manifest)
             if export_set.lowered:
                 result.lowered = export_set.said()
                 files.append(_tell(temporary, export_set))
@@ -143,6 +145,8 @@ def _what_some_have(ws: Workspace, manifest: pa.Table) -> tuple[frozenset[str], 
         shown = [frame[name].explode().struct.field("extra").is_not_null().any() for name in ("messages", "rejected")]
         if any(shown):
             found.add("keys")
+        if "turns" not in found and _have_turns(stored):
+            found.add("turns")
         has_kwargs = frame["template_kwargs"].is_not_null() | frame["meta"].str.contains('"tools":', literal=True)
         for i in np.flatnonzero(has_kwargs.to_numpy()).tolist():
             entry = manifest.slice(positions[i], 1).to_pylist()[0]
@@ -151,6 +155,18 @@ def _what_some_have(ws: Workspace, manifest: pa.Table) -> tuple[frozenset[str], 
             if row.messages and "tools" in row.kwargs():
                 first.setdefault(row.part, int(positions[i]))
     return frozenset(found), np.array(sorted(first.values()), np.int64)
+
+
+def _have_turns(stored: pa.Table) -> bool:
+    """Whether some chat has answers to learn beside its last turn, or does not end with one."""
+    roles = pl.DataFrame(stored.select(["messages"]))["messages"].list.eval(pl.element().struct.field("role"))
+    answers = roles.list.eval(pl.element() == "assistant").list.sum()
+    plain = (answers == 1) & (roles.list.last() == "assistant") & (roles.list.len() > 1)
+    unclear = np.flatnonzero((~plain).fill_null(False).to_numpy()).tolist()  # null: raw text
+    columns = stored.select(["messages"])
+    return any(
+        not Row("", "", columns.slice(i, 1).to_pylist()[0]["messages"], None).ends_with_its_answer for i in unclear
+    )
 
 
 def _written(

@@ -136,8 +136,9 @@ def test_datasets_interleaves_its_files_by_the_mixture(mixed: Workspace, tmp_pat
 def test_open_instruct_s_list_says_rows(mixed: Workspace, tmp_path: Path) -> None:
     curate.export(mixed, "blend", OpenInstruct(), str(tmp_path / "out"))
     words = shlex.split((tmp_path / "out/blend.args").read_text())
-    assert words[0] == "--dataset_mixer_list" and words[-2:] == ["--dataset_mixer_list_splits", "train"]
-    pairs = dict(zip(words[1:-2:2], map(int, words[2:-2:2]), strict=True))
+    end = words.index("--dataset_mixer_list_splits")
+    assert words[0] == "--dataset_mixer_list" and words[end + 1 : end + 3] == ["train", "--dataset_transform_fn"]
+    pairs = dict(zip(words[1:end:2], map(int, words[2:end:2]), strict=True))
     drawn = {Path(path).name: n for path, n in pairs.items() if Path(path).exists()}
     assert drawn == {"blend_atlas.jsonl": 500, "blend_forum.jsonl": 250, "blend_school.jsonl": 250}
     rows = [json.loads(line) for line in Path(next(iter(pairs))).read_text().splitlines()]
@@ -322,6 +323,6 @@ def test_axolotl_s_own_schema_takes_its_export(hard: Workspace, tmp_path: Path) 
     curate.export(hard, "best", Axolotl(), str(tmp_path / "out"))
     (found,) = read(tmp_path, AXOLOTL, READ_AXOLOTL)
     assert found["type"] == "chat_template" and found["field_messages"] == "messages"
-    lines = [json.loads(line) for line in Path(found["path"]).read_text().splitlines()]
+    lines = [json.loads(line) for line in (tmp_path / "out" / found["path"]).read_text().splitlines()]
     bare = [[{k: v for k, v in message.items() if k != "weight"} for message in line["messages"]] for line in lines]
     assert bare == [CALL, LONG, UNICODE] and lines[0]["tools"] == TOOLS  # the one with tools begins the file

@@ -8,7 +8,6 @@ import sys
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -25,7 +24,7 @@ from curate.store.manifests import read_manifest, write_manifest
 from curate.store.workspace import Workspace
 from curate.verbs.select import SelectionSpec
 from tests.conftest import write_jsonl
-from tests.support.exports import CALL, LONG, TOOLS, toy_model
+from tests.support.exports import CALL, LONG, TOOLS
 
 
 @pytest.fixture
@@ -74,28 +73,6 @@ def test_a_datasets_folder_is_loaded_by_datasets(chosen: Workspace, tmp_path: Pa
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "ws"]  # nothing is left beside it
 
 
-@pytest.mark.parametrize("style", ["messages", "prompt_completion"])
-def test_trl_trains_on_its_export(chosen: Workspace, tmp_path: Path, style: Any) -> None:
-    """TRL's own detection and tokenisation, in a real SFTTrainer over a model of a few thousand parameters."""
-    import datasets
-    from trl import SFTConfig, SFTTrainer
-    from trl.data_utils import is_conversational
-
-    result = curate.export(chosen, "best", Trl(style=style), str(tmp_path / "out"))
-    data = datasets.load_dataset("json", data_files=result.files, split="train", cache_dir=str(tmp_path / "cache"))
-    assert is_conversational(data[0]) and len(data) == 200
-    model, tokenizer = toy_model()
-    trainer = SFTTrainer(
-        model=model,
-        args=SFTConfig(output_dir=str(tmp_path / "run"), max_steps=1, report_to=[], use_cpu=True, bf16=False),
-        train_dataset=data,
-        processing_class=tokenizer,
-    )
-    row, first = trainer.train_dataset[0], wanted(chosen)[0]["messages"]
-    assert first[1]["content"] in tokenizer.decode(row["input_ids"])
-    assert np.isfinite(trainer.train().training_loss)
-
-
 @pytest.fixture
 def varied(ws: Workspace, tmp_path: Path) -> Workspace:
     """A long conversation with a system turn, and one that calls a tool."""
@@ -105,7 +82,7 @@ def varied(ws: Workspace, tmp_path: Path) -> Workspace:
 
 
 def test_every_turn_role_and_tool_call_reaches_the_files(varied: Workspace) -> None:
-    first, second = curate.preview(varied, "best", Trl(), 2)
+    first, second = curate.preview(varied, "best", Trl(), 2)  # some chat has several answers
     assert first == {"messages": [*CALL[:-1], {**CALL[-1], "weight": 1}], "tools": TOOLS}
     assert second == {"messages": LONG, "tools": "null"}
     second, first = curate.preview(varied, "best", Trl(style="prompt_completion"), 2)
@@ -156,7 +133,7 @@ def test_llamafactory_describes_every_file_it_writes(ws: Workspace, tmp_path: Pa
     info = json.loads((tmp_path / "out/dataset_info.json").read_text())
     assert set(info) == {"best", "best_text"}
     assert sorted(p.name for p in (tmp_path / "out").iterdir()) == [
-        "best.jsonl", "best_text.jsonl", "dataset_info.json"
+        "best.jsonl", "best_pt.llamafactory.yaml", "best_sft.llamafactory.yaml", "best_text.jsonl", "dataset_info.json"
     ]  # fmt: skip
     assert json.loads((tmp_path / "out/best_text.jsonl").read_text()) == {"text": "raw"}
 

@@ -171,7 +171,8 @@ def test_trl_s_own_functions_find_the_same_prompt_and_tokens(tmp_path: Path, mod
     from trl.data_utils import extract_prompt, is_conversational, unpair_preference_dataset
 
     ws = made(tmp_path, [*RECORDS, {**RECORDS[0], "tools": [TOOL]}])
-    rows = written(ws, Trl(style="dpo"), tmp_path / "out")["every.jsonl"]
+    rows = written(ws, Trl(), tmp_path / "out")["every.jsonl"]
+    assert "trl dpo --config dpo_config.yaml" in (tmp_path / "out/dpo_config.yaml").read_text()
     assert [row.keys() for row in rows] == [{"prompt", "chosen", "rejected", "tools"}] * 4
     for row, record in zip(rows, [RECORDS[0], *RECORDS], strict=True):  # the one with tools begins the file
         assert is_conversational(row)
@@ -189,8 +190,9 @@ def test_trl_s_own_functions_find_the_same_prompt_and_tokens(tmp_path: Path, mod
 
 
 def test_trl_s_kto_has_prompt_completion_and_label(tmp_path: Path) -> None:
-    rows = written(made(tmp_path, KTO), Trl(style="kto"), tmp_path / "out")["every.jsonl"]
-    assert rows == KTO
+    ws = made(tmp_path, KTO)
+    for style in ("auto", "kto"):
+        assert written(ws, Trl(style=style), tmp_path / style)["every.jsonl"] == KTO  # type: ignore[arg-type]
 
 
 def test_llamafactory_has_files_of_pairs_and_of_labelled_answers(tmp_path: Path) -> None:
@@ -228,7 +230,10 @@ def test_axolotl_has_pairs_in_a_run_of_their_own(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("record", [RECORDS[0], KTO[0]])
-@pytest.mark.parametrize("exporter", [Trl(), Trl(style="prompt_completion"), OpenInstruct()])
+@pytest.mark.parametrize(
+    "exporter",
+    [Trl(style="messages"), Trl(style="prompt_completion"), Trl(tokenizer="tiny", style="tokens"), OpenInstruct()],
+)
 def test_what_learns_answers_refuses_preference_data(exporter: Export, record: Any) -> None:
     with pytest.raises(CurateError, match="has a (rejected answer|label that says)"):
         exporter.example(row_of(record))
@@ -245,7 +250,9 @@ def test_a_style_refuses_what_is_of_another_and_weights_are_refused(tmp_path: Pa
     with pytest.raises(CurateError, match="axolotl's file of chats cannot hold"):
         Axolotl().example(row_of(KTO[0]))
     ws = made(tmp_path, [RECORDS[0], {"messages": [ASK, GOOD]}])
-    out = curate.export(ws, "every", Trl(), str(tmp_path / "out"), skip_unfit=True)
+    with pytest.raises(CurateError, match='--where "rejected IS NOT NULL" or --where "text IS NULL AND rejected IS'):
+        curate.export(ws, "every", Trl(), str(tmp_path / "out"))
+    out = curate.export(ws, "every", Trl(style="messages"), str(tmp_path / "out"), skip_unfit=True)
     assert out.rows == 1 and "export such samples with --set style=dpo" in out.skipped[0]
 
 

@@ -5,8 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Literal
 
-import orjson
-
 from curate.errors import CurateError
 from curate.kinds.export import Export, Part, Row, typed, typed_tools, without_weights
 
@@ -18,8 +16,9 @@ class Axolotl(Export):
     Format: `NAME.jsonl` (chat, {"messages", "tools"}, read as `type: chat_template`) and `NAME_text.jsonl` (raw text,
     `type: completion`), each only if there is such a sample; or `NAME_pairs.jsonl` (preference pairs, {"messages",
     "chosen", "rejected"}: the prompt, and one turn each, read as `type: chat_template.default` under `rl: dpo`).
-    `NAME.axolotl.yaml` has the key `datasets` with these files, by absolute paths: copy it into your configuration, and
-    adjust the paths if you move the folder. `tools` is there if a sample of the export has some; the first row of the
+    `NAME.axolotl.yaml` has the key `datasets` with these files, relative to the folder, and the settings with which
+    axolotl trains on what is scored: copy it into your configuration, and run axolotl in the export's folder (or write
+    the folder before the names). `tools` is there if a sample of the export has some; the first row of the
     file then is one with tools, as a list; the others have them as JSON text, which `datasets` decodes, and without
     which it would refuse rows with other tools behind the first 10 MB. A turn of weight 0 has `train` false, as has
     every other turn of the assistant's `train` true, if there is one in the sample.
@@ -31,8 +30,8 @@ class Axolotl(Export):
     other weights are refused, as are those with documents or chat_template_kwargs. Its DPO is a run of its own, so
     pairs beside other samples are refused; it gives the chat template roles and contents only, and takes one turn as an
     answer, so pairs with tools, calls, reasoning or more turns are refused. Labelled answers (KTO) are refused, since
-    its formats for them print the question by a template of their own, not the model's. By axolotl's defaults samples
-    longer than `sequence_len` are dropped.
+    its formats for them print the question by a template of their own, not the model's. Samples longer than
+    `sequence_len` stop axolotl by the setting `excess_length_strategy: raise`; without it they are dropped.
 
     Reference: axolotl, docs/dataset-formats/conversation.qmd, docs/rlhf.qmd, src/axolotl/utils/schemas/datasets.py and
     src/axolotl/prompt_strategies/dpo/chat_template.py.
@@ -79,6 +78,12 @@ class Axolotl(Export):
     def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
         return self.write_parts(rows, folder, lambda row: name + _ENDING[row.kind])
 
+    def assumes(self, folder: Path, name: str) -> str:
+        told = f"{name}.axolotl.yaml: roles_to_train is [assistant], train_on_eos turn, excess_length_strategy raise."
+        if (folder / f"{name}_pairs.jsonl").exists():
+            return f"axolotl compares the answers; {name}.axolotl.yaml: rl is dpo."
+        return f"axolotl trains on the assistant's turns and on all tokens of raw text, as they are scored; {told}"
+
     def describe(self, folder: Path, name: str, parts: Sequence[Part], final: Path) -> list[Path]:
         shapes = {name: _CHAT, f"{name}_text": _TEXT, f"{name}_pairs": _PAIR}
         present = {file: shape for file, shape in shapes.items() if (folder / f"{file}.jsonl").exists()}
@@ -88,17 +93,27 @@ class Axolotl(Export):
                 f"the manifest '{name}' has preference pairs and samples without, which axolotl trains on in runs of "
                 'their own; select one of them, by --where "rejected IS NULL" or --where "rejected IS NOT NULL".'
             )
-        lines = ["rl: dpo", "datasets:"] if pairs else ["datasets:"]
-        for file, shape in present.items():
-            path = str(final / f"{file}.jsonl")
-            lines += [f"  - path: {orjson.dumps(path).decode()}", *(f"    {line}" for line in shape)]
         if not present:
             raise CurateError(f"the manifest '{name}' has no row to export.")
+        lines = [*_HEAD, *(("rl: dpo",) if pairs else _SFT), "datasets:"]
+        for file, shape in present.items():
+            lines += [f"  - path: {file}.jsonl", *(f"    {line}" for line in shape)]
         path = folder / f"{name}.axolotl.yaml"
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return [path]
 
 
+_HEAD = (
+    "# Copy this into your configuration, and run axolotl in this folder (or write it before the files' names).",
+    "# Samples longer than your sequence_len stop axolotl, instead of being dropped without a word.",
+    "excess_length_strategy: raise",
+    "chat_template: tokenizer_default",
+)
+_SFT = (
+    "# The loss is on the assistant's turns and their ends, as they are scored. Where a chat template ends turns with",
+    "# another token than EOS (Llama 3's <|eot_id|>), name it: eot_tokens: ['<|eot_id|>'].",
+    "train_on_inputs: false",
+)
 _CHAT = (
     "ds_type: json",
     "type: chat_template",
@@ -106,6 +121,8 @@ _CHAT = (
     "field_tools: tools",
     "message_property_mappings: {role: role, content: content}",
     "message_field_training: train",
+    "roles_to_train: [assistant]",
+    "train_on_eos: turn",
 )
 _PAIR = (
     "ds_type: json",

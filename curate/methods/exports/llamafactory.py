@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,17 +20,20 @@ class Llamafactory(Export):
     and assistant or function_call in turn, the model's last; `tools` as JSON text), `NAME_text.jsonl` (raw text, for
     `stage: pt`), `NAME_pairs.jsonl` (preference pairs, for `stage: dpo`: the prompt, and one turn `chosen` and
     `rejected` each) and `NAME_kto.jsonl` (labelled answers, for `stage: kto`: a chat with `kto_tag`), each only if
-    there is such a sample; `dataset_info.json` describes them as `NAME`, `NAME_text`, `NAME_pairs` and `NAME_kto`. Give
-    the folder as `dataset_dir` and the names as `dataset`. Every column is listed, since naming some sets the others to
-    None.
+    there is such a sample; `dataset_info.json` describes them as `NAME`, `NAME_text`, `NAME_pairs` and `NAME_kto`.
+    Every column is listed, since naming some sets the others to None. `NAME.llamafactory.yaml` (for several stages
+    `NAME_STAGE.llamafactory.yaml`) has the settings with which it trains on what is scored, and the names as `dataset`;
+    its `dataset_dir` is the folder in which you run it: start in the export's folder, or change that.
 
     Cost: one read of the selected shards.
 
     Departures: LLaMA-Factory drops a conversation whose turns do not alternate, with only a log line; here such a
     sample is refused (or left out and reported, with --skip-unfit), and so is one with reasoning, documents,
     chat_template_kwargs or weights of turns, or a pair whose answers have several turns. The ids of calls and the names
-    of tools that answer are left out: its templates print neither. It cuts samples at `cutoff_len` (2,048 tokens by
-    default). It takes no weight per row (issue 5033), so a weighted manifest is refused, or its rows repeat
+    of tools that answer are left out: its templates print neither. It renders chats by a
+    template of its own, named by `template`; without that it derives one from the tokenizer's, which adds an empty
+    thought to answers of reasoning models. It cuts samples at `cutoff_len`, where the settings name a length that cuts
+    nothing. It takes no weight per row (issue 5033), so a weighted manifest is refused, or its rows repeat
     (weights=repeats), or they are written as datasets NAME_0, NAME_1, … of similar weight (weights=strata), with the
     `dataset`, `mix_strategy` and `interleave_probs` to draw them by in `NAME.mix.json`. So are the domains of a
     mixture.
@@ -79,7 +82,14 @@ class Llamafactory(Export):
         info = {path.stem: {"file_name": path.name, **_DESCRIPTION[kinds[path.stem]]} for path in files}
         index = folder / "dataset_info.json"
         index.write_text(json.dumps(info, indent=2) + "\n", encoding="utf-8")
-        return [*files, index]
+        return [*files, index, *_settings_files(folder, name, kinds)]
+
+    def assumes(self, folder: Path, name: str) -> str:
+        files = ", ".join(sorted(path.name for path in folder.glob("*.llamafactory.yaml")))
+        return (
+            "LLaMA-Factory trains on the assistant's turns and on all tokens of raw text, as they are scored, unless "
+            f"train_on_prompt or mask_history is set; {files}: both are false; set `template` to your model's."
+        )
 
     def describe(self, folder: Path, name: str, parts: Sequence[Part], final: Path) -> list[Path]:
         if len(parts) == 1:
@@ -97,6 +107,32 @@ class Llamafactory(Export):
         path = folder / f"{name}.mix.json"
         path.write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         return [path]
+
+
+def _settings_files(folder: Path, name: str, kinds: Mapping[str, str]) -> list[Path]:
+    """Write the settings for every stage that the datasets are for. kinds: dataset -> kind of its rows."""
+    files = []
+    for kind, stage in _STAGE.items():
+        if datasets := [dataset for dataset, k in kinds.items() if k == kind]:
+            several = len(set(kinds.values())) > 1
+            path = folder / f"{name}{f'_{stage}' if several else ''}.llamafactory.yaml"
+            lines = [*_HEAD, f"stage: {stage}", "dataset_dir: .", f"dataset: {','.join(datasets)}"]
+            lines += _BLOCKS if stage == "pt" else _length(folder, datasets)
+            path.write_text("\n".join([*lines, *(_SFT if stage == "sft" else ())]) + "\n", encoding="utf-8")
+            files.append(path)
+    return files
+
+
+def _length(folder: Path, datasets: Sequence[str]) -> list[str]:
+    """The setting `cutoff_len` by which no sample is cut."""
+    longest = 0
+    for dataset in datasets:
+        with (folder / f"{dataset}.jsonl").open("rb") as f:
+            longest = max(longest, *(len(line) for line in f))
+    return [
+        f"# Nothing is cut (the default: at 2,048 tokens): the longest row has {longest:,} bytes, hardly more tokens.",
+        f"cutoff_len: {longest}",
+    ]
 
 
 def _refuse_weights(row: Row) -> None:
@@ -161,6 +197,17 @@ def _lines(path: Path) -> int:
         return sum(1 for _ in f)
 
 
+_STAGE = {"chat": "sft", "text": "pt", "pair": "dpo", "labelled": "kto"}
+_HEAD = (
+    "# Copy this into your configuration, and run LLaMA-Factory in this folder (or write the folder as dataset_dir).",
+    "# Set `template` to your model's.",
+)
+_BLOCKS = ("# Texts are joined and cut into blocks of cutoff_len tokens (2,048 by default); the rest is dropped.",)
+_SFT = (
+    "# The loss is on all turns of the assistant's, as they are scored.",
+    "train_on_prompt: false",
+    "mask_history: false",
+)
 _ENDING = {"chat": "", "text": "_text", "pair": "_pairs", "labelled": "_kto"}
 _TAGS = {
     "role_tag": "role",

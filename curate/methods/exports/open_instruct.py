@@ -16,7 +16,8 @@ class OpenInstruct(Export):
 
     Format: `NAME.jsonl`, or for every part `NAME_LABEL.jsonl`, one {"messages": [{"role", "content"}]} a line;
     `NAME.args` has the arguments `--dataset_mixer_list FILE ROWS …`, whole numbers of rows (more than a file has
-    repeats it), and `--dataset_mixer_list_splits train`. A column `tools` is there if a sample of the export has some;
+    repeats it), `--dataset_mixer_list_splits train`, and the `--dataset_transform_fn` by which the loss is on the
+    assistant's turns. A column `tools` is there if a sample of the export has some;
     the first row of a file then is one with tools, as a list; the others have them as JSON text, which `datasets`
     decodes, and without which it would refuse rows with other tools behind the first 10 MB.
 
@@ -56,6 +57,12 @@ class OpenInstruct(Export):
     def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
         return self.write_parts(rows, folder, lambda row: part_file(name, row.part))
 
+    def assumes(self, folder: Path, name: str) -> str:
+        return (
+            "open-instruct trains on the assistant's turns, as they are scored; "
+            f"{name}.args: --dataset_transform_fn {' '.join(_TRANSFORMS)}. It cuts samples at --max_seq_length."
+        )
+
     def describe(self, folder: Path, name: str, parts: Sequence[Part], final: Path) -> list[Path]:
         drawn = [(str(final / f"{part.file(name)}.jsonl"), str(part.draws)) for part in parts if part.draws]
         words = [
@@ -63,7 +70,13 @@ class OpenInstruct(Export):
             *(word for pair in drawn for word in pair),
             "--dataset_mixer_list_splits",
             "train",
+            "--dataset_transform_fn",
+            *_TRANSFORMS,
         ]
         path = folder / f"{name}.args"
         path.write_text(shlex.join(words) + "\n", encoding="utf-8")
         return [path]
+
+
+# Its names for: the labels are the assistant's turns; rows without a label are left out.
+_TRANSFORMS = ("sft_tulu_tokenize_and_truncate_v1", "sft_tulu_filter_v1")
