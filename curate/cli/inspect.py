@@ -19,6 +19,7 @@ from curate.cli.options import (
 from curate.errors import CurateError
 from curate.kinds import registry
 from curate.store.workspace import Workspace
+from curate.tables.dependents import named
 from curate.text_table import folded, table
 
 
@@ -67,6 +68,7 @@ def status(ws: Workspace, as_json: bool) -> None:
         ),
     ]
     lines += [table(rows, columns) for rows, columns in tables if rows]
+    lines += [row["note"] for row in s.runs if row["note"]]
     incomplete = [row for row in [*s.scores, *s.vectors] if row["command"]]
     lines += [f"{row['name']} {row['state']}: run `{row['command']}`." for row in incomplete]
     say(s, as_json, "\n\n".join(lines))
@@ -179,9 +181,19 @@ def sql(ws: Workspace, query: str, fmt: str | None, output: str | None) -> None:
 @click.command()
 @click.argument("name")
 @workspace()
-def drop(ws: Workspace, name: str) -> None:
-    """Remove a score, vectors, a manifest, a mask, a target or a run."""
-    click.echo(f"Removed the {curate.drop(ws, name)} {name}.")
+@click.option("--force", is_flag=True, help="Remove it also if something was made from it.")
+@click.option("--dry-run", is_flag=True, help="Only print what would be removed, and what was made from it.")
+@as_json_option
+def drop(ws: Workspace, name: str, force: bool, dry_run: bool, as_json: bool) -> None:
+    """Remove a score, vectors, a manifest, a mask, a target or a run.
+
+    What something was made from is not removed, unless you say --force; a manifest that runs were trained on is then
+    kept in manifests/replaced while these are there.
+    """
+    r = curate.drop(ws, name, force=force, dry_run=dry_run)
+    made = f" Made from it: {named(r.dependents)}." if r.dependents else ""
+    kept = " A copy is kept in manifests/replaced." if r.kept else ""
+    say(r, as_json, f"{'Would remove' if dry_run else 'Removed'} the {r.kind} {name}.{made}{kept}")
 
 
 @click.command()

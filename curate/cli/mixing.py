@@ -139,6 +139,9 @@ class _ProxyOptions:
     help="A setting of the mixer (trials=64), of the proxies' training (train.steps=200), of the model "
     "(model.context=512), of a metric or of the executor.",
 )
+@click.option(
+    "--fresh", is_flag=True, help="Replace a manifest of that name that was made otherwise, or that others need."
+)
 @as_json_option
 def mix(
     ws: Workspace,
@@ -147,12 +150,13 @@ def mix(
     spec: MixtureSpec,
     proxies: _ProxyOptions,
     settings: tuple[str, ...],
+    fresh: bool,
     as_json: bool,
 ) -> None:
     """Compute domain weights and store them as the mixture NAME, for `curate train` and `curate export`."""
     own_settings = by_owner(["", *proxies.owners], [], settings)
     mixer = registry.make("mixer", mixer_name, own_settings[""])
-    mixture = curate.mix(ws, name, mixer, spec, proxy=proxies.proxy(own_settings))
+    mixture = curate.mix(ws, name, mixer, spec, proxy=proxies.proxy(own_settings), fresh=fresh)
     say(mixture, as_json, _text(mixture, spec))
 
 

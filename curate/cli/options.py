@@ -33,6 +33,11 @@ def workspace(create: bool = False) -> Callable[[Any], Any]:
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")
 dry_run_option = click.option("--dry-run", is_flag=True, help="Only print what would be done.")
+replace_option = click.option(
+    "--fresh",
+    is_flag=True,
+    help="Replace one of that name that was made in another way, or that something was made from.",
+)
 map_option = click.option(
     "--map",
     "maps",

@@ -12,6 +12,7 @@ from curate.cli.options import (
     as_json_option,
     dry_run_option,
     pairs,
+    replace_option,
     set_option,
     workspace,
 )
@@ -57,6 +58,9 @@ from curate.text_table import table
 @click.option("--seed", default=0, show_default=True, help="Random seed.")
 @click.option("--null", is_flag=True, help="Control run: shuffle the values of --by at random before selecting.")
 @click.option("--allow-stale", is_flag=True, help="Use scores that are stale or incomplete.")
+@click.option(
+    "--fresh", is_flag=True, help="Replace a manifest of that name that was made otherwise, or that others need."
+)
 @click.option("--replay", "replayed", metavar="FILE", help="Repeat the selection recorded in a manifest's JSON.")
 @dry_run_option
 @as_json_option
@@ -78,6 +82,7 @@ def select(
     seed: int,
     null: bool,
     allow_stale: bool,
+    fresh: bool,
     replayed: str | None,
     dry_run: bool,
     as_json: bool,
@@ -103,7 +108,7 @@ def select(
         )
         if any(other_options):
             raise CurateError("--replay repeats a selection as it was; it cannot be combined with other options.")
-        r = curate.replay(ws, name, replayed, allow_stale=allow_stale)
+        r = curate.replay(ws, name, replayed, allow_stale=allow_stale, fresh=fresh)
     else:
         from curate.tables.lookup import TOKENS
         from curate.verbs.select import SelectionSpec
@@ -114,7 +119,7 @@ def select(
         spec = SelectionSpec(
             by, where, top, frac, tokens, per, token_column, seed, allow_stale, vectors, target, null, history
         )
-        r = curate.select(ws, name, selector, spec, dry_run=dry_run)
+        r = curate.select(ws, name, selector, spec, dry_run=dry_run, fresh=fresh)
     columns = {
         "source": "source",
         "selected": "selected",
@@ -141,6 +146,7 @@ def select(
 @click.option("--score", metavar="NAME", help="The score, for methods that rank parameters by one (dualsft).")
 @set_option
 @click.option("--allow-stale", is_flag=True, help="Use a score that is stale or incomplete.")
+@replace_option
 @as_json_option
 def mask(
     ws: Workspace,
@@ -151,11 +157,12 @@ def mask(
     score: str | None,
     settings: tuple[str, ...],
     allow_stale: bool,
+    fresh: bool,
     as_json: bool,
 ) -> None:
     """Choose which of a model's parameters to train, as the mask NAME (`curate train RUN --mask NAME`)."""
     method = registry.make("mask", mask_name, pairs(settings, "--set"))
-    r = curate.mask(ws, name, method, frac, model=model_name, score=score, allow_stale=allow_stale)
+    r = curate.mask(ws, name, method, frac, model=model_name, score=score, allow_stale=allow_stale, fresh=fresh)
     head = f"Mask {name}: {r.selected:,} of {r.parameters:,} parameters."
     columns = {"kind": "kind", "parameters": "parameters", "selected": "selected", "share": "share"}
     end = [f"its warm-up ended with {r.checkpoint}, which training can start from (--model)"] if r.checkpoint else []
@@ -184,6 +191,9 @@ def mask(
 @set_option
 @click.option("--seed", default=0, show_default=True, help="Random seed of the rounding to repeats.")
 @click.option("--allow-stale", is_flag=True, help="Use scores that are stale or incomplete.")
+@click.option(
+    "--fresh", is_flag=True, help="Replace a manifest of that name that was made otherwise, or that others need."
+)
 @as_json_option
 def weigh(
     ws: Workspace,
@@ -195,11 +205,14 @@ def weigh(
     settings: tuple[str, ...],
     seed: int,
     allow_stale: bool,
+    fresh: bool,
     as_json: bool,
 ) -> None:
     """Weight samples by a column, as the manifest NAME, for any trainer."""
     weighting = registry.make("weighting", weighting_name, pairs(settings, "--set"))
-    r = curate.weigh(ws, name, weighting, by, manifest=manifest, repeats=repeats, seed=seed, allow_stale=allow_stale)
+    r = curate.weigh(
+        ws, name, weighting, by, manifest=manifest, repeats=repeats, seed=seed, allow_stale=allow_stale, fresh=fresh
+    )
     spread = ", ".join(f"{q:.3f}" for q in r.quantiles)
     head = f"Manifest {name}: {r.rows:,} samples, effective sample size {r.effective_rows:,.0f}."
     lines = [head, f"Quantiles (0, 5, 25, 50, 75, 95, 100 %) before division by the mean {r.mean:.3f}: {spread}."]

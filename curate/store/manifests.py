@@ -8,8 +8,9 @@ from msgspec.structs import replace
 
 from curate.errors import CurateError
 from curate.hashing import fingerprint
-from curate.store.encoding import digest, read_table, write_table
-from curate.store.files import remove_leftovers
+from curate.store.encoding import digest, parquet, read_table, write_table
+from curate.store.files import remove_leftovers, write_atomic
+from curate.store.object_store import Location
 from curate.store.recipes import ManifestRecipe, MixtureRecipe, SamplesRecipe, read_manifest_recipe, write_recipe
 from curate.store.schema import MANIFEST, MIXTURE
 from curate.store.workspace import Workspace
@@ -21,6 +22,38 @@ def write_manifest(ws: Workspace, name: str, table: pa.Table, recipe: ManifestRe
     remove_leftovers(path.parent)
     sha256 = write_table(path, table.cast(schema_of(recipe)))
     write_recipe(path.with_suffix(".json"), replace(recipe, sha256=sha256))
+
+
+def stamped(table: pa.Table, recipe: ManifestRecipe) -> ManifestRecipe:
+    """The recipe with the SHA-256 that the table would be written with."""
+    return replace(recipe, sha256=digest(parquet(table.cast(schema_of(recipe)))))
+
+
+def keep_manifest(ws: Workspace, name: str) -> None:
+    """Copy a manifest to manifests/replaced/STAMP.parquet and .json, before it is replaced or removed, for the runs
+    that were trained on it. STAMP: see `stamp_of`; runs record it as manifest_sha256."""
+    path, recipe = ws.manifest_path(name), manifest_recipe(ws, name)
+    kept = kept_path(ws, stamp_of(recipe))
+    if path.exists():
+        write_atomic(kept, path.read_bytes())
+        write_recipe(kept.with_suffix(".json"), recipe)
+
+
+def kept_manifests(ws: Workspace) -> dict[str, ManifestRecipe]:
+    """Stamp -> recipe of the manifests that were replaced or removed and are kept."""
+    files = sorted(kept_path(ws, "").parent.glob("*.json"))
+    return {file.stem: read_manifest_recipe(file) for file in files}
+
+
+def remove_kept(ws: Workspace, stamp: str) -> None:
+    """Remove a kept manifest."""
+    kept_path(ws, stamp).with_suffix(".json").unlink(missing_ok=True)
+    kept_path(ws, stamp).unlink(missing_ok=True)
+
+
+def kept_path(ws: Workspace, stamp: str) -> Location:
+    """The table of a kept manifest; its JSON has the same stem."""
+    return ws.path / "manifests" / "replaced" / f"{stamp}.parquet"
 
 
 def schema_of(recipe: ManifestRecipe) -> pa.Schema:

@@ -2,17 +2,56 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass, field
+
 from curate.errors import CurateError, nearest
+from curate.results import Result
 from curate.store.files import remove_tree
 from curate.store.locks import lock
+from curate.store.manifests import keep_manifest
 from curate.store.workspace import TABLES, Workspace, recipe_file
+from curate.tables.dependents import dependents, named, release_kept
 
 
-def drop(ws: Workspace, name: str) -> str:
-    """Remove the object called `name`; returns its kind. Objects made from it remain, with their recipes unchanged.
+@dataclass
+class Dropped(Result):
+    """What was removed, or with `dry_run` would be. dependents: kind -> names of what was made from it, and remains.
+    kept: whether a copy of the manifest is kept for the runs that were trained on it."""
 
-    Raises CurateError if no object, or more than one, has the name.
+    kind: str
+    name: str
+    dependents: dict[str, list[str]] = field(default_factory=dict)
+    kept: bool = False
+    dry_run: bool = False
+
+
+def drop(ws: Workspace, name: str, *, force: bool = False, dry_run: bool = False) -> Dropped:
+    """Remove the object called `name`. What was made from it remains, with its recipes unchanged; a manifest that runs
+    were trained on is kept in manifests/replaced while they are there.
+
+    force: remove it also if something was made from it. dry_run: only find out what was. Raises CurateError if no
+    object, or more than one, has the name; or if something was made from it, unless forced.
     """
+    kind = _kind(ws, name)
+    result = Dropped(kind, name, dependents(ws, kind, name), dry_run=dry_run)
+    if dry_run:
+        return result
+    if result.dependents and not force:
+        raise CurateError(
+            f"{named(result.dependents)} were made from the {kind} '{name}', and would be stale or not be repeated "
+            "without it; drop them first, or remove it all the same with --force."
+        )
+    with lock(ws.path, "targets" if kind == "target" else f"{kind} {name}"):
+        if kind == "manifest" and result.dependents:
+            keep_manifest(ws, name)
+            result.kept = True
+        _remove(ws, kind, name)
+    if kind in ("run", "manifest"):
+        release_kept(ws)
+    return result
+
+
+def _kind(ws: Workspace, name: str) -> str:
     by_kind = {kind: ws.having(kind) for kind in (*TABLES, "manifest", "mask", "target", "run")}
     kinds = [kind for kind, names in by_kind.items() if name in names]
     if not kinds:
@@ -24,19 +63,20 @@ def drop(ws: Workspace, name: str) -> str:
         raise CurateError(
             f"'{name}' is both a {' and a '.join(kinds)}; drop the one by removing its file in {ws.path}."
         )
-    kind = kinds[0]
-    with lock(ws.path, "targets" if kind == "target" else f"{kind} {name}"):
-        if kind in TABLES:
-            remove_tree(ws.table_folder(kind, name), marker=recipe_file(kind))
-        elif kind == "run":
-            remove_tree(ws.run_folder(name), marker="run.json")
-        elif kind == "manifest":
-            ws.manifest_path(name).with_suffix(".json").unlink()
-            ws.manifest_path(name).unlink(missing_ok=True)
-        elif kind == "mask":
-            ws.mask_path(name).unlink()
-        else:
-            for split in ("val", "test"):
-                (ws.path / "rejects" / f"target-{name}-{split}.parquet").unlink(missing_ok=True)
-            ws.targets.remove(name)
-    return kind
+    return kinds[0]
+
+
+def _remove(ws: Workspace, kind: str, name: str) -> None:
+    if kind in TABLES:
+        remove_tree(ws.table_folder(kind, name), marker=recipe_file(kind))
+    elif kind == "run":
+        remove_tree(ws.run_folder(name), marker="run.json")
+    elif kind == "manifest":
+        ws.manifest_path(name).with_suffix(".json").unlink()
+        ws.manifest_path(name).unlink(missing_ok=True)
+    elif kind == "mask":
+        ws.mask_path(name).unlink()
+    else:
+        for split in ("val", "test"):
+            (ws.path / "rejects" / f"target-{name}-{split}.parquet").unlink(missing_ok=True)
+        ws.targets.remove(name)

@@ -21,6 +21,7 @@ from curate.store.mask_file import write_mask
 from curate.store.recipes import MaskRecipe
 from curate.store.run_record import Run
 from curate.store.workspace import Workspace, __version__
+from curate.tables.dependents import refuse_other, refuse_other_mask
 from curate.tables.inputs import method_recipe, model_of, model_recipe
 from curate.tables.run_costs import charged_entries
 
@@ -47,11 +48,12 @@ def mask(
     model: ModelChoice | str | None = None,
     score: str | None = None,
     allow_stale: bool = False,
+    fresh: bool = False,
 ) -> MaskResult:
     """Choose the fraction `frac` of a model's parameter elements, and write the mask NAME.
 
     model: the model whose weights are used; None for a method that ranks by a score, which brings its own. score: the
-    name of that score.
+    name of that score. fresh: replace a mask of that name that was made in another way, or that runs were trained with.
 
     Raises CurateError for a fraction out of range, a score without values per parameter, a stale score (unless
     allowed), or a name that is taken.
@@ -59,6 +61,7 @@ def mask(
     ws.check_name(name, "mask")
     if not 0 < frac <= 1:
         raise CurateError(f"--frac {frac:g}: a mask takes a share of the parameters, above 0 and at most 1.")
+    refuse_other(ws, "mask", name, {"mask": method_recipe(method).as_json(), "frac": frac}, fresh)
     ranked = _by_score if method.uses_score else _by_weights
     source = ranked(ws, method, model, score, allow_stale)
     result = MaskResult(name, warnings=list(source.warnings))
@@ -93,6 +96,7 @@ def mask(
         result={key: value for key, value in asdict(result).items() if key != "name"},
     )
     with lock(ws.path, f"mask {name}"):
+        refuse_other_mask(ws, name, selected, fresh)
         write_mask(ws, name, selected, recipe)
     return result
 

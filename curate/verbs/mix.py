@@ -24,9 +24,9 @@ from curate.runs.proxies import Pool, Proxy, Trainings
 from curate.runs.samples import TrainingRows, places_of, rows_of
 from curate.store.ledger import charged
 from curate.store.locks import lock
-from curate.store.manifests import write_manifest
 from curate.store.recipes import EvalRecipe, ManifestReference, MixtureRecipe, ProxyRecipe
 from curate.store.workspace import Workspace, __version__
+from curate.tables.dependents import refuse_other, replace_manifest
 from curate.tables.inputs import method_recipe, model_of, model_recipe, pool_recipe
 from curate.tables.lookup import TOKENS, column_of, scores_of, texts_of
 from curate.tables.run_costs import charged_entries
@@ -89,12 +89,18 @@ class MixtureResult(Result):
 
 
 def mix(
-    ws: Workspace, name: str, mixer: Mixer, blend: MixtureSpec | None = None, *, proxy: Proxy | None = None
+    ws: Workspace,
+    name: str,
+    mixer: Mixer,
+    blend: MixtureSpec | None = None,
+    *,
+    proxy: Proxy | None = None,
+    fresh: bool = False,
 ) -> MixtureResult:
     """Compute domain weights, and write the mixture as the manifest `name`.
 
     proxy: how to train the proxy models that some mixers use; these are stored, so that the same call, after a kill or
-    with another size, re-uses them.
+    with another size, re-uses them. fresh: replace a manifest of that name, as for `select`.
 
     Raises CurateError for a domain that would be repeated more often than allowed, or has no sample; a column that the
     mixer needs and lacks, or does not use; a stale score (unless allowed); or a name that is taken.
@@ -110,6 +116,8 @@ def mix(
         raise CurateError("proxies are trained in folders of this machine; take a workspace on its disk.")
     for eval_spec in proxy.evals if proxy else ():
         questions(ws, eval_spec)
+    made = {"mixer": method_recipe(mixer).as_json(), "choice": _choice(blend)}
+    refuse_other(ws, "manifest", name, made, fresh)
     result = MixtureResult(name, blend.unit)
     columns = {"methods": [mixer.name], "name": name, "phase": "mix"}
     with lock(ws.path, f"manifest {name}"):
@@ -128,7 +136,8 @@ def mix(
         result.rows, result.tokens = sum(table["rows"].to_pylist()), sum(table["tokens"].to_pylist())
         result.by_domain = sorted(table.to_pylist(), key=lambda row: (-row["weight"], row["source"]))
         accounts = proxies.made if proxies else []
-        write_manifest(ws, name, table, _recipe(ws, mixer, blend, proxy, ground, table, result, accounts))
+        recipe = _recipe(ws, mixer, blend, proxy, ground, table, result, accounts)
+        replace_manifest(ws, name, table, recipe, fresh)
     return result
 
 
@@ -164,6 +173,10 @@ def _ground(ws: Workspace, spec: MixtureSpec, result: MixtureResult) -> _Ground:
     return _Ground(rows, names, domain, counts, tokens, values, per_unit)
 
 
+def _choice(spec: MixtureSpec) -> dict[str, Any]:
+    return {key: value for key, value in asdict(spec).items() if key != "manifest"}
+
+
 def _recipe(
     ws: Workspace,
     mixer: Mixer,
@@ -179,7 +192,7 @@ def _recipe(
         name=result.name,
         curate=__version__,
         mixer=method_recipe(mixer),
-        choice={key: value for key, value in asdict(spec).items() if key != "manifest"},
+        choice=_choice(spec),
         exact=spec.exact,
         share=(share / share.sum()).tolist(),  # of the draws, by domain
         domain=spec.domain,

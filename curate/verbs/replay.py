@@ -12,10 +12,11 @@ from curate.store.workspace import Workspace
 from curate.verbs.select import Selected, SelectionSpec, select
 
 
-def replay(ws: Workspace, name: str, file: str, *, allow_stale: bool = False) -> Selected:
+def replay(ws: Workspace, name: str, file: str, *, allow_stale: bool = False, fresh: bool = False) -> Selected:
     """Repeat the selection that a manifest's JSON describes, under a new or the same name.
 
-    allow_stale: true if given now or in the original. If the rows differ from the original's, a warning states why.
+    allow_stale: true if given now or in the original. fresh: as for `select`. If the rows differ from the original's, a
+    warning states why.
     """
     path = Path(file)
     if not path.is_file():
@@ -27,7 +28,7 @@ def replay(ws: Workspace, name: str, file: str, *, allow_stale: bool = False) ->
     if not isinstance(recipe, SelectionRecipe):
         raise CurateError(f"{file}: this manifest was made by `curate weigh` or `curate mix`; name one of a selection.")
     spec = SelectionSpec(**{**recipe.choice, "allow_stale": recipe.choice["allow_stale"] or allow_stale})
-    result = select(ws, name, find("selector", recipe.selector.name)(**recipe.selector.settings), spec)
+    result = select(ws, name, find("selector", recipe.selector.name)(**recipe.selector.settings), spec, fresh=fresh)
     repeated = manifest_recipe(ws, name)
     assert isinstance(repeated, SelectionRecipe)
     if repeated.sha256 != recipe.sha256:

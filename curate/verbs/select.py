@@ -20,10 +20,11 @@ from curate.store.commits import Parts
 from curate.store.encoding import read_table
 from curate.store.ledger import charged
 from curate.store.locks import lock
-from curate.store.manifests import read_manifest, write_manifest
+from curate.store.manifests import read_manifest
 from curate.store.recipes import SelectionRecipe
 from curate.store.workspace import Workspace, __version__
 from curate.tables import sql
+from curate.tables.dependents import refuse_other, replace_manifest
 from curate.tables.inputs import load_target, method_recipe, pool_recipe, settings_words, table_recipe
 from curate.tables.lookup import TOKENS
 from curate.tables.state import TableState, score_state, table_state, usable
@@ -92,15 +93,26 @@ class Selected(Result):
     dry_run: bool = False
 
 
-def select(ws: Workspace, name: str, selector: Selector, choice: SelectionSpec, *, dry_run: bool = False) -> Selected:
+def select(
+    ws: Workspace,
+    name: str,
+    selector: Selector,
+    choice: SelectionSpec,
+    *,
+    dry_run: bool = False,
+    fresh: bool = False,
+) -> Selected:
     """Choose samples and write manifests/NAME.parquet and NAME.json.
 
-    Samples whose value is NULL are never chosen. Raises CurateError for a stale or incomplete score (unless
-    allowed), a name that is taken, invalid SQL, or a budget that no candidate fits in.
+    Samples whose value is NULL are never chosen. fresh: replace a manifest of that name that was made in another way,
+    or that something was made from; without it that is an error. Raises CurateError for a stale or incomplete score
+    (unless allowed), a name that is taken, invalid SQL, or a budget that no candidate fits in.
     """
     ws.check_name(name, "manifest")
     shards = ws.require_pool()
     result = Selected(name, dry_run=dry_run)
+    made = {"selector": method_recipe(selector).as_json(), "choice": asdict(choice)}
+    refuse_other(ws, "manifest", name, made, fresh or dry_run)
     _refuse_unused(selector, choice)
     states = [score_state(ws, s) for s in sql.scores_named(ws, choice.by, choice.where, choice.token_count)]
     vectors = table_state(ws, "vectors", choice.vectors) if choice.vectors else None
@@ -136,7 +148,7 @@ def select(ws: Workspace, name: str, selector: Selector, choice: SelectionSpec, 
             result={k: v for k, v in asdict(result).items() if k not in ("name", "command", "dry_run")},
         )
         with lock(ws.path, f"manifest {name}"):
-            write_manifest(ws, name, _rows(selected), recipe)
+            replace_manifest(ws, name, _rows(selected), recipe, fresh)
     return result
 
 

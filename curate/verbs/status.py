@@ -6,9 +6,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from curate.results import Result
-from curate.store.manifests import manifest_recipe
+from curate.store.manifests import kept_manifests, manifest_recipe, stamp_of
 from curate.store.mask_file import read_mask
-from curate.store.recipes import MixtureRecipe, WeightsRecipe
+from curate.store.recipes import MixtureRecipe, SelectionRecipe, WeightsRecipe, known
+from curate.store.run_record import require_run
 from curate.store.workspace import Workspace
 from curate.tables import sql
 from curate.tables.index import index_words
@@ -54,7 +55,7 @@ def status(ws: Workspace) -> Status:
         vectors=[_vectors(ws, name) for name in ws.vectors_names()],
         manifests=[_manifest(ws, name) for name in ws.manifest_names()],
         masks=[_mask(ws, name) for name in ws.mask_names()],
-        runs=list(sql.rows(ws, f"SELECT {_RUN} FROM runs")),
+        runs=[{**row, "note": _manifest_note(ws, row["name"])} for row in sql.rows(ws, f"SELECT {_RUN} FROM runs")],
     )
 
 
@@ -95,6 +96,25 @@ def _manifest(ws: Workspace, name: str) -> dict[str, Any]:
         made_by = recipe.mixer if isinstance(recipe, MixtureRecipe) else recipe.selector
         by = recipe.choice["by"]
     return {"name": name, "made_by": made_by.name, "by": by, "rows": recipe.result["rows"]}
+
+
+def _manifest_note(ws: Workspace, run: str) -> str:
+    """A sentence if the manifest that a run was trained on has other samples now, or is gone; else ''."""
+    recipe = require_run(ws, run).require_recipe()
+    name, stamp = recipe.manifest, known(recipe.manifest_sha256)
+    if not name or stamp is None:
+        return ""
+    if name in ws.manifest_names() and stamp_of(manifest_recipe(ws, name)) == stamp:
+        return ""
+    changed = "was replaced since" if name in ws.manifest_names() else "was removed"
+    kept = kept_manifests(ws).get(stamp)
+    path = ws.manifest_path(name).parent / "replaced" / f"{stamp}.json"
+    as_it_was = (
+        f"`curate select NEW --replay {path}` repeats it as it was"
+        if isinstance(kept, SelectionRecipe)
+        else (f"it is kept as {path}" if kept else "no copy of it is kept")
+    )
+    return f"run {run}: its manifest {name} {changed}; {as_it_was}."
 
 
 def _mask(ws: Workspace, name: str) -> dict[str, Any]:

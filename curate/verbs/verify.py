@@ -17,10 +17,10 @@ from curate.store.commits import Parts
 from curate.store.encoding import digest, parquet_of, read_table
 from curate.store.files import remove_tree
 from curate.store.locks import lock
-from curate.store.manifests import manifest_recipe
+from curate.store.manifests import kept_manifests, kept_path, manifest_recipe
 from curate.store.mask_file import read_mask
 from curate.store.object_store import Location
-from curate.store.recipes import MixtureRecipe
+from curate.store.recipes import ManifestRecipe, MixtureRecipe
 from curate.store.run_record import Run
 from curate.store.workspace import Workspace
 from curate.tables.index import ensure_index, index_path, index_problem, record_of
@@ -80,6 +80,8 @@ def verify(
         _note(result, _table(ws, "score", name, repair, executor))
     for name in ws.manifest_names():
         _note(result, _manifest(ws, name))
+    for stamp, recipe in kept_manifests(ws).items():
+        _note(result, _kept_manifest(ws, stamp, recipe))
     for name in ws.mask_names():
         _note(result, _mask(ws, name))
     return result
@@ -285,6 +287,14 @@ def _again(ws: Workspace, state: TableState, executor: Executor | None, damaged:
     except CurateError as error:
         damaged = [replace(d, remedy=str(error).rstrip("."), repaired=False) for d in damaged]
     yield from damaged
+
+
+def _kept_manifest(ws: Workspace, stamp: str, recipe: ManifestRecipe) -> _Seen:
+    path = kept_path(ws, stamp)
+    data = path.read_bytes() if path.exists() else b""
+    problem = _wrong(data, recipe.sha256) if path.exists() else "is not there, but its JSON is"
+    remedy = "restore it from a copy; runs only name it"
+    yield Damage("manifest", recipe.name, f"replaced/{stamp}", problem, remedy) if problem else len(data)
 
 
 def _mask(ws: Workspace, name: str) -> _Seen:

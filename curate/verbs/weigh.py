@@ -16,9 +16,10 @@ from curate.results import Result
 from curate.runs.samples import rows_of
 from curate.store.ledger import charged
 from curate.store.locks import lock
-from curate.store.manifests import read_manifest, write_manifest
+from curate.store.manifests import read_manifest
 from curate.store.recipes import ManifestReference, WeightsRecipe
 from curate.store.workspace import Workspace, __version__
+from curate.tables.dependents import refuse_other, replace_manifest
 from curate.tables.inputs import method_recipe, pool_recipe
 from curate.tables.lookup import scores_of
 from curate.tables.sql import fetch
@@ -56,11 +57,13 @@ def weigh(
     repeats: int | None = None,
     seed: int = 0,
     allow_stale: bool = False,
+    fresh: bool = False,
 ) -> Weighed:
     """Weight samples by an SQL expression over `samples`, as if all were in one step, and write the manifest NAME.
 
     manifest: weight the samples of this manifest; else the whole pool. Samples without a value are left out, and
     counted. The weights have mean 1. repeats: instead of weights, repeat rows, to this total; 0: the number of samples.
+    fresh: replace a manifest of that name, as for `select`.
 
     Raises CurateError for a weighting that needs the model, a stale score (unless allowed), a name that is taken, or
     weights that are all 0.
@@ -77,6 +80,14 @@ def weigh(
             f"the weighting '{weighting.name}' chooses among a step's candidates, so it is for `curate train` only; "
             "from a column choose by `curate select`."
         )
+    base = read_manifest(ws, manifest)[1] if manifest else None
+    reference = ManifestReference(name=base.name, sha256=base.sha256) if base else None
+    made = {
+        "weighting": method_recipe(weighting).as_json(),
+        **{"by": by, "seed": seed, "repeats": repeats},
+        "manifest": reference.as_json() if reference else None,
+    }
+    refuse_other(ws, "manifest", name, made, fresh)
     result = Weighed(name)
     with charged(ws.path, "weigh", methods=[weighting.name], name=name, phase="weigh") as meter:
         rows = rows_of(ws, manifest, by, allow_stale)
@@ -99,7 +110,6 @@ def weigh(
         result.by_source = _by_source(table)
         if repeats is not None:
             table, result.lowered = _repeated(table, repeats, seed)
-    base = read_manifest(ws, manifest)[1] if manifest else None
     recipe = WeightsRecipe(
         name=name,
         curate=__version__,
@@ -107,14 +117,14 @@ def weigh(
         by=by,
         seed=seed,
         repeats=repeats,
-        manifest=ManifestReference(name=base.name, sha256=base.sha256) if base else None,
+        manifest=reference,
         selection=base.step(scores=False) if base else None,
         pool=pool_recipe(ws, shards),
         scores={**(base.scores if base else {}), **{state.name: state.recipe for state in scores_of(ws, by)}},
         result={key: value for key, value in asdict(result).items() if key != "name"},
     )
     with lock(ws.path, f"manifest {name}"):
-        write_manifest(ws, name, table, recipe)
+        replace_manifest(ws, name, table, recipe, fresh)
     return result
 
 

@@ -120,7 +120,7 @@ def test_a_damaged_object_is_found_and_computed_again(bucket: str) -> None:
     part.write_bytes(part.read_bytes()[:100])
     (damage,) = curate.verify(ws, repair=True).damaged
     assert damage.part == "part-00000" and objects(ws, "scores") == before
-    assert curate.drop(ws, "bm25_arithmetic") == "score" and ws.score_names() == []
+    assert curate.drop(ws, "bm25_arithmetic").kind == "score" and ws.score_names() == []
 
 
 def test_a_claim_is_one_processs_and_a_dead_ones_is_free(bucket: str) -> None:

@@ -152,7 +152,7 @@ def test_a_reference_that_was_trained_anew_or_dropped_is_paid_for_as_it_was_look
     curate.train(ready, "anew", weighed)
     anew = costs(curate.compare(ready, ["teacher", "anew"]))
     assert anew["anew"].prep == pytest.approx(anew["teacher"].total) and anew["teacher"].prep == before["learner"].prep
-    curate.drop(ready, "teacher")
+    curate.drop(ready, "teacher", force=True)
     assert costs(curate.compare(ready, ["learner", "weighed", "gradient"])) == before
     assert costs(curate.compare(ready, ["anew"]))["anew"].prep == anew["anew"].prep
 

@@ -239,7 +239,7 @@ def test_a_target_that_lost_its_val_split_makes_its_scores_stale_and_nothing_fai
     sample_ws: Workspace, tmp_path: Path
 ) -> None:
     curate.score(sample_ws, Bm25(), target="arithmetic")
-    curate.drop(sample_ws, "arithmetic")
+    curate.drop(sample_ws, "arithmetic", force=True)
     curate.target(sample_ws, "arithmetic", write_jsonl(tmp_path / "t.jsonl", qa(2)), split="test")
     assert "no val split" in str(score_state(sample_ws, "bm25_arithmetic").problem())
     assert len(curate.sql(sample_ws, "SELECT * FROM samples LIMIT 3")) == 3

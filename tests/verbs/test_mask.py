@@ -166,7 +166,7 @@ def test_what_is_no_mask_for_a_model_is_said(handful_ws: Any) -> None:
     write_mask(handful_ws, "m", {"a": np.array([3, 1])}, with_shapes({"a": [5]}))
     with pytest.raises(CurateError, match="a has indices that are not ascending within its 5 elements"):
         read_mask(handful_ws, "m")
-    assert curate.drop(handful_ws, "m") == "mask" and handful_ws.mask_names() == ["moves"]
+    assert curate.drop(handful_ws, "m").kind == "mask" and handful_ws.mask_names() == ["moves"]
 
 
 def test_the_command_line_masks_trains_and_goes_on_where_it_was_killed(handful_ws: Any, cli: Any) -> None:

@@ -64,7 +64,7 @@ def test_a_mixture_is_a_manifest_with_its_epochs(sample_ws: Workspace) -> None:
     ):
         with pytest.raises(CurateError, match="mixture"):
             use()
-    assert curate.drop(sample_ws, "even") == "manifest"
+    assert curate.drop(sample_ws, "even").kind == "manifest"
 
 
 def test_weights_of_tokens_become_draws_by_the_mean_length(sample_ws: Workspace) -> None:

@@ -104,7 +104,7 @@ def test_a_pruned_run_pays_for_its_own_training_alone_and_twice_pruned_is_anothe
     curate.prune(ready, "again", Magnitude(), 0.5, name="again_half")
     before = {line.run: line.cost.train for line in curate.compare(ready, ["again", "again_half"]).lines}
     assert before["again"] == before["again_half"] > 0
-    curate.drop(ready, "again")
+    curate.drop(ready, "again", force=True)
     curate.train(ready, "again", training, evals=evals)
     (line,) = curate.compare(ready, ["again_half"]).lines
     assert line.cost.train == before["again_half"]

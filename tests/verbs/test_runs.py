@@ -83,7 +83,7 @@ def test_a_run_leaves_metrics_weights_checkpoints_and_evaluations(ready: Workspa
     assert -1 <= epoch["measure_5"] < epoch["measure_50"] < epoch["measure_95"] <= 1
     assert sum(row["weighted_share"] for row in result.by_source) == pytest.approx(1)
     assert curate.status(ready).runs[0]["name"] == "first"
-    assert curate.drop(ready, "first") == "run" and not ready.run_names()
+    assert curate.drop(ready, "first").kind == "run" and not ready.run_names()
 
 
 KILLED = """
