@@ -22,11 +22,10 @@ if TYPE_CHECKING:  # loaded only when the command runs
 
 
 def _spec(realise: str, max_epochs: str, token_count: str | None, **fields: Any) -> MixtureSpec:
-    from curate.tables.lookup import TOKENS
     from curate.verbs.mix import MixtureSpec
 
     exact, most = realise == "quota", _epochs(max_epochs)
-    return MixtureSpec(exact=exact, most_epochs=most, token_count=token_count or TOKENS, **fields)
+    return MixtureSpec(exact=exact, most_epochs=most, token_count=token_count, **fields)
 
 
 @dataclass(frozen=True)

@@ -130,7 +130,8 @@ def _scored(r: Any, dry_run: bool) -> str:
         }
         vectors_part = f"{_scored(r.vectors, dry_run)}\n" if r.vectors else ""
         return f"{vectors_part}{r.name} would run\n" + table(r.planned, columns)
-    nulls = f", {r.nulls:,} of them null (see {r.name}.error)" if r.nulls else ""
+    why = "; ".join(f"{n:,} {reason}" for reason, n in list(r.reasons.items())[:3])
+    nulls = f", {r.nulls:,} of them null ({why or 'with no reason'}; see {r.name}.error)" if r.nulls else ""
     cut = f", {r.cut:,} of those done now cut to the model's context" if r.cut else ""
     cut += f", {r.partial:,} of them scored in part ({NOT_SHOWN})" if r.partial else ""
     if r.kind == "vectors":

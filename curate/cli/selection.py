@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from typing import Literal
 
 import click
 
@@ -33,9 +34,21 @@ from curate.text_table import table
 )
 @click.option("--where", metavar="SQL", help="Condition that candidates must satisfy.")
 @click.option("--top", type=int, metavar="N", help="Budget in samples.")
-@click.option("--frac", type=float, metavar="F", help="Budget as a fraction of the candidates that have a value.")
+@click.option("--frac", type=float, metavar="F", help="Budget as a fraction of the candidates; see --frac-of.")
+@click.option(
+    "--frac-of",
+    type=click.Choice(["candidates", "valued"]),
+    default="candidates",
+    show_default=True,
+    help="What --frac is a fraction of: all that pass --where, or those of them that have a value, too.",
+)
 @click.option("--tokens", type=float, metavar="N", help="Budget in tokens; see --token-count.")
-@click.option("--token-count", metavar="SQL", help="Number of tokens of a sample.  [default: n_chars / 4.0]")
+@click.option(
+    "--token-count",
+    metavar="SQL",
+    help="Number of tokens of a sample.  [default: with --tokens, NAME_tokens of a complete score by a model, if every "
+    "sample has it; else n_chars / 4.0]",
+)
 @click.option(
     "--per",
     metavar="GROUP",
@@ -71,6 +84,7 @@ def select(
     where: str | None,
     top: int | None,
     frac: float | None,
+    frac_of: Literal["candidates", "valued"],
     tokens: float | None,
     token_count: str | None,
     per: str | None,
@@ -110,16 +124,16 @@ def select(
             raise CurateError("--replay repeats a selection as it was; it cannot be combined with other options.")
         r = curate.replay(ws, name, replayed, allow_stale=allow_stale, fresh=fresh)
     else:
-        from curate.tables.lookup import TOKENS
         from curate.verbs.select import SelectionSpec
 
         method = selector_name or ("top" if by else "random")
         selector = registry.make("selector", method, pairs(settings, "--set"))
-        token_column = token_count or TOKENS
         spec = SelectionSpec(
-            by, where, top, frac, tokens, per, token_column, seed, allow_stale, vectors, target, null, history
+            by, where, top, frac, tokens, per, token_count, seed, allow_stale, vectors, target, null, history, frac_of
         )
         r = curate.select(ws, name, selector, spec, dry_run=dry_run, fresh=fresh)
+    from curate.tables.lookup import TOKENS
+
     columns = {
         "source": "source",
         "selected": "selected",
@@ -128,7 +142,9 @@ def select(
         "mean_value": "mean value",
     }
     opening = "Would select" if dry_run else f"Manifest {name}:"
-    head = f"{opening} {r.rows:,} of {r.candidates:,} candidates, about {r.tokens:,.0f} tokens."
+    about = "about " if r.counted_by == TOKENS else ""
+    by = "" if r.counted_by == TOKENS else f" (by {r.counted_by})"
+    head = f"{opening} {r.rows:,} of {r.candidates:,} candidates, {about}{r.tokens:,.0f} tokens{by}."
     no_value = (
         f"\nnote: {r.without_value:,} candidates have no value and were not considered" if r.without_value else ""
     )

@@ -372,7 +372,7 @@ def compare(ws: Workspace, runs: tuple[str, ...], against: str | None, output: s
         {
             "arm": arm.name + (f" (control of {arm.null_of})" if arm.null_of else ""),
             "seeds": len(arm.runs),
-            **{key: str(mean) for key, mean in arm.quality.items()},
+            **{key: arm.shown(key) for key in arm.quality},
             **{key: f"{getattr(arm.cost, key):.3g}" for key in costs},
             "seconds": round(arm.cost.seconds, 1),
         }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from curate.numerics.statistics import Mean, pareto
@@ -41,7 +41,7 @@ def reading(found: Compared) -> list[str]:
         domain = "in domain" if measure["in_domain"] else "out of domain"
         front = pareto([a.cost.total for a in arms], [a.quality[key].mean for a in arms], measure["better"])
         lines.append(
-            f"{key} ({domain}, {measure['better']} is better): {best.name} reaches {best.quality[key]}"
+            f"{key} ({domain}, {measure['better']} is better): {best.name} reaches {best.shown(key)}"
             f"{_sureness(best.beyond_null.get(key), 'its own control')}. {_against(arms, key, sign, found.against)}"
             f"Nothing is both cheaper and better than {', '.join(arms[i].name for i in front)}."
         )
@@ -132,9 +132,19 @@ def plot(found: Compared) -> bytes:
         panel.grid(alpha=0.3)
     for panel in list(axes.flat)[len(measures) :]:
         panel.axis("off")
-    handles, labels = axes.flat[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=min(6, max(1, len(labels))), frameon=False)
+    shown = _in_order(axes.flat, [short_names[arm.name] for arm in found.arms])
+    columns = min(6, max(1, len(shown)))
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns, frameon=False)
     return saved(plt, figure)
+
+
+def _in_order(panels: Iterable[Any], names: Sequence[str]) -> dict[str, Any]:
+    """Name -> what stands for it in a legend, of all panels: a panel has only the arms with its measure."""
+    handles: dict[str, Any] = {}
+    for panel in panels:
+        for handle, name in zip(*panel.get_legend_handles_labels(), strict=True):
+            handles.setdefault(name, handle)
+    return {name: handles[name] for name in names if name in handles}
 
 
 def _short(names: Sequence[str]) -> dict[str, str]:

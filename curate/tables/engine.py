@@ -12,6 +12,8 @@ cannot be continued in place (stale, or `fresh`) is computed beside the old one 
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field, replace
@@ -61,6 +63,7 @@ class Scored(Result):
     computed: int = 0
     reused: int = 0
     nulls: int = 0
+    reasons: dict[str, int] = field(default_factory=dict)  # why values are null -> how many; numbers as N
     cut: int = 0
     index: str = ""
     left_out: int = 0
@@ -157,7 +160,17 @@ def _finished(job: TableSpec, folder: Location, todo: Sequence[Shard], cut: _Cut
         cut_of_target=cut.target if job.kind == "vectors" else 0,
         left_out=sum(len(rows) for rows in job.held_out.left_out.values()),
         note=_note(job),
+        reasons=_reasons(job, [name for name, record in Parts(job.folder).records().items() if record["nulls"]]),
     )
+
+
+def _reasons(job: TableSpec, parts: Sequence[str]) -> dict[str, int]:
+    """Why samples of these parts have no value, the most frequent reason first."""
+    found = Counter[str]()
+    for part in parts:
+        errors = read_table(Parts(job.folder).path(part), ["error"])["error"]
+        found.update(re.sub(r"\d[\d,.]*", "N", error) for error in errors.to_pylist() if error)
+    return dict(found.most_common())
 
 
 def _note(job: TableSpec) -> str:

@@ -26,6 +26,18 @@ def scores_of(ws: Workspace, *expressions: str | None) -> list[TableState]:
     return [score_state(ws, name) for name in sql.scores_named(ws, *expressions)]
 
 
+def token_count(ws: Workspace, given: str | None, is_budget: bool) -> str:
+    """SQL for the tokens of a sample: what is given; else, for a budget in tokens, the column `tokens` of the first
+    complete score that counted them for every sample by a model's tokenizer (the answer's tokens); else TOKENS."""
+    if given is None and is_budget:
+        for name in ws.score_names():
+            state = score_state(ws, name)
+            counted = "tokens" in (state.recipe.columns or {}) and state.recipe.models
+            if counted and not state.nulls and not state.problem():
+                return f"{name}_tokens"
+    return given or TOKENS
+
+
 def column_of(ws: Workspace, expression: str, rows: np.ndarray) -> np.ndarray:
     """The values of an SQL expression over `samples` at n rows of the pool, float64 [n]; NaN where it is NULL."""
     # The newline ends an SQL comment in the expression.

@@ -53,6 +53,14 @@ class Arm:
     beyond_null: dict[str, Mean] = field(default_factory=dict)
     null_of: str | None = None
 
+    def shown(self, measure: str) -> str:
+        """The mean of a measure in words, with how many of the arm's runs it is over, if some have no value of it; ''
+        if none has."""
+        if measure not in self.quality:
+            return ""
+        mean, runs = self.quality[measure], len(self.runs)
+        return str(mean) if mean.n == runs else f"{mean} ({mean.n} of {runs} runs)"
+
 
 @dataclass
 class Compared(Result):
@@ -74,7 +82,7 @@ class Compared(Result):
 
 def _row(arm: Arm) -> dict[str, Any]:
     """An arm as a row of the table in which a comparison is shown."""
-    quality = {key: str(mean) for key, mean in arm.quality.items()}
+    quality = {key: arm.shown(key) for key in arm.quality}
     return {"arm": arm.name, "seeds": len(arm.runs), "samples": arm.samples, **quality, "all FLOPs": arm.cost.total}
 
 

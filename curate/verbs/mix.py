@@ -28,7 +28,7 @@ from curate.store.recipes import EvalRecipe, ManifestReference, MixtureRecipe, P
 from curate.store.workspace import Workspace, __version__
 from curate.tables.dependents import refuse_other, replace_manifest
 from curate.tables.inputs import method_recipe, model_of, model_recipe, pool_recipe
-from curate.tables.lookup import TOKENS, column_of, scores_of, texts_of
+from curate.tables.lookup import TOKENS, column_of, scores_of, texts_of, token_count
 from curate.tables.run_costs import charged_entries
 from curate.tables.state import usable
 
@@ -53,7 +53,7 @@ class MixtureSpec:
     by: str | None = None
     domain: str = "source"
     manifest: str | None = None
-    token_count: str = TOKENS
+    token_count: str | None = None  # None: as for a selection
     seed: int = 0
     allow_stale: bool = False
 
@@ -116,6 +116,7 @@ def mix(
         raise CurateError("proxies are trained in folders of this machine; take a workspace on its disk.")
     for eval_spec in proxy.evals if proxy else ():
         questions(ws, eval_spec)
+    blend = replace(blend, token_count=token_count(ws, blend.token_count, blend.tokens is not None))
     made = {"mixer": method_recipe(mixer).as_json(), "choice": _choice(blend)}
     refuse_other(ws, "manifest", name, made, fresh)
     result = MixtureResult(name, blend.unit)
@@ -235,7 +236,7 @@ def _sizes(
     ws: Workspace, rows: TrainingRows, domain: np.ndarray, n: int, spec: MixtureSpec
 ) -> tuple[np.ndarray, np.ndarray]:
     """The number of samples, int64 [D], and of tokens, float64 [D], of each domain."""
-    tokens, in_domain = column_of(ws, spec.token_count, rows.row), domain >= 0
+    tokens, in_domain = column_of(ws, spec.token_count or TOKENS, rows.row), domain >= 0
     if not (np.isfinite(tokens) & (tokens >= 0)).all():
         raise CurateError(f"--token-count {spec.token_count} gives no number of 0 or more for some sample.")
     sums = np.bincount(domain[in_domain], tokens[in_domain], minlength=n)

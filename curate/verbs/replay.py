@@ -27,7 +27,8 @@ def replay(ws: Workspace, name: str, file: str, *, allow_stale: bool = False, fr
         raise CurateError(f"{file}: this is no manifest's JSON (manifests/NAME.json): {error}") from None
     if not isinstance(recipe, SelectionRecipe):
         raise CurateError(f"{file}: this manifest was made by `curate weigh` or `curate mix`; name one of a selection.")
-    spec = SelectionSpec(**{**recipe.choice, "allow_stale": recipe.choice["allow_stale"] or allow_stale})
+    before = {"frac_of": "valued"}  # earlier versions took the share of those with a value, and did not say so
+    spec = SelectionSpec(**{**before, **recipe.choice, "allow_stale": recipe.choice["allow_stale"] or allow_stale})
     result = select(ws, name, find("selector", recipe.selector.name)(**recipe.selector.settings), spec, fresh=fresh)
     repeated = manifest_recipe(ws, name)
     assert isinstance(repeated, SelectionRecipe)

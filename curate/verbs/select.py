@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, Literal
 
 import numpy as np
 import polars as pl
@@ -26,7 +26,7 @@ from curate.store.workspace import Workspace, __version__
 from curate.tables import sql
 from curate.tables.dependents import refuse_other, replace_manifest
 from curate.tables.inputs import load_target, method_recipe, pool_recipe, settings_words, table_recipe
-from curate.tables.lookup import TOKENS
+from curate.tables.lookup import TOKENS, token_count
 from curate.tables.state import TableState, score_state, table_state, usable
 from curate.tables.vector_table import load_vectors, vectors_of
 
@@ -35,11 +35,13 @@ from curate.tables.vector_table import load_vectors, vectors_of
 class SelectionSpec:
     """The specification of a selection: everything that determines it, except the data.
 
-    by: SQL expression over `samples`, higher is better. where: SQL condition. Exactly one of top (rows), frac (of the
-    candidates that have a value) and tokens is the budget; with `per` it applies to each group. token_count: SQL for
-    the tokens of a sample. vectors, target: for a selector that uses vectors, and those of a target. history: manifests
-    of this pool, or targets, that were trained on earlier, comma-separated, the most recent last. null: a control:
-    shuffle the values among the candidates first, which shows how much of a result is due to chance.
+    by: SQL expression over `samples`, higher is better. where: SQL condition. Exactly one of top (rows), frac and
+    tokens is the budget; with `per` it applies to each group. frac_of: frac is a share of all candidates, or of those
+    that have a value ('valued'). token_count: SQL for the tokens of a sample; None: a real tokenizer's count, if a
+    score has one of every sample (see `lookup.token_count`), else TOKENS. vectors, target: for a selector that uses
+    vectors, and those of a target. history: manifests of this pool, or targets, that were trained on earlier,
+    comma-separated, the most recent last. null: a control: shuffle the values among the candidates first, which shows
+    how much of a result is due to chance.
     """
 
     by: str | None = None
@@ -48,18 +50,23 @@ class SelectionSpec:
     frac: float | None = None
     tokens: float | None = None
     per: str | None = None
-    token_count: str = TOKENS
+    token_count: str | None = None
     seed: int = 0
     allow_stale: bool = False
     vectors: str | None = None
     target: str | None = None
     null: bool = False
     history: str | None = None
+    frac_of: Literal["candidates", "valued"] = "candidates"
 
     @property
     def before(self) -> list[str]:
         """The names in `history`."""
         return [name.strip() for name in (self.history or "").split(",") if name.strip()]
+
+    def recorded(self) -> dict[str, Any]:
+        """What a manifest's JSON has of it."""
+        return {key: value for key, value in asdict(self).items() if key != "frac_of" or self.frac is not None}
 
     def __post_init__(self) -> None:
         budgets = [value for value in (self.top, self.frac, self.tokens) if value is not None]
@@ -86,6 +93,7 @@ class Selected(Result):
     without_value: int = 0
     rows: int = 0
     tokens: float = 0.0
+    counted_by: str = TOKENS  # SQL for the tokens of a sample
     flops: float = 0.0
     by_source: list[dict[str, Any]] = field(default_factory=list)
     warnings: list[str] = field(default_factory=list)
@@ -110,8 +118,9 @@ def select(
     """
     ws.check_name(name, "manifest")
     shards = ws.require_pool()
+    choice = replace(choice, token_count=token_count(ws, choice.token_count, choice.tokens is not None))
     result = Selected(name, dry_run=dry_run)
-    made = {"selector": method_recipe(selector).as_json(), "choice": asdict(choice)}
+    made = {"selector": method_recipe(selector).as_json(), "choice": choice.recorded()}
     refuse_other(ws, "manifest", name, made, fresh or dry_run)
     _refuse_unused(selector, choice)
     states = [score_state(ws, s) for s in sql.scores_named(ws, choice.by, choice.where, choice.token_count)]
@@ -133,13 +142,14 @@ def select(
     selected = frame.take(pa.array(positions))
     result.rows, result.tokens = len(positions), float(selected["tokens"].to_numpy().sum())
     result.by_source = _by_source(frame, selected)
+    result.counted_by = choice.token_count or TOKENS
     result.command = _command(name, selector, choice)
     if not dry_run:
         recipe = SelectionRecipe(
             name=name,
             curate=__version__,
             selector=method_recipe(selector),
-            choice=asdict(choice),
+            choice=choice.recorded(),
             command=result.command,
             pool=pool_recipe(ws, shards),
             scores={s.name: s.recipe for s in tables},
@@ -298,7 +308,8 @@ def _choose(
         if group.values is not None:
             rows = rows[np.isfinite(group.values[rows])]
         has_value[rows] = True
-        budget, suffix = _budget(spec, len(rows)), f" of {group.label}" if group.label else ""
+        share_of = len(rows) if spec.frac_of == "valued" else len(group.rows)
+        budget, suffix = _budget(spec, share_of), f" of {group.label}" if group.label else ""
         values = None if group.values is None else group.values[rows]
         sizes = tokens[rows] if budget.unit == "tokens" else np.ones(len(rows))
         group_vectors = vectors if vectors is None or len(rows) == len(ids) else vectors.take(rows)
@@ -373,6 +384,9 @@ def _command(name: str, selector: Selector, spec: SelectionSpec) -> str:
     for key, value in asdict(spec).items():
         if value is True:
             words.append(f"--{key.replace('_', '-')}")
-        elif value not in (None, False) and not (key == "token_count" and value == TOKENS):
+        elif value not in (None, False) and (key, value) not in _DEFAULTS and not (key == "frac_of" and not spec.frac):
             words += [f"--{key.replace('_', '-')}", str(value)]
     return shlex.join(words)
+
+
+_DEFAULTS = (("token_count", TOKENS), ("frac_of", "candidates"))

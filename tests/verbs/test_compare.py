@@ -30,7 +30,9 @@ from curate.runs.config import TrainingSpec
 from curate.runs.evaluation import EvalSpec
 from curate.store.mask_file import read_mask
 from curate.store.workspace import Workspace
+from curate.tables.run_costs import Cost
 from curate.training.settings import TrainSettings
+from curate.verbs.compare import Arm, Compared
 from curate.verbs.select import SelectionSpec
 from tests.conftest import SAMPLE, few_lines
 
@@ -196,3 +198,23 @@ def test_means_intervals_and_fronts() -> None:
     assert paired({0: 3.0, 1: 5.0}, {1: 4.0, 2: 9.0}) == Mean(1, 1.0, None) and paired({0: 1.0}, {1: 1.0}) is None
     assert pareto([1, 2, 3, 1], [5.0, 4.0, 4.5, 6.0], "lower") == [0, 1]
     assert pareto([1, 2, 3], [0.1, 0.1, 0.3], "higher") == [0, 2]
+
+
+def test_an_arm_with_a_measure_that_others_lack_is_in_the_legend_and_says_over_how_many_runs() -> None:
+    import matplotlib.figure
+
+    loss, accuracy = {"a loss": Mean.of([1.0, 2.0])}, {"b accuracy": Mean.of([0.5])}
+    arms = [
+        Arm("arm_first", ["first_0", "first_1"], 10, Cost(train=1e9), loss),
+        Arm("arm_second", ["second_0", "second_1"], 10, Cost(train=2e9), accuracy),
+    ]
+    measures = {name: {"better": "lower", "in_domain": True, "target": "t"} for name in ("a loss", "b accuracy")}
+    found = Compared(arms, [], measures, "arm_first")
+    drawn: list[Any] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(matplotlib.figure.Figure, "savefig", lambda figure, *a, **k: drawn.append(figure))
+        plot(found)
+    (legend,) = drawn[0].legends
+    assert [text.get_text() for text in legend.get_texts()] == ["first", "second"]
+    assert arms[1].shown("b accuracy") == "0.5 (1 of 2 runs)" and arms[0].shown("a loss") == "1.50 ± 0.50"
+    assert arms[0].shown("b accuracy") == "" and "0.5 (1 of 2 runs)" in page(found, "Runs")

@@ -31,17 +31,19 @@ class Dsir(Score):
 
     Cost: reads and tokenises the pool twice; no FLOPs. Bottleneck: hashing the distinct n-grams of a unit.
 
-    Departures: the released code fits r on at most the first 100,000 * buckets n-grams; here it is fitted on the whole
-    pool. In scripts without blanks between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) each letter with its
-    marks is a token, and a run of Katakana one; there, a run of letters up to the next punctuation is one token. A
-    combining mark belongs to its word (Hindi, vocalised Arabic, decomposed accents); there, it ends the word.
+    Departures: the released code gives no score to samples of fewer than 100 tokens, which half of the samples of
+    instruction data are; here all have one (min_tokens). It fits r on at most the first 100,000 * buckets n-grams; here
+    it is fitted on the whole pool. In scripts without blanks between words (Chinese, Japanese, Thai, Lao, Khmer,
+    Burmese) each letter with its marks is a token, and a run of Katakana one; there, a run of letters up to the next
+    punctuation is one token. A combining mark belongs to its word (Hindi, vocalised Arabic, decomposed accents); there,
+    it ends the word.
 
     Reference: Xie, Santurkar, Ma, Liang, "Data Selection for Language Models via Importance Resampling",
     NeurIPS 2023, arXiv:2302.03169; code p-lambda/dsir.
 
     >>> from curate.kinds.score import run
     >>> batch, target = Text.of(["a red apple", "some green pears"]), Target.of(["which apple is red?"])
-    >>> scores = run(Dsir(min_tokens=1), [batch], target)[0]["score"]
+    >>> scores = run(Dsir(), [batch], target)[0]["score"]
     >>> bool(scores[0] > scores[1])
     True
     """
@@ -55,8 +57,8 @@ class Dsir(Score):
     """Highest order of n-gram."""
     buckets: int = 10_000
     """Number of hash buckets."""
-    min_tokens: int = 100
-    """Shorter samples get no score; the released code's filter. 0 or 1 keeps all."""
+    min_tokens: int = 1
+    """Shorter samples get no score; 100 in the released code, which was made for web pages."""
     eps: float = 1e-8
     """Added to both shares inside the logarithm, as in the released code."""
 
