@@ -37,7 +37,7 @@ from tests.support.narrow import NARROW
 
 
 def double(lora: bool = False) -> Backward:
-    lm = LanguageModel(ModelChoice("tiny", device="cpu"))
+    lm = LanguageModel(ModelChoice(NARROW, device="cpu"))
     lm.model.double()
     return Backward.of(lm)
 
