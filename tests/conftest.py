@@ -40,12 +40,13 @@ SAMPLE = ROOT / "data" / "sample"
 SHARED = Path(os.environ.get("CURATE_SHARED", ROOT.parent / "shared")) / "data"
 
 # A file's tests go to one process, which has made what they share: those that take longest begin first, so that no
-# process is left alone with one of them at the end.
+# process is left alone with one of them at the end. Of the slow tests those are the pipelines.
 LONGEST = """
-laws/test_scores verbs/test_runs methods/test_executors training/test_online docs/test_docs verbs/test_audit
-methods/test_ray verbs/test_mix store/test_faults docs/test_house training/test_training verbs/test_compare
-methods/test_gradient_scores tables/test_vector_tables methods/test_dualsft store/test_s3 training/test_step_weights
-verbs/test_mask methods/test_embeddings laws/test_one_file docs/test_outside docs/test_wheel tables/test_model_scores
+docs/test_pipelines docs/test_house methods/test_executors laws/test_scores store/test_faults verbs/test_audit
+training/test_online methods/test_embeddings docs/test_docs verbs/test_runs methods/test_gradient_scores
+laws/test_one_file methods/test_dualsft verbs/test_compare verbs/test_mix docs/test_outside docs/test_wheel
+training/test_choosing_updates methods/test_ray methods/test_blends store/test_s3 methods/test_near_dup
+methods/test_vector_selectors gradients/test_gradients tables/test_prices tables/test_model_scores cli/test_cli
 """.split()
 
 

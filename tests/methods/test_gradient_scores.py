@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from curate.errors import CurateError
 from curate.gradients.backward import Backward
 from curate.gradients.gradient_model import GradientModel
 from curate.kinds.score import Target
+from curate.methods.executors.local import Local
 from curate.methods.scores.dualsft import Dualsft
 from curate.methods.scores.graddot import Graddot
 from curate.methods.scores.gradnorm import Gradnorm
@@ -225,6 +227,17 @@ def test_new_samples_are_scored_by_the_warm_up_that_is_there(handful_ws: Any, tm
     assert vectors.warmup and score.warmup and vectors.warmup.place != score.warmup.place
 
 
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums of several threads may differ in their last bits; what is started now has one, too."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize(
     ("method", "die_at"),
     [
@@ -238,26 +251,29 @@ def test_new_samples_are_scored_by_the_warm_up_that_is_there(handful_ws: Any, tm
     ],
 )
 def test_bytes_do_not_depend_on_a_kill_nor_on_workers(
-    method: Any, die_at: int, handful_ws: Any, monkeypatch: Any
+    method: Any, die_at: int, handful_ws: Any, one_thread: None, forked_workers: list[Any], monkeypatch: Any
 ) -> None:
     """Units of some fourteen samples; killed in place of a commit; then two workers, of a thread as the one has."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr("curate.tables.spec.unit_size", lambda models: 2_700)
     whole = handful_ws.path.parent / "whole"
     shutil.copytree(handful_ws.path, whole)
     code = f"""
-    import sys, curate, curate.tables.spec
-    from curate.methods.executors.local import Local
+    import sys, curate, curate.tables.spec, torch
     from curate.methods.scores import {method.name} as module
+    torch.set_num_threads(1)
     curate.tables.spec.unit_size = lambda models: 2_700
     method = module.{type(method).__name__}(**{method.settings()!r})
     target = "facts" if method.uses_target else None
-    curate.score(curate.open_workspace(sys.argv[1]), method, target=target, models={NARROW!r},
-                 executor=Local(workers=int(sys.argv[2])))
+    curate.score(curate.open_workspace(sys.argv[1]), method, target=target, models={NARROW!r})
     """
-    run_and_kill(code, str(handful_ws.path), "1", die_at=die_at)
-    for folder, workers in ((handful_ws.path, "2"), (whole, "1")):
-        done = forks.run(code, str(folder), workers)
-        assert done.returncode == 0, done.stderr
+    run_and_kill(code, str(handful_ws.path), die_at=die_at)
+    target = "facts" if method.uses_target else None
+    curate.score(
+        curate.open_workspace(handful_ws.path), method, target=target, models=NARROW, executor=Local(workers=2)
+    )
+    assert len(forked_workers) == 2
+    done = forks.run(code, str(whole))
+    assert done.returncode == 0, done.stderr
     one, other = (tree_bytes(folder / "scores") for folder in (handful_ws.path, whole))
     assert one and one == other
     assert tree_bytes(handful_ws.path / "vectors") == tree_bytes(whole / "vectors")
