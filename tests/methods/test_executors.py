@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -52,13 +53,17 @@ def workers_left(forked: Sequence[Any] = ()) -> list[Any]:
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_the_bytes_do_not_depend_on_the_number_of_workers(sample_ws: Workspace, calm: Any, workers: int) -> None:
+def test_the_bytes_do_not_depend_on_the_number_of_workers(
+    sample_ws: Workspace, calm: Any, request: Any, workers: int
+) -> None:
+    """Two are real processes, four are forks."""
+    forked = request.getfixturevalue("forked_workers") if workers == 4 else []
     want = calm(Small(), "arithmetic")
     (result,) = curate.score(
         sample_ws, Small(), target="arithmetic", names={"bm25": "x"}, executor=Local(workers=workers)
     )
     assert result.computed == 3000 and tree_bytes(sample_ws.path / "scores") == want
-    assert workers_left() == []
+    assert workers_left(forked) == [] and len(forked) == (4 if workers == 4 else 0)
 
 
 @pytest.mark.usefixtures("forked_workers")
@@ -97,7 +102,7 @@ def test_a_lost_worker_is_replaced_and_its_unit_done_again(
     assert (result.rows, result.nulls) == (3000, 0)
     spent = {row["phase"]: row["samples"] for row in curate.ledger(sample_ws) if row["name"] == "faulty"}
     assert spent[where] > 3000 and spent[{"count": "score", "score": "count"}[where]] == 3000  # done twice, paid twice
-    assert workers_left(forked) == [] and (len(forked) == 3) == (where == "count")
+    assert workers_left(forked) == [] and (len(forked) >= 3) == (where == "count")
 
 
 @pytest.mark.parametrize(
@@ -111,6 +116,7 @@ def test_a_lost_worker_is_replaced_and_its_unit_done_again(
 def test_a_unit_that_loses_every_worker_ends_in_a_sentence_and_the_rest_stands(
     sample_ws: Workspace, request: Any, how: Any, why: str
 ) -> None:
+    """What has hung is a fork; what ends in other ways is a real process, of which the system says how it ended."""
     forked = request.getfixturevalue("forked_workers") if how == "hang" else []
     text = some_text(sample_ws, 1500)
     executor = Local(workers=2, timeout=2 if how == "hang" else 60, attempts=2)
@@ -118,6 +124,8 @@ def test_a_unit_that_loses_every_worker_ends_in_a_sentence_and_the_rest_stands(
         curate.score(sample_ws, Faulty(on=text, how=how), executor=executor)
     assert workers_left(forked) == []
     done = sum(r["rows"] for r in score_records(sample_ws, "faulty"))
+    request.getfixturevalue("forked_workers")
+    executor = dataclasses.replace(executor, timeout=60)
     (result,) = curate.score(sample_ws, Faulty(on=text, how=how, once="/"), executor=executor, fresh=True)
     assert result.rows == 3000 and done < 3000
 
