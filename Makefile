@@ -1,7 +1,8 @@
 # Two commands do everything on a machine with Python 3.11 or newer and make: `make demo` and `make test`.
 PYTHON ?= python3
 VENV ?= .venv
-PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+# Compiling all that is installed, of which the tests import a fifth, would take a minute.
+PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt
 
 # What one process of the tests has compiled, the others load; images for containers often forbid it.
 unexport PYTHONDONTWRITEBYTECODE

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from presets import SAMPLE, SHARED, real_targets, stream_file, young  # pyright: ignore[reportMissingImports]
+from presets import SAMPLE, SHARED, narrow, real_targets, stream_file, young  # pyright: ignore[reportMissingImports]
 
 import curate
 from curate.methods.exports.jsonl import Jsonl
@@ -93,7 +93,8 @@ def told(name: str) -> dict[str, Any]:
 def audits(preset: str, folder: Path) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Which data, the audit's name, and its plan."""
     if preset == "smoke":
-        plan = {**told("skills"), "model": "tiny", "selectors": ["random", "lhas"], "seeds": 1, "limit": 8}
+        base = str(narrow(folder).name)
+        plan = {**told("skills"), "model": base, "selectors": ["random", "lhas"], "seeds": 1, "limit": 8}
         plan |= {"stage": plan["stage"][:2], "probe": {"steps": 2, "every": 1, "limit": 8}, "budget": {"top": 16}}
         yield "sample", "skills", {**plan, "train": {"steps": 2, "batch_size": 8, "lora_r": 4, "lr": 1e-3}}
         return

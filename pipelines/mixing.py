@@ -17,7 +17,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from presets import SAMPLE, SKILLS, stream_file  # pyright: ignore[reportMissingImports]
+from presets import SAMPLE, SKILLS, beginning, stream_file  # pyright: ignore[reportMissingImports]
 
 import curate
 from curate.methods.executors.local import Local
@@ -33,7 +33,6 @@ from curate.methods.weightings.adapt_static import AdaptStatic
 from curate.methods.weightings.linupper import Linupper
 from curate.methods.weightings.uniform import Uniform as Plain
 from curate.models.choice import ModelChoice
-from curate.models.load import load_tokenizer
 from curate.pages.comparison import page, plot, reading
 from curate.runs.config import TrainingSpec
 from curate.runs.evaluation import EvalSpec
@@ -69,33 +68,6 @@ SIZES = {
     "cpu": Size(12_000, 80, 3, PRETRAINING, 150, 64, 3),
     "gpu": Size(200_000, 512, 12, replace(PRETRAINING, steps=6000, batch_size=128, lr=1e-3), 600, 128, 5, "auto"),
 }
-
-
-def beginning(folder: Path, size: Size) -> ModelChoice:
-    """A model with random weights and the tiny model's tokenizer."""
-    import torch
-    from transformers.models.llama import LlamaConfig, LlamaForCausalLM
-
-    path = folder.resolve() / "beginning"
-    if not (path / "tokenizer.json").exists():
-        tokenizer = load_tokenizer(ModelChoice("tiny"))
-        torch.manual_seed(0)
-        config = LlamaConfig(
-            vocab_size=len(tokenizer),
-            hidden_size=size.width,
-            intermediate_size=3 * size.width,
-            num_hidden_layers=size.layers,
-            num_attention_heads=max(1, size.width // 20),
-            max_position_embeddings=256,
-            tie_word_embeddings=True,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-        )
-        model = LlamaForCausalLM(config)
-        print(f"A model of {model.num_parameters():,} random parameters.", flush=True)
-        model.save_pretrained(path)
-        tokenizer.save_pretrained(path)
-    return ModelChoice(str(path), device=size.device)
 
 
 def workspace(folder: Path, size: Size) -> Workspace:
@@ -159,7 +131,7 @@ def arms(size: Size, model: ModelChoice) -> Iterator[tuple[str, TrainingSpec]]:
 def main(preset: str, folder: Path) -> None:
     size, started = SIZES[preset], time.monotonic()
     folder.mkdir(parents=True, exist_ok=True)
-    model, ws = beginning(folder, size), workspace(folder, size)
+    model, ws = beginning(folder, size.width, size.layers, size.device), workspace(folder, size)
     curate.score(ws, Bm25(), target="seen")
     mixtures(ws, size, model)
     evals = [EvalSpec(target_of(skill), Perplexity()) for skill in SKILLS]

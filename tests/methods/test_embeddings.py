@@ -30,6 +30,7 @@ from curate.tables.state import table_state
 from curate.tables.vector_table import vector_table, vectors_of
 from tests.conftest import SAMPLE
 from tests.oracles.language_model import position_weighted
+from tests.support.narrow import NARROW
 
 Samples = list[dict[str, Any]]
 
@@ -131,7 +132,7 @@ def test_a_vector_that_is_none_has_a_reason_and_comes_back_from_a_table_so() -> 
 
 
 def test_what_is_wrong_with_an_encoder_is_said(minilm: Path, tmp_path: Path, school_ws: Workspace, cli: Any) -> None:
-    done = cli("score", "embed", "--model", "tiny", ws=school_ws)
+    done = cli("score", "embed", "--model", NARROW, ws=school_ws)
     assert done.returncode == 2 and "is no sentence encoder (it has no modules.json" in done.stderr
     done = cli("score", "embed", "--set", "model.context=9999", "--model", "minilm", ws=school_ws)
     assert done.returncode == 2 and "more than the 512 tokens" in done.stderr
@@ -167,11 +168,11 @@ def test_a_text_too_long_for_an_encoder_is_cut_and_counted_or_refused(minilm: Pa
 
 
 def test_a_bare_model_is_the_base_and_the_encoder_stays_the_usual_one(minilm: Path, school_ws: Workspace) -> None:
-    curate.score(school_ws, Nll(), Embed(), EmbedLm(), models="tiny")
+    curate.score(school_ws, Nll(), Embed(), EmbedLm(), models=NARROW)
     made = {n: table_state(school_ws, "vectors", n).recipe.models for n in school_ws.vectors_names()}
     assert {n: {r: m.name for r, m in models.items()} for n, models in made.items()} == {
         "embed": {"encoder": "minilm"},
-        "embed_lm": {"base": "tiny"},
+        "embed_lm": {"base": NARROW},
     }
     passes = [(r["name"], r["samples"]) for r in curate.ledger(school_ws) if r["stage"] == "score"]
     assert sorted(passes) == [("embed", 200), ("nll, embed_lm", 200)]

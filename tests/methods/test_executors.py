@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import shutil
 import subprocess
@@ -42,24 +43,30 @@ def some_text(ws: Workspace, row: int) -> str:
     return curate.sql(ws, f"SELECT coalesce(messages[1].content, text) AS t FROM pool WHERE row = {row}")[0]["t"]
 
 
-def workers_left() -> list[str]:
+def workers_left(forked: Sequence[Any] = ()) -> list[Any]:
     listed = subprocess.run(["ps", "-eo", "ppid,args"], capture_output=True, text=True).stdout.splitlines()
-    return [line for line in listed if "curate.methods.executors.local" in line and line.split()[0] == str(os.getpid())]
+    left = [line for line in listed if "curate.methods.executors.local" in line and line.split()[0] == str(os.getpid())]
+    return [*left, *(worker.pid for worker in forked if worker.poll() is None)]
 
 
 # --- the same bytes --------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4])
-def test_the_bytes_do_not_depend_on_the_number_of_workers(sample_ws: Workspace, calm: Any, workers: int) -> None:
+def test_the_bytes_do_not_depend_on_the_number_of_workers(
+    sample_ws: Workspace, calm: Any, request: Any, workers: int
+) -> None:
+    """Two are real processes, four are forks."""
+    forked = request.getfixturevalue("forked_workers") if workers == 4 else []
     want = calm(Small(), "arithmetic")
     (result,) = curate.score(
         sample_ws, Small(), target="arithmetic", names={"bm25": "x"}, executor=Local(workers=workers)
     )
     assert result.computed == 3000 and tree_bytes(sample_ws.path / "scores") == want
-    assert workers_left() == []
+    assert workers_left(forked) == [] and len(forked) == (4 if workers == 4 else 0)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_several_methods_share_the_workers(sample_ws: Workspace) -> None:
     executor = Local(workers=2)
     scored = curate.score(sample_ws, Small(), Faulty(), target="arithmetic", executor=executor)
@@ -85,15 +92,17 @@ def test_the_command_line_takes_workers_and_the_executors_settings(sample_ws: Wo
 @pytest.mark.parametrize("how", ["kill", "hang", "leave"])
 @pytest.mark.parametrize("where", ["count", "score"])
 def test_a_lost_worker_is_replaced_and_its_unit_done_again(
-    sample_ws: Workspace, tmp_path: Path, how: Any, where: Any
+    sample_ws: Workspace, tmp_path: Path, request: Any, how: Any, where: Any
 ) -> None:
+    """Real processes where it scores, forks where it counts."""
+    forked = request.getfixturevalue("forked_workers") if where == "count" else []
     method = Faulty(on=some_text(sample_ws, 1500), how=how, where=where, once=str(tmp_path / "was wrong"))
     (result,) = curate.score(sample_ws, method, executor=Local(workers=2, timeout=5))
     assert (tmp_path / "was wrong").exists()
     assert (result.rows, result.nulls) == (3000, 0)
     spent = {row["phase"]: row["samples"] for row in curate.ledger(sample_ws) if row["name"] == "faulty"}
     assert spent[where] > 3000 and spent[{"count": "score", "score": "count"}[where]] == 3000  # done twice, paid twice
-    assert workers_left() == []
+    assert workers_left(forked) == [] and (len(forked) >= 3) == (where == "count")
 
 
 @pytest.mark.parametrize(
@@ -105,14 +114,18 @@ def test_a_lost_worker_is_replaced_and_its_unit_done_again(
     ],
 )
 def test_a_unit_that_loses_every_worker_ends_in_a_sentence_and_the_rest_stands(
-    sample_ws: Workspace, how: Any, why: str
+    sample_ws: Workspace, request: Any, how: Any, why: str
 ) -> None:
+    """What has hung is a fork; what ends in other ways is a real process, of which the system says how it ended."""
+    forked = request.getfixturevalue("forked_workers") if how == "hang" else []
     text = some_text(sample_ws, 1500)
     executor = Local(workers=2, timeout=2 if how == "hang" else 60, attempts=2)
     with pytest.raises(CurateFailure, match=f"lost 2 times at rows .* of part-.*{why}.*same command"):
         curate.score(sample_ws, Faulty(on=text, how=how), executor=executor)
-    assert workers_left() == []
+    assert workers_left(forked) == []
     done = sum(r["rows"] for r in score_records(sample_ws, "faulty"))
+    request.getfixturevalue("forked_workers")
+    executor = dataclasses.replace(executor, timeout=60)
     (result,) = curate.score(sample_ws, Faulty(on=text, how=how, once="/"), executor=executor, fresh=True)
     assert result.rows == 3000 and done < 3000
 
@@ -123,6 +136,7 @@ def score_records(ws: Workspace, name: str) -> list[dict[str, Any]]:
     return list(Parts(ws.score_folder(name)).records().values())
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(("how", "why"), [("raise", "ValueError: this one is odd"), ("memory", "MemoryError")])
 @pytest.mark.parametrize("where", ["count", "score"])
@@ -140,6 +154,7 @@ def test_a_sample_on_which_the_method_fails_is_null_with_the_reason(
     assert curate.sql(sample_ws, wrong)[0]["n"] == 0
 
 
+@pytest.mark.usefixtures("forked_workers")
 @pytest.mark.parametrize("workers", [1, 2])
 def test_a_method_that_fails_on_every_sample_ends_in_a_sentence(sample_ws: Workspace, workers: int) -> None:
     before = tree_bytes(sample_ws.path / "pool", "*")
@@ -151,6 +166,7 @@ def test_a_method_that_fails_on_every_sample_ends_in_a_sentence(sample_ws: Works
         curate.score(sample_ws, Faulty(on="", how="memory", where="count"), executor=Local(workers=workers), fresh=True)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_after_an_error_the_units_under_way_are_committed(sample_ws: Workspace, tmp_path: Path) -> None:
     text = some_text(sample_ws, 10)
     with pytest.raises(CurateFailure):

@@ -240,7 +240,7 @@ print(json.dumps([[row["_system"], row["_prompt"], row["_response"]] for row in 
 def test_llamafactory_reads_its_export(sample_ws: Workspace, tmp_path: Path) -> None:
     """LLaMA-Factory's own parser, loader and converter, installed without the dependencies it does not need here."""
     site = tmp_path / "site"
-    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(site)]
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-compile", "--no-deps", "--target", str(site)]
     subprocess.run([*pip, *LLAMAFACTORY], check=True, timeout=600)
     (site / "torchaudio.py").write_text("")  # imported, not used for text; it has no CPU build
     curate.ingest(sample_ws, [write_jsonl(tmp_path / "v.jsonl", [{"messages": LONG}, {"text": "raw text"}])])

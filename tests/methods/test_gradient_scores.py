@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +17,7 @@ from curate.errors import CurateError
 from curate.gradients.backward import Backward
 from curate.gradients.gradient_model import GradientModel
 from curate.kinds.score import Target
+from curate.methods.executors.local import Local
 from curate.methods.scores.dualsft import Dualsft
 from curate.methods.scores.graddot import Graddot
 from curate.methods.scores.gradnorm import Gradnorm
@@ -33,10 +35,11 @@ from tests.conftest import SAMPLE, run_and_kill, tree_bytes
 from tests.oracles import gradients as slow
 from tests.support import forks
 from tests.support.checkpoints import AIM, LORA, POOL, SUBTASKS, one_at_a_time, write_checkpoints
+from tests.support.narrow import NARROW
 
 
 def double(lora: bool = False) -> Backward:
-    lm = LanguageModel(ModelChoice("tiny", device="cpu"))
+    lm = LanguageModel(ModelChoice(NARROW, device="cpu"))
     lm.model.double()
     return Backward.of(lm)
 
@@ -124,9 +127,9 @@ RATES = {"lr": 1e-3, "batch_size": 16, "lora_r": 4, "lora_alpha": 8.0, "epochs":
 
 def test_less_trains_its_warm_up_once_and_a_second_target_costs_only_itself(handful_ws: Any) -> None:
     less = Less(warmup=0.1, **RATES)
-    (first,) = curate.score(handful_ws, less, target="facts", models="tiny")
+    (first,) = curate.score(handful_ws, less, target="facts", models=NARROW)
     assert first.rows == first.computed == 100 and first.nulls == 0
-    (second,) = curate.score(handful_ws, less, target="words", models="tiny")
+    (second,) = curate.score(handful_ws, less, target="words", models=NARROW)
     assert second.vectors is not None and second.vectors.computed == 0 and second.vectors.reused == 100
     ledger = curate.sql(handful_ws, "SELECT name, phase, sum(samples)::INT AS n, sum(flops) AS flops FROM ledger "
                                   "WHERE stage = 'score' GROUP BY ALL")  # fmt: skip
@@ -160,7 +163,7 @@ def test_a_stored_score_is_less_with_the_learning_rates_of_its_checkpoints(few_w
 
 def test_a_kill_between_adding_two_sums_and_removing_them_counts_nothing_twice(few_ws: Any, monkeypatch: Any) -> None:
     monkeypatch.setattr("curate.tables.spec.unit_size", lambda models: 650)
-    curate.score(few_ws, Gradsim(), models="tiny", names={"gradsim": "whole"})
+    curate.score(few_ws, Gradsim(), models=NARROW, names={"gradsim": "whole"})
     shutil.rmtree(few_ws.path / "prepared")
     remove, calls = Parts.remove, []
 
@@ -172,27 +175,27 @@ def test_a_kill_between_adding_two_sums_and_removing_them_counts_nothing_twice(f
 
     monkeypatch.setattr(Parts, "remove", dies)
     with pytest.raises(KeyboardInterrupt):
-        curate.score(few_ws, Gradsim(), models="tiny", names={"gradsim": "cut"})
+        curate.score(few_ws, Gradsim(), models=NARROW, names={"gradsim": "cut"})
     monkeypatch.setattr(Parts, "remove", remove)
-    curate.score(few_ws, Gradsim(), models="tiny", names={"gradsim": "cut"})
+    curate.score(few_ws, Gradsim(), models=NARROW, names={"gradsim": "cut"})
     (off,) = curate.sql(few_ws, "SELECT max(abs(whole - cut)) AS most FROM samples")
     assert off["most"] == 0
 
 
 def test_what_is_refused_is_refused_before_a_warm_up_is_trained(handful_ws: Any) -> None:
     with pytest.raises(CurateError, match="has no target 'tpyo'"):
-        curate.score(handful_ws, Less(**RATES), target="tpyo", models="tiny")
+        curate.score(handful_ws, Less(**RATES), target="tpyo", models=NARROW)
     assert not (handful_ws.path / "prepared").exists()
-    (plan,) = curate.score(handful_ws, Less(warmup=0.1, **RATES), target="facts", models="tiny", dry_run=True)
+    (plan,) = curate.score(handful_ws, Less(warmup=0.1, **RATES), target="facts", models=NARROW, dry_run=True)
     assert plan.vectors is not None
     assert [(p["pass"], p["rows"]) for p in plan.vectors.planned] == [("warm-up", 10), ("gradients", 100)]
-    (plan,) = curate.score(handful_ws, Graddot(), target="facts", models="tiny", dry_run=True)
+    (plan,) = curate.score(handful_ws, Graddot(), target="facts", models=NARROW, dry_run=True)
     assert [(p["pass"], p["rows"]) for p in plan.planned] == [("mean of the target", 24), ("gradients", 100)]
     less = Less(warmup=0.1, **RATES)
-    curate.score(handful_ws, less, target="facts", models="tiny")
+    curate.score(handful_ws, less, target="facts", models=NARROW)
     made = set((handful_ws.path / "prepared").iterdir())
     with pytest.raises(CurateError, match="vectors 'less' were made with lr=0.001, not lr=0.002"):
-        curate.score(handful_ws, dataclasses.replace(less, lr=2e-3), target="facts", models="tiny")
+        curate.score(handful_ws, dataclasses.replace(less, lr=2e-3), target="facts", models=NARROW)
     assert set((handful_ws.path / "prepared").iterdir()) == made
 
 
@@ -209,19 +212,30 @@ def test_features_are_two_bytes_a_number_and_checkpoint(handful_ws: Any) -> None
 
 def test_new_samples_are_scored_by_the_warm_up_that_is_there(handful_ws: Any, tmp_path: Path) -> None:
     less = Less(warmup=0.1, **RATES)
-    curate.score(handful_ws, less, target="facts", models="tiny")
+    curate.score(handful_ws, less, target="facts", models=NARROW)
     before = curate.sql(handful_ws, "SELECT less_facts AS s FROM samples ORDER BY row")
     more = (SAMPLE / "pool/atlas.jsonl").read_text().splitlines()[-40:]
     (tmp_path / "more.jsonl").write_text("\n".join(more))
     curate.ingest(handful_ws, [str(tmp_path / "more.jsonl")])
-    (again,) = curate.score(handful_ws, less, target="facts", models="tiny")
+    (again,) = curate.score(handful_ws, less, target="facts", models=NARROW)
     assert again.computed == 40 and again.rows == 140
     after = curate.sql(handful_ws, "SELECT less_facts AS s FROM samples ORDER BY row")
     assert after[:100] == before
-    (anew,) = curate.score(handful_ws, less, models="tiny", fresh=True)
+    (anew,) = curate.score(handful_ws, less, models=NARROW, fresh=True)
     assert anew.computed == 140
     vectors, score = table_recipe(handful_ws, "vectors", "less"), table_recipe(handful_ws, "score", "less_facts")
     assert vectors.warmup and score.warmup and vectors.warmup.place != score.warmup.place
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """Sums of several threads may differ in their last bits; what is started now has one, too."""
+    threads = torch.get_num_threads()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", "1")
+        torch.set_num_threads(1)
+        yield
+        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(
@@ -237,26 +251,29 @@ def test_new_samples_are_scored_by_the_warm_up_that_is_there(handful_ws: Any, tm
     ],
 )
 def test_bytes_do_not_depend_on_a_kill_nor_on_workers(
-    method: Any, die_at: int, handful_ws: Any, monkeypatch: Any
+    method: Any, die_at: int, handful_ws: Any, one_thread: None, forked_workers: list[Any], monkeypatch: Any
 ) -> None:
     """Units of some fourteen samples; killed in place of a commit; then two workers, of a thread as the one has."""
-    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr("curate.tables.spec.unit_size", lambda models: 2_700)
     whole = handful_ws.path.parent / "whole"
     shutil.copytree(handful_ws.path, whole)
     code = f"""
-    import sys, curate, curate.tables.spec
-    from curate.methods.executors.local import Local
+    import sys, curate, curate.tables.spec, torch
     from curate.methods.scores import {method.name} as module
+    torch.set_num_threads(1)
     curate.tables.spec.unit_size = lambda models: 2_700
     method = module.{type(method).__name__}(**{method.settings()!r})
     target = "facts" if method.uses_target else None
-    curate.score(curate.open_workspace(sys.argv[1]), method, target=target, models="tiny",
-                 executor=Local(workers=int(sys.argv[2])))
+    curate.score(curate.open_workspace(sys.argv[1]), method, target=target, models={NARROW!r})
     """
-    run_and_kill(code, str(handful_ws.path), "1", die_at=die_at)
-    for folder, workers in ((handful_ws.path, "2"), (whole, "1")):
-        done = forks.run(code, str(folder), workers)
-        assert done.returncode == 0, done.stderr
+    run_and_kill(code, str(handful_ws.path), die_at=die_at)
+    target = "facts" if method.uses_target else None
+    curate.score(
+        curate.open_workspace(handful_ws.path), method, target=target, models=NARROW, executor=Local(workers=2)
+    )
+    assert len(forked_workers) == 2
+    done = forks.run(code, str(whole))
+    assert done.returncode == 0, done.stderr
     one, other = (tree_bytes(folder / "scores") for folder in (handful_ws.path, whole))
     assert one and one == other
     assert tree_bytes(handful_ws.path / "vectors") == tree_bytes(whole / "vectors")
@@ -270,7 +287,7 @@ def test_bytes_do_not_depend_on_a_kill_nor_on_workers(
 
 @pytest.mark.slow
 def test_tracin_looks_at_a_run_s_checkpoints_and_is_repaired_by_them(handful_ws: Any, cli: Any) -> None:
-    done = cli("train", "r", "--model", "tiny", "--set", "steps=4", "--set", "checkpoint_every=2", "--set",
+    done = cli("train", "r", "--model", NARROW, "--set", "steps=4", "--set", "checkpoint_every=2", "--set",
                "keep_checkpoints=0", "--set", "lora_r=2", "--set", "lr=1e-3", ws=handful_ws)  # fmt: skip
     assert done.returncode == 0, done.stderr
     done = cli("score", "tracin", "graddot", "--target", "facts", "--checkpoints", "r", "--set", "model.context=256",
@@ -291,17 +308,17 @@ def test_tracin_looks_at_a_run_s_checkpoints_and_is_repaired_by_them(handful_ws:
     part.write_bytes(b"damaged")
     done = cli("verify", "--repair", ws=handful_ws)
     assert part.read_bytes() == before, done.stdout + done.stderr
-    done = cli("score", "tracin", "--target", "facts", "--model", "tiny", ws=handful_ws)
+    done = cli("score", "tracin", "--target", "facts", "--model", NARROW, ws=handful_ws)
     assert done.returncode == 2 and "uses the checkpoints of a training: add --checkpoints RUN" in done.stderr
-    done = cli("score", "tracin", "--target", "facts", "--model", "tiny", "--checkpoints", "r", ws=handful_ws)
+    done = cli("score", "tracin", "--target", "facts", "--model", NARROW, "--checkpoints", "r", ws=handful_ws)
     assert done.returncode == 2 and "with --checkpoints the model is theirs; leave out --model tiny" in done.stderr
     done = cli("score", "length", "--checkpoints", "r", ws=handful_ws)
     assert done.returncode == 2 and "no method of length uses checkpoints" in done.stderr
 
 
 def test_explain_shows_what_the_score_is_made_of(handful_ws: Any, cli: Any) -> None:
-    curate.score(handful_ws, Less(warmup=0.1, **RATES), target="facts", models="tiny")
-    curate.score(handful_ws, Gradnorm(), models="tiny")
+    curate.score(handful_ws, Less(warmup=0.1, **RATES), target="facts", models=NARROW)
+    curate.score(handful_ws, Gradnorm(), models=NARROW)
     best, *_ = curate.sql(handful_ws, "SELECT id, less_facts AS s FROM samples ORDER BY less_facts DESC")
     found = curate.explain(handful_ws, best["id"], "less_facts", k=24)
     assert found.score == pytest.approx(best["s"], abs=1e-4) == pytest.approx(max(found.subtasks.values()))
@@ -328,7 +345,7 @@ def test_explain_shows_what_the_score_is_made_of(handful_ws: Any, cli: Any) -> N
 def test_flops_are_what_is_counted(few_ws: Any) -> None:
     """Forward, backward and the products of whole gradients, within 5 % of the counter by eager attention."""
     for method in (Gradnorm(), Graddot(), Less(variant="sgd", projector="rademacher", **{**RATES, "dim": 64})):
-        model, target = ModelChoice("tiny", count_flops=True), "facts" if method.uses_target else None
+        model, target = ModelChoice(NARROW, count_flops=True), "facts" if method.uses_target else None
         curate.score(few_ws, method, target=target, models=model)
     rows = curate.sql(few_ws, "SELECT methods[1] AS method, phase, flops, flops_counted FROM ledger "
                                 "WHERE phase IN ('forward', 'backward', 'projection')")  # fmt: skip

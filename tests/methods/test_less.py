@@ -188,7 +188,7 @@ def test_what_is_of_another_training_is_refused(tmp_path: Path, checkpoints: Any
         write_checkpoints(tmp_path / "r4", TrainSettings(**{**vars(LORA), "lora_r": 4}), (1,))[0],
     )
     mixed = CheckpointChoice(one.model, 1e-3, str(other / "optimizer.safetensors"))
-    with pytest.raises(CurateError, match=r"is the state of another model: .*lora_A\.weight has the shape \[2, 192\]"):
+    with pytest.raises(CurateError, match=r"is the state of another model: .*lora_A\.weight has the shape \[2, 32\]"):
         Backward([mixed], moments=True)
     model = GradientModel([one, CheckpointChoice(ModelChoice(str(other), device="cpu"), 1e-3)])
     with pytest.raises(CurateError, match="are not checkpoints of one training: r is 2 in the one and 4 in the other"):
@@ -198,7 +198,7 @@ def test_what_is_of_another_training_is_refused(tmp_path: Path, checkpoints: Any
     torch.save(
         {"state": {0: {"momentum": torch.ones(1)}}, "param_groups": [{"params": [0]}]}, tmp_path / "optimizer.pt"
     )
-    with pytest.raises(CurateError, match="is the state of another model: it has 1 tensors, and 56 are trained"):
+    with pytest.raises(CurateError, match="is the state of another model: it has 1 tensors, and 28 are trained"):
         Backward([CheckpointChoice(one.model, 1e-3, str(tmp_path / "optimizer.pt"))], moments=True)
     (tmp_path / "optimizer.pt").write_bytes(b"nothing")
     with pytest.raises(CurateError, match="cannot be read as the state of a torch optimizer"):

@@ -18,7 +18,7 @@ from curate.training.inference import base_losses
 from curate.training.objective import Objective
 from tests.oracles.rho_weight import rho_weight
 from tests.oracles.training import token_losses
-from tests.support.training import ONE_STEP, closest, gradient_of, pairs, tiny
+from tests.support.training import ONE_STEP, closest, gradient_of, narrow, pairs
 
 
 @pytest.mark.parametrize("share", [0.01, 0.3, 0.6, 1.0])
@@ -35,7 +35,7 @@ def test_the_tokens_are_those_of_the_highest_excess(share: float) -> None:
 
 @pytest.mark.parametrize("micro", [0, 7])
 def test_the_gradient_is_that_of_these_tokens_mean_loss(processes: Any, encoded: list[Encoded], micro: int) -> None:
-    examples, model = Examples.of(encoded), tiny("float64")
+    examples, model = Examples.of(encoded), narrow("float64")
     with torch.no_grad():
         now = [token_losses(model.model, *pair).tolist() for pair in pairs(encoded)]
     reference = np.random.default_rng(2).gamma(1.0, size=sum(map(len, now)))

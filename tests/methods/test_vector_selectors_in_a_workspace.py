@@ -20,12 +20,13 @@ from curate.store.workspace import Workspace
 from curate.verbs.select import SelectionSpec
 from tests.conftest import sample_in, write_jsonl
 from tests.methods.test_vector_selectors import EVERY
+from tests.support.narrow import NARROW
 
 
 @pytest.fixture(scope="module")
 def embedded_once(tmp_path_factory: pytest.TempPathFactory) -> Path:
     ws = sample_in(tmp_path_factory.mktemp("embedded") / "ws")
-    curate.score(ws, EmbedLm(), target="arithmetic", models="tiny")
+    curate.score(ws, EmbedLm(), target="arithmetic", models=NARROW)
     return Path(str(ws.path))
 
 
@@ -65,7 +66,7 @@ def test_round_robin_finds_the_targets_skill(embedded: Workspace) -> None:
     (found,) = curate.sql(
         embedded, "SELECT avg((meta->>'skill' = 'arithmetic')::INT) AS share FROM rds JOIN pool USING (id)"
     )
-    assert found["share"] > 0.9
+    assert found["share"] > 0.8  # of 20 %, by a model that knows nothing
 
 
 def test_what_a_selector_spends_is_in_the_ledger(embedded: Workspace) -> None:
@@ -73,8 +74,8 @@ def test_what_a_selector_spends_is_in_the_ledger(embedded: Workspace) -> None:
         target = "arithmetic" if kind.uses_target else None
         curate.select(embedded, "x", kind(), SelectionSpec(top=50, vectors="embed_lm", target=target))
     spent = {r["methods"]: r["flops"] for r in curate.ledger(embedded) if r["stage"] == "select"}
-    assert spent["round_robin"] == 2.0 * 3000 * 192 * 24  # every sample with every example
-    assert all(flops > 2.0 * 3000 * 192 for flops in spent.values()) and len(spent) == len(EVERY)
+    assert spent["round_robin"] == 2.0 * 3000 * 32 * 24  # every sample with every example
+    assert all(flops > 2.0 * 3000 * 32 for flops in spent.values()) and len(spent) == len(EVERY)
 
 
 def test_each_source_has_its_own_choice(embedded: Workspace) -> None:
@@ -94,11 +95,11 @@ def test_what_does_not_stand_is_not_selected_by(embedded: Workspace, tmp_path: P
     assert "did you mean 'embed_lm'" in refused(Kcenter(), vectors="embed_l")
     val = write_jsonl(tmp_path / "v.jsonl", [{"question": "Where?", "answer": "There."}])
     curate.target(embedded, "places", val)
-    command = "curate score embed_lm --target places --model base=tiny"
+    command = f"curate score embed_lm --target places --model base={NARROW}"
     said = refused(RoundRobin(), vectors="embed_lm", target="places")
     assert f"the target 'places' is not among them yet; run `{command}`" in said
     curate.ingest(embedded, [write_jsonl(tmp_path / "more.jsonl", [{"question": "New?", "answer": "Yes."}])])
     said = refused(Kcenter(), vectors="embed_lm")
-    assert "the vectors 'embed_lm' lack 1 of 3001 samples; run `curate score embed_lm --model base=tiny`" in said
+    assert f"the vectors 'embed_lm' lack 1 of 3001 samples; run `curate score embed_lm --model base={NARROW}`" in said
     r = curate.select(embedded, "x", Kcenter(), SelectionSpec(top=10, vectors="embed_lm", allow_stale=True))
     assert r.without_value == 1 and "lack 1 of 3001" in r.warnings[0]

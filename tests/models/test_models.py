@@ -27,14 +27,15 @@ from curate.models.load import load
 from curate.models.tokens import encode
 from tests.oracles.language_model import ifd, position_weighted, token_scores
 from tests.support.models import METHODS, chat, rewritten, scored
+from tests.support.narrow import NARROW
 
 # --- against the slow reference --------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 150, 4000])
 def test_the_scores_of_a_pass_equal_the_slow_reference(samples: list[Any], batch_tokens: int) -> None:
-    model = LanguageModel(ModelChoice("tiny", batch_tokens=batch_tokens))
-    plain = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float64).eval()
+    model = LanguageModel(ModelChoice(NARROW, batch_tokens=batch_tokens))
+    plain = AutoModelForCausalLM.from_pretrained(NARROW, dtype=torch.float64).eval()
     encoded = encode(model.tokenizer, samples, 512)
     wanted = [token_scores(plain, one.ids.tolist(), one.supervised.tolist()) for one in encoded]
     order = random.Random(batch_tokens).sample(range(len(samples)), len(samples))
@@ -47,10 +48,11 @@ def test_the_scores_of_a_pass_equal_the_slow_reference(samples: list[Any], batch
 
 
 @pytest.mark.parametrize("batch_tokens", [1, 300])
-def test_ifd_and_rho_equal_the_slow_reference(samples: list[Any], batch_tokens: int, copy: Path) -> None:
+def test_ifd_and_rho_equal_the_slow_reference(samples: list[Any], batch_tokens: int, tmp_path: Path) -> None:
+    copy = Path(shutil.copytree(NARROW, tmp_path / "model"))
     rewritten(copy, lambda w: {k: v * 0.9 if "mlp" in k else v for k, v in w.items()})
-    model, other = (LanguageModel(ModelChoice(str(p), batch_tokens=batch_tokens)) for p in (TINY, copy))
-    plain, reference = (AutoModelForCausalLM.from_pretrained(p, dtype=torch.float64).eval() for p in (TINY, copy))
+    model, other = (LanguageModel(ModelChoice(str(p), batch_tokens=batch_tokens)) for p in (NARROW, copy))
+    plain, reference = (AutoModelForCausalLM.from_pretrained(p, dtype=torch.float64).eval() for p in (NARROW, copy))
     methods = (Ifd(above_one="keep"), Ifd(of="ppl"), Rho())
     passes = {str(i): m.passes(None)[0] for i, m in enumerate(methods)}
     columns, _ = score_samples({"base": model, "reference": other}, samples, passes)

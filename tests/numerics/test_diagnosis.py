@@ -37,6 +37,7 @@ from tests.methods.test_dualsft import ANCHORS, tokens
 from tests.oracles.dualsft import distillation
 from tests.oracles.gradients import gradient
 from tests.support.checkpoints import AIM, POOL
+from tests.support.narrow import NARROW
 
 # --- agreement -------------------------------------------------------------------------------------------
 
@@ -102,9 +103,9 @@ def test_enrichment_says_where_the_chosen_numbers_lie() -> None:
 @pytest.fixture(scope="module")
 def way() -> GradientModel:
     """`tiny` in float64, a little way from where it was, which stands beside it."""
-    origin = LanguageModel(ModelChoice("tiny", device="cpu"))
+    origin = LanguageModel(ModelChoice(NARROW, device="cpu"))
     origin.model.double()
-    lm = LanguageModel(ModelChoice("tiny", device="cpu"), (copy.deepcopy(origin.model), origin.tokenizer))
+    lm = LanguageModel(ModelChoice(NARROW, device="cpu"), (copy.deepcopy(origin.model), origin.tokenizer))
     torch.manual_seed(0)
     for parameter in lm.model.parameters():
         parameter.data.add_(0.02 * torch.randn_like(parameter))

@@ -34,7 +34,6 @@ def calm(sample_ws: Workspace, tmp_path: Path) -> dict[str, bytes]:
     [
         ("one", 3, 1),
         ("local", 3, 3),
-        pytest.param("ray", 2, 2, marks=[pytest.mark.ray, pytest.mark.slow]),
         pytest.param("one", 20, 1, marks=pytest.mark.slow),
         pytest.param("local", 20, 3, marks=pytest.mark.slow),
         pytest.param("ray", 10, 2, marks=[pytest.mark.ray, pytest.mark.slow]),

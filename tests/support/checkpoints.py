@@ -1,4 +1,4 @@
-"""Checkpoints of a short training of the tiny model on a handful of samples, and LESS by them, one sample at a time."""
+"""Checkpoints of a short training of the narrow model on a few samples, and LESS by them, one sample at a time."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from curate.training.loop import Trainer
 from curate.training.settings import TrainSettings
 from curate.training.trainable import trainable
 from tests.oracles import gradients as slow
+from tests.support.narrow import NARROW
 
 LORA = TrainSettings(epochs=1, batch_size=4, lr=1e-2, lora_r=2, lora_alpha=8, warmup=0.0)
 
@@ -38,7 +39,7 @@ def write_checkpoints(folder: Path, settings: TrainSettings = LORA, steps: tuple
     """A short training on the pool, and the folders of its checkpoints."""
     from safetensors.torch import save_file
 
-    made = trainable(ModelChoice("tiny", device="cpu"), settings)
+    made = trainable(ModelChoice(NARROW, device="cpu"), settings)
     examples = Examples.of(encode(made.model.tokenizer, POOL, 512))
     found = []
     trainer = Trainer(made.model, Data.of(examples), settings, Uniform(), Alone())

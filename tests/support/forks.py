@@ -53,6 +53,11 @@ class Forked:
         assert self.returncode is not None
         return self.returncode
 
+    def kill(self) -> None:
+        if self.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(self.pid, signal.SIGKILL)
+
     @property
     def stdout(self) -> str:
         return (self.folder / "stdout").read_text()

@@ -22,6 +22,7 @@ from curate.models.language_model import LanguageModel
 from curate.models.sentence_encoder import SentenceEncoder
 from curate.tables.score_table import score_table
 from tests.support.checkpoints import write_checkpoints
+from tests.support.narrow import NARROW
 
 SCORES = names("score")
 TOLERANCE = 2e-5  # of scores through a model, whose sums depend on what stands in a batch; the others are bit-equal
@@ -38,8 +39,8 @@ TEXTS = [
 
 
 @functools.cache
-def tiny() -> LanguageModel:
-    return LanguageModel(ModelChoice("tiny"))
+def narrow() -> LanguageModel:
+    return LanguageModel(ModelChoice(NARROW))
 
 
 @functools.cache
@@ -49,7 +50,7 @@ def encoder() -> SentenceEncoder:
 
 @functools.cache
 def checkpoints() -> tuple[CheckpointChoice, ...]:
-    """Two of a short training of the tiny model by LoRA."""
+    """Two of a short training of the narrow model by LoRA."""
     folders = write_checkpoints(Path(tempfile.mkdtemp(prefix="curate-laws-")))
     models = [ModelChoice(str(folder), device="cpu") for folder in folders]
     return tuple(CheckpointChoice(m, 1e-3, f"{m.name}/optimizer.safetensors") for m in models)
@@ -57,20 +58,20 @@ def checkpoints() -> tuple[CheckpointChoice, ...]:
 
 @functools.cache
 def both_ways() -> GradientModel:
-    return GradientModel(checkpoints(), moments=True, others={"origin": tiny()})
+    return GradientModel(checkpoints(), moments=True, others={"origin": narrow()})
 
 
 def given_to(method: Any) -> dict[str, Any]:
-    """The tiny model in every role, but for those that have a usual model; or a training's checkpoints."""
+    """The narrow model in every role, but for those that have a usual model; or a training's checkpoints."""
     if method.checkpoints == "each" and not method.warm_up():
         return {"checkpoints": [f"{c.model.name}@{c.lr}" for c in checkpoints()]}
-    return {"models": {role: ModelChoice(method.usual_models.get(role, "tiny")) for role in method.models}}
+    return {"models": {role: ModelChoice(method.usual_models.get(role, NARROW)) for role in method.models}}
 
 
 def models_of(method: Any) -> dict[str, Any]:
     if method.checkpoints != "none":
-        return {role: both_ways() if role == "base" else tiny() for role in method.models}
-    return {role: encoder() if role == "encoder" else tiny() for role in method.models}
+        return {role: both_ways() if role == "base" else narrow() for role in method.models}
+    return {role: encoder() if role == "encoder" else narrow() for role in method.models}
 
 
 def vectors(method: Any, samples: list[dict[str, Any]], subtasks: Any = None) -> Vectors:

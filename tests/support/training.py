@@ -1,4 +1,4 @@
-"""Short trainings of the tiny model, and the gradient of one step to compare with a slow reference's."""
+"""Short trainings of the narrow model, and the gradient of one step to compare with a slow reference's."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ from curate.training.dataset import Data
 from curate.training.examples import Examples
 from curate.training.loop import StepResult, Trainer
 from curate.training.settings import TrainSettings
+from tests.support.narrow import NARROW
 
 PLAIN = TrainSettings(batch_size=8, lr=1e-3, warmup=0.0, schedule="constant", epochs=1)
 
 
-def tiny(dtype: Any = "float32") -> LanguageModel:
-    model = LanguageModel(ModelChoice("tiny", device="cpu"))
+def narrow(dtype: Any = "float32") -> LanguageModel:
+    model = LanguageModel(ModelChoice(NARROW, device="cpu"))
     model.model.to(getattr(torch, dtype)).requires_grad_(True)
     return model
 
@@ -36,7 +37,7 @@ def trained(
     model: Any = None,
     **data: Any,
 ) -> tuple[LanguageModel, list[StepResult]]:
-    lm = model or tiny()
+    lm = model or narrow()
     trainer = Trainer(lm, Data.of(Examples.of(encoded), **data), settings, weighting, processes)
     return lm, list(trainer.run())
 
@@ -45,7 +46,7 @@ def gradient_of(
     processes: Any, encoded: Sequence[Encoded], weighting: Weighting, settings: TrainSettings, **data: Any
 ) -> tuple[dict[str, torch.Tensor], StepResult]:
     """The gradient of one step over all samples, unclipped, in float64."""
-    lm = tiny("float64")
+    lm = narrow("float64")
     trainer = Trainer(lm, Data.of(Examples.of(encoded), **data), settings, weighting, processes)
     kept: dict[str, torch.Tensor] = {}
 

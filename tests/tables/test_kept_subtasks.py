@@ -17,6 +17,7 @@ from curate.store.encoding import read_table
 from curate.store.workspace import Workspace
 from curate.tables import score_table
 from tests.conftest import qa, write_jsonl
+from tests.support.narrow import NARROW
 
 
 def as_earlier_versions(subtasks: dict[str, np.ndarray], valid: np.ndarray) -> pa.Array:
@@ -43,16 +44,16 @@ def test_maps_of_an_earlier_version_are_read_beside_them(
     query = f"SELECT map_keys({name}) AS keys, {name}['add'] AS one FROM samples ORDER BY row"
     with monkeypatch.context() as earlier:
         earlier.setattr(score_table, "_pairs_column", as_earlier_versions)
-        curate.score(embedded_ws, method, target="sums", models="tiny")
+        curate.score(embedded_ws, method, target="sums", models=NARROW)
     before = curate.sql(embedded_ws, query).to_polars()
     curate.ingest(embedded_ws, [write_jsonl(tmp_path / "more.jsonl", qa(10))])
     half = curate.sql(embedded_ws, query).to_polars()
     assert half[:200].equals(before) and half[200:]["one"].is_null().all()
-    curate.score(embedded_ws, method, target="sums", models="tiny")
+    curate.score(embedded_ws, method, target="sums", models=NARROW)
     parts = Parts(embedded_ws.score_folder("embed_lm_sums"))
     kinds = [str(read_table(parts.path(part)).schema.field("subtasks").type)[:4] for part in parts.names()]
     assert kinds[0] == "map<" and kinds[-1] == "list"
     after = curate.sql(embedded_ws, query).to_polars()
-    curate.score(embedded_ws, method, target="sums", models="tiny", fresh=True)
+    curate.score(embedded_ws, method, target="sums", models=NARROW, fresh=True)
     assert after.equals(curate.sql(embedded_ws, query).to_polars()) and len(after) == 210
     assert not after["one"].is_null().any()

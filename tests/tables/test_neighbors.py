@@ -19,6 +19,7 @@ from curate.numerics import faiss_index
 from curate.store.workspace import Workspace
 from curate.tables import index
 from tests.conftest import write_jsonl
+from tests.support.narrow import NARROW
 
 
 def test_the_index_answers_as_a_look_at_every_vector_does(embedded_ws: Workspace) -> None:
@@ -32,7 +33,7 @@ def test_lists_are_searched_until_nearly_all_neighbours_are_found(
     sample_ws: Workspace, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(faiss_index, "EXACT_UP_TO", 1000)
-    (made,) = curate.score(sample_ws, EmbedLm(), models="tiny")
+    (made,) = curate.score(sample_ws, EmbedLm(), models=NARROW)
     record = index.record_of(sample_ws, "embed_lm")
     assert record and record.lists == 219 and 0 < record.probes < record.lists and record.recall >= 0.97
     assert f"in 219 lists, {record.probes} of them searched" in made.index
@@ -51,7 +52,7 @@ def test_wide_vectors_are_quantised(
     raw = np.random.default_rng(0).normal(size=(300, 1500)).astype(np.float32)
     monkeypatch.setattr(EmbedLm, "_vector", lambda self, requests, _: {"vector": raw, "error": [""] * 300})
     monkeypatch.setattr(faiss_index, "EXACT_UP_TO", exact_up_to)
-    curate.score(ws, EmbedLm(), models="tiny")
+    curate.score(ws, EmbedLm(), models=NARROW)
     record = index.record_of(ws, "embed_lm")
     assert record and record.kind == ("exact, float16" if exact_up_to > 300 else "inverted lists, 8 bit")
     vectors, centres = 300 * 1500 * (2 if exact_up_to > 300 else 1), record.lists * 1500 * 4
@@ -70,11 +71,11 @@ def test_an_index_older_than_its_vectors_is_noticed_and_built_again(
         shutil.copy(folder / name, tmp_path / name)
     more = [{"question": f"where is town {i}?", "answer": f"in land {i}"} for i in range(10)]
     curate.ingest(embedded_ws, [write_jsonl(tmp_path / "more.jsonl", more)])
-    curate.score(embedded_ws, EmbedLm(), models="tiny")
+    curate.score(embedded_ws, EmbedLm(), models=NARROW)
     for name in ("index.faiss", "index.json"):
         shutil.copy(tmp_path / name, folder / name)
     with pytest.raises(CurateError, match="has an index older than its vectors"):
-        index.search(embedded_ws, "embed_lm", np.zeros((1, 192), np.float32), 1)
+        index.search(embedded_ws, "embed_lm", np.zeros((1, 32), np.float32), 1)
     assert "has an index older than its vectors" in cli("status", ws=embedded_ws).stdout
     done = cli("neighbors", "embed_lm", "--text", "where is town 3?", ws=embedded_ws)
     assert done.returncode == 0 and "had an index older than its vectors; built an exact index of 210" in done.stdout
@@ -134,7 +135,7 @@ def test_without_faiss_there_are_vectors_and_no_index(school_ws: Workspace, monk
     import sys
 
     monkeypatch.setitem(sys.modules, "faiss", None)
-    (made,) = curate.score(school_ws, EmbedLm(), target="sums", models="tiny")
+    (made,) = curate.score(school_ws, EmbedLm(), target="sums", models=NARROW)
     assert made.computed == 200 and made.vectors.index.startswith("no index: FAISS is not installed")
     with pytest.raises(CurateError, match="has no index, and it cannot be built: FAISS is not installed"):
         curate.neighbors(school_ws, "embed_lm", text="x")

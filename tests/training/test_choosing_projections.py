@@ -27,9 +27,10 @@ from tests.training.test_choosing import slow_loss
 # --- projections -------------------------------------------------------------------------------------------
 
 
-def test_projected_products_are_unbiased() -> None:
+@pytest.mark.parametrize("seeds", [24, pytest.param(60, marks=pytest.mark.slow)])
+def test_projected_products_are_unbiased(seeds: int) -> None:
     many: list[Products] = []
-    for seed in range(60):
+    for seed in range(seeds):
         watching = Compared(FilterThenWeight(), reference=False)
         trainer = trainer_of(watching, replace(STEP, steps=1, projection=6))
         watching.trainer = trainer

@@ -22,6 +22,7 @@ from curate.training.settings import TrainSettings
 from tests.methods.test_masks import tiny
 from tests.oracles.training import weighted_gradient
 from tests.support.checkpoints import AIM, POOL
+from tests.support.training import narrow
 
 DECAYING = TrainSettings(batch_size=3, lr=1e-3, warmup=0.0, schedule="constant", steps=100, weight_decay=0.1, clip=0.5)
 
@@ -46,7 +47,7 @@ def every(lm: LanguageModel) -> dict[str, np.ndarray]:
 
 def test_the_sums_of_gradients_are_those_of_single_samples_before_the_clip() -> None:
     """At a learning rate that moves nothing, so all steps are at one point."""
-    lm, slow = tiny(), tiny()
+    lm, slow = narrow(), narrow()
     settings = TrainSettings(batch_size=4, steps=5, lr=1e-30, warmup=0.0, clip=1e-3, sum_gradients=True)
     made = trainer(lm, settings, None)
     steps = made.run()
@@ -68,7 +69,7 @@ def test_the_sums_of_gradients_are_those_of_single_samples_before_the_clip() -> 
 
 
 def test_what_is_not_selected_stays_bit_for_bit_and_the_state_is_as_large_as_the_budget() -> None:
-    lm = tiny()
+    lm = narrow()
     before = copy.deepcopy(dict(lm.model.named_parameters()))
     selected = some(lm, 0.05)
     made = trainer(lm, DECAYING, Refreshed(selected))
@@ -88,7 +89,7 @@ def test_what_is_not_selected_stays_bit_for_bit_and_the_state_is_as_large_as_the
 
 
 def test_the_whole_model_selected_is_training_as_ever() -> None:
-    plain, masked = tiny(), tiny()
+    plain, masked = narrow(), narrow()
     settings = replace(DECAYING, steps=12)
     mine = [done.metrics for done in trainer(masked, settings, Refreshed(every(masked))).run()]
     theirs = [done.metrics for done in trainer(plain, settings, None).run()]
@@ -99,7 +100,7 @@ def test_the_whole_model_selected_is_training_as_ever() -> None:
 
 def test_a_step_is_torch_s_adamw_with_gradient_moments_and_decay_restricted() -> None:
     """Against AdamW over everything, whose gradients are zero outside and whose numbers outside are put back."""
-    lm, slow = tiny(), tiny()
+    lm, slow = narrow(), narrow()
     selected = some(lm, 0.3)
     settings = replace(DECAYING, steps=4, clip=0.0)
     inside = {n: torch.zeros(p.numel(), dtype=torch.bool) for n, p in slow.model.named_parameters()}
@@ -166,9 +167,9 @@ def test_cut_short_and_gone_on_with_it_is_as_if_nothing_had_been(interval: int) 
 
         return Refreshed(some(lm, 0.3), interval, largest if interval else None)
 
-    settings, undisturbed = replace(DECAYING, steps=7), tiny()
+    settings, undisturbed = replace(DECAYING, steps=7), narrow()
     whole = [done.metrics for done in trainer(undisturbed, settings, mask(undisturbed)).run()]
-    lm = tiny()
+    lm = narrow()
     half = trainer(lm, settings, mask(lm))
     steps = half.run()
     seen = [next(steps).metrics for _ in range(4)]

@@ -30,13 +30,14 @@ from curate.training.settings import TrainSettings
 from curate.training.stream import Stream
 from tests.conftest import sums_in, tree_bytes
 from tests.support import forks
+from tests.support.narrow import NARROW
 from tests.verbs.test_runs import weights_of
 
-TINY = ModelChoice("tiny", device="cpu")
+MODEL = ModelChoice(NARROW, device="cpu")
 SHORT = TrainSettings(
     batch_size=4, lr=1e-3, steps=6, checkpoint_every=2, keep_checkpoints=0, projection=16, target_batch=8
 )
-ONLINE = TrainingSpec(TINY, FilterThenWeight(), SHORT, target="arithmetic")
+ONLINE = TrainingSpec(MODEL, FilterThenWeight(), SHORT, target="arithmetic")
 
 
 def records(start: int = 0) -> Iterator[dict[str, str]]:
@@ -88,7 +89,7 @@ def test_a_run_that_chooses_says_what_it_looked_at_and_what_it_learnt(sums_ws: W
 def test_flops_are_those_that_are_counted(sums_ws: Workspace, weighting: Any, lora: int, size: int) -> None:
     settings = replace(SHORT, steps=2, count_flops=True, lora_r=lora, micro_batch_size=size, checkpoint_every=0)
     target = "arithmetic" if weighting.uses_target else None
-    curate.train(sums_ws, "counted", TrainingSpec(replace(TINY, count_flops=True), weighting, settings, target=target))
+    curate.train(sums_ws, "counted", TrainingSpec(replace(MODEL, count_flops=True), weighting, settings, target=target))
     for row in curate.sql(sums_ws, "SELECT phase, flops, flops_counted FROM ledger WHERE run = 'counted'"):
         assert row["flops"] == pytest.approx(row["flops_counted"], rel=0.05), row["phase"]
 
@@ -208,7 +209,7 @@ def test_the_command_line_chooses(sums_ws: Workspace, cli: Callable[..., subproc
         "train",
         "online",
         "--model",
-        "tiny",
+        NARROW,
         "--weighting",
         "greats",
         "--target",
@@ -220,7 +221,7 @@ def test_the_command_line_chooses(sums_ws: Workspace, cli: Callable[..., subproc
     assert done.returncode == 0 and "2 of 2 steps taken now" in done.stdout, done.stderr
     planned = cli(*given, "--dry-run", ws=sums_ws)
     assert "2 steps" in planned.stdout
-    refused = cli("train", "other", "--model", "tiny", "--weighting", "greats", ws=sums_ws)
+    refused = cli("train", "other", "--model", NARROW, "--weighting", "greats", ws=sums_ws)
     assert refused.returncode == 2 and "the weighting 'greats' needs a target: add --target NAME." in refused.stderr
 
 
@@ -230,7 +231,7 @@ def test_the_command_line_learns_from_a_file_or_from_what_it_is_piped(
 ) -> None:
     text = "".join(json.dumps(record) + "\n" for record in itertools.islice(records(), 200))
     (tmp_path / "sums.jsonl").write_text(text)
-    given = ["--model", "tiny", "--weighting", "max_loss", "--set", "batch_size=4", "--set", "stream.memory=8"]
+    given = ["--model", NARROW, "--weighting", "max_loss", "--set", "batch_size=4", "--set", "stream.memory=8"]
     given += ["--set", "stream.replay=0.5", "--set", "steps=3"]
     from_file = cli("train", "file", "--stream", tmp_path / "sums.jsonl", *given, ws=sums_ws)
     assert from_file.returncode == 0 and "3 of 3 steps taken now, on 32 samples" in from_file.stdout, from_file.stderr
@@ -245,5 +246,5 @@ def test_the_command_line_learns_from_a_file_or_from_what_it_is_piped(
         (("--stream", "-", "--set", "stream.recall=2"), "has no setting 'recall'"),
         (("--stream", "-", "--dry-run"), "there is no --dry-run of it"),
     ):
-        done = cli("train", "wrong", "--model", "tiny", "--set", "steps=2", *wrong, ws=sums_ws)
+        done = cli("train", "wrong", "--model", NARROW, "--set", "steps=2", *wrong, ws=sums_ws)
         assert done.returncode == 2 and said in done.stderr, done.stderr

@@ -32,7 +32,8 @@ from curate.training.objective import Objective
 from curate.training.step_weights import Diverged
 from curate.training.trainable import trainable
 from tests.oracles import training as slow
-from tests.support.training import ONE_STEP, PLAIN, Given, closest, gradient_of, pairs, tiny, trained
+from tests.support.narrow import NARROW
+from tests.support.training import ONE_STEP, PLAIN, Given, closest, gradient_of, narrow, pairs, trained
 
 # --- plain training --------------------------------------------------------------------------------------
 
@@ -40,7 +41,7 @@ from tests.support.training import ONE_STEP, PLAIN, Given, closest, gradient_of,
 def test_uniform_is_plain_training_bit_for_bit(processes: Any, encoded: list[Encoded]) -> None:
     settings = replace(PLAIN, schedule="cosine", warmup=0.2)
     lm, done = trained(processes, encoded, Uniform(), settings)
-    examples, plain = Examples.of(encoded), tiny()
+    examples, plain = Examples.of(encoded), narrow()
     rows = epoch_rows(examples, np.arange(len(encoded)), 0, 0, True, 0)
     batches = []
     for start in range(0, len(rows), 8):
@@ -77,7 +78,7 @@ def test_transformers_own_trainer_takes_the_same_steps(processes: Any, encoded: 
         pytest.skip("this version of transformers shuffles whatever is asked of it")
     settings = replace(PLAIN, schedule="linear", warmup=0.2, weight_decay=0.1, order="rank")
     lm, done = trained(processes, encoded, Uniform(), settings)
-    plain = tiny()
+    plain = narrow()
 
     def collate(rows: list[dict[str, Any]]) -> dict[str, torch.Tensor]:
         longest = max(len(row["input_ids"]) for row in rows)
@@ -114,7 +115,7 @@ def test_weights_of_0_and_2_are_dropping_and_doubling(processes: Any, some: list
     weighted, _ = gradient_of(processes, some, Uniform(), ONE_STEP, weights=weights)
     doubled = [one for one, weight in zip(some, weights, strict=True) for _ in range(int(weight))]
     n = sum(int(one.supervised.sum()) for one in some)
-    want = slow.weighted_gradient(tiny("float64").model, pairs(doubled), [1.0] * len(doubled), n)
+    want = slow.weighted_gradient(narrow("float64").model, pairs(doubled), [1.0] * len(doubled), n)
     closest(weighted, want)
     normalized, done = gradient_of(processes, some, Normalised(), ONE_STEP, weights=weights)
     plain, _ = gradient_of(processes, doubled, Uniform(), ONE_STEP)
@@ -137,7 +138,7 @@ def test_the_gradient_is_the_weighted_loss_s(
     counts = np.array([one.supervised.sum() for one in some])
     weights = column if reduction == "token" else column / counts
     want = slow.weighted_gradient(
-        tiny("float64").model, pairs(some), weights.tolist(), counts.sum() if reduction == "token" else len(some)
+        narrow("float64").model, pairs(some), weights.tolist(), counts.sum() if reduction == "token" else len(some)
     )
     closest(got, want)
     assert done.metrics["samples"] == 24
@@ -159,7 +160,7 @@ WEIGHTINGS = [
 
 @pytest.fixture(scope="module")
 def base(some: list[Encoded]) -> np.ndarray:
-    return base_losses(Objective(tiny("float64")), Examples.of(some))[0]
+    return base_losses(Objective(narrow("float64")), Examples.of(some))[0]
 
 
 @pytest.mark.parametrize("weighting", WEIGHTINGS, ids=lambda w: f"{w.name}-{w.normalize}")
@@ -181,7 +182,7 @@ def test_accumulation_is_one_batch(processes: Any, some: list[Encoded], base: np
 def test_accumulation_with_dropout_sees_the_same_losses_twice(processes: Any, encoded: list[Encoded]) -> None:
     """LinUpper's losses are those of the pass that learns, dropout and all."""
     settings = replace(ONE_STEP, micro_batch_size=12, lora_r=4, lora_dropout=0.3)
-    model = trainable(ModelChoice("tiny", device="cpu"), settings).model
+    model = trainable(ModelChoice(NARROW, device="cpu"), settings).model
     for name, parameter in model.model.named_parameters():
         if "lora_B" in name:
             torch.nn.init.normal_(parameter, generator=torch.Generator().manual_seed(0))
@@ -225,7 +226,7 @@ def test_a_long_text_in_pieces_loses_no_token() -> None:
 
 
 def test_packed_documents_do_not_see_each_other(encoded: list[Encoded]) -> None:
-    objective, examples = Objective(tiny("float64")), Examples.of(encoded[:6])
+    objective, examples = Objective(narrow("float64")), Examples.of(encoded[:6])
     rows = [np.array([0, 1, 2]), np.array([3]), np.array([4, 5])]
     packed = objective.losses(batch_of(examples, rows, torch.device("cpu")), states=True)
     apart = [objective.losses(batch_of(examples, [np.array([i])], torch.device("cpu")), states=True) for i in range(6)]
@@ -260,9 +261,9 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_changes_no_weight(
 def test_a_snapshot_goes_on_as_if_nothing_had_been(processes: Any, encoded: list[Encoded]) -> None:
     settings = replace(PLAIN, epochs=2, schedule="cosine", warmup=0.1)
     data = Data.of(Examples.of(encoded), anchors=Examples.of(encoded[:4]))
-    undisturbed = tiny()
+    undisturbed = narrow()
     metrics = [d.metrics for d in Trainer(undisturbed, data, settings, Adapt(refresh=5), processes).run()]
-    lm = tiny()
+    lm = narrow()
     first = Trainer(lm, data, settings, Adapt(refresh=5), processes)
     half = [next(steps).metrics for steps in [first.run()] for _ in range(7)]
     snapshot = copy.deepcopy(first.snapshot())
@@ -276,7 +277,7 @@ def test_a_snapshot_goes_on_as_if_nothing_had_been(processes: Any, encoded: list
 def test_a_loss_that_is_no_number_stops_before_anything_is_learnt_from_it(
     processes: Any, encoded: list[Encoded], weighting: Weighting
 ) -> None:
-    lm = tiny()
+    lm = narrow()
     trainer = Trainer(lm, Data.of(Examples.of(encoded)), PLAIN, weighting, processes)
     steps = trainer.run()
     next(steps)

@@ -37,9 +37,10 @@ from curate.store.workspace import Workspace
 from curate.verbs import audit as stage
 from tests.conftest import ROOT, SAMPLE, copy_of
 from tests.support import forks
+from tests.support.narrow import NARROW
 
 PLAN: dict[str, Any] = {
-    "model": {"name": "tiny", "device": "cpu"},
+    "model": {"name": NARROW, "device": "cpu"},
     "selectors": ["random", "lhas"],
     "seeds": 1,
     "budget": {"top": 16},
@@ -114,7 +115,7 @@ def test_every_selector_goes_its_way_and_is_judged_on_all_stages_and_elsewhere(a
 def test_the_model_before_is_the_model_as_it_is(audited: Any) -> None:
     ws, result = audited
     evals = [EvalSpec(name, Loss(), limit=6) for name in ("facts", "program")]
-    found = curate.evaluate(ws, "tiny_itself", evals, model=ModelChoice("tiny", device="cpu")).evaluations
+    found = curate.evaluate(ws, "as_it_is", evals, model=ModelChoice(NARROW, device="cpu")).evaluations
     assert result.card.matrices[:, 0, 0] == pytest.approx(-np.array([[row["value"] for row in found]] * 2), rel=1e-5)
 
 
@@ -240,7 +241,7 @@ def test_all_parameters_a_metric_that_is_better_high_own_branches_a_proxy_and_fr
     found = cells(ws, "whole")
     assert first.cells_now == 5 and not first.warnings
     judged = curate.evaluate(
-        ws, "itself", [EvalSpec("facts", Choice(), limit=6)], model=ModelChoice("tiny", device="cpu")
+        ws, "itself", [EvalSpec("facts", Choice(), limit=6)], model=ModelChoice(NARROW, device="cpu")
     ).evaluations
     assert found["base-t0"]["performance"]["facts"] == judged[0]["value"] > 0  # higher is better: as it is
     assert found["uds_s0-t1"]["curve"]["steps"] == [0, 1, 2]

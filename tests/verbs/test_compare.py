@@ -35,8 +35,9 @@ from curate.training.settings import TrainSettings
 from curate.verbs.compare import Arm, Compared
 from curate.verbs.select import SelectionSpec
 from tests.conftest import SAMPLE, few_lines
+from tests.support.narrow import NARROW
 
-TINY = ModelChoice("tiny", device="cpu")
+MODEL = ModelChoice(NARROW, device="cpu")
 SETTINGS = TrainSettings(batch_size=16, lr=1e-3, steps=2)
 
 
@@ -50,15 +51,15 @@ def grid(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     for split in ("val", "test"):
         curate.target(ws, "arithmetic", str(SAMPLE / f"targets/arithmetic_{split}.jsonl"), split=split)
         curate.target(ws, "facts", str(SAMPLE / f"targets/facts_{split}.jsonl"), split=split)
-    curate.score(ws, Nll(), Bm25(), target="arithmetic", models=TINY)
+    curate.score(ws, Nll(), Bm25(), target="arithmetic", models=MODEL)
     evals = [EvalSpec("arithmetic", Loss(), limit=6), EvalSpec("facts", Loss(), limit=6)]
-    curate.evaluate(ws, "base", evals, model=TINY)
+    curate.evaluate(ws, "base", evals, model=MODEL)
     curate.select(ws, "likely", Top(), SelectionSpec(by="nll", top=40))
     curate.select(ws, "near", Top(), SelectionSpec(by="bm25_arithmetic + nll", top=40))
     for seed in range(2):
         curate.select(ws, f"null_{seed}", Top(), SelectionSpec(by="nll", top=40, seed=seed, null=True))
         curate.select(ws, f"chance_{seed}", Random(), SelectionSpec(top=40, seed=seed))
-        plain = TrainingSpec(TINY, Uniform(), SETTINGS, seed=seed)
+        plain = TrainingSpec(MODEL, Uniform(), SETTINGS, seed=seed)
         online = replace(plain, weighting=Adapt(), target="arithmetic")
         for name, training in {
             "ppl": replace(plain, manifest="likely"),
@@ -124,17 +125,17 @@ def test_masks_make_arms_of_their_own_and_what_several_scores_stand_on_is_paid_b
     handful_ws: Workspace,
 ) -> None:
     dual = Dualsft(warmup=0.1, batch_size=8, lr=1e-3, anchors_share=0.1)
-    curate.score(handful_ws, dual, target="facts", models=TINY)
-    curate.score(handful_ws, dual, target="words", models=TINY)  # its warm-up, pool and anchors are those of the first
+    curate.score(handful_ws, dual, target="facts", models=MODEL)
+    curate.score(handful_ws, dual, target="words", models=MODEL)  # its warm-up, pool and anchors are those of the first
     curate.select(handful_ws, "best", Top(), SelectionSpec(by="dualsft_words", top=32))
     curate.mask(handful_ws, "dual", DualsftMask(), 0.05, score="dualsft_facts")
-    curate.mask(handful_ws, "blocks", GradientBlock(block=32, steps=2, batch_size=8), 0.05, model=TINY)
-    plain = TrainingSpec(TINY, Uniform(), SETTINGS)
+    curate.mask(handful_ws, "blocks", GradientBlock(block=32, steps=2, batch_size=8), 0.05, model=MODEL)
+    plain = TrainingSpec(MODEL, Uniform(), SETTINGS)
     for name, manifest, mask in (("whole", None, None), ("data", "best", None), ("pushed", None, "blocks"),
                                  ("parameters", None, "dual")):  # fmt: skip
         curate.train(handful_ws, name, replace(plain, manifest=manifest, mask=mask and read_mask(handful_ws, mask)))
     for seed in range(2):
-        curate.mask(handful_ws, f"lot_{seed}", RandomMask(seed=seed), 0.05, model=TINY)
+        curate.mask(handful_ws, f"lot_{seed}", RandomMask(seed=seed), 0.05, model=MODEL)
         drawn = replace(plain, mask=read_mask(handful_ws, f"lot_{seed}"), seed=seed)
         curate.train(handful_ws, f"drawn_s{seed}", drawn)
     arms = {arm.name: arm for arm in curate.compare(handful_ws, [], against="whole").arms}

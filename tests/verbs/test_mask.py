@@ -23,6 +23,7 @@ from curate.methods.masks.random import Random
 from curate.methods.scores.dualsft import Dualsft
 from curate.methods.weightings.uniform import Uniform
 from curate.models.choice import CheckpointChoice, ModelChoice
+from curate.models.language_model import LanguageModel
 from curate.models.load import load
 from curate.numerics.apportion import apportion
 from curate.runs.config import TrainingSpec
@@ -31,13 +32,13 @@ from curate.store.encoding import read_arrays
 from curate.store.mask_file import read_mask, write_mask
 from curate.store.recipes import MaskRecipe
 from tests.conftest import SAMPLE, run_and_kill, tree_bytes
-from tests.methods.test_masks import tiny
+from tests.support.narrow import NARROW
 
 SHORT = {"warmup": 0.1, "batch_size": 16, "lr": 1e-3, "anchors_share": 0.1, "preserve": "none"}
 
 
 def test_dualsft_s_mask_is_the_largest_of_q_times_the_sum_of_gradients(handful_ws: Any) -> None:
-    curate.score(handful_ws, Dualsft(**SHORT, curvature_scale=1e6, eta=1.0), target="facts", models="tiny")
+    curate.score(handful_ws, Dualsft(**SHORT, curvature_scale=1e6, eta=1.0), target="facts", models=NARROW)
     recipe = json.loads((handful_ws.score_folder("dualsft_facts") / "score.json").read_text())
     state = {
         k: v
@@ -74,33 +75,37 @@ def test_dualsft_s_mask_is_the_largest_of_q_times_the_sum_of_gradients(handful_w
 
 
 def test_gradient_block_s_warm_up_is_trained_once_and_training_goes_on_from_its_end(handful_ws: Any, cli: Any) -> None:
-    method = GradientBlock(block=32, steps=4, batch_size=8)
+    method = GradientBlock(block=16, steps=4, batch_size=8)
     with pytest.raises(CurateError, match="which blocks of 100 do not cover"):
-        curate.mask(handful_ws, "blocks", replace(method, block=100), 0.05, model="tiny")
-    with pytest.raises(CurateError, match="the budget is 394"):
-        curate.mask(handful_ws, "blocks", method, 0.0002, model="tiny")
+        curate.mask(handful_ws, "blocks", replace(method, block=100), 0.05, model=NARROW)
+    with pytest.raises(CurateError, match="the budget is 11"):
+        curate.mask(handful_ws, "blocks", method, 0.0002, model=NARROW)
     assert not [row for row in curate.ledger(handful_ws) if row["phase"] == "warm-up"]  # nothing was paid for
-    r = curate.mask(handful_ws, "blocks", method, 0.05, model="tiny")
-    other = curate.mask(handful_ws, "others", replace(method, measure="abs_mean"), 0.05, model="tiny")
-    assert r.checkpoint == other.checkpoint and r.selected == 1967808 // 20 // 1024 * 1024
+    r = curate.mask(handful_ws, "blocks", method, 0.05, model=NARROW)
+    other = curate.mask(handful_ws, "others", replace(method, measure="abs_mean"), 0.05, model=NARROW)
+    assert r.checkpoint == other.checkpoint and r.selected == 53408 // 20 // 256 * 256
     warmed = [row for row in curate.ledger(handful_ws) if row["phase"] == "warm-up"]
     assert [(row["stage"], row["methods"], row["name"], row["samples"]) for row in warmed] == [
         ("mask", "gradient_block", "blocks", 32)
     ]
     stored, tensors = read_mask(handful_ws, "blocks"), load_file(Path(r.checkpoint) / "optimizer.safetensors")
-    name = "model.layers.0.self_attn.q_proj.weight"
-    tiles = tensors[f"sum.{name}"].double().reshape(6, 32, 6, 32).mean((1, 3)).abs()
-    inside = np.zeros(192 * 192, bool)
-    inside[stored.selected[name]] = True
-    taken = inside.reshape(6, 32, 6, 32).all((1, 3))
-    assert 0 < taken.sum() < 36 and taken.sum() * 1024 == inside.sum()
-    assert tiles[torch.from_numpy(taken)].min() >= tiles[torch.from_numpy(~taken)].max()
+    tiles, taken = [], []
+    for name in (n.removeprefix("sum.") for n in tensors if n.startswith("sum.") and "_proj" in n):
+        (high, wide), within = tensors[f"sum.{name}"].shape, (1, 3)
+        cut = (high // 16, 16, wide // 16, 16)
+        inside = np.zeros(high * wide, bool)
+        inside[stored.selected.get(name, [])] = True
+        tiles.append(tensors[f"sum.{name}"].double().reshape(cut).mean(within).abs().ravel())
+        taken.append(inside.reshape(cut).all(within).ravel())
+        assert taken[-1].sum() * 256 == inside.sum()
+    means, chosen = torch.cat(tiles), torch.from_numpy(np.concatenate(taken))
+    assert 0 < chosen.sum() < len(chosen) and means[chosen].min() >= means[~chosen].max()
     done = cli("train", "goes_on", "--model", r.checkpoint, "--mask", "blocks", "--set", "steps=2", ws=handful_ws)
     assert done.returncode == 0, done.stderr
 
 
 def test_a_stale_score_s_mask_is_of_the_checkpoint_that_the_score_looked_at(handful_ws: Any, tmp_path: Path) -> None:
-    curate.score(handful_ws, Dualsft(**SHORT), target="facts", models="tiny")
+    curate.score(handful_ws, Dualsft(**SHORT), target="facts", models=NARROW)
     curate.mask(handful_ws, "before", DualsftMask(), 0.01, score="dualsft_facts")
     more = (SAMPLE / "pool/atlas.jsonl").read_text().splitlines()[-40:]
     (tmp_path / "more.jsonl").write_text("\n".join(more))
@@ -117,25 +122,25 @@ def test_a_stale_score_s_mask_is_of_the_checkpoint_that_the_score_looked_at(hand
 
 def test_what_is_no_mask_for_a_model_is_said(handful_ws: Any) -> None:
     with pytest.raises(CurateError, match="--frac 0: a mask takes a share of the parameters"):
-        curate.mask(handful_ws, "m", Random(), 0.0, model="tiny")
+        curate.mask(handful_ws, "m", Random(), 0.0, model=NARROW)
     with pytest.raises(CurateError, match="--frac 1.5: "):
-        curate.mask(handful_ws, "m", Random(), 1.5, model="tiny")
-    with pytest.raises(CurateError, match="--frac 1e-09 of 1967808 parameters is none"):
-        curate.mask(handful_ws, "m", Random(), 1e-9, model="tiny")
+        curate.mask(handful_ws, "m", Random(), 1.5, model=NARROW)
+    with pytest.raises(CurateError, match="--frac 1e-09 of 53408 parameters is none"):
+        curate.mask(handful_ws, "m", Random(), 1e-9, model=NARROW)
     with pytest.raises(CurateError, match="add --model M"):
         curate.mask(handful_ws, "m", Random(), 0.1)
     with pytest.raises(CurateError, match="add --score NAME"):
-        curate.mask(handful_ws, "m", DualsftMask(), 0.1, model="tiny")
+        curate.mask(handful_ws, "m", DualsftMask(), 0.1, model=NARROW)
     curate.score(
         handful_ws,
         curate.find("score", "length")(),
     )
     with pytest.raises(CurateError, match="does not score parameters; use a `dualsft` score"):
         curate.mask(handful_ws, "m", DualsftMask(), 0.1, score="length")
-    with pytest.raises(CurateError, match="'magnitude_small' finds nothing to choose from in tiny; exclude less"):
-        curate.mask(handful_ws, "m", MagnitudeSmall(exclude="weight", scope="tensor"), 0.1, model="tiny")
-    curate.mask(handful_ws, "m", Random(), 0.1, model="tiny")
-    stored, lm = read_mask(handful_ws, "m"), tiny()
+    with pytest.raises(CurateError, match="'magnitude_small' finds nothing to choose from in .*; exclude less"):
+        curate.mask(handful_ws, "m", MagnitudeSmall(exclude="weight", scope="tensor"), 0.1, model=NARROW)
+    curate.mask(handful_ws, "m", Random(), 0.1, model=NARROW)
+    stored, lm = read_mask(handful_ws, "m"), LanguageModel(ModelChoice(NARROW, device="cpu"))
     tied, embedding = "lm_head.weight", "model.embed_tokens.weight"
     shape = stored.recipe.shapes[embedding]
 
@@ -146,17 +151,17 @@ def test_what_is_no_mask_for_a_model_is_said(handful_ws: Any) -> None:
         ({"model.layers.9.mlp.up_proj.weight": np.arange(3)}, "no parameter model.layers.9"),
         ({tied: np.arange(3)}, "ties to model.embed_tokens.weight, where it chose 0"),
     ):
-        other = with_shapes({tied: shape, **dict.fromkeys(selected, [512, 192])})
+        other = with_shapes({tied: shape, **dict.fromkeys(selected, [512, 32])})
         with pytest.raises(CurateError, match=said):
             fitted(replace(stored, selected=selected, recipe=other), lm.model)
     both = replace(stored, selected={tied: np.arange(3), embedding: np.arange(3)}, recipe=with_shapes({tied: shape}))
     assert list(fitted(both, lm.model)) == [embedding]
-    with pytest.raises(CurateError, match=r"its model.embed_tokens.weight is \[7, 192\], and this one's"):
-        fitted(replace(stored, recipe=with_shapes({embedding: [7, 192]})), lm.model)
-    curate.mask(handful_ws, "moves", MagnitudeSmall(interval=2), 0.1, model="tiny")
+    with pytest.raises(CurateError, match=r"its model.embed_tokens.weight is \[7, 32\], and this one's"):
+        fitted(replace(stored, recipe=with_shapes({embedding: [7, 32]})), lm.model)
+    curate.mask(handful_ws, "moves", MagnitudeSmall(interval=2), 0.1, model=NARROW)
     with pytest.raises(CurateError, match="'moves' \\(magnitude_small\\) is updated during training: give its method"):
         curate.train(
-            handful_ws, "m_run", TrainingSpec(ModelChoice("tiny"), Uniform(), mask=read_mask(handful_ws, "moves"))
+            handful_ws, "m_run", TrainingSpec(ModelChoice(NARROW), Uniform(), mask=read_mask(handful_ws, "moves"))
         )
     path = handful_ws.mask_path("m")
     path.write_bytes(path.read_bytes()[:1000])
@@ -170,12 +175,12 @@ def test_what_is_no_mask_for_a_model_is_said(handful_ws: Any) -> None:
 
 
 def test_the_command_line_masks_trains_and_goes_on_where_it_was_killed(handful_ws: Any, cli: Any) -> None:
-    done = cli("mask", "small", "--mask", "magnitude_small", "--model", "tiny", "--frac", "0.1", "--set", "interval=2",
+    done = cli("mask", "small", "--mask", "magnitude_small", "--model", NARROW, "--frac", "0.1", "--set", "interval=2",
                ws=handful_ws)  # fmt: skip
-    assert done.returncode == 0 and "Mask small: 196,781 of 1,967,808 parameters." in done.stdout, done.stderr
+    assert done.returncode == 0 and "Mask small: 5,341 of 53,408 parameters." in done.stdout, done.stderr
     arguments = [
         "--model",
-        "tiny",
+        NARROW,
         "--mask",
         "small",
         "--set",
@@ -188,12 +193,12 @@ def test_the_command_line_masks_trains_and_goes_on_where_it_was_killed(handful_w
     done = cli("train", "r", *arguments, ws=handful_ws)
     assert done.returncode == 0, done.stderr
     (run,) = curate.sql(handful_ws, "SELECT mask, trainable, optimizer_bytes, peak_bytes FROM runs")
-    assert run.pop("peak_bytes") > 4 * 1_967_808
-    assert run == {"mask": "small", "trainable": 196_781, "optimizer_bytes": 12 * 196_781}
+    assert run.pop("peak_bytes") > 4 * 53_408
+    assert run == {"mask": "small", "trainable": 5_341, "optimizer_bytes": 12 * 5_341}
     folder = handful_ws.path / "runs/r/checkpoints/step-000006"
-    before, after = (load(ModelChoice(name))[0].state_dict() for name in ("tiny", str(folder)))
+    before, after = (load(ModelChoice(name))[0].state_dict() for name in (NARROW, str(folder)))
     changed = sum(int((before[n] != after[n]).sum()) for n in before if n != "lm_head.weight")
-    assert 196_781 * 0.9 < changed < 3 * 196_781  # three masks in turn
+    assert 5_341 * 0.9 < changed < 3 * 5_341  # three masks in turn
     code = f"""
     import sys
     from curate.cli import main
@@ -205,7 +210,7 @@ def test_the_command_line_masks_trains_and_goes_on_where_it_was_killed(handful_w
     assert tree_bytes(handful_ws.path / "runs/k/checkpoints", "*.safetensors") == tree_bytes(
         handful_ws.path / "runs/r/checkpoints", "*.safetensors"
     )
-    done = cli("train", "r", "--model", "tiny", "--set", "steps=6", "--set", "lr=1e-3", ws=handful_ws)
+    done = cli("train", "r", "--model", NARROW, "--set", "steps=6", "--set", "lr=1e-3", ws=handful_ws)
     assert done.returncode == 2 and "with another mask (small, not none, or made anew)" in done.stderr
     done = cli("train", "l", *arguments, "--set", "lora_r=2", ws=handful_ws)
     assert done.returncode == 2 and "leave out one of them" in done.stderr
@@ -214,10 +219,10 @@ def test_the_command_line_masks_trains_and_goes_on_where_it_was_killed(handful_w
 
 
 def test_masks_are_arrays_and_a_model_of_a_folder_has_the_same(handful_ws: Any, tmp_path: Path) -> None:
-    model, tokenizer = load(ModelChoice("tiny"))
+    model, tokenizer = load(ModelChoice(NARROW))
     model.save_pretrained(tmp_path / "m")
     tokenizer.save_pretrained(tmp_path / "m")
-    curate.mask(handful_ws, "a", MagnitudeSmall(), 0.02, model="tiny")
+    curate.mask(handful_ws, "a", MagnitudeSmall(), 0.02, model=NARROW)
     curate.mask(handful_ws, "b", MagnitudeSmall(), 0.02, model=str(tmp_path / "m"))
     a, b = read_mask(handful_ws, "a").selected, read_mask(handful_ws, "b").selected
     assert a.keys() == b.keys() and all((a[n] == b[n]).all() for n in a)

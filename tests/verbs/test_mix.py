@@ -40,8 +40,9 @@ from curate.training.settings import TrainSettings
 from curate.verbs.mix import MixtureSpec
 from curate.verbs.select import SelectionSpec
 from tests.support.exports import toy_model
+from tests.support.narrow import NARROW
 
-TINY = ModelChoice("tiny", device="cpu")
+MODEL = ModelChoice(NARROW, device="cpu")
 
 
 # --- the verb --------------------------------------------------------------------------------------------
@@ -98,8 +99,8 @@ def test_what_a_mixer_lacks_or_has_no_use_for_is_said(sample_ws: Workspace) -> N
         (Softmax(), MixtureSpec(), None, "needs a column: --by SQL"),
         (Uniform(), MixtureSpec(by="n_chars"), None, "has no use for a column"),
         (Doremi(), MixtureSpec(), None, "needs a model to train proxies of"),
-        (Uniform(), MixtureSpec(), Proxy(TINY, Plain()), "has no use for a model"),
-        (Regmix(), MixtureSpec(), Proxy(TINY, Plain()), "needs targets"),
+        (Uniform(), MixtureSpec(), Proxy(MODEL, Plain()), "has no use for a model"),
+        (Regmix(), MixtureSpec(), Proxy(MODEL, Plain()), "needs targets"),
         (Uniform(), MixtureSpec(domain="NULL"), None, "no sample has a domain"),
         (Softmax(), MixtureSpec(by="CASE WHEN source = 'atlas' THEN 1 END"), None, "'forum' has a value"),
     ):
@@ -127,7 +128,7 @@ def by_source(ws: Workspace, run: str) -> list[tuple[int, str, int]]:
 def test_a_training_draws_its_epochs_from_the_mixture(sample_ws: Workspace, packing: bool) -> None:
     curate.mix(sample_ws, "blend", Given("atlas=3,forum=1"), MixtureSpec(rows=64))
     plan = TrainingSpec(
-        TINY, Plain(), TrainSettings(epochs=2, batch_size=4 if packing else 16, packing=packing), "blend"
+        MODEL, Plain(), TrainSettings(epochs=2, batch_size=4 if packing else 16, packing=packing), "blend"
     )
     done = curate.train(sample_ws, "drew", plan)
     assert by_source(sample_ws, "drew") == [(e, s, n) for e in (1, 2) for s, n in (("atlas", 48), ("forum", 16))]
@@ -138,14 +139,14 @@ def test_a_training_draws_its_epochs_from_the_mixture(sample_ws: Workspace, pack
 
 def test_a_training_by_lot_goes_on_where_it_stood_as_if_nothing_had_been(sample_ws: Workspace) -> None:
     curate.mix(sample_ws, "blend", Uniform(), MixtureSpec(rows=48, exact=False))
-    plan = TrainingSpec(TINY, Plain(), FAST, "blend", seed=3)
+    plan = TrainingSpec(MODEL, Plain(), FAST, "blend", seed=3)
     curate.train(sample_ws, "whole", plan)
     settings_ = TrainSettings(**{**FAST.__dict__, "checkpoint_every": 4, "keep_checkpoints": 0})
-    curate.train(sample_ws, "cut", TrainingSpec(TINY, Plain(), settings_, "blend", seed=3))
+    curate.train(sample_ws, "cut", TrainingSpec(MODEL, Plain(), settings_, "blend", seed=3))
     runs = Path(str(sample_ws.path)) / "runs"
     for path in (runs / "cut/checkpoints/_commit").glob("step-000006*"):
         path.unlink()
-    curate.train(sample_ws, "cut", TrainingSpec(TINY, Plain(), settings_, "blend", seed=3))
+    curate.train(sample_ws, "cut", TrainingSpec(MODEL, Plain(), settings_, "blend", seed=3))
     assert by_source(sample_ws, "cut") == by_source(sample_ws, "whole")
     ends = [load_file(runs / run / "checkpoints/step-000006/model.safetensors") for run in ("cut", "whole")]
     assert all((ends[0][name] == ends[1][name]).all() for name in ends[0])
@@ -154,7 +155,7 @@ def test_a_training_by_lot_goes_on_where_it_stood_as_if_nothing_had_been(sample_
 
 
 def test_a_mixture_draws_from_what_it_was_mixed_of_or_says_that_it_cannot(sample_ws: Workspace) -> None:
-    plan = TrainingSpec(TINY, Plain(), TrainSettings(steps=2, batch_size=8), "blend")
+    plan = TrainingSpec(MODEL, Plain(), TrainSettings(steps=2, batch_size=8), "blend")
     curate.mix(sample_ws, "blend", Uniform(), MixtureSpec(rows=48))
     curate.train(sample_ws, "before", plan)
     aside = Path(str(sample_ws.path)).parent / "more.jsonl"
@@ -173,7 +174,7 @@ def test_a_mixture_draws_from_what_it_was_mixed_of_or_says_that_it_cannot(sample
             curate.mix(sample_ws, name, Uniform(), MixtureSpec(manifest=base))
     curate.select(sample_ws, "longest", Top(), SelectionSpec(by="n_chars", top=100))
     with pytest.raises(CurateError, match="the manifest 'longest' is not what the mixture 'of_longest' was mixed of"):
-        curate.train(sample_ws, "r", TrainingSpec(TINY, Plain(), FAST, "of_longest"))
+        curate.train(sample_ws, "r", TrainingSpec(MODEL, Plain(), FAST, "of_longest"))
     curate.score(sample_ws, Length())
     by_length = MixtureSpec(domain="CASE WHEN length > 4 THEN 'long' ELSE 'short' END", rows=40)
     curate.mix(sample_ws, "of_length", Uniform(), by_length)
@@ -189,13 +190,13 @@ def test_a_mixture_draws_from_what_it_was_mixed_of_or_says_that_it_cannot(sample
 def test_a_mixture_has_no_order_and_stands_on_samples_that_can_be_learnt(sample_ws: Workspace) -> None:
     curate.mix(sample_ws, "blend", Uniform(), MixtureSpec(rows=48))
     with pytest.raises(CurateError, match="no order=rank"):
-        curate.train(sample_ws, "r", TrainingSpec(TINY, Plain(), TrainSettings(order="rank"), "blend"))
+        curate.train(sample_ws, "r", TrainingSpec(MODEL, Plain(), TrainSettings(order="rank"), "blend"))
     aside = Path(str(sample_ws.path)).parent / "mute.jsonl"
     aside.write_text('{"messages": [{"role": "user", "content": "hm"}]}\n')
     curate.ingest(sample_ws, [str(aside)], source="mute")
     curate.mix(sample_ws, "silent", Given("mute=1,atlas=1"), MixtureSpec(rows=2))
     with pytest.raises(CurateError, match="'mute', which has no sample left to train on"):
-        curate.train(sample_ws, "s", TrainingSpec(TINY, Plain(), FAST, "silent"))
+        curate.train(sample_ws, "s", TrainingSpec(MODEL, Plain(), FAST, "silent"))
 
 
 def stranger(folder: Path) -> ModelChoice:
@@ -208,22 +209,22 @@ def stranger(folder: Path) -> ModelChoice:
 
 def test_losses_are_compared_with_the_reference_that_is_named(sample_ws: Workspace, tmp_path: Path) -> None:
     curate.select(sample_ws, "few", Random(), SelectionSpec(top=32))
-    first = curate.train(sample_ws, "base", TrainingSpec(TINY, Plain(), TrainSettings(batch_size=8, lr=1e-2), "few"))
+    first = curate.train(sample_ws, "base", TrainingSpec(MODEL, Plain(), TrainSettings(batch_size=8, lr=1e-2), "few"))
     settings_ = TrainSettings(batch_size=32, steps=1)
     reference = ModelChoice(first.folder, device="cpu")
     plans = [
-        TrainingSpec(TINY, Stm(1.2), settings_, "few"),
-        TrainingSpec(TINY, Stm(1.2), settings_, "few", reference=reference),
+        TrainingSpec(MODEL, Stm(500.0), settings_, "few"),
+        TrainingSpec(MODEL, Stm(500.0), settings_, "few", reference=reference),
     ]
     weights = [curate.train(sample_ws, f"s{i}", plan).weight_mean for i, plan in enumerate(plans)]
     with pytest.raises(CurateError, match="another vocabulary, and the model that is trained 1,024 tokens"):
-        curate.train(sample_ws, "s9", TrainingSpec(TINY, Stm(), settings_, "few", reference=stranger(tmp_path)))
-    other = TrainingSpec(reference, Stm(1.2), settings_, "few")  # whose own losses these are
+        curate.train(sample_ws, "s9", TrainingSpec(MODEL, Stm(), settings_, "few", reference=stranger(tmp_path)))
+    other = TrainingSpec(reference, Stm(500.0), settings_, "few")  # whose own losses these are
     assert weights[0] != weights[1] == curate.train(sample_ws, "s2", other).weight_mean
     with pytest.raises(CurateError, match="compared with the model it began with, not"):
         curate.train(sample_ws, "s0", plans[1])
     with pytest.raises(CurateError, match="uses no --reference"):
-        curate.train(sample_ws, "s3", TrainingSpec(TINY, Plain(), settings_, "few", reference=reference))
+        curate.train(sample_ws, "s3", TrainingSpec(MODEL, Plain(), settings_, "few", reference=reference))
 
 
 # --- mixers that train -----------------------------------------------------------------------------------
@@ -234,7 +235,7 @@ BRIEF = TrainSettings(steps=3, batch_size=12, lr=1e-3)
 
 def proxy_of(settings_: TrainSettings = BRIEF, workers: int = 1, **more: Any) -> Proxy:
     evals = [EvalSpec("facts", Loss(), "val"), EvalSpec("words", Loss(), "val")]
-    return Proxy(TINY, Plain(), settings_, **{"evals": evals, "executor": Local(workers=workers), **more})
+    return Proxy(MODEL, Plain(), settings_, **{"evals": evals, "executor": Local(workers=workers), **more})
 
 
 def test_doremi_trains_a_reference_and_a_proxy_once_and_says_the_mean_of_its_weights(small_ws: Workspace) -> None:
@@ -269,6 +270,7 @@ def test_doremi_s_weights_of_tokens_are_of_tokens(ws: Workspace, tmp_path: Path)
             assert its["weight"] == pytest.approx(want["weight"], abs=1e-3)
 
 
+@pytest.mark.usefixtures("forked_workers")
 def test_regmix_tries_mixtures_under_any_executor_and_forgets_their_models(small_ws: Workspace) -> None:
     blend, mixer = SKILLS, Regmix(trials=4, folds=2)
     found = curate.mix(small_ws, "mixed", mixer, blend, proxy=proxy_of())

@@ -19,16 +19,17 @@ from curate.methods.metrics.loss import Loss
 from curate.methods.pruners.magnitude import Magnitude
 from curate.methods.selectors.random import Random
 from curate.methods.weightings.uniform import Uniform
-from curate.models.choice import TINY, ModelChoice
+from curate.models.choice import ModelChoice
 from curate.runs.config import TrainingSpec
 from curate.runs.evaluation import EvalSpec
 from curate.store.workspace import Workspace
 from curate.training.settings import TrainSettings
 from curate.verbs.select import SelectionSpec
 from tests.conftest import SAMPLE, sample_in
+from tests.support.narrow import NARROW
 
 SHORT = TrainSettings(steps=3, batch_size=8, lr=1e-3)
-MODEL = ModelChoice("tiny")
+MODEL = ModelChoice(NARROW)
 
 
 class Nowhere(Magnitude):
@@ -61,7 +62,7 @@ def latest(ws: Workspace, run: str) -> Path:
 def test_nothing_taken_back_is_the_run_and_all_is_the_base(ready: Workspace) -> None:
     nothing = curate.prune(ready, "whole", Magnitude(), 0.0, name="nothing")
     everything = curate.prune(ready, "whole", Magnitude(), 1.0, name="everything")
-    run, base = weights(latest(ready, "whole")), weights(TINY)
+    run, base = weights(latest(ready, "whole")), weights(NARROW)
     kept, back = weights(nothing.folder), weights(everything.folder)
     assert kept.keys() == run.keys() and all((kept[n] == run[n]).all() for n in run)
     assert all((back[n] == base[n].astype(np.float32)).all() for n in back)
@@ -71,7 +72,7 @@ def test_nothing_taken_back_is_the_run_and_all_is_the_base(ready: Workspace) -> 
 @pytest.mark.parametrize("run", ["whole", "lora"])
 def test_the_share_of_every_parameter_goes_back(ready: Workspace, run: str) -> None:
     made = curate.prune(ready, run, Magnitude(), 0.7, name=f"{run}_less")
-    base, kept = weights(TINY), weights(made.folder)
+    base, kept = weights(NARROW), weights(made.folder)
     whole = weights(curate.prune(ready, run, Magnitude(), 0.0, name=f"{run}_whole").folder)
     for name, after in whole.items():
         before = base[name].astype(np.float32)
@@ -119,9 +120,9 @@ def test_what_training_did_not_change_is_not_pruned(ready: Workspace, tmp_path: 
     curate.train(ready, "rounded", rounded)
     made = curate.prune(ready, "rounded", Magnitude(), 0.0)
     trained = weights(curate.prune(ready, "rounded", Magnitude(), 0.0, name="rounded_all").folder)
-    base = {n: torch.tensor(v).bfloat16().float().numpy() for n, v in weights(TINY).items()}
+    base = {n: torch.tensor(v).bfloat16().float().numpy() for n, v in weights(NARROW).items()}
     assert made.changed == sum(int((trained[n] != base[n]).sum()) for n in trained) < made.parameters
-    copy = Path(shutil.copytree(TINY, tmp_path / "base"))
+    copy = Path(shutil.copytree(NARROW, tmp_path / "base"))
     curate.train(ready, "own", TrainingSpec(ModelChoice(str(copy)), Uniform(), SHORT, manifest="picked"))
     config = json.loads((copy / "config.json").read_text())
     (copy / "config.json").write_text(json.dumps({**config, "rms_norm_eps": 1e-4}))
@@ -158,5 +159,5 @@ def test_what_cannot_be_pruned_is_said(ready: Workspace, cli: Any) -> None:
     assert (
         looked.returncode == 2 and "left of the run 'whole'; no training led to it, so name that run" in looked.stderr
     )
-    again = cli("train", "few", "--model", "tiny", "--manifest", "picked", "--set", "steps=3", ws=ready)
+    again = cli("train", "few", "--model", NARROW, "--manifest", "picked", "--set", "steps=3", ws=ready)
     assert again.returncode == 2 and "is what `curate prune` left of whole" in again.stderr

@@ -38,10 +38,11 @@ from curate.training.settings import TrainSettings
 from curate.verbs.select import SelectionSpec
 from tests.conftest import ROOT, SAMPLE, qa, tree_bytes, write_jsonl
 from tests.support import forks
+from tests.support.narrow import NARROW
 
-TINY = ModelChoice("tiny", device="cpu")
+MODEL = ModelChoice(NARROW, device="cpu")
 SHORT = TrainSettings(batch_size=16, lr=1e-3, steps=6, checkpoint_every=2, keep_checkpoints=0)
-PLAIN = TrainingSpec(TINY, Uniform(), SHORT, manifest="picked")
+PLAIN = TrainingSpec(MODEL, Uniform(), SHORT, manifest="picked")
 JUDGE = EvalSpec("arithmetic", Loss(), limit=10)
 
 
@@ -205,7 +206,7 @@ def test_two_processes_are_one(ready: Workspace, name: str, launch: Any) -> None
 def test_raw_texts_are_packed_and_long_ones_split_or_cut(ws: Workspace, tmp_path: Path) -> None:
     texts = [{"text": f"number {i} " * (3 + 40 * (i % 3))} for i in range(30)]
     curate.ingest(ws, [write_jsonl(tmp_path / "texts.jsonl", texts)])
-    choice = replace(TINY, context=128)
+    choice = replace(MODEL, context=128)
     packed = TrainSettings(batch_size=2, lr=1e-3, packing=True, split=True)
     whole = curate.train(ws, "whole", TrainingSpec(choice, Uniform(), packed))
     tokens = curate.sql(ws, "SELECT sum(tokens) AS t, sum(samples) AS n FROM metrics WHERE run = 'whole'")[0]
@@ -256,7 +257,7 @@ def test_lora_is_saved_as_peft_reads_it_and_scores_like_any_model(ready: Workspa
     from curate.methods.scores.nll import Nll
 
     (tuned,) = curate.score(ready, Nll(), models=ModelChoice(result.folder, device="cpu"), names={"nll": "tuned"})
-    (plain,) = curate.score(ready, Nll(), models=TINY)
+    (plain,) = curate.score(ready, Nll(), models=MODEL)
     (row,) = curate.sql(ready, "SELECT avg(tuned) AS t, avg(nll) AS p FROM samples JOIN picked USING (row)")
     assert tuned.rows == plain.rows and row["t"] > row["p"]
 
@@ -324,7 +325,7 @@ def test_a_judge_without_its_split_and_a_checkpoint_of_another_model_are_refused
     assert not ready.run_names()
     curate.train(ready, "r", PLAIN)
     with pytest.raises(CurateError, match="exists, with another model"):
-        curate.train(ready, "r", replace(PLAIN, model=replace(TINY, context=64)))
+        curate.train(ready, "r", replace(PLAIN, model=replace(MODEL, context=64)))
     damaged = Run(ready, "r").latest().folder / "optimizer.safetensors"
     damaged.write_bytes(damaged.read_bytes()[:-1])
     with pytest.raises(CurateFailure, match=r"optimizer.safetensors is damaged or gone; remove"):
@@ -345,7 +346,7 @@ def test_the_command_line_trains_and_says_what_it_did(ready: Workspace, cli: Any
         "train",
         "r",
         "--model",
-        "tiny",
+        NARROW,
         "--weighting",
         "adapt",
         "--target",
@@ -361,10 +362,10 @@ def test_the_command_line_trains_and_says_what_it_did(ready: Workspace, cli: Any
     assert "Run r: 2 of 2 steps taken now, on 160 samples" in done.stdout and "arithmetic" in done.stdout
     assert "mean weight" in done.stdout and "share of samples" in done.stdout
     assert "warn" not in done.stderr.lower()
-    wrong = cli("train", "r", "--model", "tiny", "--weighting", "adapt", "--set", "adept.tau=1", ws=ready)
+    wrong = cli("train", "r", "--model", NARROW, "--weighting", "adapt", "--set", "adept.tau=1", ws=ready)
     assert wrong.returncode == 2 and "did you mean 'adapt'" in wrong.stderr
-    assert "did you mean 'batch_size'" in cli("train", "r", "--model", "tiny", "--set", "batchsize=1", ws=ready).stderr
-    planned = cli("train", "new", "--model", "tiny", "--dry-run", ws=ready)
+    assert "did you mean 'batch_size'" in cli("train", "r", "--model", NARROW, "--set", "batchsize=1", ws=ready).stderr
+    planned = cli("train", "new", "--model", NARROW, "--dry-run", ws=ready)
     assert "Would train new on 160 samples: 5 steps" in planned.stdout
     assert "batch_size=32" in cli("train", "--settings").stdout
 
