@@ -138,7 +138,7 @@ def test_dsir_settings_do_what_they_say() -> None:
 
 
 def test_dsir_gives_short_samples_no_score() -> None:
-    (columns,) = run(Dsir(), [Text.of(["too short", "long enough " * 50])], Target.of(["long"]))
+    (columns,) = run(Dsir(min_tokens=100), [Text.of(["too short", "long enough " * 50])], Target.of(["long"]))
     assert np.isnan(columns["score"]).tolist() == [True, False]
     assert columns["error"].tolist() == ["has fewer than 100 tokens", ""]
 

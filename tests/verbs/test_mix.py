@@ -84,11 +84,11 @@ def test_a_domain_that_is_too_small_is_an_error_or_gives_way(sample_ws: Workspac
     its = {row["source"]: row for row in found.by_domain}
     assert (its["atlas"]["rows"], its["forum"]["rows"]) == (539, 561) and found.lowered == ["atlas"]
     assert its["atlas"]["weight"] == pytest.approx(539 / 1100) and its["school"]["rows"] == 0
-    spilled = curate.mix(sample_ws, "m", most, MixtureSpec(rows=1200, most_epochs=1.0, lower=True))
+    spilled = curate.mix(sample_ws, "m", most, MixtureSpec(rows=1200, most_epochs=1.0, lower=True), fresh=True)
     assert spilled.rows == 1200 and max(row["epochs"] for row in spilled.by_domain) == 1
     with pytest.raises(CurateError, match=r"all domains together have \(3,000\)"):
         curate.mix(sample_ws, "m", most, MixtureSpec(rows=3001, most_epochs=1.0, lower=True))
-    assert curate.mix(sample_ws, "m", most, MixtureSpec(rows=1200, most_epochs=None)).by_domain[0]["rows"] == 900
+    assert curate.mix(sample_ws, "m", most, MixtureSpec(rows=1200, most_epochs=None), fresh=True).by_domain[0]["rows"] == 900
     curate.select(sample_ws, "longest", Top(), SelectionSpec(by="n_chars", where="source = 'atlas'", top=20))
     with pytest.raises(CurateError, match="no domain 'forum' to mix, or it is empty"):
         curate.mix(sample_ws, "n", most, MixtureSpec(manifest="longest"))
@@ -163,7 +163,7 @@ def test_a_mixture_draws_from_what_it_was_mixed_of_or_says_that_it_cannot(sample
     curate.ingest(sample_ws, [str(aside)], source="atlas")
     curate.train(sample_ws, "after", plan)  # what was appended is not drawn
     assert by_source(sample_ws, "before") == by_source(sample_ws, "after")
-    curate.mix(sample_ws, "blend", Uniform(), MixtureSpec(rows=48, exact=False))
+    curate.mix(sample_ws, "blend", Uniform(), MixtureSpec(rows=48, exact=False), fresh=True)
     with pytest.raises(CurateError, match="exists, with manifest_sha256"):
         curate.train(sample_ws, "after", plan)
 
@@ -264,8 +264,8 @@ def test_doremi_s_weights_of_tokens_are_of_tokens(ws: Workspace, tmp_path: Path)
         curate.ingest(ws, [str(tmp_path / f"{name}.jsonl")])
     still = proxy_of(TrainSettings(steps=4, batch_size=12, lr=1e-12), evals=[])
     for blend in (MixtureSpec(tokens=2000, most_epochs=None), MixtureSpec(rows=200, most_epochs=None)):
-        found = curate.mix(ws, "found", Doremi(smoothing=0.0), blend, proxy=still)
-        plain = curate.mix(ws, "plain", Proportional(), blend)
+        found = curate.mix(ws, "found", Doremi(smoothing=0.0), blend, proxy=still, fresh=True)
+        plain = curate.mix(ws, "plain", Proportional(), blend, fresh=True)
         for its, want in zip(found.by_domain, plain.by_domain, strict=True):
             assert its["weight"] == pytest.approx(want["weight"], abs=1e-3)
 

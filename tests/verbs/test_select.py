@@ -11,14 +11,16 @@ from curate.errors import CurateError
 from curate.kinds.selector import Budget, Candidates
 from curate.methods.scores.bm25 import Bm25
 from curate.methods.scores.length import Length
+from curate.methods.scores.nll import Nll
 from curate.methods.selectors.dsir import Dsir
 from curate.methods.selectors.quota import Quota
 from curate.methods.selectors.random import Random
 from curate.methods.selectors.top import Top
-from curate.store.encoding import read_json
+from curate.store.encoding import read_json, write_json
 from curate.store.workspace import Workspace
 from curate.verbs.select import SelectionSpec
 from tests.conftest import qa, tree_bytes, write_jsonl
+from tests.support.narrow import NARROW
 
 
 @pytest.fixture
@@ -189,7 +191,7 @@ def test_a_failed_selection_leaves_the_manifest_it_would_have_replaced(scored: W
 
     monkeypatch.setattr("curate.store.manifests.write_table", full)
     with pytest.raises(OSError, match="No space"):
-        curate.select(scored, "best", Top(), SelectionSpec(by="length", top=7))
+        curate.select(scored, "best", Top(), SelectionSpec(by="length", top=7), fresh=True)
     assert rows(scored, "best") == before
 
 
@@ -215,3 +217,42 @@ def test_conditions_with_comments_and_chance_are_fine(scored: Workspace) -> None
 def test_a_dry_run_tells_and_writes_nothing(scored: Workspace) -> None:
     assert curate.select(scored, "x", Top(), SelectionSpec(by="length", top=5), dry_run=True).rows == 5
     assert scored.manifest_names() == []
+
+
+def test_a_fraction_is_of_all_candidates_or_of_those_with_a_value(scored: Workspace, cli: Any) -> None:
+    valued = "CASE WHEN source = 'forum' THEN length END"
+    (n,) = [row["n"] for row in curate.sql(scored, "SELECT count(*) AS n FROM pool WHERE source = 'forum'")]
+    found = curate.select(scored, "of_all", Top(), SelectionSpec(by=valued, frac=0.1))
+    assert found.rows == 300 and found.without_value == 3000 - n
+    assert curate.select(scored, "of_valued", Top(), SelectionSpec(by=valued, frac=0.1, frac_of="valued")).rows == n // 10
+    per = SelectionSpec(by="length", where="source IN ('forum', 'school')", frac=0.5, per="source")
+    assert curate.select(scored, "each", Top(), per).rows == n // 2 + 926 // 2
+    most = curate.select(scored, "most", Top(), SelectionSpec(by=valued, frac=0.5))
+    assert most.rows == n and "the budget of 1,500 rows is more than" in most.warnings[0]
+    for name in ("of_all", "of_valued"):  # the command that is recorded makes the same
+        words = shlex.split(read_json(scored.manifest_path(name).with_suffix(".json"))["command"])
+        assert ("--frac-of" in words) == (name == "of_valued")
+        assert cli(*words[1:2], "again", *words[3:], "--fresh", ws=scored).returncode == 0
+        assert rows(scored, "again") == rows(scored, name)
+
+
+def test_a_share_that_an_earlier_version_recorded_is_of_those_with_a_value(scored: Workspace) -> None:
+    curate.select(scored, "old", Top(), SelectionSpec(by="nullif(length, 5)", frac=0.1, frac_of="valued"))
+    path = Path(str(scored.manifest_path("old").with_suffix(".json")))
+    recipe = read_json(path)
+    del recipe["choice"]["frac_of"]
+    write_json(path, recipe)
+    curate.replay(scored, "again", str(path))
+    assert rows(scored, "again") == rows(scored, "old")
+
+
+def test_a_budget_in_tokens_is_counted_by_a_model_s_tokenizer_where_it_counted_all(handful_ws: Workspace) -> None:
+    spec = SelectionSpec(tokens=300)
+    assert curate.select(handful_ws, "a", Random(), spec).counted_by == "n_chars / 4.0"
+    curate.score(handful_ws, Nll(), models=NARROW)
+    found = curate.select(handful_ws, "b", Random(), spec)
+    (n,) = curate.sql(handful_ws, "SELECT sum(nll_tokens)::INT AS n FROM b JOIN samples USING (row)")
+    assert found.counted_by == "nll_tokens" and found.tokens == n["n"] <= 300
+    assert curate.select(handful_ws, "c", Random(), SelectionSpec(top=3)).counted_by == "n_chars / 4.0"
+    recipe = read_json(handful_ws.manifest_path("b").with_suffix(".json"))
+    assert recipe["choice"]["token_count"] == "nll_tokens" and list(recipe["scores"]) == ["nll"]
