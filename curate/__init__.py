@@ -30,6 +30,7 @@ _HOMES = {
     "ledger": "curate.verbs.status",
     "verify": "curate.verbs.verify",
     "drop": "curate.verbs.drop",
+    "doctor": "curate.verbs.doctor",
     "select": "curate.verbs.select",
     "replay": "curate.verbs.replay",
     "weigh": "curate.verbs.weigh",
@@ -65,6 +66,7 @@ if TYPE_CHECKING:
     from curate.verbs.audit import audit as audit
     from curate.verbs.compare import compare as compare
     from curate.verbs.diff import diff as diff
+    from curate.verbs.doctor import doctor as doctor
     from curate.verbs.drop import drop as drop
     from curate.verbs.evaluate import evaluate as evaluate
     from curate.verbs.explain import explain as explain

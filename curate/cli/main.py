@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from curate.cli import audit, inspect, looking, mixing, pool, scoring, selection, training
+from curate.cli import audit, doctor, inspect, looking, mixing, pool, scoring, selection, training
 from curate.cli.console import run
 from curate.errors import CurateError, nearest
 
@@ -54,7 +54,7 @@ for command in (
         selection.mask,
         selection.export,
     ),
-    *(training.train, training.prune, training.evaluate, training.compare, audit.audit, inspect.report),
+    *(training.train, training.prune, training.evaluate, training.compare, audit.audit, inspect.report, doctor.doctor),
 ):
     cli.add_command(command)
 
