@@ -26,6 +26,7 @@ _HOMES = {
     "show": "curate.verbs.show",
     "head": "curate.verbs.head",
     "diff": "curate.verbs.diff",
+    "explore": "curate.web.explore",
     "status": "curate.verbs.status",
     "ledger": "curate.verbs.status",
     "verify": "curate.verbs.verify",
@@ -92,6 +93,7 @@ if TYPE_CHECKING:
     from curate.verbs.train import train as train
     from curate.verbs.verify import verify as verify
     from curate.verbs.weigh import weigh as weigh
+    from curate.web.explore import explore as explore
 
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 
