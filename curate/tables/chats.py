@@ -9,18 +9,13 @@ import numpy as np
 
 from curate import exact_json
 from curate.preferences import prompt_length
-from curate.store.workspace import Shard, Workspace
+from curate.store.workspace import Workspace
 from curate.tables import sql
-from curate.tables.views import literal
+from curate.tables.views import at_rows
 
 CONTENTS = ("messages", "text", "rejected", "template_kwargs", "meta")
 BESIDE = ("id", "source", "copies", "n_chars", "wanted")
 _REASONING = ("reasoning_content", "reasoning", "thinking")  # under which keys templates find it
-_TYPES = {  # of the columns that pools of earlier versions lack
-    "rejected": "STRUCT(role VARCHAR, content VARCHAR, extra VARCHAR)[]",
-    "template_kwargs": "VARCHAR",
-    "wanted": "BOOLEAN",
-}
 
 
 def contents_at(ws: Workspace, rows: Sequence[int]) -> list[dict[str, Any]]:
@@ -28,27 +23,9 @@ def contents_at(ws: Workspace, rows: Sequence[int]) -> list[dict[str, Any]]:
 
     Only the shards of those rows are opened, and in them only the parts of the file with those rows.
     """
-    wanted, selects = np.unique(np.asarray(rows, np.int64)), []
-    for shard in ws.shards():
-        inside = wanted[(wanted >= shard.start) & (wanted < shard.start + shard.rows)]
-        if len(inside):
-            selects.append(_rows_of(shard, inside - shard.start))
-    if not selects:
-        return []
-    found = {row["row"]: as_read(row) for row in sql.rows(ws, " UNION ALL ".join(selects))}
+    query = at_rows(ws, (*BESIDE, *CONTENTS), np.unique(np.asarray(rows, np.int64)))
+    found = {row["row"]: as_read(row) for row in sql.rows(ws, query)} if query else {}
     return [found[row] for row in rows if row in found]
-
-
-def _rows_of(shard: Shard, rows: np.ndarray) -> str:
-    columns = ", ".join(
-        name if name in shard.columns else f"NULL::{_TYPES[name]} AS {name}" for name in (*BESIDE, *CONTENTS)
-    )
-    listed = ", ".join(map(str, rows.tolist()))
-    path = literal(str(shard.path))
-    return (
-        f"SELECT {shard.start} + file_row_number AS row, {columns} FROM "
-        f"read_parquet([{path}], hive_partitioning = false, file_row_number = true) WHERE file_row_number IN ({listed})"
-    )
 
 
 def as_read(sample: Mapping[str, Any]) -> dict[str, Any]:

@@ -18,6 +18,7 @@ from curate.store.workspace import Workspace
 from curate.tables import sql
 from curate.tables.state import TableState, score_state
 from curate.tables.vector_table import vectors_of
+from curate.tables.views import in_files
 
 TOKENS = "n_chars / 4.0"  # tokens of a sample by the usual rule of thumb for English; --token-count overrides it
 
@@ -81,7 +82,9 @@ def find_sample(ws: Workspace, sample_id: str) -> tuple[int, str] | None:
     if not re.fullmatch("[0-9a-f]{1,16}", beginning):
         return None
     condition = f"id >= '{beginning}' AND id < '{beginning}g'"  # all hex digits come before a g
-    found = sql.fetch(ws, f"SELECT row, id FROM pool WHERE {condition} ORDER BY id").to_pylist()
+    if not ws.n_rows():
+        return None
+    found = sql.fetch(ws, f"SELECT row, id FROM ({in_files(ws, ['id'], condition)}) ORDER BY id").to_pylist()
     one = only(beginning, [row["id"] for row in found], f"samples of {ws.path}")
     return next((int(row["row"]), row["id"]) for row in found if row["id"] == one) if one else None
 

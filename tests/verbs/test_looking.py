@@ -82,6 +82,13 @@ def test_a_chat_has_its_calls_reasoning_tools_and_the_fields_beside(mixed: Works
     assert "\\x1b[31m\\u202e" in text and "\x1b" not in text and "\u202e" not in text
 
 
+def test_copies_that_came_later_are_counted(mixed: Workspace, tmp_path: Path) -> None:
+    for name, count in (("again", 2), ("once_more", 3)):
+        curate.ingest(mixed, [write_jsonl(tmp_path / f"{name}.jsonl", [CALLS] * count)])
+    assert of_source(mixed, "calls").copies == 6 and of_source(mixed, "pair").copies == 1
+    assert [sample["copies"] for sample in contents_at(mixed, [300, 301])] == [6, 1]
+
+
 def test_a_pair_shows_the_other_answer_and_a_raw_text_is_one(mixed: Workspace) -> None:
     pair = of_source(mixed, "pair")
     assert [turn["content"] for turn in pair.turns] == ["two and two?", "four"]

@@ -66,7 +66,9 @@ class List {
       if (from === 0 && this.samples.length && at !== null) this.choose(at < 0 ? this.samples.length + at : Math.min(at, this.samples.length - 1), false);
     }
     this.place.dataset.ready = `${asked}`;
-    if (found.start + PAGE < found.total) {  // the next page is asked for ahead
+    if (found.start + PAGE < found.total) {  // the next page is asked for ahead, when nothing else is
+      await new Promise((go) => setTimeout(go, 500));
+      if (asked !== this.asked) return;
       const next = await ask("list", { ...choice, start: found.start + PAGE, count: FIRST });
       if (asked === this.asked && next.rows.length) await ask("samples", { rows: next.rows.join(",") });
     }
