@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 
 from curate import exact_json
+from curate.errors import CurateFailure
 from curate.preferences import prompt_length
 from curate.store.workspace import Workspace
 from curate.tables import sql
@@ -23,8 +24,12 @@ def contents_at(ws: Workspace, rows: Sequence[int]) -> list[dict[str, Any]]:
 
     Only the shards of those rows are opened, and in them only the parts of the file with those rows.
     """
-    query = at_rows(ws, (*BESIDE, *CONTENTS), np.unique(np.asarray(rows, np.int64)))
+    wanted = np.unique(np.asarray(rows, np.int64))
+    query = at_rows(ws, (*BESIDE, *CONTENTS), wanted)
     found = {row["row"]: as_read(row) for row in sql.rows(ws, query)} if query else {}
+    there = int(((wanted >= 0) & (wanted < ws.n_rows())).sum())
+    if len(found) != there:
+        raise CurateFailure(f"{ws.path}: of {there:,} samples only {len(found):,} were read; run `curate verify`.")
     return [found[row] for row in rows if row in found]
 
 
