@@ -23,10 +23,15 @@ _HOMES = {
     "sql": "curate.verbs.sql",
     "neighbors": "curate.verbs.neighbors",
     "explain": "curate.verbs.explain",
+    "show": "curate.verbs.show",
+    "head": "curate.verbs.head",
+    "diff": "curate.verbs.diff",
+    "explore": "curate.web.explore",
     "status": "curate.verbs.status",
     "ledger": "curate.verbs.status",
     "verify": "curate.verbs.verify",
     "drop": "curate.verbs.drop",
+    "doctor": "curate.verbs.doctor",
     "select": "curate.verbs.select",
     "replay": "curate.verbs.replay",
     "weigh": "curate.verbs.weigh",
@@ -61,11 +66,14 @@ if TYPE_CHECKING:
     from curate.training.settings import TrainSettings as TrainSettings
     from curate.verbs.audit import audit as audit
     from curate.verbs.compare import compare as compare
+    from curate.verbs.diff import diff as diff
+    from curate.verbs.doctor import doctor as doctor
     from curate.verbs.drop import drop as drop
     from curate.verbs.evaluate import evaluate as evaluate
     from curate.verbs.explain import explain as explain
     from curate.verbs.export import export as export
     from curate.verbs.export import preview as preview
+    from curate.verbs.head import head as head
     from curate.verbs.ingest import ingest as ingest
     from curate.verbs.mask import mask as mask
     from curate.verbs.mix import MixtureSpec as MixtureSpec
@@ -77,6 +85,7 @@ if TYPE_CHECKING:
     from curate.verbs.score import score as score
     from curate.verbs.select import SelectionSpec as SelectionSpec
     from curate.verbs.select import select as select
+    from curate.verbs.show import show as show
     from curate.verbs.sql import sql as sql
     from curate.verbs.status import ledger as ledger
     from curate.verbs.status import status as status
@@ -84,6 +93,7 @@ if TYPE_CHECKING:
     from curate.verbs.train import train as train
     from curate.verbs.verify import verify as verify
     from curate.verbs.weigh import weigh as weigh
+    from curate.web.explore import explore as explore
 
 __all__ = [*_HOMES]  # pyright: ignore[reportUnsupportedDunderAll]
 

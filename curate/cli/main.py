@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from curate.cli import audit, inspect, mixing, pool, scoring, selection, training
+from curate.cli import audit, doctor, explore, inspect, looking, mixing, pool, scoring, selection, training
 from curate.cli.console import run
 from curate.errors import CurateError, nearest
 
@@ -42,6 +42,7 @@ def cli() -> None:
 
 for command in (
     *(pool.ingest, pool.target, scoring.score, inspect.status, inspect.ledger, inspect.verify, inspect.sql),
+    *(looking.show, looking.head, looking.diff, explore.explore),
     *(
         scoring.neighbors,
         scoring.explain,
@@ -53,7 +54,7 @@ for command in (
         selection.mask,
         selection.export,
     ),
-    *(training.train, training.prune, training.evaluate, training.compare, audit.audit, inspect.report),
+    *(training.train, training.prune, training.evaluate, training.compare, audit.audit, inspect.report, doctor.doctor),
 ):
     cli.add_command(command)
 

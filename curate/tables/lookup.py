@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -17,6 +18,7 @@ from curate.store.workspace import Workspace
 from curate.tables import sql
 from curate.tables.state import TableState, score_state
 from curate.tables.vector_table import vectors_of
+from curate.tables.views import in_files
 
 TOKENS = "n_chars / 4.0"  # tokens of a sample by the usual rule of thumb for English; --token-count overrides it
 
@@ -83,16 +85,39 @@ def samples_at(
         yield order[first:stop], table
 
 
-def row_of(ws: Workspace, sample_id: str) -> int | None:
-    """The position in the pool of the sample with an id; None if there is none."""
-    quoted = sample_id.replace("'", "''")
-    rows = list(sql.rows(ws, f"SELECT row FROM pool WHERE id = '{quoted}'"))
-    return int(rows[0]["row"]) if rows else None
+def find_sample(ws: Workspace, sample_id: str) -> tuple[int, str] | None:
+    """The position in the pool, and the whole id, of the only sample whose id begins so; None if there is none.
+
+    Raises CurateError if several begin so.
+    """
+    beginning = sample_id.strip().lower()
+    if not re.fullmatch("[0-9a-f]{1,16}", beginning):
+        return None
+    condition = f"id >= '{beginning}' AND id < '{beginning}g'"  # all hex digits come before a g
+    if not ws.n_rows():
+        return None
+    found = sql.fetch(ws, f"SELECT row, id FROM ({in_files(ws, ['id'], condition)}) ORDER BY id").to_pylist()
+    one = only(beginning, [row["id"] for row in found], f"samples of {ws.path}")
+    return next((int(row["row"]), row["id"]) for row in found if row["id"] == one) if one else None
+
+
+def only(beginning: str, ids: Sequence[str], of: str) -> str | None:
+    """The only id of these, all of which begin so; None if there is none. Raises CurateError if there are several."""
+    distinct = list(dict.fromkeys(ids))
+    if len(distinct) > 1:
+        raise CurateError(
+            f"'{beginning}' begins the ids of {len(distinct):,} {of}: {', '.join(distinct[:3])}"
+            f"{', …' if len(distinct) > 3 else ''}; give more of its digits."
+        )
+    return distinct[0] if distinct else None
 
 
 def no_sample(ws: Workspace, sample_id: str) -> CurateError:
     """The error for an id that is not in the pool."""
-    return CurateError(f"{ws.path} has no sample '{sample_id}'; ids are 16 hex digits, as `curate sql` shows them.")
+    return CurateError(
+        f"{ws.path} has no sample '{sample_id}'; ids are 16 hex digits, as `curate sql` shows them, of which the first "
+        "few do if no other begins so."
+    )
 
 
 def vector_at(ws: Workspace, state: TableState, row: int) -> np.ndarray:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -89,21 +90,29 @@ os.register_at_fork(before=_shared.cache_clear)
 
 
 @contextmanager
-def run(ws: Workspace, query: str) -> Iterator[duckdb.DuckDBPyRelation]:
+def run(ws: Workspace, query: str, seconds: float | None = None) -> Iterator[duckdb.DuckDBPyRelation]:
     """The result of one SELECT over the workspace, to be read in the body: by earlier versions of DuckDB a result is
-    gone once nothing holds its connection. Raises CurateError with DuckDB's message if it fails."""
+    gone once nothing holds its connection. seconds: after which it is given up. Raises CurateError with DuckDB's
+    message if it fails."""
     connection = connect(ws, query)
+    timer = threading.Timer(seconds, connection.interrupt) if seconds else None
     try:
+        if timer:
+            timer.start()
         yield connection.sql(query)
+    except duckdb.InterruptException:
+        raise CurateError(f"the query was given up after {seconds:g} s; ask for less.") from None
     except duckdb.Error as error:
         raise _sentence(ws, error) from None
     finally:
+        if timer:
+            timer.cancel()
         connection.close()
 
 
-def fetch(ws: Workspace, query: str) -> pa.Table:
-    """The whole result as an Arrow table."""
-    with run(ws, query) as relation:
+def fetch(ws: Workspace, query: str, seconds: float | None = None) -> pa.Table:
+    """The whole result as an Arrow table. seconds: after which the query is given up."""
+    with run(ws, query, seconds) as relation:
         table = relation.to_arrow_table()
     return table.rename_columns(_distinct(table.column_names))
 

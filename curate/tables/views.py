@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
 
@@ -53,6 +53,35 @@ def _pool_files(shards: Sequence[Shard], columns: Sequence[str]) -> str:
         listed = ", ".join(f"NULL::{_type(POOL, n)} AS {_quoted(n)}" if n in lacking else _quoted(n) for n in columns)
         selects.append(f"SELECT {listed} FROM {_files([shard.path for shard in group])}")
     return " UNION ALL ".join(selects) or read_files([], POOL, columns)
+
+
+def in_files(ws: Workspace, columns: Sequence[str], condition: str) -> str:
+    """Stored rows of the pool that satisfy a condition on them, with their position `row`, in no order.
+
+    Each file counts its own rows, so that only those parts of a file are unpacked that a row is in; a view has to line
+    all rows up.
+    """
+    return _in_files([shard for shard in ws.shards() if shard.rows], columns, lambda _: condition)
+
+
+def at_rows(ws: Workspace, columns: Sequence[str], rows: np.ndarray) -> str | None:
+    """Rows of the pool by their position `row`, in no order, with all copies counted (columns: id among them); None if
+    the pool has none of them."""
+    places = {s.name: rows[(rows >= s.start) & (rows < s.start + s.rows)] - s.start for s in ws.shards()}
+    shards = [shard for shard in ws.shards() if len(places[shard.name])]
+    listed = {name: ", ".join(map(str, inside.tolist())) for name, inside in places.items()}
+    if not shards:
+        return None
+    return _with_copies(ws, _in_files(shards, columns, lambda shard: f"file_row_number IN ({listed[shard.name]})"))
+
+
+def _in_files(shards: Sequence[Shard], columns: Sequence[str], condition: Callable[[Shard], str]) -> str:
+    selects = []
+    for shard in shards:
+        listed = ", ".join(n if n in shard.columns else f"NULL::{_type(POOL, n)} AS {n}" for n in columns)
+        file = _files([shard.path], ", file_row_number = true")
+        selects.append(f"SELECT {shard.start} + file_row_number AS row, {listed} FROM {file} WHERE {condition(shard)}")
+    return " UNION ALL ".join(selects)
 
 
 def _with_copies(ws: Workspace, select: str) -> str:

@@ -13,7 +13,7 @@ from curate.results import Result
 from curate.store.workspace import Workspace
 from curate.tables.index import nearest_exactly
 from curate.tables.inputs import load_target
-from curate.tables.lookup import no_sample, row_of, shown, vector_at, words
+from curate.tables.lookup import find_sample, no_sample, only, shown, vector_at, words
 from curate.tables.state import TableState, score_state, table_state
 from curate.tables.vector_table import load_vectors
 
@@ -44,7 +44,8 @@ def explain(ws: Workspace, sample_id: str, score: str, *, k: int = 5) -> Explain
     """Why a sample has its score; or, for an example of the target, which samples of the pool are similar to it.
 
     The score must be based on vectors (less, embed, embed_lm), and so on similarities, of which the k highest and
-    lowest are shown. Raises CurateError for another score, an unknown id, or a sample without a vector.
+    lowest are shown. sample_id: an id, or its first digits if no other begins so. Raises CurateError for another score,
+    an unknown or ambiguous id, or a sample without a vector.
     """
     if k < 1:
         raise CurateError(f"-k {k}: a number of samples is 1 or more.")
@@ -58,10 +59,10 @@ def explain(ws: Workspace, sample_id: str, score: str, *, k: int = 5) -> Explain
     warnings = [
         f"{table} {problem}; run `{table.command()}`" for table in (state, vectors) if (problem := table.problem())
     ]
-    row = row_of(ws, sample_id)
+    found = find_sample(ws, sample_id)
     explained = (
-        _of_sample(ws, sample_id, row, state, vectors, target, k)
-        if row is not None
+        _of_sample(ws, found[1], found[0], state, vectors, target, k)
+        if found
         else _of_example(ws, sample_id, state, vectors, target, k)
     )
     explained.warnings = warnings
@@ -107,11 +108,14 @@ def _of_example(ws: Workspace, sample_id: str, state: TableState, vectors: Table
     """Explain an example of the target by the samples of the pool."""
     example_vectors, target = load_vectors(ws, vectors.name, name), load_target(ws, name)
     examples = target.text.frame.to_dicts()
-    position = next((i for i, example in enumerate(examples) if example["id"] == sample_id), None)
-    if position is None:
+    beginning = sample_id.strip().lower()
+    begun = [example["id"] for example in examples if beginning and example["id"].startswith(beginning)]
+    example_id = only(beginning, begun, f"examples of the target '{name}'")
+    if example_id is None:
         raise CurateError(
             str(no_sample(ws, sample_id)).rstrip(".") + f"; nor has the target '{name}' one to choose by."
         )
+    position = next(i for i, example in enumerate(examples) if example["id"] == example_id)
     if example_vectors.error[position]:
         raise CurateError(f"that example has no vector in '{vectors.name}': {example_vectors.error[position]}.")
     query = example_vectors.unit[position : position + 1].astype(np.float64)
@@ -125,4 +129,4 @@ def _of_example(ws: Workspace, sample_id: str, state: TableState, vectors: Table
             if p >= 0
         ]
 
-    return Explained(sample_id, state.name, name, "target", words(examples[position]), None, {}, told(1.0), told(-1.0))
+    return Explained(example_id, state.name, name, "target", words(examples[position]), None, {}, told(1.0), told(-1.0))

@@ -17,7 +17,7 @@ from curate.store.locks import lock
 from curate.store.workspace import Workspace
 from curate.tables.index import ensure_index, index_problem, search
 from curate.tables.inputs import model_choices
-from curate.tables.lookup import no_sample, row_of, shown, vector_at
+from curate.tables.lookup import find_sample, no_sample, shown, vector_at
 from curate.tables.state import TableState, table_state
 
 
@@ -38,7 +38,7 @@ def neighbors(
     sample_id: str | None = None,
     k: int = 10,
 ) -> Neighbors:
-    """The k samples nearest to a text, or to the sample with an id (which is excluded).
+    """The k samples nearest to a text, or to the sample with an id, or its first digits (which is excluded).
 
     A text is encoded by the model that made the vectors. An index that is missing or older than the vectors is built
     first, with a warning.
@@ -55,9 +55,7 @@ def neighbors(
     result = Neighbors(vectors, [])
     if problem := state.problem():
         result.warnings.append(f"{state} {problem}; run `{state.command()}`")
-    row = row_of(ws, sample_id) if sample_id is not None else None
-    if sample_id is not None and row is None:
-        raise no_sample(ws, sample_id)
+    row = _row(ws, sample_id) if sample_id is not None else None
     query = vector_at(ws, state, row) if row is not None else _encoded(ws, state, text or "")
     if problem := index_problem(ws, vectors):
         with lock(ws.path, f"vectors {vectors}"):
@@ -70,6 +68,13 @@ def neighbors(
     samples = shown(ws, [p for p, _ in nearest])
     result.found = [{"rank": i, "similarity": s, **samples[p]} for i, (p, s) in enumerate(nearest)]
     return result
+
+
+def _row(ws: Workspace, sample_id: str) -> int:
+    found = find_sample(ws, sample_id)
+    if found is None:
+        raise no_sample(ws, sample_id)
+    return found[0]
 
 
 def _encoded(ws: Workspace, state: TableState, text: str) -> np.ndarray:

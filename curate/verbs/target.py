@@ -17,8 +17,10 @@ from curate.store.files import remove_leftovers
 from curate.store.input_files import Input, find_inputs, records
 from curate.store.input_formats import Reader, Refused, refusal
 from curate.store.locks import lock
-from curate.store.schema import REJECTS, TARGET
+from curate.store.schema import POOL, REJECTS, TARGET
 from curate.store.workspace import Workspace
+from curate.tables import sql
+from curate.tables.views import literal
 
 SPLITS = ("val", "test")
 
@@ -55,8 +57,7 @@ def target(
     unchanged.
     """
     ws.check_name(name, "target")
-    if split not in SPLITS:
-        raise CurateError(f"the split '{split}' is neither val (for selection) nor test (for evaluation).")
+    _check_split(split)
     fields = {**(mapping or {}), **({"subtask": subtask} if subtask else {})}
     reader = Reader(fmt, fields, frozenset(turn_keys), choice_answer)
     found = find_inputs(path)
@@ -64,10 +65,44 @@ def target(
     if not rows:
         reason = f"; line {rejects[0]['line']} {rejects[0]['reason']}" if rejects else ", it is empty"
         raise CurateError(f"{path}: no sample for the target '{name}' was found{reason}.")
+    table = _store(ws, name, pa.Table.from_pylist(rows, schema=TARGET), split, rejects)
+    split_counts = Counter(table["split"].to_pylist())
+    subtasks = Counter(s for s in table["subtask"].to_pylist() if s)
+    return Targeted(
+        name, dict(split_counts), dict(subtasks), dict(reader.seen), len(rejects), [*found.notes, *reader.notes()]
+    )
+
+
+def target_from_pool(ws: Workspace, name: str, ids: Sequence[str], *, split: str = "val") -> Targeted:
+    """Store samples of the pool, by their ids, as the given split of target `name`, in the pool's order.
+
+    Raises CurateError for a name that is taken, a split that is none, or if the pool has none of these samples.
+    """
+    ws.check_name(name, "target")
+    _check_split(split)
+    listed = ", ".join(literal(sample_id) for sample_id in ids) or "''"
+    found = sql.fetch(ws, f"SELECT {', '.join(POOL.names)} FROM pool WHERE id IN ({listed}) ORDER BY row").cast(POOL)
+    if not found.num_rows:
+        raise CurateError(f"the pool has none of these {len(ids):,} samples, so there is nothing to store as '{name}'.")
+    n = found.num_rows
+    table = found.append_column("subtask", pa.array([""] * n, pa.string())).append_column(
+        "split", pa.array([split] * n)
+    )
+    table = _store(ws, name, table.select(TARGET.names).cast(TARGET), split, [])
+    absent = [f"{len(ids) - n:,} samples are not in the pool any more"] if n < len(ids) else []
+    return Targeted(name, dict(Counter(table["split"].to_pylist())), warnings=absent)
+
+
+def _check_split(split: str) -> None:
+    if split not in SPLITS:
+        raise CurateError(f"the split '{split}' is neither val (for selection) nor test (for evaluation).")
+
+
+def _store(ws: Workspace, name: str, table: pa.Table, split: str, rejects: list[dict[str, Any]]) -> pa.Table:
+    """Commit samples in place of the splits that they are of; returns all samples of the target. rejects: what was
+    refused of the file."""
     with lock(ws.path, "targets"):
-        table = pa.Table.from_pylist(rows, schema=TARGET)
-        file = ws.target_path(name)
-        if file.exists():
+        if ws.target_path(name).exists():
             replaced_splits = set(table["split"].to_pylist())
             existing = ws.target_rows(name)
             is_kept = ~pl.Series(existing["split"]).is_in(replaced_splits)
@@ -80,11 +115,7 @@ def target(
         else:
             reject_file.unlink(missing_ok=True)
         ws.targets.commit(name, table)
-    split_counts = Counter(table["split"].to_pylist())
-    subtasks = Counter(s for s in table["subtask"].to_pylist() if s)
-    return Targeted(
-        name, dict(split_counts), dict(subtasks), dict(reader.seen), len(rejects), [*found.notes, *reader.notes()]
-    )
+    return table
 
 
 def _read(
