@@ -41,6 +41,7 @@ from curate.tables.vector_table import target_vectors
 
 KINDS = (*TABLES, "manifest", "mask", "run")  # what is made from something else, in the order in which it is named
 
+_SHOWN = 160  # characters of the command that made a manifest
 _Input = tuple[str, str]  # the kind and the name of an object
 
 
@@ -204,7 +205,8 @@ def _refusal(ws: Workspace, kind: str, name: str, found: Mapping[str, list[str]]
 
 def _made_by(recipe: Any) -> str:
     if isinstance(recipe, SelectionRecipe):
-        return f"made by `{recipe.command}`"
+        words = recipe.command
+        return f"made by `{words if len(words) <= _SHOWN else words[:_SHOWN] + '…'}`"
     if isinstance(recipe, WeightsRecipe):
         return f"made by `curate weigh {recipe.name} --by '{recipe.by}' --weighting {recipe.weighting.name}`"
     if isinstance(recipe, MixtureRecipe):

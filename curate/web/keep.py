@@ -35,7 +35,7 @@ def keep(ws: Workspace, name: str, kind: str, *, mark: str = "good", split: str 
         stored = target_from_pool(ws, name, ids, split=split)
         return _sentence(f"Target {name}, split {split}: {stored.rows[split]:,} samples.", stored.warnings)
     spec = SelectionSpec(where=f"id IN ({', '.join(map(literal, ids))})", frac=1.0)
-    selected = select(ws, name, find("selector", "random")(), spec)
+    selected = select(ws, name, find("selector", "random")(), spec, fresh=replace)
     absent = len(ids) - selected.rows
     gone = [f"{absent:,} marked samples are not in the pool any more"] if absent else []
     return _sentence(f"Manifest {name}: {selected.rows:,} samples.", gone)

@@ -59,13 +59,15 @@ def test_the_whole_job(cli: Cli, tmp_path: Path) -> None:
     text = ok(cli("select", "best", "--by", "bm25_maths + 0.01 * words", "--frac", "0.1", process=True, ws=ws))
     assert "300 of 3,000 candidates" in text and "school" in text
     preview = ok(cli("export", "best", "--to", "trl", "--preview", "3", "--json", ws=ws)).splitlines()
-    assert len(preview) == 3 and all("messages" in json.loads(row) for row in preview)
+    assert len(preview) == 3 and all(set(json.loads(row)) == {"prompt", "completion"} for row in preview)
     ok(cli("export", "best", "--to", "trl", "-o", tmp_path / "out", process=True, ws=ws))
     assert len((tmp_path / "out/best.jsonl").read_text().splitlines()) == 300
     counted = ok(cli("sql", "SELECT count(*) AS n FROM best JOIN samples USING (row)", "--format", "json", ws=ws))
     assert json.loads(counted) == [{"n": 300}]
     assert "bm25" in ok(cli("ledger", ws=ws))
-    ok(cli("drop", "words", ws=ws))
+    refused = cli("drop", "words", ws=ws)
+    assert refused.returncode == 2 and "without the score 'words', the manifest best would be stale" in refused.stderr
+    ok(cli("drop", "words", "--force", ws=ws))
     assert [score["name"] for score in json.loads(ok(cli("status", "--json", ws=ws)))["scores"]] == ["bm25_maths"]
 
 

@@ -69,7 +69,7 @@ def test_all_that_was_made_from_an_object_is_found(made: Workspace) -> None:
 
 def test_what_something_was_made_from_is_dropped_only_by_force(made: Workspace, cli: Any) -> None:
     for name in ("arithmetic", "bm25_arithmetic", "best"):
-        with pytest.raises(CurateError, match="the run first were made from .* --force"):
+        with pytest.raises(CurateError, match="the run first would be stale or could not be repeated; .* --force"):
             curate.drop(made, name)
     assert "arithmetic" in made.target_names() and "best" in made.manifest_names()
     shown = cli("drop", "arithmetic", "--dry-run", ws=made).stdout

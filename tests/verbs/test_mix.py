@@ -87,8 +87,11 @@ def test_a_domain_that_is_too_small_is_an_error_or_gives_way(sample_ws: Workspac
     spilled = curate.mix(sample_ws, "m", most, MixtureSpec(rows=1200, most_epochs=1.0, lower=True), fresh=True)
     assert spilled.rows == 1200 and max(row["epochs"] for row in spilled.by_domain) == 1
     with pytest.raises(CurateError, match=r"all domains together have \(3,000\)"):
-        curate.mix(sample_ws, "m", most, MixtureSpec(rows=3001, most_epochs=1.0, lower=True))
-    assert curate.mix(sample_ws, "m", most, MixtureSpec(rows=1200, most_epochs=None), fresh=True).by_domain[0]["rows"] == 900
+        curate.mix(sample_ws, "m", most, MixtureSpec(rows=3001, most_epochs=1.0, lower=True), fresh=True)
+    assert (
+        curate.mix(sample_ws, "m", most, MixtureSpec(rows=1200, most_epochs=None), fresh=True).by_domain[0]["rows"]
+        == 900
+    )
     curate.select(sample_ws, "longest", Top(), SelectionSpec(by="n_chars", where="source = 'atlas'", top=20))
     with pytest.raises(CurateError, match="no domain 'forum' to mix, or it is empty"):
         curate.mix(sample_ws, "n", most, MixtureSpec(manifest="longest"))
@@ -172,7 +175,7 @@ def test_a_mixture_draws_from_what_it_was_mixed_of_or_says_that_it_cannot(sample
     for name, base in (("longest", "longest"), ("of_blend", "blend")):
         with pytest.raises(CurateError, match="take the place of what it draws|is a mixture itself"):
             curate.mix(sample_ws, name, Uniform(), MixtureSpec(manifest=base))
-    curate.select(sample_ws, "longest", Top(), SelectionSpec(by="n_chars", top=100))
+    curate.select(sample_ws, "longest", Top(), SelectionSpec(by="n_chars", top=100), fresh=True)
     with pytest.raises(CurateError, match="the manifest 'longest' is not what the mixture 'of_longest' was mixed of"):
         curate.train(sample_ws, "r", TrainingSpec(MODEL, Plain(), FAST, "of_longest"))
     curate.score(sample_ws, Length())

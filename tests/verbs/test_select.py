@@ -16,6 +16,7 @@ from curate.methods.selectors.dsir import Dsir
 from curate.methods.selectors.quota import Quota
 from curate.methods.selectors.random import Random
 from curate.methods.selectors.top import Top
+from curate.models.choice import ModelChoice
 from curate.store.encoding import read_json, write_json
 from curate.store.workspace import Workspace
 from curate.verbs.select import SelectionSpec
@@ -224,7 +225,9 @@ def test_a_fraction_is_of_all_candidates_or_of_those_with_a_value(scored: Worksp
     (n,) = [row["n"] for row in curate.sql(scored, "SELECT count(*) AS n FROM pool WHERE source = 'forum'")]
     found = curate.select(scored, "of_all", Top(), SelectionSpec(by=valued, frac=0.1))
     assert found.rows == 300 and found.without_value == 3000 - n
-    assert curate.select(scored, "of_valued", Top(), SelectionSpec(by=valued, frac=0.1, frac_of="valued")).rows == n // 10
+    assert (
+        curate.select(scored, "of_valued", Top(), SelectionSpec(by=valued, frac=0.1, frac_of="valued")).rows == n // 10
+    )
     per = SelectionSpec(by="length", where="source IN ('forum', 'school')", frac=0.5, per="source")
     assert curate.select(scored, "each", Top(), per).rows == n // 2 + 926 // 2
     most = curate.select(scored, "most", Top(), SelectionSpec(by=valued, frac=0.5))
@@ -249,7 +252,7 @@ def test_a_share_that_an_earlier_version_recorded_is_of_those_with_a_value(score
 def test_a_budget_in_tokens_is_counted_by_a_model_s_tokenizer_where_it_counted_all(handful_ws: Workspace) -> None:
     spec = SelectionSpec(tokens=300)
     assert curate.select(handful_ws, "a", Random(), spec).counted_by == "n_chars / 4.0"
-    curate.score(handful_ws, Nll(), models=NARROW)
+    curate.score(handful_ws, Nll(), models=ModelChoice(NARROW))
     found = curate.select(handful_ws, "b", Random(), spec)
     (n,) = curate.sql(handful_ws, "SELECT sum(nll_tokens)::INT AS n FROM b JOIN samples USING (row)")
     assert found.counted_by == "nll_tokens" and found.tokens == n["n"] <= 300

@@ -96,7 +96,7 @@ def test_a_list_is_made_anew_when_what_it_is_of_has_changed(ready: Workspace, tm
     by_best, by_length = Choice("row IN (SELECT row FROM best)"), Choice(by="length")
     unscored, marked = Choice("target = 'facts'"), Choice(marked="good")
     before = its.listed(by_best).rows
-    curate.select(ready, "best", Top(), SelectionSpec(by="length", top=5))
+    curate.select(ready, "best", Top(), SelectionSpec(by="length", top=5), fresh=True)
     assert len(its.listed(by_best).rows) == 5 < len(before) and not len(its.listed(marked).rows)
     curate.ingest(ready, [write_jsonl(tmp_path / "more.jsonl", [{"text": "one more"}])])
     listed = its.listed(by_length)
