@@ -38,8 +38,8 @@ def drop(ws: Workspace, name: str, *, force: bool = False, dry_run: bool = False
         return result
     if result.dependents and not force:
         raise CurateError(
-            f"without the {kind} '{name}', {named(result.dependents)} would be stale or could not be repeated; drop what "
-            "was made from it first, or remove it all the same with --force."
+            f"without the {kind} '{name}', {named(result.dependents)} would be stale or could not be repeated; drop "
+            "what was made from it first, or remove it all the same with --force."
         )
     with lock(ws.path, "targets" if kind == "target" else f"{kind} {name}"):
         if kind == "manifest" and result.dependents:
