@@ -26,6 +26,11 @@ def folded(heading: str, rows: Sequence[dict[str, Any]], columns: dict[str, str]
     return "\n".join([f"<details><summary><b>{heading}</b>: {names}</summary>\n", *lines, "\n</details>"])
 
 
+def counted(n: int, noun: str) -> str:
+    """A number and its noun: '1 shard', '2,000 shards'."""
+    return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
+
+
 def cell(value: Any) -> str:
     """A value as it is written in a table."""
     if isinstance(value, bool) or not isinstance(value, int | float):

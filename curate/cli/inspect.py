@@ -20,7 +20,7 @@ from curate.errors import CurateError
 from curate.kinds import registry
 from curate.store.workspace import Workspace
 from curate.tables.dependents import named
-from curate.text_table import folded, table
+from curate.text_table import counted, folded, table
 
 
 @click.command()
@@ -29,7 +29,10 @@ from curate.text_table import folded, table
 def status(ws: Workspace, as_json: bool) -> None:
     """Show the workspace's contents, and what is stale or incomplete."""
     s = curate.status(ws)
-    lines = [f"{s.path}: {s.rows:,} samples in {s.shards} shards ({s.copies:,} with copies), {s.rejects:,} rejects."]
+    lines = [
+        f"{s.path}: {counted(s.rows, 'sample')} in {counted(s.shards, 'shard')} ({s.copies:,} with copies), "
+        f"{counted(s.rejects, 'reject')}."
+    ]
     tables = [
         (s.sources, {"source": "source", "rows": "samples", "copies": "with copies", "chars": "characters"}),
         (s.targets, {"target": "target", "val": "val", "test": "test", "subtasks": "sub-tasks"}),
@@ -96,10 +99,10 @@ def verify(ws: Workspace, repair: bool, as_json: bool) -> None:
     """
     r = curate.verify(ws, repair=repair)
     remaining = [d for d in r.damaged if not d.repaired]
-    head = f"{r.parts:,} parts checked ({r.bytes:,} bytes), {len(r.damaged):,} damaged"
+    head = f"{counted(r.parts, 'part')} checked ({r.bytes:,} bytes), {len(r.damaged):,} damaged"
     lines = [f"{head}{', ' + str(len(r.damaged) - len(remaining)) + ' repaired' if repair else ''}."]
     for d in r.damaged:
-        lines.append(f"{d.kind} {d.name}: {d.part} {d.what}; {'repaired' if d.repaired else d.remedy}.")
+        lines.append(f"{d.kind} {d.name}: {d.part} {d.what}; {_REPAIRED if d.repaired else d.remedy}.")
     say(r, as_json, "\n".join(lines))
     if remaining:
         raise SystemExit(1)
@@ -114,7 +117,7 @@ def verify(ws: Workspace, repair: bool, as_json: bool) -> None:
     required=True,
     type=click.Path(path_type=Path),
     metavar="FILE.html",
-    help="The HTML file to write.",
+    help="The HTML file to write, or a folder for report.html.",
 )
 @click.option("--score", "scores", multiple=True, metavar="NAME", help="Score to show.  [default: the first 12]")
 @click.option("--manifest", "manifests", multiple=True, metavar="NAME", help="To show.  [default: the first 12]")
@@ -140,12 +143,15 @@ def report(
     r = curate.report(ws, scores=scores, manifests=manifests, samples=samples, cut=cut)
     from curate.pages.report import page
 
+    if path.is_dir():
+        path = path / "report.html"
     if not path.parent.is_dir():
         raise CurateError(f"{path.parent} is no folder; name a file in an existing one.")
     path.write_text(page(r, title or ws.path.absolute().name), encoding="utf-8")
     summary = {"file": str(path), "bytes": path.stat().st_size, "samples": len(r.shown.id), "warnings": r.warnings}
     seconds = time.perf_counter() - started
-    text = f"Written: {path}, {summary['bytes'] / 1e6:.1f} MB with {len(r.shown.id):,} samples, in {seconds:.1f} s."
+    samples_shown = counted(len(r.shown.id), "sample")
+    text = f"Written: {path}, {summary['bytes'] / 1e6:.1f} MB with {samples_shown}, in {seconds:.1f} s."
     say(summary, as_json, text + notes(r.warnings))
 
 
@@ -204,8 +210,13 @@ def drop(ws: Workspace, name: str, force: bool, dry_run: bool, as_json: bool) ->
 def methods(kind: str | None, name: str | None, markdown: bool, as_json: bool) -> None:
     """List the methods; with KIND and NAME, describe one and its settings.
 
-    KIND is score, selector, weighting, mixer, mask, pruner, metric, export or executor.
+    KIND is score, selector, weighting, mixer, mask, pruner, metric, export or executor; a NAME alone will do.
     """
+    if kind and not name and kind not in registry.KINDS:
+        kinds = [row["kind"] for row in registry.list_methods() if row["name"] == kind]
+        if kinds:
+            click.echo("\n\n".join(f"{k} {kind}\n\n{_method_help(k, kind)}" for k in kinds))
+            return
     if kind and name:
         click.echo(_method_help(kind, name))
         return
@@ -220,6 +231,9 @@ def methods(kind: str | None, name: str | None, markdown: bool, as_json: bool) -
         if as_json
         else table(listed, {"kind": "kind", "name": "name", "summary": "summary"})
     )
+
+
+_REPAIRED = "it was removed, and computed again"
 
 
 def _method_help(kind: str, name: str) -> str:

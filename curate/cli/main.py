@@ -25,8 +25,9 @@ class _Commands(click.Group):
 
 
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
-@click.version_option(package_name="curate", prog_name="curate")
-def cli() -> None:
+@click.version_option(package_name="curate-lm", prog_name="curate")
+@click.option("-w", "--workspace", metavar="WS", help="The workspace's folder, as after the command.")
+def cli(workspace: str | None) -> None:
     """Data selection for language models: which samples to train on, with what weight, and at what cost.
 
     \b

@@ -14,7 +14,7 @@ from curate.cli.options import as_json_option, by_owner, grouped, models_of, wor
 from curate.errors import CurateError
 from curate.kinds import registry
 from curate.store.workspace import Workspace
-from curate.text_table import table
+from curate.text_table import counted, table
 
 if TYPE_CHECKING:  # loaded only when the command runs
     from curate.runs.proxies import Proxy
@@ -167,7 +167,7 @@ def _text(mixture: MixtureResult, spec: MixtureSpec) -> str:
     head += f"of {'samples' if mixture.unit == 'rows' else 'tokens'}."
     info = [", ".join(f"{key} {value:.4g}" for key, value in mixture.told.items())] if mixture.told else []
     without = mixture.without_domain
-    left_out = [f"{without:,} samples have no domain and are not drawn"] if without else []
+    left_out = [f"{counted(without, 'sample')} have no domain and are not drawn"] if without else []
     capped = [f"capped at {spec.most_epochs:g} epochs: {', '.join(mixture.lowered)}"] if mixture.lowered else []
     return f"{head}\n{table(mixture.by_domain, columns)}" + notes([*info, *capped, *left_out, *mixture.warnings])
 

@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from curate.errors import CurateError, nearest
 from curate.kinds import registry
@@ -18,6 +19,9 @@ def workspace(create: bool = False) -> Callable[[Any], Any]:
     """The option -w, which opens the workspace; create: make it if it does not exist."""
 
     def convert(ctx: click.Context, param: click.Parameter, value: str | None) -> Workspace:
+        before = ctx.find_root().params.get("workspace")  # `curate -w WS command` too
+        if before and ctx.get_parameter_source(str(param.name)) is not ParameterSource.COMMANDLINE:
+            value = before
         if not value:
             raise CurateError("say which workspace: -w FOLDER, or set CURATE_WORKSPACE.")
         return open_workspace(value, create=create)
@@ -104,7 +108,7 @@ def pairs(texts: Sequence[str], option: str) -> dict[str, str]:
     pairs = {}
     for text in texts:
         for item in text.split(",") if option == "--map" else [text]:
-            key, equals, value = item.partition("=")
+            key, equals, value = item.partition("=" if "=" in item else ":")
             if not (key and equals and (value or option == "--set")):
                 raise CurateError(f"{option} {item}: write it as KEY=VALUE.")
             pairs[key.strip()] = value.strip()

@@ -20,7 +20,7 @@ from curate.cli.options import (
 )
 from curate.errors import CurateError
 from curate.store.workspace import Workspace
-from curate.text_table import table
+from curate.text_table import counted, table
 
 
 @click.command()
@@ -70,14 +70,16 @@ def ingest(
         dry_run=dry_run,
     )
     if dry_run:
-        text = f"Would read {len(r.files_planned)} files: {', '.join(r.files_planned) or 'all are in the pool'}."
+        listed = ", ".join(r.files_planned) or "all are in the pool"
+        text = f"Would read {counted(len(r.files_planned), 'file')}: {listed}."
         say(r, as_json, text + notes(r.warnings))
         return
     formats = ", ".join(f"{name} {n:,}" for name, n in r.formats.items()) or "none"
     lines = [
-        f"{r.read:,} rows read: {r.added:,} samples added, {r.copies:,} copies of known ones, {r.rejected:,} rejected.",
+        f"{counted(r.read, 'row')} read: {counted(r.added, 'sample')} added, {r.copies:,} copies of known ones, "
+        f"{r.rejected:,} rejected.",
         f"Formats seen: {formats}" + (" (to change: --format, --map)." if fmt == "auto" and not maps else "."),
-        f"The pool has {r.pool_rows:,} samples in {r.shards} shards.",
+        f"The pool has {counted(r.pool_rows, 'sample')} in {counted(r.shards, 'shard')}.",
     ]
     for name, example in r.examples.items():
         fields = ", ".join(r.meta_fields[name])
@@ -86,7 +88,8 @@ def ingest(
     if r.files_skipped:
         lines.insert(
             0,
-            f"{len(r.files_skipped)} files skipped, as they are in the pool: {', '.join(r.files_skipped[:3])}…",
+            f"{counted(len(r.files_skipped), 'file')} skipped, as known: {', '.join(r.files_skipped[:3])}"
+            + ("…" if len(r.files_skipped) > 3 else "."),
         )
     if r.sources:
         lines.append(
@@ -145,7 +148,7 @@ def target(
         choice_answer=choice_answer,
     )
     rows = ", ".join(f"{n:,} {s}" for s, n in sorted(r.rows.items(), reverse=True))
-    rejected = [f"{r.rejected} rows were rejected; see the table rejects"] if r.rejected else []
+    rejected = [f"{counted(r.rejected, 'row')} were rejected; see the table rejects"] if r.rejected else []
     subtasks_note = f", {len(r.subtasks)} sub-tasks" if r.subtasks else ""
     text = f"Target {name}: {rows} samples{subtasks_note}; formats seen: {', '.join(r.formats)}."
     say(

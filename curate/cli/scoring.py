@@ -131,19 +131,17 @@ def _scored(r: Any, dry_run: bool) -> str:
         vectors_part = f"{_scored(r.vectors, dry_run)}\n" if r.vectors else ""
         return f"{vectors_part}{r.name} would run\n" + table(r.planned, columns)
     why = "; ".join(f"{n:,} {reason}" for reason, n in list(r.reasons.items())[:3])
-    nulls = f", {r.nulls:,} of them null ({why or 'with no reason'}; see {r.name}.error)" if r.nulls else ""
-    cut = f", {r.cut:,} of those done now cut to the model's context" if r.cut else ""
+    nulls = f", {r.nulls:,} of {r.rows:,} null ({why or 'with no reason'}; see {r.name}.error)" if r.nulls else ""
+    cut = f", {r.cut:,} of them truncated to the model's context" if r.cut else ""
     cut += f", {r.partial:,} of them scored in part ({NOT_SHOWN})" if r.partial else ""
     if r.kind == "vectors":
-        summary = f"vectors {r.name}: {r.computed:,} samples encoded now, {r.reused:,} were"
-        target_cut = f"; {r.cut_of_target:,} of the target's examples cut to it" if r.cut_of_target else ""
-        return f"{summary}; {r.rows:,} in all{nulls}{cut}{target_cut}; {r.index}."
+        summary = f"vectors {r.name}: {r.computed:,} encoded, {r.reused:,} cached"
+        target_cut = f"; {r.cut_of_target:,} of the target's examples truncated to it" if r.cut_of_target else ""
+        return f"{summary}{nulls}{cut}{target_cut}; {r.index}."
     vectors_part = f"{_scored(r.vectors, dry_run)}\n" if r.vectors else ""
-    held_out_note = f", {r.left_out:,} of these for the warm-up or as anchors" if r.left_out else ""
+    held_out_note = f", {r.left_out:,} held out for the warm-up or as anchors" if r.left_out else ""
     note = f"\n{r.note[0].upper()}{r.note[1:]}." if r.note else ""
-    summary = (
-        f"{r.name}: {r.computed:,} samples scored now, {r.reused:,} were; {r.rows:,} in all{nulls}{held_out_note}{cut}."
-    )
+    summary = f"{r.name}: {r.computed:,} scored, {r.reused:,} cached{nulls}{held_out_note}{cut}."
     return vectors_part + summary + note
 
 

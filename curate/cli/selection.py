@@ -20,7 +20,7 @@ from curate.cli.options import (
 from curate.errors import CurateError
 from curate.kinds import registry
 from curate.store.workspace import Workspace
-from curate.text_table import table
+from curate.text_table import counted, table
 
 
 @click.command()
@@ -144,10 +144,8 @@ def select(
     opening = "Would select" if dry_run else f"Manifest {name}:"
     about = "about " if r.counted_by == TOKENS else ""
     by = "" if r.counted_by == TOKENS else f" (by {r.counted_by})"
-    head = f"{opening} {r.rows:,} of {r.candidates:,} candidates, {about}{r.tokens:,.0f} tokens{by}."
-    no_value = (
-        f"\nnote: {r.without_value:,} candidates have no value and were not considered" if r.without_value else ""
-    )
+    head = f"{opening} {r.rows:,} of {counted(r.candidates, 'candidate')}, {about}{r.tokens:,.0f} tokens{by}."
+    no_value = f"\nnote: {r.without_value:,} candidates without a value are never selected" if r.without_value else ""
     say(r, as_json, f"{head}\n{table(r.by_source, columns)}{no_value}{notes(r.warnings)}")
 
 
@@ -179,7 +177,7 @@ def mask(
     """Choose which of a model's parameters to train, as the mask NAME (`curate train RUN --mask NAME`)."""
     method = registry.make("mask", mask_name, pairs(settings, "--set"))
     r = curate.mask(ws, name, method, frac, model=model_name, score=score, allow_stale=allow_stale, fresh=fresh)
-    head = f"Mask {name}: {r.selected:,} of {r.parameters:,} parameters."
+    head = f"Mask {name}: {r.selected:,} of {counted(r.parameters, 'parameter')}."
     columns = {"kind": "kind", "parameters": "parameters", "selected": "selected", "share": "share"}
     end = [f"its warm-up ended with {r.checkpoint}, which training can start from (--model)"] if r.checkpoint else []
     say(r, as_json, f"{head}\n{table(r.by_kind, columns)}{notes([*end, *r.warnings])}")
@@ -230,11 +228,11 @@ def weigh(
         ws, name, weighting, by, manifest=manifest, repeats=repeats, seed=seed, allow_stale=allow_stale, fresh=fresh
     )
     spread = ", ".join(f"{q:.3f}" for q in r.quantiles)
-    head = f"Manifest {name}: {r.rows:,} samples, effective sample size {r.effective_rows:,.0f}."
+    head = f"Manifest {name}: {counted(r.rows, 'sample')}, effective sample size {r.effective_rows:,.0f}."
     lines = [head, f"Quantiles (0, 5, 25, 50, 75, 95, 100 %) before division by the mean {r.mean:.3f}: {spread}."]
     lines += [f"Then {r.lowered}."] if r.lowered else []
     columns = {"source": "source", "rows": "samples", "share": "share", "weighted_share": "share by weight"}
-    no_value = [f"{r.without_value:,} samples have no value and were left out"] if r.without_value else []
+    no_value = [f"{counted(r.without_value, 'sample')} have no value and were left out"] if r.without_value else []
     say(r, as_json, "\n".join([*lines, table(r.by_source, columns)]) + notes([*no_value, *r.warnings]))
 
 
@@ -276,12 +274,12 @@ def export(
     r = curate.export(ws, manifest, exporter, output, skip_unfit=skip_unfit)
     skipped = "".join(f"\nnote: left out: {reason}" for reason in r.skipped[:5])
     lowered = f"\nnote: {r.lowered}" if r.lowered else ""
-    total_note = f"\nnote: {len(r.skipped):,} samples were left out in all" if r.skipped else ""
+    total_note = f"\nnote: {counted(len(r.skipped), 'sample')} were left out in all" if r.skipped else ""
     assumed = f"\n{r.assumes}" if r.assumes else ""
     say(
         r,
         as_json,
-        f"{r.rows:,} rows written for {fmt}:\n"
+        f"{counted(r.rows, 'row')} written for {fmt}:\n"
         + "\n".join(f"  {f}" for f in r.files)
         + assumed
         + lowered

@@ -27,7 +27,7 @@ from curate.errors import CurateError
 from curate.kinds import registry
 from curate.runs.evaluation import EvalSpec
 from curate.store.workspace import Workspace
-from curate.text_table import table
+from curate.text_table import counted, table
 
 if TYPE_CHECKING:
     from curate.runs.config import StreamSource, TrainingSpec
@@ -71,13 +71,14 @@ class _TrainingOptions:
         """The training; own: the settings of each owner that --set may name."""
         from curate.runs.config import TrainingSpec
         from curate.store.mask_file import read_mask
-        from curate.training.settings import TrainSettings
+        from curate.training.settings import TrainSettings, from_hugging_face
 
+        own_training = from_hugging_face(own[""], int(os.environ.get("WORLD_SIZE", "1")))
         mask = read_mask(ws, self.mask) if self.mask else None
         return TrainingSpec(
             _one_model([self.model], own["model"]),
             registry.make("weighting", self.weighting, own[self.weighting]),
-            registry.with_settings(TrainSettings, own[""], "the training"),
+            registry.with_settings(TrainSettings, own_training, "the training"),
             self.manifest,
             self.target,
             self.by,
@@ -213,11 +214,11 @@ def train(
         text = f"Would train {run} on {p['samples']:,} samples: {p['steps']:,} steps, {cost}."
         say(r, as_json, text + notes(r.warnings))
         return
-    left_out = [f"{n:,} samples were left out: {reason}" for reason, n in r.left_out.items()]
-    left_out += [f"{r.cut:,} samples were cut to the model's context"] if r.cut else []
-    left_out += [f"{r.partial:,} samples are trained on in part: {NOT_SHOWN}"] if r.partial else []
+    left_out = [f"{counted(n, 'sample')} were left out: {reason}" for reason, n in r.left_out.items()]
+    left_out += [f"{counted(r.cut, 'sample')} were cut to the model's context"] if r.cut else []
+    left_out += [f"{counted(r.partial, 'sample')} are trained on in part: {NOT_SHOWN}"] if r.partial else []
     loss = "" if r.loss is None else f"; loss {r.loss:.4f}, mean weight {r.weight_mean:.3f} at the last"
-    progress = f"{r.steps_now:,} of {r.steps:,} steps taken now, on {r.samples:,} samples"
+    progress = f"{r.steps_now:,} of {counted(r.steps, 'step')} taken now, on {counted(r.samples, 'sample')}"
     head = f"Run {run}: {progress}{loss}; {r.flops:.3g} FLOPs."
     lines = [head, f"The model is in {r.folder}.", *_weighed(r.by_epoch, r.by_source), *_evaluated(r.evaluations)]
     say(r, as_json, "\n".join(lines) + notes([*left_out, *r.warnings]))
@@ -383,7 +384,7 @@ def compare(ws: Workspace, runs: tuple[str, ...], against: str | None, output: s
 
     written = ""
     if output:
-        path = Path(output).with_suffix(".html")
+        path = Path(output, "comparison.html") if Path(output).is_dir() else Path(output).with_suffix(".html")
         if not path.parent.is_dir():
             raise CurateError(f"{path.parent}: there is no such folder to write {path.name} into.")
         path.write_text(page(r, f"Runs of {ws.path}"), encoding="utf-8")

@@ -19,9 +19,24 @@ def with_settings(cls: type, settings: Mapping[str, str], what: str) -> Any:
     values = {}
     for key, text in settings.items():
         if key not in fields:
-            raise CurateError(f"{what} has no setting '{key}': {nearest(key, fields)}")
+            raise CurateError(_unknown(key, fields, what))
         values[key] = _parse(text, fields[key], f"the setting {key} of {what}")
     return cls(**values)
+
+
+def pair(text: str) -> tuple[str, str]:
+    """The name and the value of NAME=VALUE or NAME:VALUE, parted at the last of these signs; no name without one."""
+    place = max(text.rfind("="), text.rfind(":"))
+    return (text[:place].strip(), text[place + 1 :].strip()) if place >= 0 else ("", text.strip())
+
+
+def _unknown(key: str, fields: Mapping[str, Any], what: str) -> str:
+    """What to say of an unknown setting: the most similar one, and all there are."""
+    if not fields:
+        return f"{what} has no setting '{key}'; it has none at all."
+    guess = nearest(key, fields)
+    listed = guess if guess.startswith("did you mean") else f"there is {', '.join(fields)}."
+    return f"{what} has no setting '{key}': {listed}"
 
 
 def _parse(text: str, field_type: Any, where: str) -> Any:

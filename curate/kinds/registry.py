@@ -78,7 +78,12 @@ def make(kind: str, name: str, settings: Mapping[str, str] | None = None) -> Any
 def list_methods(kind: str | None = None) -> list[dict[str, str]]:
     """Every method: kind, name, summary. Reads the docstrings without importing the methods."""
     if kind is not None and kind not in KINDS:
-        raise CurateError(f"there is no kind '{kind}': {nearest(kind, KINDS)}")
+        every = [row["name"] for each in KINDS for row in list_methods(each)]
+        guess = nearest(kind, [*KINDS, *every])
+        raise CurateError(
+            f"there is no kind of method, and no method, '{kind}': "
+            f"{guess if guess.startswith('did you') else nearest(kind, KINDS)}"
+        )
     return [
         {"kind": k, "name": name, "summary": help_text(k, name).split("\n")[0]}
         for k in ([kind] if kind else KINDS)

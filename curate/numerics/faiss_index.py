@@ -30,7 +30,7 @@ def load_faiss() -> Any:
         import faiss
     except ImportError:
         raise CurateError(
-            "FAISS is not installed; run `pip install 'curate[cpu]'`, or 'curate[gpu]' for its GPU build, never both."
+            "FAISS is not installed: `pip install 'curate-lm[cpu]'`, or 'curate-lm[gpu]' for its GPU build, never both."
         ) from None
     return faiss
 

@@ -24,7 +24,7 @@ from curate.store.locks import lock
 from curate.store.object_store import Location, location
 from curate.store.schema import POOL_COLUMNS, TARGET, VIEWS
 
-__version__ = version("curate")
+__version__ = version("curate-lm")
 FORMAT = 1
 TABLES = {"score": "scores", "vectors": "vectors"}  # kinds of tables aligned with the pool, and their folders
 _COMPLETE = "complete"  # the file that marks a fresh table as ready to be swapped in
@@ -184,9 +184,9 @@ class Workspace:
             raise CurateError(f"the {kind} name '{name}' is a word of SQL; '{name}_{kind}' would do.")
         existing_kind = self.names().get(name, kind)
         if existing_kind != kind:
-            option = "--vectors" if kind == "vectors" else "--name"
+            options = {"vectors": " with --vectors", "score": " with --name"}
             raise CurateError(
-                f"the {kind} name '{name}' is taken: it is {_a(existing_kind)}; choose another with {option}."
+                f"the {kind} name '{name}' is taken: it is {_a(existing_kind)}; choose another{options.get(kind, '')}."
             )
 
     def require_pool(self) -> list[Shard]:

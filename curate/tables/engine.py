@@ -88,11 +88,22 @@ def run_group(jobs: Sequence[TableSpec], fresh: bool, workers: Workers) -> list[
             Parts(folder).remove_leftovers()
             todo.append(missing_shards(Parts(folder), job))
             unit_workers.append(_work(job, folder))
-        cut = _compute(jobs, workers, locks, unit_workers, todo)
+        try:
+            cut = _compute(jobs, workers, locks, unit_workers, todo)
+        except CurateError:
+            _remove_begun(folders)
+            raise
         return [
             (job, _finished(job, folder, job_shards, cut))
             for job, folder, job_shards in zip(jobs, folders, todo, strict=True)
         ]
+
+
+def _remove_begun(folders: Sequence[Location]) -> None:
+    """Remove tables of which nothing was computed, so that a model that cannot be loaded leaves none."""
+    for folder in folders:
+        if not Parts(folder).records() and not (folder / "_units").exists():
+            remove_tree(folder)
 
 
 @dataclass

@@ -206,7 +206,9 @@ def _sentence(ws: Workspace, error: duckdb.Error) -> CurateError:
         return CurateError(f"there is no column '{column[1]}': {nearest(column[1], samples_columns(ws))}")
     if isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException):
         return CurateFailure(f"DuckDB could not finish: {line}")
-    return CurateError(f"DuckDB refuses the query: {line}")
+    if "explicit cast is required" in line:
+        line += "; the fields of meta are texts: compare numbers by a cast, as in (meta->>'n')::DOUBLE > 3"
+    return CurateError(f"DuckDB refuses the query: {line}.")
 
 
 def _first_line(error: Exception) -> str:

@@ -3,10 +3,49 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 from curate.errors import CurateError
+
+_HUGGING_FACE = {
+    "num_train_epochs": "epochs",
+    "max_steps": "steps",
+    "learning_rate": "lr",
+    "lr_scheduler_type": "schedule",
+    "warmup_ratio": "warmup",
+    "adam_beta1": "beta1",
+    "adam_beta2": "beta2",
+    "adam_epsilon": "eps",
+    "max_grad_norm": "clip",
+    "target_modules": "lora_targets",
+    "save_steps": "checkpoint_every",
+    "save_total_limit": "keep_checkpoints",
+    "eval_steps": "eval_every",
+}
+_PER_DEVICE, _ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_steps"
+
+
+def from_hugging_face(settings: Mapping[str, str], processes: int = 1) -> dict[str, str]:
+    """Settings given as text, those by the names of Hugging Face's TrainingArguments by ours.
+
+    Its batch is per process: per_device_train_batch_size becomes micro_batch_size, and that times
+    gradient_accumulation_steps times `processes` batch_size. Raises CurateError for one setting given by both names.
+    """
+    ours = {_HUGGING_FACE.get(name, name): text for name, text in settings.items()}
+    if len(ours) < len(settings):
+        twice = next(theirs for theirs, name in _HUGGING_FACE.items() if theirs in settings and name in settings)
+        raise CurateError(f"--set {twice} and --set {_HUGGING_FACE[twice]} are the same setting; give one of them.")
+    if _PER_DEVICE not in ours:
+        return ours
+    if given := [name for name in ("batch_size", "micro_batch_size") if name in ours]:
+        raise CurateError(f"--set {_PER_DEVICE} sets {given[0]} too; give one of them.")
+    rows, accumulation = ours.pop(_PER_DEVICE), ours.pop(_ACCUMULATION, "1")
+    for name, text in ((_PER_DEVICE, rows), (_ACCUMULATION, accumulation)):
+        if not text.isdecimal() or not int(text):
+            raise CurateError(f"--set {name}={text}: it is a whole number above 0.")
+    return {**ours, "micro_batch_size": rows, "batch_size": str(int(rows) * int(accumulation) * processes)}
 
 
 @dataclass(frozen=True)

@@ -171,7 +171,7 @@ def _part(purpose: str, module: str, packages: Sequence[str], extra: str) -> dic
     there = find_spec(module) is not None
     versions = [f"{package} {found}" for package in packages if (found := _version(package))]
     first = extra.split("`")[0]
-    how = f"the extra `{extra}`: pip install -e '.[{first}]' in the checkout"
+    how = f"the extra `{extra}`: pip install 'curate-lm[{first}]'"
     return {"part": purpose, "version": ", ".join(versions) or "there" if there else "", "how": "" if there else how}
 
 

@@ -110,6 +110,8 @@ def write_sql(
 def _format_of(output: str | None, terminal: bool) -> str:
     if not output:
         return "table" if terminal else "csv"
+    if Path(output).is_dir():
+        raise CurateError(f"{output} is a folder; name a file in it, as in {Path(output) / 'rows.parquet'}.")
     ending = Path(output).suffix.lower()
     if ending not in _ENDINGS:
         raise CurateError(f"{output}: an ending of {', '.join(_ENDINGS)} says how to write it; else give --format.")

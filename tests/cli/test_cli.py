@@ -86,9 +86,60 @@ def test_the_workspace_may_be_named_by_the_environment(cli: Cli, sample_ws: Work
     assert "CURATE_WORKSPACE" in sentence(cli("status", env=environment))
 
 
+def test_the_workspace_may_be_named_before_the_command(cli: Cli, sample_ws: Workspace) -> None:
+    environment = {key: value for key, value in os.environ.items() if key != "CURATE_WORKSPACE"}
+    folder = str(sample_ws.path)
+    assert "3,000 samples" in ok(cli("-w", folder, "status", env=environment))
+    assert "3,000 samples" in ok(cli("-w", folder, "status", env={**environment, "CURATE_WORKSPACE": "elsewhere"}))
+    assert "3,000 samples" in ok(cli("-w", "elsewhere", "status", "-w", folder, env=environment))  # the nearer one
+
+
 def test_help_of_a_method_has_its_formula_and_settings(cli: Cli) -> None:
-    text = ok(cli("methods", "score", "bm25"))
-    assert "Formula" in text and "k1=1.5" in text and "Saturation" in text
+    for words in (("score", "bm25"), ("bm25",)):
+        text = ok(cli("methods", *words))
+        assert "Formula" in text and "k1=1.5" in text and "Saturation" in text
+    both = ok(cli("methods", "random"))  # a name of two kinds
+    assert "selector random" in both and "mask random" in both
+
+
+def test_a_folder_will_do_for_a_page(cli: Cli, few_ws: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "pages").mkdir()
+    ok(cli("report", "-o", tmp_path / "pages", ws=few_ws))
+    assert (tmp_path / "pages/report.html").exists()
+
+
+def test_one_is_singular(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "one.jsonl").write_text('{"prompt": "a question", "completion": "an answer"}\n')
+    said = ok(cli("ingest", tmp_path / "one.jsonl", "-w", tmp_path / "one"))
+    assert said.startswith("1 row read: 1 sample added, 0 copies of known ones, 0 rejected.")
+    assert "1 sample in 1 shard (1 with copies), 0 rejects." in ok(cli("status", "-w", tmp_path / "one"))
+
+
+def test_names_and_values_are_joined_by_either_sign(cli: Cli, sample_ws: Workspace) -> None:
+    for name, sign in (("a", "="), ("b", ":")):
+        ok(
+            cli(
+                "mix",
+                name,
+                "--mixer",
+                "given",
+                "--set",
+                f"weights=atlas{sign}1,forum{sign}3",
+                "--rows",
+                "8",
+                ws=sample_ws,
+            )
+        )
+        quota = ("--selector", "quota", "--set", f"shares=atlas{sign}1,forum{sign}3")
+        ok(cli("select", f"s_{name}", "--by", "n_chars", "--top", "8", *quota, ws=sample_ws))
+    ids = [list(curate.sql(sample_ws, f"SELECT id FROM s_{name} ORDER BY rank")) for name in "ab"]
+    assert ids[0] == ids[1] and len(ids[0]) == 8
+    assert list(curate.sql(sample_ws, "SELECT * FROM a")) == list(curate.sql(sample_ws, "SELECT * FROM b"))
+
+
+def test_a_model_that_cannot_be_loaded_leaves_no_table(cli: Cli, few_ws: Workspace) -> None:
+    assert "is no sentence encoder" in sentence(cli("score", "embed", "--model", "tiny", ws=few_ws))
+    assert json.loads(ok(cli("status", "--json", ws=few_ws)))["vectors"] == []
 
 
 def test_nothing_is_printed_over_results_when_no_terminal_looks_on(cli: Cli, sample_ws: Workspace) -> None:
@@ -96,6 +147,9 @@ def test_nothing_is_printed_over_results_when_no_terminal_looks_on(cli: Cli, sam
 
 
 # --- mistakes --------------------------------------------------------------------------------------------
+
+
+TRAIN = ["train", "r", "--model", "tiny", "--dry-run"]
 
 
 @pytest.mark.parametrize(
@@ -130,6 +184,18 @@ def test_nothing_is_printed_over_results_when_no_terminal_looks_on(cli: Cli, sam
         (["ingest", "nothere.jsonl"], "no such file"),
         (["ingest", "x.jsonl", "--map", "promt=a"], "did you mean 'prompt'?"),
         (["methods", "scores"], "did you mean 'score'?"),
+        (["methods", "bm52"], "no method, 'bm52': did you mean 'bm25'?"),
+        (["select", "samples", "--top", "1"], "'samples' is taken: it is a view; choose another."),
+        (["select", "s", "--top", "1", "--set", "foo=1"], "no setting 'foo'; it has none at all"),
+        ([*TRAIN, "--set", "foo=1"], "no setting 'foo': there is epochs, steps, batch_size"),
+        ([*TRAIN, "--set", "foo=1"], "sum_gradients, count_flops."),  # the list is not cut
+        ([*TRAIN, "--set", "lr=1", "--set", "learning_rate=1"], "learning_rate and --set lr are the same setting"),
+        ([*TRAIN, "--set", "per_device_train_batch_size=x"], "it is a whole number above 0"),
+        ([*TRAIN, "--set", "per_device_train_batch_size=4", "--set", "batch_size=8"], "sets batch_size too"),
+        (["sql", "SELECT 1", "-o", "."], ". is a folder; name a file in it, as in rows.parquet."),
+        (["select", "s", "--where", "meta->>'n' > 3", "--top", "1"], "by a cast, as in (meta->>'n')::DOUBLE > 3."),
+        (["select", "s", "--by", "n_chars", "--frac", "0.1", "--frac-of", "all"], "'candidates', 'valued'"),
+        (["drop", "arithmetics"], "did you mean 'arithmetic'?"),
     ],
 )
 def test_a_mistake_is_one_sentence_and_changes_nothing(

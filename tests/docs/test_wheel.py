@@ -59,4 +59,4 @@ def test_a_sample_is_scored_by_the_model_that_it_brings(wheel: Path, tmp_path: P
     assert Path(where.strip()).parent == site / "curate"
     (tmp_path / "pool.jsonl").write_text("".join((SAMPLE / "pool/atlas.jsonl").read_text().splitlines(True)[:5]))
     command("ingest", "-w", ws, "pool.jsonl")
-    assert "5 samples scored now" in command("score", "-w", ws, "nll", "--model", "tiny")
+    assert "nll: 5 scored, 0 cached." in command("score", "-w", ws, "nll", "--model", "tiny")

@@ -23,7 +23,7 @@ from tests.conftest import ROOT, tree_bytes
 from tests.support.faulty import Faulty, Slow, Small
 
 os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_USAGE_STATS_ENABLED="0")
-ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'curate[ray]')")
+ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'curate-lm[ray]')")
 
 # Ray closes its pipes and sockets when the process ends, not when it is told to.
 pytestmark = pytest.mark.filterwarnings(

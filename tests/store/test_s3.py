@@ -29,7 +29,7 @@ from tests.support import forks
 from tests.support.drill import Drill, leftovers
 from tests.support.faulty import Small
 
-pytest.importorskip("moto", reason="moto is not installed (pip install 'curate[test]')")
+pytest.importorskip("moto", reason="moto is not installed (pip install 'curate-lm[test]')")
 
 
 @pytest.fixture(scope="module")

@@ -118,7 +118,7 @@ def test_the_command_line_takes_models_by_name_and_says_what_is_missing(school_w
     done = cli("score", "nll", ws=school_ws)
     assert done.returncode == 2 and "needs a model: add --model MODEL" in done.stderr
     done = cli("score", "nll", "entropy", "--model", NARROW, "--set", "model.batch_tokens=500", ws=school_ws)
-    assert done.returncode == 0 and "entropy: 200 samples scored now" in done.stdout, done.stderr
+    assert done.returncode == 0 and "entropy: 200 scored, " in done.stdout, done.stderr
     assert done.stderr == ""
     done = cli("score", "el2n", "--model", NARROW, "--set", "model.batch=500", ws=school_ws)
     assert done.returncode == 2 and "the model has no setting 'batch'" in done.stderr

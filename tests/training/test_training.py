@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import dataclasses
 from dataclasses import replace
 from typing import Any
 
@@ -29,6 +30,7 @@ from curate.training.examples import Examples, batch_of, epoch_rows, micro_batch
 from curate.training.inference import base_losses
 from curate.training.loop import Trainer
 from curate.training.objective import Objective
+from curate.training.settings import _HUGGING_FACE, TrainSettings, from_hugging_face
 from curate.training.step_weights import Diverged
 from curate.training.trainable import trainable
 from tests.oracles import training as slow
@@ -287,3 +289,12 @@ def test_a_loss_that_is_no_number_stops_before_anything_is_learnt_from_it(
     with pytest.raises(Diverged, match="at step 2"):
         next(steps)
     assert all(torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(lm.model.parameters(), before, strict=True))
+
+
+def test_names_of_hugging_face_s_arguments_are_taken() -> None:
+    given = {"learning_rate": "1e-3", "num_train_epochs": "2", "warmup_ratio": "0.1", "seed_of_nothing": "1"}
+    assert from_hugging_face(given) == {"lr": "1e-3", "epochs": "2", "warmup": "0.1", "seed_of_nothing": "1"}
+    batch = {"per_device_train_batch_size": "4", "gradient_accumulation_steps": "2"}
+    assert from_hugging_face(batch, processes=3) == {"micro_batch_size": "4", "batch_size": "24"}
+    fields = {field.name for field in dataclasses.fields(TrainSettings)}
+    assert set(from_hugging_face(dict.fromkeys(_HUGGING_FACE, "1"))) <= fields

@@ -129,7 +129,7 @@ def test_a_truncated_part_of_the_pool_stops_a_score_with_a_sentence_and_the_copy
         assert "part-00001.parquet is damaged" in done.stderr and "curate verify" in done.stderr
     path.write_bytes(whole)
     done = cli("score", "length", ws=sample_ws)
-    assert done.returncode == 0 and "3,000 in all" in done.stdout
+    assert done.returncode == 0 and " scored, " in done.stdout
 
 
 def test_a_record_of_an_edited_plan_is_not_believed(scored_ws: Workspace) -> None:

@@ -20,7 +20,7 @@ class Ray(Executor):
     must share the workspace (a shared file system, or s3://) and have curate installed.
 
     Without `address`, and without RAY_ADDRESS, a Ray of its own is started that listens on this machine alone, and ends
-    with the command. Needs `pip install 'curate[ray]'`.
+    with the command. Needs `pip install 'curate-lm[ray]'`.
 
     Cost: some seconds to start Ray and the actors; a millisecond or two for each task. Ray holds no data: a task
     names rows, and its worker reads them from the workspace and writes the result there.
@@ -147,7 +147,7 @@ def _connected(address: str | None) -> tuple[Any, bool]:
     try:
         import ray
     except ImportError:
-        raise CurateError("Ray is not installed; run `pip install 'curate[ray]'`, or use --executor local.") from None
+        raise CurateError("Ray is not installed: `pip install 'curate-lm[ray]'`, or use --executor local.") from None
     if ray.is_initialized():
         return ray, False
     target = address or os.environ.get("RAY_ADDRESS") or ""

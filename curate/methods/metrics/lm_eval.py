@@ -27,7 +27,7 @@ class LmEval(Metric):
     output_type=generate_until, with the filters of its default pipeline (none).
 
     The prompts follow the model's own template; the harness adds nothing to them. Needs the extra `lm-eval`
-    (pip install "curate[lm-eval]").
+    (pip install "curate-lm[lm-eval]").
 
     Cost: a forward pass for every option, or for the prompt and every generated token; estimated as if each went
     through the model alone, without padding.
@@ -112,7 +112,7 @@ class LmEval(Metric):
             names = ("lm_eval", "lm_eval.models.huggingface", "lm_eval.tasks")
             library, models, tasks = (cast(Any, importlib.import_module(name)) for name in names)
         except ImportError as error:
-            raise CurateError(f'lm_eval needs the extra: pip install "curate[lm-eval]" ({error}).') from None
+            raise CurateError(f'lm_eval needs the extra: pip install "curate-lm[lm-eval]" ({error}).') from None
         logging.getLogger("lm_eval").setLevel(logging.ERROR)
         with tempfile.TemporaryDirectory(prefix="curate-") as folder, redirect_stderr(io.StringIO()):  # its many bars
             file = Path(folder) / "docs.jsonl"

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from curate.errors import CurateError, nearest
+from curate.kinds.fields import pair
 from curate.kinds.mixer import Domains, Mixed, Mixer, Proxies
 
 
@@ -25,7 +26,7 @@ class Given(Mixer):
     """
 
     weights: str = ""
-    """DOMAIN=WEIGHT, separated by commas."""
+    """DOMAIN=WEIGHT (or DOMAIN:WEIGHT), separated by commas."""
 
     def mix(self, domains: Domains, proxies: Proxies | None = None) -> Mixed:
         if not self.weights:
@@ -34,7 +35,7 @@ class Given(Mixer):
             )
         by_domain = dict.fromkeys(domains.names, 0.0)
         for entry in self.weights.split(","):
-            name, _, text = entry.rpartition("=")
+            name, text = pair(entry)
             if (name := name.strip()) not in by_domain:
                 raise CurateError(f"there is no domain '{name}' to mix, or it is empty: {nearest(name, domains.names)}")
             by_domain[name] = _number(text, entry)

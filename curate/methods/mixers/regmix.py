@@ -140,7 +140,7 @@ def _lightgbm(
         import lightgbm
     except ImportError:
         raise CurateError(
-            "regmix predicts with LightGBM, which is not installed: pip install lightgbm, or --set regressor=linear."
+            "regmix needs LightGBM, which is not installed: `pip install 'curate-lm[mix]'`, or --set regressor=linear."
         ) from None
     settings = {"objective": "regression", "metric": "l2", "learning_rate": 0.01, "verbosity": -1, "seed": 42}
     settings |= {"deterministic": True, "num_threads": 1}

@@ -6,6 +6,7 @@ from typing import Literal
 import numpy as np
 
 from curate.errors import CurateError, nearest
+from curate.kinds.fields import pair
 from curate.kinds.selector import Budget, Candidates, Selector, by_value
 from curate.methods.selectors._budget_shares import fill
 
@@ -28,7 +29,7 @@ class Quota(Selector):
     """
 
     shares: str = ""
-    """SOURCE:SHARE,SOURCE:SHARE,…; empty: each source in proportion to its candidates."""
+    """SOURCE=SHARE (or SOURCE:SHARE), separated by commas; empty: each source in proportion to its candidates."""
     shortfall: Literal["redistribute", "leave"] = "redistribute"
     """Where a source has too few samples: `redistribute` the rest among the others, or `leave` it unused."""
 
@@ -47,7 +48,7 @@ class Quota(Selector):
             return sizes
         shares = {}
         for item in self.shares.split(","):
-            source, _, share = item.rpartition(":")
+            source, share = pair(item)
             if source not in sizes:
                 raise CurateError(
                     f"quota names the source '{source}', which has no candidate: {nearest(source, sizes)}"
@@ -57,7 +58,7 @@ class Quota(Selector):
             try:
                 shares[source] = float(share)
             except ValueError:
-                raise CurateError(f"quota's '{item}' is not SOURCE:SHARE with a number, as in gsm8k:0.5.") from None
+                raise CurateError(f"quota's '{item}' is not SOURCE=SHARE with a number, as in gsm8k=0.5.") from None
             if not 0 <= shares[source] < float("inf"):
                 raise CurateError(f"quota's share of '{source}' is {share}; shares are numbers of 0 or more.")
         return shares
