@@ -54,6 +54,18 @@ from curate.text_table import counted, table
     metavar="GROUP",
     help="source or subtask: the budget applies to each group, in order of name; no sample is selected twice.",
 )
+@click.option(
+    "--one-per",
+    metavar="SQL",
+    help="Of each group, as near_dup_cluster, only one sample is a candidate; those without a group all are.",
+)
+@click.option(
+    "--keep",
+    default="first",
+    show_default=True,
+    metavar="RULE",
+    help="Which one of --one-per: first (in the pool), longest, shortest, best:SQL (the highest), source:A,B,….",
+)
 @click.option("--vectors", metavar="NAME", help="The vectors of selectors that use some, such as kcenter.")
 @click.option("--target", metavar="NAME", help="The target of selectors that use one, such as round_robin.")
 @click.option(
@@ -88,6 +100,8 @@ def select(
     tokens: float | None,
     token_count: str | None,
     per: str | None,
+    one_per: str | None,
+    keep: str,
     vectors: str | None,
     target: str | None,
     history: str | None,
@@ -111,6 +125,7 @@ def select(
             tokens,
             token_count,
             per,
+            one_per,
             vectors,
             target,
             history,
@@ -129,7 +144,22 @@ def select(
         method = selector_name or ("top" if by else "random")
         selector = registry.make("selector", method, pairs(settings, "--set"))
         spec = SelectionSpec(
-            by, where, top, frac, tokens, per, token_count, seed, allow_stale, vectors, target, null, history, frac_of
+            by,
+            where,
+            top,
+            frac,
+            tokens,
+            per,
+            token_count,
+            seed,
+            allow_stale,
+            vectors,
+            target,
+            null,
+            history,
+            frac_of,
+            one_per,
+            keep,
         )
         r = curate.select(ws, name, selector, spec, dry_run=dry_run, fresh=fresh)
     from curate.tables.lookup import TOKENS

@@ -188,7 +188,7 @@ def _note(job: TableSpec) -> str:
     """The method's remark on its score; '' for most methods."""
     if job.kind == "vectors" or type(job.method).note is Score.note:
         return ""
-    names = ["score", *job.method.columns]
+    names = ["score", *(name for name, dtype in job.method.columns.items() if dtype != "id")]  # ids take much memory
     tables = [read_table(Parts(job.folder).path(shard.name), names) for shard in job.shards]
     columns = {n: np.concatenate([t[n].to_numpy(zero_copy_only=False) for t in tables]) for n in names}
     return job.method.note(columns, job.target)

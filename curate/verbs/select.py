@@ -5,7 +5,7 @@ from __future__ import annotations
 import shlex
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field, replace
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import polars as pl
@@ -29,59 +29,7 @@ from curate.tables.inputs import load_target, method_recipe, pool_recipe, settin
 from curate.tables.lookup import TOKENS, token_count
 from curate.tables.state import TableState, score_state, table_state, usable
 from curate.tables.vector_table import load_vectors, vectors_of
-
-
-@dataclass(frozen=True)
-class SelectionSpec:
-    """The specification of a selection: everything that determines it, except the data.
-
-    by: SQL expression over `samples`, higher is better. where: SQL condition. Exactly one of top (rows), frac and
-    tokens is the budget; with `per` it applies to each group. frac_of: frac is a share of all candidates, or of those
-    that have a value ('valued'). token_count: SQL for the tokens of a sample; None: a real tokenizer's count, if a
-    score has one of every sample (see `lookup.token_count`), else TOKENS. vectors, target: for a selector that uses
-    vectors, and those of a target. history: manifests of this pool, or targets, that were trained on earlier,
-    comma-separated, the most recent last. null: a control: shuffle the values among the candidates first, which shows
-    how much of a result is due to chance.
-    """
-
-    by: str | None = None
-    where: str | None = None
-    top: int | None = None
-    frac: float | None = None
-    tokens: float | None = None
-    per: str | None = None
-    token_count: str | None = None
-    seed: int = 0
-    allow_stale: bool = False
-    vectors: str | None = None
-    target: str | None = None
-    null: bool = False
-    history: str | None = None
-    frac_of: Literal["candidates", "valued"] = "candidates"
-
-    @property
-    def before(self) -> list[str]:
-        """The names in `history`."""
-        return [name.strip() for name in (self.history or "").split(",") if name.strip()]
-
-    def recorded(self) -> dict[str, Any]:
-        """What a manifest's JSON has of it."""
-        return {key: value for key, value in asdict(self).items() if key != "frac_of" or self.frac is not None}
-
-    def __post_init__(self) -> None:
-        budgets = [value for value in (self.top, self.frac, self.tokens) if value is not None]
-        if len(budgets) != 1:
-            raise CurateError("give exactly one budget: --top ROWS, --frac FRACTION or --tokens TOKENS.")
-        if not 0 < budgets[0] < 2**62:
-            raise CurateError(f"a budget is a number above 0, not {budgets[0]}.")
-        if not -(2**62) < self.seed < 2**62:
-            raise CurateError(f"--seed {self.seed} has more than 62 bits.")
-        if self.frac is not None and self.frac > 1:
-            raise CurateError(f"--frac {self.frac} is more than the whole; give a fraction up to 1, as in 0.05.")
-        if self.null and (not self.by or self.per == "subtask"):
-            raise CurateError("--null shuffles the values of --by; add --by, and leave out --per subtask.")
-        if self.per not in (None, "source", "subtask"):
-            raise CurateError(f"--per is source or subtask, not '{self.per}'.")
+from curate.verbs.selection_spec import SelectionSpec as SelectionSpec
 
 
 @dataclass
@@ -123,13 +71,14 @@ def select(
     made = {"selector": method_recipe(selector).as_json(), "choice": choice.recorded()}
     refuse_other(ws, "manifest", name, made, fresh or dry_run)
     _refuse_unused(selector, choice)
-    states = [score_state(ws, s) for s in sql.scores_named(ws, choice.by, choice.where, choice.token_count)]
+    states = [score_state(ws, s) for s in sql.scores_named(ws, *choice.expressions())]
     vectors = table_state(ws, "vectors", choice.vectors) if choice.vectors else None
     tables = [*states, vectors] if vectors else states
     result.warnings += usable(tables, choice.allow_stale)
     target = load_vectors(ws, choice.vectors, choice.target) if choice.vectors and choice.target else None
     with charged(ws.path, "select", methods=[selector.name], name=name, phase="select") as meter:
         frame = _candidates(ws, choice)
+        result.warnings += _left_for_others(ws, choice)
         result.candidates, meter.samples = frame.num_rows, 0 if dry_run else ws.n_rows()
         candidate_vectors = _vectors(ws, frame["row"].to_numpy(), vectors) if vectors else None
         history = _history(ws, choice, vectors) if vectors and choice.history else None
@@ -234,15 +183,22 @@ def _candidates(ws: Workspace, spec: SelectionSpec) -> pa.Table:
     value = spec.by if spec.by and spec.per != "subtask" else "NULL"
     columns = f"""row, ('0x' || id)::UBIGINT AS id, source, ({value}\n)::DOUBLE AS "value",
         ({spec.token_count}\n)::DOUBLE AS tokens"""
-    table = sql.fetch(ws, _from_samples(columns, spec))
+    table = sql.fetch(ws, spec.from_samples(columns))
     if not table.num_rows:
         raise CurateError(f'no sample passes --where "{spec.where}".')
     return table
 
 
-def _from_samples(columns: str, spec: SelectionSpec) -> str:
-    where = f"WHERE ({spec.where}\n)" if spec.where else ""  # the newline ends an SQL comment in the condition
-    return f"SELECT {columns} FROM samples {where} ORDER BY id"
+def _left_for_others(ws: Workspace, spec: SelectionSpec) -> list[str]:
+    """A warning that says how many samples are no candidates since another one of their group is, and which."""
+    if spec.one_per is None:
+        return []
+    counted = f"SELECT count(*) AS n, list((id, kept))[:{_SHOWN}] AS pairs FROM ({spec.left_out()})"
+    (found,) = sql.fetch(ws, counted).to_pylist()
+    shown = ", ".join(f"{left} for {kept}" for left, kept in map(dict.values, found["pairs"] or []))
+    more = ", …" if found["n"] > _SHOWN else ""
+    told = f"{found['n']:,} samples were left out for another one of the same {spec.one_per}: {shown}{more}"
+    return [told] if found["n"] else []
 
 
 @dataclass(frozen=True)
@@ -389,4 +345,5 @@ def _command(name: str, selector: Selector, spec: SelectionSpec) -> str:
     return shlex.join(words)
 
 
-_DEFAULTS = (("token_count", TOKENS), ("frac_of", "candidates"))
+_SHOWN = 3  # pairs of a sample that is left out and the one that is kept for it
+_DEFAULTS = (("token_count", TOKENS), ("frac_of", "candidates"), ("keep", "first"))

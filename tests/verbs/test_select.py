@@ -239,6 +239,45 @@ def test_a_fraction_is_of_all_candidates_or_of_those_with_a_value(scored: Worksp
         assert rows(scored, "again") == rows(scored, name)
 
 
+RULES: dict[str, Any] = {
+    "first": lambda row: row["row"],
+    "longest": lambda row: -row["n_chars"],
+    "shortest": lambda row: row["n_chars"],
+    "best:length_chars % 7": lambda row: -(row["length_chars"] % 7),
+    "source:school, atlas": lambda row: ["school", "atlas"].index(row["source"]) if row["source"] in (
+        "school", "atlas") else 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("keep", RULES)
+def test_one_of_a_group_is_a_candidate_by_a_rule(scored: Workspace, keep: str) -> None:
+    group = "CASE WHEN n_chars % 5 > 0 THEN n_chars // 9 END"  # a fifth are in no group
+    spec = SelectionSpec(frac=1.0, where="source <> 'forum'", one_per=group, keep=keep)
+    found = curate.select(scored, "some_of_it", Random(), spec)
+    columns = "id, row, source, n_chars, length_chars"
+    samples = list(curate.sql(scored, f"SELECT {columns} FROM samples WHERE source <> 'forum' ORDER BY id"))
+    groups: dict[Any, list[dict[str, Any]]] = {}
+    for row in samples:
+        groups.setdefault(row["n_chars"] // 9 if row["n_chars"] % 5 else row["id"], []).append(row)
+    want = {min(rows, key=lambda row: (RULES[keep](row), row["id"]))["id"] for rows in groups.values()}
+    assert {row["id"] for row in rows(scored, "some_of_it")} == want and found.candidates == len(want)
+    (told,) = found.warnings
+    assert told.startswith(f"{len(samples) - len(want):,} samples were left out for another one of the same CASE")
+    words = shlex.split(read_json(scored.manifest_path("some_of_it").with_suffix(".json"))["command"])
+    assert ("--keep" in words) == (keep != "first") and words[words.index("--one-per") + 1] == group
+
+
+def test_a_group_whose_score_is_stale_is_refused(scored: Workspace, tmp_path: Path) -> None:
+    spec = SelectionSpec(top=5, one_per="bm25_arithmetic", keep="best:length")
+    curate.select(scored, "few", Random(), spec)
+    curate.ingest(scored, [write_jsonl(tmp_path / "more.jsonl", qa(3))])
+    with pytest.raises(CurateError, match="bm25_arithmetic' is stale"):
+        curate.select(scored, "few", Random(), spec)
+    for wrong in ({"keep": "longest"}, {"one_per": "source", "keep": "best"}, {"one_per": "source", "keep": "source:"}):
+        with pytest.raises(CurateError, match="--keep"):
+            SelectionSpec(top=5, **wrong)  # type: ignore[arg-type]
+
+
 def test_a_share_that_an_earlier_version_recorded_is_of_those_with_a_value(scored: Workspace) -> None:
     curate.select(scored, "old", Top(), SelectionSpec(by="nullif(length, 5)", frac=0.1, frac_of="valued"))
     path = Path(str(scored.manifest_path("old").with_suffix(".json")))

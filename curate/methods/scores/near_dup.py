@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 from zlib import crc32
@@ -93,6 +93,10 @@ class NearDup(Score):
             Pass("compare", self._words, self._clusters, _Pairs, shaped_by=("threshold", "replaced", "keep")),
             Pass("flag", self._flag),
         )
+
+    def note(self, columns: Mapping[str, np.ndarray], target: Target | None) -> str:
+        repeating, kept = int((columns["score"] < 1).sum()), int(((columns["size"] > 1) & columns["keep"]).sum())
+        return f"{repeating:,} samples repeat one of {kept:,} others; `near_dup = 1` leaves them out"
 
     # Signatures, and the candidate pairs they yield
 
