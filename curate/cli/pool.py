@@ -19,6 +19,7 @@ from curate.cli.options import (
     workspace,
 )
 from curate.errors import CurateError
+from curate.store.later_meta import RULES, MetaRule
 from curate.store.workspace import Workspace
 from curate.text_table import counted, table
 
@@ -32,6 +33,13 @@ from curate.text_table import counted, table
 @map_option
 @turn_key_option
 @choice_answer_option
+@click.option(
+    "--meta",
+    type=click.Choice(RULES),
+    default="keep",
+    show_default=True,
+    help="What becomes of the fields of a known sample that comes with others.",
+)
 @click.option("--shard-size", default=32, show_default=True, metavar="MIB", help="Text per shard of the pool, in MiB.")
 @dry_run_option
 @as_json_option
@@ -44,6 +52,7 @@ def ingest(
     maps: tuple[str, ...],
     turn_keys: tuple[str, ...],
     choice_answer: Literal["letter", "text"],
+    meta: MetaRule,
     shard_size: int,
     dry_run: bool,
     as_json: bool,
@@ -66,6 +75,7 @@ def ingest(
         mapping=pairs(maps, "--map"),
         turn_keys=turn_keys,
         choice_answer=choice_answer,
+        meta=meta,
         shard_bytes=shard_size << 20,
         dry_run=dry_run,
     )

@@ -14,6 +14,7 @@ from curate.errors import CurateError
 from curate.preferences import prompt_length
 from curate.store.commits import Parts
 from curate.store.encoding import read_table
+from curate.store.later_meta import with_later_meta
 from curate.store.workspace import Workspace
 from curate.tables import sql
 from curate.tables.state import TableState, score_state
@@ -82,7 +83,7 @@ def samples_at(
                     f"the sample {expected_id} is not at row {row} of the pool, where {actual_id} is; the pool was "
                     "remade, so select again."
                 )
-        yield order[first:stop], table
+        yield order[first:stop], with_later_meta(ws, table)
 
 
 def find_sample(ws: Workspace, sample_id: str) -> tuple[int, str] | None:

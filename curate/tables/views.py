@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from curate.store.commits import Parts
+from curate.store.later_meta import meta_files
 from curate.store.object_store import Location
 from curate.store.recipes import TableRecipe
 from curate.store.run_record import Run
@@ -37,7 +38,7 @@ _MESSAGES = "STRUCT(role VARCHAR, content VARCHAR, extra VARCHAR)[]"
 
 def pool(ws: Workspace) -> str:
     """The view `pool`: samples in order, with `row`, and all copies counted."""
-    return f"SELECT * FROM ({_with_copies(ws, _pool_rows(ws, POOL.names))})"
+    return f"SELECT * FROM ({_with_later_meta(ws, _with_copies(ws, _pool_rows(ws, POOL.names)))})"
 
 
 def _pool_rows(ws: Workspace, columns: Sequence[str]) -> str:
@@ -72,7 +73,8 @@ def at_rows(ws: Workspace, columns: Sequence[str], rows: np.ndarray) -> str | No
     listed = {name: ", ".join(map(str, inside.tolist())) for name, inside in places.items()}
     if not shards:
         return None
-    return _with_copies(ws, _in_files(shards, columns, lambda shard: f"file_row_number IN ({listed[shard.name]})"))
+    found = _with_copies(ws, _in_files(shards, columns, lambda shard: f"file_row_number IN ({listed[shard.name]})"))
+    return _with_later_meta(ws, found) if "meta" in columns else found
 
 
 def _in_files(shards: Sequence[Shard], columns: Sequence[str], condition: Callable[[Shard], str]) -> str:
@@ -95,6 +97,16 @@ def _with_copies(ws: Workspace, select: str) -> str:
         f"SELECT s.* REPLACE (s.copies + coalesce(c.later, 0) AS copies) FROM ({select}) s "
         f"LEFT JOIN ({counted}) c USING (id)"
     )
+
+
+def _with_later_meta(ws: Workspace, select: str) -> str:
+    """Replace the metadata of samples that were read again with other fields (curate.store.later_meta)."""
+    files = meta_files(ws)
+    if not files:
+        return select
+    parts = [f"SELECT id, meta AS later, {i} AS part FROM {_files([file])}" for i, file in enumerate(files)]
+    last = f"SELECT id, arg_max(later, part) AS later FROM ({' UNION ALL '.join(parts)}) GROUP BY id"
+    return f"SELECT s.* REPLACE (coalesce(m.later, s.meta) AS meta) FROM ({select}) s LEFT JOIN ({last}) m USING (id)"
 
 
 def targets(ws: Workspace) -> str:
@@ -187,7 +199,9 @@ def samples(ws: Workspace, words: set[str] | None) -> str:
         if columns:  # only the parts of named scores are read, so other scores cost nothing
             joins.append(f" POSITIONAL JOIN ({_in_pool_order(ws, score_state(ws, name), columns)}) s{i}")
     rows = f"SELECT * FROM ({_pool_rows(ws, POOL.names)}) p{''.join(joins)}"
-    return _with_copies(ws, rows) if words is None or "copies" in words else rows
+    if words is None or "copies" in words:
+        rows = _with_copies(ws, rows)
+    return _with_later_meta(ws, rows) if words is None or "meta" in words else rows
 
 
 def _in_pool_order(ws: Workspace, state: TableState, columns: dict[str, str]) -> str:

@@ -18,13 +18,15 @@ import polars as pl
 import pyarrow as pa
 from tqdm import tqdm
 
-from curate.errors import CurateError
+from curate.errors import CurateError, require
 from curate.hashing import fingerprint, ids_as_integers
 from curate.results import Result
 from curate.store.encoding import ROW_GROUP, read_table, write_table
 from curate.store.files import remove_leftovers
 from curate.store.input_files import Input, find_inputs, records
 from curate.store.input_formats import Reader, Refused, Sample, refusal
+from curate.store.later_meta import RULES, MetaRule, combined, meta_path, stored_meta
+from curate.store.later_meta import SCHEMA as META
 from curate.store.ledger import Meter, charged
 from curate.store.locks import lock
 from curate.store.schema import COPIES, POOL, REJECTS
@@ -43,6 +45,7 @@ class Ingested(Result):
     read: int = 0
     added: int = 0
     copies: int = 0
+    other_meta: int = 0  # known samples that were read with other fields in `meta`
     rejected: int = 0
     files_planned: list[str] = field(default_factory=list)  # all files not yet read
     files_read: int = 0
@@ -68,6 +71,7 @@ def ingest(
     split: str | None = None,
     turn_keys: Sequence[str] = (),
     choice_answer: Literal["letter", "text"] = "letter",
+    meta: MetaRule = "keep",
     dry_run: bool = False,
 ) -> Ingested:
     """Add the samples of files, folders, globs or hub ids to the pool.
@@ -77,6 +81,8 @@ def ingest(
     fmt: 'auto', or the format every record must have (curate.store.input_formats). mapping: our field -> their field.
     turn_keys: keys of turns that the chat template prints, beside those that are known (curate.store.turns).
     choice_answer: what the answer to a question with options is, the letter or the text of the right one.
+    meta: what becomes of the fields of a sample that is in the pool and read again with others: keep the old ones,
+    replace them, or merge both (of a field in both the new value holds); scores do not depend on them.
     Reads the input once; memory: one shard and 8 bytes per stored row.
 
     Raises CurateError, before anything is stored, if a path does not exist, is not a data file, or has only records of
@@ -93,7 +99,9 @@ def ingest(
         dict(mapping or {}),
         *([sorted(turn_keys)] if turn_keys else []),
         *([choice_answer] if choice_answer != "letter" else []),
+        *([f"meta {meta}"] if meta != "keep" else []),
     )
+    require("--meta", meta in RULES, f"one of {', '.join(RULES)}")
     with lock(ws.path, "pool"):
         ws.pool.remove_leftovers()
         progress = _progress(ws)
@@ -106,16 +114,25 @@ def ingest(
         result.files_planned = [item.path for item in todo]
         if todo and not dry_run:
             with charged(ws.path, "ingest", methods=[], name="pool", phase="read") as meter:
-                writer = _Writer(ws, shard_bytes, result, meter)
+                writer = _Writer(ws, shard_bytes, result, meter, meta)
                 for item in todo:
                     _read_file(item, f"{item.key}:{reading}", reader, source, writer, progress, result)
                 writer.flush()
     result.formats = dict(reader.seen)
     result.meta_fields = {name: sorted(map(str, shape.meta_fields)) for name, shape in reader.shapes.items()}
     result.examples = {name: shape.shown() for name, shape in reader.shapes.items()}
-    result.warnings += reader.notes()
+    result.warnings += [*reader.notes(), *_meta_notes(result, meta)]
     result.pool_rows, result.shards = ws.n_rows(), len(ws.shards())
     return result
+
+
+def _meta_notes(result: Ingested, rule: MetaRule) -> list[str]:
+    n = result.other_meta
+    if not n:
+        return []
+    done = {"keep": "kept", "replace": "replaced", "merge": "merged with the new ones"}[rule]
+    hint = "; --meta replace or merge takes the new ones" if rule == "keep" else ""
+    return [f"{n:,} known samples came with other fields; those in the pool were {done}{hint}"]
 
 
 def _read_otherwise(key: str, progress: Mapping[str, Any]) -> bool:
@@ -227,8 +244,9 @@ class _KnownIds:
 class _Writer:
     """Builds one shard at a time and commits it when it holds `shard_bytes` of text."""
 
-    def __init__(self, ws: Workspace, shard_bytes: int, result: Ingested, meter: Meter):
+    def __init__(self, ws: Workspace, shard_bytes: int, result: Ingested, meter: Meter, rule: MetaRule):
         self.ws, self.shard_bytes, self.result, self.meter = ws, shard_bytes, result, meter
+        self.rule: MetaRule = rule
         self.known = _KnownIds(ws)
         self.number = len(ws.pool.names())
         self.files: dict[str, dict[str, Any]] = {}
@@ -240,6 +258,7 @@ class _Writer:
     def _clear(self) -> None:
         self.rows: dict[str, dict[str, Any]] = {}  # id -> row, in order
         self.copies: Counter[str] = Counter()  # of rows stored in earlier shards
+        self.metas: dict[str, list[str]] = {}  # of samples stored in earlier shards, as they were read again
         self.rejects: list[dict[str, Any]] = []
         self.bytes = 0
         self.files = {}
@@ -257,9 +276,12 @@ class _Writer:
             if sample.id in self.rows:
                 self.rows[sample.id]["copies"] += self.counts_copies
                 self.result.copies += 1
+                self._read_again(self.rows[sample.id], sample.meta)
             elif sample.id in stored:
                 self.copies[sample.id] += self.counts_copies
                 self.result.copies += 1
+                self.metas.setdefault(sample.id, []).append(sample.meta)
+                self.bytes += len(sample.meta)
             else:
                 self._new_row(sample, sample.source or source)
             if self.bytes >= self.shard_bytes:
@@ -273,6 +295,23 @@ class _Writer:
         self.result.rejected += 1
         reason = row["reason"].split(" (")[0]
         self.result.reasons[reason] = self.result.reasons.get(reason, 0) + 1
+
+    def _read_again(self, row: dict[str, Any], meta: str) -> bool:
+        """Whether a known row came with other fields, which its `meta` then has if the rule says so."""
+        if (new := combined(row["meta"], meta, self.rule)) is None:
+            return False
+        self.result.other_meta += 1
+        row["meta"] = row["meta"] if self.rule == "keep" else new
+        return self.rule != "keep"
+
+    def _later_meta(self) -> dict[str, str]:
+        """The new metadata of samples of earlier shards, by id."""
+        later = {}
+        for id_, old in stored_meta(self.ws, set(self.metas)).items() if self.metas else ():
+            row = {"meta": old}
+            if any([self._read_again(row, meta) for meta in self.metas[id_]]):
+                later[id_] = row["meta"]
+        return later
 
     def _new_row(self, sample: Sample, source: str) -> None:
         self.rows[sample.id] = {
@@ -307,6 +346,9 @@ class _Writer:
         if copies := {id_: n for id_, n in self.copies.items() if n}:
             table = pa.table({"id": list(copies), "copies": list(copies.values())}, schema=COPIES)
             digests["copies"] = write_table(self.ws.path / "pool" / "copies" / f"{name}.parquet", table)
+        if later := self._later_meta():
+            table = pa.table({"id": list(later), "meta": list(later.values())}, schema=META)
+            digests["meta"] = write_table(meta_path(self.ws, name), table)
         rows = pa.Table.from_pylist(list(self.rows.values()), schema=POOL)
         n_chars = int(pl.Series(rows["n_chars"]).sum() or 0)
         group = min(ROW_GROUP, max(1, len(self.rows) * _GROUP_BYTES // max(n_chars, 1)))

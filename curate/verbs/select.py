@@ -27,9 +27,9 @@ from curate.tables import sql
 from curate.tables.dependents import refuse_other, replace_manifest
 from curate.tables.inputs import load_target, method_recipe, pool_recipe, settings_words, table_recipe
 from curate.tables.lookup import TOKENS, token_count
+from curate.tables.selection_spec import SelectionSpec as SelectionSpec
 from curate.tables.state import TableState, score_state, table_state, usable
 from curate.tables.vector_table import load_vectors, vectors_of
-from curate.verbs.selection_spec import SelectionSpec as SelectionSpec
 
 
 @dataclass

@@ -140,7 +140,7 @@ def _pool(ws: Workspace) -> _Seen:
         problem, data = _problem(ws.pool, name, record)
         yield Damage("pool", "pool", name, problem, restore if record else unrecorded) if problem else len(data)
         for kind, sha256 in (record or {"beside": {}})["beside"].items():
-            folder = ws.path / "rejects" if kind == "rejects" else ws.path / "pool" / "copies"
+            folder = ws.path / "rejects" if kind == "rejects" else ws.path / "pool" / kind  # copies, meta
             path = folder / f"{name}.parquet"
             data = path.read_bytes() if path.exists() else b""
             file_problem = _wrong(data, sha256) if path.exists() else "is not there"
