@@ -83,7 +83,8 @@ def status(ws: Workspace, as_json: bool) -> None:
 def ledger(ws: Workspace, as_json: bool) -> None:
     """Show the cost of every pass: samples, FLOPs, seconds."""
     rows = curate.ledger(ws)
-    columns = {key: key for key in ("stage", "methods", "name", "phase", "runs", "samples", "flops", "seconds")}
+    keys = ("stage", "methods", "name", "phase", "runs", "samples", "flops", "seconds")
+    columns = {**{key: key for key in keys}, "flops": "FLOPs"}
     click.echo(json.dumps(rows, indent=1) if as_json else table(rows, columns) if rows else "Nothing was spent yet.")
 
 

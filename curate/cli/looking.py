@@ -57,6 +57,11 @@ def head(ws: Workspace, name: str | None, where: str | None, count: int, cut: in
 def diff(ws: Workspace, manifest: str, other: str, as_json: bool) -> None:
     """Compare two manifests: what they share, by source, and the means of every score in each."""
     r = curate.diff(ws, manifest, other)
+    say(r, as_json, compared_manifests(r) + notes(r.warnings))
+
+
+def compared_manifests(r: Any) -> str:
+    """What `curate.diff` found, in words and tables."""
     overlap = (
         f"{r.both:,} in both, {r.only_a:,} only in {r.a}, {r.only_b:,} only in {r.b}; Jaccard index {r.jaccard:.3f}."
     )
@@ -73,7 +78,7 @@ def diff(ws: Workspace, manifest: str, other: str, as_json: bool) -> None:
     if r.scores:
         means = table(r.scores, {"score": "mean of", **ends, "difference": "difference", **only})
         text += ["", means]
-    say(r, as_json, "\n".join(text) + notes(r.warnings))
+    return "\n".join(text)
 
 
 def _line(sample: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from curate.cli import audit, doctor, explore, inspect, looking, mixing, pool, scoring, selection, training
+from curate.cli import audit, comparing, doctor, explore, inspect, looking, mixing, pool, scoring, selection, training
 from curate.cli.console import run
 from curate.errors import CurateError, nearest
 
@@ -55,7 +55,7 @@ for command in (
         selection.mask,
         selection.export,
     ),
-    *(training.train, training.prune, training.evaluate, training.compare, audit.audit, inspect.report, doctor.doctor),
+    *(training.train, training.prune, training.evaluate, comparing.compare, audit.audit, inspect.report, doctor.doctor),
 ):
     cli.add_command(command)
 

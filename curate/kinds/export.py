@@ -82,7 +82,7 @@ class Row:
 
     @property
     def ends_with_its_answer(self) -> bool:
-        """Whether it is a prompt and an answer: of the assistant's turns only the last message is learnt."""
+        """Whether it is a prompt and an answer: of the assistant's turns only the last message is trained on."""
         chat = self.messages or []
         if len(chat) < 2 or chat[-1]["role"] != "assistant":
             return False
@@ -112,7 +112,7 @@ class Row:
             )
 
     def refuse_preferences(self, trainer: str, remedy: str = "export such samples to trl or llamafactory") -> None:
-        """Raises CurateError for preference data, whose answers are not all to be learnt."""
+        """Raises CurateError for preference data, whose answers are not all to be trained on."""
         if self.kind in ("pair", "labelled"):
             has = "a rejected answer" if self.kind == "pair" else "a label that says whether its answer is wanted"
             raise CurateError(f"sample {self.id} has {has}, which {trainer} cannot hold; {remedy}.")
@@ -121,7 +121,7 @@ class Row:
         """Raises CurateError if turns have weights of their own."""
         if any(weight != 1 for weight in self.weights()):
             shown = ", ".join(f"{weight:g}" for weight in self.weights())
-            told = f"sample {self.id} has assistant's turns of weight {shown}, and {trainer} learns them all"
+            told = f"sample {self.id} has assistant's turns of weight {shown}, and {trainer} trains on them all"
             raise CurateError(f"{told}; {remedy}." if remedy else f"{told}.")
 
 

@@ -74,7 +74,7 @@ class Template:
         self, messages: Sequence[Mapping[str, Any]], template_kwargs: str | None = None, start: int = 0
     ) -> Rendered:
         """The whole chat, and where the assistant's turns are; template_kwargs: as the sample has them; start: the
-        message from which on turns are learnt. Raises Unrenderable."""
+        message from which on turns are supervised. Raises Unrenderable."""
         template = self._with(template_kwargs)
         weights = {
             i: chat_inputs.loss_weight(message) if i >= start else 0.0

@@ -85,7 +85,7 @@ _NOTHING: Sample = {"messages": None, "text": ""}
 
 
 def _half(sample: Sample, view: str) -> Sample | None:
-    """One conversation of a preference pair, learnt behind the prompt (`start`); None if the sample is no pair."""
+    """One conversation of a preference pair, supervised behind the prompt (`start`); None if the sample is no pair."""
     chosen, rejected = sample["messages"], sample.get("rejected")
     if chosen is None or rejected is None:
         return None

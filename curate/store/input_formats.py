@@ -145,7 +145,7 @@ class Reader:
         if self.turns.weighted:
             notes.append(
                 f"{self.turns.weighted:,} of the assistant's turns have a weight of their own in the loss (0: not "
-                "learnt)"
+                "trained on)"
             )
         return notes
 

@@ -90,7 +90,7 @@ def refuse_ranked(fields: Record) -> None:
             continue
         if _RANKS & fields.keys() or all(isinstance(one, dict) and _RANKS & one.keys() for one in answers):
             raise Refused(
-                f"has a ranked list of answers ({name}); make a row of each pair to be learnt, with the fields prompt, "
+                f"has a ranked list of answers ({name}); make a row of each pair you want, with the fields prompt, "
                 "chosen and rejected",
                 shape=True,
             )

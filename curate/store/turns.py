@@ -47,7 +47,7 @@ class Refused(Exception):
 class TurnReader:
     """Reads turns. keys: further keys that the chat template prints. choice_answer: what the answer to a question with
     options is, the letter or the text of the right one. metadata: how many turns had each key that went to `meta`.
-    weighted: how many turns are learnt with another weight than 1."""
+    weighted: how many turns are trained on with another weight than 1."""
 
     keys: frozenset[str] = frozenset()
     choice_answer: Literal["letter", "text"] = "letter"

@@ -199,7 +199,7 @@ ASK, BAD, GOOD = (
 @pytest.mark.parametrize(
     ("exporter", "weights", "holds"),
     [
-        (Trl(style="messages"), [0, 1], "weight 0, 1, and TRL learns them all; export with --set tokenizer=MODEL"),
+        (Trl(style="messages"), [0, 1], "weight 0, 1, and TRL trains on them all; export with --set tokenizer=MODEL"),
         (Trl(), [0, 1], ""), (Trl(), [1, 0], "weight 1, 0, and TRL"), (Trl(style="prompt_completion"), [0, 1], ""),
         (Trl(style="prompt_completion"), [1, 0], "assistant's turns of weight 1, 0"), (Axolotl(), [0, 1], ""),
         (Axolotl(), [0.5, 1], "weight 0.5, 1, and axolotl"), (OpenInstruct(), [0, 1], "open-instruct"),

@@ -248,3 +248,12 @@ def test_marks_are_kept_in_order_and_a_wrong_file_is_named(mixed: Workspace) -> 
 
 def test_control_characters_are_seen() -> None:
     assert visible("a\x1b]0;title\x07\r\nb\tc\x9b\ud800") == "a\\x1b]0;title\\x07\nb\tc\\x9b\\ud800"
+
+
+def test_compare_takes_manifests_too(mixed: Workspace, cli: Any) -> None:
+    assert cli("compare", "best", "lot", ws=mixed).stdout.startswith("best and lot: ")
+    both = cli("compare", "best", "lot", "heavy", "--against", "lot", ws=mixed).stdout
+    assert "lot and best: " in both and "lot and heavy: " in both and "effective samples" in both
+    assert [row["b"] for row in json.loads(cli("compare", "best", "lot", "--json", ws=mixed).stdout)] == ["lot"]
+    assert "name another manifest to compare best with" in cli("compare", "best", ws=mixed).stderr
+    assert "no run 'bst'" in cli("compare", "bst", ws=mixed).stderr

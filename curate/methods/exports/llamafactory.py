@@ -136,7 +136,7 @@ def _length(folder: Path, datasets: Sequence[str]) -> list[str]:
 
 
 def _refuse_weights(row: Row) -> None:
-    """Raises CurateError if turns that are learnt have weights of their own; of preference data, only answers are."""
+    """Raises CurateError if turns that are trained on have weights; of preference data, only answers are."""
     answers = row.pair() or row.labelled()
     if answers is None:
         row.refuse_weights("LLaMA-Factory")

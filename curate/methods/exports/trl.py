@@ -12,7 +12,7 @@ from curate import exact_json
 from curate.errors import CurateError
 from curate.kinds.export import Export, Part, Row, typed, typed_tools, without_weights
 
-_IGNORED = -100  # the label of a token that is not learnt, as PyTorch's cross entropy has it
+_IGNORED = -100  # the label of a token that is not trained on, as PyTorch's cross entropy has it
 _ROLES = ("system", "developer", "user", "assistant", "tool")
 
 
@@ -99,7 +99,7 @@ class Trl(Export):
         return "messages" if "turns" in row.some or not row.ends_with_its_answer else "prompt_completion"
 
     def _answers(self, row: Row, style: str) -> dict[str, Any]:
-        """The columns of a sample whose answers are learnt."""
+        """The columns of a sample whose answers are trained on."""
         row.refuse_preferences(f"style={style}", f"export such samples with --set style={_BY_KIND.get(row.kind)}")
         chat = row.chat()
         if style == "messages":
@@ -202,7 +202,7 @@ _CONDITION = {
     "labelled": "wanted IS NOT NULL",
 }
 _SETTINGS = {
-    "text": ("# All tokens are learnt; TRL adds the end-of-text token.",),
+    "text": ("# All tokens are trained on; TRL adds the end-of-text token.",),
     "prompt_completion": ("# The loss is on the completion: the last answer.", "completion_only_loss: true"),
     "messages": (
         "# The loss is on the assistant's turns. It needs a chat template that marks them, or one that TRL knows; for",
