@@ -160,6 +160,8 @@ def _table(data: Any, split: str | None) -> Found | None:
         return _found(label, _rows_of(data))
     if not hasattr(data, "__arrow_c_stream__"):
         return None
+    if _is(data, "polars", "DataFrame") and (held := [n for n, kind in data.schema.items() if str(kind) == "Object"]):
+        raise CurateError(f"{label} cannot be read as Arrow: its column '{held[0]}' holds Python objects; change it.")
     try:
         table = pa.table(data)
     except Exception as error:  # each library raises its own  # noqa: BLE001

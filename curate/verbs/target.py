@@ -69,10 +69,8 @@ def target(
     rows, rejects = _read(found.inputs, reader, name, split)
     if not rows:
         reason = f"; line {rejects[0]['line']} {rejects[0]['reason']}" if rejects else ", it is empty"
-        where = (
-            path if isinstance(path, str | os.PathLike) else ", ".join(i.path for i in found.inputs) or "an empty list"
-        )
-        raise CurateError(f"{where}: no sample for the target '{name}' was found{reason}.")
+        where = path if isinstance(path, str | os.PathLike) else ", ".join(i.path for i in found.inputs)
+        raise CurateError(f"{where or 'an empty list'}: no sample for the target '{name}' was found{reason}.")
     table = _store(ws, name, pa.Table.from_pylist(rows, schema=TARGET), split, rejects)
     split_counts = Counter(table["split"].to_pylist())
     subtasks = Counter(s for s in table["subtask"].to_pylist() if s)
