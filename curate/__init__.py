@@ -3,8 +3,8 @@
 Every verb of the command line is a function here, imported when first used so that `import curate` is quick:
 
     import curate
-    ws = curate.open_workspace("ws")
-    curate.ingest(ws, ["pool.jsonl"])
+    curate.ingest("ws", "pool.jsonl")
+    curate.score("ws", "length")
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 _HOMES = {
     "__version__": "curate.store.workspace",
     "open_workspace": "curate.store.workspace",
+    "method": "curate.arguments.methods",
     "find": "curate.kinds.registry",
     "list_methods": "curate.kinds.registry",
     "ingest": "curate.verbs.ingest",
@@ -55,6 +56,7 @@ _HOMES = {
 }
 
 if TYPE_CHECKING:
+    from curate.arguments.methods import method as method
     from curate.errors import CurateError as CurateError
     from curate.kinds.registry import find as find
     from curate.kinds.registry import list_methods as list_methods

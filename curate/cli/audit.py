@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tomllib
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,13 +11,12 @@ import curate
 from curate.cli.console import notes, say
 from curate.cli.options import as_json_option, dry_run_option, workspace
 from curate.errors import CurateError
-from curate.runs.audit_toml import plan_of
+from curate.runs.audit_toml import read_plan
 from curate.store.workspace import Workspace
 from curate.text_table import table
 
 if TYPE_CHECKING:
     from curate.numerics.long_horizon.scorecard import Scorecard
-    from curate.runs.audit_spec import Audit
 
 
 @click.command()
@@ -95,20 +93,3 @@ def _plain(card: Scorecard) -> dict[str, Any]:
     return {"selectors": card.selectors, "stages": card.stages, "measures": measures,
             "matrices": numbers(card.matrices.tolist()), "ranked": card.ranked, "myopia": myopia_values,
             "missing": card.missing}  # fmt: skip
-
-
-def read_plan(path: Path, model: str | None = None, seeds: int | None = None) -> Audit:
-    """Read an audit's plan from a TOML file; model, seeds: override the plan's. Raises CurateError naming the file, the
-    key and the rule."""
-    if not path.is_file():
-        raise CurateError(f"{path}: there is no such plan.")
-    try:
-        content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise CurateError(f"{path} is no TOML: {str(error).splitlines()[0]}.") from None
-    try:
-        own_model = content.get("model", {})
-        overrides = {"model": {**(own_model if isinstance(own_model, dict) else {}), "name": model}} if model else {}
-        return plan_of({**content, **overrides, **({} if seeds is None else {"seeds": seeds})})
-    except CurateError as error:
-        raise CurateError(f"{path}: {error}") from None

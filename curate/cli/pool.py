@@ -57,10 +57,11 @@ def ingest(
     dry_run: bool,
     as_json: bool,
 ) -> None:
-    """Add samples from files, folders, globs or hub ids.
+    """Add samples from files, folders, globs or hub ids, or, as -, from standard input.
 
     Reads JSONL and JSON arrays, Parquet and Arrow, detected by content; CSV and TSV with a header, by their ending; all
     text plain, gzip or zstd; folders written by `save_to_disk`; hub datasets as owner/name[:CONFIG][@REVISION][#SPLIT].
+    Standard input is JSON Lines, plain, gzip or zstd; as it has no name, every row of it that is known is a copy.
     Of a folder or dataset with several splits only train is read, or --split. Files already in the pool are skipped;
     duplicate samples are kept once and counted in `copies`; lines without a valid sample go to the table `rejects`.
     """
@@ -142,7 +143,7 @@ def target(
     choice_answer: Literal["letter", "text"],
     as_json: bool,
 ) -> None:
-    """Store examples of what the model should learn as the target NAME.
+    """Store examples of what the model should learn, of a file or - (standard input), as the target NAME.
 
     Replaces the given split of that target; scores that used a changed val split become stale.
     """

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -69,26 +68,19 @@ class _TrainingOptions:
 
     def spec(self, ws: Workspace, own: Mapping[str, dict[str, str]]) -> TrainingSpec:
         """The training; own: the settings of each owner that --set may name."""
-        from curate.runs.config import TrainingSpec
-        from curate.store.mask_file import read_mask
+        from curate.arguments.trainings import training_of
         from curate.training.settings import TrainSettings, from_hugging_face
 
         own_training = from_hugging_face(own[""], int(os.environ.get("WORLD_SIZE", "1")))
-        mask = read_mask(ws, self.mask) if self.mask else None
-        return TrainingSpec(
-            _one_model([self.model], own["model"]),
-            registry.make("weighting", self.weighting, own[self.weighting]),
-            registry.with_settings(TrainSettings, own_training, "the training"),
-            self.manifest,
-            self.target,
-            self.by,
-            self.seed,
-            self.allow_stale,
-            mask,
-            registry.find("mask", mask.recipe.mask.name)(**mask.recipe.mask.settings) if mask else None,
-            _feed(self.stream, own["stream"]),
-            _one_model([self.reference], own["model"]) if self.reference else None,
-        )
+        given = {
+            "model": _one_model([self.model], own["model"]),
+            "weighting": registry.make("weighting", self.weighting, own[self.weighting]),
+            "settings": registry.with_settings(TrainSettings, own_training, "the training"),
+            "stream": _feed(self.stream, own["stream"]),
+            "reference": _one_model([self.reference], own["model"]) if self.reference else None,
+        }
+        as_said = ("manifest", "target", "by", "seed", "allow_stale", "mask")
+        return training_of(ws, None, {**given, **{name: getattr(self, name) for name in as_said}})
 
 
 _training_options = grouped(
@@ -226,18 +218,15 @@ def train(
 
 def _feed(path: str | None, settings: dict[str, str]) -> StreamSource | None:
     """The stream of that path; None without one. Raises CurateError for a missing path or an invalid setting."""
-    from curate.runs.config import ReplaySettings, StreamSource
-    from curate.store.input_files import find_inputs, lines_of, records
+    from curate.arguments.trainings import stream_of
+    from curate.runs.config import ReplaySettings
 
     if path is None:
         if settings:
             raise CurateError(f"stream.{min(settings)} is a setting of a stream; name one by --stream PATH.")
         return None
     replay = registry.with_settings(ReplaySettings, settings, "the stream")
-    if path == "-":
-        return StreamSource("standard input", lines_of(sys.stdin.buffer), replay)
-    inputs = find_inputs(path).inputs
-    return StreamSource(path, (record for item in inputs for _, record in records(item)), replay)
+    return replace(stream_of(path), past=replay)
 
 
 def _weighed(by_epoch: list[dict[str, Any]], by_source: list[dict[str, Any]]) -> list[str]:

@@ -1,4 +1,4 @@
-"""Settings as dataclass fields: parsed from text (`--set field=value`), documented by the string below each field."""
+"""Settings as dataclass fields: values, or text (`--set field=value`), documented by the string below each field."""
 
 from __future__ import annotations
 
@@ -12,15 +12,16 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 from curate.errors import CurateError, nearest
 
 
-def with_settings(cls: type, settings: Mapping[str, str], what: str) -> Any:
-    """An instance of a dataclass from fields given as text. Raises CurateError for unknown or invalid ones."""
+def with_settings(cls: type, settings: Mapping[str, Any], what: str) -> Any:
+    """An instance of a dataclass from fields given as text or as values. Raises CurateError for unknown or invalid
+    ones."""
     types = get_type_hints(cls)
     fields = {f.name: types[f.name] for f in dataclasses.fields(cls)}
     values = {}
-    for key, text in settings.items():
+    for key, given in settings.items():
         if key not in fields:
             raise CurateError(_unknown(key, fields, what))
-        values[key] = _parse(text, fields[key], f"the setting {key} of {what}")
+        values[key] = _parsed(given, fields[key], f"the setting {key} of {what}")
     return cls(**values)
 
 
@@ -39,24 +40,30 @@ def _unknown(key: str, fields: Mapping[str, Any], what: str) -> str:
     return f"{what} has no setting '{key}': {listed}"
 
 
-def _parse(text: str, field_type: Any, where: str) -> Any:
+def _parsed(given: Any, field_type: Any, where: str) -> Any:
+    """A field's value, from its text or itself."""
     if get_origin(field_type) is Literal:
-        if text not in get_args(field_type):
-            raise CurateError(f"{where} is one of {', '.join(get_args(field_type))}, not '{text}'.")
-        return text
-    if field_type is str:
-        return text
-    try:
-        value = json.loads({"none": "null", "true": "true", "false": "false"}.get(text.lower(), text))
-    except json.JSONDecodeError:
-        value = text
+        if given not in get_args(field_type):
+            raise CurateError(f"{where} is one of {', '.join(get_args(field_type))}, not '{given}'.")
+        return given
+    if field_type is str and isinstance(given, str):
+        return given
+    value = _of_text(given) if isinstance(given, str) else given
     options = get_args(field_type) or (field_type,)
     if float in options and isinstance(value, int) and not isinstance(value, bool):
         value = float(value)
     if not any(isinstance(value, get_origin(o) or o) and isinstance(value, bool) == (o is bool) for o in options):
         expected = " or ".join("none" if o is type(None) else getattr(o, "__name__", str(o)) for o in options)
-        raise CurateError(f"{where} is a {expected}, not '{text}'.")
+        raise CurateError(f"{where} is a {expected}, not '{given}'.")
     return value
+
+
+def _of_text(text: str) -> Any:
+    """The value of a text as JSON has it, or the text itself."""
+    try:
+        return json.loads({"none": "null", "true": "true", "false": "false"}.get(text.lower(), text))
+    except json.JSONDecodeError:
+        return text
 
 
 def fields_help(cls: type) -> list[dict[str, Any]]:

@@ -5,7 +5,7 @@
 
 The file's name is the name that users type. Its one public class is a frozen dataclass whose fields are its settings;
 the string below each field documents it. Other packages add methods through the entry-point group
-`curate.methods`, as KIND.NAME. Verbs take objects; only the command line converts names to objects.
+`curate.methods`, as KIND.NAME. Verbs take objects, or names that `curate.arguments` converts to objects.
 """
 
 from __future__ import annotations
@@ -70,8 +70,9 @@ def find(kind: str, name: str) -> Any:
     return method_class
 
 
-def make(kind: str, name: str, settings: Mapping[str, str] | None = None) -> Any:
-    """A method with settings given as text (`--set field=value`). Raises CurateError for unknown or invalid ones."""
+def make(kind: str, name: str, settings: Mapping[str, Any] | None = None) -> Any:
+    """A method with settings given as text (`--set field=value`) or as values. Raises CurateError for unknown ones, and
+    invalid ones."""
     return with_settings(find(kind, name), settings or {}, f"the {kind} '{name}'")
 
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from collections.abc import Mapping
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curate.errors import CurateError, nearest
@@ -144,3 +146,20 @@ def _known(table: Mapping[str, Any], keys: set[str], label: str) -> None:
 def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
     """Settings as text, as given to `--set`."""
     return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in settings.items()}
+
+
+def read_plan(path: Path, model: str | None = None, seeds: int | None = None) -> Audit:
+    """Read an audit's plan from a TOML file; model, seeds: override the plan's. Raises CurateError naming the file, the
+    key and the rule."""
+    if not path.is_file():
+        raise CurateError(f"{path}: there is no such plan.")
+    try:
+        content = tomllib.loads(path.read_text(encoding="utf-8"))
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise CurateError(f"{path} is no TOML: {str(error).splitlines()[0]}.") from None
+    try:
+        own_model = content.get("model", {})
+        overrides = {"model": {**(own_model if isinstance(own_model, dict) else {}), "name": model}} if model else {}
+        return plan_of({**content, **overrides, **({} if seeds is None else {"seeds": seeds})})
+    except CurateError as error:
+        raise CurateError(f"{path}: {error}") from None

@@ -6,12 +6,13 @@ as null, which a chat template would print. Columns of `arrow.json`, as `dataset
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, TypeAlias
 
 import pyarrow as pa
 
 from curate import exact_json
+from curate.store.input_formats import Unreadable
 
 Change: TypeAlias = Callable[[Any], Any]
 
@@ -26,6 +27,17 @@ def python_rows(batch: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:
         for name, change in changes.items():
             row[name] = change(row[name])
     return rows
+
+
+def readable_rows(batch: pa.RecordBatch | pa.Table) -> Iterable[Any]:
+    """The rows of a batch; one that Python cannot represent (invalid UTF-8, the year 10,000) is Unreadable."""
+    try:
+        return python_rows(batch)
+    except (ValueError, OverflowError) as error:
+        if batch.num_rows == 1:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
+            return [Unreadable(f"has a value that cannot be read ({reason})")]
+    return [row for i in range(batch.num_rows) for row in readable_rows(batch.slice(i, 1))]
 
 
 def _change_of(kind: pa.DataType, in_tools: bool) -> Change | None:

@@ -75,7 +75,7 @@ def load_saved(folder: str, split: str | None) -> Any:
     """A dataset that `save_to_disk` wrote. Raises CurateError for several splits without the wanted one."""
     import datasets
 
-    return _one_split(folder, datasets.load_from_disk(folder), split)
+    return one_split(folder, datasets.load_from_disk(folder), split)
 
 
 @dataclass(frozen=True)
@@ -104,9 +104,9 @@ class HubDataset:
             if not self.first or wanted:
                 raise
             with suppress(CurateError):
-                return _one_split(self.name, self._loaded(None), self.first)
+                return one_split(self.name, self._loaded(None), self.first)
             raise no_configuration from None
-        return _one_split(self.name, data, wanted)
+        return one_split(self.name, data, wanted)
 
     def _loaded(self, config: str | None) -> Any:
         import datasets
@@ -121,7 +121,7 @@ class HubDataset:
             ) from None
 
 
-def _one_split(path: str, data: Any, requested: str | None) -> Any:
+def one_split(path: str, data: Any, requested: str | None) -> Any:
     """The requested split of a dataset, by default train or the only one; never a mixture of splits."""
     if not isinstance(data, Mapping):
         return data

@@ -12,7 +12,7 @@ import json
 import re
 import sys
 import zlib
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -24,7 +24,7 @@ import pyarrow.parquet as pq
 from curate import exact_json
 from curate.errors import CurateError
 from curate.hashing import fingerprint
-from curate.store.arrow_rows import python_rows
+from curate.store.arrow_rows import readable_rows
 from curate.store.dataset_inputs import (
     DESCRIPTIONS,
     HubDataset,
@@ -33,6 +33,7 @@ from curate.store.dataset_inputs import (
     load_saved,
     of_split,
 )
+from curate.store.given_rows import GivenRows
 from curate.store.input_formats import RAW_CUT, Unreadable
 from curate.store.separated_values import DELIMITERS, rows_of
 
@@ -50,10 +51,11 @@ _BROKEN = (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError)
 
 @dataclass(frozen=True)
 class Input:
-    """One file, dataset folder or hub dataset to read.
+    """One file, dataset folder or hub dataset to read, or rows in memory.
 
-    kind: 'jsonl', 'json' (an array), '.csv', '.tsv', 'parquet', 'arrow', 'dataset', 'hub' or 'empty'.
-    key: a fingerprint of the content, by which an ingest recognises the file. split: of a dataset; None: train.
+    path: where it is; of rows in memory, what they are. kind: 'jsonl', 'json' (an array), '.csv', '.tsv', 'parquet',
+    'arrow', 'dataset', 'hub', 'memory' or 'empty'. key: a fingerprint of the content, by which an ingest recognises it;
+    '' for what can be read only once. split: of a dataset; None: train. rows: those in memory, which are read once.
     """
 
     path: str
@@ -61,6 +63,7 @@ class Input:
     kind: str
     key: str
     split: str | None = None
+    rows: GivenRows | None = field(default=None, compare=False, repr=False)
 
 
 @dataclass(frozen=True)
@@ -181,18 +184,31 @@ def _first_byte(path: Path) -> bytes:
 
 def _open(path: Path) -> IO[bytes]:
     with path.open("rb") as f:
-        magic = f.read(4)
-    if magic.startswith(b"\x1f\x8b"):
-        return gzip.open(path, "rb")  # type: ignore[return-value]
-    if magic == b"\x28\xb5\x2f\xfd" or magic[1:] == b"\x2a\x4d\x18" and 0x50 <= magic[0] <= 0x5F:  # a skippable frame
-        return zstd.open(path, "rb")  # type: ignore[return-value]
-    return path.open("rb")
+        unpack = _unpacking(f.read(4))
+    return unpack(path, "rb") if unpack else path.open("rb")
+
+
+def unpacked(head: bytes, stream: IO[bytes]) -> IO[bytes]:
+    """What a stream holds, unpacked if it is gzip or zstd. head: its first four bytes, which it still gives."""
+    unpack = _unpacking(head)
+    return unpack(stream, "rb") if unpack else stream
+
+
+def _unpacking(head: bytes) -> Callable[..., Any] | None:
+    """What opens a file that begins so, if it is packed."""
+    if head.startswith(b"\x1f\x8b"):
+        return gzip.open
+    if head == b"\x28\xb5\x2f\xfd" or head[1:] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F:  # a skippable frame
+        return zstd.open
+    return None
 
 
 def records(source: Input, skip: int = 0) -> Iterator[tuple[int, Any]]:
     """Yields (line or row number from 1, record or Unreadable), after skipping `skip` rows."""
     path = Path(source.path)
-    if source.kind == "jsonl":
+    if source.rows is not None:
+        yield from source.rows.read(skip)
+    elif source.kind == "jsonl":
         yield from _json_lines(path, skip)
     elif source.kind == "json":
         yield from islice(_json_array(path), skip, None)
@@ -202,20 +218,27 @@ def records(source: Input, skip: int = 0) -> Iterator[tuple[int, Any]]:
         yield from islice(_table_rows(source), skip, None)
 
 
-def lines_of(source: IO[bytes]) -> Iterator[Any]:
-    """The records of a JSON Lines stream that can be read only once, such as a pipe: record or Unreadable."""
-    return (_parsed(line) for line in source if not line.isspace())
+def first_records(source: Input, most: int) -> Iterator[tuple[int, Any]]:
+    """The first records, as `records` has them; those in memory are still there afterwards."""
+    if source.rows is not None:
+        return enumerate(source.rows.look(most), 1)
+    return islice(records(source), most)
+
+
+def json_lines(stream: IO[bytes], skip: int = 0) -> Iterator[tuple[int, Any]]:
+    """The records of a JSON Lines stream, which need not be a file: (line number, record or Unreadable)."""
+    number = 0
+    try:
+        for number, line in enumerate(stream, 1):
+            if number > skip and not line.isspace():
+                yield number, _parsed(line)
+    except _BROKEN as error:
+        yield number + 1, _damaged(error)
 
 
 def _json_lines(path: Path, skip: int) -> Iterator[tuple[int, Any]]:
-    number = 0
-    try:
-        with _open(path) as f:
-            for number, line in enumerate(f, 1):
-                if number > skip and not line.isspace():
-                    yield number, _parsed(line)
-    except _BROKEN as error:
-        yield number + 1, _damaged(error)
+    with _open(path) as f:
+        yield from json_lines(f, skip)
 
 
 def _separated(path: Path, delimiter: str) -> Iterator[tuple[int, Any]]:
@@ -314,23 +337,13 @@ def _table_rows(source: Input) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
         for batch in _batches(source):
-            for row in _rows(batch):
+            for row in readable_rows(batch):
                 number += 1
                 yield number, row
     except (pa.ArrowInvalid, OSError) as error:
         if number == 0:
             raise CurateError(f"{source.path}: cannot be read as {source.kind} ({_first_line(error)}).") from None
         yield number + 1, _damaged(error)
-
-
-def _rows(batch: pa.RecordBatch | pa.Table) -> Iterable[Any]:
-    """The rows of a batch; a row that Python cannot represent (invalid UTF-8, the year 10,000) is Unreadable."""
-    try:
-        return python_rows(batch)
-    except (ValueError, OverflowError) as error:
-        if batch.num_rows == 1:
-            return [Unreadable(f"has a value that cannot be read ({_first_line(error)})")]
-    return [row for i in range(batch.num_rows) for row in _rows(batch.slice(i, 1))]
 
 
 def _batches(source: Input) -> Iterator[pa.RecordBatch | pa.Table]:

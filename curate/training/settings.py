@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from curate.errors import CurateError
 
@@ -27,8 +27,8 @@ _HUGGING_FACE = {
 _PER_DEVICE, _ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_steps"
 
 
-def from_hugging_face(settings: Mapping[str, str], processes: int = 1) -> dict[str, str]:
-    """Settings given as text, those by the names of Hugging Face's TrainingArguments by ours.
+def from_hugging_face(settings: Mapping[str, Any], processes: int = 1) -> dict[str, Any]:
+    """Settings given as text or values, those by the names of Hugging Face's TrainingArguments by ours.
 
     Its batch is per process: per_device_train_batch_size becomes micro_batch_size, and that times
     gradient_accumulation_steps times `processes` batch_size. Raises CurateError for one setting given by both names.
@@ -41,7 +41,7 @@ def from_hugging_face(settings: Mapping[str, str], processes: int = 1) -> dict[s
         return ours
     if given := [name for name in ("batch_size", "micro_batch_size") if name in ours]:
         raise CurateError(f"--set {_PER_DEVICE} sets {given[0]} too; give one of them.")
-    rows, accumulation = ours.pop(_PER_DEVICE), ours.pop(_ACCUMULATION, "1")
+    rows, accumulation = str(ours.pop(_PER_DEVICE)), str(ours.pop(_ACCUMULATION, 1))
     for name, text in ((_PER_DEVICE, rows), (_ACCUMULATION, accumulation)):
         if not text.isdecimal() or not int(text):
             raise CurateError(f"--set {name}={text}: it is a whole number above 0.")

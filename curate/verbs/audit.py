@@ -11,6 +11,7 @@ latest model is kept. A cell that failed is reported, and retried by the next ca
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
@@ -20,6 +21,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.models.choice import ModelChoice
 from curate.models.load import save_plain
@@ -29,6 +31,7 @@ from curate.numerics.long_horizon.updates import concentration, drift, stability
 from curate.results import Result, Rows
 from curate.runs.audit_pools import remember, stage_pool, working_copy
 from curate.runs.audit_spec import BASE, PAST, Audit, Checked, Contender, Scoring, begin, card_of, check, sum_up
+from curate.runs.audit_toml import read_plan
 from curate.runs.config import TrainingSpec
 from curate.runs.evaluation import EvalSpec
 from curate.runs.model_updates import update_products
@@ -62,8 +65,12 @@ class Audited(Result):
         return {"now": rows_of_level(self.card, "now"), "later": rows_of_level(self.card, "later")} if self.card else {}
 
 
-def audit(ws: Workspace, name: str, plan: Audit, *, fresh: bool = False, dry_run: bool = False) -> Audited:
+def audit(
+    ws: AnyWorkspace, name: str, plan: Audit | str | os.PathLike[str], *, fresh: bool = False, dry_run: bool = False
+) -> Audited:
     """Take every selector through the stages, measure its immediate and later effects, and summarise them.
+
+    plan: a plan, or the path of one in TOML.
 
     The same call resumes a killed one; selectors and seeds may be added. fresh: start again, beside the audit of that
     name, and replace it when the new one is complete.
@@ -73,6 +80,8 @@ def audit(ws: Workspace, name: str, plan: Audit, *, fresh: bool = False, dry_run
     a diverging loss) ends that selector's path for that seed, is reported, and does not affect the others; the next
     call retries it.
     """
+    ws = workspace_of(ws)
+    plan = read_plan(Path(plan)) if isinstance(plan, str | os.PathLike) else plan
     ws.check_name(name, "audit")
     if not isinstance(ws.path, Path):
         raise CurateError("an audit works in folders of this machine; take a workspace on its disk.")

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.hashing import fingerprint
 from curate.numerics.statistics import Mean, paired
@@ -86,12 +87,13 @@ def _row(arm: Arm) -> dict[str, Any]:
     return {"arm": arm.name, "seeds": len(arm.runs), "samples": arm.samples, **quality, "all FLOPs": arm.cost.total}
 
 
-def compare(ws: Workspace, runs: Sequence[str], *, against: str | None = None) -> Compared:
+def compare(ws: AnyWorkspace, runs: Sequence[str] = (), *, against: str | None = None) -> Compared:
     """Compare runs of a workspace; if none are named, all of them.
 
     against: the reference arm of the differences, given by one of its runs; default: the first. Unfinished runs are
     left out, with a warning. Raises CurateError for an unknown run.
     """
+    ws = workspace_of(ws)
     runs_by_name = {name: require_run(ws, name) for name in runs or ws.run_names()}
     recipes = {name: run.require_recipe() for name, run in runs_by_name.items()}
     unfinished = [name for name, run in runs_by_name.items() if recipes[name].weighting and not run.is_complete()]

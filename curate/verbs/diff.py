@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.numerics.statistics import effective_size
 from curate.results import Result
@@ -40,11 +41,12 @@ class Difference(Result):
     warnings: list[str] = field(default_factory=list)
 
 
-def diff(ws: Workspace, a: str, b: str) -> Difference:
+def diff(ws: AnyWorkspace, a: str, b: str) -> Difference:
     """Compare two manifests of samples. Samples without a value are left out of a score's means.
 
     Raises CurateError for a manifest that does not exist or is a mixture, or whose rows the pool does not have.
     """
+    ws = workspace_of(ws)
     ws.require_pool()
     tables = {name: read_manifest(ws, name)[0] for name in dict.fromkeys((a, b))}
     rows = {name: _rows(ws, name, table) for name, table in tables.items()}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError, nearest
 from curate.results import Result
 from curate.store.files import remove_tree
@@ -25,13 +26,14 @@ class Dropped(Result):
     dry_run: bool = False
 
 
-def drop(ws: Workspace, name: str, *, force: bool = False, dry_run: bool = False) -> Dropped:
+def drop(ws: AnyWorkspace, name: str, *, force: bool = False, dry_run: bool = False) -> Dropped:
     """Remove the object called `name`. What was made from it remains, with its recipes unchanged; a manifest that runs
     were trained on is kept in manifests/replaced while they are there.
 
     force: remove it also if something was made from it. dry_run: only find out what was. Raises CurateError if no
     object, or more than one, has the name; or if something was made from it, unless forced.
     """
+    ws = workspace_of(ws)
     kind = _kind(ws, name)
     result = Dropped(kind, name, dependents(ws, kind, name), dry_run=dry_run)
     if dry_run:

@@ -7,8 +7,11 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from curate.arguments.trainings import evals_of, model_choice_of
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.hashing import fingerprint
+from curate.kinds.metric import Metric
 from curate.models.choice import ModelChoice
 from curate.results import Result
 from curate.runs.evaluation import EvalSpec, evaluate_model, questions
@@ -31,39 +34,45 @@ class Evaluated(Result):
 
 
 def evaluate(
-    ws: Workspace,
+    ws: AnyWorkspace,
     run: str,
-    evals: Sequence[EvalSpec],
+    evals: Sequence[EvalSpec | str],
     *,
-    model: ModelChoice | None = None,
+    metrics: Sequence[Metric | str] = ("loss",),
+    split: str = "test",
+    shots: int = 0,
+    limit: int = 0,
+    model: ModelChoice | str | None = None,
     allow_val: bool = False,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
 ) -> Evaluated:
     """Evaluate the latest checkpoint of a run, and store the results.
 
+    evals: metrics on targets, or targets' names, for which `metrics`, `split`, `shots` and `limit` say how.
     model: evaluate this model instead, stored under the name `run` as a run without training: a baseline. Existing
     results on the same questions are re-used. allow_val: allow the split val, which is used for selection. precision:
     of the matrix products of such a model, as in `curate train`; a run has its own.
 
     Raises CurateError for an unknown run, target or split, and for the split val unless that is allowed.
     """
-    if not evals:
+    ws, specs = workspace_of(ws), evals_of(evals, metrics, split=split, shots=shots, limit=limit)
+    if not specs:
         raise CurateError(
             "name a target to evaluate on: --target NAME, with --metric METHOD; `curate methods metric` lists them."
         )
-    for eval_spec in evals:
+    for eval_spec in specs:
         _refuse_val(eval_spec, allow_val)
         questions(ws, eval_spec)
-    model = model_of(ws, model) if model else None
-    recipe = _as_it_is(ws, run, model) if model else None
-    opened = Run(ws, run) if model else require_run(ws, run)
+    chosen = model_of(ws, model_choice_of(model)) if model else None
+    recipe = _as_it_is(ws, run, chosen) if chosen else None
+    opened = Run(ws, run) if chosen else require_run(ws, run)
     from curate.models.language_model import LanguageModel
     from curate.training.objective import Objective
 
     with lock(ws.path, f"run {run}"):
         recipe = opened.recipe or recipe or opened.require_recipe()
         checkpoint = opened.latest() if recipe.weighting else None
-        choice = model or model_choice(recipe.model)  # runtime settings, such as the device, are not stored
+        choice = chosen or model_choice(recipe.model)  # runtime settings, such as the device, are not stored
         with checkpoint.local() if checkpoint else nullcontext() as folder:
             dtype = "float32" if choice.dtype == "auto" else choice.dtype  # as in training
             lm = LanguageModel(replace(choice, name=str(folder or choice.name), dtype=dtype))
@@ -74,13 +83,13 @@ def evaluate(
             stamp = fingerprint(opened.stamp(checkpoint.step if checkpoint else 0), objective.arithmetic())
             step, name = checkpoint.step if checkpoint else 0, choice.name
             columns = {
-                "methods": [eval_spec.metric.name for eval_spec in evals],
+                "methods": [eval_spec.metric.name for eval_spec in specs],
                 "name": run,
                 "model": name,
                 "run": run,
             }
             with charged(ws.path, "evaluate", phase="evaluate", **columns) as meter, objective.precision():
-                results = evaluate_model(ws, opened.evaluations, evals, lm, step, stamp, meter)
+                results = evaluate_model(ws, opened.evaluations, specs, lm, step, stamp, meter)
     return Evaluated(run, step, results)
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.results import Result
 from curate.store.workspace import Workspace
@@ -40,13 +41,14 @@ class Explained(Result):
     warnings: list[str] = field(default_factory=list)
 
 
-def explain(ws: Workspace, sample_id: str, score: str, *, k: int = 5) -> Explained:
+def explain(ws: AnyWorkspace, sample_id: str, score: str, *, k: int = 5) -> Explained:
     """Why a sample has its score; or, for an example of the target, which samples of the pool are similar to it.
 
     The score must be based on vectors (less, embed, embed_lm), and so on similarities, of which the k highest and
     lowest are shown. sample_id: an id, or its first digits if no other begins so. Raises CurateError for another score,
     an unknown or ambiguous id, or a sample without a vector.
     """
+    ws = workspace_of(ws)
     if k < 1:
         raise CurateError(f"-k {k}: a number of samples is 1 or more.")
     state = score_state(ws, score)

@@ -16,6 +16,8 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from curate.arguments.methods import method_of
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.kinds.export import Export, Row
 from curate.results import Result
@@ -44,7 +46,13 @@ class Exported(Result):
 
 
 def export(
-    ws: Workspace, manifest: str, exporter: Export, folder: str, *, skip_unfit: bool = False, seed: int = 0
+    ws: AnyWorkspace,
+    manifest: str,
+    exporter: Export | str,
+    folder: str | os.PathLike[str],
+    *,
+    skip_unfit: bool = False,
+    seed: int = 0,
 ) -> Exported:
     """Write a manifest's samples into an empty or new folder, in the pool's order, repeats included.
 
@@ -57,6 +65,7 @@ def export(
     Raises CurateError for a folder that is not empty, weights that the format cannot carry, or a sample that it cannot
     represent; then nothing is written.
     """
+    ws, exporter, folder = workspace_of(ws), method_of(Export, exporter), os.fspath(folder)
     export_set = export_rows(ws, manifest, exporter, seed)
     target = Path(folder).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
@@ -87,9 +96,10 @@ def export(
 
 
 def preview(
-    ws: Workspace, manifest: str, exporter: Export, count: int, *, skip_unfit: bool = False
+    ws: AnyWorkspace, manifest: str, exporter: Export | str, count: int = 3, *, skip_unfit: bool = False
 ) -> list[dict[str, Any]]:
     """The first `count` rows as the trainer will see them, without writing anything."""
+    ws, exporter = workspace_of(ws), method_of(Export, exporter)
     export_set, unwritten = export_rows(ws, manifest, exporter, 0), Exported(manifest, exporter.name, "")
     rows = _written(_rows(ws, export_set.table, exporter), exporter, skip_unfit, unwritten, Counter())
     return [exporter.example(row) for row in islice(rows, count)]

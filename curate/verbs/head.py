@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError, nearest
 from curate.results import Result
 from curate.store.manifests import read_manifest
@@ -28,13 +29,14 @@ class Head(Result):
         return {"samples": rows} if rows else {}
 
 
-def head(ws: Workspace, name: str | None = None, *, where: str | None = None, n: int = 5) -> Head:
+def head(ws: AnyWorkspace, name: str | None = None, *, where: str | None = None, n: int = 5) -> Head:
     """The first n samples: of the pool, in its order; of a manifest, by rank; of a target, as stored; of a score, the
     highest.
 
     where: an SQL condition over `samples` that those of the pool, a manifest or a score must satisfy. Raises
     CurateError for a name that is none of these, invalid SQL, or a condition on a target.
     """
+    ws = workspace_of(ws)
     if n < 1:
         raise CurateError(f"-n {n}: a number of samples is 1 or more.")
     if name in ws.target_names() and name not in (*ws.manifest_names(), *ws.score_names()):

@@ -1,4 +1,4 @@
-"""`curate ingest`: files in, a pool of distinct samples out.
+"""`curate ingest`: files, or rows in memory, in; a pool of distinct samples out.
 
 Samples are stored in immutable shards of about `shard_bytes` of text. A shard, the records refused meanwhile, the
 copies found of rows stored earlier, and how far each file has been read are committed together by the shard's record;
@@ -18,12 +18,14 @@ import polars as pl
 import pyarrow as pa
 from tqdm import tqdm
 
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError, require
 from curate.hashing import fingerprint, ids_as_integers
 from curate.results import Result
 from curate.store.encoding import ROW_GROUP, read_table, write_table
 from curate.store.files import remove_leftovers
-from curate.store.input_files import Input, find_inputs, records
+from curate.store.given_data import Data, find_given
+from curate.store.input_files import Input, first_records, records
 from curate.store.input_formats import Reader, Refused, Sample, refusal
 from curate.store.later_meta import RULES, MetaRule, combined, meta_path, stored_meta
 from curate.store.later_meta import SCHEMA as META
@@ -61,8 +63,8 @@ class Ingested(Result):
 
 
 def ingest(
-    ws: Workspace,
-    paths: Sequence[str] | str,
+    ws: AnyWorkspace,
+    paths: Data,
     *,
     source: str | None = None,
     fmt: str = "auto",
@@ -74,10 +76,14 @@ def ingest(
     meta: MetaRule = "keep",
     dry_run: bool = False,
 ) -> Ingested:
-    """Add the samples of files, folders, globs or hub ids to the pool.
+    """Add samples to the pool: of files, folders, globs or hub ids, or of rows in memory.
 
-    source: the domain of all rows (default: the name of each path, without endings). split: of folders and datasets
-    with several; None: train.
+    paths: one of these, or a list of them: a path; '-' (standard input) or an open binary file, of JSON Lines; a
+    `datasets.Dataset`, a table of Arrow, polars or pandas; a list or an iterator of dictionaries. What was read is
+    skipped when it is given again; of an iterator, a stream or an `IterableDataset`, which are read once, every row
+    that is in the pool counts as a copy.
+    source: the domain of all rows (default: the name of each path, without endings; memory; stdin). split: of folders
+    and datasets with several; None: train.
     fmt: 'auto', or the format every record must have (curate.store.input_formats). mapping: our field -> their field.
     turn_keys: keys of turns that the chat template prints, beside those that are known (curate.store.turns).
     choice_answer: what the answer to a question with options is, the letter or the text of the right one.
@@ -86,13 +92,12 @@ def ingest(
     Reads the input once; memory: one shard and 8 bytes per stored row.
 
     Raises CurateError, before anything is stored, if a path does not exist, is not a data file, or has only records of
-    unknown format.
+    unknown format; and, after what came before is stored, for an iterator that raises an error.
     """
-    paths = [paths] if isinstance(paths, str) else paths
+    ws = workspace_of(ws, create=True)
     reader = Reader(fmt, mapping or {}, frozenset(turn_keys), choice_answer)
-    given = [find_inputs(path, split) for path in paths]
-    inputs = [file_input for found in given for file_input in found.inputs]
-    result = Ingested(warnings=[note for found in given for note in found.notes])
+    found = find_given(paths, split)
+    inputs, result = found.inputs, Ingested(warnings=list(found.notes))
     # A file that is read with another mapping counts as another file.
     reading = fingerprint(
         fmt,
@@ -116,8 +121,11 @@ def ingest(
             with charged(ws.path, "ingest", methods=[], name="pool", phase="read") as meter:
                 writer = _Writer(ws, shard_bytes, result, meter, meta)
                 for item in todo:
-                    _read_file(item, f"{item.key}:{reading}", reader, source, writer, progress, result)
+                    _read_file(item, _key(item, reading), reader, source, writer, progress, result)
+                    if item.rows and item.rows.error:
+                        break
                 writer.flush()
+            _refuse_stopped(todo, result)
     result.formats = dict(reader.seen)
     result.meta_fields = {name: sorted(map(str, shape.meta_fields)) for name, shape in reader.shapes.items()}
     result.examples = {name: shape.shown() for name, shape in reader.shapes.items()}
@@ -135,6 +143,21 @@ def _meta_notes(result: Ingested, rule: MetaRule) -> list[str]:
     return [f"{n:,} known samples came with other fields; those in the pool were {done}{hint}"]
 
 
+def _key(item: Input, reading: str) -> str:
+    """What an input's progress is recorded by; '' for one that can be read only once. reading: how it is read."""
+    return f"{item.key}:{reading}" if item.key else ""
+
+
+def _refuse_stopped(inputs: Sequence[Input], result: Ingested) -> None:
+    """Raises CurateError if rows in memory were ended by an error; what came before it is stored."""
+    for item in inputs:
+        if item.rows:
+            item.rows.refuse_if_stopped(
+                f"of the rows before it {result.added:,} were added to the pool and stay there; mend what gives the "
+                "rows and ingest them again: those that are there are not added twice"
+            )
+
+
 def _read_otherwise(key: str, progress: Mapping[str, Any]) -> bool:
     """Whether a file with the same content was read before with another --format or --map."""
     content = key.partition(":")[0]
@@ -148,8 +171,8 @@ def _progress(ws: Workspace) -> dict[str, dict[str, Any]]:
 
 def _unread(inputs: list[Input], reading: str, progress: dict[str, Any], result: Ingested) -> list[Input]:
     todo: dict[str, Input] = {}
-    for item in inputs:
-        key = f"{item.key}:{reading}"
+    for i, item in enumerate(inputs):
+        key = _key(item, reading) or f"once {i}"
         if item.kind == "empty":
             result.warnings.append(f"{item.path} is empty")
         elif progress.get(key, {}).get("done") or key in todo:
@@ -162,7 +185,7 @@ def _unread(inputs: list[Input], reading: str, progress: dict[str, Any], result:
 def _refuse_unknown_shape(item: Input, reader: Reader) -> None:
     """Raises CurateError if none of the first records has a known format: a user error, not a file of rejects."""
     first: str | None = None
-    for line, record in islice(records(item), _LOOK):
+    for line, record in first_records(item, _LOOK):
         try:
             reader.sample(record)
             return
@@ -185,7 +208,7 @@ def _read_file(
 ) -> None:
     skip = progress.get(key, {}).get("rows", 0)
     accepted_before = writer.accepted
-    writer.counts_copies = not _read_otherwise(key, progress)
+    writer.counts_copies = not (key and _read_otherwise(key, progress))
     if not writer.counts_copies:
         result.warnings.append(f"{item.path} was read before under another --format or --map: no copies are counted")
     rows = tqdm(records(item, skip), desc=f"ingest {item.path}", unit=" rows", disable=None, leave=False)
@@ -197,7 +220,10 @@ def _read_file(
             key,
         )
         number = batch[-1][0]
-    writer.finish(key, number)
+    if not (item.rows and item.rows.error):
+        writer.finish(key, number)
+    elif key:
+        writer.files[key] = {"rows": number, "done": False}
     result.files_read += 1
     if writer.accepted == accepted_before:
         result.warnings.append(f"{item.path} gave no sample; see the table rejects")
@@ -286,7 +312,8 @@ class _Writer:
                 self._new_row(sample, sample.source or source)
             if self.bytes >= self.shard_bytes:
                 stored |= self.rows.keys()
-                self.files[key] = {"rows": number, "done": False}
+                if key:
+                    self.files[key] = {"rows": number, "done": False}
                 self.flush()
 
     def _refuse(self, row: dict[str, Any]) -> None:
@@ -331,8 +358,9 @@ class _Writer:
         self.result.sources[source] = self.result.sources.get(source, 0) + 1
 
     def finish(self, key: str, number: int) -> None:
-        """Mark a file as read to its end."""
-        self.files[key] = {"rows": number, "done": True}
+        """Mark a file as read to its end; an input without a key is not recorded."""
+        if key:
+            self.files[key] = {"rows": number, "done": True}
 
     def flush(self) -> None:
         """Commit the buffered rows as the next shard: rejects and copies first, then the rows, the record last."""

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from curate.arguments.methods import method_of
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.kinds.parameters import Mask, Parameters
 from curate.models.choice import ModelChoice
@@ -40,9 +42,9 @@ class MaskResult(Result):
 
 
 def mask(
-    ws: Workspace,
+    ws: AnyWorkspace,
     name: str,
-    method: Mask,
+    method: Mask | str,
     frac: float,
     *,
     model: ModelChoice | str | None = None,
@@ -58,6 +60,7 @@ def mask(
     Raises CurateError for a fraction out of range, a score without values per parameter, a stale score (unless
     allowed), or a name that is taken.
     """
+    ws, method = workspace_of(ws), method_of(Mask, method)
     ws.check_name(name, "mask")
     if not 0 < frac <= 1:
         raise CurateError(f"--frac {frac:g}: a mask takes a share of the parameters, above 0 and at most 1.")

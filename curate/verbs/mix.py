@@ -14,12 +14,17 @@ from typing import Any, Literal
 import numpy as np
 import pyarrow as pa
 
+from curate.arguments.methods import method_of
+from curate.arguments.specs import spec_of
+from curate.arguments.trainings import proxy_of
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.kinds.mixer import Domains, Mixer
+from curate.models.choice import ModelChoice
 from curate.numerics.apportion import largest_remainders
 from curate.numerics.resampling import differ
 from curate.results import Result
-from curate.runs.evaluation import questions
+from curate.runs.evaluation import EvalSpec, questions
 from curate.runs.proxies import Pool, Proxy, Trainings
 from curate.runs.samples import TrainingRows, places_of, rows_of
 from curate.store.ledger import charged
@@ -89,23 +94,28 @@ class MixtureResult(Result):
 
 
 def mix(
-    ws: Workspace,
+    ws: AnyWorkspace,
     name: str,
-    mixer: Mixer,
+    mixer: Mixer | str,
     blend: MixtureSpec | None = None,
     *,
-    proxy: Proxy | None = None,
+    proxy: Proxy | ModelChoice | str | None = None,
+    evals: Sequence[EvalSpec | str] = (),
     fresh: bool = False,
+    **fields: Any,
 ) -> MixtureResult:
     """Compute domain weights, and write the mixture as the manifest `name`.
 
-    proxy: how to train the proxy models that some mixers use; these are stored, so that the same call, after a kill or
-    with another size, re-uses them. fresh: replace a manifest of that name, as for `select`.
+    fields: those of a MixtureSpec, in place of `blend` (rows=1000, by="nll"). proxy: how to train the proxy models that
+    some mixers use, or the model that they start from; evals: the targets that they are evaluated on. They are stored,
+    so that the same call, after a kill or with another size, re-uses them. fresh: replace a manifest of that name, as
+    for `select`.
 
     Raises CurateError for a domain that would be repeated more often than allowed, or has no sample; a column that the
     mixer needs and lacks, or does not use; a stale score (unless allowed); or a name that is taken.
     """
-    blend = blend or MixtureSpec()
+    ws, mixer, blend = workspace_of(ws), method_of(Mixer, mixer), spec_of(MixtureSpec, blend, fields, "mix")
+    proxy = proxy_of(proxy, evals)
     ws.check_name(name, "manifest")
     ws.require_pool()
     proxy = replace(proxy, model=model_of(ws, proxy.model)) if proxy else None

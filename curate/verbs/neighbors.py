@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.kinds.registry import find
 from curate.kinds.vectors import Vectors
@@ -31,7 +32,7 @@ class Neighbors(Result):
 
 
 def neighbors(
-    ws: Workspace,
+    ws: AnyWorkspace,
     vectors: str,
     *,
     text: str | None = None,
@@ -45,6 +46,7 @@ def neighbors(
 
     Raises CurateError for unknown vectors or id, a sample without a vector, or a model that has changed since.
     """
+    ws = workspace_of(ws)
     if (text is None) == (sample_id is None):
         raise CurateError("say what to be near to: --text 'some words', or --id of a sample.")
     if text is not None and not text.strip():

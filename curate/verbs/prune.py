@@ -11,6 +11,8 @@ import numpy as np
 import orjson
 from msgspec import structs
 
+from curate.arguments.methods import method_of
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.kinds.parameters import Pruner
 from curate.results import Result
@@ -18,7 +20,6 @@ from curate.store.ledger import charged
 from curate.store.locks import lock
 from curate.store.recipes import PruneRecipe, RunRecipe
 from curate.store.run_record import Run, require_run
-from curate.store.workspace import Workspace
 from curate.tables.inputs import method_recipe, model_choice
 
 
@@ -35,7 +36,7 @@ class Pruned(Result):
     folder: str = ""
 
 
-def prune(ws: Workspace, run: str, method: Pruner, sparsity: float, *, name: str | None = None) -> Pruned:
+def prune(ws: AnyWorkspace, run: str, method: Pruner | str, sparsity: float, *, name: str | None = None) -> Pruned:
     """Revert the least important changes of a run, and write the result as the run NAME (default: RUN_METHOD).
 
     sparsity: the share of each parameter's elements that are reset to their values before training: 0 keeps the run as
@@ -45,6 +46,7 @@ def prune(ws: Workspace, run: str, method: Pruner, sparsity: float, *, name: str
     Raises CurateError for a run that is not finished or involved no training, a sparsity outside [0, 1], or a name that
     is taken by another run.
     """
+    ws, method = workspace_of(ws), method_of(Pruner, method)
     if not 0 <= sparsity <= 1:
         raise CurateError(f"--sparsity {sparsity:g}: it is the share of an update that is reverted, from 0 to 1.")
     source, name = require_run(ws, run), name or f"{run}_{method.name}"

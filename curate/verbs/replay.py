@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.kinds.registry import find
 from curate.store.manifests import manifest_recipe
 from curate.store.recipes import SelectionRecipe, read_manifest_recipe
-from curate.store.workspace import Workspace
 from curate.verbs.select import Selected, SelectionSpec, select
 
 
-def replay(ws: Workspace, name: str, file: str, *, allow_stale: bool = False, fresh: bool = False) -> Selected:
+def replay(
+    ws: AnyWorkspace, name: str, file: str | os.PathLike[str], *, allow_stale: bool = False, fresh: bool = False
+) -> Selected:
     """Repeat the selection that a manifest's JSON describes, under a new or the same name.
 
     allow_stale: true if given now or in the original. fresh: as for `select`. If the rows differ from the original's, a
     warning states why.
     """
+    ws = workspace_of(ws)
     path = Path(file)
     if not path.is_file():
         raise CurateError(f"{file}: there is no such file; a manifest's JSON is manifests/NAME.json.")

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.hashing import ids_as_integers, keyed_uniform
 from curate.numerics.long_horizon.scorecard import Scorecard
@@ -110,7 +111,7 @@ class Report(Result):
 
 
 def report(
-    ws: Workspace,
+    ws: AnyWorkspace,
     *,
     scores: Sequence[str] = (),
     manifests: Sequence[str] = (),
@@ -126,6 +127,7 @@ def report(
 
     Raises CurateError for an empty pool, or an unknown score or manifest.
     """
+    ws = workspace_of(ws)
     ws.require_pool()
     if samples < 0 or cut < 1:
         raise CurateError(f"--samples is 0 or more and --cut 1 or more, not {samples} and {cut}.")

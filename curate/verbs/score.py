@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 
+from curate.arguments.methods import method_of
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.kinds.executor import Executor
 from curate.kinds.score import Score
@@ -33,18 +35,18 @@ from curate.tables.spec import TableSpec
 
 
 def score(
-    ws: Workspace,
-    *methods: Score,
+    ws: AnyWorkspace,
+    *methods: Score | str,
     target: str | None = None,
     names: Mapping[str, str] | None = None,
     vectors: Mapping[str, str] | None = None,
     fresh: bool = False,
-    executor: Executor | None = None,
+    executor: Executor | str | None = None,
     models: Models | ModelChoice | str | None = None,
     checkpoints: Sequence[str] = (),
     dry_run: bool = False,
 ) -> list[Scored]:
-    """Score every sample of the pool by each method.
+    """Score every sample of the pool by each method, given by its name or as an object.
 
     Methods that use the same model share one pass through it. A method with vectors (embed, embed_lm) stores them
     first, under their own name, for use with any target; without a target it stores only the vectors.
@@ -52,16 +54,18 @@ def score(
     target: the target of the methods that use one. names: method -> score name, if not the default (METHOD, or
     METHOD_TARGET; VECTORS_TARGET for a score on vectors). vectors: method -> name of its vectors (default: METHOD).
     fresh: compute again beside the old table and swap; a score on vectors re-uses these if they are unchanged.
-    executor: runs the tasks (default: Local()); the bytes written do not depend on it. models: the model, or role ->
+    executor: runs the tasks (default: local); the bytes written do not depend on it. models: the model, or role ->
     model, for methods that need one. checkpoints: the checkpoints of gradient-based methods, as the name of a run or a
     folder, in place of a model (a model without a name supplies their settings). dry_run: only estimate the work.
 
     Raises CurateError for a missing target, a name that is taken, or a table of other settings under that name, and
     CurateFailure if a worker is lost repeatedly or the method fails; the same call then resumes.
     """
+    ws = workspace_of(ws)
+    given = [method_of(Score, method) for method in methods]
     request = _Asked(
         ws,
-        methods,
+        given,
         {role: model_of(ws, choice) for role, choice in roles(models).items()},
         target,
         names or {},
@@ -70,7 +74,7 @@ def score(
         fresh,
     )
     request.refuse_contradictions()
-    planned = [request.tables(method, train=False) for method in methods]
+    planned = [request.tables(method, train=False) for method in given]
     specs = [spec for tables in planned for spec in tables]
     refuse_same_names(specs)
     if not fresh:  # refuse before a warm-up is trained
@@ -80,9 +84,10 @@ def score(
         return _results(planned, [(spec, estimate(spec, fresh)) for spec in specs])
     planned = [
         request.tables(method, train=True) if any(spec.awaits_warm_up for spec in tables) else tables
-        for method, tables in zip(methods, planned, strict=True)
+        for method, tables in zip(given, planned, strict=True)
     ]
-    with closing((executor or Local()).open()) as workers:
+    runs_on = method_of(Executor, executor) if executor is not None else Local()
+    with closing(runs_on.open()) as workers:
         shared = groups([spec for tables in planned for spec in tables])
         return _results(planned, [outcome for group in shared for outcome in run_group(group, fresh, workers)])
 

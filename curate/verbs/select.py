@@ -11,6 +11,9 @@ import numpy as np
 import polars as pl
 import pyarrow as pa
 
+from curate.arguments.methods import method_of
+from curate.arguments.specs import spec_of
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError, nearest
 from curate.hashing import fingerprint
 from curate.kinds.selector import Budget, Candidates, Selector
@@ -50,20 +53,26 @@ class Selected(Result):
 
 
 def select(
-    ws: Workspace,
+    ws: AnyWorkspace,
     name: str,
-    selector: Selector,
-    choice: SelectionSpec,
+    selector: Selector | str | None = None,
+    choice: SelectionSpec | None = None,
     *,
     dry_run: bool = False,
     fresh: bool = False,
+    **fields: Any,
 ) -> Selected:
     """Choose samples and write manifests/NAME.parquet and NAME.json.
+
+    selector: None: top; random without `by`. fields: those of a SelectionSpec, in place of `choice` (by="bm25_maths",
+    frac=0.05).
 
     Samples whose value is NULL are never chosen. fresh: replace a manifest of that name that was made in another way,
     or that something was made from; without it that is an error. Raises CurateError for a stale or incomplete score
     (unless allowed), a name that is taken, invalid SQL, or a budget that no candidate fits in.
     """
+    ws, choice = workspace_of(ws), spec_of(SelectionSpec, choice, fields, "select")
+    selector = method_of(Selector, selector or ("top" if choice.by else "random"))
     ws.check_name(name, "manifest")
     shards = ws.require_pool()
     choice = replace(choice, token_count=token_count(ws, choice.token_count, choice.tokens is not None))
@@ -118,10 +127,8 @@ def _refuse_unused(selector: Selector, spec: SelectionSpec) -> None:
     """Raises CurateError for vectors or a target that the selector lacks, or an option that it does not use."""
     if spec.history and not selector.uses_history:
         raise CurateError(f"the selector '{selector.name}' uses no history; leave out --history {spec.history}.")
-    for option, value, used in (
-        ("vectors", spec.vectors, selector.uses_vectors),
-        ("target", spec.target, selector.uses_target),
-    ):
+    uses = (("vectors", spec.vectors, selector.uses_vectors), ("target", spec.target, selector.uses_target))
+    for option, value, used in uses:
         if value and not used:
             raise CurateError(f"the selector '{selector.name}' uses no {option}; leave out --{option} {value}.")
         if used and not value:

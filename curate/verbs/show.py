@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError, nearest
 from curate.results import Result
 from curate.runs.recipe_words import (
@@ -76,12 +77,13 @@ class Described(Result):
     warnings: list[str] = field(default_factory=list)
 
 
-def show(ws: Workspace, name: str, *, n: int = 5) -> Sample | Described:
+def show(ws: AnyWorkspace, name: str, *, n: int = 5) -> Sample | Described:
     """A sample by its id, or by the first digits of it; or a score, vectors, manifest, mask, target or run by its name.
 
     n: of an object, how many rows to show. Raises CurateError if nothing has that name and no sample that id, or if
     several samples' ids begin so.
     """
+    ws = workspace_of(ws)
     kinds = [kind for kind in _KINDS if name in ws.having(kind)]
     if kinds:
         described = _DESCRIBE[kinds[0]](ws, name, n)

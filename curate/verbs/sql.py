@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, overload
 
 import pyarrow as pa
 
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError, nearest
 from curate.store.workspace import Workspace
 from curate.tables import sql as queries
@@ -76,11 +77,12 @@ class QueryResult(Sequence[dict[str, Any]]):
         return self.arrow.to_pandas()
 
 
-def sql(ws: Workspace, query: str) -> QueryResult:
+def sql(ws: AnyWorkspace, query: str) -> QueryResult:
     """One SELECT over pool, targets, rejects, ledger, runs, samples, every score, vectors and manifest.
 
     Raises CurateError, with DuckDB's own sentence, for a query that it refuses.
     """
+    ws = workspace_of(ws)
     return QueryResult(queries.fetch(ws, query))
 
 

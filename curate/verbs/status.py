@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Any
 
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.results import Result
 from curate.store.manifests import kept_manifests, manifest_recipe, stamp_of
 from curate.store.mask_file import read_mask
@@ -37,8 +38,9 @@ class Status(Result):
     runs: list[dict[str, Any]] = field(default_factory=list)
 
 
-def status(ws: Workspace) -> Status:
+def status(ws: AnyWorkspace) -> Status:
     """The pool by source, targets by split, scores and vectors with what is missing or stale, and the rest."""
+    ws = workspace_of(ws)
     sources = "SELECT source, count(*) AS rows, sum(copies)::BIGINT AS copies, sum(n_chars)::BIGINT AS chars FROM pool"
     by_source = list(sql.rows(ws, f"{sources} GROUP BY source ORDER BY rows DESC, source"))
     targets = """SELECT target, count(*) FILTER (split = 'val') AS val, count(*) FILTER (split = 'test') AS test,
@@ -123,8 +125,9 @@ def _mask(ws: Workspace, name: str) -> dict[str, Any]:
     return {"name": name, "made_by": made_by, "model": model, "frac": recipe.frac, "selected": recipe.selected}
 
 
-def ledger(ws: Workspace) -> list[dict[str, Any]]:
+def ledger(ws: AnyWorkspace) -> list[dict[str, Any]]:
     """Costs summed by stage, method, name and phase, ordered by first occurrence."""
+    ws = workspace_of(ws)
     return list(
         sql.rows(
             ws,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -10,11 +11,13 @@ from typing import Any, Literal
 import polars as pl
 import pyarrow as pa
 
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.results import Result
 from curate.store.encoding import write_table
 from curate.store.files import remove_leftovers
-from curate.store.input_files import Input, find_inputs, records
+from curate.store.given_data import Data, find_given
+from curate.store.input_files import Input, records
 from curate.store.input_formats import Reader, Refused, refusal
 from curate.store.locks import lock
 from curate.store.schema import POOL, REJECTS, TARGET
@@ -38,9 +41,9 @@ class Targeted(Result):
 
 
 def target(
-    ws: Workspace,
+    ws: AnyWorkspace,
     name: str,
-    path: str,
+    path: Data,
     *,
     subtask: str | None = None,
     split: str = "val",
@@ -51,20 +54,23 @@ def target(
 ) -> Targeted:
     """Store the samples at `path` as the given split of target `name`; the other split stays as it is.
 
+    path: a path, standard input ('-') or rows in memory, as for `ingest`; of what has no name the source is memory.
     turn_keys, choice_answer: as for `ingest`. split: 'val' is used for selection, 'test' for evaluation. subtask: the
     field with each row's sub-task. Rows that name their own split (`--map split=FIELD`) are stored there. Scores based
-    on an edited val split become stale. Raises CurateError if no usable sample is found; the stored target is then
-    unchanged.
+    on an edited val split become stale. Raises CurateError if no usable sample is found, or if an iterator raises an
+    error; the stored target is then unchanged.
     """
+    ws = workspace_of(ws, create=True)
     ws.check_name(name, "target")
     _check_split(split)
     fields = {**(mapping or {}), **({"subtask": subtask} if subtask else {})}
     reader = Reader(fmt, fields, frozenset(turn_keys), choice_answer)
-    found = find_inputs(path)
+    found = find_given(path)
     rows, rejects = _read(found.inputs, reader, name, split)
     if not rows:
         reason = f"; line {rejects[0]['line']} {rejects[0]['reason']}" if rejects else ", it is empty"
-        raise CurateError(f"{path}: no sample for the target '{name}' was found{reason}.")
+        where = path if isinstance(path, str | os.PathLike) else ", ".join(i.path for i in found.inputs)
+        raise CurateError(f"{where or 'an empty list'}: no sample for the target '{name}' was found{reason}.")
     table = _store(ws, name, pa.Table.from_pylist(rows, schema=TARGET), split, rejects)
     split_counts = Counter(table["split"].to_pylist())
     subtasks = Counter(s for s in table["subtask"].to_pylist() if s)
@@ -147,4 +153,6 @@ def _read(
                     "split": sample.split or split,
                 }
             )
+        if item.rows:
+            item.rows.refuse_if_stopped(f"the target '{name}' stays as it was")
     return rows, rejects

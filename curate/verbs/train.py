@@ -13,7 +13,10 @@ from typing import Any
 
 import numpy as np
 
+from curate.arguments.trainings import evals_of, training_of
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
+from curate.kinds.metric import Metric
 from curate.kinds.score import Target
 from curate.models.choice import CHARS_PER_TOKEN, parameters
 from curate.runs.account import Trained
@@ -30,23 +33,30 @@ from curate.tables.lookup import column_of
 
 
 def train(
-    ws: Workspace,
+    ws: AnyWorkspace,
     name: str,
-    training: TrainingSpec,
+    training: TrainingSpec | None = None,
     *,
-    evals: Sequence[EvalSpec] = (),
+    evals: Sequence[EvalSpec | str] = (),
+    metrics: Sequence[Metric | str] = ("loss",),
     fresh: bool = False,
     dry_run: bool = False,
+    **options: Any,
 ) -> Trained:
     """Train a model as the run `name`, resuming from its latest checkpoint if there is one.
 
-    evals: metrics on targets, computed every `eval_every` steps and at the end. fresh: train beside the existing run of
+    options: in place of `training`, the fields of a TrainingSpec (model="tiny", manifest="best", weighting="adapt",
+    mask="few", stream="-") and the settings of TrainSettings (lr=1e-3, steps=10, or by Hugging Face's names).
+    evals: metrics on targets, or targets' names, for which `metrics` are computed, on the split test; every
+    `eval_every` steps and at the end. fresh: train beside the existing run of
     that name, and replace it when the new one is complete.
 
     Raises CurateError for a run of other settings under that name, a manifest whose samples are not in the pool,
     weights that are all zero, negative or NaN, or a target to evaluate on that lacks the split; CurateFailure if the
     loss diverges, naming the step and the last good checkpoint.
     """
+    ws, evals = workspace_of(ws), evals_of(evals, metrics)
+    training = training_of(ws, training, options)
     ws.check_name(name, "run")
     training = replace(
         training,

@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from curate.arguments.methods import method_of
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError, CurateFailure
 from curate.hashing import ids_as_integers
 from curate.kinds.executor import Executor
@@ -55,10 +57,10 @@ class Verified(Result):
 
 
 def verify(
-    ws: Workspace,
+    ws: AnyWorkspace,
     *,
     repair: bool = False,
-    executor: Executor | None = None,
+    executor: Executor | str | None = None,
 ) -> Verified:
     """Check every part: its bytes, its number of rows, and that the ids of a table's rows are those of the pool.
 
@@ -67,6 +69,8 @@ def verify(
 
     Raises CurateError if repair is requested while another process is writing.
     """
+    ws = workspace_of(ws)
+    executor = method_of(Executor, executor) if executor is not None else None
     result = Verified()
     for name in ("pool", *ws.target_names()):
         _note(result, _originals(ws, name))

@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from curate.arguments.methods import method_of
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.kinds.weighting import Weighting, weigh_once
 from curate.numerics.resampling import repeats_of
@@ -48,9 +50,9 @@ class Weighed(Result):
 
 
 def weigh(
-    ws: Workspace,
+    ws: AnyWorkspace,
     name: str,
-    weighting: Weighting,
+    weighting: Weighting | str,
     by: str,
     *,
     manifest: str | None = None,
@@ -68,6 +70,7 @@ def weigh(
     Raises CurateError for a weighting that needs the model, a stale score (unless allowed), a name that is taken, or
     weights that are all 0.
     """
+    ws, weighting = workspace_of(ws), method_of(Weighting, weighting)
     ws.check_name(name, "manifest")
     shards = ws.require_pool()
     if unusable := set(weighting.needs) - {"loss", "column", "base_loss"}:

@@ -13,6 +13,7 @@ from contextlib import asynccontextmanager, suppress
 
 from aiohttp import web
 
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.store.workspace import Workspace
 from curate.web.server import application
@@ -20,12 +21,13 @@ from curate.web.server import application
 ADDRESS = "127.0.0.1"
 
 
-def explore(ws: Workspace, *, port: int = 0, browser: bool = True, announce: Callable[[str], None] = print) -> None:
+def explore(ws: AnyWorkspace, *, port: int = 0, browser: bool = True, announce: Callable[[str], None] = print) -> None:
     """Serve a workspace to a browser on this machine, until it is interrupted (SIGINT, SIGTERM).
 
     port: 0 takes a free one. browser: whether to open one, where there is a screen. announce: is given the address,
     which has a token in it. Marks are stored as they are made. Raises CurateError if the port is taken.
     """
+    ws = workspace_of(ws)
 
     async def run() -> None:
         async with served(ws, port) as address:

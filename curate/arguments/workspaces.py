@@ -1,0 +1,26 @@
+"""The workspace that a verb is given: opened already, or its folder's path."""
+
+from __future__ import annotations
+
+import os
+from typing import TypeAlias
+
+from curate.errors import CurateError
+from curate.store.workspace import Workspace, open_workspace
+
+AnyWorkspace: TypeAlias = Workspace | str | os.PathLike[str]
+
+
+def workspace_of(ws: AnyWorkspace, *, create: bool = False) -> Workspace:
+    """The workspace itself, or that of a path. create: make one of a missing or empty folder.
+
+    Raises CurateError for a path without a workspace, unless it may be created, and for what is neither.
+    """
+    if isinstance(ws, Workspace):
+        return ws
+    if isinstance(ws, str | os.PathLike):
+        return open_workspace(ws, create=create)
+    raise CurateError(
+        f"a workspace is its folder's path, or what curate.open_workspace gives, not {repr(ws)[:60]} "
+        f"(of the type {type(ws).__name__})."
+    )
