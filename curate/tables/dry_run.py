@@ -10,7 +10,6 @@ from curate.store.commits import Parts
 from curate.tables.engine import Scored, computed_anew, missing_shards, stored_recipe
 from curate.tables.plan import refuse_other_recipe
 from curate.tables.spec import TableSpec
-from curate.tables.units import shard_units
 
 
 def estimate(job: TableSpec, fresh: bool) -> Scored:
@@ -40,7 +39,7 @@ def estimate(job: TableSpec, fresh: bool) -> Scored:
             {
                 "pass": step.name,
                 "shards": len(todo),
-                "units": sum(len(shard_units(shard, job.unit_size, {})) for shard in todo),
+                "units": sum(len(job.units_of(shard)) for shard in todo),
                 "rows": sum(shard.rows for shard in todo),
                 "text_chars": chars,
                 "flops": flops,

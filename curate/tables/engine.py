@@ -41,7 +41,7 @@ from curate.tables.plan import (
 from curate.tables.reduce import Failed, reduced
 from curate.tables.spec import TableSpec
 from curate.tables.unit_worker import UnitWorker
-from curate.tables.units import MergeTask, TargetTask, Unit, shard_units, units_of_part
+from curate.tables.units import MergeTask, TargetTask, Unit, units_of_part
 
 
 @dataclass
@@ -241,7 +241,7 @@ class _LastPass:
     def __init__(self, jobs: Sequence[TableSpec], works: Sequence[UnitWorker], failed: Failed, shards: Sequence[Shard]):
         self.tasks, self.cut, self.works = Tasks(), _Cut(), works
         size = min(job.unit_size for job in jobs)
-        self._units = {shard.name: shard_units(shard, size, failed.get(shard.name, {})) for shard in shards}
+        self._units = {shard.name: jobs[0].units_of(shard, failed.get(shard.name), size) for shard in shards}
         self._missing: dict[str, set[str]] = {}
         if targets := [unit_worker.target for unit_worker in works if unit_worker.aims() and unit_worker.target]:
             self.tasks.add(TargetTask(len(targets[0].subtasks)))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -225,17 +224,6 @@ def test_new_samples_are_scored_by_the_warm_up_that_is_there(handful_ws: Any, tm
     assert anew.computed == 140
     vectors, score = table_recipe(handful_ws, "vectors", "less"), table_recipe(handful_ws, "score", "less_facts")
     assert vectors.warmup and score.warmup and vectors.warmup.place != score.warmup.place
-
-
-@pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Sums of several threads may differ in their last bits; what is started now has one, too."""
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        torch.set_num_threads(1)
-        yield
-        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(
