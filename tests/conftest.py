@@ -78,19 +78,6 @@ def unsynced() -> Iterator[None]:
 
 
 @pytest.fixture
-def one_thread() -> Iterator[None]:
-    """Sums of several threads may differ in their last bits; what is started now has one, too."""
-    import torch
-
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        torch.set_num_threads(1)
-        yield
-        torch.set_num_threads(threads)
-
-
-@pytest.fixture
 def ws(tmp_path: Path) -> Workspace:
     """An empty workspace."""
     return curate.open_workspace(tmp_path / "ws")

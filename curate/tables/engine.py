@@ -300,7 +300,7 @@ def _score_shards(
                 held_lock.check()
             meters.add(outcome.result, outcome.peak_bytes)
             last_pass.done(task, outcome.result)
-            bar.update(task.samples)
+            bar.finished(task.samples, getattr(outcome.result, "tokens", 0))
     return last_pass.cut
 
 

@@ -110,4 +110,4 @@ def _run(
             meters.add(outcome.result, outcome.peak_bytes)
             if sums and isinstance(task, Unit):
                 sums.came(task)
-            bar.update(task.samples)
+            bar.finished(task.samples, getattr(outcome.result, "tokens", 0))

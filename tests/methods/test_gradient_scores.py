@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,7 @@ from tests.oracles import gradients as slow
 from tests.support import forks
 from tests.support.checkpoints import AIM, LORA, POOL, SUBTASKS, one_at_a_time, write_checkpoints
 from tests.support.narrow import NARROW
+from tests.support.threads import single_thread
 
 
 def double(lora: bool = False) -> Backward:
@@ -224,6 +226,12 @@ def test_new_samples_are_scored_by_the_warm_up_that_is_there(handful_ws: Any, tm
     assert anew.computed == 140
     vectors, score = table_recipe(handful_ws, "vectors", "less"), table_recipe(handful_ws, "score", "less_facts")
     assert vectors.warmup and score.warmup and vectors.warmup.place != score.warmup.place
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    with single_thread():
+        yield
 
 
 @pytest.mark.parametrize(

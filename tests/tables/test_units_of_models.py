@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,7 @@ from curate.models.language_model import LanguageModel
 from curate.store.workspace import Workspace
 from curate.tables.plan import Names, plan
 from tests.conftest import SAMPLE, run_and_kill, tree_bytes
+from tests.support.threads import single_thread
 
 RUN = """
     import sys
@@ -34,6 +36,12 @@ def pool(tmp_path: Path) -> Workspace:
     ws = curate.open_workspace(tmp_path / "ws")
     curate.ingest(ws, [str(tmp_path / "some.jsonl")])
     return ws
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    with single_thread():
+        yield
 
 
 def units(ws: Workspace) -> list[tuple[int, int]]:
