@@ -27,7 +27,7 @@ from curate.errors import CurateError
 from curate.kinds import registry
 from curate.runs.evaluation import EvalSpec
 from curate.store.workspace import Workspace
-from curate.text_table import table
+from curate.text_table import in_bytes, in_time, table
 
 if TYPE_CHECKING:
     from curate.runs.config import StreamSource, TrainingSpec
@@ -209,8 +209,8 @@ def train(
         return
     if dry_run:
         p = r.planned or {}
-        cost = f"about {p['tokens']:,.0f} tokens and {p['flops']:.2g} FLOPs"
-        text = f"Would train {run} on {p['samples']:,} samples: {p['steps']:,} steps, {cost}."
+        cost = f"about {p['tokens']:,.0f} tokens and {p['flops']:.3g} FLOPs, {in_bytes(p['bytes'])} of checkpoints"
+        text = f"Would train {run} on {p['samples']:,} samples: {p['steps']:,} steps, {cost}; {in_time(p['seconds'])}."
         say(r, as_json, text + notes(r.warnings))
         return
     left_out = [f"{n:,} samples were left out: {reason}" for reason, n in r.left_out.items()]

@@ -24,7 +24,7 @@ from curate.models.usage import Usage
 from curate.progress import in_parts, passed
 
 Key: TypeAlias = tuple[str, str]  # a score and its request
-_WINDOW = 2048  # samples tokenised together and sorted by length
+WINDOW = 2048  # samples tokenised together and sorted by length
 UNSUPERVISED = "nothing of it is supervised (no assistant's turn, or no text, within the context)"
 
 
@@ -102,7 +102,7 @@ class Model(ABC):
 
     def _windows(self, samples: Sequence[Sample], view: str) -> Iterator[tuple[np.ndarray, list[Encoded]]]:
         """Windows of tokenised samples; the next window is tokenised while the model processes the current one."""
-        windows = [np.arange(a, min(a + _WINDOW, len(samples))) for a in range(0, len(samples), _WINDOW)]
+        windows = [np.arange(a, min(a + WINDOW, len(samples))) for a in range(0, len(samples), WINDOW)]
 
         def tokenise(places: np.ndarray) -> list[Encoded]:
             return encode(

@@ -86,7 +86,7 @@ def run_group(jobs: Sequence[TableSpec], fresh: bool, workers: Workers) -> list[
         todo, unit_workers = [], []
         for job, folder in zip(jobs, folders, strict=True):
             Parts(folder).remove_leftovers()
-            todo.append(missing_shards(Parts(folder), job))
+            todo.append(missing_shards(job, Parts(folder)))
             unit_workers.append(_work(job, folder))
         cut = _compute(jobs, workers, locks, unit_workers, todo)
         return [
@@ -218,8 +218,10 @@ def computed_anew(job: TableSpec, fresh: bool) -> bool:
     return fresh and (job.kind == "score" or job.target is None)
 
 
-def missing_shards(parts: Parts, job: TableSpec) -> list[Shard]:
-    """The shards without a valid part of this table: one of the recorded size, and with matching fingerprints."""
+def missing_shards(job: TableSpec, parts: Parts | None = None) -> list[Shard]:
+    """The shards without a valid part of this table: one of the recorded size, and with matching fingerprints. parts:
+    those of the folder that it is made in, if not in its place."""
+    parts = parts or Parts(job.folder)
     records, sizes = parts.records(), parts.sizes()
 
     def stands(shard: Shard) -> bool:
@@ -230,6 +232,23 @@ def missing_shards(parts: Parts, job: TableSpec) -> list[Shard]:
         return unchanged and sizes[shard.name] == record["bytes"]
 
     return [shard for shard in job.shards if not stands(shard)]
+
+
+def units_left(job: TableSpec, shards: Sequence[Shard], size: float, anew: bool) -> list[Unit]:
+    """The units of the last pass that are not committed yet. anew: the table is computed beside the existing one."""
+    recipe, left = stored_recipe(job), []
+    goes_on = not anew and recipe is not None and recipe.fingerprint == job.recipe.fingerprint
+    unit_worker = _work(job, job.folder)
+    for shard in shards:
+        units = job.units_of(shard, job.held_out.left_out.get(shard.name), size)
+        missing = _unscored(unit_worker, shard, units) if goes_on else {unit.name for unit in units}
+        left += [unit for unit in units if unit.name in missing]
+    return left
+
+
+def aims(job: TableSpec, anew: bool) -> bool:
+    """Whether the target's vectors are computed with a table of vectors."""
+    return job.kind == "vectors" and job.target is not None and (anew or _work(job, job.folder).aims())
 
 
 class _LastPass:
