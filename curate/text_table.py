@@ -31,6 +31,23 @@ def counted(n: int, noun: str) -> str:
     return f"{n:,} {noun}" if n == 1 else f"{n:,} {noun}s"
 
 
+def in_time(seconds: float | None) -> str:
+    """A duration that is foreseen, in words."""
+    if seconds is None:
+        return "unknown: nothing like it is in the ledger"
+    if seconds < 90:
+        return f"about {seconds:.0f} s"
+    return f"about {seconds / 60:.0f} min" if seconds < 5400 else f"about {seconds / 3600:.1f} h"
+
+
+def in_bytes(count: float) -> str:
+    """A size, in words."""
+    for size, unit in ((1e12, "TB"), (1e9, "GB"), (1e6, "MB"), (1e3, "kB")):
+        if count >= size:
+            return f"{count / size:.3g} {unit}"
+    return f"{count:.0f} bytes"
+
+
 def cell(value: Any) -> str:
     """A value as it is written in a table."""
     if isinstance(value, bool) or not isinstance(value, int | float):

@@ -19,7 +19,7 @@ from curate.cli.options import (
 from curate.errors import CurateError
 from curate.kinds import registry
 from curate.store.workspace import Workspace
-from curate.text_table import table
+from curate.text_table import in_time, table
 
 
 @click.command()
@@ -127,9 +127,12 @@ def _scored(r: Any, dry_run: bool) -> str:
             "rows": "rows",
             "text_chars": "characters",
             "flops": "FLOPs",
+            "bytes": "bytes",
+            "time": "time",
         }
+        planned = [{**row, "time": in_time(row["seconds"])} for row in r.planned]
         vectors_part = f"{_scored(r.vectors, dry_run)}\n" if r.vectors else ""
-        return f"{vectors_part}{r.name} would run\n" + table(r.planned, columns)
+        return f"{vectors_part}{r.name} would run\n" + table(planned, columns)
     why = "; ".join(f"{n:,} {reason}" for reason, n in list(r.reasons.items())[:3])
     nulls = f", {r.nulls:,} of {r.rows:,} null ({why or 'with no reason'}; see {r.name}.error)" if r.nulls else ""
     cut = f", {r.cut:,} of them truncated to the model's context" if r.cut else ""

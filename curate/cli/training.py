@@ -26,7 +26,7 @@ from curate.errors import CurateError
 from curate.kinds import registry
 from curate.runs.evaluation import EvalSpec
 from curate.store.workspace import Workspace
-from curate.text_table import counted, table
+from curate.text_table import counted, in_bytes, in_time, table
 
 if TYPE_CHECKING:
     from curate.runs.config import StreamSource, TrainingSpec
@@ -202,8 +202,8 @@ def train(
         return
     if dry_run:
         p = r.planned or {}
-        cost = f"about {p['tokens']:,.0f} tokens and {p['flops']:.2g} FLOPs"
-        text = f"Would train {run} on {p['samples']:,} samples: {p['steps']:,} steps, {cost}."
+        cost = f"about {p['tokens']:,.0f} tokens and {p['flops']:.3g} FLOPs, {in_bytes(p['bytes'])} of checkpoints"
+        text = f"Would train {run} on {p['samples']:,} samples: {p['steps']:,} steps, {cost}; {in_time(p['seconds'])}."
         say(r, as_json, text + notes(r.warnings))
         return
     left_out = [f"{counted(n, 'sample')} were left out: {reason}" for reason, n in r.left_out.items()]

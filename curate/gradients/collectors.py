@@ -142,7 +142,7 @@ class Projected(GradientCollector):
         self, at: CheckpointView, count: int, projector: Projector, transform: Callable[[str, Tensor], Tensor]
     ):
         self._into = torch.zeros(count, projector.dim, dtype=at.dtype, device=at.device)
-        self._projector, self._transform, self._flops = projector, transform, 0.0
+        self.projector, self._transform, self._flops = projector, transform, 0.0
 
     def take(self, gradient: PerSample) -> None:
         n, count = int(np.prod(gradient.shape)), len(self._into)
@@ -151,8 +151,8 @@ class Projected(GradientCollector):
             rows = slice(start, min(start + size, count))
             block = gradient if size >= count else gradient.of(torch.arange(rows.start, rows.stop))
             transformed = self._transform(gradient.name, block.full().flatten(1))
-            self._projector.add(self._into[rows], gradient.name, transformed)
-        self._flops += gradient.flops() + self._projector.flops(n) * count
+            self.projector.add(self._into[rows], gradient.name, transformed)
+        self._flops += gradient.flops() + self.projector.flops(n) * count
 
     def columns(self) -> Mapping[str, np.ndarray]:
         return {"vector": self._into.cpu().numpy()}

@@ -19,6 +19,7 @@ from curate.models.forward import Key
 from curate.models.language_model import LanguageModel
 from curate.models.tokens import Encoded, Sample
 from curate.models.usage import Usage
+from curate.progress import in_parts
 
 
 class GradientModel:
@@ -51,12 +52,16 @@ class GradientModel:
         """The columns of each request for all samples, in order, and its accumulated `sums`; and the cost."""
         usage, last = self.usage(), len(self.backward.checkpoints) - 1
         parts: dict[Key, list[dict[str, Any]]] = {key: [] for key in requests}
-        for index in range(last + 1):
-            active = {key: request for key, request in requests.items() if request.every or index == last}
-            if active:
-                at = self.backward.go(index)
-                for key, result in self._at(at, samples, view, active, states, usage).items():
-                    parts[key].append(result)
+        by_checkpoint = {
+            index: {key: request for key, request in requests.items() if request.every or index == last}
+            for index in range(last + 1)
+        }
+        with in_parts(sum(map(bool, by_checkpoint.values()))):
+            for index, active in by_checkpoint.items():
+                if active:
+                    at = self.backward.go(index)
+                    for key, result in self._at(at, samples, view, active, states, usage).items():
+                        parts[key].append(result)
         for cost in usage.phases.values():
             usage.add(cost)
         return {key: _joined(parts[key], requests[key].every) for key in requests}, usage

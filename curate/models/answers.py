@@ -16,6 +16,7 @@ from curate.models.forward import by_length, score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.tokens import Sample, Unrenderable, rendered
 from curate.models.usage import Usage
+from curate.progress import passed
 
 
 def generate_answers(
@@ -56,6 +57,7 @@ def _said(
         batch = [int(todo[place]) for place in places]
         for i, text in zip(batch, _generate(model, [ids[i] for i in batch], max_new_tokens, usage), strict=True):
             answers[i] = text
+        passed(len(batch), int(lengths[places].sum()))
     return answers, error, usage
 
 

@@ -256,8 +256,21 @@ def parameters(choice: ModelChoice) -> float:
     return sum(file.stat().st_size for file in ([path] if path.is_file() else weight_files(path, choice))) / 2
 
 
+def has_gpu() -> bool:
+    """Whether this machine has a GPU that models run on; asked without torch."""
+    return any(Path("/proc/driver/nvidia/gpus").glob("*"))
+
+
 def unit_size(choices: Iterable[ModelChoice]) -> float:
     """Characters of text (four per token) that a forward pass takes some tens of seconds for: the work that can be lost
-    when a worker is killed."""
-    flops = 2e15 if any(Path("/proc/driver/nvidia/gpus").glob("*")) else 1e13
-    return min(max(CHARS_PER_TOKEN * flops / (2 * sum(map(parameters, choices))), 1 << 14), 16 << 20)
+    when a worker is killed. It follows from the models and the kind of device alone, never from measured time: batches
+    are made within a unit, so equal commands then give equal bytes, and a resumed one finds the units that were done.
+    """
+    flops = 2e15 if has_gpu() else 4e11
+    return min(max(CHARS_PER_TOKEN * flops / (2 * sum(map(parameters, choices))), 1 << 10), 16 << 20)
+
+
+def smallest_unit() -> float:
+    """Characters of text below which a shard is not divided just so that a kill costs little: a few full batches,
+    since a unit's batches are padded the more the fewer they are."""
+    return CHARS_PER_TOKEN * (131_072 if has_gpu() else 4_096)

@@ -21,9 +21,10 @@ from curate.kinds.signals import Forward
 from curate.models.choice import ModelChoice
 from curate.models.tokens import Encoded, Sample, encode
 from curate.models.usage import Usage
+from curate.progress import in_parts, passed
 
 Key: TypeAlias = tuple[str, str]  # a score and its request
-_WINDOW = 2048  # samples tokenised together and sorted by length
+WINDOW = 2048  # samples tokenised together and sorted by length
 UNSUPERVISED = "nothing of it is supervised (no assistant's turn, or no text, within the context)"
 
 
@@ -75,6 +76,7 @@ class Model(ABC):
                     refused[int(places[batch[0]])] = f"its {lengths[batch[0]]} tokens need more memory than there is"
                 else:
                     yield places[batch], result
+                passed(len(batch), int(lengths[batch].sum()))
                 todo = np.setdiff1d(todo, batch)
 
     def way(
@@ -100,7 +102,7 @@ class Model(ABC):
 
     def _windows(self, samples: Sequence[Sample], view: str) -> Iterator[tuple[np.ndarray, list[Encoded]]]:
         """Windows of tokenised samples; the next window is tokenised while the model processes the current one."""
-        windows = [np.arange(a, min(a + _WINDOW, len(samples))) for a in range(0, len(samples), _WINDOW)]
+        windows = [np.arange(a, min(a + WINDOW, len(samples))) for a in range(0, len(samples), WINDOW)]
 
         def tokenise(places: np.ndarray) -> list[Encoded]:
             return encode(
@@ -163,7 +165,8 @@ def score_samples(
             grouped.setdefault((id(models[request.model]), request.view), {})[name, which] = request
     usage, kept = next(iter(models.values())).usage(), dict[Key, dict[str, np.ndarray]]()
     for (model, view), requests in grouped.items():
-        columns, cost = by_id[model].way(samples, view, requests, states or {})
+        with in_parts(len(grouped)):
+            columns, cost = by_id[model].way(samples, view, requests, states or {})
         kept |= columns
         usage.add(cost)
         if usage.phases and not cost.phases:  # an auxiliary model besides the one whose gradients are taken

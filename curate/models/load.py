@@ -95,6 +95,28 @@ def _loaded(choice: ModelChoice, kind: Any, description: str) -> tuple[Any, Any]
     return model.eval().requires_grad_(False).to(device), tokenizer
 
 
+def load_shapes(choice: ModelChoice, encoder: bool = False) -> Any:
+    """A model by its configuration alone, on its device; called where tensors are fake (curate.models.skeleton).
+
+    Raises CurateError if the configuration cannot be read.
+    """
+    import torch
+    from transformers.models.auto.configuration_auto import AutoConfig
+    from transformers.models.auto.modeling_auto import AutoModel, AutoModelForCausalLM
+
+    path = resolve(choice.name)
+    folder, options = _place(path, choice)
+    kind: Any = AutoModel if encoder else AutoModelForCausalLM
+    device = choice.device if choice.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        config = AutoConfig.from_pretrained(folder, **options)
+        with torch.device(device):
+            model = kind.from_config(config, dtype=torch.float32, trust_remote_code=choice.allow_remote_code)
+    except Exception as error:  # as above  # noqa: BLE001
+        raise CurateError(f"the configuration of {path} cannot be read ({_first(error)}).") from None
+    return model.eval().requires_grad_(False)
+
+
 @contextmanager
 def quiet() -> Iterator[None]:
     """Without transformers' progress bars on stderr."""

@@ -32,7 +32,7 @@ class SentenceEncoder(Model):
         self.pooling = _pooling(folder)
         model, tokenizer = load_encoder(choice)
         model.pooler = None  # BERT's pooler, which is not used here
-        super().__init__(choice, model, tokenizer, _context(folder, model.config, tokenizer, choice))
+        super().__init__(choice, model, tokenizer, encoder_context(folder, model.config, tokenizer, choice))
 
     @torch.inference_mode()
     def _batch(
@@ -92,7 +92,7 @@ def _said(folder: Path, name: str) -> dict[str, Any]:
     return json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).exists() else {}
 
 
-def _context(folder: Path, config: Any, tokenizer: Any, choice: ModelChoice) -> int:
+def encoder_context(folder: Path, config: Any, tokenizer: Any, choice: ModelChoice) -> int:
     """Tokens a text is cut to: the encoder's max_seq_length unless the user sets another."""
     limit = min(getattr(config, "max_position_embeddings", None) or 1 << 30, tokenizer.model_max_length)
     own_limit = _said(folder, "sentence_bert_config.json").get("max_seq_length")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -15,13 +15,13 @@ from typing import TYPE_CHECKING, Any
 
 import orjson
 from msgspec import structs
-from tqdm import tqdm
 
 from curate.errors import CurateError, DivergedError
 from curate.hashing import fingerprint
 from curate.kinds.score import Target
 from curate.machine import forget_peak, peak_bytes
 from curate.models.choice import ModelChoice
+from curate.progress import Progress
 from curate.runs.account import Account, Trained, run_meters
 from curate.runs.config import TrainingSpec, refuse_other_run, run_recipe
 from curate.runs.evaluation import EvalSpec, evaluate_model
@@ -210,7 +210,8 @@ def _loop(recorder: Recorder, training: TrainingSpec, evals: Sequence[EvalSpec],
     from curate.training.step_weights import Diverged
 
     trainer, settings, totals = recorder.trainer, training.settings, _Taken()
-    with _progress(recorder.run.name, trainer.steps, trainer.step, recorder.writes) as bar:
+    name, done, shown = recorder.run.name, trainer.step, recorder.writes
+    with Progress(name, trainer.steps, done=done, noun="steps", shown=shown, listens=False) as bar:
         try:
             for step_result in trainer.run():
                 for phase, usage in step_result.usage.items():
@@ -219,8 +220,7 @@ def _loop(recorder: Recorder, training: TrainingSpec, evals: Sequence[EvalSpec],
                 recorder.enter(step_result, settings.keep_weights)
                 totals.steps += 1
                 totals.loss, totals.weight_mean = step_result.metrics["loss"], step_result.metrics["weight_mean"]
-                bar.update(1)
-                bar.set_postfix(loss=f"{step_result.metrics['loss']:.3f}", refresh=False)
+                bar.finished(1, step_result.metrics["tokens"], f"loss {totals.loss:.3f}")
                 is_last = step_result.step == trainer.steps
                 is_due = settings.checkpoint_every and step_result.step % settings.checkpoint_every == 0
                 if is_last or is_due or settings.checkpoint_epochs and step_result.last_of_epoch:
@@ -253,9 +253,3 @@ def _evaluate(recorder: Recorder, evals: Sequence[EvalSpec], meters: Meters, ste
     stamp = fingerprint(recorder.run.stamp(step), objective.arithmetic())
     with objective.precision():
         return evaluate_model(recorder.run.ws, recorder.run.evaluations, evals, lm, step, stamp, meters["evaluate"])
-
-
-def _progress(name: str, steps: int, done: int, shown: bool) -> AbstractContextManager[Any]:
-    if not shown:
-        return nullcontext(tqdm(disable=True))
-    return tqdm(total=steps, initial=done, desc=name, unit="step", disable=None, leave=False)

@@ -14,6 +14,7 @@ import pyarrow as pa
 from curate.errors import CurateError
 from curate.hashing import fingerprint
 from curate.kinds.metric import EvalResult, Metric, Question
+from curate.progress import Progress
 from curate.store.commits import Parts
 from curate.store.schema import EVALUATION
 from curate.store.workspace import Workspace
@@ -142,7 +143,8 @@ def evaluate_model(
             continue
         meter.begin(len(split_questions))
         started = time.perf_counter()
-        result = eval_spec.metric.evaluate(model, [question for _, question in split_questions])
+        with Progress(f"{eval_spec.metric.name} on {eval_spec.target}", len(split_questions), noun="questions"):
+            result = eval_spec.metric.evaluate(model, [question for _, question in split_questions])
         result.usage.seconds = time.perf_counter() - started
         meter.add(result.usage)
         results.append(commit(parts, eval_spec, step, split_questions, result, eval_stamp))

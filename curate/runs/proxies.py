@@ -11,7 +11,6 @@ from functools import cached_property
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from curate.errors import CurateError, DivergedError
 from curate.hashing import fingerprint, ids_as_integers
@@ -20,6 +19,7 @@ from curate.kinds.mixer import Proxies
 from curate.kinds.passes import Arrays
 from curate.kinds.weighting import Weighting
 from curate.models.choice import ModelChoice, weights_fingerprint
+from curate.progress import Progress
 from curate.runs.account import Account
 from curate.runs.config import TrainingSpec, shaping
 from curate.runs.driver import run_training
@@ -246,11 +246,11 @@ class Trainings(Proxies):
         tasks = Tasks(ProxyTrial(i, weights) for i, weights in enumerate(mixtures))
         for weights in mixtures:
             self.made.append(trials.run(weights).account)
-        with tqdm(total=len(mixtures), desc="trials", unit=" proxies", disable=None, leave=False) as bar:
+        with Progress("trials", len(mixtures), noun="proxies", listens=False) as bar:
             try:
                 for trial, outcome in workers.run(trials.run_task, tasks, lambda task: None):
                     losses[trial.index] = outcome.result
-                    bar.update(1)
+                    bar.finished(1)
             finally:
                 workers.close()
         return losses

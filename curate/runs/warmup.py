@@ -34,12 +34,13 @@ from curate.tables.inputs import CheckpointSet, table_recipe
 
 
 @dataclass(frozen=True)
-class _Plain(Weighting):
+class Uniform(Weighting):
     """Every sample counts the same."""
 
     name = "uniform"
 
     def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
+        """Weights of one."""
         assert step.counts is not None
         return Weights(np.ones(len(step.counts))), state
 
@@ -161,7 +162,7 @@ def _train(run: Run, model: ModelChoice, warmup: Warmup, account: Account) -> No
         )
     settings = TrainSettings(**warmup.settings, checkpoint_epochs=True, keep_checkpoints=0)
     rows = drawn(run.ws, warmup)
-    training = TrainingSpec(model, _Plain(), settings, seed=warmup.seed)
+    training = TrainingSpec(model, Uniform(), settings, seed=warmup.seed)
     with lock(run.ws.path, f"prepared {run.folder.name}", wait=True):
         if not run.is_complete():
             run_training(run, training, rows, None, Alone(), account=account)

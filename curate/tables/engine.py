@@ -41,7 +41,7 @@ from curate.tables.plan import (
 from curate.tables.reduce import Failed, reduced
 from curate.tables.spec import TableSpec
 from curate.tables.unit_worker import UnitWorker
-from curate.tables.units import MergeTask, TargetTask, Unit, shard_units, units_of_part
+from curate.tables.units import MergeTask, TargetTask, Unit, units_of_part
 
 
 @dataclass
@@ -86,7 +86,7 @@ def run_group(jobs: Sequence[TableSpec], fresh: bool, workers: Workers) -> list[
         todo, unit_workers = [], []
         for job, folder in zip(jobs, folders, strict=True):
             Parts(folder).remove_leftovers()
-            todo.append(missing_shards(Parts(folder), job))
+            todo.append(missing_shards(job, Parts(folder)))
             unit_workers.append(_work(job, folder))
         try:
             cut = _compute(jobs, workers, locks, unit_workers, todo)
@@ -229,8 +229,10 @@ def computed_anew(job: TableSpec, fresh: bool) -> bool:
     return fresh and (job.kind == "score" or job.target is None)
 
 
-def missing_shards(parts: Parts, job: TableSpec) -> list[Shard]:
-    """The shards without a valid part of this table: one of the recorded size, and with matching fingerprints."""
+def missing_shards(job: TableSpec, parts: Parts | None = None) -> list[Shard]:
+    """The shards without a valid part of this table: one of the recorded size, and with matching fingerprints. parts:
+    those of the folder that it is made in, if not in its place."""
+    parts = parts or Parts(job.folder)
     records, sizes = parts.records(), parts.sizes()
 
     def stands(shard: Shard) -> bool:
@@ -243,6 +245,23 @@ def missing_shards(parts: Parts, job: TableSpec) -> list[Shard]:
     return [shard for shard in job.shards if not stands(shard)]
 
 
+def units_left(job: TableSpec, shards: Sequence[Shard], size: float, anew: bool) -> list[Unit]:
+    """The units of the last pass that are not committed yet. anew: the table is computed beside the existing one."""
+    recipe, left = stored_recipe(job), []
+    goes_on = not anew and recipe is not None and recipe.fingerprint == job.recipe.fingerprint
+    unit_worker = _work(job, job.folder)
+    for shard in shards:
+        units = job.units_of(shard, job.held_out.left_out.get(shard.name), size)
+        missing = _unscored(unit_worker, shard, units) if goes_on else {unit.name for unit in units}
+        left += [unit for unit in units if unit.name in missing]
+    return left
+
+
+def aims(job: TableSpec, anew: bool) -> bool:
+    """Whether the target's vectors are computed with a table of vectors."""
+    return job.kind == "vectors" and job.target is not None and (anew or _work(job, job.folder).aims())
+
+
 class _LastPass:
     """The last pass of a group of tables: tasks for its missing units, and for merging the units of each shard.
 
@@ -252,7 +271,7 @@ class _LastPass:
     def __init__(self, jobs: Sequence[TableSpec], works: Sequence[UnitWorker], failed: Failed, shards: Sequence[Shard]):
         self.tasks, self.cut, self.works = Tasks(), _Cut(), works
         size = min(job.unit_size for job in jobs)
-        self._units = {shard.name: shard_units(shard, size, failed.get(shard.name, {})) for shard in shards}
+        self._units = {shard.name: jobs[0].units_of(shard, failed.get(shard.name), size) for shard in shards}
         self._missing: dict[str, set[str]] = {}
         if targets := [unit_worker.target for unit_worker in works if unit_worker.aims() and unit_worker.target]:
             self.tasks.add(TargetTask(len(targets[0].subtasks)))
@@ -311,7 +330,7 @@ def _score_shards(
                 held_lock.check()
             meters.add(outcome.result, outcome.peak_bytes)
             last_pass.done(task, outcome.result)
-            bar.update(task.samples)
+            bar.finished(task.samples, getattr(outcome.result, "tokens", 0))
     return last_pass.cut
 
 

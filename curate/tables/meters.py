@@ -1,15 +1,13 @@
-"""The cost of a command, summed as its tasks finish, and its progress bar."""
+"""The cost of a command, summed as its tasks finish, and its progress."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
-from typing import Any
-
-from tqdm import tqdm
+from collections.abc import Sequence
+from contextlib import ExitStack
 
 from curate.kinds.executor import Tasks
 from curate.kinds.passes import GradientRequest, Pass
+from curate.progress import Progress
 from curate.store.ledger import Meters
 from curate.tables.spec import TableSpec
 from curate.tables.units import Unit
@@ -37,17 +35,8 @@ def meters_of(jobs: Sequence[TableSpec], step: Pass, stack: ExitStack, prepared:
     )
 
 
-@contextmanager
-def progress(jobs: Sequence[TableSpec], step: Pass, every: Sequence[Unit], todo: Tasks) -> Iterator[Any]:
-    """A progress bar over the samples of a pass, hidden if stderr is not a terminal."""
+def progress(jobs: Sequence[TableSpec], step: Pass, every: Sequence[Unit], todo: Tasks) -> Progress:
+    """The progress of a pass, in samples."""
     rows, remaining = sum(unit.samples for unit in every), todo.samples()
-    with tqdm(
-        total=max(rows, remaining),
-        initial=max(rows - remaining, 0),
-        desc=f"{', '.join(job.name for job in jobs)}: {step.name}",
-        unit=" samples",
-        unit_scale=True,
-        disable=None,
-        leave=False,
-    ) as bar:
-        yield bar
+    what = f"{', '.join(job.name for job in jobs)}: {step.name}"
+    return Progress(what, max(rows, remaining), done=max(rows - remaining, 0))

@@ -21,7 +21,7 @@ from curate.tables.model_worker import ModelUnitWorker
 from curate.tables.pairwise_sums import PairwiseSums
 from curate.tables.spec import TableSpec
 from curate.tables.unit_worker import UnitWorker
-from curate.tables.units import TargetTask, Unit, partial_name, shard_units
+from curate.tables.units import TargetTask, Unit, partial_name
 
 Failed = Mapping[str, Mapping[int, str]]  # shard -> row that a counting pass could not process -> reason
 
@@ -67,7 +67,7 @@ def _count_pool(
     """Map every unit without a partial, and reduce all partials to the state `name`."""
     parts, step = unit_worker.partials, job.passes[unit_worker.index]
     assert step.reduce is not None
-    units = [u for s in job.shards for u in shard_units(s, job.unit_size, failed.get(s.name, {}))]
+    units = [u for s in job.shards for u in job.units_of(s, failed.get(s.name))]
     sums = PairwiseSums(parts, units) if step.requests else None
     if sums:
         missing = sums.missing()
@@ -110,4 +110,4 @@ def _run(
             meters.add(outcome.result, outcome.peak_bytes)
             if sums and isinstance(task, Unit):
                 sums.came(task)
-            bar.update(task.samples)
+            bar.finished(task.samples, getattr(outcome.result, "tokens", 0))

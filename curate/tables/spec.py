@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, Literal
@@ -10,7 +10,7 @@ from typing import Any, Literal
 from curate.hashing import fingerprint
 from curate.kinds.passes import GradientRequest, Pass
 from curate.kinds.score import Score, Target
-from curate.models.choice import CheckpointChoice, ModelChoice, unit_size
+from curate.models.choice import CheckpointChoice, ModelChoice, smallest_unit, unit_size
 from curate.store.commits import Parts
 from curate.store.object_store import Location
 from curate.store.recipes import ModelRecipe, TableRecipe
@@ -21,6 +21,9 @@ from curate.tables.inputs import (
     model_recipe,
 )
 from curate.tables.run_costs import charged_entries
+from curate.tables.units import Unit, shard_units
+
+_PARTS = 8  # units that a shard has at least, where it is divided at all: a kill then costs an eighth of it
 
 
 @dataclass(frozen=True)
@@ -96,6 +99,14 @@ class TableSpec:
         if not self.through_models:
             return self.method.unit_bytes
         return unit_size(self.models.values()) / (2 * len(self.checkpoints) if self.both_ways else 1)
+
+    def units_of(self, shard: Shard, failed: Mapping[int, str] | None = None, size: float = 0.0) -> list[Unit]:
+        """A shard's units; they depend on the shard, the models and the kind of device alone. failed: see Unit. size:
+        characters of text per unit, if not this table's."""
+        size = size or self.unit_size
+        if self.through_models:
+            size = min(size, max(shard.n_chars / _PARTS, smallest_unit()))
+        return shard_units(shard, size, failed or {})
 
     @cached_property
     def recipe(self) -> TableRecipe:

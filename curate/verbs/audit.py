@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
@@ -28,6 +27,7 @@ from curate.models.load import save_plain
 from curate.numerics.long_horizon.scorecard import Scorecard
 from curate.numerics.long_horizon.scorecard import rows as rows_of_level
 from curate.numerics.long_horizon.updates import concentration, drift, stability
+from curate.progress import Progress
 from curate.results import Result, Rows
 from curate.runs.audit_pools import remember, stage_pool, working_copy
 from curate.runs.audit_spec import BASE, PAST, Audit, Checked, Contender, Scoring, begin, card_of, check, sum_up
@@ -106,8 +106,10 @@ def audit(
         grid.retry()
         done_before = grid.done()
         grid.base()
-        for contender, seed in tqdm(paths, desc=f"audit {name}", unit=" ways", disable=None, leave=False):
-            grid.walk(contender, seed)
+        with Progress(f"audit {name}", len(paths), noun="ways", listens=False) as shown:
+            for contender, seed in paths:
+                grid.walk(contender, seed)
+                shown.finished(1)
         result.cells_now = len(grid.done() - done_before)
         shutil.rmtree(folder / "work", ignore_errors=True)
         if folder != final:

@@ -16,11 +16,11 @@ from typing import Any, Literal
 import numpy as np
 import polars as pl
 import pyarrow as pa
-from tqdm import tqdm
 
 from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError, require
 from curate.hashing import fingerprint, ids_as_integers
+from curate.progress import Progress
 from curate.results import Result
 from curate.store.encoding import ROW_GROUP, read_table, write_table
 from curate.store.files import remove_leftovers
@@ -211,15 +211,16 @@ def _read_file(
     writer.counts_copies = not (key and _read_otherwise(key, progress))
     if not writer.counts_copies:
         result.warnings.append(f"{item.path} was read before under another --format or --map: no copies are counted")
-    rows = tqdm(records(item, skip), desc=f"ingest {item.path}", unit=" rows", disable=None, leave=False)
     number = skip
-    for batch in _batches(rows):
-        writer.add(
-            [(n, _sample_or_refusal(item, n, record, reader)) for n, record in batch],
-            source or item.source,
-            key,
-        )
-        number = batch[-1][0]
+    with Progress(f"ingest {item.path}", None, done=skip, noun="rows") as shown:
+        for batch in _batches(records(item, skip)):
+            writer.add(
+                [(n, _sample_or_refusal(item, n, record, reader)) for n, record in batch],
+                source or item.source,
+                key,
+            )
+            number = batch[-1][0]
+            shown.finished(len(batch))
     if not (item.rows and item.rows.error):
         writer.finish(key, number)
     elif key:

@@ -13,10 +13,10 @@ from curate.kinds.executor import Executor
 from curate.kinds.score import Score
 from curate.methods.executors.local import Local
 from curate.models.choice import ModelChoice
+from curate.runs.dry_run import DryRun
 from curate.runs.held_out import held_out_of
 from curate.runs.warmup import checkpoint_set_of
 from curate.store.workspace import Workspace
-from curate.tables.dry_run import estimate
 from curate.tables.engine import Scored, run_group, stored_recipe
 from curate.tables.inputs import CheckpointSet, model_of
 from curate.tables.plan import (
@@ -81,7 +81,8 @@ def score(
         for spec in specs:
             refuse_other_recipe(stored_recipe(spec), spec)
     if dry_run:
-        return _results(planned, [(spec, estimate(spec, fresh)) for spec in specs])
+        run = DryRun(ws, fresh)
+        return _results(planned, [outcome for group in groups(specs) for outcome in run.group(group)])
     planned = [
         request.tables(method, train=True) if any(spec.awaits_warm_up for spec in tables) else tables
         for method, tables in zip(given, planned, strict=True)

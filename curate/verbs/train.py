@@ -11,25 +11,23 @@ from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
 
-import numpy as np
-
 from curate.arguments.trainings import evals_of, training_of
 from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.kinds.metric import Metric
 from curate.kinds.score import Target
-from curate.models.choice import CHARS_PER_TOKEN, parameters
 from curate.runs.account import Trained
 from curate.runs.config import TrainingSpec, refuse_unused
 from curate.runs.driver import processes_of, run_training
 from curate.runs.evaluation import EvalSpec, questions
+from curate.runs.foreseen_training import foreseen_training, trainable_skeleton
+from curate.runs.recorded_rates import RecordedRates
 from curate.runs.samples import TrainingRows, rows_of
 from curate.store.locks import lock
 from curate.store.run_record import Run, run_behind
 from curate.store.workspace import Workspace
 from curate.tables import sql
 from curate.tables.inputs import load_target, model_of
-from curate.tables.lookup import column_of
 
 
 def train(
@@ -76,7 +74,7 @@ def train(
     if dry_run:
         if rows is None:
             raise CurateError("what a stream holds is not known beforehand, so there is no --dry-run of it.")
-        return Trained(name, warnings=warnings, planned=_planned(ws, rows, training))
+        return Trained(name, warnings=warnings, planned=_planned(ws, rows, training, target))
     result, is_main = _train(ws, name, training, rows, target, evals, fresh)
     result.warnings += warnings
     result.folder = str(Run(ws, name).latest().folder)
@@ -134,25 +132,11 @@ def _diagnostics(ws: Workspace, name: str, pooled: bool) -> tuple[list[dict[str,
     return list(sql.rows(ws, epochs)), list(sql.rows(ws, sources)) if pooled else []
 
 
-def _planned(ws: Workspace, rows: TrainingRows, training: TrainingSpec) -> dict[str, Any]:
-    """An estimate of the size and FLOPs of a training, at four characters per token."""
-    chars = column_of(ws, "n_chars", rows.row)
-    samples, n = float(rows.draws.size if rows.draws else rows.repeats.sum()), parameters(training.model)
-    settings, weighting = training.settings, training.weighting
-    per_epoch = -(-int(samples) // (settings.batch_size * (settings.oversample if weighting.chooses else 1)))
-    steps = settings.steps or int(np.ceil(settings.epochs * per_epoch))
-    draws = rows.repeats if rows.draws is None else np.bincount(rows.draws.samples(0), minlength=len(chars))
-    mean_tokens = float((chars * draws).sum() / draws.sum()) / CHARS_PER_TOKEN
-    tokens = mean_tokens * samples * steps / per_epoch
-    factor = 4.0 if settings.lora_r else 6.0
-    if weighting.chooses:  # all go forward (also backward if gradients are compared), the chosen are trained on
-        scoring_factor, training_factor = (4.0, factor - 4.0) if (matching := weighting.matching()) else (2.0, factor)
-        target_factor = (
-            scoring_factor * settings.target_batch / settings.target_every if matching and matching.target else 0.0
-        )
-        factor = (
-            scoring_factor
-            + training_factor / settings.oversample
-            + target_factor / (settings.batch_size * settings.oversample)
-        )
-    return {"samples": int(samples), "steps": steps, "tokens": tokens, "flops": factor * n * tokens}
+def _planned(ws: Workspace, rows: TrainingRows, training: TrainingSpec, target: Target | None) -> dict[str, Any]:
+    """A training's size, FLOPs and bytes, and its seconds at the rates that the ledger has, None if it has none."""
+    choice, weighting = training.model, training.weighting
+    more = {"seed": training.seed, "reference": training.reference, "target": target}
+    planned = foreseen_training(ws, rows, choice, training.settings, weighting, **more)
+    device = trainable_skeleton(choice, training.settings).usage().device
+    row = {"rows": planned["samples"], "flops": planned["flops"], "device": device}
+    return {**planned, "seconds": RecordedRates(ws).seconds([weighting.name], choice.name, ("train",), row)}

@@ -121,7 +121,6 @@ def test_the_top_level_is_what_was_agreed() -> None:
         ["sql", "SELECT 1 AS one"],
         ["score", "length"],
         ["score", "bm25", "--target", "arithmetic"],
-        ["train", "r", "--model", "tiny", "--dry-run"],
         ["methods"],
     ],
 )

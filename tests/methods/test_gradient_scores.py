@@ -36,6 +36,7 @@ from tests.oracles import gradients as slow
 from tests.support import forks
 from tests.support.checkpoints import AIM, LORA, POOL, SUBTASKS, one_at_a_time, write_checkpoints
 from tests.support.narrow import NARROW
+from tests.support.threads import single_thread
 
 
 def double(lora: bool = False) -> Backward:
@@ -229,13 +230,8 @@ def test_new_samples_are_scored_by_the_warm_up_that_is_there(handful_ws: Any, tm
 
 @pytest.fixture
 def one_thread() -> Iterator[None]:
-    """Sums of several threads may differ in their last bits; what is started now has one, too."""
-    threads = torch.get_num_threads()
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("OMP_NUM_THREADS", "1")
-        torch.set_num_threads(1)
+    with single_thread():
         yield
-        torch.set_num_threads(threads)
 
 
 @pytest.mark.parametrize(

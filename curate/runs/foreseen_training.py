@@ -1,0 +1,214 @@
+"""What a training would cost: steps, tokens, FLOPs, bytes; from the model's shapes and a few tokenised samples."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from curate.kinds.score import Target
+from curate.kinds.weighting import Weighting
+from curate.models.choice import ModelChoice
+from curate.runs.foreseen_tokens import PoolTokens, counted
+from curate.runs.samples import TrainingRows
+from curate.store.workspace import Workspace
+
+if TYPE_CHECKING:  # loaded only when there is something to foresee
+    from curate.models.language_model import LanguageModel
+    from curate.training.settings import TrainSettings
+    from curate.training.step_costs import StepCosts
+
+_STEPS = 256  # steps at most that are looked at; longer trainings go on like these
+Planned = dict[str, Any]
+
+
+def foreseen_training(
+    ws: Workspace,
+    rows: TrainingRows,
+    choice: ModelChoice,
+    settings: TrainSettings,
+    weighting: Weighting,
+    *,
+    seed: int = 0,
+    reference: ModelChoice | None = None,
+    target: Target | None = None,
+    tokens: PoolTokens | None = None,
+) -> Planned:
+    """A training's samples, steps, tokens and FLOPs, as the ledger would have them, and the bytes of its checkpoints.
+
+    reference: the model that the weighting compares with, if not the one that training begins with. target: for a
+    weighting that compares with one. Costs of anchors,
+    evaluations and texts in several pieces are not foreseen.
+    """
+    from curate.models.skeleton import fakes
+    from curate.training.distributed import Alone
+    from curate.training.step_costs import StepCosts
+
+    lm = trainable_skeleton(choice, settings)
+    lengths, counts = _lengths(ws, tokens or PoolTokens(ws.shards()), rows, settings, lm)
+    usable = (lengths > 0) & (counts > 0) & (rows.repeats > 0)
+    examples: Any = SimpleNamespace(lengths=lengths, counts=counts)
+    costs = StepCosts(lm, settings, Alone())
+    steps, epochs = _steps(rows, usable, examples, settings, weighting, seed, lm)
+    target_length = (
+        float(counted(lm, target.text.samples(), "whole")[0].mean() / lengths[usable].mean()) if target else 1.0
+    )
+    flops = total_tokens = 0.0
+    looked = 0
+    with fakes():
+        for step_rows in epochs:
+            spent, step_tokens = _step(costs, examples, step_rows, settings, weighting, target_length)
+            flops, total_tokens, looked = flops + spent, total_tokens + step_tokens, looked + 1
+    scale = steps / max(looked, 1)
+    base = _base_losses(lm, lengths[usable], counts[usable], rows, weighting, reference)
+    kept = max(1, settings.keep_checkpoints or int(np.ceil(settings.epochs)))
+    trained = sum(p.numel() for p in lm.model.parameters() if p.requires_grad)
+    return {
+        "samples": int(rows.repeats[usable].sum()) if rows.draws is None else int(rows.draws.size),
+        "steps": steps,
+        "tokens": total_tokens * scale,
+        "flops": flops * scale + base,
+        "bytes": 12 * trained * kept,
+    }
+
+
+def trainable_skeleton(choice: ModelChoice, settings: TrainSettings) -> LanguageModel:
+    """A model's shapes, with what would be trained."""
+    from curate.models.language_model import LanguageModel
+    from curate.models.skeleton import add_lora, skeleton
+
+    lm = skeleton(choice)
+    assert isinstance(lm, LanguageModel)
+    lm.choice = replace(choice, add_eos_token=settings.add_eos_token)
+    if settings.lora_r:
+        add_lora(lm, settings.lora_r, settings.lora_targets)
+    else:
+        lm.model.requires_grad_(True)
+    return lm
+
+
+def _lengths(
+    ws: Workspace, tokens: PoolTokens, rows: TrainingRows, settings: TrainSettings, lm: LanguageModel
+) -> tuple[np.ndarray, np.ndarray]:
+    """The tokens of every sample to train on, and how many are learnt."""
+    found = [tokens.of(shard, lm, "whole") for shard in ws.shards()]
+    lengths, counts = (np.concatenate(parts)[rows.row] for parts in zip(*found, strict=True))
+    return lengths, np.maximum(lengths - 1, 0) if settings.loss == "all" else counts
+
+
+def _steps(
+    rows: TrainingRows,
+    usable: np.ndarray,
+    examples: Any,
+    settings: TrainSettings,
+    weighting: Weighting,
+    seed: int,
+    lm: LanguageModel,
+) -> tuple[int, list[list[np.ndarray]]]:
+    """The number of steps, and the rows of the first of them."""
+    from curate.training.examples import epoch_rows
+
+    size = settings.batch_size * (settings.oversample if weighting.chooses else 1)
+    room = lm.context if settings.packing else 0
+
+    def epoch(number: int) -> list[np.ndarray]:
+        documents = np.repeat(np.arange(len(usable)), rows.repeats * usable)
+        if rows.draws is not None:
+            documents = rows.draws.samples(number)
+            documents = documents[usable[documents]]
+        return epoch_rows(examples, documents, number, seed, settings.order == "shuffle", room)
+
+    first = epoch(0)
+    per_epoch = -(-len(first) // size)
+    steps = settings.steps or int(np.ceil(settings.epochs * per_epoch - 1e-9))
+    looked = [first[start : start + size] for start in range(0, len(first), size)]
+    number = 0
+    while looked and len(looked) < min(steps, _STEPS):
+        number += 1
+        again = epoch(number)
+        looked += [again[start : start + size] for start in range(0, len(again), size)]
+    return steps, looked[: min(steps, _STEPS)]
+
+
+def _step(
+    costs: StepCosts,
+    examples: Any,
+    rows: list[np.ndarray],
+    settings: TrainSettings,
+    weighting: Weighting,
+    target_length: float,
+) -> tuple[float, float]:
+    """FLOPs and tokens of a step."""
+    micro = settings.micro_batch_size
+    whole = costs.usage(examples, rows, micro)
+    if weighting.chooses:
+        return _choosing(costs, examples, rows, settings, weighting, target_length), whole.tokens
+    twice = (weighting.scope == "batch" or settings.shuffle_weights) and 0 < micro < len(rows)
+    again = costs.usage(examples, rows, micro, backward=False).flops if twice else 0.0
+    return whole.flops + again, whole.tokens
+
+
+def _choosing(
+    costs: StepCosts,
+    examples: Any,
+    rows: list[np.ndarray],
+    settings: TrainSettings,
+    weighting: Weighting,
+    target_length: float,
+) -> float:
+    """FLOPs of a step of a weighting that chooses: all candidates go forward (and back, where gradients are compared),
+    and those chosen are trained on. target_length: of its samples, relative to the mean of those trained on."""
+    forward, both = (costs.usage(examples, rows, settings.micro_batch_size, backward=b).flops for b in (False, True))
+    matching = weighting.matching()
+    if matching is None:
+        return forward + both / settings.oversample
+    target = target_length * settings.target_batch / settings.target_every / len(rows) if matching.target else 0.0
+    formed, sketched, size = _sketches(costs, settings, costs.usage(examples, rows, settings.micro_batch_size))
+    compared = 2.0 * size * len(rows) ** 2
+    again = 0 < settings.micro_batch_size < len(rows)  # the factors of all candidates are not kept
+    chosen = (both if again else formed) / settings.oversample
+    return 2 * forward * (1 + target) + sketched + compared + target * formed + chosen
+
+
+def _sketches(costs: StepCosts, settings: TrainSettings, usage: Any) -> tuple[float, float, int]:
+    """FLOPs of forming the gradients of a step's rows, of linear layers, and of sketching them; a sketch's elements."""
+    from torch import nn
+
+    model, tokens = costs.model.model, usage.padded_tokens
+    head = model.get_output_embeddings()
+    formed, sketched, size = 0.0, 0.0, 0
+    for module in model.modules():
+        weight = module._parameters.get("weight")
+        if weight is None or weight.ndim != 2 or module is head or isinstance(module, nn.Embedding):
+            continue
+        if not weight.requires_grad:
+            continue
+        m, n = weight.shape
+        r, c = (min(side, settings.projection or side) for side in (m, n))
+        formed += 2.0 * tokens * m * n
+        sketched += tokens * ((2.0 * m * r if r < m else 0.0) + (2.0 * n * c if c < n else 0.0) + 2.0 * r * c)
+        size += r * c
+    return formed, sketched, size
+
+
+def _base_losses(
+    lm: LanguageModel,
+    lengths: np.ndarray,
+    counts: np.ndarray,
+    rows: TrainingRows,
+    weighting: Weighting,
+    reference: ModelChoice | None,
+) -> float:
+    """FLOPs of the losses under the model before, where the weighting uses them."""
+    from curate.models.flops import forward_flops
+    from curate.models.forward import by_length
+    from curate.models.skeleton import skeleton
+
+    needs = weighting.needs
+    if not ("base_token_loss" in needs or "base_loss" in needs and rows.column is None):
+        return 0.0
+    model: Any = skeleton(reference or lm.choice)
+    batches = by_length(lengths, model.batch_tokens)
+    return sum(forward_flops(model.model, len(b), int(lengths[b].max()), int(counts[b].sum())) for b in batches)
