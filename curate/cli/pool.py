@@ -40,6 +40,9 @@ from curate.text_table import counted, table
     show_default=True,
     help="What becomes of the fields of a known sample that comes with others.",
 )
+@click.option(
+    "--strip-special", is_flag=True, help="Leave models' control tokens (<|endoftext|>, </s> …) out of texts."
+)
 @click.option("--shard-size", default=32, show_default=True, metavar="MIB", help="Text per shard of the pool, in MiB.")
 @dry_run_option
 @as_json_option
@@ -53,6 +56,7 @@ def ingest(
     turn_keys: tuple[str, ...],
     choice_answer: Literal["letter", "text"],
     meta: MetaRule,
+    strip_special: bool,
     shard_size: int,
     dry_run: bool,
     as_json: bool,
@@ -77,6 +81,7 @@ def ingest(
         turn_keys=turn_keys,
         choice_answer=choice_answer,
         meta=meta,
+        strip_special=strip_special,
         shard_bytes=shard_size << 20,
         dry_run=dry_run,
     )

@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from curate import exact_json
@@ -31,6 +31,7 @@ from curate.hashing import content_id
 from curate.preferences import prompt_length
 from curate.store import question_formats
 from curate.store.input_preferences import is_pair, read_pair, refuse_ranked, take_label
+from curate.store.special_tokens import special_in, stripped, texts_of
 from curate.store.turns import Message, Record, Refused, TurnReader, as_text, template_kwargs
 
 RAW_CUT = 4096  # how many characters of a refused line are stored
@@ -59,6 +60,7 @@ class Sample:
     template_kwargs: str | None = None
     rejected: list[Message] | None = None
     wanted: bool | None = None
+    special: frozenset[str] = frozenset()  # control tokens of models that stood in its texts
 
 
 @dataclass
@@ -90,14 +92,15 @@ class Reader:
     """Turns records into samples according to the user's options, and counts the formats encountered.
 
     fmt: a format's name, or 'auto'. mapping: our field name -> the record's (`--map`). turn_keys: further keys of turns
-    that the chat template prints. choice_answer: what the answer to a question with options is. shapes: what was made
-    of the records of each format.
+    that the chat template prints. choice_answer: what the answer to a question with options is. strip_special:
+    whether control tokens of models are left out of texts. shapes: what was made of the records of each format.
     """
 
     fmt: str = "auto"
     mapping: Mapping[str, str] = field(default_factory=dict)
     turn_keys: frozenset[str] = frozenset()
     choice_answer: Literal["letter", "text"] = "letter"
+    strip_special: bool = False
     seen: Counter[str] = field(default_factory=Counter)
     shapes: dict[str, Shape] = field(default_factory=dict)
 
@@ -170,7 +173,10 @@ class Reader:
             "rejected": rejected,
             "wanted": wanted,
         }
-        return name, _sample(content, meta, labels)
+        special = special_in(texts_of(content))
+        if special and self.strip_special:
+            content = stripped(content)
+        return name, replace(_sample(content, meta, labels), special=special)
 
     def _mapped(self, record: Record) -> tuple[Record, Record]:
         """The record with fields renamed by `mapping`, and those of its own fields that the new names would hide."""

@@ -68,3 +68,12 @@ def combined(old: str, new: str, rule: MetaRule) -> str | None:
     before, after = exact_json.loads(old), exact_json.loads(new)
     result = after if rule == "replace" else {**before, **after}
     return None if result == before else exact_json.dumps(result)
+
+
+def meta_notes(n: int, rule: MetaRule) -> list[str]:
+    """What to say of n known samples that came with other fields."""
+    if not n:
+        return []
+    done = {"keep": "kept", "replace": "replaced", "merge": "merged with the new ones"}[rule]
+    hint = "; --meta replace or merge takes the new ones" if rule == "keep" else ""
+    return [f"{n:,} known samples came with other fields; those in the pool were {done}{hint}"]

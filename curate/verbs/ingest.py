@@ -27,11 +27,12 @@ from curate.store.files import remove_leftovers
 from curate.store.given_data import Data, find_given
 from curate.store.input_files import Input, first_records, records
 from curate.store.input_formats import Reader, Refused, Sample, refusal
-from curate.store.later_meta import RULES, MetaRule, combined, meta_path, stored_meta
+from curate.store.later_meta import RULES, MetaRule, combined, meta_notes, meta_path, stored_meta
 from curate.store.later_meta import SCHEMA as META
 from curate.store.ledger import Meter, charged
 from curate.store.locks import lock
 from curate.store.schema import COPIES, POOL, REJECTS
+from curate.store.special_tokens import special_notes
 from curate.store.workspace import Workspace
 
 SHARD_BYTES = 32 << 20
@@ -47,6 +48,8 @@ class Ingested(Result):
     read: int = 0
     added: int = 0
     copies: int = 0
+    special: dict[str, int] = field(default_factory=dict)  # source -> samples added with control tokens in their texts
+    special_tokens: dict[str, int] = field(default_factory=dict)  # token -> samples
     other_meta: int = 0  # known samples that were read with other fields in `meta`
     rejected: int = 0
     files_planned: list[str] = field(default_factory=list)  # all files not yet read
@@ -74,6 +77,7 @@ def ingest(
     turn_keys: Sequence[str] = (),
     choice_answer: Literal["letter", "text"] = "letter",
     meta: MetaRule = "keep",
+    strip_special: bool = False,
     dry_run: bool = False,
 ) -> Ingested:
     """Add samples to the pool: of files, folders, globs or hub ids, or of rows in memory.
@@ -89,13 +93,14 @@ def ingest(
     choice_answer: what the answer to a question with options is, the letter or the text of the right one.
     meta: what becomes of the fields of a sample that is in the pool and read again with others: keep the old ones,
     replace them, or merge both (of a field in both the new value holds); scores do not depend on them.
+    strip_special: leave control tokens of models (curate.store.special_tokens) out of texts.
     Reads the input once; memory: one shard and 8 bytes per stored row.
 
     Raises CurateError, before anything is stored, if a path does not exist, is not a data file, or has only records of
     unknown format; and, after what came before is stored, for an iterator that raises an error.
     """
     ws = workspace_of(ws, create=True)
-    reader = Reader(fmt, mapping or {}, frozenset(turn_keys), choice_answer)
+    reader = Reader(fmt, mapping or {}, frozenset(turn_keys), choice_answer, strip_special)
     found = find_given(paths, split)
     inputs, result = found.inputs, Ingested(warnings=list(found.notes))
     # A file that is read with another mapping counts as another file.
@@ -105,6 +110,7 @@ def ingest(
         *([sorted(turn_keys)] if turn_keys else []),
         *([choice_answer] if choice_answer != "letter" else []),
         *([f"meta {meta}"] if meta != "keep" else []),
+        *(["strip special"] if strip_special else []),
     )
     require("--meta", meta in RULES, f"one of {', '.join(RULES)}")
     with lock(ws.path, "pool"):
@@ -129,18 +135,10 @@ def ingest(
     result.formats = dict(reader.seen)
     result.meta_fields = {name: sorted(map(str, shape.meta_fields)) for name, shape in reader.shapes.items()}
     result.examples = {name: shape.shown() for name, shape in reader.shapes.items()}
-    result.warnings += [*reader.notes(), *_meta_notes(result, meta)]
+    result.warnings += [*reader.notes(), *meta_notes(result.other_meta, meta)]
+    result.warnings += special_notes(result.special, result.special_tokens, result.sources, strip_special)
     result.pool_rows, result.shards = ws.n_rows(), len(ws.shards())
     return result
-
-
-def _meta_notes(result: Ingested, rule: MetaRule) -> list[str]:
-    n = result.other_meta
-    if not n:
-        return []
-    done = {"keep": "kept", "replace": "replaced", "merge": "merged with the new ones"}[rule]
-    hint = "; --meta replace or merge takes the new ones" if rule == "keep" else ""
-    return [f"{n:,} known samples came with other fields; those in the pool were {done}{hint}"]
 
 
 def _key(item: Input, reading: str) -> str:
@@ -357,6 +355,10 @@ class _Writer:
         self.bytes += sample.n_chars + len(sample.meta) + len(sample.template_kwargs or "")
         self.result.added += 1
         self.result.sources[source] = self.result.sources.get(source, 0) + 1
+        if sample.special:
+            self.result.special[source] = self.result.special.get(source, 0) + 1
+            for token in sample.special:
+                self.result.special_tokens[token] = self.result.special_tokens.get(token, 0) + 1
 
     def finish(self, key: str, number: int) -> None:
         """Mark a file as read to its end; an input without a key is not recorded."""
