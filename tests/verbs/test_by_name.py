@@ -13,6 +13,7 @@ import pyarrow as pa
 import pytest
 
 import curate
+from curate.arguments.trainings import proxy_of
 from curate.errors import CurateError
 from curate.methods.exports.trl import Trl
 from curate.methods.metrics.exact_match import ExactMatch
@@ -22,6 +23,7 @@ from curate.methods.scores.bm25 import Bm25
 from curate.methods.selectors.top import Top
 from curate.methods.weightings.adapt_static import AdaptStatic
 from curate.methods.weightings.uniform import Uniform as Plain
+from curate.runs.proxies import Proxy
 from curate.store.manifests import manifest_recipe, read_manifest
 from curate.store.run_record import require_run
 from curate.store.workspace import Workspace
@@ -145,6 +147,7 @@ REFUSED: list[tuple[str, tuple[Any, ...], dict[str, Any], str]] = [
     ("train", ("run", "tiny"), {}, "either a TrainingSpec or options by name"),
     ("train", ("run",), {"model": 3}, "or as curate.ModelChoice(NAME, …), not as 3 (int)."),
     ("evaluate", ("run", [3]), {}, "an evaluation is a target's name, or a curate.EvalSpec, not 3 (int)."),
+    ("audit", ("long", "absent.toml"), {}, "absent.toml: there is no such plan."),
     ("export", ("best", "trll", "out"), {}, "there is no export 'trll': did you mean 'trl'?"),
 ]  # fmt: skip
 
@@ -185,3 +188,11 @@ def test_a_query_s_result_goes_to_whatever_reads_arrow(sample_ws: Workspace) -> 
     assert reader.read_all().num_rows == 7
     with duckdb.connect() as connection:
         assert connection.execute("SELECT count(*) FROM found").fetchall() == [(7,)]
+
+
+def test_proxies_are_made_of_a_model_s_name_and_targets() -> None:
+    assert proxy_of(None) is None
+    proxy = proxy_of("tiny", ["sums"])
+    assert proxy == Proxy(curate.ModelChoice("tiny"), Plain(), evals=[curate.EvalSpec("sums", Loss(), "val")])
+    assert proxy_of(proxy) == proxy
+    assert proxy_of(curate.ModelChoice("tiny")) == Proxy(curate.ModelChoice("tiny"), Plain(), evals=[])
