@@ -27,7 +27,9 @@ from curate.text_table import counted, table
 @click.command()
 @click.argument("paths", nargs=-1, required=True, metavar="PATH…")
 @workspace(create=True)
-@click.option("--source", metavar="NAME", help="Source of all rows.  [default: each path's name without extensions]")
+@click.option(
+    "--source", metavar="NAME", help="Source of all rows.  [default: each path's name without extensions; stdin]"
+)
 @click.option("--split", metavar="NAME", help="Split of folders and datasets that have several.  [default: train]")
 @format_option
 @map_option

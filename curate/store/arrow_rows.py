@@ -21,12 +21,25 @@ _TOOLS = frozenset(("tools", "functions", "tool_calls", "function_call"))
 
 def python_rows(batch: pa.RecordBatch | pa.Table) -> list[dict[str, Any]]:
     """The rows of a batch. Raises what `to_pylist` does for a value that Python cannot represent."""
-    rows = batch.to_pylist()
-    changes = {f.name: change for f in batch.schema if (change := _change_of(f.type, f.name in _TOOLS)) is not None}
-    for row in rows if changes else ():
-        for name, change in changes.items():
+    return list(_changed(batch.to_pylist(), batch.schema, False))
+
+
+def decoded_rows(rows: Iterable[Any], schema: pa.Schema) -> Iterable[Any]:
+    """Rows of a table of that schema that are Python objects, with their JSON decoded, already."""
+    return _changed(rows, schema, True)
+
+
+def _changed(rows: Iterable[Any], schema: pa.Schema, decoded: bool) -> Iterable[Any]:
+    found = {f.name: _change_of(f.type, f.name in _TOOLS, decoded) for f in schema}
+    changes = {name: change for name, change in found.items() if change is not None}
+    return (_with(row, changes) for row in rows) if changes else rows
+
+
+def _with(row: Any, changes: dict[str, Change]) -> Any:
+    for name, change in changes.items():
+        if isinstance(row, dict) and name in row:
             row[name] = change(row[name])
-    return rows
+    return row
 
 
 def readable_rows(batch: pa.RecordBatch | pa.Table) -> Iterable[Any]:
@@ -40,16 +53,19 @@ def readable_rows(batch: pa.RecordBatch | pa.Table) -> Iterable[Any]:
     return [row for i in range(batch.num_rows) for row in readable_rows(batch.slice(i, 1))]
 
 
-def _change_of(kind: pa.DataType, in_tools: bool) -> Change | None:
-    """How values of a type are changed; None where they stay as they are. in_tools: whether null members go."""
+def _change_of(kind: pa.DataType, in_tools: bool, decoded: bool) -> Change | None:
+    """How values of a type are changed; None where they stay as they are. in_tools: whether null members go. decoded:
+    whether JSON is decoded already."""
     if isinstance(kind, pa.BaseExtensionType):
-        return _decoded if kind.extension_name == "arrow.json" else _change_of(kind.storage_type, in_tools)
+        if kind.extension_name == "arrow.json":
+            return None if decoded else _decoded
+        return _change_of(kind.storage_type, in_tools, decoded)
     if pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind):
-        change = _change_of(kind.value_type, in_tools)
+        change = _change_of(kind.value_type, in_tools, decoded)
         return None if change is None else lambda values: None if values is None else [change(v) for v in values]
     if not pa.types.is_struct(kind):
         return None
-    fields = {f.name: _change_of(f.type, in_tools or f.name in _TOOLS) for f in kind}
+    fields = {f.name: _change_of(f.type, in_tools or f.name in _TOOLS, decoded) for f in kind}
     changes = {name: change for name, change in fields.items() if change is not None}
     return (lambda value: _members(value, changes, in_tools)) if changes or in_tools else None
 

@@ -24,7 +24,7 @@ import pyarrow as pa
 from curate import exact_json
 from curate.errors import CurateError
 from curate.hashing import fingerprint
-from curate.store.arrow_rows import readable_rows
+from curate.store.arrow_rows import decoded_rows, readable_rows
 from curate.store.dataset_inputs import one_split
 from curate.store.given_rows import GivenRows, plain, plain_row
 from curate.store.input_files import Found, Input, find_inputs, json_lines, unpacked
@@ -195,11 +195,14 @@ def _rows_of(batches: Iterable[pa.RecordBatch | pa.Table]) -> Iterator[Any]:
 
 
 def _streamed(data: Any) -> Iterator[Any]:
-    """The rows of an IterableDataset: of its Arrow tables if it reads some, so that structs are as in their files."""
-    reads_arrow = getattr(getattr(data, "_ex_iterable", None), "iter_arrow", None)
-    if data.features is not None or reads_arrow:
+    """The rows of an IterableDataset: of its Arrow tables if it reads some, else of Python, as it has them.
+
+    Where it has features, its structs have the same members in every row, as in a table.
+    """
+    if getattr(getattr(data, "_ex_iterable", None), "iter_arrow", None):
         return _rows_of(data.with_format("arrow").iter(batch_size=_BATCH))
-    return map(plain_row, data)
+    rows = map(plain_row, data)
+    return iter(rows if data.features is None else decoded_rows(rows, data.features.arrow_schema))
 
 
 def _pandas_rows(data: Any) -> Iterator[Any]:

@@ -126,6 +126,16 @@ def test_python_that_is_shown_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(names["rows"]) == 10 and list(tmp_path.glob("out/*.jsonl"))
 
 
+def test_the_page_of_the_library_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    shown = blocks(DOCS / "library.md", "python")
+    for code in shown:
+        exec(compile(code, "library.md", "exec"), names)
+    assert len(shown) == 6 and len(names["best"]) == 10 and len(names["columns"]["score"]) == 400
+    assert list(tmp_path.glob("out/*.jsonl")) and list(tmp_path.glob("lines/*.jsonl"))
+
+
 @pytest.mark.parametrize(
     "page", sorted({*DOCS.glob("results/*.md")} - {DOCS / "results/index.md"}), ids=lambda p: p.stem
 )

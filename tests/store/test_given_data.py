@@ -196,3 +196,16 @@ def test_a_table_has_no_split() -> None:
         {"train": datasets.Dataset.from_list(FLAT[:2]), "test": datasets.Dataset.from_list(FLAT)}
     )
     assert len(list(records(find_given(of_test, "test").inputs[0]))) == 1300
+
+
+def test_a_stream_of_datasets_has_the_rows_of_its_files_whatever_it_went_through(tmp_path: Path) -> None:
+    """A tool lacks the parameters that only another one has, though a stream with features gives them as null."""
+    tools = [[{"name": "f", "parameters": {"x": 1} if i % 2 else {"y": "z"}}] for i in range(6)]
+    rows = [{"question": f"{i}?", "answer": f"{i}", "tools": tool} for i, tool in enumerate(tools)]
+    (tmp_path / "a.jsonl").write_bytes(jsonl(rows))
+    options: dict[str, Any] = {"data_files": str(tmp_path / "a.jsonl"), "cache_dir": str(tmp_path / "cache")}
+    stream = datasets.load_dataset("json", streaming=True, split="train", **options)
+    features = datasets.Dataset.from_list(rows).features
+    typed = datasets.IterableDataset.from_generator(generated, gen_kwargs={"rows": rows}, features=features)
+    for data in (stream, stream.filter(lambda _: True), stream.map(lambda row: row), stream.take(9), typed):
+        assert read(data) == rows
