@@ -226,7 +226,8 @@ def test_exports_print_calls_and_tools_in_their_order(ws: Workspace, tmp_path: P
         curate.export(ws, "every", exporter, str(folder))
         (line,) = next(folder.glob("*.jsonl")).read_text().splitlines()
         row = json.loads(line)
-        assert json.dumps(row["messages"][1]["tool_calls"]) == json.dumps(CALL["messages"][1]["tool_calls"])
+        shown = row["completion"][0] if exporter.name == "trl" else row["messages"][1]
+        assert json.dumps(shown["tool_calls"]) == json.dumps(CALL["messages"][1]["tool_calls"])
 
 
 def test_the_passage_that_a_question_is_about_is_part_of_the_prompt() -> None:

@@ -32,9 +32,9 @@ def test_a_missing_part_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr(its, "find_spec", lambda name: None)
     parts = curate.doctor(measure=False).parts
     assert all(part["version"] == "" and "pip install" in part["how"] for part in parts)
-    for part in parts:  # that name belongs to another project on the package index
-        assert not re.search(r"install.* ['\"]?curate", part["how"]), part
-    assert any(part["how"] == "the extra `ray`: pip install -e '.[ray]' in the checkout" for part in parts)
+    for part in parts:  # `curate` belongs to another project on the package index
+        assert not re.search(r"install.* ['\"]?curate(?!-lm)", part["how"]), part
+    assert any(part["how"] == "the extra `ray`: pip install 'curate-lm[ray]'" for part in parts)
 
 
 def test_which_dtype_is_fast_is_a_sentence() -> None:
