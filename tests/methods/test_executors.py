@@ -75,7 +75,7 @@ def test_several_methods_share_the_workers(sample_ws: Workspace) -> None:
 
 def test_the_command_line_takes_workers_and_the_executors_settings(sample_ws: Workspace, cli: Any) -> None:
     done = cli("score", "length", "--workers", 2, "--set", "local.timeout=60", "--set", "of=whole", ws=sample_ws)
-    assert done.returncode == 0 and "3,000 samples scored" in done.stdout
+    assert done.returncode == 0 and "length: 3,000 scored, 0 cached." in done.stdout
     for arguments, sentence in (
         (["--workers", "0"], "needs workers >= 1"),
         (["--executor", "cloud"], "there is no executor 'cloud'"),
