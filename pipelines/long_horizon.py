@@ -76,9 +76,8 @@ def real(folder: Path) -> Workspace:
     for name, condition in HELD_OUT.items():
         for split, part in SPLITS.items():
             if (name, split) not in present:
-                curate.select(
-                    ws, "held_out", Top(), SelectionSpec(by="-row", where=f"{condition} AND {part}", frac=1.0)
-                )
+                spec = SelectionSpec(by="-row", where=f"{condition} AND {part}", frac=1.0)
+                curate.select(ws, "held_out", Top(), spec, fresh=True)
                 with tempfile.TemporaryDirectory() as temporary:
                     files = curate.export(ws, "held_out", Jsonl(), f"{temporary}/out").files
                     curate.target(ws, name, files[0], split=split)
