@@ -52,7 +52,7 @@ def on_disk(ws: Workspace) -> Iterable[tuple[str, str, str]]:
     pool = sum(ws.pool.sizes().values())
     yield "the pool", f"{pool / chars:.2f} bytes a character", f"{MANY / n * pool / GB:.0f} GB"
     yield "its shards", f"{SHARD_BYTES >> 20} MiB of text each", f"{MANY / n * chars / SHARD_BYTES:,.0f} files"
-    for name in ("bm25_wanted", "length"):
+    for name in ("bm25_goal", "length"):
         each = sum(Parts(ws.score_folder(name)).sizes().values()) / n
         yield f"the score `{name}`", f"{each:.1f} bytes a row", f"{MANY * each / GB:.1f} GB"
     for what, size in (("an embedding of 384 numbers", 384), ("a LESS feature of 8,192 numbers, per checkpoint", 8192)):
@@ -141,7 +141,7 @@ def main(rows: int) -> None:
         ws = prepare(folder)
         curate.score(ws, Bm25(), target="goal")
         curate.score(ws, Length(), Repetition())
-        curate.select(ws, "best", Top(), SelectionSpec(by="bm25_wanted", frac=0.05))
+        curate.select(ws, "best", Top(), SelectionSpec(by="bm25_goal", frac=0.05))
         chars = sum(shard.n_chars for shard in ws.shards())
         print(f"{ws.n_rows():,} samples of {chars / ws.n_rows():.0f} characters in {len(ws.shards())} shards\n")
         table([*on_disk(ws), *hours(ws), *held(ws)])

@@ -66,9 +66,9 @@ def step(name: str, folder: str) -> None:
         case "length" | "again":
             curate.score(ws, Length())
         case "join":
-            curate.sql(ws, "SELECT source, avg(bm25_wanted), avg(length), count(*) FROM samples GROUP BY source")
+            curate.sql(ws, "SELECT source, avg(bm25_goal), avg(length), count(*) FROM samples GROUP BY source")
         case "select":
-            by = "bm25_wanted + 0.1 * ln(1 + length)"
+            by = "bm25_goal + 0.1 * ln(1 + length)"
             curate.select(ws, "best", Top(), SelectionSpec(by=by, frac=0.05, per="source"))
 
 
