@@ -7,9 +7,9 @@ import pytest
 
 import curate
 from curate.methods.pruners.fapm import Fapm
-from curate.models.choice import TINY
 from curate.store.workspace import Workspace
 from tests.oracles.fapm import fapm
+from tests.support.narrow import NARROW
 from tests.verbs.test_prune import latest, weights
 from tests.verbs.test_prune import ready as _ready
 
@@ -27,7 +27,7 @@ def test_the_worth_is_the_slow_reference_s_and_small_weights_are_worth_less_than
 
 
 def test_at_sparsity_0_it_is_the_run_at_1_the_base_and_between_what_is_worth_most_stays(ready: Workspace) -> None:
-    run, base = weights(latest(ready, "whole")), weights(TINY)
+    run, base = weights(latest(ready, "whole")), weights(NARROW)
     made = {s: weights(curate.prune(ready, "whole", Fapm(), s, name=f"fapm{s * 100:.0f}").folder) for s in (0, 0.9, 1)}
     for name in run:
         before = base[name].astype(np.float32)

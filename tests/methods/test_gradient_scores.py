@@ -189,7 +189,9 @@ def test_what_is_refused_is_refused_before_a_warm_up_is_trained(handful_ws: Any)
     assert not (handful_ws.path / "prepared").exists()
     (plan,) = curate.score(handful_ws, Less(warmup=0.1, **RATES), target="facts", models=NARROW, dry_run=True)
     assert plan.vectors is not None
-    assert [(p["pass"], p["rows"]) for p in plan.vectors.planned] == [("warm-up", 10), ("gradients", 100)]
+    assert [(p["pass"], p["rows"]) for p in plan.vectors.planned] == [
+        ("warm-up", 10), ("gradients", 100), ("gradients of the target", 24)
+    ]  # fmt: skip
     (plan,) = curate.score(handful_ws, Graddot(), target="facts", models=NARROW, dry_run=True)
     assert [(p["pass"], p["rows"]) for p in plan.planned] == [("mean of the target", 24), ("gradients", 100)]
     less = Less(warmup=0.1, **RATES)

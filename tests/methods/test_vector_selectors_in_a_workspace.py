@@ -72,7 +72,7 @@ def test_round_robin_finds_the_targets_skill(embedded: Workspace) -> None:
 def test_what_a_selector_spends_is_in_the_ledger(embedded: Workspace) -> None:
     for kind in EVERY:
         target = "arithmetic" if kind.uses_target else None
-        curate.select(embedded, "x", kind(), SelectionSpec(top=50, vectors="embed_lm", target=target))
+        curate.select(embedded, "x", kind(), SelectionSpec(top=50, vectors="embed_lm", target=target), fresh=True)
     spent = {r["methods"]: r["flops"] for r in curate.ledger(embedded) if r["stage"] == "select"}
     assert spent["round_robin"] == 2.0 * 3000 * 32 * 24  # every sample with every example
     assert all(flops > 2.0 * 3000 * 32 for flops in spent.values()) and len(spent) == len(EVERY)

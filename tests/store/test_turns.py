@@ -84,7 +84,9 @@ def test_metadata_of_turns_goes_to_meta_and_hides_no_copy(ws: Workspace, tmp_pat
     assert (told.added, told.copies) == (1, 2)
     assert told.warnings == [
         "keys of turns that chat templates do not print went to meta: ip (3 turns), at (3 turns), turn (3 turns); "
-        "--turn-key NAME makes one part of the sample"
+        "--turn-key NAME makes one part of the sample",
+        "2 known samples came with other fields; those in the pool were kept; --meta replace or merge takes the new "
+        "ones",
     ]
     (row,) = curate.sql(ws, "SELECT messages, meta FROM pool")
     assert [m["extra"] for m in row["messages"]] == [None, None]

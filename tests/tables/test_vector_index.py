@@ -18,7 +18,7 @@ def test_faiss_is_the_build_that_is_installed() -> None:
 
 def test_a_missing_faiss_says_which_extras_bring_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "faiss", None)  # what Python itself does for a module that is not there
-    with pytest.raises(CurateError, match=r"curate\[cpu\].*curate\[gpu\].*never both"):
+    with pytest.raises(CurateError, match=r"curate-lm\[cpu\].*curate-lm\[gpu\].*never both"):
         faiss_index.load_faiss()
 
 
