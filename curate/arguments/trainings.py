@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
 from typing import Any
 
@@ -144,14 +144,17 @@ def stream_of(given: Any) -> StreamSource:
     """
     if isinstance(given, StreamSource):
         return given
+    if given == "-":  # opened when it is read, not by a command that is refused before
+        return StreamSource("standard input", _records_of(lambda: find_given("-").inputs))
     inputs = find_given(given).inputs
+    is_path = isinstance(given, str | os.PathLike)
+    name = os.fspath(given) if is_path else ", ".join(item.path for item in inputs)
+    return StreamSource(name, _records_of(lambda: inputs))
 
-    def rows() -> Iterator[Any]:
-        for item in inputs:
-            for _, record in records(item):
-                yield record
-            if item.rows:
-                item.rows.refuse_if_stopped("the training has taken the rows before it")
 
-    is_path = isinstance(given, str | os.PathLike) and given != "-"
-    return StreamSource(os.fspath(given) if is_path else ", ".join(item.path for item in inputs), rows())
+def _records_of(inputs: Callable[[], Iterable[Any]]) -> Iterator[Any]:
+    for item in inputs():
+        for _, record in records(item):
+            yield record
+        if item.rows:
+            item.rows.refuse_if_stopped("the training has taken the rows before it")

@@ -309,7 +309,7 @@ def test_tracin_looks_at_a_run_s_checkpoints_and_is_repaired_by_them(handful_ws:
     done = cli("score", "tracin", "--target", "facts", "--model", NARROW, ws=handful_ws)
     assert done.returncode == 2 and "uses the checkpoints of a training: add --checkpoints RUN" in done.stderr
     done = cli("score", "tracin", "--target", "facts", "--model", NARROW, "--checkpoints", "r", ws=handful_ws)
-    assert done.returncode == 2 and "with --checkpoints the model is theirs; leave out --model tiny" in done.stderr
+    assert done.returncode == 2 and f"with --checkpoints the model is theirs; leave out --model {NARROW}" in done.stderr
     done = cli("score", "length", "--checkpoints", "r", ws=handful_ws)
     assert done.returncode == 2 and "no method of length uses checkpoints" in done.stderr
 
