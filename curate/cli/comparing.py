@@ -26,7 +26,7 @@ def compare(ws: Workspace, runs: tuple[str, ...], against: str | None, output: s
     """Compare runs: the quality each reached against its total cost. Without RUNS, all runs. Of names of manifests,
     their overlap, composition and effective size (`curate diff`).
 
-    Runs that differ only in their seed form one arm. Costs in FLOPs are from the ledger: preparation (prep), which is
+    Runs that differ only in their seed form one arm. Costs in FLOPs are from the ledger: selection, which is
     everything the selection is based on; training (train); and what a weighting needs in addition (online).
     """
     if runs and all(name in ws.manifest_names() for name in runs):
@@ -70,9 +70,9 @@ def _compare_manifests(ws: Workspace, names: Sequence[str], against: str | None,
 
 
 _COSTS = {
-    "prep": "preparation FLOPs",
-    "prep_marginal": "marginal preparation FLOPs",
+    "prep": "selection FLOPs",
+    "prep_marginal": "marginal selection FLOPs",
     "train": "training FLOPs",
     "online": "online FLOPs",
-    "total": "all FLOPs",
+    "total": "total FLOPs",
 }

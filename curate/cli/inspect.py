@@ -121,7 +121,9 @@ def verify(ws: Workspace, repair: bool, as_json: bool) -> None:
     help="The HTML file to write, or a folder for report.html.",
 )
 @click.option("--score", "scores", multiple=True, metavar="NAME", help="Score to show.  [default: the first 12]")
-@click.option("--manifest", "manifests", multiple=True, metavar="NAME", help="To show.  [default: the first 12]")
+@click.option(
+    "--manifest", "manifests", multiple=True, metavar="NAME", help="Manifest to show.  [default: the first 12]"
+)
 @click.option("--samples", default=50_000, show_default=True, metavar="N", help="Number of searchable samples.")
 @click.option("--cut", default=300, show_default=True, metavar="N", help="Characters shown per sample.")
 @click.option("--title", metavar="TEXT", help="Title of the page.  [default: the workspace's folder]")
@@ -206,7 +208,7 @@ def drop(ws: Workspace, name: str, force: bool, dry_run: bool, as_json: bool) ->
 @click.command()
 @click.argument("kind", required=False)
 @click.argument("name", required=False)
-@click.option("--markdown", is_flag=True, help="Print the list as Markdown, as in the README.")
+@click.option("--markdown", is_flag=True, help="Print the list as Markdown.")
 @as_json_option
 def methods(kind: str | None, name: str | None, markdown: bool, as_json: bool) -> None:
     """List the methods; with KIND and NAME, describe one and its settings.

@@ -108,7 +108,7 @@ class _ProxyOptions:
         default="4",
         show_default=True,
         metavar="F",
-        help="Most passes over a domain's samples in one epoch of the mixture (1: no repeats); none: no limit.",
+        help="Maximum passes over a domain's samples in one epoch of the mixture (1: no repeats); none: no limit.",
     ),
     click.option("--lower", is_flag=True, help="Cap domains at --max-epochs and give the excess to the others."),
     click.option("--by", metavar="SQL", help="Expression over `samples`: the score of mixers that use one (softmax)."),
@@ -126,7 +126,13 @@ class _ProxyOptions:
     click.option(
         "--target", "targets", multiple=True, metavar="NAME", help="Targets that proxies are evaluated on (split val)."
     ),
-    click.option("--metric", "metrics", multiple=True, metavar="METHOD", help="For proxies.  [default: loss]"),
+    click.option(
+        "--metric",
+        "metrics",
+        multiple=True,
+        metavar="METHOD",
+        help="Metric that proxies are evaluated by.  [default: loss]",
+    ),
     click.option("--executor", "executor", metavar="METHOD", help="What runs regmix's proxies.  [default: local]"),
     click.option("--workers", type=int, metavar="N", help="Number of proxies trained in parallel."),
 )

@@ -306,6 +306,12 @@ def export(
     lowered = f"\nnote: {r.lowered}" if r.lowered else ""
     total_note = f"\nnote: {counted(len(r.skipped), 'sample')} were left out in all" if r.skipped else ""
     assumed = f"\n{r.assumes}" if r.assumes else ""
+    special = (
+        f"\nnote: {counted(r.special, 'row')} with control tokens of models in the texts, which scores here read as "
+        "text and a trainer whose tokenizer knows them does not; ingest with --strip-special, or export tokens"
+        if r.special
+        else ""
+    )
     say(
         r,
         as_json,
@@ -313,6 +319,7 @@ def export(
         + "\n".join(f"  {f}" for f in r.files)
         + assumed
         + lowered
+        + special
         + skipped
         + total_note,
     )

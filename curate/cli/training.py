@@ -233,7 +233,13 @@ def _weighed(by_epoch: list[dict[str, Any]], by_source: list[dict[str, Any]]) ->
     """Tables of the samples' weights by epoch and source; none if all weights are equal."""
     if all(row["least"] == row["most"] for row in by_epoch):
         return []
-    columns = {"epoch": "epoch", "samples": "samples", "mean_weight": "mean weight", "least": "least", "most": "most"}
+    columns = {
+        "epoch": "epoch",
+        "samples": "samples",
+        "mean_weight": "mean weight",
+        "least": "least weight",
+        "most": "greatest weight",
+    }
     columns |= {f"measure_{q}": f"measure, {q} %" for q in (5, 50, 95)}
     shares = {"source": "source", "share": "share of samples", "weighted_share": "by weight"}
     return [table(by_epoch, columns), table(by_source, shares)]
@@ -262,6 +268,7 @@ def _alone() -> bool:
 
 def _evaluated(rows: list[dict[str, Any]]) -> list[str]:
     columns = {k: k for k in ("target", "split", "metric", "shots", "value", "judged", "questions", "better")}
+    columns["judged"] = "evaluated"
     return [table(rows, columns)] if rows else []
 
 

@@ -214,6 +214,10 @@ class Export(Method):
     def example(self, row: Row) -> dict[str, Any]:
         """One row as the trainer will see it. Raises CurateError if the format cannot represent it."""
 
+    def holds_tokens(self) -> bool:
+        """Whether it writes token ids, so that nothing is left to a trainer's tokenizer."""
+        return False
+
     def describe(self, folder: Path, name: str, parts: Sequence[Part], final: Path) -> list[Path]:
         """Write the configuration that lists the files for the trainer, and the sampling rates of the parts. final: the
         final location of `folder`, for trainers that need absolute paths. Returns the files written."""

@@ -14,7 +14,7 @@ from curate.kinds.signals import Logits
 from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
 from curate.models.forward import by_length, score_samples
 from curate.models.language_model import LanguageModel
-from curate.models.tokens import Sample, Unrenderable, rendered
+from curate.models.tokens import Sample, Unrenderable, prompt_ids
 from curate.models.usage import Usage
 from curate.progress import passed
 
@@ -23,34 +23,36 @@ def generate_answers(
     model: LanguageModel, questions: Sequence[Question], max_new_tokens: int
 ) -> tuple[list[str], np.ndarray, Usage]:
     """The model's greedy answers to N questions: texts, errors ('' where there is none), and the cost."""
-    texts, error = [], np.full(len(questions), "", object)
+    prompts, error = list[list[int]](), np.full(len(questions), "", object)
+    rules = model.choice.today, model.choice.special_tokens
     for i, question in enumerate(questions):
         try:
-            texts.append(rendered(model.tokenizer, question.prompt(), model.choice.today, question.template_kwargs))
+            prompts.append(prompt_ids(model.tokenizer, question.prompt(), rules[0], question.template_kwargs, rules[1]))
         except Unrenderable as why:
-            texts.append("")
+            prompts.append([])
             error[i] = str(why)
-    return _said(model, texts, error, max_new_tokens, special=False)
+    return _said(model, prompts, error, max_new_tokens)
 
 
 def continuations(
     model: LanguageModel, texts: Sequence[str], max_new_tokens: int
 ) -> tuple[list[str], np.ndarray, Usage]:
     """The model's greedy continuations of plain texts; returns what `generate_answers` does."""
-    return _said(model, list(texts), np.full(len(texts), "", object), max_new_tokens, special=True)
+    as_text = model.choice.special_tokens != "parse"
+    prompts = [model.tokenizer(text, split_special_tokens=as_text)["input_ids"] for text in texts]
+    return _said(model, prompts, np.full(len(texts), "", object), max_new_tokens)
 
 
 def _said(
-    model: LanguageModel, texts: list[str], error: np.ndarray, max_new_tokens: int, special: bool
+    model: LanguageModel, ids: list[list[int]], error: np.ndarray, max_new_tokens: int
 ) -> tuple[list[str], np.ndarray, Usage]:
-    ids = [model.tokenizer(text, add_special_tokens=special)["input_ids"] for text in texts]
     room = model.context - max_new_tokens
     for i, prompt in enumerate(ids):
         if not error[i] and not prompt:
             error[i] = "has no prompt"
         elif not error[i] and len(prompt) > room:
             error[i] = f"its prompt of {len(prompt)} tokens leaves no room for {max_new_tokens} in {model.context}"
-    answers, usage = [""] * len(texts), model.usage()
+    answers, usage = [""] * len(ids), model.usage()
     todo = np.flatnonzero(error == "")
     lengths = np.array([len(ids[i]) for i in todo], np.int64) + max_new_tokens
     for places in by_length(lengths, 4 * model.batch_tokens):

@@ -58,6 +58,9 @@ class ModelChoice:
     """File with a chat template (Jinja) to use instead of the model's."""
     add_eos_token: bool = False
     """End a raw text with the tokenizer's EOS token, and so score that it ends; training has a setting of its own."""
+    special_tokens: Literal["auto", "text", "parse"] = "auto"
+    """Control tokens of the model in a sample's texts: text tokenises them as the characters they are
+    (split_special_tokens), parse reads them as control tokens; auto is text, and parse in a workspace from before."""
     date: str = DATE
     """Date that a chat template prints where it asks for today's (strftime_now): results would change every day."""
     allow_pickle: bool = False
@@ -84,7 +87,8 @@ class ModelChoice:
 
     def shaping(self) -> dict[str, Any]:
         """The settings that scores depend on."""
-        return {"dtype": self.dtype, "context": self.context, "too_long": self.too_long}
+        settings = {"dtype": self.dtype, "context": self.context, "too_long": self.too_long}
+        return settings if self.special_tokens == "parse" else {**settings, "special_tokens": "text"}
 
     def loading(self) -> dict[str, Any]:
         """The non-default settings that loading depends on, needed to load the model again in the same way."""

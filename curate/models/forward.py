@@ -113,6 +113,7 @@ class Model(ABC):
                 view,
                 self.choice.today,
                 self.choice.add_eos_token,
+                self.choice.special_tokens,
             )
 
         with ThreadPoolExecutor(1) as executor:

@@ -8,16 +8,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import date
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from curate.models.control_tokens import control_tokens, without_bounds
 from curate.models.rendering import DATE, Rendered, Span, Template, Unrenderable
 from curate.preferences import prompt_length
 
 # A sample: {"messages": [{"role", "content", "extra"}], "text": None, "template_kwargs": JSON text or None}, or
 # {"messages": None, "text": "…"}.
 Sample: TypeAlias = Mapping[str, Any]
+Special: TypeAlias = Literal["auto", "text", "parse"]
 
 
 @dataclass
@@ -47,38 +49,57 @@ def encode(
     view: str = "whole",
     today: date = DATE,
     add_eos_token: bool = False,
+    special_tokens: Special = "text",
 ) -> list[Encoded]:
     """Tokenise samples to at most `context` tokens each; too_long: 'cut' (truncate the end) or 'refuse'; view: see
     kinds.passes.ForwardRequest; today: the date that a chat template prints, if it prints one; add_eos_token: whether
-    raw texts end with EOS (once, also if they have it themselves)."""
-    last = view == "last"
+    raw texts end with EOS (once, also if they have it themselves); special_tokens: whether the control tokens in what
+    a sample says are text, or parsed as the template's own are (curate.models.control_tokens)."""
+    as_text = special_tokens != "parse"
     if view == "text":
-        return _plain(tokenizer, [_contents(sample) for sample in samples], context, too_long)
+        return _plain(tokenizer, [_contents(sample) for sample in samples], context, too_long, as_text)
     if view in ("chosen", "rejected"):
         halves = [_half(sample, view) for sample in samples]
-        encoded = encode(tokenizer, [half or _NOTHING for half in halves], context, too_long, "whole", today)
+        rest = (context, too_long, "whole", today, False, special_tokens)
+        encoded = encode(tokenizer, [half or _NOTHING for half in halves], *rest)
         no_pair = Encoded(error="has no rejected answer: it is no preference pair")
         return [item if half else no_pair for item, half in zip(encoded, halves, strict=True)]
-    encoded, template = [Encoded() for _ in samples], Template(tokenizer, today)
-    chats: dict[int, Rendered] = {}
-    for i, sample in enumerate(samples):
-        if sample["messages"] is not None:
-            try:
-                chat = template.render(sample["messages"], sample.get("template_kwargs"), sample.get("start", 0))
-                chats[i] = replace(chat, spans=chat.spans[-1:], weights=chat.weights[-1:]) if last else chat
-                encoded[i].partial = chat.partial
-            except Unrenderable as error:
-                encoded[i].error = str(error)
+    encoded = [Encoded() for _ in samples]
+    chats, hidden = _rendered(Template(tokenizer, today), samples, encoded, as_text)
+    if view == "last":
+        chats = {i: replace(chat, spans=chat.spans[-1:], weights=chat.weights[-1:]) for i, chat in chats.items()}
     raw = [i for i, sample in enumerate(samples) if sample["messages"] is None]
-    documents = _tokens(tokenizer, [samples[i]["text"] or "" for i in raw], special=True)
-    ends = _ends(tokenizer, documents, add_eos_token)
-    _fill(encoded, raw, [_bounded(tokenizer, ids, ends) for ids, _ in documents], None)
-    _fill(encoded, list(chats), _tokens(tokenizer, [chat.text for chat in chats.values()], special=False), chats)
+    _fill(encoded, raw, _documents(tokenizer, [samples[i]["text"] or "" for i in raw], add_eos_token, as_text), None)
+    plain = [i for i in chats if i not in hidden]
+    _fill(encoded, plain, _tokens(tokenizer, [chats[i].text for i in plain], special=False), chats)
+    if hidden:
+        _fill(encoded, hidden, control_tokens(tokenizer).tokens([chats[i].text for i in hidden]), chats)
     for item in encoded:
         _fit(item, context, too_long)
     return (
         [_answer(item, s, tokenizer) for item, s in zip(encoded, samples, strict=True)] if view == "answer" else encoded
     )
+
+
+def _rendered(
+    template: Template, samples: Sequence[Sample], encoded: list[Encoded], as_text: bool
+) -> tuple[dict[int, Rendered], list[int]]:
+    """The chats among the samples, rendered, by their places; and the places of those whose contents have control
+    tokens, which are hidden in the rendering. What cannot be rendered is said in `encoded`."""
+    chats, hidden = dict[int, Rendered](), list[int]()
+    control = control_tokens(template.tokenizer) if as_text else None
+    for i, sample in enumerate(samples):
+        if sample["messages"] is None:
+            continue
+        try:
+            if control and control.in_chat(sample):
+                sample = control.hidden(sample)
+                hidden.append(i)
+            chats[i] = template.render(sample["messages"], sample.get("template_kwargs"), sample.get("start", 0))
+            encoded[i].partial = chats[i].partial
+        except Unrenderable as error:
+            encoded[i].error = str(error)
+    return chats, [i for i in hidden if i in chats]
 
 
 _NOTHING: Sample = {"messages": None, "text": ""}
@@ -113,15 +134,17 @@ def _contents(sample: Sample) -> str:
     return "\n".join(m["content"] for m in sample["messages"] if m["content"] is not None)
 
 
-def _plain(tokenizer: Any, texts: list[str], context: int, too_long: str) -> list[Encoded]:
+def _plain(tokenizer: Any, texts: list[str], context: int, too_long: str, as_text: bool) -> list[Encoded]:
     """Texts with the tokenizer's special tokens around them, which a truncated text keeps."""
     encoded = []
-    for text, (ids, _) in zip(texts, _tokens(tokenizer, [text.strip() for text in texts], special=True), strict=True):
+    tokens = _tokens(tokenizer, [text.strip() for text in texts], special=True, as_text=as_text)
+    for text, (ids, _) in zip(texts, tokens, strict=True):
         item = Encoded(np.array(ids, np.int32), np.zeros(len(ids), bool))
         if not text.strip():
             item.error = "has no text"
         elif len(ids) > context and too_long == "cut":
-            kept = tokenizer(text.strip(), truncation=True, max_length=context)["input_ids"]
+            options = {"truncation": True, "max_length": context, "split_special_tokens": as_text}
+            kept = tokenizer(text.strip(), **options)["input_ids"]
             item = Encoded(np.array(kept, np.int32), np.zeros(len(kept), bool), cut=True)
         _fit(item, context, too_long)
         encoded.append(item)
@@ -142,18 +165,31 @@ def _answer(encoded: Encoded, sample: Sample, tokenizer: Any) -> Encoded:
     return Encoded(ids, np.arange(len(ids)) > 0, encoded.cut, error=error, weight=weight)
 
 
-def _tokens(tokenizer: Any, texts: list[str], special: bool) -> list[tuple[list[int], list[Span]]]:
+def _tokens(
+    tokenizer: Any, texts: list[str], special: bool, as_text: bool = False
+) -> list[tuple[list[int], list[Span]]]:
+    """Token ids and offsets; special: with those that the tokenizer adds around a text; as_text: control tokens in the
+    texts are text."""
     if not texts:
         return []
     # verbose=False: no warning about long texts, which are truncated later
     options = {"return_offsets_mapping": True, "return_attention_mask": False, "verbose": False}
-    encoding = tokenizer(texts, add_special_tokens=special, **options)
+    encoding = tokenizer(texts, add_special_tokens=special, split_special_tokens=as_text, **options)
     return list(zip(encoding["input_ids"], encoding["offset_mapping"], strict=True))
 
 
-def _ends(tokenizer: Any, documents: Sequence[Any], wanted: bool) -> bool:
-    """Whether raw texts end with EOS: if it is wanted, or the tokenizer itself adds it."""
-    return wanted or bool(documents) and tokenizer("x")["input_ids"][-1:] == [tokenizer.eos_token_id]
+def _documents(
+    tokenizer: Any, texts: list[str], add_eos_token: bool, as_text: bool
+) -> list[tuple[list[int], list[Span]]]:
+    """Raw texts in tokens, each with its bounds."""
+    if not texts:
+        return []
+    ends = add_eos_token or tokenizer("x")["input_ids"][-1:] == [tokenizer.eos_token_id]
+    begins = [list[int]() for _ in texts]
+    if as_text:
+        begins, texts = map(list, zip(*(without_bounds(tokenizer, text) for text in texts), strict=True))
+    tokens = _tokens(tokenizer, texts, special=True, as_text=as_text)
+    return [_bounded(tokenizer, begin + ids, ends) for begin, (ids, _) in zip(begins, tokens, strict=True)]
 
 
 def _bounded(tokenizer: Any, ids: list[int], ends: bool) -> tuple[list[int], list[Span]]:
@@ -201,6 +237,24 @@ def _fit(encoded: Encoded, context: int, too_long: str) -> None:
     elif n > context:
         encoded.ids, encoded.supervised, encoded.cut = encoded.ids[:context], encoded.supervised[:context], True
         encoded.weight = None if encoded.weight is None else encoded.weight[:context]
+
+
+def prompt_ids(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    today: date = DATE,
+    template_kwargs: str | None = None,
+    special_tokens: Special = "text",
+) -> list[int]:
+    """The tokens of the messages with the generation prompt. Raises Unrenderable."""
+    sample: Sample = {"messages": messages, "template_kwargs": template_kwargs}
+    control = control_tokens(tokenizer)
+    if special_tokens == "parse" or not control.in_chat(sample):
+        text = rendered(tokenizer, messages, today, template_kwargs)
+        return list(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    hidden = control.hidden(sample)
+    text = rendered(tokenizer, hidden["messages"], today, hidden["template_kwargs"])
+    return control.tokens([text])[0][0]
 
 
 def render(

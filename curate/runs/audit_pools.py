@@ -26,7 +26,7 @@ def stage_pool(ws: Workspace, audit: Audit, place: Path, number: int) -> Path:
         return place
     shutil.rmtree(place, ignore_errors=True)
     stage = audit.stages[number - 1]
-    stage_ws = open_workspace(place)
+    stage_ws = open_workspace(place, like=ws)
     select = f"SELECT {_COLUMNS} FROM samples WHERE ({stage.where}\n) ORDER BY row"
     table = sql.fetch(ws, select).cast(POOL)
     ends = np.searchsorted(np.cumsum(table["n_chars"].to_numpy(), dtype=np.int64) // _SHARD, np.arange(1, 1 << 16))

@@ -76,6 +76,7 @@ def counted(model: Model, samples: Sequence[Mapping[str, Any]], view: str) -> To
     from curate.models.tokens import encode
 
     choice = model.choice
-    encoded = encode(model.tokenizer, samples, model.context, choice.too_long, view, choice.today, choice.add_eos_token)
+    rest = (view, choice.today, choice.add_eos_token, choice.special_tokens)
+    encoded = encode(model.tokenizer, samples, model.context, choice.too_long, *rest)
     lengths = np.array([0 if item.error else len(item.ids) for item in encoded], np.int64)
     return lengths, np.array([int(item.supervised[1:].sum()) for item in encoded], np.int64)

@@ -79,7 +79,8 @@ def _refuse_preferences(ws: Workspace, rows: TrainingRows) -> None:
 def _encoded(samples: Sequence[Sample], settings: TrainSettings, lm: LanguageModel) -> list[Encoded]:
     from curate.models.tokens import encode
 
-    return encode(lm.tokenizer, samples, 1 << 40, today=lm.choice.today, add_eos_token=settings.add_eos_token)
+    rules = {"today": lm.choice.today, "special_tokens": lm.choice.special_tokens}
+    return encode(lm.tokenizer, samples, 1 << 40, add_eos_token=settings.add_eos_token, **rules)
 
 
 def _cut(encoded: Encoded, settings: TrainSettings, lm: LanguageModel) -> Encoded:
@@ -120,9 +121,8 @@ def anchors_of(samples: Sequence[Sample], name: str, lm: LanguageModel, add_eos:
     from curate.models.tokens import encode
     from curate.training.examples import Examples
 
-    tokenised = encode(
-        lm.tokenizer, samples, lm.context, lm.choice.too_long, today=lm.choice.today, add_eos_token=add_eos
-    )
+    rules = {"today": lm.choice.today, "special_tokens": lm.choice.special_tokens}
+    tokenised = encode(lm.tokenizer, samples, lm.context, lm.choice.too_long, add_eos_token=add_eos, **rules)
     encoded = [item for item in tokenised if not item.error]
     if not encoded:
         raise CurateError(f"none of the samples of the target '{name}' can go through the model.")

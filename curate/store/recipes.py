@@ -41,8 +41,12 @@ class MethodRecipe(Recipe, frozen=True, kw_only=True):
 
 
 class ModelRecipe(Recipe, frozen=True, kw_only=True):
-    """A model and how it was run. weights: the fingerprint of its weights, configuration and tokenizer. date: the date
-    that its chat template prints; absent if it prints none. add_eos_token: absent if a raw text's end is not scored."""
+    """A model and how it was run.
+
+    weights: the fingerprint of its weights, configuration and tokenizer. date: the date that its chat template prints;
+    absent if it prints none. add_eos_token: absent if a raw text's end is not scored. special_tokens: absent if control
+    tokens in texts are parsed.
+    """
 
     name: str
     weights: str
@@ -54,16 +58,18 @@ class ModelRecipe(Recipe, frozen=True, kw_only=True):
     allow_pickle: bool = False
     allow_remote_code: bool = False
     add_eos_token: bool = False
+    special_tokens: str = ""
     date: str = ""
 
     def shape(self) -> dict[str, Any]:
         """The entries that results depend on, which excludes the model's location."""
-        given = {key: getattr(self, key) for key in ("add_eos_token", "date") if getattr(self, key)}
+        optional = ("add_eos_token", "special_tokens", "date")
+        given = {key: getattr(self, key) for key in optional if getattr(self, key)}
         return {**{key: getattr(self, key) for key in SHAPING}, **given}
 
     def choice(self) -> dict[str, Any]:
         """The arguments of curate.models.choice.ModelChoice that name this model and load it in the same way."""
-        given = msgspec.structs.asdict(self).items()
+        given = {**msgspec.structs.asdict(self), "special_tokens": self.special_tokens or "parse"}.items()
         return {key: value for key, value in given if key != "weights" and not (key == "date" and not value)}
 
 

@@ -1,7 +1,8 @@
 """Texts that models' tokenizers read as control tokens (`<|endoftext|>`, `</s>`, `[INST]`), standing in a sample.
 
 Left by another model's template or by a corpus joined into one text, they end a document, or open another turn, in the
-middle of a sample, for every model whose tokenizer knows them.
+middle of a sample, for every trainer that lets its tokenizer parse them. Which tokens a model has is not known here:
+these are the usual ones (of one model, see curate.models.control_tokens).
 """
 
 from __future__ import annotations
@@ -57,5 +58,5 @@ def special_notes(
     most = ", ".join(sorted(tokens, key=lambda token: -tokens[token])[:5])
     shares = ", ".join(f"{source} {n / added[source]:.0%}" for source, n in samples.items())
     told = f"control tokens of models stood in the texts of {sum(samples.values()):,} samples ({most}; of {shares})"
-    left = "a tokenizer that knows them ends a text there, or a turn; --strip-special leaves them out"
+    left = "scores and training read them as text (model.special_tokens); --strip-special leaves them out"
     return [f"{told}, and were left out" if strip else f"{told}: {left}"]

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
-from typing import Any
+from typing import Any, Literal
 
 import pyarrow as pa
 
@@ -27,6 +27,7 @@ from curate.store.schema import POOL_COLUMNS, TARGET, VIEWS
 __version__ = version("curate-lm")
 FORMAT = 1
 TABLES = {"score": "scores", "vectors": "vectors"}  # kinds of tables aligned with the pool, and their folders
+_MARKER = "workspace.json"
 _COMPLETE = "complete"  # the file that marks a fresh table as ready to be swapped in
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -64,6 +65,11 @@ class Workspace:
     """Paths and names of one workspace. Cheap to construct; records are read on demand."""
 
     path: Location
+
+    def special_tokens(self) -> Literal["text", "parse"]:
+        """How models' control tokens in texts are read, unless a command says otherwise: as text, but parsed in a
+        workspace made before there was this rule, so that its tables stay alike."""
+        return "text" if read_json(self.path / _MARKER).get("special_tokens") == "text" else "parse"
 
     @property
     def pool(self) -> Parts:
@@ -228,15 +234,16 @@ def suggest_name(text: str) -> str:
     return name if _NAME.fullmatch(name) else f"x_{name}".rstrip("_")
 
 
-def open_workspace(path: str | os.PathLike[str], create: bool = True) -> Workspace:
-    """The workspace at `path`; a missing or empty folder becomes one if `create` is true.
+def open_workspace(path: str | os.PathLike[str], create: bool = True, like: Workspace | None = None) -> Workspace:
+    """The workspace at `path`; a missing or empty folder becomes one if `create` is true. like: the workspace whose
+    rule for control tokens in texts a new one has.
 
     Raises CurateError if the folder contains something else, or was written by a newer version of curate.
     """
     folder = location(path)
     if any(sign in str(folder.absolute()) for sign in "*?[]"):
         raise CurateError(f"{folder}: a workspace's path must not hold *, ?, [ or ], which stand for other files.")
-    marker = folder / "workspace.json"
+    marker = folder / _MARKER
     if marker.exists():
         return _opened(folder, read_json(marker))
     if not create:
@@ -246,7 +253,9 @@ def open_workspace(path: str | os.PathLike[str], create: bool = True) -> Workspa
     if folder.exists() and any(not p.name.startswith(".") for p in folder.iterdir()):
         raise CurateError(f"{folder} holds files that are not a workspace's; name an empty or new folder with -w.")
     folder.mkdir(parents=True, exist_ok=True)
-    write_json(marker, {"format": FORMAT, "created": datetime.now(UTC).isoformat(), "curate": __version__})
+    rule = like.special_tokens() if like else "text"
+    created = datetime.now(UTC).isoformat()
+    write_json(marker, {"format": FORMAT, "created": created, "curate": __version__, "special_tokens": rule})
     return Workspace(folder)
 
 

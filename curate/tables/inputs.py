@@ -74,7 +74,7 @@ def model_choice(recipe: ModelRecipe) -> ModelChoice:
 
 def changed_settings(recipe: ModelRecipe) -> dict[str, Any]:
     """The settings of a model, except its name, that are not the default."""
-    default = ModelChoice(recipe.name)
+    default = ModelChoice(recipe.name, special_tokens="text")
     return {key: value for key, value in recipe.choice().items() if value != getattr(default, key)}
 
 
@@ -88,10 +88,11 @@ def model_choices(recipe: TableRecipe) -> dict[str, ModelChoice]:
 
 def model_of(ws: Workspace, choice: ModelChoice) -> ModelChoice:
     """Resolve a model choice: the name of a run in the workspace denotes its trained model, unless it is also a folder
-    or a short name.
+    or a short name; and control tokens in texts are read by the workspace's rule, unless the choice has its own.
 
     Raises CurateError if the run is not finished, involved no training, or is in an object store.
     """
+    choice = by_rule(ws, choice)
     if choice.name in SHORT_NAMES or choice.name not in ws.run_names() or Path(choice.name).exists():
         return choice
     run = Run(ws, choice.name)
@@ -104,6 +105,11 @@ def model_of(ws: Workspace, choice: ModelChoice) -> ModelChoice:
     if not isinstance(folder, Path):
         raise CurateError(f"{folder} is in an object store; copy the checkpoint to a folder, and name that.")
     return replace(choice, name=str(folder.absolute()))
+
+
+def by_rule(ws: Workspace, choice: ModelChoice) -> ModelChoice:
+    """The choice with the workspace's rule for control tokens in texts, if it has no rule of its own."""
+    return replace(choice, special_tokens=ws.special_tokens()) if choice.special_tokens == "auto" else choice
 
 
 def settings_words(settings: Mapping[str, Any]) -> list[str]:

@@ -191,8 +191,8 @@ def refuse_other_recipe(old: TableRecipe | None, job: TableSpec) -> None:
             raise CurateError(f"{job} {verb} made with {difference} {old_value}, not {new_value}; {remedy}")
     for role, model in job.recipe.models.items():
         old_shape = old.models[role].shape() if role in old.models else {}
-        for key, value in model.shape().items():
-            if old_shape.get(key) != value:
+        for key in dict.fromkeys([*(shape := model.shape()), *old_shape]):
+            if old_shape.get(key) != (value := shape.get(key)):
                 difference = f"another {role} model or another {key} of it"
                 raise CurateError(f"{job} {verb} made with {difference} ({old_shape.get(key)}, not {value}); {remedy}")
     for key, value in job.recipe.settings.items():

@@ -1,7 +1,7 @@
 """The cost of runs, read from the ledger, by phase:
 
-F_prep   preparation: the scores and vectors that the selection is based on, the selection itself, and the training of
-         the models that they or the weighting use
+F_prep   selection cost: the scores and vectors that the selection is based on, the selection itself, and the training
+         of the models that they or the weighting use
 F_train  the training steps
 F_online the extra work of a weighting during training: anchors, second forward passes, losses of the base model
 """
@@ -26,7 +26,7 @@ _Ledger = Mapping[str, Mapping[str, Any]]  # entry -> row, by time
 class Cost:
     """The cost of a run, in FLOPs by curate's formula unless stated otherwise.
 
-    prep: the full cost of its preparation; prep_marginal: without what an arm listed earlier has already paid for.
+    prep: the full cost of its selection; prep_marginal: without what an arm listed earlier has already paid for.
     paper, counted: the total by the convention of the papers, and as measured (None if it was not). padding: the share
     of padding among the tokens that went through the model in training.
     """
@@ -43,12 +43,12 @@ class Cost:
 
     @property
     def total(self) -> float:
-        """FLOPs, with the full cost of preparation."""
+        """FLOPs, with the full cost of selection."""
         return self.prep + self.train + self.online
 
     @property
     def marginal(self) -> float:
-        """FLOPs, with the marginal cost of preparation."""
+        """FLOPs, with the marginal cost of selection."""
         return self.prep_marginal + self.train + self.online
 
 
@@ -101,7 +101,7 @@ def _made_of(recipe: RunRecipe) -> list[ManifestStep | RunRecipe | RunMask]:
 
 
 def _cost(ledger: _Ledger, own: set[str], prep: set[str], already_paid: set[str]) -> Cost:
-    """own, prep: the entries of the run itself, and of its preparation; already_paid: those of arms listed earlier."""
+    """own, prep: the entries of the run itself, and of its selection; already_paid: those of arms listed earlier."""
     cost = Cost()
     for entry, row in ledger.items():
         if entry in own:

@@ -43,6 +43,7 @@ from curate.store.ledger import charged
 from curate.store.locks import lock
 from curate.store.workspace import Workspace, open_workspace
 from curate.tables import sql
+from curate.tables.inputs import by_rule
 from curate.verbs.evaluate import evaluate
 from curate.verbs.score import score
 from curate.verbs.select import SelectionSpec, select
@@ -86,6 +87,7 @@ def audit(
     if not isinstance(ws.path, Path):
         raise CurateError("an audit works in folders of this machine; take a workspace on its disk.")
     ws.require_pool()
+    plan = replace(plan, model=by_rule(ws, plan.model))
     checked, paths = check(ws, plan), plan.paths()
     result = Audited(name, checked.sizes, len(plan.stages) * len(paths) + 1)
     if dry_run:

@@ -24,6 +24,7 @@ from curate.results import Result
 from curate.runs.export_rows import ExportRows, export_rows
 from curate.store.ledger import charged
 from curate.store.schema import CONTENT
+from curate.store.special_tokens import special_in, texts_of
 from curate.store.workspace import Workspace
 from curate.tables.lookup import samples_at
 
@@ -41,6 +42,7 @@ class Exported(Result):
     rows: int = 0
     lowered: str = ""  # how weights that the rows cannot carry were realised
     assumes: str = ""  # what the trainer must be told to train on the tokens that are scored
+    special: int = 0  # rows in whose texts the trainer will read control tokens of models
     skipped: list[str] = field(default_factory=list)  # why the format could not hold a sample
     files: list[str] = field(default_factory=list)
 
@@ -193,6 +195,9 @@ def _written(
                 ) from None
             result.skipped.append(str(unfit))
             continue
+        content = {"messages": row.messages, "rejected": row.rejected, "text": row.text}
+        marked = not exporter.holds_tokens() and bool(special_in(texts_of(content)))
+        result.special += marked * row.repeats
         for _ in range(row.repeats):
             yield replace(row, place=written[row.part])
             result.rows += 1

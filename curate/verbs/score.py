@@ -18,7 +18,7 @@ from curate.runs.held_out import held_out_of
 from curate.runs.warmup import checkpoint_set_of
 from curate.store.workspace import Workspace
 from curate.tables.engine import Scored, run_group, stored_recipe
-from curate.tables.inputs import CheckpointSet, model_of
+from curate.tables.inputs import CheckpointSet, by_rule, model_of
 from curate.tables.plan import (
     Models,
     Names,
@@ -160,13 +160,13 @@ class _Asked:
     def _models(self, method: Score, names: Names, train: bool) -> tuple[dict[str, ModelChoice], CheckpointSet]:
         """A method's models by role, and the checkpoints of its base model."""
         if method.checkpoints == "none":
-            return models_of(method, self.models, self.methods), CheckpointSet()
+            return self._models_of(method, self.models), CheckpointSet()
         vectors = vectors_name(method, names, self.target is not None)
         if not self.checkpoints:
-            models = models_of(method, self.models, self.methods)
+            models = self._models_of(method, self.models)
             base = models["base"]
             return models, checkpoint_set_of(self.ws, method, base, (), vectors, fresh=self.fresh, dry_run=not train)
-        bare = self.models.get("base") or self.models.get("") or ModelChoice("")
+        bare = self.models.get("base") or self.models.get("") or by_rule(self.ws, ModelChoice(""))
         checkpoints = checkpoint_set_of(self.ws, method, bare, self.checkpoints, vectors)
         base, origin = checkpoints.checkpoints[-1].model, self.models.get("origin") or checkpoints.origin
         if "origin" in method.models and origin is None:
@@ -175,4 +175,8 @@ class _Asked:
                 f"records for {self.checkpoints[-1]}: add --model origin=MODEL."
             )
         extra = {"origin": origin} if origin else {}
-        return models_of(method, {**self.models, "": base, "base": base, **extra}, self.methods), checkpoints
+        return self._models_of(method, {**self.models, "": base, "base": base, **extra}), checkpoints
+
+    def _models_of(self, method: Score, models: Models) -> dict[str, ModelChoice]:
+        """A method's models by role, also those that it has unless others are given."""
+        return {role: by_rule(self.ws, choice) for role, choice in models_of(method, models, self.methods).items()}

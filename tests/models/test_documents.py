@@ -50,7 +50,8 @@ def test_a_document_ends_once_if_it_is_asked_and_begins_once(make: Any) -> None:
         assert ids(tokenizer, text) == plain
         assert ids(tokenizer, text, add_eos_token=True) == ended
     assert ids(tokenizer, f"A{eos}B")[-1] != tokenizer.eos_token_id
-    assert ids(tokenizer, f"A{eos}B").count(tokenizer.eos_token_id) == 1  # inside, it is part of the text
+    for rule, tokens in (("text", 0), ("parse", 1)):  # inside, it is part of the text
+        assert ids(tokenizer, f"A{eos}B", special_tokens=rule).count(tokenizer.eos_token_id) == tokens
 
 
 def tokens_but_bos(found: np.ndarray) -> list[int]:

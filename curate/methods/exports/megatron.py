@@ -45,6 +45,8 @@ class Megatron(Export):
     """Whose tokenizer: a folder, a hub id, or tiny, smollm2-135m."""
     end: bool = True
     """Whether every document ends with the end-of-text token (Megatron's --append-eod)."""
+    special_tokens: Literal["text", "parse"] = "text"
+    """Control tokens of the model in a sample's texts are text, or parsed, as in a model's setting."""
     weights: Literal["refuse", "repeats", "strata"] = "strata"
     """If weights differ: make strata; repeat rows in proportion, keeping the total number of rows; or refuse them."""
     strata: int = 8
@@ -56,6 +58,9 @@ class Megatron(Export):
         from curate.models.load import load_tokenizer
 
         return load_tokenizer(ModelChoice(self.tokenizer))
+
+    def holds_tokens(self) -> bool:
+        return True
 
     def check(self) -> None:
         if not self.tokenizer:
@@ -104,7 +109,7 @@ class Megatron(Export):
         for row in rows:
             row.refuse_preferences("a file of Megatron's documents")
         samples = [{"messages": row.messages, "text": row.text, "template_kwargs": row.template_kwargs} for row in rows]
-        encoded = encode(self._tokenizer, samples, 1 << 40, add_eos_token=self.end)
+        encoded = encode(self._tokenizer, samples, 1 << 40, add_eos_token=self.end, special_tokens=self.special_tokens)
         for row, sample in zip(rows, encoded, strict=True):
             if sample.error:
                 raise CurateError(f"sample {row.id} {sample.error}, so it is no document of Megatron's.")

@@ -60,6 +60,8 @@ class Trl(Export):
     separate from what comes before it; tokens and labels; pairs of answers; or answers with a label."""
     tokenizer: str = ""
     """For tokens and labels: whose tokenizer and chat template: a folder, a hub id, or tiny, smollm2-135m."""
+    special_tokens: Literal["text", "parse"] = "text"
+    """For tokens and labels: control tokens in a sample's texts are text, or parsed, as in a model's setting."""
     weights: Literal["refuse", "repeats"] = "refuse"
     """If weights differ: refuse them; or repeat rows in proportion, keeping the total number of rows."""
 
@@ -138,7 +140,7 @@ class Trl(Export):
         if not {0, 1}.issuperset(row.weights()):
             row.refuse_weights("TRL")
         sample = {"messages": row.messages, "text": row.text, "template_kwargs": row.template_kwargs}
-        (encoded,) = encode(self._tokenizer, [sample], 1 << 40, add_eos_token=True)
+        (encoded,) = encode(self._tokenizer, [sample], 1 << 40, add_eos_token=True, special_tokens=self.special_tokens)
         if encoded.error or not encoded.supervised.any():
             raise CurateError(f"sample {row.id} {encoded.error or 'has no token to learn'}, so it is no row of tokens.")
         labels = np.where(encoded.supervised, encoded.ids, _IGNORED)
@@ -177,6 +179,9 @@ class Trl(Export):
         path = folder / f"{trainer}_config.yaml"
         path.write_text("\n".join(lines) + "\n", encoding="utf-8")
         return [path]
+
+    def holds_tokens(self) -> bool:
+        return bool(self.tokenizer)
 
     def assumes(self, folder: Path, name: str) -> str:
         return _ASSUMED[_shape_of(folder / f"{name}.jsonl")]

@@ -26,7 +26,8 @@ class LmEval(Metric):
     Formula: its `acc` for output_type=multiple_choice (the options' log-likelihood), its `exact_match` for
     output_type=generate_until, with the filters of its default pipeline (none).
 
-    The prompts follow the model's own template; the harness adds nothing to them. Needs the extra `lm-eval`
+    The prompts follow the model's own template; the harness adds nothing to them, and tokenises them itself, so that
+    control tokens in a question's text are parsed, whatever model.special_tokens says. Needs the extra `lm-eval`
     (pip install "curate-lm[lm-eval]").
 
     Cost: a forward pass for every option, or for the prompt and every generated token; estimated as if each went
