@@ -20,6 +20,12 @@ class CurateFailure(CurateError):
     exit_status = 1
 
 
+class DamagedError(CurateFailure):
+    """Stored data that is gone, or is not what was written; `curate verify` lists all of it."""
+
+    exit_status = 2
+
+
 class DivergedError(CurateFailure):
     """A training run whose loss or gradient is no longer finite."""
 

@@ -72,6 +72,7 @@ def status(ws: Workspace, as_json: bool) -> None:
     ]
     lines += [table(rows, columns) for rows, columns in tables if rows]
     lines += [row["note"] for row in s.runs if row["note"]]
+    lines += s.damaged
     incomplete = [row for row in [*s.scores, *s.vectors] if row["command"]]
     lines += [f"{row['name']} {row['state']}: run `{row['command']}`." for row in incomplete]
     say(s, as_json, "\n\n".join(lines))
@@ -91,19 +92,22 @@ def ledger(ws: Workspace, as_json: bool) -> None:
 @click.command()
 @workspace()
 @click.option("--repair", is_flag=True, help="Recompute damaged parts where possible.")
+@click.option("--adopt", is_flag=True, help="Vouch again for whole parts of the pool that lost their commit record.")
 @as_json_option
-def verify(ws: Workspace, repair: bool, as_json: bool) -> None:
-    """Check every part against its commit record: bytes, rows, ids in the pool's order.
+def verify(ws: Workspace, repair: bool, adopt: bool, as_json: bool) -> None:
+    """Check every file against what was recorded of it: bytes, rows, ids in the pool's order, and that all is there.
 
-    The exit status is 1 while something is damaged. --repair recomputes scores and their intermediate results; for
-    data that came from outside, the remedy is printed.
+    The exit status is 1 while something is damaged. --repair recomputes scores and their intermediate results, and
+    writes lost records again; for data that came from outside, and for runs, the remedy is printed.
     """
-    r = curate.verify(ws, repair=repair)
+    r = curate.verify(ws, repair=repair, adopt=adopt)
     remaining = [d for d in r.damaged if not d.repaired]
     head = f"{counted(r.parts, 'part')} checked ({r.bytes:,} bytes), {len(r.damaged):,} damaged"
     lines = [f"{head}{', ' + str(len(r.damaged) - len(remaining)) + ' repaired' if repair else ''}."]
     for d in r.damaged:
         lines.append(f"{d.kind} {d.name}: {d.part} {d.what}; {_REPAIRED if d.repaired else d.remedy}.")
+    if r.leftovers:
+        lines.append(f"note: {counted(len(r.leftovers), 'file')} of killed commands, which the next one removes.")
     say(r, as_json, "\n".join(lines))
     if remaining:
         raise SystemExit(1)

@@ -2,16 +2,20 @@
 
 A folder of parts looks like
 
-    part-00000.parquet  part-00001.parquet …  _commit/part-00000.json  _commit/part-00001.json …
+    part-00000.parquet  part-00001.parquet …  _commit/part-00000.json  _commit/part-00001.json …  _parts.json
 
 and a part without its record does not exist: readers skip it, writers replace it. The record, written last, holds the
 part's size and SHA-256. Files contain no name, time, host or path, so equal work gives identical files, and two
 writers of one part (one of them presumed dead) do not harm each other.
+
+A folder of tables is held to a list, `_parts.json`: the records of its parts, with a digest of them all. A part is in
+the list only while its record exists, so a killed writer leaves at worst a record that is not listed yet, and the next
+writer lists it. What is listed and has no record was lost: every reader says so, instead of going on with fewer rows.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,10 +24,14 @@ import orjson
 import pyarrow as pa
 from safetensors.numpy import load, save
 
+from curate.errors import DamagedError
 from curate.store.encoding import ROW_GROUP, arrow, arrow_of, digest, parquet, parquet_of, read_json, size, write_json
 from curate.store.files import remove_leftovers, write_atomic
 from curate.store.object_store import Location, ObjectPath, for_each
 
+LIST = "_parts.json"
+_TRIES = 3  # readings of a list and its folder, which a writer may change in between
+_UNLISTED = 64  # parts per one that may be unlisted: a list of many is not written anew for each
 _DECODE = {".parquet": parquet_of, ".arrow": arrow_of, ".safetensors": load}
 
 
@@ -33,11 +41,13 @@ class Parts:
 
     lasting: whether a part must survive a power failure as soon as it is committed. If not (units, which only serve to
     resume a killed process), a part is trusted only after its checksum is verified, never by its record alone.
+    numbered: whether the parts are part-00000, part-00001, … without a gap.
     """
 
     folder: Location
     suffix: str = ".parquet"
     lasting: bool = True
+    numbered: bool = False
 
     def path(self, name: str) -> Location:
         """The file of a part."""
@@ -48,24 +58,111 @@ class Parts:
         return self.folder / "_commit" / f"{name}.json"
 
     def names(self) -> list[str]:
-        """The committed parts, in order."""
+        """The committed parts, in order, as far as their records are there."""
         return sorted(p.name.removesuffix(".json") for p in (self.folder / "_commit").glob("*.json"))
 
     def record(self, name: str) -> dict[str, Any] | None:
         """The commit record of a part; None if there is none, or it is truncated."""
         path = self.record_path(name)
         try:
-            return read_json(path)
+            record = read_json(path)
         except FileNotFoundError:
             return None
         except orjson.JSONDecodeError:
             return None  # truncated by a power failure, so it certifies nothing
+        return record if isinstance(record, dict) else None
 
-    def records(self) -> dict[str, dict[str, Any]]:
-        """The commit records of all committed parts, by name, in order."""
-        names = self.names()
-        records = for_each(self.record, names, isinstance(self.folder, ObjectPath))
-        return {name: record for name, record in zip(names, records, strict=True) if record}
+    def records(self, lost_ok: bool = False) -> dict[str, dict[str, Any]]:
+        """The commit records of all committed parts, by name, in order. lost_ok: without those that were lost.
+
+        Raises DamagedError if a part was lost, or a record cannot be read, in a folder that is held to a list.
+        """
+        names, listed = self._found()
+        if listed is None:  # intermediate results: what is not certified is computed again
+            read = for_each(self.record, names, isinstance(self.folder, ObjectPath))
+            return {name: record for name, record in zip(names, read, strict=True) if record}
+        unlisted = [name for name in names if name not in listed]
+        read = dict(zip(unlisted, for_each(self.record, unlisted, isinstance(self.folder, ObjectPath)), strict=True))
+        unread = [name for name, record in read.items() if not record]
+        if not lost_ok and (lost := {*(listed.keys() - names), *unread, *self.gaps(names)}):
+            raise self._lost(sorted(lost))
+        known = {**listed, **read}
+        return {name: record for name in names if (record := known.get(name))}
+
+    @property
+    def is_listed(self) -> bool:
+        """Whether the folder is held to a list: arrays (partial sums, states) and units can be computed again."""
+        return self.lasting and self.suffix == ".parquet"
+
+    def listed(self) -> dict[str, dict[str, Any]]:
+        """The records in the list; {} before there is one. Raises DamagedError if the list cannot be read."""
+        path = self.folder / LIST
+        try:
+            stored = read_json(path)
+            if stored["sha256"] == _digest_of(stored["records"]):
+                return stored["records"]
+        except FileNotFoundError:
+            return {}
+        except (orjson.JSONDecodeError, KeyError, TypeError):
+            pass
+        raise DamagedError(
+            f"{path} is damaged, which lists the parts that must be here; `curate verify` lists all damage, and "
+            "--repair makes it again from the parts' own records."
+        )
+
+    def certify(self) -> None:
+        """Write the list of all committed parts, if it is another. Requires holding the lock. Raises DamagedError."""
+        if self.is_listed and (records := self.records()) != self.listed():
+            self._write_list(records)
+
+    def forget(self, names: Iterable[str]) -> None:
+        """Take parts off the list, before their records are removed. Requires holding the lock."""
+        if self.is_listed and (gone := set(names)) & (listed := self.listed()).keys():
+            self._write_list({name: record for name, record in listed.items() if name not in gone})
+
+    def discard(self, name: str) -> None:
+        """Remove a damaged part, and leave it on the list: it counts as lost until it is made again."""
+        self.record_path(name).unlink(missing_ok=True)
+        self.path(name).unlink(missing_ok=True)
+
+    def restore(self, name: str) -> None:
+        """Write a part's record again as the list has it. Requires holding the lock."""
+        write_json(self.record_path(name), self.listed()[name], flush=self.lasting)
+
+    def relist(self) -> None:
+        """Make a damaged list again from the records. Requires holding the lock. Raises DamagedError if they are
+        damaged, too."""
+        (self.folder / LIST).unlink(missing_ok=True)
+        self.certify()
+
+    def _write_list(self, records: Mapping[str, Mapping[str, Any]]) -> None:
+        write_json(self.folder / LIST, {"sha256": _digest_of(records), "records": records}, flush=self.lasting)
+
+    def _found(self) -> tuple[list[str], dict[str, dict[str, Any]] | None]:
+        """The names that have records, and the list (None without one). A writer may take a part off both between the
+        two readings, or put it on: what seems lost is looked up again."""
+        if not self.is_listed:
+            return self.names(), None
+        for _ in range(_TRIES):
+            names, listed = self.names(), self.listed()
+            if not listed.keys() - names:
+                break
+        return names, listed
+
+    def gaps(self, names: Sequence[str]) -> list[str]:
+        """The numbers that are missing below the highest."""
+        if not self.numbered or not names:
+            return []
+        return sorted({f"part-{i:05d}" for i in range(int(names[-1].removeprefix("part-")))} - set(names))
+
+    def _lost(self, names: Sequence[str]) -> DamagedError:
+        shown = ", ".join([*names[:5], "…"] if len(names) > 5 else names)
+        parts = f"the part {shown} was" if len(names) == 1 else f"{len(names)} parts were"
+        which = "" if len(names) == 1 else f" ({shown})"
+        return DamagedError(
+            f"{self.folder}: {parts} committed{which}, and no record in _commit that can be read says so any more; "
+            "nothing goes on with fewer rows. `curate verify` lists all damage, and what can be done."
+        )
 
     def sizes(self) -> dict[str, int]:
         """The size in bytes of every file that is named like a part, committed or not, by the part's name."""
@@ -74,18 +171,42 @@ class Parts:
         return {p.name.removesuffix(self.suffix): n for p, n in zip(paths, sizes, strict=True)}
 
     def commit(
-        self, name: str, content: pa.Table | Mapping[str, np.ndarray], row_group: int = ROW_GROUP, **record: Any
+        self,
+        name: str,
+        content: pa.Table | Mapping[str, np.ndarray],
+        row_group: int = ROW_GROUP,
+        listed: bool = True,
+        **record: Any,
     ) -> None:
-        """Write a part and then its record. `content` is a table (Parquet, Arrow) or named arrays (safetensors)."""
+        """Write a part and then its record. `content` is a table (Parquet, Arrow) or named arrays (safetensors).
+
+        listed: whether to put it on the list, too; not where several processes write parts of one folder: then the one
+        that holds the lock must `certify` them.
+        """
         if isinstance(content, Mapping):
             data: bytes | memoryview = save({key: np.ascontiguousarray(a) for key, a in sorted(content.items())})
         else:
             data = arrow(content) if self.suffix == ".arrow" else parquet(content, row_group)
-            record = {"rows": content.num_rows, "schema": _describe(content.schema), **record}
+            record = {"rows": content.num_rows, "schema": described(content.schema), **record}
+        if listed and self.record_path(name).exists():
+            self.forget([name])
         self.record_path(name).unlink(missing_ok=True)  # a part that is being replaced must not appear committed
         write_atomic(self.path(name), data, flush=self.lasting)
         commit_record = {"sha256": digest(data), "bytes": len(data), **record}
-        write_json(self.record_path(name), commit_record, flush=self.lasting)
+        self.put(name, commit_record, listed)
+
+    def put(self, name: str, record: Mapping[str, Any], listed: bool = True) -> None:
+        """Write the record of a part that was written, and the list if too much is unlisted."""
+        write_json(self.record_path(name), record, flush=self.lasting)
+        if listed:
+            self.catch_up()
+
+    def catch_up(self) -> None:
+        """Write the list if many parts, by the number of all, are not on it yet. Requires holding the lock."""
+        if self.is_listed:
+            names, known = self.names(), self.listed().keys()
+            if not known - set(names) and len(names) - len(known) >= max(1, len(known) // _UNLISTED):
+                self.certify()
 
     def read(self, name: str) -> Any:
         """A part's table or arrays; None if it is missing or its bytes do not match the SHA-256 in its record."""
@@ -100,17 +221,29 @@ class Parts:
 
     def remove(self, name: str) -> None:
         """Remove a part: its record first, so that it never appears committed without its file."""
+        self.forget([name])
         self.record_path(name).unlink(missing_ok=True)
         self.path(name).unlink(missing_ok=True)
 
-    def remove_leftovers(self) -> None:
-        """Remove what a killed writer left: temporary files, parts without a record. Requires holding the lock."""
-        committed = set(self.names())
+    def remove_leftovers(self, lost_ok: bool = False) -> None:
+        """Remove what a killed writer left: temporary files, parts without a record. Requires holding the lock.
+        lost_ok: also those of parts that were lost, which are then made again.
+
+        Raises DamagedError if a part was lost; then nothing is removed.
+        """
+        committed = set(self.records(lost_ok) if self.is_listed else self.names())
         remove_leftovers(self.folder, mine=True)
         for path in self.folder.glob(f"*{self.suffix}"):
             if path.name.removesuffix(self.suffix) not in committed:
                 path.unlink(missing_ok=True)
+        if not lost_ok:
+            self.certify()
 
 
-def _describe(schema: pa.Schema) -> dict[str, str]:
+def _digest_of(records: Mapping[str, Any]) -> str:
+    return digest(orjson.dumps(records, option=orjson.OPT_SORT_KEYS | orjson.OPT_SERIALIZE_NUMPY))
+
+
+def described(schema: pa.Schema) -> dict[str, str]:
+    """Column -> type, as commit records have it."""
     return {field.name: str(field.type) for field in schema}

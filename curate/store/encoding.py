@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import load
 
-from curate.errors import CurateFailure
+from curate.errors import DamagedError
 from curate.store.files import write_atomic
 from curate.store.object_store import Location, ObjectPath
 from curate.store.schema import LATER
@@ -61,7 +61,7 @@ def read_table(path: Location, columns: Sequence[str] | None = None, rows: tuple
     """Read a Parquet file, all of it or some columns, or the rows from `rows[0]` up to `rows[1]`.
 
     Only the row groups that contain those rows are read. The columns are in the order of `columns`. A named column that
-    samples have only since a later version (schema.LATER) is null where the file lacks it. Raises CurateFailure if the
+    samples have only since a later version (schema.LATER) is null where the file lacks it. Raises DamagedError if the
     file is damaged.
     """
     table = _read_table(path, columns, rows)
@@ -130,9 +130,9 @@ def _opened(path: Location) -> pq.ParquetFile:
     return pq.ParquetFile(path)
 
 
-def _damaged(path: Location, error: Exception) -> CurateFailure:
+def _damaged(path: Location, error: Exception) -> DamagedError:
     first = str(error).strip().splitlines()[0].rstrip(".")
-    return CurateFailure(f"{path} is damaged ({first}); `curate verify` lists all damage, and --repair fixes it.")
+    return DamagedError(f"{path} is damaged ({first}); `curate verify` lists all damage, and what can be done.")
 
 
 def read_arrays(path: Location) -> dict[str, np.ndarray]:

@@ -8,6 +8,7 @@ from msgspec.structs import replace
 
 from curate.errors import CurateError
 from curate.hashing import fingerprint
+from curate.store.contents import enter, take_out
 from curate.store.encoding import digest, parquet, read_table, write_table
 from curate.store.files import remove_leftovers, write_atomic
 from curate.store.object_store import Location
@@ -20,8 +21,10 @@ def write_manifest(ws: Workspace, name: str, table: pa.Table, recipe: ManifestRe
     """Write the rows, then the JSON with their SHA-256; an older manifest of the same name is replaced."""
     path = ws.manifest_path(name)
     remove_leftovers(path.parent)
+    take_out(ws, "manifest", name)
     sha256 = write_table(path, table.cast(schema_of(recipe)))
     write_recipe(path.with_suffix(".json"), replace(recipe, sha256=sha256))
+    enter(ws, "manifest", name)
 
 
 def stamped(table: pa.Table, recipe: ManifestRecipe) -> ManifestRecipe:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from curate.errors import CurateError
+from curate.store.contents import enter, take_out
 from curate.store.encoding import digest
 from curate.store.files import remove_leftovers, write_atomic
 from curate.store.recipes import MaskRecipe, recipe_of
@@ -36,7 +37,9 @@ def write_mask(ws: Workspace, name: str, selected: Mapping[str, np.ndarray], rec
     path = ws.mask_path(name)
     remove_leftovers(path.parent)
     tensors = {n: positions.astype(np.int32) for n, positions in selected.items() if len(positions)}
+    take_out(ws, "mask", name)
     write_atomic(path, save(tensors, {"lineage": json.dumps(recipe.as_json())}))
+    enter(ws, "mask", name)
 
 
 def read_mask(ws: Workspace, name: str) -> StoredMask:

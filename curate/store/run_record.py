@@ -24,7 +24,8 @@ from msgspec.structs import replace
 from curate.errors import CurateError, CurateFailure, nearest
 from curate.hashing import fingerprint
 from curate.store.commits import Parts
-from curate.store.encoding import digest, write_json
+from curate.store.contents import enter, take_out
+from curate.store.encoding import digest
 from curate.store.files import remove_tree, replace_tree, write_atomic
 from curate.store.object_store import Location
 from curate.store.recipes import RunRecipe, read_recipe, write_recipe
@@ -139,14 +140,21 @@ class Run:
     def swap(self) -> Run:
         """Replace the run of the same name by this one, built beside it; returns the run in its final place."""
         final = Run(self.ws, self.name)
+        take_out(self.ws, "run", self.name)
         replace_tree(self.folder, final.folder, marker="run.json")
+        enter(self.ws, "run", self.name)
         return final
 
     def begin(self, recipe: RunRecipe) -> None:
         """Write run.json with the start time, unless it has one: older rows of the ledger under this name belong to an
         earlier run."""
         start_time = recipe.begun or datetime.now(UTC).isoformat()
+        of_user = self.place is None and not self.beside
+        if of_user:
+            take_out(self.ws, "run", self.name)
         write_recipe(self.folder / "run.json", replace(recipe, begun=start_time))
+        if of_user:
+            enter(self.ws, "run", self.name)
 
     def commit(
         self, step: int, last: bool, tables: dict[str, pa.Table | None], write: Callable[[Path], None], **record: Any
@@ -166,12 +174,12 @@ class Run:
                 data, file = path.read_bytes(), path.relative_to(temporary).as_posix()
                 write_atomic(parts.folder / name / file, data)
                 files[file] = digest(data)
-        write_json(parts.record_path(name), {"step": step, "last": last, "files": files, **record})
+        parts.put(name, {"step": step, "last": last, "files": files, **record})
 
     def keep(self, count: int) -> None:
         """Remove all but the latest `count` checkpoints; 0 keeps all."""
         for checkpoint in self.checkpoints()[:-count] if count else []:
-            Parts(self.folder / "checkpoints").record_path(checkpoint.folder.name).unlink(missing_ok=True)
+            Parts(self.folder / "checkpoints").remove(checkpoint.folder.name)
             remove_tree(checkpoint.folder)
 
     def remove_leftovers(self) -> None:
@@ -186,7 +194,7 @@ class Run:
         committed = {checkpoint.folder.name for checkpoint in complete}
         checkpoints = Parts(self.folder / "checkpoints")
         for name in set(checkpoints.names()) - committed:
-            checkpoints.record_path(name).unlink(missing_ok=True)
+            checkpoints.remove(name)
         for folder in (self.folder / "checkpoints").glob("step-*"):
             if folder.name not in committed:
                 remove_tree(folder)

@@ -25,9 +25,9 @@ from curate.store.object_store import Location, location
 from curate.store.schema import POOL_COLUMNS, TARGET, VIEWS
 
 __version__ = version("curate-lm")
-FORMAT = 1
+FORMAT = 2  # 1 has no lists of what is there (curate.store.contents)
 TABLES = {"score": "scores", "vectors": "vectors"}  # kinds of tables aligned with the pool, and their folders
-_MARKER = "workspace.json"
+MARKER = "workspace.json"
 _COMPLETE = "complete"  # the file that marks a fresh table as ready to be swapped in
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -69,12 +69,12 @@ class Workspace:
     def special_tokens(self) -> Literal["text", "parse"]:
         """How models' control tokens in texts are read, unless a command says otherwise: as text, but parsed in a
         workspace made before there was this rule, so that its tables stay alike."""
-        return "text" if read_json(self.path / _MARKER).get("special_tokens") == "text" else "parse"
+        return "text" if read_json(self.path / MARKER).get("special_tokens") == "text" else "parse"
 
     @property
     def pool(self) -> Parts:
         """The parts of the pool."""
-        return Parts(self.path / "pool")
+        return Parts(self.path / "pool", numbered=True)
 
     def shards(self) -> list[Shard]:
         """The pool's shards in order."""
@@ -243,7 +243,7 @@ def open_workspace(path: str | os.PathLike[str], create: bool = True, like: Work
     folder = location(path)
     if any(sign in str(folder.absolute()) for sign in "*?[]"):
         raise CurateError(f"{folder}: a workspace's path must not hold *, ?, [ or ], which stand for other files.")
-    marker = folder / _MARKER
+    marker = folder / MARKER
     if marker.exists():
         return _opened(folder, read_json(marker))
     if not create:

@@ -26,6 +26,7 @@ from curate.kinds.executor import Tasks, Workers
 from curate.kinds.score import Score
 from curate.results import Result
 from curate.store.commits import Parts
+from curate.store.contents import enter, take_out
 from curate.store.encoding import read_table
 from curate.store.files import remove_tree
 from curate.store.locks import Lock, lock
@@ -85,13 +86,13 @@ def run_group(jobs: Sequence[TableSpec], fresh: bool, workers: Workers) -> list[
         folders = [_folder(job, fresh) for job in jobs]
         todo, unit_workers = [], []
         for job, folder in zip(jobs, folders, strict=True):
-            Parts(folder).remove_leftovers()
+            Parts(folder).remove_leftovers(lost_ok=True)  # what was lost is computed again
             todo.append(missing_shards(job, Parts(folder)))
             unit_workers.append(_work(job, folder))
         try:
             cut = _compute(jobs, workers, locks, unit_workers, todo)
         except CurateError:
-            _remove_begun(folders)
+            _remove_begun(jobs, folders)
             raise
         return [
             (job, _finished(job, folder, job_shards, cut))
@@ -99,10 +100,12 @@ def run_group(jobs: Sequence[TableSpec], fresh: bool, workers: Workers) -> list[
         ]
 
 
-def _remove_begun(folders: Sequence[Location]) -> None:
+def _remove_begun(jobs: Sequence[TableSpec], folders: Sequence[Location]) -> None:
     """Remove tables of which nothing was computed, so that a model that cannot be loaded leaves none."""
-    for folder in folders:
-        if not Parts(folder).records() and not (folder / "_units").exists():
+    for job, folder in zip(jobs, folders, strict=True):
+        if not Parts(folder).names() and not (folder / "_units").exists():
+            if folder == job.folder:
+                take_out(job.ws, job.kind, job.name)
             remove_tree(folder)
 
 
@@ -150,9 +153,12 @@ def _compute(
 
 def _finished(job: TableSpec, folder: Location, todo: Sequence[Shard], cut: _Cut) -> Scored:
     """Move a complete table to its final place; returns a summary of the work."""
+    Parts(folder).certify()
     remove_tree(folder / "_units")
     if folder != job.folder:
+        take_out(job.ws, job.kind, job.name)
         job.ws.swap_table(job.kind, job.name)
+    enter(job.ws, job.kind, job.name)
     index = ensure_index(job.ws, job.name) if job.kind == "vectors" else ""
     records = Parts(job.folder).records().values()
     computed = sum(shard.rows for shard in todo)
@@ -209,6 +215,8 @@ def _folder(job: TableSpec, fresh: bool) -> Location:
         folder = staging
     marker = folder / recipe_file(job.kind)
     if not marker.exists() or read_recipe(marker, TableRecipe).fingerprint != job.recipe.fingerprint:
+        if folder == final:
+            take_out(job.ws, job.kind, job.name)
         remove_tree(folder)
         write_recipe(marker, job.recipe)
     return folder
@@ -233,7 +241,7 @@ def missing_shards(job: TableSpec, parts: Parts | None = None) -> list[Shard]:
     """The shards without a valid part of this table: one of the recorded size, and with matching fingerprints. parts:
     those of the folder that it is made in, if not in its place."""
     parts = parts or Parts(job.folder)
-    records, sizes = parts.records(), parts.sizes()
+    records, sizes = parts.records(lost_ok=True), parts.sizes()
 
     def stands(shard: Shard) -> bool:
         record = records.get(shard.name)
@@ -330,6 +338,9 @@ def _score_shards(
                 held_lock.check()
             meters.add(outcome.result, outcome.peak_bytes)
             last_pass.done(task, outcome.result)
+            if isinstance(task, MergeTask) or isinstance(task, Unit) and task.samples == task.shard.rows:
+                for unit_worker in unit_workers:
+                    Parts(unit_worker.into).catch_up()
             bar.finished(task.samples, getattr(outcome.result, "tokens", 0))
     return last_pass.cut
 

@@ -81,10 +81,13 @@ def score_state(ws: Workspace, name: str) -> TableState:
     return table_state(ws, "score", name)
 
 
-def table_state(ws: Workspace, kind: str, name: str) -> TableState:
-    """The state of a score or of vectors. Raises CurateError if there is no such table."""
+def table_state(ws: Workspace, kind: str, name: str, lost_ok: bool = False) -> TableState:
+    """The state of a score or of vectors. lost_ok: parts that were lost count as not computed.
+
+    Raises CurateError if there is no such table, DamagedError if it has lost parts, or the pool has.
+    """
     ws.require(kind, name)
-    recipe, records = table_recipe(ws, kind, name), Parts(ws.table_folder(kind, name)).records()
+    recipe, records = table_recipe(ws, kind, name), Parts(ws.table_folder(kind, name)).records(lost_ok)
     done, todo, nulls = [], [], 0
     for shard in ws.shards():
         record = records.get(shard.name)

@@ -136,7 +136,7 @@ class UnitWorker:
     def _commit_part(self, shard: Shard, table: pa.Table) -> None:
         cost = {} if self.step.requests else {"flops": 0.0}  # of models, in the ledger, as it may be shared
         nulls, row_group = len(table) - table["error"].null_count, min(ROW_GROUP, _row_group(table.schema))
-        Parts(self.into).commit(shard.name, table, row_group, nulls=nulls, **cost, **self.stamp(shard))
+        Parts(self.into).commit(shard.name, table, row_group, listed=False, nulls=nulls, **cost, **self.stamp(shard))
 
     # The target, where vectors are made
 

@@ -10,6 +10,7 @@ from itertools import groupby
 import numpy as np
 import pyarrow as pa
 
+from curate.errors import CurateError
 from curate.store.commits import Parts
 from curate.store.later_meta import meta_files
 from curate.store.object_store import Location
@@ -151,8 +152,11 @@ def runs(ws: Workspace) -> pa.Table:
     """The table `runs`: one row per run."""
     rows = []
     for run in map(partial(Run, ws), ws.run_names()):
-        recipe = run.require_recipe()
-        checkpoints = run.checkpoints()
+        try:
+            recipe, checkpoints = run.require_recipe(), run.checkpoints()
+        except CurateError:  # which `status` and `verify` say, and every command that uses the run
+            rows.append({"name": run.name, "state": "damaged"})
+            continue
         state = (
             "complete"
             if run.is_complete() or not recipe.weighting

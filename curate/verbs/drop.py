@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError, nearest
 from curate.results import Result
+from curate.store.contents import take_out
 from curate.store.files import remove_tree
 from curate.store.locks import lock
 from curate.store.manifests import keep_manifest
@@ -69,6 +70,7 @@ def _kind(ws: Workspace, name: str) -> str:
 
 
 def _remove(ws: Workspace, kind: str, name: str) -> None:
+    take_out(ws, kind, name)
     if kind in TABLES:
         remove_tree(ws.table_folder(kind, name), marker=recipe_file(kind))
     elif kind == "run":

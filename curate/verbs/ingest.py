@@ -22,6 +22,7 @@ from curate.errors import CurateError, require
 from curate.hashing import fingerprint, ids_as_integers
 from curate.progress import Progress
 from curate.results import Result
+from curate.store.contents import bring_to_format
 from curate.store.encoding import ROW_GROUP, read_table, write_table
 from curate.store.files import remove_leftovers
 from curate.store.given_data import Data, find_given
@@ -115,6 +116,7 @@ def ingest(
     require("--meta", meta in RULES, f"one of {', '.join(RULES)}")
     with lock(ws.path, "pool"):
         ws.pool.remove_leftovers()
+        bring_to_format(ws)
         progress = _progress(ws)
         todo = _unread(inputs, reading, progress, result)
         for item in todo:
@@ -131,6 +133,7 @@ def ingest(
                     if item.rows and item.rows.error:
                         break
                 writer.flush()
+                ws.pool.certify()
             _refuse_stopped(todo, result)
     result.formats = dict(reader.seen)
     result.meta_fields = {name: sorted(map(str, shape.meta_fields)) for name, shape in reader.shapes.items()}

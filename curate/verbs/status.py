@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from curate.arguments.workspaces import AnyWorkspace, workspace_of
+from curate.errors import CurateError
 from curate.results import Result
+from curate.store.contents import Lost, lost, marker_of
 from curate.store.manifests import kept_manifests, manifest_recipe, stamp_of
 from curate.store.mask_file import read_mask
 from curate.store.recipes import MixtureRecipe, SelectionRecipe, WeightsRecipe, known
@@ -36,6 +39,7 @@ class Status(Result):
     manifests: list[dict[str, Any]] = field(default_factory=list)
     masks: list[dict[str, Any]] = field(default_factory=list)
     runs: list[dict[str, Any]] = field(default_factory=list)
+    damaged: list[str] = field(default_factory=list)  # what cannot be read, or is gone
 
 
 def status(ws: AnyWorkspace) -> Status:
@@ -45,6 +49,8 @@ def status(ws: AnyWorkspace) -> Status:
     by_source = list(sql.rows(ws, f"{sources} GROUP BY source ORDER BY rows DESC, source"))
     targets = """SELECT target, count(*) FILTER (split = 'val') AS val, count(*) FILTER (split = 'test') AS test,
         count(DISTINCT nullif(subtask, '')) AS subtasks FROM targets GROUP BY target ORDER BY target"""
+    damaged = [f"the {one.kind} '{one.name}' {one.what}; `curate verify` says what can be done" for one in _lost(ws)]
+    of_runs = {row["name"]: row for row in sql.rows(ws, f"SELECT {_RUN} FROM runs")}
     return Status(
         path=str(ws.path),
         rows=ws.n_rows(),
@@ -53,12 +59,37 @@ def status(ws: AnyWorkspace) -> Status:
         rejects=next(sql.rows(ws, "SELECT count(*) AS n FROM rejects"))["n"],
         sources=by_source,
         targets=list(sql.rows(ws, targets)),
-        scores=[_score(ws, name) for name in ws.score_names()],
-        vectors=[_vectors(ws, name) for name in ws.vectors_names()],
-        manifests=[_manifest(ws, name) for name in ws.manifest_names()],
-        masks=[_mask(ws, name) for name in ws.mask_names()],
-        runs=[{**row, "note": _manifest_note(ws, row["name"])} for row in sql.rows(ws, f"SELECT {_RUN} FROM runs")],
+        scores=_each(ws, _score, ws.score_names(), damaged, "score"),
+        vectors=_each(ws, _vectors, ws.vectors_names(), damaged, "vectors"),
+        manifests=_each(ws, _manifest, ws.manifest_names(), damaged, "manifest"),
+        masks=_each(ws, _mask, ws.mask_names(), damaged, "mask"),
+        runs=_each(
+            ws, lambda ws, name: {**of_runs[name], "note": _manifest_note(ws, name)}, list(of_runs), damaged, "run"
+        ),
+        damaged=damaged,
     )
+
+
+def _each(
+    ws: Workspace,
+    described: Callable[[Workspace, str], dict[str, Any]],
+    names: Sequence[str],
+    damaged: list[str],
+    kind: str,
+) -> list[dict[str, Any]]:
+    """What can be said of the objects of a kind; those that are damaged are said to be so, and the others are shown."""
+    found = []
+    for name in names:
+        try:
+            found.append(described(ws, name))
+        except CurateError as error:
+            damaged.append(f"the {kind} '{name}' is damaged: {error}")
+    return found
+
+
+def _lost(ws: Workspace) -> list[Lost]:
+    """What is gone; that something has other bytes is `verify`'s to find, or said by what cannot read it."""
+    return [one for one in lost(ws) if not marker_of(ws, one.kind, one.name).exists()]
 
 
 def _score(ws: Workspace, name: str) -> dict[str, Any]:

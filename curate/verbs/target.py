@@ -14,6 +14,7 @@ import pyarrow as pa
 from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.results import Result
+from curate.store.contents import bring_to_format
 from curate.store.encoding import write_table
 from curate.store.files import remove_leftovers
 from curate.store.given_data import Data, find_given
@@ -108,6 +109,7 @@ def _store(ws: Workspace, name: str, table: pa.Table, split: str, rejects: list[
     """Commit samples in place of the splits that they are of; returns all samples of the target. rejects: what was
     refused of the file."""
     with lock(ws.path, "targets"):
+        bring_to_format(ws)
         if ws.target_path(name).exists():
             replaced_splits = set(table["split"].to_pylist())
             existing = ws.target_rows(name)

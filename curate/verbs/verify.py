@@ -1,4 +1,4 @@
-"""`curate verify`: check every part against its commit record, and recompute what is damaged."""
+"""`curate verify`: check every file against what was recorded of it, and recompute what is damaged."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ import numpy as np
 
 from curate.arguments.methods import method_of
 from curate.arguments.workspaces import AnyWorkspace, workspace_of
-from curate.errors import CurateError, CurateFailure
+from curate.errors import CurateError, CurateFailure, DamagedError
 from curate.hashing import ids_as_integers
 from curate.kinds.executor import Executor
 from curate.kinds.registry import find
 from curate.results import Result
+from curate.runs import integrity as of_runs
 from curate.store.commits import Parts
-from curate.store.encoding import digest, parquet_of, read_table
+from curate.store.encoding import parquet_of, read_table
 from curate.store.files import remove_tree
+from curate.store.integrity import Damage, Seen, list_damage, looked_at, restored, wrong_file
 from curate.store.locks import lock
-from curate.store.manifests import kept_manifests, kept_path, manifest_recipe
-from curate.store.mask_file import read_mask
 from curate.store.object_store import Location
-from curate.store.recipes import ManifestRecipe, MixtureRecipe
-from curate.store.run_record import Run
-from curate.store.workspace import Workspace
+from curate.store.workspace import Workspace, recipe_file
+from curate.tables.adopt import adopted
 from curate.tables.index import ensure_index, index_path, index_problem, record_of
 from curate.tables.inputs import model_choices
 from curate.tables.state import TableState, table_state
@@ -32,25 +31,14 @@ from curate.tables.vector_table import target_vectors
 from curate.verbs.score import score
 
 
-@dataclass(frozen=True)
-class Damage:
-    """One part that does not match its record. remedy: how to fix it, if `repair` did not."""
-
-    kind: str  # pool, rejects, copies, target, score, vectors, prepared, manifest, mask
-    name: str  # of the score, target, manifest or folder
-    part: str
-    what: str
-    remedy: str
-    repaired: bool = False
-
-
 @dataclass
 class Verified(Result):
-    """What was checked, and the damage that was found."""
+    """What was checked, and the damage that was found. leftovers: files of killed commands, which nothing reads."""
 
     parts: int = 0
     bytes: int = 0
     damaged: list[Damage] = field(default_factory=list)
+    leftovers: list[str] = field(default_factory=list)
 
     def _facts(self) -> dict[str, Any]:
         return {"parts": self.parts, "bytes": self.bytes, "damaged": len(self.damaged)}
@@ -60,41 +48,47 @@ def verify(
     ws: AnyWorkspace,
     *,
     repair: bool = False,
+    adopt: bool = False,
     executor: Executor | str | None = None,
 ) -> Verified:
-    """Check every part: its bytes, its number of rows, and that the ids of a table's rows are those of the pool.
+    """Check every part: its bytes, its number of rows, and that the ids of a table's rows are those of the pool; the
+    lists of what must be there; runs with their checkpoints, manifests, masks, targets and the ledger.
 
-    repair: remove damaged parts that can be recomputed, and recompute exactly those. Parts that cannot be recomputed
-    (the pool, targets) are left as they are, with a remedy. Reads everything once, one part in memory at a time.
+    repair: remove damaged parts that can be recomputed, and recompute exactly those; records that were lost are written
+    again from the lists. What cannot be recomputed (the pool, targets, runs) is left as it is, with a remedy. A repair
+    that is killed is gone on with by the next one: what it removed still counts as lost. adopt: vouch again for whole
+    parts of the pool that have neither a record nor an entry in the list, if their rows are what their ids say. Reads
+    everything once, one part in memory at a time.
 
     Raises CurateError if repair is requested while another process is writing.
     """
     ws = workspace_of(ws)
     executor = method_of(Executor, executor) if executor is not None else None
     result = Verified()
-    for name in ("pool", *ws.target_names()):
-        _note(result, _originals(ws, name))
+    _note(result, of_runs.check_contents(ws, repair))
+    _note(result, _pool(ws, result, repair, adopt))
+    _note(result, _targets(ws, repair))
     for folder in sorted((ws.path / "prepared").glob("*")):
         _note(result, _prepared(ws, folder, repair))
     for name in ws.vectors_names():  # before the scores, which are made of them
-        _note(result, _table(ws, "vectors", name, repair, executor))
+        _note(result, _table(ws, "vectors", name, repair, executor, result))
         _note(result, _aims(ws, name, repair))
         _note(result, _index(ws, name, repair))
     for name in ws.score_names():
-        _note(result, _table(ws, "score", name, repair, executor))
+        _note(result, _table(ws, "score", name, repair, executor, result))
     for name in ws.manifest_names():
-        _note(result, _manifest(ws, name))
-    for stamp, recipe in kept_manifests(ws).items():
-        _note(result, _kept_manifest(ws, stamp, recipe))
+        _note(result, of_runs.check_manifest(ws, name))
+    _note(result, of_runs.check_kept_manifests(ws))
     for name in ws.mask_names():
-        _note(result, _mask(ws, name))
+        _note(result, of_runs.check_mask(ws, name))
+    for name in ws.run_names():
+        _note(result, of_runs.check_run(ws, name, repair))
+    ledger = sorted((ws.path / "ledger").glob("part-*.parquet"))
+    _note(result, of_runs.check_tables(ledger, "ledger", "its costs are lost; remove it, and the others are read"))
     return result
 
 
-_Seen = Iterator[int | Damage]  # the size of an intact part in bytes, or its damage
-
-
-def _note(result: Verified, items: _Seen) -> None:
+def _note(result: Verified, items: Seen) -> None:
     for item in items:
         result.parts += 1
         if isinstance(item, Damage):
@@ -103,70 +97,64 @@ def _note(result: Verified, items: _Seen) -> None:
             result.bytes += item
 
 
-def _problem(parts: Parts, name: str, record: Mapping[str, Any] | None) -> tuple[str | None, bytes]:
-    """The problem with a part's file (None if intact), and its bytes."""
-    path = parts.path(name)
-    if record is None:
-        return ("has no commit record that can be read" if path.exists() else "is not there"), b""
-    if not path.exists():
-        return "is not there, but its commit record is", b""
-    return _wrong(data := path.read_bytes(), record["sha256"], record.get("bytes")), data
-
-
-def _wrong(data: bytes, sha256: str, size: int | None = None) -> str | None:
-    if size is not None and len(data) != size:
-        return f"has {len(data)} bytes, not the {size} that were written"
-    return None if digest(data) == sha256 else "has other bytes than were written (its SHA-256 differs)"
-
-
-def _named(parts: Parts) -> list[str]:
-    """The names of parts that have a file, a record or both."""
-    return sorted({*parts.names(), *parts.sizes()})
-
-
 # --- what came from outside, and cannot be computed ------------------------------------------------------
 
 
-def _originals(ws: Workspace, name: str) -> _Seen:
-    if name == "pool":
-        yield from _pool(ws)
-        return
-    remedy = f"add it again with `curate target {name} PATH`"
-    problem, data = _problem(ws.targets, name, ws.targets.record(name))
-    yield Damage("target", name, name, problem, remedy) if problem else len(data)
+def _targets(ws: Workspace, repair: bool) -> Seen:
+    yield from list_damage(ws.targets, "target", "targets", ws.path, "targets", repair)
+    for part in looked_at(ws.targets):
+        remedy = f"add it again with `curate target {part.name} PATH`"
+        damage = Damage("target", part.name, part.name, part.problem, remedy)
+        if part.restorable:
+            yield restored(ws.targets, part, damage, ws.path, "targets", repair)
+        else:
+            yield damage if part.problem else len(part.data)
 
 
-def _pool(ws: Workspace) -> _Seen:
+def _pool(ws: Workspace, result: Verified, repair: bool, adopt: bool) -> Seen:
     restore = "put a copy of the file back, or ingest the same files into a new workspace"
-    unrecorded = "nothing reads it; the next `curate ingest` removes it"
-    for name in _named(ws.pool):
-        record = ws.pool.record(name)
-        problem, data = _problem(ws.pool, name, record)
-        yield Damage("pool", "pool", name, problem, restore if record else unrecorded) if problem else len(data)
-        for kind, sha256 in (record or {"beside": {}})["beside"].items():
+    vouch = "--adopt vouches for it again, if its rows are what their ids say"
+    yield from list_damage(ws.pool, "pool", "pool", ws.path, "pool", repair)
+    for part in looked_at(ws.pool):
+        damage = Damage("pool", "pool", part.name, part.problem, restore)
+        if part.restorable:
+            yield restored(ws.pool, part, damage, ws.path, "pool", repair)
+        elif part.left_over:
+            result.leftovers.append(str(ws.pool.path(part.name)))
+        elif part.problem and part.record is None and ws.pool.path(part.name).exists():
+            yield _adopt(ws, part.name, damage) if adopt else replace(damage, remedy=vouch)
+        else:
+            yield damage if part.problem else len(part.data)
+        for kind, sha256 in (part.record or {"beside": {}}).get("beside", {}).items():
             folder = ws.path / "rejects" if kind == "rejects" else ws.path / "pool" / kind  # copies, meta
-            path = folder / f"{name}.parquet"
-            data = path.read_bytes() if path.exists() else b""
-            file_problem = _wrong(data, sha256) if path.exists() else "is not there"
-            yield Damage(kind, kind, name, file_problem, restore) if file_problem else len(data)
+            problem, data = wrong_file(folder / f"{part.name}.parquet", sha256)
+            yield Damage(kind, kind, part.name, problem, restore) if problem else len(data)
+
+
+def _adopt(ws: Workspace, name: str, damage: Damage) -> Damage:
+    with lock(ws.path, "pool"):
+        try:
+            ws.pool.put(name, adopted(ws, name), listed=False)
+        except CurateError as error:
+            return replace(damage, remedy=str(error).rstrip("."))
+    return replace(damage, repaired=True)
 
 
 # --- what can be computed again --------------------------------------------------------------------------
 
 
-def _prepared(ws: Workspace, folder: Location, repair: bool) -> _Seen:
+def _prepared(ws: Workspace, folder: Location, repair: bool) -> Seen:
     """Check partials and states; what is removed is recomputed by the next score that needs it."""
     if (folder / "run.json").exists():
-        yield from _warm_up(ws, folder, repair)
+        yield from of_runs.check_warm_up(ws, folder, repair)
         return
     parts, remedy = Parts(folder, ".safetensors"), "--repair removes it, and the next score counts it again"
     damaged = []
-    for name in _named(parts):
-        problem, data = _problem(parts, name, parts.record(name))
-        if problem:
-            damaged.append(Damage("prepared", folder.name, name, problem, remedy, repair))
+    for part in looked_at(parts):
+        if part.problem:
+            damaged.append(Damage("prepared", folder.name, part.name, part.problem, remedy, repair))
         else:
-            yield len(data)
+            yield len(part.data)
     if damaged and repair:
         with lock(ws.path, f"prepared {folder.name}"):
             for damage in damaged:
@@ -174,49 +162,30 @@ def _prepared(ws: Workspace, folder: Location, repair: bool) -> _Seen:
     yield from damaged
 
 
-def _warm_up(ws: Workspace, folder: Location, repair: bool) -> _Seen:
-    """Check the checkpoints of a warm-up; if one is damaged, all are removed, to be retrained to the same bytes."""
-    run, damaged = Run(ws, f"warmup of {folder.name}", place=folder), []
-    for checkpoint in run.checkpoints():
-        for name, sha256 in checkpoint.record["files"].items():
-            path = checkpoint.folder / name
-            data = path.read_bytes() if path.exists() else b""
-            if problem := _wrong(data, sha256) if path.exists() else "is not there":
-                part, remedy = (
-                    f"{checkpoint.folder.name}/{name}",
-                    "--repair removes the warm-up, which is trained again",
-                )
-                damaged.append(Damage("prepared", folder.name, part, problem, remedy, repair))
-            else:
-                yield len(data)
-    if damaged and repair:
-        with lock(ws.path, f"prepared {folder.name}"):
-            remove_tree(folder, marker="run.json")
-    yield from damaged
-
-
-def _aims(ws: Workspace, name: str, repair: bool) -> _Seen:
+def _aims(ws: Workspace, name: str, repair: bool) -> Seen:
     """Check the vectors of targets."""
-    state, parts = table_state(ws, "vectors", name), target_vectors(ws.table_folder("vectors", name))
-    for target in _named(parts):
-        problem, data = _problem(parts, target, parts.record(target))
-        if not problem:
-            yield len(data)
-            continue
-        if repair:
-            with lock(ws.path, f"vectors {name}"):
-                parts.remove(target)
-        remedy = f"--repair removes it, and `{state.command(target)}` makes it again"
-        yield Damage("vectors", name, f"targets/{target}", problem, remedy, repair)
+    parts, what = target_vectors(ws.table_folder("vectors", name)), f"vectors {name}"
+    yield from list_damage(parts, "vectors", name, ws.path, what, repair)
+    for part in looked_at(parts):
+        remedy = f"--repair removes it, and the next score of `{name}` for the target '{part.name}' makes it again"
+        damage = Damage("vectors", name, f"targets/{part.name}", part.problem, remedy)
+        if part.restorable:
+            yield restored(parts, part, damage, ws.path, what, repair)
+        elif not part.problem:
+            yield len(part.data)
+        elif not part.left_over:
+            if repair:
+                with lock(ws.path, what):
+                    parts.remove(part.name)
+            yield replace(damage, repaired=repair)
 
 
-def _index(ws: Workspace, name: str, repair: bool) -> _Seen:
+def _index(ws: Workspace, name: str, repair: bool) -> Seen:
     record, path = record_of(ws, name), index_path(ws, name)
     if record is None:
         return
-    data = path.read_bytes() if path.exists() else b""
-    problem = _wrong(data, record.sha256, record.bytes) if path.exists() else "is not there"
-    if problem is None:
+    problem, data = wrong_file(path, record.sha256, record.bytes)
+    if not problem:
         yield len(data)
         return
     remedy = "--repair builds it again"
@@ -227,30 +196,48 @@ def _index(ws: Workspace, name: str, repair: bool) -> _Seen:
     yield Damage("vectors", name, "index.faiss", problem, remedy, repair and index_problem(ws, name) is None)
 
 
-def _table(ws: Workspace, kind: str, name: str, repair: bool, executor: Executor | None) -> _Seen:
-    state, parts = table_state(ws, kind, name), Parts(ws.table_folder(kind, name))
-    shards = {shard.name: shard for shard in ws.shards()}
+def _table(ws: Workspace, kind: str, name: str, repair: bool, executor: Executor | None, result: Verified) -> Seen:
+    parts, shards = Parts(ws.table_folder(kind, name)), {shard: ws.pool.path(shard) for shard in ws.pool.names()}
+    yield from list_damage(parts, kind, name, ws.path, f"{kind} {name}", repair)
     damaged = []
-    for part in _named(parts):
-        record = parts.record(part)
-        problem, data = _problem(parts, part, record)
-        if not problem and record:
-            problem = _other_rows(data, record, read_ids(shards[part].path) if part in shards else None)
+    for part in looked_at(parts):
+        damage = Damage(kind, name, part.name, part.problem, "--repair computes it again")
+        if part.restorable:
+            yield restored(parts, part, damage, ws.path, f"{kind} {name}", repair)
+            continue
+        if part.left_over:
+            result.leftovers.append(str(parts.path(part.name)))
+            continue
+        problem = part.problem
+        if not problem and part.record:
+            problem = _other_rows(part.data, part.record, read_ids(shards[part.name]) if part.name in shards else None)
         if problem:
-            damaged.append(Damage(kind, name, part, problem, "--repair computes it again", repair))
+            damaged.append(replace(damage, what=problem))
         else:
-            yield len(data)
-    if damaged and repair:
-        with lock(ws.path, f"{kind} {name}"):
-            for damage in damaged:
-                parts.remove(damage.part)
-            remove_tree(parts.folder / "_units")
-        if state.stale is None:
-            damaged = [*_again(ws, state, executor, damaged)]
-        else:
-            remedy = f"it is stale ({state.stale}); `{state.command()}` computes all of it anew"
-            damaged = [replace(d, remedy=remedy, repaired=False) for d in damaged]
-    yield from damaged
+            yield len(part.data)
+    try:
+        state = table_state(ws, kind, name, lost_ok=True)
+    except CurateError as error:  # its recipe, or the pool, is damaged
+        recipe, remedy = f"{name}/{recipe_file(kind)}", "score it again with --fresh"
+        whole = Damage(kind, name, recipe, "cannot be read", remedy)
+        yield from damaged if isinstance(error, DamagedError) else [*damaged, whole]
+        return
+    yield from _repaired(ws, state, executor, damaged) if damaged and repair else damaged
+
+
+def _repaired(ws: Workspace, state: TableState, executor: Executor | None, damaged: Sequence[Damage]) -> Seen:
+    """Remove damaged parts and compute them again. They stay on the list, so that the next repair knows of them if this
+    one is killed."""
+    if state.stale is not None:
+        remedy = f"it is stale ({state.stale}); `{state.command()}` computes all of it anew"
+        yield from (replace(damage, remedy=remedy) for damage in damaged)
+        return
+    parts = Parts(ws.table_folder(state.kind, state.name))
+    with lock(ws.path, f"{state.kind} {state.name}"):
+        for damage in damaged:
+            parts.discard(damage.part)
+        remove_tree(parts.folder / "_units")
+    yield from _again(ws, state, executor, [replace(damage, repaired=True) for damage in damaged])
 
 
 def read_ids(path: Location) -> np.ndarray | None:
@@ -291,32 +278,3 @@ def _again(ws: Workspace, state: TableState, executor: Executor | None, damaged:
     except CurateError as error:
         damaged = [replace(d, remedy=str(error).rstrip("."), repaired=False) for d in damaged]
     yield from damaged
-
-
-def _kept_manifest(ws: Workspace, stamp: str, recipe: ManifestRecipe) -> _Seen:
-    path = kept_path(ws, stamp)
-    data = path.read_bytes() if path.exists() else b""
-    problem = _wrong(data, recipe.sha256) if path.exists() else "is not there, but its JSON is"
-    remedy = "restore it from a copy; runs only name it"
-    yield Damage("manifest", recipe.name, f"replaced/{stamp}", problem, remedy) if problem else len(data)
-
-
-def _mask(ws: Workspace, name: str) -> _Seen:
-    try:
-        read_mask(ws, name)
-    except CurateError:
-        yield Damage("mask", name, name, "is not a whole mask", "`curate mask` makes it again")
-    else:
-        yield len(ws.mask_path(name).read_bytes())
-
-
-def _manifest(ws: Workspace, name: str) -> _Seen:
-    path = ws.manifest_path(name)
-    recipe = manifest_recipe(ws, name)
-    command = (
-        f"mix {name} …" if isinstance(recipe, MixtureRecipe) else f"select {name} --replay {path.with_suffix('.json')}"
-    )
-    remedy = f"`curate {command}` makes it again"
-    data = path.read_bytes() if path.exists() else b""
-    problem = _wrong(data, recipe.sha256) if path.exists() else "is not there, but its JSON is"
-    yield Damage("manifest", name, name, problem, remedy) if problem else len(data)

@@ -75,7 +75,9 @@ def test_the_same_score_command_mends_what_it_can_see(scored_ws: Workspace) -> N
     (folder / "_commit/part-00002.json").unlink()
     (folder / "_commit/part-00003.json").write_bytes(b"")
     (result,) = curate.score(scored_ws, Length())
-    assert result.reused == sum(shard.rows for shard in scored_ws.shards()[4:]) and tree_bytes(folder) == before
+    assert result.reused == sum(shard.rows for shard in scored_ws.shards()[3:])  # the list has the last one's record
+    (damage,) = curate.verify(scored_ws, repair=True).damaged
+    assert damage.part == "part-00003" and damage.repaired and tree_bytes(folder) == before
 
 
 def test_a_part_of_other_rows_is_found_though_its_record_vouches_for_it(scored_ws: Workspace) -> None:
@@ -125,7 +127,7 @@ def test_a_truncated_part_of_the_pool_stops_a_score_with_a_sentence_and_the_copy
     cut(path)
     for workers in (1, 2):
         done = cli("score", "length", "--workers", workers, ws=sample_ws)
-        assert done.returncode == 1 and done.stderr.count("\n") == 1, done.stderr
+        assert done.returncode == 2 and done.stderr.count("\n") == 1, done.stderr
         assert "part-00001.parquet is damaged" in done.stderr and "curate verify" in done.stderr
     path.write_bytes(whole)
     done = cli("score", "length", ws=sample_ws)
@@ -136,6 +138,7 @@ def test_a_record_of_an_edited_plan_is_not_believed(scored_ws: Workspace) -> Non
     """A record that vouches for another fingerprint is not this score's, whatever its part holds."""
     folder = scored_ws.score_folder("length")
     path = folder / "_commit/part-00001.json"
+    (folder / "_parts.json").unlink()  # which is believed before a part's own record
     write_json(path, {**read_json(path), "fingerprint": "0" * 16})
     (result,) = curate.score(scored_ws, Length())
     assert result.computed == scored_ws.shards()[1].rows

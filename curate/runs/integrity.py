@@ -1,0 +1,177 @@
+"""The checks of `curate verify` on what commands made: runs, warm-ups, manifests, masks, and the list of them all."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from curate.errors import CurateError, DamagedError
+from curate.store import contents
+from curate.store.commits import Parts
+from curate.store.encoding import read_table
+from curate.store.files import remove_tree
+from curate.store.integrity import Damage, Seen, list_damage, looked_at, restored, wrong, wrong_file
+from curate.store.locks import lock
+from curate.store.manifests import kept_path, manifest_recipe
+from curate.store.mask_file import read_mask
+from curate.store.object_store import Location
+from curate.store.recipes import ManifestRecipe, MixtureRecipe, read_manifest_recipe
+from curate.store.run_record import Run
+from curate.store.workspace import Workspace
+
+
+def check_contents(ws: Workspace, repair: bool) -> Seen:
+    """What was made and is gone: a manifest, a mask, a recipe or a run."""
+    try:
+        yield sum(map(len, contents.entered(ws).values()))
+        for lost in contents.lost(ws):
+            remedy = f"put a copy of its file back, or make it again; `curate drop {lost.name} --force` forgets it"
+            yield Damage(lost.kind, lost.name, contents.marker_of(ws, lost.kind, lost.name).name, lost.what, remedy)
+    except DamagedError:
+        if repair:
+            contents.rebuild(ws)
+        remedy = "--repair makes it again from what is there"
+        yield Damage("contents", contents.CONTENTS, contents.CONTENTS, "cannot be read", remedy, repair)
+
+
+# --- runs ------------------------------------------------------------------------------------------------
+
+
+def check_run(ws: Workspace, name: str, repair: bool) -> Seen:
+    """The recipe of a run, its metrics, evaluations, and every file of its checkpoints."""
+    run, again = Run(ws, name), f"put a copy of it back, or train the run again (`curate train {name} … --fresh`)"
+    try:
+        run.require_recipe()
+        yield len((run.folder / "run.json").read_bytes())
+    except CurateError:
+        yield Damage("run", name, "run.json", "cannot be read", again)
+    for kind in ("metrics", "trained"):
+        yield from _parts_of(ws, run, kind, again, repair)
+    evaluate = f"--repair removes it, and `curate evaluate {name}` makes it again"
+    yield from _parts_of(ws, run, "evaluations", evaluate, repair, computable=True)
+    yield from _checkpoints(ws, run, again, repair)
+
+
+def _parts_of(ws: Workspace, run: Run, kind: str, remedy: str, repair: bool, computable: bool = False) -> Seen:
+    parts, what = Parts(run.folder / kind), f"run {run.name}"
+    yield from list_damage(parts, "run", run.name, ws.path, what, repair)
+    for part in looked_at(parts):
+        damage = Damage("run", run.name, f"{kind}/{part.name}", part.problem, remedy)
+        if part.restorable:
+            yield restored(parts, part, damage, ws.path, what, repair)
+        elif part.problem and not part.left_over:
+            if computable and repair:
+                with lock(ws.path, what):
+                    parts.remove(part.name)
+            yield Damage(damage.kind, damage.name, damage.part, damage.what, remedy, computable and repair)
+        elif not part.problem:
+            yield len(part.data)
+
+
+def _checkpoints(ws: Workspace, run: Run, again: str, repair: bool) -> Seen:
+    parts, what = Parts(run.folder / "checkpoints"), f"run {run.name}"
+    yield from list_damage(parts, "run", run.name, ws.path, what, repair)
+    try:
+        listed = parts.listed()
+    except DamagedError:
+        listed = {}
+    for name in sorted({*parts.names(), *listed}):
+        record, folder = listed.get(name) or parts.record(name), parts.folder / name
+        if record is None or name in listed and parts.record(name) != record:
+            damage = Damage("run", run.name, f"checkpoints/{name}", "has no commit record that can be read", again)
+            if record is not None and repair:
+                with lock(ws.path, what):
+                    parts.restore(name)
+            yield Damage(damage.kind, damage.name, damage.part, damage.what, again, record is not None and repair)
+        remedy = f"remove {folder}, and the same `curate train` goes on from the checkpoint before, or begins again"
+        yield from checkpoint_files(record or {"files": {}}, folder, "run", run.name, f"checkpoints/{name}", remedy)
+
+
+def checkpoint_files(
+    record: dict[str, dict[str, str]], folder: Location, kind: str, name: str, part: str, remedy: str
+) -> Seen:
+    """The files of a checkpoint against their digests in its record."""
+    for file, sha256 in record["files"].items():
+        problem, data = wrong_file(folder / file, sha256)
+        yield Damage(kind, name, f"{part}/{file}", problem, remedy) if problem else len(data)
+
+
+def check_warm_up(ws: Workspace, folder: Location, repair: bool) -> Seen:
+    """The checkpoints of a warm-up; if something is damaged, all are removed, to be retrained to the same bytes."""
+    run, remedy = Run(ws, folder.name, place=folder), "--repair removes the warm-up, which is trained again"
+    damaged: list[Damage] = []
+    try:
+        run.require_recipe()
+        found = list(_checkpoints(ws, run, remedy, False))
+        for kind in ("metrics", "trained"):
+            found += _parts_of(ws, run, kind, remedy, False)
+    except CurateError as error:
+        found = [Damage("prepared", folder.name, "run.json", str(error).rstrip("."), remedy)]
+    for item in found:
+        if isinstance(item, Damage):
+            damaged.append(Damage("prepared", folder.name, item.part, item.what, remedy, repair))
+        else:
+            yield item
+    if damaged and repair:
+        with lock(ws.path, f"prepared {folder.name}"):
+            remove_tree(folder, marker="run.json")
+    yield from damaged
+
+
+# --- manifests, masks, and tables without records --------------------------------------------------------
+
+
+def check_manifest(ws: Workspace, name: str) -> Seen:
+    """A manifest's recipe, and its table against the recipe."""
+    path = ws.manifest_path(name)
+    try:
+        recipe = manifest_recipe(ws, name)
+    except CurateError:
+        remedy = "put a copy of it back, or make the manifest again with --fresh"
+        yield Damage("manifest", name, f"{name}.json", "cannot be read", remedy)
+        return
+    command = (
+        f"mix {name} …" if isinstance(recipe, MixtureRecipe) else f"select {name} --replay {path.with_suffix('.json')}"
+    )
+    yield from _table_of(path, recipe, name, name, f"`curate {command}` makes it again")
+
+
+def check_kept_manifests(ws: Workspace) -> Seen:
+    """The manifests that were replaced and are kept for runs."""
+    for path in sorted(kept_path(ws, "").parent.glob("*.json")):
+        part, remedy = f"replaced/{path.stem}", "restore it from a copy; runs only name it"
+        try:
+            recipe = read_manifest_recipe(path)
+        except CurateError:
+            yield Damage("manifest", path.stem, part, "has a recipe that cannot be read", remedy)
+        else:
+            yield from _table_of(path.with_suffix(".parquet"), recipe, recipe.name, part, remedy)
+
+
+def _table_of(path: Location, recipe: ManifestRecipe, name: str, part: str, remedy: str) -> Seen:
+    if not path.exists():
+        yield Damage("manifest", name, part, "is not there, but its JSON is", remedy)
+        return
+    data = path.read_bytes()
+    problem = wrong(data, recipe.sha256)
+    yield Damage("manifest", name, part, problem, remedy) if problem else len(data)
+
+
+def check_mask(ws: Workspace, name: str) -> Seen:
+    """A mask: whether it can be read, and has indices that its parameters have."""
+    try:
+        read_mask(ws, name)
+    except CurateError:
+        yield Damage("mask", name, name, "is not a whole mask", "`curate mask` makes it again")
+    else:
+        yield len(ws.mask_path(name).read_bytes())
+
+
+def check_tables(files: Sequence[Location], kind: str, remedy: str) -> Seen:
+    """Tables that no record certifies: whether they can be read at all."""
+    for path in files:
+        try:
+            read_table(path)
+        except (CurateError, OSError):
+            yield Damage(kind, kind, path.name, "cannot be read", remedy)
+        else:
+            yield len(path.read_bytes())
