@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import ast
+import functools
+import json
 import os
 import subprocess
 import sys
@@ -21,6 +23,12 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def imports() -> dict[str, set[str]]:
     """Module -> the modules of ours that it imports when it runs (the lazy faces of curate/__init__ left out)."""
     known = {module_name(p) for p in PACKAGE.rglob("*.py")}
@@ -28,7 +36,7 @@ def imports() -> dict[str, set[str]]:
     for path in PACKAGE.rglob("*.py"):
         name = module_name(path)
         found[name] = set()
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "curate":
                 assert node.level == 0
                 for alias in node.names:
@@ -98,7 +106,7 @@ def test_every_verb_of_the_library_is_there_and_says_what_it_does() -> None:
 
 def test_every_file_says_what_it_is_for() -> None:
     for path in PACKAGE.rglob("*.py"):
-        body = ast.parse(path.read_text()).body
+        body = parsed(path).body
         classes = [node for node in body if isinstance(node, ast.ClassDef)]  # a method's file says it in its class
         assert not body or ast.get_docstring(ast.Module(body, [])) or any(map(ast.get_docstring, classes)), path
 
@@ -114,26 +122,31 @@ def test_the_top_level_is_what_was_agreed() -> None:
 # --- starting up -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--help"],
-        ["sql", "SELECT 1 AS one"],
-        ["score", "length"],
-        ["score", "bm25", "--target", "arithmetic"],
-        ["methods"],
-    ],
+TEXT = (
+    ["--help"],
+    ["sql", "SELECT 1 AS one"],
+    ["score", "length"],
+    ["score", "bm25", "--target", "arithmetic"],
+    ["methods"],
 )
+
+
 def test_text_verbs_start_without_the_heavy_libraries(
-    arguments: list[str], sample_ws: curate.store.workspace.Workspace
-) -> None:  # type: ignore[name-defined]
+    sample_ws: curate.store.workspace.Workspace,  # type: ignore[name-defined]
+) -> None:
+    """In one process, which none of the commands may have made load them."""
     heavy = ("torch", "transformers", "faiss", "ray", "datasets")
-    code = f"import sys; from curate.cli.main import cli; cli.main(sys.argv[1:], standalone_mode=False); " \
-        f"print([m for m in {heavy} if m in sys.modules])"  # fmt: skip
+    code = (
+        "import json, sys; from curate.cli.main import cli\nfor words in json.loads(sys.argv[1]):\n"
+        "    sys.argv[1:] = words; cli.main(words, standalone_mode=False)\n"
+        f"    print('loaded', words[0], [m for m in {heavy} if m in sys.modules])"
+    )
     environment = {"CURATE_WORKSPACE": str(sample_ws.path), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment)
+    command = [sys.executable, "-c", code, json.dumps(TEXT)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
+    told = [line for line in done.stdout.splitlines() if line.startswith("loaded ")]
+    assert told == [f"loaded {words[0]} []" for words in TEXT]
 
 
 # --- tools -----------------------------------------------------------------------------------------------
