@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import functools
+import importlib
+import inspect
 import json
 import os
 import subprocess
@@ -16,6 +18,8 @@ import curate
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "curate"
+TYPINGS = ROOT / "tests/support/typings"
+STUBS = sorted(TYPINGS.rglob("*.pyi"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -164,6 +168,23 @@ def test_pyright_is_content() -> None:
     environment = {**os.environ, "NODE_OPTIONS": "--max-semi-space-size=128"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("stub", STUBS, ids=lambda p: ".".join(p.relative_to(TYPINGS).parent.parts))
+def test_the_types_that_are_written_down_for_a_library_are_its_own(stub: Path) -> None:
+    """Its functions and classes are there, and the parameters of a function are called so and in that order."""
+    module = importlib.import_module(".".join(stub.relative_to(TYPINGS).parent.parts))
+    for node in parsed(stub).body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            assert isinstance(getattr(module, node.name), type)
+        elif isinstance(node, ast.FunctionDef):
+            its = inspect.signature(getattr(module, node.name)).parameters
+            declared = [a.arg for a in (*node.args.args, *node.args.kwonlyargs)]
+            assert [name for name in its if name in declared] == declared, node.name
+            alone = [name for name, p in its.items() if p.kind is p.KEYWORD_ONLY and name in declared]
+            assert alone == [a.arg for a in node.args.kwonlyargs], node.name
+        elif isinstance(node, ast.AnnAssign):
+            assert hasattr(module, ast.unparse(node.target))
 
 
 @pytest.mark.parametrize("folder", ["curate", "pipelines", "tests"])
