@@ -68,10 +68,10 @@ def test_scores_are_shapley_values(order: Any, step: Any) -> None:
 
 @pytest.fixture(scope="module")
 def model() -> Backward:
-    """`tiny` a little way from where it was, with moments, in float64."""
-    origin = LanguageModel(ModelChoice("tiny", device="cpu"))
+    """The narrow model a little way from where it was, with moments, in float64."""
+    origin = LanguageModel(ModelChoice(NARROW, device="cpu"))
     origin.model.double()
-    lm = LanguageModel(ModelChoice("tiny", device="cpu"), (copy.deepcopy(origin.model), origin.tokenizer))
+    lm = LanguageModel(ModelChoice(NARROW, device="cpu"), (copy.deepcopy(origin.model), origin.tokenizer))
     torch.manual_seed(0)
     for parameter in lm.model.parameters():
         parameter.data.add_(0.02 * torch.randn_like(parameter))
@@ -142,7 +142,7 @@ def test_distillation_s_gradient_is_that_of_the_written_loss(model: Backward, co
 def test_distillation_s_gradient_is_zero_where_training_began(model: Backward) -> None:
     origin = model.others["origin"]
     there = Backward.of(
-        LanguageModel(ModelChoice("tiny", device="cpu"), (copy.deepcopy(origin.model), origin.tokenizer)),
+        LanguageModel(ModelChoice(NARROW, device="cpu"), (copy.deepcopy(origin.model), origin.tokenizer)),
         {"origin": origin},
     )
     there.at = replace(there.at, moments=model.at.moments)

@@ -16,13 +16,19 @@ from curate.methods.scores.length import Length
 from curate.store.workspace import Workspace
 from curate.tables import sql
 from curate.verbs.sql import write_sql
-from tests.conftest import in_this_process
+from tests.conftest import copy_of, in_this_process, sample_in
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    ws = sample_in(tmp_path_factory.mktemp("scored") / "ws")
+    curate.score(ws, Bm25(keep_subtasks=True), Length(), target="arithmetic")
+    return ws
 
 
 @pytest.fixture
-def scored(sample_ws: Workspace) -> Workspace:
-    curate.score(sample_ws, Bm25(keep_subtasks=True), Length(), target="arithmetic")
-    return sample_ws
+def scored(made: Workspace, tmp_path: Path) -> Workspace:
+    return copy_of(Path(str(made.path)), tmp_path / "ws")
 
 
 def test_samples_has_each_score_beside_its_own_sample(scored: Workspace) -> None:
