@@ -26,7 +26,6 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # others are at work beside; torch reads this when it is first imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CURATE_PROGRESS", "off")  # a busy machine takes half a minute for what is else silent
-
 gc.disable()  # until the libraries are there
 
 import curate  # noqa: E402
