@@ -1,6 +1,6 @@
 """The experiments that pipelines share: which data, which model, how much of everything. A preset fixes all of it.
 
-smoke   for continuous integration, on a third of the corpus: that it runs
+smoke   for continuous integration, on a sixth of the corpus: that it runs
 cpu     half an hour on two cores, three seeds: that it means something
 gpu     real data with SmolLM2-135M (the folder that CURATE_SHARED names, or ../shared)
 """
@@ -79,11 +79,11 @@ def sample(ws: Workspace) -> None:
     skills(ws)
 
 
-def third(ws: Workspace) -> None:
-    """Every third sample of the corpus, where only that a pipeline runs is looked at."""
+def sixth(ws: Workspace) -> None:
+    """Every sixth sample of the corpus, where only that a pipeline runs is looked at."""
     with tempfile.TemporaryDirectory() as folder:
         for path in sorted((SAMPLE / "pool").iterdir()):
-            lines = path.read_text(encoding="utf-8").split("\n")[::3]
+            lines = path.read_text(encoding="utf-8").split("\n")[::6]
             (Path(folder) / path.name).write_text("\n".join(lines), encoding="utf-8")
         curate.ingest(ws, sorted(str(path) for path in Path(folder).iterdir()))
     skills(ws)
@@ -228,7 +228,7 @@ WITHIN_REAL = TrainSettings(
 
 PRESETS = {
     "smoke": Preset(
-        *(third, narrow, (("facts", "translation"),), (0.05,), 2, SHORT, BRIEF, HURRIED, OTHERS),
+        *(sixth, narrow, (("facts", "translation"),), (0.05,), 2, SHORT, BRIEF, HURRIED, OTHERS),
         questions=8,
         steps=4,
         online=replace(WITHIN, steps=4, eval_every=2),

@@ -26,11 +26,11 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # others are at work beside; torch reads this when it is first imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CURATE_PROGRESS", "off")  # a busy machine takes half a minute for what is else silent
-
 gc.disable()  # until the libraries are there
 
 import curate  # noqa: E402
 from tests.support import forks  # noqa: E402
+from tests.support.longest import LONGEST  # noqa: E402
 
 if TYPE_CHECKING:  # a machine that only runs the tests of a GPU has no Arrow
     from curate.models.tokens import Encoded
@@ -39,16 +39,6 @@ if TYPE_CHECKING:  # a machine that only runs the tests of a GPU has no Arrow
 ROOT = Path(__file__).parent.parent
 SAMPLE = ROOT / "data" / "sample"
 SHARED = Path(os.environ.get("CURATE_SHARED", ROOT.parent / "shared")) / "data"
-
-# A file's tests go to one process, which has made what they share: those that take longest begin first, so that no
-# process is left alone with one of them at the end. Of the slow tests those are the pipelines.
-LONGEST = """
-docs/test_pipelines docs/test_house methods/test_executors laws/test_scores store/test_faults verbs/test_audit
-training/test_online methods/test_embeddings docs/test_docs verbs/test_runs methods/test_gradient_scores
-laws/test_one_file methods/test_dualsft verbs/test_compare verbs/test_mix docs/test_outside docs/test_wheel
-training/test_choosing_updates methods/test_ray methods/test_blends store/test_s3 methods/test_near_dup
-methods/test_vector_selectors gradients/test_gradients tables/test_prices tables/test_model_scores cli/test_cli
-""".split()
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -97,7 +87,11 @@ def sample_in(folder: Path) -> Workspace:
 @pytest.fixture
 def small_ws(tmp_path: Path) -> Workspace:
     """300 samples in three shards, and two targets of several sub-tasks."""
-    return copy_of(_small(), tmp_path / "ws")
+    return small_in(tmp_path / "ws")
+
+
+def small_in(folder: Path) -> Workspace:
+    return copy_of(_small(), folder)
 
 
 @pytest.fixture

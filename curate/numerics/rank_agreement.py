@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 from collections.abc import Callable, Collection
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -20,7 +19,7 @@ def spearman(a: np.ndarray, b: np.ndarray) -> float:
         return float("nan")
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConstantInputWarning)  # NaN says so
-        result: Any = spearmanr(a, b)
+        result = spearmanr(a, b)
     return float(result.statistic)
 
 

@@ -41,10 +41,10 @@ def connect(ws: Workspace, query: str) -> duckdb.DuckDBPyConnection:
         connection = _shared().cursor()
     connection.execute("SET TimeZone = 'UTC'")
     connection.execute("SET python_enable_replacements = false")  # Python variables must not be visible as tables
-    words = _words_of(connection, query)
+    words, named = _names_in(connection, query)
 
     def wanted(name: str) -> bool:
-        return words is None or name in words
+        return named is None or name in named
 
     tables: dict[str, Callable[[Workspace], str]] = {
         "pool": views.pool,
@@ -168,8 +168,9 @@ def _create(connection: duckdb.DuckDBPyConnection, name: str, select: str) -> No
         raise CurateFailure(f"the table {name} cannot be read: {_first_line(error)}.") from None
 
 
-def _words_of(connection: duckdb.DuckDBPyConnection, query: str) -> set[str] | None:
-    """The lower-cased words of a query, among which are the views it needs; None if it uses * on `samples`.
+def _names_in(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[set[str] | None, set[str] | None]:
+    """The lower-cased words of a query, among which are its columns of `samples`, None if it uses * on `samples`; and
+    its tables, None if any word may be one.
 
     Raises CurateError unless the query is one SELECT.
     """
@@ -184,8 +185,18 @@ def _words_of(connection: duckdb.DuckDBPyConnection, query: str) -> set[str] | N
     words = {word.lower() for word in _WORD.findall(query)}
     tree = connection.execute("SELECT json_serialize_sql(?)", [query]).fetchall()[0][0]
     parsed = json.loads(tree)
-    uses_star = parsed.get("error") or _has_star(parsed)
-    return None if uses_star and "samples" in words else words
+    if parsed.get("error"):  # EXPLAIN, which is no tree
+        return (None, None) if "samples" in words else (words, words)
+    named = words if '"TABLE_FUNCTION"' in tree else set(_tables_in(parsed))  # query_table('pool') names one too
+    return None if "samples" in named and _has_star(parsed) else words, named
+
+
+def _tables_in(node: Any) -> Iterator[str]:
+    """The lower-cased names that stand where a table does, in a query or in one within it."""
+    if isinstance(node, dict) and isinstance(node.get("table_name"), str):
+        yield node["table_name"].lower()
+    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
+        yield from _tables_in(value)
 
 
 def _has_star(node: Any) -> bool:

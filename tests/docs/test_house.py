@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import ast
+import functools
+import importlib
+import inspect
+import json
 import os
 import subprocess
 import sys
@@ -14,6 +18,8 @@ import curate
 from tests.conftest import ROOT
 
 PACKAGE = ROOT / "curate"
+TYPINGS = ROOT / "tests/support/typings"
+STUBS = sorted(TYPINGS.rglob("*.pyi"))
 README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
@@ -21,6 +27,12 @@ def module_name(path: Path) -> str:
     return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
 
 
+@functools.cache
+def parsed(path: Path) -> ast.Module:
+    return ast.parse(path.read_text(encoding="utf-8"))
+
+
+@functools.cache
 def imports() -> dict[str, set[str]]:
     """Module -> the modules of ours that it imports when it runs (the lazy faces of curate/__init__ left out)."""
     known = {module_name(p) for p in PACKAGE.rglob("*.py")}
@@ -28,7 +40,7 @@ def imports() -> dict[str, set[str]]:
     for path in PACKAGE.rglob("*.py"):
         name = module_name(path)
         found[name] = set()
-        for node in ast.walk(ast.parse(path.read_text())):
+        for node in ast.walk(parsed(path)):
             if isinstance(node, ast.ImportFrom) and node.module and node.module.split(".")[0] == "curate":
                 assert node.level == 0
                 for alias in node.names:
@@ -98,7 +110,7 @@ def test_every_verb_of_the_library_is_there_and_says_what_it_does() -> None:
 
 def test_every_file_says_what_it_is_for() -> None:
     for path in PACKAGE.rglob("*.py"):
-        body = ast.parse(path.read_text()).body
+        body = parsed(path).body
         classes = [node for node in body if isinstance(node, ast.ClassDef)]  # a method's file says it in its class
         assert not body or ast.get_docstring(ast.Module(body, [])) or any(map(ast.get_docstring, classes)), path
 
@@ -114,26 +126,31 @@ def test_the_top_level_is_what_was_agreed() -> None:
 # --- starting up -----------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    "arguments",
-    [
-        ["--help"],
-        ["sql", "SELECT 1 AS one"],
-        ["score", "length"],
-        ["score", "bm25", "--target", "arithmetic"],
-        ["methods"],
-    ],
+TEXT = (
+    ["--help"],
+    ["sql", "SELECT 1 AS one"],
+    ["score", "length"],
+    ["score", "bm25", "--target", "arithmetic"],
+    ["methods"],
 )
+
+
 def test_text_verbs_start_without_the_heavy_libraries(
-    arguments: list[str], sample_ws: curate.store.workspace.Workspace
-) -> None:  # type: ignore[name-defined]
+    sample_ws: curate.store.workspace.Workspace,  # type: ignore[name-defined]
+) -> None:
+    """In one process, which none of the commands may have made load them."""
     heavy = ("torch", "transformers", "faiss", "ray", "datasets")
-    code = f"import sys; from curate.cli.main import cli; cli.main(sys.argv[1:], standalone_mode=False); " \
-        f"print([m for m in {heavy} if m in sys.modules])"  # fmt: skip
+    code = (
+        "import json, sys; from curate.cli.main import cli\nfor words in json.loads(sys.argv[1]):\n"
+        "    sys.argv[1:] = words; cli.main(words, standalone_mode=False)\n"
+        f"    print('loaded', words[0], [m for m in {heavy} if m in sys.modules])"
+    )
     environment = {"CURATE_WORKSPACE": str(sample_ws.path), "PATH": "/usr/bin:/bin", "PYTHONPATH": str(ROOT)}
-    done = subprocess.run([sys.executable, "-c", code, *arguments], capture_output=True, text=True, env=environment)
+    command = [sys.executable, "-c", code, json.dumps(TEXT)]
+    done = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == "[]"
+    told = [line for line in done.stdout.splitlines() if line.startswith("loaded ")]
+    assert told == [f"loaded {words[0]} []" for words in TEXT]
 
 
 # --- tools -----------------------------------------------------------------------------------------------
@@ -151,6 +168,23 @@ def test_pyright_is_content() -> None:
     environment = {**os.environ, "NODE_OPTIONS": "--max-semi-space-size=128"}
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("stub", STUBS, ids=lambda p: ".".join(p.relative_to(TYPINGS).parent.parts))
+def test_the_types_that_are_written_down_for_a_library_are_its_own(stub: Path) -> None:
+    """Its functions and classes are there, and the parameters of a function are called so and in that order."""
+    module = importlib.import_module(".".join(stub.relative_to(TYPINGS).parent.parts))
+    for node in parsed(stub).body:
+        if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+            assert isinstance(getattr(module, node.name), type)
+        elif isinstance(node, ast.FunctionDef):
+            its = inspect.signature(getattr(module, node.name)).parameters
+            declared = [a.arg for a in (*node.args.args, *node.args.kwonlyargs)]
+            assert [name for name in its if name in declared] == declared, node.name
+            alone = [name for name, p in its.items() if p.kind is p.KEYWORD_ONLY and name in declared]
+            assert alone == [a.arg for a in node.args.kwonlyargs], node.name
+        elif isinstance(node, ast.AnnAssign):
+            assert hasattr(module, ast.unparse(node.target))
 
 
 @pytest.mark.parametrize("folder", ["curate", "pipelines", "tests"])

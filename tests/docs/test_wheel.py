@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+import textwrap
 import zipfile
 from pathlib import Path
 
@@ -50,13 +51,14 @@ def test_it_holds_the_package_whole_and_nothing_else(wheel: Path) -> None:
 def test_a_sample_is_scored_by_the_model_that_it_brings(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     run(*PIP, "install", "--no-compile", "--no-deps", "--no-index", "--target", str(site), str(wheel))
-    ws = str(tmp_path / "ws")
-
-    def command(*words: str) -> str:
-        return run(sys.executable, "-m", "curate.cli", *words, PYTHONPATH=str(site), cwd=str(tmp_path))
-
-    where = run(sys.executable, "-c", "import curate; print(curate.__file__)", PYTHONPATH=str(site), cwd=str(tmp_path))
-    assert Path(where.strip()).parent == site / "curate"
     (tmp_path / "pool.jsonl").write_text("".join((SAMPLE / "pool/atlas.jsonl").read_text().splitlines(True)[:5]))
-    command("ingest", "-w", ws, "pool.jsonl")
-    assert "nll: 5 scored, 0 cached." in command("score", "-w", ws, "nll", "--model", "tiny")
+    commands = """
+        import curate
+        from curate.cli.main import cli
+        print(curate.__file__)
+        cli(["ingest", "-w", "ws", "pool.jsonl"], standalone_mode=False)
+        cli(["score", "-w", "ws", "nll", "--model", "tiny"], standalone_mode=False)
+    """
+    told = run(sys.executable, "-c", textwrap.dedent(commands), PYTHONPATH=str(site), cwd=str(tmp_path))
+    assert Path(told.splitlines()[0]).parent == site / "curate"
+    assert "nll: 5 scored, 0 cached." in told

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import shlex
 import subprocess
 import sys
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -35,27 +37,42 @@ from curate.numerics.resampling import strata_of
 from curate.store.manifests import read_manifest
 from curate.store.workspace import Workspace
 from curate.training.weighted_sampler import WeightedSampler
+from curate.verbs.export import Exported
 from curate.verbs.mix import MixtureSpec
 from curate.verbs.select import SelectionSpec
-from tests.conftest import write_jsonl
+from tests.conftest import sample_in, write_jsonl
 from tests.support.exports import CALL, LONG, TOOLS
 
 BLENDS: list[Any] = [Interleave(), Litdata(), Mds(), Megatron("tiny"), OpenInstruct(), Llamafactory()]
 UNICODE = [{"role": "user", "content": "grüße, 世界 🌍?\n"}, {"role": "assistant", "content": '<b>naïve</b>\t"ok" \\ '}]
 
 
-@pytest.fixture
-def mixed(sample_ws: Workspace) -> Workspace:
+@pytest.fixture(scope="module")
+def mixed(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     """Three domains with weights, the fourth without."""
-    curate.mix(sample_ws, "blend", Given("atlas=2,forum=1,school=1"), MixtureSpec(rows=1000))
-    return sample_ws
+    ws = sample_in(tmp_path_factory.mktemp("mixed") / "ws")
+    curate.mix(ws, "blend", Given("atlas=2,forum=1,school=1"), MixtureSpec(rows=1000))
+    return ws
 
 
-@pytest.fixture
-def weighted(sample_ws: Workspace) -> Workspace:
-    curate.score(sample_ws, Length())
-    curate.weigh(sample_ws, "heavy", AdaptStatic(tau=0.2), "length")
-    return sample_ws
+@pytest.fixture(scope="module")
+def blended(mixed: Workspace, tmp_path_factory: pytest.TempPathFactory) -> Callable[[Any], tuple[Exported, Path]]:
+    """The mixture as an exporter writes it, once, and where."""
+
+    @functools.cache
+    def export(exporter: Any) -> tuple[Exported, Path]:
+        folder = tmp_path_factory.mktemp(exporter.name) / "out"
+        return curate.export(mixed, "blend", exporter, str(folder)), folder
+
+    return export
+
+
+@pytest.fixture(scope="module")
+def weighted(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    ws = sample_in(tmp_path_factory.mktemp("weighted") / "ws")
+    curate.score(ws, Length())
+    curate.weigh(ws, "heavy", AdaptStatic(tau=0.2), "length")
+    return ws
 
 
 def told(folder: Path) -> dict[str, Any]:
@@ -63,16 +80,16 @@ def told(folder: Path) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("exporter", BLENDS, ids=lambda e: e.name)
-def test_the_domains_of_a_mixture_are_parts(mixed: Workspace, tmp_path: Path, exporter: Any) -> None:
-    done = curate.export(mixed, "blend", exporter, str(tmp_path / "out"))
-    parts = told(tmp_path / "out")["parts"]
+def test_the_domains_of_a_mixture_are_parts(blended: Any, exporter: Any) -> None:
+    done, folder = blended(exporter)
+    parts = told(folder)["parts"]
     assert {p["label"]: (p["share"], p["draws"]) for p in parts} == {
         "atlas": (0.5, 500),
         "forum": (0.25, 250),
         "school": (0.25, 250),
     }
     assert done.rows == sum(p["rows"] for p in parts) == 539 + 595 + 926
-    assert told(tmp_path / "out")["undrawn"] == 940 and "940 samples that weigh nothing" in done.lowered
+    assert told(folder)["undrawn"] == 940 and "940 samples that weigh nothing" in done.lowered
 
 
 @pytest.mark.parametrize("exporter", [Jsonl(), Trl(), Axolotl()], ids=lambda e: e.name)
@@ -103,18 +120,18 @@ def test_strata_keep_the_mean_weight_of_every_source(weighted: Workspace, tmp_pa
     )
 
 
-def test_megatron_s_blend_is_in_tokens(mixed: Workspace, tmp_path: Path) -> None:
-    curate.export(mixed, "blend", Megatron("tiny"), str(tmp_path / "out"))
-    words = shlex.split((tmp_path / "out/blend.args").read_text())
+def test_megatron_s_blend_is_in_tokens(mixed: Workspace, blended: Any, tmp_path: Path) -> None:
+    _, folder = blended(Megatron("tiny"))
+    words = shlex.split((folder / "blend.args").read_text())
     assert words[0] == "--data-path"
     weights = {Path(p).name: float(w) for w, p in zip(words[1::2], words[2::2], strict=True)}
     mean = {
-        name: (tmp_path / f"out/{name}.bin").stat().st_size / 2 / rows
+        name: (folder / f"{name}.bin").stat().st_size / 2 / rows
         for name, rows in (("blend_atlas", 539), ("blend_forum", 595), ("blend_school", 926))
     }
     share = {name: s * mean[name] for name, s in zip(mean, (0.5, 0.25, 0.25), strict=True)}
     assert weights == pytest.approx({n: 100 * s / sum(share.values()) for n, s in share.items()}, rel=1e-6)
-    assert json.loads((tmp_path / "out/blend.nemo.json").read_text())["data_prefix"] == words[1:]
+    assert json.loads((folder / "blend.nemo.json").read_text())["data_prefix"] == words[1:]
     with pytest.raises(CurateError, match="say whose, by --set tokenizer"):
         curate.export(mixed, "blend", Megatron(), str(tmp_path / "none"))
 

@@ -19,6 +19,7 @@ from curate.store.workspace import Workspace
 from curate.verbs.select import SelectionSpec
 from tests.oracles.deita import deita as slow
 from tests.support.candidates import pool, unit
+from tests.support.narrow import NARROW
 
 
 @pytest.mark.parametrize("at_once", [1, 7, 4096])
@@ -49,7 +50,7 @@ def test_a_threshold_of_1_keeps_what_is_equal() -> None:
 
 
 def test_complexity_times_quality_is_an_expression_of_columns(small_ws: Workspace) -> None:
-    curate.score(small_ws, Length(), EmbedLm(), models="tiny")
+    curate.score(small_ws, Length(), EmbedLm(), models=NARROW)
     found = curate.select(
         small_ws, "best", Deita(0.99), SelectionSpec(by="length * sqrt(length)", top=20, vectors="embed_lm")
     )
@@ -64,7 +65,7 @@ def test_one_long_sample_hides_no_unspent_tokens(ws: Workspace, tmp_path: Path) 
     alike = [json.dumps({"text": "one and the same " * 4 + str(i)}) for i in range(30)]
     (tmp_path / "pool.jsonl").write_text("\n".join([json.dumps({"text": "long " * 4000}), *alike]))
     curate.ingest(ws, [str(tmp_path / "pool.jsonl")])
-    curate.score(ws, Length(), EmbedLm(), models="tiny")
+    curate.score(ws, Length(), EmbedLm(), models=NARROW)
     choice = SelectionSpec(by="length", tokens=5400, vectors="embed_lm")
     found = curate.select(ws, "few", Deita(0.5), choice)
     assert found.rows < 10 and found.warnings == [f"'deita' takes {found.tokens:,.0f} of the 5,400 tokens it may"]

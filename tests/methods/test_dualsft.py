@@ -68,10 +68,14 @@ def test_scores_are_shapley_values(order: Any, step: Any) -> None:
 
 @pytest.fixture(scope="module")
 def model() -> Backward:
-    """`tiny` a little way from where it was, with moments, in float64."""
-    origin = LanguageModel(ModelChoice("tiny", device="cpu"))
+    return moved(NARROW)
+
+
+def moved(name: str) -> Backward:
+    """A model a little way from where it was, with moments, in float64."""
+    origin = LanguageModel(ModelChoice(name, device="cpu"))
     origin.model.double()
-    lm = LanguageModel(ModelChoice("tiny", device="cpu"), (copy.deepcopy(origin.model), origin.tokenizer))
+    lm = LanguageModel(ModelChoice(name, device="cpu"), (copy.deepcopy(origin.model), origin.tokenizer))
     torch.manual_seed(0)
     for parameter in lm.model.parameters():
         parameter.data.add_(0.02 * torch.randn_like(parameter))
@@ -142,7 +146,7 @@ def test_distillation_s_gradient_is_that_of_the_written_loss(model: Backward, co
 def test_distillation_s_gradient_is_zero_where_training_began(model: Backward) -> None:
     origin = model.others["origin"]
     there = Backward.of(
-        LanguageModel(ModelChoice("tiny", device="cpu"), (copy.deepcopy(origin.model), origin.tokenizer)),
+        LanguageModel(ModelChoice(NARROW, device="cpu"), (copy.deepcopy(origin.model), origin.tokenizer)),
         {"origin": origin},
     )
     there.at = replace(there.at, moments=model.at.moments)
@@ -173,20 +177,21 @@ def test_first_and_diagonal_are_products_of_whole_gradients(model: Backward, pre
     assert near(found["score"], np.subtract(first, second), 1e-5)
 
 
-def test_full_applies_the_hessian_of_the_validation_loss(model: Backward) -> None:
+def test_full_applies_the_hessian_of_the_validation_loss() -> None:
+    model = moved("tiny")  # of which differences of gradients are exact to four digits
     method = Dualsft(order="full", lam=0.5, eta=2.0)
     _, found = passed(model, method)
     g = [flat(gradient(model.lm.model, one, model.parameters)) for one in tokens(model, POOL)]
     whole = torch.stack(g).sum(0)
 
     def v_at(shift: torch.Tensor) -> torch.Tensor:
-        moved, at = copy.copy(model), 0
-        moved.lm = LanguageModel(model.lm.choice, (copy.deepcopy(model.lm.model), model.lm.tokenizer))
-        moved.parameters = {n: p for n, p in moved.lm.model.named_parameters() if n in model.parameters}
-        for parameter in moved.parameters.values():
+        there, at = copy.copy(model), 0
+        there.lm = LanguageModel(model.lm.choice, (copy.deepcopy(model.lm.model), model.lm.tokenizer))
+        there.parameters = {n: p for n, p in there.lm.model.named_parameters() if n in model.parameters}
+        for parameter in there.parameters.values():
             parameter.data += shift[at : at + parameter.numel()].view_as(parameter)
             at += parameter.numel()
-        return mean_gradient(moved, AIM) + 0.5 * distilled(moved, method)
+        return mean_gradient(there, AIM) + 0.5 * distilled(there, method)
 
     step = 1e-3 / float(whole.norm())
     bent = (v_at(step * whole) - v_at(-step * whole)) / (2 * step)

@@ -56,13 +56,24 @@ def vectors_of_samples(model: Model, method: Any, samples: Samples) -> np.ndarra
 # --- against slow references -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 300, 5000])
-def test_embed_equals_sentence_transformers_own_encode(minilm: Path, samples: Samples, batch_tokens: int) -> None:
+def texts_of(samples: Samples) -> list[str]:
+    return [s["text"] or "\n".join(m["content"] for m in s["messages"]) for s in samples]
+
+
+@pytest.fixture(scope="module")
+def theirs(minilm: Path, samples: Samples) -> np.ndarray:
+    """The samples' vectors by sentence-transformers itself."""
     from sentence_transformers import SentenceTransformer
 
+    encoder = SentenceTransformer(str(minilm), device="cpu")
+    return encoder.encode(texts_of(samples), batch_size=7, show_progress_bar=False)
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 300, 5000])
+def test_embed_equals_sentence_transformers_own_encode(
+    minilm: Path, samples: Samples, theirs: np.ndarray, batch_tokens: int
+) -> None:
     model = SentenceEncoder(ModelChoice(str(minilm), batch_tokens=batch_tokens))
-    texts = [s["text"] or "\n".join(m["content"] for m in s["messages"]) for s in samples]
-    theirs = SentenceTransformer(str(minilm), device="cpu").encode(texts, batch_size=7, show_progress_bar=False)
     assert np.abs(vectors_of_samples(model, Embed(), samples) - theirs).max() < 1e-5
 
 
@@ -75,17 +86,23 @@ def test_an_encoders_own_pooling_is_kept(minilm: Path, samples: Samples, tmp_pat
     modes = {key: False for key in said if key.startswith("pooling_mode")}
     key = {"cls": "pooling_mode_cls_token", "lasttoken": "pooling_mode_lasttoken"}[pooling]
     (folder / "1_Pooling/config.json").write_text(json.dumps({**said, **modes, key: True}))
-    texts = [s["text"] or "\n".join(m["content"] for m in s["messages"]) for s in samples]
-    theirs = SentenceTransformer(str(folder), device="cpu").encode(texts, show_progress_bar=False)
-    ours = vectors_of_samples(SentenceEncoder(ModelChoice(str(folder))), Embed(), samples)
+    some = samples[-12:]  # the one that is cut among them
+    theirs = SentenceTransformer(str(folder), device="cpu").encode(texts_of(some), show_progress_bar=False)
+    ours = vectors_of_samples(SentenceEncoder(ModelChoice(str(folder))), Embed(), some)
     assert np.abs(ours - theirs).max() < 1e-5
 
 
-@pytest.mark.parametrize("batch_tokens", [1, 300, 5000])
-def test_embed_lm_equals_the_slow_reference(samples: Samples, batch_tokens: int) -> None:
-    model = LanguageModel(ModelChoice("tiny", batch_tokens=batch_tokens))
+@pytest.fixture(scope="module")
+def want(samples: Samples) -> list[list[float]]:
+    """The samples' vectors by the slow reference."""
+    tokenizer = LanguageModel(ModelChoice("tiny")).tokenizer
     plain = AutoModelForCausalLM.from_pretrained(TINY, dtype=torch.float64).eval()
-    want = [position_weighted(plain, one.ids.tolist()) for one in encode(model.tokenizer, samples, 512)]
+    return [position_weighted(plain, one.ids.tolist()) for one in encode(tokenizer, samples, 512)]
+
+
+@pytest.mark.parametrize("batch_tokens", [1, 300, 5000])
+def test_embed_lm_equals_the_slow_reference(samples: Samples, want: list[list[float]], batch_tokens: int) -> None:
+    model = LanguageModel(ModelChoice("tiny", batch_tokens=batch_tokens))
     assert np.abs(vectors_of_samples(model, EmbedLm(), samples) - want).max() < 1e-5
 
 

@@ -93,15 +93,16 @@ def test_the_command_line_takes_workers_and_the_executors_settings(sample_ws: Wo
 def test_a_lost_worker_is_replaced_and_its_unit_done_again(
     sample_ws: Workspace, tmp_path: Path, request: Any, how: Any, where: Any
 ) -> None:
-    """Real processes where it scores, forks where it counts."""
-    forked = request.getfixturevalue("forked_workers") if where == "count" else []
+    """Real processes where it scores and they end, of which the system says how; forks where it counts or hangs."""
+    fewest = 3 if where == "count" else 2 if how == "hang" else 0
+    forked = request.getfixturevalue("forked_workers") if fewest else []
     method = Faulty(on=some_text(sample_ws, 1500), how=how, where=where, once=str(tmp_path / "was wrong"))
     (result,) = curate.score(sample_ws, method, executor=Local(workers=2, timeout=5))
     assert (tmp_path / "was wrong").exists()
     assert (result.rows, result.nulls) == (3000, 0)
     spent = {row["phase"]: row["samples"] for row in curate.ledger(sample_ws) if row["name"] == "faulty"}
     assert spent[where] > 3000 and spent[{"count": "score", "score": "count"}[where]] == 3000  # done twice, paid twice
-    assert workers_left(forked) == [] and (len(forked) >= 3) == (where == "count")
+    assert workers_left(forked) == [] and len(forked) >= fewest
 
 
 @pytest.mark.parametrize(

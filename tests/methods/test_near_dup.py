@@ -59,7 +59,7 @@ def test_clusters_are_those_of_every_pair_compared(settings: dict[str, float], c
     assert columns["size"].tolist() == [size[i] for i in range(len(samples))]
 
 
-@pytest.mark.parametrize("seed", [0, 7, 11])  # the settings were chosen on 0
+@pytest.mark.parametrize("seed", [7, 11])  # not 0, on which the settings were chosen
 def test_planted_near_duplicates_are_found_and_little_else(seed: int, chats: Any) -> None:
     samples = chats(seed, 3000)
     (columns,) = run(NearDup(), [text(samples)])

@@ -10,6 +10,7 @@ import textwrap
 import threading
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from tests.conftest import ROOT, tree_bytes
 from tests.support.faulty import Faulty, Slow, Small
 
 os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_USAGE_STATS_ENABLED="0")
-ray = pytest.importorskip("ray", reason="Ray is not installed (pip install 'curate-lm[ray]')")
+if find_spec("ray") is None:  # imported by those tests alone that need it
+    pytest.skip("Ray is not installed (pip install 'curate-lm[ray]')", allow_module_level=True)
 
 # Ray closes its pipes and sockets when the process ends, not when it is told to.
 pytestmark = pytest.mark.filterwarnings(
@@ -37,6 +39,7 @@ pytestmark = pytest.mark.filterwarnings(
 @pytest.fixture
 def cluster(tmp_path: Path, monkeypatch: Any) -> Iterator[Any]:
     """A Ray cluster of a head without CPUs and two nodes of one CPU each."""
+    import ray
     from ray.cluster_utils import Cluster
 
     monkeypatch.setenv("PYTHONPATH", str(ROOT))

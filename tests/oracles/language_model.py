@@ -24,11 +24,11 @@ def token_scores(model: Any, ids: list[int], supervised: list[bool]) -> dict[str
     return {"nll": nll / n, "entropy": entropy / n, "el2n": el2n / n, "tokens": n}
 
 
-def ifd(model: Any, ids: list[int], supervised: list[bool], begin: int) -> float:
-    """The ratio of the answer's losses with and without what stands before it."""
+def ifd(model: Any, ids: list[int], supervised: list[bool], begin: int, given: float | None = None) -> float:
+    """The ratio of the answer's losses with and without what stands before it; given: the first, where it is known."""
     answer = [token for token, s in zip(ids, supervised, strict=True) if s]
     alone = token_scores(model, [begin, *answer], [False] + [True] * len(answer))
-    return token_scores(model, ids, supervised)["nll"] / alone["nll"]
+    return (token_scores(model, ids, supervised)["nll"] if given is None else given) / alone["nll"]
 
 
 @torch.no_grad()

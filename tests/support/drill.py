@@ -15,19 +15,24 @@ from pathlib import Path
 import curate
 from curate.store.workspace import Workspace
 from tests.conftest import ROOT
+from tests.support import forks
 
 DRIVER = """
-    import sys
+    import os, sys
     import curate
     from curate.methods.executors.local import Local
     from curate.methods.executors.ray import Ray
     from tests.support.faulty import Slow
 
     if __name__ == "__main__":
+        if os.getsid(0) != os.getpid():
+            os.setsid()  # a fork, which is to be told from others' by its session, as a process of its own is
         path, executor, fresh = sys.argv[1:]
         made = {"one": Local, "local": lambda: Local(workers=3), "ray": lambda: Ray(workers=2)}[executor]()
         curate.score(curate.open_workspace(path), Slow(), target="arithmetic", executor=made, fresh=fresh == "fresh")
 """
+
+Driver = subprocess.Popen[bytes] | forks.Forked
 
 
 class Drill:
@@ -46,8 +51,12 @@ class Drill:
         }
         self.begun.touch()
 
-    def start(self, executor: str, fresh: bool = False) -> subprocess.Popen[bytes]:
-        command = [sys.executable, str(self.script), str(self.ws.path), executor, "fresh" if fresh else "goon"]
+    def start(self, executor: str, fresh: bool = False) -> Driver:
+        """A fork that has the libraries already; only Ray wants a process from its beginning. Workers are real ones."""
+        words = (str(self.ws.path), executor, "fresh" if fresh else "goon")
+        if executor != "ray":
+            return forks.start(DRIVER, *words, environment=self.environment)
+        command = [sys.executable, str(self.script), *words]
         return subprocess.Popen(
             command, env=self.environment, cwd=ROOT, stderr=subprocess.DEVNULL, start_new_session=True
         )
@@ -71,7 +80,7 @@ class Drill:
         process.wait()
         return killed
 
-    def _strike(self, process: subprocess.Popen[bytes], victim: str) -> bool:
+    def _strike(self, process: Driver, victim: str) -> bool:
         if victim == "driver":
             process.kill()
             return True
@@ -81,7 +90,7 @@ class Drill:
         os.kill(self.chance.choice(workers), signal.SIGKILL)
         return True
 
-    def workers(self, process: subprocess.Popen[bytes]) -> list[int]:
+    def workers(self, process: Driver) -> list[int]:
         listed = subprocess.run(["ps", "-eo", "pid,sid,args"], capture_output=True, text=True).stdout.splitlines()
         rows = [line.split(None, 2) for line in listed[1:]]
         ours = ("curate.methods.executors.local", "ray::_Server")

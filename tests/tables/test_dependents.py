@@ -28,10 +28,11 @@ from curate.training.settings import TrainSettings
 from curate.verbs.mix import MixtureSpec
 from curate.verbs.select import SelectionSpec
 from tests.conftest import SAMPLE, qa, write_jsonl
+from tests.support.narrow import NARROW
 
 SPEC = SelectionSpec(by="bm25_arithmetic", top=20)
 PLAIN = TrainingSpec(
-    ModelChoice("tiny", device="cpu"), Uniform(), TrainSettings(batch_size=4, steps=1), manifest="best"
+    ModelChoice(NARROW, device="cpu"), Uniform(), TrainSettings(batch_size=4, steps=1), manifest="best"
 )
 
 
@@ -139,11 +140,11 @@ def test_the_same_selection_of_a_grown_pool_replaces_what_nothing_stands_on(made
 
 
 def test_a_mask_made_otherwise_is_replaced_only_when_asked(handful_ws: Workspace) -> None:
-    curate.mask(handful_ws, "few", RandomMask(), 0.1, model="tiny")
-    curate.mask(handful_ws, "few", RandomMask(), 0.1, model="tiny")
+    curate.mask(handful_ws, "few", RandomMask(), 0.1, model=NARROW)
+    curate.mask(handful_ws, "few", RandomMask(), 0.1, model=NARROW)
     with pytest.raises(CurateError, match="the mask 'few' exists, made by `curate mask` with the method random"):
-        curate.mask(handful_ws, "few", RandomMask(), 0.2, model="tiny")
-    assert curate.mask(handful_ws, "few", RandomMask(), 0.2, model="tiny", fresh=True).selected
+        curate.mask(handful_ws, "few", RandomMask(), 0.2, model=NARROW)
+    assert curate.mask(handful_ws, "few", RandomMask(), 0.2, model=NARROW, fresh=True).selected
 
 
 def test_a_damaged_manifest_is_replaced_when_asked(made: Workspace) -> None:

@@ -16,13 +16,19 @@ from curate.methods.scores.length import Length
 from curate.store.workspace import Workspace
 from curate.tables import sql
 from curate.verbs.sql import write_sql
-from tests.conftest import in_this_process
+from tests.conftest import copy_of, in_this_process, sample_in
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    ws = sample_in(tmp_path_factory.mktemp("scored") / "ws")
+    curate.score(ws, Bm25(keep_subtasks=True), Length(), target="arithmetic")
+    return ws
 
 
 @pytest.fixture
-def scored(sample_ws: Workspace) -> Workspace:
-    curate.score(sample_ws, Bm25(keep_subtasks=True), Length(), target="arithmetic")
-    return sample_ws
+def scored(made: Workspace, tmp_path: Path) -> Workspace:
+    return copy_of(Path(str(made.path)), tmp_path / "ws")
 
 
 def test_samples_has_each_score_beside_its_own_sample(scored: Workspace) -> None:
@@ -188,3 +194,23 @@ def test_a_result_is_rows_and_arrow_for_other_libraries(scored: Workspace) -> No
     assert found.to_pandas()["n"].sum() == 3000
     with_map = curate.sql(scored, "SELECT id, bm25_arithmetic_subtasks FROM samples LIMIT 2")
     assert repr(with_map) and with_map[0]["bm25_arithmetic_subtasks"]
+
+
+@pytest.mark.parametrize(
+    ("query", "tables"),
+    [
+        ("SELECT count(*) AS samples FROM (SELECT * FROM trained)", {"trained"}),  # a column of that name
+        ("SELECT bm25_arithmetic FROM samples LIMIT 1", {"samples"}),  # a column of `samples`, and no table
+        ("SELECT * FROM Samples JOIN Length USING (id) LIMIT 1", {"samples", "length"}),
+        ("WITH a AS (SELECT * FROM pool) SELECT (SELECT max(words) FROM length) FROM a LIMIT 1", {"pool", "length"}),
+        ("SELECT count(*) FROM query_table('pool')", {"pool"}),
+        ("EXPLAIN SELECT bm25_arithmetic FROM samples", None),
+    ],
+)
+def test_a_view_is_made_of_the_tables_that_a_query_names(
+    scored: Workspace, query: str, tables: set[str] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, create = set[str](), sql._create
+    monkeypatch.setattr(sql, "_create", lambda c, name, select: made.add(name) or create(c, name, select))
+    assert len(curate.sql(scored, query)) == 1
+    assert tables is None or made == tables

@@ -28,7 +28,8 @@ from curate.tables.lookup import find_sample
 from curate.verbs.mix import MixtureSpec
 from curate.verbs.select import SelectionSpec
 from curate.verbs.show import Described, Sample
-from tests.conftest import write_jsonl
+from tests.conftest import copy_of, small_in, write_jsonl
+from tests.support.narrow import NARROW
 
 CALLS = {
     "messages": [
@@ -49,17 +50,24 @@ CALLS = {
 PAIR = {"prompt": "two and two?", "chosen": "four", "rejected": "five"}
 
 
-@pytest.fixture
-def mixed(small_ws: Workspace, tmp_path: Path) -> Workspace:
-    """300 samples, and a chat with calls, a preference pair and a raw text."""
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    folder = tmp_path_factory.mktemp("mixed")
+    ws = small_in(folder / "ws")
     for name, row in {"calls": CALLS, "pair": PAIR, "raw": {"text": "once upon a time"}}.items():
-        curate.ingest(small_ws, [write_jsonl(tmp_path / f"{name}.jsonl", [row])])
-    curate.score(small_ws, Bm25(), Length(), target="facts")
-    curate.select(small_ws, "best", Top(), SelectionSpec(by="bm25_facts", frac=0.1, where="n_chars > 20"))
-    curate.select(small_ws, "lot", Random(), SelectionSpec(top=120, seed=3))
-    curate.weigh(small_ws, "heavy", AdaptStatic(), "bm25_facts", manifest="lot")
-    curate.mix(small_ws, "even", Uniform(), MixtureSpec(rows=40, most_epochs=None, exact=False))
-    return small_ws
+        curate.ingest(ws, [write_jsonl(folder / f"{name}.jsonl", [row])])
+    curate.score(ws, Bm25(), Length(), target="facts")
+    curate.select(ws, "best", Top(), SelectionSpec(by="bm25_facts", frac=0.1, where="n_chars > 20"))
+    curate.select(ws, "lot", Random(), SelectionSpec(top=120, seed=3))
+    curate.weigh(ws, "heavy", AdaptStatic(), "bm25_facts", manifest="lot")
+    curate.mix(ws, "even", Uniform(), MixtureSpec(rows=40, most_epochs=None, exact=False))
+    return ws
+
+
+@pytest.fixture
+def mixed(made: Workspace, tmp_path: Path) -> Workspace:
+    """300 samples, and a chat with calls, a preference pair and a raw text."""
+    return copy_of(Path(str(made.path)), tmp_path / "ws")
 
 
 def of_source(ws: Workspace, source: str) -> Sample:
@@ -155,7 +163,7 @@ def test_an_object_is_told_in_words_with_its_command(
 
 
 def test_the_commands_make_the_same_again(mixed: Workspace, cli: Any) -> None:
-    curate.mask(mixed, "few", RandomMask(), 0.1, model="tiny")
+    curate.mask(mixed, "few", RandomMask(), 0.1, model=NARROW)
     tables = [mixed.manifest_path(name) for name in ("best", "lot", "heavy", "even")] + [mixed.mask_path("few")]
     before = [path.read_bytes() for path in tables]
     for name in ("best", "lot", "heavy", "even", "few"):

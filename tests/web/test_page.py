@@ -17,7 +17,7 @@ from curate.methods.selectors.top import Top
 from curate.store.marks import read_marks
 from curate.store.workspace import Workspace
 from curate.verbs.select import SelectionSpec
-from tests.conftest import write_jsonl
+from tests.conftest import copy_of, small_in, write_jsonl
 from tests.support.browser import Browser, chromium
 from tests.support.serving import serving
 
@@ -43,20 +43,35 @@ HOSTILE = {
 }
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    folder = tmp_path_factory.mktemp("ready")
+    ws = small_in(folder / "ws")
+    curate.ingest(ws, [write_jsonl(folder / "evil.jsonl", [HOSTILE])], source=f"<b>{EVIL}</b>")
+    curate.score(ws, Bm25(), Length(), target="facts")
+    curate.select(ws, "best", Top(), SelectionSpec(by="bm25_facts", top=60))
+    curate.select(ws, "lot", Random(), SelectionSpec(top=90))
+    return ws
+
+
 @pytest.fixture
-def ready(small_ws: Workspace, tmp_path: Path) -> Workspace:
+def ready(made: Workspace, tmp_path: Path) -> Workspace:
     """300 samples, one that is hostile, two scores, two selections."""
-    curate.ingest(small_ws, [write_jsonl(tmp_path / "evil.jsonl", [HOSTILE])], source=f"<b>{EVIL}</b>")
-    curate.score(small_ws, Bm25(), Length(), target="facts")
-    curate.select(small_ws, "best", Top(), SelectionSpec(by="bm25_facts", top=60))
-    curate.select(small_ws, "lot", Random(), SelectionSpec(top=90))
-    return small_ws
+    return copy_of(Path(str(made.path)), tmp_path / "ws")
+
+
+@pytest.fixture(scope="module")
+def opened(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Browser]:
+    with chromium(str(CHROMIUM), tmp_path_factory.mktemp("chromium")) as opened:
+        yield opened
 
 
 @pytest.fixture
-def browser(tmp_path: Path) -> Iterator[Browser]:
-    with chromium(str(CHROMIUM), tmp_path) as opened:
-        yield opened
+def browser(opened: Browser) -> Browser:
+    """The one browser, which has shown other pages of other addresses, and complained of none yet."""
+    opened.command("Page.navigate", url="about:blank")
+    opened.complaints.clear()
+    return opened
 
 
 def text(browser: Browser, selector: str) -> str:

@@ -29,18 +29,24 @@ from curate.verbs.select import SelectionSpec
 from curate.verbs.target import target_from_pool
 from curate.web import lists
 from curate.web.lists import Choice, Lists
-from tests.conftest import ROOT, write_jsonl
+from tests.conftest import ROOT, copy_of, small_in, write_jsonl
 from tests.support.serving import Served, serving
 
 
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    ws = small_in(tmp_path_factory.mktemp("ready") / "ws")
+    curate.score(ws, Length())
+    curate.select(ws, "best", Top(), SelectionSpec(by="length", top=40))
+    curate.select(ws, "lot", Random(), SelectionSpec(top=90, seed=2))
+    curate.mix(ws, "even", Uniform(), MixtureSpec(rows=40, most_epochs=None))
+    return ws
+
+
 @pytest.fixture
-def ready(small_ws: Workspace) -> Workspace:
+def ready(made: Workspace, tmp_path: Path) -> Workspace:
     """300 samples with a score, two selections and a mixture."""
-    curate.score(small_ws, Length())
-    curate.select(small_ws, "best", Top(), SelectionSpec(by="length", top=40))
-    curate.select(small_ws, "lot", Random(), SelectionSpec(top=90, seed=2))
-    curate.mix(small_ws, "even", Uniform(), MixtureSpec(rows=40, most_epochs=None))
-    return small_ws
+    return copy_of(Path(str(made.path)), tmp_path / "ws")
 
 
 @pytest.fixture
