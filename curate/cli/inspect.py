@@ -18,7 +18,7 @@ from curate.cli.options import (
 )
 from curate.errors import CurateError
 from curate.kinds import registry
-from curate.store.workspace import Workspace
+from curate.store.workspace import Workspace, with_files
 from curate.tables.dependents import named
 from curate.text_table import counted, folded, table
 
@@ -166,8 +166,21 @@ def report(
     help="table, csv, json, jsonl or parquet.  [default: by FILE's ending; else a table on a terminal, csv in a pipe]",
 )
 @click.option("-o", "--output", metavar="FILE", help="Write to this file instead of standard output.")
-def sql(ws: Workspace, query: str, fmt: str | None, output: str | None) -> None:
+@click.option("--timeout", type=float, metavar="SECONDS", help="Give the query up after this time.  [default: never]")
+@click.option(
+    "--allow-files", multiple=True, metavar="PATH", help="A folder or file outside the workspace that SQL may read."
+)
+def sql(
+    ws: Workspace,
+    query: str,
+    fmt: str | None,
+    output: str | None,
+    timeout: float | None,
+    allow_files: tuple[str, ...],
+) -> None:
     """Run one SELECT (DuckDB's SQL) over the workspace.
+
+    A query reads, and of files those of the workspace alone: it writes none, loads no extension, changes no setting.
 
     \b
     pool, targets, rejects, ledger, runs   the workspace's own tables
@@ -181,7 +194,8 @@ def sql(ws: Workspace, query: str, fmt: str | None, output: str | None) -> None:
     """
     from curate.verbs.sql import write_sql
 
-    text = write_sql(ws, query, fmt, output, terminal=sys.stdout.isatty())
+    ws = with_files(ws, allow_files)
+    text = write_sql(ws, query, fmt, output, terminal=sys.stdout.isatty(), timeout=timeout)
     click.echo(text, nl=bool(text))
 
 

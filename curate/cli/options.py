@@ -19,12 +19,13 @@ def workspace(create: bool = False) -> Callable[[Any], Any]:
     """The option -w, which opens the workspace; create: make it if it does not exist."""
 
     def convert(ctx: click.Context, param: click.Parameter, value: str | None) -> Workspace:
-        before = ctx.find_root().params.get("workspace")  # `curate -w WS command` too
+        given = ctx.find_root().params
+        before = given.get("workspace")  # `curate -w WS command` too
         if before and ctx.get_parameter_source(str(param.name)) is not ParameterSource.COMMANDLINE:
             value = before
         if not value:
             raise CurateError("say which workspace: -w FOLDER, or set CURATE_WORKSPACE.")
-        return open_workspace(value, create=create)
+        return open_workspace(value, create=create, allow_files=given.get("allow_files") or ())
 
     return click.option(
         *("-w", "--workspace", "ws"),
