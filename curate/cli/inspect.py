@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import click
 
 import curate
-from curate.cli.console import notes, say
+from curate.cli.console import notes, say, show, show_json
 from curate.cli.options import (
     as_json_option,
     settings_text,
@@ -20,7 +19,7 @@ from curate.errors import CurateError
 from curate.kinds import registry
 from curate.store.workspace import Workspace, with_files
 from curate.tables.dependents import named
-from curate.text_table import counted, folded, table
+from curate.text_table import counted, folded, one_line, table
 
 
 @click.command()
@@ -71,9 +70,9 @@ def status(ws: Workspace, as_json: bool) -> None:
         ),
     ]
     lines += [table(rows, columns) for rows, columns in tables if rows]
-    lines += [row["note"] for row in s.runs if row["note"]]
+    lines += [one_line(row["note"]) for row in s.runs if row["note"]]
     incomplete = [row for row in [*s.scores, *s.vectors] if row["command"]]
-    lines += [f"{row['name']} {row['state']}: run `{row['command']}`." for row in incomplete]
+    lines += [one_line(f"{row['name']} {row['state']}: run `{row['command']}`.") for row in incomplete]
     say(s, as_json, "\n\n".join(lines))
 
 
@@ -85,7 +84,10 @@ def ledger(ws: Workspace, as_json: bool) -> None:
     rows = curate.ledger(ws)
     keys = ("stage", "methods", "name", "phase", "runs", "samples", "flops", "seconds")
     columns = {**{key: key for key in keys}, "flops": "FLOPs"}
-    click.echo(json.dumps(rows, indent=1) if as_json else table(rows, columns) if rows else "Nothing was spent yet.")
+    if as_json:
+        show_json(rows)
+    else:
+        show(table(rows, columns) if rows else "Nothing was spent yet.")
 
 
 @click.command()
@@ -103,7 +105,7 @@ def verify(ws: Workspace, repair: bool, as_json: bool) -> None:
     head = f"{counted(r.parts, 'part')} checked ({r.bytes:,} bytes), {len(r.damaged):,} damaged"
     lines = [f"{head}{', ' + str(len(r.damaged) - len(remaining)) + ' repaired' if repair else ''}."]
     for d in r.damaged:
-        lines.append(f"{d.kind} {d.name}: {d.part} {d.what}; {_REPAIRED if d.repaired else d.remedy}.")
+        lines.append(one_line(f"{d.kind} {d.name}: {d.part} {d.what}; {_REPAIRED if d.repaired else d.remedy}."))
     say(r, as_json, "\n".join(lines))
     if remaining:
         raise SystemExit(1)
@@ -196,7 +198,7 @@ def sql(
 
     ws = with_files(ws, allow_files)
     text = write_sql(ws, query, fmt, output, terminal=sys.stdout.isatty(), timeout=timeout)
-    click.echo(text, nl=bool(text))
+    click.echo(text, nl=bool(text))  # visible already, or a machine's format
 
 
 @click.command()
@@ -230,22 +232,21 @@ def methods(kind: str | None, name: str | None, markdown: bool, as_json: bool) -
     if kind and not name and kind not in registry.KINDS:
         kinds = [row["kind"] for row in registry.list_methods() if row["name"] == kind]
         if kinds:
-            click.echo("\n\n".join(f"{k} {kind}\n\n{_method_help(k, kind)}" for k in kinds))
+            show("\n\n".join(f"{k} {kind}\n\n{_method_help(k, kind)}" for k in kinds))
             return
     if kind and name:
-        click.echo(_method_help(kind, name))
+        show(_method_help(kind, name))
         return
     listed = registry.list_methods(kind)
     if markdown:
         for method_kind in dict.fromkeys(row["kind"] for row in listed):
             rows = [row for row in listed if row["kind"] == method_kind]
-            click.echo(folded(f"{len(rows)} {method_kind}s", rows, {"name": method_kind, "summary": "what it does"}))
+            show(folded(f"{len(rows)} {method_kind}s", rows, {"name": method_kind, "summary": "what it does"}))
         return
-    click.echo(
-        json.dumps(listed, indent=1)
-        if as_json
-        else table(listed, {"kind": "kind", "name": "name", "summary": "summary"})
-    )
+    if as_json:
+        show_json(listed)
+    else:
+        show(table(listed, {"kind": "kind", "name": "name", "summary": "summary"}))
 
 
 _REPAIRED = "it was removed, and computed again"

@@ -20,6 +20,7 @@ from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError, nearest, require
 from curate.store.workspace import Workspace, with_files
 from curate.tables import sql as queries
+from curate.text_table import visible, visible_json
 
 if TYPE_CHECKING:
     import polars as pl
@@ -144,18 +145,22 @@ def _require_timeout(timeout: float | None) -> None:
 
 def _as_text(ws: Workspace, query: str, fmt: str, timeout: float | None) -> str:
     if fmt == "table":
-        return queries.shown(ws, query, shutil.get_terminal_size((160, 40)).columns, timeout)
+        return visible(queries.shown(ws, query, shutil.get_terminal_size((160, 40)).columns, timeout))
     table = queries.fetch(ws, query, timeout)
     rows = [{name: plain(value) for name, value in row.items()} for row in table.to_pylist()]
     if fmt == "jsonl":
-        return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+        return "\n".join(_json(row) for row in rows)
     if fmt == "json":
-        return "[" + ",\n ".join(json.dumps(row, ensure_ascii=False) for row in rows) + "]"
+        return "[" + ",\n ".join(_json(row) for row in rows) + "]"
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(table.column_names)
     writer.writerows([row[name] for name in table.column_names] for row in rows)
     return text.getvalue().rstrip("\n")
+
+
+def _json(row: dict[str, Any]) -> str:
+    return visible_json(json.dumps(row, ensure_ascii=False))
 
 
 def plain(value: Any) -> Any:
