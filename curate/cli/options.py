@@ -14,6 +14,8 @@ from curate.kinds import registry
 from curate.models.choice import ModelChoice
 from curate.store.workspace import Workspace, open_workspace
 
+_LEAVE = ("allow_files", "allow_pickle", "allow_remote_code")  # options before the command
+
 
 def workspace(create: bool = False) -> Callable[[Any], Any]:
     """The option -w, which opens the workspace; create: make it if it does not exist."""
@@ -25,7 +27,7 @@ def workspace(create: bool = False) -> Callable[[Any], Any]:
             value = before
         if not value:
             raise CurateError("say which workspace: -w FOLDER, or set CURATE_WORKSPACE.")
-        return open_workspace(value, create=create, allow_files=given.get("allow_files") or ())
+        return open_workspace(value, create=create, **{name: given[name] for name in _LEAVE if given.get(name)})
 
     return click.option(
         *("-w", "--workspace", "ws"),

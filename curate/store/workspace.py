@@ -64,11 +64,13 @@ def pool_fingerprint(shards: Iterable[Shard]) -> str:
 class Workspace:
     """Paths and names of one workspace. Cheap to construct; records are read on demand.
 
-    readable: absolute paths outside it that SQL may read too. Whoever opens the workspace says so, never a file.
+    readable: absolute paths outside it that SQL may read too. trusted: settings of models (allow_pickle,
+    allow_remote_code) that hold where a file records or plans them. Whoever opens the workspace says so, never a file.
     """
 
     path: Location
     readable: tuple[str, ...] = ()
+    trusted: tuple[str, ...] = ()
 
     @property
     def pool(self) -> Parts:
@@ -234,14 +236,22 @@ def suggest_name(text: str) -> str:
 
 
 def open_workspace(
-    path: str | os.PathLike[str], create: bool = True, *, allow_files: Iterable[str | os.PathLike[str]] = ()
+    path: str | os.PathLike[str],
+    create: bool = True,
+    *,
+    allow_files: Iterable[str | os.PathLike[str]] = (),
+    allow_pickle: bool = False,
+    allow_remote_code: bool = False,
 ) -> Workspace:
     """The workspace at `path`; a missing or empty folder becomes one if `create` is true.
 
-    allow_files: folders and files outside it that SQL (queries and conditions) may read too. Raises CurateError if the
-    folder contains something else, or was written by a newer version of curate.
+    allow_files: folders and files outside it that SQL (queries and conditions) may read too. allow_pickle,
+    allow_remote_code: whether models that were recorded or planned with these settings may be loaded with them. Raises
+    CurateError if the folder contains something else, or was written by a newer version of curate.
     """
-    return with_files(_open(path, create), allow_files)
+    given = {"allow_pickle": allow_pickle, "allow_remote_code": allow_remote_code}
+    trusted = tuple(name for name, allowed in given.items() if allowed)
+    return replace(with_files(_open(path, create), allow_files), trusted=trusted)
 
 
 def with_files(ws: Workspace, allow_files: Iterable[str | os.PathLike[str]]) -> Workspace:

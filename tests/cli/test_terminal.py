@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
-from pathlib import Path
 
 import pytest
 
@@ -74,10 +74,8 @@ def ws(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
 def _printed(ws: Workspace, words: list[str], capsys: pytest.CaptureFixture[str]) -> str:
     sample = curate.sql(ws, "SELECT id FROM pool WHERE messages IS NOT NULL")[0]["id"]
     capsys.readouterr()
-    try:
+    with contextlib.suppress(SystemExit):
         main(["-w", str(ws.path), *(sample if word == "ID" else word for word in words)])
-    except SystemExit:
-        pass
     said = capsys.readouterr()
     assert said.out or said.err
     assert said.err.count("\n") <= 1, said.err
