@@ -23,6 +23,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from curate.errors import CurateError
+from curate.text_table import one_line
 
 SETTING = "CURATE_PROGRESS"
 EVERY = 30.0  # seconds between lines
@@ -126,7 +127,7 @@ class Progress:
             counted = f"{self.done:,} of {self.total:,} {self.noun} ({100 * self.done // self.total} %)"
         left = self._left()
         ends = f"about {_span(left)} left" if left is not None else f"{_span(self._clock() - self._began)} so far"
-        return f"{self.what}: " + ", ".join(filter(None, [counted, self._tokens(), self.note, ends]))
+        return one_line(f"{self.what}: " + ", ".join(filter(None, [counted, self._tokens(), self.note, ends])))
 
     def _tokens(self) -> str:
         return f"{_short(self.tokens)} tokens" if self.tokens else ""
@@ -140,7 +141,7 @@ class Progress:
 
     def _show(self) -> None:
         if self._bar is not None:
-            self._bar.set_postfix_str(", ".join(filter(None, [self._tokens(), self.note])), refresh=False)
+            self._bar.set_postfix_str(one_line(", ".join(filter(None, [self._tokens(), self.note]))), refresh=False)
             self._bar.update(self.done - self._bar.n)
         elif self._mode == "lines":
             self._say()
@@ -164,7 +165,9 @@ def _bar(what: str, total: int | None, done: int, noun: str) -> Any:
     kind: Any = tqdm
     if _in_notebook() and find_spec("ipywidgets"):
         from tqdm.notebook import tqdm as kind
-    return kind(total=total, initial=done, desc=what, unit=f" {noun}", unit_scale=True, leave=False, **_room())
+    return kind(
+        total=total, initial=done, desc=one_line(what), unit=f" {noun}", unit_scale=True, leave=False, **_room()
+    )
 
 
 def _room() -> dict[str, Any]:

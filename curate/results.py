@@ -8,7 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
 from typing import Any
 
-from curate.text_table import cell, table
+from curate.text_table import cell, one_line, table
 
 _WIDTH = 120  # of a line in a terminal
 _LINES = 18  # for all tables of a result in a terminal
@@ -40,7 +40,8 @@ class Result:
         else:
             most = max(1, _LINES // max(1, len(told)) - 3)
             lines += [line for heading, rows in told.items() for line in _text_table(heading, rows, most)]
-        return "\n".join([*lines, *(f"  note: {_short(note, _WIDTH)}" for note in self._notes())])
+        lines += [f"  note: {_short(note, _WIDTH)}" for note in self._notes()]
+        return "\n".join(map(one_line, lines))
 
     def _repr_html_(self) -> str:
         parts = [f"<p>{html.escape(_sentence(self._title(), self._facts()))}</p>"]

@@ -1,17 +1,53 @@
-"""Tables in plain text and Markdown."""
+"""Tables in plain text and Markdown; and texts of data as a terminal may get them.
+
+What comes from data (names, sources, texts, values, what an error quotes) may hold characters that a terminal takes for
+commands (ESC), that forge a line (carriage return) or turn the reading direction. All that is printed passes `visible`.
+"""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from typing import Any
+
+# Control characters but tab and new line; what ends a line or turns its direction; tags; halves of characters.
+_CONTROL = "\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u206f\ufeff\ufff9-\ufffb"
+_CONTROL += "\U000e0000-\U000e007f\ud800-\udfff"
+_IN_TEXT, _IN_LINE = re.compile(f"[{_CONTROL}]"), re.compile(f"[{_CONTROL}\t\n]")
+
+
+def visible(text: str) -> str:
+    """A text of several lines with control characters as their escapes (\\x1b, \\u202e), so that none reaches a
+    terminal."""
+    return _IN_TEXT.sub(_escape, text.replace("\r\n", "\n"))
+
+
+def one_line(text: str) -> str:
+    """As `visible`, and the text stays one line: new lines and tabs are escapes too."""
+    return _IN_LINE.sub(_escape, text)
+
+
+def visible_json(text: str) -> str:
+    """JSON of the same values, in which control characters are JSON's own escapes."""
+    return _IN_TEXT.sub(_json_escape, text)
+
+
+def _escape(found: re.Match[str]) -> str:
+    return found[0].encode("unicode_escape", "surrogatepass").decode()
+
+
+def _json_escape(found: re.Match[str]) -> str:
+    units = found[0].encode("utf-16-be", "surrogatepass")
+    return "".join(f"\\u{units[i : i + 2].hex()}" for i in range(0, len(units), 2))
 
 
 def table(rows: Sequence[dict[str, Any]], columns: dict[str, str]) -> str:
     """Rows as an aligned text table; columns: key -> heading. Numbers are right-aligned."""
     cells = [[cell(row.get(key)) for key in columns] for row in rows]
-    widths = [max(len(c[i]) for c in [*cells, list(columns.values())]) for i in range(len(columns))]
+    headings = [one_line(heading) for heading in columns.values()]
+    widths = [max(len(c[i]) for c in [*cells, headings]) for i in range(len(columns))]
     right = [any(isinstance(row.get(key), int | float) for row in rows) for key in columns]
-    lines = [list(columns.values()), *cells]
+    lines = [headings, *cells]
     aligned = [[x.rjust(w) if r else x.ljust(w) for x, w, r in zip(line, widths, right, strict=True)] for line in lines]
     return "\n".join("  " + "  ".join(line).rstrip() for line in aligned)
 
@@ -49,9 +85,9 @@ def in_bytes(count: float) -> str:
 
 
 def cell(value: Any) -> str:
-    """A value as it is written in a table."""
+    """A value as it is written in a table: one line."""
     if isinstance(value, bool) or not isinstance(value, int | float):
-        return "" if value is None else str(value)
+        return "" if value is None else one_line(str(value))
     if isinstance(value, int):
         return f"{value:,}"
     return f"{value:,.0f}" if abs(value) >= 1000 else f"{value:.4g}"

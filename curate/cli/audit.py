@@ -44,7 +44,7 @@ def audit(
 
     Running the same command again resumes an interrupted audit.
     """
-    plan = read_plan(Path(plan_file), model_name, seeds)
+    plan = read_plan(Path(plan_file), model_name, seeds, ws.trusted)
     path = Path(output).with_suffix(".html") if output else None
     if path and not path.parent.is_dir():
         raise CurateError(f"{path.parent}: there is no such folder to write {path.name} into.")

@@ -3,19 +3,11 @@
 from __future__ import annotations
 
 import json
-import re
 import textwrap
 from collections.abc import Sequence
 from typing import Any
 
-# Control characters but tab and new line, and those that change the direction of what follows.
-_CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u200e\u200f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
-
-
-def visible(text: str) -> str:
-    """The text with control characters as their escapes, so that none reaches the terminal."""
-    text = text.replace("\r\n", "\n")
-    return _CONTROL.sub(lambda found: found[0].encode("unicode_escape", "surrogatepass").decode(), text)
+from curate.text_table import one_line, visible
 
 
 def chat(sample: dict[str, Any], most: int | None = None) -> str:
@@ -46,7 +38,7 @@ def _part(heading: str, text: str, most: int | None) -> str:
     cut = (
         text if most is None or len(text) <= most else f"{text[:most].rstrip()}… ({len(text) - most:,} more characters)"
     )
-    return f"{visible(heading)}:\n{textwrap.indent(visible(cut), '  ', lambda _: True)}"
+    return f"{one_line(heading)}:\n{textwrap.indent(visible(cut), '  ', lambda _: True)}"
 
 
 def _tool(tool: Any) -> str:
@@ -64,5 +56,5 @@ def _json(value: Any) -> str:
 def meta_lines(meta: Any) -> Sequence[str]:
     """The other fields of a sample's input, a line for each."""
     if not isinstance(meta, dict):
-        return [visible(_json(meta))] if meta else []
-    return [visible(f"{key}: {_json(value)}").replace("\n", " ") for key, value in meta.items()]
+        return [one_line(_json(meta))] if meta else []
+    return [one_line(f"{key}: {_json(value)}") for key, value in meta.items()]

@@ -12,10 +12,21 @@ from typing import Any
 import click
 
 from curate.errors import CurateError
+from curate.text_table import one_line, visible, visible_json
 
 NOT_SHOWN = (
     "the chat template does not show some of the assistant's turns, or their tools, or not where a turn begins and ends"
 )
+
+
+def show(text: str) -> None:
+    """Print a text; what a terminal would take for a command is printed as its escape (curate.text_table)."""
+    click.echo(visible(text))
+
+
+def show_json(value: Any, indent: int | None = 1) -> None:
+    """Print a value as JSON; control characters are JSON's own escapes."""
+    click.echo(visible_json(json.dumps(value, ensure_ascii=False, indent=indent)))
 
 
 def say(result: Any, as_json: bool, text: str) -> None:
@@ -23,13 +34,14 @@ def say(result: Any, as_json: bool, text: str) -> None:
     if as_json:
         data = [asdict(r) for r in result] if isinstance(result, list) else result
         data = asdict(data) if is_dataclass(data) and not isinstance(data, type) else data
-        text = json.dumps(data, ensure_ascii=False, indent=1)
-    click.echo(text)
+        show_json(data)
+    else:
+        show(text)
 
 
 def notes(warnings: Sequence[str]) -> str:
     """Warnings as lines to print below a result."""
-    return "".join(f"\nnote: {warning}" for warning in warnings)
+    return "".join(f"\nnote: {one_line(warning)}" for warning in warnings)
 
 
 def run(command: click.Command, arguments: Sequence[str] | None = None) -> None:
@@ -42,7 +54,8 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> None:
     except click.ClickException as error:
         context = getattr(error, "ctx", None)
         hint = f" (see `{context.command_path} --help`)" if context else ""
-        status = _fail(f"{error.format_message().rstrip('.')}{hint}.", 2)
+        message = " ".join(error.format_message().split())  # click lists choices on lines of their own
+        status = _fail(f"{message.rstrip('.')}{hint}.", 2)
     except (click.Abort, KeyboardInterrupt):
         status = _fail("stopped; committed work is kept, and the same command resumes from there.", 130)
     except BrokenPipeError:
@@ -61,5 +74,5 @@ def run(command: click.Command, arguments: Sequence[str] | None = None) -> None:
 
 
 def _fail(sentence: str, status: int) -> int:
-    click.echo(f"curate: {sentence}", err=True)
+    click.echo(f"curate: {one_line(sentence)}", err=True)
     return status

@@ -5,6 +5,7 @@ from __future__ import annotations
 import click
 
 import curate
+from curate.cli.console import show
 from curate.cli.options import workspace
 from curate.store.workspace import Workspace
 
@@ -23,6 +24,6 @@ def explore(ws: Workspace, port: int, no_browser: bool) -> None:
     """
 
     def announce(address: str) -> None:
-        click.echo(f"Open {address}\nIt serves {ws.path} until Ctrl-C.")
+        show(f"Open {address}\nIt serves {ws.path} until Ctrl-C.")
 
     curate.explore(ws, port=port, browser=not no_browser, announce=announce)

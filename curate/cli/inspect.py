@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import sys
 import time
 from pathlib import Path
@@ -10,7 +9,7 @@ from pathlib import Path
 import click
 
 import curate
-from curate.cli.console import notes, say
+from curate.cli.console import notes, say, show, show_json
 from curate.cli.options import (
     as_json_option,
     settings_text,
@@ -18,9 +17,9 @@ from curate.cli.options import (
 )
 from curate.errors import CurateError
 from curate.kinds import registry
-from curate.store.workspace import Workspace
+from curate.store.workspace import Workspace, with_files
 from curate.tables.dependents import named
-from curate.text_table import counted, folded, table
+from curate.text_table import counted, folded, one_line, table
 
 
 @click.command()
@@ -71,10 +70,10 @@ def status(ws: Workspace, as_json: bool) -> None:
         ),
     ]
     lines += [table(rows, columns) for rows, columns in tables if rows]
-    lines += [row["note"] for row in s.runs if row["note"]]
-    lines += s.damaged
+    lines += [one_line(row["note"]) for row in s.runs if row["note"]]
+    lines += map(one_line, s.damaged)
     incomplete = [row for row in [*s.scores, *s.vectors] if row["command"]]
-    lines += [f"{row['name']} {row['state']}: run `{row['command']}`." for row in incomplete]
+    lines += [one_line(f"{row['name']} {row['state']}: run `{row['command']}`.") for row in incomplete]
     say(s, as_json, "\n\n".join(lines))
 
 
@@ -86,7 +85,10 @@ def ledger(ws: Workspace, as_json: bool) -> None:
     rows = curate.ledger(ws)
     keys = ("stage", "methods", "name", "phase", "runs", "samples", "flops", "seconds")
     columns = {**{key: key for key in keys}, "flops": "FLOPs"}
-    click.echo(json.dumps(rows, indent=1) if as_json else table(rows, columns) if rows else "Nothing was spent yet.")
+    if as_json:
+        show_json(rows)
+    else:
+        show(table(rows, columns) if rows else "Nothing was spent yet.")
 
 
 @click.command()
@@ -105,7 +107,7 @@ def verify(ws: Workspace, repair: bool, adopt: bool, as_json: bool) -> None:
     head = f"{counted(r.parts, 'part')} checked ({r.bytes:,} bytes), {len(r.damaged):,} damaged"
     lines = [f"{head}{', ' + str(len(r.damaged) - len(remaining)) + ' repaired' if repair else ''}."]
     for d in r.damaged:
-        lines.append(f"{d.kind} {d.name}: {d.part} {d.what}; {_REPAIRED if d.repaired else d.remedy}.")
+        lines.append(one_line(f"{d.kind} {d.name}: {d.part} {d.what}; {_REPAIRED if d.repaired else d.remedy}."))
     if r.leftovers:
         lines.append(f"note: {counted(len(r.leftovers), 'file')} of killed commands, which the next one removes.")
     say(r, as_json, "\n".join(lines))
@@ -172,8 +174,21 @@ def report(
     help="table, csv, json, jsonl or parquet.  [default: by FILE's ending; else a table on a terminal, csv in a pipe]",
 )
 @click.option("-o", "--output", metavar="FILE", help="Write to this file instead of standard output.")
-def sql(ws: Workspace, query: str, fmt: str | None, output: str | None) -> None:
+@click.option("--timeout", type=float, metavar="SECONDS", help="Give the query up after this time.  [default: never]")
+@click.option(
+    "--allow-files", multiple=True, metavar="PATH", help="A folder or file outside the workspace that SQL may read."
+)
+def sql(
+    ws: Workspace,
+    query: str,
+    fmt: str | None,
+    output: str | None,
+    timeout: float | None,
+    allow_files: tuple[str, ...],
+) -> None:
     """Run one SELECT (DuckDB's SQL) over the workspace.
+
+    A query reads, and of files those of the workspace alone: it writes none, loads no extension, changes no setting.
 
     \b
     pool, targets, rejects, ledger, runs   the workspace's own tables
@@ -187,8 +202,9 @@ def sql(ws: Workspace, query: str, fmt: str | None, output: str | None) -> None:
     """
     from curate.verbs.sql import write_sql
 
-    text = write_sql(ws, query, fmt, output, terminal=sys.stdout.isatty())
-    click.echo(text, nl=bool(text))
+    ws = with_files(ws, allow_files)
+    text = write_sql(ws, query, fmt, output, terminal=sys.stdout.isatty(), timeout=timeout)
+    click.echo(text, nl=bool(text))  # visible already, or a machine's format
 
 
 @click.command()
@@ -222,22 +238,21 @@ def methods(kind: str | None, name: str | None, markdown: bool, as_json: bool) -
     if kind and not name and kind not in registry.KINDS:
         kinds = [row["kind"] for row in registry.list_methods() if row["name"] == kind]
         if kinds:
-            click.echo("\n\n".join(f"{k} {kind}\n\n{_method_help(k, kind)}" for k in kinds))
+            show("\n\n".join(f"{k} {kind}\n\n{_method_help(k, kind)}" for k in kinds))
             return
     if kind and name:
-        click.echo(_method_help(kind, name))
+        show(_method_help(kind, name))
         return
     listed = registry.list_methods(kind)
     if markdown:
         for method_kind in dict.fromkeys(row["kind"] for row in listed):
             rows = [row for row in listed if row["kind"] == method_kind]
-            click.echo(folded(f"{len(rows)} {method_kind}s", rows, {"name": method_kind, "summary": "what it does"}))
+            show(folded(f"{len(rows)} {method_kind}s", rows, {"name": method_kind, "summary": "what it does"}))
         return
-    click.echo(
-        json.dumps(listed, indent=1)
-        if as_json
-        else table(listed, {"kind": "kind", "name": "name", "summary": "summary"})
-    )
+    if as_json:
+        show_json(listed)
+    else:
+        show(table(listed, {"kind": "kind", "name": "name", "summary": "summary"}))
 
 
 _REPAIRED = "it was removed, and computed again"

@@ -7,11 +7,11 @@ from typing import Any
 import click
 
 import curate
-from curate.cli.chat_text import chat, meta_lines, visible
+from curate.cli.chat_text import chat, meta_lines
 from curate.cli.console import notes, say
 from curate.cli.options import as_json_option, workspace
 from curate.store.workspace import Workspace
-from curate.text_table import cell, table
+from curate.text_table import cell, one_line, table
 from curate.verbs.sql import plain
 
 
@@ -45,7 +45,8 @@ def head(ws: Workspace, name: str | None, where: str | None, count: int, cut: in
     """
     r = curate.head(ws, name, where=where, n=count)
     shown = [f"{_line(sample)}\n{chat(sample, cut)}" for sample in r.samples]
-    first = f"{len(r.samples):,} of {r.total:,} samples of {visible(r.of)}:" if r.samples else f"{r.of} has no samples."
+    of = one_line(r.of)
+    first = f"{len(r.samples):,} of {r.total:,} samples of {of}:" if r.samples else f"{of} has no samples."
     say(_plain(r), as_json, "\n\n".join([first, *shown]))
 
 
@@ -87,14 +88,14 @@ def _line(sample: dict[str, Any]) -> str:
     told += [f"rank {sample['rank']:,}"] if "rank" in sample else []
     told += [f"{key} {cell(sample[key])}" for key in ("weight", "repeats") if sample.get(key, 1) != 1]
     told += [f"value {cell(sample['value'])}"] if sample.get("value") is not None else []
-    return visible(" · ".join([f"── {sample['id']}", sample["source"], f"{sample['n_chars']:,} characters", *told]))
+    return one_line(" · ".join([f"── {sample['id']}", sample["source"], f"{sample['n_chars']:,} characters", *told]))
 
 
 def _sample(r: Any) -> str:
     row, mark = f"row {r.row:,}", f"marked {r.mark}" if r.mark else ""
     copies = f"{r.copies:,} copies" if r.copies > 1 else ""
     told = [f"{r.id}", f"source {r.source}", row, f"{r.n_chars:,} characters", copies, mark]
-    parts = [visible(", ".join(filter(None, told))) + ".", "", chat(vars(r))]
+    parts = [one_line(", ".join(filter(None, told))) + ".", "", chat(vars(r))]
     if lines := meta_lines(r.meta):
         parts += ["", "meta:", *(f"  {line}" for line in lines)]
     if r.scores:
@@ -112,13 +113,13 @@ def _sample(r: Any) -> str:
 
 def _more(score: dict[str, Any]) -> str:
     told = {key: value for key, value in score.items() if key not in ("score", "value", "state")}
-    return visible(", ".join(f"{key} {cell(plain(value))}" for key, value in told.items()))[:70]
+    return one_line(", ".join(f"{key} {cell(plain(value))}" for key, value in told.items()))[:70]
 
 
 def _described(r: Any) -> str:
     state = "" if r.state == "complete" else f" {r.state[0].upper()}{r.state[1:].rstrip('.')}."
-    lines = [f"{r.kind} {r.name}: {visible(r.about)}{state}"]
-    lines += [f"made by: {visible(r.command)}"] if r.command else []
+    lines = [f"{r.kind} {r.name}: {one_line(r.about)}{state}"]
+    lines += [f"made by: {one_line(r.command)}"] if r.command else []
     if r.rows:
         rows = [{key: _short(value) for key, value in row.items()} for row in r.rows]
         lines += ["", table(rows, {key: key for key in rows[0] if any(row.get(key) is not None for row in rows)})]
@@ -129,7 +130,7 @@ def _short(value: Any) -> Any:
     value = plain(value)
     if value is None or isinstance(value, int | float):
         return value
-    line = " ".join(visible(str(value)).split())
+    line = one_line(" ".join(str(value).split()))
     return line if len(line) <= 80 else f"{line[:79]}…"
 
 

@@ -27,7 +27,15 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
 @click.version_option(package_name="curate-lm", prog_name="curate")
 @click.option("-w", "--workspace", metavar="WS", help="The workspace's folder, as after the command.")
-def cli(workspace: str | None) -> None:
+@click.option(
+    "--allow-files",
+    multiple=True,
+    metavar="PATH",
+    help="A folder or file outside the workspace that SQL (--where, --by, queries) may read; before the command.",
+)
+@click.option("--allow-pickle", is_flag=True, help="Load models that a plan or a recipe names with allow_pickle so.")
+@click.option("--allow-remote-code", is_flag=True, help="The same for allow_remote_code.")
+def cli(workspace: str | None, allow_files: tuple[str, ...], allow_pickle: bool, allow_remote_code: bool) -> None:
     """Data selection for language models: which samples to train on, with what weight, and at what cost.
 
     \b

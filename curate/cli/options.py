@@ -14,17 +14,20 @@ from curate.kinds import registry
 from curate.models.choice import ModelChoice
 from curate.store.workspace import Workspace, open_workspace
 
+_LEAVE = ("allow_files", "allow_pickle", "allow_remote_code")  # options before the command
+
 
 def workspace(create: bool = False) -> Callable[[Any], Any]:
     """The option -w, which opens the workspace; create: make it if it does not exist."""
 
     def convert(ctx: click.Context, param: click.Parameter, value: str | None) -> Workspace:
-        before = ctx.find_root().params.get("workspace")  # `curate -w WS command` too
+        given = ctx.find_root().params
+        before = given.get("workspace")  # `curate -w WS command` too
         if before and ctx.get_parameter_source(str(param.name)) is not ParameterSource.COMMANDLINE:
             value = before
         if not value:
             raise CurateError("say which workspace: -w FOLDER, or set CURATE_WORKSPACE.")
-        return open_workspace(value, create=create)
+        return open_workspace(value, create=create, **{name: given[name] for name in _LEAVE if given.get(name)})
 
     return click.option(
         *("-w", "--workspace", "ws"),

@@ -21,7 +21,7 @@ from curate.cli.options import (
 from curate.errors import CurateError
 from curate.store.later_meta import RULES, MetaRule
 from curate.store.workspace import Workspace
-from curate.text_table import counted, table
+from curate.text_table import counted, one_line, table
 
 
 @click.command()
@@ -88,7 +88,7 @@ def ingest(
         dry_run=dry_run,
     )
     if dry_run:
-        listed = ", ".join(r.files_planned) or "all are in the pool"
+        listed = ", ".join(map(one_line, r.files_planned)) or "all are in the pool"
         text = f"Would read {counted(len(r.files_planned), 'file')}: {listed}."
         say(r, as_json, text + notes(r.warnings))
         return
@@ -100,13 +100,13 @@ def ingest(
         f"The pool has {counted(r.pool_rows, 'sample')} in {counted(r.shards, 'shard')}.",
     ]
     for name, example in r.examples.items():
-        fields = ", ".join(r.meta_fields[name])
-        lines.append(f"The first of {name}, as a model sees it{f' (to meta: {fields})' if fields else ''}:")
-        lines += [f"  | {line}" for line in example]
+        fields = one_line(", ".join(r.meta_fields[name]))
+        lines.append(f"The first of {one_line(name)}, as a model sees it{f' (to meta: {fields})' if fields else ''}:")
+        lines += [f"  | {one_line(line)}" for line in example]
     if r.files_skipped:
         lines.insert(
             0,
-            f"{counted(len(r.files_skipped), 'file')} skipped, as known: {', '.join(r.files_skipped[:3])}"
+            f"{counted(len(r.files_skipped), 'file')} skipped, as known: {one_line(', '.join(r.files_skipped[:3]))}"
             + ("…" if len(r.files_skipped) > 3 else "."),
         )
     if r.sources:
@@ -117,7 +117,7 @@ def ingest(
             )
         )
     for reason, n in sorted(r.reasons.items(), key=lambda item: -item[1])[:10]:
-        lines.append(f"  rejected {n:,}: {reason}")
+        lines.append(f"  rejected {n:,}: {one_line(reason)}")
     say(r, as_json, "\n".join(lines) + notes(r.warnings))
 
 

@@ -19,7 +19,7 @@ from curate.cli.options import (
 from curate.errors import CurateError
 from curate.kinds import registry
 from curate.store.workspace import Workspace
-from curate.text_table import in_time, table
+from curate.text_table import in_time, one_line, table
 
 
 @click.command()
@@ -133,7 +133,7 @@ def _scored(r: Any, dry_run: bool) -> str:
         planned = [{**row, "time": in_time(row["seconds"])} for row in r.planned]
         vectors_part = f"{_scored(r.vectors, dry_run)}\n" if r.vectors else ""
         return f"{vectors_part}{r.name} would run\n" + table(planned, columns)
-    why = "; ".join(f"{n:,} {reason}" for reason, n in list(r.reasons.items())[:3])
+    why = "; ".join(f"{n:,} {one_line(reason)}" for reason, n in list(r.reasons.items())[:3])
     nulls = f", {r.nulls:,} of {r.rows:,} null ({why or 'with no reason'}; see {r.name}.error)" if r.nulls else ""
     cut = f", {r.cut:,} of them truncated to the model's context" if r.cut else ""
     cut += f", {r.partial:,} of them scored in part ({NOT_SHOWN})" if r.partial else ""

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
 from typing import Literal
 
 import click
 
 import curate
-from curate.cli.console import notes, say
+from curate.cli.console import notes, say, show_json
 from curate.cli.options import (
     as_json_option,
     dry_run_option,
@@ -20,7 +19,7 @@ from curate.cli.options import (
 from curate.errors import CurateError
 from curate.kinds import registry
 from curate.store.workspace import Workspace
-from curate.text_table import counted, table
+from curate.text_table import counted, one_line, table
 
 
 @click.command()
@@ -296,13 +295,13 @@ def export(
     exporter = registry.make("export", fmt, pairs(settings, "--set"))
     if count is not None:
         for row in curate.preview(ws, manifest, exporter, count, skip_unfit=skip_unfit):
-            click.echo(json.dumps(row, ensure_ascii=False, indent=None if as_json else 1))
+            show_json(row, None if as_json else 1)
     if output is None:
         if count is None:
             raise CurateError("say where to write: -o DIR (a new or empty folder), or --preview N to look first.")
         return
     r = curate.export(ws, manifest, exporter, output, skip_unfit=skip_unfit)
-    skipped = "".join(f"\nnote: left out: {reason}" for reason in r.skipped[:5])
+    skipped = "".join(f"\nnote: left out: {one_line(reason)}" for reason in r.skipped[:5])
     lowered = f"\nnote: {r.lowered}" if r.lowered else ""
     total_note = f"\nnote: {counted(len(r.skipped), 'sample')} were left out in all" if r.skipped else ""
     assumed = f"\n{r.assumes}" if r.assumes else ""
@@ -316,7 +315,7 @@ def export(
         r,
         as_json,
         f"{counted(r.rows, 'row')} written for {fmt}:\n"
-        + "\n".join(f"  {f}" for f in r.files)
+        + "\n".join(f"  {one_line(str(f))}" for f in r.files)
         + assumed
         + lowered
         + special

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import curate
-from curate.cli.console import NOT_SHOWN, notes, say
+from curate.cli.console import NOT_SHOWN, notes, say, show
 from curate.cli.options import (
     as_json_option,
     by_owner,
@@ -249,7 +249,7 @@ def _show_settings(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
     if wanted:
         from curate.training.settings import TrainSettings
 
-        click.echo(f"--set FIELD=VALUE:{settings_text(registry.fields_help(TrainSettings))}")
+        show(f"--set FIELD=VALUE:{settings_text(registry.fields_help(TrainSettings))}")
         ctx.exit()
 
 

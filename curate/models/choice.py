@@ -6,6 +6,7 @@ import datetime
 import functools
 import hashlib
 import json
+import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from importlib.util import find_spec
@@ -32,6 +33,9 @@ _SHAPING_FILES = (  # fingerprinted together with the weights
 _TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")  # files with a chat template
 _NAMED_TEMPLATES = "additional_chat_templates/*.jinja"  # templates for tools and documents
 _GGUF_HEAD = 1 << 26  # bytes at the beginning of a GGUF file that have its tokenizer and template
+HUB = "hf:"  # before a hub id: it is never a path
+TRUST = ("allow_pickle", "allow_remote_code")  # what only a command line or an argument may turn on, never a file
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _LOADING = ("tokenizer", "chat_template", "allow_pickle", "allow_remote_code", "add_eos_token")
 _WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")  # files fetched from a hub repository
 
@@ -41,7 +45,7 @@ class ModelChoice:
     """A model and how to run it. The settings are those of `--set model.FIELD=VALUE`."""
 
     name: str
-    """Hub id, folder, GGUF file or short name."""
+    """Folder, GGUF file, short name, or hub id: OWNER/NAME, or hf:OWNER/NAME where there is a folder OWNER too."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Data type of the weights (torch_dtype): auto is bfloat16 on a GPU, float32 elsewhere."""
     device: str = "auto"
@@ -64,7 +68,7 @@ class ModelChoice:
     date: str = DATE
     """Date that a chat template prints where it asks for today's (strftime_now): results would change every day."""
     allow_pickle: bool = False
-    """Load a pickled checkpoint (.bin, .pt), which can run arbitrary code."""
+    """Load a pickled checkpoint or adapter (.bin, .pt), which can run arbitrary code."""
     allow_remote_code: bool = False
     """Run code from the model's repository (trust_remote_code)."""
     count_flops: bool = False
@@ -145,7 +149,13 @@ def tensors_of(folder: Path) -> dict[str, list[int]]:
 
 
 def resolve(name: str) -> Path:
-    """The folder or GGUF file of a model, downloaded from the hub if the name is an id. Raises CurateError."""
+    """The folder or GGUF file of a model, downloaded from the hub if the name is an id. Raises CurateError.
+
+    An id is hf:OWNER/NAME; or OWNER/NAME, unless that can be a path (there is a folder OWNER): a mistyped path is never
+    fetched from elsewhere.
+    """
+    if name.startswith(HUB):
+        return _from_hub(_hub_id(name))
     path = Path(SHORT_NAMES.get(name, name)).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         return path
@@ -153,15 +163,29 @@ def resolve(name: str) -> Path:
         return path
     if path.is_file():
         raise CurateError(f"{path}: a model is a folder or a .gguf file; name the folder that holds this one.")
-    if path.suffix == ".gguf" or name.startswith(("/", "./", "../", "~")):
+    if name in SHORT_NAMES:
+        return _from_hub(SHORT_NAMES[name])
+    if path.suffix == ".gguf" or name.startswith(("/", ".", "~")) or "\\" in name:
         raise CurateError(f"{path}: there is no such model.")
-    hub_id = SHORT_NAMES.get(name, name)
-    if hub_id.count("/") != 1:
+    if "/" not in name or not _HUB_ID.fullmatch(name.rstrip("/")):
         raise CurateError(
             f"there is no model '{name}': {nearest(name, SHORT_NAMES)} Or name a folder, a .gguf file, or a hub id "
             "as owner/name."
         )
-    return _from_hub(hub_id)
+    if name.endswith("/") or Path(name.partition("/")[0]).is_dir():
+        raise CurateError(
+            f"{path}: there is no such model; the name may be a path, so it is not looked for on the hub, where "
+            f"{HUB}{name.rstrip('/')} would be."
+        )
+    return _from_hub(name)
+
+
+def _hub_id(name: str) -> str:
+    """The id that hf:OWNER/NAME names."""
+    hub_id = name.removeprefix(HUB)
+    if not _HUB_ID.fullmatch(hub_id):
+        raise CurateError(f"'{name}' is no name on the hub, which is {HUB}OWNER/NAME.")
+    return hub_id
 
 
 def _from_hub(hub_id: str) -> Path:
@@ -186,6 +210,7 @@ def weights_fingerprint(choice: ModelChoice) -> str:
         base = weights_fingerprint(replace(choice, name=base_of(path)))
         config = _adapter_config(path)
         settings = json.dumps({key: _ordered(value) for key, value in config.items()}, sort_keys=True)
+        require_safe_adapter(path, choice)
         files = b"".join(map(_digest_of, sorted(path.glob("adapter_model.*"))))
         return hashlib.sha256(base.encode() + settings.encode() + files).hexdigest()[:16]
     files = [path] if path.is_file() else [*weight_files(path, choice), *(path / n for n in _SHAPING_FILES)]
@@ -230,9 +255,19 @@ def weight_files(folder: Path, choice: ModelChoice) -> list[Path]:
     return pickled
 
 
+def require_safe_adapter(folder: Path, choice: ModelChoice) -> None:
+    """Raises CurateError for an adapter that is pickled, without permission."""
+    if (folder / "adapter_model.safetensors").is_file() or choice.allow_pickle:
+        return
+    raise CurateError(
+        f"{folder} has no adapter_model.safetensors: a pickled adapter can run any code when loaded; save it as "
+        "safetensors, or allow it by --set model.allow_pickle=true."
+    )
+
+
 def base_name(name: str) -> str:
     """What an adapter calls its base: a hub id where it has one, which every tool knows, not a place on this disk."""
-    resolved = SHORT_NAMES.get(name, name)
+    resolved = SHORT_NAMES.get(name, name).removeprefix(HUB)
     return name if Path(resolved).is_absolute() else resolved
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.errors import CurateError
-from curate.models.choice import ADAPTER, ModelChoice, base_of, resolve, weight_files
+from curate.models.choice import ADAPTER, ModelChoice, base_of, require_safe_adapter, resolve, weight_files
 from curate.models.gguf_tokenizer import set_pre_tokenizer
 
 
@@ -33,6 +33,7 @@ def load(choice: ModelChoice) -> tuple[Any, Any]:
     if (path / ADAPTER).exists():
         import peft
 
+        require_safe_adapter(path, choice)
         model, tokenizer = load(replace(choice, name=base_of(path)))
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # peft uses deprecated names of transformers

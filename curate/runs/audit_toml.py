@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 import tomllib
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from curate.errors import CurateError, nearest
 from curate.kinds import registry
-from curate.models.choice import ModelChoice
+from curate.models.choice import TRUST, ModelChoice
 
 if TYPE_CHECKING:
     from curate.runs.audit_spec import Audit, Contender
@@ -148,9 +148,20 @@ def _texts(settings: Mapping[str, Any]) -> dict[str, str]:
     return {key: str(value).lower() if isinstance(value, bool) else str(value) for key, value in settings.items()}
 
 
-def read_plan(path: Path, model: str | None = None, seeds: int | None = None) -> Audit:
-    """Read an audit's plan from a TOML file; model, seeds: override the plan's. Raises CurateError naming the file, the
-    key and the rule."""
+def _refuse_trust(model: Any, trusted: Collection[str]) -> None:
+    """Raises CurateError for a plan's model with a setting that lets code run, unless it is trusted."""
+    for name in TRUST:
+        if isinstance(model, dict) and name in model and name not in trusted and model[name] not in (False, "false"):
+            option = f"--{name.replace('_', '-')}"
+            raise CurateError(
+                f"model.{name} lets a model's files run code, which no plan may turn on; where you trust it, say "
+                f"`curate {option} audit …`."
+            )
+
+
+def read_plan(path: Path, model: str | None = None, seeds: int | None = None, trusted: Collection[str] = ()) -> Audit:
+    """Read an audit's plan from a TOML file; model, seeds: override the plan's; trusted: settings of models that
+    let code run and that the plan may turn on. Raises CurateError naming the file, the key and the rule."""
     if not path.is_file():
         raise CurateError(f"{path}: there is no such plan.")
     try:
@@ -159,6 +170,7 @@ def read_plan(path: Path, model: str | None = None, seeds: int | None = None) ->
         raise CurateError(f"{path} is no TOML: {str(error).splitlines()[0]}.") from None
     try:
         own_model = content.get("model", {})
+        _refuse_trust(own_model, trusted)
         overrides = {"model": {**(own_model if isinstance(own_model, dict) else {}), "name": model}} if model else {}
         return plan_of({**content, **overrides, **({} if seeds is None else {"seeds": seeds})})
     except CurateError as error:

@@ -34,7 +34,7 @@ def checkpoints_of(ws: Workspace, given: Sequence[str], like: ModelChoice) -> tu
 def origin_of(ws: Workspace, name: str) -> ModelChoice | None:
     """The model that a run of the workspace started from; None for folders, where it is unknown."""
     recipe = Run(ws, name).recipe if name in ws.run_names() else None
-    return model_choice(recipe.model) if recipe else None
+    return model_choice(recipe.model, ws.trusted) if recipe else None
 
 
 def _of_run(ws: Workspace, name: str, like: ModelChoice) -> list[CheckpointChoice]:

@@ -60,7 +60,7 @@ def scored_model(ws: Workspace, name: str, *, allow_stale: bool = False, with_or
         if sums is None:
             raise CurateError(f"the accumulated sums of the score '{name}' are gone; run `{state.command()} --fresh`.")
         states |= sums
-    models = model_choices(recipe)
+    models = model_choices(recipe, ws.trusted)
     origin = models.get("origin") or models["base"]
     other_models = {"origin": LanguageModel(origin)} if with_origin else None
     model = Backward([last_checkpoint(ws, recipe, models["base"])], moments=True, others=other_models)

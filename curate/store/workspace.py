@@ -6,10 +6,11 @@ import contextlib
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal
 
 import pyarrow as pa
@@ -62,9 +63,15 @@ def pool_fingerprint(shards: Iterable[Shard]) -> str:
 
 @dataclass(frozen=True)
 class Workspace:
-    """Paths and names of one workspace. Cheap to construct; records are read on demand."""
+    """Paths and names of one workspace. Cheap to construct; records are read on demand.
+
+    readable: absolute paths outside it that SQL may read too. trusted: settings of models (allow_pickle,
+    allow_remote_code) that hold where a file records or plans them. Whoever opens the workspace says so, never a file.
+    """
 
     path: Location
+    readable: tuple[str, ...] = ()
+    trusted: tuple[str, ...] = ()
 
     def special_tokens(self) -> Literal["text", "parse"]:
         """How models' control tokens in texts are read, unless a command says otherwise: as text, but parsed in a
@@ -234,12 +241,37 @@ def suggest_name(text: str) -> str:
     return name if _NAME.fullmatch(name) else f"x_{name}".rstrip("_")
 
 
-def open_workspace(path: str | os.PathLike[str], create: bool = True, like: Workspace | None = None) -> Workspace:
-    """The workspace at `path`; a missing or empty folder becomes one if `create` is true. like: the workspace whose
-    rule for control tokens in texts a new one has.
+def open_workspace(
+    path: str | os.PathLike[str],
+    create: bool = True,
+    *,
+    like: Workspace | None = None,
+    allow_files: Iterable[str | os.PathLike[str]] = (),
+    allow_pickle: bool = False,
+    allow_remote_code: bool = False,
+) -> Workspace:
+    """The workspace at `path`; a missing or empty folder becomes one if `create` is true.
 
-    Raises CurateError if the folder contains something else, or was written by a newer version of curate.
+    like: the workspace whose rule for control tokens in texts a new one has.
+    allow_files: folders and files outside it that SQL (queries and conditions) may read too. allow_pickle,
+    allow_remote_code: whether models that were recorded or planned with these settings may be loaded with them. Raises
+    CurateError if the folder contains something else, or was written by a newer version of curate.
     """
+    given = {"allow_pickle": allow_pickle, "allow_remote_code": allow_remote_code}
+    trusted = tuple(name for name, allowed in given.items() if allowed)
+    return replace(with_files(_open(path, create, like), allow_files), trusted=trusted)
+
+
+def with_files(ws: Workspace, allow_files: Iterable[str | os.PathLike[str]]) -> Workspace:
+    """The workspace, of which SQL may also read these folders and files. Raises CurateError for one that is missing."""
+    paths = [Path(path).expanduser().absolute() for path in allow_files]
+    for path in paths:
+        if not path.exists():
+            raise CurateError(f"--allow-files {path}: there is no such folder or file.")
+    return replace(ws, readable=tuple(dict.fromkeys([*ws.readable, *map(str, paths)])))
+
+
+def _open(path: str | os.PathLike[str], create: bool, like: Workspace | None) -> Workspace:
     folder = location(path)
     if any(sign in str(folder.absolute()) for sign in "*?[]"):
         raise CurateError(f"{folder}: a workspace's path must not hold *, ?, [ or ], which stand for other files.")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,7 @@ from curate.kinds.score import Target
 from curate.kinds.text import Text
 from curate.models.choice import (
     SHORT_NAMES,
+    TRUST,
     CheckpointChoice,
     ModelChoice,
     prints_date,
@@ -67,9 +68,11 @@ def model_recipe(choice: ModelChoice) -> ModelRecipe:
     return ModelRecipe(name=choice.name, weights=weights, **choice.shaping(), **choice.loading(), date=date)
 
 
-def model_choice(recipe: ModelRecipe) -> ModelChoice:
-    """The model that a recipe records, to be loaded in the same way."""
-    return ModelChoice(**recipe.choice())
+def model_choice(recipe: ModelRecipe, trusted: Collection[str] = ()) -> ModelChoice:
+    """The model that a recipe records, to be loaded in the same way; but what could run code only as far as `trusted`
+    (Workspace.trusted) says, since a recipe is a file."""
+    refused = {name: False for name in TRUST if name not in trusted}
+    return ModelChoice(**{**recipe.choice(), **refused})
 
 
 def changed_settings(recipe: ModelRecipe) -> dict[str, Any]:
@@ -78,9 +81,9 @@ def changed_settings(recipe: ModelRecipe) -> dict[str, Any]:
     return {key: value for key, value in recipe.choice().items() if value != getattr(default, key)}
 
 
-def model_choices(recipe: TableRecipe) -> dict[str, ModelChoice]:
+def model_choices(recipe: TableRecipe, trusted: Collection[str] = ()) -> dict[str, ModelChoice]:
     """The models that a table was made with, by role; the base model has no name if its checkpoints were given."""
-    choices = {role: model_choice(model) for role, model in recipe.models.items()}
+    choices = {role: model_choice(model, trusted) for role, model in recipe.models.items()}
     if recipe.checkpoints_given and "base" in choices:
         choices["base"] = replace(choices["base"], name="")
     return choices

@@ -6,45 +6,55 @@ score have the rows of the pool's shards in the same order, so no join on ids is
 
 from __future__ import annotations
 
-import functools
-import json
-import os
+import contextlib
+import io
 import re
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import duckdb
 import pyarrow as pa
 
 from curate.errors import CurateError, CurateFailure, nearest
 from curate.store.manifests import manifest_recipe, schema_of
-from curate.store.object_store import ObjectPath
 from curate.store.schema import METRICS, POOL, TRAINED, VIEWS
 from curate.store.workspace import Workspace
 from curate.tables import views
 from curate.tables.inputs import sample_columns, score_recipe
+from curate.tables.sql_guard import cursor, first_line, has_star, nodes, read_only_tree, writing_cursor
 from curate.tables.state import score_state, table_state
 
+_T = TypeVar("_T")
+_SHOWN = 60  # rows of a table in plain text
+_LOOK = 0.05  # seconds between looks for an interrupt
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-def connect(ws: Workspace, query: str) -> duckdb.DuckDBPyConnection:
-    """A connection with the views that `query` names. Raises CurateError unless it is one SELECT."""
-    if isinstance(ws.path, ObjectPath):  # a file system is a whole database's
-        connection = _database()
-        connection.register_filesystem(ws.path.filesystem())
-    else:
-        connection = _shared().cursor()
-    connection.execute("SET TimeZone = 'UTC'")
-    connection.execute("SET python_enable_replacements = false")  # Python variables must not be visible as tables
-    words, named = _names_in(connection, query)
+def connect(ws: Workspace, query: str, written: Path | None = None) -> duckdb.DuckDBPyConnection:
+    """A connection with the views that `query` names, which reads and no more (curate.tables.sql_guard).
+
+    written: a file that it may write. Raises CurateError unless the query is one SELECT.
+    """
+    connection = writing_cursor(ws, written) if written else cursor(ws)
+    try:
+        _create_views(connection, ws, *_names_in(connection, query))
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _create_views(
+    connection: duckdb.DuckDBPyConnection, ws: Workspace, words: set[str] | None, named: set[str]
+) -> None:
+    """Create the views that are named; words: among which are the columns of `samples`, None: all."""
 
     def wanted(name: str) -> bool:
-        return named is None or name in named
+        return name in named
 
     tables: dict[str, Callable[[Workspace], str]] = {
         "pool": views.pool,
@@ -68,38 +78,22 @@ def connect(ws: Workspace, query: str) -> duckdb.DuckDBPyConnection:
     for name in filter(wanted, ws.manifest_names()):
         path = ws.manifest_path(name)
         _create(connection, name, views.read_files([path], schema_of(manifest_recipe(ws, name))))
-    return connection
-
-
-def _database() -> duckdb.DuckDBPyConnection:
-    """A database without tables of its own."""
-    database = duckdb.connect()
-    database.execute(f"SET temp_directory = {views.literal(tempfile.gettempdir() + '/curate-sql')}")
-    database.execute("SET enable_external_file_cache = false")  # the files of a workspace are replaced
-    return database
-
-
-@functools.cache
-def _shared() -> duckdb.DuckDBPyConnection:
-    """The process's database: to open one takes longer than most queries. Its views are each one connection's."""
-    return _database()
-
-
-# A fork has none of the database's threads, and could neither use it nor end it.
-os.register_at_fork(before=_shared.cache_clear)
 
 
 @contextmanager
-def run(ws: Workspace, query: str, seconds: float | None = None) -> Iterator[duckdb.DuckDBPyRelation]:
-    """The result of one SELECT over the workspace, to be read in the body: by earlier versions of DuckDB a result is
-    gone once nothing holds its connection. seconds: after which it is given up. Raises CurateError with DuckDB's
-    message if it fails."""
-    connection = connect(ws, query)
+def _guarded(
+    ws: Workspace, connection: duckdb.DuckDBPyConnection, seconds: float | None
+) -> Iterator[duckdb.DuckDBPyConnection]:
+    """Closes the connection after the body, whose errors become sentences; seconds: after which it is given up.
+
+    Raises CurateError with DuckDB's message if the query fails.
+    """
     timer = threading.Timer(seconds, connection.interrupt) if seconds else None
     try:
         if timer:
+            timer.daemon = True
             timer.start()
-        yield connection.sql(query)
+        yield connection
     except duckdb.InterruptException:
         raise CurateError(f"the query was given up after {seconds:g} s; ask for less.") from None
     except duckdb.Error as error:
@@ -111,10 +105,33 @@ def run(ws: Workspace, query: str, seconds: float | None = None) -> Iterator[duc
 
 
 def fetch(ws: Workspace, query: str, seconds: float | None = None) -> pa.Table:
-    """The whole result as an Arrow table. seconds: after which the query is given up."""
-    with run(ws, query, seconds) as relation:
-        table = relation.to_arrow_table()
+    """The whole result of one SELECT as an Arrow table. seconds: after which the query is given up."""
+    with _guarded(ws, connect(ws, query), seconds) as connection:
+        table = _interruptible(connection, lambda: connection.sql(query).to_arrow_table())
     return table.rename_columns(_distinct(table.column_names))
+
+
+def shown(ws: Workspace, query: str, width: int, seconds: float | None = None) -> str:
+    """The first rows of the result as a table in plain text, `width` characters wide. seconds: after which the query is
+    given up."""
+    text = io.StringIO()
+    with _guarded(ws, connect(ws, query), seconds) as connection, contextlib.redirect_stdout(text):
+        _interruptible(connection, lambda: connection.sql(query).show(max_width=width, max_rows=_SHOWN))
+    return text.getvalue().rstrip()
+
+
+def _interruptible(connection: duckdb.DuckDBPyConnection, call: Callable[[], _T]) -> _T:
+    """What a call that queries gives; it runs in a thread, as DuckDB does not always notice an interrupt (SIGINT)."""
+    with ThreadPoolExecutor(1) as pool:
+        done = pool.submit(call)
+        try:
+            while wait([done], _LOOK).not_done:  # a wait without end may not notice it either
+                pass
+        except KeyboardInterrupt:
+            while wait([done], _LOOK).not_done:
+                connection.interrupt()
+            raise
+    return done.result()
 
 
 def _distinct(names: Sequence[str]) -> list[str]:
@@ -133,16 +150,15 @@ def rows(ws: Workspace, query: str) -> Iterator[dict[str, Any]]:
     yield from fetch(ws, query).to_pylist()
 
 
-def save(ws: Workspace, query: str, path: Path, fmt: str) -> None:
-    """Write the result as 'parquet' or 'csv' without holding it in memory."""
-    connection = connect(ws, query)
+def save(ws: Workspace, query: str, path: Path, fmt: str, seconds: float | None = None) -> None:
+    """Write the result as 'parquet' or 'csv' without holding it in memory. seconds: after which it is given up."""
     options = "FORMAT parquet, COMPRESSION zstd" if fmt == "parquet" else "FORMAT csv, HEADER"
     temporary = path.with_name(f".{path.name}.tmp")
+    copy = f"COPY ({query.strip().rstrip(';')}\n) TO {views.literal(str(temporary))} ({options}, USE_TMP_FILE false)"
     try:
-        connection.execute(f"COPY ({query.strip().rstrip(';')}\n) TO {views.literal(str(temporary))} ({options})")
+        with _guarded(ws, connect(ws, query, temporary), seconds) as connection:
+            _interruptible(connection, lambda: connection.execute(copy))
         temporary.replace(path)
-    except duckdb.Error as error:
-        raise _sentence(ws, error) from None
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -165,49 +181,30 @@ def _create(connection: duckdb.DuckDBPyConnection, name: str, select: str) -> No
     try:
         connection.execute(f'CREATE TEMP VIEW "{name}" AS {select}')
     except duckdb.Error as error:
-        raise CurateFailure(f"the table {name} cannot be read: {_first_line(error)}.") from None
+        raise CurateFailure(f"the table {name} cannot be read: {first_line(error)}.") from None
 
 
-def _names_in(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[set[str] | None, set[str] | None]:
+def _names_in(connection: duckdb.DuckDBPyConnection, query: str) -> tuple[set[str] | None, set[str]]:
     """The lower-cased words of a query, among which are its columns of `samples`, None if it uses * on `samples`; and
-    its tables, None if any word may be one.
+    its tables, or all words, if any may be one.
 
     Raises CurateError unless the query is one SELECT.
     """
-    try:
-        statements = connection.extract_statements(query)
-    except duckdb.Error as error:
-        raise CurateError(f"this is not SQL that DuckDB reads: {_first_line(error)}") from None
-    kinds = [s.type for s in statements]
-    if len(kinds) != 1 or kinds[0] not in (duckdb.StatementType.SELECT, duckdb.StatementType.EXPLAIN):
-        kind_names = ", ".join(str(kind).rpartition(".")[2] for kind in kinds) or "nothing"
-        raise CurateError(f"`curate sql` reads, and this query is {kind_names}: give one SELECT.")
+    tree = read_only_tree(connection, query)
     words = {word.lower() for word in _WORD.findall(query)}
-    tree = connection.execute("SELECT json_serialize_sql(?)", [query]).fetchall()[0][0]
-    parsed = json.loads(tree)
-    if parsed.get("error"):  # EXPLAIN, which is no tree
-        return (None, None) if "samples" in words else (words, words)
-    named = words if '"TABLE_FUNCTION"' in tree else set(_tables_in(parsed))  # query_table('pool') names one too
-    return None if "samples" in named and _has_star(parsed) else words, named
+    named = words if any(node.get("type") == "TABLE_FUNCTION" for node in nodes(tree)) else _tables_in(tree)
+    return None if "samples" in named and has_star(tree) else words, named  # query_table('pool') names one too
 
 
-def _tables_in(node: Any) -> Iterator[str]:
+def _tables_in(tree: dict[str, Any]) -> set[str]:
     """The lower-cased names that stand where a table does, in a query or in one within it."""
-    if isinstance(node, dict) and isinstance(node.get("table_name"), str):
-        yield node["table_name"].lower()
-    for value in node.values() if isinstance(node, dict) else node if isinstance(node, list) else ():
-        yield from _tables_in(value)
-
-
-def _has_star(node: Any) -> bool:
-    if isinstance(node, dict):
-        return node.get("class") == "STAR" or any(_has_star(value) for value in node.values())
-    return isinstance(node, list) and any(_has_star(value) for value in node)
+    names = (node.get("table_name") for node in nodes(tree))
+    return {name.lower() for name in names if isinstance(name, str)}
 
 
 def _sentence(ws: Workspace, error: duckdb.Error) -> CurateError:
     """DuckDB's error as one sentence, with the most similar known name if a name does not exist."""
-    line = _first_line(error)
+    line = first_line(error)
     missing = re.search(r"Table with name \"?(\w+)\"? does not exist", line)
     if missing:
         table_names = [*VIEWS, *ws.score_names(), *ws.vectors_names(), *ws.manifest_names()]
@@ -215,12 +212,14 @@ def _sentence(ws: Workspace, error: duckdb.Error) -> CurateError:
     column = re.search(r"Referenced column \"(\w+)\" (?:was )?not found", line)
     if column and column[1] not in samples_columns(ws):  # else it exists, but not in the tables of the query
         return CurateError(f"there is no column '{column[1]}': {nearest(column[1], samples_columns(ws))}")
+    if isinstance(error, duckdb.PermissionException):
+        outside = re.search(r'Cannot access (?:file|directory) "(.*)" - ', line)
+        return CurateError(
+            f"the query reads {outside[1] if outside else 'what it may not'}, and SQL reads the files of {ws.path} "
+            "alone; allow others by --allow-files FOLDER."
+        )
     if isinstance(error, duckdb.IOException | duckdb.OutOfMemoryException):
         return CurateFailure(f"DuckDB could not finish: {line}")
     if "explicit cast is required" in line:
         line += "; the fields of meta are texts: compare numbers by a cast, as in (meta->>'n')::DOUBLE > 3"
     return CurateError(f"DuckDB refuses the query: {line}.")
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]

@@ -82,7 +82,7 @@ def audit(
     call retries it.
     """
     ws = workspace_of(ws)
-    plan = read_plan(Path(plan)) if isinstance(plan, str | os.PathLike) else plan
+    plan = read_plan(Path(plan), trusted=ws.trusted) if isinstance(plan, str | os.PathLike) else plan
     ws.check_name(name, "audit")
     if not isinstance(ws.path, Path):
         raise CurateError("an audit works in folders of this machine; take a workspace on its disk.")

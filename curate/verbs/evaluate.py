@@ -72,7 +72,7 @@ def evaluate(
     with lock(ws.path, f"run {run}"):
         recipe = opened.recipe or recipe or opened.require_recipe()
         checkpoint = opened.latest() if recipe.weighting else None
-        choice = chosen or model_choice(recipe.model)  # runtime settings, such as the device, are not stored
+        choice = chosen or model_choice(recipe.model, ws.trusted)  # the device and the like are not stored
         with checkpoint.local() if checkpoint else nullcontext() as folder:
             dtype = "float32" if choice.dtype == "auto" else choice.dtype  # as in training
             lm = LanguageModel(replace(choice, name=str(folder or choice.name), dtype=dtype))

@@ -87,7 +87,7 @@ def _encoded(ws: Workspace, state: TableState, text: str) -> np.ndarray:
     recipe = state.recipe
     if recipe.checkpoints:
         raise CurateError(f"{state} are of gradients, which a text alone has none of; name a sample by --id.")
-    models = model_choices(recipe)
+    models = model_choices(recipe, ws.trusted)
     for role, choice in models.items():
         if weights_fingerprint(choice) != recipe.models[role].weights:
             raise CurateError(

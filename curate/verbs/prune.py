@@ -15,6 +15,7 @@ from curate.arguments.methods import method_of
 from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.kinds.parameters import Pruner
+from curate.models.choice import ModelChoice
 from curate.results import Result
 from curate.store.ledger import charged
 from curate.store.locks import lock
@@ -74,7 +75,8 @@ def prune(ws: AnyWorkspace, run: str, method: Pruner | str, sparsity: float, *, 
         columns = {"methods": [method.name], "name": name, "phase": "prune", "model": recipe.model.name}
         with checkpoint.local() as folder, charged(ws.path, "prune", **columns) as meter:
             meter.begin(recipe.samples)
-            write = _pruned(recipe, folder, method, sparsity, checkpoint.step, result)
+            start = model_choice(recipe.model, ws.trusted)
+            write = _pruned(recipe, start, folder, method, sparsity, checkpoint.step, result)
             new.remove_leftovers()
             new.commit(checkpoint.step, True, {}, write)
             # Last, so that the run exists completely or not at all.
@@ -89,15 +91,21 @@ def prune(ws: AnyWorkspace, run: str, method: Pruner | str, sparsity: float, *, 
 
 
 def _pruned(
-    recipe: RunRecipe, folder: Path, method: Pruner, sparsity: float, step: int, result: Pruned
+    recipe: RunRecipe,
+    choice: ModelChoice,
+    folder: Path,
+    method: Pruner,
+    sparsity: float,
+    step: int,
+    result: Pruned,
 ) -> Callable[[Path], None]:
-    """Prune the model of a checkpoint; returns a function that writes it into a folder."""
+    """Prune the model of a checkpoint; returns a function that writes it into a folder. choice: the model that the run
+    started from."""
     import torch
 
     from curate.models.choice import weights_fingerprint
     from curate.models.load import load, quiet
 
-    choice = model_choice(recipe.model)
     if weights_fingerprint(choice) != recipe.model.weights:
         raise CurateError(f"{choice.name} is no longer the model that the run '{result.run}' started from.")
     rounded = not recipe.settings["lora_r"] and choice.dtype != "auto"  # then it was rounded before training

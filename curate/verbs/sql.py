@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import io
 import json
+import os
 import shutil
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterable, Sequence
 from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
@@ -16,9 +17,10 @@ from typing import TYPE_CHECKING, Any, overload
 import pyarrow as pa
 
 from curate.arguments.workspaces import AnyWorkspace, workspace_of
-from curate.errors import CurateError, nearest
-from curate.store.workspace import Workspace
+from curate.errors import CurateError, nearest, require
+from curate.store.workspace import Workspace, with_files
 from curate.tables import sql as queries
+from curate.text_table import visible, visible_json
 
 if TYPE_CHECKING:
     import polars as pl
@@ -77,32 +79,47 @@ class QueryResult(Sequence[dict[str, Any]]):
         return self.arrow.to_pandas()
 
 
-def sql(ws: AnyWorkspace, query: str) -> QueryResult:
+def sql(
+    ws: AnyWorkspace,
+    query: str,
+    *,
+    allow_files: Iterable[str | os.PathLike[str]] = (),
+    timeout: float | None = None,
+) -> QueryResult:
     """One SELECT over pool, targets, rejects, ledger, runs, samples, every score, vectors and manifest.
 
-    Raises CurateError, with DuckDB's own sentence, for a query that it refuses.
+    It reads the files of the workspace alone, and those that are allowed. allow_files: folders and files. timeout:
+    seconds after which it is given up. Raises CurateError, with DuckDB's own sentence, for a query that it refuses.
     """
-    ws = workspace_of(ws)
-    return QueryResult(queries.fetch(ws, query))
+    ws = with_files(workspace_of(ws), allow_files)
+    _require_timeout(timeout)
+    return QueryResult(queries.fetch(ws, query, timeout))
 
 
 def write_sql(
-    ws: Workspace, query: str, fmt: str | None = None, output: str | None = None, terminal: bool = True
+    ws: Workspace,
+    query: str,
+    fmt: str | None = None,
+    output: str | None = None,
+    terminal: bool = True,
+    timeout: float | None = None,
 ) -> str:
     """Run a query; returns the text to print, or writes it to `output` and returns ''.
 
     fmt: one of FORMATS; None: by the ending of `output`, else a table of the first rows for a terminal and all rows as
-    CSV for anything else. Raises CurateError for an unknown format or ending.
+    CSV for anything else. timeout: seconds after which the query is given up. Raises CurateError for an unknown format
+    or ending.
     """
+    _require_timeout(timeout)
     fmt = fmt or _format_of(output, terminal)
     if fmt not in FORMATS:
         raise CurateError(f"there is no output format '{fmt}': {nearest(fmt, FORMATS)}")
     if output and fmt in ("parquet", "csv"):
-        queries.save(ws, query, _new_file(output), fmt)
+        queries.save(ws, query, _new_file(output), fmt, timeout)
         return ""
     if fmt == "parquet":
         raise CurateError("Parquet is no text; say where to write it with -o FILE.")
-    text = _as_text(ws, query, fmt)
+    text = _as_text(ws, query, fmt, timeout)
     if output:
         _new_file(output).write_text(text + "\n", encoding="utf-8")
         return ""
@@ -120,23 +137,30 @@ def _format_of(output: str | None, terminal: bool) -> str:
     return _ENDINGS[ending]
 
 
-def _as_text(ws: Workspace, query: str, fmt: str) -> str:
+def _require_timeout(timeout: float | None) -> None:
+    require(
+        f"--timeout {timeout}", timeout is None or 0 < timeout <= threading.TIMEOUT_MAX, "a number of seconds above 0"
+    )
+
+
+def _as_text(ws: Workspace, query: str, fmt: str, timeout: float | None) -> str:
     if fmt == "table":
-        text = io.StringIO()
-        with contextlib.redirect_stdout(text), queries.run(ws, query) as relation:
-            relation.show(max_width=shutil.get_terminal_size((160, 40)).columns, max_rows=60)
-        return text.getvalue().rstrip()
-    table = queries.fetch(ws, query)
+        return visible(queries.shown(ws, query, shutil.get_terminal_size((160, 40)).columns, timeout))
+    table = queries.fetch(ws, query, timeout)
     rows = [{name: plain(value) for name, value in row.items()} for row in table.to_pylist()]
     if fmt == "jsonl":
-        return "\n".join(json.dumps(row, ensure_ascii=False) for row in rows)
+        return "\n".join(_json(row) for row in rows)
     if fmt == "json":
-        return "[" + ",\n ".join(json.dumps(row, ensure_ascii=False) for row in rows) + "]"
+        return "[" + ",\n ".join(_json(row) for row in rows) + "]"
     text = io.StringIO()
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(table.column_names)
     writer.writerows([row[name] for name in table.column_names] for row in rows)
     return text.getvalue().rstrip("\n")
+
+
+def _json(row: dict[str, Any]) -> str:
+    return visible_json(json.dumps(row, ensure_ascii=False))
 
 
 def plain(value: Any) -> Any:

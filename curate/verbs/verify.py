@@ -271,7 +271,7 @@ def _again(ws: Workspace, state: TableState, executor: Executor | None, damaged:
             vectors={method.name: vectors} if vectors else {},
             executor=executor,
             checkpoints=recipe.checkpoints_given,
-            models=model_choices(recipe),
+            models=model_choices(recipe, ws.trusted),
         )
     except CurateFailure:
         raise

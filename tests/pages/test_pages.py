@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import fields, is_dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -21,7 +22,7 @@ from curate.numerics.long_horizon.myopia import myopia
 from curate.numerics.long_horizon.scorecard import LATER, NOW, Scorecard
 from curate.numerics.statistics import Mean
 from curate.pages import audit, comparison, report
-from curate.pages._html import embedded, render
+from curate.pages._html import embedded, render, script_hash
 from curate.store.workspace import Workspace
 from curate.tables.run_costs import Cost
 from curate.verbs.compare import Arm, Compared
@@ -150,3 +151,14 @@ def test_what_is_not_escaped_ends_no_element() -> None:
     files = [path.name for path in folder.iterdir() if path.suffix in (".css", ".js")]
     assert sorted(files) == ["page.css", "report.css", "report.js"]
     assert not any("</" in embedded(name) or "<!--" in embedded(name) for name in files)
+
+
+@pytest.mark.parametrize("name", ["report.html", "simple_page.html"])
+def test_a_page_runs_no_script_but_its_own(name: str) -> None:
+    source = (Path(embedded.__code__.co_filename).parent / "templates" / name).read_text()
+    (policy,) = re.findall(r'Content-Security-Policy" content="(.*?)">', source)
+    assert "default-src 'none'" in policy and "base-uri 'none'" in policy and "form-action 'none'" in policy
+    assert "script-src 'unsafe" not in policy and "eval" not in policy and "http" not in policy
+    scripts = re.findall(r"<script>(.*?)</script>", source)
+    assert [f'{{{{ embedded("{n}") }}}}' for n in re.findall(r'script_hash\("(.*?)"\)', policy)] == scripts
+    assert script_hash("report.js").startswith("sha256-")

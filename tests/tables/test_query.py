@@ -88,7 +88,7 @@ def test_a_common_table_expression_and_the_users_own_files_are_fine(scored: Work
     pq.write_table(pa.table({"source": ["school"], "label": ["S"]}), tmp_path / "own.parquet")
     text = f"""WITH own AS (FROM '{tmp_path}/own.parquet')
         SELECT label, count(*) AS n FROM samples JOIN own USING (source) GROUP BY label"""
-    assert curate.sql(scored, text)[0]["label"] == "S"
+    assert curate.sql(scored, text, allow_files=[tmp_path / "own.parquet"])[0]["label"] == "S"
 
 
 def test_results_are_written_as_files(scored: Workspace, tmp_path: Path) -> None:

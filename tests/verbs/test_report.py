@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import gzip
+import hashlib
 import html
 import json
 import re
@@ -212,10 +213,14 @@ addEventListener("load", async () => {
 def test_a_real_browser_shows_searches_and_runs_nothing_of_a_sample(ready: Workspace, tmp_path: Path) -> None:
     text = page(curate.report(ready), "workspace")
     path = tmp_path / "page.html"
-    path.write_text(text.replace("</body>", PROBE), encoding="utf-8")
+    own = base64.b64encode(hashlib.sha256(PROBE[len("<script>") : PROBE.index("</script>")].encode()).digest()).decode()
+    assert text.count("script-src 'sha256-") == 1 and "script-src 'unsafe" not in text
+    text = text.replace("script-src '", f"script-src 'sha256-{own}' '")
+    path.write_text(text.replace("</body>", f"<script>window.hacked = 1</script>{PROBE}"), encoding="utf-8")
     for size in ("1280,900", "390,844"):  # a phone, too
         done = chromium(path, tmp_path, f"--window-size={size}", "--dump-dom")
-        assert not errors(done), errors(done)
+        (refused,) = errors(done)  # a script that is not the page's own
+        assert "inline script violates" in refused and "Content Security Policy" in refused
         told = told_of(done)
         assert told["all"] == "1 to 25 of 3,001" and told["second"] == "26 to 50 of 3,001"
         assert told["evil"] == "1 to 1 of 1" and EVIL in told["shown"] and told["marked"] == "ünïcode"
