@@ -240,10 +240,18 @@ def _label(value: Any) -> str | None:
 
 def refusal(path: str, line: int, record: Any, refused: Refused, into: str = "pool") -> dict[str, Any]:
     """A row of the table `rejects`; its raw text is truncated, and always valid Unicode."""
-    raw = record.raw if isinstance(record, Unreadable) else json.dumps(record, default=str, ensure_ascii=False)
-    raw = raw[:RAW_CUT].encode("utf-8", "replace").decode()
+    raw = _raw(record)[:RAW_CUT].encode("utf-8", "replace").decode()
     reason = str(refused).encode("utf-8", "replace").decode()
     return {"file": path, "line": line, "reason": reason, "raw": raw, "into": into}
+
+
+def _raw(record: Any) -> str:
+    if isinstance(record, Unreadable):
+        return record.raw
+    try:
+        return json.dumps(record, default=str, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"(a {type(record).__name__} that cannot be written: {error})"
 
 
 # --- the formats -----------------------------------------------------------------------------------------
