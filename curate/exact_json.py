@@ -19,6 +19,10 @@ _OPTIONS = orjson.OPT_NON_STR_KEYS | orjson.OPT_SERIALIZE_NUMPY
 _LONG = re.compile(r"(?<![\d.])\d{19}")  # an integer that may need more than 64 bits, or a text like one
 
 
+class NotFiniteError(ValueError):
+    """A number that JSON does not have: NaN, or an infinity."""
+
+
 class Spelled(float):
     """A number with its spelling: a fraction, or an integer of thousands of digits, whose value is then infinite."""
 
@@ -109,7 +113,7 @@ def _refuse_not_finite(value: Any, name: str = "") -> None:
             _refuse_not_finite(held, name)
     elif isinstance(value, float) and not math.isfinite(value) and not isinstance(value, Spelled):
         where = f"{name} is {value}" if name else f"{value}"
-        raise ValueError(f"{where}, which JSON does not have; write null, or the text '{value}'")
+        raise NotFiniteError(f"{where}, which JSON does not have; write null, or the text '{value}'")
     elif to_list := getattr(value, "tolist", None):  # NumPy's
         _refuse_not_finite(to_list(), name)
 

@@ -121,6 +121,8 @@ class Reader:
             raise Refused(f"is a JSON {type(record).__name__}, and a sample is an object", shape=True)
         try:
             name, sample = self._convert(record)
+        except exact_json.NotFiniteError as error:
+            raise Refused(f"holds NaN or an infinity ({error})") from None
         except (TypeError, ValueError, OverflowError, RecursionError) as error:  # a value that cannot be encoded
             raise Refused(f"holds what cannot be stored ({error})") from None
         self.seen[name] += 1
