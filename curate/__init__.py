@@ -47,6 +47,7 @@ _HOMES = {
     "export": "curate.verbs.export",
     "preview": "curate.verbs.export",
     "CurateError": "curate.errors",
+    "InputLimits": "curate.store.input_limits",
     "ModelChoice": "curate.models.choice",
     "SelectionSpec": "curate.verbs.select",
     "MixtureSpec": "curate.verbs.mix",
@@ -63,6 +64,7 @@ if TYPE_CHECKING:
     from curate.models.choice import ModelChoice as ModelChoice
     from curate.runs.config import TrainingSpec as TrainingSpec
     from curate.runs.evaluation import EvalSpec as EvalSpec
+    from curate.store.input_limits import InputLimits as InputLimits
     from curate.store.workspace import __version__ as __version__
     from curate.store.workspace import open_workspace as open_workspace
     from curate.training.settings import TrainSettings as TrainSettings

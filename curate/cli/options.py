@@ -12,6 +12,7 @@ from click.core import ParameterSource
 from curate.errors import CurateError, nearest
 from curate.kinds import registry
 from curate.models.choice import ModelChoice
+from curate.store.input_limits import InputLimits
 from curate.store.workspace import Workspace, open_workspace
 
 _LEAVE = ("allow_files", "allow_pickle", "allow_remote_code")  # options before the command
@@ -75,6 +76,21 @@ format_option = click.option(
     metavar="FORMAT",
     help="Record format: auto (per record), preference, messages, sharegpt, prompt-completion, alpaca, question-answer "
     "or text.",
+)
+
+
+def _limits(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> InputLimits:
+    return registry.with_settings(InputLimits, pairs(value, "--limit"), "--limit")
+
+
+limit_option = click.option(
+    "--limit",
+    "limits",
+    multiple=True,
+    metavar="NAME=N",
+    callback=_limits,
+    help="What an input may cost: row_mib (one row of text; 32), ratio (how many times its size a packed file may "
+    "unpack to; 250), unpacked_gib (1024).",
 )
 set_option = click.option(
     "--set",

@@ -13,12 +13,14 @@ from curate.cli.options import (
     choice_answer_option,
     dry_run_option,
     format_option,
+    limit_option,
     map_option,
     pairs,
     turn_key_option,
     workspace,
 )
 from curate.errors import CurateError
+from curate.store.input_limits import InputLimits
 from curate.store.later_meta import RULES, MetaRule
 from curate.store.workspace import Workspace
 from curate.text_table import counted, one_line, table
@@ -35,6 +37,7 @@ from curate.text_table import counted, one_line, table
 @map_option
 @turn_key_option
 @choice_answer_option
+@limit_option
 @click.option(
     "--meta",
     type=click.Choice(RULES),
@@ -57,6 +60,7 @@ def ingest(
     maps: tuple[str, ...],
     turn_keys: tuple[str, ...],
     choice_answer: Literal["letter", "text"],
+    limits: InputLimits,
     meta: MetaRule,
     strip_special: bool,
     shard_size: int,
@@ -82,6 +86,7 @@ def ingest(
         mapping=pairs(maps, "--map"),
         turn_keys=turn_keys,
         choice_answer=choice_answer,
+        limits=limits,
         meta=meta,
         strip_special=strip_special,
         shard_bytes=shard_size << 20,
@@ -137,6 +142,7 @@ def ingest(
 @map_option
 @turn_key_option
 @choice_answer_option
+@limit_option
 @as_json_option
 def target(
     ws: Workspace,
@@ -148,6 +154,7 @@ def target(
     maps: tuple[str, ...],
     turn_keys: tuple[str, ...],
     choice_answer: Literal["letter", "text"],
+    limits: InputLimits,
     as_json: bool,
 ) -> None:
     """Store examples of what the model should learn, of a file or - (standard input), as the target NAME.
@@ -164,6 +171,7 @@ def target(
         mapping=pairs(maps, "--map"),
         turn_keys=turn_keys,
         choice_answer=choice_answer,
+        limits=limits,
     )
     rows = ", ".join(f"{n:,} {s}" for s, n in sorted(r.rows.items(), reverse=True))
     rejected = [f"{counted(r.rejected, 'row')} were rejected; see the table rejects"] if r.rejected else []

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import warnings
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +12,11 @@ from torch import nn
 
 from curate.errors import CurateError
 from curate.gradients.optimizer_state import plain
-from curate.models.choice import ADAPTER, ModelChoice, base_of
+from curate.models.adapters import with_adapter
+from curate.models.choice import ADAPTER, ModelChoice, base_of, read_settings
 from curate.models.language_model import LanguageModel
 from curate.models.load import load
+from curate.models.tensor_files import read_tensors
 
 
 def load_checkpoint(choice: ModelChoice, folder: Path) -> LanguageModel:
@@ -30,17 +30,13 @@ def load_checkpoint(choice: ModelChoice, folder: Path) -> LanguageModel:
         raise CurateError(
             f"{folder}: gradients of an adapter with {unsupported[0]} are not supported; train plain LoRA."
         )
-    import peft
-
     model, tokenizer = load(replace(choice, name=base_of(folder)))
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", FutureWarning)  # peft uses deprecated names of transformers
-        adapter = peft.PeftModel.from_pretrained(model, str(folder), is_trainable=True)
+    adapter = with_adapter(model, folder, trainable=True)
     return LanguageModel(choice, (adapter.get_base_model(), tokenizer))
 
 
 def _config(folder: Path) -> dict[str, Any]:
-    return json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
+    return read_settings(folder / ADAPTER)
 
 
 def refuse_other_adapter(first: Path, second: Path) -> None:
@@ -67,10 +63,8 @@ def refuse_other_shapes(first: Path, second: Path, old: Mapping[str, Any] | None
 
 def copy_adapter(folder: Path, parameters: Mapping[str, nn.Parameter]) -> None:
     """Put an adapter's matrices into the parameters of those names. Raises CurateError for other names."""
-    from safetensors.torch import load_file
-
-    (path,) = folder.glob("adapter_model.safetensors")
-    tensors = {plain(name): value for name, value in load_file(path).items()}
+    path = folder / "adapter_model.safetensors"
+    tensors = {plain(name): value for name, value in read_tensors(path).items()}
     if tensors.keys() != parameters.keys():
         raise CurateError(f"{path} has other matrices than the adapters of the other checkpoints.")
     with torch.no_grad():

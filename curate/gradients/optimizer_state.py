@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from curate.errors import CurateError
 from curate.models.choice import OPTIMIZERS, CheckpointChoice
+from curate.models.tensor_files import read_tensors
 
 
 @dataclass(frozen=True)
@@ -51,6 +52,8 @@ def load_moments(checkpoint: CheckpointChoice, parameters: Mapping[str, nn.Param
         mean, square, step = _torch_s(path, parameters, every)
     for name, parameter in parameters.items():
         for moment in (mean[name], square[name]):
+            if not bool(moment.isfinite().all()):
+                raise CurateError(f"{path}: the state of {name} is not all finite; the file is damaged or diverged.")
             if moment.shape != parameter.shape:
                 raise CurateError(
                     f"{path} is the state of another model: {name} has the shape {list(parameter.shape)}, and its "
@@ -65,10 +68,8 @@ def load_moments(checkpoint: CheckpointChoice, parameters: Mapping[str, nn.Param
 
 
 def _ours(path: Path, parameters: Mapping[str, nn.Parameter]) -> tuple[dict[str, Tensor], dict[str, Tensor], int]:
-    from safetensors.torch import load_file
-
     stored: dict[str, dict[str, Tensor]] = {"exp_avg": {}, "exp_avg_sq": {}, "step": {}, INDEX: {}}
-    for key, value in load_file(path).items():
+    for key, value in read_tensors(path).items():
         kind, _, name = key.partition(".")
         if kind in stored:
             stored[kind][plain(name)] = value
@@ -77,7 +78,8 @@ def _ours(path: Path, parameters: Mapping[str, nn.Parameter]) -> tuple[dict[str,
             f"{path} is the state of a training by a mask, which has no moments outside the mask; use a run that "
             "trains all parameters, or LoRA."
         )
-    _refuse_other_names(path, stored["exp_avg"], parameters)
+    for kind in ("exp_avg", "exp_avg_sq"):
+        _refuse_other_names(path, stored[kind], parameters)
     step = int(max(map(float, stored["step"].values()), default=0))
     return stored["exp_avg"], stored["exp_avg_sq"], step
 

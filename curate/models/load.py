@@ -6,16 +6,21 @@ Safe by default: weights are read only from safetensors or GGUF, and no code fro
 from __future__ import annotations
 
 import io
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
 from dataclasses import replace
+from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
 from curate.errors import CurateError
+from curate.models.adapters import with_adapter
 from curate.models.choice import ADAPTER, ModelChoice, base_of, require_safe_adapter, resolve, weight_files
+from curate.models.config_sizes import refuse_too_large, refuse_unlike_weights
 from curate.models.gguf_tokenizer import set_pre_tokenizer
+from curate.models.loading_report import refuse_not_causal, refuse_unlike
+
+_CAUSAL = "a causal language model"
 
 
 def load(choice: ModelChoice) -> tuple[Any, Any]:
@@ -31,15 +36,12 @@ def load(choice: ModelChoice) -> tuple[Any, Any]:
 
     path = resolve(choice.name)
     if (path / ADAPTER).exists():
-        import peft
-
         require_safe_adapter(path, choice)
         model, tokenizer = load(replace(choice, name=base_of(path)))
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # peft uses deprecated names of transformers
-            merged = peft.PeftModel.from_pretrained(model, str(path)).merge_and_unload()
-        return merged.requires_grad_(False), tokenizer
-    return _loaded(choice, AutoModelForCausalLM, "a causal language model")
+        return with_adapter(model, path).merge_and_unload().requires_grad_(False), tokenizer
+    model, tokenizer = _loaded(choice, AutoModelForCausalLM, _CAUSAL)
+    refuse_not_causal(path, model)
+    return model, tokenizer
 
 
 def save_plain(choice: ModelChoice, folder: Path) -> None:
@@ -73,22 +75,23 @@ def _loaded(choice: ModelChoice, kind: Any, description: str) -> tuple[Any, Any]
 
     path = resolve(choice.name)
     folder, options = _place(path, choice)
-    if not path.is_file():
-        weight_files(path, choice)
+    _described(choice, kind, "meta")
     tokenizer = _tokenizer(choice)
-    device = choice.device if choice.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    device = _device(choice)
     auto = torch.bfloat16 if device.startswith("cuda") else torch.float32
     dtype = auto if choice.dtype == "auto" else getattr(torch, choice.dtype)
+    safe = {} if path.is_file() or choice.allow_pickle else {"use_safetensors": True}
+    eager = {"attn_implementation": "eager"} if choice.count_flops else {}
+    reporting = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # refuse_unlike says what is wrong
     try:
-        safe = {} if path.is_file() or choice.allow_pickle else {"use_safetensors": True}
         with (
             quiet(),
             redirect_stderr(io.StringIO()) if path.is_file() else nullcontext(),
         ):  # the GGUF reader's progress bar cannot be disabled
-            eager = {"attn_implementation": "eager"} if choice.count_flops else {}
-            model: Any = kind.from_pretrained(folder, **options, **safe, **eager, dtype=dtype)
+            model, report = kind.from_pretrained(folder, **options, **safe, **eager, **reporting, dtype=dtype)
     except Exception as error:  # weight readers raise many types; all mean that reading failed  # noqa: BLE001
         raise CurateError(f"{path} cannot be loaded as {description} ({_first(error)}).") from None
+    refuse_unlike(path, model, report, encoder=description != _CAUSAL, allow_unused=choice.allow_unused)
     if path.is_file():  # GGUF weights are dequantized on loading; with the old flags the model could not be saved
         vars(model.config).pop("quantization_config", None)
         model.hf_quantizer, model.is_quantized = None, False
@@ -96,38 +99,57 @@ def _loaded(choice: ModelChoice, kind: Any, description: str) -> tuple[Any, Any]
     return model.eval().requires_grad_(False).to(device), tokenizer
 
 
+def _device(choice: ModelChoice) -> str:
+    import torch
+
+    return choice.device if choice.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+
+
 def load_shapes(choice: ModelChoice, encoder: bool = False) -> Any:
     """A model by its configuration alone, on its device; called where tensors are fake (curate.models.skeleton).
 
     Raises CurateError if the configuration cannot be read.
     """
+    from transformers.models.auto.modeling_auto import AutoModel, AutoModelForCausalLM
+
+    kind: Any = AutoModel if encoder else AutoModelForCausalLM
+    return _described(choice, kind, _device(choice)).eval().requires_grad_(False)
+
+
+def _described(choice: ModelChoice, kind: Any, device: str) -> Any:
+    """A model as its configuration describes it, on a device that takes no memory, if its files can hold that."""
     import torch
     from transformers.models.auto.configuration_auto import AutoConfig
-    from transformers.models.auto.modeling_auto import AutoModel, AutoModelForCausalLM
 
     path = resolve(choice.name)
     folder, options = _place(path, choice)
-    kind: Any = AutoModel if encoder else AutoModelForCausalLM
-    device = choice.device if choice.device != "auto" else ("cuda" if torch.cuda.is_available() else "cpu")
+    files = [path] if path.is_file() else weight_files(path, choice)
     try:
-        config = AutoConfig.from_pretrained(folder, **options)
-        with torch.device(device):
-            model = kind.from_config(config, dtype=torch.float32, trust_remote_code=choice.allow_remote_code)
+        with quiet():
+            config = AutoConfig.from_pretrained(folder, **options)
+            refuse_unlike_weights(path, config, files)
+            with torch.device(device):
+                model = kind.from_config(config, dtype=torch.float32, trust_remote_code=choice.allow_remote_code)
+    except CurateError:
+        raise
     except Exception as error:  # as above  # noqa: BLE001
         raise CurateError(f"the configuration of {path} cannot be read ({_first(error)}).") from None
-    return model.eval().requires_grad_(False)
+    refuse_too_large(path, model, files)
+    return model
 
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Without transformers' progress bars on stderr."""
+    """Without transformers' progress bars and reports on stderr."""
     from transformers.utils import logging
 
-    talkative = logging.is_progress_bar_enabled()
+    talkative, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
     logging.disable_progress_bar()
+    logging.set_verbosity(CRITICAL)
     try:
         yield
     finally:
+        logging.set_verbosity(verbosity)
         if talkative:
             logging.enable_progress_bar()
 
@@ -168,5 +190,6 @@ def _check(model: Any, tokenizer: Any, path: Path) -> None:
 
 
 def _first(error: Exception) -> str:
-    lines = str(error).strip().splitlines()
-    return f"{type(error).__name__}: {lines[0][:200].rstrip('.')}" if lines else type(error).__name__
+    lines = [line.strip() for line in str(error).strip().splitlines()[:2]]  # a validation says what in the second
+    first = lines[0] if lines and not lines[0].endswith(":") else " ".join(lines)
+    return f"{type(error).__name__}: {first[:200].rstrip('.')}" if lines else type(error).__name__

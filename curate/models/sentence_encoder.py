@@ -14,7 +14,7 @@ from torch import Tensor
 from curate.errors import CurateError
 from curate.kinds.passes import ForwardRequest
 from curate.kinds.signals import Forward
-from curate.models.choice import ModelChoice, resolve
+from curate.models.choice import ModelChoice, read_settings, resolve
 from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
 from curate.models.forward import Key, Model, wide
 from curate.models.load import load_encoder
@@ -66,8 +66,7 @@ def _pooling(folder: Path) -> str:
             f"{folder} is no sentence encoder (it has no modules.json, as sentence-transformers writes); name one by "
             "--model encoder=MODEL, such as minilm; embed_lm uses the hidden states of a language model."
         )
-    modules = json.loads(layout.read_text(encoding="utf-8"))
-    kinds = {module["type"].rpartition(".")[2]: module["path"] for module in modules}
+    kinds = _modules(layout)
     if unknown := sorted(set(kinds) - set(_KNOWN)):
         raise CurateError(f"{folder} has the module {unknown[0]}, which is not supported; name another encoder.")
     if "Pooling" not in kinds:
@@ -76,7 +75,7 @@ def _pooling(folder: Path) -> str:
         raise CurateError(f"{folder} lower-cases its texts itself, which is not supported; name another encoder.")
     if _said(folder, "config_sentence_transformers.json").get("default_prompt_name"):
         raise CurateError(f"{folder} puts a prompt before every text, which is not supported; name another encoder.")
-    config = json.loads((folder / kinds["Pooling"] / "config.json").read_text(encoding="utf-8"))
+    config = read_settings(folder / kinds["Pooling"] / "config.json")
     names = {"mean_tokens": "mean", "cls_token": "cls", "lasttoken": "lasttoken"}
     modes = [name for name, on in config.items() if name.startswith("pooling_mode_") and on is True]
     mode = config.get("pooling_mode") or (
@@ -87,9 +86,21 @@ def _pooling(folder: Path) -> str:
     return str(mode)
 
 
+def _modules(layout: Path) -> dict[str, str]:
+    """The kinds of an encoder's modules, and the folders that they are in."""
+    try:
+        modules = json.loads(layout.read_text(encoding="utf-8"))
+        return {module["type"].rpartition(".")[2]: str(module["path"]) for module in modules}
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+        raise CurateError(
+            f"{layout} does not list an encoder's modules, each with type and path ({type(error).__name__}); fetch or "
+            "save the encoder again."
+        ) from None
+
+
 def _said(folder: Path, name: str) -> dict[str, Any]:
     """A JSON file of the encoder's folder; {} if it is absent."""
-    return json.loads((folder / name).read_text(encoding="utf-8")) if (folder / name).exists() else {}
+    return read_settings(folder / name) if (folder / name).exists() else {}
 
 
 def encoder_context(folder: Path, config: Any, tokenizer: Any, choice: ModelChoice) -> int:

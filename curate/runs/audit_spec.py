@@ -243,12 +243,15 @@ def _refuse_names(audit: Audit) -> None:
             raise CurateError(f"the selector '{contender.name}': names are of small letters, digits and underscores.")
 
 
+_MOST_SEEDS = 1000  # each is a training per stage and selector
+
+
 def _refuse_settings(audit: Audit) -> None:
     """Raises CurateError for a plan that is too small, or asks for something an audit does not have."""
     if len(audit.stages) < 2:
         raise CurateError("an audit measures what a stage does to later ones: give two stages or more.")
-    if not audit.contenders or audit.seeds < 1:
-        raise CurateError("an audit needs at least one selector and one seed.")
+    if not audit.contenders or not 1 <= audit.seeds <= _MOST_SEEDS:
+        raise CurateError(f"an audit needs at least one selector, and 1 to {_MOST_SEEDS:,} seeds, not {audit.seeds:,}.")
     (unit, amount), *extra = audit.budget.items()
     if extra or unit not in ("frac", "top", "tokens") or not amount > 0 or unit == "frac" and amount > 1:
         raise CurateError(f"a budget is one of frac (up to 1), top and tokens, above 0, not {dict(audit.budget)}.")

@@ -166,7 +166,9 @@ def read_plan(path: Path, model: str | None = None, seeds: int | None = None, tr
         raise CurateError(f"{path}: there is no such plan.")
     try:
         content = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+    except RecursionError:
+        raise CurateError(f"{path} is nested too deeply for a plan.") from None
+    except ValueError as error:  # of its syntax, its encoding, or an integer of thousands of digits
         raise CurateError(f"{path} is no TOML: {str(error).splitlines()[0]}.") from None
     try:
         own_model = content.get("model", {})

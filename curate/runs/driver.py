@@ -21,6 +21,7 @@ from curate.hashing import fingerprint
 from curate.kinds.score import Target
 from curate.machine import forget_peak, peak_bytes
 from curate.models.choice import ModelChoice
+from curate.models.tensor_files import read_arrays, read_tensors
 from curate.progress import Progress
 from curate.runs.account import Account, Trained, run_meters
 from curate.runs.config import TrainingSpec, refuse_other_run, run_recipe
@@ -176,18 +177,15 @@ def _trainer(
     folder: Path | None,
     mask: Refreshed | None,
 ) -> Trainer:
-    from safetensors.numpy import load_file
-    from safetensors.torch import load_file as load_tensors
-
     from curate.training.loop import Snapshot, Trainer
 
     snapshot = None
     if start and folder:
         state = folder / "weighting.safetensors"
         size = orjson.loads((folder / "trainer.json").read_bytes()).get("micro_batch_size", 0)
-        tensors, arrays = load_tensors(folder / "optimizer.safetensors"), load_file(state) if state.exists() else {}
+        tensors, arrays = read_tensors(folder / "optimizer.safetensors"), read_arrays(state) if state.exists() else {}
         streamed = folder / "stream.safetensors"
-        stream = load_file(streamed) if streamed.exists() else {}
+        stream = read_arrays(streamed) if streamed.exists() else {}
         if stream and data.stream and training.stream:
             data.stream.load(stream, skip=not training.stream.past.continues)
         snapshot = Snapshot(start.step, tensors, arrays, size, stream)

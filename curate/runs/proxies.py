@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from curate.kinds.mixer import Proxies
 from curate.kinds.passes import Arrays
 from curate.kinds.weighting import Weighting
 from curate.models.choice import ModelChoice, weights_fingerprint
+from curate.models.tensor_files import read_arrays
 from curate.progress import Progress
 from curate.runs.account import Account
 from curate.runs.config import TrainingSpec, shaping
@@ -220,8 +222,6 @@ class Trainings(Proxies):
         self.made: list[str] = []  # the runs' account names in the ledger
 
     def train(self, label: str, weights: np.ndarray, weighting: Weighting | None = None, reference: str = "") -> Arrays:
-        from safetensors.numpy import load_file
-
         training = Trials(self.pool, self.proxy).training()
         reference_run = ""
         if weighting:
@@ -234,7 +234,7 @@ class Trainings(Proxies):
         self.made.append(run.account)
         trained(self.pool, run, training, weights, (), label)
         state = run.latest().folder / "weighting.safetensors"
-        return load_file(str(state)) if state.exists() else {}
+        return read_arrays(Path(str(state))) if state.exists() else {}
 
     def losses(self, mixtures: np.ndarray) -> np.ndarray:
         from curate.kinds.executor import Tasks

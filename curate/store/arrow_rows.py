@@ -45,12 +45,38 @@ def _with(row: Any, changes: dict[str, Change]) -> Any:
 def readable_rows(batch: pa.RecordBatch | pa.Table) -> Iterable[Any]:
     """The rows of a batch; one that Python cannot represent (invalid UTF-8, the year 10,000) is Unreadable."""
     try:
+        _refuse_unsound(batch)
         return python_rows(batch)
     except (ValueError, OverflowError) as error:
         if batch.num_rows == 1:
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0][:200]
             return [Unreadable(f"has a value that cannot be read ({reason})")]
     return [row for i in range(batch.num_rows) for row in readable_rows(batch.slice(i, 1))]
+
+
+def _refuse_unsound(batch: pa.RecordBatch | pa.Table) -> None:
+    """Raises ArrowInvalid, a ValueError, for offsets that point elsewhere, which Arrow would follow."""
+    for column in batch.columns:
+        for array in column.chunks if isinstance(column, pa.ChunkedArray) else [column]:
+            _check(array)
+
+
+def _check(array: Any) -> None:
+    """As `validate`, but for texts that are no UTF-8: these do no harm, and cost only their rows."""
+    kind = array.type
+    if isinstance(kind, pa.BaseExtensionType):
+        _check(array.storage)
+    elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
+        array.view(pa.binary() if pa.types.is_string(kind) else pa.large_binary()).validate(full=True)
+    elif pa.types.is_struct(kind):
+        for i in range(kind.num_fields):
+            _check(array.field(i))
+    elif pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        array.validate()
+        type(array).from_arrays(array.offsets, pa.nulls(len(array.values))).validate(full=True)
+        _check(array.values)
+    else:
+        array.validate(full=True)
 
 
 def _change_of(kind: pa.DataType, in_tools: bool, decoded: bool) -> Change | None:

@@ -27,7 +27,10 @@ from curate.hashing import fingerprint
 from curate.store.arrow_rows import decoded_rows, readable_rows
 from curate.store.dataset_inputs import one_split
 from curate.store.given_rows import GivenRows, plain, plain_row
-from curate.store.input_files import Found, Input, find_inputs, json_lines, unpacked
+from curate.store.input_files import Found, Input, find_inputs
+from curate.store.input_limits import InputLimits
+from curate.store.json_rows import json_lines
+from curate.store.packed import unpacked
 
 MEMORY = "memory"  # the source of rows that no path names
 STDIN = "stdin"
@@ -54,15 +57,16 @@ class SupportsCollect(Protocol):
 Data: TypeAlias = str | os.PathLike[str] | SupportsArrow | SupportsCollect | Iterable[Any]
 
 
-def find_given(data: Data, split: str | None = None) -> Found:
+def find_given(data: Data, split: str | None = None, limits: InputLimits | None = None) -> Found:
     """The inputs that a path, data of this process, or a list of such denotes. split: of a folder, or of datasets.
 
-    Raises CurateError for what is none of these, or a split that there is not.
+    limits: what text may cost. Raises CurateError for what is none of these, or a split that there is not.
     """
+    limits = limits or InputLimits()
     if isinstance(data, str) and data == "-":
-        return _stream(sys.stdin.buffer, "standard input", STDIN)
+        return _stream(sys.stdin.buffer, "standard input", STDIN, limits)
     if isinstance(data, str | os.PathLike):
-        return find_inputs(os.fspath(data), split)
+        return find_inputs(os.fspath(data), split, limits)
     if (found := _table(data, split)) is not None:
         if split and not _is(data, "datasets", "DatasetDict", "IterableDatasetDict"):
             raise CurateError(f"{found.inputs[0].path} has no splits; leave out the split '{split}'.")
@@ -70,10 +74,10 @@ def find_given(data: Data, split: str | None = None) -> Found:
     if isinstance(data, io.TextIOBase):
         raise CurateError("a file of rows is read as bytes; open it in the mode 'rb', or give its path.")
     if hasattr(data, "read"):
-        return _stream(data, str(getattr(data, "name", "an open file")), MEMORY)  # type: ignore[arg-type]
+        return _stream(data, str(getattr(data, "name", "an open file")), MEMORY, limits)  # type: ignore[arg-type]
     if isinstance(data, Mapping | bytes | bytearray) or not isinstance(data, Iterable):
         raise CurateError(_wrong(data))
-    return _several(data, split)
+    return _several(data, split, limits)
 
 
 def _wrong(data: Any) -> str:
@@ -84,7 +88,7 @@ def _wrong(data: Any) -> str:
     )
 
 
-def _several(data: Iterable[Any], split: str | None) -> Found:
+def _several(data: Iterable[Any], split: str | None, limits: InputLimits) -> Found:
     """A list or an iterator: of rows if the first is one, else of paths and tables."""
     is_list = isinstance(data, list | tuple)
     rows = GivenRows("a list of rows" if is_list else "an iterator of rows", data)
@@ -96,12 +100,12 @@ def _several(data: Iterable[Any], split: str | None) -> Found:
         return _found(rows.label, map(plain_row, data) if is_list else _plain_rows(rows), key)
     if not is_list and not isinstance(first[0], str | os.PathLike):
         raise CurateError(_wrong(first[0]))
-    found = [find_given(one, split) for one in data] if is_list else _each(rows, split)
+    found = [find_given(one, split, limits) for one in data] if is_list else _each(rows, split, limits)
     return Found([i for one in found for i in one.inputs], [note for one in found for note in one.notes])
 
 
-def _each(paths: GivenRows, split: str | None) -> list[Found]:
-    found = [find_given(path, split) for _, path in paths.read()]
+def _each(paths: GivenRows, split: str | None, limits: InputLimits) -> list[Found]:
+    found = [find_given(path, split, limits) for _, path in paths.read()]
     paths.refuse_if_stopped("nothing is read")
     return found
 
@@ -245,10 +249,10 @@ class _Rejoined(io.RawIOBase):
         return len(data)
 
 
-def _stream(raw: IO[bytes], label: str, source: str) -> Found:
+def _stream(raw: IO[bytes], label: str, source: str, limits: InputLimits) -> Found:
     """JSON Lines of an open binary file, which may be a pipe."""
     head = b""
     while len(head) < 4 and (more := raw.read(4 - len(head))):
         head += more
-    stream = unpacked(head, io.BufferedReader(_Rejoined(head, raw)))
-    return _input(GivenRows(label, json_lines(stream), numbered=True), source)
+    stream = unpacked(head, io.BufferedReader(_Rejoined(head, raw)), limits, label)
+    return _input(GivenRows(label, json_lines(stream, limits), numbered=True), source)

@@ -5,23 +5,18 @@ CSV and TSV), and their contents, row by row, in bounded memory.
 from __future__ import annotations
 
 import glob
-import gzip
 import hashlib
 import io
-import json
 import re
-import sys
-import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from curate import exact_json
 from curate.errors import CurateError
 from curate.hashing import fingerprint
 from curate.store.arrow_rows import readable_rows
@@ -34,19 +29,18 @@ from curate.store.dataset_inputs import (
     of_split,
 )
 from curate.store.given_rows import GivenRows
-from curate.store.input_formats import RAW_CUT, Unreadable
+from curate.store.input_limits import BLANKS, InputLimits
+from curate.store.json_rows import damaged, first_line, json_array, json_lines
+from curate.store.packed import BROKEN, open_input, other_packing
 from curate.store.separated_values import DELIMITERS, rows_of
-
-if sys.version_info >= (3, 14):
-    from compression import zstd
-else:
-    from backports import zstd
 
 _ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", *DELIMITERS)
 _PACKED = (".gz", ".zst")
 _BATCH = 512  # rows converted to Python objects at a time
-_CHUNK = 1 << 20
-_BROKEN = (EOFError, zlib.error, gzip.BadGzipFile, zstd.ZstdError)
+_PIECE = 1 << 16
+# What readers of tables raise for damaged ones: errors of theirs, and Python's for sizes that make no sense.
+_UNREADABLE = (pa.ArrowException, OSError, ValueError, TypeError, KeyError, IndexError, OverflowError, MemoryError)
+_LIMITS = InputLimits()
 
 
 @dataclass(frozen=True)
@@ -56,6 +50,7 @@ class Input:
     path: where it is; of rows in memory, what they are. kind: 'jsonl', 'json' (an array), '.csv', '.tsv', 'parquet',
     'arrow', 'dataset', 'hub', 'memory' or 'empty'. key: a fingerprint of the content, by which an ingest recognises it;
     '' for what can be read only once. split: of a dataset; None: train. rows: those in memory, which are read once.
+    limits: what its text may cost.
     """
 
     path: str
@@ -64,6 +59,7 @@ class Input:
     key: str
     split: str | None = None
     rows: GivenRows | None = field(default=None, compare=False, repr=False)
+    limits: InputLimits = _LIMITS
 
 
 @dataclass(frozen=True)
@@ -74,7 +70,7 @@ class Found:
     notes: list[str] = field(default_factory=list)
 
 
-def find_inputs(given: str, split: str | None = None) -> Found:
+def find_inputs(given: str, split: str | None = None, limits: InputLimits = _LIMITS) -> Found:
     """The inputs denoted by a path, folder, glob or hub id. split: of a folder or dataset; None: train.
 
     Raises CurateError if it is nothing readable, or has no such split.
@@ -82,14 +78,14 @@ def find_inputs(given: str, split: str | None = None) -> Found:
     path = Path(given)
     source = source_name(given)
     if path.is_dir():
-        return _folder(path, source, split)
+        return _folder(path, source, split, limits)
     # not Path.glob, which takes no absolute pattern
     globbed = [Path(p) for p in sorted(glob.glob(given, recursive=True))]  # noqa: PTH207
     files = [path] if path.is_file() else [p for p in globbed if p.is_file()]
     if files:
         if split:
             raise CurateError(f"{given}: a file has no splits; leave out --split {split}, or name its folder.")
-        return Found([_file(p, source) for p in files])
+        return Found([_file(p, source, limits) for p in files])
     hub = HubDataset.of(given)
     if hub and not given.endswith((*_ENDINGS, *_PACKED)):
         return Found([_hub(hub, given, source, split)])
@@ -104,7 +100,7 @@ def source_name(given: str) -> str:
     return name or (path.parent.name if path.parent != path else "") or "pool"
 
 
-def _folder(folder: Path, source: str, split: str | None) -> Found:
+def _folder(folder: Path, source: str, split: str | None, limits: InputLimits) -> Found:
     if is_saved(folder):
         return Found([_saved(folder, source, split)])
     every = sorted(p for p in folder.rglob("*") if p.is_file())
@@ -115,7 +111,7 @@ def _folder(folder: Path, source: str, split: str | None) -> Found:
         raise CurateError(f"{folder}: no file in this folder ends in {', '.join(_ENDINGS)} (or these with .gz, .zst).")
     kept, note = of_split(folder, files, split) if files else ([], "")
     datasets = [_saved(p, source, split) for p in saved]
-    return Found([*(_file(p, source) for p in kept), *datasets], [note] if note else [])
+    return Found([*(_file(p, source, limits) for p in kept), *datasets], [note] if note else [])
 
 
 def _saved(folder: Path, source: str, split: str | None) -> Input:
@@ -126,12 +122,12 @@ def _saved(folder: Path, source: str, split: str | None) -> Input:
     return Input(str(folder), source, "dataset", key, split)
 
 
-def _file(path: Path, source: str) -> Input:
+def _file(path: Path, source: str, limits: InputLimits) -> Input:
     try:
         f"{path}{source}".encode()
     except UnicodeEncodeError:
         raise CurateError(f"{str(path)!r}: this file's name is not valid UTF-8; rename it.") from None
-    return Input(str(path), source, _kind(path), _digest(path))
+    return Input(str(path), source, _kind(path, limits), _digest(path), limits=limits)
 
 
 def _hub(hub: HubDataset, given: str, source: str, split: str | None) -> Input:
@@ -146,7 +142,7 @@ def _digest(path: Path) -> str:
         return hashlib.file_digest(f, "sha256").hexdigest()
 
 
-def _kind(path: Path) -> str:
+def _kind(path: Path, limits: InputLimits) -> str:
     """The format of a file, detected from its first bytes; CSV and TSV, which look like any text, from its ending."""
     with path.open("rb") as f:
         head = f.read(8)
@@ -154,7 +150,9 @@ def _kind(path: Path) -> str:
         return "parquet"
     if head.startswith(b"ARROW1") or head.startswith(b"\xff\xff\xff\xff"):
         return "arrow"
-    first = _first_byte(path)
+    if packing := other_packing(head):
+        raise CurateError(f"{path}: this file is packed as {packing}; unpack it, or pack it as gzip or zstd.")
+    first = _first_byte(path, limits)
     if first == b"":
         return "empty"
     ending = Path(path.stem if path.suffix in _PACKED else path.name).suffix.lower()
@@ -170,37 +168,20 @@ def _kind(path: Path) -> str:
     )
 
 
-def _first_byte(path: Path) -> bytes:
+def _first_byte(path: Path, limits: InputLimits) -> bytes:
     """The first byte that is neither white space nor part of a byte-order mark, after decompression."""
+    looked_at = 0
     try:
-        with _open(path) as f:
-            while byte := f.read(1):
-                if byte not in b" \t\r\n\xef\xbb\xbf":
-                    return byte
-    except _BROKEN as error:
-        raise CurateError(f"{path}: cannot be unpacked ({_first_line(error)}); fetch the file again.") from None
+        with open_input(path, limits) as f:
+            while piece := f.read(_PIECE):
+                if text := piece.lstrip(b" \t\r\n\xef\xbb\xbf"):
+                    return text[:1]
+                looked_at += len(piece)
+                if looked_at > BLANKS:
+                    raise CurateError(f"{path}: begins with more than {BLANKS:,} blanks; remove them.")
+    except BROKEN as error:
+        raise CurateError(f"{path}: cannot be unpacked ({first_line(error)}); fetch the file again.") from None
     return b""
-
-
-def _open(path: Path) -> IO[bytes]:
-    with path.open("rb") as f:
-        unpack = _unpacking(f.read(4))
-    return unpack(path, "rb") if unpack else path.open("rb")
-
-
-def unpacked(head: bytes, stream: IO[bytes]) -> IO[bytes]:
-    """What a stream holds, unpacked if it is gzip or zstd. head: its first four bytes, which it still gives."""
-    unpack = _unpacking(head)
-    return unpack(stream, "rb") if unpack else stream
-
-
-def _unpacking(head: bytes) -> Callable[..., Any] | None:
-    """What opens a file that begins so, if it is packed."""
-    if head.startswith(b"\x1f\x8b"):
-        return gzip.open
-    if head == b"\x28\xb5\x2f\xfd" or head[1:] == b"\x2a\x4d\x18" and 0x50 <= head[0] <= 0x5F:  # a skippable frame
-        return zstd.open
-    return None
 
 
 def records(source: Input, skip: int = 0) -> Iterator[tuple[int, Any]]:
@@ -209,11 +190,11 @@ def records(source: Input, skip: int = 0) -> Iterator[tuple[int, Any]]:
     if source.rows is not None:
         yield from source.rows.read(skip)
     elif source.kind == "jsonl":
-        yield from _json_lines(path, skip)
+        yield from _json_lines(path, source.limits, skip)
     elif source.kind == "json":
-        yield from islice(_json_array(path), skip, None)
+        yield from islice(_json_array(path, source.limits), skip, None)
     elif source.kind in DELIMITERS:
-        yield from ((n, row) for n, row in _separated(path, DELIMITERS[source.kind]) if n > skip)
+        yield from ((n, row) for n, row in _separated(path, DELIMITERS[source.kind], source.limits) if n > skip)
     elif source.kind != "empty":
         yield from islice(_table_rows(source), skip, None)
 
@@ -225,112 +206,28 @@ def first_records(source: Input, most: int) -> Iterator[tuple[int, Any]]:
     return islice(records(source), most)
 
 
-def json_lines(stream: IO[bytes], skip: int = 0) -> Iterator[tuple[int, Any]]:
-    """The records of a JSON Lines stream, which need not be a file: (line number, record or Unreadable)."""
+def _json_lines(path: Path, limits: InputLimits, skip: int) -> Iterator[tuple[int, Any]]:
+    with open_input(path, limits) as f:
+        yield from json_lines(f, limits, skip)
+
+
+def _json_array(path: Path, limits: InputLimits) -> Iterator[tuple[int, Any]]:
+    with (
+        open_input(path, limits) as raw,
+        io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape") as stream,
+    ):
+        yield from json_array(stream, limits)
+
+
+def _separated(path: Path, delimiter: str, limits: InputLimits) -> Iterator[tuple[int, Any]]:
     number = 0
     try:
-        for number, line in enumerate(stream, 1):
-            if number > skip and not line.isspace():
-                yield number, _parsed(line)
-    except _BROKEN as error:
-        yield number + 1, _damaged(error)
-
-
-def _json_lines(path: Path, skip: int) -> Iterator[tuple[int, Any]]:
-    with _open(path) as f:
-        yield from json_lines(f, skip)
-
-
-def _separated(path: Path, delimiter: str) -> Iterator[tuple[int, Any]]:
-    number = 0
-    try:
-        with _open(path) as raw:
+        with open_input(path, limits) as raw:
             stream = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape", newline="")
-            for number, row in rows_of(stream, delimiter, str(path)):
+            for number, row in rows_of(stream, delimiter, str(path), limits):
                 yield number, row
-    except _BROKEN as error:
-        yield number + 1, _damaged(error)
-
-
-def _parsed(line: bytes) -> Any:
-    line = line.removeprefix(b"\xef\xbb\xbf")
-    try:
-        return exact_json.loads(line)
-    except ValueError as error:
-        return Unreadable(f"is not JSON ({error})", line[:RAW_CUT].decode("utf-8", "replace"))
-
-
-def _json_array(path: Path) -> Iterator[tuple[int, Any]]:
-    """The elements of one JSON array, parsed one at a time from a buffer of little more than one element."""
-    decode = exact_json.DECODER.raw_decode
-    number, buffer, position, read_size, opened = 0, "", 0, _CHUNK, False
-    with _open(path) as raw:
-        stream = io.TextIOWrapper(raw, encoding="utf-8-sig", errors="surrogateescape")
-        while True:
-            try:
-                chunk = stream.read(read_size)
-            except _BROKEN as error:
-                yield number + 1, _damaged(error)
-                return
-            buffer, position = buffer[position:] + chunk, 0
-            while True:
-                position = _end(_SEPARATOR if opened else _OPENING, buffer, position)
-                opened = opened or position > 0
-                if position < len(buffer) and buffer[position] == "]":
-                    trailing = (buffer[position + 1 :] + stream.read(RAW_CUT)).lstrip()
-                    if trailing:
-                        yield (
-                            number + 1,
-                            Unreadable("more text stands behind the end of the JSON array", trailing[:RAW_CUT]),
-                        )
-                    return
-                try:
-                    element, end = _element(decode, buffer, position, last=not chunk)
-                except json.JSONDecodeError as error:
-                    broken = error
-                    break
-                number, position = number + 1, end
-                yield number, element
-            if not chunk or not _unfinished(broken, len(buffer)):
-                yield number + 1, _rest_of_array(buffer, position, broken)
-                return
-            read_size = max(_CHUNK, len(buffer) - position)  # doubles for a large element: linear in its size
-
-
-def _element(decode: Callable[..., Any], buffer: str, position: int, last: bool) -> tuple[Any, int]:
-    """The element at a position and its end, which is certain only if a comma or bracket follows."""
-    try:
-        element, end = decode(buffer, position)
-    except RecursionError:
-        raise json.JSONDecodeError("Nested too deeply", buffer, position) from None
-    next_position = _end(_SPACE, buffer, end)
-    if buffer[next_position : next_position + 1] not in (",", "]") and not (last and next_position == len(buffer)):
-        raise json.JSONDecodeError("Expecting ',' delimiter", buffer, next_position)
-    return element, end
-
-
-def _unfinished(error: json.JSONDecodeError, length: int) -> bool:
-    """Whether more input could fix the error: it is inside a string, or within an escape's length of the end."""
-    return error.msg.startswith("Unterminated string") or error.pos >= length - 16
-
-
-_SPACE, _SEPARATOR, _OPENING = re.compile(r"\s*"), re.compile(r"[\s,]*"), re.compile(r"\s*\[\s*")
-
-
-def _end(pattern: re.Pattern[str], buffer: str, position: int) -> int:
-    """The end of a pattern's match at a position; the position itself if there is no match."""
-    match = pattern.match(buffer, position)
-    return match.end() if match else position
-
-
-def _damaged(error: Exception) -> Unreadable:
-    return Unreadable(f"the file is cut or damaged from here on ({_first_line(error)})")
-
-
-def _rest_of_array(buffer: str, position: int, broken: json.JSONDecodeError) -> Unreadable:
-    reason = broken.msg if position < len(buffer) else "it has no closing bracket"
-    raw = buffer[position : position + RAW_CUT].encode("utf-8", "replace").decode()
-    return Unreadable(f"the JSON array cannot be read from here on ({reason})", raw)
+    except BROKEN as error:
+        yield number + 1, damaged(error)
 
 
 def _table_rows(source: Input) -> Iterator[tuple[int, Any]]:
@@ -340,25 +237,33 @@ def _table_rows(source: Input) -> Iterator[tuple[int, Any]]:
             for row in readable_rows(batch):
                 number += 1
                 yield number, row
-    except (pa.ArrowInvalid, OSError) as error:
+    except _UNREADABLE as error:
         if number == 0:
-            raise CurateError(f"{source.path}: cannot be read as {source.kind} ({_first_line(error)}).") from None
-        yield number + 1, _damaged(error)
+            raise CurateError(f"{source.path}: cannot be read as {source.kind} ({first_line(error)}).") from None
+        yield number + 1, damaged(error)
 
 
 def _batches(source: Input) -> Iterator[pa.RecordBatch | pa.Table]:
     if source.kind == "parquet":
         with pq.ParquetFile(source.path) as f:
+            _refuse_expanding(source, f.metadata)
             yield from f.iter_batches(batch_size=_BATCH)
     elif source.kind == "arrow":
-        with pa.memory_map(source.path) as f:
+        with pa.OSFile(source.path) as f:  # not mapped: of a damaged file a map is read beyond its end, which kills
             yield from _sliced(_arrow_batches(f))
     else:
         data = load_saved(source.path, source.split) if source.kind == "dataset" else _from_hub(source)
         yield from data.with_format("arrow").iter(batch_size=_BATCH)
 
 
-def _arrow_batches(f: pa.MemoryMappedFile) -> Iterator[pa.RecordBatch]:
+def _refuse_expanding(source: Input, metadata: pq.FileMetaData) -> None:
+    """Raises CurateError for a Parquet file that says it unpacks to more than the limits."""
+    unpacked = sum(metadata.row_group(i).total_byte_size for i in range(metadata.num_row_groups))
+    if exceeded := source.limits.exceeded(Path(source.path).stat().st_size, max(unpacked, metadata.num_rows)):
+        raise CurateError(f"{source.path} {exceeded}.")
+
+
+def _arrow_batches(f: pa.NativeFile) -> Iterator[pa.RecordBatch]:
     magic = f.read(6)
     f.seek(0)
     if magic != b"ARROW1":
@@ -379,7 +284,3 @@ def _from_hub(source: Input) -> Any:
     hub = HubDataset.of(source.path)
     assert hub is not None
     return hub.load(source.split)
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -121,6 +121,8 @@ class Reader:
             raise Refused(f"is a JSON {type(record).__name__}, and a sample is an object", shape=True)
         try:
             name, sample = self._convert(record)
+        except exact_json.NotFiniteError as error:
+            raise Refused(f"holds NaN or an infinity ({error})") from None
         except (TypeError, ValueError, OverflowError, RecursionError) as error:  # a value that cannot be encoded
             raise Refused(f"holds what cannot be stored ({error})") from None
         self.seen[name] += 1
@@ -240,10 +242,18 @@ def _label(value: Any) -> str | None:
 
 def refusal(path: str, line: int, record: Any, refused: Refused, into: str = "pool") -> dict[str, Any]:
     """A row of the table `rejects`; its raw text is truncated, and always valid Unicode."""
-    raw = record.raw if isinstance(record, Unreadable) else json.dumps(record, default=str, ensure_ascii=False)
-    raw = raw[:RAW_CUT].encode("utf-8", "replace").decode()
+    raw = _raw(record)[:RAW_CUT].encode("utf-8", "replace").decode()
     reason = str(refused).encode("utf-8", "replace").decode()
     return {"file": path, "line": line, "reason": reason, "raw": raw, "into": into}
+
+
+def _raw(record: Any) -> str:
+    if isinstance(record, Unreadable):
+        return record.raw
+    try:
+        return json.dumps(record, default=str, ensure_ascii=False)
+    except (TypeError, ValueError, RecursionError) as error:
+        return f"(a {type(record).__name__} that cannot be written: {error})"
 
 
 # --- the formats -----------------------------------------------------------------------------------------

@@ -57,6 +57,7 @@ class ModelRecipe(Recipe, frozen=True, kw_only=True):
     chat_template: str = ""
     allow_pickle: bool = False
     allow_remote_code: bool = False
+    allow_unused: bool = False
     add_eos_token: bool = False
     special_tokens: str = ""
     date: str = ""

@@ -14,23 +14,23 @@ from typing import IO, Any
 
 from curate.errors import CurateError
 from curate.store.input_formats import RAW_CUT, Unreadable
+from curate.store.input_limits import InputLimits
 
 DELIMITERS = {".csv": ",", ".tsv": "\t"}  # by the file's ending
-_LONGEST = 16 << 20  # characters of one row: an unclosed quote takes in all that follows
 
 
-def rows_of(stream: IO[str], delimiter: str, where: str) -> Iterator[tuple[int, Any]]:
+def rows_of(stream: IO[str], delimiter: str, where: str, limits: InputLimits) -> Iterator[tuple[int, Any]]:
     """Yields (row number, the header being row 1; record or Unreadable); empty lines count, but are no rows.
 
     stream: opened with newline='' and undecodable bytes as surrogates. where: the file, for messages.
     Raises CurateError for a header that does not name the columns.
     """
-    csv.field_size_limit(max(csv.field_size_limit(), _LONGEST))  # else a field may have 128 KiB; it is one for all
-    lines = _Lines(stream)
+    csv.field_size_limit(max(csv.field_size_limit(), limits.row))  # else a field may have 128 KiB; it is one for all
+    lines = _Lines(stream, limits.row)
     reader, names = csv.reader(lines, delimiter=delimiter, strict=True), None
     for number in count(1):
         lines.begin_row()
-        row, reason = _next_row(reader)
+        row, reason = _next_row(reader, limits)
         if row is None and not reason:
             return
         if names is None:
@@ -51,8 +51,8 @@ class _RowTooLong(Exception):
 class _Lines:
     """The lines of a stream, with the beginning of those that the current row has taken."""
 
-    def __init__(self, stream: IO[str]):
-        self._stream, self._size, self.head, self.too_long = stream, 0, "", False
+    def __init__(self, stream: IO[str], longest: int):
+        self._stream, self._longest, self._size, self.head, self.too_long = stream, longest, 0, "", False
 
     def begin_row(self) -> None:
         self._size, self.head = 0, ""
@@ -61,10 +61,10 @@ class _Lines:
         return self
 
     def __next__(self) -> str:
-        line = self._stream.readline(_LONGEST + 1)
+        line = self._stream.readline(self._longest + 1)
         self._size += len(line)
         self.head += line[: RAW_CUT - len(self.head)]
-        if self._size > _LONGEST:
+        if self._size > self._longest:
             self.too_long = True
             raise _RowTooLong
         if not line:
@@ -72,14 +72,17 @@ class _Lines:
         return line
 
 
-def _next_row(reader: Iterator[list[str]]) -> tuple[list[str] | None, str]:
+def _next_row(reader: Iterator[list[str]], limits: InputLimits) -> tuple[list[str] | None, str]:
     """The next row, or None and why it cannot be read; no reason at the end of the file."""
     try:
         return next(reader), ""
     except StopIteration:
         return None, ""
     except _RowTooLong:
-        return None, f"is longer than {_LONGEST:,} characters; is a quote not closed? Nothing after it is read"
+        return None, (
+            f"is longer than {limits.row_mib:g} MiB (--limit row_mib=MIB allows more); is a quote not closed? Nothing "
+            "after it is read"
+        )
     except csv.Error as error:
         if "end of data" in str(error):
             return None, "opens a quote that is not closed before the end of the file"

@@ -164,6 +164,8 @@ def as_text(value: Any, where: str) -> str:
         return value
     if value is None:
         raise Refused(f"{where} is null")
+    if isinstance(value, exact_json.Spelled):
+        return value.text
     if isinstance(value, float) and not math.isfinite(value):
         raise Refused(f"{where} is {value}, as a table has it where nothing stands")
     if isinstance(value, bool | float):

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from curate.errors import CurateError
+from curate.models.adapters import with_adapter
 from curate.models.choice import ModelChoice, base_name
 from curate.models.language_model import LanguageModel
 from curate.models.load import load, quiet
@@ -47,7 +48,6 @@ def trainable(choice: ModelChoice, settings: TrainSettings, saved: Path | None =
 
 
 def _with_lora(choice: ModelChoice, settings: TrainSettings, saved: Path | None) -> TrainableModel:
-    import peft
     import torch
 
     model, tokenizer = load(choice)
@@ -55,7 +55,7 @@ def _with_lora(choice: ModelChoice, settings: TrainSettings, saved: Path | None)
         torch.manual_seed(0)  # the same initialisation for every seed: LoRA's update starts from zero either way
         warnings.simplefilter("ignore", FutureWarning)  # peft uses deprecated names of transformers
         if saved:
-            adapter: Any = peft.PeftModel.from_pretrained(model, str(saved), is_trainable=True)
+            adapter: Any = with_adapter(model, saved, trainable=True)
         else:
             adapter = _new_adapter(model, choice, settings)
     adapter.peft_config["default"].base_model_name_or_path = base_name(choice.name)

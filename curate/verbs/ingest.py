@@ -28,6 +28,7 @@ from curate.store.files import remove_leftovers
 from curate.store.given_data import Data, find_given
 from curate.store.input_files import Input, first_records, records
 from curate.store.input_formats import Reader, Refused, Sample, refusal
+from curate.store.input_limits import InputLimits
 from curate.store.later_meta import RULES, MetaRule, combined, meta_notes, meta_path, stored_meta
 from curate.store.later_meta import SCHEMA as META
 from curate.store.ledger import Meter, charged
@@ -77,6 +78,7 @@ def ingest(
     split: str | None = None,
     turn_keys: Sequence[str] = (),
     choice_answer: Literal["letter", "text"] = "letter",
+    limits: InputLimits | None = None,
     meta: MetaRule = "keep",
     strip_special: bool = False,
     dry_run: bool = False,
@@ -94,6 +96,7 @@ def ingest(
     choice_answer: what the answer to a question with options is, the letter or the text of the right one.
     meta: what becomes of the fields of a sample that is in the pool and read again with others: keep the old ones,
     replace them, or merge both (of a field in both the new value holds); scores do not depend on them.
+    limits: what a row and a packed file may cost; the default of InputLimits if None.
     strip_special: leave control tokens of models (curate.store.special_tokens) out of texts.
     Reads the input once; memory: one shard and 8 bytes per stored row.
 
@@ -102,7 +105,7 @@ def ingest(
     """
     ws = workspace_of(ws, create=True)
     reader = Reader(fmt, mapping or {}, frozenset(turn_keys), choice_answer, strip_special)
-    found = find_given(paths, split)
+    found = find_given(paths, split, limits)
     inputs, result = found.inputs, Ingested(warnings=list(found.notes))
     # A file that is read with another mapping counts as another file.
     reading = fingerprint(

@@ -20,6 +20,7 @@ from curate.store.files import remove_leftovers
 from curate.store.given_data import Data, find_given
 from curate.store.input_files import Input, records
 from curate.store.input_formats import Reader, Refused, refusal
+from curate.store.input_limits import InputLimits
 from curate.store.locks import lock
 from curate.store.schema import POOL, REJECTS, TARGET
 from curate.store.workspace import Workspace
@@ -52,21 +53,24 @@ def target(
     mapping: Mapping[str, str] | None = None,
     turn_keys: Sequence[str] = (),
     choice_answer: Literal["letter", "text"] = "letter",
+    limits: InputLimits | None = None,
 ) -> Targeted:
     """Store the samples at `path` as the given split of target `name`; the other split stays as it is.
 
     path: a path, standard input ('-') or rows in memory, as for `ingest`; of what has no name the source is memory.
-    turn_keys, choice_answer: as for `ingest`. split: 'val' is used for selection, 'test' for evaluation. subtask: the
-    field with each row's sub-task. Rows that name their own split (`--map split=FIELD`) are stored there. Scores based
-    on an edited val split become stale. Raises CurateError if no usable sample is found, or if an iterator raises an
-    error; the stored target is then unchanged.
+    turn_keys, choice_answer, limits: as for `ingest`. split: 'val' is for selection, 'test' for evaluation. subtask:
+    the field with each row's sub-task. Rows that name their own split (`--map split=FIELD`) are stored there. Scores
+    based on an edited val split become stale.
+
+    Raises CurateError if no usable sample is found, or if an iterator raises an error; the stored target is then
+    unchanged.
     """
     ws = workspace_of(ws, create=True)
     ws.check_name(name, "target")
     _check_split(split)
     fields = {**(mapping or {}), **({"subtask": subtask} if subtask else {})}
     reader = Reader(fmt, fields, frozenset(turn_keys), choice_answer)
-    found = find_given(path)
+    found = find_given(path, limits=limits)
     rows, rejects = _read(found.inputs, reader, name, split)
     if not rows:
         reason = f"; line {rejects[0]['line']} {rejects[0]['reason']}" if rejects else ", it is empty"

@@ -46,7 +46,7 @@ def test_a_vocabulary_that_does_not_match_and_a_file_cut_short_are_said(copy: Pa
         load(ModelChoice(str(copy)))
     data = (copy / "model.safetensors").read_bytes()
     (copy / "model.safetensors").write_bytes(data[: len(data) // 2])
-    with pytest.raises(CurateError, match="cannot be loaded as a causal language model"):
+    with pytest.raises(CurateError, match="cannot be read as safetensors"):
         load(ModelChoice(str(copy)))
 
 

@@ -105,8 +105,11 @@ def test_labels_that_a_pool_does_not_use_stay_in_meta() -> None:
     assert json.loads(sample.meta) == {"kind": "k", "part": "p"}
 
 
-def test_nan_in_other_fields_is_null_in_meta() -> None:
-    assert json.loads(read({"text": "x", "score": float("nan")}).meta) == {"score": None}
+@pytest.mark.parametrize("value", [float("nan"), float("-inf"), [{"a": float("inf")}]])
+def test_what_json_does_not_have_is_refused_and_not_made_null(value: Any) -> None:
+    with pytest.raises(Refused, match="which JSON does not have; write null, or the text"):
+        read({"text": "x", "score": value})
+    assert json.loads(read({"text": "x", "score": None}).meta) == {"score": None}
 
 
 def test_what_a_message_has_beside_role_and_content_is_kept_in_extra() -> None:

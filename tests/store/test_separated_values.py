@@ -16,13 +16,13 @@ from backports import zstd
 
 import curate
 from curate.errors import CurateError
-from curate.store import separated_values
 from curate.store.input_files import find_inputs, records
 from curate.store.input_formats import Unreadable
+from curate.store.input_limits import InputLimits
 
 
-def read(path: Path, skip: int = 0) -> list[tuple[int, Any]]:
-    (found,) = find_inputs(str(path)).inputs
+def read(path: Path, skip: int = 0, limits: InputLimits | None = None) -> list[tuple[int, Any]]:
+    (found,) = find_inputs(str(path), None, limits or InputLimits()).inputs
     return list(records(found, skip))
 
 
@@ -134,15 +134,13 @@ def test_a_file_that_is_wrong_is_refused_in_a_sentence(tmp_path: Path, name: str
         read(write(tmp_path / name, data))
 
 
-def test_a_row_without_an_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(separated_values, "_LONGEST", 1000)
+def test_a_row_without_an_end_does_not_fill_the_memory(tmp_path: Path) -> None:
     good = "a,1\n" * 3
     for bad in ('"never closed\n' + "b,2\n" * 2000, "x" * 5000 + "\n" + good):
-        found = read(write(tmp_path / "a.csv", f"text,n\n{good}{bad}"))
+        found = read(write(tmp_path / "a.csv", f"text,n\n{good}{bad}"), limits=InputLimits(row_mib=1000 / (1 << 20)))
         assert [n for n, _ in found] == [2, 3, 4, 5]
-        assert "longer than 1,000 characters" in found[-1][1].reason
+        assert "--limit row_mib=MIB allows more" in found[-1][1].reason
     long = "y" * 200_000  # csv's own limit is 131,072
-    monkeypatch.undo()
     assert rows(write(tmp_path / "b.csv", f"text\n{long}\n")) == [{"text": long}]
 
 

@@ -63,7 +63,8 @@ class Regmix(Mixer):
     """Seed of all draws."""
 
     def __post_init__(self) -> None:
-        require(f"regmix.trials={self.trials}", self.trials >= 2, "2 or more")
+        require(f"regmix.trials={self.trials}", 2 <= self.trials <= 100_000, "from 2 to 100,000")
+        require(f"regmix.simulations={self.simulations}", self.simulations <= 10_000_000, "at most 10,000,000")
         require(f"regmix.folds={self.folds}", 2 <= self.folds <= self.trials, "2 or more, and no more than trials")
         require(f"regmix.best={self.best}", 1 <= self.best <= self.simulations, "1 or more, and at most simulations")
         require(f"regmix.prior_power={self.prior_power}", 0 <= self.prior_power <= 1, "between 0 and 1")
