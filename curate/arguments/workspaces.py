@@ -11,15 +11,16 @@ from curate.store.workspace import Workspace, open_workspace
 AnyWorkspace: TypeAlias = Workspace | str | os.PathLike[str]
 
 
-def workspace_of(ws: AnyWorkspace, *, create: bool = False) -> Workspace:
-    """The workspace itself, or that of a path. create: make one of a missing or empty folder.
+def workspace_of(ws: AnyWorkspace, *, create: bool = False, pinned: bool = False) -> Workspace:
+    """The workspace itself, or that of a path. create: make one of a missing or empty folder. pinned: with the pool as
+    it is now, whatever is ingested meanwhile; for verbs that read it several times.
 
     Raises CurateError for a path without a workspace, unless it may be created, and for what is neither.
     """
-    if isinstance(ws, Workspace):
-        return ws
     if isinstance(ws, str | os.PathLike):
-        return open_workspace(ws, create=create)
+        ws = open_workspace(ws, create=create)
+    if isinstance(ws, Workspace):
+        return ws.with_pinned_pool() if pinned else ws
     raise CurateError(
         f"a workspace is its folder's path, or what curate.open_workspace gives, not {repr(ws)[:60]} "
         f"(of the type {type(ws).__name__})."

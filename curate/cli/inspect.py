@@ -72,6 +72,9 @@ def status(ws: Workspace, as_json: bool) -> None:
     lines += [table(rows, columns) for rows, columns in tables if rows]
     lines += [one_line(row["note"]) for row in s.runs if row["note"]]
     lines += map(one_line, s.damaged)
+    lines += (
+        [f"{counted(s.leftovers, 'file')} of killed commands: `curate verify` removes them."] if s.leftovers else []
+    )
     incomplete = [row for row in [*s.scores, *s.vectors] if row["command"]]
     lines += [one_line(f"{row['name']} {row['state']}: run `{row['command']}`.") for row in incomplete]
     say(s, as_json, "\n\n".join(lines))
@@ -109,7 +112,9 @@ def verify(ws: Workspace, repair: bool, adopt: bool, as_json: bool) -> None:
     for d in r.damaged:
         lines.append(one_line(f"{d.kind} {d.name}: {d.part} {d.what}; {_REPAIRED if d.repaired else d.remedy}."))
     if r.leftovers:
-        lines.append(f"note: {counted(len(r.leftovers), 'file')} of killed commands, which the next one removes.")
+        lines.append(
+            f"note: {counted(len(r.leftovers), 'file')} of killed commands, removed, or to be removed by the next one."
+        )
     say(r, as_json, "\n".join(lines))
     if remaining:
         raise SystemExit(1)

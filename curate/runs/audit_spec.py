@@ -268,7 +268,7 @@ def _target_stamp(ws: Workspace, name: str, audit: Audit) -> str:
     if name in (*TARGETS, BASE):
         raise CurateError(f"a target called '{name}' would be taken for the audit's own; give it another name.")
     load_target(ws, name)
-    table = read_table(ws.target_path(name), ["id", "split"])
+    table = read_table(ws.targets.intact(name), ["id", "split"])
     if "test" not in table["split"].to_pylist() and name in audit.targets:
         raise CurateError(f"the target '{name}' has no split test, on which models are evaluated; add it.")
     return fingerprint(table.to_pydict())

@@ -15,8 +15,10 @@ writer lists it. What is listed and has no record was lost: every reader says so
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,13 +43,15 @@ class Parts:
 
     lasting: whether a part must survive a power failure as soon as it is committed. If not (units, which only serve to
     resume a killed process), a part is trusted only after its checksum is verified, never by its record alone.
-    numbered: whether the parts are part-00000, part-00001, … without a gap.
+    numbered: whether the parts are part-00000, part-00001, … without a gap. pinned: the records at some moment, which
+    a reader keeps to while another process writes.
     """
 
     folder: Location
     suffix: str = ".parquet"
     lasting: bool = True
     numbered: bool = False
+    pinned: Mapping[str, dict[str, Any]] | None = field(default=None, compare=False, repr=False)
 
     def path(self, name: str) -> Location:
         """The file of a part."""
@@ -59,6 +63,8 @@ class Parts:
 
     def names(self) -> list[str]:
         """The committed parts, in order, as far as their records are there."""
+        if self.pinned is not None:
+            return list(self.pinned)
         return sorted(p.name.removesuffix(".json") for p in (self.folder / "_commit").glob("*.json"))
 
     def record(self, name: str) -> dict[str, Any] | None:
@@ -77,6 +83,8 @@ class Parts:
 
         Raises DamagedError if a part was lost, or a record cannot be read, in a folder that is held to a list.
         """
+        if self.pinned is not None:
+            return dict(self.pinned)
         names, listed = self._found()
         if listed is None:  # intermediate results: what is not certified is computed again
             read = for_each(self.record, names, isinstance(self.folder, ObjectPath))
@@ -219,6 +227,26 @@ class Parts:
             return None
         return _DECODE[self.suffix](data)
 
+    def intact(self, name: str) -> Location:
+        """The file of a part, whose bytes are those that were written. Raises DamagedError if they are not.
+
+        A file is read once for each of its states; in an object store, which looks after its bytes itself, never.
+        """
+        path, record = self.path(name), self.listed().get(name) or self.record(name)
+        if record is None or isinstance(path, ObjectPath):
+            return path
+        try:
+            state = path.stat()
+            whole = _matches(path, state.st_mtime_ns, state.st_size, record["sha256"])
+        except FileNotFoundError:
+            whole = False
+        if not whole:
+            raise DamagedError(
+                f"{path} is not what was written there (its SHA-256 differs), or is gone; `curate verify` lists all "
+                "damage, and what can be done."
+            )
+        return path
+
     def remove(self, name: str) -> None:
         """Remove a part: its record first, so that it never appears committed without its file."""
         self.forget([name])
@@ -238,6 +266,11 @@ class Parts:
                 path.unlink(missing_ok=True)
         if not lost_ok:
             self.certify()
+
+
+@functools.lru_cache(1 << 16)
+def _matches(path: Path, mtime: int, size: int, sha256: str) -> bool:
+    return digest(path.read_bytes()) == sha256
 
 
 def _digest_of(records: Mapping[str, Any]) -> str:

@@ -53,7 +53,9 @@ def parquet(table: pa.Table, row_group: int = ROW_GROUP) -> memoryview:
     sink = pa.BufferOutputStream()
     repeating = [field.name for field in table.schema if not pa.types.is_fixed_size_list(field.type)]  # not vectors
     dictionary: Any = repeating if len(repeating) < table.num_columns else True
-    pq.write_table(table, sink, compression="zstd", row_group_size=row_group, use_dictionary=dictionary)
+    pq.write_table(
+        table, sink, compression="zstd", row_group_size=row_group, use_dictionary=dictionary, write_page_checksum=True
+    )
     return memoryview(sink.getvalue())
 
 
@@ -106,7 +108,7 @@ def parquet_of(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     If one of Arrow's threads still held the bytes, which Python owns, at interpreter exit, the process would be killed
     by SIGABRT (apache/arrow#34314); pq.read_table starts such threads too.
     """
-    with pq.ParquetFile(pa.BufferReader(data)) as f:
+    with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as f:
         return f.read(columns=list(columns) if columns else None, use_threads=False)
 
 
@@ -126,8 +128,8 @@ def arrow_of(data: bytes) -> pa.Table:
 
 def _opened(path: Location) -> pq.ParquetFile:
     if isinstance(path, ObjectPath):
-        return pq.ParquetFile(path.store.open_input_file(path.key), pre_buffer=True)
-    return pq.ParquetFile(path)
+        return pq.ParquetFile(path.store.open_input_file(path.key), pre_buffer=True, page_checksum_verification=True)
+    return pq.ParquetFile(path, page_checksum_verification=True)
 
 
 def _damaged(path: Location, error: Exception) -> DamagedError:

@@ -8,6 +8,7 @@ shows an object only once it is complete, so it is written once, under its final
 from __future__ import annotations
 
 import contextlib
+import glob
 import os
 import shutil
 from pathlib import Path
@@ -22,7 +23,7 @@ def write_atomic(path: Location, data: bytes | memoryview, flush: bool = True) -
         path.write_bytes(bytes(data))
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{machine()}.{os.getpid()}.tmp")
+    temporary = temporary_beside(path)
     try:
         with temporary.open("wb") as f:
             f.write(data)
@@ -35,6 +36,11 @@ def write_atomic(path: Location, data: bytes | memoryview, flush: bool = True) -
         raise
     if flush:
         _flush_folder(path.parent)
+
+
+def temporary_beside(path: Path) -> Path:
+    """A name beside a file or folder for what is to become it, which says whose it is (see `leftovers`)."""
+    return path.with_name(f".{path.name}.{machine()}.{os.getpid()}.tmp")
 
 
 def _flush_folder(folder: Path) -> None:
@@ -50,12 +56,36 @@ def remove_leftovers(folder: Location, mine: bool = False) -> None:
 
     mine: this process holds the lock on the folder, so no other live process writes there.
     """
+    for path in leftovers(folder, mine):
+        _remove(path)
+
+
+def leftovers(folder: Location, mine: bool = False) -> list[Path]:
+    """Temporary files and folders below a folder whose writer is dead; if `mine`, all except those of this process."""
     if isinstance(folder, ObjectPath):
-        return  # a partially written object is never visible
-    for path in folder.rglob(".*.tmp"):
-        host, process = path.name.split(".")[-3:-1]
-        if mine and int(process) != os.getpid() or host == machine() and not lives(int(process)):
-            path.unlink(missing_ok=True)
+        return []  # a partially written object is never visible
+    return [path for path in folder.rglob(".*.tmp") if _is_left(path, mine)]
+
+
+def remove_leftovers_of(path: Path) -> None:
+    """Remove the temporary files and folders beside a file or folder that dead processes would have made into it."""
+    for beside in path.parent.glob(f".{glob.escape(path.name)}.*.tmp"):
+        if _is_left(beside, mine=False):
+            _remove(beside)
+
+
+def _is_left(path: Path, mine: bool) -> bool:
+    *_, host, process, _ = ["", "", *path.name.split(".")]
+    if not process.isdigit():
+        return False
+    return mine and int(process) != os.getpid() or host == machine() and not lives(int(process))
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def remove_tree(folder: Location, marker: str | None = None) -> None:

@@ -26,7 +26,7 @@ from curate.hashing import fingerprint
 from curate.store.commits import Parts
 from curate.store.contents import enter, take_out
 from curate.store.encoding import digest
-from curate.store.files import remove_tree, replace_tree, write_atomic
+from curate.store.files import remove_leftovers, remove_tree, replace_tree, write_atomic
 from curate.store.object_store import Location
 from curate.store.recipes import RunRecipe, read_recipe, write_recipe
 from curate.store.workspace import Workspace
@@ -184,6 +184,7 @@ class Run:
 
     def remove_leftovers(self) -> None:
         """Remove what a killed run wrote after its last checkpoint. Requires holding the lock."""
+        remove_leftovers(self.folder, mine=True)
         complete = self.checkpoints()
         last_step = complete[-1].step if complete else 0
         for parts in (self.metrics, self.trained):

@@ -5,8 +5,8 @@ from __future__ import annotations
 import contextlib
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from functools import cache
 from importlib.metadata import version
@@ -67,11 +67,17 @@ class Workspace:
 
     readable: absolute paths outside it that SQL may read too. trusted: settings of models (allow_pickle,
     allow_remote_code) that hold where a file records or plans them. Whoever opens the workspace says so, never a file.
+    pinned: the records of the pool's parts that it is held to; None: those that there are.
     """
 
     path: Location
     readable: tuple[str, ...] = ()
     trusted: tuple[str, ...] = ()
+    pinned: Mapping[str, dict[str, Any]] | None = field(default=None, compare=False, repr=False)
+
+    def with_pinned_pool(self) -> Workspace:
+        """The workspace with the pool as it is now: parts that are ingested later do not exist for it."""
+        return self if self.pinned is not None else replace(self, pinned=self.pool.records())
 
     def special_tokens(self) -> Literal["text", "parse"]:
         """How models' control tokens in texts are read, unless a command says otherwise: as text, but parsed in a
@@ -81,7 +87,7 @@ class Workspace:
     @property
     def pool(self) -> Parts:
         """The parts of the pool."""
-        return Parts(self.path / "pool", numbered=True)
+        return Parts(self.path / "pool", numbered=True, pinned=self.pinned)
 
     def shards(self) -> list[Shard]:
         """The pool's shards in order."""
@@ -142,8 +148,9 @@ class Workspace:
         return self.targets.path(name)
 
     def target_rows(self, name: str) -> pa.Table:
-        """All samples of a target, with the columns of schema.TARGET."""
-        return read_table(self.target_path(name), TARGET.names)
+        """All samples of a target, with the columns of schema.TARGET. Raises DamagedError if they are others than were
+        written."""
+        return read_table(self.targets.intact(name), TARGET.names)
 
     def target_names(self) -> list[str]:
         """The names of all targets, sorted."""

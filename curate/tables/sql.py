@@ -20,6 +20,7 @@ import duckdb
 import pyarrow as pa
 
 from curate.errors import CurateError, CurateFailure, nearest
+from curate.store.files import remove_leftovers_of, temporary_beside
 from curate.store.manifests import manifest_recipe, schema_of
 from curate.store.schema import METRICS, POOL, TRAINED, VIEWS
 from curate.store.workspace import Workspace
@@ -34,14 +35,17 @@ _LOOK = 0.05  # seconds between looks for an interrupt
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
-def connect(ws: Workspace, query: str, written: Path | None = None) -> duckdb.DuckDBPyConnection:
+def connect(
+    ws: Workspace, query: str, written: Path | None = None, runs: Sequence[str] | None = None
+) -> duckdb.DuckDBPyConnection:
     """A connection with the views that `query` names, which reads and no more (curate.tables.sql_guard).
 
-    written: a file that it may write. Raises CurateError unless the query is one SELECT.
+    written: a file that it may write. runs: those that the tables of runs have; None: all. Raises CurateError unless
+    the query is one SELECT.
     """
     connection = writing_cursor(ws, written) if written else cursor(ws)
     try:
-        _create_views(connection, ws, *_names_in(connection, query))
+        _create_views(connection, ws, *_names_in(connection, query), ws.run_names() if runs is None else runs)
     except BaseException:
         connection.close()
         raise
@@ -49,7 +53,11 @@ def connect(ws: Workspace, query: str, written: Path | None = None) -> duckdb.Du
 
 
 def _create_views(
-    connection: duckdb.DuckDBPyConnection, ws: Workspace, words: set[str] | None, named: set[str]
+    connection: duckdb.DuckDBPyConnection,
+    ws: Workspace,
+    words: set[str] | None,
+    named: set[str],
+    runs: Sequence[str],
 ) -> None:
     """Create the views that are named; words: among which are the columns of `samples`, None: all."""
 
@@ -61,8 +69,8 @@ def _create_views(
         "targets": views.targets,
         "rejects": views.rejects,
         "ledger": views.ledger,
-        "metrics": lambda ws: views.of_runs(ws, "metrics", METRICS),
-        "trained": lambda ws: views.of_runs(ws, "trained", TRAINED),
+        "metrics": lambda ws: views.of_runs(ws, "metrics", METRICS, runs),
+        "trained": lambda ws: views.of_runs(ws, "trained", TRAINED, runs),
         "samples": lambda ws: views.samples(ws, words),
     }
     for name, view in tables.items():
@@ -70,7 +78,7 @@ def _create_views(
             _create(connection, name, view(ws))
     for name, table in {"runs": views.runs, "evaluations": views.evaluations}.items():
         if wanted(name):
-            connection.register(name, table(ws))
+            connection.register(name, table(ws, runs))
     for name in filter(wanted, ws.score_names()):
         _create(connection, name, views.score(ws, score_state(ws, name)))
     for name in filter(wanted, ws.vectors_names()):
@@ -104,9 +112,10 @@ def _guarded(
         connection.close()
 
 
-def fetch(ws: Workspace, query: str, seconds: float | None = None) -> pa.Table:
-    """The whole result of one SELECT as an Arrow table. seconds: after which the query is given up."""
-    with _guarded(ws, connect(ws, query), seconds) as connection:
+def fetch(ws: Workspace, query: str, seconds: float | None = None, runs: Sequence[str] | None = None) -> pa.Table:
+    """The whole result of one SELECT as an Arrow table. seconds: after which the query is given up. runs: as for
+    `connect`."""
+    with _guarded(ws, connect(ws, query, runs=runs), seconds) as connection:
         table = _interruptible(connection, lambda: connection.sql(query).to_arrow_table())
     return table.rename_columns(_distinct(table.column_names))
 
@@ -145,15 +154,16 @@ def _distinct(names: Sequence[str]) -> list[str]:
     return distinct
 
 
-def rows(ws: Workspace, query: str) -> Iterator[dict[str, Any]]:
-    """The result as dictionaries of plain Python values."""
-    yield from fetch(ws, query).to_pylist()
+def rows(ws: Workspace, query: str, runs: Sequence[str] | None = None) -> Iterator[dict[str, Any]]:
+    """The result as dictionaries of plain Python values. runs: as for `connect`."""
+    yield from fetch(ws, query, runs=runs).to_pylist()
 
 
 def save(ws: Workspace, query: str, path: Path, fmt: str, seconds: float | None = None) -> None:
     """Write the result as 'parquet' or 'csv' without holding it in memory. seconds: after which it is given up."""
     options = "FORMAT parquet, COMPRESSION zstd" if fmt == "parquet" else "FORMAT csv, HEADER"
-    temporary = path.with_name(f".{path.name}.tmp")
+    remove_leftovers_of(path)
+    temporary = temporary_beside(path)
     copy = f"COPY ({query.strip().rstrip(';')}\n) TO {views.literal(str(temporary))} ({options}, USE_TMP_FILE false)"
     try:
         with _guarded(ws, connect(ws, query, temporary), seconds) as connection:

@@ -112,7 +112,7 @@ def _with_later_meta(ws: Workspace, select: str) -> str:
 
 def targets(ws: Workspace) -> str:
     """The view `targets`: the samples of all targets."""
-    selects = [f"SELECT {literal(n)} AS target, * FROM {_files([ws.target_path(n)])}" for n in ws.target_names()]
+    selects = [f"SELECT {literal(n)} AS target, * FROM {_files([ws.targets.intact(n)])}" for n in ws.target_names()]
     # By name, since targets of an earlier version lack a column.
     return " UNION ALL BY NAME ".join([f"SELECT ''::VARCHAR AS target, * FROM ({read_files([], TARGET)})", *selects])
 
@@ -130,7 +130,7 @@ def score(ws: Workspace, state: TableState) -> str:
     selects = []
     for pairs, names in groupby((shard.name for shard in state.done), lambda name: _has_pairs(parts, name, state)):
         replaced = f" REPLACE ({_AS_MAP} AS subtasks)" if pairs else ""
-        selects.append(f"SELECT *{replaced} FROM {_files([parts.path(name) for name in names])}")
+        selects.append(f"SELECT *{replaced} FROM {_files([parts.intact(name) for name in names])}")
     return " UNION ALL ".join(selects) or _nothing({"id": "VARCHAR", **_table_columns(state.recipe)})
 
 
@@ -148,10 +148,10 @@ def vectors(ws: Workspace, state: TableState) -> str:
     return f"SELECT * FROM {_files(paths)}" if paths else _nothing(columns)
 
 
-def runs(ws: Workspace) -> pa.Table:
-    """The table `runs`: one row per run."""
+def runs(ws: Workspace, names: Sequence[str]) -> pa.Table:
+    """The table `runs`: one row for each of the named runs."""
     rows = []
-    for run in map(partial(Run, ws), ws.run_names()):
+    for run in map(partial(Run, ws), names):
         try:
             recipe, checkpoints = run.require_recipe(), run.checkpoints()
         except CurateError:  # which `status` and `verify` say, and every command that uses the run
@@ -176,20 +176,20 @@ def runs(ws: Workspace) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=RUNS)
 
 
-def of_runs(ws: Workspace, kind: str, schema: pa.Schema) -> str:
-    """A view of the parts of all runs, with the run's name as the first column."""
+def of_runs(ws: Workspace, kind: str, schema: pa.Schema, names: Sequence[str]) -> str:
+    """A view of the parts of the named runs, with the run's name as the first column."""
     selects = []
-    for name in ws.run_names():
+    for name in names:
         parts = Parts(ws.run_folder(name) / kind)
-        if files := [parts.path(part) for part in parts.names()]:
+        if files := [parts.intact(part) for part in parts.records()]:
             selects.append(f"SELECT {literal(name)} AS run, * FROM ({read_files(files, schema)})")
     return " UNION ALL ".join(selects) or f"SELECT ''::VARCHAR AS run, * FROM ({read_files([], schema)})"
 
 
-def evaluations(ws: Workspace) -> pa.Table:
-    """The table `evaluations`: one row per run, checkpoint, target and metric."""
+def evaluations(ws: Workspace, names: Sequence[str]) -> pa.Table:
+    """The table `evaluations`: one row per named run, checkpoint, target and metric."""
     rows = []
-    for run in map(partial(Run, ws), ws.run_names()):
+    for run in map(partial(Run, ws), names):
         rows += [{"run": run.name, **record["evaluation"]} for record in run.evaluations.records().values()]
     return pa.Table.from_pylist(rows, schema=EVALUATIONS)
 
@@ -227,7 +227,7 @@ def _in_pool_order(ws: Workspace, state: TableState, columns: dict[str, str]) ->
             continue
         sources = {name: _AS_MAP if pairs and stored[name] == "subtasks" else _quoted(stored[name]) for name in columns}
         values = ", ".join(f"{source} AS {_quoted(name)}" for name, source in sources.items())
-        selects.append(f"SELECT {values} FROM {_files([parts.path(shard.name) for shard in shards])}")
+        selects.append(f"SELECT {values} FROM {_files([parts.intact(shard.name) for shard in shards])}")
     return " UNION ALL ".join(selects) or f"SELECT {nulls} FROM range(0)"
 
 

@@ -298,7 +298,7 @@ class _Grid:
     # --- measuring -------------------------------------------------------------------------------------------
 
     def _steadiness(self, bench: Workspace, run: str) -> dict[str, Any]:
-        rows = list(sql.rows(bench, f"SELECT loss, grad_norm FROM metrics WHERE run = '{run}' ORDER BY step"))
+        rows = list(sql.rows(bench, f"SELECT loss, grad_norm FROM metrics WHERE run = '{run}' ORDER BY step", [run]))
         measured = asdict(stability(
             [row["loss"] for row in rows], [row["grad_norm"] for row in rows], self.plan.measures.running
         ))  # fmt: skip
@@ -343,8 +343,8 @@ class _Grid:
         start = evaluate(bench, run_before, [eval_spec], model=model, allow_val=True, precision=precision).evaluations
         training = TrainingSpec(model, plan.weighting, settings, manifest=manifest, seed=seed)
         train(bench, run, training, evals=[eval_spec])
-        evaluations = sql.rows(bench, f"SELECT step, value FROM evaluations WHERE run = '{run}' ORDER BY step")
-        metrics = sql.rows(bench, f"SELECT step, tokens FROM metrics WHERE run = '{run}' ORDER BY step")
+        evaluations = sql.rows(bench, f"SELECT step, value FROM evaluations WHERE run = '{run}' ORDER BY step", [run])
+        metrics = sql.rows(bench, f"SELECT step, tokens FROM metrics WHERE run = '{run}' ORDER BY step", [run])
         steps = np.cumsum([0, *(row["tokens"] for row in metrics)])
         sign = 1.0 if plan.metric.better == "higher" else -1.0
         points = [(0, start[0]["value"]), *((row["step"], row["value"]) for row in evaluations)]

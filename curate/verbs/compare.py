@@ -18,7 +18,7 @@ from curate.numerics.statistics import Mean, paired
 from curate.results import Result, Rows
 from curate.runs.config import HOW
 from curate.store.recipes import RunMask, RunRecipe, known
-from curate.store.run_record import require_run
+from curate.store.run_record import Run, require_run
 from curate.store.workspace import Workspace
 from curate.tables import sql
 from curate.tables.run_costs import Cost, costs_of, scores_behind, steps_of
@@ -91,10 +91,11 @@ def compare(ws: AnyWorkspace, runs: Sequence[str] = (), *, against: str | None =
     """Compare runs of a workspace; if none are named, all of them.
 
     against: the reference arm of the differences, given by one of its runs; default: the first. Unfinished runs are
-    left out, with a warning. Raises CurateError for an unknown run.
+    left out, with a warning, and so are damaged ones that are not named. Raises CurateError for an unknown run.
     """
-    ws = workspace_of(ws)
-    runs_by_name = {name: require_run(ws, name) for name in runs or ws.run_names()}
+    ws = workspace_of(ws, pinned=True)
+    damaged = [] if runs else [name for name in ws.run_names() if not _is_whole(Run(ws, name))]
+    runs_by_name = {name: require_run(ws, name) for name in runs or ws.run_names() if name not in damaged}
     recipes = {name: run.require_recipe() for name, run in runs_by_name.items()}
     unfinished = [name for name, run in runs_by_name.items() if recipes[name].weighting and not run.is_complete()]
     names = [name for name in runs_by_name if name not in unfinished]
@@ -113,6 +114,8 @@ def compare(ws: AnyWorkspace, runs: Sequence[str] = (), *, against: str | None =
     result = Compared(arms, lines, measures, None)
     if unfinished:
         result.warnings.append(f"not finished, so left out: {', '.join(unfinished)}; the same `curate train` goes on")
+    if damaged:
+        result.warnings.append(f"damaged, so left out: {', '.join(damaged)}; `curate verify` says what can be done")
     if against is not None and against not in keys:
         raise CurateError(f"--against {against}: it is none of the runs that are compared.")
     result.against = labels[keys[against or names[0]]]
@@ -120,6 +123,14 @@ def compare(ws: AnyWorkspace, runs: Sequence[str] = (), *, against: str | None =
     if unevaluated := [name for name in names if not quality[name]]:
         result.warnings.append(f"not evaluated: {', '.join(unevaluated)}; run `curate evaluate RUN --target T`")
     return result
+
+
+def _is_whole(run: Run) -> bool:
+    """Whether what a comparison reads of a run can be read."""
+    try:
+        return bool(run.require_recipe() and run.checkpoints() is not None and run.evaluations.records() is not None)
+    except CurateError:
+        return False
 
 
 # --- arms ------------------------------------------------------------------------------------------------
@@ -251,8 +262,8 @@ def _quality(
     in_domain = {target for recipe in recipes.values() for target in _aims(recipe)}
     measures: dict[str, dict[str, Any]] = {}
     values: dict[str, dict[str, float]] = {name: {} for name in names}
-    for row in sql.rows(ws, "SELECT * FROM evaluations ORDER BY run, step, target, metric"):
-        if row["run"] in values and row["value"] is not None:
+    for row in sql.rows(ws, "SELECT * FROM evaluations ORDER BY run, step, target, metric", names):
+        if row["value"] is not None:
             shots = f", {row['shots']}-shot" if row["shots"] else ""
             split = "" if row["split"] == "test" else f" ({row['split']})"
             settings = f" [{row['settings']}]" if row["settings"] else ""

@@ -46,7 +46,7 @@ def diff(ws: AnyWorkspace, a: str, b: str) -> Difference:
 
     Raises CurateError for a manifest that does not exist or is a mixture, or whose rows the pool does not have.
     """
-    ws = workspace_of(ws)
+    ws = workspace_of(ws, pinned=True)
     ws.require_pool()
     tables = {name: read_manifest(ws, name)[0] for name in dict.fromkeys((a, b))}
     rows = {name: _rows(ws, name, table) for name, table in tables.items()}

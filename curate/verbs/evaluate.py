@@ -15,6 +15,7 @@ from curate.kinds.metric import Metric
 from curate.models.choice import ModelChoice
 from curate.results import Result
 from curate.runs.evaluation import EvalSpec, evaluate_model, questions
+from curate.store.files import remove_leftovers
 from curate.store.ledger import charged
 from curate.store.locks import lock
 from curate.store.recipes import RunRecipe
@@ -70,6 +71,7 @@ def evaluate(
     from curate.training.objective import Objective
 
     with lock(ws.path, f"run {run}"):
+        remove_leftovers(opened.folder, mine=True)
         recipe = opened.recipe or recipe or opened.require_recipe()
         checkpoint = opened.latest() if recipe.weighting else None
         choice = chosen or model_choice(recipe.model, ws.trusted)  # the device and the like are not stored

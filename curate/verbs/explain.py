@@ -48,7 +48,7 @@ def explain(ws: AnyWorkspace, sample_id: str, score: str, *, k: int = 5) -> Expl
     lowest are shown. sample_id: an id, or its first digits if no other begins so. Raises CurateError for another score,
     an unknown or ambiguous id, or a sample without a vector.
     """
-    ws = workspace_of(ws)
+    ws = workspace_of(ws, pinned=True)
     if k < 1:
         raise CurateError(f"-k {k}: a number of samples is 1 or more.")
     state = score_state(ws, score)

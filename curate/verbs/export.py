@@ -22,6 +22,7 @@ from curate.errors import CurateError
 from curate.kinds.export import Export, Row
 from curate.results import Result
 from curate.runs.export_rows import ExportRows, export_rows
+from curate.store.files import remove_leftovers_of, temporary_beside
 from curate.store.ledger import charged
 from curate.store.schema import CONTENT
 from curate.store.special_tokens import special_in, texts_of
@@ -67,13 +68,14 @@ def export(
     Raises CurateError for a folder that is not empty, weights that the format cannot carry, or a sample that it cannot
     represent; then nothing is written.
     """
-    ws, exporter, folder = workspace_of(ws), method_of(Export, exporter), os.fspath(folder)
+    ws, exporter, folder = workspace_of(ws, pinned=True), method_of(Export, exporter), os.fspath(folder)
     export_set = export_rows(ws, manifest, exporter, seed)
     target = Path(folder).absolute()
     if target.exists() and (not target.is_dir() or any(target.iterdir())):
         raise CurateError(f"{folder} is not empty; export into a new or empty folder (-o DIR).")
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.tmp")
+    remove_leftovers_of(target)
+    temporary = temporary_beside(target)
     temporary.mkdir()
     try:
         with charged(ws.path, "export", methods=[exporter.name], name=manifest, phase="write") as meter:
@@ -101,7 +103,7 @@ def preview(
     ws: AnyWorkspace, manifest: str, exporter: Export | str, count: int = 3, *, skip_unfit: bool = False
 ) -> list[dict[str, Any]]:
     """The first `count` rows as the trainer will see them, without writing anything."""
-    ws, exporter = workspace_of(ws), method_of(Export, exporter)
+    ws, exporter = workspace_of(ws, pinned=True), method_of(Export, exporter)
     export_set, unwritten = export_rows(ws, manifest, exporter, 0), Exported(manifest, exporter.name, "")
     rows = _written(_rows(ws, export_set.table, exporter), exporter, skip_unfit, unwritten, Counter())
     return [exporter.example(row) for row in islice(rows, count)]

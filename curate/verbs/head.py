@@ -36,7 +36,7 @@ def head(ws: AnyWorkspace, name: str | None = None, *, where: str | None = None,
     where: an SQL condition over `samples` that those of the pool, a manifest or a score must satisfy. Raises
     CurateError for a name that is none of these, invalid SQL, or a condition on a target.
     """
-    ws = workspace_of(ws)
+    ws = workspace_of(ws, pinned=True)
     if n < 1:
         raise CurateError(f"-n {n}: a number of samples is 1 or more.")
     if name in ws.target_names() and name not in (*ws.manifest_names(), *ws.score_names()):

@@ -114,7 +114,11 @@ def mix(
     Raises CurateError for a domain that would be repeated more often than allowed, or has no sample; a column that the
     mixer needs and lacks, or does not use; a stale score (unless allowed); or a name that is taken.
     """
-    ws, mixer, blend = workspace_of(ws), method_of(Mixer, mixer), spec_of(MixtureSpec, blend, fields, "mix")
+    ws, mixer, blend = (
+        workspace_of(ws, pinned=True),
+        method_of(Mixer, mixer),
+        spec_of(MixtureSpec, blend, fields, "mix"),
+    )
     proxy = proxy_of(proxy, evals)
     ws.check_name(name, "manifest")
     ws.require_pool()

@@ -46,7 +46,7 @@ def neighbors(
 
     Raises CurateError for unknown vectors or id, a sample without a vector, or a model that has changed since.
     """
-    ws = workspace_of(ws)
+    ws = workspace_of(ws, pinned=True)
     if (text is None) == (sample_id is None):
         raise CurateError("say what to be near to: --text 'some words', or --id of a sample.")
     if text is not None and not text.strip():

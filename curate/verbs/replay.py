@@ -21,7 +21,7 @@ def replay(
     allow_stale: true if given now or in the original. fresh: as for `select`. If the rows differ from the original's, a
     warning states why.
     """
-    ws = workspace_of(ws)
+    ws = workspace_of(ws, pinned=True)
     path = Path(file)
     if not path.is_file():
         raise CurateError(f"{file}: there is no such file; a manifest's JSON is manifests/NAME.json.")

@@ -127,7 +127,7 @@ def report(
 
     Raises CurateError for an empty pool, or an unknown score or manifest.
     """
-    ws = workspace_of(ws)
+    ws = workspace_of(ws, pinned=True)
     ws.require_pool()
     if samples < 0 or cut < 1:
         raise CurateError(f"--samples is 0 or more and --cut 1 or more, not {samples} and {cut}.")

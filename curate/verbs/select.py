@@ -71,7 +71,7 @@ def select(
     or that something was made from; without it that is an error. Raises CurateError for a stale or incomplete score
     (unless allowed), a name that is taken, invalid SQL, or a budget that no candidate fits in.
     """
-    ws, choice = workspace_of(ws), spec_of(SelectionSpec, choice, fields, "select")
+    ws, choice = workspace_of(ws, pinned=True), spec_of(SelectionSpec, choice, fields, "select")
     selector = method_of(Selector, selector or ("top" if choice.by else "random"))
     ws.check_name(name, "manifest")
     shards = ws.require_pool()

@@ -83,7 +83,7 @@ def show(ws: AnyWorkspace, name: str, *, n: int = 5) -> Sample | Described:
     n: of an object, how many rows to show. Raises CurateError if nothing has that name and no sample that id, or if
     several samples' ids begin so.
     """
-    ws = workspace_of(ws)
+    ws = workspace_of(ws, pinned=True)
     kinds = [kind for kind in _KINDS if name in ws.having(kind)]
     if kinds:
         described = _DESCRIBE[kinds[0]](ws, name, n)
@@ -180,7 +180,7 @@ def _run(ws: Workspace, name: str, n: int) -> Described:
     run = Run(ws, name)
     recipe = run.require_recipe()
     state = next(sql.rows(ws, f"SELECT state FROM runs WHERE name = {literal(name)}"))["state"]
-    rows = list(sql.rows(ws, f"SELECT * EXCLUDE (run) FROM evaluations WHERE run = {literal(name)} LIMIT {n}"))
+    rows = list(sql.rows(ws, f"SELECT * EXCLUDE (run) FROM evaluations WHERE run = {literal(name)} LIMIT {n}", [name]))
     return Described(name, "run", run_words(recipe), run_command(recipe), state, rows, recipe.as_json())
 
 

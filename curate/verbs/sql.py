@@ -91,7 +91,7 @@ def sql(
     It reads the files of the workspace alone, and those that are allowed. allow_files: folders and files. timeout:
     seconds after which it is given up. Raises CurateError, with DuckDB's own sentence, for a query that it refuses.
     """
-    ws = with_files(workspace_of(ws), allow_files)
+    ws = with_files(workspace_of(ws, pinned=True), allow_files)
     _require_timeout(timeout)
     return QueryResult(queries.fetch(ws, query, timeout))
 

@@ -10,6 +10,7 @@ from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.results import Result
 from curate.store.contents import Lost, lost, marker_of
+from curate.store.files import leftovers
 from curate.store.manifests import kept_manifests, manifest_recipe, stamp_of
 from curate.store.mask_file import read_mask
 from curate.store.recipes import MixtureRecipe, SelectionRecipe, WeightsRecipe, known
@@ -40,11 +41,12 @@ class Status(Result):
     masks: list[dict[str, Any]] = field(default_factory=list)
     runs: list[dict[str, Any]] = field(default_factory=list)
     damaged: list[str] = field(default_factory=list)  # what cannot be read, or is gone
+    leftovers: int = 0  # temporary files of killed commands, which `verify` removes
 
 
 def status(ws: AnyWorkspace) -> Status:
     """The pool by source, targets by split, scores and vectors with what is missing or stale, and the rest."""
-    ws = workspace_of(ws)
+    ws = workspace_of(ws, pinned=True)
     sources = "SELECT source, count(*) AS rows, sum(copies)::BIGINT AS copies, sum(n_chars)::BIGINT AS chars FROM pool"
     by_source = list(sql.rows(ws, f"{sources} GROUP BY source ORDER BY rows DESC, source"))
     targets = """SELECT target, count(*) FILTER (split = 'val') AS val, count(*) FILTER (split = 'test') AS test,
@@ -67,6 +69,7 @@ def status(ws: AnyWorkspace) -> Status:
             ws, lambda ws, name: {**of_runs[name], "note": _manifest_note(ws, name)}, list(of_runs), damaged, "run"
         ),
         damaged=damaged,
+        leftovers=len(leftovers(ws.path)),
     )
 
 
@@ -158,7 +161,7 @@ def _mask(ws: Workspace, name: str) -> dict[str, Any]:
 
 def ledger(ws: AnyWorkspace) -> list[dict[str, Any]]:
     """Costs summed by stage, method, name and phase, ordered by first occurrence."""
-    ws = workspace_of(ws)
+    ws = workspace_of(ws, pinned=True)
     return list(
         sql.rows(
             ws,

@@ -53,7 +53,7 @@ def train(
     weights that are all zero, negative or NaN, or a target to evaluate on that lacks the split; CurateFailure if the
     loss diverges, naming the step and the last good checkpoint.
     """
-    ws, evals = workspace_of(ws), evals_of(evals, metrics)
+    ws, evals = workspace_of(ws, pinned=True), evals_of(evals, metrics)
     training = training_of(ws, training, options)
     ws.check_name(name, "run")
     training = replace(
@@ -129,7 +129,7 @@ def _diagnostics(ws: Workspace, name: str, pooled: bool) -> tuple[list[dict[str,
     sources = f"""SELECT source, count(*) / sum(count(*)) OVER () AS share,
         sum(t.weight) / sum(sum(t.weight)) OVER () AS weighted_share
         FROM {trained_rows} t JOIN pool USING (row) GROUP BY source ORDER BY weighted_share DESC, source"""
-    return list(sql.rows(ws, epochs)), list(sql.rows(ws, sources)) if pooled else []
+    return list(sql.rows(ws, epochs, [name])), list(sql.rows(ws, sources, [name])) if pooled else []
 
 
 def _planned(ws: Workspace, rows: TrainingRows, training: TrainingSpec, target: Target | None) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from curate.results import Result
 from curate.runs import integrity as of_runs
 from curate.store.commits import Parts
 from curate.store.encoding import parquet_of, read_table
-from curate.store.files import remove_tree
+from curate.store.files import leftovers, remove_leftovers, remove_tree
 from curate.store.integrity import Damage, Seen, list_damage, looked_at, restored, wrong_file
 from curate.store.locks import lock
 from curate.store.object_store import Location
@@ -33,7 +33,10 @@ from curate.verbs.score import score
 
 @dataclass
 class Verified(Result):
-    """What was checked, and the damage that was found. leftovers: files of killed commands, which nothing reads."""
+    """What was checked, and the damage that was found.
+
+    leftovers: files of killed commands, which nothing reads; temporary ones were removed.
+    """
 
     parts: int = 0
     bytes: int = 0
@@ -65,6 +68,8 @@ def verify(
     ws = workspace_of(ws)
     executor = method_of(Executor, executor) if executor is not None else None
     result = Verified()
+    result.leftovers += map(str, leftovers(ws.path))
+    remove_leftovers(ws.path)
     _note(result, of_runs.check_contents(ws, repair))
     _note(result, _pool(ws, result, repair, adopt))
     _note(result, _targets(ws, repair))

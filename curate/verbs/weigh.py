@@ -70,7 +70,7 @@ def weigh(
     Raises CurateError for a weighting that needs the model, a stale score (unless allowed), a name that is taken, or
     weights that are all 0.
     """
-    ws, weighting = workspace_of(ws), method_of(Weighting, weighting)
+    ws, weighting = workspace_of(ws, pinned=True), method_of(Weighting, weighting)
     ws.check_name(name, "manifest")
     shards = ws.require_pool()
     if unusable := set(weighting.needs) - {"loss", "column", "base_loss"}:

@@ -272,3 +272,94 @@ def test_a_workspace_without_lists_is_brought_to_them_by_its_first_writer(
     with pytest.raises(CurateError, match="part-00005"):
         ws.pool.record_path("part-00005").unlink()
         curate.status(ws)
+
+
+def test_damage_of_one_run_stops_no_other(ws: Workspace) -> None:
+    curate.train(ws, "other", PLAIN, evals=[EvalSpec("sums", Loss())])
+    metrics = Path(ws.path) / "runs/plain/metrics/part-000002.parquet"
+    evaluation = Path(ws.path) / "runs/plain/evaluations/_commit/sums-test-loss-0shot-000002.json"
+    cut(metrics)
+    evaluation.unlink()
+    assert curate.train(ws, "third", PLAIN).steps == 2
+    assert [line.run for line in curate.compare(ws, ["other"]).lines] == ["other"]
+    found = curate.compare(ws)
+    assert [line.run for line in found.lines] == ["other", "third"] and "damaged, so left out: plain" in str(
+        found.warnings
+    )
+    assert len(curate.sql(ws, "SELECT * FROM samples")) == 50
+    for table in ("metrics", "evaluations"):
+        with pytest.raises(DamagedError, match="plain"):
+            curate.sql(ws, f"SELECT * FROM {table}")
+
+
+@pytest.mark.parametrize(
+    ("file", "use"),
+    [
+        ("targets/sums.parquet", lambda ws: curate.sql(ws, "SELECT * FROM targets")),
+        ("targets/sums.parquet", lambda ws: curate.evaluate(ws, "plain", [EvalSpec("sums", Loss())])),
+        ("scores/length/part-00001.parquet", lambda ws: curate.sql(ws, "SELECT avg(length) FROM samples")),
+        ("manifests/best.parquet", lambda ws: curate.export(ws, "best", "jsonl", Path(ws.path).parent / "out")),
+    ],
+)
+def test_a_single_flipped_bit_is_not_read_as_data(ws: Workspace, file: str, use: Callable[[Workspace], Any]) -> None:
+    path = Path(ws.path) / file
+    data = bytearray(path.read_bytes())
+    for place in (40, len(data) // 3, len(data) // 2):
+        path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        with pytest.raises(CurateError, match=path.name):
+            use(ws)
+
+
+def test_a_flipped_bit_of_the_pool_changes_no_score_unnoticed(ws: Workspace) -> None:
+    """Compressed pages have no checksum of their own, and most flips decompress to other text."""
+    path, names = ws.pool.path("part-00001"), {"length": "whole"}
+    data = path.read_bytes()
+    curate.score(ws, Length(of="whole"), names=names)
+    scored = "SELECT id, score FROM whole"
+    true, said = curate.sql(ws, scored), 0
+    for place in range(5, len(data), len(data) // 40):
+        Path(str(path)).write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
+        try:
+            curate.score(ws, Length(of="whole"), names=names, fresh=True)
+        except CurateError:
+            said += 1
+        else:
+            assert curate.sql(ws, scored) == true
+    assert said > 10
+
+
+def test_who_reads_keeps_to_the_pool_as_it_was(ws: Workspace, tmp_path: Path) -> None:
+    """A report during an ingest once ended in a KeyError."""
+    uses: list[Callable[[Workspace], Any]] = [
+        lambda ws: curate.status(ws).rows,
+        lambda ws: curate.sql(ws, "SELECT count(*) AS n, max(row) AS last, count(length) AS scored FROM samples"),
+        lambda ws: curate.select(ws, "again", Top(), SelectionSpec(by="length", top=20)).rows,
+        lambda ws: str(curate.compare(ws).lines),
+        lambda ws: curate.head(ws, "length"),
+        lambda ws: curate.report(ws).status.rows,
+    ]
+    pinned = ws.with_pinned_pool()
+    before = [use(pinned) for use in uses]
+    curate.ingest(ws, [write_jsonl(tmp_path / "more.jsonl", [{"text": f"more {n}"} for n in range(9)])])
+    assert [use(pinned) for use in uses] == before
+    assert curate.status(ws).rows == 59
+
+
+def test_what_killed_commands_left_is_counted_and_removed(ws: Workspace, tmp_path: Path, cli: Any) -> None:
+    import subprocess
+    import sys
+
+    from curate.machine import machine
+
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    mark, mine = f"{machine()}.{dead.pid}.tmp", f"{machine()}.1.tmp"  # process 1 lives
+    for place in ("runs/plain/.trainer.json", "scores/.x", "runs/plain/evaluations/.part"):
+        (Path(ws.path) / f"{place}.{mark}").write_text("torn")
+    (Path(ws.path) / f"pool/.part.{mine}").write_text("being written")
+    (tmp_path / f".out.{mark}").mkdir()
+    assert curate.status(ws).leftovers == 3 and "3 files of killed commands" in cli("status", ws=ws).stdout
+    assert len(curate.verify(ws).leftovers) == 3 and curate.status(ws).leftovers == 0
+    assert (Path(ws.path) / f"pool/.part.{mine}").exists()
+    curate.export(ws, "best", "jsonl", tmp_path / "out")
+    assert not (tmp_path / f".out.{mark}").exists()

@@ -39,7 +39,7 @@ class Datasets(Export):
     def write(self, rows: Iterator[Row], folder: Path, name: str) -> list[Path]:
         import datasets
 
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".rows.", suffix=".tmp") as temporary:
+        with tempfile.TemporaryDirectory(dir=folder, prefix=".rows.") as temporary:
             stream = f"{temporary}/rows.arrow"
             with pa.OSFile(stream, "wb") as f, pa.ipc.new_stream(f, EXPORTED) as writer:
                 for table in self.tables(rows, EXPORTED):
