@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from curate.errors import CurateError, nearest
+from curate.errors import CurateError, DamagedError, nearest
 from curate.hashing import fingerprint
 from curate.store.commits import Parts
 from curate.store.encoding import read_json, read_table, write_json
@@ -284,7 +284,7 @@ def _open(path: str | os.PathLike[str], create: bool, like: Workspace | None) ->
         raise CurateError(f"{folder}: a workspace's path must not hold *, ?, [ or ], which stand for other files.")
     marker = folder / MARKER
     if marker.exists():
-        return _opened(folder, read_json(marker))
+        return _opened(folder, _marker_of(marker))
     if not create:
         raise CurateError(f"{folder} is no workspace (it has no workspace.json); make one with `curate ingest`.")
     if folder.exists() and not folder.is_dir():
@@ -296,6 +296,16 @@ def _open(path: str | os.PathLike[str], create: bool, like: Workspace | None) ->
     created = datetime.now(UTC).isoformat()
     write_json(marker, {"format": FORMAT, "created": created, "curate": __version__, "special_tokens": rule})
     return Workspace(folder)
+
+
+def _marker_of(path: Location) -> Any:
+    try:
+        return read_json(path)
+    except ValueError:
+        raise DamagedError(
+            f'{path} is damaged: it is not JSON; restore it from a copy, or write {{"format": {FORMAT}, '
+            '"special_tokens": "text"} into it, of which the rest of the workspace is independent.'
+        ) from None
 
 
 def _mend(ws: Workspace) -> None:

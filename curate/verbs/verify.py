@@ -70,7 +70,6 @@ def verify(
     result = Verified()
     result.leftovers += map(str, leftovers(ws.path))
     remove_leftovers(ws.path)
-    _note(result, of_runs.check_contents(ws, repair))
     _note(result, _pool(ws, result, repair, adopt))
     _note(result, _targets(ws, repair))
     for folder in sorted((ws.path / "prepared").glob("*")):
@@ -90,6 +89,9 @@ def verify(
         _note(result, of_runs.check_run(ws, name, repair))
     ledger = sorted((ws.path / "ledger").glob("part-*.parquet"))
     _note(result, of_runs.check_tables(ledger, "ledger", "its costs are lost; remove it, and the others are read"))
+    known = {(damage.kind, damage.name) for damage in result.damaged}  # said by what could not read it
+    listed = of_runs.check_contents(ws, repair)
+    _note(result, (d for d in listed if not isinstance(d, Damage) or (d.kind, d.name) not in known))
     return result
 
 

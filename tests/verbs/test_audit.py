@@ -370,5 +370,5 @@ def test_a_workspace_s_audit_is_one_at_a_time_and_named_as_others_are(audited: A
     with pytest.raises(CurateError, match="must match"):
         curate.audit(ws, "Two", plan_of(PLAN))
     bad: Audit = replace(plan_of(PLAN), seeds=0)
-    with pytest.raises(CurateError, match="at least one selector and one seed"):
+    with pytest.raises(CurateError, match="at least one selector, and 1 to 1,000 seeds"):
         curate.audit(ws, "nobody", bad)

@@ -320,7 +320,7 @@ def test_a_target_that_is_not_there_is_said(ready: Workspace, eval_spec: EvalSpe
 def test_a_model_that_does_not_load_leaves_no_run_behind(ready: Workspace, tmp_path: Path) -> None:
     folder = shutil.copytree(TINY_FOLDER, tmp_path / "model")
     (folder / "model.safetensors").write_bytes(b"damaged")
-    with pytest.raises(CurateError, match="cannot be loaded"):
+    with pytest.raises(CurateError, match="cannot be read as safetensors"):
         curate.evaluate(ready, "base", [EvalSpec("facts", Loss(), limit=2)], model=ModelChoice(str(folder)))
     assert not ready.run_names()
 

@@ -363,3 +363,11 @@ def test_what_killed_commands_left_is_counted_and_removed(ws: Workspace, tmp_pat
     assert (Path(ws.path) / f"pool/.part.{mine}").exists()
     curate.export(ws, "best", "jsonl", tmp_path / "out")
     assert not (tmp_path / f".out.{mark}").exists()
+
+
+@pytest.mark.parametrize("bad", ["", "{", "[]", '{"format": "x"}', '{"format": 99}'])
+def test_a_marker_that_cannot_be_read_is_one_sentence(ws: Workspace, bad: str, cli: Any) -> None:
+    (Path(ws.path) / "workspace.json").write_text(bad)
+    done = cli("status", ws=ws)
+    assert done.returncode == 2 and done.stderr.count("\n") == 1 and "workspace" in done.stderr
+    assert "unexpected" not in done.stderr
