@@ -140,8 +140,11 @@ def _manifest_note(ws: Workspace, run: str) -> str:
     name, stamp = recipe.manifest, known(recipe.manifest_sha256)
     if not name or stamp is None:
         return ""
-    if name in ws.manifest_names() and stamp_of(manifest_recipe(ws, name)) == stamp:
-        return ""
+    try:
+        if name in ws.manifest_names() and stamp_of(manifest_recipe(ws, name)) == stamp:
+            return ""
+    except CurateError:
+        return f"run {run}: its manifest {name} is damaged."
     changed = "was replaced since" if name in ws.manifest_names() else "was removed"
     kept = kept_manifests(ws).get(stamp)
     path = ws.manifest_path(name).parent / "replaced" / f"{stamp}.json"
