@@ -53,14 +53,14 @@ def check_run(ws: Workspace, name: str, repair: bool) -> Seen:
 
 def _parts_of(ws: Workspace, run: Run, kind: str, remedy: str, repair: bool, computable: bool = False) -> Seen:
     parts, what = Parts(run.folder / kind), f"run {run.name}"
-    yield from list_damage(parts, "run", run.name, ws.path, what, repair)
+    yield from list_damage(parts, "run", run.name, ws, what, repair)
     for part in looked_at(parts):
         damage = Damage("run", run.name, f"{kind}/{part.name}", part.problem, remedy)
         if part.restorable:
-            yield restored(parts, part, damage, ws.path, what, repair)
+            yield restored(parts, part, damage, ws, what, repair)
         elif part.problem and not part.left_over:
             if computable and repair:
-                with lock(ws.path, what):
+                with lock(ws, what):
                     parts.remove(part.name)
             yield Damage(damage.kind, damage.name, damage.part, damage.what, remedy, computable and repair)
         elif not part.problem:
@@ -69,7 +69,7 @@ def _parts_of(ws: Workspace, run: Run, kind: str, remedy: str, repair: bool, com
 
 def _checkpoints(ws: Workspace, run: Run, again: str, repair: bool) -> Seen:
     parts, what = Parts(run.folder / "checkpoints"), f"run {run.name}"
-    yield from list_damage(parts, "run", run.name, ws.path, what, repair)
+    yield from list_damage(parts, "run", run.name, ws, what, repair)
     try:
         listed = parts.listed()
     except DamagedError:
@@ -79,7 +79,7 @@ def _checkpoints(ws: Workspace, run: Run, again: str, repair: bool) -> Seen:
         if record is None or name in listed and parts.record(name) != record:
             damage = Damage("run", run.name, f"checkpoints/{name}", "has no commit record that can be read", again)
             if record is not None and repair:
-                with lock(ws.path, what):
+                with lock(ws, what):
                     parts.restore(name)
             yield Damage(damage.kind, damage.name, damage.part, damage.what, again, record is not None and repair)
         remedy = f"remove {folder}, and the same `curate train` goes on from the checkpoint before, or begins again"
@@ -112,7 +112,7 @@ def check_warm_up(ws: Workspace, folder: Location, repair: bool) -> Seen:
         else:
             yield item
     if damaged and repair:
-        with lock(ws.path, f"prepared {folder.name}"):
+        with lock(ws, f"prepared {folder.name}"):
             remove_tree(folder, marker="run.json")
     yield from damaged
 

@@ -27,6 +27,7 @@ from curate.store.commits import Parts
 from curate.store.contents import enter, take_out
 from curate.store.encoding import digest
 from curate.store.files import remove_tree, replace_tree, write_atomic
+from curate.store.locks import Lock
 from curate.store.object_store import Location
 from curate.store.recipes import RunRecipe, read_recipe, write_recipe
 from curate.store.workspace import Workspace
@@ -62,12 +63,13 @@ class Checkpoint:
 @dataclass(frozen=True)
 class Run:
     """One run of a workspace. beside: whether it is built next to a run of the same name, to replace it when complete.
-    place: its folder, if it belongs to a score and not to the user."""
+    place: its folder, if it belongs to a score and not to the user. held: the lock under which it is written."""
 
     ws: Workspace
     name: str
     beside: bool = False
     place: Location | None = None
+    held: Lock | None = None
 
     @property
     def folder(self) -> Location:
@@ -161,8 +163,10 @@ class Run:
     ) -> None:
         """Commit a checkpoint: the rows since the previous one, then its files, then its record.
 
-        write: writes the files into a local folder.
+        write: writes the files into a local folder. Raises CurateFailure if the run was dropped since it began, or its
+        lock is another's.
         """
+        self._refuse_gone()
         name, parts = f"step-{step:06d}", Parts(self.folder / "checkpoints")
         for kind, table in tables.items():
             if table is not None and table.num_rows:
@@ -175,6 +179,16 @@ class Run:
                 write_atomic(parts.folder / name / file, data)
                 files[file] = digest(data)
         parts.put(name, {"step": step, "last": last, "files": files, **record})
+
+    def _refuse_gone(self) -> None:
+        if not (self.folder / "run.json").exists():
+            by = f" ({self.held.lost_to})" if self.held and self.held.lost_to else ""
+            raise CurateFailure(
+                f"the run '{self.name}' was dropped while it was trained: {self.folder / 'run.json'} is gone{by}; "
+                "what it wrote since is not kept, and the same command trains it from the beginning."
+            )
+        if self.held:
+            self.held.check()
 
     def keep(self, count: int) -> None:
         """Remove all but the latest `count` checkpoints; 0 keeps all."""

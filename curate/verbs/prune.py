@@ -37,7 +37,15 @@ class Pruned(Result):
     folder: str = ""
 
 
-def prune(ws: AnyWorkspace, run: str, method: Pruner | str, sparsity: float, *, name: str | None = None) -> Pruned:
+def prune(
+    ws: AnyWorkspace,
+    run: str,
+    method: Pruner | str,
+    sparsity: float,
+    *,
+    name: str | None = None,
+    wait: float | None = None,
+) -> Pruned:
     """Revert the least important changes of a run, and write the result as the run NAME (default: RUN_METHOD).
 
     sparsity: the share of each parameter's elements that are reset to their values before training: 0 keeps the run as
@@ -46,8 +54,9 @@ def prune(ws: AnyWorkspace, run: str, method: Pruner | str, sparsity: float, *, 
 
     Raises CurateError for a run that is not finished or involved no training, a sparsity outside [0, 1], or a name that
     is taken by another run.
+    wait: seconds to wait for what another process writes, then WorkspaceBusy; default: as `ws` was opened.
     """
-    ws, method = workspace_of(ws), method_of(Pruner, method)
+    ws, method = workspace_of(ws, wait=wait), method_of(Pruner, method)
     if not 0 <= sparsity <= 1:
         raise CurateError(f"--sparsity {sparsity:g}: it is the share of an update that is reverted, from 0 to 1.")
     source, name = require_run(ws, run), name or f"{run}_{method.name}"
@@ -67,7 +76,7 @@ def prune(ws: AnyWorkspace, run: str, method: Pruner | str, sparsity: float, *, 
     )
     result, new = Pruned(name, run, checkpoint.step), Run(ws, name)
     until = recipe.until or datetime.now(UTC).isoformat()  # later charges to its account are not part of this run
-    with lock(ws.path, f"run {name}"):
+    with lock(ws, f"run {name}"):
         if (existing := new.recipe) and existing.pruned != prune_recipe:
             raise CurateError(f"the run '{name}' exists, and is another; choose another --name.")
         if existing and existing.left and new.is_complete():  # already done

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 import curate
-from curate.errors import CurateError, DamagedError
+from curate.errors import CurateError, CurateFailure, DamagedError
 from curate.methods.masks.random import Random as RandomMask
 from curate.methods.metrics.loss import Loss
 from curate.methods.scores.length import Length
@@ -24,6 +25,7 @@ from curate.runs.config import TrainingSpec
 from curate.runs.evaluation import EvalSpec
 from curate.store import contents
 from curate.store.commits import LIST, Parts
+from curate.store.run_record import Run
 from curate.store.workspace import Workspace
 from curate.training.settings import TrainSettings
 from curate.verbs.select import SelectionSpec
@@ -272,3 +274,34 @@ def test_a_workspace_without_lists_is_brought_to_them_by_its_first_writer(
     with pytest.raises(CurateError, match="part-00005"):
         ws.pool.record_path("part-00005").unlink()
         curate.status(ws)
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        ("runs/mid", "the run 'mid' was dropped while it was trained: .*run.json is gone"),
+        ("manifests/best.json", "the manifest 'best' was dropped while the run 'mid' was trained .* step 2 is kept"),
+        (".claims/run-mid", "claim on the run mid is gone: .* was removed"),
+    ],
+    ids=["run", "manifest", "claim"],
+)
+def test_what_is_dropped_in_mid_training_ends_it_with_a_sentence(
+    ws: Workspace, monkeypatch: Any, gone: str, said: str
+) -> None:
+    monkeypatch.setattr("curate.store.locks.HEARTBEAT", 0.01)
+    commit = Run.commit
+
+    def dropping(self: Run, step: int, *given: Any, **record: Any) -> None:
+        path = Path(str(ws.path / gone))
+        if step == 2:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            time.sleep(0.1)
+        commit(self, step, *given, **record)
+
+    monkeypatch.setattr(Run, "commit", dropping)
+    settings = TrainSettings(steps=3, batch_size=2, checkpoint_every=1)
+    with pytest.raises(CurateFailure, match=said):
+        curate.train(ws, "mid", TrainingSpec(ModelChoice("tiny"), Uniform(), settings, "best"))
+    last = 0 if gone == "runs/mid" else 2 if gone.startswith("manifests") else 1
+    assert (Run(ws, "mid").checkpoints() or [None])[-1] == (Run(ws, "mid").latest() if last else None)
+    assert not last or Run(ws, "mid").latest().step == last
