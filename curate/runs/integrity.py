@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from curate.errors import CurateError, DamagedError
 from curate.store import contents
-from curate.store.commits import Parts
-from curate.store.encoding import read_table
+from curate.store.commits import LIST, Parts
+from curate.store.encoding import size
 from curate.store.files import remove_tree
 from curate.store.integrity import Damage, Seen, list_damage, looked_at, restored, wrong, wrong_file
+from curate.store.ledger_files import folder_of, names_of, read_entries, relist
 from curate.store.locks import lock
 from curate.store.manifests import kept_path, manifest_recipe
 from curate.store.mask_file import read_mask
@@ -166,12 +165,15 @@ def check_mask(ws: Workspace, name: str) -> Seen:
         yield len(ws.mask_path(name).read_bytes())
 
 
-def check_tables(files: Sequence[Location], kind: str, remedy: str) -> Seen:
-    """Tables that no record certifies: whether they can be read at all."""
-    for path in files:
-        try:
-            read_table(path)
-        except (CurateError, OSError):
-            yield Damage(kind, kind, path.name, "cannot be read", remedy)
-        else:
-            yield len(path.read_bytes())
+def check_ledger(ws: Workspace, repair: bool) -> Seen:
+    """The files of the ledger, and their list; a repair sets aside what cannot be read, and lists what can."""
+    lost = read_entries(ws.path).lost
+    for name in names_of(folder_of(ws.path)):
+        if name not in lost:
+            yield size(folder_of(ws.path) / f"{name}.parquet")
+    costs = "what it says of costs is lost; put a copy of it back, or --repair goes on without it (in ledger/set-aside)"
+    if lost and repair:
+        relist(ws.path, [name for name in lost if name != LIST])
+    for name, problem in lost.items():
+        part, remedy = (name, "--repair makes it again") if name == LIST else (f"{name}.parquet", costs)
+        yield Damage("ledger", "ledger", part, problem, remedy, repair)

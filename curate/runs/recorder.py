@@ -63,6 +63,7 @@ class Recorder:
         }
         self._metrics, self._trained = [], []
         if self.writes:
+            self.run.refuse_gone()
             self.run.commit(snapshot.step, last, tables, self._write(snapshot))
             self.run.keep(keep)
             if not last:

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from curate.errors import CurateError, CurateFailure, nearest
@@ -27,6 +28,7 @@ from curate.store.commits import Parts
 from curate.store.contents import enter, take_out
 from curate.store.encoding import digest
 from curate.store.files import remove_tree, replace_tree, write_atomic
+from curate.store.ledger_files import next_sequence
 from curate.store.locks import Lock
 from curate.store.object_store import Location
 from curate.store.recipes import RunRecipe, read_recipe, write_recipe
@@ -148,13 +150,17 @@ class Run:
         return final
 
     def begin(self, recipe: RunRecipe) -> None:
-        """Write run.json with the start time, unless it has one: older rows of the ledger under this name belong to an
-        earlier run."""
-        start_time = recipe.begun or datetime.now(UTC).isoformat()
+        """Write run.json with the start time and place in the ledger, unless it has them: older rows of the ledger
+        under this name belong to an earlier run."""
+        if not recipe.begun:
+            first = next_sequence(self.ws.path)
+            recipe = replace(
+                recipe, begun=datetime.now(UTC).isoformat(), ledger_begun=UNSET if first is None else first
+            )
         of_user = self.place is None and not self.beside
         if of_user:
             take_out(self.ws, "run", self.name)
-        write_recipe(self.folder / "run.json", replace(recipe, begun=start_time))
+        write_recipe(self.folder / "run.json", recipe)
         if of_user:
             enter(self.ws, "run", self.name)
 
@@ -163,10 +169,8 @@ class Run:
     ) -> None:
         """Commit a checkpoint: the rows since the previous one, then its files, then its record.
 
-        write: writes the files into a local folder. Raises CurateFailure if the run was dropped since it began, or its
-        lock is another's.
+        write: writes the files into a local folder.
         """
-        self._refuse_gone()
         name, parts = f"step-{step:06d}", Parts(self.folder / "checkpoints")
         for kind, table in tables.items():
             if table is not None and table.num_rows:
@@ -180,7 +184,8 @@ class Run:
                 files[file] = digest(data)
         parts.put(name, {"step": step, "last": last, "files": files, **record})
 
-    def _refuse_gone(self) -> None:
+    def refuse_gone(self) -> None:
+        """Raises CurateFailure if the run was dropped since it began, or its lock is another's."""
         if not (self.folder / "run.json").exists():
             by = f" ({self.held.lost_to})" if self.held and self.held.lost_to else ""
             raise CurateFailure(

@@ -20,7 +20,7 @@ from curate.hashing import fingerprint
 from curate.store.commits import Parts
 from curate.store.encoding import read_json, read_table, write_json
 from curate.store.files import replace_tree, sweep_dropped, write_atomic
-from curate.store.ledger import close_dead_accounts
+from curate.store.ledger import close_dead_accounts, noted_if_read_only
 from curate.store.locks import lock
 from curate.store.object_store import Location, location
 from curate.store.schema import POOL_COLUMNS, TARGET, VIEWS
@@ -331,5 +331,6 @@ def _opened(folder: Location, marker: dict[str, Any]) -> Workspace:
             f"{__version__}, which reads up to format {FORMAT}: upgrade curate."
         )
     ws = Workspace(folder)
-    _mend(ws)
+    with noted_if_read_only(ws.path):
+        _mend(ws)
     return ws

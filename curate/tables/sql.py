@@ -60,7 +60,6 @@ def _create_views(
         "pool": views.pool,
         "targets": views.targets,
         "rejects": views.rejects,
-        "ledger": views.ledger,
         "metrics": lambda ws: views.of_runs(ws, "metrics", METRICS),
         "trained": lambda ws: views.of_runs(ws, "trained", TRAINED),
         "samples": lambda ws: views.samples(ws, words),
@@ -68,7 +67,7 @@ def _create_views(
     for name, view in tables.items():
         if wanted(name):
             _create(connection, name, view(ws))
-    for name, table in {"runs": views.runs, "evaluations": views.evaluations}.items():
+    for name, table in {"ledger": views.ledger, "runs": views.runs, "evaluations": views.evaluations}.items():
         if wanted(name):
             connection.register(name, table(ws))
     for name in filter(wanted, ws.score_names()):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -18,9 +19,11 @@ from curate.kinds.parameters import Pruner
 from curate.models.choice import ModelChoice
 from curate.results import Result
 from curate.store.ledger import charged
+from curate.store.ledger_files import next_sequence
 from curate.store.locks import lock
 from curate.store.recipes import PruneRecipe, RunRecipe
 from curate.store.run_record import Run, require_run
+from curate.store.workspace import Workspace
 from curate.tables.inputs import method_recipe, model_choice
 
 
@@ -75,7 +78,7 @@ def prune(
         before=recipe.pruned,
     )
     result, new = Pruned(name, run, checkpoint.step), Run(ws, name)
-    until = recipe.until or datetime.now(UTC).isoformat()  # later charges to its account are not part of this run
+    ended = _ended(ws, recipe)  # later charges to its account are not part of this run
     with lock(ws, f"run {name}"):
         if (existing := new.recipe) and existing.pruned != prune_recipe:
             raise CurateError(f"the run '{name}' exists, and is another; choose another --name.")
@@ -92,11 +95,20 @@ def prune(
             counts = {"parameters": result.parameters, "changed": result.changed, "kept": result.kept}
             new.begin(
                 structs.replace(
-                    recipe, name=name, account=recipe.account or run, until=until, pruned=prune_recipe, left=counts
+                    recipe, name=name, account=recipe.account or run, **ended, pruned=prune_recipe, left=counts
                 )
             )
     result.folder = str(new.latest().folder)
     return result
+
+
+def _ended(ws: Workspace, recipe: RunRecipe) -> dict[str, Any]:
+    """Where in the ledger the charges to a run end that is pruned now."""
+    if recipe.until:
+        return {}
+    following = next_sequence(ws.path)
+    place = {} if following is None else {"ledger_until": following}
+    return {"until": datetime.now(UTC).isoformat(), **place}
 
 
 def _pruned(

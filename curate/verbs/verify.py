@@ -85,8 +85,7 @@ def verify(
         _note(result, of_runs.check_mask(ws, name))
     for name in ws.run_names():
         _note(result, of_runs.check_run(ws, name, repair))
-    ledger = sorted((ws.path / "ledger").glob("part-*.parquet"))
-    _note(result, of_runs.check_tables(ledger, "ledger", "its costs are lost; remove it, and the others are read"))
+    _note(result, of_runs.check_ledger(ws, repair))
     return result
 
 

@@ -23,6 +23,7 @@ from curate.methods.weightings.uniform import Uniform
 from curate.models.choice import ModelChoice
 from curate.runs.config import TrainingSpec
 from curate.runs.evaluation import EvalSpec
+from curate.runs.recorder import Recorder
 from curate.store import contents
 from curate.store.commits import LIST, Parts
 from curate.store.run_record import Run
@@ -289,16 +290,16 @@ def test_what_is_dropped_in_mid_training_ends_it_with_a_sentence(
     ws: Workspace, monkeypatch: Any, gone: str, said: str
 ) -> None:
     monkeypatch.setattr("curate.store.locks.HEARTBEAT", 0.01)
-    commit = Run.commit
+    commit = Recorder.commit
 
-    def dropping(self: Run, step: int, *given: Any, **record: Any) -> None:
+    def dropping(self: Recorder, *given: Any) -> None:
         path = Path(str(ws.path / gone))
-        if step == 2:
+        if self.trainer.step == 2:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
             time.sleep(0.1)
-        commit(self, step, *given, **record)
+        commit(self, *given)
 
-    monkeypatch.setattr(Run, "commit", dropping)
+    monkeypatch.setattr(Recorder, "commit", dropping)
     settings = TrainSettings(steps=3, batch_size=2, checkpoint_every=1)
     with pytest.raises(CurateFailure, match=said):
         curate.train(ws, "mid", TrainingSpec(ModelChoice("tiny"), Uniform(), settings, "best"))
