@@ -20,7 +20,6 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from curate.errors import DamagedError
 from curate.store.commits import LIST, read_list, write_list
@@ -227,7 +226,7 @@ def _in_order(tables: Sequence[pa.Table]) -> pa.Table:
         return LEDGER_ROWS.empty_table()
     table = pa.concat_tables(tables).select(LEDGER_ROWS.names).combine_chunks()
     table = table.sort_by([("sequence", "ascending"), ("entry", "ascending")])
-    if pc.count_distinct(table["entry"]).as_py() < table.num_rows:
+    if len(table["entry"].unique()) < table.num_rows:
         _, first = np.unique(np.array(table["entry"].to_pylist(), object), return_index=True)
         table = table.take(pa.array(np.sort(first)))
     return table
