@@ -306,3 +306,16 @@ def test_what_is_dropped_in_mid_training_ends_it_with_a_sentence(
     last = 0 if gone == "runs/mid" else 2 if gone.startswith("manifests") else 1
     assert (Run(ws, "mid").checkpoints() or [None])[-1] == (Run(ws, "mid").latest() if last else None)
     assert not last or Run(ws, "mid").latest().step == last
+
+
+def test_a_lost_file_of_the_ledger_stops_no_command_but_those_that_show_it(ws: Workspace) -> None:
+    lost = sorted((ws.path / "ledger").glob("part-*.parquet"))[-1]
+    lost.unlink()
+    curate.train(ws, "more", model="tiny", manifest="best", steps=1, batch_size=2)
+    assert any(f"({lost.stem})" in warning for warning in curate.compare(ws).warnings)
+    assert len(curate.sql(ws, "SELECT * FROM samples")) == 50
+    assert any(f"({lost.stem})" in warning for warning in curate.report(ws).warnings)
+    with pytest.raises(DamagedError, match=lost.stem):
+        curate.ledger(ws)
+    curate.verify(ws, repair=True)
+    assert not any("ledger" in warning for warning in curate.compare(ws).warnings) and curate.ledger(ws)
