@@ -48,6 +48,7 @@ _HOMES = {
     "preview": "curate.verbs.export",
     "CurateError": "curate.errors",
     "DamagedError": "curate.errors",
+    "WorkspaceBusy": "curate.errors",
     "InputLimits": "curate.store.input_limits",
     "ModelChoice": "curate.models.choice",
     "SelectionSpec": "curate.verbs.select",
@@ -61,6 +62,7 @@ if TYPE_CHECKING:
     from curate.arguments.methods import method as method
     from curate.errors import CurateError as CurateError
     from curate.errors import DamagedError as DamagedError
+    from curate.errors import WorkspaceBusy as WorkspaceBusy
     from curate.kinds.registry import find as find
     from curate.kinds.registry import list_methods as list_methods
     from curate.models.choice import ModelChoice as ModelChoice

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from datetime import datetime
 
 _SHOWN = 15  # known names listed when none is similar
 
@@ -12,6 +13,29 @@ class CurateError(Exception):
     """A mistake that the user can correct; the command exits with status 2."""
 
     exit_status = 2
+
+
+class WorkspaceBusy(CurateError):
+    """A part of a workspace that another process writes at the moment; free once it has ended.
+
+    what: the part (`pool`, `score bm25`, …). process, host: who writes it, since: since when (UTC); None if that is not
+    known. waited: the seconds for which it was waited for.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        what: str,
+        process: int | None = None,
+        host: str | None = None,
+        since: datetime | None = None,
+        waited: float = 0.0,
+    ):
+        super().__init__(message)
+        self.what, self.process, self.host, self.since, self.waited = what, process, host, since, waited
+
+    def __reduce__(self) -> tuple[type[WorkspaceBusy], tuple[object, ...]]:  # so that worker processes can hand it on
+        return type(self), (str(self), self.what, self.process, self.host, self.since, self.waited)
 
 
 class CurateFailure(CurateError):

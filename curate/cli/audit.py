@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 @click.command()
 @click.argument("name")
-@workspace()
+@workspace(writes=True)
 @click.option("--plan", "plan_file", required=True, metavar="FILE", help="The audit's plan, in TOML (docs: Audit).")
 @click.option("--model", "model_name", metavar="MODEL", help="Use this model instead of the plan's.")
 @click.option("--seeds", type=int, metavar="N", help="Number of seeds, instead of the plan's.")

@@ -95,7 +95,7 @@ def ledger(ws: Workspace, as_json: bool) -> None:
 
 
 @click.command()
-@workspace()
+@workspace(writes=True)
 @click.option("--repair", is_flag=True, help="Recompute damaged parts where possible.")
 @click.option("--adopt", is_flag=True, help="Vouch again for whole parts of the pool that lost their commit record.")
 @as_json_option
@@ -214,7 +214,7 @@ def sql(
 
 @click.command()
 @click.argument("name")
-@workspace()
+@workspace(writes=True)
 @click.option("--force", is_flag=True, help="Remove it also if something was made from it.")
 @click.option("--dry-run", is_flag=True, help="Only print what would be removed, and what was made from it.")
 @as_json_option

@@ -9,6 +9,7 @@ import click
 
 from curate.cli import audit, comparing, doctor, explore, inspect, looking, mixing, pool, scoring, selection, training
 from curate.cli.console import run
+from curate.cli.options import wait_option
 from curate.errors import CurateError, nearest
 
 
@@ -35,6 +36,7 @@ class _Commands(click.Group):
 )
 @click.option("--allow-pickle", is_flag=True, help="Load models that a plan or a recipe names with allow_pickle so.")
 @click.option("--allow-remote-code", is_flag=True, help="The same for allow_remote_code.")
+@wait_option
 def cli(workspace: str | None, allow_files: tuple[str, ...], allow_pickle: bool, allow_remote_code: bool) -> None:
     """Data selection for language models: which samples to train on, with what weight, and at what cost.
 

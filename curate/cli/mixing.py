@@ -83,7 +83,7 @@ class _ProxyOptions:
 
 @click.command()
 @click.argument("name")
-@workspace()
+@workspace(writes=True)
 @click.option("--mixer", "mixer_name", required=True, metavar="METHOD", help="See `curate methods mixer`.")
 @grouped(
     "spec",

@@ -18,8 +18,24 @@ from curate.store.workspace import Workspace, open_workspace
 _LEAVE = ("allow_files", "allow_pickle", "allow_remote_code")  # options before the command
 
 
-def workspace(create: bool = False) -> Callable[[Any], Any]:
-    """The option -w, which opens the workspace; create: make it if it does not exist."""
+def _wait(ctx: click.Context, param: click.Parameter, value: float | None) -> None:
+    if value is not None:
+        ctx.meta["wait"] = value  # which a command has from those before it
+
+
+wait_option = click.option(
+    "--wait",
+    type=click.FloatRange(min=0),
+    metavar="SECONDS",
+    is_eager=True,  # so that the workspace is opened with it
+    expose_value=False,
+    callback=_wait,
+    help="Wait so long for a part that another process writes; else the command ends at once.",
+)
+
+
+def workspace(create: bool = False, writes: bool = False) -> Callable[[Any], Any]:
+    """The option -w, which opens the workspace; create: make it if it does not exist; writes: with --wait."""
 
     def convert(ctx: click.Context, param: click.Parameter, value: str | None) -> Workspace:
         given = ctx.find_root().params
@@ -28,15 +44,17 @@ def workspace(create: bool = False) -> Callable[[Any], Any]:
             value = before
         if not value:
             raise CurateError("say which workspace: -w FOLDER, or set CURATE_WORKSPACE.")
-        return open_workspace(value, create=create, **{name: given[name] for name in _LEAVE if given.get(name)})
+        leave = {name: given[name] for name in _LEAVE if given.get(name)}
+        return open_workspace(value, create=create, wait=ctx.meta.get("wait", 0.0), **leave)
 
-    return click.option(
+    option = click.option(
         *("-w", "--workspace", "ws"),
         envvar="CURATE_WORKSPACE",
         metavar="WS",
         callback=convert,
         help="The workspace's folder" + (", created if it does not exist." if create else "."),
     )
+    return (lambda command: option(wait_option(command))) if create or writes else option
 
 
 as_json_option = click.option("--json", "as_json", is_flag=True, help="Print the result as JSON.")

@@ -24,7 +24,7 @@ from curate.text_table import in_time, one_line, table
 
 @click.command()
 @click.argument("method_names", nargs=-1, required=True, metavar="METHOD…")
-@workspace()
+@workspace(writes=True)
 @click.option("--target", "target_name", metavar="NAME", help="The target of methods that use one.")
 @click.option(
     "--name",
@@ -150,7 +150,7 @@ def _scored(r: Any, dry_run: bool) -> str:
 
 @click.command()
 @click.argument("vectors")
-@workspace()
+@workspace(writes=True)
 @click.option("--text", metavar="WORDS", help="Query text, encoded by the vectors' model.")
 @click.option("--id", "sample", metavar="ID", help="Or the id of a sample of the pool as query.")
 @click.option("-k", "count", default=10, show_default=True, metavar="N", help="Number of neighbours.")

@@ -24,7 +24,7 @@ from curate.text_table import counted, one_line, table
 
 @click.command()
 @click.argument("name")
-@workspace()
+@workspace(writes=True)
 @click.option(
     "--by",
     metavar="SQL",
@@ -180,7 +180,7 @@ def select(
 
 @click.command()
 @click.argument("name")
-@workspace()
+@workspace(writes=True)
 @click.option("--mask", "mask_name", required=True, metavar="METHOD", help="See `curate methods mask`.")
 @click.option("--frac", type=float, required=True, metavar="F", help="Budget as a fraction of the model's parameters.")
 @click.option(
@@ -214,7 +214,7 @@ def mask(
 
 @click.command()
 @click.argument("name")
-@workspace()
+@workspace(writes=True)
 @click.option("--by", required=True, metavar="SQL", help="Expression over `samples`: the column to weight by.")
 @click.option(
     "--weighting",

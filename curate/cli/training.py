@@ -146,7 +146,7 @@ _evaluation_options = grouped(
 
 @click.command()
 @click.argument("run")
-@workspace()
+@workspace(writes=True)
 @_training_options
 @click.option(
     "--set",
@@ -274,7 +274,7 @@ def _evaluated(rows: list[dict[str, Any]]) -> list[str]:
 
 @click.command()
 @click.argument("run")
-@workspace()
+@workspace(writes=True)
 @click.option("--pruner", "pruner_name", required=True, metavar="METHOD", help="See `curate methods pruner`.")
 @click.option("--sparsity", type=float, required=True, metavar="F", help="Fraction of every tensor's update to undo.")
 @click.option("--name", metavar="NAME", help="Name of the new run.  [default: RUN_METHOD]")
@@ -301,7 +301,7 @@ def prune(
 
 @click.command()
 @click.argument("run")
-@workspace()
+@workspace(writes=True)
 @click.option("--target", "targets", multiple=True, metavar="NAME", help="A target to evaluate on; may be repeated.")
 @_evaluation_options
 @click.option("--split", default="test", show_default=True, metavar="SPLIT", help="test (evaluation) or val.")

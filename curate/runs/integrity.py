@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 from curate.errors import CurateError, DamagedError
 from curate.store import contents
-from curate.store.commits import Parts
-from curate.store.encoding import read_table
+from curate.store.commits import LIST, Parts
+from curate.store.encoding import size
 from curate.store.files import remove_tree
 from curate.store.integrity import Damage, Seen, list_damage, looked_at, restored, wrong, wrong_file
+from curate.store.ledger_files import folder_of, names_of, read_entries, relist
 from curate.store.locks import lock
 from curate.store.manifests import kept_path, manifest_recipe
 from curate.store.mask_file import read_mask
@@ -53,14 +52,14 @@ def check_run(ws: Workspace, name: str, repair: bool) -> Seen:
 
 def _parts_of(ws: Workspace, run: Run, kind: str, remedy: str, repair: bool, computable: bool = False) -> Seen:
     parts, what = Parts(run.folder / kind), f"run {run.name}"
-    yield from list_damage(parts, "run", run.name, ws.path, what, repair)
+    yield from list_damage(parts, "run", run.name, ws, what, repair)
     for part in looked_at(parts):
         damage = Damage("run", run.name, f"{kind}/{part.name}", part.problem, remedy)
         if part.restorable:
-            yield restored(parts, part, damage, ws.path, what, repair)
+            yield restored(parts, part, damage, ws, what, repair)
         elif part.problem and not part.left_over:
             if computable and repair:
-                with lock(ws.path, what):
+                with lock(ws, what):
                     parts.remove(part.name)
             yield Damage(damage.kind, damage.name, damage.part, damage.what, remedy, computable and repair)
         elif not part.problem:
@@ -69,7 +68,7 @@ def _parts_of(ws: Workspace, run: Run, kind: str, remedy: str, repair: bool, com
 
 def _checkpoints(ws: Workspace, run: Run, again: str, repair: bool) -> Seen:
     parts, what = Parts(run.folder / "checkpoints"), f"run {run.name}"
-    yield from list_damage(parts, "run", run.name, ws.path, what, repair)
+    yield from list_damage(parts, "run", run.name, ws, what, repair)
     try:
         listed = parts.listed()
     except DamagedError:
@@ -79,7 +78,7 @@ def _checkpoints(ws: Workspace, run: Run, again: str, repair: bool) -> Seen:
         if record is None or name in listed and parts.record(name) != record:
             damage = Damage("run", run.name, f"checkpoints/{name}", "has no commit record that can be read", again)
             if record is not None and repair:
-                with lock(ws.path, what):
+                with lock(ws, what):
                     parts.restore(name)
             yield Damage(damage.kind, damage.name, damage.part, damage.what, again, record is not None and repair)
         remedy = f"remove {folder}, and the same `curate train` goes on from the checkpoint before, or begins again"
@@ -112,7 +111,7 @@ def check_warm_up(ws: Workspace, folder: Location, repair: bool) -> Seen:
         else:
             yield item
     if damaged and repair:
-        with lock(ws.path, f"prepared {folder.name}"):
+        with lock(ws, f"prepared {folder.name}"):
             remove_tree(folder, marker="run.json")
     yield from damaged
 
@@ -166,12 +165,15 @@ def check_mask(ws: Workspace, name: str) -> Seen:
         yield len(ws.mask_path(name).read_bytes())
 
 
-def check_tables(files: Sequence[Location], kind: str, remedy: str) -> Seen:
-    """Tables that no record certifies: whether they can be read at all."""
-    for path in files:
-        try:
-            read_table(path)
-        except (CurateError, OSError):
-            yield Damage(kind, kind, path.name, "cannot be read", remedy)
-        else:
-            yield len(path.read_bytes())
+def check_ledger(ws: Workspace, repair: bool) -> Seen:
+    """The files of the ledger, and their list; a repair sets aside what cannot be read, and lists what can."""
+    lost = read_entries(ws.path).lost
+    for name in names_of(folder_of(ws.path)):
+        if name not in lost:
+            yield size(folder_of(ws.path) / f"{name}.parquet")
+    costs = "what it says of costs is lost; put a copy of it back, or --repair goes on without it (in ledger/set-aside)"
+    if lost and repair:
+        relist(ws.path, [name for name in lost if name != LIST])
+    for name, problem in lost.items():
+        part, remedy = (name, "--repair makes it again") if name == LIST else (f"{name}.parquet", costs)
+        yield Damage("ledger", "ledger", part, problem, remedy, repair)

@@ -29,7 +29,7 @@ from curate.runs.evaluation import EvalSpec, questions
 from curate.runs.samples import TrainingRows, rows_of
 from curate.store.encoding import read_json, write_json
 from curate.store.files import remove_tree
-from curate.store.locks import lock
+from curate.store.locks import FOREVER, lock
 from curate.store.run_record import Run
 from curate.store.workspace import Workspace, open_workspace, pool_fingerprint
 from curate.training.settings import TrainSettings
@@ -208,8 +208,10 @@ def trained(
     if run.is_complete() and not evals:
         return []
     account = Account("mix", [pool.mixer], pool.name, {"train": label})
-    with lock(pool.ws.path, f"prepared {run.folder.name}", wait=True):
-        done = run_training(run, training, pool.drawn(weights), None, Alone(), evals=evals, account=account)
+    with lock(pool.ws, f"prepared {run.folder.name}", wait=FOREVER) as held:
+        done = run_training(
+            replace(run, held=held), training, pool.drawn(weights), None, Alone(), evals=evals, account=account
+        )
     return done.evaluations
 
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from curate.store.ledger_files import read_entries
 from curate.store.workspace import Workspace
-from curate.tables import sql
 
 
 class RecordedRates:
@@ -14,8 +14,8 @@ class RecordedRates:
     else of anything on the same device."""
 
     def __init__(self, ws: Workspace):
-        columns = "methods, model, phase, device, samples, coalesce(flops, 0) AS flops, seconds"
-        self._rows: list[dict[str, Any]] = list(sql.rows(ws, f"SELECT {columns} FROM ledger WHERE seconds > 0"))
+        entries = read_entries(ws.path).table.to_pylist()  # some may be lost: rates of the others do
+        self._rows = [{**row, "flops": row["flops"] or 0.0} for row in entries if (row["seconds"] or 0) > 0]
 
     def seconds(self, methods: Sequence[str], model: str, phases: Sequence[str], row: dict[str, Any]) -> float | None:
         """The seconds of a planned piece of work, with its `rows`, `flops` and `device`; None if nothing is recorded.

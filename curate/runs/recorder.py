@@ -10,6 +10,7 @@ import numpy as np
 import orjson
 import pyarrow as pa
 
+from curate.errors import CurateFailure
 from curate.store.run_record import Checkpoint, Run
 from curate.store.schema import METRICS, TRAINED
 
@@ -62,8 +63,21 @@ class Recorder:
         }
         self._metrics, self._trained = [], []
         if self.writes:
+            self.run.refuse_gone()
             self.run.commit(snapshot.step, last, tables, self._write(snapshot))
             self.run.keep(keep)
+            if not last:
+                self._refuse_without_manifest(snapshot.step)
+
+    def _refuse_without_manifest(self, step: int) -> None:
+        """Raises CurateFailure if the manifest was dropped: this run could not be gone on with, nor be repeated."""
+        run = self.run
+        manifest = run.require_recipe().manifest if run.place is None else None
+        if manifest and manifest not in run.ws.manifest_names():
+            raise CurateFailure(
+                f"the manifest '{manifest}' was dropped while the run '{run.name}' was trained on it; its checkpoint "
+                f"of step {step} is kept: make the manifest again, and the same `curate train` goes on from there."
+            )
 
     def _write(self, snapshot: Any) -> Callable[[Path], None]:
         from safetensors.numpy import save_file

@@ -26,7 +26,7 @@ from curate.runs.checkpoints import checkpoints_of, checkpoints_of_run, origin_o
 from curate.runs.config import TrainingSpec
 from curate.runs.driver import run_training
 from curate.runs.samples import TrainingRows, rows_of
-from curate.store.locks import lock
+from curate.store.locks import FOREVER, lock
 from curate.store.recipes import TableRecipe, WarmupRecipe
 from curate.store.run_record import Run
 from curate.store.workspace import Workspace, pool_fingerprint
@@ -163,9 +163,9 @@ def _train(run: Run, model: ModelChoice, warmup: Warmup, account: Account) -> No
     settings = TrainSettings(**warmup.settings, checkpoint_epochs=True, keep_checkpoints=0)
     rows = drawn(run.ws, warmup)
     training = TrainingSpec(model, Uniform(), settings, seed=warmup.seed)
-    with lock(run.ws.path, f"prepared {run.folder.name}", wait=True):
+    with lock(run.ws, f"prepared {run.folder.name}", wait=FOREVER) as held:
         if not run.is_complete():
-            run_training(run, training, rows, None, Alone(), account=account)
+            run_training(replace(run, held=held), training, rows, None, Alone(), account=account)
 
 
 def drawn(ws: Workspace, warmup: Warmup) -> TrainingRows:

@@ -104,19 +104,7 @@ class Parts:
 
     def listed(self) -> dict[str, dict[str, Any]]:
         """The records in the list; {} before there is one. Raises DamagedError if the list cannot be read."""
-        path = self.folder / LIST
-        try:
-            stored = read_json(path)
-            if stored["sha256"] == _digest_of(stored["records"]):
-                return stored["records"]
-        except FileNotFoundError:
-            return {}
-        except (orjson.JSONDecodeError, KeyError, TypeError):
-            pass
-        raise DamagedError(
-            f"{path} is damaged, which lists the parts that must be here; `curate verify` lists all damage, and "
-            "--repair makes it again from the parts' own records."
-        )
+        return read_list(self.folder) or {}
 
     def certify(self) -> None:
         """Write the list of all committed parts, if it is another. Requires holding the lock. Raises DamagedError."""
@@ -144,7 +132,7 @@ class Parts:
         self.certify()
 
     def _write_list(self, records: Mapping[str, Mapping[str, Any]]) -> None:
-        write_json(self.folder / LIST, {"sha256": _digest_of(records), "records": records}, flush=self.lasting)
+        write_list(self.folder, records, flush=self.lasting)
 
     def _found(self) -> tuple[list[str], dict[str, dict[str, Any]] | None]:
         """The names that have records, and the list (None without one). A writer may take a part off both between the
@@ -271,6 +259,28 @@ class Parts:
 @functools.lru_cache(1 << 16)
 def _matches(path: Path, mtime: int, size: int, sha256: str) -> bool:
     return digest(path.read_bytes()) == sha256
+
+
+def read_list(folder: Location) -> dict[str, dict[str, Any]] | None:
+    """The records in a folder's list, by name; None before there is one. Raises DamagedError if it cannot be read."""
+    path = folder / LIST
+    try:
+        stored = read_json(path)
+        if stored["sha256"] == _digest_of(stored["records"]):
+            return stored["records"]
+    except FileNotFoundError:
+        return None
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        pass
+    raise DamagedError(
+        f"{path} is damaged, which lists the parts that must be here; `curate verify` lists all damage, and --repair "
+        "makes it again from what is there."
+    )
+
+
+def write_list(folder: Location, records: Mapping[str, Mapping[str, Any]], flush: bool = True) -> None:
+    """Write a folder's list, with a digest of it. Requires holding the lock. flush: as for `write_atomic`."""
+    write_json(folder / LIST, {"sha256": _digest_of(records), "records": records}, flush)
 
 
 def _digest_of(records: Mapping[str, Any]) -> str:

@@ -21,7 +21,7 @@ import orjson
 from curate.errors import DamagedError
 from curate.store.commits import Parts
 from curate.store.encoding import digest, read_json, write_json
-from curate.store.locks import lock
+from curate.store.locks import FOREVER, lock
 from curate.store.object_store import Location
 from curate.store.workspace import FORMAT, MARKER, TABLES, Workspace, recipe_file
 
@@ -69,7 +69,7 @@ def enter(ws: Workspace, kind: str, name: str) -> None:
     sha256 = digest(marker_of(ws, kind, name).read_bytes())
     if entered(ws).get(kind, {}).get(name) == sha256:
         return
-    with lock(ws.path, "contents", wait=True):
+    with lock(ws, "contents", wait=FOREVER):
         contents = entered(ws)
         contents.setdefault(kind, {}).pop(name, None)
         _write(ws, contents)
@@ -78,7 +78,7 @@ def enter(ws: Workspace, kind: str, name: str) -> None:
 
 def take_out(ws: Workspace, kind: str, name: str) -> None:
     """Take an object out, before its marker is replaced or removed."""
-    with lock(ws.path, "contents", wait=True):
+    with lock(ws, "contents", wait=FOREVER):
         contents = entered(ws)
         if contents.get(kind, {}).pop(name, None) is not None:
             _write(ws, contents, fill=False)
@@ -97,14 +97,14 @@ def lost(ws: Workspace) -> Iterator[Lost]:
 
 def rebuild(ws: Workspace) -> None:
     """Write contents.json anew, of what is there."""
-    with lock(ws.path, "contents", wait=True):
+    with lock(ws, "contents", wait=FOREVER):
         _write(ws, {})
 
 
 def bring_to_format(ws: Workspace) -> None:
     """Make the lists that a workspace of an earlier format has not. Requires that nothing in it is damaged."""
     if read_json(ws.path / MARKER).get("format") != FORMAT:
-        with lock(ws.path, "contents", wait=True):
+        with lock(ws, "contents", wait=FOREVER):
             _write(ws, entered(ws))
             _bring_to_format(ws)
 

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from curate.errors import DamagedError
 from curate.store.commits import LIST, Parts
 from curate.store.encoding import digest
-from curate.store.locks import lock
+from curate.store.locks import Place, lock
 from curate.store.object_store import Location
 
 
@@ -57,7 +57,7 @@ def wrong_file(path: Location, sha256: str, size: int | None = None) -> tuple[st
     return wrong(data, sha256, size), data
 
 
-def list_damage(parts: Parts, kind: str, name: str, ws: Location, what: str, repair: bool) -> list[Damage]:
+def list_damage(parts: Parts, kind: str, name: str, ws: Place, what: str, repair: bool) -> list[Damage]:
     """The damage of a list of parts. what: to be locked for its repair, from the parts' records."""
     try:
         parts.listed()
@@ -104,7 +104,7 @@ def _looked_at(parts: Parts, name: str, listed: Mapping[str, Any] | None, listed
     return Part(name, problem, data, record)
 
 
-def restored(parts: Parts, part: Part, damage: Damage, ws: Location, what: str, repair: bool) -> Damage:
+def restored(parts: Parts, part: Part, damage: Damage, ws: Place, what: str, repair: bool) -> Damage:
     """The damage of a part whose record alone was lost; written again from the list if `repair`. what: to be locked."""
     damage = replace(damage, what=_RECORD_LOST, remedy="--repair writes the record again, from the list of parts")
     if not repair:

@@ -1,4 +1,4 @@
-"""The ledger: the cost of each pass, appended as one small file per pass and never modified.
+"""The ledger: the cost of each pass, appended when it ends and never modified (curate.store.ledger_files).
 
 A running pass has an open account, a small file with its cost so far. Work is charged when it starts, so work lost to
 a kill is charged too: the next time the workspace is opened, the account of a dead process becomes its row of the
@@ -7,7 +7,9 @@ ledger.
 
 from __future__ import annotations
 
+import errno
 import os
+import sys
 import threading
 import time
 from collections.abc import Iterator, Mapping
@@ -15,15 +17,15 @@ from contextlib import ExitStack, contextmanager, suppress
 from datetime import UTC, datetime
 from typing import Any
 
-import pyarrow as pa
-
 from curate.machine import is_dead, myself, peak_bytes
-from curate.store.encoding import read_json, write_json, write_table
+from curate.store.encoding import read_json, write_json
 from curate.store.files import remove_leftovers
+from curate.store.ledger_files import append, folder_of
 from curate.store.locks import heartbeat
 from curate.store.object_store import Location, ObjectPath
-from curate.store.schema import LEDGER
 
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
+_told: set[Location] = set()  # read-only workspaces of which it was said
 _SAVED_EVERY = 2.0  # seconds between saves; a killed pass is charged at least up to its last save
 
 
@@ -56,8 +58,9 @@ class Meter:
         """Write the account as it is now, if any work was charged."""
         with self._lock:
             if self.samples:
-                write_json(self._account, {"owner": myself(), "row": self.row()}, flush=False)
                 self._saved = time.monotonic()
+                with noted_if_read_only(self._account.parent.parent.parent):
+                    write_json(self._account, {"owner": myself(), "row": self.row()}, flush=False)
 
     def row(self) -> dict[str, Any]:
         """The row of the ledger. Missing columns are NULL, except the FLOPs of work without tensors, which are 0."""
@@ -85,8 +88,9 @@ def charged(workspace: Location, stage: str, **columns: Any) -> Iterator[Meter]:
             yield meter
     finally:
         if meter.samples:
-            _append(workspace, name, meter.row())
-            account.unlink(missing_ok=True)
+            with noted_if_read_only(workspace):
+                append(workspace, name, meter.row())
+                account.unlink(missing_ok=True)
 
 
 class Meters:
@@ -131,18 +135,23 @@ def close_dead_accounts(workspace: Location) -> None:
             content = read_json(account)
             charged_at, name = datetime.fromisoformat(content["row"]["at"]), account.name.removesuffix(".json")
             if is_dead(content["owner"], (datetime.now(UTC) - charged_at).total_seconds()):
-                if not _row_path(workspace, name).exists():  # else the process was killed after writing its row
-                    _append(workspace, name, {**content["row"], "at": charged_at})
+                append(workspace, name, {**content["row"], "at": charged_at}, again=True)  # killed after it, perhaps
                 account.unlink(missing_ok=True)
 
 
 def _accounts(workspace: Location) -> Location:
-    return workspace / "ledger" / "open"
+    return folder_of(workspace) / "open"
 
 
-def _row_path(workspace: Location, name: str) -> Location:
-    return workspace / "ledger" / f"{name}.parquet"
-
-
-def _append(workspace: Location, name: str, row: dict[str, Any]) -> None:
-    write_table(_row_path(workspace, name), pa.Table.from_pylist([row], schema=LEDGER))
+@contextmanager
+def noted_if_read_only(workspace: Location) -> Iterator[None]:
+    """Goes on after the body failed because nothing may be written in the workspace, as where one reads a copy that is
+    another's; says once on the standard error that the cost is not recorded."""
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        if workspace not in _told:
+            _told.add(workspace)
+            print(f"note: {workspace} cannot be written, so what this costs is not recorded", file=sys.stderr)

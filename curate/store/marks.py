@@ -9,7 +9,7 @@ from typing import Literal
 
 from curate.errors import CurateError
 from curate.store.encoding import read_json, write_json
-from curate.store.locks import lock
+from curate.store.locks import FOREVER, lock
 from curate.store.object_store import Location
 from curate.store.workspace import Workspace
 
@@ -44,7 +44,7 @@ def set_marks(ws: Workspace, ids: Sequence[str], mark: Mark | None) -> dict[str,
     """
     if mark not in (None, *MARKS):
         raise CurateError(f"a mark is good or bad, not '{mark}'.")
-    with _one_at_a_time, lock(ws.path, "marks", wait=True):
+    with _one_at_a_time, lock(ws, "marks", wait=FOREVER):
         marks: dict[str, Mark] = {key: value for key, value in read_marks(ws).items() if key not in set(ids)}
         if mark is not None:
             marks.update(dict.fromkeys(ids, mark))

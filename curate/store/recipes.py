@@ -1,10 +1,8 @@
-"""Recipes: what a table, a manifest, a run, a mask or an audit was made of, as JSON beside it. All are declared, read
-and written here.
+"""Recipes: what a table, a manifest, a run, a mask or an audit was made of, as JSON beside it; declared and read here.
 
 A recipe has a format. Format 1 has no key `format`; a later version of curate that writes another writes its number,
 and this version refuses to read it, since it would misread it. Keys whose value says nothing (no models, no vectors)
 are absent, as are those of another kind of table, manifest or run: these are UNSET, which is false in a condition.
-
 Frozen structs of msgspec rather than dataclasses, as they are checked against their types when read.
 """
 
@@ -291,12 +289,15 @@ class PruneRecipe(Recipe, frozen=True, kw_only=True):
 class RunRecipe(Recipe, frozen=True, kw_only=True):
     """run.json: everything that a run's result depends on. A model that was not trained has no weighting.
 
-    begun, until: older and newer rows of the ledger under its account belong to other runs. model_paid, paid: entries
-    of the ledger that paid for the model it starts from, and for its reference model. left: what pruning left of it.
+    begun, until: older and newer rows of the ledger under its account belong to other runs; ledger_…: by `sequence`,
+    from and up to. model_paid, paid: entries for the model it starts from, and for its reference model. left: what
+    pruning left of it.
     """
 
     format: int = FORMAT
     begun: str = ""
+    ledger_begun: int | UnsetType = UNSET
+    ledger_until: int | UnsetType = UNSET
     name: str
     curate: str
     model: ModelRecipe
@@ -350,10 +351,7 @@ R = TypeVar("R", bound=Recipe)
 
 
 def read_recipe(path: Location, kind: type[R]) -> R:
-    """A recipe in a JSON file.
-
-    Raises FileNotFoundError; CurateError for a later format, or for JSON that is no recipe of that kind.
-    """
+    """A recipe in a JSON file. Raises FileNotFoundError; CurateError for a later format, or JSON that is none."""
     return recipe_of(_json(path), kind, str(path))
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+from msgspec import UNSET
 from msgspec.structs import replace
 
 from curate.errors import CurateError, CurateFailure, nearest
@@ -27,6 +28,8 @@ from curate.store.commits import Parts
 from curate.store.contents import enter, take_out
 from curate.store.encoding import digest
 from curate.store.files import remove_leftovers, remove_tree, replace_tree, write_atomic
+from curate.store.ledger_files import next_sequence
+from curate.store.locks import Lock
 from curate.store.object_store import Location
 from curate.store.recipes import RunRecipe, read_recipe, write_recipe
 from curate.store.workspace import Workspace
@@ -62,12 +65,13 @@ class Checkpoint:
 @dataclass(frozen=True)
 class Run:
     """One run of a workspace. beside: whether it is built next to a run of the same name, to replace it when complete.
-    place: its folder, if it belongs to a score and not to the user."""
+    place: its folder, if it belongs to a score and not to the user. held: the lock under which it is written."""
 
     ws: Workspace
     name: str
     beside: bool = False
     place: Location | None = None
+    held: Lock | None = None
 
     @property
     def folder(self) -> Location:
@@ -146,13 +150,17 @@ class Run:
         return final
 
     def begin(self, recipe: RunRecipe) -> None:
-        """Write run.json with the start time, unless it has one: older rows of the ledger under this name belong to an
-        earlier run."""
-        start_time = recipe.begun or datetime.now(UTC).isoformat()
+        """Write run.json with the start time and place in the ledger, unless it has them: older rows of the ledger
+        under this name belong to an earlier run."""
+        if not recipe.begun:
+            first = next_sequence(self.ws.path)
+            recipe = replace(
+                recipe, begun=datetime.now(UTC).isoformat(), ledger_begun=UNSET if first is None else first
+            )
         of_user = self.place is None and not self.beside
         if of_user:
             take_out(self.ws, "run", self.name)
-        write_recipe(self.folder / "run.json", replace(recipe, begun=start_time))
+        write_recipe(self.folder / "run.json", recipe)
         if of_user:
             enter(self.ws, "run", self.name)
 
@@ -175,6 +183,17 @@ class Run:
                 write_atomic(parts.folder / name / file, data)
                 files[file] = digest(data)
         parts.put(name, {"step": step, "last": last, "files": files, **record})
+
+    def refuse_gone(self) -> None:
+        """Raises CurateFailure if the run was dropped since it began, or its lock is another's."""
+        if not (self.folder / "run.json").exists():
+            by = f" ({self.held.lost_to})" if self.held and self.held.lost_to else ""
+            raise CurateFailure(
+                f"the run '{self.name}' was dropped while it was trained: {self.folder / 'run.json'} is gone{by}; "
+                "what it wrote since is not kept, and the same command trains it from the beginning."
+            )
+        if self.held:
+            self.held.check()
 
     def keep(self, count: int) -> None:
         """Remove all but the latest `count` checkpoints; 0 keeps all."""

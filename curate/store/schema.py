@@ -80,6 +80,7 @@ LEDGER = pa.schema(
         ("prepared", pa.string()),  # the state that a counting pass made, which several scores may use
     ]
 )
+LEDGER_ROWS = pa.schema([*LEDGER, ("entry", pa.string()), ("sequence", pa.int64())])  # its name, and its place
 RUNS = pa.schema(
     [
         ("name", pa.string()),

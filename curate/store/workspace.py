@@ -15,12 +15,12 @@ from typing import Any, Literal
 
 import pyarrow as pa
 
-from curate.errors import CurateError, DamagedError, nearest
+from curate.errors import CurateError, DamagedError, nearest, require
 from curate.hashing import fingerprint
 from curate.store.commits import Parts
 from curate.store.encoding import read_json, read_table, write_json
 from curate.store.files import replace_tree, sweep_dropped, write_atomic
-from curate.store.ledger import close_dead_accounts
+from curate.store.ledger import close_dead_accounts, noted_if_read_only
 from curate.store.locks import lock
 from curate.store.object_store import Location, location
 from curate.store.schema import POOL_COLUMNS, TARGET, VIEWS
@@ -66,13 +66,15 @@ class Workspace:
     """Paths and names of one workspace. Cheap to construct; records are read on demand.
 
     readable: absolute paths outside it that SQL may read too. trusted: settings of models (allow_pickle,
-    allow_remote_code) that hold where a file records or plans them. Whoever opens the workspace says so, never a file.
-    pinned: the records of the pool's parts that it is held to; None: those that there are.
+    allow_remote_code) that hold where a file records or plans them. wait: for how many seconds commands that write wait
+    for a part that another process writes. Whoever opens the workspace says so, never a file. pinned: the records of
+    the pool's parts that it is held to; None: those that there are.
     """
 
     path: Location
     readable: tuple[str, ...] = ()
     trusted: tuple[str, ...] = ()
+    wait: float = 0.0
     pinned: Mapping[str, dict[str, Any]] | None = field(default=None, compare=False, repr=False)
 
     def with_pinned_pool(self) -> Workspace:
@@ -256,17 +258,26 @@ def open_workspace(
     allow_files: Iterable[str | os.PathLike[str]] = (),
     allow_pickle: bool = False,
     allow_remote_code: bool = False,
+    wait: float = 0.0,
 ) -> Workspace:
     """The workspace at `path`; a missing or empty folder becomes one if `create` is true.
 
     like: the workspace whose rule for control tokens in texts a new one has.
     allow_files: folders and files outside it that SQL (queries and conditions) may read too. allow_pickle,
-    allow_remote_code: whether models that were recorded or planned with these settings may be loaded with them. Raises
-    CurateError if the folder contains something else, or was written by a newer version of curate.
+    allow_remote_code: whether models that were recorded or planned with these settings may be loaded with them. wait:
+    the seconds for which verbs wait for what another process writes, before they raise WorkspaceBusy.
+
+    Raises CurateError if the folder contains something else, or was written by a newer version of curate.
     """
     given = {"allow_pickle": allow_pickle, "allow_remote_code": allow_remote_code}
     trusted = tuple(name for name, allowed in given.items() if allowed)
-    return replace(with_files(_open(path, create, like), allow_files), trusted=trusted)
+    return waiting(replace(with_files(_open(path, create, like), allow_files), trusted=trusted), wait)
+
+
+def waiting(ws: Workspace, wait: float) -> Workspace:
+    """The workspace, whose locks are waited for. Raises CurateError for a time that is none."""
+    require("--wait", isinstance(wait, int | float) and wait >= 0, "a number of seconds, 0 or more")
+    return replace(ws, wait=float(wait))
 
 
 def with_files(ws: Workspace, allow_files: Iterable[str | os.PathLike[str]]) -> Workspace:
@@ -314,13 +325,13 @@ def _mend(ws: Workspace) -> None:
         for fresh in (ws.path / folder).glob(".*.fresh"):
             name = fresh.name[1 : -len(".fresh")]
             if (fresh / _COMPLETE).exists():
-                with contextlib.suppress(CurateError), lock(ws.path, f"{kind} {name}"):  # refused if its writer lives
+                with contextlib.suppress(CurateError), lock(ws, f"{kind} {name}"):  # refused if its writer lives
                     ws.finish_swap(kind, name)
         sweep_dropped(ws.path / folder)
     for fresh in (ws.path / "runs").glob(".*.fresh"):
         name = fresh.name[1 : -len(".fresh")]
         if (fresh / "run.json").exists() and not (ws.run_folder(name) / "run.json").exists():
-            with contextlib.suppress(CurateError), lock(ws.path, f"run {name}"):  # the old run was renamed already
+            with contextlib.suppress(CurateError), lock(ws, f"run {name}"):  # the old run was renamed already
                 replace_tree(fresh, ws.run_folder(name), marker="run.json")
     sweep_dropped(ws.path / "runs")
     sweep_dropped(ws.path / "audits")
@@ -337,5 +348,6 @@ def _opened(folder: Location, marker: dict[str, Any]) -> Workspace:
             f"{__version__}, which reads up to format {FORMAT}: upgrade curate."
         )
     ws = Workspace(folder)
-    _mend(ws)
+    with noted_if_read_only(ws.path):
+        _mend(ws)
     return ws

@@ -78,10 +78,11 @@ class Scored(Result):
 def run_group(jobs: Sequence[TableSpec], fresh: bool, workers: Workers) -> list[tuple[TableSpec, Scored]]:
     """Score a group of jobs: one job, or several that share a pass through a model."""
     with ExitStack() as stack:
-        locks = [stack.enter_context(lock(job.ws.path, f"{job.kind} {job.name}")) for job in jobs]
+        in_order = sorted(jobs, key=lambda job: job.name)  # so that of two who wait, neither waits for the other
+        locks = [stack.enter_context(lock(job.ws, f"{job.kind} {job.name}")) for job in in_order]
         for job in jobs:
             if job.vectors:  # they must not be replaced while they are read
-                locks.append(stack.enter_context(lock(job.ws.path, f"vectors {job.vectors.name}")))
+                locks.append(stack.enter_context(lock(job.ws, f"vectors {job.vectors.name}")))
                 _refuse_replaced(job.vectors)
         folders = [_folder(job, fresh) for job in jobs]
         todo, unit_workers = [], []

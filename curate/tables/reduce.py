@@ -14,7 +14,7 @@ from curate.errors import CurateFailure
 from curate.kinds.executor import Tasks, Workers
 from curate.kinds.passes import Pass
 from curate.store.commits import Parts
-from curate.store.locks import Lock, lock
+from curate.store.locks import FOREVER, Lock, lock
 from curate.store.object_store import Location
 from curate.tables.meters import meters_of, progress
 from curate.tables.model_worker import ModelUnitWorker
@@ -31,7 +31,7 @@ def reduced(job: TableSpec, workers: Workers) -> tuple[tuple[Location, ...], Fai
     states, previous_state, failed = tuple[Location, ...](), "", dict[str, Mapping[int, str]](job.held_out.left_out)
     for index, step in enumerate(job.passes[:-1]):
         parts, name = job.prepared(index, previous_state)
-        with lock(job.ws.path, f"prepared {parts.folder.name}", wait=True) as held_lock:
+        with lock(job.ws, f"prepared {parts.folder.name}", wait=FOREVER) as held_lock:
             if parts.read(name) is None:
                 unit_worker = UnitWorker(
                     job.method, job.target, index, states, parts.folder, "", anchors=job.held_out.anchors

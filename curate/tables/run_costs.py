@@ -12,14 +12,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from curate.store.ledger_files import Entries, read_entries
 from curate.store.recipes import ManifestStep, RunMask, RunRecipe, TableRecipe
 from curate.store.run_record import Run, run_behind
 from curate.store.workspace import Workspace
-from curate.tables import sql
 
 _ONLINE = ("losses", "anchors", "base losses", "candidates", "target", "selection")
 
-_Ledger = Mapping[str, Mapping[str, Any]]  # entry -> row, by time
+_Ledger = Mapping[str, Mapping[str, Any]]  # entry -> row, in the order of appending
 
 
 @dataclass
@@ -52,9 +52,11 @@ class Cost:
         return self.prep_marginal + self.train + self.online
 
 
-def costs_of(ws: Workspace, recipes: Mapping[str, RunRecipe], arms: Mapping[str, str]) -> dict[str, Cost]:
-    """The cost of each run. recipes, arms: run -> its recipe, and its arm, in the order in which arms are listed."""
-    ledger, costs = _ledger(ws), {}
+def costs_of(ws: Workspace, recipes: Mapping[str, RunRecipe], arms: Mapping[str, str]) -> tuple[dict[str, Cost], str]:
+    """The cost of each run; and what of the ledger is lost, in a sentence, '' if nothing is. recipes, arms: run -> its
+    recipe, and its arm, in the order in which arms are listed."""
+    entries = read_entries(ws.path)
+    ledger, costs = _by_name(entries), {}
     already_paid: set[str] = set()  # entries already paid for by an arm listed earlier
     for arm in dict.fromkeys(arms.values()):
         of_arm: set[str] = set()
@@ -63,22 +65,22 @@ def costs_of(ws: Workspace, recipes: Mapping[str, RunRecipe], arms: Mapping[str,
             costs[name] = _cost(ledger, own, prep, already_paid)
             of_arm |= own | prep
         already_paid |= of_arm
-    return costs
+    return costs, entries.problem(ws.path)
 
 
 def charged_entries(ws: Workspace, models: Iterable[str]) -> list[str]:
     """The ledger's entries that paid for those of the models that runs of the workspace trained, and for all that led
     to them. Whatever uses such a model records these entries, since the run may later be retrained or dropped."""
     runs = {run for model in models if (run := run_behind(ws, model))}
-    ledger, entries = _ledger(ws) if runs else {}, set[str]()
+    ledger, entries = _by_name(read_entries(ws.path)) if runs else {}, set[str]()
     for run in runs:
         recipe = Run(ws, run).require_recipe()
         entries |= _training(ledger, run, recipe) | _preparation(ledger, recipe) | set(recipe.model_paid or ())
     return sorted(entries)
 
 
-def _ledger(ws: Workspace) -> _Ledger:
-    return {row["entry"]: row for row in sql.rows(ws, 'SELECT * FROM ledger ORDER BY "at", entry')}
+def _by_name(entries: Entries) -> _Ledger:
+    return {row["entry"]: row for row in entries.table.to_pylist()}
 
 
 def steps_of(recipe: RunRecipe) -> list[ManifestStep]:
@@ -127,15 +129,15 @@ def _add(cost: Cost, row: Mapping[str, Any], phase: str) -> None:
 
 def _training(ledger: _Ledger, name: str, recipe: RunRecipe) -> set[str]:
     """The entries of a run's own training; for a pruned run, of the run that it was made from."""
-    account, until = recipe.account or name, recipe.until or "~"
+    account = recipe.account or name
     own = {entry: row for entry, row in ledger.items() if row["run"] == account and row["stage"] == "train"}
-    return {e for e, row in own.items() if row["phase"] != "evaluate" and recipe.begun <= _time(row) <= until}
+    return {e for e, row in own.items() if row["phase"] != "evaluate" and _is_during(row, recipe)}
 
 
 def _preparation(ledger: _Ledger, recipe: RunRecipe) -> set[str]:
     """The entries before the run that paid for its scores and vectors, its manifest, its mask, and the models that they
     or its weighting use, except what led to the model that the run starts from."""
-    earlier = {entry: row for entry, row in ledger.items() if _time(row) <= recipe.begun}
+    earlier = {entry: row for entry, row in ledger.items() if _is_before(row, recipe)}
     paid = {entry for part in _made_of(recipe) for entry in part.paid or ()}
     paid |= {entry for _, score in scores_behind(recipe) for entry in score.paid}
     paid = (paid - set(recipe.model_paid or ())) & ledger.keys()
@@ -179,5 +181,18 @@ def _of_manifests(earlier: _Ledger, recipe: RunRecipe) -> set[str]:
     return entries
 
 
-def _time(row: Mapping[str, Any]) -> str:
-    return row["at"].isoformat()
+def _is_before(row: Mapping[str, Any], recipe: RunRecipe) -> bool:
+    """Whether an entry is older than a run: by its place in the ledger, as a clock may be set back; by its time for
+    runs of earlier versions, which recorded no place."""
+    if isinstance(recipe.ledger_begun, int):
+        return row["sequence"] < recipe.ledger_begun
+    return row["at"].isoformat() <= recipe.begun
+
+
+def _is_during(row: Mapping[str, Any], recipe: RunRecipe) -> bool:
+    """Whether an entry is not older than a run, and not newer than the pruning that took it over, if there was one."""
+    place, time = row["sequence"], row["at"].isoformat()
+    first, end = recipe.ledger_begun, recipe.ledger_until
+    begun = place >= first if isinstance(first, int) else time >= recipe.begun
+    ended = place < end if isinstance(end, int) else time <= (recipe.until or "~")
+    return begun and ended

@@ -68,7 +68,6 @@ def _create_views(
         "pool": views.pool,
         "targets": views.targets,
         "rejects": views.rejects,
-        "ledger": views.ledger,
         "metrics": lambda ws: views.of_runs(ws, "metrics", METRICS, runs),
         "trained": lambda ws: views.of_runs(ws, "trained", TRAINED, runs),
         "samples": lambda ws: views.samples(ws, words),
@@ -76,6 +75,8 @@ def _create_views(
     for name, view in tables.items():
         if wanted(name):
             _create(connection, name, view(ws))
+    if wanted("ledger"):
+        connection.register("ledger", views.ledger(ws))
     for name, table in {"runs": views.runs, "evaluations": views.evaluations}.items():
         if wanted(name):
             connection.register(name, table(ws, runs))

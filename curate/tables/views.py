@@ -10,13 +10,14 @@ from itertools import groupby
 import numpy as np
 import pyarrow as pa
 
-from curate.errors import CurateError
+from curate.errors import CurateError, DamagedError
 from curate.store.commits import Parts
 from curate.store.later_meta import meta_files
+from curate.store.ledger_files import read_entries
 from curate.store.object_store import Location
 from curate.store.recipes import TableRecipe
 from curate.store.run_record import Run
-from curate.store.schema import EVALUATIONS, LEDGER, POOL, REJECTS, RUNS, TARGET
+from curate.store.schema import EVALUATIONS, POOL, REJECTS, RUNS, TARGET
 from curate.store.workspace import Shard, Workspace
 from curate.tables.inputs import sample_columns, score_recipe
 from curate.tables.state import TableState, score_state
@@ -249,13 +250,13 @@ def _score_columns(name: str, recipe: TableRecipe) -> dict[str, str]:
     return {shown: types[column] for column, shown in sample_columns(name, recipe).items()}
 
 
-def ledger(ws: Workspace) -> str:
-    """The view `ledger`, with the name of each entry, by which recipes refer to it."""
-    parts = sorted((ws.path / "ledger").glob("part-*.parquet"))
-    empty = f"SELECT *, ''::VARCHAR AS entry FROM ({read_files([], LEDGER)})"
-    files = _files(parts, ", union_by_name = true, filename = true") if parts else ""
-    entries = f"SELECT * EXCLUDE (filename), parse_filename(filename, true) AS entry FROM {files}"
-    return f"{empty} UNION ALL BY NAME {entries}" if parts else empty
+def ledger(ws: Workspace) -> pa.Table:
+    """The table `ledger`: one row per pass in the order in which they ended, with the name of each entry, by which
+    recipes refer to it. Raises DamagedError if some of it was lost."""
+    entries = read_entries(ws.path)
+    if problem := entries.problem(ws.path):
+        raise DamagedError(problem)
+    return entries.table
 
 
 def read_files(files: Sequence[Location], schema: pa.Schema, columns: Sequence[str] = ()) -> str:

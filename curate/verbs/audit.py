@@ -67,7 +67,13 @@ class Audited(Result):
 
 
 def audit(
-    ws: AnyWorkspace, name: str, plan: Audit | str | os.PathLike[str], *, fresh: bool = False, dry_run: bool = False
+    ws: AnyWorkspace,
+    name: str,
+    plan: Audit | str | os.PathLike[str],
+    *,
+    fresh: bool = False,
+    dry_run: bool = False,
+    wait: float | None = None,
 ) -> Audited:
     """Take every selector through the stages, measure its immediate and later effects, and summarise them.
 
@@ -79,9 +85,9 @@ def audit(
     Raises CurateError for stages that share samples or have fewer than the budget, a target without the required
     splits, a name that is taken, or an audit of other settings or data under that name. A failure in one cell (such as
     a diverging loss) ends that selector's path for that seed, is reported, and does not affect the others; the next
-    call retries it.
+    call retries it. wait: seconds to wait for what another process writes; default: as `ws` was opened.
     """
-    ws = workspace_of(ws)
+    ws = workspace_of(ws, wait=wait)
     plan = read_plan(Path(plan), trusted=ws.trusted) if isinstance(plan, str | os.PathLike) else plan
     ws.check_name(name, "audit")
     if not isinstance(ws.path, Path):
@@ -91,12 +97,11 @@ def audit(
     checked, paths = check(ws, plan), plan.paths()
     result = Audited(name, checked.sizes, len(plan.stages) * len(paths) + 1)
     if dry_run:
-        branches = len(paths) * (len(plan.stages) - 1) * bool(plan.probe.steps)
-        result.planned = {"cells": result.cells, "trainings": len(paths) * len(plan.stages) + branches}
-        return result
+        trainings = len(paths) * (len(plan.stages) + (len(plan.stages) - 1) * bool(plan.probe.steps))
+        return replace(result, planned={"cells": result.cells, "trainings": trainings})
     final = ws.path / "audits" / name
     folder = ws.path / "audits" / f".{name}.fresh" if fresh and final.exists() else final
-    with lock(ws.path, f"audit {name}"):
+    with lock(ws, f"audit {name}"):
         try:
             begin(folder, plan, checked)
         except CurateError:

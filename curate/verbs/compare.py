@@ -105,13 +105,15 @@ def compare(ws: AnyWorkspace, runs: Sequence[str] = (), *, against: str | None =
     keys = {name: _arm_key(recipe) for name, recipe in recipes.items()}
     labels = _labels(keys)
     measures, quality = _quality(ws, names, recipes)
-    costs = costs_of(ws, recipes, keys)
+    costs, lost_costs = costs_of(ws, recipes, keys)
     lines = [
         Line(name, labels[keys[name]], recipes[name].seed, recipes[name].samples, costs[name], quality[name])
         for name in names
     ]
     arms = [_arm(label, [line for line in lines if line.arm == label]) for label in dict.fromkeys(labels.values())]
     result = Compared(arms, lines, measures, None)
+    if lost_costs:
+        result.warnings.append(lost_costs.rstrip("."))
     if unfinished:
         result.warnings.append(f"not finished, so left out: {', '.join(unfinished)}; the same `curate train` goes on")
     if damaged:

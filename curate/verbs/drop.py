@@ -27,14 +27,22 @@ class Dropped(Result):
     dry_run: bool = False
 
 
-def drop(ws: AnyWorkspace, name: str, *, force: bool = False, dry_run: bool = False) -> Dropped:
+def drop(
+    ws: AnyWorkspace,
+    name: str,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    wait: float | None = None,
+) -> Dropped:
     """Remove the object called `name`. What was made from it remains, with its recipes unchanged; a manifest that runs
     were trained on is kept in manifests/replaced while they are there.
 
     force: remove it also if something was made from it. dry_run: only find out what was. Raises CurateError if no
     object, or more than one, has the name; or if something was made from it, unless forced.
+    wait: seconds to wait for what another process writes, then WorkspaceBusy; default: as `ws` was opened.
     """
-    ws = workspace_of(ws)
+    ws = workspace_of(ws, wait=wait)
     kind = _kind(ws, name)
     result = Dropped(kind, name, dependents(ws, kind, name), dry_run=dry_run)
     if dry_run:
@@ -44,7 +52,7 @@ def drop(ws: AnyWorkspace, name: str, *, force: bool = False, dry_run: bool = Fa
             f"without the {kind} '{name}', {named(result.dependents)} would be stale or could not be repeated; drop "
             "what was made from it first, or remove it all the same with --force."
         )
-    with lock(ws.path, "targets" if kind == "target" else f"{kind} {name}"):
+    with lock(ws, "targets" if kind == "target" else f"{kind} {name}"):
         if kind == "manifest" and result.dependents:
             keep_manifest(ws, name)
             result.kept = True

@@ -46,6 +46,7 @@ def evaluate(
     model: ModelChoice | str | None = None,
     allow_val: bool = False,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    wait: float | None = None,
 ) -> Evaluated:
     """Evaluate the latest checkpoint of a run, and store the results.
 
@@ -55,8 +56,9 @@ def evaluate(
     of the matrix products of such a model, as in `curate train`; a run has its own.
 
     Raises CurateError for an unknown run, target or split, and for the split val unless that is allowed.
+    wait: seconds to wait for what another process writes, then WorkspaceBusy; default: as `ws` was opened.
     """
-    ws, specs = workspace_of(ws), evals_of(evals, metrics, split=split, shots=shots, limit=limit)
+    ws, specs = workspace_of(ws, wait=wait), evals_of(evals, metrics, split=split, shots=shots, limit=limit)
     if not specs:
         raise CurateError(
             "name a target to evaluate on: --target NAME, with --metric METHOD; `curate methods metric` lists them."
@@ -70,7 +72,7 @@ def evaluate(
     from curate.models.language_model import LanguageModel
     from curate.training.objective import Objective
 
-    with lock(ws.path, f"run {run}"):
+    with lock(ws, f"run {run}"):
         remove_leftovers(opened.folder, mine=True)
         recipe = opened.recipe or recipe or opened.require_recipe()
         checkpoint = opened.latest() if recipe.weighting else None

@@ -82,6 +82,7 @@ def ingest(
     meta: MetaRule = "keep",
     strip_special: bool = False,
     dry_run: bool = False,
+    wait: float | None = None,
 ) -> Ingested:
     """Add samples to the pool: of files, folders, globs or hub ids, or of rows in memory.
 
@@ -102,8 +103,9 @@ def ingest(
 
     Raises CurateError, before anything is stored, if a path does not exist, is not a data file, or has only records of
     unknown format; and, after what came before is stored, for an iterator that raises an error.
+    wait: seconds to wait for what another process writes, then WorkspaceBusy; default: as `ws` was opened.
     """
-    ws = workspace_of(ws, create=True)
+    ws = workspace_of(ws, create=True, wait=wait)
     reader = Reader(fmt, mapping or {}, frozenset(turn_keys), choice_answer, strip_special)
     found = find_given(paths, split, limits)
     inputs, result = found.inputs, Ingested(warnings=list(found.notes))
@@ -117,7 +119,7 @@ def ingest(
         *(["strip special"] if strip_special else []),
     )
     require("--meta", meta in RULES, f"one of {', '.join(RULES)}")
-    with lock(ws.path, "pool"):
+    with lock(ws, "pool"):
         ws.pool.remove_leftovers()
         bring_to_format(ws)
         progress = _progress(ws)

@@ -51,6 +51,7 @@ def mask(
     score: str | None = None,
     allow_stale: bool = False,
     fresh: bool = False,
+    wait: float | None = None,
 ) -> MaskResult:
     """Choose the fraction `frac` of a model's parameter elements, and write the mask NAME.
 
@@ -59,8 +60,9 @@ def mask(
 
     Raises CurateError for a fraction out of range, a score without values per parameter, a stale score (unless
     allowed), or a name that is taken.
+    wait: seconds to wait for what another process writes, then WorkspaceBusy; default: as `ws` was opened.
     """
-    ws, method = workspace_of(ws), method_of(Mask, method)
+    ws, method = workspace_of(ws, wait=wait), method_of(Mask, method)
     ws.check_name(name, "mask")
     if not 0 < frac <= 1:
         raise CurateError(f"--frac {frac:g}: a mask takes a share of the parameters, above 0 and at most 1.")
@@ -98,7 +100,7 @@ def mask(
         selected=result.selected,
         result={key: value for key, value in asdict(result).items() if key != "name"},
     )
-    with lock(ws.path, f"mask {name}"):
+    with lock(ws, f"mask {name}"):
         refuse_other_mask(ws, name, selected, fresh)
         write_mask(ws, name, selected, recipe)
     return result

@@ -102,6 +102,7 @@ def mix(
     proxy: Proxy | ModelChoice | str | None = None,
     evals: Sequence[EvalSpec | str] = (),
     fresh: bool = False,
+    wait: float | None = None,
     **fields: Any,
 ) -> MixtureResult:
     """Compute domain weights, and write the mixture as the manifest `name`.
@@ -113,12 +114,10 @@ def mix(
 
     Raises CurateError for a domain that would be repeated more often than allowed, or has no sample; a column that the
     mixer needs and lacks, or does not use; a stale score (unless allowed); or a name that is taken.
+    wait: seconds to wait for what another process writes, then WorkspaceBusy; default: as `ws` was opened.
     """
-    ws, mixer, blend = (
-        workspace_of(ws, pinned=True),
-        method_of(Mixer, mixer),
-        spec_of(MixtureSpec, blend, fields, "mix"),
-    )
+    ws, mixer = workspace_of(ws, pinned=True, wait=wait), method_of(Mixer, mixer)
+    blend = spec_of(MixtureSpec, blend, fields, "mix")
     proxy = proxy_of(proxy, evals)
     ws.check_name(name, "manifest")
     ws.require_pool()
@@ -135,7 +134,7 @@ def mix(
     refuse_other(ws, "manifest", name, made, fresh)
     result = MixtureResult(name, blend.unit)
     columns = {"methods": [mixer.name], "name": name, "phase": "mix"}
-    with lock(ws.path, f"manifest {name}"):
+    with lock(ws, f"manifest {name}"):
         with charged(ws.path, "mix", **columns) as meter:
             ground = _ground(ws, blend, result)
             meter.samples = len(ground.rows.row)

@@ -38,6 +38,7 @@ def neighbors(
     text: str | None = None,
     sample_id: str | None = None,
     k: int = 10,
+    wait: float | None = None,
 ) -> Neighbors:
     """The k samples nearest to a text, or to the sample with an id, or its first digits (which is excluded).
 
@@ -45,8 +46,9 @@ def neighbors(
     first, with a warning.
 
     Raises CurateError for unknown vectors or id, a sample without a vector, or a model that has changed since.
+    wait: seconds to wait for what another process writes, then WorkspaceBusy; default: as `ws` was opened.
     """
-    ws = workspace_of(ws, pinned=True)
+    ws = workspace_of(ws, pinned=True, wait=wait)
     if (text is None) == (sample_id is None):
         raise CurateError("say what to be near to: --text 'some words', or --id of a sample.")
     if text is not None and not text.strip():
@@ -60,7 +62,7 @@ def neighbors(
     row = _row(ws, sample_id) if sample_id is not None else None
     query = vector_at(ws, state, row) if row is not None else _encoded(ws, state, text or "")
     if problem := index_problem(ws, vectors):
-        with lock(ws.path, f"vectors {vectors}"):
+        with lock(ws, f"vectors {vectors}"):
             built = ensure_index(ws, vectors)
         if index_problem(ws, vectors):
             raise CurateError(f"{state} {problem}, and it cannot be built: {built.removeprefix('no index: ')}")

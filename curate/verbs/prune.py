@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import orjson
@@ -18,9 +19,11 @@ from curate.kinds.parameters import Pruner
 from curate.models.choice import ModelChoice
 from curate.results import Result
 from curate.store.ledger import charged
+from curate.store.ledger_files import next_sequence
 from curate.store.locks import lock
 from curate.store.recipes import PruneRecipe, RunRecipe
 from curate.store.run_record import Run, require_run
+from curate.store.workspace import Workspace
 from curate.tables.inputs import method_recipe, model_choice
 
 
@@ -37,7 +40,15 @@ class Pruned(Result):
     folder: str = ""
 
 
-def prune(ws: AnyWorkspace, run: str, method: Pruner | str, sparsity: float, *, name: str | None = None) -> Pruned:
+def prune(
+    ws: AnyWorkspace,
+    run: str,
+    method: Pruner | str,
+    sparsity: float,
+    *,
+    name: str | None = None,
+    wait: float | None = None,
+) -> Pruned:
     """Revert the least important changes of a run, and write the result as the run NAME (default: RUN_METHOD).
 
     sparsity: the share of each parameter's elements that are reset to their values before training: 0 keeps the run as
@@ -46,8 +57,9 @@ def prune(ws: AnyWorkspace, run: str, method: Pruner | str, sparsity: float, *, 
 
     Raises CurateError for a run that is not finished or involved no training, a sparsity outside [0, 1], or a name that
     is taken by another run.
+    wait: seconds to wait for what another process writes, then WorkspaceBusy; default: as `ws` was opened.
     """
-    ws, method = workspace_of(ws), method_of(Pruner, method)
+    ws, method = workspace_of(ws, wait=wait), method_of(Pruner, method)
     if not 0 <= sparsity <= 1:
         raise CurateError(f"--sparsity {sparsity:g}: it is the share of an update that is reverted, from 0 to 1.")
     source, name = require_run(ws, run), name or f"{run}_{method.name}"
@@ -66,8 +78,8 @@ def prune(ws: AnyWorkspace, run: str, method: Pruner | str, sparsity: float, *, 
         before=recipe.pruned,
     )
     result, new = Pruned(name, run, checkpoint.step), Run(ws, name)
-    until = recipe.until or datetime.now(UTC).isoformat()  # later charges to its account are not part of this run
-    with lock(ws.path, f"run {name}"):
+    ended = _ended(ws, recipe)  # later charges to its account are not part of this run
+    with lock(ws, f"run {name}"):
         if (existing := new.recipe) and existing.pruned != prune_recipe:
             raise CurateError(f"the run '{name}' exists, and is another; choose another --name.")
         if existing and existing.left and new.is_complete():  # already done
@@ -83,11 +95,20 @@ def prune(ws: AnyWorkspace, run: str, method: Pruner | str, sparsity: float, *, 
             counts = {"parameters": result.parameters, "changed": result.changed, "kept": result.kept}
             new.begin(
                 structs.replace(
-                    recipe, name=name, account=recipe.account or run, until=until, pruned=prune_recipe, left=counts
+                    recipe, name=name, account=recipe.account or run, **ended, pruned=prune_recipe, left=counts
                 )
             )
     result.folder = str(new.latest().folder)
     return result
+
+
+def _ended(ws: Workspace, recipe: RunRecipe) -> dict[str, Any]:
+    """Where in the ledger the charges to a run end that is pruned now."""
+    if recipe.until:
+        return {}
+    following = next_sequence(ws.path)
+    place = {} if following is None else {"ledger_until": following}
+    return {"until": datetime.now(UTC).isoformat(), **place}
 
 
 def _pruned(

@@ -14,14 +14,21 @@ from curate.verbs.select import Selected, SelectionSpec, select
 
 
 def replay(
-    ws: AnyWorkspace, name: str, file: str | os.PathLike[str], *, allow_stale: bool = False, fresh: bool = False
+    ws: AnyWorkspace,
+    name: str,
+    file: str | os.PathLike[str],
+    *,
+    allow_stale: bool = False,
+    fresh: bool = False,
+    wait: float | None = None,
 ) -> Selected:
     """Repeat the selection that a manifest's JSON describes, under a new or the same name.
 
     allow_stale: true if given now or in the original. fresh: as for `select`. If the rows differ from the original's, a
     warning states why.
+    wait: seconds to wait for what another process writes, then WorkspaceBusy; default: as `ws` was opened.
     """
-    ws = workspace_of(ws, pinned=True)
+    ws = workspace_of(ws, pinned=True, wait=wait)
     path = Path(file)
     if not path.is_file():
         raise CurateError(f"{file}: there is no such file; a manifest's JSON is manifests/NAME.json.")

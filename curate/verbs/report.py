@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from curate.arguments.workspaces import AnyWorkspace, workspace_of
-from curate.errors import CurateError
+from curate.errors import CurateError, DamagedError
 from curate.hashing import ids_as_integers, keyed_uniform
 from curate.numerics.long_horizon.scorecard import Scorecard
 from curate.numerics.rank_agreement import spearman
@@ -152,7 +152,7 @@ def report(
         warnings.append(f"the pool has more than {_TWINS:,} samples, so duplicates were not searched for")
     result = Report(
         status(ws),
-        ledger(ws),
+        _spent(ws, warnings),
         [_spread(ws, name, pool) for name in names],
         _correlation(pool),
         [_chosen(ws, name, rows, of_samples[name], pool, twins) for name, rows in chosen_rows.items()],
@@ -184,6 +184,15 @@ def _named(ws: Workspace, kind: str, names: Sequence[str], limit: int, warnings:
         warnings.append(f"of {len(available)} {kind}s the first {limit} are shown; name others by --{kind}")
         return available[:limit]
     return available
+
+
+def _spent(ws: Workspace, warnings: list[str]) -> list[dict[str, Any]]:
+    """The costs; none, with a warning, if some of the ledger is lost."""
+    try:
+        return ledger(ws)
+    except DamagedError as error:
+        warnings.append(str(error).rstrip("."))
+        return []
 
 
 def _runs(ws: Workspace, result: Report) -> None:

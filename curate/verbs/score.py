@@ -45,6 +45,7 @@ def score(
     models: Models | ModelChoice | str | None = None,
     checkpoints: Sequence[str] = (),
     dry_run: bool = False,
+    wait: float | None = None,
 ) -> list[Scored]:
     """Score every sample of the pool by each method, given by its name or as an object.
 
@@ -60,8 +61,9 @@ def score(
 
     Raises CurateError for a missing target, a name that is taken, or a table of other settings under that name, and
     CurateFailure if a worker is lost repeatedly or the method fails; the same call then resumes.
+    wait: seconds to wait for what another process writes, then WorkspaceBusy; default: as `ws` was opened.
     """
-    ws = workspace_of(ws)
+    ws = workspace_of(ws, wait=wait)
     given = [method_of(Score, method) for method in methods]
     request = _Asked(
         ws,

@@ -60,6 +60,7 @@ def select(
     *,
     dry_run: bool = False,
     fresh: bool = False,
+    wait: float | None = None,
     **fields: Any,
 ) -> Selected:
     """Choose samples and write manifests/NAME.parquet and NAME.json.
@@ -70,8 +71,9 @@ def select(
     Samples whose value is NULL are never chosen. fresh: replace a manifest of that name that was made in another way,
     or that something was made from; without it that is an error. Raises CurateError for a stale or incomplete score
     (unless allowed), a name that is taken, invalid SQL, or a budget that no candidate fits in.
+    wait: seconds to wait for what another process writes, then WorkspaceBusy; default: as `ws` was opened.
     """
-    ws, choice = workspace_of(ws, pinned=True), spec_of(SelectionSpec, choice, fields, "select")
+    ws, choice = workspace_of(ws, pinned=True, wait=wait), spec_of(SelectionSpec, choice, fields, "select")
     selector = method_of(Selector, selector or ("top" if choice.by else "random"))
     ws.check_name(name, "manifest")
     shards = ws.require_pool()
@@ -115,7 +117,7 @@ def select(
             history={name: _stamp(ws, name) for name in choice.before},
             result={k: v for k, v in asdict(result).items() if k not in ("name", "command", "dry_run")},
         )
-        with lock(ws.path, f"manifest {name}"):
+        with lock(ws, f"manifest {name}"):
             replace_manifest(ws, name, _rows(selected), recipe, fresh)
     return result
 

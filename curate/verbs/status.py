@@ -171,6 +171,6 @@ def ledger(ws: AnyWorkspace) -> list[dict[str, Any]]:
             """SELECT stage, array_to_string(methods, ' ') AS methods, name, phase, count(*) AS runs,
             sum(samples)::BIGINT AS samples, sum(tokens)::BIGINT AS tokens, sum(flops) AS flops,
             sum(seconds) AS seconds, max(peak_bytes) AS peak_bytes
-            FROM ledger GROUP BY ALL ORDER BY min("at")""",
+            FROM ledger GROUP BY ALL ORDER BY min(sequence)""",
         )
     )

@@ -54,6 +54,7 @@ def target(
     turn_keys: Sequence[str] = (),
     choice_answer: Literal["letter", "text"] = "letter",
     limits: InputLimits | None = None,
+    wait: float | None = None,
 ) -> Targeted:
     """Store the samples at `path` as the given split of target `name`; the other split stays as it is.
 
@@ -64,8 +65,9 @@ def target(
 
     Raises CurateError if no usable sample is found, or if an iterator raises an error; the stored target is then
     unchanged.
+    wait: seconds to wait for what another process writes, then WorkspaceBusy; default: as `ws` was opened.
     """
-    ws = workspace_of(ws, create=True)
+    ws = workspace_of(ws, create=True, wait=wait)
     ws.check_name(name, "target")
     _check_split(split)
     fields = {**(mapping or {}), **({"subtask": subtask} if subtask else {})}
@@ -112,7 +114,7 @@ def _check_split(split: str) -> None:
 def _store(ws: Workspace, name: str, table: pa.Table, split: str, rejects: list[dict[str, Any]]) -> pa.Table:
     """Commit samples in place of the splits that they are of; returns all samples of the target. rejects: what was
     refused of the file."""
-    with lock(ws.path, "targets"):
+    with lock(ws, "targets"):
         bring_to_format(ws)
         if ws.target_path(name).exists():
             replaced_splits = set(table["split"].to_pylist())

@@ -39,6 +39,7 @@ def train(
     metrics: Sequence[Metric | str] = ("loss",),
     fresh: bool = False,
     dry_run: bool = False,
+    wait: float | None = None,
     **options: Any,
 ) -> Trained:
     """Train a model as the run `name`, resuming from its latest checkpoint if there is one.
@@ -52,8 +53,9 @@ def train(
     Raises CurateError for a run of other settings under that name, a manifest whose samples are not in the pool,
     weights that are all zero, negative or NaN, or a target to evaluate on that lacks the split; CurateFailure if the
     loss diverges, naming the step and the last good checkpoint.
+    wait: seconds to wait for what another process writes, then WorkspaceBusy; default: as `ws` was opened.
     """
-    ws, evals = workspace_of(ws, pinned=True), evals_of(evals, metrics)
+    ws, evals = workspace_of(ws, pinned=True, wait=wait), evals_of(evals, metrics)
     training = training_of(ws, training, options)
     ws.check_name(name, "run")
     training = replace(
@@ -110,7 +112,7 @@ def _train(
         run = Run(ws, name, beside=fresh and name in ws.run_names())
         processes.wait_for_everyone()  # all have checked the existing runs before the first one writes
         if is_main:
-            stack.enter_context(lock(ws.path, f"run {name}"))
+            run = replace(run, held=stack.enter_context(lock(ws, f"run {name}")))
         result = run_training(run, training, rows, target, processes, evals=evals)
         if is_main and run.beside:
             run.swap()

@@ -53,6 +53,7 @@ def verify(
     repair: bool = False,
     adopt: bool = False,
     executor: Executor | str | None = None,
+    wait: float | None = None,
 ) -> Verified:
     """Check every part: its bytes, its number of rows, and that the ids of a table's rows are those of the pool; the
     lists of what must be there; runs with their checkpoints, manifests, masks, targets and the ledger.
@@ -64,8 +65,9 @@ def verify(
     everything once, one part in memory at a time.
 
     Raises CurateError if repair is requested while another process is writing.
+    wait: seconds to wait for what another process writes, then WorkspaceBusy; default: as `ws` was opened.
     """
-    ws = workspace_of(ws)
+    ws = workspace_of(ws, wait=wait)
     executor = method_of(Executor, executor) if executor is not None else None
     result = Verified()
     result.leftovers += map(str, leftovers(ws.path))
@@ -87,8 +89,7 @@ def verify(
         _note(result, of_runs.check_mask(ws, name))
     for name in ws.run_names():
         _note(result, of_runs.check_run(ws, name, repair))
-    ledger = sorted((ws.path / "ledger").glob("part-*.parquet"))
-    _note(result, of_runs.check_tables(ledger, "ledger", "its costs are lost; remove it, and the others are read"))
+    _note(result, of_runs.check_ledger(ws, repair))
     known = {(damage.kind, damage.name) for damage in result.damaged}  # said by what could not read it
     listed = of_runs.check_contents(ws, repair)
     _note(result, (d for d in listed if not isinstance(d, Damage) or (d.kind, d.name) not in known))
@@ -108,12 +109,12 @@ def _note(result: Verified, items: Seen) -> None:
 
 
 def _targets(ws: Workspace, repair: bool) -> Seen:
-    yield from list_damage(ws.targets, "target", "targets", ws.path, "targets", repair)
+    yield from list_damage(ws.targets, "target", "targets", ws, "targets", repair)
     for part in looked_at(ws.targets):
         remedy = f"add it again with `curate target {part.name} PATH`"
         damage = Damage("target", part.name, part.name, part.problem, remedy)
         if part.restorable:
-            yield restored(ws.targets, part, damage, ws.path, "targets", repair)
+            yield restored(ws.targets, part, damage, ws, "targets", repair)
         else:
             yield damage if part.problem else len(part.data)
 
@@ -121,11 +122,11 @@ def _targets(ws: Workspace, repair: bool) -> Seen:
 def _pool(ws: Workspace, result: Verified, repair: bool, adopt: bool) -> Seen:
     restore = "put a copy of the file back, or ingest the same files into a new workspace"
     vouch = "--adopt vouches for it again, if its rows are what their ids say"
-    yield from list_damage(ws.pool, "pool", "pool", ws.path, "pool", repair)
+    yield from list_damage(ws.pool, "pool", "pool", ws, "pool", repair)
     for part in looked_at(ws.pool):
         damage = Damage("pool", "pool", part.name, part.problem, restore)
         if part.restorable:
-            yield restored(ws.pool, part, damage, ws.path, "pool", repair)
+            yield restored(ws.pool, part, damage, ws, "pool", repair)
         elif part.left_over:
             result.leftovers.append(str(ws.pool.path(part.name)))
         elif part.problem and part.record is None and ws.pool.path(part.name).exists():
@@ -139,7 +140,7 @@ def _pool(ws: Workspace, result: Verified, repair: bool, adopt: bool) -> Seen:
 
 
 def _adopt(ws: Workspace, name: str, damage: Damage) -> Damage:
-    with lock(ws.path, "pool"):
+    with lock(ws, "pool"):
         try:
             ws.pool.put(name, adopted(ws, name), listed=False)
         except CurateError as error:
@@ -163,7 +164,7 @@ def _prepared(ws: Workspace, folder: Location, repair: bool) -> Seen:
         else:
             yield len(part.data)
     if damaged and repair:
-        with lock(ws.path, f"prepared {folder.name}"):
+        with lock(ws, f"prepared {folder.name}"):
             for damage in damaged:
                 parts.remove(damage.part)
     yield from damaged
@@ -172,17 +173,17 @@ def _prepared(ws: Workspace, folder: Location, repair: bool) -> Seen:
 def _aims(ws: Workspace, name: str, repair: bool) -> Seen:
     """Check the vectors of targets."""
     parts, what = target_vectors(ws.table_folder("vectors", name)), f"vectors {name}"
-    yield from list_damage(parts, "vectors", name, ws.path, what, repair)
+    yield from list_damage(parts, "vectors", name, ws, what, repair)
     for part in looked_at(parts):
         remedy = f"--repair removes it, and the next score of `{name}` for the target '{part.name}' makes it again"
         damage = Damage("vectors", name, f"targets/{part.name}", part.problem, remedy)
         if part.restorable:
-            yield restored(parts, part, damage, ws.path, what, repair)
+            yield restored(parts, part, damage, ws, what, repair)
         elif not part.problem:
             yield len(part.data)
         elif not part.left_over:
             if repair:
-                with lock(ws.path, what):
+                with lock(ws, what):
                     parts.remove(part.name)
             yield replace(damage, repaired=repair)
 
@@ -197,7 +198,7 @@ def _index(ws: Workspace, name: str, repair: bool) -> Seen:
         return
     remedy = "--repair builds it again"
     if repair:
-        with lock(ws.path, f"vectors {name}"):
+        with lock(ws, f"vectors {name}"):
             path.with_suffix(".json").unlink(missing_ok=True)
             remedy = ensure_index(ws, name)
     yield Damage("vectors", name, "index.faiss", problem, remedy, repair and index_problem(ws, name) is None)
@@ -205,12 +206,12 @@ def _index(ws: Workspace, name: str, repair: bool) -> Seen:
 
 def _table(ws: Workspace, kind: str, name: str, repair: bool, executor: Executor | None, result: Verified) -> Seen:
     parts, shards = Parts(ws.table_folder(kind, name)), {shard: ws.pool.path(shard) for shard in ws.pool.names()}
-    yield from list_damage(parts, kind, name, ws.path, f"{kind} {name}", repair)
+    yield from list_damage(parts, kind, name, ws, f"{kind} {name}", repair)
     damaged = []
     for part in looked_at(parts):
         damage = Damage(kind, name, part.name, part.problem, "--repair computes it again")
         if part.restorable:
-            yield restored(parts, part, damage, ws.path, f"{kind} {name}", repair)
+            yield restored(parts, part, damage, ws, f"{kind} {name}", repair)
             continue
         if part.left_over:
             result.leftovers.append(str(parts.path(part.name)))
@@ -240,7 +241,7 @@ def _repaired(ws: Workspace, state: TableState, executor: Executor | None, damag
         yield from (replace(damage, remedy=remedy) for damage in damaged)
         return
     parts = Parts(ws.table_folder(state.kind, state.name))
-    with lock(ws.path, f"{state.kind} {state.name}"):
+    with lock(ws, f"{state.kind} {state.name}"):
         for damage in damaged:
             parts.discard(damage.part)
         remove_tree(parts.folder / "_units")

@@ -60,6 +60,7 @@ def weigh(
     seed: int = 0,
     allow_stale: bool = False,
     fresh: bool = False,
+    wait: float | None = None,
 ) -> Weighed:
     """Weight samples by an SQL expression over `samples`, as if all were in one step, and write the manifest NAME.
 
@@ -69,8 +70,9 @@ def weigh(
 
     Raises CurateError for a weighting that needs the model, a stale score (unless allowed), a name that is taken, or
     weights that are all 0.
+    wait: seconds to wait for what another process writes, then WorkspaceBusy; default: as `ws` was opened.
     """
-    ws, weighting = workspace_of(ws, pinned=True), method_of(Weighting, weighting)
+    ws, weighting = workspace_of(ws, pinned=True, wait=wait), method_of(Weighting, weighting)
     ws.check_name(name, "manifest")
     shards = ws.require_pool()
     if unusable := set(weighting.needs) - {"loss", "column", "base_loss"}:
@@ -126,7 +128,7 @@ def weigh(
         scores={**(base.scores if base else {}), **{state.name: state.recipe for state in scores_of(ws, by)}},
         result={key: value for key, value in asdict(result).items() if key != "name"},
     )
-    with lock(ws.path, f"manifest {name}"):
+    with lock(ws, f"manifest {name}"):
         replace_manifest(ws, name, table, recipe, fresh)
     return result
 

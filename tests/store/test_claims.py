@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from curate.store.encoding import write_json
 from curate.store.ledger import charged
 from curate.store.locks import lock
 from curate.store.workspace import Workspace
+from tests.conftest import write_jsonl
 
 ELSEWHERE = {"machine": "far-1234", "host": "far", "process": 4, "born": "9"}
 
@@ -69,6 +72,11 @@ def another_process_holds(folder: Path, code: str = HOLDER) -> Iterator[subproce
         process.communicate()
 
 
+def named(path: Path) -> dict[str, Any]:
+    """Who holds a claim."""
+    return {key: value for key, value in json.loads(path.read_text()).items() if key in myself()}
+
+
 def refused(folder: Path) -> str:
     """What is said to one who asks for the pool's lock, which is held."""
     with pytest.raises(CurateError) as caught, lock(folder, "pool"):
@@ -84,7 +92,7 @@ def test_a_lock_of_another_process_is_refused_by_its_name_and_free_once_it_is_ki
         process.wait()
         assert json.loads((tmp_path / ".claims/pool").read_text())["process"] == process.pid
         with lock(tmp_path, "pool"):
-            assert json.loads((tmp_path / ".claims/pool").read_text()) == myself()
+            assert named(tmp_path / ".claims/pool") == myself()
 
 
 def test_one_who_waits_has_the_lock_when_its_holder_dies(tmp_path: Path, monkeypatch: Any) -> None:
@@ -93,9 +101,72 @@ def test_one_who_waits_has_the_lock_when_its_holder_dies(tmp_path: Path, monkeyp
         killing = threading.Timer(0.3, process.kill)
         killing.start()
         began = time.monotonic()
-        with lock(tmp_path, "pool", wait=True):
+        with lock(tmp_path, "pool", wait=60):
             assert 0.25 < time.monotonic() - began < LEASE / 2 and process.wait() == -signal.SIGKILL
         killing.join()
+
+
+def test_who_is_refused_or_waits_in_vain_is_told_by_whom_and_since_when(tmp_path: Path) -> None:
+    ws = curate.open_workspace(tmp_path / "ws", wait=0.2)
+    with another_process_holds(tmp_path / "ws") as process:
+        for place, waits in ((ws.path, 0.0), (ws, 0.2)):
+            began = time.monotonic()
+            with pytest.raises(curate.WorkspaceBusy, match="is writing the pool, since 20") as caught:
+                lock(place, "pool").__enter__()
+            busy = pickle.loads(pickle.dumps(caught.value))
+            assert (busy.what, busy.process, busy.host) == ("pool", process.pid, myself()["host"])
+            assert busy.since and abs((datetime.now(UTC) - busy.since).total_seconds()) < 60
+            assert waits <= busy.waited <= time.monotonic() - began and bool(busy.waited) == bool(waits)
+            assert ("(waited 0 s)" in str(busy)) == bool(waits) and str(busy) == str(caught.value)
+    with pytest.raises(CurateError, match="--wait must be a number of seconds"):
+        curate.open_workspace(ws.path, wait=-1)
+
+
+def test_verbs_and_commands_wait_as_long_as_they_are_told(ws: Workspace, monkeypatch: Any, cli: Any) -> None:
+    path = write_jsonl(ws.path.parent / "a.jsonl", [{"text": "one"}])
+    monkeypatch.setattr("curate.store.locks._PATIENCE", 0.05)
+    with another_process_holds(ws.path) as process:
+        for said in (["--wait", "0.1", "ingest", path], ["--wait", "60", "ingest", path, "--wait", "0.1"]):
+            ended = cli(*said, "-w", ws.path)
+            assert ended.returncode == 2 and "is writing the pool" in ended.stderr and "(waited 0 s)" in ended.stderr
+        with pytest.raises(curate.WorkspaceBusy) as caught:
+            curate.ingest(ws.path, path, wait=0.1)
+        assert caught.value.waited >= 0.1
+        threading.Timer(0.2, process.kill).start()
+        assert curate.ingest(ws.path, path, wait=60).pool_rows == 1
+
+
+def test_a_holder_whose_beat_fails_goes_on_with_the_next_and_learns_that_its_claim_is_gone(
+    tmp_path: Path, monkeypatch: Any
+) -> None:
+    monkeypatch.setattr("curate.store.locks.HEARTBEAT", 0.02)
+    path, touch, failures = tmp_path / ".claims/pool", os.utime, [OSError("away")] * 2
+
+    def utime(*given: Any) -> None:
+        if failures:
+            raise failures.pop()
+        touch(*given)
+
+    monkeypatch.setattr(os, "utime", utime)
+    taken = json.dumps(ELSEWHERE)
+    for change, said in ((path.unlink, "was removed"), (lambda: path.write_text(taken), "process 4 on far.* took it")):
+        with lock(tmp_path, "pool") as held:
+            touch(path, (1, 1))
+            assert within(5, lambda: path.stat().st_mtime > 1)
+            held.check()
+            change()
+            assert within(5, lambda: held.lost_to is not None)
+            with pytest.raises(CurateError, match=f"claim on the pool is gone: .*{said}"):
+                held.check()
+    assert not failures and path.read_text() == taken  # what is another's stays
+
+
+def within(seconds: float, true: Callable[[], bool]) -> bool:
+    """Whether it becomes true in time."""
+    ends = time.monotonic() + seconds
+    while not (found := true()) and time.monotonic() < ends:
+        time.sleep(0.01)
+    return found
 
 
 def test_a_process_that_asks_twice_is_told_of_itself(tmp_path: Path) -> None:
@@ -151,7 +222,7 @@ def test_a_remote_holder_is_taken_for_dead_after_the_stated_time(tmp_path: Path)
         pass
     held_elsewhere(path, silent_for=LEASE + 1)
     with lock(tmp_path, "score x"):
-        assert json.loads(path.read_text()) == myself()
+        assert named(path) == myself()
     assert path.read_text() == ""  # given back
 
 

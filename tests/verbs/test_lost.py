@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pyarrow as pa
 import pytest
 
 import curate
-from curate.errors import CurateError, DamagedError
+from curate.errors import CurateError, CurateFailure, DamagedError
 from curate.methods.masks.random import Random as RandomMask
 from curate.methods.metrics.loss import Loss
 from curate.methods.scores.length import Length
@@ -22,8 +23,10 @@ from curate.methods.weightings.uniform import Uniform
 from curate.models.choice import ModelChoice
 from curate.runs.config import TrainingSpec
 from curate.runs.evaluation import EvalSpec
+from curate.runs.recorder import Recorder
 from curate.store import contents
 from curate.store.commits import LIST, Parts
+from curate.store.run_record import Run
 from curate.store.workspace import Workspace
 from curate.training.settings import TrainSettings
 from curate.verbs.select import SelectionSpec
@@ -371,3 +374,47 @@ def test_a_marker_that_cannot_be_read_is_one_sentence(ws: Workspace, bad: str, c
     done = cli("status", ws=ws)
     assert done.returncode == 2 and done.stderr.count("\n") == 1 and "workspace" in done.stderr
     assert "unexpected" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("gone", "said"),
+    [
+        ("runs/mid", "the run 'mid' was dropped while it was trained: .*run.json is gone"),
+        ("manifests/best.json", "the manifest 'best' was dropped while the run 'mid' was trained .* step 2 is kept"),
+        (".claims/run-mid", "claim on the run mid is gone: .* was removed"),
+    ],
+    ids=["run", "manifest", "claim"],
+)
+def test_what_is_dropped_in_mid_training_ends_it_with_a_sentence(
+    ws: Workspace, monkeypatch: Any, gone: str, said: str
+) -> None:
+    monkeypatch.setattr("curate.store.locks.HEARTBEAT", 0.01)
+    commit = Recorder.commit
+
+    def dropping(self: Recorder, *given: Any) -> None:
+        path = Path(str(ws.path / gone))
+        if self.trainer.step == 2:
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
+            time.sleep(0.1)
+        commit(self, *given)
+
+    monkeypatch.setattr(Recorder, "commit", dropping)
+    settings = TrainSettings(steps=3, batch_size=2, checkpoint_every=1)
+    with pytest.raises(CurateFailure, match=said):
+        curate.train(ws, "mid", TrainingSpec(ModelChoice("tiny"), Uniform(), settings, "best"))
+    last = 0 if gone == "runs/mid" else 2 if gone.startswith("manifests") else 1
+    assert (Run(ws, "mid").checkpoints() or [None])[-1] == (Run(ws, "mid").latest() if last else None)
+    assert not last or Run(ws, "mid").latest().step == last
+
+
+def test_a_lost_file_of_the_ledger_stops_no_command_but_those_that_show_it(ws: Workspace) -> None:
+    lost = sorted((ws.path / "ledger").glob("part-*.parquet"))[-1]
+    lost.unlink()
+    curate.train(ws, "more", model="tiny", manifest="best", steps=1, batch_size=2)
+    assert any(f"({lost.stem})" in warning for warning in curate.compare(ws).warnings)
+    assert len(curate.sql(ws, "SELECT * FROM samples")) == 50
+    assert any(f"({lost.stem})" in warning for warning in curate.report(ws).warnings)
+    with pytest.raises(DamagedError, match=lost.stem):
+        curate.ledger(ws)
+    curate.verify(ws, repair=True)
+    assert not any("ledger" in warning for warning in curate.compare(ws).warnings) and curate.ledger(ws)
