@@ -36,8 +36,9 @@ def load(choice: ModelChoice) -> tuple[Any, Any]:
 
     path = resolve(choice.name)
     if (path / ADAPTER).exists():
+        base = base_of(path)
         require_safe_adapter(path, choice)
-        model, tokenizer = load(replace(choice, name=base_of(path)))
+        model, tokenizer = load(replace(choice, name=base))
         return with_adapter(model, path).merge_and_unload().requires_grad_(False), tokenizer
     model, tokenizer = _loaded(choice, AutoModelForCausalLM, _CAUSAL)
     refuse_not_causal(path, model)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -48,10 +49,11 @@ def test_a_plan_turns_no_trust_on(tmp_path: Path, setting: str, value: str) -> N
 
 
 def test_a_recorded_model_is_trusted_by_whoever_opens_the_workspace(tmp_path: Path) -> None:
-    recorded = model_recipe(ModelChoice("tiny", allow_pickle=True, allow_remote_code=True))
+    tiny = ModelChoice("tiny", special_tokens="text")
+    recorded = model_recipe(replace(tiny, allow_pickle=True, allow_remote_code=True))
     plain, trusting = (curate.open_workspace(tmp_path / "ws", **leave) for leave in ({}, {"allow_pickle": True}))  # type: ignore[arg-type]
-    assert model_choice(recorded, plain.trusted) == model_choice(recorded) == ModelChoice("tiny")
-    assert model_choice(recorded, trusting.trusted) == ModelChoice("tiny", allow_pickle=True)
+    assert model_choice(recorded, plain.trusted) == model_choice(recorded) == tiny
+    assert model_choice(recorded, trusting.trusted) == replace(tiny, allow_pickle=True)
 
 
 @pytest.fixture
