@@ -70,7 +70,7 @@ def _export(place: Path) -> Any:
 
 
 def _select(place: Path) -> Any:
-    curate.select(scene.ws_of(place), "anew", "top", by="length + bm25_sums + nll", top=9)
+    curate.select(scene.ws_of(place), "anew", "top", by="length + bm25_sums", top=9)
     return (place / "ws/manifests/anew.parquet").read_bytes()
 
 
@@ -220,9 +220,9 @@ def kind_of(file: str) -> str:
 
 
 def link(source: Path, to: Path) -> Path:
-    """A copy of a place by hard links: what writes, writes other files and renames them."""
+    """A copy of a place by hard links, but for locks: what else is written is another file, which is renamed."""
     shutil.rmtree(to, ignore_errors=True)
-    return shutil.copytree(source, to, copy_function=os.link)
+    return shutil.copytree(source, to, copy_function=os.link, ignore=shutil.ignore_patterns(".claims"))
 
 
 def harmed(source: Path, place: Path, file: str, data: bytes | None) -> None:

@@ -114,8 +114,8 @@ def outcome(verb: Callable[[Path], None], place: Path, whole: dict[str, str]) ->
 class Stage:
     """A verb, the place before it, and what an undisturbed run leaves."""
 
-    def __init__(self, name: str, verb: Callable[[Path], None], before: Path, folder: Path):
-        self.name, self.verb, self.before, self.place = name, verb, before, folder / "place"
+    def __init__(self, name: str, verb: Callable[[Path], None], before: Path, place: Path):
+        self.name, self.verb, self.before, self.place = name, verb, before, place
         self.reset()
         ended = children.in_child(lambda: _run(verb, self.place, 0))
         if ended.status or ended.error:
@@ -137,23 +137,24 @@ class Stage:
         return outcome(self.verb, self.place, self.whole)
 
 
-def stages(folder: Path, names: list[str] | None = None) -> Iterator[Stage]:
-    """Every verb, on the place that those before it have made; those that only use it, on a copy of their own."""
-    place, given = folder / "made", {**scene.MAKING, **scene.USING}
-    scene.write_inputs(place)
-    for name in names or given:
-        before = folder / f"before-{len(list(folder.iterdir()))}"
-        shutil.copytree(place, before)
+def stages(folder: Path, place: Path, names: list[str] | None = None) -> Iterator[Stage]:
+    """Every verb, on the place that those before it have made; those that only use it, each on a copy of its own.
+
+    place: where all of them are run, as paths are part of what is recorded.
+    """
+    given = {**scene.MAKING, **scene.USING}
+    made = folder / "made"
+    scene.write_inputs(made)
+    for number, name in enumerate(names or given):
+        before = folder / f"before-{number}"
+        shutil.copytree(made, before)
         if name in scene.BEFORE:
             scene.BEFORE[name](before)
-        stage = Stage(name, given[name], before, folder)
-        yield stage
+        stage = Stage(name, given[name], before, place)
         if name in scene.MAKING:
-            shutil.rmtree(place)
-            shutil.copytree(stage.before, place)
-            made = children.in_child(lambda verb=given[name]: verb(place))
-            if made.status or made.error:
-                raise RuntimeError(f"{name} does not run: {made}")
+            shutil.rmtree(made)
+            shutil.copytree(place, made)
+        yield stage
 
 
 def attack(
@@ -162,7 +163,7 @@ def attack(
     """Kills at changes at random, in turn of every verb, for some seconds, at most so many."""
     tally, end = Tally("kills", OUTCOMES, BAD), time.monotonic() + seconds
     dice = Random(seed)
-    all_stages = list(stages(folder, names))
+    all_stages = list(stages(folder, folder / "place", names))
     points = [dice.sample(range(1, len(stage.changes) + 1), len(stage.changes)) for stage in all_stages]
     while any(points):
         for stage, left in zip(all_stages, points, strict=True):

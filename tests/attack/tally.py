@@ -16,6 +16,7 @@ class Tally:
     by_kind: dict[str, Counter[str]] = field(default_factory=lambda: defaultdict(Counter))
     wrong: list[str] = field(default_factory=list)
     tried: int = 0
+    last: str = ""
 
     def add(self, kind: str, outcome: str, told: str) -> None:
         self.tried += 1
