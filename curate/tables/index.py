@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from curate.errors import CurateError
+from curate.errors import CurateError, DamagedError
 from curate.hashing import keyed_uniform
 from curate.kinds.vectors import similarities
 from curate.numerics.faiss_index import bytes_per_number, kind, load_faiss, on_gpu, untrained
@@ -207,7 +207,12 @@ def search(ws: Workspace, name: str, asked: np.ndarray, k: int) -> tuple[np.ndar
         return nearest_exactly(ws, name, asked, k)
     record, faiss = record_of(ws, name), load_faiss()
     assert record is not None
-    index = faiss.deserialize_index(np.frombuffer(index_path(ws, name).read_bytes(), np.uint8))
+    data = index_path(ws, name).read_bytes()
+    if digest(data) != record.sha256:
+        raise DamagedError(
+            f"{index_path(ws, name)} is damaged (its SHA-256 differs); `curate verify --repair` builds it again."
+        )
+    index = faiss.deserialize_index(np.frombuffer(data, np.uint8))
     k = min(k, record.rows)
     if record.lists:  # many neighbours are spread over more lists than ten are
         lists_needed = -(-k * record.lists // record.rows) * 4

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from curate.errors import CurateError
 from curate.store.commits import Parts
+from curate.store.contents import missing, require_none_missing
 from curate.store.later_meta import meta_files
 from curate.store.object_store import Location
 from curate.store.recipes import TableRecipe
@@ -112,7 +113,10 @@ def _with_later_meta(ws: Workspace, select: str) -> str:
 
 def targets(ws: Workspace) -> str:
     """The view `targets`: the samples of all targets."""
-    selects = [f"SELECT {literal(n)} AS target, * FROM {_files([ws.target_path(n)])}" for n in ws.target_names()]
+    names = ws.target_names()
+    for name in names:
+        ws.check_target(name)
+    selects = [f"SELECT {literal(n)} AS target, * FROM {_files([ws.target_path(n)])}" for n in names]
     # By name, since targets of an earlier version lack a column.
     return " UNION ALL BY NAME ".join([f"SELECT ''::VARCHAR AS target, * FROM ({read_files([], TARGET)})", *selects])
 
@@ -151,7 +155,7 @@ def vectors(ws: Workspace, state: TableState) -> str:
 def runs(ws: Workspace) -> pa.Table:
     """The table `runs`: one row per run."""
     rows = []
-    for run in map(partial(Run, ws), ws.run_names()):
+    for run in map(partial(Run, ws), sorted([*ws.run_names(), *missing(ws, "run")])):
         try:
             recipe, checkpoints = run.require_recipe(), run.checkpoints()
         except CurateError:  # which `status` and `verify` say, and every command that uses the run
@@ -178,6 +182,7 @@ def runs(ws: Workspace) -> pa.Table:
 
 def of_runs(ws: Workspace, kind: str, schema: pa.Schema) -> str:
     """A view of the parts of all runs, with the run's name as the first column."""
+    require_none_missing(ws, "run")
     selects = []
     for name in ws.run_names():
         parts = Parts(ws.run_folder(name) / kind)
@@ -188,6 +193,7 @@ def of_runs(ws: Workspace, kind: str, schema: pa.Schema) -> str:
 
 def evaluations(ws: Workspace) -> pa.Table:
     """The table `evaluations`: one row per run, checkpoint, target and metric."""
+    require_none_missing(ws, "run")
     rows = []
     for run in map(partial(Run, ws), ws.run_names()):
         rows += [{"run": run.name, **record["evaluation"]} for record in run.evaluations.records().values()]
@@ -196,6 +202,7 @@ def evaluations(ws: Workspace) -> pa.Table:
 
 def samples(ws: Workspace, words: set[str] | None) -> str:
     """The view `samples`: the pool and the named scores, aligned by position; NULL for shards not scored yet."""
+    _require_scores(ws, words)
     joins = []
     for i, name in enumerate(ws.score_names()):
         types = _score_columns(name, score_recipe(ws, name))
@@ -206,6 +213,16 @@ def samples(ws: Workspace, words: set[str] | None) -> str:
     if words is None or "copies" in words:
         rows = _with_copies(ws, rows)
     return _with_later_meta(ws, rows) if words is None or "meta" in words else rows
+
+
+def _require_scores(ws: Workspace, words: set[str] | None) -> None:
+    """Raises DamagedError if a score is gone that these words name, or that is among all (None)."""
+    gone = missing(ws, "score")
+    if gone and words is not None:
+        kept = {shown for n in ws.score_names() for shown in sample_columns(n, score_recipe(ws, n)).values()}
+        unknown = words - kept
+        gone = [n for n in gone if any(word == n or word.startswith(f"{n}_") for word in unknown)]
+    require_none_missing(ws, "score", gone)
 
 
 def _in_pool_order(ws: Workspace, state: TableState, columns: dict[str, str]) -> str:

@@ -17,6 +17,7 @@ from curate.hashing import fingerprint
 from curate.numerics.statistics import Mean, paired
 from curate.results import Result, Rows
 from curate.runs.config import HOW
+from curate.store.contents import require_none_missing
 from curate.store.recipes import RunMask, RunRecipe, known
 from curate.store.run_record import require_run
 from curate.store.workspace import Workspace
@@ -94,6 +95,8 @@ def compare(ws: AnyWorkspace, runs: Sequence[str] = (), *, against: str | None =
     left out, with a warning. Raises CurateError for an unknown run.
     """
     ws = workspace_of(ws)
+    if not runs:
+        require_none_missing(ws, "run")
     runs_by_name = {name: require_run(ws, name) for name in runs or ws.run_names()}
     recipes = {name: run.require_recipe() for name, run in runs_by_name.items()}
     unfinished = [name for name, run in runs_by_name.items() if recipes[name].weighting and not run.is_complete()]

@@ -64,7 +64,11 @@ def status(ws: AnyWorkspace) -> Status:
         manifests=_each(ws, _manifest, ws.manifest_names(), damaged, "manifest"),
         masks=_each(ws, _mask, ws.mask_names(), damaged, "mask"),
         runs=_each(
-            ws, lambda ws, name: {**of_runs[name], "note": _manifest_note(ws, name)}, list(of_runs), damaged, "run"
+            ws,
+            lambda ws, name: {**of_runs[name], "note": _manifest_note(ws, name)},
+            [n for n in of_runs if n in ws.run_names()],
+            damaged,
+            "run",
         ),
         damaged=damaged,
     )

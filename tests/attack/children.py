@@ -48,7 +48,7 @@ def load() -> None:
     import curate
     import curate.pages.report
     import curate.runs.driver
-    import curate.tables.engine  # noqa: F401
+    import curate.tables.engine
 
     torch.set_num_threads(1)
     for name in curate.__all__:
@@ -105,7 +105,7 @@ def _become(function: Callable[[], Any], path: Path) -> None:
     disarm()
     try:
         data = pickle.dumps((value, error))
-    except Exception:  # an exception of a library that cannot be sent  # noqa: BLE001
+    except Exception:  # an exception of a library that cannot be sent
         data = pickle.dumps((None, RuntimeError(f"{type(error).__name__}: {error}")))
     path.write_bytes(data)
     os._exit(0)

@@ -53,7 +53,8 @@ def attack(folder: Path, seed: int, seconds: float, most: int = 1 << 60) -> Tall
             return tally
         files, size, ledger = _size(place)
         first = first or (files, size, ledger, ended.value)
-        told = f"cycle {tally.tried}: {files} files of {size} bytes, ledger {ledger}, status {ended.value:.3f} s; first {first}"
+        now = (files, size, ledger, ended.value)
+        told = f"cycle {tally.tried}: files, bytes, files of the ledger, seconds of status {now}; the first {first}"
         grown = files > first[0] or size > first[1] + 4096 or ledger > first[2] * (tally.tried + 1)
         slower = ended.value > 3 * first[3] + 1
         tally.add("cycles", "GROWN" if grown else "SLOWER" if slower else "bounded", told)

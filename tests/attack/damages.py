@@ -3,7 +3,8 @@
 A file is damaged in a copy of the workspace, and a set of verbs is run on that in a forked process:
 
     held         every verb gave what it gives of the whole workspace, and nothing was to be found
-    said         a verb ended in one sentence (a CurateError), or `status` names the damage; the others were right
+    said         a verb ended in one sentence (a CurateError), or its result says `damaged` or why there is no index;
+                 the others were right
     verified     every verb gave the same, and `verify` lists the damage
     wrong        something was not the same, and only `verify` lists the damage
     SILENT       something was not the same, and nothing says so
@@ -178,7 +179,7 @@ def _told(verb: Callable[[Path], Any], place: Path) -> Told:
     except CurateError as error:
         words = str(error)
         return Told(error=words, unexpected="\n" in words or error.exit_status not in (1, 2))
-    except Exception as error:  # whatever it is, it is what is looked for  # noqa: BLE001
+    except Exception as error:  # whatever it is, it is what is looked for
         return Told(error=f"{type(error).__name__}: {error}"[:300], unexpected=True)
     whole = value if isinstance(value, bytes) else repr(value).encode()
     return Told(hashlib.sha256(whole).hexdigest(), shown=whole[:100_000].decode(errors="replace"))
@@ -200,8 +201,8 @@ def outcome(verify: Told, told: dict[str, Told], right: dict[str, Told]) -> tupl
             return "UNEXPECTED", f"{name}: {its.error}"
     found = verify.error or verify.shown.strip("[]")
     wrong = [name for name, its in told.items() if not its.error and its.value != right[name].value]
-    if said := [name for name in wrong if name == "status" and "'damaged': []" not in told[name].shown]:
-        wrong = [name for name in wrong if name not in said]
+    said = [name for name in wrong if _says(told[name].shown, right[name].shown)]
+    wrong = [f"{name} ({_difference(told[name].shown, right[name].shown)})" for name in wrong if name not in said]
     if wrong and not found:
         return "SILENT", ", ".join(wrong)
     if wrong:
@@ -210,6 +211,27 @@ def outcome(verify: Told, told: dict[str, Told], right: dict[str, Told]) -> tupl
     if errors or said:
         return "said", (errors or said)[0]
     return ("verified" if found else "held"), found[:200]
+
+
+def _says(shown: str, right: str) -> bool:
+    """Whether a result that is another says of itself that something is damaged."""
+    if "'damaged': []" in right and "'damaged': []" not in shown:
+        return True
+    told = (
+        "'state': 'damaged'",
+        "is damaged",
+        "are damaged",
+        "has no index",
+        "has an index that is cut or gone",
+        "is gone",
+    )
+    return any(shown.count(words) > right.count(words) for words in told)
+
+
+def _difference(shown: str, right: str) -> str:
+    """Where two results begin to differ."""
+    at = len(os.path.commonprefix([shown, right]))
+    return f"{shown[max(at - 30, 0) : at + 60]!r} in place of {right[max(at - 30, 0) : at + 60]!r}"
 
 
 def kind_of(file: str) -> str:

@@ -15,7 +15,7 @@ import errno
 import os
 import shutil
 import time
-from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from random import Random
 
@@ -109,8 +109,7 @@ def attack(folder: Path, seed: int, seconds: float, names: list[str] | None = No
     for stage, room in Random(seed).sample(cases, len(cases)):
         if tally.tried >= most or time.monotonic() > end:
             break
-        squeeze: Callable[[], tuple[str, str]] = lambda stage=stage, room=room: _squeezed(stage, room)
-        ended = children.in_child(squeeze, 300)
+        ended = children.in_child(partial(_squeezed, stage, room), 300)
         result, why = ended.value if ended.value else ("UNEXPECTED", f"{ended.status} {ended.error!r}")
         tally.add(stage.name, result, f"{stage.name}, {room} KB: {why}")
     return tally

@@ -34,8 +34,8 @@ from tests.attack.tally import Tally
 
 OUTCOMES = ("same", "left over", "said", "LOST", "UNEXPECTED")
 BAD = ("LOST", "UNEXPECTED")
-TIMED = {"begun", "created", "seconds", "at"}
-LEFT = re.compile(r"(^|/)\.[^/]+\.(tmp|dropped|fresh)(/|$)|/_units/|/ledger/open/")
+TIMED = {"begun", "until", "created", "seconds", "at", "peak_bytes"}
+LEFT = re.compile(r"(^|/)\.[^/]+\.(tmp|dropped|fresh)(/|$)|/_units/|/ledger/open/|/manifests/replaced/")
 
 
 # --- what a place holds ----------------------------------------------------------------------------------
@@ -63,7 +63,9 @@ def _essence(path: Path) -> str:
 def _untimed(value: Any) -> Any:
     """A JSON value without times, and without the digests of files that hold times."""
     if isinstance(value, dict):
-        return {key: _untimed(one) for key, one in sorted(value.items()) if key not in TIMED | {"sha256", "run", "paid"}}
+        return {
+            key: _untimed(one) for key, one in sorted(value.items()) if key not in TIMED | {"sha256", "run", "paid"}
+        }
     return [_untimed(one) for one in value] if isinstance(value, list) else value
 
 
@@ -157,9 +159,7 @@ def stages(folder: Path, place: Path, names: list[str] | None = None) -> Iterato
         yield stage
 
 
-def attack(
-    folder: Path, seed: int, seconds: float, names: list[str] | None = None, most: int = 1 << 60
-) -> Tally:
+def attack(folder: Path, seed: int, seconds: float, names: list[str] | None = None, most: int = 1 << 60) -> Tally:
     """Kills at changes at random, in turn of every verb, for some seconds, at most so many."""
     tally, end = Tally("kills", OUTCOMES, BAD), time.monotonic() + seconds
     dice = Random(seed)

@@ -1,9 +1,9 @@
-"""Two or three verbs at once on one workspace: afterwards it verifies clean, and each has done its work or said why not.
+"""Two or three verbs at once on one workspace: afterwards it verifies clean, and each did its work or said why not.
 
-    both        all ended, and what each makes is there
-    busy        at least one said in a sentence that another is at work; run again, it does its work
-    LOST        something that was to be there is not, or `verify` finds damage
-    UNEXPECTED  an exception that is no CurateError, or a process that does not end
+both        all ended, and what each makes is there
+busy        at least one said in a sentence that another is at work; run again, it does its work
+LOST        something that was to be there is not, or `verify` finds damage
+UNEXPECTED  an exception that is no CurateError, or a process that does not end
 """
 
 from __future__ import annotations

@@ -30,5 +30,11 @@ class Tally:
         whole: Counter[str] = sum(self.by_kind.values(), Counter())
         rows = [(kind, self.by_kind[kind]) for kind in sorted(self.by_kind)] + [("all", whole)]
         return "\n".join(
-            [head, *(f"{kind:{width}}  {n.total():6}  " + "  ".join(f"{n[o]:10}" for o in self.outcomes) for kind, n in rows)]
+            [
+                head,
+                *(
+                    f"{kind:{width}}  {n.total():6}  " + "  ".join(f"{n[o]:10}" for o in self.outcomes)
+                    for kind, n in rows
+                ),
+            ]
         )
