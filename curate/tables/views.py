@@ -194,8 +194,13 @@ def of_runs(ws: Workspace, kind: str, schema: pa.Schema) -> str:
 def evaluations(ws: Workspace) -> pa.Table:
     """The table `evaluations`: one row per run, checkpoint, target and metric."""
     require_none_missing(ws, "run")
+    return evaluations_of(ws, ws.run_names())
+
+
+def evaluations_of(ws: Workspace, names: Sequence[str]) -> pa.Table:
+    """The rows of `evaluations` of some runs."""
     rows = []
-    for run in map(partial(Run, ws), ws.run_names()):
+    for run in map(partial(Run, ws), names):
         rows += [{"run": run.name, **record["evaluation"]} for record in run.evaluations.records().values()]
     return pa.Table.from_pylist(rows, schema=EVALUATIONS)
 

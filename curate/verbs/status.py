@@ -116,7 +116,7 @@ def _vectors(ws: Workspace, name: str) -> dict[str, Any]:
         "name": name,
         "method": state.recipe.method,
         "model": ", ".join(model.name for model in state.recipe.models.values()),
-        "targets": ", ".join(target_vectors(ws.table_folder("vectors", name)).names()),
+        "targets": ", ".join(target_vectors(ws.table_folder("vectors", name)).records()),
         "rows": state.rows,
         "nulls": state.nulls,
         "index": index_words(ws, name),

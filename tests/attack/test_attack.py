@@ -24,9 +24,9 @@ CODE = """
     ended = children.in_child(lambda: scene.make(folder / "scene", names))
     assert not ended.status and not ended.error, ended
     tallies = [
-        damages.attack(folder / "scene", folder, 5, 60, damages.QUICK, most=6),
-        pairs.attack(folder / "scene", folder, 1, 60, 2, ("ingest", "select", "drop of a score")),
-        kills.attack(folder, 1, 60, ["ingest"], most=6),
+        damages.attack(folder / "scene", folder, 5, 60, ("status", "sql of samples", "export", "score"), most=4),
+        pairs.attack(folder / "scene", folder, 1, 60, 1, ("ingest", "select", "drop of a score")),
+        kills.attack(folder, 1, 60, ["ingest"], most=4),
     ]
     for tally in tallies:
         print(tally)
