@@ -7,12 +7,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 
 import curate
 from curate.errors import CurateError, DamagedError
 from curate.methods.scores.embed_lm import EmbedLm
 from curate.methods.scores.length import Length
+from curate.store.recipes import write_recipe
 from curate.store.workspace import Workspace
 from curate.tables.index import index_path
 from tests.conftest import tree_bytes, write_jsonl
@@ -120,3 +122,32 @@ def test_an_evaluation_that_a_killed_one_stored_is_listed_by_the_next(ws: Worksp
     (parts / "_parts.json").unlink()
     curate.evaluate(ws, "run0", ["sums"])
     assert tree_bytes(parts, "*.json") == whole
+
+
+@pytest.mark.parametrize("end", ["replaced", "dropped"])
+def test_a_manifest_whose_replacement_was_killed_is_kept_as_it_was(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch, end: str
+) -> None:
+    """The table is then the new one, and its recipe still the old one."""
+    monkeypatch.setattr("curate.store.manifests.write_recipe", dying_at_the_second())
+    with pytest.raises(KeyboardInterrupt):
+        curate.select(ws, "best", "top", by="length", top=7, fresh=True)
+    monkeypatch.undo()
+    if end == "replaced":
+        curate.select(ws, "best", "top", by="length", top=7, fresh=True)
+    else:
+        curate.drop(ws, "best", force=True)
+    (kept,) = (Path(ws.path) / "manifests/replaced").glob("*.parquet")
+    assert pq.read_table(kept).num_rows == 4 and curate.verify(ws).damaged == []
+
+
+def dying_at_the_second() -> Callable[..., None]:
+    """`write_recipe`, of which the first call keeps the old manifest, and the second one would write the new one."""
+    left = iter(range(1))
+
+    def write(*given: Any) -> None:
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+        write_recipe(*given)
+
+    return write
