@@ -5,7 +5,7 @@ n-th, for every n, and run again:
 
     same         the place has the bytes that an undisturbed run leaves
     left over    so it has, and files of the killed one beside, which nothing reads
-    said         the command that goes on ended in one sentence, and what was there before is whole
+    said         so it has, and the command that goes on ended in one sentence (what it was to drop is gone)
     LOST         other bytes, or `verify` finds damage
     UNEXPECTED   an exception that is no CurateError
 
@@ -110,7 +110,7 @@ def outcome(verb: Callable[[Path], None], place: Path, whole: dict[str, str]) ->
         return "LOST", f"other {others[:5]}, more {unknown[:5]}, damaged {damaged[:3]}, said {said!r}"
     if said and not said.endswith((".", "?")):
         return "UNEXPECTED", said
-    return ("left over", str(sorted(more)[:3])) if more else ("same", said)
+    return ("left over", str(sorted(more)[:3])) if more else ("said" if said else "same", said)
 
 
 class Stage:
@@ -134,7 +134,9 @@ class Stage:
         """Kill the verb in place of a change, and go on."""
         self.reset()
         killed = children.in_child(lambda: _run(self.verb, self.place, at))
-        if killed.status != -9:
+        if killed.error or killed.status not in (0, -9):
+            return "UNEXPECTED", f"before the kill: {killed.status} {killed.error!r}"
+        if not killed.status:
             return "same", "ended before"  # a heartbeat's file more or less
         return outcome(self.verb, self.place, self.whole)
 
