@@ -7,7 +7,9 @@ PIP = $(VENV)/bin/python -m pip install --quiet --disable-pip-version-check --no
 # What one process of the tests has compiled, the others load; images for containers often forbid it.
 unexport PYTHONDONTWRITEBYTECODE
 
-.PHONY: demo test test-consumers test-slow bench docs clean
+MINUTES ?= 6
+
+.PHONY: demo test test-consumers test-slow attack bench docs clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python pipelines/select_with_bm25.py
@@ -23,6 +25,10 @@ test-consumers: $(VENV)/.installed-test
 # Fifty kills at random points, and what else is only longer than what the suite does.
 test-slow: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pytest -m slow -n auto --maxprocesses 4 --dist worksteal
+
+# Kills at every change of a file, damage to every file, verbs at once, a full disk, files at random, cycles.
+attack: $(VENV)/.installed-test
+	$(VENV)/bin/python -m tests.attack --minutes $(MINUTES)
 
 # Side by side with the peers; prints ratios.
 bench: $(VENV)/.installed-test

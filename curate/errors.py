@@ -50,6 +50,10 @@ class DamagedError(CurateFailure):
     exit_status = 2
 
 
+class MissingError(DamagedError, FileNotFoundError):
+    """A stored file that is gone."""
+
+
 class DivergedError(CurateFailure):
     """A training run whose loss or gradient is no longer finite."""
 

@@ -148,4 +148,5 @@ def evaluate_model(
         result.usage.seconds = time.perf_counter() - started
         meter.add(result.usage)
         results.append(commit(parts, eval_spec, step, split_questions, result, eval_stamp))
+    parts.certify()  # also what one that was killed has stored, and was found here
     return results

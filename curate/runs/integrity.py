@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+
 from curate.errors import CurateError, DamagedError
 from curate.store import contents
 from curate.store.commits import LIST, Parts
@@ -136,7 +138,12 @@ def check_manifest(ws: Workspace, name: str) -> Seen:
 
 def check_kept_manifests(ws: Workspace) -> Seen:
     """The manifests that were replaced and are kept for runs."""
-    for path in sorted(kept_path(ws, "").parent.glob("*.json")):
+    folder = kept_path(ws, "").parent
+    for path in sorted(folder.glob("*.parquet")):
+        if not path.with_suffix(".json").exists() and path.stem in _trained_on(ws):
+            remedy = "restore it from a copy; runs only name it"
+            yield Damage("manifest", path.stem, f"replaced/{path.stem}", "has lost its recipe", remedy)
+    for path in sorted(folder.glob("*.json")):
         part, remedy = f"replaced/{path.stem}", "restore it from a copy; runs only name it"
         try:
             recipe = read_manifest_recipe(path)
@@ -144,6 +151,15 @@ def check_kept_manifests(ws: Workspace) -> Seen:
             yield Damage("manifest", path.stem, part, "has a recipe that cannot be read", remedy)
         else:
             yield from _table_of(path.with_suffix(".parquet"), recipe, recipe.name, part, remedy)
+
+
+def _trained_on(ws: Workspace) -> set[str]:
+    """The stamps of the manifests that runs were trained on, of runs that can be read."""
+    stamps = set()
+    for name in ws.run_names():
+        with suppress(CurateError):
+            stamps.add(str(Run(ws, name).require_recipe().manifest_sha256))
+    return stamps
 
 
 def _table_of(path: Location, recipe: ManifestRecipe, name: str, part: str, remedy: str) -> Seen:

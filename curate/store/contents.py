@@ -11,7 +11,7 @@ and then writes format 2 into workspace.json; if it is killed before, the next o
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,7 +23,7 @@ from curate.store.commits import Parts
 from curate.store.encoding import digest, read_json, write_json
 from curate.store.locks import FOREVER, lock
 from curate.store.object_store import Location
-from curate.store.workspace import FORMAT, MARKER, TABLES, Workspace, recipe_file
+from curate.store.workspace import FORMAT, MARKER, TABLES, Workspace, read_marker, recipe_file
 
 CONTENTS = "contents.json"
 KINDS = (*TABLES, "manifest", "mask", "run")
@@ -95,6 +95,24 @@ def lost(ws: Workspace) -> Iterator[Lost]:
                 yield Lost(kind, name, "has other bytes than were written (its SHA-256 differs)")
 
 
+def missing(ws: Workspace, kind: str) -> list[str]:
+    """The names of a kind that were entered, and are gone; none if contents.json is damaged, which `status` says."""
+    try:
+        return sorted(entered(ws).get(kind, {}).keys() - ws.having(kind))
+    except DamagedError:
+        return []
+
+
+def require_none_missing(ws: Workspace, kind: str, names: Sequence[str] | None = None) -> None:
+    """Raises DamagedError if one of a kind is gone, so that nothing is shown as all of them. names: those that are gone
+    and matter; default: all."""
+    if gone := missing(ws, kind) if names is None else names:
+        raise DamagedError(
+            f"{ws.path}: the {kind} '{gone[0]}' is gone, though contents.json lists it; put a copy of its "
+            f"{marker_of(ws, kind, gone[0]).name} back, or `curate drop {gone[0]} --force` forgets it."
+        )
+
+
 def rebuild(ws: Workspace) -> None:
     """Write contents.json anew, of what is there."""
     with lock(ws, "contents", wait=FOREVER):
@@ -103,14 +121,14 @@ def rebuild(ws: Workspace) -> None:
 
 def bring_to_format(ws: Workspace) -> None:
     """Make the lists that a workspace of an earlier format has not. Requires that nothing in it is damaged."""
-    if read_json(ws.path / MARKER).get("format") != FORMAT:
+    if read_marker(ws.path).get("format") != FORMAT:
         with lock(ws, "contents", wait=FOREVER):
             _write(ws, entered(ws))
             _bring_to_format(ws)
 
 
 def _bring_to_format(ws: Workspace) -> None:
-    marker = read_json(ws.path / MARKER)
+    marker = read_marker(ws.path)
     if marker.get("format") == FORMAT:
         return
     ws.pool.certify()

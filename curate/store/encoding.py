@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors.numpy import load
 
-from curate.errors import DamagedError
+from curate.errors import DamagedError, MissingError
 from curate.store.files import write_atomic
 from curate.store.object_store import Location, ObjectPath
 from curate.store.schema import LATER
@@ -64,7 +64,7 @@ def read_table(path: Location, columns: Sequence[str] | None = None, rows: tuple
 
     Only the row groups that contain those rows are read. The columns are in the order of `columns`. A named column that
     samples have only since a later version (schema.LATER) is null where the file lacks it. Raises DamagedError if the
-    file is damaged.
+    file is damaged, and MissingError, which is one, if it is gone.
     """
     table = _read_table(path, columns, rows)
     for name in columns or ():
@@ -86,7 +86,11 @@ def _read_table(path: Location, columns: Sequence[str] | None, rows: tuple[int, 
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
         raise _damaged(path, error) from None
     except OSError as error:
-        if isinstance(error, FileNotFoundError) or error.errno:
+        if isinstance(error, FileNotFoundError):
+            raise MissingError(
+                f"{path} is gone, which was stored; `curate verify` lists all damage, and what can be done."
+            ) from None
+        if error.errno:
             raise
         raise _damaged(path, error) from None  # Arrow raises OSError without errno for pages that do not decompress
 

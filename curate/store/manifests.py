@@ -34,11 +34,14 @@ def stamped(table: pa.Table, recipe: ManifestRecipe) -> ManifestRecipe:
 
 def keep_manifest(ws: Workspace, name: str) -> None:
     """Copy a manifest to manifests/replaced/STAMP.parquet and .json, before it is replaced or removed, for the runs
-    that were trained on it. STAMP: see `stamp_of`; runs record it as manifest_sha256."""
+    that were trained on it. STAMP: see `stamp_of`; runs record it as manifest_sha256.
+
+    A table that is not the recipe's is not copied: of a replacement that was killed it is the new one, and the old one
+    is kept already."""
     path, recipe = ws.manifest_path(name), manifest_recipe(ws, name)
     kept = kept_path(ws, stamp_of(recipe))
-    if path.exists():
-        write_atomic(kept, path.read_bytes())
+    if path.exists() and digest(data := path.read_bytes()) == recipe.sha256:
+        write_atomic(kept, data)
         write_recipe(kept.with_suffix(".json"), recipe)
 
 

@@ -22,7 +22,7 @@ import pyarrow as pa
 from msgspec import UNSET
 from msgspec.structs import replace
 
-from curate.errors import CurateError, CurateFailure, nearest
+from curate.errors import CurateError, CurateFailure, DamagedError, nearest
 from curate.hashing import fingerprint
 from curate.store.commits import Parts
 from curate.store.contents import enter, take_out
@@ -114,12 +114,21 @@ class Run:
         return Parts(self.folder / "evaluations")
 
     def checkpoints(self) -> list[Checkpoint]:
-        """The committed checkpoints whose files exist, the latest last."""
+        """The committed checkpoints whose folders exist, the latest last; one whose folder a user removed is none.
+
+        Raises DamagedError for a folder that is there without the file that is written last.
+        """
         parts = Parts(self.folder / "checkpoints")
         committed = [
             Checkpoint(record["step"], parts.folder / name, record) for name, record in parts.records().items()
         ]
         complete = [checkpoint for checkpoint in committed if (checkpoint.folder / "trainer.json").exists()]
+        for checkpoint in committed:
+            if checkpoint not in complete and any(checkpoint.folder.glob("*")):
+                raise DamagedError(
+                    f"{checkpoint.folder} has lost its trainer.json; put a copy of it back, or remove the folder to go "
+                    "on from the checkpoint before."
+                )
         return sorted(complete, key=lambda checkpoint: checkpoint.step)
 
     def latest(self) -> Checkpoint:

@@ -13,6 +13,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
+import orjson
 import pyarrow as pa
 
 from curate.errors import CurateError, DamagedError, nearest, require
@@ -29,6 +30,7 @@ __version__ = version("curate-lm")
 FORMAT = 2  # 1 has no lists of what is there (curate.store.contents)
 TABLES = {"score": "scores", "vectors": "vectors"}  # kinds of tables aligned with the pool, and their folders
 MARKER = "workspace.json"
+_SAID = {"format", "created", "curate", "special_tokens"}  # in it
 _COMPLETE = "complete"  # the file that marks a fresh table as ready to be swapped in
 _NAME = re.compile(r"[a-z][a-z0-9_]*")
 
@@ -84,7 +86,7 @@ class Workspace:
     def special_tokens(self) -> Literal["text", "parse"]:
         """How models' control tokens in texts are read, unless a command says otherwise: as text, but parsed in a
         workspace made before there was this rule, so that its tables stay alike."""
-        return "text" if read_json(self.path / MARKER).get("special_tokens") == "text" else "parse"
+        return "text" if read_marker(self.path).get("special_tokens") == "text" else "parse"
 
     @property
     def pool(self) -> Parts:
@@ -155,8 +157,8 @@ class Workspace:
         return read_table(self.targets.intact(name), TARGET.names)
 
     def target_names(self) -> list[str]:
-        """The names of all targets, sorted."""
-        return sorted(p.stem for p in (self.path / "targets").glob("*.parquet"))
+        """The names of all targets, sorted; also of those whose file is gone, which whatever reads it says."""
+        return sorted({*(p.stem for p in (self.path / "targets").glob("*.parquet")), *self.targets.names()})
 
     def manifest_path(self, name: str) -> Location:
         """The Parquet file of a manifest; its JSON has the same stem."""
@@ -295,7 +297,7 @@ def _open(path: str | os.PathLike[str], create: bool, like: Workspace | None) ->
         raise CurateError(f"{folder}: a workspace's path must not hold *, ?, [ or ], which stand for other files.")
     marker = folder / MARKER
     if marker.exists():
-        return _opened(folder, _marker_of(marker))
+        return _opened(folder, read_marker(folder))
     if not create:
         raise CurateError(f"{folder} is no workspace (it has no workspace.json); make one with `curate ingest`.")
     if folder.exists() and not folder.is_dir():
@@ -309,14 +311,20 @@ def _open(path: str | os.PathLike[str], create: bool, like: Workspace | None) ->
     return Workspace(folder)
 
 
-def _marker_of(path: Location) -> Any:
+def read_marker(folder: Location) -> dict[str, Any]:
+    """What workspace.json says. Raises DamagedError if it cannot be read, or says what curate never wrote."""
+    path = folder / MARKER
     try:
-        return read_json(path)
-    except ValueError:
-        raise DamagedError(
-            f'{path} is damaged: it is not JSON; restore it from a copy, or write {{"format": {FORMAT}, '
-            '"special_tokens": "text"} into it, of which the rest of the workspace is independent.'
-        ) from None
+        marker = read_json(path)
+        known = isinstance(marker, dict) and marker.get("special_tokens", "text") in ("text", "parse")
+        if known and (not isinstance(marker.get("format"), int) or marker["format"] > FORMAT or marker.keys() <= _SAID):
+            return marker
+    except (orjson.JSONDecodeError, FileNotFoundError):
+        pass
+    raise DamagedError(
+        f"{path} is damaged, which says how the workspace is to be read; put a copy of it back (of a workspace made in "
+        f'the same way, with the same "format" and "special_tokens").'
+    )
 
 
 def _mend(ws: Workspace) -> None:

@@ -45,7 +45,7 @@ def connect(
     """
     connection = writing_cursor(ws, written) if written else cursor(ws)
     try:
-        _create_views(connection, ws, *_names_in(connection, query), ws.run_names() if runs is None else runs)
+        _create_views(connection, ws, *_names_in(connection, query), runs)
     except BaseException:
         connection.close()
         raise
@@ -57,7 +57,7 @@ def _create_views(
     ws: Workspace,
     words: set[str] | None,
     named: set[str],
-    runs: Sequence[str],
+    runs: Sequence[str] | None,
 ) -> None:
     """Create the views that are named; words: among which are the columns of `samples`, None: all."""
 

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from curate.errors import CurateError, DamagedError
 from curate.store.commits import Parts
+from curate.store.contents import missing, require_none_missing
 from curate.store.later_meta import meta_files
 from curate.store.ledger_files import read_entries
 from curate.store.object_store import Location
@@ -149,10 +150,11 @@ def vectors(ws: Workspace, state: TableState) -> str:
     return f"SELECT * FROM {_files(paths)}" if paths else _nothing(columns)
 
 
-def runs(ws: Workspace, names: Sequence[str]) -> pa.Table:
-    """The table `runs`: one row for each of the named runs."""
+def runs(ws: Workspace, names: Sequence[str] | None) -> pa.Table:
+    """The table `runs`: one row for each of the named runs; None: of all, also of those that are gone."""
     rows = []
-    for run in map(partial(Run, ws), names):
+    listed = sorted([*ws.run_names(), *missing(ws, "run")]) if names is None else names
+    for run in map(partial(Run, ws), listed):
         try:
             recipe, checkpoints = run.require_recipe(), run.checkpoints()
         except CurateError:  # which `status` and `verify` say, and every command that uses the run
@@ -177,8 +179,11 @@ def runs(ws: Workspace, names: Sequence[str]) -> pa.Table:
     return pa.Table.from_pylist(rows, schema=RUNS)
 
 
-def of_runs(ws: Workspace, kind: str, schema: pa.Schema, names: Sequence[str]) -> str:
-    """A view of the parts of the named runs, with the run's name as the first column."""
+def of_runs(ws: Workspace, kind: str, schema: pa.Schema, names: Sequence[str] | None) -> str:
+    """A view of the parts of the named runs (None: all), with the run's name as the first column."""
+    if names is None:
+        require_none_missing(ws, "run")
+        names = ws.run_names()
     selects = []
     for name in names:
         parts = Parts(ws.run_folder(name) / kind)
@@ -187,8 +192,16 @@ def of_runs(ws: Workspace, kind: str, schema: pa.Schema, names: Sequence[str]) -
     return " UNION ALL ".join(selects) or f"SELECT ''::VARCHAR AS run, * FROM ({read_files([], schema)})"
 
 
-def evaluations(ws: Workspace, names: Sequence[str]) -> pa.Table:
-    """The table `evaluations`: one row per named run, checkpoint, target and metric."""
+def evaluations(ws: Workspace, names: Sequence[str] | None) -> pa.Table:
+    """The table `evaluations`: one row per named run (None: all), checkpoint, target and metric."""
+    if names is None:
+        require_none_missing(ws, "run")
+        names = ws.run_names()
+    return evaluations_of(ws, names)
+
+
+def evaluations_of(ws: Workspace, names: Sequence[str]) -> pa.Table:
+    """The rows of `evaluations` of some runs."""
     rows = []
     for run in map(partial(Run, ws), names):
         rows += [{"run": run.name, **record["evaluation"]} for record in run.evaluations.records().values()]
@@ -197,6 +210,7 @@ def evaluations(ws: Workspace, names: Sequence[str]) -> pa.Table:
 
 def samples(ws: Workspace, words: set[str] | None) -> str:
     """The view `samples`: the pool and the named scores, aligned by position; NULL for shards not scored yet."""
+    _require_scores(ws, words)
     joins = []
     for i, name in enumerate(ws.score_names()):
         types = _score_columns(name, score_recipe(ws, name))
@@ -207,6 +221,16 @@ def samples(ws: Workspace, words: set[str] | None) -> str:
     if words is None or "copies" in words:
         rows = _with_copies(ws, rows)
     return _with_later_meta(ws, rows) if words is None or "meta" in words else rows
+
+
+def _require_scores(ws: Workspace, words: set[str] | None) -> None:
+    """Raises DamagedError if a score is gone that these words name, or that is among all (None)."""
+    gone = missing(ws, "score")
+    if gone and words is not None:
+        kept = {shown for n in ws.score_names() for shown in sample_columns(n, score_recipe(ws, n)).values()}
+        unknown = words - kept
+        gone = [n for n in gone if any(word == n or word.startswith(f"{n}_") for word in unknown)]
+    require_none_missing(ws, "score", gone)
 
 
 def _in_pool_order(ws: Workspace, state: TableState, columns: dict[str, str]) -> str:

@@ -17,11 +17,12 @@ from curate.hashing import fingerprint
 from curate.numerics.statistics import Mean, paired
 from curate.results import Result, Rows
 from curate.runs.config import HOW
+from curate.store.contents import require_none_missing
 from curate.store.recipes import RunMask, RunRecipe, known
 from curate.store.run_record import Run, require_run
 from curate.store.workspace import Workspace
-from curate.tables import sql
 from curate.tables.run_costs import Cost, costs_of, scores_behind, steps_of
+from curate.tables.views import evaluations_of
 
 _SEEDED = re.compile(r"_(s|seed)?\d+$")
 
@@ -94,6 +95,8 @@ def compare(ws: AnyWorkspace, runs: Sequence[str] = (), *, against: str | None =
     left out, with a warning, and so are damaged ones that are not named. Raises CurateError for an unknown run.
     """
     ws = workspace_of(ws, pinned=True)
+    if not runs:
+        require_none_missing(ws, "run")
     damaged = [] if runs else [name for name in ws.run_names() if not _is_whole(Run(ws, name))]
     runs_by_name = {name: require_run(ws, name) for name in runs or ws.run_names() if name not in damaged}
     recipes = {name: run.require_recipe() for name, run in runs_by_name.items()}
@@ -264,7 +267,8 @@ def _quality(
     in_domain = {target for recipe in recipes.values() for target in _aims(recipe)}
     measures: dict[str, dict[str, Any]] = {}
     values: dict[str, dict[str, float]] = {name: {} for name in names}
-    for row in sql.rows(ws, "SELECT * FROM evaluations ORDER BY run, step, target, metric", names):
+    order = [(key, "ascending") for key in ("run", "step", "target", "metric")]
+    for row in evaluations_of(ws, names).sort_by(order).to_pylist():
         if row["value"] is not None:
             shots = f", {row['shots']}-shot" if row["shots"] else ""
             split = "" if row["split"] == "test" else f" ({row['split']})"
@@ -272,8 +276,8 @@ def _quality(
             key = f"{row['target']} {row['metric']}{shots}{split}{settings}"
             measures[key] = {"better": row["better"], "in_domain": row["target"] in in_domain, "target": row["target"]}
             values[row["run"]][key] = row["value"]  # rows are sorted by step, so the last one wins
-    order = sorted(measures, key=lambda key: (not measures[key]["in_domain"], key))
-    return {key: measures[key] for key in order}, values
+    shown = sorted(measures, key=lambda key: (not measures[key]["in_domain"], key))
+    return {key: measures[key] for key in shown}, values
 
 
 def _aims(recipe: RunRecipe) -> set[str]:

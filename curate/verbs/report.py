@@ -150,8 +150,10 @@ def report(
     twins = pool.twins() if len(pool.source) <= _TWINS else None
     if twins is None:
         warnings.append(f"the pool has more than {_TWINS:,} samples, so duplicates were not searched for")
+    state = status(ws)
+    warnings += state.damaged
     result = Report(
-        status(ws),
+        state,
         _spent(ws, warnings),
         [_spread(ws, name, pool) for name in names],
         _correlation(pool),

@@ -66,7 +66,11 @@ def status(ws: AnyWorkspace) -> Status:
         manifests=_each(ws, _manifest, ws.manifest_names(), damaged, "manifest"),
         masks=_each(ws, _mask, ws.mask_names(), damaged, "mask"),
         runs=_each(
-            ws, lambda ws, name: {**of_runs[name], "note": _manifest_note(ws, name)}, list(of_runs), damaged, "run"
+            ws,
+            lambda ws, name: {**of_runs[name], "note": _manifest_note(ws, name)},
+            [n for n in of_runs if n in ws.run_names()],
+            damaged,
+            "run",
         ),
         damaged=damaged,
         leftovers=len(leftovers(ws.path)),
@@ -115,7 +119,7 @@ def _vectors(ws: Workspace, name: str) -> dict[str, Any]:
         "name": name,
         "method": state.recipe.method,
         "model": ", ".join(model.name for model in state.recipe.models.values()),
-        "targets": ", ".join(target_vectors(ws.table_folder("vectors", name)).names()),
+        "targets": ", ".join(target_vectors(ws.table_folder("vectors", name)).records()),
         "rows": state.rows,
         "nulls": state.nulls,
         "index": index_words(ws, name),

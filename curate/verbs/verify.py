@@ -190,9 +190,11 @@ def _aims(ws: Workspace, name: str, repair: bool) -> Seen:
 
 def _index(ws: Workspace, name: str, repair: bool) -> Seen:
     record, path = record_of(ws, name), index_path(ws, name)
-    if record is None:
+    if record is None and not path.exists():
         return
-    problem, data = wrong_file(path, record.sha256, record.bytes)
+    problem, data = "has no record that can be read", b""
+    if record is not None:
+        problem, data = wrong_file(path, record.sha256, record.bytes)
     if not problem:
         yield len(data)
         return
