@@ -46,7 +46,7 @@ def held(place: Path) -> dict[str, str]:
     files = (path for path in sorted(place.rglob("*")) if path.is_file())
     named = {str(path.relative_to(place)): path for path in files}
     return {
-        name: _essence(path) for name, path in named.items() if not name.startswith(("ws/ledger/part-", "ws/.claims/"))
+        name: _essence(path) for name, path in named.items() if not name.startswith(("ws/ledger/", "ws/.claims/"))
     }
 
 
