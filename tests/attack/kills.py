@@ -45,9 +45,7 @@ def held(place: Path) -> dict[str, str]:
     """Every file of a place but those of the ledger and of locks -> a digest of what may not differ."""
     files = (path for path in sorted(place.rglob("*")) if path.is_file())
     named = {str(path.relative_to(place)): path for path in files}
-    return {
-        name: _essence(path) for name, path in named.items() if not name.startswith(("ws/ledger/", "ws/.claims/"))
-    }
+    return {name: _essence(path) for name, path in named.items() if not name.startswith(("ws/ledger/", "ws/.claims/"))}
 
 
 def _essence(path: Path) -> str:
