@@ -209,14 +209,19 @@ addEventListener("load", async () => {
 </script></body>"""
 
 
+def probed(text: str, before: str = "") -> str:
+    """A page with PROBE, which its policy is made to allow, and something before it, which it is not."""
+    own = base64.b64encode(hashlib.sha256(PROBE[len("<script>") : PROBE.index("</script>")].encode()).digest()).decode()
+    text = text.replace("script-src '", f"script-src 'sha256-{own}' '", 1)
+    return text.replace("</body>", f"{before}{PROBE}")
+
+
 @browser
 def test_a_real_browser_shows_searches_and_runs_nothing_of_a_sample(ready: Workspace, tmp_path: Path) -> None:
     text = page(curate.report(ready), "workspace")
     path = tmp_path / "page.html"
-    own = base64.b64encode(hashlib.sha256(PROBE[len("<script>") : PROBE.index("</script>")].encode()).digest()).decode()
     assert text.count("script-src 'sha256-") == 1 and "script-src 'unsafe" not in text
-    text = text.replace("script-src '", f"script-src 'sha256-{own}' '")
-    path.write_text(text.replace("</body>", f"<script>window.hacked = 1</script>{PROBE}"), encoding="utf-8")
+    path.write_text(probed(text, "<script>window.hacked = 1</script>"), encoding="utf-8")
     for size in ("1280,900", "390,844"):  # a phone, too
         done = chromium(path, tmp_path, f"--window-size={size}", "--dump-dom")
         (refused,) = errors(done)  # a script that is not the page's own
@@ -252,7 +257,7 @@ def test_the_report_of_the_real_workspace(tmp_path: Path) -> None:
     text = page(curate.report(ws), "real")
     took = time.perf_counter() - began
     path = tmp_path / "page.html"
-    path.write_text(text.replace("</body>", PROBE), encoding="utf-8")
+    path.write_text(probed(text), encoding="utf-8")
     done = chromium(path, tmp_path, "--window-size=1280,900", "--dump-dom", budget=30_000)
     told = told_of(done)
     print(f"\n{took:.1f} s, {path.stat().st_size / 1e6:.1f} MB, first paint after {told['paint']:.0f} ms")
