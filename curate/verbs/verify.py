@@ -72,6 +72,7 @@ def verify(
     result = Verified()
     result.leftovers += map(str, leftovers(ws.path))
     remove_leftovers(ws.path)
+    listed = [*of_runs.check_contents(ws, repair)]  # first, as whatever is computed again is entered there
     _note(result, _pool(ws, result, repair, adopt))
     _note(result, _targets(ws, repair))
     for folder in sorted((ws.path / "prepared").glob("*")):
@@ -91,7 +92,6 @@ def verify(
         _note(result, of_runs.check_run(ws, name, repair))
     _note(result, of_runs.check_ledger(ws, repair))
     known = {(damage.kind, damage.name) for damage in result.damaged}  # said by what could not read it
-    listed = of_runs.check_contents(ws, repair)
     _note(result, (d for d in listed if not isinstance(d, Damage) or (d.kind, d.name) not in known))
     return result
 

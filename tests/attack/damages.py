@@ -226,6 +226,8 @@ def _says(shown: str, right: str) -> bool:
         "has no index",
         "has an index that is cut or gone",
         "is gone",
+        "damaged, so left out",  # warnings of `compare`
+        "cannot be read or are gone",
     )
     return any(shown.count(words) > right.count(words) for words in told)
 

@@ -232,3 +232,11 @@ def test_a_workspace_without_lists_is_brought_to_them_by_its_first_writer(
     with pytest.raises(CurateError, match="part-00005"):
         ws.pool.record_path("part-00005").unlink()
         curate.status(ws)
+
+
+def test_a_repair_makes_the_contents_first(ws: Workspace) -> None:
+    """What it computes again is entered there."""
+    garbled(Path(ws.path) / contents.CONTENTS)
+    cut(Path(str(Parts(ws.score_folder("length")).path("part-00001"))))
+    assert all(damage.repaired for damage in curate.verify(ws, repair=True).damaged)
+    assert curate.verify(ws).damaged == []
