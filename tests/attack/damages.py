@@ -225,6 +225,7 @@ def _says(shown: str, right: str) -> bool:
         "are damaged",
         "has no index",
         "has an index that is cut or gone",
+        "has an index older than its vectors",
         "is gone",
         "damaged, so left out",  # warnings of `compare`
         "cannot be read or are gone",

@@ -34,7 +34,7 @@ from tests.attack.tally import Tally
 
 OUTCOMES = ("same", "left over", "said", "LOST", "UNEXPECTED")
 BAD = ("LOST", "UNEXPECTED")
-TIMED = {"begun", "until", "created", "seconds", "at", "peak_bytes"}
+TIMED = {"begun", "until", "ledger_begun", "ledger_until", "created", "seconds", "at", "peak_bytes"}
 LEFT = re.compile(r"(^|/)\.[^/]+\.(tmp|dropped|fresh)(/|$)|/_units/|/ledger/open/|/manifests/replaced/")
 
 
