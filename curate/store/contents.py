@@ -3,7 +3,7 @@
 An object exists by its own file (its marker: score.json, NAME.json, run.json …). It is entered here after that is
 written, with the marker's SHA-256, and taken out before it is replaced or removed; so what is entered and is gone, or
 has another marker, was lost or damaged, and a killed writer leaves at worst an object that is not entered yet, which
-the next writer enters.
+the next writer enters. Whatever reads a marker holds it to its SHA-256: with one bit flipped most still parse.
 
 A workspace of format 1 has no such record, and no lists of parts (curate.store.commits). Its first writer makes them,
 and then writes format 2 into workspace.json; if it is killed before, the next one does.
@@ -93,6 +93,24 @@ def lost(ws: Workspace) -> Iterator[Lost]:
                 yield Lost(kind, name, "is gone, but contents.json lists it")
             elif digest(path.read_bytes()) != sha256:
                 yield Lost(kind, name, "has other bytes than were written (its SHA-256 differs)")
+
+
+def require_intact(ws: Workspace, kind: str, name: str) -> None:
+    """Raises DamagedError if an object was entered, and its marker has other bytes than were written."""
+    marker, before = marker_of(ws, kind, name), ("", "")
+    while True:
+        try:
+            expected, found = entered(ws).get(kind, {}).get(name), digest(marker.read_bytes())
+        except (DamagedError, FileNotFoundError):  # the list is damaged, which `status` says; or it was just removed
+            return
+        if expected in (None, found):
+            return
+        if (expected, found) == before:  # not just replaced by another process
+            raise DamagedError(
+                f"{marker} has other bytes than were written (its SHA-256 differs): it is damaged or was edited; put "
+                f"a copy of it back, or `curate drop {name} --force` removes the {kind}."
+            )
+        before = (expected, found)
 
 
 def missing(ws: Workspace, kind: str) -> list[str]:

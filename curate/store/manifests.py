@@ -8,7 +8,7 @@ from msgspec.structs import replace
 
 from curate.errors import CurateError
 from curate.hashing import fingerprint
-from curate.store.contents import enter, take_out
+from curate.store.contents import enter, require_intact, take_out
 from curate.store.encoding import digest, parquet, read_table, write_table
 from curate.store.files import remove_leftovers, write_atomic
 from curate.store.object_store import Location
@@ -32,17 +32,22 @@ def stamped(table: pa.Table, recipe: ManifestRecipe) -> ManifestRecipe:
     return replace(recipe, sha256=digest(parquet(table.cast(schema_of(recipe)))))
 
 
-def keep_manifest(ws: Workspace, name: str) -> None:
+def keep_manifest(ws: Workspace, name: str) -> bool:
     """Copy a manifest to manifests/replaced/STAMP.parquet and .json, before it is replaced or removed, for the runs
-    that were trained on it. STAMP: see `stamp_of`; runs record it as manifest_sha256.
+    that were trained on it; returns whether it is kept. STAMP: see `stamp_of`; runs record it as manifest_sha256.
 
     A table that is not the recipe's is not copied: of a replacement that was killed it is the new one, and the old one
-    is kept already."""
-    path, recipe = ws.manifest_path(name), manifest_recipe(ws, name)
+    is kept already. Nor is what has a damaged recipe, of which no run could be sure."""
+    path = ws.manifest_path(name)
+    try:
+        recipe = manifest_recipe(ws, name)
+    except CurateError:
+        return False
     kept = kept_path(ws, stamp_of(recipe))
     if path.exists() and digest(data := path.read_bytes()) == recipe.sha256:
         write_atomic(kept, data)
         write_recipe(kept.with_suffix(".json"), recipe)
+    return kept.exists()
 
 
 def kept_manifests(ws: Workspace) -> dict[str, ManifestRecipe]:
@@ -90,6 +95,7 @@ def read_manifest(ws: Workspace, name: str) -> tuple[pa.Table, SamplesRecipe]:
 
 def manifest_recipe(ws: Workspace, name: str) -> ManifestRecipe:
     """How a manifest was made, read without its table."""
+    require_intact(ws, "manifest", name)
     return read_manifest_recipe(ws.manifest_path(name).with_suffix(".json"))
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from curate.errors import CurateError
-from curate.store.contents import enter, take_out
+from curate.store.contents import enter, require_intact, take_out
 from curate.store.encoding import digest
 from curate.store.files import remove_leftovers, write_atomic
 from curate.store.recipes import MaskRecipe, recipe_of
@@ -47,6 +47,7 @@ def read_mask(ws: Workspace, name: str) -> StoredMask:
     from safetensors.numpy import load
 
     ws.require("mask", name)
+    require_intact(ws, "mask", name)
     data = ws.mask_path(name).read_bytes()
     try:
         header = json.loads(data[8 : 8 + int.from_bytes(data[:8], "little")])

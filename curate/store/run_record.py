@@ -25,7 +25,7 @@ from msgspec.structs import replace
 from curate.errors import CurateError, CurateFailure, DamagedError, nearest
 from curate.hashing import fingerprint
 from curate.store.commits import Parts
-from curate.store.contents import enter, take_out
+from curate.store.contents import enter, require_intact, take_out
 from curate.store.encoding import digest
 from curate.store.files import remove_leftovers, remove_tree, replace_tree, write_atomic
 from curate.store.ledger_files import next_sequence
@@ -89,7 +89,11 @@ class Run:
     def recipe(self) -> RunRecipe | None:
         """run.json: what the run is made of; None if there is no such run."""
         path = self.folder / "run.json"
-        return read_recipe(path, RunRecipe) if path.exists() else None
+        if not path.exists():
+            return None
+        if self.folder == self.ws.run_folder(self.name):
+            require_intact(self.ws, "run", self.name)
+        return read_recipe(path, RunRecipe)
 
     def require_recipe(self) -> RunRecipe:
         """run.json. Raises CurateError if there is no such run."""

@@ -45,12 +45,19 @@ _SHOWN = 160  # characters of the command that made a manifest
 _Input = tuple[str, str]  # the kind and the name of an object
 
 
-def dependents(ws: Workspace, kind: str, name: str) -> dict[str, list[str]]:
+def dependents(ws: Workspace, kind: str, name: str, readable: bool = False) -> dict[str, list[str]]:
     """Kind -> names of all that was made from an object, directly or by way of others; empty if nothing was.
 
-    kind: target, manifest, mask, run, or one of TABLES. Raises CurateError for a recipe that cannot be read.
+    kind: target, manifest, mask, run, or one of TABLES. readable: only of what has a recipe that can be read. Raises
+    CurateError for a recipe that cannot, otherwise.
     """
-    inputs = {(k, n): set(_inputs(ws, k, n)) for k in KINDS for n in ws.having(k) if (k, n) != (kind, name)}
+    inputs = dict[_Input, set[_Input]]()
+    for made in ((k, n) for k in KINDS for n in ws.having(k) if (k, n) != (kind, name)):
+        try:
+            inputs[made] = set(_inputs(ws, *made))
+        except CurateError:
+            if not readable:
+                raise
     found, reached = set[_Input](), {(kind, name)}
     while reached:
         reached = {made for made, needed in inputs.items() if made not in found and needed & reached}
@@ -177,12 +184,16 @@ def refuse_other_mask(ws: Workspace, name: str, selected: Mapping[str, np.ndarra
 
 
 def release_kept(ws: Workspace) -> None:
-    """Remove the kept manifests that no run or manifest was made from any more."""
-    needed = {known(require_run(ws, run).require_recipe().manifest_sha256) for run in ws.run_names()}
-    for name in ws.manifest_names():
-        recipe = manifest_recipe(ws, name)
-        needed |= {step.manifest.sha256 for step in [recipe.step()] if step.manifest}
-        needed |= set(recipe.history.values()) if isinstance(recipe, SelectionRecipe) else set()
+    """Remove the kept manifests that no run or manifest was made from any more; none while a recipe is damaged, of
+    which nobody knows what it needs."""
+    try:
+        needed = {known(require_run(ws, run).require_recipe().manifest_sha256) for run in ws.run_names()}
+        for name in ws.manifest_names():
+            recipe = manifest_recipe(ws, name)
+            needed |= {step.manifest.sha256 for step in [recipe.step()] if step.manifest}
+            needed |= set(recipe.history.values()) if isinstance(recipe, SelectionRecipe) else set()
+    except CurateError:
+        return
     for stamp in kept_manifests(ws):
         if stamp not in needed:
             remove_kept(ws, stamp)

@@ -26,7 +26,7 @@ from curate.kinds.executor import Tasks, Workers
 from curate.kinds.score import Score
 from curate.results import Result
 from curate.store.commits import Parts
-from curate.store.contents import enter, take_out
+from curate.store.contents import enter, require_intact, take_out
 from curate.store.encoding import read_table
 from curate.store.files import remove_tree
 from curate.store.locks import Lock, lock
@@ -229,6 +229,7 @@ def stored_recipe(job: TableSpec) -> TableRecipe | None:
     if not marker.exists():
         return None
     begun = bool(Parts(job.folder).names()) or any((job.folder / "_units").glob("*"))
+    require_intact(job.ws, job.kind, job.name)
     recipe = read_recipe(marker, TableRecipe)
     return recipe if begun or recipe.fingerprint == job.recipe.fingerprint else None
 

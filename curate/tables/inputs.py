@@ -24,6 +24,7 @@ from curate.models.choice import (
     tensors_of,
     weights_fingerprint,
 )
+from curate.store.contents import require_intact
 from curate.store.recipes import (
     CheckpointRecipe,
     MethodRecipe,
@@ -132,6 +133,13 @@ def sample_columns(name: str, recipe: TableRecipe) -> dict[str, str]:
     return {column: name if column == "score" else f"{name}_{column}" for column in columns}
 
 
+def scores_in(ws: Workspace, words: Collection[str] | None) -> list[str]:
+    """The scores that words may name columns of, by how columns are named, so that no other's recipe is read, which may
+    be damaged. words: None for all scores."""
+    names = ws.score_names()
+    return names if words is None else [n for n in names if any(w == n or w.startswith(f"{n}_") for w in words)]
+
+
 def score_recipe(ws: Workspace, name: str) -> TableRecipe:
     """The recipe of a score (score.json), read without its parts."""
     return table_recipe(ws, "score", name)
@@ -139,6 +147,7 @@ def score_recipe(ws: Workspace, name: str) -> TableRecipe:
 
 def table_recipe(ws: Workspace, kind: str, name: str) -> TableRecipe:
     """The recipe of a table; kind: 'score' or 'vectors'."""
+    require_intact(ws, kind, name)
     return read_recipe(ws.table_folder(kind, name) / recipe_file(kind), TableRecipe)
 
 

@@ -25,7 +25,7 @@ from curate.store.manifests import manifest_recipe, schema_of
 from curate.store.schema import METRICS, POOL, TRAINED, VIEWS
 from curate.store.workspace import Workspace
 from curate.tables import views
-from curate.tables.inputs import sample_columns, score_recipe
+from curate.tables.inputs import sample_columns, score_recipe, scores_in
 from curate.tables.sql_guard import cursor, first_line, has_star, nodes, read_only_tree, writing_cursor
 from curate.tables.state import score_state, table_state
 
@@ -185,7 +185,7 @@ def samples_columns(ws: Workspace) -> list[str]:
 def scores_named(ws: Workspace, *expressions: str | None) -> list[str]:
     """The names of the scores whose columns occur in SQL expressions."""
     words = {word.lower() for text in expressions if text for word in _WORD.findall(text)}
-    return [n for n in ws.score_names() if words & set(sample_columns(n, score_recipe(ws, n)).values())]
+    return [n for n in scores_in(ws, words) if words & set(sample_columns(n, score_recipe(ws, n)).values())]
 
 
 def _create(connection: duckdb.DuckDBPyConnection, name: str, select: str) -> None:

@@ -20,7 +20,7 @@ from curate.store.recipes import TableRecipe
 from curate.store.run_record import Run
 from curate.store.schema import EVALUATIONS, POOL, REJECTS, RUNS, TARGET
 from curate.store.workspace import Shard, Workspace
-from curate.tables.inputs import sample_columns, score_recipe
+from curate.tables.inputs import sample_columns, score_recipe, scores_in
 from curate.tables.state import TableState, score_state
 
 _RUN_FIGURES = ("manifest", "seed", "steps", "samples", "trainable", "optimizer_bytes", "peak_bytes")  # of run.json
@@ -212,7 +212,7 @@ def samples(ws: Workspace, words: set[str] | None) -> str:
     """The view `samples`: the pool and the named scores, aligned by position; NULL for shards not scored yet."""
     _require_scores(ws, words)
     joins = []
-    for i, name in enumerate(ws.score_names()):
+    for i, name in enumerate(scores_in(ws, words)):
         types = _score_columns(name, score_recipe(ws, name))
         columns = {c: t for c, t in types.items() if words is None or c in words}
         if columns:  # only the parts of named scores are read, so other scores cost nothing
@@ -227,7 +227,7 @@ def _require_scores(ws: Workspace, words: set[str] | None) -> None:
     """Raises DamagedError if a score is gone that these words name, or that is among all (None)."""
     gone = missing(ws, "score")
     if gone and words is not None:
-        kept = {shown for n in ws.score_names() for shown in sample_columns(n, score_recipe(ws, n)).values()}
+        kept = {shown for n in scores_in(ws, words) for shown in sample_columns(n, score_recipe(ws, n)).values()}
         unknown = words - kept
         gone = [n for n in gone if any(word == n or word.startswith(f"{n}_") for word in unknown)]
     require_none_missing(ws, "score", gone)

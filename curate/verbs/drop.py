@@ -39,12 +39,13 @@ def drop(
     were trained on is kept in manifests/replaced while they are there.
 
     force: remove it also if something was made from it. dry_run: only find out what was. Raises CurateError if no
-    object, or more than one, has the name; or if something was made from it, unless forced.
+    object, or more than one, has the name; or if something was made from it, or something else is damaged that may be,
+    unless forced.
     wait: seconds to wait for what another process writes, then WorkspaceBusy; default: as `ws` was opened.
     """
     ws = workspace_of(ws, wait=wait)
     kind = _kind(ws, name)
-    result = Dropped(kind, name, dependents(ws, kind, name), dry_run=dry_run)
+    result = Dropped(kind, name, dependents(ws, kind, name, readable=force), dry_run=dry_run)
     if dry_run:
         return result
     if result.dependents and not force:
@@ -54,8 +55,7 @@ def drop(
         )
     with lock(ws, "targets" if kind == "target" else f"{kind} {name}"):
         if kind == "manifest" and result.dependents:
-            keep_manifest(ws, name)
-            result.kept = True
+            result.kept = keep_manifest(ws, name)
         _remove(ws, kind, name)
     if kind in ("run", "manifest"):
         release_kept(ws)

@@ -14,6 +14,7 @@ import curate
 from curate.errors import CurateError, CurateFailure, DamagedError
 from curate.methods.metrics.loss import Loss
 from curate.methods.scores.length import Length
+from curate.methods.selectors.random import Random
 from curate.methods.selectors.top import Top
 from curate.methods.weightings.uniform import Uniform
 from curate.models.choice import ModelChoice
@@ -67,6 +68,41 @@ def test_a_single_flipped_bit_is_not_read_as_data(ws: Workspace, file: str, use:
         path.write_bytes(data[:place] + bytes([data[place] ^ 4]) + data[place + 1 :])
         with pytest.raises(CurateError, match=path.name):
             use(ws)
+
+
+@pytest.mark.parametrize(
+    ("file", "uses"),
+    [
+        (
+            "scores/length/score.json",
+            [
+                lambda ws: curate.score(ws, Length()),
+                lambda ws: curate.sql(ws, "SELECT avg(length) FROM samples"),
+                lambda ws: curate.select(ws, "again", Top(), SelectionSpec(by="length", top=20)),
+            ],
+        ),
+        ("manifests/best.json", [lambda ws: curate.train(ws, "other", PLAIN), lambda ws: curate.head(ws, "best")]),
+        ("runs/plain/run.json", [lambda ws: curate.train(ws, "plain", PLAIN), lambda ws: curate.drop(ws, "sums")]),
+        ("masks/sparse.safetensors", [lambda ws: curate.show(ws, "sparse")]),
+    ],
+)
+def test_an_edited_recipe_that_still_parses_is_not_read(
+    ws: Workspace, file: str, uses: list[Callable[[Workspace], Any]]
+) -> None:
+    """One digit of a setting: a score by another setting would be taken for this one."""
+    path = Path(ws.path) / file
+    data = path.read_bytes()
+    place = next(i for i in range(len(data) // 3, len(data)) if data[i : i + 1].isdigit())
+    path.write_bytes(data[:place] + (b"3" if data[place : place + 1] == b"2" else b"2") + data[place + 1 :])
+    for use in uses:
+        with pytest.raises(DamagedError, match=rf"{path.name} has other bytes than were written .*curate drop"):
+            use(ws)
+    name = path.stem if path.suffix != ".json" or "manifests" in file else path.parent.name
+    assert [line for line in curate.status(ws).damaged if f"'{name}'" in line]
+    curate.select(ws, "beside", Random(), SelectionSpec(top=20))
+    curate.drop(ws, "beside", force=True)
+    curate.drop(ws, name, force=True)
+    assert curate.status(ws).damaged == []
 
 
 def test_a_flipped_bit_of_the_pool_changes_no_score_unnoticed(ws: Workspace) -> None:

@@ -278,13 +278,13 @@ def test_a_group_whose_score_is_stale_is_refused(scored: Workspace, tmp_path: Pa
             SelectionSpec(top=5, **wrong)  # type: ignore[arg-type]
 
 
-def test_a_share_that_an_earlier_version_recorded_is_of_those_with_a_value(scored: Workspace) -> None:
+def test_a_share_that_an_earlier_version_recorded_is_of_those_with_a_value(scored: Workspace, tmp_path: Path) -> None:
     curate.select(scored, "old", Top(), SelectionSpec(by="nullif(length, 5)", frac=0.1, frac_of="valued"))
     path = Path(str(scored.manifest_path("old").with_suffix(".json")))
     recipe = read_json(path)
     del recipe["choice"]["frac_of"]
-    write_json(path, recipe)
-    curate.replay(scored, "again", str(path))
+    write_json(tmp_path / "old.json", recipe)
+    curate.replay(scored, "again", str(tmp_path / "old.json"))
     assert rows(scored, "again") == rows(scored, "old")
 
 
