@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from curate.errors import CurateError, nearest
+from curate.models.gguf_header import ROPE_FACTORS, has_tensor
 from curate.models.gguf_tokenizer import changed_rule
 from curate.models.tensor_files import header
 
@@ -123,7 +124,7 @@ class CheckpointChoice:
 
     def optimizer_fingerprint(self) -> str | None:
         """16 hex digits over the bytes of the optimizer's state; None if there is none."""
-        return _digest_of(Path(self.optimizer)).hex()[:16] if self.optimizer else None
+        return file_digest(Path(self.optimizer)).hex()[:16] if self.optimizer else None
 
 
 def prints_date(choice: ModelChoice) -> bool:
@@ -205,14 +206,17 @@ def _from_hub(hub_id: str) -> Path:
 
 
 def weights_fingerprint(choice: ModelChoice) -> str:
-    """16 hex digits over the bytes of the weights, the configuration, the tokenizer and the chat template."""
+    """16 hex digits over the bytes of the weights, the configuration, the tokenizer and the chat template.
+
+    Of a GGUF file also what is read of it that earlier versions left to transformers, as the scores are others.
+    """
     path = resolve(choice.name)
     if (path / ADAPTER).exists():
         base = weights_fingerprint(replace(choice, name=base_of(path)))
         config = _adapter_config(path)
         settings = json.dumps({key: _ordered(value) for key, value in config.items()}, sort_keys=True)
         require_safe_adapter(path, choice)
-        files = b"".join(map(_digest_of, sorted(path.glob("adapter_model.*"))))
+        files = b"".join(map(file_digest, sorted(path.glob("adapter_model.*"))))
         return hashlib.sha256(base.encode() + settings.encode() + files).hexdigest()[:16]
     files = [path] if path.is_file() else [*weight_files(path, choice), *(path / n for n in _SHAPING_FILES)]
     files += sorted(path.glob(_NAMED_TEMPLATES))
@@ -221,13 +225,16 @@ def weights_fingerprint(choice: ModelChoice) -> str:
     digest = hashlib.sha256()
     for file in files:
         if file.exists():
-            digest.update(file.name.encode() + _digest_of(file))
+            digest.update(file.name.encode() + file_digest(file))
     if path.is_file() and not choice.tokenizer:
         digest.update(changed_rule(path).encode())
+    if path.is_file() and has_tensor(path, ROPE_FACTORS):
+        digest.update(ROPE_FACTORS.encode())
     return digest.hexdigest()[:16]
 
 
-def _digest_of(file: Path) -> bytes:
+def file_digest(file: Path) -> bytes:
+    """The SHA-256 of a file, 32 bytes; not read again while its size and modification time are the same."""
     stat = file.stat()
     return _digest(file, stat.st_size, stat.st_mtime_ns)
 

@@ -7,16 +7,13 @@ name of llama.cpp's (`tokenizer.ggml.pre`). Where transformers does not know the
 from __future__ import annotations
 
 import functools
-import struct
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 from curate.errors import CurateError, nearest
+from curate.models.gguf_header import CutShort, names_in
 
 _NAMES = ("tokenizer.ggml.model", "tokenizer.ggml.pre")
-_LONGEST = 1 << 16  # bytes of a key, and of a name that is read
-_STRING, _ARRAY = 8, 9  # types of values in the format's table
-_SIZES = {0: 1, 1: 1, 2: 2, 3: 2, 4: 4, 5: 4, 6: 4, 7: 1, 10: 8, 11: 8, 12: 8}  # bytes of the other types
 
 _ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
 _SPACES = r"\s*[\r\n]+|\s+(?!\S)|\s+"
@@ -84,10 +81,7 @@ def pre_tokenizer(rule: str) -> Any:
 
 
 def changed_rule(path: Path) -> str:
-    """The name of the file's rule if tokens differ from those of versions that left it to transformers; else ''.
-
-    Part of a model's fingerprint, since the file is the same and the scores are not.
-    """
+    """The name of the file's rule if tokens differ from those of versions that left it to transformers; else ''."""
     kind, name = _named(path)
     return name if kind == "gpt2" and name in _CHANGED else ""
 
@@ -101,52 +95,8 @@ def _named(path: Path) -> tuple[str, str]:
 @functools.lru_cache
 def _read(path: Path, size: int, changed: int) -> tuple[str, str]:
     """As above; cached until the file's size or modification time changes."""
-    found = dict.fromkeys(_NAMES, "")
     try:
-        with path.open("rb") as file:
-            magic, version, _, entries = struct.unpack("<4sIQQ", _take(file, 24))
-            if magic == b"GGUF" and 2 <= version < 1 << 16:  # version 1 and big-endian files: nothing is read
-                for _ in range(entries):
-                    key, kind = _text(file), _number(file, "<I")
-                    if key in found and kind == _STRING:
-                        found[key] = _text(file)
-                    else:
-                        _skip(file, kind)
-                    if all(found.values()):
-                        break
-    except (struct.error, KeyError, UnicodeDecodeError, OverflowError):  # cut short or damaged: loading says so
+        found = names_in(path, _NAMES)
+    except CutShort:  # loading says so
         return "", ""
     return found[_NAMES[0]], found[_NAMES[1]]
-
-
-def _take(file: IO[bytes], size: int) -> bytes:
-    data = file.read(size)
-    if len(data) < size:
-        raise struct.error("the file ends here")
-    return data
-
-
-def _number(file: IO[bytes], form: str) -> int:
-    return struct.unpack(form, _take(file, struct.calcsize(form)))[0]
-
-
-def _text(file: IO[bytes]) -> str:
-    size = _number(file, "<Q")
-    if size > _LONGEST:
-        raise struct.error("no name is this long")
-    return _take(file, size).decode()
-
-
-def _skip(file: IO[bytes], kind: int) -> None:
-    """Skip a value of that type."""
-    if kind == _STRING:
-        file.seek(_number(file, "<Q"), 1)
-    elif kind == _ARRAY:
-        kind, length = _number(file, "<I"), _number(file, "<Q")
-        if kind in _SIZES:
-            file.seek(_SIZES[kind] * length, 1)
-        else:
-            for _ in range(length):
-                _skip(file, kind)
-    else:
-        file.seek(_SIZES[kind], 1)

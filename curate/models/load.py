@@ -5,6 +5,7 @@ Safe by default: weights are read only from safetensors or GGUF, and no code fro
 
 from __future__ import annotations
 
+import functools
 import io
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext, redirect_stderr
@@ -17,6 +18,8 @@ from curate.errors import CurateError
 from curate.models.adapters import with_adapter
 from curate.models.choice import ADAPTER, ModelChoice, base_of, require_safe_adapter, resolve, weight_files
 from curate.models.config_sizes import refuse_too_large, refuse_unlike_weights
+from curate.models.gguf_cache import unpacked
+from curate.models.gguf_rope import complete_from_gguf
 from curate.models.gguf_tokenizer import set_pre_tokenizer
 from curate.models.loading_report import refuse_not_causal, refuse_unlike
 
@@ -75,12 +78,27 @@ def _loaded(choice: ModelChoice, kind: Any, description: str) -> tuple[Any, Any]
     import torch
 
     path = resolve(choice.name)
-    folder, options = _place(path, choice)
     _described(choice, kind, "meta")
     tokenizer = _tokenizer(choice)
     device = _device(choice)
     auto = torch.bfloat16 if device.startswith("cuda") else torch.float32
     dtype = auto if choice.dtype == "auto" else getattr(torch, choice.dtype)
+    read = functools.partial(_with_weights, choice, kind, description)
+
+    def unpack(folder: Path) -> None:
+        with quiet():
+            read(path, torch.float32).save_pretrained(folder)
+
+    name = kind.__name__ + ("-unused" if choice.allow_unused else "")
+    plain = unpacked(path, name, unpack) if path.is_file() else None
+    model = read(plain or path, dtype)
+    _check(model, tokenizer, path)
+    return model.eval().requires_grad_(False).to(device), tokenizer
+
+
+def _with_weights(choice: ModelChoice, kind: Any, description: str, path: Path, dtype: Any) -> Any:
+    """The model of a folder or a GGUF file with its weights. Raises CurateError unless they are all and no others."""
+    folder, options = _place(path, choice)
     safe = {} if path.is_file() or choice.allow_pickle else {"use_safetensors": True}
     eager = {"attn_implementation": "eager"} if choice.count_flops else {}
     reporting = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # refuse_unlike says what is wrong
@@ -94,10 +112,10 @@ def _loaded(choice: ModelChoice, kind: Any, description: str) -> tuple[Any, Any]
         raise CurateError(f"{path} cannot be loaded as {description} ({_first(error)}).") from None
     refuse_unlike(path, model, report, encoder=description != _CAUSAL, allow_unused=choice.allow_unused)
     if path.is_file():  # GGUF weights are dequantized on loading; with the old flags the model could not be saved
+        complete_from_gguf(path, model, choice.allow_unused)
         vars(model.config).pop("quantization_config", None)
         model.hf_quantizer, model.is_quantized = None, False
-    _check(model, tokenizer, path)
-    return model.eval().requires_grad_(False).to(device), tokenizer
+    return model
 
 
 def _device(choice: ModelChoice) -> str:
@@ -125,8 +143,14 @@ def _described(choice: ModelChoice, kind: Any, device: str) -> Any:
     path = resolve(choice.name)
     folder, options = _place(path, choice)
     files = [path] if path.is_file() else weight_files(path, choice)
+
+    def save_config(into: Path) -> None:
+        AutoConfig.from_pretrained(folder, **options).save_pretrained(into)
+
     try:
         with quiet():
+            if plain := unpacked(path, "config", save_config) if path.is_file() else None:
+                folder, options = plain, {}
             config = AutoConfig.from_pretrained(folder, **options)
             refuse_unlike_weights(path, config, files)
             with torch.device(device):
@@ -165,6 +189,8 @@ def _tokenizer(choice: ModelChoice) -> Any:
             f"{path} has no tokenizer (tokenizer.json); put the model's there, as tokenizer.save_pretrained does."
         )
     try:
+        if plain := unpacked(path, "tokenizer", functools.partial(_save_tokenizer, path)) if path.is_file() else None:
+            folder, options = plain, {}
         tokenizer = AutoTokenizer.from_pretrained(folder, **options)
     except Exception as error:  # as above  # noqa: BLE001
         raise CurateError(f"the tokenizer of {path} cannot be loaded ({_first(error)}).") from None
@@ -177,6 +203,22 @@ def _tokenizer(choice: ModelChoice) -> Any:
             raise CurateError(f"{choice.chat_template}: there is no such chat template.")
         tokenizer.chat_template = Path(choice.chat_template).read_text(encoding="utf-8")
     return tokenizer
+
+
+def _save_tokenizer(file: Path, folder: Path) -> None:
+    """Save the tokenizer of a GGUF file. Raises OSError, so that it is not kept, if it would be read as another."""
+    from transformers.models.auto.tokenization_auto import AutoTokenizer
+
+    tokenizer = AutoTokenizer.from_pretrained(file.parent, gguf_file=file.name)
+    tokenizer.save_pretrained(folder)
+    read = AutoTokenizer.from_pretrained(folder)
+    if any(_of_tokenizer(tokenizer)[name] != value for name, value in _of_tokenizer(read).items()):
+        raise OSError("it would be read as another tokenizer")
+
+
+def _of_tokenizer(tokenizer: Any) -> dict[str, Any]:
+    names = ("chat_template", "special_tokens_map", "padding_side", "model_max_length", "is_fast")
+    return {"backend": tokenizer.backend_tokenizer.to_str(), **{name: getattr(tokenizer, name) for name in names}}
 
 
 def _check(model: Any, tokenizer: Any, path: Path) -> None:

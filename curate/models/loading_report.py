@@ -55,6 +55,23 @@ def refuse_unlike(
         )
 
 
+def refuse_left_out(path: Path, model: Any, stored: Mapping[str, int]) -> None:
+    """Raises CurateError if a GGUF file has more numbers than its model has a place for: transformers leaves out what
+    it does not know.
+
+    stored: the numbers of each tensor of the file.
+    """
+    places = sum(parameter.numel() for parameter in model.parameters())
+    left_out = sum(stored.values()) - places
+    if left_out > 0:
+        shown = [name for name in stored if "rope" in name] or stored
+        raise CurateError(
+            f"{path} has {left_out:,} numbers that {type(model).__name__} has no place for, of {len(stored):,} tensors "
+            f"(such as {listed(shown)}): what it computes is not what was trained; name the folder or hub id of the "
+            "original model, or leave them out by --set model.allow_unused=true."
+        )
+
+
 def _that_matter(names: Collection[str], encoder: bool) -> list[str]:
     kept = [name for name in names if not _BUFFERS.search(name)]
     return [name for name in kept if not (encoder and _BESIDE_VECTORS.search(name))]
