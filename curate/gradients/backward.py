@@ -31,7 +31,7 @@ from curate.gradients.checkpoint_weights import (
 from curate.gradients.optimizer_state import Moments, load_moments, plain
 from curate.gradients.per_sample import PerSample
 from curate.gradients.tape import Tape
-from curate.models.choice import ADAPTER, CheckpointChoice, resolve
+from curate.models.choice import ADAPTER, CheckpointChoice, refuse_mixed, resolve
 from curate.models.flops import FORWARD, TRAINING, TrainingFlops, counted, forward_flops, paper_flops
 from curate.models.forward import UNSUPERVISED, wide
 from curate.models.language_model import LanguageModel
@@ -144,6 +144,7 @@ class Backward:
 
     def _take(self, lm: LanguageModel) -> None:
         model = lm.model
+        refuse_mixed(lm.choice, "gradients")
         if next(model.parameters()).dtype == torch.float16:
             raise CurateError(
                 f"{lm.choice.name}: in float16 small gradients vanish; use --set model.dtype=bfloat16, or float32."

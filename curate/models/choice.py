@@ -36,6 +36,7 @@ _SHAPING_FILES = (  # fingerprinted together with the weights
 _TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")  # files with a chat template
 _NAMED_TEMPLATES = "additional_chat_templates/*.jinja"  # templates for tools and documents
 _GGUF_HEAD = 1 << 26  # bytes at the beginning of a GGUF file that have its tokenizer and template
+MIXED = "mixed_bfloat16"
 HUB = "hf:"  # before a hub id: it is never a path
 TRUST = ("allow_pickle", "allow_remote_code")  # what only a command line or an argument may turn on, never a file
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -49,8 +50,9 @@ class ModelChoice:
 
     name: str
     """Folder, GGUF file, short name, or hub id: OWNER/NAME, or hf:OWNER/NAME where there is a folder OWNER too."""
-    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
-    """Data type of the weights (torch_dtype): auto is bfloat16 on a GPU, float32 elsewhere."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16", "mixed_bfloat16"] = "auto"
+    """Data type of the weights (torch_dtype): auto is bfloat16 on a GPU, float32 elsewhere. mixed_bfloat16, for forward
+    passes, keeps them in float32 and multiplies in bfloat16: three times as fast on a CPU that has the instructions."""
     device: str = "auto"
     """A torch device name; auto uses a GPU if there is one."""
     batch_tokens: int = 0
@@ -103,6 +105,15 @@ class ModelChoice:
         """The non-default settings that loading depends on, needed to load the model again in the same way."""
         settings = {name: getattr(self, name) for name in _LOADING}
         return {name: value for name, value in settings.items() if value}
+
+
+def refuse_mixed(choice: ModelChoice, what: str) -> None:
+    """Raises CurateError for mixed_bfloat16 where there is no such pass. what: 'gradients', …"""
+    if choice.dtype == MIXED:
+        raise CurateError(
+            f"{choice.name}: model.dtype={MIXED} is for forward passes of language models, not for {what}; use "
+            "model.dtype=float32, or bfloat16."
+        )
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ memory at once.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -17,11 +17,12 @@ from torch import Tensor
 from curate.errors import CurateError
 from curate.kinds.passes import ForwardRequest
 from curate.kinds.signals import Forward, Logits
-from curate.models.choice import ModelChoice
+from curate.models.choice import MIXED, ModelChoice
 from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
 from curate.models.forward import Key, Model, wide
 from curate.models.head import Head
 from curate.models.load import load
+from curate.models.mixed_precision import MixedBody, MixedHead, refuse_unknown
 from curate.models.tokens import Encoded, marked, weights_of
 from curate.models.usage import Usage
 
@@ -37,6 +38,8 @@ class LanguageModel(Model):
         super().__init__(choice, model.eval(), tokenizer, _context(model.config, tokenizer, choice))
         self.body: Any = self.model.base_model
         self.head: Any = self.model.get_output_embeddings()
+        if choice.dtype == MIXED:
+            refuse_unknown(choice.name, self.model.config)
         self.plain_head = self._has_plain_head()
 
     @cached_property
@@ -48,6 +51,11 @@ class LanguageModel(Model):
                 "hidden states; scores of whole logits need another model."
             )
         return Head(self.head.weight, getattr(self.head, "bias", None))
+
+    @cached_property
+    def _fast(self) -> tuple[MixedBody, MixedHead] | None:
+        """The body and the head with products in bfloat16, if these were chosen."""
+        return (MixedBody(self.model), MixedHead(self.head)) if self.choice.dtype == MIXED else None
 
     def _has_plain_head(self) -> bool:
         """Whether the logits are the head applied to the last hidden states: some models also scale or cap them."""
@@ -91,6 +99,8 @@ class LanguageModel(Model):
     def _states(self, ids: Tensor, valid: Tensor, body_only: bool) -> tuple[Tensor, Tensor | None]:
         """The last hidden states [B, T, D] and, unless `body_only`, the model's own logits [B, T, V]."""
         mask = valid.long()
+        if self._fast and body_only:
+            return self._fast[0](ids).last_hidden_state, None
         if body_only:
             return self.body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state, None
         out = self.model(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
@@ -110,16 +120,29 @@ class LanguageModel(Model):
             return {}
         mask = supervised[:, 1:]
         labels, source = ids[:, 1:][mask], (states if logits is None else logits)[:, :-1][mask]
-        size = max(1, _PIECE // self.model.config.vocab_size)
         pieces: dict[Key, list[Tensor]] = {key: [] for key in functions}
-        for start in range(0, len(labels), size):
-            piece = source[start : start + size]
-            log_p = torch.log_softmax(wide(self.head(piece) if logits is None else piece), dim=-1)
-            block = Logits(log_p, labels[start : start + size])
+        for log_p, own in self._log_p(source, labels, logits is None):
+            block = Logits(log_p, own)
             for key, f in functions.items():
                 pieces[key].append(f(block))
         empty = torch.zeros(0)
         return {key: torch.cat(values or [empty]).double().cpu().numpy() for key, values in pieces.items()}
+
+    def _log_p(self, source: Tensor, labels: Tensor, from_states: bool) -> Iterator[tuple[Tensor, Tensor]]:
+        """Log probabilities [n, V] and labels [n] of the S supervised tokens, a piece at a time.
+
+        source: the states before them, [S, D], or their logits, [S, V].
+        """
+        if self._fast and from_states:
+            yield from self._fast[1].log_p(source, labels)
+            return
+        size = max(1, _PIECE // self.model.config.vocab_size)
+        for start in range(0, len(labels), size):
+            piece = source[start : start + size]
+            yield (
+                torch.log_softmax(wide(self.head(piece) if from_states else piece), dim=-1),
+                labels[start : start + size],
+            )
 
 
 def _context(config: Any, tokenizer: Any, choice: ModelChoice) -> int:

@@ -16,7 +16,16 @@ from typing import Any
 
 from curate.errors import CurateError
 from curate.models.adapters import with_adapter
-from curate.models.choice import ADAPTER, ModelChoice, base_of, require_safe_adapter, resolve, weight_files
+from curate.models.choice import (
+    ADAPTER,
+    MIXED,
+    ModelChoice,
+    base_of,
+    refuse_mixed,
+    require_safe_adapter,
+    resolve,
+    weight_files,
+)
 from curate.models.config_sizes import refuse_too_large, refuse_unlike_weights
 from curate.models.gguf_cache import unpacked
 from curate.models.gguf_rope import complete_from_gguf
@@ -60,6 +69,7 @@ def load_encoder(choice: ModelChoice) -> tuple[Any, Any]:
     """The transformer of a sentence encoder, without an output head, and its tokenizer; otherwise like `load`."""
     from transformers.models.auto.modeling_auto import AutoModel
 
+    refuse_mixed(choice, "sentence encoders")
     return _loaded(choice, AutoModel, "a sentence encoder")
 
 
@@ -82,7 +92,7 @@ def _loaded(choice: ModelChoice, kind: Any, description: str) -> tuple[Any, Any]
     tokenizer = _tokenizer(choice)
     device = _device(choice)
     auto = torch.bfloat16 if device.startswith("cuda") else torch.float32
-    dtype = auto if choice.dtype == "auto" else getattr(torch, choice.dtype)
+    dtype = {"auto": auto, MIXED: torch.float32}.get(choice.dtype) or getattr(torch, choice.dtype)
     read = functools.partial(_with_weights, choice, kind, description)
 
     def unpack(folder: Path) -> None:

@@ -145,7 +145,8 @@ def _fast(device: dict[str, Any]) -> str:
     if not single or not half:
         return f"{name} multiplies in {'float32' if single else 'bfloat16'} only"
     if half > 1.2 * single:
-        words = f"bfloat16 is {half / single:.1f} times as fast as float32; --set model.dtype=bfloat16 takes it"
+        takes = "bfloat16" if device["kind"] == "cuda" else "mixed_bfloat16"
+        words = f"bfloat16 is {half / single:.1f} times as fast as float32; --set model.dtype={takes} takes it"
     elif single > 1.2 * half:
         words = f"float32 is {single / half:.1f} times as fast as bfloat16; --set model.dtype=float32 takes it"
     else:

@@ -1,0 +1,221 @@
+"""The body and the head of a language model with products in bfloat16 and everything between them in float32.
+
+A processor with bfloat16 instructions multiplies matrices four times as fast as in float32. A model that is cast as a
+whole (`model.dtype=bfloat16`) also adds its layers up in bfloat16, whose 8 bits of precision lose most of what a late
+layer adds. Here only the inputs of a product are rounded: weights, normalised states, queries, keys and values. The
+residual stream, norms, rotations and sums are float32, as are the logit of the actual token and all probabilities.
+
+Known are the layouts of Llama, Mistral, Qwen2 and Qwen3, which are: norm, attention with rotary positions, norm, gated
+MLP. The products of an input with several matrices are one product.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from curate.errors import CurateError
+
+LAYOUTS = ("llama", "mistral", "qwen2", "qwen3")  # model_type in config.json
+_ROWS = 128  # tokens whose logits are in memory at once; their buffers are used again and again
+
+
+def refuse_unknown(name: str, config: Any) -> None:
+    """Raises CurateError if a model's layout is none of those here. config: transformers' configuration."""
+    kind, full = config.model_type, getattr(config, "sliding_window", None) is None
+    full = full or all(layer == "full_attention" for layer in getattr(config, "layer_types", None) or ["sliding"])
+    if kind not in LAYOUTS or config.hidden_act != "silu" or not full:
+        what = "attention in a sliding window" if kind in LAYOUTS and not full else f"a model of type {kind}"
+        raise CurateError(
+            f"{name}: model.dtype=mixed_bfloat16 does not know {what} (it knows {', '.join(LAYOUTS)}, without such "
+            "windows); use model.dtype=bfloat16, or float32."
+        )
+
+
+@dataclass(frozen=True)
+class _Product:
+    """The product of inputs [N, in] with matrices of the same input: weight [out, in], bias [out] or None."""
+
+    weight: Tensor
+    bias: Tensor | None
+
+    @classmethod
+    def of(cls, *layers: Any, dtype: torch.dtype, after: Any = None) -> _Product:
+        """after: a norm before it, whose weight becomes the matrix's, so that it costs nothing."""
+        biases = [layer.bias for layer in layers if layer.bias is not None]
+        bias = torch.cat([b.detach() for b in biases]).to(dtype) if biases else None
+        weight = torch.cat([layer.weight.detach().float() for layer in layers])
+        return cls((weight if after is None else weight * after.weight.detach().float()).to(dtype), bias)
+
+    def __call__(self, x: Tensor, out: Tensor) -> Tensor:
+        if self.bias is None:
+            return torch.mm(x, self.weight.T, out=out)
+        return torch.addmm(self.bias, x, self.weight.T, out=out)
+
+
+@dataclass(frozen=True)
+class _Norm:
+    """RMSNorm in float32 of [..., D], rounded to the dtype of `out`."""
+
+    weight: Tensor
+    eps: float
+
+    @classmethod
+    def of(cls, norm: Any) -> _Norm:
+        return cls(norm.weight.detach().float(), norm.variance_epsilon)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+def _normalise(x: Tensor, eps: float, out: Tensor) -> Tensor:
+    """RMSNorm without its weight of x, float32 [N, D], rounded to the dtype of `out`."""
+    scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).pow_(2).div_(x.shape[-1]).add_(eps).rsqrt_()
+    return torch.mul(x, scale, out=out)
+
+
+@dataclass(frozen=True)
+class _Layer:
+    eps: tuple[float, float]  # of the norms before attention and before the MLP
+    qkv: _Product
+    heads: tuple[int, int]  # of queries, and of keys
+    scale: float
+    norms: tuple[_Norm, _Norm] | None  # of queries and keys, before they are rotated
+    out: _Product
+    gate_up: _Product
+    down: _Product
+
+    @classmethod
+    def of(cls, layer: Any, dtype: torch.dtype) -> _Layer:
+        a, mlp = layer.self_attn, layer.mlp
+        norms = (_Norm.of(a.q_norm), _Norm.of(a.k_norm)) if hasattr(a, "q_norm") else None
+        queries, keys = a.q_proj.out_features // a.head_dim, a.k_proj.out_features // a.head_dim
+        return cls(
+            (layer.input_layernorm.variance_epsilon, layer.post_attention_layernorm.variance_epsilon),
+            _Product.of(a.q_proj, a.k_proj, a.v_proj, dtype=dtype, after=layer.input_layernorm),
+            (queries, keys),
+            float(a.scaling),
+            norms,
+            _Product.of(a.o_proj, dtype=dtype),
+            _Product.of(mlp.gate_proj, mlp.up_proj, dtype=dtype, after=layer.post_attention_layernorm),
+            _Product.of(mlp.down_proj, dtype=dtype),
+        )
+
+
+@dataclass
+class _Buffers:
+    """Memory that every layer uses again: to ask the system for it costs as much as a product."""
+
+    dtype: torch.dtype
+    device: torch.device
+    kept: dict[str, Tensor] = field(default_factory=dict)
+
+    def __call__(self, name: str, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
+        size = torch.Size(shape).numel()
+        if name not in self.kept or self.kept[name].numel() < size:
+            self.kept[name] = torch.empty(size, dtype=dtype or self.dtype, device=self.device)
+        return self.kept[name][:size].view(shape)
+
+
+class MixedBody:
+    """The layers of a model from token ids to the last hidden states.
+
+    dtype: of the products' inputs; float32 gives the model's own results up to the order of sums.
+    """
+
+    def __init__(self, model: Any, dtype: torch.dtype = torch.bfloat16):
+        """model: transformers' model with its output head, in float32; it is not changed."""
+        body = model.base_model
+        self.embeddings, self.rotary = body.embed_tokens, body.rotary_emb
+        self.layers, self.norm = [_Layer.of(layer, dtype) for layer in body.layers], _Norm.of(body.norm)
+        self.buffers = _Buffers(dtype, self.norm.weight.device)
+
+    def __call__(self, input_ids: Tensor, **_: Any) -> Any:
+        """input_ids: [B, T], padded on the right. Returns an object with `last_hidden_state`, float32 [B, T, D].
+
+        Attention is causal, so that no token sees the padding behind it.
+        """
+        batch, longest = input_ids.shape
+        x = self.embeddings(input_ids).float().flatten(0, 1)
+        cos, sin = self.rotary(x[None], torch.arange(longest, device=x.device)[None])
+        half = cos.shape[-1] // 2
+        signed = torch.cat([-sin[..., :half], sin[..., half:]], -1)
+        rotation = (cos[0, :, None], signed[0, :, None])
+        for layer in self.layers:
+            self._attend(layer, x, (batch, longest), rotation)
+            self._transform(layer, x)
+        return SimpleNamespace(last_hidden_state=self.norm(x).view(batch, longest, -1))
+
+    def _attend(self, layer: _Layer, x: Tensor, shape: tuple[int, int], rotation: tuple[Tensor, Tensor]) -> None:
+        """Add a layer's attention to the residual stream x, float32 [N, D]."""
+        (batch, longest), (n_queries, n_keys) = shape, layer.heads
+        n, rows = len(layer.qkv.weight), len(x)
+        normal = _normalise(x, layer.eps[0], self.buffers("normal", *x.shape))
+        qkv = layer.qkv(normal, self.buffers("qkv", rows, n))
+        qkv = qkv.view(batch, longest, n_queries + 2 * n_keys, -1)
+        rotated = self.buffers("rotated", batch, longest, n_queries + n_keys, qkv.shape[-1])
+        unrotated = qkv[:, :, : n_queries + n_keys]
+        if layer.norms:
+            parts = zip(layer.norms, unrotated.float().split([n_queries, n_keys], 2), strict=True)
+            unrotated = torch.cat([norm(part) for norm, part in parts], 2)
+        self._rotate(unrotated, rotation, rotated)
+        q, k = rotated.split([n_queries, n_keys], 2)
+        attended = functional.scaled_dot_product_attention(
+            q.transpose(1, 2),
+            k.transpose(1, 2),
+            qkv[:, :, n_queries + n_keys :].transpose(1, 2),
+            is_causal=True,
+            scale=layer.scale,
+            enable_gqa=n_queries != n_keys,
+        )
+        flat = attended.transpose(1, 2).reshape(rows, -1)
+        x += layer.out(flat, self.buffers("added", *x.shape))
+
+    def _transform(self, layer: _Layer, x: Tensor) -> None:
+        """Add a layer's MLP to the residual stream."""
+        normal = _normalise(x, layer.eps[1], self.buffers("normal", *x.shape))
+        both = layer.gate_up(normal, self.buffers("both", len(x), len(layer.gate_up.weight)))
+        gate, up = both.chunk(2, -1)
+        inner = self.buffers("inner", *gate.shape)
+        torch.ops.aten.silu.out(gate, out=inner)
+        x += layer.down(inner.mul_(up), self.buffers("added", *x.shape))
+
+    def _rotate(self, x: Tensor, rotation: tuple[Tensor, Tensor], out: Tensor) -> None:
+        """Rotate queries and keys, [B, T, H, d], in float32. rotation: cosines, and sines of which the first half is
+        negative, [T, 1, d]."""
+        (cos, sin), half = rotation, x.shape[-1] // 2
+        wide = self.buffers("wide", *x.shape, dtype=torch.float32).copy_(x)
+        other = self.buffers("other", *x.shape, dtype=torch.float32)
+        torch.mul(wide[..., half:], sin[..., :half], out=other[..., :half])
+        torch.mul(wide[..., :half], sin[..., half:], out=other[..., half:])
+        out.copy_(torch.addcmul(other, wide, cos, out=wide))
+
+
+class MixedHead:
+    """The output head: log probabilities of the vocabulary at some tokens, float32."""
+
+    def __init__(self, head: Any, dtype: torch.dtype = torch.bfloat16):
+        """head: the linear layer in float32, with or without a bias; it is not changed."""
+        self.exact, self.product = head, _Product.of(head, dtype=dtype)
+        self.buffers = _Buffers(dtype, head.weight.device)
+
+    def log_p(self, states: Tensor, labels: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+        """Pieces of [N, D] last hidden states and the tokens that follow, [N]: log probabilities [n, V], which hold
+        until the next piece, and labels [n]. A token's own logit is computed in float32."""
+        weight, bias = self.exact.weight, getattr(self.exact, "bias", None)
+        for start in range(0, len(labels), _ROWS):
+            piece, own = states[start : start + _ROWS].float(), labels[start : start + _ROWS]
+            shape = (len(own), len(weight))
+            rounded = self.buffers("rounded", *piece.shape).copy_(piece)
+            products = self.product(rounded, self.buffers("products", *shape))
+            logits = self.buffers("logits", *shape, dtype=torch.float32).copy_(products)
+            exact = (piece * weight[own].float()).sum(-1)
+            logits.scatter_(1, own[:, None], (exact if bias is None else exact + bias[own])[:, None])
+            out = self.buffers("log_p", *shape, dtype=torch.float32)
+            yield torch.log_softmax(logits, -1, out=out), own
