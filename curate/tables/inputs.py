@@ -5,12 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from curate.errors import CurateError, nearest
 from curate.hashing import fingerprint
-from curate.kinds.method import Method
-from curate.kinds.score import Target
 from curate.models.choice import (
     SHORT_NAMES,
     TRUST,
@@ -34,11 +32,16 @@ from curate.store.recipes import (
 from curate.store.run_record import Run
 from curate.store.workspace import Shard, Workspace, pool_fingerprint, recipe_file
 
+if TYPE_CHECKING:
+    from curate.kinds.method import Method
+    from curate.kinds.score import Target
+
 
 def load_target(ws: Workspace, name: str, splits: Sequence[str] = ("val",)) -> Target:
     """The val split of a target, or other splits. Raises CurateError if the target or the splits do not exist."""
     import polars as pl  # which what reads no text does without
 
+    from curate.kinds.score import Target
     from curate.kinds.text import Text
 
     _require_target(ws, name)
