@@ -1,4 +1,6 @@
-"""What verbs return, as a terminal and a notebook show it: the main figures in a line, then tables of a few rows."""
+"""What verbs return, as a terminal and a notebook show it: the main figures in a line, then tables of a few rows;
+and as JSON.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +8,7 @@ import html
 import textwrap
 from collections.abc import Iterator, Sequence
 from dataclasses import MISSING, Field, fields, is_dataclass
+from decimal import Decimal
 from typing import Any
 
 from curate.text_table import cell, one_line, table
@@ -167,3 +170,20 @@ def _html_table(heading: str, rows: Rows) -> str:
         f"<table><caption>{html.escape(heading)}{more}</caption>"
         f"<thead><tr>{top}</tr></thead><tbody>{body}</tbody></table>"
     )
+
+
+# --- as JSON -------------------------------------------------------------------------------------------------
+
+
+def plain(value: Any) -> Any:
+    """A value that JSON can represent: plain integers, floats and texts; NaN and infinities become None."""
+    if isinstance(value, float):
+        return value if value - value == 0 else None
+    if isinstance(value, Decimal):
+        return int(value) if value == value.to_integral_value() else float(value)
+    if isinstance(value, dict):
+        return {str(k): plain(v) for k, v in value.items()}
+    if isinstance(value, list):
+        pairs = value and all(isinstance(v, tuple) and len(v) == 2 for v in value)  # Arrow's maps
+        return {str(k): plain(v) for k, v in value} if pairs else [plain(v) for v in value]
+    return value if value is None or isinstance(value, bool | int | str) else str(value)

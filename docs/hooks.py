@@ -14,7 +14,7 @@ from mkdocs.structure.pages import Page
 
 import curate
 import curate.kinds
-from curate.cli.main import cli
+from curate.cli.main import cli, commands
 from curate.kinds.registry import KINDS, help_text, names, settings_help
 from curate.store import schema
 
@@ -54,7 +54,7 @@ def _method(kind: str, name: str) -> str:
 def commands_page() -> str:
     """The help of every command."""
     parts = ["# Commands", f"```text\n{_help(cli, 'curate')}\n```"]
-    for name, command in cli.commands.items():
+    for name, command in commands().items():
         parts += [f"## curate {name}", f"```text\n{_help(command, f'curate {name}')}\n```"]
     return "\n\n".join(parts) + "\n"
 

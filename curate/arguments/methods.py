@@ -29,7 +29,7 @@ def method_of(kind: type[M], given: M | str) -> M:
     """
     if isinstance(given, kind):
         return given
-    name = next(name for name, cls in registry.KINDS.items() if cls is kind)
+    name = next(name for name in registry.KINDS if registry.base(name) is kind)
     if isinstance(given, str):
         return registry.make(name, given)
     told = f"the class {given.__name__}" if isinstance(given, type) else f"{repr(given)[:60]} ({type(given).__name__})"

@@ -11,12 +11,11 @@ import curate
 from curate.cli.console import notes, say
 from curate.cli.options import as_json_option, dry_run_option, workspace
 from curate.errors import CurateError
-from curate.runs.audit_toml import read_plan
-from curate.store.workspace import Workspace
 from curate.text_table import table
 
 if TYPE_CHECKING:
     from curate.numerics.long_horizon.scorecard import Scorecard
+    from curate.store.workspace import Workspace
 
 
 @click.command()
@@ -44,6 +43,8 @@ def audit(
 
     Running the same command again resumes an interrupted audit.
     """
+    from curate.runs.audit_toml import read_plan
+
     plan = read_plan(Path(plan_file), model_name, seeds, ws.trusted)
     path = Path(output).with_suffix(".html") if output else None
     if path and not path.parent.is_dir():

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -12,8 +13,10 @@ from curate.cli.console import notes, say
 from curate.cli.looking import compared_manifests
 from curate.cli.options import as_json_option, workspace
 from curate.errors import CurateError
-from curate.store.workspace import Workspace
 from curate.text_table import table
+
+if TYPE_CHECKING:
+    from curate.store.workspace import Workspace
 
 
 @click.command()

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import click
 
 import curate
 from curate.cli.console import show
 from curate.cli.options import workspace
-from curate.store.workspace import Workspace
+
+if TYPE_CHECKING:
+    from curate.store.workspace import Workspace
 
 
 @click.command()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 import time
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import click
 
@@ -17,9 +18,10 @@ from curate.cli.options import (
 )
 from curate.errors import CurateError
 from curate.kinds import registry
-from curate.store.workspace import Workspace, with_files
-from curate.tables.dependents import named
 from curate.text_table import counted, folded, one_line, table
+
+if TYPE_CHECKING:
+    from curate.store.workspace import Workspace
 
 
 @click.command()
@@ -207,8 +209,8 @@ def sql(
     """
     from curate.verbs.sql import write_sql
 
-    ws = with_files(ws, allow_files)
-    text = write_sql(ws, query, fmt, output, terminal=sys.stdout.isatty(), timeout=timeout)
+    terminal = sys.stdout.isatty()
+    text = write_sql(ws, query, fmt, output, terminal=terminal, timeout=timeout, allow_files=allow_files)
     click.echo(text, nl=bool(text))  # visible already, or a machine's format
 
 
@@ -224,6 +226,8 @@ def drop(ws: Workspace, name: str, force: bool, dry_run: bool, as_json: bool) ->
     What something was made from is not removed, unless you say --force; a manifest that runs were trained on is then
     kept in manifests/replaced while these are there.
     """
+    from curate.tables.dependents import named
+
     r = curate.drop(ws, name, force=force, dry_run=dry_run)
     made = f" Made from it: {named(r.dependents)}." if r.dependents else ""
     kept = " A copy is kept in manifests/replaced." if r.kept else ""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -10,9 +10,11 @@ import curate
 from curate.cli.chat_text import chat, meta_lines
 from curate.cli.console import notes, say
 from curate.cli.options import as_json_option, workspace
-from curate.store.workspace import Workspace
+from curate.results import plain
 from curate.text_table import cell, one_line, table
-from curate.verbs.sql import plain
+
+if TYPE_CHECKING:
+    from curate.store.workspace import Workspace
 
 
 @click.command()

@@ -1,27 +1,66 @@
-"""The command line: resolves names of methods and models to objects. Each command is a thin layer over a verb."""
+"""The command line: resolves names of methods and models to objects. Each command is a thin layer over a verb.
+
+A command's module is loaded when the command runs, and all of them for the list of commands: these modules import what
+they show and parse, and leave the libraries that compute to the verbs.
+"""
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Sequence
 from typing import Any
 
 import click
 
-from curate.cli import audit, comparing, doctor, explore, inspect, looking, mixing, pool, scoring, selection, training
 from curate.cli.console import run
 from curate.cli.options import wait_option
 from curate.errors import CurateError, nearest
 
+_HOMES = {  # command -> the module of curate.cli that has it, in the order of use
+    "ingest": "pool",
+    "target": "pool",
+    "score": "scoring",
+    "status": "inspect",
+    "ledger": "inspect",
+    "verify": "inspect",
+    "sql": "inspect",
+    "show": "looking",
+    "head": "looking",
+    "diff": "looking",
+    "explore": "explore",
+    "neighbors": "scoring",
+    "explain": "scoring",
+    "drop": "inspect",
+    "methods": "inspect",
+    "select": "selection",
+    "weigh": "selection",
+    "mix": "mixing",
+    "mask": "selection",
+    "export": "selection",
+    "train": "training",
+    "prune": "training",
+    "evaluate": "training",
+    "compare": "comparing",
+    "audit": "audit",
+    "report": "inspect",
+    "doctor": "doctor",
+}
+
 
 class _Commands(click.Group):
-    """Lists commands in the order of use, and suggests the nearest one for an unknown name."""
+    """Loads a command when it is asked for, lists them in the order of use, and suggests the nearest one for an unknown
+    name."""
 
     def list_commands(self, ctx: click.Context) -> list[str]:
-        return list(self.commands)
+        return list(_HOMES)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        home = _HOMES.get(cmd_name)
+        return getattr(importlib.import_module(f"curate.cli.{home}"), cmd_name) if home else None
 
     def resolve_command(self, ctx: click.Context, args: list[str]) -> Any:
-        if args and args[0] not in self.commands and not args[0].startswith("-"):
-            raise CurateError(f"there is no command '{args[0]}': {nearest(args[0], self.commands)}")
+        if args and args[0] not in _HOMES and not args[0].startswith("-"):
+            raise CurateError(f"there is no command '{args[0]}': {nearest(args[0], _HOMES)}")
         return super().resolve_command(ctx, args)
 
 
@@ -51,23 +90,10 @@ def cli(workspace: str | None, allow_files: tuple[str, ...], allow_pickle: bool,
     """
 
 
-for command in (
-    *(pool.ingest, pool.target, scoring.score, inspect.status, inspect.ledger, inspect.verify, inspect.sql),
-    *(looking.show, looking.head, looking.diff, explore.explore),
-    *(
-        scoring.neighbors,
-        scoring.explain,
-        inspect.drop,
-        inspect.methods,
-        selection.select,
-        selection.weigh,
-        mixing.mix,
-        selection.mask,
-        selection.export,
-    ),
-    *(training.train, training.prune, training.evaluate, comparing.compare, audit.audit, inspect.report, doctor.doctor),
-):
-    cli.add_command(command)
+def commands() -> dict[str, click.Command]:
+    """Every command by its name, in the order of use."""
+    context = click.Context(cli)
+    return {name: command for name in _HOMES if (command := cli.get_command(context, name))}
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -13,11 +13,11 @@ from curate.cli.console import notes, say
 from curate.cli.options import as_json_option, by_owner, grouped, models_of, workspace
 from curate.errors import CurateError
 from curate.kinds import registry
-from curate.store.workspace import Workspace
 from curate.text_table import counted, table
 
 if TYPE_CHECKING:  # loaded only when the command runs
     from curate.runs.proxies import Proxy
+    from curate.store.workspace import Workspace
     from curate.verbs.mix import MixtureResult, MixtureSpec
 
 

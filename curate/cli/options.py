@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
+import curate
 from curate.errors import CurateError, nearest
-from curate.kinds import registry
-from curate.models.choice import ModelChoice
+from curate.kinds.fields import with_settings
 from curate.store.input_limits import InputLimits
-from curate.store.workspace import Workspace, open_workspace
+
+if TYPE_CHECKING:
+    from curate.models.choice import ModelChoice
+    from curate.store.workspace import Workspace
 
 _LEAVE = ("allow_files", "allow_pickle", "allow_remote_code")  # options before the command
 
@@ -45,7 +48,7 @@ def workspace(create: bool = False, writes: bool = False) -> Callable[[Any], Any
         if not value:
             raise CurateError("say which workspace: -w FOLDER, or set CURATE_WORKSPACE.")
         leave = {name: given[name] for name in _LEAVE if given.get(name)}
-        return open_workspace(value, create=create, wait=ctx.meta.get("wait", 0.0), **leave)
+        return curate.open_workspace(value, create=create, wait=ctx.meta.get("wait", 0.0), **leave)
 
     option = click.option(
         *("-w", "--workspace", "ws"),
@@ -98,7 +101,7 @@ format_option = click.option(
 
 
 def _limits(ctx: click.Context, param: click.Parameter, value: tuple[str, ...]) -> InputLimits:
-    return registry.with_settings(InputLimits, pairs(value, "--limit"), "--limit")
+    return with_settings(InputLimits, pairs(value, "--limit"), "--limit")
 
 
 limit_option = click.option(
@@ -177,9 +180,9 @@ def models_of(given: Sequence[str], settings: dict[str, str], nameless: bool = F
     for text in given:
         role, equals, name = text.partition("=")
         role, name = (role, name) if equals and role.isidentifier() else ("", text)
-        by_role[role] = registry.with_settings(ModelChoice, {"name": name, **settings}, "the model")
+        by_role[role] = with_settings(curate.ModelChoice, {"name": name, **settings}, "the model")
     if settings and not by_role and nameless:
-        return {"": registry.with_settings(ModelChoice, {"name": "", **settings}, "the model")}
+        return {"": with_settings(curate.ModelChoice, {"name": "", **settings}, "the model")}
     if settings and not by_role:
         raise CurateError(f"--set model.{next(iter(settings))}=…: say which model, by --model.")
     return by_role

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -20,10 +20,12 @@ from curate.cli.options import (
     workspace,
 )
 from curate.errors import CurateError
-from curate.store.input_limits import InputLimits
-from curate.store.later_meta import RULES, MetaRule
-from curate.store.workspace import Workspace
+from curate.store.meta_rules import RULES, MetaRule
 from curate.text_table import counted, one_line, table
+
+if TYPE_CHECKING:
+    from curate.store.input_limits import InputLimits
+    from curate.store.workspace import Workspace
 
 
 @click.command()

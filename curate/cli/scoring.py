@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
@@ -18,8 +18,10 @@ from curate.cli.options import (
 )
 from curate.errors import CurateError
 from curate.kinds import registry
-from curate.store.workspace import Workspace
 from curate.text_table import in_time, one_line, table
+
+if TYPE_CHECKING:
+    from curate.store.workspace import Workspace
 
 
 @click.command()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import click
 
@@ -18,8 +18,10 @@ from curate.cli.options import (
 )
 from curate.errors import CurateError
 from curate.kinds import registry
-from curate.store.workspace import Workspace
 from curate.text_table import counted, one_line, table
+
+if TYPE_CHECKING:
+    from curate.store.workspace import Workspace
 
 
 @click.command()

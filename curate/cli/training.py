@@ -24,12 +24,12 @@ from curate.cli.options import (
 )
 from curate.errors import CurateError
 from curate.kinds import registry
-from curate.runs.evaluation import EvalSpec
-from curate.store.workspace import Workspace
 from curate.text_table import counted, in_bytes, in_time, table
 
 if TYPE_CHECKING:
     from curate.runs.config import StreamSource, TrainingSpec
+    from curate.runs.evaluation import EvalSpec
+    from curate.store.workspace import Workspace
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,9 @@ class _Evaluations:
     def specs(self, targets: Sequence[str], split: str, own: Mapping[str, dict[str, str]]) -> list[EvalSpec]:
         """Every metric on every target; own: the settings of each metric."""
         metrics = [registry.make("metric", name, own.get(name)) for name in self.metric_names or ("loss",) if targets]
-        return [EvalSpec(target, metric, split, self.shots, self.limit) for target in targets for metric in metrics]
+        return [
+            curate.EvalSpec(target, metric, split, self.shots, self.limit) for target in targets for metric in metrics
+        ]
 
 
 @dataclass(frozen=True)

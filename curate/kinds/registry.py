@@ -16,33 +16,32 @@ import importlib.util
 import inspect
 import pkgutil
 from collections.abc import Mapping
-from importlib.metadata import entry_points
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from curate import kinds
 from curate.errors import CurateError, nearest
-from curate.kinds.executor import Executor
-from curate.kinds.export import Export
 from curate.kinds.fields import fields_help, with_settings
-from curate.kinds.method import Method
-from curate.kinds.metric import Metric
-from curate.kinds.mixer import Mixer
-from curate.kinds.parameters import Mask, Pruner
-from curate.kinds.score import Score
-from curate.kinds.selector import Selector
-from curate.kinds.weighting import Weighting
 
-KINDS: dict[str, type[Method]] = {
-    "score": Score,
-    "selector": Selector,
-    "weighting": Weighting,
-    "mixer": Mixer,
-    "mask": Mask,
-    "pruner": Pruner,
-    "metric": Metric,
-    "export": Export,
-    "executor": Executor,
+if TYPE_CHECKING:
+    from curate.kinds.method import Method
+
+KINDS = {  # the kinds, and the names of their abstract classes in curate.kinds, which are loaded on first use
+    "score": "Score",
+    "selector": "Selector",
+    "weighting": "Weighting",
+    "mixer": "Mixer",
+    "mask": "Mask",
+    "pruner": "Pruner",
+    "metric": "Metric",
+    "export": "Export",
+    "executor": "Executor",
 }
+
+
+def base(kind: str) -> type[Method]:
+    """The abstract class of the methods of a kind."""
+    return getattr(kinds, KINDS[kind])
 
 
 def names(kind: str) -> list[str]:
@@ -65,7 +64,7 @@ def find(kind: str, name: str) -> Any:
     (method_class,) = [
         value
         for value in vars(module).values()
-        if inspect.isclass(value) and value.__module__ == module.__name__ and issubclass(value, KINDS[kind])
+        if inspect.isclass(value) and value.__module__ == module.__name__ and issubclass(value, base(kind))
     ]
     return method_class
 
@@ -114,5 +113,7 @@ def _own(kind: str) -> list[str]:
 
 
 def _foreign(kind: str) -> dict[str, Any]:
+    from importlib.metadata import entry_points  # reads mail, which only this needs
+
     prefix = f"{kind}."
     return {e.name.removeprefix(prefix): e for e in entry_points(group="curate.methods") if e.name.startswith(prefix)}

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import orjson
 import pyarrow as pa
-import pyarrow.parquet as pq
 from safetensors.numpy import load
 
 from curate.errors import DamagedError, MissingError
 from curate.store.files import write_atomic
 from curate.store.object_store import Location, ObjectPath
 from curate.store.schema import LATER
+
+if TYPE_CHECKING:
+    import pyarrow.parquet as pq
 
 ROW_GROUP = 65_536
 
@@ -48,6 +50,8 @@ def write_table(path: Location, table: pa.Table, row_group: int = ROW_GROUP) -> 
 
 def parquet(table: pa.Table, row_group: int = ROW_GROUP) -> memoryview:
     """The bytes of a table's Parquet file."""
+    import pyarrow.parquet as pq
+
     metadata = {key: value for key, value in (table.schema.metadata or {}).items() if key in LASTING}
     table = table.combine_chunks().replace_schema_metadata(metadata or None)
     sink = pa.BufferOutputStream()
@@ -112,6 +116,8 @@ def parquet_of(data: bytes, columns: Sequence[str] | None = None) -> pa.Table:
     If one of Arrow's threads still held the bytes, which Python owns, at interpreter exit, the process would be killed
     by SIGABRT (apache/arrow#34314); pq.read_table starts such threads too.
     """
+    import pyarrow.parquet as pq
+
     with pq.ParquetFile(pa.BufferReader(data), page_checksum_verification=True) as f:
         return f.read(columns=list(columns) if columns else None, use_threads=False)
 
@@ -131,6 +137,8 @@ def arrow_of(data: bytes) -> pa.Table:
 
 
 def _opened(path: Location) -> pq.ParquetFile:
+    import pyarrow.parquet as pq  # with Arrow's file systems: what only lists and asks reads no such file
+
     if isinstance(path, ObjectPath):
         return pq.ParquetFile(path.store.open_input_file(path.key), pre_buffer=True, page_checksum_verification=True)
     return pq.ParquetFile(path, page_checksum_verification=True)

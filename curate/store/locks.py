@@ -20,8 +20,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Protocol
 
-from filelock import FileLock, Timeout
-
 from curate.errors import CurateFailure, WorkspaceBusy
 from curate.machine import LEASE, is_dead, machine, myself
 from curate.store.object_store import Location, ObjectPath
@@ -149,6 +147,8 @@ def _hold_file(path: Path, what: str) -> Iterator[Lock]:
 
     These are two files because filelock, depending on its version, empties or removes the file that it locks.
     """
+    from filelock import FileLock, Timeout  # which only writers load
+
     path.parent.mkdir(parents=True, exist_ok=True)
     try:  # thread_local: whichever thread leaves the block gives the lock back
         file_lock = FileLock(f"{path}.lock", thread_local=False).acquire(blocking=False)

@@ -5,15 +5,10 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
-
-import polars as pl
+from typing import TYPE_CHECKING, Any
 
 from curate.errors import CurateError, nearest
 from curate.hashing import fingerprint
-from curate.kinds.method import Method
-from curate.kinds.score import Target
-from curate.kinds.text import Text
 from curate.models.choice import (
     SHORT_NAMES,
     TRUST,
@@ -25,6 +20,7 @@ from curate.models.choice import (
     weights_fingerprint,
 )
 from curate.store.contents import require_intact
+from curate.store.encoding import read_table
 from curate.store.recipes import (
     CheckpointRecipe,
     MethodRecipe,
@@ -37,20 +33,45 @@ from curate.store.recipes import (
 from curate.store.run_record import Run
 from curate.store.workspace import Shard, Workspace, pool_fingerprint, recipe_file
 
+if TYPE_CHECKING:
+    from curate.kinds.method import Method
+    from curate.kinds.score import Target
+
 
 def load_target(ws: Workspace, name: str, splits: Sequence[str] = ("val",)) -> Target:
     """The val split of a target, or other splits. Raises CurateError if the target or the splits do not exist."""
+    import polars as pl  # which what reads no text does without
+
+    from curate.kinds.score import Target
+    from curate.kinds.text import Text
+
+    _require_target(ws, name)
+    table = ws.target_rows(name)
+    table = table.filter(pl.Series(table["split"]).is_in(list(splits)).to_arrow())
+    ids, subtasks = table["id"].to_pylist(), tuple(table["subtask"].to_pylist())
+    return Target(name, Text(table), subtasks, _target_fingerprint(name, ids, subtasks))
+
+
+def target_fingerprint(ws: Workspace, name: str, splits: Sequence[str] = ("val",)) -> str:
+    """The fingerprint of what `load_target` loads, without its texts. Raises CurateError as that does."""
+    _require_target(ws, name)
+    rows = read_table(ws.targets.intact(name), ["id", "subtask", "split"]).to_pylist()
+    kept = [row for row in rows if row["split"] in splits]
+    return _target_fingerprint(name, [row["id"] for row in kept], tuple(row["subtask"] for row in kept))
+
+
+def _require_target(ws: Workspace, name: str) -> None:
     if name not in ws.target_names():
         raise CurateError(
             f"{ws.path} has no target '{name}' (`curate target {name} PATH` makes one): "
             f"{nearest(name, ws.target_names())}"
         )
-    table = ws.target_rows(name)
-    table = table.filter(pl.Series(table["split"]).is_in(list(splits)).to_arrow())
-    if not table.num_rows:
+
+
+def _target_fingerprint(name: str, ids: Sequence[str], subtasks: tuple[str, ...]) -> str:
+    if not ids:
         raise CurateError(f"the target '{name}' has no val split, which selection uses; add it with `curate target`.")
-    subtasks = tuple(table["subtask"].to_pylist())
-    return Target(name, Text(table), subtasks, fingerprint(table["id"].to_pylist(), subtasks))
+    return fingerprint(ids, subtasks)
 
 
 def method_recipe(method: Method) -> MethodRecipe:

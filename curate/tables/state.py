@@ -10,7 +10,7 @@ from curate.errors import CurateError
 from curate.store.commits import Parts
 from curate.store.recipes import TableRecipe
 from curate.store.workspace import Shard, Workspace, pool_fingerprint
-from curate.tables.inputs import changed_settings, default_score_name, load_target, settings_words, table_recipe
+from curate.tables.inputs import changed_settings, default_score_name, settings_words, table_recipe, target_fingerprint
 
 
 @dataclass(frozen=True)
@@ -104,7 +104,7 @@ def _stale(ws: Workspace, recipe: TableRecipe) -> str | None:
         if recipe.target not in ws.target_names():
             return f"the target '{recipe.target}' is gone"
         try:
-            current = load_target(ws, recipe.target, recipe.splits or ("val",)).fingerprint
+            current = target_fingerprint(ws, recipe.target, recipe.splits or ("val",))
         except CurateError:
             return f"the target '{recipe.target}' has no val split any more"
         if current != recipe.target_fingerprint:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from curate.errors import CurateError
-from curate.kinds.passes import Columns
-from curate.kinds.score import Target
 from curate.kinds.vectors import Vectors, side_by_side
 from curate.store.commits import Parts
 from curate.store.encoding import LASTING
@@ -19,6 +17,10 @@ from curate.store.object_store import Location
 from curate.store.workspace import Workspace
 from curate.tables.inputs import load_target
 from curate.tables.state import table_state
+
+if TYPE_CHECKING:
+    from curate.kinds.passes import Columns
+    from curate.kinds.score import Target
 
 (_SHARES,) = LASTING  # the key in the schema's metadata: the share of each part of the vectors
 

@@ -6,6 +6,7 @@ import json
 from collections.abc import Callable, Sequence
 from functools import partial
 from itertools import groupby
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -151,8 +152,14 @@ def vectors(ws: Workspace, state: TableState) -> str:
 
 
 def runs(ws: Workspace, names: Sequence[str] | None) -> pa.Table:
-    """The table `runs`: one row for each of the named runs; None: of all, also of those that are gone."""
-    rows = []
+    """The table `runs` (run_rows)."""
+    return pa.Table.from_pylist(run_rows(ws, names), schema=RUNS)
+
+
+def run_rows(ws: Workspace, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    """Rows of the table `runs`, one for each of the named runs; None: of all, also of those that are gone. A damaged
+    run's row has its name and state alone."""
+    rows: list[dict[str, Any]] = []
     listed = sorted([*ws.run_names(), *missing(ws, "run")]) if names is None else names
     for run in map(partial(Run, ws), listed):
         try:
@@ -176,7 +183,7 @@ def runs(ws: Workspace, names: Sequence[str] | None) -> pa.Table:
                 "config": json.dumps(recipe.as_json()),
             }
         )
-    return pa.Table.from_pylist(rows, schema=RUNS)
+    return rows
 
 
 def of_runs(ws: Workspace, kind: str, schema: pa.Schema, names: Sequence[str] | None) -> str:

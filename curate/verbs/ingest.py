@@ -29,10 +29,11 @@ from curate.store.given_data import Data, find_given
 from curate.store.input_files import Input, first_records, records
 from curate.store.input_formats import Reader, Refused, Sample, refusal
 from curate.store.input_limits import InputLimits
-from curate.store.later_meta import RULES, MetaRule, combined, meta_notes, meta_path, stored_meta
 from curate.store.later_meta import SCHEMA as META
+from curate.store.later_meta import meta_path, stored_meta
 from curate.store.ledger import Meter, charged
 from curate.store.locks import lock
+from curate.store.meta_rules import RULES, MetaRule, combined, meta_notes
 from curate.store.schema import COPIES, POOL, REJECTS
 from curate.store.special_tokens import special_notes
 from curate.store.workspace import Workspace

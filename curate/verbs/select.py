@@ -28,7 +28,7 @@ from curate.store.recipes import SelectionRecipe
 from curate.store.workspace import Workspace, __version__
 from curate.tables import sql
 from curate.tables.dependents import refuse_other, replace_manifest
-from curate.tables.inputs import load_target, method_recipe, pool_recipe, settings_words, table_recipe
+from curate.tables.inputs import method_recipe, pool_recipe, settings_words, table_recipe, target_fingerprint
 from curate.tables.lookup import TOKENS, token_count
 from curate.tables.selection_spec import SelectionSpec as SelectionSpec
 from curate.tables.state import TableState, score_state, table_state, usable
@@ -113,7 +113,7 @@ def select(
             command=result.command,
             pool=pool_recipe(ws, shards),
             scores={s.name: s.recipe for s in tables},
-            target=load_target(ws, choice.target).fingerprint if choice.target else None,
+            target=target_fingerprint(ws, choice.target) if choice.target else None,
             history={name: _stamp(ws, name) for name in choice.before},
             result={k: v for k, v in asdict(result).items() if k not in ("name", "command", "dry_run")},
         )
@@ -160,7 +160,7 @@ def _history(ws: Workspace, spec: SelectionSpec, state: TableState) -> Vectors:
 
 def _stamp(ws: Workspace, name: str) -> str:
     """A fingerprint of a manifest's rows, or of a target's."""
-    return read_manifest(ws, name)[1].sha256 if name in ws.manifest_names() else load_target(ws, name).fingerprint
+    return read_manifest(ws, name)[1].sha256 if name in ws.manifest_names() else target_fingerprint(ws, name)
 
 
 def _vectors(ws: Workspace, at: np.ndarray, state: TableState) -> Vectors:

@@ -9,7 +9,6 @@ import os
 import shutil
 import threading
 from collections.abc import Iterable, Sequence
-from decimal import Decimal
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, overload
@@ -18,6 +17,7 @@ import pyarrow as pa
 
 from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError, nearest, require
+from curate.results import plain
 from curate.store.workspace import Workspace, with_files
 from curate.tables import sql as queries
 from curate.text_table import visible, visible_json
@@ -103,13 +103,15 @@ def write_sql(
     output: str | None = None,
     terminal: bool = True,
     timeout: float | None = None,
+    allow_files: Iterable[str | os.PathLike[str]] = (),
 ) -> str:
     """Run a query; returns the text to print, or writes it to `output` and returns ''.
 
     fmt: one of FORMATS; None: by the ending of `output`, else a table of the first rows for a terminal and all rows as
-    CSV for anything else. timeout: seconds after which the query is given up. Raises CurateError for an unknown format
-    or ending.
+    CSV for anything else. timeout: seconds after which the query is given up. allow_files: as for `sql`. Raises
+    CurateError for an unknown format or ending.
     """
+    ws = with_files(ws, allow_files)
     _require_timeout(timeout)
     fmt = fmt or _format_of(output, terminal)
     if fmt not in FORMATS:
@@ -161,20 +163,6 @@ def _as_text(ws: Workspace, query: str, fmt: str, timeout: float | None) -> str:
 
 def _json(row: dict[str, Any]) -> str:
     return visible_json(json.dumps(row, ensure_ascii=False))
-
-
-def plain(value: Any) -> Any:
-    """A value that JSON can represent: plain integers, floats and texts; NaN and infinities become None."""
-    if isinstance(value, float):
-        return value if value - value == 0 else None
-    if isinstance(value, Decimal):
-        return int(value) if value == value.to_integral_value() else float(value)
-    if isinstance(value, dict):
-        return {str(k): plain(v) for k, v in value.items()}
-    if isinstance(value, list):
-        pairs = value and all(isinstance(v, tuple) and len(v) == 2 for v in value)  # Arrow's maps
-        return {str(k): plain(v) for k, v in value} if pairs else [plain(v) for v in value]
-    return value if value is None or isinstance(value, bool | int | str) else str(value)
 
 
 def _new_file(output: str) -> Path:

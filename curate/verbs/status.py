@@ -20,8 +20,12 @@ from curate.tables import sql
 from curate.tables.index import index_words
 from curate.tables.state import score_state, table_state
 from curate.tables.vector_table import target_vectors
+from curate.tables.views import run_rows
 
-_RUN = "name, model, manifest, weighting, mask, trainable, optimizer_bytes, peak_bytes, seed, steps, samples, state"
+_RUN = (  # columns of the table `runs`
+    *("name", "model", "manifest", "weighting", "mask", "trainable", "optimizer_bytes", "peak_bytes"),
+    *("seed", "steps", "samples", "state"),
+)
 
 
 @dataclass
@@ -52,7 +56,7 @@ def status(ws: AnyWorkspace) -> Status:
     targets = """SELECT target, count(*) FILTER (split = 'val') AS val, count(*) FILTER (split = 'test') AS test,
         count(DISTINCT nullif(subtask, '')) AS subtasks FROM targets GROUP BY target ORDER BY target"""
     damaged = [f"the {one.kind} '{one.name}' {one.what}; `curate verify` says what can be done" for one in _lost(ws)]
-    of_runs = {row["name"]: row for row in sql.rows(ws, f"SELECT {_RUN} FROM runs")}
+    of_runs = {row["name"]: {key: row.get(key) for key in _RUN} for row in run_rows(ws)}
     return Status(
         path=str(ws.path),
         rows=ws.n_rows(),

@@ -19,13 +19,13 @@ from typing import Any
 from aiohttp import web
 
 from curate.errors import CurateError
+from curate.results import plain
 from curate.store.manifests import manifest_recipe
 from curate.store.marks import read_marks, set_marks
 from curate.store.recipes import MixtureRecipe
 from curate.store.workspace import Workspace
 from curate.verbs.diff import diff
 from curate.verbs.show import Sample, show
-from curate.verbs.sql import plain
 from curate.web.keep import keep
 from curate.web.lists import Choice, Lists, sortable
 from curate.web.shown import listed, whole

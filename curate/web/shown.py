@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from curate import exact_json
+from curate.results import plain
 from curate.tables.chats import cut
-from curate.verbs.sql import plain
 
 LISTED = 700  # characters of each text in a list
 

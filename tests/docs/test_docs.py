@@ -13,7 +13,7 @@ from typing import Any
 import click
 import pytest
 
-from curate.cli.main import cli
+from curate.cli.main import commands
 from curate.kinds.registry import KINDS, list_methods
 from curate.runs.audit_toml import READY
 from tests.conftest import ROOT, in_this_process
@@ -44,9 +44,9 @@ def test_they_build_without_a_warning_and_have_every_method_command_and_setting(
     methods = (site / "methods.html").read_text(encoding="utf-8")
     for method in list_methods():
         assert f'id="{method["kind"]}-{method["name"]}"' in methods, method
-    commands = (site / "cli.html").read_text(encoding="utf-8")
-    for name, command in cli.commands.items():
-        assert f"curate {name}" in commands, name
+    page = (site / "cli.html").read_text(encoding="utf-8")
+    for name, command in commands().items():
+        assert f"curate {name}" in page, name
         assert command.help and all(p.help for p in command.params if isinstance(p, click.Option)), name
     assert {m["kind"] for m in list_methods()} == set(KINDS)
     assert "effective_samples" in (site / "sql.html").read_text(encoding="utf-8")
@@ -55,7 +55,7 @@ def test_they_build_without_a_warning_and_have_every_method_command_and_setting(
 
 def test_the_readme_is_a_front_door() -> None:
     assert len(README.splitlines()) <= 250
-    for name in cli.commands:
+    for name in commands():
         assert f"curate {name}" in README, name
     for target in re.findall(r"\]\((?!http)([^)#]+)", README):
         assert (ROOT / target).exists(), target
@@ -80,7 +80,7 @@ def _parse(line: str, page: Path) -> None:
         name, *arguments = shlex.split(line, comments=True)
     except ValueError:  # SQL that goes on in the next line
         return
-    command = cli.commands[name]
+    command = commands()[name]
     try:
         command.make_context(name, [*arguments, *(["-w", "ws"] if "-w" not in arguments else [])])
     except click.UsageError as error:

@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import pytest
 import torch
 
@@ -236,6 +235,8 @@ def test_more_dimensions_than_numbers_are_refused() -> None:
 def test_a_real_model_s_gradients_in_float32(smollm2: Path) -> None:
     """SmolLM2-135M with LoRA, batches of three against one at a time."""
     model, tokenizer = load(ModelChoice(str(smollm2), device="cpu"))
+    import peft  # takes seconds
+
     adapted: Any = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj", "v_proj"], **LORA))
     lm = LanguageModel(ModelChoice("tiny", device="cpu"), (adapted.get_base_model(), tokenizer))
     for name, parameter in lm.model.named_parameters():

@@ -8,10 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import peft
 import pytest
 import torch
-from scipy.stats import spearmanr
 
 from curate.errors import CurateError
 from curate.gradients.backward import Backward
@@ -117,6 +115,8 @@ def test_projected_scores_rank_as_the_unprojected_do(projector: Any, checkpoints
             for some, how in ((samples, less.vectors()), (samples[:8], less.target_vectors()))
         )
         scores.append(step.map(pool, step.open(aim))["score"])
+    from scipy.stats import spearmanr
+
     assert spearmanr(*scores).statistic > 0.95
 
 
@@ -130,6 +130,8 @@ def hugging_face(folder: Path, lora: bool) -> tuple[Path, dict[str, tuple[torch.
 
     model, tokenizer = load(ModelChoice("tiny", device="cpu"))
     if lora:
+        import peft  # takes seconds
+
         model = peft.get_peft_model(model, peft.LoraConfig(r=2, target_modules="all-linear", task_type="CAUSAL_LM"))
     else:
         model.requires_grad_(True)

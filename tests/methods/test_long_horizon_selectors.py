@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.linalg import svdvals
 from transformers import AutoModelForCausalLM, Gemma2Config, LlamaConfig, PhiConfig
 
 import curate
@@ -81,6 +80,8 @@ def test_the_nuclear_norm_is_that_of_the_logits_by_scipy(config: Any) -> None:
     lm = model_of(config)
     lm.model.float()  # as states are given to a score
     logits = logits_of(lm)
+    from scipy.linalg import svdvals
+
     wanted = np.array([svdvals(one).sum() for one in logits])
     found = column(lm, Nuclear())
     assert found == pytest.approx(wanted, rel=1e-4)

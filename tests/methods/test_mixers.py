@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from scipy.stats import chisquare
 
 from curate.errors import CurateError
 from curate.kinds.mixer import Domains, Proxies
@@ -173,6 +172,8 @@ def test_quota_draws_match_the_mixture_exactly_and_go_through_a_domain_before_th
 def test_draws_by_lot_match_the_mixture_in_expectation() -> None:
     draws = drawn(exact=False)
     counts = sum(draws.counts(e) for e in range(200))
+    from scipy.stats import chisquare
+
     assert chisquare(counts, draws.share * 60 * 200).pvalue > 1e-3
     each = np.stack([draws.counts(e) for e in range(200)])
     variance = each.var(0) / (60 * draws.share * (1 - draws.share))

@@ -6,7 +6,6 @@ import random
 import re
 from pathlib import Path
 
-import bm25s
 import numpy as np
 import polars as pl
 import pytest
@@ -60,6 +59,8 @@ def test_bm25_equals_rank_bm25_on_real_documents(variant: str, peer: type, real_
 @pytest.mark.parametrize("variant", ["lucene", "robertson", "atire", "bm25l", "bm25plus"])
 def test_bm25_equals_bm25s_on_real_documents(variant: str, real_docs: list[str], shared: Path) -> None:
     """The other package, which computes in float32."""
+    import bm25s
+
     queries = (shared / "targets/gsm8k_val.jsonl").read_text().splitlines()[:10]
     index = bm25s.BM25(method={"bm25plus": "bm25+"}.get(variant, variant), k1=1.5, b=0.75, delta=0.5)
     index.index(tokenised(real_docs), show_progress=False)

@@ -7,7 +7,6 @@ import unicodedata
 from pathlib import Path
 from typing import Any
 
-import bm25s
 import numpy as np
 import polars as pl
 import pytest
@@ -142,6 +141,8 @@ def test_bm25_equals_rank_bm25_on_these_words(spaceless: Any) -> None:
 
 
 def test_bm25_by_the_pattern_that_its_help_names_is_bm25s_in_every_script() -> None:
+    import bm25s
+
     docs, queries = [*HINDI, *ARABIC, *DECOMPOSED, *RAISED, *CHINESE], ["H₂O x²", "मैं घूमने", "Noël au café", "الوَلَدُ"]
     index = bm25s.BM25()
     index.index(bm25s.tokenize(docs, stopwords=None, show_progress=False), show_progress=False)

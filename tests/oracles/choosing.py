@@ -7,7 +7,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from scipy.optimize import nnls
 
 from tests.oracles.gradients import Tokens, gradient
 
@@ -48,6 +47,8 @@ def weighed(candidates: np.ndarray, aligned: np.ndarray, ridge: float) -> np.nda
     """Least w >= 0 of  w^T (G + lambda I) w - 2 b^T w,  by its Cholesky factor and SciPy's NNLS."""
     gram = candidates @ candidates.T
     lower = np.linalg.cholesky(gram + ridge * np.diagonal(gram).mean() * np.eye(len(gram)))
+    from scipy.optimize import nnls
+
     return nnls(lower.T, np.linalg.solve(lower, aligned))[0]
 
 

@@ -277,7 +277,7 @@ def read_only(monkeypatch: pytest.MonkeyPatch, few_ws: Workspace) -> Iterator[Wo
         patch.setattr(Path, "open", reading)
         patch.setattr(Path, "mkdir", existing)
         patch.setattr(Path, "unlink", refused)
-        patch.setattr("curate.store.locks.FileLock", lambda path, **_: refused(Path(path)))
+        patch.setattr("filelock.FileLock", lambda path, **_: refused(Path(path)))
         yield few_ws
 
 

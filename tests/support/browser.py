@@ -9,9 +9,10 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import aiohttp
+if TYPE_CHECKING:
+    import aiohttp
 
 
 class Browser:
@@ -104,6 +105,8 @@ def chromium(program: str, folder: Path) -> Iterator[Browser]:
 
 
 async def _session() -> aiohttp.ClientSession:
+    import aiohttp
+
     return aiohttp.ClientSession()
 
 

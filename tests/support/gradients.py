@@ -6,7 +6,6 @@ import copy
 from typing import Any
 
 import numpy as np
-import peft
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen2Config
 
@@ -54,6 +53,8 @@ def model_of(config: Any, lora: bool, dtype: Any = torch.float64) -> LanguageMod
     for parameter in model.parameters():  # norms are not 1 nor biases 0, once trained
         parameter.data.add_(0.1 * torch.randn_like(parameter))
     if lora:
+        import peft  # takes seconds
+
         adapted: Any = peft.get_peft_model(
             model, peft.LoraConfig(target_modules="all-linear", fan_in_fan_out=isinstance(config, GPT2Config), **LORA)
         )

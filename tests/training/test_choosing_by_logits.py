@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from scipy.linalg import svdvals
 
 from curate.kinds.passes import Arrays
 from curate.kinds.signals import Step, Weights
@@ -45,6 +44,8 @@ def test_uds_is_its_formula_of_the_logits_at_every_step(size: int, lora: bool) -
     def keep(number: int, documents: np.ndarray, *rest: Any) -> Step:
         weighting.__dict__["documents"] = documents
         return shown(number, documents, *rest)
+
+    from scipy.linalg import svdvals
 
     trainer.weigher.shown = keep  # type: ignore[method-assign]
     list(trainer.run())

@@ -22,7 +22,6 @@ import pytest
 from click.testing import CliRunner
 
 import curate
-from curate.cli.audit import read_plan
 from curate.cli.main import cli
 from curate.errors import CurateError, CurateFailure
 from curate.methods.metrics.choice import Choice
@@ -30,7 +29,7 @@ from curate.methods.metrics.loss import Loss
 from curate.models.choice import ModelChoice
 from curate.pages.audit import page, rows
 from curate.runs.audit_spec import Audit
-from curate.runs.audit_toml import plan_of
+from curate.runs.audit_toml import plan_of, read_plan
 from curate.runs.evaluation import EvalSpec
 from curate.store.encoding import read_json
 from curate.store.workspace import Workspace
@@ -169,7 +168,7 @@ def test_an_audit_killed_three_times_ends_with_the_same_table(audited: Any, tmp_
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps(PLAN))
     call = "curate.audit(curate.open_workspace(sys.argv[1]), 'two', plan_of(json.load(open(sys.argv[2]))))"
-    code = f"import json, sys, curate; from curate.runs.audit_toml import plan_of; {call}"
+    code = f"import json, sys, curate; from curate.runs.audit_toml import plan_of, read_plan; {call}"
     lot = random.Random(0)
     for wanted in (1, 2, 4):  # cells that are there when it is killed, in the midst of the next
         process = forks.start(code, str(ws.path), str(plan))

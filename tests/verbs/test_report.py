@@ -17,7 +17,6 @@ from typing import Any
 import numpy as np
 import pytest
 from click.testing import CliRunner
-from scipy.stats import spearmanr
 
 import curate
 from curate.cli.main import cli
@@ -60,6 +59,8 @@ def ready(sample_ws: Workspace, tmp_path: Path) -> Workspace:
 
 
 def test_the_figures_are_those_of_the_workspace(ready: Workspace) -> None:
+    from scipy.stats import spearmanr
+
     r = curate.report(ready)
     names = [spread.name for spread in r.spreads]
     assert names == ["bm25_arithmetic", "length", "repetition"]

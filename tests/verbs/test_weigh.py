@@ -29,7 +29,6 @@ from curate.methods.weightings.max_loss import MaxLoss
 from curate.numerics.resampling import repeats_of, strata_of
 from curate.store.manifests import read_manifest
 from curate.store.workspace import Workspace
-from curate.training.weighted_trainer import WeightedCollator, WeightedTrainer, weighted_loss
 from curate.verbs.select import SelectionSpec
 from tests.support.exports import toy_model
 
@@ -173,6 +172,8 @@ def test_trl_trains_on_a_weighted_set_that_repeats(ready: Workspace, tmp_path: P
 
 
 def test_a_weighted_loss_of_ones_is_the_stock_loss() -> None:
+    from curate.training.weighted_trainer import weighted_loss
+
     torch.manual_seed(0)
     logits, labels = torch.randn(3, 7, 11, requires_grad=True), torch.randint(0, 11, (3, 7))
     labels[0, :3] = labels[2, 5:] = -100
@@ -218,6 +219,8 @@ def test_transformers_trainer_takes_an_exported_weighted_set(ready: Workspace, t
     import datasets
     from transformers import Trainer
 
+    from curate.training.weighted_trainer import WeightedTrainer
+
     curate.weigh(ready, "w", Flow(temperature=3.0), "length", manifest="picked")
     (file,) = curate.export(ready, "w", Jsonl(), str(tmp_path / "out")).files
     data = datasets.load_dataset("json", data_files=file, split="train", cache_dir=str(tmp_path / "cache"))
@@ -239,6 +242,8 @@ def test_transformers_trainer_takes_an_exported_weighted_set(ready: Workspace, t
 
 
 def test_a_negative_weight_is_refused() -> None:
+    from curate.training.weighted_trainer import WeightedCollator
+
     collator = WeightedCollator(lambda rows: {"n": len(rows)})
     assert collator([{"a": 1, "loss_weight": 2.0}, {"a": 2}])["loss_weight"].tolist() == [2.0, 1.0]
     with pytest.raises(CurateError, match="loss_weight is a number of 0 or more, not"):
