@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +24,7 @@ from tests.conftest import SAMPLE, tree_bytes
 from tests.support import forks
 from tests.support.drill import Drill, leftovers
 from tests.support.faulty import Small
+from tests.support.s3_server import s3_bucket
 
 pytest.importorskip("moto", reason="moto is not installed (pip install 'curate-lm[test]')")
 
@@ -35,30 +32,8 @@ pytest.importorskip("moto", reason="moto is not installed (pip install 'curate-l
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """The address of an empty bucket of a server on 127.0.0.1."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_DEFAULT_REGION": "us-east-1"}
-    old = dict(os.environ)
-    os.environ.update(keys, AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}")
-    for _ in range(200):
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            break
-        except OSError:
-            time.sleep(0.1)
-    try:
-        import boto3
-
-        boto3.client("s3").create_bucket(Bucket="bucket")
-        yield "s3://bucket"
-    finally:
-        os.environ.clear()
-        os.environ.update(old)
-        server.kill()
-        server.wait()
+    with s3_bucket() as address:
+        yield address
 
 
 def objects(ws: Workspace, folder: str) -> dict[str, bytes]:
