@@ -345,4 +345,5 @@ def evaluate(
         for row in r.evaluations
         if row["questions"] > row["judged"]
     ]
-    say(r, as_json, "\n".join([f"Run {run}, step {r.step}:", *_evaluated(r.evaluations)]) + notes(unevaluated))
+    told = [row["note"] for row in r.evaluations if row.get("note")]
+    say(r, as_json, "\n".join([f"Run {run}, step {r.step}:", *_evaluated(r.evaluations)]) + notes(unevaluated + told))

@@ -31,7 +31,7 @@ from tests.support.s3_server import s3_bucket
 KILLED = ("ingest", "ingest --meta replace", "target", "score of text", "embed", "select", "mix", "train", "drop")
 OUTCOMES = (*kills.OUTCOMES, "held", "verified", "listed", "SILENT")
 BAD = ("LOST", "SILENT", "UNEXPECTED")
-_FLEETING = re.compile(r"^ws/(ledger|\.claims)/")
+_FLEETING = re.compile(r"^ws/(ledger|\.claims)/|/$")
 
 
 @dataclass(frozen=True)
@@ -51,8 +51,7 @@ class Place:
         """Every object's key, without the prefix, and the store's digest of it."""
         pages = client().get_paginator("list_objects_v2").paginate(Bucket=self.bucket, Prefix=f"{self.prefix}/")
         found = [one for page in pages for one in page.get("Contents", [])]
-        named = {one["Key"].removeprefix(f"{self.prefix}/"): one["ETag"] for one in found}
-        return {key: tag for key, tag in named.items() if not key.endswith("/")}  # clients' marks of empty prefixes
+        return {one["Key"].removeprefix(f"{self.prefix}/"): one["ETag"] for one in found}
 
     def read(self, key: str) -> bytes:
         return client().get_object(Bucket=self.bucket, Key=f"{self.prefix}/{key}")["Body"].read()
@@ -85,8 +84,8 @@ class Held:
     data: dict[str, bytes] = field(repr=False)
 
     def essence(self) -> dict[str, str]:
-        """Key -> a digest of what may not differ, without the ledger and locks."""
-        return {key: kills.essence(key, data) for key, data in self.data.items() if not _FLEETING.match(key)}
+        """Key -> a digest of what may not differ, without the ledger, locks, and clients' marks of empty prefixes."""
+        return {key: kills.essence(key, data) for key, data in self.data.items() if not _FLEETING.search(key)}
 
 
 _CLIENT: list[Any] = []
@@ -250,7 +249,9 @@ def attack_by_damages(place: Place, tally: Tally, seed: int, seconds: float, mos
     verify, right = calm.value
     if verify.shown != "[]" or any(its.error for its in right.values()):
         raise RuntimeError(f"the whole workspace is not: {verify}, {[its for its in right.values() if its.error]}")
-    files = [key.removeprefix("ws/") for key in held.data if not key.startswith("ws/.claims/")]
+    files = [
+        key.removeprefix("ws/") for key in held.data if not key.startswith("ws/.claims/") and not key.endswith("/")
+    ]
     for number, (file, harm) in enumerate(damages.cases_of(files, Random(seed))):
         if tally.tried >= most or time.monotonic() > end:
             return
