@@ -119,3 +119,19 @@ def test_a_claim_is_one_processs_and_a_dead_ones_is_free(bucket: str) -> None:
 def test_other_addresses_are_refused_in_a_sentence(cli: Any) -> None:
     done = cli("status", ws="ftp://somewhere/ws")
     assert done.returncode == 2 and "is no place for a workspace" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["score", "run"])
+def test_what_a_killed_removal_left_is_counted_and_removed(bucket: str, kind: str) -> None:
+    """In a store the object by which a folder exists goes first, and the others one by one."""
+    ws = curate.open_workspace(f"{bucket}/half-{kind}")
+    fill(ws, "atlas.jsonl")
+    curate.score(ws, Length())
+    folder = ws.path / ("scores/gone" if kind == "score" else "runs/gone")
+    (folder / "part-00000.parquet").write_bytes(b"left")
+    (folder / "_commit/part-00000.json").write_bytes(b"{}")
+    whole = objects(ws, "scores/length")
+    assert curate.status(ws).leftovers == 1 and curate.verify(ws).leftovers == [str(folder)]
+    assert not [path for path in folder.rglob("*") if path.is_file()] and objects(ws, "scores/length") == whole
+    (ws.path / "scores/length/score.json").unlink()  # lost, not removed: it is listed
+    assert curate.status(ws).leftovers == 0 and curate.verify(ws).leftovers == [] and objects(ws, "scores/length")
