@@ -53,7 +53,8 @@ def evals_of(
 ) -> list[EvalSpec]:
     """Evaluations: those that are given, and every metric on every target that is named. A metric may be a name too.
 
-    split, shots, limit: of the named targets. Raises CurateError for what is no evaluation, and no name.
+    split, shots, limit: of the named targets. Raises CurateError for what is no evaluation, and no name, and for
+    a metric for which this machine lacks something.
     """
     specs = []
     for given in [evals] if isinstance(evals, str | EvalSpec) else evals:
@@ -67,6 +68,8 @@ def evals_of(
                 f"an evaluation is a target's name, or a curate.EvalSpec, not {repr(given)[:60]} "
                 f"({type(given).__name__})."
             )
+    for spec in specs:
+        spec.metric.require()
     return specs
 
 

@@ -215,7 +215,7 @@ def train(
     progress = f"{r.steps_now:,} of {counted(r.steps, 'step')} taken now, on {counted(r.samples, 'sample')}"
     head = f"Run {run}: {progress}{loss}; {r.flops:.3g} FLOPs."
     lines = [head, f"The model is in {r.folder}.", *_weighed(r.by_epoch, r.by_source), *_evaluated(r.evaluations)]
-    say(r, as_json, "\n".join(lines) + notes([*left_out, *r.warnings]))
+    say(r, as_json, "\n".join(lines) + notes([*left_out, *r.warnings, *_told(r.evaluations)]))
 
 
 def _feed(path: str | None, settings: dict[str, str]) -> StreamSource | None:
@@ -272,6 +272,11 @@ def _evaluated(rows: list[dict[str, Any]]) -> list[str]:
     columns = {k: k for k in ("target", "split", "metric", "shots", "value", "judged", "questions", "better")}
     columns["judged"] = "evaluated"
     return [table(rows, columns)] if rows else []
+
+
+def _told(rows: list[dict[str, Any]]) -> list[str]:
+    """What is to be known of how evaluations were done, once."""
+    return list(dict.fromkeys(row["note"] for row in rows if row.get("note")))
 
 
 @click.command()
@@ -347,4 +352,9 @@ def evaluate(
         for row in r.evaluations
         if row["questions"] > row["judged"]
     ]
-    say(r, as_json, "\n".join([f"Run {run}, step {r.step}:", *_evaluated(r.evaluations)]) + notes(unevaluated))
+    say(
+        r,
+        as_json,
+        "\n".join([f"Run {run}, step {r.step}:", *_evaluated(r.evaluations)])
+        + notes([*unevaluated, *_told(r.evaluations)]),
+    )

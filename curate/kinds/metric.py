@@ -54,19 +54,24 @@ class EvalResult:
     """The values of a metric on N questions.
 
     values: float64 [N], NaN for a question that could not be evaluated. error: the reason, '' if it was evaluated.
-    usage: the cost (curate.models.usage.Usage). answers: the generated answers; None if nothing was generated.
+    usage: the cost (curate.models.usage.Usage). answers: the generated answers; None if nothing was generated. note:
+    what is to be known of how it was done, which is stored and said; '' if nothing is.
     """
 
     values: np.ndarray
     error: np.ndarray
     usage: Any
     answers: list[str] | None = None
+    note: str = ""
 
 
 class Metric(Method):
     """How well a model answers. better: whether higher or lower values are better."""
 
     better: ClassVar[Literal["higher", "lower"]] = "higher"
+
+    def require(self) -> None:
+        """Raises CurateError if this machine lacks what the metric needs; asked before anything is computed."""
 
     @abstractmethod
     def evaluate(self, model: Any, questions: Sequence[Question]) -> EvalResult:

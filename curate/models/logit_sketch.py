@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     from curate.kinds.signals import Forward
 
 
+MOST_TOKENS = 1_000_000  # no vocabulary has more
+
+
 def singular_values(batch: Forward) -> np.ndarray:
     """Singular values of each sample's logits [N, V], prompt included: float64 [B, min(T, E)], padded with zeros."""
     import torch

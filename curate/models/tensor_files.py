@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,6 +38,18 @@ def read_arrays(file: Path) -> dict[str, np.ndarray]:
 
     with _readable(file):
         return load_file(str(file))
+
+
+def array_readers(file: Path) -> dict[str, Callable[[], np.ndarray]]:
+    """For each tensor of a file, what reads it alone, as NumPy's array. Raises CurateError, as do the readers."""
+
+    def read(name: str) -> np.ndarray:
+        from safetensors import safe_open
+
+        with _readable(file), safe_open(file, "np") as f:
+            return f.get_tensor(name)
+
+    return {name: partial(read, name) for name in header(file)}
 
 
 @contextmanager

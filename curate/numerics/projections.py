@@ -109,8 +109,11 @@ class Sjlt(Projector):
     """
 
     def __init__(self, dim: int, seed: int, nonzeros: int = 1):
-        if nonzeros < 1:
-            raise CurateError(f"nonzeros={nonzeros}: each element goes to at least one coordinate.")
+        if not 1 <= nonzeros <= dim:
+            raise CurateError(
+                f"nonzeros={nonzeros}: each element goes to at least one of the dim={dim} coordinates, and at "
+                "most to all of them."
+            )
         self.dim, self._seed, self._s = dim, seed, nonzeros
 
     def add(self, into: Tensor, name: str, gradients: Tensor) -> None:

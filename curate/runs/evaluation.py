@@ -121,6 +121,7 @@ def commit(
         "questions": len(asked),
         "judged": int(valid.sum()),
         "better": eval_spec.metric.better,
+        **({"note": found.note} if found.note else {}),
     }
     parts.commit(eval_spec.name(step), table, evaluation=summary, stamp=stamp)
     return summary

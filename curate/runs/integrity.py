@@ -18,6 +18,7 @@ from curate.store.object_store import Location
 from curate.store.recipes import ManifestRecipe, MixtureRecipe, read_manifest_recipe
 from curate.store.run_record import Run
 from curate.store.workspace import Workspace
+from curate.tables.dependents import kept_leftovers
 
 
 def check_contents(ws: Workspace, repair: bool) -> Seen:
@@ -140,7 +141,7 @@ def check_kept_manifests(ws: Workspace) -> Seen:
     """The manifests that were replaced and are kept for runs."""
     folder = kept_path(ws, "").parent
     for path in sorted(folder.glob("*.parquet")):
-        if not path.with_suffix(".json").exists() and path.stem in _trained_on(ws):
+        if not path.with_suffix(".json").exists() and path.stem in _trained_on(ws) and path not in kept_leftovers(ws):
             remedy = "restore it from a copy; runs only name it"
             yield Damage("manifest", path.stem, f"replaced/{path.stem}", "has lost its recipe", remedy)
     for path in sorted(folder.glob("*.json")):

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import orjson
 import pyarrow as pa
+from safetensors import SafetensorError
 from safetensors.numpy import load
 
 from curate.errors import DamagedError, MissingError
@@ -150,8 +151,11 @@ def _damaged(path: Location, error: Exception) -> DamagedError:
 
 
 def read_arrays(path: Location) -> dict[str, np.ndarray]:
-    """The named arrays in a safetensors file."""
-    return load(path.read_bytes())
+    """The named arrays in a safetensors file. Raises DamagedError."""
+    try:
+        return load(path.read_bytes())
+    except (SafetensorError, FileNotFoundError) as error:
+        raise _damaged(path, error) from None
 
 
 def size(path: Location) -> int:

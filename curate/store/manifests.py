@@ -100,7 +100,14 @@ def manifest_recipe(ws: Workspace, name: str) -> ManifestRecipe:
 
 
 def read_any(ws: Workspace, name: str) -> tuple[pa.Table, ManifestRecipe]:
-    """The table of a manifest, of samples or of domains, and the recipe. Raises CurateError if there is none."""
+    """The table of a manifest, of samples or of domains, and the recipe. Raises CurateError if there is none, or it is
+    not what was written."""
+    path, recipe = intact_manifest(ws, name)
+    return read_table(path), recipe
+
+
+def intact_manifest(ws: Workspace, name: str) -> tuple[Location, ManifestRecipe]:
+    """The file of a manifest, whose bytes are those that its recipe vouches for, and the recipe. Raises CurateError."""
     ws.require("manifest", name)
     path = ws.manifest_path(name)
     recipe = manifest_recipe(ws, name)
@@ -108,4 +115,4 @@ def read_any(ws: Workspace, name: str) -> tuple[pa.Table, ManifestRecipe]:
         raise CurateError(
             f"{path} is not what its JSON vouches for (a select was killed, or it was edited): select again."
         )
-    return read_table(path), recipe
+    return path, recipe

@@ -8,15 +8,18 @@ is then kept beside, under its stamp (curate.store.manifests).
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, suppress
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from curate.errors import CurateError
+from curate.errors import CurateError, WorkspaceBusy
+from curate.store.locks import lock
 from curate.store.manifests import (
     keep_manifest,
     kept_manifests,
+    kept_path,
     manifest_recipe,
     remove_kept,
     stamp_of,
@@ -24,6 +27,7 @@ from curate.store.manifests import (
     write_manifest,
 )
 from curate.store.mask_file import read_mask
+from curate.store.object_store import Location
 from curate.store.recipes import (
     ManifestRecipe,
     ManifestStep,
@@ -187,16 +191,49 @@ def release_kept(ws: Workspace) -> None:
     """Remove the kept manifests that no run or manifest was made from any more; none while a recipe is damaged, of
     which nobody knows what it needs."""
     try:
-        needed = {known(require_run(ws, run).require_recipe().manifest_sha256) for run in ws.run_names()}
-        for name in ws.manifest_names():
-            recipe = manifest_recipe(ws, name)
-            needed |= {step.manifest.sha256 for step in [recipe.step()] if step.manifest}
-            needed |= set(recipe.history.values()) if isinstance(recipe, SelectionRecipe) else set()
+        needed = _needed(ws)
     except CurateError:
         return
     for stamp in kept_manifests(ws):
         if stamp not in needed:
             remove_kept(ws, stamp)
+
+
+def _needed(ws: Workspace) -> set[str]:
+    """The stamps of the manifests that runs and manifests were made from. Raises CurateError if one cannot be read."""
+    needed = {known(require_run(ws, run).require_recipe().manifest_sha256) for run in ws.run_names()}
+    for name in ws.manifest_names():
+        recipe = manifest_recipe(ws, name)
+        needed |= {step.manifest.sha256 for step in [recipe.step()] if step.manifest}
+        needed |= set(recipe.history.values()) if isinstance(recipe, SelectionRecipe) else set()
+    return needed
+
+
+def kept_leftovers(ws: Workspace) -> list[Location]:
+    """Tables in manifests/replaced that a killed command left without their recipe, and that nothing needs: what was
+    made from them, if anything, has them under their own name. Empty where a run or manifest cannot be read."""
+    torn = [path for path in kept_path(ws, "").parent.glob("*.parquet") if not path.with_suffix(".json").exists()]
+    if not torn:
+        return []
+    try:
+        lost = _needed(ws) - {stamp_of(manifest_recipe(ws, name)) for name in ws.manifest_names()}
+    except CurateError:
+        return []
+    return sorted(path for path in torn if path.stem not in lost)
+
+
+def remove_kept_leftovers(ws: Workspace) -> list[Location]:
+    """Remove these, but those of a manifest that another process is writing; returns them."""
+    removed: list[Location] = []
+    if not kept_leftovers(ws):
+        return removed
+    with ExitStack() as stack, suppress(WorkspaceBusy):
+        for name in ws.manifest_names():  # whoever keeps one now holds it
+            stack.enter_context(lock(ws, f"manifest {name}", wait=0.0))
+        for path in kept_leftovers(ws):
+            path.unlink(missing_ok=True)
+            removed.append(path)
+    return removed
 
 
 def _is_torn(ws: Workspace, name: str) -> bool:

@@ -225,6 +225,7 @@ def search(ws: Workspace, name: str, asked: np.ndarray, k: int) -> tuple[np.ndar
 
 def nearest_exactly(ws: Workspace, name: str, asked: np.ndarray, k: int) -> tuple[np.ndarray, np.ndarray]:
     """As `search`, by a scan of all vectors: needs neither the index nor the memory to hold it."""
+    k = min(k, sum(record["rows"] for record in _records(ws, name).values()))
     positions, cosines = np.full((len(asked), k), -1), np.full((len(asked), k), -np.inf)
     step = max(k, _HELD // max(len(asked), 1))
     for block_positions, unit in _blocks(ws, name):

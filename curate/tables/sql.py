@@ -21,7 +21,7 @@ import pyarrow as pa
 
 from curate.errors import CurateError, CurateFailure, nearest
 from curate.store.files import remove_leftovers_of, temporary_beside
-from curate.store.manifests import manifest_recipe, schema_of
+from curate.store.manifests import intact_manifest, schema_of
 from curate.store.schema import METRICS, POOL, TRAINED, VIEWS
 from curate.store.workspace import Workspace
 from curate.tables import views
@@ -85,8 +85,8 @@ def _create_views(
     for name in filter(wanted, ws.vectors_names()):
         _create(connection, name, views.vectors(ws, table_state(ws, "vectors", name)))
     for name in filter(wanted, ws.manifest_names()):
-        path = ws.manifest_path(name)
-        _create(connection, name, views.read_files([path], schema_of(manifest_recipe(ws, name))))
+        path, recipe = intact_manifest(ws, name)
+        _create(connection, name, views.read_files([path], schema_of(recipe)))
 
 
 @contextmanager

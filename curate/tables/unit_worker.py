@@ -25,7 +25,7 @@ from curate.store.object_store import Location
 from curate.store.workspace import Shard
 from curate.tables.score_table import score_table
 from curate.tables.units import MergeTask, Unit, partial_name, units_of_part
-from curate.tables.vector_table import aim_stamp, target_vectors, vector_table, vectors_of
+from curate.tables.vector_table import aim_stamp, target_vectors, vector_table, vectors_of, vectors_of_target
 
 _GROUP_NUMBERS = 1 << 24  # elements of vectors per row group
 _MOST_FAILURES = 16  # samples of one unit that may fail before the method itself is considered to fail
@@ -176,7 +176,7 @@ class UnitWorker:
         """The second argument of the pass's map: the state, or what `open` makes of it, once per worker."""
         state: Any = {name: array for path in self.states for name, array in read_arrays(path).items()}
         if self.vectors and self.target:
-            state = vectors_of(read_table(target_vectors(self.vectors).path(self.target.name)))
+            state = vectors_of_target(self.vectors, self.target.name)
         return self.step.open(state) if self.step.open else state
 
     def _read(self, unit: Unit) -> pa.Table:

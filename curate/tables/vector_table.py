@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from curate.errors import CurateError
+from curate.errors import CurateError, DamagedError
 from curate.kinds.vectors import Vectors, side_by_side
 from curate.store.commits import Parts
 from curate.store.encoding import LASTING
@@ -86,19 +86,32 @@ def target_vectors(folder: Location) -> Parts:
     return Parts(folder / "targets")
 
 
+def vectors_of_target(folder: Location, target: str) -> Vectors:
+    """A target's vectors, in the folder of the pool's. Raises DamagedError if they are others than were written."""
+    parts = target_vectors(folder)
+    stored = parts.read(target)
+    if stored is None:
+        raise DamagedError(
+            f"{parts.path(target)} is not what was written there (its SHA-256 differs), or is gone; `curate verify "
+            "--repair` removes it, and the next score for that target makes it again."
+        )
+    return vectors_of(stored)
+
+
 def aim_stamp(fingerprint: str, target: Target) -> dict[str, Any]:
     """The entries that the record of a target's vectors must have for them to be valid; fingerprint: of the vectors."""
     return {"fingerprint": fingerprint, "target": target.fingerprint}
 
 
 def load_vectors(ws: Workspace, name: str, target: str) -> Vectors:
-    """A target's vectors. Raises CurateError if there are none, or the target was edited since."""
+    """A target's vectors. Raises CurateError if there are none, they are damaged, or the target was edited
+    since."""
     state, current = table_state(ws, "vectors", name), load_target(ws, target)
     parts = target_vectors(ws.table_folder("vectors", name))
-    record, stored = parts.record(target) or {}, parts.read(target)
-    if stored is None or not aim_stamp(state.recipe.fingerprint, current).items() <= record.items():
+    record = parts.record(target) or {}
+    if not aim_stamp(state.recipe.fingerprint, current).items() <= record.items():
         reason = (
             "was edited since" if record.get("target") not in (None, current.fingerprint) else "is not among them yet"
         )
         raise CurateError(f"the vectors '{name}': the target '{target}' {reason}; run `{state.command(target)}`.")
-    return vectors_of(stored)
+    return vectors_of_target(parts.folder.parent, target)

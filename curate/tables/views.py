@@ -146,7 +146,7 @@ def _has_pairs(parts: Parts, name: str, state: TableState) -> bool:
 def vectors(ws: Workspace, state: TableState) -> str:
     """The view of vectors: the shards that are computed."""
     parts = Parts(ws.table_folder("vectors", state.name))
-    paths = [parts.path(shard.name) for shard in state.done]
+    paths = [parts.intact(shard.name) for shard in state.done]
     columns = {"id": "VARCHAR", "vector": "FLOAT[]", "norm": "FLOAT", "error": "VARCHAR"}
     return f"SELECT * FROM {_files(paths)}" if paths else _nothing(columns)
 

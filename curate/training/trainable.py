@@ -68,6 +68,12 @@ def _with_lora(choice: ModelChoice, settings: TrainSettings, saved: Path | None)
 def _new_adapter(model: Any, choice: ModelChoice, settings: TrainSettings) -> Any:
     import peft
 
+    widest = max((max(p.shape) for p in model.parameters() if p.ndim > 1), default=0)
+    if settings.lora_r > widest:
+        raise CurateError(
+            f"lora_r={settings.lora_r} is more than the {widest:,} rows of the largest matrix of {choice.name}, whose "
+            "rank no update has; take a smaller one."
+        )
     targets = settings.lora_targets
     config = peft.LoraConfig(
         r=settings.lora_r,

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import platform
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -76,7 +77,7 @@ def doctor(*, measure: bool = True) -> Doctor:
             device.update({dtype: _rate(place, getattr(torch, dtype)) for dtype in _DTYPES})
             told.notes.append(_fast(device))
     told.notes += _of_threads(told)
-    told.parts = [_part(*part) for part in _PARTS] + [_object_store()]
+    told.parts = [_part(*part) for part in _PARTS] + [_object_store(), _sandbox()]
     return told
 
 
@@ -174,6 +175,13 @@ def _part(purpose: str, module: str, packages: Sequence[str], extra: str) -> dic
     first = extra.split("`")[0]
     how = f"the extra `{extra}`: pip install 'curate-lm[{first}]'"
     return {"part": purpose, "version": ", ".join(versions) or "there" if there else "", "how": "" if there else how}
+
+
+def _sandbox() -> dict[str, str]:
+    there = shutil.which("bwrap") is not None
+    how = "your system's package: apt install bubblewrap"
+    purpose = "a sandbox for programs that a model writes (pass_at_1)"
+    return {"part": purpose, "version": "bubblewrap" if there else "", "how": "" if there else how}
 
 
 def _object_store() -> dict[str, str]:

@@ -144,13 +144,12 @@ def _by_weights(
 
 def _sums(run: Run) -> tuple[Callable[[str], np.ndarray], str]:
     """The sums of a warm-up's gradients by parameter, and the folder of its last checkpoint."""
-    from safetensors import safe_open
-
     from curate.gradients.optimizer_state import SUM
+    from curate.models.tensor_files import array_readers
 
-    folder = run.checkpoints()[-1].folder
-    opened = safe_open(str(folder / "optimizer.safetensors"), "np")
-    return lambda parameter: opened.get_tensor(f"{SUM}.{parameter}"), str(folder)
+    with run.checkpoints()[-1].local() as folder:  # whose files are those that were written
+        readers = array_readers(folder / "optimizer.safetensors")
+    return lambda parameter: readers[f"{SUM}.{parameter}"](), str(folder)
 
 
 def _by_kind(sizes: dict[str, int], selected: dict[str, np.ndarray]) -> list[dict[str, Any]]:

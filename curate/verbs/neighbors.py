@@ -13,10 +13,10 @@ from curate.kinds.registry import find
 from curate.kinds.vectors import Vectors
 from curate.models.choice import weights_fingerprint
 from curate.results import Result
-from curate.store.ledger import charged
+from curate.store.ledger import READ_ONLY, charged
 from curate.store.locks import lock
 from curate.store.workspace import Workspace
-from curate.tables.index import ensure_index, index_problem, search
+from curate.tables.index import ensure_index, index_problem, nearest_exactly, search
 from curate.tables.inputs import model_choices
 from curate.tables.lookup import find_sample, no_sample, shown, vector_at
 from curate.tables.state import TableState, table_state
@@ -43,7 +43,7 @@ def neighbors(
     """The k samples nearest to a text, or to the sample with an id, or its first digits (which is excluded).
 
     A text is encoded by the model that made the vectors. An index that is missing or older than the vectors is built
-    first, with a warning.
+    first, with a warning; where the workspace cannot be written, each vector is compared, and no index is made.
 
     Raises CurateError for unknown vectors or id, a sample without a vector, or a model that has changed since.
     wait: seconds to wait for what another process writes, then WorkspaceBusy; default: as `ws` was opened.
@@ -61,17 +61,31 @@ def neighbors(
         result.warnings.append(f"{state} {problem}; run `{state.command()}`")
     row = _row(ws, sample_id) if sample_id is not None else None
     query = vector_at(ws, state, row) if row is not None else _encoded(ws, state, text or "")
-    if problem := index_problem(ws, vectors):
-        with lock(ws, f"vectors {vectors}"):
-            built = ensure_index(ws, vectors)
-        if index_problem(ws, vectors):
-            raise CurateError(f"{state} {problem}, and it cannot be built: {built.removeprefix('no index: ')}")
-        result.warnings.append(f"{state} {problem.replace('has', 'had')}; built {built}")
-    positions, cosines = search(ws, vectors, query, k + (row is not None))
+    positions, cosines = _nearest(ws, state, query, k + (row is not None), result)
     nearest = [(int(p), float(s)) for p, s in zip(positions[0], cosines[0], strict=True) if p >= 0 and p != row][:k]
     samples = shown(ws, [p for p, _ in nearest])
     result.found = [{"rank": i, "similarity": s, **samples[p]} for i, (p, s) in enumerate(nearest)]
     return result
+
+
+def _nearest(
+    ws: Workspace, state: TableState, query: np.ndarray, k: int, result: Neighbors
+) -> tuple[np.ndarray, np.ndarray]:
+    """The k vectors nearest to the query, as of `search`; an index is built first where it is needed, and can be."""
+    if (problem := index_problem(ws, state.name)) is None:
+        return search(ws, state.name, query, k)
+    try:
+        with lock(ws, f"vectors {state.name}"):
+            built = ensure_index(ws, state.name)
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        result.warnings.append(f"{state} {problem}, and {ws.path} cannot be written: each vector was compared")
+        return nearest_exactly(ws, state.name, query, k)
+    if index_problem(ws, state.name):
+        raise CurateError(f"{state} {problem}, and it cannot be built: {built.removeprefix('no index: ')}")
+    result.warnings.append(f"{state} {problem.replace('has', 'had')}; built {built}")
+    return search(ws, state.name, query, k)
 
 
 def _row(ws: Workspace, sample_id: str) -> int:

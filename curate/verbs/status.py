@@ -11,12 +11,14 @@ from curate.errors import CurateError
 from curate.results import Result
 from curate.store.contents import Lost, lost, marker_of
 from curate.store.files import leftovers
+from curate.store.half_removed import half_removed
 from curate.store.manifests import kept_manifests, manifest_recipe, stamp_of
 from curate.store.mask_file import read_mask
 from curate.store.recipes import MixtureRecipe, SelectionRecipe, WeightsRecipe, known
 from curate.store.run_record import require_run
 from curate.store.workspace import Workspace
 from curate.tables import sql
+from curate.tables.dependents import kept_leftovers
 from curate.tables.index import index_words
 from curate.tables.state import score_state, table_state
 from curate.tables.vector_table import target_vectors
@@ -77,7 +79,7 @@ def status(ws: AnyWorkspace) -> Status:
             "run",
         ),
         damaged=damaged,
-        leftovers=len(leftovers(ws.path)),
+        leftovers=len([*leftovers(ws.path), *kept_leftovers(ws), *half_removed(ws)]),
     )
 
 

@@ -19,11 +19,14 @@ from curate.runs import integrity as of_runs
 from curate.store.commits import Parts
 from curate.store.encoding import parquet_of, read_table
 from curate.store.files import leftovers, remove_leftovers, remove_tree
+from curate.store.half_removed import finish_removals
 from curate.store.integrity import Damage, Seen, list_damage, looked_at, restored, wrong_file
+from curate.store.ledger import noted_if_read_only
 from curate.store.locks import lock
 from curate.store.object_store import Location
 from curate.store.workspace import Workspace, recipe_file
 from curate.tables.adopt import adopted
+from curate.tables.dependents import remove_kept_leftovers
 from curate.tables.index import ensure_index, index_path, index_problem, record_of
 from curate.tables.inputs import model_choices
 from curate.tables.state import TableState, table_state
@@ -71,7 +74,9 @@ def verify(
     executor = method_of(Executor, executor) if executor is not None else None
     result = Verified()
     result.leftovers += map(str, leftovers(ws.path))
-    remove_leftovers(ws.path)
+    with noted_if_read_only(ws.path):
+        remove_leftovers(ws.path)
+        result.leftovers += map(str, [*remove_kept_leftovers(ws), *finish_removals(ws)])
     listed = [*of_runs.check_contents(ws, repair)]  # first, as whatever is computed again is entered there
     _note(result, _pool(ws, result, repair, adopt))
     _note(result, _targets(ws, repair))

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from tests.attack import children, cycles, damages, disk, kills, pairs, scene
+from tests.attack import children, cycles, damages, disk, kills, pairs, s3, scene
 from tests.support.fuzz import fuzzed
 
 
@@ -34,6 +34,7 @@ PARTS: dict[str, Callable[[int, Path, float], Any]] = {
     "damages": _on_a_scene(damages.attack),
     "pairs": _on_a_scene(pairs.attack),
     "disk": lambda seed, folder, seconds: disk.attack(folder, seed, seconds),
+    "s3": lambda seed, folder, seconds: s3.attack(folder, seed, seconds),
     "fuzz": fuzzed,
     "cycles": lambda seed, folder, seconds: cycles.attack(folder, seed, seconds),
 }

@@ -175,7 +175,8 @@ class Told:
     shown: str = ""
 
 
-def _told(verb: Callable[[Path], Any], place: Path) -> Told:
+def told(verb: Callable[[Any], Any], place: Any) -> Told:
+    """How a verb ends."""
     try:
         value = verb(place)
     except CurateError as error:
@@ -187,13 +188,14 @@ def _told(verb: Callable[[Path], Any], place: Path) -> Told:
     return Told(hashlib.sha256(whole).hexdigest(), shown=whole[:100_000].decode(errors="replace"))
 
 
-def _found(place: Path) -> list[str]:
+def found(place: Any) -> list[str]:
+    """The damage that `verify` lists."""
     return [f"{one.kind} {one.name} {one.part}: {one.what}" for one in curate.verify(scene.ws_of(place)).damaged]
 
 
 def looked(place: Path, names: tuple[str, ...]) -> tuple[Told, dict[str, Told]]:
     """`verify`, and then every verb."""
-    return _told(_found, place), {name: _told(READS[name], place) for name in names}
+    return told(found, place), {name: told(READS[name], place) for name in names}
 
 
 def outcome(verify: Told, told: dict[str, Told], right: dict[str, Told]) -> tuple[str, str]:
@@ -264,6 +266,11 @@ def harmed(source: Path, place: Path, file: str, data: bytes | None) -> None:
 def cases(source: Path, dice: Random) -> Iterator[tuple[str, str]]:
     """(file, harm) without end, at random: each harm to one file of each kind, and again to others."""
     files = [str(path.relative_to(source / "ws")) for path in sorted((source / "ws").rglob("*")) if path.is_file()]
+    yield from cases_of(files, dice)
+
+
+def cases_of(files: list[str], dice: Random) -> Iterator[tuple[str, str]]:
+    """The same for these files of a workspace."""
     kinds: dict[str, list[str]] = {}
     for file in files:
         if not file.startswith(".claims/"):

@@ -45,14 +45,15 @@ def held(place: Path) -> dict[str, str]:
     """Every file of a place but those of the ledger and of locks -> a digest of what may not differ."""
     files = (path for path in sorted(place.rglob("*")) if path.is_file())
     named = {str(path.relative_to(place)): path for path in files}
-    return {name: _essence(path) for name, path in named.items() if not name.startswith(("ws/ledger/", "ws/.claims/"))}
+    kept = {name: path for name, path in named.items() if not name.startswith(("ws/ledger/", "ws/.claims/"))}
+    return {name: essence(name, path.read_bytes()) for name, path in kept.items()}
 
 
-def _essence(path: Path) -> str:
-    data = path.read_bytes()
-    if path.suffix == ".json":
+def essence(name: str, data: bytes) -> str:
+    """A digest of what may not differ in a file of a place."""
+    if name.endswith(".json"):
         return repr(_untimed(json.loads(data)))
-    if path.suffix == ".parquet" and "/runs/" in str(path):
+    if name.endswith(".parquet") and "/runs/" in name:
         table = pq.read_table(io.BytesIO(data))
         return repr(table.drop_columns([name for name in table.column_names if name in TIMED]).to_pylist())
     return hashlib.sha256(data).hexdigest()
@@ -78,13 +79,13 @@ def _run(verb: Callable[[Path], None], place: Path, at: int) -> list[str]:
     return trap.names
 
 
-def _looked(place: Path) -> list[str]:
+def _looked(place: Any) -> list[str]:
     if not (place / "ws/workspace.json").exists():
         return []
-    return [f"{one.kind} {one.name} {one.part}: {one.what}" for one in curate.verify(place / "ws").damaged]
+    return [f"{one.kind} {one.name} {one.part}: {one.what}" for one in curate.verify(scene.ws_of(place)).damaged]
 
 
-def _gone_on(verb: Callable[[Path], None], place: Path) -> tuple[str, list[str]]:
+def gone_on(verb: Callable[[Any], Any], place: Any) -> tuple[str, list[str]]:
     """The verb again: the sentence that it ends in, if any, and the damage that `verify` finds then."""
     said = ""
     try:
@@ -96,11 +97,14 @@ def _gone_on(verb: Callable[[Path], None], place: Path) -> tuple[str, list[str]]
 
 def outcome(verb: Callable[[Path], None], place: Path, whole: dict[str, str]) -> tuple[str, str]:
     """How going on after a kill ended."""
-    ended = children.in_child(lambda: _gone_on(verb, place))
+    ended = children.in_child(lambda: gone_on(verb, place))
     if ended.status or ended.error:
         return "UNEXPECTED", f"going on ended with {ended.status} {ended.error!r}"
-    said, damaged = ended.value
-    now = held(place)
+    return judged(*ended.value, held(place), whole)
+
+
+def judged(said: str, damaged: list[str], now: dict[str, str], whole: dict[str, str]) -> tuple[str, str]:
+    """What it came to. said, damaged: of `gone_on`. now: what is held; whole: what an undisturbed run leaves."""
     more = now.keys() - whole.keys()
     others = sorted(name for name in whole if now.get(name) != whole[name])
     unknown = sorted(name for name in more if not LEFT.search(name))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -291,6 +292,21 @@ def test_a_read_only_workspace_can_be_read(read_only: Workspace, tmp_path: Path,
     said = capsys.readouterr().err
     assert said.count("cannot be written, so what this costs is not recorded") == 1
     assert len(read(ws.path)) == before
+
+
+@pytest.mark.parametrize("lost", [["index.faiss"], ["index.json"], ["index.faiss", "index.json"]])
+def test_a_read_only_workspace_without_an_index_is_searched_vector_by_vector(
+    read_only: Workspace, lost: list[str]
+) -> None:
+    folder = read_only.path / "vectors/embed"
+    sample = curate.sql(read_only, "SELECT id FROM pool")[0]["id"]
+    by_index = curate.neighbors(read_only, "embed", sample_id=sample, k=100)
+    for name in lost:
+        os.remove(str(folder / name))
+    found = curate.neighbors(read_only, "embed", sample_id=sample, k=100)
+    assert [near["id"] for near in found.found] == [near["id"] for near in by_index.found] and len(found.found) == 23
+    assert any("cannot be written: each vector was compared" in warning for warning in found.warnings)
+    assert not any((folder / name).exists() for name in lost)
 
 
 def test_charges_of_one_process_by_many_threads_are_all_there(tmp_path: Path) -> None:

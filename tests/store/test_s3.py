@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
@@ -29,6 +25,7 @@ from tests.conftest import SAMPLE, tree_bytes
 from tests.support import forks
 from tests.support.drill import Drill, leftovers
 from tests.support.faulty import Small
+from tests.support.s3_server import s3_bucket
 
 # The server is a process of its own; only that loads it.
 pytestmark = pytest.mark.skipif(
@@ -39,30 +36,8 @@ pytestmark = pytest.mark.skipif(
 @pytest.fixture(scope="module")
 def bucket() -> Iterator[str]:
     """The address of an empty bucket of a server on 127.0.0.1."""
-    with socket.socket() as s:
-        s.bind(("127.0.0.1", 0))
-        port = s.getsockname()[1]
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    keys = {"AWS_ACCESS_KEY_ID": "x", "AWS_SECRET_ACCESS_KEY": "y", "AWS_DEFAULT_REGION": "us-east-1"}
-    old = dict(os.environ)
-    os.environ.update(keys, AWS_ENDPOINT_URL=f"http://127.0.0.1:{port}")
-    for _ in range(200):
-        try:
-            socket.create_connection(("127.0.0.1", port)).close()
-            break
-        except OSError:
-            time.sleep(0.1)
-    try:
-        import boto3
-
-        boto3.client("s3").create_bucket(Bucket="bucket")
-        yield "s3://bucket"
-    finally:
-        os.environ.clear()
-        os.environ.update(old)
-        server.kill()
-        server.wait()
+    with s3_bucket() as address:
+        yield address
 
 
 def objects(ws: Workspace, folder: str) -> dict[str, bytes]:
@@ -148,3 +123,19 @@ def test_a_claim_is_one_processs_and_a_dead_ones_is_free(bucket: str) -> None:
 def test_other_addresses_are_refused_in_a_sentence(cli: Any) -> None:
     done = cli("status", ws="ftp://somewhere/ws")
     assert done.returncode == 2 and "is no place for a workspace" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["score", "run"])
+def test_what_a_killed_removal_left_is_counted_and_removed(bucket: str, kind: str) -> None:
+    """In a store the object by which a folder exists goes first, and the others one by one."""
+    ws = curate.open_workspace(f"{bucket}/half-{kind}")
+    fill(ws, "atlas.jsonl")
+    curate.score(ws, Length())
+    folder = ws.path / ("scores/gone" if kind == "score" else "runs/gone")
+    (folder / "part-00000.parquet").write_bytes(b"left")
+    (folder / "_commit/part-00000.json").write_bytes(b"{}")
+    whole = objects(ws, "scores/length")
+    assert curate.status(ws).leftovers == 1 and curate.verify(ws).leftovers == [str(folder)]
+    assert not [path for path in folder.rglob("*") if path.is_file()] and objects(ws, "scores/length") == whole
+    (ws.path / "scores/length/score.json").unlink()  # lost, not removed: it is listed
+    assert curate.status(ws).leftovers == 0 and curate.verify(ws).leftovers == [] and objects(ws, "scores/length")

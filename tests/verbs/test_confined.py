@@ -160,6 +160,41 @@ def test_what_killed_commands_left_is_counted_and_removed(ws: Workspace, tmp_pat
     assert not (tmp_path / f".out.{mark}").exists()
 
 
+@pytest.mark.parametrize("killed", ["as it was dropped", "as the last copy went", "as it was replaced"])
+def test_half_a_kept_manifest_is_a_leftover(ws: Workspace, monkeypatch: pytest.MonkeyPatch, killed: str) -> None:
+    """A table in manifests/replaced without its recipe, which a kill leaves."""
+
+    def dying(*_: Any) -> None:
+        raise KeyboardInterrupt
+
+    folder = Path(ws.path) / "manifests/replaced"
+    if killed == "as the last copy went":
+        curate.drop(ws, "best", force=True)
+        (kept,) = folder.glob("*.json")
+        curate.drop(ws, "plain", force=True)
+        (folder / f"{kept.stem}.parquet").write_bytes(b"as it was")
+    else:
+        monkeypatch.setattr("curate.store.manifests.write_recipe", dying)
+        with pytest.raises(KeyboardInterrupt):
+            if killed == "as it was dropped":
+                curate.drop(ws, "best", force=True)
+            else:
+                curate.select(ws, "best", Top(), SelectionSpec(by="length", top=7), fresh=True)
+        monkeypatch.undo()
+    (left,) = folder.glob("*")
+    assert curate.status(ws).leftovers == 1 and curate.verify(ws).leftovers == [str(left)]
+    assert not left.exists() and curate.status(ws).leftovers == 0 and curate.verify(ws).damaged == []
+
+
+def test_half_a_kept_manifest_that_a_run_was_trained_on_is_damage(ws: Workspace) -> None:
+    curate.drop(ws, "best", force=True)
+    (kept,) = (Path(ws.path) / "manifests/replaced").glob("*.json")
+    kept.unlink()
+    assert curate.status(ws).leftovers == 0 and kept.with_suffix(".parquet").exists()
+    (damage,) = curate.verify(ws).damaged
+    assert damage.what == "has lost its recipe" and kept.with_suffix(".parquet").exists()
+
+
 @pytest.mark.parametrize("bad", ["", "{", "[]", '{"format": "x"}', '{"format": 99}'])
 def test_a_marker_that_cannot_be_read_is_one_sentence(ws: Workspace, bad: str, cli: Any) -> None:
     (Path(ws.path) / "workspace.json").write_text(bad)

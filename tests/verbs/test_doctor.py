@@ -30,8 +30,10 @@ def test_versions_devices_and_rates_are_those_of_this_machine() -> None:
 
 def test_a_missing_part_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(its, "find_spec", lambda name: None)
-    parts = curate.doctor(measure=False).parts
+    monkeypatch.setattr(its.shutil, "which", lambda name: None)
+    *parts, sandbox = curate.doctor(measure=False).parts
     assert all(part["version"] == "" and "pip install" in part["how"] for part in parts)
+    assert sandbox["version"] == "" and "apt install bubblewrap" in sandbox["how"]
     for part in parts:  # `curate` belongs to another project on the package index
         assert not re.search(r"install.* ['\"]?curate(?!-lm)", part["how"]), part
     assert any(part["how"] == "the extra `ray`: pip install 'curate-lm[ray]'" for part in parts)

@@ -30,6 +30,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     ws = curate.open_workspace(folder / "ws")
     curate.ingest(ws, [write_jsonl(folder / "pool.jsonl", ROWS)])
     curate.target(ws, "sums", write_jsonl(folder / "t.jsonl", ROWS[:3]), split="test")
+    curate.target(ws, "near", write_jsonl(folder / "near.jsonl", ROWS[:3]))
     curate.score(ws, Length())
     curate.score(ws, EmbedLm(), models=NARROW)
     curate.select(ws, "best", "top", by="length", top=4)
@@ -151,3 +152,36 @@ def dying_at_the_second() -> Callable[..., None]:
         write_recipe(*given)
 
     return write
+
+
+@pytest.mark.parametrize("query", ["SELECT * FROM best", "SELECT count(*) FROM best", "SELECT * FROM heavy", "vectors"])
+@pytest.mark.parametrize("where", [0.1, 0.5, 0.9])
+def test_a_bit_that_is_flipped_in_what_sql_reads_is_said(ws: Workspace, query: str, where: float) -> None:
+    curate.weigh(ws, "heavy", "adapt_static", "length", manifest="best")
+    file = "vectors/embed_lm/part-00000" if query == "vectors" else f"manifests/{query.split()[-1]}"
+    flipped(Path(ws.path) / f"{file}.parquet", where)
+    with pytest.raises(CurateError, match=r"is not what (was written there|its JSON vouches for)"):
+        curate.sql(ws, "SELECT * FROM embed_lm" if query == "vectors" else query)
+    assert len(curate.sql(ws, "SELECT * FROM pool")) == 20
+
+
+@pytest.mark.parametrize("where", [0.1, 0.5, 0.9])
+def test_a_targets_vectors_of_other_bytes_are_not_scored_by(ws: Workspace, where: float) -> None:
+    from curate.tables.vector_table import load_vectors, vectors_of_target
+
+    curate.score(ws, EmbedLm(), target="near", models=NARROW)
+    folder = Path(ws.path) / "vectors/embed_lm"
+    whole = vectors_of_target(folder, "near").unit
+    flipped(folder / "targets/near.parquet", where)
+    for use in (lambda: vectors_of_target(folder, "near"), lambda: load_vectors(ws, "embed_lm", "near")):
+        with pytest.raises(DamagedError, match=r"targets/near.parquet is not what was written.*verify --repair"):
+            use()
+    curate.score(ws, EmbedLm(), target="near", models=NARROW, names={"embed_lm": "again"})  # it makes them again
+    assert (vectors_of_target(folder, "near").unit == whole).all() and curate.verify(ws).damaged == []
+
+
+def flipped(path: Path, where: float) -> None:
+    """Flip one bit at a share of a file."""
+    data = bytearray(path.read_bytes())
+    data[int(where * len(data))] ^= 1
+    path.write_bytes(data)

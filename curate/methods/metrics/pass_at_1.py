@@ -7,9 +7,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from curate.errors import require
+from curate.errors import CurateError, require
 from curate.kinds.metric import EvalResult, Metric, Question
-from curate.methods.metrics._sandbox import run_python
+from curate.methods.metrics._sandbox import bubblewrap_problem, run_python
 from curate.models.answers import continuations, generate_answers
 
 _ENDS = ("\ndef ", "\nclass ", "\nif ", "\nprint(", "\n#", "\n```", "\n@")
@@ -25,7 +25,13 @@ class PassAt1(Metric):
     kept with it
     (`curate target humaneval HumanEval.jsonl.gz --split test --map prompt=prompt,completion=canonical_solution`). Each
     answer runs in a process of its own, two at a time, which may not start processes, open files or sockets, and has
-    limits on time and memory. That contains accidents; for malicious code use a disposable machine.
+    limits on time and memory.
+
+    What this is not: a security boundary. The guard is Python, inside the process that it guards; it contains
+    accidents, and code that is written to break out gets the rights of whoever runs `curate`. `sandbox=bubblewrap`
+    runs the same inside a sandbox of the operating system's (bubblewrap: no file can be written, no network, an empty
+    /tmp and /run, no other processes are seen), where code that breaks out can still read files, and use a hole of the
+    kernel's. For malicious code use a disposable machine. Which sandbox it was is said and stored with the result.
 
     Cost: 2N FLOPs for every token of the prompt and of the generated answer; and the tests.
 
@@ -46,11 +52,21 @@ class PassAt1(Metric):
     megabytes: int = 1024
     """Memory limit of a program."""
 
+    sandbox: Literal["auto", "none", "bubblewrap"] = "auto"
+    """What is around the guard: nothing, bubblewrap (refused where it is missing), or that where it is there (auto)."""
+
     def __post_init__(self) -> None:
         bounds = (self.max_new_tokens, self.seconds, self.megabytes)
         require("pass_at_1.max_new_tokens, seconds and megabytes", min(bounds) > 0, "above 0")
 
+    def require(self) -> None:
+        if self.sandbox == "bubblewrap" and (problem := bubblewrap_problem()):
+            raise CurateError(f"pass_at_1.sandbox=bubblewrap: {problem}; or set it to none, which contains accidents.")
+
     def evaluate(self, model: Any, questions: Sequence[Question]) -> EvalResult:
+        self.require()
+        problem = bubblewrap_problem() if self.sandbox == "auto" else ""
+        wraps = self.sandbox != "none" and not problem
         heads = [next((m["content"] for m in q.messages or [] if m["role"] == "user"), "") for q in questions]
         if self.style == "chat":
             answers, error, usage = generate_answers(model, questions, self.max_new_tokens)
@@ -62,10 +78,13 @@ class PassAt1(Metric):
         todo = np.flatnonzero(error == "").tolist()
         with ThreadPoolExecutor(2) as pool:
             programs = [self.program(heads[i], answers[i], questions[i].meta) for i in todo]
-            ran = list(pool.map(lambda code: run_python(code, self.seconds, self.megabytes), programs))
+            ran = list(pool.map(lambda code: run_python(code, self.seconds, self.megabytes, wraps), programs))
         values = np.full(len(questions), np.nan)
         values[todo] = [result is None for result in ran]
-        return EvalResult(values, error, usage, answers)
+        around = (
+            "inside bubblewrap" if wraps else "without a sandbox of the system" + (f" ({problem})" if problem else "")
+        )
+        return EvalResult(values, error, usage, answers, f"pass_at_1 ran the programs {around}")
 
     def program(self, head: str, answers: str, meta: Any) -> str:
         """The program that must run to its end."""

@@ -15,6 +15,8 @@ from curate.kinds.score import Score, Target
 from curate.kinds.text import Text
 from curate.kinds.words import WORDS_AND_MARKS
 
+_MOST_BUCKETS = 10_000_000
+
 
 @dataclass(frozen=True)
 class Dsir(Score):
@@ -63,9 +65,12 @@ class Dsir(Score):
     """Added to both shares inside the logarithm, as in the released code."""
 
     def __post_init__(self) -> None:
-        if self.ngrams < 1 or self.buckets < 2 or not 0 < self.eps < 1:
+        if self.ngrams < 1 or not 2 <= self.buckets <= _MOST_BUCKETS or not 0 < self.eps < 1:
             values = f"{self.ngrams}, {self.buckets}, {self.eps}"
-            raise CurateError(f"dsir needs ngrams >= 1, buckets >= 2 and eps between 0 and 1, not {values}.")
+            raise CurateError(
+                f"dsir needs ngrams >= 1, buckets from 2 to {_MOST_BUCKETS:,} (each unit of work holds all of them) "
+                f"and eps between 0 and 1, not {values}."
+            )
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
         assert target is not None
@@ -112,9 +117,12 @@ class Dsir(Score):
                 order = order.gather(prefix) + " " + words.vocabulary.gather(last)
             else:
                 inside = np.ones(len(grams), dtype=bool)
+            if not inside.any():  # no text has so many words, nor more
+                break
             texts.append(text[: len(grams)][inside])
             buckets.append(self._buckets(order)[grams[inside]])
-        return np.concatenate(texts), np.concatenate(buckets), words.lengths()
+        none = np.zeros(0, np.int64)
+        return np.concatenate([none, *texts]), np.concatenate([none, *buckets]), words.lengths()
 
     def _buckets(self, grams: pl.Series) -> np.ndarray:
         digests = (hashlib.sha256(gram.encode()).digest() for gram in grams)

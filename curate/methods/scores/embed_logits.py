@@ -11,7 +11,7 @@ from curate.kinds.passes import Arrays, Columns, ForwardRequest, Pass
 from curate.kinds.score import Score, Target, near_target
 from curate.kinds.signals import Forward
 from curate.kinds.vectors import Aggregate
-from curate.models.logit_sketch import projected, released_scale
+from curate.models.logit_sketch import MOST_TOKENS, projected, released_scale
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,12 @@ class EmbedLogits(Score):
         if min(self.d1, self.d2, self.length) < 1:
             raise CurateError(
                 f"embed_logits needs d1, d2 and length of 1 or more, not {self.d1}, {self.d2}, {self.length}."
+            )
+        if self.d1 > MOST_TOKENS:
+            raise CurateError(f"embed_logits.d1={self.d1} is more than the tokens of any vocabulary; take fewer.")
+        if self.d2 > self.length:
+            raise CurateError(
+                f"embed_logits.d2={self.d2} is more than the {self.length} positions of a row (length); take fewer."
             )
 
     def vectors(self) -> Pass:

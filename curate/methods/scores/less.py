@@ -112,6 +112,12 @@ class Less(Score):
         if self.dim < 1:
             raise CurateError(f"dim={self.dim} of less: a projected gradient has at least one dimension.")
 
+        if not 1 <= self.nonzeros <= self.dim and self.projector == "sjlt":
+            raise CurateError(
+                f"nonzeros={self.nonzeros} of less: an element goes to at least one of the dim={self.dim} dimensions, "
+                "and at most to all of them."
+            )
+
     def keeps_subtasks(self) -> bool:
         return self.keep_subtasks
 

@@ -22,6 +22,10 @@ _TOKENS = rf"[{ALONE}]|[\w--[{ALONE}]]+|[^\w\s]"
 _AT_ONCE = 1 << 16  # pairs that are compared before the next are looked up
 
 
+_MOST_WORDS = 10_000  # of a shingle: each takes a pass over all words
+_MOST_PERMUTATIONS = 65_536  # a signature of them is a quarter of a megabyte
+
+
 @dataclass(frozen=True)
 class NearDup(Score):
     """Clusters of near-duplicates (samples that repeat others with small changes), and which of each to keep.
@@ -79,11 +83,13 @@ class NearDup(Score):
     """Seed of the permutations."""
 
     def __post_init__(self) -> None:
-        valid = 0 < self.threshold <= 1 and 0 <= self.replaced <= 1 and min(self.ngram, self.band, self.window) >= 1
-        if not valid or self.permutations < self.band or self.seed < 0:
+        valid = 0 < self.threshold <= 1 and 0 <= self.replaced <= 1 and 1 <= self.ngram <= _MOST_WORDS
+        valid = valid and min(self.band, self.window) >= 1
+        if not valid or not self.band <= self.permutations <= _MOST_PERMUTATIONS or self.seed < 0:
             raise CurateError(
-                "near_dup needs threshold in (0, 1], replaced in [0, 1], ngram, band and window of 1 or more, a seed "
-                f"of 0 or more, and at least as many permutations as a band, not {self.settings()}."
+                "near_dup needs threshold in (0, 1], replaced in [0, 1], ngram "
+                f"(to {_MOST_WORDS:,}), band and window of 1 or more, a seed of 0 or more, and at least as many "
+                f"permutations as a band and at most {_MOST_PERMUTATIONS:,}, not {self.settings()}."
             )
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:

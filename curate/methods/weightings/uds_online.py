@@ -10,7 +10,7 @@ from curate.kinds.passes import Arrays
 from curate.kinds.signals import Step, Weights
 from curate.kinds.weighting import Weighting
 from curate.methods.weightings._choose import highest, weighing
-from curate.models.logit_sketch import Memory, projected, released_scale, singular_values
+from curate.models.logit_sketch import MOST_TOKENS, Memory, projected, released_scale, singular_values
 
 
 @dataclass(frozen=True)
@@ -67,6 +67,12 @@ class UdsOnline(Weighting):
             raise CurateError(
                 f"uds_online needs alpha and memory of 0 or more, and d1, d2 and length of 1 or more, not "
                 f"alpha={self.alpha:g}, memory={self.memory}, d1={self.d1}, d2={self.d2}, length={self.length}."
+            )
+        if self.d1 > MOST_TOKENS:
+            raise CurateError(f"uds_online.d1={self.d1} is more than the tokens of any vocabulary; take fewer.")
+        if self.d2 > self.length:
+            raise CurateError(
+                f"uds_online.d2={self.d2} is more than the {self.length} positions of a row (length); take fewer."
             )
 
     def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
