@@ -224,7 +224,7 @@ def test_more_dimensions_than_numbers_are_refused() -> None:
     with pytest.raises(CurateError, match="dim=101, and the parameters only 100 elements; use a smaller dim"):
         projector("sjlt", 101, 0, 1, {"a": 60, "b": 40})
     assert projector("none", 101, 0, 1, {"a": 60, "b": 40}).dim == 100
-    with pytest.raises(CurateError, match="nonzeros=0: each element goes to at least one coordinate"):
+    with pytest.raises(CurateError, match="nonzeros=0: each element goes to at least one of the dim=10"):
         projector("sjlt", 10, 0, 0, {"a": 60})
 
 

@@ -16,6 +16,7 @@ from curate.methods.scores.el2n import El2n
 from curate.methods.scores.entropy import Entropy
 from curate.methods.scores.graddot import Graddot
 from curate.methods.scores.nll import Nll
+from curate.models import mixed_precision
 from curate.models.choice import ModelChoice
 from curate.models.mixed_precision import MixedBody, MixedHead, refuse_unknown
 from curate.store.workspace import Workspace
@@ -47,7 +48,7 @@ def made(config: Any) -> Any:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_with_products_in_float32_it_is_the_model(name: str) -> None:
+def test_with_products_in_float32_it_is_the_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(CONFIGS[name])
     refuse_unknown(name, model.config)
     ids, mask = torch.randint(0, 300, (3, 70)), torch.ones(3, 70).long()
@@ -62,6 +63,7 @@ def test_with_products_in_float32_it_is_the_model(name: str) -> None:
         assert 1e-4 < error < 0.02  # bfloat16 has 8 bits: 0.004 for each of some products in a row
         log_p = torch.log_softmax(model.get_output_embeddings()(states), -1)
         labels = ids[kept]
+        monkeypatch.setattr(mixed_precision, "_PIECE", 300 * 50)
         head = MixedHead(model.get_output_embeddings(), torch.float32)
         pieces = [(piece.clone(), own) for piece, own in head.log_p(states, labels)]
         assert len(pieces) > 1

@@ -28,6 +28,7 @@ from curate.models.load import load
 from curate.numerics.apportion import apportion
 from curate.runs.config import TrainingSpec
 from curate.runs.fitted_mask import fitted
+from curate.store.contents import take_out
 from curate.store.encoding import read_arrays
 from curate.store.mask_file import read_mask, write_mask
 from curate.store.recipes import MaskRecipe
@@ -165,6 +166,7 @@ def test_what_is_no_mask_for_a_model_is_said(handful_ws: Any) -> None:
         )
     path = handful_ws.mask_path("m")
     path.write_bytes(path.read_bytes()[:1000])
+    take_out(handful_ws, "mask", "m")  # as in a workspace of format 1, which has no list to hold it to
     with pytest.raises(CurateError, match="is no mask, or damaged"):
         read_mask(handful_ws, "m")
     assert [d.kind for d in curate.verify(handful_ws).damaged] == ["mask"]
