@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import ClassVar, Literal
 
 import numpy as np
@@ -10,7 +11,7 @@ from curate.hashing import pair_number
 from curate.kinds.passes import Arrays, Columns, Pass
 from curate.kinds.score import Score, Target
 from curate.kinds.text import Text
-from curate.kinds.words import BETWEEN_SPACES, Words, split_words
+from curate.kinds.words import BETWEEN_SPACES
 
 # Rae et al. 2021, Table A1: the largest share of each kind that a document may have.
 _LIMITS = {
@@ -22,8 +23,7 @@ _LIMITS = {
     **{"dup_5gram": 0.15, "dup_6gram": 0.14, "dup_7gram": 0.13},
     **{"dup_8gram": 0.12, "dup_9gram": 0.11, "dup_10gram": 0.10},
 }
-# From the first to the last non-space character, within a line or with single line breaks between.
-_PIECES = {"line": r"\S(?:[^\S\n]*\S)*", "paragraph": r"\S(?:[^\S\n]*\n?[^\S\n]*\S)*"}
+_EMPTY_LINES = r"\n[^\S\n]*\n\s*"
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class Repetition(Score):
     share is at most 1. In scripts without blanks between words (Chinese, Japanese, Thai, Lao, Khmer, Burmese) a word is
     a letter with its marks and the punctuation around it, or a run of Katakana.
 
-    Cost: reads the pool once; no FLOPs. Bottleneck: sorting the n-grams (nine sorts of the batch's words).
+    Cost: reads the pool once; no FLOPs. Bottleneck: splitting texts into words.
 
     Departures: the paper gives shares and limits and says of the n-grams only that overlaps count once; it is our
     choice that the first occurrence is not a repetition, and that the score is the worst ratio. The limits are for
@@ -68,69 +68,128 @@ class Repetition(Score):
 
     def _measure(self, batch: Text, _: Arrays) -> Columns:
         shares: dict[str, np.ndarray] = {}
-        for kind, pattern in _PIECES.items():
-            pieces = split_words(batch.whole, pattern, lowercase=False)
-            repeated = _seen_before(pieces.texts(), pieces.codes)
-            shares[f"dup_{kind}"] = _share(pieces, repeated, np.ones(len(repeated)))
-            shares[f"dup_{kind}_chars"] = _share(pieces, repeated, _lengths(pieces))
-        words = split_words(batch.whole, BETWEEN_SPACES, lowercase=False)
+        whole = batch.whole
+        between = {"line": whole, "paragraph": whole.str.replace_all(_EMPTY_LINES, "\n\n")}
+        for kind, separator in (("line", "\n"), ("paragraph", "\n\n")):
+            pieces = _Pieces.of(between[kind].str.split(separator), stripped=True)
+            repeated = pieces.seen_before()
+            shares[f"dup_{kind}"] = pieces.share(repeated, np.ones(len(repeated)))
+            shares[f"dup_{kind}_chars"] = pieces.share(repeated, pieces.chars)
+        words = _Pieces.of(whole.str.extract_all(BETWEEN_SPACES))
         shares |= _ngram_shares(words)
         worst = np.max([shares[name] / limit for name, limit in _LIMITS.items()], axis=0)
-        return {**shares, "score": -worst + 0.0, "error": np.where(words.lengths() == 0, "has no words", "")}
+        has_words = np.bincount(words.text, minlength=len(batch)) > 0
+        return {**shares, "score": -worst + 0.0, "error": np.where(has_words, "", "has no words")}
 
 
-def _lengths(words: Words) -> np.ndarray:
-    """Characters of every word, int64 [N]."""
-    return words.vocabulary.str.len_chars().to_numpy().astype(np.int64)[words.codes]
+@dataclass(frozen=True)
+class _Pieces:
+    """The N lines, paragraphs or words of B texts: the text of each, ascending, its hash (uint64, the same within a
+    process) and its characters, int64, each [N]."""
+
+    n_texts: int
+    text: np.ndarray
+    number: np.ndarray
+    chars: np.ndarray
+
+    @classmethod
+    def of(cls, lists: pl.Series, stripped: bool = False) -> _Pieces:
+        """stripped: of white space at the ends of each; what is then empty is none."""
+        sizes = lists.list.len().fill_null(0).to_numpy().astype(np.int64)
+        text, flat = np.repeat(np.arange(len(lists)), sizes), lists.explode().drop_nulls()  # of an empty list, a null
+        if stripped:
+            flat = flat.str.strip_chars()
+            kept = flat != ""
+            text, flat = text[kept.to_numpy()], flat.filter(kept)
+        return cls(len(lists), text, flat.hash().to_numpy(), flat.str.len_chars().to_numpy().astype(np.int64))
+
+    def share(self, counted: np.ndarray, size: np.ndarray) -> np.ndarray:
+        """Size of the counted pieces over the size of all, per text; 0 where there is none."""
+        n = self.n_texts
+        return np.bincount(self.text, size * counted, n) / np.maximum(np.bincount(self.text, size, n), 1)
+
+    def seen_before(self) -> np.ndarray:
+        """Whether the same piece occurred earlier in the same text, bool [N]."""
+        groups = _Groups.of(self.text, self.number)
+        return groups.of_several & ~groups.first
 
 
-def _seen_before(text: np.ndarray, gram: np.ndarray) -> np.ndarray:
-    """Whether the same gram (any 64-bit hash) occurred earlier in the same text, bool [N]."""
-    keys = pair_number(gram.astype(np.uint64), text.astype(np.uint64))
-    order = np.argsort(keys)
-    starts = np.flatnonzero(np.diff(keys[order], prepend=keys[order[:1]] + np.uint64(1)))
-    repeated = np.ones(len(keys), dtype=bool)
-    if len(keys):
-        repeated[np.minimum.reduceat(order, starts)] = False
-    return repeated
+@dataclass(frozen=True)
+class _Groups:
+    """Equal grams of a text among M grams.
+
+    order: the grams, one group after the other. starts: where each group begins in `order`. sizes: grams in each.
+    """
+
+    order: np.ndarray
+    starts: np.ndarray
+    sizes: np.ndarray
+
+    @classmethod
+    def of(cls, text: np.ndarray, gram: np.ndarray) -> _Groups:
+        """gram: any 64-bit hashes."""
+        keys = pair_number(gram.astype(np.uint64), text.astype(np.uint64))
+        order = np.argsort(keys)
+        starts = np.flatnonzero(np.diff(keys[order], prepend=keys[order[:1]] + np.uint64(1)))
+        return cls(order, starts, np.diff(starts, append=len(keys)))
+
+    @cached_property
+    def of_several(self) -> np.ndarray:
+        """Whether each gram occurs twice or more, bool [M]."""
+        several = np.zeros(len(self.order), bool)
+        several[self.order] = np.repeat(self.sizes > 1, self.sizes)
+        return several
+
+    @cached_property
+    def first(self) -> np.ndarray:
+        """Whether each gram is the first of its group, bool [M]."""
+        first = np.zeros(len(self.order), bool)
+        if len(self.order):
+            first[np.minimum.reduceat(self.order, self.starts)] = True
+        return first
 
 
-def _share(pieces: Words, counted: np.ndarray, size: np.ndarray) -> np.ndarray:
-    """Size of the counted pieces over the size of all, per text; 0 where there is none."""
-    text, n = pieces.texts(), len(pieces.ends) - 1
-    return np.bincount(text, size * counted, n) / np.maximum(np.bincount(text, size, n), 1)
-
-
-def _ngram_shares(words: Words) -> dict[str, np.ndarray]:
-    text, chars, n_texts = words.texts(), _lengths(words), len(words.ends) - 1
+def _ngram_shares(words: _Pieces) -> dict[str, np.ndarray]:
+    """An n-gram can only be repeated where the two shorter ones in it are, so that each step looks at few."""
+    text, chars = words.text, words.chars
     chars_before = np.concatenate([[0], np.cumsum(chars)])  # characters before each word
-    total = np.maximum(np.bincount(text, chars, n_texts), 1)
-    shares, codes = {}, words.codes.astype(np.uint64)
-    grams = codes
+    total = np.maximum(np.bincount(text, chars, words.n_texts), 1)
+    shares: dict[str, np.ndarray] = {}
+    places = np.flatnonzero(text[:-1] == text[1:])
+    places, grams = _maybe_repeated(text, places, pair_number(words.number[places], words.number[places + 1]))
     for n in range(2, 11):
-        grams = pair_number(grams[:-1], codes[n - 1 :])  # the hash of the n-gram that begins at each word
-        starts = np.flatnonzero(text[: len(grams)] == text[n - 1 :])
-        gram_text, gram = text[starts], grams[starts]
+        groups = _Groups.of(text[places], grams)
         if n <= 4:
-            repeated = _top_chars(gram_text, gram, chars_before[starts + n] - chars_before[starts], n_texts)
+            repeated = _top_chars(groups, text[places], chars_before[places + n] - chars_before[places], words.n_texts)
         else:
-            covered = _covered(starts[_seen_before(gram_text, gram)], n, len(text))
-            repeated = np.bincount(text, chars * covered, n_texts)
+            covered = _covered(places[groups.of_several & ~groups.first], n, len(text))
+            repeated = np.bincount(text, chars * covered, words.n_texts)
         shares[f"{'top' if n <= 4 else 'dup'}_{n}gram"] = np.minimum(repeated / total, 1.0)
+        repeats = np.zeros(len(text) + 1, bool)
+        repeats[places[groups.of_several]] = True
+        longer = groups.of_several & repeats[places + 1]  # the next one, which lies in the same text
+        places = places[longer]
+        grams = pair_number(grams[longer], words.number[places + n])
     return shares
 
 
-def _top_chars(text: np.ndarray, gram: np.ndarray, chars: np.ndarray, n_texts: int) -> np.ndarray:
+def _maybe_repeated(text: np.ndarray, places: np.ndarray, grams: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The places and grams without most of those that occur once in their text: counted by a few bits of their hash."""
+    bits = max(len(grams), 1).bit_length() + 1
+    bucket = pair_number(grams, text[places].astype(np.uint64)) >> np.uint64(64 - bits)
+    several = np.bincount(bucket.astype(np.int64), minlength=1 << bits)[bucket] > 1
+    return places[several], grams[several]
+
+
+def _top_chars(groups: _Groups, text: np.ndarray, chars: np.ndarray, n_texts: int) -> np.ndarray:
     """Characters in all occurrences of each text's most frequent n-gram; 0 where none occurs twice."""
-    frame = pl.DataFrame({"text": text, "gram": gram, "chars": chars})
-    counted = frame.group_by("text", "gram").agg(pl.len(), pl.col("chars").first())
-    top = (
-        counted.filter(pl.col("len") > 1)
-        .group_by("text")
-        .agg((pl.col("len") * pl.col("chars")).filter(pl.col("len") == pl.col("len").max()).max().alias("repeated"))
-    )
+    several = groups.sizes > 1
+    one, size = groups.order[groups.starts[several]], groups.sizes[several]
+    total = size * chars[one]
+    order = np.lexsort([total, size, text[one]])
+    last = np.flatnonzero(np.diff(text[one][order], append=-1))  # of each text, in ascending order of size and total
     repeated = np.zeros(n_texts, dtype=np.int64)
-    repeated[top["text"].to_numpy()] = top["repeated"].to_numpy()
+    repeated[text[one][order[last]]] = total[order[last]]
     return repeated
 
 
