@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -114,12 +113,14 @@ class NearDup(Score):
         shingles, ends = _shingles(words, ends, self.ngram)
         rows = np.flatnonzero(np.diff(ends))  # a sample without words has no near-duplicate
         sets = (shingles[ends[i] : ends[i + 1]] for i in rows)
-        bands = np.zeros((len(rows), self.permutations // self.band), np.uint64)
+        n_bands = self.permutations // self.band
+        values = np.zeros((len(rows), n_bands * self.band), np.uint32)
         signatures = MinHash.generator(sets, num_perm=self.permutations, seed=self.seed, hashfunc=int)
         for i, signature in enumerate(signatures):
-            values = signature.hashvalues.astype(np.uint64)[: bands.shape[1] * self.band].reshape(-1, self.band)
-            for k in range(self.band):
-                bands[i] = pair_number(bands[i], values[:, k])
+            values[i] = signature.hashvalues[: values.shape[1]]
+        by_band, bands = values.reshape(-1, n_bands, self.band), np.zeros((len(rows), n_bands), np.uint64)
+        for k in range(self.band):
+            bands = pair_number(bands, by_band[:, :, k].astype(np.uint64))
         return {"ids": batch.ids[rows], "bands": bands}
 
     def _candidates(self, partials: Iterable[Arrays]) -> Arrays:
@@ -189,14 +190,17 @@ class NearDup(Score):
     def _alike(self, samples: _Told, a: int, b: int) -> bool:
         if samples.roles_of(a) != samples.roles_of(b):
             return False
-        return all(map(self._alike_messages, samples.of(a), samples.of(b)))
+        return all(
+            self._alike_messages(samples, x, y)
+            for x, y in zip(samples.messages_of(a), samples.messages_of(b), strict=True)
+        )
 
-    def _alike_messages(self, a: np.ndarray, b: np.ndarray) -> bool:
+    def _alike_messages(self, samples: _Told, x: int, y: int) -> bool:
+        a, b = samples.words_of(x), samples.words_of(y)
         short, long = min(len(a), len(b)), max(len(a), len(b))
         if short < self.threshold * long:  # even if all of it were in common
             return False
-        counts_a, counts_b = Counter(a.tolist()), Counter(b.tolist())
-        common, required = (counts_a & counts_b).total(), (1 - self.replaced) * short
+        common, required = samples.in_common(x, y), (1 - self.replaced) * short
         if common < self.threshold * (short + long - common):
             return False
         return self.replaced == 1 or common >= required and LCSseq.similarity(a.tolist(), b.tolist()) >= required
@@ -212,6 +216,9 @@ class NearDup(Score):
         cluster[inside], place[inside] = state["cluster"][positions[inside]], state["place"][positions[inside]]
         size[inside] = state["size"][positions[inside]]
         return {"score": 1 / place, "cluster": cluster, "size": size, "keep": place == 1}
+
+
+_KNOWN = 4_096  # messages whose words are kept ready; pairs of the same sample come one after the other
 
 
 class _Pairs:
@@ -240,13 +247,32 @@ class _Told:
         self._ends = np.append(0, np.cumsum(lengths))
         self._first = np.append(0, np.cumsum(messages))
         self.sizes = np.diff(self._ends[self._first])
+        self._known: dict[int, np.ndarray] = {}
 
     def roles_of(self, row: int) -> list[int]:
         return self._roles[self._first[row] : self._first[row + 1]].tolist()
 
-    def of(self, row: int) -> list[np.ndarray]:
-        ends = self._ends[self._first[row] : self._first[row + 1] + 1]
-        return [self._words[a:b] for a, b in zip(ends[:-1], ends[1:], strict=True)]
+    def messages_of(self, row: int) -> range:
+        return range(self._first[row], self._first[row + 1])
+
+    def words_of(self, message: int) -> np.ndarray:
+        return self._words[self._ends[message] : self._ends[message + 1]]
+
+    def in_common(self, x: int, y: int) -> int:
+        """How many words two messages have in common, each as often as in both."""
+        both = np.concatenate([self._numbered(x), self._numbered(y)])
+        both.sort()
+        return int(np.count_nonzero(both[1:] == both[:-1]))
+
+    def _numbered(self, message: int) -> np.ndarray:
+        """The words of a message, each with how many equal ones stand before it, so that no two are equal, uint64."""
+        if message not in self._known:
+            if len(self._known) == _KNOWN:
+                self._known.clear()
+            words = np.sort(self.words_of(message))
+            before = np.arange(len(words)) - np.searchsorted(words, words)
+            self._known[message] = (words.astype(np.uint64) << np.uint64(32)) | before.astype(np.uint64)
+        return self._known[message]
 
 
 def _components(ids: np.ndarray, pairs: np.ndarray, alike: Callable[[int, int], bool]) -> np.ndarray:
