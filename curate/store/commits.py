@@ -31,6 +31,7 @@ from curate.store.encoding import ROW_GROUP, arrow, arrow_of, digest, parquet, p
 from curate.store.files import remove_leftovers, write_atomic
 from curate.store.object_store import Location, ObjectPath, for_each
 
+_OWN = "record_sha256"  # of a record that no list has, so that a flipped bit of it is not believed
 LIST = "_parts.json"
 _TRIES = 3  # readings of a list and its folder, which a writer may change in between
 _UNLISTED = 64  # parts per one that may be unlisted: a list of many is not written anew for each
@@ -76,7 +77,10 @@ class Parts:
             return None
         except orjson.JSONDecodeError:
             return None  # truncated by a power failure, so it certifies nothing
-        return record if isinstance(record, dict) else None
+        if not isinstance(record, dict):
+            return None
+        own = record.pop(_OWN, None)
+        return record if own in (None, _digest_of(record)) else None
 
     def records(self, lost_ok: bool = False) -> dict[str, dict[str, Any]]:
         """The commit records of all committed parts, by name, in order. lost_ok: without those that were lost.
@@ -193,7 +197,8 @@ class Parts:
 
     def put(self, name: str, record: Mapping[str, Any], listed: bool = True) -> None:
         """Write the record of a part that was written, and the list if too much is unlisted."""
-        write_json(self.record_path(name), record, flush=self.lasting)
+        own = {} if self.is_listed else {_OWN: _digest_of(record)}
+        write_json(self.record_path(name), {**record, **own}, flush=self.lasting)
         if listed:
             self.catch_up()
 

@@ -231,6 +231,7 @@ class Run:
         for folder in (self.folder / "checkpoints").glob("step-*"):
             if folder.name not in committed:
                 remove_tree(folder)
+        checkpoints.catch_up()
 
 
 def require_run(ws: Workspace, name: str) -> Run:

@@ -14,7 +14,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from curate.errors import CurateError, WorkspaceBusy
+from curate.errors import CurateError, DamagedError, WorkspaceBusy
+from curate.store.contents import entered
 from curate.store.locks import lock
 from curate.store.manifests import (
     keep_manifest,
@@ -210,9 +211,28 @@ def _needed(ws: Workspace) -> set[str]:
 
 
 def kept_leftovers(ws: Workspace) -> list[Location]:
-    """Tables in manifests/replaced that a killed command left without their recipe, and that nothing needs: what was
-    made from them, if anything, has them under their own name. Empty where a run or manifest cannot be read."""
-    torn = [path for path in kept_path(ws, "").parent.glob("*.parquet") if not path.with_suffix(".json").exists()]
+    """Tables of manifests that a killed command left without their recipe, and that nothing needs: what was made from
+    those in manifests/replaced, if anything, has them under their own name; of these, no more is counted where a run or
+    manifest cannot be read."""
+    return [*_own_without_recipe(ws), *_kept_without_recipe(ws)]
+
+
+def _own_without_recipe(ws: Workspace) -> list[Location]:
+    """Those that are not in contents.json; none without one, as then nobody knows whether the recipe was lost."""
+    try:
+        listed = entered(ws)
+    except DamagedError:
+        return []
+    known = listed.get("manifest", {})
+    return [path for path in _without_recipe(ws.path / "manifests") if path.stem not in known] if listed else []
+
+
+def _without_recipe(folder: Location) -> list[Location]:
+    return sorted(path for path in folder.glob("*.parquet") if not path.with_suffix(".json").exists())
+
+
+def _kept_without_recipe(ws: Workspace) -> list[Location]:
+    torn = _without_recipe(kept_path(ws, "").parent)
     if not torn:
         return []
     try:
@@ -228,7 +248,8 @@ def remove_kept_leftovers(ws: Workspace) -> list[Location]:
     if not kept_leftovers(ws):
         return removed
     with ExitStack() as stack, suppress(WorkspaceBusy):
-        for name in ws.manifest_names():  # whoever keeps one now holds it
+        left = {path.stem for path in _own_without_recipe(ws)}
+        for name in sorted({*ws.manifest_names(), *left}):  # whoever keeps or writes one now holds it
             stack.enter_context(lock(ws, f"manifest {name}", wait=0.0))
         for path in kept_leftovers(ws):
             path.unlink(missing_ok=True)

@@ -43,6 +43,7 @@ from curate.tables.reduce import Failed, reduced
 from curate.tables.spec import TableSpec
 from curate.tables.unit_worker import UnitWorker
 from curate.tables.units import MergeTask, TargetTask, Unit, units_of_part
+from curate.tables.vector_table import target_vectors
 
 
 @dataclass
@@ -155,6 +156,8 @@ def _compute(
 def _finished(job: TableSpec, folder: Location, todo: Sequence[Shard], cut: _Cut) -> Scored:
     """Move a complete table to its final place; returns a summary of the work."""
     Parts(folder).certify()
+    if job.kind == "vectors":
+        target_vectors(folder).catch_up()  # of a command that was killed before it listed them
     remove_tree(folder / "_units")
     if folder != job.folder:
         take_out(job.ws, job.kind, job.name)

@@ -12,7 +12,7 @@ from curate.results import Result
 from curate.store.contents import Lost, lost, marker_of
 from curate.store.files import leftovers
 from curate.store.half_removed import half_removed
-from curate.store.manifests import kept_manifests, manifest_recipe, stamp_of
+from curate.store.manifests import kept_manifests, kept_path, manifest_recipe, stamp_of
 from curate.store.mask_file import read_mask
 from curate.store.recipes import MixtureRecipe, SelectionRecipe, WeightsRecipe, known
 from curate.store.run_record import require_run
@@ -158,11 +158,14 @@ def _manifest_note(ws: Workspace, run: str) -> str:
     changed = "was replaced since" if name in ws.manifest_names() else "was removed"
     kept = kept_manifests(ws).get(stamp)
     path = ws.manifest_path(name).parent / "replaced" / f"{stamp}.json"
-    as_it_was = (
-        f"`curate select NEW --replay {path}` repeats it as it was"
-        if isinstance(kept, SelectionRecipe)
-        else (f"it is kept as {path}" if kept else "no copy of it is kept")
-    )
+    if isinstance(kept, SelectionRecipe):
+        as_it_was = f"`curate select NEW --replay {path}` repeats it as it was"
+    elif kept:
+        as_it_was = f"it is kept as {path}"
+    elif kept_path(ws, stamp).exists():
+        as_it_was = f"the copy that was kept is damaged, as {path} is gone"
+    else:
+        as_it_was = "no copy of it is kept"
     return f"run {run}: its manifest {name} {changed}; {as_it_was}."
 
 

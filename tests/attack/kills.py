@@ -35,7 +35,9 @@ from tests.attack.tally import Tally
 OUTCOMES = ("same", "left over", "said", "LOST", "UNEXPECTED")
 BAD = ("LOST", "UNEXPECTED")
 TIMED = {"begun", "until", "ledger_begun", "ledger_until", "created", "seconds", "at", "peak_bytes"}
-LEFT = re.compile(r"(^|/)\.[^/]+\.(tmp|dropped|fresh)(/|$)|/_units/|/ledger/open/|/manifests/replaced/")
+LEFT = re.compile(
+    r"(^|/)\.[^/]+\.(tmp|dropped|fresh)(/|$)|/_units/|/ledger/open/|/manifests/replaced/|/manifests/[^/]+\.parquet$"
+)
 
 
 # --- what a place holds ----------------------------------------------------------------------------------

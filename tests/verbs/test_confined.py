@@ -105,6 +105,23 @@ def test_an_edited_recipe_that_still_parses_is_not_read(
     assert curate.status(ws).damaged == []
 
 
+def test_a_table_that_a_killed_drop_left_is_counted_and_removed_and_one_whose_recipe_was_lost_is_not(
+    ws: Workspace,
+) -> None:
+    table = Path(ws.path) / "manifests/best.parquet"
+    copy, recipe = table.read_bytes(), table.with_suffix(".json")
+    kept = recipe.read_bytes()
+    recipe.unlink()
+    assert curate.status(ws).leftovers == 0 and curate.status(ws).damaged
+    curate.verify(ws)
+    assert table.exists()
+    recipe.write_bytes(kept)
+    curate.drop(ws, "best", force=True)
+    table.write_bytes(copy)
+    assert curate.status(ws).leftovers == 1
+    assert str(table) in curate.verify(ws).leftovers and not table.exists()
+
+
 def test_a_flipped_bit_of_the_pool_changes_no_score_unnoticed(ws: Workspace) -> None:
     """Compressed pages have no checksum of their own, and most flips decompress to other text."""
     path, names = ws.pool.path("part-00001"), {"length": "whole"}

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -240,3 +241,17 @@ def test_a_repair_makes_the_contents_first(ws: Workspace) -> None:
     cut(Path(str(Parts(ws.score_folder("length")).path("part-00001"))))
     assert all(damage.repaired for damage in curate.verify(ws, repair=True).damaged)
     assert curate.verify(ws).damaged == []
+
+
+def test_a_changed_record_of_partial_sums_certifies_nothing(tmp_path: Path) -> None:
+    """No list has it: a number of it that was changed would be believed."""
+    parts = Parts(tmp_path, suffix=".safetensors")
+    parts.commit("state", {"a": np.arange(3)}, failed={"part-00000": {"17": "has no words"}})
+    assert (parts.record("state") or {})["failed"] == {"part-00000": {"17": "has no words"}}
+    path = Path(tmp_path) / "_commit/state.json"
+    for old, new in ((b'"17"', b'"18"'), (b"failed", b"failet"), (b"no words", b"no wards")):
+        data = path.read_bytes()
+        path.write_bytes(data.replace(old, new))
+        assert parts.record("state") is None and parts.read("state") is None
+        path.write_bytes(data)
+    assert parts.read("state") is not None
