@@ -14,7 +14,7 @@ import msgspec
 import numpy as np
 from msgspec import UNSET, Struct, UnsetType
 
-from curate.errors import CurateError
+from curate.errors import CurateError, MissingError
 from curate.store.encoding import read_json, write_json
 from curate.store.object_store import Location
 
@@ -357,8 +357,7 @@ def read_recipe(path: Location, kind: type[R]) -> R:
 
 def read_manifest_recipe(path: Location) -> ManifestRecipe:
     """The recipe of a manifest of any kind, in its JSON file. Raises the same errors."""
-    value = _json(path)
-    present = value.keys() if isinstance(value, dict) else ()
+    present = value.keys() if isinstance(value := _json(path), dict) else ()
     kind = MixtureRecipe if "mixer" in present else WeightsRecipe if "weighting" in present else SelectionRecipe
     return recipe_of(value, kind, str(path))
 
@@ -388,6 +387,8 @@ def known(value: Any) -> Any:
 def _json(path: Location) -> Any:
     try:
         return read_json(path)
+    except FileNotFoundError:  # removed since it was seen
+        raise MissingError(f"{path} is gone.") from None
     except ValueError:
         raise CurateError(f"{path} is damaged or was edited: it is not JSON; restore it from a copy.") from None
 

@@ -61,7 +61,7 @@ def dependents(ws: Workspace, kind: str, name: str, readable: bool = False) -> d
         try:
             inputs[made] = set(_inputs(ws, *made))
         except CurateError:
-            if not readable:
+            if not readable and made[1] in ws.having(made[0]):  # else another process dropped it
                 raise
     found, reached = set[_Input](), {(kind, name)}
     while reached:

@@ -96,7 +96,8 @@ def _each(
         try:
             found.append(described(ws, name))
         except CurateError as error:
-            damaged.append(f"the {kind} '{name}' is damaged: {error}")
+            if name in ws.having(kind):  # else another process dropped it
+                damaged.append(f"the {kind} '{name}' is damaged: {error}")
     return found
 
 
