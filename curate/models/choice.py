@@ -52,7 +52,7 @@ class ModelChoice:
     """Folder, GGUF file, short name, or hub id: OWNER/NAME, or hf:OWNER/NAME where there is a folder OWNER too."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "mixed_bfloat16"] = "auto"
     """Data type of the weights (torch_dtype): auto is bfloat16 on a GPU, float32 elsewhere. mixed_bfloat16, for forward
-    passes, keeps them in float32 and multiplies in bfloat16: three times as fast on a CPU that has the instructions."""
+    passes, keeps them in float32 and multiplies in bfloat16: two to three times as fast on CPUs that can."""
     device: str = "auto"
     """A torch device name; auto uses a GPU if there is one."""
     batch_tokens: int = 0
