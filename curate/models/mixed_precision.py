@@ -23,7 +23,7 @@ from torch.nn import functional
 from curate.errors import CurateError
 
 LAYOUTS = ("llama", "mistral", "qwen2", "qwen3")  # model_type in config.json
-_PIECE = 1 << 24  # logits in memory at once, 10 bytes each; their buffers are used again and again
+_ROWS = 128  # tokens whose logits are in memory at once; their buffers are used again and again
 
 
 def refuse_unknown(name: str, config: Any) -> None:
@@ -40,7 +40,7 @@ def refuse_unknown(name: str, config: Any) -> None:
 
 @dataclass(frozen=True)
 class _Product:
-    """The product of inputs [N, in] with matrices of the same input: weight [in, out], bias [out] or None."""
+    """The product of inputs [N, in] with matrices of the same input: weight [out, in], bias [out] or None."""
 
     weight: Tensor
     bias: Tensor | None
@@ -51,18 +51,12 @@ class _Product:
         biases = [layer.bias for layer in layers if layer.bias is not None]
         bias = torch.cat([b.detach() for b in biases]).to(dtype) if biases else None
         weight = torch.cat([layer.weight.detach().float() for layer in layers])
-        weight = weight if after is None else weight * after.weight.detach().float()
-        return cls(weight.to(dtype).T.contiguous(), bias)  # in this order, it is not turned again for each product
-
-    @property
-    def width(self) -> int:
-        """The number of outputs."""
-        return self.weight.shape[1]
+        return cls((weight if after is None else weight * after.weight.detach().float()).to(dtype), bias)
 
     def __call__(self, x: Tensor, out: Tensor) -> Tensor:
         if self.bias is None:
-            return torch.mm(x, self.weight, out=out)
-        return torch.addmm(self.bias, x, self.weight, out=out)
+            return torch.mm(x, self.weight.T, out=out)
+        return torch.addmm(self.bias, x, self.weight.T, out=out)
 
 
 @dataclass(frozen=True)
@@ -161,9 +155,9 @@ class MixedBody:
     def _attend(self, layer: _Layer, x: Tensor, shape: tuple[int, int], rotation: tuple[Tensor, Tensor]) -> None:
         """Add a layer's attention to the residual stream x, float32 [N, D]."""
         (batch, longest), (n_queries, n_keys) = shape, layer.heads
-        rows = len(x)
+        n, rows = len(layer.qkv.weight), len(x)
         normal = _normalise(x, layer.eps[0], self.buffers("normal", *x.shape))
-        qkv = layer.qkv(normal, self.buffers("qkv", rows, layer.qkv.width))
+        qkv = layer.qkv(normal, self.buffers("qkv", rows, n))
         qkv = qkv.view(batch, longest, n_queries + 2 * n_keys, -1)
         rotated = self.buffers("rotated", batch, longest, n_queries + n_keys, qkv.shape[-1])
         unrotated = qkv[:, :, : n_queries + n_keys]
@@ -186,7 +180,7 @@ class MixedBody:
     def _transform(self, layer: _Layer, x: Tensor) -> None:
         """Add a layer's MLP to the residual stream."""
         normal = _normalise(x, layer.eps[1], self.buffers("normal", *x.shape))
-        both = layer.gate_up(normal, self.buffers("both", len(x), layer.gate_up.width))
+        both = layer.gate_up(normal, self.buffers("both", len(x), len(layer.gate_up.weight)))
         gate, up = both.chunk(2, -1)
         inner = self.buffers("inner", *gate.shape)
         torch.ops.aten.silu.out(gate, out=inner)
@@ -215,9 +209,8 @@ class MixedHead:
         """Pieces of [N, D] last hidden states and the tokens that follow, [N]: log probabilities [n, V], which hold
         until the next piece, and labels [n]. A token's own logit is computed in float32."""
         weight, bias = self.exact.weight, getattr(self.exact, "bias", None)
-        size = max(1, _PIECE // len(weight))
-        for start in range(0, len(labels), size):
-            piece, own = states[start : start + size].float(), labels[start : start + size]
+        for start in range(0, len(labels), _ROWS):
+            piece, own = states[start : start + _ROWS].float(), labels[start : start + _ROWS]
             shape = (len(own), len(weight))
             rounded = self.buffers("rounded", *piece.shape).copy_(piece)
             products = self.product(rounded, self.buffers("products", *shape))

@@ -63,7 +63,7 @@ def test_with_products_in_float32_it_is_the_model(name: str, monkeypatch: pytest
         assert 1e-4 < error < 0.02  # bfloat16 has 8 bits: 0.004 for each of some products in a row
         log_p = torch.log_softmax(model.get_output_embeddings()(states), -1)
         labels = ids[kept]
-        monkeypatch.setattr(mixed_precision, "_PIECE", 300 * 50)
+        monkeypatch.setattr(mixed_precision, "_ROWS", 50)
         head = MixedHead(model.get_output_embeddings(), torch.float32)
         pieces = [(piece.clone(), own) for piece, own in head.log_p(states, labels)]
         assert len(pieces) > 1
