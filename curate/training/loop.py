@@ -23,6 +23,7 @@ import numpy as np
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
+from curate.errors import CurateError
 from curate.gradients.optimizer_state import INDEX, SUM, stored_under
 from curate.kinds.passes import Arrays
 from curate.kinds.weighting import Weighting
@@ -42,6 +43,8 @@ from curate.training.settings import TrainSettings
 from curate.training.step_costs import StepCosts, step_metrics
 from curate.training.step_passes import Seen, StepPasses
 from curate.training.step_weights import Diverged, Weigher
+
+COUNTED_EPOCHS = 100_000  # where epochs differ in length, counting more would take longer than training them
 
 
 @dataclass
@@ -161,8 +164,20 @@ class Trainer:
         if self.settings.steps:
             return self.settings.steps
         full_epochs, fraction = divmod(self.settings.epochs, 1)
-        epoch_steps = [self._steps_of(e) for e in range(int(full_epochs))]
-        return sum(epoch_steps) + int(np.ceil(fraction * self._steps_of(int(full_epochs)) - 1e-9) if fraction else 0)
+        full_steps = self._steps_of_epochs(int(full_epochs))
+        return full_steps + int(np.ceil(fraction * self._steps_of(int(full_epochs)) - 1e-9) if fraction else 0)
+
+    def _steps_of_epochs(self, epochs: int) -> int:
+        """The steps of the first `epochs` epochs; counted one by one only where they may differ."""
+        packed_anew = self.settings.packing and self.settings.order == "shuffle"
+        if self.data.draws is None and not packed_anew:
+            return epochs * self._steps_of(0)
+        if epochs > COUNTED_EPOCHS:
+            raise CurateError(
+                f"epochs={epochs:,}: here the steps of an epoch differ from those of the next (packing in random order, "
+                f"or samples drawn anew), and are counted for at most {COUNTED_EPOCHS:,} epochs; set max_steps instead."
+            )
+        return sum(self._steps_of(epoch) for epoch in range(epochs))
 
     def _steps_of(self, epoch: int) -> int:
         return -(-len(self._epoch(epoch)) // self._rows)
