@@ -9,7 +9,7 @@ unexport PYTHONDONTWRITEBYTECODE
 
 MINUTES ?= 6
 
-.PHONY: demo test test-consumers test-slow attack bench docs clean
+.PHONY: demo test test-consumers test-slow test-repeated attack bench docs clean
 
 demo: $(VENV)/.installed
 	$(VENV)/bin/python pipelines/select_with_bm25.py
@@ -22,9 +22,13 @@ test: $(VENV)/.installed-test
 test-consumers: $(VENV)/.installed-test
 	$(VENV)/bin/python -m pytest -m consumers -n auto --maxprocesses 4 --dist worksteal
 
-# Fifty kills at random points, and what else is only longer than what the suite does.
+# Whole pipelines and real models.
 test-slow: $(VENV)/.installed-test
-	$(VENV)/bin/python -m pytest -m slow -n auto --maxprocesses 4 --dist worksteal
+	$(VENV)/bin/python -m pytest -m "slow and not repeated" -n auto --maxprocesses 4 --dist worksteal
+
+# What the suite does, with more rounds: fifty kills at random points, 20,000 rows. Before a release.
+test-repeated: $(VENV)/.installed-test
+	$(VENV)/bin/python -m pytest -m repeated -n auto --maxprocesses 4 --dist worksteal
 
 # Kills at every change of a file, damage to every file, verbs at once, a full disk, files at random, cycles.
 attack: $(VENV)/.installed-test

@@ -121,7 +121,7 @@ def test_the_flops_are_those_that_torch_counts(batch: int, length: int) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("n", [24])
+@pytest.mark.parametrize("n", [6, pytest.param(24, marks=pytest.mark.repeated)])
 def test_a_real_model_from_a_gguf_file_equals_the_slow_reference(
     smollm2: Path, shared: Path, tmp_path: Path, n: int
 ) -> None:

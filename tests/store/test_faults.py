@@ -34,9 +34,10 @@ def calm(sample_ws: Workspace, tmp_path: Path) -> dict[str, bytes]:
     [
         ("one", 3, 1),
         ("local", 3, 3),
-        pytest.param("one", 20, 1, marks=pytest.mark.slow),
-        pytest.param("local", 20, 3, marks=pytest.mark.slow),
-        pytest.param("ray", 10, 2, marks=[pytest.mark.ray, pytest.mark.slow]),
+        pytest.param("ray", 2, 2, marks=[pytest.mark.ray, pytest.mark.slow]),
+        pytest.param("one", 20, 1, marks=pytest.mark.repeated),
+        pytest.param("local", 20, 3, marks=pytest.mark.repeated),
+        pytest.param("ray", 10, 2, marks=[pytest.mark.ray, pytest.mark.repeated]),
     ],
 )
 def test_killed_at_random_points_the_last_resume_ends_with_the_undisturbed_bytes(

@@ -69,7 +69,7 @@ def rows(n: int, seed: int) -> list[Any]:
     return [row | {"number": i} if isinstance(row, dict) else row for i, row in enumerate(made)]
 
 
-@pytest.mark.parametrize("n", [3_000, pytest.param(MANY, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("n", [3_000, pytest.param(MANY, marks=pytest.mark.repeated)])
 def test_every_row_becomes_a_sample_or_a_reject_and_every_sample_is_rendered_or_refused(tmp_path: Path, n: int) -> None:
     given = rows(n, seed=n)
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, given)))

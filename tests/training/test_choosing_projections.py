@@ -27,7 +27,7 @@ from tests.training.test_choosing import slow_loss
 # --- projections -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("seeds", [24, pytest.param(60, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("seeds", [24, pytest.param(60, marks=pytest.mark.repeated)])
 def test_projected_products_are_unbiased(seeds: int) -> None:
     many: list[Products] = []
     for seed in range(seeds):

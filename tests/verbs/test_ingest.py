@@ -200,7 +200,7 @@ MEASURED = """
 @pytest.mark.parametrize("name", ["big.jsonl", "big.json"])
 @pytest.mark.parametrize(
     ("rows", "shard_bytes", "most"),
-    [(20_000, 4_000_000, 300), pytest.param(100_000, 64_000_000, 700, marks=pytest.mark.slow)],
+    [(20_000, 4_000_000, 300), pytest.param(100_000, 64_000_000, 700, marks=pytest.mark.repeated)],
 )
 def test_memory_is_bounded_by_the_shard_not_by_the_file(
     tmp_path: Path, name: str, rows: int, shard_bytes: int, most: int
