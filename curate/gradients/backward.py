@@ -31,7 +31,7 @@ from curate.gradients.checkpoint_weights import (
 from curate.gradients.optimizer_state import Moments, load_moments, plain
 from curate.gradients.per_sample import PerSample
 from curate.gradients.tape import Tape
-from curate.models.choice import ADAPTER, CheckpointChoice, refuse_mixed, resolve
+from curate.models.choice import ADAPTER, CheckpointChoice, resolve
 from curate.models.flops import FORWARD, TRAINING, TrainingFlops, counted, forward_flops, paper_flops
 from curate.models.forward import UNSUPERVISED, wide
 from curate.models.language_model import LanguageModel
@@ -144,7 +144,6 @@ class Backward:
 
     def _take(self, lm: LanguageModel) -> None:
         model = lm.model
-        refuse_mixed(lm.choice, "gradients")
         if next(model.parameters()).dtype == torch.float16:
             raise CurateError(
                 f"{lm.choice.name}: in float16 small gradients vanish; use --set model.dtype=bfloat16, or float32."
@@ -160,7 +159,7 @@ class Backward:
         if lm.device.type == "cpu" and not lm.choice.batch_tokens:  # small batches stay in the processor's cache
             lm.batch_tokens = min(max(_CACHED // lm.width, 256), lm.batch_tokens)
         self._takes_places = "position_ids" in inspect.signature(lm.body.forward).parameters
-        self._bfloat16 = lm.device.type == "cuda" and lm.choice.dtype != "float32"
+        self._bfloat16 = lm.mixed or lm.device.type == "cuda" and lm.choice.dtype != "float32"
         with self.tape.recording():
             self._flops = TrainingFlops(model)
 

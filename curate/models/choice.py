@@ -51,8 +51,8 @@ class ModelChoice:
     name: str
     """Folder, GGUF file, short name, or hub id: OWNER/NAME, or hf:OWNER/NAME where there is a folder OWNER too."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "mixed_bfloat16"] = "auto"
-    """Data type of the weights (torch_dtype): auto is bfloat16 on a GPU, float32 elsewhere. mixed_bfloat16, for forward
-    passes, keeps them in float32 and multiplies in bfloat16: two to three times as fast on CPUs that can."""
+    """Data type of the weights (torch_dtype): auto is bfloat16 on a GPU, float32 elsewhere. mixed_bfloat16 keeps them
+    in float32 and multiplies in bfloat16: on CPUs that can, forward passes are two to three times as fast."""
     device: str = "auto"
     """A torch device name; auto uses a GPU if there is one."""
     batch_tokens: int = 0
@@ -105,15 +105,6 @@ class ModelChoice:
         """The non-default settings that loading depends on, needed to load the model again in the same way."""
         settings = {name: getattr(self, name) for name in _LOADING}
         return {name: value for name, value in settings.items() if value}
-
-
-def refuse_mixed(choice: ModelChoice, what: str) -> None:
-    """Raises CurateError for mixed_bfloat16 where there is no such pass. what: 'gradients', …"""
-    if choice.dtype == MIXED:
-        raise CurateError(
-            f"{choice.name}: model.dtype={MIXED} is for forward passes of language models, not for {what}; use "
-            "model.dtype=float32, or bfloat16."
-        )
 
 
 @dataclass(frozen=True)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from curate.kinds.passes import Columns, ForwardRequest, GradientRequest, Pass
 from curate.kinds.signals import Forward
-from curate.models.choice import ModelChoice
+from curate.models.choice import MIXED, ModelChoice
 from curate.models.tokens import Encoded, Sample, encode
 from curate.models.usage import Usage
 from curate.progress import in_parts, passed
@@ -37,6 +37,15 @@ class Model(ABC):
         self.n_params = sum(p.numel() for p in model.parameters())
         self.batch_tokens = choice.batch_tokens or (16_384 if self.device.type == "cuda" else 2_048)
         self.width = int(model.config.hidden_size)
+
+    @property
+    def mixed(self) -> bool:
+        """Whether weights are float32 and the inputs of matrix products bfloat16."""
+        return self.choice.dtype == MIXED
+
+    def products(self) -> torch.autocast:
+        """The context of a forward pass: autocast to bfloat16 if products are `mixed`."""
+        return torch.autocast(self.device.type, torch.bfloat16, enabled=self.mixed)
 
     @abstractmethod
     def _batch(

@@ -12,17 +12,17 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from curate.errors import CurateError
 from curate.kinds.passes import ForwardRequest
 from curate.kinds.signals import Forward, Logits
-from curate.models.choice import MIXED, ModelChoice
+from curate.models.choice import ModelChoice
 from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
 from curate.models.forward import Key, Model, wide
 from curate.models.head import Head
 from curate.models.load import load
-from curate.models.mixed_precision import MixedBody, MixedHead, refuse_unknown
+from curate.models.mixed_precision import MixedBody, MixedHead, is_known
 from curate.models.tokens import Encoded, marked, weights_of
 from curate.models.usage import Usage
 
@@ -38,8 +38,6 @@ class LanguageModel(Model):
         super().__init__(choice, model.eval(), tokenizer, _context(model.config, tokenizer, choice))
         self.body: Any = self.model.base_model
         self.head: Any = self.model.get_output_embeddings()
-        if choice.dtype == MIXED:
-            refuse_unknown(choice.name, self.model.config)
         self.plain_head = self._has_plain_head()
 
     @cached_property
@@ -53,9 +51,13 @@ class LanguageModel(Model):
         return Head(self.head.weight, getattr(self.head, "bias", None))
 
     @cached_property
-    def _fast(self) -> tuple[MixedBody, MixedHead] | None:
-        """The body and the head with products in bfloat16, if these were chosen."""
-        return (MixedBody(self.model), MixedHead(self.head)) if self.choice.dtype == MIXED else None
+    def _mixed_body(self) -> MixedBody | None:
+        """The body with products in bfloat16, if these were chosen and its layout is known."""
+        return MixedBody(self.model) if self.mixed and is_known(self.model.config) else None
+
+    @cached_property
+    def _mixed_head(self) -> MixedHead | None:
+        return MixedHead(self.head) if self.mixed and isinstance(self.head, nn.Linear) else None
 
     def _has_plain_head(self) -> bool:
         """Whether the logits are the head applied to the last hidden states: some models also scale or cap them."""
@@ -99,12 +101,13 @@ class LanguageModel(Model):
     def _states(self, ids: Tensor, valid: Tensor, body_only: bool) -> tuple[Tensor, Tensor | None]:
         """The last hidden states [B, T, D] and, unless `body_only`, the model's own logits [B, T, V]."""
         mask = valid.long()
-        if self._fast and body_only:
-            return self._fast[0](ids).last_hidden_state, None
-        if body_only:
-            return self.body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state, None
-        out = self.model(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
-        return out.hidden_states[-1], out.logits
+        if self._mixed_body and body_only:
+            return self._mixed_body(ids).last_hidden_state, None
+        with self.products():
+            if body_only:
+                return self.body(input_ids=ids, attention_mask=mask, use_cache=False).last_hidden_state, None
+            out = self.model(input_ids=ids, attention_mask=mask, use_cache=False, output_hidden_states=True)
+            return out.hidden_states[-1], out.logits
 
     def _per_token(
         self,
@@ -133,8 +136,8 @@ class LanguageModel(Model):
 
         source: the states before them, [S, D], or their logits, [S, V].
         """
-        if self._fast and from_states:
-            yield from self._fast[1].log_p(source, labels)
+        if self._mixed_head and from_states:
+            yield from self._mixed_head.log_p(source, labels)
             return
         size = max(1, _PIECE // self.model.config.vocab_size)
         for start in range(0, len(labels), size):

@@ -21,7 +21,6 @@ from curate.models.choice import (
     MIXED,
     ModelChoice,
     base_of,
-    refuse_mixed,
     require_safe_adapter,
     resolve,
     weight_files,
@@ -69,7 +68,6 @@ def load_encoder(choice: ModelChoice) -> tuple[Any, Any]:
     """The transformer of a sentence encoder, without an output head, and its tokenizer; otherwise like `load`."""
     from transformers.models.auto.modeling_auto import AutoModel
 
-    refuse_mixed(choice, "sentence encoders")
     return _loaded(choice, AutoModel, "a sentence encoder")
 
 

@@ -6,7 +6,8 @@ layer adds. Here only the inputs of a product are rounded: weights, normalised s
 residual stream, norms, rotations and sums are float32, as are the logit of the actual token and all probabilities.
 
 Known are the layouts of Llama, Mistral, Qwen2 and Qwen3, which are: norm, attention with rotary positions, norm, gated
-MLP. The products of an input with several matrices are one product.
+MLP. The products of an input with several matrices are one product. Any other model runs under torch's autocast, which
+rounds the products' results, too, and takes a little longer.
 """
 
 from __future__ import annotations
@@ -20,22 +21,15 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from curate.errors import CurateError
-
 LAYOUTS = ("llama", "mistral", "qwen2", "qwen3")  # model_type in config.json
 _ROWS = 128  # tokens whose logits are in memory at once; their buffers are used again and again
 
 
-def refuse_unknown(name: str, config: Any) -> None:
-    """Raises CurateError if a model's layout is none of those here. config: transformers' configuration."""
-    kind, full = config.model_type, getattr(config, "sliding_window", None) is None
+def is_known(config: Any) -> bool:
+    """Whether a model has one of the layouts here, without attention in a sliding window. config: transformers'."""
+    full = getattr(config, "sliding_window", None) is None
     full = full or all(layer == "full_attention" for layer in getattr(config, "layer_types", None) or ["sliding"])
-    if kind not in LAYOUTS or config.hidden_act != "silu" or not full:
-        what = "attention in a sliding window" if kind in LAYOUTS and not full else f"a model of type {kind}"
-        raise CurateError(
-            f"{name}: model.dtype=mixed_bfloat16 does not know {what} (it knows {', '.join(LAYOUTS)}, without such "
-            "windows); use model.dtype=bfloat16, or float32."
-        )
+    return config.model_type in LAYOUTS and config.hidden_act == "silu" and full
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ class SentenceEncoder(Model):
         lengths = np.array([len(sample.ids) for sample in encoded])
         ids, valid, _ = self.padded(encoded, int(lengths.max()))
         usage = self.usage(int(lengths.sum()), ids.numel(), cut=sum(sample.cut for sample in encoded))
-        with counted(usage, self.choice.count_flops):
+        with counted(usage, self.choice.count_flops), self.products():
             states = self.model(input_ids=ids, attention_mask=valid.long()).last_hidden_state
         pooled = self._pooled(wide(states), valid)
         results = {key: Forward(None, np.zeros(len(ids), np.int64), None, lengths, pooled) for key in requests}

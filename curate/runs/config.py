@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 from curate.errors import CurateError
 from curate.kinds.parameters import Mask
 from curate.kinds.score import Target
 from curate.kinds.weighting import Weighting
-from curate.models.choice import ModelChoice
+from curate.models.choice import MIXED, ModelChoice
 from curate.runs.samples import TrainingRows
 from curate.store.manifests import stamp_of
 from curate.store.mask_file import StoredMask
@@ -102,6 +102,15 @@ class TrainingSpec:
     masking: Mask | None = None
     stream: StreamSource | None = None
     reference: ModelChoice | None = None
+
+    def __post_init__(self) -> None:
+        """Products in bfloat16, chosen with the model, are the training's precision, and its weights float32."""
+        if self.model.dtype == MIXED:
+            object.__setattr__(self, "model", replace(self.model, dtype="float32"))
+            if self.settings.precision == "auto":
+                object.__setattr__(self, "settings", replace(self.settings, precision="bfloat16"))
+        if self.reference and self.reference.dtype == MIXED:
+            object.__setattr__(self, "reference", replace(self.reference, dtype="float32"))
 
 
 def refuse_unused(training: TrainingSpec) -> None:

@@ -174,8 +174,9 @@ class Trainer:
             return epochs * self._steps_of(0)
         if epochs > COUNTED_EPOCHS:
             raise CurateError(
-                f"epochs={epochs:,}: here the steps of an epoch differ from those of the next (packing in random order, "
-                f"or samples drawn anew), and are counted for at most {COUNTED_EPOCHS:,} epochs; set max_steps instead."
+                f"epochs={epochs:,}: here the steps of an epoch differ from those of the next (packing in random "
+                f"order, or samples drawn anew), and are counted for at most {COUNTED_EPOCHS:,} epochs; set max_steps "
+                "instead."
             )
         return sum(self._steps_of(epoch) for epoch in range(epochs))
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from curate.errors import CurateError
 from curate.models.adapters import with_adapter
-from curate.models.choice import ModelChoice, base_name, refuse_mixed
+from curate.models.choice import ModelChoice, base_name
 from curate.models.language_model import LanguageModel
 from curate.models.load import load, quiet
 from curate.training.settings import TrainSettings
@@ -38,7 +38,6 @@ def trainable(choice: ModelChoice, settings: TrainSettings, saved: Path | None =
     Trained weights are float32 unless the choice sets another dtype; with LoRA the frozen weights have the dtype they
     are loaded in for scoring. Raises CurateError as `load` does, and if LoRA finds none of its target modules.
     """
-    refuse_mixed(choice, "training, which has --set precision=bfloat16")
     if settings.lora_r:
         return _with_lora(choice, settings, saved)
     chosen = replace(choice, dtype="float32") if choice.dtype == "auto" else choice

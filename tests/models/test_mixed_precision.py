@@ -3,23 +3,37 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
-from transformers import GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
+from scipy.stats import spearmanr
+from transformers import GemmaConfig, GPT2Config, LlamaConfig, MistralConfig, Qwen2Config, Qwen3Config
 from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 import curate
 from curate.errors import CurateError
+from curate.kinds.vectors import Vectors
 from curate.methods.scores.el2n import El2n
+from curate.methods.scores.embed import Embed
 from curate.methods.scores.entropy import Entropy
 from curate.methods.scores.graddot import Graddot
+from curate.methods.scores.gradnorm import Gradnorm
+from curate.methods.scores.less import Less
 from curate.methods.scores.nll import Nll
+from curate.methods.weightings.uniform import Uniform
 from curate.models import mixed_precision
 from curate.models.choice import ModelChoice
-from curate.models.mixed_precision import MixedBody, MixedHead, refuse_unknown
+from curate.models.forward import score_samples
+from curate.models.language_model import LanguageModel
+from curate.models.mixed_precision import MixedBody, MixedHead, is_known
+from curate.models.sentence_encoder import SentenceEncoder
+from curate.runs.config import TrainingSpec
+from curate.store.run_record import Run
 from curate.store.workspace import Workspace
+from curate.training.settings import TrainSettings
 from tests.support.narrow import NARROW
 
 SIZES: dict[str, Any] = {
@@ -50,7 +64,7 @@ def made(config: Any) -> Any:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_with_products_in_float32_it_is_the_model(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     model = made(CONFIGS[name])
-    refuse_unknown(name, model.config)
+    assert is_known(model.config)
     ids, mask = torch.randint(0, 300, (3, 70)), torch.ones(3, 70).long()
     mask[1, 9:] = 0
     kept = mask.bool()
@@ -81,17 +95,34 @@ def test_a_batch_after_a_larger_one_has_nothing_of_it() -> None:
         assert torch.equal(body(ids).last_hidden_state, first)
 
 
-@pytest.mark.parametrize(
-    ("config", "said"),
-    [
-        (GPT2Config(n_layer=1, n_embd=8, n_head=1), "a model of type gpt2"),
-        (MistralConfig(**SIZES, sliding_window=16), "a sliding window"),
-        (Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=16, max_window_layers=1), "a sliding window"),
-    ],
-)
-def test_another_layout_is_refused(config: Any, said: str) -> None:
-    with pytest.raises(CurateError, match=rf"^m: model.dtype=mixed_bfloat16 does not know.*{said}.*=bfloat16, or"):
-        refuse_unknown("m", config)
+OTHERS = {
+    "gpt2": GPT2Config(n_layer=2, n_embd=64, n_head=2, vocab_size=300, n_positions=256),
+    "gemma": GemmaConfig(**SIZES, head_dim=16),
+    "a window": MistralConfig(**SIZES, sliding_window=16),
+    "windows in some": Qwen2Config(**SIZES, use_sliding_window=True, sliding_window=16, max_window_layers=1),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_any_other_layout_has_rounded_products_too(name: str) -> None:
+    model = made(OTHERS[name])
+    assert not is_known(model.config)
+    ids = torch.randint(0, 300, (3, 70))
+    valid = torch.ones(3, 70, dtype=torch.bool)
+    exact, mixed = (
+        LanguageModel(
+            ModelChoice(name, dtype=dtype, device="cpu", context=70), (model, SimpleNamespace(model_max_length=256))
+        )
+        for dtype in ("float32", "mixed_bfloat16")
+    )
+    with torch.inference_mode():
+        states = exact._states(ids, valid, True)[0]
+        rounded = mixed._states(ids, valid, True)[0]
+        labels = ids.flatten()
+        (log_p, _), (wanted, _) = (next(m._log_p(states.flatten(0, 1), labels, True)) for m in (mixed, exact))
+        torch.testing.assert_close(log_p, wanted[: len(log_p)], rtol=0.05, atol=0.05)
+    assert rounded.dtype == torch.float32
+    assert 1e-4 < ((rounded - states).norm() / states.norm()).item() < 0.02
 
 
 def test_scores_are_those_of_float32_up_to_rounding_and_columns_do_not_mix(handful_ws: Workspace) -> None:
@@ -111,10 +142,47 @@ def test_scores_are_those_of_float32_up_to_rounding_and_columns_do_not_mix(handf
         curate.score(handful_ws, Nll(), models=choice)
 
 
-def test_gradients_and_training_are_refused(handful_ws: Workspace, tmp_path: Path) -> None:
-    choice = ModelChoice(NARROW, dtype="mixed_bfloat16", device="cpu")
-    rows = tmp_path / "t.jsonl"
-    rows.write_text('{"text": "one two three"}\n')
-    curate.target(handful_ws, "t", rows)
-    with pytest.raises(CurateError, match="is for forward passes of language models, not for gradients"):
-        curate.score(handful_ws, Graddot(), target="t", models=choice)
+def test_scores_of_gradients_rank_as_in_float32(few_ws: Workspace) -> None:
+    """Of all parameters and of LoRA's; LESS's warm-up is a training with such products, too."""
+    methods = [Graddot(), Gradnorm(), Less(warmup=0.5, epochs=2.0, dim=512, lora_r=8)]
+    for dtype in ("float32", "mixed_bfloat16"):
+        named: dict[str, Any] = {
+            "names": {m.name: f"{m.name}_{dtype}" for m in methods}, "vectors": {"less": f"less_{dtype}_vectors"},
+        }  # fmt: skip
+        curate.score(few_ws, *methods, models=ModelChoice(NARROW, dtype=dtype, device="cpu"), target="facts", **named)
+    table = curate.sql(few_ws, "SELECT * FROM samples").to_polars().drop_nulls("graddot_float32")
+    for method in methods:
+        exact, mixed = (table[f"{method.name}_{dtype}"].to_numpy() for dtype in ("float32", "mixed_bfloat16"))
+        assert len(exact) > 15 and not np.array_equal(exact, mixed)
+        assert spearmanr(exact, mixed).statistic > 0.99, method.name
+
+
+def test_a_training_keeps_its_weights_in_float32_and_says_its_precision(sums_ws: Workspace) -> None:
+    losses = {}
+    for name, dtype, settings in (
+        ("exact", "float32", {}),
+        ("mixed", "mixed_bfloat16", {}),
+        ("chosen", "float32", {"precision": "bfloat16"}),
+        ("refused", "mixed_bfloat16", {"precision": "float32"}),
+    ):
+        training = TrainSettings(steps=3, batch_size=8, lr=1e-3, **settings)
+        model = ModelChoice(NARROW, dtype=dtype, device="cpu")
+        curate.train(sums_ws, name, TrainingSpec(model, Uniform(), training))
+        recipe = Run(sums_ws, name).require_recipe()
+        assert recipe.model.dtype == "float32" and (recipe.settings["precision"] == "bfloat16") == (
+            name in ("mixed", "chosen")
+        )
+        losses[name] = [row["loss"] for row in curate.sql(sums_ws, f"SELECT loss FROM metrics WHERE run = '{name}'")]
+    assert losses["mixed"] == losses["chosen"] != losses["exact"] == losses["refused"]
+    assert losses["mixed"] == pytest.approx(losses["exact"], rel=0.01)
+
+
+def test_an_encoder_s_products_are_rounded_and_its_vectors_hardly_change(handful_ws: Workspace, minilm: Path) -> None:
+    vectors = {}
+    for dtype in ("float32", "mixed_bfloat16"):
+        encoder = SentenceEncoder(ModelChoice(str(minilm), dtype=dtype, device="cpu"))
+        texts = [{"text": f"town {i} of the north", "messages": None} for i in range(9)]
+        columns, _ = score_samples({"encoder": encoder}, texts, {"embed": Embed().vectors()})
+        vectors[dtype] = Vectors.of(columns["embed"]["vector"]).unit
+    cosines = (vectors["float32"] * vectors["mixed_bfloat16"]).sum(1)
+    assert cosines.min() > 0.999 and not np.array_equal(*vectors.values())
