@@ -57,6 +57,7 @@ def pytest_collection_finish() -> None:
     gc.enable()
     gc.collect()
     gc.freeze()
+    gc.set_threshold(50_000, 20, 50)  # a test makes little that lasts; 5 % of the time again
 
 
 def pytest_unconfigure() -> None:
