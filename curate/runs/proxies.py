@@ -205,7 +205,7 @@ def trained(
     """Train a proxy to its end; returns its evaluations."""
     from curate.training.distributed import Alone
 
-    if run.is_complete() and not evals:
+    if run.is_settled() and not evals:
         return []
     account = Account("mix", [pool.mixer], pool.name, {"train": label})
     with lock(pool.ws, f"prepared {run.folder.name}", wait=FOREVER) as held:

@@ -98,7 +98,7 @@ def warm_up(ws: Workspace, model: ModelChoice, warmup: Warmup, account: Account)
     Raises CurateError for a workspace in an object store.
     """
     run = _warm_up_of(ws, _wanted(model, warmup))
-    if not run.is_complete():
+    if not run.is_settled():
         _train(run, model, warmup, account)
     return run
 
@@ -109,7 +109,7 @@ def _warmed(
     stamp = _wanted(model, warmup)
     run = _found(ws, vectors, stamp, fresh) or _warm_up_of(ws, stamp)
     recipe = WarmupRecipe(wanted=stamp, place=run.folder.name, share=warmup.share, seed=warmup.seed)
-    if not run.is_complete():
+    if not run.is_settled():
         if dry_run:
             epochs = int(np.ceil(warmup.settings.get("epochs", 1.0)))
             return CheckpointSet((CheckpointChoice(model),), warmup=structs.replace(recipe, planned=epochs))
@@ -164,7 +164,9 @@ def _train(run: Run, model: ModelChoice, warmup: Warmup, account: Account) -> No
     rows = drawn(run.ws, warmup)
     training = TrainingSpec(model, Uniform(), settings, seed=warmup.seed)
     with lock(run.ws, f"prepared {run.folder.name}", wait=FOREVER) as held:
-        if not run.is_complete():
+        if run.is_complete():
+            run.remove_leftovers()
+        else:
             run_training(replace(run, held=held), training, rows, None, Alone(), account=account)
 
 

@@ -204,10 +204,15 @@ class Parts:
 
     def catch_up(self) -> None:
         """Write the list if many parts, by the number of all, are not on it yet. Requires holding the lock."""
-        if self.is_listed:
-            names, known = self.names(), self.listed().keys()
-            if not known - set(names) and len(names) - len(known) >= max(1, len(known) // _UNLISTED):
-                self.certify()
+        if self.is_behind():
+            self.certify()
+
+    def is_behind(self) -> bool:
+        """Whether many parts, by the number of all, are not on the list yet, and none is lost."""
+        if not self.is_listed:
+            return False
+        names, known = self.names(), self.listed().keys()
+        return not known - set(names) and len(names) - len(known) >= max(1, len(known) // _UNLISTED)
 
     def read(self, name: str) -> Any:
         """A part's table or arrays; None if it is missing or its bytes do not match the SHA-256 in its record."""

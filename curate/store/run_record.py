@@ -147,6 +147,10 @@ class Run:
         checkpoints = self.checkpoints()
         return bool(checkpoints) and bool(checkpoints[-1].record["last"])
 
+    def is_settled(self) -> bool:
+        """Whether training is complete and its checkpoints are on their list; a kill may come between the two."""
+        return self.is_complete() and not Parts(self.folder / "checkpoints").is_behind()
+
     def stamp(self, step: int) -> str:
         """A fingerprint of the model after a step: equal if the recipes are equal."""
         recipe = self.recipe.as_json() if self.recipe else {}

@@ -83,6 +83,7 @@ def prune(
         if (existing := new.recipe) and existing.pruned != prune_recipe:
             raise CurateError(f"the run '{name}' exists, and is another; choose another --name.")
         if existing and existing.left and new.is_complete():  # already done
+            new.remove_leftovers()
             return replace(result, **existing.left, folder=str(new.latest().folder))
         columns = {"methods": [method.name], "name": name, "phase": "prune", "model": recipe.model.name}
         with checkpoint.local() as folder, charged(ws.path, "prune", **columns) as meter:

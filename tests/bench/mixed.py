@@ -1,6 +1,7 @@
 """Forward scores with products in bfloat16 against float32, and against a model that is cast to bfloat16 as a whole.
 
     python -m tests.bench.mixed [SAMPLES]      default: 1000 real samples through SmolLM2-135M (its package's GGUF file)
+    python -m tests.bench.mixed gradients [SAMPLES]     default: 40 of GSM8K, scores of gradients from text to columns
 
 Blocks of 50 samples go through each way in turn, in one process on one thread; process CPU time. The limit is 2N FLOPs
 a token at the rate of products in bfloat16, which is measured beside it. Exits with 1 if a line is missed.
@@ -8,23 +9,31 @@ a token at the rate of products in bfloat16, which is measured beside it. Exits 
 
 from __future__ import annotations
 
+import json
 import statistics
 import sys
+import tempfile
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+import curate
 from curate.kinds.score import Score
+from curate.methods.scores.dualsft import Dualsft
 from curate.methods.scores.el2n import El2n
 from curate.methods.scores.embed_lm import EmbedLm
 from curate.methods.scores.entropy import Entropy
+from curate.methods.scores.graddot import Graddot
+from curate.methods.scores.gradnorm import Gradnorm
+from curate.methods.scores.less import Less
 from curate.methods.scores.nll import Nll
 from curate.models.choice import ModelChoice
 from curate.models.language_model import LanguageModel
-from tests.bench.forward import Samples, ours, real, smollm2
+from tests.bench.forward import SHARED, Samples, ours, real, smollm2
 from tests.bench.timing import machine, told
 
 BLOCK = 50
@@ -91,5 +100,40 @@ def main(n: int) -> int:
     return 0 if good else 1
 
 
+def gradients(n: int) -> int:
+    """Scores of gradients in both, with loading and LESS's and DualSFT's own warm-ups; and whether they rank alike."""
+    torch.set_num_threads(1)
+    machine("torch", "transformers")
+    path, good = smollm2(), True
+    rows = [json.loads(line) for line in (SHARED / "gsm8k.jsonl").read_text().splitlines()[: n + 8]]
+    with tempfile.TemporaryDirectory() as folder:
+        ws = curate.open_workspace(Path(folder) / "ws")
+        mapping = {"prompt": "question", "completion": "answer"}
+        curate.ingest(ws, rows[:n], mapping=mapping)
+        curate.target(ws, "others", rows[n:], mapping=mapping)
+        for method in (Less(warmup=0.1), Graddot(), Gradnorm(), Dualsft(warmup=0.1)):
+            seconds = {}
+            for dtype in ("float32", "mixed_bfloat16"):
+                start = time.process_time()
+                curate.score(
+                    ws,
+                    method,
+                    target="others" if method.uses_target else None,
+                    models=ModelChoice(path, dtype=dtype, device="cpu", context=512),
+                    names={method.name: f"{method.name}_{dtype}"},
+                    vectors={method.name: f"v_{method.name}_{dtype}"} if method.vectors() else None,
+                )
+                seconds[dtype] = time.process_time() - start
+            names = [f"{method.name}_{dtype}" for dtype in seconds]
+            table = curate.sql(ws, f"SELECT {', '.join(names)} FROM samples").to_polars().drop_nulls()
+            agreement = spearmanr(*(table[name].to_numpy() for name in names)).statistic
+            found = seconds["float32"] / seconds["mixed_bfloat16"]
+            told(f"{method.name}: float32 / mixed", (found, found, found), ">= 2.2", found >= 2.2)
+            print(f"  {len(table)} samples, Spearman {agreement:.4f}, wanted >= 0.99", flush=True)
+            good &= agreement >= 0.99
+    return 0 if good else 1
+
+
 if __name__ == "__main__":
-    sys.exit(main(int(sys.argv[1]) if len(sys.argv) > 1 else 1000))
+    numbers = [int(value) for value in sys.argv[1:] if value.isdigit()]
+    sys.exit(gradients(*numbers or [40]) if "gradients" in sys.argv else main(*numbers or [1000]))

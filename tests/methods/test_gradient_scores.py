@@ -220,8 +220,13 @@ def test_new_samples_are_scored_by_the_warm_up_that_is_there(handful_ws: Any, tm
     more = (SAMPLE / "pool/atlas.jsonl").read_text().splitlines()[-40:]
     (tmp_path / "more.jsonl").write_text("\n".join(more))
     curate.ingest(handful_ws, [str(tmp_path / "more.jsonl")])
+    (listed,) = handful_ws.path.glob("prepared/*/checkpoints/_parts.json")
+    before_kill = listed.read_bytes()
+    listed.unlink()  # as after a kill between the last checkpoint and its list
     (again,) = curate.score(handful_ws, less, target="facts", models=NARROW)
-    assert again.computed == 40 and again.rows == 140
+    assert again.computed == 40 and again.rows == 140 and listed.read_bytes() == before_kill
+    (once,) = curate.sql(handful_ws, "SELECT count(*) AS n FROM ledger WHERE phase = 'warm-up' AND samples > 0")
+    assert once["n"] == 1
     after = curate.sql(handful_ws, "SELECT less_facts AS s FROM samples ORDER BY row")
     assert after[:100] == before
     (anew,) = curate.score(handful_ws, less, models=NARROW, fresh=True)
