@@ -120,6 +120,11 @@ def _score_name(option: str, text: str, method_names: Sequence[str]) -> tuple[st
     return method_names[0], text
 
 
+_UPPER_BOUND = (
+    "\nOf forward passes FLOPs and time are upper bounds: a beginning that samples have in common is computed once."
+)
+
+
 def _scored(r: Any, dry_run: bool) -> str:
     if dry_run:
         columns = {
@@ -134,7 +139,8 @@ def _scored(r: Any, dry_run: bool) -> str:
         }
         planned = [{**row, "time": in_time(row["seconds"])} for row in r.planned]
         vectors_part = f"{_scored(r.vectors, dry_run)}\n" if r.vectors else ""
-        return f"{vectors_part}{r.name} would run\n" + table(planned, columns)
+        bound = _UPPER_BOUND if any(row["flops"] for row in planned) else ""
+        return f"{vectors_part}{r.name} would run\n" + table(planned, columns) + bound
     why = "; ".join(f"{n:,} {one_line(reason)}" for reason, n in list(r.reasons.items())[:3])
     nulls = f", {r.nulls:,} of {r.rows:,} null ({why or 'with no reason'}; see {r.name}.error)" if r.nulls else ""
     cut = f", {r.cut:,} of them truncated to the model's context" if r.cut else ""

@@ -24,6 +24,9 @@ from curate.models.usage import Usage
 from curate.progress import in_parts, passed
 
 Key: TypeAlias = tuple[str, str]  # a score and its request
+# Batches of samples that are computed otherwise than one by one: from all of a window's and the positions of those that
+# can go through the model, the positions of each batch's samples, and its results.
+Sharing: TypeAlias = Callable[[Sequence[Encoded], Sequence[int]], Iterator[tuple[list[int], Any]]]
 WINDOW = 2048  # samples tokenised together and sorted by length
 UNSUPERVISED = "nothing of it is supervised (no assistant's turn, or no text, within the context)"
 
@@ -53,6 +56,10 @@ class Model(ABC):
     ) -> tuple[dict[Key, Forward], Usage]:
         """The forward results of a batch for each request, and the cost."""
 
+    def _sharing(self, requests: Mapping[Key, ForwardRequest]) -> Sharing | None:
+        """How results of samples that have much in common are computed together, as `_batch` computes a batch's."""
+        return None
+
     def usage(self, *amounts: Any, **more: Any) -> Usage:
         """A usage record for this model's device and size; zero unless amounts are given."""
         return Usage(_name(self.device), self.n_params, *amounts, **more)
@@ -63,15 +70,22 @@ class Model(ABC):
         view: str,
         refused: dict[int, str],
         do: Callable[[list[Encoded], np.ndarray], Any],
+        sharing: Sharing | None = None,
     ) -> Iterator[tuple[np.ndarray, Any]]:
         """Run batches of samples through `do(encoded, positions)`; yields their positions, int64 [B], and its result.
 
-        refused: filled with the positions of samples that cannot go through the model, and the reasons.
+        refused: filled with the positions of samples that cannot go through the model, and the reasons. sharing: gives
+        the results of what it can; the others go through `do`.
         """
         for places, encoded in self._windows(samples, view):
             lengths = np.array([len(sample.ids) for sample in encoded], np.int64)
             refused.update({int(places[i]): sample.error for i, sample in enumerate(encoded) if sample.error})
             todo = np.array([i for i, sample in enumerate(encoded) if not sample.error], np.int64)
+            for together, result in sharing(encoded, todo.tolist()) if sharing else ():
+                batch = np.array(together, np.int64)
+                yield places[batch], result
+                passed(len(batch), int(lengths[batch].sum()))
+                todo = np.setdiff1d(todo, batch)
             while len(todo):
                 batch = todo[next(by_length(lengths[todo], self.batch_tokens))]
                 try:
@@ -96,7 +110,7 @@ class Model(ABC):
         usage, refused, n = self.usage(), dict[int, str](), len(samples)
         kept = {key: _blank(n, request, self) for key, request in requests.items()}
         for places, (results, cost) in self.through(
-            samples, view, refused, lambda batch, _: self._batch(batch, requests)
+            samples, view, refused, lambda batch, _: self._batch(batch, requests), self._sharing(requests)
         ):
             usage.add(cost)
             for key, request in requests.items():

@@ -19,10 +19,12 @@ from curate.kinds.passes import ForwardRequest
 from curate.kinds.signals import Forward, Logits
 from curate.models.choice import ModelChoice
 from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
-from curate.models.forward import Key, Model, wide
+from curate.models.forward import Key, Model, Sharing, wide
 from curate.models.head import Head
 from curate.models.load import load
 from curate.models.mixed_precision import MixedBody, MixedHead, is_known
+from curate.models.prefix_states import CachedBody, ContinuingBody, continues
+from curate.models.shared_pass import SharedPass
 from curate.models.tokens import Encoded, marked, weights_of
 from curate.models.usage import Usage
 
@@ -72,11 +74,46 @@ class LanguageModel(Model):
         self, encoded: Sequence[Encoded], requests: Mapping[Key, ForwardRequest]
     ) -> tuple[dict[Key, Forward], Usage]:
         lengths = np.array([len(sample.ids) for sample in encoded])
-        ids, valid, supervised = self.padded(encoded, int(lengths.max()))
+        ids, valid, _ = self.padded(encoded, int(lengths.max()))
         needs_logits = any(request.per_token for request in requests.values())
-        usage = self.usage(int(lengths.sum()), ids.numel(), **marked(encoded))
+        usage = self.usage(int(lengths.sum()), ids.numel())
         with counted(usage, self.choice.count_flops):
             states, logits = self._states(ids, valid, self.plain_head or not needs_logits)
+        usage.flops = forward_flops(self.model, *ids.shape, head_rows=0)
+        return self._results(encoded, requests, states, logits, usage)
+
+    def _sharing(self, requests: Mapping[Key, ForwardRequest]) -> Sharing | None:
+        needs_states = any(request.hidden for request in requests.values())
+
+        def compute(encoded: Sequence[Encoded], states: Tensor, cost: Usage) -> tuple[dict[Key, Forward], Usage]:
+            return self._results(encoded, requests, states, None, cost)
+
+        def batches(encoded: Sequence[Encoded], todo: Sequence[int]) -> Iterator[tuple[list[int], Any]]:
+            return SharedPass(self, encoded, compute, needs_states).batches(todo)
+
+        return batches
+
+    @cached_property
+    def continuing(self) -> ContinuingBody | None:
+        """The body that goes on behind a prefix; None if the model cannot, or its logits are not its head's product."""
+        if not self.plain_head or not continues(self.model):
+            return None
+        return self._mixed_body or CachedBody(self.body)
+
+    @torch.inference_mode()
+    def _results(
+        self,
+        encoded: Sequence[Encoded],
+        requests: Mapping[Key, ForwardRequest],
+        states: Tensor,
+        logits: Tensor | None,
+        usage: Usage,
+    ) -> tuple[dict[Key, Forward], Usage]:
+        """The results of a batch from its last hidden states or, where there are some, the model's own logits; and the
+        cost, to which the head's is added."""
+        lengths = np.array([len(sample.ids) for sample in encoded])
+        ids, valid, supervised = self.padded(encoded, int(lengths.max()))
+        with counted(usage, self.choice.count_flops):
             values = self._per_token(states, logits, ids, supervised, requests)
         counts = supervised.sum(1)
         needs_hidden = any(request.hidden for request in requests.values())
@@ -93,9 +130,9 @@ class LanguageModel(Model):
             for key, request in requests.items()
         }
         n = int(counts.sum()) if values else 0
-        batch, longest = ids.shape
-        usage.flops = forward_flops(self.model, batch, longest, n if self.plain_head else ids.numel() * bool(values))
+        usage.flops += forward_flops(self.model, 0, 0, n if self.plain_head else ids.numel() * bool(values))
         usage.flops_paper = paper_flops(FORWARD, self.n_params, len(encoded))
+        usage.add(self.usage(**marked(encoded)))
         return results, usage
 
     def _states(self, ids: Tensor, valid: Tensor, body_only: bool) -> tuple[Tensor, Tensor | None]:

@@ -12,7 +12,7 @@ rounds the products' results, too, and takes a little longer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -20,6 +20,8 @@ from typing import Any
 import torch
 from torch import Tensor
 from torch.nn import functional
+
+from curate.models.prefix_states import Block, KeysValues, Past
 
 LAYOUTS = ("llama", "mistral", "qwen2", "qwen3")  # model_type in config.json
 _ROWS = 128  # tokens whose logits are in memory at once; their buffers are used again and again
@@ -137,17 +139,40 @@ class MixedBody:
         """
         batch, longest = input_ids.shape
         x = self.embeddings(input_ids).float().flatten(0, 1)
-        cos, sin = self.rotary(x[None], torch.arange(longest, device=x.device)[None])
-        half = cos.shape[-1] // 2
-        signed = torch.cat([-sin[..., :half], sin[..., half:]], -1)
-        rotation = (cos[0, :, None], signed[0, :, None])
+        rotation = self._rotation(x, torch.arange(longest, device=x.device)[None])
         for layer in self.layers:
-            self._attend(layer, x, (batch, longest), rotation)
+            q, k, v = self._projected(layer, x, (batch, longest), rotation)
+            self._add(layer, x, _attended(layer, q, k, v, is_causal=True))
             self._transform(layer, x)
         return SimpleNamespace(last_hidden_state=self.norm(x).view(batch, longest, -1))
 
-    def _attend(self, layer: _Layer, x: Tensor, shape: tuple[int, int], rotation: tuple[Tensor, Tensor]) -> None:
-        """Add a layer's attention to the residual stream x, float32 [N, D]."""
+    def after(self, ids: Tensor, valid: Tensor, places: Tensor, past: Past, keep: bool) -> Block:
+        """See curate.models.prefix_states.ContinuingBody."""
+        x = self.embeddings(ids).float().flatten(0, 1)
+        rotation, shape = self._rotation(x, places), (ids.shape[0], ids.shape[1])
+        # Without a past no token sees the padding, which is behind it.
+        how = {"attn_mask": _mask(past, valid, self.buffers.dtype)} if past.blocks else {"is_causal": True}
+        layers = list[KeysValues]()
+        for index, layer in enumerate(self.layers):
+            q, k, v = self._projected(layer, x, shape, rotation)
+            if keep:
+                layers.append((k.clone(), v.clone()))
+            keys, values = self._joined(past.layer(index), k, v)
+            self._add(layer, x, _attended(layer, q, keys, values, **how))
+            self._transform(layer, x)
+        return Block(layers, valid, self.norm(x).view(*shape, -1))
+
+    def _rotation(self, x: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
+        """Cosines and signed sines of the tokens' places, int64 [B, T]; see _rotate."""
+        cos, sin = self.rotary(x[None], places)
+        half = cos.shape[-1] // 2
+        return cos[:, :, None], torch.cat([-sin[..., :half], sin[..., half:]], -1)[:, :, None]
+
+    def _projected(
+        self, layer: _Layer, x: Tensor, shape: tuple[int, int], rotation: tuple[Tensor, Tensor]
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Queries, keys and values of the residual stream x, float32 [N, D], each [B, H, T, d], in memory that the next
+        layer uses again."""
         (batch, longest), (n_queries, n_keys) = shape, layer.heads
         n, rows = len(layer.qkv.weight), len(x)
         normal = _normalise(x, layer.eps[0], self.buffers("normal", *x.shape))
@@ -160,15 +185,22 @@ class MixedBody:
             unrotated = torch.cat([norm(part) for norm, part in parts], 2)
         self._rotate(unrotated, rotation, rotated)
         q, k = rotated.split([n_queries, n_keys], 2)
-        attended = functional.scaled_dot_product_attention(
-            q.transpose(1, 2),
-            k.transpose(1, 2),
-            qkv[:, :, n_queries + n_keys :].transpose(1, 2),
-            is_causal=True,
-            scale=layer.scale,
-            enable_gqa=n_queries != n_keys,
-        )
-        flat = attended.transpose(1, 2).reshape(rows, -1)
+        return q.transpose(1, 2), k.transpose(1, 2), qkv[:, :, n_queries + n_keys :].transpose(1, 2)
+
+    def _joined(self, before: Sequence[KeysValues], k: Tensor, v: Tensor) -> KeysValues:
+        """A layer's keys and values with those before them."""
+        if not before:
+            return k, v
+        keys, values = [k for k, _ in before], [v for _, v in before]
+        return self._in_a_row("keys", [*keys, k]), self._in_a_row("values", [*values, v])
+
+    def _in_a_row(self, name: str, parts: list[Tensor]) -> Tensor:
+        (batch, heads, _, size), length = parts[-1].shape, sum(part.shape[2] for part in parts)
+        return torch.cat(parts, 2, out=self.buffers(name, batch, heads, length, size))
+
+    def _add(self, layer: _Layer, x: Tensor, attended: Tensor) -> None:
+        """Add a layer's attention, [B, H, T, d], to the residual stream."""
+        flat = attended.transpose(1, 2).reshape(len(x), -1)
         x += layer.out(flat, self.buffers("added", *x.shape))
 
     def _transform(self, layer: _Layer, x: Tensor) -> None:
@@ -182,13 +214,27 @@ class MixedBody:
 
     def _rotate(self, x: Tensor, rotation: tuple[Tensor, Tensor], out: Tensor) -> None:
         """Rotate queries and keys, [B, T, H, d], in float32. rotation: cosines, and sines of which the first half is
-        negative, [T, 1, d]."""
+        negative, [B or 1, T, 1, d]."""
         (cos, sin), half = rotation, x.shape[-1] // 2
         wide = self.buffers("wide", *x.shape, dtype=torch.float32).copy_(x)
         other = self.buffers("other", *x.shape, dtype=torch.float32)
         torch.mul(wide[..., half:], sin[..., :half], out=other[..., :half])
         torch.mul(wide[..., :half], sin[..., half:], out=other[..., half:])
         out.copy_(torch.addcmul(other, wide, cos, out=wide))
+
+
+def _attended(layer: _Layer, q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
+    """Sums of values for each query, [B, H, T, d]."""
+    grouped = q.shape[1] != k.shape[1]
+    return functional.scaled_dot_product_attention(q, k, v, scale=layer.scale, enable_gqa=grouped, **how)
+
+
+def _mask(past: Past, valid: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is added to the products of queries with keys: 0 where a token sees another, [B, 1, T, length + T]."""
+    n = valid.shape[1]
+    causal = torch.ones(n, past.length + n, dtype=torch.bool, device=valid.device).tril(past.length)
+    seen = past.valid(valid)[:, None, None] & causal
+    return torch.zeros(seen.shape, dtype=dtype, device=valid.device).masked_fill_(~seen, float("-inf"))
 
 
 class MixedHead:

@@ -9,10 +9,10 @@ from dataclasses import dataclass, field, replace
 class Usage:
     """The cost of running samples through a model, named as the ledger's columns.
 
-    tokens: of the samples; padded_tokens: including padding. flops, flops_paper, flops_counted: by our formula, by the
-    papers', and measured (None unless requested; see curate.models.flops). cut: samples longer than the context.
-    partial: samples of which some turns could not be located. seconds: None where only the pass as a whole is
-    timed. phases: the parts charged separately, by name.
+    tokens: of the samples, what they share once if it was computed once; padded_tokens: including padding. flops,
+    flops_paper, flops_counted: by our formula, by the papers', and measured (None unless requested; see
+    curate.models.flops). cut: samples longer than the context. partial: samples of which some turns could not be
+    located. seconds: None where only the pass as a whole is timed. phases: the parts charged separately, by name.
     """
 
     device: str

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -81,6 +83,19 @@ def test_of_a_larger_pool_some_samples_are_tokenised(sample_ws: Workspace) -> No
     (row,) = foreseen(sample_ws, Nll(), models=MODEL)
     curate.score(sample_ws, Nll(), models=MODEL)
     assert row["rows"] == 3000 and row["flops"] == pytest.approx(spent(sample_ws, "score"), rel=0.05)
+
+
+def test_what_samples_share_is_computed_once_so_that_flops_are_an_upper_bound(tmp_path: Path, cli: Any) -> None:
+    ws, rows = curate.open_workspace(tmp_path / "ws"), tmp_path / "rows.jsonl"
+    examples = "What is 2 + 3? It is 5. What is 4 + 4? It is 8. " * 4
+    rows.write_text(
+        "".join(json.dumps({"text": f"{examples}What is {i} + {i}? It is {2 * i}."}) + "\n" for i in range(20))
+    )
+    curate.ingest(ws, rows)
+    (row,) = foreseen(ws, Nll(), models=MODEL)
+    assert "upper bounds" in cli("score", "nll", "--model", NARROW, "--dry-run", ws=ws).stdout
+    curate.score(ws, Nll(), models=MODEL)
+    assert 0 < spent(ws, "score") < 0.6 * row["flops"]  # but the head, which every token goes through
 
 
 def test_of_a_score_half_done_the_rest_is_foreseen(handful_ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
