@@ -98,7 +98,7 @@ class LanguageModel(Model):
         """The body that goes on behind a prefix; None if the model cannot, or its logits are not its head's product."""
         if not self.plain_head or not continues(self.model):
             return None
-        return self._mixed_body or CachedBody(self.body)
+        return self._mixed_body or CachedBody(self.body, self.products)
 
     @torch.inference_mode()
     def _results(

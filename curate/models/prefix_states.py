@@ -7,7 +7,8 @@ or right behind it is scored, its last hidden states.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -106,19 +107,20 @@ class _Layer(DynamicLayer):
 
 
 class CachedBody:
-    """The body of one of transformers' models, with its cache."""
+    """The body of one of transformers' models, with its cache. products: makes the context of a forward pass."""
 
-    def __init__(self, body: Any):
-        self.body, self.n_layers = body, len(_layers(body))
+    def __init__(self, body: Any, products: Callable[[], AbstractContextManager[Any]] = nullcontext):
+        self.body, self.n_layers, self.products = body, len(_layers(body)), products
 
     def after(self, ids: Tensor, valid: Tensor, places: Tensor, past: Past, keep: bool) -> Block:
         """See ContinuingBody."""
         layers: list[Any] = [_Layer(past, index, keep) for index in range(self.n_layers)]
         # Without a past no token sees what does not belong to its sample: padding is on the right.
         mask = past.valid(valid).long() if past.blocks else None
-        out = self.body(
-            input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=Cache(layers), use_cache=True
-        )
+        with self.products():
+            out = self.body(
+                input_ids=ids, attention_mask=mask, position_ids=places, past_key_values=Cache(layers), use_cache=True
+            )
         return Block([(layer.keys, layer.values) for layer in layers if keep], valid, out.last_hidden_state)
 
 

@@ -105,7 +105,7 @@ class SharedPass:
             places[i] = np.minimum(np.arange(start, start + valid.shape[1]), stop - 1)  # none beyond the context
         here = [self._tensor(values) for values in (ids, valid, places)]
         body: ContinuingBody = self.model.continuing
-        with counted(self.cost, self.model.choice.count_flops), self.model.products():
+        with counted(self.cost, self.model.choice.count_flops):
             block = body.after(here[0], here[1], here[2], past, keep)
         self.cost.tokens += int(lengths.sum())
         self.cost.padded_tokens += ids.size
