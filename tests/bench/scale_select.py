@@ -145,7 +145,7 @@ def one(folder: str, name: str, options: list[str]) -> None:
 def main(sizes: list[int], folder: Path) -> None:
     """Print a line for each selection from each pool."""
     machine("duckdb", "pyarrow", "numpy")
-    first: dict[str, float] = {}
+    before: dict[str, tuple[int, float]] = {}
     for rows in sizes:
         place = folder / str(rows)
         if not place.exists():
@@ -157,17 +157,11 @@ def main(sizes: list[int], folder: Path) -> None:
             what = f"select from {rows:,}: {case}"
             figure(f"{what}, CPU", cpu, "s", note=f"{seconds:.0f} s by the clock; {found['rows']:,} chosen")
             figure(f"{what}, peak memory", peak, "GiB", "<= 4 GiB", peak <= 4)
-            if case in first:
-                told(
-                    f"{what}, CPU / at {sizes[0]:,}",
-                    [cpu / first[case]] * 3,
-                    *_bound(rows / sizes[0], cpu / first[case]),
-                )
-            first.setdefault(case, cpu)
-
-
-def _bound(rows: float, growth: float) -> tuple[str, bool]:
-    return f"<= {1.1 * rows:g}x", growth <= 1.1 * rows
+            if case in before:
+                fewer, took = before[case]
+                most = 1.1 * rows / fewer
+                told(f"{what}, CPU / at {fewer:,}", [cpu / took] * 3, f"<= {most:g}x", cpu / took <= most)
+            before[case] = rows, cpu
 
 
 if __name__ == "__main__":
