@@ -15,7 +15,7 @@ from curate.machine import free_memory
 from curate.store.commits import Parts
 from curate.store.workspace import Workspace
 from curate.tables import sql
-from curate.tables.leaders import Columns, Leaders, Tally
+from curate.tables.leaders import Columns, Leaders, Tally, by_group
 from curate.tables.selection_spec import SelectionSpec
 from curate.tables.state import TableState
 
@@ -162,8 +162,7 @@ def _keyed(
     n, flops = int(usable.sum()), 0.0
     groups = found["sources"] if spec.per else np.zeros(n, np.int32)
     sizes, keys = sizes_of(spec, found["tokens"]), np.zeros(n)
-    in_order = np.argsort(groups, kind="stable")
-    for group, at in enumerate(np.split(in_order, np.cumsum(np.bincount(groups, minlength=len(labels)))[:-1])):
+    for group, at in enumerate(by_group(groups, len(labels))):
         values = found["values"][at] if spec.by else None
         candidates = Candidates(found["ids"][at], values, found["sources"][at], sources, sizes[at])
         keys[at] = selector.keys(candidates, group_seed(spec.seed, labels[group]))

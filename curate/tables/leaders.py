@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,7 @@ class Leaders:
     """The longest prefix of each group's ranking, by descending key and then by id, that fits in the group's budget.
 
     What does not fit never will: sizes are not negative, so candidates that come later only push it further down. Of
-    each group, all that ranks below the first that did not fit is passed by. budget: of a group, by its number.
+    each group, what ranks below one that did not fit, or just fits, is passed by. budget: of a group, by its number.
     """
 
     def __init__(self, budget: Callable[[int], Budget]) -> None:
@@ -37,7 +37,7 @@ class Leaders:
         self._blocks: list[Columns] = []
         self._most = _SLACK[0]
         self._count, self._size, self._left = np.zeros(0, np.int64), np.zeros(0), np.zeros(0)  # of each group
-        self._out_key, self._out_id = np.zeros(0), np.zeros(0, np.uint64)  # the first that did not fit
+        self._out_key, self._out_id = np.zeros(0), np.zeros(0, np.uint64)  # to be ranked above
 
     def add(self, block: Columns, n_groups: int) -> None:
         """Look at more candidates: keys float64 [n], ids uint64, groups int32, sizes float64; and further columns.
@@ -61,10 +61,11 @@ class Leaders:
         if not self._blocks:
             return []
         self._prune()
-        (held,) = self._blocks
-        stops = np.cumsum(np.bincount(held["groups"], minlength=len(self._count)))
-        parts = zip(*(np.split(column, stops[:-1]) for column in held.values()), strict=True)
-        return [self._of_group(group, dict(zip(held, part, strict=True))) for group, part in enumerate(parts)]
+        (held,), found = self._blocks, []
+        for group, at in enumerate(by_group(held["groups"], len(self._count))):
+            ranked = at[by_rank(held["keys"][at], held["ids"][at])]
+            found.append(self._of_group(group, {name: column[ranked] for name, column in held.items()}))
+        return found
 
     def _held(self) -> int:
         return sum(len(block["keys"]) for block in self._blocks)
@@ -78,26 +79,16 @@ class Leaders:
         self._out_id = np.append(self._out_id, last_id)
 
     def _prune(self) -> None:
-        """Put what is held in order, by group, and drop what does not fit."""
+        """Drop what does not fit."""
         keys, ids, groups, sizes = (self._column(name) for name in ("keys", "ids", "groups", "sizes"))
-        kept = []
-        for group, ranked in self._ranked(keys, ids, groups):
-            fit = self._budget(group).fits(sizes[ranked])
-            kept.append(ranked[:fit])
-            if fit < len(ranked):
-                self._out_key[group], self._out_id[group] = keys[ranked[fit]], ids[ranked[fit]]
-                self._left[group] = max(self._left[group], sizes[ranked[fit:]].max())
-        chosen = np.concatenate(kept)
-        self._blocks = [{name: self._column(name)[chosen] for name in self._blocks[0]}]
-
-    def _ranked(self, keys: np.ndarray, ids: np.ndarray, groups: np.ndarray) -> Iterator[tuple[int, np.ndarray]]:
-        """Every group, and the positions of its candidates by rank."""
-        if len(self._count) == 1:
-            yield 0, by_rank(keys, ids)
-            return
-        stops = np.cumsum(np.bincount(groups, minlength=len(self._count)))
-        for group, at in enumerate(np.split(np.argsort(groups, kind="stable"), stops[:-1])):
-            yield group, at[by_rank(keys[at], ids[at])]
+        stays = np.zeros(len(keys), bool)
+        for group, at in enumerate(by_group(groups, len(self._count))):
+            fit, bound = fitting(keys[at], ids[at], sizes[at], self._budget(group))
+            stays[at[fit]] = True
+            if bound is not None:
+                self._out_key[group], self._out_id[group] = keys[at[bound]], ids[at[bound]]
+        np.maximum.at(self._left, groups[~stays], sizes[~stays])
+        self._blocks = [{name: self._column(name)[stays] for name in self._blocks[0]}]
 
     def _column(self, name: str) -> np.ndarray:
         return np.concatenate([block[name] for block in self._blocks])
@@ -105,6 +96,29 @@ class Leaders:
     def _of_group(self, group: int, chosen: Columns) -> tuple[Columns, Tally]:
         count, size, left = (float(column[group]) for column in (self._count, self._size, self._left))
         return chosen, Tally(int(count), size, float(chosen["sizes"].sum()), left)
+
+
+def fitting(keys: np.ndarray, ids: np.ndarray, sizes: np.ndarray, budget: Budget) -> tuple[np.ndarray, int | None]:
+    """Positions of the candidates of the longest prefix of the ranking that fits, in any order; and the position of one
+    that any other must rank above to fit, too; None if all fit."""
+    rows = int(budget.amount)
+    if budget.unit == "rows" and 1 <= rows < len(keys):  # nothing need be sorted but ties
+        lowest = np.partition(keys, -rows)[-rows]
+        above, ties = np.flatnonzero(keys > lowest), np.flatnonzero(keys == lowest)
+        ties = ties[np.argsort(ids[ties])][: rows - len(above)]
+        return np.concatenate([above, ties]), int(ties[-1])
+    ranked = by_rank(keys, ids)
+    fit = budget.fits(sizes[ranked])
+    return ranked[:fit], int(ranked[fit]) if fit < len(ranked) else None
+
+
+def by_group(groups: np.ndarray, n_groups: int) -> list[np.ndarray]:
+    """The positions of each group's candidates, ascending."""
+    if n_groups == 1:
+        return [np.arange(len(groups))]
+    numbers = groups.astype(np.uint16) if n_groups <= 1 << 16 else groups  # which are sorted by their digits
+    stops = np.cumsum(np.bincount(groups, minlength=n_groups))
+    return np.split(np.argsort(numbers, kind="stable"), stops[:-1])
 
 
 def by_rank(keys: np.ndarray, ids: np.ndarray) -> np.ndarray:

@@ -76,13 +76,22 @@ def figure(
     """
     values = [found, found, found] if isinstance(found, int | float) else list(found)
     median, low, high = (float(value) for value in values)
-    interval = f"({low:.2f} to {high:.2f})" if low < high else ""
+    shown = [short(value, unit) for value in (median, low, high)]
+    interval = f"({shown[1]} to {shown[2]})" if low < high else ""
     verdict = f"   wanted {wanted}: {'holds' if good else 'MISSED'}" if wanted and good is not None else ""
     told_near = f"   {near:.0%} of {limit}" if near is not None else ""
     told_note = f"   ({note})" if note else ""
-    print(f"{name:52} {median:8.2f} {unit:4} {interval:20}{verdict}{told_near}{told_note}", flush=True)
+    print(f"{name:58} {shown[0]:>9} {unit:4} {interval:20}{verdict}{told_near}{told_note}", flush=True)
     kept = {"ratio" if unit == "x" else "value": median, "interval": [low, high], "unit": unit}
+    near, good = near if near is None else float(near), good if good is None else bool(good)
     _keep({"what": name, **kept, "wanted": wanted, "holds": good, "limit": limit, "near": near, "note": note})
+
+
+def short(value: float, unit: str = "") -> str:
+    """Three digits of a number; shares (unit %) in hundredths."""
+    value = 100 * value if unit == "%" else value
+    digits = 0 if abs(value) >= 100 else 1 if abs(value) >= 10 else 2
+    return f"{value:,.{digits}f}" if abs(value) >= 1 else f"{value:.3g}"
 
 
 def machine(*packages: str) -> None:
