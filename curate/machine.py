@@ -29,6 +29,15 @@ def forget_peak() -> None:
         Path("/proc/self/clear_refs").write_text("5")
 
 
+def free_memory() -> float:
+    """The bytes of memory that can be had without swapping, as far as the system says (Linux); else all there are."""
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
+        return float(lines["MemAvailable"].split()[0]) * 1024
+    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+
+
 @functools.cache
 def machine() -> str:
     """A name that is unique to this boot of this machine, even among machines with the same host name."""

@@ -1,4 +1,4 @@
-"""Pages that are made from the code when the documents are built: methods, commands, SQL's columns, the API.
+"""Pages that are made when the documents are built: methods, commands, SQL's columns, the API; the table of figures.
 
 They are not kept in the repository, so that adding a method is adding one file.
 """
@@ -17,6 +17,7 @@ import curate.kinds
 from curate.cli.main import cli, commands
 from curate.kinds.registry import KINDS, help_text, names, settings_help
 from curate.store import schema
+from tests.bench import figures
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -27,8 +28,9 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
-    """Puts the columns of every view where a page asks for them."""
-    return markdown.replace("<!-- columns -->", columns_table())
+    """Puts the columns of every view, and the figures, where a page asks for them."""
+    markdown = markdown.replace("<!-- columns -->", columns_table())
+    return markdown.replace("<!-- figures -->", figures.table(figures.read(figures.FILE)))
 
 
 def methods_page() -> str:

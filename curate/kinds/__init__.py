@@ -26,6 +26,7 @@ _HOMES = {
     "Vectors": "vectors",
     "Anchors": "vectors",
     "Selector": "selector",
+    "RankingSelector": "selector",
     "Candidates": "selector",
     "Budget": "selector",
     "by_value": "selector",
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from curate.kinds.score import run as run
     from curate.kinds.selector import Budget as Budget
     from curate.kinds.selector import Candidates as Candidates
+    from curate.kinds.selector import RankingSelector as RankingSelector
     from curate.kinds.selector import Selector as Selector
     from curate.kinds.selector import by_value as by_value
     from curate.kinds.signals import Step as Step

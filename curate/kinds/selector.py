@@ -118,6 +118,21 @@ class Selector(Method):
         """Positions in `candidates`, int64 [n], best first: no duplicates, never over the budget."""
 
 
+class RankingSelector(Selector):
+    """A selector that takes the highest keys, where the key of a candidate depends on that candidate alone.
+
+    So candidates can be read in blocks, of any number, and only those held that can still be chosen.
+    """
+
+    @abstractmethod
+    def keys(self, candidates: Candidates, seed: int) -> np.ndarray:
+        """A key for each candidate, float64 [N], higher is better; of equal ones the first id."""
+
+    def select(self, candidates: Candidates, budget: Budget, seed: int) -> np.ndarray:
+        """The longest prefix of the ranking by key that fits in the budget."""
+        return highest(self.keys(candidates, seed), candidates.sizes, budget)
+
+
 def by_value(values: np.ndarray) -> np.ndarray:
     """Positions by descending value; ties keep their order of position, which is by id."""
     return np.argsort(-values, kind="stable")

@@ -7,10 +7,8 @@ It returns positions in the pool. It is built after vectors are computed, and re
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +16,7 @@ import numpy as np
 from curate.errors import CurateError, DamagedError
 from curate.hashing import keyed_uniform
 from curate.kinds.vectors import similarities
+from curate.machine import free_memory
 from curate.numerics.faiss_index import bytes_per_number, kind, load_faiss, on_gpu, untrained
 from curate.store.commits import Parts
 from curate.store.encoding import digest, read_json, read_table, size, write_json
@@ -131,7 +130,7 @@ def ensure_index(ws: Workspace, name: str) -> str:
     if not rows:
         return "no index: no sample has a vector"
     width = int(next(iter(records.values()))["schema"]["vector"].rpartition("[")[2].rstrip("]"))
-    needed, available = rows * width * bytes_per_number(rows, width), _free_memory()
+    needed, available = rows * width * bytes_per_number(rows, width), free_memory()
     if needed > available / 2:
         return f"no index: it would take {needed / 2**30:.1f} GiB, and {available / 2**30:.1f} GiB of memory are free"
     with charged(ws.path, "index", methods=["faiss"], name=name, phase="build") as meter:
@@ -182,14 +181,6 @@ def _some(ws: Workspace, name: str, share: float) -> np.ndarray:
         unit[keyed_uniform(positions.astype(np.uint64), 0, "index") < share] for positions, unit in _blocks(ws, name)
     ]
     return np.concatenate(blocks)
-
-
-def _free_memory() -> float:
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        lines = dict(line.split(":") for line in meminfo.read_text().splitlines())
-        return float(lines["MemAvailable"].split()[0]) * 1024
-    return float(os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
 
 
 # --- asking ----------------------------------------------------------------------------------------------

@@ -74,9 +74,18 @@ class SelectionSpec:
         return self.by, self.where, self.token_count, self.one_per, self.keep if self.one_per else None
 
     def from_samples(self, columns: str) -> str:
-        """The SELECT of some columns of the candidates, by id."""
+        """The SELECT of some columns of the candidates, in no order."""
         one = f"QUALIFY {self._place()} = 1" if self.one_per else ""
-        return f"SELECT {columns} FROM samples {self._where()} {one} ORDER BY id"
+        return f"SELECT {columns} FROM samples {self._where()} {one}"
+
+    def value(self) -> str:
+        """The SQL for the value of a sample, a DOUBLE; NULL without one."""
+        value = self.by if self.by and self.per != "subtask" else "NULL"
+        return f"({value}\n)::DOUBLE"
+
+    def size(self) -> str:
+        """The SQL for the tokens of a sample, a DOUBLE."""
+        return f"({self.token_count}\n)::DOUBLE"
 
     def left_out(self) -> str:
         """The SELECT of those that are no candidates since another one of their group is: id, and kept, its id."""

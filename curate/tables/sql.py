@@ -31,19 +31,20 @@ from curate.tables.state import score_state, table_state
 
 _T = TypeVar("_T")
 _SHOWN = 60  # rows of a table in plain text
+_BATCH = 1 << 17  # rows
 _LOOK = 0.05  # seconds between looks for an interrupt
 _WORD = re.compile(r"[A-Za-z_][A-Za-z0-9_]*")
 
 
 def connect(
-    ws: Workspace, query: str, written: Path | None = None, runs: Sequence[str] | None = None
+    ws: Workspace, query: str, written: Path | None = None, runs: Sequence[str] | None = None, memory: str = ""
 ) -> duckdb.DuckDBPyConnection:
     """A connection with the views that `query` names, which reads and no more (curate.tables.sql_guard).
 
-    written: a file that it may write. runs: those that the tables of runs have; None: all. Raises CurateError unless
-    the query is one SELECT.
+    written: a file that it may write. runs: those that the tables of runs have; None: all. memory: as for `cursor`.
+    Raises CurateError unless the query is one SELECT.
     """
-    connection = writing_cursor(ws, written) if written else cursor(ws)
+    connection = writing_cursor(ws, written) if written else cursor(ws, memory)
     try:
         _create_views(connection, ws, *_names_in(connection, query), runs)
     except BaseException:
@@ -113,12 +114,31 @@ def _guarded(
         connection.close()
 
 
-def fetch(ws: Workspace, query: str, seconds: float | None = None, runs: Sequence[str] | None = None) -> pa.Table:
-    """The whole result of one SELECT as an Arrow table. seconds: after which the query is given up. runs: as for
-    `connect`."""
-    with _guarded(ws, connect(ws, query, runs=runs), seconds) as connection:
+def fetch(
+    ws: Workspace, query: str, seconds: float | None = None, runs: Sequence[str] | None = None, memory: str = ""
+) -> pa.Table:
+    """The whole result of one SELECT as an Arrow table. seconds: after which the query is given up. runs, memory: as
+    for `connect`."""
+    with _guarded(ws, connect(ws, query, runs=runs, memory=memory), seconds) as connection:
         table = _interruptible(connection, lambda: connection.sql(query).to_arrow_table())
     return table.rename_columns(_distinct(table.column_names))
+
+
+def batches(ws: Workspace, query: str, memory: str = "") -> Iterator[pa.RecordBatch]:
+    """The result of one SELECT in batches, of which one is held at a time. memory: as for `connect`."""
+    with _guarded(ws, connect(ws, query, memory=memory), None) as connection:
+        reader = _interruptible(connection, lambda: connection.sql(query).to_arrow_reader(_BATCH))
+        while (batch := _interruptible(connection, lambda: _next(reader))) is not None:
+            yield batch
+
+
+def _next(reader: pa.RecordBatchReader) -> pa.RecordBatch | None:
+    """The next batch. Raises DuckDB's errors, which Arrow raises as OSError, as DuckDB does otherwise."""
+    try:
+        return next(reader, None)
+    except OSError as error:
+        kinds = {"IO Error": duckdb.IOException, "Out of Memory Error": duckdb.OutOfMemoryException}
+        raise kinds.get(str(error).partition(":")[0], duckdb.Error)(str(error)) from None
 
 
 def shown(ws: Workspace, query: str, width: int, seconds: float | None = None) -> str:

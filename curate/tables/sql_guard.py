@@ -36,22 +36,25 @@ _OPTIONS = re.compile(r"[\w\s,]*")  # of EXPLAIN (ANALYZE, FORMAT json)
 _KEPT = 8  # databases that stay open
 
 
-def cursor(ws: Workspace) -> duckdb.DuckDBPyConnection:
-    """A connection that reads the files of the workspace, and those that it was opened with leave to read."""
+def cursor(ws: Workspace, memory: str = "") -> duckdb.DuckDBPyConnection:
+    """A connection that reads the files of the workspace, and those that it was opened with leave to read.
+
+    memory: what DuckDB may hold before it writes to its temporary folder ('2GiB'); '': most of the machine's.
+    """
     if isinstance(ws.path, ObjectPath):  # a file system is a whole database's
-        return _database(str(ws.path), ws.readable, filesystem=ws.path.filesystem())
-    return _shared(str(ws.path.absolute()), ws.readable).cursor()
+        return _database(str(ws.path), ws.readable, memory=memory, filesystem=ws.path.filesystem())
+    return _shared(str(ws.path.absolute()), ws.readable, memory).cursor()
 
 
 def writing_cursor(ws: Workspace, written: Path) -> duckdb.DuckDBPyConnection:
     """As `cursor`, of a database of its own that may also write one file: for a COPY that is ours, of a query that is
     the user's and was found to be a SELECT."""
     filesystem = ws.path.filesystem() if isinstance(ws.path, ObjectPath) else None
-    return _database(str(ws.path.absolute()), ws.readable, str(written.absolute()), filesystem)
+    return _database(str(ws.path.absolute()), ws.readable, str(written.absolute()), filesystem=filesystem)
 
 
 def _database(
-    home: str, readable: Sequence[str], written: str = "", filesystem: Any = None
+    home: str, readable: Sequence[str], written: str = "", memory: str = "", filesystem: Any = None
 ) -> duckdb.DuckDBPyConnection:
     """A database without tables of its own, and whose settings are final."""
     database = duckdb.connect(
@@ -62,6 +65,7 @@ def _database(
             "autoinstall_known_extensions": "false",
             "autoload_known_extensions": "false",
             "allow_persistent_secrets": "false",
+            **({"memory_limit": memory} if memory else {}),
         }
     )
     if filesystem is not None:
@@ -80,10 +84,10 @@ def _listed(paths: Sequence[str]) -> str:
 
 
 @functools.lru_cache(_KEPT)
-def _shared(home: str, readable: tuple[str, ...]) -> duckdb.DuckDBPyConnection:
+def _shared(home: str, readable: tuple[str, ...], memory: str) -> duckdb.DuckDBPyConnection:
     """The process's database of a workspace: to open one takes longer than most queries. Its views are each one
     connection's."""
-    return _database(home, readable)
+    return _database(home, readable, memory=memory)
 
 
 # A fork has none of the database's threads, and could neither use it nor end it.

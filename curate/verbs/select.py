@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -15,8 +15,7 @@ from curate.arguments.methods import method_of
 from curate.arguments.specs import spec_of
 from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError, nearest
-from curate.hashing import fingerprint
-from curate.kinds.selector import Budget, Candidates, Selector
+from curate.kinds.selector import Candidates, RankingSelector, Selector
 from curate.kinds.vectors import Vectors
 from curate.results import Result
 from curate.store.commits import Parts
@@ -27,8 +26,21 @@ from curate.store.manifests import read_manifest
 from curate.store.recipes import SelectionRecipe
 from curate.store.workspace import Workspace, __version__
 from curate.tables import sql
+from curate.tables.candidates import (
+    Chosen,
+    bounded,
+    budget_of,
+    candidate_table,
+    chosen_in_blocks,
+    group_seed,
+    in_blocks,
+    require_room,
+    sizes_of,
+    unspent,
+)
 from curate.tables.dependents import refuse_other, replace_manifest
 from curate.tables.inputs import method_recipe, pool_recipe, settings_words, table_recipe, target_fingerprint
+from curate.tables.leaders import Tally
 from curate.tables.lookup import TOKENS, token_count
 from curate.tables.selection_spec import SelectionSpec as SelectionSpec
 from curate.tables.state import TableState, score_state, table_state, usable
@@ -88,20 +100,22 @@ def select(
     result.warnings += usable(tables, choice.allow_stale)
     target = load_vectors(ws, choice.vectors, choice.target) if choice.vectors and choice.target else None
     with charged(ws.path, "select", methods=[selector.name], name=name, phase="select") as meter:
-        frame = _candidates(ws, choice)
-        result.warnings += _left_for_others(ws, choice)
-        result.candidates, meter.samples = frame.num_rows, 0 if dry_run else ws.n_rows()
-        candidate_vectors = _vectors(ws, frame["row"].to_numpy(), vectors) if vectors else None
-        history = _history(ws, choice, vectors) if vectors and choice.history else None
-        if vectors and table_recipe(ws, "vectors", vectors.name) != vectors.recipe:
-            raise CurateError(f"{vectors} were replaced while they were read; select again.")
-        positions = _choose(ws, frame, selector, choice, result, candidate_vectors, target, history)
-        meter.flops = result.flops
-    if not len(positions):
+
+        def begun() -> None:
+            meter.samples = 0 if dry_run else ws.n_rows()
+
+        if isinstance(selector, RankingSelector) and in_blocks(choice):
+            chosen = chosen_in_blocks(ws, choice, selector, begun)
+        else:
+            chosen = _chosen_of_all(ws, choice, selector, vectors, target, begun)
+        result.warnings += [*_left_for_others(ws, choice), *chosen.warnings]
+        meter.flops = result.flops = chosen.flops
+    selected, result.candidates = chosen.table, sum(chosen.candidates.values())
+    result.rows, result.without_value = selected.num_rows, result.candidates - chosen.valued
+    if not result.rows:
         raise CurateError("nothing was selected: no candidate has a value and fits the budget; check --by and --where.")
-    selected = frame.take(pa.array(positions))
-    result.rows, result.tokens = len(positions), float(selected["tokens"].to_numpy().sum())
-    result.by_source = _by_source(frame, selected)
+    result.tokens = float(selected["tokens"].to_numpy().sum())
+    result.by_source = _by_source(chosen.candidates, selected)
     result.counted_by = choice.token_count or TOKENS
     result.command = _command(name, selector, choice)
     if not dry_run:
@@ -187,23 +201,12 @@ def _vectors(ws: Workspace, at: np.ndarray, state: TableState) -> Vectors:
     return Vectors(unit, norm, error)
 
 
-def _candidates(ws: Workspace, spec: SelectionSpec) -> pa.Table:
-    """The samples that satisfy `where`, by id: row, id (as an integer), source, value, tokens."""
-    value = spec.by if spec.by and spec.per != "subtask" else "NULL"
-    columns = f"""row, ('0x' || id)::UBIGINT AS id, source, ({value}\n)::DOUBLE AS "value",
-        ({spec.token_count}\n)::DOUBLE AS tokens"""
-    table = sql.fetch(ws, spec.from_samples(columns))
-    if not table.num_rows:
-        raise CurateError(f'no sample passes --where "{spec.where}".')
-    return table
-
-
 def _left_for_others(ws: Workspace, spec: SelectionSpec) -> list[str]:
     """A warning that says how many samples are no candidates since another one of their group is, and which."""
     if spec.one_per is None:
         return []
     counted = f"SELECT count(*) AS n, list((id, kept))[:{_SHOWN}] AS pairs FROM ({spec.left_out()})"
-    (found,) = sql.fetch(ws, counted).to_pylist()
+    (found,) = sql.fetch(ws, counted, memory=bounded(ws)).to_pylist()
     shown = ", ".join(f"{left} for {kept}" for left, kept in map(dict.values, found["pairs"] or []))
     more = ", …" if found["n"] > _SHOWN else ""
     told = f"{found['n']:,} samples were left out for another one of the same {spec.one_per}: {shown}{more}"
@@ -251,21 +254,40 @@ def _subtask_groups(ws: Workspace, frame: pa.Table, spec: SelectionSpec) -> Iter
         yield _Group(label, np.arange(frame.num_rows), table["v"].to_numpy()[frame["row"].to_numpy()])
 
 
+def _chosen_of_all(
+    ws: Workspace,
+    spec: SelectionSpec,
+    selector: Selector,
+    vectors: TableState | None,
+    target: Vectors | None,
+    begun: Callable[[], None],
+) -> Chosen:
+    """What a selector chooses of candidates that are all in memory, with their vectors if it uses them."""
+    require_room(ws, spec, selector, vectors)
+    frame = candidate_table(ws, spec)
+    begun()
+    candidate_vectors = _vectors(ws, frame["row"].to_numpy(), vectors) if vectors else None
+    history = _history(ws, spec, vectors) if vectors and spec.history else None
+    if vectors and table_recipe(ws, "vectors", vectors.name) != vectors.recipe:
+        raise CurateError(f"{vectors} were replaced while they were read; select again.")
+    return _choose(ws, frame, selector, spec, candidate_vectors, target, history)
+
+
 def _choose(
     ws: Workspace,
     frame: pa.Table,
     selector: Selector,
     spec: SelectionSpec,
-    result: Selected,
     vectors: Vectors | None,
     target: Vectors | None,
     history: Vectors | None,
-) -> np.ndarray:
-    """Positions in `frame` of the chosen samples, group by group, best first; no sample is chosen twice."""
+) -> Chosen:
+    """What a selector chooses, group by group, of candidates that are all in memory; no sample is chosen twice."""
     ids, tokens = frame["id"].to_numpy(), frame["tokens"].to_numpy()
     sources = frame["source"].combine_chunks().dictionary_encode()
     codes, names = sources.indices.to_numpy(zero_copy_only=False), sources.dictionary.to_pylist()
     available, has_value, chosen = np.isfinite(tokens), np.zeros(len(ids), dtype=bool), []
+    flops, warnings = 0.0, []
     if vectors is not None:
         available &= vectors.there
     for group in _groups(ws, frame, spec, codes, names):
@@ -273,44 +295,21 @@ def _choose(
         if group.values is not None:
             rows = rows[np.isfinite(group.values[rows])]
         has_value[rows] = True
-        share_of = len(rows) if spec.frac_of == "valued" else len(group.rows)
-        budget, suffix = _budget(spec, share_of), f" of {group.label}" if group.label else ""
+        budget = budget_of(spec, len(rows) if spec.frac_of == "valued" else len(group.rows))
         values = None if group.values is None else group.values[rows]
-        sizes = tokens[rows] if budget.unit == "tokens" else np.ones(len(rows))
+        sizes = sizes_of(spec, tokens[rows])
         group_vectors = vectors if vectors is None or len(rows) == len(ids) else vectors.take(rows)
         candidates = Candidates(ids[rows], values, codes[rows], names, sizes, group_vectors, target, history)
-        selected = selector.select(candidates, budget, _seed(spec.seed, group.label))
-        picked = rows[selected]
-        result.flops += sum(candidates.flops)
-        result.warnings += _unspent(selector, budget, sizes, selected, suffix)
+        selected = selector.select(candidates, budget, group_seed(spec.seed, group.label))
+        picked, left = rows[selected], np.delete(sizes, selected)
+        flops += sum(candidates.flops)
+        tally = Tally(len(rows), float(sizes.sum()), float(sizes[selected].sum()), left.max(initial=-np.inf))
+        warnings += unspent(selector, budget, tally, group.label)
         available[picked] = False
         chosen.append(picked)
-    result.without_value = int((~has_value).sum())
-    return np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.int64)
-
-
-def _unspent(selector: Selector, budget: Budget, sizes: np.ndarray, selected: np.ndarray, suffix: str) -> list[str]:
-    """Warnings for a budget larger than the candidates, or with room left for any of the remaining ones."""
-    warnings, available, spent = [], float(sizes.sum()), float(sizes[selected].sum())
-    amount = f"{budget.amount:,.0f} {budget.unit}"
-    if budget.amount > available:
-        size_note = "" if budget.unit == "rows" else f" have ({available:,.0f})"
-        warnings.append(f"the budget of {amount} is more than the {len(sizes):,} candidates{suffix}{size_note}")
-    remaining = np.delete(sizes, selected)
-    if len(remaining) and budget.amount - spent >= remaining.max():
-        warnings.append(f"'{selector.name}' takes {spent:,.0f}{suffix} of the {amount} it may")
-    return warnings
-
-
-def _seed(seed: int, group: str) -> int:
-    """A seed for each group, so that samples left over by one group do not meet the same noise in the next."""
-    return int(fingerprint(seed, group), 16) if group else seed
-
-
-def _budget(spec: SelectionSpec, candidates: int) -> Budget:
-    if spec.tokens is not None:
-        return Budget("tokens", spec.tokens)
-    return Budget("rows", spec.top if spec.top is not None else int(spec.frac * candidates + 1e-9))  # type: ignore[operator]
+    positions = np.concatenate(chosen) if chosen else np.zeros(0, dtype=np.int64)
+    counts = dict(zip(names, np.bincount(codes, minlength=len(names)).tolist(), strict=True))
+    return Chosen(frame.take(pa.array(positions)), counts, int(has_value.sum()), flops, warnings)
 
 
 # --- the manifest ----------------------------------------------------------------------------------------
@@ -318,9 +317,12 @@ def _budget(spec: SelectionSpec, candidates: int) -> Budget:
 
 def _rows(selected: pa.Table) -> pa.Table:
     n = selected.num_rows
+    digits = selected["id"].to_numpy().astype(">u8").tobytes().hex().encode()
+    ends = np.arange(0, 16 * n + 1, 16)
+    ids = pa.LargeStringArray.from_buffers(n, pa.py_buffer(ends), pa.py_buffer(digits))
     return pa.table(
         {
-            "id": [f"{number:016x}" for number in selected["id"].to_pylist()],
+            "id": ids,
             "row": selected["row"],
             "source": selected["source"],
             "weight": np.ones(n, dtype=np.float32),
@@ -330,9 +332,9 @@ def _rows(selected: pa.Table) -> pa.Table:
     )
 
 
-def _by_source(frame: pa.Table, selected: pa.Table) -> list[dict[str, Any]]:
-    """The numbers selected from every source, largest first."""
-    pool = pl.DataFrame(frame.select(["source"])).group_by("source").agg(pl.len().alias("candidates"))
+def _by_source(candidates: Mapping[str, int], selected: pa.Table) -> list[dict[str, Any]]:
+    """The numbers selected from every source, largest first; candidates: by source."""
+    pool = pl.DataFrame({"source": [*candidates], "candidates": [*candidates.values()]})
     by_source = pl.DataFrame(selected.select(["source", "value", "tokens"])).group_by("source")
     counts = by_source.agg(
         pl.len().alias("selected"), pl.col("tokens").sum(), pl.col("value").mean().alias("mean_value")

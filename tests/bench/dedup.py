@@ -30,7 +30,7 @@ from curate.methods.executors.local import Local
 from curate.methods.scores.decontaminate import Decontaminate
 from curate.methods.scores.near_dup import NearDup
 from tests.bench.bm25 import texts
-from tests.bench.timing import machine, timed, told
+from tests.bench.timing import figure, machine, timed, told
 from tests.conftest import SHARED
 from tests.oracles import decontaminate as tuple_wise
 from tests.oracles import near_dup as slow
@@ -147,7 +147,8 @@ def at_length(rows: int) -> None:
             if process.returncode:
                 sys.exit(f"{name} failed")
             minutes = (time.perf_counter() - began) / 60
-            print(f"{rows:>12,} rows  {name:<13} {minutes:6.1f} minutes  peak {peak:5.2f} GiB", flush=True)
+            figure(f"{name} of many rows", minutes, "minutes", note=f"{rows:,} rows")
+            figure(f"{name} of many rows, peak memory", peak, "GiB")
         print(found(folder))
     finally:
         shutil.rmtree(folder)

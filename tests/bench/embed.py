@@ -26,12 +26,11 @@ from curate.store.workspace import Workspace
 from curate.tables import index
 from curate.verbs.select import SelectionSpec
 from tests.bench.forward import real
-from tests.bench.timing import machine, ratio, told
+from tests.bench.timing import figure, machine, ratio, told
 from tests.conftest import SHARED
 
 
 def main(folder: Path) -> None:
-    machine("torch", "transformers", "faiss-cpu")
     ws = curate.open_workspace(folder)
     curate.ingest(ws, sorted(map(str, (SHARED / "pool").iterdir())))
     for name in ("gsm8k", "bbh"):
@@ -41,8 +40,8 @@ def main(folder: Path) -> None:
         (r,) = curate.score(ws, Embed(), target=name)
         assert r.vectors is not None
         spent = time.perf_counter() - start
-        done = f"{r.vectors.computed:,} samples encoded now, {r.computed:,} scored"
-        print(f"{name}: {done}, {spent:.1f} s; {r.vectors.index}")
+        done = f"{r.vectors.computed:,} samples encoded now, {r.computed:,} scored; {r.vectors.index}"
+        figure(f"{name}: encoded and scored", spent, "s", note=done)
     for row in curate.ledger(ws):
         if row["stage"] in ("score", "index"):
             what = f"{row['name']:14} {row['phase']:8} {row['samples']:7,} samples"
@@ -53,6 +52,7 @@ def main(folder: Path) -> None:
 
 def beside_sentence_transformers() -> None:
     """500 real samples, as sentence-transformers encodes them by default and as curate does."""
+    machine("torch", "transformers", "sentence-transformers", "faiss-cpu")
     from sentence_transformers import SentenceTransformer
 
     peer, model = SentenceTransformer(str(resolve("minilm")), device="cpu"), SentenceEncoder(ModelChoice("minilm"))
@@ -68,7 +68,8 @@ def beside_sentence_transformers() -> None:
 
     off = np.abs(ours() - theirs()).max()
     found = ratio(theirs, ours, pairs=3)
-    told(f"500 samples: encode of sentence-transformers / embed (differ by {off:.0e})", found, ">= 1", found[0] >= 1)
+    what, apart = "500 samples: encode of sentence-transformers / embed", f"they differ by {off:.0e}"
+    told(what, found, ">= 1x", found[0] >= 1, apart)
 
 
 def print_composition(ws: Workspace) -> None:
@@ -92,7 +93,7 @@ def print_recall(ws: Workspace) -> None:
     vectors = np.concatenate([unit for _, unit in index._blocks(ws, "embed")])
     asked = vectors[:: max(1, len(vectors) // 500)]
     want = index.nearest_exactly(ws, "embed", asked, 10)[0]
-    for up_to in (faiss_index.EXACT_UP_TO, 1000):
+    for kind, up_to in (("as it is made", faiss_index.EXACT_UP_TO), ("in inverted lists", 1000)):
         faiss_index.EXACT_UP_TO = up_to
         index.index_path(ws, "embed").with_suffix(".json").unlink()
         start = time.perf_counter()
@@ -100,7 +101,8 @@ def print_recall(ws: Workspace) -> None:
         built = time.perf_counter() - start
         found = index.search(ws, "embed", asked, 10)[0]
         recall = np.mean([len(set(a) & set(b)) / 10 for a, b in zip(found, want, strict=True)])
-        print(f"{made}, built in {built:.1f} s: recall@10 of {len(asked)} vectors {recall:.3f}")
+        figure(f"recall of the 10 nearest, an index {kind}", float(recall), "", note=f"{made}; {len(asked)} asked")
+        figure(f"building an index {kind}", built, "s")
 
 
 if __name__ == "__main__":

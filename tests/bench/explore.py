@@ -28,7 +28,7 @@ from curate.store.workspace import Workspace
 from curate.tables import sql
 from curate.tables.chats import contents_at
 from curate.web.lists import Choice, Lists
-from tests.bench.timing import machine, ratio, timed, told
+from tests.bench.timing import figure, machine, ratio, spread, timed, told
 from tests.support.browser import chromium
 from tests.support.serving import Served, serving
 
@@ -84,9 +84,8 @@ def once(ws: Workspace, what: str, choice: dict[str, Any], count: int = FIRST, w
         with serving(ws) as site:  # a server of its own has kept nothing
             site.get("workspace")
             seconds.append(timed(page(site, count, **choice)))
-    median, worst = sorted(seconds)[2], max(seconds)
-    verdict = "" if wanted is None else f"   wanted <= {wanted:g} s: {'holds' if worst <= wanted else 'MISSED'}"
-    print(f"{what:58} {median:6.2f} s  (slowest {worst:.2f}){verdict}")
+    bound, good = ("", None) if wanted is None else (f"<= {wanted:g} s", max(seconds) <= wanted)
+    figure(what, spread(seconds), "s", bound, good)
 
 
 def in_a_browser(ws: Workspace, folder: Path) -> None:
@@ -110,7 +109,7 @@ def in_a_browser(ws: Workspace, folder: Path) -> None:
     steps = ("opened", "a filter by scores", "the same, by a score", "another filter, by a score")
     print("in Chromium, until 6 samples are on the screen (looked at every 0.05 s):")
     for step, seconds in zip(steps, took, strict=True):
-        print(f"  {step:56} {seconds:6.2f} s   wanted <= 1 s: {'holds' if seconds <= 1 else 'MISSED'}")
+        figure(f"in Chromium: {step}", seconds, "s", "<= 1 s", seconds <= 1)
     print()
 
 
@@ -131,10 +130,10 @@ def main() -> None:
         with serving(ws) as site:
             page(site, by="s1")()
             deep = [timed(page(site, by="s1", start=start)) for start in range(500_000, 500_100, PAGE)]
-            print(f"{'a page amid a list that is kept, its first 6':58} {sorted(deep)[2]:6.2f} s  ({max(deep):.2f})")
+            figure("a page amid a list that is kept, its first 6", spread(deep), "s")
             seconds = [timed(lambda: site.get("list", by="s1", start=rows // 2)) for _ in range(5)]
-            print(f"{'of that: which samples it has':58} {sorted(seconds)[2]:6.3f} s  ({max(seconds):.3f})\n")
-
+            figure("of that: which samples it has", spread(seconds), "s")
+            print()
         in_a_browser(ws, Path(folder))
         naive = f"SELECT {COLUMNS}, s1 FROM samples ORDER BY s1 DESC NULLS LAST, row LIMIT {PAGE}"
         fresh = lambda: Lists(ws)  # noqa: E731
@@ -146,9 +145,7 @@ def main() -> None:
         found = ratio(lambda: sql.fetch(ws, by_row), lambda: contents_at(ws, some), pairs=3)
         told("20 scattered samples by row of the view / by file", found, "> 1x", found[0] > 1)
         whole = lambda: sql.fetch(ws, "SELECT sum(len(messages[2].content)) FROM pool")  # noqa: E731
-        print(
-            f"{'the limit of reading everywhere: unpacking all texts':58} {min(timed(whole) for _ in range(3)):6.2f} s"
-        )
+        figure("the limit of reading everywhere: unpacking all texts", min(timed(whole) for _ in range(3)), "s")
 
 
 if __name__ == "__main__":

@@ -36,7 +36,7 @@ from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.tokens import Encoded, encode
 from curate.models.usage import Usage
-from tests.bench.timing import ratio, told
+from tests.bench.timing import figure, machine, matrix_rate, ratio, told
 
 SHARED = Path(os.environ.get("CURATE_SHARED", Path(__file__).parents[3] / "shared")) / "data/pool"
 Samples = list[dict[str, Any]]
@@ -130,47 +130,41 @@ def timed(f: Callable[[], Any]) -> tuple[float, Any]:
     return time.perf_counter() - start, result
 
 
-def matrix_rate(device: torch.device, dtype: torch.dtype) -> float:
-    """FLOPs a second of large matrix products in the model's dtype."""
-    n = 8192 if device.type == "cuda" else 2048
-    a = torch.randn(n, n, device=device, dtype=dtype)
-    timed(lambda: a @ a)
-    return 2.0 * n**3 / min(timed(lambda: a @ a)[0] for _ in range(5))
-
-
 def main(name: str, n: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         model = LanguageModel(ModelChoice(one_b(folder) if name == "1b" else name))
     samples = real(n)
     dtype = next(model.model.parameters()).dtype
+    machine("torch", "transformers")
     print(f"{Path(name).name}: {model.n_params / 1e6:.0f} M parameters, {dtype}, {model.device}, {n} samples")
     ours(model, samples[:32], Nll())  # warm
     seconds, (columns, usage) = timed(lambda: ours(model, samples, Nll()))
     rate = matrix_rate(model.device, dtype)
     share = usage.flops / seconds / rate
     print(f"{usage.tokens} tokens, {usage.padded_tokens / usage.tokens - 1:.1%} of padding on top, {usage.cut} cut")
-    print(f"curate                 {usage.tokens / seconds:9.0f} tokens/s, {share:.0%} of {rate / 1e12:.2f} TFLOP/s")
+    limit: dict[str, Any] = {"limit": "2N FLOPs a token at the rate of matrix products", "near": share}
+    figure("curate", usage.tokens / seconds, "tokens/s", note=f"products: {rate / 1e12:.2f} TFLOP/s", **limit)
+    figure("share of the rate of matrix products", share, "%", **limit)
     some = samples[: max(16, n // 4)]
     part, (_, less) = timed(lambda: ours(model, some, Nll()))
     print(f"on the first {len(some)} of them, the peers' ways beside curate's:")
     for size in (1, 16):
         took, losses = timed(lambda size=size: padded(model, some, size))
-        mine, theirs = less.tokens / part, less.tokens / took
-        print(f"batches of {size:<2}          {theirs:9.0f} tokens/s   curate / this {mine / theirs:5.2f}x", flush=True)
         off = max(abs(a - b) for a, b in zip(losses, columns["nll"]["nll"], strict=False) if a == a)
-        print(f"                       largest difference of a loss {off:.1e}")
+        note = f"{less.tokens / took:.0f} tokens/s; largest difference of a loss {off:.1e}"
+        told(f"batches of {size} / curate", [took / part] * 3, ">= 1x", took >= part, note, **limit)
     few = samples[: max(16, n // 10)]
     found = ratio(
         lambda: ours(model, few, Nll(), Entropy(), El2n(), EmbedLm()), lambda: ours(model, few, Nll()), pairs=3
     )
-    told("nll, entropy, el2n and embed_lm in one pass / nll", found, "<= 1.15", found[0] <= 1.15)
+    told("nll, entropy, el2n and embed_lm in one pass / nll", found, "<= 1.15x", found[0] <= 1.15)
     reference = copy(model)  # one that is the same would go through once
     found = ratio(
         lambda: [padded(one, few, 1) for one in (model, reference)],
         lambda: ours(model, few, Davir(), reference=reference),
         pairs=3,
     )
-    told("batches of 1, a model and its reference / davir", found, ">= 1", found[0] >= 1)
+    told("batches of 1, a model and its reference / davir", found, ">= 1x", found[0] >= 1)
 
 
 if __name__ == "__main__":

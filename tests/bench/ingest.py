@@ -13,7 +13,7 @@ import sys
 import tempfile
 from pathlib import Path
 
-from tests.bench.timing import machine, timed
+from tests.bench.timing import figure, machine, timed, told
 
 RUN = """
 import resource, sys, curate
@@ -47,8 +47,9 @@ def main() -> None:
         whole = timed(lambda: out.append(subprocess.run(command, capture_output=True, text=True, check=True).stdout))
         added, peak = map(int, out[0].split())
         assert added == number
-        print(f"{path.stat().st_size / 2**30:.2f} GiB, {number:,} rows: peak memory {peak} MiB (wanted <= 1024)")
-        print(f"ingest / json.loads of every line: {whole / reading:.2f}x")
+        note = f"{path.stat().st_size / 2**30:.2f} GiB, {number:,} rows"
+        figure("peak memory", peak, "MiB", "<= 1024 MiB", peak <= 1024, note)
+        told("ingest / json.loads of every line", [whole / reading] * 3, "", True, "once")
 
 
 if __name__ == "__main__":

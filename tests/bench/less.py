@@ -37,8 +37,8 @@ from curate.models.tokens import Encoded, encode
 from curate.numerics.projections import Kind, projector
 from curate.training.settings import TrainSettings
 from curate.training.trainable import trainable
-from tests.bench.forward import SHARED, chat, matrix_rate, one_b, real, smollm2
-from tests.bench.timing import ratio, told
+from tests.bench.forward import SHARED, chat, one_b, real, smollm2
+from tests.bench.timing import figure, machine, matrix_rate, ratio, told
 
 TARGETS, DIM = "q_proj,k_proj,v_proj,o_proj", 8192
 
@@ -162,11 +162,10 @@ def parts(model: Backward, encoded: Sequence[Encoded], less: Less) -> None:
     both = spent["forward"] + spent["backward"]
     rate = matrix_rate(model.lm.device, next(model.lm.model.parameters()).dtype)
     n = model.lm.n_params - sum(model.at.sizes.values())
-    print(
-        f"{tokens} tokens, {tokens / whole:.0f} a second; {flops / tokens / n:.2f} N FLOPs a token, forward and "
-        f"backward; of the rate of matrix products ({rate:.3g} a second): {flops / both / rate:.0%} in these, "
-        f"{4 * n * tokens / whole / rate:.0%} by 4N over all"
-    )
+    limit = "4N FLOPs a token at the rate of matrix products"
+    note = f"{flops / tokens / n:.2f} N FLOPs a token; products {rate:.3g} FLOPs a second"
+    figure("features", tokens / whole, "tokens/s", "", None, note, limit, 4 * n * tokens / whole / rate)
+    figure("forward and backward: share of the rate of matrix products", flops / both / rate, "%")
 
 
 def writing(n: int) -> float:
@@ -214,7 +213,8 @@ def directions(model: Backward, encoded: Sequence[Encoded], pairs: int, what: st
 
     a, b = by_jvp(), by_ghost()
     off = float((a - b).abs().max() / b.abs().max())
-    told(f"a direction, {what}: jvp / ghost (they differ by {off:.0e})", ratio(by_jvp, by_ghost, pairs), "any", True)
+    note = f"they differ by {off:.0e}"
+    told(f"a direction, {what}: jvp / ghost", ratio(by_jvp, by_ghost, pairs), "", True, note)
 
 
 def agreement(samples: int = 256) -> None:
@@ -243,10 +243,9 @@ def agreement(samples: int = 256) -> None:
         found[kind] = np.asarray(scores["score"])
     for kind in kinds[1:]:
         apart = np.abs(found[kind] - found["none"])
-        print(
-            f"  {kind:10} Spearman with none {spearmanr(found['none'], found[kind]).statistic:.4f}, "
-            f"scores apart by {apart.mean():.5f} in the mean, of a spread of {found['none'].std():.5f}"
-        )
+        note = f"scores apart by {apart.mean():.5f} in the mean, of a spread of {found['none'].std():.5f}"
+        agree = float(spearmanr(found["none"], found[kind]).statistic)
+        figure(f"Spearman of {kind} with no projection", agree, "", note=note)
 
 
 def bergson(python: str, samples: int = 100) -> None:
@@ -279,9 +278,9 @@ def bergson(python: str, samples: int = 100) -> None:
         adapter = f"r=128,lora_alpha=512,target_modules={TARGETS.replace(',', '|')}"
         for what, more in (("all linear layers", ()), ("LoRA, r = 128", ("--peft_init_kwargs", adapter))):
             seconds = built(samples, *more) - built(4, *more)
-            print(f"bergson, {what}, 16 x 16 numbers of each, no Adam: {tokens / seconds:.0f} tokens a second")
+            figure(f"bergson, {what}, 16 x 16 numbers of each, no Adam", tokens / seconds, "tokens/s")
     seconds = clocked(lambda: features(model, encoded, Less(dim=DIM)))[0]
-    print(f"curate, LESS's features, LoRA, r = 128, 8,192 numbers: {tokens / seconds:.0f} tokens a second")
+    figure("curate, LESS's features, LoRA, r = 128, 8,192 numbers", tokens / seconds, "tokens/s")
 
 
 def main(name: str, samples: int = 48, pairs: int = 3) -> None:
@@ -293,15 +292,16 @@ def main(name: str, samples: int = 48, pairs: int = 3) -> None:
     mean = np.mean([len(one.ids) for one in encoded])
     print(f"{name}: {len(encoded)} samples of {mean:.0f} tokens, LoRA r = 128, {numbers:,} numbers a gradient\n")
     one_by_one = ratio(lambda: [alone(model, x) for x in encoded], lambda: per_sample(model, encoded), pairs)
-    told("per-sample gradients: batch 1 / curate", one_by_one, "1.4", one_by_one[0] >= 1.4)
+    told("per-sample gradients: batch 1 / curate", one_by_one, ">= 1.4x", one_by_one[0] >= 1.4)
     batch = torch.randn(4, numbers // 30, device=model.at.device)
     project, into = projector("sjlt", DIM, 0, 1, {"w": batch.shape[1]}), torch.zeros(4, DIM, device=model.at.device)
     apart = ratio(lambda: dense(batch), lambda: project.add(into, "w", batch), pairs)
-    told("projection of 4 gradients to 8,192: dense / sjlt", apart, "10", apart[0] >= 10)
+    told("projection of 4 gradients to 8,192: dense / sjlt", apart, ">= 10x", apart[0] >= 10)
     on_cpu = model.at.device.type == "cpu"  # where a dense projection of r = 128 takes a quarter of an hour
     few, another = (encoded[:16], model_of(name, 8)) if on_cpu else (encoded, model)
     whole = ratio(lambda: theirs(another, few, less), lambda: features(another, few, less), pairs)
-    told(f"end to end, {len(few)} samples{', r = 8' * on_cpu}: batch 1, dense / curate", whole, "10", whole[0] >= 10)
+    note = f"{len(few)} samples{', r = 8' * on_cpu}"
+    told("end to end: batch 1, dense / curate", whole, ">= 10x", whole[0] >= 10, note)
     parts(model, encoded, less)
     directions(model, few[:12], pairs, "LoRA")
 
@@ -314,6 +314,7 @@ def whole_model(name: str, samples: int = 12, pairs: int = 3) -> None:
 
 
 if __name__ == "__main__":
+    machine("torch", "transformers", "peft")
     if sys.argv[1:2] == ["agreement"]:
         agreement(*map(int, sys.argv[2:]))
     elif sys.argv[1:2] == ["bergson"]:

@@ -49,6 +49,7 @@ from curate.training.loop import StepResult, Trainer
 from curate.training.settings import TrainSettings
 from curate.training.trainable import trainable
 from tests.bench.forward import one_b, real, smollm2
+from tests.bench.timing import figure, machine, spread, told
 
 SETTINGS = TrainSettings(
     lr=1e-5, schedule="constant", warmup=0.0, order="rank", lora_r=8, batch_size=4, oversample=4, target_batch=8
@@ -87,10 +88,6 @@ class Arm:
         return sum(its.flops for phase, its in usage.items() if selection or phase != "selection")
 
 
-def said(values: Sequence[float]) -> str:
-    return f"{statistics.median(values):5.2f}x ({min(values):.2f} to {max(values):.2f})"
-
-
 def steps(name: str, rounds: int, length: int) -> None:
     model = trainable(ModelChoice(name), SETTINGS).model
     vocabulary = int(model.model.config.vocab_size)  # type: ignore[arg-type]
@@ -126,21 +123,19 @@ def steps(name: str, rounds: int, length: int) -> None:
                 one.step()
             if turn:  # the first is not counted
                 found[what].append(pair[0].seconds[-1] / pair[1].seconds[-1])
-    print(
-        "a step / a plain step over all candidates      time                      bound   over the bound   the paper's"
-    )
     for method, one in arms.items():
         bound = one.flops(selection=False) / plain.flops()
         over, most = statistics.median(found[method]) / bound - 1, 0.10 if method == "grad_match" else 0.05
-        verdict = f"{over:+6.1%} (wanted <= {most:.0%}: {'holds' if over <= most else 'MISSED'})"
-        print(f"  {method:42} {said(found[method]):24} {bound:6.3f}  {verdict}   {PAPER.get(method, '')}")
+        limit, note = ("the passes' FLOPs", 1 / (1 + over)), f"bound {bound:.3f}; the paper's {PAPER.get(method, '-')}"
+        wanted = f"<= {bound * (1 + most):.2f}x"
+        told(f"a step of {method} / a plain step", spread(found[method]), wanted, over <= most, note, *limit)
     first = arms["filter_then_weight"]
     share = first.done[-1].usage["selection"]
     print(f"\n  of filter_then_weight's FLOPs the comparison is {share.flops / first.flops():.2%}, of its time "
           f"{(share.seconds or 0) / first.seconds[-1]:.1%}")  # fmt: skip
-    print("\nfilter_then_weight otherwise / as it is         time                      FLOPs")
     for what, one in variants.items():
-        print(f"  {what:42} {said(found[what]):24} {one.flops() / first.flops():6.3f}")
+        note = f"{one.flops() / first.flops():.3f}x the FLOPs"
+        told(f"filter_then_weight: {what} / as it is", spread(found[what]), "", True, note)
     by_length(model, rounds)
 
 
@@ -166,7 +161,7 @@ def by_length(model: LanguageModel, rounds: int) -> None:
     print(
         f"\nsorting by length, which every trainer may do, in micro-batches of {size} of {len(encoded)} real samples:"
     )
-    print(f"  as they come / sorted {said(found)}; tokens with padding {tokens:.2f}x")
+    told("rows of a step: as they come / by length", spread(found), "", True, f"tokens with padding {tokens:.2f}x")
 
 
 # --- projections -------------------------------------------------------------------------------------------
@@ -211,8 +206,7 @@ def agreement(name: str, taken: int, ranks: Sequence[int] = (8, 0)) -> None:
             each = [spearman(found[how, k], found["before", 0]) for how in ("before", "projected", "none")]
             print(f"  {k:3}    {each[0]:19.3f}   {each[1]:24.3f}   {each[2]:4.2f}", flush=True)
         held = spearman(found["before", SETTINGS.projection or 64], found["before", 0])
-        print(f"  the default, before at k = {TrainSettings().projection}: wanted >= 0.9: "
-              f"{'holds' if held >= 0.9 else 'MISSED'}")  # fmt: skip
+        figure(f"Spearman of sketches with whole gradients, {kind}", float(held), "", ">= 0.9", held >= 0.9)
         del training, choosers, gradients, wanted, totals, exact
 
 
@@ -274,10 +268,12 @@ def memory() -> None:
         process.join()
     ghost, ours = found["ghost"] - found["factors"], found["sketched"] - found["factors"]
     print(f"one layer of {WIDTH} x {WIDTH}, {SAMPLES} candidates of {TOKENS} tokens, peak beside their factors:")
-    print(f"  ghost dot products with {OTHERS} samples {ghost / 2**20:,.0f} MiB, sketches {ours / 2**20:,.0f} MiB")
+    figure("ghost dot products, peak memory", ghost / 2**20, "MiB", note=f"with {OTHERS} samples")
+    figure("sketches, peak memory", ours / 2**20, "MiB")
 
 
 def main(arguments: list[str]) -> None:
+    machine("torch", "transformers", "peft")
     what = arguments.pop(0) if arguments[:1] in (["agreement"], ["memory"]) else "steps"
     if what == "memory":
         memory()

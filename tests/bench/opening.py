@@ -8,7 +8,6 @@ a workspace of format 1: every record is read). CPU time; works against the file
 
 from __future__ import annotations
 
-import statistics
 import sys
 import tempfile
 import time
@@ -20,7 +19,7 @@ import curate
 from curate.store.commits import LIST
 from curate.store.schema import POOL
 from curate.store.workspace import Workspace
-from tests.bench.timing import machine
+from tests.bench.timing import figure, machine, spread, told
 
 RUNS = 7
 
@@ -58,8 +57,9 @@ def main() -> None:
             stored.unlink()
             unlisted.append(opened(ws))
             stored.write_bytes(whole)
-    with_list, without = statistics.median(listed), statistics.median(unlisted)
-    print(f"{parts:,} parts: {with_list:.3f} s by the list, {without:.3f} s without, {without / with_list:.1f}x")
+    figure("opening by the list, CPU", spread(listed), "s", note=f"{parts:,} parts")
+    ratios = [a / b for a, b in zip(unlisted, listed, strict=True)]
+    told("opening without the list / by it", spread(ratios), "", True)
 
 
 if __name__ == "__main__":

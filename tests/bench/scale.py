@@ -20,6 +20,7 @@ from pathlib import Path
 import curate
 from curate.machine import peak_bytes
 from curate.store.workspace import Workspace
+from tests.bench.timing import figure, machine
 
 STEPS = ("ingest", "bm25", "length", "again", "join", "select")
 _FILES = 4
@@ -83,6 +84,7 @@ def measured(name: str, folder: Path) -> tuple[float, float]:
 
 
 def main(sizes: list[int]) -> None:
+    machine("polars", "pyarrow", "duckdb")
     times: dict[int, dict[str, float]] = {}
     for rows in sizes:
         folder = Path(tempfile.mkdtemp(prefix="curate-scale-"))
@@ -93,8 +95,9 @@ def main(sizes: list[int]) -> None:
                 seconds, peak = measured(name, folder)
                 times[rows][name] = seconds
                 first = times[sizes[0]][name]
-                growth = f"  {seconds / first:5.2f}x the time of {sizes[0]:,} rows" if rows != sizes[0] else ""
-                print(f"{rows:>12,} rows  {name:<7} {seconds:8.1f} s  peak {peak:5.2f} GiB{growth}", flush=True)
+                growth = f"{seconds / first:.2f}x the time of {sizes[0]:,}" if rows != sizes[0] else ""
+                figure(f"{rows:,} samples: {name}", seconds, "s", note=growth)
+                figure(f"{rows:,} samples: {name}, peak memory", peak, "GiB")
         finally:
             shutil.rmtree(folder)
 

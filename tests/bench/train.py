@@ -35,7 +35,8 @@ from curate.training.examples import Examples
 from curate.training.loop import StepResult, Trainer
 from curate.training.settings import TrainSettings
 from curate.training.trainable import trainable
-from tests.bench.forward import matrix_rate, one_b, real, smollm2
+from tests.bench.forward import one_b, real, smollm2
+from tests.bench.timing import machine, matrix_rate, spread, told
 
 STEPS = 5
 WEIGHTINGS = {"adapt": Adapt(refresh=1000), "rho_weight": RhoWeight(), "inverse_copies": InverseCopies()}
@@ -113,12 +114,8 @@ def theirs(model: LanguageModel, encoded: list[Encoded], rows_of_step: int) -> f
     return statistics.median(clock.seconds[1:])
 
 
-def told(name: str, ratios: list[float], wanted: float) -> None:
-    median, spread = statistics.median(ratios), f"({min(ratios):.3f} to {max(ratios):.3f})"
-    print(f"{name:42} {median:6.3f}x  {spread}   wanted <= {wanted}: {'holds' if median <= wanted else 'MISSED'}")
-
-
 def main(name: str, pairs: int, rows: int) -> None:
+    machine("torch", "transformers", "accelerate")
     model = trainable(ModelChoice(name), SETTINGS).model
     start = {key: value.clone() for key, value in model.model.state_dict().items()}
     encoded = samples(model, STEPS * rows)
@@ -140,16 +137,19 @@ def main(name: str, pairs: int, rows: int) -> None:
             against.append(took["uniform"] / took["theirs"])
             for name, ratios in weighted.items():
                 ratios.append(took[name] / took["uniform"])
-    told("curate / Hugging Face's Trainer, a step", against, 1.05)
+    dtype = torch.bfloat16 if model.device.type == "cuda" else torch.float32
+    rate, speed = matrix_rate(model.device, dtype), usage.flops / (usage.seconds or 1.0)
+    limit = ("6N FLOPs a token at the rate of matrix products", speed / rate)
+    found = spread(against)
+    told("curate / Hugging Face's Trainer, a step", found, "<= 1.05x", found[0] <= 1.05, "", *limit)
     for name, ratios in weighted.items():
-        told(f"{name} / uniform, a step", ratios, 1.05)
+        found = spread(ratios)
+        told(f"{name} / uniform, a step", found, "<= 1.05x", found[0] <= 1.05)
     own = 2.0 * model.width * (usage.padded_tokens + rows)
     print(f"FLOPs that adapt adds to a step's {usage.flops:.3g}: {own:.3g}, {own / usage.flops:.4%}, wanted <= 1 %")
     print(
         f"one look at 16 anchors: {checkpoint_set.flops:.3g} FLOPs, {checkpoint_set.flops / usage.flops:.1%} of a step"
     )
-    dtype = torch.bfloat16 if model.device.type == "cuda" else torch.float32
-    rate, speed = matrix_rate(model.device, dtype), usage.flops / (usage.seconds or 1.0)
     print(f"a step: {speed / 1e12:.2f} TFLOP/s, {speed / rate:.0%} of the rate of matrix products in {dtype}")
 
 

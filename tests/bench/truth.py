@@ -19,6 +19,7 @@ from curate.methods.scores.nll import Nll
 from curate.methods.selectors.semdedup import Semdedup
 from curate.store.workspace import Workspace
 from curate.verbs.select import SelectionSpec
+from tests.bench.timing import figure, machine
 from tests.conftest import SAMPLE
 
 SKILLS = ("arithmetic", "facts", "program", "strings", "table", "translation")
@@ -48,6 +49,7 @@ def main() -> None:
     skill, corrupt = np.array([r["skill"] for r in rows]), np.array([bool(r["corrupt"]) for r in rows])
     columns = {name: np.array([r[name] for r in rows], float) for name in rows[0] if name not in ("skill", "corrupt")}
     known, nll = skill != "chat", columns["nll"]
+    machine("torch", "transformers", "polars", "numpy")
     print(f"| AUROC | {' | '.join(SKILLS)} | all |\n|---|{'---|' * (len(SKILLS) + 1)}")
     found = [auroc(nll[skill == s], corrupt[skill == s]) for s in SKILLS] + [auroc(nll[known], corrupt[known])]
     print(_line("`nll` for corrupt answers", found))
@@ -55,9 +57,8 @@ def main() -> None:
         found = [auroc(columns[f"{method}_t_{s}"], skill == s) for s in SKILLS]
         print(_line(f"`{method}` for the target's skill", [*found, float(np.mean(found))]))
     for name, (left, whole, all_) in near.items():
-        print(
-            f"semdedup, eps=0.05, on {name}: {left} of 3000 stay; of {all_} known near-duplicates {whole} beside theirs"
-        )
+        what, note = f"semdedup on {name}: known near-duplicates that stay", f"{whole} of {all_}; {left} of 3000 stay"
+        figure(what, whole / all_, "%", note=note)
 
 
 def pairs(ws: Workspace, table: str) -> int:
@@ -68,6 +69,7 @@ def pairs(ws: Workspace, table: str) -> int:
 
 
 def _line(what: str, values: list[float]) -> str:
+    figure(f"AUROC: {what.replace('`', '')}, all", values[-1], "")
     return f"| {what} | {' | '.join(f'{value:.2f}' for value in values)} |"
 
 

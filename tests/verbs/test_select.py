@@ -81,12 +81,12 @@ def test_per_subtask_gives_each_its_best_and_none_twice(scored: Workspace) -> No
 
 def test_groups_draw_with_noise_of_their_own() -> None:
     """What the first group left over is as likely as any other in the second."""
-    from curate.verbs.select import _seed
+    from curate.tables.candidates import group_seed
 
     pool, second = Candidates.of([0.0, 0.0, 0.0]), 0
     for seed in range(3000):
-        first = Dsir().select(Candidates.of([0.0, 0.0, -50.0]), Budget("rows", 1), _seed(seed, "one"))[0]
-        order = Dsir().select(pool, Budget("rows", 3), _seed(seed, "two"))
+        first = Dsir().select(Candidates.of([0.0, 0.0, -50.0]), Budget("rows", 1), group_seed(seed, "one"))[0]
+        order = Dsir().select(pool, Budget("rows", 3), group_seed(seed, "two"))
         second += next(i for i in order if i != first) == 2
     assert abs(second / 3000 - 0.5) < 0.04
 

@@ -6,11 +6,11 @@ import numpy as np
 
 from curate.errors import CurateError
 from curate.hashing import keyed_uniform
-from curate.kinds.selector import Budget, Candidates, Selector, highest
+from curate.kinds.selector import Candidates, RankingSelector
 
 
 @dataclass(frozen=True)
-class Dsir(Selector):
+class Dsir(RankingSelector):
     """A draw without replacement in proportion to exp(value): Gumbel top-k over log weights.
 
     Formula: key_i = value_i / temperature + G_i with G_i = -log(-log u_i), u_i uniform by (seed, id); the largest
@@ -21,6 +21,7 @@ class Dsir(Selector):
     Reference: Xie et al., NeurIPS 2023, arXiv:2302.03169, Section 3 (importance resampling); Kool, van Hoof,
     Welling, ICML 2019, arXiv:1903.06059 (Gumbel top-k).
 
+    >>> from curate.kinds.selector import Budget
     >>> Dsir().select(Candidates.of([2.0, 1.0, 3.0]), Budget("rows", 2), seed=0).tolist()
     [2, 0]
     """
@@ -32,7 +33,7 @@ class Dsir(Selector):
         if not 0 < self.temperature < np.inf:
             raise CurateError(f"dsir's temperature is above 0, not {self.temperature}; for the highest values use top.")
 
-    def select(self, candidates: Candidates, budget: Budget, seed: int) -> np.ndarray:
+    def keys(self, candidates: Candidates, seed: int) -> np.ndarray:
         values = candidates.require_values(self.name) / self.temperature
         gumbel = -np.log(-np.log(keyed_uniform(candidates.ids, seed, "selector dsir")))
-        return highest(values + gumbel, candidates.sizes, budget)
+        return values + gumbel

@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from curate.kinds.selector import Budget, Candidates, Selector, highest
+from curate.kinds.selector import Candidates, RankingSelector
 
 
 @dataclass(frozen=True)
-class Top(Selector):
+class Top(RankingSelector):
     """The highest values, until the budget is full.
 
     Formula: candidates by decreasing value, ties by id; the longest prefix of that ranking that fits.
@@ -17,9 +17,10 @@ class Top(Selector):
 
     Reference: none; what "top 5 %" means in LESS, RDS+ and most others.
 
+    >>> from curate.kinds.selector import Budget
     >>> Top().select(Candidates.of([2.0, 1.0, 3.0]), Budget("rows", 2), seed=0).tolist()
     [2, 0]
     """
 
-    def select(self, candidates: Candidates, budget: Budget, seed: int) -> np.ndarray:
-        return highest(candidates.require_values(self.name), candidates.sizes, budget)
+    def keys(self, candidates: Candidates, seed: int) -> np.ndarray:
+        return candidates.require_values(self.name)
