@@ -108,7 +108,7 @@ def main(dtypes: list[Any]) -> int:
         words = Words(model.tokenizer)
         nll(few_shot(words, 4))(model)  # warm
         lines = (
-            ("nll, 600 tokens in common, 150 own", nll(few_shot(words, 64)), 3.0),
+            ("nll, 600 tokens in common, 150 own", nll(few_shot(words, 32)), 3.0),
             ("choice, 250 tokens, four options of 5", choice(questions(words, 20)), 2.5),
         )
         for what, run, wanted in lines:
