@@ -34,7 +34,7 @@ test-repeated: $(VENV)/.installed-test
 attack: $(VENV)/.installed-test
 	$(VENV)/bin/python -m tests.attack --minutes $(MINUTES)
 
-# Side by side with the peers; prints ratios.
+# Side by side with the peers; prints ratios, and writes a line of JSON for each into build/bench.jsonl or $CURATE_BENCH.
 bench: $(VENV)/.installed-test
 	for name in startup bm25 text_scores query explore ingest machinery opening forward mixed prefix embed vectors truth train less dualsft online dedup prune; do $(VENV)/bin/python -m tests.bench.$$name || exit 1; done
 

@@ -17,7 +17,6 @@ import curate.kinds
 from curate.cli.main import cli, commands
 from curate.kinds.registry import KINDS, help_text, names, settings_help
 from curate.store import schema
-from tests.bench import figures
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -30,7 +29,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Puts the columns of every view, and the figures, where a page asks for them."""
     markdown = markdown.replace("<!-- columns -->", columns_table())
-    return markdown.replace("<!-- figures -->", figures.table(figures.read(figures.FILE)))
+    return markdown.replace("<!-- figures -->", figures_table()) if "<!-- figures -->" in markdown else markdown
 
 
 def methods_page() -> str:
@@ -80,6 +79,13 @@ def columns_table() -> str:
     }
     rows = [f"| `{name}` | {', '.join(f'`{f.name}` {f.type}' for f in table)} |" for name, table in tables.items()]
     return "\n".join(["| view | columns and Arrow types |", "|---|---|", *rows])
+
+
+def figures_table() -> str:
+    """The figures that benchmarks gave, of tests/bench/results/figures.jsonl."""
+    from tests.bench import figures  # the other pages need no tests
+
+    return figures.table(figures.read(figures.FILE))
 
 
 def api_page() -> str:

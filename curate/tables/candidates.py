@@ -21,7 +21,7 @@ from curate.tables.state import TableState
 
 _MEMORY = "2GiB"  # that DuckDB may hold
 _MANY = 1 << 20  # samples of a pool for which a database that holds no more than that is worth opening
-_BYTES_HELD = 130  # of a candidate in `candidate_table`, with what selectors make of it
+_BYTES_HELD = 200  # of a candidate in `candidate_table`, with what selectors make of it
 _BYTES_CHOSEN = 250  # of a sample that is chosen from blocks, until its manifest is written
 
 

@@ -3,7 +3,7 @@
     python -m tests.bench.figures [FILE]      default: $CURATE_BENCH, or build/bench.jsonl
 
 A row has a command, what it measures, what was measured, and of which date, commit and device it is; its limit, and how
-near it is, where that is known; and `from`: the names of the figures that the benchmark prints, of which the row is
+near it is, where that is known; and `from`: the names of the figures that the very command prints, of which the row is
 made. Rows that name none are written by hand. A figure that no row names is on no page: add a row to show it.
 """
 
@@ -32,13 +32,13 @@ def read(path: Path) -> list[dict[str, Any]]:
 def merged(rows: Lines, lines: Lines) -> tuple[list[dict[str, Any]], list[str]]:
     """The rows with new figures where lines have all that a row is made of, the last of each name; and the names of the
     figures that are in no row."""
-    found = {_key(line, line["what"]): line for line in lines}
-    named = {_key(row, name) for row in rows for name in row["from"]}
-    new = []
+    found = {(line["command"], line["what"]): line for line in lines}
+    new, named = [], set[tuple[str, str]]()
     for row in rows:
-        parts = [found[key] for name in row["from"] if (key := _key(row, name)) in found]
-        new.append(_renewed(row, parts) if parts and len(parts) == len(row["from"]) else dict(row))
-    return new, [f"{module}: {what}" for module, what in found if (module, what) not in named]
+        keys = [(row["command"], name) for name in row["from"]]
+        new.append(_renewed(row, [found[key] for key in keys]) if keys and found.keys() >= set(keys) else dict(row))
+        named.update(keys)
+    return new, [f"{command}: {what}" for command, what in found if (command, what) not in named]
 
 
 def table(rows: Lines) -> str:
@@ -59,12 +59,6 @@ def said(line: Mapping[str, Any]) -> str:
     ending = "x" if unit == "x" else f" {unit}" if unit else ""
     between = f" ({short(low, unit)} to {short(high, unit)})" if low < high else ""
     return f"{short(value, unit)}{ending}{between}"
-
-
-def _key(line: Mapping[str, Any], what: str) -> tuple[str, str]:
-    """What a figure is found by: the command with its words in small letters, that name a mode or a model; its name."""
-    words = line["command"].split()[2:]
-    return " ".join(word for word in words if not word.isdigit()), what
 
 
 def _renewed(row: Mapping[str, Any], parts: Lines) -> dict[str, Any]:

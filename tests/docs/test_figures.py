@@ -74,7 +74,7 @@ def line(command: str, what: str, value: float, **more: Any) -> dict[str, Any]:
 def test_new_figures_take_the_place_of_those_of_their_name() -> None:
     bench = "python -m tests.bench.a"
     rows = [
-        row(bench, "a / b"), row(f"{bench} tiny 9", "a / b"), row(bench, "a / b", "c"), row(bench),
+        row(bench, "a / b"), row(f"{bench} tiny 9 32", "a / b"), row(bench, "a / b", "c"), row(bench),
         row("python -m tests.bench.b", "a / b"),
     ]  # fmt: skip
     lines = [
@@ -85,14 +85,9 @@ def test_new_figures_take_the_place_of_those_of_their_name() -> None:
     ]
     new, left = figures.merged(rows, lines)
     assert [r["measured"] for r in new] == ["2.35x (2.00 to 30.0)", "123x", "2x", "2x", "2x"]
-    assert (new[0]["limit"], new[0]["near"], new[0]["date"], new[0]["commit"]) == (
-        "sorting",
-        0.9,
-        "2026-11-29",
-        "abcdefg",
-    )
+    assert [new[0][key] for key in FIELDS[3:7]] == ["sorting", 0.9, "2026-11-29", "abcdefg"]
     assert (new[1]["limit"], new[1]["near"]) == ("reading", None), "how near it was is not how near it is"
-    assert new[2:] == rows[2:] and left == ["tests.bench.a: d"]
+    assert new[2:] == rows[2:] and left == [f"{bench} 300: a / b", f"{bench}: d"]
     (both,), _ = figures.merged(rows[2:3], [*lines, line(bench, "c", 0.004, unit="GiB")])
     assert both["measured"] == "2.35x (2.00 to 30.0); 0.004 GiB"
     assert figures.said(line(bench, "e", 0.0361, unit="%", interval=[0.02, 0.05])) == "3.61 % (2.00 to 5.00)"

@@ -118,7 +118,7 @@ def test_leaders_are_the_longest_prefix_of_each_ranking(monkeypatch: pytest.Monk
 
 
 def test_what_does_not_fit_in_memory_is_refused_in_a_sentence(ws: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(candidates, "free_memory", lambda: 200_000.0)
+    monkeypatch.setattr(candidates, "free_memory", lambda: 300_000.0)
     whole: list[tuple[str, dict[str, Any], str]] = [
         ("quota", {}, "the selector 'quota' holds all 3,005 candidates in memory, about 0.0 GiB"),
         ("top", {"null": True}, "--null holds all 3,005"),
