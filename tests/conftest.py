@@ -26,6 +26,7 @@ import pytest
 if "PYTEST_XDIST_WORKER" in os.environ:  # others are at work beside; torch reads this when it is first imported
     os.environ.setdefault("OMP_NUM_THREADS", "1")
 os.environ.setdefault("CURATE_PROGRESS", "off")  # a busy machine takes half a minute for what is else silent
+os.environ.setdefault("CURATE_CPU_DTYPE", "float32")  # what a processor is fast in does not change a result
 if "CURATE_CACHE" not in os.environ:  # one for all workers, which inherit it
     os.environ["CURATE_CACHE"] = tempfile.mkdtemp(prefix="curate-cache-")
     atexit.register(shutil.rmtree, os.environ["CURATE_CACHE"], ignore_errors=True)

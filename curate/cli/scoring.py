@@ -145,6 +145,7 @@ def _scored(r: Any, dry_run: bool) -> str:
     nulls = f", {r.nulls:,} of {r.rows:,} null ({why or 'with no reason'}; see {r.name}.error)" if r.nulls else ""
     cut = f", {r.cut:,} of them truncated to the model's context" if r.cut else ""
     cut += f", {r.partial:,} of them scored in part ({NOT_SHOWN})" if r.partial else ""
+    cut += f" ({r.products})" if r.products else ""
     if r.kind == "vectors":
         summary = f"vectors {r.name}: {r.computed:,} encoded, {r.reused:,} cached"
         target_cut = f"; {r.cut_of_target:,} of the target's examples truncated to it" if r.cut_of_target else ""

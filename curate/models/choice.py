@@ -51,8 +51,9 @@ class ModelChoice:
     name: str
     """Folder, GGUF file, short name, or hub id: OWNER/NAME, or hf:OWNER/NAME where there is a folder OWNER too."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "mixed_bfloat16"] = "auto"
-    """Data type of the weights (torch_dtype): auto is bfloat16 on a GPU, float32 elsewhere. mixed_bfloat16 keeps them
-    in float32 and multiplies in bfloat16: on CPUs that can, forward passes are two to three times as fast."""
+    """Data type of the weights (torch_dtype): auto is bfloat16 on a GPU; elsewhere float32, and for scores whose order
+    it keeps mixed_bfloat16 if the processor is faster in it, or what an existing table has. mixed_bfloat16 keeps
+    weights in float32 and multiplies in bfloat16: on CPUs that can, forward passes are two to three times as fast."""
     device: str = "auto"
     """A torch device name; auto uses a GPU if there is one."""
     batch_tokens: int = 0

@@ -78,6 +78,8 @@ LEDGER = pa.schema(
         ("peak_bytes", pa.int64()),
         ("run", pa.string()),
         ("prepared", pa.string()),  # the state that a counting pass made, which several scores may use
+        ("float32_rate", pa.float64()),  # FLOP/s of the processor's matrix products, if they were measured
+        ("bfloat16_rate", pa.float64()),
     ]
 )
 LEDGER_ROWS = pa.schema([*LEDGER, ("entry", pa.string()), ("sequence", pa.int64())])  # its name, and its place

@@ -24,6 +24,8 @@ import numpy as np
 from curate.errors import CurateError
 from curate.kinds.executor import Tasks, Workers
 from curate.kinds.score import Score
+from curate.models.choice import MIXED
+from curate.models.rates import measured
 from curate.results import Result
 from curate.store.commits import Parts
 from curate.store.contents import enter, require_intact, take_out
@@ -54,7 +56,8 @@ class Scored(Result):
     were truncated to the model's context; cut_of_target: likewise of a target encoded now. vectors: the result for
     the vectors that the score is computed from. partial: samples computed now of which some of the assistant's
     turns do not count, since the chat template does not show them. index: for vectors, a description of their FAISS
-    index. left_out: samples used in a warm-up or held out. note: the method's remark.
+    index. left_out: samples used in a warm-up or held out. note: the method's remark. products: how the models' matrix
+    products are computed, if not in their weights' dtype.
     """
 
     name: str
@@ -70,6 +73,7 @@ class Scored(Result):
     index: str = ""
     left_out: int = 0
     note: str = ""
+    products: str = ""
     cut_of_target: int = 0
     partial: int = 0
     vectors: Scored | None = None
@@ -181,6 +185,7 @@ def _finished(job: TableSpec, folder: Location, todo: Sequence[Shard], cut: _Cut
         cut_of_target=cut.target if job.kind == "vectors" else 0,
         left_out=sum(len(rows) for rows in job.held_out.left_out.values()),
         note=_note(job),
+        products=_products(job) if todo else "",
         reasons=_reasons(job, [name for name, record in Parts(job.folder).records().items() if record["nulls"]]),
     )
 
@@ -192,6 +197,14 @@ def _reasons(job: TableSpec, parts: Sequence[str]) -> dict[str, int]:
         errors = read_table(Parts(job.folder).path(part), ["error"])["error"]
         found.update(re.sub(r"\d[\d,.]*", "N", error) for error in errors.to_pylist() if error)
     return dict(found.most_common())
+
+
+def _products(job: TableSpec) -> str:
+    """How the models' matrix products are computed, and why; '' if in the dtype of their weights."""
+    if all(choice.dtype != MIXED for choice in job.models.values()):
+        return ""
+    rates = measured()
+    return "products in bfloat16" + (f", {rates.gain:.1f} times as fast here as in float32" if rates else "")
 
 
 def _note(job: TableSpec) -> str:

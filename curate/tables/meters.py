@@ -7,6 +7,7 @@ from contextlib import ExitStack
 
 from curate.kinds.executor import Tasks
 from curate.kinds.passes import GradientRequest, Pass
+from curate.models.rates import measured
 from curate.progress import Progress
 from curate.store.ledger import Meters
 from curate.tables.spec import TableSpec
@@ -31,8 +32,14 @@ def meters_of(jobs: Sequence[TableSpec], step: Pass, stack: ExitStack, prepared:
         methods=[job.method.name for job in jobs],
         name=", ".join(job.name for job in jobs),
         prepared=prepared,
-        **({"model": ", ".join(models)} if models else {}),
+        **({"model": ", ".join(models), **_rates()} if models else {}),
     )
+
+
+def _rates() -> dict[str, float]:
+    """FLOP/s of the processor's matrix products, by column of the ledger, if they chose how a model is computed."""
+    rates = measured()
+    return {"float32_rate": rates.float32, "bfloat16_rate": rates.bfloat16} if rates else {}
 
 
 def progress(jobs: Sequence[TableSpec], step: Pass, every: Sequence[Unit], todo: Tasks) -> Progress:

@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from curate.models.rates import CLEARLY
 from curate.results import Result
 from curate.store.workspace import __version__
 
@@ -145,14 +146,16 @@ def _fast(device: dict[str, Any]) -> str:
     name, single, half = device["name"], device["float32"], device["bfloat16"]
     if not single or not half:
         return f"{name} multiplies in {'float32' if single else 'bfloat16'} only"
-    if half > 1.2 * single:
+    if half > CLEARLY * single:
         takes = "bfloat16" if device["kind"] == "cuda" else "mixed_bfloat16"
         words = f"bfloat16 is {half / single:.1f} times as fast as float32; --set model.dtype={takes} takes it"
-    elif single > 1.2 * half:
+    elif single > CLEARLY * half:
         words = f"float32 is {single / half:.1f} times as fast as bfloat16; --set model.dtype=float32 takes it"
     else:
         words = "float32 and bfloat16 are about equally fast; bfloat16 takes half the memory"
     usual = "bfloat16" if device["kind"] == "cuda" else "float32"
+    if device["kind"] == "cpu" and half > CLEARLY * single:
+        usual += ", and mixed_bfloat16 for scores whose order that keeps,"
     return f"on {name} {words} (model.dtype=auto is {usual} there)"
 
 

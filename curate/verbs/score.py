@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from curate.arguments.methods import method_of
 from curate.arguments.workspaces import AnyWorkspace, workspace_of
@@ -13,12 +13,14 @@ from curate.kinds.executor import Executor
 from curate.kinds.score import Score
 from curate.methods.executors.local import Local
 from curate.models.choice import ModelChoice
+from curate.models.rates import with_fast_products
 from curate.runs.dry_run import DryRun
 from curate.runs.held_out import held_out_of
 from curate.runs.warmup import checkpoint_set_of
+from curate.store.recipes import TableRecipe
 from curate.store.workspace import Workspace
 from curate.tables.engine import Scored, run_group, stored_recipe
-from curate.tables.inputs import CheckpointSet, by_rule, model_of
+from curate.tables.inputs import CheckpointSet, by_rule, default_score_name, model_of, table_recipe
 from curate.tables.plan import (
     Models,
     Names,
@@ -161,14 +163,16 @@ class _Asked:
 
     def _models(self, method: Score, names: Names, train: bool) -> tuple[dict[str, ModelChoice], CheckpointSet]:
         """A method's models by role, and the checkpoints of its base model."""
+        old = self._stored(method, names)
         if method.checkpoints == "none":
-            return self._models_of(method, self.models), CheckpointSet()
+            return self._models_of(method, self.models, old), CheckpointSet()
         vectors = vectors_name(method, names, self.target is not None)
         if not self.checkpoints:
-            models = self._models_of(method, self.models)
+            models = self._models_of(method, self.models, old)
             base = models["base"]
             return models, checkpoint_set_of(self.ws, method, base, (), vectors, fresh=self.fresh, dry_run=not train)
         bare = self.models.get("base") or self.models.get("") or by_rule(self.ws, ModelChoice(""))
+        bare = _with_dtype(method, "base", bare, old)
         checkpoints = checkpoint_set_of(self.ws, method, bare, self.checkpoints, vectors)
         base, origin = checkpoints.checkpoints[-1].model, self.models.get("origin") or checkpoints.origin
         if "origin" in method.models and origin is None:
@@ -177,8 +181,30 @@ class _Asked:
                 f"records for {self.checkpoints[-1]}: add --model origin=MODEL."
             )
         extra = {"origin": origin} if origin else {}
-        return self._models_of(method, {**self.models, "": base, "base": base, **extra}), checkpoints
+        return self._models_of(method, {**self.models, "": base, "base": base, **extra}, old), checkpoints
 
-    def _models_of(self, method: Score, models: Models) -> dict[str, ModelChoice]:
-        """A method's models by role, also those that it has unless others are given."""
-        return {role: by_rule(self.ws, choice) for role, choice in models_of(method, models, self.methods).items()}
+    def _models_of(self, method: Score, models: Models, old: TableRecipe | None) -> dict[str, ModelChoice]:
+        """A method's models by role, also those that it has unless others are given. old: of the existing table."""
+        choices = {role: by_rule(self.ws, choice) for role, choice in models_of(method, models, self.methods).items()}
+        return {role: _with_dtype(method, role, choice, old) for role, choice in choices.items()}
+
+    def _stored(self, method: Score, names: Names) -> TableRecipe | None:
+        """The recipe of the table that the method's goes on with, if there is one: of its vectors, or of the score."""
+        if method.vectors() is not None:
+            kind, name = "vectors", vectors_name(method, names, self.target is not None)
+            anew, existing = self.fresh and self.target is None, self.ws.vectors_names()
+        else:
+            kind, name = (
+                "score",
+                names.score or default_score_name(method.name, self.target if method.uses_target else None),
+            )
+            anew, existing = self.fresh, self.ws.score_names()
+        return table_recipe(self.ws, kind, name) if name in existing and not anew else None
+
+
+def _with_dtype(method: Score, role: str, choice: ModelChoice, old: TableRecipe | None) -> ModelChoice:
+    """The choice with the dtype that `auto` is: the existing table's; else products in bfloat16, where these are faster
+    and the score ranks in them as in float32."""
+    if choice.dtype == "auto" and old is not None and role in old.models:
+        return replace(choice, dtype=old.models[role].dtype)
+    return with_fast_products(choice) if method.ranks_in_bfloat16 else choice

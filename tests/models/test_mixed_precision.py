@@ -15,13 +15,11 @@ from transformers.models.auto.modeling_auto import AutoModelForCausalLM
 
 import curate
 from curate.errors import CurateError
+from curate.kinds import registry
 from curate.kinds.vectors import Vectors
 from curate.methods.scores.el2n import El2n
 from curate.methods.scores.embed import Embed
 from curate.methods.scores.entropy import Entropy
-from curate.methods.scores.graddot import Graddot
-from curate.methods.scores.gradnorm import Gradnorm
-from curate.methods.scores.less import Less
 from curate.methods.scores.nll import Nll
 from curate.methods.weightings.uniform import Uniform
 from curate.models import mixed_precision
@@ -142,19 +140,29 @@ def test_scores_are_those_of_float32_up_to_rounding_and_columns_do_not_mix(handf
         curate.score(handful_ws, Nll(), models=choice)
 
 
-def test_scores_of_gradients_rank_as_in_float32(few_ws: Workspace) -> None:
-    """Of all parameters and of LoRA's; LESS's warm-up is a training with such products, too."""
-    methods = [Graddot(), Gradnorm(), Less(warmup=0.5, epochs=2.0, dim=512, lora_r=8)]
+APART = {"tracin": "a sum of graddot over checkpoints", "embed": "by an encoder, below"}
+
+
+def test_scores_that_say_so_rank_as_in_float32(few_ws: Workspace) -> None:
+    """Of gradients of all parameters and of LoRA's; LESS's warm-up is a training with such products, too."""
+    named = {name for name in registry.names("score") if registry.find("score", name).ranks_in_bfloat16} - set(APART)
+    cheap: dict[str, dict[str, Any]] = {
+        "less": {"warmup": 0.5, "epochs": 2.0, "dim": 512, "lora_r": 8}, "ifd": {"above_one": "keep"},
+    }  # fmt: skip
+    methods = [registry.make("score", name, cheap.get(name, {})) for name in sorted(named)]
     for dtype in ("float32", "mixed_bfloat16"):
-        named: dict[str, Any] = {
-            "names": {m.name: f"{m.name}_{dtype}" for m in methods}, "vectors": {"less": f"less_{dtype}_vectors"},
-        }  # fmt: skip
-        curate.score(few_ws, *methods, models=ModelChoice(NARROW, dtype=dtype, device="cpu"), target="facts", **named)
-    table = curate.sql(few_ws, "SELECT * FROM samples").to_polars().drop_nulls("graddot_float32")
-    for method in methods:
-        exact, mixed = (table[f"{method.name}_{dtype}"].to_numpy() for dtype in ("float32", "mixed_bfloat16"))
+        names: dict[str, Any] = {
+            "names": {m.name: f"{m.name}_{dtype}" for m in methods},
+            "vectors": {m.name: f"{m.name}_{dtype}_vectors" for m in methods if m.vectors()},
+        }
+        curate.score(few_ws, *methods, models=ModelChoice(NARROW, dtype=dtype, device="cpu"), target="facts", **names)
+    table = curate.sql(few_ws, "SELECT * FROM samples").to_polars()
+    for name in named:
+        exact, mixed = (table[f"{name}_{dtype}"].to_numpy() for dtype in ("float32", "mixed_bfloat16"))
+        assert np.array_equal(np.isnan(exact), np.isnan(mixed))
+        exact, mixed = exact[~np.isnan(exact)], mixed[~np.isnan(mixed)]
         assert len(exact) > 15 and not np.array_equal(exact, mixed)
-        assert spearmanr(exact, mixed).statistic > 0.99, method.name
+        assert spearmanr(exact, mixed).statistic > 0.99, name
 
 
 def test_a_training_keeps_its_weights_in_float32_and_says_its_precision(sums_ws: Workspace) -> None:

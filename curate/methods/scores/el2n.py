@@ -36,6 +36,7 @@ class El2n(Score):
 
     scope: ClassVar = "row"
     models: ClassVar = ("base",)
+    ranks_in_bfloat16: ClassVar = True
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
         return (Pass("forward", self._score, requests={"answer": ForwardRequest(self._token)}),)

@@ -48,6 +48,7 @@ class EmbedLm(Score):
     scope: ClassVar = "row"
     uses_target: ClassVar = True
     models: ClassVar = ("base",)
+    ranks_in_bfloat16: ClassVar = True
 
     aggregate: Aggregate = "mean"
     """Mean over the target's examples, their maximum, or the maximum over sub-tasks of the sub-task's mean."""

@@ -49,6 +49,7 @@ class EmbedLogits(Score):
     scope: ClassVar = "row"
     uses_target: ClassVar = True
     models: ClassVar = ("base",)
+    ranks_in_bfloat16: ClassVar = True
 
     d1: int = 128
     """Dimensions that the vocabulary is projected to: the paper's d1."""

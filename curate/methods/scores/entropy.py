@@ -33,6 +33,7 @@ class Entropy(Score):
 
     scope: ClassVar = "row"
     models: ClassVar = ("base",)
+    ranks_in_bfloat16: ClassVar = True
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
         return (Pass("forward", self._score, requests={"answer": ForwardRequest(self._token)}),)

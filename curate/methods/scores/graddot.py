@@ -46,6 +46,7 @@ class Graddot(Score):
     uses_target: ClassVar = True
     models: ClassVar = ("base",)
     checkpoints: ClassVar = "last"
+    ranks_in_bfloat16: ClassVar = True
 
     aggregate: Literal["mean", "subtask_max"] = "mean"
     """Over all of the target's examples, or the maximum over sub-tasks of the sub-task's mean."""

@@ -41,6 +41,7 @@ class Gradnorm(Score):
     scope: ClassVar = "row"
     models: ClassVar = ("base",)
     checkpoints: ClassVar = "last"
+    ranks_in_bfloat16: ClassVar = True
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
         return (Pass("gradients", self._score, requests={"gradient": GradientRequest(self._watch)}),)

@@ -44,6 +44,7 @@ class Gradsim(Score):
     scope: ClassVar = "pool"
     models: ClassVar = ("base",)
     checkpoints: ClassVar = "last"
+    ranks_in_bfloat16: ClassVar = True
     columns: ClassVar = {"length": "float32"}
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:

@@ -43,6 +43,7 @@ class Ifd(Score):
 
     scope: ClassVar = "row"
     models: ClassVar = ("base",)
+    ranks_in_bfloat16: ClassVar = True
     columns: ClassVar = {"given": "float32", "alone": "float32", "ratio": "float32"}
 
     of: Literal["loss", "ppl"] = "loss"

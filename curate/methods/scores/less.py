@@ -62,6 +62,7 @@ class Less(Score):
     uses_target: ClassVar = True
     models: ClassVar = ("base",)
     checkpoints: ClassVar = "each"
+    ranks_in_bfloat16: ClassVar = True
 
     aggregate: Aggregate = "subtask_max"
     """The maximum over sub-tasks of the sub-task's mean; the mean over all of the target's examples; their maximum."""

@@ -38,6 +38,7 @@ class Nll(Score):
 
     scope: ClassVar = "row"
     models: ClassVar = ("base",)
+    ranks_in_bfloat16: ClassVar = True
     columns: ClassVar = {"nll": "float32", "ppl": "float32", "tokens": "int32"}
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:

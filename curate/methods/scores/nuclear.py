@@ -48,6 +48,7 @@ class Nuclear(Score):
 
     scope: ClassVar = "row"
     models: ClassVar = ("base",)
+    ranks_in_bfloat16: ClassVar = True
 
     normalize: Literal["none", "tokens", "frobenius"] = "none"
     """Divide by nothing, by the sample's number of tokens, or by the logits' Frobenius norm."""
