@@ -38,9 +38,11 @@ HOW = (  # settings that do not change a run's result
     "eval_every",
     "keep_weights",
     "micro_batch_size",
+    "activation_gib",
     "count_flops",
 )
-EARLIER = {"add_eos_token": False}  # what runs did before there was this setting
+DROPS = ("micro_batch_size", "activation_gib")  # of them those that change which dropout is drawn
+EARLIER = {"add_eos_token": False, "activation_gib": 0.0}  # what runs did before there was this setting
 
 
 @dataclass(frozen=True)
@@ -264,8 +266,8 @@ def model_shape(model: ModelRecipe | UnsetType | None) -> dict[str, Any]:
 
 
 def _is_how(setting: str, settings: Mapping[str, Any]) -> bool:
-    """Whether a setting does not change the result; micro_batch_size does with dropout, drawn per micro-batch."""
-    return setting in HOW and not (setting == "micro_batch_size" and settings["lora_dropout"])
+    """Whether a setting does not change the result; what divides a step does with dropout, drawn per micro-batch."""
+    return setting in HOW and not (setting in DROPS and settings["lora_dropout"])
 
 
 def shaping(settings: TrainSettings) -> dict[str, Any]:

@@ -6,9 +6,10 @@ own attention, positions and weight.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -163,12 +164,34 @@ def batch_of(examples: Examples, rows: Sequence[np.ndarray], device: torch.devic
     return Batch(np.concatenate(rows), tensors[0], tensors[1], tensors[2], tensors[3], packed, weights)
 
 
+class Room(Protocol):
+    """What says whether a micro-batch may be so large."""
+
+    def fits(self, rows: int, longest: int, supervised: int) -> bool:
+        """Whether so many rows fit, padded to the longest one's tokens, with so many supervised tokens."""
+        ...
+
+
 def micro_batches(
-    examples: Examples, rows: Sequence[np.ndarray], size: int, rank: int = 0, world: int = 1
-) -> Iterator[list[np.ndarray]]:
-    """A step's rows for process `rank` of `world`, in groups of at most `size` rows of similar length (0: one group per
-    process)."""
-    order = np.argsort([-examples.lengths[row].sum() for row in rows], kind="stable")
+    examples: Examples, rows: Sequence[np.ndarray], size: int, world: int = 1, room: Room | None = None
+) -> list[list[np.ndarray]]:
+    """A step's rows in groups of at most `size` rows of similar length, the longest first, that fit in the room; a row
+    that does not fit is a group of its own. size 0: one group for each of `world` processes, if they fit. A process
+    takes every world-th group, beginning with that of its rank."""
+    lengths = np.array([examples.lengths[row].sum() for row in rows])
     size = size or -(-len(rows) // world)
-    for start in range(rank * size, len(rows), world * size):
-        yield [rows[i] for i in order[start : start + size]]
+    groups: list[list[np.ndarray]] = []
+    longest = supervised = 0
+    for i in np.argsort(-lengths, kind="stable"):
+        own = int(examples.counts[rows[i]].sum())
+        if groups and len(groups[-1]) < size and _fit(room, len(groups[-1]) + 1, longest, supervised + own):
+            groups[-1].append(rows[i])
+            supervised += own
+        else:
+            groups.append([rows[i]])
+            longest, supervised = int(lengths[i]), own
+    return groups
+
+
+def _fit(room: Room | None, rows: int, longest: int, supervised: int) -> bool:
+    return room is None or room.fits(rows, longest, supervised)

@@ -34,6 +34,7 @@ from curate.models.usage import Usage
 from curate.training.dataset import Data
 from curate.training.distributed import add_up
 from curate.training.examples import epoch_rows
+from curate.training.footprint import footprint
 from curate.training.inference import in_order, times, unlearnt
 from curate.training.masked_parameters import MaskedParameters, Refreshed, Selected
 from curate.training.objective import Objective
@@ -110,7 +111,8 @@ class Trainer:
         self.whole = trained(model.model)
         self.mask, self.masked = mask, MaskedParameters(self.whole, _selected(mask, start)) if mask else None
         self._take_parameters()
-        self.costs = StepCosts(model, settings, processes)
+        room = None if weighting.chooses else footprint(self.objective, settings)  # choosing keeps factors, not graphs
+        self.costs = StepCosts(model, settings, processes, room)
         size = (start.micro_batch_size if start else 0) or settings.micro_batch_size
         self.passes = StepPasses(self.weigher, self.objective, self.costs, size)
         self.step = start.step if start else 0

@@ -134,7 +134,7 @@ class SelectionStep:
 
     def _compared(self, number: int, rows: list[np.ndarray], costs: dict[str, Usage]) -> StepCandidates:
         """The candidates with what the weighting needs: inner products of their gradients, or only their losses."""
-        groups = list(micro_batches(self.data.examples, rows, self.passes.micro_batch_size))
+        groups = micro_batches(self.data.examples, rows, self.passes.micro_batch_size)
         documents = [np.concatenate(group) for group in groups]
         if self.chooser:
             if self.chooser.due(number):

@@ -105,6 +105,9 @@ class TrainSettings:
     """Precision of matrix products (trained weights stay float32): auto is bfloat16 (mixed precision) on a GPU."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them; slower, less memory."""
+    activation_gib: float = 0.0
+    """Memory that a micro-batch may keep for its backward pass, in GiB: one that needs more is divided, and a row that
+    needs more alone is computed with gradient checkpointing; 0: 1.5 on a CPU, no limit on a GPU."""
     checkpoint_every: int = 0
     """Steps between checkpoints (save_steps); 0: only at the end."""
     checkpoint_epochs: bool = False
@@ -134,7 +137,7 @@ class TrainSettings:
         above_0 = ("epochs", "batch_size", "lr", "eps", "oversample", "target_batch", "target_every")
         below_1 = ("warmup", "beta1", "beta2", "lora_dropout")
         from_0 = ("steps", "micro_batch_size", "min_lr", "projection", "weight_decay", "clip", "lora_r", "lora_alpha")
-        from_0 += ("checkpoint_every", "keep_checkpoints", "eval_every")
+        from_0 += ("activation_gib", "checkpoint_every", "keep_checkpoints", "eval_every")
         for names, rule, valid in (
             (above_0, "a number above 0", lambda value: 0 < value < math.inf),
             (below_1, "at least 0 and below 1", lambda value: 0 <= value < 1),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import cached_property
 from typing import Any
 
@@ -11,32 +12,39 @@ from curate.models.flops import FORWARD, TRAINING, TrainingFlops, forward_flops,
 from curate.models.language_model import LanguageModel
 from curate.models.usage import Usage
 from curate.numerics.statistics import effective_size
-from curate.training.examples import Examples, micro_batches
+from curate.training.examples import Examples, Room, micro_batches
 from curate.training.settings import TrainSettings
 
 
 class StepCosts:
-    """FLOPs and tokens of steps, by formula, summed over all processes."""
+    """FLOPs and tokens of steps, by formula, summed over all processes. room: what a micro-batch has to fit in."""
 
-    def __init__(self, model: LanguageModel, settings: TrainSettings, processes: Any):
-        self.model, self.settings, self.processes = model, settings, processes
+    def __init__(self, model: LanguageModel, settings: TrainSettings, processes: Any, room: Room | None = None):
+        self.model, self.settings, self.processes, self.room = model, settings, processes, room
 
     def usage(self, examples: Examples, rows: list[np.ndarray], micro_batch_size: int, backward: bool = True) -> Usage:
         """The cost of a pass over a step's rows; backward: including the gradients of the trained parameters."""
         documents = np.concatenate(rows)
         usage = self.model.usage(int(examples.lengths[documents].sum()))
         usage.flops_paper = paper_flops(TRAINING if backward else FORWARD, self.model.n_params, len(documents))
-        for rank in range(self.processes.num_processes):
-            for group in micro_batches(examples, rows, micro_batch_size, rank, self.processes.num_processes):
-                longest = max(int(examples.lengths[row].sum()) for row in group)
-                head = int(examples.counts[np.concatenate(group)].sum())
-                head = head if self.model.plain_head else len(group) * longest
-                usage.padded_tokens += len(group) * longest
-                if backward:
-                    usage.flops += self._flops.step(len(group), longest, head, self.settings.gradient_checkpointing)
-                else:
-                    usage.flops += forward_flops(self._flops.model, len(group), longest, head)
+        for group in micro_batches(examples, rows, micro_batch_size, self.processes.num_processes, self.room):
+            longest = max(int(examples.lengths[row].sum()) for row in group)
+            head = int(examples.counts[np.concatenate(group)].sum())
+            head = head if self.model.plain_head else len(group) * longest
+            usage.padded_tokens += len(group) * longest
+            if backward:
+                again = self.settings.gradient_checkpointing or self.recomputes(examples, group)
+                usage.flops += self._flops.step(len(group), longest, head, again)
+            else:
+                usage.flops += forward_flops(self._flops.model, len(group), longest, head)
         return usage
+
+    def recomputes(self, examples: Examples, group: Sequence[np.ndarray]) -> bool:
+        """Whether a micro-batch's activations are recomputed in the backward pass, since they do not fit."""
+        if self.room is None:
+            return False
+        longest = max(int(examples.lengths[row].sum()) for row in group)
+        return not self.room.fits(len(group), longest, int(examples.counts[np.concatenate(group)].sum()))
 
     def forget(self) -> None:
         """Drop the cached FLOP formula, as other parameters have gradients from now on."""

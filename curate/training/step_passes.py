@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import TypeAlias
 
 import numpy as np
@@ -12,8 +12,9 @@ import torch
 from curate.models.flops import counted
 from curate.models.usage import Usage
 from curate.training.distributed import gather
-from curate.training.examples import Batch, batch_of, micro_batches
+from curate.training.examples import batch_of, micro_batches
 from curate.training.objective import Losses, Objective
+from curate.training.recomputing import recomputing
 from curate.training.step_costs import StepCosts
 from curate.training.step_weights import Diverged, Micro, Weigher
 
@@ -35,12 +36,19 @@ class StepPasses:
 
     def micros(self, rows: Sequence[np.ndarray]) -> list[Micro]:
         """This process's micro-batches of a step."""
-        return [Micro(batch) for batch in self._batches(rows)]
+        examples = self.weigher.data.examples
+        own = self._groups(rows)[self.processes.process_index :: self.processes.num_processes]
+        return [
+            Micro(
+                batch_of(examples, group, self.objective.model.device), recompute=self.costs.recomputes(examples, group)
+            )
+            for group in own
+        ]
 
-    def _batches(self, rows: Sequence[np.ndarray]) -> Iterator[Batch]:
-        rank, world = self.processes.process_index, self.processes.num_processes
-        for group in micro_batches(self.weigher.data.examples, rows, self.micro_batch_size, rank, world):
-            yield batch_of(self.weigher.data.examples, group, self.objective.model.device)
+    def _groups(self, rows: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+        """All processes' micro-batches of a step."""
+        examples, world = self.weigher.data.examples, self.processes.num_processes
+        return micro_batches(examples, rows, self.micro_batch_size, world, self.costs.room)
 
     def forward_and_backward(
         self, number: int, rows: list[np.ndarray], micros: list[Micro], costs: dict[str, Usage]
@@ -80,7 +88,8 @@ class StepPasses:
         """Run a micro-batch through the model; its randomness (dropout) is the same whenever this is called."""
         self.seed_random(number, place)
         needs = self.weighting.needs
-        return self.objective.losses(micro.batch, "states" in needs, "outputs" in needs)
+        with recomputing(self.objective.model.model, micro.recompute):
+            return self.objective.losses(micro.batch, "states" in needs, "outputs" in needs)
 
     def seed_random(self, number: int, place: int) -> None:
         """Make the randomness of a micro-batch (dropout) a function of seed, step, process and place."""
@@ -96,7 +105,7 @@ class StepPasses:
         would have to stay in memory. Shuffled weights are shuffled over the whole step.
         """
         began, world = time.perf_counter(), self.processes.num_processes
-        two_passes = len(rows) > world * (self.micro_batch_size or len(rows))  # more than one in some process
+        two_passes = len(self._groups(rows)) > world  # more than one in some process
         forward_usage = self.costs.usage(self.weigher.data.examples, rows, self.micro_batch_size, backward=False)
         means, tokens = [], []
         with counted(forward_usage, two_passes and self.settings.count_flops):

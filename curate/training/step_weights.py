@@ -32,6 +32,7 @@ class Micro:
     """A micro-batch of this process: its rows as tensors, losses, weights."""
 
     batch: Batch
+    recompute: bool = False  # its activations in the backward pass, as they are too large to be kept
     losses: Losses | None = None
     weights: np.ndarray = field(default_factory=lambda: np.zeros(0))
     measure: np.ndarray | None = None

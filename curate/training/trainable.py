@@ -12,6 +12,7 @@ from curate.models.adapters import with_adapter
 from curate.models.choice import ModelChoice, base_name
 from curate.models.language_model import LanguageModel
 from curate.models.load import load, quiet
+from curate.training.recomputing import recompute
 from curate.training.settings import TrainSettings
 
 
@@ -91,4 +92,4 @@ def _new_adapter(model: Any, choice: ModelChoice, settings: TrainSettings) -> An
 
 def _checkpointing(model: LanguageModel, settings: TrainSettings) -> None:
     if settings.gradient_checkpointing:
-        model.model.gradient_checkpointing_enable({"use_reentrant": False})
+        recompute(model.model)

