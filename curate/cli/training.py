@@ -175,6 +175,13 @@ _evaluation_options = grouped(
     help="Evaluate on the split test of TARGET, every eval_every steps and at the end.",
 )
 @_evaluation_options
+@click.option(
+    "--flops",
+    metavar="N",
+    help="Train for so many FLOPs, as the ledger counts them, instead of epochs: as many steps as that pays for. "
+    "With --set flops_for=everything it also pays for the scores, warm-ups and selection before it.",
+)
+@click.option("--flops-of", metavar="RUN", help="The same, for as many as another run took.")
 @click.option("--fresh", is_flag=True, help="Train from scratch, and replace an existing run of that name.")
 @dry_run_option
 @as_json_option
@@ -185,6 +192,8 @@ def train(
     settings: tuple[str, ...],
     evals: tuple[str, ...],
     evaluations: _Evaluations,
+    flops: str | None,
+    flops_of: str | None,
     fresh: bool,
     dry_run: bool,
     as_json: bool,
@@ -195,11 +204,15 @@ def train(
     curate.cli train …`.
     """
     own_settings = by_owner(["", options.weighting, "model", "stream", *evaluations.metric_names], [], settings)
+    if flops is not None:
+        if "flops" in own_settings[""]:
+            raise CurateError("--flops and --set flops are the same setting; give one of them.")
+        own_settings[""]["flops"] = flops
     training = options.spec(ws, own_settings)
     if evaluations.given and not evals:
         raise CurateError("--metric, --shots and --limit set how to evaluate; add --eval TARGET to evaluate on.")
     specs = evaluations.specs(evals, "test", own_settings)
-    r = curate.train(ws, run, training, evals=specs, fresh=fresh, dry_run=dry_run)
+    r = curate.train(ws, run, training, evals=specs, fresh=fresh, dry_run=dry_run, flops_of=flops_of)
     if not _alone():
         return
     if dry_run:
@@ -241,6 +254,8 @@ def _weighed(by_epoch: list[dict[str, Any]], by_source: list[dict[str, Any]]) ->
         "mean_weight": "mean weight",
         "least": "least weight",
         "most": "greatest weight",
+        "spread": "sd of weights",
+        "effective_share": "effective share",
     }
     columns |= {f"measure_{q}": f"measure, {q} %" for q in (5, 50, 95)}
     shares = {"source": "source", "share": "share of samples", "weighted_share": "by weight"}

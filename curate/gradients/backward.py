@@ -35,6 +35,7 @@ from curate.models.choice import ADAPTER, CheckpointChoice, resolve
 from curate.models.flops import FORWARD, TRAINING, TrainingFlops, counted, forward_flops, paper_flops
 from curate.models.forward import UNSUPERVISED, wide
 from curate.models.language_model import LanguageModel
+from curate.models.mixed_precision import round_frozen
 from curate.models.tokens import Encoded, weights_of
 from curate.models.usage import Usage
 
@@ -160,6 +161,8 @@ class Backward:
             lm.batch_tokens = min(max(_CACHED // lm.width, 256), lm.batch_tokens)
         self._takes_places = "position_ids" in inspect.signature(lm.body.forward).parameters
         self._bfloat16 = lm.mixed or lm.device.type == "cuda" and lm.choice.dtype != "float32"
+        if lm.mixed:
+            round_frozen(model, self.parameters.values())
         with self.tape.recording():
             self._flops = TrainingFlops(model)
 

@@ -41,6 +41,11 @@ class Weighting(Method):
         """Whether its weights may be negative."""
         return False
 
+    @property
+    def background(self) -> int:
+        """Of how many of the samples that are trained on it receives the states too, with those of the anchors."""
+        return 0
+
     def matching(self) -> Matching | None:
         """How the candidates' gradients are compared; None: it does not use gradients."""
         return None
@@ -49,8 +54,9 @@ class Weighting(Method):
         """The state before the first step. column: of all training samples, float64 [N]; None if not requested."""
         return {}
 
-    def refreshed(self, anchors: Any, state: Arrays) -> Arrays:
-        """The state with new anchors: position-weighted mean hidden states of the target's samples, Tensor [V, D]."""
+    def refreshed(self, anchors: Any, state: Arrays, background: Any = None) -> Arrays:
+        """The state with new anchors: position-weighted mean hidden states of the target's samples, Tensor [V, D].
+        background: of some of the samples that are trained on, Tensor [B, D]; None if not requested."""
         return state
 
     @abstractmethod

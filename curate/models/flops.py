@@ -50,9 +50,10 @@ class TrainingFlops:
         for module in model.modules():
             if id(module) in matrices:
                 hooks.append(module.register_forward_hook(look))
+        device, mixed = next(model.parameters()).device, len({p.dtype for p in model.parameters()}) > 1
         try:
-            with torch.enable_grad():
-                ids = torch.zeros(1, 2, dtype=torch.int64, device=next(model.parameters()).device)
+            with torch.enable_grad(), torch.autocast(device.type, torch.bfloat16, enabled=mixed):
+                ids = torch.zeros(1, 2, dtype=torch.int64, device=device)
                 flows = model.base_model(input_ids=ids, use_cache=False).last_hidden_state.requires_grad
         finally:
             for hook in hooks:

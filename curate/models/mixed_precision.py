@@ -12,13 +12,13 @@ rounds the products' results, too, and takes a little longer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 
 from curate.models.prefix_states import Block, KeysValues, Past
@@ -32,6 +32,16 @@ def is_known(config: Any) -> bool:
     full = getattr(config, "sliding_window", None) is None
     full = full or all(layer == "full_attention" for layer in getattr(config, "layer_types", None) or ["sliding"])
     return config.model_type in LAYOUTS and config.hidden_act == "silu" and full
+
+
+def round_frozen(model: nn.Module, trained: Iterable[Tensor]) -> None:
+    """Keep the weights of linear layers that are not trained in bfloat16, to which autocast would round them for every
+    product anew: the results are the same, in less time and half the memory. Those that embeddings share stay.
+    """
+    kept = {id(p) for p in trained} | {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
+    for module in model.modules():
+        if isinstance(module, nn.Linear) and not any(id(p) in kept for p in module.parameters(recurse=False)):
+            module.to(torch.bfloat16)
 
 
 @dataclass(frozen=True)

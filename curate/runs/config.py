@@ -8,6 +8,7 @@ from typing import Any
 
 from curate.errors import CurateError
 from curate.kinds.parameters import Mask
+from curate.kinds.registry import find
 from curate.kinds.score import Target
 from curate.kinds.weighting import Weighting
 from curate.models.choice import MIXED, ModelChoice
@@ -42,7 +43,12 @@ HOW = (  # settings that do not change a run's result
     "count_flops",
 )
 DROPS = ("micro_batch_size", "activation_gib")  # of them those that change which dropout is drawn
-EARLIER = {"add_eos_token": False, "activation_gib": 0.0}  # what runs did before there was this setting
+EARLIER = {
+    "add_eos_token": False,
+    "activation_gib": 0.0,
+    "flops": 0.0,
+    "flops_for": "training",
+}  # what runs did before there was this setting
 
 
 @dataclass(frozen=True)
@@ -243,7 +249,7 @@ def _other(old: RunRecipe, new: RunRecipe) -> str:
     if known(old.mask) != known(new.mask):
         old_value, new_value = (mask.name if mask else "none" for mask in (old.mask, new.mask))
         return f"exists, with another mask ({old_value}, not {new_value}, or made anew)"
-    if old.weighting != new.weighting:
+    if not _same_method(old.weighting, new.weighting):
         return f"exists, weighted by {_method_words(old.weighting)}, not by {_method_words(new.weighting)}"
     return _other_settings(old, new)
 
@@ -274,6 +280,14 @@ def shaping(settings: TrainSettings) -> dict[str, Any]:
     """The settings that the result depends on."""
     values = asdict(settings)
     return {key: value for key, value in values.items() if not _is_how(key, values)}
+
+
+def _same_method(old: MethodRecipe | None, new: MethodRecipe | None) -> bool:
+    """Whether two recipes are of one method with the same settings; what the older one lacks had today's default."""
+    if old is None or new is None or (old.name, old.version) != (new.name, new.version):
+        return old == new
+    usual = find("weighting", new.name)().settings()
+    return all(old.settings.get(key, usual.get(key)) == value for key, value in new.settings.items())
 
 
 def _method_words(method: MethodRecipe | None) -> str:

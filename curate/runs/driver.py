@@ -32,9 +32,12 @@ from curate.runs.recorder import Recorder
 from curate.runs.samples import TrainingRows
 from curate.store.files import remove_tree
 from curate.store.ledger import Meters
+from curate.store.recipes import known
 from curate.store.run_record import Checkpoint, Run
+from curate.tables.run_costs import costs_of
 
 if TYPE_CHECKING:  # loaded only when there is something to train
+    from curate.training.budget import Budget
     from curate.training.dataset import Data
     from curate.training.loop import Trainer
     from curate.training.masked_parameters import Refreshed
@@ -91,7 +94,8 @@ def run_training(
         else:
             prepared = prepare_data(run, training, rows, target, model, meters, processes)
         mask = refreshed(training.mask, training.masking, model.model.model) if training.mask else None
-        trainer = _trainer(model, prepared.data, training, processes, start, folder, mask)
+        budget = _budget(run, training, prepared.flops)
+        trainer = _trainer(model, prepared.data, training, processes, start, folder, mask, budget)
         recorder = Recorder(run, trainer, model, prepared.row, start, processes.is_main_process)
         n_trainable = _trainable_elements(trainer, mask)
         _add_to_recipe(
@@ -123,6 +127,17 @@ def run_training(
             flops=totals.flops + prepared.flops,
             evaluations=totals.evaluations,
         )
+
+
+def _budget(run: Run, training: TrainingSpec, spent: float) -> Budget:
+    """The run's budget in FLOPs. spent: on losses of the base model. Once known, its steps are those of the recipe, as
+    the ledger may since have more of what was paid before."""
+    from curate.training.budget import Budget
+
+    recipe, settings = run.require_recipe(), training.settings
+    if settings.flops and settings.flops_for == "everything":
+        spent += costs_of(run.ws, {run.name: recipe}, {run.name: run.name})[0][run.name].prep
+    return Budget(settings.flops, spent, known(recipe.steps) or 0 if settings.flops else 0)
 
 
 def _trainable_elements(trainer: Trainer, mask: Refreshed | None) -> int:
@@ -176,6 +191,7 @@ def _trainer(
     start: Checkpoint | None,
     folder: Path | None,
     mask: Refreshed | None,
+    budget: Budget,
 ) -> Trainer:
     from curate.training.loop import Snapshot, Trainer
 
@@ -189,7 +205,8 @@ def _trainer(
         if stream and data.stream and training.stream:
             data.stream.load(stream, skip=not training.stream.past.continues)
         snapshot = Snapshot(start.step, tensors, arrays, size, stream)
-    return Trainer(model.model, data, training.settings, training.weighting, processes, training.seed, snapshot, mask)
+    how = (training.settings, training.weighting, processes, training.seed)
+    return Trainer(model.model, data, *how, snapshot, mask, budget)
 
 
 @dataclass

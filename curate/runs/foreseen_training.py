@@ -18,7 +18,6 @@ from curate.store.workspace import Workspace
 if TYPE_CHECKING:  # loaded only when there is something to foresee
     from curate.models.language_model import LanguageModel
     from curate.training.settings import TrainSettings
-    from curate.training.step_costs import StepCosts
 
 _STEPS = 256  # steps at most that are looked at; longer trainings go on like these
 Planned = dict[str, Any]
@@ -40,10 +39,11 @@ def foreseen_training(
 
     reference: the model that the weighting compares with, if not the one that training begins with. target: for a
     weighting that compares with one. Costs of anchors,
-    evaluations and texts in several pieces are not foreseen.
+    evaluations and texts in several pieces are not foreseen, nor what a budget in FLOPs pays for before the training.
     """
     from curate.models.skeleton import fakes
     from curate.training.distributed import Alone
+    from curate.training.foreseen_steps import step_flops
     from curate.training.step_costs import StepCosts
 
     lm = trainable_skeleton(choice, settings)
@@ -59,10 +59,12 @@ def foreseen_training(
     looked = 0
     with fakes():
         for step_rows in epochs:
-            spent, step_tokens = _step(costs, examples, step_rows, settings, weighting, target_length)
+            spent, step_tokens = step_flops(costs, examples, step_rows, settings, weighting, target_length)
             flops, total_tokens, looked = flops + spent, total_tokens + step_tokens, looked + 1
-    scale = steps / max(looked, 1)
     base = _base_losses(lm, lengths[usable], counts[usable], rows, weighting, reference)
+    if settings.flops:
+        steps = int(max(settings.flops - base, 0.0) / (flops / max(looked, 1) or 1.0))
+    scale = steps / max(looked, 1)
     kept = max(1, settings.keep_checkpoints or int(np.ceil(settings.epochs)))
     trained = sum(p.numel() for p in lm.model.parameters() if p.requires_grad)
     return {
@@ -130,67 +132,6 @@ def _steps(
         again = epoch(number)
         looked += [again[start : start + size] for start in range(0, len(again), size)]
     return steps, looked[: min(steps, _STEPS)]
-
-
-def _step(
-    costs: StepCosts,
-    examples: Any,
-    rows: list[np.ndarray],
-    settings: TrainSettings,
-    weighting: Weighting,
-    target_length: float,
-) -> tuple[float, float]:
-    """FLOPs and tokens of a step."""
-    micro = settings.micro_batch_size
-    whole = costs.usage(examples, rows, micro)
-    if weighting.chooses:
-        return _choosing(costs, examples, rows, settings, weighting, target_length), whole.tokens
-    twice = (weighting.scope == "batch" or settings.shuffle_weights) and 0 < micro < len(rows)
-    again = costs.usage(examples, rows, micro, backward=False).flops if twice else 0.0
-    return whole.flops + again, whole.tokens
-
-
-def _choosing(
-    costs: StepCosts,
-    examples: Any,
-    rows: list[np.ndarray],
-    settings: TrainSettings,
-    weighting: Weighting,
-    target_length: float,
-) -> float:
-    """FLOPs of a step of a weighting that chooses: all candidates go forward (and back, where gradients are compared),
-    and those chosen are trained on. target_length: of its samples, relative to the mean of those trained on."""
-    forward, both = (costs.usage(examples, rows, settings.micro_batch_size, backward=b).flops for b in (False, True))
-    matching = weighting.matching()
-    if matching is None:
-        return forward + both / settings.oversample
-    target = target_length * settings.target_batch / settings.target_every / len(rows) if matching.target else 0.0
-    formed, sketched, size = _sketches(costs, settings, costs.usage(examples, rows, settings.micro_batch_size))
-    compared = 2.0 * size * len(rows) ** 2
-    again = 0 < settings.micro_batch_size < len(rows)  # the factors of all candidates are not kept
-    chosen = (both if again else formed) / settings.oversample
-    return 2 * forward * (1 + target) + sketched + compared + target * formed + chosen
-
-
-def _sketches(costs: StepCosts, settings: TrainSettings, usage: Any) -> tuple[float, float, int]:
-    """FLOPs of forming the gradients of a step's rows, of linear layers, and of sketching them; a sketch's elements."""
-    from torch import nn
-
-    model, tokens = costs.model.model, usage.padded_tokens
-    head = model.get_output_embeddings()
-    formed, sketched, size = 0.0, 0.0, 0
-    for module in model.modules():
-        weight = module._parameters.get("weight")
-        if weight is None or weight.ndim != 2 or module is head or isinstance(module, nn.Embedding):
-            continue
-        if not weight.requires_grad:
-            continue
-        m, n = weight.shape
-        r, c = (min(side, settings.projection or side) for side in (m, n))
-        formed += 2.0 * tokens * m * n
-        sketched += tokens * ((2.0 * m * r if r < m else 0.0) + (2.0 * n * c if c < n else 0.0) + 2.0 * r * c)
-        size += r * c
-    return formed, sketched, size
 
 
 def _base_losses(

@@ -118,6 +118,7 @@ METRICS = pa.schema(  # of a run, one row per step
         ("chosen", pa.int64()),  # samples that were trained on: those with a non-zero weight
         ("unfit", pa.int64()),  # candidates with a non-finite gradient, which cannot be chosen
         ("fallback", pa.int64()),  # 1 if the weighting's formula gave no weights and a fallback was used
+        ("flops", pa.float64()),  # of the step, with looks at targets and candidates
     ]
 )
 TRAINED = pa.schema(  # of a run, one row for every sample at every step

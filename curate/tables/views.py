@@ -25,6 +25,7 @@ from curate.tables.inputs import sample_columns, score_recipe, scores_in
 from curate.tables.state import TableState, score_state
 
 _RUN_FIGURES = ("manifest", "seed", "steps", "samples", "trainable", "optimizer_bytes", "peak_bytes")  # of run.json
+_BY_NAME = ", union_by_name = true"  # of files of several versions
 _TYPES = {
     "string": "VARCHAR",
     "bool": "BOOLEAN",
@@ -195,7 +196,7 @@ def of_runs(ws: Workspace, kind: str, schema: pa.Schema, names: Sequence[str] | 
     for name in names:
         parts = Parts(ws.run_folder(name) / kind)
         if files := [parts.intact(part) for part in parts.records()]:
-            selects.append(f"SELECT {literal(name)} AS run, * FROM ({read_files(files, schema)})")
+            selects.append(f"SELECT {literal(name)} AS run, * FROM ({_with_later_columns(files, schema)})")
     return " UNION ALL ".join(selects) or f"SELECT ''::VARCHAR AS run, * FROM ({read_files([], schema)})"
 
 
@@ -296,6 +297,12 @@ def read_files(files: Sequence[Location], schema: pa.Schema, columns: Sequence[s
     if files:
         return f"SELECT {', '.join(map(_quoted, names))} FROM {_files(files)}"
     return _nothing({n: _type(schema, n) for n in names})
+
+
+def _with_later_columns(files: Sequence[Location], schema: pa.Schema) -> str:
+    """A SELECT of a schema's columns from files of any version, NULL where a file lacks one."""
+    columns = ", ".join(map(_quoted, schema.names))
+    return f"SELECT {columns} FROM ({read_files([], schema)} UNION ALL BY NAME SELECT * FROM {_files(files, _BY_NAME)})"
 
 
 def _type(schema: pa.Schema, column: str) -> str:

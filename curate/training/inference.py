@@ -11,6 +11,7 @@ from torch import Tensor
 
 from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
 from curate.models.forward import out_of_memory
+from curate.models.language_model import LanguageModel
 from curate.models.usage import Usage
 from curate.training.examples import Batch, Examples, batch_of
 from curate.training.objective import Losses, Objective
@@ -57,6 +58,16 @@ def unlearnt(
             todo = todo[rows:]
     finally:
         model.model.train(was_training)
+
+
+def look_flops(model: LanguageModel, examples: Examples) -> float:
+    """FLOPs of the documents' hidden states by `unlearnt`."""
+    todo, flops = np.sort(examples.lengths)[::-1], 0.0
+    while len(todo):
+        rows = min(max(1, model.batch_tokens // int(todo[0])), len(todo))
+        flops += forward_flops(model.model, rows, int(todo[0]), 0)
+        todo = todo[rows:]
+    return flops
 
 
 def in_order(found: Sequence[tuple[np.ndarray, Tensor]]) -> Tensor:

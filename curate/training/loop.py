@@ -17,6 +17,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import count, islice
 from typing import Any
 
 import numpy as np
@@ -31,11 +32,13 @@ from curate.models.flops import counted
 from curate.models.forward import out_of_memory
 from curate.models.language_model import LanguageModel
 from curate.models.usage import Usage
+from curate.training.budget import Budget
 from curate.training.dataset import Data
 from curate.training.distributed import add_up
 from curate.training.examples import epoch_rows
 from curate.training.footprint import footprint
-from curate.training.inference import in_order, times, unlearnt
+from curate.training.foreseen_steps import step_flops
+from curate.training.looks import Looks
 from curate.training.masked_parameters import MaskedParameters, Refreshed, Selected
 from curate.training.objective import Objective
 from curate.training.optimizer import adamw, load_optimizer, optimizer_tensors, trained
@@ -89,7 +92,8 @@ class Trainer:
     """Trains a model on weighted samples, in one process or as one of several.
 
     model: with `requires_grad` already set on its parameters. processes: `Alone()`, or an accelerate.Accelerator.
-    start: the snapshot to resume from. mask: which parameters are trained, if not all.
+    start: the snapshot to resume from. mask: which parameters are trained, if not all. budget: in FLOPs, if what was
+    paid before is to be part of it, or its steps are known.
     """
 
     def __init__(
@@ -102,12 +106,15 @@ class Trainer:
         seed: int = 0,
         start: Snapshot | None = None,
         mask: Refreshed | None = None,
+        budget: Budget | None = None,
     ):
+        self.budget = budget or Budget(settings.flops)
         self.model, self.settings, self.weighting = model, settings, weighting
         self.processes, self.seed = processes, seed
         training_data = data.with_weight() if weighting.chooses else data
         self.weigher = Weigher(weighting, training_data, settings, processes, seed)
         self.objective = Objective(model, settings.in_bfloat16(model.device.type))
+        self.looks = Looks(weighting, self.objective, processes, seed, settings.count_flops)
         self.whole = trained(model.model)
         self.mask, self.masked = mask, MaskedParameters(self.whole, _selected(mask, start)) if mask else None
         self._take_parameters()
@@ -165,6 +172,8 @@ class Trainer:
         """The total number of steps of the training."""
         if self.settings.steps:
             return self.settings.steps
+        if self.settings.flops:
+            return self.budget.steps or self.budget.steps_within(self._foreseen())
         full_epochs, fraction = divmod(self.settings.epochs, 1)
         full_steps = self._steps_of_epochs(int(full_epochs))
         return full_steps + int(np.ceil(fraction * self._steps_of(int(full_epochs)) - 1e-9) if fraction else 0)
@@ -203,14 +212,24 @@ class Trainer:
                 self.weigher.data = replace(Data.of(examples), anchors=self.data.anchors, stream=stream, place=place)
                 yield number, 0, number == self.steps, list(np.arange(len(examples))[:, None])
             return
-        number, epoch, size = 0, 0, self._rows
-        while number < self.steps:
+        yield from islice(self._all_steps(), self.step, self.steps)
+
+    def _all_steps(self) -> Iterator[tuple[int, int, bool, list[np.ndarray]]]:
+        """Every step from the first one, without end."""
+        number, size = 0, self._rows
+        for epoch in count():
             rows = self._epoch(epoch)
             for start in range(0, len(rows), size):
                 number += 1
-                if self.step < number <= self.steps:
-                    yield number, epoch, start + size >= len(rows), rows[start : start + size]
-            epoch += 1
+                yield number, epoch, start + size >= len(rows), rows[start : start + size]
+
+    def _foreseen(self) -> Iterator[float]:
+        """FLOPs of every step from the first one, without end."""
+        examples, anchors = self.data.examples, self.data.anchors
+        length = float(anchors.lengths.mean() / examples.lengths.mean()) if anchors else 1.0
+        for number, _, _, rows in self._all_steps():
+            step, _ = step_flops(self.costs, examples, rows, self.settings, self.weighting, length)
+            yield step + self.looks.foreseen(number, self.data)
 
     def run(self) -> Iterator[StepResult]:
         """Take every remaining step. Raises Diverged if a loss or the gradient is not finite."""
@@ -221,14 +240,11 @@ class Trainer:
             self.model.model.train()
             self._refresh_mask(number)
             usage: dict[str, Usage] = {}
-            if "states" in self.weighting.needs and self.weighting.uses_target and self._anchors_due(number):
-                usage["anchors"] = self._refresh()
+            if self.looks.due(number):
+                self.weigher.state, usage["anchors"] = self.looks.take(number, self.data, self.weigher.state)
             result = replace(self._retried(number, epoch, rows, usage), last_of_epoch=last)
             self.step = number
             yield result
-
-    def _anchors_due(self, number: int) -> bool:
-        return (number - 1) % self.weighting.refresh == 0
 
     def _refresh_mask(self, number: int) -> None:
         """Before a step, reselect the trained parameters if the mask is due to be updated."""
@@ -263,6 +279,7 @@ class Trainer:
         metrics = step_metrics(
             self.data.examples, self.settings, step.seen, number, epoch, self.steps, norm, divisor
         ) | {"unfit": step.unfit, "fallback": int(step.fallback)}
+        metrics["flops"] = sum(usage.flops for usage in costs.values())
         samples = {phase: self._samples(phase, step) for phase in costs}
         return StepResult(number, epoch, False, metrics, *step.seen[:4], usage=costs, samples=samples)
 
@@ -283,7 +300,7 @@ class Trainer:
         """The number of samples processed in a phase of a step."""
         if self.selection:
             return self.selection.samples(phase, step)
-        return len(self.data.anchors or ()) if phase in ("anchors", "target") else len(step.seen[0])
+        return self.looks.samples(self.data) if phase == "anchors" else len(step.seen[0])
 
     def _descend(self, number: int, scale: float, seen: Seen) -> tuple[float, float]:
         """Sum the gradients of all processes and take the optimizer step. Returns the gradient norm and the divisor."""
@@ -316,15 +333,3 @@ class Trainer:
         for name, parameter in self.whole.items():
             assert parameter.grad is not None
             self.sums[name] = self.sums[name].add_(parameter.grad) if name in self.sums else parameter.grad.clone()
-
-    def _refresh(self) -> Usage:
-        """Give the weighting the target samples' hidden states under the current model. Every process computes them."""
-        assert self.data.anchors is not None
-        states, usage, began = [], self.model.usage(), time.perf_counter()
-        for batch, losses in unlearnt(
-            self.objective, self.data.anchors, usage, self.settings.count_flops, losses=False
-        ):
-            assert losses.states is not None
-            states.append((batch.documents, losses.states))
-        self.weigher.state = self.weighting.refreshed(in_order(states), self.weigher.state)
-        return times(usage, self.processes.num_processes, time.perf_counter() - began)

@@ -57,6 +57,11 @@ class TrainSettings:
     """Passes over the training set (num_train_epochs); ignored if `steps` is set."""
     steps: int = 0
     """Number of optimizer steps (max_steps); 0: as many as `epochs` take."""
+    flops: float = 0.0
+    """Budget in FLOPs, as the ledger counts them, instead of `epochs` or `steps`: as many steps as it pays for, with
+    the weighting's looks at targets and candidates; 0: none."""
+    flops_for: Literal["training", "everything"] = "training"
+    """What that budget pays for: the training alone, or also the scores, warm-ups and selection before it."""
     batch_size: int = 32
     """Global batch size: rows per optimizer step, over all processes."""
     micro_batch_size: int = 0
@@ -136,7 +141,17 @@ class TrainSettings:
     def __post_init__(self) -> None:
         above_0 = ("epochs", "batch_size", "lr", "eps", "oversample", "target_batch", "target_every")
         below_1 = ("warmup", "beta1", "beta2", "lora_dropout")
-        from_0 = ("steps", "micro_batch_size", "min_lr", "projection", "weight_decay", "clip", "lora_r", "lora_alpha")
+        from_0 = (
+            "flops",
+            "steps",
+            "micro_batch_size",
+            "min_lr",
+            "projection",
+            "weight_decay",
+            "clip",
+            "lora_r",
+            "lora_alpha",
+        )
         from_0 += ("activation_gib", "checkpoint_every", "keep_checkpoints", "eval_every")
         for names, rule, valid in (
             (above_0, "a number above 0", lambda value: 0 < value < math.inf),
@@ -147,6 +162,8 @@ class TrainSettings:
                 if not valid(getattr(self, name)):
                     raise CurateError(f"the setting {name} of the training is {rule}, not {getattr(self, name)}.")
 
+        if self.flops and self.steps:
+            raise CurateError(f"flops={self.flops:g} and steps={self.steps} both say how long to train; give one.")
         if self.split and self.reduction == "sample":
             raise CurateError("split=true splits samples, and reduction=sample averages whole ones; use token.")
 

@@ -12,6 +12,7 @@ from curate.models.adapters import with_adapter
 from curate.models.choice import ModelChoice, base_name
 from curate.models.language_model import LanguageModel
 from curate.models.load import load, quiet
+from curate.models.mixed_precision import round_frozen
 from curate.training.recomputing import recompute
 from curate.training.settings import TrainSettings
 
@@ -62,6 +63,8 @@ def _with_lora(choice: ModelChoice, settings: TrainSettings, saved: Path | None)
     adapter.peft_config["default"].base_model_name_or_path = base_name(choice.name)
     language_model = LanguageModel(choice, (adapter.get_base_model(), tokenizer))
     _checkpointing(language_model, settings)
+    if settings.in_bfloat16(language_model.device.type):
+        round_frozen(language_model.model, [p for p in language_model.model.parameters() if p.requires_grad])
     return TrainableModel(language_model, adapter)
 
 

@@ -6,7 +6,7 @@ only the first writes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import replace
 from typing import Any
@@ -28,6 +28,9 @@ from curate.store.run_record import Run, run_behind
 from curate.store.workspace import Workspace
 from curate.tables import sql
 from curate.tables.inputs import load_target, model_of
+from curate.tables.run_costs import costs_of
+
+UNIFORM = 0.98  # the effective share of samples above which a weighting is told to do nothing
 
 
 def train(
@@ -39,6 +42,7 @@ def train(
     metrics: Sequence[Metric | str] = ("loss",),
     fresh: bool = False,
     dry_run: bool = False,
+    flops_of: str | None = None,
     wait: float | None = None,
     **options: Any,
 ) -> Trained:
@@ -48,7 +52,8 @@ def train(
     mask="few", stream="-") and the settings of TrainSettings (lr=1e-3, steps=10, or by Hugging Face's names).
     evals: metrics on targets, or targets' names, for which `metrics` are computed, on the split test; every
     `eval_every` steps and at the end. fresh: train beside the existing run of
-    that name, and replace it when the new one is complete.
+    that name, and replace it when the new one is complete. flops_of: a run whose FLOPs are the budget (the setting
+    `flops`), with those of its selection if flops_for=everything.
 
     Raises CurateError for a run of other settings under that name, a manifest whose samples are not in the pool,
     weights that are all zero, negative or NaN, or a target to evaluate on that lacks the split; CurateFailure if the
@@ -63,6 +68,8 @@ def train(
         model=model_of(ws, training.model),
         reference=model_of(ws, training.reference) if training.reference else None,
     )
+    if flops_of is not None:
+        training = _with_budget(ws, training, flops_of)
     _refuse_itself(ws, name, training)
     refuse_unused(training)
     rows = None
@@ -82,7 +89,27 @@ def train(
     result.folder = str(Run(ws, name).latest().folder)
     if is_main and training.settings.keep_weights:
         result.by_epoch, result.by_source = _diagnostics(ws, name, training.stream is None)
+        result.warnings += _without_effect(result.by_epoch)
     return result
+
+
+def _with_budget(ws: Workspace, training: TrainingSpec, other: str) -> TrainingSpec:
+    """The training with another run's FLOPs as its budget. Raises CurateError if that is not finished, or if the
+    training has a length already."""
+    settings = training.settings
+    if settings.flops or settings.steps:
+        given = "flops" if settings.flops else "steps"
+        raise CurateError(f"--flops-of {other} and {given}={getattr(settings, given):g} both say how long; give one.")
+    ws.require("run", other)
+    run = Run(ws, other)
+    if not run.is_complete():
+        raise CurateError(f"the run '{other}' is not finished, so that its FLOPs are not known; train it to its end.")
+    costs, lost = costs_of(ws, {other: run.require_recipe()}, {other: other})
+    if lost:
+        raise CurateError(f"the FLOPs of '{other}' are not known: {lost}")
+    cost = costs[other]
+    flops = cost.total if settings.flops_for == "everything" else cost.train + cost.online
+    return replace(training, settings=replace(settings, flops=flops))
 
 
 def _refuse_itself(ws: Workspace, name: str, training: TrainingSpec) -> None:
@@ -121,17 +148,30 @@ def _train(
 
 
 def _diagnostics(ws: Workspace, name: str, pooled: bool) -> tuple[list[dict[str, Any]], list[dict[str, Any]]]:
-    """ADAPT's diagnostics: the effective proportion of the data (mean weight) and the quantiles of the quantity that
-    the weights were computed from, by epoch; and the effective distribution over sources."""
+    """ADAPT's diagnostics: the effective proportion of the data (mean weight), the weights' spread, the effective share
+    of samples (sum w)^2 / (n sum w^2), and the quantiles of the quantity that the weights were computed from, by epoch;
+    and the effective distribution over sources."""
     trained_rows = f"(SELECT * FROM trained WHERE run = '{name}')"
     epochs = f"""SELECT epoch, count(*) AS samples, avg(weight) AS mean_weight,
-        min(weight) AS least, max(weight) AS most, quantile_cont(measure, 0.05) AS measure_5,
+        min(weight) AS least, max(weight) AS most, stddev_pop(weight) AS spread,
+        sum(weight)^2 / (count(*) * sum(weight^2)) AS effective_share, quantile_cont(measure, 0.05) AS measure_5,
         median(measure) AS measure_50, quantile_cont(measure, 0.95) AS measure_95
         FROM {trained_rows} GROUP BY epoch ORDER BY epoch"""
     sources = f"""SELECT source, count(*) / sum(count(*)) OVER () AS share,
         sum(t.weight) / sum(sum(t.weight)) OVER () AS weighted_share
         FROM {trained_rows} t JOIN pool USING (row) GROUP BY source ORDER BY weighted_share DESC, source"""
     return list(sql.rows(ws, epochs, [name])), list(sql.rows(ws, sources, [name])) if pooled else []
+
+
+def _without_effect(by_epoch: Sequence[Mapping[str, Any]]) -> list[str]:
+    """A sentence if the weights differ and yet hardly do."""
+    shares = [row["effective_share"] for row in by_epoch if row["least"] != row["most"] and row["effective_share"]]
+    if not shares or min(shares) <= UNIFORM:
+        return []
+    return [
+        f"this weighting is uniform in effect: the effective share of samples, (sum w)^2 / (n sum w^2), is "
+        f"{min(shares):.3f} or more in every epoch, and 1 is plain training"
+    ]
 
 
 def _planned(ws: Workspace, rows: TrainingRows, training: TrainingSpec, target: Target | None) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -31,7 +32,9 @@ from curate.models.sentence_encoder import SentenceEncoder
 from curate.runs.config import TrainingSpec
 from curate.store.run_record import Run
 from curate.store.workspace import Workspace
+from curate.training.objective import Objective
 from curate.training.settings import TrainSettings
+from curate.training.trainable import trainable
 from tests.support.narrow import NARROW
 
 SIZES: dict[str, Any] = {
@@ -194,3 +197,35 @@ def test_an_encoder_s_products_are_rounded_and_its_vectors_hardly_change(handful
         vectors[dtype] = Vectors.of(columns["embed"]["vector"]).unit
     cosines = (vectors["float32"] * vectors["mixed_bfloat16"]).sum(1)
     assert cosines.min() > 0.999 and not np.array_equal(*vectors.values())
+
+
+def test_frozen_weights_in_bfloat16_change_nothing(sums_ws: Workspace) -> None:
+    """Autocast rounds a weight to the same number at every product."""
+    settings = TrainSettings(batch_size=8, lora_r=4, precision="bfloat16", lora_targets="q_proj,v_proj")
+    losses, gradients = [], []
+    for rounded in (True, False):
+        made = trainable(ModelChoice(NARROW, device="cpu"), settings).model
+        frozen = [
+            m.weight for m in made.model.modules() if isinstance(m, torch.nn.Linear) and not m.weight.requires_grad
+        ]
+        assert {w.dtype for w in frozen[:-1]} == {torch.bfloat16}
+        assert all(p.dtype == torch.float32 for p in made.model.parameters() if p.requires_grad)
+        assert made.model.get_input_embeddings().weight.dtype == torch.float32
+        if not rounded:
+            whole = LanguageModel(ModelChoice(NARROW, device="cpu")).model
+            names = dict(whole.named_parameters())
+            for name, parameter in made.model.named_parameters():
+                if parameter.dtype == torch.bfloat16:
+                    parameter.data = names[name.replace(".base_layer", "")].data
+        torch.manual_seed(0)
+        ids = torch.randint(0, 300, (3, 20))
+        with Objective(made, True).precision():
+            states = made.body(input_ids=ids, use_cache=False).last_hidden_state
+        loss = states.float().pow(2).mean()
+        loss.backward()
+        losses.append(loss.item())
+        gradients.append([p.grad.clone() for p in made.model.parameters() if p.grad is not None])
+    assert losses[0] == losses[1] and all(map(torch.equal, *gradients))
+    training = TrainingSpec(ModelChoice(NARROW), Uniform(), replace(settings, steps=2))
+    done = curate.train(sums_ws, "lora", training)
+    assert done.steps == 2 and done.loss is not None and not np.isnan(done.loss)

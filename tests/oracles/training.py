@@ -46,6 +46,22 @@ def adapt(model: Any, ids: list[int], anchors: Sequence[list[int]], tau: float) 
     return 1 / (1 + float(np.exp(-(sum(cosines) / len(cosines)) / tau)))
 
 
+def centred_adapt(
+    model: Any, samples: Sequence[list[int]], anchors: Sequence[list[int]], center: str, tau: float
+) -> list[float]:
+    """The weights of samples where what all of them have in common is taken away: from their states, or cosines."""
+    own, others = [pooled(model, ids) for ids in samples], [pooled(model, ids) for ids in anchors]
+    if center == "states":
+        mean = sum(own) / len(own)
+        own, others = [a - mean for a in own], [b - mean for b in others]
+    means = []
+    for a in own:
+        cosines = [float(a @ b) / (float(np.linalg.norm(a)) * float(np.linalg.norm(b))) for b in others]
+        means.append(sum(cosines) / len(cosines))
+    common = sum(means) / len(means) if center == "cosine" else 0.0
+    return [1 / (1 + float(np.exp(-(s - common) / tau))) for s in means]
+
+
 def plain_training(
     model: Any, batches: Sequence[tuple[torch.Tensor, torch.Tensor]], lrs: Sequence[float], clip: float
 ) -> list[float]:

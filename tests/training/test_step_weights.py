@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from curate.errors import CurateError
 from curate.kinds.signals import Step
 from curate.kinds.weighting import Weighting
 from curate.methods.weightings.adapt import Adapt
@@ -41,6 +42,37 @@ def test_adapt_is_the_paper_s_equations_whatever_else_is_in_the_batch(processes:
     got, _ = gradient_of(processes, encoded, Adapt(tau=0.5), ONE_STEP, anchors=Examples.of(anchors))
     n = sum(int(one.supervised.sum()) for one in encoded)
     closest(got, slow.weighted_gradient(model.model, pairs(encoded), want, n))
+
+
+@pytest.mark.parametrize("center", ["states", "cosine"])
+def test_adapt_without_what_all_samples_have_in_common(processes: Any, encoded: list[Encoded], center: Any) -> None:
+    model, encoded = narrow("float64"), encoded[::2]
+    anchors, ids = encoded[20:], [one.ids.tolist() for one in encoded]
+    want = slow.centred_adapt(model.model, ids, [a.ids.tolist() for a in anchors], center, 0.05)
+    plain = Adapt(tau=0.05)
+    spread = []
+    for weighting in (plain, replace(plain, center=center)):  # the mean is over all samples, as there are so few
+        _, done = gradient_of(processes, encoded, weighting, ONE_STEP, anchors=Examples.of(anchors))
+        weights = done.weight[np.argsort(done.documents)]
+        spread.append(weights.std() / weights.mean())
+    assert weights == pytest.approx(want, abs=1e-6)
+    assert spread[1] > 2 * spread[0]
+    assert done.samples["anchors"] == len(anchors) + len(encoded)
+
+
+def test_adapt_s_mean_is_over_samples_drawn_at_every_look(processes: Any, encoded: list[Encoded]) -> None:
+    means = []
+    for seed in (0, 0, 1):
+        weighting = Adapt(center="states", center_samples=5, refresh=2)
+        data = Data.of(Examples.of(encoded), anchors=Examples.of(encoded[:4]))
+        trainer = Trainer(narrow(), data, replace(PLAIN, lr=1e-9, steps=3), weighting, processes, seed)
+        means.append([trainer.weigher.state["mean"] for done in trainer.run() if "anchors" in done.usage])
+        assert trainer.looks.samples(data) == 9
+    for a, b, same in ((means[0], means[1], True), (means[0], means[2], False)):
+        assert np.array_equal(a[0], b[0]) == same and np.array_equal(a[1], b[1]) == same
+    assert len(means[0]) == 2 and np.abs(means[0][0] - means[0][1]).max() > 1e-3  # at the same model, nearly
+    with pytest.raises(CurateError, match="center_samples=0"):
+        Adapt(center_samples=0)
 
 
 def test_adapt_looks_at_the_target_again_every_so_many_steps(processes: Any, encoded: list[Encoded]) -> None:

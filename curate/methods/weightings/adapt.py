@@ -3,6 +3,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar, Literal
 
+import numpy as np
+
 from curate.errors import require
 from curate.kinds.passes import Arrays
 from curate.kinds.signals import Step, Weights
@@ -20,17 +22,25 @@ class Adapt(Weighting):
         s(x)   = mean over the target's samples v of  cos(phi(x), phi(v))                 (Eq. 10)
         w(x)   = sigmoid(s(x) / max(tau, eps)),   loss = sum of w(x) l(x)                 (Eq. 11, Algorithm 1)
 
+    The states of a causal model all point much the same way, so that the cosines are all positive and nearly equal, and
+    with them the weights: `curate train` says what share of the samples is effective. `center` takes away what they
+    have in common, estimated at every look at the target from some of the samples that are trained on:
+
+        states:  phi(x) - m in place of phi(x), also for v,   m the mean of phi over these samples
+        cosine:  s(x) - c in place of s(x),                   c the mean of s over these samples
+
     Only the mean of the target's unit vectors is kept, since the mean of the cosines is the product with it. It is
     recomputed every `refresh` steps (t mod R = 1). No gradient flows through the weights.
 
     Cost: 2D FLOPs per sample and 2D per token for the weighted mean, of a step's 6N per token; and a forward pass over
-    the target's val split, 2N per token, every `refresh` steps, a separate phase in the ledger. Bottleneck: that of the
-    training step.
+    the target's val split (with center also over center_samples), 2N per token, every `refresh` steps, a separate
+    phase in the ledger. Bottleneck: that of the training step.
 
-    Departures and choices: R has no published value. With tau = 1 a weight lies between 0.27 and 0.73, so the step
-    shrinks by that much: normalize=mean1 undoes this (the general form of Section 3.3 divides by the sum, Algorithm 1
-    does not). Section 5.1 mentions clipping, which the algorithm lacks: off by default. The target's samples are
-    encoded without dropout.
+    Departures and choices: R has no published value; the paper does not center. With tau = 1 a weight lies between 0.27
+    and 0.73. AdamW undoes such a factor that all weights have in common, as its step does not depend on the gradient's
+    scale; what remains of it is that the gradient's norm is less often above `clip`. normalize=mean1 takes the factor
+    away (the general form of Section 3.3 divides by the sum, Algorithm 1 does not). Section 5.1 mentions clipping of
+    weights, which the algorithm lacks: off by default. The target's samples are encoded without dropout.
 
     Reference: ADAPT, "Rethinking Data Curation in LLM Training: Online Reweighting Offers Better Generalization than
     Offline Methods" (ICLR 2026), Section 5.3.
@@ -49,6 +59,10 @@ class Adapt(Weighting):
     """Temperature of the gate; smaller is sharper."""
     refresh: int = 50
     """Steps between two updates of the target's mean (R); no published value."""
+    center: Literal["none", "states", "cosine"] = "none"
+    """none: as in the paper; states: the mean state is taken away from all states; cosine: the mean cosine from all."""
+    center_samples: int = 256
+    """Samples that are trained on over which that mean is taken, drawn anew at every look at the target."""
     clip_low: float = 0.0
     """No weight is below this."""
     clip_high: float | None = None
@@ -60,16 +74,36 @@ class Adapt(Weighting):
 
     def __post_init__(self) -> None:
         require(f"adapt.refresh={self.refresh}", self.refresh >= 1, "1 or more")
+        require(f"adapt.center_samples={self.center_samples}", self.center_samples >= 1, "1 or more")
 
-    def refreshed(self, anchors: Any, state: Arrays) -> Arrays:
-        return {"anchor": self._unit(anchors.double()).mean(0).cpu().numpy()}
+    @property
+    def background(self) -> int:
+        return 0 if self.center == "none" else self.center_samples
+
+    def refreshed(self, anchors: Any, state: Arrays, background: Any = None) -> Arrays:
+        anchors = anchors.double()
+        if self.center == "states":
+            mean = background.double().mean(0)
+            return {"anchor": self._direction(anchors - mean), "mean": mean.cpu().numpy()}
+        direction = self._direction(anchors)
+        if self.center == "none":
+            return {"anchor": direction}
+        cosines = self._unit(background.double()) @ anchors.new_tensor(direction)
+        return {"anchor": direction, "cosine": np.array([float(cosines.mean())])}
 
     def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
         states = step.states
         assert states is not None
-        nearness = (self._unit(states.double()) @ states.new_tensor(state["anchor"]).double()).cpu().numpy()
+        own = states.double()
+        if "mean" in state:
+            own = own - own.new_tensor(state["mean"])
+        nearness = (self._unit(own) @ own.new_tensor(state["anchor"])).cpu().numpy() - state.get("cosine", 0.0)
         weights = sigmoid(nearness / max(self.tau, self.eps))
         return Weights(clipped(weights, self.clip_low, self.clip_high), nearness), state
+
+    def _direction(self, anchors: Any) -> np.ndarray:
+        """The mean of the unit vectors of anchors [V, D], float64 [D]."""
+        return self._unit(anchors).mean(0).cpu().numpy()
 
     def _unit(self, states: Any) -> Any:
         return states / states.norm(dim=1, keepdim=True).clamp(min=self.eps)
