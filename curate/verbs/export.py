@@ -125,7 +125,7 @@ def _rows(ws: Workspace, manifest: pa.Table, exporter: Export) -> Iterator[Row]:
     some: frozenset[str] = frozenset()
     first = np.zeros(0, np.int64)
     if exporter.uniform:
-        some, with_tools = _what_some_have(ws, manifest)
+        some, with_tools = _what_some_have(ws, manifest, exporter)
         first = with_tools if exporter.leads_with_tools else first
     yield from _rows_at(ws, manifest.take(pa.array(first)), some)
     yield from _rows_at(ws, manifest.take(pa.array(np.setdiff1d(np.arange(manifest.num_rows), first))), some)
@@ -151,8 +151,9 @@ def _row(sample: dict[str, Any], entry: dict[str, Any], some: frozenset[str]) ->
     )
 
 
-def _what_some_have(ws: Workspace, manifest: pa.Table) -> tuple[frozenset[str], np.ndarray]:
-    """What some of the chosen samples have (export.SOME), and the position of each part's first one with tools."""
+def _what_some_have(ws: Workspace, manifest: pa.Table, exporter: Export) -> tuple[frozenset[str], np.ndarray]:
+    """What some of the chosen samples have (export.SOME), and the position of each part's first one with tools that the
+    format can represent."""
     found, first = set[str](), dict[str, int]()
     for positions, stored in samples_at(ws, manifest["row"].to_numpy(), manifest["id"], _COLUMNS):
         frame = pl.DataFrame(stored.select(["messages", "rejected", "template_kwargs", "meta"]))
@@ -166,9 +167,18 @@ def _what_some_have(ws: Workspace, manifest: pa.Table) -> tuple[frozenset[str], 
             entry = manifest.slice(positions[i], 1).to_pylist()[0]
             row = _row(stored.slice(i, 1).to_pylist()[0], entry, frozenset())
             found |= row.kwargs().keys() if row.messages else set()
-            if row.messages and "tools" in row.kwargs():
-                first.setdefault(row.part, int(positions[i]))
+            if row.part not in first and row.messages and "tools" in row.kwargs() and _fits(row, exporter):
+                first[row.part] = int(positions[i])
     return frozenset(found), np.array(sorted(first.values()), np.int64)
+
+
+def _fits(row: Row, exporter: Export) -> bool:
+    """Whether the format can represent it."""
+    try:
+        exporter.example(row)
+    except CurateError:
+        return False
+    return True
 
 
 def _have_turns(stored: pa.Table) -> bool:
