@@ -173,6 +173,22 @@ def test_a_sample_that_is_left_out_does_not_lead_the_file(tmp_path: Path, export
     assert [row["tools"] for row in got] == [[{"name": "g"}], None, None, None]
 
 
+@pytest.mark.parametrize("exporter", [Axolotl(), OpenInstruct(), Trl(style="messages")], ids=lambda e: e.name)
+@pytest.mark.parametrize("number", ["1180591620717411303424", "-9223372036854775809", "1E400", f"1{'0' * 30}.5"])
+def test_a_number_that_datasets_cannot_read_is_refused_in_calls(tmp_path: Path, exporter: Any, number: str) -> None:
+    """In tools it is text, except in the first row, where another sample stands then."""
+    call = {"function": {"name": "f", "arguments": {"a": loads(number)}}}
+    called = {"role": "assistant", "content": "", "tool_calls": [call]}
+    rows = [{"messages": [ASK, called], "tools": [{"name": "f"}]}, {"messages": [ASK, GOOD], "tools": [call]}]
+    rows += [{"messages": [ASK, BAD], "tools": [{"name": "g", "n": 18446744073709551615}]}]
+    ws = pool(tmp_path, rows)
+    done = curate.export(ws, "every", exporter, str(tmp_path / "out"), skip_unfit=True)
+    (skipped,) = done.skipped
+    assert f"has the number {number[:40]}, which `datasets`" in skipped and done.rows == 2
+    tools = [row["tools"] for row in load_json(done.files, tmp_path)]
+    assert tools == [rows[2]["tools"], dumps([call])] or tools == [rows[2]["tools"], [json.loads(dumps(call))]]
+
+
 def test_prompts_and_completions_that_are_dates_stay_texts(tmp_path: Path) -> None:
     days = [f"2024-01-{day:02d}T00:00:00" for day in range(1, 29)]
     ws = pool(tmp_path, [
