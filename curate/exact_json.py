@@ -41,12 +41,32 @@ class Spelled(float):
 
 def loads(text: str | bytes) -> Any:
     """A value from JSON. Raises ValueError."""
+    try:
+        value = orjson.loads(text)  # four times as fast, and exact but for fractions and what it reads as one
+        if not _has_fraction(value) and not (b"-0" in text if isinstance(text, bytes) else "-0" in text):
+            return value
+    except ValueError:
+        pass  # Python's parser says what is wrong, and takes what only orjson refuses
     if isinstance(text, bytes):
         text = text.decode()
     try:
         return _read(lambda decoder: decoder.decode(text), careful="-0" in text)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
+
+
+def _has_fraction(value: Any) -> bool:
+    """Whether a value has a float in it."""
+    within = [value]
+    while within:
+        held = within.pop()
+        if isinstance(held, dict):
+            within.extend(held.values())
+        elif isinstance(held, list):
+            within.extend(held)
+        elif isinstance(held, float):
+            return True
+    return False
 
 
 def loads_at(text: str, place: int) -> tuple[Any, int]:

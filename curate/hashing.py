@@ -54,9 +54,9 @@ def content_id(
 
 
 def _canonical(message: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: message[key] for key in ("content", "extra", "role") if message.get(key) is not None}
-    if "extra" in kept:
-        kept["extra"] = exact_json.canonical(kept["extra"])
+    kept = {key: message[key] for key in ("content", "role") if message[key] is not None}
+    if message.get("extra") is not None:
+        kept["extra"] = exact_json.canonical(message["extra"])
     return kept
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -157,6 +158,7 @@ class Part:
 
 # keys: of messages, beside role and content; turns: answers to learn beside the last one, or no last one.
 SOME = ("tools", "documents", "chat_template_kwargs", "keys", "turns")
+_WHOLE = re.compile(r"-?\d+")
 _TIME = re.compile(r"\s*\d{4}-\d\d-\d\d")
 
 
@@ -184,6 +186,30 @@ def typed_tools(row: Row) -> dict[str, Any]:
         return {}
     tools = row.kwargs().get("tools")
     return {"tools": exact_json.dumps(tools) if row.place == 1 or row.place and tools else tools}
+
+
+def refuse_unread(example: Any, sample_id: str) -> None:
+    """Raises CurateError for a number in a row that `datasets` cannot read, or reads as infinite; text is none."""
+    within = [example]
+    while within:
+        held = within.pop()
+        if isinstance(held, dict):
+            within.extend(held.values())
+        elif isinstance(held, list):
+            within.extend(held)
+        elif isinstance(held, int | float) and not _is_read(held):
+            raise CurateError(
+                f"sample {sample_id} has the number {exact_json.dumps(held)[:40]}, which `datasets`, by which the "
+                "trainer reads its rows, cannot read."
+            )
+
+
+def _is_read(number: float) -> bool:
+    """Whether the part of a number before its point fits into 64 bits, and the number into a float."""
+    if isinstance(number, float) and not math.isfinite(number):
+        return False
+    digits = _WHOLE.match(exact_json.dumps(number))
+    return digits is None or -(1 << 63) <= int(digits[0]) < 1 << 64
 
 
 def part_file(name: str, label: str) -> str:

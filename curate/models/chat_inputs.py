@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal, TypeAlias
 
@@ -25,15 +26,29 @@ TOOL: dict[str, Any] = {
     },
 }
 _OWN = frozenset(  # arguments of apply_chat_template that are no variables of a template
-    "conversation chat_template tokenize add_generation_prompt continue_final_message padding truncation max_length "
-    "return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs processor_kwargs".split()
+    "messages conversation chat_template tokenize add_generation_prompt continue_final_message padding truncation "
+    "max_length return_tensors return_dict return_assistant_tokens_mask tokenizer_kwargs processor_kwargs".split()
 )
+
+
+class Unrenderable(Exception):
+    """The chat template cannot render these messages; the message gives the reason."""
+
+
+def _stored(text: str) -> Any:
+    """Stored JSON as templates take it. Raises Unrenderable."""
+    try:
+        return json.loads(text)
+    except ValueError:  # what is stored is JSON, but an integer may have more digits than Python converts
+        raise Unrenderable(
+            f"has an integer of more than {sys.get_int_max_str_digits():,} digits, which no template prints"
+        ) from None
 
 
 def as_given(message: Mapping[str, Any], arguments: Arguments = "either") -> dict[str, Any]:
     """A stored message as templates take it: with its further keys (tool calls, reasoning, …) beside the content, and
     the arguments of calls as an object or as JSON text; what weighs its loss is not shown."""
-    extra = json.loads(message["extra"]) if message.get("extra") else {}
+    extra = _stored(message["extra"]) if message.get("extra") else {}
     extra.pop("weight", None)
     if arguments != "either" and isinstance(extra.get("tool_calls"), list):
         extra["tool_calls"] = [_with_arguments(call, arguments) for call in extra["tool_calls"]]
@@ -43,7 +58,7 @@ def as_given(message: Mapping[str, Any], arguments: Arguments = "either") -> dic
 def loss_weight(message: Mapping[str, Any]) -> float:
     """How much the losses of a stored message's tokens count."""
     extra = message.get("extra")
-    return float(json.loads(extra).get("weight", 1)) if extra and '"weight"' in extra else 1.0
+    return float(_stored(extra).get("weight", 1)) if extra and '"weight"' in extra else 1.0
 
 
 def _with_arguments(call: Any, wanted: Arguments) -> Any:
@@ -77,7 +92,7 @@ def kwargs_of(stored: str | None) -> tuple[Kwargs, list[str]]:
     """The keyword arguments of a template, from a sample's `template_kwargs`; and names that may not be among them."""
     if not stored:
         return {}, []
-    found = json.loads(stored)
+    found = _stored(stored)
     kwargs = {**found.pop("chat_template_kwargs", {}), **found}
     return kwargs, sorted(_OWN & kwargs.keys())
 
@@ -97,6 +112,12 @@ def in_parts(message: dict[str, Any]) -> dict[str, Any]:
     """The message with its content as a list of one part."""
     content = message["content"]
     return {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+
+
+def trailing_blank(message: Mapping[str, Any]) -> str:
+    """The white space at the end of the content."""
+    content = message.get("content")
+    return content[len(content.rstrip()) :] if isinstance(content, str) else ""
 
 
 def with_mark(message: dict[str, Any], mark: str, thoughts: Sequence[str]) -> dict[str, Any]:

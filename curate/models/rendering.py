@@ -28,7 +28,17 @@ from functools import cached_property
 from typing import Any, TypeAlias
 
 from curate.models import chat_inputs, choice
-from curate.models.chat_inputs import CALLING, PROBE, TOOL, Arguments, Chat, Kwargs, as_given, in_parts
+from curate.models.chat_inputs import (
+    CALLING,
+    PROBE,
+    TOOL,
+    Arguments,
+    Chat,
+    Kwargs,
+    Unrenderable,
+    as_given,
+    in_parts,
+)
 
 DATE = date.fromisoformat(choice.DATE)
 Span: TypeAlias = tuple[int, int]
@@ -44,10 +54,6 @@ PLAIN = (
 _TODAY = re.compile(r"""strftime_now\(\s*(["'])(.*?)\1\s*\)""")
 _SHOWN = ("tools", "documents")  # keyword arguments that a template prints, or leaves out without a word
 _THOUGHTS = ("reasoning_content", "reasoning", "thinking")  # keys of a message that templates print as reasoning
-
-
-class Unrenderable(Exception):
-    """The chat template cannot render these messages; the message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -336,11 +342,9 @@ class Template:
         shared = closing if following.startswith(closing) else following[: _shared(closing, following)].rstrip()
         if shared or not closing:
             return len(shared)
-        return min(
-            (following.index(token), following.index(token) + len(token))
-            for token in [*self._special(), following]
-            if token in following
-        )[1]
+        blank = chat_inputs.trailing_blank(through[-1])  # of the content itself, behind the mark
+        place = len(blank) if following.startswith(blank) else 0
+        return max((place + len(token) for token in self._special() if following.startswith(token, place)), default=0)
 
     def _special(self) -> list[str]:
         added = getattr(self.tokenizer, "added_tokens_decoder", {})

@@ -8,9 +8,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
-import orjson
 import pyarrow as pa
 
+from curate import exact_json
 from curate.errors import CurateError
 from curate.hashing import fingerprint
 from curate.kinds.metric import EvalResult, Metric, Question
@@ -81,7 +81,7 @@ def questions(ws: Workspace, eval_spec: EvalSpec) -> list[tuple[str, Question]]:
 
 
 def _question(row: dict[str, Any], shots: tuple[dict[str, Any], ...], options: tuple[str, ...]) -> Question:
-    meta = orjson.loads(row["meta"])
+    meta = exact_json.loads(row["meta"])
     listed_options = next((meta[name] for name in _OPTIONS if isinstance(meta.get(name), list)), None)
     options = tuple(map(str, listed_options)) if listed_options else options
     return Question(row["messages"], row["text"], shots, row["subtask"], options, meta, row["template_kwargs"])

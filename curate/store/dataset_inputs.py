@@ -30,15 +30,30 @@ _HUB = re.compile(
 
 
 def split_of(path: Path, folder: Path) -> str | None:
-    """The split that a file below a folder is named after, at either end of its name or by a folder; None for others.
+    """The split that a file below a folder is named after, by a word of its name or of a folder's; None for others.
 
-    train-00000-of-00001.parquet, gsm8k_test.jsonl, validation/part-0.parquet.
+    train-00000-of-00001.parquet, gsm8k_test.jsonl, gsm8k.test.v2.jsonl, validation/part-0.parquet: as `datasets` finds
+    them, but for one split each, of the first word or else the last that names one.
     """
-    *folders, name = path.relative_to(folder).parts
-    stem = re.sub(r"-\d+-of-\d+", "", name.lower().split(".")[0])
-    words = re.split(r"[-_]", stem)
-    return next(
-        (_KEYWORDS[word] for word in (words[0], words[-1], *map(str.lower, folders)) if word in _KEYWORDS), None
+    for name in (path.name, *reversed(path.relative_to(folder).parts[:-1])):
+        first, *others = re.split(r"[-_. \d]+", name.lower())
+        for word in (first, *reversed(others)):
+            if word in _KEYWORDS:
+                return _KEYWORDS[word]
+    return None
+
+
+def mixed_splits(files: Sequence[Path]) -> str:
+    """What to say of files that were named one by one, or by a pattern, where splits beside train are among them; ''
+    where none are."""
+    splits = [split_of(path, path.parent) for path in files]
+    others = sorted({split for split in splits if split and split != TRAIN})
+    if TRAIN not in splits or not others:
+        return ""
+    named = ", ".join(path.name for path, split in zip(files, splits, strict=True) if split in others)
+    return (
+        f"files of the splits {', '.join(others)} are read beside train ({named}), since they were named; leave them "
+        "out, or give their folder, of which train alone is read"
     )
 
 

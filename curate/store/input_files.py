@@ -26,6 +26,7 @@ from curate.store.dataset_inputs import (
     is_empty,
     is_saved,
     load_saved,
+    mixed_splits,
     of_split,
 )
 from curate.store.given_rows import GivenRows
@@ -34,6 +35,7 @@ from curate.store.json_rows import damaged, first_line, json_array, json_lines
 from curate.store.packed import BROKEN, open_input, other_packing
 from curate.store.separated_values import DELIMITERS, rows_of
 
+FILES = ("jsonl", "json", "parquet", "arrow", *DELIMITERS)  # kinds of inputs that are one file
 _ENDINGS = (".jsonl", ".ndjson", ".json", ".parquet", ".arrow", *DELIMITERS)
 _PACKED = (".gz", ".zst")
 _BATCH = 512  # rows converted to Python objects at a time
@@ -68,6 +70,11 @@ class Found:
 
     inputs: list[Input]
     notes: list[str] = field(default_factory=list)
+
+    def told(self) -> list[str]:
+        """The notes, and one on files of several splits."""
+        files = [Path(item.path) for item in self.inputs if item.kind in FILES]
+        return [*self.notes, *filter(None, [mixed_splits(files)])]
 
 
 def find_inputs(given: str, split: str | None = None, limits: InputLimits = _LIMITS) -> Found:

@@ -21,15 +21,16 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import Any, Literal
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, NamedTuple
 
 from curate import exact_json
 from curate.errors import CurateError, nearest
 from curate.hashing import content_id
 from curate.preferences import prompt_length
 from curate.store import question_formats
+from curate.store.hidden_fields import HIDDEN, hidden_in, hidden_notes
 from curate.store.input_preferences import is_pair, read_pair, refuse_ranked, take_label
 from curate.store.special_tokens import special_in, stripped, texts_of
 from curate.store.turns import Message, Record, Refused, TurnReader, as_text, template_kwargs
@@ -45,9 +46,8 @@ class Unreadable:
     raw: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One sample, ready for the pool."""
+class Sample(NamedTuple):
+    """One sample, ready for the pool. One is made of every row, which takes a frozen dataclass five times as long."""
 
     id: str
     messages: list[Message] | None
@@ -108,7 +108,8 @@ class Reader:
         if self.fmt != "auto" and self.fmt not in FORMATS:
             raise CurateError(f"there is no format '{self.fmt}': {nearest(self.fmt, ['auto', *FORMATS])}")
         self.turns = TurnReader(self.turn_keys, self.choice_answer)
-        self._meta_fields: set[str] = set()
+        self._meta_fields: Collection[str] = ()
+        self._hidden: Counter[str] = Counter()
         for ours in self.mapping:
             if ours not in MAPPABLE:
                 raise CurateError(f"--map knows no field '{ours}': {nearest(ours, MAPPABLE)}")
@@ -128,19 +129,20 @@ class Reader:
         self.seen[name] += 1
         if name not in self.shapes:
             self.shapes[name] = Shape(sample)
-        self.shapes[name].meta_fields |= self._meta_fields
+        self.shapes[name].meta_fields.update(self._meta_fields)
         return sample
 
     def clear(self) -> None:
         """Forget what was counted."""
         self.seen.clear()
         self.shapes.clear()
+        self._hidden.clear()
         self.turns.metadata.clear()
         self.turns.weighted = 0
 
     def notes(self) -> list[str]:
-        """What was made of keys of turns, where that is not plain."""
-        notes = []
+        """What was made of keys of turns and of what stands beside them, where that is not plain."""
+        notes = hidden_notes(self._hidden)
         if self.turns.metadata:
             keys = ", ".join(f"{key} ({n:,} turns)" for key, n in self.turns.metadata.most_common())
             notes.append(
@@ -164,10 +166,12 @@ class Reader:
             (messages, rejected), text = read_pair(fields, self.turns, _prompt), None
         else:
             messages, text = FORMATS[name].convert(fields, self.turns)  # removes the fields that it uses
-            wanted = take_label(fields, messages)
+            wanted = take_label(fields, messages, "label" in self.mapping)
         kwargs = None if messages is None else template_kwargs(fields)
         meta = {**fields, **shadowed}
-        self._meta_fields = set(meta)
+        self._meta_fields = meta
+        if messages is not None and not HIDDEN.isdisjoint(meta):
+            self._hidden.update(hidden_in(meta))
         content = {
             "messages": messages,
             "text": text,
@@ -178,7 +182,7 @@ class Reader:
         special = special_in(texts_of(content))
         if special and self.strip_special:
             content = stripped(content)
-        return name, replace(_sample(content, meta, labels), special=special)
+        return name, _sample(content, meta, labels, special)
 
     def _mapped(self, record: Record) -> tuple[Record, Record]:
         """The record with fields renamed by `mapping`, and those of its own fields that the new names would hide."""
@@ -201,7 +205,8 @@ class Reader:
                 return self.fmt
             raise Refused(f"is not {self.fmt}: its fields are {', '.join(map(str, fields)) or 'none'}", shape=True)
         # In tables every row has every column, so null fields are ignored if a format matches without them.
-        for candidate in ({k: v for k, v in fields.items() if v is not None}, fields):
+        filled = {k: v for k, v in fields.items() if v is not None} if None in fields.values() else fields
+        for candidate in (filled, fields):
             for name, shape in FORMATS.items():
                 if shape.fits(candidate):
                     return name
@@ -213,21 +218,22 @@ class Reader:
         )
 
 
-def _sample(content: Record, meta: Record, labels: Record) -> Sample:
-    """A sample with the columns of schema.CONTENT in `content`."""
+def _sample(content: Record, meta: Record, labels: Record, special: frozenset[str]) -> Sample:
+    """A sample with the columns of schema.CONTENT in `content`; special: control tokens that stood in its texts."""
     messages = content["messages"]
-    contents = [content["text"]] if messages is None else [m["content"] for m in messages]
+    contents = [content["text"] or ""] if messages is None else [m["content"] or "" for m in messages]
     if not any(c and not c.isspace() for c in contents):
         raise Refused("has no text")
-    contents += [m["content"] for m in content["rejected"] or ()]
+    contents += [m["content"] or "" for m in content["rejected"] or ()]
     return Sample(
         id=content_id(**content),
-        n_chars=sum(len(c) for c in contents if c),
+        n_chars=sum(map(len, contents)),
         meta=exact_json.dumps(meta),
         source=_label(labels.get("source")),
         subtask=_label(labels.get("subtask")) or "",
         split=_label(labels.get("split")),
         **content,
+        special=special,
     )
 
 
@@ -364,7 +370,8 @@ def _with_system(fields: Record, turns: list[Message]) -> list[Message]:
 
 def _first(fields: Record, *names: str) -> str:
     """The first of `names` whose value is present and not null, or at least present."""
-    return next((n for n in names if fields.get(n) is not None), next(n for n in names if n in fields))
+    present = [n for n in names if n in fields]
+    return next((n for n in present if fields[n] is not None), present[0])
 
 
 def _said(role: str, value: Any, where: str) -> Message:

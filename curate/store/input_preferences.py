@@ -13,6 +13,7 @@ from curate import preferences
 from curate.store.turns import Message, Record, Refused, TurnReader, as_text
 
 _ANSWERS = (str, list, dict)
+_LABELS = frozenset(("label", "kto_tag", "wanted"))
 _RANKS = frozenset("rank ranks ranking score scores overall_score reward rewards rating ratings".split())
 
 
@@ -67,12 +68,20 @@ def _turns(fields: Record, name: str, turns: TurnReader) -> list[Message]:
     return turns.messages(fields, name)
 
 
-def take_label(fields: Record, messages: list[Message] | None) -> bool | None:
+def take_label(fields: Record, messages: list[Message] | None, named: bool = False) -> bool | None:
     """Whether a conversation's answer is wanted, removed from the record (`label`, LLaMA-Factory's `kto_tag`, or
-    `wanted`, as exports to columns have it); None
-    where nothing says so. Raises Refused."""
+    `wanted`, as exports to columns have it); None where nothing says so. named: whether the user has said that `label`
+    does (`--map`), so that it may be 1 or 0, or a text, as in CSV. Raises Refused."""
+    if messages is None or _LABELS.isdisjoint(fields):  # as of most records
+        return None
+    if named and fields.get("label") is not None:
+        if (wanted := wanted_by(fields["label"])) is None:
+            raise Refused(f"has the label {fields['label']!r}, and true or false (or 1, 0) is wanted")
+        fields["label"] = wanted
+    if (tag := wanted_by(fields.get("kto_tag"))) is not None:
+        fields["kto_tag"] = tag
     name = next((name for name in ("label", "kto_tag", "wanted") if isinstance(fields.get(name), bool)), None)
-    if name is None or messages is None:
+    if name is None:
         return None
     length = preferences.asked_length(messages)
     if length in (0, len(messages)):
@@ -80,6 +89,11 @@ def take_label(fields: Record, messages: list[Message] | None) -> bool | None:
     if preferences.says_nothing(messages[length:]):
         raise Refused("has a label and an empty answer")
     return fields.pop(name)
+
+
+def wanted_by(label: Any) -> bool | None:
+    """What a label says, spelled in any way; None if it is neither true nor false."""
+    return {"true": True, "1": True, "false": False, "0": False}.get(str(label).lower())
 
 
 def refuse_ranked(fields: Record) -> None:

@@ -24,11 +24,11 @@ _MARK = re.compile(r'["\\\n\[\]{},]')
 
 def json_lines(stream: IO[bytes], limits: InputLimits, skip: int = 0) -> Iterator[tuple[int, Any]]:
     """The records of a JSON Lines stream, which need not be a file: (line number, record or Unreadable)."""
-    number = 0
+    number, longest = 0, limits.row
     try:
-        while line := stream.readline(limits.row + 1):
+        while line := stream.readline(longest + 1):
             number += 1
-            if len(line) > limits.row and not line.endswith(b"\n"):
+            if len(line) > longest and not line.endswith(b"\n"):
                 size = len(line) + _rest_of_line(stream)
                 if number > skip:
                     yield number, Unreadable(limits.too_long(size, "bytes"), _readable(line))

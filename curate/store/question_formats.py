@@ -11,7 +11,8 @@ ChoiceAnswer: TypeAlias = Literal["letter", "text"]
 
 _PASSAGES = ("context", "passage")
 _OPTIONS = ("choices", "options")
-_KEYS = ("answerKey", "answer", "answer_index")
+_ARE_OPTIONS = frozenset(_OPTIONS)
+_KEYS = ("answerKey", "answer", "answer_index", "answer_idx")
 
 
 def is_question(fields: Record) -> bool:
@@ -57,9 +58,14 @@ def _answer(fields: Record) -> str:
 
 def _options(fields: Record) -> tuple[list[str], list[str]] | None:
     """The texts of the options and their labels (A, B, … where they have none of their own); None without options."""
+    if _ARE_OPTIONS.isdisjoint(fields):  # as of most records
+        return None
     value = next((fields[name] for name in _OPTIONS if fields.get(name)), None)
-    if isinstance(value, dict):  # ARC's, CommonsenseQA's
-        texts, labels = value.get("text"), value.get("label")
+    if isinstance(value, dict) and "text" not in value:  # MedQA's, by their labels; in tables null where there is none
+        labels = [label for label, text in value.items() if text is not None]
+        texts = [value[label] for label in labels]
+    elif isinstance(value, dict):  # ARC's, CommonsenseQA's
+        texts, labels = value["text"], value.get("label")
     elif isinstance(value, list) and value and all(isinstance(v, dict) and "text" in v and "label" in v for v in value):
         texts, labels = [v["text"] for v in value], [v["label"] for v in value]
     else:

@@ -32,6 +32,7 @@ _ROLES = {
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bot", "bard", "bing", "model"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation", "ipython", "tool_response", "function_response"), "tool"),
 }
+_KWARGS = frozenset(("template_kwargs", "tools", "functions", "documents", "chat_template_kwargs"))
 _CALLS = ("function_call", "tool_call")  # roles of turns that are calls, in ShareGPT's format
 
 
@@ -55,9 +56,9 @@ class TurnReader:
     weighted: int = 0
 
     def messages(self, fields: Record, name: str) -> list[Message]:
-        """The turns in a field, as messages; the field is replaced by the turns' metadata, or removed. Raises
-        Refused."""
-        turns = _rows(fields.pop(name))
+        """The turns in a field, as messages; the field is replaced by the turns' metadata, or removed. Tables may have
+        them as JSON text. Raises Refused."""
+        turns = _rows(_decoded(fields.pop(name)))
         if not isinstance(turns, list) or not turns:
             raise Refused(f"{name} is {'empty' if turns == [] else 'no list'}")
         messages, metadata = [], []
@@ -141,6 +142,8 @@ def _weight(key: str, value: Any, where: str) -> float | None:
         return value + 0
     if key in _SWITCHES and (isinstance(value, bool) or value in (0, 1) and key != "loss"):
         return _SWITCHES[key] if value else 1 - _SWITCHES[key]
+    if key in _SWITCHES and isinstance(value, str) and value.lower() in ("true", "false"):
+        raise Refused(f"{where}.{key} is the text {value!r}, and true or false is wanted")
     return None
 
 
@@ -211,6 +214,8 @@ def _list_of_objects(value: Any, where: str) -> list[Record]:
 def template_kwargs(fields: Record) -> str | None:
     """What a chat template is given beside the messages, removed from a record's fields, as JSON text: tools (or, as
     OpenAI's older format has it, functions), documents, chat_template_kwargs. None if there is nothing."""
+    if _KWARGS.isdisjoint(fields):  # as of most records
+        return None
     found: Record = {}
     stored = _decoded(fields.get("template_kwargs"))
     if isinstance(stored, dict) and isinstance(fields["template_kwargs"], str):  # as curate writes it

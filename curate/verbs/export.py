@@ -19,7 +19,7 @@ import pyarrow as pa
 from curate.arguments.methods import method_of
 from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
-from curate.kinds.export import Export, Row
+from curate.kinds.export import Export, Row, refuse_unread
 from curate.results import Result
 from curate.runs.export_rows import ExportRows, export_rows
 from curate.store.files import remove_leftovers_of, temporary_beside
@@ -125,7 +125,7 @@ def _rows(ws: Workspace, manifest: pa.Table, exporter: Export) -> Iterator[Row]:
     some: frozenset[str] = frozenset()
     first = np.zeros(0, np.int64)
     if exporter.uniform:
-        some, with_tools = _what_some_have(ws, manifest)
+        some, with_tools = _what_some_have(ws, manifest, exporter)
         first = with_tools if exporter.leads_with_tools else first
     yield from _rows_at(ws, manifest.take(pa.array(first)), some)
     yield from _rows_at(ws, manifest.take(pa.array(np.setdiff1d(np.arange(manifest.num_rows), first))), some)
@@ -151,8 +151,9 @@ def _row(sample: dict[str, Any], entry: dict[str, Any], some: frozenset[str]) ->
     )
 
 
-def _what_some_have(ws: Workspace, manifest: pa.Table) -> tuple[frozenset[str], np.ndarray]:
-    """What some of the chosen samples have (export.SOME), and the position of each part's first one with tools."""
+def _what_some_have(ws: Workspace, manifest: pa.Table, exporter: Export) -> tuple[frozenset[str], np.ndarray]:
+    """What some of the chosen samples have (export.SOME), and the position of each part's first one with tools that the
+    format can represent."""
     found, first = set[str](), dict[str, int]()
     for positions, stored in samples_at(ws, manifest["row"].to_numpy(), manifest["id"], _COLUMNS):
         frame = pl.DataFrame(stored.select(["messages", "rejected", "template_kwargs", "meta"]))
@@ -164,11 +165,27 @@ def _what_some_have(ws: Workspace, manifest: pa.Table) -> tuple[frozenset[str], 
         has_kwargs = frame["template_kwargs"].is_not_null() | frame["meta"].str.contains('"tools":', literal=True)
         for i in np.flatnonzero(has_kwargs.to_numpy()).tolist():
             entry = manifest.slice(positions[i], 1).to_pylist()[0]
-            row = _row(stored.slice(i, 1).to_pylist()[0], entry, frozenset())
+            row = _row(stored.slice(i, 1).to_pylist()[0], entry, frozenset(["tools"]))
             found |= row.kwargs().keys() if row.messages else set()
-            if row.messages and "tools" in row.kwargs():
-                first.setdefault(row.part, int(positions[i]))
+            if row.part not in first and row.messages and "tools" in row.kwargs() and _fits(row, exporter):
+                first[row.part] = int(positions[i])
     return frozenset(found), np.array(sorted(first.values()), np.int64)
+
+
+def _check(row: Row, exporter: Export) -> None:
+    """Raises CurateError if the format cannot represent the row, or its reader would not read it."""
+    example = exporter.example(row)
+    if exporter.uniform:
+        refuse_unread(example, row.id)
+
+
+def _fits(row: Row, exporter: Export) -> bool:
+    """Whether the format can represent it at the head of a file."""
+    try:
+        _check(row, exporter)
+    except CurateError:
+        return False
+    return True
 
 
 def _have_turns(stored: pa.Table) -> bool:
@@ -189,7 +206,7 @@ def _written(
     """The rows that the format can represent, repeated as required, counted in `result`, and by part in `written`."""
     for row in rows:
         try:
-            exporter.example(row)
+            _check(replace(row, place=written[row.part]), exporter)
         except CurateError as unfit:
             if not skip_unfit:
                 raise CurateError(

@@ -109,7 +109,7 @@ def ingest(
     ws = workspace_of(ws, create=True, wait=wait)
     reader = Reader(fmt, mapping or {}, frozenset(turn_keys), choice_answer, strip_special)
     found = find_given(paths, split, limits)
-    inputs, result = found.inputs, Ingested(warnings=list(found.notes))
+    inputs, result = found.inputs, Ingested(warnings=found.told())
     # A file that is read with another mapping counts as another file.
     reading = fingerprint(
         fmt,

@@ -64,7 +64,8 @@ def generated(n: int, exact: bool, seed: int = 0) -> list[dict[str, Any]]:
     for i in range(n):
         messages: list[dict[str, Any]] = [{"role": "system", "content": words(2)}] if rng.random() < 0.3 else []
         for turn in range(rng.integers(1, 4)):
-            messages.append({"role": "user", "content": f"{i} {turn} {words(3)}"})
+            named = {"name": words(1)} if rng.random() < 0.1 else {}
+            messages.append({"role": "user", "content": f"{i} {turn} {words(3)}", **named})
             if rng.random() < 0.3:
                 function = {"name": f"f{int(rng.integers(9))}", "arguments": {f"z{i}": value(), "a": value()}}
                 messages.append({"role": "assistant", "content": "", "tool_calls": [{"function": function}]})
@@ -157,6 +158,35 @@ def test_datasets_reads_what_trainers_read_whatever_keys_come_when(tmp_path: Pat
         tools = json.loads(row["tools"]) if isinstance(row["tools"], str) else row["tools"]
         got.append(content({"messages": messages, "tools": tools}))
     assert sorted(got) == sorted(content(row) for row in rows)
+
+
+@pytest.mark.parametrize("exporter", [Axolotl(), OpenInstruct(), Trl(style="messages")], ids=lambda e: e.name)
+def test_a_sample_that_is_left_out_does_not_lead_the_file(tmp_path: Path, exporter: Any) -> None:
+    """The first row of a file says that tools are lists; so it must be one that is written."""
+    unfit = {"role": "assistant", "content": "good", "weight": 0.5}
+    rows = [{"messages": [{"role": "user", "content": str(i)}, GOOD], "tools": []} for i in range(3)]
+    rows += [{"messages": [ASK, unfit], "tools": [{"name": "f"}]}, {"messages": [ASK, GOOD], "tools": [{"name": "g"}]}]
+    ws = pool(tmp_path, rows)
+    done = curate.export(ws, "every", exporter, str(tmp_path / "out"), skip_unfit=True)
+    assert done.rows == 4 and len(done.skipped) == 1
+    got = load_json(done.files, tmp_path)
+    assert [row["tools"] for row in got] == [[{"name": "g"}], None, None, None]
+
+
+@pytest.mark.parametrize("exporter", [Axolotl(), OpenInstruct(), Trl(style="messages")], ids=lambda e: e.name)
+@pytest.mark.parametrize("number", ["1180591620717411303424", "-9223372036854775809", "1E400", f"1{'0' * 30}.5"])
+def test_a_number_that_datasets_cannot_read_is_refused_in_calls(tmp_path: Path, exporter: Any, number: str) -> None:
+    """In tools it is text, except in the first row, where another sample stands then."""
+    call = {"function": {"name": "f", "arguments": {"a": loads(number)}}}
+    called = {"role": "assistant", "content": "", "tool_calls": [call]}
+    rows = [{"messages": [ASK, called], "tools": [{"name": "f"}]}, {"messages": [ASK, GOOD], "tools": [call]}]
+    rows += [{"messages": [ASK, BAD], "tools": [{"name": "g", "n": 18446744073709551615}]}]
+    ws = pool(tmp_path, rows)
+    done = curate.export(ws, "every", exporter, str(tmp_path / "out"), skip_unfit=True)
+    (skipped,) = done.skipped
+    assert f"has the number {number[:40]}, which `datasets`" in skipped and done.rows == 2
+    tools = [row["tools"] for row in load_json(done.files, tmp_path)]
+    assert tools == [rows[2]["tools"], dumps([call])] or tools == [rows[2]["tools"], [json.loads(dumps(call))]]
 
 
 def test_prompts_and_completions_that_are_dates_stay_texts(tmp_path: Path) -> None:

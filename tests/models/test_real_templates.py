@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import re
+import sys
 from datetime import date
 from functools import cache
 from importlib.util import find_spec
@@ -102,6 +103,43 @@ def test_what_a_template_renders_is_supervised_where_it_stands(name: str, kind: 
         elif message["role"] != "assistant":
             assert not any(content in turn for turn in supervised), content
     assert "Paris." not in outside and "Rome." not in outside and "Two." not in outside
+
+
+PADDED = [user("Name a city. "), says("  Paris. \n"), user(" And another?\n"), says("Rome.\t")]
+
+
+@pytest.mark.skipif(not NAMES, reason="trl with its chat templates is not installed (pip install trl)")
+@pytest.mark.parametrize("name", NAMES)
+def test_white_space_around_contents_moves_no_turn(name: str) -> None:
+    tokenizer = tokenizer_with(name)
+    bare, padded = (
+        render(tokenizer, chat) for chat in ([dict(m, content=m["content"].strip()) for m in PADDED], PADDED)
+    )
+    shown = [["".join(r.text[a:b].split()) for a, b in r.spans] for r in (bare, padded)]
+    assert shown[0] == shown[1] and len(shown[0]) == 2
+
+
+def test_an_end_that_only_the_last_turn_has_is_not_looked_for_in_what_follows() -> None:
+    """Of plain words: earlier answers end with nothing, the last with a word, and blanks move no end."""
+    tokenizer = copy.deepcopy(plain_tokenizer())
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ '\n' + m['role'] + ': ' + m['content'] }}{{ ' (over)' if loop.last else '' }}"
+        "{% endfor %}{{ '\nassistant: ' if add_generation_prompt else '' }}"
+    )
+    shown = render(tokenizer, [user("a city"), says("Paris "), user("more"), says("Rome")])
+    assert [shown.text[a:b].strip() for a, b in shown.spans] == ["Paris", "Rome (over)"]
+
+
+@pytest.mark.parametrize("place", ["tools", "a call"])
+def test_a_number_that_python_does_not_print_is_a_reason_and_no_end_of_the_run(place: str) -> None:
+    number = "9" * (sys.get_int_max_str_digits() + 1)
+    said = f'{{"tool_calls":[{{"function":{{"name":"f","arguments":{{"a":{number}}}}}}}]}}'
+    call = {"role": "assistant", "content": "", "extra": said if place == "a call" else None}
+    kwargs = f'{{"tools":[{{"name":"f","a":{number}}}]}}' if place == "tools" else None
+    samples = [{"messages": [user("q"), call, says("a")], "text": None, "template_kwargs": kwargs}] * 2
+    samples[1] = {"messages": CONVERSATIONS["one turn"], "text": None}
+    first, second = encode(plain_tokenizer(), samples, 512)
+    assert "has an integer of more than 4,300 digits, which no template prints" in first.error and not second.error
 
 
 def gaps(spans: list[tuple[int, int]], length: int) -> list[tuple[int, int]]:

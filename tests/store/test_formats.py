@@ -220,17 +220,22 @@ def test_long_integers_come_out_of_a_pool_as_they_went_in(ws: Workspace, tmp_pat
     assert [row["n"] for row in stored] == list(map(str, numbers))
 
 
-def test_exports_print_calls_and_tools_in_their_order(ws: Workspace, tmp_path: Path) -> None:
-    (tmp_path / "a.jsonl").write_text(json.dumps(CALL) + "\n")
+@pytest.mark.parametrize(("exporter", "number"), [(Trl(), 2**64 - 1), (Axolotl(), -(2**63)), (Jsonl(), 2**70)])
+def test_exports_print_calls_and_tools_in_their_order(
+    ws: Workspace, tmp_path: Path, exporter: Any, number: int
+) -> None:
+    """With the longest integers that the file's reader has: calls with longer ones are refused for `datasets`."""
+    line = json.dumps(CALL).replace(str(2**70), str(number))
+    (tmp_path / "a.jsonl").write_text(line + "\n")
     curate.ingest(ws, [str(tmp_path / "a.jsonl")])
     curate.select(ws, "every", Random(), SelectionSpec(frac=1.0))
-    for exporter in (Trl(), Axolotl(), Jsonl()):
-        folder = tmp_path / exporter.name
-        curate.export(ws, "every", exporter, str(folder))
-        (line,) = next(folder.glob("*.jsonl")).read_text().splitlines()
-        row = json.loads(line)
-        shown = row["completion"][0] if exporter.name == "trl" else row["messages"][1]
-        assert json.dumps(shown["tool_calls"]) == json.dumps(CALL["messages"][1]["tool_calls"])
+    given = json.loads(line)
+    folder = tmp_path / exporter.name
+    curate.export(ws, "every", exporter, str(folder))
+    (line,) = next(folder.glob("*.jsonl")).read_text().splitlines()
+    row = json.loads(line)
+    shown = row["completion"][0] if exporter.name == "trl" else row["messages"][1]
+    assert json.dumps(shown["tool_calls"]) == json.dumps(given["messages"][1]["tool_calls"])
 
 
 def test_the_passage_that_a_question_is_about_is_part_of_the_prompt() -> None:

@@ -1,4 +1,7 @@
-"""Rows at random through reading, rendering and export: none lost, none crashing, and each refusal has a reason."""
+"""Rows at random through reading, rendering and export: none lost, none crashing, and each refusal has a reason.
+
+Files that exports write are read as their consumers read them, by `datasets`, whole.
+"""
 
 from __future__ import annotations
 
@@ -15,13 +18,21 @@ from curate.errors import CurateError
 from curate.exact_json import dumps, loads
 from curate.kinds.export import Export, Row
 from curate.methods.exports.axolotl import Axolotl
+from curate.methods.exports.datasets import Datasets
+from curate.methods.exports.interleave import Interleave
 from curate.methods.exports.jsonl import Jsonl
+from curate.methods.exports.litdata import Litdata
 from curate.methods.exports.llamafactory import Llamafactory
 from curate.methods.exports.mds import Mds
+from curate.methods.exports.megatron import Megatron
 from curate.methods.exports.open_instruct import OpenInstruct
+from curate.methods.exports.parquet import Parquet
 from curate.methods.exports.trl import Trl
+from curate.methods.selectors.random import Random as RandomSelector
 from curate.models.tokens import encode
 from curate.store.input_formats import Reader
+from curate.store.workspace import Workspace
+from curate.verbs.select import SelectionSpec
 from tests.models.test_real_templates import NAMES, plain_tokenizer, tokenizer_with
 
 MANY = int(os.environ.get("CURATE_FUZZED_ROWS", 20_000))
@@ -41,6 +52,10 @@ SHAPES: list[dict[str, Any]] = [
     {"text": "some text", "id": 7},
     {"messages": [{"role": "user", "content": [{"type": "text", "text": "q"}]},
                   {"role": "assistant", "content": "a", "reasoning_content": "r", "train": False}]},
+    {"prompt": "q", "chosen": "a", "rejected": "b", "tools": [CALL], "score_chosen": 0.5},
+    {"chosen": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}],
+     "rejected": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "b", "name": "n"}]},
+    {"prompt": [{"role": "user", "content": "q"}], "completion": "a", "label": False, "tools": [CALL]},
 ]  # fmt: skip
 ODD: list[Any] = [
     *(None, "", " ", 0, -1, 1.10, 2**70, True, [], {}, [None], [[]], {"a": {"b": [1]}}, "null", "[1]", "\ud800"),
@@ -48,6 +63,18 @@ ODD: list[Any] = [
 ]
 EXPORTS: list[Export] = [
     *(Jsonl(), Mds(), Trl(), Trl(style="prompt_completion"), Axolotl(), OpenInstruct(), Llamafactory()),
+]
+
+
+OF_KIND: dict[str, list[Export]] = {  # what of the pool -> the exports that have a place for some of it
+    "text IS NOT NULL": [Trl(), Axolotl(), Llamafactory()],
+    "text IS NULL AND rejected IS NULL AND wanted IS NULL": [Trl(style="messages"), Trl(style="prompt_completion"),
+                                                            Axolotl(), OpenInstruct(), Llamafactory()],
+    "rejected IS NOT NULL": [Trl(), Axolotl(), Llamafactory()],
+    "wanted IS NOT NULL": [Trl(), Llamafactory()],
+}  # fmt: skip
+OURS: list[Export] = [
+    *(Jsonl(), Parquet(), Datasets(), Mds(), Interleave(), Litdata(), Megatron(tokenizer="tiny")),
 ]
 
 
@@ -69,7 +96,7 @@ def rows(n: int, seed: int) -> list[Any]:
     return [row | {"number": i} if isinstance(row, dict) else row for i, row in enumerate(made)]
 
 
-@pytest.mark.parametrize("n", [3_000, pytest.param(MANY, marks=pytest.mark.repeated)])
+@pytest.mark.parametrize("n", [1_000, pytest.param(MANY, marks=pytest.mark.repeated)])
 def test_every_row_becomes_a_sample_or_a_reject_and_every_sample_is_rendered_or_refused(tmp_path: Path, n: int) -> None:
     given = rows(n, seed=n)
     (tmp_path / "a.jsonl").write_text("\n".join(map(json.dumps, given)))
@@ -79,7 +106,7 @@ def test_every_row_becomes_a_sample_or_a_reject_and_every_sample_is_rendered_or_
     assert all(row["reason"] for row in curate.sql(ws, "SELECT reason FROM rejects"))
     tokenizers = [plain_tokenizer(), *(tokenizer_with(name) for name in ("qwen3", "deepseekv3", "phi3") if NAMES)]
     stored = curate.sql(
-        ws, "SELECT id, source, messages, text, template_kwargs, meta FROM pool ORDER BY row"
+        ws, "SELECT id, source, messages, text, template_kwargs, rejected, wanted, meta FROM pool ORDER BY row"
     ).to_polars()
     samples = stored.to_dicts()
     assert sum(row["messages"] is not None for row in samples) > len(samples) / 3
@@ -99,3 +126,46 @@ def test_every_row_becomes_a_sample_or_a_reject_and_every_sample_is_rendered_or_
         assert held >= 2  # ours hold everything
         again = Reader().sample(loads(dumps(Jsonl().example(row))))
         assert again.id == row.id, (sample, Jsonl().example(row))
+    every_file_is_whole(ws, tmp_path, len(samples))
+
+
+def every_file_is_whole(ws: Workspace, folder: Path, n: int) -> None:
+    """Exports every sample in every format that may hold it, and reads the files."""
+    curate.select(ws, "every", RandomSelector(), SelectionSpec(frac=1.0))
+    for exporter in OURS:
+        done = curate.export(ws, "every", exporter, folder / exporter.name, skip_unfit=True)
+        assert done.rows + len(done.skipped) == n and (not done.skipped or exporter.name == "megatron")
+    told = 0
+    for i, (condition, exporters) in enumerate(OF_KIND.items()):
+        of_kind = curate.select(ws, f"kind_{i}", RandomSelector(), SelectionSpec(frac=1.0, where=condition)).rows
+        told += of_kind
+        for j, exporter in enumerate(exporters):
+            out = folder / f"{i}-{j}"
+            done = curate.export(ws, f"kind_{i}", exporter, out, skip_unfit=True)
+            assert done.rows + len(done.skipped) == of_kind and done.rows, (exporter, condition)
+            assert all(reason.startswith("sample ") and reason.endswith(".") for reason in done.skipped)
+            assert read_whole(out) == done.rows
+    assert told == n
+
+
+def read_whole(out: Path) -> int:
+    """The rows that `datasets` finds in the lines of an export, each of which it must read as what it says."""
+    import datasets
+
+    found = 0
+    for path in out.glob("*.jsonl"):
+        got = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(out / "cache"))
+        lines = path.read_text(encoding="utf-8").split("\n")[:-1]
+        for row, line in zip(got, lines, strict=True):
+            assert as_read(row) == as_read(json.loads(line))
+        found += len(lines)
+    return found
+
+
+def as_read(row: Any) -> Any:
+    """A row without what is null, which only says that another row has it; tools may be JSON text."""
+    if isinstance(row, dict):
+        if isinstance(row.get("tools"), str) and row["tools"]:
+            row = {**row, "tools": json.loads(row["tools"])}
+        return {k: as_read(v) for k, v in row.items() if v is not None}
+    return [as_read(value) for value in row] if isinstance(row, list) else row

@@ -61,6 +61,7 @@ TEXTS = ["sky", "blood", "grass"]
         {"options": TEXTS, "answer": "B", "answer_index": 1},  # MMLU-Pro
         {"choices": TEXTS, "answer": "B"},
         {"choices": {"text": TEXTS, "label": ["A", "B", "C"]}, "answerKey": "B"},  # ARC
+        {"options": dict(zip("ABCD", [*TEXTS, None], strict=True)), "answer": "blood", "answer_idx": "B"},  # MedQA
         {"choices": [{"label": label, "text": t} for label, t in zip("ABC", TEXTS, strict=True)], "answerKey": "B"},
     ],
 )  # fmt: skip

@@ -74,6 +74,11 @@ def test_what_has_no_such_split_is_refused_with_those_it_has(ws: Workspace, snap
         ("Validation.json", "validation"),
         ("dev/part-0.jsonl", "validation"),
         ("main/eval/0.parquet", "test"),
+        ("gsm8k.test.jsonl", "test"),
+        ("data-test-v2.jsonl", "test"),
+        ("train_dev_pairs.jsonl", "train"),
+        ("my-test-data/part.jsonl", "test"),
+        ("test/train-0.parquet", "train"),
         ("school.jsonl", None),
         ("training_data_latest.jsonl", "train"),
         ("contest.jsonl", None),
@@ -81,8 +86,17 @@ def test_what_has_no_such_split_is_refused_with_those_it_has(ws: Workspace, snap
         ("retrained.jsonl", None),
     ],
 )
-def test_a_split_is_a_word_at_an_end_of_a_name_or_a_folder(path: str, split: str | None) -> None:
+def test_a_split_is_a_word_of_a_name_or_a_folder(path: str, split: str | None) -> None:
     assert split_of(Path("/folder") / path, Path("/folder")) == split
+
+
+def test_splits_that_a_pattern_mixes_are_read_and_told(ws: Workspace, snapshot: Path, tmp_path: Path) -> None:
+    (note,) = curate.ingest(ws, [str(snapshot / "data/*.parquet")]).warnings
+    assert note.startswith("files of the splits test, validation are read beside train (test-00000-of-00001.parquet, ")
+    assert asked(ws) == {"train", "test", "validation"}
+    held_out = [str(snapshot / f"data/{split}-00000-of-00001.parquet") for split in ("test", "validation")]
+    other = curate.open_workspace(tmp_path / "other")
+    assert not curate.ingest(other, held_out).warnings
 
 
 def test_a_folder_of_files_without_splits_is_read_whole(ws: Workspace, tmp_path: Path) -> None:

@@ -52,6 +52,20 @@ def test_a_turn_s_weight_is_read_in_every_spelling(keys: dict[str, Any], weight:
         assert json.loads(sample.meta) == {"messages": [None, keys]}
 
 
+@pytest.mark.parametrize("key", ["train", "training", "loss", "mask"])
+def test_a_text_that_says_whether_a_turn_is_learnt_is_refused(key: str) -> None:
+    with pytest.raises(Refused, match=rf"messages\[1\].{key} is the text 'False', and true or false is wanted"):
+        answer(**{key: "False"})
+
+
+def test_turns_may_be_json_text_as_in_a_table() -> None:
+    turns = [USER, {"role": "assistant", "content": None, "tool_calls": [TOOL]}]
+    assert read({"messages": dumps(turns)}).messages == read({"messages": turns}).messages
+    assert read({"conversations": dumps(turns)}).id == read({"messages": turns}).id
+    with pytest.raises(Refused, match="messages is no list"):
+        read({"messages": str(turns)})  # as Python prints them
+
+
 @pytest.mark.parametrize("value", [-1, "0", [1], float("inf")])
 def test_a_weight_that_is_none_is_refused(value: Any) -> None:
     with pytest.raises(Refused, match=r"messages\[1\].weight is .* and a number of at least 0 is wanted"):

@@ -143,6 +143,6 @@ def _encoded(sample: dict[str, Any]) -> bytes:
         if encoding == "float32":
             values.append(np.float32(value).tobytes())
         else:
-            values.append(value.encode() if encoding == "str" else json.dumps(value, ensure_ascii=False).encode())
+            values.append((value if encoding == "str" else exact_json.dumps(value)).encode())
     sizes = [len(v) for v, size in zip(values, _SIZES, strict=True) if size is None]
     return np.array(sizes, np.uint32).tobytes() + b"".join(values)
