@@ -60,7 +60,7 @@ class Syncs(TorchDispatchMode):
 
     def _counting(self, name: str, inner: Any) -> Any:
         def counting(tensor: torch.Tensor, *arguments: Any, **more: Any) -> Any:
-            if name == "cpu" or not _read_just_now(tensor):
+            if name == "cpu" or not vars(tensor).pop("_read", False):  # what `cpu` gave has been counted
                 self._count(name)
             result = inner(tensor, *arguments, **more)
             if name == "cpu":
@@ -75,8 +75,3 @@ class Syncs(TorchDispatchMode):
                 self.found[f"{frame.filename.rpartition('/curate/')[2]}:{frame.lineno} {name}"] += 1
                 return
         self.found[f"elsewhere {name}"] += 1
-
-
-def _read_just_now(tensor: torch.Tensor) -> bool:
-    """Whether a tensor is what `cpu` gave, which has been counted."""
-    return getattr(tensor, "_read", False)

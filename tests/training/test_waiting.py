@@ -53,7 +53,7 @@ def test_what_waits_is_counted() -> None:
     values, mask = torch.arange(4.0), torch.tensor([True, False, True, True])
     with Syncs() as waited:
         float(values[0]), values[mask], values.cpu().numpy(), values.tolist(), bool((values > 1).any()), mask.nonzero()
-        values[mask] = 0.0
+        values[mask] = torch.ones(3)
     assert waited.total == 7
     with Syncs() as waited:
         values.index_select(0, torch.tensor([1, 2])) + values[1:3]
