@@ -153,7 +153,7 @@ class Model(ABC):
         for i, sample in enumerate(encoded):
             n = len(sample.ids)
             ids[i, :n], valid[i, :n], supervised[i, :n] = sample.ids, True, sample.supervised
-        return on_device(ids, self.device), on_device(valid, self.device), on_device(supervised, self.device)
+        return to_device(ids, self.device), to_device(valid, self.device), to_device(supervised, self.device)
 
 
 class ScoringModel(Protocol):
@@ -232,7 +232,7 @@ def wide(values: Tensor) -> Tensor:
     return values if values.dtype == torch.float64 else values.float()
 
 
-def on_device(array: np.ndarray, device: torch.device) -> Tensor:
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
     """An array as a tensor on a device. Nothing waits for a GPU: from memory that is not pinned, a copy would wait for
     all the work before it."""
     tensor = torch.from_numpy(array)

@@ -19,7 +19,7 @@ from curate.kinds.passes import ForwardRequest
 from curate.kinds.signals import Forward, Logits
 from curate.models.choice import ModelChoice
 from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
-from curate.models.forward import Key, Model, Sharing, on_device, wide
+from curate.models.forward import Key, Model, Sharing, to_device, wide
 from curate.models.head import Head
 from curate.models.load import load
 from curate.models.mixed_precision import MixedBody, MixedHead, is_known
@@ -163,7 +163,7 @@ class LanguageModel(Model):
         if not functions:
             return {}
         source = states if logits is None else logits
-        before, labels = (on_device(each, self.device) for each in _supervised(encoded, source.shape[1]))
+        before, labels = (to_device(each, self.device) for each in _supervised(encoded, source.shape[1]))
         source = source.flatten(0, 1).index_select(0, before)
         pieces: dict[Key, list[Tensor]] = {key: [] for key in functions}
         for log_p, own in self._log_p(source, labels, logits is None):

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from curate.models.forward import on_device
+from curate.models.forward import to_device
 from curate.models.tokens import Encoded
 
 
@@ -160,9 +160,9 @@ def batch_of(examples: Examples, rows: Sequence[np.ndarray], device: torch.devic
                 weight[r, span] = examples.encoded(int(index)).weight
             start, number = start + len(tokens), number + 1
     supervised[:, 0] = False  # what is first of its row has no predecessor
-    tensors = [on_device(a, device) for a in (ids, place, document, np.flatnonzero(supervised))]
+    tensors = [to_device(a, device) for a in (ids, place, document, np.flatnonzero(supervised))]
     packed = any(len(row) > 1 for row in rows)
-    weights = None if weight is None else on_device(weight, device)
+    weights = None if weight is None else to_device(weight, device)
     return Batch(np.concatenate(rows), tensors[0], tensors[1], tensors[2], tensors[3], packed, weights)
 
 

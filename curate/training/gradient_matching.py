@@ -30,7 +30,7 @@ from curate.gradients.per_sample import Outer, PerSample, Thin
 from curate.gradients.sketches import Sketcher
 from curate.kinds.signals import Matching, Products
 from curate.models.flops import counted
-from curate.models.forward import on_device
+from curate.models.forward import to_device
 from curate.models.language_model import LanguageModel
 from curate.models.tokens import Encoded
 from curate.models.usage import Usage
@@ -212,8 +212,8 @@ class Chooser:
         assert found.gradients is not None
         chosen = np.flatnonzero(weights if tokens is None else weights * np.abs(tokens).sum(1))
         device, flops = self.backward.lm.device, 0.0
-        positions = on_device(chosen, device)
-        factors = on_device(weights[chosen] if tokens is None else weights[chosen, None] * tokens[chosen], device)
+        positions = to_device(chosen, device)
+        factors = to_device(weights[chosen] if tokens is None else weights[chosen, None] * tokens[chosen], device)
         for gradient in found.gradients:
             part = gradient.of(positions)
             parameter = self.parameters[gradient.name]

@@ -13,7 +13,7 @@ from curate.errors import CurateFailure
 from curate.kinds.passes import Arrays
 from curate.kinds.signals import Drawn, Step
 from curate.kinds.weighting import Weighting
-from curate.models.forward import on_device
+from curate.models.forward import to_device
 from curate.training.dataset import Data
 from curate.training.distributed import gather
 from curate.training.examples import Batch
@@ -157,4 +157,4 @@ class Weigher:
             counts = self.data.examples.counts[micro.batch.documents]
             factors = factors / np.repeat(counts, counts)
         wide = losses.token.dtype == torch.float64
-        return (losses.token * on_device(factors if wide else factors.astype(np.float32), losses.token.device)).sum()
+        return (losses.token * to_device(factors if wide else factors.astype(np.float32), losses.token.device)).sum()
