@@ -19,7 +19,7 @@ from curate.methods.scores.embed_lm import EmbedLm
 from curate.methods.scores.entropy import Entropy
 from curate.methods.scores.nll import Nll
 from curate.models.choice import ModelChoice
-from curate.models.forward import score_samples
+from curate.models.forward import WINDOW, score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.usage import Usage
 from curate.numerics.rank_agreement import spearman
@@ -29,6 +29,7 @@ from tests.gpu.lines import ROOT, Untried
 
 _COPIED = 1 << 30  # bytes, on a GPU
 _SEARCHES, _WIDTH = 1000, 256
+_LEFT = 300 << 20  # bytes, where memory is to run out: the tiny model's weights and a thousand short samples
 
 
 def limits(ground: Ground) -> Found:
@@ -86,7 +87,9 @@ def memory(ground: Ground) -> Found:
     """Batches that do not fit: on a GPU because little of its memory is left, elsewhere because they are refused."""
     samples = short_texts(20_000 if ground.on_gpu else 8 * ground.size.forward, 5)
     lm = LanguageModel(ModelChoice("tiny", device=ground.device, dtype="float32", batch_tokens=1 << 24))
-    before, most = min(lm.batch_tokens, 41 * len(samples)), 41 * len(samples) // 3
+    scored(lm, samples[:50], Nll())  # what a device loads when it first computes is not to be what does not fit
+    before = 41 * min(len(samples), WINDOW)  # a word is a token, and one begins the text
+    most = before // 3
     with scarce(ground, lm, "_batch", lambda encoded, *_: sum(len(one.ids) for one in encoded), most) as ran_out:
         columns = scored(lm, samples, Nll())[0]["nll"]
         first = ran_out()
@@ -107,7 +110,7 @@ def scarce(ground: Ground, held: Any, method: str, size: Any, most: int) -> Iter
     if ground.on_gpu:
         torch.cuda.empty_cache()
         free, _ = torch.cuda.mem_get_info()
-        taken = torch.empty(max(int(free - (1 << 30)), 1), dtype=torch.uint8, device="cuda")
+        taken = torch.empty(max(free - _LEFT, 1), dtype=torch.uint8, device="cuda")
         started = torch.cuda.memory_stats()["num_ooms"]
         yield lambda: torch.cuda.memory_stats()["num_ooms"] - started
         del taken

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Sequence
+from dataclasses import replace
 from importlib.util import find_spec
 from typing import Any
 
@@ -68,7 +69,7 @@ def _adapted(ground: Ground) -> Backward:
             parameter.data.normal_(std=0.01)
     model = Backward.of(lm)
     moments = {name: 1e-3 * torch.randn_like(p, dtype=torch.float32) for name, p in model.parameters.items()}
-    model.at.__dict__["moments"] = Moments(moments, {n: v.square() for n, v in moments.items()}, 1)
+    model.at = replace(model.at, moments=Moments(moments, {n: v.square() for n, v in moments.items()}, 1))
     return model
 
 

@@ -9,6 +9,7 @@ with a value. Lines of the smallest size are of no use to a reader.
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
@@ -17,6 +18,7 @@ from typing import Any
 from tests.gpu.figures import FIGURES, PARTS, Figure
 
 KEPT = Path(__file__).parents[1] / "bench/results/gpu.jsonl"
+PAGE = Path(__file__).parents[2] / "docs/results/gpu.md"
 PRICED = {"c.tokens": "`nll` and what shares its pass", "d.tokens": "features of `less`, a checkpoint"}
 Lines = Sequence[Mapping[str, Any]]
 
@@ -36,6 +38,19 @@ def merged(kept: Lines, new: Lines) -> list[Mapping[str, Any]]:
             found[key] = line
     order = [(figure.name, on) for figure in FIGURES for on in ("cuda", "cpu")]
     return [found[key] for key in order if key in found]
+
+
+def stamped(text: str, lines: Lines) -> str:
+    """The page's text with command, date, commit and device of the newest lines, a GPU's if there are any."""
+    made = [x for x in lines if x["value"] is not None]
+    newest = max(made, key=lambda x: (x["on"] == "cuda", x["date"]))
+    device = f"{newest['device'].rpartition(', ')[2].replace(' cores', ' CPU cores')}"
+    device = newest["device"] if newest["on"] == "cuda" else device
+    command = "python tests/gpu/prove.py" + ("" if newest["on"] == "cuda" else " --on cpu")
+    told = {"command": f"`{command}`", "date": newest["date"], "commit": newest["commit"].rstrip("+"), "device": device}
+    for name, value in told.items():
+        text = re.sub(rf"^\| {name} \| .* \|$", f"| {name} | {value} |", text, flags=re.M)
+    return text
 
 
 def tables(lines: Lines) -> str:
@@ -105,9 +120,10 @@ def _price(found: Mapping[Any, Any]) -> Iterator[str]:
 def main(path: Path) -> None:
     """Take new lines into the file that the page is made of."""
     if not path.exists():
-        raise SystemExit(f"{path}: there are no lines; python -m tests.gpu.prove --to {path} makes some.")
+        raise SystemExit(f"{path}: there are no lines; python tests/gpu/prove.py --to {path} makes some.")
     lines = merged(read(KEPT), read(path))
     KEPT.write_text("".join(json.dumps(line, ensure_ascii=False) + "\n" for line in lines), encoding="utf-8")
+    PAGE.write_text(stamped(PAGE.read_text(encoding="utf-8"), lines), encoding="utf-8")
     on_gpu = sum(line["on"] == "cuda" and line["value"] is not None for line in lines)
     print(f"{on_gpu} of {len(FIGURES)} figures are of a GPU, {len(lines)} lines in all")
 

@@ -1,7 +1,7 @@
 """Every claim about GPUs in one call, in order of worth; a line of JSON for each figure as soon as it is known.
 
-    python -m tests.gpu.prove --minutes 8 --to FILE        on a GPU, with a model of Llama-3.2-1B's shape
-    python -m tests.gpu.prove --on cpu                      a rehearsal at small shapes
+    python tests/gpu/prove.py --minutes 8 --to FILE        on a GPU, with a model of Llama-3.2-1B's shape
+    python tests/gpu/prove.py --on cpu                      a rehearsal at small shapes
     python -m tests.gpu.page FILE                           takes the lines of FILE into docs/results/gpu.md
 
 Needs torch, transformers, peft, accelerate, NumPy, SciPy and safetensors (--bare refuses all else that curate uses).
@@ -24,6 +24,9 @@ from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
+
+if not __package__:  # run by its path: Python looks beside it, and not where `tests` is
+    sys.path[0] = str(Path(__file__).parents[2])
 
 from tests.gpu.figures import FIGURES
 from tests.gpu.lines import ROOT, Lines, Untried, about, told
@@ -138,7 +141,7 @@ def _made(ground: Any, part: Part, wanted: list[str], left: float) -> tuple[str,
 
 
 def _asked(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m tests.gpu.prove", description=(__doc__ or "").split("\n\n")[0])
+    parser = argparse.ArgumentParser(prog="python tests/gpu/prove.py", description=(__doc__ or "").split("\n\n")[0])
     parser.add_argument("--minutes", type=float, default=8.0, help="how long it may take, 8 unless told")
     parser.add_argument("--on", choices=("cuda", "cpu"), default="cuda", help="cpu: a rehearsal")
     parser.add_argument("--size", choices=("1b", "small", "smallest"), help="1b on a GPU, small on a CPU unless told")

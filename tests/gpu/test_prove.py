@@ -36,7 +36,7 @@ def test_a_rehearsal_is_whole_and_agrees_where_only_models_can_run(tmp_path: Pat
     asked = ["--on", "cpu", "--size", "smallest", "--bare", "--minutes", "5", "--to", str(tmp_path / "lines.jsonl")]
     environment = {**os.environ, "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
-        [sys.executable, "-m", "tests.gpu.prove", *asked], cwd=ROOT, env=environment, capture_output=True, text=True
+        [sys.executable, "tests/gpu/prove.py", *asked], cwd=ROOT, env=environment, capture_output=True, text=True
     )
     lines = page.read(tmp_path / "lines.jsonl")
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
@@ -170,8 +170,9 @@ def test_the_lines_that_are_kept_are_of_known_figures_and_the_rehearsal_of_them_
     assert page.merged([], lines) == lines
     rehearsed = {one["figure"]: one for one in lines if one["on"] == "cpu"}
     assert all(rehearsed[f.name]["holds"] for f in FIGURES if f.name[0] in "bf")
-    text = (ROOT / "docs/results/gpu.md").read_text(encoding="utf-8")
-    assert text.count("<!-- gpu -->") == 1 and "\n|" not in text, "all figures are in the file"
+    text = page.PAGE.read_text(encoding="utf-8")
+    assert text.count("<!-- gpu -->") == 1 and text.count("\n|") == 6, "all figures are in the file"
+    assert page.stamped(text, lines) == text
     untried = not any(one["on"] == "cuda" and one["value"] is not None for one in lines)
     assert ("untried so far" in (ROOT / "docs/results/index.md").read_text(encoding="utf-8")) == untried
     assert str(Path.home()) not in json.dumps(lines)

@@ -145,11 +145,12 @@ def selection(ground: Ground) -> Found:
 
 def memory(ground: Ground) -> Found:
     """A batch that does not fit goes through the model in parts."""
-    encoded = []
     model = LanguageModel(ModelChoice("tiny", device=ground.device, dtype="float32"))
     model.model.requires_grad_(True)
     encoded = tokens_of(model, short_texts(4096 if ground.on_gpu else 4 * ground.size.rows, 6))
     settings = replace(SETTINGS, batch_size=len(encoded), steps=2)
+    few = Data.of(Examples.of(encoded[:4]))
+    list(Trainer(model, few, replace(settings, batch_size=4, steps=1), Uniform(), Alone()).run())  # as in scores
     trainer = Trainer(model, Data.of(Examples.of(encoded)), settings, Uniform(), Alone())
     most = 41 * len(encoded) // 3
     with scarce(ground, trainer.objective, "losses", lambda batch, *_: batch.ids.numel(), most) as ran_out:
