@@ -1,15 +1,16 @@
-"""Identity and keyed randomness: content ids of samples, fingerprints of settings, random numbers keyed by id."""
+"""Identity and keyed randomness: content ids of samples, fingerprints of settings, random numbers keyed by id.
+
+Random numbers need NumPy alone, so that projections of gradients are the same on a machine that only runs models.
+"""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import orjson
-
-from curate import exact_json
 
 _U64 = np.uint64
 
@@ -40,12 +41,14 @@ def content_id(
 
     Raises TypeError if a string cannot be encoded as UTF-8 (a lone surrogate).
     """
+    import orjson
+
     if messages is None:
         canonical: dict[str, Any] = {"text": text}
     else:
         canonical = {"messages": [_canonical(message) for message in messages]}
         if template_kwargs is not None:
-            canonical["template_kwargs"] = exact_json.canonical(template_kwargs)
+            canonical["template_kwargs"] = _spelled(template_kwargs)
     if rejected is not None:
         canonical["rejected"] = [_canonical(message) for message in rejected]
     if wanted is not None:
@@ -56,13 +59,27 @@ def content_id(
 def _canonical(message: Mapping[str, Any]) -> dict[str, Any]:
     kept = {key: message[key] for key in ("content", "role") if message[key] is not None}
     if message.get("extra") is not None:
-        kept["extra"] = exact_json.canonical(message["extra"])
+        kept["extra"] = _spelled(message["extra"])
     return kept
+
+
+def _spelled(text: str) -> str:
+    from curate import exact_json  # few samples have such texts
+
+    return exact_json.canonical(text)
 
 
 def fingerprint(*parts: Any) -> str:
     """A hash of JSON-like values as 16 hex digits; equal values in the same order give equal fingerprints."""
+    import orjson
+
     return hashlib.sha256(orjson.dumps(parts, option=orjson.OPT_SORT_KEYS)).hexdigest()[:16]
+
+
+def key_of(*parts: str | int) -> int:
+    """64 random bits that are a function of texts and integers: their fingerprint, as a number."""
+    text = json.dumps(parts, ensure_ascii=False, separators=(",", ":"))
+    return int(hashlib.sha256(text.encode()).hexdigest()[:16], 16)
 
 
 def ids_as_integers(ids: Sequence[str]) -> np.ndarray:
@@ -76,7 +93,7 @@ def keyed_uniform(ids: np.ndarray, seed: int, purpose: str) -> np.ndarray:
     They are therefore independent of order, sharding and batching, and each purpose has its own stream. The mixing
     function is the finaliser of SplitMix64 (Steele, Lea, Flood 2014), applied twice.
     """
-    stream = _U64(int(fingerprint(seed, purpose), 16))
+    stream = _U64(key_of(seed, purpose))
     with np.errstate(over="ignore"):
         x = _mix(_mix(ids ^ stream) + stream)
     return ((x >> _U64(12)).astype(np.float64) + 0.5) / 2.0**52  # never 0 and never 1

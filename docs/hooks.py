@@ -29,6 +29,7 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
 def on_page_markdown(markdown: str, page: Page, config: MkDocsConfig, files: Files) -> str:
     """Puts the columns of every view, and the figures, where a page asks for them."""
     markdown = markdown.replace("<!-- columns -->", columns_table())
+    markdown = markdown.replace("<!-- gpu -->", gpu_tables()) if "<!-- gpu -->" in markdown else markdown
     return markdown.replace("<!-- figures -->", figures_table()) if "<!-- figures -->" in markdown else markdown
 
 
@@ -86,6 +87,13 @@ def figures_table() -> str:
     from tests.bench import figures  # the other pages need no tests
 
     return figures.table(figures.read(figures.FILE))
+
+
+def gpu_tables() -> str:
+    """The figures of a GPU and of its rehearsal, of tests/bench/results/gpu.jsonl."""
+    from tests.gpu import page  # the other pages need no tests
+
+    return page.tables(page.read(page.KEPT))
 
 
 def api_page() -> str:

@@ -211,7 +211,8 @@ class Backward:
         error[unsupervised] = UNSUPERVISED
         positions = np.flatnonzero(error == "")
         if len(positions) < len(encoded):
-            parameters = [g.of(torch.from_numpy(positions)) for g in parameters]
+            these = torch.from_numpy(positions).to(self.lm.device)  # once, not for each parameter
+            parameters = [g.of(these) for g in parameters]
         return Gradients(parameters, positions, values, error)
 
     def along(

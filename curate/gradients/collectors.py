@@ -65,15 +65,18 @@ class Totals(GradientCollector):
     """
 
     def __init__(self, groups: np.ndarray, k: int, key: str, count: str):
-        self._groups, self._k, self._key = groups, k, key
+        self._k, self._key = k, key
+        self._members = {int(group): torch.from_numpy(np.flatnonzero(groups == group)) for group in np.unique(groups)}
         self._sums = {key + count: torch.from_numpy(np.bincount(groups, minlength=k))}
         self._flops = 0.0
 
     def take(self, gradient: PerSample) -> None:
         sums = None
-        for group in np.unique(self._groups):
-            total = gradient.of(torch.from_numpy(np.flatnonzero(self._groups == group))).total()
-            sums = total.new_zeros(self._k, *gradient.shape) if sums is None else sums
+        for group, members in self._members.items():
+            total = gradient.of(members).total()
+            if sums is None:
+                sums = total.new_zeros(self._k, *gradient.shape)
+                self._members = {key: places.to(total.device) for key, places in self._members.items()}
             sums[group] = total
         if sums is not None:
             self._sums[self._key + gradient.name] = sums

@@ -142,10 +142,10 @@ def gram(model: Backward, encoded: Sequence[Encoded], k: int, seed: int = 0) -> 
         for cost in phases.values():
             usage.add(cost)
     n = sum(map(len, next(iter(sketches.values()), [])))
-    inner_products = np.zeros((n, n))
+    inner_products = torch.zeros(n, n, dtype=torch.float64, device=model.lm.device)
     for parts in sketches.values():
         if parts:
             flat = torch.cat(parts)
-            inner_products += (flat @ flat.T).double().cpu().numpy()
+            inner_products += flat @ flat.T
             usage.flops += 2.0 * n * flat.numel()
-    return inner_products, usage
+    return inner_products.cpu().numpy(), usage

@@ -153,8 +153,7 @@ class Model(ABC):
         for i, sample in enumerate(encoded):
             n = len(sample.ids)
             ids[i, :n], valid[i, :n], supervised[i, :n] = sample.ids, True, sample.supervised
-        tensors = [torch.from_numpy(a).to(self.device, non_blocking=True) for a in (ids, valid, supervised)]
-        return tensors[0], tensors[1], tensors[2]
+        return to_device(ids, self.device), to_device(valid, self.device), to_device(supervised, self.device)
 
 
 class ScoringModel(Protocol):
@@ -231,6 +230,13 @@ def _name(device: torch.device) -> str:
 def wide(values: Tensor) -> Tensor:
     """The tensor in float32; float64 stays as it is."""
     return values if values.dtype == torch.float64 else values.float()
+
+
+def to_device(array: np.ndarray, device: torch.device) -> Tensor:
+    """An array as a tensor on a device. Nothing waits for a GPU: from memory that is not pinned, a copy would wait for
+    all the work before it."""
+    tensor = torch.from_numpy(array)
+    return tensor.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else tensor.to(device)
 
 
 def out_of_memory(error: Exception) -> bool:

@@ -16,8 +16,6 @@ from collections.abc import Callable
 from importlib.metadata import version
 from pathlib import Path
 
-from filelock import FileLock
-
 from curate.models.choice import file_digest
 
 CACHE = "CURATE_CACHE"
@@ -36,6 +34,8 @@ def unpacked(file: Path, name: str, unpack: Callable[[Path], None]) -> Path | No
     None if the cache cannot be written (no room, read-only): then the file is read directly. Raises what `unpack`
     raises, other than OSError.
     """
+    from filelock import FileLock  # of GGUF files alone
+
     folder = cache_folder() / "gguf" / f"{file_digest(file).hex()[:16]}-{version('transformers')}"
     final = folder / name
     if _is_whole(final):

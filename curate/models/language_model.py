@@ -19,7 +19,7 @@ from curate.kinds.passes import ForwardRequest
 from curate.kinds.signals import Forward, Logits
 from curate.models.choice import ModelChoice
 from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
-from curate.models.forward import Key, Model, Sharing, wide
+from curate.models.forward import Key, Model, Sharing, to_device, wide
 from curate.models.head import Head
 from curate.models.load import load
 from curate.models.mixed_precision import MixedBody, MixedHead, is_known
@@ -28,7 +28,7 @@ from curate.models.shared_pass import SharedPass
 from curate.models.tokens import Encoded, marked, weights_of
 from curate.models.usage import Usage
 
-_PIECE = 1 << 24  # logits in memory at once
+_PIECE = {"cpu": 1 << 24, "cuda": 1 << 27}  # logits in memory at once; a GPU wants more tokens at a time
 
 
 class LanguageModel(Model):
@@ -41,6 +41,8 @@ class LanguageModel(Model):
         self.body: Any = self.model.base_model
         self.head: Any = self.model.get_output_embeddings()
         self.plain_head = self._has_plain_head()
+        # No token sees the padding behind it; and without a mask a GPU has a faster kernel, and is not asked for it.
+        self._masked = self.device.type != "cuda"
 
     @cached_property
     def output(self) -> Head:
@@ -112,16 +114,18 @@ class LanguageModel(Model):
         """The results of a batch from its last hidden states or, where there are some, the model's own logits; and the
         cost, to which the head's is added."""
         lengths = np.array([len(sample.ids) for sample in encoded])
-        ids, valid, supervised = self.padded(encoded, int(lengths.max()))
         with counted(usage, self.choice.count_flops):
-            values = self._per_token(states, logits, ids, supervised, requests)
-        counts = supervised.sum(1)
+            values = self._per_token(states, logits, encoded, requests)
+        counts = np.array([sample.supervised.sum() for sample in encoded], np.int64)
         needs_hidden = any(request.hidden for request in requests.values())
-        hidden = wide(states).masked_fill(~valid[:, :, None], 0.0) if needs_hidden else None
+        hidden = None
+        if needs_hidden:
+            _, valid, _ = self.padded(encoded, states.shape[1])
+            hidden = wide(states).masked_fill(~valid[:, :, None], 0.0)
         results = {
             key: Forward(
                 values.get(key),
-                counts.cpu().numpy(),
+                counts,
                 hidden if request.hidden else None,
                 lengths,
                 head=self.output if request.head else None,
@@ -130,14 +134,15 @@ class LanguageModel(Model):
             for key, request in requests.items()
         }
         n = int(counts.sum()) if values else 0
-        usage.flops += forward_flops(self.model, 0, 0, n if self.plain_head else ids.numel() * bool(values))
+        every = len(lengths) * int(lengths.max()) * bool(values)
+        usage.flops += forward_flops(self.model, 0, 0, n if self.plain_head else every)
         usage.flops_paper = paper_flops(FORWARD, self.n_params, len(encoded))
         usage.add(self.usage(**marked(encoded)))
         return results, usage
 
     def _states(self, ids: Tensor, valid: Tensor, body_only: bool) -> tuple[Tensor, Tensor | None]:
         """The last hidden states [B, T, D] and, unless `body_only`, the model's own logits [B, T, V]."""
-        mask = valid.long()
+        mask = valid.long() if self._masked else None
         if self._mixed_body and body_only:
             return self._mixed_body(ids).last_hidden_state, None
         with self.products():
@@ -150,23 +155,24 @@ class LanguageModel(Model):
         self,
         states: Tensor,
         logits: Tensor | None,
-        ids: Tensor,
-        supervised: Tensor,
+        encoded: Sequence[Encoded],
         requests: Mapping[Key, ForwardRequest],
     ) -> dict[Key, np.ndarray]:
         """Each request's values at the S supervised tokens, float64 [S]; the token at t is predicted at t - 1."""
         functions = {key: request.per_token for key, request in requests.items() if request.per_token}
         if not functions:
             return {}
-        mask = supervised[:, 1:]
-        labels, source = ids[:, 1:][mask], (states if logits is None else logits)[:, :-1][mask]
+        source = states if logits is None else logits
+        before, labels = (to_device(each, self.device) for each in _supervised(encoded, source.shape[1]))
+        source = source.flatten(0, 1).index_select(0, before)
         pieces: dict[Key, list[Tensor]] = {key: [] for key in functions}
         for log_p, own in self._log_p(source, labels, logits is None):
             block = Logits(log_p, own)
             for key, f in functions.items():
                 pieces[key].append(f(block))
-        empty = torch.zeros(0)
-        return {key: torch.cat(values or [empty]).double().cpu().numpy() for key, values in pieces.items()}
+        empty = [torch.zeros(0)]
+        values = torch.stack([torch.cat(piece or empty).double() for piece in pieces.values()]).cpu().numpy()
+        return dict(zip(pieces, values, strict=True))
 
     def _log_p(self, source: Tensor, labels: Tensor, from_states: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Log probabilities [n, V] and labels [n] of the S supervised tokens, a piece at a time.
@@ -176,13 +182,24 @@ class LanguageModel(Model):
         if self._mixed_head and from_states:
             yield from self._mixed_head.log_p(source, labels)
             return
-        size = max(1, _PIECE // self.model.config.vocab_size)
+        size = max(1, _PIECE.get(self.device.type, _PIECE["cpu"]) // self.model.config.vocab_size)
         for start in range(0, len(labels), size):
             piece = source[start : start + size]
             yield (
                 torch.log_softmax(wide(self.head(piece) if from_states else piece), dim=-1),
                 labels[start : start + size],
             )
+
+
+def _supervised(encoded: Sequence[Encoded], longest: int) -> tuple[np.ndarray, np.ndarray]:
+    """The places of the tokens before the S supervised ones in the flattened [B, longest], and these: int64 [S] each.
+
+    From what is known here: a mask on the device would be waited for, until it is known how many there are.
+    """
+    each = [np.flatnonzero(sample.supervised[1:]) for sample in encoded]
+    before = np.concatenate([i * longest + places for i, places in enumerate(each)])
+    tokens = [sample.ids[1:][places] for sample, places in zip(encoded, each, strict=True)]
+    return before, np.concatenate(tokens).astype(np.int64)
 
 
 def _context(config: Any, tokenizer: Any, choice: ModelChoice) -> int:

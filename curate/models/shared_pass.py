@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from curate.models.flops import counted, forward_flops
-from curate.models.forward import by_length, out_of_memory
+from curate.models.forward import by_length, out_of_memory, to_device
 from curate.models.prefix_states import Block, ContinuingBody, Past
 from curate.models.prefixes import Prefix, shared_prefixes
 from curate.models.tokens import Encoded
@@ -113,7 +113,7 @@ class SharedPass:
         return block
 
     def _tensor(self, values: Any) -> Tensor:
-        return torch.from_numpy(np.asarray(values)).to(self.model.device, non_blocking=True)
+        return to_device(np.asarray(values), self.model.device)
 
 
 @torch.inference_mode()

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from curate.errors import CurateError
-from curate.hashing import fingerprint
+from curate.hashing import key_of
 
 Kind: TypeAlias = Literal["sjlt", "rademacher", "none"]
 
@@ -159,7 +159,7 @@ class Sjlt(Projector):
 
 
 def _key(seed: int, purpose: str, name: str) -> int:
-    return int(fingerprint(seed, purpose, name), 16) - 2**63
+    return key_of(seed, purpose, name) - 2**63
 
 
 def _hash(key: int, index: Tensor) -> Tensor:

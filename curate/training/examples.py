@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curate.models.forward import to_device
 from curate.models.tokens import Encoded
 
 
@@ -121,9 +122,11 @@ class Batch:
     """R rows of T tokens that hold n documents, in the order of the rows, padded on the right.
 
     documents: int64 [n]. ids: int64 [R, T]. place: int64 [R, T], a token's position in its document, from 0; 0 for
-    padding. document: int64 [R, T], which of the n a token belongs to; n for padding. supervised: bool [R, T]. packed:
-    whether any row holds more than one document. weight: float32 [R, T], by which the tokens' losses are multiplied;
-    None if by 1.
+    padding. document: int64 [R, T], which of the n a token belongs to; n for padding. supervised: int64 [S], the places
+    of the supervised tokens in the flattened [R, T], ascending; none is the first of its row. packed: whether any row
+    holds more than one document. weight: float32 [R, T], by which the tokens' losses are multiplied; None if by 1.
+
+    Places, and not a mask: how many there are is known here, and a GPU that had to count them would be waited for.
     """
 
     documents: np.ndarray
@@ -134,10 +137,9 @@ class Batch:
     packed: bool
     weight: Tensor | None = None
 
-    @property
-    def counts(self) -> Tensor:
-        """Number of supervised tokens of each document, int64 [n]."""
-        return torch.bincount(self.document[self.supervised], minlength=len(self.documents))
+    def at(self, values: Tensor, before: int = 0) -> Tensor:
+        """Values [R, T, ...] at the S supervised tokens, or at the tokens `before` them: [S, ...]."""
+        return values.flatten(0, 1).index_select(0, self.supervised - before)
 
 
 def batch_of(examples: Examples, rows: Sequence[np.ndarray], device: torch.device) -> Batch:
@@ -158,9 +160,10 @@ def batch_of(examples: Examples, rows: Sequence[np.ndarray], device: torch.devic
             if weight is not None:
                 weight[r, span] = examples.encoded(int(index)).weight
             start, number = start + len(tokens), number + 1
-    tensors = [torch.from_numpy(a).to(device, non_blocking=True) for a in (ids, place, document, supervised)]
+    supervised[:, 0] = False  # what is first of its row has no predecessor
+    tensors = [to_device(a, device) for a in (ids, place, document, np.flatnonzero(supervised))]
     packed = any(len(row) > 1 for row in rows)
-    weights = None if weight is None else torch.from_numpy(weight).to(device, non_blocking=True)
+    weights = None if weight is None else to_device(weight, device)
     return Batch(np.concatenate(rows), tensors[0], tensors[1], tensors[2], tensors[3], packed, weights)
 
 

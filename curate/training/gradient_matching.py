@@ -30,11 +30,12 @@ from curate.gradients.per_sample import Outer, PerSample, Thin
 from curate.gradients.sketches import Sketcher
 from curate.kinds.signals import Matching, Products
 from curate.models.flops import counted
+from curate.models.forward import to_device
 from curate.models.language_model import LanguageModel
 from curate.models.tokens import Encoded
 from curate.models.usage import Usage
 from curate.training.examples import Examples
-from curate.training.optimizer import adams_scale, preconditioner
+from curate.training.optimizer import Preconditioner, adams_scale
 from curate.training.settings import TrainSettings
 
 TARGET, SECOND = "matching.target", "matching.second"  # stored with the optimizer's state: what is kept between steps
@@ -154,10 +155,11 @@ class Chooser:
         if not n_finite:
             raise CurateError("none of the target's samples that were drawn has a finite gradient under the model.")
         precondition = self.matching.precondition == "before" and not self.matching.candidates
+        scales = Preconditioner(self.optimizer) if precondition else None
         with counted(usage, self.settings.count_flops):
             for name, gradient in total.items():
                 gradient /= n_finite
-                scale = preconditioner(self.optimizer, self.parameters[name]) if precondition else None
+                scale = scales.of(self.parameters[name]) if scales else None
                 self.target[name] = self.sketcher.whole(name, gradient if scale is None else scale * gradient)
                 usage.flops += self.sketcher.whole_flops(name)
         finish(self.backward.lm.device)
@@ -209,12 +211,13 @@ class Chooser:
         """
         assert found.gradients is not None
         chosen = np.flatnonzero(weights if tokens is None else weights * np.abs(tokens).sum(1))
-        positions, flops = torch.from_numpy(chosen), 0.0
-        factors = weights[chosen] if tokens is None else weights[chosen, None] * tokens[chosen]
+        device, flops = self.backward.lm.device, 0.0
+        positions = to_device(chosen, device)
+        factors = to_device(weights[chosen] if tokens is None else weights[chosen, None] * tokens[chosen], device)
         for gradient in found.gradients:
             part = gradient.of(positions)
             parameter = self.parameters[gradient.name]
-            value = torch.from_numpy(factors).to(parameter.device, torch.promote_types(parameter.dtype, torch.float32))
+            value = factors.to(torch.promote_types(parameter.dtype, torch.float32))
             parameter.grad = part.total(value).to(parameter.dtype)
             flops += part.flops()
         finish(self.backward.lm.device)
@@ -261,13 +264,14 @@ class Chooser:
 
     def _sketches(self, gradients: Sequence[PerSample], usage: Usage) -> Iterator[tuple[str, Any]]:
         """For every compared layer: its sketches [B, r, c], or both projected factors of every token if needed."""
+        scales = self._scales()
         for gradient in self._compared(gradients):
             with self._clocked(usage):
                 if self._by_token:
                     assert isinstance(gradient, Outer)
                     usage.flops += self.sketcher.tokens_flops(gradient)
                     sketches: Any = self.sketcher.tokens(gradient)
-                elif self.matching.candidates and (scale := self._scale(gradient.name)) is not None:
+                elif scales and (scale := scales.of(self.parameters[gradient.name])) is not None:
                     sketches = torch.cat([self.sketcher.whole(b.name, scale * b.full()) for b in gradient.blocks()])
                     usage.flops += gradient.flops() + len(sketches) * self.sketcher.whole_flops(gradient.name)
                 else:
@@ -288,9 +292,10 @@ class Chooser:
         """Whether per-token factors are needed, for token products or for the curvature."""
         return self.matching.tokens or self.matching.curvature != "none"
 
-    def _scale(self, name: str) -> Tensor | None:
-        """Adam's preconditioner D of a layer's full matrix, if preconditioning is before projection."""
-        return preconditioner(self.optimizer, self.parameters[name]) if self.matching.precondition == "before" else None
+    def _scales(self) -> Preconditioner | None:
+        """Adam's preconditioner D of layers' full matrices, if candidates are preconditioned before projection."""
+        before = self.matching.candidates and self.matching.precondition == "before"
+        return Preconditioner(self.optimizer) if before else None
 
     def _sought(self, name: str) -> Tensor | None:
         """The preconditioned sketch of the target's gradient; None without a target."""

@@ -87,7 +87,7 @@ def base_losses(
     usage, all_losses, began = objective.model.usage(), np.zeros(int(examples.counts.sum())), time.perf_counter()
     starts = np.cumsum(examples.counts) - examples.counts
     for batch, losses in unlearnt(objective, examples, usage, count_flops, losses=True):
-        token_losses, offset = losses.token.double().cpu().numpy(), 0
+        token_losses, offset = losses.values, 0
         for document in batch.documents:
             n = int(examples.counts[document])
             all_losses[starts[document] : starts[document] + n] = token_losses[offset : offset + n]

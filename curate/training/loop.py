@@ -21,6 +21,7 @@ from itertools import count, islice
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.nn.utils import clip_grad_norm_
 
@@ -313,8 +314,8 @@ class Trainer:
         if self.weighting.normalize == "mean1":
             counts = 1 if self.settings.reduction == "sample" else self.data.examples.counts[seen[0]]
             divisor = float((seen[1] * counts).sum())
-            for parameter in self.parameters.values():
-                parameter.grad.mul_(scale / divisor if divisor else 0.0)  # type: ignore[union-attr]
+            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+            torch._foreach_mul_(gradients, scale / divisor if divisor else 0.0)  # type: ignore[attr-defined]
         norm = float(clip_grad_norm_(self.parameters.values(), self.settings.clip or float("inf")))
         if not np.isfinite(norm):
             raise Diverged(number, "the gradient")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from curate.hashing import fingerprint, keyed_uniform
+from curate.hashing import key_of, keyed_uniform
 from curate.numerics.apportion import largest_remainders
 
 
@@ -33,7 +33,7 @@ class Draws:
         """The number of draws from each domain in an epoch (from 0), int64 [D]."""
         if self.exact:
             return largest_remainders(self.share, self.size)
-        rng = np.random.default_rng([int(fingerprint(self.seed, "mixture"), 16), epoch])
+        rng = np.random.default_rng([key_of(self.seed, "mixture"), epoch])
         return rng.multinomial(self.size, self.share / self.share.sum())
 
     def samples(self, epoch: int) -> np.ndarray:

@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -28,20 +29,23 @@ from curate.training.examples import Batch
 class Losses:
     """Losses of a batch of n documents with S supervised tokens.
 
-    token: the loss of each token, Tensor [S], document after document, differentiable. document: int64 [S], the
-    document of each. states: the position-weighted mean of each document's last hidden states, Tensor [n, D], detached;
-    None unless requested. hidden: all last hidden states, for rows of one document each, [n, T, D], likewise.
+    token: the loss of each token, Tensor [S], document after document, differentiable. states: the position-weighted
+    mean of each document's last hidden states, Tensor [n, D], detached; None unless requested. hidden: all last hidden
+    states, for rows of one document each, [n, T, D], likewise.
     """
 
     token: Tensor
-    document: Tensor
     states: Tensor | None
     hidden: Tensor | None = None
 
-    def means(self, counts: Tensor) -> np.ndarray:
-        """Each document's mean loss, float64 [n]; counts: its number of supervised tokens."""
-        losses = self.token.detach().double()
-        return (losses.new_zeros(len(counts)).index_add_(0, self.document, losses) / counts).cpu().numpy()
+    def means(self, counts: np.ndarray) -> np.ndarray:
+        """Each document's mean loss, float64 [n]; counts: its number of supervised tokens, int64 [n]."""
+        return np.bincount(np.repeat(np.arange(len(counts)), counts), self.values, len(counts)) / counts
+
+    @cached_property
+    def values(self) -> np.ndarray:
+        """The loss of each token, float64 [S], read from the device once."""
+        return self.token.detach().double().cpu().numpy()
 
 
 class Objective:
@@ -67,23 +71,21 @@ class Objective:
         hidden_too: also return these of `Losses`."""
         with self.precision():
             hidden, logits = self._forward(batch)
-            mask = batch.supervised[:, 1:]
-            outputs = (hidden if logits is None else logits)[:, :-1][mask]
+            outputs = batch.at(hidden if logits is None else logits, before=1)
             scores = self.model.head(outputs) if logits is None else outputs
-        labels, document = batch.ids[:, 1:][mask], batch.document[:, 1:][mask]
-        token = cross_entropy(wide(scores), labels, reduction="none")
+        token = cross_entropy(wide(scores), batch.at(batch.ids), reduction="none")
         if batch.weight is not None:
-            token = token * batch.weight[:, 1:][mask]
+            token = token * batch.at(batch.weight)
         n = len(batch.documents)
         pooled = position_weighted(wide(hidden.detach()), batch.document, batch.place, n) if states else None
-        return Losses(token, document, pooled, wide(hidden.detach()) if hidden_too else None)
+        return Losses(token, pooled, wide(hidden.detach()) if hidden_too else None)
 
     def states(self, batch: Batch) -> Losses:
         """Only the documents' pooled hidden states, without the output head."""
         with self.precision():
             hidden = self._hidden(batch)
         pooled = position_weighted(wide(hidden), batch.document, batch.place, len(batch.documents))
-        return Losses(pooled.new_zeros(0), batch.document.new_zeros(0), pooled)
+        return Losses(pooled.new_zeros(0), pooled)
 
     def _forward(self, batch: Batch) -> tuple[Tensor, Tensor | None]:
         """The last hidden states [R, T, D]; and the logits [R, T, V] unless they are just the head applied to them."""
@@ -107,9 +109,9 @@ class Objective:
         ids = torch.arange(1, 9, device=self.model.device) % self.model.model.config.vocab_size
         place = torch.arange(4, device=self.model.device)
         document = torch.tensor([0] * 4 + [1] * 4, device=self.model.device)
-        supervised = (torch.cat([place, place]) > 0)[None]
+        supervised = torch.tensor([1, 2, 3, 5, 6, 7], device=self.model.device)
         packed = Batch(np.arange(2), ids[None], torch.cat([place, place])[None], document[None], supervised, True)
-        alone = Batch(np.arange(1), ids[None, 4:], place[None], document[None, :4], supervised[:, 4:], False)
+        alone = Batch(np.arange(1), ids[None, 4:], place[None], document[None, :4], supervised[:3], False)
         together, apart = self.losses(packed).token[3:], self.losses(alone).token
         if not torch.allclose(together, apart, rtol=1e-2 if self.bfloat16 else 1e-4, atol=1e-4):
             raise CurateError(

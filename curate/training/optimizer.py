@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -32,30 +31,35 @@ def adamw(
     )
 
 
-def preconditioner(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> Tensor | None:
+class Preconditioner:
     """Adam's preconditioner D, by which the next step multiplies a gradient, apart from momentum and learning rate:
 
         D = (1 - beta1) / ((1 - beta1^t) (sqrt(v_hat) + eps))      (Filter-then-Weight, Eq. 9)
 
-    with v_hat from the t - 1 previous steps. None before the first step.
+    with v_hat from the t - 1 previous steps. Good for one step: the numbers of steps, which lie on the device, are read
+    once for all parameters.
     """
-    state = optimizer.state.get(parameter)
-    if not state:
-        return None
-    return adams_scale(state["exp_avg_sq"], float(state["step"]), **_group_of(optimizer, parameter))
+
+    def __init__(self, optimizer: torch.optim.Optimizer):
+        self._optimizer = optimizer
+        self._groups = {id(parameter): group for group in optimizer.param_groups for parameter in group["params"]}
+        states = {id(parameter): state for parameter, state in optimizer.state.items() if state}
+        taken = torch.stack([state["step"] for state in states.values()]).tolist() if states else []
+        self._taken = dict(zip(states, taken, strict=True))
+
+    def of(self, parameter: nn.Parameter) -> Tensor | None:
+        """D of a parameter, in its shape; None before the first step. Raises KeyError if it is not the optimizer's."""
+        group = self._groups[id(parameter)]
+        if id(parameter) not in self._taken:
+            return None
+        squares, taken = self._optimizer.state[parameter]["exp_avg_sq"], self._taken[id(parameter)]
+        return adams_scale(squares, taken, group["betas"], group["eps"])
 
 
 def adams_scale(squares: Tensor, taken: float, betas: tuple[float, float], eps: float) -> Tensor:
     """D from the second moment `squares` after `taken` steps."""
     hat = squares / (1 - betas[1] ** taken)
     return (1 - betas[0]) / ((1 - betas[0] ** (taken + 1)) * (hat.sqrt() + eps))
-
-
-def _group_of(optimizer: torch.optim.Optimizer, parameter: nn.Parameter) -> dict[str, Any]:
-    for group in optimizer.param_groups:
-        if any(p is parameter for p in group["params"]):
-            return {"betas": group["betas"], "eps": group["eps"]}
-    raise KeyError("not a parameter of this optimizer")
 
 
 def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str, nn.Parameter]) -> dict[str, Tensor]:

@@ -147,7 +147,7 @@ class SelectionStep:
         with torch.no_grad(), counted(usage, self.settings.count_flops):
             for place, micro in enumerate(self.passes.micros(rows)):
                 batch_losses = self.passes.losses(number, place, micro)
-                losses.append(batch_losses.means(micro.batch.counts))
+                losses.append(batch_losses.means(self.data.examples.counts[micro.batch.documents]))
                 hidden += [] if batch_losses.hidden is None else [batch_losses.hidden]
         usage.seconds = time.perf_counter() - began
         costs["losses"] = usage

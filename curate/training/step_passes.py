@@ -66,7 +66,8 @@ class StepPasses:
             losses = micro.losses or self.losses(number, place, micro)
             if weigh:
                 self.weigher.weigh(number, micro, losses)
-            means, documents = losses.means(micro.batch.counts), micro.batch.documents
+            documents = micro.batch.documents
+            means = losses.means(self.weigher.data.examples.counts[documents])
             measure = means if micro.measure is None else micro.measure
             results.append(
                 (documents, self.weigher.mean_weight(micro), means, measure, self.weigher.weighted_means(micro, losses))
@@ -112,7 +113,7 @@ class StepPasses:
             for place, micro in enumerate(micros):
                 with torch.set_grad_enabled(not two_passes):
                     losses = self.losses(number, place, micro)
-                means.append(losses.means(micro.batch.counts))
+                means.append(losses.means(self.weigher.data.examples.counts[micro.batch.documents]))
                 tokens.append(self.weigher.token_losses(losses))
                 micro.losses = None if two_passes else losses
                 if self.weighting.scope == "sample":

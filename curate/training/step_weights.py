@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from curate.errors import CurateFailure
 from curate.kinds.passes import Arrays
 from curate.kinds.signals import Drawn, Step
 from curate.kinds.weighting import Weighting
+from curate.models.forward import to_device
 from curate.training.dataset import Data
 from curate.training.distributed import gather
 from curate.training.examples import Batch
@@ -48,7 +50,8 @@ class Weigher:
 
     def weigh(self, number: int, micro: Micro, losses: Losses) -> None:
         """Set the weights of a micro-batch, for a weighting whose samples are independent of each other."""
-        means, documents = losses.means(micro.batch.counts), micro.batch.documents
+        documents = micro.batch.documents
+        means = losses.means(self.data.examples.counts[documents])
         tokens = self.token_losses(losses)
         step = self.shown(number, documents, means, losses.states, tokens)
         result, self.state = self.weighting.update(step, self.state)
@@ -56,7 +59,7 @@ class Weigher:
 
     def token_losses(self, losses: Losses) -> np.ndarray | None:
         """The loss of every supervised token, float64 [S]; None unless the weighting uses it."""
-        return losses.token.detach().double().cpu().numpy() if "token_loss" in self.weighting.needs else None
+        return losses.values if "token_loss" in self.weighting.needs else None
 
     def weigh_all(
         self, number: int, micros: list[Micro], means: list[np.ndarray], tokens: list[np.ndarray | None]
@@ -145,7 +148,7 @@ class Weigher:
     def weighted_means(self, micro: Micro, losses: Losses) -> np.ndarray:
         """Each document's mean of its weighted token losses, float64 [n]."""
         counts = self.data.examples.counts[micro.batch.documents]
-        weighted = losses.token.detach().double().cpu().numpy() * self.token_weights(micro)
+        weighted = losses.values * self.token_weights(micro)
         return np.add.reduceat(weighted, np.cumsum(counts) - counts) / counts
 
     def weighted(self, micro: Micro, losses: Losses, scale: float) -> Tensor:
@@ -154,4 +157,5 @@ class Weigher:
         if self.settings.reduction == "sample":
             counts = self.data.examples.counts[micro.batch.documents]
             factors = factors / np.repeat(counts, counts)
-        return (losses.token * losses.token.new_tensor(factors)).sum()
+        wide = losses.token.dtype == torch.float64
+        return (losses.token * to_device(factors if wide else factors.astype(np.float32), losses.token.device)).sum()

@@ -41,10 +41,11 @@ _THREADS = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "POLARS_MAX_THREADS")
 class Doctor(Result):
     """What an installation has.
 
-    versions: package -> version, '' if it is missing. devices: name, kind (cpu, cuda), memory in bytes, and the rate of
-    a matrix product in FLOP/s by dtype, measured (None: the device refuses it). cores: that this process may use.
-    threads: that torch uses. variables: those of the environment that set numbers of threads. parts: what for, version
-    ('' if missing), and how to get it. notes: what this means, in sentences.
+    versions: package -> version, '' if it is missing. devices: name, kind (cpu, cuda), memory in bytes, the dtype that
+    model.dtype=auto is there, the attention that models of transformers run with in it, without and with a mask, and
+    the rate of a matrix product in FLOP/s by dtype, measured (None: the device refuses it). cores: that this process
+    may use. threads: that torch uses. variables: those of the environment that set numbers of threads. parts: what for,
+    version ('' if missing), and how to get it. notes: what this means, in sentences.
     """
 
     curate: str
@@ -72,9 +73,11 @@ def doctor(*, measure: bool = True) -> Doctor:
     for i in range(torch.cuda.device_count()):
         its = torch.cuda.get_device_properties(i)
         told.devices.append({"name": f"cuda:{i} {its.name}", "kind": "cuda", "memory": its.total_memory})
-    if measure:
-        for i, device in enumerate(told.devices):
-            place = torch.device("cpu" if device["kind"] == "cpu" else f"cuda:{i - 1}")
+    for i, device in enumerate(told.devices):
+        place = torch.device("cpu" if device["kind"] == "cpu" else f"cuda:{i - 1}")
+        device["dtype"] = "bfloat16" if device["kind"] == "cuda" else "float32"
+        device["attention"] = _attention(place, getattr(torch, device["dtype"]))
+        if measure:
             device.update({dtype: _rate(place, getattr(torch, dtype)) for dtype in _DTYPES})
             told.notes.append(_fast(device))
     told.notes += _of_threads(told)
@@ -106,6 +109,20 @@ def _memory() -> int:
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
     except (AttributeError, ValueError, OSError):
         return 0
+
+
+def _attention(device: torch.device, dtype: torch.dtype) -> str:
+    """Which kernel torch's attention (transformers' sdpa) has for heads of 64 numbers: of causal rows, which is what
+    scores and trainings ask for; and with a mask, as packed rows and samples behind a shared prefix have."""
+    import torch
+    from torch.nn.attention import SDPBackend
+
+    q = torch.empty(1, 8, 128, 64, dtype=dtype, device=device)
+    mask = torch.ones(1, 1, 128, 128, dtype=torch.bool, device=device)
+    choice = torch.ops.aten._fused_sdp_choice
+    chosen = (choice(q, q, q, is_causal=True), choice(q, q, q, mask))
+    plain, masked = (SDPBackend(one).name.lower().removesuffix("_attention") for one in chosen)
+    return f"sdpa: {plain}" + (f", {masked} with a mask" if masked != plain else "")
 
 
 # --- rates -----------------------------------------------------------------------------------------------

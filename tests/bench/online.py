@@ -46,6 +46,7 @@ from curate.training.distributed import Alone
 from curate.training.examples import Examples
 from curate.training.gradient_matching import Chooser
 from curate.training.loop import StepResult, Trainer
+from curate.training.optimizer import Preconditioner
 from curate.training.settings import TrainSettings
 from curate.training.trainable import trainable
 from tests.bench.forward import one_b, real, smollm2
@@ -192,7 +193,8 @@ def agreement(name: str, taken: int, ranks: Sequence[int] = (8, 0)) -> None:
             for k, chooser in choosers.items():
                 chooser.matching = Matching(precondition=how)  # type: ignore[arg-type]
                 for layer, total in totals.items():
-                    scale = chooser._scale(layer)
+                    scales = Preconditioner(chooser.optimizer) if how == "before" else None
+                    scale = scales.of(chooser.parameters[layer]) if scales else None
                     chooser.target[layer] = chooser.sketcher.whole(layer, total if scale is None else scale * total)
                 parts = chooser._sketches(gradients.parameters, usage)
                 aligned = chooser._products(parts, np.ones(len(gradients.good)), usage).aligned

@@ -7,6 +7,7 @@ takes those that docs/performance.md shows.
 from __future__ import annotations
 
 import functools
+import json
 import os
 import platform
 import statistics
@@ -18,8 +19,6 @@ from datetime import UTC, datetime
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
-
-import orjson
 
 ROOT = Path(__file__).parents[2]
 _versions: dict[str, str] = {}  # of the packages that `machine` named
@@ -119,8 +118,8 @@ def _keep(line: dict[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     about = {"date": datetime.now(UTC).date().isoformat(), "commit": _commit(), "command": _command()}
     made_on = {"device": _device(), "rates": _rates(), "versions": {"python": platform.python_version(), **_versions}}
-    with path.open("ab") as out:
-        out.write(orjson.dumps({**about, **line, **made_on}, option=orjson.OPT_APPEND_NEWLINE))
+    with path.open("a", encoding="utf-8") as out:
+        out.write(json.dumps({**about, **line, **made_on}, ensure_ascii=False, separators=(",", ":")) + "\n")
 
 
 def _command() -> str:

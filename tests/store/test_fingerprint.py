@@ -6,7 +6,7 @@ import json
 import numpy as np
 import pytest
 
-from curate.hashing import content_id, fingerprint, ids_as_integers, keyed_uniform
+from curate.hashing import content_id, fingerprint, ids_as_integers, key_of, keyed_uniform
 from tests.conftest import ROOT
 
 VECTORS = json.loads((ROOT / "tests/golden/content_ids.json").read_text())
@@ -35,6 +35,12 @@ def test_a_lone_surrogate_has_no_id() -> None:
 def test_fingerprints_depend_on_values_not_on_the_order_of_keys() -> None:
     assert fingerprint({"a": 1, "b": 2}) == fingerprint({"b": 2, "a": 1})
     assert len({fingerprint(1, 2), fingerprint(2, 1), fingerprint([1, 2]), fingerprint(1.0, 2)}) == 4
+
+
+def test_keys_of_texts_and_integers_are_their_fingerprints() -> None:
+    every = "".join(map(chr, [*range(256), 0x2028, 0xFFFD, 0x1F600]))
+    for parts in [(0, "a"), (-(2**63), every), (2**64 - 1, "sjlt 0", "model.layers.0"), ("",), ()]:
+        assert key_of(*parts) == int(fingerprint(*parts), 16), parts
 
 
 def test_keyed_uniform_depends_on_seed_purpose_and_id_alone() -> None:

@@ -49,7 +49,9 @@ def test_uniform_is_plain_training_bit_for_bit(processes: Any, encoded: list[Enc
     for start in range(0, len(rows), 8):
         (group,) = micro_batches(examples, rows[start : start + 8], 0)
         batch = batch_of(examples, group, torch.device("cpu"))
-        batches.append((batch.ids, batch.supervised))
+        supervised = torch.zeros(batch.ids.shape, dtype=torch.bool)
+        supervised.view(-1)[batch.supervised] = True
+        batches.append((batch.ids, supervised))
     lrs = [settings.learning_rate(step, 6) for step in range(1, 7)]
     losses = slow.plain_training(plain.model, batches, lrs, 1.0)
     for (name, a), b in zip(lm.model.named_parameters(), plain.model.parameters(), strict=True):

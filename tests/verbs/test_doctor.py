@@ -23,9 +23,21 @@ def test_versions_devices_and_rates_are_those_of_this_machine() -> None:
     for device in r.devices:
         assert all(device[dtype] is None or device[dtype] > 1e7 for dtype in ("float32", "bfloat16"))
     assert time.perf_counter() - began < 60 and len(r.notes) >= 2 and len(repr(r).splitlines()) <= 25
-    assert [set(device) for device in curate.doctor(measure=False).devices] == [{"name", "kind", "memory"}] * len(
-        r.devices
-    )
+    fields = {"name", "kind", "memory", "dtype", "attention"}
+    assert [set(device) for device in curate.doctor(measure=False).devices] == [fields] * len(r.devices)
+
+
+def test_the_attention_that_is_told_is_the_one_that_runs() -> None:
+    """On a GPU it is whichever its build has; a CPU's has its own name in a profile."""
+    r = curate.doctor(measure=False)
+    assert [d["dtype"] for d in r.devices] == ["bfloat16" if d["kind"] == "cuda" else "float32" for d in r.devices]
+    assert r.devices[0]["attention"] == its._attention(torch.device("cpu"), torch.float32)
+    q = torch.randn(1, 8, 128, 64)
+    for dtype in (torch.float32, torch.bfloat16, torch.float64):
+        told = its._attention(torch.device("cpu"), dtype).removeprefix("sdpa: ").split(",")[0]
+        with torch.profiler.profile() as ran:
+            torch.nn.functional.scaled_dot_product_attention(*[q.to(dtype)] * 3, is_causal=True)
+        assert any(told in event.key for event in ran.key_averages()), told
 
 
 def test_a_missing_part_says_how_to_get_it(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -67,8 +67,10 @@ class EmbedLm(Score):
 
     def _pooled(self, batch: Forward) -> Columns:
         """The position-weighted mean of each sample's hidden states, float32 [B, D]; those past its end are zero."""
+        import torch
+
         assert batch.hidden is not None
-        places = batch.hidden.new_tensor(range(1, batch.hidden.shape[1] + 1))
+        places = torch.arange(1, batch.hidden.shape[1] + 1, device=batch.hidden.device).to(batch.hidden.dtype)
         lengths = batch.hidden.new_tensor(batch.lengths)
         summed = (batch.hidden * places[:, None]).sum(1)
         return {"vector": (summed / (lengths * (lengths + 1) / 2)[:, None]).cpu().numpy()}
