@@ -12,6 +12,7 @@ import orjson
 from curate import exact_json
 
 _U64 = np.uint64
+_HASHED = ("content", "extra", "role")  # of a message
 
 
 def content_id(
@@ -54,7 +55,7 @@ def content_id(
 
 
 def _canonical(message: Mapping[str, Any]) -> dict[str, Any]:
-    kept = {key: message[key] for key in ("content", "extra", "role") if message.get(key) is not None}
+    kept = {key: value for key, value in message.items() if value is not None and key in _HASHED}
     if "extra" in kept:
         kept["extra"] = exact_json.canonical(kept["extra"])
     return kept

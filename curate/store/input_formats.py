@@ -22,7 +22,7 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from curate import exact_json
@@ -45,7 +45,7 @@ class Unreadable:
     raw: str = ""
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen, which doubles the time to make one
 class Sample:
     """One sample, ready for the pool."""
 
@@ -131,12 +131,17 @@ class Reader:
         self.shapes[name].meta_fields |= self._meta_fields
         return sample
 
-    def clear(self) -> None:
-        """Forget what was counted."""
-        self.seen.clear()
-        self.shapes.clear()
-        self.turns.metadata.clear()
-        self.turns.weighted = 0
+    def fresh(self) -> Reader:
+        """A reader with the same options, which has counted nothing."""
+        return Reader(self.fmt, self.mapping, self.turn_keys, self.choice_answer, self.strip_special)
+
+    def absorb(self, later: Reader) -> None:
+        """Add what another reader counted of records that come after one's own."""
+        self.seen.update(later.seen)
+        for name, shape in later.shapes.items():
+            self.shapes.setdefault(name, Shape(shape.first)).meta_fields |= shape.meta_fields
+        self.turns.metadata.update(later.turns.metadata)
+        self.turns.weighted += later.turns.weighted
 
     def notes(self) -> list[str]:
         """What was made of keys of turns, where that is not plain."""
@@ -178,7 +183,7 @@ class Reader:
         special = special_in(texts_of(content))
         if special and self.strip_special:
             content = stripped(content)
-        return name, replace(_sample(content, meta, labels), special=special)
+        return name, _sample(content, meta, labels, special)
 
     def _mapped(self, record: Record) -> tuple[Record, Record]:
         """The record with fields renamed by `mapping`, and those of its own fields that the new names would hide."""
@@ -213,7 +218,7 @@ class Reader:
         )
 
 
-def _sample(content: Record, meta: Record, labels: Record) -> Sample:
+def _sample(content: Record, meta: Record, labels: Record, special: frozenset[str]) -> Sample:
     """A sample with the columns of schema.CONTENT in `content`."""
     messages = content["messages"]
     contents = [content["text"]] if messages is None else [m["content"] for m in messages]
@@ -227,6 +232,7 @@ def _sample(content: Record, meta: Record, labels: Record) -> Sample:
         source=_label(labels.get("source")),
         subtask=_label(labels.get("subtask")) or "",
         split=_label(labels.get("split")),
+        special=special,
         **content,
     )
 
@@ -364,7 +370,8 @@ def _with_system(fields: Record, turns: list[Message]) -> list[Message]:
 
 def _first(fields: Record, *names: str) -> str:
     """The first of `names` whose value is present and not null, or at least present."""
-    return next((n for n in names if fields.get(n) is not None), next(n for n in names if n in fields))
+    there = [name for name in names if name in fields]
+    return there[0] if len(there) == 1 else next((name for name in there if fields[name] is not None), there[0])
 
 
 def _said(role: str, value: Any, where: str) -> Message:

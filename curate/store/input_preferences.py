@@ -12,6 +12,7 @@ from typing import Any
 from curate import preferences
 from curate.store.turns import Message, Record, Refused, TurnReader, as_text
 
+_LABELS = dict.fromkeys(("label", "kto_tag", "wanted"))  # in the order in which they count
 _ANSWERS = (str, list, dict)
 _RANKS = frozenset("rank ranks ranking score scores overall_score reward rewards rating ratings".split())
 
@@ -71,8 +72,10 @@ def take_label(fields: Record, messages: list[Message] | None) -> bool | None:
     """Whether a conversation's answer is wanted, removed from the record (`label`, LLaMA-Factory's `kto_tag`, or
     `wanted`, as exports to columns have it); None
     where nothing says so. Raises Refused."""
-    name = next((name for name in ("label", "kto_tag", "wanted") if isinstance(fields.get(name), bool)), None)
-    if name is None or messages is None:
+    if messages is None or _LABELS.keys().isdisjoint(fields):
+        return None
+    name = next((name for name in _LABELS if isinstance(fields.get(name), bool)), None)
+    if name is None:
         return None
     length = preferences.asked_length(messages)
     if length in (0, len(messages)):

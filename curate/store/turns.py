@@ -32,6 +32,7 @@ _ROLES = {
     **dict.fromkeys(("gpt", "assistant", "chatgpt", "bot", "bard", "bing", "model"), "assistant"),
     **dict.fromkeys(("tool", "function", "observation", "ipython", "tool_response", "function_response"), "tool"),
 }
+_FOR_TEMPLATES = frozenset(("template_kwargs", "tools", "functions", "documents", "chat_template_kwargs"))
 _CALLS = ("function_call", "tool_call")  # roles of turns that are calls, in ShareGPT's format
 
 
@@ -211,6 +212,8 @@ def _list_of_objects(value: Any, where: str) -> list[Record]:
 def template_kwargs(fields: Record) -> str | None:
     """What a chat template is given beside the messages, removed from a record's fields, as JSON text: tools (or, as
     OpenAI's older format has it, functions), documents, chat_template_kwargs. None if there is nothing."""
+    if _FOR_TEMPLATES.isdisjoint(fields):
+        return None
     found: Record = {}
     stored = _decoded(fields.get("template_kwargs"))
     if isinstance(stored, dict) and isinstance(fields["template_kwargs"], str):  # as curate writes it
