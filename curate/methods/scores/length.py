@@ -56,7 +56,7 @@ class Length(Score):
 
 
 def _words(texts: pl.Series) -> np.ndarray:
-    """Words of each text, int64 [B]. Those in ASCII, as most are, are counted byte by byte, in a quarter of the time."""
+    """Words of each text, int64 [B]. Those in ASCII are counted byte by byte, in a quarter of the time."""
     ascii_only = (texts.str.len_bytes() == texts.str.len_chars()).to_numpy()
     counts = np.zeros(len(texts), np.int64)
     counts[ascii_only] = _ascii_words(texts.filter(ascii_only))
