@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -168,3 +170,15 @@ def test_bands_in_temporary_files_give_the_same_pairs(chats: Any, monkeypatch: p
     monkeypatch.setattr(near_dup, "_IN_MEMORY", 0)
     monkeypatch.setattr(near_dup, "_MOST_PARTS", 2)
     assert np.array_equal(NearDup()._candidates(signed)["pairs"], in_memory) and len(in_memory) > 10
+
+
+def test_a_batch_is_let_go_as_soon_as_it_is_done() -> None:
+    batch = Text.of(["some text", "another text"])
+    run(NearDup(), [batch])
+    gone, frame = weakref.ref(batch), weakref.ref(batch.frame)
+    gc.disable()
+    try:
+        del batch
+        assert gone() is None and frame() is None
+    finally:
+        gc.enable()
