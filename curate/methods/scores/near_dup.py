@@ -155,7 +155,7 @@ class NearDup(Score):
     def _words(self, batch: Text, pairs: _Pairs) -> Arrays:
         """The words of this batch's samples that are in a pair, message by message; and the pairs whose first is
         one."""
-        rows = np.flatnonzero(np.isin(batch.ids, pairs.members))
+        rows = np.flatnonzero(pairs.have(batch.ids))
         message_field = pl.element().struct.field
         parts = [message_field("content"), message_field("extra")]  # a tool call is part of its message
         contents = pl.col("messages").list.eval(pl.concat_str(parts, separator="\n", ignore_nulls=True))
@@ -260,6 +260,13 @@ class _Pairs:
         pairs = state["pairs"]
         self._pairs = pairs[np.lexsort(pairs.T[::-1])]
         self.members = np.unique(pairs)
+
+    def have(self, ids: np.ndarray) -> np.ndarray:
+        """Whether ids are in a pair, bool [n]; the members, which are many, are not looked through."""
+        if not len(self.members):
+            return np.zeros(len(ids), bool)
+        places = np.searchsorted(self.members, ids)
+        return self.members[np.minimum(places, len(self.members) - 1)] == ids
 
     def begun_by(self, ids: np.ndarray) -> np.ndarray:
         """Those whose first is one of some ids, uint64 [n, 2]."""
