@@ -36,7 +36,7 @@ attack: $(VENV)/.installed-test
 
 # Side by side with the peers; prints ratios, and writes a line of JSON for each into build/bench.jsonl or $CURATE_BENCH.
 bench: $(VENV)/.installed-test
-	for name in startup bm25 text_scores query explore ingest machinery opening forward mixed prefix embed vectors truth train less dualsft online dedup prune; do $(VENV)/bin/python -m tests.bench.$$name || exit 1; done
+	for name in startup bm25 text_scores query explore ingest machinery opening forward mixed prefix embed vectors truth train less dualsft online dedup dedup_peers prune; do $(VENV)/bin/python -m tests.bench.$$name || exit 1; done
 
 $(VENV)/bin/python:
 	$(PYTHON) -m venv $(VENV)

@@ -50,6 +50,9 @@ if TYPE_CHECKING:
 @click.option(
     "--strip-special", is_flag=True, help="Leave models' control tokens (<|endoftext|>, </s> …) out of texts."
 )
+@click.option(
+    "--workers", type=int, metavar="N", help="Processes that parse rows.  [default: one per core for large files]"
+)
 @click.option("--shard-size", default=32, show_default=True, metavar="MIB", help="Text per shard of the pool, in MiB.")
 @dry_run_option
 @as_json_option
@@ -65,6 +68,7 @@ def ingest(
     limits: InputLimits,
     meta: MetaRule,
     strip_special: bool,
+    workers: int | None,
     shard_size: int,
     dry_run: bool,
     as_json: bool,
@@ -92,6 +96,7 @@ def ingest(
         meta=meta,
         strip_special=strip_special,
         shard_bytes=shard_size << 20,
+        workers=workers,
         dry_run=dry_run,
     )
     if dry_run:

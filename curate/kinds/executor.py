@@ -21,6 +21,7 @@ from curate.kinds.method import Method
 from curate.machine import peak_bytes
 
 _LOOK = 1.0  # seconds between checks for time-outs while workers are busy
+_AHEAD = 3  # tasks that are taken for each worker before the first of them is done, where their order is kept
 
 
 @dataclass(frozen=True)
@@ -119,6 +120,40 @@ class Tasks:
         return sum(task.samples for *_, task in self._heap)
 
 
+@dataclass(frozen=True)
+class _Numbered:
+    """An item as a task; all cost the same, so they are begun in their order."""
+
+    number: int
+    item: Any
+    cost: float = 0.0
+    samples: int = 0
+
+    def __str__(self) -> str:
+        return f"block {self.number:,}"
+
+
+class _Coming:
+    """What an iterator gives, numbered, and the error that ended it."""
+
+    def __init__(self, items: Iterable[Any]):
+        self._items, self.taken = iter(items), 0
+        self.error: Exception | None = None
+
+    def take(self, most: int) -> list[_Numbered]:
+        """The next ones, as far as there are so many."""
+        found = list[_Numbered]()
+        try:
+            while len(found) < most:
+                found.append(_Numbered(self.taken, next(self._items)))
+                self.taken += 1
+        except StopIteration:
+            self._items = iter(())
+        except Exception as error:  # of whoever gives the items; `in_order` raises it  # noqa: BLE001
+            self._items, self.error = iter(()), error
+        return found
+
+
 @dataclass
 class Workers:
     """Workers that outlive a pass: started when first needed, kept until closed.
@@ -180,6 +215,24 @@ class Workers:
         if task is not None:
             tasks.add(task)
         return None
+
+    def in_order(self, run_task: Callable[[Any], Any], items: Iterable[Any]) -> Iterator[Any]:
+        """run_task(item) of each item, in their order. Items are taken as workers need them, a few for each ahead of
+        what was yielded last; what their iterator raises is raised after what came before.
+
+        Raises what a task raises, and CurateFailure as `run` does.
+        """
+        ahead, coming = _AHEAD * self.backend.size, _Coming(items)
+        tasks, done, following = Tasks(coming.take(ahead)), dict[int, Any](), 0
+        for task, outcome in self.run(lambda numbered: run_task(numbered.item), tasks, lambda _: None):
+            done[task.number] = outcome.result
+            while following in done:
+                yield done.pop(following)
+                following += 1
+            for more in coming.take(ahead - (coming.taken - following)):
+                tasks.add(more)
+        if coming.error:
+            raise coming.error
 
     def close(self) -> None:
         """Stop all workers and close the backend."""

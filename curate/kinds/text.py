@@ -60,11 +60,14 @@ class Text:
         """The samples as a model takes them: messages, text and template_kwargs, B of them."""
         return self.frame.drop("id").to_dicts()
 
-    @cached_property
+    @property
     def asked(self) -> Text:
         """The same batch, of preference pairs only their prompt: what tells whether two of them repeat each other."""
-        if not self.frame["rejected"].is_not_null().any():
-            return self
+        # Not cached where it is the batch itself: what holds itself keeps its memory until garbage is looked for.
+        return self._prompts if self.frame["rejected"].is_not_null().any() else self
+
+    @cached_property
+    def _prompts(self) -> Text:
         conversations = zip(self.frame["messages"].to_list(), self.frame["rejected"].to_list(), strict=True)
         prompts = [a if a is None or b is None else a[: prompt_length(a, b)] for a, b in conversations]
         messages = pl.Series("messages", prompts, self.frame.schema["messages"])

@@ -31,7 +31,7 @@ from curate.store.dataset_inputs import (
 )
 from curate.store.given_rows import GivenRows
 from curate.store.input_limits import BLANKS, InputLimits
-from curate.store.json_rows import damaged, first_line, json_array, json_lines
+from curate.store.json_rows import damaged, first_line, json_array, parsed, unparsed_lines
 from curate.store.packed import BROKEN, open_input, other_packing
 from curate.store.separated_values import DELIMITERS, rows_of
 
@@ -193,11 +193,18 @@ def _first_byte(path: Path, limits: InputLimits) -> bytes:
 
 def records(source: Input, skip: int = 0) -> Iterator[tuple[int, Any]]:
     """Yields (line or row number from 1, record or Unreadable), after skipping `skip` rows."""
+    rows = unparsed(source, skip)
+    return ((number, parsed(line)) for number, line in rows) if source.kind == "jsonl" else rows
+
+
+def unparsed(source: Input, skip: int = 0) -> Iterator[tuple[int, Any]]:
+    """As `records`, but with the lines of JSON Lines as they are, for `json_rows.parsed`."""
     path = Path(source.path)
     if source.rows is not None:
         yield from source.rows.read(skip)
     elif source.kind == "jsonl":
-        yield from _json_lines(path, source.limits, skip)
+        with open_input(path, source.limits) as f:
+            yield from unparsed_lines(f, source.limits, skip)
     elif source.kind == "json":
         yield from islice(_json_array(path, source.limits), skip, None)
     elif source.kind in DELIMITERS:
@@ -211,11 +218,6 @@ def first_records(source: Input, most: int) -> Iterator[tuple[int, Any]]:
     if source.rows is not None:
         return enumerate(source.rows.look(most), 1)
     return islice(records(source), most)
-
-
-def _json_lines(path: Path, limits: InputLimits, skip: int) -> Iterator[tuple[int, Any]]:
-    with open_input(path, limits) as f:
-        yield from json_lines(f, limits, skip)
 
 
 def _json_array(path: Path, limits: InputLimits) -> Iterator[tuple[int, Any]]:

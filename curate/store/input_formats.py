@@ -132,13 +132,18 @@ class Reader:
         self.shapes[name].meta_fields.update(self._meta_fields)
         return sample
 
-    def clear(self) -> None:
-        """Forget what was counted."""
-        self.seen.clear()
-        self.shapes.clear()
-        self._hidden.clear()
-        self.turns.metadata.clear()
-        self.turns.weighted = 0
+    def fresh(self) -> Reader:
+        """A reader with the same options, which has counted nothing."""
+        return Reader(self.fmt, self.mapping, self.turn_keys, self.choice_answer, self.strip_special)
+
+    def absorb(self, later: Reader) -> None:
+        """Add what another reader counted of records that come after one's own."""
+        self.seen.update(later.seen)
+        for name, shape in later.shapes.items():
+            self.shapes.setdefault(name, Shape(shape.first)).meta_fields |= shape.meta_fields
+        self._hidden.update(later._hidden)
+        self.turns.metadata.update(later.turns.metadata)
+        self.turns.weighted += later.turns.weighted
 
     def notes(self) -> list[str]:
         """What was made of keys of turns and of what stands beside them, where that is not plain."""
@@ -232,8 +237,8 @@ def _sample(content: Record, meta: Record, labels: Record, special: frozenset[st
         source=_label(labels.get("source")),
         subtask=_label(labels.get("subtask")) or "",
         split=_label(labels.get("split")),
-        **content,
         special=special,
+        **content,
     )
 
 
@@ -370,8 +375,8 @@ def _with_system(fields: Record, turns: list[Message]) -> list[Message]:
 
 def _first(fields: Record, *names: str) -> str:
     """The first of `names` whose value is present and not null, or at least present."""
-    present = [n for n in names if n in fields]
-    return next((n for n in present if fields[n] is not None), present[0])
+    there = [name for name in names if name in fields]
+    return there[0] if len(there) == 1 else next((name for name in there if fields[name] is not None), there[0])
 
 
 def _said(role: str, value: Any, where: str) -> Message:

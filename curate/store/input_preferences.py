@@ -13,7 +13,7 @@ from curate import preferences
 from curate.store.turns import Message, Record, Refused, TurnReader, as_text
 
 _ANSWERS = (str, list, dict)
-_LABELS = frozenset(("label", "kto_tag", "wanted"))
+_LABELS = dict.fromkeys(("label", "kto_tag", "wanted"))  # in the order in which they count
 _RANKS = frozenset("rank ranks ranking score scores overall_score reward rewards rating ratings".split())
 
 
@@ -72,7 +72,7 @@ def take_label(fields: Record, messages: list[Message] | None, named: bool = Fal
     """Whether a conversation's answer is wanted, removed from the record (`label`, LLaMA-Factory's `kto_tag`, or
     `wanted`, as exports to columns have it); None where nothing says so. named: whether the user has said that `label`
     does (`--map`), so that it may be 1 or 0, or a text, as in CSV. Raises Refused."""
-    if messages is None or _LABELS.isdisjoint(fields):  # as of most records
+    if messages is None or _LABELS.keys().isdisjoint(fields):  # as of most records
         return None
     if named and fields.get("label") is not None:
         if (wanted := wanted_by(fields["label"])) is None:
@@ -80,7 +80,7 @@ def take_label(fields: Record, messages: list[Message] | None, named: bool = Fal
         fields["label"] = wanted
     if (tag := wanted_by(fields.get("kto_tag"))) is not None:
         fields["kto_tag"] = tag
-    name = next((name for name in ("label", "kto_tag", "wanted") if isinstance(fields.get(name), bool)), None)
+    name = next((name for name in _LABELS if isinstance(fields.get(name), bool)), None)
     if name is None:
         return None
     length = preferences.asked_length(messages)

@@ -24,6 +24,11 @@ _MARK = re.compile(r'["\\\n\[\]{},]')
 
 def json_lines(stream: IO[bytes], limits: InputLimits, skip: int = 0) -> Iterator[tuple[int, Any]]:
     """The records of a JSON Lines stream, which need not be a file: (line number, record or Unreadable)."""
+    return ((number, parsed(line)) for number, line in unparsed_lines(stream, limits, skip))
+
+
+def unparsed_lines(stream: IO[bytes], limits: InputLimits, skip: int = 0) -> Iterator[tuple[int, bytes | Unreadable]]:
+    """The lines of a JSON Lines stream that are not blank, for `parsed`: (line number, line or Unreadable)."""
     number, longest = 0, limits.row
     try:
         while line := stream.readline(longest + 1):
@@ -33,7 +38,7 @@ def json_lines(stream: IO[bytes], limits: InputLimits, skip: int = 0) -> Iterato
                 if number > skip:
                     yield number, Unreadable(limits.too_long(size, "bytes"), _readable(line))
             elif number > skip and not line.isspace():
-                yield number, _parsed(line)
+                yield number, line
     except BROKEN as error:
         yield number + 1, damaged(error)
 
@@ -48,7 +53,10 @@ def _rest_of_line(stream: IO[bytes]) -> int:
     return size
 
 
-def _parsed(line: bytes) -> Any:
+def parsed(line: bytes | Unreadable) -> Any:
+    """The record in a line; Unreadable if there is none."""
+    if isinstance(line, Unreadable):
+        return line
     line = line.removeprefix(b"\xef\xbb\xbf")
     try:
         return exact_json.loads(line)

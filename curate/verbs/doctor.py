@@ -13,6 +13,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from curate.machine import usable_cores
 from curate.models.rates import CLEARLY
 from curate.results import Result
 from curate.store.workspace import __version__
@@ -67,7 +68,7 @@ def doctor(*, measure: bool = True) -> Doctor:
 
     told = Doctor(__version__, platform.python_version(), platform.platform())
     told.versions = {name: _version(name) for name in _PACKAGES}
-    told.cores, told.threads = _cores(), torch.get_num_threads()
+    told.cores, told.threads = usable_cores(), torch.get_num_threads()
     told.variables = {name: os.environ[name] for name in _THREADS if name in os.environ}
     told.devices = [{"name": _processor(), "kind": "cpu", "memory": _memory()}]
     for i in range(torch.cuda.device_count()):
@@ -90,10 +91,6 @@ def _version(package: str) -> str:
         return version(package)
     except PackageNotFoundError:
         return ""
-
-
-def _cores() -> int:
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def _processor() -> str:

@@ -7,41 +7,37 @@ so a killed ingest, when run again, resumes after the last shard and ends with t
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import chain, groupby
+from pathlib import Path
 from typing import Any, Literal
-
-import numpy as np
-import polars as pl
-import pyarrow as pa
 
 from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError, require
-from curate.hashing import fingerprint, ids_as_integers
+from curate.hashing import fingerprint
+from curate.machine import usable_cores
+from curate.methods.executors.local import Local
 from curate.progress import Progress
 from curate.results import Result
 from curate.store.contents import bring_to_format
-from curate.store.encoding import ROW_GROUP, read_table, write_table
-from curate.store.files import remove_leftovers
 from curate.store.given_data import Data, find_given
-from curate.store.input_files import Input, first_records, records
-from curate.store.input_formats import Reader, Refused, Sample, refusal
+from curate.store.input_blocks import Conversion, Converted, blocks
+from curate.store.input_files import Input, first_records
+from curate.store.input_formats import Reader, Refused
 from curate.store.input_limits import InputLimits
-from curate.store.later_meta import SCHEMA as META
-from curate.store.later_meta import meta_path, stored_meta
-from curate.store.ledger import Meter, charged
+from curate.store.ledger import charged
 from curate.store.locks import lock
-from curate.store.meta_rules import RULES, MetaRule, combined, meta_notes
-from curate.store.schema import COPIES, POOL, REJECTS
+from curate.store.meta_rules import RULES, MetaRule, meta_notes
+from curate.store.pool_writer import PoolWriter
 from curate.store.special_tokens import special_notes
 from curate.store.workspace import Workspace
 
 SHARD_BYTES = 32 << 20
 _LOOK = 1000  # records read before a file of unknown format is refused
-_GROUP_BYTES = 4 << 20  # text per row group; units of work read whole row groups
-_BATCH = 4096  # samples looked up among the stored ids at once
+_WORTH_WORKERS = 16 << 20  # bytes of files for which starting processes is worth while
+_MOST_WORKERS = 8  # that are started unasked: about what one process can write for
 
 
 @dataclass
@@ -82,6 +78,7 @@ def ingest(
     limits: InputLimits | None = None,
     meta: MetaRule = "keep",
     strip_special: bool = False,
+    workers: int | None = None,
     dry_run: bool = False,
     wait: float | None = None,
 ) -> Ingested:
@@ -100,7 +97,9 @@ def ingest(
     replace them, or merge both (of a field in both the new value holds); scores do not depend on them.
     limits: what a row and a packed file may cost; the default of InputLimits if None.
     strip_special: leave control tokens of models (curate.store.special_tokens) out of texts.
-    Reads the input once; memory: one shard and 8 bytes per stored row.
+    workers: processes that parse rows and make samples of them; by default one per core, where the files are large. The
+    pool has the same bytes whatever their number. Rows in memory are read by this process.
+    Reads the input once; memory: one shard, 8 bytes per stored row, and some 20 MiB of rows per worker.
 
     Raises CurateError, before anything is stored, if a path does not exist, is not a data file, or has only records of
     unknown format; and, after what came before is stored, for an iterator that raises an error.
@@ -120,6 +119,7 @@ def ingest(
         *(["strip special"] if strip_special else []),
     )
     require("--meta", meta in RULES, f"one of {', '.join(RULES)}")
+    processes = _processes(inputs, workers)
     with lock(ws, "pool"):
         ws.pool.remove_leftovers()
         bring_to_format(ws)
@@ -127,17 +127,20 @@ def ingest(
         todo = _unread(inputs, reading, progress, result)
         for item in todo:
             _refuse_unknown_shape(item, reader)
-        reader.clear()
+        reader = reader.fresh()
         if inputs and all(item.kind == "empty" for item in inputs):
             raise CurateError(f"{', '.join(i.path for i in inputs)}: nothing to ingest, every file is empty.")
         result.files_planned = [item.path for item in todo]
         if todo and not dry_run:
             with charged(ws.path, "ingest", methods=[], name="pool", phase="read") as meter:
-                writer = _Writer(ws, shard_bytes, result, meter, meta)
-                for item in todo:
-                    _read_file(item, _key(item, reading), reader, source, writer, progress, result)
-                    if item.rows and item.rows.error:
-                        break
+                writer = PoolWriter(ws, shard_bytes, result, meter, meta)
+                keys = [_key(item, reading) for item in todo]
+                plan = [_Reading(i, k, progress.get(k, {}).get("rows", 0)) for i, k in zip(todo, keys, strict=True)]
+                with closing(_converted(plan, Conversion(reader.fresh(), source), processes)) as converted:
+                    for one in plan:
+                        _read_file(one, converted, reader, writer, progress, result)
+                        if one.item.rows and one.item.rows.error:
+                            break
                 writer.flush()
                 ws.pool.certify()
             _refuse_stopped(todo, result)
@@ -204,30 +207,37 @@ def _refuse_unknown_shape(item: Input, reader: Reader) -> None:
         raise CurateError(first if first.endswith("?") else f"{first}.")
 
 
+@dataclass(frozen=True)
+class _Reading:
+    """An input that is read. key: what its progress is recorded by. skip: rows of it that were read earlier."""
+
+    item: Input
+    key: str
+    skip: int
+
+
 def _read_file(
-    item: Input,
-    key: str,
+    reading: _Reading,
+    converted: Iterator[Converted],
     reader: Reader,
-    source: str | None,
-    writer: _Writer,
+    writer: PoolWriter,
     progress: Mapping[str, Any],
     result: Ingested,
 ) -> None:
-    skip = progress.get(key, {}).get("rows", 0)
+    """Store the rows of one input. converted: its blocks, and those of the inputs after it."""
+    item, key, number = reading.item, reading.key, reading.skip
     accepted_before = writer.accepted
     writer.counts_copies = not (key and _read_otherwise(key, progress))
     if not writer.counts_copies:
         result.warnings.append(f"{item.path} was read before under another --format or --map: no copies are counted")
-    number = skip
-    with Progress(f"ingest {item.path}", None, done=skip, noun="rows") as shown:
-        for batch in _batches(records(item, skip)):
-            writer.add(
-                [(n, _sample_or_refusal(item, n, record, reader)) for n, record in batch],
-                source or item.source,
-                key,
-            )
-            number = batch[-1][0]
-            shown.finished(len(batch))
+    with Progress(f"ingest {item.path}", None, done=number, noun="rows") as shown:
+        for block in converted:
+            reader.absorb(block.reader)
+            writer.add(block, key)
+            number = block.numbers[-1] if block.numbers else number
+            shown.finished(len(block.numbers))
+            if block.ends:
+                break
     if not (item.rows and item.rows.error):
         writer.finish(key, number)
     elif key:
@@ -237,162 +247,24 @@ def _read_file(
         result.warnings.append(f"{item.path} gave no sample; see the table rejects")
 
 
-def _sample_or_refusal(item: Input, line: int, record: Any, reader: Reader) -> Sample | dict[str, Any]:
-    try:
-        return reader.sample(record)
-    except Refused as refused:
-        return refusal(item.path, line, record, refused)
+# --- by this process, or by several ----------------------------------------------------------------------
 
 
-def _batches(rows: Iterable[Any]) -> Iterator[list[Any]]:
-    rows = iter(rows)
-    while batch := list(islice(rows, _BATCH)):
-        yield batch
+def _converted(todo: Sequence[_Reading], convert: Conversion, workers: int) -> Generator[Converted, None, None]:
+    """The blocks of all inputs, in order; rows in memory are read by this process."""
+    with ExitStack() as stack:
+        pool = stack.enter_context(closing(Local(workers=workers).open())) if workers > 1 else None
+        for in_memory, group in groupby(todo, key=lambda reading: reading.item.rows is not None):
+            found = chain.from_iterable(blocks(reading.item, reading.skip) for reading in group)
+            yield from map(convert, found) if pool is None or in_memory else pool.in_order(convert, found)
 
 
-class _KnownIds:
-    """The ids of all stored rows: sorted runs of uint64, merged when of similar size. 8 bytes per row."""
-
-    def __init__(self, ws: Workspace):
-        self.runs: list[np.ndarray] = []
-        for shard in ws.shards():
-            self.add(read_table(shard.path, columns=["id"])["id"].to_pylist())
-
-    def add(self, ids: list[str]) -> None:
-        """Add ids of stored rows."""
-        self.runs.append(np.sort(ids_as_integers(ids)))
-        while len(self.runs) > 1 and len(self.runs[-2]) <= 2 * len(self.runs[-1]):
-            self.runs[-2:] = [np.sort(np.concatenate(self.runs[-2:]))]
-
-    def among(self, ids: set[str]) -> set[str]:
-        """Those of `ids` that are stored."""
-        id_list = list(ids)
-        numbers = ids_as_integers(id_list)
-        is_known = np.zeros(len(numbers), dtype=bool)
-        for run in self.runs:
-            if len(run):
-                is_known |= run[np.minimum(np.searchsorted(run, numbers), len(run) - 1)] == numbers
-        return {id_list[i] for i in np.flatnonzero(is_known)}
-
-
-class _Writer:
-    """Builds one shard at a time and commits it when it holds `shard_bytes` of text."""
-
-    def __init__(self, ws: Workspace, shard_bytes: int, result: Ingested, meter: Meter, rule: MetaRule):
-        self.ws, self.shard_bytes, self.result, self.meter = ws, shard_bytes, result, meter
-        self.rule: MetaRule = rule
-        self.known = _KnownIds(ws)
-        self.number = len(ws.pool.names())
-        self.files: dict[str, dict[str, Any]] = {}
-        self.accepted = 0
-        self.counts_copies = True
-        remove_leftovers(ws.path / "rejects")
-        self._clear()
-
-    def _clear(self) -> None:
-        self.rows: dict[str, dict[str, Any]] = {}  # id -> row, in order
-        self.copies: Counter[str] = Counter()  # of rows stored in earlier shards
-        self.metas: dict[str, list[str]] = {}  # of samples stored in earlier shards, as they were read again
-        self.rejects: list[dict[str, Any]] = []
-        self.bytes = 0
-        self.files = {}
-
-    def add(self, found: Sequence[tuple[int, Sample | dict[str, Any]]], source: str, key: str) -> None:
-        """Add rows in the order of the file, so that a shard's record can state how far the file was read."""
-        stored = self.known.among({s.id for _, s in found if isinstance(s, Sample)})
-        for number, sample in found:
-            self.result.read += 1
-            if not isinstance(sample, Sample):
-                self._refuse(sample)
-                continue
-            self.accepted += 1
-            self.meter.samples += 1
-            if sample.id in self.rows:
-                self.rows[sample.id]["copies"] += self.counts_copies
-                self.result.copies += 1
-                self._read_again(self.rows[sample.id], sample.meta)
-            elif sample.id in stored:
-                self.copies[sample.id] += self.counts_copies
-                self.result.copies += 1
-                self.metas.setdefault(sample.id, []).append(sample.meta)
-                self.bytes += len(sample.meta)
-            else:
-                self._new_row(sample, sample.source or source)
-            if self.bytes >= self.shard_bytes:
-                stored |= self.rows.keys()
-                if key:
-                    self.files[key] = {"rows": number, "done": False}
-                self.flush()
-
-    def _refuse(self, row: dict[str, Any]) -> None:
-        self.rejects.append(row)
-        self.bytes += len(row["raw"])
-        self.result.rejected += 1
-        reason = row["reason"].split(" (")[0]
-        self.result.reasons[reason] = self.result.reasons.get(reason, 0) + 1
-
-    def _read_again(self, row: dict[str, Any], meta: str) -> bool:
-        """Whether a known row came with other fields, which its `meta` then has if the rule says so."""
-        if (new := combined(row["meta"], meta, self.rule)) is None:
-            return False
-        self.result.other_meta += 1
-        row["meta"] = row["meta"] if self.rule == "keep" else new
-        return self.rule != "keep"
-
-    def _later_meta(self) -> dict[str, str]:
-        """The new metadata of samples of earlier shards, by id."""
-        later = {}
-        for id_, old in stored_meta(self.ws, set(self.metas)).items() if self.metas else ():
-            row = {"meta": old}
-            if any([self._read_again(row, meta) for meta in self.metas[id_]]):
-                later[id_] = row["meta"]
-        return later
-
-    def _new_row(self, sample: Sample, source: str) -> None:
-        self.rows[sample.id] = {
-            "id": sample.id,
-            "source": source,
-            "messages": sample.messages,
-            "text": sample.text,
-            "copies": 1,
-            "n_chars": sample.n_chars,
-            "meta": sample.meta,
-            "template_kwargs": sample.template_kwargs,
-            "rejected": sample.rejected,
-            "wanted": sample.wanted,
-        }
-        self.bytes += sample.n_chars + len(sample.meta) + len(sample.template_kwargs or "")
-        self.result.added += 1
-        self.result.sources[source] = self.result.sources.get(source, 0) + 1
-        if sample.special:
-            self.result.special[source] = self.result.special.get(source, 0) + 1
-            for token in sample.special:
-                self.result.special_tokens[token] = self.result.special_tokens.get(token, 0) + 1
-
-    def finish(self, key: str, number: int) -> None:
-        """Mark a file as read to its end; an input without a key is not recorded."""
-        if key:
-            self.files[key] = {"rows": number, "done": True}
-
-    def flush(self) -> None:
-        """Commit the buffered rows as the next shard: rejects and copies first, then the rows, the record last."""
-        if not (self.rows or self.copies or self.rejects or self.files):
-            return
-        name = f"part-{self.number:05d}"
-        digests = {}
-        if self.rejects:
-            table = pa.Table.from_pylist(self.rejects, schema=REJECTS)
-            digests["rejects"] = write_table(self.ws.path / "rejects" / f"{name}.parquet", table)
-        if copies := {id_: n for id_, n in self.copies.items() if n}:
-            table = pa.table({"id": list(copies), "copies": list(copies.values())}, schema=COPIES)
-            digests["copies"] = write_table(self.ws.path / "pool" / "copies" / f"{name}.parquet", table)
-        if later := self._later_meta():
-            table = pa.table({"id": list(later), "meta": list(later.values())}, schema=META)
-            digests["meta"] = write_table(meta_path(self.ws, name), table)
-        rows = pa.Table.from_pylist(list(self.rows.values()), schema=POOL)
-        n_chars = int(pl.Series(rows["n_chars"]).sum() or 0)
-        group = min(ROW_GROUP, max(1, len(self.rows) * _GROUP_BYTES // max(n_chars, 1)))
-        self.ws.pool.commit(name, rows, row_group=group, n_chars=n_chars, files=self.files, beside=digests)
-        self.known.add(list(self.rows))
-        self.number += 1
-        self._clear()
+def _processes(todo: Sequence[Input], wanted: int | None) -> int:
+    """How many processes convert rows: as many as wanted; by default one per core where that is worth their start."""
+    if wanted is not None:
+        require("--workers", wanted >= 1, "at least 1")
+        return wanted
+    paths = [Path(item.path) for item in todo if item.rows is None]
+    files = [f for path in paths for f in (path.rglob("*") if path.is_dir() else [path])]
+    size = sum(f.stat().st_size for f in files if f.is_file())
+    return 1 if size < _WORTH_WORKERS else min(usable_cores(), _MOST_WORKERS)

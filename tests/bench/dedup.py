@@ -3,6 +3,8 @@
     python -m tests.bench.dedup              10,000 texts of the real pool, side by side
     python -m tests.bench.dedup 1000000      so many made-up rows, each step in a process of its own, with its peak
 
+tests.bench.scale_near_dup has ten million, tests.bench.dedup_peers other peers.
+
 The usual ways: datasketch's MinHash of hashed shingles, one at a time, in its MinHashLSH (which finds candidates only
 and compares nothing); a set of tuples of words. Limits: hashing shingles, tokenising.
 """

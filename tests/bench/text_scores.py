@@ -3,25 +3,31 @@
     python -m tests.bench.text_scores
 
 The naive ways are the tests' oracles, and for DSIR the authors' own featuriser (package data-selection), each on a
-sample of the documents and scaled. Limits: tokenising (length), sorting n-grams (repetition), hashing (dsir).
+sample of the documents and scaled. Limits: tokenising (length), sorting n-grams (repetition), hashing (dsir). And the
+CPU time of a score against that of reading the columns it is made of, as a pool's Parquet file has them: a score at
+reading speed would be 1x.
 """
 
 from __future__ import annotations
 
 import random
 import sys
+import tempfile
+import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from data_selection.hashed_ngram_dsir import get_ngram_counts
 
-from curate.kinds.score import Target, run
+from curate.kinds.score import Score, Target, run
 from curate.kinds.text import Text
 from curate.methods.scores.dsir import Dsir
 from curate.methods.scores.length import Length
 from curate.methods.scores.repetition import Repetition
+from curate.store.encoding import parquet, read_table
 from tests.bench.bm25 import texts
-from tests.bench.timing import machine, timed, told
+from tests.bench.timing import machine, spread, timed, told
 from tests.conftest import SHARED
 from tests.oracles import scores as oracle
 
@@ -54,6 +60,28 @@ def main() -> None:
         least = 0.8 if name == "length" else 2  # Python's own str.split is all of the naive length: both only read
         what, note = f"{name}: one at a time / curate", f"{rate:.0f} M characters a second"
         told(what, (middle[1], middle[0], middle[2]), f">= {least}x", middle[1] >= least, note, LIMITS[name])
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "pool.parquet"
+        path.write_bytes(parquet(table, 8192))
+        for name, (method, _) in naive.items():
+            beside_reading(name, method, path, target)
+
+
+def beside_reading(name: str, method: Score, path: Path, target: Target) -> None:
+    """The CPU time of a score, its reading included, over that of reading its columns as often as it does."""
+
+    def cpu(f: Callable[[], Any]) -> float:
+        begun = time.process_time()
+        f()
+        return time.process_time() - begun
+
+    def read() -> list[Text]:
+        return [Text(read_table(path, Text.schema.names))]
+
+    passes = len(method.passes(target))
+    ratios = [cpu(lambda: run(method, read(), target)) / (passes * cpu(read)) for _ in range(6)][1:]
+    found = spread(ratios)
+    told(f"{name}: a score / reading its columns", found, "", True, f"CPU time; {passes} passes", LIMITS[name])
 
 
 if __name__ == "__main__":

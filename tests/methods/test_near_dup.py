@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import gc
 import itertools
+import weakref
 from collections import defaultdict
 from collections.abc import Iterable
 from typing import Any
@@ -14,6 +16,7 @@ import curate
 from curate.errors import CurateError
 from curate.kinds.score import run
 from curate.kinds.text import Text
+from curate.methods.scores import _told, near_dup
 from curate.methods.scores.near_dup import NearDup
 from tests.conftest import write_jsonl
 from tests.docs.test_sample import make_sample as _make_sample
@@ -123,3 +126,59 @@ def test_texts_without_words_are_like_nothing_and_settings_are_checked() -> None
     for settings in ({"threshold": 0.0}, {"replaced": 1.5}, {"band": 0}, {"permutations": 2}, {"seed": -1}):
         with pytest.raises(CurateError, match="near_dup needs threshold"):
             NearDup(**settings)  # type: ignore[arg-type]
+
+
+# --- many pairs at once ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("settings", [(0.7, 0.03), (0.5, 0.4), (0.6, 1.0), (1.0, 0.0)])
+@pytest.mark.parametrize(("short", "at_once"), [(4_096, 1 << 20), (12, 100), (0, 1)])
+def test_pairs_are_alike_that_are_so_one_by_one(
+    settings: tuple[float, float], short: int, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_told, "_SHORT", short)
+    monkeypatch.setattr(_told, "_WORDS", at_once)
+    monkeypatch.setattr(_told, "_FEW", 8)
+    chance = np.random.default_rng(3)
+    samples: list[list[list[int]]] = []  # messages of words that are numbers
+    for i in range(60):
+        if i % 3 and samples:
+            like = samples[int(chance.integers(i))]
+            samples.append([[w for w in m for _ in range(int(chance.choice([1, 1, 1, 1, 1, 0, 2])))] for m in like])
+        else:
+            lengths = chance.integers(0, 25, chance.integers(1, 4))
+            samples.append([chance.integers(0, 9, n).tolist() for n in lengths])
+    flat = [m for sample in samples for m in sample]
+    made = _told.Told(
+        np.arange(60, dtype=np.uint64),
+        np.array([len(sample) for sample in samples]),
+        np.zeros(len(flat), np.uint32),
+        np.array([len(m) for m in flat]),
+        np.array([w for m in flat for w in m], np.uint32),
+    )
+    compared = np.array(list(itertools.combinations(range(60), 2)))
+    chats = [[" ".join(map(str, m)) for m in sample] for sample in samples]
+    want = [slow.alike(chats[a], chats[b], *settings) for a, b in compared.tolist()]
+    assert made.alike(compared, *settings).tolist() == want
+    assert sum(want) >= 2
+
+
+def test_bands_in_temporary_files_give_the_same_pairs(chats: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    batches = [text(chats(11, 250)[start : start + 50]) for start in range(0, 250, 50)]
+    signed = [NearDup()._sign(batch, {}) for batch in batches]
+    in_memory = NearDup()._candidates(signed)["pairs"]
+    monkeypatch.setattr(near_dup, "_IN_MEMORY", 0)
+    monkeypatch.setattr(near_dup, "_MOST_PARTS", 2)
+    assert np.array_equal(NearDup()._candidates(signed)["pairs"], in_memory) and len(in_memory) > 10
+
+
+def test_a_batch_is_let_go_as_soon_as_it_is_done() -> None:
+    batch = Text.of(["some text", "another text"])
+    run(NearDup(), [batch])
+    gone, frame = weakref.ref(batch), weakref.ref(batch.frame)
+    gc.disable()
+    try:
+        del batch
+        assert gone() is None and frame() is None
+    finally:
+        gc.enable()

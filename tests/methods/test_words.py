@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import re
 import unicodedata
 from pathlib import Path
@@ -227,3 +228,24 @@ def test_a_target_whose_words_the_pool_lacks_is_told(tmp_path: Path) -> None:
     for i, settings in enumerate(({}, {"variant": "bm25plus"})):
         note = told(tmp_path / str(i), ["公园"], ["some words", "other words", "on and on"], **settings)
         assert note.startswith("Every sample has the same score") and "no word of the target 't' is in the pool" in note
+
+
+def test_ascii_texts_have_the_words_that_the_expression_finds() -> None:
+    chance = random.Random(5)
+    letters = [chr(i) for i in range(128)] + [" "] * 40
+    texts = ["".join(chance.choices(letters, k=chance.choice([0, 0, 1, 3, 40]))) for _ in range(300)]
+    texts += [f"a{chr(i)}b" for i in range(128)] + [
+        "",
+        " ",
+        "a",
+        " a",
+        "a ",
+        "é a",
+        "文字 a\x1fb",
+        "a\x85b",
+        "a\xa0b",
+        "",
+    ]
+    for some in (texts, texts[:300], ["", ""], ["文"]):
+        found = run(Length(), [Text.of(some)])[0]["score"].tolist()
+        assert found == pl.Series(some, dtype=pl.String).str.count_matches(BETWEEN_SPACES).to_list()

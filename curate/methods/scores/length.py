@@ -3,6 +3,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+import numpy as np
 import polars as pl
 
 from curate.kinds.passes import Arrays, Columns, Pass
@@ -47,12 +48,32 @@ class Length(Score):
         texts = batch.whole
         scored = batch.answer if self.of == "answer" else texts
         return {
-            "score": _words(scored).to_numpy(),
-            "words": _words(texts).to_numpy(),
+            "score": _words(scored),
+            "words": _words(texts),
             "chars": texts.str.len_chars().to_numpy(),
             "turns": batch.frame["messages"].list.len().fill_null(0).to_numpy(),
         }
 
 
-def _words(texts: pl.Series) -> pl.Series:
-    return texts.str.count_matches(BETWEEN_SPACES)
+def _words(texts: pl.Series) -> np.ndarray:
+    """Words of each text, int64 [B]. Those in ASCII are counted byte by byte, in a quarter of the time."""
+    ascii_only = (texts.str.len_bytes() == texts.str.len_chars()).to_numpy()
+    counts = np.zeros(len(texts), np.int64)
+    counts[ascii_only] = _ascii_words(texts.filter(ascii_only))
+    counts[~ascii_only] = texts.filter(~ascii_only).str.count_matches(BETWEEN_SPACES).to_numpy()
+    return counts
+
+
+def _ascii_words(texts: pl.Series) -> np.ndarray:
+    """The bytes other than white space that follow white space, or begin a text."""
+    array = texts.to_arrow(compat_level=pl.CompatLevel.oldest())
+    _, offsets, data = array.buffers()
+    ends = np.frombuffer(offsets, np.int64)[array.offset :][: len(array) + 1] if len(array) else np.zeros(1, np.int64)
+    joined = np.frombuffer(data or b"", np.uint8)[ends[0] : ends[-1]]
+    ends = ends - ends[0]
+    blank = (joined == 32) | (joined - np.uint8(9) <= 4)  # and from tabulator to carriage return
+    starts = ~blank
+    starts[1:] &= blank[:-1]
+    begin = ends[:-1][np.diff(ends) > 0]
+    starts[begin] = ~blank[begin]
+    return np.diff(np.searchsorted(np.flatnonzero(starts), ends))

@@ -1,13 +1,14 @@
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
+from tempfile import SpooledTemporaryFile
 from typing import ClassVar, Literal
 from zlib import crc32
 
 import numpy as np
 import polars as pl
-from rapidfuzz.distance import LCSseq
 
 from curate.errors import CurateError
 from curate.hashing import pair_number
@@ -15,11 +16,14 @@ from curate.kinds.passes import Arrays, Columns, Pass
 from curate.kinds.score import Score, Target
 from curate.kinds.text import Text
 from curate.kinds.words import ALONE, split_words
+from curate.methods.scores._told import Told
+from curate.numerics.minhash import minhash
 
 # Words, characters that are words, and marks.
 _TOKENS = rf"[{ALONE}]|[\w--[{ALONE}]]+|[^\w\s]"
-_AT_ONCE = 1 << 16  # pairs that are compared before the next are looked up
-
+_AT_ONCE = 1 << 13  # pairs that are compared before it is asked which still would join two components
+_IN_MEMORY = 1 << 29  # bytes of bands; more are in temporary files
+_MOST_PARTS = 64  # arrays that wait to be joined
 
 _MOST_WORDS = 10_000  # of a shingle: each takes a pass over all words
 _MOST_PERMUTATIONS = 65_536  # a signature of them is a quarter of a megabyte
@@ -44,10 +48,11 @@ class NearDup(Score):
     Where more than `window` samples share a band, each is compared with the next `window` of them in the order of their
     signatures.
 
-    Cost: reads and tokenises the pool twice; no FLOPs. Bottleneck: hashing shingles; then comparing candidates, in one
-    process, about 30 microseconds each. Memory: 8 bytes per band and sample while bands are compared; 16 bytes per
-    pair, of which there are few in real data and about 50 per sample where all samples share one template; 4 bytes per
-    word of all candidates.
+    Cost: reads and tokenises the pool twice; no FLOPs. Bottleneck: hashing shingles; then comparing candidates, about
+    20 microseconds each, in as many threads as there are cores. Memory: 40 bytes per sample while bands are compared,
+    all of which (8 bytes per band and sample) are in memory up to half a gigabyte, and else in temporary files; 16
+    bytes per pair, of which there are few in real data and about 50 per sample where all samples share one template; 4
+    bytes per word of all candidates.
 
     Departures: the usual rule is the Jaccard index of shingles alone (`replaced=1` ignores word order). Under that rule
     every exercise of one template is a duplicate of the others. Clusters may chain: their ends need not be similar.
@@ -107,17 +112,12 @@ class NearDup(Score):
 
     def _sign(self, batch: Text, _: Arrays) -> Arrays:
         """The id of every sample with words, and one hash for each band of its signature, uint64 [n, bands]."""
-        from datasketch import MinHash
-
         words, ends = _hashes(batch.asked.whole)
         shingles, ends = _shingles(words, ends, self.ngram)
         rows = np.flatnonzero(np.diff(ends))  # a sample without words has no near-duplicate
-        sets = (shingles[ends[i] : ends[i + 1]] for i in rows)
         n_bands = self.permutations // self.band
-        values = np.zeros((len(rows), n_bands * self.band), np.uint32)
-        signatures = MinHash.generator(sets, num_perm=self.permutations, seed=self.seed, hashfunc=int)
-        for i, signature in enumerate(signatures):
-            values[i] = signature.hashvalues[: values.shape[1]]
+        values = minhash(shingles, ends[np.append(rows, len(ends) - 1)], self.permutations, self.seed)
+        values = np.ascontiguousarray(values[: n_bands * self.band].T)
         by_band, bands = values.reshape(-1, n_bands, self.band), np.zeros((len(rows), n_bands), np.uint64)
         for k in range(self.band):
             bands = pair_number(bands, by_band[:, :, k].astype(np.uint64))
@@ -125,26 +125,37 @@ class NearDup(Score):
 
     def _candidates(self, partials: Iterable[Arrays]) -> Arrays:
         """The pairs of ids that share a band, the lower id first: uint64 [P, 2]."""
-        ids, bands = _joined(partials, ids=np.zeros(0, np.uint64), bands=np.zeros((0, 1), np.uint64))
-        n, pairs = np.uint64(len(ids)), np.zeros(0, np.uint64)
-        for b in range(bands.shape[1] if len(ids) else 0):
-            near = [bands[:, (b + k) % bands.shape[1]] for k in (2, 1, 0)]  # within a band ordered by the next two
-            order = np.lexsort([ids, *near])
-            band, candidates = bands[order, b], [pairs]
-            for step in range(1, min(self.window, len(order) - 1) + 1):
-                matches = np.flatnonzero(band[step:] == band[:-step])
-                first, second = order[matches].astype(np.uint64), order[matches + step].astype(np.uint64)
-                candidates.append(np.minimum(first, second) * n + np.maximum(first, second))
-            pairs = np.unique(np.concatenate(candidates))
-        first, second = np.divmod(pairs, max(n, np.uint64(1)))
+        with ExitStack() as stack:
+            columns = _Columns(stack)
+            for partial in partials:
+                columns.append(partial["ids"], partial["bands"])
+            pairs = np.zeros(0, np.uint64)
+            for band in range(columns.width):
+                pairs = np.unique(np.concatenate([pairs, *self._near(columns, band)]))
+            ids, n = columns.ids, np.uint64(max(columns.rows, 1))
+        first, second = np.divmod(pairs, n)
         return {"pairs": np.sort(np.stack([ids[first], ids[second]], 1), 1)}
+
+    def _near(self, columns: _Columns, band: int) -> Iterator[np.ndarray]:
+        """The pairs of rows that share a band and are near within it, the lower times their number plus the higher."""
+        values, n = columns[band], np.uint64(columns.rows)
+        order = np.argsort(values)
+        equal = values[order[1:]] == values[order[:-1]]
+        rows = np.sort(order[np.append(equal, False) | np.append(False, equal)]) if len(equal) else order[:0]
+        near = [columns[(band + k) % columns.width][rows] for k in (2, 1)]  # within a band ordered by the next two
+        rows = rows[np.lexsort([columns.ids[rows], *near, values[rows]])]
+        shared = values[rows]
+        for step in range(1, min(self.window, len(rows) - 1) + 1):
+            matches = np.flatnonzero(shared[step:] == shared[:-step])
+            first, second = rows[matches].astype(np.uint64), rows[matches + step].astype(np.uint64)
+            yield np.minimum(first, second) * n + np.maximum(first, second)
 
     # Candidates compared, and clusters
 
     def _words(self, batch: Text, pairs: _Pairs) -> Arrays:
         """The words of this batch's samples that are in a pair, message by message; and the pairs whose first is
         one."""
-        rows = np.flatnonzero(np.isin(batch.ids, pairs.members))
+        rows = np.flatnonzero(pairs.have(batch.ids))
         message_field = pl.element().struct.field
         parts = [message_field("content"), message_field("extra")]  # a tool call is part of its message
         contents = pl.col("messages").list.eval(pl.concat_str(parts, separator="\n", ignore_nulls=True))
@@ -169,9 +180,9 @@ class NearDup(Score):
         dtypes = {"ids": np.uint64, "messages": np.int64, "roles": np.uint32, "lengths": np.int64, "words": np.uint32}
         empty = {name: np.zeros(0, kind) for name, kind in dtypes.items()}
         *texts, pairs = _joined(partials, **empty, pairs=np.zeros((0, 2), np.uint64))
-        samples = _Told(*texts)
+        samples = Told(*texts)
         pairs = pairs[np.isin(pairs, samples.ids).all(1)]  # without those of which one could not be read
-        label = _components(samples.ids, pairs, lambda a, b: self._alike(samples, a, b))
+        label = _components(samples.ids, pairs, lambda rows: samples.alike(rows, self.threshold, self.replaced))
         size = np.bincount(label, minlength=len(label))[label]
         ranked = np.lexsort([samples.ids, self._worse(samples), label])
         ranked = ranked[size[ranked] > 1]
@@ -183,27 +194,9 @@ class NearDup(Score):
         columns = {"ids": samples.ids[ranked], "cluster": kept, "place": place, "size": size[ranked]}
         return {name: values[by_id] for name, values in columns.items()}
 
-    def _worse(self, samples: _Told) -> np.ndarray:
+    def _worse(self, samples: Told) -> np.ndarray:
         """What the samples of a cluster are ordered by, the lowest first."""
         return {"longest": -samples.sizes, "shortest": samples.sizes, "lowest_id": 0 * samples.sizes}[self.keep]
-
-    def _alike(self, samples: _Told, a: int, b: int) -> bool:
-        if samples.roles_of(a) != samples.roles_of(b):
-            return False
-        return all(
-            self._alike_messages(samples, x, y)
-            for x, y in zip(samples.messages_of(a), samples.messages_of(b), strict=True)
-        )
-
-    def _alike_messages(self, samples: _Told, x: int, y: int) -> bool:
-        a, b = samples.words_of(x), samples.words_of(y)
-        short, long = min(len(a), len(b)), max(len(a), len(b))
-        if short < self.threshold * long:  # even if all of it were in common
-            return False
-        common, required = samples.in_common(x, y), (1 - self.replaced) * short
-        if common < self.threshold * (short + long - common):
-            return False
-        return self.replaced == 1 or common >= required and LCSseq.similarity(a.tolist(), b.tolist()) >= required
 
     # What is reported for each sample
 
@@ -218,7 +211,46 @@ class NearDup(Score):
         return {"score": 1 / place, "cluster": cluster, "size": size, "keep": place == 1}
 
 
-_KNOWN = 4_096  # messages whose words are kept ready; pairs of the same sample come one after the other
+class _Columns:
+    """The bands of all samples, band by band: in memory while they are few, else in temporary files; and the ids."""
+
+    def __init__(self, stack: ExitStack):
+        self._stack, self._files, self._ids = stack, [], [np.zeros(0, np.uint64)]
+        self._read: dict[int, np.ndarray] = {}  # the bands that were read last
+
+    def append(self, ids: np.ndarray, bands: np.ndarray) -> None:
+        """Add samples: uint64 [n] and [n, bands]."""
+        if not self._files:
+            size = _IN_MEMORY // bands.shape[1]
+            made = (SpooledTemporaryFile(max_size=size) for _ in range(bands.shape[1]))  # noqa: SIM115  closed by the stack
+            self._files = [self._stack.enter_context(file) for file in made]
+        self._ids = [np.concatenate([*self._ids, ids])] if len(self._ids) > _MOST_PARTS else [*self._ids, ids]
+        for file, values in zip(self._files, bands.T, strict=True):
+            file.write(np.ascontiguousarray(values).data)
+
+    @property
+    def width(self) -> int:
+        """The number of bands."""
+        return len(self._files)
+
+    @property
+    def rows(self) -> int:
+        """The number of samples."""
+        return sum(map(len, self._ids))
+
+    @property
+    def ids(self) -> np.ndarray:
+        """The samples' ids, uint64 [N]."""
+        self._ids = [np.concatenate(self._ids)]
+        return self._ids[0]
+
+    def __getitem__(self, band: int) -> np.ndarray:
+        if band not in self._read:
+            if len(self._read) == 3:
+                del self._read[next(iter(self._read))]
+            self._files[band].seek(0)
+            self._read[band] = np.frombuffer(self._files[band].read(), np.uint64)
+        return self._read[band]
 
 
 class _Pairs:
@@ -229,6 +261,13 @@ class _Pairs:
         self._pairs = pairs[np.lexsort(pairs.T[::-1])]
         self.members = np.unique(pairs)
 
+    def have(self, ids: np.ndarray) -> np.ndarray:
+        """Whether ids are in a pair, bool [n]; the members, which are many, are not looked through."""
+        if not len(self.members):
+            return np.zeros(len(ids), bool)
+        places = np.searchsorted(self.members, ids)
+        return self.members[np.minimum(places, len(self.members) - 1)] == ids
+
     def begun_by(self, ids: np.ndarray) -> np.ndarray:
         """Those whose first is one of some ids, uint64 [n, 2]."""
         first = self._pairs[:, 0]
@@ -236,47 +275,10 @@ class _Pairs:
         return np.concatenate([self._pairs[a:b] for a, b in ranges] or [self._pairs[:0]])
 
 
-class _Told:
-    """The words of samples, message by message."""
+def _components(ids: np.ndarray, pairs: np.ndarray, alike: Callable[[np.ndarray], np.ndarray]) -> np.ndarray:
+    """Which component each sample is in, int64 [N]; pairs are compared only where they would join two.
 
-    def __init__(
-        self, ids: np.ndarray, messages: np.ndarray, roles: np.ndarray, lengths: np.ndarray, words: np.ndarray
-    ):
-        """messages: how many each sample has. roles, lengths: of each message, its role and its number of words."""
-        self.ids, self._words, self._roles = ids, words, roles
-        self._ends = np.append(0, np.cumsum(lengths))
-        self._first = np.append(0, np.cumsum(messages))
-        self.sizes = np.diff(self._ends[self._first])
-        self._known: dict[int, np.ndarray] = {}
-
-    def roles_of(self, row: int) -> list[int]:
-        return self._roles[self._first[row] : self._first[row + 1]].tolist()
-
-    def messages_of(self, row: int) -> range:
-        return range(self._first[row], self._first[row + 1])
-
-    def words_of(self, message: int) -> np.ndarray:
-        return self._words[self._ends[message] : self._ends[message + 1]]
-
-    def in_common(self, x: int, y: int) -> int:
-        """How many words two messages have in common, each as often as in both."""
-        both = np.concatenate([self._numbered(x), self._numbered(y)])
-        both.sort()
-        return int(np.count_nonzero(both[1:] == both[:-1]))
-
-    def _numbered(self, message: int) -> np.ndarray:
-        """The words of a message, each with how many equal ones stand before it, so that no two are equal, uint64."""
-        if message not in self._known:
-            if len(self._known) == _KNOWN:
-                self._known.clear()
-            words = np.sort(self.words_of(message))
-            before = np.arange(len(words)) - np.searchsorted(words, words)
-            self._known[message] = (words.astype(np.uint64) << np.uint64(32)) | before.astype(np.uint64)
-        return self._known[message]
-
-
-def _components(ids: np.ndarray, pairs: np.ndarray, alike: Callable[[int, int], bool]) -> np.ndarray:
-    """Which component each sample is in, int64 [N]; a pair is compared only where it would join two."""
+    alike: rows of pairs, int64 [P, 2] -> bool [P]."""
     rank, parent = np.argsort(ids), list(range(len(ids)))
 
     def root(i: int) -> int:
@@ -284,10 +286,12 @@ def _components(ids: np.ndarray, pairs: np.ndarray, alike: Callable[[int, int], 
             parent[i] = i = parent[parent[i]]
         return i
 
-    for start in range(0, len(pairs), _AT_ONCE):  # in chunks, as Python ints take more memory
-        for a, b in rank[np.searchsorted(ids, pairs[start : start + _AT_ONCE], sorter=rank)].tolist():
-            if (x := root(a)) != (y := root(b)) and alike(a, b):
-                parent[max(x, y)] = min(x, y)
+    for start in range(0, len(pairs), _AT_ONCE):
+        rows = rank[np.searchsorted(ids, pairs[start : start + _AT_ONCE], sorter=rank)]
+        apart = [root(a) != root(b) for a, b in rows.tolist()]
+        for a, b in rows[apart][alike(rows[apart])].tolist():
+            x, y = root(a), root(b)
+            parent[max(x, y)] = min(x, y)
     return np.array([root(i) for i in parent], np.int64)
 
 
