@@ -44,13 +44,16 @@ def test_what_is_plain_is_not(beside: dict[str, Any]) -> None:
     assert told(beside) == []
 
 
-def test_of_raw_text_it_is_not_told_nor_once_it_is_forgotten() -> None:
+def test_it_is_not_told_of_raw_text_and_by_the_reader_that_absorbs_another() -> None:
     reader = Reader()
     reader.sample({"text": "x", "tools": "f", "label": 1})
     assert reader.notes() == []
     reader.sample({**CHAT, "tools": "f"})
-    reader.clear()
-    assert reader.notes() == []
+    first = reader.fresh()  # of the rows before, in another process
+    first.sample({**CHAT, "tools": "f"})
+    assert len(reader.notes()) == len(first.notes()) == 1 and "1 sample" in first.notes()[0]
+    first.absorb(reader)
+    assert "2 samples" in first.notes()[0]
 
 
 @pytest.mark.parametrize(("label", "wanted"), [(1, True), (0, False), ("True", True), ("false", False), ("0", False)])
