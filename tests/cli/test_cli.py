@@ -187,7 +187,7 @@ TRAIN = ["train", "r", "--model", "tiny", "--dry-run"]
         (["methods", "bm52"], "no method, 'bm52': did you mean 'bm25'?"),
         (["select", "samples", "--top", "1"], "'samples' is taken: it is a view; choose another."),
         (["select", "s", "--top", "1", "--set", "foo=1"], "no setting 'foo'; it has none at all"),
-        ([*TRAIN, "--set", "foo=1"], "no setting 'foo': there is epochs, steps, batch_size"),
+        ([*TRAIN, "--set", "foo=1"], "no setting 'foo': there is epochs, steps, flops"),
         ([*TRAIN, "--set", "foo=1"], "sum_gradients, count_flops."),  # the list is not cut
         ([*TRAIN, "--set", "lr=1", "--set", "learning_rate=1"], "learning_rate and --set lr are the same setting"),
         ([*TRAIN, "--set", "per_device_train_batch_size=x"], "it is a whole number above 0"),
