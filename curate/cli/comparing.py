@@ -44,10 +44,11 @@ def compare(ws: Workspace, runs: tuple[str, ...], against: str | None, output: s
             **{key: arm.shown(key) for key in arm.quality},
             **{key: f"{getattr(arm.cost, key):.3g}" for key in _COSTS},
             "seconds": round(arm.cost.seconds, 1),
+            "effective": "" if arm.effective is None else f"{arm.effective:.3f}",
         }
         for arm in r.arms
     ]
-    text = table(rows, {**columns, **_COSTS, "seconds": "seconds"})
+    text = table(rows, {**columns, **_COSTS, "seconds": "seconds", "effective": "effective share"})
     from curate.pages.comparison import page, plot, reading
 
     written = ""

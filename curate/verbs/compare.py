@@ -21,6 +21,7 @@ from curate.store.contents import require_none_missing
 from curate.store.recipes import RunMask, RunRecipe, known
 from curate.store.run_record import Run, require_run
 from curate.store.workspace import Workspace
+from curate.tables import sql
 from curate.tables.run_costs import Cost, costs_of, scores_behind, steps_of
 from curate.tables.views import evaluations_of
 
@@ -29,7 +30,8 @@ _SEEDED = re.compile(r"_(s|seed)?\d+$")
 
 @dataclass
 class Line:
-    """One run. quality: (target, split, metric, shots) -> value."""
+    """One run. quality: (target, split, metric, shots) -> value. effective: share of a step's samples that its weights
+    leave effective, (sum w)^2 / (n sum w^2), mean over steps; None for a model that was not trained."""
 
     run: str
     arm: str
@@ -37,6 +39,7 @@ class Line:
     samples: int
     cost: Cost
     quality: dict[str, float] = field(default_factory=dict)
+    effective: float | None = None
 
 
 @dataclass
@@ -44,6 +47,7 @@ class Arm:
     """Runs that differ only in their seed. null_of: the arm of which it is the control (scores or weights shuffled).
 
     against: the paired differences, over shared seeds, from the reference arm; beyond_null: from its own control.
+    effective: as of a line, the mean over runs.
     """
 
     name: str
@@ -54,6 +58,7 @@ class Arm:
     against: dict[str, Mean] = field(default_factory=dict)
     beyond_null: dict[str, Mean] = field(default_factory=dict)
     null_of: str | None = None
+    effective: float | None = None
 
     def shown(self, measure: str) -> str:
         """The mean of a measure in words, with how many of the arm's runs it is over, if some have no value of it; ''
@@ -109,8 +114,17 @@ def compare(ws: AnyWorkspace, runs: Sequence[str] = (), *, against: str | None =
     labels = _labels(keys)
     measures, quality = _quality(ws, names, recipes)
     costs, lost_costs = costs_of(ws, recipes, keys)
+    shares = _effective_shares(ws, names)
     lines = [
-        Line(name, labels[keys[name]], recipes[name].seed, recipes[name].samples, costs[name], quality[name])
+        Line(
+            name,
+            labels[keys[name]],
+            recipes[name].seed,
+            recipes[name].samples,
+            costs[name],
+            quality[name],
+            shares.get(name),
+        )
         for name in names
     ]
     arms = [_arm(label, [line for line in lines if line.arm == label]) for label in dict.fromkeys(labels.values())]
@@ -128,6 +142,12 @@ def compare(ws: AnyWorkspace, runs: Sequence[str] = (), *, against: str | None =
     if unevaluated := [name for name in names if not quality[name]]:
         result.warnings.append(f"not evaluated: {', '.join(unevaluated)}; run `curate evaluate RUN --target T`")
     return result
+
+
+def _effective_shares(ws: Workspace, names: Sequence[str]) -> dict[str, float]:
+    """Of each run that was trained, the effective share of a step's samples, mean over steps."""
+    found = sql.rows(ws, "SELECT run, avg(effective_samples / samples) AS share FROM metrics GROUP BY run", list(names))
+    return {row["run"]: row["share"] for row in found}
 
 
 def _is_whole(run: Run) -> bool:
@@ -190,7 +210,10 @@ def _arm(name: str, lines: list[Line]) -> Arm:
     cost = Cost(**means, counted=sum(counted) / n if len(counted) == n else None)
     measures = dict.fromkeys(key for line in lines for key in line.quality)
     quality = {key: Mean.of([line.quality[key] for line in lines if key in line.quality]) for key in measures}
-    return Arm(name, [line.run for line in lines], sum(line.samples for line in lines) / n, cost, quality)
+    shares = [line.effective for line in lines if line.effective is not None]
+    effective = sum(shares) / len(shares) if shares else None
+    runs, samples = [line.run for line in lines], sum(line.samples for line in lines) / n
+    return Arm(name, runs, samples, cost, quality, effective=effective)
 
 
 def _differences(

@@ -98,6 +98,14 @@ def test_runs_that_differ_in_their_seed_are_one_arm_and_all_costs_are_the_ledger
     assert arms["adapt"].cost.online == pytest.approx(checkpoint_set) and checkpoint_set > 0
     assert arms["adapt"].cost.total == arms["adapt"].cost.train + arms["adapt"].cost.online
     assert arms["full"].cost.samples_seen == 32 and 0 < arms["full"].cost.padding < 0.6
+    assert arms["full"].effective == 1 and arms["base"].effective is None
+    weights = curate.sql(grid, "SELECT weight, step FROM trained WHERE run = 'adapt_s0'").to_polars()
+    shares = []
+    for step in weights["step"].unique():
+        w = weights.filter(weights["step"] == step)["weight"].to_numpy().astype(np.float64)
+        shares.append(w.sum() ** 2 / (len(w) * (w**2).sum()))
+    line = next(line for line in found.lines if line.run == "adapt_s0")
+    assert line.effective == pytest.approx(np.mean(shares)) and 0.9 < np.mean(shares) < 1
     n = next(r["n_params"] for r in ledger if r["run"] == "full_s0")
     assert arms["full"].cost.paper == 6.0 * n * 32 * 2048
     assert arms["ppl"].cost.paper == pytest.approx(6.0 * n * 32 * 2048 + 2.0 * n * 100 * 2048)
@@ -117,6 +125,7 @@ def test_runs_that_differ_in_their_seed_are_one_arm_and_all_costs_are_the_ledger
 
     text = page(found, "side by side")
     assert all(arm in text for arm in arms) and "data:image/png;base64" in text and "in domain" in text
+    assert "<th>effective share</th>" in text
     assert plot(found)[:8] == b"\x89PNG\r\n\x1a\n"
     assert len(reading(found)) == 2 and "Against full, " in reading(found)[0]
 
