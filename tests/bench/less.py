@@ -3,6 +3,7 @@
     python -m tests.bench.less [MODEL] [SAMPLES] [PAIRS]    default: SmolLM2-135M from its package, 48 real samples, 3
     python -m tests.bench.less agreement [SAMPLES]          do projected scores rank as the unprojected do?
     python -m tests.bench.less bergson PYTHON [SAMPLES]     beside bergson, from the environment of that Python
+    python -m tests.bench.less memory [ROWS] [GIB]          peak memory of a step of its warm-up, on long real samples
 
 The same model and LoRA (r = 128 beside q, k, v, o) in one process: per-sample gradients, the projection to 8,192
 numbers apart, both end to end, where the time goes, and directions two ways. The limit of a pass without weight
@@ -29,12 +30,18 @@ from curate.gradients.directions import forward_mode, ghost
 from curate.gradients.gradient_model import GradientModel
 from curate.gradients.optimizer_state import Moments
 from curate.kinds.vectors import Vectors
+from curate.machine import forget_peak, peak_bytes
 from curate.methods.scores.less import Less
+from curate.methods.weightings.uniform import Uniform
 from curate.models.choice import ModelChoice
 from curate.models.forward import by_length, score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.tokens import Encoded, encode
 from curate.numerics.projections import Kind, projector
+from curate.training.dataset import Data
+from curate.training.distributed import Alone
+from curate.training.examples import Examples
+from curate.training.loop import Trainer
 from curate.training.settings import TrainSettings
 from curate.training.trainable import trainable
 from tests.bench.forward import SHARED, chat, one_b, real, smollm2
@@ -313,8 +320,31 @@ def whole_model(name: str, samples: int = 12, pairs: int = 3) -> None:
     directions(model, [one for one in encoded if one.supervised.any()], pairs, "all parameters")
 
 
+def memory(rows: int = 64, gib: float = 0.0) -> None:
+    """Peak memory of a step of the warm-up with its own settings, on the longest real samples. gib: the setting
+    activation_gib; 0: the default."""
+    settings = replace(TrainSettings(**Less().warm_up().settings), batch_size=rows, steps=1, activation_gib=gib)
+    lm = trainable(ModelChoice(smollm2() or "tiny", device="cpu"), settings).model
+    encoded = [one for one in encode(lm.tokenizer, real(4 * rows), 2048) if not one.error and one.supervised.any()]
+    longest = sorted(encoded, key=lambda one: -len(one.ids))[:rows]
+    trainer = Trainer(lm, Data.of(Examples.of(longest)), settings, Uniform(), Alone())
+    room = trainer.costs.room
+    assert room is not None
+    forget_peak()
+    (step,) = trainer.run()
+    whole = min(settings.micro_batch_size, rows) * len(longest[0].ids) * room.token / 2**30
+    print(f"{rows} rows of up to {len(longest[0].ids)} tokens, {step.metrics['tokens']} in all")
+    print(f"undivided, {settings.micro_batch_size} rows at once would keep {whole:.1f} GiB for the backward pass")
+    peak = peak_bytes() / 2**30
+    figure("a warm-up's step: peak memory of the process", peak, "GiB", "<= 4 GiB", peak <= 4)
+
+
 if __name__ == "__main__":
     machine("torch", "transformers", "peft")
+    if sys.argv[1:2] == ["memory"]:
+        torch.set_num_threads(1)
+        memory(*(kind(word) for kind, word in zip((int, float), sys.argv[2:], strict=False)))
+        raise SystemExit
     if sys.argv[1:2] == ["agreement"]:
         agreement(*map(int, sys.argv[2:]))
     elif sys.argv[1:2] == ["bergson"]:
