@@ -59,6 +59,12 @@ class _Product:
         weight = torch.cat([layer.weight.detach().float() for layer in layers])
         return cls((weight if after is None else weight * after.weight.detach().float()).to(dtype), bias)
 
+    def with_first(self, order: Tensor) -> _Product:
+        """The product whose first results, as many as there are numbers in `order`, are in that order."""
+        n = len(order)
+        bias = None if self.bias is None else torch.cat([self.bias[order], self.bias[n:]])
+        return _Product(torch.cat([self.weight[order], self.weight[n:]]), bias)
+
     def __call__(self, x: Tensor, out: Tensor) -> Tensor:
         if self.bias is None:
             return torch.mm(x, self.weight.T, out=out)
@@ -73,8 +79,10 @@ class _Norm:
     eps: float
 
     @classmethod
-    def of(cls, norm: Any) -> _Norm:
-        return cls(norm.weight.detach().float(), norm.variance_epsilon)
+    def of(cls, norm: Any, order: Tensor | None = None) -> _Norm:
+        """order: of the numbers that are normalised, if not their own."""
+        weight = norm.weight.detach().float()
+        return cls(weight if order is None else weight[order], norm.variance_epsilon)
 
     def __call__(self, x: Tensor) -> Tensor:
         return functional.rms_norm(x, self.weight.shape, self.weight, self.eps)
@@ -100,11 +108,16 @@ class _Layer:
     @classmethod
     def of(cls, layer: Any, dtype: torch.dtype) -> _Layer:
         a, mlp = layer.self_attn, layer.mlp
-        norms = (_Norm.of(a.q_norm), _Norm.of(a.k_norm)) if hasattr(a, "q_norm") else None
+        order = _paired(a.head_dim).to(layer.input_layernorm.weight.device)
+        norms = (_Norm.of(a.q_norm, order), _Norm.of(a.k_norm, order)) if hasattr(a, "q_norm") else None
         queries, keys = a.q_proj.out_features // a.head_dim, a.k_proj.out_features // a.head_dim
+        qkv = _Product.of(a.q_proj, a.k_proj, a.v_proj, dtype=dtype, after=layer.input_layernorm)
+        rotated = (
+            torch.arange((queries + keys) * a.head_dim, device=order.device).view(-1, a.head_dim)[:, order].flatten()
+        )
         return cls(
             (layer.input_layernorm.variance_epsilon, layer.post_attention_layernorm.variance_epsilon),
-            _Product.of(a.q_proj, a.k_proj, a.v_proj, dtype=dtype, after=layer.input_layernorm),
+            qkv.with_first(rotated),
             (queries, keys),
             float(a.scaling),
             norms,
@@ -172,14 +185,14 @@ class MixedBody:
             self._transform(layer, x)
         return Block(layers, valid, self.norm(x).view(*shape, -1))
 
-    def _rotation(self, x: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:
-        """Cosines and signed sines of the tokens' places, int64 [B, T]; see _rotate."""
+    def _rotation(self, x: Tensor, places: Tensor) -> Tensor:
+        """The rotation of each pair by the tokens' places, int64 [B, T], complex [B, T, 1, d / 2]."""
         cos, sin = self.rotary(x[None], places)
         half = cos.shape[-1] // 2
-        return cos[:, :, None], torch.cat([-sin[..., :half], sin[..., half:]], -1)[:, :, None]
+        return torch.complex(cos[..., :half].float(), sin[..., :half].float())[:, :, None]
 
     def _projected(
-        self, layer: _Layer, x: Tensor, shape: tuple[int, int], rotation: tuple[Tensor, Tensor]
+        self, layer: _Layer, x: Tensor, shape: tuple[int, int], rotation: Tensor
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values of the residual stream x, float32 [N, D], each [B, H, T, d], in memory that the next
         layer uses again."""
@@ -222,15 +235,17 @@ class MixedBody:
         torch.ops.aten.silu.out(gate, out=inner)
         x += layer.down(inner.mul_(up), self.buffers("added", *x.shape))
 
-    def _rotate(self, x: Tensor, rotation: tuple[Tensor, Tensor], out: Tensor) -> None:
-        """Rotate queries and keys, [B, T, H, d], in float32. rotation: cosines, and sines of which the first half is
-        negative, [B or 1, T, 1, d]."""
-        (cos, sin), half = rotation, x.shape[-1] // 2
+    def _rotate(self, x: Tensor, rotation: Tensor, out: Tensor) -> None:
+        """Rotate queries and keys, [B, T, H, d] in pairs, in float32. rotation: complex, [B or 1, T, 1, d / 2]."""
         wide = self.buffers("wide", *x.shape, dtype=torch.float32).copy_(x)
-        other = self.buffers("other", *x.shape, dtype=torch.float32)
-        torch.mul(wide[..., half:], sin[..., :half], out=other[..., :half])
-        torch.mul(wide[..., :half], sin[..., half:], out=other[..., half:])
-        out.copy_(torch.addcmul(other, wide, cos, out=wide))
+        torch.view_as_complex(wide.unflatten(-1, (-1, 2))).mul_(rotation)
+        out.copy_(wide)
+
+
+def _paired(size: int) -> Tensor:
+    """The order of a head's numbers in which the two that are rotated together are neighbours: 0, d / 2, 1, … Products
+    of queries with keys are the same in any order that both have."""
+    return torch.arange(size).view(2, -1).T.flatten()
 
 
 def _attended(layer: _Layer, q: Tensor, k: Tensor, v: Tensor, **how: Any) -> Tensor:
