@@ -109,7 +109,7 @@ def run_training(
             optimizer_bytes=(12 if mask else 8) * n_trainable,
         )
         marks = _Marks(training.settings.eval_flops, budget.spent + float(step_flops_of(run).sum()))
-        totals = _loop(recorder, training, evals, meters, marks)
+        totals = _loop(recorder, training, evals, meters, marks, account is None or account.in_papers)
         samples, excluded = prepared.samples, prepared.left_out
         if stream := trainer.data.stream:
             samples, excluded = stream.taken, stream.left_out
@@ -237,9 +237,15 @@ class _Marks:
 
 
 def _loop(
-    recorder: Recorder, training: TrainingSpec, evals: Sequence[EvalSpec], meters: Meters, marks: _Marks
+    recorder: Recorder,
+    training: TrainingSpec,
+    evals: Sequence[EvalSpec],
+    meters: Meters,
+    marks: _Marks,
+    in_papers: bool,
 ) -> _Taken:
-    """Take every remaining step, with checkpoints and evaluations in between."""
+    """Take every remaining step, with checkpoints and evaluations in between. in_papers: whether the papers' convention
+    counts it."""
     from curate.training.step_weights import Diverged
 
     trainer, settings, totals = recorder.trainer, training.settings, _Taken()
@@ -248,6 +254,7 @@ def _loop(
         try:
             for step_result in trainer.run():
                 for phase, usage in step_result.usage.items():
+                    usage.flops_paper *= in_papers
                     meters.charge(phase, step_result.samples[phase], usage)
                     totals.flops += usage.flops
                 recorder.enter(step_result, settings.keep_weights)
