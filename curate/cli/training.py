@@ -22,6 +22,7 @@ from curate.cli.options import (
     settings_text,
     workspace,
 )
+from curate.cli.plan_file import plan_option, with_plan
 from curate.errors import CurateError
 from curate.kinds import registry
 from curate.text_table import counted, in_bytes, in_time, table
@@ -149,12 +150,14 @@ _evaluation_options = grouped(
 @click.command()
 @click.argument("run")
 @workspace(writes=True)
+@plan_option
 @_training_options
 @click.option(
     "--set",
     "settings",
     multiple=True,
     metavar="[OWNER.]FIELD=VALUE",
+    callback=with_plan,
     help="A setting of the training (lr=1e-4, batch_size=64, lora_r=16; see --settings), of the weighting "
     "(adapt.tau=0.5), of the model (model.context=1024) or of a metric.",
 )
