@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -103,15 +103,15 @@ def _decoded(tokenizer: Any, prompt: list[int], answer: list[int]) -> str:
     return text[len(prefix) :] if text.startswith(prefix) else tokenizer.decode(answer, skip_special_tokens=True)
 
 
-def answer_losses(model: LanguageModel, samples: Sequence[Sample]) -> tuple[Columns, Usage]:
+def answer_losses(
+    model: LanguageModel, samples: Sequence[Sample], view: Literal["last", "content"] = "last"
+) -> tuple[Columns, Usage]:
     """For each sample's last answer: `mean`, the mean loss of its tokens, float64 [N]; `tokens`, their number; and
-    `error`."""
+    `error`. view: with the end of its turn, or only as far as its content."""
 
     def loss(logits: Logits) -> object:
         return -logits.label_log_p
 
-    step = Pass(
-        "answers", lambda requests, _: requests["answer"], requests={"answer": ForwardRequest(loss, view="last")}
-    )
+    step = Pass("answers", lambda requests, _: requests["answer"], requests={"answer": ForwardRequest(loss, view=view)})
     columns, usage = score_samples({"base": model}, samples, {"loss": step})
     return columns["loss"], usage

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,13 +14,13 @@ from curate import exact_json
 from curate.errors import CurateError
 from curate.hashing import fingerprint
 from curate.kinds.metric import EvalResult, Metric, Question
+from curate.kinds.options import listed_in
 from curate.progress import Progress
 from curate.store.commits import Parts
 from curate.store.schema import EVALUATION
 from curate.store.workspace import Workspace
 
 _MOST_OPTIONS = 26
-_OPTIONS = ("options", "choices")  # the input fields that list a question's options
 
 
 @dataclass(frozen=True)
@@ -69,29 +69,39 @@ def questions(ws: Workspace, eval_spec: EvalSpec) -> list[tuple[str, Question]]:
             f"--shots {eval_spec.shots}: the target '{eval_spec.target}' has {len(examples)} chats in its split val, "
             "from which few-shot examples are taken."
         )
-    answers: dict[str, set[str]] = {}
-    for row in split_rows:
-        answers.setdefault(row["subtask"], set()).add(_question(row, (), ()).answer)
-    result = []
-    for row in split_rows[: eval_spec.limit or None]:
-        distinct = answers[row["subtask"]]
-        options = tuple(sorted(distinct)) if 2 <= len(distinct) <= _MOST_OPTIONS else ()
-        result.append((row["id"], _question(row, _shots(examples, row, eval_spec.shots), options)))
+    metric, result = eval_spec.metric, []
+    shown = [(row, metric.posed(_question(row))) for row in examples] if eval_spec.shots else []
+    for row, question in _with_options(split_rows, metric.options_from())[: eval_spec.limit or None]:
+        result.append((row["id"], replace(metric.posed(question), shots=_shots(shown, row, eval_spec.shots))))
     return result
 
 
-def _question(row: dict[str, Any], shots: tuple[dict[str, Any], ...], options: tuple[str, ...]) -> Question:
+def _question(row: dict[str, Any]) -> Question:
     meta = exact_json.loads(row["meta"])
-    listed_options = next((meta[name] for name in _OPTIONS if isinstance(meta.get(name), list)), None)
-    options = tuple(map(str, listed_options)) if listed_options else options
-    return Question(row["messages"], row["text"], shots, row["subtask"], options, meta, row["template_kwargs"])
+    options = listed_in(meta)
+    return Question(row["messages"], row["text"], (), row["subtask"], options, meta, row["template_kwargs"])
 
 
-def _shots(examples: Sequence[dict[str, Any]], asked_row: dict[str, Any], count: int) -> tuple[dict[str, Any], ...]:
+def _with_options(rows: Sequence[dict[str, Any]], options_from: str) -> list[tuple[dict[str, Any], Question]]:
+    """The questions with their own options, or those of their sub-tasks: its 2 to 26 distinct answers."""
+    asked = [_question(row) for row in rows]
+    if options_from == "own" or options_from == "auto" and any(question.options for question in asked):
+        return list(zip(rows, asked, strict=True))
+    answers: dict[str, set[str]] = {}
+    for question in asked:
+        answers.setdefault(question.subtask, set()).add(question.answer)
+    borrowed = {s: tuple(sorted(own)) for s, own in answers.items() if 2 <= len(own) <= _MOST_OPTIONS}
+    asked = [replace(q, options=borrowed.get(q.subtask, ()), borrowed=q.subtask in borrowed) for q in asked]
+    return list(zip(rows, asked, strict=True))
+
+
+def _shots(
+    examples: Sequence[tuple[dict[str, Any], Question]], asked_row: dict[str, Any], count: int
+) -> tuple[dict[str, Any], ...]:
     """The first few-shot examples, those of the same sub-task before others; never the question itself."""
-    other_rows = [row for row in examples if row["id"] != asked_row["id"]]
-    ordered = sorted(other_rows, key=lambda row: row["subtask"] != asked_row["subtask"])
-    return tuple(message for row in ordered[:count] for message in row["messages"])
+    others = [example for example in examples if example[0]["id"] != asked_row["id"]]
+    ordered = sorted(others, key=lambda example: example[0]["subtask"] != asked_row["subtask"])
+    return tuple(message for _, question in ordered[:count] for message in question.messages or ())
 
 
 def commit(
@@ -136,7 +146,7 @@ def evaluate_model(
     for eval_spec in evals:
         split_questions = questions(ws, eval_spec)
         eval_stamp = fingerprint(
-            stamp, eval_spec.metric.settings(), eval_spec.metric.version, [asdict(q) for _, q in split_questions]
+            stamp, eval_spec.metric.shaping(), eval_spec.metric.version, [q.shape() for _, q in split_questions]
         )
         record = parts.record(eval_spec.name(step))
         if record and record["stamp"] == eval_stamp and parts.read(eval_spec.name(step)) is not None:
