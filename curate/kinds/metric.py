@@ -62,7 +62,8 @@ class EvalResult:
 
     values: float64 [N], NaN for a question that could not be evaluated. error: the reason, '' if it was evaluated.
     usage: the cost (curate.models.usage.Usage). answers: the generated answers; None if nothing was generated. note:
-    what is to be known of how it was done, which is stored and said; '' if nothing is.
+    what is to be known of how it was done, which is stored and said; '' if nothing is. weights: by which each value
+    counts in the summary, float64 [N]; None if all count the same.
     """
 
     values: np.ndarray
@@ -70,6 +71,7 @@ class EvalResult:
     usage: Any
     answers: list[str] | None = None
     note: str = ""
+    weights: np.ndarray | None = None
 
 
 class Metric(Method):
@@ -102,3 +104,7 @@ class Metric(Method):
     def summary(self, values: np.ndarray) -> float:
         """One value that summarises the questions that could be evaluated; NaN if there are none."""
         return float(np.mean(values)) if len(values) else float("nan")
+
+    def weighted(self, values: np.ndarray, weights: np.ndarray) -> float:
+        """The same where values count by weights, float64 [N], not all 0."""
+        return float(np.average(values, weights=weights)) if len(values) else float("nan")

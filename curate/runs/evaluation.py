@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -25,15 +25,19 @@ _MOST_OPTIONS = 26
 
 @dataclass(frozen=True)
 class EvalSpec:
-    """A metric on a target's split. shots: few-shot examples, from the split `val`. limit: questions; 0: all."""
+    """A metric on a target's split. shots: few-shot examples, from the split `val`. limit: questions; 0: all.
+    average: of all questions (micro), or the mean of the sub-tasks' own averages (macro)."""
 
     target: str
     metric: Metric
     split: str = "test"
     shots: int = 0
     limit: int = 0
+    average: Literal["micro", "macro"] = "micro"
 
     def __post_init__(self) -> None:
+        if self.average not in ("micro", "macro"):
+            raise CurateError(f"--average is micro or macro, not '{self.average}'.")
         if self.split not in ("val", "test"):
             raise CurateError(f"the split '{self.split}' is neither val (for selection) nor test (for evaluation).")
         if self.shots < 0 or self.limit < 0:
@@ -44,6 +48,7 @@ class EvalSpec:
         default = type(self.metric)().settings()
         changed = {key: value for key, value in self.metric.settings().items() if value != default[key]}
         changed |= {"limit": self.limit} if self.limit else {}
+        changed |= {"average": self.average} if self.average != "micro" else {}
         return ", ".join(f"{key}={value}" for key, value in changed.items())
 
     def name(self, step: int) -> str:
@@ -119,7 +124,7 @@ def commit(
         },
         schema=EVALUATION,
     )
-    value = eval_spec.metric.summary(found.values[valid])
+    value, by_subtask = _averages(eval_spec, [question.subtask for _, question in asked], found, valid)
     summary = {
         "target": eval_spec.target,
         "split": eval_spec.split,
@@ -133,8 +138,28 @@ def commit(
         "better": eval_spec.metric.better,
         **({"note": found.note} if found.note else {}),
     }
-    parts.commit(eval_spec.name(step), table, evaluation=summary, stamp=stamp)
+    parts.commit(eval_spec.name(step), table, evaluation=summary, subtasks=by_subtask, stamp=stamp)
     return summary
+
+
+def _averages(
+    eval_spec: EvalSpec, subtasks: Sequence[str], found: EvalResult, valid: np.ndarray
+) -> tuple[float, list[dict[str, Any]]]:
+    """The value of all questions that could be judged, bool [N], and a row for every sub-task, if there are several."""
+    rows, of_question = list[dict[str, Any]](), np.array(subtasks, object)
+    for subtask in dict.fromkeys(subtasks):
+        own = valid & (of_question == subtask)
+        value = _value(eval_spec.metric, found, own)
+        rows.append({"subtask": subtask, "value": value if value == value else None, "judged": int(own.sum())})
+    values = [row["value"] for row in rows if row["value"] is not None]
+    macro = float(np.mean(values)) if values else float("nan")
+    return macro if eval_spec.average == "macro" else _value(eval_spec.metric, found, valid), rows[1:] and rows
+
+
+def _value(metric: Metric, found: EvalResult, chosen: np.ndarray) -> float:
+    if found.weights is None:
+        return metric.summary(found.values[chosen])
+    return metric.weighted(found.values[chosen], found.weights[chosen])
 
 
 def evaluate_model(
@@ -161,3 +186,12 @@ def evaluate_model(
         results.append(commit(parts, eval_spec, step, split_questions, result, eval_stamp))
     parts.certify()  # also what one that was killed has stored, and was found here
     return results
+
+
+def by_subtask(parts: Parts, evals: Sequence[EvalSpec], step: int) -> list[dict[str, Any]]:
+    """The stored values of every sub-task, of targets that have several."""
+    return [
+        {"target": spec.target, "metric": spec.metric.name, **row}
+        for spec in evals
+        for row in (parts.record(spec.name(step)) or {}).get("subtasks") or ()  # older records have none
+    ]
