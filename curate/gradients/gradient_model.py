@@ -14,7 +14,7 @@ from curate.gradients.backward import PHASES, Backward, CheckpointView, finish
 from curate.gradients.directions import count_of, forward_mode, hessian_products
 from curate.kinds.passes import GradientCollector, GradientRequest
 from curate.models.choice import CheckpointChoice
-from curate.models.flops import counted
+from curate.models.flops import TRAINING, counted, paper_flops
 from curate.models.forward import Key
 from curate.models.language_model import LanguageModel
 from curate.models.tokens import Encoded, Sample
@@ -149,9 +149,19 @@ class GradientModel:
                 sums, n = self.backward.curved(encoded, q, hessian_products, costs, count, request.loss, request.beside)
                 named = {f"hessian{at.index}/{name}": value for name, value in sums.items()}
                 results[key] = {}, {**named, f"hessian{at.index}/samples": torch.tensor([n])}
+        self._as_published(costs, requests, len(encoded))
         for phase, cost in costs.items():
             usage.phases[phase].add(cost)
         return results, error
+
+    def _as_published(self, costs: Mapping[str, Usage], requests: Mapping[Key, GradientRequest], samples: int) -> None:
+        """Where the requests' paper says what a sample costs, enter that: a third of it forward, as of a step."""
+        published = [request.paper for request in requests.values() if request.paper is not None]
+        if len(published) < len(requests):
+            return
+        step = paper_flops(TRAINING, self.backward.lm.n_params, samples)
+        each = max(published) * step / len(self.backward.checkpoints)
+        costs["forward"].flops_paper, costs["backward"].flops_paper = each / 3, 2 * each / 3
 
     def _looked(
         self,

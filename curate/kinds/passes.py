@@ -77,7 +77,8 @@ class GradientRequest:
     likewise one direction, name -> Tensor [1, *shape], for Hessian-vector products, summed over the samples as
     hessianCHECKPOINT/NAME, with their count as hessianCHECKPOINT/samples. loss: replaces the mean loss: (logits at
     supervised tokens [S, V], those of the model in the role `beside`, the sample of each token int64 [S], the number of
-    samples) -> Tensor [B].
+    samples) -> Tensor [B]. paper: what a sample costs by the papers' convention, in training steps of one (6N FLOPs of
+    2,048 tokens), over all checkpoints; None: what is computed, by that convention.
     """
 
     watch: Callable[[Any, Any, np.ndarray], GradientCollector] | None = None
@@ -89,6 +90,7 @@ class GradientRequest:
     moments: bool = False
     model: str = "base"
     view: Literal["whole", "last"] = "whole"
+    paper: float | None = None
 
 
 @dataclass(frozen=True)

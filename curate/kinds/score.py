@@ -113,11 +113,13 @@ class HeldOutShare:
 @dataclass(frozen=True)
 class Warmup:
     """A training run that precedes a score or a mask, on a random `share` of the pool drawn with the seed. settings:
-    names and values of curate.training.settings. A checkpoint is kept after every epoch, with the optimizer state."""
+    names and values of curate.training.settings. A checkpoint is kept after every epoch, with the optimizer state.
+    in_papers: whether its cost is part of what the papers' convention counts."""
 
     share: float
     seed: int
     settings: Mapping[str, Any]
+    in_papers: bool = True
 
 
 def near_target(aggregate: Aggregate, keep_subtasks: bool) -> Pass:

@@ -22,8 +22,9 @@ class Weighting(Method):
     'column' is one that the user names; 'base_loss' is that column or else the sample's mean loss under the model that
     training begins with (or under `TrainingSpec.reference`); 'domains' requires samples drawn from a mixture.
     uses_target: whether it receives anchors, representations of the target's samples under the current model, every
-    `refresh` steps. normalize: 'mean1' divides by the sum of the weights (of tokens) instead of their number, so that a
-    step's weights have mean 1. The state consists of plain arrays, so that a checkpoint can store it.
+    `refresh` steps or epochs (refresh_unit). normalize: 'mean1' divides by the sum of the weights (of tokens) instead
+    of their number, so that a step's weights have mean 1. The state consists of plain arrays, so that a checkpoint can
+    store it.
 
     chooses: it receives more candidates than a step trains on, and gives at most `Step.room` of them a weight; the
     others are not trained on. signed: its weights may be negative.
@@ -35,6 +36,7 @@ class Weighting(Method):
     chooses: ClassVar[bool] = False
     normalize: str = "none"
     refresh: int = 0
+    refresh_unit: Literal["steps", "epochs"] = "steps"
 
     @property
     def signed(self) -> bool:

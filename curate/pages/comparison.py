@@ -9,6 +9,7 @@ from typing import Any
 from curate.numerics.statistics import Mean, pareto
 from curate.pages._html import render
 from curate.pages.diagnosis import pyplot, saved
+from curate.runs.curves import mean_curve
 from curate.verbs.compare import Arm, Compared
 
 
@@ -19,6 +20,8 @@ def page(found: Compared, title: str) -> str:
         title=title,
         reading=reading(found),
         picture=plot(found),
+        curves=plot_curves(found) if has_curves(found) else None,
+        budget=found.budget,
         measures=found.measures,
         arms=found.arms,
         differences=_differences(found),
@@ -135,6 +138,43 @@ def plot(found: Compared) -> bytes:
     shown = _in_order(axes.flat, [short_names[arm.name] for arm in found.arms])
     columns = min(6, max(1, len(shown)))
     figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=columns, frameon=False)
+    return saved(plt, figure)
+
+
+def has_curves(found: Compared) -> bool:
+    """Whether a run was evaluated more than once along the way."""
+    return any(len(curve.flops) > 1 for line in found.lines for curve in line.curves.values())
+
+
+def plot_curves(found: Compared) -> bytes:
+    """Quality against the FLOPs spent until then, a panel per measure, as PNG: the mean over an arm's runs, with its
+    standard error. A curve begins when its selection is paid for."""
+    plt = pyplot()
+    measures = list(found.measures.items())
+    columns = min(len(measures), 2)
+    rows = -(-len(measures) // columns)
+    figure, axes = plt.subplots(rows, columns, figsize=(7.2 * columns, 5.0 * rows), squeeze=False, layout="constrained")
+    short_names = _short([arm.name for arm in found.arms])
+    styles = _look(found.arms, plt.get_cmap("tab10").colors)
+    for panel, (key, measure) in zip(axes.flat, measures, strict=False):
+        for arm in found.arms:
+            curves = [line.curves[key] for line in found.lines if line.arm == arm.name and key in line.curves]
+            if not curves:
+                continue
+            x, mean, error = mean_curve(curves)
+            color, marker = styles[arm.name]
+            dashes = "--" if arm.null_of else "-"
+            panel.plot(x, mean, dashes, color=color, marker=marker, markersize=4, label=short_names[arm.name])
+            panel.fill_between(x, mean - error, mean + error, color=color, alpha=0.15, linewidth=0)
+        domain = "in domain" if measure["in_domain"] else "out of domain"
+        panel.set(title=f"{key}, {domain}", xlabel="all FLOPs until then", ylabel=f"{measure['better']} is better")
+        panel.grid(alpha=0.3)
+    for panel in list(axes.flat)[len(measures) :]:
+        panel.axis("off")
+    shown = _in_order(axes.flat, [short_names[arm.name] for arm in found.arms])
+    figure.legend(
+        shown.values(), shown.keys(), loc="outside lower center", ncols=min(6, max(1, len(shown))), frameon=False
+    )
     return saved(plt, figure)
 
 

@@ -39,12 +39,14 @@ class Trained(Result):
 
 @dataclass(frozen=True)
 class Account:
-    """How a training is entered in the ledger: stage, methods, name; and its phases' names there (ours -> theirs)."""
+    """How a training is entered in the ledger: stage, methods, name; its phases' names there (ours -> theirs); and
+    whether it is part of what the papers' convention counts."""
 
     stage: str
     methods: list[str]
     name: str
     phases: Mapping[str, str] = field(default_factory=dict)
+    in_papers: bool = True
 
 
 def run_meters(run: Run, training: TrainingSpec, account: Account | None, stack: ExitStack, writes: bool) -> Meters:

@@ -37,6 +37,7 @@ HOW = (  # settings that do not change a run's result
     "checkpoint_epochs",
     "keep_checkpoints",
     "eval_every",
+    "eval_flops",
     "keep_weights",
     "micro_batch_size",
     "activation_gib",

@@ -25,6 +25,7 @@ from curate.models.tensor_files import read_arrays, read_tensors
 from curate.progress import Progress
 from curate.runs.account import Account, Trained, run_meters
 from curate.runs.config import TrainingSpec, refuse_other_run, run_recipe
+from curate.runs.curves import step_flops_of
 from curate.runs.evaluation import EvalSpec, evaluate_model
 from curate.runs.fitted_mask import refreshed
 from curate.runs.prepare import on_device, prepare_data, prepare_stream
@@ -86,7 +87,8 @@ def run_training(
     start = checkpoints[-1] if checkpoints else None
     with ExitStack() as stack:
         folder = stack.enter_context(start.local()) if start else None
-        model = trainable(on_device(training.model, processes), training.settings, folder)
+        drawn = training.seed if run.place is None else 0  # what scores rest on stays what it is
+        model = trainable(on_device(training.model, processes), training.settings, folder, drawn)
         _forget_peak(model.model.device)
         meters = run_meters(run, training, account, stack, processes.is_main_process)
         if rows is None:
@@ -106,7 +108,8 @@ def run_training(
             trainable=n_trainable,
             optimizer_bytes=(12 if mask else 8) * n_trainable,
         )
-        totals = _loop(recorder, training, evals, meters)
+        marks = _Marks(training.settings.eval_flops, budget.spent + float(step_flops_of(run).sum()))
+        totals = _loop(recorder, training, evals, meters, marks, account is None or account.in_papers)
         samples, excluded = prepared.samples, prepared.left_out
         if stream := trainer.data.stream:
             samples, excluded = stream.taken, stream.left_out
@@ -220,8 +223,29 @@ class _Taken:
     evaluations: list[dict[str, Any]] = field(default_factory=list)
 
 
-def _loop(recorder: Recorder, training: TrainingSpec, evals: Sequence[EvalSpec], meters: Meters) -> _Taken:
-    """Take every remaining step, with checkpoints and evaluations in between."""
+@dataclass
+class _Marks:
+    """Evaluations every so many FLOPs (0: none). spent: what has been spent so far."""
+
+    every: float
+    spent: float
+
+    def passed(self, flops: float) -> bool:
+        """Whether a step of so many FLOPs passes one."""
+        before, self.spent = self.spent, self.spent + flops
+        return bool(self.every) and self.spent // self.every > before // self.every
+
+
+def _loop(
+    recorder: Recorder,
+    training: TrainingSpec,
+    evals: Sequence[EvalSpec],
+    meters: Meters,
+    marks: _Marks,
+    in_papers: bool,
+) -> _Taken:
+    """Take every remaining step, with checkpoints and evaluations in between. in_papers: whether the papers' convention
+    counts it."""
     from curate.training.step_weights import Diverged
 
     trainer, settings, totals = recorder.trainer, training.settings, _Taken()
@@ -230,18 +254,20 @@ def _loop(recorder: Recorder, training: TrainingSpec, evals: Sequence[EvalSpec],
         try:
             for step_result in trainer.run():
                 for phase, usage in step_result.usage.items():
+                    usage.flops_paper *= in_papers
                     meters.charge(phase, step_result.samples[phase], usage)
                     totals.flops += usage.flops
                 recorder.enter(step_result, settings.keep_weights)
                 totals.steps += 1
                 totals.loss, totals.weight_mean = step_result.metrics["loss"], step_result.metrics["weight_mean"]
                 bar.finished(1, step_result.metrics["tokens"], f"loss {totals.loss:.3f}")
-                is_last = step_result.step == trainer.steps
-                is_due = settings.checkpoint_every and step_result.step % settings.checkpoint_every == 0
+                is_last, number = step_result.step == trainer.steps, step_result.step
+                passed = marks.passed(step_result.metrics["flops"])
+                is_due = settings.checkpoint_every and number % settings.checkpoint_every == 0
                 if is_last or is_due or settings.checkpoint_epochs and step_result.last_of_epoch:
                     recorder.commit(is_last, settings.keep_checkpoints)
-                if is_last or settings.eval_every and step_result.step % settings.eval_every == 0:
-                    totals.evaluations = _evaluate(recorder, evals, meters, step_result.step)
+                if is_last or passed or settings.eval_every and number % settings.eval_every == 0:
+                    totals.evaluations = _evaluate(recorder, evals, meters, number)
         except Diverged as error:
             raise DivergedError(
                 f"the run '{recorder.run.name}' was stopped: {error}, and {_last_good(recorder)}; use a smaller lr, "

@@ -150,7 +150,7 @@ def _base_losses(
         model = trainable(on_device(training.reference, processes), replace(training.settings, lora_r=0))
         _refuse_other_words(training.reference.name, trained_model, model.model)
     elif run.checkpoints():  # the given model has been trained already
-        model = trainable(on_device(training.model, processes), training.settings)
+        model = trainable(on_device(training.model, processes), training.settings, seed=training.seed)
     bfloat16 = training.settings.in_bfloat16(model.model.device.type)  # as in training: else loss differences are noise
     objective, n = Objective(model.model, bfloat16), processes.num_processes
     losses, usage = base_losses(objective, examples, training.settings.count_flops, n)

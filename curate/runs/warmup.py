@@ -113,7 +113,8 @@ def _warmed(
         if dry_run:
             epochs = int(np.ceil(warmup.settings.get("epochs", 1.0)))
             return CheckpointSet((CheckpointChoice(model),), warmup=structs.replace(recipe, planned=epochs))
-        _train(run, model, warmup, Account("score", [method.name], vectors, {"train": "warm-up"}))
+        account = Account("score", [method.name], vectors, {"train": "warm-up"}, warmup.in_papers)
+        _train(run, model, warmup, account)
     checkpoints = tuple(checkpoints_of_run(run, "warm-up", model))
     return CheckpointSet(checkpoints if method.checkpoints == "each" else checkpoints[-1:], warmup=recipe, origin=model)
 

@@ -16,25 +16,28 @@ from curate.training.objective import Objective
 
 
 class Looks:
-    """The looks of a training: every `refresh` steps, at the target's samples and, for a weighting that compares with
-    them, at some of the samples that are trained on. Every process computes them."""
+    """The looks of a training: every `refresh` steps or epochs, at the target's samples and, for a weighting that
+    compares with them, at some of the samples that are trained on. Every process computes them."""
 
     def __init__(self, weighting: Weighting, objective: Objective, processes: Any, seed: int, count_flops: bool):
         self.weighting, self.objective, self.processes = weighting, objective, processes
         self.seed, self.count_flops = seed, count_flops
 
-    def due(self, number: int) -> bool:
-        """Whether there is one before step `number`."""
-        wanted = "states" in self.weighting.needs and self.weighting.uses_target
-        return wanted and (number - 1) % self.weighting.refresh == 0
+    def due(self, number: int, begins: int | None) -> bool:
+        """Whether there is one before step `number`. begins: the epoch (from 0) that begins with it, if one does."""
+        if "states" not in self.weighting.needs or not self.weighting.uses_target:
+            return False
+        if self.weighting.refresh_unit == "epochs":
+            return begins is not None and begins % self.weighting.refresh == 0
+        return (number - 1) % self.weighting.refresh == 0
 
     def samples(self, data: Data) -> int:
         """How many samples one is over."""
         return len(data.anchors or ()) + min(self.weighting.background, len(data.examples))
 
-    def foreseen(self, number: int, data: Data) -> float:
-        """FLOPs of the look before step `number`, over all processes; 0 if there is none."""
-        if not self.due(number):
+    def foreseen(self, number: int, begins: int | None, data: Data) -> float:
+        """FLOPs of the look before step `number`, over all processes; 0 if there is none. begins: as in `due`."""
+        if not self.due(number, begins):
             return 0.0
         some = self._background(number, data)
         sets = [examples for examples in (data.anchors, some) if examples]

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count, islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -50,6 +50,21 @@ from curate.training.step_passes import Seen, StepPasses
 from curate.training.step_weights import Diverged, Weigher
 
 COUNTED_EPOCHS = 100_000  # where epochs differ in length, counting more would take longer than training them
+
+
+class PlannedStep(NamedTuple):
+    """A step to be taken: its number, from 1; its epoch, from 0, and whether it begins and ends that; its rows."""
+
+    number: int
+    epoch: int
+    begins: bool
+    ends: bool
+    rows: list[np.ndarray]
+
+    @property
+    def begun(self) -> int | None:
+        """The epoch that begins with it; None if none does."""
+        return self.epoch if self.begins else None
 
 
 @dataclass
@@ -205,45 +220,48 @@ class Trainer:
         shuffle = self.settings.order == "shuffle"
         return epoch_rows(self.data.examples, self.data.of_epoch(epoch), epoch, self.seed, shuffle, room)
 
-    def plan(self) -> Iterator[tuple[int, int, bool, list[np.ndarray]]]:
-        """Every remaining step: its number, its epoch, whether it ends the epoch, and its rows."""
+    def plan(self) -> Iterator[PlannedStep]:
+        """Every remaining step."""
         if stream := self.data.stream:
             for number in range(self.step + 1, self.steps + 1):
                 examples, place = stream.candidates(number, self._rows)
                 self.weigher.data = replace(Data.of(examples), anchors=self.data.anchors, stream=stream, place=place)
-                yield number, 0, number == self.steps, list(np.arange(len(examples))[:, None])
+                begins, ends = number == 1, number == self.steps
+                yield PlannedStep(number, 0, begins, ends, list(np.arange(len(examples))[:, None]))
             return
         yield from islice(self._all_steps(), self.step, self.steps)
 
-    def _all_steps(self) -> Iterator[tuple[int, int, bool, list[np.ndarray]]]:
+    def _all_steps(self) -> Iterator[PlannedStep]:
         """Every step from the first one, without end."""
         number, size = 0, self._rows
         for epoch in count():
             rows = self._epoch(epoch)
             for start in range(0, len(rows), size):
                 number += 1
-                yield number, epoch, start + size >= len(rows), rows[start : start + size]
+                yield PlannedStep(number, epoch, not start, start + size >= len(rows), rows[start : start + size])
 
     def _foreseen(self) -> Iterator[float]:
         """FLOPs of every step from the first one, without end."""
         examples, anchors = self.data.examples, self.data.anchors
         length = float(anchors.lengths.mean() / examples.lengths.mean()) if anchors else 1.0
-        for number, _, _, rows in self._all_steps():
-            step, _ = step_flops(self.costs, examples, rows, self.settings, self.weighting, length)
-            yield step + self.looks.foreseen(number, self.data)
+        for planned in self._all_steps():
+            step, _ = step_flops(self.costs, examples, planned.rows, self.settings, self.weighting, length)
+            yield step + self.looks.foreseen(planned.number, planned.begun, self.data)
 
     def run(self) -> Iterator[StepResult]:
         """Take every remaining step. Raises Diverged if a loss or the gradient is not finite."""
         if not self._begun:
             self.weigher.state = self.weighting.init(self.data.column)
             self._begun = True
-        for number, epoch, last, rows in self.plan():
+        for planned in self.plan():
+            number = planned.number
             self.model.model.train()
             self._refresh_mask(number)
             usage: dict[str, Usage] = {}
-            if self.looks.due(number):
+            if self.looks.due(number, planned.begun):
                 self.weigher.state, usage["anchors"] = self.looks.take(number, self.data, self.weigher.state)
-            result = replace(self._retried(number, epoch, rows, usage), last_of_epoch=last)
+            result = self._retried(number, planned.epoch, planned.rows, usage)
+            result = replace(result, last_of_epoch=planned.ends)
             self.step = number
             yield result
 

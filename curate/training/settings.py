@@ -121,6 +121,9 @@ class TrainSettings:
     """How many of the latest checkpoints to keep (save_total_limit); 0: all."""
     eval_every: int = 0
     """Steps between evaluations (eval_steps) on the targets given by --eval; 0: only at the end."""
+    eval_flops: float = 0.0
+    """FLOPs between evaluations on the targets given by --eval, of this training and of what its budget (`flops`) pays
+    for before it, so that the curves of runs have their points at the same costs; 0: none."""
     keep_weights: bool = True
     """Record every sample's loss and weight at every step (table `trained`)."""
     oversample: int = 4
@@ -152,7 +155,7 @@ class TrainSettings:
             "lora_r",
             "lora_alpha",
         )
-        from_0 += ("activation_gib", "checkpoint_every", "keep_checkpoints", "eval_every")
+        from_0 += ("activation_gib", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_flops")
         for names, rule, valid in (
             (above_0, "a number above 0", lambda value: 0 < value < math.inf),
             (below_1, "at least 0 and below 1", lambda value: 0 <= value < 1),

@@ -26,7 +26,7 @@ class StepCosts:
         """The cost of a pass over a step's rows; backward: including the gradients of the trained parameters."""
         documents = np.concatenate(rows)
         usage = self.model.usage(int(examples.lengths[documents].sum()))
-        usage.flops_paper = paper_flops(TRAINING if backward else FORWARD, self.model.n_params, len(documents))
+        usage.flops_paper = self._paper(documents, usage.tokens, TRAINING if backward else FORWARD)
         for group in micro_batches(examples, rows, micro_batch_size, self.processes.num_processes, self.room):
             longest = max(int(examples.lengths[row].sum()) for row in group)
             head = int(examples.counts[np.concatenate(group)].sum())
@@ -38,6 +38,13 @@ class StepCosts:
             else:
                 usage.flops += forward_flops(self._flops.model, len(group), longest, head)
         return usage
+
+    def _paper(self, documents: np.ndarray, tokens: int, factor: int) -> float:
+        """FLOPs by the papers' convention: of samples of 2,048 tokens or, where a row is not a sample (packing, pieces
+        of texts), of the tokens there are."""
+        if self.settings.packing or self.settings.split:
+            return paper_flops(factor, self.model.n_params, 1, tokens)
+        return paper_flops(factor, self.model.n_params, len(documents))
 
     def recomputes(self, examples: Examples, group: Sequence[np.ndarray]) -> bool:
         """Whether a micro-batch's activations are recomputed in the backward pass, since they do not fit."""

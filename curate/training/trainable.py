@@ -34,14 +34,15 @@ class TrainableModel:
         self.model.tokenizer.save_pretrained(folder)
 
 
-def trainable(choice: ModelChoice, settings: TrainSettings, saved: Path | None = None) -> TrainableModel:
-    """Load a model for training. saved: a folder written by `TrainableModel.save` to resume from.
+def trainable(choice: ModelChoice, settings: TrainSettings, saved: Path | None = None, seed: int = 0) -> TrainableModel:
+    """Load a model for training. saved: a folder written by `TrainableModel.save` to resume from. seed: by which LoRA's
+    matrices are drawn, so that what differs between seeds contains their part.
 
     Trained weights are float32 unless the choice sets another dtype; with LoRA the frozen weights have the dtype they
     are loaded in for scoring. Raises CurateError as `load` does, and if LoRA finds none of its target modules.
     """
     if settings.lora_r:
-        return _with_lora(choice, settings, saved)
+        return _with_lora(choice, settings, saved, seed)
     chosen = replace(choice, dtype="float32") if choice.dtype == "auto" else choice
     model = LanguageModel(choice, load(replace(chosen, name=str(saved or chosen.name))))
     model.model.requires_grad_(True)
@@ -49,12 +50,12 @@ def trainable(choice: ModelChoice, settings: TrainSettings, saved: Path | None =
     return TrainableModel(model)
 
 
-def _with_lora(choice: ModelChoice, settings: TrainSettings, saved: Path | None) -> TrainableModel:
+def _with_lora(choice: ModelChoice, settings: TrainSettings, saved: Path | None, seed: int) -> TrainableModel:
     import torch
 
     model, tokenizer = load(choice)
     with torch.random.fork_rng(), warnings.catch_warnings():
-        torch.manual_seed(0)  # the same initialisation for every seed: LoRA's update starts from zero either way
+        torch.manual_seed(seed % 2**63)
         warnings.simplefilter("ignore", FutureWarning)  # peft uses deprecated names of transformers
         if saved:
             adapter: Any = with_adapter(model, saved, trainable=True)

@@ -1,11 +1,13 @@
 """`curate compare`: runs side by side, the quality of each against its total cost.
 
 An arm consists of the runs that differ only in their seed (of the training, or of the selection). Quality is the
-evaluation of the last checkpoint; cost includes the run and its preparation (curate/tables/run_costs.py).
+evaluation of the last checkpoint; cost includes the run and its preparation (curate/tables/run_costs.py). Runs that
+were evaluated along the way are also compared as curves, quality against the FLOPs spent until then (runs/curves.py).
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +19,7 @@ from curate.hashing import fingerprint
 from curate.numerics.statistics import Mean, paired
 from curate.results import Result, Rows
 from curate.runs.config import HOW
+from curate.runs.curves import Curve, curves_of
 from curate.store.contents import require_none_missing
 from curate.store.recipes import RunMask, RunRecipe, known
 from curate.store.run_record import Run, require_run
@@ -31,7 +34,8 @@ _SEEDED = re.compile(r"_(s|seed)?\d+$")
 @dataclass
 class Line:
     """One run. quality: (target, split, metric, shots) -> value. effective: share of a step's samples that its weights
-    leave effective, (sum w)^2 / (n sum w^2), mean over steps; None for a model that was not trained."""
+    leave effective, (sum w)^2 / (n sum w^2), mean over steps; None for a model that was not trained. curves, area,
+    gain: of each measure, as in Compared."""
 
     run: str
     arm: str
@@ -40,14 +44,18 @@ class Line:
     cost: Cost
     quality: dict[str, float] = field(default_factory=dict)
     effective: float | None = None
+    curves: dict[str, Curve] = field(default_factory=dict)
+    area: dict[str, float] = field(default_factory=dict)
+    gain: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass
 class Arm:
     """Runs that differ only in their seed. null_of: the arm of which it is the control (scores or weights shuffled).
 
-    against: the paired differences, over shared seeds, from the reference arm; beyond_null: from its own control.
-    effective: as of a line, the mean over runs.
+    against: the paired differences, over shared seeds, from the reference arm; beyond_null: from its own control;
+    area_against: of the areas, from the reference arm. effective: as of a line, the mean over runs. area, gain: of each
+    measure, as in Compared.
     """
 
     name: str
@@ -59,6 +67,9 @@ class Arm:
     beyond_null: dict[str, Mean] = field(default_factory=dict)
     null_of: str | None = None
     effective: float | None = None
+    area: dict[str, Mean] = field(default_factory=dict)
+    gain: dict[str, Mean] = field(default_factory=dict)
+    area_against: dict[str, Mean] = field(default_factory=dict)
 
     def shown(self, measure: str) -> str:
         """The mean of a measure in words, with how many of the arm's runs it is over, if some have no value of it; ''
@@ -72,16 +83,23 @@ class Arm:
 @dataclass
 class Compared(Result):
     """Arms in the order of their first run. measures: what was evaluated, whether lower or higher is better, and
-    whether a run was optimised for the target (in-domain)."""
+    whether a run was optimised for the target (in-domain). budget: the FLOPs, with those of the selection, up to which
+    areas are taken; None if there are none.
+
+    The area of a measure is its mean value from 0 to `budget` FLOPs: the value of the model as it was until the
+    selection is paid for, then linear between evaluations, then the last value. Its gain is by how much the last value
+    is better than that of the model as it was, per FLOP of all. Both need that model among the runs, evaluated.
+    """
 
     arms: list[Arm]
     lines: list[Line]
     measures: dict[str, dict[str, Any]]
     against: str | None
     warnings: list[str] = field(default_factory=list)
+    budget: float | None = None
 
     def _facts(self) -> dict[str, Any]:
-        return {"against": self.against, "measures": list(self.measures)}
+        return {"against": self.against, "measures": list(self.measures), "budget": self.budget}
 
     def _tables(self) -> dict[str, Rows]:
         return {"arms": [_row(arm) for arm in self.arms]}
@@ -93,12 +111,18 @@ def _row(arm: Arm) -> dict[str, Any]:
     return {"arm": arm.name, "seeds": len(arm.runs), "samples": arm.samples, **quality, "all FLOPs": arm.cost.total}
 
 
-def compare(ws: AnyWorkspace, runs: Sequence[str] = (), *, against: str | None = None) -> Compared:
+def compare(
+    ws: AnyWorkspace, runs: Sequence[str] = (), *, against: str | None = None, budget: float | None = None
+) -> Compared:
     """Compare runs of a workspace; if none are named, all of them.
 
-    against: the reference arm of the differences, given by one of its runs; default: the first. Unfinished runs are
-    left out, with a warning, and so are damaged ones that are not named. Raises CurateError for an unknown run.
+    against: the reference arm of the differences, given by one of its runs; default: the first. budget: FLOPs up to
+    which areas under curves are taken; default: what the cheapest of the trained runs took in all. Unfinished runs are
+    left out, with a warning, and so are damaged ones that are not named. Raises CurateError for an unknown run, or a
+    budget that is not above 0.
     """
+    if budget is not None and not 0 < budget < math.inf:
+        raise CurateError(f"budget={budget:g}: the FLOPs up to which areas are taken are a number above 0.")
     ws = workspace_of(ws, pinned=True)
     if not runs:
         require_none_missing(ws, "run")
@@ -112,7 +136,7 @@ def compare(ws: AnyWorkspace, runs: Sequence[str] = (), *, against: str | None =
     recipes = {name: recipes[name] for name in names}
     keys = {name: _arm_key(recipe) for name, recipe in recipes.items()}
     labels = _labels(keys)
-    measures, quality = _quality(ws, names, recipes)
+    measures, quality, points = _quality(ws, names, recipes)
     costs, lost_costs = costs_of(ws, recipes, keys)
     shares = _effective_shares(ws, names)
     lines = [
@@ -127,8 +151,9 @@ def compare(ws: AnyWorkspace, runs: Sequence[str] = (), *, against: str | None =
         )
         for name in names
     ]
+    budget = _with_curves(lines, {name: runs_by_name[name] for name in names}, recipes, measures, points, budget)
     arms = [_arm(label, [line for line in lines if line.arm == label]) for label in dict.fromkeys(labels.values())]
-    result = Compared(arms, lines, measures, None)
+    result = Compared(arms, lines, measures, None, budget=budget)
     if lost_costs:
         result.warnings.append(lost_costs.rstrip("."))
     if unfinished:
@@ -142,6 +167,32 @@ def compare(ws: AnyWorkspace, runs: Sequence[str] = (), *, against: str | None =
     if unevaluated := [name for name in names if not quality[name]]:
         result.warnings.append(f"not evaluated: {', '.join(unevaluated)}; run `curate evaluate RUN --target T`")
     return result
+
+
+def _with_curves(
+    lines: Sequence[Line],
+    runs: Mapping[str, Run],
+    recipes: Mapping[str, RunRecipe],
+    measures: Mapping[str, Mapping[str, Any]],
+    points: Sequence[tuple[str, int, str, float]],
+    budget: float | None,
+) -> float | None:
+    """Fill in each trained line's curves, areas and gains. Returns the FLOPs up to which areas are taken."""
+    shapes = {name: fingerprint(recipe.model.shape()) for name, recipe in recipes.items()}
+    untrained = {shapes[line.run]: line.quality for line in lines if recipes[line.run].weighting is None}
+    bases = {name: untrained[shape] for name, shape in shapes.items() if shape in untrained}
+    trained = [line for line in lines if recipes[line.run].weighting is not None]
+    costs = {line.run: line.cost for line in trained}
+    found = curves_of(runs, costs, [point for point in points if point[0] in costs], bases)
+    budget = budget or min((line.cost.total for line in trained if line.cost.total), default=None)
+    for line in trained:
+        line.curves = found.get(line.run, {})
+        for key, curve in line.curves.items():
+            if budget and (area := curve.area(budget)) is not None:
+                line.area[key] = area
+            if (gain := curve.gain(measures[key]["better"])) is not None:
+                line.gain[key] = gain
+    return budget if any(line.area for line in trained) else None
 
 
 def _effective_shares(ws: Workspace, names: Sequence[str]) -> dict[str, float]:
@@ -208,43 +259,52 @@ def _arm(name: str, lines: list[Line]) -> Arm:
         for key in ("prep", "prep_marginal", "train", "online", "paper", "seconds", "samples_seen", "padding")
     }
     cost = Cost(**means, counted=sum(counted) / n if len(counted) == n else None)
-    measures = dict.fromkeys(key for line in lines for key in line.quality)
-    quality = {key: Mean.of([line.quality[key] for line in lines if key in line.quality]) for key in measures}
+    quality, area, gain = (_means([getattr(line, of) for line in lines]) for of in ("quality", "area", "gain"))
     shares = [line.effective for line in lines if line.effective is not None]
     effective = sum(shares) / len(shares) if shares else None
     runs, samples = [line.run for line in lines], sum(line.samples for line in lines) / n
-    return Arm(name, runs, samples, cost, quality, effective=effective)
+    return Arm(name, runs, samples, cost, quality, effective=effective, area=area, gain=gain)
+
+
+def _means(values: Sequence[Mapping[str, float]]) -> dict[str, Mean]:
+    """Of each measure, the mean over those runs that have it."""
+    measures = dict.fromkeys(key for of_run in values for key in of_run)
+    return {key: Mean.of([of_run[key] for of_run in values if key in of_run]) for key in measures}
 
 
 def _differences(
     result: Compared, recipes: Mapping[str, RunRecipe], keys: dict[str, str], labels: dict[str, str]
 ) -> None:
     """Fill in each arm's differences, over shared seeds, from the reference arm and from its control."""
-    by_seed = _by_seed(result, recipes)
+    by_seed, areas = (_by_seed(result, recipes, of) for of in ("quality", "area"))
     result.warnings += _shared_seeds(result)
     _pair_with_controls(result, recipes, keys, labels)
     control_of = {arm.null_of: arm.name for arm in result.arms if arm.null_of}
     for arm in result.arms:
-        for key, values in by_seed[arm.name].items():
-            for differences, reference in ((arm.against, result.against), (arm.beyond_null, control_of.get(arm.name))):
-                reference_values = by_seed[reference].get(key) if reference and reference != arm.name else None
+        for differences, of, reference in (
+            (arm.against, by_seed, result.against),
+            (arm.beyond_null, by_seed, control_of.get(arm.name)),
+            (arm.area_against, areas, result.against),
+        ):
+            for key, values in of[arm.name].items():
+                reference_values = of[reference].get(key) if reference and reference != arm.name else None
                 if reference_values and (difference := paired(values, reference_values)):
                     differences[key] = difference
 
 
-def _by_seed(result: Compared, recipes: Mapping[str, RunRecipe]) -> dict[str, dict[str, dict[int, float]]]:
-    """arm -> measure -> seed -> value; the mean if runs share a seed."""
+def _by_seed(result: Compared, recipes: Mapping[str, RunRecipe], of: str) -> dict[str, dict[str, dict[int, float]]]:
+    """arm -> measure -> seed -> value of that kind (quality, area); the mean if runs share a seed."""
     by_arm: dict[str, dict[str, dict[int, float]]] = {arm.name: {} for arm in result.arms}
     seeds = {line.seed for line in result.lines}
     for line in result.lines:
         untrained = recipes[line.run].weighting is None  # so its value is the same for every seed
         same_seed = [
-            other_line.quality
+            getattr(other_line, of)
             for other_line in result.lines
             if (other_line.arm, other_line.seed) == (line.arm, line.seed)
         ]
-        for key in line.quality:
-            values = [quality[key] for quality in same_seed if key in quality]
+        for key in getattr(line, of):
+            values = [known_values[key] for known_values in same_seed if key in known_values]
             of_seeds = dict.fromkeys(seeds if untrained else {line.seed}, sum(values) / len(values))
             by_arm[line.arm].setdefault(key, {}).update(of_seeds)
     return by_arm
@@ -285,11 +345,13 @@ def _is_null(recipe: RunRecipe) -> bool:
 
 def _quality(
     ws: Workspace, names: Sequence[str], recipes: Mapping[str, RunRecipe]
-) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float]]]:
-    """The measures, and for every run the value of each at its last evaluated checkpoint."""
+) -> tuple[dict[str, dict[str, Any]], dict[str, dict[str, float]], list[tuple[str, int, str, float]]]:
+    """The measures; for every run the value of each at its last evaluated checkpoint; and all of them, as (run, step,
+    measure, value)."""
     in_domain = {target for recipe in recipes.values() for target in _aims(recipe)}
     measures: dict[str, dict[str, Any]] = {}
     values: dict[str, dict[str, float]] = {name: {} for name in names}
+    points: list[tuple[str, int, str, float]] = []
     order = [(key, "ascending") for key in ("run", "step", "target", "metric")]
     for row in evaluations_of(ws, names).sort_by(order).to_pylist():
         if row["value"] is not None:
@@ -299,8 +361,9 @@ def _quality(
             key = f"{row['target']} {row['metric']}{shots}{split}{settings}"
             measures[key] = {"better": row["better"], "in_domain": row["target"] in in_domain, "target": row["target"]}
             values[row["run"]][key] = row["value"]  # rows are sorted by step, so the last one wins
+            points.append((row["run"], row["step"], key, row["value"]))
     shown = sorted(measures, key=lambda key: (not measures[key]["in_domain"], key))
-    return {key: measures[key] for key in shown}, values
+    return {key: measures[key] for key in shown}, values, points
 
 
 def _aims(recipe: RunRecipe) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 from typing import Any
 
@@ -89,6 +90,53 @@ def test_adapt_looks_at_the_target_again_every_so_many_steps(processes: Any, enc
         anchors.append(trainer.weigher.state["anchor"].tolist())
         assert ("anchors" in done.usage) == (done.step in (1, 5, 9))
     assert anchors[0] == anchors[3] != anchors[4] == anchors[7]
+
+
+def test_adapt_looks_again_every_so_many_epochs_also_when_resumed(processes: Any, encoded: list[Encoded]) -> None:
+    data = Data.of(Examples.of(encoded), anchors=Examples.of(encoded[:4]))
+    settings = replace(PLAIN, epochs=5)
+
+    def looked(weighting: Adapt, start: Any = None, stop: int = 99) -> tuple[list[tuple[int, int]], Any]:
+        trainer = Trainer(narrow(), data, settings, weighting, processes, start=start)
+        found = []
+        for done in trainer.run():
+            found += [(done.epoch, done.step)] if "anchors" in done.usage else []
+            if done.step == stop:
+                break
+        return found, trainer.snapshot()
+
+    whole, _ = looked(Adapt(refresh=2, refresh_unit="epochs"))
+    assert [epoch for epoch, _ in whole] == [0, 2, 4] and whole[0] == (0, 1)
+    per_epoch = whole[1][1] // 2
+    assert [step for _, step in whole] == [1, 2 * per_epoch + 1, 4 * per_epoch + 1]
+    begun, snapshot = looked(Adapt(refresh=2, refresh_unit="epochs"), stop=2 * per_epoch)
+    rest, _ = looked(Adapt(refresh=2, refresh_unit="epochs"), copy.deepcopy(snapshot))
+    assert begun + rest == whole
+    assert looked(Adapt(refresh=10**9, refresh_unit="epochs"))[0] == [(0, 1)]
+
+
+@pytest.mark.parametrize("center", ["none", "states", "cosine"])
+def test_adapt_s_scales_are_a_spread_and_a_mean_by_hand(center: Any) -> None:
+    rng = np.random.default_rng(3)
+    states, anchors, some = (rng.normal(1.0, 1.0, (n, 6)) for n in (5, 4, 9))
+
+    def unit(x: np.ndarray) -> np.ndarray:
+        return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+    off = some.mean(0) if center == "states" else np.zeros(6)
+    near = {
+        k: (unit(x - off) @ unit(anchors - off).T).mean(1)
+        for k, x in {"own": states, "anchors": anchors, "some": some}.items()
+    }
+    common = near["some"].mean() if center == "cosine" else 0.0
+    divisors = {"none": 1.0, "pool": near["some"].std(), "target": near["anchors"].mean() - common}
+    for scale, divisor in divisors.items():
+        adapt = Adapt(tau=0.7, center=center, scale=scale)  # type: ignore[arg-type]
+        tensors = [torch.from_numpy(x) for x in (anchors, some)]
+        state = adapt.refreshed(tensors[0], {}, tensors[1] if adapt.background else None)
+        found, _ = adapt.update(Step(1, states=torch.from_numpy(states)), state)
+        want = 1 / (1 + np.exp(-(near["own"] - common) / divisor / 0.7))
+        assert found.values == pytest.approx(want, rel=1e-12)
 
 
 def test_clipping_and_a_zero_state_are_finite() -> None:

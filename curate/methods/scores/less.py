@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from curate.gradients.backward import CheckpointView
     from curate.numerics.projections import Kind
 
+PUBLISHED = 1.53  # training steps that a sample of the pool costs in all, by ADAPT's Appendix C
+
 
 @dataclass(frozen=True)
 class Less(Score):
@@ -42,7 +44,9 @@ class Less(Score):
     Cost: the warm-up, 4N FLOPs per token of its epochs; then at each checkpoint 2N forward and 2N backward for each
     token of the pool and of the target (frozen matrices get no weight gradient), and an outer product for each LoRA
     matrix; storage: 2 dim bytes per sample and checkpoint. Bottleneck: the device's matrix products. The sparse
-    projection costs one addition per element of a gradient, the dense one 2 dim FLOPs.
+    projection costs one addition per element of a gradient, the dense one 2 dim FLOPs. The ledger's flops_paper is
+    ADAPT's count (Appendix C): 1.53 training steps of 2,048 tokens for each sample of the pool, which leaves out the
+    warm-up and the target.
 
     Departures: batches of any size, where the authors' code runs at batch size 1; a sample's gradient does not depend
     on its batch. The projection defaults to projector=sjlt; rademacher is the authors' kind. Features are stored
@@ -126,18 +130,18 @@ class Less(Score):
         lora = {name: getattr(self, name) for name in ("lora_r", "lora_alpha", "lora_dropout", "lora_targets")}
         settings = {name: getattr(self, name) for name in ("epochs", "lr", "batch_size", "micro_batch_size")}
         adam = {name: getattr(self, name) for name in ("beta1", "beta2", "eps")}
-        return Warmup(self.warmup, self.warmup_seed, {**settings, **lora, **adam, "schedule": "linear", "warmup": 0.03})
+        shaping = {**settings, **lora, **adam, "schedule": "linear", "warmup": 0.03}
+        return Warmup(self.warmup, self.warmup_seed, shaping, in_papers=False)
 
     # --- features ----------------------------------------------------------------------------------------
 
     def vectors(self) -> Pass:
-        request = GradientRequest(self._adam, every=True, moments=self.variant != "sgd")
+        request = GradientRequest(self._adam, every=True, moments=self.variant != "sgd", paper=PUBLISHED)
         return Pass("gradients", self._kept, requests={"gradient": request}, shaped_by=_SHAPING)
 
     def target_vectors(self) -> Pass:
-        return Pass(
-            "gradients", self._kept, requests={"gradient": GradientRequest(self._raw, every=True)}, shaped_by=_SHAPING
-        )
+        request = GradientRequest(self._raw, every=True, paper=0.0)
+        return Pass("gradients", self._kept, requests={"gradient": request}, shaped_by=_SHAPING)
 
     def _kept(self, requests: Mapping[str, Columns], _: Arrays) -> Columns:
         return {"vector": requests["gradient"]["vector"]}

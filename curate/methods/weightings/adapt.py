@@ -29,18 +29,26 @@ class Adapt(Weighting):
         states:  phi(x) - m in place of phi(x), also for v,   m the mean of phi over these samples
         cosine:  s(x) - c in place of s(x),                   c the mean of s over these samples
 
+    and `scale` divides s, centred or not, before tau does, which is then in units of that divisor:
+
+        pool:    the standard deviation of s over these samples
+        target:  the mean of s over the target's own samples
+
     Only the mean of the target's unit vectors is kept, since the mean of the cosines is the product with it. It is
-    recomputed every `refresh` steps (t mod R = 1). No gradient flows through the weights.
+    recomputed every `refresh` steps (t mod R = 1) or epochs. No gradient flows through the weights.
 
     Cost: 2D FLOPs per sample and 2D per token for the weighted mean, of a step's 6N per token; and a forward pass over
-    the target's val split (with center also over center_samples), 2N per token, every `refresh` steps, a separate
-    phase in the ledger. Bottleneck: that of the training step.
+    the target's val split (with center or scale=pool also over center_samples), 2N per token, every `refresh` steps, a
+    separate phase in the ledger. Bottleneck: that of the training step.
 
-    Departures and choices: R has no published value; the paper does not center. With tau = 1 a weight lies between 0.27
-    and 0.73. AdamW undoes such a factor that all weights have in common, as its step does not depend on the gradient's
-    scale; what remains of it is that the gradient's norm is less often above `clip`. normalize=mean1 takes the factor
-    away (the general form of Section 3.3 divides by the sum, Algorithm 1 does not). Section 5.1 mentions clipping of
-    weights, which the algorithm lacks: off by default. The target's samples are encoded without dropout.
+    Departures and choices: R has no published value; the paper does not center. Section 5.1 says that aggregated scores
+    are normalised, and neither over what nor how; Eq. 10 and Algorithm 1 do not. Over a step's batch is not offered: a
+    sample's weight would depend on the samples beside it. With tau = 1 a weight lies between 0.27 and 0.73. AdamW
+    undoes such a factor that all weights have in common, as its step does not depend on the gradient's scale; what
+    remains of it is that the gradient's norm is less often above `clip`, which can move the model more than the
+    weights' differences do: compare with clip=0, or with constant weights (clip_low=clip_high). normalize=mean1 takes
+    the factor away (the general form of Section 3.3 divides by the sum, Algorithm 1 does not). Section 5.1 mentions
+    clipping of weights, which the algorithm lacks: off by default. The target's samples are encoded without dropout.
 
     Reference: ADAPT, "Rethinking Data Curation in LLM Training: Online Reweighting Offers Better Generalization than
     Offline Methods" (ICLR 2026), Section 5.3.
@@ -58,11 +66,16 @@ class Adapt(Weighting):
     tau: float = 1.0
     """Temperature of the gate; smaller is sharper."""
     refresh: int = 50
-    """Steps between two updates of the target's mean (R); no published value."""
+    """Steps, or epochs, between two updates of the target's mean (R); no published value."""
+    refresh_unit: Literal["steps", "epochs"] = "steps"
+    """What `refresh` counts."""
     center: Literal["none", "states", "cosine"] = "none"
     """none: as in the paper; states: the mean state is taken away from all states; cosine: the mean cosine from all."""
     center_samples: int = 256
     """Samples that are trained on over which that mean is taken, drawn anew at every look at the target."""
+    scale: Literal["none", "pool", "target"] = "none"
+    """Divisor of the similarity: none, as in the paper; pool: its standard deviation over samples that are trained on;
+    target: its mean over the target's own."""
     clip_low: float = 0.0
     """No weight is below this."""
     clip_high: float | None = None
@@ -78,32 +91,36 @@ class Adapt(Weighting):
 
     @property
     def background(self) -> int:
-        return 0 if self.center == "none" else self.center_samples
+        return self.center_samples if self.center != "none" or self.scale == "pool" else 0
 
     def refreshed(self, anchors: Any, state: Arrays, background: Any = None) -> Arrays:
-        anchors = anchors.double()
+        anchors, some = anchors.double(), None if background is None else background.double()
+        found: Arrays = {}
         if self.center == "states":
-            mean = background.double().mean(0)
-            return {"anchor": self._direction(anchors - mean), "mean": mean.cpu().numpy()}
-        direction = self._direction(anchors)
-        if self.center == "none":
-            return {"anchor": direction}
-        cosines = self._unit(background.double()) @ anchors.new_tensor(direction)
-        return {"anchor": direction, "cosine": np.array([float(cosines.mean())])}
+            found["mean"] = some.mean(0).cpu().numpy()
+        own = self._unit(self._centred(anchors, found))
+        found["anchor"] = own.mean(0).cpu().numpy()
+        if self.center == "cosine":
+            found["cosine"] = np.array([self._nearness(some, found).mean()])
+        if self.scale != "none":
+            over = self._nearness(some, found).std() if self.scale == "pool" else self._nearness(anchors, found).mean()
+            found["scale"] = np.array([max(float(over), self.eps)])
+        return found
 
     def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
         states = step.states
         assert states is not None
-        own = states.double()
-        if "mean" in state:
-            own = own - own.new_tensor(state["mean"])
-        nearness = (self._unit(own) @ own.new_tensor(state["anchor"])).cpu().numpy() - state.get("cosine", 0.0)
+        nearness = self._nearness(states.double(), state) / state.get("scale", 1.0)
         weights = sigmoid(nearness / max(self.tau, self.eps))
         return Weights(clipped(weights, self.clip_low, self.clip_high), nearness), state
 
-    def _direction(self, anchors: Any) -> np.ndarray:
-        """The mean of the unit vectors of anchors [V, D], float64 [D]."""
-        return self._unit(anchors).mean(0).cpu().numpy()
+    def _nearness(self, states: Any, state: Arrays) -> np.ndarray:
+        """The mean cosine of states [B, D] with the target's, centred as asked, float64 [B]."""
+        cosines = self._unit(self._centred(states, state)) @ states.new_tensor(state["anchor"])
+        return cosines.cpu().numpy() - state.get("cosine", 0.0)
+
+    def _centred(self, states: Any, state: Arrays) -> Any:
+        return states - states.new_tensor(state["mean"]) if "mean" in state else states
 
     def _unit(self, states: Any) -> Any:
         return states / states.norm(dim=1, keepdim=True).clamp(min=self.eps)

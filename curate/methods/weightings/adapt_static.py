@@ -22,7 +22,8 @@ class AdaptStatic(Weighting):
 
     Departures and choices: the paper does not say how it scales BM25 before the gate. Unscaled it saturates (on real
     data sigmoid(BM25) is above 0.99 nearly everywhere, which is plain training); so the column is scaled to [0, 1].
-    With tau = 1 a weight lies between 0.5 and 0.73; a smaller tau spreads them.
+    With tau = 1 a weight lies between 0.5 and 0.73; a smaller tau spreads them. AdamW undoes the factor that all
+    weights have in common, except for `clip` (see `adapt`); normalize=mean1 takes it away.
 
     Reference: ADAPT (ICLR 2026), Sections 2.2 and 5.3.
 
