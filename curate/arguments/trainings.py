@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, Literal
 
 from curate.arguments.methods import method_of
 from curate.arguments.specs import refuse_unknown
@@ -50,11 +50,12 @@ def evals_of(
     split: str = "test",
     shots: int = 0,
     limit: int = 0,
+    average: Literal["micro", "macro"] = "micro",
 ) -> list[EvalSpec]:
     """Evaluations: those that are given, and every metric on every target that is named. A metric may be a name too.
 
-    split, shots, limit: of the named targets. Raises CurateError for what is no evaluation, and no name, and for
-    a metric for which this machine lacks something.
+    split, shots, limit, average: of the named targets. Raises CurateError for what is no evaluation, and no name, and
+    for a metric for which this machine lacks something.
     """
     specs = []
     for given in [evals] if isinstance(evals, str | EvalSpec) else evals:
@@ -62,7 +63,7 @@ def evals_of(
             specs.append(replace(given, metric=method_of(Metric, given.metric)))
         elif isinstance(given, str):
             chosen = [method_of(Metric, metric) for metric in ([metrics] if isinstance(metrics, str) else metrics)]
-            specs += [EvalSpec(given, metric, split, shots, limit) for metric in chosen]
+            specs += [EvalSpec(given, metric, split, shots, limit, average) for metric in chosen]
         else:
             raise CurateError(
                 f"an evaluation is a target's name, or a curate.EvalSpec, not {repr(given)[:60]} "

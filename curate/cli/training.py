@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -35,22 +35,25 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Evaluations:
-    """What is said of evaluations: the metrics, the few-shot examples, the number of questions."""
+    """What is said of evaluations: the metrics, the few-shot examples, the number of questions, their average."""
 
     metric_names: Sequence[str]
     shots: int
     limit: int
+    average: Literal["micro", "macro"]
 
     @property
     def given(self) -> bool:
         """Whether anything was said."""
-        return bool(self.metric_names or self.shots or self.limit)
+        return bool(self.metric_names or self.shots or self.limit or self.average != "micro")
 
     def specs(self, targets: Sequence[str], split: str, own: Mapping[str, dict[str, str]]) -> list[EvalSpec]:
         """Every metric on every target; own: the settings of each metric."""
         metrics = [registry.make("metric", name, own.get(name)) for name in self.metric_names or ("loss",) if targets]
         return [
-            curate.EvalSpec(target, metric, split, self.shots, self.limit) for target in targets for metric in metrics
+            curate.EvalSpec(target, metric, split, self.shots, self.limit, self.average)
+            for target in targets
+            for metric in metrics
         ]
 
 
@@ -144,6 +147,13 @@ _evaluation_options = grouped(
         help="Number of few-shot examples before each question, from the target's split val.",
     ),
     click.option("--limit", default=0, metavar="N", help="Evaluate only the first N questions."),
+    click.option(
+        "--average",
+        type=click.Choice(["micro", "macro"]),
+        default="micro",
+        show_default=True,
+        help="Average all questions alike, or the averages of the sub-tasks.",
+    ),
 )
 
 
@@ -213,7 +223,9 @@ def train(
         own_settings[""]["flops"] = flops
     training = options.spec(ws, own_settings)
     if evaluations.given and not evals:
-        raise CurateError("--metric, --shots and --limit set how to evaluate; add --eval TARGET to evaluate on.")
+        raise CurateError(
+            "--metric, --shots, --limit and --average set how to evaluate; add --eval TARGET to evaluate on."
+        )
     specs = evaluations.specs(evals, "test", own_settings)
     r = curate.train(ws, run, training, evals=specs, fresh=fresh, dry_run=dry_run, flops_of=flops_of)
     if not _alone():
@@ -289,6 +301,11 @@ def _alone() -> bool:
 def _evaluated(rows: list[dict[str, Any]]) -> list[str]:
     columns = {k: k for k in ("target", "split", "metric", "shots", "value", "judged", "questions", "better")}
     columns["judged"] = "evaluated"
+    return [table(rows, columns)] if rows else []
+
+
+def _by_subtask(rows: list[dict[str, Any]]) -> list[str]:
+    columns = {"target": "target", "metric": "metric", "subtask": "sub-task", "value": "value", "judged": "evaluated"}
     return [table(rows, columns)] if rows else []
 
 
@@ -373,6 +390,6 @@ def evaluate(
     say(
         r,
         as_json,
-        "\n".join([f"Run {run}, step {r.step}:", *_evaluated(r.evaluations)])
+        "\n".join([f"Run {run}, step {r.step}:", *_evaluated(r.evaluations), *_by_subtask(r.subtasks)])
         + notes([*unevaluated, *_told(r.evaluations)]),
     )

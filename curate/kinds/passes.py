@@ -25,9 +25,10 @@ class ForwardRequest:
     per_token: a value at each supervised token, Tensor [n]. hidden: whether the last layer's hidden states are needed.
     head: whether the output head, which maps them to logits, is needed too. pooled: whether the pooled vector of a
     sentence encoder is needed. of: which columns are kept of each sample, from a batch. model: the role of the model.
-    view: the whole sample; the same, supervised on its last answer only; its answers only (the supervised tokens after
-    the beginning-of-text token; raw text has none); its contents as plain text, as sentence encoders take it; or of a
-    preference pair the conversation with the chosen or the rejected answer, supervised on that answer only.
+    view: the whole sample; the same, supervised on its last answer only; the same up to the end of what that answer
+    says (content), without what ends the turn; its answers only (the supervised tokens after the beginning-of-text
+    token; raw text has none); its contents as plain text, as sentence encoders take it; or of a preference pair the
+    conversation with the chosen or the rejected answer, supervised on that answer only.
     """
 
     per_token: Callable[[Logits], Any] | None = None
@@ -36,7 +37,7 @@ class ForwardRequest:
     pooled: bool = False
     of: Callable[[Forward], Columns] = means
     model: str = "base"
-    view: Literal["whole", "last", "answer", "text", "chosen", "rejected"] = "whole"
+    view: Literal["whole", "last", "content", "answer", "text", "chosen", "rejected"] = "whole"
 
 
 class GradientCollector(ABC):

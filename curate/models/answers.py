@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 import torch
 
+from curate.errors import CurateError
 from curate.kinds.metric import Question
 from curate.kinds.passes import Columns, ForwardRequest, Pass
 from curate.kinds.signals import Logits
 from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
-from curate.models.forward import by_length, score_samples
+from curate.models.forward import UNSUPERVISED, by_length, score_samples
 from curate.models.language_model import LanguageModel
-from curate.models.tokens import Sample, Unrenderable, prompt_ids
+from curate.models.tokens import Encoded, Sample, Unrenderable, encode, prompt_ids
 from curate.models.usage import Usage
 from curate.progress import passed
 
@@ -103,15 +104,57 @@ def _decoded(tokenizer: Any, prompt: list[int], answer: list[int]) -> str:
     return text[len(prefix) :] if text.startswith(prefix) else tokenizer.decode(answer, skip_special_tokens=True)
 
 
-def answer_losses(model: LanguageModel, samples: Sequence[Sample]) -> tuple[Columns, Usage]:
+def answer_losses(
+    model: LanguageModel, samples: Sequence[Sample], view: Literal["last", "content"] = "last"
+) -> tuple[Columns, Usage]:
     """For each sample's last answer: `mean`, the mean loss of its tokens, float64 [N]; `tokens`, their number; and
-    `error`."""
-
-    def loss(logits: Logits) -> object:
-        return -logits.label_log_p
-
-    step = Pass(
-        "answers", lambda requests, _: requests["answer"], requests={"answer": ForwardRequest(loss, view="last")}
-    )
+    `error`. view: with the end of its turn, or only as far as its content."""
+    request = ForwardRequest(_loss, view=view)
+    step = Pass("answers", lambda requests, _: requests["answer"], requests={"answer": request})
     columns, usage = score_samples({"base": model}, samples, {"loss": step})
     return columns["loss"], usage
+
+
+def _loss(logits: Logits) -> object:
+    return -logits.label_log_p
+
+
+def sliding_losses(model: LanguageModel, samples: Sequence[Sample], stride: int) -> tuple[Columns, Usage]:
+    """As `answer_losses`, for samples of any length: windows of the model's context, `stride` tokens apart, of which
+    each scores the tokens behind those that the one before it has scored. So every token is scored once, with at least
+    context - stride tokens before it, as far as there are so many. Raises CurateError for a stride from the context on.
+    """
+    if not 0 < stride < model.context:
+        raise CurateError(
+            f"perplexity.stride={stride}: it is from 1 to {model.context - 1}, fewer than the context's "
+            f"{model.context} tokens."
+        )
+    choice = model.choice
+    rules = (choice.today, choice.add_eos_token, choice.special_tokens)
+    whole = encode(model.tokenizer, samples, 1 << 40, "cut", "last", *rules)
+    windows = [(i, window) for i, item in enumerate(whole) for window in _windows(item, model.context, stride)]
+    columns, usage = model.way([window for _, window in windows], "", {("loss", ""): ForwardRequest(_loss)}, {})
+    found = columns["loss", ""]
+    error = np.array([item.error or ("" if item.supervised.any() else UNSUPERVISED) for item in whole], object)
+    total, tokens = np.zeros(len(samples)), np.zeros(len(samples))
+    for (i, _), mean, n, why in zip(windows, found["mean"], found["tokens"], found["error"], strict=True):
+        error[i] = error[i] or why
+        if not why:
+            total[i], tokens[i] = total[i] + mean * n, tokens[i] + n
+    mean = np.divide(total, tokens, out=np.full(len(samples), np.nan), where=(error == "") & (tokens > 0))
+    return {"mean": mean, "tokens": tokens, "error": error}, usage
+
+
+def _windows(item: Encoded, context: int, stride: int) -> list[Encoded]:
+    """The windows of a sample in which something is to be scored."""
+    windows, done = [], 0
+    for begin in range(0, len(item.ids), stride):
+        end = min(begin + context, len(item.ids))
+        supervised = item.supervised[begin:end].copy()
+        supervised[: done - begin] = False
+        if not item.error and supervised.any():
+            windows.append(Encoded(item.ids[begin:end], supervised))
+        done = end
+        if end == len(item.ids):
+            break
+    return windows

@@ -10,7 +10,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeAlias
+from typing import Any, Protocol, TypeAlias, cast
 
 import numpy as np
 import torch
@@ -124,10 +124,13 @@ class Model(ABC):
         return kept, usage
 
     def _windows(self, samples: Sequence[Sample], view: str) -> Iterator[tuple[np.ndarray, list[Encoded]]]:
-        """Windows of tokenised samples; the next window is tokenised while the model processes the current one."""
+        """Windows of tokenised samples; the next window is tokenised while the model processes the current one. view:
+        '' where the samples are `Encoded` already."""
         windows = [np.arange(a, min(a + WINDOW, len(samples))) for a in range(0, len(samples), WINDOW)]
 
         def tokenise(places: np.ndarray) -> list[Encoded]:
+            if not view:
+                return [cast(Encoded, samples[i]) for i in places]
             return encode(
                 self.tokenizer,
                 [samples[i] for i in places],

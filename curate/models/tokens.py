@@ -65,8 +65,8 @@ def encode(
         no_pair = Encoded(error="has no rejected answer: it is no preference pair")
         return [item if half else no_pair for item, half in zip(encoded, halves, strict=True)]
     encoded = [Encoded() for _ in samples]
-    chats, hidden = _rendered(Template(tokenizer, today), samples, encoded, as_text)
-    if view == "last":
+    chats, hidden = _rendered(Template(tokenizer, today), samples, encoded, as_text, view == "content")
+    if view in ("last", "content"):
         chats = {i: replace(chat, spans=chat.spans[-1:], weights=chat.weights[-1:]) for i, chat in chats.items()}
     raw = [i for i, sample in enumerate(samples) if sample["messages"] is None]
     _fill(encoded, raw, _documents(tokenizer, [samples[i]["text"] or "" for i in raw], add_eos_token, as_text), None)
@@ -82,10 +82,11 @@ def encode(
 
 
 def _rendered(
-    template: Template, samples: Sequence[Sample], encoded: list[Encoded], as_text: bool
+    template: Template, samples: Sequence[Sample], encoded: list[Encoded], as_text: bool, to_content: bool
 ) -> tuple[dict[int, Rendered], list[int]]:
     """The chats among the samples, rendered, by their places; and the places of those whose contents have control
-    tokens, which are hidden in the rendering. What cannot be rendered is said in `encoded`."""
+    tokens, which are hidden in the rendering. What cannot be rendered is said in `encoded`. to_content: only as far as
+    the last answer's content."""
     chats, hidden = dict[int, Rendered](), list[int]()
     control = control_tokens(template.tokenizer) if as_text else None
     for i, sample in enumerate(samples):
@@ -97,9 +98,25 @@ def _rendered(
                 hidden.append(i)
             chats[i] = template.render(sample["messages"], sample.get("template_kwargs"), sample.get("start", 0))
             encoded[i].partial = chats[i].partial
+            if to_content:
+                chats[i] = _to_content(template, sample, chats[i])
         except Unrenderable as error:
             encoded[i].error = str(error)
     return chats, [i for i in hidden if i in chats]
+
+
+def _to_content(template: Template, sample: Sample, chat: Rendered) -> Rendered:
+    """A chat up to the end of its last answer's content, which a mark behind that shows. Raises Unrenderable."""
+    *before, last = sample["messages"]
+    for content in (last["content"] or "", (last["content"] or "").rstrip()):
+        mark = "zqend"
+        while mark in chat.text:
+            mark += "z"
+        text = template.render([*before, {**last, "content": content + mark}], sample.get("template_kwargs")).text
+        end = text.rfind(mark)
+        if end > chat.spans[-1][0] and chat.text.startswith(text[:end]):
+            return replace(chat, text=chat.text[:end], spans=[*chat.spans[:-1], (chat.spans[-1][0], end)])
+    raise Unrenderable("its chat template prints the last answer otherwise than it is written, or it is empty")
 
 
 _NOTHING: Sample = {"messages": None, "text": ""}

@@ -185,7 +185,7 @@ class Audit:
             weighting=[self.weighting.name, self.weighting.settings()],
             training=asdict(self.settings),
             budget=dict(self.budget),
-            metric=[self.metric.name, self.metric.settings(), self.limit],
+            metric=[self.metric.name, self.metric.shaping(), self.limit],
             out_of_domain=list(self.elsewhere),
             proxy=self.proxy,
             probe={**asdict(self.probe), "common": self.common.name},

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass, replace
+from typing import Any, Literal
 
 import numpy as np
 import pyarrow as pa
@@ -14,26 +14,30 @@ from curate import exact_json
 from curate.errors import CurateError
 from curate.hashing import fingerprint
 from curate.kinds.metric import EvalResult, Metric, Question
+from curate.kinds.options import listed_in
 from curate.progress import Progress
 from curate.store.commits import Parts
 from curate.store.schema import EVALUATION
 from curate.store.workspace import Workspace
 
 _MOST_OPTIONS = 26
-_OPTIONS = ("options", "choices")  # the input fields that list a question's options
 
 
 @dataclass(frozen=True)
 class EvalSpec:
-    """A metric on a target's split. shots: few-shot examples, from the split `val`. limit: questions; 0: all."""
+    """A metric on a target's split. shots: few-shot examples, from the split `val`. limit: questions; 0: all.
+    average: of all questions (micro), or the mean of the sub-tasks' own averages (macro)."""
 
     target: str
     metric: Metric
     split: str = "test"
     shots: int = 0
     limit: int = 0
+    average: Literal["micro", "macro"] = "micro"
 
     def __post_init__(self) -> None:
+        if self.average not in ("micro", "macro"):
+            raise CurateError(f"--average is micro or macro, not '{self.average}'.")
         if self.split not in ("val", "test"):
             raise CurateError(f"the split '{self.split}' is neither val (for selection) nor test (for evaluation).")
         if self.shots < 0 or self.limit < 0:
@@ -44,6 +48,7 @@ class EvalSpec:
         default = type(self.metric)().settings()
         changed = {key: value for key, value in self.metric.settings().items() if value != default[key]}
         changed |= {"limit": self.limit} if self.limit else {}
+        changed |= {"average": self.average} if self.average != "micro" else {}
         return ", ".join(f"{key}={value}" for key, value in changed.items())
 
     def name(self, step: int) -> str:
@@ -69,29 +74,39 @@ def questions(ws: Workspace, eval_spec: EvalSpec) -> list[tuple[str, Question]]:
             f"--shots {eval_spec.shots}: the target '{eval_spec.target}' has {len(examples)} chats in its split val, "
             "from which few-shot examples are taken."
         )
-    answers: dict[str, set[str]] = {}
-    for row in split_rows:
-        answers.setdefault(row["subtask"], set()).add(_question(row, (), ()).answer)
-    result = []
-    for row in split_rows[: eval_spec.limit or None]:
-        distinct = answers[row["subtask"]]
-        options = tuple(sorted(distinct)) if 2 <= len(distinct) <= _MOST_OPTIONS else ()
-        result.append((row["id"], _question(row, _shots(examples, row, eval_spec.shots), options)))
+    metric, result = eval_spec.metric, []
+    shown = [(row, metric.posed(_question(row))) for row in examples] if eval_spec.shots else []
+    for row, question in _with_options(split_rows, metric.options_from())[: eval_spec.limit or None]:
+        result.append((row["id"], replace(metric.posed(question), shots=_shots(shown, row, eval_spec.shots))))
     return result
 
 
-def _question(row: dict[str, Any], shots: tuple[dict[str, Any], ...], options: tuple[str, ...]) -> Question:
+def _question(row: dict[str, Any]) -> Question:
     meta = exact_json.loads(row["meta"])
-    listed_options = next((meta[name] for name in _OPTIONS if isinstance(meta.get(name), list)), None)
-    options = tuple(map(str, listed_options)) if listed_options else options
-    return Question(row["messages"], row["text"], shots, row["subtask"], options, meta, row["template_kwargs"])
+    options = listed_in(meta)
+    return Question(row["messages"], row["text"], (), row["subtask"], options, meta, row["template_kwargs"])
 
 
-def _shots(examples: Sequence[dict[str, Any]], asked_row: dict[str, Any], count: int) -> tuple[dict[str, Any], ...]:
+def _with_options(rows: Sequence[dict[str, Any]], options_from: str) -> list[tuple[dict[str, Any], Question]]:
+    """The questions with their own options, or those of their sub-tasks: its 2 to 26 distinct answers."""
+    asked = [_question(row) for row in rows]
+    if options_from == "own" or options_from == "auto" and any(question.options for question in asked):
+        return list(zip(rows, asked, strict=True))
+    answers: dict[str, set[str]] = {}
+    for question in asked:
+        answers.setdefault(question.subtask, set()).add(question.answer)
+    borrowed = {s: tuple(sorted(own)) for s, own in answers.items() if 2 <= len(own) <= _MOST_OPTIONS}
+    asked = [replace(q, options=borrowed.get(q.subtask, ()), borrowed=q.subtask in borrowed) for q in asked]
+    return list(zip(rows, asked, strict=True))
+
+
+def _shots(
+    examples: Sequence[tuple[dict[str, Any], Question]], asked_row: dict[str, Any], count: int
+) -> tuple[dict[str, Any], ...]:
     """The first few-shot examples, those of the same sub-task before others; never the question itself."""
-    other_rows = [row for row in examples if row["id"] != asked_row["id"]]
-    ordered = sorted(other_rows, key=lambda row: row["subtask"] != asked_row["subtask"])
-    return tuple(message for row in ordered[:count] for message in row["messages"])
+    others = [example for example in examples if example[0]["id"] != asked_row["id"]]
+    ordered = sorted(others, key=lambda example: example[0]["subtask"] != asked_row["subtask"])
+    return tuple(message for _, question in ordered[:count] for message in question.messages or ())
 
 
 def commit(
@@ -109,7 +124,7 @@ def commit(
         },
         schema=EVALUATION,
     )
-    value = eval_spec.metric.summary(found.values[valid])
+    value, by_subtask = _averages(eval_spec, [question.subtask for _, question in asked], found, valid)
     summary = {
         "target": eval_spec.target,
         "split": eval_spec.split,
@@ -123,8 +138,28 @@ def commit(
         "better": eval_spec.metric.better,
         **({"note": found.note} if found.note else {}),
     }
-    parts.commit(eval_spec.name(step), table, evaluation=summary, stamp=stamp)
+    parts.commit(eval_spec.name(step), table, evaluation=summary, subtasks=by_subtask, stamp=stamp)
     return summary
+
+
+def _averages(
+    eval_spec: EvalSpec, subtasks: Sequence[str], found: EvalResult, valid: np.ndarray
+) -> tuple[float, list[dict[str, Any]]]:
+    """The value of all questions that could be judged, bool [N], and a row for every sub-task, if there are several."""
+    rows, of_question = list[dict[str, Any]](), np.array(subtasks, object)
+    for subtask in dict.fromkeys(subtasks):
+        own = valid & (of_question == subtask)
+        value = _value(eval_spec.metric, found, own)
+        rows.append({"subtask": subtask, "value": value if value == value else None, "judged": int(own.sum())})
+    values = [row["value"] for row in rows if row["value"] is not None]
+    macro = float(np.mean(values)) if values else float("nan")
+    return macro if eval_spec.average == "macro" else _value(eval_spec.metric, found, valid), rows[1:] and rows
+
+
+def _value(metric: Metric, found: EvalResult, chosen: np.ndarray) -> float:
+    if found.weights is None:
+        return metric.summary(found.values[chosen])
+    return metric.weighted(found.values[chosen], found.weights[chosen])
 
 
 def evaluate_model(
@@ -136,7 +171,7 @@ def evaluate_model(
     for eval_spec in evals:
         split_questions = questions(ws, eval_spec)
         eval_stamp = fingerprint(
-            stamp, eval_spec.metric.settings(), eval_spec.metric.version, [asdict(q) for _, q in split_questions]
+            stamp, eval_spec.metric.shaping(), eval_spec.metric.version, [q.shape() for _, q in split_questions]
         )
         record = parts.record(eval_spec.name(step))
         if record and record["stamp"] == eval_stamp and parts.read(eval_spec.name(step)) is not None:
@@ -151,3 +186,12 @@ def evaluate_model(
         results.append(commit(parts, eval_spec, step, split_questions, result, eval_stamp))
     parts.certify()  # also what one that was killed has stored, and was found here
     return results
+
+
+def by_subtask(parts: Parts, evals: Sequence[EvalSpec], step: int) -> list[dict[str, Any]]:
+    """The stored values of every sub-task, of targets that have several."""
+    return [
+        {"target": spec.target, "metric": spec.metric.name, **row}
+        for spec in evals
+        for row in (parts.record(spec.name(step)) or {}).get("subtasks") or ()  # older records have none
+    ]

@@ -6,7 +6,7 @@ They are identified by a fingerprint of what determines them, so a mixer that wa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -154,7 +154,7 @@ class Trials:
         for eval_spec in self.proxy.evals:
             metric, question_dicts = (
                 eval_spec.metric,
-                [asdict(question) for _, question in questions(self.pool.ws, eval_spec)],
+                [question.shape() for _, question in questions(self.pool.ws, eval_spec)],
             )
             descriptions.append(
                 [
@@ -163,7 +163,7 @@ class Trials:
                     eval_spec.shots,
                     metric.name,
                     metric.version,
-                    metric.settings(),
+                    metric.shaping(),
                     question_dicts,
                 ]
             )

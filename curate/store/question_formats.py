@@ -78,10 +78,13 @@ def _options(fields: Record) -> tuple[list[str], list[str]] | None:
 
 def _right(fields: Record, texts: list[str], labels: list[str]) -> int | None:
     """Which option is right, by its label or its number from 0; None if the answer is no such thing."""
-    for name in _KEYS:
+    says_answer = "answer" in fields or "answers" in fields
+    for name in _KEYS if says_answer else (*_KEYS, "label"):  # beside an answer a label may be something else
         key = fields.get(name)
         if isinstance(key, str) and key in labels and key not in texts:
             return labels.index(key)
+        if isinstance(key, str) and key.isdecimal() and not any(label.isdecimal() for label in labels):
+            key = int(key)  # of a table of texts
         if isinstance(key, int) and not isinstance(key, bool) and 0 <= key < len(texts) and str(key) not in texts:
             return key
     return None

@@ -14,7 +14,7 @@ from curate.hashing import fingerprint
 from curate.kinds.metric import Metric
 from curate.models.choice import ModelChoice
 from curate.results import Result
-from curate.runs.evaluation import EvalSpec, evaluate_model, questions
+from curate.runs.evaluation import EvalSpec, by_subtask, evaluate_model, questions
 from curate.store.files import remove_leftovers
 from curate.store.ledger import charged
 from curate.store.locks import lock
@@ -27,11 +27,13 @@ from curate.training.settings import TrainSettings
 
 @dataclass
 class Evaluated(Result):
-    """The values of the metrics: one row per EvalSpec, as in the table `evaluations`."""
+    """The values of the metrics: one row per EvalSpec, as in the table `evaluations`. subtasks: a row for every one of
+    those targets that have several."""
 
     run: str
     step: int
     evaluations: list[dict[str, Any]] = field(default_factory=list)
+    subtasks: list[dict[str, Any]] = field(default_factory=list)
 
 
 def evaluate(
@@ -43,6 +45,7 @@ def evaluate(
     split: str = "test",
     shots: int = 0,
     limit: int = 0,
+    average: Literal["micro", "macro"] = "micro",
     model: ModelChoice | str | None = None,
     allow_val: bool = False,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
@@ -50,7 +53,8 @@ def evaluate(
 ) -> Evaluated:
     """Evaluate the latest checkpoint of a run, and store the results.
 
-    evals: metrics on targets, or targets' names, for which `metrics`, `split`, `shots` and `limit` say how.
+    evals: metrics on targets, or targets' names, for which `metrics`, `split`, `shots`, `limit` and `average`
+    (over questions, or over sub-tasks) say how.
     model: evaluate this model instead, stored under the name `run` as a run without training: a baseline. Existing
     results on the same questions are re-used. allow_val: allow the split val, which is used for selection. precision:
     of the matrix products of such a model, as in `curate train`; a run has its own.
@@ -58,7 +62,8 @@ def evaluate(
     Raises CurateError for an unknown run, target or split, and for the split val unless that is allowed.
     wait: seconds to wait for what another process writes, then WorkspaceBusy; default: as `ws` was opened.
     """
-    ws, specs = workspace_of(ws, wait=wait), evals_of(evals, metrics, split=split, shots=shots, limit=limit)
+    how: dict[str, Any] = {"split": split, "shots": shots, "limit": limit, "average": average}
+    ws, specs = workspace_of(ws, wait=wait), evals_of(evals, metrics, **how)
     if not specs:
         raise CurateError(
             "name a target to evaluate on: --target NAME, with --metric METHOD; `curate methods metric` lists them."
@@ -94,7 +99,7 @@ def evaluate(
             }
             with charged(ws.path, "evaluate", phase="evaluate", **columns) as meter, objective.precision():
                 results = evaluate_model(ws, opened.evaluations, specs, lm, step, stamp, meter)
-    return Evaluated(run, step, results)
+    return Evaluated(run, step, results, by_subtask(opened.evaluations, specs, step))
 
 
 def _refuse_val(eval_spec: EvalSpec, allowed: bool) -> None:

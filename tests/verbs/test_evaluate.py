@@ -73,16 +73,6 @@ def test_worked_examples_are_the_val_split_s_of_the_same_subtask(ready: Workspac
         questions(ready, EvalSpec("arithmetic", Loss(), shots=99))
 
 
-def test_options_are_a_field_of_the_input_or_the_subtask_s_answers(ready: Workspace, tmp_path: Path) -> None:
-    rows = [
-        {"question": "which?", "answer": "b", "options": ["a", "b"], "kind": "k"},
-        {"question": "who?", "answer": "c", "kind": "k"},
-    ]
-    curate.target(ready, "mixed", write_jsonl(tmp_path / "t.jsonl", rows), split="test", subtask="kind")
-    (_, first), (_, second) = questions(ready, EvalSpec("mixed", Choice()))
-    assert first.options == ("a", "b") and second.options == ("b", "c")
-
-
 def test_a_question_s_tools_are_in_its_prompt(ready: Workspace, tmp_path: Path, lm: LanguageModel) -> None:
     tool = {"type": "function", "function": {"name": "add", "description": "adds"}}
     rows = [{"question": "one plus two?", "answer": "3", "tools": [tool]}]
@@ -116,25 +106,6 @@ def test_the_loss_is_that_of_the_last_answer_alone(lm: LanguageModel) -> None:
         assert value == pytest.approx(want["nll"], abs=1e-5)
     assert Perplexity().evaluate(lm, asked).values == pytest.approx(np.exp(found.values))
     assert Perplexity().summary(np.exp(found.values)) == pytest.approx(np.exp(found.values.mean()))
-
-
-def test_choice_takes_the_likeliest_option(lm: LanguageModel) -> None:
-    options = ("7 + 2 = 9. Pavo has 9 lamps.", "7 + 2 = 5. Pavo has 5 lamps.", "a")
-    ask = "Pavo has 7 lamps and finds 2 more. How many lamps has Pavo now?"
-    for metric, total in ((Choice(), np.sum), (Choice(by="mean"), np.mean)):
-        likely = []
-        for option in options:
-            (whole,) = encode(lm.tokenizer, [Question(said(ask, option)).sample()], 512)
-            logits = lm.model(input_ids=torch.tensor([whole.ids.tolist()])).logits[0].log_softmax(-1)
-            at = np.flatnonzero(whole.supervised)
-            likely.append(total([float(logits[t - 1, whole.ids[t]].detach()) for t in at]))
-        for right in range(3):
-            found = metric.evaluate(lm, [Question(said(ask, options[right]), options=options)])
-            assert found.values.tolist() == [float(right == int(np.argmax(likely)))]
-    unknown = Choice().evaluate(lm, [Question(said(ask, "z"), options=options), Question(said(ask, "z"))])
-    assert (
-        unknown.error.tolist()[0] == "its answer is 0 times among its options" and "has no options" in unknown.error[1]
-    )
 
 
 def test_what_is_said_is_greedy_whatever_is_asked_beside(lm: LanguageModel) -> None:
@@ -194,20 +165,6 @@ def test_exact_match_and_f1_of_a_model_that_knows(lm: LanguageModel) -> None:
     exact = ExactMatch(max_new_tokens=24).evaluate(lm, asked)
     assert exact.values.mean() > 0.6 and exact.answers and "lamps" in exact.answers[0]
     assert TokenF1().evaluate(lm, asked).values.mean() > 0.8
-
-
-def test_the_harness_agrees(lm: LanguageModel) -> None:
-    """lm-evaluation-harness's own code on the same questions."""
-    from curate.methods.metrics.lm_eval import LmEval
-
-    right = [f"{n} + 2 = {n + 2}. Pavo has {n + 2} lamps." for n in range(3, 9)]
-    ask = "Pavo has {} lamps and finds 2 more. How many lamps has Pavo now?"
-    asked = [Question(said(ask.format(n + n % 2), text), options=tuple(right)) for n, text in enumerate(right, start=3)]
-    theirs, ours = LmEval().evaluate(lm, asked), Choice().evaluate(lm, asked)
-    assert theirs.values.tolist() == ours.values.tolist() and 0 < ours.values.mean() < 1
-    spoken = LmEval(output_type="generate_until", max_new_tokens=24).evaluate(lm, asked)
-    assert spoken.answers == ExactMatch(max_new_tokens=24).evaluate(lm, asked).answers
-    assert spoken.usage.flops > 0 and theirs.usage.flops > ours.usage.flops / 2
 
 
 # --- programs --------------------------------------------------------------------------------------------

@@ -1,28 +1,27 @@
 from __future__ import annotations
 
-import re
-import string
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 
 from curate.errors import require
 from curate.kinds.metric import EvalResult, Metric, Question
+from curate.methods.metrics._final_answer import words
+from curate.methods.metrics._golds import golds
 from curate.models.answers import generate_answers
-
-_ASIDE = str.maketrans("", "", string.punctuation)
 
 
 @dataclass(frozen=True)
 class TokenF1(Metric):
-    """Word overlap of the generated and the right answer (SQuAD's F1).
+    """Word overlap of the generated and the nearest right answer (SQuAD's F1).
 
     Formula: 2 p r / (p + r), with p and r the shares of the generated and of the right answer's words that both have,
     with multiplicity; 0 where there are none; words are in lower case, without punctuation and articles. Decoding is
-    greedy.
+    greedy. The greatest value over the right answers: the question's own, and those in the input's field `answers`
+    (SQuAD's, or a list).
 
     Cost: 2N FLOPs for every token of the prompt and of the generated answer.
 
@@ -31,6 +30,8 @@ class TokenF1(Metric):
     >>> round(TokenF1().of("The Corv river", "It is the Corv."), 3)
     0.4
     """
+
+    version: ClassVar[int] = 2  # several right answers
 
     max_new_tokens: int = 64
     """Maximum number of tokens to generate."""
@@ -41,16 +42,14 @@ class TokenF1(Metric):
     def evaluate(self, model: Any, questions: Sequence[Question]) -> EvalResult:
         answers, error, usage = generate_answers(model, questions, self.max_new_tokens)
         for i, question in enumerate(questions):
-            if not error[i] and not question.answer:
+            if not error[i] and not golds(question):
                 error[i] = "has no answer"
-        values = np.array([self.of(s, q.answer) for s, q in zip(answers, questions, strict=True)], np.float64)
+        pairs = zip(answers, questions, strict=True)
+        values = np.array([max((self.of(s, a) for a in golds(q)), default=np.nan) for s, q in pairs], np.float64)
         return EvalResult(np.where(error == "", values, np.nan), error, usage, answers)
 
     def of(self, answers: str, wanted: str) -> float:
         """F1 of two texts."""
-        a, b = Counter(self._words(answers)), Counter(self._words(wanted))
+        a, b = Counter(words(answers)), Counter(words(wanted))
         both = (a & b).total()
         return 2 * both / (a.total() + b.total()) if both else float(a == b)
-
-    def _words(self, text: str) -> list[str]:
-        return re.sub(r"\b(a|an|the)\b", " ", text.lower().translate(_ASIDE)).split()
