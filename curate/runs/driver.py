@@ -141,6 +141,7 @@ def run_training(
             weight_mean=totals.weight_mean,
             flops=totals.flops + prepared.flops,
             evaluations=totals.evaluations,
+            warnings=list(prepared.notes),
         )
 
 

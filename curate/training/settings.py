@@ -24,6 +24,7 @@ _HUGGING_FACE = {
     "save_total_limit": "keep_checkpoints",
     "eval_steps": "eval_every",
 }
+_BOTH = "batch_size and batch_tokens both say how large a step is; give one of them."
 _PER_DEVICE, _ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_steps"
 
 
@@ -37,6 +38,8 @@ def from_hugging_face(settings: Mapping[str, Any], processes: int = 1) -> dict[s
     if len(ours) < len(settings):
         twice = next(theirs for theirs, name in _HUGGING_FACE.items() if theirs in settings and name in settings)
         raise CurateError(f"--set {twice} and --set {_HUGGING_FACE[twice]} are the same setting; give one of them.")
+    if "batch_tokens" in ours and str(ours["batch_tokens"]) != "0" and {"batch_size", _PER_DEVICE} & ours.keys():
+        raise CurateError(_BOTH)
     if _PER_DEVICE not in ours:
         return ours
     if given := [name for name in ("batch_size", "micro_batch_size") if name in ours]:
@@ -64,6 +67,9 @@ class TrainSettings:
     """What that budget pays for: the training alone, or also the scores, warm-ups and selection before it."""
     batch_size: int = 32
     """Global batch size: rows per optimizer step, over all processes."""
+    batch_tokens: int = 0
+    """Tokens per optimizer step, over all processes, instead of batch_size: an epoch's rows, in their order, as long as
+    these (without padding) are not exceeded; 0: batch_size rows."""
     micro_batch_size: int = 0
     """Rows per forward and backward pass in a process (per_device_train_batch_size), with gradient accumulation up to
     batch_size; 0: all rows of a step. Halved when memory runs out."""
@@ -126,6 +132,9 @@ class TrainSettings:
     for before it, so that the curves of runs have their points at the same costs; 0: none."""
     keep_weights: bool = True
     """Record every sample's loss and weight at every step (table `trained`)."""
+    tokenize_workers: int = 0
+    """Processes that tokenise samples whose tokens are not kept yet (dataset_num_proc); 0: one per core where there are
+    many."""
     oversample: int = 4
     """Candidates per sample trained on, for weightings that select within a step (filter_then_weight, max_loss, …)."""
     projection: int = 64
@@ -148,6 +157,7 @@ class TrainSettings:
             "flops",
             "steps",
             "micro_batch_size",
+            "batch_tokens",
             "min_lr",
             "projection",
             "weight_decay",
@@ -156,6 +166,7 @@ class TrainSettings:
             "lora_alpha",
         )
         from_0 += ("activation_gib", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_flops")
+        from_0 += ("tokenize_workers",)
         for names, rule, valid in (
             (above_0, "a number above 0", lambda value: 0 < value < math.inf),
             (below_1, "at least 0 and below 1", lambda value: 0 <= value < 1),
@@ -165,6 +176,8 @@ class TrainSettings:
                 if not valid(getattr(self, name)):
                     raise CurateError(f"the setting {name} of the training is {rule}, not {getattr(self, name)}.")
 
+        if self.batch_tokens and self.batch_size != TrainSettings.batch_size:
+            raise CurateError(_BOTH)
         if self.flops and self.steps:
             raise CurateError(f"flops={self.flops:g} and steps={self.steps} both say how long to train; give one.")
         if self.split and self.reduction == "sample":
