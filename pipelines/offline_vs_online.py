@@ -15,7 +15,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -60,7 +60,7 @@ class Protocol:
     """preset: data, base, targets, seeds. passes: the budget, in what so many epochs of all data cost. marks:
     evaluations on the way to it. taus: ADAPT's temperatures, the second of which the arms that take it apart have.
     gradients: whether LESS and DualSFT are among the arms. apart: whether those arms are. bad: shares of corpora that
-    are corrupt or off topic; rows: their size."""
+    are corrupt or off topic; rows: their size; long: their budget, like passes."""
 
     preset: Preset
     passes: float
@@ -70,6 +70,7 @@ class Protocol:
     apart: bool = True
     bad: tuple[float, ...] = ()
     rows: int = 0
+    long: float = 0.0
 
 
 ADAPTER = TrainSettings(batch_size=16, lr=2e-4, schedule="cosine", warmup=0.05, lora_r=16)
@@ -79,8 +80,9 @@ PROTOCOLS = {
         *(0.5, 2, (1.0, 0.1)),
         bad=(0.0, 0.5),
         rows=200,
+        long=0.5,
     ),
-    "cpu": Protocol(PRESETS["cpu"], 2.0, bad=(0.0, 0.1, 0.3, 0.5), rows=1500),
+    "cpu": Protocol(PRESETS["cpu"], 1.0, bad=(0.0, 0.1, 0.3, 0.5), rows=1000, long=3.0),
     "few": Protocol(
         replace(FEW, pairs=(("gsm8k", "bbh"),), budgets=(0.1, 0.3), training=ADAPTER, questions=40),
         *(0.5, 3, (1.0, 0.03)),
@@ -157,7 +159,7 @@ def on_target(ws: Workspace, protocol: Protocol, model: ModelChoice, target: str
         columns |= {"less": f"less_{target}", "dualsft": f"dualsft_{target}"}
     evals = [EvalSpec(t, m, limit=preset.questions) for t in (target, other) for m in (Loss(), preset.accuracy)]
     curate.evaluate(ws, f"{target}_base", evals, model=model)
-    budget = _budget(ws, protocol, model, target, evals)
+    budget = _budget(ws, preset, model, protocol.passes)
     plain = TrainingSpec(model, Uniform(), settings_within(preset.training, budget, protocol.marks))
     arms = {"full": seeded(plain, preset.seeds), **dict(chosen(ws, preset, target, columns, plain))}
     parts = dict(weighted(protocol, target, plain, embeddings))
@@ -168,12 +170,12 @@ def on_target(ws: Workspace, protocol: Protocol, model: ModelChoice, target: str
     return curate.compare(ws, [f"{target}_base", *runs], against=f"{target}_full_s0", budget=budget)
 
 
-def _budget(ws: Workspace, protocol: Protocol, model: ModelChoice, target: str, evals: Sequence[EvalSpec]) -> float:
-    """FLOPs of so many epochs of all data, from a dry run's count of the steps."""
-    settings = replace(protocol.preset.training, epochs=protocol.passes)
-    planned = curate.train(ws, f"{target}_plan", TrainingSpec(model, Uniform(), settings), dry_run=True).planned
+def _budget(ws: Workspace, preset: Preset, model: ModelChoice, passes: float) -> float:
+    """FLOPs of so many epochs of all data, as a dry run counts them."""
+    settings = replace(preset.training, epochs=passes)
+    planned = curate.train(ws, "plan", TrainingSpec(model, Uniform(), settings), dry_run=True).planned
     assert planned is not None
-    print(f"Every arm may take {planned['flops']:.3g} FLOPs, what {protocol.passes:g} epochs of all data cost.")
+    print(f"Every arm may take {planned['flops']:.3g} FLOPs, what {passes:g} epochs of all data cost.", flush=True)
     return float(planned["flops"])
 
 
@@ -219,7 +221,7 @@ def by_quality(protocol: Protocol, model: ModelChoice, folder: Path, target: str
         really = corpus(ws, protocol.rows, share) if ws.n_rows() == 0 else share
         spaces[f"{really:.0%}"] = ws
         curate.score(ws, Bm25(), target=target)
-        budget = _budget(ws, protocol, model, target, evals)
+        budget = _budget(ws, preset, model, protocol.long)
         plain = TrainingSpec(model, Uniform(), settings_within(preset.training, budget, 1))
         kinds: dict[str, tuple[Weighting, dict[str, str]]] = {
             "uniform": (Uniform(), {}),
