@@ -41,6 +41,7 @@ def test_attention_is_computed_as_asked(encoded: list[Encoded]) -> None:
     assert lora.model.config._attn_implementation == "eager"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("packing", [False, True])
 def test_a_traced_model_learns_the_same(encoded: list[Encoded], packing: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """The graph that would be compiled, run as it is: to compile it takes minutes on a CPU."""
