@@ -17,7 +17,7 @@ from curate.hashing import fingerprint
 from curate.models.choice import without_seed
 from curate.numerics.statistics import Mean, paired
 from curate.results import Result, Rows
-from curate.runs.config import HOW
+from curate.runs.config import EARLIER, HOW
 from curate.store.contents import require_none_missing
 from curate.store.recipes import ModelRecipe, RunMask, RunRecipe, known
 from curate.store.run_record import Run, require_run
@@ -164,7 +164,8 @@ def _is_whole(run: Run) -> bool:
 
 def _arm_key(recipe: RunRecipe, null: bool = True) -> str:
     """The identity of a run without its seeds; null: whether a control run counts as different."""
-    settings = {k: v for k, v in recipe.settings.items() if k not in HOW and (null or k != "shuffle_weights")}
+    given = {**EARLIER, **recipe.settings}  # a run of an earlier version is of the arm that it would be now
+    settings = {k: v for k, v in given.items() if k not in HOW and (null or k != "shuffle_weights")}
     selection = _unseeded(recipe.selection.as_json(), null) if recipe.selection else None
     parts: list[Any] = [recipe.weighting and recipe.weighting.as_json(), recipe.by, known(recipe.target_fingerprint)]
     parts += [_unseeded_mask(recipe.mask)] if recipe.mask else []
