@@ -97,7 +97,7 @@ _training_options = grouped(
         "model",
         required=True,
         metavar="MODEL",
-        help="A folder, a .gguf file, a hub id, a run, or tiny, smollm2-135m.",
+        help="A folder, a .gguf file, a hub id, a run, or tiny, smollm2-135m; config:FILE begins at random.",
     ),
     click.option("--manifest", metavar="NAME", help="Manifest or mixture to train on.  [default: the whole pool]"),
     click.option(

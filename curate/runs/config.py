@@ -47,6 +47,8 @@ HOW = (  # settings that do not change a run's result
 DROPS = ("micro_batch_size", "activation_gib")  # of them those that change which dropout is drawn
 EARLIER = {
     "add_eos_token": False,
+    "attn_implementation": "auto",
+    "compile": False,
     "batch_tokens": 0,
     "activation_gib": 0.0,
     "flops": 0.0,

@@ -165,7 +165,7 @@ def _base_losses(
     elif run.checkpoints():  # the given model has been trained already
         model = trainable(on_device(training.model, processes), training.settings, seed=training.seed)
     bfloat16 = training.settings.in_bfloat16(model.model.device.type)  # as in training: else loss differences are noise
-    objective, n = Objective(model.model, bfloat16), processes.num_processes
+    objective, n = Objective(model.model, bfloat16, training.settings.compile), processes.num_processes
     losses, usage = base_losses(objective, examples, training.settings.count_flops, n)
     meters.charge("base losses", len(examples), usage)
     if processes.is_main_process:

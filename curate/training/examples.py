@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -112,7 +112,7 @@ def epoch_rows(
     """
     order = np.random.default_rng([seed % 2**63, epoch]).permutation(documents) if shuffle else documents
     if not room:
-        return order[:, None]  # type: ignore[return-value]  # an array of rows: a list of them would take ten times as much
+        return cast("Sequence[np.ndarray]", order[:, None])  # a list of its rows would take ten times as much
     rows: list[list[int]] = []
     remaining = 0
     for document, length in zip(order.tolist(), examples.lengths[order].tolist(), strict=True):
@@ -130,7 +130,7 @@ def step_bounds(examples: Examples, rows: Sequence[np.ndarray], size: int, token
     all; a row of more is a step of its own."""
     if not tokens:
         return [*range(0, len(rows), size), len(rows)]
-    lengths = examples.lengths[rows[:, 0]] if isinstance(rows, np.ndarray) else _row_lengths(examples, rows)
+    lengths = examples.lengths[np.ravel(rows)] if isinstance(rows, np.ndarray) else _row_lengths(examples, rows)
     ends, bounds = np.cumsum(lengths), [0]
     while (start := bounds[-1]) < len(rows):
         before = int(ends[start - 1]) if start else 0

@@ -129,7 +129,7 @@ class Trainer:
         self.processes, self.seed = processes, seed
         training_data = data.with_weight() if weighting.chooses else data
         self.weigher = Weigher(weighting, training_data, settings, processes, seed)
-        self.objective = Objective(model, settings.in_bfloat16(model.device.type))
+        self.objective = Objective(model, settings.in_bfloat16(model.device.type), settings.compile)
         self.looks = Looks(weighting, self.objective, processes, seed, settings.count_flops)
         self.whole = trained(model.model)
         self.mask, self.masked = mask, MaskedParameters(self.whole, _selected(mask, start)) if mask else None

@@ -20,6 +20,7 @@ _HUGGING_FACE = {
     "adam_epsilon": "eps",
     "max_grad_norm": "clip",
     "target_modules": "lora_targets",
+    "torch_compile": "compile",
     "save_steps": "checkpoint_every",
     "save_total_limit": "keep_checkpoints",
     "eval_steps": "eval_every",
@@ -114,6 +115,10 @@ class TrainSettings:
     """Modules with LoRA (target_modules), separated by commas (q_proj,v_proj); all-linear: all linear but the head."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of matrix products (trained weights stay float32): auto is bfloat16 (mixed precision) on a GPU."""
+    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """How attention is computed, by transformers' names: auto is its own choice for the model and the device."""
+    compile: bool = False
+    """Compile the model's body (torch_compile): the first steps take longer (minutes on a CPU, which gains little)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them; slower, less memory."""
     activation_gib: float = 0.0
@@ -176,6 +181,8 @@ class TrainSettings:
                 if not valid(getattr(self, name)):
                     raise CurateError(f"the setting {name} of the training is {rule}, not {getattr(self, name)}.")
 
+        if self.count_flops and (self.compile or self.attn_implementation not in ("auto", "eager")):
+            raise CurateError("count_flops counts eager attention; leave out compile and attn_implementation.")
         if self.batch_tokens and self.batch_size != TrainSettings.batch_size:
             raise CurateError(_BOTH)
         if self.flops and self.steps:
