@@ -46,6 +46,13 @@ def task_manager(folder: Path | None) -> Any:
     return manager
 
 
+def require_tasks(manager: Any, names: Sequence[str]) -> None:
+    """Raises CurateError, suggesting the most similar name, for a task (or group, or tag) that there is not."""
+    for name in names:
+        if name not in manager.all_tasks:
+            raise CurateError(f"lm-evaluation-harness has no task '{name}' there: {nearest(name, manager.all_tasks)}")
+
+
 def harness_model(model: LanguageModel) -> Any:
     """The model as the harness takes one."""
     return _library("lm_eval.models.huggingface").HFLM(
@@ -65,9 +72,7 @@ def run_harness(
     shots: few-shot examples; None: what each task says. limit: documents of a task; 0: all. Raises CurateError for a
     task that there is not, and for what goes wrong in one.
     """
-    for name in names:
-        if name not in manager.all_tasks:
-            raise CurateError(f"lm-evaluation-harness has no task '{name}' there: {nearest(name, manager.all_tasks)}")
+    require_tasks(manager, names)
     library = _library("lm_eval")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     usage = model.usage()
