@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import io
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, cast
 
@@ -77,7 +78,12 @@ def run_harness(
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     usage = model.usage()
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), _SEED)
-    with redirect_stderr(io.StringIO()), counted(usage, model.choice.count_flops):  # its many bars
+    # Its many bars are not shown. It returns results in the process of local rank 0 only, and here each runs its own.
+    with (
+        redirect_stderr(io.StringIO()),
+        _environment(LOCAL_RANK="0"),
+        counted(usage, model.choice.count_flops),
+    ):  # its many bars
         try:
             results = library.simple_evaluate(
                 harness_model(model),
@@ -98,6 +104,18 @@ def run_harness(
         for sample in samples:
             _charge(model, usage, sample)
     return dict(results), usage
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """The process's environment with these variables."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _charge(model: LanguageModel, usage: Usage, sample: Mapping[str, Any]) -> None:
