@@ -145,12 +145,12 @@ def store(parts: Parts, results: Mapping[str, Any], step: int, stamp: str, versi
 
 def _row(value: HarnessValue, sample: Mapping[str, Any]) -> dict[str, Any]:
     own = sample.get(value.metric)
-    is_number = isinstance(own, int | float) and math.isfinite(own)
+    number = float(own) if isinstance(own, int | float) and math.isfinite(own) else None
     said: Sequence[Any] = sample.get("filtered_resps") or [None]
     return {
         "id": f"{value.task}/{sample['doc_id']}",
         "subtask": "",
-        "value": float(own) if is_number else None,  # of some metrics only all documents have one
+        "value": number,  # of some metrics only all documents have one
         "said": said[0] if isinstance(said[0], str) else None,
         "error": None,
     }
