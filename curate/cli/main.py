@@ -39,7 +39,7 @@ _HOMES = {  # command -> the module of curate.cli that has it, in the order of u
     "export": "selection",
     "train": "training",
     "prune": "training",
-    "evaluate": "training",
+    "evaluate": "evaluation",
     "compare": "comparing",
     "audit": "audit",
     "report": "inspect",

@@ -1,22 +1,22 @@
-"""train, prune, evaluate, compare: training models, evaluating them, and comparing quality and cost."""
+"""train, prune: training models."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import click
 
 import curate
 from curate.cli.console import NOT_SHOWN, notes, say, show
+from curate.cli.evaluation import Evaluations, evaluated, evaluation_options, one_model, told
 from curate.cli.options import (
     as_json_option,
     by_owner,
     dry_run_option,
     grouped,
-    models_of,
     pairs,
     set_option,
     settings_text,
@@ -29,32 +29,7 @@ from curate.text_table import counted, in_bytes, in_time, table
 
 if TYPE_CHECKING:
     from curate.runs.config import StreamSource, TrainingSpec
-    from curate.runs.evaluation import EvalSpec
     from curate.store.workspace import Workspace
-
-
-@dataclass(frozen=True)
-class _Evaluations:
-    """What is said of evaluations: the metrics, the few-shot examples, the number of questions, their average."""
-
-    metric_names: Sequence[str]
-    shots: int
-    limit: int
-    average: Literal["micro", "macro"]
-
-    @property
-    def given(self) -> bool:
-        """Whether anything was said."""
-        return bool(self.metric_names or self.shots or self.limit or self.average != "micro")
-
-    def specs(self, targets: Sequence[str], split: str, own: Mapping[str, dict[str, str]]) -> list[EvalSpec]:
-        """Every metric on every target; own: the settings of each metric."""
-        metrics = [registry.make("metric", name, own.get(name)) for name in self.metric_names or ("loss",) if targets]
-        return [
-            curate.EvalSpec(target, metric, split, self.shots, self.limit, self.average)
-            for target in targets
-            for metric in metrics
-        ]
 
 
 @dataclass(frozen=True)
@@ -79,11 +54,11 @@ class _TrainingOptions:
 
         own_training = from_hugging_face(own[""], int(os.environ.get("WORLD_SIZE", "1")))
         given = {
-            "model": _one_model([self.model], own["model"]),
+            "model": one_model([self.model], own["model"]),
             "weighting": registry.make("weighting", self.weighting, own[self.weighting]),
             "settings": registry.with_settings(TrainSettings, own_training, "the training"),
             "stream": _feed(self.stream, own["stream"]),
-            "reference": _one_model([self.reference], own["model"]) if self.reference else None,
+            "reference": one_model([self.reference], own["model"]) if self.reference else None,
         }
         as_said = ("manifest", "target", "by", "seed", "allow_stale", "mask")
         return training_of(ws, None, {**given, **{name: getattr(self, name) for name in as_said}})
@@ -129,32 +104,6 @@ _training_options = grouped(
     click.option("--seed", default=0, show_default=True, help="Random seed of the sample order and of dropout."),
     click.option("--allow-stale", is_flag=True, help="Use scores that are stale or incomplete."),
 )
-_evaluation_options = grouped(
-    "evaluations",
-    _Evaluations,
-    click.option(
-        "--metric",
-        "metric_names",
-        multiple=True,
-        metavar="METHOD",
-        help="See `curate methods metric`; may be repeated.  [default: loss]",
-    ),
-    click.option(
-        "--shots",
-        default=0,
-        show_default=True,
-        metavar="K",
-        help="Number of few-shot examples before each question, from the target's split val.",
-    ),
-    click.option("--limit", default=0, metavar="N", help="Evaluate only the first N questions."),
-    click.option(
-        "--average",
-        type=click.Choice(["micro", "macro"]),
-        default="micro",
-        show_default=True,
-        help="Average all questions alike, or the averages of the sub-tasks.",
-    ),
-)
 
 
 @click.command()
@@ -187,7 +136,7 @@ _evaluation_options = grouped(
     metavar="TARGET",
     help="Evaluate on the split test of TARGET, every eval_every steps and at the end.",
 )
-@_evaluation_options
+@evaluation_options
 @click.option(
     "--flops",
     metavar="N",
@@ -204,7 +153,7 @@ def train(
     options: _TrainingOptions,
     settings: tuple[str, ...],
     evals: tuple[str, ...],
-    evaluations: _Evaluations,
+    evaluations: Evaluations,
     flops: str | None,
     flops_of: str | None,
     fresh: bool,
@@ -242,8 +191,8 @@ def train(
     loss = "" if r.loss is None else f"; loss {r.loss:.4f}, mean weight {r.weight_mean:.3f} at the last"
     progress = f"{r.steps_now:,} of {counted(r.steps, 'step')} taken now, on {counted(r.samples, 'sample')}"
     head = f"Run {run}: {progress}{loss}; {r.flops:.3g} FLOPs."
-    lines = [head, f"The model is in {r.folder}.", *_weighed(r.by_epoch, r.by_source), *_evaluated(r.evaluations)]
-    say(r, as_json, "\n".join(lines) + notes([*left_out, *r.warnings, *_told(r.evaluations)]))
+    lines = [head, f"The model is in {r.folder}.", *_weighed(r.by_epoch, r.by_source), *evaluated(r.evaluations)]
+    say(r, as_json, "\n".join(lines) + notes([*left_out, *r.warnings, *told(r.evaluations)]))
 
 
 def _feed(path: str | None, settings: dict[str, str]) -> StreamSource | None:
@@ -285,33 +234,9 @@ def _show_settings(ctx: click.Context, _: click.Parameter, wanted: bool) -> None
         ctx.exit()
 
 
-def _one_model(names: list[str], settings: dict[str, str]) -> Any:
-    """The only model; None if none is named. Raises CurateError for a model with a role, or settings without one."""
-    by_role = models_of(names, settings)
-    if set(by_role) - {""}:
-        raise CurateError(f"--model {names[0]}: only one model is used here, so name it without a role.")
-    return by_role.get("")
-
-
 def _alone() -> bool:
     """Whether this process prints results: only the first of several does."""
     return os.environ.get("RANK", "0") == "0"
-
-
-def _evaluated(rows: list[dict[str, Any]]) -> list[str]:
-    columns = {k: k for k in ("target", "split", "metric", "shots", "value", "judged", "questions", "better")}
-    columns["judged"] = "evaluated"
-    return [table(rows, columns)] if rows else []
-
-
-def _by_subtask(rows: list[dict[str, Any]]) -> list[str]:
-    columns = {"target": "target", "metric": "metric", "subtask": "sub-task", "value": "value", "judged": "evaluated"}
-    return [table(rows, columns)] if rows else []
-
-
-def _told(rows: list[dict[str, Any]]) -> list[str]:
-    """What is to be known of how evaluations were done, once."""
-    return list(dict.fromkeys(row["note"] for row in rows if row.get("note")))
 
 
 @click.command()
@@ -339,57 +264,3 @@ def prune(
     r = curate.prune(ws, run, method, sparsity, name=name)
     head = f"Run {r.name}: of {r.changed:,} parameters changed by {run} (of {r.parameters:,}), {r.kept:,} stay changed."
     say(r, as_json, f"{head}\nThe model is in {r.folder}.")
-
-
-@click.command()
-@click.argument("run")
-@workspace(writes=True)
-@click.option("--target", "targets", multiple=True, metavar="NAME", help="A target to evaluate on; may be repeated.")
-@_evaluation_options
-@click.option("--split", default="test", show_default=True, metavar="SPLIT", help="test (evaluation) or val.")
-@click.option("--allow-val", is_flag=True, help="Allow evaluating on val, which selection uses.")
-@click.option(
-    "--model",
-    "model_name",
-    metavar="MODEL",
-    help="Evaluate this untrained model under the name RUN, as the baseline of a comparison.",
-)
-@click.option(
-    "--set",
-    "settings",
-    multiple=True,
-    metavar="OWNER.FIELD=VALUE",
-    help="A setting of a metric (exact_match.final_answer=whole) or the model.",
-)
-@as_json_option
-def evaluate(
-    ws: Workspace,
-    run: str,
-    targets: tuple[str, ...],
-    evaluations: _Evaluations,
-    split: str,
-    allow_val: bool,
-    model_name: str | None,
-    settings: tuple[str, ...],
-    as_json: bool,
-) -> None:
-    """Evaluate a run's model on the questions of targets.
-
-    Stored evaluations are not repeated. Results are in the table `evaluations`; those of every question are stored with
-    the run.
-    """
-    own_settings = by_owner([*evaluations.metric_names, "model"], evaluations.metric_names, settings)
-    evals = evaluations.specs(targets, split, own_settings)
-    model = _one_model([model_name] if model_name else [], own_settings["model"])
-    r = curate.evaluate(ws, run, evals, model=model, allow_val=allow_val)
-    unevaluated = [
-        f"{row['questions'] - row['judged']:,} of {row['target']} could not be evaluated by {row['metric']}"
-        for row in r.evaluations
-        if row["questions"] > row["judged"]
-    ]
-    say(
-        r,
-        as_json,
-        "\n".join([f"Run {run}, step {r.step}:", *_evaluated(r.evaluations), *_by_subtask(r.subtasks)])
-        + notes([*unevaluated, *_told(r.evaluations)]),
-    )

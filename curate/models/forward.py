@@ -66,7 +66,7 @@ class Model(ABC):
 
     def through(
         self,
-        samples: Sequence[Sample],
+        samples: Sequence[Sample | Encoded],
         view: str,
         refused: dict[int, str],
         do: Callable[[list[Encoded], np.ndarray], Any],
@@ -103,7 +103,11 @@ class Model(ABC):
                 todo = np.setdiff1d(todo, batch)
 
     def way(
-        self, samples: Sequence[Sample], view: str, requests: Mapping[Key, ForwardRequest], states: Mapping[str, Any]
+        self,
+        samples: Sequence[Sample | Encoded],
+        view: str,
+        requests: Mapping[Key, ForwardRequest],
+        states: Mapping[str, Any],
     ) -> tuple[dict[Key, dict[str, Any]], Usage]:
         """The columns of each request for all samples, in order, with the reason in `error` where there is no value;
         and the cost."""
@@ -123,7 +127,7 @@ class Model(ABC):
                 columns["error"][place] = why
         return kept, usage
 
-    def _windows(self, samples: Sequence[Sample], view: str) -> Iterator[tuple[np.ndarray, list[Encoded]]]:
+    def _windows(self, samples: Sequence[Sample | Encoded], view: str) -> Iterator[tuple[np.ndarray, list[Encoded]]]:
         """Windows of tokenised samples; the next window is tokenised while the model processes the current one. view:
         '' where the samples are `Encoded` already."""
         windows = [np.arange(a, min(a + WINDOW, len(samples))) for a in range(0, len(samples), WINDOW)]
@@ -133,7 +137,7 @@ class Model(ABC):
                 return [cast(Encoded, samples[i]) for i in places]
             return encode(
                 self.tokenizer,
-                [samples[i] for i in places],
+                [cast(Sample, samples[i]) for i in places],
                 self.context,
                 self.choice.too_long,
                 view,

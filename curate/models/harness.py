@@ -5,8 +5,9 @@ from __future__ import annotations
 import importlib
 import io
 import logging
-from collections.abc import Mapping, Sequence
-from contextlib import redirect_stderr
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stderr
 from pathlib import Path
 from typing import Any, cast
 
@@ -46,6 +47,13 @@ def task_manager(folder: Path | None) -> Any:
     return manager
 
 
+def require_tasks(manager: Any, names: Sequence[str]) -> None:
+    """Raises CurateError, suggesting the most similar name, for a task (or group, or tag) that there is not."""
+    for name in names:
+        if name not in manager.all_tasks:
+            raise CurateError(f"lm-evaluation-harness has no task '{name}' there: {nearest(name, manager.all_tasks)}")
+
+
 def harness_model(model: LanguageModel) -> Any:
     """The model as the harness takes one."""
     return _library("lm_eval.models.huggingface").HFLM(
@@ -65,14 +73,17 @@ def run_harness(
     shots: few-shot examples; None: what each task says. limit: documents of a task; 0: all. Raises CurateError for a
     task that there is not, and for what goes wrong in one.
     """
-    for name in names:
-        if name not in manager.all_tasks:
-            raise CurateError(f"lm-evaluation-harness has no task '{name}' there: {nearest(name, manager.all_tasks)}")
+    require_tasks(manager, names)
     library = _library("lm_eval")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     usage = model.usage()
     seeds = dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), _SEED)
-    with redirect_stderr(io.StringIO()), counted(usage, model.choice.count_flops):  # its many bars
+    # Its many bars are not shown. It returns results in the process of local rank 0 only, and here each runs its own.
+    with (
+        redirect_stderr(io.StringIO()),
+        _environment(LOCAL_RANK="0"),
+        counted(usage, model.choice.count_flops),
+    ):  # its many bars
         try:
             results = library.simple_evaluate(
                 harness_model(model),
@@ -93,6 +104,18 @@ def run_harness(
         for sample in samples:
             _charge(model, usage, sample)
     return dict(results), usage
+
+
+@contextmanager
+def _environment(**values: str) -> Iterator[None]:
+    """The process's environment with these variables."""
+    before = {name: os.environ.get(name) for name in values}
+    os.environ.update(values)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def _charge(model: LanguageModel, usage: Usage, sample: Mapping[str, Any]) -> None:

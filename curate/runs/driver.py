@@ -31,6 +31,7 @@ from curate.runs.fitted_mask import refreshed
 from curate.runs.prepare import on_device, prepare_data, prepare_stream
 from curate.runs.recorder import Recorder
 from curate.runs.samples import TrainingRows
+from curate.runs.shared_judging import agreed
 from curate.store.files import remove_tree
 from curate.store.ledger import Meters
 from curate.store.recipes import known
@@ -276,6 +277,8 @@ def _loop(
                 bar.finished(1, step_result.metrics["tokens"], f"loss {totals.loss:.3f}")
                 is_last, number = step_result.step == trainer.steps, step_result.step
                 passed = marks.passed(step_result.metrics["flops"])
+                if evals and marks.every:  # all judge together, and each counts its own FLOPs
+                    passed = agreed(trainer.processes, passed)
                 is_due = settings.checkpoint_every and number % settings.checkpoint_every == 0
                 if is_last or is_due or settings.checkpoint_epochs and step_result.last_of_epoch:
                     recorder.commit(is_last, settings.keep_checkpoints)
@@ -298,12 +301,13 @@ def _last_good(recorder: Recorder) -> str:
 
 
 def _evaluate(recorder: Recorder, evals: Sequence[EvalSpec], meters: Meters, step: int) -> list[dict[str, Any]]:
-    """Evaluate the current model by the metrics, in the first process only."""
-    if not recorder.writes or not evals:
+    """Evaluate the current model by the metrics, in all processes; only the first one has the results."""
+    if not evals:
         return []
     lm = recorder.model.model
     lm.model.eval()
     objective = recorder.trainer.objective
     stamp = fingerprint(recorder.run.stamp(step), objective.arithmetic())
     with objective.precision():
-        return evaluate_model(recorder.run.ws, recorder.run.evaluations, evals, lm, step, stamp, meters["evaluate"])
+        meter, processes = meters["evaluate"] if recorder.writes else None, recorder.trainer.processes
+        return evaluate_model(recorder.run.ws, recorder.run.evaluations, evals, lm, step, stamp, meter, processes)

@@ -16,9 +16,11 @@ from curate.hashing import fingerprint
 from curate.kinds.metric import EvalResult, Metric, Question
 from curate.kinds.options import listed_in
 from curate.progress import Progress
+from curate.runs.shared_judging import agreed, judged
 from curate.store.commits import Parts
 from curate.store.schema import EVALUATION
 from curate.store.workspace import Workspace
+from curate.training.distributed import Alone
 
 _MOST_OPTIONS = 26
 
@@ -163,28 +165,44 @@ def _value(metric: Metric, found: EvalResult, chosen: np.ndarray) -> float:
 
 
 def evaluate_model(
-    ws: Workspace, parts: Parts, evals: Sequence[EvalSpec], model: Any, step: int, stamp: str, meter: Any
+    ws: Workspace,
+    parts: Parts,
+    evals: Sequence[EvalSpec],
+    model: Any,
+    step: int,
+    stamp: str,
+    meter: Any,
+    processes: Any = None,
 ) -> list[dict[str, Any]]:
     """Evaluate a checkpoint by each spec, except those already stored for it; returns the summaries. stamp: the model's
-    fingerprint."""
+    fingerprint. processes: those that share the work (an Accelerator), each with the model; None: this one alone. All
+    of them call this; the first one writes and charges, and only it returns summaries."""
+    processes = processes or Alone()
     results = []
     for eval_spec in evals:
         split_questions = questions(ws, eval_spec)
         eval_stamp = fingerprint(
             stamp, eval_spec.metric.shaping(), eval_spec.metric.version, [q.shape() for _, q in split_questions]
         )
-        record = parts.record(eval_spec.name(step))
-        if record and record["stamp"] == eval_stamp and parts.read(eval_spec.name(step)) is not None:
-            results.append(record["evaluation"])
+        record = parts.record(eval_spec.name(step)) if processes.is_main_process else None
+        if record and (record["stamp"] != eval_stamp or parts.read(eval_spec.name(step)) is None):
+            record = None
+        if agreed(processes, record is not None):
+            results += [record["evaluation"]] if record else []
             continue
-        meter.begin(len(split_questions))
-        started = time.perf_counter()
-        with Progress(f"{eval_spec.metric.name} on {eval_spec.target}", len(split_questions), noun="questions"):
-            result = eval_spec.metric.evaluate(model, [question for _, question in split_questions])
-        result.usage.seconds = time.perf_counter() - started
-        meter.add(result.usage)
-        results.append(commit(parts, eval_spec, step, split_questions, result, eval_stamp))
-    parts.certify()  # also what one that was killed has stored, and was found here
+        if processes.is_main_process:
+            meter.begin(len(split_questions))
+        started, shown = time.perf_counter(), processes.is_main_process
+        name = f"{eval_spec.metric.name} on {eval_spec.target}"
+        own = -(-len(split_questions) // processes.num_processes)
+        with Progress(name, own, noun="questions", shown=shown):
+            result = judged(eval_spec.metric, model, [question for _, question in split_questions], processes)
+        if processes.is_main_process:
+            result.usage.seconds = time.perf_counter() - started
+            meter.add(result.usage)
+            results.append(commit(parts, eval_spec, step, split_questions, result, eval_stamp))
+    if processes.is_main_process:
+        parts.certify()  # also what one that was killed has stored, and was found here
     return results
 
 

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from curate.arguments.trainings import evals_of, model_choice_of
@@ -15,6 +18,9 @@ from curate.kinds.metric import Metric
 from curate.models.choice import ModelChoice
 from curate.results import Result
 from curate.runs.evaluation import EvalSpec, by_subtask, evaluate_model, questions
+from curate.runs.harness_results import attach as attach_file
+from curate.runs.harness_results import store
+from curate.store.commits import Parts
 from curate.store.files import remove_leftovers
 from curate.store.ledger import charged
 from curate.store.locks import lock
@@ -39,7 +45,7 @@ class Evaluated(Result):
 def evaluate(
     ws: AnyWorkspace,
     run: str,
-    evals: Sequence[EvalSpec | str],
+    evals: Sequence[EvalSpec | str] = (),
     *,
     metrics: Sequence[Metric | str] = ("loss",),
     split: str = "test",
@@ -49,6 +55,9 @@ def evaluate(
     model: ModelChoice | str | None = None,
     allow_val: bool = False,
     precision: Literal["auto", "float32", "bfloat16"] = "auto",
+    tasks: Sequence[str] = (),
+    task_dir: str | os.PathLike[str] | None = None,
+    attach: str | os.PathLike[str] | None = None,
     wait: float | None = None,
 ) -> Evaluated:
     """Evaluate the latest checkpoint of a run, and store the results.
@@ -59,15 +68,29 @@ def evaluate(
     results on the same questions are re-used. allow_val: allow the split val, which is used for selection. precision:
     of the matrix products of such a model, as in `curate train`; a run has its own.
 
-    Raises CurateError for an unknown run, target or split, and for the split val unless that is allowed.
+    tasks: of lm-evaluation-harness, run as they are, by name: those in the folder `task_dir`, else those that come with
+    it; `shots` (0: what the task says) and `limit` hold for them, too. attach: instead of evaluating anything, store
+    the values in a JSON file that `lm_eval --output_path` wrote for the model of this run, as values of its latest
+    checkpoint.
+
+    Raises CurateError for an unknown run, target, split or task, for the split val unless that is allowed, and for a
+    file that has no such values.
     wait: seconds to wait for what another process writes, then WorkspaceBusy; default: as `ws` was opened.
     """
     how: dict[str, Any] = {"split": split, "shots": shots, "limit": limit, "average": average}
     ws, specs = workspace_of(ws, wait=wait), evals_of(evals, metrics, **how)
-    if not specs:
+    if attach is not None:
+        if specs or tasks or task_dir is not None or model:
+            raise CurateError(
+                "--attach stores values made elsewhere, and evaluates nothing; give only the run with it."
+            )
+        return _attached(ws, run, Path(attach))
+    if not specs and not tasks:
         raise CurateError(
-            "name a target to evaluate on: --target NAME, with --metric METHOD; `curate methods metric` lists them."
+            "name a target to evaluate on: --target NAME, with --metric METHOD; `curate methods metric` lists them. Or "
+            "a task of lm-evaluation-harness: --task NAME."
         )
+    manager = _manager(tasks, task_dir)
     for eval_spec in specs:
         _refuse_val(eval_spec, allow_val)
         questions(ws, eval_spec)
@@ -92,14 +115,60 @@ def evaluate(
             stamp = fingerprint(opened.stamp(checkpoint.step if checkpoint else 0), objective.arithmetic())
             step, name = checkpoint.step if checkpoint else 0, choice.name
             columns = {
-                "methods": [eval_spec.metric.name for eval_spec in specs],
+                "methods": [*(eval_spec.metric.name for eval_spec in specs), *(["lm_eval"] if tasks else [])],
                 "name": run,
                 "model": name,
                 "run": run,
             }
             with charged(ws.path, "evaluate", phase="evaluate", **columns) as meter, objective.precision():
                 results = evaluate_model(ws, opened.evaluations, specs, lm, step, stamp, meter)
+                if tasks:
+                    results += _of_tasks(opened.evaluations, lm, tasks, manager, step, stamp, meter, shots, limit)
     return Evaluated(run, step, results, by_subtask(opened.evaluations, specs, step))
+
+
+def _attached(ws: Workspace, name: str, path: Path) -> Evaluated:
+    """The values of a file, as those of a run's latest checkpoint."""
+    run = require_run(ws, name)
+    with lock(ws, f"run {name}"):
+        remove_leftovers(run.folder, mine=True)
+        step = run.latest().step if run.require_recipe().weighting else 0
+        return Evaluated(name, step, attach_file(run, path, step))
+
+
+def _manager(tasks: Sequence[str], folder: str | os.PathLike[str] | None) -> Any:
+    """The harness's tasks. Raises CurateError for a folder without tasks named, and for a task that is not there."""
+    if not tasks:
+        if folder is not None:
+            raise CurateError("--task-dir is the folder of lm-evaluation-harness's tasks; add --task NAME.")
+        return None
+    from curate.models.harness import require_tasks, task_manager
+
+    manager = task_manager(None if folder is None else Path(folder))
+    require_tasks(manager, tasks)
+    return manager
+
+
+def _of_tasks(
+    parts: Parts,
+    lm: Any,
+    tasks: Sequence[str],
+    manager: Any,
+    step: int,
+    stamp: str,
+    meter: Any,
+    shots: int,
+    limit: int,
+) -> list[dict[str, Any]]:
+    """Run the harness's tasks on a model, and store what it finds."""
+    from curate.models.harness import harness_version, run_harness
+
+    started = time.perf_counter()
+    results, usage = run_harness(lm, tasks, manager, shots=shots or None, limit=limit)
+    usage.seconds = time.perf_counter() - started
+    meter.begin(sum(len(samples) for samples in results["samples"].values()))
+    meter.add(usage)
+    return store(parts, results, step, stamp, harness_version())
 
 
 def _refuse_val(eval_spec: EvalSpec, allowed: bool) -> None:

@@ -140,7 +140,7 @@ def test_examples_are_computed_once_for_all_options(lm: LanguageModel) -> None:
 def test_options_that_are_cut_are_said(lm: LanguageModel) -> None:
     cut = LanguageModel(ModelChoice("tiny", device="cpu", context=40))
     posed = [Question(said(ASK, "9 " * 30), options=("9 " * 30, "5"))]
-    assert "1 options were cut to the context" in Choice().evaluate(cut, posed).note
+    assert "options were cut to the context" in Choice().evaluate(cut, posed).note
     assert Choice().evaluate(lm, posed).note == ""
 
 
@@ -223,7 +223,7 @@ def test_other_questions_answers_are_never_offered_in_silence(ws: Workspace, tmp
     stored(ws, tmp_path, rows, subtask="kind")
     found = {how: Choice(options=how) for how in ("auto", "own", "subtask")}  # type: ignore[arg-type]
     results = {how: metric.evaluate(lm, posed(ws, metric)) for how, metric in found.items()}
-    assert "3 questions have no options of their own" in results["auto"].note and not any(results["auto"].error)
+    assert "the questions have no options of their own" in results["auto"].note and not any(results["auto"].error)
     assert all("has no options of its own" in why for why in results["own"].error) and not results["own"].note
     assert not any(results["subtask"].error) and not results["subtask"].note
     assert [q.options for q in posed(ws, found["subtask"])] == [("b", "c")] * 3

@@ -84,7 +84,7 @@ def test_windows_of_short_texts_are_the_texts(lm: LanguageModel) -> None:
 
 def test_a_text_that_is_cut_is_said_and_a_stride_that_is_none_refused(lm: LanguageModel) -> None:
     cut = Perplexity().evaluate(lm, [Question(None, TEXTS[0])])
-    assert "1 texts were cut to the context of 24 tokens; perplexity.stride=N reads them whole" in cut.note
+    assert "longer texts were cut to the context of 24 tokens; perplexity.stride=N reads them whole" in cut.note
     for stride in (CONTEXT, 100):
         with pytest.raises(CurateError, match="it is from 1 to 23"):
             Perplexity(stride=stride).evaluate(lm, [Question(None, TEXTS[0])])

@@ -87,13 +87,13 @@ class Choice(Metric):
         return next((str(why) for why in errors if why), "")
 
     def _note(self, questions: Sequence[Question], usage: Any) -> str:
-        borrowed = sum(question.borrowed for question in questions)
+        borrowed = any(question.borrowed for question in questions)
         notes = []
         if borrowed and self.options == "auto":
             notes.append(
-                f"choice: {borrowed:,} questions have no options of their own, so each was offered the distinct "
+                "choice: the questions have no options of their own, so each was offered the distinct "
                 "answers of its sub-task; choice.options=own refuses that, subtask asks for it"
             )
         if usage.cut:
-            notes.append(f"choice: {usage.cut:,} options were cut to the context, and scored as far as they are in it")
+            notes.append("choice: options were cut to the context, and scored as far as they are in it")
         return "; ".join(notes)

@@ -90,8 +90,8 @@ class LmEval(Metric):
                 i = sample["doc"]["place"]
                 values[i] = float(sample[_SCORES[self.by] if chooses else "exact_match"])
                 answers[i] = "" if chooses else str(sample["filtered_resps"][0])
-        borrowed = sum(question.borrowed for question in questions) if chooses and self.options == "auto" else 0
-        told = f"lm_eval: {borrowed:,} questions were offered the distinct answers of their sub-task"
+        borrowed = any(question.borrowed for question in questions) and chooses and self.options == "auto"
+        told = "lm_eval: the questions were offered the distinct answers of their sub-task"
         return EvalResult(values, error, usage, None if chooses else answers, told if borrowed else "")
 
     def _doc(self, model: Any, place: int, question: Question, error: np.ndarray) -> dict[str, Any] | None:

@@ -47,7 +47,7 @@ class Perplexity(Metric):
     def evaluate(self, model: Any, questions: Sequence[Question]) -> EvalResult:
         samples = [question.sample() for question in questions]
         columns, usage = sliding_losses(model, samples, self.stride) if self.stride else answer_losses(model, samples)
-        note = f"perplexity: {usage.cut:,} texts were cut to the context of {model.context} tokens; perplexity.stride=N"
+        note = f"perplexity: longer texts were cut to the context of {model.context} tokens; perplexity.stride=N"
         weights = np.asarray(columns["tokens"], np.float64) if self.over == "tokens" else None
         told = f"{note} reads them whole" if usage.cut else ""
         return EvalResult(np.exp(columns["mean"]), columns["error"], usage, note=told, weights=weights)
