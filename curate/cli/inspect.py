@@ -232,7 +232,11 @@ def drop(ws: Workspace, name: str, force: bool, dry_run: bool, as_json: bool) ->
     r = curate.drop(ws, name, force=force, dry_run=dry_run)
     made = f" Made from it: {named(r.dependents)}." if r.dependents else ""
     kept = " A copy is kept in manifests/replaced." if r.kept else ""
-    say(r, as_json, f"{'Would remove' if dry_run else 'Removed'} the {r.kind} {name}.{made}{kept}")
+    say(
+        r,
+        as_json,
+        f"{'Would remove' if dry_run else 'Removed'} the {r.kind} {name.removeprefix('tokens/')}.{made}{kept}",
+    )
 
 
 @click.command()

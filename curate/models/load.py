@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import replace
-from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from curate.models.gguf_cache import unpacked
 from curate.models.gguf_rope import complete_from_gguf
 from curate.models.gguf_tokenizer import set_pre_tokenizer
 from curate.models.loading_report import refuse_not_causal, refuse_unlike
+from curate.models.quiet import quiet
 
 _CAUSAL = "a causal language model"
 
@@ -173,22 +172,6 @@ def _described(choice: ModelChoice, kind: Any, device: str) -> Any:
         raise CurateError(f"the configuration of {path} cannot be read ({_first(error)}).") from None
     refuse_too_large(path, model, files)
     return model
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and reports on stderr."""
-    from transformers.utils import logging
-
-    talkative, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity(CRITICAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if talkative:
-            logging.enable_progress_bar()
 
 
 def _tokenizer(choice: ModelChoice) -> Any:

@@ -16,6 +16,7 @@ from typing import Any
 from curate.errors import CurateError
 from curate.machine import free_memory
 from curate.models.cache import cache_folder, file_digest, kept
+from curate.models.quiet import quiet
 
 _BYTES = 4  # of a weight, in float32
 
@@ -33,7 +34,8 @@ def random_start(config: Path, seed: int, beside: tuple[str, ...]) -> Path:
         digest.update(file.name.encode() + file_digest(file))
 
     def fill(folder: Path) -> None:
-        _drawn(config, seed).save_pretrained(folder)
+        with quiet():
+            _drawn(config, seed).save_pretrained(folder)
         for file in files:
             shutil.copy(file, folder / file.name)
 

@@ -12,8 +12,9 @@ from curate.errors import CurateError
 from curate.models.adapters import with_adapter
 from curate.models.choice import ModelChoice, base_name, has_gpu
 from curate.models.language_model import LanguageModel
-from curate.models.load import load, quiet
+from curate.models.load import load
 from curate.models.mixed_precision import round_frozen
+from curate.models.quiet import quiet
 from curate.training.recomputing import recompute
 from curate.training.settings import TrainSettings
 

@@ -8,8 +8,6 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
 from curate.errors import CurateError
 from curate.methods.weightings.filter_then_weight import FilterThenWeight
@@ -40,8 +38,11 @@ def slow(lengths: list[int], tokens: int) -> list[list[int]]:
     return steps
 
 
-@given(st.lists(st.integers(1, 30), max_size=40), st.integers(1, 80), st.booleans())
-def test_steps_are_filled_one_row_after_another(lengths: list[int], tokens: int, packing: bool) -> None:
+@pytest.mark.parametrize("packing", [False, True])
+@pytest.mark.parametrize("seed", range(20))
+def test_steps_are_filled_one_row_after_another(seed: int, packing: bool) -> None:
+    rng = np.random.default_rng(seed)
+    lengths, tokens = rng.integers(1, 31, 2 * seed).tolist(), int(rng.integers(1, 81))
     examples = examples_of(lengths)
     rows = epoch_rows(examples, np.arange(len(lengths)), 0, 0, False, 40 if packing else 0)
     bounds = step_bounds(examples, rows, 7, tokens)
