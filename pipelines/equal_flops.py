@@ -95,7 +95,7 @@ def jobs_of(ws: Workspace, arms: Mapping[str, Sequence[TrainingSpec]], evals: Se
 def markdown(found: Compared, loss: str, accuracy: str, others: Sequence[str]) -> str:
     """The arms as a table: the target's loss and accuracy, other measures, costs, area, gain, effective share, and the
     paired difference in the target's loss from the reference. Arms are in the order of that loss."""
-    shown = [loss, accuracy, *others]
+    shown = list(dict.fromkeys((loss, accuracy, *others)))
     head = ["arm", *shown, "preparation", "training", f"{loss}: area", f"{accuracy}: gain per 1e12"]
     head += ["effective share", f"{loss} against {found.against}"]
     ordered = sorted(found.arms, key=lambda arm: arm.quality[loss].mean)

@@ -82,10 +82,10 @@ PROTOCOLS = {
         rows=200,
         long=0.5,
     ),
-    "cpu": Protocol(PRESETS["cpu"], 1.0, bad=(0.0, 0.1, 0.3, 0.5), rows=1000, long=3.0),
+    "cpu": Protocol(PRESETS["cpu"], 1.0, bad=(0.0, 0.1, 0.3, 0.5), rows=1000, long=2.0),
     "few": Protocol(
-        replace(FEW, pairs=(("gsm8k", "bbh"),), budgets=(0.1, 0.3), training=ADAPTER, questions=40),
-        *(0.5, 3, (1.0, 0.03)),
+        replace(FEW, pairs=(("gsm8k", "bbh"),), budgets=(0.1,), training=ADAPTER, questions=24, accuracy=Loss()),
+        *(0.25, 1, (1.0, 0.03)),
         gradients=False,
         apart=False,
     ),
@@ -101,7 +101,7 @@ def chosen(
 ) -> Iterator[tuple[str, list[TrainingSpec]]]:
     """The arms that choose before training: random, and each column's highest, at every budget."""
     for share in preset.budgets:
-        percent = f"{share * 100:g}".replace(".", "_")
+        percent = worded(share * 100)
         drawn = []
         for seed in range(preset.seeds):
             name = f"{target}_random_{percent}_rows_{seed}"
@@ -119,11 +119,17 @@ def weighted(protocol: Protocol, target: str, plain: TrainingSpec, states: str) 
     bm25 = f"bm25_{target}"
     yield "linupper", replace(plain, weighting=Linupper())
     for tau in (protocol.taus[0], protocol.taus[1]):
-        yield f"adapt_bm25_tau{tau:g}", replace(plain, weighting=AdaptStatic(tau=tau), by=bm25)
-    yield f"adapt_state_tau{protocol.taus[1]:g}", replace(plain, weighting=AdaptStatic(tau=protocol.taus[1]), by=states)
+        yield f"adapt_bm25_tau{worded(tau)}", replace(plain, weighting=AdaptStatic(tau=tau), by=bm25)
+    yield (
+        f"adapt_state_tau{worded(protocol.taus[1])}",
+        replace(plain, weighting=AdaptStatic(tau=protocol.taus[1]), by=states),
+    )
     for tau in protocol.taus:
-        yield f"adapt_tau{tau:g}", replace(plain, weighting=Adapt(tau=tau), target=target)
-        yield f"adapt_centred_tau{tau:g}", replace(plain, weighting=Adapt(tau=tau, center="cosine"), target=target)
+        yield f"adapt_tau{worded(tau)}", replace(plain, weighting=Adapt(tau=tau), target=target)
+        yield (
+            f"adapt_centred_tau{worded(tau)}",
+            replace(plain, weighting=Adapt(tau=tau, center="cosine"), target=target),
+        )
 
 
 def taken_apart(protocol: Protocol, target: str, plain: TrainingSpec) -> Iterator[tuple[str, TrainingSpec]]:
@@ -138,6 +144,11 @@ def taken_apart(protocol: Protocol, target: str, plain: TrainingSpec) -> Iterato
     yield "full_unclipped", replace(plain, settings=unclipped)
     for name, refresh, unit in (("1", 1, "steps"), ("epoch", 1, "epochs"), ("never", NEVER, "epochs")):
         yield f"adapt_every_{name}", replace(online, weighting=replace(centred, refresh=refresh, refresh_unit=unit))
+
+
+def worded(number: float) -> str:
+    """A number as part of a name."""
+    return f"{number:g}".replace(".", "_")
 
 
 def seeded(spec: TrainingSpec, seeds: int) -> list[TrainingSpec]:
@@ -157,7 +168,8 @@ def on_target(ws: Workspace, protocol: Protocol, model: ModelChoice, target: str
         curate.score(ws, preset.less, target=target, models=model)
         curate.score(ws, preset.dual, target=target, models=model)
         columns |= {"less": f"less_{target}", "dualsft": f"dualsft_{target}"}
-    evals = [EvalSpec(t, m, limit=preset.questions) for t in (target, other) for m in (Loss(), preset.accuracy)]
+    metrics = dict.fromkeys((Loss(), preset.accuracy))
+    evals = [EvalSpec(t, m, limit=preset.questions) for t in (target, other) for m in metrics]
     curate.evaluate(ws, f"{target}_base", evals, model=model)
     budget = _budget(ws, preset, model, protocol.passes)
     plain = TrainingSpec(model, Uniform(), settings_within(preset.training, budget, protocol.marks))
@@ -187,20 +199,20 @@ def told(found: Compared, folder: Path, target: str, other: str, accuracy: str) 
     path.with_name(f"{target}-curves.png").write_bytes(plot_curves(found))
     keys = {(m["target"], key.split()[1]): key for key, m in found.measures.items()}
     loss, right = keys[target, "loss"], keys[target, accuracy]
-    print("\n" + markdown(found, loss, right, [keys[other, "loss"], keys[other, accuracy]]))
+    print("\n" + markdown(found, loss, right, list(dict.fromkeys((keys[other, "loss"], keys[other, accuracy])))))
     print("\n" + "\n".join(reading(found)) + f"\nThe page is {path}.")
 
 
 def similarity_by_use(found: Compared, target: str, accuracy: str, tau: float, percent: str) -> str:
     """{BM25, state similarity} x {hard choice, static weight, online weight} at equal FLOPs. BM25 does not change as a
     model learns: its online weight is its static one."""
-    static = f"{target}_adapt_bm25_tau{tau:g}"
+    static = f"{target}_adapt_bm25_tau{worded(tau)}"
     rows = {
         "BM25": [f"{target}_bm25_{percent}", static, static],
         "state similarity": [
             f"{target}_embed_lm_{percent}",
-            f"{target}_adapt_state_tau{tau:g}",
-            f"{target}_adapt_centred_tau{tau:g}",
+            f"{target}_adapt_state_tau{worded(tau)}",
+            f"{target}_adapt_centred_tau{worded(tau)}",
         ],
     }
     key = next(k for k, m in found.measures.items() if m["target"] == target and k.split()[1] == accuracy)
@@ -257,7 +269,7 @@ def main(protocol: Protocol, folder: Path, named: str | None, workers: int) -> N
         found = on_target(ws, protocol, model, target, other, workers)
         told(found, folder, target, other, preset.accuracy.name)
         for share in preset.budgets:
-            print("\n" + similarity_by_use(found, target, preset.accuracy.name, protocol.taus[1], f"{share * 100:g}"))
+            print("\n" + similarity_by_use(found, target, preset.accuracy.name, protocol.taus[1], worded(share * 100)))
     if protocol.bad:
         by_quality(protocol, model, folder, preset.pairs[0][0], workers)
     print(f"\nIn all {(time.monotonic() - began) / 60:.1f} minutes.")

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+import curate
 from curate.kinds.registry import names
 from tests.conftest import ROOT
 
@@ -49,18 +50,35 @@ def test_the_story_of_vectors_finds_what_is_near_and_what_is_alike(tmp_path: Pat
         assert line.count(",") == 6 and "translation" in line  # all six skills, and the chat
 
 
-def test_offline_against_online_ends_in_a_page_a_picture_and_its_reading(tmp_path: Path) -> None:
+def test_offline_against_online_ends_in_pages_pictures_and_tables(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "pipelines/offline_vs_online.py"), "smoke", str(tmp_path / "side")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=400)
     assert done.returncode == 0, done.stderr
     page = (tmp_path / "side/facts.html").read_text()
-    for arm in ("base", "full", "random_5", "bm25_5", "embed_5", "ppl_5", "less_5", "adapt_bm25", "adapt", "linupper"):
+    for arm in (
+        "base",
+        "full",
+        "random_10",
+        "bm25_10",
+        "embed_lm_10",
+        "linupper",
+        "adapt_tau1",
+        "adapt_centred_tau0_1",
+    ):
         assert f"facts_{arm}" in page, arm
-    assert "facts_bm25_5_null (control of facts_bm25_5)" in page
-    assert "facts_adapt_null (control of facts_adapt)" in page
-    assert (tmp_path / "side/facts.png").read_bytes()[:4] == b"\x89PNG"
-    assert "facts loss [limit=8] (in domain, lower is better)" in done.stdout
-    assert "translation loss [limit=8] (out of domain, lower is better)" in done.stdout
+    for arm in ("embed_10", "less_10", "dualsft_10"):  # a model so small costs less than what they need before
+        assert f"facts_{arm}_unpaid" in page, arm
+    assert "facts_adapt_shuffled (control of facts_adapt_centred_tau0_1)" in page
+    for picture in ("facts.png", "facts-curves.png"):
+        assert (tmp_path / "side" / picture).read_bytes()[:4] == b"\x89PNG"
+    ws = curate.open_workspace(tmp_path / "side/ws")
+    (budget,) = {float(x) for x in re.findall(r"Every arm may take ([\d.e+]+) FLOPs, what 0.5 epochs", done.stdout)[:1]}
+    compared = curate.compare(ws)
+    paid = [arm for arm in compared.arms if arm.cost.train and not arm.name.endswith("unpaid")]
+    assert len(paid) > 15
+    for arm in paid:  # within a step of it, of which there are eight and more
+        assert 0.8 * budget < arm.cost.total <= 1.01 * budget, arm.name
+    assert done.stdout.count("| state similarity | ") == 1 and "| 50% | adapt_bm25 | " in done.stdout
 
 
 def test_less_runs_from_its_warm_up_to_an_export(tmp_path: Path) -> None:
