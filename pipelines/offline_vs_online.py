@@ -244,9 +244,10 @@ def by_quality(protocol: Protocol, model: ModelChoice, folder: Path, target: str
         arms = {k: seeded(replace(plain, weighting=w, **more), preset.seeds) for k, (w, more) in kinds.items()}
         jobs += jobs_of(ws, arms, evals)
     train_all(jobs, workers)
+    runs = [(job.ws, job.name) for job in jobs]
     print(f"\n| corrupt or off topic | arm | loss | accuracy | loss against uniform |\n{'|---' * 5}|")
     for share, ws in spaces.items():
-        found = curate.compare(ws, against="uniform_s0")
+        found = curate.compare(ws, [name for space, name in runs if space == str(ws.path)], against="uniform_s0")
         loss, right = (next(k for k in found.measures if k.split()[1] == m.name) for m in (Loss(), preset.accuracy))
         for arm in found.arms:
             cells = [share, arm.name, arm.shown(loss), arm.shown(right), difference(arm.against.get(loss))]
