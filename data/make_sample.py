@@ -217,8 +217,9 @@ FORUM = 0.2
 # --- the stream ------------------------------------------------------------------------------------------
 
 
-def stream(seed: int = 0) -> Iterator[Sample]:
-    """Samples without end; sample n depends only on the seed and on those before it.
+def stream(seed: int = 0, corrupt: float = CORRUPT, off_topic: float = OFF_TOPIC) -> Iterator[Sample]:
+    """Samples without end; sample n depends only on the seed and on those before it. corrupt, off_topic: their shares;
+    what is neither is the same whatever these are, but for what it repeats.
 
     No question occurs twice within 3,000, whatever its opening words, unless it is marked as a near-duplicate; in a
     longer stream skills with fewer possible questions repeat some.
@@ -228,7 +229,7 @@ def stream(seed: int = 0) -> Iterator[Sample]:
     for n in count():
         kind = Dice("kind", seed, n).real()
         for attempt in range(50):
-            sample = _draw(kind, Dice("sample", seed, n, attempt), n, recent)
+            sample = _draw(kind, Dice("sample", seed, n, attempt), n, recent, corrupt, off_topic)
             if core(sample.question) not in asked:
                 break
         yield sample
@@ -249,11 +250,11 @@ def core(question: str) -> str:
     return question
 
 
-def _draw(kind: float, dice: Dice, n: int, recent: dict[str, list[Sample]]) -> Sample:
+def _draw(kind: float, dice: Dice, n: int, recent: dict[str, list[Sample]], corrupt: float, off_topic: float) -> Sample:
     """Sample n; `kind`, uniform in [0, 1), decides whether it is off-topic, a near-duplicate, corrupt or plain."""
-    skill = "chat" if kind < OFF_TOPIC else dice.pick(list(SKILLS))
+    skill = "chat" if kind < off_topic else dice.pick(list(SKILLS))
     old = recent[skill]
-    if OFF_TOPIC <= kind < OFF_TOPIC + NEAR_DUPLICATE and old:
+    if off_topic <= kind < off_topic + NEAR_DUPLICATE and old:
         return _near_duplicate(dice, n, dice.pick(old))
     task, question, answer = (SKILLS.get(skill) or chat)(dice)
     question = dice.pick(_OPENINGS).format(dice.pick(_NAMES)) + question
@@ -261,7 +262,7 @@ def _draw(kind: float, dice: Dice, n: int, recent: dict[str, list[Sample]]) -> S
     domain = "forum" if dice.chance(FORUM) else home
     sample = Sample(n, skill, task, domain, question, answer)
     others = [other.answer for other in old if other.task == task and other.answer != answer]
-    if kind >= 1 - CORRUPT and others:
+    if kind >= 1 - corrupt and others:
         return replace(sample, answer=dice.pick(others), corrupt=True)
     return sample
 

@@ -111,6 +111,26 @@ def stream_file(folder: Path, rows: int) -> Path:
     return path
 
 
+def corpus(ws: Workspace, rows: int, bad: float) -> float:
+    """Samples of a stream, half of a share `bad` of them corrupt and half off topic, without the targets' questions;
+    and the targets. Returns the share of it that is one or the other."""
+    made = make_sample()
+    skills(ws)
+    asked = {made.core(row["question"]) for name in SKILLS for row in _targets(name)}
+    samples = (item for item in made.stream(STREAM, bad / 2, bad / 2) if made.core(item.question) not in asked)
+    drawn = list(islice(samples, rows))
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "corpus.jsonl"
+        path.write_text("".join(json.dumps(asdict(item)) + "\n" for item in drawn), encoding="utf-8")
+        curate.ingest(ws, [str(path)])
+    return sum(item.corrupt or item.skill == "chat" for item in drawn) / len(drawn)
+
+
+def _targets(name: str) -> list[dict[str, str]]:
+    paths = [SAMPLE / f"targets/{name}_{split}.jsonl" for split in ("val", "test")]
+    return [json.loads(line) for path in paths for line in path.read_text(encoding="utf-8").splitlines()]
+
+
 def make_sample() -> Any:
     """data/make_sample.py as a module."""
     spec = importlib.util.spec_from_file_location("make_sample", SAMPLE.parent / "make_sample.py")

@@ -70,6 +70,7 @@ def status(ws: Workspace, as_json: bool) -> None:
                 "name": "run",
             },
         ),
+        (s.tokens, {"name": "tokens", "model": "model", "samples": "samples", "tokens": "tokens", "bytes": "bytes"}),
     ]
     lines += [table(rows, columns) for rows, columns in tables if rows]
     lines += [one_line(row["note"]) for row in s.runs if row["note"]]
@@ -221,7 +222,7 @@ def sql(
 @click.option("--dry-run", is_flag=True, help="Only print what would be removed, and what was made from it.")
 @as_json_option
 def drop(ws: Workspace, name: str, force: bool, dry_run: bool, as_json: bool) -> None:
-    """Remove a score, vectors, a manifest, a mask, a target or a run.
+    """Remove a score, vectors, a manifest, a mask, a target, a run, or tokens (tokens/FINGERPRINT, see `status`).
 
     What something was made from is not removed, unless you say --force; a manifest that runs were trained on is then
     kept in manifests/replaced while these are there.
@@ -231,7 +232,11 @@ def drop(ws: Workspace, name: str, force: bool, dry_run: bool, as_json: bool) ->
     r = curate.drop(ws, name, force=force, dry_run=dry_run)
     made = f" Made from it: {named(r.dependents)}." if r.dependents else ""
     kept = " A copy is kept in manifests/replaced." if r.kept else ""
-    say(r, as_json, f"{'Would remove' if dry_run else 'Removed'} the {r.kind} {name}.{made}{kept}")
+    say(
+        r,
+        as_json,
+        f"{'Would remove' if dry_run else 'Removed'} the {r.kind} {name.removeprefix('tokens/')}.{made}{kept}",
+    )
 
 
 @click.command()

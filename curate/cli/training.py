@@ -22,6 +22,7 @@ from curate.cli.options import (
     settings_text,
     workspace,
 )
+from curate.cli.plan_file import plan_option, with_plan
 from curate.errors import CurateError
 from curate.kinds import registry
 from curate.text_table import counted, in_bytes, in_time, table
@@ -71,7 +72,7 @@ _training_options = grouped(
         "model",
         required=True,
         metavar="MODEL",
-        help="A folder, a .gguf file, a hub id, a run, or tiny, smollm2-135m.",
+        help="A folder, a .gguf file, a hub id, a run, or tiny, smollm2-135m; config:FILE begins at random.",
     ),
     click.option("--manifest", metavar="NAME", help="Manifest or mixture to train on.  [default: the whole pool]"),
     click.option(
@@ -108,12 +109,14 @@ _training_options = grouped(
 @click.command()
 @click.argument("run")
 @workspace(writes=True)
+@plan_option
 @_training_options
 @click.option(
     "--set",
     "settings",
     multiple=True,
     metavar="[OWNER.]FIELD=VALUE",
+    callback=with_plan,
     help="A setting of the training (lr=1e-4, batch_size=64, lora_r=16; see --settings), of the weighting "
     "(adapt.tau=0.5), of the model (model.context=1024) or of a metric.",
 )

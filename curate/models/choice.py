@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import functools
 import hashlib
 import json
 import re
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from curate.errors import CurateError, nearest
+from curate.models.cache import file_digest
 from curate.models.gguf_header import ROPE_FACTORS, has_tensor
 from curate.models.gguf_tokenizer import changed_rule
 from curate.models.tensor_files import header
@@ -33,12 +33,15 @@ _SHAPING_FILES = (  # fingerprinted together with the weights
     *("config.json", *_TOKENIZER_FILES),
     *("modules.json", "1_Pooling/config.json", "sentence_bert_config.json"),
 )
+_BESIDE_CONFIG = (*_TOKENIZER_FILES, "tokenizer.model", "vocab.json", "merges.txt", "special_tokens_map.json")
 _TEMPLATES = ("chat_template.jinja", "chat_template.json", "tokenizer_config.json")  # files with a chat template
 _NAMED_TEMPLATES = "additional_chat_templates/*.jinja"  # templates for tools and documents
 _GGUF_HEAD = 1 << 26  # bytes at the beginning of a GGUF file that have its tokenizer and template
 MIXED = "mixed_bfloat16"
 HUB = "hf:"  # before a hub id: it is never a path
+CONFIG = "config:"  # before a configuration: its model begins at random
 TRUST = ("allow_pickle", "allow_remote_code")  # what only a command line or an argument may turn on, never a file
+_SEED = re.compile(r"#(-?\d+)$")  # of a random start, at the end of its name
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _LOADING = ("tokenizer", "chat_template", "allow_pickle", "allow_remote_code", "allow_unused", "add_eos_token")
 _WANTED = ("*.safetensors", "*.json", "*.model", "*.jinja", "*.txt")  # files fetched from a hub repository
@@ -49,7 +52,8 @@ class ModelChoice:
     """A model and how to run it. The settings are those of `--set model.FIELD=VALUE`."""
 
     name: str
-    """Folder, GGUF file, short name, or hub id: OWNER/NAME, or hf:OWNER/NAME where there is a folder OWNER too."""
+    """Folder, GGUF file, short name, or hub id: OWNER/NAME, or hf:OWNER/NAME where there is a folder OWNER too. Or
+    config:FILE, a config.json or a model that has one: random weights, by the training's seed, or config:FILE#SEED."""
     dtype: Literal["auto", "float32", "bfloat16", "float16", "mixed_bfloat16"] = "auto"
     """Data type of the weights (torch_dtype): auto is bfloat16 on a GPU; elsewhere float32, and for scores whose order
     it keeps mixed_bfloat16 if the processor is faster in it, or what an existing table has. mixed_bfloat16 keeps
@@ -161,6 +165,8 @@ def resolve(name: str) -> Path:
     """
     if name.startswith(HUB):
         return _from_hub(_hub_id(name))
+    if name.startswith(CONFIG):
+        return _random_start(name)
     path = Path(SHORT_NAMES.get(name, name)).expanduser()
     if path.is_file() and path.suffix == ".gguf":
         return path
@@ -183,6 +189,28 @@ def resolve(name: str) -> Path:
             f"{HUB}{name.rstrip('/')} would be."
         )
     return _from_hub(name)
+
+
+def seeded(choice: ModelChoice, seed: int) -> ModelChoice:
+    """The choice; of a model that begins at random and names no seed, with this one."""
+    is_open = choice.name.startswith(CONFIG) and not _SEED.search(choice.name)
+    return replace(choice, name=f"{choice.name}#{seed}") if is_open else choice
+
+
+def without_seed(name: str) -> str:
+    """A model's name, without the seed of a random start."""
+    return _SEED.sub("", name) if name.startswith(CONFIG) else name
+
+
+def _random_start(name: str) -> Path:
+    from curate.models.random_start import random_start
+
+    seed, given = _SEED.search(name), without_seed(name).removeprefix(CONFIG)
+    path = Path(given).expanduser()
+    config = path if path.is_file() and path.suffix == ".json" else resolve(given) / "config.json"
+    if not config.is_file():
+        raise CurateError(f"{name}: there is no {config}; name a config.json, or a folder that has one.")
+    return random_start(config, int(seed[1]) if seed else 0, _BESIDE_CONFIG)
 
 
 def _hub_id(name: str) -> str:
@@ -234,19 +262,6 @@ def weights_fingerprint(choice: ModelChoice) -> str:
     if path.is_file() and has_tensor(path, ROPE_FACTORS):
         digest.update(ROPE_FACTORS.encode())
     return digest.hexdigest()[:16]
-
-
-def file_digest(file: Path) -> bytes:
-    """The SHA-256 of a file, 32 bytes; not read again while its size and modification time are the same."""
-    stat = file.stat()
-    return _digest(file, stat.st_size, stat.st_mtime_ns)
-
-
-@functools.lru_cache
-def _digest(file: Path, size: int, changed: int) -> bytes:
-    """The SHA-256 of a file; cached until its size or modification time changes."""
-    with file.open("rb") as f:
-        return hashlib.file_digest(f, "sha256").digest()
 
 
 def weight_files(folder: Path, choice: ModelChoice) -> list[Path]:

@@ -7,10 +7,8 @@ from __future__ import annotations
 
 import functools
 import io
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, redirect_stderr
+from contextlib import nullcontext, redirect_stderr
 from dataclasses import replace
-from logging import CRITICAL
 from pathlib import Path
 from typing import Any
 
@@ -18,24 +16,28 @@ from curate.errors import CurateError
 from curate.models.adapters import with_adapter
 from curate.models.choice import (
     ADAPTER,
+    CONFIG,
     MIXED,
     ModelChoice,
     base_of,
     require_safe_adapter,
     resolve,
     weight_files,
+    without_seed,
 )
 from curate.models.config_sizes import refuse_too_large, refuse_unlike_weights
 from curate.models.gguf_cache import unpacked
 from curate.models.gguf_rope import complete_from_gguf
 from curate.models.gguf_tokenizer import set_pre_tokenizer
 from curate.models.loading_report import refuse_not_causal, refuse_unlike
+from curate.models.quiet import quiet
 
 _CAUSAL = "a causal language model"
 
 
-def load(choice: ModelChoice) -> tuple[Any, Any]:
-    """A causal language model, in evaluation mode on its device, and its fast tokenizer.
+def load(choice: ModelChoice, attention: str = "auto") -> tuple[Any, Any]:
+    """A causal language model, in evaluation mode on its device, and its fast tokenizer. attention: how transformers
+    computes it; auto: as it likes.
 
     For a folder that holds only a peft adapter: its base model with the adapter merged into it.
 
@@ -49,9 +51,9 @@ def load(choice: ModelChoice) -> tuple[Any, Any]:
     if (path / ADAPTER).exists():
         base = base_of(path)
         require_safe_adapter(path, choice)
-        model, tokenizer = load(replace(choice, name=base))
+        model, tokenizer = load(replace(choice, name=base), attention)
         return with_adapter(model, path).merge_and_unload().requires_grad_(False), tokenizer
-    model, tokenizer = _loaded(choice, AutoModelForCausalLM, _CAUSAL)
+    model, tokenizer = _loaded(choice, AutoModelForCausalLM, _CAUSAL, attention)
     refuse_not_causal(path, model)
     return model, tokenizer
 
@@ -82,7 +84,7 @@ def _place(path: Path, choice: ModelChoice) -> tuple[Path, dict[str, Any]]:
     return (path.parent, {**options, "gguf_file": path.name}) if path.is_file() else (path, options)
 
 
-def _loaded(choice: ModelChoice, kind: Any, description: str) -> tuple[Any, Any]:
+def _loaded(choice: ModelChoice, kind: Any, description: str, attention: str = "auto") -> tuple[Any, Any]:
     import torch
 
     path = resolve(choice.name)
@@ -91,7 +93,8 @@ def _loaded(choice: ModelChoice, kind: Any, description: str) -> tuple[Any, Any]
     device = _device(choice)
     auto = torch.bfloat16 if device.startswith("cuda") else torch.float32
     dtype = {"auto": auto, MIXED: torch.float32}.get(choice.dtype) or getattr(torch, choice.dtype)
-    read = functools.partial(_with_weights, choice, kind, description)
+    attention = "eager" if choice.count_flops else attention
+    read = functools.partial(_with_weights, choice, kind, description, attention)
 
     def unpack(folder: Path) -> None:
         with quiet():
@@ -104,18 +107,18 @@ def _loaded(choice: ModelChoice, kind: Any, description: str) -> tuple[Any, Any]
     return model.eval().requires_grad_(False).to(device), tokenizer
 
 
-def _with_weights(choice: ModelChoice, kind: Any, description: str, path: Path, dtype: Any) -> Any:
+def _with_weights(choice: ModelChoice, kind: Any, description: str, attention: str, path: Path, dtype: Any) -> Any:
     """The model of a folder or a GGUF file with its weights. Raises CurateError unless they are all and no others."""
     folder, options = _place(path, choice)
     safe = {} if path.is_file() or choice.allow_pickle else {"use_safetensors": True}
-    eager = {"attn_implementation": "eager"} if choice.count_flops else {}
+    how = {} if attention == "auto" else {"attn_implementation": attention}
     reporting = {"output_loading_info": True, "ignore_mismatched_sizes": True}  # refuse_unlike says what is wrong
     try:
         with (
             quiet(),
             redirect_stderr(io.StringIO()) if path.is_file() else nullcontext(),
         ):  # the GGUF reader's progress bar cannot be disabled
-            model, report = kind.from_pretrained(folder, **options, **safe, **eager, **reporting, dtype=dtype)
+            model, report = kind.from_pretrained(folder, **options, **safe, **how, **reporting, dtype=dtype)
     except Exception as error:  # weight readers raise many types; all mean that reading failed  # noqa: BLE001
         raise CurateError(f"{path} cannot be loaded as {description} ({_first(error)}).") from None
     refuse_unlike(path, model, report, encoder=description != _CAUSAL, allow_unused=choice.allow_unused)
@@ -171,31 +174,16 @@ def _described(choice: ModelChoice, kind: Any, device: str) -> Any:
     return model
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Without transformers' progress bars and reports on stderr."""
-    from transformers.utils import logging
-
-    talkative, verbosity = logging.is_progress_bar_enabled(), logging.get_verbosity()
-    logging.disable_progress_bar()
-    logging.set_verbosity(CRITICAL)
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if talkative:
-            logging.enable_progress_bar()
-
-
 def _tokenizer(choice: ModelChoice) -> Any:
     from transformers.models.auto.tokenization_auto import AutoTokenizer
 
     path = resolve(choice.tokenizer or choice.name)
     folder, options = _place(path, choice)
     if path.is_dir() and not any((path / n).exists() for n in ("tokenizer.json", "tokenizer.model", "vocab.json")):
-        raise CurateError(
-            f"{path} has no tokenizer (tokenizer.json); put the model's there, as tokenizer.save_pretrained does."
-        )
+        place, remedy = path, "put the model's there, as tokenizer.save_pretrained does"
+        if choice.name.startswith(CONFIG) and not choice.tokenizer:
+            place, remedy = Path(without_seed(choice.name)), "put one beside it, or name one by --set model.tokenizer"
+        raise CurateError(f"{place} has no tokenizer (tokenizer.json); {remedy}.")
     try:
         if plain := unpacked(path, "tokenizer", functools.partial(_save_tokenizer, path)) if path.is_file() else None:
             folder, options = plain, {}

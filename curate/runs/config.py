@@ -42,10 +42,14 @@ HOW = (  # settings that do not change a run's result
     "micro_batch_size",
     "activation_gib",
     "count_flops",
+    "tokenize_workers",
 )
 DROPS = ("micro_batch_size", "activation_gib")  # of them those that change which dropout is drawn
 EARLIER = {
     "add_eos_token": False,
+    "attn_implementation": "auto",
+    "compile": False,
+    "batch_tokens": 0,
     "activation_gib": 0.0,
     "flops": 0.0,
     "flops_for": "training",
@@ -161,6 +165,7 @@ def _refuse_for_stream(training: TrainingSpec, uses_column: set[str]) -> None:
         ),
         ("packing", settings.packing, "leave it out"),
         ("split", settings.split, "leave it out"),
+        ("batch_tokens", settings.batch_tokens, "set batch_size"),
     ):
         if present:
             raise CurateError(f"a stream is trained on as it is read, so it does not go with {feature}; {remedy}.")

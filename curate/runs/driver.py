@@ -6,8 +6,8 @@ Started by `accelerate launch` or `torchrun`, it is one of several processes, of
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import orjson
 from msgspec import structs
 
-from curate.errors import CurateError, DivergedError
+from curate.errors import CurateError, CurateFailure, DivergedError
 from curate.hashing import fingerprint
 from curate.kinds.score import Target
 from curate.machine import forget_peak, peak_bytes
@@ -63,6 +63,17 @@ def _opened(run: Run, training: TrainingSpec, rows: TrainingRows | None, target:
     run.remove_leftovers()
 
 
+@contextmanager
+def _forgotten_if_refused(run: Run, writes: bool) -> Iterator[None]:
+    """What is refused before its first checkpoint is no run: the same name can be trained as it should have been."""
+    try:
+        yield
+    except CurateError as error:
+        if writes and not isinstance(error, CurateFailure) and not run.checkpoints():
+            run.forget()
+        raise
+
+
 def run_training(
     run: Run,
     training: TrainingSpec,
@@ -87,6 +98,7 @@ def run_training(
     checkpoints = run.checkpoints()
     start = checkpoints[-1] if checkpoints else None
     with ExitStack() as stack:
+        stack.enter_context(_forgotten_if_refused(run, processes.is_main_process))
         folder = stack.enter_context(start.local()) if start else None
         drawn = training.seed if run.place is None else 0  # what scores rest on stays what it is
         model = trainable(on_device(training.model, processes), training.settings, folder, drawn)
@@ -130,6 +142,7 @@ def run_training(
             weight_mean=totals.weight_mean,
             flops=totals.flops + prepared.flops,
             evaluations=totals.evaluations,
+            warnings=list(prepared.notes),
         )
 
 

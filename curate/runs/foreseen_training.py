@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
@@ -110,28 +111,38 @@ def _steps(
     lm: LanguageModel,
 ) -> tuple[int, list[list[np.ndarray]]]:
     """The number of steps, and the rows of the first of them."""
-    from curate.training.examples import epoch_rows
+    from curate.training.examples import epoch_rows, step_bounds
 
     size = settings.batch_size * (settings.oversample if weighting.chooses else 1)
     room = lm.context if settings.packing else 0
 
-    def epoch(number: int) -> list[np.ndarray]:
+    def epoch(number: int) -> list[list[np.ndarray]]:
         documents = np.repeat(np.arange(len(usable)), rows.repeats * usable)
         if rows.draws is not None:
             documents = rows.draws.samples(number)
             documents = documents[usable[documents]]
-        return epoch_rows(examples, documents, number, seed, settings.order == "shuffle", room)
+        found = epoch_rows(examples, documents, number, seed, settings.order == "shuffle", room)
+        bounds = step_bounds(examples, found, size, settings.batch_tokens)
+        return [list(found[start:stop]) for start, stop in pairwise(bounds)]
 
-    first = epoch(0)
-    per_epoch = -(-len(first) // size)
-    steps = settings.steps or int(np.ceil(settings.epochs * per_epoch - 1e-9))
-    looked = [first[start : start + size] for start in range(0, len(first), size)]
-    number = 0
+    looked = epoch(0)
+    per_epoch = [len(looked)]
+    steps = settings.steps or _in_epochs(settings.epochs, per_epoch)
     while looked and len(looked) < min(steps, _STEPS):
-        number += 1
-        again = epoch(number)
-        looked += [again[start : start + size] for start in range(0, len(again), size)]
+        again = epoch(len(per_epoch))
+        looked += again
+        per_epoch.append(len(again))
+        steps = settings.steps or _in_epochs(settings.epochs, per_epoch)
     return steps, looked[: min(steps, _STEPS)]
+
+
+def _in_epochs(epochs: float, per_epoch: list[int]) -> int:
+    """The steps of so many epochs. per_epoch: the steps of the first of them; later ones have their mean."""
+    full, fraction = int(epochs), epochs % 1
+    mean = sum(per_epoch) / len(per_epoch)
+    last = per_epoch[full] if full < len(per_epoch) else mean
+    later = max(full - len(per_epoch), 0) * mean
+    return int(np.ceil(sum(per_epoch[:full]) + later + fraction * last - 1e-9))
 
 
 def _base_losses(

@@ -17,6 +17,7 @@ from curate.store.mask_file import read_mask
 from curate.store.object_store import Location
 from curate.store.recipes import ManifestRecipe, MixtureRecipe, read_manifest_recipe
 from curate.store.run_record import Run
+from curate.store.token_files import all_token_files
 from curate.store.workspace import Workspace
 from curate.tables.dependents import kept_leftovers
 
@@ -117,6 +118,26 @@ def check_warm_up(ws: Workspace, folder: Location, repair: bool) -> Seen:
         with lock(ws, f"prepared {folder.name}"):
             remove_tree(folder, marker="run.json")
     yield from damaged
+
+
+def check_tokens(ws: Workspace, repair: bool, leftovers: list[str]) -> Seen:
+    """The tokens kept for trainings; what is damaged or another's is removed, to be made again by the next training
+    that asks for it. leftovers: to which files are added that a killed training left."""
+    remedy = "--repair removes it, and the next training makes it again"
+    for files in all_token_files(ws):
+        damaged = []
+        for part in looked_at(files.parts):
+            if part.record is None and not files.parts.record_path(part.name).exists():
+                leftovers.append(str(files.parts.path(part.name)))
+            elif problem := part.problem or files.of_another(part.name, part.record or {}):
+                damaged.append(Damage("tokens", files.fingerprint, part.name, problem, remedy, repair))
+            else:
+                yield len(part.data)
+        if damaged and repair:
+            with lock(ws, files.lock_name):
+                for damage in damaged:
+                    files.parts.remove(damage.part)
+        yield from damaged
 
 
 # --- manifests, masks, and tables without records --------------------------------------------------------

@@ -14,8 +14,9 @@ from curate.hashing import fingerprint
 from curate.kinds.score import Target
 from curate.models.choice import ModelChoice
 from curate.runs.config import TrainingSpec
+from curate.runs.documents import Documents, documents_of
 from curate.runs.samples import TrainingRows, require_drawable
-from curate.runs.tokenize import anchors_of, documents_of, encoded_one_by_one, left_out
+from curate.runs.tokenize import anchors_of, encoded_one_by_one
 from curate.store.ledger import Meters
 from curate.store.run_record import Run
 
@@ -35,7 +36,8 @@ def on_device(choice: ModelChoice, processes: Any) -> ModelChoice:
 class Prepared:
     """What a training reads. row: of each sample, its row in the pool, int64 [N]; None for a stream. left_out: reason
     -> samples that cannot be trained on. cut, partial: samples truncated to the
-    context, and of which some turns are not supervised. flops: spent on the base losses."""
+    context, and of which some turns are not supervised. flops: spent on the base losses. notes: what a reader should
+    know of how it was prepared."""
 
     data: Data
     row: np.ndarray | None = None
@@ -43,6 +45,7 @@ class Prepared:
     cut: int = 0
     partial: int = 0
     flops: float = 0.0
+    notes: Sequence[str] = ()
 
     @property
     def samples(self) -> int:
@@ -63,20 +66,17 @@ def prepare_data(
 
     Raises CurateError if no sample can be trained on.
     """
-    from curate.models.tokens import marked
     from curate.training.dataset import Data
-    from curate.training.examples import Examples
 
     if rows.draws and training.settings.order != "shuffle":
         order = training.settings.order
         raise CurateError(f"a mixture is sampled at random, so it has no order={order}; leave that out.")
-    encoded = documents_of(run.ws, rows, training.settings, model.model)
-    reasons = left_out(encoded, rows)
+    found = _kept_documents(run, rows, training, model, processes)
+    reasons = found.left_out(rows)
     kept = _trainable(reasons, rows, training)
-    pieces = [(position, piece) for position, index in enumerate(kept) for piece in encoded[index]]
-    examples = Examples.of([piece for _, piece in pieces], [position for position, _ in pieces])
+    examples = found.examples(kept)
     draws = rows.draws and replace(rows.draws, domain=rows.draws.domain[kept], keys=rows.draws.keys[kept])
-    documents = np.repeat(np.arange(len(pieces)), rows.repeats[kept][examples.sample])
+    documents = np.repeat(np.arange(len(examples)), rows.repeats[kept][examples.sample])
     anchors = _anchors(target, model, training.settings)
     column, base, flops = None if rows.column is None else rows.column[kept], None, 0.0
     needs = training.weighting.needs
@@ -89,16 +89,29 @@ def prepare_data(
         require_drawable(draws, rows.domains)
         data = replace(data, draws=draws, vocabulary=len(model.model.tokenizer))
         data = replace(data, documents=data.of_epoch(0))
-    marks = marked([piece for _, piece in pieces])
-    return Prepared(data, rows.row[kept], Counter(filter(None, reasons)), **marks, flops=flops)
+    left_out = Counter(reasons[reasons != ""].tolist())
+    notes = found.tokens.notes
+    return Prepared(data, rows.row[kept], left_out, **found.marked(kept), flops=flops, notes=notes)
 
 
-def _trainable(reasons: Sequence[str], rows: TrainingRows, training: TrainingSpec) -> np.ndarray:
-    """Positions in `rows` of the samples that can be trained on, in order. reasons: why one cannot be, '' if it can.
+def _kept_documents(
+    run: Run, rows: TrainingRows, training: TrainingSpec, model: TrainableModel, processes: Any
+) -> Documents:
+    """The samples in tokens; looked up once for several trainings of the same model and settings."""
+    if rows.kept:
+        return rows.kept["documents"]
+    found = documents_of(run.ws, rows, training.settings, model.model, processes)
+    if rows.kept is not None:
+        rows.kept["documents"] = found
+    return found
+
+
+def _trainable(reasons: np.ndarray, rows: TrainingRows, training: TrainingSpec) -> np.ndarray:
+    """Positions in `rows` of the samples that can be trained on, in order. reasons: why each cannot be, '' if it can.
 
     Raises CurateError if there is none.
     """
-    kept = np.flatnonzero(np.array([not reason for reason in reasons]))
+    kept = np.flatnonzero(reasons == "")
     if not len(kept):
         raise CurateError(f"none of the {len(rows.row)} samples can be trained on: {next(iter(reasons), '')}.")
     if training.settings.order == "pool":
@@ -141,7 +154,7 @@ def _base_losses(
     from curate.training.trainable import trainable
 
     parts = Parts(run.folder / "base", ".safetensors")
-    stamp = fingerprint(examples.lengths.tolist(), int(examples.ids.astype(np.int64).sum()))
+    stamp = fingerprint(examples.lengths.tolist(), examples.checksum())
     stored, record = parts.read("losses"), parts.record("losses") or {}
     if stored is not None and record.get("stamp") == stamp:
         return stored["loss"], 0.0
@@ -152,7 +165,7 @@ def _base_losses(
     elif run.checkpoints():  # the given model has been trained already
         model = trainable(on_device(training.model, processes), training.settings, seed=training.seed)
     bfloat16 = training.settings.in_bfloat16(model.model.device.type)  # as in training: else loss differences are noise
-    objective, n = Objective(model.model, bfloat16), processes.num_processes
+    objective, n = Objective(model.model, bfloat16, training.settings.compile), processes.num_processes
     losses, usage = base_losses(objective, examples, training.settings.count_flops, n)
     meters.charge("base losses", len(examples), usage)
     if processes.is_main_process:

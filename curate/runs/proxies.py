@@ -74,7 +74,7 @@ class Pool:
 
     @cached_property
     def rows(self) -> TrainingRows:
-        """The samples to draw from; their tokens are kept for the next proxy."""
+        """The samples to draw from; where their tokens are is kept for the next proxy."""
         return replace(rows_of(self.ws, self.manifest, None, False), kept={})
 
     @cached_property

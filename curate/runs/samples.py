@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,6 @@ from curate.tables.lookup import column_of, scores_of, texts_of
 from curate.tables.state import usable
 
 if TYPE_CHECKING:  # loaded only when there is something to train
-    from curate.models.tokens import Encoded
     from curate.training.mixture_sampler import Draws
 
 
@@ -28,7 +27,7 @@ class TrainingRows:
     """The samples of a training, in the manifest's rank order if there is one: row, id, weight, repeats, and column.
 
     draws: how often each domain is drawn from, if the manifest is a mixture; domains: their names. kept: if given, a
-    cache for the tokenised samples, for several trainings with the same model and settings.
+    place for what was looked up of their tokens, for several trainings with the same model and settings.
     """
 
     row: np.ndarray
@@ -40,7 +39,7 @@ class TrainingRows:
     warnings: list[str]
     draws: Draws | None = None
     domains: Sequence[str] = ()
-    kept: dict[str, list[list[Encoded]]] | None = None
+    kept: dict[str, Any] | None = None
 
 
 def rows_of(ws: Workspace, manifest: str | None, by: str | None, allow_stale: bool, seed: int = 0) -> TrainingRows:

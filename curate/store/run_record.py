@@ -181,6 +181,12 @@ class Run:
         if of_user:
             enter(self.ws, "run", self.name)
 
+    def forget(self) -> None:
+        """Remove the run. Requires holding the lock."""
+        if self.place is None and not self.beside:
+            take_out(self.ws, "run", self.name)
+        remove_tree(self.folder, marker="run.json")
+
     def commit(
         self, step: int, last: bool, tables: dict[str, pa.Table | None], write: Callable[[Path], None], **record: Any
     ) -> None:

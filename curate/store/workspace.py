@@ -343,6 +343,7 @@ def _mend(ws: Workspace) -> None:
                 replace_tree(fresh, ws.run_folder(name), marker="run.json")
     sweep_dropped(ws.path / "runs")
     sweep_dropped(ws.path / "audits")
+    sweep_dropped(ws.path / "tokens")
     close_dead_accounts(ws.path)
 
 

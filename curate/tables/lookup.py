@@ -74,9 +74,10 @@ def samples_at(
             continue
         positions = pa.array(ordered[first:stop] - shard.start)
         table = read_table(shard.path, list(dict.fromkeys(["id", *columns]))).take(positions)
-        expected, actual = ids.take(pa.array(order[first:stop])).to_pylist(), table["id"].to_pylist()
+        expected, actual = ids.take(pa.array(order[first:stop])), table["id"]
+        differ = not expected.equals(actual)  # told without a Python string for each
         for row, expected_id, actual_id in (
-            zip(ordered[first:stop], expected, actual, strict=True) if expected != actual else ()
+            zip(ordered[first:stop], expected.to_pylist(), actual.to_pylist(), strict=True) if differ else ()
         ):
             if expected_id != actual_id:
                 raise CurateError(

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from typing import Protocol
+from typing import Protocol, cast
 
 import numpy as np
 import torch
@@ -17,31 +16,38 @@ from torch import Tensor
 
 from curate.models.forward import to_device
 from curate.models.tokens import Encoded
+from curate.training.joined_arrays import Flat
 
 
 @dataclass(frozen=True)
 class Examples:
     """N tokenised documents.
 
-    ids: int32 [all tokens]. supervised: bool [all tokens]. ends: int64 [N + 1], the boundaries of the documents.
-    sample: int64 [N], the position of each document's sample among the training samples. weight: float32 [all tokens],
-    by which their losses are multiplied, where turns have weights of their own; else None.
+    ids: int32 [all tokens]. supervised: bool [all tokens]; of a document's first token it is not asked. weight: float32
+    [all tokens], by which their losses are multiplied, where turns have weights of their own; else None. These may lie
+    in files, of which only the documents of a step are read. starts, lengths: int64 [N], where each document's tokens
+    are. counts: int64 [N], how many of them are supervised. sample: int64 [N], the position of each document's sample
+    among the training samples.
     """
 
-    ids: np.ndarray
-    supervised: np.ndarray
-    ends: np.ndarray
+    ids: Flat
+    supervised: Flat
+    starts: np.ndarray
+    lengths: np.ndarray
+    counts: np.ndarray
     sample: np.ndarray
-    weight: np.ndarray | None = None
+    weight: Flat | None = None
 
     @classmethod
     def of(cls, encoded: Sequence[Encoded], sample: Sequence[int] | None = None) -> Examples:
         """From tokenised samples; those without a supervised token must have been left out."""
-        lengths = [len(item.ids) for item in encoded]
+        lengths = np.array([len(item.ids) for item in encoded], np.int64)
         return cls(
             np.concatenate([item.ids for item in encoded] or [np.zeros(0, np.int32)]),
             np.concatenate([item.supervised for item in encoded] or [np.zeros(0, bool)]),
-            np.concatenate([[0], np.cumsum(lengths)]).astype(np.int64),
+            np.cumsum(lengths) - lengths,
+            lengths,
+            np.array([item.supervised.sum() for item in encoded], np.int64),
             np.arange(len(encoded)) if sample is None else np.asarray(sample, np.int64),
             _weights(encoded),
         )
@@ -49,27 +55,31 @@ class Examples:
     def __len__(self) -> int:
         return len(self.sample)
 
-    @cached_property
-    def lengths(self) -> np.ndarray:
-        """Number of tokens of each document, int64 [N]."""
-        return np.diff(self.ends)
-
-    @cached_property
-    def counts(self) -> np.ndarray:
-        """Number of supervised tokens of each document, int64 [N]."""
-        cumulative = np.concatenate([[0], np.cumsum(self.supervised)])
-        return cumulative[self.ends[1:]] - cumulative[self.ends[:-1]]
-
     def encoded(self, document: int) -> Encoded:
         """A document as it was tokenised."""
-        span = slice(self.ends[document], self.ends[document + 1])
-        weight = None if self.weight is None else self.weight[span]
-        return Encoded(self.ids[span], self.supervised[span], weight=weight)
+        ids, supervised = self.tokens_of(document)
+        return Encoded(ids, supervised, weight=self.weight_of(document))
 
     def tokens_of(self, document: int) -> tuple[np.ndarray, np.ndarray]:
         """A document's token ids, int32 [n], and which are supervised, bool [n]."""
-        start, stop = self.ends[document], self.ends[document + 1]
-        return self.ids[start:stop], self.supervised[start:stop]
+        span = self._span(document)
+        supervised = self.supervised[span]
+        if supervised[:1].any():  # the first token has no predecessor, also where a piece of a text begins
+            supervised = supervised.copy()
+            supervised[0] = False
+        return self.ids[span], supervised
+
+    def weight_of(self, document: int) -> np.ndarray | None:
+        """The weights of a document's tokens, float32 [n]; None if they are all 1."""
+        return None if self.weight is None else self.weight[self._span(document)]
+
+    def checksum(self) -> int:
+        """The sum of all documents' token ids."""
+        return sum(int(self.tokens_of(i)[0].sum(dtype=np.int64)) for i in range(len(self)))
+
+    def _span(self, document: int) -> slice:
+        start = int(self.starts[document])
+        return slice(start, start + int(self.lengths[document]))
 
 
 def _weights(encoded: Sequence[Encoded]) -> np.ndarray | None:
@@ -94,7 +104,7 @@ def pieces(one: Encoded, context: int) -> list[Encoded]:
 
 def epoch_rows(
     examples: Examples, documents: np.ndarray, epoch: int, seed: int, shuffle: bool, room: int
-) -> list[np.ndarray]:
+) -> Sequence[np.ndarray]:
     """The rows of an epoch, each given by the documents it holds (int64); a pure function of the arguments.
 
     documents: int64, those of an epoch, repeated ones several times. room: tokens per packed row, which takes the next
@@ -102,7 +112,7 @@ def epoch_rows(
     """
     order = np.random.default_rng([seed % 2**63, epoch]).permutation(documents) if shuffle else documents
     if not room:
-        return list(order[:, None])
+        return cast("Sequence[np.ndarray]", order[:, None])  # a list of its rows would take ten times as much
     rows: list[list[int]] = []
     remaining = 0
     for document, length in zip(order.tolist(), examples.lengths[order].tolist(), strict=True):
@@ -112,6 +122,24 @@ def epoch_rows(
         rows[-1].append(document)
         remaining -= length
     return [np.array(row, np.int64) for row in rows]
+
+
+def step_bounds(examples: Examples, rows: Sequence[np.ndarray], size: int, tokens: int = 0) -> list[int]:
+    """Where each step's rows begin among an epoch's, and where the last one's end. size: rows of a step. tokens: if
+    given, in their place: a step takes the next row as long as its tokens, without padding, are no more than these in
+    all; a row of more is a step of its own."""
+    if not tokens:
+        return [*range(0, len(rows), size), len(rows)]
+    lengths = examples.lengths[np.ravel(rows)] if isinstance(rows, np.ndarray) else _row_lengths(examples, rows)
+    ends, bounds = np.cumsum(lengths), [0]
+    while (start := bounds[-1]) < len(rows):
+        before = int(ends[start - 1]) if start else 0
+        bounds.append(max(int(np.searchsorted(ends, before + tokens, "right")), start + 1))
+    return bounds
+
+
+def _row_lengths(examples: Examples, rows: Sequence[np.ndarray]) -> np.ndarray:
+    return np.array([examples.lengths[row].sum() for row in rows], np.int64)
 
 
 # --- rows as tensors -------------------------------------------------------------------------------------
@@ -158,7 +186,7 @@ def batch_of(examples: Examples, rows: Sequence[np.ndarray], device: torch.devic
             ids[r, span], supervised[r, span], document[r, span] = tokens, is_supervised, number
             place[r, span] = np.arange(len(tokens))
             if weight is not None:
-                weight[r, span] = examples.encoded(int(index)).weight
+                weight[r, span] = examples.weight_of(int(index))
             start, number = start + len(tokens), number + 1
     supervised[:, 0] = False  # what is first of its row has no predecessor
     tensors = [to_device(a, device) for a in (ids, place, document, np.flatnonzero(supervised))]
@@ -181,7 +209,7 @@ def micro_batches(
     """A step's rows in groups of at most `size` rows of similar length, the longest first, that fit in the room; a row
     that does not fit is a group of its own. size 0: one group for each of `world` processes, if they fit. A process
     takes every world-th group, beginning with that of its rank."""
-    lengths = np.array([examples.lengths[row].sum() for row in rows])
+    lengths = _row_lengths(examples, rows)
     size = size or -(-len(rows) // world)
     groups: list[list[np.ndarray]] = []
     longest = supervised = 0

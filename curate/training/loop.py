@@ -14,10 +14,10 @@ interrupted run resumes exactly.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import count, islice
+from itertools import count, islice, pairwise
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -36,7 +36,7 @@ from curate.models.usage import Usage
 from curate.training.budget import Budget
 from curate.training.dataset import Data
 from curate.training.distributed import add_up
-from curate.training.examples import epoch_rows
+from curate.training.examples import epoch_rows, step_bounds
 from curate.training.footprint import footprint
 from curate.training.foreseen_steps import step_flops
 from curate.training.looks import Looks
@@ -129,7 +129,7 @@ class Trainer:
         self.processes, self.seed = processes, seed
         training_data = data.with_weight() if weighting.chooses else data
         self.weigher = Weigher(weighting, training_data, settings, processes, seed)
-        self.objective = Objective(model, settings.in_bfloat16(model.device.type))
+        self.objective = Objective(model, settings.in_bfloat16(model.device.type), settings.compile)
         self.looks = Looks(weighting, self.objective, processes, seed, settings.count_flops)
         self.whole = trained(model.model)
         self.mask, self.masked = mask, MaskedParameters(self.whole, _selected(mask, start)) if mask else None
@@ -196,26 +196,29 @@ class Trainer:
 
     def _steps_of_epochs(self, epochs: int) -> int:
         """The steps of the first `epochs` epochs; counted one by one only where they may differ."""
-        packed_anew = self.settings.packing and self.settings.order == "shuffle"
-        if self.data.draws is None and not packed_anew:
+        by_tokens = self.settings.packing or self.settings.batch_tokens
+        if self.data.draws is None and not (by_tokens and self.settings.order == "shuffle"):
             return epochs * self._steps_of(0)
         if epochs > COUNTED_EPOCHS:
             raise CurateError(
-                f"epochs={epochs:,}: here the steps of an epoch differ from those of the next (packing in random "
-                f"order, or samples drawn anew), and are counted for at most {COUNTED_EPOCHS:,} epochs; set max_steps "
-                "instead."
+                f"epochs={epochs:,}: here the steps of an epoch differ from those of the next (packing or "
+                f"batch_tokens in random order, or samples drawn anew), and are counted for at most {COUNTED_EPOCHS:,} "
+                "epochs; set max_steps instead."
             )
         return sum(self._steps_of(epoch) for epoch in range(epochs))
 
     def _steps_of(self, epoch: int) -> int:
-        return -(-len(self._epoch(epoch)) // self._rows)
+        return len(self._bounds(self._epoch(epoch))) - 1
 
     @cached_property
     def _rows(self) -> int:
         """Rows per step: those trained on or, for a weighting that selects, the candidates."""
         return self.settings.batch_size * (self.settings.oversample if self.weighting.chooses else 1)
 
-    def _epoch(self, epoch: int) -> list[np.ndarray]:
+    def _bounds(self, rows: Sequence[np.ndarray]) -> list[int]:
+        return step_bounds(self.data.examples, rows, self._rows, self.settings.batch_tokens)
+
+    def _epoch(self, epoch: int) -> Sequence[np.ndarray]:
         room = self.model.context if self.settings.packing else 0
         shuffle = self.settings.order == "shuffle"
         return epoch_rows(self.data.examples, self.data.of_epoch(epoch), epoch, self.seed, shuffle, room)
@@ -233,12 +236,12 @@ class Trainer:
 
     def _all_steps(self) -> Iterator[PlannedStep]:
         """Every step from the first one, without end."""
-        number, size = 0, self._rows
+        number = 0
         for epoch in count():
             rows = self._epoch(epoch)
-            for start in range(0, len(rows), size):
+            for start, stop in pairwise(self._bounds(rows)):
                 number += 1
-                yield PlannedStep(number, epoch, not start, start + size >= len(rows), rows[start : start + size])
+                yield PlannedStep(number, epoch, not start, stop == len(rows), list(rows[start:stop]))
 
     def _foreseen(self) -> Iterator[float]:
         """FLOPs of every step from the first one, without end."""

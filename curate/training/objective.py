@@ -49,10 +49,17 @@ class Losses:
 
 
 class Objective:
-    """A language model in training, and the precision it is trained in."""
+    """A language model in training, and the precision it is trained in. compiled: whether its body is compiled.
 
-    def __init__(self, model: LanguageModel, bfloat16: bool = False):
-        self.model, self.bfloat16 = model, bfloat16
+    Raises CurateError for a model that cannot be compiled so, as more than its head makes its logits.
+    """
+
+    def __init__(self, model: LanguageModel, bfloat16: bool = False, compiled: bool = False):
+        self.model, self.bfloat16, self.body = model, bfloat16, model.body
+        if compiled and not model.plain_head:
+            raise CurateError(f"{model.choice.name} scales or caps its logits, and is not compiled; leave out compile.")
+        if compiled:  # batches differ in their lengths, and each would be compiled anew
+            self.body = torch.compile(model.body, dynamic=True)
         self.flash = "flash" in (getattr(model.model.config, "_attn_implementation", None) or "")
 
     def arithmetic(self) -> str:
@@ -95,7 +102,7 @@ class Objective:
         return out.hidden_states[-1].reshape(*shape, -1), out.logits.reshape(*shape, -1)
 
     def _hidden(self, batch: Batch) -> Tensor:
-        return self.model.body(**self._given(batch)).last_hidden_state.reshape(*batch.ids.shape, -1)
+        return self.body(**self._given(batch)).last_hidden_state.reshape(*batch.ids.shape, -1)
 
     def _given(self, batch: Batch) -> dict[str, Any]:
         if not batch.packed:

@@ -56,6 +56,12 @@ def require_selectable(passes: StepPasses, masked: bool) -> None:
     for condition, applies in (("with a mask", masked and weighting.matching()), ("in several processes", several)):
         if applies:
             raise CurateError(f"'{name}' cannot choose {condition} yet; leave that out.")
+    if settings.compile:
+        raise CurateError(f"'{name}' looks at candidates in ways that are not compiled; leave out compile.")
+    if settings.batch_tokens:
+        raise CurateError(
+            f"'{name}' chooses a number of samples a step, which batch_tokens does not say; set batch_size instead."
+        )
     if settings.shuffle_weights or settings.packing:
         condition = "shuffle_weights" if settings.shuffle_weights else "packing"
         raise CurateError(f"'{name}' chooses single samples of a step, which {condition} does not leave; leave it out.")

@@ -20,10 +20,12 @@ _HUGGING_FACE = {
     "adam_epsilon": "eps",
     "max_grad_norm": "clip",
     "target_modules": "lora_targets",
+    "torch_compile": "compile",
     "save_steps": "checkpoint_every",
     "save_total_limit": "keep_checkpoints",
     "eval_steps": "eval_every",
 }
+_BOTH = "batch_size and batch_tokens both say how large a step is; give one of them."
 _PER_DEVICE, _ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_steps"
 
 
@@ -37,6 +39,8 @@ def from_hugging_face(settings: Mapping[str, Any], processes: int = 1) -> dict[s
     if len(ours) < len(settings):
         twice = next(theirs for theirs, name in _HUGGING_FACE.items() if theirs in settings and name in settings)
         raise CurateError(f"--set {twice} and --set {_HUGGING_FACE[twice]} are the same setting; give one of them.")
+    if "batch_tokens" in ours and str(ours["batch_tokens"]) != "0" and {"batch_size", _PER_DEVICE} & ours.keys():
+        raise CurateError(_BOTH)
     if _PER_DEVICE not in ours:
         return ours
     if given := [name for name in ("batch_size", "micro_batch_size") if name in ours]:
@@ -64,6 +68,9 @@ class TrainSettings:
     """What that budget pays for: the training alone, or also the scores, warm-ups and selection before it."""
     batch_size: int = 32
     """Global batch size: rows per optimizer step, over all processes."""
+    batch_tokens: int = 0
+    """Tokens per optimizer step, over all processes, instead of batch_size: an epoch's rows, in their order, as long as
+    these (without padding) are not exceeded; 0: batch_size rows."""
     micro_batch_size: int = 0
     """Rows per forward and backward pass in a process (per_device_train_batch_size), with gradient accumulation up to
     batch_size; 0: all rows of a step. Halved when memory runs out."""
@@ -108,6 +115,10 @@ class TrainSettings:
     """Modules with LoRA (target_modules), separated by commas (q_proj,v_proj); all-linear: all linear but the head."""
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of matrix products (trained weights stay float32): auto is bfloat16 (mixed precision) on a GPU."""
+    attn_implementation: Literal["auto", "eager", "sdpa", "flash_attention_2"] = "auto"
+    """How attention is computed, by transformers' names: auto is its own choice for the model and the device."""
+    compile: bool = False
+    """Compile the model's body (torch_compile): the first steps take longer (minutes on a CPU, which gains little)."""
     gradient_checkpointing: bool = False
     """Recompute activations in the backward pass instead of storing them; slower, less memory."""
     activation_gib: float = 0.0
@@ -126,6 +137,9 @@ class TrainSettings:
     for before it, so that the curves of runs have their points at the same costs; 0: none."""
     keep_weights: bool = True
     """Record every sample's loss and weight at every step (table `trained`)."""
+    tokenize_workers: int = 0
+    """Processes that tokenise samples whose tokens are not kept yet (dataset_num_proc); 0: one per core where there are
+    many."""
     oversample: int = 4
     """Candidates per sample trained on, for weightings that select within a step (filter_then_weight, max_loss, …)."""
     projection: int = 64
@@ -148,6 +162,7 @@ class TrainSettings:
             "flops",
             "steps",
             "micro_batch_size",
+            "batch_tokens",
             "min_lr",
             "projection",
             "weight_decay",
@@ -156,6 +171,7 @@ class TrainSettings:
             "lora_alpha",
         )
         from_0 += ("activation_gib", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_flops")
+        from_0 += ("tokenize_workers",)
         for names, rule, valid in (
             (above_0, "a number above 0", lambda value: 0 < value < math.inf),
             (below_1, "at least 0 and below 1", lambda value: 0 <= value < 1),
@@ -165,6 +181,10 @@ class TrainSettings:
                 if not valid(getattr(self, name)):
                     raise CurateError(f"the setting {name} of the training is {rule}, not {getattr(self, name)}.")
 
+        if self.count_flops and (self.compile or self.attn_implementation not in ("auto", "eager")):
+            raise CurateError("count_flops counts eager attention; leave out compile and attn_implementation.")
+        if self.batch_tokens and self.batch_size != TrainSettings.batch_size:
+            raise CurateError(_BOTH)
         if self.flops and self.steps:
             raise CurateError(f"flops={self.flops:g} and steps={self.steps} both say how long to train; give one.")
         if self.split and self.reduction == "sample":

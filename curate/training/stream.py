@@ -77,17 +77,23 @@ class Stream:
     def tensors(self) -> Arrays:
         """The stream's state for a checkpoint, as arrays by name."""
         kept = Examples.of([sample for _, sample in self._kept], [number for number, _ in self._kept])
-        arrays = {"ids": kept.ids, "supervised": kept.supervised, "ends": kept.ends, "number": kept.sample}
+        ends = np.concatenate([[0], np.cumsum(kept.lengths)]).astype(np.int64)
+        arrays = {"ids": np.asarray(kept.ids), "supervised": np.asarray(kept.supervised)}
+        arrays |= {"ends": ends, "number": kept.sample}
         reasons = np.frombuffer(json.dumps(self.left_out).encode(), np.uint8)
         if kept.weight is not None:
-            arrays["weight"] = kept.weight
+            arrays["weight"] = np.asarray(kept.weight)
         return {**arrays, "place": np.array([self.place, self.taken]), "left_out": reasons}
 
     def load(self, arrays: Arrays, skip: bool) -> None:
         """Resume from a checkpoint. skip: the iterator starts from the beginning, so skip what was read before. Raises
         CurateFailure if it is shorter than that."""
-        kept = Examples(arrays["ids"], arrays["supervised"], arrays["ends"], arrays["number"], arrays.get("weight"))
-        self._kept = [(int(kept.sample[i]), kept.encoded(i)) for i in range(len(kept))]
+        self._kept = []
+        ends = arrays["ends"]
+        for number, start, stop in zip(arrays["number"], ends[:-1], ends[1:], strict=True):
+            weight = arrays["weight"][start:stop] if "weight" in arrays else None
+            one = Encoded(arrays["ids"][start:stop], arrays["supervised"][start:stop], weight=weight)
+            self._kept.append((int(number), one))
         self.left_out = json.loads(arrays["left_out"].tobytes())
         place, self.taken = map(int, arrays["place"])
         if skip:

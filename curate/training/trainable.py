@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
 from curate.errors import CurateError
 from curate.models.adapters import with_adapter
-from curate.models.choice import ModelChoice, base_name
+from curate.models.choice import ModelChoice, base_name, has_gpu
 from curate.models.language_model import LanguageModel
-from curate.models.load import load, quiet
+from curate.models.load import load
 from curate.models.mixed_precision import round_frozen
+from curate.models.quiet import quiet
 from curate.training.recomputing import recompute
 from curate.training.settings import TrainSettings
 
@@ -41,10 +43,12 @@ def trainable(choice: ModelChoice, settings: TrainSettings, saved: Path | None =
     Trained weights are float32 unless the choice sets another dtype; with LoRA the frozen weights have the dtype they
     are loaded in for scoring. Raises CurateError as `load` does, and if LoRA finds none of its target modules.
     """
+    _require_attention(settings)
     if settings.lora_r:
         return _with_lora(choice, settings, saved, seed)
     chosen = replace(choice, dtype="float32") if choice.dtype == "auto" else choice
-    model = LanguageModel(choice, load(replace(chosen, name=str(saved or chosen.name))))
+    loaded = load(replace(chosen, name=str(saved or chosen.name)), settings.attn_implementation)
+    model = LanguageModel(choice, loaded)
     model.model.requires_grad_(True)
     _checkpointing(model, settings)
     return TrainableModel(model)
@@ -53,7 +57,7 @@ def trainable(choice: ModelChoice, settings: TrainSettings, saved: Path | None =
 def _with_lora(choice: ModelChoice, settings: TrainSettings, saved: Path | None, seed: int) -> TrainableModel:
     import torch
 
-    model, tokenizer = load(choice)
+    model, tokenizer = load(choice, settings.attn_implementation)
     with torch.random.fork_rng(), warnings.catch_warnings():
         torch.manual_seed(seed % 2**63)
         warnings.simplefilter("ignore", FutureWarning)  # peft uses deprecated names of transformers
@@ -67,6 +71,19 @@ def _with_lora(choice: ModelChoice, settings: TrainSettings, saved: Path | None,
     if settings.in_bfloat16(language_model.device.type):
         round_frozen(language_model.model, [p for p in language_model.model.parameters() if p.requires_grad])
     return TrainableModel(language_model, adapter)
+
+
+def _require_attention(settings: TrainSettings) -> None:
+    """Raises CurateError where flash attention cannot be."""
+    if settings.attn_implementation != "flash_attention_2":
+        return
+    if find_spec("flash_attn") is None or not has_gpu():
+        raise CurateError(
+            "attn_implementation=flash_attention_2 needs a GPU and the package flash-attn (pip install flash-attn); "
+            "sdpa needs neither."
+        )
+    if settings.precision == "float32":
+        raise CurateError("attn_implementation=flash_attention_2 computes in bfloat16; leave out precision=float32.")
 
 
 def _new_adapter(model: Any, choice: ModelChoice, settings: TrainSettings) -> Any:

@@ -33,10 +33,10 @@ from curate.runs.audit_pools import remember, stage_pool, working_copy
 from curate.runs.audit_spec import BASE, PAST, Audit, Checked, Contender, Scoring, begin, card_of, check, sum_up
 from curate.runs.audit_toml import read_plan
 from curate.runs.config import TrainingSpec
+from curate.runs.documents import documents_of
 from curate.runs.evaluation import EvalSpec
 from curate.runs.model_updates import update_products
 from curate.runs.samples import rows_of
-from curate.runs.tokenize import documents_of, left_out
 from curate.store.encoding import read_json, write_json
 from curate.store.files import remove_tree, replace_tree
 from curate.store.ledger import charged
@@ -321,9 +321,9 @@ class _Grid:
         rows = rows_of(bench, manifest, None, False)
         lm = LanguageModel(model)
         documents = documents_of(bench, rows, self.plan.settings, lm)
-        usable = [pieces[0] for pieces, reason in zip(documents, left_out(documents, rows), strict=True) if not reason]
+        usable = documents.first_of(np.flatnonzero(documents.left_out(rows) == ""))
         drawn = np.random.default_rng(0).permutation(len(usable))[: measures.gradients]
-        inner_products, usage = gram(Backward.of(lm), [usable[i] for i in drawn], measures.projection)
+        inner_products, usage = gram(Backward.of(lm), [usable.encoded(i) for i in drawn], measures.projection)
         with charged(bench.path, "audit", methods=[], name=manifest, phase="concentration", model=model.name) as meter:
             meter.begin(len(drawn))
             meter.add(usage)

@@ -16,12 +16,13 @@ from typing import Any
 from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.hashing import fingerprint
+from curate.models.choice import without_seed
 from curate.numerics.statistics import Mean, paired
 from curate.results import Result, Rows
-from curate.runs.config import HOW
+from curate.runs.config import EARLIER, HOW
 from curate.runs.curves import Curve, curves_of
 from curate.store.contents import require_none_missing
-from curate.store.recipes import RunMask, RunRecipe, known
+from curate.store.recipes import ModelRecipe, RunMask, RunRecipe, known
 from curate.store.run_record import Run, require_run
 from curate.store.workspace import Workspace
 from curate.tables import sql
@@ -214,16 +215,23 @@ def _is_whole(run: Run) -> bool:
 
 def _arm_key(recipe: RunRecipe, null: bool = True) -> str:
     """The identity of a run without its seeds; null: whether a control run counts as different."""
-    settings = {k: v for k, v in recipe.settings.items() if k not in HOW and (null or k != "shuffle_weights")}
+    given = {**EARLIER, **recipe.settings}  # a run of an earlier version is of the arm that it would be now
+    settings = {k: v for k, v in given.items() if k not in HOW and (null or k != "shuffle_weights")}
     selection = _unseeded(recipe.selection.as_json(), null) if recipe.selection else None
     parts: list[Any] = [recipe.weighting and recipe.weighting.as_json(), recipe.by, known(recipe.target_fingerprint)]
     parts += [_unseeded_mask(recipe.mask)] if recipe.mask else []
-    parts += [recipe.reference.shape()] if recipe.reference else []
+    parts += [_start(recipe.reference)] if recipe.reference else []
     pruned = recipe.pruned
     while pruned:
         parts, pruned = [*parts, [pruned.pruner.as_json(), pruned.sparsity]], pruned.before
     data = recipe.manifest_sha256 if recipe.manifest and not selection else recipe.pool
-    return fingerprint(recipe.model.shape(), selection, parts, settings, known(data))
+    return fingerprint(_start(recipe.model), selection, parts, settings, known(data))
+
+
+def _start(model: ModelRecipe) -> dict[str, Any]:
+    """What a training began with; of a random start without what its seed decides."""
+    is_random = (name := without_seed(model.name)) != model.name
+    return {**model.shape(), "weights": name} if is_random else model.shape()
 
 
 def _unseeded(value: Any, null: bool) -> Any:

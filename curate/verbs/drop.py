@@ -1,4 +1,4 @@
-"""`curate drop`: remove a score, vectors, a manifest, a mask, a target or a run."""
+"""`curate drop`: remove a score, vectors, a manifest, a mask, a target, a run, or tokens kept for trainings."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from curate.store.contents import take_out
 from curate.store.files import remove_tree
 from curate.store.locks import lock
 from curate.store.manifests import keep_manifest
+from curate.store.token_files import FOLDER, TokenFiles, drop_tokens, kept_tokens
 from curate.store.workspace import TABLES, Workspace, recipe_file
 from curate.tables.dependents import dependents, named, release_kept
 
@@ -36,7 +37,8 @@ def drop(
     wait: float | None = None,
 ) -> Dropped:
     """Remove the object called `name`. What was made from it remains, with its recipes unchanged; a manifest that runs
-    were trained on is kept in manifests/replaced while they are there.
+    were trained on is kept in manifests/replaced while they are there. Tokens kept for trainings are called
+    tokens/FINGERPRINT, as `status` shows; they are made again when a training asks for them.
 
     force: remove it also if something was made from it. dry_run: only find out what was. Raises CurateError if no
     object, or more than one, has the name; or if something was made from it, or something else is damaged that may be,
@@ -44,6 +46,8 @@ def drop(
     wait: seconds to wait for what another process writes, then WorkspaceBusy; default: as `ws` was opened.
     """
     ws = workspace_of(ws, wait=wait)
+    if name.startswith(f"{FOLDER}/"):
+        return _drop_tokens(ws, name, dry_run)
     kind = _kind(ws, name)
     result = Dropped(kind, name, dependents(ws, kind, name, readable=force), dry_run=dry_run)
     if dry_run:
@@ -60,6 +64,17 @@ def drop(
     if kind in ("run", "manifest"):
         release_kept(ws)
     return result
+
+
+def _drop_tokens(ws: Workspace, name: str, dry_run: bool) -> Dropped:
+    names = [row["name"] for row in kept_tokens(ws)]
+    if name not in names:
+        raise CurateError(f"{ws.path} has no {name}: {nearest(name, names)}")
+    files = TokenFiles(ws, name.removeprefix(f"{FOLDER}/"))
+    if not dry_run:
+        with lock(ws, files.lock_name):
+            drop_tokens(files)
+    return Dropped("tokens", name, dry_run=dry_run)
 
 
 def _kind(ws: Workspace, name: str) -> str:

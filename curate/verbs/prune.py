@@ -126,7 +126,8 @@ def _pruned(
     import torch
 
     from curate.models.choice import weights_fingerprint
-    from curate.models.load import load, quiet
+    from curate.models.load import load
+    from curate.models.quiet import quiet
 
     if weights_fingerprint(choice) != recipe.model.weights:
         raise CurateError(f"{choice.name} is no longer the model that the run '{result.run}' started from.")

@@ -16,6 +16,7 @@ from curate.store.manifests import kept_manifests, kept_path, manifest_recipe, s
 from curate.store.mask_file import read_mask
 from curate.store.recipes import MixtureRecipe, SelectionRecipe, WeightsRecipe, known
 from curate.store.run_record import require_run
+from curate.store.token_files import kept_tokens
 from curate.store.workspace import Workspace
 from curate.tables import sql
 from curate.tables.dependents import kept_leftovers
@@ -46,6 +47,7 @@ class Status(Result):
     manifests: list[dict[str, Any]] = field(default_factory=list)
     masks: list[dict[str, Any]] = field(default_factory=list)
     runs: list[dict[str, Any]] = field(default_factory=list)
+    tokens: list[dict[str, Any]] = field(default_factory=list)  # kept for trainings, by tokenizer and rules
     damaged: list[str] = field(default_factory=list)  # what cannot be read, or is gone
     leftovers: int = 0  # temporary files of killed commands, which `verify` removes
 
@@ -78,6 +80,7 @@ def status(ws: AnyWorkspace) -> Status:
             damaged,
             "run",
         ),
+        tokens=kept_tokens(ws),
         damaged=damaged,
         leftovers=len([*leftovers(ws.path), *kept_leftovers(ws), *half_removed(ws)]),
     )

@@ -16,6 +16,7 @@ from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.kinds.metric import Metric
 from curate.kinds.score import Target
+from curate.models.choice import seeded
 from curate.runs.account import Trained
 from curate.runs.config import TrainingSpec, refuse_unused
 from curate.runs.driver import processes_of, run_training
@@ -65,8 +66,8 @@ def train(
     ws.check_name(name, "run")
     training = replace(
         training,
-        model=model_of(ws, training.model),
-        reference=model_of(ws, training.reference) if training.reference else None,
+        model=model_of(ws, seeded(training.model, training.seed)),
+        reference=model_of(ws, seeded(training.reference, training.seed)) if training.reference else None,
     )
     if flops_of is not None:
         training = _with_budget(ws, training, flops_of)

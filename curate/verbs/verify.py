@@ -82,6 +82,7 @@ def verify(
     _note(result, _targets(ws, repair))
     for folder in sorted((ws.path / "prepared").glob("*")):
         _note(result, _prepared(ws, folder, repair))
+    _note(result, of_runs.check_tokens(ws, repair, result.leftovers))
     for name in ws.vectors_names():  # before the scores, which are made of them
         _note(result, _table(ws, "vectors", name, repair, executor, result))
         _note(result, _aims(ws, name, repair))

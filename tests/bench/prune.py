@@ -15,7 +15,8 @@ import numpy as np
 
 from curate.methods.pruners.fapm import Fapm
 from curate.models.choice import ModelChoice
-from curate.models.load import load, quiet
+from curate.models.load import load
+from curate.models.quiet import quiet
 from curate.verbs.prune import kept
 from tests.bench.forward import smollm2
 from tests.bench.timing import machine, ratio, timed, told

@@ -16,7 +16,7 @@ import torch
 
 from curate.models.choice import TINY, ModelChoice
 from curate.models.language_model import LanguageModel
-from curate.models.load import quiet
+from curate.models.quiet import quiet
 from curate.models.tokens import Encoded, encode
 from tests.gpu.lines import Lines
 

@@ -23,6 +23,7 @@ from curate.methods.scores.less import Less
 from curate.methods.scores.nll import Nll
 from curate.methods.scores.tracin import Tracin
 from curate.methods.weightings.greats import Greats
+from curate.methods.weightings.linupper import Linupper
 from curate.methods.weightings.rho_online import RhoOnline
 from curate.methods.weightings.uniform import Uniform
 from curate.models.choice import ModelChoice
@@ -134,6 +135,8 @@ def test_seconds_come_from_the_ledger_and_are_unknown_before(handful_ws: Workspa
         (Uniform(), TrainSettings(epochs=1.5, batch_size=16, micro_batch_size=4, lora_r=4, loss="all"), 1e-6),
         (Uniform(), TrainSettings(batch_size=4, packing=True, gradient_checkpointing=True), 1e-6),
         (RhoOnline(), TrainSettings(steps=4, batch_size=4), 0.1),
+        (Uniform(), TrainSettings(epochs=2.5, batch_tokens=300), 1e-6),
+        (Linupper(), TrainSettings(epochs=2, batch_tokens=700, packing=True, micro_batch_size=1), 1e-6),
     ],
 )
 def test_a_training_costs_what_was_foreseen(

@@ -25,6 +25,7 @@ CASES: dict[str, tuple[Any, dict[str, Any], float]] = {  # the error is how far 
     "plain": (Uniform(), {}, 0.0),
     "micro-batches": (Uniform(), {"micro_batch_size": 3}, 0.0),
     "packed": (Uniform(), {"packing": True, "batch_size": 2}, 0.0),
+    "by tokens": (Uniform(), {"batch_tokens": 200, "batch_size": 32}, 0.0),
     "looks at a target": (Adapt(refresh=3), {}, 0.0),
     "and at samples": (Adapt(refresh=3, center="cosine", center_samples=6), {}, 0.0),
     "of the whole step": (Linupper(), {"micro_batch_size": 3}, 0.0),

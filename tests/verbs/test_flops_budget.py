@@ -74,6 +74,7 @@ def test_what_it_refuses(sums_ws: Workspace) -> None:
     ):
         with pytest.raises(CurateError, match=said):
             curate.train(sums_ws, "run", **more, **SHORT)
+        assert "run" not in sums_ws.run_names()  # so that the same name can be trained with a better budget
     planned = curate.train(sums_ws, "run", flops=3e10, dry_run=True, **SHORT).planned
     assert planned is not None and planned["flops"] == pytest.approx(3e10, rel=0.05) and planned["steps"] > 1
 
