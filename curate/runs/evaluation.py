@@ -20,7 +20,6 @@ from curate.runs.shared_judging import agreed, judged
 from curate.store.commits import Parts
 from curate.store.schema import EVALUATION
 from curate.store.workspace import Workspace
-from curate.training.distributed import Alone
 
 _MOST_OPTIONS = 26
 
@@ -177,31 +176,31 @@ def evaluate_model(
     """Evaluate a checkpoint by each spec, except those already stored for it; returns the summaries. stamp: the model's
     fingerprint. processes: those that share the work (an Accelerator), each with the model; None: this one alone. All
     of them call this; the first one writes and charges, and only it returns summaries."""
-    processes = processes or Alone()
+    writes, count = processes is None or processes.is_main_process, processes.num_processes if processes else 1
     results = []
     for eval_spec in evals:
         split_questions = questions(ws, eval_spec)
         eval_stamp = fingerprint(
             stamp, eval_spec.metric.shaping(), eval_spec.metric.version, [q.shape() for _, q in split_questions]
         )
-        record = parts.record(eval_spec.name(step)) if processes.is_main_process else None
+        record = parts.record(eval_spec.name(step)) if writes else None
         if record and (record["stamp"] != eval_stamp or parts.read(eval_spec.name(step)) is None):
             record = None
         if agreed(processes, record is not None):
             results += [record["evaluation"]] if record else []
             continue
-        if processes.is_main_process:
+        if writes:
             meter.begin(len(split_questions))
-        started, shown = time.perf_counter(), processes.is_main_process
+        started = time.perf_counter()
         name = f"{eval_spec.metric.name} on {eval_spec.target}"
-        own = -(-len(split_questions) // processes.num_processes)
-        with Progress(name, own, noun="questions", shown=shown):
+        own = -(-len(split_questions) // count)
+        with Progress(name, own, noun="questions", shown=writes):
             result = judged(eval_spec.metric, model, [question for _, question in split_questions], processes)
-        if processes.is_main_process:
+        if writes:
             result.usage.seconds = time.perf_counter() - started
             meter.add(result.usage)
             results.append(commit(parts, eval_spec, step, split_questions, result, eval_stamp))
-    if processes.is_main_process:
+    if writes:
         parts.certify()  # also what one that was killed has stored, and was found here
     return results
 

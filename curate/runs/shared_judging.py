@@ -12,8 +12,8 @@ from curate.kinds.metric import EvalResult, Metric, Question
 
 
 def agreed(processes: Any, value: Any) -> Any:
-    """The first process's value, in all of them. To be called by all."""
-    if processes.num_processes == 1:
+    """The first process's value, in all of them, which all call this. processes: an Accelerator; None: one alone."""
+    if processes is None or processes.num_processes == 1:
         return value
     from accelerate.utils import broadcast_object_list
 
@@ -28,7 +28,7 @@ def judged(metric: Metric, model: Any, asked: Sequence[Question], processes: Any
 
     Raises what a process's part raised, there, and CurateFailure in the others, so that none waits for it.
     """
-    if processes.num_processes == 1:
+    if processes is None or processes.num_processes == 1:
         return metric.evaluate(model, asked)
     from accelerate.utils import gather_object
 
