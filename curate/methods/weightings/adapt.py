@@ -94,7 +94,7 @@ class Adapt(Weighting):
         return self.center_samples if self.center != "none" or self.scale == "pool" else 0
 
     def refreshed(self, anchors: Any, state: Arrays, background: Any = None) -> Arrays:
-        anchors, some = anchors.double(), None if background is None else background.double()
+        anchors, some = anchors.double(), anchors[:0].double() if background is None else background.double()
         found: Arrays = {}
         if self.center == "states":
             found["mean"] = some.mean(0).cpu().numpy()
