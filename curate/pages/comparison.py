@@ -12,6 +12,8 @@ from curate.pages.diagnosis import pyplot, saved
 from curate.runs.curves import mean_curve
 from curate.verbs.compare import Arm, Compared
 
+_FAR = 3  # times the shortest curve: from there on the axis of the curves is logarithmic
+
 
 def page(found: Compared, title: str) -> str:
     """The whole comparison as one HTML file, with its figure embedded."""
@@ -156,6 +158,8 @@ def plot_curves(found: Compared) -> bytes:
     figure, axes = plt.subplots(rows, columns, figsize=(7.2 * columns, 5.0 * rows), squeeze=False, layout="constrained")
     short_names = _short([arm.name for arm in found.arms])
     styles = _look(found.arms, plt.get_cmap("tab10").colors)
+    totals = [line.cost.total for line in found.lines if line.curves]
+    most, shortest = max(totals), found.budget or min(totals)
     for panel, (key, measure) in zip(axes.flat, measures, strict=False):
         for arm in found.arms:
             curves = [line.curves[key] for line in found.lines if line.arm == arm.name and key in line.curves]
@@ -168,6 +172,9 @@ def plot_curves(found: Compared) -> bytes:
             panel.fill_between(x, mean - error, mean + error, color=color, alpha=0.15, linewidth=0)
         domain = "in domain" if measure["in_domain"] else "out of domain"
         panel.set(title=f"{key}, {domain}", xlabel="all FLOPs until then", ylabel=f"{measure['better']} is better")
+        if most > _FAR * shortest:  # linear as far as all have come, so that one that paid far more leaves room
+            panel.set_xscale("symlog", linthresh=shortest)
+            panel.axvline(shortest, color="#888", linewidth=1, linestyle=":")
         panel.grid(alpha=0.3)
     for panel in list(axes.flat)[len(measures) :]:
         panel.axis("off")
