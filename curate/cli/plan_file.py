@@ -10,7 +10,6 @@ from typing import Any
 import click
 
 from curate.errors import CurateError, nearest
-from curate.models.choice import TRUST
 
 _SET = "set"  # the table of settings
 
@@ -66,6 +65,8 @@ def _told(path: Path) -> dict[str, Any]:
 def _flat(name: str, settings: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """Settings as FIELD or OWNER.FIELD and value. Raises CurateError for one that lets a model's own code run, which
     only the command line may say."""
+    from curate.models.choice import TRUST  # loads numpy, which --help does without
+
     found: list[tuple[str, Any]] = []
     for key, value in settings.items():
         found += [(f"{key}.{field}", v) for field, v in value.items()] if isinstance(value, Mapping) else [(key, value)]

@@ -100,7 +100,8 @@ class Compared(Result):
     budget: float | None = None
 
     def _facts(self) -> dict[str, Any]:
-        return {"against": self.against, "measures": list(self.measures), "budget": self.budget}
+        budget = {} if self.budget is None else {"budget": self.budget}
+        return {"against": self.against, "measures": list(self.measures), **budget}
 
     def _tables(self) -> dict[str, Rows]:
         return {"arms": [_row(arm) for arm in self.arms]}
