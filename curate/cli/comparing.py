@@ -81,8 +81,8 @@ def _areas(r: Compared) -> str:
     rows = [
         {
             "arm": arm.name,
-            **{key: str(mean) for key, mean in arm.area.items()},
-            **{f"{key} gain": f"{mean.mean:.3g}" for key, mean in arm.gain.items()},
+            **{key: arm.shown(key, "area") for key in arm.area},
+            **{f"{key} gain": arm.shown(key, "gain") for key in arm.gain},
         }
         for arm in r.arms
         if arm.area

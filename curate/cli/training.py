@@ -116,7 +116,6 @@ _training_options = grouped(
     "settings",
     multiple=True,
     metavar="[OWNER.]FIELD=VALUE",
-    callback=with_plan,
     help="A setting of the training (lr=1e-4, batch_size=64, lora_r=16; see --settings), of the weighting "
     "(adapt.tau=0.5), of the model (model.context=1024) or of a metric.",
 )
@@ -165,7 +164,10 @@ def train(
     Running the same command again resumes from the latest checkpoint. For several processes: `accelerate launch -m
     curate.cli train …`.
     """
-    own_settings = by_owner(["", options.weighting, "model", "stream", *evaluations.metric_names], [], settings)
+    said, left_out_of_plan = with_plan(settings, options.weighting)
+    context = click.get_current_context().params
+    flops, flops_of = context["flops"], context["flops_of"]
+    own_settings = by_owner(["", options.weighting, "model", "stream", *evaluations.metric_names], [], said)
     if flops is not None:
         if "flops" in own_settings[""]:
             raise CurateError("--flops and --set flops are the same setting; give one of them.")
@@ -177,6 +179,7 @@ def train(
         )
     specs = evaluations.specs(evals, "test", own_settings)
     r = curate.train(ws, run, training, evals=specs, fresh=fresh, dry_run=dry_run, flops_of=flops_of)
+    r.warnings += left_out_of_plan
     if not _alone():
         return
     if dry_run:

@@ -84,10 +84,16 @@ def _without_list(asked: str, said: Sequence[str], labels: Sequence[str]) -> tup
 
 
 def _right(question: Question, said: Sequence[str], texts: Sequence[str], labels: Sequence[str]) -> int | None:
-    for key in (question.answer, *(question.meta.get(name) for name in _KEYS)):
-        if isinstance(key, str) and key or isinstance(key, int) and not isinstance(key, bool):
-            place = _place(str(key), said, texts, labels)
-            if place is not None:
+    forms = (said, texts, labels)
+    if question.answer and (place := _place(question.answer, *forms)) is not None:
+        return place
+    for name in _KEYS:
+        key = question.meta.get(name)
+        if isinstance(key, int) and not isinstance(key, bool) and 0 <= key < len(texts):
+            return key  # the number of one, whatever the texts are
+        if isinstance(key, str) and key:
+            own = (labels, said, texts) if name == "answerKey" else forms  # a key is a label before it is a text
+            if (place := _place(key, *own)) is not None:
                 return place
     return None
 

@@ -202,15 +202,30 @@ def without_seed(name: str) -> str:
     return _SEED.sub("", name) if name.startswith(CONFIG) else name
 
 
+def config_digest(name: str) -> str:
+    """Of a model of random weights, the digest of its configuration and tokenizer; '' for any other."""
+    if not name.startswith(CONFIG):
+        return ""
+    from curate.models.random_start import digest_of
+
+    return digest_of(_config(name), _BESIDE_CONFIG)
+
+
 def _random_start(name: str) -> Path:
     from curate.models.random_start import random_start
 
-    seed, given = _SEED.search(name), without_seed(name).removeprefix(CONFIG)
+    seed = _SEED.search(name)
+    return random_start(_config(name), int(seed[1]) if seed else 0, _BESIDE_CONFIG)
+
+
+def _config(name: str) -> Path:
+    """The file of a model's configuration."""
+    given = without_seed(name).removeprefix(CONFIG)
     path = Path(given).expanduser()
     config = path if path.is_file() and path.suffix == ".json" else resolve(given) / "config.json"
     if not config.is_file():
         raise CurateError(f"{name}: there is no {config}; name a config.json, or a folder that has one.")
-    return random_start(config, int(seed[1]) if seed else 0, _BESIDE_CONFIG)
+    return config
 
 
 def _hub_id(name: str) -> str:

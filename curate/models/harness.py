@@ -101,7 +101,7 @@ def run_harness(
                 f"lm-evaluation-harness stopped in {', '.join(names)}: {type(error).__name__}: {first[:300]}"
             ) from error
     for samples in results["samples"].values():
-        for sample in samples:
+        for sample in {sample["doc_id"]: sample for sample in samples}.values():  # there is one for each filter
             _charge(model, usage, sample)
     return dict(results), usage
 
@@ -122,9 +122,8 @@ def _charge(model: LanguageModel, usage: Usage, sample: Mapping[str, Any]) -> No
     """What a sample's requests cost if each goes through the model alone, without padding."""
     for request, said in zip(sample["arguments"], sample["resps"], strict=True):
         asked, behind = (*request, "")[:2]
-        if not isinstance(behind, str):  # settings of a generation
-            behind = str(said[0])
-        n = len(model.tokenizer(asked + behind, add_special_tokens=False)["input_ids"])
-        usage.tokens, usage.padded_tokens = usage.tokens + n, usage.padded_tokens + n
-        usage.flops += forward_flops(model.model, 1, n, n)
-        usage.flops_paper += paper_flops(FORWARD, model.n_params, 1)
+        for end in [behind] if isinstance(behind, str) else map(str, said):  # settings of a generation: its repeats
+            n = len(model.tokenizer(asked + end, add_special_tokens=False)["input_ids"])
+            usage.tokens, usage.padded_tokens = usage.tokens + n, usage.padded_tokens + n
+            usage.flops += forward_flops(model.model, 1, n, n)
+            usage.flops_paper += paper_flops(FORWARD, model.n_params, 1)

@@ -29,9 +29,8 @@ def random_start(config: Path, seed: int, beside: tuple[str, ...]) -> Path:
     memory, and if the cache cannot be written.
     """
     files = [path for name in beside if (path := config.parent / name).is_file()]
-    digest = hashlib.sha256(file_digest(config) + f"{seed} {version('torch')} {version('transformers')}".encode())
-    for file in files:
-        digest.update(file.name.encode() + file_digest(file))
+    drawn = f"{seed} {version('torch')} {version('transformers')}"
+    digest = hashlib.sha256(digest_of(config, beside).encode() + drawn.encode())
 
     def fill(folder: Path) -> None:
         with quiet():
@@ -45,6 +44,15 @@ def random_start(config: Path, seed: int, beside: tuple[str, ...]) -> Path:
         raise CurateError(
             f"the weights drawn for {config} cannot be kept ({error}); point $CURATE_CACHE at a folder with room."
         ) from None
+
+
+def digest_of(config: Path, beside: tuple[str, ...]) -> str:
+    """The digest of a configuration and of the named files beside it."""
+    digest = hashlib.sha256(file_digest(config))
+    for name in beside:
+        if (file := config.parent / name).is_file():
+            digest.update(file.name.encode() + file_digest(file))
+    return digest.hexdigest()
 
 
 def _drawn(config: Path, seed: int) -> Any:

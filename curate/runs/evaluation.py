@@ -137,6 +137,7 @@ def commit(
         "questions": len(asked),
         "judged": int(valid.sum()),
         "better": eval_spec.metric.better,
+        **({"version": eval_spec.metric.version} if eval_spec.metric.version > 1 else {}),
         **({"note": found.note} if found.note else {}),
     }
     parts.commit(eval_spec.name(step), table, evaluation=summary, subtasks=by_subtask, stamp=stamp)

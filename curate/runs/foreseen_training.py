@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from curate.errors import CurateError
 from curate.kinds.score import Target
 from curate.kinds.weighting import Weighting
 from curate.models.choice import ModelChoice
@@ -64,7 +65,13 @@ def foreseen_training(
             flops, total_tokens, looked = flops + spent, total_tokens + step_tokens, looked + 1
     base = _base_losses(lm, lengths[usable], counts[usable], rows, weighting, reference)
     if settings.flops:
-        steps = int(max(settings.flops - base, 0.0) / (flops / max(looked, 1) or 1.0))
+        each = flops / max(looked, 1) or 1.0
+        steps = int(max(settings.flops - base, 0.0) / each)
+        if not steps:
+            raise CurateError(
+                f"flops={settings.flops:g}: a step takes about {each:.3g} FLOPs, more than this budget; give more, or "
+                "a smaller batch_size."
+            )
     scale = steps / max(looked, 1)
     kept = max(1, settings.keep_checkpoints or int(np.ceil(settings.epochs)))
     trained = sum(p.numel() for p in lm.model.parameters() if p.requires_grad)

@@ -66,7 +66,13 @@ def values_of(results: Any, where: str) -> list[HarnessValue]:
             f"{where} is not what `lm_eval --output_path` of lm-evaluation-harness 0.4 writes: it has no objects "
             "results, higher_is_better and n-shot."
         )
-    found = [value for task in results["results"] for value in _of_task(results, task, where)]
+    try:
+        found = [value for task in results["results"] for value in _of_task(results, task, where)]
+    except (AttributeError, TypeError, ValueError) as error:
+        raise CurateError(
+            f"{where} is not what `lm_eval --output_path` of lm-evaluation-harness 0.4 writes: one of its values is of "
+            f"another type ({error})."
+        ) from None
     if not found:
         raise CurateError(f"{where} has no value of any task.")
     return found

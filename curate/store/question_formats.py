@@ -84,9 +84,9 @@ def _right(fields: Record, texts: list[str], labels: list[str]) -> int | None:
         if isinstance(key, str) and key in labels and key not in texts:
             return labels.index(key)
         if isinstance(key, str) and key.isdecimal() and not any(label.isdecimal() for label in labels):
-            key = int(key)  # of a table of texts
-        if isinstance(key, int) and not isinstance(key, bool) and 0 <= key < len(texts) and str(key) not in texts:
-            return key
+            key = int(key) if key not in texts else None  # of a table of texts
+        if isinstance(key, int) and not isinstance(key, bool) and 0 <= key < len(texts):
+            return key  # whatever the texts are: a text would be written as one
     return None
 
 

@@ -43,8 +43,7 @@ class ModelRecipe(Recipe, frozen=True, kw_only=True):
 
     weights: the fingerprint of its weights, configuration and tokenizer. date: the date that its chat template prints;
     absent if it prints none. add_eos_token: absent if a raw text's end is not scored. special_tokens: absent if control
-    tokens in texts are parsed.
-    """
+    tokens in texts are parsed. config: of random weights, the digest of what they were drawn for, whatever the seed."""
 
     name: str
     weights: str
@@ -59,6 +58,7 @@ class ModelRecipe(Recipe, frozen=True, kw_only=True):
     add_eos_token: bool = False
     special_tokens: str = ""
     date: str = ""
+    config: str = ""
 
     def shape(self) -> dict[str, Any]:
         """The entries that results depend on, which excludes the model's location."""
@@ -69,7 +69,7 @@ class ModelRecipe(Recipe, frozen=True, kw_only=True):
     def choice(self) -> dict[str, Any]:
         """The arguments of curate.models.choice.ModelChoice that name this model and load it in the same way."""
         given = {**msgspec.structs.asdict(self), "special_tokens": self.special_tokens or "parse"}.items()
-        return {key: value for key, value in given if key != "weights" and not (key == "date" and not value)}
+        return {key: value for key, value in given if key not in ("weights", "config") and (value or key != "date")}
 
 
 class CheckpointRecipe(Recipe, frozen=True, kw_only=True):

@@ -119,6 +119,7 @@ METRICS = pa.schema(  # of a run, one row per step
         ("unfit", pa.int64()),  # candidates with a non-finite gradient, which cannot be chosen
         ("fallback", pa.int64()),  # 1 if the weighting's formula gave no weights and a fallback was used
         ("flops", pa.float64()),  # of the step, with looks at targets and candidates
+        ("weights", pa.int64()),  # of its documents or tokens, of which effective_samples is a share
     ]
 )
 TRAINED = pa.schema(  # of a run, one row for every sample at every step
@@ -144,6 +145,7 @@ EVALUATIONS = pa.schema(  # of a run, one row for every checkpoint, target and m
         ("questions", pa.int64()),
         ("judged", pa.int64()),
         ("better", pa.string()),  # 'higher' or 'lower'
+        ("version", pa.int64()),  # of the metric; null if it was the first, or is a task of the harness
     ]
 )
 EVALUATION = pa.schema(  # the value of a metric on each question

@@ -14,6 +14,7 @@ from curate.models.choice import (
     TRUST,
     CheckpointChoice,
     ModelChoice,
+    config_digest,
     prints_date,
     resolve,
     tensors_of,
@@ -87,7 +88,8 @@ def pool_recipe(ws: Workspace, shards: Sequence[Shard]) -> PoolRecipe:
 def model_recipe(choice: ModelChoice) -> ModelRecipe:
     """A model as recorded in a recipe."""
     weights, date = weights_fingerprint(choice), choice.date if prints_date(choice) else ""
-    return ModelRecipe(name=choice.name, weights=weights, **choice.shaping(), **choice.loading(), date=date)
+    how = {**choice.shaping(), **choice.loading()}
+    return ModelRecipe(name=choice.name, weights=weights, **how, date=date, config=config_digest(choice.name))
 
 
 def model_choice(recipe: ModelRecipe, trusted: Collection[str] = ()) -> ModelChoice:

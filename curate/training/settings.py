@@ -29,6 +29,11 @@ _BOTH = "batch_size and batch_tokens both say how large a step is; give one of t
 _PER_DEVICE, _ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_steps"
 
 
+def our_name(setting: str) -> str:
+    """A setting's name here; of one by Hugging Face's name, ours."""
+    return _HUGGING_FACE.get(setting, setting)
+
+
 def from_hugging_face(settings: Mapping[str, Any], processes: int = 1) -> dict[str, Any]:
     """Settings given as text or values, those by the names of Hugging Face's TrainingArguments by ours.
 

@@ -89,6 +89,7 @@ def step_metrics(
         "weight_mean": float(weight.mean()),
         "weight_min": float(weight.min()),
         "weight_max": float(weight.max()),
+        "weights": len(weight),
         "effective_samples": effective_size(np.abs(weight)),
         "chosen": len(np.unique(examples.sample[documents[weight != 0]])),
     }

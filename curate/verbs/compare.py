@@ -11,24 +11,25 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal
 
 from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.hashing import fingerprint
-from curate.models.choice import without_seed
+from curate.kinds import registry
 from curate.numerics.statistics import Mean, paired
 from curate.results import Result, Rows
-from curate.runs.config import EARLIER, HOW
+from curate.runs.arms import arm_key
 from curate.runs.curves import Curve, curves_of
 from curate.store.contents import require_none_missing
-from curate.store.recipes import ModelRecipe, RunMask, RunRecipe, known
+from curate.store.recipes import RunRecipe
 from curate.store.run_record import Run, require_run
 from curate.store.workspace import Workspace
 from curate.tables import sql
 from curate.tables.run_costs import Cost, costs_of, scores_behind, steps_of
 from curate.tables.views import evaluations_of
 
+EARLIER_VERSION = "earlier version"  # of a metric, whose values are no longer comparable with today's
 _SEEDED = re.compile(r"_(s|seed)?\d+$")
 
 
@@ -72,13 +73,15 @@ class Arm:
     gain: dict[str, Mean] = field(default_factory=dict)
     area_against: dict[str, Mean] = field(default_factory=dict)
 
-    def shown(self, measure: str) -> str:
+    def shown(self, measure: str, of: Literal["quality", "area", "gain"] = "quality") -> str:
         """The mean of a measure in words, with how many of the arm's runs it is over, if some have no value of it; ''
         if none has."""
-        if measure not in self.quality:
+        means: dict[str, Mean] = getattr(self, of)
+        if measure not in means:
             return ""
-        mean, runs = self.quality[measure], len(self.runs)
-        return str(mean) if mean.n == runs else f"{mean} ({mean.n} of {runs} runs)"
+        mean, runs = means[measure], len(self.runs)
+        said = f"{mean.mean:.3g}" if of == "gain" else str(mean)
+        return said if mean.n == runs else f"{said} ({mean.n} of {runs} runs)"
 
 
 @dataclass
@@ -124,7 +127,7 @@ def compare(
     budget that is not above 0.
     """
     if budget is not None and not 0 < budget < math.inf:
-        raise CurateError(f"budget={budget:g}: the FLOPs up to which areas are taken are a number above 0.")
+        raise CurateError(f"--flops {budget:g}: the FLOPs up to which areas are taken are a number above 0.")
     ws = workspace_of(ws, pinned=True)
     if not runs:
         require_none_missing(ws, "run")
@@ -136,7 +139,7 @@ def compare(
     if not names:
         raise CurateError(f"{ws.path} has no finished runs to compare; `curate train` makes one.")
     recipes = {name: recipes[name] for name in names}
-    keys = {name: _arm_key(recipe) for name, recipe in recipes.items()}
+    keys = {name: arm_key(recipe) for name, recipe in recipes.items()}
     labels = _labels(keys)
     measures, quality, points = _quality(ws, names, recipes)
     costs, lost_costs = costs_of(ws, recipes, keys)
@@ -153,15 +156,14 @@ def compare(
         )
         for name in names
     ]
-    budget = _with_curves(lines, {name: runs_by_name[name] for name in names}, recipes, measures, points, budget)
+    runs_by_name = {name: runs_by_name[name] for name in names}
+    reached = _with_curves(lines, runs_by_name, recipes, measures, points, budget)
     arms = [_arm(label, [line for line in lines if line.arm == label]) for label in dict.fromkeys(labels.values())]
-    result = Compared(arms, lines, measures, None, budget=budget)
+    result = Compared(arms, lines, measures, None, budget=reached)
+    result.warnings += _of_measures(result, budget)
     if lost_costs:
         result.warnings.append(lost_costs.rstrip("."))
-    if unfinished:
-        result.warnings.append(f"not finished, so left out: {', '.join(unfinished)}; the same `curate train` goes on")
-    if damaged:
-        result.warnings.append(f"damaged, so left out: {', '.join(damaged)}; `curate verify` says what can be done")
+    result.warnings += _left_out(unfinished, damaged)
     if against is not None and against not in keys:
         raise CurateError(f"--against {against}: it is none of the runs that are compared.")
     result.against = labels[keys[against or names[0]]]
@@ -169,6 +171,27 @@ def compare(
     if unevaluated := [name for name in names if not quality[name]]:
         result.warnings.append(f"not evaluated: {', '.join(unevaluated)}; run `curate evaluate RUN --target T`")
     return result
+
+
+def _of_measures(result: Compared, budget: float | None) -> list[str]:
+    """Warnings of areas that were asked for and are not there, and of values of earlier versions of metrics."""
+    warnings = []
+    if budget and not result.budget:
+        base = "the model as it was is none of the runs, or is not evaluated alike: `curate evaluate base --model M`"
+        warnings.append(f"there are no areas up to {budget:.3g} FLOPs, as {base}")
+    if any(key.endswith(EARLIER_VERSION) for key in result.measures):
+        again = "`curate evaluate RUN` makes today's"
+        warnings.append(f"values of an {EARLIER_VERSION} of a metric are a measure of their own; {again}")
+    return warnings
+
+
+def _left_out(unfinished: Sequence[str], damaged: Sequence[str]) -> list[str]:
+    warnings = []
+    if unfinished:
+        warnings.append(f"not finished, so left out: {', '.join(unfinished)}; the same `curate train` goes on")
+    if damaged:
+        warnings.append(f"damaged, so left out: {', '.join(damaged)}; `curate verify` says what can be done")
+    return warnings
 
 
 def _with_curves(
@@ -181,7 +204,10 @@ def _with_curves(
 ) -> float | None:
     """Fill in each trained line's curves, areas and gains. Returns the FLOPs up to which areas are taken."""
     shapes = {name: fingerprint(recipe.model.shape()) for name, recipe in recipes.items()}
-    untrained = {shapes[line.run]: line.quality for line in lines if recipes[line.run].weighting is None}
+    untrained: dict[str, dict[str, float]] = {}
+    for line in lines:
+        if recipes[line.run].weighting is None:
+            untrained.setdefault(shapes[line.run], {}).update(line.quality)
     bases = {name: untrained[shape] for name, shape in shapes.items() if shape in untrained}
     trained = [line for line in lines if recipes[line.run].weighting is not None]
     costs = {line.run: line.cost for line in trained}
@@ -199,7 +225,9 @@ def _with_curves(
 
 def _effective_shares(ws: Workspace, names: Sequence[str]) -> dict[str, float]:
     """Of each run that was trained, the effective share of a step's samples, mean over steps."""
-    found = sql.rows(ws, "SELECT run, avg(effective_samples / samples) AS share FROM metrics GROUP BY run", list(names))
+    weights = "coalesce(weights, greatest(samples, effective_samples))"  # earlier versions did not count them
+    share = f"SELECT run, avg(effective_samples / {weights}) AS share FROM metrics GROUP BY run"
+    found = sql.rows(ws, share, list(names))
     return {row["run"]: row["share"] for row in found}
 
 
@@ -212,42 +240,6 @@ def _is_whole(run: Run) -> bool:
 
 
 # --- arms ------------------------------------------------------------------------------------------------
-
-
-def _arm_key(recipe: RunRecipe, null: bool = True) -> str:
-    """The identity of a run without its seeds; null: whether a control run counts as different."""
-    given = {**EARLIER, **recipe.settings}  # a run of an earlier version is of the arm that it would be now
-    settings = {k: v for k, v in given.items() if k not in HOW and (null or k != "shuffle_weights")}
-    selection = _unseeded(recipe.selection.as_json(), null) if recipe.selection else None
-    parts: list[Any] = [recipe.weighting and recipe.weighting.as_json(), recipe.by, known(recipe.target_fingerprint)]
-    parts += [_unseeded_mask(recipe.mask)] if recipe.mask else []
-    parts += [_start(recipe.reference)] if recipe.reference else []
-    pruned = recipe.pruned
-    while pruned:
-        parts, pruned = [*parts, [pruned.pruner.as_json(), pruned.sparsity]], pruned.before
-    data = recipe.manifest_sha256 if recipe.manifest and not selection else recipe.pool
-    return fingerprint(_start(recipe.model), selection, parts, settings, known(data))
-
-
-def _start(model: ModelRecipe) -> dict[str, Any]:
-    """What a training began with; of a random start without what its seed decides."""
-    is_random = (name := without_seed(model.name)) != model.name
-    return {**model.shape(), "weights": name} if is_random else model.shape()
-
-
-def _unseeded(value: Any, null: bool) -> Any:
-    """How a manifest was made, without seeds, and without the names of intermediate manifests, which may have them."""
-    if isinstance(value, dict):
-        excluded = {"seed", "allow_stale", "sha256", "manifest", "proxies", "paid"} | (set() if null else {"null"})
-        return {k: _unseeded(v, null) for k, v in value.items() if k not in excluded}
-    return value
-
-
-def _unseeded_mask(mask: RunMask) -> Any:
-    """How a mask was made, without its seed; if its method has no seed, also the hash of the mask itself."""
-    settings = {key: value for key, value in mask.method.settings.items() if key != "seed"}
-    seeded = "seed" in mask.method.settings
-    return [mask.method.name, settings, mask.selected, None if seeded else mask.sha256]
 
 
 def _labels(keys: dict[str, str]) -> dict[str, str]:
@@ -335,7 +327,7 @@ def _pair_with_controls(
     result: Compared, recipes: Mapping[str, RunRecipe], keys: dict[str, str], labels: dict[str, str]
 ) -> None:
     """Match each control arm with the arm that it is the control of: the one that differs in nothing else."""
-    plain_keys = {labels[keys[name]]: _arm_key(recipe, null=False) for name, recipe in recipes.items()}
+    plain_keys = {labels[keys[name]]: arm_key(recipe, null=False) for name, recipe in recipes.items()}
     controls = {labels[keys[name]] for name, recipe in recipes.items() if _is_null(recipe)}
     for arm in result.arms:
         if arm.name in controls:
@@ -367,12 +359,20 @@ def _quality(
             shots = f", {row['shots']}-shot" if row["shots"] else ""
             split = "" if row["split"] == "test" else f" ({row['split']})"
             settings = f" [{row['settings']}]" if row["settings"] else ""
-            key = f"{row['target']} {row['metric']}{shots}{split}{settings}"
+            earlier = f", {EARLIER_VERSION}" if _is_earlier(row["metric"], row["version"]) else ""
+            key = f"{row['target']} {row['metric']}{shots}{split}{settings}{earlier}"
             measures[key] = {"better": row["better"], "in_domain": row["target"] in in_domain, "target": row["target"]}
             values[row["run"]][key] = row["value"]  # rows are sorted by step, so the last one wins
             points.append((row["run"], row["step"], key, row["value"]))
     shown = sorted(measures, key=lambda key: (not measures[key]["in_domain"], key))
     return {key: measures[key] for key in shown}, values, points
+
+
+def _is_earlier(metric: str, version: int | None) -> bool:
+    """Whether a value was made by an earlier version of its metric, so that it is another measure."""
+    if metric not in registry.names("metric"):
+        return False  # a task of the harness
+    return (version or 1) < registry.find("metric", metric).version
 
 
 def _aims(recipe: RunRecipe) -> set[str]:

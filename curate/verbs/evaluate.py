@@ -80,11 +80,13 @@ def evaluate(
     how: dict[str, Any] = {"split": split, "shots": shots, "limit": limit, "average": average}
     ws, specs = workspace_of(ws, wait=wait), evals_of(evals, metrics, **how)
     if attach is not None:
-        if specs or tasks or task_dir is not None or model:
+        if specs or tasks or task_dir is not None or model or shots or limit:
             raise CurateError(
                 "--attach stores values made elsewhere, and evaluates nothing; give only the run with it."
             )
         return _attached(ws, run, Path(attach))
+    if shots < 0 or limit < 0:
+        raise CurateError(f"--shots and --limit are 0 or more, not {shots} and {limit}.")
     if not specs and not tasks:
         raise CurateError(
             "name a target to evaluate on: --target NAME, with --metric METHOD; `curate methods metric` lists them. Or "

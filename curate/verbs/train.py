@@ -16,6 +16,7 @@ from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.kinds.metric import Metric
 from curate.kinds.score import Target
+from curate.kinds.weighting import Weighting
 from curate.models.choice import seeded
 from curate.runs.account import Trained
 from curate.runs.config import TrainingSpec, refuse_unused
@@ -90,7 +91,8 @@ def train(
     result.folder = str(Run(ws, name).latest().folder)
     if is_main and training.settings.keep_weights:
         result.by_epoch, result.by_source = _diagnostics(ws, name, training.stream is None)
-        result.warnings += _without_effect(result.by_epoch)
+        if not _is_constant(training.weighting):
+            result.warnings += _without_effect(result.by_epoch)
     return result
 
 
@@ -164,9 +166,16 @@ def _diagnostics(ws: Workspace, name: str, pooled: bool) -> tuple[list[dict[str,
     return list(sql.rows(ws, epochs, [name])), list(sql.rows(ws, sources, [name])) if pooled else []
 
 
+def _is_constant(weighting: Weighting) -> bool:
+    """Whether all weights are meant to be the same."""
+    settings = weighting.settings()
+    bounds = settings.get("clip_low"), settings.get("clip_high")
+    return weighting.name == "uniform" or None not in bounds and bounds[0] == bounds[1]
+
+
 def _without_effect(by_epoch: Sequence[Mapping[str, Any]]) -> list[str]:
-    """A sentence if the weights differ and yet hardly do."""
-    shares = [row["effective_share"] for row in by_epoch if row["least"] != row["most"] and row["effective_share"]]
+    """A sentence if the weights hardly differ."""
+    shares = [row["effective_share"] for row in by_epoch if row["effective_share"]]
     if not shares or min(shares) <= UNIFORM:
         return []
     return [

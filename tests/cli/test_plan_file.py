@@ -75,6 +75,44 @@ def test_the_command_line_comes_before_the_plan(cli: Cli, sums_ws: Any, plan: Pa
 
 
 @pytest.mark.parametrize(
+    ("given", "changed"),
+    [
+        (["--set", "learning_rate=1e-4"], {"lr": 1e-4, "steps": 2}),
+        (["--set", "epochs=0.5"], {"epochs": 0.5, "steps": 0}),
+        (["--flops", "2e9"], {"flops": 2e9, "steps": 0}),
+        (["--set", "batch_tokens=300"], {"batch_tokens": 300, "batch_size": 32}),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_what_the_command_line_says_by_another_name_or_in_another_unit_comes_first_too(
+    cli: Cli, sums_ws: Any, plan: Path, given: list[str], changed: dict[str, Any]
+) -> None:
+    ok(cli("train", "other", "--plan", plan, *given, ws=sums_ws))
+    settings = recipe(sums_ws, "other").settings
+    assert {key: settings[key] for key in changed} == changed
+
+
+def test_a_plan_s_length_gives_way_to_another_run_s_flops(cli: Cli, sums_ws: Any, plan: Path) -> None:
+    ok(cli("train", "first", "--plan", plan, ws=sums_ws))
+    ok(cli("train", "second", "--plan", plan, "--weighting", "adapt", "--flops-of", "first", ws=sums_ws))
+    assert recipe(sums_ws, "second").settings["flops"] > 0
+    plan.write_text(PLAN.replace("max_steps = 2\n", "").replace("[set]", "flops = 5e9\n[set]", 1))
+    ok(cli("train", "third", "--plan", plan, "--set", "steps=1", ws=sums_ws))
+    assert recipe(sums_ws, "third").settings["flops"] == 0 and recipe(sums_ws, "third").settings["steps"] == 1
+
+
+def test_settings_of_a_weighting_that_is_not_used_are_left_out_and_said(cli: Cli, sums_ws: Any, plan: Path) -> None:
+    plan.write_text(PLAN.replace('target = "arithmetic"\n', ""))
+    text = ok(cli("train", "plain", "--plan", plan, "--weighting", "uniform", ws=sums_ws))
+    assert "the plan's adapt.tau is left out, as the weighting is uniform" in text
+    plan.write_text(PLAN + "\n[set.model]\ncontext = 64\n")
+    ok(cli("train", "lora", "--plan", plan, "--set", "lora_r=2", "--set", "lora_targets=q_proj", ws=sums_ws))
+    plan.write_text(PLAN.replace("[set]", '[set]\nlora_r = 2\nlora_targets = ["q_proj", "v_proj"]', 1))
+    ok(cli("train", "listed", "--plan", plan, ws=sums_ws))
+    assert recipe(sums_ws, "listed").settings["lora_targets"] == "q_proj,v_proj"
+
+
+@pytest.mark.parametrize(
     ("text", "said"),
     [
         ("modle = 'tiny'", "'modle', which is no option of this command: did you mean 'model'?"),
@@ -83,6 +121,7 @@ def test_the_command_line_comes_before_the_plan(cli: Cli, sums_ws: Any, plan: Pa
         ("model = 'tiny'\nset = 3", "the settings are a table"),
         ("model = tiny", "is no TOML"),
         ("model = 'tiny'\n[set.model]\nallow_remote_code = true", "lets the model's own code run"),
+        ("model = 'tiny'\nsettings = true", "'settings', which is no option of this command"),
         ("weighting = 'uniform'", "Missing option '--model'|--model"),
     ],
 )

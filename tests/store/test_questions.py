@@ -72,6 +72,12 @@ def test_options_are_asked_and_the_answer_is_a_letter_or_a_text(record: Any) -> 
     assert json.loads(read(asked, choice_answer="text").meta)["options"] == TEXTS
 
 
+def test_a_whole_number_is_an_index_whatever_the_texts_are() -> None:
+    """MMLU's arithmetic: "What is 5-5?" with the options 4, 2, 0 and 6, of which the one of index 2 is right."""
+    record = {"question": "What is 5-5?", "choices": ["4", "2", "0", "6"], "answer": 2}
+    assert said(record)[-1] == "C" and said(record, choice_answer="text")[-1] == "0"
+
+
 def test_labels_of_their_own_are_kept() -> None:
     record = {"question": "q?", "choices": {"text": ["x", "y"], "label": ["1", "2"]}, "answerKey": "2"}
     assert said(record) == ["q?\n1. x\n2. y", "2"]
@@ -79,10 +85,10 @@ def test_labels_of_their_own_are_kept() -> None:
 
 @pytest.mark.parametrize(
     ("choices", "answer"),
-    [(TEXTS, "blood"), (["A", "B"], "B"), (["2", "1"], 1), (TEXTS, "All of them are."), (["one"], "one")],
+    [(TEXTS, "blood"), (["A", "B"], "B"), (["2", "1"], "1"), (TEXTS, "All of them are."), (["one"], "one")],
 )
 def test_an_answer_in_words_is_the_answer(choices: list[str], answer: Any) -> None:
-    """The options stay beside it, where metrics find them; the numbers 1 and 2 may be options themselves."""
+    """The options stay beside it, where metrics find them; the texts 1 and 2 may be options themselves."""
     record = {"question": "q?", "choices": choices, "answer": answer}
     assert said(record) == ["q?", str(answer)] and json.loads(read(record).meta) == {"choices": choices}
 

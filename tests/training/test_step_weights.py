@@ -139,6 +139,16 @@ def test_adapt_s_scales_are_a_spread_and_a_mean_by_hand(center: Any) -> None:
         assert found.values == pytest.approx(want, rel=1e-12)
 
 
+def test_a_similarity_that_has_no_unit_is_refused() -> None:
+    with pytest.raises(CurateError, match="2 or more"):
+        Adapt(scale="pool", center_samples=1)
+    anchors, some = torch.eye(3), torch.ones(4, 3) + 0.01 * torch.eye(4, 3)
+    with pytest.raises(CurateError, match="no nearer to itself"):
+        Adapt(center="cosine", scale="target").refreshed(anchors, {}, some)
+    with pytest.raises(CurateError, match="divisor"):
+        Adapt(scale="pool").refreshed(anchors, {}, torch.ones(4, 3))
+
+
 def test_clipping_and_a_zero_state_are_finite() -> None:
     state = Adapt().refreshed(torch.zeros(2, 3), {})
     weights, _ = Adapt(clip_low=0.4, clip_high=0.45).update(Step(1, states=torch.zeros(2, 3)), state)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -104,6 +105,43 @@ def test_without_the_model_as_it_was_there_are_curves_and_no_areas(ws: Workspace
     assert found.budget is None and not found.arms[0].area and found.lines[0].curves
     with pytest.raises(CurateError, match="a number above 0"):
         curate.compare(ws, ["alone"], budget=-1.0)
+
+
+def test_areas_of_some_of_an_arm_s_runs_say_so_and_a_model_may_be_evaluated_under_two_names(ws: Workspace) -> None:
+    curate.evaluate(ws, "base", EVALS, model=MODEL)
+    other = EvalSpec("facts", Loss(), limit=3)
+    curate.evaluate(ws, "again", [other], model=MODEL)
+    for seed, evals in ((0, [*EVALS, other]), (1, EVALS)):
+        curate.train(
+            ws, f"part_s{seed}", replace(TRAINING, settings=replace(TRAINING.settings, steps=1), seed=seed), evals=evals
+        )
+    arm = next(arm for arm in curate.compare(ws, ["base", "again", "part_s0", "part_s1"]).arms if arm.name == "part")
+    assert arm.area[KEY].n == 2 and "of 2 runs" not in arm.shown(KEY, "area")
+    assert arm.shown("facts loss [limit=3]", "area").endswith("(1 of 2 runs)")
+    assert arm.shown("facts loss [limit=3]", "gain").endswith("(1 of 2 runs)")
+
+
+def test_values_of_an_earlier_version_of_a_metric_are_a_measure_of_their_own(
+    ws: Workspace, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    curate.evaluate(ws, "early", EVALS, model=MODEL)
+    monkeypatch.setattr(Loss, "version", 2)
+    curate.train(ws, "late", replace(TRAINING, seed=5), evals=EVALS)
+    found = curate.compare(ws, ["early", "late"])
+    assert set(found.measures) == {KEY, f"{KEY}, earlier version"} and not found.arms[1].against
+    assert any("evaluate RUN" in warning for warning in found.warnings)
+    curate.evaluate(ws, "early", EVALS, model=MODEL)
+    assert set(curate.compare(ws, ["early", "late"]).measures) == {KEY}
+
+
+def test_the_effective_share_is_of_the_weights_that_there_are(ws: Workspace, tmp_path: Path) -> None:
+    (tmp_path / "long.jsonl").write_text("\n".join(json.dumps({"text": f"{i} " + "word " * 300}) for i in range(3)))
+    own = curate.open_workspace(tmp_path / "ws")
+    curate.ingest(own, [str(tmp_path / "long.jsonl")])
+    settings = TrainSettings(batch_size=8, steps=2, split=True)
+    curate.train(own, "split", TrainingSpec(replace(MODEL, context=64), Uniform(), settings))
+    (arm,) = curate.compare(own, ["split"]).arms
+    assert arm.effective == pytest.approx(1.0)
 
 
 def test_a_curve_holds_the_value_before_until_the_selection_is_paid_for_and_the_last_one_after_it() -> None:

@@ -79,6 +79,20 @@ def test_what_it_refuses(sums_ws: Workspace) -> None:
     assert planned is not None and planned["flops"] == pytest.approx(3e10, rel=0.05) and planned["steps"] > 1
 
 
+def test_a_dry_run_refuses_a_budget_below_a_step(sums_ws: Workspace) -> None:
+    with pytest.raises(CurateError, match="a step takes about"):
+        curate.train(sums_ws, "run", flops=1e4, dry_run=True, **SHORT)
+
+
+def test_weights_that_all_saturate_are_told(sums_ws: Workspace) -> None:
+    for weighting, told in ((Adapt(tau=1e-4), True), (Adapt(clip_low=0.5, clip_high=0.5), False)):
+        training = curate.TrainingSpec(
+            curate.ModelChoice(NARROW), weighting, TrainSettings(steps=2, batch_size=8), target="arithmetic"
+        )
+        done = curate.train(sums_ws, f"weighed_{told}".lower(), training)
+        assert any("uniform in effect" in warning for warning in done.warnings) == told
+
+
 def test_weights_that_hardly_differ_are_told(sums_ws: Workspace) -> None:
     for name, tau, told in (("flat", 50.0, True), ("sharp", 0.001, False)):
         training = curate.TrainingSpec(

@@ -218,3 +218,14 @@ def test_a_group_s_average_and_an_unaveraged_group() -> None:
     results["higher_is_better"]["b"]["acc"] = True
     with pytest.raises(CurateError, match="does not say whether higher or lower acc of the task 'g'"):
         values_of(results, "it")
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("n-shot", {"choose": "five"}), ("results", {"choose": 5}), ("higher_is_better", {"choose": True})],
+)
+def test_a_file_with_values_of_other_types_is_a_sentence(theirs: Path, key: str, value: Any) -> None:
+    results = json.loads(theirs.read_text())
+    results[key] = {**results[key], **value}
+    with pytest.raises(CurateError, match="one of its values is of another type"):
+        values_of(results, "it")

@@ -11,6 +11,8 @@ from curate.kinds.signals import Step, Weights
 from curate.kinds.weighting import Weighting
 from curate.methods.weightings._gates import clipped, sigmoid
 
+_RULE = "above eps; where the target is no nearer to itself than other samples are, take scale=none"
+
 
 @dataclass(frozen=True)
 class Adapt(Weighting):
@@ -88,6 +90,8 @@ class Adapt(Weighting):
     def __post_init__(self) -> None:
         require(f"adapt.refresh={self.refresh}", self.refresh >= 1, "1 or more")
         require(f"adapt.center_samples={self.center_samples}", self.center_samples >= 1, "1 or more")
+        spread = self.scale != "pool" or self.center_samples > 1
+        require(f"adapt.center_samples={self.center_samples} with scale=pool", spread, "2 or more")
 
     @property
     def background(self) -> int:
@@ -104,7 +108,8 @@ class Adapt(Weighting):
             found["cosine"] = np.array([self._nearness(some, found).mean()])
         if self.scale != "none":
             over = self._nearness(some, found).std() if self.scale == "pool" else self._nearness(anchors, found).mean()
-            found["scale"] = np.array([max(float(over), self.eps)])
+            require(f"adapt.scale={self.scale}: the divisor of the similarities, {over:.3g},", over > self.eps, _RULE)
+            found["scale"] = np.array([float(over)])
         return found
 
     def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
