@@ -76,8 +76,10 @@ def test_offline_against_online_ends_in_pages_pictures_and_tables(tmp_path: Path
     compared = curate.compare(ws)
     paid = [arm for arm in compared.arms if arm.cost.train and not arm.name.endswith("unpaid")]
     assert len(paid) > 15
-    for arm in paid:  # within a step of it, of which there are eight and more
-        assert 0.8 * budget < arm.cost.total <= 1.01 * budget, arm.name
+    steps = curate.sql(ws, "SELECT run, max(flops) AS most FROM metrics GROUP BY run")
+    longest = {row["run"]: row["most"] for row in steps}
+    for arm in paid:  # within a step of it, and within what its three shown digits leave open
+        assert 0.99 * budget - max(longest[run] for run in arm.runs) < arm.cost.total <= 1.01 * budget, arm.name
     assert done.stdout.count("| state similarity | ") == 1 and "| 50% | adapt_bm25 | " in done.stdout
 
 

@@ -120,6 +120,9 @@ def test_the_flops_are_those_that_torch_counts(batch: int, length: int) -> None:
     assert abs(forward_flops(model, batch, length, batch * length) / counter.get_total_flops() - 1) < 0.05
 
 
+FLOAT32 = 3e-5  # what rounding in 30 layers comes to; in which order sums are taken is the processor's
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("n", [6, pytest.param(24, marks=pytest.mark.repeated)])
 def test_a_real_model_from_a_gguf_file_equals_the_slow_reference(
@@ -137,9 +140,9 @@ def test_a_real_model_from_a_gguf_file_equals_the_slow_reference(
         assert model.tokenizer.decode(one.ids[one.supervised]) == real[i]["messages"][1]["content"] + "<|im_end|>"
         want = token_scores(slow, one.ids.tolist(), one.supervised.tolist())
         for name, found in (("nll", "nll"), ("entropy", "score"), ("el2n", "score")):
-            assert columns[name][found][i] == pytest.approx(want[name], rel=1e-5), name
+            assert columns[name][found][i] == pytest.approx(want[name], rel=FLOAT32), name
         ratio = ifd(slow, one.ids.tolist(), one.supervised.tolist(), begin, given=want["nll"])
-        assert columns["ifd"]["score"][i] == pytest.approx(ratio, rel=1e-5)
+        assert columns["ifd"]["score"][i] == pytest.approx(ratio, rel=FLOAT32)
         assert np.abs(vectors[i] - position_weighted(slow, one.ids.tolist())).max() < 1e-5
     half = tmp_path / "half.gguf"
     half.write_bytes(smollm2.read_bytes()[: smollm2.stat().st_size // 2])
