@@ -99,7 +99,7 @@ def _placed(values: Sequence[tuple[int, float]], spent: np.ndarray, total: float
 
 def mean_curve(curves: Sequence[Curve]) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """FLOPs, mean value and its standard error (0 for one run) of several runs' curves, float64 [n] each, at the FLOPs
-    of all evaluations that every one of them has reached."""
+    of all their evaluations; a run that ended before one has its last value there."""
     start = 0.0 if all(curve.before is not None for curve in curves) else max(curve.flops[0] for curve in curves)
     end = max(curve.flops[-1] for curve in curves)
     x = np.unique(np.concatenate([np.append([start, curve.paid], curve.flops) for curve in curves]))
