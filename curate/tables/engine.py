@@ -30,7 +30,7 @@ from curate.results import Result
 from curate.store.commits import Parts
 from curate.store.contents import enter, require_intact, take_out
 from curate.store.encoding import read_table
-from curate.store.files import remove_tree
+from curate.store.files import remove_leftovers, remove_tree
 from curate.store.locks import Lock, lock
 from curate.store.object_store import Location
 from curate.store.recipes import TableRecipe, read_recipe, write_recipe
@@ -159,6 +159,7 @@ def _compute(
 
 def _finished(job: TableSpec, folder: Location, todo: Sequence[Shard], cut: _Cut) -> Scored:
     """Move a complete table to its final place; returns a summary of the work."""
+    remove_leftovers(folder, mine=True)  # of workers lost on the way, whose machine may be gone
     Parts(folder).certify()
     if job.kind == "vectors":
         target_vectors(folder).catch_up()  # of a command that was killed before it listed them

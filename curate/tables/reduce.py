@@ -14,6 +14,7 @@ from curate.errors import CurateFailure
 from curate.kinds.executor import Tasks, Workers
 from curate.kinds.passes import Pass
 from curate.store.commits import Parts
+from curate.store.files import remove_leftovers
 from curate.store.locks import FOREVER, Lock, lock
 from curate.store.object_store import Location
 from curate.tables.meters import meters_of, progress
@@ -39,6 +40,7 @@ def reduced(job: TableSpec, workers: Workers) -> tuple[tuple[Location, ...], Fai
                 parts.remove_leftovers()
                 count = _count_pool if step.over == "pool" else _count_aim
                 count(job, workers, held_lock, unit_worker, failed, name)
+                remove_leftovers(parts.folder, mine=True)  # of workers lost on the way, whose machine may be gone
             for shard, rows in (parts.record(name) or {})["failed"].items():
                 failed[shard] = {**failed.get(shard, {}), **{int(row): reason for row, reason in rows.items()}}
             states = (*states, parts.path(name))

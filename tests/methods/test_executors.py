@@ -105,6 +105,15 @@ def test_a_lost_worker_is_replaced_and_its_unit_done_again(
     assert workers_left(forked) == [] and len(forked) >= fewest
 
 
+@pytest.mark.parametrize("where", ["count", "score"])
+def test_what_a_lost_worker_had_half_written_is_removed(sample_ws: Workspace, where: Any) -> None:
+    torn = sample_ws.path / "torn"
+    method = Faulty(on=some_text(sample_ws, 1500), how="tear", where=where, once=str(torn))
+    (result,) = curate.score(sample_ws, method)
+    assert torn.exists() and result.rows == 3000
+    assert list(sample_ws.path.rglob("*.tmp")) == []
+
+
 @pytest.mark.parametrize(
     ("how", "why"),
     [

@@ -56,7 +56,7 @@ class Faulty(Score):
     columns: ClassVar = {"chars": "int32"}
 
     on: str = "nothing holds this"
-    how: Literal["raise", "memory", "kill", "hang", "leave"] = "raise"
+    how: Literal["raise", "memory", "kill", "hang", "leave", "tear"] = "raise"
     where: Literal["count", "score"] = "score"
     once: str = ""  # a file: while it is not there, it goes wrong and makes it; afterwards it is fine
 
@@ -90,6 +90,10 @@ class Faulty(Score):
                 time.sleep(600)
             case "leave":
                 os._exit(3)
+            case "tear":  # what a worker of another machine leaves that is lost while it writes
+                kind = {"count": "prepared", "score": "scores"}[self.where]
+                for folder in (Path(self.once).parent / kind).glob("*"):
+                    (folder / ".part-00000.parquet.elsewhere.1.tmp").touch()
 
 
 def _total(partials: Iterable[Arrays]) -> Arrays:
