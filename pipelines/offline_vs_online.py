@@ -28,7 +28,7 @@ from equal_flops import (  # pyright: ignore[reportMissingImports]
     settings_within,
     train_all,
 )
-from presets import FEW, PRESETS, Preset, corpus  # pyright: ignore[reportMissingImports]
+from presets import FEW, PRESETS, Preset, corpus, half  # pyright: ignore[reportMissingImports]
 
 import curate
 from curate.kinds.weighting import Weighting
@@ -82,7 +82,9 @@ PROTOCOLS = {
         rows=200,
         long=0.5,
     ),
-    "cpu": Protocol(PRESETS["cpu"], 1.0, bad=(0.0, 0.1, 0.3, 0.5), rows=1000, long=2.0),
+    "cpu": Protocol(
+        replace(PRESETS["cpu"], data=half), 1.0, taus=(1.0, 0.1), bad=(0.0, 0.1, 0.3, 0.5), rows=500, long=2.0
+    ),
     "few": Protocol(
         replace(FEW, pairs=(("gsm8k", "bbh"),), budgets=(0.1,), training=ADAPTER, questions=24, accuracy=Loss()),
         *(0.25, 1, (1.0, 0.03)),

@@ -81,9 +81,18 @@ def sample(ws: Workspace) -> None:
 
 def sixth(ws: Workspace) -> None:
     """Every sixth sample of the corpus, where only that a pipeline runs is looked at."""
+    _every(ws, 6)
+
+
+def half(ws: Workspace) -> None:
+    """Every other sample of the corpus, where there are very many trainings."""
+    _every(ws, 2)
+
+
+def _every(ws: Workspace, nth: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for path in sorted((SAMPLE / "pool").iterdir()):
-            lines = path.read_text(encoding="utf-8").split("\n")[::6]
+            lines = path.read_text(encoding="utf-8").split("\n")[::nth]
             (Path(folder) / path.name).write_text("\n".join(lines), encoding="utf-8")
         curate.ingest(ws, sorted(str(path) for path in Path(folder).iterdir()))
     skills(ws)
