@@ -28,7 +28,7 @@ from equal_flops import (  # pyright: ignore[reportMissingImports]
     settings_within,
     train_all,
 )
-from presets import FEW, PRESETS, Preset, corpus, half  # pyright: ignore[reportMissingImports]
+from presets import FEW, PRESETS, Preset, corpus, half, in_fastest_precision  # pyright: ignore[reportMissingImports]
 
 import curate
 from curate.kinds.weighting import Weighting
@@ -43,7 +43,6 @@ from curate.methods.weightings.adapt_static import AdaptStatic
 from curate.methods.weightings.linupper import Linupper
 from curate.methods.weightings.uniform import Uniform
 from curate.models.choice import ModelChoice
-from curate.models.rates import processor_rates
 from curate.pages.comparison import page, plot, plot_curves, reading
 from curate.runs.config import TrainingSpec
 from curate.runs.evaluation import EvalSpec
@@ -262,9 +261,8 @@ def main(protocol: Protocol, folder: Path, named: str | None, workers: int) -> N
         protocol.preset,
         time.monotonic(),
     )
-    if not os.environ.get("CUDA_VISIBLE_DEVICES") and processor_rates().gain > 2 and preset.training.lora_r:
-        training = replace(preset.training, precision="bfloat16")  # products are that much faster here
-        protocol = replace(protocol, preset=replace(preset, training=training))
+    preset = replace(preset, training=in_fastest_precision(preset.training))
+    protocol = replace(protocol, preset=preset)
     ws = curate.open_workspace(folder / "ws")
     preset.data(ws)
     for target, other in preset.pairs:
