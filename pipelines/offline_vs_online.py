@@ -28,7 +28,7 @@ from equal_flops import (  # pyright: ignore[reportMissingImports]
     settings_within,
     train_all,
 )
-from presets import FEW, PRESETS, Preset, corpus, half, in_fastest_precision  # pyright: ignore[reportMissingImports]
+from presets import FEW, PRESETS, Preset, corpus, half, in_fastest_precision, shorter  # pyright: ignore[reportMissingImports]
 
 import curate
 from curate.kinds.weighting import Weighting
@@ -81,11 +81,18 @@ PROTOCOLS = {
         rows=200,
         long=0.5,
     ),
-    "cpu": Protocol(
-        replace(PRESETS["cpu"], data=half), 1.0, taus=(1.0, 0.1), bad=(0.0, 0.1, 0.3, 0.5), rows=500, long=2.0
-    ),
+    "cpu": Protocol(replace(PRESETS["cpu"], data=half), 1.0, bad=(0.0, 0.1, 0.3, 0.5), rows=500, long=2.0),
     "few": Protocol(
-        replace(FEW, pairs=(("gsm8k", "bbh"),), budgets=(0.1,), training=ADAPTER, questions=24, accuracy=Loss()),
+        replace(
+            FEW,
+            base=shorter,
+            pairs=(("gsm8k", "bbh"),),
+            budgets=(0.1,),
+            training=ADAPTER,
+            questions=24,
+            accuracy=Loss(),
+            context=256,
+        ),
         *(0.25, 1, (1.0, 0.03)),
         gradients=False,
         apart=False,
@@ -143,7 +150,8 @@ def taken_apart(protocol: Protocol, target: str, plain: TrainingSpec) -> Iterato
     yield "adapt_mean1", replace(online, weighting=replace(centred, normalize="mean1"))
     yield "adapt_unclipped", replace(online, settings=unclipped)
     yield "full_unclipped", replace(plain, settings=unclipped)
-    for name, refresh, unit in (("1", 1, "steps"), ("epoch", 1, "epochs"), ("never", NEVER, "epochs")):
+    looks = (("1", 1, "steps"), ("10", 10, "steps"), ("epoch", 1, "epochs"), ("never", NEVER, "epochs"))
+    for name, refresh, unit in looks:  # and every 50 steps, as published, in the other arms
         yield f"adapt_every_{name}", replace(online, weighting=replace(centred, refresh=refresh, refresh_unit=unit))
 
 
