@@ -265,7 +265,7 @@ def by_quality(protocol: Protocol, model: ModelChoice, folder: Path, target: str
 
 def main(protocol: Protocol, folder: Path, named: str | None, workers: int) -> None:
     model, preset, began = (
-        ModelChoice(named) if named else protocol.preset.base(folder),
+        ModelChoice(named, context=protocol.preset.context) if named else protocol.preset.base(folder),
         protocol.preset,
         time.monotonic(),
     )
