@@ -218,9 +218,10 @@ def _refuse_trust(model: Any, trusted: Collection[str]) -> None:
             )
 
 
-def read_plan(path: Path, model: str | None = None, seeds: int | None = None, trusted: Collection[str] = ()) -> Audit:
-    """Read an audit's plan from a TOML file; model, seeds: override the plan's; trusted: settings of models that
-    let code run and that the plan may turn on. Raises CurateError naming the file, the key and the rule."""
+def read_content(
+    path: Path, model: str | None = None, seeds: int | None = None, trusted: Collection[str] = ()
+) -> dict[str, Any]:
+    """What a plan's file says. Its arguments and errors are those of `read_plan`."""
     if not path.is_file():
         raise CurateError(f"{path}: there is no such plan.")
     try:
@@ -229,10 +230,25 @@ def read_plan(path: Path, model: str | None = None, seeds: int | None = None, tr
         raise CurateError(f"{path} is nested too deeply for a plan.") from None
     except ValueError as error:  # of its syntax, its encoding, or an integer of thousands of digits
         raise CurateError(f"{path} is no TOML: {str(error).splitlines()[0]}.") from None
+    own_model = content.get("model", {})
     try:
-        own_model = content.get("model", {})
         _refuse_trust(own_model, trusted)
-        overrides = {"model": {**(own_model if isinstance(own_model, dict) else {}), "name": model}} if model else {}
-        return plan_of({**content, **overrides, **({} if seeds is None else {"seeds": seeds})})
+    except CurateError as error:
+        raise CurateError(f"{path}: {error}") from None
+    overrides = {"model": {**(own_model if isinstance(own_model, dict) else {}), "name": model}} if model else {}
+    return {**content, **overrides, **({} if seeds is None else {"seeds": seeds})}
+
+
+def read_plan(path: Path, model: str | None = None, seeds: int | None = None, trusted: Collection[str] = ()) -> Audit:
+    """Read an audit's plan from a TOML file; model, seeds: override the plan's; trusted: settings of models that
+    let code run and that the plan may turn on. Raises CurateError naming the file, the key and the rule."""
+    content = read_content(path, model, seeds, trusted)
+    if "grid" in content:
+        raise CurateError(
+            f"{path} has a [grid], which is several audits; `curate audit` runs them, and "
+            "curate.runs.audit_grid.read_plans reads them one by one."
+        )
+    try:
+        return plan_of(content)
     except CurateError as error:
         raise CurateError(f"{path}: {error}") from None

@@ -195,13 +195,15 @@ AUDIT_CELLS = pa.schema(  # one row for every performance that an audit measured
         ("stage", pa.int64()),  # from 1; 0 before the first
         ("stage_name", pa.string()),
         ("kind", pa.string()),  # 'during' the stage, at its 'end', or in the 'branch' after it
-        ("target", pa.string()),  # null in a branch, which is evaluated on the next stage's
+        ("target", pa.string()),  # of a branch, the next stage's
         ("step", pa.int64()),
         ("value", pa.float64()),  # higher is better: a loss is negative
     ]
 )
 
 # Views of `curate sql`, and columns of `samples`: names that no score may take.
-VIEWS = ("pool", "targets", "rejects", "ledger", "runs", "metrics", "trained", "evaluations", "samples")
-LATER_VIEWS = ("audits", "audit_cells")  # these, unless a table of an earlier version has the name
+VIEWS = (
+    *("pool", "targets", "rejects", "ledger", "runs", "metrics", "trained", "evaluations", "samples"),
+    *("audits", "audit_cells"),
+)
 POOL_COLUMNS = (*POOL.names, "row")

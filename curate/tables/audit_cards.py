@@ -88,16 +88,18 @@ def audit_cells(ws: Workspace) -> pa.Table:
     """The table `audit_cells`: a row for every performance that an audit measured, as far as it has come."""
     rows: list[dict[str, Any]] = []
     for name in audit_names(ws):
-        names = ["", *(stage["name"] for stage in audit_recipe(ws, name).stages)]
+        stages = audit_recipe(ws, name).stages
+        names, targets = ["", *(stage["name"] for stage in stages)], [stage["target"] for stage in stages]
         for cell in cells_of(ws, name):
             head = {key: cell[key] for key in ("selector", "seed", "stage")}
             head |= {"audit": name, "stage_name": names[cell["stage"]]}
-            rows += [{**head, **row} for row in _performances(cell)]
+            rows += [{**head, **row} for row in _performances(cell, targets)]
     return pa.Table.from_pylist(rows, schema=AUDIT_CELLS)
 
 
-def _performances(cell: dict[str, Any]) -> Iterator[dict[str, Any]]:
-    """What a cell measured: within its stage (eval_every), at its end, and in the branch after it."""
+def _performances(cell: dict[str, Any], targets: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """What a cell measured: within its stage (eval_every), at its end, and in the branch after it. targets: of the
+    stages."""
     for target, points in (cell.get("during") or {}).items():
         for step, value in points:
             yield {"kind": "during", "target": target, "step": step, "value": value}
@@ -105,7 +107,7 @@ def _performances(cell: dict[str, Any]) -> Iterator[dict[str, Any]]:
         yield {"kind": "end", "target": target, "step": cell.get("steps"), "value": value}
     curve = cell.get("curve") or {"steps": (), "values": ()}
     for step, value in zip(curve["steps"], curve["values"], strict=True):
-        yield {"kind": "branch", "target": None, "step": step, "value": value}
+        yield {"kind": "branch", "target": targets[cell["stage"]], "step": step, "value": value}
 
 
 def _known(value: float) -> float | None:

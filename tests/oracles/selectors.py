@@ -123,8 +123,8 @@ def one_by_one(
     memory: int,
     alpha: float,
 ) -> list[int]:
-    """The highest in `score` and the distance from the last `memory` of past and chosen, in units of the values' standard
-    deviation, `count` times."""
+    """The highest in `score` and the distance from the last `memory` of past and chosen, in units of the values'
+    standard deviation, `count` times."""
     chosen: list[int] = []
     for _ in range(count):
         last = [*past, *(raw[i] for i in chosen)][-memory:] if memory else []
