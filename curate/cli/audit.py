@@ -53,23 +53,24 @@ def audit(
     if plan_file is None:
         _join(ws, _named(ws, names), path, as_json)
         return
-    if len(names) > 1:
+    name, *others = names
+    if others:
         raise CurateError(f"a plan is for one NAME, not {' '.join(names)}; `curate audit join …` goes without --plan.")
     from curate.runs.audit_grid import read_plans
 
     plans = read_plans(Path(plan_file), model_name, seeds, ws.trusted)
     if list(plans) == [""]:
-        _audit(ws, names[0], plans[""], path, fresh, dry_run, as_json)
+        _audit(ws, name, plans[""], path, fresh, dry_run, as_json)
         return
-    by_name = {f"{names[0]}_{suffix}": plan for suffix, plan in plans.items()}
+    by_name = {f"{name}_{suffix}": plan for suffix, plan in plans.items()}
     if dry_run:
-        planned = [curate.audit(ws, name, plan, dry_run=True).planned or {} for name, plan in by_name.items()]
-        total = {key: sum(its[key] for its in planned) for key in planned[0]}
+        planned = [curate.audit(ws, its, plan, dry_run=True).planned or {} for its, plan in by_name.items()]
+        total = {key: sum(figures[key] for figures in planned) for key in planned[0]}
         text = f"Would make {len(by_name)} audits: {total['trainings']:,} trainings.\n{', '.join(by_name)}."
         say({"audits": list(by_name), **total}, as_json, text)
         return
-    for name, plan in by_name.items():
-        curate.audit(ws, name, plan, fresh=fresh)
+    for each, plan in by_name.items():
+        curate.audit(ws, each, plan, fresh=fresh)
     _join(ws, list(by_name), path, as_json)
 
 

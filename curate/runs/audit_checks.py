@@ -191,9 +191,6 @@ def _refuse_other_audit(name: str, old: AuditRecipe, new: AuditRecipe) -> None:
     for selector, definition in new.selectors.items():
         if old.selectors.get(selector, definition) != definition:
             _refuse_other(name, f"another selector '{selector}'")
-    for key, stamp in new.data.items():
-        if old.data.get(key, stamp) != stamp:
-            _refuse_other(name, f"other data: {key} changed since")
     if old.adapter != new.adapter:
         if not old.adapter and new.training["lora_r"] and old.training.get("lora_r"):
             _refuse_other(
@@ -204,6 +201,9 @@ def _refuse_other_audit(name: str, old: AuditRecipe, new: AuditRecipe) -> None:
         before, now = (_as_before(key, getattr(recipe, key)) for recipe in (old, new))
         if key not in ("selectors", "data", "adapter", "format") and before != now:
             _refuse_other(name, f"another {key.replace('_', ' ')}{_which(before, now)}")
+    for key, stamp in new.data.items():
+        if old.data.get(key, stamp) != stamp:
+            _refuse_other(name, f"other data: {key} changed since")
 
 
 def _as_before(key: str, value: Any) -> Any:

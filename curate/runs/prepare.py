@@ -164,7 +164,7 @@ def _base_losses(
         model = trainable(on_device(training.reference, processes), replace(training.settings, lora_r=0))
         _refuse_other_words(training.reference.name, trained_model, model.model)
     elif run.checkpoints():  # the given model has been trained already
-        given = training.carried and Path(training.carried)
+        given = Path(training.carried) if training.carried else None
         model = trainable(on_device(training.model, processes), training.settings, given, training.seed)
     bfloat16 = training.settings.in_bfloat16(model.model.device.type)  # as in training: else loss differences are noise
     objective, n = Objective(model.model, bfloat16, training.settings.compile), processes.num_processes

@@ -24,8 +24,9 @@ from curate.methods.metrics.choice import Choice
 from curate.methods.metrics.loss import Loss
 from curate.models.choice import ModelChoice
 from curate.pages.audit import page, rows
+from curate.runs.audit_grid import expanded
 from curate.runs.audit_spec import Audit
-from curate.runs.audit_toml import plan_of, read_plan
+from curate.runs.audit_toml import READY, plan_of, read_plan
 from curate.runs.evaluation import EvalSpec
 from curate.store.encoding import read_json
 from curate.store.workspace import Workspace
@@ -291,6 +292,21 @@ def test_the_plan_in_the_readme_is_one() -> None:
     mine = plan.contenders[-1]
     assert (mine.name, mine.by, [s.target for s in mine.scores]) == ("mine", "bm25_own + nll", ["own", None])
     assert plan.contenders[-2].selector.settings()["rho"] == 2.0
+
+
+def test_what_else_the_page_shows_of_a_plan_is_one_too() -> None:
+    page = (ROOT / "docs/audit.md").read_text()
+    first, *others = (tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", page, re.S))
+    arms, grid = others
+    names = [*first["selectors"], *arms["selector"]]
+    plan = plan_of({**first, "selectors": names, "selector": {**first["selector"], **arms["selector"]}})
+    assert [(c.name, c.online, c.weighting_target) for c in plan.contenders[-3:]] == [
+        ("greats", True, "future"), ("foresight", True, "future"), ("gated", False, "own")
+    ]  # fmt: skip
+    points = expanded({**first, **grid, "stage": [*first["stage"], {**first["stage"][0], "name": "more"}]})
+    assert len(points) == 3 * 2 * 2 and "frac_0_25_lora_r_16_order_2" in points
+    ready = page.partition("## What may compete")[2].partition("##")[0]
+    assert all(f"`{name}`" in ready for name in READY)
 
 
 # --- the command line --------------------------------------------------------------------------------------
