@@ -5,9 +5,9 @@
 smoke: two selectors, two stages. cpu: one sequence of three skills, at 25 % of each, on 6,400 samples of the corpus's
 endless stream; and, on the corpus, the same with LHAS's weights varied one by one. overlap: the sequence whose myopic
 selectors are known (data/make_overlap.py), with one adapter of rank 2 through all stages, and with one for each. few:
-some 260 real samples of each of four stages, with the small model. gpu: three sequences at 10, 25 and 50 %, LoRA and all
-parameters, ten seeds; and real data with SmolLM2-135M. Each ends in the two-level scorecard, a page with pictures, and a
-sentence that says whether the selectors are myopic here.
+some 260 real samples of each of four stages, with the small model. gpu: three sequences at 10, 25 and 50 %, LoRA and
+all parameters, ten seeds; and real data with SmolLM2-135M. Each ends in the two-level scorecard, a page with pictures,
+and a sentence that says whether the selectors are myopic here.
 """
 
 from __future__ import annotations
