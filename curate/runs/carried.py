@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from curate.errors import CurateError
 from curate.models.cache import file_digest
 from curate.models.choice import ADAPTER, OPTIMIZERS, read_settings
+from curate.models.tensor_files import header
 
 if TYPE_CHECKING:  # loaded only when there is something to train
     from curate.training.loop import Snapshot
@@ -36,6 +37,11 @@ def refuse_unlike_adapter(folder: str, settings: TrainSettings) -> None:
         raise CurateError(f"carried={folder} is an adapter, and lora_r=0 trains all parameters; set lora_r.")
     if missing := [name for name in FILES if not (Path(folder) / name).is_file()]:
         raise CurateError(f"carried={folder} has no {missing[0]}; name a checkpoint of a run with LoRA.")
+    matrices, moments = (header(Path(folder) / name) for name in FILES[1:])
+    if (known := sum(name.startswith("exp_avg.") for name in moments)) < len(matrices):
+        raise CurateError(
+            f"carried={folder} has AdamW's moments of {known} of its {len(matrices)} matrices; train it anew."
+        )
     its = read_settings(Path(folder) / ADAPTER)
     for key, wanted in (("r", settings.lora_r), ("lora_alpha", settings.lora_alpha)):
         if its.get(key) != wanted:

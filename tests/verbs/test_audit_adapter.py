@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 import curate
 from curate.errors import CurateError
@@ -15,6 +17,7 @@ from curate.methods.selectors.top import Top
 from curate.models.choice import ModelChoice
 from curate.models.tensor_files import read_arrays
 from curate.runs.audit_toml import plan_of
+from curate.runs.carried import FILES
 from curate.store.encoding import read_json
 from curate.store.run_record import Run
 from curate.store.workspace import Workspace
@@ -100,6 +103,12 @@ def test_two_trainings_of_which_the_second_goes_on_are_one(ws: Workspace) -> Non
                          ({"lora_r": 0}, "is an adapter, and lora_r=0 trains all parameters")):  # fmt: skip
         with pytest.raises(CurateError, match=said):
             curate.train(ws, "other", manifest="last8", steps=2, carried=before.folder, **{**settings, **change})
+    (bare := Path(str(ws.path)) / "bare").mkdir()
+    for file in FILES:
+        shutil.copy(Path(before.folder) / file, bare / file)
+    save_file({"step.x": np.zeros(1, np.float32)}, bare / FILES[2])
+    with pytest.raises(CurateError, match=r"bare has AdamW's moments of 0 of its 28 matrices; train it anew"):
+        curate.train(ws, "other", manifest="last8", steps=2, carried=str(bare), **settings)
     with pytest.raises(CurateError, match="has no adapter_config.json; name a checkpoint of a run with LoRA"):
         curate.train(ws, "other", manifest="last8", steps=2, carried=NARROW, **settings)
 
