@@ -161,9 +161,11 @@ def learnt_rows(learnt: Sequence[tuple[Path, Sequence[str]]]) -> pa.Table:
 
 
 def replayed(learnt: Sequence[tuple[Path, Sequence[str]]], budget: Mapping[str, float], seed: int) -> pa.Table:
-    """Samples that were chosen in earlier stages, drawn at random up to a budget of rows (top) or tokens."""
+    """Samples that were chosen in earlier stages, drawn at random up to a budget of rows (top) or tokens; others at
+    every stage."""
     past = learnt_rows(learnt)
-    drawn = past.take(pa.array(np.argsort(keyed_uniform(ids_as_integers(past["id"].to_pylist()), seed, "replay"))))
+    lots = keyed_uniform(ids_as_integers(past["id"].to_pylist()), seed, f"replay after {len(learnt)}")
+    drawn = past.take(pa.array(np.argsort(lots, kind="stable")))
     if "top" in budget:
         return drawn.slice(0, int(budget["top"]))
     tokens = np.cumsum(drawn["n_chars"].to_numpy(), dtype=np.float64) / 4

@@ -12,7 +12,7 @@ import pytest
 import curate
 from curate.errors import CurateError
 from curate.runs.audit_checks import check
-from curate.runs.audit_pools import divided, stage_pool
+from curate.runs.audit_pools import divided, replayed, stage_pool
 from curate.runs.audit_toml import READY, plan_of
 from curate.store.run_record import Run
 from curate.store.schema import TARGET
@@ -174,6 +174,20 @@ def test_a_proxy_of_the_branchs_rows_is_told_with_the_scorecard(ws: Workspace) -
     assert [w for w in result.warnings if w.startswith("probe.rows=same: the samples by which a selector sees")]
     blind = curate.audit(ws, "seen", plan_of({**plan, "selectors": ["random"]}))
     assert blind.warnings == []
+
+
+def test_what_is_replayed_keeps_to_its_budget_and_differs_by_seed_and_stage(ws: Workspace, tmp_path: Path) -> None:
+    plan = with_three()
+    pools = [stage_pool(ws, plan, tmp_path / str(t), t) for t in (1, 2)]
+    learnt = [(pool, sorted(ids_of(open_workspace(pool), "pool"))[:20]) for pool in pools]
+    both = {sample_id for _, ids in learnt for sample_id in ids}
+    drawn = [set(replayed(its, {"top": 8}, seed)["id"].to_pylist()) for its, seed in ((learnt, 0), (learnt, 1))]
+    assert all(len(ids) == 8 and ids < both for ids in drawn) and drawn[0] != drawn[1]
+    first = replayed(learnt[:1], {"top": 20}, 0)["id"].to_pylist()
+    again = [sample_id for sample_id in replayed(learnt, {"top": 40}, 0)["id"].to_pylist() if sample_id in first]
+    assert sorted(first) == sorted(again) and first != again
+    tokens = np.sum(replayed(learnt, {"tokens": 100.0}, 0)["n_chars"].to_numpy()) / 4
+    assert 50 < tokens <= 100
 
 
 def test_the_halves_of_a_target_are_of_every_sub_task() -> None:
