@@ -4,16 +4,17 @@
     python data/make_overlap.py FOLDER --rows 96   with so many samples in each stage
 
 A made-up world of 24 towns, of each of which three things are to be learnt, one in each stage: its river, its dish, its
-craft. Every sample of a stage says the stage's thing rightly, and in a second sentence another stage's: that of the
-next stage, or in the last stage that of the first. Half of the samples are *decoys*, half are *sound*:
+craft. Every sample of a stage says the stage's thing rightly, and another stage's: that of the next stage, or in the
+last stage that of the first. Half of the samples are *decoys*, half are *sound*:
 
-    decoy   asks as the target's questions do, and says the other thing wrongly (the same wrong value every time)
-    sound   asks in other ways, and says the other thing rightly
+    decoy   asks for the stage's thing, as its target does, answers rightly, and adds the other thing wrongly (the same
+            wrong value every time)
+    sound   asks for the other thing, as that one's target does, answers rightly, and adds the stage's thing rightly
 
-So decoys teach what the stage is tested on at least as fast, and are the better choice now. What a decoy says besides
-has no part in the stage's own target; it has to be unlearnt in the next stage, or spoils the first, and it is what the
-sound ones teach in advance, of the same towns, through the same few directions of an adapter of small rank. A selector
-that takes decoys is myopic here by construction, and one that takes sound samples is not.
+So decoys teach what the stage is tested on, and are the better choice now. What they add has no part in the stage's own
+target; it has to be unlearnt in the next stage, or spoils the first, and it is what the sound ones teach in advance, of
+the same towns, through the same few directions of an adapter of small rank. A selector that takes decoys is myopic here
+by construction, and one that takes sound samples is not.
 
 Every record says what it is: `n`, `stage`, `task` (the thing), `kind` (decoy or sound), `town`, and `lot`, a number
 from 0 to 99 at random, by which a selector can take a share. The targets' questions occur nowhere in the pool.
@@ -23,9 +24,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator
 from dataclasses import asdict, dataclass
-from itertools import product
 from pathlib import Path
 
 from make_sample import Dice  # pyright: ignore[reportMissingImports]
@@ -37,22 +36,10 @@ TOWNS = (
     "Arvel Besk Cindor Drell Ewick Falmo Gorrin Hest Imber Jolna Kirrow Lanth Morvi Nessel Orbe Pandry Quor Ridda "
     "Sable Tarn Uvel Vosk Wray Yorrel"
 ).split()
-THINGS = {  # thing -> ways to ask, the first of which is the targets'; what is said; its values
-    "river": (
-        "Which river runs through {}?|Name the river of {}.|What water flows past {}?|The river at {} is called what?",
-        "The {} runs through {}.",
-        "Anse Brin Corv Dell Eddra Fosk".split(),
-    ),
-    "dish": (
-        "What do people in {} like to eat?|Name the dish of {}.|What would you eat in {}?|Guests in {} are given what?",
-        "People eat {} in {}.",
-        "barley eel lentils goat plum leek".split(),
-    ),
-    "craft": (
-        "What do they make in {}?|Name the craft of {}.|What would you buy in {}?|Ships leave {} with what?",
-        "It is {} that {} makes.",
-        "glass bells rope ink lamps tiles".split(),
-    ),
+THINGS = {  # thing -> what is asked; what is said; its values
+    "river": ("Which river runs through {}?", "The {} runs through {}.", "Anse Brin Corv Dell Eddra Fosk".split()),
+    "dish": ("What do people in {} like to eat?", "People eat {} in {}.", "barley eel lentils goat plum leek".split()),
+    "craft": ("What do they make in {}?", "It is {} that {} makes.", "glass bells rope ink lamps tiles".split()),
 }
 _NAMES = ["Mira", "Tobin", "Sela", "Arno", "Kesh", "Lune", "Pavo", "Rika", "Odo", "Wenna"]
 _OPENINGS = [opening.format(name) for opening in ("{} asks: ", "{} wants to know: ") for name in _NAMES]
@@ -87,40 +74,36 @@ def wrong(town: str, thing: str) -> str:
 def stage(number: int, rows: int = ROWS, seed: int = 0) -> list[Sample]:
     """The samples of a stage (from 1), in random order: half decoys, half sound, and of every town as many."""
     things = list(THINGS)
-    thing, other = things[number - 1], things[number % len(things)]
-    ways, said, _ = THINGS[thing]
-    first, *rest = ways.split("|")
-    dice = Dice("stage", number, seed)
-    drawn = {
-        kind: dice.some(list(product(TOWNS, asked, _OPENINGS)), len(TOWNS) * len(asked) * len(_OPENINGS))
-        for kind, asked in (("decoy", [first]), ("sound", rest))
-    }
-    made: list[tuple[str, str, str]] = []
-    for kind in drawn:
-        made += [(kind, town, opening + way.format(town)) for town, way, opening in _evenly(drawn[kind], rows // 2)]
+    own, other = things[number - 1], things[number % len(things)]
+    dice, drawn = Dice("stage", number, seed), list[tuple[str, str, str]]()
+    for kind in ("decoy", "sound"):
+        openings = {town: dice.some(_OPENINGS, len(_OPENINGS)) for town in TOWNS}
+        towns = [(TOWNS[i % len(TOWNS)], i // len(TOWNS)) for i in range(rows // 2)]
+        drawn += [(kind, town, openings[town][i]) for town, i in towns]
     samples = []
-    for n, (kind, town, question) in enumerate(dice.some(made, len(made))):
-        beside = wrong(town, other) if kind == "decoy" else value(town, other)
-        answer = f"{said.format(value(town, thing), town)} {THINGS[other][1].format(beside, town)}"
-        samples.append(Sample(n, number, thing, kind, town, dice.number(0, 99), question, answer))
+    for n, (kind, town, opening) in enumerate(dice.some(drawn, len(drawn))):
+        if kind == "decoy":
+            asked, said = own, f"{sentence(own, town, value(town, own))} {sentence(other, town, wrong(town, other))}"
+        else:
+            asked, said = other, f"{sentence(other, town, value(town, other))} {sentence(own, town, value(town, own))}"
+        question = opening + THINGS[asked][0].format(town)
+        samples.append(Sample(n, number, own, kind, town, dice.number(0, 99), question, said))
     return samples
 
 
-def _evenly(drawn: list[tuple[str, str, str]], count: int) -> Iterator[tuple[str, str, str]]:
-    """The first `count` of what was drawn, one of each town after the other."""
-    by_town = {town: [one for one in drawn if one[0] == town] for town in TOWNS}
-    for i in range(count):
-        yield by_town[TOWNS[i % len(TOWNS)]][i // len(TOWNS)]
+def sentence(thing: str, town: str, its: str) -> str:
+    """What is said of a town's thing."""
+    return THINGS[thing][1].format(its, town)
 
 
 def targets() -> dict[str, list[dict[str, str]]]:
-    """THING_SPLIT -> what is asked of every town in the first way, and the right answer alone."""
+    """THING_SPLIT -> what is asked of every town, and the right answer alone."""
     made = {}
-    for thing, (ways, said, _) in THINGS.items():
+    for thing, (asked, _, _) in THINGS.items():
         for split, opening in _ASKED.items():
-            way = opening + ways.split("|")[0]
             made[f"{thing}_{split}"] = [
-                {"question": way.format(town), "answer": said.format(value(town, thing), town)} for town in TOWNS
+                {"question": opening + asked.format(town), "answer": sentence(thing, town, value(town, thing))}
+                for town in TOWNS
             ]
     return made
 

@@ -29,17 +29,17 @@ def made() -> ModuleType:
 def test_decoys_ask_as_the_target_does_and_are_wrong_of_another_stage(made: ModuleType) -> None:
     things, asked = list(made.THINGS), {row["question"] for rows in made.targets().values() for row in rows}
     for number in (1, 2, 3):
-        samples, thing, other = made.stage(number), things[number - 1], things[number % 3]
+        samples, own, other = made.stage(number), things[number - 1], things[number % 3]
         assert Counter(s.kind for s in samples) == {"decoy": 240, "sound": 240}
         assert set(Counter((s.kind, s.town) for s in samples).values()) == {10}
         assert len({s.question for s in samples}) == 480 and not asked & {s.question for s in samples}
-        first = made.THINGS[thing][0].split("|")[0]
         for s in samples:
-            own, beside = made.THINGS[thing][1], made.THINGS[other][1]
-            assert s.answer.startswith(own.format(made.value(s.town, thing), s.town) + " ")
-            assert s.question.endswith(first.format(s.town)) == (s.kind == "decoy")
-            assert s.answer.endswith(beside.format(made.value(s.town, other), s.town)) == (s.kind == "sound")
-            assert s.answer.endswith(beside.format(made.wrong(s.town, other), s.town)) == (s.kind == "decoy")
+            right = {thing: made.THINGS[thing][1].format(made.value(s.town, thing), s.town) for thing in (own, other)}
+            wrong = made.THINGS[other][1].format(made.wrong(s.town, other), s.town)
+            assert wrong != right[other]
+            first, said = (own, f"{right[own]} {wrong}") if s.kind == "decoy" else (other, " ".join(
+                (right[other], right[own])))  # fmt: skip
+            assert s.question.endswith(made.THINGS[first][0].format(s.town)) and s.answer == said
     assert made.stage(1) == made.stage(1) != made.stage(1, seed=1)
 
 
