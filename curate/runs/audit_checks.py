@@ -247,10 +247,11 @@ def sum_up(folder: Path, audit: Audit) -> None:
 
 def _notes(audit: Audit) -> Sequence[str]:
     """What a reader of the scorecard has to know."""
-    sees = any(s.target == FUTURE for c in audit.contenders for s in c.scores) or any(
-        c.weighting_target == FUTURE for c in audit.contenders
-    )
-    if audit.probe.steps and not audit.divides and sees and not audit.proxy:
+    named = {s.target for c in audit.contenders for s in c.scores}
+    named |= {target for c in audit.contenders for target in (c.weighting_target, c.target)}
+    sees = FUTURE in named and audit.proxy in (None, *(stage.target for stage in audit.stages[1:]))
+    chooses = OWN in named and audit.probe.data == "own"  # for the branch, by the next stage's target
+    if audit.probe.steps and not audit.divides and (sees or chooses):
         return [
             "probe.rows=same: the samples by which a selector sees the future are those that its adaptation is "
             "measured on"

@@ -58,7 +58,7 @@ def cells_of(ws: Workspace, name: str) -> Iterator[dict[str, Any]]:
 def conditions(recipe: AuditRecipe) -> dict[str, str]:
     """Under what an audit was made, in words: its budget, the order of its stages, and what is trained."""
     ((unit, amount),) = recipe.budget.items()
-    budget = f"{100 * amount:g} %" if unit == "frac" else f"{amount:g} {'samples' if unit == 'top' else 'tokens'}"
+    budget = f"{100 * amount:g} %" if unit == "frac" else f"{amount:,.0f} {'samples' if unit == 'top' else 'tokens'}"
     rank = recipe.training.get("lora_r", 0)
     trained = f"LoRA {rank}, {recipe.adapter or 'begun alike'}" if rank else "all"
     return {"budget": budget, "stages": ", ".join(stage["name"] for stage in recipe.stages), "trained": trained}

@@ -11,9 +11,10 @@ import pytest
 
 import curate
 from curate.errors import CurateError
-from curate.runs.audit_checks import check
+from curate.runs.audit_checks import check, sum_up
 from curate.runs.audit_pools import divided, replayed, stage_pool
 from curate.runs.audit_toml import READY, plan_of
+from curate.store.encoding import read_json
 from curate.store.run_record import Run
 from curate.store.schema import TARGET
 from curate.store.workspace import Workspace, open_workspace
@@ -166,7 +167,7 @@ def test_the_future_proxy_and_the_branch_share_no_row_unless_that_is_asked_for(w
         check(ws, with_three(probe={"steps": 2}, proxy="program"))
 
 
-def test_a_proxy_of_the_branchs_rows_is_told_with_the_scorecard(ws: Workspace) -> None:
+def test_a_proxy_of_the_branchs_rows_is_told_with_the_scorecard(ws: Workspace, tmp_path: Path) -> None:
     probe = {"steps": 1, "every": 1, "limit": 2, "rows": "same"}
     plan = {**LEAN, "selectors": ["random", "future"], "probe": probe, "measures": {"gradients": 0}, "limit": 2}
     plan["selector"] = {"future": {"method": "top", "scores": ["bm25>future"], "by": "bm25_future"}}
@@ -174,6 +175,16 @@ def test_a_proxy_of_the_branchs_rows_is_told_with_the_scorecard(ws: Workspace) -
     assert [w for w in result.warnings if w.startswith("probe.rows=same: the samples by which a selector sees")]
     blind = curate.audit(ws, "seen", plan_of({**plan, "selectors": ["random"]}))
     assert blind.warnings == []
+    for changes, told in (
+        ({"proxy": "strings"}, False),  # of no stage
+        ({"proxy": "program"}, True),
+        ({"probe": {**probe, "rows": "disjoint"}}, False),
+        ({"selectors": ["greats"]}, False),  # by the stage's own target
+        ({"selectors": ["greats"], "probe": {**probe, "data": "own"}}, True),
+        ({"selectors": ["greats"], "selector": {"greats": {"target": "future"}}}, True),
+    ):
+        sum_up(tmp_path, plan_of({**plan, **changes}))
+        assert bool(read_json(tmp_path / "summed.json")["notes"]) == told, changes
 
 
 def test_what_is_replayed_keeps_to_its_budget_and_differs_by_seed_and_stage(ws: Workspace, tmp_path: Path) -> None:

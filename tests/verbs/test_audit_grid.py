@@ -17,7 +17,7 @@ from curate.pages.audits import MEASURES, page, pictures, reading, rows, values
 from curate.runs.audit_grid import expanded
 from curate.runs.audit_toml import plan_of, read_plan
 from curate.store.workspace import Workspace
-from curate.tables.audit_cards import card_of, joined
+from curate.tables.audit_cards import card_of, conditions, joined
 from tests.support.audits import PLAN, cells, workspace
 
 LEAN = {**PLAN, "limit": 2, "out_of_domain": ["strings"], "train": {**PLAN["train"], "lora_r": 2},
@@ -133,6 +133,18 @@ def test_the_table_of_several_audits_is_made_of_their_scorecards(ordered: tuple[
     with pytest.raises(CurateError, match="the audit 'two_order_1' has not ended; the same `curate audit two_order_1"):
         joined(ws, ["two_order_1"])
     (Path(str(ws.path)) / "kept").rename(Path(str(ws.path)) / "audits/two_order_1/summed.json")
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"budget": {"frac": 0.25}}, {"budget": "25 %", "trained": "LoRA 2, carried"}),
+        ({"budget": {"tokens": 1e6}, "adapter": "fresh"}, {"budget": "1,000,000 tokens", "trained": "LoRA 2, fresh"}),
+        ({"train": {"steps": 2}}, {"budget": "16 samples", "trained": "all"}),
+    ],
+)
+def test_an_audit_says_under_what_it_was_made(changes: dict[str, Any], told: dict[str, str]) -> None:
+    assert conditions(plan_of({**LEAN, **changes}).recipe({})) == {**told, "stages": "facts, program"}
 
 
 def test_audits_are_joined_by_name_or_pattern(ordered: tuple[Workspace, Path]) -> None:
