@@ -28,7 +28,7 @@ from equal_flops import (  # pyright: ignore[reportMissingImports]
     settings_within,
     train_all,
 )
-from presets import FEW, PRESETS, Preset, corpus  # pyright: ignore[reportMissingImports]
+from presets import FEW, PRESETS, Preset, corpus, half, in_fastest_precision, shorter  # pyright: ignore[reportMissingImports]
 
 import curate
 from curate.kinds.weighting import Weighting
@@ -43,7 +43,6 @@ from curate.methods.weightings.adapt_static import AdaptStatic
 from curate.methods.weightings.linupper import Linupper
 from curate.methods.weightings.uniform import Uniform
 from curate.models.choice import ModelChoice
-from curate.models.rates import processor_rates
 from curate.pages.comparison import page, plot, plot_curves, reading
 from curate.runs.config import TrainingSpec
 from curate.runs.evaluation import EvalSpec
@@ -82,9 +81,18 @@ PROTOCOLS = {
         rows=200,
         long=0.5,
     ),
-    "cpu": Protocol(PRESETS["cpu"], 1.0, bad=(0.0, 0.1, 0.3, 0.5), rows=1000, long=2.0),
+    "cpu": Protocol(replace(PRESETS["cpu"], data=half), 1.0, bad=(0.0, 0.1, 0.3, 0.5), rows=500, long=2.0),
     "few": Protocol(
-        replace(FEW, pairs=(("gsm8k", "bbh"),), budgets=(0.1,), training=ADAPTER, questions=24, accuracy=Loss()),
+        replace(
+            FEW,
+            base=shorter,
+            pairs=(("gsm8k", "bbh"),),
+            budgets=(0.1,),
+            training=ADAPTER,
+            questions=24,
+            accuracy=Loss(),
+            context=256,
+        ),
         *(0.25, 1, (1.0, 0.03)),
         gradients=False,
         apart=False,
@@ -142,7 +150,8 @@ def taken_apart(protocol: Protocol, target: str, plain: TrainingSpec) -> Iterato
     yield "adapt_mean1", replace(online, weighting=replace(centred, normalize="mean1"))
     yield "adapt_unclipped", replace(online, settings=unclipped)
     yield "full_unclipped", replace(plain, settings=unclipped)
-    for name, refresh, unit in (("1", 1, "steps"), ("epoch", 1, "epochs"), ("never", NEVER, "epochs")):
+    looks = (("1", 1, "steps"), ("10", 10, "steps"), ("epoch", 1, "epochs"), ("never", NEVER, "epochs"))
+    for name, refresh, unit in looks:  # and every 50 steps, as published, in the other arms
         yield f"adapt_every_{name}", replace(online, weighting=replace(centred, refresh=refresh, refresh_unit=unit))
 
 
@@ -260,9 +269,8 @@ def main(protocol: Protocol, folder: Path, named: str | None, workers: int) -> N
         protocol.preset,
         time.monotonic(),
     )
-    if not os.environ.get("CUDA_VISIBLE_DEVICES") and processor_rates().gain > 2 and preset.training.lora_r:
-        training = replace(preset.training, precision="bfloat16")  # products are that much faster here
-        protocol = replace(protocol, preset=replace(preset, training=training))
+    preset = replace(preset, training=in_fastest_precision(preset.training))
+    protocol = replace(protocol, preset=preset)
     ws = curate.open_workspace(folder / "ws")
     preset.data(ws)
     for target, other in preset.pairs:

@@ -1,9 +1,11 @@
-"""Choosing inside the step: every method at a fixed budget of samples, with what each saving costs in quality.
+"""Choosing inside the step: every method at a fixed number of samples, with what each saving costs in quality.
 
-    python pipelines/online_selection.py smoke|cpu|gpu [NEW-FOLDER] [--model MODEL]   (default: ./online-selection)
+    python pipelines/online_selection.py smoke|cpu|few|gpu [NEW-FOLDER] [--model MODEL]   (default: ./online-selection)
 
 Every arm trains on the same number of samples in the same number of steps, chosen among four times as many candidates;
-`random` takes the first that come, `full` all candidates, `truth` only correct samples of the target's skill. Then
+`random` takes the first that come; `full` all candidates, a step as large as all of them; `full_steps` the same
+candidates in steps as small as everyone's, four times as many; `truth` only correct samples of the target's skill.
+The target's validation split covers the facts that are tested, and asks none of the test's questions. Then
 filter_then_weight with parts left out, with other projections, with the target's gradient reused for longer, and from a
 stream that is seen once. Ends in tables, a page and a picture.
 """
@@ -13,13 +15,24 @@ from __future__ import annotations
 import argparse
 import time
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-from presets import PRESETS, STREAM, Preset, endless, make_sample  # pyright: ignore[reportMissingImports]
+from equal_flops import difference  # pyright: ignore[reportMissingImports]
+from presets import (
+    FEW,
+    PRESETS,
+    STREAM,
+    WITHIN_REAL,
+    Preset,
+    covering,
+    endless,
+    in_fastest_precision,
+    make_sample,
+    shorter,
+)  # pyright: ignore[reportMissingImports]
 
 import curate
 from curate.methods.metrics.choice import Choice as OptionChoice
@@ -46,6 +59,8 @@ from curate.verbs.select import SelectionSpec
 
 METHODS = {
     "filter_then_weight": FilterThenWeight(),
+    "match_span": FilterThenWeight(rescale="match_span"),
+    "match_norm": FilterThenWeight(rescale="match_norm"),
     "greats": Greats(),
     "tracin_online": TracinOnline(),
     "less_online": LessOnline(),
@@ -58,26 +73,34 @@ PARTS = {
     "top, then weights": FilterThenWeight(filter="top"),
     "filter only": FilterThenWeight(weigh="none"),
     "no preconditioning": FilterThenWeight(precondition="none"),
-    "neither": FilterThenWeight(precondition="none", weigh="none"),
     "D of projected": FilterThenWeight(precondition="projected"),
     "D with candidates": FilterThenWeight(side="candidates"),
     "unbounded weights": FilterThenWeight(weigh="signed"),
     "weights sum to batch": FilterThenWeight(rescale="sum_to_batch"),
-    "weights as they come": FilterThenWeight(rescale="none"),
+    "same positions": FilterThenWeight(positions="same", precondition="projected"),
 }
 PROJECTIONS, LOOKS = (32, 64, 128, 256), (4, 16, 64)
+COVERING = 240  # questions of the target's validation split
+METRICS = {"loss": "loss", "choice": "accuracy"}
+FEW_STEPS = replace(WITHIN_REAL, steps=10, batch_size=4, target_batch=16, eval_every=0)
+ALL = {
+    **PRESETS,
+    "few": replace(FEW, seeds=3, online=FEW_STEPS, questions=24, parts=False, context=256, base=shorter),
+}
 TRUTH = "truth"  # where it is known, the candidates of the target's skill that are not corrupt: an upper bound
 Values = dict[int, float]
 
 
 def main_arms(preset: Preset, model: ModelChoice, target: str) -> Iterator[tuple[str, TrainingSpec]]:
     """The methods and their baselines, with every seed."""
-    settings = preset.online
+    settings, times = preset.online, preset.online.oversample
     for seed in range(preset.seeds):
         training = TrainingSpec(model, Uniform(), settings, seed=seed)
         yield f"random_s{seed}", training
-        full_settings = replace(settings, batch_size=settings.batch_size * settings.oversample)
-        yield f"full_s{seed}", replace(training, settings=full_settings)
+        large = replace(settings, batch_size=settings.batch_size * times)
+        yield f"full_s{seed}", replace(training, settings=large)
+        more = replace(settings, steps=settings.steps * times, eval_every=settings.eval_every * times)
+        yield f"full_steps_s{seed}", replace(training, settings=more)
         if preset.drawn:
             yield f"{TRUTH}_s{seed}", replace(training, manifest=TRUTH)
         for name, weighting in METHODS.items():
@@ -112,35 +135,29 @@ def more_arms(preset: Preset, model: ModelChoice, target: str) -> Iterator[tuple
 # --- tables ----------------------------------------------------------------------------------------------
 
 
-def quality(ws: Workspace, target: str) -> dict[str, dict[int, float]]:
-    """run -> step -> accuracy on the target; where it has no options to choose among, minus the loss."""
+def quality(ws: Workspace, target: str) -> dict[str, dict[str, dict[int, float]]]:
+    """metric -> run -> step -> its value on the target."""
     rows = curate.sql(
         ws, f"SELECT * FROM evaluations WHERE target = '{target}' AND split = 'test' AND value IS NOT NULL"
     )
-    metric = "choice" if any(row["metric"] == "choice" for row in rows) else "loss"
-    by_run: dict[str, dict[int, float]] = {}
+    by_metric: dict[str, dict[str, dict[int, float]]] = {}
     for row in rows:
-        if row["metric"] == metric:
-            by_run.setdefault(row["run"], {})[row["step"]] = row["value"] if metric == "choice" else -row["value"]
-    return by_run
+        by_metric.setdefault(row["metric"], {}).setdefault(row["run"], {})[row["step"]] = row["value"]
+    return by_metric
 
 
-def by_arm(found: dict[str, dict[int, float]], what: Any) -> dict[str, Values]:
-    """arm -> seed -> one number of a run's steps."""
+def by_arm(found: dict[str, dict[int, float]]) -> dict[str, Values]:
+    """arm -> seed -> the value after a run's last step."""
     arms: dict[str, Values] = {}
     for run, steps in found.items():
         arm, _, seed = run.rpartition("_s")
         if arm and seed.isdigit():
-            arms.setdefault(arm, {})[int(seed)] = what(steps)
+            arms.setdefault(arm, {})[int(seed)] = last(steps)
     return arms
 
 
 def last(steps: dict[int, float]) -> float:
     return steps[max(steps)]
-
-
-def best(steps: dict[int, float]) -> float:
-    return max(steps.values())
 
 
 def costs(ws: Workspace) -> dict[str, tuple[float, float]]:
@@ -151,56 +168,111 @@ def costs(ws: Workspace) -> dict[str, tuple[float, float]]:
     return {r["run"]: (r["flops"], r["seconds"] / max(steps.get(r["run"]) or 1, 1)) for r in curate.sql(ws, query)}
 
 
-def shares(ws: Workspace, target: str) -> dict[str, tuple[float, float, float]]:
-    """run -> of the samples it trained on, the share that is corrupt, and of the target's skill; fallbacks."""
-    rows = curate.sql(
-        ws,
-        f"""SELECT t.run, avg((meta->>'corrupt' = 'true')::INT) AS corrupt,
-        avg((meta->>'skill' = '{target}')::INT) AS mine FROM trained t JOIN pool USING (row)
-        WHERE t.weight <> 0 AND t.run <> 'streamed' GROUP BY t.run""",
-    )
-    by_run = {row["run"]: (row["corrupt"] or 0.0, row["mine"] or 0.0) for row in rows}
-    if stream_rows := [
-        r["row"] for r in curate.sql(ws, "SELECT row FROM trained WHERE run = 'streamed' AND weight <> 0")
-    ]:
-        stream_samples = list(
-            islice(make_sample().stream(STREAM), max(stream_rows) + 1)
-        )  # a row is a place in the stream
-        facts = [(stream_samples[n].corrupt, stream_samples[n].skill == target) for n in stream_rows]
-        by_run["streamed"] = tuple(np.mean(facts, axis=0))
-    fallbacks = {r["run"]: r["n"] for r in curate.sql(ws, "SELECT run, sum(fallback) AS n FROM metrics GROUP BY run")}
-    return {run: (*pair, float(fallbacks[run])) for run, pair in by_run.items()}
+@dataclass(frozen=True)
+class Choices:
+    """What a run chose. corrupt, of_skill: shares of the samples trained on; NaN where it is not known. against: share
+    whose gradient points away from the target's; NaN where none was looked at. effective: effective number of samples
+    in a step's weights, mean of steps. fallbacks: steps in which the formula chose nothing."""
+
+    corrupt: float
+    of_skill: float
+    against: float
+    effective: float
+    fallbacks: float
 
 
-def table(ws: Workspace, preset: Preset, target: str) -> None:
-    by_run, cost, share = quality(ws, target), costs(ws), shares(ws, target)
-    at_end, at_best = by_arm(by_run, last), by_arm(by_run, best)
-    print(f"   {'arm':20} {'fixed budget':>16} {'over random':>28} {'over full':>28} {'best of run':>16} {'FLOPs':>9} "
-          f"{'s/step':>7} {'corrupt':>8} {'skill':>6} {'fallback':>8}")  # fmt: skip
-    for arm in (a for a in ("random", "full", TRUTH, *METHODS) if a in at_end):
-        values = at_end[arm]
-        runs = [f"{arm}_s{seed}" for seed in values]
-        mean_shares = [float(np.mean([share[run][k] for run in runs])) for k in range(3)]
-        flops, seconds = (float(np.mean([cost[run][k] for run in runs])) for k in range(2))
-        differences = "".join(
-            f" {_difference(values, at_end[reference]) if arm != reference else '':>28}"
-            for reference in ("random", "full")
+def looks_at_target(run: str) -> bool:
+    """Whether a run compares candidates with the target; variants of filter_then_weight do."""
+    arm, _, seed = run.rpartition("_s")
+    if not seed.isdigit():
+        return True
+    return arm in METHODS and METHODS[arm].uses_target
+
+
+def choices(ws: Workspace, target: str) -> dict[str, Choices]:
+    """What each run chose."""
+    truth = {
+        row["run"]: (row["corrupt"], row["mine"])
+        for row in curate.sql(
+            ws,
+            f"""SELECT t.run, avg((meta->>'corrupt' = 'true')::INT) AS corrupt,
+            avg((meta->>'skill' = '{target}')::INT) AS mine FROM trained t JOIN pool USING (row)
+            WHERE t.weight <> 0 AND t.run <> 'streamed' GROUP BY t.run""",
         )
-        print(f"   {arm:20} {_told(values):>16}{differences} {_told(at_best[arm]):>16} {flops:9.2e} {seconds:7.3f} "
-              f"{mean_shares[0]:8.1%} {mean_shares[1]:6.0%} {mean_shares[2]:8.1f}")  # fmt: skip
-    print(
-        f"   The model before: {last(by_run['base']):.3f}. Corrupt and of the skill: shares of the samples trained on."
+    }
+    if rows := [r["row"] for r in curate.sql(ws, "SELECT row FROM trained WHERE run = 'streamed' AND weight <> 0")]:
+        seen = list(islice(make_sample().stream(STREAM), max(rows) + 1))  # a row is a place in the stream
+        truth["streamed"] = tuple(np.mean([(seen[n].corrupt, seen[n].skill == target) for n in rows], axis=0))
+    effective = curate.sql(
+        ws,
+        """SELECT run, avg(n) AS n FROM (
+            SELECT run, step, pow(sum(weight::DOUBLE), 2) / sum(pow(weight::DOUBLE, 2)) AS n
+            FROM trained WHERE weight <> 0 GROUP BY run, step
+        ) GROUP BY run""",
     )
+    against = {
+        row["run"]: row["share"]
+        for row in curate.sql(
+            ws, "SELECT run, avg((measure < 0)::INT) AS share FROM trained WHERE weight <> 0 GROUP BY run"
+        )
+        if looks_at_target(row["run"])
+    }
+    fallbacks = {r["run"]: r["n"] for r in curate.sql(ws, "SELECT run, sum(fallback) AS n FROM metrics GROUP BY run")}
+    return {
+        row["run"]: Choices(
+            *(float("nan") if share is None else float(share) for share in truth.get(row["run"], (None, None))),
+            against.get(row["run"], float("nan")),
+            float(row["n"]),
+            float(fallbacks.get(row["run"]) or 0),
+        )
+        for row in effective
+    }
+
+
+def table(ws: Workspace, target: str) -> None:
+    """The arms' losses and accuracies, what they chose and what that cost, as Markdown."""
+    by_metric, cost, chose = quality(ws, target), costs(ws), choices(ws, target)
+    metrics = [metric for metric in ("loss", "choice") if by_metric.get(metric)]
+    at_end = {metric: by_arm(by_metric[metric]) for metric in metrics}
+    head = ["arm"]
+    for metric in metrics:
+        head += [METRICS[metric], "over random", "over full"]
+    print(f"| {' | '.join([*head, 'against', 'effective', 'corrupt', 'skill', 'fallback', 'FLOPs', 's a step'])} |")
+    print("|---" * (len(head) + 7) + "|")
+    for arm in (name for name in ("random", "full", "full_steps", TRUTH, *METHODS) if name in at_end[metrics[0]]):
+        cells = [arm]
+        for metric in metrics:
+            values = at_end[metric]
+            cells.append(_told(values[arm]))
+            cells += [difference(paired(values[arm], values[other])) if arm != other else ""
+                      for other in ("random", "full")]  # fmt: skip
+        runs = [f"{arm}_s{seed}" for seed in at_end[metrics[0]][arm]]
+        mean = {
+            name: float(np.mean([getattr(chose[run], name) for run in runs]))
+            for name in ("against", "effective", "corrupt", "of_skill", "fallbacks")
+        }
+        flops, seconds = (float(np.mean([cost[run][k] for run in runs])) for k in range(2))
+        cells += [_percent(mean["against"]), f"{mean['effective']:.2f}", _percent(mean["corrupt"]),
+                  _percent(mean["of_skill"]), f"{mean['fallbacks']:.1f}", f"{flops:.2e}", f"{seconds:.3f}"]  # fmt: skip
+        print(f"| {' | '.join(cells)} |")
+    before = ", ".join(f"{METRICS[metric]} {last(by_metric[metric]['base']):.3f}" for metric in metrics)
+    print(f"\nThe model before: {before}. Differences over seeds with Student's 95 % interval. Of the samples trained "
+          "on: `against`, the share whose gradient points away from the target's; `effective`, the effective number in "
+          "a step; `corrupt` and `skill`, the shares that are corrupt, and of the target's skill.")  # fmt: skip
 
 
 def more_table(ws: Workspace, named: dict[str, str], target: str) -> None:
-    by_run, cost, share = quality(ws, target), costs(ws), shares(ws, target)
+    by_metric, cost, chose = quality(ws, target), costs(ws), choices(ws, target)
+    metrics = [metric for metric in ("loss", "choice") if by_metric.get(metric)]
     base_seconds = cost[named["as it is"]][1]
+    head = ["filter_then_weight", *(METRICS[m] for m in metrics), "against", "effective", "corrupt", "skill", "FLOPs"]
+    print(f"| {' | '.join([*head, 'time a step'])} |\n{'|---' * (len(head) + 1)}|")
     for label, run in named.items():
-        corrupt, of_skill, fallbacks = share[run]
-        print(f"   {label:24} {last(by_run[run]):.3f}, best {best(by_run[run]):.3f}   {cost[run][0]:.2e} FLOPs, "
-              f"{cost[run][1] / base_seconds:.2f} of its time a step   corrupt {corrupt:.1%}, skill {of_skill:.0%}, "
-              f"fallback {fallbacks:.0f}")  # fmt: skip
+        its = chose[run]
+        cells = [label, *(f"{last(by_metric[metric][run]):.3f}" for metric in metrics), _percent(its.against),
+                 f"{its.effective:.2f}", _percent(its.corrupt), _percent(its.of_skill), f"{cost[run][0]:.2e}",
+                 f"{cost[run][1] / base_seconds:.2f}"]  # fmt: skip
+        print(f"| {' | '.join(cells)} |")
 
 
 def _told(by_seed: Values) -> str:
@@ -208,30 +280,27 @@ def _told(by_seed: Values) -> str:
     return f"{mean.mean:.3f}" + (f" ± {mean.error:.3f}" if mean.error is not None else "")
 
 
-def _difference(values: Values, reference: Values) -> str:
-    difference = paired(values, reference)
-    assert difference is not None
-    interval = difference.interval()
-    return f"{difference.mean:+.3f}" + (f" ({interval[0]:+.3f} to {interval[1]:+.3f})" if interval else "")
+def _percent(share: float) -> str:
+    return "" if np.isnan(share) else f"{share:.1%}"
 
 
 def picture(ws: Workspace, preset: Preset, target: str) -> bytes:
-    """Quality against the share of the candidates that was trained on, for each arm."""
-    by_run, steps = quality(ws, target), preset.online.steps
+    """Loss against the share of the candidates that was trained on, for each arm."""
+    by_run, steps = quality(ws, target)["loss"], preset.online.steps
     arms: dict[str, dict[int, list[float]]] = {}
     for run, by_step in by_run.items():
         arm, _, seed = run.rpartition("_s")
         for step, value in by_step.items() if arm and seed.isdigit() else ():
             arms.setdefault(arm, {}).setdefault(step, []).append(value)
-    panels = []
-    for names in (("random", "full", *list(METHODS)[:4]), ("random", "full", *list(METHODS)[4:])):
+    panels, half = [], len(METHODS) // 2
+    for names in (list(METHODS)[:half], list(METHODS)[half:]):
         panel_lines = {}
-        for name in names:
+        for name in ("random", "full", *names):
             kept_share = 1.0 if name == "full" else 1 / preset.online.oversample
             panel_lines[name] = [
                 (100 * kept_share * s / steps, float(np.mean(v)), None) for s, v in sorted(arms[name].items())
             ]
-        panels.append(Panel(target, "% of the candidates trained on", "accuracy, mean of seeds", panel_lines))
+        panels.append(Panel(target, "% of the candidates trained on", "loss, mean of seeds", panel_lines))
     return lines(panels)
 
 
@@ -241,28 +310,38 @@ def picture(ws: Workspace, preset: Preset, target: str) -> bytes:
 def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model = ModelChoice(named, context=preset.context) if named else preset.base(folder)
+    preset = replace(preset, online=in_fastest_precision(preset.online))
     ws = curate.open_workspace(folder / "ws")
-    if preset.drawn:
-        endless(ws, folder, preset.drawn)
-    else:
-        preset.data(ws)
     target, _ = preset.pairs[0]
     if preset.drawn:
+        endless(ws, folder, preset.drawn)
+        covered = covering(ws, folder, target, COVERING)
+        print(f"The target has {COVERING} questions, among whose answers are {covered} of the test's.")
         condition = f"meta->>'skill' = '{target}' AND meta->>'corrupt' = 'false'"
         curate.select(ws, TRUTH, Random(), SelectionSpec(where=condition, frac=1.0))
+    else:
+        preset.data(ws)
     steps, batch = preset.online.steps, preset.online.batch_size
     candidates = batch * preset.online.oversample
     print(f"1. {ws.n_rows():,} candidates, {steps} steps of {batch} among {candidates}; {target} is wanted.")
     curate.score(ws, Nll(), models=ModelChoice("tiny", device="cpu") if preset.drawn else model)  # for rho_online
-    evals = [EvalSpec(target, metric, limit=preset.questions) for metric in (Loss(), OptionChoice())]
+    metrics = (Loss(), OptionChoice()) if preset.drawn else (Loss(),)  # what is drawn has options to choose among
+    evals = [EvalSpec(target, metric, limit=preset.questions) for metric in metrics]
     curate.evaluate(ws, "base", evals, model=model)
     started, runs = time.monotonic(), ["base"]
     for name, training in main_arms(preset, model, target):
         _run(ws, name, training, evals)
         runs.append(name)
     print(f"   {len(runs)} runs in {time.monotonic() - started:.0f} s\n")
-    table(ws, preset, target)
-
+    table(ws, target)
+    compared = curate.compare(ws, runs, against="random_s0")
+    path = folder / f"{target}.html"
+    path.write_text(page(compared, f"Choosing within the step: {target}"), encoding="utf-8")
+    path.with_suffix(".png").write_bytes(plot(compared))
+    (folder / "ratio.png").write_bytes(picture(ws, preset, target))
+    print(f"\nThe page is {path}; loss against the share of data: {folder / 'ratio.png'}.")
+    if not preset.parts:
+        return
     print("\n2. filter_then_weight without its parts, with other projections and looks, and from a stream; one seed.")
     variants = {}
     for label, name, training in more_arms(preset, model, target):
@@ -270,13 +349,7 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
         variants[label] = name
     print()
     more_table(ws, variants, target)
-    compared = curate.compare(ws, runs, against="random_s0")
-    path = folder / f"{target}.html"
-    path.write_text(page(compared, f"Choosing within the step: {target}"), encoding="utf-8")
-    path.with_suffix(".png").write_bytes(plot(compared))
-    (folder / "ratio.png").write_bytes(picture(ws, preset, target))
-    print(f"\nThe page is {path}; quality against the share of data: {folder / 'ratio.png'}. "
-          f"{time.monotonic() - started:.0f} s in all.")  # fmt: skip
+    print(f"\n{time.monotonic() - started:.0f} s in all.")
 
 
 def _run(ws: Workspace, name: str, training: TrainingSpec, evals: list[EvalSpec]) -> None:
@@ -287,8 +360,8 @@ def _run(ws: Workspace, name: str, training: TrainingSpec, evals: list[EvalSpec]
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("preset", choices=PRESETS)
+    parser.add_argument("preset", choices=ALL)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("online-selection"))
     parser.add_argument("--model", help="another model than the preset's: a folder, a .gguf file, a hub id")
     arguments = parser.parse_args()
-    main(PRESETS[arguments.preset], arguments.folder, arguments.model)
+    main(ALL[arguments.preset], arguments.folder, arguments.model)

@@ -29,6 +29,7 @@ from curate.methods.scores.less import Less
 from curate.methods.selectors.random import Random
 from curate.models.choice import ModelChoice
 from curate.models.load import load_tokenizer
+from curate.models.rates import processor_rates
 from curate.store.workspace import Workspace
 from curate.training.settings import TrainSettings
 from curate.verbs.select import SelectionSpec
@@ -37,6 +38,7 @@ SAMPLE = Path(__file__).parent.parent / "data" / "sample"
 SKILLS = ("arithmetic", "facts", "program", "strings", "table", "translation")
 OTHERS = ("arithmetic", "program", "strings")  # besides a pair's two: where a model may have forgotten something
 STREAM = 7  # the seed of a stream that neither the corpus nor the models in data/ have seen
+COVER = 11  # the seed of another one
 SHARED = Path(os.environ.get("CURATE_SHARED", Path(__file__).parent.parent.parent / "shared")) / "data"
 
 
@@ -48,7 +50,8 @@ class Preset:
     their warm-ups. steps: of every training in dualsft.py. online: settings of those in online_selection.py, which
     train on `data`, or on that many samples of the corpus's endless stream (drawn). trials, horizons: subsets of `size`
     samples, and steps of training on each, to validate scores with. context: of a model that is named instead of the
-    base, in tokens; 0: its own. accuracy: how the share of right answers is measured."""
+    base, in tokens; 0: its own. accuracy: how the share of right answers is measured. parts: whether a method that
+    chooses within the step is taken apart, too."""
 
     data: Callable[[Workspace], None]
     base: Callable[[Path], ModelChoice]
@@ -68,6 +71,7 @@ class Preset:
     horizons: tuple[int, ...] = (10, 50)
     size: int = 256
     accuracy: Metric = OptionChoice()
+    parts: bool = True
 
 
 # --- data ------------------------------------------------------------------------------------------------
@@ -81,9 +85,18 @@ def sample(ws: Workspace) -> None:
 
 def sixth(ws: Workspace) -> None:
     """Every sixth sample of the corpus, where only that a pipeline runs is looked at."""
+    _every(ws, 6)
+
+
+def half(ws: Workspace) -> None:
+    """Every other sample of the corpus, where there are very many trainings."""
+    _every(ws, 2)
+
+
+def _every(ws: Workspace, nth: int) -> None:
     with tempfile.TemporaryDirectory() as folder:
         for path in sorted((SAMPLE / "pool").iterdir()):
-            lines = path.read_text(encoding="utf-8").split("\n")[::6]
+            lines = path.read_text(encoding="utf-8").split("\n")[::nth]
             (Path(folder) / path.name).write_text("\n".join(lines), encoding="utf-8")
         curate.ingest(ws, sorted(str(path) for path in Path(folder).iterdir()))
     skills(ws)
@@ -100,6 +113,27 @@ def endless(ws: Workspace, folder: Path, rows: int) -> None:
     """The same targets, and the first samples of another stream of the corpus's generator, which has no end."""
     skills(ws)
     curate.ingest(ws, [str(stream_file(folder, rows))])
+
+
+def covering(ws: Workspace, folder: Path, name: str, rows: int) -> int:
+    """Make the target's validation split of so many clean questions of another stream, none of them asked in its test
+    split, which the sample's is too small to cover; returns how many of the test's answers are among theirs."""
+    made = make_sample()
+    test = [json.loads(line) for line in (SAMPLE / f"targets/{name}_test.jsonl").read_text("utf-8").splitlines()]
+    asked = {made.core(row["question"]) for row in test}
+    found: dict[str, Any] = {}
+    for item in islice(made.stream(COVER), 200 * rows):
+        question = made.core(item.question)
+        if item.skill == name and not item.corrupt and question not in asked:
+            found.setdefault(question, item)
+        if len(found) == rows:
+            break
+    path = folder / f"{name}_val.jsonl"
+    fields = [{"question": item.question, "answer": item.answer, "subtask": item.task} for item in found.values()]
+    path.write_text("".join(json.dumps(row) + "\n" for row in fields), encoding="utf-8")
+    curate.target(ws, name, str(path), subtask="subtask", split="val")
+    answers = {row["answer"] for row in fields}
+    return sum(row["answer"] in answers for row in test)
 
 
 def stream_file(folder: Path, rows: int) -> Path:
@@ -222,8 +256,18 @@ def short(_: Path) -> ModelChoice:
     return ModelChoice("smollm2-135m", context=512)
 
 
+def shorter(_: Path) -> ModelChoice:
+    return ModelChoice("smollm2-135m", context=256)
+
+
 def smollm2(_: Path) -> ModelChoice:
     return ModelChoice("smollm2-135m", context=1024)
+
+
+def in_fastest_precision(settings: TrainSettings) -> TrainSettings:
+    """LoRA in bfloat16 where this machine, without a GPU, multiplies that more than twice as fast."""
+    fast = settings.lora_r and not os.environ.get("CUDA_VISIBLE_DEVICES") and processor_rates().gain > 2
+    return replace(settings, precision="bfloat16") if fast else settings
 
 
 LONG = TrainSettings(epochs=4, batch_size=32, lr=1e-3, schedule="cosine", warmup=0.05)
@@ -241,7 +285,7 @@ HURRIED = replace(DUAL, warmup=0.05, epochs=1)
 DUAL_REAL = Dualsft(warmup=0.05, batch_size=64, micro_batch_size=8)
 
 # Choosing within the step: 300 steps of 4 among 16; 5 % of the real samples.
-WITHIN = replace(LONG, batch_size=4, lr=5e-4, steps=300, target_batch=4, reduction="sample", eval_every=75)
+WITHIN = replace(LONG, batch_size=4, lr=2e-4, steps=300, target_batch=16, reduction="sample", eval_every=150)
 WITHIN_REAL = TrainSettings(
     batch_size=8, lr=1e-4, steps=242, lora_r=8, schedule="cosine", reduction="sample", eval_every=50, projection=256
 )

@@ -83,16 +83,20 @@ class Matching:
     'before', multiplied by the optimizer's diagonal preconditioner D before projection; 'projected', its projection
     multiplied by the D that Adam would have for projected gradients. candidates: whether D is applied to the candidates
     instead, where it changes their products with each other. curvature: whether inner products through a
-    Kronecker-factored curvature matrix, or its inverse, are computed too. damping: added to its factors, relative to
-    their mean diagonals. tokens: whether every token of a candidate is compared separately.
+    Kronecker-factored curvature matrix, or its inverse, are computed too. factors: whose gradients the curvature is
+    made of. damping: added to its factors, relative to their mean diagonals. tokens: whether every token of a candidate
+    is compared separately. positions: whether tokens are compared with all tokens (the inner product of gradients), or
+    only with those at the same position of the other sample.
     """
 
     target: bool = True
     precondition: Literal["none", "before", "projected"] = "none"
     candidates: bool = False
     curvature: Literal["none", "kfac", "inverse"] = "none"
+    factors: Literal["candidates", "target"] = "candidates"
     damping: float = 0.1
     tokens: bool = False
+    positions: Literal["all", "same"] = "all"
 
 
 @dataclass(frozen=True)

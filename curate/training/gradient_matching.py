@@ -14,15 +14,13 @@ without dropout, those of candidates with dropout, as they are trained on.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor, nn
 
 from curate.errors import CurateError
 from curate.gradients.backward import Backward, Gradients, finish
@@ -35,10 +33,9 @@ from curate.models.language_model import LanguageModel
 from curate.models.tokens import Encoded
 from curate.models.usage import Usage
 from curate.training.examples import Examples
-from curate.training.optimizer import Preconditioner, adams_scale
+from curate.training.gradient_products import GradientProducts, TargetSums, joined
+from curate.training.optimizer import Preconditioner
 from curate.training.settings import TrainSettings
-
-TARGET, SECOND = "matching.target", "matching.second"  # stored with the optimizer's state: what is kept between steps
 
 
 @dataclass
@@ -83,7 +80,6 @@ class Chooser:
         self.one_pass = True
         trained = [p for p in model.model.parameters() if p.requires_grad]
         self.backward = Backward.of(model, bfloat16=settings.in_bfloat16(model.device.type))
-        self.backward.thin = not self._by_token
         self._trained = trained
         self._unfreeze()
         head = {id(p) for p in model.head.parameters()} if model.plain_head else set()
@@ -94,32 +90,17 @@ class Chooser:
         if matching.tokens and any(id(p) in head for p in trained):
             raise CurateError("the output head sees the supervised tokens alone, so tokens cannot be weighted in it; "
                               "train LoRA (lora_r=8) with unit=token.")  # fmt: skip
-        self.sketcher = Sketcher(shapes, settings.projection, seed, model.device)
-        self.target, self.second = dict[str, Tensor](), dict[str, Tensor]()
-        self._seen = 0  # steps accumulated in the second moments
+        sketcher = Sketcher(shapes, settings.projection, seed, model.device)
+        self.products = GradientProducts(matching, sketcher, settings, model.device)
         self._target = _supervised(target) if target is not None and matching.target else []
         if target is not None and matching.target and not self._target:
             raise CurateError("no sample of the target has a supervised token within the context, so it has no "
                               "gradient; give the target answers.")  # fmt: skip
 
-    # --- what a checkpoint holds --------------------------------------------------------------------------
-
-    def tensors(self) -> dict[str, Tensor]:
-        """The state to be stored in a checkpoint, by name."""
-        state = {f"{TARGET}.{name}": value.cpu() for name, value in self.target.items()}
-        state |= {f"{SECOND}.{name}": value.cpu() for name, value in self.second.items()}
-        return state | ({f"{SECOND}.": torch.tensor(self._seen)} if self._seen else {})
-
-    def load(self, tensors: Mapping[str, Tensor]) -> None:
-        """Restore the state that `tensors` gave; other names are ignored."""
-        device = self.backward.lm.device
-        for key, value in tensors.items():
-            if key.startswith(f"{TARGET}."):
-                self.target[key.removeprefix(f"{TARGET}.")] = value.to(device)
-            elif key == f"{SECOND}.":
-                self._seen = int(value)
-            elif key.startswith(f"{SECOND}."):
-                self.second[key.removeprefix(f"{SECOND}.")] = value.to(device)
+    @property
+    def sketcher(self) -> Sketcher:
+        """Projects the gradients of the layers that are compared."""
+        return self.products.sketcher
 
     # --- the target ---------------------------------------------------------------------------------------
 
@@ -138,30 +119,23 @@ class Chooser:
         rng = np.random.default_rng([self.seed % 2**63, number, 1])
         drawn = rng.choice(len(self._target), self.target_samples, replace=False)
         usage, began, model = self.backward.lm.usage(), time.perf_counter(), self.backward.lm.model
-        total: dict[str, Tensor] = {}
-        n_finite, training = 0, model.training
+        sums, training = TargetSums(), model.training
         for group in _groups(np.sort(drawn), self.settings.micro_batch_size):
             model.eval()
             try:
-                gradients = self._pass([self._target[i] for i in group], usage)
+                gradients = self._pass([self._target[i] for i in group], usage, self.products.target_by_token)
             finally:  # also if memory runs out, after which the step is retried
                 model.train(training)
-            n_finite += len(gradients.good)
+            sums.samples += len(gradients.good)
             with counted(usage, self.settings.count_flops):
                 for gradient in self._compared(gradients.parameters):
-                    summed = gradient.total()
-                    total[gradient.name] = total[gradient.name] + summed if gradient.name in total else summed
-                    usage.flops += gradient.flops()
-        if not n_finite:
+                    usage.flops += self.products.add(sums, gradient)
+        if not sums.samples:
             raise CurateError("none of the target's samples that were drawn has a finite gradient under the model.")
-        precondition = self.matching.precondition == "before" and not self.matching.candidates
-        scales = Preconditioner(self.optimizer) if precondition else None
+        before = self.matching.precondition == "before" and not self.matching.candidates
         with counted(usage, self.settings.count_flops):
-            for name, gradient in total.items():
-                gradient /= n_finite
-                scale = scales.of(self.parameters[name]) if scales else None
-                self.target[name] = self.sketcher.whole(name, gradient if scale is None else scale * gradient)
-                usage.flops += self.sketcher.whole_flops(name)
+            scales = Preconditioner(self.optimizer) if before else None
+            usage.flops += self.products.keep(sums, scales, self.parameters)
         finish(self.backward.lm.device)
         usage.seconds = time.perf_counter() - began
         return usage
@@ -190,7 +164,7 @@ class Chooser:
         for place, documents in enumerate(groups):
             sow(place)
             encoded = [Encoded(*examples.tokens_of(int(d))) for d in documents]
-            gradients = self._pass(encoded, usage)
+            gradients = self._pass(encoded, usage, self.products.by_token)
             losses.append(gradients.loss)
             positions.append(offset + gradients.good)
             offset += len(documents)
@@ -200,8 +174,8 @@ class Chooser:
             for name, sketch in self._sketches(gradients.parameters, selection):
                 sketches.setdefault(name, []).append(sketch)
         all_documents, usable = np.concatenate(groups), np.concatenate(positions)
-        parts = self._sketches(kept, selection) if kept is not None else ((n, _joined(s)) for n, s in sketches.items())
-        products = self._products(parts, scale[usable], selection)
+        parts = self._sketches(kept, selection) if kept is not None else ((n, joined(s)) for n, s in sketches.items())
+        products = self.products.of(parts, scale[usable], selection)
         return StepCandidates(all_documents, np.concatenate(losses), usable, products, kept, usage)
 
     def learn(self, found: StepCandidates, weights: np.ndarray, tokens: np.ndarray | None) -> float:
@@ -223,21 +197,12 @@ class Chooser:
         finish(self.backward.lm.device)
         return flops
 
-    def learnt(self) -> None:
-        """Update the second moments of projected gradients with the gradient that the optimizer is given."""
-        if self.matching.precondition != "projected":
-            return
-        self._seen += 1
-        for name in self.sketcher.shapes:
-            gradient = self.parameters[name].grad
-            if gradient is not None:
-                square = self.sketcher.whole(name, gradient).square() * (1 - self.settings.beta2)
-                self.second[name] = self.settings.beta2 * self.second[name] + square if name in self.second else square
+    # --- passes through the model -------------------------------------------------------------------------
 
-    # --- sketches and their products ----------------------------------------------------------------------
-
-    def _pass(self, encoded: Sequence[Encoded], usage: Usage) -> Gradients:
-        """Per-sample gradients, with the parameters frozen so that none gets a gradient of its own."""
+    def _pass(self, encoded: Sequence[Encoded], usage: Usage, by_token: bool) -> Gradients:
+        """Per-sample gradients, with the parameters frozen so that none gets a gradient of its own. by_token: as
+        factors of every token, also where a matrix is thin."""
+        self.backward.thin = not by_token
         phases = {phase: self.backward.lm.usage() for phase in ("forward", "backward")}
         with self._frozen():
             gradients = self.backward.gradients(encoded, phases, self.settings.count_flops)
@@ -263,126 +228,9 @@ class Chooser:
         return [g for g in gradients if isinstance(g, Outer | Thin) and g.name in self.sketcher.shapes]
 
     def _sketches(self, gradients: Sequence[PerSample], usage: Usage) -> Iterator[tuple[str, Any]]:
-        """For every compared layer: its sketches [B, r, c], or both projected factors of every token if needed."""
-        scales = self._scales()
-        for gradient in self._compared(gradients):
-            with self._clocked(usage):
-                if self._by_token:
-                    assert isinstance(gradient, Outer)
-                    usage.flops += self.sketcher.tokens_flops(gradient)
-                    sketches: Any = self.sketcher.tokens(gradient)
-                elif scales and (scale := scales.of(self.parameters[gradient.name])) is not None:
-                    sketches = torch.cat([self.sketcher.whole(b.name, scale * b.full()) for b in gradient.blocks()])
-                    usage.flops += gradient.flops() + len(sketches) * self.sketcher.whole_flops(gradient.name)
-                else:
-                    usage.flops += self.sketcher.flops(gradient)
-                    sketches = self.sketcher.of(gradient)
-            yield gradient.name, sketches
-
-    @contextmanager
-    def _clocked(self, usage: Usage) -> Iterator[None]:
-        """Charge the seconds of the enclosed code, and its FLOPs if they are measured, to `usage`."""
-        began = time.perf_counter()
-        with counted(usage, self.settings.count_flops):
-            yield
-        usage.seconds = (usage.seconds or 0.0) + time.perf_counter() - began
-
-    @cached_property
-    def _by_token(self) -> bool:
-        """Whether per-token factors are needed, for token products or for the curvature."""
-        return self.matching.tokens or self.matching.curvature != "none"
-
-    def _scales(self) -> Preconditioner | None:
-        """Adam's preconditioner D of layers' full matrices, if candidates are preconditioned before projection."""
         before = self.matching.candidates and self.matching.precondition == "before"
-        return Preconditioner(self.optimizer) if before else None
-
-    def _sought(self, name: str) -> Tensor | None:
-        """The preconditioned sketch of the target's gradient; None without a target."""
-        q = self.target.get(name)
-        projected = self.matching.precondition == "projected" and not self.matching.candidates
-        return q * self._projected_scale(name) if q is not None and projected and name in self.second else q
-
-    def _projected_scale(self, name: str) -> Tensor:
-        settings = self.settings
-        return adams_scale(self.second[name], self._seen, (settings.beta1, settings.beta2), settings.eps)
-
-    def _products(self, parts: Any, scale: np.ndarray, usage: Usage) -> Products:
-        """Inner products summed over all layers, with each candidate's gradient multiplied by its scale."""
-        n, device = len(scale), self.backward.lm.device  # sums stay on the device, so that no layer synchronises
-        shapes = {"gram": (n, n), "aligned": (n,), "square": (), "curved": (n, n), "influence": (n,)}
-        sums = {key: torch.zeros(shape, dtype=torch.float64, device=device) for key, shape in shapes.items()}
-        tokens = None
-        for name, part in parts:
-            with self._clocked(usage):
-                rows, columns = part if self._by_token else (part, part)
-                sketch = rows.transpose(1, 2) @ columns if self._by_token else part
-                if self.matching.candidates and self.matching.precondition == "projected" and name in self.second:
-                    sketch = sketch * self._projected_scale(name)
-                q, flat = self._sought(name), sketch.flatten(1)
-                sums["gram"] += flat @ flat.T
-                usage.flops += 2.0 * n * n * flat.shape[1]
-                if q is not None:
-                    sums["aligned"] += (flat @ q.to(flat.dtype).flatten()[:, None])[:, 0]
-                    sums["square"] += q.double().square().sum()
-                    usage.flops += 2.0 * flat.numel()
-                if self.matching.curvature != "none":
-                    usage.flops += self._curve(sums, sketch, rows, columns, q)
-                if self.matching.tokens and q is not None:
-                    layer_tokens = ((rows @ q.to(rows.dtype)) * columns).sum(2).double()
-                    usage.flops += 2.0 * rows.numel() * columns.shape[2]
-                    tokens = layer_tokens if tokens is None else tokens + layer_tokens
-        with self._clocked(usage):
-            total = {key: value.cpu().numpy() for key, value in sums.items()}  # the only point where a GPU synchronises
-        c = scale[:, None]
-        gram = {key: c * total[key] * scale for key in ("gram", "curved")}
-        along = {key: scale * total[key] for key in ("aligned", "influence")}
-        has_target, curvature = bool(self.target), self.matching.curvature
-        return Products(
-            gram["gram"],
-            along["aligned"] if has_target else None,
-            float(total["square"]),
-            gram["curved"] if curvature == "kfac" else None,
-            along["influence"] if curvature == "inverse" else None,
-            None if tokens is None else c * tokens.cpu().numpy(),
-        )
-
-    def _curve(self, sums: dict[str, Tensor], sketch: Tensor, rows: Tensor, columns: Tensor, q: Tensor | None) -> float:
-        """Products with a layer's Kronecker-factored curvature (K-FAC):  H = E (x) A,  with A the mean of x x^T over
-        tokens and E the sum of e e^T over a sample's tokens, averaged over samples; both in the sketch's dimensions.
-        Added to `sums`; returns the FLOPs."""
-        e, a = rows.flatten(0, 1), columns.flatten(0, 1)
-        valid = (e != 0).any(1) & (a != 0).any(1)  # padding has no error
-        e, a = e[valid], a[valid]
-        left, right = e.T @ e / len(rows), a.T @ a / max(len(a), 1)
-        left, right = (self._damped(factor) for factor in (left, right))
-        flops = 2.0 * e.numel() * e.shape[1] + 2.0 * a.numel() * a.shape[1]
-        if self.matching.curvature == "kfac":
-            curved = (left @ sketch @ right).flatten(1)
-            sums["curved"] += sketch.flatten(1) @ curved.T
-            return flops + 2.0 * sketch.numel() * (len(left) + len(right)) + 2.0 * len(sketch) * sketch.numel()
-        if q is not None:
-            solved = torch.linalg.solve(left, torch.linalg.solve(right, q.to(left.dtype), left=False))
-            sums["influence"] += (sketch.flatten(1) @ solved.flatten()[:, None])[:, 0]
-        return flops + 2.0 * sketch.numel()
-
-    def _damped(self, factor: Tensor) -> Tensor:
-        mean = factor.diagonal().mean()
-        return factor + (self.matching.damping * mean + torch.finfo(factor.dtype).tiny) * torch.eye(
-            len(factor), dtype=factor.dtype, device=factor.device
-        )
-
-
-def _joined(parts: Sequence[Any]) -> Any:
-    """Sketches of several micro-batches concatenated; per-token factors are padded to the longest."""
-    if isinstance(parts[0], Tensor):
-        return torch.cat(list(parts))
-    longest = max(rows.shape[1] for rows, _ in parts)
-    sides = []
-    for side in (0, 1):
-        padded = [nn.functional.pad(p[side], (0, 0, 0, longest - p[side].shape[1])) for p in parts]
-        sides.append(torch.cat(padded))
-    return tuple(sides)
+        scales = Preconditioner(self.optimizer) if before else None
+        return self.products.sketches(self._compared(gradients), scales, self.parameters, usage)
 
 
 def _groups(positions: np.ndarray, size: int) -> list[np.ndarray]:

@@ -180,7 +180,7 @@ class Trainer:
         if self.masked:
             tensors |= {f"{INDEX}.{name}": index.cpu() for name, index in self.masked.index.items()}
         tensors |= {f"{SUM}.{name}": total.cpu() for name, total in self.sums.items()}
-        tensors |= self.chooser.tensors() if self.chooser else {}
+        tensors |= self.chooser.products.tensors() if self.chooser else {}
         stream = self.data.stream.tensors() if self.data.stream else {}
         return Snapshot(self.step, tensors, dict(self.weigher.state), self.micro_batch_size, stream)
 
@@ -342,7 +342,7 @@ class Trainer:
         if not np.isfinite(norm):
             raise Diverged(number, "the gradient")
         if self.chooser:
-            self.chooser.learnt()
+            self.chooser.products.learnt(self.chooser.parameters)
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate(number, self.steps)
         self.optimizer.step()

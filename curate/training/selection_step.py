@@ -78,7 +78,7 @@ def gradient_chooser(
         return None
     anchors = passes.weigher.data.anchors
     chooser = Chooser(passes.objective.model, optimizer, passes.settings, matching, anchors, passes.seed)
-    chooser.load(stored)
+    chooser.products.load(stored)
     return chooser
 
 

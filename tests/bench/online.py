@@ -195,9 +195,11 @@ def agreement(name: str, taken: int, ranks: Sequence[int] = (8, 0)) -> None:
                 for layer, total in totals.items():
                     scales = Preconditioner(chooser.optimizer) if how == "before" else None
                     scale = scales.of(chooser.parameters[layer]) if scales else None
-                    chooser.target[layer] = chooser.sketcher.whole(layer, total if scale is None else scale * total)
+                    chooser.products.target[layer] = chooser.sketcher.whole(
+                        layer, total if scale is None else scale * total
+                    )
                 parts = chooser._sketches(gradients.parameters, usage)
-                aligned = chooser._products(parts, np.ones(len(gradients.good)), usage).aligned
+                aligned = chooser.products.of(parts, np.ones(len(gradients.good)), usage).aligned
                 assert aligned is not None
                 found[how, k] = aligned
         kind = f"LoRA of rank {lora}" if lora else "all parameters"
@@ -217,7 +219,7 @@ def _heard(training: Trainer, choosers: Sequence[Chooser]) -> None:
 
     def hear(*_: Any) -> None:
         for chooser in choosers:
-            chooser.learnt()
+            chooser.products.learnt(chooser.parameters)
 
     training.optimizer.register_step_pre_hook(hear)
 

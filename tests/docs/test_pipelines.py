@@ -161,13 +161,17 @@ def test_choosing_within_the_step(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "pipelines/online_selection.py"), "smoke", str(tmp_path / "within")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
     assert done.returncode == 0, done.stderr
+    assert "The target has 240 questions, among whose answers are 60 of the test's." in done.stdout
     first, _, second = done.stdout.partition("2. filter_then_weight without its parts")
-    told = {line.split()[0]: line for line in first.splitlines() if "e+" in line}
-    methods = "filter_then_weight greats tracin_online less_online grad_match grad_norm max_loss rho_online".split()
-    assert list(told) == ["random", "full", "truth", *methods]
-    table = second.partition("\n\n")[2]
-    assert [line for line in table.splitlines() if line.startswith("   from a stream")]
-    assert len([line for line in table.splitlines() if "of its time a step" in line]) == 1 + 9 + 4 + 3 + 3
+    methods = "filter_then_weight match_span match_norm greats tracin_online less_online grad_match".split()
+    blind = "grad_norm max_loss rho_online".split()
+    rows = {row.split(" | ")[0].strip("| "): row.split(" | ") for row in first.splitlines() if "e+" in row}
+    assert list(rows) == ["random", "full", "full_steps", "truth", *methods, *blind]
+    against = {arm: row[7] for arm, row in rows.items()}
+    assert all(against[arm].endswith("%") for arm in methods) and not any(against[arm] for arm in ("full", *blind))
+    assert float(against["filter_then_weight"].strip("%")) <= 12 and rows["truth"][9:11] == ["0.0%", "100.0%"]
+    assert [line for line in second.splitlines() if line.startswith("| from a stream | ")]
+    assert len([line for line in second.splitlines() if line.startswith("| ")]) == 1 + 1 + 8 + 4 + 3 + 3
     for name in ("ratio.png", "facts.png"):
         assert (tmp_path / "within" / name).read_bytes()[:4] == b"\x89PNG"
 

@@ -93,10 +93,10 @@ def test_near_duplicates_are_not_all_chosen_whatever_the_scale_of_d() -> None:
     for scale in (1.0, 1e4, 1e-4):
         q = scale * (3 * base + others.sum(0) / 2)
         step = Step(1, products=Products(g @ g.T, g @ q, float(q @ q)), room=6)
-        given, _ = FilterThenWeight().update(step, {})
+        given, _ = FilterThenWeight(rescale="match_norm").update(step, {})
         assert np.isfinite(given.values).all() and 0 < np.count_nonzero(given.values[:8]) < 6
         assert given.values[8:].any() and given.values.max() < 100
-        plain, _ = FilterThenWeight(filter="top").update(step, {})
+        plain, _ = FilterThenWeight(filter="top", rescale="match_norm").update(step, {})
         assert not plain.values[8:].any()  # where hard top-k takes duplicates alone
 
 

@@ -72,7 +72,7 @@ def test_what_weighs_nothing_in_the_data_is_no_candidate() -> None:
 @pytest.mark.parametrize("projection", [0, 4])
 @pytest.mark.parametrize("lora", [True, False])
 def test_products_in_bfloat16_are_near_those_in_float32(lora: bool, projection: int) -> None:
-    made = [FilterThenWeight(), TracinOnline(hessian="kfac"), Greats(hessian="kfac")]
+    made = [FilterThenWeight(), TracinOnline(hessian="kfac_candidates"), Greats(hessian="kfac_target")]
     for weighting in [*made, FilterThenWeight(unit="token")] if lora else made:
         losses = []
         for precision in ("bfloat16", "float32"):

@@ -34,19 +34,27 @@ class FilterThenWeight(Weighting):
     likewise; 2N per token of the chosen; and the projections, at most 2(m + n)k per token of an m x n layer.
     Bottleneck: those passes.
 
-    Departures and choices: D can be 1e4 and more, so that q dwarfs the candidates' sum, the filter's unit steps change
-    nothing, and w is large; so q is first rescaled to the norm of the candidates' mean times the batch size
-    (rescale=match_norm). The paper does not rescale (none), gives no lambda (here ridge, times the mean of G's
-    diagonal), and uses the D of projected gradients (precondition=projected), which ranks nearly as no preconditioning
-    does; here D is applied to the target's full gradient before it is projected. Its Eq. 6 applies D to the candidates,
-    which changes G (side=candidates). Several of the settings are its ablations: filter=top, weigh=none,
-    precondition=none, weigh=signed, unit=token. With unit=token single tokens' contributions to a gradient are chosen,
-    the best aligned ones, as many as a batch has, unweighted; the update is then not the gradient of a weighted loss.
+    Departures and choices: D can be 1e4 and more, so that q dwarfs the candidates' sum. The filter's unit steps then
+    change little of the order, and w is large, which Adam's own scale and the clipping of the gradient take back. That
+    is the paper's form, and the default. rescale=match_norm makes q as long as an average batch of candidates: most of
+    q lies outside the candidates' span, where no candidate can reach it, so what is left inside is short against a
+    single g_i, and after the first choice the residual points away from that choice more than towards the target.
+    rescale=match_span makes the part of q within their span that long, and keeps the filter's sense of redundancy.
+    The paper gives no lambda (here ridge, times the mean of G's diagonal), and uses the D of projected gradients
+    (precondition=projected); here D is applied to the target's full gradient before it is projected. Its Eq. 6 applies
+    D to the candidates, which changes G (side=candidates).
+
+    Its ablations are settings: filter=top with weigh=none is the plain choice of the best aligned (Methods 2 and 3, the
+    first with precondition=none; also tracin_online and less_online); positions=same compares tokens with those at the
+    same position alone (Method 6),  <g_i, g_j> = sum over t of (e_it . e_jt)(x_it . x_jt)  with a layer's inputs x and
+    output gradients e, so D, which is not a product of the two, can only be that of projected gradients. With
+    unit=token single tokens' contributions to a gradient are chosen, the best aligned ones, as many as a batch has,
+    unweighted; the update is then not the gradient of a weighted loss.
 
     Reference: Filter-then-Weight, Algorithm 1 and Eq. 6 to 11 (optimizer-aware online selection).
 
     >>> products = Products(np.eye(3), np.array([2.0, -1.0, 0.5]), 4.25)
-    >>> given = FilterThenWeight(rescale="none", ridge=0.0).update(Step(1, products=products, room=2), {})[0]
+    >>> given = FilterThenWeight(ridge=0.0).update(Step(1, products=products, room=2), {})[0]
     >>> given.values.tolist()
     [2.0, 0.0, 0.5]
     """
@@ -66,9 +74,11 @@ class FilterThenWeight(Weighting):
     """Adam's D on the target's gradient before projection; the D of projected gradients; or none (plain descent)."""
     side: Literal["target", "candidates"] = "target"
     """Where D is applied: to the target (Eq. 11), or to the candidates (Eq. 6)."""
-    rescale: Literal["match_norm", "sum_to_batch", "none"] = "match_norm"
-    """match_norm: q gets the norm of an average batch of candidates; sum_to_batch: the weights of the chosen are scaled
-    to a mean of 1; none: as in the formulas."""
+    rescale: Literal["none", "match_span", "match_norm", "sum_to_batch"] = "none"
+    """none: as in the formulas; match_span: the part of q within the candidates' span gets the norm of an average batch
+    of them; match_norm: the whole of q does; sum_to_batch: the weights of the chosen are scaled to a mean of 1."""
+    positions: Literal["all", "same"] = "all"
+    """Which tokens of two samples are compared: all, or only those at the same position."""
     unit: Literal["sample", "token"] = "sample"
     """What is chosen: samples, or single tokens' contributions to their gradients."""
 
@@ -81,14 +91,26 @@ class FilterThenWeight(Weighting):
             )
         if self.side == "candidates" and self.unit == "token":
             raise CurateError("filter_then_weight: unit=token compares tokens with the target's side; leave out one.")
+        if self.positions == "same" and self.precondition == "before":
+            raise CurateError(
+                "filter_then_weight: positions=same compares factors of gradients, to which Adam's D cannot be applied "
+                "before projection; add precondition=projected, or precondition=none."
+            )
+        if self.positions == "same" and (self.unit == "token" or self.side == "candidates"):
+            raise CurateError("filter_then_weight: positions=same compares samples as they are; leave out unit=token "
+                              "and side=candidates.")  # fmt: skip
 
     @property
     def signed(self) -> bool:
         return self.weigh == "signed"
 
     def matching(self) -> Matching:
-        tokens = self.unit == "token"
-        return Matching(precondition=self.precondition, candidates=self.side == "candidates", tokens=tokens)
+        return Matching(
+            precondition=self.precondition,
+            candidates=self.side == "candidates",
+            tokens=self.unit == "token",
+            positions=self.positions,
+        )
 
     def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
         products = step.products
@@ -96,8 +118,9 @@ class FilterThenWeight(Weighting):
         if self.unit == "token":
             return self._tokens(products, step.room), state
         gram, b = products.gram, products.aligned
-        if self.rescale == "match_norm":
-            b = b * _ratio(gram, products.square, step.room)
+        if self.rescale in ("match_norm", "match_span"):
+            square = products.square if self.rescale == "match_norm" else _square_within(gram, b)
+            b = b * _ratio(gram, square, step.room)
         chosen = greedy(b, gram, step.room) if self.filter == "greedy" else highest(b, step.room)
         weights = self._weights(gram[np.ix_(chosen, chosen)], b[chosen])
         fallback = not (products.aligned[chosen] > 0).any()
@@ -130,6 +153,11 @@ class FilterThenWeight(Weighting):
 
 
 def _ratio(gram: np.ndarray, square: float, room: int) -> float:
-    """The factor that gives the target's gradient the norm of `room` times the candidates' mean."""
+    """The factor that gives a vector of that squared norm the norm of `room` times the candidates' mean."""
     mean = float(np.sqrt(max(gram.sum(), 0.0))) / len(gram)
     return room * mean / float(np.sqrt(square)) if square > 0 and mean > 0 else 1.0
+
+
+def _square_within(gram: np.ndarray, b: np.ndarray) -> float:
+    """The squared norm of the target's gradient projected onto the candidates' span:  b^T G^+ b."""
+    return float(max(b @ np.linalg.lstsq(gram, b, rcond=None)[0], 0.0))

@@ -31,9 +31,9 @@ class GradMatch(Weighting):
     gradients of a step's candidates in all layers are matched. If too few are chosen, the paper fills up at random with
     weights of 1; here the choice stays short. lambda has several values in its code; here `ridge` is relative to the
     mean of the diagonal. search=exhaustive tries every candidate at every choice and keeps the one with the lowest
-    objective (Filter-then-Weight, Algorithm 2). Where nothing aligns, the step trains on the best aligned with weights
-    of 1, which the metrics count. Weights are scaled to sum to the batch size (scale=sum_to_batch), or left as they are
-    (none).
+    objective, as Filter-then-Weight's Algorithm 2 does; that lets weights be negative, while here those who get one are
+    dropped. Where nothing aligns, the step trains on the best aligned with weights of 1, which the metrics count.
+    Weights are scaled to sum to the batch size (scale=sum_to_batch), or left as they are (none).
 
     Reference: Killamsetty et al., "GRAD-MATCH: Gradient Matching based Data Subset Selection" (ICML 2021).
 

@@ -33,9 +33,10 @@ class Greats(Weighting):
     (precondition=none); precondition=before applies Adam's D in a. Their target batch has 2 samples, their candidates
     are twice the batch (--set target_batch, oversample). While the learning rate is 0, as at the first step of a
     warm-up, all scores are equal and the first samples are taken, which are the longest. Steps where no chosen sample
-    aligns with the target are counted in the run's metrics (fallback). hessian=kfac is the Kronecker-factored curvature
-    of Filter-then-Weight's appendix, of the candidates and in the projected space: how the paper computes its factors
-    could not be checked.
+    aligns with the target are counted in the run's metrics (fallback). hessian=kfac_target with form=shapley is the
+    second-order score of Filter-then-Weight's appendix,  g_i^T H sum g_k  with the Kronecker factors of H from the
+    target's batch, here in the projected space. hessian=kfac_candidates takes them from the candidates, which is ours;
+    `damping` is for it, as the appendix has none.
 
     Reference: Wang et al., "GREATS: Online Selection of High-Quality Data for LLM Training in Every Iteration"
     (NeurIPS 2024).
@@ -54,10 +55,10 @@ class Greats(Weighting):
     """Learning rate in the formula; none: the step's."""
     form: Literal["greedy", "shapley"] = "greedy"
     """Greedily, one after another; or by each one's Shapley value among all candidates."""
-    hessian: Literal["identity", "kfac"] = "identity"
-    """H: the identity, or a Kronecker-factored curvature."""
-    damping: float = 0.1
-    """Added to the curvature's factors, as a multiple of their mean diagonals; no published value."""
+    hessian: Literal["identity", "kfac_target", "kfac_candidates"] = "identity"
+    """H: the identity, or a Kronecker-factored curvature, of the target's batch or of the candidates."""
+    damping: float = 0.0
+    """Added to the curvature's factors, as a multiple of their mean diagonals; 0 in the paper."""
     precondition: Literal["none", "before", "projected"] = "none"
     """none: plain descent; before: Adam's D on the target's gradient; projected: the D of projected gradients."""
 
@@ -65,8 +66,12 @@ class Greats(Weighting):
         require(f"greats.damping={self.damping}", self.damping >= 0, "0 or more")
 
     def matching(self) -> Matching:
-        curvature = "kfac" if self.hessian == "kfac" else "none"
-        return Matching(precondition=self.precondition, curvature=curvature, damping=self.damping)
+        return Matching(
+            precondition=self.precondition,
+            curvature="none" if self.hessian == "identity" else "kfac",
+            factors="target" if self.hessian == "kfac_target" else "candidates",
+            damping=self.damping,
+        )
 
     def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
         products = step.products

@@ -26,9 +26,10 @@ class TracinOnline(Weighting):
     Cost: forward and backward over candidates and target batch, without weight gradients: 4N FLOPs per token; 2N per
     token of the chosen. Bottleneck: those passes.
 
-    Departures and choices: the learning rate is the same for all, so it is left out. hessian=kfac is the second-order
-    score of Filter-then-Weight's appendix,  <g_i, H^-1 g_val>  with a Kronecker-factored curvature H of the candidates
-    in the projected space: how the paper computes its factors could not be checked.
+    Departures and choices: the learning rate is the same for all, so it is left out. hessian=kfac_target and
+    hessian=kfac_candidates are ours: the influence  <g_i, H^-1 g_val>  with a damped Kronecker-factored curvature H of
+    the target's batch or of the candidates, in the projected space. (Filter-then-Weight's appendix multiplies by H
+    itself: greats with form=shapley and hessian=kfac_target.)
 
     Reference: Pruthi et al., "Estimating Training Data Influence by Tracing Gradient Descent" (NeurIPS 2020).
 
@@ -44,8 +45,8 @@ class TracinOnline(Weighting):
     uses_target: ClassVar = True
     chooses: ClassVar = True
 
-    hessian: Literal["identity", "kfac"] = "identity"
-    """H: the identity, or a Kronecker-factored curvature, whose inverse is applied between the gradients."""
+    hessian: Literal["identity", "kfac_target", "kfac_candidates"] = "identity"
+    """H, whose inverse is applied between the gradients: the identity, or a Kronecker-factored curvature."""
     damping: float = 0.1
     """Added to the curvature's factors, as a multiple of their mean diagonals; no published value."""
 
@@ -53,11 +54,15 @@ class TracinOnline(Weighting):
         require(f"tracin_online.damping={self.damping}", self.damping > 0, "above 0")
 
     def matching(self) -> Matching:
-        return Matching(curvature="inverse" if self.hessian == "kfac" else "none", damping=self.damping)
+        return Matching(
+            curvature="none" if self.hessian == "identity" else "inverse",
+            factors="target" if self.hessian == "kfac_target" else "candidates",
+            damping=self.damping,
+        )
 
     def update(self, step: Step, state: Arrays) -> tuple[Weights, Arrays]:
         assert step.products is not None
-        values = step.products.influence if self.hessian == "kfac" else step.products.aligned
+        values = step.products.aligned if self.hessian == "identity" else step.products.influence
         assert values is not None
         chosen = highest(values, step.room)
         fallback = not (values[chosen] > 0).any()
