@@ -77,6 +77,8 @@ def columns_table() -> str:
         "metrics": schema.METRICS,
         "trained": schema.TRAINED,
         "evaluations": schema.EVALUATIONS,
+        "audits": schema.AUDITS,
+        "audit_cells": schema.AUDIT_CELLS,
     }
     rows = [f"| `{name}` | {', '.join(f'`{f.name}` {f.type}' for f in table)} |" for name, table in tables.items()]
     return "\n".join(["| view | columns and Arrow types |", "|---|---|", *rows])

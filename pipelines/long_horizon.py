@@ -1,17 +1,20 @@
 """Does a selector that wins today harm tomorrow? Selectors through stages of training, measured now and later.
 
-    python pipelines/long_horizon.py smoke|cpu|few|gpu [NEW-FOLDER]   (default: ./long-horizon)
+    python pipelines/long_horizon.py smoke|cpu|overlap|few|gpu [NEW-FOLDER]   (default: ./long-horizon)
 
 smoke: two selectors, two stages. cpu: one sequence of three skills, at 25 % of each, on 6,400 samples of the corpus's
-endless stream; and, on the corpus, the same with LHAS's weights varied one by one. few: some 260 real samples of each
-of four stages, with the small model. gpu: three sequences at 10, 25 and 50 %, LoRA and all parameters, ten seeds; and
-real data with SmolLM2-135M. Each ends in the two-level scorecard, a page with pictures, and a sentence that says
-whether the selectors are myopic here.
+endless stream; and, on the corpus, the same with LHAS's weights varied one by one. overlap: the sequence whose myopic
+selectors are known (data/make_overlap.py), with one adapter of rank 2 through all stages, and with one for each. few:
+some 260 real samples of each of four stages, with the small model. gpu: three sequences at 10, 25 and 50 %, LoRA and
+all parameters, ten seeds; and real data with SmolLM2-135M. Each ends in the two-level scorecard, a page with pictures,
+and a sentence that says whether the selectors are myopic here.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
+import sys
 import tempfile
 import time
 import tomllib
@@ -19,7 +22,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from presets import SAMPLE, SHARED, narrow, real_targets, stream_file, young  # pyright: ignore[reportMissingImports]
+from presets import SAMPLE, SHARED, make_sample, narrow, real_targets, stream_file, young  # pyright: ignore[reportMissingImports]
 
 import curate
 from curate.methods.exports.jsonl import Jsonl
@@ -84,6 +87,22 @@ def real(folder: Path) -> Workspace:
     return ws
 
 
+def overlap(folder: Path, rows: int = 480) -> Workspace:
+    """The towns of data/make_overlap.py, with the targets of its three stages."""
+    make_sample()  # which it imports
+    spec = importlib.util.spec_from_file_location("make_overlap", SAMPLE.parent / "make_overlap.py")
+    assert spec and spec.loader
+    module = sys.modules[spec.name] = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    module.write(folder / "towns", rows)
+    ws = curate.open_workspace(folder / "ws-overlap")
+    curate.ingest(ws, [str(folder / "towns/pool.jsonl")])
+    for name in module.THINGS:
+        for split in ("val", "test"):
+            curate.target(ws, name, str(folder / f"towns/{name}_{split}.jsonl"), split=split)
+    return ws
+
+
 def told(name: str) -> dict[str, Any]:
     """A plan as its file has it."""
     return tomllib.loads((PLANS / f"{name}.toml").read_text(encoding="utf-8"))
@@ -97,6 +116,9 @@ def audits(preset: str, folder: Path) -> Iterator[tuple[str, str, dict[str, Any]
         plan |= {"stage": plan["stage"][:2], "probe": {"steps": 2, "every": 1, "limit": 8}, "budget": {"top": 16}}
         yield "sample", "skills", {**plan, "train": {"steps": 2, "batch_size": 8, "lora_r": 4, "lr": 1e-3}}
         return
+    if preset == "overlap":
+        yield from [("overlap", f"overlap_{a}", {**told("overlap"), "adapter": a}) for a in ("carried", "fresh")]
+        return
     base = str(young(folder).name)
     if preset == "few":
         plan = {**told("real"), "model": {"name": base, "device": "cpu", "context": 512}, "seeds": 2, "limit": 24}
@@ -109,8 +131,8 @@ def audits(preset: str, folder: Path) -> Iterator[tuple[str, str, dict[str, Any]
         )
         return
     if preset == "cpu":
-        for data, name in (("streamed", "skills"), ("sample", "lhas_weights")):
-            yield data, name, {**told(name), "model": {"name": base, "device": "cpu"}}
+        names = (("streamed", "skills"), ("sample", "lhas_weights"))
+        yield from [(data, name, {**told(name), "model": {"name": base, "device": "cpu"}}) for data, name in names]
         return
     for sequence in ("skills", "domains", "interleaved"):
         for share in (0.1, 0.25, 0.5):
@@ -124,7 +146,10 @@ def audits(preset: str, folder: Path) -> Iterator[tuple[str, str, dict[str, Any]
 
 def main(preset: str, folder: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    open_data, opened = {"sample": sample, "streamed": streamed, "real": real}, dict[str, Workspace]()
+    open_data, opened = (
+        {"sample": sample, "streamed": streamed, "real": real, "overlap": overlap},
+        dict[str, Workspace](),
+    )
     for data, name, plan in audits(preset, folder):
         if data not in opened:
             opened[data] = open_data[data](folder)
@@ -143,7 +168,7 @@ def main(preset: str, folder: Path) -> None:
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("preset", choices=("smoke", "cpu", "few", "gpu"))
+    parser.add_argument("preset", choices=("smoke", "cpu", "overlap", "few", "gpu"))
     parser.add_argument("folder", nargs="?", type=Path, default=Path("long-horizon"))
     arguments = parser.parse_args()
     main(arguments.preset, arguments.folder)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,13 +16,14 @@ from curate.text_table import table
 
 if TYPE_CHECKING:
     from curate.numerics.long_horizon.scorecard import Scorecard
+    from curate.runs.audit_spec import Audit
     from curate.store.workspace import Workspace
 
 
 @click.command()
-@click.argument("name")
+@click.argument("names", nargs=-1, required=True, metavar="NAME | join AUDIT...")
 @workspace(writes=True)
-@click.option("--plan", "plan_file", required=True, metavar="FILE", help="The audit's plan, in TOML (docs: Audit).")
+@click.option("--plan", "plan_file", metavar="FILE", help="The audit's plan, in TOML (docs: Audit).")
 @click.option("--model", "model_name", metavar="MODEL", help="Use this model instead of the plan's.")
 @click.option("--seeds", type=int, metavar="N", help="Number of seeds, instead of the plan's.")
 @click.option("-o", "--output", metavar="FILE", help="Write the scorecard and its figures to the page FILE.html.")
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
 @as_json_option
 def audit(
     ws: Workspace,
-    name: str,
-    plan_file: str,
+    names: tuple[str, ...],
+    plan_file: str | None,
     model_name: str | None,
     seeds: int | None,
     output: str | None,
@@ -41,14 +43,73 @@ def audit(
 ) -> None:
     """Train in stages on each selector's data, and measure whether what wins now helps or harms later stages.
 
-    Running the same command again resumes an interrupted audit.
+    Running the same command again resumes an interrupted audit. A plan with a [grid] is several audits, NAME_… each,
+    and ends with the table of them all; `curate audit join A B` makes that table of audits that there are, and a name
+    may be a pattern ('skills_*').
     """
-    from curate.runs.audit_toml import read_plan
-
-    plan = read_plan(Path(plan_file), model_name, seeds, ws.trusted)
     path = Path(output).with_suffix(".html") if output else None
     if path and not path.parent.is_dir():
         raise CurateError(f"{path.parent}: there is no such folder to write {path.name} into.")
+    if plan_file is None:
+        _join(ws, _named(ws, names), path, as_json)
+        return
+    name, *others = names
+    if others:
+        raise CurateError(f"a plan is for one NAME, not {' '.join(names)}; `curate audit join …` goes without --plan.")
+    from curate.runs.audit_grid import read_plans
+
+    plans = read_plans(Path(plan_file), model_name, seeds, ws.trusted)
+    if list(plans) == [""]:
+        _audit(ws, name, plans[""], path, fresh, dry_run, as_json)
+        return
+    by_name = {f"{name}_{suffix}": plan for suffix, plan in plans.items()}
+    if dry_run:
+        planned = [curate.audit(ws, its, plan, dry_run=True).planned or {} for its, plan in by_name.items()]
+        total = {key: sum(figures[key] for figures in planned) for key in planned[0]}
+        text = f"Would make {len(by_name)} audits: {total['trainings']:,} trainings.\n{', '.join(by_name)}."
+        say({"audits": list(by_name), **total}, as_json, text)
+        return
+    for each, plan in by_name.items():
+        curate.audit(ws, each, plan, fresh=fresh)
+    _join(ws, list(by_name), path, as_json)
+
+
+def _named(ws: Workspace, names: tuple[str, ...]) -> list[str]:
+    """The audits that `join A B …` names, by patterns too. Raises CurateError for any other words without a plan."""
+    from curate.tables.audit_cards import audit_names
+
+    if names[0] != "join":
+        raise CurateError(f"curate audit {names[0]}: say by --plan FILE what to do; `curate audit join` shows audits.")
+    found: list[str] = []
+    for name in names[1:]:
+        its = fnmatch.filter(audit_names(ws), name)
+        if not its and set(name) & set("*?["):
+            raise CurateError(
+                f"no audit of {ws.path} is called {name}; there are {', '.join(audit_names(ws)) or 'none'}."
+            )
+        found += its or [name]
+    if not found:
+        raise CurateError("curate audit join: name the audits to put into one table, or '*' for all.")
+    return found
+
+
+def _join(ws: Workspace, names: list[str], path: Path | None, as_json: bool) -> None:
+    """Show several audits in one table."""
+    from curate.pages.audits import page, reading, rows, values
+    from curate.tables.audit_cards import joined
+
+    found = joined(ws, names)
+    shown = rows(found)
+    text = [table(shown, {key: key for key in shown[0]}), "", *reading(found)]
+    if path:
+        path.write_text(page(found, f"Audits of {ws.path}"), encoding="utf-8")
+        text.append(f"\nWritten: {path}.")
+    missing = [f"{name}: {note}" for name, _, card in found for note in card.missing]
+    say({"audits": values(found)}, as_json, "\n".join(text) + notes(missing))
+
+
+def _audit(ws: Workspace, name: str, plan: Audit, path: Path | None, fresh: bool, dry_run: bool, as_json: bool) -> None:
+    """Make one audit, and show its scorecard."""
     r = curate.audit(ws, name, plan, fresh=fresh, dry_run=dry_run)
     sizes = ", ".join(f"{s.name} {n:,}" for s, n in zip(plan.stages, r.sizes, strict=True))
     if r.card is None:

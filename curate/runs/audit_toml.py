@@ -13,6 +13,7 @@ from curate.kinds import registry
 from curate.models.choice import TRUST, ModelChoice
 
 if TYPE_CHECKING:
+    from curate.kinds.weighting import Weighting
     from curate.runs.audit_spec import Audit, Contender
 
 
@@ -41,20 +42,40 @@ READY: dict[str, dict[str, Any]] = {
         "target": "future",
         "history": "past",
     },
+    # The same with the utility-diversity score as u: near what was chosen before counts less, by the logits.
+    "lhas_uds": {
+        "method": "lhas",
+        "scores": ["nuclear", "embed_logits", "embed_logits>future", "embed_logits>past"],
+        "by": "nuclear",
+        "vectors": "embed_logits",
+        "target": "future",
+        "history": "past",
+        "utility": "uds",
+    },
+    "replay": {"method": "random", "replay": 0.25},
+    "greats": {"weighting": "greats"},
+    "filter_then_weight": {"weighting": "filter_then_weight"},
+    "less_online": {"weighting": "less_online"},
+    "uds_online": {"weighting": "uds_online"},
 }
 _KEYS = {
-    *("model", "selectors", "seeds", "metric", "limit", "out_of_domain", "proxy", "weighting"),
+    *("model", "selectors", "seeds", "metric", "limit", "out_of_domain", "proxy", "weighting", "adapter", "blur"),
     *("budget", "train", "probe", "measures", "stage", "selector", "metric_settings"),
 }
 _TYPES: dict[str, tuple[type, ...]] = {
     **dict.fromkeys(("seeds", "limit"), (int,)),
-    **dict.fromkeys(("metric", "proxy", "weighting"), (str,)),
+    **dict.fromkeys(("metric", "proxy", "weighting", "adapter"), (str,)),
+    "blur": (int, float),
     **dict.fromkeys(("selectors", "out_of_domain", "stage"), (list,)),
     **dict.fromkeys(("budget", "train", "probe", "measures", "selector", "metric_settings"), (dict,)),
     "model": (str, dict),
 }
-_SAID: dict[type, str] = {int: "a whole number", str: "a name", list: "a list", dict: "a table"}
-_WORDS = ("method", "scores", "by", "vectors", "target", "history")  # a selector's keys; others are method settings
+_SAID: dict[type, str] = {
+    **{int: "a whole number", float: "a number", str: "a name"},
+    **{list: "a list", dict: "a table"},
+}
+# A selector's keys; others are settings of its method, or of the weighting that chooses in its place.
+_WORDS = ("method", "scores", "by", "vectors", "target", "history", "weighting", "replay")
 
 
 def plan_of(told: Mapping[str, Any]) -> Audit:
@@ -87,7 +108,9 @@ def plan_of(told: Mapping[str, Any]) -> Audit:
         or not all(isinstance(v, int if unit == "top" else (int, float)) for unit, v in budget.items())
     ):
         raise CurateError("the plan's budget is one of frac, top and tokens, as in budget = { frac = 0.25 }.")
-    extra = {key: told[key] for key in ("seeds", "limit", "proxy") if key in told}
+    extra = {key: told[key] for key in ("seeds", "limit", "proxy", "blur", "adapter") if key in told}
+    if extra.get("adapter", "carried") not in ("carried", "fresh"):
+        raise CurateError(f"the plan's adapter is carried or fresh, not '{extra['adapter']}'.")
     return Audit(
         registry.with_settings(ModelChoice, _texts(model), "the plan's model"),
         tuple(stages),
@@ -111,12 +134,16 @@ def contender_of(name: str, told: Mapping[str, Any]) -> Contender:
     """A selector of the plan: a predefined one with some keys or settings overridden, or one that the plan defines."""
     from curate.runs.audit_spec import PAST, TARGETS, Contender, Scoring
 
-    if name not in READY and "method" not in told:
+    if name not in READY and not {"method", "weighting"} & told.keys():
         raise CurateError(
             f"there is no ready selector '{name}': {nearest(name, READY)} Or define it, by [selector.{name}] with a "
-            "method."
+            "method, or with a weighting that chooses within the training's steps."
         )
     definition = {**READY.get(name, {}), **told}
+    weighting, target = _weighting_of(name, definition)
+    if weighting and weighting.chooses:
+        return Contender(name, registry.make("selector", "random"), weighting=weighting, weighting_target=target,
+                         replay=_replay_of(name, definition))  # fmt: skip
     if definition.get("target") == PAST or re.search(rf"_{PAST}\b", definition.get("by") or ""):
         raise CurateError(
             f"the selector '{name}': the first stage has no past, so neither by nor target may depend on it; name it "
@@ -124,17 +151,49 @@ def contender_of(name: str, told: Mapping[str, Any]) -> Contender:
         )
     scores = []
     for text in definition.get("scores", ()):
-        method, _, target = text.partition(">")
+        method, _, score_target = text.partition(">")
         method, _, model = method.partition("@")
-        if model not in ("", "base") or target not in ("", *TARGETS):
+        if model not in ("", "base") or score_target not in ("", *TARGETS):
             raise CurateError(
                 f"the score '{text}' of the selector '{name}': write METHOD, METHOD>TARGET with {', '.join(TARGETS)}, "
                 "or METHOD@base."
             )
-        scores.append(Scoring(registry.make("score", method), target or None, "base" if model else "current"))
+        scores.append(Scoring(registry.make("score", method), score_target or None, "base" if model else "current"))
     settings = _texts({key: value for key, value in definition.items() if key not in _WORDS})
     words = {key: definition.get(key) for key in ("by", "vectors", "target", "history")}
-    return Contender(name, registry.make("selector", definition["method"], settings), tuple(scores), **words)
+    method = registry.make("selector", definition.get("method", "random"), settings)
+    replay = _replay_of(name, definition)
+    return Contender(name, method, tuple(scores), **words, weighting=weighting, weighting_target=target, replay=replay)
+
+
+def _weighting_of(name: str, definition: Mapping[str, Any]) -> tuple[Weighting | None, str | None]:
+    """A selector's weighting, with its settings, and the target that it looks at (own, if it uses one and none is
+    named). A weighting that chooses within the steps has those settings and that target of the selector itself too."""
+    from curate.runs.audit_spec import OWN
+
+    told = definition.get("weighting")
+    if told is None:
+        return None, None
+    if not isinstance(told, (str, dict)) or isinstance(told, dict) and "name" not in told:
+        raise CurateError(f"the selector '{name}': weighting is a name, or a table with one, not {told!r}.")
+    its = dict(told) if isinstance(told, dict) else {"name": told}
+    kind = registry.find("weighting", str(its.pop("name")))
+    if kind.chooses:
+        if its_own := sorted({"method", "scores", "by", "vectors", "history"} & definition.keys()):
+            raise CurateError(
+                f"the selector '{name}': the weighting '{kind.name}' chooses within the training's steps, from all of "
+                f"a stage's samples, so it has no {its_own[0]}; leave that out."
+            )
+        its |= {key: value for key, value in definition.items() if key == "target" or key not in _WORDS}
+    target = its.pop("target", None) or (OWN if kind.uses_target else None)
+    return registry.make("weighting", kind.name, _texts(its)), target
+
+
+def _replay_of(name: str, definition: Mapping[str, Any]) -> float:
+    replay = definition.get("replay", 0.0)
+    if isinstance(replay, bool) or not isinstance(replay, (int, float)):
+        raise CurateError(f"the selector '{name}': replay is a share, as in replay = 0.25, not {replay!r}.")
+    return float(replay)
 
 
 def _known(table: Mapping[str, Any], keys: set[str], label: str) -> None:
@@ -159,9 +218,10 @@ def _refuse_trust(model: Any, trusted: Collection[str]) -> None:
             )
 
 
-def read_plan(path: Path, model: str | None = None, seeds: int | None = None, trusted: Collection[str] = ()) -> Audit:
-    """Read an audit's plan from a TOML file; model, seeds: override the plan's; trusted: settings of models that
-    let code run and that the plan may turn on. Raises CurateError naming the file, the key and the rule."""
+def read_content(
+    path: Path, model: str | None = None, seeds: int | None = None, trusted: Collection[str] = ()
+) -> dict[str, Any]:
+    """What a plan's file says. Its arguments and errors are those of `read_plan`."""
     if not path.is_file():
         raise CurateError(f"{path}: there is no such plan.")
     try:
@@ -170,10 +230,25 @@ def read_plan(path: Path, model: str | None = None, seeds: int | None = None, tr
         raise CurateError(f"{path} is nested too deeply for a plan.") from None
     except ValueError as error:  # of its syntax, its encoding, or an integer of thousands of digits
         raise CurateError(f"{path} is no TOML: {str(error).splitlines()[0]}.") from None
+    own_model = content.get("model", {})
     try:
-        own_model = content.get("model", {})
         _refuse_trust(own_model, trusted)
-        overrides = {"model": {**(own_model if isinstance(own_model, dict) else {}), "name": model}} if model else {}
-        return plan_of({**content, **overrides, **({} if seeds is None else {"seeds": seeds})})
+    except CurateError as error:
+        raise CurateError(f"{path}: {error}") from None
+    overrides = {"model": {**(own_model if isinstance(own_model, dict) else {}), "name": model}} if model else {}
+    return {**content, **overrides, **({} if seeds is None else {"seeds": seeds})}
+
+
+def read_plan(path: Path, model: str | None = None, seeds: int | None = None, trusted: Collection[str] = ()) -> Audit:
+    """Read an audit's plan from a TOML file; model, seeds: override the plan's; trusted: settings of models that
+    let code run and that the plan may turn on. Raises CurateError naming the file, the key and the rule."""
+    content = read_content(path, model, seeds, trusted)
+    if "grid" in content:
+        raise CurateError(
+            f"{path} has a [grid], which is several audits; `curate audit` runs them, and "
+            "curate.runs.audit_grid.read_plans reads them one by one."
+        )
+    try:
+        return plan_of(content)
     except CurateError as error:
         raise CurateError(f"{path}: {error}") from None

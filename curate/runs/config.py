@@ -12,6 +12,7 @@ from curate.kinds.registry import find
 from curate.kinds.score import Target
 from curate.kinds.weighting import Weighting
 from curate.models.choice import MIXED, ModelChoice
+from curate.runs.carried import carried_fingerprint, refuse_unlike_adapter
 from curate.runs.samples import TrainingRows
 from curate.store.manifests import stamp_of
 from curate.store.mask_file import StoredMask
@@ -100,7 +101,8 @@ class TrainingSpec:
     expression over `samples`, the column of a weighting that uses one. mask: which parameters are trained; None: all,
     or LoRA's if `lora_r` is set. masking: the mask's method, for a mask that is updated during training. stream:
     samples to train on instead of stored ones. reference: the model whose losses a weighting compares with; None: the
-    model that training starts from.
+    model that training starts from. carried: the folder of a LoRA run's checkpoint, whose adapter and optimizer's
+    moments the training goes on with; None: it begins with new ones.
     """
 
     model: ModelChoice
@@ -115,6 +117,7 @@ class TrainingSpec:
     masking: Mask | None = None
     stream: StreamSource | None = None
     reference: ModelChoice | None = None
+    carried: str | None = None
 
     def __post_init__(self) -> None:
         """Products in bfloat16, chosen with the model, are the training's precision, and its weights float32."""
@@ -134,6 +137,8 @@ def refuse_unused(training: TrainingSpec) -> None:
             f"a mask selects among all parameters, and lora_r={training.settings.lora_r} trains only LoRA's; leave "
             "out one of them."
         )
+    if training.carried:
+        refuse_unlike_adapter(training.carried, training.settings)
     uses_column = {"column", "base_loss"} & set(weighting.needs)
     for option, value, used in (
         ("--target", training.target, weighting.uses_target),
@@ -207,6 +212,7 @@ def run_recipe(
         target=training.target,
         target_fingerprint=target.fingerprint if target else None,
         mask=_mask_recipe(training.mask),
+        carried=carried_fingerprint(training.carried) if training.carried else "",
         settings=settings,
         changed={key: value for key, value in settings.items() if value != default[key]},
         seed=training.seed,
@@ -255,6 +261,8 @@ def _other(old: RunRecipe, new: RunRecipe) -> str:
     if known(old.mask) != known(new.mask):
         old_value, new_value = (mask.name if mask else "none" for mask in (old.mask, new.mask))
         return f"exists, with another mask ({old_value}, not {new_value}, or made anew)"
+    if old.carried != new.carried:
+        return "exists, gone on from another adapter"
     if not _same_method(old.weighting, new.weighting):
         return f"exists, weighted by {_method_words(old.weighting)}, not by {_method_words(new.weighting)}"
     return _other_settings(old, new)

@@ -24,6 +24,7 @@ from curate.models.choice import ModelChoice
 from curate.models.tensor_files import read_arrays, read_tensors
 from curate.progress import Progress
 from curate.runs.account import Account, Trained, run_meters
+from curate.runs.carried import carried_snapshot
 from curate.runs.config import TrainingSpec, refuse_other_run, run_recipe
 from curate.runs.curves import step_flops_of
 from curate.runs.evaluation import EvalSpec, evaluate_model
@@ -101,7 +102,8 @@ def run_training(
         stack.enter_context(_forgotten_if_refused(run, processes.is_main_process))
         folder = stack.enter_context(start.local()) if start else None
         drawn = training.seed if run.place is None else 0  # what scores rest on stays what it is
-        model = trainable(on_device(training.model, processes), training.settings, folder, drawn)
+        begun = folder or (Path(training.carried) if training.carried else None)
+        model = trainable(on_device(training.model, processes), training.settings, begun, drawn)
         _forget_peak(model.model.device)
         meters = run_meters(run, training, account, stack, processes.is_main_process)
         if rows is None:
@@ -212,7 +214,7 @@ def _trainer(
 ) -> Trainer:
     from curate.training.loop import Snapshot, Trainer
 
-    snapshot = None
+    snapshot = carried_snapshot(Path(training.carried)) if training.carried else None
     if start and folder:
         state = folder / "weighting.safetensors"
         size = orjson.loads((folder / "trainer.json").read_bytes()).get("micro_batch_size", 0)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -163,7 +164,8 @@ def _base_losses(
         model = trainable(on_device(training.reference, processes), replace(training.settings, lora_r=0))
         _refuse_other_words(training.reference.name, trained_model, model.model)
     elif run.checkpoints():  # the given model has been trained already
-        model = trainable(on_device(training.model, processes), training.settings, seed=training.seed)
+        given = Path(training.carried) if training.carried else None
+        model = trainable(on_device(training.model, processes), training.settings, given, training.seed)
     bfloat16 = training.settings.in_bfloat16(model.model.device.type)  # as in training: else loss differences are noise
     objective, n = Objective(model.model, bfloat16, training.settings.compile), processes.num_processes
     losses, usage = base_losses(objective, examples, training.settings.count_flops, n)

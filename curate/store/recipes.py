@@ -291,7 +291,7 @@ class RunRecipe(Recipe, frozen=True, kw_only=True):
 
     begun, until: older and newer rows of the ledger under its account belong to other runs; ledger_…: by `sequence`,
     from and up to. model_paid, paid: entries for the model it starts from, and for its reference model. left: what
-    pruning left of it.
+    pruning left of it. carried: the fingerprint of the adapter and the optimizer's state that it goes on with.
     """
 
     format: int = FORMAT
@@ -327,24 +327,7 @@ class RunRecipe(Recipe, frozen=True, kw_only=True):
     until: str = ""
     pruned: PruneRecipe | None = None
     left: dict[str, int] = {}
-
-
-class AuditRecipe(Recipe, frozen=True, kw_only=True):
-    """audit.json: what an audit depends on. data: fingerprints of each stage's samples and of each target."""
-
-    format: int = FORMAT
-    model: ModelRecipe
-    stages: list[dict[str, Any]]
-    selectors: dict[str, dict[str, Any]]
-    weighting: list[Any]
-    training: dict[str, Any]
-    budget: dict[str, float]
-    metric: list[Any]
-    out_of_domain: list[str]
-    proxy: str | None
-    probe: dict[str, Any]
-    measures: dict[str, Any]
-    data: dict[str, str] = {}
+    carried: str = ""
 
 
 R = TypeVar("R", bound=Recipe)

@@ -155,7 +155,7 @@ class Run:
         """A fingerprint of the model after a step: equal if the recipes are equal."""
         recipe = self.recipe.as_json() if self.recipe else {}
         extra = [recipe["mask"]["sha256"]] if recipe.get("mask") else []
-        extra += [recipe[key] for key in ("reference", "pruned") if recipe.get(key)]
+        extra += [recipe[key] for key in ("reference", "pruned", "carried") if recipe.get(key)]
         return fingerprint({key: recipe.get(key) for key in _SHAPING}, step, *extra)
 
     def swap(self) -> Run:

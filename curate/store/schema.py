@@ -169,6 +169,41 @@ MIXTURE = pa.schema(  # a manifest of domains and their rates, instead of sample
     ]
 )
 
+_MEASURES = (  # of an audit's scorecard (curate.numerics.long_horizon.scorecard)
+    *("gain", "score", "tokens", "seconds", "flops", "spread", "spikes", "norm_range", "entropy"),
+    *("utility", "adaptation", "early", "forgetting", "transfer", "worst", "out_of_domain", "imbalance"),
+    *("concentration", "drift"),
+)
+AUDITS = pa.schema(  # of audits that have ended, one row for every selector and seed
+    [
+        ("audit", pa.string()),
+        ("budget", pa.string()),  # in words: 25 %
+        ("stages", pa.string()),  # their names, in order
+        ("trained", pa.string()),  # 'all' parameters, or LoRA's rank and whether it is carried or fresh
+        ("selector", pa.string()),
+        ("seed", pa.int64()),
+        *((name, pa.float64()) for name in _MEASURES),
+        ("rank_now", pa.float64()),  # over seeds, by the gain; 1 is the best
+        ("rank_later", pa.float64()),  # by the utility
+    ]
+)
+AUDIT_CELLS = pa.schema(  # one row for every performance that an audit measured
+    [
+        ("audit", pa.string()),
+        ("selector", pa.string()),  # base: the model before the first stage
+        ("seed", pa.int64()),
+        ("stage", pa.int64()),  # from 1; 0 before the first
+        ("stage_name", pa.string()),
+        ("kind", pa.string()),  # 'during' the stage, at its 'end', or in the 'branch' after it
+        ("target", pa.string()),  # of a branch, the next stage's
+        ("step", pa.int64()),
+        ("value", pa.float64()),  # higher is better: a loss is negative
+    ]
+)
+
 # Views of `curate sql`, and columns of `samples`: names that no score may take.
-VIEWS = ("pool", "targets", "rejects", "ledger", "runs", "metrics", "trained", "evaluations", "samples")
+VIEWS = (
+    *("pool", "targets", "rejects", "ledger", "runs", "metrics", "trained", "evaluations", "samples"),
+    *("audits", "audit_cells"),
+)
 POOL_COLUMNS = (*POOL.names, "row")

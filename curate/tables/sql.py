@@ -25,6 +25,7 @@ from curate.store.manifests import intact_manifest, schema_of
 from curate.store.schema import METRICS, POOL, TRAINED, VIEWS
 from curate.store.workspace import Workspace
 from curate.tables import views
+from curate.tables.audit_cards import audit_cells, audits
 from curate.tables.inputs import sample_columns, score_recipe, scores_in
 from curate.tables.sql_guard import cursor, first_line, has_star, nodes, read_only_tree, writing_cursor
 from curate.tables.state import score_state, table_state
@@ -76,11 +77,9 @@ def _create_views(
     for name, view in tables.items():
         if wanted(name):
             _create(connection, name, view(ws))
-    if wanted("ledger"):
-        connection.register("ledger", views.ledger(ws))
-    for name, table in {"runs": views.runs, "evaluations": views.evaluations}.items():
+    for name, table in _tables(ws, runs).items():
         if wanted(name):
-            connection.register(name, table(ws, runs))
+            connection.register(name, table())
     for name in filter(wanted, ws.score_names()):
         _create(connection, name, views.score(ws, score_state(ws, name)))
     for name in filter(wanted, ws.vectors_names()):
@@ -88,6 +87,18 @@ def _create_views(
     for name in filter(wanted, ws.manifest_names()):
         path, recipe = intact_manifest(ws, name)
         _create(connection, name, views.read_files([path], schema_of(recipe)))
+
+
+def _tables(ws: Workspace, runs: Sequence[str] | None) -> dict[str, Callable[[], pa.Table]]:
+    """What is read into memory, by name. Of an earlier version, a manifest or a score may have the name of audits."""
+    tables: dict[str, Callable[[], pa.Table]] = {
+        "ledger": lambda: views.ledger(ws),
+        "runs": lambda: views.runs(ws, runs),
+        "evaluations": lambda: views.evaluations(ws, runs),
+    }
+    of_audits = {"audits": lambda: audits(ws), "audit_cells": lambda: audit_cells(ws)}
+    taken = {*ws.score_names(), *ws.vectors_names(), *ws.manifest_names()}
+    return tables | {name: table for name, table in of_audits.items() if name not in taken}
 
 
 @contextmanager

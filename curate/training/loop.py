@@ -90,7 +90,8 @@ class StepResult:
 @dataclass(frozen=True)
 class Snapshot:
     """What training resumes from besides the model: the step, the optimizer's tensors, the weighting's state, the
-    micro-batch size (possibly lowered after running out of memory), and the stream's state."""
+    micro-batch size (possibly lowered after running out of memory), and the stream's state. At step 0 it is a new
+    training that goes on with another's optimizer."""
 
     step: int
     optimizer: dict[str, Tensor]
@@ -141,7 +142,7 @@ class Trainer:
         self.step = start.step if start else 0
         self.weigher.state = start.weighting if start else {}
         self.sums: dict[str, Tensor] = {}
-        self._begun = start is not None
+        self._begun = start is not None and start.step > 0
         if start:
             load_optimizer(self.optimizer, self.parameters, start.optimizer)
             self.sums = {n: t.to(model.device) for n, t in stored_under(SUM, start.optimizer).items()}

@@ -13,8 +13,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,23 +25,25 @@ from curate.models.choice import ModelChoice
 from curate.models.load import save_plain
 from curate.numerics.long_horizon.scorecard import Scorecard
 from curate.numerics.long_horizon.scorecard import rows as rows_of_level
-from curate.numerics.long_horizon.updates import concentration, drift, stability
+from curate.numerics.long_horizon.updates import drift
 from curate.progress import Progress
 from curate.results import Result, Rows
-from curate.runs.audit_pools import remember, stage_pool, working_copy
-from curate.runs.audit_spec import BASE, PAST, Audit, Checked, Contender, Scoring, begin, card_of, check, sum_up
+from curate.runs import audit_measured as measured_by
+from curate.runs.audit_checks import Checked, begin, check, sum_up
+from curate.runs.audit_pools import mixed_pool, remember, replayed, stage_pool, working_copy
+from curate.runs.audit_spec import PAST, PROBE, Audit, Contender, Scoring
 from curate.runs.audit_toml import read_plan
+from curate.runs.carried import carry
 from curate.runs.config import TrainingSpec
-from curate.runs.documents import documents_of
 from curate.runs.evaluation import EvalSpec
 from curate.runs.model_updates import update_products
-from curate.runs.samples import rows_of
+from curate.store.audit_recipe import BASE
 from curate.store.encoding import read_json, write_json
 from curate.store.files import remove_tree, replace_tree
 from curate.store.ledger import charged
 from curate.store.locks import lock
 from curate.store.workspace import Workspace, open_workspace
-from curate.tables import sql
+from curate.tables.audit_cards import card_of
 from curate.tables.inputs import by_rule
 from curate.verbs.evaluate import evaluate
 from curate.verbs.score import score
@@ -154,6 +155,13 @@ class _Grid:
         dtype = "float32" if model.dtype == "auto" else model.dtype
         return replace(model, name=str(folder.absolute()), dtype=dtype)
 
+    def _begun(self, path: str, stage: int) -> tuple[ModelChoice, str | None]:
+        """What a training after a stage begins with: a model, and the adapter that is carried on from that stage."""
+        if not self.plan.carries:
+            return self._model(path, stage), None
+        carried = Path(self._model(path, stage).name) / "carried"
+        return self._model("", 0), str(carried) if stage else None
+
     def _pool(self, stage: int) -> Path:
         return stage_pool(self.ws, self.plan, self.folder / "stages" / f"t{stage}", stage)
 
@@ -177,17 +185,12 @@ class _Grid:
             evaluations = evaluate(
                 bench, BASE, self._evals(), model=self._model("", 0), precision=precision
             ).evaluations
-            self._commit(cell, BASE, 0, 0, self._performance(evaluations))
+            self._commit(cell, BASE, 0, 0, measured_by.performance(evaluations, self.plan.metric))
         for contender in self.plan.contenders:  # first, so that no cell is charged for them: all paths share them
             self._score(self._bench(BASE, 1), contender, self._model("", 0), past=False)
 
     def _evals(self) -> list[EvalSpec]:
         return [EvalSpec(target, self.plan.metric, limit=self.plan.limit) for target in self.plan.targets]
-
-    def _performance(self, evaluations: Sequence[dict[str, Any]]) -> dict[str, float | None]:
-        """target -> performance, higher is better; None if no question could be evaluated."""
-        sign = 1.0 if self.plan.metric.better == "higher" else -1.0
-        return {row["target"]: None if row["value"] is None else sign * row["value"] for row in evaluations}
 
     # --- one way through the stages --------------------------------------------------------------------------
 
@@ -210,35 +213,55 @@ class _Grid:
         """Remove what no later stage needs: the previous model, and the work files of the stage."""
         if stage > 1:
             shutil.rmtree(self._model(path, stage - 1).name, ignore_errors=True)
-            shutil.rmtree(self.folder / "work" / f"{path}-t{stage}", ignore_errors=True)
+            for work in (f"{path}-t{stage}", f"{path}-t{stage}-mixed"):
+                shutil.rmtree(self.folder / "work" / work, ignore_errors=True)
         else:
             shutil.rmtree(self._pool(1) / "runs" / path, ignore_errors=True)
 
     def _work(self, contender: Contender, seed: int, stage: int) -> None:
         path, plan = f"{contender.name}_s{seed}", self.plan
         bench, model = self._bench(path, stage), self._model(path, stage - 1)
-        selection = self._choose(bench, contender, seed, stage, path, model, self._learnt(path, stage))
-        settings = replace(plan.settings, eval_every=0)
-        training = TrainingSpec(model, plan.weighting, settings, manifest=f"{path}_data", seed=seed)
-        trained = train(bench, path, training, evals=self._evals())  # at the end only
+        arena, manifest, chosen = self._choose(bench, contender, seed, stage, path, model, self._learnt(path, stage))
+        training = self._training(contender, seed, stage, path, manifest)
+        trained = train(arena, path, training, evals=self._evals())
         new_model = self._model(path, stage)
         if not (Path(new_model.name) / "complete").exists():
             shutil.rmtree(new_model.name, ignore_errors=True)
             save_plain(replace(model, name=trained.folder), Path(new_model.name))
+            if plan.carries:
+                carry(Path(trained.folder), Path(new_model.name) / "carried")
             (Path(new_model.name) / "complete").touch()
-        performance = self._performance(trained.evaluations)
-        measured = {**selection, **self._steadiness(bench, path)}
-        measured["concentration"] = self._concentration(bench, f"{path}_data", model)
+        performance = measured_by.performance(trained.evaluations, plan.metric)
+        if contender.online:
+            chosen = measured_by.chosen_by(arena, path, plan.measures)
+        measured = {**chosen, **measured_by.steadiness(arena, path, plan.measures.running)}
+        if during := measured_by.during(arena, path, plan.metric):
+            measured["during"] = during
+        of = chosen["ids"] if contender.online else None
+        measured["concentration"] = measured_by.update_concentration(bench, f"{path}_data", of, model, plan)
         folders = [Path(self._model(path, s).name) for s in (0, stage - 1, stage)]
         update_drift = drift(update_products(*folders)) if stage > 1 else float("nan")
         measured["drift"] = update_drift if np.isfinite(update_drift) else None
         if stage < len(plan.stages) and plan.probe.steps:
             try:
-                measured["curve"] = self._branch(contender, seed, stage, path, new_model, selection["ids"])
+                measured["curve"] = self._branch(contender, seed, stage, path, new_model, chosen["ids"])
             except CurateError as error:  # the trained model is valid, although the branch is missing
                 measured |= {"curve": None, "branch": str(error)}
-        cost = _cost(bench, path, {name for scoring in contender.scores for name in _tables(scoring)})
-        self._commit(self._cell(path, stage), contender.name, seed, stage, performance, "", *cost, measured)
+        scores, places = measured_by.score_tables(contender.scores), [bench] if arena is bench else [bench, arena]
+        flops, seconds = np.sum([measured_by.cost(ws, path, scores) for ws in places], axis=0).tolist()
+        cell = self._cell(path, stage)
+        self._commit(cell, contender.name, seed, stage, performance, "", flops, seconds, measured)
+
+    def _training(self, contender: Contender, seed: int, stage: int, path: str, manifest: str | None) -> TrainingSpec:
+        """The training of a stage."""
+        plan = self.plan
+        begun, carried = self._begun(path, stage - 1)
+        weighting, settings = contender.weighting or plan.weighting, plan.settings
+        if contender.online:
+            settings = measured_by.online_settings(settings, self.checked.samples(plan.budget, stage))
+        target = contender.weighting_target
+        drawn = plan.seed_of(seed, stage)
+        return TrainingSpec(begun, weighting, settings, manifest, target, seed=drawn, carried=carried)
 
     # --- choosing --------------------------------------------------------------------------------------------
 
@@ -251,29 +274,35 @@ class _Grid:
         path: str,
         model: ModelChoice,
         past_samples: list[tuple[Path, list[str]]],
-    ) -> dict[str, Any]:
-        """Score a stage's samples and select among them, as the manifest PATH_data; returns a summary."""
-        name = f"{path}_data"
+    ) -> tuple[Workspace, str | None, dict[str, Any]]:
+        """Score a stage's samples and select among them, as the manifest PATH_data. Returns the workspace and the
+        manifest in it to train on (None: all its samples), and a summary of the choice; of one that is made within the
+        steps, all of the stage and no summary."""
+        if contender.online:
+            return bench, None, {}
+        name, share = f"{path}_data", contender.replay if past_samples else 0.0
         remember(bench, past_samples)
         self._score(bench, contender, model, past=bool(past_samples))
         if name not in bench.manifest_names():
             spec = SelectionSpec(
                 contender.by,
-                **self.checked.rows(self.plan.budget, stage),  # type: ignore[arg-type]
+                **self.checked.rows(self.plan.budget, stage, 1 - share),  # type: ignore[arg-type]
                 seed=seed,
                 vectors=contender.vectors,
                 target=contender.target,
                 history=contender.history if past_samples else None,
             )
             select(bench, name, contender.selector, spec)
-        warnings = read_json(bench.manifest_path(name).with_suffix(".json"))["result"]["warnings"]
-        ids = sql.fetch(bench, f"SELECT id FROM {name} ORDER BY rank")["id"].to_pylist()
-        clusters = self.plan.measures.clusters
-        query = f"""SELECT skill, count(*) FILTER (id IN (SELECT id FROM {name})) AS n
-            FROM (SELECT id, ({clusters}\n)::VARCHAR AS skill FROM samples) GROUP BY skill ORDER BY skill"""
-        counts = {str(row["skill"]): row["n"] for row in sql.rows(bench, query)}
-        tokens = sql.fetch(bench, f"SELECT sum(n_chars) / 4.0 AS t FROM {name} JOIN pool USING (id)")["t"][0].as_py()
-        return {"ids": ids, "clusters": counts, "tokens": float(tokens), "warnings": warnings}
+        chosen = measured_by.chosen_in(bench, name, self.plan.measures)
+        if not share:
+            return bench, name, chosen
+        whole, own = (self.checked.rows(self.plan.budget, stage, part) for part in (1.0, 1 - share))
+        (unit,) = whole
+        past = replayed(past_samples, {unit: whole[unit] - own[unit]}, seed)
+        place = self.folder / "work" / f"{path}-t{stage}-mixed"
+        chosen["replayed"] = past["id"].to_pylist()
+        chosen["tokens"] += float(np.sum(past["n_chars"].to_numpy())) / 4
+        return mixed_pool(bench, place, chosen["ids"], past), None, chosen
 
     def _score(self, bench: Workspace, contender: Contender, model: ModelChoice, past: bool) -> None:
         """Compute all scores that a selector needs of a stage's samples; scores of the same model share a pass."""
@@ -302,62 +331,33 @@ class _Grid:
 
     # --- measuring -------------------------------------------------------------------------------------------
 
-    def _steadiness(self, bench: Workspace, run: str) -> dict[str, Any]:
-        rows = list(sql.rows(bench, f"SELECT loss, grad_norm FROM metrics WHERE run = '{run}' ORDER BY step", [run]))
-        measured = asdict(stability(
-            [row["loss"] for row in rows], [row["grad_norm"] for row in rows], self.plan.measures.running
-        ))  # fmt: skip
-        return {**{key: value if np.isfinite(value) else None for key, value in measured.items()}, "steps": len(rows)}
-
-    def _concentration(self, bench: Workspace, manifest: str, model: ModelChoice) -> float | None:
-        """Concentration of the gradients of a random subset of the chosen samples, under the model that scored them."""
-        measures = self.plan.measures
-        if not measures.gradients:
-            return None
-        from curate.gradients.backward import Backward
-        from curate.gradients.sketches import gram
-        from curate.models.language_model import LanguageModel
-
-        rows = rows_of(bench, manifest, None, False)
-        lm = LanguageModel(model)
-        documents = documents_of(bench, rows, self.plan.settings, lm)
-        usable = documents.first_of(np.flatnonzero(documents.left_out(rows) == ""))
-        drawn = np.random.default_rng(0).permutation(len(usable))[: measures.gradients]
-        inner_products, usage = gram(Backward.of(lm), [usable.encoded(i) for i in drawn], measures.projection)
-        with charged(bench.path, "audit", methods=[], name=manifest, phase="concentration", model=model.name) as meter:
-            meter.begin(len(drawn))
-            meter.add(usage)
-        return concentration(inner_products)
-
     def _branch(
         self, contender: Contender, seed: int, stage: int, path: str, model: ModelChoice, ids: list[str]
     ) -> dict[str, Any]:
         """A short training on the next stage, evaluated on its val samples at intervals: the learning curve."""
         plan, probe = self.plan, self.plan.probe
-        bench, run, common_manifest = self._bench(path, stage + 1), f"{path}_branch", f"{path}_lot"
+        bench, run, manifest = self._bench(path, stage + 1), f"{path}_branch", f"{path}_lot"
+        weighting, target, arena = plan.weighting, None, bench
         if probe.data == "own":
             past_samples = [*self._learnt(path, stage), (self._pool(stage), ids)]
-            self._choose(bench, contender, seed, stage + 1, path, model, past_samples)
-        elif common_manifest not in bench.manifest_names():
+            arena, manifest, _ = self._choose(bench, contender, seed, stage + 1, path, model, past_samples)
+            weighting, target = contender.weighting or weighting, contender.weighting_target
+        elif manifest not in bench.manifest_names():
             budget = self.checked.rows(plan.budget, stage + 1)
-            select(bench, common_manifest, plan.common, SelectionSpec(**budget, seed=seed))  # type: ignore[arg-type]
-        settings = replace(plan.settings, steps=probe.steps, eval_every=probe.every, schedule="constant", warmup=0.0)
-        eval_spec = EvalSpec(plan.stages[stage].target, plan.metric, "val", limit=probe.limit)
-        manifest = f"{path}_data" if probe.data == "own" else common_manifest
+            select(bench, manifest, plan.common, SelectionSpec(**budget, seed=seed))  # type: ignore[arg-type]
+        settings, metric = measured_by.branch_settings(plan), plan.metric
+        evaluated = PROBE if plan.divides else plan.stages[stage].target
+        spec = EvalSpec(evaluated, metric, "val", limit=probe.limit)
         run_before, precision = f"{path}_before", settings.precision
-        start = evaluate(bench, run_before, [eval_spec], model=model, allow_val=True, precision=precision).evaluations
-        training = TrainingSpec(model, plan.weighting, settings, manifest=manifest, seed=seed)
-        train(bench, run, training, evals=[eval_spec])
-        evaluations = sql.rows(bench, f"SELECT step, value FROM evaluations WHERE run = '{run}' ORDER BY step", [run])
-        metrics = sql.rows(bench, f"SELECT step, tokens FROM metrics WHERE run = '{run}' ORDER BY step", [run])
-        steps = np.cumsum([0, *(row["tokens"] for row in metrics)])
-        sign = 1.0 if plan.metric.better == "higher" else -1.0
-        points = [(0, start[0]["value"]), *((row["step"], row["value"]) for row in evaluations)]
-        return {
-            "steps": [step for step, _ in points],
-            "tokens": [float(steps[step]) for step, _ in points],
-            "values": [None if value is None else sign * value for _, value in points],
-        }
+        start = evaluate(bench, run_before, [spec], model=model, allow_val=True, precision=precision).evaluations
+        (begun, carried), drawn = self._begun(path, stage), plan.seed_of(seed, stage + 1)
+        train(
+            arena,
+            run,
+            TrainingSpec(begun, weighting, settings, manifest, target, seed=drawn, carried=carried),
+            evals=[spec],
+        )
+        return measured_by.curve(arena, run, start[0]["value"], metric)
 
     # --- accounts --------------------------------------------------------------------------------------------
 
@@ -380,21 +380,3 @@ class _Grid:
         with charged(self.ws.path, "audit", methods=[selector], name=name, phase=phase) as meter:
             meter.begin(1)
             meter.through_model |= {"flops": flops, "seconds": seconds}
-
-
-def _tables(scoring: Scoring) -> set[str]:
-    """The names of a score, and of its vectors, in the ledger."""
-    name = scoring.score.name
-    return {name, f"{name}_{scoring.target}"} if scoring.target else {name}
-
-
-def _cost(bench: Workspace, path: str, scores: set[str]) -> tuple[float, float]:
-    """FLOPs and seconds of a cell: its scores at full cost, its selection and its training, including work lost to
-    kills; without evaluations, the branch, and what is only measured."""
-    totals = {"flops": 0.0, "seconds": 0.0}
-    for row in sql.rows(bench, "SELECT stage, name, phase, flops, seconds FROM ledger WHERE phase <> 'evaluate'"):
-        is_score = row["stage"] == "score" and scores & set(row["name"].split(", "))
-        if is_score or row["stage"] in ("select", "train") and row["name"] in (path, f"{path}_data"):
-            for key in totals:
-                totals[key] += row[key] or 0.0
-    return totals["flops"], totals["seconds"]

@@ -15,11 +15,11 @@ from curate.numerics.long_horizon.scorecard import Scorecard
 from curate.numerics.rank_agreement import spearman
 from curate.preferences import prompt_length
 from curate.results import Result, Rows
-from curate.runs.audit_spec import card_of
 from curate.store.manifests import read_any
 from curate.store.recipes import MixtureRecipe, SamplesRecipe, WeightsRecipe
 from curate.store.workspace import Workspace
 from curate.tables import sql
+from curate.tables.audit_cards import audit_names, card_of
 from curate.tables.lookup import words
 from curate.tables.state import score_state
 from curate.verbs.compare import Compared, compare
@@ -172,7 +172,7 @@ def report(
     searched = pool.some(samples, [row for pair in ends.values() for rows in pair for row in rows])
     result.shown = pool.shown(ws, searched, cut, chosen_rows)
     _runs(ws, result)
-    for name in sorted(path.parent.name for path in (ws.path / "audits").glob("[a-z]*/audit.json")):
+    for name in audit_names(ws):
         if card := card_of(ws, name):
             result.audits[name] = card
     return result

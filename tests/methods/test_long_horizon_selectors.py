@@ -181,6 +181,31 @@ def test_lhas_is_its_formula() -> None:
     assert found.tolist() == np.argsort(-score, kind="stable")[:50].tolist()
 
 
+@pytest.mark.parametrize(("memory", "alpha"), [(0, 1.0), (3, 0.5), (45, 1.0), (1024, 0.2)])
+def test_lhas_by_the_utility_diversity_score_is_its_recursion(memory: int, alpha: float) -> None:
+    """The buffer begins with the history of 40, and what is chosen enters it; without a buffer it is as usual."""
+    given = stage()
+    unit, target, history = given.vectors, given.target, given.history
+    assert unit is not None and target is not None and history is not None
+    values = given.require_values("lhas")
+    score = slow.long_horizon(values, *(v.unit.astype(np.float64) for v in (unit, target, history)), (0.5, 2.0, 1.5))
+    raw, past = unit.raw(np.arange(200)), list(history.raw(np.arange(40)))
+    wanted = slow.one_by_one(score, values, raw, past, 20, memory, alpha)
+    method = Lhas(lam=0.5, eta=2.0, rho=1.5, utility="uds", memory=memory, alpha=alpha)
+    assert method.select(given, Budget("rows", 20), 0).tolist() == wanted
+    usual = Lhas(lam=0.5, eta=2.0, rho=1.5).select(given, Budget("rows", 20), 0).tolist()
+    assert (wanted == usual) == (memory == 0)
+
+
+def test_lhas_by_the_utility_diversity_score_leaves_what_it_has_chosen() -> None:
+    """Two of the same are the highest; the second counts less once the first is in the buffer, without any history."""
+    given = Candidates.of([1.0, 0.99, 0.9], vectors=[[1, 0], [1, 0], [0, 1]], target=[[1, 1]])
+    spent = Budget("rows", 2)
+    assert Lhas().select(given, spent, 0).tolist() == [0, 1]
+    assert Lhas(utility="uds", alpha=1.0).select(given, spent, 0).tolist() == [0, 2]
+    assert Lhas(utility="uds", alpha=1.0, memory=0).select(given, spent, 0).tolist() == [0, 1]
+
+
 @pytest.mark.parametrize(("weight", "term", "sign"), [("lam", "c", 1), ("eta", "p", 1), ("rho", "a", -1)])
 @pytest.mark.parametrize("repetition", ["direction", "cluster"])
 def test_the_chosen_ones_mean_of_a_term_is_monotone_in_its_own_weight(
@@ -246,7 +271,7 @@ def test_a_history_that_is_not_there_or_not_used_is_refused(with_vectors: Worksp
     ("make", "said"),
     [
         (lambda: Uds(alpha=-1), "uds needs alpha and memory of 0 or more"),
-        (lambda: Lhas(rho=-1), "lhas needs weights of 0 or more"),
+        (lambda: Lhas(rho=-1), "lhas needs weights and memory of 0 or more"),
         (lambda: EmbedLogits(d1=0), "embed_logits needs d1, d2 and length of 1 or more, not 0, 8, 512"),
     ],
 )

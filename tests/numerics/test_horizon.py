@@ -15,6 +15,7 @@ from curate.numerics.long_horizon.matrix import (
     immediate_gains,
     long_utility,
     normalized,
+    scaled,
     worst_task,
 )
 from curate.numerics.long_horizon.myopia import gap_of, myopia, ranks
@@ -40,10 +41,10 @@ def test_forgetting_is_the_drop_from_the_best_before() -> None:
 
 def test_forgetting_otherwise_defined() -> None:
     rose = np.array([[0.9, 0.0], [0.5, 0.1], [0.6, 0.7]])  # stage 1's target fell before, and rose after
-    assert forgetting(rose) == pytest.approx(0.5 - 0.6)
-    assert forgetting(rose, clip=True) == 0.0
-    assert forgetting(rose, with_last=True) == 0.0
-    assert forgetting(rose, window="start") == pytest.approx(0.9 - 0.6)
+    assert forgetting(rose, window="own") == pytest.approx(0.5 - 0.6)
+    assert forgetting(rose, window="own", clip=True) == 0.0
+    assert forgetting(rose, window="own", with_last=True) == 0.0
+    assert forgetting(rose) == forgetting(rose, window="start") == pytest.approx(0.9 - 0.6)
 
 
 def test_transfer_worst_task_and_imbalance() -> None:
@@ -60,6 +61,28 @@ def test_long_utility_is_its_equation() -> None:
     adaptation, weights = np.array([0.3, 0.4]), (0.5, 2.0, 3.0)
     by_hand = (0.6 + 0.5 + 0.9) + 0.5 * 0.7 - 2.0 * (0.0 + 0.2 + 0.2) + 3.0 * 0.25
     assert long_utility(A, adaptation, 0.25, weights) == pytest.approx(by_hand, abs=1e-12)
+
+
+def test_forgetting_in_the_utility_is_of_the_earlier_stages_after_each_or_of_each_stage_in_the_end() -> None:
+    """The first target was best before its own stage, and the second fell after the third: all three differ."""
+    a = np.array([[0.9, 0.2, 0.1], [0.6, 0.3, 0.1], [0.5, 0.8, 0.2], [0.7, 0.4, 0.6]])
+    by_stage = 0 + (0.9 - 0.5) + ((0.9 - 0.7) + (0.8 - 0.4)) / 2
+    own = 0 + (0.6 - 0.5) + ((0.6 - 0.7) + (0.8 - 0.4)) / 2
+    by_task = (0.9 - 0.7) + (0.8 - 0.4)
+    end = 0.7 + 0.4 + 0.6
+    assert long_utility(a, np.zeros(0), 0.0) == pytest.approx(end - by_stage)
+    assert long_utility(a, np.zeros(0), 0.0, window="own") == pytest.approx(end - own)
+    assert long_utility(a, np.zeros(0), 0.0, of="tasks") == pytest.approx(end - by_task)
+    assert long_utility(a, np.zeros(0), 0.0, window="own", clip=True, of="tasks") == pytest.approx(end - 0.4)
+    assert len({round(x, 9) for x in (by_stage, own, by_task)}) == 3
+
+
+def test_scaled_values_go_from_0_to_1_over_the_given_axes_and_what_is_unknown_stays() -> None:
+    values = np.array([[1.0, 7.0], [np.nan, 7.0], [3.0, 7.0]])
+    found = scaled(values, (0,))
+    assert found[:, 1].tolist() == [0, 0, 0] and found[[0, 2], 0].tolist() == [0, 1] and np.isnan(found[1, 0])
+    assert scaled(values, (0, 1))[2].tolist() == pytest.approx([1 / 3, 1.0])
+    assert np.isnan(scaled(np.full((2, 1), np.nan), (0,))).all()
 
 
 def test_what_is_not_known_is_not_a_number_and_the_rest_stands() -> None:

@@ -42,6 +42,7 @@ def test_the_scorecard_of_two_selectors_by_hand() -> None:
     card = card_of(HAND, alpha=0.5, beta=2.0, gamma=3.0)
     its = {name: values[:, 0] for name, values in card.measures.items()}
     assert its["gain"] == pytest.approx([(0.8 + 0.8 + 0.8) / 3, (0.5 + 0.3 + 0.3) / 3])
+    assert its["score"] == pytest.approx([(0.9 + 0.9 + 0.9) / 3, (0.6 + 0.7 + 0.8) / 3])
     assert its["adaptation"] == pytest.approx([(0.2 + 0.1) / 2, (0.5 + 0.6) / 2])
     assert its["forgetting"] == pytest.approx([((0.9 - 0.2) + (0.9 - 0.3)) / 2, 0.0])
     assert its["transfer"] == pytest.approx([((0.1 - 0.2) + (0.1 - 0.3)) / 2, ((0.4 - 0.2) + (0.5 - 0.3)) / 2])
@@ -60,6 +61,24 @@ def test_the_scorecard_of_two_selectors_by_hand() -> None:
     assert "Myopia gap 1.00, by one seed; random rankings have 0.50 on average" in said[0]
     assert "2 selectors are too few to tell, as even a full reversal is 50% of all rankings" in said[0]
     assert "Now: greedy, steady. In the end: steady, greedy. Moving most: greedy from 1 to 2" in said[1]
+
+
+def test_normalized_utilities_weigh_a_target_of_a_hundredth_of_the_scale_as_any_other() -> None:
+    """As raw values one target's hundredths count for nothing; normalized, the card is that of the same scale."""
+    small = [{**one, "performance": {**one["performance"], "b": one["performance"]["b"] / 100}} for one in HAND]
+    plain, raw, scaled = (card_of(found, utilities=how).measures for found, how in (
+        (HAND, "normalized"), (small, "raw"), (small, "normalized")))  # fmt: skip
+    for name in ("gain", "utility"):
+        assert scaled[name] == pytest.approx(plain[name]) and raw[name] != pytest.approx(card_of(HAND).measures[name])
+    lowest, highest = (np.array([f([0.1, 0.9, 0.4, 0.2, 0.6]), f([0.2, 0.1, 0.9, 0.3, 0.4, 0.7]),
+                                 f([0.3, 0.1, 0.9, 0.4, 0.5, 0.8])]) for f in (min, max))  # fmt: skip
+    gains = np.array([0.8, 0.8, 0.8]) / (highest - lowest)
+    assert plain["gain"][0, 0] == pytest.approx(gains.mean())
+    # of one's own final values: a 0.2, b 0.3, c 0.9; branches: greedy has the lowest of both; far: the lowest
+    final = (np.array([0.2, 0.3, 0.9]) - lowest) / (highest - lowest)
+    drops = (0.9 - 0.4) / 0.8 + ((0.9 - 0.2) / 0.8 + (0.9 - 0.3) / 0.8) / 2
+    assert plain["utility"][0, 0] == pytest.approx(final.sum() + 0.0 - drops + 0.0)
+    assert plain["score"] == pytest.approx(card_of(HAND).measures["score"])  # as it is
 
 
 def test_a_branch_that_never_reaches_the_threshold_counts_with_all_its_tokens() -> None:

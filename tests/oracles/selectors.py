@@ -112,3 +112,26 @@ def long_horizon(
     a = [(float(v @ middle) / float(np.linalg.norm(middle))) ** 2 for v in unit]
     lam, eta, rho = weights
     return scaled(list(values)) + lam * scaled(c) + eta * scaled(p) - rho * scaled(a)
+
+
+def one_by_one(
+    score: np.ndarray,
+    values: np.ndarray,
+    raw: np.ndarray,
+    past: Sequence[np.ndarray],
+    count: int,
+    memory: int,
+    alpha: float,
+) -> list[int]:
+    """The highest in `score` and the distance from the last `memory` of past and chosen, in units of the values'
+    standard deviation, `count` times."""
+    chosen: list[int] = []
+    for _ in range(count):
+        last = [*past, *(raw[i] for i in chosen)][-memory:] if memory else []
+        best, most = -1, -np.inf
+        for i in range(len(score)):
+            apart = sum(float(np.linalg.norm(raw[i] - one)) for one in last) / len(last) if last else 0.0
+            if i not in chosen and score[i] + alpha * apart / np.std(values) > most:
+                best, most = i, score[i] + alpha * apart / np.std(values)
+        chosen.append(best)
+    return chosen

@@ -15,6 +15,7 @@ laws/test_selectors methods/test_vector_selectors_in_a_workspace methods/test_de
 tables/test_model_scores web/test_page models/test_gguf tables/test_neighbors verbs/test_evaluate
 training/test_choosing_updates numerics/test_diagnosis pages/test_pages tables/test_vector_tables methods/test_mixers
 verbs/test_select verbs/test_prune training/test_training methods/test_long_horizon_selectors verbs/test_report
+verbs/test_audit_adapter verbs/test_audit_arms verbs/test_audit_grid verbs/test_audit_overlap
 methods/test_less training/test_masked_training methods/test_round_trips web/test_server verbs/test_mask
 tables/test_score_stage store/test_fuzzed_rows
 """.split()

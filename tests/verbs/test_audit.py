@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import atexit
-import functools
 import json
 import os
 import random
 import re
-import shutil
 import signal
-import tempfile
 import time
 import tomllib
 from dataclasses import replace
@@ -28,63 +24,23 @@ from curate.methods.metrics.choice import Choice
 from curate.methods.metrics.loss import Loss
 from curate.models.choice import ModelChoice
 from curate.pages.audit import page, rows
+from curate.runs.audit_grid import expanded
 from curate.runs.audit_spec import Audit
-from curate.runs.audit_toml import plan_of, read_plan
+from curate.runs.audit_toml import READY, plan_of, read_plan
 from curate.runs.evaluation import EvalSpec
 from curate.store.encoding import read_json
 from curate.store.workspace import Workspace
 from curate.verbs import audit as stage
-from tests.conftest import ROOT, SAMPLE, copy_of
+from tests.conftest import ROOT, SAMPLE
 from tests.support import forks
+from tests.support.audits import PLAN, cells, workspace
 from tests.support.narrow import NARROW
-
-PLAN: dict[str, Any] = {
-    "model": {"name": NARROW, "device": "cpu"},
-    "selectors": ["random", "lhas"],
-    "seeds": 1,
-    "budget": {"top": 16},
-    "limit": 6,
-    "out_of_domain": ["strings"],
-    "stage": [{"name": name, "where": f"meta->>'skill' = '{name}'", "target": name} for name in ("facts", "program")],
-    "train": {"steps": 2, "batch_size": 8, "lora_r": 4, "lr": 1e-3},
-    "probe": {"steps": 2, "every": 1, "limit": 6},
-    "measures": {"gradients": 8, "clusters": "meta->>'task'"},
-}
-
-
-def workspace(folder: Path) -> Workspace:
-    return copy_of(_made(), folder)
-
-
-@functools.cache
-def _made() -> Path:
-    """What the stages choose from, 70 samples each, and others beside."""
-    folder = Path(tempfile.mkdtemp(prefix="curate-audit-"))
-    atexit.register(shutil.rmtree, folder, ignore_errors=True)
-    lines = (SAMPLE / "pool/forum.jsonl").read_text().splitlines()[:100]
-    for file, skill, count in (("atlas.jsonl", "facts", 60), ("workshop.json", "program", 60)):
-        its = [line.rstrip(",") for line in (SAMPLE / "pool" / file).read_text().splitlines()]
-        lines += [line for line in its if f'"skill":"{skill}"' in line][:count]
-    (folder / "pool.jsonl").write_text("\n".join(lines))
-    ws = curate.open_workspace(folder / "ws")
-    curate.ingest(ws, [str(folder / "pool.jsonl")], shard_bytes=10_000)
-    for name in ("facts", "program", "strings"):
-        for split in ("val", "test"):
-            path = str(SAMPLE / f"targets/{name}_{split}.jsonl")
-            curate.target(ws, name, path, subtask="subtask", split=split)
-    return folder / "ws"
 
 
 @pytest.fixture(scope="module")
 def audited(tmp_path_factory: pytest.TempPathFactory) -> tuple[Workspace, stage.Audited]:
     ws = workspace(tmp_path_factory.mktemp("audit") / "ws")
     return ws, curate.audit(ws, "two", plan_of(PLAN))
-
-
-def cells(ws: Workspace, name: str = "two") -> dict[str, dict[str, Any]]:
-    """What was found of each, but for what a clock or a kill changes."""
-    found = {path.stem: read_json(path) for path in sorted((ws.path / "audits" / name / "cells").glob("*.json"))}
-    return {stem: {k: v for k, v in cell.items() if k not in ("seconds", "flops")} for stem, cell in found.items()}
 
 
 # --- the protocol ------------------------------------------------------------------------------------------
@@ -286,9 +242,12 @@ def test_what_cannot_be_audited_is_refused_before_anything_is_done(audited: Any,
 def test_an_audit_of_other_settings_is_refused_by_what_differs(audited: Any) -> None:
     ws, _ = audited
     for change, said in (
-        ({"budget": {"top": 17}}, "another budget"),
-        ({"train": {**PLAN["train"], "lr": 1e-4}}, "another training"),
+        ({"budget": {"top": 17}}, r"another budget \(top=16, not 17\)"),
+        ({"train": {**PLAN["train"], "lr": 1e-4}}, r"another training \(lr=0.001, not 0.0001\)"),
         ({"selector": {"lhas": {"lam": 2.0}}}, "another selector 'lhas'"),
+        ({"probe": {**PLAN["probe"], "rows": "same"}}, r"another probe \(rows=disjoint, not same\)"),
+        ({"adapter": "fresh"}, "adapter=carried, not fresh"),
+        ({"blur": 0.25}, "another blur"),
     ):
         with pytest.raises(CurateError, match=f"the audit 'two' exists, with {said}; .*--fresh"):
             curate.audit(ws, "two", plan_of({**PLAN, **change}))
@@ -333,6 +292,21 @@ def test_the_plan_in_the_readme_is_one() -> None:
     mine = plan.contenders[-1]
     assert (mine.name, mine.by, [s.target for s in mine.scores]) == ("mine", "bm25_own + nll", ["own", None])
     assert plan.contenders[-2].selector.settings()["rho"] == 2.0
+
+
+def test_what_else_the_page_shows_of_a_plan_is_one_too() -> None:
+    page = (ROOT / "docs/audit.md").read_text()
+    first, *others = (tomllib.loads(block) for block in re.findall(r"```toml\n(.*?)```", page, re.S))
+    arms, grid = others
+    names = [*first["selectors"], *arms["selector"]]
+    plan = plan_of({**first, "selectors": names, "selector": {**first["selector"], **arms["selector"]}})
+    assert [(c.name, c.online, c.weighting_target) for c in plan.contenders[-3:]] == [
+        ("greats", True, "future"), ("foresight", True, "future"), ("gated", False, "own")
+    ]  # fmt: skip
+    points = expanded({**first, **grid, "stage": [*first["stage"], {**first["stage"][0], "name": "more"}]})
+    assert len(points) == 3 * 2 * 2 and "frac_0_25_lora_r_16_order_2" in points
+    ready = page.partition("## What may compete")[2].partition("##")[0]
+    assert all(f"`{name}`" in ready for name in READY)
 
 
 # --- the command line --------------------------------------------------------------------------------------

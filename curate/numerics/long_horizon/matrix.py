@@ -17,26 +17,38 @@ import numpy as np
 Window = Literal["own", "start"]
 
 
+def current_scores(a: np.ndarray) -> np.ndarray:
+    """The performance on each stage's own target after it: a[t, t], float64 [T]."""
+    t = np.arange(_stages(a))
+    return a[t + 1, t]
+
+
 def immediate_gains(a: np.ndarray) -> np.ndarray:
     """The gain of each stage on its own target: a[t, t] - a[t - 1, t], float64 [T] (Equation 1)."""
     t = np.arange(_stages(a))
     return a[t + 1, t] - a[t, t]
 
 
-def forgetting(
-    a: np.ndarray, after: int | None = None, window: Window = "own", with_last: bool = False, clip: bool = False
-) -> float:
-    """The mean drop of earlier stages' targets from their best, after stage `after` (default: the last).
+def drops(a: np.ndarray, after: int, window: Window = "start", with_last: bool = False) -> np.ndarray:
+    """The drop of each earlier stage's target from its best value, after stage `after`, float64 [after - 1].
 
-    window: the best since that stage was trained ('own'), or since the beginning ('start'). with_last: whether the
-    value after `after` itself counts towards the best, so that no drop is negative. clip: count a rise as 0. After the
-    first stage the result is 0, as there is no earlier stage.
+    window: the best historical value, since before the first stage ('start'), or since that stage was trained ('own').
+    with_last: whether the value after `after` itself counts towards the best, so that no drop is negative.
     """
-    last = _stages(a) if after is None else after
-    drops = [a[(s if window == "own" else 0) : last + with_last, s - 1].max() - a[last, s - 1] for s in range(1, last)]
-    if not drops:
-        return 0.0
-    return float(np.mean(np.maximum(drops, 0.0) if clip else drops))
+    first = [s if window == "own" else 0 for s in range(1, after)]
+    return np.array([a[k : after + with_last, s].max() - a[after, s] for s, k in enumerate(first)])
+
+
+def forgetting(
+    a: np.ndarray, after: int | None = None, window: Window = "start", with_last: bool = False, clip: bool = False
+) -> float:
+    """F_t: the mean drop of earlier stages' targets from their best, after stage `after` (default: the last).
+
+    window, with_last: as in `drops`. clip: count a rise as 0. After the first stage the result is 0, as there is no
+    earlier stage.
+    """
+    its = drops(a, _stages(a) if after is None else after, window, with_last)
+    return float(np.mean(np.maximum(its, 0.0) if clip else its)) if len(its) else 0.0
 
 
 def forward_transfer(a: np.ndarray, targets: Sequence[str] = ()) -> float:
@@ -66,23 +78,40 @@ def normalized(scores: np.ndarray) -> np.ndarray:
     return (scores - low) / np.where(high > low, high - low, 1.0)
 
 
+def scaled(values: np.ndarray, axes: tuple[int, ...]) -> np.ndarray:
+    """Values from 0, the lowest over some axes, to 1, the highest; 0 where all are equal. NaN stays NaN."""
+    known = np.isfinite(values)
+    low = np.min(values, axis=axes, keepdims=True, initial=np.inf, where=known)
+    high = np.max(values, axis=axes, keepdims=True, initial=-np.inf, where=known)
+    with np.errstate(invalid="ignore"):
+        return (values - low) / np.where(high > low, high - low, 1.0)
+
+
 def long_utility(
     a: np.ndarray,
     adaptation: np.ndarray,
     out_of_domain: float,
     weights: tuple[float, float, float] = (1.0, 1.0, 1.0),
-    window: Window = "own",
+    window: Window = "start",
     with_last: bool = False,
     clip: bool = False,
+    of: Literal["stages", "tasks"] = "stages",
 ) -> float:
     """Long-horizon utility (Equation 2): sum of a[T, t] + alpha sum of adaptation - beta sum of F_t + gamma R_ood.
 
     adaptation: the future-adaptation AUC of every stage but the last, [T - 1]. out_of_domain: mean final performance on
     targets of no stage; 0 if there are none. weights: alpha, beta, gamma, which the paper does not give. window,
-    with_last, clip: as in `forgetting`. A target shared by two stages counts for both.
+    with_last, clip: as in `forgetting`. of: whether F_t is the mean drop of the earlier targets after stage t (the
+    text below Equation 2), or the drop of stage t's own target in the end. A target shared by two stages counts for
+    both.
     """
     alpha, beta, gamma = weights
-    forgot = sum(forgetting(a, t, window, with_last, clip) for t in range(1, _stages(a) + 1))
+    last = _stages(a)
+    if of == "tasks":
+        final = drops(a, last, window, with_last)
+        forgot = float(np.sum(np.maximum(final, 0.0) if clip else final))
+    else:
+        forgot = sum(forgetting(a, t, window, with_last, clip) for t in range(1, last + 1))
     return float(a[-1].sum() + alpha * np.sum(adaptation) - beta * forgot + gamma * out_of_domain)
 
 

@@ -14,20 +14,24 @@ import numpy as np
 
 from curate.numerics.long_horizon.curves import area, reached
 from curate.numerics.long_horizon.matrix import (
+    current_scores,
     forgetting,
     forward_transfer,
     imbalance,
     immediate_gains,
     long_utility,
     normalized,
+    scaled,
     worst_task,
 )
+from curate.numerics.long_horizon.measures import Measures
 from curate.numerics.long_horizon.myopia import Myopia, myopia
 from curate.numerics.long_horizon.updates import entropy
 from curate.numerics.statistics import Mean
 
 NOW = {  # measure -> which way is better
     "gain": "higher",
+    "score": "higher",
     "tokens": "",
     "seconds": "lower",
     "flops": "lower",
@@ -50,6 +54,7 @@ LATER = {
 }
 WORDS = {
     "gain": "immediate gain, mean over stages",
+    "score": "score of the current stage, mean over stages",
     "tokens": "tokens chosen, all stages",
     "seconds": "seconds of scoring, choosing and training",
     "flops": "FLOPs of the same",
@@ -97,9 +102,9 @@ def scorecard(
     stages: Sequence[tuple[str, str]],
     elsewhere: Sequence[str],
     seeds: int,
-    settings: Any,
+    settings: Measures,
 ) -> Scorecard:
-    """Sum up the cells of an audit. stages: name and target of each. settings: curate.runs.audit_spec.Measures."""
+    """Sum up the cells of an audit. stages: name and target of each. settings: how measures are defined."""
     by_key = {(cell["selector"], cell["seed"], cell["stage"]): cell for cell in cells}
     start = next((cell["performance"] for cell in cells if cell["stage"] == 0), {})
     shape = (len(selectors), seeds)
@@ -115,6 +120,10 @@ def scorecard(
         targets, last = [target for _, target in stages], performances[-1]
         for name, value in _measured(path, matrices[k, s], last, targets, elsewhere, levels, settings).items():
             measures[name][k, s] = value
+    ends = np.array([[_outside(paths[k, s][-1], elsewhere) for s in range(seeds)] for k in range(len(selectors))])
+    areas = np.array([[_areas(paths[k, s], settings) for s in range(seeds)] for k in range(len(selectors))])
+    branched = any("curve" in cell for path in paths.values() for cell in path)
+    measures |= _utilities(matrices, areas if branched else areas[..., :0], ends, settings)
     for s in range(seeds):
         final = matrices[:, s, -1]
         complete = np.isfinite(final).all(1)
@@ -134,28 +143,19 @@ def _measured(
     targets: Sequence[str],
     elsewhere: Sequence[str],
     levels: Sequence[float],
-    settings: Any,
+    settings: Measures,
 ) -> dict[str, float]:
-    """All measures of one selector and seed except the imbalance, which needs all selectors."""
-    areas = np.array([_area(cell.get("curve"), settings) for cell in path[:-1]])
-    outside_scores = [_number(last.get(target)) for target in elsewhere]
-    out_of_domain = float(np.mean(outside_scores)) if outside_scores else float("nan")
-    weights = (settings.alpha, settings.beta, settings.gamma)
-    branched = any("curve" in cell for cell in path)
-    forgetting_options = {"window": settings.window, "with_last": settings.with_last, "clip": settings.clip}
-    utility = long_utility(
-        a, areas if branched else np.zeros(0), out_of_domain if outside_scores else 0.0, weights, **forgetting_options
-    )
+    """The measures of one selector and seed, but those that may need all selectors."""
+    areas, outside = _areas(path, settings), _outside({"performance": last}, elsewhere)
     early = [_early(cell.get("curve"), level) for cell, level in zip(path, levels, strict=False)]
     return {
-        "gain": float(np.mean(immediate_gains(a))),
-        "utility": utility,
+        "score": float(np.mean(current_scores(a))),
         "adaptation": float(np.mean(areas)) if len(areas) else float("nan"),
         "early": float(np.mean(early)) if early else float("nan"),
-        "forgetting": forgetting(a, **forgetting_options),
+        "forgetting": forgetting(a, None, settings.window, settings.with_last, settings.clip),
         "transfer": forward_transfer(a, targets),
         "worst": worst_task(a),
-        "out_of_domain": out_of_domain,
+        "out_of_domain": float(np.mean(outside)) if len(outside) else float("nan"),
         **{name: sum(_number(cell.get(name)) for cell in path) for name in ("tokens", "seconds", "flops")},
         **{
             name: _mean(cell.get(name) for cell in path) for name in ("spread", "spikes", "norm_range", "concentration")
@@ -165,13 +165,41 @@ def _measured(
     }
 
 
-def _entropy(counts: Mapping[str, int] | None, settings: Any) -> float | None:
+def _utilities(
+    matrices: np.ndarray, areas: np.ndarray, outside: np.ndarray, settings: Measures
+) -> dict[str, np.ndarray]:
+    """Gain and utility, [K, seeds]. matrices: [K, seeds, T + 1, T]; areas: [K, seeds, T - 1], or none without
+    branches; outside: the final performance on each out-of-domain target, [K, seeds, targets]."""
+    if settings.utilities == "normalized":
+        matrices, areas, outside = scaled(matrices, (0, 1, 2)), scaled(areas, (0, 1)), scaled(outside, (0, 1))
+    gain, utility = np.full(matrices.shape[:2], np.nan), np.full(matrices.shape[:2], np.nan)
+    weights = (settings.alpha, settings.beta, settings.gamma)
+    how = (settings.window, settings.with_last, settings.clip, settings.forgetting)
+    for k, s in np.ndindex(*gain.shape):
+        elsewhere = float(np.mean(outside[k, s])) if outside.shape[2] else 0.0
+        gain[k, s] = np.mean(immediate_gains(matrices[k, s]))
+        utility[k, s] = long_utility(matrices[k, s], areas[k, s], elsewhere, weights, *how)
+    return {"gain": gain, "utility": utility}
+
+
+def _areas(path: Sequence[Mapping[str, Any]], settings: Measures) -> np.ndarray:
+    """The area under the branch after every stage but the last, float64 [T - 1]; NaN where it is not known."""
+    return np.array([_area(cell.get("curve"), settings) for cell in path[:-1]])
+
+
+def _outside(last: Mapping[str, Any], elsewhere: Sequence[str]) -> np.ndarray:
+    """The final performance on each out-of-domain target, float64 [targets]."""
+    performance = last.get("performance", {})
+    return np.array([_number(performance.get(target)) for target in elsewhere], np.float64)
+
+
+def _entropy(counts: Mapping[str, int] | None, settings: Measures) -> float | None:
     if not counts or not sum(counts.values()):
         return None
     return entropy(list(counts.values()), settings.log_base or None, settings.normalize_entropy)
 
 
-def _area(curve: Mapping[str, Any] | None, settings: Any) -> float:
+def _area(curve: Mapping[str, Any] | None, settings: Measures) -> float:
     """The area under a branch's curve, from before its first step or from the first evaluation after it."""
     first = 0 if settings.from_start else 1
     if not curve or len(curve["values"]) < first + 2:
@@ -179,7 +207,7 @@ def _area(curve: Mapping[str, Any] | None, settings: Any) -> float:
     return area(np.array(curve[settings.axis], float)[first:], np.array([_number(v) for v in curve["values"]])[first:])
 
 
-def _levels(paths: Mapping[tuple[int, int], Any], stages: int, seeds: int, settings: Any) -> list[float]:
+def _levels(paths: Mapping[tuple[int, int], Any], stages: int, seeds: int, settings: Measures) -> list[float]:
     """The early threshold of every branch: the first selector's starting value plus a share of its gain; NaN if it
     gained nothing."""
     levels = []
