@@ -57,7 +57,8 @@ NEVER = 10**9  # epochs between two looks at the target: one, before the first s
 @dataclass(frozen=True)
 class Protocol:
     """preset: data, base, targets, seeds. passes: the budget, in what so many epochs of all data cost. marks:
-    evaluations on the way to it. taus: ADAPT's temperatures, the second of which the arms that take it apart have.
+    evaluations on the way to it. taus: ADAPT's temperatures, the second of which, if there are several, the arms have
+    that are at one alone.
     gradients: whether LESS and DualSFT are among the arms. apart: whether those arms are. bad: shares of corpora that
     are corrupt or off topic; rows: their size; long: their budget, like passes."""
 
@@ -70,6 +71,11 @@ class Protocol:
     bad: tuple[float, ...] = ()
     rows: int = 0
     long: float = 0.0
+
+    @property
+    def tau(self) -> float:
+        """The temperature of the arms that are at one alone."""
+        return self.taus[:2][-1]
 
 
 ADAPTER = TrainSettings(batch_size=16, lr=2e-4, schedule="cosine", warmup=0.05, lora_r=16)
@@ -93,7 +99,7 @@ PROTOCOLS = {
             accuracy=Loss(),
             context=256,
         ),
-        *(0.25, 1, (1.0, 0.03)),
+        *(0.25, 1, (0.03,)),
         gradients=False,
         apart=False,
     ),
@@ -126,11 +132,11 @@ def weighted(protocol: Protocol, target: str, plain: TrainingSpec, states: str) 
     """The arms that weigh all data. states: the column of the model's own similarity."""
     bm25 = f"bm25_{target}"
     yield "linupper", replace(plain, weighting=Linupper())
-    for tau in (protocol.taus[0], protocol.taus[1]):
+    for tau in protocol.taus[:2]:
         yield f"adapt_bm25_tau{worded(tau)}", replace(plain, weighting=AdaptStatic(tau=tau), by=bm25)
     yield (
-        f"adapt_state_tau{worded(protocol.taus[1])}",
-        replace(plain, weighting=AdaptStatic(tau=protocol.taus[1]), by=states),
+        f"adapt_state_tau{worded(protocol.tau)}",
+        replace(plain, weighting=AdaptStatic(tau=protocol.tau), by=states),
     )
     for tau in protocol.taus:
         yield f"adapt_tau{worded(tau)}", replace(plain, weighting=Adapt(tau=tau), target=target)
@@ -142,7 +148,7 @@ def weighted(protocol: Protocol, target: str, plain: TrainingSpec, states: str) 
 
 def taken_apart(protocol: Protocol, target: str, plain: TrainingSpec) -> Iterator[tuple[str, TrainingSpec]]:
     """What ADAPT's effect is made of, and how often it has to look at the target."""
-    centred = Adapt(tau=protocol.taus[1], center="cosine")
+    centred = Adapt(tau=protocol.tau, center="cosine")
     online = replace(plain, weighting=centred, target=target)
     unclipped = replace(plain.settings, clip=0.0)
     yield "adapt_shuffled", replace(online, settings=replace(plain.settings, shuffle_weights=True))
@@ -233,7 +239,7 @@ def similarity_by_use(found: Compared, target: str, accuracy: str, tau: float, p
 
 def by_quality(protocol: Protocol, model: ModelChoice, folder: Path, target: str, workers: int) -> None:
     """Uniform weights, LinUpper, ADAPT and ADAPT-BM25 on corpora of which ever more is corrupt or off topic."""
-    tau, preset = protocol.taus[1], protocol.preset
+    tau, preset = protocol.tau, protocol.preset
     evals = [EvalSpec(target, metric, limit=preset.questions) for metric in (Loss(), preset.accuracy)]
     jobs: list[Job] = []
     spaces: dict[str, Workspace] = {}
@@ -278,7 +284,7 @@ def main(protocol: Protocol, folder: Path, named: str | None, workers: int) -> N
         found = on_target(ws, protocol, model, target, other, workers)
         told(found, folder, target, other, preset.accuracy.name)
         for share in preset.budgets:
-            print("\n" + similarity_by_use(found, target, preset.accuracy.name, protocol.taus[1], worded(share * 100)))
+            print("\n" + similarity_by_use(found, target, preset.accuracy.name, protocol.tau, worded(share * 100)))
     if protocol.bad:
         by_quality(protocol, model, folder, preset.pairs[0][0], workers)
     print(f"\nIn all {(time.monotonic() - began) / 60:.1f} minutes.")

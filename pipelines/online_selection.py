@@ -218,15 +218,12 @@ def choices(ws: Workspace, target: str) -> dict[str, Choices]:
         if looks_at_target(row["run"])
     }
     fallbacks = {r["run"]: r["n"] for r in curate.sql(ws, "SELECT run, sum(fallback) AS n FROM metrics GROUP BY run")}
-    return {
-        row["run"]: Choices(
-            *(float("nan") if share is None else float(share) for share in truth.get(row["run"], (None, None))),
-            against.get(row["run"], float("nan")),
-            float(row["n"]),
-            float(fallbacks.get(row["run"]) or 0),
-        )
-        for row in effective
-    }
+    unknown, found = float("nan"), dict[str, Choices]()
+    for row in effective:
+        run = row["run"]
+        corrupt, mine = (unknown if share is None else float(share) for share in truth.get(run, (None, None)))
+        found[run] = Choices(corrupt, mine, against.get(run, unknown), float(row["n"]), float(fallbacks.get(run) or 0))
+    return found
 
 
 def table(ws: Workspace, target: str) -> None:
