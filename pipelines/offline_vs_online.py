@@ -60,7 +60,8 @@ class Protocol:
     evaluations on the way to it. taus: ADAPT's temperatures, the second of which, if there are several, the arms have
     that are at one alone.
     gradients: whether LESS and DualSFT are among the arms. apart: whether those arms are. bad: shares of corpora that
-    are corrupt or off topic; rows: their size; long: their budget, like passes."""
+    are corrupt or off topic; rows: their size; long: their budget, like passes. center: samples over which the mean
+    cosine is taken."""
 
     preset: Preset
     passes: float
@@ -71,6 +72,7 @@ class Protocol:
     bad: tuple[float, ...] = ()
     rows: int = 0
     long: float = 0.0
+    center: int = 256
 
     @property
     def tau(self) -> float:
@@ -102,6 +104,7 @@ PROTOCOLS = {
         *(0.25, 1, (0.03,)),
         gradients=False,
         apart=False,
+        center=32,  # a look at the target and 256 samples would cost more than the budget
     ),
     "gpu": Protocol(PRESETS["gpu"], 1.0),
 }
@@ -142,7 +145,7 @@ def weighted(protocol: Protocol, target: str, plain: TrainingSpec, states: str) 
         yield f"adapt_tau{worded(tau)}", replace(plain, weighting=Adapt(tau=tau), target=target)
         yield (
             f"adapt_centred_tau{worded(tau)}",
-            replace(plain, weighting=Adapt(tau=tau, center="cosine"), target=target),
+            replace(plain, weighting=Adapt(tau=tau, center="cosine", center_samples=protocol.center), target=target),
         )
 
 
@@ -230,8 +233,10 @@ def similarity_by_use(found: Compared, target: str, accuracy: str, tau: float, p
             f"{target}_adapt_centred_tau{worded(tau)}",
         ],
     }
+    known = {arm.name for arm in found.arms}
+    named = {row: [a if a in known else f"{a}_unpaid" for a in arms] for row, arms in rows.items()}
     key = next(k for k, m in found.measures.items() if m["target"] == target and k.split()[1] == accuracy)
-    return grid(found, key, rows, [f"hard choice ({percent} %)", "static weight", "online weight"])
+    return grid(found, key, named, [f"hard choice ({percent} %)", "static weight", "online weight"])
 
 
 # --- corpora of falling quality --------------------------------------------------------------------------
