@@ -108,7 +108,6 @@ def _chosen(
         hat = held["exp_avg_sq"].numpy().flatten() / (1 - settings.beta2 ** (t - 1))
         scales.append((1 - settings.beta1) / ((1 - settings.beta1**t) * (np.sqrt(hat) + settings.eps)))
     q = q * np.concatenate(scales)
-    q = q * kept["room"] * np.linalg.norm(g.mean(0)) / np.linalg.norm(q)
     chosen = slow_choosing.filtered(g, q, kept["room"])
     weights = np.zeros(len(g))
     weights[chosen] = slow_choosing.weighed(g[chosen], g[chosen] @ q, 0.01)
