@@ -13,6 +13,7 @@ stream that is seen once. Ends in tables, a page and a picture.
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
@@ -20,7 +21,7 @@ from itertools import islice
 from pathlib import Path
 
 import numpy as np
-from equal_flops import difference  # pyright: ignore[reportMissingImports]
+from equal_flops import Job, difference, train_all  # pyright: ignore[reportMissingImports]
 from presets import (
     FEW,
     PRESETS,
@@ -304,7 +305,7 @@ def picture(ws: Workspace, preset: Preset, target: str) -> bytes:
 # --- the job ---------------------------------------------------------------------------------------------
 
 
-def main(preset: Preset, folder: Path, named: str | None = None) -> None:
+def main(preset: Preset, folder: Path, named: str | None = None, workers: int = 1) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     model = ModelChoice(named, context=preset.context) if named else preset.base(folder)
     preset = replace(preset, online=in_fastest_precision(preset.online))
@@ -325,11 +326,11 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     metrics = (Loss(), OptionChoice()) if preset.drawn else (Loss(),)  # what is drawn has options to choose among
     evals = [EvalSpec(target, metric, limit=preset.questions) for metric in metrics]
     curate.evaluate(ws, "base", evals, model=model)
-    started, runs = time.monotonic(), ["base"]
-    for name, training in main_arms(preset, model, target):
-        _run(ws, name, training, evals)
-        runs.append(name)
-    print(f"   {len(runs)} runs in {time.monotonic() - started:.0f} s\n")
+    started = time.monotonic()
+    trainings = main_arms(preset, model, target)
+    jobs = [Job(str(ws.path), name, training, tuple(evals)) for name, training in trainings]
+    runs = ["base", *train_all(jobs, workers)]
+    print(f"   {len(runs)} runs in {time.monotonic() - started:.0f} s, {workers} at a time\n")
     table(ws, target)
     compared = curate.compare(ws, runs, against="random_s0")
     path = folder / f"{target}.html"
@@ -340,19 +341,17 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     if not preset.parts:
         return
     print("\n2. filter_then_weight without its parts, with other projections and looks, and from a stream; one seed.")
-    variants = {}
-    for label, name, training in more_arms(preset, model, target):
-        _run(ws, name, training, evals)
-        variants[label] = name
+    named_variants = list(more_arms(preset, model, target))
+    jobs = [Job(str(ws.path), name, training, tuple(evals)) for _, name, training in named_variants
+            if not training.stream]  # fmt: skip
+    train_all(jobs, workers)
+    for _, name, training in named_variants:
+        if training.stream:  # which only this process can read
+            curate.train(ws, name, training, evals=evals)
     print()
+    variants = {label: name for label, name, _ in named_variants}
     more_table(ws, variants, target)
     print(f"\n{time.monotonic() - started:.0f} s in all.")
-
-
-def _run(ws: Workspace, name: str, training: TrainingSpec, evals: list[EvalSpec]) -> None:
-    trained = curate.train(ws, name, training, evals=evals)
-    summary = "  ".join(f"{e['metric']} {e['value']:.3f}" for e in trained.evaluations if e["value"] is not None)
-    print(f"   {name:26} {trained.steps:4} steps  {summary}", flush=True)
 
 
 if __name__ == "__main__":
@@ -360,5 +359,6 @@ if __name__ == "__main__":
     parser.add_argument("preset", choices=ALL)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("online-selection"))
     parser.add_argument("--model", help="another model than the preset's: a folder, a .gguf file, a hub id")
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="trainings at the same time")
     arguments = parser.parse_args()
-    main(ALL[arguments.preset], arguments.folder, arguments.model)
+    main(ALL[arguments.preset], arguments.folder, arguments.model, arguments.workers)
