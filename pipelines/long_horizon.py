@@ -1,13 +1,13 @@
 """Does a selector that wins today harm tomorrow? Selectors through stages of training, measured now and later.
 
-    python pipelines/long_horizon.py smoke|cpu|overlap|few|gpu [NEW-FOLDER]   (default: ./long-horizon)
+    python pipelines/long_horizon.py smoke|cpu|overlap|few|gpu [NEW-FOLDER] [--only AUDIT]   (default: ./long-horizon)
 
 smoke: two selectors, two stages. cpu: one sequence of three skills, at 25 % of each, on 6,400 samples of the corpus's
 endless stream; and, on the corpus, the same with LHAS's weights varied one by one. overlap: the sequence whose myopic
 selectors are known (data/make_overlap.py), with one adapter of rank 2 through all stages, and with one for each. few:
-some 260 real samples of each of four stages, with the small model. gpu: three sequences at 10, 25 and 50 %, LoRA and
-all parameters, ten seeds; and real data with SmolLM2-135M. Each ends in the two-level scorecard, a page with pictures,
-and a sentence that says whether the selectors are myopic here.
+some 260 real samples of each stage of three sequences, with the small model. gpu: three sequences at 10, 25 and 50 %,
+LoRA and all parameters, ten seeds; and real data with SmolLM2-135M. Each ends in the two-level scorecard, a page with
+pictures, and a sentence that says whether the selectors are myopic here.
 """
 
 from __future__ import annotations
@@ -45,7 +45,8 @@ HELD_OUT = {
     "writing": "regexp_matches(meta->>'task', '^(cnn|common_gen|multi_news|xsum|samsum|gigaword)')",
 }
 # The lowest id of each stage that leaves about 260 samples; ids are hashes, so these are a random subset.
-FEW = {"p3": "fd", "gsm8k": "f7", "code": "f0", "roleplay": "d0"}
+FEW = {"p3": "fd", "gsm8k": "f7", "code": "f0", "roleplay": "d0", "labelling": "f5", "reading": "f4"}
+REAL = ("real", "instruction_labels_code", "qa_reasoning")
 SPLITS = {"val": "id < '10'", "test": "id >= '10' AND id < '20'"}
 
 
@@ -121,14 +122,14 @@ def audits(preset: str, folder: Path) -> Iterator[tuple[str, str, dict[str, Any]
         return
     base = str(young(folder).name)
     if preset == "few":
-        plan = {**told("real"), "model": {"name": base, "device": "cpu", "context": 512}, "seeds": 2, "limit": 24}
-        stages = [{**stage, "where": f"{stage['where']} AND id >= '{FEW[stage['name']]}'"} for stage in plan["stage"]]
-        train = {**plan["train"], "epochs": 4, "batch_size": 16, "lr": 1e-3}
-        yield (
-            "real",
-            "real_few",
-            {**plan, "stage": stages, "train": train, "probe": {"steps": 20, "every": 5, "limit": 24}},
-        )
+        for name in REAL:
+            plan = {**told(name), "model": {"name": base, "device": "cpu", "context": 512}, "seeds": 2, "limit": 24}
+            stages = [
+                {**stage, "where": f"{stage['where']} AND id >= '{FEW[stage['name']]}'"} for stage in plan["stage"]
+            ]
+            train = {**plan["train"], "epochs": 4, "batch_size": 16, "lr": 1e-3}
+            plan |= {"stage": stages, "train": train, "probe": {"steps": 20, "every": 5, "limit": 24}}
+            yield "real", f"{name}_few", plan
         return
     if preset == "cpu":
         names = (("streamed", "skills"), ("sample", "lhas_weights"))
@@ -140,17 +141,20 @@ def audits(preset: str, folder: Path) -> Iterator[tuple[str, str, dict[str, Any]
                 plan = {**told(sequence), "model": base, "seeds": 10, "budget": {"frac": share}}
                 plan["train"] = {**plan["train"], "lora_r": rank}
                 yield "sample", f"{sequence}_{100 * share:.0f}_{'lora' if rank else 'all'}", plan
-    for sequence in ("real", "p3_domains"):
+    for sequence in (*REAL, "p3_domains"):
         yield "real", sequence, told(sequence)
 
 
-def main(preset: str, folder: Path) -> None:
+def main(preset: str, folder: Path, only: str | None = None) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     open_data, opened = (
         {"sample": sample, "streamed": streamed, "real": real, "overlap": overlap},
         dict[str, Workspace](),
     )
-    for data, name, plan in audits(preset, folder):
+    planned = list(audits(preset, folder))
+    if only and only not in {name for _, name, _ in planned}:
+        raise SystemExit(f"{preset} has no audit '{only}'; it has {', '.join(name for _, name, _ in planned)}.")
+    for data, name, plan in planned if not only else [each for each in planned if each[1] == only]:
         if data not in opened:
             opened[data] = open_data[data](folder)
         started = time.monotonic()
@@ -170,5 +174,6 @@ if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("preset", choices=("smoke", "cpu", "overlap", "few", "gpu"))
     parser.add_argument("folder", nargs="?", type=Path, default=Path("long-horizon"))
+    parser.add_argument("--only", metavar="AUDIT", help="one of the preset's audits, by its name")
     arguments = parser.parse_args()
-    main(arguments.preset, arguments.folder)
+    main(arguments.preset, arguments.folder, arguments.only)
