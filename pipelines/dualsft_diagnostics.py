@@ -21,6 +21,7 @@ from dualsft_point import (  # pyright: ignore[reportMissingImports]
     DATA,
     PARAMETERS,
     Point,
+    Protocol,
     best_elements,
     predicted_gain,
     random_elements,
@@ -47,39 +48,66 @@ from curate.methods.scores.nll import Nll
 from curate.models.choice import ModelChoice
 from curate.models.language_model import LanguageModel
 from curate.numerics.rank_agreement import Interval, Regret, best, jaccard, pairwise_agreement, spearman, top_overlap
-from curate.numerics.selection_profile import diversity, enrichment
+from curate.numerics.selection_profile import diversity, enrichment, place_of
 from curate.pages.diagnosis import Panel, heat_map, lines
 from curate.runs.scored_model import scored_model
 from curate.store.workspace import Workspace
 from curate.tables.inputs import load_target
-from curate.training.realised import RealisedTrial
+from curate.training.realised import Decreases, RealisedTrial
+
+RATES = (1e-3, 1e-4, 1e-5)  # at which the trials train: the surrogate is local, and how far it reaches is the question
 
 # --- fidelity --------------------------------------------------------------------------------------------
 
 
-def fidelity(ws: Workspace, points: Sequence[Point], preset: Preset) -> list[Panel]:
-    """Random subsets of samples, and masks of random parameters in proportion to every matrix: how much their summed
-    values predict that training on them, or of them, lowers the validation loss, against how much it does (F.10)."""
+def protocols(preset: Preset, side: str) -> list[Protocol]:
+    """How the trials train: how far (a learning rate, times steps), and what is varied at the nearest of these."""
+    far, middle, near = RATES
+    short = tuple(h for h in preset.horizons if h <= 10) or preset.horizons[:1]
+    found = [Protocol(near, preset.horizons), Protocol(middle, short), Protocol(far, short)]
+    found += [Protocol(near, short, start=start) for start in ("second", "all", "sgd")]
+    if side == "data":
+        return [*found, Protocol(near, short, clip=1.0), Protocol(near, short, reduction="token")]
+    return [*found, Protocol(near, short, drawn="coordinates"), Protocol(near, short, drawn="modules")]
+
+
+def fidelity(ws: Workspace, points: Sequence[Point], preset: Preset, all_protocols: bool = True) -> list[Panel]:
+    """Random subsets of samples, and masks of random parameters: how much their summed values predict that training on
+    them, or of them, lowers the validation loss, against how much it does (F.10). Only the first point is held to all
+    protocols."""
     panels = []
     for side in ("data", "parameters"):
         curves: dict[str, list[Any]] = {}
         for point in points:
-            trials = random_trials(point, preset, side)
-            gains = realised_gains(ws, point, preset, trials, preset.horizons, f"fidelity, {side}")
-            for order, worths in point.worths.items():
-                predicted = np.array([predicted_gain(worths, trial) for trial in trials])
-                line = curves.setdefault(f"{point.name}, {order}", [])
-                for steps, gain in zip(preset.horizons, gains.T, strict=True):
-                    rho = Interval.of(spearman, predicted, gain)
-                    line.append((steps, rho.value, (rho.low, rho.high)))
-                    print(
-                        f"   {side:10} {point.name:8} {order:8} {steps:5} steps: Spearman {rho}, pairs "
-                        f"{pairwise_agreement(predicted, gain):.2f}; realised {gain.mean():+.4f} ± {gain.std():.4f}"
-                    )
-        panels.append(
-            Panel(f"score fidelity: {side}", "steps of training", "Spearman with what is realised", curves, True, 0.0)
-        )
+            for protocol in protocols(preset, side)[: None if all_protocols and point is points[0] else 1]:
+                trials = random_trials(point, preset, side, protocol.drawn)
+                gains = realised_gains(ws, point, preset, trials, protocol, f"fidelity, {side}")
+                curves[f"{point.name}, {protocol}"] = _agreement(side, point, protocol, trials, gains)
+        what = "learning rate times steps", "Spearman with what is realised"
+        panels.append(Panel(f"score fidelity: {side}", *what, curves, True, 0.0))
     return panels
+
+
+def _agreement(
+    side: str, point: Point, protocol: Protocol, trials: Sequence[RealisedTrial], gains: Decreases
+) -> list[tuple[float, float, tuple[float, float]]]:
+    """For every horizon: lr times steps, Spearman's correlation and its interval, of the order that is scored with."""
+    realised_terms = {"task": gains.task, "preserved": gains.preserved}
+    points = []
+    for k, steps in enumerate(protocol.horizons):
+        told = []
+        for what in (*point.orders, *(term for term in realised_terms if term in point.worths)):
+            predicted = np.array([predicted_gain(point.worths[what], trial) for trial in trials])
+            gain = realised_terms.get(what, gains.total)[:, k]
+            rho = Interval.of(spearman, predicted, gain)
+            told.append(f"{what} {rho}")
+            if what == point.orders[-1]:
+                points.append((protocol.lr * steps, rho.value, (rho.low, rho.high)))
+                told[-1] += f", pairs {pairwise_agreement(predicted, gain):.2f}"
+        total = gains.total[:, k]
+        print(f"   {side:10} {point.name:8} {protocol}, {steps} steps: {'; '.join(told)}; realised {total.mean():+.2e} "
+              f"± {total.std():.1e}", flush=True)  # fmt: skip
+    return points
 
 
 # --- regret, and choosing again --------------------------------------------------------------------------
@@ -211,7 +239,8 @@ def budgets(ws: Workspace, point: Point, preset: Preset) -> list[Panel]:
     rows, numbers = point.worths["first"]
     all_rows, rng = np.arange(len(rows)), np.random.default_rng(1)
     worst = {name: -value for name, value in numbers.items()}
-    steps, panels = preset.horizons[-1], []
+    steps, panels = preset.horizons[-1], list[Panel]()
+    protocol = Protocol(RATES[-1], (steps,))
     for side, shares in (("data", (0.02, 0.05, 0.1, 0.3)), ("parameters", (0.01, 0.05, 0.2, 0.5))):
         trials = []
         for share in shares:
@@ -225,9 +254,9 @@ def budgets(ws: Workspace, point: Point, preset: Preset) -> list[Panel]:
             else:
                 trio = (best_elements(numbers, share), random_elements(point, share, 7), best_elements(worst, share))
                 trials += [RealisedTrial(all_rows, selected) for selected in trio]
-        gains = realised_gains(ws, point, preset, trials, [steps], f"budgets, {side}")[:, 0].reshape(-1, 3)
+        gains = realised_gains(ws, point, preset, trials, protocol, f"budgets, {side}").total[:, 0].reshape(-1, 3)
         for share, trio in zip(shares, gains, strict=True):
-            print(f"   {share:4.0%} of the {side:10}: best {trio[0]:+.4f}, random {trio[1]:+.4f}, worst {trio[2]:+.4f}")
+            print(f"   {share:4.0%} of the {side:10}: best {trio[0]:+.2e}, random {trio[1]:+.2e}, worst {trio[2]:+.2e}")
         curves = {
             name: [(share, float(gain), None) for share, gain in zip(shares, gains[:, i], strict=True)]
             for i, name in enumerate(("best", "by lot", "worst"))
@@ -240,50 +269,64 @@ def budgets(ws: Workspace, point: Point, preset: Preset) -> list[Panel]:
 
 
 def composition(ws: Workspace, point: Point, rows: np.ndarray) -> None:
-    """Alignment with the validation gradient, loss and diversity, of the best, the worst, some random ones, and all."""
+    """Alignment with the validation gradient, loss, diversity and sources, of the best, the worst, some random ones,
+    and all."""
     looked = look(point.way, point.samples, [point.v])
     cosine = looked.dot[:, 0] / (looked.length * np.linalg.norm(flat(point.v)))
-    samples = curate.sql(ws, "SELECT s.row, nll, vector FROM samples s JOIN embed_lm e USING (id) ORDER BY s.row")
+    samples = curate.sql(
+        ws, "SELECT s.row, s.source, nll, vector FROM samples s JOIN embed_lm e USING (id) ORDER BY s.row"
+    )
     by_row = {row["row"]: row for row in samples}
     loss = np.array([-by_row[row]["nll"] for row in rows])
+    sources = np.array([by_row[row]["source"] for row in rows])
     vectors = np.array([by_row[row]["vector"] for row in rows], np.float64)
     k = round(DATA * len(rows))
     drawn_rows = np.random.default_rng(2).permutation(len(rows))[:k]
     worth = looked.dot[:, 0]
     selections = {"best": best(worth, k), "by lot": drawn_rows, "worst": best(-worth, k), "all": np.arange(len(rows))}
     for name, positions in selections.items():
+        names, counts = np.unique(sources[positions], return_counts=True)
+        shares = ", ".join(
+            f"{source} {count / len(positions):.0%}" for source, count in zip(names, counts, strict=True)
+        )
         print(
             f"   {name:7} alignment {cosine[positions].mean():+.3f}, loss {np.nanmean(loss[positions]):.2f}, "
-            f"diversity {diversity(vectors[positions]):.3f}"
+            f"diversity {diversity(vectors[positions]):.3f}; {shares}"
         )
 
 
 def places(point: Point) -> bytes:
-    """Where in the model the chosen parameters are."""
+    """Where in the model the chosen parameters are, and how large the values are there (Table 13, Figure 7)."""
     numbers = point.worths["first"][1]
     sizes = {name: value.size for name, value in numbers.items()}
     blocks = enrichment(sizes, best_elements(numbers, PARAMETERS))
-    by_module: dict[str, list[int]] = {}
-    for block in blocks:
-        counts = by_module.setdefault(block.module, [0, 0])
-        counts[0], counts[1] = counts[0] + block.chosen, counts[1] + block.numbers
-    for module, (chosen, total) in sorted(by_module.items(), key=lambda item: -item[1][0] / item[1][1]):
-        share = chosen / total
-        print(
-            f"   {module:26} {chosen:8,} of {total:10,}: {share:6.2%}, {share / PARAMETERS:.1f} times the share of all"
-        )
+    of_layer, of_module = ({}, {})
+    for name, value in numbers.items():
+        layer, module = place_of(name)
+        for sums, key in ((of_layer, f"layer {layer}" if layer >= 0 else "outside"), (of_module, module)):
+            sums[key] = sums.get(key, 0.0) + float(np.abs(value).sum())
+    overall, chosen_in_all = sum(of_module.values()) / sum(sizes.values()), sum(block.chosen for block in blocks)
+    for sums, of_block in (
+        (of_module, lambda block: block.module),
+        (of_layer, lambda block: f"layer {block.layer}" if block.layer >= 0 else "outside"),
+    ):
+        counts: dict[str, list[int]] = {}
+        for block in blocks:
+            its = counts.setdefault(of_block(block), [0, 0])
+            its[0], its[1] = its[0] + block.chosen, its[1] + block.numbers
+        for key, (chosen, total) in sorted(counts.items(), key=lambda item: -item[1][0] / item[1][1]):
+            print(
+                f"   {key:26} {chosen:8,} of {total:10,}: {chosen / total:6.2%}, {chosen / chosen_in_all:6.2%} of the "
+                f"chosen; mean |value| {sums[key] / total / overall:.2f} of the mean of all"
+            )
     return heat_map(blocks, f"DualSFT's {PARAMETERS:.0%} of the parameters")
 
 
-def main(preset: Preset, folder: Path, named: str | None = None) -> None:
-    base = ModelChoice(named, context=preset.context) if named else preset.base(folder)
-    ws = curate.open_workspace(folder / "ws")
-    preset.data(ws)
-    target = preset.pairs[0][0]
+def points_of(ws: Workspace, preset: Preset, base: ModelChoice, target: str) -> tuple[Point, Point, list[Any]]:
+    """Where the scores of a target are taken (the end of the warm-up); the base model, with the warm-up's second
+    moments, as it has none; and the rows that are scored."""
     (scored,) = curate.score(ws, preset.dual, target=target, models=base)
-    curate.score(ws, EmbedLm(), Nll(), models=base)
     print(f"{scored.name}: {scored.rows:,} samples, {scored.nulls:,} held out or without a gradient. {scored.note}")
-
     opened = scored_model(ws, scored.name, with_origin=True)
     scored_rows = curate.sql(ws, f"SELECT row, messages, text, {scored.name} AS worth, e.error AS why FROM samples "
                       f"JOIN {scored.name} e USING (id) ORDER BY row")  # fmt: skip
@@ -291,9 +334,18 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     anchors = [row for row in scored_rows if "anchor" in (row["why"] or "")]
     target_samples = load_target(ws, target).text.frame.select("messages", "text").to_dicts()
     warm = Point("warm-up", GradientModel.of(opened.model), preset.dual, scored_samples, target_samples, anchors)
-    init = Point(
-        "init", GradientModel.of(Backward.of(LanguageModel(base))), preset.dual, scored_samples, target_samples, []
-    )
+    way = GradientModel.of(Backward.of(LanguageModel(base)))
+    init = Point("init", way, preset.dual, scored_samples, target_samples, [], opened.model.at.moments)
+    return warm, init, scored_samples
+
+
+def main(preset: Preset, folder: Path, named: str | None = None) -> None:
+    base = ModelChoice(named, context=preset.context) if named else preset.base(folder)
+    ws = curate.open_workspace(folder / "ws")
+    preset.data(ws)
+    target, other = preset.pairs[0]
+    curate.score(ws, EmbedLm(), Nll(), models=base)
+    warm, init, scored_samples = points_of(ws, preset, base, target)
     rows = np.array([row["row"] for row in scored_samples])
     computed = warm.worths["diagonal"][0]
     stored = np.array([row["worth"] for row in scored_samples])
@@ -302,7 +354,11 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     )
 
     print("\n1. Score fidelity: do summed values predict how much training lowers the validation loss?")
-    pictures = {"fidelity": lines(fidelity(ws, [init, warm], preset))}
+    panels = fidelity(ws, [warm, init], preset)
+    print(f"   and of the target {other}:")
+    second, _, _ = points_of(ws, preset, base, other)
+    panels += fidelity(ws, [replace(second, name=other)], preset, all_protocols=False)
+    pictures = {"fidelity": lines(panels)}
     print("\n2. Regret: the value of a choice that ignores the other side, over one that does not.")
     regret(warm)
     print("\n3. Choosing again, each side for the other.")

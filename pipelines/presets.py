@@ -303,7 +303,10 @@ PRESETS = {
         size=32,
     ),
     "cpu": Preset(
-        sample, young, (("facts", "translation"),), (0.1, 0.3), 3, LONG, SMALL, DUAL, OTHERS, online=WITHIN, drawn=4_000
+        *(sample, young, (("facts", "translation"),), (0.1, 0.3), 3, LONG, SMALL, DUAL, OTHERS),
+        online=WITHIN,
+        drawn=4_000,
+        horizons=(1, 10, 50),
     ),
     "gpu": Preset(
         *(

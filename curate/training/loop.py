@@ -172,7 +172,7 @@ class Trainer:
             self.whole, self.parameters = self.masked.whole, self.masked.parameters
         else:
             self.parameters = self.whole
-        self.optimizer = adamw(self.parameters, self.settings, self.whole)
+        self.optimizer: torch.optim.Optimizer = adamw(self.parameters, self.settings, self.whole)
 
     def snapshot(self) -> Snapshot:
         """The state to resume training from, without the model's own parameters."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -50,8 +51,12 @@ class Validation:
 
     def value(self) -> float:
         """The loss at the current parameters."""
-        task_loss = self._mean(self.task, None, "")
-        return task_loss + self.lam * self._mean(self.anchors, self.loss, self.beside) if self.lam else task_loss
+        task_loss, preserved = self.terms()
+        return task_loss + self.lam * preserved
+
+    def terms(self) -> tuple[float, float]:
+        """L_task and L_pre at the current parameters; the latter 0 where it is not weighed."""
+        return self._mean(self.task, None, ""), self._mean(self.anchors, self.loss, self.beside) if self.lam else 0.0
 
     def _mean(self, encoded: Sequence[Encoded], loss: Loss | None, beside: str) -> float:
         usable = sorted(
@@ -68,6 +73,33 @@ class Validation:
         return total / len(usable)
 
 
+@dataclass(frozen=True)
+class Decreases:
+    """How much each trial lowers the two terms of the validation loss, float64 [trials, horizons] each; lam: the weight
+    of the second."""
+
+    task: np.ndarray
+    preserved: np.ndarray
+    lam: float
+
+    @property
+    def total(self) -> np.ndarray:
+        """Of the whole validation loss, float64 [trials, horizons]."""
+        return self.task + self.lam * self.preserved
+
+
+@dataclass(frozen=True)
+class Start:
+    """How the trials step. kind: AdamW, or SGD without momentum at the settings' learning rate. moments: the AdamW
+    state to start with, as the checkpoint's training left it; None: none, so that AdamW's first steps nearly follow the
+    gradients' signs. keep: all of it; or its second moments, with the first at zero, which makes the first steps short.
+    """
+
+    kind: Literal["adamw", "sgd"] = "adamw"
+    moments: Moments | None = None
+    keep: Literal["all", "second"] = "all"
+
+
 def realised(
     lm: LanguageModel,
     examples: Examples,
@@ -76,35 +108,35 @@ def realised(
     settings: TrainSettings,
     weighting: Weighting,
     validation: Validation,
-    moments: Moments | None = None,
+    start: Start | None = None,
     seed: int = 0,
-) -> tuple[np.ndarray, Usage]:
-    """The decrease of the validation loss after each horizon of each trial, float64 [trials, horizons]; and the cost.
-    Every trial starts from the parameters at the time of the call, which are restored afterwards.
+) -> tuple[Decreases, Usage]:
+    """The decrease of the validation loss after each horizon of each trial; and the cost. Every trial starts from the
+    parameters at the time of the call, which are restored afterwards.
 
-    horizons: ascending, in steps. settings: as given, except that `steps` is the last horizon. moments: AdamW's initial
-    state, as the checkpoint's training left it; None: none, so that its first steps nearly follow the gradients' signs.
+    horizons: ascending, in steps. settings: as given, except that `steps` is the last horizon. start: the optimizer and
+    its state; None: AdamW without any.
     """
+    start = start or Start()
     settings = replace(settings, steps=max(horizons))
     parameters = dict(lm.model.named_parameters())
     initial = {name: p.detach().clone() for name, p in parameters.items()}
     trained = {name: p.requires_grad for name, p in parameters.items()}
     lm.model.eval()
-    start, usage = validation.value(), lm.usage()
-    decreases = np.zeros((len(trials), len(horizons)))
+    before, usage = np.array(validation.terms()), lm.usage()
+    decreases = np.zeros((2, len(trials), len(horizons)))
     try:
         for i, trial in enumerate(trials):
             lm.model.requires_grad_(True)
             data = Data.of(examples, documents=trial.documents)
             mask = Refreshed(trial.selected) if trial.selected is not None else None
             trainer = Trainer(lm, data, settings, weighting, Alone(), seed=seed, mask=mask)
-            if moments:
-                _begin_with(trainer, moments)
+            _begin(trainer, start)
             for result in trainer.run():
                 usage.add(result.usage["train"])
                 if result.step in horizons:
                     lm.model.eval()
-                    decreases[i, horizons.index(result.step)] = start - validation.value()
+                    decreases[:, i, horizons.index(result.step)] = before - validation.terms()
             _put_back(parameters, initial)
     finally:
         _put_back(parameters, initial)
@@ -112,13 +144,21 @@ def realised(
             p.requires_grad_(trained[name])
             p.grad = None
         lm.model.eval()
-    return decreases, usage
+    return Decreases(*decreases, validation.lam), usage
 
 
-def _begin_with(trainer: Trainer, moments: Moments) -> None:
-    """Set AdamW's state to these moments; with a mask, to those of the selected parameters."""
+def _begin(trainer: Trainer, start: Start) -> None:
+    """Give the trainer its optimizer, and AdamW the moments; with a mask, those of the selected parameters."""
+    if start.kind == "sgd":
+        trainer.optimizer = torch.optim.SGD(trainer.parameters.values(), lr=trainer.settings.lr)
+    elif start.moments:
+        _begin_with(trainer, start.moments, start.keep)
+
+
+def _begin_with(trainer: Trainer, moments: Moments, keep: str) -> None:
     for name, parameter in trainer.parameters.items():
-        tensors = {"exp_avg": moments.mean[name], "exp_avg_sq": moments.square[name]}
+        mean = moments.mean[name] if keep == "all" else torch.zeros_like(moments.mean[name])
+        tensors = {"exp_avg": mean, "exp_avg_sq": moments.square[name]}
         if trainer.masked:
             index = trainer.masked.index[name]
             tensors = {key: value.flatten().index_select(0, index) for key, value in tensors.items()}

@@ -128,7 +128,10 @@ def test_dualsft_s_arms_and_its_diagnostics(tmp_path: Path) -> None:
     told = out["dualsft_diagnostics"]
     differ = re.search(r"The values here are the score's: they differ by ([\d.e-]+)\.", told)
     assert differ and float(differ[1]) < 1e-5
-    assert len(re.findall(r"^   (?:data|parameters) +(?:init|warm-up) +\w+ +[24] steps: Spearman", told, re.M)) == 12
+    fidelity = re.findall(r"^   (data|parameters) +([\w-]+) +\w+.*, ([24]) steps: first", told, re.M)
+    per_point = {name: sum(point == name for _, point, _ in fidelity) for name in ("warm-up", "init", "translation")}
+    assert per_point == {"warm-up": 2 * 8 * 2, "init": 2 * 2, "translation": 2 * 2}
+    assert "SGD, 1e-05, 2 steps: first" in told and "AdamW, 1e-05, modules, 4 steps" in told
     assert len(re.findall(r"^   round [123], (?:data|parameters)", told, re.M)) == 6
     for name in ("fidelity", "sensitivity", "places"):
         assert (tmp_path / f"dual/{name}.png").read_bytes()[:4] == b"\x89PNG"
