@@ -11,22 +11,28 @@ from functools import cached_property
 from typing import Any, Literal
 
 import numpy as np
+from msgspec import structs
 from presets import Preset  # pyright: ignore[reportMissingImports]
 
+import curate
 from curate.gradients.gradient_model import GradientModel
-from curate.gradients.interactions import flat, look, products, summed
+from curate.gradients.interactions import flat, look, products, reselect, summed
 from curate.gradients.optimizer_state import Moments
 from curate.kinds.parameters import Parameters
 from curate.methods.masks.random import Random as RandomMask
 from curate.methods.scores.dualsft import Dualsft
+from curate.methods.selectors.top import Top
 from curate.methods.weightings.uniform import Uniform
 from curate.models.tokens import encode
 from curate.numerics.selection_profile import place_of
 from curate.numerics.top_k import largest
+from curate.runs.scored_model import scored_model
 from curate.store.ledger import charged
+from curate.store.mask_file import read_mask, write_mask
 from curate.store.workspace import Workspace
 from curate.training.examples import Examples
 from curate.training.realised import Decreases, RealisedTrial, Start, Validation, realised
+from curate.verbs.select import SelectionSpec
 
 DATA, PARAMETERS = 0.10, 0.05  # the paper's budgets
 TERMS = ("sum", "task", "preserved")
@@ -213,3 +219,29 @@ def predicted_gain(worths: tuple[np.ndarray, Arrays], trial: RealisedTrial) -> f
     if trial.selected is None:
         return float(rows[trial.documents].sum())
     return float(sum(numbers[name].ravel()[positions].sum() for name, positions in trial.selected.items()))
+
+
+def again(
+    ws: Workspace, score: str, mask: str, rounds: int, rows_share: float, share: float, manifest: str, new_mask: str
+) -> None:
+    """Both sides of a score chosen again, each for the other's last choice, so many rounds (F.9): stored as a manifest
+    and as a mask, which is like the mask `mask` in all but its places."""
+    opened = scored_model(ws, score, with_origin=True)
+    query = f"SELECT row, messages, text FROM samples WHERE {score} IS NOT NULL ORDER BY row"
+    samples = curate.sql(ws, query)
+    method, moments = opened.method, opened.model.at.moments
+    q = {}
+    for name in opened.model.at.shapes:
+        square, step = (moments.square[name].cpu().numpy(), moments.step) if moments else (np.zeros(1), 1)
+        q[name] = np.subtract(*method.direction(opened.states, name, square, step))
+    numbers = round(share * sum(value.size for value in q.values()))
+    rows = round(rows_share * ws.n_rows())
+    with charged(ws.path, "select", methods=["dualsft"], name=manifest, phase="choosing again") as meter:
+        meter.begin(len(samples))
+        chosen = reselect(GradientModel.of(opened.model), samples, q, rows, numbers, rounds)
+        for each in chosen.rounds:
+            meter.add(replace(opened.model.lm.usage(), flops=each.flops, seconds=each.seconds))
+    places = ", ".join(str(samples[i]["row"]) for i in chosen.rows)
+    curate.select(ws, manifest, Top(), SelectionSpec(by="-row", where=f"row IN ({places})", frac=1.0))
+    recipe = structs.replace(read_mask(ws, mask).recipe, name=new_mask)
+    write_mask(ws, new_mask, chosen.selected, recipe)

@@ -51,7 +51,8 @@ class Preset:
     train on `data`, or on that many samples of the corpus's endless stream (drawn). trials, horizons: subsets of `size`
     samples, and steps of training on each, to validate scores with. context: of a model that is named instead of the
     base, in tokens; 0: its own. accuracy: how the share of right answers is measured. parts: whether a method that
-    chooses within the step is taken apart, too."""
+    chooses within the step is taken apart, too. rates: by which the training's learning rate is multiplied where every
+    arm looks for its own."""
 
     data: Callable[[Workspace], None]
     base: Callable[[Path], ModelChoice]
@@ -72,6 +73,7 @@ class Preset:
     size: int = 256
     accuracy: Metric = OptionChoice()
     parts: bool = True
+    rates: tuple[float, ...] = (0.3, 1.0, 3.0, 10.0)
 
 
 # --- data ------------------------------------------------------------------------------------------------
@@ -279,7 +281,7 @@ FINE = TrainSettings(epochs=1, batch_size=64, micro_batch_size=16, lr=1e-4, sche
 SMALL = Less(warmup=0.3, epochs=4, batch_size=128, lr=1e-3, lora_targets="all-linear", keep_subtasks=True)
 BRIEF = replace(SMALL, warmup=0.1, epochs=1, lora_r=8, dim=1024)
 
-# DualSFT's paper does not give the warm-up's share or lambda; a model that small needs more than a twentieth.
+# DualSFT's scripts warm up on a tenth; lambda is theirs, too, and twice the epochs are ours.
 DUAL = Dualsft(warmup=0.1, epochs=2, batch_size=32, lr=5e-4, eta=1e-3)
 HURRIED = replace(DUAL, warmup=0.05, epochs=1)
 DUAL_REAL = Dualsft(warmup=0.05, batch_size=64, micro_batch_size=8)
@@ -301,6 +303,7 @@ PRESETS = {
         trials=4,
         horizons=(2, 4),
         size=32,
+        rates=(1.0, 10.0),
     ),
     "cpu": Preset(
         *(sample, young, (("facts", "translation"),), (0.1, 0.3), 3, LONG, SMALL, DUAL, OTHERS),

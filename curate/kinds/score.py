@@ -67,6 +67,10 @@ class Score(Method):
     def passes(self, target: Target | None) -> Sequence[Pass]:
         """The passes in order; only the last one has no `reduce`."""
 
+    def used_models(self) -> Sequence[str]:
+        """The roles of the models that matter with these settings."""
+        return self.models
+
     def vectors(self) -> Pass | None:
         """The pass that computes a vector of each sample: the rows of `vector` [B, D], of any norm; None: no vectors.
 
@@ -89,7 +93,8 @@ class Score(Method):
 
     def of_parameters(self, state: Arrays, moments: Any) -> Callable[[str], np.ndarray] | None:
         """The scores of the model's parameters, from the states of the counting passes and the optimizer's moments
-        (curate.gradients.optimizer_state.Moments): name -> float64 of its shape; None for most scores."""
+        (curate.gradients.optimizer_state.Moments; None where the score uses none): name -> float64 of its shape; None
+        for most scores."""
         return None
 
     def note(self, columns: Mapping[str, np.ndarray], target: Target | None = None) -> str:

@@ -26,7 +26,8 @@ if TYPE_CHECKING:
 @dataclass(frozen=True)
 class ScoredModel:
     """method: the score's method with its settings. states: the results of its accumulating passes. model: at the last
-    of its checkpoints, with the optimizer's moments. origin: the model that training started from. recipe: score.json.
+    of its checkpoints, with the optimizer's moments if the score uses them. origin: the model that training started
+    from. recipe: score.json.
     """
 
     method: Any
@@ -63,5 +64,6 @@ def scored_model(ws: Workspace, name: str, *, allow_stale: bool = False, with_or
     models = model_choices(recipe, ws.trusted)
     origin = models.get("origin") or models["base"]
     other_models = {"origin": LanguageModel(origin)} if with_origin else None
-    model = Backward([last_checkpoint(ws, recipe, models["base"])], moments=True, others=other_models)
+    moments = any(checkpoint.optimizer is not None for checkpoint in recipe.checkpoints)
+    model = Backward([last_checkpoint(ws, recipe, models["base"])], moments=moments, others=other_models)
     return ScoredModel(method, states, model, origin, recipe, warnings)

@@ -120,7 +120,12 @@ def _warmed(
 
 
 def last_checkpoint(ws: Workspace, recipe: TableRecipe, like: ModelChoice) -> CheckpointChoice:
-    """The last checkpoint that a stored score used. Raises CurateError if it is gone or has changed."""
+    """The last checkpoint that a stored score used; the model itself, if nothing was trained. Raises CurateError if it
+    is gone or has changed."""
+    if not recipe.warmup and not recipe.checkpoints_given:
+        if weights_fingerprint(like) != recipe.models["base"].weights:
+            raise CurateError(f"the model that the score used, {like.name}, has been replaced; score --fresh.")
+        return CheckpointChoice(like)
     run = Run(ws, "warmup", place=ws.path / "prepared" / recipe.warmup.place) if recipe.warmup else None
     checkpoints = (
         checkpoints_of_run(run, "warm-up", like) if run else checkpoints_of(ws, recipe.checkpoints_given, like)

@@ -127,9 +127,7 @@ def _by_score(
             "and no --model, which is the score's."
         )
     opened = scored_model(ws, score, allow_stale=allow_stale)
-    moments = opened.model.at.moments
-    assert moments
-    values = opened.method.of_parameters(opened.states, moments)
+    values = opened.method.of_parameters(opened.states, opened.model.at.moments)
     return _Source(opened.origin, opened.model.parameters, values, {"scores": {score: opened.recipe}}, opened.warnings)
 
 

@@ -175,7 +175,7 @@ class _Asked:
         bare = _with_dtype(method, "base", bare, old)
         checkpoints = checkpoint_set_of(self.ws, method, bare, self.checkpoints, vectors)
         base, origin = checkpoints.checkpoints[-1].model, self.models.get("origin") or checkpoints.origin
-        if "origin" in method.models and origin is None:
+        if "origin" in method.used_models() and origin is None:
             raise CurateError(
                 f"the score '{method.name}' compares with the model that training began with, which nothing "
                 f"records for {self.checkpoints[-1]}: add --model origin=MODEL."

@@ -113,18 +113,21 @@ def test_dualsft_s_arms_and_its_diagnostics(tmp_path: Path) -> None:
     out = {}
     for name in ("dualsft", "dualsft_diagnostics"):
         command = [sys.executable, str(ROOT / f"pipelines/{name}.py"), "smoke", str(tmp_path / "dual")]
-        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+        done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=2400)
         assert done.returncode == 0, done.stderr
         out[name] = done.stdout
-    table = out["dualsft"].partition("3. Results")[2]
-    told = {line.split()[0]: line for line in table.splitlines() if "e+" in line}
-    assert (
-        len(told) == 24 and {"sft", "lora", "dualsft", "dualsft_null", "both_random", "less_then_s2ft"} <= told.keys()
-    )
-    assert " 10.0%    5.00% " in told["dualsft"] and " 100.0%  100.00% " in told["sft"]
-    assert "   dualsft over both_random: plasticity" in table
-    page = (tmp_path / "dual/facts.html").read_text()
-    assert "dualsft_null (control of dualsft)" in page and "data_dualsft_null (control of data_dualsft)" in page
+    table = out["dualsft"].partition("3. Results")[2].partition("4. Accuracy")[0]
+    told = {line.split()[0]: line for line in table.splitlines() if "e+" in line and " over " not in line}
+    assert len(told) == 28 + 2 + 5
+    assert {"sft", "lora", "dualsft", "dualsft_null", "both_random", "less_then_s2ft", "dualsft_again3"} <= told.keys()
+    assert " 10.0%    5.00%  1.0e-02 " in told["dualsft"] and " 100.0%  100.00% " in told["sft"]
+    assert "   dualsft over both_random: plasticity" in table and "dualsft_init over dualsft: plasticity" in table
+    by_rate = out["dualsft"].partition("4. Accuracy")[2].partition("5. Where")[0]
+    assert len(re.findall(r"\(taken: 0\.01\)", by_rate)) > 20  # four short steps: the largest rate learns most
+    assert {"train", "warm-up"} <= {
+        line.split()[0] for line in out["dualsft"].partition("5. Where")[2].splitlines() if line
+    }
+    assert (tmp_path / "dual/facts.html").read_text().count("data_dualsft_null")
     told = out["dualsft_diagnostics"]
     differ = re.search(r"The values here are the score's: they differ by ([\d.e-]+)\.", told)
     assert differ and float(differ[1]) < 1e-5

@@ -22,7 +22,11 @@ from curate.methods.scores.dualsft import Dualsft
 from curate.models.choice import ModelChoice
 from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
+from curate.models.load import load
 from curate.models.tokens import encode
+from curate.store.encoding import read_arrays
+from curate.store.mask_file import read_mask
+from curate.tables.state import score_state
 from tests.conftest import SAMPLE, write_jsonl
 from tests.oracles import dualsft as slow
 from tests.oracles.gradients import flat, gradient
@@ -224,6 +228,8 @@ def test_the_second_term_is_told(model: Backward) -> None:
         ({"lam": -1.0}, "lam=-1 of dualsft is a number of 0 or more"),
         ({"anchors_share": 0.0}, "anchors_share=0 of dualsft is a share of the pool"),
         ({"warmup": 1.5}, "warmup=1.5 of dualsft is a share of the pool"),
+        ({"warmup": 0.0}, "order=diagonal of dualsft takes AdamW's second moments.*; take order=first"),
+        ({"warmup": 0.0, "order": "first"}, "preserve=cwsd of dualsft is about what a training changes.*preserve=none"),
         ({"lora_r": 8, "preserve": "l2"}, "take preserve=cwsd"),
     ],
 )
@@ -301,6 +307,42 @@ def test_a_run_says_what_it_began_with_and_a_folder_does_not(handful_ws: Any, cl
     folder = str(next((handful_ws.path / "runs/r/checkpoints").glob("step-*")))
     done = cli("score", *given, "--checkpoints", f"{folder}@1e-3", "--name", "x", ws=handful_ws)
     assert done.returncode == 2 and "add --model origin=MODEL" in done.stderr
+
+
+def test_without_a_warm_up_or_anything_to_preserve_a_plain_folder_is_enough(handful_ws: Any, cli: Any) -> None:
+    """The paper's Init, and any checkpoint of another trainer: scores and masks, by the command line."""
+    plain = str(Path(load(ModelChoice(NARROW))[0].name_or_path).resolve())
+    plain_settings = ["--set", "preserve=none", "--set", "order=first"]
+    done = cli(
+        *("score", "dualsft", "--target", "facts", "--model", plain, "--set", "warmup=0", *plain_settings),
+        ws=handful_ws,
+    )
+    assert done.returncode == 0, done.stderr
+    assert curate.sql(handful_ws, "SELECT count(*) AS n FROM dualsft_facts WHERE score IS NULL")[0]["n"] == 0
+    phase = curate.sql(handful_ws, "SELECT count(*) AS n FROM ledger WHERE phase = 'warm-up'")
+    assert phase[0]["n"] == 0
+    done = cli("mask", "init", "--mask", "dualsft", "--score", "dualsft_facts", "--frac", "0.01", ws=handful_ws)
+    assert done.returncode == 0, done.stderr
+    done = cli(
+        *("score", "dualsft", "--target", "facts", "--checkpoints", f"{plain}@1e-3", "--name", "x", *plain_settings),
+        ws=handful_ws,
+    )
+    assert done.returncode == 0, done.stderr
+    same = curate.sql(handful_ws, "SELECT max(abs(a.score - b.score)) AS d FROM dualsft_facts a JOIN x b USING (id)")
+    assert same[0]["d"] == 0
+    done = cli("mask", "other", "--mask", "dualsft", "--score", "x", "--frac", "0.01", ws=handful_ws)
+    assert done.returncode == 0, done.stderr
+    masks = [read_mask(handful_ws, name).selected for name in ("init", "other")]
+    assert masks[0].keys() == masks[1].keys() and all((masks[0][n] == masks[1][n]).all() for n in masks[0])
+    state = score_state(handful_ws, "dualsft_facts").recipe
+    sums = {}
+    for path in state.states:
+        sums |= read_arrays(handful_ws.path / f"prepared/{path}.safetensors")
+    names = [key.removeprefix("task.0/") for key in sums if key.startswith("task.0/") and not key.endswith("samples")]
+    worth = np.concatenate([(sums[f"task.0/{n}"][0].astype(float) * sums[f"pool.0/{n}"][0]).ravel() for n in names])
+    least = np.sort(worth)[-sum(map(len, masks[0].values()))]
+    starts = dict(zip(names, np.cumsum([0, *(sums[f"task.0/{n}"][0].size for n in names)]), strict=False))
+    assert min(worth[starts[name] + places].min() for name, places in masks[0].items() if len(places)) >= least
 
 
 def test_a_unit_of_which_nothing_can_be_learnt_takes_nothing_from_the_sum(ws: Any, tmp_path: Path) -> None:

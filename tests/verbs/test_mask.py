@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 import curate
 from curate.errors import CurateError
 from curate.gradients.optimizer_state import load_moments
+from curate.kinds.parameters import Parameters
 from curate.methods.masks.dualsft import Dualsft as DualsftMask
 from curate.methods.masks.gradient_block import GradientBlock
 from curate.methods.masks.magnitude_small import MagnitudeSmall
@@ -73,6 +74,37 @@ def test_dualsft_s_mask_is_the_largest_of_q_times_the_sum_of_gradients(handful_w
             assert {n: len(c) for n, c in zip(parameters, chosen, strict=True)} == wanted
     rows = curate.sql(handful_ws, "SELECT sum(first - second) AS s FROM dualsft_facts")
     assert rows[0]["s"] == pytest.approx(flat.sum(), rel=1e-3)  # of samples and of parameters: one game's value
+
+
+def test_dualsft_s_mask_with_floors_gives_every_layer_and_kind_of_module_its_part() -> None:
+    """Against a list of all elements, chosen one group after another."""
+    rng = np.random.default_rng(0)
+    names = ["model.embed_tokens.weight"]
+    names += [f"model.layers.{i}.{m}.weight" for i in range(3) for m in ("mlp.up_proj", "self_attn.q_proj")]
+    values = {name: rng.normal(size=(6, 5)) * 10.0 ** rng.integers(-2, 2) for name in names}
+    given = Parameters(values, 40, values.__getitem__)
+    found = DualsftMask(quota="floors", sign="absolute", floor=0.3).init(given)
+    elements = [(abs(v), name, i) for name in names for i, v in enumerate(values[name].ravel())]
+    chosen: set[tuple[str, int]] = set()
+    layers = [[names[0]], *([f"model.layers.{i}.mlp.up_proj.weight", f"model.layers.{i}.self_attn.q_proj.weight"]
+                            for i in range(3))]  # fmt: skip
+    kinds = [[n for n in names if kind in n] for kind in ("embed", "up_proj", "q_proj")]
+    for groups in (layers, kinds):
+        for group in groups:
+            open_ = sorted((e for e in elements if e[1] in group and e[1:] not in chosen), reverse=True)
+            chosen |= {e[1:] for e in open_[: int(0.3 * 40 / len(groups))]}
+    open_ = sorted((e for e in elements if e[1:] not in chosen), reverse=True)
+    chosen |= {e[1:] for e in open_[: 40 - len(chosen)]}
+    assert {(name, int(i)) for name, places in found.items() for i in places} == chosen
+    every = DualsftMask(quota="floors", floor=0.5).init(Parameters(values, 210, values.__getitem__))
+    assert sum(map(len, every.values())) == 210
+    with pytest.raises(CurateError, match="floor=0.6 of the mask dualsft is taken twice"):
+        DualsftMask(floor=0.6)
+    signed = DualsftMask().init(given)
+    assert (
+        sum(map(len, signed.values())) == 40
+        and min(values[n].ravel()[p].min() for n, p in signed.items() if len(p)) > 0
+    )
 
 
 def test_gradient_block_s_warm_up_is_trained_once_and_training_goes_on_from_its_end(handful_ws: Any, cli: Any) -> None:
