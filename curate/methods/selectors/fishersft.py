@@ -32,9 +32,9 @@ class Fishersft(Selector):
     loss is the sum over tokens of x x^T, each times the covariance of the token's predicted distribution. A second copy
     of a sample gains strictly less; of=tokens prefers long samples, whose tokens add up.
 
-    Cost, lazy and exact in float64, without a model: for each gain at most 2 k D FLOPs after k choices (of=samples), or
-    4.7 d^3 (of=tokens, d the dimensions of embed_tokens), and 3 d^3 for each choice. Memory: 8 D bytes per choice, or
-    16 d^2 in all, in addition to the vectors.
+    Cost: for each gain at most 2 k D FLOPs after k choices (of=samples), or 4.7 d^3 and 3 d^3 for each choice
+    (of=tokens, with the d dimensions of embed_tokens); lazy, exact, in float64; no model. Memory: 8 D bytes per choice,
+    or 16 d^2 in all, in addition to the vectors.
 
     Departures: the paper does not give sigma0. Vectors are stored in float16.
 
