@@ -46,7 +46,8 @@ class Forward:
     of each sample, int64 [B]. weights: how much each supervised token counts, float64 [S], where turns have weights of
     their own; else None. hidden: the last layer's hidden states, float32 [B, T, D], zero beyond a sample's end.
     lengths: tokens of each sample, int64 [B]. pooled: the pooled vector of a sentence encoder, float32 [B, D]. head:
-    maps `hidden` to logits (curate.models.head.Head).
+    maps `hidden` to logits (curate.models.head.Head). before: where in `hidden`, taken as [B T, D], the states are that
+    the supervised tokens are predicted from, int64 [S].
     """
 
     per_token: np.ndarray | None
@@ -56,6 +57,7 @@ class Forward:
     pooled: Tensor | None = None
     head: Any = None
     weights: np.ndarray | None = None
+    before: np.ndarray | None = None
 
     def mean(self) -> np.ndarray:
         """The mean of `per_token`, times `weights`, over each sample's supervised tokens, float64 [B]; NaN if it has

@@ -20,7 +20,7 @@ class Vectors:
 
     unit: [N, D], of norm 1, float16 as stored or wider; zero for a sample without a vector. norm: float32 [N], the
     original norm; NaN for a sample without a vector. error: object [N], why there is no vector, '' if there is one.
-    subtasks: for a target's samples, the sub-task of each.
+    subtasks: for a target's samples, the sub-task of each. score: the method that made them; '' if that is not known.
 
     Vectors in C parts (one per checkpoint) are the concatenated unit vectors of the parts, each scaled by the square
     root of its share, so that inner products are means of the parts' cosines weighted by the shares; norm is [N, C].
@@ -30,6 +30,7 @@ class Vectors:
     norm: np.ndarray
     error: np.ndarray
     subtasks: tuple[str, ...] = ()
+    score: str = ""
 
     @classmethod
     def of(
@@ -72,7 +73,7 @@ class Vectors:
     def take(self, rows: np.ndarray) -> Vectors:
         """A subset, by positions or by a boolean mask."""
         subtasks = tuple(np.array(self.subtasks, object)[rows]) if self.subtasks else ()
-        return Vectors(self.unit[rows], self.norm[rows], self.error[rows], subtasks)
+        return Vectors(self.unit[rows], self.norm[rows], self.error[rows], subtasks, self.score)
 
 
 def side_by_side(parts: np.ndarray, shares: Sequence[float]) -> np.ndarray:

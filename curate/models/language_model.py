@@ -118,8 +118,9 @@ class LanguageModel(Model):
             values = self._per_token(states, logits, encoded, requests)
         counts = np.array([sample.supervised.sum() for sample in encoded], np.int64)
         needs_hidden = any(request.hidden for request in requests.values())
-        hidden = None
+        hidden, before = None, None
         if needs_hidden:
+            before, _ = _supervised(encoded, states.shape[1])
             _, valid, _ = self.padded(encoded, states.shape[1])
             hidden = wide(states).masked_fill(~valid[:, :, None], 0.0)
         results = {
@@ -130,6 +131,7 @@ class LanguageModel(Model):
                 lengths,
                 head=self.output if request.head else None,
                 weights=weights_of(encoded),
+                before=before,
             )
             for key, request in requests.items()
         }

@@ -42,14 +42,14 @@ def fitted(mask: StoredMask, model: nn.Module) -> Mapping[str, np.ndarray]:
 
 
 def refreshed(mask: StoredMask, method: Mask | None, model: nn.Module) -> Refreshed:
-    """A mask for the trainer, updated during training if its method has an interval. Raises CurateError if it has and
-    the method is not given."""
+    """A mask for the trainer, updated during training if its method has an interval, of either kind. Raises CurateError
+    if it has and the method is not given."""
     from curate.training.masked_parameters import Refreshed
 
     selected = fitted(mask, model)
     mask_method = mask.recipe.mask
     if method is None:
-        if mask_method.settings.get("interval"):
+        if mask_method.settings.get("interval") or mask_method.settings.get("density_interval"):
             raise CurateError(
                 f"the mask '{mask.name}' ({mask_method.name}) is updated during training: give its method, too "
                 "(Training(…, masking=…))."
@@ -57,7 +57,9 @@ def refreshed(mask: StoredMask, method: Mask | None, model: nn.Module) -> Refres
         return Refreshed(selected)
     budget = mask.recipe.selected
 
-    def update(weights: Mapping[str, Tensor]) -> dict[str, np.ndarray]:
-        return method.update(Parameters({n: w.detach().float().cpu().numpy() for n, w in weights.items()}, budget))
+    def update(weights: Mapping[str, Tensor], taken: int) -> dict[str, np.ndarray]:
+        now = {n: w.detach().float().cpu().numpy() for n, w in weights.items()}
+        return method.update(Parameters(now, budget, taken=taken))
 
-    return Refreshed(selected, method.interval, update if method.interval else None)
+    changes = method.interval or method.density_interval
+    return Refreshed(selected, method.interval, update if changes else None, method.density_interval)

@@ -15,6 +15,7 @@ import numpy as np
 import pyarrow as pa
 
 from curate.errors import CurateError, DamagedError, WorkspaceBusy
+from curate.kinds.registry import find
 from curate.store.contents import entered
 from curate.store.locks import lock
 from curate.store.manifests import (
@@ -155,7 +156,7 @@ def refuse_other(ws: Workspace, kind: str, name: str, wanted: Mapping[str, Any],
         return
     recipe = manifest_recipe(ws, name) if kind == "manifest" else read_mask(ws, name).recipe
     stored = recipe.as_json()
-    if any(_said(stored.get(key)) != _said(value) for key, value in wanted.items()):
+    if any(_said(_as_now(key, stored.get(key), value)) != _said(value) for key, value in wanted.items()):
         raise CurateError(f"the {kind} '{name}' exists, {_made_by(recipe)}{_refusal(ws, kind, name)}")
 
 
@@ -281,6 +282,14 @@ def _made_by(recipe: Any) -> str:
     if isinstance(recipe, MixtureRecipe):
         return f"made by `curate mix` with the mixer {recipe.mixer.name}"
     return f"made by `curate mask` with the method {recipe.mask.name} and --frac {recipe.frac:g}"
+
+
+def _as_now(kind: str, stored: Any, wanted: Any) -> Any:
+    """An entry of a stored recipe; of the method that is wanted, with the settings that there were not when it was
+    written, which have their default."""
+    if not (isinstance(wanted, Mapping) and "settings" in wanted and stored and stored["name"] == wanted["name"]):
+        return stored
+    return {**stored, "settings": {**find(kind, stored["name"])().settings(), **stored["settings"]}}
 
 
 def _said(value: Any) -> Any:

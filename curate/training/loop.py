@@ -272,7 +272,8 @@ class Trainer:
     def _refresh_mask(self, number: int) -> None:
         """Before a step, reselect the trained parameters if the mask is due to be updated."""
         if self.masked and self.mask and self.mask.update and self.mask.due(number):
-            states = self.masked.reselect(self.mask.update(dict(self.model.model.named_parameters())), self.optimizer)
+            selected = self.mask.update(dict(self.model.model.named_parameters()), number - 1)
+            states = self.masked.reselect(selected, self.optimizer)
             self._take_parameters()
             for name, state in states.items():
                 self.optimizer.state[self.parameters[name]] = state

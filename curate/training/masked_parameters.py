@@ -20,17 +20,19 @@ Selected = Mapping[str, np.ndarray]  # parameter name -> flat positions in it, a
 class Refreshed:
     """Which parameters of a model are trained.
 
-    selected: at the start, parameter name -> flat positions. update: from the model's current parameters by name, the
-    new selection; called every `interval` steps; None for a fixed mask.
+    selected: at the start, parameter name -> flat positions. update: from the model's current parameters by name, and
+    the number of steps taken, the new selection; called every `interval` and every `density_interval` steps (0: never);
+    None for a fixed mask.
     """
 
     selected: Selected
     interval: int = 0
-    update: Callable[[Mapping[str, Tensor]], Selected] | None = None
+    update: Callable[[Mapping[str, Tensor], int], Selected] | None = None
+    density_interval: int = 0
 
     def due(self, number: int) -> bool:
         """Whether the mask is to be updated before step `number` (from 1)."""
-        return bool(self.interval) and number > 1 and (number - 1) % self.interval == 0
+        return number > 1 and any(i and (number - 1) % i == 0 for i in (self.interval, self.density_interval))
 
 
 class MaskedParameters:

@@ -76,7 +76,8 @@ def mask(
     budget = round(frac * result.parameters)
     if not budget:
         raise CurateError(f"--frac {frac:g} of {result.parameters} parameters is none; take a larger share.")
-    inputs, choice, basis = Parameters(weights, budget, source.scores), source.model, source.recipe
+    inputs = Parameters(weights, budget, source.scores, head_dim=source.head_dim)
+    choice, basis = source.model, source.recipe
     if (warmup := method.warm_up()) is not None:
         method.check(inputs)
         run = warm_up(ws, choice, warmup, Account("mask", [method.name], name, {"train": "warm-up"}))
@@ -116,6 +117,7 @@ class _Source:
     scores: Any = None
     recipe: Mapping[str, Any] = field(default_factory=dict)
     warnings: Sequence[str] = ()
+    head_dim: int = 0
 
 
 def _by_score(
@@ -137,7 +139,14 @@ def _by_weights(
     if score or model is None:
         raise CurateError(f"the mask '{method.name}' uses a model's weights: add --model M, not --score.")
     choice = model_of(ws, ModelChoice(model) if isinstance(model, str) else model)
-    return _Source(choice, dict(load(choice)[0].named_parameters()))
+    loaded, _ = load(choice)
+    return _Source(choice, dict(loaded.named_parameters()), head_dim=_head_dim(loaded.config))
+
+
+def _head_dim(config: Any) -> int:
+    """Rows of a head of attention; 0 if the configuration does not say."""
+    heads = getattr(config, "num_attention_heads", 0) or 0
+    return int(getattr(config, "head_dim", 0) or (config.hidden_size // heads if heads else 0))
 
 
 def _sums(run: Run) -> tuple[Callable[[str], np.ndarray], str]:

@@ -197,8 +197,8 @@ def _vectors(ws: Workspace, at: np.ndarray, state: TableState) -> Vectors:
             vectors.error[rows],
         )
     if unit is None or norm is None:
-        return Vectors(np.zeros((len(at), 0), np.float16), np.full(len(at), np.nan, np.float32), error)
-    return Vectors(unit, norm, error)
+        unit, norm = np.zeros((len(at), 0), np.float16), np.full(len(at), np.nan, np.float32)
+    return Vectors(unit, norm, error, score=state.recipe.method)
 
 
 def _left_for_others(ws: Workspace, spec: SelectionSpec) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from curate.methods.selectors.semdedup import Semdedup
 from curate.methods.selectors.spice import Spice
 from curate.numerics.apportion import apportion
 from curate.numerics.faiss_index import clusters
+from curate.numerics.triangles import packed, side, unpacked
 from tests.oracles import selectors as slow
 from tests.support.candidates import pool, unit
 
@@ -148,6 +150,56 @@ def test_fishersft_is_the_d_optimal_design(sigma0: float) -> None:
         Fishersft(sigma0=0.0)
     with pytest.raises(CurateError, match="spice needs alpha above 0"):
         Spice(alpha=0.0)
+
+
+@pytest.mark.parametrize("sigma0", [0.2, 1.0, 4.0])
+@pytest.mark.parametrize("at_once", [1, 64])
+def test_fishersft_over_tokens_is_the_design_of_all_tokens(
+    sigma0: float, at_once: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Samples of 1 to 9 tokens in 5 dimensions, some twice; a factor of each one's second moment stands for it."""
+    monkeypatch.setattr(logdet, "_AT_ONCE", at_once)
+    monkeypatch.setattr(logdet, "_NUMBERS", 70)  # of three matrices
+    rng = np.random.default_rng(3)
+    tokens = [rng.normal(size=(int(n), 5)) * rng.uniform(0.2, 2, 5) for n in rng.integers(1, 10, 20)]
+    tokens += [tokens[i].copy() for i in range(4)]
+    factors = np.zeros((24, 5, 5))
+    for i, x in enumerate(tokens):
+        factors[i, : min(len(x), 5)] = np.linalg.qr(x, mode="r")
+    given = Candidates.of(vectors=packed(factors))
+    assert given.vectors is not None
+    wanted, gains = slow.design(tokens, 12, sigma0)
+    assert Fishersft(sigma0=sigma0, of="tokens").select(given, Budget("rows", 12), 0).tolist() == wanted
+    moments = logdet.Moments(lambda at: unpacked(given.vectors.raw(at)), 5, 1 / sigma0**2)  # type: ignore[union-attr]
+    for place, gain in zip(wanted, gains, strict=True):
+        assert float(moments.gains(np.array([place]))[0]) == pytest.approx(gain, abs=1e-5)  # norms are float32
+        moments.add(place)
+    first = wanted[0]
+    twin = logdet.Moments(lambda at: factors[at], 5, 1 / sigma0**2)
+    before = float(twin.gains(np.array([first]))[0])
+    twin.add(first)
+    assert 0 < float(twin.gains(np.array([first]))[0]) < before == pytest.approx(gains[0], abs=1e-9)
+
+
+def test_fishersft_refuses_vectors_of_another_kind() -> None:
+    given = pool(10, 7)
+    assert given.vectors is not None
+    with pytest.raises(CurateError, match="of=tokens takes vectors of tokens, and these are 7 numbers each; make some"):
+        Fishersft(of="tokens").select(given, Budget("rows", 2), 0)
+    triangles = replace(pool(10, 6), vectors=replace(pool(10, 6).vectors, score="embed_lm"))  # type: ignore[type-var]
+    with pytest.raises(CurateError, match="and these are embed_lm; make some"):
+        Fishersft(of="tokens").select(triangles, Budget("rows", 2), 0)
+    tokens = replace(triangles, vectors=replace(triangles.vectors, score="embed_tokens"))  # type: ignore[type-var]
+    with pytest.raises(CurateError, match="these vectors are of tokens.*add --set of=tokens"):
+        Fishersft().select(tokens, Budget("rows", 2), 0)
+    assert len(Fishersft(of="tokens").select(tokens, Budget("rows", 2), 0)) == 2
+
+
+def test_triangles_are_packed_and_unpacked() -> None:
+    upper = np.triu(np.arange(1.0, 33.0).reshape(2, 4, 4))
+    assert packed(upper)[0].tolist() == [1, 2, 3, 4, 6, 7, 8, 11, 12, 16]
+    assert (unpacked(packed(upper)) == upper).all()
+    assert [side(n) for n in range(11)] == [0, 1, 0, 2, 0, 0, 3, 0, 0, 0, 4]
 
 
 def test_round_robin_by_hand() -> None:

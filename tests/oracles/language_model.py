@@ -39,3 +39,19 @@ def position_weighted(model: Any, ids: list[int]) -> list[float]:
     for place, state in enumerate(states, start=1):
         total += place * state
     return (total / torch.linalg.norm(total)).tolist()
+
+
+@torch.no_grad()
+def states_before(model: Any, ids: list[int], supervised: list[bool]) -> torch.Tensor:
+    """The last states that the supervised tokens of a sample are predicted from, [S, D]."""
+    states = model.base_model(input_ids=torch.tensor([ids])).last_hidden_state[0]
+    return torch.stack([states[t - 1] for t in range(1, len(ids)) if supervised[t]])
+
+
+def gradient(model: Any, ids: list[int], supervised: list[bool]) -> torch.Tensor:
+    """The gradient of the mean loss of a sample's supervised tokens, all parameters one after another."""
+    model.zero_grad()
+    log_p = torch.log_softmax(model(input_ids=torch.tensor([ids])).logits[0], dim=-1)
+    losses = [-log_p[t - 1, ids[t]] for t in range(1, len(ids)) if supervised[t]]
+    torch.stack(losses).mean().backward()
+    return torch.cat([p.grad.flatten() for p in model.parameters()])

@@ -56,6 +56,24 @@ def volume(rows: np.ndarray, k: int, alpha: float, lam: float) -> tuple[list[int
     return chosen, gains
 
 
+def design(tokens: Sequence[np.ndarray], k: int, sigma0: float) -> tuple[list[int], list[float]]:
+    """The highest gain of log det(sigma0^2 I + sum over the tokens of the chosen of x x^T), by slogdet of sums of outer
+    products; and the gains. tokens: of each candidate, float64 [T, D]."""
+
+    def log_det(some: list[int]) -> float:
+        matrix = sigma0**2 * np.eye(tokens[0].shape[1])
+        for x in (x for i in some for x in tokens[i]):
+            matrix = matrix + np.outer(x, x)
+        return float(np.linalg.slogdet(matrix)[1])
+
+    chosen, gains = list[int](), list[float]()
+    while len(chosen) < k:
+        now = {i: log_det([*chosen, i]) - log_det(chosen) for i in range(len(tokens)) if i not in chosen}
+        chosen.append(max(now, key=lambda i: (round(now[i], 10), -i)))
+        gains.append(now[chosen[-1]])
+    return chosen, gains
+
+
 def facility(unit: np.ndarray, k: int) -> list[int]:
     chosen: list[int] = []
     while len(chosen) < k:

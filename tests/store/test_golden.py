@@ -14,10 +14,12 @@ import pytest
 import curate
 from curate.errors import CurateError
 from curate.kinds.registry import find
+from curate.methods.masks.magnitude_small import MagnitudeSmall
 from curate.methods.selectors.kcenter import Kcenter
 from curate.methods.selectors.top import Top
 from curate.models.choice import ModelChoice
 from curate.store.encoding import read_json
+from curate.store.mask_file import read_mask
 from curate.store.recipes import (
     Recipe,
     RunRecipe,
@@ -122,6 +124,25 @@ def test_a_selection_is_made_again(old: Workspace, name: str, selector: Any, spe
     curate.select(old, "again", selector, spec)
     ids = [[row["id"] for row in curate.sql(old, f"SELECT id FROM {n} ORDER BY rank")] for n in ("again", name)]
     assert ids[0] == ids[1] == [row["id"] for row in sorted(EXPECTED[name], key=lambda row: row["rank"])]
+
+
+@pytest.mark.parametrize("shrinks", [False, True])
+def test_what_was_made_before_a_method_had_a_setting_is_made_again_by_its_default(
+    old: Workspace, shrinks: bool
+) -> None:
+    """Its recipe lacks the setting; with another value than the default it is another mask."""
+    recipe = read_mask(old, "small").recipe
+    assert recipe.mask.settings.keys() < MagnitudeSmall().settings().keys()
+    before = old.mask_path("small").read_bytes()
+    if shrinks:
+        with pytest.raises(CurateError, match="the mask 'small' exists, made by .*choose another name, or --fresh"):
+            curate.mask(old, "small", MagnitudeSmall(density_interval=5, densities="0.5"), recipe.frac, model="tiny")
+        assert old.mask_path("small").read_bytes() == before
+        return
+    selected = read_mask(old, "small").selected
+    curate.mask(old, "small", MagnitudeSmall(), recipe.frac, model="tiny")
+    again = read_mask(old, "small").selected
+    assert again.keys() == selected.keys() and all((again[n] == selected[n]).all() for n in again)
 
 
 def test_a_target_gets_another_split(old: Workspace, tmp_path: Path) -> None:

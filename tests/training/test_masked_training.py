@@ -131,8 +131,8 @@ def test_a_refreshed_mask_keeps_the_moments_of_what_stays_and_starts_the_rest_at
     first, second = some(lm, 0.3, seed=1), some(lm, 0.3, seed=2)
     asked = []
 
-    def update(parameters: Any) -> Any:
-        asked.append(set(parameters))
+    def update(parameters: Any, taken: int) -> Any:
+        asked.append((set(parameters), taken))
         return second
 
     made = trainer(lm, replace(DECAYING, steps=6), Refreshed(first, 3, update))
@@ -142,7 +142,7 @@ def test_a_refreshed_mask_keeps_the_moments_of_what_stays_and_starts_the_rest_at
     before = made.snapshot().optimizer
     made._refresh_mask(4)
     after = made.snapshot().optimizer
-    assert len(asked) == 1 and asked[0] == set(dict(lm.model.named_parameters()))
+    assert asked == [(set(dict(lm.model.named_parameters())), 3)]
     for name in second:
         assert after[f"index.{name}"].tolist() == second[name].tolist()
         assert after[f"step.{name}"] == before[f"step.{name}"]
@@ -160,7 +160,7 @@ def test_a_refreshed_mask_keeps_the_moments_of_what_stays_and_starts_the_rest_at
 @pytest.mark.parametrize("interval", [0, 2])
 def test_cut_short_and_gone_on_with_it_is_as_if_nothing_had_been(interval: int) -> None:
     def mask(lm: LanguageModel) -> Refreshed:
-        def largest(parameters: Any) -> Any:  # moves as the model learns
+        def largest(parameters: Any, _: int) -> Any:  # moves as the model learns
             return {
                 n: np.sort(np.argsort(-p.detach().flatten().numpy())[: p.numel() // 4]) for n, p in parameters.items()
             }

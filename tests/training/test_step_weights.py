@@ -196,12 +196,44 @@ def test_talr_is_the_minimiser_on_the_simplex_but_for_its_floor_and_scale() -> N
 
     loss = np.array([0.3, 1.0, 1.7, 2.9])
     tau = float(np.median(loss))
-    w = Talr(floor=0.0).update(Step(1, loss=loss), {})[0].values
+    w = Talr(floor=0.0, unit="sample").update(Step(1, loss=loss), {})[0].values
     entropic = minimize(
         lambda v: float(v @ loss + tau * (v * np.log(v)).sum()), np.full(4, 0.25), bounds=[(1e-9, 1)] * 4,
         constraints={"type": "eq", "fun": lambda v: v.sum() - 1}, options={"ftol": 1e-14},
     )  # fmt: skip
     assert w / w.sum() == pytest.approx(entropic.x, abs=1e-5)
+
+
+def test_talr_by_hand_of_tokens_and_of_samples() -> None:
+    """Two samples, of tokens with losses 0, 1, 5 and 4: their means are 2 and 4, the medians 3 and 2.5."""
+    step = Step(1, np.array([2.0, 4.0]), counts=np.array([3, 1]), token_loss=np.array([0.0, 1.0, 5.0, 4.0]))
+    e = 2.718281828459045
+    want: dict[tuple[str, str], list[float]] = {
+        ("token", "samples"): [1.0, e ** (-1 / 3), e ** (-5 / 3), e ** (-4 / 3)],
+        ("token", "tokens"): [1.0, e**-0.4, 0.2, e**-1.6],  # e^-2 is below the floor
+        ("sample", "samples"): [e ** (-2 / 3), e ** (-4 / 3)],
+        ("sample", "tokens"): [e**-0.8, e**-1.6],
+    }
+    for (unit, median), weights in want.items():
+        talr = Talr(0.2 if median == "tokens" else 0.0, unit, median)  # type: ignore[arg-type]
+        assert talr.update(step, {})[0].values == pytest.approx(weights, rel=1e-12), (unit, median)
+        assert ("token_loss" in talr.needs) == ((unit, median) != ("sample", "samples"))
+
+
+@pytest.mark.parametrize("micro", [0, 5])
+def test_talr_trains_every_token_by_its_own_weight(processes: Any, encoded: list[Encoded], micro: int) -> None:
+    """The weights are numbers, through which no gradient goes; in micro-batches the step is weighted as a whole."""
+    model = narrow("float64").model
+    with torch.no_grad():
+        losses = [slow.token_losses(model, *pair) for pair in pairs(encoded)]
+    tau = float(np.median([float(loss.mean()) for loss in losses]))
+    total = sum(
+        (torch.clamp(torch.exp(-now / tau), min=0.05) * slow.token_losses(model, *pair)).sum()
+        for now, pair in zip(losses, pairs(encoded), strict=True)
+    )
+    (total / sum(map(len, losses))).backward()
+    got, _ = gradient_of(processes, encoded, Talr(floor=0.05), replace(ONE_STEP, micro_batch_size=micro))
+    closest(got, {name: p.grad for name, p in model.named_parameters() if p.grad is not None})
 
 
 def test_flow_and_stm_go_by_the_base_model(processes: Any, encoded: list[Encoded]) -> None:

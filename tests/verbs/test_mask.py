@@ -33,6 +33,7 @@ from curate.store.contents import take_out
 from curate.store.encoding import read_arrays
 from curate.store.mask_file import read_mask, write_mask
 from curate.store.recipes import MaskRecipe
+from curate.training.settings import TrainSettings
 from tests.conftest import SAMPLE, run_and_kill, tree_bytes
 from tests.support.narrow import NARROW
 
@@ -135,6 +136,70 @@ def test_gradient_block_s_warm_up_is_trained_once_and_training_goes_on_from_its_
     assert 0 < chosen.sum() < len(chosen) and means[chosen].min() >= means[~chosen].max()
     done = cli("train", "goes_on", "--model", r.checkpoint, "--mask", "blocks", "--set", "steps=2", ws=handful_ws)
     assert done.returncode == 0, done.stderr
+
+
+def test_the_hundred_full_steps_before_gradient_block_are_in_the_ledger_and_in_the_cost_of_its_runs(
+    handful_ws: Any,
+) -> None:
+    """By default; at least 6 FLOPs for every parameter in a product and every token of every sample."""
+    method = GradientBlock(block=16, batch_size=2)
+    assert method.steps == 100
+    curate.mask(handful_ws, "blocks", method, 0.05, model=NARROW)
+    rows = [row for row in curate.ledger(handful_ws) if row["stage"] == "mask"]
+    assert [(row["phase"], row["name"], row["methods"], row["samples"]) for row in rows] == [
+        ("warm-up", "blocks", "gradient_block", 200)
+    ]
+    (warmed,) = rows
+    in_products = sum(p.numel() for n, p in load(ModelChoice(NARROW))[0].named_parameters() if "_proj" in n)
+    assert warmed["tokens"] > 200 and warmed["flops"] >= 6 * in_products * warmed["tokens"]
+    spec = TrainingSpec(ModelChoice(NARROW), Uniform(), TrainSettings(steps=1, batch_size=2))
+    curate.train(handful_ws, "masked", replace(spec, mask=read_mask(handful_ws, "blocks")))
+    (arm,) = curate.compare(handful_ws, ["masked"]).arms
+    assert arm.cost.prep == pytest.approx(warmed["flops"], rel=1e-12)
+    other = curate.mask(handful_ws, "others", replace(method, attention_share=0.5), 0.05, model=NARROW)
+    again = [row for row in curate.ledger(handful_ws) if row["stage"] == "mask"]
+    assert len(again) == 1 and other.selected == 53408 // 20 // 256 * 256  # the warm-up is that of the first
+
+
+def test_structured_heads_are_those_of_the_model_and_nothing_else_changes(handful_ws: Any, cli: Any) -> None:
+    """The narrow model has two layers of two heads, 16 wide; half of four heads are two, and of 128 channels 6."""
+    words = ["--mask", "structured", "--model", NARROW, "--frac", "0.1", "--set", "seed=3"]
+    ratios = [w for r in ("v_ratio=0.5", "o_ratio=0.5", "d_ratio=0.05") for w in ("--set", r)]
+    done = cli("mask", "s2", *words, *ratios, ws=handful_ws)
+    count = 2 * 2 * 16 * 32 + 6 * 32
+    assert done.returncode == 0 and f"Mask s2: {count:,} of 53,408 parameters." in done.stdout, done.stderr
+    done = cli("train", "r", "--model", NARROW, "--mask", "s2", "--set", "steps=3", "--set", "lr=1e-3", ws=handful_ws)
+    assert done.returncode == 0, done.stderr
+    folder = handful_ws.path / "runs/r/checkpoints/step-000003"
+    before, after = (load(ModelChoice(name))[0].state_dict() for name in (NARROW, str(folder)))
+    selected = read_mask(handful_ws, "s2").selected
+    assert {n.split(".")[4] for n in selected} == {"v_proj", "o_proj", "down_proj"}
+    for name in before:
+        changed = set(np.flatnonzero((before[name] != after[name]).flatten().numpy()))
+        its = set(selected.get(name, np.zeros(0, int)).tolist())
+        assert changed <= its and len(changed) >= 0.9 * len(its), name
+    done = cli("mask", "s3", *words, "--set", "d_ratio=0.9", "--set", "v_ratio=1", ws=handful_ws)
+    assert done.returncode == 2 and "v_ratio=1, d_ratio=0.9 of structured takes 5,728 weights" in done.stderr
+
+
+def test_a_mask_that_shrinks_is_trained_by_the_command_line(handful_ws: Any, cli: Any) -> None:
+    words = ["--mask", "magnitude_small", "--model", NARROW, "--frac", "0.1"]
+    density = ["--set", "density_interval=2", "--set", "densities=0.5,0.2"]
+    done = cli("mask", "small", *words, *density, ws=handful_ws)
+    assert done.returncode == 0 and "5,341 of 53,408" in done.stdout, done.stderr
+    with pytest.raises(CurateError, match="'small' \\(magnitude_small\\) is updated during training: give its method"):
+        spec = TrainingSpec(ModelChoice(NARROW), Uniform(), mask=read_mask(handful_ws, "small"))
+        curate.train(handful_ws, "x", spec)
+    keep = ["--set", "steps=5", "--set", "checkpoint_every=1", "--set", "keep_checkpoints=0"]
+    done = cli("train", "r", "--model", NARROW, "--mask", "small", *keep, ws=handful_ws)
+    assert done.returncode == 0, done.stderr
+    counts = []
+    for step in range(1, 6):
+        tensors = load_file(handful_ws.path / f"runs/r/checkpoints/step-00000{step}/optimizer.safetensors")
+        counts.append(sum(t.numel() for n, t in tensors.items() if n.startswith("index.")))
+    assert counts == [5341, 5341, 2670, 2670, 1068]
+    done = cli("mask", "other", *words, "--set", "density_interval=2", ws=handful_ws)
+    assert done.returncode == 2 and "density_interval and densities go together" in done.stderr
 
 
 def test_a_stale_score_s_mask_is_of_the_checkpoint_that_the_score_looked_at(handful_ws: Any, tmp_path: Path) -> None:

@@ -26,6 +26,7 @@ from curate.methods.weightings.adapt_static import AdaptStatic
 from curate.methods.weightings.flow import Flow
 from curate.methods.weightings.linupper import Linupper
 from curate.methods.weightings.max_loss import MaxLoss
+from curate.methods.weightings.talr import Talr
 from curate.numerics.resampling import repeats_of, strata_of
 from curate.store.manifests import read_manifest
 from curate.store.workspace import Workspace
@@ -53,6 +54,15 @@ def test_weights_are_the_gate_s_and_1_in_the_mean(ready: Workspace) -> None:
     assert found.effective_rows == pytest.approx(want.sum() ** 2 / (want**2).sum())
     assert sum(row["weighted_share"] for row in found.by_source) == pytest.approx(1)
     assert [row for row in curate.status(ready).manifests if row["name"] == "w"][0]["made_by"] == "adapt_static"
+
+
+def test_talr_weighs_samples_by_a_column_and_tokens_in_training_alone(ready: Workspace) -> None:
+    curate.weigh(ready, "w", Talr(unit="sample", floor=0.0), "length")
+    length = np.array([r["v"] for r in curate.sql(ready, "SELECT length AS v FROM samples ORDER BY row")], float)
+    want = np.exp(-length / np.median(length))
+    assert weights(ready, "w") == pytest.approx(want / want.mean(), rel=1e-5)
+    with pytest.raises(CurateError, match="'talr' uses the model during training \\(token_loss\\)"):
+        curate.weigh(ready, "x", Talr(), "length")
 
 
 def test_a_manifest_is_weighed_on_top_of_its_own_and_what_has_no_value_is_left_out(ready: Workspace) -> None:

@@ -11,6 +11,12 @@ from curate.kinds.score import Warmup
 from curate.numerics.apportion import apportion
 from curate.numerics.top_k import largest, largest_of_each
 
+_ATTENTION, _FEED_FORWARD = "attention", "feed-forward layers"
+_NAMES = {
+    _ATTENTION: ("attn", "attention"),
+    _FEED_FORWARD: ("mlp", "feed_forward", "ffn"),
+}  # parts of parameters' names
+
 
 @dataclass(frozen=True)
 class GradientBlock(Mask):
@@ -23,20 +29,25 @@ class GradientBlock(Mask):
         chosen: the blocks of greatest value, as many as the budget holds, of all matrices together (scope=global) or
         of each matrix its share by size (scope=tensor)
 
+    With attention_share=a, round(a x blocks) of them are of attention's matrices and the others of feed-forward layers,
+    each ranked by themselves; with num_submatrix_attn and num_submatrix_mlp, as published, so many blocks of either,
+    and --frac is an upper bound. Matrices of neither are then skipped.
+
     The warm-up trains all parameters for `steps` steps on samples of the pool; the next mask with the same settings
-    reuses it.
+    reuses it. The ledger has its cost (stage mask, phase warm-up), and `curate compare` adds it to that of every run
+    with the mask.
 
     Cost: the warm-up, 6N FLOPs per token of its steps; memory: one gradient more than full training. Choosing takes one
     matrix in float64.
 
     Departures: the published code continues from the weights that the warm-up ended with; here a training starts from
     whatever model it is given: the mask records where the warm-up's last checkpoint is (`curate train … --model`);
-    starting from the original model is a different method. Its separate numbers of blocks for attention and
-    feed-forward layers correspond to two masks with `exclude`. A matrix with a side that is not a multiple of the block
-    is refused, as in the code, or (edges=pad) padded with zeros, which lower the mean.
+    starting from the original model is a different method. Its default is no block of either kind; its example for
+    Llama-2 7B has 890 of attention (q_proj, k_proj, v_proj) and none of feed-forward layers. A matrix with a side that
+    is not a multiple of the block is refused, as in the code, or (edges=pad) padded with zeros, which lower the mean.
 
-    Reference: SMT (Sparse Matrix Tuning), as its code has it: mean_abs, 256, 100 steps, no_restriction; a baseline of
-    DualSFT, arXiv:2605.06166.
+    Reference: He et al., "SMT: Fine-Tuning Large Language Models with Sparse Matrices", ICLR 2025, arXiv:2405.15525, as
+    its code has it: mean_abs, 256, 100 steps, no_restriction; a baseline of DualSFT, arXiv:2605.06166.
 
     >>> import numpy as np
     >>> pushed = np.array([[9.0, -9.0, 1.0, 1.0], [-9.0, 9.0, 1.0, 1.0]])
@@ -67,11 +78,32 @@ class GradientBlock(Mask):
     """Rows per forward pass in the warm-up."""
     warmup_seed: int = 42
     """Seed of the order of the warm-up's samples."""
+    attention_share: float | None = None
+    """Share of the blocks that are of attention, the others being of feed-forward layers; none: all ranked together."""
+    num_submatrix_attn: int = 0
+    """Number of blocks of attention, as in the published code; with the next it replaces the budget."""
+    num_submatrix_mlp: int = 0
+    """Number of blocks of feed-forward layers."""
 
     def __post_init__(self) -> None:
         for name in ("block", "steps"):
             if getattr(self, name) < 1:
                 raise CurateError(f"{name}={getattr(self, name)} of gradient_block is at least 1.")
+        if min(self.num_submatrix_attn, self.num_submatrix_mlp) < 0 or not 0 <= (self.attention_share or 0.0) <= 1:
+            raise CurateError(
+                "gradient_block needs num_submatrix_attn and num_submatrix_mlp of 0 or more, and an attention_share of "
+                f"0 to 1, not {self.num_submatrix_attn}, {self.num_submatrix_mlp} and {self.attention_share}."
+            )
+        if self._numbers and self.attention_share is not None:
+            raise CurateError(
+                "gradient_block: num_submatrix_attn and num_submatrix_mlp are the numbers of blocks, which an "
+                "attention_share would decide, too; leave one of them out."
+            )
+
+    @property
+    def _numbers(self) -> int:
+        """Blocks that are asked for by number; 0: the budget decides."""
+        return self.num_submatrix_attn + self.num_submatrix_mlp
 
     def warm_up(self) -> Warmup:
         settings = {name: getattr(self, name) for name in ("steps", "lr", "batch_size", "micro_batch_size")}
@@ -90,23 +122,52 @@ class GradientBlock(Mask):
                 f"a block of {side} x {side} has {side**2:,} elements, and the budget is {given.budget:,}; take a "
                 "larger --frac or a smaller --set block=…."
             )
+        if self._numbers * side**2 > given.budget:
+            raise CurateError(
+                f"{self._numbers:,} blocks of {side} x {side} have {self._numbers * side**2:,} elements, and --frac "
+                f"allows {given.budget:,}; take a larger --frac, or fewer blocks."
+            )
+        grids = self._grids(given)
+        for kind, count in self._wanted(given.budget).items():
+            there = sum(rows * columns for name, (rows, columns) in grids.items() if _kind(name) == kind)
+            if kind and count > there:
+                raise CurateError(
+                    f"gradient_block is to choose {count:,} blocks of {kind}, and this model has {there:,}, by its "
+                    "parameters' names; take fewer, or leave them to the budget."
+                )
 
     def init(self, given: Parameters) -> dict[str, np.ndarray]:
         self.check(given)
         assert given.gradients is not None
         gradient, side, shapes = given.gradients, self.block, self._shapes(given)
-        grids = {name: (-(-shape[0] // side), -(-shape[1] // side)) for name, shape in shapes.items()}
-        sizes = {name: rows * columns for name, (rows, columns) in grids.items()}
-        count = given.budget // side**2
+        grids = self._grids(given)
 
         def values(name: str) -> np.ndarray:
             return self._values(np.asarray(gradient(name), np.float64))
 
-        if self.scope == "global":
-            blocks = largest(values, sizes, count)
-        else:
-            blocks = largest_of_each(values, sizes, apportion(sizes, count))
-        return {name: _places(shapes[name], side, blocks[name], grids[name][1]) for name in shapes}
+        blocks = dict[str, np.ndarray]()
+        for kind, count in self._wanted(given.budget).items():
+            sizes = {n: rows * columns for n, (rows, columns) in grids.items() if not kind or _kind(n) == kind}
+            if self.scope == "global":
+                blocks |= largest(values, sizes, count)
+            else:
+                blocks |= largest_of_each(values, sizes, apportion(sizes, count))
+        return {name: _places(shapes[name], side, blocks[name], grids[name][1]) for name in shapes if name in blocks}
+
+    def _wanted(self, budget: int) -> dict[str, int]:
+        """How many blocks of each kind of matrix are chosen; '': of all together."""
+        if self._numbers:
+            return {_ATTENTION: self.num_submatrix_attn, _FEED_FORWARD: self.num_submatrix_mlp}
+        count = budget // self.block**2
+        if self.attention_share is None:
+            return {"": count}
+        attention = round(self.attention_share * count)
+        return {_ATTENTION: attention, _FEED_FORWARD: count - attention}
+
+    def _grids(self, given: Parameters) -> dict[str, tuple[int, int]]:
+        """How many blocks there are of each matrix, down and across."""
+        side = self.block
+        return {name: (-(-shape[0] // side), -(-shape[1] // side)) for name, shape in self._shapes(given).items()}
 
     def _shapes(self, parameters: Parameters) -> dict[str, tuple[int, ...]]:
         """The matrices to choose from."""
@@ -126,6 +187,11 @@ class GradientBlock(Mask):
         if self.measure == "mean_abs":
             return np.abs(tiles.mean((1, 3)))
         return np.abs(tiles).mean((1, 3))
+
+
+def _kind(name: str) -> str:
+    """What a matrix belongs to, by the usual naming conventions; '': neither."""
+    return next((kind for kind, parts in _NAMES.items() if any(part in name for part in parts)), "")
 
 
 def _places(shape: tuple[int, ...], side: int, blocks: np.ndarray, per_row: int) -> np.ndarray:

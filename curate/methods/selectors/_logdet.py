@@ -1,7 +1,7 @@
-"""The volume that chosen vectors span: log det(I + alpha sum of g g^T), grown one vector at a time.
+"""The volume that chosen vectors, or matrices, span: log det(I + alpha sum of g g^T), grown one choice at a time.
 
 Adding g gains log(1 + alpha g^T A^-1 g), with A the matrix so far (the matrix determinant lemma); A^-1 is stored
-as I - sum of w w^T, one w for each chosen vector (Sherman-Morrison).
+as I - sum of w w^T, one w for each chosen vector (Sherman-Morrison). Adding R^T R gains log det(I + alpha R A^-1 R^T).
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import numpy as np
 from curate.kinds.selector import Budget
 
 _AT_ONCE = 64  # candidates whose gains are recomputed at once
+_NUMBERS = 1 << 22  # of candidates' matrices in memory at once
 _DIGITS = 12  # decimals of a gain; gains that differ only by rounding are equal
 
 
@@ -71,8 +72,31 @@ class Diagonal:
         self._diagonal = self._diagonal + self._alpha * self._rows(np.array([place]))[0] ** 4
 
 
+class Moments:
+    """The same for candidates that are matrices R, each of which adds R^T R. matrices(places): float64 [n, d, d]."""
+
+    def __init__(self, matrices: Callable[[np.ndarray], np.ndarray], d: int, alpha: float):
+        self._matrices, self._alpha, self.flops = matrices, alpha, 0.0
+        self._sum, self._root = np.eye(d), np.eye(d)  # A, and W with W^T W = A^-1
+
+    def gains(self, places: np.ndarray) -> np.ndarray:
+        d, gains = len(self._sum), []
+        size = max(1, _NUMBERS // d**2)
+        for start in range(0, len(places), size):
+            turned = self._matrices(places[start : start + size]) @ self._root.T
+            gains.append(np.linalg.slogdet(np.eye(d) + self._alpha * turned @ turned.transpose(0, 2, 1))[1])
+        self.flops += (4 + 2 / 3) * d**3 * len(places)
+        return np.round(np.concatenate(gains), _DIGITS)
+
+    def add(self, place: int) -> None:
+        matrix = self._matrices(np.array([place]))[0]
+        self._sum = self._sum + self._alpha * matrix.T @ matrix
+        self._root = np.linalg.inv(np.linalg.cholesky(self._sum))
+        self.flops += 3.0 * len(self._sum) ** 3
+
+
 def greedy(
-    volume: Volume | Diagonal,
+    volume: Volume | Diagonal | Moments,
     sizes: np.ndarray,
     budget: Budget,
     penalty: Callable[[np.ndarray], np.ndarray],
