@@ -37,7 +37,7 @@ from curate.methods.masks.principal import Principal
 from curate.methods.masks.random import Random as RandomMask
 from curate.methods.masks.structured import Structured
 from curate.methods.metrics.loss import Loss
-from curate.methods.scores.embed_lm import EmbedLm
+from curate.methods.scores.embed_tokens import EmbedTokens
 from curate.methods.selectors.fishersft import Fishersft
 from curate.methods.selectors.random import Random
 from curate.methods.selectors.spice import Spice
@@ -140,7 +140,8 @@ def selections(ws: Workspace, names: dict[str, str], seed: int) -> None:
     by = {f"{what}_best": names[what] for what in names} | {"dual_worst": f"-{names['dual']}"}
     for name, column in by.items():
         curate.select(ws, _seeded(name, seed), Top(), SelectionSpec(by=column, top=rows))
-    curate.select(ws, _seeded("fishersft_best", seed), Fishersft(), SelectionSpec(top=rows, vectors="embed_lm"))
+    by_tokens = SelectionSpec(top=rows, vectors="embed_tokens")
+    curate.select(ws, _seeded("fishersft_best", seed), Fishersft(of="tokens"), by_tokens)
     raw = SelectionSpec(top=rows, vectors=_seeded("less_raw", seed))
     curate.select(ws, _seeded("spice_best", seed), Spice(), raw)
     curate.select(ws, _seeded("random", seed), Random(), SelectionSpec(top=rows, seed=seed))
@@ -156,7 +157,7 @@ def masks(ws: Workspace, preset: Preset, model: ModelChoice, names: dict[str, st
     by_weights: dict[str, Mask] = {
         "m_small": MagnitudeSmall(interval=refresh),
         "m_blocks": GradientBlock(block=16 if preset.context == 0 else 64, edges="pad", **warm_up),
-        "m_principal": Principal(interval=refresh),
+        "m_principal": Principal(interval=refresh, modules="dualsft"),
         "m_random": RandomMask(seed=seed),
         "m_channels": Structured(seed=seed),
     }
@@ -313,7 +314,7 @@ def main(preset: Preset, folder: Path, named: str | None = None, workers: int = 
     print(
         f"1. The value of each sample and each parameter for {target}; each seed has warm-ups of its own.", flush=True
     )
-    curate.score(ws, EmbedLm(), models=model)
+    curate.score(ws, EmbedTokens(), models=model)
     trainings: dict[str, list[TrainingSpec]] = {arm.name: [] for arm in ALL_ARMS}
     for seed in range(preset.seeds):
         names = scores(ws, preset, target, model, seed)

@@ -144,7 +144,7 @@ def realised(
             p.requires_grad_(trained[name])
             p.grad = None
         lm.model.eval()
-    return Decreases(*decreases, validation.lam), usage
+    return Decreases(decreases[0], decreases[1], validation.lam), usage
 
 
 def _begin(trainer: Trainer, start: Start) -> None:
