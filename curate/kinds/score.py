@@ -48,6 +48,8 @@ class Score(Method):
     scored too. same_models: role -> the role whose model it shares by default. of_pairs: whether only preference pairs
     have a score; others are NULL with the reason. ranks_in_bfloat16: whether its order with matrix products in bfloat16
     was measured to be that of float32 (Spearman's correlation at least 0.99), so that model.dtype=auto may use them.
+    predicts_a_step: whether it is a prediction of a step's effect on the target's loss, from the states pool.0 and
+    task.0 (mean gradients), so that how far it holds is measured when it was computed in this machine's processes.
     """
 
     scope: ClassVar[Literal["row", "pool"]]
@@ -60,6 +62,7 @@ class Score(Method):
     scores_warmup: ClassVar[bool] = True
     of_pairs: ClassVar[bool] = False
     ranks_in_bfloat16: ClassVar[bool] = False
+    predicts_a_step: ClassVar[bool] = False
     columns: ClassVar[Mapping[str, str]] = {}
     unit_bytes: ClassVar[int] = 16 << 20
 

@@ -11,21 +11,28 @@ from torch import Tensor
 
 from curate.training.realised import Validation
 
+SEEN = 1e-5  # the part of the loss that a predicted decrease has to be, a hundred times the rounding of float32
 DISPLACEMENTS = tuple(float(f"{mantissa}e{power}") for power in range(-6, -1) for mantissa in (1, 3))
 
 
 @dataclass(frozen=True)
 class Reach:
-    """displacements: ascending. ratio: of each, the decrease of the validation loss over the predicted one, float64."""
+    """displacements: ascending. ratio: of each, the decrease of the validation loss over the predicted one, float64;
+    NaN where the predicted one is too small a part of the loss to be seen in float32."""
 
     displacements: Sequence[float]
     ratio: np.ndarray
 
     def within(self, low: float, high: float) -> float:
-        """The largest displacement up to which every ratio is between low and high; 0 if the first is not."""
-        inside = np.isfinite(self.ratio) & (self.ratio >= low) & (self.ratio <= high)
-        count = int(np.argmin(inside)) if not inside.all() else len(inside)
-        return self.displacements[count - 1] if count else 0.0
+        """The largest displacement up to which every known ratio is between low and high; 0 if the first is not."""
+        far = 0.0
+        for displacement, ratio in zip(self.displacements, self.ratio, strict=True):
+            if np.isnan(ratio):
+                continue
+            if not low <= ratio <= high:
+                break
+            far = displacement
+        return far
 
 
 def reach(
@@ -41,13 +48,16 @@ def reach(
     parameters = validation.model.parameters
     before = {name: p.detach().clone() for name, p in parameters.items()}
     slope = sum(float((gradient[name].double() * direction[name].double()).sum()) for name in parameters)
-    start, ratios = validation.value(), []
+    start, ratios = validation.value(), list[float]()
     try:
         for t in displacements:
+            if abs(t * slope) < SEEN * start:
+                ratios.append(float("nan"))
+                continue
             with torch.no_grad():
                 for name, p in parameters.items():
                     p.copy_(before[name] - t * direction[name].to(p))
-            ratios.append((start - validation.value()) / (t * slope) if slope else float("nan"))
+            ratios.append((start - validation.value()) / (t * slope))
     finally:
         with torch.no_grad():
             for name, p in parameters.items():

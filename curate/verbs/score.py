@@ -16,6 +16,7 @@ from curate.models.choice import ModelChoice
 from curate.models.rates import with_fast_products
 from curate.runs.dry_run import DryRun
 from curate.runs.held_out import held_out_of
+from curate.runs.score_reach import in_words, reach_of
 from curate.runs.warmup import checkpoint_set_of
 from curate.store.recipes import TableRecipe
 from curate.store.workspace import Workspace
@@ -94,7 +95,11 @@ def score(
     runs_on = method_of(Executor, executor) if executor is not None else Local()
     with closing(runs_on.open()) as workers:
         shared = groups([spec for tables in planned for spec in tables])
-        return _results(planned, [outcome for group in shared for outcome in run_group(group, fresh, workers)])
+        results = _results(planned, [outcome for group in shared for outcome in run_group(group, fresh, workers)])
+    for method, result in zip(given, results, strict=True):
+        if method.predicts_a_step and result.computed and isinstance(runs_on, Local):
+            result.note = "; ".join(part for part in (result.note, in_words(reach_of(ws, result.name))) if part)
+    return results
 
 
 def _results(planned: Sequence[Sequence[TableSpec]], outcomes: Sequence[tuple[TableSpec, Scored]]) -> list[Scored]:

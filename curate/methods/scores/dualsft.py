@@ -61,6 +61,10 @@ class Dualsft(Score):
     warmup=0 scores at the model itself (the paper's Init): L_pre and its gradient are 0 there, and there are no second
     moments, so it takes preserve=none and order=first.
 
+    The values are of a short step. When a score is computed here, the target's loss is also taken at ten distances
+    along AdamW's first step, forward passes over the target alone, and it is said up to which learning rate times steps
+    the decrease is at least half of the predicted one.
+
     Departures: the paper states lam, tau and the warm-up's share (Section 6.1, F.1.3, Table 5), but not in a form that
     could be read here. lam=0.2 and tau=2 are those of the published scripts; on the sample corpus lam=1, the default of
     their code, costs samples of the target (docs/results/dualsft.md). entropy_inv is the one of the code's maps that
@@ -84,6 +88,7 @@ class Dualsft(Score):
     same_models: ClassVar = {"origin": "base"}
     checkpoints: ClassVar = "last"
     scores_warmup: ClassVar = False
+    predicts_a_step: ClassVar = True
     columns: ClassVar = {"first": "float64", "second": "float64"}
 
     order: Literal["first", "diagonal", "full"] = "diagonal"
