@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from curate.numerics.long_horizon.myopia import Myopia
+from curate.numerics.long_horizon.myopia import Myopia, adjusted
 from curate.numerics.long_horizon.scorecard import LATER, NOW, WORDS, Scorecard, rows
 from curate.numerics.statistics import paired
 from curate.pages._html import render
@@ -29,6 +29,7 @@ def reading(card: Scorecard) -> list[str]:
         f"Myopia gap {myopia.gap:.2f}{interval}; random rankings have {myopia.null:.2f} on average, {myopia.p:.1%} of "
         f"them one as large and {myopia.agree:.1%} one as small: {_verdict(myopia, len(order))}.",
         f"Now: {', '.join(order)}. In the end: {', '.join(final_order)}. {_movers(card)}",
+        _turned(card),
     ]
     gain = _mean_over_seeds(card.measures["gain"].T)
     if (gain[np.isfinite(gain)] < 0).all():
@@ -50,6 +51,17 @@ def _verdict(myopia: Myopia, selectors: int) -> str:
         share = f"even a full reversal is {myopia.least:.0%} of all rankings"
         return f"{selectors} selectors are too few to tell, as {share}; use more"
     return "consistent with chance: here, today's order says little about the end, either way"
+
+
+def _turned(card: Scorecard) -> str:
+    """Which selectors are myopic each by itself, at the 5 % level for all of them together."""
+    myopia = card.myopia
+    assert myopia is not None
+    told = [f"{card.ranked[i]} (p = {p:.2g})" for i, p in enumerate(adjusted(myopia.myopic)) if p <= 0.05]
+    over = f"over {card.seeds} seeds, adjusted for {len(card.ranked)} selectors"
+    if not told:
+        return f"None is ahead now and behind in the end beyond chance ({over})."
+    return f"Myopic, ahead now and behind in the end, each beyond chance ({over}): {', '.join(told)}."
 
 
 def _movers(card: Scorecard) -> str:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from itertools import product
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scipy.stats import rankdata
 
 from curate.numerics.long_horizon.curves import area, reached
 from curate.numerics.long_horizon.matrix import (
@@ -18,7 +20,7 @@ from curate.numerics.long_horizon.matrix import (
     scaled,
     worst_task,
 )
-from curate.numerics.long_horizon.myopia import gap_of, myopia, ranks
+from curate.numerics.long_horizon.myopia import adjusted, ahead_and_behind, gap_of, myopia, ranks
 from curate.numerics.long_horizon.updates import concentration, drift, entropy, stability
 from curate.runs.model_updates import update_products
 
@@ -159,6 +161,28 @@ def test_the_interval_over_seeds_holds_the_gap_of_clear_ranks() -> None:
     assert found.interval == (found.gap, found.gap) == (pytest.approx(2 / 3), pytest.approx(2 / 3))
     holed = np.array([[1.0, np.nan], [2.0, 2.0]])
     assert myopia(holed, holed).gap == 0.0
+
+
+def test_one_selector_is_myopic_if_its_ranks_say_so_in_every_seed() -> None:
+    """Against all sums of ranks, one by one, with ties."""
+    now = np.array([[5.0, 4.0, 9.0], [1.0, 4.0, 2.0], [0.0, 3.0, 1.0], [-1.0, 2.0, 3.0]])
+    later = np.array([[0.0, 0.0, 0.0], [1.0, 3.0, 2.0], [3.0, 3.0, 3.0], [2.0, 5.0, 4.0]])
+    by_seed = [[sorted(rankdata(-v[:, s])) for s in range(3)] for v in (now, later)]
+    wanted = []
+    for k in range(4):
+        sums = [sum(rankdata(-v[:, s])[k] for s in range(3)) for v in (now, later)]
+        every = [[sum(drawn) for drawn in product(*rows)] for rows in by_seed]
+        ahead = np.mean([total <= sums[0] for total in every[0]])
+        behind = np.mean([total >= sums[1] for total in every[1]])
+        wanted.append(max(ahead, behind))
+    assert ahead_and_behind(now, later) == pytest.approx(wanted, abs=1e-12)
+    assert wanted[0] == 2 / 64 and min(wanted[1:]) > 0.3
+    holed = now.copy()
+    holed[1, 2] = np.nan
+    assert (ahead_and_behind(holed, later) == ahead_and_behind(now[:, :2], later[:, :2])).all()
+    assert adjusted(np.array([0.04, 0.01, 0.03, 0.5])).tolist() == pytest.approx([0.09, 0.04, 0.09, 0.5])
+    found = myopia(np.repeat(now[:, :1], 5, 1), np.repeat(later[:, :1], 5, 1))
+    assert found.myopic[0] == pytest.approx(4.0**-5) and found.myopic[1:].min() > 0.2
 
 
 def test_one_selector_has_no_rank() -> None:

@@ -299,6 +299,7 @@ def rows(card: Scorecard, level: Literal["now", "later"]) -> list[dict[str, str]
             its = card.myopia
             row["ranks"] = f"{its.now[at]:g} -> {its.later[at]:g}" if at >= 0 else ""
             row["gap"] = f"{its.each[at]:.2f}" if at >= 0 else ""
+            row["myopic_p"] = f"{its.myopic[at]:.2g}" if at >= 0 and np.isfinite(its.myopic[at]) else ""
         found.append(row)
     return found
 
