@@ -44,9 +44,8 @@ def settings_within(settings: TrainSettings, flops: float, marks: int) -> TrainS
 def train_all(jobs: Sequence[Job], workers: int) -> list[str]:
     """Train the jobs in so many processes, each on its part of the cores; the runs' names, in the order of the jobs."""
     began, done, names = time.monotonic(), 0, dict[str, str]()
-    threads = max(1, (os.cpu_count() or 1) // workers)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(workers, context, initializer=_with_threads, initargs=(threads,)) as pool:
+    with ProcessPoolExecutor(workers, context, initializer=with_threads, initargs=(workers,)) as pool:
         for future in as_completed([pool.submit(_train, job) for job in jobs]):
             asked, name, said = future.result()
             names[asked], done = name, done + 1
@@ -54,10 +53,11 @@ def train_all(jobs: Sequence[Job], workers: int) -> list[str]:
     return [names[job.name] for job in jobs]
 
 
-def _with_threads(count: int) -> None:
+def with_threads(workers: int) -> None:
+    """In a process of so many: its part of the cores."""
     import torch
 
-    torch.set_num_threads(count)
+    torch.set_num_threads(max(1, (os.cpu_count() or 1) // workers))
 
 
 def _train(job: Job) -> tuple[str, str, str]:

@@ -14,14 +14,18 @@ from __future__ import annotations
 
 import argparse
 import importlib.util
+import multiprocessing
+import os
 import sys
 import tempfile
 import time
 import tomllib
 from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from equal_flops import with_threads  # pyright: ignore[reportMissingImports]
 from presets import SAMPLE, SHARED, make_sample, narrow, real_targets, stream_file, young  # pyright: ignore[reportMissingImports]
 
 import curate
@@ -145,7 +149,21 @@ def audits(preset: str, folder: Path) -> Iterator[tuple[str, str, dict[str, Any]
         yield "real", sequence, told(sequence)
 
 
-def main(preset: str, folder: Path, only: str | None = None) -> None:
+def audited(ws: str, name: str, plan: dict[str, Any], path: str) -> str:
+    """Take the audit, write its page, and return its scorecard in words."""
+    started = time.monotonic()
+    found = curate.audit(ws, name, plan_of(plan))
+    assert found.card is not None
+    told = [f"{name}: {', '.join(plan['selectors'])}; {plan['seeds']} seeds, {plan['budget']}."]
+    for level in ("now", "later"):
+        table_rows = rows(found.card, level)
+        told.append(f"\n{level.capitalize()}:\n{table(table_rows, {key: key for key in table_rows[0]})}")
+    told.append("\n" + "\n".join([*reading(found.card), *found.warnings]))
+    Path(path).write_text(page(found.card, f"Long horizon: {name}"), encoding="utf-8")
+    return "\n".join([*told, f"\nThe page is {path}; {time.monotonic() - started:.0f} s.\n"])
+
+
+def main(preset: str, folder: Path, only: str | None = None, workers: int = 1) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     open_data, opened = (
         {"sample": sample, "streamed": streamed, "real": real, "overlap": overlap},
@@ -154,20 +172,19 @@ def main(preset: str, folder: Path, only: str | None = None) -> None:
     planned = list(audits(preset, folder))
     if only and only not in {name for _, name, _ in planned}:
         raise SystemExit(f"{preset} has no audit '{only}'; it has {', '.join(name for _, name, _ in planned)}.")
-    for data, name, plan in planned if not only else [each for each in planned if each[1] == only]:
+    taken = planned if not only else [each for each in planned if each[1] == only]
+    for data, _, _ in taken:
         if data not in opened:
             opened[data] = open_data[data](folder)
-        started = time.monotonic()
-        print(f"{name}: {', '.join(plan['selectors'])}; {plan['seeds']} seeds, {plan['budget']}.", flush=True)
-        audited = curate.audit(opened[data], name, plan_of(plan))
-        assert audited.card is not None
-        for level in ("now", "later"):
-            table_rows = rows(audited.card, level)
-            print(f"\n{level.capitalize()}:\n{table(table_rows, {key: key for key in table_rows[0]})}")
-        print("\n" + "\n".join([*reading(audited.card), *audited.warnings]))
-        path = folder / f"{name}.html"
-        path.write_text(page(audited.card, f"Long horizon: {name}"), encoding="utf-8")
-        print(f"\nThe page is {path}; {time.monotonic() - started:.0f} s.\n", flush=True)
+    context = multiprocessing.get_context("spawn")
+    workers = min(workers, len(taken))
+    with ProcessPoolExecutor(workers, context, initializer=with_threads, initargs=(workers,)) as pool:
+        results = [
+            pool.submit(audited, str(opened[data].path), name, plan, str(folder / f"{name}.html"))
+            for data, name, plan in taken
+        ]
+        for result in results:
+            print(result.result(), flush=True)
 
 
 if __name__ == "__main__":
@@ -175,5 +192,6 @@ if __name__ == "__main__":
     parser.add_argument("preset", choices=("smoke", "cpu", "overlap", "few", "gpu"))
     parser.add_argument("folder", nargs="?", type=Path, default=Path("long-horizon"))
     parser.add_argument("--only", metavar="AUDIT", help="one of the preset's audits, by its name")
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="audits at the same time")
     arguments = parser.parse_args()
-    main(arguments.preset, arguments.folder, arguments.only)
+    main(arguments.preset, arguments.folder, arguments.only, arguments.workers)

@@ -29,8 +29,8 @@ def reading(card: Scorecard) -> list[str]:
         f"Myopia gap {myopia.gap:.2f}{interval}; random rankings have {myopia.null:.2f} on average, {myopia.p:.1%} of "
         f"them one as large and {myopia.agree:.1%} one as small: {_verdict(myopia, len(order))}.",
         f"Now: {', '.join(order)}. In the end: {', '.join(final_order)}. {_movers(card)}",
-        _turned(card),
     ]
+    lines += [_turned(card)] if card.seeds > 1 else []
     gain = _mean_over_seeds(card.measures["gain"].T)
     if (gain[np.isfinite(gain)] < 0).all():
         lines.append("No selector gains on its own stages here, so the ranks now show which does the least harm.")
