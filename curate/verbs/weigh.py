@@ -76,9 +76,11 @@ def weigh(
     ws.check_name(name, "manifest")
     shards = ws.require_pool()
     if unusable := set(weighting.needs) - {"loss", "column", "base_loss"}:
+        by_samples = unusable == {"token_loss"} and "unit" in weighting.settings()
+        remedy = "--set unit=sample" if by_samples else "adapt_static, flow, linupper and the like"
         raise CurateError(
             f"the weighting '{weighting.name}' uses the model during training ({', '.join(sorted(unusable))}), so it "
-            "works in `curate train` only; to weight by a column take adapt_static, flow, linupper and the like."
+            f"works in `curate train` only; to weight by a column take {remedy}."
         )
     if weighting.chooses:
         raise CurateError(
