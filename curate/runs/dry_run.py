@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from curate.kinds.passes import Pass
+from curate.kinds.passes import ForwardRequest, Pass
 from curate.kinds.score import Target
 from curate.runs.foreseen_passes import ForeseenPasses, Samples
 from curate.runs.foreseen_tokens import PoolTokens
@@ -77,7 +77,19 @@ class _Job:
             parts, state = job.prepared(index, previous_state)
             previous_state = f"{parts.folder.name}/{state}"
             result.planned.append(self._counting(step, done=bool(parts.record(state))))
+        if job.method.predicts_a_step:
+            result.planned.append(self._reach(bool(result.planned[-1]["rows"])))
         return result
+
+    def _reach(self, computed: bool) -> dict[str, Any]:
+        """How far the prediction holds: the target's loss at each distance, and where it begins."""
+        from curate.training.reach import DISPLACEMENTS
+
+        request = ForwardRequest(per_token=lambda at: at.log_p)
+        step = Pass("reach", lambda batch, state: {}, reduce=dict, requests={"loss": request}, over="target")
+        row = self._aim("reach", step, self.job.target if computed else None, ("reach",))
+        times = len(DISPLACEMENTS) + 1
+        return row | {key: times * row[key] for key in ("rows", "text_chars", "flops")}
 
     def _warm_up(self) -> dict[str, Any]:
         """The preceding training."""
@@ -123,15 +135,18 @@ class _Job:
             step.name, len(shards), len(units), {"rows": rows, "text_chars": chars}, flops, size, self._phases(step)
         )
 
-    def _aim(self, name: str, step: Pass, examples: Target | None) -> dict[str, Any]:
+    def _aim(
+        self, name: str, step: Pass, examples: Target | None, phases: Sequence[str] | None = None
+    ) -> dict[str, Any]:
         """A pass over the target's examples, or over the anchors."""
+        phases = phases or self._phases(step)
         if examples is None:
-            return self._row(name, 0, 0, {"rows": 0, "text_chars": 0}, 0.0, 0.0, self._phases(step))
+            return self._row(name, 0, 0, {"rows": 0, "text_chars": 0}, 0.0, 0.0, phases)
         samples: Samples = [lambda model, view: self.passes.counted(model, examples.text.samples(), view)]
         flops = self.passes.flops(step, samples, {})
         amounts = {"rows": len(examples.subtasks), "text_chars": int(examples.text.whole.str.len_chars().sum())}
         size = self._bytes(len(examples.subtasks)) if not step.reduce else 0.0
-        return self._row(name, 0, 1, amounts, flops, size, self._phases(step))
+        return self._row(name, 0, 1, amounts, flops, size, phases)
 
     def _flops(self, step: Pass, units: Sequence[Unit], shared: Shared) -> float:
         if not step.requests:

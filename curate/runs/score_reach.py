@@ -40,7 +40,8 @@ def reach_of(ws: Workspace, name: str) -> Reach:
         }
 
     direction = {parameter: value.sign() for parameter, value in of("pool").items()}
-    with charged(ws.path, "score", methods=[opened.recipe.method], name=name, phase="reach") as meter:
+    models = ", ".join(dict.fromkeys(model.name for model in opened.recipe.models.values()))
+    with charged(ws.path, "score", methods=[opened.recipe.method], name=name, model=models, phase="reach") as meter:
         meter.begin((len(DISPLACEMENTS) + 1) * len(encoded))
         found = reach(Validation(opened.model, encoded), of("task"), direction)
         usage, times = lm.usage(), len(DISPLACEMENTS) + 1
