@@ -86,7 +86,7 @@ class _Job:
         from curate.training.reach import DISPLACEMENTS
 
         request = ForwardRequest(per_token=lambda at: at.log_p)
-        step = Pass("reach", lambda batch, state: {}, reduce=dict, requests={"loss": request}, over="target")
+        step = Pass("reach", lambda batch, state: {}, lambda partials: {}, requests={"loss": request}, over="target")
         row = self._aim("reach", step, self.job.target if computed else None, ("reach",))
         times = len(DISPLACEMENTS) + 1
         return row | {key: times * row[key] for key in ("rows", "text_chars", "flops")}
