@@ -28,7 +28,9 @@ class Panel:
 def lines(panels: Sequence[Panel]) -> bytes:
     """Panels side by side as a PNG, each with its own legend."""
     plt = pyplot()
-    figure, axes = plt.subplots(1, len(panels), figsize=(5.4 * len(panels), 4.2), squeeze=False, layout="constrained")
+    height = 3.8 + 0.22 * max((len(panel.lines) for panel in panels), default=0)  # the legends are below
+    size = (5.4 * len(panels), height)
+    figure, axes = plt.subplots(1, len(panels), figsize=size, squeeze=False, layout="constrained")
     for axis, panel in zip(axes.flat, panels, strict=True):
         for i, (label, points) in enumerate(panel.lines.items()):
             x, y = (np.array([p[k] for p in points], float) for k in (0, 1))
@@ -45,7 +47,7 @@ def lines(panels: Sequence[Panel]) -> bytes:
             axis.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axis.minorticks_off()
         axis.grid(alpha=0.3)
-        axis.legend(frameon=False, fontsize="small")
+        axis.legend(frameon=False, fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.18))
     return saved(plt, figure)
 
 
