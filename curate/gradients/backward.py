@@ -143,6 +143,11 @@ class Backward:
         excluded |= {id(p) for p in lm.head.parameters()} if lm.plain_head else set()
         return {n: tuple(p.shape) for n, p in self.parameters.items() if p.ndim == 2 and id(p) not in excluded}
 
+    @property
+    def half(self) -> bool:
+        """Whether matrix products are in bfloat16."""
+        return self._bfloat16
+
     def _take(self, lm: LanguageModel) -> None:
         model = lm.model
         if next(model.parameters()).dtype == torch.float16:
@@ -219,23 +224,21 @@ class Backward:
         self,
         encoded: Sequence[Encoded],
         directions: Mapping[str, Tensor],
-        forward_mode: Any,
+        derivative: Any,
+        forwards: float,
         usage: Mapping[str, Usage],
         count: bool = False,
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The derivatives of samples' losses along K directions by `forward_mode`, float64 [B, K], and errors as in
-        `gradients`. Each direction is charged as three forward passes: the pass itself, and the product rule's two
-        terms."""
+        """The derivatives of samples' losses along K directions by `derivative` (`directions.forward_mode`,
+        `differences`), float64 [B, K], and errors as in `gradients`. Charged as that many forward passes."""
         ids, supervised, lengths = self._padded(encoded)
         began, cost = time.perf_counter(), usage["forward"]
         with counted(cost, count):
-            derivatives = forward_mode(self, ids, supervised, directions).cpu().numpy()
+            derivatives = derivative(self, ids, supervised, directions).cpu().numpy()
         n, longest = ids.shape
         cost.tokens += int(lengths.sum())
         cost.padded_tokens += ids.numel()
-        cost.flops += (
-            3.0 * derivatives.shape[1] * forward_flops(self.lm.model, n, longest, self._head_rows(ids, supervised))
-        )
+        cost.flops += forwards * forward_flops(self.lm.model, n, longest, self._head_rows(ids, supervised))
         cost.flops_paper += paper_flops(TRAINING, self.lm.n_params, n)
         cost.seconds = (cost.seconds or 0.0) + time.perf_counter() - began
         error = np.where(np.isfinite(derivatives).all(1), "", "its gradient is not finite").astype(object)

@@ -1,8 +1,9 @@
 """Directional derivatives of each sample's loss along a fixed direction q: <q, gradient of l_i>.
 
-Two ways to the same value. `ghost`: one backward pass, and inner products with all directions computed from the factors
-of each parameter's gradient. `forward_mode`: one forward pass per direction that propagates the derivative
-(`torch.func.jvp`), storing nothing for a backward pass. Also Hessian-vector products with q: `hessian_products`.
+Three ways to the same value. `ghost`: one backward pass, and inner products with all directions computed from the
+factors of each parameter's gradient. `forward_mode`: one forward pass per direction that propagates the derivative
+(`torch.func.jvp`), storing nothing for a backward pass. `differences`: of the losses a short step to either side, two
+plain forward passes. Also Hessian-vector products with q: `hessian_products`.
 """
 
 from __future__ import annotations
@@ -28,11 +29,10 @@ def ghost(parameters: Iterable[PerSample], directions: Mapping[str, Tensor]) -> 
 def forward_mode(model: Backward, ids: Tensor, supervised: Tensor, directions: Mapping[str, Tensor]) -> Tensor:
     """The same by forward-mode differentiation, float64 [B, K]; ids, supervised: [B, T]. Raises CurateError for weights
     in half precision."""
+    _refuse_half(model, "jvp", products=False)
     losses, derivatives = _Losses(model), []
     uses = _uses(losses, model)
     values = {place: parameter.detach() for place, (parameter, _, _) in uses.items()}
-    if any(value.dtype in (torch.bfloat16, torch.float16) for value in values.values()):
-        raise CurateError(f"{model.lm.choice.name}: by=jvp needs weights in float32: --set model.dtype=float32.")
     for k in range(count_of(directions)):
         along = {}
         for place, (parameter, name, padding) in uses.items():
@@ -43,6 +43,41 @@ def forward_mode(model: Backward, ids: Tensor, supervised: Tensor, directions: M
             warnings.simplefilter("ignore", DeprecationWarning)  # torch's own use of torch.jit.script
             derivatives.append(jvp(lambda at: _called(losses, at, ids, supervised), (values,), (along,))[1])
     return torch.stack(derivatives, dim=1).double()
+
+
+def differences(model: Backward, ids: Tensor, supervised: Tensor, directions: Mapping[str, Tensor]) -> Tensor:
+    """Approximately the same by finite differences of the losses, float64 [B, K], in K + 1 forward passes.
+
+    The first direction is to be the gradient that matters, and the steps are so long that the loss it is the gradient
+    of changes by the cube root of the rounding unit, where rounding and curvature disturb a central difference about
+    equally (Press et al., Numerical Recipes, Section 5.7). It has a central difference, whose error falls with the
+    square of the step's length; every other direction one from the mean of those two, whose error falls with the
+    length. Raises CurateError for weights, or products, in half precision."""
+    _refuse_half(model, "difference")
+    beginning = {name: parameter.detach().clone() for name, parameter in model.parameters.items()}
+    lengths = torch.stack([_lengths(q) for q in directions.values()]).square().sum(0).sqrt()
+    unit = torch.finfo(torch.float32).eps  # of wider weights, too: norms compute in float32
+    derivatives = torch.zeros(len(ids), len(lengths), dtype=torch.float64, device=ids.device)
+    if not lengths[0]:
+        return derivatives
+    steps = [unit ** (1 / 3) / float(lengths[0] * length) if length else 0.0 for length in lengths]
+
+    def losses(k: int, distance: float) -> Tensor:
+        for name, parameter in model.parameters.items():
+            torch.add(beginning[name], directions[name][k].to(parameter), alpha=distance, out=parameter)
+        return model.losses(ids, supervised).double()
+
+    with torch.no_grad():
+        try:
+            there, back = losses(0, steps[0]), losses(0, -steps[0])
+            derivatives[:, 0] = (there - back) / (2 * steps[0])
+            for k in range(1, len(steps)):
+                if steps[k]:
+                    derivatives[:, k] = (losses(k, steps[k]) - (there + back) / 2) / steps[k]
+        finally:
+            for name, parameter in model.parameters.items():
+                parameter.copy_(beginning[name])
+    return derivatives
 
 
 def hessian_products(
@@ -74,6 +109,16 @@ def hessian_products(
     return {name: products.get(name, torch.zeros_like(p))[None] for name, p in parameters.items()}
 
 
+def _refuse_half(model: Backward, by: str, products: bool = True) -> None:
+    if products and model.half or any(p.dtype in (torch.bfloat16, torch.float16) for p in model.parameters.values()):
+        raise CurateError(f"{model.lm.choice.name}: by={by} needs weights in float32: --set model.dtype=float32.")
+
+
+def _lengths(q: Tensor) -> Tensor:
+    """The length of each of K directions, float64 [K]."""
+    return torch.linalg.vector_norm(q.flatten(1), dim=1, dtype=torch.float64)
+
+
 def _uses(losses: nn.Module, model: Backward) -> dict[str, tuple[nn.Parameter, str, int | None]]:
     """Every module attribute that holds a parameter (several if tied) -> the parameter, our name for it, and an
     embedding's padding index."""
@@ -89,6 +134,15 @@ def _uses(losses: nn.Module, model: Backward) -> dict[str, tuple[nn.Parameter, s
 
 def _called(losses: nn.Module, at: Mapping[str, Tensor], ids: Tensor, supervised: Tensor) -> Tensor:
     return functional_call(losses, dict(at), (ids, supervised), tie_weights=False)
+
+
+WAYS = {"jvp": forward_mode, "difference": differences}
+
+
+def forwards(by: str, k: int) -> float:
+    """How many forward passes derivatives along K directions cost: forward mode for each direction the pass itself and
+    the product rule's two terms, differences one for each and one more."""
+    return 3.0 * k if by == "jvp" else k + 1.0
 
 
 def count_of(directions: Mapping[str, Tensor]) -> int:

@@ -9,6 +9,7 @@ import numpy as np
 
 from curate.gradients.backward import Backward
 from curate.gradients.collectors import Lengths, Moved, Projected
+from curate.gradients.directions import forwards
 from curate.kinds.passes import GradientRequest
 from curate.models.flops import forward_flops
 from curate.models.language_model import LanguageModel
@@ -46,7 +47,8 @@ class ForeseenGradients:
         for request in requests:
             if request.watch:
                 total += self._kept(request, n, longest, rows)
-            total += (3.0 * self.directions * once if request.along else 0.0) + (6.0 * once if request.curved else 0.0)
+            along = forwards(request.by, self.directions) if request.along else 0.0
+            total += along * once + (6.0 * once if request.curved else 0.0)
         return total
 
     def _kept(self, request: GradientRequest, n: int, longest: int, head_rows: int) -> float:

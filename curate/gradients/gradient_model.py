@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from curate.gradients.backward import PHASES, Backward, CheckpointView, finish
-from curate.gradients.directions import count_of, forward_mode, hessian_products
+from curate.gradients.directions import WAYS, count_of, forwards, hessian_products
 from curate.kinds.passes import GradientCollector, GradientRequest
 from curate.models.choice import CheckpointChoice
 from curate.models.flops import TRAINING, counted, paper_flops
@@ -140,9 +140,9 @@ class GradientModel:
             results |= {key: (_spread(c, gradients.good, len(encoded)), sums) for key, (c, sums) in collected.items()}
         for key, request in requests.items():
             if request.along:
-                values, reasons = self.backward.along(
-                    encoded, request.along(at, states.get(key[0])), forward_mode, costs, count
-                )
+                q = request.along(at, states.get(key[0]))
+                passes = forwards(request.by, count_of(q))
+                values, reasons = self.backward.along(encoded, q, WAYS[request.by], passes, costs, count)
                 results[key], error = ({"dot": values}, {}), np.where(error == "", reasons, error)
             if request.curved:
                 q = request.curved(at, states.get(key[0]))

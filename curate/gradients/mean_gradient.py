@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 _COUNT = "samples"  # the key, among the sums, of each group's number of samples
 
+By = Literal["ghost", "jvp", "difference"]
+
 
 def mean_gradient(
     groups: Groups | None,
@@ -56,13 +58,12 @@ def mean_gradient(
     )
 
 
-def products(
-    score: Callable[[np.ndarray, np.ndarray], Columns], by: Literal["ghost", "jvp"] = "ghost", every: bool = False
-) -> Pass:
+def products(score: Callable[[np.ndarray, np.ndarray], Columns], by: By = "ghost", every: bool = False) -> Pass:
     """A pass for inner products of each sample's gradient with the K mean gradients, [B, K]; with `every`, at each of C
     checkpoints, times its learning rate, [B, C, K]. score: computes the columns from these and from the groups' shares
     of the target's examples."""
-    request = GradientRequest(partial(_dots, every), every=every) if by == "ghost" else GradientRequest(along=_along)
+    ghost = GradientRequest(partial(_dots, every), every=every)
+    request = ghost if by == "ghost" else GradientRequest(along=_along, by=by)
     return Pass("gradients", partial(_scored, score), open=opened, requests={"gradient": request})
 
 

@@ -72,8 +72,9 @@ class GradientRequest:
     (curate.gradients.backward), the state of the pass, and the positions of the samples, int64 [B]. every: whether to
     run at all C checkpoints, stacking per-sample values as [B, C, …] and adding up sums over all; else at the last one
     only. moments: whether the optimizer state is needed.
-    along(at, state): instead of a collector, the directions, name -> Tensor [K, *shape], along which forward-mode
-    differentiation computes the derivatives of each sample's loss, the column `dot` [B, K]. curved(at, state):
+    along(at, state): instead of a collector, the directions, name -> Tensor [K, *shape], along which the derivatives of
+    each sample's loss are computed, the column `dot` [B, K]: by=jvp, by forward-mode differentiation; by=difference, by
+    finite differences, of which the first direction's alone is central. curved(at, state):
     likewise one direction, name -> Tensor [1, *shape], for Hessian-vector products, summed over the samples as
     hessianCHECKPOINT/NAME, with their count as hessianCHECKPOINT/samples. loss: replaces the mean loss: (logits at
     supervised tokens [S, V], those of the model in the role `beside`, the sample of each token int64 [S], the number of
@@ -83,6 +84,7 @@ class GradientRequest:
 
     watch: Callable[[Any, Any, np.ndarray], GradientCollector] | None = None
     along: Callable[[Any, Any], Mapping[str, Any]] | None = None
+    by: Literal["jvp", "difference"] = "jvp"
     curved: Callable[[Any, Any], Mapping[str, Any]] | None = None
     loss: Callable[[Any, Any, Any, int], Any] | None = None
     beside: str = ""

@@ -181,6 +181,18 @@ def test_first_and_diagonal_are_products_of_whole_gradients(model: Backward, pre
     assert near(found["score"], np.subtract(first, second), 1e-5)
 
 
+@pytest.mark.parametrize("order", ["first", "diagonal", "full"])
+def test_by_differences_the_columns_are_nearly_the_same(model: Backward, order: Any) -> None:
+    settings = Dualsft(preserve="none", order=order, eta=0.3, curvature_scale=40.0)
+    _, exact = passed(model, settings)
+    _, found = passed(model, replace(settings, by="difference"))
+    assert near(found["first"], exact["first"], 1e-3)
+    if order == "first":
+        assert not found["second"].any()
+    else:
+        assert near(found["second"], exact["second"], 1e-2)  # from one side
+
+
 def test_full_applies_the_hessian_of_the_validation_loss() -> None:
     model = moved("tiny")  # of which differences of gradients are exact to four digits
     method = Dualsft(order="full", lam=0.5, eta=2.0)

@@ -100,6 +100,26 @@ def test_graddot_is_the_product_with_the_target_s_mean_gradient(
     assert np.abs(found["subtasks"]["sums"] - of_each[:, 0]).max() < 2e-5 * scale
 
 
+@pytest.mark.parametrize("wide", [True, False])
+def test_graddot_by_differences_is_near_the_product_and_leaves_the_model_as_it_was(gradients: Any, wide: bool) -> None:
+    model = double() if wide else Backward.of(LanguageModel(ModelChoice(NARROW, device="cpu", dtype="float32")))
+    before = {name: p.clone() for name, p in model.parameters.items()}
+    found = scored(GradientModel.of(model), Graddot(by="difference"), POOL, AIM)
+    pool, aim = gradients
+    wanted = np.array([float(g @ torch.stack(aim).mean(0)) for g in pool])
+    assert np.abs(found["score"] - wanted).max() < 1e-3 * np.abs(wanted).max()
+    assert all(torch.equal(p, before[name]) for name, p in model.parameters.items())
+
+
+def test_differences_refuse_several_directions_and_half_precision() -> None:
+    for more in ({"keep_subtasks": True}, {"aggregate": "subtask_max"}):
+        with pytest.raises(CurateError, match=r"by=difference of graddot is for one direction.*; take by=ghost"):
+            Graddot(by="difference", **more)  # type: ignore[arg-type]
+    model = Backward.of(LanguageModel(ModelChoice(NARROW, device="cpu")), bfloat16=True)
+    with pytest.raises(CurateError, match=r"by=difference needs weights in float32: --set model.dtype=float32"):
+        scored(GradientModel.of(model), Graddot(by="difference"), POOL, AIM)
+
+
 def test_tracin_is_the_sum_over_checkpoints_by_their_learning_rates(tmp_path: Path) -> None:
     folders = write_checkpoints(tmp_path, dataclasses.replace(LORA, epochs=2))
     choices = [

@@ -58,6 +58,7 @@ def foreseen(ws: Workspace, *methods: Score, **options: Any) -> list[dict[str, A
         ((Graddot(),), True),
         ((Graddot(aggregate="subtask_max"),), True),
         ((Graddot(by="jvp"),), True),
+        ((Graddot(by="difference"),), True),
         ((Gradsim(),), False),  # what is kept of unsupervised samples' gradients is not foreseen
         ((Gradnorm(),), False),
         ((LESS,), False),  # Adam's warm-up has other batches of what is exact otherwise

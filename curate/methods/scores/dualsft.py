@@ -133,6 +133,9 @@ class Dualsft(Score):
     """LoRA rank in the warm-up; 0: all parameters are trained, and the gradients are those of all."""
     warmup_seed: int = 42
     """Seed of the draw and the order of the warm-up's samples."""
+    by: Literal["ghost", "difference"] = "ghost"
+    """How a sample's gradient is multiplied: by the factors of each layer's gradient, in a forward and a backward pass;
+    or by differences of its losses, in two forward passes for `first` and one for `second`, and only in float32."""
 
     def __post_init__(self) -> None:
         if not 0 < self.anchors_share < 1:
@@ -202,7 +205,9 @@ class Dualsft(Score):
         moved = {"moved": GradientRequest(self._moved, beside="origin")} if self._preserves == "l2" else {}
         groups, shaped_by = Groups.of(target.subtasks, False), ("target", "order", "preserve")
         passes.append(mean_gradient(groups, shaped_by, named="task.", curved=curved, more=moved))
-        request = GradientRequest(self._both, moments=self.order == "diagonal")
+        way: dict[str, Any] = {"along": self._along_dual, "by": "difference"}
+        way = {"watch": self._both} if self.by == "ghost" else way
+        request = GradientRequest(moments=self.order == "diagonal", **way)
         return *passes, Pass("gradients", self._scored, open=self._opened, requests={"gradient": request})
 
     # --- what is preserved -------------------------------------------------------------------------------
@@ -286,7 +291,10 @@ class Dualsft(Score):
     def _both(self, at: CheckpointView, state: Directions, places: np.ndarray) -> GradientCollector:
         from curate.gradients.collectors import Dots
 
-        return Dots(state.on(at, "dual/", partial(self._bent, at) if self.order == "diagonal" else lambda _, q: q))
+        return Dots(self._along_dual(at, state))
+
+    def _along_dual(self, at: CheckpointView, state: Directions) -> Mapping[str, Tensor]:
+        return state.on(at, "dual/", partial(self._bent, at) if self.order == "diagonal" else lambda _, q: q)
 
     def _bent(self, at: CheckpointView, name: str, q: Tensor) -> Tensor:
         """v and h * G / N."""
