@@ -71,6 +71,11 @@ def tried(
     return found
 
 
+def one_rate(arms: Mapping[str, TrainingSpec]) -> dict[str, Rates]:
+    """Where no rate is looked for, the one that every arm's training has."""
+    return {arm: Rates({training.settings.lr: float("nan")}, (), 0.0) for arm, training in arms.items()}
+
+
 def at_best(
     trainings: Mapping[str, Sequence[TrainingSpec]], rates: Mapping[str, Rates]
 ) -> list[tuple[str, TrainingSpec]]:

@@ -131,8 +131,8 @@ def audits(preset: str, folder: Path) -> Iterator[tuple[str, str, dict[str, Any]
             stages = [
                 {**stage, "where": f"{stage['where']} AND id >= '{FEW[stage['name']]}'"} for stage in plan["stage"]
             ]
-            train = {**plan["train"], "epochs": 4, "batch_size": 16, "lr": 1e-3}
-            plan |= {"stage": stages, "train": train, "probe": {"steps": 20, "every": 5, "limit": 24}}
+            train = {**plan["train"], "epochs": 2, "batch_size": 16, "lr": 1e-3}
+            plan |= {"stage": stages, "train": train, "probe": {"steps": 10, "every": 5, "limit": 24}}
             yield "real", f"{name}_few", plan
         return
     if preset == "cpu":

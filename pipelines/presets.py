@@ -7,9 +7,11 @@ gpu     real data with SmolLM2-135M (the folder that CURATE_SHARED names, or ../
 
 from __future__ import annotations
 
+import gzip
 import importlib.util
 import json
 import os
+import random
 import subprocess
 import sys
 import tempfile
@@ -50,9 +52,9 @@ class Preset:
     their warm-ups. steps: of every training in dualsft.py. online: settings of those in online_selection.py, which
     train on `data`, or on that many samples of the corpus's endless stream (drawn). trials, horizons: subsets of `size`
     samples, and steps of training on each, to validate scores with. context: of a model that is named instead of the
-    base, in tokens; 0: its own. accuracy: how the share of right answers is measured. parts: whether a method that
-    chooses within the step is taken apart, too. rates: by which the training's learning rate is multiplied where every
-    arm looks for its own."""
+    base, in tokens; 0: its own. accuracy: how the share of right answers is measured. parts: whether a method is taken
+    apart, too, and all are compared. rates: by which the training's learning rate is multiplied where every arm looks
+    for its own."""
 
     data: Callable[[Workspace], None]
     base: Callable[[Path], ModelChoice]
@@ -193,6 +195,25 @@ def few(ws: Workspace) -> None:
                 ws, curate.export(full_ws, "few", Jsonl(), f"{folder}/out").files, mapping={"source": "source"}
             )
     real_targets(ws)
+
+
+def maths_and_p3(ws: Workspace) -> None:
+    """80 samples each of GSM8K and of P3, drawn at random; 48 examples of GSM8K as a target, and P3, of which another
+    24 samples are asked, as what is to be kept."""
+    rng = random.Random(0)
+    maths = rng.sample((SHARED / "pool/gsm8k.jsonl").read_text("utf-8").splitlines(), 80)
+    with gzip.open(SHARED / "pool/p3.jsonl.gz", "rt", encoding="utf-8") as file:
+        p3 = rng.sample(file.read().splitlines(), 104)
+    aim = (SHARED / "targets/gsm8k_val.jsonl").read_text("utf-8").splitlines()[:48]
+    with tempfile.TemporaryDirectory() as folder:
+        paths = {}
+        for name, lines in (("pool", maths + p3[:80]), ("kept", p3[80:]), ("aim", aim)):
+            paths[name] = str(Path(folder) / f"{name}.jsonl")
+            Path(paths[name]).write_text("\n".join(lines) + "\n", encoding="utf-8")
+        curate.ingest(ws, [paths["pool"]])
+        curate.target(ws, "gsm8k", paths["aim"])
+        curate.target(ws, "p3", paths["kept"], split="test")
+    curate.target(ws, "gsm8k", str(SHARED / "eval/gsm8k_test.jsonl"), split="test")
 
 
 def real_targets(ws: Workspace) -> None:

@@ -13,21 +13,48 @@ _PASSAGES = ("context", "passage")
 _OPTIONS = ("choices", "options")
 _ARE_OPTIONS = frozenset(_OPTIONS)
 _KEYS = ("answerKey", "answer", "answer_index", "answer_idx")
+# Where the question has another name: it, and the fields of its options, a list of them or one each.
+_OTHER_NAMES = {
+    "goal": ("sol1", "sol2"),  # PIQA
+    "ctx": ("endings",),  # HellaSwag
+    "question_stem": ("choices",),  # OpenBookQA
+}
 
 
 def is_question(fields: Record) -> bool:
     """Whether the record is a question with an answer."""
+    if _other_name(fields):
+        return True
     return "question" in fields and ("answer" in fields or "answers" in fields or _is_choice(fields))
 
 
 def question(fields: Record, choice_answer: ChoiceAnswer) -> list[Message]:
     """Question and answer, as messages; what is not printed as it is stays in the fields. Options are stored as
     `options`, which metrics read. Raises Refused."""
+    if name := _other_name(fields):
+        _rename(fields, name)
     if _is_choice(fields):
         return _choice(fields, choice_answer)
     _refuse_unclear_options(fields)
     answer = _answer(fields)
     return [_said("user", _asked(fields)), _said("assistant", answer)]
+
+
+def _other_name(fields: Record) -> str | None:
+    """The field that the question is in, where that is not `question` and the options are beside it."""
+    if "question" in fields:
+        return None
+    return next((name for name, options in _OTHER_NAMES.items() if fields.keys() >= {name, *options}), None)
+
+
+def _rename(fields: Record, name: str) -> None:
+    """Give question and options the names that all others have. Raises Refused where none of the options is right."""
+    fields["question"] = fields.pop(name)
+    options = [fields.pop(option) for option in _OTHER_NAMES[name]]
+    fields["choices"] = options[0] if len(options) == 1 else options
+    if not _is_choice(fields):
+        given = next((f"{key} {fields[key]!r}" for key in (*_KEYS, "label") if key in fields), "answer")
+        raise Refused(f"has a question with options, and its {given} is none of them")
 
 
 def _said(role: str, content: str) -> Message:

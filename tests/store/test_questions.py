@@ -72,6 +72,24 @@ def test_options_are_asked_and_the_answer_is_a_letter_or_a_text(record: Any) -> 
     assert json.loads(read(asked, choice_answer="text").meta)["options"] == TEXTS
 
 
+@pytest.mark.parametrize(
+    "record",
+    [
+        {"goal": "Which is red?", "sol1": "grass", "sol2": "blood", "label": 1},  # PIQA
+        {"ctx": "Which is red?", "endings": ["grass", "blood"], "label": "1", "ind": 7},  # HellaSwag
+        {"question_stem": "Which is red?", "choices": {"text": ["grass", "blood"], "label": ["A", "B"]},
+         "answerKey": "B"},  # OpenBookQA
+    ],
+)  # fmt: skip
+def test_question_and_options_of_other_names_are_those(record: dict[str, Any]) -> None:
+    asked = "Which is red?\nA. grass\nB. blood"
+    assert said(dict(record)) == [asked, "B"] and said(dict(record), choice_answer="text") == [asked, "blood"]
+    unanswered = {**record, ("answerKey" if "answerKey" in record else "label"): -1}
+    with pytest.raises(Refused, match="has a question with options, and its (label|answerKey) -1 is none of them"):
+        read(unanswered)
+    assert said({**record, "prompt": "p", "completion": "c"}) == ["p", "c"]
+
+
 def test_a_whole_number_is_an_index_whatever_the_texts_are() -> None:
     """MMLU's arithmetic: "What is 5-5?" with the options 4, 2, 0 and 6, of which the one of index 2 is right."""
     record = {"question": "What is 5-5?", "choices": ["4", "2", "0", "6"], "answer": 2}
