@@ -73,6 +73,19 @@ def _with_lora(choice: ModelChoice, settings: TrainSettings, saved: Path | None,
     return TrainableModel(language_model, adapter)
 
 
+def redraw(adapter: Any, seed: int) -> None:
+    """Give a LoRA adapter new matrices in place, drawn by a seed: of a training's distribution, though not the numbers
+    that `trainable` draws by that seed, since a layer that is made anew draws more of them."""
+    import torch
+    from peft.tuners.lora import LoraLayer
+
+    with torch.random.fork_rng():
+        torch.manual_seed(seed % 2**63)
+        for module in adapter.modules():
+            if isinstance(module, LoraLayer):
+                module.reset_lora_parameters("default", init_lora_weights=True)
+
+
 def _require_attention(settings: TrainSettings) -> None:
     """Raises CurateError where flash attention cannot be."""
     if settings.attn_implementation != "flash_attention_2":
