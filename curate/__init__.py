@@ -42,6 +42,8 @@ _HOMES = {
     "prune": "curate.verbs.prune",
     "compare": "curate.verbs.compare",
     "audit": "curate.verbs.audit",
+    "trial": "curate.verbs.trial",
+    "foretell": "curate.verbs.foretell",
     "evaluate": "curate.verbs.evaluate",
     "report": "curate.verbs.report",
     "export": "curate.verbs.export",
@@ -81,6 +83,7 @@ if TYPE_CHECKING:
     from curate.verbs.explain import explain as explain
     from curate.verbs.export import export as export
     from curate.verbs.export import preview as preview
+    from curate.verbs.foretell import foretell as foretell
     from curate.verbs.head import head as head
     from curate.verbs.ingest import ingest as ingest
     from curate.verbs.mask import mask as mask
@@ -99,6 +102,7 @@ if TYPE_CHECKING:
     from curate.verbs.status import status as status
     from curate.verbs.target import target as target
     from curate.verbs.train import train as train
+    from curate.verbs.trial import trial as trial
     from curate.verbs.verify import verify as verify
     from curate.verbs.weigh import weigh as weigh
     from curate.web.explore import explore as explore

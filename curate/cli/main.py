@@ -42,6 +42,8 @@ _HOMES = {  # command -> the module of curate.cli that has it, in the order of u
     "evaluate": "evaluation",
     "compare": "comparing",
     "audit": "audit",
+    "trial": "trial",
+    "foretell": "trial",
     "report": "inspect",
     "doctor": "doctor",
 }

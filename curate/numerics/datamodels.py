@@ -64,6 +64,16 @@ def predicted_anew(
         yield predicted(dealt, members)
 
 
+def shares_of_best(summed: np.ndarray, gains: np.ndarray, draws: int = 1000, seed: int = 0) -> np.ndarray:
+    """In what share of bootstrap samples of the subsets each of S scores foretells the mean gain best, float64 [S].
+    summed: their predictions, [S, K]; gains: [K, E]."""
+    rng, mean, won = np.random.default_rng(seed), gains.mean(1), np.zeros(len(summed))
+    for i in _resampled(rng, summed.shape[1], draws):
+        found = _spearman(summed[:, i].T, np.repeat(mean[i][:, None], len(summed), 1))
+        won[np.argmax(np.nan_to_num(found, nan=-2.0))] += 1
+    return won / draws
+
+
 def standard_error(subsets: int) -> float:
     """Of Spearman's correlation over so many subsets, where there is none: 1 / sqrt(K - 1)."""
     return 1 / np.sqrt(subsets - 1) if subsets > 1 else float("inf")
@@ -93,9 +103,10 @@ def ceiling(reliable: float) -> float:
 
 
 def linear_datamodel(members: np.ndarray, gains: np.ndarray) -> np.ndarray:
-    """What the other subsets foretell of each one's gain, float64 [K, E]: ridge regression on membership, with the
-    penalty of the least squared error on subsets that are left out one by one. The best of values that are summed can
-    be told from these K trainings, so far as so few of them tell it."""
+    """What the other subsets foretell of each one's gain over their mean, float64 [K, E]: ridge regression on
+    membership, with the penalty of the least squared error on subsets that are left out one by one. So well can values
+    that are summed foretell, as far as K trainings can tell which. (Of their mean alone a subset's own gain would be
+    foretold the wrong way round, since the mean of the others is the lower, the higher it is.)"""
     x = members - members.mean(0)
     overlaps = x @ x.T
     eigenvalues, vectors = np.linalg.eigh(overlaps)
@@ -111,7 +122,7 @@ def linear_datamodel(members: np.ndarray, gains: np.ndarray) -> np.ndarray:
         error = np.square(gains - left_out).mean(0)
         better = error < least
         best[:, better], least[better] = left_out[:, better], error[better]
-    return best
+    return best - (gains.sum(0) - gains) / (k - 1)
 
 
 # --- ranks -----------------------------------------------------------------------------------------------

@@ -65,3 +65,15 @@ def effective_size(weights: np.ndarray) -> float:
     maximum = float(weights.max(initial=0.0))
     relative = weights / maximum if maximum else weights  # scaled so that squares do not underflow
     return float(relative.sum() ** 2 / (relative**2).sum()) if maximum else 0.0
+
+
+def adjusted(p: np.ndarray) -> np.ndarray:
+    """Holm's adjustment of p values, [K]: what each is at when the chance of any false one is to be that.
+
+    Reference: Holm, "A simple sequentially rejective multiple test procedure", Scand. J. Statistics, 1979.
+    """
+    order = np.argsort(p, kind="stable")
+    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
+    found = np.empty(len(p))
+    found[order] = np.minimum(stepped, 1.0)
+    return found

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 
-from curate.numerics.long_horizon.myopia import Myopia, adjusted
+from curate.numerics.long_horizon.myopia import Myopia
 from curate.numerics.long_horizon.scorecard import LATER, NOW, WORDS, Scorecard, rows
-from curate.numerics.statistics import paired
+from curate.numerics.statistics import adjusted, paired
 from curate.pages._html import render
 from curate.pages.diagnosis import pyplot, saved
 

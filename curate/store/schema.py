@@ -201,9 +201,26 @@ AUDIT_CELLS = pa.schema(  # one row for every performance that an audit measured
     ]
 )
 
+TRIALS = pa.schema(  # one row for every target example after every training of a trial
+    [
+        ("trial", pa.string()),
+        ("subset", pa.int64()),
+        ("repeat", pa.int64()),  # 0 for the first training on the subset
+        ("seed", pa.int64()),
+        ("samples", pa.int64()),  # of the subset
+        ("steps", pa.int64()),
+        ("flops", pa.float64()),  # of the training
+        ("seconds", pa.float64()),
+        ("id", pa.string()),  # of the target example
+        ("subtask", pa.string()),
+        ("loss", pa.float64()),
+        ("base", pa.float64()),  # its loss before training
+    ]
+)
+
 # Views of `curate sql`, and columns of `samples`: names that no score may take.
 VIEWS = (
     *("pool", "targets", "rejects", "ledger", "runs", "metrics", "trained", "evaluations", "samples"),
-    *("audits", "audit_cells"),
+    *("audits", "audit_cells", "trials"),
 )
 POOL_COLUMNS = (*POOL.names, "row")

@@ -8,7 +8,7 @@ F_online the extra work of a weighting during training: anchors, second forward 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -141,12 +141,22 @@ def _preparation(ledger: _Ledger, recipe: RunRecipe) -> set[str]:
     paid = {entry for part in _made_of(recipe) for entry in part.paid or ()}
     paid |= {entry for _, score in scores_behind(recipe) for entry in score.paid}
     paid = (paid - set(recipe.model_paid or ())) & ledger.keys()
-    return _of_scores(earlier, recipe) | _of_trainings(earlier, recipe) | _of_manifests(earlier, recipe) | paid
+    scores = _of_scores(earlier, scores_behind(recipe))
+    return scores | _of_trainings(earlier, recipe) | _of_manifests(earlier, recipe) | paid
 
 
-def _of_scores(earlier: _Ledger, recipe: RunRecipe) -> set[str]:
+def score_cost(ws: Workspace, scores: Sequence[tuple[str, TableRecipe]]) -> tuple[float, float]:
+    """FLOPs and seconds of everything that scores, and what they rest on, have cost so far: their passes, warm-ups, and
+    the models that they use. A pass that several scores share is counted whole for each."""
+    ledger = _by_name(read_entries(ws.path))
+    entries = _of_scores(ledger, scores) | _of_warmups(ledger, scores)
+    entries |= {entry for _, score in scores for entry in score.paid} & ledger.keys()
+    rows = [ledger[entry] for entry in entries]
+    return sum(row["flops"] or 0.0 for row in rows), sum(row["seconds"] or 0.0 for row in rows)
+
+
+def _of_scores(earlier: _Ledger, scores: Sequence[tuple[str, TableRecipe]]) -> set[str]:
     """The entries of the scores and vectors: all with their name, method and models, including work lost to kills."""
-    scores = scores_behind(recipe)
     tables = [*scores, *((score.vectors, score) for _, score in scores if score.vectors)]
     states = {state for _, score in scores for state in score.states}
     entries = {entry for entry, row in earlier.items() if row["prepared"] in states}
@@ -161,9 +171,14 @@ def _of_scores(earlier: _Ledger, recipe: RunRecipe) -> set[str]:
 
 def _of_trainings(earlier: _Ledger, recipe: RunRecipe) -> set[str]:
     """The entries of the warm-ups of scores and of the mask, and of the proxies of mixtures."""
-    runs = {f"warmup_{score.warmup.wanted}" for _, score in scores_behind(recipe) if score.warmup}
-    runs |= {recipe.mask.warmup} if recipe.mask and recipe.mask.warmup else set()
+    warmups = _of_warmups(earlier, scores_behind(recipe))
+    runs = {recipe.mask.warmup} if recipe.mask and recipe.mask.warmup else set()
     runs |= {name for step in steps_of(recipe) for name in step.proxies or ()}
+    return warmups | {entry for entry, row in earlier.items() if row["stage"] != "train" and row["run"] in runs}
+
+
+def _of_warmups(earlier: _Ledger, scores: Sequence[tuple[str, TableRecipe]]) -> set[str]:
+    runs = {f"warmup_{score.warmup.wanted}" for _, score in scores if score.warmup}
     return {entry for entry, row in earlier.items() if row["stage"] != "train" and row["run"] in runs}
 
 

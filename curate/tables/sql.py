@@ -29,6 +29,7 @@ from curate.tables.audit_cards import audit_cells, audits
 from curate.tables.inputs import sample_columns, score_recipe, scores_in
 from curate.tables.sql_guard import cursor, first_line, has_star, nodes, read_only_tree, writing_cursor
 from curate.tables.state import score_state, table_state
+from curate.tables.trials import trials
 
 _T = TypeVar("_T")
 _SHOWN = 60  # rows of a table in plain text
@@ -96,7 +97,7 @@ def _tables(ws: Workspace, runs: Sequence[str] | None) -> dict[str, Callable[[],
         "runs": lambda: views.runs(ws, runs),
         "evaluations": lambda: views.evaluations(ws, runs),
     }
-    of_audits = {"audits": lambda: audits(ws), "audit_cells": lambda: audit_cells(ws)}
+    of_audits = {"audits": lambda: audits(ws), "audit_cells": lambda: audit_cells(ws), "trials": lambda: trials(ws)}
     taken = {*ws.score_names(), *ws.vectors_names(), *ws.manifest_names()}
     return tables | {name: table for name, table in of_audits.items() if name not in taken}
 

@@ -14,6 +14,7 @@ from curate.numerics.datamodels import (
     of_mean,
     predicted,
     reliability,
+    shares_of_best,
     standard_error,
 )
 
@@ -94,8 +95,27 @@ def test_the_linear_datamodel_leaves_each_subset_out() -> None:
         by_penalty.append(left_out)
     errors = np.array([np.square(gains - one).mean(0) for one in by_penalty])
     wanted = np.stack([by_penalty[errors[:, e].argmin()][:, e] for e in range(2)], 1)
-    assert found == pytest.approx(wanted, abs=1e-6)
-    assert np.square(gains - found).mean() < 0.3 * gains.var()
+    others = (gains.sum(0) - gains) / 11
+    assert found == pytest.approx(wanted - others, abs=1e-6)
+    assert np.square(gains - others - found).mean() < 0.3 * gains.var()
+
+
+def test_the_linear_datamodel_foretells_nothing_where_there_is_nothing() -> None:
+    rng = np.random.default_rng(7)
+    found = [
+        spearmanr(linear_datamodel(members, gains)[:, 0], gains[:, 0]).statistic
+        for members, gains in ((drawn(40, 30, i), rng.normal(size=(40, 1))) for i in range(40))
+    ]
+    assert abs(np.mean(found)) < 0.2  # where the means of the others are left in, it is -0.6
+
+
+def test_which_is_best_is_told_by_resampled_subsets() -> None:
+    rng, members = np.random.default_rng(8), drawn(40, 50)
+    true = rng.normal(size=50)
+    gains = (members @ true)[:, None] + rng.normal(size=(40, 3))
+    summed = np.stack([predicted(v, members) for v in (rng.normal(size=50), true, true + 0.1, np.ones(50))])
+    shares = shares_of_best(summed, gains, 200)
+    assert shares.sum() == pytest.approx(1) and shares[1] > 0.9 and shares[3] == 0  # of equals the first wins
 
 
 def test_the_standard_error_of_a_correlation_over_subsets() -> None:

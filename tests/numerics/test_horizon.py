@@ -20,8 +20,9 @@ from curate.numerics.long_horizon.matrix import (
     scaled,
     worst_task,
 )
-from curate.numerics.long_horizon.myopia import adjusted, ahead_and_behind, gap_of, myopia, ranks
+from curate.numerics.long_horizon.myopia import ahead_and_behind, gap_of, myopia, ranks
 from curate.numerics.long_horizon.updates import concentration, drift, entropy, stability
+from curate.numerics.statistics import adjusted
 from curate.runs.model_updates import update_products
 
 # Rows: before, and after stages 1, 2, 3. Columns: the targets of stages 1, 2, 3.

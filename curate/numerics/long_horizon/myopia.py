@@ -5,7 +5,7 @@ the share of random rankings that have at least as large a gap, and with an inte
 together; whether one of them is myopic, ahead now and behind in the end, is asked of its ranks in every seed.
 
 Source: LHAS, arXiv:2605.30537, Equation 3; the treatment of ties, the null distribution and the test of a single
-selector are ours. Its adjustment: Holm, A simple sequentially rejective multiple test procedure, 1979.
+selector are ours.
 """
 
 from __future__ import annotations
@@ -90,15 +90,6 @@ def _at_most(ranked: np.ndarray) -> np.ndarray:
     for row in doubled:
         chance = np.convolve(chance, np.bincount(row) / len(row))
     return np.cumsum(chance)[doubled.sum(0)]
-
-
-def adjusted(p: np.ndarray) -> np.ndarray:
-    """Holm's adjustment of p values, [K]: what each is at when the chance of any false one is to be that."""
-    order = np.argsort(p, kind="stable")
-    stepped = np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1))
-    found = np.empty(len(p))
-    found[order] = np.minimum(stepped, 1.0)
-    return found
 
 
 def _rankings(ranked: np.ndarray, seed: int) -> np.ndarray:

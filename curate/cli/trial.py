@@ -1,0 +1,145 @@
+"""trial: trainings on random subsets of the pool, to measure which scores foretell what training gives."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+import curate
+from curate.cli.console import notes, say
+from curate.cli.evaluation import one_model
+from curate.cli.options import as_json_option, by_owner, workspace
+from curate.kinds import registry
+from curate.text_table import table
+
+if TYPE_CHECKING:
+    from curate.store.workspace import Workspace
+    from curate.verbs.foretell import Foretold
+
+
+@click.command()
+@click.argument("name")
+@workspace(writes=True)
+@click.option("--model", "model_name", required=True, metavar="MODEL", help="What every training starts from.")
+@click.option("--target", required=True, metavar="NAME", help="The target whose examples' losses are measured.")
+@click.option("--split", type=click.Choice(["val", "test"]), default="val", show_default=True, help="Of the target.")
+@click.option("--subsets", type=int, default=64, show_default=True, metavar="K", help="Random subsets of the samples.")
+@click.option("--share", type=float, default=0.5, show_default=True, help="Share of the samples in every subset.")
+@click.option("--where", default="", metavar="SQL", help="Draw only among the samples that satisfy a condition.")
+@click.option("--stratify", is_flag=True, help="Draw the same share of every source.")
+@click.option(
+    "--repeats",
+    type=int,
+    default=1,
+    show_default=True,
+    metavar="R",
+    help="Train R times on some subsets, with other seeds: what differs is noise, by which any score is limited.",
+)
+@click.option("--repeated", type=int, default=16, show_default=True, metavar="N", help="On how many of the subsets.")
+@click.option(
+    "--weighting", default="uniform", show_default=True, metavar="METHOD", help="See `curate methods weighting`."
+)
+@click.option("--seed", type=int, default=0, show_default=True, help="Of the subsets, and of the trainings.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="[OWNER.]FIELD=VALUE",
+    help="A setting of the trainings (lr=1e-4, lora_r=16; see `curate train --settings`), of the weighting "
+    "(adapt.tau=0.5), of the model (model.context=512) or of the executor (local.timeout=60).",
+)
+@click.option("--executor", "executor_name", default="local", show_default=True, help="See `curate methods executor`.")
+@click.option("--workers", type=int, metavar="N", help="Worker processes, or actors.  [default: the executor's]")
+@as_json_option
+def trial(
+    ws: Workspace,
+    name: str,
+    model_name: str,
+    settings: tuple[str, ...],
+    weighting: str,
+    executor_name: str,
+    workers: int | None,
+    as_json: bool,
+    **drawn: object,
+) -> None:
+    """Train on random subsets of the pool, each from the same model, and store the loss of every target example.
+
+    What such a trial says of a score, `curate foretell` tells; `SELECT * FROM trials` shows the losses. Running the
+    same command again goes on with an interrupted trial.
+    """
+    from curate.runs.trial import TrialSpec
+    from curate.training.settings import TrainSettings, from_hugging_face
+
+    own = by_owner(["", weighting, "model", executor_name], [], settings)
+    spec = TrialSpec(
+        model=one_model([model_name], own["model"]),
+        weighting=registry.make("weighting", weighting, own[weighting]),
+        settings=registry.with_settings(TrainSettings, from_hugging_face(own[""], 1), "the trainings"),
+        **drawn,  # type: ignore[arg-type]
+    )
+    worker_settings = {"workers": str(workers)} if workers is not None else {}
+    executor = registry.make("executor", executor_name, {**worker_settings, **own[executor_name]})
+    r = curate.trial(ws, name, spec, executor=executor)
+    row = {
+        "before": r.base,
+        "after": r.mean,
+        "spread": r.spread,
+        "reliability": r.reliability,
+        "standard error": r.error,
+    }
+    shown = {key: "not known" if value is None else f"{value:.4g}" for key, value in row.items()}
+    head = (
+        f"Trial {name}: {r.trainings_now:,} of {r.trainings:,} trainings done now, on {r.subsets} subsets of "
+        f"{r.samples:,} samples. The loss of {spec.target} before, the mean after, its standard deviation over subsets:"
+    )
+    say(r, as_json, "\n".join([head, "", table([shown], {key: key for key in shown})]) + notes(r.warnings))
+
+
+@click.command()
+@click.argument("trial_name", metavar="TRIAL")
+@click.argument("scores", nargs=-1, required=True, metavar="SCORE...")
+@workspace(writes=False)
+@click.option("--draws", type=int, default=1000, show_default=True, metavar="N", help="Of bootstrap and permutations.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of these draws.")
+@click.option("--allow-stale", is_flag=True, help="Use scores that are stale or incomplete.")
+@as_json_option
+def foretell(
+    ws: Workspace, trial_name: str, scores: tuple[str, ...], draws: int, seed: int, allow_stale: bool, as_json: bool
+) -> None:
+    """Compare scores by how well they foretell a trial's trainings, which were not chosen by any of them.
+
+    A SCORE is a stored score, a manifest (its weights), or an SQL expression over `samples`; higher means better. `lds`
+    is the rank correlation, over the trial's subsets, of its sum over a subset with what training on that gained on the
+    target (linear datamodeling score); p is of values dealt out anew, adjusted for all that are compared.
+    """
+    r = curate.foretell(ws, trial_name, *scores, draws=draws, seed=seed, allow_stale=allow_stale)
+    say(r, as_json, _foretold(r))
+
+
+def _foretold(r: Foretold) -> str:
+    rows = [
+        {
+            "score": row.score,
+            "lds": _figure(row.lds),
+            "95 %": "" if row.low is None else f"{row.low:.2f} to {row.high:.2f}",
+            "p": _figure(row.adjusted),
+            "each": _figure(row.each),
+            "best": f"{row.best:.0%}",
+            "samples": f"{row.samples:,}",
+            "FLOPs": "" if row.flops is None else f"{row.flops:.2e}",
+            "seconds": "" if row.seconds is None else f"{row.seconds:,.1f}",
+        }
+        for row in r.rows
+    ]
+    head = (
+        f"Trial {r.trial}: {r.subsets} subsets of {r.samples:,} samples; by chance a correlation is {r.error:.2f} off."
+    )
+    most = "" if r.ceiling is None else f"To be had at most, by repeated trainings: {r.ceiling:.2f}. "
+    most += "" if r.datamodel is None else f"Regression on the subsets themselves, each left out: {r.datamodel:.2f}."
+    lines = [head, "", table(rows, {key: key for key in rows[0]}), "", *([most.strip()] if most else []), r.reading]
+    return "\n".join(lines) + notes(r.warnings)
+
+
+def _figure(value: float | None) -> str:
+    return "" if value is None else f"{value:.2g}" if abs(value) < 0.1 else f"{value:.2f}"

@@ -1,0 +1,170 @@
+"""A trial: which random subsets of the pool are drawn, and how a worker trains on one of them."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+
+from curate.errors import CurateError, DivergedError
+from curate.kinds.weighting import Weighting
+from curate.models.choice import ModelChoice
+from curate.numerics.apportion import largest_remainders
+from curate.runs.config import TrainingSpec
+from curate.runs.prepare import prepare_data
+from curate.runs.samples import TrainingRows, pool_ids
+from curate.runs.tokenize import anchors_of
+from curate.store.ledger import Meters
+from curate.store.run_record import Run
+from curate.store.workspace import Workspace, open_workspace
+from curate.tables.inputs import load_target
+from curate.tables.trials import StoredTrial, Training
+from curate.training.settings import TrainSettings
+
+if TYPE_CHECKING:  # loaded only when there is something to train
+    from curate.training.subsets import SubsetTrainer
+    from curate.training.trainable import TrainableModel
+
+
+@dataclass(frozen=True)
+class TrialSpec:
+    """What a trial is: K random subsets of a share of the samples, each trained on from the same model.
+
+    where: SQL condition on samples that may be drawn; '': all that can be trained on. stratify: draw the same share of
+    every source. repeats: how often each of the first `repeated` subsets is trained, with other seeds: what differs
+    between these is noise. split: of the target, whose examples' losses are measured.
+    """
+
+    model: ModelChoice
+    target: str
+    weighting: Weighting
+    settings: TrainSettings = field(default_factory=TrainSettings)
+    subsets: int = 64
+    share: float = 0.5
+    where: str = ""
+    stratify: bool = False
+    repeats: int = 1
+    repeated: int = 16
+    split: str = "val"
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if not 0 < self.share < 1:
+            raise CurateError(f"--share {self.share:g} is a share of the samples, between 0 and 1.")
+        if self.subsets < 2 or self.repeats < 1 or self.repeated < 0:
+            raise CurateError(
+                f"a trial has --subsets of 2 or more, --repeats of 1 or more and --repeated of 0 or more, not "
+                f"{self.subsets}, {self.repeats} and {self.repeated}."
+            )
+        if self.split not in ("val", "test"):
+            raise CurateError(f"the split '{self.split}' is neither val nor test.")
+
+
+def drawn(samples: int, sources: np.ndarray | None, spec: TrialSpec) -> np.ndarray:
+    """The members of every subset, bool [K, N]: the given share of N samples; with the source of each, int64 [N], of
+    every source's. A subset depends on the seed and its number alone."""
+    members = np.zeros((spec.subsets, samples), bool)
+    groups = [np.arange(samples)]
+    if sources is not None:
+        groups = [np.flatnonzero(sources == source) for source in np.unique(sources)]
+    sizes = np.array([len(group) for group in groups])
+    taken = largest_remainders(sizes / sizes.sum(), round(spec.share * samples))
+    for i, row in enumerate(members):
+        rng = np.random.default_rng([spec.seed, i])
+        for group, count in zip(groups, taken.tolist(), strict=True):
+            row[rng.choice(group, min(int(count), len(group)), replace=False)] = True
+    return members
+
+
+# --- a worker --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class TrialWorker:
+    """What a worker needs to train on subsets: plain data, and what it has loaded."""
+
+    path: str
+    name: str
+    spec: TrialSpec
+    trusted: tuple[str, ...] = ()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without what has been loaded, which a worker loads itself."""
+        return {key: value for key, value in self.__dict__.items() if key not in ("loaded", "stored")}
+
+    @cached_property
+    def stored(self) -> StoredTrial:
+        """The trial."""
+        return StoredTrial(replace(open_workspace(self.path), trusted=self.trusted).with_pinned_pool(), self.name)
+
+    @cached_property
+    def loaded(self) -> SubsetTrainer:
+        """The model, with the samples that the trial was made with."""
+        from curate.training.subsets import SubsetTrainer
+
+        nothing = Meters(self.stored.ws.path, "trial", {}, ExitStack())  # stored when the subsets were drawn
+        opened = Opened.of(self.stored.ws, self.name, self.spec, self.stored.rows, nothing)
+        if not np.array_equal(opened.rows, self.stored.rows):
+            raise CurateError(
+                f"the samples that can be trained on are others than when the trial '{self.name}' was drawn; has its "
+                "pool, or its tokenizer, been changed? Make it under another name."
+            )
+        return SubsetTrainer(opened.model, opened.data, self.spec.settings, self.spec.weighting, opened.asked)
+
+    def run_task(self, task: Training) -> dict[str, Any]:
+        """Train on a subset, and commit what it gave. Returns the cost by phase."""
+        from curate.training.step_weights import Diverged
+
+        stored, trainer = self.stored, self.loaded
+        seed = seed_of(stored.seeds[task.subset], task.repeat)
+        try:
+            found = trainer.train(stored.members[task.subset], seed)
+        except Diverged as error:
+            raise DivergedError(
+                f"the trial '{self.name}' was stopped at {task}: {error}; use a smaller lr, or a clip above 0, and "
+                "make it under another name."
+            ) from None
+        table = pa.table({"example": np.arange(len(found.loss), dtype=np.int32), "loss": found.loss})
+        flops = sum(cost.flops for phase, cost in found.usage.items() if phase != "evaluate")
+        seconds = sum(cost.seconds or 0.0 for phase, cost in found.usage.items() if phase != "evaluate")
+        figures = {"steps": found.steps, "samples": found.samples, "flops": flops, "seconds": seconds}
+        stored.losses.commit(task.name, table, subset=task.subset, repeat=task.repeat, seed=seed, **figures)
+        return dict(found.usage)
+
+
+def seed_of(seed: int, repeat: int) -> int:
+    """The seed of a training: a subset's own, and another each time it is repeated."""
+    return seed + repeat
+
+
+@dataclass(frozen=True)
+class Opened:
+    """What trainings of a trial need, loaded: the model, the data, and the target's tokens. rows: of the samples that
+    can be trained on, in the pool."""
+
+    model: TrainableModel
+    data: Any
+    rows: np.ndarray
+    asked: Any
+
+    @classmethod
+    def of(cls, ws: Workspace, name: str, spec: TrialSpec, rows: np.ndarray, meters: Meters) -> Opened:
+        """Load the model, and tokenise the samples at some rows of the pool. meters: charged for losses of the base
+        model, if the weighting needs them. Raises CurateError if no sample is usable."""
+        from curate.training.distributed import Alone
+        from curate.training.trainable import trainable
+
+        model = trainable(spec.model, spec.settings)
+        one = np.ones(len(rows))
+        given = TrainingRows(rows, pool_ids(ws).take(pa.array(rows)), one, one.astype(np.int64), None, None, [])
+        training = TrainingSpec(spec.model, spec.weighting, spec.settings, seed=spec.seed)
+        target = load_target(ws, spec.target) if spec.weighting.uses_target else None
+        place = ws.path / "trials" / name / "prepared"
+        prepared = prepare_data(Run(ws, name, place=place), training, given, target, model, meters, Alone())
+        assert prepared.row is not None
+        asked = anchors_of(load_target(ws, spec.target, (spec.split,)).text.samples(), spec.target, model.model)
+        return cls(model, prepared.data, prepared.row, asked)

@@ -1,0 +1,197 @@
+"""`curate foretell`: which scores foretell what training on a subset gives, by the subsets of a trial.
+
+scores, weights, SQL ── sums over each subset ─┬─ rank correlation ── a row each, and a sentence
+trial ── the target's loss after each subset ──┴─ the ceiling: repeats, and a regression on membership
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from curate.arguments.workspaces import AnyWorkspace, workspace_of
+from curate.errors import CurateError
+from curate.numerics.datamodels import (
+    ceiling,
+    foretold,
+    lds,
+    linear_datamodel,
+    of_mean,
+    predicted,
+    reliability,
+    shares_of_best,
+    standard_error,
+)
+from curate.numerics.rank_agreement import spearman
+from curate.numerics.statistics import adjusted
+from curate.results import Result
+from curate.store.manifests import read_any
+from curate.store.recipes import MixtureRecipe, TableRecipe
+from curate.store.workspace import Workspace
+from curate.tables.lookup import column_of, scores_of
+from curate.tables.run_costs import score_cost
+from curate.tables.state import usable
+from curate.tables.trials import StoredTrial, gains_of, require_trial
+
+LEVEL = 0.05  # of the permutation control, adjusted for the scores that are looked at (Holm)
+
+
+@dataclass
+class Foretelling:
+    """How well one score foretells. lds: the rank correlation with the target's mean loss over subsets, and its 95 %
+    interval; p: how often dealt-out values do as well, adjusted: for all that are looked at; each: the mean over target
+    examples of the correlation with the example's own loss; best: in what share of resampled subsets it is the best.
+    samples: with a value, of those that may be drawn. flops, seconds: what it cost; None: not in the ledger."""
+
+    score: str
+    lds: float | None
+    low: float | None
+    high: float | None
+    p: float | None
+    adjusted: float | None
+    each: float | None
+    best: float
+    samples: int
+    flops: float | None
+    seconds: float | None
+
+
+@dataclass
+class Foretold(Result):
+    """The table of `curate foretell`, the best first. ceiling: what any score is expected to have at most, by the
+    trial's repeats (None: nothing was repeated); datamodel: what regression on the other subsets foretells of each."""
+
+    trial: str
+    subsets: int
+    samples: int
+    error: float
+    ceiling: float | None
+    datamodel: float | None
+    rows: list[Foretelling] = field(default_factory=list)
+    reading: str = ""
+    warnings: list[str] = field(default_factory=list)
+
+
+def foretell(
+    ws: AnyWorkspace,
+    name: str,
+    *scores: str,
+    draws: int = 1000,
+    seed: int = 0,
+    allow_stale: bool = False,
+    wait: float | None = None,
+) -> Foretold:
+    """Compare scores by how well they foretell a trial: the linear datamodeling score, with its interval and control.
+
+    scores: stored scores, manifests (their weights; 0 where a sample is not in one), or SQL expressions over `samples`,
+    of which higher means better for the target. draws: of the bootstrap over subsets, and of values dealt out anew.
+
+    Raises CurateError for an unknown trial, or one that has not ended, for a score that is stale (unless allowed), or
+    has no value in any subset.
+    """
+    ws = workspace_of(ws, wait=wait)
+    stored = require_trial(ws, name)
+    if not scores:
+        raise CurateError("name what is to foretell it: scores, manifests, or SQL expressions over `samples`.")
+    gains, repeats = gains_of(stored)
+    usable_examples = np.isfinite(gains).all(0)
+    gains, members = gains[:, usable_examples], stored.members
+    recipe = stored.recipe
+    assert recipe is not None
+    once = reliability(repeats)
+    most = ceiling(of_mean(once, _times(stored)))
+    mean = gains.mean(1)
+    fitted = spearman(linear_datamodel(members, mean[:, None])[:, 0], mean)
+    error = standard_error(recipe.subsets)
+    result = Foretold(name, recipe.subsets, recipe.samples, error, _known(most), _known(fitted))
+    values = {}
+    for score in dict.fromkeys(scores):
+        values[score], warnings = _values(ws, stored, score, allow_stale)
+        result.warnings += warnings
+    summed = np.stack([predicted(each, members) for each in values.values()])
+    won = shares_of_best(summed, gains, draws, seed)
+    for i, (score, each) in enumerate(values.items()):
+        found = foretold(each, members, gains, draws, seed)
+        cost = _cost(ws, score)
+        result.rows.append(
+            Foretelling(
+                score,
+                *map(_known, (found.mean, found.low, found.high, found.p)),
+                None,
+                _known(float(np.nanmean(lds(each, members, gains))) if np.isfinite(found.mean) else np.nan),
+                float(won[i]),
+                int(np.sum(~np.isnan(each))),
+                *cost,
+            )
+        )
+    _adjust(result.rows)
+    result.rows.sort(key=lambda row: -(row.lds if row.lds is not None else -2.0))
+    result.reading = _reading(result)
+    return result
+
+
+def _values(ws: Workspace, stored: StoredTrial, score: str, allow_stale: bool) -> tuple[np.ndarray, list[str]]:
+    """The values of the samples that may be drawn, float64 [N]; NaN where there is none. Raises CurateError if no
+    sample has one."""
+    if score in ws.manifest_names():
+        table, recipe = read_any(ws, score)
+        if isinstance(recipe, MixtureRecipe):
+            raise CurateError(f"'{score}' is a mixture, which weighs domains and not samples; foretell a selection.")
+        values = np.zeros(ws.n_rows())
+        values[table["row"].to_numpy()] = table["weight"].to_numpy()
+        return values[stored.rows], []
+    warnings = usable(scores_of(ws, score), allow_stale)
+    values = column_of(ws, score, stored.rows)
+    values = np.where(np.isfinite(values), values, np.nan)
+    missing = int(np.isnan(values).sum())
+    if missing == len(values):
+        raise CurateError(f"{score} has no value for any of the {missing:,} samples of the trial '{stored.name}'.")
+    if missing:
+        warnings.append(f"{score} has no value for {missing:,} of {len(values):,} samples, which add nothing to a sum")
+    return values, warnings
+
+
+def _times(stored: StoredTrial) -> float:
+    """How often a subset was trained on, in the mean."""
+    recipe = stored.recipe
+    assert recipe is not None
+    return len(stored.trainings()) / recipe.subsets
+
+
+def _cost(ws: Workspace, score: str) -> tuple[float | None, float | None]:
+    """FLOPs and seconds of the scores that it names, or that a manifest was made from; None if it names none."""
+    if score in ws.manifest_names():
+        named = read_any(ws, score)[1].scores or {}
+        recipes: list[tuple[str, TableRecipe]] = list(named.items())
+    else:
+        recipes = [(state.name, state.recipe) for state in scores_of(ws, score)]
+    return score_cost(ws, recipes) if recipes else (None, None)
+
+
+def _known(value: float) -> float | None:
+    return None if np.isnan(value) else float(value)
+
+
+def _adjust(rows: list[Foretelling]) -> None:
+    """Set the adjusted p of each."""
+    known = [row for row in rows if row.p is not None]
+    for row, p in zip(known, adjusted(np.array([row.p for row in known], np.float64)), strict=True):
+        row.adjusted = float(p)
+
+
+def _reading(result: Foretold) -> str:
+    """A sentence: which score to use here, and how sure that is."""
+    first = result.rows[0]
+    if first.lds is None or first.adjusted is None or first.adjusted > LEVEL:
+        return (
+            f"None foretells more than chance (the best is {first.score}); over {result.subsets} subsets a correlation "
+            f"below {2 * result.error:.2f} is hardly told from none."
+        )
+    told = f"Here {first.score} foretells best: {first.lds:.2f} ({first.low:.2f} to {first.high:.2f})"
+    told += f" where {result.ceiling:.2f} is to be had" if result.ceiling else ""
+    if len(result.rows) == 1:
+        return told + "."
+    second = result.rows[1]
+    sure = f"it is ahead of all others in {first.best:.0%} of resampled trials"
+    return f"{told}; {sure}" + (f" ({second.score} in {second.best:.0%})." if second.best else ".")

@@ -1,0 +1,176 @@
+"""Trials of random subsets, and what foretells them: against trainings by themselves, kills, workers, and bad input."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import curate
+from curate.errors import CurateError
+from curate.methods.executors.local import Local
+from curate.methods.selectors.top import Top
+from curate.methods.weightings.uniform import Uniform
+from curate.models.choice import ModelChoice
+from curate.runs.trial import TrialSpec, drawn
+from curate.store.workspace import Workspace, open_workspace
+from curate.tables.trials import require_trial
+from curate.training.settings import TrainSettings
+from tests.conftest import SAMPLE, run_and_kill, write_jsonl
+from tests.support.narrow import NARROW
+
+SETTINGS = TrainSettings(epochs=1, batch_size=8, lr=3e-3, schedule="constant", warmup=0.0)
+SPEC = TrialSpec(ModelChoice(str(NARROW), device="cpu"), "sums", Uniform(), SETTINGS, subsets=4, repeats=2, repeated=2)
+
+
+@pytest.fixture
+def aimed(sums_ws: Workspace) -> Workspace:
+    curate.target(sums_ws, "sums", str(SAMPLE / "targets/arithmetic_val.jsonl"))
+    return sums_ws
+
+
+def losses(ws: Workspace) -> list[Any]:
+    rows = curate.sql(ws, "SELECT trial, subset, repeat, seed, id, loss FROM trials ORDER BY ALL")
+    return [list(row.values()) for row in rows]
+
+
+def test_each_training_is_that_of_curate_train_on_the_subset(aimed: Workspace) -> None:
+    result = curate.trial(aimed, "one", SPEC)
+    assert (result.trainings, result.trainings_now, result.subsets) == (6, 6, 4) and result.samples == aimed.n_rows()
+    stored = require_trial(aimed, "one")
+    assert stored.members.sum(1).tolist() == [round(0.5 * aimed.n_rows())] * 4
+    rows = ", ".join(map(str, stored.rows[stored.members[2]]))
+    spec = curate.SelectionSpec(by="-row", where=f"row IN ({rows})", frac=1.0)  # in the order of the pool
+    curate.select(aimed, "subset", Top(), spec)
+    settings = replace(SETTINGS, order="shuffle")
+    training = curate.TrainingSpec(SPEC.model, Uniform(), settings, manifest="subset", seed=stored.seeds[2])
+    curate.train(aimed, "alone", training)
+    evaluated = curate.evaluate(aimed, "alone", ["sums"], split="val", allow_val=True).evaluations[0]["value"]
+    (row,) = curate.sql(aimed, "SELECT avg(loss) AS loss, any_value(samples) AS n FROM trials WHERE subset = 2")
+    assert row["loss"] == pytest.approx(evaluated, rel=1e-5) and row["n"] == round(0.5 * aimed.n_rows())
+    phases = {r["phase"] for r in curate.sql(aimed, "SELECT phase FROM ledger WHERE stage = 'trial' AND flops > 0")}
+    assert phases == {"train", "evaluate"}
+
+
+def test_killed_it_goes_on_to_the_same_table(aimed: Workspace, tmp_path: Path) -> None:
+    whole = open_workspace(tmp_path / "whole")
+    _copied(aimed, whole)
+    curate.trial(whole, "one", SPEC)
+    code = """
+        from curate.store.workspace import open_workspace
+        from tests.verbs.test_trial import SPEC
+        import curate
+        curate.trial(open_workspace(sys.argv[1]), "one", SPEC)
+    """
+    run_and_kill(code, str(aimed.path), die_at=12)  # tokens, what is drawn, and some of the losses
+    resumed = curate.trial(aimed, "one", SPEC)
+    assert 0 < resumed.trainings_now < 6
+    assert losses(aimed) == losses(whole) and len({tuple(row[:3]) for row in losses(whole)}) == 6
+    assert curate.trial(aimed, "one", SPEC).trainings_now == 0
+
+
+def _copied(ws: Workspace, other: Workspace) -> None:
+    import shutil
+
+    shutil.copytree(str(ws.path), str(other.path), dirs_exist_ok=True)
+
+
+def test_several_workers_write_the_same_table(aimed: Workspace, tmp_path: Path) -> None:
+    other = open_workspace(tmp_path / "other")
+    _copied(aimed, other)
+    curate.trial(aimed, "one", SPEC)
+    curate.trial(other, "one", SPEC, executor=Local(workers=2))
+    ours, theirs = losses(aimed), losses(other)
+    assert [row[:-1] for row in ours] == [row[:-1] for row in theirs]
+    assert [row[-1] for row in ours] == pytest.approx([row[-1] for row in theirs], rel=1e-5)
+
+
+def test_subsets_are_drawn_by_seed_number_and_source() -> None:
+    sources = np.repeat([0, 1, 2], [60, 30, 10])
+    members = drawn(100, sources, replace(SPEC, subsets=6, share=0.3, seed=1))
+    assert [np.bincount(sources[row]).tolist() for row in members] == [[18, 9, 3]] * 6
+    assert len({row.tobytes() for row in members}) == 6
+    more = drawn(100, sources, replace(SPEC, subsets=9, share=0.3, seed=1))
+    assert (more[:6] == members).all()
+    plain = drawn(101, None, replace(SPEC, subsets=200, share=0.5))
+    assert (plain.sum(1) == 50).all() and abs(plain.mean(0) - 50 / 101).max() < 0.15
+
+
+def test_what_is_drawn_may_be_some_of_the_pool_and_the_pool_may_grow(aimed: Workspace, tmp_path: Path) -> None:
+    spec = replace(SPEC, where="row < 20", repeats=1)
+    curate.trial(aimed, "part", spec)
+    before = losses(aimed)
+    assert require_trial(aimed, "part").rows.max() < 20
+    curate.ingest(aimed, [write_jsonl(tmp_path / "more.jsonl", [{"prompt": "1 and 1?", "completion": "2"}])])
+    assert curate.trial(aimed, "part", spec).trainings_now == 0 and losses(aimed) == before
+
+
+def test_scores_are_compared_by_what_they_foretell(aimed: Workspace, monkeypatch: Any) -> None:
+    curate.trial(aimed, "one", replace(SPEC, subsets=12, repeats=1))
+    stored = require_trial(aimed, "one")
+    true = np.random.default_rng(0).normal(size=len(stored.rows))
+    made = (-(stored.members @ true)[:, None] + [[0.0, 0.5]]).astype(np.float64)
+    monkeypatch.setattr("curate.verbs.foretell.gains_of", lambda _: (-made, np.zeros((1, 0))))
+    listed = ", ".join(f"({row}, {value})" for row, value in zip(stored.rows, true, strict=True))
+    known = f"(SELECT v FROM (VALUES {listed}) t(r, v) WHERE r = row)"
+    curate.score(aimed, curate.method("score", "length"))
+    found = curate.foretell(aimed, "one", "length", known, f"CASE WHEN row < 9 THEN {known} END", draws=200)
+    first = found.rows[0]
+    assert first.score == known and first.lds == pytest.approx(1) and first.best == 1 and (first.adjusted or 1) < 0.05
+    assert first.flops is None and [row.flops for row in found.rows if row.score == "length"] == [0.0]
+    assert "foretells best: 1.00" in found.reading and "9 of" not in found.reading
+    assert any("has no value for" in warning for warning in found.warnings)
+    nothing = curate.foretell(aimed, "one", "length", "row % 7", draws=200)
+    assert "None foretells more than chance" in nothing.reading
+
+
+def test_a_selection_foretells_by_its_weights(aimed: Workspace) -> None:
+    curate.trial(aimed, "one", SPEC)
+    curate.select(aimed, "firsts", Top(), curate.SelectionSpec(by="-row", top=10))
+    by_weights, by_sql = (
+        curate.foretell(aimed, "one", what, draws=20).rows[0] for what in ("firsts", "(row < 10)::INT")
+    )
+    assert by_weights.lds == by_sql.lds and by_weights.samples == aimed.n_rows()
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"share": 1.0}, "--share 1 is a share of the samples"),
+        ({"subsets": 1}, "a trial has --subsets of 2 or more"),
+        ({"split": "train"}, "the split 'train' is neither val nor test"),
+    ],
+)
+def test_settings_that_mean_nothing_are_refused(change: dict[str, Any], said: str) -> None:
+    with pytest.raises(CurateError, match=said):
+        replace(SPEC, **change)
+
+
+def test_bad_input_gets_a_sentence(aimed: Workspace) -> None:
+    for spec, said in (
+        (replace(SPEC, where="row < 0"), "no sample satisfies --where row < 0"),
+        (replace(SPEC, where="row < 2", share=0.1), "--share 0.1 of 2 samples is none"),
+        (replace(SPEC, target="nothing"), "has no target 'nothing'"),
+        (replace(SPEC, split="test"), "split"),
+    ):
+        with pytest.raises(CurateError, match=said):
+            curate.trial(aimed, "one", spec)
+    with pytest.raises(CurateError, match="a trial needs --model"):
+        curate.trial(aimed, "one", target="sums")
+    with pytest.raises(CurateError, match="has no trial 'one'"):
+        curate.foretell(aimed, "one", "length")
+    few = curate.trial(aimed, "one", replace(SPEC, repeats=1))
+    assert any("none can be told from chance" in warning for warning in few.warnings)
+    with pytest.raises(CurateError, match=r"the trial 'one' is another one \(share 0.5, not 0.4\)"):
+        curate.trial(aimed, "one", replace(SPEC, repeats=1, share=0.4))
+    with pytest.raises(CurateError, match="name what is to foretell it"):
+        curate.foretell(aimed, "one")
+    with pytest.raises(CurateError, match="has no value for any of the"):
+        curate.foretell(aimed, "one", "NULL")
+    (aimed.path / "trials/one/losses/_commit/00003-0.json").unlink()
+    (aimed.path / "trials/one/losses/_parts.json").unlink()
+    with pytest.raises(CurateError, match="1 of the 4 subsets of the trial 'one' are not trained on yet"):
+        curate.foretell(aimed, "one", "row")
