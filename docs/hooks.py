@@ -79,6 +79,7 @@ def columns_table() -> str:
         "evaluations": schema.EVALUATIONS,
         "audits": schema.AUDITS,
         "audit_cells": schema.AUDIT_CELLS,
+        "trials": schema.TRIALS,
     }
     rows = [f"| `{name}` | {', '.join(f'`{f.name}` {f.type}' for f in table)} |" for name, table in tables.items()]
     return "\n".join(["| view | columns and Arrow types |", "|---|---|", *rows])

@@ -113,16 +113,21 @@ def foretell(
     won = shares_of_best(summed, gains, draws, seed)
     for i, (score, each) in enumerate(values.items()):
         found = foretold(each, members, gains, draws, seed)
-        cost = _cost(ws, score)
+        own = lds(each, members, gains) if np.isfinite(found.mean) else np.array([np.nan])
+        flops, seconds = _cost(ws, score)
         result.rows.append(
             Foretelling(
-                score,
-                *map(_known, (found.mean, found.low, found.high, found.p)),
-                None,
-                _known(float(np.nanmean(lds(each, members, gains))) if np.isfinite(found.mean) else np.nan),
-                float(won[i]),
-                int(np.sum(~np.isnan(each))),
-                *cost,
+                score=score,
+                lds=_known(found.mean),
+                low=_known(found.low),
+                high=_known(found.high),
+                p=_known(found.p),
+                adjusted=None,
+                each=_known(float(np.nanmean(own))),
+                best=float(won[i]),
+                samples=int(np.sum(~np.isnan(each))),
+                flops=flops,
+                seconds=seconds,
             )
         )
     _adjust(result.rows)
