@@ -43,6 +43,7 @@ def lds(values: np.ndarray, members: np.ndarray, gains: np.ndarray) -> np.ndarra
 
 def foretold(values: np.ndarray, members: np.ndarray, gains: np.ndarray, draws: int = 1000, seed: int = 0) -> Foretold:
     """The scores of values, with an interval and the permutation control."""
+    members = members.astype(np.float64)  # once, and not for each of the draws
     rng, summed, mean = np.random.default_rng(seed), predicted(values, members), gains.mean(1)
     score = float(_spearman(summed, mean[:, None])[0])
     again = [_spearman(summed[i], mean[i][:, None])[0] for i in _resampled(rng, len(summed), draws)]
