@@ -56,7 +56,8 @@ class Graddot(Score):
     """Keep every sub-task's product in the column `subtasks`; then each is a direction of its own."""
     by: Literal["ghost", "jvp", "difference"] = "ghost"
     """ghost: from the factors of each layer's gradient. jvp: in forward mode, where no backward pass is wanted.
-    difference: of the sample's losses, a short step to either side; a third cheaper, off by some 1e-4."""
+    difference: of the sample's losses, a short step to either side; a third cheaper, and off by rounding: by a ten
+    thousandth of the values' root mean square with two million parameters, by a fiftieth with 135 million."""
 
     def __post_init__(self) -> None:
         if self.by == "difference" and (self.keep_subtasks or self.aggregate == "subtask_max"):
