@@ -13,7 +13,7 @@ import inspect
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -28,9 +28,11 @@ from curate.gradients.checkpoint_weights import (
     refuse_other_adapter,
     refuse_other_shapes,
 )
+from curate.gradients.fisher import fisher_losses
 from curate.gradients.optimizer_state import Moments, load_moments, plain
 from curate.gradients.per_sample import PerSample
 from curate.gradients.tape import Tape
+from curate.kinds.passes import Fisher
 from curate.models.choice import ADAPTER, CheckpointChoice, resolve
 from curate.models.flops import FORWARD, TRAINING, TrainingFlops, counted, forward_flops, paper_flops
 from curate.models.forward import UNSUPERVISED, wide
@@ -51,7 +53,7 @@ class CheckpointView:
 
     shapes: of the parameters whose gradients are taken. checkpoint, index: which checkpoint. moments: None unless the
     optimizer's state was requested. parameters: the parameters themselves; others: by role, the parameters of the same
-    names in other models.
+    names in other models. linear: shapes of the linear layers' matrices, without embeddings and the output head.
     """
 
     shapes: Mapping[str, tuple[int, ...]]
@@ -62,6 +64,7 @@ class CheckpointView:
     moments: Moments | None = None
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
     others: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict)
+    linear: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
 
     @cached_property
     def sizes(self) -> dict[str, int]:
@@ -138,9 +141,9 @@ class Backward:
     @property
     def linear(self) -> dict[str, tuple[int, ...]]:
         """Shapes of the linear layers' matrices among the parameters, without embeddings and the output head."""
-        lm = self.lm
-        excluded = {id(p) for m in lm.model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
-        excluded |= {id(p) for p in lm.head.parameters()} if lm.plain_head else set()
+        model, head = self.lm.model, self.lm.model.get_output_embeddings()
+        excluded = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+        excluded |= {id(p) for p in head.parameters()} if head is not None else set()
         return {n: tuple(p.shape) for n, p in self.parameters.items() if p.ndim == 2 and id(p) not in excluded}
 
     @property
@@ -181,7 +184,7 @@ class Backward:
             for role, lm in self.others.items()
         }
         return CheckpointView(
-            shapes, first.device, dtype, checkpoint, index, moments, self.parameters, other_parameters
+            shapes, first.device, dtype, checkpoint, index, moments, self.parameters, other_parameters, self.linear
         )
 
     # --- a batch -----------------------------------------------------------------------------------------
@@ -193,11 +196,14 @@ class Backward:
         count: bool = False,
         loss: Loss | None = None,
         beside: str = "",
+        fisher: Fisher | None = None,
     ) -> Gradients:
         """The gradients of tokenised samples; their cost is added to `usage`, for the phases forward and backward.
-        count: measure FLOPs. loss, beside: as in `losses`."""
+        count: measure FLOPs. loss, beside: as in `losses`. fisher: of these losses instead."""
         ids, supervised, lengths = self._padded(encoded)
         began = time.perf_counter()
+        if fisher:
+            loss = partial(fisher_losses, encoded=encoded, fisher=fisher)
         with self.tape.recording(self.thin):
             with counted(usage["forward"], count):
                 losses = self.losses(ids, supervised, loss, beside)
@@ -249,21 +255,22 @@ class Backward:
         self,
         encoded: Sequence[Encoded],
         direction: Mapping[str, Tensor],
-        hessian_products: Any,
+        products_with: Any,
         usage: Mapping[str, Usage],
         count: bool = False,
         loss: Loss | None = None,
         beside: str = "",
     ) -> tuple[dict[str, Tensor], int]:
-        """Hessian-vector products by `hessian_products`, summed over the samples that have supervised tokens, and the
-        number of these. Charged as two forward and two backward passes of all parameters."""
+        """Products with the curvature by `products_with` (`directions.hessian_products`, `gauss_newton_products`),
+        summed over the samples that have supervised tokens, and the number of these. Charged as two forward and two
+        backward passes of all parameters."""
         kept = [sample for sample in encoded if sample.supervised[1:].any()]
         if not kept:
             return {}, 0
         ids, supervised, lengths = self._padded(kept)
         began, cost = time.perf_counter(), usage["backward"]
         with counted(cost, count):
-            products = hessian_products(self, ids, supervised, direction, loss, beside)
+            products = products_with(self, ids, supervised, direction, loss, beside)
             finish(self.lm.device)
         n, longest = ids.shape
         cost.tokens += int(lengths.sum())
@@ -278,8 +285,7 @@ class Backward:
         causal attention never sees; supervised may be the tokens' weights, by which their losses are multiplied. loss:
         another loss, of these logits and those of the model in the role `beside`."""
         mask = supervised[:, 1:] > 0
-        logits = wide(self._logits(self.lm, ids, mask, self._learns_head))
-        sample = torch.arange(len(ids), device=ids.device)[:, None].expand(*mask.shape)[mask]
+        logits, sample = wide(self._logits(self.lm, ids, mask, self._learns_head)), _samples_of(mask)
         if loss:
             with torch.no_grad():
                 other_logits = wide(self._logits(self.others[beside], ids, mask, False)) if beside else None
@@ -289,6 +295,12 @@ class Backward:
             token_losses = token_losses * supervised[:, 1:][mask]
         sums = token_losses.new_zeros(len(ids)).index_add(0, sample, token_losses)
         return sums / mask.sum(1).clamp(min=1)
+
+    def logits_of(self, ids: Tensor, supervised: Tensor) -> tuple[Tensor, Tensor]:
+        """The logits of the supervised tokens [S, V], and by how much each one's loss counts in its sample's, [S]."""
+        mask = supervised[:, 1:] > 0
+        logits, sample = wide(self._logits(self.lm, ids, mask, self._learns_head)), _samples_of(mask)
+        return logits, (supervised[:, 1:][mask].to(logits) / mask.sum(1).to(logits)[sample])
 
     def _logits(self, lm: LanguageModel, ids: Tensor, mask: Tensor, by_sample: bool) -> Tensor:
         """A model's logits at supervised tokens, [S, V]."""
@@ -355,6 +367,11 @@ class Backward:
             cost.flops += flops
             cost.flops_paper += paper_flops(FORWARD if phase == "forward" else TRAINING - FORWARD, self.lm.n_params, n)
             cost.seconds = (cost.seconds or 0.0) + seconds
+
+
+def _samples_of(mask: Tensor) -> Tensor:
+    """Which sample each of the S tokens of a mask [B, T] belongs to, int64 [S]."""
+    return torch.arange(len(mask), device=mask.device)[:, None].expand(*mask.shape)[mask]
 
 
 def finish(device: torch.device) -> None:

@@ -170,6 +170,7 @@ class Directions:
     def __init__(self, arrays: Arrays):
         self._arrays = arrays
         self._there: tuple[str, dict[str, Tensor]] = ("", {})
+        self._single: dict[str, Tensor] = {}
         self.keys = {name.partition("/")[0] + "/" for name in arrays}
 
     def on(
@@ -182,6 +183,12 @@ class Directions:
             tensors = {name: torch.from_numpy(array).to(at.device, at.dtype) for name, array in arrays.items()}
             self._there = (key, {name: made(name, tensor) for name, tensor in tensors.items()})
         return self._there[1]
+
+    def one(self, at: CheckpointView, name: str) -> Tensor:
+        """A single array by its whole name."""
+        if name not in self._single:
+            self._single[name] = torch.from_numpy(self._arrays[name]).to(at.device, at.dtype)
+        return self._single[name]
 
     def count(self, name: str) -> float:
         """The first entry of one of the state's arrays, such as a number of samples."""

@@ -3,13 +3,14 @@
 Three ways to the same value. `ghost`: one backward pass, and inner products with all directions computed from the
 factors of each parameter's gradient. `forward_mode`: one forward pass per direction that propagates the derivative
 (`torch.func.jvp`), storing nothing for a backward pass. `differences`: of the losses a short step to either side, two
-plain forward passes. Also Hessian-vector products with q: `hessian_products`.
+plain forward passes. Also products of curvatures with q: `hessian_products`, `gauss_newton_products`.
 """
 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
@@ -90,23 +91,60 @@ def hessian_products(
 ) -> dict[str, Tensor]:
     """The Hessian of the summed sample losses times a direction (name -> [1, *shape]), name -> [1, *shape], as the
     gradient of the gradient's inner product with it. Keeps the graph of a backward pass, so it suits small models."""
-    parameters = model.parameters
-    for parameter in parameters.values():
+    with _differentiable(model):
+        total = model.losses(ids, supervised, loss, beside).sum()
+        first_derivatives = torch.autograd.grad(
+            total, list(model.parameters.values()), create_graph=True, allow_unused=True
+        )
+        gradients = {name: g for name, g in zip(model.parameters, first_derivatives, strict=True) if g is not None}
+        along = torch.stack([(g * direction[name][0].to(g)).sum() for name, g in gradients.items()]).sum()
+        of = [model.parameters[name] for name in gradients]
+        second_derivatives = torch.autograd.grad(along, of, allow_unused=True)
+    products = {name: h for name, h in zip(gradients, second_derivatives, strict=True) if h is not None}
+    return {name: products.get(name, torch.zeros_like(p))[None] for name, p in model.parameters.items()}
+
+
+def gauss_newton_products(
+    model: Backward,
+    ids: Tensor,
+    supervised: Tensor,
+    direction: Mapping[str, Tensor],
+    loss: Loss | None = None,
+    beside: str = "",
+) -> dict[str, Tensor]:
+    """The Gauss-Newton matrix of the summed sample losses (without the curvature of the logits) times a direction, for
+    the parameters that this has; else as `hessian_products`. With J the logits' derivative and p the predictions, it is
+    J^T (diag(p) - p p^T) J, exactly: nothing is drawn. `loss` is to be None.
+
+    Source: Schraudolph, "Fast Curvature Matrix-Vector Products", Neural Computation 14 (2002); J times the direction is
+    found by differentiating the product with J^T, which is linear in what it multiplies."""
+    assert loss is None and not beside
+    names = list(direction)
+    with _differentiable(model):
+        of = [model.parameters[name] for name in names]
+        logits, scale = model.logits_of(ids, supervised)
+        dual = torch.zeros_like(logits, requires_grad=True)
+        transposed = torch.autograd.grad(logits, of, dual, create_graph=True, allow_unused=True)
+        used = [(g, direction[name][0].to(g)) for name, g in zip(names, transposed, strict=True) if g is not None]
+        (moved,) = torch.autograd.grad([g for g, _ in used], dual, [q for _, q in used], retain_graph=True)
+        p = logits.detach().softmax(-1)
+        curved = p * (moved - (p * moved).sum(-1, keepdim=True)) * scale[:, None]
+        products = torch.autograd.grad(logits, of, curved, allow_unused=True)
+    zeros = {name: torch.zeros_like(model.parameters[name]) for name in names}
+    return {name: (zeros[name] if g is None else g)[None] for name, g in zip(names, products, strict=True)}
+
+
+@contextmanager
+def _differentiable(model: Backward) -> Iterator[None]:
+    """The parameters differentiable, by operations that have second derivatives, which fused attention has not."""
+    for parameter in model.parameters.values():
         parameter.requires_grad_(True)
     try:
-        with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():  # the fused kernels have no second derivative
-            total = model.losses(ids, supervised, loss, beside).sum()
-            first_derivatives = torch.autograd.grad(
-                total, list(parameters.values()), create_graph=True, allow_unused=True
-            )
-            gradients = {name: g for name, g in zip(parameters, first_derivatives, strict=True) if g is not None}
-            along = torch.stack([(g * direction[name][0].to(g)).sum() for name, g in gradients.items()]).sum()
-            second_derivatives = torch.autograd.grad(along, [parameters[name] for name in gradients], allow_unused=True)
+        with sdpa_kernel(SDPBackend.MATH), torch.enable_grad():
+            yield
     finally:
-        for parameter in parameters.values():
+        for parameter in model.parameters.values():
             parameter.requires_grad_(False)
-    products = {name: h for name, h in zip(gradients, second_derivatives, strict=True) if h is not None}
-    return {name: products.get(name, torch.zeros_like(p))[None] for name, p in parameters.items()}
 
 
 def _refuse_half(model: Backward, by: str, products: bool = True) -> None:
@@ -137,6 +175,7 @@ def _called(losses: nn.Module, at: Mapping[str, Tensor], ids: Tensor, supervised
 
 
 WAYS = {"jvp": forward_mode, "difference": differences}
+CURVATURES = {"hessian": hessian_products, "gauss_newton": gauss_newton_products}
 
 
 def forwards(by: str, k: int) -> float:

@@ -9,6 +9,7 @@ import numpy as np
 
 from curate.gradients.backward import Backward
 from curate.gradients.collectors import Lengths, Moved, Projected
+from curate.gradients.curvature import Factors, Rotated
 from curate.gradients.directions import forwards
 from curate.kinds.passes import GradientRequest
 from curate.models.flops import forward_flops
@@ -58,6 +59,8 @@ class ForeseenGradients:
             return 0.0
         if isinstance(collector, Lengths):
             return sum(_square(n, longest, *shape) for shape in self._linear) + 2.0 * head_rows * self._head
+        if isinstance(collector, Factors | Rotated):
+            return collector.foreseen(self.backward.at.linear, n * longest)
         formed = 2.0 * n * longest * sum(a * b for a, b in self._linear) + 2.0 * head_rows * self._head
         if isinstance(collector, Projected):
             return formed + n * collector.projector.flops(self._elements)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from curate.gradients.backward import PHASES, Backward, CheckpointView, finish
-from curate.gradients.directions import WAYS, count_of, forwards, hessian_products
+from curate.gradients.directions import CURVATURES, WAYS, count_of, forwards
 from curate.kinds.passes import GradientCollector, GradientRequest
 from curate.models.choice import CheckpointChoice
 from curate.models.flops import TRAINING, counted, paper_flops
@@ -130,12 +130,13 @@ class GradientModel:
         by_loss: dict[Any, dict[Key, GradientRequest]] = {}
         for key, request in requests.items():
             if request.watch:
-                by_loss.setdefault((request.loss, request.beside), {})[key] = request
-        for (loss, beside), watched in by_loss.items():
-            gradients = self.backward.gradients(encoded, costs, count, loss, beside)
+                by_loss.setdefault((request.loss, request.beside, request.fisher), {})[key] = request
+        for (loss, beside, fisher), watched in by_loss.items():
+            gradients = self.backward.gradients(encoded, costs, count, loss, beside, fisher)
             error = np.where(error == "", gradients.error, error)
+            used = np.array([_used(encoded[i]) for i in gradients.good], np.int64)
             collected = self._looked(
-                at, gradients.parameters, places[gradients.good], watched, states, costs["projection"]
+                at, gradients.parameters, places[gradients.good], watched, states, costs["projection"], used
             )
             results |= {key: (_spread(c, gradients.good, len(encoded)), sums) for key, (c, sums) in collected.items()}
         for key, request in requests.items():
@@ -146,7 +147,8 @@ class GradientModel:
                 results[key], error = ({"dot": values}, {}), np.where(error == "", reasons, error)
             if request.curved:
                 q = request.curved(at, states.get(key[0]))
-                sums, n = self.backward.curved(encoded, q, hessian_products, costs, count, request.loss, request.beside)
+                curvature = CURVATURES[request.curvature]
+                sums, n = self.backward.curved(encoded, q, curvature, costs, count, request.loss, request.beside)
                 named = {f"hessian{at.index}/{name}": value for name, value in sums.items()}
                 results[key] = {}, {**named, f"hessian{at.index}/samples": torch.tensor([n])}
         self._as_published(costs, requests, len(encoded))
@@ -171,12 +173,15 @@ class GradientModel:
         requests: Mapping[Key, GradientRequest],
         states: Mapping[str, Any],
         cost: Usage | None = None,
+        used: np.ndarray | None = None,
     ) -> dict[Key, Any]:
         """The collectors' columns and sums for a batch."""
         began = time.perf_counter()
         collectors: dict[Key, GradientCollector] = {
             key: request.watch(at, states.get(key[0]), places) for key, request in requests.items() if request.watch
         }
+        for collector in collectors.values():
+            collector.begin(np.zeros(0, np.int64) if used is None else used)
         with torch.no_grad(), counted(cost, cost is not None and self.backward.lm.choice.count_flops):
             for gradient in parameters:
                 for collector in collectors.values():
@@ -187,6 +192,12 @@ class GradientModel:
             cost.flops += sum(collector.flops() for collector in collectors.values())
             cost.seconds = time.perf_counter() - began
         return collected
+
+
+def _used(sample: Encoded) -> int:
+    """How many of its tokens the loss depends on: those before its last supervised one."""
+    counts = sample.supervised if sample.weight is None else sample.supervised & (sample.weight > 0)
+    return int(np.flatnonzero(counts)[-1]) if counts.any() else 0
 
 
 def _put(kept: dict[str, Any], columns: Mapping[str, np.ndarray], places: np.ndarray) -> None:

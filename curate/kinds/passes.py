@@ -46,6 +46,9 @@ class GradientCollector(ABC):
     A sample without a gradient appears with a zero gradient, and with the reason in the column `error` of the request.
     """
 
+    def begin(self, used: np.ndarray) -> None:  # noqa: B027  most have no use for it
+        """Called first. used: up to which of each sample's tokens its loss depends on, their number, int64 [B]."""
+
     @abstractmethod
     def take(self, gradient: Any) -> None:
         """Receive the per-sample gradients of one parameter (curate.gradients.per_sample.PerSample)."""
@@ -64,6 +67,17 @@ class GradientCollector(ABC):
 
 
 @dataclass(frozen=True)
+class Fisher:
+    """Gradients whose expected outer product is a Fisher matrix, instead of those of a sample's mean loss: the sum of
+    its supervised tokens' losses, divided by the square root of their number, of labels drawn from the model's
+    predictions with the seed (kind=true: then it is the Gauss-Newton matrix of the mean loss) or of the sample's own
+    tokens (kind=empirical)."""
+
+    kind: Literal["true", "empirical"] = "true"
+    seed: int = 0
+
+
+@dataclass(frozen=True)
 class GradientRequest:
     """A forward and backward pass of the samples through a model, and what is kept of the gradients of their losses,
     each the mean over a sample's supervised tokens.
@@ -75,10 +89,11 @@ class GradientRequest:
     along(at, state): instead of a collector, the directions, name -> Tensor [K, *shape], along which the derivatives of
     each sample's loss are computed, the column `dot` [B, K]: by=jvp, by forward-mode differentiation; by=difference, by
     finite differences, of which the first direction's alone is central. curved(at, state):
-    likewise one direction, name -> Tensor [1, *shape], for Hessian-vector products, summed over the samples as
-    hessianCHECKPOINT/NAME, with their count as hessianCHECKPOINT/samples. loss: replaces the mean loss: (logits at
-    supervised tokens [S, V], those of the model in the role `beside`, the sample of each token int64 [S], the number of
-    samples) -> Tensor [B]. paper: what a sample costs by the papers' convention, in training steps of one (6N FLOPs of
+    likewise one direction, name -> Tensor [1, *shape], for products with the curvature, summed over the samples as
+    hessianCHECKPOINT/NAME, with their count as hessianCHECKPOINT/samples: the Hessian, or the Gauss-Newton matrix of
+    the mean loss. fisher: takes gradients of this kind instead. loss: replaces the mean loss: (logits at supervised
+    tokens [S, V], those of the model in the role `beside`, the sample of each token int64 [S], the number of samples)
+    -> Tensor [B]. paper: what a sample costs by the papers' convention, in training steps of one (6N FLOPs of
     2,048 tokens), over all checkpoints; None: what is computed, by that convention.
     """
 
@@ -86,6 +101,8 @@ class GradientRequest:
     along: Callable[[Any, Any], Mapping[str, Any]] | None = None
     by: Literal["jvp", "difference"] = "jvp"
     curved: Callable[[Any, Any], Mapping[str, Any]] | None = None
+    curvature: Literal["hessian", "gauss_newton"] = "hessian"
+    fisher: Fisher | None = None
     loss: Callable[[Any, Any, Any, int], Any] | None = None
     beside: str = ""
     every: bool = False
@@ -110,6 +127,9 @@ class Pass:
     those of the target. over: a counting pass with requests may run over the samples of the target instead, or over the
     held-out anchors. A partial of such a pass holds the sums of its requests' collectors, under the collectors' own
     names; `reduce` is given partials of a few large ranges of the pool, already summed.
+    then(state, before): what the state becomes, given the states of all previous passes, of which an array is read
+    when it is asked for. reads: a prefix: only such arrays of the previous states are given to this pass. share, seed:
+    of a counting pass over the pool with requests, the share of the samples that it runs on, drawn with the seed.
     """
 
     name: str
@@ -120,3 +140,13 @@ class Pass:
     flops: Callable[[Any], float] | None = None
     requests: Mapping[str, ForwardRequest | GradientRequest] = field(default_factory=dict)
     over: Literal["pool", "target", "anchors"] = "pool"
+    then: Callable[[Arrays, Mapping[str, np.ndarray]], Arrays] | None = None
+    reads: str = ""
+    share: float = 1.0
+    seed: int = 0
+
+    def state(self, partials: Iterable[Arrays], before: Mapping[str, np.ndarray]) -> Arrays:
+        """The state of a counting pass, from all its partials and the states of the passes before it."""
+        assert self.reduce is not None
+        reduced = self.reduce(partials)
+        return self.then(reduced, before) if self.then else reduced

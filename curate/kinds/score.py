@@ -105,6 +105,11 @@ class Score(Method):
         them (NaN where it is null), and its target; '': no remark."""
         return ""
 
+    def state_note(self, before: Mapping[str, np.ndarray]) -> str:
+        """A remark for the user from the states of the counting passes, of which an array is read when it is asked for;
+        '': no remark."""
+        return ""
+
     def keeps_subtasks(self) -> bool:
         """Whether the table has the map column `subtasks`."""
         return False
@@ -142,7 +147,6 @@ def run(score: Score, batches: Sequence[Any], target: Target | None = None) -> l
     state: Arrays = {}
     for step in counting:
         opened = step.open(state) if step.open else state
-        assert step.reduce is not None
-        state = {**state, **step.reduce(step.map(batch, opened) for batch in batches)}
+        state = {**state, **step.state((step.map(batch, opened) for batch in batches), state)}
     opened = last.open(state) if last.open else state
     return [last.map(batch, opened) for batch in batches]

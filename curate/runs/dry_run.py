@@ -19,6 +19,7 @@ from curate.runs.recorded_rates import RecordedRates
 from curate.runs.warmup import Uniform, drawn
 from curate.store.workspace import Shard, Workspace
 from curate.tables.engine import Scored, aims, computed_anew, missing_shards, stored_recipe, units_left
+from curate.tables.model_worker import rows_of_pass
 from curate.tables.plan import refuse_other_recipe
 from curate.tables.spec import TableSpec
 from curate.tables.units import Unit
@@ -128,9 +129,10 @@ class _Job:
     def _pool(
         self, step: Pass, shards: Sequence[Shard], units: Sequence[Unit], shared: Shared, size: float
     ) -> dict[str, Any]:
-        rows = sum(unit.samples for unit in units)
-        chars = sum(shard.n_chars for shard in shards)
-        flops = self._flops(step, units, shared) if rows else 0.0
+        rows = sum(rows_of_pass(unit, step) for unit in units)
+        share = rows / max(1, sum(unit.samples for unit in units))
+        chars = round(share * sum(shard.n_chars for shard in shards))
+        flops = share * self._flops(step, units, shared) if rows else 0.0
         return self._row(
             step.name, len(shards), len(units), {"rows": rows, "text_chars": chars}, flops, size, self._phases(step)
         )

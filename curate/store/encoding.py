@@ -89,7 +89,7 @@ def _read_table(path: Location, columns: Sequence[str] | None, rows: tuple[int, 
             table = f.read_row_groups(list(range(first, last)), columns=names)
             return table.slice(rows[0] - int(ends[first]), rows[1] - rows[0])
     except (pa.ArrowInvalid, pa.ArrowNotImplementedError) as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
     except OSError as error:
         if isinstance(error, FileNotFoundError):
             raise MissingError(
@@ -97,7 +97,7 @@ def _read_table(path: Location, columns: Sequence[str] | None, rows: tuple[int, 
             ) from None
         if error.errno:
             raise
-        raise _damaged(path, error) from None  # Arrow raises OSError without errno for pages that do not decompress
+        raise damaged(path, error) from None  # Arrow raises OSError without errno for pages that do not decompress
 
 
 def row_groups(path: Location) -> list[int]:
@@ -145,7 +145,8 @@ def _opened(path: Location) -> pq.ParquetFile:
     return pq.ParquetFile(path, page_checksum_verification=True)
 
 
-def _damaged(path: Location, error: Exception) -> DamagedError:
+def damaged(path: Location, error: Exception) -> DamagedError:
+    """The error for a stored file that cannot be read."""
     first = str(error).strip().splitlines()[0].rstrip(".")
     return DamagedError(f"{path} is damaged ({first}); `curate verify` lists all damage, and what can be done.")
 
@@ -155,7 +156,7 @@ def read_arrays(path: Location) -> dict[str, np.ndarray]:
     try:
         return load(path.read_bytes())
     except (SafetensorError, FileNotFoundError) as error:
-        raise _damaged(path, error) from None
+        raise damaged(path, error) from None
 
 
 def size(path: Location) -> int:

@@ -34,6 +34,7 @@ from curate.store.files import remove_leftovers, remove_tree
 from curate.store.locks import Lock, lock
 from curate.store.object_store import Location
 from curate.store.recipes import TableRecipe, read_recipe, write_recipe
+from curate.store.stored_arrays import StoredArrays
 from curate.store.workspace import Shard, recipe_file
 from curate.tables.index import ensure_index
 from curate.tables.meters import meters_of, progress
@@ -210,7 +211,13 @@ def _products(job: TableSpec) -> str:
 
 def _note(job: TableSpec) -> str:
     """The method's remark on its score; '' for most methods."""
-    if job.kind == "vectors" or type(job.method).note is Score.note:
+    if job.kind == "vectors":
+        return ""
+    if type(job.method).state_note is not Score.state_note:
+        return job.method.state_note(
+            StoredArrays([job.ws.path / "prepared" / f"{at}.safetensors" for at in job.recipe.states])
+        )
+    if type(job.method).note is Score.note:
         return ""
     names = ["score", *(name for name, dtype in job.method.columns.items() if dtype != "id")]  # ids take much memory
     tables = [read_table(Parts(job.folder).path(shard.name), names) for shard in job.shards]

@@ -7,9 +7,11 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from curate.errors import CurateError
+from curate.hashing import ids_as_integers, keyed_uniform
 from curate.kinds.passes import Columns, GradientRequest, Pass
 from curate.kinds.text import Text
 from curate.models.choice import CheckpointChoice, ModelChoice
@@ -52,7 +54,10 @@ class ModelUnitWorker:
         """Compute and commit the partial sums of a counting pass, for a unit of the pool or for the target."""
         (unit_worker,) = self.works
         assert not isinstance(task, MergeTask)
-        samples = self._of_aim(unit_worker) if isinstance(task, TargetTask) else _samples(_rows(task)[1])
+        if isinstance(task, TargetTask):
+            samples = self._of_aim(unit_worker)
+        else:
+            samples = _samples(_drawn(_rows(task)[1], unit_worker.step))
         (columns,), usage = self._columns(samples, [unit_worker.step], [unit_worker.given], task)
         partial = {name: narrowed(value) for name, value in columns.items() if name != "error"}
         if isinstance(task, TargetTask):
@@ -129,6 +134,22 @@ def _rows(unit: Unit) -> tuple[pa.Array, pa.Table, dict[int, str]]:
         rows.take(pa.array([i for i in range(rows.num_rows) if i not in failed], pa.int64())) if failed else rows
     )
     return rows["id"], remaining, failed
+
+
+def rows_of_pass(task: Unit | MergeTask | TargetTask, step: Pass) -> int:
+    """How many samples of a task a pass runs on."""
+    if step.share >= 1 or not isinstance(task, Unit):
+        return task.samples
+    return int(_is_drawn(read_table(task.shard.path, ["id"], (task.start, task.stop))["id"], step).sum())
+
+
+def _is_drawn(ids: pa.ChunkedArray, step: Pass) -> np.ndarray:
+    return keyed_uniform(ids_as_integers(ids.to_pylist()), step.seed, "share of a pass") < step.share
+
+
+def _drawn(rows: pa.Table, step: Pass) -> pa.Table:
+    """The rows that a pass over a share of the samples runs on."""
+    return rows if step.share >= 1 else rows.take(pa.array(np.flatnonzero(_is_drawn(rows["id"], step))))
 
 
 def _samples(rows: pa.Table) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from curate.store.files import remove_leftovers
 from curate.store.locks import FOREVER, Lock, lock
 from curate.store.object_store import Location
 from curate.tables.meters import meters_of, progress
-from curate.tables.model_worker import ModelUnitWorker
+from curate.tables.model_worker import ModelUnitWorker, rows_of_pass
 from curate.tables.pairwise_sums import PairwiseSums
 from curate.tables.spec import TableSpec
 from curate.tables.unit_worker import UnitWorker
@@ -53,13 +53,12 @@ def _count_aim(
 ) -> None:
     """Compute and commit the state of a pass over the target's samples, or over the anchors."""
     parts, step = unit_worker.partials, job.passes[unit_worker.index]
-    assert step.reduce is not None
     tasks = Tasks([TargetTask(len(job.aim(step).subtasks))])
     _run(job, workers, held_lock, unit_worker, step, [], tasks, name)
     partial = parts.read(str(TargetTask(0)))
     if partial is None:
         raise CurateFailure(f"{parts.folder}: what was just written does not read back the same; is the disk damaged?")
-    Parts(parts.folder, parts.suffix).commit(name, step.reduce([partial]), failed={})
+    Parts(parts.folder, parts.suffix).commit(name, step.state([partial], unit_worker.before), failed={})
     parts.remove(str(TargetTask(0)))
 
 
@@ -68,7 +67,6 @@ def _count_pool(
 ) -> None:
     """Map every unit without a partial, and reduce all partials to the state `name`."""
     parts, step = unit_worker.partials, job.passes[unit_worker.index]
-    assert step.reduce is not None
     units = [u for s in job.shards for u in job.units_of(s, failed.get(s.name))]
     sums = PairwiseSums(parts, units) if step.requests else None
     if sums:
@@ -77,7 +75,8 @@ def _count_pool(
         records = parts.records()
         missing = [u for u in units if records.get(partial_name(u), {}).get("shard") != u.shard.sha256]
     _run(job, workers, held_lock, unit_worker, step, units, Tasks(missing), name, sums)
-    state = step.reduce(sums.left() if sums else (unit_worker.partial_again(unit) for unit in units))
+    partials = sums.left() if sums else (unit_worker.partial_again(unit) for unit in units)
+    state = step.state(partials, unit_worker.before)
     records = parts.records()
     failures: dict[str, dict[str, str]] = {}
     for unit in units:
@@ -107,7 +106,7 @@ def _run(
     with ExitStack() as stack:
         meters = meters_of([job], step, stack, f"{unit_worker.partials.folder.name}/{name}")
         bar = stack.enter_context(progress([job], step, units, tasks))
-        for task, outcome in workers.run(run_task, tasks, lambda task: meters.begin(task.samples)):
+        for task, outcome in workers.run(run_task, tasks, lambda task: meters.begin(rows_of_pass(task, step))):
             held_lock.check()
             meters.add(outcome.result, outcome.peak_bytes)
             if sums and isinstance(task, Unit):

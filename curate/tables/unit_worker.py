@@ -19,9 +19,10 @@ from curate.kinds.passes import Arrays, Columns, Pass
 from curate.kinds.score import Score, Target
 from curate.kinds.text import Text
 from curate.store.commits import Parts
-from curate.store.encoding import ROW_GROUP, read_arrays, read_table, size
+from curate.store.encoding import ROW_GROUP, read_table, size
 from curate.store.files import remove_tree
 from curate.store.object_store import Location
+from curate.store.stored_arrays import StoredArrays
 from curate.store.workspace import Shard
 from curate.tables.score_table import score_table
 from curate.tables.units import MergeTask, Unit, partial_name, units_of_part
@@ -171,10 +172,15 @@ class UnitWorker:
         vectors = self.method.vectors() if self.kind == "vectors" else None
         return vectors or self.method.passes(self.target)[self.index]
 
+    @property
+    def before(self) -> Mapping[str, np.ndarray]:
+        """The arrays of the states of earlier passes, each read when it is asked for."""
+        return StoredArrays(self.states)
+
     @cached_property
     def given(self) -> Any:
         """The second argument of the pass's map: the state, or what `open` makes of it, once per worker."""
-        state: Any = {name: array for path in self.states for name, array in read_arrays(path).items()}
+        state: Any = {name: self.before[name] for name in self.before if name.startswith(self.step.reads)}
         if self.vectors and self.target:
             state = vectors_of_target(self.vectors, self.target.name)
         return self.step.open(state) if self.step.open else state

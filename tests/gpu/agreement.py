@@ -85,7 +85,7 @@ def through(
         given = step.open(state) if step.open else state
         partial = score_samples(models, over, {"x": step}, {"x": given})[0]["x"]
         assert step.reduce
-        state |= step.reduce([{key: value for key, value in partial.items() if key != "error"}])
+        state |= step.state([{key: value for key, value in partial.items() if key != "error"}], state)
     given = last.open(state) if last.open else state
     return score_samples(models, pool, {"x": last}, {"x": given})[0]["x"]
 

@@ -100,7 +100,7 @@ def passed(model: Backward, method: Dualsft) -> tuple[dict[str, np.ndarray], Any
         pairs = [over[i : i + 2] for i in range(0, len(over), 2)] if step.over == "pool" else [over]
         partials = [score_samples(ways, some, {"x": step}, {"x": given})[0]["x"] for some in pairs]
         assert step.reduce
-        state |= step.reduce({k: v for k, v in p.items() if k != "error"} for p in partials)
+        state |= step.state([{k: v for k, v in p.items() if k != "error"} for p in partials], state)
     assert last.open
     return state, score_samples(ways, POOL, {"x": last}, {"x": last.open(state)})[0]["x"]
 

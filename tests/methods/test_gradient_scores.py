@@ -33,7 +33,7 @@ from curate.tables.inputs import load_target, table_recipe
 from curate.tables.units import shard_units
 from tests.conftest import SAMPLE, run_and_kill, tree_bytes
 from tests.oracles import gradients as slow
-from tests.support import forks
+from tests.support import forks, laws
 from tests.support.checkpoints import AIM, LORA, POOL, SUBTASKS, one_at_a_time, write_checkpoints
 from tests.support.narrow import NARROW
 from tests.support.threads import single_thread
@@ -53,10 +53,10 @@ def scored(model: Any, method: Any, samples: list[Any], aim: list[Any] | None = 
     for step in counting:
         over = aim if step.over == "target" else samples
         given = [over] if step.over == "target" else [over[i : i + 2] for i in range(0, len(over), 2)]
-        partials = [score_samples({"base": model}, some, {"x": step}, {"x": state})[0]["x"] for some in given]
-        made = step.reduce({k: v for k, v in p.items() if k != "error"} for p in partials)
-        state = {**state, **made}
-    state = last.open(state) if last.open else state
+        opened = laws.opened(step, state)
+        partials = [score_samples({"base": model}, some, {"x": step}, {"x": opened})[0]["x"] for some in given]
+        state |= step.state([{k: v for k, v in p.items() if k != "error"} for p in partials], state)
+    state = laws.opened(last, state)
     return score_samples({"base": model}, samples, {"x": last}, {"x": state})[0]["x"]
 
 

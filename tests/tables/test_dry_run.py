@@ -18,6 +18,7 @@ from curate.methods.scores.graddot import Graddot
 from curate.methods.scores.gradnorm import Gradnorm
 from curate.methods.scores.gradsim import Gradsim
 from curate.methods.scores.ifd import Ifd
+from curate.methods.scores.influence import Influence
 from curate.methods.scores.length import Length
 from curate.methods.scores.less import Less
 from curate.methods.scores.nll import Nll
@@ -59,6 +60,9 @@ def foreseen(ws: Workspace, *methods: Score, **options: Any) -> list[dict[str, A
         ((Graddot(aggregate="subtask_max"),), True),
         ((Graddot(by="jvp"),), True),
         ((Graddot(by="difference"),), True),
+        ((Influence(),), False),
+        ((Influence(curvature="kfac", layer_groups=2),), False),
+        ((Influence(curvature="cg", iterations=2, factors_share=0.5),), False),
         ((Gradsim(),), False),  # what is kept of unsupervised samples' gradients is not foreseen
         ((Gradnorm(),), False),
         ((LESS,), False),  # Adam's warm-up has other batches of what is exact otherwise
