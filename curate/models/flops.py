@@ -39,13 +39,14 @@ class TrainingFlops:
     """
 
     def __init__(self, model: Any):
-        self.model, self._backward = model, 0
+        self.model, self._backward, self._both = model, 0, 0
         self._head_back = _head(model) * _learns_head(model)
         matrices, hooks = _matrices(model), []
 
         def look(module: nn.Module, inputs: tuple[Tensor, ...], _: Any) -> None:
             weight: Any = matrices[id(module)]
             self._backward += weight.numel() * (weight.requires_grad + inputs[0].requires_grad)
+            self._both += weight.numel() * (weight.requires_grad and inputs[0].requires_grad)
 
         for module in model.modules():
             if id(module) in matrices:
@@ -59,6 +60,7 @@ class TrainingFlops:
             for hook in hooks:
                 hook.remove()
         self._head_back += _head(model) * flows
+        self._head_both = _head(model) * (flows and _learns_head(model))
 
     def step(self, batch: int, length: int, head_rows: int, recompute: bool = False) -> float:
         """FLOPs of a step on [batch, length] tokens, forward and backward; recompute: the forward pass is done twice
@@ -68,6 +70,15 @@ class TrainingFlops:
         attention = 2.0 * _attention(self.model, batch, length)
         backward = 2.0 * self._backward * batch * length + attention + 2.0 * head_rows * self._head_back
         return forward + recomputed + backward
+
+    def second(self, batch: int, length: int, head_rows: int) -> float:
+        """FLOPs of a step on [batch, length] tokens whose gradient is differentiated along a direction: forward,
+        backward, and backward through both. A product y = W x has up to two products in the backward pass (the
+        gradients of x and of W); these are differentiated with respect to the gradient of y, one product each, and, if
+        x and W both have gradients, with respect to x and W, two more; y itself has its two again."""
+        forward, attention = forward_flops(self.model, batch, length, head_rows), _attention(self.model, batch, length)
+        body = 2.0 * batch * length * (3 * self._backward + 2 * self._both) + 8.0 * attention
+        return forward + body + 2.0 * head_rows * (3 * self._head_back + 2 * self._head_both)
 
 
 @contextmanager

@@ -39,6 +39,21 @@ class StepCosts:
                 usage.flops += forward_flops(self._flops.model, len(group), longest, head)
         return usage
 
+    def second(self, examples: Examples, groups: Sequence[Sequence[np.ndarray]]) -> Usage:
+        """The cost of a pass over micro-batches, whose gradient is differentiated along a direction. By the papers'
+        convention, which knows of no such pass, three training steps."""
+        documents = np.concatenate([row for group in groups for row in group])
+        usage = self.model.usage(int(examples.lengths[documents].sum()))
+        usage.flops_paper = self._paper(documents, usage.tokens, 3 * TRAINING)
+        for group in groups:
+            longest = max(int(examples.lengths[row].sum()) for row in group)
+            head = int(examples.counts[np.concatenate(group)].sum())
+            usage.padded_tokens += len(group) * longest
+            usage.flops += self._flops.second(
+                len(group), longest, head if self.model.plain_head else len(group) * longest
+            )
+        return usage
+
     def _paper(self, documents: np.ndarray, tokens: int, factor: int) -> float:
         """FLOPs by the papers' convention: of samples of 2,048 tokens or, where a row is not a sample (packing, pieces
         of texts), of the tokens there are."""

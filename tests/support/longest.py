@@ -12,7 +12,7 @@ gradients/test_gradients methods/test_dualsft verbs/test_runs verbs/test_mix met
 docs/test_wheel methods/test_near_dup methods/test_blends docs/test_real_data cli/test_stdin
 tables/test_units_of_models verbs/test_compare cli/test_cli training/test_choosing_projections tables/test_prices
 laws/test_selectors methods/test_vector_selectors_in_a_workspace methods/test_decontaminate methods/test_scores
-tables/test_model_scores web/test_page models/test_gguf tables/test_neighbors verbs/test_evaluate
+tables/test_model_scores training/test_replay web/test_page models/test_gguf tables/test_neighbors verbs/test_evaluate
 training/test_choosing_updates numerics/test_diagnosis pages/test_pages tables/test_vector_tables methods/test_mixers
 verbs/test_select verbs/test_prune training/test_training methods/test_long_horizon_selectors verbs/test_report
 verbs/test_audit_adapter verbs/test_audit_arms verbs/test_audit_grid verbs/test_audit_overlap
