@@ -125,8 +125,11 @@ class Pass:
     A batch is a curate.kinds.text.Text; in a pass with requests, what each request keeps of the samples: request ->
     column -> array [B]; in a score on vectors, the curate.kinds.vectors.Vectors of the samples, and `open` is given
     those of the target. over: a counting pass with requests may run over the samples of the target instead, or over the
-    held-out anchors. A partial of such a pass holds the sums of its requests' collectors, under the collectors' own
-    names; `reduce` is given partials of a few large ranges of the pool, already summed.
+    held-out anchors; over="training" it is given, instead of batches, what a training on the pool gave
+    (`Score.replay`): ids, uint64 [N], values, float64 [N], the derivative of the target's loss by each sample's weight;
+    loss, steps and drift, [1] (curate.training.replay). A partial of a pass with requests holds the sums of its
+    requests' collectors, under the collectors' own names; `reduce` is given partials of a few large ranges of the pool,
+    already summed.
     then(state, before): what the state becomes, given the states of all previous passes, of which an array is read
     when it is asked for. reads: a prefix: only such arrays of the previous states are given to this pass. share, seed:
     of a counting pass over the pool with requests, the share of the samples that it runs on, drawn with the seed.
@@ -139,7 +142,7 @@ class Pass:
     shaped_by: tuple[str, ...] = ()
     flops: Callable[[Any], float] | None = None
     requests: Mapping[str, ForwardRequest | GradientRequest] = field(default_factory=dict)
-    over: Literal["pool", "target", "anchors"] = "pool"
+    over: Literal["pool", "target", "anchors", "training"] = "pool"
     then: Callable[[Arrays, Mapping[str, np.ndarray]], Arrays] | None = None
     reads: str = ""
     share: float = 1.0

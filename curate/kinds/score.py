@@ -90,6 +90,10 @@ class Score(Method):
         """The training whose checkpoints it uses if none are given; None: it has no warm-up."""
         return None
 
+    def replay(self) -> Replay | None:
+        """The training on the whole pool that it replays backwards, in a first pass over="training"; None: none."""
+        return None
+
     def anchors(self) -> HeldOutShare | None:
         """The share of samples held out for passes over anchors, and not scored; None: nothing is held out."""
         return None
@@ -133,6 +137,15 @@ class Warmup:
     seed: int
     settings: Mapping[str, Any]
     in_papers: bool = True
+
+
+@dataclass(frozen=True)
+class Replay:
+    """A training on the whole pool that is differentiated. settings: names and values of curate.training.settings.
+    seed: of the order of samples, and of LoRA's matrices."""
+
+    settings: Mapping[str, Any]
+    seed: int
 
 
 def near_target(aggregate: Aggregate, keep_subtasks: bool) -> Pass:

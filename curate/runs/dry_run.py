@@ -16,6 +16,8 @@ from curate.runs.foreseen_passes import ForeseenPasses, Samples
 from curate.runs.foreseen_tokens import PoolTokens
 from curate.runs.foreseen_training import foreseen_training
 from curate.runs.recorded_rates import RecordedRates
+from curate.runs.replayed import training_of
+from curate.runs.samples import rows_of
 from curate.runs.warmup import Uniform, drawn
 from curate.store.workspace import Shard, Workspace
 from curate.tables.engine import Scored, aims, computed_anew, missing_shards, stored_recipe, units_left
@@ -29,11 +31,8 @@ if TYPE_CHECKING:
     from curate.runs.foreseen_passes import Shared
 
 _UNITS = 64  # units at most that are looked at; the others are like these
-_ID, _NUMBER, _COUNT = (
-    10.3,
-    5.0,
-    1.0,
-)  # bytes, compressed: of an id in a table, a float, a small integer
+_ID, _NUMBER, _COUNT = (10.3, 5.0, 1.0)  # bytes, compressed: of an id in a table, a float, a small integer
+_UNDONE, _UNDONE_LORA = 3.0, 2.25  # what it takes to undo a training, in trainings (curate.training.replay)
 _GRADIENTS = ("forward", "backward", "projection")  # phases of a pass that computes gradients
 
 
@@ -107,8 +106,25 @@ class _Job:
         amounts = {"rows": training["samples"], "text_chars": chars}
         return self._row("warm-up", 0, 1, amounts, training["flops"], training["bytes"], ("warm-up", "train"))
 
+    def _replayed(self, step: Pass, done: bool) -> dict[str, Any]:
+        """A training, nearly all of it again, and its steps undone: each takes a forward and a backward pass, and a
+        backward pass through both, in which nothing frozen has a gradient."""
+        phases = ("train", "replay", "undo")
+        if done:
+            return self._row(step.name, 0, 0, {"rows": 0, "text_chars": 0}, 0.0, 0.0, phases)
+        job, replay = self.job, self.job.method.replay()
+        assert replay is not None
+        spec = training_of(job.models["base"], replay)
+        rows, how = rows_of(job.ws, None, None, False), (spec.model, spec.settings, spec.weighting)
+        training = foreseen_training(job.ws, rows, *how, seed=spec.seed, tokens=self.run.tokens)
+        amounts = {"rows": training["samples"], "text_chars": sum(shard.n_chars for shard in job.shards)}
+        times = 2 + (_UNDONE_LORA if spec.settings.lora_r else _UNDONE)
+        return self._row(step.name, 0, 1, amounts, times * training["flops"], 8.0 * training["samples"], phases)
+
     def _counting(self, step: Pass, done: bool) -> dict[str, Any]:
         """A counting pass, over the pool or over the target or the anchors."""
+        if step.over == "training":
+            return self._replayed(step, done)
         if step.over != "pool":
             return self._aim(step.name, step, None if done else self.job.aim(step))
         shards = [] if done else self.job.shards

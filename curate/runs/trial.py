@@ -15,9 +15,7 @@ from curate.kinds.weighting import Weighting
 from curate.models.choice import ModelChoice
 from curate.numerics.apportion import largest_remainders
 from curate.runs.config import TrainingSpec
-from curate.runs.prepare import prepare_data
-from curate.runs.samples import TrainingRows, pool_ids
-from curate.runs.tokenize import anchors_of
+from curate.runs.opened_training import OpenedTraining
 from curate.store.ledger import Meters
 from curate.store.run_record import Run
 from curate.store.workspace import Workspace, open_workspace
@@ -27,7 +25,6 @@ from curate.training.settings import TrainSettings
 
 if TYPE_CHECKING:  # loaded only when there is something to train
     from curate.training.subsets import SubsetTrainer
-    from curate.training.trainable import TrainableModel
 
 
 @dataclass(frozen=True)
@@ -107,13 +104,13 @@ class TrialWorker:
         from curate.training.subsets import SubsetTrainer
 
         nothing = Meters(self.stored.ws.path, "trial", {}, ExitStack())  # stored when the subsets were drawn
-        opened = Opened.of(self.stored.ws, self.name, self.spec, self.stored.rows, nothing)
-        if not np.array_equal(opened.rows, self.stored.rows):
+        found = opened(self.stored.ws, self.name, self.spec, self.stored.rows, nothing)
+        if not np.array_equal(found.rows, self.stored.rows):
             raise CurateError(
                 f"the samples that can be trained on are others than when the trial '{self.name}' was drawn; has its "
                 "pool, or its tokenizer, been changed? Make it under another name."
             )
-        return SubsetTrainer(opened.model, opened.data, self.spec.settings, self.spec.weighting, opened.asked)
+        return SubsetTrainer(found.model, found.data, self.spec.settings, self.spec.weighting, found.asked)
 
     def run_task(self, task: Training) -> dict[str, Any]:
         """Train on a subset, and commit what it gave. Returns the cost by phase."""
@@ -141,30 +138,10 @@ def seed_of(seed: int, repeat: int) -> int:
     return seed + repeat
 
 
-@dataclass(frozen=True)
-class Opened:
-    """What trainings of a trial need, loaded: the model, the data, and the target's tokens. rows: of the samples that
-    can be trained on, in the pool."""
-
-    model: TrainableModel
-    data: Any
-    rows: np.ndarray
-    asked: Any
-
-    @classmethod
-    def of(cls, ws: Workspace, name: str, spec: TrialSpec, rows: np.ndarray, meters: Meters) -> Opened:
-        """Load the model, and tokenise the samples at some rows of the pool. meters: charged for losses of the base
-        model, if the weighting needs them. Raises CurateError if no sample is usable."""
-        from curate.training.distributed import Alone
-        from curate.training.trainable import trainable
-
-        model = trainable(spec.model, spec.settings)
-        one = np.ones(len(rows))
-        given = TrainingRows(rows, pool_ids(ws).take(pa.array(rows)), one, one.astype(np.int64), None, None, [])
-        training = TrainingSpec(spec.model, spec.weighting, spec.settings, seed=spec.seed)
-        target = load_target(ws, spec.target) if spec.weighting.uses_target else None
-        place = ws.path / "trials" / name / "prepared"
-        prepared = prepare_data(Run(ws, name, place=place), training, given, target, model, meters, Alone())
-        assert prepared.row is not None
-        asked = anchors_of(load_target(ws, spec.target, (spec.split,)).text.samples(), spec.target, model.model)
-        return cls(model, prepared.data, prepared.row, asked)
+def opened(ws: Workspace, name: str, spec: TrialSpec, rows: np.ndarray, meters: Meters) -> OpenedTraining:
+    """The trial's training, with the samples at some rows of the pool. meters: charged for losses of the base model, if
+    the weighting needs them. Raises CurateError if no sample is usable."""
+    training = TrainingSpec(spec.model, spec.weighting, spec.settings, seed=spec.seed)
+    weighed = load_target(ws, spec.target) if spec.weighting.uses_target else None
+    run = Run(ws, name, place=ws.path / "trials" / name / "prepared")
+    return OpenedTraining.of(run, training, rows, weighed, load_target(ws, spec.target, (spec.split,)), meters)

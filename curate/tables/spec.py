@@ -166,7 +166,8 @@ class TableSpec:
     def _states(self) -> list[str]:
         """The paths in prepared/ of the states of counting passes through models."""
         paths: list[str] = []
-        for index in range(len(self.passes) - 1 if self.both_ways else 0):
+        replayed = self.passes[0].over == "training"
+        for index in range(len(self.passes) - 1 if self.both_ways or replayed else 0):
             parts, name = self.prepared(index, paths[-1] if paths else "")
             paths.append(f"{parts.folder.name}/{name}")
         return paths
@@ -201,9 +202,9 @@ class TableSpec:
         shaped_by = {
             s: self.target.fingerprint if s == "target" and self.target else settings[s] for s in step.shaped_by
         }
-        weights = self._weights() if step.requests else []
+        weights = self._weights() if step.requests or step.over == "training" else []
         shape = fingerprint(
             self.method.name, self.method.version, step.name, shaped_by, before, *weights, *self._aside()
         )
-        scope = step.over if step.over != "pool" else pool_fingerprint(self.shards)
+        scope = step.over if step.over in ("target", "anchors") else pool_fingerprint(self.shards)
         return Parts(self.ws.path / "prepared" / shape, ".safetensors"), f"state-{scope}"

@@ -16,6 +16,7 @@ from curate.models.choice import ModelChoice
 from curate.models.rates import with_fast_products
 from curate.runs.dry_run import DryRun
 from curate.runs.held_out import held_out_of
+from curate.runs.replayed import replayed
 from curate.runs.score_reach import in_words, reach_of
 from curate.runs.warmup import checkpoint_set_of
 from curate.store.recipes import TableRecipe
@@ -92,6 +93,8 @@ def score(
         request.tables(method, train=True) if any(spec.awaits_warm_up for spec in tables) else tables
         for method, tables in zip(given, planned, strict=True)
     ]
+    for spec in (spec for tables in planned for spec in tables if spec.method.replay()):
+        replayed(spec)
     runs_on = method_of(Executor, executor) if executor is not None else Local()
     with closing(runs_on.open()) as workers:
         shared = groups([spec for tables in planned for spec in tables])

@@ -28,7 +28,7 @@ from curate.numerics.datamodels import ceiling, of_mean, reliability, standard_e
 from curate.progress import Progress
 from curate.results import Result
 from curate.runs.config import shaping
-from curate.runs.trial import Opened, TrialSpec, TrialWorker, drawn
+from curate.runs.trial import TrialSpec, TrialWorker, drawn, opened
 from curate.store.commits import Parts
 from curate.store.files import remove_leftovers
 from curate.store.ledger import Meters
@@ -121,25 +121,25 @@ def _begin(stored: StoredTrial, spec: TrialSpec, meters: Meters) -> None:
 
     ws = stored.ws
     rows = _rows(ws, spec.where)
-    opened = Opened.of(ws, stored.name, spec, rows, meters)
-    if round(spec.share * len(opened.rows)) < 1:
+    training = opened(ws, stored.name, spec, rows, meters)
+    if round(spec.share * len(training.rows)) < 1:
         raise CurateError(
-            f"--share {spec.share:g} of {len(opened.rows)} samples is none; a subset has at least one: a larger share."
+            f"--share {spec.share:g} of {len(training.rows)} samples is none; a subset has one or more: a larger share."
         )
     sources = None
     if spec.stratify:
         source_of = sql.fetch(ws, "SELECT source FROM samples ORDER BY row")["source"].to_numpy(zero_copy_only=False)
-        sources = np.unique(source_of[opened.rows].astype(str), return_inverse=True)[1]
-    members = drawn(len(opened.rows), sources, spec)
-    trainer = SubsetTrainer(opened.model, opened.data, spec.settings, spec.weighting, opened.asked)
+        sources = np.unique(source_of[training.rows].astype(str), return_inverse=True)[1]
+    members = drawn(len(training.rows), sources, spec)
+    trainer = SubsetTrainer(training.model, training.data, spec.settings, spec.weighting, training.asked)
     base, usage = trainer.base()
     meters.charge("evaluate", len(base), usage)
     parts = Parts(stored.folder / "drawn")
     seeds = [spec.seed + 1000 * i for i in range(spec.subsets)]
     packed = [row.tobytes() for row in np.packbits(members, axis=1)]
-    parts.commit("rows", pa.table({"row": opened.rows}))
+    parts.commit("rows", pa.table({"row": training.rows}))
     parts.commit("members", pa.table({"seed": seeds, "samples": members.sum(1), "members": packed}))
-    write_recipe(stored.folder / "trial.json", _recipe(ws, spec, len(opened.rows), base))
+    write_recipe(stored.folder / "trial.json", _recipe(ws, spec, len(training.rows), base))
 
 
 def _rows(ws: Workspace, where: str) -> np.ndarray:

@@ -16,11 +16,20 @@ from curate.kinds.registry import find, names
 from curate.kinds.score import Target, run
 from curate.kinds.text import Text
 from curate.kinds.vectors import Vectors
+from curate.methods.weightings.uniform import Uniform
 from curate.models.choice import CheckpointChoice, ModelChoice
 from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.sentence_encoder import SentenceEncoder
+from curate.models.tokens import encode
 from curate.tables.score_table import score_table
+from curate.training.dataset import Data
+from curate.training.distributed import Alone
+from curate.training.examples import Examples
+from curate.training.loop import Trainer
+from curate.training.replay import metagradients
+from curate.training.settings import TrainSettings
+from curate.training.trainable import trainable
 from tests.support.checkpoints import write_checkpoints
 from tests.support.narrow import NARROW
 
@@ -84,6 +93,8 @@ def computed(method: Any, batches: list[Text], target: Target | None) -> list[An
     """The columns of each batch, by a run in memory."""
     if not method.models:
         return run(method, batches, target)
+    if method.replay():
+        return replayed(method, batches, target)
     samples = [batch.samples() for batch in batches]
     if method.vectors():
         (step,) = method.passes(target)
@@ -106,6 +117,24 @@ def opened(step: Any, state: dict[str, Any]) -> Any:
     """What a pass is given of the states before it."""
     read = {name: array for name, array in state.items() if name.startswith(step.reads)}
     return step.open(read) if step.open else read
+
+
+def replayed(method: Any, batches: list[Text], target: Target | None) -> list[Any]:
+    """Of a score that replays a training: the training in memory, then the values of each batch."""
+    replay, (training, last), lm = method.replay(), method.passes(target), narrow()
+    assert target is not None
+    samples, aim = [s for batch in batches for s in batch.samples()], target.text.samples()
+    found = [encode(lm.tokenizer, some, lm.context) for some in (samples, aim)]
+    kept = [i for i, one in enumerate(found[0]) if not one.error and one.supervised.any()]
+    state = {"ids": np.zeros(0, np.uint64), "values": np.zeros(0)}
+    if kept:
+        model = trainable(lm.choice, TrainSettings(**replay.settings)).model
+        data = Data.of(Examples.of([found[0][i] for i in kept]))
+        trainer = Trainer(model, data, TrainSettings(**replay.settings), Uniform(), Alone(), replay.seed)
+        ids = np.concatenate([batch.ids for batch in batches])[kept]
+        state = {"ids": ids, "values": metagradients(trainer, Examples.of(found[1])).values}
+    state = training.state([training.map(state, {})], {})
+    return [last.map(batch, state) for batch in batches]
 
 
 def same(a: list[dict[str, Any]], b: list[dict[str, Any]], method: Any) -> bool:

@@ -21,6 +21,7 @@ from curate.methods.scores.ifd import Ifd
 from curate.methods.scores.influence import Influence
 from curate.methods.scores.length import Length
 from curate.methods.scores.less import Less
+from curate.methods.scores.metagradient import Metagradient
 from curate.methods.scores.nll import Nll
 from curate.methods.scores.tracin import Tracin
 from curate.methods.weightings.greats import Greats
@@ -61,6 +62,7 @@ def foreseen(ws: Workspace, *methods: Score, **options: Any) -> list[dict[str, A
         ((Graddot(by="jvp"),), True),
         ((Graddot(by="difference"),), True),
         ((Influence(),), False),
+        ((Metagradient(batch_size=8, epochs=2.0),), False),
         ((Influence(curvature="kfac", layer_groups=2),), False),
         ((Influence(curvature="cg", iterations=2, factors_share=0.5),), False),
         ((Gradsim(),), False),  # what is kept of unsupervised samples' gradients is not foreseen
