@@ -2,26 +2,34 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import click
+from click.core import ParameterSource
 
 import curate
 from curate.cli.console import notes, say
 from curate.cli.evaluation import one_model
 from curate.cli.options import as_json_option, by_owner, workspace
+from curate.errors import CurateError
 from curate.kinds import registry
 from curate.text_table import table
 
 if TYPE_CHECKING:
     from curate.store.workspace import Workspace
     from curate.verbs.foretell import Foretold
+    from curate.verbs.trial import Trialed
+
+# What a trial on another's checkpoints has from that one.
+_OF_TRIAL = ("model_name", "subsets", "share", "where", "stratify", "repeats", "repeated", "weighting", "seed")
+_OF_TRIAL += ("keep_checkpoints",)
 
 
 @click.command()
 @click.argument("name")
 @workspace(writes=True)
-@click.option("--model", "model_name", required=True, metavar="MODEL", help="What every training starts from.")
+@click.option("--model", "model_name", metavar="MODEL", help="What every training starts from.")
 @click.option("--target", required=True, metavar="NAME", help="The target whose examples' losses are measured.")
 @click.option("--split", type=click.Choice(["val", "test"]), default="val", show_default=True, help="Of the target.")
 @click.option("--subsets", type=int, default=64, show_default=True, metavar="K", help="Random subsets of the samples.")
@@ -41,6 +49,13 @@ if TYPE_CHECKING:
     "--weighting", default="uniform", show_default=True, metavar="METHOD", help="See `curate methods weighting`."
 )
 @click.option("--seed", type=int, default=0, show_default=True, help="Of the subsets, and of the trainings.")
+@click.option("--keep-checkpoints", is_flag=True, help="Keep what was trained, for trials of other targets (--of).")
+@click.option(
+    "--of",
+    default="",
+    metavar="TRIAL",
+    help="Train nothing: measure --target on what that trial has trained and kept.",
+)
 @click.option(
     "--set",
     "settings",
@@ -55,7 +70,9 @@ if TYPE_CHECKING:
 def trial(
     ws: Workspace,
     name: str,
-    model_name: str,
+    model_name: str | None,
+    target: str,
+    of: str,
     settings: tuple[str, ...],
     weighting: str,
     executor_name: str,
@@ -72,15 +89,37 @@ def trial(
     from curate.training.settings import TrainSettings, from_hugging_face
 
     own = by_owner(["", weighting, "model", executor_name], [], settings)
-    spec = TrialSpec(
-        model=one_model([model_name], own["model"]),
-        weighting=registry.make("weighting", weighting, own[weighting]),
-        settings=registry.with_settings(TrainSettings, from_hugging_face(own[""], 1), "the trainings"),
-        **drawn,  # type: ignore[arg-type]
-    )
     worker_settings = {"workers": str(workers)} if workers is not None else {}
     executor = registry.make("executor", executor_name, {**worker_settings, **own[executor_name]})
-    r = curate.trial(ws, name, spec, executor=executor)
+    if of:
+        if given := sorted({*_given(_OF_TRIAL)} | {"set" for key in ("", weighting, "model") if own[key]}):
+            raise CurateError(
+                f"--of {of}: what that trial has trained has its model, its subsets and its settings; leave out "
+                f"--{given[0]}."
+            )
+        r = curate.trial(ws, name, of=of, target=target, split=drawn["split"], executor=executor)
+    elif model_name is None:
+        raise CurateError("a trial needs --model, which every training starts from; or --of, a trial that has trained.")
+    else:
+        spec = TrialSpec(
+            model=one_model([model_name], own["model"]),
+            target=target,
+            weighting=registry.make("weighting", weighting, own[weighting]),
+            settings=registry.with_settings(TrainSettings, from_hugging_face(own[""], 1), "the trainings"),
+            **drawn,  # type: ignore[arg-type]
+        )
+        r = curate.trial(ws, name, spec, executor=executor)
+    _say(r, target, as_json)
+
+
+def _given(options: Sequence[str]) -> list[str]:
+    """Which of these options the command line has, by their names there."""
+    context = click.get_current_context()
+    of_line = [option for option in options if context.get_parameter_source(option) is ParameterSource.COMMANDLINE]
+    return [option.removesuffix("_name").replace("_", "-") for option in of_line]
+
+
+def _say(r: Trialed, target: str, as_json: bool) -> None:
     row = {
         "before": r.base,
         "after": r.mean,
@@ -90,8 +129,8 @@ def trial(
     }
     shown = {key: "not known" if value is None else f"{value:.4g}" for key, value in row.items()}
     head = (
-        f"Trial {name}: {r.trainings_now:,} of {r.trainings:,} trainings done now, on {r.subsets} subsets of "
-        f"{r.samples:,} samples. The loss of {spec.target} before, the mean after, its standard deviation over subsets:"
+        f"Trial {r.name}: {r.trainings_now:,} of {r.trainings:,} trainings done now, on {r.subsets} subsets of "
+        f"{r.samples:,} samples. The loss of {target} before, the mean after, its standard deviation over subsets:"
     )
     say(r, as_json, "\n".join([head, "", table([shown], {key: key for key in shown})]) + notes(r.warnings))
 

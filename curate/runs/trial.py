@@ -11,6 +11,7 @@ import numpy as np
 import pyarrow as pa
 
 from curate.errors import CurateError, DivergedError
+from curate.kinds.registry import find
 from curate.kinds.weighting import Weighting
 from curate.models.choice import ModelChoice
 from curate.numerics.apportion import largest_remainders
@@ -19,8 +20,8 @@ from curate.runs.opened_training import OpenedTraining
 from curate.store.ledger import Meters
 from curate.store.run_record import Run
 from curate.store.workspace import Workspace, open_workspace
-from curate.tables.inputs import load_target
-from curate.tables.trials import StoredTrial, Training
+from curate.tables.inputs import load_target, model_choice
+from curate.tables.trials import StoredTrial, Training, require_trial
 from curate.training.settings import TrainSettings
 
 if TYPE_CHECKING:  # loaded only when there is something to train
@@ -33,7 +34,9 @@ class TrialSpec:
 
     where: SQL condition on samples that may be drawn; '': all that can be trained on. stratify: draw the same share of
     every source. repeats: how often each of the first `repeated` subsets is trained, with other seeds: what differs
-    between these is noise. split: of the target, whose examples' losses are measured.
+    between these is noise. split: of the target, whose examples' losses are measured. keep_checkpoints: keep what was
+    trained, so that another target can be measured on it. of: the trial whose checkpoints are measured, instead of
+    training; '': none.
     """
 
     model: ModelChoice
@@ -48,6 +51,8 @@ class TrialSpec:
     repeated: int = 16
     split: str = "val"
     seed: int = 0
+    keep_checkpoints: bool = False
+    of: str = ""
 
     def __post_init__(self) -> None:
         if not 0 < self.share < 1:
@@ -59,6 +64,30 @@ class TrialSpec:
             )
         if self.split not in ("val", "test"):
             raise CurateError(f"the split '{self.split}' is neither val nor test.")
+
+
+def spec_of(ws: Workspace, name: str, target: str, split: str) -> TrialSpec:
+    """The trial `name`, with another target measured on what it has trained. Raises CurateError if its trainings have
+    not all ended with a checkpoint."""
+    source = require_trial(ws, name)
+    recipe = source.recipe
+    assert recipe is not None
+    if not recipe.keep_checkpoints:
+        raise CurateError(
+            f"the trial '{name}' has kept no checkpoints, on which another target could be measured; make one with "
+            "--keep-checkpoints."
+        )
+    done, every = set(source.checkpoints.names()), source.trainings()
+    if missing := sum(training.name not in done for training in every):
+        raise CurateError(
+            f"{missing} of the {len(every)} trainings of the trial '{name}' have not ended; the same `curate trial` "
+            "goes on with them."
+        )
+    weighting = find("weighting", recipe.weighting.name)(**recipe.weighting.settings)
+    same = ("subsets", "share", "where", "stratify", "repeats", "repeated", "seed")
+    model, settings = model_choice(recipe.model, ws.trusted), TrainSettings(**recipe.settings)
+    how = {key: getattr(recipe, key) for key in same}
+    return TrialSpec(model, target, weighting, settings, **how, split=split, of=name)
 
 
 def drawn(samples: int, sources: np.ndarray | None, spec: TrialSpec) -> np.ndarray:
@@ -116,6 +145,8 @@ class TrialWorker:
         """Train on a subset, and commit what it gave. Returns the cost by phase."""
         from curate.training.step_weights import Diverged
 
+        if self.spec.of:
+            return self._measured(task)
         stored, trainer = self.stored, self.loaded
         seed = seed_of(stored.seeds[task.subset], task.repeat)
         try:
@@ -129,8 +160,26 @@ class TrialWorker:
         flops = sum(cost.flops for phase, cost in found.usage.items() if phase != "evaluate")
         seconds = sum(cost.seconds or 0.0 for phase, cost in found.usage.items() if phase != "evaluate")
         figures = {"steps": found.steps, "samples": found.samples, "flops": flops, "seconds": seconds}
+        if self.spec.keep_checkpoints:  # first, so that what has its losses has its checkpoint
+            stored.checkpoints.commit(task.name, trainer.parameters(), listed=False, **figures)
         stored.losses.commit(task.name, table, subset=task.subset, repeat=task.repeat, seed=seed, **figures)
         return dict(found.usage)
+
+    def _measured(self, task: Training) -> dict[str, Any]:
+        """Measure what another trial has trained on the same subset, and commit it. Returns the cost."""
+        source = StoredTrial(self.stored.ws, self.spec.of)
+        parameters, record = source.checkpoints.read(task.name), source.checkpoints.record(task.name)
+        if parameters is None or record is None:
+            raise CurateError(
+                f"the checkpoint of {task} of the trial '{self.spec.of}' is gone, or damaged; make that trial again, "
+                "under another name."
+            )
+        losses, usage = self.loaded.measure(parameters)
+        table = pa.table({"example": np.arange(len(losses), dtype=np.int32), "loss": losses})
+        seed = seed_of(self.stored.seeds[task.subset], task.repeat)
+        trained = {key: record[key] for key in ("steps", "samples", "flops", "seconds")}
+        self.stored.losses.commit(task.name, table, subset=task.subset, repeat=task.repeat, seed=seed, **trained)
+        return {"evaluate": usage}
 
 
 def seed_of(seed: int, repeat: int) -> int:

@@ -10,7 +10,8 @@ from curate.store.recipes import FORMAT, MethodRecipe, ModelRecipe, PoolRecipe, 
 class TrialRecipe(Recipe, frozen=True, kw_only=True):
     """trial.json: what a trial depends on. where: which samples of the pool may be drawn; share: of them, in every
     subset. repeats: how often each of the first `repeated` subsets is trained. samples: that may be drawn. base: each
-    target example's loss before training, as in the rows of the trainings."""
+    target example's loss before training, as in the rows of the trainings. keep_checkpoints: whether what was trained
+    is kept. of: the trial whose checkpoints these losses are of; '': it has trained itself."""
 
     format: int = FORMAT
     curate: str
@@ -30,3 +31,5 @@ class TrialRecipe(Recipe, frozen=True, kw_only=True):
     pool: PoolRecipe
     samples: int
     base: list[float | None]
+    keep_checkpoints: bool = False
+    of: str = ""

@@ -3,6 +3,7 @@
 trials/NAME/trial.json                   the recipe, written when the subsets are drawn
             drawn/rows.parquet           the rows in the pool of the samples that may be drawn
                   members.parquet        of every subset its seed and its members, a bit for each of these samples
+            checkpoints/00012-0.safetensors   the trained parameters, if they are kept
             losses/00012-0.parquet       what the first training on subset 12 gave; exists once its record does
 
 A trial belongs to the pool as it was: samples that are ingested later are in no subset.
@@ -68,6 +69,11 @@ class StoredTrial:
     def losses(self) -> Parts:
         """A part for every training: a row for every target example."""
         return Parts(self.folder / "losses")
+
+    @property
+    def checkpoints(self) -> Parts:
+        """A part for every training whose trained parameters are kept, by their names."""
+        return Parts(self.folder / "checkpoints", ".safetensors")
 
     @cached_property
     def rows(self) -> np.ndarray:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -63,6 +64,20 @@ class SubsetTrainer:
                 usage.setdefault(phase, self.model.model.usage()).add(cost)
         loss, usage["evaluate"] = self._measured(trainer)
         return SubsetResult(loss, trainer.step, int(members.sum()), usage)
+
+    def parameters(self) -> dict[str, np.ndarray]:
+        """The parameters that are trained, as they are after the latest subset."""
+        named = self.model.model.model.named_parameters()
+        return {name: p.detach().cpu().numpy() for name, p in named if name in self._beginning}
+
+    def measure(self, parameters: Mapping[str, np.ndarray]) -> tuple[np.ndarray, Usage]:
+        """The target examples' losses with such parameters, float64 [E], and their cost."""
+        with torch.no_grad():
+            for name, parameter in self.model.model.model.named_parameters():
+                if name in self._beginning:
+                    parameter.copy_(torch.from_numpy(parameters[name]))
+        trainer = Trainer(self.model.model, self.data, self.settings, self.weighting, Alone())
+        return self._measured(trainer)
 
     def _begin(self, seed: int) -> None:
         """The parameters as they were; of LoRA, matrices drawn by the seed."""

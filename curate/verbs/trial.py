@@ -28,7 +28,7 @@ from curate.numerics.datamodels import ceiling, of_mean, reliability, standard_e
 from curate.progress import Progress
 from curate.results import Result
 from curate.runs.config import shaping
-from curate.runs.trial import TrialSpec, TrialWorker, drawn, opened
+from curate.runs.trial import TrialSpec, TrialWorker, drawn, opened, spec_of
 from curate.store.commits import Parts
 from curate.store.files import remove_leftovers
 from curate.store.ledger import Meters
@@ -74,6 +74,7 @@ def trial(
     target: str | None = None,
     weighting: Weighting | str = "uniform",
     settings: TrainSettings | None = None,
+    of: str = "",
     executor: Executor | str | None = None,
     wait: float | None = None,
     **fields: Any,
@@ -81,14 +82,17 @@ def trial(
     """Draw random subsets of the pool, train on each from the same model, and store every target example's loss.
 
     spec: what the trial is, or the rest in its place: model, target, weighting, settings, and the fields of a TrialSpec
-    (subsets=64, share=0.5). The same call goes on with a killed trial. executor: runs the trainings (default: local);
-    the table does not depend on it.
+    (subsets=64, share=0.5). of: a trial that kept its checkpoints (keep_checkpoints=True), on which another target's
+    losses are measured: `target`, and `split`, alone are given. The same call goes on with a killed trial. executor:
+    runs the trainings (default: local); the table does not depend on it.
 
     Raises CurateError for another trial under that name, or one whose pool is not what it was, a target without the
     split, or samples none of which can be trained on; CurateFailure if a loss diverges.
     wait: seconds to wait for what another process writes, then WorkspaceBusy; default: as `ws` was opened.
     """
     ws = workspace_of(ws, pinned=True, wait=wait)
+    if of:
+        spec = _measured_on(ws, of, target, spec, model, fields)
     if spec is None:
         if model is None or target is None:
             raise CurateError(
@@ -115,22 +119,35 @@ def trial(
     return _summed_up(stored, result)
 
 
+def _measured_on(
+    ws: Workspace, of: str, target: str | None, spec: TrialSpec | None, model: Any, fields: dict[str, Any]
+) -> TrialSpec:
+    """What a trial on another's checkpoints is. Raises CurateError if more than the target is given."""
+    if target is None or spec is not None or model is not None or fields.keys() - {"split"}:
+        raise CurateError(
+            f"a trial on the checkpoints of '{of}' has its model, its subsets and its settings; give --target, and "
+            "--split if it is not val, and nothing else."
+        )
+    return spec_of(ws, of, target, fields.get("split", "val"))
+
+
 def _begin(stored: StoredTrial, spec: TrialSpec, meters: Meters) -> None:
     """Draw the subsets of the samples that can be trained on, and measure the model before any training."""
     from curate.training.subsets import SubsetTrainer
 
     ws = stored.ws
-    rows = _rows(ws, spec.where)
+    source = StoredTrial(ws, spec.of) if spec.of else None
+    rows = source.rows if source else _rows(ws, spec.where)
     training = opened(ws, stored.name, spec, rows, meters)
     if round(spec.share * len(training.rows)) < 1:
         raise CurateError(
             f"--share {spec.share:g} of {len(training.rows)} samples is none; a subset has one or more: a larger share."
         )
     sources = None
-    if spec.stratify:
+    if spec.stratify and source is None:
         source_of = sql.fetch(ws, "SELECT source FROM samples ORDER BY row")["source"].to_numpy(zero_copy_only=False)
         sources = np.unique(source_of[training.rows].astype(str), return_inverse=True)[1]
-    members = drawn(len(training.rows), sources, spec)
+    members = source.members if source else drawn(len(training.rows), sources, spec)
     trainer = SubsetTrainer(training.model, training.data, spec.settings, spec.weighting, training.asked)
     base, usage = trainer.base()
     meters.charge("evaluate", len(base), usage)
@@ -170,6 +187,8 @@ def _recipe(ws: Workspace, spec: TrialSpec, samples: int, base: np.ndarray) -> T
         pool=pool_recipe(ws, ws.shards()),
         samples=samples,
         base=[None if np.isnan(value) else float(value) for value in base],
+        keep_checkpoints=spec.keep_checkpoints,
+        of=spec.of,
     )
 
 

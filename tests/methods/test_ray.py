@@ -20,7 +20,7 @@ import curate
 from curate.errors import CurateError, CurateFailure
 from curate.methods.executors.ray import Ray
 from curate.store.workspace import Workspace
-from tests.conftest import ROOT, tree_bytes
+from tests.conftest import ROOT, SAMPLE, tree_bytes
 from tests.support.faulty import Faulty, Slow, Small
 
 os.environ.update(RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER="0", RAY_USAGE_STATS_ENABLED="0")
@@ -79,6 +79,27 @@ def test_a_ray_of_our_own_writes_the_same_bytes_and_listens_to_this_machine_alon
     assert tree_bytes(sample_ws.path / "scores") == calm
     listening = [line.split()[3] for line in done.stdout.splitlines() if "raylet" in line or "gcs_server" in line]
     assert all("127.0.0.1" in address for address in listening), listening
+
+
+def test_a_trial_s_trainings_are_the_same_on_ray(sums_ws: Workspace, tmp_path: Path) -> None:
+    from tests.verbs.test_trial import SPEC, losses
+
+    curate.target(sums_ws, "sums", str(SAMPLE / "targets/arithmetic_val.jsonl"))
+    other = curate.open_workspace(shutil.copytree(sums_ws.path, tmp_path / "other"))
+    curate.trial(sums_ws, "one", SPEC)
+    script = """
+        import sys
+        import curate
+        from curate.methods.executors.ray import Ray
+        from tests.verbs.test_trial import SPEC
+        curate.trial(curate.open_workspace(sys.argv[1]), "one", SPEC, executor=Ray(workers=2))
+    """
+    command = [sys.executable, "-c", textwrap.dedent(script), str(other.path)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    ours, theirs = losses(sums_ws), losses(other)
+    assert [row[:-1] for row in ours] == [row[:-1] for row in theirs] and len(ours) > 20
+    assert [row[-1] for row in ours] == pytest.approx([row[-1] for row in theirs], rel=1e-5)
 
 
 def test_a_node_lost_in_mid_run_costs_no_more_than_the_units_under_way(

@@ -88,6 +88,31 @@ def test_several_workers_write_the_same_table(aimed: Workspace, tmp_path: Path) 
     assert [row[-1] for row in ours] == pytest.approx([row[-1] for row in theirs], rel=1e-5)
 
 
+@pytest.mark.parametrize("lora", [0, 2])
+def test_another_target_is_measured_on_what_was_trained(aimed: Workspace, cli: Any, lora: int) -> None:
+    curate.target(aimed, "facts", str(SAMPLE / "targets/facts_val.jsonl"))
+    spec = replace(SPEC, settings=replace(SETTINGS, lora_r=lora), subsets=3, repeats=1)
+    curate.trial(aimed, "kept", replace(spec, keep_checkpoints=True))
+    curate.trial(aimed, "alone", replace(spec, target="facts"))
+    done = curate.trial(aimed, "measured", of="kept", target="facts")
+    assert done.trainings_now == 3 and curate.trial(aimed, "measured", of="kept", target="facts").trainings_now == 0
+    by_trial = {name: [row[1:] for row in losses(aimed) if row[0] == name] for name in ("alone", "measured")}
+    assert [row[:-1] for row in by_trial["measured"]] == [row[:-1] for row in by_trial["alone"]]
+    ours, theirs = ([row[-1] for row in by_trial[name]] for name in ("measured", "alone"))
+    assert ours == pytest.approx(theirs, rel=1e-6) and len(ours) > 20
+    flops = curate.sql(aimed, "SELECT phase FROM ledger WHERE name = 'measured' AND flops > 0")
+    assert {row["phase"] for row in flops} == {"evaluate"}
+    refused = cli("trial", "again", "--of", "kept", "--target", "facts", "--subsets", "9", ws=aimed)
+    assert "--of kept: what that trial has trained has its model" in refused.stderr and "leave out --subsets" in refused.stderr
+    with pytest.raises(CurateError, match="the trial 'alone' has kept no checkpoints"):
+        curate.trial(aimed, "other", of="alone", target="sums")
+    with pytest.raises(CurateError, match="give --target, and --split if it is not val, and nothing else"):
+        curate.trial(aimed, "other", of="kept", target="sums", subsets=9)
+    (aimed.path / "trials/kept/checkpoints/_commit/00001-0.json").unlink()
+    with pytest.raises(CurateError, match="1 of the 3 trainings of the trial 'kept' have not ended"):
+        curate.trial(aimed, "other", of="kept", target="facts")
+
+
 def test_subsets_are_drawn_by_seed_number_and_source() -> None:
     sources = np.repeat([0, 1, 2], [60, 30, 10])
     members = drawn(100, sources, replace(SPEC, subsets=6, share=0.3, seed=1))
