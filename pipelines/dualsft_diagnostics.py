@@ -1,8 +1,9 @@
 """What DualSFT's gradients show, and how far to trust them: the diagnostics of its appendix, as tables and pictures.
 
-    python pipelines/dualsft_diagnostics.py smoke|cpu|gpu [NEW-FOLDER] [--model MODEL]   (default: ./dualsft)
+    python pipelines/dualsft_diagnostics.py smoke|cpu|gpu [NEW-FOLDER] [--model MODEL] [--only data|parameters|rest]
 
-It works in the folder of dualsft.py, or makes what it needs. Do summed scores predict how much training lowers the
+It works in the folder of dualsft.py (default: ./dualsft), or makes what it needs. --only: score fidelity of one side,
+or all but it. Do summed scores predict how much training lowers the
 validation loss (score fidelity)? What does each side lose by ignoring the other (regret), and does choosing again help?
 How many anchors are enough, and how sensitive are the results to lambda, tau and the budgets? What is chosen, and where
 in the model is it?
@@ -71,12 +72,14 @@ def protocols(preset: Preset, side: str) -> list[Protocol]:
     return [*found, Protocol(near, short, drawn="coordinates"), Protocol(near, short, drawn="modules")]
 
 
-def fidelity(ws: Workspace, points: Sequence[Point], preset: Preset, all_protocols: bool = True) -> list[Panel]:
+def fidelity(
+    ws: Workspace, points: Sequence[Point], preset: Preset, sides: Sequence[str], all_protocols: bool = True
+) -> list[Panel]:
     """Random subsets of samples, and masks of random parameters: how much their summed values predict that training on
     them, or of them, lowers the validation loss, against how much it does (F.10). Only the first point is held to all
     protocols."""
     panels = []
-    for side in ("data", "parameters"):
+    for side in sides:
         curves: dict[str, list[Any]] = {}
         for point in points:
             for protocol in protocols(preset, side)[: None if all_protocols and point is points[0] else 1]:
@@ -339,7 +342,7 @@ def points_of(ws: Workspace, preset: Preset, base: ModelChoice, target: str) -> 
     return warm, init, scored_samples
 
 
-def main(preset: Preset, folder: Path, named: str | None = None) -> None:
+def main(preset: Preset, folder: Path, named: str | None = None, only: str | None = None) -> None:
     base = ModelChoice(named, context=preset.context) if named else preset.base(folder)
     ws = curate.open_workspace(folder / "ws")
     preset.data(ws)
@@ -353,12 +356,24 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
         f"The values here are the score's: they differ by {np.abs(computed - stored).max() / np.abs(stored).max():.1e}."
     )
 
-    print("\n1. Score fidelity: do summed values predict how much training lowers the validation loss?")
-    panels = fidelity(ws, [warm, init], preset)
-    print(f"   and of the target {other}:")
-    second, _, _ = points_of(ws, preset, base, other)
-    panels += fidelity(ws, [replace(second, name=other)], preset, all_protocols=False)
-    pictures = {"fidelity": lines(panels)}
+    pictures = dict[str, bytes]()
+    if only != "rest":
+        print("\n1. Score fidelity: do summed values predict how much training lowers the validation loss?")
+        sides = (only,) if only else ("data", "parameters")
+        panels = fidelity(ws, [warm, init], preset, sides)
+        print(f"   and of the target {other}:")
+        second, _, _ = points_of(ws, preset, base, other)
+        panels += fidelity(ws, [replace(second, name=other)], preset, sides, all_protocols=False)
+        pictures["fidelity"] = lines(panels)
+    if not only or only == "rest":
+        pictures |= apart_from_fidelity(ws, preset, warm, rows)
+    for name, picture in pictures.items():
+        (folder / f"{name}.png").write_bytes(picture)
+    print("\nPictures: " + ", ".join(str(folder / f"{name}.png") for name in pictures))
+
+
+def apart_from_fidelity(ws: Workspace, preset: Preset, warm: Point, rows: np.ndarray) -> dict[str, bytes]:
+    """All other diagnostics of a point; returns their pictures."""
     print("\n2. Regret: the value of a choice that ignores the other side, over one that does not.")
     regret(warm)
     print("\n3. Choosing again, each side for the other.")
@@ -369,14 +384,11 @@ def main(preset: Preset, folder: Path, named: str | None = None) -> None:
     panels = [anchors_enough(warm)]
     print("\n6. Sensitivity to lambda, tau and the budgets; and the choice of the lowest-ranked.")
     panels += sensitivity(warm)
-    pictures["sensitivity"] = lines([*panels, *budgets(ws, warm, preset)])
+    pictures = {"sensitivity": lines([*panels, *budgets(ws, warm, preset)])}
     print(f"\n7. What the best {DATA:.0%} are.")
     composition(ws, warm, rows)
     print(f"\n8. Where the best {PARAMETERS:.0%} of the parameters are.")
-    pictures["places"] = places(warm)
-    for name, picture in pictures.items():
-        (folder / f"{name}.png").write_bytes(picture)
-    print("\nPictures: " + ", ".join(str(folder / f"{name}.png") for name in pictures))
+    return {**pictures, "places": places(warm)}
 
 
 if __name__ == "__main__":
@@ -384,5 +396,6 @@ if __name__ == "__main__":
     parser.add_argument("preset", choices=PRESETS)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("dualsft"))
     parser.add_argument("--model", help="another model than the preset's: a folder, a .gguf file, a hub id")
+    parser.add_argument("--only", choices=("data", "parameters", "rest"), help="fidelity of one side, or all but it")
     arguments = parser.parse_args()
-    main(PRESETS[arguments.preset], arguments.folder, arguments.model)
+    main(PRESETS[arguments.preset], arguments.folder, arguments.model, arguments.only)

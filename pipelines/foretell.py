@@ -134,10 +134,10 @@ def table(found: Foretold) -> None:
     for row in found.rows:
         interval = "" if row.low is None else f"{row.low:.2f} to {row.high:.2f}"
         cost = f"{row.flops or 0:9.1e} {row.seconds or 0:8.1f}"
-        print(f"   {row.score:24} {_figure(row.lds)} {interval:>16} {row.adjusted or 0:7.3f} {_figure(row.each)}"
-              f" {row.best:6.0%} {cost}")  # fmt: skip
-    print(f"   to be had at most, by repeats: {_figure(found.ceiling)}; regression on membership:"
-          f" {_figure(found.datamodel)}; by chance a correlation is {found.error:.2f} off\n   {found.reading}")  # fmt: skip
+        values = f"{_figure(row.lds)} {interval:>16} {row.adjusted or 0:7.3f} {_figure(row.each)} {row.best:6.0%}"
+        print(f"   {row.score:24} {values} {cost}")
+    bounds = f"by repeats: {_figure(found.ceiling)}; regression on membership: {_figure(found.datamodel)}"
+    print(f"   to be had at most, {bounds}; by chance a correlation is {found.error:.2f} off\n   {found.reading}")
 
 
 def _figure(value: float | None) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
@@ -138,13 +138,29 @@ def _say(r: Trialed, target: str, as_json: bool) -> None:
 @click.command()
 @click.argument("trial_name", metavar="TRIAL")
 @click.argument("scores", nargs=-1, required=True, metavar="SCORE...")
-@workspace(writes=False)
+@workspace(writes=True)
 @click.option("--draws", type=int, default=1000, show_default=True, metavar="N", help="Of bootstrap and permutations.")
 @click.option("--seed", type=int, default=0, show_default=True, help="Of these draws.")
 @click.option("--allow-stale", is_flag=True, help="Use scores that are stale or incomplete.")
+@click.option(
+    "--counterfactual",
+    type=float,
+    default=0.0,
+    metavar="SHARE",
+    help="Train also without the best such share of the samples by each score, on it alone, and with random ones.",
+)
+@click.option("--seeds", type=int, default=3, show_default=True, metavar="N", help="Of each of these trainings.")
+@click.option("--executor", "executor_name", default="local", show_default=True, help="See `curate methods executor`.")
+@click.option("--workers", type=int, metavar="N", help="Worker processes, or actors.  [default: the executor's]")
 @as_json_option
 def foretell(
-    ws: Workspace, trial_name: str, scores: tuple[str, ...], draws: int, seed: int, allow_stale: bool, as_json: bool
+    ws: Workspace,
+    trial_name: str,
+    scores: tuple[str, ...],
+    executor_name: str,
+    workers: int | None,
+    as_json: bool,
+    **how: Any,
 ) -> None:
     """Compare scores by how well they foretell a trial's trainings, which were not chosen by any of them.
 
@@ -152,7 +168,9 @@ def foretell(
     is the rank correlation, over the trial's subsets, of its sum over a subset with what training on that gained on the
     target (linear datamodeling score); p is of values dealt out anew, adjusted for all that are compared.
     """
-    r = curate.foretell(ws, trial_name, *scores, draws=draws, seed=seed, allow_stale=allow_stale)
+    worker_settings = {"workers": str(workers)} if workers is not None else {}
+    executor = registry.make("executor", executor_name, worker_settings)
+    r = curate.foretell(ws, trial_name, *scores, executor=executor, **how)
     say(r, as_json, _foretold(r))
 
 
@@ -166,6 +184,7 @@ def _foretold(r: Foretold) -> str:
             "each": _figure(row.each),
             "best": f"{row.best:.0%}",
             "samples": f"{row.samples:,}",
+            **({"harm": _interval(row.harm), "help": _interval(row.help)} if r.counterfactual else {}),
             "FLOPs": "" if row.flops is None else f"{row.flops:.2e}",
             "seconds": "" if row.seconds is None else f"{row.seconds:,.1f}",
         }
@@ -176,8 +195,17 @@ def _foretold(r: Foretold) -> str:
     )
     most = "" if r.ceiling is None else f"To be had at most, by repeated trainings: {r.ceiling:.2f}. "
     most += "" if r.datamodel is None else f"Regression on the subsets themselves, each left out: {r.datamodel:.2f}."
+    if r.counterfactual:
+        head += (
+            f" harm: how much more the target's loss is without the best {r.counterfactual:.0%} than without random "
+            f"ones; help: how much less on the best alone; 95 % over {r.seeds} seeds."
+        )
     lines = [head, "", table(rows, {key: key for key in rows[0]}), "", *([most.strip()] if most else []), r.reading]
     return "\n".join(lines) + notes(r.warnings)
+
+
+def _interval(found: tuple[float, float, float] | None) -> str:
+    return "" if found is None else f"{found[0]:+.3f} ({found[1]:+.3f} to {found[2]:+.3f})"
 
 
 def _figure(value: float | None) -> str:

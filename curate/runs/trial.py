@@ -19,6 +19,7 @@ from curate.runs.config import TrainingSpec
 from curate.runs.opened_training import OpenedTraining
 from curate.store.ledger import Meters
 from curate.store.run_record import Run
+from curate.store.trial_recipe import TrialRecipe
 from curate.store.workspace import Workspace, open_workspace
 from curate.tables.inputs import load_target, model_choice
 from curate.tables.trials import StoredTrial, Training, require_trial
@@ -26,6 +27,10 @@ from curate.training.settings import TrainSettings
 
 if TYPE_CHECKING:  # loaded only when there is something to train
     from curate.training.subsets import SubsetTrainer
+
+
+# The phases of a training, in the ledger.
+TRAINED = ("train", "losses", "anchors", "candidates", "target", "selection", "base losses", "evaluate")
 
 
 @dataclass(frozen=True)
@@ -83,11 +88,15 @@ def spec_of(ws: Workspace, name: str, target: str, split: str) -> TrialSpec:
             f"{missing} of the {len(every)} trainings of the trial '{name}' have not ended; the same `curate trial` "
             "goes on with them."
         )
+    return replace(spec_in(ws, recipe), target=target, split=split, of=name)
+
+
+def spec_in(ws: Workspace, recipe: TrialRecipe) -> TrialSpec:
+    """The trainings of a stored trial, whether they were its own or another's."""
     weighting = find("weighting", recipe.weighting.name)(**recipe.weighting.settings)
-    same = ("subsets", "share", "where", "stratify", "repeats", "repeated", "seed")
+    same = ("subsets", "share", "where", "stratify", "repeats", "repeated", "seed", "split")
     model, settings = model_choice(recipe.model, ws.trusted), TrainSettings(**recipe.settings)
-    how = {key: getattr(recipe, key) for key in same}
-    return TrialSpec(model, target, weighting, settings, **how, split=split, of=name)
+    return TrialSpec(model, recipe.target, weighting, settings, **{key: getattr(recipe, key) for key in same})
 
 
 def drawn(samples: int, sources: np.ndarray | None, spec: TrialSpec) -> np.ndarray:

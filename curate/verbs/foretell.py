@@ -6,12 +6,16 @@ trial ── the target's loss after each subset ──┴─ the ceiling: repea
 
 from __future__ import annotations
 
+from contextlib import ExitStack, closing
 from dataclasses import dataclass, field
 
 import numpy as np
 
+from curate.arguments.methods import method_of
 from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
+from curate.kinds.executor import Executor, Tasks
+from curate.methods.executors.local import Local
 from curate.numerics.datamodels import (
     ceiling,
     foretold,
@@ -25,7 +29,13 @@ from curate.numerics.datamodels import (
 )
 from curate.numerics.rank_agreement import spearman
 from curate.numerics.statistics import adjusted
+from curate.progress import Progress
 from curate.results import Result
+from curate.runs.counterfactual import CounterfactualWorker, arms, harm_and_help, parts_of
+from curate.runs.trial import TRAINED, TrialWorker, spec_in
+from curate.store.files import remove_leftovers
+from curate.store.ledger import Meters
+from curate.store.locks import lock
 from curate.store.manifests import read_any
 from curate.store.recipes import MixtureRecipe, TableRecipe
 from curate.store.workspace import Workspace
@@ -42,7 +52,9 @@ class Foretelling:
     """How well one score foretells. lds: the rank correlation with the target's mean loss over subsets, and its 95 %
     interval; p: how often dealt-out values do as well, adjusted: for all that are looked at; each: the mean over target
     examples of the correlation with the example's own loss; best: in what share of resampled subsets it is the best.
-    samples: with a value, of those that may be drawn. flops, seconds: what it cost; None: not in the ledger."""
+    samples: with a value, of those that may be drawn. flops, seconds: what it cost; None: not in the ledger. harm,
+    help: mean, and 95 % interval, of how much more the target's loss is without the best samples than without random
+    ones, and how much less on the best alone (None: not asked for)."""
 
     score: str
     lds: float | None
@@ -55,6 +67,8 @@ class Foretelling:
     samples: int
     flops: float | None
     seconds: float | None
+    harm: tuple[float, float, float] | None = None
+    help: tuple[float, float, float] | None = None
 
 
 @dataclass
@@ -71,6 +85,8 @@ class Foretold(Result):
     rows: list[Foretelling] = field(default_factory=list)
     reading: str = ""
     warnings: list[str] = field(default_factory=list)
+    counterfactual: float = 0.0
+    seeds: int = 0
 
 
 def foretell(
@@ -80,12 +96,18 @@ def foretell(
     draws: int = 1000,
     seed: int = 0,
     allow_stale: bool = False,
+    counterfactual: float = 0.0,
+    seeds: int = 3,
+    executor: Executor | str | None = None,
     wait: float | None = None,
 ) -> Foretold:
     """Compare scores by how well they foretell a trial: the linear datamodeling score, with its interval and control.
 
     scores: stored scores, manifests (their weights; 0 where a sample is not in one), or SQL expressions over `samples`,
     of which higher means better for the target. draws: of the bootstrap over subsets, and of values dealt out anew.
+    counterfactual: a share of the samples; train by the trial's recipe without the best such share by each score, on
+    it alone, and the same with random samples, `seeds` times each, by `executor` (default: local); their losses are
+    kept.
 
     Raises CurateError for an unknown trial, or one that has not ended, for a score that is stale (unless allowed), or
     has no value in any subset.
@@ -131,9 +153,55 @@ def foretell(
             )
         )
     _adjust(result.rows)
+    if counterfactual:
+        _counter(stored, values, counterfactual, seeds, executor, result)
     result.rows.sort(key=lambda row: -(row.lds if row.lds is not None else -2.0))
     result.reading = _reading(result)
     return result
+
+
+def _counter(
+    stored: StoredTrial,
+    values: dict[str, np.ndarray],
+    share: float,
+    seeds: int,
+    executor: Executor | str | None,
+    result: Foretold,
+) -> None:
+    """Train without the best samples, and on them alone, and set what that does. Raises CurateError for a share that
+    leaves nothing, or fewer than two seeds."""
+    if not 0 < share < 1 or seeds < 2:
+        raise CurateError(
+            f"--counterfactual {share:g} is a share of the samples, between 0 and 1, and --seeds {seeds} 2 or more, of "
+            "which the interval is made."
+        )
+    ws, recipe = stored.ws, stored.recipe
+    assert recipe is not None
+    by_score = {score: arms(each, share, seeds, recipe.seed) for score, each in values.items()}
+    every = {t.name: t for its in by_score.values() for each in its.values() for t in each.values()}
+    runs_on = method_of(Executor, executor) if executor is not None else Local()
+    with ExitStack() as stack:
+        stack.enter_context(lock(ws, f"trial {stored.name}"))
+        parts = parts_of(stored)
+        remove_leftovers(parts.folder, mine=True)
+        stack.callback(parts.certify)
+        done = set(parts.names())
+        todo = [training for name, training in every.items() if name not in done]
+        columns = {"methods": [recipe.weighting.name], "name": stored.name, "model": recipe.model.name}
+        meters = Meters(ws.path, "trial", {phase: phase for phase in TRAINED}, stack, **columns)
+        worker = CounterfactualWorker(TrialWorker(str(ws.path), stored.name, spec_in(ws, recipe), ws.trusted))
+        shown = stack.enter_context(
+            Progress(f"foretell {stored.name}", len(every), done=len(done & every.keys()), noun="trainings")
+        )
+        workers = stack.enter_context(closing(runs_on.open()))
+        for training, outcome in workers.run(worker.run_task, Tasks(todo), lambda _: None):
+            for phase, usage in outcome.result.items():
+                meters.charge(phase, training.samples, usage)
+            shown.finished(1)
+    result.counterfactual, result.seeds = share, seeds
+    for row in result.rows:
+        harm, gain = harm_and_help(stored, by_score[row.score])
+        row.harm, row.help = ((m.mean, *(m.interval() or (m.mean, m.mean))) for m in (harm, gain))
 
 
 def _values(ws: Workspace, stored: StoredTrial, score: str, allow_stale: bool) -> tuple[np.ndarray, list[str]]:

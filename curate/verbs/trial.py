@@ -28,7 +28,7 @@ from curate.numerics.datamodels import ceiling, of_mean, reliability, standard_e
 from curate.progress import Progress
 from curate.results import Result
 from curate.runs.config import shaping
-from curate.runs.trial import TrialSpec, TrialWorker, drawn, opened, spec_of
+from curate.runs.trial import TRAINED, TrialSpec, TrialWorker, drawn, opened, spec_of
 from curate.store.commits import Parts
 from curate.store.files import remove_leftovers
 from curate.store.ledger import Meters
@@ -40,8 +40,6 @@ from curate.tables import sql
 from curate.tables.inputs import load_target, method_recipe, model_of, model_recipe, pool_recipe, target_fingerprint
 from curate.tables.trials import StoredTrial, gains_of
 from curate.training.settings import TrainSettings
-
-PHASES = ("train", "losses", "anchors", "candidates", "target", "selection", "base losses", "evaluate")
 
 
 @dataclass
@@ -110,7 +108,7 @@ def trial(
         stack.enter_context(lock(ws, f"trial {name}"))
         remove_leftovers(stored.folder, mine=True)
         columns = {"methods": [spec.weighting.name], "name": name, "model": spec.model.name}
-        meters = Meters(ws.path, "trial", {phase: phase for phase in PHASES}, stack, **columns)
+        meters = Meters(ws.path, "trial", {phase: phase for phase in TRAINED}, stack, **columns)
         if stored.recipe is None:
             _begin(stored, spec, meters)
         else:

@@ -182,6 +182,21 @@ def test_choosing_within_the_step(tmp_path: Path) -> None:
         assert (tmp_path / "within" / name).read_bytes()[:4] == b"\x89PNG"
 
 
+def test_what_foretells(tmp_path: Path) -> None:
+    command = [sys.executable, str(ROOT / "pipelines/foretell.py"), "smoke", str(tmp_path / "foretell")]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr[-2000:]
+    for target in ("facts", "translation"):
+        part = done.stdout.partition(f"\n   {target}\n")[2].partition("to be had at most")[0]
+        rows = {line.split()[0]: line.split() for line in part.splitlines() if len(line.split()) > 7}
+        own = {f"{name}_{target}" for name in ("bm25", "graddot", "influence", "metagradient", "less", "dualsft")}
+        assert own | {"nll", "length", "(hash(id)::DOUBLE)"} <= rows.keys()
+        assert all(-1 <= float(row[1]) <= 1 for name, row in rows.items() if name != "score")
+        cost = {name: float(row[-2]) for name, row in rows.items() if name != "score"}
+        assert cost[f"influence_{target}"] > cost[f"graddot_{target}"] > cost["length"] == 0
+    assert done.stdout.count("over 4 subsets a correlation below") == 2  # as it is: four tell nothing
+
+
 def test_the_long_horizon(tmp_path: Path) -> None:
     command = [sys.executable, str(ROOT / "pipelines/long_horizon.py"), "smoke", str(tmp_path / "long")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=900)

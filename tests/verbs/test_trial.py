@@ -15,7 +15,7 @@ from curate.methods.executors.local import Local
 from curate.methods.selectors.top import Top
 from curate.methods.weightings.uniform import Uniform
 from curate.models.choice import ModelChoice
-from curate.runs.trial import TrialSpec, drawn
+from curate.runs.trial import TrialSpec, TrialWorker, drawn
 from curate.store.workspace import Workspace, open_workspace
 from curate.tables.trials import require_trial
 from curate.training.settings import TrainSettings
@@ -200,3 +200,38 @@ def test_bad_input_gets_a_sentence(aimed: Workspace) -> None:
     (aimed.path / "trials/one/losses/_parts.json").unlink()
     with pytest.raises(CurateError, match="1 of the 4 subsets of the trial 'one' are not trained on yet"):
         curate.foretell(aimed, "one", "row")
+
+
+def test_the_best_samples_are_left_out_and_trained_on_alone(aimed: Workspace, cli: Any) -> None:
+    """Against the same trainings by themselves; what has been trained is not trained again, and random draws are
+    shared by all scores."""
+    curate.trial(aimed, "one", replace(SPEC, subsets=3, repeats=1))
+    curate.score(aimed, curate.method("score", "length"))
+    found = curate.foretell(aimed, "one", "length", "-row", draws=50, counterfactual=0.25, seeds=2)
+    stored = require_trial(aimed, "one")
+    count = round(0.25 * len(stored.rows))
+    assert len(list((stored.folder / "counterfactuals").glob("*.parquet"))) == 2 * 2 * 2 + 2 * 2
+    values = np.array([row["score"] for row in curate.sql(aimed, "SELECT length AS score FROM samples ORDER BY row")])
+    top = np.zeros(len(values), bool)
+    top[np.argsort(-values, kind="stable")[:count]] = True
+    trainer = TrialWorker(str(aimed.path), "one", replace(SPEC, subsets=3, repeats=1)).loaded
+    alone = [float(trainer.train(top, seed).loss.mean()) for seed in (0, 1)]
+    drawn_alone = []
+    for i in (0, 1):
+        members = np.zeros(len(values), bool)
+        members[np.random.default_rng([0, i, count]).choice(len(values), count, replace=False)] = True
+        drawn_alone.append(float(trainer.train(members, i).loss.mean()))
+    (row,) = [row for row in found.rows if row.score == "length"]
+    assert row.help is not None and row.harm is not None
+    assert row.help[0] == pytest.approx(np.mean(np.subtract(drawn_alone, alone)), abs=1e-5)
+    assert row.help[1] < row.help[0] < row.help[2] and found.seeds == 2
+    before = spent_on(aimed)
+    shown = cli("foretell", "one", "length", "--draws", 50, "--counterfactual", 0.25, "--seeds", 2, ws=aimed)
+    assert "harm" in shown.stdout and f"{row.help[0]:+.3f}" in shown.stdout and spent_on(aimed) == before > 0
+    with pytest.raises(CurateError, match="--counterfactual 1.5 is a share of the samples"):
+        curate.foretell(aimed, "one", "length", counterfactual=1.5)
+
+
+def spent_on(ws: Workspace) -> float:
+    (row,) = curate.sql(ws, "SELECT sum(flops) AS flops FROM ledger WHERE stage = 'trial'")
+    return row["flops"]
