@@ -356,10 +356,9 @@ def main(preset: Preset, folder: Path, named: str | None = None, only: str | Non
         f"The values here are the score's: they differ by {np.abs(computed - stored).max() / np.abs(stored).max():.1e}."
     )
 
-    pictures = dict[str, bytes]()
+    pictures, sides = dict[str, bytes](), (only,) if only else ("data", "parameters")
     if only != "rest":
         print("\n1. Score fidelity: do summed values predict how much training lowers the validation loss?")
-        sides = (only,) if only else ("data", "parameters")
         panels = fidelity(ws, [warm, init], preset, sides)
         print(f"   and of the target {other}:")
         second, _, _ = points_of(ws, preset, base, other)

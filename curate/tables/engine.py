@@ -34,7 +34,6 @@ from curate.store.files import remove_leftovers, remove_tree
 from curate.store.locks import Lock, lock
 from curate.store.object_store import Location
 from curate.store.recipes import TableRecipe, read_recipe, write_recipe
-from curate.store.stored_arrays import StoredArrays
 from curate.store.workspace import Shard, recipe_file
 from curate.tables.index import ensure_index
 from curate.tables.meters import meters_of, progress
@@ -44,6 +43,7 @@ from curate.tables.plan import (
 )
 from curate.tables.reduce import Failed, reduced
 from curate.tables.spec import TableSpec
+from curate.tables.stored_arrays import StoredArrays
 from curate.tables.unit_worker import UnitWorker
 from curate.tables.units import MergeTask, TargetTask, Unit, units_of_part
 from curate.tables.vector_table import target_vectors

@@ -22,9 +22,9 @@ from curate.store.commits import Parts
 from curate.store.encoding import ROW_GROUP, read_table, size
 from curate.store.files import remove_tree
 from curate.store.object_store import Location
-from curate.store.stored_arrays import StoredArrays
 from curate.store.workspace import Shard
 from curate.tables.score_table import score_table
+from curate.tables.stored_arrays import StoredArrays
 from curate.tables.units import MergeTask, Unit, partial_name, units_of_part
 from curate.tables.vector_table import aim_stamp, target_vectors, vector_table, vectors_of, vectors_of_target
 
