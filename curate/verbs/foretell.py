@@ -156,6 +156,12 @@ def foretell(
     if counterfactual:
         _counter(stored, values, counterfactual, seeds, executor, result)
     result.rows.sort(key=lambda row: -(row.lds if row.lds is not None else -2.0))
+    best = result.rows[0].lds
+    if result.ceiling is not None and best is not None and best > result.ceiling:
+        result.warnings.append(
+            f"{result.rows[0].score} has {best:.2f}, and by the repeats {result.ceiling:.2f} is to be had at most: "
+            f"{repeats.shape[1]} subsets that were trained on again do not tell it; repeat more of them (--repeated)"
+        )
     result.reading = _reading(result)
     return result
 
@@ -262,7 +268,7 @@ def _reading(result: Foretold) -> str:
             f"below {2 * result.error:.2f} is hardly told from none."
         )
     told = f"Here {first.score} foretells best: {first.lds:.2f} ({first.low:.2f} to {first.high:.2f})"
-    told += f" where {result.ceiling:.2f} is to be had" if result.ceiling else ""
+    told += f" where {result.ceiling:.2f} is to be had" if result.ceiling and result.ceiling > first.lds else ""
     if len(result.rows) == 1:
         return told + "."
     second = result.rows[1]
