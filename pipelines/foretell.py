@@ -6,8 +6,9 @@ For two targets: scores of every kind, from words and lengths to the exact deriv
 `random`; a trial of random subsets, trained on once, with both targets measured on the same checkpoints; then each
 score's linear datamodeling score (the rank correlation, over the subsets, of its sum over a subset with what training
 on that gained), with intervals, what is to be had at most, and its price. metagradient differentiates the training of
-the whole pool by the trial's settings. cpu: a sixth of the sample corpus, 64 subsets. few: 400 real samples and
-SmolLM2-135M with LoRA, 24 subsets.
+the whole pool by the trial's settings. Then trainings without the tenth that each score calls best, and on it alone,
+against random ones. Ends in tables, and for each target a page and a picture. cpu: a sixth of the sample corpus, 64
+subsets. few: 400 real samples and SmolLM2-135M with LoRA, 24 subsets, without the last step.
 """
 
 from __future__ import annotations
@@ -55,6 +56,7 @@ from curate.methods.scores.nll import Nll
 from curate.methods.scores.tracin import Tracin
 from curate.methods.weightings.uniform import Uniform
 from curate.models.choice import ModelChoice
+from curate.pages.foretelling import page, plot
 from curate.runs.config import TrainingSpec
 from curate.runs.trial import TrialSpec
 from curate.store.workspace import Workspace
@@ -69,8 +71,8 @@ _NAMES = ("embed", "embed_lm", "bm25", "dsir", "graddot", "influence", "less", "
 class Study:
     """data: fills a workspace with a pool and targets. base: makes the model in a folder. training: of every subset.
     subsets, repeated: of the trial, and how many of them are trained on twice. less, dual: with their warm-ups.
-    influence: with its share of samples for the curvature. parameters: whether all are trained, so that scores by the
-    gradients of all mean these."""
+    influence: with its share of samples for the curvature. counterfactual: the share of the samples that is left out,
+    or trained on alone, by each score; 0: none is. seeds: of these trainings."""
 
     data: Callable[[Workspace], None]
     base: Callable[[Path], ModelChoice]
@@ -81,6 +83,8 @@ class Study:
     less: Less
     dual: Dualsft
     influence: Influence = field(default_factory=Influence)
+    counterfactual: float = 0.0
+    seeds: int = 5
 
 
 # At 1e-3 this training is rough: derivatives of two seeds' trainings correlate by .05 (docs/results/foretell.md).
@@ -88,10 +92,22 @@ _SMALL = TrainSettings(epochs=2, batch_size=16, lr=2e-4, schedule="cosine", warm
 _LORA = TrainSettings(epochs=1, batch_size=16, micro_batch_size=4, lr=2e-4, schedule="cosine", warmup=0.1, lora_r=8)
 _DUAL_LORA = replace(HURRIED, lora_r=8, preserve="none", micro_batch_size=4)
 STUDIES = {
-    "smoke": Study(sixth, narrow, ("facts", "translation"), replace(_SMALL, epochs=0.2), 4, 2, BRIEF, HURRIED),
+    "smoke": Study(
+        sixth,
+        narrow,
+        ("facts", "translation"),
+        replace(_SMALL, epochs=0.2),
+        4,
+        2,
+        BRIEF,
+        HURRIED,
+        counterfactual=0.1,
+        seeds=2,
+    ),
     "cpu": Study(
         *(sixth, young, ("facts", "translation"), _SMALL, 64, 16, replace(SMALL, dim=1024)),
         dual=replace(HURRIED, warmup=0.1, epochs=2, eta=1e-3),
+        counterfactual=0.1,
     ),
     "few": Study(few, shorter, ("gsm8k", "bbh"), _LORA, 24, 8, HASTY, _DUAL_LORA, Influence(factors_share=0.25)),
     "gpu": Study(real, smollm2, ("gsm8k", "bbh"), _LORA, 128, 32, HASTY, _DUAL_LORA, Influence(factors_share=0.1)),
@@ -131,14 +147,21 @@ def scored(ws: Workspace, study: Study, model: ModelChoice, encoder: bool) -> No
 
 def table(found: Foretold) -> None:
     """The scores, the best first."""
-    print(f"   {'score':24} {'LDS':>6} {'95 %':>16} {'p':>7} {'each':>6} {'best':>6} {'FLOPs':>9} {'seconds':>8}")
+    costs = f"{'FLOPs':>9} {'per FLOP':>8} {'seconds':>8}" + (f"  {'harm':26} help" if found.counterfactual else "")
+    print(f"   {'score':24} {'LDS':>6} {'95 %':>16} {'p':>7} {'each':>6} {'best':>6} {costs}")
     for row in found.rows:
         interval = "" if row.low is None else f"{row.low:.2f} to {row.high:.2f}"
-        cost = f"{row.flops or 0:9.1e} {row.seconds or 0:8.1f}"
+        per_flop = "" if row.per_flop is None else f"{row.per_flop:.1e}"
+        cost = f"{row.flops or 0:9.1e} {per_flop:>8} {row.seconds or 0:8.1f}"
+        cost += f"  {_interval(row.harm):26} {_interval(row.help)}" if row.harm and row.help else ""
         values = f"{_figure(row.lds)} {interval:>16} {row.adjusted or 0:7.3f} {_figure(row.each)} {row.best:6.0%}"
         print(f"   {row.score:24} {values} {cost}")
     bounds = f"by repeats: {_figure(found.ceiling)}; regression on membership: {_figure(found.datamodel)}"
     print(f"   to be had at most, {bounds}; by chance a correlation is {found.error:.2f} off\n   {found.reading}")
+
+
+def _interval(found: tuple[float, float, float]) -> str:
+    return f"{found[0]:+.3f} ({found[1]:+.3f} to {found[2]:+.3f})"
 
 
 def _figure(value: float | None) -> str:
@@ -170,10 +193,15 @@ def main(study: Study, folder: Path, named: str | None, workers: int) -> None:
     print(f"   after {time.monotonic() - started:.0f} s\n3. What foretells them.", flush=True)
     for target in study.targets:
         print(f"\n   {target}")
-        found = curate.foretell(ws, f"on_{target}", *columns(target, encoder))
+        found = curate.foretell(ws, f"on_{target}", *columns(target, encoder), counterfactual=study.counterfactual,
+                                seeds=study.seeds, executor=with_workers)  # fmt: skip
         for warning in found.warnings:
             print(f"   {warning}")
         table(found)
+        path = folder / f"{target}.html"
+        path.write_text(page(found, f"What foretells training for {target}"), encoding="utf-8")
+        path.with_suffix(".png").write_bytes(plot(found))
+        print(f"   The page is {path}; after {time.monotonic() - started:.0f} s.", flush=True)
 
 
 if __name__ == "__main__":

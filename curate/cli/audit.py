@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 import curate
-from curate.cli.console import notes, say
+from curate.cli.console import notes, page_path, say
 from curate.cli.options import as_json_option, dry_run_option, workspace
 from curate.errors import CurateError
 from curate.text_table import table
@@ -47,9 +47,7 @@ def audit(
     and ends with the table of them all; `curate audit join A B` makes that table of audits that there are, and a name
     may be a pattern ('skills_*').
     """
-    path = Path(output).with_suffix(".html") if output else None
-    if path and not path.parent.is_dir():
-        raise CurateError(f"{path.parent}: there is no such folder to write {path.name} into.")
+    path = page_path(output, "audit.html") if output else None
     if plan_file is None:
         _join(ws, _named(ws, names), path, as_json)
         return

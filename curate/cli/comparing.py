@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import click
 
 import curate
-from curate.cli.console import notes, say
+from curate.cli.console import notes, page_path, say
 from curate.cli.looking import compared_manifests
 from curate.cli.options import as_json_option, workspace
 from curate.errors import CurateError
@@ -67,9 +66,7 @@ def compare(
 
     written = ""
     if output:
-        path = Path(output, "comparison.html") if Path(output).is_dir() else Path(output).with_suffix(".html")
-        if not path.parent.is_dir():
-            raise CurateError(f"{path.parent}: there is no such folder to write {path.name} into.")
+        path = page_path(output, "comparison.html")
         path.write_text(page(r, f"Runs of {ws.path}"), encoding="utf-8")
         path.with_suffix(".png").write_bytes(plot(r))
         written = f"\nWritten: {path} and {path.with_suffix('.png')}."

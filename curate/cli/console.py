@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from dataclasses import asdict, is_dataclass
+from pathlib import Path
 from typing import Any
 
 import click
@@ -37,6 +38,14 @@ def say(result: Any, as_json: bool, text: str) -> None:
         show_json(data)
     else:
         show(text)
+
+
+def page_path(output: str, name: str) -> Path:
+    """The HTML file that -o means: FILE.html, or `name` in a folder. Raises CurateError if its folder is not there."""
+    path = Path(output, name) if Path(output).is_dir() else Path(output).with_suffix(".html")
+    if not path.parent.is_dir():
+        raise CurateError(f"{path.parent}: there is no such folder to write {path.name} into.")
+    return path
 
 
 def notes(warnings: Sequence[str]) -> str:

@@ -70,6 +70,13 @@ def status(ws: Workspace, as_json: bool) -> None:
                 "name": "run",
             },
         ),
+        (
+            s.trials,
+            {
+                **{key: key for key in ("model", "target", "subsets", "trainings", "state")},
+                "name": "trial",
+            },
+        ),
         (s.tokens, {"name": "tokens", "model": "model", "samples": "samples", "tokens": "tokens", "bytes": "bytes"}),
     ]
     lines += [table(rows, columns) for rows, columns in tables if rows]
@@ -222,7 +229,7 @@ def sql(
 @click.option("--dry-run", is_flag=True, help="Only print what would be removed, and what was made from it.")
 @as_json_option
 def drop(ws: Workspace, name: str, force: bool, dry_run: bool, as_json: bool) -> None:
-    """Remove a score, vectors, a manifest, a mask, a target, a run, or tokens (tokens/FINGERPRINT, see `status`).
+    """Remove a score, vectors, a manifest, a mask, a target, a run, a trial, or tokens (tokens/FINGERPRINT).
 
     What something was made from is not removed, unless you say --force; a manifest that runs were trained on is then
     kept in manifests/replaced while these are there.

@@ -26,8 +26,8 @@ def show(ws: Workspace, name: str, count: int, as_json: bool) -> None:
     """Show one sample, or what an object of the workspace was made of, and its first rows.
 
     ID is a sample's id, or its first digits if no other begins so: the chat with its calls and tools, its scores, the
-    manifests that contain it. NAME is a score, vectors, a manifest, a mask, a target or a run: its recipe in words, the
-    command that makes it again, its state.
+    manifests that contain it. NAME is a score, vectors, a manifest, a mask, a target, a run or a trial: its
+    recipe in words, the command that makes it again, its state.
     """
     r = curate.show(ws, name, n=count)
     say(_plain(r), as_json, _sample(r) if hasattr(r, "turns") else _described(r))

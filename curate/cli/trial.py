@@ -9,7 +9,7 @@ import click
 from click.core import ParameterSource
 
 import curate
-from curate.cli.console import notes, say
+from curate.cli.console import notes, page_path, say
 from curate.cli.evaluation import one_model
 from curate.cli.options import as_json_option, by_owner, workspace
 from curate.errors import CurateError
@@ -152,6 +152,7 @@ def _say(r: Trialed, target: str, as_json: bool) -> None:
 @click.option("--seeds", type=int, default=3, show_default=True, metavar="N", help="Of each of these trainings.")
 @click.option("--executor", "executor_name", default="local", show_default=True, help="See `curate methods executor`.")
 @click.option("--workers", type=int, metavar="N", help="Worker processes, or actors.  [default: the executor's]")
+@click.option("-o", "--output", metavar="FILE", help="Write the page FILE.html and its figure FILE.png.")
 @as_json_option
 def foretell(
     ws: Workspace,
@@ -159,6 +160,7 @@ def foretell(
     scores: tuple[str, ...],
     executor_name: str,
     workers: int | None,
+    output: str | None,
     as_json: bool,
     **how: Any,
 ) -> None:
@@ -170,8 +172,16 @@ def foretell(
     """
     worker_settings = {"workers": str(workers)} if workers is not None else {}
     executor = registry.make("executor", executor_name, worker_settings)
+    path = page_path(output, "foretell.html") if output else None
     r = curate.foretell(ws, trial_name, *scores, executor=executor, **how)
-    say(r, as_json, _foretold(r))
+    written = ""
+    if path:
+        from curate.pages.foretelling import page, plot
+
+        path.write_text(page(r, f"What foretells the trial {trial_name}"), encoding="utf-8")
+        path.with_suffix(".png").write_bytes(plot(r))
+        written = f"\nWritten: {path} and {path.with_suffix('.png')}."
+    say(r, as_json, _foretold(r) + written + notes(r.warnings))
 
 
 def _foretold(r: Foretold) -> str:
@@ -186,6 +196,7 @@ def _foretold(r: Foretold) -> str:
             "samples": f"{row.samples:,}",
             **({"harm": _interval(row.harm), "help": _interval(row.help)} if r.counterfactual else {}),
             "FLOPs": "" if row.flops is None else f"{row.flops:.2e}",
+            "LDS per FLOP": "" if row.per_flop is None else f"{row.per_flop:.1e}",
             "seconds": "" if row.seconds is None else f"{row.seconds:,.1f}",
         }
         for row in r.rows
@@ -201,7 +212,7 @@ def _foretold(r: Foretold) -> str:
             f"ones; help: how much less on the best alone; 95 % over {r.seeds} seeds."
         )
     lines = [head, "", table(rows, {key: key for key in rows[0]}), "", *([most.strip()] if most else []), r.reading]
-    return "\n".join(lines) + notes(r.warnings)
+    return "\n".join(lines)
 
 
 def _interval(found: tuple[float, float, float] | None) -> str:

@@ -12,7 +12,6 @@ from curate.errors import DivergedError
 from curate.hashing import fingerprint
 from curate.numerics.statistics import Mean, paired
 from curate.runs.trial import TrialWorker
-from curate.store.commits import Parts
 from curate.store.encoding import read_table
 from curate.tables.trials import StoredTrial
 
@@ -42,14 +41,9 @@ class Counterfactual:
         return f"{self.samples:,} samples, seed {self.seed}"
 
 
-def parts_of(stored: StoredTrial) -> Parts:
-    """A part for every such training of a trial: a row for every target example."""
-    return Parts(stored.folder / "counterfactuals")
-
-
 def loss_of(stored: StoredTrial, training: Counterfactual) -> np.ndarray:
     """The loss of every target example after it, float64 [E]."""
-    return read_table(parts_of(stored).intact(training.name), ["loss"])["loss"].to_numpy()
+    return read_table(stored.counterfactuals.intact(training.name), ["loss"])["loss"].to_numpy()
 
 
 def arms(values: np.ndarray, share: float, seeds: int, first: int) -> dict[str, dict[int, Counterfactual]]:
@@ -98,5 +92,5 @@ class CounterfactualWorker:
                 "and make it under another name."
             ) from None
         table = pa.table({"example": np.arange(len(found.loss), dtype=np.int32), "loss": found.loss})
-        parts_of(stored).commit(task.name, table, seed=task.seed, samples=found.samples, steps=found.steps)
+        stored.counterfactuals.commit(task.name, table, seed=task.seed, samples=found.samples, steps=found.steps)
         return dict(found.usage)

@@ -1,10 +1,12 @@
-"""The checks of `curate verify` on what commands made: runs, warm-ups, manifests, masks, and the list of them all."""
+"""The checks of `curate verify` on what commands made: runs, trials, warm-ups, manifests, masks, and their list."""
 
 from __future__ import annotations
 
 from contextlib import suppress
+from dataclasses import replace
 
 from curate.errors import CurateError, DamagedError
+from curate.runs.recipe_words import trial_command
 from curate.store import contents
 from curate.store.commits import LIST, Parts
 from curate.store.encoding import size
@@ -20,6 +22,7 @@ from curate.store.run_record import Run
 from curate.store.token_files import all_token_files
 from curate.store.workspace import Workspace
 from curate.tables.dependents import kept_leftovers
+from curate.tables.trials import StoredTrial
 
 
 def check_contents(ws: Workspace, repair: bool) -> Seen:
@@ -96,6 +99,43 @@ def checkpoint_files(
     for file, sha256 in record["files"].items():
         problem, data = wrong_file(folder / file, sha256)
         yield Damage(kind, name, f"{part}/{file}", problem, remedy) if problem else len(data)
+
+
+def check_trial(ws: Workspace, name: str, repair: bool) -> Seen:
+    """The recipe of a trial, its subsets, what its trainings gave, and what they left. What can be trained again is
+    removed by a repair, and the same command trains on those subsets again."""
+    stored, other = StoredTrial(ws, name), "put a copy of it back, or make the trial under another name"
+    try:
+        command = f"`{trial_command(stored.require_recipe(), name)}`"
+        yield len((stored.folder / "trial.json").read_bytes())
+    except CurateError:
+        command = "the same `curate trial`"
+        yield Damage("trial", name, "trial.json", "cannot be read, or is not as it was written", other)
+    yield from _of_trial(stored, stored.drawn, other, False)
+    again = f"--repair removes it, and {command} trains on that subset again"
+    yield from _of_trial(stored, stored.losses, again, repair)
+    yield from _of_trial(stored, stored.checkpoints, again, repair)
+    asked_again = "--repair removes it, and the same `curate foretell` trains it again"
+    yield from _of_trial(stored, stored.counterfactuals, asked_again, repair)
+
+
+def _of_trial(stored: StoredTrial, parts: Parts, remedy: str, repair: bool) -> Seen:
+    what, folder = f"trial {stored.name}", parts.folder.name
+    yield from list_damage(parts, "trial", stored.name, stored.ws, what, repair)
+    for part in looked_at(parts):
+        damage = Damage("trial", stored.name, f"{folder}/{part.name}", part.problem, remedy)
+        if part.restorable:
+            yield restored(parts, part, damage, stored.ws, what, repair)
+        elif part.problem and not part.left_over:
+            removable = repair and folder != "drawn"
+            if removable:
+                with lock(stored.ws, what):
+                    parts.remove(part.name)
+                    if folder == "checkpoints":  # a training is done again if its losses are gone
+                        stored.losses.remove(part.name)
+            yield replace(damage, repaired=removable)
+        elif not part.problem:
+            yield len(part.data)
 
 
 def check_warm_up(ws: Workspace, folder: Location, repair: bool) -> Seen:

@@ -18,6 +18,7 @@ from curate.store.recipes import (
     WeightsRecipe,
     known,
 )
+from curate.store.trial_recipe import TrialRecipe
 from curate.tables.inputs import changed_settings, settings_words
 from curate.tables.lookup import TOKENS
 from curate.training.settings import TrainSettings
@@ -80,6 +81,18 @@ def run_words(recipe: RunRecipe) -> str:
     mask = known(recipe.mask)
     parts += [f"with the mask {mask.name}"] if mask else []
     return ", ".join([*parts, f"seed {recipe.seed}"]) + "."
+
+
+def trial_words(recipe: TrialRecipe) -> str:
+    """What a trial has trained on, and what it measured."""
+    drawn = f"{recipe.samples:,} samples{f' where {recipe.where}' if recipe.where else ''}"
+    parts = [f"{recipe.model.name} trained on {recipe.subsets:,} random subsets of {recipe.share:g} of {drawn}"]
+    parts += ["drawn from every source alike"] if recipe.stratify else []
+    again = f"{min(recipe.repeated, recipe.subsets):,} of them {recipe.repeats:,} times"
+    parts += [again] if recipe.repeats > 1 else []
+    parts += [f"weighted by {_of(recipe.weighting)}"]
+    of = f", as trained by the trial {recipe.of}" if recipe.of else ""
+    return f"{', '.join(parts)}{of}; the losses of {recipe.target}, {recipe.split}."
 
 
 def manifest_command(recipe: ManifestRecipe) -> str:
@@ -149,6 +162,28 @@ def run_command(recipe: RunRecipe) -> str | None:
         f"{recipe.weighting.name}.": recipe.weighting.settings,
         "model.": changed_settings(recipe.model),
         "stream.": {key: value for key, value in of_stream.items() if value},
+    }
+    settings = {f"{owner}{key}": value for owner, of in owners.items() for key, value in of.items()}
+    return shlex.join(words + settings_words(settings))
+
+
+def trial_command(recipe: TrialRecipe, name: str) -> str:
+    """The command line that makes a trial again, or goes on with it."""
+    words = ["curate", "trial", name]
+    asked = ["--target", recipe.target, *_unless("--split", recipe.split, "val")]
+    if recipe.of:
+        return shlex.join([*words, "--of", recipe.of, *asked])
+    words += ["--model", recipe.model.name, *asked, *_unless("--subsets", recipe.subsets, 64)]
+    words += _unless("--share", recipe.share, 0.5) + _unless("--where", recipe.where, "")
+    words += ["--stratify"] if recipe.stratify else []
+    words += _unless("--repeats", recipe.repeats, 1) + _unless("--repeated", recipe.repeated, 16)
+    words += _unless("--weighting", recipe.weighting.name, "uniform") + _unless("--seed", recipe.seed, 0)
+    words += ["--keep-checkpoints"] if recipe.keep_checkpoints else []
+    default = asdict(TrainSettings())
+    owners: dict[str, Mapping[str, Any]] = {
+        "": {key: value for key, value in recipe.settings.items() if value != default.get(key)},
+        f"{recipe.weighting.name}.": recipe.weighting.settings,
+        "model.": changed_settings(recipe.model),
     }
     settings = {f"{owner}{key}": value for owner, of in owners.items() for key, value in of.items()}
     return shlex.join(words + settings_words(settings))

@@ -75,8 +75,7 @@ def spec_of(ws: Workspace, name: str, target: str, split: str) -> TrialSpec:
     """The trial `name`, with another target measured on what it has trained. Raises CurateError if its trainings have
     not all ended with a checkpoint."""
     source = require_trial(ws, name)
-    recipe = source.recipe
-    assert recipe is not None
+    recipe = source.require_recipe()
     if not recipe.keep_checkpoints:
         raise CurateError(
             f"the trial '{name}' has kept no checkpoints, on which another target could be measured; make one with "

@@ -1,4 +1,5 @@
-"""What a workspace holds, recorded apart from it: contents.json lists every score, vectors, manifest, mask and run.
+"""What a workspace holds, recorded apart from it: contents.json lists every score, vectors, manifest, mask,
+run and trial.
 
 An object exists by its own file (its marker: score.json, NAME.json, run.json …). It is entered here after that is
 written, with the marker's SHA-256, and taken out before it is replaced or removed; so what is entered and is gone, or
@@ -26,7 +27,7 @@ from curate.store.object_store import Location
 from curate.store.workspace import FORMAT, MARKER, TABLES, Workspace, read_marker, recipe_file
 
 CONTENTS = "contents.json"
-KINDS = (*TABLES, "manifest", "mask", "run")
+KINDS = (*TABLES, "manifest", "mask", "run", "trial")
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,8 @@ def marker_of(ws: Workspace, kind: str, name: str) -> Location:
         return ws.table_folder(kind, name) / recipe_file(kind)
     if kind == "run":
         return ws.run_folder(name) / "run.json"
+    if kind == "trial":
+        return ws.trial_folder(name) / "trial.json"
     return ws.mask_path(name) if kind == "mask" else ws.manifest_path(name).with_suffix(".json")
 
 
@@ -167,6 +170,9 @@ def all_parts(ws: Workspace) -> Iterator[Parts]:
     for name in ws.run_names():
         for folder in ("metrics", "trained", "evaluations", "checkpoints"):
             yield Parts(ws.run_folder(name) / folder)
+    for name in ws.trial_names():
+        for folder in ("drawn", "losses", "counterfactuals"):
+            yield Parts(ws.trial_folder(name) / folder)
 
 
 def _write(ws: Workspace, contents: dict[str, dict[str, str]], fill: bool = True) -> None:

@@ -41,7 +41,10 @@ def _found(ws: Workspace) -> Iterator[tuple[str, Location]]:
         known = entered(ws)
     except DamagedError:
         return
-    markers = {kind: (room, recipe_file(kind)) for kind, room in TABLES.items()} | {"run": ("runs", "run.json")}
+    markers = {kind: (room, recipe_file(kind)) for kind, room in TABLES.items()} | {
+        "run": ("runs", "run.json"),
+        "trial": ("trials", "trial.json"),
+    }
     for kind, (room, marker) in markers.items():
         for folder in (ws.path / room).iterdir():
             name = folder.name.removeprefix(".").removesuffix(".fresh") if folder.name[0] == "." else folder.name

@@ -17,7 +17,7 @@ from curate.store.object_store import Location
 class Damage:
     """One file that is not as it was written, or is gone. remedy: how to fix it, if `repair` did not."""
 
-    kind: str  # pool, rejects, copies, target, score, vectors, prepared, tokens, manifest, mask, run, ledger, contents
+    kind: str  # pool, rejects, copies, target, score, vectors, prepared, tokens, manifest, mask, run, trial, ledger, …
     name: str  # of the score, target, manifest, run or folder
     part: str
     what: str

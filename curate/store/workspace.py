@@ -184,6 +184,14 @@ class Workspace:
         """The names of all runs; a run exists once its run.json does."""
         return sorted(p.name for p in (self.path / "runs").glob("[a-z]*") if (p / "run.json").exists())
 
+    def trial_folder(self, name: str) -> Location:
+        """The folder of a trial."""
+        return self.path / "trials" / name
+
+    def trial_names(self) -> list[str]:
+        """The names of all trials; a trial exists once its subsets are drawn, and its trial.json is there."""
+        return sorted(p.name for p in (self.path / "trials").glob("[a-z]*") if (p / "trial.json").exists())
+
     def names(self) -> dict[str, str]:
         """Every name in use -> the kind of object it names."""
         return {
@@ -195,6 +203,7 @@ class Workspace:
             **dict.fromkeys(self.manifest_names(), "manifest"),
             **dict.fromkeys(self.mask_names(), "mask"),
             **dict.fromkeys(self.run_names(), "run"),
+            **dict.fromkeys(self.trial_names(), "trial"),
         }
 
     def check_name(self, name: str, kind: str) -> None:
@@ -226,11 +235,11 @@ class Workspace:
             raise CurateError(f"{self.path} has no {kind} '{name}': {nearest(name, existing)}")
 
     def having(self, kind: str) -> list[str]:
-        """The names of all objects of a kind: score, vectors, target, manifest, mask or run."""
+        """The names of all objects of a kind: score, vectors, target, manifest, mask, run or trial."""
         if kind in TABLES:
             return self.table_names(kind)
         names = {"target": self.target_names, "manifest": self.manifest_names, "mask": self.mask_names}
-        return {**names, "run": self.run_names}[kind]()
+        return {**names, "run": self.run_names, "trial": self.trial_names}[kind]()
 
     def n_rows(self) -> int:
         """The number of samples in the pool."""

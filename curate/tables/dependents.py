@@ -41,11 +41,19 @@ from curate.store.recipes import (
     known,
 )
 from curate.store.run_record import require_run, run_behind
+from curate.store.trial_recipe import TrialRecipe
 from curate.store.workspace import TABLES, Workspace
 from curate.tables.inputs import table_recipe
+from curate.tables.trials import require_trial
 from curate.tables.vector_table import target_vectors
 
-KINDS = (*TABLES, "manifest", "mask", "run")  # what is made from something else, in the order in which it is named
+KINDS = (
+    *TABLES,
+    "manifest",
+    "mask",
+    "run",
+    "trial",
+)  # what is made from something else, in the order in which it is named
 
 _SHOWN = 160  # characters of the command that made a manifest
 _Input = tuple[str, str]  # the kind and the name of an object
@@ -54,8 +62,8 @@ _Input = tuple[str, str]  # the kind and the name of an object
 def dependents(ws: Workspace, kind: str, name: str, readable: bool = False) -> dict[str, list[str]]:
     """Kind -> names of all that was made from an object, directly or by way of others; empty if nothing was.
 
-    kind: target, manifest, mask, run, or one of TABLES. readable: only of what has a recipe that can be read. Raises
-    CurateError for a recipe that cannot, otherwise.
+    kind: target, manifest, mask, run, trial, or one of TABLES. readable: only of what has a recipe that can be read.
+    Raises CurateError for a recipe that cannot, otherwise.
     """
     inputs = dict[_Input, set[_Input]]()
     for made in ((k, n) for k in KINDS for n in ws.having(k) if (k, n) != (kind, name)):
@@ -95,6 +103,8 @@ def _inputs(ws: Workspace, kind: str, name: str) -> Iterator[_Input]:
         recipe = read_mask(ws, name).recipe
         yield from (("score", score) for score in recipe.scores or {})
         yield from _of_models(ws, [recipe.model.name])
+    elif kind == "trial":
+        yield from _of_trial(ws, require_trial(ws, name).require_recipe())
     else:
         run = require_run(ws, name)
         yield from _of_run(ws, run.require_recipe())
@@ -138,6 +148,13 @@ def _of_run(ws: Workspace, recipe: RunRecipe) -> Iterator[_Input]:
         yield "run", recipe.pruned.run
     yield from (("score", name) for name in recipe.scores)
     yield from _of_models(ws, [recipe.model.name, *([recipe.reference.name] if recipe.reference else [])])
+
+
+def _of_trial(ws: Workspace, recipe: TrialRecipe) -> Iterator[_Input]:
+    yield "target", recipe.target
+    if recipe.of:
+        yield "trial", recipe.of
+    yield from _of_models(ws, [recipe.model.name])
 
 
 def _of_models(ws: Workspace, models: list[str]) -> Iterator[_Input]:

@@ -18,8 +18,9 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from curate.errors import CurateError, nearest
+from curate.errors import CurateError
 from curate.store.commits import Parts
+from curate.store.contents import require_intact
 from curate.store.encoding import read_table
 from curate.store.object_store import Location
 from curate.store.recipes import read_recipe
@@ -57,13 +58,28 @@ class StoredTrial:
     @property
     def folder(self) -> Location:
         """Its folder."""
-        return self.ws.path / "trials" / self.name
+        return self.ws.trial_folder(self.name)
 
     @property
     def recipe(self) -> TrialRecipe | None:
         """trial.json; None if there is no such trial."""
         path = self.folder / "trial.json"
         return read_recipe(path, TrialRecipe) if path.exists() else None
+
+    def require_recipe(self) -> TrialRecipe:
+        """trial.json. Raises CurateError if there is none, and DamagedError if it is not what was written."""
+        require_intact(self.ws, "trial", self.name)
+        return read_recipe(self.folder / "trial.json", TrialRecipe)
+
+    @property
+    def drawn(self) -> Parts:
+        """The samples that may be drawn (`rows`), and the subsets (`members`)."""
+        return Parts(self.folder / "drawn")
+
+    @property
+    def counterfactuals(self) -> Parts:
+        """A part for every training on samples that a score calls best, or without them."""
+        return Parts(self.folder / "counterfactuals")
 
     @property
     def losses(self) -> Parts:
@@ -78,24 +94,23 @@ class StoredTrial:
     @cached_property
     def rows(self) -> np.ndarray:
         """The rows in the pool of the N samples that may be drawn, int64, ascending."""
-        return read_table(Parts(self.folder / "drawn").intact("rows"))["row"].to_numpy()
+        return read_table(self.drawn.intact("rows"))["row"].to_numpy()
 
     @cached_property
     def seeds(self) -> list[int]:
         """The seed of every subset's first training."""
-        return read_table(Parts(self.folder / "drawn").intact("members"))["seed"].to_pylist()
+        return read_table(self.drawn.intact("members"))["seed"].to_pylist()
 
     @cached_property
     def members(self) -> np.ndarray:
         """Which of these are in each subset, bool [K, N]."""
-        packed = read_table(Parts(self.folder / "drawn").intact("members"))["members"].to_pylist()
+        packed = read_table(self.drawn.intact("members"))["members"].to_pylist()
         bits = np.stack([np.frombuffer(one, np.uint8) for one in packed])
         return np.unpackbits(bits, axis=1, count=len(self.rows)).astype(bool)
 
     def trainings(self) -> list[Training]:
         """All trainings of the trial: the first of every subset before any is repeated."""
-        recipe, sizes = self.recipe, self.members.sum(1).tolist()
-        assert recipe is not None
+        recipe, sizes = self.require_recipe(), self.members.sum(1).tolist()
         of_subset = [recipe.repeats if i < recipe.repeated else 1 for i in range(recipe.subsets)]
         return [
             Training(i, repeat, sizes[i])
@@ -111,16 +126,15 @@ class StoredTrial:
         return read_table(self.losses.intact(training.name), ["loss"])["loss"].to_numpy()
 
 
-def trial_names(ws: Workspace) -> list[str]:
-    """The names of all trials that have begun."""
-    return sorted(path.parent.name for path in (ws.path / "trials").glob("[a-z]*/trial.json"))
-
-
 def require_trial(ws: Workspace, name: str) -> StoredTrial:
     """The trial of a name. Raises CurateError, suggesting the most similar name, if there is none."""
-    if name not in trial_names(ws):
-        raise CurateError(f"{ws.path} has no trial '{name}': {nearest(name, trial_names(ws))}")
+    ws.require("trial", name)
     return StoredTrial(ws, name)
+
+
+def trial_state(ended: int, every: int) -> str:
+    """How far a trial is, in words."""
+    return "complete" if ended == every else f"{ended:,} of {every:,} trainings done"
 
 
 def gains_of(stored: StoredTrial) -> tuple[np.ndarray, np.ndarray]:
@@ -128,8 +142,7 @@ def gains_of(stored: StoredTrial) -> tuple[np.ndarray, np.ndarray]:
     float64 [K, E]; and the mean over examples of each training on the subsets that were repeated, float64 [R, K'].
 
     Raises CurateError if a subset has not been trained on."""
-    recipe = stored.recipe
-    assert recipe is not None
+    recipe = stored.require_recipe()
     found: dict[int, list[np.ndarray]] = {}
     for training in stored.trainings():
         if (loss := stored.loss(training)) is not None:
@@ -147,13 +160,12 @@ def gains_of(stored: StoredTrial) -> tuple[np.ndarray, np.ndarray]:
 
 def trials(ws: Workspace) -> pa.Table:
     """The table `trials`: a row for every target example after every training that has ended."""
-    tables = [_rows(ws, StoredTrial(ws, name)) for name in trial_names(ws)]
+    tables = [_rows(ws, StoredTrial(ws, name)) for name in ws.trial_names()]
     return pa.concat_tables([TRIALS.empty_table(), *tables])
 
 
 def _rows(ws: Workspace, stored: StoredTrial) -> pa.Table:
-    recipe = stored.recipe
-    assert recipe is not None
+    recipe = stored.require_recipe()
     asked = ws.target_rows(recipe.target).select(["id", "subtask", "split"]).to_pylist()
     asked = [row for row in asked if row["split"] == recipe.split]
     tables = [TRIALS.empty_table()]

@@ -1,4 +1,4 @@
-"""`curate drop`: remove a score, vectors, a manifest, a mask, a target, a run, or tokens kept for trainings."""
+"""`curate drop`: remove a score, vectors, a manifest, a mask, a target, a run, a trial, or kept tokens."""
 
 from __future__ import annotations
 
@@ -78,12 +78,13 @@ def _drop_tokens(ws: Workspace, name: str, dry_run: bool) -> Dropped:
 
 
 def _kind(ws: Workspace, name: str) -> str:
-    by_kind = {kind: ws.having(kind) for kind in (*TABLES, "manifest", "mask", "target", "run")}
+    by_kind = {kind: ws.having(kind) for kind in (*TABLES, "manifest", "mask", "target", "run", "trial")}
     kinds = [kind for kind, names in by_kind.items() if name in names]
     if not kinds:
         all_names = [n for names in by_kind.values() for n in names]
         raise CurateError(
-            f"{ws.path} has no score, vectors, manifest, mask, target or run '{name}': {nearest(name, all_names)}"
+            f"{ws.path} has no score, vectors, manifest, mask, target, run or trial '{name}': "
+            f"{nearest(name, all_names)}"
         )
     if len(kinds) > 1:
         raise CurateError(
@@ -98,6 +99,8 @@ def _remove(ws: Workspace, kind: str, name: str) -> None:
         remove_tree(ws.table_folder(kind, name), marker=recipe_file(kind))
     elif kind == "run":
         remove_tree(ws.run_folder(name), marker="run.json")
+    elif kind == "trial":
+        remove_tree(ws.trial_folder(name), marker="trial.json")
     elif kind == "manifest":
         ws.manifest_path(name).with_suffix(".json").unlink()
         ws.manifest_path(name).unlink(missing_ok=True)

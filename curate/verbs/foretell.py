@@ -31,7 +31,7 @@ from curate.numerics.rank_agreement import spearman
 from curate.numerics.statistics import adjusted
 from curate.progress import Progress
 from curate.results import Result
-from curate.runs.counterfactual import CounterfactualWorker, arms, harm_and_help, parts_of
+from curate.runs.counterfactual import CounterfactualWorker, arms, harm_and_help
 from curate.runs.trial import TRAINED, TrialWorker, spec_in
 from curate.store.files import remove_leftovers
 from curate.store.ledger import Meters
@@ -52,9 +52,10 @@ class Foretelling:
     """How well one score foretells. lds: the rank correlation with the target's mean loss over subsets, and its 95 %
     interval; p: how often dealt-out values do as well, adjusted: for all that are looked at; each: the mean over target
     examples of the correlation with the example's own loss; best: in what share of resampled subsets it is the best.
-    samples: with a value, of those that may be drawn. flops, seconds: what it cost; None: not in the ledger. harm,
-    help: mean, and 95 % interval, of how much more the target's loss is without the best samples than without random
-    ones, and how much less on the best alone (None: not asked for)."""
+    samples: with a value, of those that may be drawn. flops, seconds: what it cost; None: not in the ledger.
+    per_flop: lds for each of these FLOPs; None: it cost none, or that is not known. harm, help: mean, and 95 %
+    interval, of how much more the target's loss is without the best samples than without random ones, and how much
+    less on the best alone (None: not asked for)."""
 
     score: str
     lds: float | None
@@ -67,6 +68,7 @@ class Foretelling:
     samples: int
     flops: float | None
     seconds: float | None
+    per_flop: float | None = None
     harm: tuple[float, float, float] | None = None
     help: tuple[float, float, float] | None = None
 
@@ -119,8 +121,7 @@ def foretell(
     gains, repeats = gains_of(stored)
     usable_examples = np.isfinite(gains).all(0)
     gains, members = gains[:, usable_examples], stored.members
-    recipe = stored.recipe
-    assert recipe is not None
+    recipe = stored.require_recipe()
     once = reliability(repeats)
     most = ceiling(of_mean(once, _times(stored)))
     mean = gains.mean(1)
@@ -150,6 +151,7 @@ def foretell(
                 samples=int(np.sum(~np.isnan(each))),
                 flops=flops,
                 seconds=seconds,
+                per_flop=float(found.mean / flops) if flops and np.isfinite(found.mean) else None,
             )
         )
     _adjust(result.rows)
@@ -181,14 +183,13 @@ def _counter(
             f"--counterfactual {share:g} is a share of the samples, between 0 and 1, and --seeds {seeds} 2 or more, of "
             "which the interval is made."
         )
-    ws, recipe = stored.ws, stored.recipe
-    assert recipe is not None
+    ws, recipe = stored.ws, stored.require_recipe()
     by_score = {score: arms(each, share, seeds, recipe.seed) for score, each in values.items()}
     every = {t.name: t for its in by_score.values() for each in its.values() for t in each.values()}
     runs_on = method_of(Executor, executor) if executor is not None else Local()
     with ExitStack() as stack:
         stack.enter_context(lock(ws, f"trial {stored.name}"))
-        parts = parts_of(stored)
+        parts = stored.counterfactuals
         remove_leftovers(parts.folder, mine=True)
         stack.callback(parts.certify)
         done = set(parts.names())
@@ -200,9 +201,11 @@ def _counter(
             Progress(f"foretell {stored.name}", len(every), done=len(done & every.keys()), noun="trainings")
         )
         workers = stack.enter_context(closing(runs_on.open()))
-        for training, outcome in workers.run(worker.run_task, Tasks(todo), lambda _: None):
+        for training, outcome in workers.run(
+            worker.run_task, Tasks(todo), lambda task: meters["train"].begin(task.samples)
+        ):
             for phase, usage in outcome.result.items():
-                meters.charge(phase, training.samples, usage)
+                meters.charge(phase, training.samples if phase != "train" else 0, usage)
             shown.finished(1)
     result.counterfactual, result.seeds = share, seeds
     for row in result.rows:
@@ -233,8 +236,7 @@ def _values(ws: Workspace, stored: StoredTrial, score: str, allow_stale: bool) -
 
 def _times(stored: StoredTrial) -> float:
     """How often a subset was trained on, in the mean."""
-    recipe = stored.recipe
-    assert recipe is not None
+    recipe = stored.require_recipe()
     return len(stored.trainings()) / recipe.subsets
 
 

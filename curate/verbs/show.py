@@ -17,6 +17,8 @@ from curate.runs.recipe_words import (
     run_command,
     run_words,
     table_words,
+    trial_command,
+    trial_words,
 )
 from curate.store.encoding import read_table
 from curate.store.manifests import manifest_recipe, read_any
@@ -30,9 +32,10 @@ from curate.tables.chats import contents_at
 from curate.tables.inputs import sample_columns
 from curate.tables.lookup import find_sample, words
 from curate.tables.state import TableState, score_state, table_state
+from curate.tables.trials import require_trial, trial_state
 from curate.tables.views import literal
 
-_KINDS = ("score", "vectors", "manifest", "mask", "target", "run")
+_KINDS = ("score", "vectors", "manifest", "mask", "target", "run", "trial")
 
 
 @dataclass
@@ -78,7 +81,8 @@ class Described(Result):
 
 
 def show(ws: AnyWorkspace, name: str, *, n: int = 5) -> Sample | Described:
-    """A sample by its id, or by the first digits of it; or a score, vectors, manifest, mask, target or run by its name.
+    """A sample by its id, or by the first digits of it; or an object by its name: a score, vectors, a manifest, a mask,
+    a target, a run or a trial.
 
     n: of an object, how many rows to show. Raises CurateError if nothing has that name and no sample that id, or if
     several samples' ids begin so.
@@ -184,6 +188,16 @@ def _run(ws: Workspace, name: str, n: int) -> Described:
     return Described(name, "run", run_words(recipe), run_command(recipe), state, rows, recipe.as_json())
 
 
+def _trial(ws: Workspace, name: str, n: int) -> Described:
+    stored = require_trial(ws, name)
+    recipe = stored.require_recipe()
+    state = trial_state(len(stored.losses.names()), len(stored.trainings()))
+    query = f"""SELECT subset, repeat, avg(loss) AS loss, any_value(samples) AS samples, any_value(steps) AS steps
+        FROM trials WHERE trial = {literal(name)} GROUP BY ALL ORDER BY subset, repeat LIMIT {n}"""
+    rows = list(sql.rows(ws, query))
+    return Described(name, "trial", trial_words(recipe), trial_command(recipe, name), state, rows, recipe.as_json())
+
+
 _DESCRIBE: dict[str, Callable[[Workspace, str, int], Described]] = {
     "score": _score,
     "vectors": _vectors,
@@ -191,5 +205,6 @@ _DESCRIBE: dict[str, Callable[[Workspace, str, int], Described]] = {
     "mask": _mask,
     "target": _target,
     "run": _run,
+    "trial": _trial,
 }
 assert set(TABLES) < set(_DESCRIBE)

@@ -22,6 +22,7 @@ from curate.tables import sql
 from curate.tables.dependents import kept_leftovers
 from curate.tables.index import index_words
 from curate.tables.state import score_state, table_state
+from curate.tables.trials import require_trial, trial_state
 from curate.tables.vector_table import target_vectors
 from curate.tables.views import run_rows
 
@@ -47,6 +48,7 @@ class Status(Result):
     manifests: list[dict[str, Any]] = field(default_factory=list)
     masks: list[dict[str, Any]] = field(default_factory=list)
     runs: list[dict[str, Any]] = field(default_factory=list)
+    trials: list[dict[str, Any]] = field(default_factory=list)
     tokens: list[dict[str, Any]] = field(default_factory=list)  # kept for trainings, by tokenizer and rules
     damaged: list[str] = field(default_factory=list)  # what cannot be read, or is gone
     leftovers: int = 0  # temporary files of killed commands, which `verify` removes
@@ -80,6 +82,7 @@ def status(ws: AnyWorkspace) -> Status:
             damaged,
             "run",
         ),
+        trials=_each(ws, _trial, ws.trial_names(), damaged, "trial"),
         tokens=kept_tokens(ws),
         damaged=damaged,
         leftovers=len([*leftovers(ws.path), *kept_leftovers(ws), *half_removed(ws)]),
@@ -177,6 +180,13 @@ def _mask(ws: Workspace, name: str) -> dict[str, Any]:
     recipe = read_mask(ws, name).recipe
     made_by, model = recipe.mask.name, recipe.model.name
     return {"name": name, "made_by": made_by, "model": model, "frac": recipe.frac, "selected": recipe.selected}
+
+
+def _trial(ws: Workspace, name: str) -> dict[str, Any]:
+    stored = require_trial(ws, name)
+    recipe, ended, every = stored.require_recipe(), len(stored.losses.names()), len(stored.trainings())
+    described = {"name": name, "model": recipe.model.name, "target": recipe.target, "subsets": recipe.subsets}
+    return {**described, "trainings": every, "state": trial_state(ended, every)}
 
 
 def ledger(ws: AnyWorkspace) -> list[dict[str, Any]]:

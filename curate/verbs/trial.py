@@ -30,6 +30,7 @@ from curate.results import Result
 from curate.runs.config import shaping
 from curate.runs.trial import TRAINED, TrialSpec, TrialWorker, drawn, opened, spec_of
 from curate.store.commits import Parts
+from curate.store.contents import enter
 from curate.store.files import remove_leftovers
 from curate.store.ledger import Meters
 from curate.store.locks import lock
@@ -149,12 +150,14 @@ def _begin(stored: StoredTrial, spec: TrialSpec, meters: Meters) -> None:
     trainer = SubsetTrainer(training.model, training.data, spec.settings, spec.weighting, training.asked)
     base, usage = trainer.base()
     meters.charge("evaluate", len(base), usage)
-    parts = Parts(stored.folder / "drawn")
+    parts = stored.drawn
     seeds = [spec.seed + 1000 * i for i in range(spec.subsets)]
     packed = [row.tobytes() for row in np.packbits(members, axis=1)]
     parts.commit("rows", pa.table({"row": training.rows}))
     parts.commit("members", pa.table({"seed": seeds, "samples": members.sum(1), "members": packed}))
+    parts.certify()
     write_recipe(stored.folder / "trial.json", _recipe(ws, spec, len(training.rows), base))
+    enter(ws, "trial", stored.name)
 
 
 def _rows(ws: Workspace, where: str) -> np.ndarray:
@@ -192,8 +195,7 @@ def _recipe(ws: Workspace, spec: TrialSpec, samples: int, base: np.ndarray) -> T
 
 def _refuse_other(stored: StoredTrial, spec: TrialSpec) -> None:
     """Raises CurateError if the trial of that name is another one, or the pool that it was drawn from has changed."""
-    ws, recipe = stored.ws, stored.recipe
-    assert recipe is not None
+    ws, recipe = stored.ws, stored.require_recipe()
     if pool_fingerprint(ws.shards()[: recipe.pool.shards]) != recipe.pool.fingerprint:
         raise CurateError(
             f"the pool is not what the trial '{stored.name}' was drawn from; make the trial under another name."
@@ -214,12 +216,13 @@ def _run(stored: StoredTrial, spec: TrialSpec, runs_on: Executor, meters: Meters
     todo = [training for training in every if training.name not in done]
     result = Trialed(stored.name, len(every), len(todo), spec.subsets, len(stored.rows))
     worker = TrialWorker(str(stored.ws.path), stored.name, spec, stored.ws.trusted)
-    tasks = Tasks(todo)
+    tasks, first = Tasks(todo), "evaluate" if spec.of else "train"
     shown = Progress(f"trial {stored.name}", len(every), done=len(every) - len(todo), noun="trainings")
     with closing(runs_on.open()) as workers, _certified(stored.losses), shown:
-        for training, outcome in workers.run(worker.run_task, tasks, lambda _: None):
+        # What is begun is charged, so that a training that is killed and done again is counted twice.
+        for training, outcome in workers.run(worker.run_task, tasks, lambda task: meters[first].begin(task.samples)):
             for phase, usage in outcome.result.items():
-                meters.charge(phase, training.samples, usage)
+                meters.charge(phase, training.samples if phase != first else 0, usage)
                 result.flops += usage.flops
             shown.finished(1)
     return result
@@ -236,8 +239,7 @@ def _certified(parts: Parts) -> Iterator[None]:
 
 def _summed_up(stored: StoredTrial, result: Trialed) -> Trialed:
     """The result with what the trainings gave."""
-    recipe = stored.recipe
-    assert recipe is not None
+    recipe = stored.require_recipe()
     gains, repeats = gains_of(stored)
     base = [value for value in recipe.base if value is not None]
     mean = -np.nanmean(gains, axis=1)

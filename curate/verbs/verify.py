@@ -59,7 +59,7 @@ def verify(
     wait: float | None = None,
 ) -> Verified:
     """Check every part: its bytes, its number of rows, and that the ids of a table's rows are those of the pool; the
-    lists of what must be there; runs with their checkpoints, manifests, masks, targets and the ledger.
+    lists of what must be there; runs and trials with their checkpoints, manifests, masks, targets and the ledger.
 
     repair: remove damaged parts that can be recomputed, and recompute exactly those; records that were lost are written
     again from the lists. What cannot be recomputed (the pool, targets, runs) is left as it is, with a remedy. A repair
@@ -96,6 +96,8 @@ def verify(
         _note(result, of_runs.check_mask(ws, name))
     for name in ws.run_names():
         _note(result, of_runs.check_run(ws, name, repair))
+    for name in ws.trial_names():
+        _note(result, of_runs.check_trial(ws, name, repair))
     _note(result, of_runs.check_ledger(ws, repair))
     known = {(damage.kind, damage.name) for damage in result.damaged}  # said by what could not read it
     _note(result, (d for d in listed if not isinstance(d, Damage) or (d.kind, d.name) not in known))

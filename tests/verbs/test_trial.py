@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,17 +11,21 @@ import numpy as np
 import pytest
 
 import curate
-from curate.errors import CurateError
+from curate.errors import CurateError, CurateFailure
 from curate.methods.executors.local import Local
 from curate.methods.selectors.top import Top
 from curate.methods.weightings.uniform import Uniform
 from curate.models.choice import ModelChoice
+from curate.pages.foretelling import on_front
 from curate.runs.trial import TrialSpec, TrialWorker, drawn
 from curate.store.workspace import Workspace, open_workspace
 from curate.tables.trials import require_trial
 from curate.training.settings import TrainSettings
-from tests.conftest import SAMPLE, run_and_kill, write_jsonl
+from curate.verbs.foretell import Foretelling, Foretold
+from curate.verbs.show import Described
+from tests.conftest import SAMPLE, run_and_kill, tree_bytes, write_jsonl
 from tests.support.narrow import NARROW
+from tests.verbs.test_verify import flip
 
 SETTINGS = TrainSettings(epochs=1, batch_size=8, lr=3e-3, schedule="constant", warmup=0.0)
 SPEC = TrialSpec(ModelChoice(str(NARROW), device="cpu"), "sums", Uniform(), SETTINGS, subsets=4, repeats=2, repeated=2)
@@ -66,8 +71,11 @@ def test_killed_it_goes_on_to_the_same_table(aimed: Workspace, tmp_path: Path) -
         curate.trial(open_workspace(sys.argv[1]), "one", SPEC)
     """
     run_and_kill(code, str(aimed.path), die_at=12)  # tokens, what is drawn, and some of the losses
+    ended = len(require_trial(aimed, "one").losses.names())
     resumed = curate.trial(aimed, "one", SPEC)
     assert 0 < resumed.trainings_now < 6
+    assert trained_on(aimed) >= 7 * aimed.n_rows() // 2 > trained_on(whole)  # the one that was lost is charged, too
+    assert resumed.trainings_now == 6 - ended
     assert losses(aimed) == losses(whole) and len({tuple(row[:3]) for row in losses(whole)}) == 6
     assert curate.trial(aimed, "one", SPEC).trainings_now == 0
 
@@ -235,3 +243,81 @@ def test_the_best_samples_are_left_out_and_trained_on_alone(aimed: Workspace, cl
 def spent_on(ws: Workspace) -> float:
     (row,) = curate.sql(ws, "SELECT sum(flops) AS flops FROM ledger WHERE stage = 'trial'")
     return row["flops"]
+
+
+def trained_on(ws: Workspace) -> int:
+    (row,) = curate.sql(ws, "SELECT sum(samples) AS n FROM ledger WHERE stage = 'trial' AND phase = 'train'")
+    return row["n"]
+
+
+def test_a_trial_is_an_object_that_is_listed_shown_and_dropped(aimed: Workspace, cli: Any) -> None:
+    curate.trial(aimed, "kept", replace(SPEC, subsets=3, repeats=1, keep_checkpoints=True, where="row >= 0"))
+    curate.trial(aimed, "again", of="kept", target="sums")
+    (again, kept) = curate.status(aimed).trials
+    assert kept["state"] == again["state"] == "complete" and kept["trainings"] == 3
+    shown = curate.show(aimed, "kept")
+    assert isinstance(shown, Described) and "3 random subsets of 0.5" in shown.about
+    assert [row["subset"] for row in shown.rows] == [0, 1, 2]
+    assert shown.command is not None
+    words = shlex.split(shown.command)
+    assert cli(*words[1:], ws=aimed).stdout.startswith("Trial kept: 0 of 3 trainings done now")  # it is the same trial
+    with pytest.raises(CurateError, match="the score name 'kept' is taken: it is a trial"):
+        curate.score(aimed, curate.method("score", "length"), names={"length": "kept"})
+    with pytest.raises(CurateError, match="without the trial 'kept', the trial again would be stale"):
+        curate.drop(aimed, "kept")
+    with pytest.raises(CurateError, match="without the target 'sums', the trials again, kept would be stale"):
+        curate.drop(aimed, "sums")
+    curate.drop(aimed, "again")
+    curate.drop(aimed, "kept")
+    assert curate.status(aimed).trials == [] and not (aimed.path / "trials/kept").exists()
+
+
+@pytest.mark.parametrize("part", ["losses/00001-0.parquet", "checkpoints/00001-0.safetensors"])
+def test_what_a_trial_lost_is_found_and_trained_again(aimed: Workspace, part: str) -> None:
+    spec = replace(SPEC, subsets=3, repeats=1, keep_checkpoints=True)
+    curate.trial(aimed, "kept", spec)
+    curate.foretell(aimed, "kept", "row", draws=20, counterfactual=0.25, seeds=2)
+    assert curate.verify(aimed).damaged == []
+    before = tree_bytes(aimed.path / "trials")
+    flip(aimed.path / "trials/kept" / part)
+    (damage,) = curate.verify(aimed).damaged
+    assert (damage.kind, damage.name, damage.part) == ("trial", "kept", part.partition(".")[0])
+    assert "curate trial kept --model" in damage.remedy and not damage.repaired
+    (damage,) = curate.verify(aimed, repair=True).damaged
+    assert damage.repaired and curate.trial(aimed, "kept", spec).trainings_now == 1
+    assert tree_bytes(aimed.path / "trials") == before and curate.verify(aimed).damaged == []
+    flip(aimed.path / "trials/kept/drawn/members.parquet")
+    (damage,) = curate.verify(aimed, repair=True).damaged
+    assert not damage.repaired and "make the trial under another name" in damage.remedy
+    with pytest.raises(CurateFailure, match=r"members\.parquet"):
+        curate.trial(aimed, "kept", spec)
+
+
+def test_a_trial_whose_recipe_was_changed_is_not_believed(aimed: Workspace) -> None:
+    curate.trial(aimed, "one", replace(SPEC, subsets=3, repeats=1))
+    recipe = aimed.path / "trials/one/trial.json"
+    recipe.write_text(recipe.read_text().replace('"share":0.5', '"share":0.6').replace('"share": 0.5', '"share": 0.6'))
+    with pytest.raises(CurateError, match="it is damaged or was edited"):
+        curate.foretell(aimed, "one", "row")
+    assert {damage.part for damage in curate.verify(aimed).damaged} == {"trial.json"}
+    assert any("trial" in line for line in curate.status(aimed).damaged)
+
+
+def test_the_page_has_the_table_and_the_figure(aimed: Workspace, cli: Any, tmp_path: Path) -> None:
+    curate.trial(aimed, "one", replace(SPEC, subsets=8, repeats=1))
+    curate.score(aimed, curate.method("score", "length"))
+    shown = cli("foretell", "one", "length", "(-row)", "hash(id) % 97", "-o", tmp_path / "page", ws=aimed)
+    assert f"Written: {tmp_path / 'page.html'}" in shown.stdout
+    found = curate.foretell(aimed, "one", "length", "(-row)", "hash(id) % 97")
+    page = (tmp_path / "page.html").read_text()
+    assert found.reading.split(":")[0] in page and "hash(id) % 97" in page and "data:image/png" in page
+    assert (tmp_path / "page.png").read_bytes()[:4] == b"\x89PNG"
+    refused = cli("foretell", "one", "length", "-o", tmp_path / "nowhere/page", ws=aimed)
+    assert "there is no such folder to write page.html into" in refused.stderr
+
+
+def test_the_front_has_what_none_is_cheaper_and_better_than() -> None:
+    rows = [Foretelling(str(i), lds, None, None, None, None, None, 0.0, 9, flops, 1.0) for i, (lds, flops) in
+            enumerate([(0.5, 10.0), (0.4, 20.0), (0.7, 30.0), (0.1, 0.0), (0.9, None), (None, 0.0)])]  # fmt: skip
+    found = Foretold("one", 8, 9, 0.3, None, None, rows)
+    assert [row.score for row in on_front(found)] == ["3", "0", "2"]
