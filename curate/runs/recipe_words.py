@@ -76,6 +76,8 @@ def run_words(recipe: RunRecipe) -> str:
     data = (
         f"the stream {stream.name}" if stream else f"the manifest {recipe.manifest}" if recipe.manifest else "the pool"
     )
+    if recipe.trainer:
+        data = f"a dataset, by {recipe.trainer},"
     parts = [f"{recipe.model.name} trained on {recipe.samples:,} samples of {data} in {recipe.steps:,} steps"]
     parts += [f"weighted by {_of(recipe.weighting)}"]
     mask = known(recipe.mask)
@@ -139,12 +141,12 @@ def mask_command(recipe: MaskRecipe) -> str:
 
 
 def run_command(recipe: RunRecipe) -> str | None:
-    """The command line that trains a run again; None for a model that was not trained."""
+    """The command line that trains a run again; None for a model that was not trained, or not by curate."""
     if recipe.pruned:
         pruned = recipe.pruned
         words = ["curate", "prune", pruned.run, "--pruner", pruned.pruner.name, "--sparsity", f"{pruned.sparsity:g}"]
         return shlex.join([*words, "--name", recipe.name, *settings_words(pruned.pruner.settings)])
-    if not recipe.weighting:
+    if not recipe.weighting or recipe.trainer:
         return None
     stream, mask, reference = known(recipe.stream), known(recipe.mask), known(recipe.reference)
     words = ["curate", "train", recipe.name, "--model", recipe.model.name]

@@ -291,7 +291,8 @@ class RunRecipe(Recipe, frozen=True, kw_only=True):
 
     begun, until: older and newer rows of the ledger under its account belong to other runs; ledger_…: by `sequence`,
     from and up to. model_paid, paid: entries for the model it starts from, and for its reference model. left: what
-    pruning left of it. carried: the fingerprint of the adapter and the optimizer's state that it goes on with.
+    pruning left of it. carried: the fingerprint of the adapter and the optimizer's state that it goes on with. trainer:
+    the one that trained it, where that was not curate's own.
     """
 
     format: int = FORMAT
@@ -328,6 +329,7 @@ class RunRecipe(Recipe, frozen=True, kw_only=True):
     pruned: PruneRecipe | None = None
     left: dict[str, int] = {}
     carried: str = ""
+    trainer: str = ""
 
 
 R = TypeVar("R", bound=Recipe)

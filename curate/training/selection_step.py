@@ -22,7 +22,7 @@ from curate.training.dataset import Data
 from curate.training.examples import micro_batches
 from curate.training.gradient_matching import Chooser, StepCandidates
 from curate.training.step_passes import Seen, StepPasses
-from curate.training.step_weights import Diverged
+from curate.training.step_weights import Diverged, checked
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ class SelectionStep:
         began, cost = time.perf_counter(), costs["selection" if self.chooser else "losses"]
         result, self.weigher.state = self.weighting.update(step, self.weigher.state)
         cost.seconds = (cost.seconds or 0.0) + time.perf_counter() - began
-        values = self.weigher.checked(result.values, candidates.loss[valid], number)
+        values = checked(self.weighting, result.values, candidates.loss[valid], number)
         if not 1 <= np.count_nonzero(values) <= step.room and result.tokens is None or not values.any():
             raise CurateFailure(
                 f"the weighting '{self.weighting.name}' chose {np.count_nonzero(values)} of {len(valid)} candidates at "

@@ -55,7 +55,7 @@ class Weigher:
         tokens = self.token_losses(losses)
         step = self.shown(number, documents, means, losses.states, tokens)
         result, self.state = self.weighting.update(step, self.state)
-        micro.weights, micro.measure = self.checked(result.values, means, number), result.measure
+        micro.weights, micro.measure = checked(self.weighting, result.values, means, number), result.measure
 
     def token_losses(self, losses: Losses) -> np.ndarray | None:
         """The loss of every supervised token, float64 [S]; None unless the weighting uses it."""
@@ -75,7 +75,7 @@ class Weigher:
             )
         step = self.shown(number, gathered[0][0], gathered[1][0], None, token_losses)
         result, self.state = self.weighting.update(step, self.state)
-        weights = self.checked(result.values, gathered[1][0], number)
+        weights = checked(self.weighting, result.values, gathered[1][0], number)
         counts = self.data.examples.counts[gathered[0][0]]
         per_token = len(weights) == counts.sum() > len(counts)
         bounds = np.append(0, np.cumsum(counts)) if per_token else np.arange(len(counts) + 1)
@@ -117,19 +117,6 @@ class Weigher:
         counts = data.examples.counts[documents]
         return Step(number, loss, column, counts, base, states, token_loss=token_loss, domains=domains)
 
-    def checked(self, weights: np.ndarray, losses: np.ndarray, number: int) -> np.ndarray:
-        """Weights as float64. Raises Diverged for losses that are not finite, CurateFailure for such weights or, unless
-        the weighting is signed, negative ones."""
-        if not np.isfinite(losses).all():
-            raise Diverged(number, "a loss")
-        weights = np.asarray(weights, np.float64)
-        if (bad := weights[~(np.isfinite(weights) & (self.weighting.signed | (weights >= 0)))]).size:
-            raise CurateFailure(
-                f"the weighting '{self.weighting.name}' gave the weight {bad[0]} at step {number}; a weight is a "
-                "number of 0 or more: check its settings and its column."
-            )
-        return weights
-
     def token_weights(self, micro: Micro) -> np.ndarray:
         """Each supervised token's weight, float64 [S]: its own or its document's, times its sample's data weight."""
         documents = micro.batch.documents
@@ -159,3 +146,17 @@ class Weigher:
             factors = factors / np.repeat(counts, counts)
         wide = losses.token.dtype == torch.float64
         return (losses.token * to_device(factors if wide else factors.astype(np.float32), losses.token.device)).sum()
+
+
+def checked(weighting: Weighting, weights: np.ndarray, losses: np.ndarray, number: int) -> np.ndarray:
+    """Weights as float64. Raises Diverged for losses that are not finite, CurateFailure for such weights or, unless the
+    weighting is signed, negative ones."""
+    if not np.isfinite(losses).all():
+        raise Diverged(number, "a loss")
+    weights = np.asarray(weights, np.float64)
+    if (bad := weights[~(np.isfinite(weights) & (weighting.signed | (weights >= 0)))]).size:
+        raise CurateFailure(
+            f"the weighting '{weighting.name}' gave the weight {bad[0]} at step {number}; a weight is a number of 0 "
+            "or more: check its settings and its column."
+        )
+    return weights
