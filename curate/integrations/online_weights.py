@@ -24,8 +24,11 @@ from torch import Tensor
 from curate.arguments.methods import method_of
 from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
+from curate.integrations.base_losses import BaseLosses
+from curate.integrations.collators import PLACES, Carrying, TokensOnly, shape_of
 from curate.integrations.documents import documents_of
 from curate.integrations.recording import Recording
+from curate.integrations.refusals import refuse, refuse_trainer, tell_half
 from curate.integrations.target import TargetLooks, causal_lm
 from curate.integrations.watched_model import Watched
 from curate.integrations.window import Part, StepWeigher
@@ -36,9 +39,7 @@ from curate.training.distributed import gather
 
 STATE = "online_weights.safetensors"  # in the trainer's checkpoints
 _VALUES = "curate_column"  # of a batch: the samples' values of the column
-_PLACES = "curate_place"  # of a batch, and of the training set: where its samples are in that
 _PLAIN = "uniform"  # gives every sample the weight 1: the trainer is left as it is
-_NOT_YET = {"base_loss", "base_token_loss", "outputs", "domains"}
 
 
 class OnlineWeights:
@@ -71,10 +72,11 @@ class OnlineWeights:
         **kwargs: Any,
     ):
         self._weighting, self._column = method_of(Weighting, weighting), column  # type: ignore[type-abstract]
-        _refuse(self._weighting, column)
+        refuse(self._weighting, column)
         self._watched: Watched | None = None
         super().__init__(*args, **kwargs)
         trainer: Any = self
+        tell_half(trainer.model)
         self._weigher = StepWeigher(self._weighting, trainer.accelerator)
         self._begun, self._iterator = False, None
         self._window: list[Part] = []
@@ -84,12 +86,18 @@ class OnlineWeights:
         self._looked: Usage | None = None
         self._looks: TargetLooks | None = None
         self._recording: Recording | None = None
+        self._base: BaseLosses | None = None
         self._leaves = self._weighting.name == _PLAIN  # the trainer's loss as it is
+        self._collate = trainer.data_collator
+        needs = self._weighting.needs
+        self._compares = "base_token_loss" in needs or "base_loss" in needs and column is None
+        if self._compares:
+            self._number_samples()
         if run is not None:
             self._recording = self._recorded(run, anchors, workspace)
         if self._leaves:
             return
-        _refuse_trainer(trainer, self._weigher.together)
+        refuse_trainer(trainer, self._weigher.together)
         if column is not None:
             self._carry(column, _VALUES)
         if self._weighting.uses_target:
@@ -105,12 +113,24 @@ class OnlineWeights:
         columns = list(getattr(trainer.train_dataset, "column_names", None) or ())
         if "id" in columns:
             ids = trainer.train_dataset["id"]
-            trainer.train_dataset = trainer.train_dataset.add_column(_PLACES, list(range(len(trainer.train_dataset))))
-            self._carry(_PLACES, _PLACES)
+            if not self._compares:
+                self._number_samples()
         target = anchors if isinstance(anchors, str) else None
         return Recording(workspace_of(workspace), run, trainer, self._weighting, target, ids)
 
     # --- what of the data goes with it -----------------------------------------------------------------------
+
+    def _number_samples(self) -> None:
+        """Let every sample's place in the training set go with the batches. Raises CurateError if that is packed."""
+        trainer: Any = self
+        names = list(getattr(trainer.train_dataset, "column_names", None) or ())
+        if "seq_lengths" in names or not hasattr(trainer.train_dataset, "add_column"):
+            raise CurateError(
+                f"the weighting '{self._weighting.name}', or the recorded run, must know which samples a batch has: "
+                "train without packing, on a Dataset of the library datasets."
+            )
+        trainer.train_dataset = trainer.train_dataset.add_column(PLACES, list(range(len(trainer.train_dataset))))
+        self._carry(PLACES, PLACES)
 
     def _carry(self, column: str, name: str) -> None:
         """Let the column go with the batches, as `name`. Raises CurateError if the training set has none."""
@@ -122,11 +142,11 @@ class OnlineWeights:
                 f"the training set has no column '{column}'{packed}, which the weighting '{self._weighting.name}' "
                 f"uses; its columns are {', '.join(names) or 'unknown'}."
             )
-        trainer.data_collator = _Carrying(trainer.data_collator, column, name)
+        trainer.data_collator = Carrying(trainer.data_collator, column, name)
 
     def _set_signature_columns_if_needed(self) -> None:
         super()._set_signature_columns_if_needed()  # type: ignore[misc]
-        carried = [name for name in (self._column, _PLACES) if name and name not in self._signature_columns]
+        carried = [name for name in (self._column, PLACES) if name and name not in self._signature_columns]
         self._signature_columns = [*self._signature_columns, *carried]
 
     # --- a step ----------------------------------------------------------------------------------------------
@@ -144,16 +164,26 @@ class OnlineWeights:
             epoch = trainer.state.epoch or 0.0
             begun = round(epoch) if abs(epoch - round(epoch)) < 1e-6 else None  # else it goes on within one
         if not self._begun:
-            values = None if self._column is None else np.asarray(trainer.train_dataset[self._column], np.float64)
-            self._weigher.state, self._begun = self._weighting.init(values), True
-            if self._recording:
-                self._recording.begin(trainer.state.global_step, trainer.state.max_steps)
+            self._weigher.state, self._begun = self._weighting.init(self._values()), True
+        if self._recording and not self._recording.begun:
+            self._recording.begin(trainer.state.global_step, trainer.state.max_steps)
+            if self._base:
+                self._recording.charge("base losses", self._base.samples, self._base.cost)
         number = trainer.state.global_step + 1
         if self._looks and self._looks.due(number, begun):
             self._weigher.state, self._looked = self._looks.take(number, self._weigher.state)
 
+    def _values(self) -> np.ndarray | None:
+        """The column of all samples, float64 [N]; of a weighting that compares with the base model, its mean losses."""
+        trainer: Any = self
+        if self._column is not None:
+            return np.asarray(trainer.train_dataset[self._column], np.float64)
+        return self._base.means() if self._base and "base_loss" in self._weighting.needs else None
+
     def train(self, *args: Any, **kwargs: Any) -> Any:
         """Train and, if it is to be recorded, write the run."""
+        if self._compares and self._base is None:  # before a checkpoint is loaded, if one is
+            self._base = BaseLosses(self, self._weighting.name, TokensOnly(self._collate))
         if self._recording is None:
             return super().train(*args, **kwargs)  # type: ignore[misc]
         trainer: Any = self
@@ -168,12 +198,12 @@ class OnlineWeights:
         """The trainer's loss of a micro-batch, with the weights; of one before the last of its step, where weights need
         all losses of the step, a 0: the last one's has theirs, too."""
         trainer: Any = self
-        column, places = inputs.pop(_VALUES, None), inputs.pop(_PLACES, None)
+        column, places = inputs.pop(_VALUES, None), inputs.pop(PLACES, None)
         more = {"return_outputs": return_outputs, "num_items_in_batch": num_items_in_batch}
         learns = trainer.model.training
         if not learns or self._leaves and not self._recording:
             return super().compute_loss(model, inputs, **more)  # type: ignore[misc]
-        documents, shape = documents_of(inputs), _shape_of(inputs)
+        documents, shape = documents_of(inputs), shape_of(inputs)
         kept = [None if one is None else one.cpu().numpy()[documents.kept] for one in (column, places)]
         divisor = len(documents.labels) if num_items_in_batch is None else num_items_in_batch
         if self._leaves:
@@ -185,8 +215,13 @@ class OnlineWeights:
             self._finish_step()
             return result
 
+        base = None
+        if self._base and kept[1] is not None:
+            base = self._base.tokens(kept[1])
+            kept[0] = np.add.reduceat(base, np.cumsum(documents.counts) - documents.counts) / documents.counts
+
         def weighted(token: Tensor, states: Tensor | None) -> Tensor:
-            return self._weighted(Part(token, documents.counts, states, kept[0], divisor, kept[1], shape))
+            return self._weighted(Part(token, documents.counts, states, kept[0], divisor, kept[1], shape, base=base))
 
         self._watched = watched = Watched(model, documents, "states" in self._weighting.needs, weighted)
         try:
@@ -289,58 +324,3 @@ class OnlineWeights:
                 "OnlineWeights, or begin anew."
             )
         self._weigher.state, self._begun = load(path.read_bytes()), True
-
-
-class _Carrying:
-    """A collator whose batches also have the values of a column, [n], as `name`, where every row has it."""
-
-    def __init__(self, collator: Any, column: str, name: str):
-        self._collator, self._column, self._name = collator, column, name
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._collator, name)
-
-    def __call__(self, rows: Sequence[Mapping[str, Any]], *args: Any, **kwargs: Any) -> dict[str, Any]:
-        values = [row.get(self._column) for row in rows]
-        others = [{key: value for key, value in row.items() if key != self._column} for row in rows]
-        batch = dict(self._collator(others, *args, **kwargs))
-        if any(value is None for value in values):
-            return batch
-        return {**batch, self._name: torch.from_numpy(np.asarray(values, np.int64 if self._name == _PLACES else float))}
-
-
-def _shape_of(inputs: Mapping[str, Any]) -> tuple[int, int, int]:
-    """Rows, tokens of a row, and tokens without padding."""
-    ids, mask = inputs["input_ids"], inputs.get("attention_mask")
-    return ids.shape[0], ids.shape[1], ids.numel() if mask is None else int(mask.sum())
-
-
-def _refuse(weighting: Weighting, column: str | None) -> None:
-    if weighting.chooses:
-        raise CurateError(
-            f"the weighting '{weighting.name}' chooses samples within a step, which only curate's own trainer does "
-            "(`curate train --weighting`)."
-        )
-    needs = set(weighting.needs)
-    if missing := sorted(needs & _NOT_YET - ({"base_loss"} if column else set())):
-        of_column = "; give it as column=" if missing == ["base_loss"] else ", which only curate's own trainer has"
-        raise CurateError(f"the weighting '{weighting.name}' needs {' and '.join(missing)}{of_column}.")
-    if "column" in needs and column is None:
-        raise CurateError(f"the weighting '{weighting.name}' uses a column of the training set; give column=.")
-    if column is not None and not needs & {"column", "base_loss"}:
-        raise CurateError(f"the weighting '{weighting.name}' uses no column; leave out column='{column}'.")
-
-
-def _refuse_trainer(trainer: Any, together: bool) -> None:
-    args = trainer.args
-    if getattr(args, "loss_type", "nll") not in ("nll", "chunked_nll"):
-        raise CurateError(f"loss_type={args.loss_type} weights tokens itself; take loss_type=nll.")
-    if trainer.label_smoother is not None:
-        raise CurateError("label_smoothing_factor makes a loss that is not of the labels alone; leave it out.")
-    if trainer.compute_loss_func is not None:
-        raise CurateError("compute_loss_func makes a loss of its own, which weights cannot enter; leave it out.")
-    if together and trainer.accelerator.distributed_type.name == "DEEPSPEED":
-        raise CurateError(
-            "DeepSpeed takes every micro-batch's backward pass by itself, and this weighting needs all losses of a "
-            "step before; use DDP."
-        )

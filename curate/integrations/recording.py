@@ -31,7 +31,7 @@ from curate.tables.inputs import method_recipe, model_recipe, target_fingerprint
 from curate.training.distributed import gather
 from curate.training.settings import TrainSettings
 
-_PHASES = ("train", "anchors")
+_PHASES = ("train", "anchors", "base losses")
 
 
 class Recording:
@@ -59,6 +59,7 @@ class Recording:
         self._flops: TrainingFlops | None = None
         self._meters: Meters | None = None
         self._saved = 0
+        self.begun = False
 
     def __enter__(self) -> Recording:
         model = causal_lm(self._trainer.model)
@@ -77,7 +78,7 @@ class Recording:
 
     def begin(self, step: int, steps: int) -> None:
         """Write the run's recipe before the first step, or go on with what is recorded up to `step`."""
-        self._saved = step
+        self._saved, self.begun = step, True
         if not self._writes:
             return
         recipe = self._recipe(steps)
@@ -98,6 +99,12 @@ class Recording:
             for name in parts.names():
                 if int(name.removeprefix("part-")) > step:  # of a training that was killed behind its checkpoint
                     parts.remove(name)
+
+    def charge(self, phase: str, samples: int, cost: Usage) -> None:
+        """Enter a cost in the ledger that is not a step's."""
+        assert self._meters is not None
+        if self._writes:
+            self._meters.charge(phase, samples, cost)
 
     def enter(self, number: int, parts: list[Part], loss: float, look: tuple[int, Usage] | None) -> None:
         """Add a step. loss: its mean over the supervised tokens, where the documents' losses are not known. look: the
@@ -121,7 +128,7 @@ class Recording:
         cost.flops_paper = paper_flops(TRAINING, cost.n_params, len(weights))
         self._meters.charge("train", len(weights), cost)
         if look is not None:
-            self._meters.charge("anchors", *look)
+            self.charge("anchors", *look)
         known = np.isfinite(losses)
         epoch = int(trainer.state.epoch or 0) + 1
         mean = float((losses * counts)[known].sum() / counts[known].sum()) if known.any() else loss

@@ -40,18 +40,8 @@ class TargetLooks:
         workspace: AnyWorkspace | None,
         trainer: Any,
     ):
-        kind = trainer.accelerator.distributed_type.name
-        if kind in _SHARDED:
-            raise CurateError(
-                f"{kind} holds a part of the model in each process, and the weighting '{weighting.name}' asks the "
-                "whole one about its target; train on one device, or with copies on several (DDP)."
-            )
-        model = causal_lm(trainer.model)
-        tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
-        was_training = model.training
-        self._lm = LanguageModel(ModelChoice(model.config.name_or_path or "the model"), (model, tokenizer))
-        model.train(was_training)
-        objective = Objective(self._lm, bfloat16=bool(trainer.args.bf16))
+        objective = objective_of(trainer, weighting.name)
+        self._lm = objective.model
         self._looks = Looks(weighting, objective, trainer.accelerator, trainer.args.seed, False)
         data = trainer.train_dataset
         self._data = Data.of(
@@ -93,6 +83,22 @@ class TargetLooks:
                 raise CurateError(f"anchors[{i}] {refused}.") from None
             samples.append({column: getattr(sample, column) for column in CONTENT})
         return anchors_of(samples, "anchors", self._lm)
+
+
+def objective_of(trainer: Any, weighting: str) -> Objective:
+    """The trainer's model, to be asked besides its training. Raises CurateError if the processes hold parts of it."""
+    kind = trainer.accelerator.distributed_type.name
+    if kind in _SHARDED:
+        raise CurateError(
+            f"{kind} holds a part of the model in each process, and the weighting '{weighting}' asks the whole one "
+            "besides the training; train on one device, or with copies on several (DDP)."
+        )
+    model = causal_lm(trainer.model)
+    tokenizer = getattr(trainer.processing_class, "tokenizer", trainer.processing_class)
+    was_training = model.training
+    lm = LanguageModel(ModelChoice(model.config.name_or_path or "the model"), (model, tokenizer))
+    model.train(was_training)
+    return Objective(lm, bfloat16=bool(trainer.args.bf16))
 
 
 def causal_lm(model: Any) -> Any:

@@ -24,7 +24,7 @@ class Part:
     int64 [n], how many each document has. column: float64 [n]. divisor: of their sum, in the trainer's loss. weights:
     of the tokens, float64 [S], and measure, as the weighting's, float64 [n], once they are known. places: int64 [n],
     where the documents are in the training set; None: not known. shape: its rows, their tokens, and its tokens without
-    padding."""
+    padding. base: the loss of every token under the model that training began with, float64 [S]."""
 
     token: Tensor
     counts: np.ndarray
@@ -35,6 +35,7 @@ class Part:
     shape: tuple[int, int, int] = (0, 0, 0)
     weights: np.ndarray = field(default_factory=lambda: np.zeros(0))
     measure: np.ndarray | None = None
+    base: np.ndarray | None = None
 
     @property
     def losses(self) -> np.ndarray:
@@ -78,7 +79,9 @@ class StepWeigher:
         """Set the weights of all micro-batches of a step or, where these do not depend on each other, of some."""
         if self.weighting.scope == "sample":
             for part in parts:
-                found = self._updated(number, part.losses, part.counts, part.column, part.values, part.states)
+                found = self._updated(
+                    number, part.losses, part.counts, part.column, part.values, part.base, part.states
+                )
                 part.weights, part.measure = _of_tokens(found.values, part.counts), found.measure
         else:
             self._weigh_all(number, parts)
@@ -95,9 +98,11 @@ class StepWeigher:
             np.concatenate([part.counts for part in parts]),
             np.concatenate([np.zeros(0) if part.column is None else part.column for part in parts]),
             np.concatenate([part.values for part in parts]),
+            np.concatenate([np.zeros(0) if part.base is None else part.base for part in parts]),
         ]
-        (losses, _), (counts, parted), (column, _), (values, _) = gather(self.processes, own)
-        found = self._updated(number, losses, counts, column if len(column) else None, values)
+        (losses, _), (counts, parted), (column, _), (values, _), (base, _) = gather(self.processes, own)
+        column_or_none, base_or_none = (one if len(one) else None for one in (column, base))
+        found = self._updated(number, losses, counts, column_or_none, values, base_or_none)
         weights = _of_tokens(found.values, counts)
         place = sum(parted[: self.processes.process_index])
         start = int(counts[:place].sum())
@@ -113,11 +118,12 @@ class StepWeigher:
         counts: np.ndarray,
         column: np.ndarray | None,
         values: np.ndarray,
+        base: np.ndarray | None,
         states: Tensor | None = None,
     ) -> Weights:
         needs = self.weighting.needs
         token_loss = values if "token_loss" in needs else None
-        step = Step(number, losses, column, counts, states=states, token_loss=token_loss)
+        step = Step(number, losses, column, counts, base, states, token_loss=token_loss)
         result, self.state = self.weighting.update(step, self.state)
         return replace(result, values=checked(self.weighting, result.values, losses, number))
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,7 @@ from trl.trainer.sft_config import SFTConfig
 from trl.trainer.sft_trainer import SFTTrainer
 
 from curate.integrations import OnlineWeights
+from curate.integrations.base_losses import BaseLosses
 from curate.kinds.weighting import Weighting
 from curate.methods.weightings.adapt import Adapt
 from curate.methods.weightings.adapt_static import AdaptStatic
@@ -25,13 +26,17 @@ from curate.methods.weightings.flow import Flow
 from curate.methods.weightings.linear import Linear
 from curate.methods.weightings.linupper import Linupper
 from curate.methods.weightings.quadratic import Quadratic
+from curate.methods.weightings.rho_weight import RhoWeight
+from curate.methods.weightings.stm import Stm
 from curate.methods.weightings.talr import Talr
 from curate.models.choice import ModelChoice
 from curate.models.tokens import Encoded
 from curate.training.dataset import Data
 from curate.training.distributed import Alone
 from curate.training.examples import Examples
+from curate.training.inference import base_losses
 from curate.training.loop import Trainer as OurTrainer
+from curate.training.objective import Objective
 from curate.training.settings import TrainSettings
 from curate.training.trainable import trainable
 from tests.support.narrow import NARROW
@@ -156,6 +161,11 @@ def ours(
     anchors = Examples.of([Encoded(ids, np.arange(len(ids)) > 0) for ids in asked])
     values = np.array([row["nll"] for row in rows()]) if column else None
     data = Data.of(Examples.of(encoded), anchors=anchors, column=values)
+    if {"base_loss", "base_token_loss"} & set(weighting.needs):
+        known = base_losses if "base_loss" in weighting.needs else made_up
+        tokens, _ = known(Objective(start.model), data.examples)
+        means = np.array([part.mean() for part in np.split(tokens, np.cumsum(data.examples.counts)[:-1])])
+        data = replace(data, base_token_loss=tokens, column=means)
     trainer = OurTrainer(start.model, data, settings, weighting, Alone(), seed=3)
     steps = list(trainer.run())
     return parameters(start.model.model), steps
@@ -173,6 +183,13 @@ def test_uniform_is_the_trainer_alone_to_the_bit(
     assert all(torch.equal(alone.parameters[name], with_weights.parameters[name]) for name in alone.parameters)
 
 
+def made_up(objective: Objective, examples: Examples, **more: Any) -> tuple[np.ndarray, Any]:
+    """Base losses apart from the model's own: at the first step those differ from its losses by rounding alone, and
+    which tokens have the largest differences is then rounding's choice."""
+    values, usage = base_losses(objective, examples)
+    return np.random.default_rng(0).uniform(0, 2, len(values)), usage
+
+
 def weights_of(step: Any, weighting: Weighting) -> np.ndarray:
     """The weights of a step as they enter its loss."""
     counts = np.array([sum(label != -100 for label in row["labels"][1:]) for row in rows()])[step.documents]
@@ -185,14 +202,16 @@ def weights_of(step: Any, weighting: Weighting) -> np.ndarray:
 @pytest.mark.parametrize(
     "weighting",
     [Adapt(tau=0.1, refresh=2), Adapt(tau=0.1, refresh=2, normalize="mean1", center="states", center_samples=7),
-     Linupper(), Linear(), Quadratic(), Extremes(), Talr(), AdaptStatic(), Flow()],
+     Linupper(), Linear(), Quadratic(), Extremes(), Talr(), AdaptStatic(), Flow(), Stm(), RhoWeight()],
     ids=lambda weighting: weighting.name,
 )  # fmt: skip
 @pytest.mark.parametrize("kind", [Weighted, WeightedSFT])
 def test_each_weighting_is_that_of_our_own_trainer(
-    tmp_path: Path, kind: type[Any], weighting: Weighting, micro: int, collate: str
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Any], weighting: Weighting, micro: int, collate: str
 ) -> None:
-    column = "nll" if {"column", "base_loss"} & set(weighting.needs) else None
+    if "base_token_loss" in weighting.needs:
+        monkeypatch.setattr("curate.integrations.base_losses.base_losses", made_up)
+    column = "nll" if "column" in weighting.needs else None
     expected, steps = ours(weighting, micro, column is not None)
     found = trained(
         kind, tmp_path, micro, collate, weighting=weighting, column=column,
@@ -212,10 +231,29 @@ def test_each_weighting_is_that_of_our_own_trainer(
 def test_in_float64_nothing_but_rounding_is_left_of_the_difference(
     tmp_path: Path, weighting: Weighting, micro: int
 ) -> None:
-    column = "nll" if {"column", "base_loss"} & set(weighting.needs) else None
+    column = "nll" if "column" in weighting.needs else None
     expected, _ = ours(weighting, micro, column is not None, torch.float64)
     found = trained(
         Weighted, tmp_path, micro, start=model(torch.float64), weighting=weighting, column=column,
         anchors=ANCHORS if weighting.uses_target else None,
     )  # fmt: skip
     assert furthest(found.parameters, expected) < 1e-11
+
+
+def test_base_losses_are_those_of_the_model_that_training_begins_with(tmp_path: Path) -> None:
+    trainer = trainer_of(Weighted, tmp_path, 4, weighting=Stm())
+    collate = trainer._collate
+    found = BaseLosses(
+        trainer, "stm", lambda some: collate([{k: row[k] for k in ("input_ids", "labels")} for row in some])
+    )
+    expected = []
+    with torch.no_grad():
+        for row in rows():
+            logits = trainer.model(input_ids=torch.tensor([row["input_ids"]])).logits[0, :-1].double()
+            labels = torch.tensor(row["labels"][1:])
+            losses = torch.nn.functional.cross_entropy(logits, labels, reduction="none", ignore_index=-100)
+            expected.append(losses[labels != -100].numpy())
+    places = np.array([7, 0, 31])
+    assert found.tokens(places) == pytest.approx(np.concatenate([expected[i] for i in places]), rel=1e-5)
+    assert found.means() == pytest.approx([one.mean() for one in expected], rel=1e-5)
+    assert found.cost.flops > 0 and found.samples == len(rows())

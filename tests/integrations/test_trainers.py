@@ -24,8 +24,8 @@ from curate.integrations.documents import documents_of
 from curate.integrations.online_weights import STATE
 from curate.methods.weightings.adapt import Adapt
 from curate.methods.weightings.adapt_static import AdaptStatic
-from curate.methods.weightings.flow import Flow
 from curate.methods.weightings.linupper import Linupper
+from curate.methods.weightings.stm import Stm
 from curate.methods.weightings.talr import Talr
 from curate.store.workspace import Workspace
 from tests.conftest import SAMPLE
@@ -216,8 +216,6 @@ def test_samples_and_anchors_may_be_chats(tmp_path: Path, sums_ws: Workspace) ->
     [
         ({"weighting": "no_such"}, {}, "there is no weighting 'no_such'|no weighting 'no_such'"),
         ({"weighting": "greats"}, {}, "chooses samples within a step, which only curate's own trainer does"),
-        ({"weighting": "rho_weight"}, {}, "needs base_token_loss, which only curate's own trainer has"),
-        ({"weighting": Flow()}, {}, "needs base_loss; give it as column="),
         ({"weighting": AdaptStatic()}, {}, "uses a column of the training set; give column="),
         ({"weighting": AdaptStatic(), "column": "quality"}, {}, "has no column 'quality', which .* its columns are"),
         ({"weighting": Linupper(), "column": "nll"}, {}, "uses no column; leave out column='nll'"),
@@ -239,8 +237,11 @@ def test_losses_that_are_not_of_single_tokens_are_refused(tmp_path: Path) -> Non
         trained(WeightedSFT, tmp_path, 4, settings={"loss_type": "dft"}, weighting=Linupper())
     with pytest.raises(CurateError, match="compute_loss_func makes a loss of its own"):
         trained(Weighted, tmp_path, 4, weighting=Linupper(), compute_loss_func=lambda *_, **__: torch.zeros(()))
+    args = arguments(tmp_path, BATCH, SFTConfig, packing=True, max_length=32)
+    chats = Dataset.from_list(CHATS)
+    with pytest.raises(CurateError, match="must know which samples a batch has: train without packing"):
+        WeightedSFT(model=model(), args=args, train_dataset=chats, processing_class=tokenizer(), weighting=Stm())
     with pytest.raises(CurateError, match="has no column 'nll'.*packing drops the columns"):
-        args = arguments(tmp_path, BATCH, SFTConfig, packing=True, max_length=32)
         data = Dataset.from_list([{key: row[key] for key in ("input_ids", "labels", "nll")} for row in rows()])
         WeightedSFT(model=model(), args=args, train_dataset=data, processing_class=tokenizer(),
                     weighting=AdaptStatic(), column="nll")  # fmt: skip
@@ -255,3 +256,8 @@ def test_evaluation_is_not_weighted(tmp_path: Path) -> None:
 
 
 assert SFTTrainer in WeightedSFT.__mro__
+
+
+def test_weights_in_half_precision_are_told(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match=r"the weights that are trained are in torch.bfloat16, in which steps"):
+        trainer_of(Weighted, tmp_path, 4, start=model(torch.bfloat16), weighting="uniform")
