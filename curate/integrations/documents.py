@@ -42,8 +42,9 @@ class Documents:
 
 
 def documents_of(inputs: Mapping[str, Any]) -> Documents:
-    """The documents of a batch, by `position_ids`, which begin anew with each, or else a row each, less what
-    `attention_mask` leaves out. Raises CurateError for a batch that is not of token ids and labels."""
+    """The documents of a batch, by `position_ids`, which begin anew with each, or by an `attention_mask` that numbers
+    them within a row (1 1 2 2 2 0); else a row each, less what the mask leaves out. Raises CurateError for a batch that
+    is not of token ids and labels."""
     ids, labels = inputs.get("input_ids"), inputs.get("labels")
     if not isinstance(ids, Tensor) or not isinstance(labels, Tensor) or labels.shape != ids.shape:
         given = ", ".join(sorted(inputs))
@@ -53,6 +54,9 @@ def documents_of(inputs: Mapping[str, Any]) -> Documents:
         )
     mask, positions = inputs.get("attention_mask"), inputs.get("position_ids")
     there = torch.ones_like(ids, dtype=torch.bool) if mask is None else _padding(mask, ids)
+    if positions is None and mask is not None and bool((mask > 1).any()):
+        begins = torch.diff(mask, dim=1, prepend=torch.full_like(mask[:, :1], -1)) != 0
+        positions = _since(begins)
     if positions is None:
         place = (there.cumsum(1) - 1).clamp(min=0)
         document = torch.arange(len(ids), device=ids.device)[:, None].expand_as(ids)
@@ -78,6 +82,12 @@ def documents_of(inputs: Mapping[str, Any]) -> Documents:
         every[has_any].cpu().numpy(),
         has_any.nonzero()[:, 0].cpu().numpy(),
     )
+
+
+def _since(begins: Tensor) -> Tensor:
+    """How far every token is from the last one that begins something in its row, int64 [R, T]."""
+    number = torch.arange(begins.shape[1], device=begins.device).expand_as(begins)
+    return number - torch.where(begins, number, 0).cummax(1).values
 
 
 def _padding(mask: Tensor, ids: Tensor) -> Tensor:

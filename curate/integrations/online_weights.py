@@ -14,7 +14,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -58,19 +58,30 @@ class OnlineWeights:
     A weighting of single samples costs what it says of itself; one that needs all losses of a step keeps the graphs of
     the step's micro-batches until the last one is there, which takes the memory of a micro-batch as large as the step.
 
+    options: the same arguments as an attribute of the class, for a trainer that another program makes.
+
     Raises CurateError for a weighting, or a trainer's setting, with which this cannot be done.
     """
+
+    options: ClassVar[Mapping[str, Any]] = {}
 
     def __init__(
         self,
         *args: Any,
-        weighting: Weighting | str,
+        weighting: Weighting | str | None = None,
         anchors: Sequence[Mapping[str, Any]] | str | None = None,
         workspace: AnyWorkspace | None = None,
         column: str | None = None,
         run: str | None = None,
         **kwargs: Any,
     ):
+        given = {"weighting": weighting, "anchors": anchors, "workspace": workspace, "column": column, "run": run}
+        given = {**self.options, **{name: value for name, value in given.items() if value is not None}}
+        weighting, anchors, workspace, column, run = (
+            given.get(name) for name in ("weighting", "anchors", "workspace", "column", "run")
+        )
+        if weighting is None:
+            raise CurateError("OnlineWeights needs weighting=, one of `curate methods weighting`.")
         self._weighting, self._column = method_of(Weighting, weighting), column  # type: ignore[type-abstract]
         refuse(self._weighting, column)
         self._watched: Watched | None = None

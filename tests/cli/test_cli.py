@@ -177,7 +177,7 @@ TRAIN = ["train", "r", "--model", "tiny", "--dry-run"]
         (["select", "s", "--replay", "missing.json"], "no such file"),
         (["select", "s", "--replay", "x.json", "--top", "3"], "cannot be combined with other options"),
         (["export", "nope", "--to", "trl", "-o", "o"], "no manifest 'nope'"),
-        (["drop", "nope"], "no score, vectors, manifest, mask, target or run 'nope'"),
+        (["drop", "nope"], "no score, vectors, manifest, mask, target, run or trial 'nope'"),
         (["nonsense"], "no command 'nonsense'"),
         (["selct"], "did you mean 'select'?"),
         (["select", "s", "--top", "many"], "--help"),

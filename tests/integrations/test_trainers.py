@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import numpy as np
 import pytest
@@ -81,6 +81,26 @@ def test_where_documents_are_in_a_packed_batch() -> None:
     )
     assert found.counts.tolist() == [2, 1] and found.kept.tolist() == [0, 1]
     assert found.document.tolist() == [[0, 0, 0, 1, 1, 2, 2, 2, 2]]
+
+
+def test_a_mask_may_number_the_documents_of_a_row() -> None:
+    given = {"input_ids": torch.tensor([[5, 6, 7, 8, 9, 0]]), "labels": torch.tensor([[-100, 6, -100, 8, 9, -100]])}
+    found = documents_of({**given, "attention_mask": torch.tensor([[1, 1, 2, 2, 2, 0]])})
+    assert found.document.tolist() == [[0, 0, 1, 1, 1, 2]] and found.counts.tolist() == [1, 2]
+    assert found.place.tolist() == [[0, 1, 0, 1, 2, 0]]
+
+
+def test_another_program_may_make_the_trainer(tmp_path: Path) -> None:
+    """Which knows nothing of weightings: what is chosen is the class's."""
+
+    class Chosen(Weighted):
+        options: ClassVar[dict[str, Any]] = {"weighting": Linupper()}
+
+    given, chosen = (trained(kind, tmp_path, 4, **more) for kind, more in
+                     ((Weighted, {"weighting": Linupper()}), (Chosen, {})))  # fmt: skip
+    assert furthest(given.parameters, chosen.parameters) == 0
+    with pytest.raises(CurateError, match="OnlineWeights needs weighting="):
+        trained(Weighted, tmp_path, 4)
 
 
 @pytest.mark.parametrize("weighting", [NEAR, Linupper(), Talr()], ids=lambda one: one.name)
