@@ -1,6 +1,6 @@
 """A step of TRL's SFTTrainer with online weights, against the same step of the trainer alone.
 
-    python -m tests.bench.online_weights [ROUNDS]              default: 7 rounds, SmolLM2-135M from its package
+    python -m tests.bench.online_weights [ROUNDS]              default: 8 rounds (an even number: turns differ), SmolLM2-135M
 
 Two real samples a step, all parameters, float32. The two trainers share one model, and take the same micro-batch in
 turns, forward and backward, without the optimizer's step. A ratio is of two steps one after the other: of the
@@ -99,4 +99,4 @@ def step(of: Any) -> float:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]) if len(sys.argv) > 1 else 7)
+    main(int(sys.argv[1]) if len(sys.argv) > 1 else 8)
