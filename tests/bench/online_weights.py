@@ -2,11 +2,12 @@
 
     python -m tests.bench.online_weights [ROUNDS]              default: 8 rounds, an even number: turns differ
 
-SmolLM2-135M from its package, two real samples a step, all parameters, float32. The two trainers share one model, and
-take the same micro-batch in turns, forward and backward, without the optimizer's step. A ratio is of two steps one after the other: of the
-process's CPU time, as this machine's clock is not its own. The limit is the trainer's own step: the weights need its
-losses and states and no pass of their own, 2D FLOPs a token beside 6N. The looks at a target, which `adapt` takes
-every `refresh` steps, are not in it: they cost a forward pass over the target's samples, 2N a token.
+SmolLM2-135M from its package, two real samples a step, all parameters, float32. The two trainers share one model,
+and take the same micro-batch in turns, forward and backward, without the optimizer's step. A ratio is of two steps
+one after the other: of the process's CPU time, as this machine's clock is not its own. The limit is the trainer's
+own step: the weights need its losses and states and no pass of their own, 2D FLOPs a token beside 6N. The looks at
+a target, which `adapt` takes every `refresh` steps, are not in it: they cost a forward pass over the target's
+samples, 2N a token.
 """
 
 from __future__ import annotations
