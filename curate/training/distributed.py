@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import numpy as np
 import torch
 from torch import Tensor
+
+T = TypeVar("T")
 
 _BUCKET = 64  # parameters whose gradients are reduced together
 
@@ -29,6 +31,15 @@ def gather(processes: Any, arrays: Sequence[np.ndarray]) -> list[tuple[np.ndarra
 
     gathered = gather_object([list(arrays)])
     return [(np.concatenate(parts), [len(p) for p in parts]) for parts in zip(*gathered, strict=True)]
+
+
+def objects(processes: Any, own: T) -> list[T]:
+    """What each process has, rank by rank; it is small."""
+    if processes.num_processes == 1:
+        return [own]
+    from accelerate.utils import gather_object
+
+    return cast("list[T]", gather_object([own]))
 
 
 def add_up(processes: Any, parameters: Mapping[str, Tensor]) -> None:

@@ -50,8 +50,9 @@ def _choosing(
         return forward + both / settings.oversample
     target = target_length * settings.target_batch / settings.target_every / len(rows) if matching.target else 0.0
     formed, sketched, size = _sketches(costs, settings, costs.usage(examples, rows, settings.micro_batch_size))
-    compared = 2.0 * size * len(rows) ** 2
-    again = 0 < settings.micro_batch_size < len(rows)  # the factors of all candidates are not kept
+    world = costs.processes.num_processes
+    compared = 2.0 * size * len(rows) ** 2 * world  # each compares them all
+    again = 0 < settings.micro_batch_size * world < len(rows)  # the factors of all candidates are not kept
     chosen = (both if again else formed) / settings.oversample
     return 2 * forward * (1 + target) + sketched + compared + target * formed + chosen
 

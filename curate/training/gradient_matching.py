@@ -16,7 +16,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -32,19 +32,22 @@ from curate.models.forward import to_device
 from curate.models.language_model import LanguageModel
 from curate.models.tokens import Encoded
 from curate.models.usage import Usage
+from curate.training.distributed import Alone, objects
 from curate.training.examples import Examples
 from curate.training.gradient_products import GradientProducts, TargetSums, joined
 from curate.training.optimizer import Preconditioner
 from curate.training.settings import TrainSettings
+from curate.training.shared_candidates import SharedCandidates, sum_of_usage
 
 
 @dataclass
 class StepCandidates:
-    """The results of one pass over a step's B candidates, in the order of `documents`.
+    """The results of one pass over a step's B candidates, of all processes, in the order of `documents`.
 
     loss: each one's mean loss, float64 [B]. good: positions of those that may be selected. products: inner products of
-    their gradients; None if not compared. gradients: factors for the good ones, from a single micro-batch; None if
-    there were several. usage: the cost. outputs: a Forward of the good ones; None unless requested.
+    their gradients; None if not compared. gradients: factors for those of the good ones that are this process's, which
+    are the `own` ones of them, from a single micro-batch; None if there were several. usage: the cost. outputs: a
+    Forward of the good ones; None unless requested.
     """
 
     documents: np.ndarray
@@ -54,14 +57,15 @@ class StepCandidates:
     gradients: list[PerSample] | None
     usage: Usage
     outputs: Any = None
+    own: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
 
 
 class Chooser:
     """Compares candidates' gradients for a weighting that selects, and sums those of the selected ones.
 
     model: whose trained parameters are compared; `optimizer` updates them. target: samples of the target; None for a
-    weighting that uses none. one_pass: whether factors are kept until the selection is known. Raises CurateError for
-    settings or models it cannot work with.
+    weighting that uses none. processes: that share a step. one_pass: whether factors are kept until the selection is
+    known. Raises CurateError for settings or models it cannot work with.
     """
 
     def __init__(
@@ -72,12 +76,13 @@ class Chooser:
         matching: Matching,
         target: Examples | None,
         seed: int,
+        processes: Any = None,
     ):
         if settings.gradient_checkpointing:
             raise CurateError("gradient_checkpointing forgets what the comparison of gradients needs; leave it "
                               "out, or use a smaller micro_batch_size.")  # fmt: skip
         self.settings, self.matching, self.optimizer, self.seed = settings, matching, optimizer, seed
-        self.one_pass = True
+        self.one_pass, self.processes = True, processes or Alone()
         trained = [p for p in model.model.parameters() if p.requires_grad]
         self.backward = Backward.of(model, bfloat16=settings.in_bfloat16(model.device.type))
         self._trained = trained
@@ -120,7 +125,7 @@ class Chooser:
         drawn = rng.choice(len(self._target), self.target_samples, replace=False)
         usage, began, model = self.backward.lm.usage(), time.perf_counter(), self.backward.lm.model
         sums, training = TargetSums(), model.training
-        for group in _groups(np.sort(drawn), self.settings.micro_batch_size):
+        for group in self._own_groups(np.sort(drawn)):
             model.eval()
             try:
                 gradients = self._pass([self._target[i] for i in group], usage, self.products.target_by_token)
@@ -130,22 +135,31 @@ class Chooser:
             with counted(usage, self.settings.count_flops):
                 for gradient in self._compared(gradients.parameters):
                     usage.flops += self.products.add(sums, gradient)
-        if not sums.samples:
+        total = sum(objects(self.processes, sums.samples))
+        if not total:
             raise CurateError("none of the target's samples that were drawn has a finite gradient under the model.")
         before = self.matching.precondition == "before" and not self.matching.candidates
         with counted(usage, self.settings.count_flops):
             scales = Preconditioner(self.optimizer) if before else None
-            usage.flops += self.products.keep(sums, scales, self.parameters)
+            usage.flops += self.products.keep(sums, total, scales, self.parameters, self.processes)
         finish(self.backward.lm.device)
+        sum_of_usage(self.processes, usage)
         usage.seconds = time.perf_counter() - began
         return usage
+
+    def _own_groups(self, positions: np.ndarray) -> list[np.ndarray]:
+        """Of the target's samples, this process's micro-batches."""
+        world = self.processes.num_processes
+        size = self.settings.micro_batch_size or -(-len(positions) // world)
+        groups = [positions[start : start + size] for start in range(0, len(positions), size)]
+        return groups[self.processes.process_index :: world]
 
     # --- the candidates -----------------------------------------------------------------------------------
 
     def look(
         self,
         examples: Examples,
-        groups: Sequence[np.ndarray],
+        shared: SharedCandidates,
         scale: np.ndarray,
         selection: Usage,
         sow: Callable[[int], None],
@@ -153,37 +167,53 @@ class Chooser:
         """Run candidates forward and backward and compare their gradients; the cost of comparing is added to
         `selection`.
 
-        groups: documents of each micro-batch. scale: the factor of each one's mean loss in the step's loss, float64, in
-        their order. sow: seeds the random state (dropout) for a micro-batch, by its number.
+        scale: the factor of each one's mean loss in the step's loss, float64 [B]. sow: seeds the random state (dropout)
+        for a micro-batch, by its number.
         """
         usage = self.backward.lm.usage()
-        kept: list[PerSample] | None = None
+        kept: list[PerSample] = []
         sketches: dict[str, list[Any]] = {}
-        losses, positions, offset = [], [], 0
-        single_batch = self.one_pass and len(groups) == 1
-        for place, documents in enumerate(groups):
+        losses, usable = [np.zeros(0)], [np.zeros(0, bool)]
+        for place, documents in enumerate(shared.mine):
             sow(place)
             encoded = [Encoded(*examples.tokens_of(int(d))) for d in documents]
             gradients = self._pass(encoded, usage, self.products.by_token)
             losses.append(gradients.loss)
-            positions.append(offset + gradients.good)
-            offset += len(documents)
-            if single_batch:
+            usable.append(np.isin(np.arange(len(documents)), gradients.good))
+            if self.one_pass and shared.at_once:
                 kept = gradients.parameters
                 continue
             for name, sketch in self._sketches(gradients.parameters, selection):
                 sketches.setdefault(name, []).append(sketch)
-        all_documents, usable = np.concatenate(groups), np.concatenate(positions)
-        parts = self._sketches(kept, selection) if kept is not None else ((n, joined(s)) for n, s in sketches.items())
-        products = self.products.of(parts, scale[usable], selection)
-        return StepCandidates(all_documents, np.concatenate(losses), usable, products, kept, usage)
+        good = shared.all_of(np.concatenate(usable))
+        parts: Any = self._sketches(kept, selection) if kept else ((n, joined(s)) for n, s in sketches.items())
+        if shared.world > 1:
+            parts = shared.sketches(dict(parts), good) if good.any() else ()
+        products = self.products.of(parts, scale[good], selection)
+        for cost in (usage, selection):
+            sum_of_usage(self.processes, cost)
+        own = np.flatnonzero(np.isin(np.flatnonzero(good), shared.own))
+        return StepCandidates(
+            shared.documents,
+            shared.all_of(np.concatenate(losses)),
+            np.flatnonzero(good),
+            products,
+            kept if self.one_pass and shared.at_once else None,
+            usage,
+            own=own,
+        )
 
     def learn(self, found: StepCandidates, weights: np.ndarray, tokens: np.ndarray | None) -> float:
         """Set every trained parameter's gradient to the weighted sum of the good candidates' gradients.
 
-        weights: float64 [good]. tokens: float64 [good, T], additional weights per token. Returns the FLOPs.
+        weights: float64 [good]. tokens: float64 [good, T], additional weights per token. Of several processes, each
+        sums those of its own candidates. Returns the FLOPs.
         """
         assert found.gradients is not None
+        weights = weights[found.own]
+        if tokens is not None:
+            longest = max((g.e.shape[1] for g in found.gradients if isinstance(g, Outer)), default=0)
+            tokens = tokens[found.own, :longest]
         chosen = np.flatnonzero(weights if tokens is None else weights * np.abs(tokens).sum(1))
         device, flops = self.backward.lm.device, 0.0
         positions = to_device(chosen, device)
@@ -231,11 +261,6 @@ class Chooser:
         before = self.matching.candidates and self.matching.precondition == "before"
         scales = Preconditioner(self.optimizer) if before else None
         return self.products.sketches(self._compared(gradients), scales, self.parameters, usage)
-
-
-def _groups(positions: np.ndarray, size: int) -> list[np.ndarray]:
-    size = size or len(positions)
-    return [positions[start : start + size] for start in range(0, len(positions), size)]
 
 
 def _supervised(target: Examples) -> list[Encoded]:

@@ -7,6 +7,7 @@ second moments of projected gradients.
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -22,8 +23,10 @@ from curate.gradients.sketches import Sketcher
 from curate.kinds.signals import Matching, Products
 from curate.models.flops import counted
 from curate.models.usage import Usage
+from curate.training.distributed import objects
 from curate.training.optimizer import Preconditioner, adams_scale
 from curate.training.settings import TrainSettings
+from curate.training.shared_candidates import sum_of_tensors
 
 TARGET, SECOND, LEFT, RIGHT = (f"matching.{part}" for part in ("target", "second", "left", "right"))
 
@@ -101,22 +104,35 @@ class GradientProducts:
         sums.gradients[name] = sums.gradients[name] + total if name in sums.gradients else total
         return flops
 
-    def keep(self, sums: TargetSums, scales: Preconditioner | None, parameters: Mapping[str, nn.Parameter]) -> float:
+    def keep(
+        self,
+        sums: TargetSums,
+        samples: int,
+        scales: Preconditioner | None,
+        parameters: Mapping[str, nn.Parameter],
+        processes: Any,
+    ) -> float:
         """Make the target's gradient and curvature of sums over its samples; returns the FLOPs.
 
-        scales: Adam's preconditioner, if the target is preconditioned before projection.
+        samples: their number, in all processes; only sketches are summed over those. scales: Adam's preconditioner, if
+        the target is preconditioned before projection.
         """
-        flops = 0.0
+        flops, kept = 0.0, dict[str, Tensor]()
         for name, total in sums.gradients.items():
-            mean = total / sums.samples
+            mean = total / samples
             if self.matching.positions == "same":
-                self.target[name] = mean
+                kept[name] = mean
                 continue
             scale = scales.of(parameters[name]) if scales else None
-            self.target[name] = self.sketcher.whole(name, mean if scale is None else scale * mean)
+            kept[name] = self.sketcher.whole(name, mean if scale is None else scale * mean)
             flops += self.sketcher.whole_flops(name)
-        for name, left in sums.left.items():
-            self.curvature[name] = (left / sums.samples, sums.right[name] / max(sums.tokens[name], 1))
+        self.target |= sum_of_tensors(processes, kept)
+        lefts, rights = (sum_of_tensors(processes, side) for side in (sums.left, sums.right))
+        tokens = Counter[str]()
+        for its in objects(processes, sums.tokens):
+            tokens.update(its)
+        for name, left in lefts.items():
+            self.curvature[name] = (left / samples, rights[name] / max(tokens[name], 1))
         return flops
 
     def _add_factors(self, sums: TargetSums, name: str, rows: Tensor, columns: Tensor) -> None:

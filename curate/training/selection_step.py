@@ -19,8 +19,8 @@ from curate.models.flops import counted
 from curate.models.language_model import LanguageModel
 from curate.models.usage import Usage
 from curate.training.dataset import Data
-from curate.training.examples import micro_batches
 from curate.training.gradient_matching import Chooser, StepCandidates
+from curate.training.shared_candidates import SharedCandidates, sum_of_usage
 from curate.training.step_passes import Seen, StepPasses
 from curate.training.step_weights import Diverged, checked
 
@@ -52,10 +52,10 @@ def require_selectable(passes: StepPasses, masked: bool) -> None:
             f"'{name}' chooses {room} samples a step (batch_size) among candidates, oversample="
             f"{settings.oversample} times as many, and there are {n} to train on; use a smaller batch_size."
         )
-    several = passes.processes.num_processes > 1
-    for condition, applies in (("with a mask", masked and weighting.matching()), ("in several processes", several)):
-        if applies:
-            raise CurateError(f"'{name}' cannot choose {condition} yet; leave that out.")
+    if masked and weighting.matching():
+        raise CurateError(f"'{name}' cannot choose with a mask yet; leave that out.")
+    if passes.processes.num_processes > 1 and "outputs" in weighting.needs:
+        raise CurateError(f"'{name}' compares outputs of all candidates, which one process has; start a single one.")
     if settings.compile:
         raise CurateError(f"'{name}' looks at candidates in ways that are not compiled; leave out compile.")
     if settings.batch_tokens:
@@ -77,7 +77,9 @@ def gradient_chooser(
     if (matching := passes.weighting.matching()) is None:
         return None
     anchors = passes.weigher.data.anchors
-    chooser = Chooser(passes.objective.model, optimizer, passes.settings, matching, anchors, passes.seed)
+    chooser = Chooser(
+        passes.objective.model, optimizer, passes.settings, matching, anchors, passes.seed, passes.processes
+    )
     chooser.products.load(stored)
     return chooser
 
@@ -140,15 +142,14 @@ class SelectionStep:
 
     def _compared(self, number: int, rows: list[np.ndarray], costs: dict[str, Usage]) -> StepCandidates:
         """The candidates with what the weighting needs: inner products of their gradients, or only their losses."""
-        groups = micro_batches(self.data.examples, rows, self.passes.micro_batch_size)
-        documents = [np.concatenate(group) for group in groups]
+        shared = SharedCandidates(self.passes.processes, self.passes.groups(rows))
         if self.chooser:
             if self.chooser.due(number):
                 costs["target"] = self.chooser.look_at_target(number)
-            costs["selection"], factors = self.model.usage(), self._each(np.concatenate(documents))
+            costs["selection"], factors = self.model.usage(), self._each(shared.documents)
             sow = partial(self.passes.seed_random, number)
-            return self.chooser.look(self.data.examples, documents, factors, costs["selection"], sow)
-        usage, losses, began = self._usage(rows, backward=False), [], time.perf_counter()
+            return self.chooser.look(self.data.examples, shared, factors, costs["selection"], sow)
+        usage, losses, began = self._usage(rows, backward=False), [np.zeros(0)], time.perf_counter()
         hidden = []
         with torch.no_grad(), counted(usage, self.settings.count_flops):
             for place, micro in enumerate(self.passes.micros(rows)):
@@ -157,10 +158,10 @@ class SelectionStep:
                 hidden += [] if batch_losses.hidden is None else [batch_losses.hidden]
         usage.seconds = time.perf_counter() - began
         costs["losses"] = usage
-        all_losses = np.concatenate(losses)
+        all_losses = shared.all_of(np.concatenate(losses))
         finite = np.flatnonzero(np.isfinite(all_losses))
-        outputs = self._outputs(np.concatenate(documents)[finite], hidden, finite) if hidden else None
-        return StepCandidates(np.concatenate(documents), all_losses, finite, None, None, usage, outputs)
+        outputs = self._outputs(shared.documents[finite], hidden, finite) if hidden else None
+        return StepCandidates(shared.documents, all_losses, finite, None, None, usage, outputs)
 
     def _outputs(self, documents: np.ndarray, hidden: list[Tensor], positions: np.ndarray) -> Forward:
         """The candidates' hidden states, zero beyond each one's own tokens, with their lengths and the output head."""
@@ -203,8 +204,10 @@ class SelectionStep:
                                   "micro_batch_size, or use a smaller batch_size.")  # fmt: skip
             costs["train"] = self._usage(rows)
             micros, left = self.passes.micros(rows), weights[weights != 0]  # both in micro-batch order, longest first
-            for micro in micros:
-                micro.weights, left = np.split(left, [len(micro.batch.documents)])
+            stops = np.cumsum([len(group) for group in self.passes.groups(rows)])[:-1]
+            own = np.split(left, stops)[self.passes.processes.process_index :: self.passes.processes.num_processes]
+            for micro, its in zip(micros, own, strict=True):
+                micro.weights = its
             with counted(costs["train"], self.settings.count_flops):
                 self.passes.learn(number, micros, divisor)
             if self.chooser:
@@ -215,6 +218,7 @@ class SelectionStep:
         factors = weights * self._each(candidates.documents) * mean / divisor
         with counted(train, self.settings.count_flops):
             train.flops += self.chooser.learn(candidates, factors[candidates.good], tokens)
+        sum_of_usage(self.passes.processes, train)
         train.add(candidates.usage.part(share))
         train.tokens = int(lengths[np.concatenate(rows)].sum())
         costs["train"], costs["candidates"] = train, candidates.usage.part(1 - share)

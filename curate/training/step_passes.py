@@ -37,7 +37,7 @@ class StepPasses:
     def micros(self, rows: Sequence[np.ndarray]) -> list[Micro]:
         """This process's micro-batches of a step."""
         examples = self.weigher.data.examples
-        own = self._groups(rows)[self.processes.process_index :: self.processes.num_processes]
+        own = self.groups(rows)[self.processes.process_index :: self.processes.num_processes]
         return [
             Micro(
                 batch_of(examples, group, self.objective.model.device), recompute=self.costs.recomputes(examples, group)
@@ -45,7 +45,7 @@ class StepPasses:
             for group in own
         ]
 
-    def _groups(self, rows: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+    def groups(self, rows: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
         """All processes' micro-batches of a step."""
         examples, world = self.weigher.data.examples, self.processes.num_processes
         return micro_batches(examples, rows, self.micro_batch_size, world, self.costs.room)
@@ -106,7 +106,7 @@ class StepPasses:
         would have to stay in memory. Shuffled weights are shuffled over the whole step.
         """
         began, world = time.perf_counter(), self.processes.num_processes
-        two_passes = len(self._groups(rows)) > world  # more than one in some process
+        two_passes = len(self.groups(rows)) > world  # more than one in some process
         forward_usage = self.costs.usage(self.weigher.data.examples, rows, self.micro_batch_size, backward=False)
         means, tokens = [], []
         with counted(forward_usage, two_passes and self.settings.count_flops):

@@ -38,6 +38,7 @@ def trainer_of(
     state: dict[str, torch.Tensor] | None = None,
     dropout: float = 0.0,
     dtype: Any = torch.float64,
+    processes: Any = None,
     **more: Any,
 ) -> Trainer:
     lm = model_of(config, lora, dtype)
@@ -50,7 +51,7 @@ def trainer_of(
         lm.model.load_state_dict(state, strict=False)
     anchors = Examples.of(target) if target is not None else None
     data = replace(Data.of(Examples.of(encoded), anchors=anchors), **more)
-    return Trainer(lm, data, settings, weighting, Alone(), start=start)
+    return Trainer(lm, data, settings, weighting, processes or Alone(), start=start)
 
 
 class Compared(Weighting):

@@ -22,6 +22,7 @@ from curate.methods.scores.length import Length
 from curate.methods.selectors.random import Random
 from curate.methods.weightings.adapt import Adapt
 from curate.methods.weightings.adapt_static import AdaptStatic
+from curate.methods.weightings.filter_then_weight import FilterThenWeight
 from curate.methods.weightings.flow import Flow
 from curate.methods.weightings.linupper import Linupper
 from curate.methods.weightings.stm import Stm
@@ -110,6 +111,9 @@ TRAININGS: dict[str, TrainingSpec] = {
     "adapt": replace(PLAIN, weighting=Adapt(refresh=4), target="arithmetic"),
     "linupper": replace(PLAIN, weighting=Linupper(), settings=replace(SHORT, micro_batch_size=8)),
     "stm": replace(PLAIN, weighting=Stm()),
+    "filter_then_weight": replace(
+        PLAIN, weighting=FilterThenWeight(), target="arithmetic", settings=replace(SHORT, oversample=2, eps=1e-5)
+    ),
     "lora": replace(PLAIN, settings=replace(SHORT, lora_r=4, lora_dropout=0.2, lr=1e-2)),
 }
 
@@ -129,7 +133,8 @@ def test_killed_and_gone_on_with_is_as_if_nothing_had_been(ready: Workspace, nam
     every = tree_bytes(Path(str(a.folder / "checkpoints")), "*.safetensors")
     assert every and every == tree_bytes(Path(str(b.folder / "checkpoints")), "*.safetensors")
     ready = curate.open_workspace(str(ready.path))  # which settles the account of the process that was killed
-    spent = curate.sql(ready, f"SELECT sum(samples) AS n FROM ledger WHERE run = '{name}' AND phase = 'train'")
+    phases = "('train', 'candidates')"
+    spent = curate.sql(ready, f"SELECT sum(samples) AS n FROM ledger WHERE run = '{name}' AND phase IN {phases}")
     assert spent[0]["n"] >= 7 * 16
 
 
@@ -180,11 +185,12 @@ def by_what_it_tells_them(path: str, name: str, environment: dict[str, str]) -> 
     [
         ("linupper", by_what_it_tells_them),
         ("adapt", by_what_it_tells_them),
+        ("filter_then_weight", by_what_it_tells_them),
         pytest.param("linupper", by_torch_s_launcher, marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_are_one(ready: Workspace, name: str, launch: Any) -> None:
-    """Real processes over gloo, on this machine alone; LinUpper's losses are of all of them."""
+    """Real processes over gloo, on this machine alone; LinUpper's losses, and the candidates, are of all of them."""
     curate.train(ready, f"{name}_one", TRAININGS[name])
     environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
     environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(29500 + os.getpid() % 1000)}
@@ -193,7 +199,8 @@ def test_two_processes_are_one(ready: Workspace, name: str, launch: Any) -> None
     assert max(float(np.abs(one[key] - two[key]).max()) for key in one) < 1e-5
     shown = "SELECT row, weight, loss FROM trained WHERE run = '{}' ORDER BY step, row"
     a, b = (curate.sql(ready, shown.format(f"{name}_{n}")) for n in ("one", "two"))
-    assert [r["row"] for r in a] == [r["row"] for r in b] and len(a) == 96
+    shown_in_all = 2 * 92 if TRAININGS[name].weighting.chooses else 96
+    assert [r["row"] for r in a] == [r["row"] for r in b] and len(a) == shown_in_all
     assert np.allclose([r["weight"] for r in a], [r["weight"] for r in b], atol=1e-4)
     flops = "SELECT sum(flops) AS f FROM ledger WHERE run = '{}' AND phase = 'train'"
     a, b = (curate.sql(ready, flops.format(f"{name}_{n}"))[0]["f"] for n in ("one", "two"))
