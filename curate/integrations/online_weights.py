@@ -13,13 +13,14 @@ The losses and hidden states that a weight is made of are those of the training'
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from safetensors.numpy import load, save
 from torch import Tensor
+from transformers import TrainerCallback
 
 from curate.arguments.methods import method_of
 from curate.arguments.workspaces import AnyWorkspace, workspace_of
@@ -28,8 +29,10 @@ from curate.integrations.base_losses import BaseLosses
 from curate.integrations.collators import PLACES, Carrying, TokensOnly, shape_of
 from curate.integrations.documents import documents_of
 from curate.integrations.recording import Recording
-from curate.integrations.refusals import refuse, refuse_trainer, tell_half
-from curate.integrations.target import TargetLooks, causal_lm
+from curate.integrations.refusals import refuse, refuse_settings, refuse_trainer, tell_half
+from curate.integrations.step_selection import StepSelection
+from curate.integrations.target import TargetLooks, causal_lm, target_samples
+from curate.integrations.trainer_settings import settings_of
 from curate.integrations.watched_model import Watched
 from curate.integrations.window import Part, StepWeigher
 from curate.kinds.weighting import Weighting
@@ -73,13 +76,14 @@ class OnlineWeights:
         workspace: AnyWorkspace | None = None,
         column: str | None = None,
         run: str | None = None,
+        settings: Mapping[str, Any] | None = None,
         **kwargs: Any,
     ):
         given = {"weighting": weighting, "anchors": anchors, "workspace": workspace, "column": column, "run": run}
+        given |= {"settings": settings}
+        names = tuple(given)
         given = {**self.options, **{name: value for name, value in given.items() if value is not None}}
-        weighting, anchors, workspace, column, run = (
-            given.get(name) for name in ("weighting", "anchors", "workspace", "column", "run")
-        )
+        weighting, anchors, workspace, column, run, settings = (given.get(name) for name in names)
         if weighting is None:
             raise CurateError("OnlineWeights needs weighting=, one of `curate methods weighting`.")
         self._weighting, self._column = method_of(Weighting, weighting), column  # type: ignore[type-abstract]
@@ -96,6 +100,7 @@ class OnlineWeights:
         self._logged: list[np.ndarray] = []
         self._looked: Usage | None = None
         self._looks: TargetLooks | None = None
+        self._selection: StepSelection | None = None
         self._recording: Recording | None = None
         self._base: BaseLosses | None = None
         self._leaves = self._weighting.name == _PLAIN  # the trainer's loss as it is
@@ -104,19 +109,28 @@ class OnlineWeights:
         self._compares = "base_token_loss" in needs or "base_loss" in needs and column is None
         if self._compares:
             self._number_samples()
+        if self._weighting.chooses:
+            target = partial(target_samples, anchors, workspace)
+            self._selection = StepSelection(trainer, self._weighting, target, settings)
+            trainer.add_callback(_BeforeOptimizer(self._selection))
+        else:
+            refuse_settings(settings)
         if run is not None:
-            self._recording = self._recorded(run, anchors, workspace)
+            own = self._selection.settings if self._selection else settings_of(trainer)
+            self._recording = self._recorded(run, own, anchors, workspace)
         if self._leaves:
             return
         refuse_trainer(trainer, self._weigher.together)
         if column is not None:
             self._carry(column, _VALUES)
+        if self._selection:
+            return
         if self._weighting.uses_target:
             self._looks = TargetLooks(self._weighting, anchors, workspace, trainer)
         if "states" in self._weighting.needs:
             causal_lm(trainer.model).base_model.register_forward_hook(self._see)
 
-    def _recorded(self, run: str, anchors: Any, workspace: AnyWorkspace | None) -> Recording:
+    def _recorded(self, run: str, settings: Any, anchors: Any, workspace: AnyWorkspace | None) -> Recording:
         trainer: Any = self
         if workspace is None:
             raise CurateError(f"run='{run}' is recorded in a workspace; say in which, by workspace=.")
@@ -127,7 +141,7 @@ class OnlineWeights:
             if not self._compares:
                 self._number_samples()
         target = anchors if isinstance(anchors, str) else None
-        return Recording(workspace_of(workspace), run, trainer, self._weighting, target, ids)
+        return Recording(workspace_of(workspace), run, trainer, self._weighting, settings, target, ids)
 
     # --- what of the data goes with it -----------------------------------------------------------------------
 
@@ -175,7 +189,11 @@ class OnlineWeights:
             epoch = trainer.state.epoch or 0.0
             begun = round(epoch) if abs(epoch - round(epoch)) < 1e-6 else None  # else it goes on within one
         if not self._begun:
-            self._weigher.state, self._begun = self._weighting.init(self._values()), True
+            self._begun = True
+            if self._selection:
+                self._selection.begin(self._values())
+            else:
+                self._weigher.state = self._weighting.init(self._values())
         if self._recording and not self._recording.begun:
             self._recording.begin(trainer.state.global_step, trainer.state.max_steps)
             if self._base:
@@ -244,6 +262,26 @@ class OnlineWeights:
         loss, outputs = result if return_outputs else (result, None)
         loss = self._with_earlier(loss, num_items_in_batch is not None)
         return (loss, outputs) if return_outputs else loss
+
+    def training_step(self, model: Any, inputs: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
+        """The trainer's step of a micro-batch; of a weighting that chooses, the last one's is the whole step's."""
+        trainer: Any = self
+        if self._selection is None:
+            return super().training_step(model, inputs, *args, **kwargs)  # type: ignore[misc]
+        model.train()
+        column, places = inputs.pop(_VALUES, None), inputs.pop(PLACES, None)
+        if self._base and places is not None:
+            column = torch.from_numpy(self._base.means()[places.cpu().numpy()])
+        loss = 0.0
+        if self._selection.add(inputs, column, places) == trainer.current_gradient_accumulation_steps:
+            number = trainer.state.global_step + 1
+            taken = self._selection.take(number, float(trainer._get_learning_rate()))
+            if self._recording:
+                self._recording.select(number, taken)
+            if trainer.accelerator.is_main_process:  # they are of all processes
+                self._logged.append(taken.step.seen[1])
+            loss = taken.loss
+        return torch.tensor(loss, device=trainer.args.device)
 
     @property
     def _is_last(self) -> bool:
@@ -321,8 +359,8 @@ class OnlineWeights:
             self._recording.save(trainer.state.global_step)
         if trainer.args.should_save and not self._leaves:
             folder = Path(trainer.args.output_dir, f"checkpoint-{trainer.state.global_step}")
-            state = {name: np.ascontiguousarray(values) for name, values in self._weigher.state.items()}
-            (folder / STATE).write_bytes(save(state))
+            own = self._selection or self._weigher
+            (folder / STATE).write_bytes(own.stored())
 
     def _load_optimizer_and_scheduler(self, checkpoint: str | None) -> None:
         super()._load_optimizer_and_scheduler(checkpoint)  # type: ignore[misc]
@@ -334,4 +372,15 @@ class OnlineWeights:
                 f"{checkpoint} has no {STATE}: it is of a training without these weights; go on from it without "
                 "OnlineWeights, or begin anew."
             )
-        self._weigher.state, self._begun = load(path.read_bytes()), True
+        (self._selection or self._weigher).load(path.read_bytes())
+        self._begun = True
+
+
+class _BeforeOptimizer(TrainerCallback):  # type: ignore[misc]
+    """Shows a selection the gradient that the optimizer is given."""
+
+    def __init__(self, selection: StepSelection):
+        self._selection = selection
+
+    def on_pre_optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        self._selection.learnt()

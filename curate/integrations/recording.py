@@ -13,7 +13,9 @@ import orjson
 import pyarrow as pa
 
 from curate.errors import CurateError
+from curate.integrations.step_selection import Taken
 from curate.integrations.target import causal_lm
+from curate.integrations.trainer_settings import recomputes
 from curate.integrations.window import Part
 from curate.kinds.weighting import Weighting
 from curate.models.choice import ModelChoice
@@ -30,15 +32,18 @@ from curate.store.workspace import Workspace, __version__
 from curate.tables.inputs import method_recipe, model_recipe, target_fingerprint
 from curate.training.distributed import gather
 from curate.training.settings import TrainSettings
+from curate.training.step_costs import step_metrics
 
 _PHASES = ("train", "anchors", "base losses")
+_SELECTING = ("train", "candidates", "selection", "target", "losses", "base losses")
 
 
 class Recording:
     """Writes a run of a workspace as the trainer goes. Only the first process writes.
 
-    ids: of the training set's samples in the pool, [N]; None: they are not known, and the table `trained` has none.
-    Raises CurateError for a run of that name that is finished, or was not this trainer's, unless it is resumed."""
+    settings: the trainer's, as `curate train` has them. ids: of the training set's samples in the pool, [N]; None: they
+    are not known, and the table `trained` has none. Raises CurateError for a run of that name that is finished, or was
+    not this trainer's, unless it is resumed."""
 
     def __init__(
         self,
@@ -46,11 +51,13 @@ class Recording:
         name: str,
         trainer: Any,
         weighting: Weighting,
+        settings: TrainSettings,
         target: str | None,
         ids: Sequence[str] | None,
     ):
         ws.check_name(name, "run")
         self._ws, self._name, self._trainer, self._weighting = ws, name, trainer, weighting
+        self._settings = settings
         self._target, self._run, self._stack = target, Run(ws, name), ExitStack()
         self._writes = trainer.accelerator.is_main_process
         self._rows = None if ids is None else _rows_of(ws, ids)
@@ -69,7 +76,8 @@ class Recording:
         if self._writes:
             self._stack.enter_context(lock(self._ws, f"run {self._name}"))
         columns = {"methods": [self._weighting.name], "name": self._name, "model": model.config.name_or_path}
-        phases = {phase: phase for phase in _PHASES} if self._writes else {}
+        names = _SELECTING if self._weighting.chooses else _PHASES
+        phases = {phase: phase for phase in names} if self._writes else {}
         self._meters = Meters(self._ws.path, "train", phases, self._stack, **columns, run=self._run.account)
         return self
 
@@ -113,7 +121,7 @@ class Recording:
         processes = trainer.accelerator
         weights, losses, measures, counts, places = _together(processes, parts)
         assert self._flops is not None and self._meters is not None
-        again, flops, tokens, padded = bool(trainer.args.gradient_checkpointing), 0.0, 0, 0
+        again, flops, tokens, padded = recomputes(trainer.args), 0.0, 0, 0
         for rows, longest, its in (part.shape for part in parts):
             flops += self._flops.step(rows, longest, rows * longest, again)  # these trainers make all logits
             tokens, padded = tokens + its, padded + rows * longest
@@ -155,12 +163,34 @@ class Recording:
                 "flops": flops + (look[1].flops if look else 0.0),
             }
         )
-        if self._rows is not None and (places >= 0).all():
-            n = len(weights)
-            columns = {"step": np.full(n, number), "epoch": np.full(n, epoch), "row": self._rows[places]}
-            floats = {"weight": weights, "loss": losses, "measure": measures}
-            columns |= {name: values.astype(np.float32) for name, values in floats.items()}
-            self._trained.append(pa.table(columns, schema=TRAINED))
+        self._note(number, places, weights, losses, measures)
+
+    def select(self, number: int, taken: Taken) -> None:
+        """Add a step that was selected in."""
+        if not self._writes:
+            return
+        trainer, step = self._trainer, taken.step
+        for phase, cost in taken.costs.items():
+            self.charge(phase, taken.samples[phase], cost)
+        epoch = int(trainer.state.epoch or 0)
+        metrics = step_metrics(taken.examples, self._settings, step.seen, number, epoch, 1, np.nan, step.divisor)
+        of_the_trainer = {"lr": float(trainer._get_learning_rate()), "grad_norm": None}
+        flops = sum(cost.flops for cost in taken.costs.values())
+        counts = {"unfit": step.unfit, "fallback": int(step.fallback), "flops": flops}
+        self._metrics.append({**metrics, **of_the_trainer, **counts})
+        self._note(number, taken.places, *step.seen[1:4])
+
+    def _note(
+        self, number: int, places: np.ndarray, weights: np.ndarray, losses: np.ndarray, measures: np.ndarray
+    ) -> None:
+        """Add a step's samples to the table `trained`, if it is known which they are."""
+        if self._rows is None or not (places >= 0).all():
+            return
+        n, epoch = len(weights), int(self._trainer.state.epoch or 0) + 1
+        columns = {"step": np.full(n, number), "epoch": np.full(n, epoch), "row": self._rows[places]}
+        floats = {"weight": weights, "loss": losses, "measure": measures}
+        columns |= {name: values.astype(np.float32) for name, values in floats.items()}
+        self._trained.append(pa.table(columns, schema=TRAINED))
 
     def save(self, step: int) -> None:
         """Write the rows since the last time, with a checkpoint of the trainer's."""
@@ -197,25 +227,8 @@ class Recording:
         return tables
 
     def _recipe(self, steps: int) -> RunRecipe:
-        trainer, args = self._trainer, self._trainer.args
+        trainer, args, settings = self._trainer, self._trainer.args, self._settings
         model = causal_lm(trainer.model)
-        batch = args.per_device_train_batch_size * args.gradient_accumulation_steps * trainer.accelerator.num_processes
-        schedule = str(getattr(args.lr_scheduler_type, "value", args.lr_scheduler_type))
-        known = {"schedule": schedule} if schedule in ("linear", "cosine", "constant") else {}
-        settings = TrainSettings(
-            epochs=float(args.num_train_epochs),
-            steps=max(0, args.max_steps),
-            batch_size=batch,
-            micro_batch_size=args.per_device_train_batch_size,
-            lr=args.learning_rate,
-            weight_decay=args.weight_decay,
-            beta1=args.adam_beta1,
-            beta2=args.adam_beta2,
-            eps=args.adam_epsilon,
-            clip=args.max_grad_norm,
-            packing=bool(getattr(args, "packing", False)),
-            **known,  # type: ignore[arg-type]
-        )
         every, default = asdict(settings), asdict(TrainSettings())
         trained = sum(p.numel() for p in trainer.model.parameters() if p.requires_grad)
         return RunRecipe(

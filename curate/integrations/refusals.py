@@ -15,18 +15,19 @@ _NOT_HERE = {"outputs", "domains"}  # of a step that only curate's own trainer h
 
 def refuse(weighting: Weighting, column: str | None) -> None:
     """Raises CurateError for a weighting that cannot be used in another trainer, or without that column."""
-    if weighting.chooses:
-        raise CurateError(
-            f"the weighting '{weighting.name}' chooses samples within a step, which only curate's own trainer does "
-            "(`curate train --weighting`)."
-        )
     needs = set(weighting.needs)
-    if missing := sorted(needs & _NOT_HERE):
+    if not weighting.chooses and (missing := sorted(needs & _NOT_HERE)):
         raise CurateError(f"the weighting '{weighting.name}' needs {missing[0]}, which only curate's own trainer has.")
     if "column" in needs and column is None:
         raise CurateError(f"the weighting '{weighting.name}' uses a column of the training set; give column=.")
     if column is not None and not needs & {"column", "base_loss"}:
         raise CurateError(f"the weighting '{weighting.name}' uses no column; leave out column='{column}'.")
+
+
+def refuse_settings(settings: Any) -> None:
+    """Raises CurateError for settings of a selection where none is made."""
+    if settings is not None:
+        raise CurateError("settings= are of a weighting that chooses (greats, less_online, …); leave them out.")
 
 
 def refuse_trainer(trainer: Any, together: bool) -> None:

@@ -45,7 +45,8 @@ class TargetLooks:
         self._looks = Looks(weighting, objective, trainer.accelerator, trainer.args.seed, False)
         data = trainer.train_dataset
         self._data = Data.of(
-            _some(data) if weighting.background else Examples.of([]), anchors=self._anchors(anchors, workspace)
+            _some(data) if weighting.background else Examples.of([]),
+            anchors=target_samples(anchors, workspace, self._lm),
         )
 
     def due(self, number: int, begun: int | None) -> bool:
@@ -61,28 +62,32 @@ class TargetLooks:
         """The weighting's state after the look before step `number`, and the cost."""
         return self._looks.take(number, self._data, state)
 
-    def _anchors(self, anchors: Sequence[Mapping[str, Any]] | str | None, workspace: AnyWorkspace | None) -> Examples:
-        if isinstance(anchors, str) and workspace is not None:
-            target = load_target(workspace_of(workspace), anchors)
-            return anchors_of(target.text.samples(), anchors, self._lm)
-        if isinstance(anchors, str):
-            raise CurateError(f"anchors='{anchors}' is the name of a target; say which workspace= has it.")
-        rows = list(anchors or ())
-        if not rows:
-            raise CurateError(
-                "this weighting compares samples with a target; give anchors=, a list of its samples, or the name of a "
-                "target with workspace=."
-            )
-        if all("input_ids" in row for row in rows):
-            return Examples.of([_encoded(row["input_ids"]) for row in rows])
-        reader, samples = Reader("auto", {}), []
-        for i, row in enumerate(rows):
-            try:
-                sample = reader.sample(dict(row))
-            except Refused as refused:
-                raise CurateError(f"anchors[{i}] {refused}.") from None
-            samples.append({column: getattr(sample, column) for column in CONTENT})
-        return anchors_of(samples, "anchors", self._lm)
+
+def target_samples(
+    anchors: Sequence[Mapping[str, Any]] | str | None, workspace: AnyWorkspace | None, lm: LanguageModel
+) -> Examples:
+    """The target's samples, as tokens of a model. Raises CurateError if there are none, or one cannot be read."""
+    if isinstance(anchors, str) and workspace is not None:
+        target = load_target(workspace_of(workspace), anchors)
+        return anchors_of(target.text.samples(), anchors, lm)
+    if isinstance(anchors, str):
+        raise CurateError(f"anchors='{anchors}' is the name of a target; say which workspace= has it.")
+    rows = list(anchors or ())
+    if not rows:
+        raise CurateError(
+            "this weighting compares samples with a target; give anchors=, a list of its samples, or the name of a "
+            "target with workspace=."
+        )
+    if all("input_ids" in row for row in rows):
+        return Examples.of([_encoded(row["input_ids"]) for row in rows])
+    reader, samples = Reader("auto", {}), []
+    for i, row in enumerate(rows):
+        try:
+            sample = reader.sample(dict(row))
+        except Refused as refused:
+            raise CurateError(f"anchors[{i}] {refused}.") from None
+        samples.append({column: getattr(sample, column) for column in CONTENT})
+    return anchors_of(samples, "anchors", lm)
 
 
 def objective_of(trainer: Any, weighting: str) -> Objective:

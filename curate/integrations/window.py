@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from safetensors.numpy import load, save
 from torch import Tensor
 
 from curate.kinds.passes import Arrays
@@ -74,6 +75,14 @@ class StepWeigher:
         self.weighting, self.processes = weighting, processes
         self.state: Arrays = {}
         self.together = weighting.scope == "batch" or weighting.normalize == "mean1"
+
+    def stored(self) -> bytes:
+        """The weighting's state, for a checkpoint."""
+        return save({name: np.ascontiguousarray(values) for name, values in self.state.items()})
+
+    def load(self, stored: bytes) -> None:
+        """Go on from what `stored` gave."""
+        self.state = load(stored)
 
     def weigh(self, number: int, parts: list[Part]) -> None:
         """Set the weights of all micro-batches of a step or, where these do not depend on each other, of some."""

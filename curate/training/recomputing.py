@@ -14,11 +14,16 @@ def recompute(model: Any) -> None:
     _named(model, "enable")({"use_reentrant": False})
 
 
+def keep_activations(model: Any) -> None:
+    """Turn it off."""
+    if _is_on(model):
+        _named(model, "disable")()
+
+
 @contextmanager
 def recomputing(model: Any, wanted: bool) -> Iterator[None]:
     """It for the forward passes within, if wanted, not on anyway, and the model has it."""
-    on = any(getattr(module, _EARLIER, False) for module in model.modules())
-    if not wanted or on or not model.supports_gradient_checkpointing:
+    if not wanted or _is_on(model) or not model.supports_gradient_checkpointing:
         yield
         return
     recompute(model)
@@ -26,6 +31,10 @@ def recomputing(model: Any, wanted: bool) -> Iterator[None]:
         yield
     finally:
         _named(model, "disable")()
+
+
+def _is_on(model: Any) -> bool:
+    return any(getattr(module, _EARLIER, False) for module in model.modules())
 
 
 def _named(model: Any, what: str) -> Any:

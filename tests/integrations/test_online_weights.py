@@ -112,7 +112,7 @@ def trainer_of(
     folder: Path,
     micro: int,
     collate: str = "padded",
-    settings: dict[str, Any] | None = None,
+    changed: dict[str, Any] | None = None,
     start: Any = None,
     **given: Any,
 ) -> Any:
@@ -125,7 +125,7 @@ def trainer_of(
     collator = None
     if not sft:
         collator = DataCollatorWithFlattening() if collate == "free" else DataCollatorForSeq2Seq(tokenizer())
-    args = arguments(folder, micro, SFTConfig if sft else TrainingArguments, **more, **settings or {})
+    args = arguments(folder, micro, SFTConfig if sft else TrainingArguments, **more, **changed or {})
     kept = {"data_collator": collator} if collator else {}
     data = Dataset.from_list([{k: v for k, v in row.items() if k != "i"} for row in rows()])
     return kind(model=start or model(), args=args, train_dataset=data, processing_class=tokenizer(), **kept, **given)
@@ -139,19 +139,15 @@ def trained(kind: type[Any], folder: Path, micro: int, collate: str = "padded", 
 
 
 def ours(
-    weighting: Weighting, micro: int, column: bool, dtype: torch.dtype = torch.float32
+    weighting: Weighting, micro: int, column: bool, dtype: torch.dtype = torch.float32, **more: Any
 ) -> tuple[dict[str, Tensor], list[Any]]:
     """The same training by curate's own loop."""
     settings = TrainSettings(
-        batch_size=BATCH,
-        micro_batch_size=micro,
-        lr=LR,
-        eps=EPSILON,
-        schedule="constant",
-        warmup=0.0,
-        order="pool",
-        epochs=1,
-    )
+        **{
+            "batch_size": BATCH, "micro_batch_size": micro, "lr": LR, "eps": EPSILON, "schedule": "constant",
+            "warmup": 0.0, "order": "pool", "epochs": 1, **more,
+        }
+    )  # fmt: skip
     start = trainable(ModelChoice(str(NARROW), device="cpu", dtype="float32"), settings, None, 3)
     start.model.model.to(dtype)
     encoded = [Encoded(np.array(r["input_ids"], np.int32), np.array(r["labels"]) != -100) for r in rows()]

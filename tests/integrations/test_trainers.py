@@ -110,7 +110,7 @@ def test_packed_rows_are_weighted_document_by_document(tmp_path: Path, weighting
     settings = {"per_device_train_batch_size": 99, "gradient_accumulation_steps": 1, "num_train_epochs": 2}
     packing = {**settings, "packing": True, "max_length": 32, "padding_free": True}
     data = Dataset.from_list([{key: row[key] for key in ("input_ids", "labels")} for row in rows()])
-    alone = trained(WeightedSFT, tmp_path / "a", BATCH, settings=settings, **given)
+    alone = trained(WeightedSFT, tmp_path / "a", BATCH, changed=settings, **given)
     args = arguments(tmp_path / "b", BATCH, SFTConfig, **packing)
     trainer = WeightedSFT(model=model(), args=args, train_dataset=data, processing_class=tokenizer(), **given)
     assert sum(1 for _ in trainer.get_train_dataloader().dataset) < len(data)
@@ -123,7 +123,7 @@ def test_it_resumes_from_a_checkpoint(tmp_path: Path, weighting: Any) -> None:
     given = {"weighting": weighting, "anchors": ANCHORS if weighting.uses_target else None}
     whole = trained(Weighted, tmp_path / "a", 4, **given)
     saving = {"save_strategy": "steps", "save_steps": 2}
-    trained(Weighted, tmp_path / "b", 4, settings=saving, **given)
+    trained(Weighted, tmp_path / "b", 4, changed=saving, **given)
     folder = tmp_path / "b/checkpoint-2"
     assert (folder / STATE).exists()
     again = trainer_of(Weighted, tmp_path / "b", 4, **given)
@@ -147,7 +147,7 @@ def test_lora_bfloat16_and_gradient_checkpointing_are_weighted_too(
     given = {"weighting": NEAR, "anchors": ANCHORS}
     peft: dict[str, Any] = {"peft_config": LoraConfig(r=4, target_modules="all-linear")} if lora else {}
     runs = [
-        trained(WeightedSFT, tmp_path / name, 4, settings=its, **given, **peft)
+        trained(WeightedSFT, tmp_path / name, 4, changed=its, **given, **peft)
         for name, its in (("a", {"bf16": settings.get("bf16", False)}), ("b", settings))
     ]
     means = [[line["weight_mean"] for line in run.log if "weight_mean" in line] for run in runs]
@@ -235,7 +235,6 @@ def test_samples_and_anchors_may_be_chats(tmp_path: Path, sums_ws: Workspace) ->
     ("given", "settings", "said"),
     [
         ({"weighting": "no_such"}, {}, "there is no weighting 'no_such'|no weighting 'no_such'"),
-        ({"weighting": "greats"}, {}, "chooses samples within a step, which only curate's own trainer does"),
         ({"weighting": AdaptStatic()}, {}, "uses a column of the training set; give column="),
         ({"weighting": AdaptStatic(), "column": "quality"}, {}, "has no column 'quality', which .* its columns are"),
         ({"weighting": Linupper(), "column": "nll"}, {}, "uses no column; leave out column='nll'"),
@@ -249,12 +248,12 @@ def test_what_cannot_be_done_is_refused(
     tmp_path: Path, given: dict[str, Any], settings: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(CurateError, match=said):
-        trained(Weighted, tmp_path, 4, settings=settings, **given)
+        trained(Weighted, tmp_path, 4, changed=settings, **given)
 
 
 def test_losses_that_are_not_of_single_tokens_are_refused(tmp_path: Path) -> None:
     with pytest.raises(CurateError, match="loss_type=dft weights tokens itself"):
-        trained(WeightedSFT, tmp_path, 4, settings={"loss_type": "dft"}, weighting=Linupper())
+        trained(WeightedSFT, tmp_path, 4, changed={"loss_type": "dft"}, weighting=Linupper())
     with pytest.raises(CurateError, match="compute_loss_func makes a loss of its own"):
         trained(Weighted, tmp_path, 4, weighting=Linupper(), compute_loss_func=lambda *_, **__: torch.zeros(()))
     args = arguments(tmp_path, BATCH, SFTConfig, packing=True, max_length=32)
