@@ -224,5 +224,24 @@ def micro_batches(
     return groups
 
 
+def by_length(examples: Examples, rows: Sequence[np.ndarray], worth: int) -> list[list[np.ndarray]]:
+    """A micro-batch's rows, the longest first, in the parts that go through the model with the least padding, if each
+    further part is worth so many tokens of it; 0: one part. Lengths are the rows' own, and each part has the length of
+    its first row."""
+    n = len(rows)
+    if not worth or n < 2:
+        return [list(rows)]
+    lengths, least, first = _row_lengths(examples, rows), np.zeros(n + 1), np.zeros(n + 1, np.int64)
+    for stop in range(1, n + 1):
+        tokens = least[:stop] + (stop - np.arange(stop)) * lengths[:stop] + worth
+        first[stop] = tokens.argmin()
+        least[stop] = tokens[first[stop]]
+    parts, stop = list[list[np.ndarray]](), n
+    while stop:
+        parts.append(list(rows[first[stop] : stop]))
+        stop = int(first[stop])
+    return parts[::-1]
+
+
 def _fit(room: Room | None, rows: int, longest: int, supervised: int) -> bool:
     return room is None or room.fits(rows, longest, supervised)

@@ -46,15 +46,15 @@ class StepCandidates:
 
     loss: each one's mean loss, float64 [B]. good: positions of those that may be selected. products: inner products of
     their gradients; None if not compared. gradients: factors for those of the good ones that are this process's, which
-    are the `own` ones of them, from a single micro-batch; None if there were several. usage: the cost. outputs: a
-    Forward of the good ones; None unless requested.
+    are the `own` ones of them, and how many, pass by pass; None if there were several micro-batches. usage: the cost.
+    outputs: a Forward of the good ones; None unless requested.
     """
 
     documents: np.ndarray
     loss: np.ndarray
     good: np.ndarray
     products: Products | None
-    gradients: list[PerSample] | None
+    gradients: list[tuple[int, list[PerSample]]] | None
     usage: Usage
     outputs: Any = None
     own: np.ndarray = field(default_factory=lambda: np.zeros(0, np.int64))
@@ -171,7 +171,7 @@ class Chooser:
         for a micro-batch, by its number.
         """
         usage = self.backward.lm.usage()
-        kept: list[PerSample] = []
+        kept = list[tuple[int, list[PerSample]]]()
         sketches: dict[str, list[Any]] = {}
         losses, usable = [np.zeros(0)], [np.zeros(0, bool)]
         for place, documents in enumerate(shared.mine):
@@ -181,12 +181,17 @@ class Chooser:
             losses.append(gradients.loss)
             usable.append(np.isin(np.arange(len(documents)), gradients.good))
             if self.one_pass and shared.at_once:
-                kept = gradients.parameters
-                continue
+                kept.append((len(gradients.good), gradients.parameters))
+                if len(shared.mine) == 1:
+                    continue
             for name, sketch in self._sketches(gradients.parameters, selection):
                 sketches.setdefault(name, []).append(sketch)
         good = shared.all_of(np.concatenate(usable))
-        parts: Any = self._sketches(kept, selection) if kept else ((n, joined(s)) for n, s in sketches.items())
+        parts: Any = (
+            self._sketches(kept[0][1], selection)
+            if len(shared.mine) == 1 and kept
+            else ((n, joined(s)) for n, s in sketches.items())
+        )
         if shared.world > 1:
             parts = shared.sketches(dict(parts), good) if good.any() else ()
         products = self.products.of(parts, scale[good], selection)
@@ -210,20 +215,23 @@ class Chooser:
         sums those of its own candidates. Returns the FLOPs.
         """
         assert found.gradients is not None
-        weights = weights[found.own]
-        if tokens is not None:
-            longest = max((g.e.shape[1] for g in found.gradients if isinstance(g, Outer)), default=0)
-            tokens = tokens[found.own, :longest]
-        chosen = np.flatnonzero(weights if tokens is None else weights * np.abs(tokens).sum(1))
-        device, flops = self.backward.lm.device, 0.0
-        positions = to_device(chosen, device)
-        factors = to_device(weights[chosen] if tokens is None else weights[chosen, None] * tokens[chosen], device)
-        for gradient in found.gradients:
-            part = gradient.of(positions)
-            parameter = self.parameters[gradient.name]
-            value = factors.to(torch.promote_types(parameter.dtype, torch.float32))
-            parameter.grad = part.total(value).to(parameter.dtype)
-            flops += part.flops()
+        own, device, flops, start = weights[found.own], self.backward.lm.device, 0.0, 0
+        own_tokens = None if tokens is None else tokens[found.own]
+        for parameter in self._trained:
+            parameter.grad = None
+        for count, gradients in found.gradients:
+            part, start = slice(start, start + count), start + count
+            longest = max((g.e.shape[1] for g in gradients if isinstance(g, Outer)), default=0)
+            factors = own[part] if own_tokens is None else own[part, None] * own_tokens[part, :longest]
+            chosen = np.flatnonzero(factors if own_tokens is None else np.abs(factors).sum(1))
+            if not len(chosen):
+                continue
+            positions, value = to_device(chosen, device), to_device(factors[chosen], device)
+            for gradient in gradients:
+                parameter, summed = self.parameters[gradient.name], gradient.of(positions)
+                total = summed.total(value.to(torch.promote_types(parameter.dtype, torch.float32))).to(parameter.dtype)
+                parameter.grad = total if parameter.grad is None else parameter.grad.add_(total)
+                flops += summed.flops()
         finish(self.backward.lm.device)
         return flops
 

@@ -142,7 +142,7 @@ class SelectionStep:
 
     def _compared(self, number: int, rows: list[np.ndarray], costs: dict[str, Usage]) -> StepCandidates:
         """The candidates with what the weighting needs: inner products of their gradients, or only their losses."""
-        shared = SharedCandidates(self.passes.processes, self.passes.groups(rows))
+        shared = SharedCandidates(self.passes.processes, self.passes.parts(rows))
         if self.chooser:
             if self.chooser.due(number):
                 costs["target"] = self.chooser.look_at_target(number)
@@ -203,10 +203,8 @@ class SelectionStep:
                 raise CurateError("unit=token needs all candidates of a step in one micro-batch; leave out "
                                   "micro_batch_size, or use a smaller batch_size.")  # fmt: skip
             costs["train"] = self._usage(rows)
-            micros, left = self.passes.micros(rows), weights[weights != 0]  # both in micro-batch order, longest first
-            stops = np.cumsum([len(group) for group in self.passes.groups(rows)])[:-1]
-            own = np.split(left, stops)[self.passes.processes.process_index :: self.passes.processes.num_processes]
-            for micro, its in zip(micros, own, strict=True):
+            micros, chosen = self.passes.micros(rows), SharedCandidates(self.passes.processes, self.passes.parts(rows))
+            for micro, its in zip(micros, chosen.own_of(weights[weights != 0]), strict=True):  # both longest first
                 micro.weights = its
             with counted(costs["train"], self.settings.count_flops):
                 self.passes.learn(number, micros, divisor)

@@ -26,6 +26,7 @@ _HUGGING_FACE = {
     "eval_steps": "eval_every",
 }
 _BOTH = "batch_size and batch_tokens both say how large a step is; give one of them."
+_PASS_ON_CPU = 64  # tokens: tests/bench/padding.py finds 35 (135M parameters) to 70 (a tiny model)
 _PER_DEVICE, _ACCUMULATION = "per_device_train_batch_size", "gradient_accumulation_steps"
 
 
@@ -129,6 +130,9 @@ class TrainSettings:
     activation_gib: float = 0.0
     """Memory that a micro-batch may keep for its backward pass, in GiB: one that needs more is divided, and a row that
     needs more alone is computed with gradient checkpointing; 0: 1.5 on a CPU, no limit on a GPU."""
+    padding_per_pass: int = 0
+    """Tokens of padding that a further pass has to save: a micro-batch is passed in parts of similar length where each
+    does, with the same result; 0: 64 on a CPU, where a pass costs about as much; a GPU's are passed whole."""
     checkpoint_every: int = 0
     """Steps between checkpoints (save_steps); 0: only at the end."""
     checkpoint_epochs: bool = False
@@ -176,7 +180,7 @@ class TrainSettings:
             "lora_alpha",
         )
         from_0 += ("activation_gib", "checkpoint_every", "keep_checkpoints", "eval_every", "eval_flops")
-        from_0 += ("tokenize_workers",)
+        from_0 += ("tokenize_workers", "padding_per_pass")
         for names, rule, valid in (
             (above_0, "a number above 0", lambda value: 0 < value < math.inf),
             (below_1, "at least 0 and below 1", lambda value: 0 <= value < 1),
@@ -194,6 +198,10 @@ class TrainSettings:
             raise CurateError(f"flops={self.flops:g} and steps={self.steps} both say how long to train; give one.")
         if self.split and self.reduction == "sample":
             raise CurateError("split=true splits samples, and reduction=sample averages whole ones; use token.")
+
+    def worth_a_pass(self, device: str) -> int:
+        """Tokens of padding that a further pass has to save on a device of the given type; 0: none is taken."""
+        return self.padding_per_pass or (_PASS_ON_CPU if device == "cpu" else 0)
 
     def in_bfloat16(self, device: str) -> bool:
         """Whether matrix products are in bfloat16 on a device of the given type."""

@@ -23,29 +23,35 @@ Tensors: TypeAlias = "Tensor | tuple[Tensor, Tensor]"  # a sketch of each sample
 class SharedCandidates:
     """The B candidates of a step in micro-batches, of which each of P processes takes every P-th.
 
-    groups: of all processes, each micro-batch's rows. own: positions of this process's candidates among all of them,
-    int64 [n].
+    groups: of all processes, each micro-batch's rows, in the parts that go through the model one by one. own: positions
+    of this process's candidates among all of them, int64 [n].
     """
 
-    def __init__(self, processes: Any, groups: Sequence[Sequence[np.ndarray]]):
+    def __init__(self, processes: Any, groups: Sequence[Sequence[Sequence[np.ndarray]]]):
         self.processes, self.world, self.rank = processes, processes.num_processes, processes.process_index
-        self.groups = [np.concatenate(group) for group in groups]
-        self.documents = np.concatenate(self.groups)
-        stops = np.cumsum([len(group) for group in self.groups])
-        positions = [np.arange(stop - len(group), stop) for stop, group in zip(stops, self.groups, strict=True)]
+        self.groups = [[np.concatenate(part) for part in parts] for parts in groups]
+        documents = [np.concatenate(parts) for parts in self.groups]
+        self.documents = np.concatenate(documents)
+        stops = np.cumsum([len(group) for group in documents])
+        positions = [np.arange(stop - len(group), stop) for stop, group in zip(stops, documents, strict=True)]
         nothing = np.zeros(0, np.int64)
         self._by_rank = [np.concatenate([nothing, *positions[rank :: self.world]]) for rank in range(self.world)]
         self.own = self._by_rank[self.rank]
 
     @property
     def mine(self) -> list[np.ndarray]:
-        """The documents of each of this process's micro-batches."""
-        return self.groups[self.rank :: self.world]
+        """The documents of each of this process's passes."""
+        return [part for parts in self.groups[self.rank :: self.world] for part in parts]
 
     @property
     def at_once(self) -> bool:
         """Whether no process has more than one micro-batch."""
         return len(self.groups) <= self.world
+
+    def own_of(self, values: np.ndarray) -> list[np.ndarray]:
+        """Of values [B] of all candidates, those of each of this process's passes."""
+        stops = np.cumsum([len(part) for part in self.mine])[:-1]
+        return np.split(values[self.own], stops) if self.mine else []
 
     def all_of(self, values: np.ndarray) -> np.ndarray:
         """Values [n] of every process's own candidates, as one array [B]."""

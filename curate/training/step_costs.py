@@ -12,7 +12,7 @@ from curate.models.flops import FORWARD, TRAINING, TrainingFlops, forward_flops,
 from curate.models.language_model import LanguageModel
 from curate.models.usage import Usage
 from curate.numerics.statistics import effective_size
-from curate.training.examples import Examples, Room, micro_batches
+from curate.training.examples import Examples, Room, by_length, micro_batches
 from curate.training.settings import TrainSettings
 
 
@@ -27,7 +27,8 @@ class StepCosts:
         documents = np.concatenate(rows)
         usage = self.model.usage(int(examples.lengths[documents].sum()))
         usage.flops_paper = self._paper(documents, usage.tokens, TRAINING if backward else FORWARD)
-        for group in micro_batches(examples, rows, micro_batch_size, self.processes.num_processes, self.room):
+        groups = micro_batches(examples, rows, micro_batch_size, self.processes.num_processes, self.room)
+        for group in (part for whole in groups for part in self.parts(examples, whole)):
             longest = max(int(examples.lengths[row].sum()) for row in group)
             head = int(examples.counts[np.concatenate(group)].sum())
             head = head if self.model.plain_head else len(group) * longest
@@ -38,6 +39,10 @@ class StepCosts:
             else:
                 usage.flops += forward_flops(self._flops.model, len(group), longest, head)
         return usage
+
+    def parts(self, examples: Examples, group: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
+        """The parts in which a micro-batch goes through the model, so that there is little padding."""
+        return by_length(examples, group, self.settings.worth_a_pass(self.model.device.type))
 
     def second(self, examples: Examples, groups: Sequence[Sequence[np.ndarray]]) -> Usage:
         """The cost of a pass over micro-batches, whose gradient is differentiated along a direction. By the papers'

@@ -35,15 +35,18 @@ class StepPasses:
         self.processes, self.seed = weigher.processes, weigher.seed
 
     def micros(self, rows: Sequence[np.ndarray]) -> list[Micro]:
-        """This process's micro-batches of a step."""
-        examples = self.weigher.data.examples
-        own = self.groups(rows)[self.processes.process_index :: self.processes.num_processes]
+        """What this process passes through the model in a step, one after the other."""
+        examples, device = self.weigher.data.examples, self.objective.model.device
         return [
-            Micro(
-                batch_of(examples, group, self.objective.model.device), recompute=self.costs.recomputes(examples, group)
-            )
-            for group in own
+            Micro(batch_of(examples, part, device), recompute=self.costs.recomputes(examples, part))
+            for parts in self.parts(rows)[self.processes.process_index :: self.processes.num_processes]
+            for part in parts
         ]
+
+    def parts(self, rows: Sequence[np.ndarray]) -> list[list[list[np.ndarray]]]:
+        """All processes' micro-batches of a step, each in parts of similar length. The graphs of one micro-batch are
+        in memory together."""
+        return [self.costs.parts(self.weigher.data.examples, group) for group in self.groups(rows)]
 
     def groups(self, rows: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
         """All processes' micro-batches of a step."""
@@ -102,7 +105,7 @@ class StepPasses:
     ) -> None:
         """Compute the weights of a weighting that uses the whole step, before the first backward pass.
 
-        A single micro-batch keeps its graph; several go through the model twice, as otherwise all their activations
+        A single micro-batch keeps its graphs; several go through the model twice, as otherwise all their activations
         would have to stay in memory. Shuffled weights are shuffled over the whole step.
         """
         began, world = time.perf_counter(), self.processes.num_processes

@@ -52,7 +52,7 @@ def test_what_choosing_cannot_be_done_with_is_said(settings: dict[str, Any], sai
 
 
 def test_a_candidate_whose_gradient_overflows_is_not_chosen_and_is_counted() -> None:
-    trainer = trainer_of(FilterThenWeight(), replace(STEP, steps=2, batch_size=4))
+    trainer = trainer_of(FilterThenWeight(), replace(STEP, steps=2, batch_size=4, padding_per_pass=10**6))
     take, bad = trainer.chooser.backward.gradients, []  # type: ignore[union-attr]
 
     def overflowing(encoded: Any, *rest: Any) -> Any:

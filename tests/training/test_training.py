@@ -41,7 +41,7 @@ from tests.support.training import ONE_STEP, PLAIN, Given, closest, gradient_of,
 
 
 def test_uniform_is_plain_training_bit_for_bit(processes: Any, encoded: list[Encoded]) -> None:
-    settings = replace(PLAIN, schedule="cosine", warmup=0.2)
+    settings = replace(PLAIN, schedule="cosine", warmup=0.2, padding_per_pass=10**6)
     lm, done = trained(processes, encoded, Uniform(), settings)
     examples, plain = Examples.of(encoded), narrow()
     rows = epoch_rows(examples, np.arange(len(encoded)), 0, 0, True, 0)
@@ -246,7 +246,8 @@ def test_packed_documents_do_not_see_each_other(encoded: list[Encoded]) -> None:
 def test_memory_that_runs_out_halves_the_micro_batch_and_changes_no_weight(
     processes: Any, encoded: list[Encoded], monkeypatch: Any
 ) -> None:
-    whole, done = trained(processes, encoded, Linupper(), PLAIN)
+    settings = replace(PLAIN, padding_per_pass=10**6)
+    whole, done = trained(processes, encoded, Linupper(), settings)
     forward, sizes = Objective.losses, []
 
     def losses(self: Any, batch: Any, *asked: bool) -> Any:
@@ -256,7 +257,7 @@ def test_memory_that_runs_out_halves_the_micro_batch_and_changes_no_weight(
         return forward(self, batch, *asked)
 
     monkeypatch.setattr(Objective, "losses", losses)
-    lm, again = trained(processes, encoded, Linupper(), PLAIN)
+    lm, again = trained(processes, encoded, Linupper(), settings)
     assert sizes[:3] == [8, 4, 2] and max(sizes[3:]) == 2
     for a, b in zip(done, again, strict=True):
         assert a.metrics["weighted_loss"] == pytest.approx(b.metrics["weighted_loss"], rel=1e-4)
