@@ -155,7 +155,7 @@ class StepSelection:
         """Between clipping and the optimizer's step: see the gradient that it is given."""
         chooser = self._selection.chooser if self._selection else None
         if chooser is not None:
-            chooser.products.learnt(chooser.parameters)
+            chooser.learnt()
 
     def _begun(self) -> SelectionStep:
         """With the trainer's optimizer, which it makes when training begins."""

@@ -35,7 +35,8 @@ from curate.models.usage import Usage
 from curate.training.distributed import Alone, objects
 from curate.training.examples import Examples
 from curate.training.gradient_products import GradientProducts, TargetSums, joined
-from curate.training.optimizer import Preconditioner
+from curate.training.masked_parameters import MaskedParameters, MaskedScales
+from curate.training.optimizer import Preconditioner, Scales
 from curate.training.settings import TrainSettings
 from curate.training.shared_candidates import SharedCandidates, sum_of_usage
 
@@ -64,7 +65,8 @@ class Chooser:
     """Compares candidates' gradients for a weighting that selects, and sums those of the selected ones.
 
     model: whose trained parameters are compared; `optimizer` updates them. target: samples of the target; None for a
-    weighting that uses none. processes: that share a step. one_pass: whether factors are kept until the selection is
+    weighting that uses none. processes: that share a step. masked: the elements that are trained, if not all, which
+    alone are compared; `optimizer` updates these. one_pass: whether factors are kept until the selection is
     known. Raises CurateError for settings or models it cannot work with.
     """
 
@@ -77,12 +79,17 @@ class Chooser:
         target: Examples | None,
         seed: int,
         processes: Any = None,
+        masked: MaskedParameters | None = None,
     ):
         if settings.gradient_checkpointing:
             raise CurateError("gradient_checkpointing forgets what the comparison of gradients needs; leave it "
                               "out, or use a smaller micro_batch_size.")  # fmt: skip
         self.settings, self.matching, self.optimizer, self.seed = settings, matching, optimizer, seed
-        self.one_pass, self.processes = True, processes or Alone()
+        self.one_pass, self.processes, self._masked = True, processes or Alone(), masked
+        by_tokens = matching.tokens or matching.positions == "same" or matching.curvature != "none"
+        if masked and by_tokens:
+            raise CurateError("with a mask, gradients are compared as wholes, not token by token, nor by a layer's "
+                              "curvature; leave out unit=token, positions=same and hessian, or the mask.")  # fmt: skip
         trained = [p for p in model.model.parameters() if p.requires_grad]
         self.backward = Backward.of(model, bfloat16=settings.in_bfloat16(model.device.type))
         self._trained = trained
@@ -140,7 +147,7 @@ class Chooser:
             raise CurateError("none of the target's samples that were drawn has a finite gradient under the model.")
         before = self.matching.precondition == "before" and not self.matching.candidates
         with counted(usage, self.settings.count_flops):
-            scales = Preconditioner(self.optimizer) if before else None
+            scales = self._scales(before)
             usage.flops += self.products.keep(sums, total, scales, self.parameters, self.processes)
         finish(self.backward.lm.device)
         sum_of_usage(self.processes, usage)
@@ -267,8 +274,17 @@ class Chooser:
 
     def _sketches(self, gradients: Sequence[PerSample], usage: Usage) -> Iterator[tuple[str, Any]]:
         before = self.matching.candidates and self.matching.precondition == "before"
-        scales = Preconditioner(self.optimizer) if before else None
-        return self.products.sketches(self._compared(gradients), scales, self.parameters, usage)
+        return self.products.sketches(self._compared(gradients), self._scales(before), self.parameters, usage)
+
+    def _scales(self, adam: bool) -> Scales | None:
+        """By what gradients are multiplied before projection. adam: by Adam's D."""
+        preconditioner = Preconditioner(self.optimizer) if adam else None
+        return MaskedScales(self._masked, preconditioner) if self._masked else preconditioner
+
+    def learnt(self) -> None:
+        """Between clipping and the optimizer's step: see the gradient that it is given."""
+        whole = {name: p.grad for name, p in self.parameters.items() if p.grad is not None}
+        self.products.learnt(self._masked.gradients() if self._masked else whole)
 
 
 def _supervised(target: Examples) -> list[Encoded]:

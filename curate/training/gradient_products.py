@@ -24,7 +24,7 @@ from curate.kinds.signals import Matching, Products
 from curate.models.flops import counted
 from curate.models.usage import Usage
 from curate.training.distributed import objects
-from curate.training.optimizer import Preconditioner, adams_scale
+from curate.training.optimizer import Scales, adams_scale
 from curate.training.settings import TrainSettings
 from curate.training.shared_candidates import sum_of_tensors
 
@@ -73,15 +73,14 @@ class GradientProducts:
                 kinds[kind][key.removeprefix(f"{kind}.")] = value.to(self.device)
         self.curvature = {name: (left, factors[RIGHT][name]) for name, left in factors[LEFT].items()}
 
-    def learnt(self, parameters: Mapping[str, nn.Parameter]) -> None:
-        """Update the second moments of projected gradients with the gradient that the optimizer is given."""
+    def learnt(self, gradients: Mapping[str, Tensor]) -> None:
+        """Update the second moments of projected gradients with those that the optimizer is given, by name."""
         if self.matching.precondition != "projected":
             return
         self._seen += 1
         for name in self.sketcher.shapes:
-            gradient = parameters[name].grad
-            if gradient is not None:
-                square = self.sketcher.whole(name, gradient).square() * (1 - self.settings.beta2)
+            if name in gradients:
+                square = self.sketcher.whole(name, gradients[name]).square() * (1 - self.settings.beta2)
                 self.second[name] = self.settings.beta2 * self.second[name] + square if name in self.second else square
 
     # --- the target ---------------------------------------------------------------------------------------
@@ -108,14 +107,14 @@ class GradientProducts:
         self,
         sums: TargetSums,
         samples: int,
-        scales: Preconditioner | None,
+        scales: Scales | None,
         parameters: Mapping[str, nn.Parameter],
         processes: Any,
     ) -> float:
         """Make the target's gradient and curvature of sums over its samples; returns the FLOPs.
 
         samples: their number, in all processes; only sketches are summed over those. scales: Adam's preconditioner, if
-        the target is preconditioned before projection.
+        the target is preconditioned before projection, or a mask.
         """
         flops, kept = 0.0, dict[str, Tensor]()
         for name, total in sums.gradients.items():
@@ -144,12 +143,12 @@ class GradientProducts:
     # --- the candidates -----------------------------------------------------------------------------------
 
     def sketches(
-        self, gradients: Iterable[Outer | Thin], scales: Preconditioner | None, parameters: Any, usage: Usage
+        self, gradients: Iterable[Outer | Thin], scales: Scales | None, parameters: Any, usage: Usage
     ) -> Iterator[tuple[str, Any]]:
         """For every layer: its sketches [B, r, c], or both projected factors of every token if they are needed.
 
-        scales: Adam's preconditioner, if the candidates are preconditioned before projection. The cost is added to
-        `usage`.
+        scales: Adam's preconditioner, if the candidates are preconditioned before projection, or a mask. The cost is
+        added to `usage`.
         """
         for gradient in gradients:
             with self.clocked(usage):

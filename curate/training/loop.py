@@ -14,11 +14,11 @@ interrupted run resumes exactly.
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from itertools import count, islice, pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -149,12 +149,10 @@ class Trainer:
         if settings.packing:
             self.objective.refuse_unpackable()
         if weighting.chooses:
-            require_selectable(self.passes, mask is not None)
-        chooses = weighting.chooses
-        self.chooser = (
-            gradient_chooser(self.passes, self.optimizer, start.optimizer if start else {}) if chooses else None
-        )
-        self.selection = SelectionStep(self.passes, self.chooser) if chooses else None
+            require_selectable(self.passes)
+        self.chooser, self.selection = None, cast("SelectionStep | None", None)
+        if weighting.chooses:
+            self._take_chooser(start.optimizer if start else {})
 
     @property
     def data(self) -> Data:
@@ -173,6 +171,11 @@ class Trainer:
         else:
             self.parameters = self.whole
         self.optimizer: torch.optim.Optimizer = adamw(self.parameters, self.settings, self.whole)
+
+    def _take_chooser(self, stored: Mapping[str, Tensor]) -> None:
+        """Set what selects among candidates. stored: what it keeps between steps, with other tensors."""
+        self.chooser = gradient_chooser(self.passes, self.optimizer, stored, self.masked)
+        self.selection = SelectionStep(self.passes, self.chooser)
 
     def snapshot(self) -> Snapshot:
         """The state to resume training from, without the model's own parameters."""
@@ -249,7 +252,8 @@ class Trainer:
         examples, anchors = self.data.examples, self.data.anchors
         length = float(anchors.lengths.mean() / examples.lengths.mean()) if anchors else 1.0
         for planned in self._all_steps():
-            step, _ = step_flops(self.costs, examples, planned.rows, self.settings, self.weighting, length)
+            given = (self.costs, examples, planned.rows, self.settings, self.weighting, length)
+            step, _ = step_flops(*given, masked=self.masked is not None)
             yield step + self.looks.foreseen(planned.number, planned.begun, self.data)
 
     def run(self) -> Iterator[StepResult]:
@@ -278,6 +282,8 @@ class Trainer:
             for name, state in states.items():
                 self.optimizer.state[self.parameters[name]] = state
             self.costs.forget()
+            if self.chooser:
+                self._take_chooser(self.chooser.products.tensors())
 
     def _retried(self, number: int, epoch: int, rows: list[np.ndarray], usage: dict[str, Usage]) -> StepResult:
         while True:
@@ -343,7 +349,7 @@ class Trainer:
         if not np.isfinite(norm):
             raise Diverged(number, "the gradient")
         if self.chooser:
-            self.chooser.products.learnt(self.chooser.parameters)
+            self.chooser.learnt()
         for group in self.optimizer.param_groups:
             group["lr"] = self.settings.learning_rate(number, self.steps)
         self.optimizer.step()

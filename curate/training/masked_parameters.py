@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from curate.training.optimizer import Preconditioner
+
 Selected = Mapping[str, np.ndarray]  # parameter name -> flat positions in it, ascending
 
 
@@ -79,6 +81,16 @@ class MaskedParameters:
             parameter.data.view(-1).index_copy_(0, self.index[name].long(), gathered.data)
             gathered.grad, gathered.data = None, gathered.data.new_empty(0)
 
+    def spread(self, name: str, values: Tensor) -> Tensor:
+        """A value for each selected element of a parameter, in the parameter's shape; 0 elsewhere."""
+        whole, index = self.whole[name], self.index[name].long()
+        return values.new_zeros(whole.numel()).index_copy_(0, index, values).view_as(whole)
+
+    def gradients(self) -> dict[str, Tensor]:
+        """Between `gather` and `scatter`: the gradients of the selected elements, in the parameters' shapes."""
+        grads = {name: gathered.grad for name, gathered in self.parameters.items()}
+        return {name: self.spread(name, grad) for name, grad in grads.items() if grad is not None}
+
     def reselect(self, selected: Selected, optimizer: torch.optim.Optimizer) -> dict[str, dict[str, Tensor]]:
         """Change the selection, and return the optimizer's states for it by name: elements that stay selected keep
         their moments, new ones start from zero (as in LIFT)."""
@@ -98,3 +110,22 @@ class MaskedParameters:
                 moments[torch.from_numpy(new_places)] = old_state[key][torch.from_numpy(old_places)]
                 new_states[name][key] = moments
         return new_states
+
+
+class MaskedScales:
+    """What a gradient is multiplied by to be that of the selected elements: 1 for these, or Adam's D; 0 for the others.
+
+    adam: D of the gathered parameters, or None.
+    """
+
+    def __init__(self, masked: MaskedParameters, adam: Preconditioner | None):
+        self._masked, self._adam = masked, adam
+        self._names = {id(parameter): name for name, parameter in masked.whole.items()}
+
+    def of(self, parameter: nn.Parameter) -> Tensor:
+        """Of a parameter, in its shape."""
+        name = self._names[id(parameter)]
+        scale = self._adam.of(self._masked.parameters[name]) if self._adam else None
+        if scale is None:
+            scale = torch.ones(len(self._masked.index[name]), dtype=parameter.dtype, device=parameter.device)
+        return self._masked.spread(name, scale)

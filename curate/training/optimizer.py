@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -29,6 +30,14 @@ def adamw(
     return torch.optim.AdamW(
         [g for g in groups if g["params"]], lr=settings.lr, betas=betas, eps=settings.eps, fused=True
     )
+
+
+class Scales(Protocol):
+    """By what gradients are multiplied before they are projected."""
+
+    def of(self, parameter: nn.Parameter) -> Tensor | None:
+        """In a parameter's shape; None: by 1."""
+        ...
 
 
 class Preconditioner:

@@ -20,6 +20,7 @@ from curate.models.language_model import LanguageModel
 from curate.models.usage import Usage
 from curate.training.dataset import Data
 from curate.training.gradient_matching import Chooser, StepCandidates
+from curate.training.masked_parameters import MaskedParameters
 from curate.training.shared_candidates import SharedCandidates, sum_of_usage
 from curate.training.step_passes import Seen, StepPasses
 from curate.training.step_weights import Diverged, checked
@@ -42,8 +43,8 @@ class SelectedStep:
     again: bool = False
 
 
-def require_selectable(passes: StepPasses, masked: bool) -> None:
-    """Raises CurateError if a weighting cannot select inside the step: too few samples, a mask, several processes,
+def require_selectable(passes: StepPasses) -> None:
+    """Raises CurateError if a weighting cannot select inside the step: too few samples, outputs of several processes,
     shuffled weights, packed rows."""
     data, settings, weighting = passes.weigher.data, passes.settings, passes.weighting
     name, room, n = weighting.name, settings.batch_size, len(data.documents)
@@ -52,8 +53,6 @@ def require_selectable(passes: StepPasses, masked: bool) -> None:
             f"'{name}' chooses {room} samples a step (batch_size) among candidates, oversample="
             f"{settings.oversample} times as many, and there are {n} to train on; use a smaller batch_size."
         )
-    if masked and weighting.matching():
-        raise CurateError(f"'{name}' cannot choose with a mask yet; leave that out.")
     if passes.processes.num_processes > 1 and "outputs" in weighting.needs:
         raise CurateError(f"'{name}' compares outputs of all candidates, which one process has; start a single one.")
     if settings.compile:
@@ -68,17 +67,21 @@ def require_selectable(passes: StepPasses, masked: bool) -> None:
 
 
 def gradient_chooser(
-    passes: StepPasses, optimizer: torch.optim.Optimizer, stored: Mapping[str, Tensor]
+    passes: StepPasses,
+    optimizer: torch.optim.Optimizer,
+    stored: Mapping[str, Tensor],
+    masked: MaskedParameters | None = None,
 ) -> Chooser | None:
     """The chooser that compares candidates' gradients; None for a weighting that does not use gradients.
 
-    stored: the optimizer's tensors in a checkpoint, which include the chooser's own.
+    stored: the optimizer's tensors in a checkpoint, which include the chooser's own. masked: the elements that are
+    trained, if not all.
     """
     if (matching := passes.weighting.matching()) is None:
         return None
     anchors = passes.weigher.data.anchors
     chooser = Chooser(
-        passes.objective.model, optimizer, passes.settings, matching, anchors, passes.seed, passes.processes
+        passes.objective.model, optimizer, passes.settings, matching, anchors, passes.seed, passes.processes, masked
     )
     chooser.products.load(stored)
     return chooser

@@ -39,6 +39,7 @@ def trainer_of(
     dropout: float = 0.0,
     dtype: Any = torch.float64,
     processes: Any = None,
+    mask: Any = None,
     **more: Any,
 ) -> Trainer:
     lm = model_of(config, lora, dtype)
@@ -51,7 +52,7 @@ def trainer_of(
         lm.model.load_state_dict(state, strict=False)
     anchors = Examples.of(target) if target is not None else None
     data = replace(Data.of(Examples.of(encoded), anchors=anchors), **more)
-    return Trainer(lm, data, settings, weighting, processes or Alone(), start=start)
+    return Trainer(lm, data, settings, weighting, processes or Alone(), start=start, mask=mask and mask(lm))
 
 
 class Compared(Weighting):
@@ -88,9 +89,13 @@ class Compared(Weighting):
         each = counts / counts.mean() if trainer.settings.reduction == "token" else np.ones(len(counts))
         g = slow.vectors(trainer.model.model, [tokens(CANDIDATES[d]) for d in documents], those) * each[:, None]
         wanted = slow.vectors(trainer.model.model, [tokens(one) for one in TARGET], those).mean(0)
-        d = slow.adams_d(trainer.optimizer, those)
+        if trainer.masked:
+            d, kept = masked_d(trainer, those)
+            g, wanted = g * kept, wanted * kept
+        else:
+            d = slow.adams_d(trainer.optimizer, those)
         trainer.model.model.train(was)
-        for parameter in trainer.parameters.values():
+        for parameter in trainer.whole.values():
             parameter.requires_grad_(True)
         self.steps.append(
             {
@@ -106,6 +111,19 @@ class Compared(Weighting):
         return given, state
 
     documents: np.ndarray
+
+
+def masked_d(trainer: Any, those: dict[str, Any]) -> tuple[np.ndarray, np.ndarray]:
+    """Adam's D number by number, 1 for what is not trained; and which are trained, 0 or 1."""
+    ds, kept = [], []
+    for name, parameter in those.items():
+        d, places = np.ones(parameter.numel()), trainer.masked.index[name].numpy()
+        gathered = trainer.masked.parameters[name]
+        if trainer.optimizer.state.get(gathered):
+            d[places] = slow.adams_d(trainer.optimizer, {name: gathered})
+        ds.append(d)
+        kept.append(np.isin(np.arange(len(d)), places).astype(float))
+    return np.concatenate(ds), np.concatenate(kept)
 
 
 def compared(

@@ -19,6 +19,7 @@ from curate.training.dataset import Data
 from curate.training.distributed import Alone
 from curate.training.examples import Examples
 from curate.training.loop import Trainer
+from curate.training.masked_parameters import Refreshed
 from tests.support.training import PLAIN, narrow
 
 CASES: dict[str, tuple[Any, dict[str, Any], float]] = {  # the error is how far a step's cost is from what was foreseen
@@ -31,13 +32,18 @@ CASES: dict[str, tuple[Any, dict[str, Any], float]] = {  # the error is how far 
     "of the whole step": (Linupper(), {"micro_batch_size": 3}, 0.0),
     "checkpointed": (Uniform(), {"gradient_checkpointing": True}, 0.0),
     "choosing": (FilterThenWeight(), {"batch_size": 2, "target_batch": 4}, 0.1),
+    "choosing, scaled": (FilterThenWeight(side="candidates"), {"batch_size": 2, "target_batch": 4}, 0.1),
+    "choosing, masked": (FilterThenWeight(), {"batch_size": 2, "target_batch": 4}, 0.1),
 }
 
 
 def trainer(encoded: list[Encoded], case: str, **more: Any) -> Trainer:
     weighting, settings, _ = CASES[case]
     data = Data.of(Examples.of(encoded), anchors=Examples.of(encoded[:9]) if weighting.uses_target else None)
-    return Trainer(narrow(), data, replace(PLAIN, **settings, **more), weighting, Alone())
+    lm, mask = narrow(), None
+    if case.endswith("masked"):
+        mask = Refreshed({name: np.arange(0, p.numel(), 3) for name, p in lm.model.named_parameters()})
+    return Trainer(lm, data, replace(PLAIN, **settings, **more), weighting, Alone(), mask=mask)
 
 
 @pytest.mark.parametrize("case", CASES)

@@ -22,6 +22,7 @@ from curate.methods.weightings.uds_online import UdsOnline
 from curate.training.settings import TrainSettings
 from tests.support import forks
 from tests.support.choosing import STEP, trainer_of
+from tests.training.test_masked_choosing import half
 
 THREE = replace(STEP, batch_size=1)  # candidates, for up to four processes
 APART = replace(STEP, micro_batch_size=1)
@@ -39,6 +40,7 @@ TRAININGS: dict[str, tuple[Any, TrainSettings]] = {
     "curvature": (Greats(), STEP),
     "without a target": (GradNorm(), STEP),
     "all gradients": (GradMatch(), STEP),
+    "a mask": (FilterThenWeight(), STEP),
     "losses": (MaxLoss(), STEP),
     "losses, passes apart": (MaxLoss(), APART),
 }
@@ -48,7 +50,10 @@ def results(processes: Any = None) -> dict[str, np.ndarray]:
     """Of each training: its parameters, and of every step the documents, weights and losses, and the FLOPs."""
     found = {}
     for name, (weighting, settings) in TRAININGS.items():
-        trainer = trainer_of(weighting, settings, lora=name != "every parameter", processes=processes)
+        mask = half if name == "a mask" else None
+        trainer = trainer_of(
+            weighting, settings, name not in ("every parameter", "a mask"), processes=processes, mask=mask
+        )
         steps = list(trainer.run())
         values = torch.cat([p.detach().flatten() for p in trainer.parameters.values()])
         found[f"{name}: parameters"] = values.numpy()
