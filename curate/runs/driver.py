@@ -104,6 +104,8 @@ def run_training(
         drawn = training.seed if run.place is None else 0  # what scores rest on stays what it is
         begun = folder or (Path(training.carried) if training.carried else None)
         model = trainable(on_device(training.model, processes), training.settings, begun, drawn)
+        if training.settings.fsdp and processes.num_processes > 1:
+            _shard(model, processes, evals)
         _forget_peak(model.model.device)
         meters = run_meters(run, training, account, stack, processes.is_main_process)
         if rows is None:
@@ -146,6 +148,16 @@ def run_training(
             evaluations=totals.evaluations,
             warnings=list(prepared.notes),
         )
+
+
+def _shard(model: TrainableModel, processes: Any, evals: Sequence[EvalSpec]) -> None:
+    """Shard the model over the processes. Raises CurateError if it is to be evaluated by one of them meanwhile."""
+    from curate.training.sharded_layers import shard
+
+    if evals:
+        raise CurateError("with fsdp each process has a part of the model, which none can evaluate; leave out --eval, "
+                          "and `curate evaluate` the run afterwards.")  # fmt: skip
+    shard(model.model, processes)
 
 
 def _budget(run: Run, training: TrainingSpec, spent: float) -> Budget:

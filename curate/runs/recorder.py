@@ -55,7 +55,7 @@ class Recorder:
 
     def commit(self, last: bool, keep: int) -> None:
         """Write a checkpoint and the rows since the previous one; keep only the latest `keep` checkpoints (0: all)."""
-        snapshot = self.trainer.snapshot()
+        snapshot, parameters = self.trainer.snapshot(), self._gathered()
         self.last_good = snapshot.step
         tables = {
             "metrics": pa.Table.from_pylist(self._metrics, schema=METRICS),
@@ -64,7 +64,7 @@ class Recorder:
         self._metrics, self._trained = [], []
         if self.writes:
             self.run.refuse_gone()
-            self.run.commit(snapshot.step, last, tables, self._write(snapshot))
+            self.run.commit(snapshot.step, last, tables, self._write(snapshot, parameters))
             self.run.keep(keep)
             if not last:
                 self._refuse_without_manifest(snapshot.step)
@@ -79,12 +79,19 @@ class Recorder:
                 f"of step {step} is kept: make the manifest again, and the same `curate train` goes on from there."
             )
 
-    def _write(self, snapshot: Any) -> Callable[[Path], None]:
+    def _gathered(self) -> dict[str, Any] | None:
+        """The parameters of a model of which each process has a part, for the one that writes; None for a whole one."""
+        from curate.training.sharded_layers import is_sharded, whole_state
+
+        model = self.model.adapter or self.model.model.model
+        return whole_state(model, self.writes) if any(map(is_sharded, model.parameters())) else None
+
+    def _write(self, snapshot: Any, parameters: dict[str, Any] | None) -> Callable[[Path], None]:
         from safetensors.numpy import save_file
         from safetensors.torch import save_file as save_tensors
 
         def write(folder: Path) -> None:
-            self.model.save(folder)
+            self.model.save(folder, parameters)
             save_tensors(snapshot.optimizer, folder / "optimizer.safetensors")
             if snapshot.weighting:
                 save_file(snapshot.weighting, folder / "weighting.safetensors")

@@ -9,6 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curate.training.sharded_layers import is_sharded
+
 T = TypeVar("T")
 
 _BUCKET = 64  # parameters whose gradients are reduced together
@@ -43,14 +45,16 @@ def objects(processes: Any, own: T) -> list[T]:
 
 
 def add_up(processes: Any, parameters: Mapping[str, Tensor]) -> None:
-    """All-reduce (sum) the gradients over the processes, in place; a parameter without a gradient gets zeros."""
+    """All-reduce (sum) the gradients over the processes, in place; a parameter without a gradient gets zeros. Those of
+    sharded parameters are summed already."""
     for parameter in parameters.values():
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     if processes.num_processes == 1:
         return
-    for start in range(0, len(parameters), _BUCKET):
-        grads = [p.grad for p in list(parameters.values())[start : start + _BUCKET] if p.grad is not None]
+    whole = [p for p in parameters.values() if not is_sharded(p)]
+    for start in range(0, len(whole), _BUCKET):
+        grads = [p.grad for p in whole[start : start + _BUCKET] if p.grad is not None]
         flat = processes.reduce(torch.cat([g.flatten() for g in grads]), "sum")
         for grad, part in zip(grads, flat.split([g.numel() for g in grads]), strict=True):
             grad.copy_(part.view_as(grad))

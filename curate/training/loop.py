@@ -23,7 +23,6 @@ from typing import Any, NamedTuple, cast
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils import clip_grad_norm_
 
 from curate.errors import CurateError
 from curate.gradients.optimizer_state import INDEX, SUM, stored_under
@@ -45,6 +44,7 @@ from curate.training.objective import Objective
 from curate.training.optimizer import adamw, load_optimizer, optimizer_tensors, trained
 from curate.training.selection_step import SelectedStep, SelectionStep, gradient_chooser, require_selectable
 from curate.training.settings import TrainSettings
+from curate.training.sharded_layers import by_kind, clip_gradients, is_sharded, refuse_sharded
 from curate.training.step_costs import StepCosts, step_metrics
 from curate.training.step_passes import Seen, StepPasses
 from curate.training.step_weights import Diverged, Weigher
@@ -135,10 +135,14 @@ class Trainer:
         self.whole = trained(model.model)
         self.mask, self.masked = mask, MaskedParameters(self.whole, _selected(mask, start)) if mask else None
         self._take_parameters()
-        room = None if weighting.chooses else footprint(self.objective, settings)  # choosing keeps factors, not graphs
+        sharded = any(map(is_sharded, self.whole.values()))
+        if sharded:
+            refuse_sharded(weighting, settings, mask is not None)
+        unlimited = weighting.chooses or sharded  # choosing keeps factors, not graphs
+        room = None if unlimited else footprint(self.objective, settings)
         self.costs = StepCosts(model, settings, processes, room)
         size = (start.micro_batch_size if start else 0) or settings.micro_batch_size
-        self.passes = StepPasses(self.weigher, self.objective, self.costs, size)
+        self.passes = StepPasses(self.weigher, self.objective, self.costs, size, in_step=sharded)
         self.step = start.step if start else 0
         self.weigher.state = start.weighting if start else {}
         self.sums: dict[str, Tensor] = {}
@@ -343,9 +347,10 @@ class Trainer:
         if self.weighting.normalize == "mean1":
             counts = 1 if self.settings.reduction == "sample" else self.data.examples.counts[seen[0]]
             divisor = float((seen[1] * counts).sum())
-            gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
-            torch._foreach_mul_(gradients, scale / divisor if divisor else 0.0)  # type: ignore[attr-defined]
-        norm = float(clip_grad_norm_(self.parameters.values(), self.settings.clip or float("inf")))
+            for kind in by_kind(self.parameters.values()):
+                gradients = [p.grad for p in kind if p.grad is not None]
+                torch._foreach_mul_(gradients, scale / divisor if divisor else 0.0)  # type: ignore[attr-defined]
+        norm = clip_gradients(self.parameters, self.settings.clip or float("inf"))
         if not np.isfinite(norm):
             raise Diverged(number, "the gradient")
         if self.chooser:

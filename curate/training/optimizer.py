@@ -10,6 +10,8 @@ from torch import Tensor, nn
 
 from curate.gradients.optimizer_state import STATE
 from curate.training.settings import TrainSettings
+from curate.training.sharded_layers import by_kind, sharded_like
+from curate.training.sharded_layers import whole as whole_of
 
 
 def trained(model: nn.Module) -> dict[str, nn.Parameter]:
@@ -27,9 +29,8 @@ def adamw(
     undecayed = [p for name, p in parameters.items() if dims[name] < 2]
     groups = [{"params": decays, "weight_decay": settings.weight_decay}, {"params": undecayed, "weight_decay": 0.0}]
     betas = (settings.beta1, settings.beta2)
-    return torch.optim.AdamW(
-        [g for g in groups if g["params"]], lr=settings.lr, betas=betas, eps=settings.eps, fused=True
-    )
+    kinds = [{**group, "params": kind} for group in groups for kind in by_kind(group["params"])]
+    return torch.optim.AdamW(kinds, lr=settings.lr, betas=betas, eps=settings.eps, fused=True)
 
 
 class Scales(Protocol):
@@ -76,7 +77,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, parameters: Mapping[str,
     tensors = {}
     for name, parameter in parameters.items():
         for key, value in optimizer.state.get(parameter, {}).items():
-            tensors[f"{key}.{name}"] = value.detach().cpu().contiguous()
+            tensors[f"{key}.{name}"] = whole_of(value.detach()).cpu().contiguous()
     return tensors
 
 
@@ -86,5 +87,6 @@ def load_optimizer(
     """Restore the state that `optimizer_tensors` gave. Raises KeyError if a parameter has none."""
     for name, parameter in parameters.items():
         step = tensors[f"step.{name}"].to(parameter.device)
-        moments = {w: tensors[f"{w}.{name}"].to(parameter.device, parameter.dtype) for w in STATE[:2]}
+        stored = {w: tensors[f"{w}.{name}"].to(parameter.device, parameter.dtype) for w in STATE[:2]}
+        moments = {w: sharded_like(value, parameter) for w, value in stored.items()}
         optimizer.state[parameter] = {"step": step, **moments}

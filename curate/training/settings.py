@@ -133,6 +133,9 @@ class TrainSettings:
     padding_per_pass: int = 0
     """Tokens of padding that a further pass has to save: a micro-batch is passed in parts of similar length where each
     does, with the same result; 0: 64 on a CPU, where a pass costs about as much; a GPU's are passed whole."""
+    fsdp: bool = False
+    """Shard the model's layers over the processes (FSDP2), for a model that does not fit one device; embeddings and
+    output head stay whole in each. Checkpoints are as one process writes them."""
     checkpoint_every: int = 0
     """Steps between checkpoints (save_steps); 0: only at the end."""
     checkpoint_epochs: bool = False

@@ -25,23 +25,32 @@ Seen: TypeAlias = "tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndar
 class StepPasses:
     """Runs the rows of a step through the model, split into micro-batches and over processes.
 
-    micro_batch_size: rows that go through the model at once; 0: all rows of a step.
+    micro_batch_size: rows that go through the model at once; 0: all rows of a step. in_step: whether all processes must
+    pass equally often, as each has a part of the model.
     """
 
-    def __init__(self, weigher: Weigher, objective: Objective, costs: StepCosts, micro_batch_size: int):
+    def __init__(
+        self, weigher: Weigher, objective: Objective, costs: StepCosts, micro_batch_size: int, in_step: bool = False
+    ):
         self.weigher, self.objective, self.costs = weigher, objective, costs
-        self.micro_batch_size = micro_batch_size
+        self.micro_batch_size, self.in_step = micro_batch_size, in_step
         self.weighting, self.settings = weigher.weighting, weigher.settings
         self.processes, self.seed = weigher.processes, weigher.seed
 
     def micros(self, rows: Sequence[np.ndarray]) -> list[Micro]:
         """What this process passes through the model in a step, one after the other."""
         examples, device = self.weigher.data.examples, self.objective.model.device
-        return [
+        world, every = self.processes.num_processes, self.parts(rows)
+        passes = [[part for parts in every[rank::world] for part in parts] for rank in range(world)]
+        own = [
             Micro(batch_of(examples, part, device), recompute=self.costs.recomputes(examples, part))
-            for parts in self.parts(rows)[self.processes.process_index :: self.processes.num_processes]
-            for part in parts
+            for part in passes[self.processes.process_index]
         ]
+        if self.in_step:
+            shortest = min(rows, key=lambda row: int(examples.lengths[row].sum()))
+            more = max(map(len, passes)) - len(own)
+            own += [Micro(batch_of(examples, [shortest], device), idle=True) for _ in range(more)]
+        return own
 
     def parts(self, rows: Sequence[np.ndarray]) -> list[list[list[np.ndarray]]]:
         """All processes' micro-batches of a step, each in parts of similar length. The graphs of one micro-batch are
@@ -67,6 +76,9 @@ class StepPasses:
         results = []
         for place, micro in enumerate(micros):
             losses = micro.losses or self.losses(number, place, micro)
+            if micro.idle:
+                (losses.token.sum() * 0.0).backward()
+                continue
             if weigh:
                 self.weigher.weigh(number, micro, losses)
             documents = micro.batch.documents
@@ -116,15 +128,18 @@ class StepPasses:
             for place, micro in enumerate(micros):
                 with torch.set_grad_enabled(not two_passes):
                     losses = self.losses(number, place, micro)
+                micro.losses = None if two_passes else losses
+                if micro.idle:
+                    continue
                 means.append(losses.means(self.weigher.data.examples.counts[micro.batch.documents]))
                 tokens.append(self.weigher.token_losses(losses))
-                micro.losses = None if two_passes else losses
                 if self.weighting.scope == "sample":
                     self.weigher.weigh(number, micro, losses)
+        weighed = [micro for micro in micros if not micro.idle]
         if self.weighting.scope == "batch":
-            self.weigher.weigh_all(number, micros, means, tokens)
+            self.weigher.weigh_all(number, weighed, means, tokens)
         if self.settings.shuffle_weights:
-            self.weigher.deal(number, micros)
+            self.weigher.deal(number, weighed)
         if two_passes:
             costs["losses"], forward_usage.seconds = forward_usage, time.perf_counter() - began
 

@@ -38,6 +38,7 @@ class Micro:
     losses: Losses | None = None
     weights: np.ndarray = field(default_factory=lambda: np.zeros(0))
     measure: np.ndarray | None = None
+    idle: bool = False  # passed so that all processes pass equally often; of no weight
 
 
 class Weigher:

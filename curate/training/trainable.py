@@ -26,13 +26,15 @@ class TrainableModel:
     model: LanguageModel
     adapter: Any = None
 
-    def save(self, folder: Path) -> None:
-        """Save the model and its tokenizer; for LoRA only the adapter, in peft's layout, which names its base model."""
+    def save(self, folder: Path, state: dict[str, Any] | None = None) -> None:
+        """Save the model and its tokenizer; for LoRA only the adapter, in peft's layout, which names its base model.
+        state: the parameters by name, if the model has only parts of them."""
+        given: dict[str, Any] = {} if state is None else {"state_dict": state}
         with quiet():
             if self.adapter is None:
-                self.model.model.save_pretrained(folder)
+                self.model.model.save_pretrained(folder, **given)
             else:  # the default ("auto") would query the hub to see whether the base's embeddings were resized
-                self.adapter.save_pretrained(folder, save_embedding_layers=False)
+                self.adapter.save_pretrained(folder, save_embedding_layers=False, **given)
         self.model.tokenizer.save_pretrained(folder)
 
 

@@ -57,7 +57,8 @@ def ready(sums_ws: Workspace) -> Workspace:
 def weights_of(run: Run) -> dict[str, np.ndarray]:
     from safetensors.numpy import load_file
 
-    return load_file(str(run.latest().folder / "model.safetensors"))
+    folder = Path(str(run.latest().folder))
+    return load_file(next(folder.glob("*model.safetensors")))
 
 
 def test_a_run_leaves_metrics_weights_checkpoints_and_evaluations(ready: Workspace) -> None:
