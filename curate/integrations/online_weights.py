@@ -56,7 +56,9 @@ class OnlineWeights:
     one's weight in every step.
 
     The log has the weights' mean and standard deviation, the least and the largest, and the effective share of the
-    samples, (sum w)^2 / (n sum w^2). Checkpoints have the weighting's state, and training resumes from it.
+    samples, (sum w)^2 / (n sum w^2); of a weighting that chooses also `candidate_loss`, the mean over all candidates'
+    tokens, as the loss is that of the chosen, weighted. Checkpoints have the weighting's state, and training resumes
+    from it.
 
     A weighting of single samples costs what it says of itself; one that needs all losses of a step keeps the graphs of
     the step's micro-batches until the last one is there, which takes the memory of a micro-batch as large as the step.
@@ -98,6 +100,7 @@ class OnlineWeights:
         self._held: list[Tensor] = []
         self._plain: list[float] = []
         self._logged: list[np.ndarray] = []
+        self._of_candidates: list[float] = []
         self._looked: Usage | None = None
         self._looks: TargetLooks | None = None
         self._selection: StepSelection | None = None
@@ -280,6 +283,7 @@ class OnlineWeights:
                 self._recording.select(number, taken)
             if trainer.accelerator.is_main_process:  # they are of all processes
                 self._logged.append(taken.step.seen[1])
+            self._of_candidates.append(taken.candidate_loss)
             loss = taken.loss
         return torch.tensor(loss, device=trainer.args.device)
 
@@ -350,6 +354,9 @@ class OnlineWeights:
                     "weight_max": float(weights.max()),
                     "effective_share": effective_size(weights) / len(weights),
                 }
+            if self._of_candidates:
+                logs["candidate_loss"] = float(np.mean(self._of_candidates))
+                self._of_candidates = []
         super().log(logs, *args, **kwargs)  # type: ignore[misc]
 
     def _save_checkpoint(self, *args: Any, **kwargs: Any) -> None:

@@ -75,11 +75,13 @@ class Candidates:
 @dataclass(frozen=True)
 class Taken:
     """A step that was selected in. examples: its candidates, of all processes. loss: of those trained on, weighted.
+    candidate_loss: the mean over the tokens of all that have a finite one.
     costs: usage by phase; samples: their number by phase. places: of each candidate, in the order of step.seen."""
 
     examples: Examples
     step: SelectedStep
     loss: float
+    candidate_loss: float
     costs: dict[str, Usage]
     samples: dict[str, int]
     places: np.ndarray
@@ -145,11 +147,13 @@ class StepSelection:
             except Diverged as error:
                 raise CurateError(f"{error}; use a lower learning rate.") from None
         add_up(processes, trained(self._objective.model.model))
-        documents, *_, weighted = step.seen
+        documents, _, losses, _, weighted = step.seen
+        counts = examples.counts[documents] * np.isfinite(losses)
+        of_all = float((np.nan_to_num(losses) * counts).sum() / counts.sum())
         factors = 1 if self.settings.reduction == "sample" else examples.counts[documents]
         loss = float((np.nan_to_num(weighted) * factors).sum() / step.divisor)
         samples = {phase: selection.samples(phase, step) for phase in costs}
-        return Taken(examples, step, loss, costs, samples, places[documents])
+        return Taken(examples, step, loss, of_all, costs, samples, places[documents])
 
     def learnt(self) -> None:
         """Between clipping and the optimizer's step: see the gradient that it is given."""

@@ -77,6 +77,8 @@ def test_the_choice_is_that_of_our_own_trainer(tmp_path: Path, weighting: Weight
     lines = [line for line in found.log if "weight_mean" in line]
     assert [line["weight_mean"] for line in lines] == pytest.approx([s.weight.mean() for s in steps], rel=1e-4)
     assert [line["loss"] for line in lines] == pytest.approx([s.metrics["weighted_loss"] for s in steps], abs=1e-4)
+    means = [line["candidate_loss"] for line in lines]
+    assert means == pytest.approx([step.metrics["loss"] for step in steps], rel=1e-4)
     assert all(line["weight_min"] == 0 < line["weight_max"] for line in lines) and len(lines) == STEPS
 
 
