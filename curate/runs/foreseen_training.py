@@ -12,7 +12,7 @@ import numpy as np
 from curate.errors import CurateError
 from curate.kinds.score import Target
 from curate.kinds.weighting import Weighting
-from curate.models.choice import ModelChoice
+from curate.models.choice import ModelChoice, has_gpu
 from curate.runs.foreseen_tokens import PoolTokens, counted
 from curate.runs.samples import TrainingRows
 from curate.store.workspace import Workspace
@@ -52,7 +52,8 @@ def foreseen_training(
     lengths, counts = _lengths(ws, tokens or PoolTokens(ws.shards()), rows, settings, lm)
     usable = (lengths > 0) & (counts > 0) & (rows.repeats > 0)
     examples: Any = SimpleNamespace(lengths=lengths, counts=counts)
-    costs = StepCosts(lm, settings, Alone())
+    on_processor = choice.device == "cpu" or choice.device == "auto" and not has_gpu()
+    costs = StepCosts(lm, settings, Alone(), device="cpu" if on_processor else "cuda")
     steps, epochs = _steps(rows, usable, examples, settings, weighting, seed, lm)
     target_length = (
         float(counted(lm, target.text.samples(), "whole")[0].mean() / lengths[usable].mean()) if target else 1.0

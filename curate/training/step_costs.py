@@ -17,10 +17,19 @@ from curate.training.settings import TrainSettings
 
 
 class StepCosts:
-    """FLOPs and tokens of steps, by formula, summed over all processes. room: what a micro-batch has to fit in."""
+    """FLOPs and tokens of steps, by formula, summed over all processes. room: what a micro-batch has to fit in. device:
+    the type of the device that trains; None: the model's."""
 
-    def __init__(self, model: LanguageModel, settings: TrainSettings, processes: Any, room: Room | None = None):
+    def __init__(
+        self,
+        model: LanguageModel,
+        settings: TrainSettings,
+        processes: Any,
+        room: Room | None = None,
+        device: str | None = None,
+    ):
         self.model, self.settings, self.processes, self.room = model, settings, processes, room
+        self._worth = settings.worth_a_pass(device or model.device.type)
 
     def usage(self, examples: Examples, rows: list[np.ndarray], micro_batch_size: int, backward: bool = True) -> Usage:
         """The cost of a pass over a step's rows; backward: including the gradients of the trained parameters."""
@@ -42,7 +51,7 @@ class StepCosts:
 
     def parts(self, examples: Examples, group: Sequence[np.ndarray]) -> list[list[np.ndarray]]:
         """The parts in which a micro-batch goes through the model, so that there is little padding."""
-        return by_length(examples, group, self.settings.worth_a_pass(self.model.device.type))
+        return by_length(examples, group, self._worth)
 
     def second(self, examples: Examples, groups: Sequence[Sequence[np.ndarray]]) -> Usage:
         """The cost of a pass over micro-batches, whose gradient is differentiated along a direction. By the papers'
