@@ -226,19 +226,24 @@ def micro_batches(
 
 def by_length(examples: Examples, rows: Sequence[np.ndarray], worth: int) -> list[list[np.ndarray]]:
     """A micro-batch's rows, the longest first, in the parts that go through the model with the least padding, if each
-    further part is worth so many tokens of it; 0: one part. Lengths are the rows' own, and each part has the length of
-    its first row."""
-    n = len(rows)
+    further part is worth so many tokens of it; 0: one part."""
+    return [list(rows[start:stop]) for start, stop in length_parts(_row_lengths(examples, rows), worth)]
+
+
+def length_parts(lengths: np.ndarray, worth: int) -> list[tuple[int, int]]:
+    """Where the parts of `by_length` begin and end, from the rows' lengths, int64 [n], the longest first: of all
+    divisions, the one with the fewest tokens, each part's rows as long as its first and `worth` for each part."""
+    n = len(lengths)
     if not worth or n < 2:
-        return [list(rows)]
-    lengths, least, first = _row_lengths(examples, rows), np.zeros(n + 1), np.zeros(n + 1, np.int64)
+        return [(0, n)]
+    least, first = np.zeros(n + 1), np.zeros(n + 1, np.int64)
     for stop in range(1, n + 1):
         tokens = least[:stop] + (stop - np.arange(stop)) * lengths[:stop] + worth
         first[stop] = tokens.argmin()
         least[stop] = tokens[first[stop]]
-    parts, stop = list[list[np.ndarray]](), n
+    parts, stop = list[tuple[int, int]](), n
     while stop:
-        parts.append(list(rows[first[stop] : stop]))
+        parts.append((int(first[stop]), stop))
         stop = int(first[stop])
     return parts[::-1]
 

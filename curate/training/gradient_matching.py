@@ -33,7 +33,7 @@ from curate.models.language_model import LanguageModel
 from curate.models.tokens import Encoded
 from curate.models.usage import Usage
 from curate.training.distributed import Alone, objects
-from curate.training.examples import Examples
+from curate.training.examples import Examples, length_parts
 from curate.training.gradient_products import GradientProducts, TargetSums, joined
 from curate.training.masked_parameters import MaskedParameters, MaskedScales
 from curate.training.optimizer import Preconditioner, Scales
@@ -155,11 +155,17 @@ class Chooser:
         return usage
 
     def _own_groups(self, positions: np.ndarray) -> list[np.ndarray]:
-        """Of the target's samples, this process's micro-batches."""
+        """Of the target's samples, what this process passes: micro-batches in parts of similar length."""
         world = self.processes.num_processes
         size = self.settings.micro_batch_size or -(-len(positions) // world)
-        groups = [positions[start : start + size] for start in range(0, len(positions), size)]
-        return groups[self.processes.process_index :: world]
+        lengths = np.array([len(self._target[i].ids) for i in positions])
+        order = np.argsort(-lengths, kind="stable")
+        positions, lengths = positions[order], lengths[order]
+        worth, parts = self.settings.worth_a_pass(self.backward.lm.device.type), list[np.ndarray]()
+        for start in range(self.processes.process_index * size, len(positions), size * world):
+            group = slice(start, start + size)
+            parts += [positions[group][a:b] for a, b in length_parts(lengths[group], worth)]
+        return parts
 
     # --- the candidates -----------------------------------------------------------------------------------
 

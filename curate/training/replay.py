@@ -274,7 +274,8 @@ class _Replay:
         taken = Taken(gradient, mean, square, float(after["count"]), float(after["norm"]), lr)
         cotangent = adjoint.undo(taken, self.groups, trainer.settings.clip)
         room = trainer.costs.room and _Graphs(trainer.costs.room)
-        groups = micro_batches(self.examples, rows, trainer.micro_batch_size, 1, room)
+        whole = micro_batches(self.examples, rows, trainer.micro_batch_size, 1, room)
+        groups = [part for group in whole for part in trainer.costs.parts(self.examples, group)]
         usage, scale = trainer.costs.second(self.examples, groups), trainer.passes.scale(rows)
         with counted(usage, trainer.settings.count_flops):
             pulled = _divided(groups, lambda group: self._pulled(number, group, scale, cotangent))
