@@ -47,8 +47,8 @@ if TYPE_CHECKING:
 @click.option(
     "--token-count",
     metavar="SQL",
-    help="Number of tokens of a sample.  [default: with --tokens, NAME_tokens of a complete score by a model, if every "
-    "sample has it; else n_chars / 4.0]",
+    help="Number of tokens of a sample.  [default: with --tokens, the score `tokens`, or NAME_tokens of another score "
+    "by a model, if every sample has it; else a guess, n_chars / 4.0]",
 )
 @click.option(
     "--per",

@@ -2,23 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 from curate.models.choice import CheckpointChoice, ModelChoice
 from curate.models.forward import ScoringModel
 from curate.models.language_model import LanguageModel
 from curate.models.sentence_encoder import SentenceEncoder
+from curate.models.skeleton import skeleton
 
 
 def load_roles(
-    models: Mapping[str, ModelChoice], checkpoints: Sequence[CheckpointChoice] = (), moments: bool = False
+    models: Mapping[str, ModelChoice],
+    checkpoints: Sequence[CheckpointChoice] = (),
+    moments: bool = False,
+    counted: Collection[str] = (),
 ) -> dict[str, ScoringModel]:
     """Load the models, by role; one that has two roles is loaded once.
 
-    checkpoints: of the base model, if gradients are needed. moments: also load their optimizers' state.
+    checkpoints: of the base model, if gradients are needed. moments: also load their optimizers' state. counted: roles
+    of which only tokens are counted, so that no weights are read.
     """
     from curate.gradients.gradient_model import GradientModel
 
+    if counted:
+        rest = {role: choice for role, choice in models.items() if role not in counted}
+        shapes: dict[str, ScoringModel] = {role: skeleton(models[role], role == "encoder") for role in counted}
+        return {**shapes, **load_roles(rest, checkpoints, moments)} if rest else shapes
     kinds = {role: SentenceEncoder if role == "encoder" else LanguageModel for role in models}
     if checkpoints:
         del kinds["base"]

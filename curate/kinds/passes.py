@@ -22,6 +22,8 @@ Arrays = dict[str, np.ndarray]
 class ForwardRequest:
     """A forward pass of the samples through a model. Scores that request the same pass share it.
 
+    Without any of per_token, hidden and pooled it only counts tokens, for which no weights are needed.
+
     per_token: a value at each supervised token, Tensor [n]. hidden: whether the last layer's hidden states are needed.
     head: whether the output head, which maps them to logits, is needed too. pooled: whether the pooled vector of a
     sentence encoder is needed. of: which columns are kept of each sample, from a batch. model: the role of the model.
@@ -38,6 +40,11 @@ class ForwardRequest:
     of: Callable[[Forward], Columns] = means
     model: str = "base"
     view: Literal["whole", "last", "content", "answer", "text", "chosen", "rejected"] = "whole"
+
+    @property
+    def counts_only(self) -> bool:
+        """Whether it needs the samples' tokens alone, and nothing that a model computes of them."""
+        return not (self.per_token or self.hidden or self.pooled)
 
 
 class GradientCollector(ABC):

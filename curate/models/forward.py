@@ -19,7 +19,7 @@ from torch import Tensor
 from curate.kinds.passes import Columns, ForwardRequest, GradientRequest, Pass
 from curate.kinds.signals import Forward
 from curate.models.choice import MIXED, ModelChoice
-from curate.models.tokens import Encoded, Sample, encode
+from curate.models.tokens import Encoded, Sample, encode, marked
 from curate.models.usage import Usage
 from curate.progress import in_parts, passed
 
@@ -55,6 +55,16 @@ class Model(ABC):
         self, encoded: Sequence[Encoded], requests: Mapping[Key, ForwardRequest]
     ) -> tuple[dict[Key, Forward], Usage]:
         """The forward results of a batch for each request, and the cost."""
+
+    def _counted(
+        self, encoded: Sequence[Encoded], requests: Mapping[Key, ForwardRequest]
+    ) -> tuple[dict[Key, Forward], Usage]:
+        """The counts of a batch's tokens, for which it does not go through the model."""
+        lengths = np.array([len(sample.ids) for sample in encoded], np.int64)
+        counts = np.array([sample.supervised[1:].sum() for sample in encoded], np.int64)
+        total = int(lengths.sum())
+        result = Forward(None, counts, None, lengths)
+        return dict.fromkeys(requests, result), self.usage(total, total, **marked(encoded))
 
     def _sharing(self, requests: Mapping[Key, ForwardRequest]) -> Sharing | None:
         """How results of samples that have much in common are computed together, as `_batch` computes a batch's."""
@@ -113,8 +123,10 @@ class Model(ABC):
         and the cost."""
         usage, refused, n = self.usage(), dict[int, str](), len(samples)
         kept = {key: _blank(n, request, self) for key, request in requests.items()}
+        computed = not all(request.counts_only for request in requests.values())
+        do, sharing = (self._batch, self._sharing(requests)) if computed else (self._counted, None)
         for places, (results, cost) in self.through(
-            samples, view, refused, lambda batch, _: self._batch(batch, requests), self._sharing(requests)
+            samples, view, refused, lambda batch, _: do(batch, requests), sharing
         ):
             usage.add(cost)
             for key, request in requests.items():

@@ -74,6 +74,8 @@ class ForeseenPasses:
             return 0.0
         if isinstance(requests[0], GradientRequest):
             return self._there_and_back(view, samples, requests)
+        if all(request.counts_only for request in requests):
+            return 0.0
         from curate.models.flops import forward_flops
         from curate.models.skeleton import batches
 

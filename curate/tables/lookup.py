@@ -22,6 +22,10 @@ from curate.tables.vector_table import vectors_of
 from curate.tables.views import in_files
 
 TOKENS = "n_chars / 4.0"  # tokens of a sample by the usual rule of thumb for English; --token-count overrides it
+GUESSED = (
+    f"the budget's tokens are a guess, {TOKENS}: `curate score tokens --model MODEL` counts those that a trainer of it "
+    "will see"
+)
 
 
 def scores_of(ws: Workspace, *expressions: str | None) -> list[TableState]:
@@ -30,14 +34,15 @@ def scores_of(ws: Workspace, *expressions: str | None) -> list[TableState]:
 
 
 def token_count(ws: Workspace, given: str | None, is_budget: bool) -> str:
-    """SQL for the tokens of a sample: what is given; else, for a budget in tokens, the column `tokens` of the first
-    complete score that counted them for every sample by a model's tokenizer (the answer's tokens); else TOKENS."""
+    """SQL for the tokens of a sample: what is given; else, for a budget in tokens, the first complete score `tokens`,
+    or else the column `tokens` of the first complete score that counted them for every sample by a model's tokenizer
+    (the answer's tokens); else TOKENS."""
     if given is None and is_budget:
-        for name in ws.score_names():
-            state = score_state(ws, name)
-            counted = "tokens" in (state.recipe.columns or {}) and state.recipe.models
-            if counted and not state.nulls and not state.problem():
-                return f"{name}_tokens"
+        states = [score_state(ws, name) for name in ws.score_names()]
+        complete = [state for state in states if not state.nulls and not state.problem() and state.recipe.models]
+        columns = [state.name for state in complete if state.recipe.method == "tokens"]
+        columns += [f"{state.name}_tokens" for state in complete if "tokens" in (state.recipe.columns or {})]
+        return next(iter(columns), TOKENS)
     return given or TOKENS
 
 

@@ -12,7 +12,7 @@ import pyarrow as pa
 
 from curate.errors import CurateError
 from curate.hashing import ids_as_integers, keyed_uniform
-from curate.kinds.passes import Columns, GradientRequest, Pass
+from curate.kinds.passes import Columns, ForwardRequest, GradientRequest, Pass
 from curate.kinds.text import Text
 from curate.models.choice import CheckpointChoice, ModelChoice
 from curate.store.encoding import read_table
@@ -121,9 +121,11 @@ class ModelUnitWorker:
             for request in step.requests.values()
         ]
         slopes = [request for request in requests if isinstance(request, GradientRequest)]
-        roles = {request.model for request in requests} | {request.beside for request in slopes}
-        models = {role: choice for role, choice in self.models.items() if role in roles}
-        return load_roles(models, self.checkpoints, any(request.moments for request in slopes))
+        counted = {request.model for request in requests if isinstance(request, ForwardRequest) and request.counts_only}
+        computed = {r.model for r in requests if not (isinstance(r, ForwardRequest) and r.counts_only)}
+        computed |= {request.beside for request in slopes}
+        models = {role: choice for role, choice in self.models.items() if role in counted | computed}
+        return load_roles(models, self.checkpoints, any(r.moments for r in slopes), counted - computed)
 
 
 def _rows(unit: Unit) -> tuple[pa.Array, pa.Table, dict[int, str]]:

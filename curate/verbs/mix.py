@@ -33,7 +33,7 @@ from curate.store.recipes import EvalRecipe, ManifestReference, MixtureRecipe, P
 from curate.store.workspace import Workspace, __version__
 from curate.tables.dependents import refuse_other, replace_manifest
 from curate.tables.inputs import method_recipe, model_of, model_recipe, pool_recipe
-from curate.tables.lookup import TOKENS, column_of, scores_of, texts_of, token_count
+from curate.tables.lookup import GUESSED, TOKENS, column_of, scores_of, texts_of, token_count
 from curate.tables.run_costs import charged_entries
 from curate.tables.state import usable
 
@@ -179,6 +179,8 @@ def _ground(ws: Workspace, spec: MixtureSpec, result: MixtureResult) -> _Ground:
             "is drawn; name one that does neither."
         )
     result.warnings += usable(scores_of(ws, spec.domain, spec.token_count), spec.allow_stale)
+    if spec.tokens is not None and (spec.token_count or TOKENS) == TOKENS:
+        result.warnings.append(GUESSED)
     names, domain = _domains(ws, rows, spec, result)
     counts, tokens = _sizes(ws, rows, domain, len(names), spec)
     values, warnings = _values(ws, rows, names, domain, spec)

@@ -41,7 +41,7 @@ from curate.tables.candidates import (
 from curate.tables.dependents import refuse_other, replace_manifest
 from curate.tables.inputs import method_recipe, pool_recipe, settings_words, table_recipe, target_fingerprint
 from curate.tables.leaders import Tally
-from curate.tables.lookup import TOKENS, token_count
+from curate.tables.lookup import GUESSED, TOKENS, token_count
 from curate.tables.selection_spec import SelectionSpec as SelectionSpec
 from curate.tables.state import TableState, score_state, table_state, usable
 from curate.tables.vector_table import load_vectors, vectors_of
@@ -117,6 +117,8 @@ def select(
     result.tokens = float(selected["tokens"].to_numpy().sum())
     result.by_source = _by_source(chosen.candidates, selected)
     result.counted_by = choice.token_count or TOKENS
+    if choice.tokens is not None and result.counted_by == TOKENS:
+        result.warnings.append(GUESSED)
     result.command = _command(name, selector, choice)
     if not dry_run:
         recipe = SelectionRecipe(
