@@ -12,7 +12,7 @@ from torch import Tensor
 
 from curate.gradients.backward import PHASES, Backward, CheckpointView, finish
 from curate.gradients.directions import CURVATURES, WAYS, count_of, forwards
-from curate.kinds.passes import GradientCollector, GradientRequest
+from curate.kinds.passes import GradientCollector, GradientRequest, View
 from curate.models.choice import CheckpointChoice
 from curate.models.flops import TRAINING, counted, paper_flops
 from curate.models.forward import Key
@@ -47,7 +47,7 @@ class GradientModel:
         return usage
 
     def way(
-        self, samples: Sequence[Sample], view: str, requests: Mapping[Key, GradientRequest], states: Mapping[str, Any]
+        self, samples: Sequence[Sample], view: View, requests: Mapping[Key, GradientRequest], states: Mapping[str, Any]
     ) -> tuple[dict[Key, dict[str, Any]], Usage]:
         """The columns of each request for all samples, in order, and its accumulated `sums`; and the cost."""
         usage, last = self.usage(), len(self.backward.checkpoints) - 1
@@ -70,7 +70,7 @@ class GradientModel:
         self,
         at: CheckpointView,
         samples: Sequence[Sample],
-        view: str,
+        view: View,
         requests: Mapping[Key, GradientRequest],
         states: Mapping[str, Any],
         usage: Usage,

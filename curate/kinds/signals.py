@@ -7,6 +7,7 @@ every token; never the first token, which nothing predicts.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
@@ -21,11 +22,13 @@ if TYPE_CHECKING:
 class Logits:
     """The model's predictive distribution at n of the S supervised tokens, and the tokens themselves.
 
-    log_p: natural log probabilities, float32 [n, V]. labels: int64 [n].
+    log_p: natural log probabilities, float32 [n, V]. labels: int64 [n]. answers: of a question with K answers, the
+    tokens that each may begin with, int64 each.
     """
 
     log_p: Tensor
     labels: Tensor
+    answers: Sequence[Tensor] = ()
 
     @cached_property
     def p(self) -> Tensor:
@@ -37,17 +40,24 @@ class Logits:
         """Log probability of the actual token, float32 [n]."""
         return self.log_p.gather(1, self.labels[:, None])[:, 0]
 
+    @cached_property
+    def answer_log_p(self) -> Tensor:
+        """Log probability of each answer of a question, over all the tokens that it may begin with, float32 [n, K]."""
+        import torch
+
+        return torch.stack([self.log_p[:, tokens].logsumexp(1) for tokens in self.answers], 1)
+
 
 @dataclass(frozen=True)
 class Forward:
     """The result of one forward pass of B samples; what was not requested is None.
 
-    per_token: the requested value at each supervised token, float64 [S], sample after sample. counts: supervised tokens
-    of each sample, int64 [B]. weights: how much each supervised token counts, float64 [S], where turns have weights of
-    their own; else None. hidden: the last layer's hidden states, float32 [B, T, D], zero beyond a sample's end.
-    lengths: tokens of each sample, int64 [B]. pooled: the pooled vector of a sentence encoder, float32 [B, D]. head:
-    maps `hidden` to logits (curate.models.head.Head). before: where in `hidden`, taken as [B T, D], the states are that
-    the supervised tokens are predicted from, int64 [S].
+    per_token: the requested value at each supervised token, float64 [S] or [S, K], sample after sample. counts:
+    supervised tokens of each sample, int64 [B]. weights: how much each supervised token counts, float64 [S], where
+    turns have weights of their own; else None. hidden: the last layer's hidden states, float32 [B, T, D], zero beyond a
+    sample's end. lengths: tokens of each sample, int64 [B]. pooled: the pooled vector of a sentence encoder, float32
+    [B, D]. head: maps `hidden` to logits (curate.models.head.Head). before: where in `hidden`, taken as [B T, D], the
+    states are that the supervised tokens are predicted from, int64 [S].
     """
 
     per_token: np.ndarray | None

@@ -10,14 +10,16 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol, TypeAlias, cast
+from typing import Any, Literal, Protocol, TypeAlias, cast
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from curate.kinds.passes import Columns, ForwardRequest, GradientRequest, Pass
+from curate.kinds.asking import Asked
+from curate.kinds.passes import Columns, ForwardRequest, GradientRequest, Pass, View
 from curate.kinds.signals import Forward
+from curate.models.asked import Asking
 from curate.models.choice import MIXED, ModelChoice
 from curate.models.tokens import Encoded, Sample, encode, marked
 from curate.models.usage import Usage
@@ -77,7 +79,7 @@ class Model(ABC):
     def through(
         self,
         samples: Sequence[Sample | Encoded],
-        view: str,
+        view: View | Literal[""],
         refused: dict[int, str],
         do: Callable[[list[Encoded], np.ndarray], Any],
         sharing: Sharing | None = None,
@@ -115,7 +117,7 @@ class Model(ABC):
     def way(
         self,
         samples: Sequence[Sample | Encoded],
-        view: str,
+        view: View | Literal[""],
         requests: Mapping[Key, ForwardRequest],
         states: Mapping[str, Any],
     ) -> tuple[dict[Key, dict[str, Any]], Usage]:
@@ -139,7 +141,18 @@ class Model(ABC):
                 columns["error"][place] = why
         return kept, usage
 
-    def _windows(self, samples: Sequence[Sample | Encoded], view: str) -> Iterator[tuple[np.ndarray, list[Encoded]]]:
+    def encoded(self, samples: Sequence[Sample], view: View) -> list[Encoded]:
+        """The samples in the model's tokens."""
+        choice = self.choice
+        if isinstance(view, Asked):
+            asking = Asking(self.tokenizer, view, choice.today, choice.special_tokens)
+            return asking.encoded(samples, self.context, choice.too_long)
+        how = (view, choice.today, choice.add_eos_token, choice.special_tokens)
+        return encode(self.tokenizer, samples, self.context, choice.too_long, *how)
+
+    def _windows(
+        self, samples: Sequence[Sample | Encoded], view: View | Literal[""]
+    ) -> Iterator[tuple[np.ndarray, list[Encoded]]]:
         """Windows of tokenised samples; the next window is tokenised while the model processes the current one. view:
         '' where the samples are `Encoded` already."""
         windows = [np.arange(a, min(a + WINDOW, len(samples))) for a in range(0, len(samples), WINDOW)]
@@ -147,16 +160,7 @@ class Model(ABC):
         def tokenise(places: np.ndarray) -> list[Encoded]:
             if not view:
                 return [cast(Encoded, samples[i]) for i in places]
-            return encode(
-                self.tokenizer,
-                [cast(Sample, samples[i]) for i in places],
-                self.context,
-                self.choice.too_long,
-                view,
-                self.choice.today,
-                self.choice.add_eos_token,
-                self.choice.special_tokens,
-            )
+            return self.encoded([cast(Sample, samples[i]) for i in places], view)
 
         with ThreadPoolExecutor(1) as executor:
             pending = [executor.submit(tokenise, places) for places in windows[:1]]
@@ -183,7 +187,7 @@ class ScoringModel(Protocol):
         ...
 
     def way(
-        self, samples: Sequence[Sample], view: str, requests: Mapping[Key, Any], states: Mapping[str, Any]
+        self, samples: Sequence[Sample], view: View, requests: Mapping[Key, Any], states: Mapping[str, Any]
     ) -> tuple[dict[Key, dict[str, Any]], Usage]:
         """The columns of each request for all samples, in order; and the cost."""
         ...
@@ -200,7 +204,7 @@ def score_samples(
     models: by role. Requests to the same model with the same view share one pass. `error` has the reason for a sample
     that cannot go through a model, or in which a request finds nothing supervised. states: the passes' states, by name.
     """
-    grouped: dict[tuple[int, str], dict[Key, ForwardRequest | GradientRequest]] = {}
+    grouped: dict[tuple[int, View], dict[Key, ForwardRequest | GradientRequest]] = {}
     by_id = {id(model): model for model in models.values()}
     for name, step in passes.items():
         for which, request in step.requests.items():

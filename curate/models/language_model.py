@@ -15,15 +15,17 @@ import torch
 from torch import Tensor, nn
 
 from curate.errors import CurateError
-from curate.kinds.passes import ForwardRequest
+from curate.kinds.asking import Asked
+from curate.kinds.passes import ForwardRequest, View
 from curate.kinds.signals import Forward, Logits
+from curate.models.asked import Asking
 from curate.models.choice import ModelChoice
 from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
 from curate.models.forward import Key, Model, Sharing, to_device, wide
 from curate.models.head import Head
 from curate.models.load import load
 from curate.models.mixed_precision import MixedBody, MixedHead, is_known
-from curate.models.prefix_states import CachedBody, ContinuingBody, continues
+from curate.models.prefix_states import CachedBody, ContinuingBody, continues, may_continue
 from curate.models.shared_pass import SharedPass
 from curate.models.tokens import Encoded, marked, weights_of
 from curate.models.usage import Usage
@@ -41,6 +43,7 @@ class LanguageModel(Model):
         self.body: Any = self.model.base_model
         self.head: Any = self.model.get_output_embeddings()
         self.plain_head = self._has_plain_head()
+        self._asked: dict[Asked, list[Tensor]] = {}
         # No token sees the padding behind it; and without a mask a GPU has a faster kernel, and is not asked for it.
         self._masked = self.device.type != "cuda"
 
@@ -102,6 +105,13 @@ class LanguageModel(Model):
             return None
         return self._mixed_body or CachedBody(self.body, self.products)
 
+    def in_common(self, view: View) -> int:
+        """How many tokens all samples begin with in common in this view, as far as it is known beforehand and the model
+        can go on behind them."""
+        if not isinstance(view, Asked) or not self.plain_head or not may_continue(self.model):
+            return 0
+        return Asking(self.tokenizer, view, self.choice.today, self.choice.special_tokens).in_common()
+
     @torch.inference_mode()
     def _results(
         self,
@@ -160,21 +170,36 @@ class LanguageModel(Model):
         encoded: Sequence[Encoded],
         requests: Mapping[Key, ForwardRequest],
     ) -> dict[Key, np.ndarray]:
-        """Each request's values at the S supervised tokens, float64 [S]; the token at t is predicted at t - 1."""
+        """Each request's values at the S supervised tokens, float64 [S] or [S, K]; the token at t is predicted at
+        t - 1."""
         functions = {key: request.per_token for key, request in requests.items() if request.per_token}
         if not functions:
             return {}
         source = states if logits is None else logits
         before, labels = (to_device(each, self.device) for each in _supervised(encoded, source.shape[1]))
         source = source.flatten(0, 1).index_select(0, before)
+        answers = self._answers(next(iter(requests.values())).view)  # all requests of a batch have one view
         pieces: dict[Key, list[Tensor]] = {key: [] for key in functions}
         for log_p, own in self._log_p(source, labels, logits is None):
-            block = Logits(log_p, own)
+            block = Logits(log_p, own, answers)
             for key, f in functions.items():
                 pieces[key].append(f(block))
-        empty = [torch.zeros(0)]
-        values = torch.stack([torch.cat(piece or empty).double() for piece in pieces.values()]).cpu().numpy()
-        return dict(zip(pieces, values, strict=True))
+        columns = [torch.cat(piece or [torch.zeros(0)]).double() for piece in pieces.values()]
+        widths = [column.shape[1] if column.ndim > 1 else 1 for column in columns]
+        flat = [column.reshape(len(column), width) for column, width in zip(columns, widths, strict=True)]
+        values = torch.cat(flat, 1).cpu().numpy()  # one copy for all
+        parts = np.split(values, np.cumsum(widths)[:-1], axis=1)
+        shaped = [part if column.ndim > 1 else part[:, 0] for part, column in zip(parts, columns, strict=True)]
+        return dict(zip(pieces, shaped, strict=True))
+
+    def _answers(self, view: View) -> list[Tensor]:
+        """The tokens that each answer of a question may begin with; none of another view."""
+        if not isinstance(view, Asked):
+            return []
+        if view not in self._asked:
+            asking = Asking(self.tokenizer, view, self.choice.today, self.choice.special_tokens)
+            self._asked[view] = [to_device(np.array(own, np.int64), self.device) for own in asking.answers()]
+        return self._asked[view]
 
     def _log_p(self, source: Tensor, labels: Tensor, from_states: bool) -> Iterator[tuple[Tensor, Tensor]]:
         """Log probabilities [n, V] and labels [n] of the S supervised tokens, a piece at a time.

@@ -125,16 +125,19 @@ class CachedBody:
 
 
 def continues(model: Any) -> bool:
-    """Whether a model can go on behind a past: it is one of transformers' own, its cache is of keys and values of all
-    tokens in every layer, and a trial on a few tokens, with padding in between, gives what the whole does."""
+    """Whether a model can go on behind a past: it may, and a trial on a few tokens, with padding in between, gives what
+    the whole does."""
+    return may_continue(model) and _holds(CachedBody(model.base_model), model.config.vocab_size)
+
+
+def may_continue(model: Any) -> bool:
+    """Whether a model is one of transformers' own, and its cache is of keys and values of all tokens in every layer."""
     body, config = model.base_model, model.config
     known = type(body).__module__.startswith("transformers.models.") and not config.is_encoder_decoder
     takes = {"past_key_values", "position_ids", "attention_mask"} <= set(inspect.signature(body.forward).parameters)
     if not known or not takes or _grows(config.to_dict()):
         return False
-    if any(type(layer) is not DynamicLayer for layer in _layers(body)):  # of windows, of recurrent states
-        return False
-    return _holds(CachedBody(body), config.vocab_size)
+    return all(type(layer) is DynamicLayer for layer in _layers(body))  # others are of windows, of recurrent states
 
 
 def _layers(body: Any) -> list[Any]:

@@ -95,9 +95,12 @@ class _Node:
 
     def pays(self, start: int) -> bool:
         """Whether its tokens from `start` are worth a pass of their own."""
-        count, tokens = self.branches(self.depth + LEAST)
-        own = self.depth - start
-        return count * own + tokens >= _WORTH * (own + tokens)
+        return pays(self.depth - start, *self.branches(self.depth + LEAST))
+
+
+def pays(own: int, count: int, tokens: int) -> bool:
+    """Whether a prefix of so many tokens is worth a pass of its own for so many samples with so many tokens behind."""
+    return count * own + tokens >= _WORTH * (own + tokens)
 
 
 def _sorted(sequences: Mapping[int, np.ndarray]) -> tuple[list[int], list[int]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from curate.kinds.passes import ForwardRequest, Pass
+from curate.kinds.passes import ForwardRequest, Pass, View
 from curate.kinds.score import Target
 from curate.runs.foreseen_passes import ForeseenPasses, Samples
 from curate.runs.foreseen_tokens import PoolTokens
@@ -174,7 +174,7 @@ class _Job:
         return scale * self.passes.flops(step, [self._of_unit(unit) for unit in looked], shared)
 
     def _of_unit(self, unit: Unit) -> Any:
-        def tokens(model: Any, view: str) -> tuple[np.ndarray, np.ndarray]:
+        def tokens(model: Any, view: View) -> tuple[np.ndarray, np.ndarray]:
             lengths, counts = (a[unit.start : unit.stop].copy() for a in self.run.tokens.of(unit.shard, model, view))
             lengths[[row - unit.start for row in unit.failed]] = 0
             return lengths, counts

@@ -7,7 +7,9 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from curate.kinds.passes import ForwardRequest, GradientRequest, Pass
+import numpy as np
+
+from curate.kinds.passes import ForwardRequest, GradientRequest, Pass, View
 from curate.models.choice import ADAPTER, ModelChoice, resolve
 from curate.runs.foreseen_tokens import Tokens, counted
 from curate.tables.spec import TableSpec
@@ -16,8 +18,8 @@ if TYPE_CHECKING:  # loaded only when there is a model to foresee
     from curate.gradients.foreseen import ForeseenGradients
     from curate.models.forward import Model
 
-Shared: TypeAlias = "dict[tuple[Any, str], list[ForwardRequest | GradientRequest]]"
-Samples: TypeAlias = "list[Callable[[Model, str], Tokens]]"  # of each unit: its samples' tokens, by model and view
+Shared: TypeAlias = "dict[tuple[Any, View], list[ForwardRequest | GradientRequest]]"
+Samples: TypeAlias = "list[Callable[[Model, View], Tokens]]"  # of each unit: its samples' tokens, by model and view
 _GRADIENT = "gradients of the base model"
 
 
@@ -60,16 +62,16 @@ class ForeseenPasses:
             shared[key, view] = after
         return total
 
-    def _ways(self, step: Pass) -> dict[tuple[Any, str], tuple[str, list[Any]]]:
+    def _ways(self, step: Pass) -> dict[tuple[Any, View], tuple[str, list[Any]]]:
         """The passes through a model that the requests need: of requests to one model with one view there is one."""
-        ways: dict[tuple[Any, str], tuple[str, list[Any]]] = {}
+        ways: dict[tuple[Any, View], tuple[str, list[Any]]] = {}
         for request in step.requests.values():
             differentiated = request.model == "base" and bool(self.job.checkpoints)
             key = _GRADIENT if differentiated else self.job.models[request.model]
             ways.setdefault((key, request.view), (request.model, []))[1].append(request)
         return ways
 
-    def _way(self, role: str, view: str, samples: Samples, requests: Sequence[Any]) -> float:
+    def _way(self, role: str, view: View, samples: Samples, requests: Sequence[Any]) -> float:
         if not requests:
             return 0.0
         if isinstance(requests[0], GradientRequest):
@@ -77,19 +79,27 @@ class ForeseenPasses:
         if all(request.counts_only for request in requests):
             return 0.0
         from curate.models.flops import forward_flops
+        from curate.models.forward import WINDOW
+        from curate.models.prefixes import pays
         from curate.models.skeleton import batches
 
         model = self.model(role)
         with_head = any(request.per_token for request in requests)
         plain = getattr(model, "plain_head", True)
-        total = 0.0
+        total, in_common = 0.0, getattr(model, "in_common", lambda view: 0)(view)
         for tokens in samples:
-            for n, longest, counts in batches(*tokens(model, view), model.batch_tokens):
+            lengths, counted = tokens(model, view)
+            there = lengths > 0
+            worth = there.any() and pays(in_common, int(there.sum()), int((lengths - in_common)[there].sum()))
+            shared = in_common if worth else 0
+            windows = -(-len(lengths) // WINDOW)
+            total += windows * forward_flops(model.model, 1, shared, 0)
+            for n, longest, counts in batches(np.where(there, lengths - shared, 0), counted, model.batch_tokens):
                 rows = (int(counts.sum()) if plain else n * longest) if with_head else 0
-                total += forward_flops(model.model, n, longest, rows)
+                total += forward_flops(model.model, n, longest, rows, before=shared)
         return total
 
-    def _there_and_back(self, view: str, samples: Samples, requests: Sequence[GradientRequest]) -> float:
+    def _there_and_back(self, view: View, samples: Samples, requests: Sequence[GradientRequest]) -> float:
         from curate.models.skeleton import batches
 
         gradients, every = self.gradients, [request for request in requests if request.every]

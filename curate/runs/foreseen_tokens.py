@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from curate.kinds.passes import View
 from curate.kinds.text import Text
 from curate.store.encoding import read_table
 from curate.store.workspace import Shard
@@ -44,9 +45,9 @@ class PoolTokens:
         self._first = dict(
             zip(self._places, np.cumsum([0, *map(len, self._places.values())])[:-1].tolist(), strict=True)
         )
-        self._counted: dict[tuple[Any, str], Tokens] = {}
+        self._counted: dict[tuple[Any, View], Tokens] = {}
 
-    def of(self, shard: Shard, model: Model, view: str) -> Tokens:
+    def of(self, shard: Shard, model: Model, view: View) -> Tokens:
         """The tokens of each sample of a shard, int64 [rows], and how many of them are supervised."""
         key = (model.choice, view)
         if key not in self._counted:
@@ -71,12 +72,8 @@ class PoolTokens:
         return order[np.clip(near, 0, len(order) - 1)]
 
 
-def counted(model: Model, samples: Sequence[Mapping[str, Any]], view: str) -> Tokens:
+def counted(model: Model, samples: Sequence[Mapping[str, Any]], view: View) -> Tokens:
     """The tokens of samples and how many of them are supervised, counted; 0 for one that cannot go through."""
-    from curate.models.tokens import encode
-
-    choice = model.choice
-    rest = (view, choice.today, choice.add_eos_token, choice.special_tokens)
-    encoded = encode(model.tokenizer, samples, model.context, choice.too_long, *rest)
+    encoded = model.encoded(samples, view)
     lengths = np.array([0 if item.error else len(item.ids) for item in encoded], np.int64)
     return lengths, np.array([int(item.supervised[1:].sum()) for item in encoded], np.int64)
