@@ -21,6 +21,7 @@ _HOMES = {
     "ingest": "curate.verbs.ingest",
     "target": "curate.verbs.target",
     "score": "curate.verbs.score",
+    "attach": "curate.verbs.attach",
     "sql": "curate.verbs.sql",
     "neighbors": "curate.verbs.neighbors",
     "explain": "curate.verbs.explain",
@@ -74,6 +75,7 @@ if TYPE_CHECKING:
     from curate.store.workspace import __version__ as __version__
     from curate.store.workspace import open_workspace as open_workspace
     from curate.training.settings import TrainSettings as TrainSettings
+    from curate.verbs.attach import attach as attach
     from curate.verbs.audit import audit as audit
     from curate.verbs.compare import compare as compare
     from curate.verbs.diff import diff as diff

@@ -20,6 +20,7 @@ _HOMES = {  # command -> the module of curate.cli that has it, in the order of u
     "ingest": "pool",
     "target": "pool",
     "score": "scoring",
+    "attach": "attaching",
     "status": "inspect",
     "ledger": "inspect",
     "verify": "inspect",

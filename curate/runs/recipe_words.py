@@ -26,6 +26,9 @@ from curate.training.settings import TrainSettings
 
 def table_words(recipe: TableRecipe) -> str:
     """What a score, or vectors, was made of."""
+    if recipe.attached:
+        files = ", ".join(f"{file} (SHA-256 {sha256[:12]}…)" for file, sha256 in recipe.attached.files.items())
+        return f"the column {recipe.attached.column} of {files}, matched by {recipe.attached.by}."
     made = f"made by {_method(recipe.method, recipe.version, recipe.changed)}"
     parts = [f"{made} for the target {recipe.target}" if recipe.target else made]
     parts += [f"from the vectors {recipe.vectors}"] if recipe.vectors else []

@@ -9,14 +9,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from curate.errors import CurateError
-from curate.kinds.registry import find
 from curate.kinds.score import Score
 from curate.models.choice import ModelChoice
 from curate.runs.warmup import last_checkpoint
 from curate.store.commits import Parts
 from curate.store.recipes import TableRecipe
 from curate.store.workspace import Workspace
-from curate.tables.inputs import model_choices
+from curate.tables.inputs import method_again, model_choices
 from curate.tables.state import score_state, usable
 
 if TYPE_CHECKING:
@@ -51,7 +50,7 @@ def scored_model(ws: Workspace, name: str, *, allow_stale: bool = False, with_or
     state = score_state(ws, name)
     warnings = usable([state], allow_stale)
     recipe = state.recipe
-    method = find("score", recipe.method)(**recipe.settings)
+    method = method_again(recipe, str(state))
     if type(method).of_parameters is Score.of_parameters:
         raise CurateError(f"the score '{name}' ({recipe.method}) does not score parameters; use a `dualsft` score.")
     states: dict[str, np.ndarray] = {}

@@ -92,12 +92,22 @@ class WarmupRecipe(Recipe, frozen=True, kw_only=True):
     planned: int = 0
 
 
+class AttachedRecipe(Recipe, frozen=True, kw_only=True):
+    """The columns of another tool's files. files: path -> SHA-256. by: how rows are matched: `id`, `row`, or a field of
+    the samples' metadata. column: the score's, or the vectors'."""
+
+    files: dict[str, str]
+    by: str
+    column: str
+
+
 class TableRecipe(Recipe, frozen=True, kw_only=True):
     """score.json, or vectors.json, which has no target and no columns.
 
     settings: those that the table depends on; changed: those of them that are not the default. parameters: name ->
     shape of the trained tensors that gradients were taken for. paid: entries of the ledger that paid for the models.
-    states: paths in prepared/ of the states of earlier passes.
+    states: paths in prepared/ of the states of earlier passes. attached: where another tool made it; its method is then
+    `attached`.
     """
 
     format: int = FORMAT
@@ -121,6 +131,7 @@ class TableRecipe(Recipe, frozen=True, kw_only=True):
     states: list[str] = []
     vectors: str = ""
     vectors_fingerprint: str = ""
+    attached: AttachedRecipe | None = None
     fingerprint: str
 
 

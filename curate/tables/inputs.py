@@ -36,7 +36,7 @@ from curate.store.workspace import Shard, Workspace, pool_fingerprint, recipe_fi
 
 if TYPE_CHECKING:
     from curate.kinds.method import Method
-    from curate.kinds.score import Target
+    from curate.kinds.score import Score, Target
 
 
 def load_target(ws: Workspace, name: str, splits: Sequence[str] = ("val",)) -> Target:
@@ -83,6 +83,18 @@ def method_recipe(method: Method) -> MethodRecipe:
 def pool_recipe(ws: Workspace, shards: Sequence[Shard]) -> PoolRecipe:
     """The pool, as recorded in a manifest's recipe."""
     return PoolRecipe(fingerprint=pool_fingerprint(shards), rows=ws.n_rows(), shards=len(shards))
+
+
+def method_again(recipe: TableRecipe, what: str) -> Score:
+    """The method that a table was made by, with its settings. Raises CurateError if another tool made it; what: the
+    table, for the message."""
+    from curate.kinds.registry import find
+
+    if recipe.attached:
+        raise CurateError(
+            f"{what} was attached from {next(iter(recipe.attached.files))}, and how it was computed is not known here."
+        )
+    return find("score", recipe.method).again(recipe.settings)
 
 
 def model_recipe(choice: ModelChoice) -> ModelRecipe:

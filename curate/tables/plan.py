@@ -80,7 +80,7 @@ def plan(
                 held_out=held_out,
             )
         )
-        _refuse_hidden_columns(jobs[-1])
+        refuse_hidden_columns(ws, name, jobs[-1].recipe)
     return jobs
 
 
@@ -133,16 +133,16 @@ def refuse_unknown_roles(models: Models, methods: Sequence[Score]) -> None:
             raise CurateError(f"--model {role}=…: none of the methods has the role '{role}': {hint}")
 
 
-def _refuse_hidden_columns(job: TableSpec) -> None:
+def refuse_hidden_columns(ws: Workspace, name: str, recipe: TableRecipe) -> None:
     """Raises CurateError if the score's columns in `samples` (NAME, NAME_COLUMN) clash with those of another score."""
     owner = dict.fromkeys(POOL_COLUMNS, "the pool")
-    for score_name in set(job.ws.score_names()) - {job.name}:
-        columns = sample_columns(score_name, score_recipe(job.ws, score_name))
+    for score_name in set(ws.score_names()) - {name}:
+        columns = sample_columns(score_name, score_recipe(ws, score_name))
         owner |= dict.fromkeys(columns.values(), f"the score '{score_name}'")
-    for column in sample_columns(job.name, job.recipe).values():
+    for column in sample_columns(name, recipe).values():
         if column in owner:
             raise CurateError(
-                f"the score '{job.name}' would have the column {column} in `samples`, which is one of {owner[column]}; "
+                f"the score '{name}' would have the column {column} in `samples`, which is one of {owner[column]}; "
                 "choose another --name."
             )
 

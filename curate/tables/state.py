@@ -50,6 +50,8 @@ class TableState:
     def command(self, target: str | None = None) -> str:
         """The command that updates it; with vectors and `target`, the command that encodes the target likewise."""
         recipe = self.recipe
+        if recipe.attached:
+            return shlex.join(_attach_words(self.kind, self.name, recipe))
         words = ["curate", "score", recipe.method]
         target = recipe.target or target
         words += ["--target", target] if target else []
@@ -63,6 +65,17 @@ class TableState:
         default = default_score_name(vectors or recipe.method, target)
         words += [] if self.kind == "vectors" or self.name == default else ["--name", self.name]
         return shlex.join(words)
+
+
+def _attach_words(kind: str, name: str, recipe: TableRecipe) -> list[str]:
+    """The words of the command that attaches it again."""
+    attached = recipe.attached
+    assert attached is not None
+    columns = recipe.settings.get("columns", {}).items()
+    words = ["curate", "attach", name, *attached.files, "--by", attached.by]
+    words += ["--vector" if kind == "vectors" else "--score", attached.column]
+    words += [word for own, column in columns for word in ("--column", f"{own}={column}")]
+    return words + ["--ignore-unknown"] * bool(recipe.settings.get("ignore_unknown"))
 
 
 def usable(states: Sequence[TableState], allow_stale: bool) -> list[str]:

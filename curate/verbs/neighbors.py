@@ -9,7 +9,6 @@ import numpy as np
 
 from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
-from curate.kinds.registry import find
 from curate.kinds.vectors import Vectors
 from curate.models.choice import weights_fingerprint
 from curate.results import Result
@@ -17,7 +16,7 @@ from curate.store.ledger import READ_ONLY, charged
 from curate.store.locks import lock
 from curate.store.workspace import Workspace
 from curate.tables.index import ensure_index, index_problem, nearest_exactly, search
-from curate.tables.inputs import model_choices
+from curate.tables.inputs import method_again, model_choices
 from curate.tables.lookup import find_sample, no_sample, shown, vector_at
 from curate.tables.state import TableState, table_state
 
@@ -109,7 +108,8 @@ def _encoded(ws: Workspace, state: TableState, text: str) -> np.ndarray:
             raise CurateError(
                 f"{state} were made with other weights than {choice.name} has now; run `{state.command()} --fresh`."
             )
-    step = find("score", recipe.method)(**recipe.settings).vectors()
+    step = method_again(recipe, str(state)).vectors()
+    assert step is not None
     with charged(ws.path, "neighbors", methods=[recipe.method], name=state.name, phase="forward") as meter:
         meter.samples = 1
         columns, usage = score_samples(load_roles(models), [{"messages": None, "text": text}], {"x": step})

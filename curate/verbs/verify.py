@@ -13,7 +13,6 @@ from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError, CurateFailure, DamagedError
 from curate.hashing import ids_as_integers
 from curate.kinds.executor import Executor
-from curate.kinds.registry import find
 from curate.results import Result
 from curate.runs import integrity as of_runs
 from curate.store.commits import Parts
@@ -28,7 +27,7 @@ from curate.store.workspace import Workspace, recipe_file
 from curate.tables.adopt import adopted
 from curate.tables.dependents import remove_kept_leftovers
 from curate.tables.index import ensure_index, index_path, index_problem, record_of
-from curate.tables.inputs import model_choices
+from curate.tables.inputs import method_again, model_choices
 from curate.tables.state import TableState, table_state
 from curate.tables.vector_table import target_vectors
 from curate.verbs.score import score
@@ -278,7 +277,11 @@ def _other_rows(data: bytes, record: Mapping[str, Any], pool: np.ndarray | None)
 def _again(ws: Workspace, state: TableState, executor: Executor | None, damaged: Sequence[Damage]) -> Iterator[Damage]:
     """Recompute what was removed; what cannot be recomputed is reported with the reason."""
     recipe = state.recipe
-    method = find("score", recipe.method)(**recipe.settings)
+    try:
+        method = method_again(recipe, str(state))
+    except CurateError:
+        yield from (replace(d, remedy=f"`{state.command()} --fresh` makes it again", repaired=False) for d in damaged)
+        return
     vectors = state.name if state.kind == "vectors" else recipe.vectors
     try:
         score(
