@@ -1,4 +1,5 @@
-"""Models by role: the `encoder` is a sentence encoder, every other role a language model."""
+"""Models by role: the `encoder` is a sentence encoder, the `classifier` a sequence classifier, every other role a
+language model."""
 
 from __future__ import annotations
 
@@ -8,7 +9,10 @@ from curate.models.choice import CheckpointChoice, ModelChoice
 from curate.models.forward import ScoringModel
 from curate.models.language_model import LanguageModel
 from curate.models.sentence_encoder import SentenceEncoder
-from curate.models.skeleton import skeleton
+from curate.models.sequence_classifier import SequenceClassifier
+from curate.models.skeleton import kind_of, skeleton
+
+_KINDS = {"encoder": SentenceEncoder, "classifier": SequenceClassifier}
 
 
 def load_roles(
@@ -26,9 +30,9 @@ def load_roles(
 
     if counted:
         rest = {role: choice for role, choice in models.items() if role not in counted}
-        shapes: dict[str, ScoringModel] = {role: skeleton(models[role], role == "encoder") for role in counted}
+        shapes: dict[str, ScoringModel] = {role: skeleton(models[role], kind_of(role)) for role in counted}
         return {**shapes, **load_roles(rest, checkpoints, moments)} if rest else shapes
-    kinds = {role: SentenceEncoder if role == "encoder" else LanguageModel for role in models}
+    kinds = {role: _KINDS.get(role, LanguageModel) for role in models}
     if checkpoints:
         del kinds["base"]
     loaded = {(kind, choice): kind(choice) for kind, choice in {(kinds[role], models[role]) for role in kinds}}

@@ -7,25 +7,20 @@ has a system prompt. What is the same for all samples should come first, since a
 
 from __future__ import annotations
 
-import json
 import re
 import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import Any
 
 from curate.errors import CurateError, nearest
+from curate.kinds.sample_text import NoText, Sample, answer_of, as_chat, prompt_of
 
-Sample: TypeAlias = Mapping[str, Any]  # as curate.models.tokens has it
 FIELDS = ("sample", "prompt", "answer", "examples")
 _FIELD = re.compile(rf"\{{({'|'.join(FIELDS)})\}}")
 _KEYS = {"question", "answers", "values", "system"}
-
-
-class NotAsked(Exception):
-    """The question cannot be asked about a sample; the message gives the reason."""
 
 
 @dataclass(frozen=True)
@@ -47,12 +42,11 @@ class Asked:
         return tuple(dict.fromkeys(_FIELD.findall(self.question)))
 
     def texts(self, sample: Sample) -> dict[str, str]:
-        """What the fields of the sample stand for. Raises NotAsked if it has no prompt, or has no text at all."""
-        before, last = _turns(sample)
-        found = {"sample": lambda: as_text(sample), "prompt": lambda: _prompt(before), "answer": lambda: last}
-        texts = {name: found[name]() for name in self.fields if name in found}
+        """What the fields of the sample stand for. Raises NoText if it has no prompt, or has no text at all."""
+        found = {"sample": as_chat, "prompt": prompt_of, "answer": answer_of}
+        texts = {name: found[name](sample) for name in self.fields if name in found}
         if not any(text.strip() for text in texts.values()):
-            raise NotAsked("has no text to ask about")
+            raise NoText("has no text to ask about")
         return texts
 
     def filled(self, texts: Mapping[str, str]) -> str:
@@ -120,47 +114,9 @@ def ready() -> list[str]:
     return sorted(file.name.removesuffix(".toml") for file in files if file.name.endswith(".toml"))
 
 
-def as_text(sample: Sample) -> str:
-    """A sample as a text: of a chat each turn behind its role, with the tools that it calls; else the raw text."""
-    if sample["messages"] is None:
-        return sample["text"] or ""
-    return "\n".join(map(_turn, sample["messages"]))
-
-
 def examples_of(samples: Sequence[Sample]) -> str:
     """Samples as a text, one behind the other, numbered."""
-    return "\n\n".join(f"{i}. {as_text(sample)}" for i, sample in enumerate(samples, 1))
-
-
-def _turns(sample: Sample) -> tuple[Sequence[Mapping[str, Any]] | None, str]:
-    """What stands before the last answer, None for a raw text; and that answer, or the raw text."""
-    messages = sample["messages"]
-    if messages is None:
-        return None, sample["text"] or ""
-    places = [i for i, message in enumerate(messages) if message["role"] == "assistant"]
-    if not places:
-        return messages, ""
-    return messages[: places[-1]], _said(messages[places[-1]])
-
-
-def _prompt(before: Sequence[Mapping[str, Any]] | None) -> str:
-    """A prompt of a single turn is what it says; of several, each is behind its role."""
-    if before is None:
-        raise NotAsked("has no prompt: it is raw text")
-    if not before:
-        raise NotAsked("has no prompt: the assistant speaks first")
-    return _said(before[0]) if len(before) == 1 else "\n".join(map(_turn, before))
-
-
-def _turn(message: Mapping[str, Any]) -> str:
-    return f"{message['role']}: {_said(message)}"
-
-
-def _said(message: Mapping[str, Any]) -> str:
-    """A message's content, and what it calls, as JSON."""
-    calls = json.loads(message["extra"]).get("tool_calls") if message.get("extra") else None
-    called = json.dumps(calls, ensure_ascii=False) if calls else ""
-    return "\n".join(part for part in (message["content"], called) if part)
+    return "\n\n".join(f"{i}. {as_chat(sample)}" for i, sample in enumerate(samples, 1))
 
 
 def _is_answer(answer: Any) -> bool:

@@ -10,6 +10,7 @@ from typing import Any, Literal, TypeAlias
 import numpy as np
 
 from curate.kinds.asking import Asked
+from curate.kinds.classified import Classified
 from curate.kinds.signals import Forward, Logits, means
 
 # Arrays by column name: 'score' [B], a method's further columns [B], 'error' (reasons, '' if there is none),
@@ -18,7 +19,7 @@ Columns = Mapping[str, Any]
 # Named arrays that a pass leaves for the next one: of one unit (a partial), or reduced over all units (a state).
 Arrays = dict[str, np.ndarray]
 # How a sample is shown to a model (ForwardRequest).
-View: TypeAlias = Literal["whole", "last", "content", "answer", "text", "chosen", "rejected"] | Asked
+View: TypeAlias = Literal["whole", "last", "content", "answer", "text", "chosen", "rejected"] | Asked | Classified
 
 
 @dataclass(frozen=True)
@@ -29,12 +30,13 @@ class ForwardRequest:
 
     per_token: a value at each supervised token, Tensor [n], or K of them, [n, K]. hidden: whether the last layer's
     hidden states are needed. head: whether the output head, which maps them to logits, is needed too. pooled: whether
-    the pooled vector of a sentence encoder is needed. of: which columns are kept of each sample, from a batch. model:
-    the role of the model. view: the whole sample; the same, supervised on its last answer only; the same up to the end
-    of what that answer says (content), without what ends the turn; its answers only (the supervised tokens after the
-    beginning-of-text token; raw text has none); its contents as plain text, as sentence encoders take it; or of a
-    preference pair the conversation with the chosen or the rejected answer, supervised on that answer only; or a
-    question about the sample, supervised on the first token of its answer.
+    the pooled vector of a sentence encoder, or the outputs of a classifier, are needed. of: which columns are kept of
+    each sample, from a batch. model: the role of the model. view: the whole sample; the same, supervised on its last
+    answer only; the same up to the end of what that answer says (content), without what ends the turn; its answers only
+    (the supervised tokens after the beginning-of-text token; raw text has none); its contents as plain text, as
+    sentence encoders take it; or of a preference pair the conversation with the chosen or the rejected answer,
+    supervised on that answer only; a question about the sample, supervised on the first token of its answer; or a text
+    of it, for a classifier.
     """
 
     per_token: Callable[[Logits], Any] | None = None

@@ -56,8 +56,9 @@ class Forward:
     supervised tokens of each sample, int64 [B]. weights: how much each supervised token counts, float64 [S], where
     turns have weights of their own; else None. hidden: the last layer's hidden states, float32 [B, T, D], zero beyond a
     sample's end. lengths: tokens of each sample, int64 [B]. pooled: the pooled vector of a sentence encoder, float32
-    [B, D]. head: maps `hidden` to logits (curate.models.head.Head). before: where in `hidden`, taken as [B T, D], the
-    states are that the supervised tokens are predicted from, int64 [S].
+    [B, D], or the outputs of a classifier, float64 [B, L]. head: maps `hidden` to logits (curate.models.head.Head).
+    before: where in `hidden`, taken as [B T, D], the states are that the supervised tokens are predicted from, int64
+    [S].
     """
 
     per_token: np.ndarray | None

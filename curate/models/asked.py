@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 
 from curate.errors import CurateError
-from curate.kinds.asking import Asked, NotAsked, Sample
+from curate.kinds.asking import Asked
+from curate.kinds.sample_text import NoText, Sample
 from curate.models.control_tokens import control_tokens
 from curate.models.rendering import Template, Unrenderable
 from curate.models.tokens import Encoded, Special
@@ -75,7 +76,7 @@ class Asking:
                     break
                 texts, cut = _shorter(texts, (len(ids) - room) / max(1, len(ids) - self._own)), True
                 ids = self._prompt(texts)
-        except (NotAsked, Unrenderable) as error:
+        except (NoText, Unrenderable) as error:
             return Encoded(error=str(error))
         if len(ids) > room:
             what = "the question about it" if too_long == "refuse" else "the question alone"

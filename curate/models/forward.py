@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from curate.errors import CurateError
 from curate.kinds.asking import Asked
+from curate.kinds.classified import Classified
 from curate.kinds.passes import Columns, ForwardRequest, GradientRequest, Pass, View
 from curate.kinds.signals import Forward
 from curate.models.asked import Asking
@@ -147,6 +149,8 @@ class Model(ABC):
         if isinstance(view, Asked):
             asking = Asking(self.tokenizer, view, choice.today, choice.special_tokens)
             return asking.encoded(samples, self.context, choice.too_long)
+        if isinstance(view, Classified):
+            raise CurateError(f"{choice.name} is no classifier; name one by --model classifier=MODEL.")
         how = (view, choice.today, choice.add_eos_token, choice.special_tokens)
         return encode(self.tokenizer, samples, self.context, choice.too_long, *how)
 

@@ -33,6 +33,7 @@ from curate.models.loading_report import refuse_not_causal, refuse_unlike
 from curate.models.quiet import quiet
 
 _CAUSAL = "a causal language model"
+_CLASSIFIER = "a sequence classifier"
 
 
 def load(choice: ModelChoice, attention: str = "auto") -> tuple[Any, Any]:
@@ -71,6 +72,13 @@ def load_encoder(choice: ModelChoice) -> tuple[Any, Any]:
     from transformers.models.auto.modeling_auto import AutoModel
 
     return _loaded(choice, AutoModel, "a sentence encoder")
+
+
+def load_classifier(choice: ModelChoice) -> tuple[Any, Any]:
+    """A model with one output per label, and its tokenizer; otherwise like `load`."""
+    from transformers.models.auto.modeling_auto import AutoModelForSequenceClassification
+
+    return _loaded(choice, AutoModelForSequenceClassification, _CLASSIFIER)
 
 
 def load_tokenizer(choice: ModelChoice) -> Any:
@@ -121,7 +129,9 @@ def _with_weights(choice: ModelChoice, kind: Any, description: str, attention: s
             model, report = kind.from_pretrained(folder, **options, **safe, **how, **reporting, dtype=dtype)
     except Exception as error:  # weight readers raise many types; all mean that reading failed  # noqa: BLE001
         raise CurateError(f"{path} cannot be loaded as {description} ({_first(error)}).") from None
-    refuse_unlike(path, model, report, encoder=description != _CAUSAL, allow_unused=choice.allow_unused)
+    refuse_unlike(
+        path, model, report, encoder=description not in (_CAUSAL, _CLASSIFIER), allow_unused=choice.allow_unused
+    )
     if path.is_file():  # GGUF weights are dequantized on loading; with the old flags the model could not be saved
         complete_from_gguf(path, model, choice.allow_unused)
         vars(model.config).pop("quantization_config", None)

@@ -8,21 +8,25 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal, TypeAlias
 
 import numpy as np
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from curate.kinds.passes import ForwardRequest
+from curate.kinds.classified import Classified
+from curate.kinds.passes import ForwardRequest, View
 from curate.kinds.signals import Forward
 from curate.models.choice import ADAPTER, ModelChoice, base_of, resolve
 from curate.models.forward import WINDOW, Key, Model, by_length
 from curate.models.language_model import LanguageModel
 from curate.models.load import load_shapes, load_tokenizer
 from curate.models.sentence_encoder import encoder_context
-from curate.models.tokens import Encoded
+from curate.models.sequence_classifier import classifier_context, parts_of
+from curate.models.tokens import Encoded, Sample
 from curate.models.usage import Usage
 
+Kind: TypeAlias = Literal["language", "encoder", "classifier"]
 _SCALES_LOGITS = ("final_logit_softcapping", "logit_scale", "logits_scaling")  # in the configuration of such models
 
 
@@ -35,14 +39,26 @@ class LanguageSkeleton(LanguageModel):
 
 
 class EncoderSkeleton(Model):
-    """A sentence encoder's shapes."""
+    """A sentence encoder's shapes, or a classifier's but for its outputs."""
 
-    def __init__(self, choice: ModelChoice):
+    def __init__(self, choice: ModelChoice, kind: Kind):
         model, tokenizer = load_shapes(choice, encoder=True), load_tokenizer(choice)
         model.pooler = None
-        super().__init__(
-            choice, model, tokenizer, encoder_context(resolve(choice.name), model.config, tokenizer, choice)
-        )
+        if kind == "classifier":
+            context = classifier_context(model.config, tokenizer, choice)
+        else:
+            context = encoder_context(resolve(choice.name), model.config, tokenizer, choice)
+        super().__init__(choice, model, tokenizer, context)
+
+    def encoded(self, samples: Sequence[Sample], view: View) -> list[Encoded]:
+        """The samples in the model's tokens; of a classifier the parts of each, one behind the other."""
+        if not isinstance(view, Classified):
+            return super().encoded(samples, view)
+        as_text = self.choice.special_tokens != "parse"
+        each = [parts_of(self.tokenizer, sample, self.context, view, as_text) for sample in samples]
+        ids = [np.concatenate([part.ids for part in parts]) for parts in each]
+        errors = [parts[0].error for parts in each]
+        return [Encoded(i, np.zeros(len(i), bool), error=e) for i, e in zip(ids, errors, strict=True)]
 
     def _batch(
         self, encoded: Sequence[Encoded], requests: Mapping[Key, ForwardRequest]
@@ -50,15 +66,20 @@ class EncoderSkeleton(Model):
         raise NotImplementedError
 
 
-def skeleton(choice: ModelChoice, encoder: bool = False) -> Model:
+def kind_of(role: str) -> Kind:
+    """What kind of model a role is for."""
+    return role if role in ("encoder", "classifier") else "language"  # type: ignore[return-value]
+
+
+def skeleton(choice: ModelChoice, kind: Kind = "language") -> Model:
     """A model's shapes; of an adapter, those of its base, into which it would be merged. Raises CurateError if they
     cannot be told from its configuration."""
     path = resolve(choice.name)
     if (path / ADAPTER).exists():
         return skeleton(replace(choice, name=base_of(path)))
     with FakeTensorMode(allow_non_fake_inputs=True):
-        if encoder:
-            return EncoderSkeleton(choice)
+        if kind != "language":
+            return EncoderSkeleton(choice, kind)
         return LanguageSkeleton(choice, (load_shapes(choice), load_tokenizer(choice)))
 
 

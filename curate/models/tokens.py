@@ -12,6 +12,7 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 
+from curate.kinds.sample_text import contents
 from curate.models.control_tokens import control_tokens, without_bounds
 from curate.models.rendering import DATE, Rendered, Span, Template, Unrenderable
 from curate.preferences import prompt_length
@@ -57,7 +58,7 @@ def encode(
     a sample says are text, or parsed as the template's own are (curate.models.control_tokens)."""
     as_text = special_tokens != "parse"
     if view == "text":
-        return _plain(tokenizer, [_contents(sample) for sample in samples], context, too_long, as_text)
+        return _plain(tokenizer, [contents(sample) for sample in samples], context, too_long, as_text)
     if view in ("chosen", "rejected"):
         halves = [_half(sample, view) for sample in samples]
         rest = (context, too_long, "whole", today, False, special_tokens)
@@ -142,13 +143,6 @@ def weights_of(encoded: Sequence[Encoded]) -> np.ndarray | None:
 def marked(encoded: Sequence[Encoded]) -> dict[str, int]:
     """How many samples were cut, and of how many some turns could not be located, as fields of a Usage."""
     return {"cut": sum(item.cut for item in encoded), "partial": sum(item.partial for item in encoded)}
-
-
-def _contents(sample: Sample) -> str:
-    """Every message's content, or the raw text, joined by newlines."""
-    if sample["messages"] is None:
-        return sample["text"] or ""
-    return "\n".join(m["content"] for m in sample["messages"] if m["content"] is not None)
 
 
 def _plain(tokenizer: Any, texts: list[str], context: int, too_long: str, as_text: bool) -> list[Encoded]:

@@ -30,7 +30,7 @@ class ForeseenPasses:
 
     def __init__(self, job: TableSpec):
         self.job = job
-        self._models: dict[tuple[ModelChoice, bool], Model] = {}
+        self._models: dict[tuple[ModelChoice, str], Model] = {}
 
     @property
     def device(self) -> str:
@@ -44,9 +44,9 @@ class ForeseenPasses:
 
     def model(self, role: str) -> Model:
         """A model's shapes."""
-        from curate.models.skeleton import skeleton
+        from curate.models.skeleton import kind_of, skeleton
 
-        key = (self.job.models[role], role == "encoder")
+        key = (self.job.models[role], kind_of(role))
         if key not in self._models:
             self._models[key] = skeleton(*key)
         return self._models[key]

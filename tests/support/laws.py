@@ -21,6 +21,7 @@ from curate.models.choice import CheckpointChoice, ModelChoice
 from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.sentence_encoder import SentenceEncoder
+from curate.models.sequence_classifier import SequenceClassifier
 from curate.models.tokens import encode
 from curate.tables.score_table import score_table
 from curate.training.dataset import Data
@@ -31,6 +32,7 @@ from curate.training.replay import metagradients
 from curate.training.settings import TrainSettings
 from curate.training.trainable import trainable
 from tests.support.checkpoints import write_checkpoints
+from tests.support.classifiers import classifier
 from tests.support.narrow import NARROW
 
 SCORES = names("score")
@@ -58,6 +60,11 @@ def encoder() -> SentenceEncoder:
 
 
 @functools.cache
+def small_classifier() -> SequenceClassifier:
+    return SequenceClassifier(ModelChoice(classifier(labels=1)))
+
+
+@functools.cache
 def checkpoints() -> tuple[CheckpointChoice, ...]:
     """Two of a short training of the narrow model by LoRA."""
     folders = write_checkpoints(Path(tempfile.mkdtemp(prefix="curate-laws-")))
@@ -74,13 +81,15 @@ def given_to(method: Any) -> dict[str, Any]:
     """The narrow model in every role, but for those that have a usual model; or a training's checkpoints."""
     if method.checkpoints == "each" and not method.warm_up():
         return {"checkpoints": [f"{c.model.name}@{c.lr}" for c in checkpoints()]}
-    return {"models": {role: ModelChoice(method.usual_models.get(role, NARROW)) for role in method.models}}
+    usual = {"classifier": classifier(labels=1), **method.usual_models}
+    return {"models": {role: ModelChoice(usual.get(role, NARROW)) for role in method.models}}
 
 
 def models_of(method: Any) -> dict[str, Any]:
     if method.checkpoints != "none":
         return {role: both_ways() if role == "base" else narrow() for role in method.models}
-    return {role: encoder() if role == "encoder" else narrow() for role in method.models}
+    special = {"encoder": encoder, "classifier": small_classifier}
+    return {role: special.get(role, narrow)() for role in method.models}
 
 
 def vectors(method: Any, samples: list[dict[str, Any]], subtasks: Any = None) -> Vectors:
