@@ -11,7 +11,7 @@ Part: TypeAlias = Literal["contents", "chat", "prompt", "answer"]
 Long: TypeAlias = Literal["first", "mean", "max"]
 Activation: TypeAlias = Literal["auto", "none", "sigmoid", "softmax"]
 
-_PARTS = {"contents": contents, "chat": as_chat, "prompt": prompt_of, "answer": answer_of}
+PARTS = {"contents": contents, "chat": as_chat, "prompt": prompt_of, "answer": answer_of}
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class Classified:
 
     def text(self, sample: Sample) -> str:
         """The sample's text. Raises NoText if it has none."""
-        text = _PARTS[self.of](sample)
+        text = PARTS[self.of](sample)
         if not text.strip():
             raise NoText("has no text")
         return text

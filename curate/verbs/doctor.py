@@ -29,6 +29,7 @@ _PARTS = (  # what it is for, its module, the packages that may bring it, the ex
     ("nearest neighbours by FAISS", "faiss", ("faiss-cpu", "faiss-gpu"), "cpu` or `gpu"),
     ("the executor ray", "ray", ("ray",), "ray"),
     ("the mixer regmix's LightGBM", "lightgbm", ("lightgbm",), "mix"),
+    ("the score fasttext's fastText", "fasttext", ("fasttext-community", "fasttext"), "fasttext"),
     ("the metric lm_eval", "lm_eval", ("lm-eval",), "lm-eval"),
     ("building the documents", "mkdocs", ("mkdocs-material",), "docs"),
     ("the test suite", "hypothesis", ("hypothesis",), "test"),

@@ -33,6 +33,7 @@ from curate.training.settings import TrainSettings
 from curate.training.trainable import trainable
 from tests.support.checkpoints import write_checkpoints
 from tests.support.classifiers import classifier
+from tests.support.fasttext_file import trained
 from tests.support.narrow import NARROW
 
 SCORES = names("score")
@@ -180,6 +181,8 @@ _SHORT = {
 def lenient(name: str) -> Any:
     """A score method that scores as much as it can, where that is a setting."""
     cls, wanted = find("score", name), {"min_tokens": 1, "shortest": 1, "above_one": "keep", **_SHORT}
+    if name == "fasttext":
+        return cls(model=str(trained()), label="hq")
     return cls(**{f.name: wanted[f.name] for f in dataclasses.fields(cls) if f.name in wanted})
 
 
