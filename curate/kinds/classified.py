@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
 from curate.kinds.sample_text import NoText, Sample, answer_of, as_chat, contents, prompt_of
-
-Part: TypeAlias = Literal["contents", "chat", "prompt", "answer"]
-Long: TypeAlias = Literal["first", "mean", "max"]
-Activation: TypeAlias = Literal["auto", "none", "sigmoid", "softmax"]
 
 PARTS = {"contents": contents, "chat": as_chat, "prompt": prompt_of, "answer": answer_of}
 
@@ -23,9 +19,9 @@ class Classified:
     which outputs are wanted, in this order; every: and then all of them.
     """
 
-    of: Part = "contents"
-    long: Long = "first"
-    activation: Activation = "auto"
+    of: Literal["contents", "chat", "prompt", "answer"] = "contents"
+    long: Literal["first", "mean", "max"] = "first"
+    activation: Literal["auto", "none", "sigmoid", "softmax"] = "auto"
     labels: tuple[str, ...] = ()
     every: bool = True
 

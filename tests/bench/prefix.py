@@ -21,9 +21,12 @@ import numpy as np
 import torch
 
 from curate.kinds.metric import Question
+from curate.kinds.score import Target
 from curate.methods.metrics.choice import Choice
+from curate.methods.scores.judge import Judge
 from curate.methods.scores.nll import Nll
 from curate.models.choice import ModelChoice
+from curate.models.forward import score_samples
 from curate.models.language_model import LanguageModel
 from curate.models.usage import Usage
 from tests.bench.forward import chat, ours, smollm2
@@ -89,6 +92,17 @@ def nll(samples: list[dict[str, Any]]) -> Callable[[LanguageModel], Result]:
     return run
 
 
+def judge(words: Words, samples: list[dict[str, Any]]) -> Callable[[LanguageModel], Result]:
+    """A question with about 600 tokens before the sample: four examples of a target."""
+    (step,) = Judge(question="teaches").passes(Target.of([words(125) for _ in range(4)]))
+
+    def run(model: LanguageModel) -> Result:
+        columns, usage = score_samples({"base": model}, samples, {"judge": step})
+        return np.asarray(columns["judge"]["score"]), usage
+
+    return run
+
+
 def choice(asked: list[Question]) -> Callable[[LanguageModel], Result]:
     def run(model: LanguageModel) -> Result:
         result = Choice().evaluate(model, asked)
@@ -107,8 +121,10 @@ def main(dtypes: list[Any]) -> int:
         model = LanguageModel(ModelChoice(path, dtype=dtype, device="cpu"))
         words = Words(model.tokenizer)
         nll(few_shot(words, 4))(model)  # warm
+        short = [chat(words(45), words(100)) for _ in range(32)]
         lines = (
             ("nll, 600 tokens in common, 150 own", nll(few_shot(words, 32)), 3.0),
+            ("judge, 600 tokens before samples of 150", judge(words, short), 3.0),
             ("choice, 250 tokens, four options of 5", choice(questions(words, 20)), 2.5),
         )
         for what, run, wanted in lines:

@@ -236,3 +236,15 @@ def test_a_model_that_does_not_answer_is_said_so() -> None:
     assert not Judge().note({**columns, "unanswered": np.array([0.1])})
     half = Judge(question="informative", among="vocabulary")._score({"asked": {"log_p": np.log([[0.3, 0.1]])}}, {})
     assert half["score"] == pytest.approx([0.3])
+
+
+@pytest.mark.slow
+def test_on_five_hundred_real_rows_it_is_one_question_at_a_time(real_docs: list[str]) -> None:
+    lm = LanguageModel(ModelChoice(str(TINY), dtype="float32"))
+    short = [doc for doc in real_docs if len(lm.tokenizer(doc)["input_ids"]) < 250][:500]
+    samples: list[Sample] = [{"messages": None, "text": doc} for doc in short]
+    assert len(samples) == 500
+    found = judged(lm, Judge(question="informative"), samples)
+    assert not any(found["error"])
+    alone = np.array([one_at_a_time(lm, Judge(question="informative"), sample) for sample in samples])
+    np.testing.assert_allclose(found["score"], alone[:, 0], atol=1e-5)

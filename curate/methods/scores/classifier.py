@@ -3,12 +3,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from curate.errors import CurateError
-from curate.kinds.classified import Activation, Classified, Long, Part
+from curate.kinds.classified import Classified
 from curate.kinds.passes import Arrays, Columns, ForwardRequest, Pass
 from curate.kinds.score import Score, Target
 from curate.kinds.signals import Forward
@@ -51,11 +51,11 @@ class Classifier(Score):
     """Numbers of the labels in their order, as 0,1,2: the score is their expectation."""
     further: str = ""
     """Further labels, as toxic,obscene, each a column of its own."""
-    of: Part = "contents"
+    of: Literal["contents", "chat", "prompt", "answer"] = "contents"
     """Which text of a sample is put to the classifier."""
-    long: Long = "first"
+    long: Literal["first", "mean", "max"] = "first"
     """What counts of a text that is longer than the context: its first part, or the mean or maximum over all parts."""
-    activation: Activation = "auto"
+    activation: Literal["auto", "none", "sigmoid", "softmax"] = "auto"
     """What becomes of the model's outputs: as its configuration has it, or another."""
 
     def __post_init__(self) -> None:

@@ -3,12 +3,12 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Literal
 
 import numpy as np
 
 from curate.errors import CurateError, nearest
-from curate.kinds.classified import PARTS, Part
+from curate.kinds.classified import PARTS
 from curate.kinds.passes import Columns, Pass
 from curate.kinds.sample_text import NoText
 from curate.kinds.score import Score, Target
@@ -50,7 +50,7 @@ class Fasttext(Score):
     """The file of the classifier."""
     label: str = ""
     """The label whose probability is the score."""
-    of: Part = "contents"
+    of: Literal["contents", "chat", "prompt", "answer"] = "contents"
     """Which text of a sample is classified."""
 
     def settings(self) -> dict[str, Any]:
