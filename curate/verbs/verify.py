@@ -280,7 +280,7 @@ def _again(ws: Workspace, state: TableState, executor: Executor | None, damaged:
     try:
         method = method_again(recipe, str(state))
     except CurateError:
-        yield from (replace(d, remedy=f"`{state.command()} --fresh` makes it again", repaired=False) for d in damaged)
+        yield from (replace(d, remedy=f"`{state.command()}` makes it again", repaired=False) for d in damaged)
         return
     vectors = state.name if state.kind == "vectors" else recipe.vectors
     try:

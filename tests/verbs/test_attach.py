@@ -209,6 +209,19 @@ def test_vectors_are_those_of_the_file_and_selectors_take_them(
     assert [r["id"] for r in near.found][:1] == [ids[int(cosine.argmax())]]
 
 
+def test_a_damaged_part_is_told_with_the_command_that_makes_it_again(school_ws: Workspace, tmp_path: Path) -> None:
+    table = pa.table({"id": [r["id"] for r in rows_of(school_ws)], "score": values(200)})
+    file = written(tmp_path, table, "parquet")
+    curate.attach(school_ws, "other", file)
+    part = sorted(school_ws.score_folder("other").glob("part*.parquet"))[1]
+    Path(str(part)).write_bytes(b"no parquet")
+    (damage,) = curate.verify(school_ws, repair=True).damaged
+    assert "curate attach other" in damage.remedy and not damage.repaired
+    assert curate.attach(school_ws, "other", file).computed > 0
+    assert curate.verify(school_ws).damaged == []
+    np.testing.assert_array_equal([r["other"] for r in rows_of(school_ws, "other")], values(200).astype(np.float32))
+
+
 def test_one_that_was_killed_is_gone_on_with(school_ws: Workspace, tmp_path: Path) -> None:
     table = pa.table({"id": [r["id"] for r in rows_of(school_ws)], "score": values(200)})
     file = written(tmp_path, table, "parquet")
