@@ -45,6 +45,7 @@ _HOMES = {
     "audit": "curate.verbs.audit",
     "trial": "curate.verbs.trial",
     "foretell": "curate.verbs.foretell",
+    "combine": "curate.verbs.combine",
     "evaluate": "curate.verbs.evaluate",
     "report": "curate.verbs.report",
     "export": "curate.verbs.export",
@@ -77,6 +78,7 @@ if TYPE_CHECKING:
     from curate.training.settings import TrainSettings as TrainSettings
     from curate.verbs.attach import attach as attach
     from curate.verbs.audit import audit as audit
+    from curate.verbs.combine import combine as combine
     from curate.verbs.compare import compare as compare
     from curate.verbs.diff import diff as diff
     from curate.verbs.doctor import doctor as doctor

@@ -45,6 +45,7 @@ _HOMES = {  # command -> the module of curate.cli that has it, in the order of u
     "audit": "audit",
     "trial": "trial",
     "foretell": "trial",
+    "combine": "trial",
     "report": "inspect",
     "doctor": "doctor",
 }

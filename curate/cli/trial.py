@@ -1,4 +1,4 @@
-"""trial: trainings on random subsets of the pool, to measure which scores foretell what training gives."""
+"""trial, foretell, combine: trainings on random subsets of the pool, and which scores foretell what training gives."""
 
 from __future__ import annotations
 
@@ -221,3 +221,39 @@ def _interval(found: tuple[float, float, float] | None) -> str:
 
 def _figure(value: float | None) -> str:
     return "" if value is None else f"{value:.2g}" if abs(value) < 0.1 else f"{value:.2f}"
+
+
+@click.command()
+@click.argument("trial_name", metavar="TRIAL")
+@click.argument("scores", nargs=-1, required=True, metavar="SCORE SCORE...")
+@workspace()
+@click.option("--draws", type=int, default=1000, show_default=True, metavar="N", help="Of the bootstrap over subsets.")
+@click.option("--seed", type=int, default=0, show_default=True, help="Of these draws.")
+@click.option("--allow-stale", is_flag=True, help="Use scores that are stale or incomplete.")
+@as_json_option
+def combine(ws: Workspace, trial_name: str, scores: tuple[str, ...], as_json: bool, **how: Any) -> None:
+    """Fit a weighted sum of SCOREs to what a trial's trainings gained, and print it as an SQL expression.
+
+    The expression goes wherever one is taken: `curate select --by`, `curate weigh --by`, `curate foretell`. How well it
+    foretells is told of subsets that the fit has not seen.
+    """
+    r = curate.combine(ws, trial_name, *scores, **how)
+    rows = [
+        {
+            "score": row.score,
+            "weight": f"{row.weight:+.3g}",
+            "95 %": f"{row.low:+.3g} to {row.high:+.3g}",
+            "lds alone": _figure(row.lds),
+        }
+        for row in r.rows
+    ]
+    head = (
+        f"Fitted to {r.subsets} subsets of the trial {r.trial}; a weight is the gain by a standard deviation of the "
+        "score."
+    )
+    told = (
+        f"Of subsets left out it foretells {r.held_out:.2f} ({r.low:.2f} to {r.high:.2f}); the best alone, "
+        f"{r.best_alone}, {r.best_lds:.2f}."
+    )
+    lines = [head, "", table(rows, {key: key for key in rows[0]}), "", told, "", r.expression]
+    say(r, as_json, "\n".join(lines) + notes(r.warnings))

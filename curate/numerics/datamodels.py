@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-_PENALTIES = np.logspace(-6, 6, 49)  # of the regression, over the mean eigenvalue of the subsets' overlaps
+PENALTIES = np.logspace(-6, 6, 49)  # of the regression, over the mean eigenvalue of the subsets' overlaps
 
 
 @dataclass(frozen=True)
@@ -115,7 +115,7 @@ def linear_datamodel(members: np.ndarray, gains: np.ndarray) -> np.ndarray:
     scale = eigenvalues.mean() or 1.0
     k = len(members)
     best, least = np.zeros_like(gains), np.full(gains.shape[1], np.inf)
-    for penalty in _PENALTIES * scale:
+    for penalty in PENALTIES * scale:
         shrunk = eigenvalues / (eigenvalues + penalty)
         hat = (vectors * shrunk) @ vectors.T + 1 / k  # with the mean, which is not penalised
         kept = 1 - np.diag(hat)

@@ -36,12 +36,7 @@ from curate.runs.trial import TRAINED, TrialWorker, spec_in
 from curate.store.files import remove_leftovers
 from curate.store.ledger import Meters
 from curate.store.locks import lock
-from curate.store.manifests import read_any
-from curate.store.recipes import MixtureRecipe, TableRecipe
-from curate.store.workspace import Workspace
-from curate.tables.lookup import column_of, scores_of
-from curate.tables.run_costs import score_cost
-from curate.tables.state import usable
+from curate.tables.trial_values import cost_of, values_of
 from curate.tables.trials import StoredTrial, gains_of, require_trial
 
 LEVEL = 0.05  # of the permutation control, adjusted for the scores that are looked at (Holm)
@@ -130,14 +125,14 @@ def foretell(
     result = Foretold(name, recipe.subsets, recipe.samples, error, _known(most), _known(fitted))
     values = {}
     for score in dict.fromkeys(scores):
-        values[score], warnings = _values(ws, stored, score, allow_stale)
+        values[score], warnings = values_of(ws, stored, score, allow_stale)
         result.warnings += warnings
     summed = np.stack([predicted(each, members) for each in values.values()])
     won = shares_of_best(summed, gains, draws, seed)
     for i, (score, each) in enumerate(values.items()):
         found = foretold(each, members, gains, draws, seed)
         own = lds(each, members, gains) if np.isfinite(found.mean) else np.array([np.nan])
-        flops, seconds = _cost(ws, score)
+        flops, seconds = cost_of(ws, [score])
         result.rows.append(
             Foretelling(
                 score=score,
@@ -213,41 +208,10 @@ def _counter(
         row.harm, row.help = ((m.mean, *(m.interval() or (m.mean, m.mean))) for m in (harm, gain))
 
 
-def _values(ws: Workspace, stored: StoredTrial, score: str, allow_stale: bool) -> tuple[np.ndarray, list[str]]:
-    """The values of the samples that may be drawn, float64 [N]; NaN where there is none. Raises CurateError if no
-    sample has one."""
-    if score in ws.manifest_names():
-        table, recipe = read_any(ws, score)
-        if isinstance(recipe, MixtureRecipe):
-            raise CurateError(f"'{score}' is a mixture, which weighs domains and not samples; foretell a selection.")
-        values = np.zeros(ws.n_rows())
-        values[table["row"].to_numpy()] = table["weight"].to_numpy()
-        return values[stored.rows], []
-    warnings = usable(scores_of(ws, score), allow_stale)
-    values = column_of(ws, score, stored.rows)
-    values = np.where(np.isfinite(values), values, np.nan)
-    missing = int(np.isnan(values).sum())
-    if missing == len(values):
-        raise CurateError(f"{score} has no value for any of the {missing:,} samples of the trial '{stored.name}'.")
-    if missing:
-        warnings.append(f"{score} has no value for {missing:,} of {len(values):,} samples, which add nothing to a sum")
-    return values, warnings
-
-
 def _times(stored: StoredTrial) -> float:
     """How often a subset was trained on, in the mean."""
     recipe = stored.require_recipe()
     return len(stored.trainings()) / recipe.subsets
-
-
-def _cost(ws: Workspace, score: str) -> tuple[float | None, float | None]:
-    """FLOPs and seconds of the scores that it names, or that a manifest was made from; None if it names none."""
-    if score in ws.manifest_names():
-        named = read_any(ws, score)[1].scores or {}
-        recipes: list[tuple[str, TableRecipe]] = list(named.items())
-    else:
-        recipes = [(state.name, state.recipe) for state in scores_of(ws, score)]
-    return score_cost(ws, recipes) if recipes else (None, None)
 
 
 def _known(value: float) -> float | None:
