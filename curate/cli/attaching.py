@@ -10,6 +10,7 @@ import curate
 from curate.cli.console import notes, say
 from curate.cli.options import as_json_option, workspace
 from curate.errors import CurateError
+from curate.kinds.column_names import plain_name
 from curate.text_table import counted, one_line
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ if TYPE_CHECKING:
     "columns",
     multiple=True,
     metavar="[OWN=]COLUMN",
-    help="A further column, NAME_OWN in SQL.  [default of OWN: as it is called]",
+    help="A further column, NAME_OWN in SQL.  [default of OWN: as it is called, in small letters]",
 )
 @click.option("--vector", metavar="COLUMN", help="A column of lists of numbers, to be attached as vectors instead.")
 @click.option(
@@ -67,7 +68,7 @@ def attach(
         name,
         files,
         score=score,
-        columns={own or column: column for own, _, column in named},
+        columns={own or plain_name(column): column for own, _, column in named},
         vector=vector,
         by=by,
         ignore_unknown=ignore_unknown,

@@ -45,8 +45,8 @@ class Asked:
         """What the fields of the sample stand for. Raises NoText if it has no prompt, or has no text at all."""
         found = {"sample": as_chat, "prompt": prompt_of, "answer": answer_of}
         texts = {name: found[name](sample) for name in self.fields if name in found}
-        if not any(text.strip() for text in texts.values()):
-            raise NoText("has no text to ask about")
+        if lacking := [name for name, text in texts.items() if not text.strip()]:
+            raise NoText(f"has no {'text' if lacking[0] == 'sample' else lacking[0]} to ask about")
         return texts
 
     def filled(self, texts: Mapping[str, str]) -> str:
@@ -94,6 +94,9 @@ class Question:
         question, system = table.get("question"), table.get("system", "")
         if not isinstance(question, str) or not set(_FIELD.findall(question)) - {"examples"}:
             raise CurateError(f"{where} needs `question`, a text with {{sample}}, {{prompt}} or {{answer}} in it.")
+        for word in set(re.findall(r"\{(\w+)\}", question)) - set(FIELDS):
+            if (hint := nearest(word, FIELDS)).startswith("did you mean"):
+                raise CurateError(f"{where} has the field {{{word}}}, which there is not: {hint}")
         if not isinstance(system, str):
             raise CurateError(f"{where} has a `system` that is no text.")
         answers, values = table.get("answers"), table.get("values")

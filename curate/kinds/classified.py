@@ -7,7 +7,7 @@ from typing import Literal
 
 from curate.kinds.sample_text import NoText, Sample, answer_of, as_chat, contents, prompt_of
 
-PARTS = {"contents": contents, "chat": as_chat, "prompt": prompt_of, "answer": answer_of}
+_PARTS = {"contents": contents, "chat": as_chat, "prompt": prompt_of, "answer": answer_of}
 
 
 @dataclass(frozen=True)
@@ -27,7 +27,7 @@ class Classified:
 
     def text(self, sample: Sample) -> str:
         """The sample's text. Raises NoText if it has none."""
-        text = PARTS[self.of](sample)
+        text = _PARTS[self.of](sample)
         if not text.strip():
             raise NoText("has no text")
         return text

@@ -80,7 +80,7 @@ class Asking:
             return Encoded(error=str(error))
         if len(ids) > room:
             what = "the question about it" if too_long == "refuse" else "the question alone"
-            return Encoded(error=f"{what} has {len(ids)} tokens, more than the context of {room}")
+            return Encoded(error=f"{what} has {len(ids)} tokens, more than the context of {room + 1} has room for")
         supervised = np.zeros(len(ids) + 1, bool)
         supervised[-1] = True
         return Encoded(np.array([*ids, behind], np.int32), supervised, cut)

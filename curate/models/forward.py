@@ -254,6 +254,14 @@ def _name(device: torch.device) -> str:
     return torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
 
 
+def usable_positions(model: Any) -> int:
+    """How many tokens a model has positions for: RoBERTa and its kin count theirs from behind the padding's."""
+    limit = int(getattr(model.config, "max_position_embeddings", None) or 1 << 30)
+    places = [m for name, m in model.named_modules() if name.endswith("position_embeddings")]
+    before = [m.padding_idx + 1 for m in places if getattr(m, "padding_idx", None) is not None]
+    return limit - max(before, default=0)
+
+
 def wide(values: Tensor) -> Tensor:
     """The tensor in float32; float64 stays as it is."""
     return values if values.dtype == torch.float64 else values.float()

@@ -16,7 +16,7 @@ from curate.kinds.passes import ForwardRequest
 from curate.kinds.signals import Forward
 from curate.models.choice import ModelChoice, read_settings, resolve
 from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
-from curate.models.forward import Key, Model, wide
+from curate.models.forward import Key, Model, usable_positions, wide
 from curate.models.load import load_encoder
 from curate.models.tokens import Encoded
 from curate.models.usage import Usage
@@ -32,7 +32,7 @@ class SentenceEncoder(Model):
         self.pooling = _pooling(folder)
         model, tokenizer = load_encoder(choice)
         model.pooler = None  # BERT's pooler, which is not used here
-        super().__init__(choice, model, tokenizer, encoder_context(folder, model.config, tokenizer, choice))
+        super().__init__(choice, model, tokenizer, encoder_context(folder, model, tokenizer, choice))
 
     @torch.inference_mode()
     def _batch(
@@ -103,9 +103,9 @@ def _said(folder: Path, name: str) -> dict[str, Any]:
     return read_settings(folder / name) if (folder / name).exists() else {}
 
 
-def encoder_context(folder: Path, config: Any, tokenizer: Any, choice: ModelChoice) -> int:
+def encoder_context(folder: Path, model: Any, tokenizer: Any, choice: ModelChoice) -> int:
     """Tokens a text is cut to: the encoder's max_seq_length unless the user sets another."""
-    limit = min(getattr(config, "max_position_embeddings", None) or 1 << 30, tokenizer.model_max_length)
+    limit = min(usable_positions(model), tokenizer.model_max_length)
     own_limit = _said(folder, "sentence_bert_config.json").get("max_seq_length")
     if choice.context > limit:
         raise CurateError(

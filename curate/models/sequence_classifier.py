@@ -16,7 +16,7 @@ from curate.kinds.sample_text import NoText, Sample
 from curate.kinds.signals import Forward
 from curate.models.choice import ModelChoice
 from curate.models.flops import FORWARD, counted, forward_flops, paper_flops
-from curate.models.forward import Key, Model, wide
+from curate.models.forward import Key, Model, usable_positions, wide
 from curate.models.load import load_classifier
 from curate.models.tokens import Encoded
 from curate.models.usage import Usage
@@ -29,7 +29,7 @@ class SequenceClassifier(Model):
 
     def __init__(self, choice: ModelChoice):
         model, tokenizer = load_classifier(choice)
-        super().__init__(choice, model, tokenizer, classifier_context(model.config, tokenizer, choice))
+        super().__init__(choice, model, tokenizer, classifier_context(model, tokenizer, choice))
         self.width = int(model.config.num_labels)
         self.labels = [str(model.config.id2label.get(i, i)) for i in range(self.width)]
 
@@ -146,9 +146,9 @@ def _refused(parts: list[Encoded], context: int) -> list[Encoded]:
     return [Encoded(error=f"has more tokens than the context of {context}")] if long else parts
 
 
-def classifier_context(config: Any, tokenizer: Any, choice: ModelChoice) -> int:
+def classifier_context(model: Any, tokenizer: Any, choice: ModelChoice) -> int:
     """Tokens of a part: what the tokenizer and the model were made for, unless the user sets fewer."""
-    limit = min(getattr(config, "max_position_embeddings", None) or 1 << 30, tokenizer.model_max_length)
+    limit = min(usable_positions(model), tokenizer.model_max_length)
     if choice.context > limit:
         raise CurateError(
             f"model.context={choice.context} is more than the {limit} tokens that {choice.name} was made for."

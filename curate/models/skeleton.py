@@ -45,9 +45,9 @@ class EncoderSkeleton(Model):
         model, tokenizer = load_shapes(choice, encoder=True), load_tokenizer(choice)
         model.pooler = None
         if kind == "classifier":
-            context = classifier_context(model.config, tokenizer, choice)
+            context = classifier_context(model, tokenizer, choice)
         else:
-            context = encoder_context(resolve(choice.name), model.config, tokenizer, choice)
+            context = encoder_context(resolve(choice.name), model, tokenizer, choice)
         super().__init__(choice, model, tokenizer, context)
 
     def encoded(self, samples: Sequence[Sample], view: View) -> list[Encoded]:

@@ -16,7 +16,8 @@ from curate.store.workspace import Shard, Workspace
 from curate.tables import sql
 
 BY_ID, BY_ROW = "id", "row"
-_TYPES = {"float16": "float32", "float": "float32", "double": "float64", "bool": "bool"}
+_TYPES = {"halffloat": "float32", "float": "float32", "double": "float64", "bool": "bool"}
+_LARGEST = (1 << 63) - 1
 _EXACT = 1 << 24  # integers up to it are exact as float32
 
 
@@ -65,14 +66,15 @@ class Read:
 def read(table: ForeignTable, by: str, columns: Sequence[str], vector: str | None) -> Read:
     """The keys and columns of a table. Raises CurateError for a column that is no numbers, or vectors of several
     lengths."""
-    schema = table.schema()
     columns = list(dict.fromkeys(columns))
-    keyed = by != BY_ROW or BY_ROW in schema.names
+    keyed = by != BY_ROW or BY_ROW in table.schemas[0].names
     if keyed:
-        table.require(by, schema)
-    kinds = {name: _require_numbers(table, table.require(name, schema)) for name in columns}
+        for one in table.require(by):
+            _require_keys(table, one, by)
+    kinds = {name: _dtype([_require_numbers(table, one) for one in table.require(name)]) for name in columns}
     if vector:
-        _require_vectors(table, table.require(vector, schema))
+        for one in table.require(vector):
+            _require_vectors(table, one)
     names = [*([by] if keyed else []), *columns, *([vector] if vector else [])]
     names = list(dict.fromkeys(names))
     keys: list[np.ndarray | pl.Series] = []
@@ -85,7 +87,7 @@ def read(table: ForeignTable, by: str, columns: Sequence[str], vector: str | Non
         for name in columns:
             column = batch.column(name)
             nulls[name].append(column.is_null().to_numpy(zero_copy_only=False))
-            values[name].append(_numbers(column))
+            values[name].append(_numbers(column, kinds[name], table, name))
         if vector:
             vectors.append(_vectors(batch.column(vector), table, vector, n))
         n += batch.num_rows
@@ -171,17 +173,19 @@ def _by_key(ws: Workspace, keys: pl.Series, total: int, by: str, file: str) -> M
 # --- what columns hold -----------------------------------------------------------------------------------
 
 
-def number_columns(schema: pa.Schema, besides: Sequence[str]) -> list[str]:
+def number_columns(table: ForeignTable, besides: Sequence[str]) -> list[str]:
     """The columns of numbers, but for some."""
-    return [one.name for one in schema if _is_number(one.type) and one.name not in besides]
+    return [one.name for one in table.schemas[0] if _is_number(one.type) and one.name not in besides]
 
 
 def _is_number(kind: pa.DataType) -> bool:
-    return pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    """Whether a column is of numbers; one without any value may be."""
+    numbers = pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_boolean(kind)
+    return numbers or pa.types.is_null(kind)
 
 
-def _require_numbers(table: ForeignTable, found: pa.Field) -> str:
-    """The dtype of a column of numbers."""
+def _require_numbers(table: ForeignTable, found: pa.Field) -> pa.DataType:
+    """The type of a column of numbers."""
     kind = found.type
     if not _is_number(kind):
         said = "text" if pa.types.is_string(kind) or pa.types.is_large_string(kind) else str(kind)
@@ -189,7 +193,14 @@ def _require_numbers(table: ForeignTable, found: pa.Field) -> str:
             f"the column '{found.name}' of {table.files[0]} is {said}, and a score is a number; name another column, "
             "or convert it."
         )
-    return _dtype(kind)
+    return kind
+
+
+def _require_keys(table: ForeignTable, found: pa.Field, by: str) -> None:
+    kind = found.type.value_type if pa.types.is_dictionary(found.type) else found.type
+    if pa.types.is_nested(kind) or by == BY_ROW and not (pa.types.is_integer(kind) or pa.types.is_floating(kind)):
+        wanted = "numbers of rows" if by == BY_ROW else "one value each"
+        raise CurateError(f"the column '{by}' of {table.files[0]} is {found.type}, and rows are matched by {wanted}.")
 
 
 def _require_vectors(table: ForeignTable, found: pa.Field) -> None:
@@ -201,22 +212,36 @@ def _require_vectors(table: ForeignTable, found: pa.Field) -> None:
         )
 
 
-def _dtype(kind: pa.DataType) -> str:
-    if pa.types.is_integer(kind):
-        return "int32" if kind.bit_width < 32 or kind == pa.int32() else "int64"
-    return _TYPES[str(kind).replace("halffloat", "float16")]
+def _dtype(kinds: Sequence[pa.DataType]) -> str:
+    """The dtype of a column that has these types in several files."""
+    known = {_TYPES.get(str(kind)) or _integer(kind) for kind in kinds if not pa.types.is_null(kind)}
+    if len(known) <= 1:
+        return next(iter(known), "float32")
+    return "int64" if all(dtype.startswith("int") for dtype in known) else "float64"
 
 
-def _numbers(column: pa.Array) -> np.ndarray:
-    filled = column.fill_null(False if pa.types.is_boolean(column.type) else 0)
-    return filled.to_numpy(zero_copy_only=False)
+def _integer(kind: pa.DataType) -> str:
+    return "int32" if kind.bit_width < 32 or kind == pa.int32() else "int64"
+
+
+def _numbers(column: pa.Array, dtype: str, table: ForeignTable, name: str) -> np.ndarray:
+    if pa.types.is_null(column.type):
+        return np.zeros(len(column), dtype)
+    filled = column.fill_null(False if pa.types.is_boolean(column.type) else 0).to_numpy(zero_copy_only=False)
+    if filled.dtype == np.uint64 and len(filled) and filled.max() > _LARGEST:
+        raise CurateError(
+            f"the column '{name}' of {table.files[0]} has {filled.max()}, and integers are stored up to {_LARGEST}; "
+            "convert it."
+        )
+    return filled.astype(dtype)
 
 
 def _keys(column: pa.Array, by: str, table: ForeignTable, before: int) -> np.ndarray | pl.Series:
     """Keys as integers (ids, rows) or as texts. Raises CurateError for one that is none."""
-    series = pl.Series(column)
+    series = pl.Series(column.dictionary_decode() if pa.types.is_dictionary(column.type) else column)
     if by == BY_ROW:
-        keys = series.cast(pl.Int64, strict=False)
+        whole = series.cast(pl.Int64, strict=False)
+        keys = whole.set(whole.cast(pl.Float64) != series.cast(pl.Float64), None)  # type: ignore[arg-type]
     elif by == BY_ID:
         keys = _integers(series) if series.dtype == pl.String else pl.Series([None] * len(series), dtype=pl.UInt64)
     else:
@@ -237,7 +262,7 @@ def _integers(ids: pa.ChunkedArray | pl.Series) -> pl.Series:
 
 def _vectors(column: pa.Array, table: ForeignTable, name: str, before: int) -> np.ndarray:
     """The vectors of a batch, float32 [n, D]; NaN for a missing one."""
-    column = column.cast(pa.large_list(pa.float32()))
+    column = column.cast(pa.large_list(pa.float32()), safe=False)
     lengths = column.value_lengths().fill_null(0).to_numpy(zero_copy_only=False)
     width, there = int(lengths.max(initial=0)), lengths > 0
     if len(other := np.flatnonzero(there & (lengths != width))):
@@ -272,13 +297,15 @@ def shard_table(
 ) -> pa.Table:
     """A shard's part of the score's table: null, with the reason, where the file has no number."""
     values, null = score.at(rows)
+    with np.errstate(over="ignore"):  # what is beyond float32 is infinite in it
+        values = values.astype(np.float32)
     finite = np.isfinite(values)
     reasons = np.full(len(rows), None, object)
     reasons[~null & ~finite] = "its score is not a finite number"
     reasons[null] = f"{file} has no value for it"
     reasons[rows < 0] = f"{file} has no row of it"
     bad = null | ~finite
-    table = {"score": pa.array(values.astype(np.float32), mask=bad)}
+    table = {"score": pa.array(values, mask=bad)}
     for name, column in further.items():
         own, lacks = column.at(rows)
         table[name] = pa.array(own.astype(column.dtype), mask=lacks | ~np.isfinite(own))
@@ -290,5 +317,7 @@ def rounded(column: Column) -> int:
     """How many integers of a score are others as float32."""
     if column.values.dtype.kind not in "iu":
         return 0
-    large = column.values[np.abs(column.values.astype(np.float64)) > _EXACT]
-    return int((large.astype(np.float32).astype(np.float64) != large).sum())
+    large = column.values[np.abs(column.values.astype(np.float64)) > _EXACT].astype(np.int64)
+    stored = large.astype(np.float32).astype(np.float64)
+    inside = np.abs(stored) < float(_LARGEST)  # beyond, it is no integer of 64 bits any more
+    return int((~inside).sum() + (stored[inside].astype(np.int64) != large[inside]).sum())

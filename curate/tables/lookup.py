@@ -15,6 +15,7 @@ from curate.preferences import prompt_length
 from curate.store.commits import Parts
 from curate.store.encoding import read_table
 from curate.store.later_meta import with_later_meta
+from curate.store.recipes import TableRecipe
 from curate.store.workspace import Workspace
 from curate.tables import sql
 from curate.tables.state import TableState, score_state
@@ -40,10 +41,14 @@ def token_count(ws: Workspace, given: str | None, is_budget: bool) -> str:
     if given is None and is_budget:
         states = [score_state(ws, name) for name in ws.score_names()]
         complete = [state for state in states if not state.nulls and not state.problem() and state.recipe.models]
-        columns = [state.name for state in complete if state.recipe.method == "tokens"]
+        columns = [state.name for state in complete if _counts_whole(state.recipe)]
         columns += [f"{state.name}_tokens" for state in complete if "tokens" in (state.recipe.columns or {})]
         return next(iter(columns), TOKENS)
     return given or TOKENS
+
+
+def _counts_whole(recipe: TableRecipe) -> bool:
+    return recipe.method == "tokens" and recipe.settings.get("of", "whole") == "whole"
 
 
 def column_of(ws: Workspace, expression: str, rows: np.ndarray) -> np.ndarray:

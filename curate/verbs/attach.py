@@ -12,6 +12,7 @@ import numpy as np
 from curate.arguments.workspaces import AnyWorkspace, workspace_of
 from curate.errors import CurateError
 from curate.hashing import fingerprint
+from curate.kinds.column_names import plain_name, refuse_column_names
 from curate.results import Result
 from curate.store.commits import Parts
 from curate.store.contents import enter, require_intact, take_out
@@ -87,10 +88,10 @@ def attach(
     if vector and (score or columns):
         raise CurateError("vectors are attached by themselves; attach the score under a name of its own.")
     table = ForeignTable.of([str(path) for path in paths], texts=[key for key in ("id", by) if key and key != "row"])
-    own = dict(columns) if isinstance(columns, Mapping) else {column: column for column in columns}
-    schema = table.schema()
-    by = by or ("id" if "id" in schema.names else "row")
-    main = vector or score or _score_column(table, schema, name, by, own)
+    own = dict(columns) if isinstance(columns, Mapping) else {plain_name(column): column for column in columns}
+    refuse_column_names(list(own) if isinstance(columns, Mapping) else [plain_name(c) for c in columns])
+    by = by or ("id" if "id" in table.schemas[0].names else "row")
+    main = vector or score or _score_column(table, name, by, own)
     found = attached.read(table, by, [] if vector else [main, *own.values()], vector)
     file = ", ".join(path.name for path in table.files[:2]) + (", …" if len(table.files) > 2 else "")
     matched = attached.match(ws, shards, found, by, file)
@@ -119,9 +120,9 @@ def attach(
     return result
 
 
-def _score_column(table: ForeignTable, schema: object, name: str, by: str, own: Mapping[str, str]) -> str:
+def _score_column(table: ForeignTable, name: str, by: str, own: Mapping[str, str]) -> str:
     """The column that is the score, where none is named. Raises CurateError if that cannot be told."""
-    numbers = attached.number_columns(schema, (by, "id", "row", *own.values()))  # type: ignore[arg-type]
+    numbers = attached.number_columns(table, (by, "id", "row", *own.values()))
     for column in ("score", name):
         if column in numbers:
             return column
@@ -147,7 +148,9 @@ def _refuse_another_pool(result: Attached, file: str, ignore_unknown: bool) -> N
 def _recipe(table: ForeignTable, result: Attached, found: attached.Read, ignore_unknown: bool) -> TableRecipe:
     digests = table.digests()
     settings = {"columns": result.columns, "ignore_unknown": ignore_unknown}
-    stamp = fingerprint(METHOD, result.kind, sorted(digests.values()), result.by, result.column, result.columns)
+    files = list(digests.values())
+    files = files if found.keys is None else sorted(files)  # without keys their order tells whose a row is
+    stamp = fingerprint(METHOD, result.kind, files, result.by, result.column, result.columns)
     of_score = {
         "target": None,
         "target_fingerprint": None,
@@ -222,7 +225,8 @@ def _vectors_at(vectors: np.ndarray, rows: np.ndarray, file: str) -> dict[str, n
     own = vectors[rows]
     own[rows < 0] = np.nan
     there = np.isfinite(own).all(1) & (np.abs(own).max(1, initial=0) > 0)
-    reasons = np.where(rows < 0, f"{file} has no row of it", f"{file} has no vector of finite numbers for it")
+    lacks = f"{file} has no vector of finite numbers for it, or one of zeros"
+    reasons = np.where(rows < 0, f"{file} has no row of it", lacks)
     return {"vector": np.where(there[:, None], own, 0), "error": np.where(there, "", reasons).astype(object)}
 
 

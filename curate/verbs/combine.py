@@ -35,8 +35,9 @@ class Weighted:
 @dataclass
 class Combined(Result):
     """A combination of scores. expression: its SQL over `samples`. held_out: the rank correlation of what the other
-    subsets foretell of each subset with its gain, and its 95 % interval; best_alone: the best of the scores and its
-    LDS, for which nothing was fitted. flops, seconds: what all scores cost, None if the ledger has nothing."""
+    subsets foretell of each subset with its gain, and its 95 % interval; best_alone: the score that foretells most by
+    itself, one way or the other, and its LDS, for which nothing was fitted. flops, seconds: what all scores cost,
+    None if the ledger has nothing."""
 
     trial: str
     subsets: int
@@ -69,6 +70,8 @@ def combine(
     ws = workspace_of(ws)
     stored = require_trial(ws, name)
     scores = tuple(dict.fromkeys(scores))
+    if draws < 1:
+        raise CurateError(f"--draws {draws}: the intervals are made of 1 or more.")
     if len(scores) < 2:
         raise CurateError("name at least two scores, or SQL expressions over `samples`, to combine.")
     if manifests := sorted(set(scores) & set(ws.manifest_names())):
@@ -93,9 +96,9 @@ def combine(
             scores, result.weights, result.weights_low, result.weights_high, alone, strict=True
         )
     ]
-    best = max(rows, key=lambda row: row.lds)
+    best = max(rows, key=lambda row: np.nan_to_num(abs(row.lds)))
     flops, seconds = cost_of(ws, scores)
-    if result.held_out <= best.lds:
+    if result.held_out <= abs(best.lds):
         warnings.append(
             f"{best.score} alone foretells as well ({best.lds:.2f}): the combination does not pay for the others"
         )
@@ -118,7 +121,7 @@ def combine(
 def _expression(scores: tuple[str, ...], weights: np.ndarray, center: np.ndarray, scale: np.ndarray) -> str:
     """The sum in SQL; a sample without a value of a score counts as its mean."""
     terms = [
-        f"{w / s:.12g} * coalesce(({score})::DOUBLE - ({c:.12g}), 0)"
+        f"{w / s:.12g} * CASE WHEN isfinite(({score})::DOUBLE) THEN ({score})::DOUBLE - ({c:.12g}) ELSE 0 END"
         for score, w, c, s in zip(scores, weights, center, scale, strict=True)
     ]
     return " + ".join(terms)

@@ -14,7 +14,7 @@ from curate.errors import CurateError
 from curate.methods.scores.classifier import Classifier
 from curate.models.choice import ModelChoice
 from curate.models.forward import score_samples
-from curate.models.sequence_classifier import SequenceClassifier
+from curate.models.sequence_classifier import SequenceClassifier, classifier_context
 from curate.store.workspace import Workspace
 from tests.conftest import write_jsonl
 from tests.support.classifiers import choice, classifier
@@ -63,7 +63,7 @@ def test_values_give_an_expectation_and_further_labels_columns() -> None:
     found = scored(Classifier(values="0, 1, 5", further="LABEL_2,0"), choice(), TEXTS)
     np.testing.assert_allclose(found["score"], wanted @ [0, 1, 5], atol=1e-5)
     np.testing.assert_allclose(found["label_2"], wanted[:, 2], atol=1e-5)
-    np.testing.assert_allclose(found["0"], wanted[:, 0], atol=1e-5)
+    np.testing.assert_allclose(found["c_0"], wanted[:, 0], atol=1e-5)
 
 
 def test_of_a_long_text_the_parts_count_as_it_is_said() -> None:
@@ -126,7 +126,8 @@ def test_a_dry_run_foresees_it_and_resuming_computes_nothing_again(school_ws: Wo
         ({"values": "1,2"}, 3, "values=1,2 are 2, and the classifier has 3 labels"),
         ({"values": "1,x"}, 3, "numbers with commas between"),
         ({"values": "1,2,3", "label": "LABEL_0"}, 3, "not both"),
-        ({"further": "a,A"}, 3, "names a label twice"),
+        ({"further": "a,A"}, 3, "two further columns would be called 'a'"),
+        ({"label": "LABEL_0", "further": "Score"}, 3, "every score has a column 'score' of its own"),
     ],
 )
 def test_settings_that_do_not_fit_the_model_are_refused(
@@ -134,6 +135,16 @@ def test_settings_that_do_not_fit_the_model_are_refused(
 ) -> None:
     with pytest.raises(CurateError, match=re.escape(said)):
         curate.score(school_ws, Classifier(**settings), models=choice("bert", labels))
+
+
+def test_the_positions_of_robertas_kin_begin_behind_the_padding() -> None:
+    model = SequenceClassifier(choice("roberta", 1, "regression"))
+    model.tokenizer.model_max_length = 1 << 30
+    places = model.model.config.max_position_embeddings - model.model.config.pad_token_id - 1
+    assert classifier_context(model.model, model.tokenizer, model.choice) == places
+    whole = SequenceClassifier(choice("bert", 1, "regression"))
+    whole.tokenizer.model_max_length = 1 << 30
+    assert classifier_context(whole.model, whole.tokenizer, whole.choice) == 72
 
 
 def test_what_is_no_classifier_is_refused(school_ws: Workspace) -> None:

@@ -49,6 +49,9 @@ def test_a_threshold_of_1_keeps_what_is_equal() -> None:
     assert Deita(1.0).select(given, Budget("rows", 4), 0).tolist() == [0, 1, 2, 3]
 
 
+COUNTED = SelectionSpec(by="length", tokens=5000, token_count="n_chars / 4", vectors="embed_lm")
+
+
 def test_complexity_times_quality_is_an_expression_of_columns(small_ws: Workspace) -> None:
     curate.score(small_ws, Length(), EmbedLm(), models=NARROW)
     found = curate.select(
@@ -57,7 +60,7 @@ def test_complexity_times_quality_is_an_expression_of_columns(small_ws: Workspac
     assert found.rows == 20 and not found.warnings
     strict = curate.select(small_ws, "few", Deita(0.2), SelectionSpec(by="length", top=20, vectors="embed_lm"))
     assert 0 < strict.rows < 20 and strict.warnings == [f"'deita' takes {strict.rows} of the 20 rows it may"]
-    half = curate.select(small_ws, "half", Deita(0.2), SelectionSpec(by="length", tokens=5000, vectors="embed_lm"))
+    half = curate.select(small_ws, "half", Deita(0.2), COUNTED)
     assert half.warnings == [f"'deita' takes {half.tokens:,.0f} of the 5,000 tokens it may"] and half.tokens < 5000
 
 
@@ -66,6 +69,6 @@ def test_one_long_sample_hides_no_unspent_tokens(ws: Workspace, tmp_path: Path) 
     (tmp_path / "pool.jsonl").write_text("\n".join([json.dumps({"text": "long " * 4000}), *alike]))
     curate.ingest(ws, [str(tmp_path / "pool.jsonl")])
     curate.score(ws, Length(), EmbedLm(), models=NARROW)
-    choice = SelectionSpec(by="length", tokens=5400, vectors="embed_lm")
+    choice = SelectionSpec(by="length", tokens=5400, token_count="n_chars / 4", vectors="embed_lm")
     found = curate.select(ws, "few", Deita(0.5), choice)
     assert found.rows < 10 and found.warnings == [f"'deita' takes {found.tokens:,.0f} of the 5,400 tokens it may"]

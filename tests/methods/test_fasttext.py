@@ -42,10 +42,33 @@ def test_it_finds_what_it_was_trained_for_on_samples_that_it_has_not_seen(tmp_pa
 
 
 def test_the_part_that_is_asked_for_is_read_and_what_has_no_text_is_null(school_ws: Workspace, tmp_path: Path) -> None:
-    curate.ingest(school_ws, [write_jsonl(tmp_path / "raw.jsonl", [{"text": "raw 1"}])])
-    curate.score(school_ws, Fasttext(str(trained()), "hq", of="prompt"))
-    (row,) = curate.sql(school_ws, "SELECT count(*) n, any_value(fasttext_error) e FROM samples WHERE fasttext IS NULL")
-    assert row == {"n": 1, "e": "has no prompt: it is raw text"}
+    raw, asks = {"text": "raw 1"}, {"messages": [{"role": "user", "content": "1?"}]}
+    curate.ingest(school_ws, [write_jsonl(tmp_path / "rows.jsonl", [raw, asks])])
+    for part, name in (("prompt", "prompts"), ("answer", "answers")):
+        curate.score(school_ws, Fasttext(str(trained()), "hq", of=part), names={"fasttext": name})  # type: ignore[arg-type]
+    found = list(
+        curate.sql(school_ws, "SELECT prompts_error p, answers_error a FROM samples ORDER BY row DESC LIMIT 3")
+    )
+    assert [(row["p"], row["a"]) for row in found] == [
+        (None, "has no text"),
+        ("has no prompt: it is raw text", None),
+        (None, None),
+    ]
+
+
+def test_a_label_that_a_tree_of_labels_does_not_reach_has_no_probability(school_ws: Workspace, tmp_path: Path) -> None:
+    lines = [f"__label__l{i % 20} " + " ".join([f"word{i % 20}"] * 9) + "\n" for i in range(4000)]
+    (tmp_path / "train.txt").write_text("".join(lines))
+    options = {"dim": 8, "epoch": 8, "lr": 1.0, "thread": 1, "seed": 1, "verbose": 0, "bucket": 100}
+    model = fasttext.train_supervised(input=str(tmp_path / "train.txt"), loss="hs", **options)
+    model.save_model(str(tmp_path / "tree.bin"))
+    texts = [{"text": "word3 word3 word3 word3"}, {"text": "word7 word7 word7 word7"}]
+    ws = curate.open_workspace(tmp_path / "own")
+    curate.ingest(ws, [write_jsonl(tmp_path / "rows.jsonl", texts)])
+    assert len(model.predict(["word3 word3 word3 word3"], k=-1)[0][0]) < 20
+    curate.score(ws, Fasttext(str(tmp_path / "tree.bin"), "l7"))
+    found = [row["fasttext"] for row in curate.sql(ws, "SELECT fasttext FROM samples ORDER BY row")]
+    assert found[0] < 1e-3 and found[1] > 0.9
 
 
 def test_another_file_under_the_name_is_another_score(school_ws: Workspace, tmp_path: Path) -> None:

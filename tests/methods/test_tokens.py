@@ -86,5 +86,7 @@ def test_a_budget_in_tokens_goes_by_them_and_a_guess_is_said_to_be_one(school_ws
     result = curate.select(school_ws, "counted", "random", SelectionSpec(tokens=500))
     (sum_,) = curate.sql(school_ws, "SELECT sum(tokens) n FROM samples JOIN counted USING (id)")
     assert result.counted_by == "tokens" and result.tokens == sum_["n"] <= 500 and not result.warnings
+    curate.score(school_ws, Tokens(of="supervised"), names={"tokens": "a_sup"}, models=NARROW)
+    assert curate.select(school_ws, "still", "random", SelectionSpec(tokens=500)).counted_by == "tokens"
     learnt = curate.select(school_ws, "learnt", "random", SelectionSpec(tokens=500, token_count="tokens_supervised"))
     assert learnt.rows >= result.rows

@@ -199,7 +199,7 @@ def test_vectors_are_those_of_the_file_and_selectors_take_them(
     for i in (0, 7, 198):
         np.testing.assert_allclose(found[i]["vector"], theirs[i] / lengths[i], atol=1e-3)
         assert found[i]["norm"] == pytest.approx(lengths[i], rel=1e-6)
-    assert found[5]["error"] == "theirs.parquet has no vector of finite numbers for it"
+    assert found[5]["error"] == "theirs.parquet has no vector of finite numbers for it, or one of zeros"
     curate.select(school_ws, "spread", "kcenter", SelectionSpec(vectors="theirs", top=5))
     with pytest.raises(CurateError, match="how it was computed is not known here"):
         curate.neighbors(school_ws, vectors="theirs", text="a text")
@@ -288,6 +288,97 @@ def test_files_that_are_no_tables_are_refused(school_ws: Workspace, tmp_path: Pa
     curate.score(school_ws, Length())
     with pytest.raises(CurateError, match="is there, made by length"):
         curate.attach(school_ws, "length", tmp_path / "theirs.parquet")
+
+
+@pytest.mark.parametrize(
+    ("columns", "said"),
+    [
+        ({"score": "b"}, "every score has a column 'score' of its own"),
+        ({"error": "b"}, "every score has a column 'error'"),
+        ({"id": "b"}, "every score has a column 'id'"),
+        ({'b "c': "b"}, "must match"),
+        ({"a.b": "b"}, "'a_b' would do"),
+        (["b", "B"], "two further columns would be called 'b'"),
+    ],
+)
+def test_names_that_sql_cannot_tell_apart_are_refused(
+    columns: Any, said: str, school_ws: Workspace, tmp_path: Path
+) -> None:
+    file = written(
+        tmp_path, pa.table({"row": range(200), "a": values(200), "b": values(200), "B": values(200)}), "arrow"
+    )
+    with pytest.raises(CurateError, match=said):
+        curate.attach(school_ws, "other", file, score="a", columns=columns)
+
+
+def test_without_keys_the_order_of_files_counts(school_ws: Workspace, tmp_path: Path) -> None:
+    for name, some in (("a", values(200)[:80]), ("b", values(200)[80:])):
+        pq.write_table(pa.table({"q": some}), tmp_path / f"{name}.parquet")
+    files = [tmp_path / "b.parquet", tmp_path / "a.parquet"]
+    curate.attach(school_ws, "other", files)
+    with pytest.raises(CurateError, match="attached from other files or columns"):
+        curate.attach(school_ws, "other", files[::-1])
+    curate.attach(school_ws, "other", files[::-1], fresh=True)
+    np.testing.assert_array_equal([r["other"] for r in rows_of(school_ws, "other")], values(200).astype(np.float32))
+
+
+def test_a_column_that_has_several_types_in_several_files_loses_nothing(school_ws: Workspace, tmp_path: Path) -> None:
+    ids = [r["id"] for r in rows_of(school_ws)]
+    (tmp_path / "a.csv").write_text("id,q,x\n" + "".join(f"{one},1,{i}\n" for i, one in enumerate(ids[:100])))
+    (tmp_path / "b.csv").write_text("id,q,x\n" + "".join(f"{one},0.5,{i}.5\n" for i, one in enumerate(ids[100:150])))
+    (tmp_path / "c.csv").write_text("id,q,x\n" + "".join(f"{one},,\n" for one in ids[150:]))
+    result = curate.attach(school_ws, "other", sorted(tmp_path.glob("?.csv")), score="q", columns=["x"])
+    assert result.nulls == 50 and result.missing == 0
+    found = rows_of(school_ws, "other, other_x")
+    assert [r["other"] for r in found] == [1.0] * 100 + [0.5] * 50 + [None] * 50
+    assert [r["other_x"] for r in found] == [*range(100), *(i + 0.5 for i in range(50)), *[None] * 50]
+    (tmp_path / "c.csv").write_text("id,q,x\n" + "".join(f"{one},good,\n" for one in ids[150:]))
+    with pytest.raises(CurateError, match="is text, and a score is a number"):
+        curate.attach(school_ws, "third", sorted(tmp_path.glob("?.csv")), score="q")
+
+
+@pytest.mark.parametrize("ending", ["jsonl", "csv"])
+def test_rows_may_be_long_and_have_fields_of_all_kinds_that_are_not_wanted(
+    ending: str, school_ws: Workspace, tmp_path: Path
+) -> None:
+    ids = [r["id"] for r in rows_of(school_ws)]
+    table = pa.table({"id": ids, "text": ["long " * 600_000, *["x"] * 199], "q": values(200)})
+    file = written(tmp_path, table, ending)
+    if ending == "jsonl":
+        with file.open("a") as out:
+            out.write('{"id": "%s", "text": {"now": "an object"}, "q": 1.5}\n' % ("f" * 16))
+    result = curate.attach(school_ws, "other", file, score="q", ignore_unknown=True)
+    assert result.nulls == 0 and result.unknown == (ending == "jsonl")
+
+
+def test_keys_of_other_types_are_matched_or_refused_by_a_sentence(school_ws: Workspace, tmp_path: Path) -> None:
+    ids = [r["id"] for r in rows_of(school_ws)]
+    coded = pa.table({"id": pa.array(ids).dictionary_encode(), "q": values(200)})
+    assert curate.attach(school_ws, "coded", written(tmp_path, coded, "parquet")).matched == 200
+    whole = pa.table({"row": [0.0, 3.0], "q": [1.0, 2.0]})
+    assert curate.attach(school_ws, "whole", written(tmp_path, whole, "parquet"), score="q").matched == 2
+    for rows, said in (([0.0, 1.5], "has row 1.5"), ([True, False], "is bool, and rows"), ([[0], [1]], "is list")):
+        file = written(tmp_path, pa.table({"row": rows, "q": [1.0, 2.0]}), "parquet")
+        with pytest.raises(CurateError, match=said):
+            curate.attach(school_ws, "other", file, score="q", by="row")
+
+
+def test_numbers_beyond_what_is_stored_are_null_or_refused(school_ws: Workspace, tmp_path: Path) -> None:
+    large = pa.table({"row": [0, 1, 2], "q": [1e300, -1e39, 1.0]})
+    result = curate.attach(school_ws, "other", written(tmp_path, large, "parquet"), score="q")
+    assert result.nulls == 199
+    found = rows_of(school_ws, "other, other_error e")
+    assert [r["other"] for r in found[:3]] == [None, None, 1.0] and "not a finite number" in found[0]["e"]
+    unsigned = pa.table({"row": [0], "q": [1.0], "u": pa.array([(1 << 63) + 5], pa.uint64())})
+    with pytest.raises(CurateError, match="integers are stored up to 9223372036854775807"):
+        curate.attach(school_ws, "third", written(tmp_path, unsigned, "parquet"), score="q", columns=["u"])
+    edge = pa.table({"row": [0, 1], "q": [(1 << 63) - 1, 5]})
+    assert (
+        "1 values are integers"
+        in curate.attach(school_ws, "edge", written(tmp_path, edge, "parquet"), score="q").warnings[0]
+    )
+    whole = pa.table({"row": [0], "v": [[(1 << 24) + 1, 2]]})
+    assert curate.attach(school_ws, "vectors", written(tmp_path, whole, "parquet"), vector="v").matched == 1
 
 
 def test_large_integers_are_said_to_be_rounded_and_kept_whole_beside(school_ws: Workspace, tmp_path: Path) -> None:

@@ -60,9 +60,21 @@ def test_the_expression_is_the_fitted_sum(tried: Workspace, monkeypatch: pytest.
 
 def test_on_real_trainings_it_says_what_it_found(tried: Workspace, cli: Any) -> None:
     done = cli("combine", "-w", tried.path, "one", "length", "n_chars", "(-row)", "--draws", 20)
-    assert "Of subsets left out it foretells" in done.stdout and "coalesce((length)" in done.stdout
+    assert "Of subsets left out it foretells" in done.stdout and "isfinite((length)::DOUBLE)" in done.stdout
     told = json.loads(cli("combine", "-w", tried.path, "one", "length", "n_chars", "--draws", 20, "--json").stdout)
     assert told["subsets"] == 12 and len(told["rows"]) == 2 and told["flops"] == 0
+
+
+def test_a_value_that_is_not_finite_counts_as_the_mean(tried: Workspace, monkeypatch: pytest.MonkeyPatch) -> None:
+    plant(monkeypatch, tried)
+    odd = "CASE row WHEN 0 THEN 'inf'::DOUBLE WHEN 1 THEN 'nan'::DOUBLE WHEN 2 THEN NULL ELSE length END"
+    found = curate.combine(tried, "one", odd, "n_chars", draws=5)
+    values = columns(tried, found.expression, "n_chars")
+    (w,) = [row.weight for row in found.rows if row.score == "n_chars"]
+    chars = columns(tried, "n_chars")[0][require_trial(tried, "one").rows]
+    np.testing.assert_allclose(values[0][:3], w * (values[1][:3] - chars.mean()) / chars.std(), rtol=1e-8)
+    with pytest.raises(CurateError, match="--draws 0"):
+        curate.combine(tried, "one", "length", "n_chars", draws=0)
 
 
 @pytest.mark.parametrize(

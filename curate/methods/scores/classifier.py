@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import ClassVar, Literal
@@ -9,6 +8,7 @@ import numpy as np
 
 from curate.errors import CurateError
 from curate.kinds.classified import Classified
+from curate.kinds.column_names import plain_name, refuse_column_names
 from curate.kinds.passes import Arrays, Columns, ForwardRequest, Pass
 from curate.kinds.score import Score, Target
 from curate.kinds.signals import Forward
@@ -61,14 +61,13 @@ class Classifier(Score):
     def __post_init__(self) -> None:
         if self.label and self.values:
             raise CurateError("classifier takes a label, or values of all labels, not both.")
-        if len(set(self.columns)) < len(self._further):
-            raise CurateError(f"further={self.further} of classifier names a label twice.")
+        refuse_column_names([plain_name(label) for label in self._further])
         self._numbers()
 
     @property
     def columns(self) -> Mapping[str, str]:  # type: ignore[override]
         """A column for each further label, by its name in small letters."""
-        return {re.sub(r"\W+", "_", label.lower()).strip("_"): "float32" for label in self._further}
+        return {plain_name(label): "float32" for label in self._further}
 
     @property
     def _further(self) -> tuple[str, ...]:
