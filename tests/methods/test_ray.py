@@ -6,6 +6,7 @@ import os
 import shutil
 import subprocess
 import sys
+import tempfile
 import textwrap
 import threading
 import time
@@ -79,6 +80,24 @@ def test_a_ray_of_our_own_writes_the_same_bytes_and_listens_to_this_machine_alon
     assert tree_bytes(sample_ws.path / "scores") == calm
     listening = [line.split()[3] for line in done.stdout.splitlines() if "raylet" in line or "gcs_server" in line]
     assert all("127.0.0.1" in address for address in listening), listening
+
+
+def test_a_ray_of_our_own_does_not_join_a_cluster_that_was_left_behind() -> None:
+    """A cluster that was killed leaves its address in Ray's folder, where ray.init() would look it up."""
+    folder = tempfile.mkdtemp(prefix="ray")  # a short path: Ray's sockets are in it
+    Path(folder, "ray").mkdir()
+    Path(folder, "ray", "ray_current_cluster").write_text("127.0.0.1:1")
+    script = """
+        from curate.methods.executors.ray import Ray
+        workers = Ray(workers=1).open()
+        print(workers.backend.ray.cluster_resources()["CPU"] > 0)
+        workers.close()
+    """
+    environment = {**os.environ, "RAY_TMPDIR": folder}
+    command = [sys.executable, "-c", textwrap.dedent(script)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=ROOT, env=environment)
+    shutil.rmtree(folder, ignore_errors=True)
+    assert done.stdout == "True\n", done.stderr
 
 
 def test_a_trial_s_trainings_are_the_same_on_ray(sums_ws: Workspace, tmp_path: Path) -> None:

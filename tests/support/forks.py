@@ -15,6 +15,7 @@ import functools
 import gc
 import json
 import os
+import select
 import shutil
 import signal
 import subprocess
@@ -123,38 +124,52 @@ def _load() -> None:
     import curate.tables.engine  # noqa: F401
 
 
-def _serve(asked: IO[str], told: IO[str]) -> None:
+def _serve(asked: int, told: IO[str]) -> None:
     """Fork for every line, and note down how each of these processes ended."""
     folders: dict[int, Path] = {}
-
-    def note(*_: Any) -> None:
-        while folders:
-            pid, status = os.waitpid(-1, os.WNOHANG)
-            if not pid:
+    # The handler does nothing and a byte says that it ran: code in a handler could run in the midst of a fork.
+    woken, wake = os.pipe()
+    for end in (woken, wake):
+        os.set_blocking(end, False)
+    signal.signal(signal.SIGCHLD, lambda *_: None)
+    signal.set_wakeup_fd(wake)
+    os.fsync = lambda _: None  # as in the tests' own process (conftest.py)
+    pending = b""
+    while True:
+        readable, _, _ = select.select([asked, woken], [], [])
+        if woken in readable:
+            os.read(woken, 4096)
+            _note(folders)
+        if asked in readable:
+            read = os.read(asked, 1 << 16)
+            if not read:
                 return
-            folder = folders.pop(pid)
+            *lines, pending = (pending + read).split(b"\n")
+            for line in lines:
+                request = json.loads(line)
+                pid = os.fork()
+                if not pid:
+                    _become(**request)
+                folders[pid] = Path(request["folder"])
+                told.write(f"{pid}\n")
+                told.flush()
+
+
+def _note(folders: dict[int, Path]) -> None:
+    while folders:
+        pid, status = os.waitpid(-1, os.WNOHANG)
+        if not pid:
+            return
+        if folder := folders.pop(pid, None):  # else a library's own
             (folder / "ended").write_text(str(os.waitstatus_to_exitcode(status)))
             (folder / "ended").rename(folder / "status")
-
-    signal.signal(signal.SIGCHLD, note)
-    os.fsync = lambda _: None  # as in the tests' own process (conftest.py)
-    for line in asked:
-        request = json.loads(line)
-        signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGCHLD])
-        pid = os.fork()
-        if not pid:
-            _become(**request)
-        folders[pid] = Path(request["folder"])
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
-        told.write(f"{pid}\n")
-        told.flush()
 
 
 def _become(code: str, arguments: list[str], folder: str, environment: dict[str, str]) -> None:
     status = 1
     try:
+        signal.set_wakeup_fd(-1)
         signal.signal(signal.SIGCHLD, signal.SIG_DFL)
-        signal.pthread_sigmask(signal.SIG_UNBLOCK, [signal.SIGCHLD])
         os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
         for name, stream in (("stdout", 1), ("stderr", 2)):
             os.dup2(os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT), stream)
@@ -181,4 +196,4 @@ if __name__ == "__main__":
     _load()
     gc.enable()
     gc.freeze()  # or every fork would look through all of it for garbage
-    _serve(sys.stdin, sys.stdout)
+    _serve(sys.stdin.fileno(), sys.stdout)

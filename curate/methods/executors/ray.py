@@ -154,7 +154,9 @@ def _connected(address: str | None) -> tuple[Any, bool]:
     try:
         _reach(target)
         dashboard = False if alone else None
-        ray.init(address, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
+        # "local", or Ray would join whatever cluster was last started here, even one that is no more
+        where = "local" if alone else address
+        ray.init(where, include_dashboard=dashboard, log_to_driver=False, logging_level=logging.ERROR)
     except (OSError, ValueError, RuntimeError) as error:
         message = (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
         raise CurateError(f"no Ray could be reached at {target or 'this machine'}: {message}.") from None
