@@ -140,7 +140,9 @@ class Pass:
     those of the target. over: a counting pass with requests may run over the samples of the target instead, or over the
     held-out anchors; over="training" it is given, instead of batches, what a training on the pool gave
     (`Score.replay`): ids, uint64 [N], values, float64 [N], the derivative of the target's loss by each sample's weight;
-    loss, steps and drift, [1] (curate.training.replay). A partial of a pass with requests holds the sums of its
+    loss, steps and drift, [1] (curate.training.replay); over="pairs" its requests' samples are pairs, in both orders
+    (`Score.compared`, curate.kinds.asking), and a partial has the ids of these too: one, other, uint64. A partial of a
+    pass with requests holds the sums of its
     requests' collectors, under the collectors' own names; `reduce` is given partials of a few large ranges of the pool,
     already summed.
     then(state, before): what the state becomes, given the states of all previous passes, of which an array is read
@@ -155,7 +157,7 @@ class Pass:
     shaped_by: tuple[str, ...] = ()
     flops: Callable[[Any], float] | None = None
     requests: Mapping[str, ForwardRequest | GradientRequest] = field(default_factory=dict)
-    over: Literal["pool", "target", "anchors", "training"] = "pool"
+    over: Literal["pool", "target", "anchors", "training", "pairs"] = "pool"
     then: Callable[[Arrays, Mapping[str, np.ndarray]], Arrays] | None = None
     reads: str = ""
     share: float = 1.0

@@ -94,6 +94,10 @@ class Score(Method):
         """The training on the whole pool that it replays backwards, in a first pass over="training"; None: none."""
         return None
 
+    def compared(self) -> Comparisons | None:
+        """The pairs of samples that it compares, in a first pass over="pairs"; None: none."""
+        return None
+
     def anchors(self) -> HeldOutShare | None:
         """The share of samples held out for passes over anchors, and not scored; None: nothing is held out."""
         return None
@@ -145,6 +149,15 @@ class Replay:
     seed: of the order of samples, and of LoRA's matrices."""
 
     settings: Mapping[str, Any]
+    seed: int
+
+
+@dataclass(frozen=True)
+class Comparisons:
+    """Pairs of samples: of a random `share` of the pool, each with about so many `others`; drawn with the seed."""
+
+    others: int
+    share: float
     seed: int
 
 

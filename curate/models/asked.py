@@ -30,7 +30,8 @@ class Asking:
 
     def encoded(self, samples: Sequence[Sample], context: int, too_long: str) -> list[Encoded]:
         """The question about each sample, with one token behind it, the first of an answer, which alone is supervised.
-        Of one that would be longer than the context the longest field is cut at its end: 'cut'; or it is refused."""
+        Of one that would be longer than the context the longest fields are cut at their ends ('cut'), or it is
+        refused."""
         behind = self.answers()[0][0]
         return [self._one(sample, context - 1, too_long, behind) for sample in samples]
 
@@ -119,7 +120,13 @@ class Asking:
 
 
 def _shorter(texts: Mapping[str, str], share: float) -> dict[str, str]:
-    """The texts with the end of the longest taken away, this share of all that they say."""
-    name = max(texts, key=lambda field: len(texts[field]))
-    less = math.ceil(share * sum(map(len, texts.values()))) + 1
-    return {**texts, name: texts[name][: max(0, len(texts[name]) - less)]}
+    """The texts with this share of all that they say taken away, from the ends of the longest: none is cut below one
+    that is shorter."""
+    left = sum(map(len, texts.values())) - math.ceil(share * sum(map(len, texts.values()))) - 1
+    level, shorter = 0, 0
+    for n, length in enumerate(sorted(map(len, texts.values()))):
+        level = max(0, left - shorter) // (len(texts) - n)  # of these and all longer ones alike
+        if length > level:
+            break
+        shorter += length
+    return {name: text[:level] for name, text in texts.items()}

@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from curate.kinds.passes import ForwardRequest, Pass, View
 from curate.kinds.score import Target
+from curate.runs.compared import pairs_of
 from curate.runs.foreseen_passes import ForeseenPasses, Samples
 from curate.runs.foreseen_tokens import PoolTokens
 from curate.runs.foreseen_training import foreseen_training
@@ -31,6 +32,7 @@ if TYPE_CHECKING:
     from curate.runs.foreseen_passes import Shared
 
 _UNITS = 64  # units at most that are looked at; the others are like these
+_QUESTIONS = 1_024  # questions at most that are tokenised
 _ID, _NUMBER, _COUNT = (10.3, 5.0, 1.0)  # bytes, compressed: of an id in a table, a float, a small integer
 _UNDONE, _UNDONE_LORA = 3.0, 2.25  # what it takes to undo a training, in trainings (curate.training.replay)
 _GRADIENTS = ("forward", "backward", "projection")  # phases of a pass that computes gradients
@@ -121,10 +123,27 @@ class _Job:
         times = 2 + (_UNDONE_LORA if spec.settings.lora_r else _UNDONE)
         return self._row(step.name, 0, 1, amounts, times * training["flops"], 8.0 * training["samples"], phases)
 
+    def _compared(self, step: Pass, done: bool) -> dict[str, Any]:
+        """Pairs of samples: as for so many questions, of which some are tokenised."""
+        how = self.job.method.compared()
+        assert how is not None
+        if done:
+            return self._row(step.name, 0, 0, {"rows": 0, "text_chars": 0}, 0.0, 0.0, self._phases(step))
+        pairs = pairs_of(self.job.shards, how)
+        n = len(pairs.first)
+        looked = np.unique(np.linspace(0, n - 1, _QUESTIONS).astype(int))
+        samples: Samples = [lambda model, view: self.passes.counted(model, pairs.questions(looked), view)]
+        flops = n / len(looked) * self.passes.flops(step, samples, {})
+        chars = sum(shard.n_chars for shard in self.job.shards)
+        amounts = {"rows": n, "text_chars": round(2 * n * chars / max(1, self.job.ws.n_rows()))}
+        return self._row(step.name, 0, 1, amounts, flops, 0.0, self._phases(step))
+
     def _counting(self, step: Pass, done: bool) -> dict[str, Any]:
         """A counting pass, over the pool or over the target or the anchors."""
         if step.over == "training":
             return self._replayed(step, done)
+        if step.over == "pairs":
+            return self._compared(step, done)
         if step.over != "pool":
             return self._aim(step.name, step, None if done else self.job.aim(step))
         shards = [] if done else self.job.shards

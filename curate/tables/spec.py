@@ -166,8 +166,8 @@ class TableSpec:
     def _states(self) -> list[str]:
         """The paths in prepared/ of the states of counting passes through models."""
         paths: list[str] = []
-        replayed = self.passes[0].over == "training"
-        for index in range(len(self.passes) - 1 if self.both_ways or replayed else 0):
+        beforehand = self.passes[0].over in ("training", "pairs")
+        for index in range(len(self.passes) - 1 if self.both_ways or beforehand else 0):
             parts, name = self.prepared(index, paths[-1] if paths else "")
             paths.append(f"{parts.folder.name}/{name}")
         return paths

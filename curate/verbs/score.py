@@ -14,6 +14,7 @@ from curate.kinds.score import Score
 from curate.methods.executors.local import Local
 from curate.models.choice import ModelChoice
 from curate.models.rates import with_fast_products
+from curate.runs.compared import compared
 from curate.runs.dry_run import DryRun
 from curate.runs.held_out import held_out_of
 from curate.runs.replayed import replayed
@@ -36,6 +37,8 @@ from curate.tables.plan import (
     vectors_name,
 )
 from curate.tables.spec import TableSpec
+
+_BEFOREHAND = {"training": replayed, "pairs": compared}  # what runs before the tables are made, by what it is over
 
 
 def score(
@@ -93,8 +96,9 @@ def score(
         request.tables(method, train=True) if any(spec.awaits_warm_up for spec in tables) else tables
         for method, tables in zip(given, planned, strict=True)
     ]
-    for spec in (spec for tables in planned for spec in tables if spec.method.replay()):
-        replayed(spec)
+    for spec in (spec for tables in planned for spec in tables):
+        if beforehand := _BEFOREHAND.get(spec.passes[0].over):
+            beforehand(spec)
     runs_on = method_of(Executor, executor) if executor is not None else Local()
     with closing(runs_on.open()) as workers:
         shared = groups([spec for tables in planned for spec in tables])

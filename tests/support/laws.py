@@ -23,6 +23,7 @@ from curate.models.language_model import LanguageModel
 from curate.models.sentence_encoder import SentenceEncoder
 from curate.models.sequence_classifier import SequenceClassifier
 from curate.models.tokens import encode
+from curate.runs.compared import Pairs
 from curate.tables.score_table import score_table
 from curate.training.dataset import Data
 from curate.training.distributed import Alone
@@ -105,6 +106,8 @@ def computed(method: Any, batches: list[Text], target: Target | None) -> list[An
         return run(method, batches, target)
     if method.replay():
         return replayed(method, batches, target)
+    if method.compared():
+        return compared(method, batches)
     samples = [batch.samples() for batch in batches]
     if method.vectors():
         (step,) = method.passes(target)
@@ -144,6 +147,19 @@ def replayed(method: Any, batches: list[Text], target: Target | None) -> list[An
         ids = np.concatenate([batch.ids for batch in batches])[kept]
         state = {"ids": ids, "values": metagradients(trainer, Examples.of(found[1])).values}
     state = training.state([training.map(state, {})], {})
+    return [last.map(batch, state) for batch in batches]
+
+
+def compared(method: Any, batches: list[Text]) -> list[Any]:
+    """Of a score that compares pairs: all of these in memory, then the values of each batch."""
+    comparisons, last = method.passes(None)
+    pairs = Pairs.of(pa.concat_tables([batch.frame.to_arrow() for batch in batches]), method.compared())
+    every = slice(None)
+    if not len(pairs.first):
+        state = {"ids": np.zeros(0, np.uint64), "rating": np.zeros(0), "compared": np.zeros(0, int)}
+        return [last.map(batch, {**state, "unanswered": np.zeros(0)}) for batch in batches]
+    found = score_samples({"base": narrow()}, pairs.questions(every), {"x": comparisons})[0]["x"]
+    state = comparisons.state([pairs.partial(every, dict(found))], {})
     return [last.map(batch, state) for batch in batches]
 
 
