@@ -8,9 +8,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-from scipy.sparse import coo_array
+from scipy.sparse import coo_array, diags_array
 from scipy.sparse.csgraph import connected_components
-from scipy.sparse.linalg import LinearOperator, cg
+from scipy.sparse.linalg import cg
 from scipy.special import expit, log_expit
 
 from curate.errors import CurateFailure
@@ -86,16 +86,16 @@ def _fitted(n: int, one: np.ndarray, other: np.ndarray, preferred: np.ndarray) -
     def loss(d: np.ndarray) -> float:
         return -float((preferred[:, 0] * log_expit(d) + preferred[:, 1] * log_expit(-d)).sum())
 
+    both = np.concatenate([one, other]), np.concatenate([other, one])
     rating, before = np.zeros(n), loss(np.zeros(len(one)))
     for _ in range(_ROUNDS if n else 0):
         d = difference(rating)
         slope = spread(preferred[:, 0] * expit(-d) - preferred[:, 1] * expit(d))
         weight = expit(d) * expit(-d)
         diagonal = np.bincount(one, weight, n) + np.bincount(other, weight, n)
-        curvature = LinearOperator((n, n), lambda x, w=weight: spread(w * difference(x)), dtype=np.float64)
-        scaled = LinearOperator((n, n), lambda x, diagonal=diagonal: x / diagonal, dtype=np.float64)
+        curvature = diags_array(diagonal) - coo_array((np.tile(weight, 2), both), shape=(n, n)).tocsr()
         # Below 1e-13 the slope is what rounding leaves of sums of probabilities.
-        step, _ = cg(curvature, slope, rtol=1e-8, atol=1e-13, M=scaled)
+        step, _ = cg(curvature, slope, rtol=1e-8, atol=1e-13, M=diags_array(1 / diagonal))
         step -= step.mean()  # ratings are determined up to what is added to all
         after = loss(d + difference(step))
         while after > before + 1e-12 * abs(before):
