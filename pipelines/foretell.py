@@ -52,6 +52,7 @@ from curate.methods.scores.influence import Influence
 from curate.methods.scores.length import Length
 from curate.methods.scores.less import Less
 from curate.methods.scores.metagradient import Metagradient
+from curate.methods.scores.ngram_classifier import NgramClassifier
 from curate.methods.scores.nll import Nll
 from curate.methods.scores.tracin import Tracin
 from curate.methods.weightings.uniform import Uniform
@@ -64,7 +65,19 @@ from curate.training.settings import TrainSettings
 from curate.verbs.foretell import Foretold
 
 _SHARED = ("epochs", "batch_size", "micro_batch_size", "lr", "schedule", "warmup", "clip", "lora_r", "lora_alpha")
-_NAMES = ("embed", "embed_lm", "bm25", "dsir", "graddot", "influence", "less", "tracin", "dualsft", "metagradient")
+_NAMES = (
+    "embed",
+    "embed_lm",
+    "bm25",
+    "dsir",
+    "ngram_classifier",
+    "graddot",
+    "influence",
+    "less",
+    "tracin",
+    "dualsft",
+    "metagradient",
+)
 
 
 @dataclass(frozen=True)
@@ -137,7 +150,7 @@ def scored(ws: Workspace, study: Study, model: ModelChoice, encoder: bool) -> No
         Metagradient(**wanted),
     )
     for target in study.targets:
-        curate.score(ws, Bm25(), Dsir(min_tokens=1), target=target)
+        curate.score(ws, Bm25(), Dsir(min_tokens=1), NgramClassifier(), target=target)
         if encoder:
             curate.score(ws, Embed(), target=target)
         for method in by_model:

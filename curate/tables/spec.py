@@ -164,10 +164,11 @@ class TableSpec:
         }
 
     def _states(self) -> list[str]:
-        """The paths in prepared/ of the states of counting passes through models."""
+        """The paths in prepared/ of the states of counting passes, where something is said of them or they are of a
+        model's gradients."""
         paths: list[str] = []
-        beforehand = self.passes[0].over in ("training", "pairs")
-        for index in range(len(self.passes) - 1 if self.both_ways or beforehand else 0):
+        remarked = type(self.method).state_note is not Score.state_note
+        for index in range(len(self.passes) - 1 if self.both_ways or remarked else 0):
             parts, name = self.prepared(index, paths[-1] if paths else "")
             paths.append(f"{parts.folder.name}/{name}")
         return paths

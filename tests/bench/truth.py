@@ -9,26 +9,22 @@ import tempfile
 from pathlib import Path
 
 import numpy as np
-from scipy.stats import rankdata
 
 import curate
 from curate.methods.scores.bm25 import Bm25
 from curate.methods.scores.embed import Embed
 from curate.methods.scores.embed_lm import EmbedLm
+from curate.methods.scores.ngram_classifier import NgramClassifier
 from curate.methods.scores.nll import Nll
 from curate.methods.selectors.semdedup import Semdedup
+from curate.numerics.logistic import auroc
 from curate.store.workspace import Workspace
 from curate.verbs.select import SelectionSpec
 from tests.bench.timing import figure, machine
 from tests.conftest import SAMPLE
 
+NEAR = ("bm25", "ngram_classifier", "embed", "embed_lm")
 SKILLS = ("arithmetic", "facts", "program", "strings", "table", "translation")
-
-
-def auroc(values: np.ndarray, positive: np.ndarray) -> float:
-    """The probability that a positive has the higher value; ties count half."""
-    n, m = int(positive.sum()), int((~positive).sum())
-    return float((rankdata(values)[positive].sum() - n * (n + 1) / 2) / (n * m))
 
 
 def main() -> None:
@@ -38,12 +34,14 @@ def main() -> None:
         curate.score(ws, Nll(), EmbedLm(), models="tiny")
         for skill in SKILLS:
             curate.target(ws, f"t_{skill}", str(SAMPLE / f"targets/{skill}_val.jsonl"), subtask="subtask")
-            curate.score(ws, Bm25(), Embed(), EmbedLm(), target=f"t_{skill}", models="tiny")
-        named = ", ".join(f"{method}_t_{skill}" for method in ("bm25", "embed", "embed_lm") for skill in SKILLS)
+            curate.score(ws, Bm25(), NgramClassifier(), Embed(), EmbedLm(), target=f"t_{skill}", models="tiny")
+        named = ", ".join(f"{method}_t_{skill}" for method in NEAR for skill in SKILLS)
         near = {}
         for name in ("embed", "embed_lm"):
-            left = curate.select(ws, "unlike", Semdedup(eps=0.05), SelectionSpec(top=ws.n_rows(), vectors=name)).rows
-            near[name] = (left, pairs(ws, "unlike"), pairs(ws, "pool"))
+            left = curate.select(
+                ws, f"unlike_{name}", Semdedup(eps=0.05), SelectionSpec(top=ws.n_rows(), vectors=name)
+            ).rows
+            near[name] = (left, pairs(ws, f"unlike_{name}"), pairs(ws, "pool"))
         known = "meta->>'skill' AS skill, (meta->>'corrupt')::BOOLEAN AS corrupt, nll_nll AS nll"
         rows = curate.sql(ws, f"SELECT {known}, {named} FROM samples")
     skill, corrupt = np.array([r["skill"] for r in rows]), np.array([bool(r["corrupt"]) for r in rows])
@@ -53,7 +51,7 @@ def main() -> None:
     print(f"| AUROC | {' | '.join(SKILLS)} | all |\n|---|{'---|' * (len(SKILLS) + 1)}")
     found = [auroc(nll[skill == s], corrupt[skill == s]) for s in SKILLS] + [auroc(nll[known], corrupt[known])]
     print(_line("`nll` for corrupt answers", found))
-    for method in ("bm25", "embed", "embed_lm"):
+    for method in NEAR:
         found = [auroc(columns[f"{method}_t_{s}"], skill == s) for s in SKILLS]
         print(_line(f"`{method}` for the target's skill", [*found, float(np.mean(found))]))
     for name, (left, whole, all_) in near.items():

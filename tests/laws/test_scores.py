@@ -17,7 +17,6 @@ import pytest
 
 import curate
 from curate.kinds.registry import find
-from curate.kinds.score import Target
 from curate.kinds.text import Text
 from curate.tables.score_table import score_table
 from tests.conftest import SAMPLE, copy_of, tree_bytes
@@ -27,6 +26,7 @@ from tests.support.laws import (
     TOLERANCE,
     as_pair,
     computed,
+    examples,
     given_to,
     lenient,
     said,
@@ -93,8 +93,9 @@ def test_shards_and_units_change_no_score_and_leave_nothing_half_done(
 @pytest.mark.parametrize("name", SCORES)
 def test_what_cannot_be_scored_is_null_with_a_reason_and_the_others_stand(name: str) -> None:
     method = lenient(name)
-    target = Target.of(["which apple is green?"]) if method.uses_target else None
+    target = examples(name, 1) if method.uses_target else None
     texts: list[Any] = [said("a green apple " * 60), "", said("an apple a day " * 60)]
+    texts += [f"another text, number {i}" for i in range(9)] if name == "ngram_classifier" else []
     if method.of_pairs:
         texts = [texts[1] if text == "" else as_pair(text) for text in texts]
     (columns,) = computed(method, [batch := Text.of(texts)], target)
@@ -113,7 +114,7 @@ def test_what_cannot_be_scored_is_null_with_a_reason_and_the_others_stand(name: 
 @pytest.mark.parametrize("name", SCORES)
 def test_a_score_of_nothing_is_an_empty_column(name: str) -> None:
     method = lenient(name)
-    target = Target.of(["apple"]) if method.uses_target else None
+    target = examples(name, 1) if method.uses_target else None
     (columns,) = computed(method, [Text.of([])], target)
     assert score_table(pa.array([], pa.string()), columns, method).num_rows == 0
 

@@ -191,6 +191,7 @@ _SHORT = {
     "lora_r": 2,
     "epochs": 1.0,
     "eta": 10.0,
+    "folds": 3,
 }  # of a method that trains a warm-up, or judges a step
 
 
@@ -219,10 +220,17 @@ def whole(name: str) -> list[dict[str, Any]]:
     return scored(name, list(range(8)), [8])
 
 
+def examples(name: str, count: int = 2) -> Target:
+    """A target of one or two examples; of a dozen for a score that trains on them."""
+    if name == "ngram_classifier":
+        return Target.of([f"which apple of {i} is green?" for i in range(12)], ["fruit"] * 12)
+    return Target.of(["which apple is green?", "two plus three is five"][:count], ["fruit", "sums"][:count])
+
+
 def scored(name: str, order: list[int], sizes: list[int]) -> list[dict[str, Any]]:
     """Rows of the score table of TEXTS taken in `order`, cut into batches, put back in TEXTS' order."""
     method = lenient(name)
-    target = Target.of(["which apple is green?", "two plus three is five"], ["fruit", "sums"])
+    target = examples(name)
     cut = batches(order, sizes, method.of_pairs)
     results = computed(method, cut, target if method.uses_target else None)
     parts = [score_table(b.frame["id"].to_arrow(), columns, method) for b, columns in zip(cut, results, strict=True)]

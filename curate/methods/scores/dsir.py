@@ -1,21 +1,17 @@
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
 from typing import ClassVar, Literal
 
 import numpy as np
-import polars as pl
 
 from curate.errors import CurateError
+from curate.kinds.ngrams import MOST_BUCKETS, HashedNgrams
 from curate.kinds.passes import Arrays, Columns, Pass
 from curate.kinds.score import Score, Target
 from curate.kinds.text import Text
-from curate.kinds.words import WORDS_AND_MARKS
-
-_MOST_BUCKETS = 10_000_000
 
 
 @dataclass(frozen=True)
@@ -65,10 +61,10 @@ class Dsir(Score):
     """Added to both shares inside the logarithm, as in the released code."""
 
     def __post_init__(self) -> None:
-        if self.ngrams < 1 or not 2 <= self.buckets <= _MOST_BUCKETS or not 0 < self.eps < 1:
+        if self.ngrams < 1 or not 2 <= self.buckets <= MOST_BUCKETS or not 0 < self.eps < 1:
             values = f"{self.ngrams}, {self.buckets}, {self.eps}"
             raise CurateError(
-                f"dsir needs ngrams >= 1, buckets from 2 to {_MOST_BUCKETS:,} (each unit of work holds all of them) "
+                f"dsir needs ngrams >= 1, buckets from 2 to {MOST_BUCKETS:,} (each unit of work holds all of them) "
                 f"and eps between 0 and 1, not {values}."
             )
 
@@ -80,7 +76,7 @@ class Dsir(Score):
         )
 
     def _count(self, batch: Text, _: Arrays) -> Arrays:
-        bucket = self._hashed(batch)[1]
+        bucket = HashedNgrams.of(batch, self.ngrams, self.buckets).bucket
         return {"counts": np.bincount(bucket, minlength=self.buckets)}
 
     def _log_ratio(self, target: Target, state: Arrays) -> np.ndarray:
@@ -91,10 +87,9 @@ class Dsir(Score):
         )
 
     def _score(self, batch: Text, log_ratio: np.ndarray) -> Columns:
-        text, bucket, tokens = self._hashed(batch)
+        hashed = HashedNgrams.of(batch, self.ngrams, self.buckets)
         # Summed bucket by bucket over integer counts, so that the order of n-grams cannot change the sum.
-        keys, counts = np.unique(text * self.buckets + bucket, return_counts=True)
-        text, bucket = np.divmod(keys, self.buckets)
+        (text, bucket, counts), tokens = hashed.counts(self.buckets), hashed.tokens
         score = np.bincount(text, counts * log_ratio[bucket], len(batch))
         short = tokens < max(self.min_tokens, 1)
         return {
@@ -102,31 +97,6 @@ class Dsir(Score):
             "tokens": tokens,
             "error": np.where(short, f"has fewer than {max(self.min_tokens, 1)} tokens", ""),
         }
-
-    def _hashed(self, batch: Text) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """(text, bucket) of every n-gram, and the tokens of every text."""
-        words = batch.words(WORDS_AND_MARKS, lowercase=True)
-        text, grams, order = words.texts(), words.codes.astype(np.int64), words.vocabulary
-        texts, buckets = [], []
-        for n in range(1, self.ngrams + 1):
-            if n > 1:  # extend every (n-1)-gram by its next word, within a text
-                pairs = grams[:-1] * len(words.vocabulary) + words.codes[n - 1 :]
-                distinct, grams = np.unique(pairs, return_inverse=True)
-                inside = text[: len(grams)] == text[n - 1 :]
-                prefix, last = np.divmod(distinct, max(len(words.vocabulary), 1))
-                order = order.gather(prefix) + " " + words.vocabulary.gather(last)
-            else:
-                inside = np.ones(len(grams), dtype=bool)
-            if not inside.any():  # no text has so many words, nor more
-                break
-            texts.append(text[: len(grams)][inside])
-            buckets.append(self._buckets(order)[grams[inside]])
-        none = np.zeros(0, np.int64)
-        return np.concatenate([none, *texts]), np.concatenate([none, *buckets]), words.lengths()
-
-    def _buckets(self, grams: pl.Series) -> np.ndarray:
-        digests = (hashlib.sha256(gram.encode()).digest() for gram in grams)
-        return np.array([int.from_bytes(digest, "big") % self.buckets for digest in digests], dtype=np.int64)
 
 
 def _total(partials: Iterable[Arrays]) -> Arrays:
