@@ -6,10 +6,13 @@ import ast
 import dataclasses
 import inspect
 import json
+import re
 from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from curate.errors import CurateError, nearest
+
+_NUMBER = re.compile(r"[+-]?(\d+\.\d*|\.\d+)([eE][+-]?\d+)?", re.ASCII)
 
 
 def with_settings(cls: type, settings: Mapping[str, Any], what: str) -> Any:
@@ -59,11 +62,11 @@ def _parsed(given: Any, field_type: Any, where: str) -> Any:
 
 
 def _of_text(text: str) -> Any:
-    """The value of a text as JSON has it, or the text itself."""
+    """The value of a text as JSON has it, or a number as people also write it (.05, 1.); else the text itself."""
     try:
         return json.loads({"none": "null", "true": "true", "false": "false"}.get(text.lower(), text))
     except json.JSONDecodeError:
-        return text
+        return float(text) if _NUMBER.fullmatch(text) else text
 
 
 def fields_help(cls: type) -> list[dict[str, Any]]:

@@ -180,6 +180,17 @@ def test_a_method_s_settings_are_checked_as_on_the_command_line(
     assert curate.method("score", "bm25", k1=1) == curate.method("score", "bm25", k1="1") == Bm25(k1=1.0)
 
 
+@pytest.mark.parametrize(("text", "value"), [(".05", 0.05), ("1.", 1.0), ("1.5e0", 1.5), ("+.5", 0.5), ("2e0", 2.0)])
+def test_a_number_is_read_however_people_write_it(text: str, value: float) -> None:
+    assert curate.method("score", "bm25", delta=text) == Bm25(delta=value)
+
+
+@pytest.mark.parametrize("text", [".", "1.2.3", "1e", "٣.٥", "1_0.5"])
+def test_what_is_no_number_is_refused(text: str) -> None:
+    with pytest.raises(CurateError, match="is a float, not"):
+        curate.method("score", "bm25", k1=text)
+
+
 def test_a_query_s_result_goes_to_whatever_reads_arrow(sample_ws: Workspace) -> None:
     found = curate.sql(str(sample_ws.path), "SELECT id, source, n_chars FROM pool ORDER BY row LIMIT 7")
     assert pa.table(found).equals(found.arrow) and pl.DataFrame(found).equals(found.to_polars())
