@@ -182,7 +182,7 @@ def test_a_method_s_settings_are_checked_as_on_the_command_line(
 
 @pytest.mark.parametrize(("text", "value"), [(".05", 0.05), ("1.", 1.0), ("1.5e0", 1.5), ("+.5", 0.5), ("2e0", 2.0)])
 def test_a_number_is_read_however_people_write_it(text: str, value: float) -> None:
-    assert curate.method("score", "bm25", delta=text) == Bm25(delta=value)
+    assert curate.method("score", "bm25", k1=text) == Bm25(k1=value)
 
 
 @pytest.mark.parametrize("text", [".", "1.2.3", "1e", "٣.٥", "1_0.5"])
