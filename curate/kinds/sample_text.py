@@ -27,6 +27,13 @@ def as_chat(sample: Sample) -> str:
     return "\n".join(map(_turn, sample["messages"]))
 
 
+def says_something(sample: Sample) -> bool:
+    """Whether a sample has a text, or a turn that says or calls something."""
+    if sample["messages"] is None:
+        return bool((sample["text"] or "").strip())
+    return any(_said(message).strip() for message in sample["messages"])
+
+
 def answer_of(sample: Sample) -> str:
     """The last answer, '' if there is none; or the raw text."""
     return _turns(sample)[1]

@@ -13,9 +13,10 @@ from scipy.stats import rankdata
 _BINS = 10  # of equal width, in the usual expected calibration error
 
 
-def fitted(x: object, label: np.ndarray, penalty: float) -> tuple[np.ndarray, float]:
+def fitted(x: object, label: np.ndarray, penalty: float, start: np.ndarray | None = None) -> tuple[np.ndarray, float]:
     """Weights float64 [J] and the intercept that minimise the mean log loss + penalty / 2 |weights|^2, of features x,
-    [N, J], dense or sparse. Features that never occur have weight 0."""
+    [N, J], dense or sparse. start: weights and intercept to begin with, [J + 1]. Features that never occur have weight
+    0."""
     n, j = x.shape  # type: ignore[attr-defined]
     sign = np.where(label, 1.0, -1.0)
 
@@ -27,7 +28,7 @@ def fitted(x: object, label: np.ndarray, penalty: float) -> tuple[np.ndarray, fl
         return value, np.append(x.T @ slope + penalty * weights, slope.sum())  # type: ignore[attr-defined]
 
     options = {"maxiter": 10_000, "maxfun": 20_000, "ftol": 1e-14, "gtol": 1e-9}
-    found = minimize(loss, np.zeros(j + 1), jac=True, method="L-BFGS-B", options=options).x
+    found = minimize(loss, np.zeros(j + 1) if start is None else start, jac=True, method="L-BFGS-B", options=options).x
     return found[:j], float(found[j])
 
 

@@ -214,9 +214,8 @@ def _note(job: TableSpec) -> str:
     if job.kind == "vectors":
         return ""
     if type(job.method).state_note is not Score.state_note:
-        return job.method.state_note(
-            StoredArrays([job.ws.path / "prepared" / f"{at}.safetensors" for at in job.recipe.states])
-        )
+        states = [job.ws.path / "prepared" / f"{at}.safetensors" for at in job.recipe.states]
+        return job.method.state_note(StoredArrays(states)) if all(state.exists() for state in states) else ""
     if type(job.method).note is Score.note:
         return ""
     names = ["score", *(name for name, dtype in job.method.columns.items() if dtype != "id")]  # ids take much memory
@@ -256,6 +255,12 @@ def stored_recipe(job: TableSpec) -> TableRecipe | None:
     require_intact(job.ws, job.kind, job.name)
     recipe = read_recipe(marker, TableRecipe)
     return recipe if begun or recipe.fingerprint == job.recipe.fingerprint else None
+
+
+def is_complete(job: TableSpec) -> bool:
+    """Whether a table of this recipe is there, and lacks no shard."""
+    recipe = stored_recipe(job)
+    return recipe is not None and recipe.fingerprint == job.recipe.fingerprint and not missing_shards(job)
 
 
 def computed_anew(job: TableSpec, fresh: bool) -> bool:

@@ -22,7 +22,7 @@ from curate.runs.score_reach import in_words, reach_of
 from curate.runs.warmup import checkpoint_set_of
 from curate.store.recipes import TableRecipe
 from curate.store.workspace import Workspace
-from curate.tables.engine import Scored, run_group, stored_recipe
+from curate.tables.engine import Scored, is_complete, run_group, stored_recipe
 from curate.tables.inputs import CheckpointSet, by_rule, default_score_name, model_of, table_recipe
 from curate.tables.plan import (
     Models,
@@ -97,7 +97,8 @@ def score(
         for method, tables in zip(given, planned, strict=True)
     ]
     for spec in (spec for tables in planned for spec in tables):
-        if beforehand := _BEFOREHAND.get(spec.passes[0].over):
+        beforehand = _BEFOREHAND.get(spec.passes[0].over)
+        if beforehand and (fresh or not is_complete(spec)):
             beforehand(spec)
     runs_on = method_of(Executor, executor) if executor is not None else Local()
     with closing(runs_on.open()) as workers:

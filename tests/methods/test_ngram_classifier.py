@@ -45,12 +45,10 @@ def features(text: str, ngrams: int, buckets: int) -> dict[int, float]:
 
 def slowly(method: NgramClassifier, target: Target, pool: Text) -> np.ndarray:
     """The scores of the pool, sample by sample, with scikit-learn's classifiers."""
-    texts = {int(i): t for i, t in zip(pool.ids, pool.whole, strict=True)}
-    positives = {int(i): t for i, t in zip(target.text.ids, target.text.whole, strict=True)}
-    others = sorted(
-        (i for i in texts if i not in positives and texts[i].strip()),
-        key=lambda i: _number(i, method.seed, "negatives"),
-    )
+    texts = {_key(t): t for t in pool.whole}
+    positives = {_key(t): t for t in target.text.whole}
+    others = [i for i in texts if i not in positives and texts[i].strip()]
+    others.sort(key=lambda i: _number(i, method.seed, "negatives"))
     negatives = others[: round(method.negatives * len(target.text))]
     ids = [*positives, *negatives]
     part = dict[int, int]()
@@ -69,20 +67,23 @@ def slowly(method: NgramClassifier, target: Target, pool: Text) -> np.ndarray:
         settings = {"C": 1 / (penalty * len(some)), "tol": 1e-10, "max_iter": 20_000}
         return LogisticRegression(**settings).fit(matrix(some), [i in positives for i in some])
 
-    models = []
-    for fold in range(method.folds):
-        beside = [i for i in ids if part[i] == (fold + 1) % method.folds]
-        rest = [i for i in ids if part[i] != fold and i not in beside]
-        label, losses = np.array([1 if i in positives else -1 for i in beside]), []
-        for penalty in _PENALTIES:
-            odds = trained(rest, penalty).decision_function(matrix(beside))
-            losses.append(np.logaddexp(0, -label * odds).mean())
-        models.append(trained([i for i in ids if part[i] != fold], _PENALTIES[int(np.argmin(losses))]))
+    def models(penalty: float) -> list[Any]:
+        return [trained([i for i in ids if part[i] != fold], penalty) for fold in range(method.folds)]
+
+    def loss(those: list[Any]) -> float:
+        odds = [(1 if i in positives else -1) * those[part[i]].decision_function(matrix([i]))[0] for i in ids]
+        return float(np.logaddexp(0, -np.array(odds)).mean())
+
+    best = min(map(models, _PENALTIES), key=loss)
     found = []
-    for i in pool.ids.tolist():
-        odds = [float(m.decision_function(matrix([i]))[0]) for m in models]
+    for i in map(_key, pool.whole):
+        odds = [float(m.decision_function(matrix([i]))[0]) for m in best]
         found.append(odds[part[i]] if i in part else np.mean(odds))
     return np.array([value if text.strip() else np.nan for value, text in zip(found, pool.whole, strict=True)])
+
+
+def _key(text: str) -> int:
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
 
 
 def _number(i: int, seed: int, purpose: str) -> float:
@@ -105,7 +106,7 @@ def test_it_finds_the_target_s_skill_and_says_how_sure_that_is(sample_ws: Worksp
     curate.target(sample_ws, "facts", str(SAMPLE / "targets/facts_val.jsonl"))
     (result,) = curate.score(sample_ws, NgramClassifier(), target="facts")
     rows = curate.sql(sample_ws, "SELECT ngram_classifier_facts s, meta->>'skill' = 'facts' AS is FROM samples")
-    assert auroc(np.array([r["s"] for r in rows]), np.array([r["is"] for r in rows])) > 0.99
+    assert auroc(np.array([r["s"] for r in rows]), np.array([r["is"] for r in rows])) > 0.98
     assert "on samples that it had not seen its AUROC is 0." in result.note
     again = curate.score(sample_ws, NgramClassifier(), target="facts")[0]
     assert again.computed == 0 and again.note == result.note
@@ -128,6 +129,32 @@ def test_a_target_of_a_few_examples_is_refused(school_ws: Workspace, tmp_path: P
     for settings in ({"ngrams": 0}, {"buckets": 1}, {"folds": 2}, {"negatives": 0.0}, {"buckets": 10**8}):
         with pytest.raises(CurateError, match="ngram_classifier needs ngrams >= 1"):
             make("score", "ngram_classifier", settings)
+
+
+def test_a_text_of_the_target_s_is_no_negative_whatever_is_beside_it(tmp_path: Path) -> None:
+    ws = curate.open_workspace(tmp_path / "ws")
+    tools = [{"type": "function", "function": {"name": "look", "parameters": {"type": "object", "properties": {}}}}]
+    texts = [f"the {FRUIT[i % 5]} number {i} is ripe" for i in range(20)]
+    chats = [{"messages": [{"role": "user", "content": "say"}, {"role": "assistant", "content": t}]} for t in texts]
+    rows = [*({**chat, "tools": tools} for chat in chats), *({"text": f"print({i})"} for i in range(20))]
+    curate.ingest(ws, write_jsonl(tmp_path / "rows.jsonl", rows))
+    curate.target(ws, "t", write_jsonl(tmp_path / "t.jsonl", chats))
+    (result,) = curate.score(ws, NgramClassifier(), target="t")
+    trained = [row["t"] for row in curate.sql(ws, "SELECT ngram_classifier_t_trained t FROM samples ORDER BY row")]
+    assert trained == [1] * 20 + [-1] * 20 and "AUROC is 1.000" in result.note
+
+
+def test_a_pool_of_the_target_s_own_texts_is_refused_and_one_that_grows_is_stale(tmp_path: Path) -> None:
+    ws = curate.open_workspace(tmp_path / "ws")
+    rows = write_jsonl(tmp_path / "rows.jsonl", [{"text": text} for text in TARGET])
+    curate.ingest(ws, rows)
+    curate.target(ws, "t", rows)
+    with pytest.raises(CurateError, match="has 24 examples, and 0 other samples of the pool were drawn"):
+        curate.score(ws, NgramClassifier(), target="t")
+    curate.ingest(ws, write_jsonl(tmp_path / "more.jsonl", [{"text": text} for text in POOL]))
+    assert curate.score(ws, NgramClassifier(), target="t")[0].note
+    shutil.rmtree(ws.path / "prepared")  # what it may be computed from again
+    assert curate.score(ws, NgramClassifier(), target="t")[0].computed == 0
 
 
 @pytest.mark.slow

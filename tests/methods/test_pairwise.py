@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -118,12 +119,44 @@ def test_what_was_asked_before_a_kill_is_not_asked_again(texts_ws: Workspace, mo
 def test_a_share_is_compared_and_the_others_have_no_score(texts_ws: Workspace, tmp_path: Path) -> None:
     more = write_jsonl(tmp_path / "more.jsonl", [{"text": f"another {i}"} for i in range(50)] + [{"text": "   "}])
     curate.ingest(texts_ws, more)
-    (result,) = curate.score(texts_ws, Pairwise(share=0.5, comparisons=2), models=MODEL)
+    (result,) = curate.score(texts_ws, Pairwise(share=0.5, comparisons=4), models=MODEL)
     rows = curate.sql(texts_ws, "SELECT text, pairwise s, pairwise_compared c FROM samples")
     there = [row for row in rows if row["s"] is not None]
-    assert 20 < len(there) < 45 and {row["c"] for row in there} == {2}
+    assert 20 < len(there) < 45 and {row["c"] for row in there} <= {3, 4}
     assert {row["c"] for row in rows if row["s"] is None} == {0}
     assert result.nulls == len(rows) - len(there) and "was not compared" in next(iter(result.reasons))
+
+
+def test_what_its_answers_do_not_connect_with_most_has_a_reason_of_its_own() -> None:
+    method, nan = Pairwise(), np.nan
+    one, other = np.array([1, 2, 2, 3, 8, 9, 3, 7]), np.array([2, 1, 3, 2, 9, 8, 7, 3])
+    first = np.array([0.6, 0.5, 0.7, 0.4, 0.5, 0.5, nan, nan])
+    state = method._ratings([{"one": one.astype(np.uint64), "other": other.astype(np.uint64), "first": first,
+                              "second": 1 - first, "unanswered": np.where(np.isnan(first), nan, 0.1)}])  # fmt: skip
+    assert state["ids"].tolist() == [1, 2, 3, 7, 8, 9] and state["compared"].tolist() == [1, 2, 1, 0, 1, 1]
+    assert np.isfinite(state["rating"]).tolist() == [True] * 3 + [False] * 3
+    assert np.isnan(state["unanswered"]).tolist() == [False] * 3 + [True] + [False] * 2
+    assert "2 samples are not connected with the others" in method.state_note(state)
+
+
+def test_a_finished_table_is_not_asked_about_again_and_nothing_is_left_behind(
+    texts_ws: Workspace, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def killed(*_: Any) -> Any:
+        raise KeyboardInterrupt
+
+    curate.score(texts_ws, Pairwise(comparisons=4), models=MODEL)
+    shutil.rmtree(texts_ws.path / "prepared")  # what may be computed again
+    with monkeypatch.context() as patched:
+        patched.setattr("curate.models.forward.score_samples", killed)
+        assert curate.score(texts_ws, Pairwise(comparisons=4), models=MODEL)[0].computed == 0
+        curate.ingest(texts_ws, write_jsonl(tmp_path / "more.jsonl", [{"text": "one more"}]))
+        with pytest.raises(KeyboardInterrupt):
+            curate.score(texts_ws, Pairwise(comparisons=4), models=MODEL)
+    curate.score(texts_ws, Pairwise(comparisons=4), models=MODEL)
+    curate.ingest(texts_ws, write_jsonl(tmp_path / "last.jsonl", [{"text": "and another"}]))
+    (last,) = curate.score(texts_ws, Pairwise(comparisons=4), models=MODEL)
+    assert last.nulls == 0 and len(list(texts_ws.path.glob("prepared/*/*.safetensors"))) == 1
 
 
 def test_the_order_of_the_pool_does_not_matter(texts_ws: Workspace, tmp_path: Path) -> None:
@@ -194,7 +227,7 @@ def test_a_file_that_is_no_question_about_a_pair_is_refused(content: str, said: 
 def test_what_does_not_go_together_is_refused(tmp_path: Path) -> None:
     (tmp_path / "pair.toml").write_text('question = "{first} {second}"\nanswers = ["A", "B"]\nvalues = [1, 0]')
     for settings, said in (
-        ({"comparisons": 3}, "an even number of others"),
+        ({"comparisons": 2}, "at least 4: with fewer, a pair"),
         ({"share": 0.0}, "above 0 and at most 1"),
         ({"question": "qualty"}, "there is no question about a pair 'qualty': did you mean 'quality'"),
     ):

@@ -55,8 +55,20 @@ def test_preferences_that_ratings_explain_give_these_ratings() -> None:
 def test_a_preference_of_nearly_one_gives_a_large_rating_and_no_infinite_one() -> None:
     tiny = 1e-80
     found = rated(3, np.array([0, 1]), np.array([1, 2]), np.array([[1.0, tiny], [0.5, 0.5]]))
-    assert 25 < found.rating[0] - found.rating[1] < -np.log(tiny)  # what is less likely than 1e-13 is as good as never
+    assert 20 < found.rating[0] - found.rating[1] < -np.log(tiny)  # what is all but certain is as good as certain
     assert found.rating[1] == pytest.approx(found.rating[2])
+
+
+@pytest.mark.parametrize(("degree", "spread"), [(8, 25.0), (2, 30.0)])
+def test_what_is_all_but_certain_comes_to_an_end(degree: int, spread: float) -> None:
+    rng = np.random.default_rng(3)
+    truth = spread * rng.normal(size=1000)
+    one, other = design(1000, degree, rng).T
+    odds = truth[one] - truth[other] + rng.normal(size=len(one))
+    found = rated(1000, one, other, np.stack([expit(odds), expit(-odds)], 1))
+    assert np.isfinite(found.rating).all() and found.loss < 0.1
+    if degree == 8:
+        assert np.corrcoef(np.argsort(np.argsort(truth)), np.argsort(np.argsort(found.rating)))[0, 1] > 0.9
 
 
 def test_what_no_comparisons_connect_has_no_rating() -> None:

@@ -153,7 +153,7 @@ def replayed(method: Any, batches: list[Text], target: Target | None) -> list[An
 def compared(method: Any, batches: list[Text]) -> list[Any]:
     """Of a score that compares pairs: all of these in memory, then the values of each batch."""
     comparisons, last = method.passes(None)
-    pairs = Pairs.of(pa.concat_tables([batch.frame.to_arrow() for batch in batches]), method.compared())
+    pairs = Pairs.of([batch.frame.to_arrow() for batch in batches], method.compared())
     every = slice(None)
     if not len(pairs.first):
         state = {"ids": np.zeros(0, np.uint64), "rating": np.zeros(0), "compared": np.zeros(0, int)}

@@ -51,6 +51,7 @@ class Judge(Score):
     (0.75, 0.6)
     """
 
+    version: ClassVar[int] = 2  # 1: of a question with two fields that was too long the longer one alone was cut
     scope: ClassVar = "row"
     models: ClassVar = ("base",)
     columns: ClassVar = {"unanswered": "float32", "entropy": "float32"}

@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+import hashlib
+import itertools
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
+import polars as pl
 from scipy.sparse import csr_array
 
 from curate.errors import CurateError
@@ -14,12 +17,11 @@ from curate.kinds.ngrams import MOST_BUCKETS, HashedNgrams
 from curate.kinds.passes import Arrays, Columns, Pass
 from curate.kinds.score import Score, Target
 from curate.kinds.text import Text
-from curate.kinds.words import WORDS_AND_MARKS
 from curate.numerics.logistic import auroc, calibration_error, fitted, log_loss
 
-_PENALTIES = (1e-6, 1e-5, 1e-4, 1e-3, 1e-2)
+_PENALTIES = (1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 _LEFT_OUT = "has no words"
-_NONE = {"id": np.zeros(0, np.uint64)}
+_NONE = {"key": np.zeros(0, np.uint64)}
 
 
 @dataclass(frozen=True)
@@ -31,18 +33,21 @@ class NgramClassifier(Score):
         score = w x + b
 
     with w, b the logistic regression of the target's val samples (positives) against `negatives` times as many samples
-    of the pool, drawn at random, that are not the target's (by id). The ridge penalty is the one of 1e-6 to 1e-2 that
+    of the pool, drawn at random, whose text is none of the target's. The ridge penalty is the one of 1e-6 to 1e-2 that
     gives the least log loss on samples that were left out.
 
-    No sample is scored by a classifier that was trained on it: positives and negatives are in `folds` parts, there is
-    one classifier for each part, trained on the others; a sample that was trained on has the score of its part's, any
-    other one the mean of all. The same scores give the AUROC, log loss and calibration that are reported, of samples
-    not seen, with the penalty chosen without them.
+    No sample is scored by a classifier that was trained on its text: positives and negatives are in `folds` parts,
+    there is one classifier for each part, trained on the others; a sample that was trained on has the score of its
+    part's, any other one the mean of all. The column `trained` is 1 for a positive, -1 for a negative, 0 for others.
+    The same scores give the AUROC, log loss and calibration that are reported; they have seen the choice of the
+    penalty alone.
 
     Positives may be any set: `curate sql "SELECT messages, text FROM samples WHERE …" -o good.parquet`, then
     `curate target good good.parquet`.
 
-    Cost: reads and tokenises the pool twice; no FLOPs. Bottleneck: hashing the distinct n-grams of a unit.
+    Cost: reads and tokenises the pool, reads it twice more; and one process trains five classifiers for each part,
+    which takes seconds with a thousand examples, a minute with ten thousand. No FLOPs. Bottleneck: hashing the distinct
+    n-grams of a unit.
 
     Departures: DataComp-LM trains fastText, whose features are the same up to their scaling and whose classifier is
     linear too, of a rank below the vocabulary's; it takes 200,000 positives and as many negatives.
@@ -83,67 +88,77 @@ class NgramClassifier(Score):
 
     def passes(self, target: Target | None) -> tuple[Pass, ...]:
         assert target is not None
-        shaped_by = ("target", "ngrams", "buckets", "negatives", "folds", "seed")
-        draw, train = partial(self._drawn, target), partial(self._trained, target)
-        classifiers = Pass("classifiers", draw, partial(self._fewest, target), shaped_by=shaped_by, then=train)
-        return classifiers, Pass("score", self._score)
+        drawn = ("target", "negatives", "seed")
+        lowest, train = partial(self._lowest, target), partial(self._trained, target)
+        negatives = Pass("negatives", partial(self._numbered, target), lowest, shaped_by=drawn)
+        counts = Pass(
+            "classifiers", self._counted, _joined, shaped_by=(*drawn, "ngrams", "buckets", "folds"), then=train
+        )
+        return negatives, counts, Pass("score", self._score)
 
     def _wanted(self, target: Target) -> int:
         return max(1, round(self.negatives * len(target.text)))
 
-    def _drawn(self, target: Target, batch: Text, _: Arrays) -> Arrays:
-        """The n-grams of the samples that may be negatives: of all that are not the target's, those with the lowest
-        random numbers."""
-        number = keyed_uniform(batch.ids, self.seed, "negatives")
-        words = batch.words(WORDS_AND_MARKS, lowercase=True).lengths()
-        number[np.isin(batch.ids, target.text.ids) | (words == 0)] = 1.0
-        kept = np.sort(np.argsort(number, kind="stable")[: self._wanted(target)])
-        kept = kept[number[kept] < 1.0]
-        part = Text(batch.frame[kept].to_arrow())
-        return {"id": batch.ids[kept], "number": number[kept], **self._counts(part)}
+    def _numbered(self, target: Target, batch: Text, _: Arrays) -> Arrays:
+        """The texts that may be negatives: of all that are not the target's, those with the lowest random numbers."""
+        there = (batch.whole.str.strip_chars() != "") & ~batch.whole.is_in(target.text.whole.implode())
+        key = np.unique(_keys(batch.whole.filter(there)))
+        number = keyed_uniform(key, self.seed, "negatives")
+        kept = np.argsort(number, kind="stable")[: self._wanted(target)]
+        return {"drawn": key[kept], "drawn_number": number[kept], "pool": np.array([len(batch)])}
+
+    def _lowest(self, target: Target, partials: Iterable[Arrays]) -> Arrays:
+        """The texts with the lowest random numbers of all partials, in the order of their keys."""
+        found, number, pool = np.zeros(0, np.uint64), np.zeros(0), 0
+        for part in partials:
+            found, first = np.unique(np.concatenate([found, part["drawn"]]), return_index=True)
+            number = np.concatenate([number, part["drawn_number"]])[first]
+            kept = np.argsort(number, kind="stable")[: self._wanted(target)]
+            found, number, pool = found[kept], number[kept], pool + int(part["pool"][0])
+        return {"drawn": np.sort(found), "pool": np.array([pool])}
+
+    def _counted(self, batch: Text, state: Arrays) -> Arrays:
+        """The n-grams of the negatives in a batch."""
+        key = _keys(batch.whole)
+        part = Text(batch.frame[np.flatnonzero(np.isin(key, state["drawn"]))].to_arrow())
+        return {"key": _keys(part.whole), **self._counts(part)}
 
     def _counts(self, batch: Text) -> Arrays:
         """The counts of a batch's buckets, and up to where in them each text's are."""
         text, bucket, count = HashedNgrams.of(batch, self.ngrams, self.buckets).counts(self.buckets)
-        return {"bucket": bucket, "count": count, "stop": np.cumsum(np.bincount(text, minlength=len(batch)))}
+        return {
+            "bucket": bucket.astype(np.int32),
+            "count": count.astype(np.int32),
+            "stop": np.cumsum(np.bincount(text, minlength=len(batch))),
+        }
 
-    def _fewest(self, target: Target, partials: Iterable[Arrays]) -> Arrays:
-        """The samples with the lowest random numbers of all partials."""
-        found = _joined(list(partials))
-        kept = np.lexsort((found["id"], found["number"]))[: self._wanted(target)]
-        kept = kept[np.concatenate([[True], np.diff(found["id"][kept].astype(np.int64)) != 0])[: len(kept)]]
-        return _taken(found, kept)
-
-    def _trained(self, target: Target, drawn: Arrays, _: Mapping[str, np.ndarray]) -> Arrays:
+    def _trained(self, target: Target, negatives: Arrays, before: Mapping[str, np.ndarray]) -> Arrays:
         """A classifier for each part, and what they say of samples that they have not seen; of an empty pool none."""
-        if not len(drawn["id"]):
+        if not before["pool"][0]:
             return _NONE
-        words = target.text.words(WORDS_AND_MARKS, lowercase=True).lengths()
-        distinct = np.unique(target.text.ids, return_index=True)[1]
-        distinct = distinct[words[distinct] > 0]
-        positives = Text(target.text.frame[np.sort(distinct)].to_arrow())
-        of_target = {"id": positives.ids, "number": np.zeros(len(positives)), **self._counts(positives)}
-        both = _joined([of_target, drawn])
-        label = np.arange(len(both["id"])) < len(positives)
-        self._refuse_few(target, label)
-        part, number = np.zeros(len(label), np.int64), keyed_uniform(both["id"], self.seed, "folds")
-        for own in (np.flatnonzero(label), np.flatnonzero(~label)):
+        positives = {"key": _keys(target.text.whole), **self._counts(target.text)}
+        both = _joined([_distinct(positives), _distinct(negatives)])
+        label = np.arange(len(both["key"])) < len(np.unique(positives["key"]))
+        worded = np.diff(both["stop"], prepend=0) > 0
+        self._refuse_few(target, label[worded])
+        part, number = np.zeros(len(label), np.int64), keyed_uniform(both["key"], self.seed, "folds")
+        for own in (np.flatnonzero(label & worded), np.flatnonzero(~label & worded)):
             part[own[np.argsort(number[own])]] = np.arange(len(own)) % self.folds
         used, place = np.unique(both["bucket"], return_inverse=True)
-        x = _features(place, both["count"], both["stop"], len(used))
-        weights, intercepts, penalties, odds = [], [], [], np.zeros(len(label))
-        for fold in range(self.folds):
-            w, b, penalty = _classifier(x, label, part, fold, self.folds)
-            weights, intercepts, penalties = [*weights, w], [*intercepts, b], [*penalties, penalty]
-            odds[part == fold] = x[part == fold] @ w + b
-        order = np.argsort(both["id"])
+        x = _features(place, both["count"], both["stop"], len(used))[np.flatnonzero(worded)]
+        key, label, part = both["key"][worded], label[worded], part[worded]
+        fits = [_fits(x[part != fold], label[part != fold]) for fold in range(self.folds)]
+        held_out = np.zeros((len(_PENALTIES), len(label)))
+        for i, fold in itertools.product(range(len(_PENALTIES)), range(self.folds)):
+            held_out[i, part == fold] = x[part == fold] @ fits[fold][i][0] + fits[fold][i][1]
+        best = int(np.argmin([log_loss(odds, label) for odds in held_out]))
+        odds, order = held_out[best], np.argsort(key)
         figures = {"auroc": auroc(odds, label), "loss": log_loss(odds, label), "off": calibration_error(odds, label)}
         return {
             "bucket": used,
-            "weights": np.array(weights),
-            "intercepts": np.array(intercepts),
-            "penalties": np.array(penalties),
-            "id": both["id"][order],
+            "weights": np.array([fit[best][0] for fit in fits]),
+            "intercepts": np.array([fit[best][1] for fit in fits]),
+            "key": key[order],
             "part": part[order],
             "label": label[order],
             **{name: np.array([value]) for name, value in figures.items()},
@@ -159,17 +174,16 @@ class NgramClassifier(Score):
             )
 
     def _score(self, batch: Text, state: Arrays) -> Columns:
-        if not len(state["id"]):
+        if not len(state["key"]):
             return {"score": np.full(len(batch), np.nan), "trained": np.zeros(len(batch), np.int8)}
-        counts = self._counts(batch)
-        place = np.minimum(np.searchsorted(state["bucket"], counts["bucket"]), max(len(state["bucket"]) - 1, 0))
-        known = state["bucket"][place] == counts["bucket"]
+        counts, bucket, key = self._counts(batch), state["bucket"], _keys(batch.whole)
+        place = np.minimum(np.searchsorted(bucket, counts["bucket"]), len(bucket) - 1)
         # Buckets that no classifier knows have no weight, but are part of a text's length.
-        x = _features(np.where(known, place, len(state["bucket"])), counts["count"], counts["stop"],
-                      len(state["bucket"]) + 1)  # fmt: skip
+        place = np.where(bucket[place] == counts["bucket"], place, len(bucket))
+        x = _features(place, counts["count"], counts["stop"], len(bucket) + 1)
         odds = x @ np.pad(state["weights"], ((0, 0), (0, 1))).T + state["intercepts"]
-        at = np.minimum(np.searchsorted(state["id"], batch.ids), len(state["id"]) - 1)
-        seen = state["id"][at] == batch.ids
+        at = np.minimum(np.searchsorted(state["key"], key), len(state["key"]) - 1)
+        seen = state["key"][at] == key
         score = np.where(seen, odds[np.arange(len(batch)), state["part"][at]], odds.mean(1))
         empty = np.diff(counts["stop"], prepend=0) == 0
         return {
@@ -179,7 +193,7 @@ class NgramClassifier(Score):
         }
 
     def state_note(self, before: Mapping[str, np.ndarray]) -> str:
-        if not len(before["id"]):
+        if not len(before["key"]):
             return ""
         label = np.asarray(before["label"])
         loss, off, share = float(before["loss"][0]), float(before["off"][0]), label.mean()
@@ -191,19 +205,24 @@ class NgramClassifier(Score):
         )
 
 
-def _classifier(
-    x: csr_array, label: np.ndarray, part: np.ndarray, fold: int, folds: int
-) -> tuple[np.ndarray, float, float]:
-    """Weights, intercept and penalty of the classifier for one part, which has not seen it. The penalty is the best on
-    the next part, of those trained without both."""
-    beside = part == (fold + 1) % folds
-    rest = (part != fold) & ~beside
-    losses = []
+def _keys(texts: pl.Series) -> np.ndarray:
+    """A number for each text, uint64 [B], by which a sample is known whatever else it has beside its text."""
+    digests = (hashlib.blake2b(text.encode(), digest_size=8).digest() for text in texts)
+    return np.array([int.from_bytes(digest, "big") for digest in digests], np.uint64)
+
+
+def _fits(x: csr_array, label: np.ndarray) -> list[tuple[np.ndarray, float]]:
+    """Weights and intercept with each penalty, from the largest on, each fit beginning where the last one ended."""
+    found, start = list[tuple[np.ndarray, float]](), None
     for penalty in _PENALTIES:
-        w, b = fitted(x[rest], label[rest], penalty)
-        losses.append(log_loss(x[beside] @ w + b, label[beside]))
-    best = _PENALTIES[int(np.argmin(losses))]
-    return (*fitted(x[part != fold], label[part != fold], best), best)
+        w, b = fitted(x, label, penalty, start)
+        found, start = [*found, (w, b)], np.append(w, b)
+    return found
+
+
+def _distinct(found: Arrays) -> Arrays:
+    """Texts with their n-grams, each once, in the order of their keys."""
+    return _taken(found, np.unique(found["key"], return_index=True)[1])
 
 
 def _features(place: np.ndarray, count: np.ndarray, stop: np.ndarray, width: int) -> csr_array:
@@ -214,17 +233,22 @@ def _features(place: np.ndarray, count: np.ndarray, stop: np.ndarray, width: int
     return csr_array((x.data / length[text], x.indices, x.indptr), shape=x.shape)
 
 
-def _joined(parts: list[Arrays]) -> Arrays:
-    """Samples with their n-grams, one after the other."""
+def _joined(partials: Iterable[Arrays]) -> Arrays:
+    """Texts with their n-grams, one after the other."""
+    parts = list(partials)
     found = {name: np.concatenate([part[name] for part in parts]) for name in parts[0] if name != "stop"}
     before = np.cumsum([0, *(len(part["bucket"]) for part in parts)])
     return {**found, "stop": np.concatenate([part["stop"] + n for part, n in zip(parts, before, strict=False)])}
 
 
 def _taken(found: Arrays, kept: np.ndarray) -> Arrays:
-    """Some of the samples with their n-grams, in this order."""
+    """Some of the texts with their n-grams, in this order."""
     start = np.concatenate([[0], found["stop"][:-1]])[kept] if len(found["stop"]) else np.zeros(0, np.int64)
     length = found["stop"][kept] - start
     own = np.repeat(start - (np.cumsum(length) - length), length) + np.arange(length.sum())
-    taken: dict[str, Any] = {name: found[name][kept] for name in ("id", "number")}
-    return {**taken, "bucket": found["bucket"][own], "count": found["count"][own], "stop": np.cumsum(length)}
+    return {
+        "key": found["key"][kept],
+        "bucket": found["bucket"][own],
+        "count": found["count"][own],
+        "stop": np.cumsum(length),
+    }

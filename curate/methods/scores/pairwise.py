@@ -15,6 +15,7 @@ from curate.kinds.text import Text
 from curate.numerics.bradley_terry import rated
 
 _DOUBTFUL = 0.5  # of the probability on no answer: the model then says something else more often than an answer
+_APART = "was compared, but not with what connects it to most of the others, so that it has no rating beside theirs"
 _LEFT_OUT = "was not compared: it is not in the share that is, has no text, or the model could not take its comparisons"
 
 
@@ -69,7 +70,7 @@ class Pairwise(Score):
     question: str = "quality"
     """A ready question's name, or a file ending in .toml."""
     comparisons: int = 8
-    """With how many others each sample is compared, an even number."""
+    """With how many others each sample is compared, an even number, at least 4."""
     share: float = 1.0
     """The share of the samples that is compared."""
     seed: int = 0
@@ -77,8 +78,11 @@ class Pairwise(Score):
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_asks", Question.of(self.question, pair=True))
-        if self.comparisons < 2 or self.comparisons % 2:
-            raise CurateError(f"comparisons={self.comparisons} of pairwise is an even number of others, at least 2.")
+        if self.comparisons < 4 or self.comparisons % 2:
+            raise CurateError(
+                f"comparisons={self.comparisons} of pairwise is an even number of others, at least 4: with fewer, a "
+                "pair that cannot be compared leaves samples without a rating."
+            )
         if not 0 < self.share <= 1:
             raise CurateError(f"share={self.share} of pairwise is a share of the samples, above 0 and at most 1.")
 
@@ -144,12 +148,14 @@ class Pairwise(Score):
             "missed": asked["unanswered"][answered].mean() if len(forth) else np.nan,
             "loss": found.loss,
             "floor": found.floor,
+            "apart": (np.isnan(found.rating) & (compared > 0)).sum(),
+            "settled": found.settled,
         }
         return {
             "ids": ids,
             "rating": found.rating,
             "compared": compared,
-            "unanswered": sum(sums) / np.maximum(2 * compared, 1),
+            "unanswered": np.where(compared > 0, sum(sums) / np.maximum(2 * compared, 1), np.nan),
             **{name: np.array([value], np.float64) for name, value in figures.items()},
         }
 
@@ -162,7 +168,7 @@ class Pairwise(Score):
         unanswered[inside] = state["unanswered"][places[inside]]
         compared = np.zeros(len(inside), np.int32)
         compared[inside] = state["compared"][places[inside]]
-        error = np.where(np.isfinite(score), "", _LEFT_OUT).astype(object)
+        error = np.where(np.isfinite(score), "", np.where(compared > 0, _APART, _LEFT_OUT)).astype(object)
         return {"score": score, "compared": compared, "unanswered": unanswered, "error": error}
 
     def state_note(self, before: Mapping[str, np.ndarray]) -> str:
@@ -176,6 +182,10 @@ class Pairwise(Score):
             f"{swayed:.0%} of the pairs the order decides; cross-entropy {loss:.3f} nats under the ratings, "
             f"{floor:.3f} at best, {np.log(2):.3f} without"
         )
+        if apart := int(before["apart"][0]):
+            told += f"; {apart:,} samples are not connected with the others by what was answered"
+        if not before["settled"][0]:
+            told += "; the ratings of what is all but certain were still changing when they were given up on"
         if missed > _DOUBTFUL:
             told += (
                 f"; {missed:.0%} of the model's probability is on none of the answers: it does not follow the "
