@@ -1,24 +1,27 @@
 """Every way to select samples before training, at three budgets: what is selected, what it teaches, what it costs.
 
-    python pipelines/every_selector.py smoke|cpu [NEW-FOLDER]      (default: ./every-selector)
+    python pipelines/every_selector.py smoke|cpu [NEW-FOLDER] [--workers N]      (default: ./every-selector)
 
 Arms: the best by every score, and every selector on vectors; budgets of 5, 10 and 20 % of the samples; the same number
-of epochs on each selection. With shuffled values, the best by a score are a random draw: the arm `random` is the
-control of them all. Selectors that use more than the value have a control of their own, at the middle budget. Quality
-is the accuracy on the target, and the mean accuracy on the other tasks; of each selection: the share that is corrupt,
-the share of the target's skill, and how diverse the samples are (1 - cosine of the model's hidden states, over all
-pairs).
+of epochs on each selection, at the best of a few learning rates by the target's validation loss. With shuffled values,
+the best by a score are a random draw: the arm `random` is the control of them all. Selectors that use more than the
+value have a control of their own, at the middle budget. Quality is the accuracy on the target, and the mean accuracy on
+the other tasks; of each selection: the share that is corrupt, the share of the target's skill, and how diverse the
+samples are (1 - cosine of the model's hidden states, over all pairs).
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from arm_rates import Rates, at_best, tried  # pyright: ignore[reportMissingImports]
+from equal_flops import Job, train_all  # pyright: ignore[reportMissingImports]
 from presets import PRESETS, Preset  # pyright: ignore[reportMissingImports]
 
 import curate
@@ -37,6 +40,7 @@ from curate.methods.scores.gradsim import Gradsim
 from curate.methods.scores.ifd import Ifd
 from curate.methods.scores.length import Length
 from curate.methods.scores.near_dup import NearDup
+from curate.methods.scores.ngram_classifier import NgramClassifier
 from curate.methods.scores.nll import Nll
 from curate.methods.scores.nuclear import Nuclear
 from curate.methods.scores.repetition import Repetition
@@ -88,7 +92,7 @@ class Way:
 SCORES = {
     **{name: name for name in ("length", "repetition", "nll", "entropy", "el2n", "ifd", "rho", "davir", "nuclear")},
     **{name: name for name in ("gradnorm", "gradsim")},
-    **{name: f"{name}_T" for name in ("bm25", "embed_lm", "graddot", "less", "dualsft")},
+    **{name: f"{name}_T" for name in ("bm25", "ngram_classifier", "embed_lm", "graddot", "less", "dualsft")},
 }
 WAYS = (
     Way("random", Random(), drawn=True),
@@ -113,7 +117,7 @@ WAYS = (
 
 def scored(ws: Workspace, preset: Preset, target: str, model: ModelChoice, evals: list[EvalSpec]) -> None:
     """All columns and vectors; the reference of rho and davir is the model trained on everything."""
-    text = (Bm25(), Dsir(min_tokens=1), Length(), Repetition(), NearDup())
+    text = (Bm25(), Dsir(min_tokens=1), NgramClassifier(), Length(), Repetition(), NearDup())
     curate.score(ws, *text, target=target)
     passes = (Nll(), Entropy(), El2n(), Ifd(above_one="keep"), Nuclear(), EmbedLm(), EmbedLogits())
     curate.score(ws, *passes, target=target, models=model)
@@ -164,8 +168,8 @@ def all_states(ws: Workspace) -> Vectors:
     return Vectors.of(raw, [row["error"] or "" for row in rows])
 
 
-def table(ws: Workspace, runs: dict[str, str], budgets: Sequence[float], target: str) -> None:
-    """runs: name -> manifest."""
+def table(ws: Workspace, runs: dict[str, str], budgets: Sequence[float], target: str, rates: dict[str, Rates]) -> None:
+    """runs: name -> manifest. rates: by arm."""
     compared = compare(ws, ["base", "full_s0", *runs], against="random_10_s0")
     states, by_arm = all_states(ws), dict[str, dict[str, dict[int, float]]]()
     for line in compared.lines:
@@ -176,7 +180,8 @@ def table(ws: Workspace, runs: dict[str, str], budgets: Sequence[float], target:
     for budget in budgets:
         share = f"{budget * 100:.0f}"
         print(f"\n   {share} %{'':10} {'in domain':>15} {'over random':>26} {'out of domain':>15} {'over random':>26}"
-              f" {'corrupt':>8} {'skill':>6} {'diverse':>7} {'FLOPs':>8} {'preparing':>10} {'seconds':>8}")  # fmt: skip
+              f" {'corrupt':>8} {'skill':>6} {'diverse':>7} {'FLOPs':>8} {'preparing':>10} {'seconds':>8}"
+              f" {'rate':>8} {'its trials':>10}")  # fmt: skip
         for arm in compared.arms:
             if not arm.name.endswith(f"_{share}"):
                 continue
@@ -188,6 +193,7 @@ def table(ws: Workspace, runs: dict[str, str], budgets: Sequence[float], target:
                 )
             shares = np.mean([checkpoint_set(ws, runs[run], target, states) for run in arm.runs], axis=0)
             cost = f"{arm.cost.total:8.1e} {arm.cost.prep:10.1e} {arm.cost.seconds:8.1f}"
+            cost += f" {rates[arm.name].best:8.0e} {rates[arm.name].flops:10.1e}"
             print(f"   {name:13}{cells} {shares[0]:8.1%} {shares[1]:6.0%} {shares[2]:7.3f} {cost}")
     for name in ("base", "full"):
         values = "  ".join(f"{kind} {Mean.of(list(v.values()))}" for kind, v in by_arm[name].items())
@@ -201,7 +207,7 @@ def _over(values: dict[int, float], random_values: dict[int, float]) -> str:
     return text + (f" ({interval[0]:+.3f} to {interval[1]:+.3f})" if interval else "")
 
 
-def main(preset: Preset, budgets: Sequence[float], folder: Path) -> None:
+def main(preset: Preset, budgets: Sequence[float], folder: Path, workers: int) -> None:
     model, started = preset.base(folder), time.monotonic()
     ws = curate.open_workspace(folder / "ws")
     preset.data(ws)
@@ -211,21 +217,24 @@ def main(preset: Preset, budgets: Sequence[float], folder: Path) -> None:
     curate.evaluate(ws, "base", evals, model=model)
     scored(ws, preset, target, model, evals)
     print(f"   after {time.monotonic() - started:.0f} s\n2. {len(WAYS)} ways, {len(budgets)} budgets.", flush=True)
-    runs = {}
+    trainings: dict[str, list[TrainingSpec]] = {}
     for arm, manifest, seed in arms(ws, preset, budgets, target):
-        name = f"{arm}_s{seed}"
         training = TrainingSpec(model, Uniform(), preset.training, manifest=manifest, seed=seed)
-        curate.train(ws, name, training, evals=evals)
-        runs[name] = manifest
-        if seed == preset.seeds - 1:
-            print(f"   {arm:20} after {time.monotonic() - started:5.0f} s", flush=True)
+        trainings.setdefault(arm, []).append(training)
+    rates = tried(ws, {arm: specs[0] for arm, specs in trainings.items()}, target, [], workers, preset.rates)
+    jobs = at_best(trainings, rates)
+    train_all([Job(str(ws.path), name, training, tuple(evals)) for name, training in jobs], workers)
+    runs = {name: training.manifest or "" for name, training in jobs}
+    print(f"   {len(runs)} runs, and {sum(len(its.tried) for its in rates.values())} to find their rates, after "
+          f"{time.monotonic() - started:.0f} s, {workers} at a time")  # fmt: skip
     print("\n3. Accuracy over seeds with its standard error; differences from random with their 95 % intervals.")
-    table(ws, runs, budgets, target)
+    table(ws, runs, budgets, target, rates)
 
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("preset", choices=BUDGETS)
     parser.add_argument("folder", nargs="?", type=Path, default=Path("every-selector"))
+    parser.add_argument("--workers", type=int, default=min(2, os.cpu_count() or 1), help="trainings at the same time")
     arguments = parser.parse_args()
-    main(PRESETS[arguments.preset], BUDGETS[arguments.preset], arguments.folder)
+    main(PRESETS[arguments.preset], BUDGETS[arguments.preset], arguments.folder, arguments.workers)
