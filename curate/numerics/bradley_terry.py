@@ -50,8 +50,8 @@ def rated(n: int, one: np.ndarray, other: np.ndarray, preferred: np.ndarray) -> 
     entropy = -(own * np.log(np.where(own > 0, own, 1.0))).sum(1)
     d = rating[one[kept]] - rating[other[kept]]
     loss = -(own[:, 0] * log_expit(d) + own[:, 1] * log_expit(-d))
-    means = (float(each.mean()) if len(d) else np.nan for each in (loss, entropy))
-    return Ratings(rating, *means, settled)
+    mean, floor = (float(each.mean()) if len(d) else np.nan for each in (loss, entropy))
+    return Ratings(rating, mean, floor, settled)
 
 
 def design(n: int, degree: int, rng: np.random.Generator) -> np.ndarray:
